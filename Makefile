@@ -1,0 +1,99 @@
+# flowfleet: `make up` shows it, `make test` proves it. Needs Python 3.11 or newer, make, and a package registry.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help install up demo test test-tree test-wheel unit lint bench stress clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+WHEEL := build/wheel
+# the first Python on PATH that is new enough
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+# one session of pytest may take this long in all; .ci/run gives what is left of its own time
+SESSION_SECONDS ?= 3600
+PYTEST := -m pytest --session-timeout=$(SESSION_SECONDS) $(PYTEST_ARGS)
+# bytecode is made at once: else the first flow runs would pay for it, and tests wait on them
+export UV_COMPILE_BYTECODE := 1
+
+help:
+	@echo "make up       install into $(VENV), start everything on this machine, run example flows, stay up"
+	@echo "make demo     the same, and end when the examples have ended"
+	@echo "make install  the set-up alone"
+	@echo "make test     the whole suite: on this tree, and on the built wheel"
+	@echo "make unit     the quick part: no network, no root"
+	@echo "make lint     ruff and mypy"
+	@echo "make bench    side by side with Prefect's own worker"
+	@echo "make stress   the chaos and acceptance suites with their full numbers"
+	@echo "make clean    take away what the others made"
+
+# A set-up by uv takes a quarter of pip's time; where uv cannot be had, pip does it.
+#   $(call put,PYTHON-OF-THE-VENV,WHAT)
+define put
+	uv=$(BIN)/uv; \
+	if ! [ -x "$$uv" ]; then \
+		if uv --version >/dev/null 2>&1; then uv=uv; \
+		else $(1) -m pip --version >/dev/null 2>&1 || $(1) -m ensurepip >/dev/null; \
+			$(1) -m pip install --quiet uv || uv=; \
+			[ -z "$$uv" ] || uv=$$(dirname $(1))/uv; fi; \
+	fi; \
+	if [ -n "$$uv" ]; then "$$uv" pip install --quiet --python $(1) $(2); \
+	else echo "uv cannot be had: installing with pip, which takes longer"; \
+		$(1) -m pip install --quiet --upgrade 'pip>=25.1' && $(1) -m pip install --quiet $(2); fi
+endef
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "flowfleet needs Python 3.11 or newer on PATH (or: make PYTHON=/path/to/python install)"; exit 1; }
+	@if ! $(BIN)/python -c '' 2>/dev/null; then \
+		echo "making $(VENV) with $$($(PYTHON) --version)"; rm -rf $(VENV); \
+		$(PYTHON) -m venv $(VENV) 2>/dev/null || { rm -rf $(VENV); uv venv --quiet --python $(PYTHON) $(VENV) 2>/dev/null; } || \
+		{ rm -rf $(VENV); echo "$(PYTHON) cannot make virtual environments: install python3-venv"; exit 1; }; fi
+	@echo "installing flowfleet and what its demo and tests need into $(VENV)"
+	@$(call put,$(BIN)/python,-e '.[demo$(comma)embedded]' --group test --group lint --group build)
+	@touch $@
+
+comma := ,
+
+up: install
+	@exec $(BIN)/flowfleet up --demo
+
+demo: install
+	@$(BIN)/flowfleet up --demo --exit
+
+test: test-tree test-wheel
+
+test-tree: install
+	@$(BIN)/python $(PYTEST) tests/unit tests/integration tests/chaos
+
+# Acceptance meets what users get: the wheel, in an environment of its own, away from this tree.
+test-wheel: install
+	@rm -rf $(WHEEL) && mkdir -p $(WHEEL)/tree
+	@$(BIN)/python -m build --wheel --outdir $(WHEEL) . >$(WHEEL)/build.log 2>&1 || { cat $(WHEEL)/build.log; exit 1; }
+	@$(BIN)/python -m venv $(WHEEL)/venv 2>/dev/null || uv venv --quiet --python $(BIN)/python $(WHEEL)/venv
+	@wheel=$$(ls $(WHEEL)/*.whl); $(call put,$(WHEEL)/venv/bin/python,"$$wheel[demo$(comma)embedded]" --group test)
+	@tar -c --exclude=./.git --exclude='./.venv*' --exclude=./build --exclude=./dist --exclude='./.*_cache' \
+		--exclude=./flowfleet --exclude=./poller --exclude=./workers . | tar -x -C $(WHEEL)/tree
+	@cd $(WHEEL)/tree && ../venv/bin/python $(PYTEST) tests/unit tests/acceptance
+
+unit: install
+	@$(BIN)/python $(PYTEST) --timeout=60 tests/unit
+
+lint: install
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: install
+	@$(BIN)/python benchmarks/bench.py $(BENCH_ARGS)
+
+stress: install
+	@$(BIN)/python -m pytest -m "stress or slow" tests/chaos tests/acceptance $(PYTEST_ARGS)
+
+clean:
+	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis $(VENV)
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Benchmarks: flowfleet beside Prefect's own worker."""

@@ -1,0 +1,66 @@
+"""Answers: Prefect 3's JSON of runs and states, read into RunState, and what a written state came to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from flowfleet.api.client import Answer, Kind, RunState, Verdict
+
+Json = Mapping[str, Any]
+
+
+def instant(text: str | None) -> datetime | None:
+    """An ISO time of the API as aware UTC."""
+    if not text:
+        return None
+    at = datetime.fromisoformat(text)
+    return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+
+
+def iso(at: datetime) -> str:
+    """The API's form of a time."""
+    return at.astimezone(UTC).isoformat()
+
+
+def state_of(run: Json, state: Json | None = None) -> RunState:
+    """What a run's JSON says; `state` where an answer carries a newer one than the run."""
+    state = state or run.get("state") or {}
+    details = state.get("state_details") or {}
+    kind = Kind(state.get("type") or run.get("state_type") or Kind.PENDING)
+    return RunState(
+        run_id=str(run["id"]),
+        run_name=str(run.get("name") or run["id"]),
+        kind=kind,
+        name=str(state.get("name") or kind.value.title()),
+        message=str(state.get("message") or ""),
+        scheduled=instant(details.get("scheduled_time")),
+        call=details.get("transition_id"),
+        infrastructure=run.get("infrastructure_pid"),
+        at=instant(state.get("timestamp")),
+        held=_held(run, kind, details),
+    )
+
+
+def _held(run: Json, kind: Kind, details: Json) -> bool:
+    """Does the run wait inside its own process? The server hands such a run to nobody, so its death must be told."""
+    if kind is Kind.SCHEDULED:
+        return bool((run.get("empirical_policy") or {}).get("retry_type") == "in_process")
+    return kind is Kind.PAUSED and not details.get("pause_reschedule")
+
+
+def judge(run: Json, result: Json, transition: str) -> Answer:
+    """What the orchestration made of our state; by `status` and state, never by HTTP code.
+
+    ACCEPT with our transition id, or a REJECT that shows our own id (a repeat of a call that got through), is ours.
+    No state at all says nothing: an error inside the server, after which either may be true.
+    """
+    state = result.get("state")
+    reason = str((result.get("details") or {}).get("reason") or "")
+    if not state:
+        return Answer(verdict=Verdict.UNSURE, reason=reason or "the server gave no state")
+    stands = state_of(run, state)
+    if stands.call == transition and result.get("status") in ("ACCEPT", "REJECT"):
+        return Answer(verdict=Verdict.ACCEPTED, reason=reason, state=stands)
+    return Answer(verdict=Verdict.REFUSED, reason=reason or "somebody else wrote a state", state=stands)

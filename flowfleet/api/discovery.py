@@ -1,0 +1,194 @@
+"""Discovery: which Prefect API is meant, with which credentials: flag, FLOWFLEET_*, then as Prefect itself finds it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from flowfleet import logs
+from flowfleet.api.address import Address
+from flowfleet.api.client import ApiClient
+from flowfleet.api.prefect3 import Prefect3
+from flowfleet.api.prefect_settings import Found, prefect_settings
+from flowfleet.api.session import Session
+from flowfleet.errors import SettingsError
+from flowfleet.settings import Common, refresh
+
+#: headers that are the client's own business, not a setting's
+_PROTECTED = frozenset({"user-agent", "prefect-csrf-token", "prefect-csrf-client"})
+#: settings that are about this machine's server and command, of no use to a flow run
+_NOT_FOR_RUNS = ("PREFECT_SERVER_", "PREFECT_UI_", "PREFECT_CLI_", "PREFECT_API_DATABASE_")
+#: settings of Prefect that are secrets, and headers that carry one
+_SECRET_SETTINGS = ("_KEY", "_AUTH_STRING", "_PASSWORD", "_TOKEN", "_SECRET")
+_SECRET_HEADER = re.compile(r"(?i)auth|key|token|secret|cookie|password")
+_NOT_PASSED = frozenset({"PREFECT_PROFILE", "PREFECT_PROFILES_PATH", "PREFECT_HOME"})
+
+
+def connect(
+    settings: Common,
+    environ: Mapping[str, str],
+    *,
+    folder: Path | None = None,
+    home: Path | None = None,
+    pause: Callable[[float], object] = time.sleep,
+) -> ApiClient:
+    """The client of the API that is meant; asks nothing of it yet (that is `probe`).
+
+    Raises `SettingsError` when no address is set anywhere, or one that cannot be used.
+    """
+    if settings.backend == "prefect1":
+        raise SettingsError("Prefect 1 (--backend prefect1) comes with a later version, this one serves Prefect 3 only")
+    if settings.backend not in ("auto", "prefect3"):
+        raise SettingsError(f"--backend {settings.backend} is unknown, use auto or prefect3")
+    source = Source(settings, environ, folder or Path.cwd(), home or _home(environ))
+    session = Session(source.address, pause=pause, find_again=source.look)
+    return Prefect3(session, settings=source.for_runs, environ=environ, worker=settings.identity)
+
+
+class Source:
+    """Where address and credentials come from: found once at start, looked at again when a key was replaced."""
+
+    def __init__(self, settings: Common, environ: Mapping[str, str], folder: Path, home: Path) -> None:
+        self._settings, self._environ, self._folder, self._home = settings, environ, folder, home
+        self._for_runs: dict[str, str] = {}
+        self.address = self._find(settings)
+
+    def look(self) -> Address:
+        """Read secret files and Prefect's own settings again; raises `SettingsError`."""
+        return self._find(refresh(self._settings))
+
+    def for_runs(self) -> Mapping[str, str]:
+        """The settings that a run's engine gets, with the credentials of now."""
+        return self._for_runs
+
+    def _find(self, settings: Common) -> Address:
+        found = prefect_settings(self._environ, self._folder, self._home)
+        _keep_secrets(found)
+        address = find_address(settings, self._environ, found)
+        logs.keep_secret((address.authorization or "").partition(" ")[2])
+        for name, value in address.headers.items():
+            if _SECRET_HEADER.search(name):
+                logs.keep_secret(value)
+        self._for_runs = _for_runs(found, address, settings)
+        return address
+
+
+def _keep_secrets(found: Mapping[str, Found]) -> None:
+    """What Prefect's own settings hold must not show in our logs either, used or not."""
+    for name, item in found.items():
+        if name.endswith(_SECRET_SETTINGS):
+            logs.keep_secret(item.value)
+            # user:password, of which the second half is the secret
+            logs.keep_secret(item.value.partition(":")[2])
+
+
+def find_address(settings: Common, environ: Mapping[str, str], found: Mapping[str, Found]) -> Address:
+    """Address, credentials and trust, each from the nearest place that has it."""
+    url, source = settings.api, "--api"
+    if not url and "PREFECT_API_URL" in found:
+        url, source = found["PREFECT_API_URL"].value, f"PREFECT_API_URL ({found['PREFECT_API_URL'].source})"
+    if not url:
+        raise SettingsError(
+            "no Prefect API is set, give its address by --api http://HOST:4200/api, by PREFECT_API_URL, or by "
+            "`prefect config set PREFECT_API_URL=…`"
+        )
+    url, user = _parse(url, source)
+    return Address(
+        url=url,
+        authorization=_authorization(settings, found, user),
+        headers=_custom_headers(found),
+        ca_file=_ca_file(settings, environ, found),
+        insecure=_text(found, "PREFECT_API_TLS_INSECURE_SKIP_VERIFY").lower() in ("1", "true", "yes", "on", "t", "y"),
+    )
+
+
+def found_url(environ: Mapping[str, str], *, folder: Path | None = None) -> tuple[str, str] | None:
+    """The address that Prefect's own settings name, and where; None when they name none."""
+    found = prefect_settings(environ, folder or Path.cwd(), _home(environ)).get("PREFECT_API_URL")
+    return (found.value, f"PREFECT_API_URL, {found.source}") if found else None
+
+
+def _home(environ: Mapping[str, str]) -> Path:
+    return Path(environ["HOME"]) if environ.get("HOME") else Path.home()
+
+
+def _text(found: Mapping[str, Found], name: str) -> str:
+    return found[name].value if name in found else ""
+
+
+def _parse(url: str, source: str) -> tuple[str, str | None]:
+    """The address without user and password, and these as `user:password`."""
+    complaint = f"{source} is not the address of a Prefect API, it should look like http://HOST:4200/api"
+    try:
+        parts = urlsplit(url.strip())
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise SettingsError(complaint) from error
+    if parts.scheme not in ("http", "https") or not host:
+        raise SettingsError(complaint)
+    user = None
+    if parts.username is not None:
+        user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        logs.keep_secret(unquote(parts.password or ""))
+    place = f"[{host}]" if ":" in host else host
+    if port is not None:
+        place += f":{port}"
+    return urlunsplit((parts.scheme, place, parts.path.rstrip("/"), "", "")), user
+
+
+def _authorization(settings: Common, found: Mapping[str, Found], user: str | None) -> str | None:
+    """A key is a bearer token; a self-hosted server's auth string (or the address's user) is basic."""
+    key = settings.key or settings.token
+    auth_string = _text(found, "PREFECT_API_AUTH_STRING") or user
+    if not key and not auth_string:
+        key = _text(found, "PREFECT_API_KEY")
+    if key:
+        return f"Bearer {key}"
+    if auth_string:
+        return "Basic " + base64.b64encode(auth_string.encode()).decode()
+    return None
+
+
+def _custom_headers(found: Mapping[str, Found]) -> dict[str, str]:
+    text = _text(found, "PREFECT_CLIENT_CUSTOM_HEADERS")
+    if not text:
+        return {}
+    complaint = 'PREFECT_CLIENT_CUSTOM_HEADERS must be a JSON table of header names and values, such as {"X-Team": "a"}'
+    try:
+        headers = json.loads(text)
+    except ValueError as error:
+        raise SettingsError(complaint) from error
+    if not isinstance(headers, dict) or not all(isinstance(value, str) for value in headers.values()):
+        raise SettingsError(complaint)
+    return {name: value for name, value in headers.items() if name.lower() not in _PROTECTED}
+
+
+def _ca_file(settings: Common, environ: Mapping[str, str], found: Mapping[str, Found]) -> Path | None:
+    text = _text(found, "PREFECT_API_SSL_CERT_FILE") or environ.get("SSL_CERT_FILE", "")
+    path = settings.ca_file or (Path(text) if text else None)
+    if path is not None and not path.exists():
+        raise SettingsError(f"the CA file {path} does not exist, correct --ca-file or PREFECT_API_SSL_CERT_FILE")
+    return path
+
+
+def _for_runs(found: Mapping[str, Found], address: Address, settings: Common) -> dict[str, str]:
+    """The settings that a run's engine gets, as it starts in a folder where none of these files are."""
+    passed = {
+        name: item.value
+        for name, item in found.items()
+        if not name.startswith(_NOT_FOR_RUNS) and name not in _NOT_PASSED
+    }
+    passed["PREFECT_API_URL"] = address.url
+    if settings.key or settings.token:
+        passed["PREFECT_API_KEY"] = str(settings.key or settings.token)
+        passed.pop("PREFECT_API_AUTH_STRING", None)
+    elif (address.authorization or "").startswith("Basic "):
+        passed["PREFECT_API_AUTH_STRING"] = base64.b64decode(str(address.authorization)[6:]).decode()
+    if address.ca_file:
+        passed["PREFECT_API_SSL_CERT_FILE"] = str(address.ca_file.absolute())
+    return passed

@@ -1,0 +1,118 @@
+"""Job: what a Prefect 3 run asks to be started: its deployment, flow and pool put together."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import quote
+
+from flowfleet.api.answers import Json, state_of
+from flowfleet.api.client import Job
+from flowfleet.api.pools import FRESH_SECONDS, Fresh, Pools
+from flowfleet.api.session import Refused, Session
+from flowfleet.api.templates import fill
+from flowfleet.errors import UnsupportedRun
+
+#: a flow never changes its name, and when it is deleted its runs go with it: its answer may be old
+FLOW_SECONDS = 3600.0
+
+
+class Jobs:
+    """Reads a run's deployment, flow, pool and variables; all but the run and its flow are believed for 30 s."""
+
+    def __init__(
+        self,
+        session: Session,
+        pools: Pools,
+        environ: Mapping[str, str],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._session = session
+        self._pools = pools
+        self._environ = environ
+        self._fresh = Fresh(FRESH_SECONDS, clock)
+        self._flows = Fresh(FLOW_SECONDS, clock)
+
+    def job(self, run: Json) -> Job:
+        """The job of a run whose JSON is given."""
+        name = run.get("name") or run["id"]
+        if not run.get("deployment_id"):
+            raise UnsupportedRun(f"the run {name} has no deployment, so nothing says where its flow is")
+        deployment = self._kept(self._fresh, "/deployments/", run["deployment_id"], f"the deployment of the run {name}")
+        flow = self._kept(self._flows, "/flows/", run["flow_id"], f"the flow of the run {name}")
+        pool_name = run.get("work_pool_name") or deployment.get("work_pool_name")
+        configuration = self._configuration(run, deployment, flow, pool_name)
+        command = configuration.get("command")
+        return Job(
+            state=state_of(run),
+            command=_argv(command) if command else None,
+            env=_texts(configuration.get("env")),
+            working_dir=str(configuration["working_dir"]) if configuration.get("working_dir") else None,
+            flow_id=str(run["flow_id"]),
+            flow_name=flow.get("name"),
+            deployment_id=str(run["deployment_id"]),
+            deployment_name=deployment.get("name"),
+            pool=pool_name,
+            variables=configuration,
+        )
+
+    def _configuration(self, run: Json, deployment: Json, flow: Json, pool_name: str | None) -> dict[str, Any]:
+        if not pool_name:
+            raise UnsupportedRun(f"the run {run.get('name')} is in no work pool")
+        try:
+            template = self._pools.read(pool_name).get("base_job_template") or {}
+        except Refused as refused:
+            if refused.status == HTTPStatus.NOT_FOUND:
+                raise UnsupportedRun(
+                    f"the work pool {pool_name!r} of the run {run.get('name')} was deleted, so nobody can run it"
+                ) from refused
+            raise
+        return fill(
+            template,
+            [deployment.get("job_variables") or {}, run.get("job_variables") or {}],
+            variable=self._variable,
+            environ=self._environ,
+            context={"ctx": {"flow": flow, "flow_run": run}},
+        )
+
+    def _kept(self, kept: Fresh, path: str, item_id: str, what: str) -> Json:
+        try:
+            item: Json = kept.get((path, item_id), lambda: self._session.get(f"{path}{item_id}"))
+        except Refused as refused:
+            if refused.status == HTTPStatus.NOT_FOUND:
+                # no RunGone: the run is still there, and given back it would be refused by the server for ever
+                raise UnsupportedRun(f"{what} was deleted, so nothing says what to run") from refused
+            raise
+        return item
+
+    def _variable(self, name: str) -> Any:
+        try:
+            found = self._fresh.get(
+                ("/variables/", name), lambda: self._session.get(f"/variables/name/{quote(name, safe='')}")
+            )
+        except Refused as refused:
+            if refused.status == HTTPStatus.NOT_FOUND:
+                raise KeyError(name) from refused
+            raise
+        return found["value"]
+
+
+def _argv(command: Any) -> tuple[str, ...]:
+    if isinstance(command, list):
+        return tuple(map(str, command))
+    try:
+        return tuple(shlex.split(str(command)))
+    except ValueError as error:
+        raise UnsupportedRun(f"the command {str(command)[:200]!r} has an open quotation mark") from error
+
+
+def _texts(env: Any) -> dict[str, str]:
+    """Environment values as text; one without a value is left out."""
+    if not env:
+        return {}
+    if not isinstance(env, Mapping):
+        raise UnsupportedRun(f"the job variable env must be a table of names and values, not {str(env)[:100]!r}")
+    return {str(name): str(value) for name, value in env.items() if value is not None}

@@ -1,0 +1,169 @@
+"""Pool: Prefect 3's work pools and their queues: made, found by name, and kept for a short while."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import quote
+
+from flowfleet.api.pool_template import POOL_TYPE, base_job_template
+from flowfleet.api.session import Refused, Session
+from flowfleet.errors import ApiRejected, SettingsError
+from flowfleet.flow_run import Offer, Route
+
+#: answers about pools, queues and deployments are believed for so long
+FRESH_SECONDS = 30.0
+_DESCRIPTION = "Runs of this pool are claimed by a flowfleet poller and run by its workers."
+_NEEDED = frozenset({"command", "env", "working_dir"})
+_PAGE = 200
+
+
+class Fresh:
+    """A small thread-safe memory of answers, each believed for some seconds."""
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._seconds = seconds
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._kept: dict[Any, tuple[float, Any]] = {}
+
+    def get(self, key: Any, ask: Callable[[], Any]) -> Any:
+        """The kept answer, or a new one; what `ask` raises is not kept."""
+        now = self._clock()
+        with self._lock:
+            if key in self._kept and now - self._kept[key][0] < self._seconds:
+                return self._kept[key][1]
+        answer = ask()
+        with self._lock:
+            if len(self._kept) >= 1000:
+                self._kept = {k: v for k, v in self._kept.items() if now - v[0] < self._seconds}
+            self._kept[key] = (now, answer)
+        return answer
+
+    def forget(self, key: Any) -> None:
+        """Ask again next time."""
+        with self._lock:
+            self._kept.pop(key, None)
+
+
+class Pools:
+    """The work pools that this client was asked about."""
+
+    def __init__(self, session: Session, clock: Callable[[], float] = time.monotonic) -> None:
+        self._session = session
+        self._pools = Fresh(FRESH_SECONDS, clock)
+        self._queues = Fresh(FRESH_SECONDS * 10, clock)  # an unknown queue id refreshes them at once
+
+    def resolve(self, offer: Offer, *, create: bool) -> Offer:
+        """The offer with its pools' uuids; `create` makes missing pools and queues."""
+        ids = []
+        for name in offer.pools:
+            pool = self._found(name) or (self._create(name) if create else None)
+            if pool is None:
+                raise SettingsError(f"there is no work pool {name!r}, start a worker with --pool {name} to create it")
+            _check_type(pool)
+            if create and offer.work_queues:
+                self._make_queues(name, offer.work_queues)
+            ids.append(str(pool["id"]))
+        return replace(offer, pool_ids=tuple(ids))
+
+    def read(self, name: str) -> Mapping[str, Any]:
+        """The pool by name, at most 30 s old; raises `Refused` (404) when it is gone."""
+        pool: Mapping[str, Any] = self._pools.get(
+            name, lambda: self._session.get(f"/work_pools/{quote(name, safe='')}")
+        )
+        return pool
+
+    def queues(self, name: str, *, anew: bool = False) -> dict[str, Mapping[str, Any]]:
+        """The pool's queues by id."""
+        if anew:
+            self._queues.forget(name)
+        queues: dict[str, Mapping[str, Any]] = self._queues.get(name, lambda: self._list_queues(name))
+        return queues
+
+    def forget(self, name: str) -> None:
+        """Ask anew about a pool that was not as it was known."""
+        self._pools.forget(name)
+        self._queues.forget(name)
+
+    def queue_name(self, pool: str, queue_id: str) -> str | None:
+        """The name of a queue; a queue that is not known yet is asked for."""
+        queue = self.queues(pool).get(queue_id) or self.queues(pool, anew=True).get(queue_id)
+        return str(queue["name"]) if queue else None
+
+    def routes(self, offer: Offer) -> list[Route]:
+        """One route for each queue of the offer's pools."""
+        found = []
+        for name, pool_id in zip(offer.pools, offer.pool_ids, strict=True):
+            for queue in self.queues(name, anew=True).values():
+                route = Route("prefect3", pool_id, str(queue["name"]))
+                if offer.serves(route):
+                    found.append(route)
+        return sorted(found)
+
+    def _list_queues(self, name: str) -> dict[str, Mapping[str, Any]]:
+        queues: dict[str, Mapping[str, Any]] = {}
+        while True:
+            page = self._session.post(
+                f"/work_pools/{quote(name, safe='')}/queues/filter", {"limit": _PAGE, "offset": len(queues)}
+            )
+            queues |= {str(queue["id"]): queue for queue in page}
+            if len(page) < _PAGE:
+                return queues
+
+    def _found(self, name: str) -> Mapping[str, Any] | None:
+        self._pools.forget(name)
+        try:
+            return self.read(name)
+        except Refused as refused:
+            if refused.status == HTTPStatus.NOT_FOUND:
+                return None
+            raise
+
+    def _create(self, name: str) -> Mapping[str, Any] | None:
+        if name.lower().startswith("prefect"):
+            raise SettingsError(
+                f"the work pool {name!r} cannot be created because Prefect keeps names that begin with "
+                '"prefect" for itself, choose another name for --pool'
+            )
+        body = {
+            "name": name,
+            "type": POOL_TYPE,
+            "description": _DESCRIPTION,
+            "base_job_template": base_job_template(),
+        }
+        try:
+            pool: Mapping[str, Any] = self._session.post("/work_pools/", body)
+        except Refused as refused:
+            if refused.status == HTTPStatus.CONFLICT:  # another worker was quicker
+                return self._found(name)
+            raise ApiRejected(f"the work pool {name!r} cannot be created: {refused.detail}") from refused
+        return pool
+
+    def _make_queues(self, pool: str, names: Sequence[str]) -> None:
+        there = {queue["name"] for queue in self.queues(pool, anew=True).values()}
+        for name in names:
+            if name in there:
+                continue
+            try:
+                self._session.post(f"/work_pools/{quote(pool, safe='')}/queues", {"name": name})
+            except Refused as refused:
+                if refused.status != HTTPStatus.CONFLICT:
+                    raise
+            self._queues.forget(pool)
+
+
+def _check_type(pool: Mapping[str, Any]) -> None:
+    """Ours and `process` are served; another type only if its template says command, env and working folder."""
+    if pool["type"] in (POOL_TYPE, "process"):
+        return
+    configured = set((pool.get("base_job_template") or {}).get("job_configuration") or {})
+    if not configured >= _NEEDED:
+        raise SettingsError(
+            f"the work pool {pool['name']!r} is of type {pool['type']!r}, whose job template lacks "
+            f"{', '.join(sorted(_NEEDED - configured))}, use a pool of type {POOL_TYPE} or process"
+        )

@@ -1,0 +1,261 @@
+"""Prefect3: the ApiClient of a Prefect 3 server or Prefect Cloud, over REST."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import quote, unquote
+
+from flowfleet.api.answers import Json, instant, iso, state_of
+from flowfleet.api.backlog import Backlog
+from flowfleet.api.client import Answer, DueRuns, Job, Kind, LogLine, Mark, Place, RunState, ServerInfo, Unfinished
+from flowfleet.api.jobs import Jobs
+from flowfleet.api.places import Places
+from flowfleet.api.pools import Pools
+from flowfleet.api.session import Refused, Session
+from flowfleet.api.transitions import Transitions, mark_message, mark_prefix
+from flowfleet.errors import ApiRejected
+from flowfleet.flow_run import FlowRun, Offer, Route
+
+logger = logging.getLogger(__name__)
+
+#: states in which a run of ours may still have a process, and those that wait inside one
+_UNFINISHED = (Kind.PENDING, Kind.RUNNING, Kind.CANCELLING, Kind.PAUSED)
+_IN_PROCESS = ("AwaitingRetry",)
+_PAGE = 200
+_NOBODY = "00000000-0000-4000-8000-000000000000"
+
+
+class Prefect3:
+    """One Prefect 3 API; what it knows of pools, deployments and flows is at most 30 s old."""
+
+    backend = "prefect3"
+
+    def __init__(
+        self,
+        session: Session,
+        *,
+        settings: Callable[[], Mapping[str, str]] | Mapping[str, str] | None = None,
+        environ: Mapping[str, str] | None = None,
+        worker: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """`settings` are the PREFECT_* settings that children get, `worker` is the name that they give as theirs."""
+        self._session = session
+        self.address = session.address.shown
+        # credentials change while we run, so whoever gives a function is asked each time
+        self._settings = settings if callable(settings) else lambda: settings or {}
+        self._worker = worker
+        self._proven = False
+        self._pools = Pools(session, clock)
+        self._jobs = Jobs(session, self._pools, environ or {}, clock)
+        self._backlog = Backlog(session, self._pools, now)
+        self._transitions = Transitions(session, clock)
+        self._places = Places(session)
+
+    # who answers
+
+    @property
+    def key_refused(self) -> bool:
+        """Whether the last answer refused our credentials."""
+        return self._session.key_refused
+
+    def renew(self) -> bool:
+        """Look for the credentials again."""
+        return self._session.renew()
+
+    def probe(self) -> ServerInfo:
+        """Ask for the version, and whether claims can be made in bulk."""
+        where = self._session.address.shown
+        try:
+            version = self._session.get("/admin/version")
+        except Refused as refused:
+            raise ApiRejected(
+                f"{where} is not a Prefect 3 API: it answers {refused.status} to /admin/version{self._session.hint()}"
+            ) from refused
+        if not isinstance(version, str):
+            raise ApiRejected(f"{where} is not a Prefect 3 API: it tells no version{self._session.hint()}")
+        if not self._proven:
+            self._prove_bulk(version)
+        return ServerInfo(backend=self.backend, version=version, skew_seconds=self._session.skew_seconds)
+
+    def _prove_bulk(self, version: str) -> None:
+        nothing = {"flow_runs": {"id": {"any_": [_NOBODY]}}, "state": {"type": "SCHEDULED"}}
+        try:
+            self._session.post("/flow_runs/bulk_set_state", nothing)
+        except Refused as refused:
+            raise ApiRejected(
+                f"the Prefect server at {self._session.address.shown} has version {version}, "
+                "which cannot claim runs in bulk (flow_runs/bulk_set_state), upgrade the server to the newest Prefect 3"
+            ) from refused
+        self._proven = True
+
+    def resolve(self, offer: Offer, *, create: bool) -> Offer:
+        """Pool names → uuids."""
+        return self._pools.resolve(offer, create=create)
+
+    def routes(self, offer: Offer) -> list[Route]:
+        """One route for each work queue of the offer's pools."""
+        return self._pools.routes(offer)
+
+    # knowing and claiming
+
+    def due(self, offers: Sequence[Offer], *, within_seconds: float, limit: int) -> list[DueRuns]:
+        """What the API would hand out within the given seconds."""
+        return self._backlog.due(offers, within_seconds=within_seconds, limit=limit)
+
+    def count_due(self, offers: Sequence[Offer]) -> list[DueRuns]:
+        """How much is due, without marking anything READY."""
+        return self._backlog.count_due(offers)
+
+    def claim(self, runs: Sequence[FlowRun], call: str, mark: Mark) -> dict[str, Answer]:
+        """Scheduled → Submitted."""
+        return self._transitions.claim(runs, call, mark)
+
+    def settle(self, run_id: str, call: str) -> Answer:
+        """Read whether the run is claimed by this call."""
+        return self._transitions.settle(run_id, call)
+
+    def hand_back(
+        self, run_id: str, call: str, due: datetime, mark: Mark, reason: str, *, never_began: bool = False
+    ) -> Answer:
+        """Submitted (with proof also Launching) → Scheduled at its old time."""
+        return self._transitions.hand_back(run_id, call, due, mark, reason, never_began=never_began)
+
+    def unfinished(self, mark: Mark) -> list[Unfinished]:
+        """Our runs that have not ended, in whichever pool: a pool that nobody offers any more may still have some.
+
+        The infrastructure mark cannot be asked for, so all unfinished runs of the server are looked at. Pages go by
+        the ids that were seen, not by an offset, which a run that ends meanwhile would shift.
+        """
+        seen: list[str] = []
+        ours: list[Unfinished] = []
+        while True:
+            page = self._unfinished_page(seen)
+            seen += [str(run["id"]) for run in page]
+            ours += [item for item in (_unfinished(run, mark) for run in page) if item is not None]
+            if len(page) < _PAGE:
+                return ours
+
+    def _unfinished_page(self, seen: Sequence[str]) -> Sequence[Json]:
+        flow_runs: dict[str, Any] = {
+            "state": {
+                "operator": "or_",
+                "type": {"any_": [kind.value for kind in _UNFINISHED]},
+                "name": {"any_": list(_IN_PROCESS)},
+            }
+        }
+        if seen:
+            flow_runs["id"] = {"not_any_": list(seen)}
+        page: Sequence[Json] = self._session.post("/flow_runs/filter", {"flow_runs": flow_runs, "limit": _PAGE})
+        return page
+
+    def online(self, pool: str, name: str, interval_seconds: float) -> None:
+        """A worker's heartbeat in the pool's page."""
+        self._session.post(
+            f"/work_pools/{quote(pool, safe='')}/workers/heartbeat",
+            {"name": name, "heartbeat_interval_seconds": max(1, round(interval_seconds))},
+        )
+
+    def offline(self, pool: str, name: str) -> None:
+        """Sign that worker off; it may be gone already."""
+        try:
+            self._session.call("DELETE", f"/work_pools/{quote(pool, safe='')}/workers/{quote(name, safe='')}")
+        except Refused as refused:
+            if refused.status != HTTPStatus.NOT_FOUND:
+                raise
+
+    # taking and ending
+
+    def job(self, run_id: str) -> Job:
+        """What to run."""
+        return self._jobs.job(self._transitions.read(run_id))
+
+    def launching(self, run_id: str, call: str, claim: str, mark: Mark) -> Answer:
+        """Submitted → Launching."""
+        return self._transitions.launching(run_id, call, claim, mark)
+
+    def started(self, run_id: str, mark: Mark, pid: int) -> None:
+        """Write whose process the run is."""
+        worker = quote(mark.worker or "", safe="@")
+        self._transitions.set_infrastructure(run_id, f"{mark_prefix(mark)}{worker}:{pid}")
+
+    def states(self, run_ids: Sequence[str]) -> dict[str, RunState]:
+        """The states of many runs."""
+        return {run_id: state_of(run) for run_id, run in self._transitions.read_many(run_ids).items()}
+
+    def place(self, run_id: str) -> Place | None:
+        """Pool and queue of a run, with their pauses and limits."""
+        return self._places.place(run_id)
+
+    def report(self, run_id: str, kind: Kind, message: str, mark: Mark) -> Answer:
+        """Propose an end; the sentence stands alone, since people read it in the UI."""
+        del mark
+        return self._transitions.report(run_id, kind, message)
+
+    def log(self, lines: Sequence[LogLine]) -> None:
+        """Append to the runs' log pages."""
+        body = [
+            {
+                "name": "prefect.flow_runs.worker",
+                "level": line.level,
+                "message": line.message,
+                "timestamp": iso(line.at),
+                "flow_run_id": line.run_id,
+            }
+            for line in lines
+        ]
+        if body:
+            self._session.post("/logs/", body)
+
+    # the child
+
+    def engine_command(self, python: str) -> tuple[str, ...]:
+        """The flow engine itself: one import of prefect, where `prefect flow-run execute` has two."""
+        return (python, "-m", "prefect.engine")
+
+    def engine_environment(self, run_id: str, job: Job) -> dict[str, str]:
+        """Address, credentials, run id and attribution; other settings only where the run does not say otherwise."""
+        forced = {
+            name: value
+            for name, value in {"PREFECT_API_URL": self._session.address.url, **self._settings()}.items()
+            if name.startswith("PREFECT_API_") or name not in job.env
+        }
+        attribution = {
+            "PREFECT__WORKER_NAME": self._worker,
+            "PREFECT__FLOW_ID": job.flow_id,
+            "PREFECT__FLOW_NAME": job.flow_name,
+            "PREFECT__DEPLOYMENT_ID": job.deployment_id,
+            "PREFECT__DEPLOYMENT_NAME": job.deployment_name,
+        }
+        forced |= {name: value for name, value in attribution.items() if value}
+        return {**forced, "PREFECT__FLOW_RUN_ID": run_id}
+
+
+def _unfinished(run: Json, mark: Mark) -> Unfinished | None:
+    state = state_of(run)
+    prefix = mark_prefix(mark)
+    infrastructure = state.infrastructure or ""
+    launched = infrastructure.startswith(prefix)
+    claimed = state.message.startswith(mark_message(mark, "")) and state.kind is Kind.PENDING
+    if not launched and not claimed:
+        return None
+    if state.kind is Kind.SCHEDULED and not state.held:
+        return None  # it went back to the queue and its old mark stayed
+    route = None
+    if run.get("work_pool_id") and run.get("work_queue_name"):
+        route = Route("prefect3", str(run["work_pool_id"]), str(run["work_queue_name"]))
+    worker = None
+    if launched:
+        worker = unquote(infrastructure.removeprefix(prefix).rpartition(":")[0]) or None
+    return Unfinished(
+        state=state,
+        route=route,
+        due=state.scheduled or instant(run.get("expected_start_time")),
+        worker=worker,
+    )

@@ -1,0 +1,352 @@
+"""Session: HTTP to one Prefect API: credentials, CSRF, deadlines, retry, and the server's clock."""
+
+from __future__ import annotations
+
+import logging
+import random
+import ssl
+import threading
+import time
+import uuid
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from typing import Any
+
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3.exceptions import InsecureRequestWarning
+
+from flowfleet.api.address import Address
+from flowfleet.errors import ApiError, ApiRejected, ApiUnavailable, KeyRefused, SettingsError
+
+logger = logging.getLogger(__name__)
+
+#: answers that mean "later"; SQLite servers give 503 at once when two writers meet
+RETRIED = frozenset({408, 429, 502, 503})
+CONNECT_SECONDS = 5.0
+READ_SECONDS = 30.0
+#: ten runs behind a busy SQLite pass ten seconds
+BULK_SECONDS = 60.0
+#: a request is tried this often in all, and no new try begins after so many seconds
+TRIES = 5
+RETRY_WINDOW_SECONDS = 30.0
+#: clocks that differ by less are taken for equal
+SKEW_KNOWN_SECONDS = 2.0
+_REFUSALS = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
+_CHANGES = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+
+
+class Refused(ApiRejected):
+    """An answer with a definite 4xx; `status` and `detail` are for callers that know what it means."""
+
+    def __init__(self, sentence: str, status: int, detail: str) -> None:
+        super().__init__(sentence)
+        self.status = status
+        self.detail = detail
+
+
+class _Headers(requests.auth.AuthBase):
+    """Puts our headers on each request; being an `auth`, it also keeps a user's .netrc from replacing them."""
+
+    def __init__(self, headers: Callable[[], Mapping[str, str]]) -> None:
+        self._headers = headers
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers.update(self._headers())
+        return request
+
+
+class Session:
+    """Thread-safe: one keep-alive `requests.Session` per thread."""
+
+    def __init__(
+        self,
+        address: Address,
+        *,
+        user_agent: str = "flowfleet",
+        pause: Callable[[float], object] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+        dice: Callable[[], float] = random.random,
+        read_seconds: float = READ_SECONDS,
+        find_again: Callable[[], Address] | None = None,
+    ) -> None:
+        """`find_again` looks for the credentials anew: at SIGHUP and after a refusal they may be others."""
+        self.address = address
+        self._find_again = find_again
+        self._renewing = threading.Lock()
+        #: the last answer refused our key
+        self.key_refused = False
+        self._pause = pause
+        self._clock = clock
+        self._dice = dice
+        self._read_seconds = read_seconds
+        self._user_agent = user_agent
+        self._headers = self._headers_for(address)
+        if address.insecure:
+            logger.warning("the certificate of the Prefect API is not checked", extra={"api": address.shown})
+            warnings.simplefilter("ignore", InsecureRequestWarning)  # once is enough
+        self._local = threading.local()
+        self._csrf_client = str(uuid.uuid4())
+        self._csrf_token: str | None = None
+        self._ahead: deque[float] = deque(maxlen=20)  # samples of the server's clock minus ours
+
+    @property
+    def skew_seconds(self) -> float:
+        """The server's clock minus ours, by its `Date` header; 0 where it is less than that can tell."""
+        ahead = max(list(self._ahead), default=0.0) + 0.5  # half of what the header cuts off
+        return ahead if abs(ahead) > SKEW_KNOWN_SECONDS else 0.0
+
+    def _headers_for(self, address: Address) -> dict[str, str]:
+        headers = {**address.headers, "User-Agent": self._user_agent, "Accept": "application/json"}
+        if address.authorization:
+            headers["Authorization"] = address.authorization
+        return headers
+
+    def renew(self) -> bool:
+        """Look for the credentials again; True when they are others now. The address stays what it was."""
+        if self._find_again is None:
+            return False
+        with self._renewing:
+            try:
+                found = self._find_again()
+            except SettingsError as error:  # a file that is being replaced: the next try finds it whole
+                logger.warning("credentials could not be read again", extra={"error": str(error)})
+                return False
+            headers = self._headers_for(found)
+            if headers == self._headers:
+                return False
+            # one assignment, since other threads read it at any time
+            self._headers = headers
+        logger.info("credentials for the Prefect API were read again", extra={"api": self.address.shown})
+        return True
+
+    def get(self, path: str, **options: Any) -> Any:
+        """GET → the answer's JSON."""
+        return self.call("GET", path, **options)
+
+    def post(self, path: str, body: Any, **options: Any) -> Any:
+        """POST → the answer's JSON."""
+        return self.call("POST", path, body, **options)
+
+    def call(
+        self, method: str, path: str, body: Any = None, *, seconds: float | None = None, tries: int = TRIES
+    ) -> Any:
+        """One request with its retries → JSON (None for an empty answer).
+
+        Raises `ApiUnavailable` (later), `KeyRefused` (401, 403) or `Refused` (any other 4xx). A read that timed out
+        is not repeated here: the server may still be at work on it, and callers know whether repeating is harmless.
+        """
+        began = self._clock()
+        for attempt in range(1, tries + 1):
+            try:
+                answer = self._send(method, path, body, seconds or self._read_seconds)
+            except ApiUnavailable as error:
+                if isinstance(error.__cause__, requests.exceptions.ReadTimeout):
+                    raise
+                trouble, wait = error, None
+            else:
+                if answer.status_code not in RETRIED:
+                    return self._judge(method, path, answer)
+                trouble = ApiUnavailable(
+                    f"the Prefect API at {self.address.shown} answers {_status(answer.status_code)} "
+                    f"to {method} {path}, try again later"
+                )
+                wait = _retry_after(answer)
+            wait = wait if wait is not None else 0.25 * 2**attempt * (0.5 + self._dice())
+            if attempt == tries or self._clock() - began + wait > RETRY_WINDOW_SECONDS:
+                raise trouble
+            logger.info(
+                "the Prefect API did not answer, next try follows",
+                extra={"request": f"{method} {path}", "attempt": attempt, "next_in_seconds": round(wait, 2)},
+            )
+            self._pause(wait)
+        raise AssertionError("unreachable: tries is at least 1")
+
+    def _send(self, method: str, path: str, body: Any, seconds: float) -> requests.Response:
+        """One exchange; once more when the server asks for a CSRF token, or refuses a key that has been replaced."""
+        used = self._headers
+        answer = self._exchange_with_csrf(method, path, body, seconds)
+        if answer.status_code in _REFUSALS:
+            self.renew()
+            if self._headers is not used:
+                answer = self._exchange_with_csrf(method, path, body, seconds)
+        self.key_refused = answer.status_code in _REFUSALS
+        return answer
+
+    def _exchange_with_csrf(self, method: str, path: str, body: Any, seconds: float) -> requests.Response:
+        answer = self._exchange(method, path, body, seconds)
+        if answer.status_code == HTTPStatus.FORBIDDEN and method in _CHANGES and self._fetch_csrf(seconds):
+            answer = self._exchange(method, path, body, seconds)
+        return answer
+
+    def _exchange(self, method: str, path: str, body: Any, seconds: float) -> requests.Response:
+        headers = {}
+        if self._csrf_token and method in _CHANGES:
+            headers = {"Prefect-Csrf-Token": self._csrf_token, "Prefect-Csrf-Client": self._csrf_client}
+        try:
+            answer = self._http().request(
+                method,
+                self.address.url + path,
+                json=body,
+                headers=headers,
+                timeout=(CONNECT_SECONDS, seconds),
+                verify=self._verify(),
+            )
+        except requests.exceptions.RequestException as error:
+            raise self._trouble(error, seconds) from error
+        self._note_date(answer)
+        return answer
+
+    def _trouble(self, error: requests.exceptions.RequestException, seconds: float) -> ApiError:
+        where = self.address.shown
+        if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in _causes(error)):
+            return ApiRejected(
+                f"the certificate of the Prefect API at {where} is not trusted, "
+                "give its authority by --ca-file or PREFECT_API_SSL_CERT_FILE"
+            )
+        if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema):
+            return ApiRejected(f"{where} is not an address of a Prefect API")
+        return ApiUnavailable(f"the Prefect API at {where} cannot be reached: {_reason(error, seconds)}")
+
+    def _verify(self) -> bool | str:
+        # given with each request, since a REQUESTS_CA_BUNDLE of the environment would beat the session's own value
+        if self.address.insecure:
+            return False
+        return str(self.address.ca_file) if self.address.ca_file else True
+
+    def _http(self) -> requests.Session:
+        http: requests.Session | None = getattr(self._local, "http", None)
+        if http is None:
+            http = requests.Session()
+            http.auth = _Headers(lambda: self._headers)
+            adapter = HTTPAdapter(pool_connections=1, pool_maxsize=1, max_retries=0)
+            http.mount("http://", adapter)
+            http.mount("https://", adapter)
+            self._local.http = http
+        return http
+
+    def close(self) -> None:
+        """Let go of this thread's connection; those of other threads go with their threads."""
+        http: requests.Session | None = getattr(self._local, "http", None)
+        if http is not None:
+            http.close()
+            self._local.http = None
+
+    def _fetch_csrf(self, seconds: float) -> bool:
+        """Get a token where the server asks for them; False = it does not, so a 403 means what it says."""
+        answer = self._exchange("GET", f"/csrf-token?client={self._csrf_client}", None, seconds)
+        if answer.status_code != HTTPStatus.OK:
+            return False
+        try:
+            token = answer.json()["token"]
+        except (ValueError, KeyError, TypeError):
+            return False
+        self._csrf_token = str(token)
+        return True
+
+    def _judge(self, method: str, path: str, answer: requests.Response) -> Any:
+        status = answer.status_code
+        where = self.address.shown
+        if status in _REFUSALS:
+            raise KeyRefused(
+                f"the Prefect API at {where} refuses our credentials ({_status(status)} to {method} {path}), "
+                "set PREFECT_API_KEY or PREFECT_API_AUTH_STRING"
+            )
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            raise ApiUnavailable(f"the Prefect API at {where} failed with {_status(status)} at {method} {path}")
+        if status >= HTTPStatus.BAD_REQUEST:
+            detail = _detail(answer)
+            raise Refused(
+                f"the Prefect API at {where} refuses {method} {path} with {_status(status)}: {detail}", status, detail
+            )
+        if not answer.content:
+            return None
+        try:
+            return answer.json()
+        except ValueError as error:
+            raise ApiRejected(
+                f"{where} is not a Prefect API: {method} {path} is answered with "
+                f"{answer.headers.get('Content-Type', 'something')} instead of JSON{self.hint()}"
+            ) from error
+
+    def hint(self) -> str:
+        """What is most often wrong with an address that is no API."""
+        return "" if self.address.shown.rstrip("/").endswith("/api") else ", its address usually ends in /api"
+
+    def _note_date(self, answer: requests.Response) -> None:
+        """Learn the server's clock.
+
+        The header is cut to whole seconds and, on a busy server, seconds old: every error makes the server look slow,
+        none makes it look fast, so the highest of the last samples is the nearest to the truth.
+        """
+        try:
+            date = parsedate_to_datetime(answer.headers["Date"])
+        except (KeyError, ValueError):
+            return
+        if date.tzinfo is None:
+            date = date.replace(tzinfo=UTC)
+        self._ahead.append(date.timestamp() - time.time())
+
+
+def _status(status: int) -> str:
+    try:
+        return f"{status} {HTTPStatus(status).phrase}"
+    except ValueError:
+        return str(status)
+
+
+def _detail(answer: requests.Response) -> str:
+    """The server's own words, bounded."""
+    try:
+        body = answer.json()
+    except ValueError:
+        return "no JSON"
+    if not isinstance(body, dict):
+        return str(body)[:300]
+    # of a validation error only place and complaint: the rest repeats what we sent
+    entries = body.get("exception_detail")
+    if isinstance(entries, list) and entries:
+        return ", ".join(
+            f"{'.'.join(map(str, entry.get('loc', ())))}: {entry.get('msg')}"
+            for entry in entries[:3]
+            if isinstance(entry, dict)
+        )[:300]
+    return str(body.get("detail") or body.get("exception_message") or "no reason given")[:300]
+
+
+def _retry_after(answer: requests.Response) -> float | None:
+    text = answer.headers.get("Retry-After", "")
+    try:
+        return max(0.0, float(text))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds())
+    except (TypeError, ValueError):
+        return None
+
+
+def _reason(error: BaseException, seconds: float) -> str:
+    """Why there was no answer, without the address (which may hold a password)."""
+    if isinstance(error, requests.exceptions.ReadTimeout):
+        return f"no answer within {seconds:g} s"
+    if isinstance(error, requests.exceptions.ConnectTimeout):
+        return f"no connection within {CONNECT_SECONDS:g} s"
+    words = [cause.strerror for cause in _causes(error) if isinstance(cause, OSError) and cause.strerror]
+    return words[0] if words else type(error).__name__
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and everything that it grew from: requests and urllib3 put causes into arguments too."""
+    left: list[object] = [error]
+    seen: set[int] = set()
+    while left:
+        item = left.pop()
+        if isinstance(item, BaseException) and id(item) not in seen:
+            seen.add(id(item))
+            yield item
+            left += [item.__cause__, item.__context__, getattr(item, "reason", None), *item.args]

@@ -1,0 +1,278 @@
+"""Transition: each state that flowfleet writes at a Prefect 3 API, fenced by the state that it expects there."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import quote
+
+from flowfleet.api.answers import Json, iso, judge, state_of
+from flowfleet.api.client import Answer, Kind, Mark, RunState, Verdict
+from flowfleet.api.session import BULK_SECONDS, Refused, Session
+from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused, RunGone
+from flowfleet.flow_run import FlowRun, claim_id
+
+#: the most runs that one bulk call may carry
+CLAIM_LIMIT = 10
+#: a state that was read so recently need not be read again before the next, itself fenced, write
+_JUST_READ_SECONDS = 5.0
+_PAGE = 200
+_ENDS = (Kind.CRASHED, Kind.FAILED, Kind.CANCELLED)
+
+
+def mark_message(mark: Mark, words: str) -> str:
+    """`flowfleet FLEET …`, by which a sweep knows our states."""
+    return f"flowfleet {quote(mark.fleet, safe='')} {words}"
+
+
+def mark_prefix(mark: Mark) -> str:
+    """How the infrastructure marks of this fleet begin."""
+    return f"flowfleet:{quote(mark.fleet, safe='')}:"
+
+
+class Transitions:
+    """Claim, launch, hand back, end.
+
+    Every write goes by `bulk_set_state`, whose filter says what must stand there: plain `set_state` takes Launching on
+    a Crashed run and Scheduled on a finished one. Every write has a transition id that its repeat has too.
+    """
+
+    def __init__(self, session: Session, clock: Callable[[], float] = time.monotonic) -> None:
+        self._session = session
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._seen: dict[str, tuple[float, RunState]] = {}
+
+    # reading
+
+    def read(self, run_id: str) -> Json:
+        """The run's JSON; raises `RunGone`."""
+        try:
+            run: Json = self._session.get(f"/flow_runs/{run_id}")
+        except Refused as refused:
+            if refused.status == HTTPStatus.NOT_FOUND:
+                raise RunGone(f"the run {run_id} does not exist any more") from refused
+            raise
+        self._remember(state_of(run))
+        return run
+
+    def read_many(self, run_ids: Sequence[str]) -> dict[str, Json]:
+        """The JSON of many runs, 200 a request; a run that is left out does not exist."""
+        found: dict[str, Json] = {}
+        for start in range(0, len(run_ids), _PAGE):
+            part = list(run_ids[start : start + _PAGE])
+            body = {"flow_runs": {"id": {"any_": part}}, "limit": _PAGE}
+            found |= {str(run["id"]): run for run in self._session.post("/flow_runs/filter", body)}
+        return found
+
+    def _remember(self, state: RunState) -> None:
+        now = self._clock()
+        with self._lock:
+            if len(self._seen) > 500:
+                self._seen = {k: v for k, v in self._seen.items() if now - v[0] < _JUST_READ_SECONDS}
+            self._seen[state.run_id] = (now, state)
+
+    def _just_read(self, run_id: str) -> RunState | None:
+        with self._lock:
+            at, state = self._seen.pop(run_id, (0.0, None))
+        return state if state is not None and self._clock() - at < _JUST_READ_SECONDS else None
+
+    # claiming
+
+    def claim(self, runs: Sequence[FlowRun], call: str, mark: Mark) -> dict[str, Answer]:
+        """Scheduled → Submitted."""
+        if len(runs) > CLAIM_LIMIT:
+            raise ValueError(f"at most {CLAIM_LIMIT} runs in one claim, not {len(runs)}")
+        if not runs:
+            return {}
+        expected = {
+            "state": {"type": {"any_": [Kind.SCHEDULED.value]}},
+            "next_scheduled_start_time": {"before_": iso(max(run.due for run in runs))},
+        }
+        state = _state(Kind.PENDING, "Submitted", call, mark_message(mark, f"claimed by {mark.worker or 'its poller'}"))
+        try:
+            results = self._bulk([run.run_id for run in runs], expected, state)
+        except KeyRefused:
+            raise
+        except (ApiUnavailable, ApiRejected) as error:
+            return {run.run_id: Answer(verdict=Verdict.UNSURE, reason=str(error)) for run in runs}
+        answers: dict[str, Answer] = {}
+        for run in runs:
+            result = results.get(run.run_id)
+            if result is not None:
+                answers[run.run_id] = judge({"id": run.run_id, "name": run.name}, result, call)
+        open_ids = [
+            run.run_id for run in runs if run.run_id not in answers or answers[run.run_id].verdict is Verdict.UNSURE
+        ]
+        if open_ids:
+            answers |= self._settle_answered(open_ids, call)
+        return answers
+
+    def _settle_answered(self, run_ids: Sequence[str], call: str) -> dict[str, Answer]:
+        """Read the runs about which an answered call said nothing; it is over, so what stands there is definite."""
+        try:
+            there = self.read_many(run_ids)
+        except KeyRefused:
+            raise
+        except (ApiUnavailable, ApiRejected) as error:
+            return {run_id: Answer(verdict=Verdict.UNSURE, reason=str(error)) for run_id in run_ids}
+        return {run_id: _whose(run_id, there.get(run_id), call) for run_id in run_ids}
+
+    def settle(self, run_id: str, call: str) -> Answer:
+        """Read whether this very call (or the launch that followed it) has the run."""
+        try:
+            there = self.read(run_id)
+        except RunGone as gone:
+            return Answer(verdict=Verdict.REFUSED, reason=str(gone), gone=True)
+        except KeyRefused:
+            raise
+        except (ApiUnavailable, ApiRejected) as error:
+            return Answer(verdict=Verdict.UNSURE, reason=str(error))
+        return _whose(run_id, there, call)
+
+    # launching and handing back
+
+    def launching(self, run_id: str, call: str, claim: str, mark: Mark) -> Answer:
+        """Submitted → Launching; the transition id is the claim, so that a repeat is known as ours."""
+
+        def fence(stands: RunState) -> Answer | None:
+            if stands.call == claim and stands.name == "Launching":
+                return Answer(verdict=Verdict.ACCEPTED, state=stands)
+            if stands.call != call or stands.name != "Submitted":
+                return Answer(verdict=Verdict.REFUSED, reason=f"the run is {stands.name}, not ours", state=stands)
+            return None
+
+        state = _state(
+            Kind.PENDING, "Launching", claim, mark_message(mark, f"launching on {mark.worker or 'a worker'}")
+        )
+        expected = {"state": {"name": {"any_": ["Submitted"]}}}
+        return self._fenced(run_id, fence, expected, state, just_read=self._just_read(run_id))
+
+    def hand_back(
+        self, run_id: str, call: str, due: datetime, mark: Mark, reason: str, *, never_began: bool = False
+    ) -> Answer:
+        """Submitted → Scheduled at the time that it had; Launching only with the proof that user code never began."""
+        back = str(uuid.uuid5(uuid.UUID(call), f"{run_id} handed back"))
+        ours = {call, claim_id(call, run_id)}
+        names = ["Submitted", "Launching"] if never_began else ["Submitted"]
+        when = [due]
+
+        def fence(stands: RunState) -> Answer | None:
+            if stands.call == back:
+                return Answer(verdict=Verdict.ACCEPTED, state=stands)
+            if stands.call not in ours or stands.kind is not Kind.PENDING:
+                return Answer(verdict=Verdict.REFUSED, reason=f"the run is {stands.name}, not ours", state=stands)
+            if stands.name not in names:
+                # the ledger has lost how far it was: only the host knows whether it began
+                return Answer(verdict=Verdict.REFUSED, reason=f"the run is {stands.name}, it may begin", state=stands)
+            # after a reschedule only the state knows the run's time; a run that never had one keeps the caller's
+            when[0] = stands.scheduled or due
+            # before the state: a Scheduled run with an infrastructure mark would hang in Cancelling when cancelled
+            if (stands.infrastructure or "").startswith(mark_prefix(mark)):
+                self.set_infrastructure(run_id, None)
+            return None
+
+        def state() -> dict[str, Any]:
+            written = _state(Kind.SCHEDULED, "Scheduled", back, mark_message(mark, f"handed back: {reason}"))
+            written["state_details"]["scheduled_time"] = iso(when[0])
+            return written
+
+        expected = {"state": {"name": {"any_": names}}}
+        return self._fenced(run_id, fence, expected, state)
+
+    def report(self, run_id: str, kind: Kind, message: str) -> Answer:
+        """Propose an end."""
+        if kind not in _ENDS:
+            raise ValueError(f"{kind} is no end that flowfleet reports")
+        told = str(uuid.uuid5(uuid.UUID(run_id), f"{kind} {message}"))
+        expected: dict[str, Any] = {}
+
+        def fence(stands: RunState) -> Answer | None:
+            if stands.kind.terminal:
+                verdict = Verdict.ACCEPTED if stands.call == told else Verdict.REFUSED
+                return Answer(verdict=verdict, reason=f"the run is {stands.name} already", state=stands)
+            if stands.kind in (Kind.SCHEDULED, Kind.PAUSED) and not stands.held:
+                return Answer(verdict=Verdict.REFUSED, reason=f"the run is {stands.name}, it goes on", state=stands)
+            # what stands there now and no other: a run that ends or is handed out anew meanwhile stays as it is
+            expected["state"] = {
+                "operator": "and_",
+                "type": {"any_": [stands.kind.value]},
+                "name": {"any_": [stands.name]},
+            }
+            return None
+
+        return self._fenced(run_id, fence, expected, _state(kind, kind.value.title(), told, message))
+
+    def set_infrastructure(self, run_id: str, text: str | None) -> None:
+        """Write or clear the infrastructure mark."""
+        try:
+            self._session.call("PATCH", f"/flow_runs/{run_id}", {"infrastructure_pid": text})
+        except Refused as refused:
+            if refused.status == HTTPStatus.NOT_FOUND:
+                raise RunGone(f"the run {run_id} does not exist any more") from refused
+            raise
+
+    # the one way of writing
+
+    def _fenced(
+        self,
+        run_id: str,
+        fence: Callable[[RunState], Answer | None],
+        expected: Mapping[str, Any],
+        state: Mapping[str, Any] | Callable[[], Mapping[str, Any]],
+        just_read: RunState | None = None,
+    ) -> Answer:
+        """Read, let `fence` decide, write with the expected state as filter; a write that missed is read again."""
+        stands = None
+        try:
+            stands = just_read or state_of(self.read(run_id))
+            decided = fence(stands)
+            if decided is not None:
+                return decided
+            written = state() if callable(state) else state
+            result = self._bulk([run_id], expected, written).get(run_id)
+            if result is not None:
+                transition = str(written["state_details"]["transition_id"])
+                answer = judge({"id": run_id, "name": stands.run_name}, result, transition)
+                if answer.verdict is not Verdict.UNSURE:
+                    return answer
+            stands = state_of(self.read(run_id))
+            return fence(stands) or Answer(
+                verdict=Verdict.UNSURE, reason="the server gave no definite answer", state=stands
+            )
+        except RunGone as gone:
+            return Answer(verdict=Verdict.REFUSED, reason=str(gone), gone=True)
+        except KeyRefused:
+            raise
+        except (ApiUnavailable, ApiRejected) as error:
+            return Answer(verdict=Verdict.UNSURE, reason=str(error), state=stands)
+
+    def _bulk(
+        self, run_ids: Sequence[str], expected: Mapping[str, Any], state: Mapping[str, Any]
+    ) -> dict[str, Mapping[str, Any]]:
+        body = {"flow_runs": {"id": {"any_": list(run_ids)}, **expected}, "state": state, "force": False}
+        answer = self._session.post("/flow_runs/bulk_set_state", body, seconds=BULK_SECONDS)
+        return {str(result["flow_run_id"]): result for result in answer["results"]}
+
+
+def _state(kind: Kind, name: str, transition: str, message: str) -> dict[str, Any]:
+    return {
+        "type": kind.value,
+        "name": name,
+        "message": message,
+        "state_details": {"transition_id": transition},
+    }
+
+
+def _whose(run_id: str, there: Json | None, call: str) -> Answer:
+    if there is None:
+        return Answer(verdict=Verdict.REFUSED, reason=f"the run {run_id} does not exist any more", gone=True)
+    stands = state_of(there)
+    if stands.call in (call, claim_id(call, run_id)) and stands.kind is Kind.PENDING:
+        return Answer(verdict=Verdict.ACCEPTED, state=stands)
+    return Answer(verdict=Verdict.REFUSED, reason=f"the run is {stands.name}, not claimed by this call", state=stands)

@@ -1,0 +1,295 @@
+"""The `flowfleet` command: everything on one machine, and the questions to a fleet."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+
+import click
+from rich.console import Console, RenderableType
+from rich.live import Live
+
+import flowfleet.api
+from flowfleet import commands
+from flowfleet.api.client import Kind, Place, RunState, ServerInfo
+from flowfleet.commands import CHECKS_FAILED, Group
+from flowfleet.control import asked
+from flowfleet.errors import ApiError, LedgerError, SettingsError
+from flowfleet.flags import known_keys, read_config
+from flowfleet.ledger import Ledger, connect
+from flowfleet.logs import MASK, redact_url
+from flowfleet.monitor import doctor as doctors
+from flowfleet.monitor import explain as explanations
+from flowfleet.monitor import output, runs
+from flowfleet.monitor.metrics import our_version
+from flowfleet.monitor.redis_server import RedisServer
+from flowfleet.monitor.snapshot import take
+from flowfleet.monitor.status import console, status
+from flowfleet.options import machine_facts, options_of, resolve
+from flowfleet.settings import Common, PollerSettings, WorkerSettings, options
+from flowfleet.up.command import up
+
+_WATCH_SECONDS = 1.0
+_RECORDS = 10_000
+
+
+@click.group(cls=Group)
+@click.version_option(our_version(), prog_name="flowfleet")
+def program() -> None:
+    """Prefect flow runs on many workers: a poller, a queue in Redis, Celery workers.
+
+    \b
+    flowfleet up --demo        everything on this machine, with example runs
+    flowfleet status           what waits, what runs, and where
+    flowfleet explain RUN      why is my run (not) running
+    """  # noqa: D301 - click reads the escape
+
+
+def _page(ledger: Ledger, out: Console) -> RenderableType:
+    return status(take(ledger), runs=max(5, out.height - 20), width=out.width)
+
+
+def _watch(ledger: Ledger, out: Console) -> None:
+    """Show the status anew each second until Ctrl-C."""
+    if not out.is_terminal:
+        raise SettingsError("A live view needs a terminal: use flowfleet status, or --json for programs.")
+    with Live(_page(ledger, out), console=out, screen=True, auto_refresh=False) as live:
+        try:
+            while True:
+                time.sleep(_WATCH_SECONDS)
+                live.update(_page(ledger, out), refresh=True)
+        except KeyboardInterrupt:
+            return
+
+
+@program.command("status")
+@click.option("--json", "as_json", is_flag=True, help="As JSON, in a form that stays.")
+@click.option("--watch", is_flag=True, help="Show it anew each second.")
+@options(Common, level="WARNING")
+def status_command(settings: Common, *, as_json: bool, watch: bool) -> None:
+    """Show queues, workers and runs of the fleet."""
+    with asked(settings) as ledger:
+        if watch:
+            _watch(ledger, console())
+        elif as_json:
+            click.echo(json.dumps(take(ledger).to_json(), indent=2))
+        else:
+            out = console()
+            out.print(status(take(ledger), width=out.width))
+
+
+@program.command()
+@options(Common, level="WARNING")
+def top(settings: Common) -> None:
+    """Watch the fleet live."""
+    with asked(settings) as ledger:
+        _watch(ledger, console())
+
+
+@program.command("runs")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option("--state", metavar="STATE", help="Only claims in this state; `gone` are those that have ended.")
+@click.option("--route", metavar="TEXT", help="Only those whose queue has this in its name.")
+@click.option("--worker", metavar="NAME[@HOST]", help="Only those of this worker.")
+@click.option("--since", metavar="SPAN", help="Only those of the last 90s, 10m, 2h or 1d.")
+@options(Common, level="WARNING")
+def runs_command(
+    settings: Common, *, as_json: bool, state: str | None, route: str | None, worker: str | None, since: str | None
+) -> None:
+    """List the runs of the fleet, also the ended ones of the last day."""
+    seconds = runs.parse_since(since) if since else None
+    state = runs.parse_state(state) if state else None
+    wanted = runs.Filter(state=state, route=route, worker=worker, since_seconds=seconds)
+    with asked(settings) as ledger:
+        snapshot = take(ledger)
+        found = runs.collect(snapshot, ledger.claims.records(limit=_RECORDS), wanted)
+    if as_json:
+        click.echo(json.dumps(runs.to_json(found), indent=2))
+    elif found:
+        out = console()
+        out.print(runs.table(found, snapshot.at, out.width))
+    else:
+        click.echo(f"The fleet {settings.fleet} has no such run.")
+
+
+@program.command("explain")
+@click.argument("run_id", metavar="RUN")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@options(Common, level="WARNING")
+def explain_command(settings: Common, run_id: str, *, as_json: bool) -> None:
+    """Say why a run is, or is not, running: one sentence, then the evidence."""
+    with asked(settings) as ledger:
+        records = [dict(record) for record in ledger.claims.records(limit=_RECORDS)]
+        snapshot = take(ledger)
+    known = runs.names(records, snapshot.claims)
+    run_id = runs.whole_id(run_id, known)
+    record = next((record for record in records if record.get("run_id") == run_id), None)
+    at_api, place, trouble = _at_api(settings, run_id)
+    explanation = explanations.explain(run_id, snapshot, record, at_api, place)
+    if as_json:
+        click.echo(json.dumps(explanation.to_json(), indent=2, default=str))
+        return
+    click.echo(explanation.sentence)
+    for name, value in explanation.evidence.items():
+        click.echo(f"\n{name}:\n{json.dumps(value, indent=2, default=str)}")
+    if trouble:
+        click.echo(f"\nThe API could not be asked: {trouble}", err=True)
+
+
+def _at_api(settings: Common, run_id: str) -> tuple[RunState | None, Place | None, str]:
+    """What the API says of a run, and why not if it does not: the ledger's half of the answer stands alone."""
+    try:
+        api = flowfleet.api.connect(settings, os.environ)
+        state = api.states([run_id]).get(run_id)
+        return state, api.place(run_id) if state and state.kind is Kind.SCHEDULED else None, ""
+    except (ApiError, SettingsError) as error:
+        return None, None, str(error)
+
+
+@program.command("logs")
+@click.argument("run_id", metavar="RUN")
+@click.option("-f", "--follow", is_flag=True, help="Go on until the run has ended.")
+@options(Common, level="WARNING")
+def logs_command(settings: Common, run_id: str, *, follow: bool) -> None:
+    """Show what a run has printed."""
+    with asked(settings) as ledger:
+        live, records = ledger.claims.live(), ledger.claims.records(limit=_RECORDS)
+        claims = {claim.run_id: claim.worker for claim in live}
+        gone = {str(record["run_id"]): record.get("worker") for record in reversed(records)}
+        run_id = runs.whole_id(run_id, runs.names(records, live))
+        log = output.local_log(output.state_home(os.environ), run_id)
+        if log:
+            pieces = output.read_local(log, follow=follow, ended=lambda: ledger.claims.get(run_id) is None)
+        else:
+            worker = claims.get(run_id) or gone.get(run_id)
+            address = next((row.address for row in ledger.roster.rows() if row.worker == worker), None)
+            if not address:
+                where = f"the worker {worker} has no --agent-address" if worker else "no worker of this fleet had it"
+                raise output.NoOutput(f"The output of the run {run_id} is not on this host, and {where}.")
+            pieces = output.read_remote(address, run_id, follow=follow, token=settings.page_token)
+        for piece in pieces:
+            sys.stdout.buffer.write(piece)
+            sys.stdout.buffer.flush()
+
+
+@program.command("doctor")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@options(Common, level="WARNING")
+def doctor_command(settings: Common, *, as_json: bool) -> int:
+    """Check Redis, the API and the fleet; exit 5 if something is wrong."""
+    checks = _checks(settings)
+    failed = any(check.verdict == doctors.Verdict.FAIL for check in checks)
+    if as_json:
+        click.echo(json.dumps({"ok": not failed, "checks": [check.to_json() for check in checks]}, indent=2))
+    else:
+        out = console()
+        colours = {doctors.Verdict.OK: "green", doctors.Verdict.WARN: "yellow", doctors.Verdict.FAIL: "red"}
+        for check in checks:
+            out.print(f"[{colours[check.verdict]}]{check.verdict:<5}[/]", end="")
+            out.print(f"{check.name}: {check.sentence}", markup=False, soft_wrap=True)
+    return CHECKS_FAILED if failed else 0
+
+
+def _checks(settings: Common) -> list[doctors.Check]:
+    ledger = connect(settings.redis, settings.fleet)
+    try:
+        checks = list(doctors.redis_checks(RedisServer(ledger.store)))
+        checks += doctors.api_checks(lambda: _probe(settings))
+        if not any(check.verdict == doctors.Verdict.FAIL for check in checks if check.name.startswith("redis")):
+            checks += doctors.fleet_checks(take(ledger))
+    except LedgerError as error:
+        checks.append(doctors.Check(name="fleet", verdict=doctors.Verdict.FAIL, found=str(error)))
+    finally:
+        ledger.close()
+    return checks
+
+
+def _probe(settings: Common) -> ServerInfo:
+    return flowfleet.api.connect(settings, os.environ).probe()
+
+
+@program.command("config")
+@click.pass_context
+@options(Common)
+def config_command(ctx: click.Context, settings: Common) -> None:
+    """Show every setting with its value and where that came from."""
+    given = {name: option.key for name, option in options_of(Common) if option.flags}
+    flags = {
+        key: getattr(settings, name)
+        for name, key in given.items()
+        if name in settings.origins and settings.origins[name].kind == "flag"
+    }
+    common = {name for name, _ in options_of(Common)} - {"name"}
+    for line in _setting_lines(settings, {"name"}):
+        click.echo(line)
+    for command, cls in (("poller", PollerSettings), ("worker", WorkerSettings)):
+        config = read_config(ctx.params["config_file"], command, known_keys())
+        click.echo(f"\n[{command}]")
+        for line in _setting_lines(resolve(cls, flags, os.environ, config, machine_facts()), common):
+            click.echo(line)
+
+
+def _setting_lines(settings: Common, left_out: set[str]) -> Iterator[str]:
+    for name, option in options_of(type(settings)):
+        if name in left_out:
+            continue
+        value = getattr(settings, name)
+        if option.part:
+            value = getattr(value, option.part)
+        if option.secret and isinstance(value, str):
+            value = redact_url(value) if "://" in value else MASK
+        if option.kind.masked:
+            value = tuple(map(option.kind.masked, value))
+        origin = settings.origins.get(option.key if option.part else name, "default")
+        if name == "log_level" and str(origin) == "this machine":
+            origin = "default"  # each command has its own
+        if name == "api" and value is None:
+            value, origin = _found_address()
+        yield f"{option.key} = {_shown(value)}  ({origin})"
+
+
+def _found_address() -> tuple[str | None, str]:
+    """The address of the API where `prefect` itself would find it."""
+    found = flowfleet.api.found_url(os.environ)
+    return (redact_url(found[0]), found[1]) if found else (None, "default")
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "-"
+    return ", ".join(map(str, value)) or "-" if isinstance(value, tuple) else str(value)
+
+
+def _half(name: str) -> click.Command:
+    """`flowfleet poller …` and `flowfleet worker …`: the other two programs, imported only when asked for."""
+
+    @click.command(
+        name,
+        help=f"The same as the command `{name}`.",
+        add_help_option=False,
+        context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    )
+    @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+    def half(arguments: tuple[str, ...]) -> int:
+        if name == "poller":
+            from poller import cli as poller_cli  # noqa: PLC0415
+
+            return commands.run(poller_cli.program, arguments, name="flowfleet poller")
+        from workers import cli as workers_cli  # noqa: PLC0415
+
+        return commands.run(workers_cli.cli, arguments, name="flowfleet worker")
+
+    return half
+
+
+program.add_command(up)
+program.add_command(_half("poller"))
+program.add_command(_half("worker"))
+
+
+def main() -> None:
+    """The `flowfleet` command."""
+    sys.exit(commands.run(program, name="flowfleet"))

@@ -1,0 +1,152 @@
+"""Intent: what an operator wants of a worker, written to the ledger, where the worker reads it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+
+from flowfleet import ledger as ledgers
+from flowfleet.errors import FleetError, LedgerUnavailable
+from flowfleet.ledger import Ledger
+from flowfleet.ledger.roster import Roster, Row
+from flowfleet.monitor.snapshot import take
+from flowfleet.monitor.status import console, workers_table
+from flowfleet.settings import Common, options
+
+
+@contextmanager
+def asked(settings: Common) -> Iterator[Ledger]:
+    """The ledger for a command that only asks or orders: what is wrong with Redis is said at once."""
+    ledger = ledgers.connect(settings.redis, settings.fleet)
+    try:
+        try:
+            ledger.check()
+        except LedgerUnavailable as error:
+            raise LedgerUnavailable(f"{error}: start it, or correct --redis or FLOWFLEET_REDIS.") from error
+        yield ledger
+    finally:
+        ledger.close()
+
+
+class UnknownWorker(FleetError):
+    """The roster has no such worker, or more than one."""
+
+    exit_code = 2
+
+
+class WorkerAlive(FleetError):
+    """A worker that lives cannot be forgotten."""
+
+    exit_code = 2
+
+
+def find(roster: Roster, given: str) -> Row:
+    """The worker of this identity, or of this name where only one host has it."""
+    rows = roster.rows()
+    exact = [row for row in rows if row.worker == given]
+    named = [row for row in rows if row.worker.rpartition("@")[0] == given]
+    if exact or len(named) == 1:
+        return (exact or named)[0]
+    if named:
+        raise UnknownWorker(f"More than one worker is named {given!r}: say which of {_listed(named)}.")
+    known = f"known are {_listed(rows)}" if rows else "this fleet has no worker"
+    raise UnknownWorker(f"No worker {given!r} is known: {known}.")
+
+
+def _listed(rows: list[Row]) -> str:
+    return ", ".join(sorted(row.worker for row in rows))
+
+
+def want(roster: Roster, given: str, state: str, note: str = "") -> str:
+    """Write `active`, `paused` or `draining` for a worker; its identity."""
+    worker = find(roster, given).worker
+    if not roster.want(worker, state, note):
+        raise UnknownWorker(f"The worker {worker} was forgotten meanwhile.")
+    return worker
+
+
+def forget(roster: Roster, given: str) -> str:
+    """Take a worker off the roster, the operator's word that its host is gone; its identity."""
+    row = find(roster, given)
+    if not roster.forget(row.worker):
+        raise WorkerAlive(f"The worker {row.worker} still lives and cannot be forgotten: stop it first.")
+    return row.worker
+
+
+_WORDS = {
+    "draining": "{worker} takes no new runs and ends when its last one has ended.",
+    "paused": "{worker} takes no new runs until it is resumed.",
+    "active": "{worker} takes runs again.",
+}
+
+
+def _order(name: str, state: str, help_text: str) -> click.Command:
+    """One of drain, pause, resume: the same command with another word."""
+
+    @click.command(name, help=help_text)
+    @click.argument("workers", nargs=-1, metavar="[NAME@HOST]...")
+    @click.option("--all", "every", is_flag=True, help="Every worker of the fleet.")
+    @click.option("--note", default="", metavar="TEXT", help="Why, for those who look at the roster.")
+    @options(Common, command="worker", level="WARNING")
+    def command(settings: Common, workers: tuple[str, ...], *, every: bool, note: str) -> None:
+        with asked(settings) as ledger:
+            for worker in _chosen(ledger.roster, workers, every=every):
+                identity = want(ledger.roster, worker, state, note)
+                click.echo(_WORDS[state].format(worker=identity))
+
+    return command
+
+
+def _chosen(roster: Roster, workers: tuple[str, ...], *, every: bool) -> list[str]:
+    if every and workers:
+        raise click.UsageError("Give workers or --all, not both.")
+    if every:
+        return [row.worker for row in roster.rows()]
+    if not workers:
+        raise click.UsageError("Which worker? Give NAME@HOST, or --all.")
+    return list(workers)
+
+
+@click.command("list")
+@click.option("--json", "as_json", is_flag=True, help="As JSON, like `workers` of flowfleet status --json.")
+@click.option("--all", "every", is_flag=True, help="Also workers that do not live any more.")
+@options(Common, command="worker", level="WARNING")
+def list_workers(settings: Common, *, as_json: bool, every: bool) -> None:
+    """Show the workers of the fleet."""
+    with asked(settings) as ledger:
+        snapshot = take(ledger)
+    if as_json:
+        rows = snapshot.to_json()["workers"]
+        click.echo(json.dumps([row for row in rows if every or row["state"] != "offline"], indent=2))
+        return
+    shown = tuple(worker for worker in snapshot.workers if every or worker.row.live)
+    gone = len(snapshot.workers) - len(shown)
+    if shown:
+        out = console()
+        out.print(workers_table(shown, out.width))
+    else:
+        click.echo(f"No worker lives in the fleet {settings.fleet}.")
+    if gone:
+        click.echo(f"{gone} that {'does' if gone == 1 else 'do'} not live any more: see --all.")
+
+
+@click.command("forget")
+@click.argument("worker", metavar="NAME@HOST")
+@options(Common, command="worker", level="WARNING")
+def forget_worker(settings: Common, worker: str) -> None:
+    """Say that a worker's host is gone for good: taken as proof that nothing of it runs any more."""
+    with asked(settings) as ledger:
+        click.echo(f"{forget(ledger.roster, worker)} is forgotten.")
+
+
+#: for the `worker` group
+worker_commands: tuple[click.Command, ...] = (
+    list_workers,
+    _order("drain", "draining", "Take no new runs and exit when empty; lasts over restarts until `resume`."),
+    _order("pause", "paused", "Take no new runs; lasts over restarts until `resume`."),
+    _order("resume", "active", "Take runs again."),
+    forget_worker,
+)

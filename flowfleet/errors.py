@@ -1,0 +1,88 @@
+"""Errors: the tree of everything that flowfleet raises on purpose.
+
+FleetError                      one sentence, and the exit code of a command that ends with it
+├── SettingsError               a setting, flag, variable or file that cannot be used           (exit 2)
+├── ApiError                    the Prefect API                                                (exit 3)
+│   ├── ApiUnavailable          no answer, or one that says "later": ask again
+│   │   └── KeyRefused          401 or 403: says nothing about a run, asked again each 60 s
+│   └── ApiRejected             a definite no: asking again will not help
+│       ├── AlreadyClaimed      somebody else has this run
+│       └── RunGone             the run (or its deployment) does not exist any more
+├── LedgerError                 Redis                                                          (exit 4)
+│   ├── LedgerUnavailable       no answer: wait and ask again
+│   └── LedgerUnusable          waiting cannot cure it: refused password, a cluster, too old
+├── BadMessage                  a message that is not ours, broken, too large, or of another version
+└── DeployError                 a run that could not be started
+    ├── UnsupportedRun          it asks for what this fleet cannot do (also a ValueError)
+    └── StartFailed             no such interpreter, working folder missing, no permission
+"""
+
+from __future__ import annotations
+
+
+class FleetError(Exception):
+    """Something went wrong in a way that one sentence can tell."""
+
+    exit_code = 1
+
+
+class SettingsError(FleetError):
+    """A setting cannot be used; the sentence names the setting, the value and the remedy."""
+
+    exit_code = 2
+
+
+class ApiError(FleetError):
+    """The Prefect API did not do what was asked."""
+
+    exit_code = 3
+
+
+class ApiUnavailable(ApiError):
+    """No answer, or one that means "later"; nothing is known about what was asked."""
+
+
+class KeyRefused(ApiUnavailable):
+    """The API refused our credentials (401, 403); this says nothing about any run."""
+
+
+class ApiRejected(ApiError):
+    """A definite no of the API."""
+
+
+class AlreadyClaimed(ApiRejected):
+    """Somebody else has claimed this run."""
+
+
+class RunGone(ApiRejected):
+    """The run, or what it needs (its deployment), does not exist at the API any more."""
+
+
+class LedgerError(FleetError):
+    """Redis did not do what was asked."""
+
+    exit_code = 4
+
+
+class LedgerUnavailable(LedgerError):
+    """Redis does not answer now; whether the last request was carried out is unknown."""
+
+
+class LedgerUnusable(LedgerError):
+    """This Redis cannot be used, and waiting will not change it."""
+
+
+class BadMessage(FleetError):
+    """A message that must not be acted on."""
+
+
+class DeployError(FleetError):
+    """A run could not be started."""
+
+
+class UnsupportedRun(DeployError, ValueError):
+    """The run asks for something that this fleet cannot do."""
+
+
+class StartFailed(DeployError):
+    """User code certainly did not begin; the sentence says why."""

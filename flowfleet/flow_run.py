@@ -1,0 +1,128 @@
+"""FlowRun, Route, Offer and Message: the facts that poller and workers must agree on."""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from urllib.parse import quote, unquote
+
+from flowfleet.errors import BadMessage
+
+#: version of messages, claims, roster rows and disk records
+VERSION = 1
+#: name of the one Celery task
+TASK_NAME = "flowfleet.launch"
+#: upper bound of a message's JSON body, in bytes
+MESSAGE_LIMIT = 4096
+
+BACKENDS = ("prefect1", "prefect3")
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Route:
+    """What decides who can run a run: one Celery queue each.
+
+    `scope` is the pool's or tenant's uuid, `name` the work queue's name or the sorted labels joined by commas (each
+    label percent-encoded first). The text form is `BACKEND/SCOPE/NAME` with `name` percent-encoded.
+    """
+
+    backend: str
+    scope: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.backend}/{self.scope}/{quote(self.name, safe='')}"
+
+    @classmethod
+    def parse(cls, text: str) -> Route:
+        """Read the text form; raises `BadMessage` when it is not one."""
+        parts = text.split("/")
+        if len(parts) != 3 or parts[0] not in BACKENDS or not _UUID.fullmatch(parts[1]):
+            raise BadMessage(f"not a route: {text[:200]!r}")
+        return cls(parts[0], parts[1], unquote(parts[2]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlowRun:
+    """A run that the API would hand out: what the leader knows of it before it claims."""
+
+    run_id: str
+    name: str
+    route: Route
+    #: when it is to start, aware UTC
+    due: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offer:
+    """What a worker offers to run; pollers only narrow it."""
+
+    backend: str
+    pools: tuple[str, ...] = ()  # Prefect 3 pool names
+    pool_ids: tuple[str, ...] = ()  # their uuids, in the same order
+    work_queues: tuple[str, ...] = ()  # empty = all queues of the pools
+    labels: tuple[str, ...] = ()  # Prefect 1
+    tenant: str | None = None
+
+    def serves(self, route: Route) -> bool:
+        """Whether a worker with this offer can run what comes on this route."""
+        if route.backend != self.backend:
+            return False
+        if self.backend == "prefect3":
+            return route.scope in self.pool_ids and (not self.work_queues or route.name in self.work_queues)
+        labels = set(filter(None, route.name.split(",")))
+        # Prefect 1: the labels of a run are a subset of those of its worker, and a run without labels goes only to
+        # workers without labels only
+        return route.scope == self.tenant and (labels <= set(self.labels)) and (bool(labels) or not self.labels)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """The nudge in Redis: no command, no secret; the claim id is the fence."""
+
+    run_id: str
+    claim: str
+    route: Route
+    v: int = VERSION
+
+    @property
+    def task_id(self) -> str:
+        """The Celery task id, `RUN.CLAIM`."""
+        return f"{self.run_id}.{self.claim}"
+
+    def to_kwargs(self) -> dict[str, Any]:
+        """The task's keyword arguments, exactly `{v, run_id, claim, route}`."""
+        return {"v": self.v, "run_id": self.run_id, "claim": self.claim, "route": str(self.route)}
+
+    @classmethod
+    def from_kwargs(cls, kwargs: Mapping[str, Any]) -> Message:
+        """Validate and read the task's keyword arguments; raises `BadMessage`."""
+        if set(kwargs) != {"v", "run_id", "claim", "route"}:
+            raise BadMessage(
+                f"a message has the keys v, run_id, claim, route; this one has {sorted(map(str, kwargs))[:8]}"
+            )
+        if kwargs["v"] != VERSION or isinstance(kwargs["v"], bool):
+            raise BadMessage(f"message version {kwargs['v']!r} is unknown; this flowfleet reads version {VERSION}")
+        for key in ("run_id", "claim"):
+            if not isinstance(kwargs[key], str) or not _UUID.fullmatch(kwargs[key]):
+                raise BadMessage(f"{key} of a message must be a uuid")
+        if not isinstance(kwargs["route"], str):
+            raise BadMessage("route of a message must be text")
+        if len(json.dumps(dict(kwargs))) > MESSAGE_LIMIT:
+            raise BadMessage(f"a message has at most {MESSAGE_LIMIT} bytes")
+        return cls(run_id=kwargs["run_id"], claim=kwargs["claim"], route=Route.parse(kwargs["route"]))
+
+
+def claim_id(call: str, run_id: str) -> str:
+    """The claim id of one run in a bulk call: uuid5(call id, run id).
+
+    A Prefect 3 bulk call has one state, so one `transition_id`, for all its runs (measured); the claim id must still
+    be one per run and derivable by whoever settles the claim after a crash.
+    """
+    return str(uuid.uuid5(uuid.UUID(call), run_id))

@@ -1,0 +1,90 @@
+"""Kind of value: what the settings' texts may be, each read by one function and told in one phrase."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+from flowfleet import logs
+from flowfleet.options import Kind
+
+_SIZES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+def _name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", text):
+        raise ValueError(text)
+    return text
+
+
+def _count(text: str) -> int:
+    if int(text) < 1:
+        raise ValueError(text)
+    return int(text)
+
+
+def _above_zero(text: str) -> float:
+    if not (math.isfinite(float(text)) and float(text) > 0):
+        raise ValueError(text)
+    return float(text)
+
+
+def _from_zero(text: str) -> float:
+    if not (math.isfinite(float(text)) and float(text) >= 0):
+        raise ValueError(text)
+    return float(text)
+
+
+def _port(text: str) -> int:
+    if not 0 < int(text) < 65536:
+        raise ValueError(text)
+    return int(text)
+
+
+def _size(text: str) -> int:
+    found = re.fullmatch(r"(\d+)\s*([kmgt]?)(?:i?b)?", text.strip().lower())
+    if not found:
+        raise ValueError(text)
+    return int(found[1]) * _SIZES[found[2]]
+
+
+def _pair(text: str) -> str:
+    if "=" not in text.lstrip("="):
+        raise ValueError(text)
+    return text
+
+
+def _pair_masked(text: str) -> str:
+    """The name only; a text without one is all secret."""
+    name, equals, _ = text.partition("=")
+    return f"{name}={logs.MASK}" if equals else logs.MASK
+
+
+def shown_as(name: str) -> Kind:
+    """Any text but an empty one, called so in the help."""
+    return Kind(parse=_some, wants="some text", metavar=name)
+
+
+def _some(text: str) -> str:
+    if not text.strip():
+        raise ValueError(text)
+    return text
+
+
+def one_of(*choices: str) -> Kind:
+    """One of these words."""
+    return Kind(choices=choices)
+
+
+NAME = Kind(parse=_name, wants="letters, digits, dots, dashes and underscores (at most 64)", metavar="NAME")
+COUNT = Kind(parse=_count, wants="a whole number from 1 up", metavar="N")
+SECONDS = Kind(parse=_above_zero, wants="a number of seconds above 0", metavar="SECONDS")
+GRACE = Kind(parse=_from_zero, wants="a number of seconds from 0 up", metavar="SECONDS")
+DAYS = Kind(parse=_from_zero, wants="a number of days from 0 up", metavar="DAYS")
+PORT = Kind(parse=_port, wants="a port from 1 to 65535", metavar="PORT")
+SIZE = Kind(parse=_size, wants="a size such as 500M or 1G", metavar="SIZE")
+PAIR = Kind(parse=_pair, wants="NAME=VALUE", metavar="K=V", masked=_pair_masked)
+FILE = Kind(parse=Path, wants="a path", metavar="FILE")
+FOLDER = Kind(parse=Path, wants="a path", metavar="FOLDER")
+SWITCH = Kind(switch=True)

@@ -1,0 +1,165 @@
+"""Claim: the record of our right to one attempt at a run, what moves answer, and how their fields are read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from flowfleet.errors import BadMessage
+from flowfleet.flow_run import VERSION, Route
+from flowfleet.ledger.transitions import Refusal, State
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """Our right to one attempt at a run, as the ledger has it."""
+
+    run_id: str
+    claim: str
+    call: str  # the bulk call's id, the API's transition_id
+    route: Route
+    state: State
+    name: str
+    due: datetime  # the scheduled time that a hand-back restores
+    attempt: int = 1
+    policy: str = "report"  # --on-lost-run: report | requeue
+    worker: str | None = None  # NAME@HOST of the owner
+    cancel: bool = False
+    handle: Mapping[str, Any] | None = None
+    exit: Mapping[str, Any] | None = None  # Exit.to_record without the run's output, when ended
+    reason: str | None = None  # why it is returning
+    #: returning with its owner's proof that user code never began: only then may the API take it back from Launching
+    never_began: bool = False
+    since: float = 0.0  # unix seconds by the Redis clock; for display only
+    moves: int = 0  # grows with each transition and renewal: a leader tells "has not moved" by it, never by a clock
+    #: the server process under which its owner last wrote it (or it was made): one from before the gate shut may be
+    #: behind what its worker has done
+    process: str = ""
+    v: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a transition did: moved, or refused with the reason and the claim that stood in the way."""
+
+    moved: bool
+    refusal: Refusal | None = None
+    claim: Claim | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """A claim as its worker holds it: what a renewal carries, and what re-asserts it after a loss of Redis."""
+
+    run_id: str
+    claim: str
+    call: str
+    route: Route
+    name: str
+    due: datetime
+    state: State  # TAKEN, STARTING, RUNNING or ENDED as the worker's disk has it
+    attempt: int = 1
+    policy: str = "report"
+    handle: Mapping[str, Any] | None = None
+    exit: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lease:
+    """The leader's numbers, which workers read from the ledger."""
+
+    renew_seconds: float = 5.0
+    ttl_seconds: float = 20.0
+    grace_seconds: float = 120.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Renewal:
+    """The answer to a worker's one renewal of everything that it holds."""
+
+    #: run ids of held claims that somebody wants cancelled
+    cancelled: frozenset[str] = frozenset()
+    #: held claims that are no longer this worker's (handed back, judged, another claim): run id → why
+    fenced: Mapping[str, Refusal] = field(default_factory=dict)
+    #: claims that the ledger had lost, or was behind with, and that this renewal wrote again
+    reasserted: frozenset[str] = frozenset()
+    gate_open: bool = False
+    #: False: the ledger has no row of this process (lost, forgotten, or another has the name): sign on again
+    signed_on: bool = True
+    #: what the operator wants of this identity: active, paused or draining
+    wanted: str = "active"
+    lease: Lease = Lease()
+    #: every known route of the fleet (the worker serves those that it can)
+    routes: tuple[Route, ...] = ()
+
+
+def pairs(flat: Sequence[str]) -> dict[str, str]:
+    """Field names and values, as Redis answers them in turn."""
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def read_outcome(answer: Sequence[Any]) -> Outcome:
+    """What a script answers: done or not, why not, the claim's fields."""
+    done, why, flat = answer
+    return Outcome(moved=bool(done), refusal=Refusal(why) if why else None, claim=read_claim(pairs(flat)))
+
+
+def read_claim(fields: Mapping[str, str]) -> Claim | None:
+    """A claim from its fields; None when there is none, or when it is of a version that this one cannot read."""
+    if not fields or fields.get("v") != str(VERSION):
+        return None
+    return Claim(
+        run_id=fields["run_id"],
+        claim=fields["claim"],
+        call=fields["call"],
+        route=Route.parse(fields["route"]),
+        state=State(fields["state"]),
+        name=fields["name"],
+        due=datetime.fromisoformat(fields["due"]),
+        attempt=int(fields["attempt"]),
+        policy=fields["policy"],
+        worker=fields.get("worker") or None,
+        cancel=fields.get("cancel") == "1",
+        handle=json.loads(fields["handle"]) if fields.get("handle") else None,
+        exit=json.loads(fields["exit"]) if fields.get("exit") else None,
+        reason=fields.get("reason") or None,
+        never_began=fields.get("never_began") == "1",
+        since=float(fields.get("since", 0)),
+        moves=int(fields.get("moves", 0)),
+        process=fields.get("process", ""),
+    )
+
+
+def read_record(fields: dict[str, Any]) -> Mapping[str, Any]:
+    """A claim that is gone, from its JSON."""
+    for name in ("handle", "exit"):
+        fields[name] = json.loads(fields[name]) if fields.get(name) else None
+    for name, kind in (("attempt", int), ("moves", int), ("since", float), ("gone_at", float)):
+        fields[name] = kind(fields.get(name, 0))
+    fields.pop("nonce", None)
+    return fields
+
+
+def read_lease(numbers: Sequence[str]) -> Lease:
+    """The leader's numbers, or the standard ones where it has written none."""
+    standard = Lease()
+    values = [float(text) if text else None for text in numbers]
+    return Lease(
+        renew_seconds=values[0] or standard.renew_seconds,
+        ttl_seconds=values[1] or standard.ttl_seconds,
+        grace_seconds=values[2] or standard.grace_seconds,
+    )
+
+
+def read_routes(texts: Iterable[str]) -> list[Route]:
+    """The routes among these texts, in their order."""
+    routes = []
+    for text in texts:
+        try:
+            routes.append(Route.parse(text))
+        except BadMessage:
+            continue  # of a later version: no worker of this one can serve it
+    return routes

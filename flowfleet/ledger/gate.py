@@ -1,0 +1,83 @@
+"""Gate: shut when Redis is another process than the one that the leader has accepted; and the leader's term."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+from flowfleet.ledger.claim import Lease, read_lease
+from flowfleet.ledger.store import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leader:
+    """Who leads."""
+
+    name: str
+    host: str
+    nonce: str
+    term: int
+    beat: int
+
+
+class Gate:
+    """Election, gate and the leader's numbers; scripts compare the gate with the server's own run id (INFO server)."""
+
+    def __init__(self, store: Store, *, gap: random.Random | None = None) -> None:
+        self._store = store
+        self._gap = gap or random.Random()
+
+    def is_open(self) -> bool:
+        """True when the server's run id is the accepted one."""
+        return bool(self._store.script("gate")[0])
+
+    def empty(self) -> bool:
+        """True when the ledger has no claim at all."""
+        return int(self._store.script("gate")[2]) == 0
+
+    def open(self, term: int, server: str) -> bool:
+        """Accept this server process (its run id as read when the sweep began); False if it changed meanwhile."""
+        return bool(self._store.script("open", term, server))
+
+    def server(self) -> str:
+        """The run id of the Redis process that answers now."""
+        return str(self._store.script("gate")[1])
+
+    def leader(self) -> Leader | None:
+        """Who leads, as written."""
+        found: Any = self._store.ask(lambda client: client.hgetall(self._store.key("leader")))
+        if not found.get("nonce"):
+            return None
+        return Leader(
+            name=found["name"],
+            host=found["host"],
+            nonce=found["nonce"],
+            term=int(found["term"]),
+            beat=int(found["beat"]),
+        )
+
+    def elect(self, name: str, host: str, nonce: str, seen: Leader | None) -> int | None:
+        """Take the lead when the written leader is still exactly `seen` (term and beat): the new term, or None.
+
+        The caller has watched `seen` for the leader's time by its own clock; one that resigned need not be watched.
+        Terms grow with gaps of chance, so that two leaders around a loss of Redis's last writes never share one.
+        """
+        beat: tuple[str | int, str | int] = (seen.term, seen.beat) if seen else ("", "")
+        term = self._store.script("elect", name[:200], host[:200], nonce, *beat, self._gap.randrange(10_000))
+        return int(term) if term else None
+
+    def lead(self, term: int, nonce: str, lease: Lease) -> bool:
+        """The leader's beat (and its numbers); False when another has been elected."""
+        numbers = (lease.renew_seconds, lease.ttl_seconds, lease.grace_seconds)
+        return bool(self._store.script("lead", term, nonce, *numbers))
+
+    def lease(self) -> Lease:
+        """The leader's numbers, or the standard ones where no leader has written any."""
+        names = ("renew_seconds", "ttl_seconds", "grace_seconds")
+        found: Any = self._store.ask(lambda client: client.hmget(self._store.key("lease"), names))
+        return read_lease(found)
+
+    def resign(self, term: int) -> None:
+        """Leave the lead, so that a standby need not wait."""
+        self._store.script("resign", term)

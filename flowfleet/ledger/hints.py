@@ -1,0 +1,96 @@
+"""Hints: publish/subscribe of "look now"; nothing is lost when one is lost, since everybody also looks by himself."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import redis
+
+from flowfleet.errors import LedgerError
+from flowfleet.ledger.store import Store
+
+logger = logging.getLogger(__name__)
+
+KINDS = ("freed", "routes", "poke", "wanted", "cancel", "due")
+Listener = Callable[[str, str], None]
+
+
+class Hints:
+    """The fleet's one channel."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def publish(self, kind: str, text: str = "") -> None:
+        """Tell everybody who listens; raises the errors of the ledger."""
+        assert kind in KINDS, kind
+        body = json.dumps({"kind": kind, "text": text[:200]})
+        self._store.ask(lambda client: client.publish(self._store.key("hints"), body))
+
+    def listen(self, callback: Listener) -> Listening:
+        """Call `callback(kind, text)` from a daemon thread until closed; outages of Redis are outlived."""
+        return Listening(self._store, callback)
+
+
+class Listening:
+    """One subscription, kept up by its own thread."""
+
+    def __init__(self, store: Store, callback: Listener) -> None:
+        self._store = store
+        self._callback = callback
+        self._closed = threading.Event()
+        #: set while the subscription stands
+        self.subscribed = threading.Event()
+        self._thread = threading.Thread(target=self._keep_listening, name="flowfleet-hints", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread."""
+        self._closed.set()
+        if self._thread is not threading.current_thread():
+            self._thread.join(timeout=5)
+
+    def _keep_listening(self) -> None:
+        pause = 0.2
+        while not self._closed.is_set():
+            try:
+                with self._store.errors():
+                    self._listen()
+            except LedgerError as exc:
+                logger.debug("hints interrupted", extra={"error": str(exc), "next_try_seconds": pause})
+            was_subscribed = self.subscribed.is_set()
+            self.subscribed.clear()
+            pause = 0.2 if was_subscribed else min(pause * 2, 5.0)
+            self._closed.wait(pause)
+
+    def _listen(self) -> None:
+        pubsub: Any = self._store.client.pubsub()  # type: ignore[no-untyped-call]
+        try:
+            pubsub.subscribe(self._store.key("hints"))
+            while not self._closed.is_set():
+                try:
+                    message = pubsub.get_message(timeout=0.5)
+                except redis.exceptions.TimeoutError:
+                    continue
+                if message is None:
+                    continue
+                if message["type"] == "subscribe":
+                    self.subscribed.set()
+                elif message["type"] == "message":
+                    self._tell(str(message["data"]))
+        finally:
+            pubsub.close()
+
+    def _tell(self, body: str) -> None:
+        try:
+            hint = json.loads(body)
+            kind, text = str(hint["kind"]), str(hint["text"])
+        except (ValueError, TypeError, KeyError):
+            logger.warning("hint not understood", extra={"body": body[:200]})
+            return
+        if kind in KINDS:
+            self._callback(kind, text)

@@ -1,0 +1,121 @@
+"""Protocol: docs/protocol.md, printed from the transition table so that page and code cannot differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from flowfleet.ledger.transitions import REFUSALS, TRANSITIONS, State, Transition
+
+_HEAD = """\
+# The ledger's protocol
+
+This page is printed from the transition table (`flowfleet/ledger/transitions.py`), which also drives the Lua scripts
+and the model test. Do not edit it: change the table or `flowfleet/ledger/protocol.py`, then run `python -c "from
+flowfleet.ledger.protocol import render; print(render(), end='')" > docs/protocol.md`.
+
+A **claim** is our right to one attempt at a run. It lives in Redis under the run's id, one claim per run, and carries
+a **claim id** that is never used twice. Each move below is one Lua script: it happens whole or not at all, and it
+says why not. A move that got no answer may be repeated with the same ids: one that was carried out is answered as
+moved again.
+
+    claiming → queued → taken → starting → running → ended → gone
+                  └───────┴─────────┴→ returning → gone
+"""
+
+_TAIL = """\
+## What renewals repair
+
+A worker renews everything that it holds in one script. For each held claim the worker's disk is believed:
+
+- The ledger has the claim, less far than the worker: it is moved on to where the worker has it.
+- The ledger has lost the claim: it is written again, if user code may have begun; one that was only taken is written
+  again while the gate is shut, and later no more, since the sweep that opened the gate has handed it back.
+- The claim is gone in order (there is a record of it): it stays gone, and the worker is told so. The one exception is
+  a claim whose user code has begun and which a leader has dropped: only a loss of Redis can have led to that.
+- The run has another claim: the worker is told so, unless that other one is a leftover from before the loss and user
+  code of this one has begun, which could only be after the other one was gone.
+- Another process has the worker's name: nothing is kept; that process speaks for the worker now.
+
+A renewal that a later one has overtaken on its way changes nothing (its beat is lower).
+
+## The gate
+
+Each script that lets something begin compares the server's own run id (`INFO server`) with the one that the leader
+has accepted. A restart, an empty server and a promoted replica have another: the gate is shut until the leader has
+given workers a TTL to renew and has compared the API with the ledger once. `claim`, `take`, `start` and the leader's
+hand-back wait for that. A claim that was queued under an earlier server process is not taken any more, since its
+message may have been acted on without Redis knowing: the leader hands it back, and does so at the API only from
+Submitted, never from Launching or Running.
+
+## The leader
+
+The leader's record holds a nonce, a term and a beat. A standby watches the beat by its own clock and takes over, with
+a higher term, only if term and beat are still the ones that it saw. Terms have gaps of chance, so that two leaders
+elected around a loss of the last writes never share one. No key of the ledger expires, and no script decides by a
+clock: the clock of the Redis host is written down for display and for clearing away old records.
+
+## Slots
+
+A claim needs a free slot in all, and on its route. Free in all: the slots of live, active workers, less the claims
+that they own (`ended` ones have given their slot back), less everything claiming or queued. Free on a route: the same
+over the workers that consume this route, less what is claiming or queued on any route that one of these workers
+consumes.
+
+## Keys
+
+All under `flowfleet:FLEET:`
+
+| key | holds |
+|---|---|
+| `claims`, `claim:RUN` | the run ids with a claim; one hash each |
+| `gone`, `records` | claims that are gone, by claim id: a day, at most 10,000; they keep a claim from coming back |
+| `workers`, `worker:NAME@HOST` | the roster; one hash each |
+| `routes`, `due` | known routes; what waits at the API on each |
+| `leader`, `lease`, `gate` | who leads; the leader's numbers; the accepted server process |
+| `counters` | what must be counted beyond one process |
+| `hints` | a channel, not a key: "look now"; nothing depends on it |
+"""
+
+
+def render(transitions: Sequence[Transition] = TRANSITIONS) -> str:
+    """The whole page."""
+    built = [row for row in transitions if row.built]
+    later = [row for row in transitions if not row.built]
+    parts = [_HEAD, "## The moves\n", _table(built), "## Crashes\n", _crashes(built)]
+    if later:
+        parts += ["## Places kept for later\n", _table(later)]
+    parts += ["## Refusals\n", _refusals(), _TAIL]
+    return "\n".join(parts)
+
+
+def _table(rows: Sequence[Transition]) -> str:
+    lines = ["| move | by | from | to | what it says | refused |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        why = ", ".join(row.refusals)
+        lines.append(f"| {row.name} | {row.mover} | {_sources(row)} | {_target(row)} | {row.sentence} | {why} |")
+    return "\n".join(lines) + "\n"
+
+
+def _sources(row: Transition) -> str:
+    return ", ".join(row.sources) or ("held by it" if row.script == "renew" else "no claim")
+
+
+def _target(row: Transition) -> str:
+    if row.script == "renew":
+        return "as held"
+    if row.stays:
+        return "as it was"
+    return row.target or "gone"
+
+
+def _crashes(rows: Sequence[Transition]) -> str:
+    lines = ["| right after | what is left, and who heals it |", "|---|---|"]
+    lines += [f"| {row.name} | {row.crash} |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _refusals() -> str:
+    lines = ["| refusal | because |", "|---|---|"]
+    lines += [f"| {refusal} | {text} |" for refusal, text in REFUSALS.items()]
+    states = ", ".join(State)
+    return "\n".join(lines) + f"\n\nStates: {states}.\n"

@@ -1,0 +1,26 @@
+-- adopt: the claim is another worker's of the same host from now on, its state stays. ARGV: run id, claim id, worker, nonce
+-- That the owner is dead cannot be seen from here: whoever asks has held the lock of the owner's state folder.
+local run_id, claim_id, worker, nonce = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local claim, answer = find('adopt', run_id, claim_id)
+if not claim then
+  return answer
+end
+if not has_name(worker, nonce) then
+  return refused('owner', claim)
+end
+if claim.state == 'missing' then
+  claim.state = claim.was
+end
+if not from_source('adopt', claim) then
+  return refused('state', claim)
+end
+if claim.worker == worker then
+  return moved(claim)
+end
+if string.match(claim.worker, '@([^@]*)$') ~= string.match(worker, '@([^@]*)$') then
+  return refused('owner', claim)
+end
+-- The nonce goes: the dead owner's process asks no start for it again. Not freshened, like the leader's moves: only the next
+-- renewal says how far the run is by the host's disk.
+write_claim(claim, {state = claim.state, worker = worker, nonce = ''}, true)
+return moved(claim)

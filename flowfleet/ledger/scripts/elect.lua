@@ -1,0 +1,18 @@
+-- elect: takes the lead when the leader is still as seen. ARGV: name, host, nonce, term seen, beat seen (empty: nobody leads), gap
+local name, host, nonce, seen_term, seen_beat, gap = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6])
+local leader = read_hash(key('leader')) or {}
+local leads = leader.nonce and leader.nonce ~= ''
+if leads and leader.nonce == nonce then
+  return leader.term
+end
+if leads and not (leader.term == seen_term and leader.beat == seen_beat) then
+  return ''
+end
+if not leads and seen_term ~= '' then
+  -- the one that was seen has resigned: nobody has to be waited for
+  seen_term = ''
+end
+-- A gap of chance: two leaders around a loss of the last writes of Redis must not share a term.
+local term = string.format('%d', (tonumber(leader.term) or 0) + 1 + gap)
+redis.call('HSET', key('leader'), 'name', name, 'host', host, 'nonce', nonce, 'term', term, 'beat', '0')
+return term

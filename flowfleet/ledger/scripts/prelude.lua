@@ -1,0 +1,174 @@
+-- What every script stands on: keys, the gate, the term, reading and writing a claim. `MOVES` comes from transitions.py.
+-- KEYS[1] is the fleet's prefix. All values of a claim are text; handle and exit are JSON that no script looks into.
+
+local PREFIX = KEYS[1]
+local VERSION = '1'
+local KEPT_SECONDS = 86400
+local KEPT_RECORDS = 10000
+local RANK = {claiming = 1, queued = 2, taken = 3, starting = 4, running = 5, ended = 6}
+
+local function key(...)
+  return PREFIX .. table.concat({...})
+end
+
+-- unix seconds by the clock of the Redis host: for display and clean-up only, no decision may rest on it
+local function now()
+  local time = redis.call('TIME')
+  return string.format('%d.%06d', time[1], time[2])
+end
+
+-- the id of this server process: a restart, an empty server and a promoted replica all have another
+local PROCESS
+local function process()
+  if not PROCESS then
+    PROCESS = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
+  end
+  return PROCESS
+end
+
+local function gate_open()
+  return redis.call('HGET', key('gate'), 'server') == process()
+end
+
+local function term_stands(term)
+  local leader = redis.call('HMGET', key('leader'), 'term', 'nonce')
+  return leader[2] and leader[2] ~= '' and leader[1] == term
+end
+
+local function hint(kind, text)
+  redis.call('PUBLISH', key('hints'), cjson.encode({kind = kind, text = text or ''}))
+end
+
+local function count(name)
+  redis.call('HINCRBY', key('counters'), name, 1)
+end
+
+local function to_table(flat)
+  local fields = {}
+  for i = 1, #flat, 2 do
+    fields[flat[i]] = flat[i + 1]
+  end
+  return fields
+end
+
+local function to_flat(fields)
+  local flat = {}
+  for name, value in pairs(fields) do
+    flat[#flat + 1] = name
+    flat[#flat + 1] = tostring(value)
+  end
+  return flat
+end
+
+local function read_hash(name)
+  local flat = redis.call('HGETALL', name)
+  if #flat == 0 then
+    return nil
+  end
+  return to_table(flat)
+end
+
+local function read_claim(run_id)
+  return read_hash(key('claim:', run_id))
+end
+
+local function read_row(worker)
+  return read_hash(key('worker:', worker))
+end
+
+-- an answer: {1, '', claim} or {0, refusal, claim}
+local function moved(claim)
+  return {1, '', claim and to_flat(claim) or {}}
+end
+
+local function refused(why, claim)
+  return {0, why, claim and to_flat(claim) or {}}
+end
+
+-- Writes changes of a claim. `process` tells under which server process its owner, or its birth, last wrote it: what is older
+-- may have gone on without Redis knowing (see take and renew), so the leader's moves do not freshen it.
+local function write_claim(claim, changes, by_leader)
+  for name, value in pairs(changes) do
+    claim[name] = tostring(value)
+  end
+  claim.moves = tostring((tonumber(claim.moves) or 0) + 1)
+  claim.since = now()
+  if not by_leader then
+    claim.process = process()
+  end
+  redis.call('HSET', key('claim:', claim.run_id), unpack(to_flat(claim)))
+  redis.call('SADD', key('claims'), claim.run_id)
+end
+
+local function trim_records()
+  local old = redis.call('ZRANGEBYSCORE', key('gone'), '-inf', '(' .. (now() - KEPT_SECONDS), 'LIMIT', 0, 100)
+  local over = redis.call('ZCARD', key('gone')) - #old - KEPT_RECORDS
+  if #old == 0 and over > 0 then
+    old = redis.call('ZRANGE', key('gone'), 0, math.min(over, 100) - 1)
+  end
+  if #old > 0 then
+    redis.call('ZREM', key('gone'), unpack(old))
+    redis.call('HDEL', key('records'), unpack(old))
+  end
+end
+
+-- The claim goes; its record stays as what `explain` reads and as the tombstone that keeps it from coming back.
+local function remove_claim(claim, move, by, reason)
+  redis.call('DEL', key('claim:', claim.run_id))
+  redis.call('SREM', key('claims'), claim.run_id)
+  claim.move = move
+  claim.by = by
+  claim.reason = reason
+  claim.gone_at = now()
+  redis.call('HSET', key('records'), claim.claim, cjson.encode(claim))
+  redis.call('ZADD', key('gone'), claim.gone_at, claim.claim)
+  trim_records()
+end
+
+local function read_record(claim_id)
+  local text = redis.call('HGET', key('records'), claim_id)
+  return text and cjson.decode(text) or nil
+end
+
+-- The claim that a move is about, or nil and the answer. `move` is a name of the table.
+local function find(move, run_id, claim_id)
+  local claim = read_claim(run_id)
+  if claim and claim.claim == claim_id then
+    if claim.v ~= VERSION then
+      return nil, refused('version', claim)
+    end
+    return claim
+  end
+  if MOVES[move].target == '' then
+    -- a repeat of the move that removed it
+    local record = read_record(claim_id)
+    if record and record.move == move then
+      return nil, moved(record)
+    end
+  end
+  return nil, refused(claim and 'other-claim' or 'unknown', claim)
+end
+
+-- Like find, for its worker: also that the claim is this worker's. A missing claim whose owner speaks is where it was.
+local function find_own(move, run_id, claim_id, worker)
+  local claim, answer = find(move, run_id, claim_id)
+  if not claim then
+    return nil, answer
+  end
+  if claim.worker and claim.worker ~= '' and claim.worker ~= worker then
+    return nil, refused('owner', claim)
+  end
+  if claim.state == 'missing' then
+    claim.state = claim.was
+  end
+  return claim
+end
+
+local function from_source(move, claim)
+  return MOVES[move].sources[claim.state]
+end
+
+-- Is this process the one that has the worker's name now? A forgotten or replaced one may begin nothing.
+local function has_name(worker, nonce)
+  return redis.call('HGET', key('worker:', worker), 'nonce') == nonce
+end

@@ -1,0 +1,219 @@
+"""Store: the connection to Redis, the fleet's key prefix, and the Lua scripts by name.
+
+The only place that talks to the client library: every error of it leaves here as `LedgerUnavailable` (wait and ask
+again) or `LedgerUnusable` (waiting cannot cure it). Nothing is retried but one reconnect, so a script may run twice for
+one call.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any, TypeVar
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from flowfleet.errors import LedgerUnavailable, LedgerUnusable
+from flowfleet.ledger.transitions import lua_table
+
+T = TypeVar("T")
+
+#: oldest server whose scripts and commands we use
+OLDEST_SERVER = (6, 2)
+_FLEET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_SCHEMES = ("redis", "redis+socket")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """The Redis or Valkey that answers, as `check` and `doctor` see it."""
+
+    version: str
+    process: str  # its run id: another after each start
+    persistent: bool  # append-only file, or snapshots
+    eviction: str  # maxmemory-policy
+    software: str = "redis"
+
+
+class Store:
+    """One fleet's keys in one Redis. Threads may share it."""
+
+    def __init__(self, client: redis.Redis, address: str, fleet: str) -> None:
+        self.client = client
+        self.address = address  # without its password, for sentences
+        self.fleet = fleet
+        self.prefix = f"flowfleet:{fleet}:"
+        self._scripts: dict[str, tuple[str, str]] = {}
+        self._prelude = lua_table() + _read("prelude")
+
+    def key(self, name: str) -> str:
+        """A key of this fleet."""
+        return self.prefix + name
+
+    def script(self, name: str, *args: str | float) -> Any:
+        """Run one Lua script by its file name; loads it when the server does not have it (yet, or after a restart)."""
+        source, digest = self._source(name)
+        with self.errors():
+            try:
+                return self.client.evalsha(digest, 1, self.prefix, *map(str, args))
+            except redis.exceptions.NoScriptError:
+                return self.client.eval(source, 1, self.prefix, *map(str, args))
+
+    def ask(self, command: Callable[[redis.Redis], T]) -> T:
+        """Run a plain command with the errors of this store."""
+        with self.errors():
+            return command(self.client)
+
+    def count(self, name: str, by: int = 1) -> None:
+        """Add to a counter that must outlive processes (bad messages, refusals)."""
+        self.ask(lambda client: client.hincrby(self.key("counters"), name[:100], by))
+
+    def counts(self) -> dict[str, int]:
+        """All counters."""
+        found: Any = self.ask(lambda client: client.hgetall(self.key("counters")))
+        return {name: int(value) for name, value in found.items()}
+
+    def check(self) -> Server:
+        """Ask who answers. Raises `LedgerUnusable` with the remedy for a cluster or a server that is too old."""
+        info: Any = self.ask(lambda client: client.info())
+        if info.get("cluster_enabled") == 1 or info.get("redis_mode") == "cluster":
+            raise LedgerUnusable(
+                f"Redis at {self.address} is a cluster, which Celery cannot use; give that of a standalone server"
+            )
+        version = str(info.get("redis_version", "0"))
+        if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < OLDEST_SERVER:
+            raise LedgerUnusable(
+                f"Redis at {self.address} has version {version}; flowfleet needs Redis 6.2, Valkey 8 or newer"
+            )
+        if info.get("role") == "slave":
+            raise LedgerUnusable(
+                f"Redis at {self.address} is a replica and takes no writes; give the address of its primary"
+            )
+        persistent = info.get("aof_enabled") == 1 or (int(info.get("rdb_last_save_time", 0)) > 0 and self._snapshots())
+        return Server(
+            version=str(info.get("valkey_version", version)),
+            process=str(info.get("run_id", "")),
+            persistent=persistent,
+            eviction=str(info.get("maxmemory_policy", "")),
+            software=str(info.get("server_name", "redis")),
+        )
+
+    def close(self) -> None:
+        """Let go of all connections."""
+        self.client.close()
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """Turn what the client library raises into our two errors."""
+        try:
+            yield
+        except (redis.exceptions.AuthenticationError, redis.exceptions.NoPermissionError) as exc:
+            raise LedgerUnusable(
+                f"Redis at {self.address} refuses our password or user; set the right one in FLOWFLEET_REDIS"
+            ) from exc
+        except (redis.exceptions.OutOfMemoryError, redis.exceptions.ReadOnlyError) as exc:
+            raise LedgerUnavailable(f"Redis at {self.address} cannot write now ({_short(exc)})") from exc
+        except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError) as exc:
+            raise LedgerUnavailable(f"Redis at {self.address} does not answer ({_short(exc)})") from exc
+        except redis.exceptions.ResponseError as exc:
+            raise _of_answer(exc, self.address) from exc
+        except redis.exceptions.RedisError as exc:
+            raise LedgerUnavailable(f"Redis at {self.address} does not answer ({_short(exc)})") from exc
+
+    def _snapshots(self) -> bool:
+        try:
+            answer: Any = self.ask(lambda client: client.config_get("save"))
+        except LedgerUnusable:
+            return False  # a managed Redis that hides its settings
+        return bool(answer.get("save"))
+
+    def _source(self, name: str) -> tuple[str, str]:
+        if name not in self._scripts:
+            source = self._prelude + _read(name)
+            # the name under which Redis keeps a script; nothing is protected by it
+            self._scripts[name] = (source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+        return self._scripts[name]
+
+
+def open_store(url: str, fleet: str, *, socket_timeout: float = 5.0) -> Store:
+    """A store for a URL and a fleet; needs no live server. Raises `LedgerUnusable` for what cannot be an address."""
+    if not _FLEET.fullmatch(fleet):
+        raise LedgerUnusable(
+            f"--fleet {fleet[:80]!r}: use letters, digits, dot, dash and underscore, at most 64 of them"
+        )
+    parts = urlsplit(url)
+    address = redacted(url)
+    if parts.scheme not in _SCHEMES:
+        raise LedgerUnusable(f"--redis {address}: use redis://HOST:PORT/DB or redis+socket:///PATH")
+    place: dict[str, Any]
+    try:
+        place = _socket_place(parts) if parts.scheme == "redis+socket" else _port_place(parts)
+    except ValueError as exc:
+        raise LedgerUnusable(f"--redis {address}: use redis://HOST:PORT/DB or redis+socket:///PATH ({exc})") from exc
+    client = redis.Redis(
+        **place,
+        username=unquote(parts.username) if parts.username else None,
+        password=unquote(parts.password) if parts.password else None,
+        socket_timeout=socket_timeout,
+        socket_connect_timeout=socket_timeout,
+        health_check_interval=25,
+        decode_responses=True,
+        encoding_errors="replace",
+        protocol=2,
+        # one reconnect for a connection that died while idle; after a timeout nothing is known, and nothing is repeated
+        retry=Retry(NoBackoff(), 1, supported_errors=(redis.exceptions.ConnectionError,)),
+        client_name=f"flowfleet-{fleet}",
+    )
+    return Store(client, address, fleet)
+
+
+def redacted(url: str) -> str:
+    """The URL without user and password."""
+    parts = urlsplit(url)
+    place = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{place}{parts.path}" if parts.scheme else "(no address)"
+
+
+def _port_place(parts: SplitResult) -> dict[str, Any]:
+    return {
+        "host": parts.hostname or "localhost",
+        "port": parts.port or 6379,
+        "db": int(parts.path.strip("/") or 0),
+        "socket_keepalive": True,
+    }
+
+
+def _socket_place(parts: SplitResult) -> dict[str, Any]:
+    if not parts.path or parts.path == "/":
+        raise ValueError("the path of the socket is missing")
+    database = (parse_qs(parts.query).get("virtual_host") or ["0"])[0]
+    return {"unix_socket_path": unquote(parts.path), "db": int(database.strip("/") or 0)}
+
+
+def _of_answer(exc: redis.exceptions.ResponseError, address: str) -> LedgerUnavailable | LedgerUnusable:
+    """A refusal that the client has no class for, by its code: the first word of the answer, which is protocol."""
+    if isinstance(exc, redis.exceptions.MovedError | redis.exceptions.ClusterCrossSlotError):
+        return LedgerUnusable(f"Redis at {address} is a cluster, which Celery cannot use; give a standalone server")
+    if isinstance(exc, redis.exceptions.ClusterDownError):
+        return LedgerUnavailable(f"Redis at {address} has lost its primary ({_short(exc)})")
+    code = str(exc).partition(" ")[0]
+    if code in ("NOAUTH", "WRONGPASS", "NOPERM"):
+        return LedgerUnusable(f"Redis at {address} refuses our password or user; set the right one in FLOWFLEET_REDIS")
+    if code in ("MISCONF", "BUSY", "NOREPLICAS", "UNKILLABLE"):
+        return LedgerUnavailable(f"Redis at {address} cannot write now ({_short(exc)})")
+    return LedgerUnusable(f"Redis at {address} does not understand us ({_short(exc)}); is it Redis 6.2 or newer?")
+
+
+def _short(exc: Exception) -> str:
+    return " ".join(str(exc).split())[:200] or type(exc).__name__
+
+
+def _read(name: str) -> str:
+    return (files("flowfleet.ledger") / "scripts" / f"{name}.lua").read_text("utf-8")

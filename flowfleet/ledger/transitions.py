@@ -1,0 +1,289 @@
+"""Transition: one row of the table that says how claims may move, who moves them, and what a crash leaves.
+
+The Lua scripts get sources and targets from `TRANSITIONS`, docs/protocol.md is printed from it, and the model test
+counts that each row and each of its refusals is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class State(StrEnum):
+    """Where a claim stands."""
+
+    CLAIMING = "claiming"
+    QUEUED = "queued"
+    TAKEN = "taken"
+    STARTING = "starting"
+    RUNNING = "running"
+    ENDED = "ended"
+    RETURNING = "returning"
+    MISSING = "missing"
+    JUDGED = "judged"
+
+
+class Refusal(StrEnum):
+    """Why a transition was refused; nothing was changed."""
+
+    KNOWN = "known"  # claim: the run has a claim already, or this claim id has been used up
+    NO_SLOT = "no-slot"  # claim: no free slot for the route, or none in all
+    GATE = "gate"  # the gate is shut, or the claim was queued before it shut
+    TERM = "term"  # another leader has been elected since
+    UNKNOWN = "unknown"  # no claim for this run
+    OTHER_CLAIM = "other-claim"  # the run has another claim id now
+    OWNER = "owner"  # the claim belongs to another worker, or another process has this worker's name now
+    STATE = "state"  # the claim is not in a state from which this goes
+    CANCELLED = "cancelled"  # start: a cancel came first
+    VERSION = "version"  # written by a newer flowfleet
+
+
+#: each refusal in words, for docs/protocol.md
+REFUSALS: Mapping[Refusal, str] = {
+    Refusal.TERM: "another leader has been elected since",
+    Refusal.GATE: "the gate is shut, or the claim was queued before it shut",
+    Refusal.KNOWN: "the run has a claim already, or this claim id has been used up",
+    Refusal.NO_SLOT: "no slot is free for the route, or none in all",
+    Refusal.UNKNOWN: "the run has no claim",
+    Refusal.OTHER_CLAIM: "the run has another claim id now",
+    Refusal.VERSION: "the claim was written by a newer flowfleet",
+    Refusal.OWNER: "the claim is another worker's, or another process has this worker's name now",
+    Refusal.STATE: "the claim is not in a state from which this goes",
+    Refusal.CANCELLED: "somebody wants the run cancelled",
+}
+
+
+class Mover(StrEnum):
+    """Who may ask for a move."""
+
+    LEADER = "the leader"
+    WORKER = "any worker"
+    OWNER = "its worker"
+
+
+#: what each move on a named claim can meet
+_FOUND = (Refusal.UNKNOWN, Refusal.OTHER_CLAIM, Refusal.VERSION)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transition:
+    """One row: `sources` empty = there was no claim before, `target` None = there is none after."""
+
+    name: str
+    script: str
+    mover: Mover
+    sources: tuple[State, ...]
+    target: State | None
+    refusals: tuple[Refusal, ...]
+    sentence: str
+    #: what a crash right after it leaves, and who heals that
+    crash: str
+    #: False: the place is kept for a later version, no script moves it yet
+    built: bool = True
+    #: True: the state is as it was, something else of the claim changes
+    stays: bool = False
+
+
+TRANSITIONS: tuple[Transition, ...] = (
+    Transition(
+        name="claim",
+        script="claim",
+        mover=Mover.LEADER,
+        sources=(),
+        target=State.CLAIMING,
+        refusals=(Refusal.TERM, Refusal.GATE, Refusal.KNOWN, Refusal.NO_SLOT),
+        sentence="We want this run: no claim of it exists, the gate is open and a slot is free for it.",
+        crash="The API may or may not have been asked. The leader, or the next one, reads the run: "
+        "claimed by this very call → accept, else refuse.",
+    ),
+    Transition(
+        name="accept",
+        script="accept",
+        mover=Mover.LEADER,
+        sources=(State.CLAIMING,),
+        target=State.QUEUED,
+        refusals=(Refusal.TERM, *_FOUND, Refusal.STATE),
+        sentence="The API has said yes; the message may be published now.",
+        crash="The message may never have been published. Nobody takes it, so the leader hands it back after 60 s.",
+    ),
+    Transition(
+        name="refuse",
+        script="refuse",
+        mover=Mover.LEADER,
+        sources=(State.CLAIMING,),
+        target=None,
+        refusals=(Refusal.TERM, *_FOUND, Refusal.STATE),
+        sentence="The API has said no.",
+        crash="Nothing is left to heal.",
+    ),
+    Transition(
+        name="take",
+        script="take",
+        mover=Mover.WORKER,
+        sources=(State.QUEUED,),
+        target=State.TAKEN,
+        refusals=(Refusal.GATE, *_FOUND, Refusal.OWNER, Refusal.STATE),
+        sentence="A worker has the message and a free slot.",
+        crash="The message is gone and nobody renews. The worker's next process hands it back, or the leader after "
+        "60 s without renewal.",
+    ),
+    Transition(
+        name="start",
+        script="start",
+        mover=Mover.OWNER,
+        sources=(State.TAKEN,),
+        target=State.STARTING,
+        refusals=(Refusal.GATE, *_FOUND, Refusal.OWNER, Refusal.STATE, Refusal.CANCELLED),
+        sentence="User code may begin from now on, by this process of this worker and by no other.",
+        crash="User code may or may not run. Only the host knows: its next worker process looks at the run's folder "
+        "and goes on (run, end) or proves that it never began (give back with proof).",
+    ),
+    Transition(
+        name="run",
+        script="run",
+        mover=Mover.OWNER,
+        sources=(State.STARTING,),
+        target=State.RUNNING,
+        refusals=(*_FOUND, Refusal.OWNER, Refusal.STATE),
+        sentence="The deployment exists and has a handle.",
+        crash="The run goes on. The next worker process on the host adopts it by the handle on disk.",
+    ),
+    Transition(
+        name="end",
+        script="end",
+        mover=Mover.OWNER,
+        sources=(State.STARTING, State.RUNNING),
+        target=State.ENDED,
+        refusals=(*_FOUND, Refusal.OWNER, Refusal.STATE),
+        sentence="The deployment has ended, or could not be started, and its exit is on the worker's disk.",
+        crash="The report is undelivered. It lies in the outbox of the host, whose next worker process sends it.",
+    ),
+    Transition(
+        name="release",
+        script="release",
+        mover=Mover.OWNER,
+        sources=(State.ENDED,),
+        target=None,
+        refusals=(*_FOUND, Refusal.OWNER, Refusal.STATE),
+        sentence="The API has the report, or needed none.",
+        crash="Nothing is left to heal; the record stays a day.",
+    ),
+    Transition(
+        name="give back (leader)",
+        script="give_back",
+        mover=Mover.LEADER,
+        sources=(State.QUEUED, State.TAKEN),
+        target=State.RETURNING,
+        refusals=(Refusal.TERM, Refusal.GATE, *_FOUND, Refusal.STATE),
+        sentence="Nobody took it, or its worker fell silent before user code could begin: back to the API.",
+        crash="The API may still show Submitted. The leader repeats the hand-back, then drops.",
+    ),
+    Transition(
+        name="give back (worker)",
+        script="give_back",
+        mover=Mover.OWNER,
+        sources=(State.QUEUED, State.TAKEN),
+        target=State.RETURNING,
+        refusals=(Refusal.GATE, *_FOUND, Refusal.OWNER, Refusal.STATE),
+        sentence="The worker cannot or must not run it, and user code has not begun.",
+        crash="As above: the leader finishes it when its owner has fallen silent.",
+    ),
+    Transition(
+        name="give back (with proof)",
+        script="give_back",
+        mover=Mover.OWNER,
+        sources=(State.QUEUED, State.TAKEN, State.STARTING),
+        target=State.RETURNING,
+        refusals=(Refusal.GATE, *_FOUND, Refusal.OWNER, Refusal.STATE),
+        sentence="The owner proves that user code never began and never will (its start file says abandoned).",
+        crash="As above: the leader finishes it when its owner has fallen silent.",
+    ),
+    Transition(
+        name="drop (leader)",
+        script="drop",
+        mover=Mover.LEADER,
+        sources=(State.RETURNING,),
+        target=None,
+        refusals=(Refusal.TERM, *_FOUND, Refusal.STATE),
+        sentence="The API has the run as Scheduled again, or it is no longer ours.",
+        crash="Nothing is left to heal; the run is due again at the API.",
+    ),
+    Transition(
+        name="drop (worker)",
+        script="drop",
+        mover=Mover.OWNER,
+        sources=(State.RETURNING,),
+        target=None,
+        refusals=(*_FOUND, Refusal.OWNER, Refusal.STATE),
+        sentence="The same, by the worker that gave it back.",
+        crash="Nothing is left to heal; the run is due again at the API.",
+    ),
+    Transition(
+        name="assert",
+        script="renew",
+        mover=Mover.OWNER,
+        sources=(),
+        target=None,
+        refusals=(Refusal.UNKNOWN, Refusal.OTHER_CLAIM, Refusal.OWNER, Refusal.STATE, Refusal.VERSION),
+        sentence="Each renewal keeps the claims that a worker holds, and writes again (taken, starting, running, "
+        "ended) what Redis has lost of them. What was handed back or released in order stays gone.",
+        crash="Nothing is left to heal; the next renewal says the same.",
+    ),
+    Transition(
+        name="adopt",
+        script="adopt",
+        mover=Mover.WORKER,
+        sources=(State.TAKEN, State.STARTING, State.RUNNING, State.ENDED),
+        target=None,
+        stays=True,
+        refusals=(*_FOUND, Refusal.OWNER, Refusal.STATE),
+        sentence="Another worker of the same host looks after the run from now on: its owner is dead, since the new "
+        "one has held the lock of that one's state folder. Claim id and state stay.",
+        crash="The run's folder names its new keeper before the ledger does. That one asks again when it starts, or, "
+        "if it does not come back, the next worker of the host that starts.",
+    ),
+    Transition(
+        name="miss",
+        script="miss",
+        mover=Mover.LEADER,
+        sources=(State.STARTING, State.RUNNING),
+        target=State.MISSING,
+        refusals=(Refusal.TERM, *_FOUND, Refusal.STATE),
+        sentence="No renewal for a TTL of the leader's clock. A renewal of its worker moves it back to where it was.",
+        crash="The leader goes on watching it.",
+        built=False,
+    ),
+    Transition(
+        name="judge",
+        script="judge",
+        mover=Mover.LEADER,
+        sources=(State.MISSING,),
+        target=State.JUDGED,
+        refusals=(Refusal.TERM, *_FOUND, Refusal.STATE),
+        sentence="No sign of life in the grace either: the run is held for lost.",
+        crash="The report to the API may be missing. The leader repeats it.",
+        built=False,
+    ),
+    Transition(
+        name="bury",
+        script="bury",
+        mover=Mover.LEADER,
+        sources=(State.JUDGED,),
+        target=None,
+        refusals=(Refusal.TERM, *_FOUND, Refusal.STATE),
+        sentence="The API has been told that the run is lost.",
+        crash="Nothing is left to heal.",
+        built=False,
+    ),
+)
+
+
+def lua_table(transitions: Sequence[Transition] = TRANSITIONS) -> str:
+    """The table as Lua, for the head of each script: `MOVES[name].sources[state]`, `MOVES[name].target`."""
+    rows = []
+    for row in transitions:
+        sources = ", ".join(f"['{state}'] = true" for state in row.sources)
+        rows.append(f"['{row.name}'] = {{sources = {{{sources}}}, target = '{row.target or ''}'}}")
+    return "local MOVES = {\n  " + ",\n  ".join(rows) + "\n}\n"

@@ -1,0 +1,173 @@
+"""Logs: one format for every part, run id and claim on every line that has them, JSON by option, secrets blackened."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any, TextIO
+from urllib.parse import quote
+
+MASK = "***"
+#: shorter "secrets" would blacken half of every line
+_SHORTEST_SECRET = 4
+#: the part between scheme and host of an address, up to the last @ before the path
+_USERINFO = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)(?P<user>[^\s/:@]*)(?::[^\s/]*)?@")
+_AUTHORIZATION = re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,}")
+#: what every log record has; all else came by `extra`
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "data"}
+#: these come first, so that lines about one run line up
+_FIRST = ("run_id", "claim", "worker", "route")
+
+
+class Redactor:
+    """Blackens known secrets, and the credentials in any address, known or not."""
+
+    def __init__(self, secrets: Iterable[str] = ()) -> None:
+        self._secrets: tuple[str, ...] = ()
+        for secret in secrets:
+            self.keep(secret)
+
+    def keep(self, secret: str) -> None:
+        """Blacken this one too from now on, also in its percent-encoded form."""
+        forms = {form for form in (secret, quote(secret, safe="")) if len(form) >= _SHORTEST_SECRET}
+        # longest first: a secret that contains another must not leave its rest behind
+        self._secrets = tuple(sorted({*self._secrets, *forms}, key=len, reverse=True))
+
+    def __call__(self, text: str) -> str:
+        """The text without secrets."""
+        for secret in self._secrets:
+            text = text.replace(secret, MASK)
+        text = _USERINFO.sub(_masked_userinfo, text)
+        return _AUTHORIZATION.sub(lambda found: f"{found[1]} {MASK}", text)
+
+
+def _masked_userinfo(found: re.Match[str]) -> str:
+    if ":" not in found[0][len(found["scheme"]) :]:
+        # one word before the @: a lone user name is harmless, but a token stands in the same place
+        return f"{found['scheme']}{MASK}@"
+    return f"{found['scheme']}{found['user']}:{MASK}@"
+
+
+def redact_url(url: str) -> str:
+    """The address without its credentials, for sentences and answers."""
+    return _USERINFO.sub(_masked_userinfo, url)
+
+
+def fields_of(record: logging.LogRecord) -> dict[str, Any]:
+    """What was given by `extra`, run id and claim first."""
+    given = {name: value for name, value in vars(record).items() if name not in _STANDARD and value is not None}
+    first = {name: given.pop(name) for name in _FIRST if name in given}
+    return {**first, **given}
+
+
+def _moment(record: logging.LogRecord) -> str:
+    moment = datetime.fromtimestamp(record.created, UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class _Formatter(logging.Formatter):
+    """What both formats share: the trace, and the redactor that sees the finished line."""
+
+    def __init__(self, redact: Redactor) -> None:
+        super().__init__()
+        self.redact = redact
+
+    def trace(self, record: logging.LogRecord) -> str:
+        """The traceback, and the stack if one was asked for."""
+        parts = []
+        if record.exc_info and record.exc_info[0] is not None:
+            parts.append(self.formatException(record.exc_info))
+        if record.stack_info:
+            parts.append(record.stack_info)
+        return "\n".join(parts)
+
+
+class TextFormatter(_Formatter):
+    """`2026-01-31T12:00:00.000Z INFO    poller.loop: run claimed  run_id=… claim=… slots=4`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line, and the traceback below it if there is one."""
+        line = f"{_moment(record)} {record.levelname:<7} {record.name}: {record.getMessage()}"
+        fields = " ".join(f"{name}={_shown(value)}" for name, value in fields_of(record).items())
+        if fields:
+            line = f"{line}  {fields}"
+        trace = self.trace(record)
+        return self.redact(f"{line}\n{trace}" if trace else line)
+
+
+class JsonFormatter(_Formatter):
+    """One JSON object a line: at, level, logger, message, then the fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line."""
+        line: dict[str, Any] = {
+            "at": _moment(record),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **fields_of(record),
+        }
+        trace = self.trace(record)
+        if trace:
+            line["trace"] = trace
+        return json.dumps(self._cleaned(line), ensure_ascii=False, default=str)
+
+    def _cleaned(self, value: Any) -> Any:
+        # before the JSON is written: a secret with a quote in it looks different afterwards
+        if isinstance(value, str):
+            return self.redact(value)
+        if isinstance(value, Mapping):
+            return {str(key): self._cleaned(item) for key, item in value.items()}
+        if isinstance(value, list | tuple | set | frozenset):
+            return [self._cleaned(item) for item in value]
+        if value is None or isinstance(value, bool | int | float):
+            return value
+        return self.redact(str(value))
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3f}".rstrip("0").rstrip(".")
+    text = str(value)
+    if not text or re.search(r'[\s"=]', text):
+        return json.dumps(text, ensure_ascii=False)
+    return text
+
+
+def configure(
+    level: str, style: str = "text", *, secrets: Iterable[str] = (), stream: TextIO | None = None
+) -> logging.Handler:
+    """Send all logs of this process to `stream` (stderr), in one format; a second call replaces the first."""
+    redact = Redactor(secrets)
+    handler = logging.StreamHandler(stream if stream is not None else sys.stderr)
+    handler.setFormatter(JsonFormatter(redact) if style == "json" else TextFormatter(redact))
+    root = logging.getLogger()
+    for old in list(root.handlers):
+        if isinstance(old.formatter, _Formatter):
+            root.removeHandler(old)
+    root.addHandler(handler)
+    root.setLevel(level)
+    # a line for each connection of the HTTP pool says nothing to an operator
+    logging.getLogger("urllib3").setLevel(logging.WARNING)
+    return handler
+
+
+def keep_secret(secret: str | None) -> None:
+    """Blacken a secret that was found later, for example the key in Prefect's own profile."""
+    if not secret:
+        return
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler.formatter, _Formatter):
+            handler.formatter.redact.keep(secret)
+
+
+def redact(text: str) -> str:
+    """Blacken text for people as the log lines of this process are blackened."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler.formatter, _Formatter):
+            return handler.formatter.redact(text)
+    return Redactor()(text)

@@ -1,0 +1,1 @@
+"""The monitor: reads the ledger and tells people; it never writes."""

@@ -1,0 +1,196 @@
+"""Check: one thing that must be right for a fleet to work, with what was found and the remedy."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from flowfleet.api.client import ServerInfo
+from flowfleet.errors import ApiError, LedgerError
+from flowfleet.monitor.metrics import our_version
+from flowfleet.monitor.redis_server import RedisServer, is_cluster
+from flowfleet.monitor.snapshot import Snapshot
+
+#: the oldest Redis that has what our scripts use
+OLDEST_REDIS = (6, 2)
+#: clocks further apart than this make states and logs hard to read
+SKEW_SECONDS = 5.0
+
+
+class Verdict(StrEnum):
+    """How a check went. Only FAIL makes `doctor` end with 5."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One check's result."""
+
+    name: str
+    verdict: Verdict
+    found: str
+    remedy: str = ""
+
+    @property
+    def sentence(self) -> str:
+        """What was found, and what to do about it."""
+        return f"{self.found.rstrip('.')}. {self.remedy}".rstrip()
+
+    def to_json(self) -> dict[str, str]:
+        """The JSON form."""
+        return {"name": self.name, "verdict": str(self.verdict), "found": self.found, "remedy": self.remedy}
+
+
+def redis_checks(server: RedisServer, clock: Callable[[], float] = time.time) -> Iterator[Check]:
+    """Reachable, not a cluster, new enough, keeps what it is given, and agrees about the time."""
+    try:
+        info = server.info()
+        appendonly, save, now = server.config("appendonly"), server.config("save"), server.now()
+    except LedgerError as error:
+        yield Check(name="redis", verdict=Verdict.FAIL, found=str(error), remedy="Start Redis, or correct --redis.")
+        return
+    yield Check(name="redis", verdict=Verdict.OK, found=f"Redis at {server.address} answers.")
+    yield _cluster(info)
+    yield _version(info)
+    yield _persistence(info, appendonly, save)
+    yield _eviction(info)
+    yield _clock("redis clock", now - clock(), "Redis")
+
+
+def _cluster(info: Mapping[str, Any]) -> Check:
+    if is_cluster(info):
+        return Check(
+            name="redis mode",
+            verdict=Verdict.FAIL,
+            found="This is a node of a Redis Cluster, where our scripts cannot work on all keys at once.",
+            remedy="Use a standalone Redis or one behind Sentinel.",
+        )
+    return Check(name="redis mode", verdict=Verdict.OK, found="Redis is no cluster.")
+
+
+def _version(info: Mapping[str, Any]) -> Check:
+    name = "Valkey" if info.get("valkey_version") else "Redis"
+    found = str(info.get("valkey_version") or info.get("redis_version") or "0")
+    parts = tuple(int(part) for part in found.split(".")[:2] if part.isdigit())
+    if parts < OLDEST_REDIS:
+        return Check(
+            name="redis version",
+            verdict=Verdict.FAIL,
+            found=f"{name} {found} is too old.",
+            remedy="Use Redis 6.2 or newer, or Valkey.",
+        )
+    return Check(name="redis version", verdict=Verdict.OK, found=f"{name} {found}.")
+
+
+def _persistence(info: Mapping[str, Any], appendonly: str | None, save: str | None) -> Check:
+    # where CONFIG is not allowed, as with many hosted ones, INFO still tells of the append-only file
+    if appendonly == "yes" or str(info.get("aof_enabled")) == "1":
+        if info.get("aof_last_write_status", "ok") != "ok":
+            return Check(
+                name="redis persistence",
+                verdict=Verdict.FAIL,
+                found="The append-only file could not be written the last time.",
+                remedy="Look at the disk of the Redis host.",
+            )
+        return Check(name="redis persistence", verdict=Verdict.OK, found="The append-only file is on.")
+    if save:
+        found = "Only snapshots are kept, so a restart of Redis forgets the last minutes."
+    else:
+        found = "Nothing is kept, so a restart of Redis forgets every claim."
+    return Check(
+        name="redis persistence",
+        verdict=Verdict.WARN,
+        found=f"{found} The fleet then waits and rebuilds them from workers and API.",
+        remedy="Set appendonly yes.",
+    )
+
+
+def _eviction(info: Mapping[str, Any]) -> Check:
+    policy, limit = str(info.get("maxmemory_policy", "unknown")), int(info.get("maxmemory", 0) or 0)
+    if policy == "noeviction":
+        return Check(name="redis eviction", verdict=Verdict.OK, found="Nothing is evicted when memory is full.")
+    return Check(
+        name="redis eviction",
+        verdict=Verdict.FAIL if limit else Verdict.WARN,
+        found=f"With maxmemory-policy {policy}, Redis may throw claims away when memory is full.",
+        remedy="Set maxmemory-policy noeviction.",
+    )
+
+
+def _clock(name: str, skew: float, whose: str) -> Check:
+    if abs(skew) <= SKEW_SECONDS:
+        return Check(
+            name=name, verdict=Verdict.OK, found=f"The clock of {whose} agrees with ours to {abs(skew):.1f} s."
+        )
+    direction = "ahead of" if skew > 0 else "behind"
+    return Check(
+        name=name,
+        verdict=Verdict.WARN,
+        found=f"The clock of {whose} is {abs(skew):.0f} s {direction} this machine's.",
+        remedy="Set both by NTP.",
+    )
+
+
+def api_checks(probe: Callable[[], ServerInfo]) -> Iterator[Check]:
+    """Reachable, one that we can use, and agrees about the time."""
+    try:
+        info = probe()
+    except ApiError as error:
+        yield Check(name="api", verdict=Verdict.FAIL, found=str(error), remedy="Start the API, or correct --api.")
+        return
+    yield Check(name="api", verdict=Verdict.OK, found=f"{info.backend} {info.version} answers.")
+    yield _clock("api clock", info.skew_seconds, "the API")
+
+
+def fleet_checks(snapshot: Snapshot) -> Iterator[Check]:
+    """A leader, an open gate, live workers, versions that agree, and nothing due that nobody serves."""
+    leader = snapshot.leader
+    yield Check(
+        name="leader",
+        verdict=Verdict.OK if leader else Verdict.WARN,
+        found=f"{leader.name}@{leader.host} leads." if leader else f"No poller leads the fleet {snapshot.fleet}.",
+        remedy="" if leader else "Start one: poller start.",
+    )
+    yield Check(
+        name="gate",
+        verdict=Verdict.OK if snapshot.gate_open else Verdict.WARN,
+        found="Runs may start."
+        if snapshot.gate_open
+        else "No run may start: the leader has not accepted this Redis yet.",
+        remedy="" if snapshot.gate_open else "Wait, or start a poller if none runs.",
+    )
+    live = [worker for worker in snapshot.workers if worker.row.live]
+    free = snapshot.counts["free_slots"]
+    yield Check(
+        name="workers",
+        verdict=Verdict.OK if live else Verdict.WARN,
+        found=f"{len(live)} live, {free} free slots." if live else f"No worker lives in the fleet {snapshot.fleet}.",
+        remedy="" if live else "Start one: worker start.",
+    )
+    yield from _odd_ones(snapshot)
+
+
+def _odd_ones(snapshot: Snapshot) -> Iterator[Check]:
+    others = sorted({w.row.version for w in snapshot.workers if w.row.live and w.row.version != our_version()})
+    if others:
+        yield Check(
+            name="versions",
+            verdict=Verdict.WARN,
+            found=f"Workers of other versions live ({', '.join(others)}), this is {our_version()}.",
+            remedy="Upgrade all, one after the other.",
+        )
+    unserved = [queue for queue in snapshot.queues if queue.due and not queue.eligible_workers]
+    if unserved:
+        names = ", ".join(snapshot.route_name(queue.route) for queue in unserved)
+        yield Check(
+            name="unserved",
+            verdict=Verdict.WARN,
+            found=f"Runs are due on {names}, which no active worker serves.",
+            remedy="Start a worker for it.",
+        )

@@ -1,0 +1,171 @@
+"""Explanation: why a run is, or is not, running: one sentence, then the evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from flowfleet.api.client import Kind, Place, RunState
+from flowfleet.ledger.claims import Claim, State
+from flowfleet.monitor.snapshot import WAITING, Queue, Snapshot, claim_json
+from flowfleet.monitor.status import span
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """One sentence, and what it rests on."""
+
+    run_id: str
+    sentence: str
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {"run_id": self.run_id, "sentence": self.sentence, "evidence": dict(self.evidence)}
+
+
+def explain(
+    run_id: str,
+    snapshot: Snapshot,
+    record: Mapping[str, Any] | None,
+    at_api: RunState | None,
+    place: Place | None = None,
+) -> Explanation:
+    """Explain a run by its live claim, else by what the API says of it and where it waits there, else by its record."""
+    claim = next((claim for claim in snapshot.claims if claim.run_id == run_id), None)
+    evidence: dict[str, Any] = {}
+    if claim:
+        evidence["claim"] = claim_json(claim)
+    if at_api:
+        evidence["api"] = {"state": at_api.name, "kind": str(at_api.kind), "message": at_api.message}
+    if record:
+        evidence["record"] = dict(record)
+    if claim:
+        sentence = _of_claim(claim, snapshot)
+    elif at_api and at_api.kind == Kind.SCHEDULED:
+        sentence = _of_waiting(at_api, snapshot, place)
+        if place:
+            evidence["place"] = {
+                "pool": place.pool,
+                "queue": place.route.name,
+                "paused": place.paused,
+                "limit": place.limit,
+            }
+        evidence["queues"] = [
+            {"route": str(queue.route), "due": queue.due, "eligible_workers": queue.eligible_workers}
+            for queue in snapshot.queues
+        ]
+    elif at_api and at_api.kind.terminal:
+        sentence = f"It has ended: the API says {at_api.name}{_because(at_api.message)}."
+    elif at_api:
+        sentence = (
+            f"No worker of the fleet {snapshot.fleet} holds it, and the API says {at_api.name}: "
+            "another executor may have it."
+        )
+    elif record:
+        sentence = _of_record(record)
+    else:
+        sentence = f"The fleet {snapshot.fleet} knows nothing of it: it was never claimed here, or more than a day ago."
+    return Explanation(run_id=run_id, sentence=sentence, evidence=evidence)
+
+
+def _of_claim(claim: Claim, snapshot: Snapshot) -> str:
+    since = span(max(0.0, snapshot.at - claim.since))
+    route = snapshot.route_name(claim.route)
+    where = claim.worker or "no worker"
+    words = {
+        State.CLAIMING: f"It is being claimed at the API, for {since}.",
+        State.QUEUED: f"It is claimed and waits in the queue {route} for a worker to take it, for {since}.",
+        State.TAKEN: f"The worker {where} has taken it and prepares its start, for {since}.",
+        State.STARTING: f"The worker {where} is starting it, for {since}.",
+        State.RUNNING: f"It runs on {where}, for {since}.",
+        State.ENDED: f"It has ended on {where}, and its end is not yet accepted by the API, for {since}.",
+        State.RETURNING: f"It is being handed back to the API{_because(claim.reason)}.",
+        State.MISSING: f"It was started on {where}, which has not been heard of for {since}.",
+        State.JUDGED: f"It was started on {where} and is counted as lost{_because(claim.reason)}.",
+    }
+    sentence = words[claim.state]
+    if not snapshot.gate_open and claim.state in (State.QUEUED, State.TAKEN):
+        sentence += " Nothing starts now, since the gate is shut: Redis was restarted or replaced."
+    if claim.cancel:
+        sentence += " A cancel was asked for."
+    return sentence
+
+
+def _of_waiting(state: RunState, snapshot: Snapshot, place: Place | None) -> str:
+    if state.name == "AwaitingConcurrencySlot":
+        return "It waits for a slot of a concurrency limit at the API, which its deployment or a tag of it has reached."
+    due = state.scheduled.timestamp() if state.scheduled else snapshot.at
+    if due > snapshot.at:
+        return f"It is scheduled to start in {span(due - snapshot.at)}."
+    return f"It has been due for {span(snapshot.at - due)} and {_hindrance(snapshot, place)}."
+
+
+def _hindrance(snapshot: Snapshot, place: Place | None) -> str:
+    """What keeps it from being claimed, what its user can change first."""
+    at_api = _hindrance_at_api(place) if place else None
+    if at_api:
+        return at_api
+    if place and not any(worker.row.live and worker.row.offer.serves(place.route) for worker in snapshot.workers):
+        return f"no live worker of the fleet {snapshot.fleet} serves its queue {place.pool}/{place.route.name}"
+    if snapshot.leader is None:
+        return f"no poller is running in the fleet {snapshot.fleet}"
+    if not snapshot.gate_open:
+        return "the gate is shut, since Redis was restarted or replaced"
+    return _hindrance_of_route(snapshot, place) if place else _hindrance_anywhere(snapshot)
+
+
+def _hindrance_at_api(place: Place) -> str | None:
+    if place.paused == "pool":
+        return f"its pool {place.pool} is paused"
+    if place.paused == "queue":
+        return f"its queue {place.pool}/{place.route.name} is paused"
+    return place.limit
+
+
+def _hindrance_of_route(snapshot: Snapshot, place: Place) -> str:
+    """Live workers serve it, so they take no new runs, or no slot is free, or nothing hinders."""
+    where = f"{place.pool}/{place.route.name}"
+    serving = [worker for worker in snapshot.workers if worker.row.live and worker.row.offer.serves(place.route)]
+    active = [worker for worker in serving if worker.state == "active"]
+    if not active:
+        names = ", ".join(f"{worker.row.worker} ({worker.state})" for worker in serving)
+        return f"no worker that serves its queue {where} takes new runs: {names}"
+    claimed = sum(claim.state in WAITING and claim.route == place.route for claim in snapshot.claims)
+    if sum(worker.free for worker in active) <= claimed:
+        slots = sum(worker.row.slots for worker in active)
+        queue = next((queue for queue in snapshot.queues if queue.route == place.route), None)
+        due = f"{_ahead([queue])} on" if queue and queue.due else "it is due on"
+        return f"waits for a free slot: all {slots} of the workers that serve it are taken, and {due} {where}"
+    return "will be claimed at the next poll: nothing hinders it"
+
+
+def _hindrance_anywhere(snapshot: Snapshot) -> str:
+    """The broadest reason, for a run of which nobody says where it waits."""
+    alive = [worker for worker in snapshot.workers if worker.state == "active"]
+    if not alive:
+        return f"the fleet {snapshot.fleet} has no active worker"
+    waiting = [queue for queue in snapshot.queues if queue.due]
+    if waiting and snapshot.counts["free_slots"] == 0:
+        slots = sum(worker.row.slots for worker in alive)
+        return f"waits for a free slot: all {slots} are taken and {_ahead(waiting)}"
+    if waiting and not any(queue.eligible_workers for queue in waiting):
+        names = ", ".join(snapshot.route_name(queue.route) for queue in waiting)
+        return f"no active worker serves {names}"
+    return "is not claimed yet: its pool or queue may be paused, at its limit, or not one that this fleet serves"
+
+
+def _ahead(waiting: list[Queue]) -> str:
+    least = "at least " if any(queue.at_least for queue in waiting) else ""
+    return f"{least}{sum(queue.due for queue in waiting)} runs are due"
+
+
+def _of_record(record: Mapping[str, Any]) -> str:
+    outcome = record.get("outcome") or record.get("reason") or "no longer claimed"
+    worker = record.get("worker")
+    return f"Its last claim here has gone ({outcome}){f', on {worker}' if worker else ''}."
+
+
+def _because(reason: str | None) -> str:
+    return f" ({reason.rstrip('.')})" if reason else ""

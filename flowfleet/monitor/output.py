@@ -1,0 +1,70 @@
+"""Output: what a run has printed, from this host's own records or from the page of the worker that has it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import requests
+
+from flowfleet.errors import FleetError
+
+_PIECE = 64 << 10
+_CONNECT_SECONDS, _READ_SECONDS = 5.0, 60.0
+
+
+class NoOutput(FleetError):
+    """The output of this run is not to be had from here."""
+
+
+def state_home(environ: Mapping[str, str]) -> Path:
+    """`$XDG_STATE_HOME/flowfleet`, under which each worker of this host has its folder."""
+    home = environ.get("XDG_STATE_HOME") or os.path.join(environ.get("HOME", "/"), ".local", "state")  # noqa: PTH118
+    return Path(home) / "flowfleet"
+
+
+def local_log(home: Path, run_id: str) -> Path | None:
+    """The newest output file of a run among the workers of this host."""
+    found = [path for path in home.glob(f"*/*/runs/{run_id}.*/log") if path.is_file()]
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def read_local(
+    log: Path, *, follow: bool, ended: Callable[[], bool], wait: Callable[[float], None] = time.sleep
+) -> Iterator[bytes]:
+    """The file's bytes; with `follow` until the run has ended."""
+    with log.open("rb") as file:
+        while True:
+            # asked before reading: what comes after the end was seen is still read
+            over = not follow or ended()
+            while piece := file.read(_PIECE):
+                yield piece
+            if over:
+                return
+            wait(0.5)
+
+
+def read_remote(address: str, run_id: str, *, follow: bool, token: str | None) -> Iterator[bytes]:
+    """The output as the worker's page gives it. Raises `NoOutput`."""
+    url = f"{address.rstrip('/')}/api/runs/{run_id}/log"
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    try:
+        answer = requests.get(
+            url,
+            headers=headers,
+            params={"follow": "1"} if follow else {},
+            timeout=(_CONNECT_SECONDS, None if follow else _READ_SECONDS),
+            stream=True,
+        )
+        with answer:
+            if answer.status_code in (requests.codes.unauthorized, requests.codes.forbidden):
+                raise NoOutput(f"The worker at {address} asks for its page token: set FLOWFLEET_PAGE_TOKEN.")
+            if answer.status_code != requests.codes.ok:
+                raise NoOutput(
+                    f"The worker at {address} has no output of the run {run_id} (it says {answer.status_code})."
+                )
+            yield from answer.iter_content(_PIECE)
+    except requests.RequestException as error:
+        raise NoOutput(f"The worker at {address} does not answer: look on its host.") from error

@@ -1,0 +1,236 @@
+"""Page: the small HTTP server of poller and worker, for health, metrics, logs and the nudge to poll."""
+
+from __future__ import annotations
+
+import errno
+import hmac
+import ipaddress
+import json
+import logging
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from flowfleet.errors import FleetError, SettingsError
+
+logger = logging.getLogger(__name__)
+
+#: these tell nothing that needs guarding, and probes of orchestrators carry no token
+OPEN_PATHS = frozenset({"/api/health", "/api/ready"})
+#: a client that says nothing for this long is let go
+_SILENCE_SECONDS = 10.0
+_BODY_LIMIT = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What was asked."""
+
+    method: str
+    path: str
+    query: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What to say. `body` may come in pieces, for a log that is followed."""
+
+    status: int = 200
+    body: bytes | Iterator[bytes] = b""
+    content_type: str = "text/plain; charset=utf-8"
+
+    @classmethod
+    def json(cls, value: Any, status: int = 200) -> Answer:
+        """A JSON answer."""
+        return cls(status=status, body=json.dumps(value, default=str).encode() + b"\n", content_type="application/json")
+
+    @classmethod
+    def text(cls, text: str, status: int = 200) -> Answer:
+        """A plain answer."""
+        return cls(status=status, body=text.encode())
+
+
+Handler = Callable[[Request], Answer]
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Host and port of `http://HOST:PORT` or `HOST:PORT`; raises `SettingsError` with the remedy."""
+    remedy = "give it as http://HOST:PORT, for example http://127.0.0.1:8080"
+    url = text if "://" in text else f"http://{text}"
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise SettingsError(f"The address {text!r} cannot be served: {remedy}.") from error
+    if parts.scheme != "http":
+        raise SettingsError(f"The address {text!r} cannot be served: only http is, so {remedy}.")
+    if not host or port is None:
+        raise SettingsError(f"The address {text!r} has no {'port' if host else 'host'}: {remedy}.")
+    return host, port
+
+
+def is_loopback(host: str) -> bool:
+    """True when only this machine can reach what listens on this address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class Page:
+    """A page that is being served; `close` ends it."""
+
+    def __init__(self, server: _Server, thread: threading.Thread) -> None:
+        self._server = server
+        self._thread = thread
+        host, port = server.server_name, server.server_port
+        #: where it is served: a port 0 that was asked for has become a real one
+        self.address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    def close(self) -> None:
+        """Stop listening; answers that are under way are cut off."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(timeout=5.0)
+
+
+def serve(address: str, handlers: Mapping[str, Handler], token: str | None) -> Page:
+    """Serve these paths from threads of their own. A path that ends with `/` has all below it.
+
+    Off loopback every path but health and ready asks for the bearer token, and is refused while there is none.
+    Raises `SettingsError` when the address cannot be served.
+    """
+    host, port = parse_address(address)
+    try:
+        family, _, _, _, sockaddr = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        server = _Server(family, str(sockaddr[0]), port, handlers, token)
+    except socket.gaierror as error:
+        raise SettingsError(f"The address {address} cannot be served: this machine does not know {host}.") from error
+    except OSError as error:
+        raise SettingsError(_why_not(address, port, error)) from error
+    if not server.loopback and token is None:
+        logger.warning(
+            "only health and ready are served, since others can reach this address and no FLOWFLEET_PAGE_TOKEN is set",
+            extra={"address": address},
+        )
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.2}, name="page", daemon=True)
+    thread.start()
+    return Page(server, thread)
+
+
+def _why_not(address: str, port: int, error: OSError) -> str:
+    if isinstance(error, PermissionError):
+        return f"The address {address} cannot be served: port {port} needs more rights, so choose one above 1023."
+    if error.errno == errno.EADDRINUSE:
+        return f"The address {address} cannot be served: port {port} is in use, so choose another."
+    return f"The address {address} cannot be served: {error.strerror or error}."
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    #: closing must not wait for somebody who follows a log
+    block_on_close = False
+    request_queue_size = 64
+
+    def __init__(self, family: int, host: str, port: int, handlers: Mapping[str, Handler], token: str | None) -> None:
+        self.address_family = family
+        self.handlers = handlers
+        self.token = token
+        self.loopback = is_loopback(host)
+        super().__init__((host, port), _Exchange)
+
+    def server_bind(self) -> None:
+        # the standard one asks DNS for this host's full name, which can take seconds where DNS is away
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(self.server_address)
+        self.server_address = self.socket.getsockname()
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that hangs up is nobody's error."""
+        del request
+        logger.debug("page client went away", extra={"client": client_address[0]})
+
+    def find(self, path: str) -> Handler | None:
+        """The handler of a path: its own, or that of the longest folder above it."""
+        if path in self.handlers:
+            return self.handlers[path]
+        above = [name for name in self.handlers if name.endswith("/") and path.startswith(name)]
+        return self.handlers[max(above, key=len)] if above else None
+
+
+class _Exchange(BaseHTTPRequestHandler):
+    server: _Server
+    timeout = _SILENCE_SECONDS
+    server_version = "flowfleet"
+    sys_version = ""
+
+    def do_GET(self) -> None:
+        self._exchange()
+
+    def do_HEAD(self) -> None:
+        self._exchange()
+
+    def do_POST(self) -> None:
+        # Prefect 1's agents are poked with GET and with POST
+        self.rfile.read(min(_length(self.headers.get("Content-Length")), _BODY_LIMIT))
+        self._exchange()
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class names it so
+        logger.debug("page served", extra={"request": format % args})
+
+    def _exchange(self) -> None:
+        parts = urlsplit(self.path)
+        request = Request(method=self.command, path=unquote(parts.path), query=dict(parse_qsl(parts.query)))
+        self._send(self._refusal(request.path) or self._answer(request))
+
+    def _refusal(self, path: str) -> Answer | None:
+        """Why this is not answered, judged before it is said whether the path exists."""
+        if self.server.loopback or path in OPEN_PATHS:
+            return None
+        if self.server.token is None:
+            sentence = "This is not served to other machines while no FLOWFLEET_PAGE_TOKEN is set."
+            return Answer.json({"error": sentence}, HTTPStatus.FORBIDDEN)
+        scheme, _, given = (self.headers.get("Authorization") or "").partition(" ")
+        if scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), self.server.token.encode()):
+            return None
+        return Answer.json({"error": "This asks for the page token as a bearer token."}, HTTPStatus.UNAUTHORIZED)
+
+    def _answer(self, request: Request) -> Answer:
+        handler = self.server.find(request.path)
+        if handler is None:
+            return Answer.json({"error": f"There is nothing at {request.path[:200]}."}, HTTPStatus.NOT_FOUND)
+        try:
+            return handler(request)
+        except FleetError as error:
+            return Answer.json({"error": str(error)}, HTTPStatus.SERVICE_UNAVAILABLE)
+        except Exception:  # the page must not take its process down, whatever a handler does
+            logger.exception("page handler failed", extra={"path": request.path})
+            return Answer.json({"error": "This failed here, the log says why."}, HTTPStatus.INTERNAL_SERVER_ERROR)
+
+    def _send(self, answer: Answer) -> None:
+        self.send_response(answer.status)
+        if answer.status == HTTPStatus.UNAUTHORIZED:
+            self.send_header("WWW-Authenticate", 'Bearer realm="flowfleet"')
+        self.send_header("Content-Type", answer.content_type)
+        self.send_header("Cache-Control", "no-store")
+        if isinstance(answer.body, bytes):
+            self.send_header("Content-Length", str(len(answer.body)))
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        pieces = (answer.body,) if isinstance(answer.body, bytes) else answer.body
+        for piece in pieces:
+            self.wfile.write(piece)
+            self.wfile.flush()
+
+
+def _length(text: str | None) -> int:
+    return int(text) if text and text.isdigit() else 0

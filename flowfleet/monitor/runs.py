@@ -1,0 +1,127 @@
+"""Run view: live claims and those that are gone, in one list for `flowfleet runs`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import RenderableType
+
+from flowfleet.errors import SettingsError
+from flowfleet.ledger.claims import Claim
+from flowfleet.ledger.transitions import State
+from flowfleet.monitor.snapshot import Snapshot, claim_json, iso, route_name
+from flowfleet.monitor.status import PLAIN_WIDTH, span
+from flowfleet.monitor.status import table as plain_table
+
+#: the state of a claim that is gone; its record says how it went
+GONE = "gone"
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filter:
+    """Which runs are asked for; None = any."""
+
+    state: str | None = None
+    route: str | None = None  # a part of the route, or of its name
+    worker: str | None = None
+    since_seconds: float | None = None
+
+
+def parse_since(text: str) -> float:
+    """Seconds of `90s`, `10m`, `2h`, `1d`."""
+    found = re.fullmatch(r"(\d+)([smhd])", text)
+    if not found:
+        raise SettingsError(f"--since cannot be {text!r}: give a number with s, m, h or d, such as 10m.")
+    return int(found[1]) * _UNITS[found[2]]
+
+
+def names(records: Iterable[Mapping[str, Any]], claims: Iterable[Claim]) -> dict[str, str]:
+    """Run → its name, of those that live and those that are gone."""
+    gone = {str(record.get("run_id")): str(record.get("name") or "") for record in records}
+    return gone | {claim.run_id: claim.name or "" for claim in claims}
+
+
+def whole_id(given: str, known: Mapping[str, str]) -> str:
+    """The run's whole id where its name or the beginning of its id was given."""
+    if re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", given.lower()):
+        return given.lower()
+    found = [run_id for run_id, name in known.items() if run_id.startswith(given.lower()) or name == given]
+    if len(found) > 1:
+        raise SettingsError(f"{len(found)} runs of this fleet are named {given!r} or begin with it: give a whole id.")
+    if not found:
+        raise SettingsError(f"No run of this fleet is named {given!r} or begins with it: give its whole id.")
+    return found[0]
+
+
+def parse_state(text: str) -> str:
+    """A state of a claim, or `gone`."""
+    states = (*State, GONE)
+    if text not in states:
+        raise SettingsError(f"--state cannot be {text!r}: use one of {', '.join(states)}.")
+    return text
+
+
+def collect(snapshot: Snapshot, records: Iterable[Mapping[str, Any]], wanted: Filter) -> list[dict[str, Any]]:
+    """The runs asked for: live ones first, then the gone ones, newest first."""
+    names = snapshot.pool_names
+    live = [_live(claim, names) for claim in reversed(snapshot.claims)]
+    gone = [_gone(record) for record in records]
+    return [run for run in live + gone if _fits(run, wanted, snapshot.at)]
+
+
+def _live(claim: Claim, pool_names: Mapping[str, str]) -> dict[str, Any]:
+    return claim_json(claim) | {"end": None, "queue": route_name(claim.route, pool_names), "since_unix": claim.since}
+
+
+def _gone(record: Mapping[str, Any]) -> dict[str, Any]:
+    gone_at = float(record.get("gone_at") or 0.0)
+    return {
+        "run_id": record.get("run_id"),
+        "name": record.get("name"),
+        "route": str(record.get("route")),
+        "state": GONE,
+        "claim": record.get("claim"),
+        "attempt": record.get("attempt"),
+        "worker": record.get("worker"),
+        "handle": None,
+        "since": iso(gone_at),
+        "end": record.get("reason") or record.get("move"),
+        "queue": str(record.get("route")),
+        "since_unix": gone_at,
+    }
+
+
+def _fits(run: Mapping[str, Any], wanted: Filter, now: float) -> bool:
+    worker = str(run["worker"] or "")
+    return (
+        (wanted.state is None or run["state"] == wanted.state)
+        and (wanted.route is None or wanted.route in str(run["route"]) or wanted.route in str(run["queue"]))
+        and (wanted.worker is None or wanted.worker in (worker, worker.rpartition("@")[0]))
+        and (wanted.since_seconds is None or now - float(run["since_unix"]) <= wanted.since_seconds)
+    )
+
+
+def to_json(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Without what is only for the table."""
+    return [{name: value for name, value in run.items() if name not in ("queue", "since_unix")} for run in runs]
+
+
+def table(runs: Sequence[Mapping[str, Any]], now: float, width: int = PLAIN_WIDTH) -> RenderableType:
+    """The list for people."""
+    columns = ("RUN", "ID", "STATE", "WORKER", "AGO", "END")
+    rows = [
+        (
+            str(run["name"] or "-"),
+            str(run["run_id"])[:8],
+            str(run["state"]),
+            str(run["worker"] or "-"),
+            span(max(0.0, now - float(run["since_unix"]))),
+            str(run["end"] or "-"),
+        )
+        for run in runs
+    ]
+    return plain_table(columns, rows, right=("AGO",), names=("RUN", "WORKER", "END"), width=width)

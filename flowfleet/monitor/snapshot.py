@@ -1,0 +1,223 @@
+"""Snapshot: the fleet at one moment, read from the ledger, from which status, metrics and explanations are made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from flowfleet.flow_run import Route
+from flowfleet.ledger import Ledger
+from flowfleet.ledger.claims import Claim, State
+from flowfleet.ledger.gate import Leader
+from flowfleet.ledger.roster import Due, Row
+from flowfleet.monitor.redis_server import RedisServer, Waiting, version_of
+
+#: version of the JSON form
+SCHEMA = 1
+#: claims that hold a slot: their group may be alive
+BUSY = frozenset({State.TAKEN, State.STARTING, State.RUNNING, State.MISSING})
+#: claims whose user code may be running
+RUNNING = frozenset({State.STARTING, State.RUNNING, State.MISSING})
+#: claims that wait for a worker
+WAITING = frozenset({State.CLAIMING, State.QUEUED})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Queue:
+    """One route: what waits at the API, and what lies in Redis."""
+
+    route: Route
+    due: int
+    at_least: bool
+    oldest_due_seconds: float | None
+    depth: int
+    oldest_age_seconds: float | None
+    eligible_workers: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worker:
+    """One worker with what it does now."""
+
+    row: Row
+    busy: int
+    seen_seconds_ago: float
+
+    @property
+    def name(self) -> str:
+        """NAME of NAME@HOST."""
+        return self.row.worker.rpartition("@")[0] or self.row.worker
+
+    @property
+    def host(self) -> str:
+        """HOST of NAME@HOST."""
+        return self.row.worker.rpartition("@")[2]
+
+    @property
+    def state(self) -> str:
+        """What the operator wants of it, or `offline` when it does not live."""
+        return self.row.wanted if self.row.live else "offline"
+
+    @property
+    def free(self) -> int:
+        """Slots that can take a run now."""
+        return max(0, self.row.slots - self.busy) if self.state == "active" else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """The fleet at one moment."""
+
+    at: float  # unix seconds by the Redis clock
+    fleet: str
+    redis_version: str
+    gate_open: bool
+    leader: Leader | None
+    queues: tuple[Queue, ...]
+    workers: tuple[Worker, ...]
+    claims: tuple[Claim, ...]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The five numbers of the status page."""
+        waiting = self._in(WAITING)
+        return {
+            "due": sum(queue.due for queue in self.queues),
+            "outstanding": waiting + self._in({State.TAKEN}),
+            "running": self._in(RUNNING),
+            "free_slots": max(0, sum(worker.free for worker in self.workers) - waiting),
+            "outbox": self._in({State.ENDED}),
+        }
+
+    def _in(self, states: Iterable[State]) -> int:
+        return sum(claim.state in states for claim in self.claims)
+
+    def route_name(self, route: Route) -> str:
+        """The route as people name it, POOL/QUEUE, where a worker has told the pool's name."""
+        return route_name(route, self.pool_names)
+
+    @property
+    def pool_names(self) -> dict[str, str]:
+        """Pool uuid → name."""
+        rows = [worker.row.offer for worker in self.workers]
+        return {uuid: name for offer in rows for uuid, name in zip(offer.pool_ids, offer.pools, strict=False)}
+
+    def to_json(self) -> dict[str, Any]:
+        """The stable form of `flowfleet status --json`."""
+        leader = self.leader
+        return {
+            "schema": SCHEMA,
+            "at": iso(self.at),
+            "fleet": self.fleet,
+            "redis": {"ok": True, "version": self.redis_version},
+            "gate": "open" if self.gate_open else "shut",
+            "leader": leader and {"name": leader.name, "host": leader.host, "term": leader.term},
+            "queues": [_queue_json(queue) for queue in self.queues],
+            "workers": [_worker_json(worker) for worker in self.workers],
+            "runs": [claim_json(claim) for claim in self.claims],
+            "counts": self.counts,
+        }
+
+
+def take(ledger: Ledger) -> Snapshot:
+    """Read the fleet. The parts are read one after the other, so they may differ by what happened meanwhile."""
+    server = RedisServer(ledger.store)
+    info, now = server.info(), server.now()
+    rows, claims, due = ledger.roster.rows(), ledger.claims.live(), ledger.roster.due()
+    routes = sorted({*ledger.roster.routes(), *(one.route for one in due)})
+    waiting = server.waiting(routes)
+    return Snapshot(
+        at=now,
+        fleet=ledger.store.fleet,
+        redis_version=version_of(info),
+        gate_open=ledger.gate.is_open(),
+        leader=ledger.gate.leader(),
+        queues=tuple(_queues(routes, due, waiting, rows, now)),
+        workers=tuple(
+            Worker(
+                row=row,
+                busy=sum(claim.worker == row.worker and claim.state in BUSY for claim in claims),
+                seen_seconds_ago=max(0.0, now - row.seen),
+            )
+            for row in sorted(rows, key=lambda row: row.worker)
+        ),
+        claims=tuple(sorted(claims, key=lambda claim: (claim.since, claim.run_id))),
+    )
+
+
+def _queues(
+    routes: Sequence[Route], due: Sequence[Due], waiting: Sequence[Waiting], rows: Sequence[Row], now: float
+) -> Iterable[Queue]:
+    by_route = {one.route: one for one in due}
+    for route, lying in zip(routes, waiting, strict=True):
+        known = by_route.get(route)
+        yield Queue(
+            route=route,
+            due=known.due if known else 0,
+            at_least=bool(known and known.at_least),
+            oldest_due_seconds=_since(known.oldest if known else None, now),
+            depth=lying.length,
+            oldest_age_seconds=_since(lying.oldest, now),
+            eligible_workers=sum(row.live and row.wanted == "active" and row.offer.serves(route) for row in rows),
+        )
+
+
+def _since(moment: float | None, now: float) -> float | None:
+    return None if moment is None else round(max(0.0, now - moment), 3)
+
+
+def iso(moment: float) -> str:
+    """ISO 8601 in UTC."""
+    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def route_name(route: Route, pool_names: Mapping[str, str]) -> str:
+    """POOL/QUEUE or the labels, where the pool's name is known; else the route with its id cut short."""
+    if route.backend == "prefect1":
+        return route.name or "(no labels)"
+    return f"{pool_names.get(route.scope, route.scope[:8])}/{route.name}"
+
+
+def _queue_json(queue: Queue) -> dict[str, Any]:
+    return {
+        "route": str(queue.route),
+        "due": queue.due,
+        "oldest_due_seconds": queue.oldest_due_seconds,
+        "depth": queue.depth,
+        "oldest_age_seconds": queue.oldest_age_seconds,
+        "eligible_workers": queue.eligible_workers,
+    }
+
+
+def _worker_json(worker: Worker) -> dict[str, Any]:
+    row = worker.row
+    return {
+        "name": worker.name,
+        "host": worker.host,
+        "state": worker.state,
+        "routes": [str(route) for route in row.routes],
+        "labels": list(row.offer.labels),
+        "pools": list(row.offer.pools),
+        "slots": row.slots,
+        "busy": worker.busy,
+        "version": row.version,
+        "seen_seconds_ago": round(worker.seen_seconds_ago, 3),
+    }
+
+
+def claim_json(claim: Claim) -> dict[str, Any]:
+    """A live claim as `runs` of the status."""
+    handle = claim.handle
+    return {
+        "run_id": claim.run_id,
+        "name": claim.name,
+        "route": str(claim.route),
+        "state": str(claim.state),
+        "claim": claim.claim,
+        "attempt": claim.attempt,
+        "worker": claim.worker,
+        "handle": handle and {name: handle.get(name) for name in ("kind", "host", "id")},
+        "since": iso(claim.since),
+    }

@@ -1,0 +1,163 @@
+"""Status: a snapshot as tables for people."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from flowfleet.ledger.claims import State
+from flowfleet.monitor.snapshot import Snapshot, Worker
+
+#: a pipe or a file gets what a small terminal would show
+PLAIN_WIDTH = 80
+_GAP = 2
+#: a name that is cut further says nothing
+_SHORTEST_NAME = 8
+_COLOURS = {
+    "active": "green",
+    "open": "green",
+    "paused": "yellow",
+    "draining": "yellow",
+    "shut": "red",
+    "offline": "red",
+    str(State.RUNNING): "green",
+    str(State.MISSING): "red",
+    str(State.JUDGED): "red",
+}
+
+
+def console() -> Console:
+    """Standard output: colour and the terminal's width where there is one, 80 plain columns elsewhere."""
+    found = Console()
+    return found if found.is_terminal else Console(width=PLAIN_WIDTH, no_color=True, highlight=False)
+
+
+def span(seconds: float | None) -> str:
+    """A time span for people: 4s, 3m 20s, 5h 10m, 2d 3h."""
+    if seconds is None or not math.isfinite(seconds):
+        return "-"
+    whole = int(seconds)
+    for size, unit, below, small in ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
+        if whole >= size:
+            return f"{whole // size}{unit} {whole % size // below}{small}"
+    return f"{whole}s"
+
+
+def status(snapshot: Snapshot, *, runs: int = 20, width: int = PLAIN_WIDTH) -> RenderableType:
+    """The whole page: head, queues, workers, and at most `runs` runs."""
+    parts: list[RenderableType] = [_head(snapshot)]
+    if snapshot.queues:
+        parts += ["", _queues(snapshot, width)]
+    parts += ["", workers_table(snapshot.workers, width) if snapshot.workers else "No worker is known in this fleet."]
+    if snapshot.claims:
+        parts += ["", _runs(snapshot, runs, width)]
+    return Group(*parts)
+
+
+def _coloured(word: str) -> Text:
+    return Text(word, style=_COLOURS.get(word, ""))
+
+
+def _head(snapshot: Snapshot) -> RenderableType:
+    counts, leader = snapshot.counts, snapshot.leader
+    head = Text(f"fleet {snapshot.fleet}   gate ")
+    head.append_text(_coloured("open" if snapshot.gate_open else "shut"))
+    head.append(f"   leader {leader.name}@{leader.host}" if leader else "   no leader: is a poller running?")
+    head.append(f"   Redis {snapshot.redis_version}\n")
+    least = "at least " if any(queue.at_least for queue in snapshot.queues) else ""
+    head.append(
+        f"due {least}{counts['due']}   claimed {counts['outstanding']}   running {counts['running']}   "
+        f"free slots {counts['free_slots']}   unreported {counts['outbox']}"
+    )
+    return head
+
+
+Cell = str | Text
+
+
+def table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Cell]],
+    *,
+    width: int,
+    right: Sequence[str] = (),
+    names: Sequence[str] = (),
+) -> Table:
+    """A plain table no wider than `width`: only the columns of `names` are cut, the widest of them first.
+
+    The library would take from numbers and names alike.
+    """
+    widths = [
+        max([len(title), *(len(row[place]) for row in rows)]) if rows else len(title)
+        for place, title in enumerate(columns)
+    ]
+    places = [place for place, title in enumerate(columns) if title in names]
+    over = sum(widths) + _GAP * (len(columns) - 1) - width
+    while over > 0 and max(widths[place] for place in places) > _SHORTEST_NAME:
+        widths[max(places, key=lambda place: widths[place])] -= 1
+        over -= 1
+    made = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
+    for place, title in enumerate(columns):
+        side: Literal["right", "left"] = "right" if title in right else "left"
+        made.add_column(title, justify=side, no_wrap=True, overflow="ellipsis", width=widths[place])
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def _queues(snapshot: Snapshot, width: int) -> Table:
+    numbers = ("DUE", "OLDEST", "IN REDIS", "WORKERS")
+    rows = [
+        (
+            snapshot.route_name(queue.route),
+            f"{queue.due}+" if queue.at_least else str(queue.due),
+            span(queue.oldest_due_seconds),
+            str(queue.depth),
+            _coloured_count(queue.eligible_workers, needed=bool(queue.due)),
+        )
+        for queue in snapshot.queues
+    ]
+    return table(("QUEUE", *numbers), rows, right=numbers, names=("QUEUE",), width=width)
+
+
+def _coloured_count(count: int, *, needed: bool) -> Text:
+    return Text(str(count), style="red" if needed and not count else "")
+
+
+def workers_table(workers: tuple[Worker, ...], width: int = PLAIN_WIDTH) -> Table:
+    """The roster, with slots as busy/total."""
+    columns = ("WORKER", "STATE", "BUSY", "SERVES", "VERSION", "SEEN")
+    rows = [
+        (
+            worker.row.worker,
+            _coloured(worker.state),
+            f"{worker.busy}/{worker.row.slots}",
+            ",".join(worker.row.offer.pools or worker.row.offer.labels) or "(no labels)",
+            worker.row.version,
+            span(worker.seen_seconds_ago),
+        )
+        for worker in workers
+    ]
+    return table(columns, rows, right=("BUSY", "SEEN"), names=("WORKER", "SERVES"), width=width)
+
+
+def _runs(snapshot: Snapshot, limit: int, width: int) -> RenderableType:
+    rows = [
+        (
+            claim.name,
+            claim.run_id[:8],
+            _coloured(str(claim.state)),
+            claim.worker or "-",
+            span(max(0.0, snapshot.at - claim.since)),
+        )
+        for claim in snapshot.claims[:limit]
+    ]
+    columns = ("RUN", "ID", "STATE", "WORKER", "SINCE")
+    made = table(columns, rows, right=("SINCE",), names=("RUN", "WORKER"), width=width)
+    more = len(snapshot.claims) - limit
+    return Group(made, f"and {more} more, see flowfleet runs") if more > 0 else made

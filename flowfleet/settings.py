@@ -1,0 +1,357 @@
+"""Settings: which options exist, their types, defaults and variables, and the frozen values of one command."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from flowfleet.errors import SettingsError
+from flowfleet.flags import options
+from flowfleet.kinds import COUNT, DAYS, FILE, FOLDER, GRACE, NAME, PAIR, PORT, SECONDS, SIZE, SWITCH, one_of, shown_as
+from flowfleet.ledger.claims import Lease
+from flowfleet.options import Kind, Option, Origin, options_of, refresh, resolve, setting
+
+__all__ = [
+    "Common",
+    "Option",
+    "Origin",
+    "PollerSettings",
+    "UpSettings",
+    "WorkerSettings",
+    "options",
+    "options_of",
+    "refresh",
+    "resolve",
+]
+
+#: a worker begins nothing in the last seconds of its lease, so a shorter one would let nothing begin
+LEASE_MARGIN_SECONDS = 3.0
+
+#: options that are taken for what comes later must not promise it now
+_NOT_YET = "This version only records it: lost runs are not judged yet."
+
+# options that more than one command has
+
+
+def _called() -> Option:
+    return Option(flag="-n --name", kind=NAME, help="This part's name. With the host's it is its identity, NAME@HOST.")
+
+
+def _pools(meaning: str) -> Option:
+    return Option(flag="--pool", named="POOLS", separator=",", kind=shown_as("NAME"), help=meaning)
+
+
+def _work_queues(meaning: str) -> Option:
+    return Option(flag="--work-queue", named="WORK_QUEUES", separator=",", kind=shown_as("NAME"), help=meaning)
+
+
+def _labels(meaning: str) -> Option:
+    return Option(flag="-l --label", named="LABELS", separator=",", kind=shown_as("LABEL"), help=meaning)
+
+
+def _agent_address() -> Option:
+    kind = shown_as("http://HOST:PORT")
+    return Option(flag="--agent-address", kind=kind, help="Serve health, metrics and the like here.")
+
+
+def _cloud_logs(meaning: str) -> Option:
+    return Option(flag="--cloud-logs/--no-cloud-logs", kind=SWITCH, help=meaning)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """What every command has."""
+
+    #: None = as Prefect's own command finds it
+    api: str | None = setting(
+        None,
+        Option(
+            flag="-a --api",
+            kind=shown_as("URL"),
+            help="Address of the Prefect API (default: as Prefect's own command finds it).",
+        ),
+    )
+    backend: str = setting(
+        "auto",
+        Option(
+            flag="--backend",
+            kind=one_of("auto", "prefect1", "prefect3"),
+            help="Which API that is (default: auto).",
+        ),
+    )
+    key: str | None = setting(
+        None,
+        Option(
+            flag="-k --key",
+            secret=True,
+            by_file=True,
+            kind=shown_as("KEY"),
+            help="API key; better by FLOWFLEET_KEY_FILE, since flags show in process lists.",
+        ),
+    )
+    token: str | None = setting(
+        None,
+        Option(
+            flag="-t --token",
+            named="API_TOKEN",
+            secret=True,
+            kind=shown_as("TOKEN"),
+            help="API token, the older name of the key.",
+        ),
+    )
+    tenant_id: str | None = setting(None, Option(flag="--tenant-id", kind=shown_as("ID"), help="Prefect 1's tenant."))
+    #: may hold the password, so it is never shown as it stands: `logs.redact_url`
+    redis: str = setting(
+        "redis://127.0.0.1:6379/0",
+        Option(
+            flag="-r --redis",
+            secret=True,
+            by_file=True,
+            kind=shown_as("URL"),
+            help="Redis of the fleet, redis://HOST:PORT/DB or redis+socket:///PATH (default: redis://127.0.0.1:6379/0).",
+        ),
+    )
+    redis_password: str | None = setting(
+        None,
+        Option(
+            named="REDIS_PASSWORD", secret=True, by_file=True, help="Password of Redis when it is not in the address."
+        ),
+    )
+    ca_file: Path | None = setting(None, Option(flag="--ca-file", kind=FILE, help="Certificates to trust at the API."))
+    fleet: str = setting(
+        "default",
+        Option(flag="--fleet", kind=NAME, help="The pollers and workers that work together (default: default)."),
+    )
+    name: str = setting("worker", _called())
+    #: this machine's host name; tests give another
+    host: str = setting(
+        "localhost",
+        Option(named="HOST", kind=NAME, help="This host's name in the fleet, where its own is not unique."),
+    )
+    log_level: str = setting(
+        "INFO",
+        Option(
+            flag="--log-level",
+            kind=one_of("DEBUG", "INFO", "WARNING", "ERROR"),
+            help="How much to log (default: INFO).",
+        ),
+    )
+    log_format: str = setting(
+        "text",
+        Option(flag="--log-format", kind=one_of("text", "json"), help="How log lines look (default: text)."),
+    )
+    page_token: str | None = setting(
+        None,
+        Option(
+            named="PAGE_TOKEN",
+            secret=True,
+            by_file=True,
+            help="What our own pages ask for, beyond health, when they are served off loopback.",
+        ),
+    )
+    #: field name (or option key, for parts of a field) → where its value came from
+    origins: Mapping[str, Origin] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def identity(self) -> str:
+        """NAME@HOST."""
+        return f"{self.name}@{self.host}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PollerSettings(Common):
+    """`poller start`."""
+
+    name: str = setting("agent", _called())
+    pools: tuple[str, ...] = setting((), _pools("Only claim for this pool (repeatable)."))
+    work_queues: tuple[str, ...] = setting((), _work_queues("Only claim from this work queue (repeatable)."))
+    labels: tuple[str, ...] = setting((), _labels("Only claim for workers with this label (repeatable)."))
+    max_polls: int | None = setting(None, Option(flag="--max-polls", kind=COUNT, help="End after this many polls."))
+    agent_address: str | None = setting(None, _agent_address())
+    require_api: bool = setting(
+        False,
+        Option(
+            flag="--require-api/--no-require-api",
+            kind=SWITCH,
+            help="End with exit code 3 when the API cannot be reached at the start, instead of waiting.",
+        ),
+    )
+    cloud_logs: bool = setting(True, _cloud_logs("For workers that share these settings: a poller writes none."))
+    on_lost_run: str = setting(
+        "report",
+        Option(
+            flag="--on-lost-run",
+            kind=one_of("report", "requeue"),
+            help=f"What becomes of a run whose host is lost (default: report). {_NOT_YET}",
+        ),
+    )
+    max_attempts: int = setting(
+        3,
+        Option(
+            flag="--max-attempts",
+            kind=COUNT,
+            help=f"Start a lost run again at most this often (default: 3). {_NOT_YET}",
+        ),
+    )
+    lease: Lease = setting(
+        Lease(),
+        Option(
+            flag="--lease-seconds",
+            kind=SECONDS,
+            part="ttl_seconds",
+            help="Without a renewal for this long a run counts as missing (default: 20).",
+        ),
+        Option(
+            flag="--renew-seconds", kind=SECONDS, part="renew_seconds", help="Workers renew this often (default: 5)."
+        ),
+        Option(
+            flag="--adopt-grace",
+            kind=SECONDS,
+            part="grace_seconds",
+            help=f"A missing run's host may come back for this long (default: 120). {_NOT_YET}",
+        ),
+    )
+    leader_seconds: float = 15.0
+    queued_seconds: float = 60.0
+    idle_seconds: float = 10.0
+
+    def __post_init__(self) -> None:
+        """Refuse a lease that lapses between two renewals, or under a run that is just beginning."""
+        ttl, renew = self.lease.ttl_seconds, self.lease.renew_seconds
+        if ttl < 3 * renew or ttl <= LEASE_MARGIN_SECONDS + renew:
+            raise SettingsError(
+                f"--lease-seconds {ttl:g} is too short for --renew-seconds {renew:g}: "
+                f"it must be at least three renewals, and over {LEASE_MARGIN_SECONDS:g} seconds more than one."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSettings(Common):
+    """`worker start`."""
+
+    pools: tuple[str, ...] = setting(("flowfleet",), _pools("Run what this pool has (repeatable; default: flowfleet)."))
+    work_queues: tuple[str, ...] = setting((), _work_queues("Only this work queue of the pools (repeatable)."))
+    labels: tuple[str, ...] = setting((), _labels("Prefect 1: a label that this worker has (repeatable)."))
+    hostname_label: bool = setting(
+        True,
+        Option(
+            flag="--hostname-label/--no-hostname-label",
+            kind=SWITCH,
+            help="Prefect 1: the host's name is a label too (default: yes).",
+        ),
+    )
+    slots: int = setting(
+        1, Option(flag="-c --slots", kind=COUNT, help="Runs at the same time (default: the CPU cores).")
+    )
+    deploy: str = setting(
+        "process",
+        Option(flag="--deploy", kind=shown_as("process|NAME"), help="How runs are started (default: process)."),
+    )
+    env: tuple[str, ...] = setting(
+        (),
+        Option(
+            flag="-e --env",
+            separator="\n",  # values hold commas
+            kind=PAIR,
+            help="A variable for every run (repeatable; in the variable one a line).",
+        ),
+    )
+    import_paths: tuple[str, ...] = setting(
+        (),
+        Option(
+            flag="-p --import-path",
+            named="IMPORT_PATHS",
+            separator=":",
+            kind=shown_as("PATH"),
+            help="A folder for the runs' PYTHONPATH (repeatable).",
+        ),
+    )
+    show_flow_logs: bool = setting(
+        False,
+        Option(
+            flag="-f --show-flow-logs/--hide-flow-logs",
+            kind=SWITCH,
+            help="Copy the runs' output to this worker's own (default: no).",
+        ),
+    )
+    cloud_logs: bool = setting(True, _cloud_logs("Write lines of ours to the run's log at the API (default: yes)."))
+    python: Path | None = setting(
+        None,
+        Option(
+            flag="--python",
+            kind=Kind(parse=Path, wants="a path", metavar="PATH"),
+            help="The flows' interpreter (default: the one on PATH that has prefect).",
+        ),
+    )
+    on_stop: str = setting(
+        "auto",
+        Option(
+            flag="--on-stop",
+            kind=one_of("auto", "detach", "wait", "cancel"),
+            help="What becomes of the runs when this worker is stopped (default: auto).",
+        ),
+    )
+    stop_grace: float = setting(
+        30.0,
+        Option(
+            flag="--stop-grace",
+            kind=GRACE,
+            help="How long a stop waits for runs, and a run gets between TERM and KILL (default: 30).",
+        ),
+    )
+    state_dir: Path | None = setting(
+        None,
+        Option(
+            flag="--state-dir",
+            kind=FOLDER,
+            help="Where this worker keeps its runs' records (default: under XDG_STATE_HOME).",
+        ),
+    )
+    agent_address: str | None = setting(None, _agent_address())
+    task_events: bool = setting(
+        False,
+        Option(
+            flag="-E --task-events/--no-task-events",
+            kind=SWITCH,
+            help="Send Celery's task events, for Flower (default: no).",
+        ),
+    )
+    run_timeout: float | None = setting(
+        None, Option(flag="--run-timeout", kind=SECONDS, help="End a run that takes longer.")
+    )
+    keep_logs_days: float = setting(
+        7.0,
+        Option(flag="--keep-logs", kind=DAYS, help="Keep ended runs' output and records this long (default: 7)."),
+    )
+    keep_logs_bytes: int = setting(
+        1 << 30, Option(flag="--keep-logs-size", kind=SIZE, help="Keep at most this much of it (default: 1G).")
+    )
+    log_limit: int = 50 << 20
+    #: tests give another
+    machine_id: str | None = setting(None, Option(named="MACHINE_ID", help="For tests."))
+    boot_id: str | None = setting(None, Option(named="BOOT_ID", help="For tests."))
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpSettings(Common):
+    """`flowfleet up`."""
+
+    slots: int = setting(
+        1, Option(flag="-c --slots", kind=COUNT, help="Slots of each worker (default: the CPU cores).")
+    )
+    workers: int = setting(1, Option(flag="--workers", kind=COUNT, help="How many workers (default: 1)."))
+    pool: str = setting(
+        "flowfleet", Option(flag="--pool", named="POOLS", kind=shown_as("NAME"), help="The pool (default: flowfleet).")
+    )
+    data_dir: Path | None = setting(
+        None,
+        Option(
+            flag="--data-dir",
+            kind=FOLDER,
+            help="Where Redis and the Prefect server keep their data (default: under XDG_DATA_HOME).",
+        ),
+    )
+    port: int | None = setting(
+        None, Option(flag="--port", kind=PORT, help="Port of the Prefect server (default: a free one).")
+    )

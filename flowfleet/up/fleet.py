@@ -1,0 +1,108 @@
+"""Fleet part: the poller and the workers that `flowfleet up` starts, by their console scripts."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import requests
+
+from flowfleet.errors import SettingsError
+from flowfleet.settings import Origin, UpSettings
+from flowfleet.up.folder import DataFolder
+from flowfleet.up.parts import Child, Command
+from flowfleet.up.server import environment as server_environment
+from flowfleet.up.server import script
+
+READY_SECONDS = 60.0
+#: what `up` decides for its parts, so that the user's own settings of these do not get in between
+_DECIDED = (
+    "API",
+    "REDIS",
+    "REDIS_FILE",
+    "REDIS_PASSWORD",
+    "REDIS_PASSWORD_FILE",
+    "FLEET",
+    "NAME",
+    "AGENT_ADDRESS",
+    "STATE_DIR",
+    "SLOTS",
+    "POOLS",
+    "WORK_QUEUES",
+    "ON_STOP",
+    "STOP_GRACE",
+    "MAX_POLLS",
+    "REQUIRE_API",
+)
+#: between TERM and KILL of a run when `up` is stopped
+STOP_GRACE_SECONDS = 10.0
+
+
+def environment(
+    folder: DataFolder, environ: Mapping[str, str], settings: UpSettings, *, own_server: bool
+) -> dict[str, str]:
+    """Of poller and workers: where everything is goes by variables, since flags show in process lists."""
+    env = server_environment(folder, environ) if own_server else dict(environ)
+    for name in _DECIDED:
+        env.pop(f"FLOWFLEET_{name}", None)
+    given = {
+        "FLOWFLEET_API": settings.api,
+        "FLOWFLEET_KEY": settings.key,
+        "FLOWFLEET_API_TOKEN": settings.token,
+        "FLOWFLEET_CA_FILE": settings.ca_file and str(settings.ca_file),
+        "FLOWFLEET_REDIS": settings.redis,
+        "FLOWFLEET_FLEET": settings.fleet,
+        "FLOWFLEET_LOG_FORMAT": settings.log_format,
+    }
+    env |= {name: value for name, value in given.items() if value}
+    if settings.origins.get("log_level", Origin("machine")).kind != "machine":
+        # our own default is for what stands between the lines of `up`, the parts write to files
+        env["FLOWFLEET_LOG_LEVEL"] = settings.log_level
+    # the flows find the commands of the environment that runs them
+    env["PATH"] = f"{Path(sys.executable).parent}:{env.get('PATH', '')}"
+    if own_server and (Path(sys.executable).with_name("prefect")).is_file():
+        # the server's own environment certainly has the right prefect
+        env.setdefault("FLOWFLEET_PYTHON", sys.executable)
+    return env
+
+
+def start_poller(folder: DataFolder, env: Mapping[str, str], address: str, cwd: Path) -> Child:
+    """The poller."""
+    argv = [_program("poller"), "start", "--agent-address", address]
+    command = Command(name="poller", argv=argv, env=env, cwd=cwd, log=folder.log("poller"), grace=STOP_GRACE_SECONDS)
+    return Child(command, folder.note("poller"))
+
+
+def start_worker(
+    folder: DataFolder, env: Mapping[str, str], address: str, cwd: Path, *, name: str, slots: int, pool: str
+) -> Child:
+    """One worker; its runs end with it, since they belong to this `up`."""
+    argv = [_program("worker"), "start", "--name", name, "--slots", str(slots), "--agent-address", address]
+    # the poller gets no pool: it claims for whatever its workers offer
+    argv += ["--pool", pool]
+    argv += ["--state-dir", str(folder.path / "state"), "--on-stop", "cancel"]
+    argv += ["--stop-grace", f"{STOP_GRACE_SECONDS:g}"]
+    grace = 2 * STOP_GRACE_SECONDS + 5.0
+    command = Command(name=name, argv=argv, env=env, cwd=cwd, log=folder.log(name), grace=grace)
+    return Child(command, folder.note(name))
+
+
+def worker_names(count: int) -> list[str]:
+    """`worker`, or `worker-1` and so on."""
+    return ["worker"] if count == 1 else [f"worker-{number}" for number in range(1, count + 1)]
+
+
+def answers(address: str) -> bool:
+    """True when its page says that it is ready."""
+    try:
+        return requests.get(f"{address}/api/ready", timeout=3.0).ok
+    except requests.RequestException:
+        return False
+
+
+def _program(name: str) -> str:
+    found = script(name)
+    if found is None:
+        raise SettingsError(f"The command {name} is not installed beside {sys.executable}: install flowfleet again.")
+    return found

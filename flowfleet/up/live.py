@@ -1,0 +1,95 @@
+"""Live table: the runs of the demo as they go, as a table on a terminal and as lines elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Self
+
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from flowfleet.api.client import Kind
+from flowfleet.monitor.status import span, table
+from flowfleet.up.demo import DemoRun
+
+_BAR = 8
+_COLOURS = {
+    Kind.RUNNING: "cyan",
+    Kind.COMPLETED: "green",
+    Kind.FAILED: "red",
+    Kind.CRASHED: "red",
+    Kind.CANCELLED: "yellow",
+}
+
+
+def demo_table(runs: Sequence[DemoRun], now: datetime, width: int) -> RenderableType:
+    """All runs: flow, state, progress, worker, duration."""
+    columns = ("FLOW", "WHAT", "STATE", "PROGRESS", "WORKER", "TIME")
+    rows = [
+        (
+            run.example.flow,
+            run.example.title,
+            Text(_state(run), style=_COLOURS.get(run.kind, "")),
+            _progress(run),
+            run.worker or "-",
+            _duration(run.seconds(now)),
+        )
+        for run in runs
+    ]
+    return table(columns, rows, right=("TIME",), names=("WHAT", "WORKER"), width=width)
+
+
+def _state(run: DemoRun) -> str:
+    if not run.over:
+        return run.state
+    return f"{run.state} {'ok' if run.as_meant else '!'}"
+
+
+def _progress(run: DemoRun) -> str:
+    if not run.example.tasks:
+        return ""
+    filled = _BAR * min(run.tasks_done, run.example.tasks) // run.example.tasks
+    return f"{'#' * filled}{'.' * (_BAR - filled)} {run.tasks_done}/{run.example.tasks}"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    return f"{seconds:.1f}s" if seconds < 60 else span(seconds)
+
+
+class Show:
+    """Shows each new look at the runs; a context manager, since a terminal must be put right again."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+        self._said: dict[str, tuple[str, str | None]] = {}
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def update(self, runs: Sequence[DemoRun]) -> None:
+        """Draw the table anew, or print a line for each run that has changed."""
+        if self._live:
+            self._live.update(demo_table(runs, datetime.now(UTC), self._console.width), refresh=True)
+            return
+        for run in runs:
+            now = (run.state, run.worker)
+            if self._said.get(run.run_id) != now:
+                self._said[run.run_id] = now
+                where = f" on {run.worker}" if run.worker else ""
+                self._console.print(f"{run.example.flow} {run.name}: {run.state}{where}", soft_wrap=True, markup=False)
+
+    def finish(self, runs: Sequence[DemoRun]) -> None:
+        """Where no table was drawn all the time, draw it once."""
+        if self._live is None:
+            self._console.print(demo_table(runs, datetime.now(UTC), self._console.width))

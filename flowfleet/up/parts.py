@@ -1,0 +1,236 @@
+"""Part: one child process of `flowfleet up`, in a session of its own, with its log file."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import psutil
+
+from flowfleet.errors import FleetError
+
+_LAST_LINES = 12
+_POLL_SECONDS = 0.05
+#: after KILL only the kernel is waited for
+_KILL_SECONDS = 5.0
+
+
+class PartDied(FleetError):
+    """A part ended by itself, or did not get ready."""
+
+
+class Part(Protocol):
+    """A process that `up` answers for."""
+
+    @property
+    def name(self) -> str:
+        """How it is called in logs, answers and `up.json`."""
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+
+    @property
+    def log(self) -> Path:
+        """Where it writes."""
+
+    def ended(self) -> str | None:
+        """How it ended, in words; None while it lives."""
+
+    def stop(self, hurry: Callable[[], bool]) -> None:
+        """End it in order, and at once when `hurry` says so meanwhile; returns when it is gone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """What to start, and how it likes to be stopped."""
+
+    name: str
+    argv: Sequence[str]
+    env: Mapping[str, str]
+    cwd: Path
+    log: Path
+    #: seconds between TERM and KILL
+    grace: float = 10.0
+    #: True when each start writes a new log
+    fresh_log: bool = True
+    #: True when TERM goes to all that it has started: the `prefect` command is only the parent of its server
+    whole_group: bool = False
+
+
+class Child:
+    """A part that we have started ourselves."""
+
+    def __init__(self, command: Command, note: Path) -> None:
+        self._command = command
+        self._note = note
+        with command.log.open("wb" if command.fresh_log else "ab") as log:
+            # a session of its own: Ctrl-C in the terminal is for `up` alone, which knows the order to stop in
+            self._process = subprocess.Popen(
+                list(command.argv),
+                env=dict(command.env),
+                cwd=command.cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        remember(note, self._process.pid)
+
+    @property
+    def name(self) -> str:
+        """How it is called."""
+        return self._command.name
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
+    def log(self) -> Path:
+        """Where it writes."""
+        return self._command.log
+
+    def ended(self) -> str | None:
+        """How it ended, in words."""
+        code = self._process.poll()
+        if code is None:
+            return None
+        return f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+
+    def stop(self, hurry: Callable[[], bool] = lambda: False) -> None:
+        """TERM, its grace, then KILL to its whole group."""
+        if self._process.poll() is None:
+            if self._command.whole_group:
+                os.killpg(self._process.pid, signal.SIGTERM)
+            else:
+                self._process.terminate()
+            wait_until(lambda: self._over() or hurry(), self._command.grace)
+        # even after an orderly end: what it may have left in its group has nobody else to end it
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_KILL_SECONDS)
+        self._note.unlink(missing_ok=True)
+
+    def _over(self) -> bool:
+        if self._process.poll() is None:
+            return False
+        if not self._command.whole_group:
+            return True
+        try:
+            os.killpg(self._process.pid, 0)
+        except (ProcessLookupError, PermissionError):
+            return True
+        return False
+
+
+class Adopted:
+    """A part that an earlier `up`, killed before it could clean up, has left running."""
+
+    def __init__(self, name: str, process: psutil.Process, log: Path, note: Path, grace: float = 10.0) -> None:
+        self.name = name
+        self.log = log
+        self._process = process
+        self._note = note
+        self._grace = grace
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return int(self._process.pid)
+
+    def ended(self) -> str | None:
+        """How it ended, in words; a stranger's exit code cannot be seen."""
+        return None if _alive(self._process) else "has ended"
+
+    def stop(self, hurry: Callable[[], bool] = lambda: False) -> None:
+        """TERM, its grace, then KILL to its whole group."""
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+            self._process.terminate()
+            wait_until(lambda: not _alive(self._process) or hurry(), self._grace)
+            if _alive(self._process):
+                os.killpg(self._process.pid, signal.SIGKILL)
+                wait_until(lambda: not _alive(self._process), _KILL_SECONDS)
+        self._note.unlink(missing_ok=True)
+
+
+def remember(note: Path, pid: int) -> None:
+    """Write down which process this is: a pid alone may be another's tomorrow."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        note.write_text(json.dumps({"pid": pid, "created": psutil.Process(pid).create_time()}), encoding="utf-8")
+
+
+def remembered(note: Path) -> psutil.Process | None:
+    """The process of a note, if it still lives."""
+    try:
+        facts = json.loads(note.read_text(encoding="utf-8"))
+        process = psutil.Process(int(facts["pid"]))
+        # the time of creation derives from the boot time, which a clock step may move a little
+        if _alive(process) and abs(process.create_time() - float(facts["created"])) < 2.0:
+            return process
+    except (OSError, ValueError, KeyError, psutil.Error):
+        return None
+    return None
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
+    """Ask until it is true or the time is over; what it was in the end."""
+    until = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > until:
+            return False
+        time.sleep(_POLL_SECONDS)
+    return True
+
+
+def last_lines(log: Path, count: int = _LAST_LINES) -> list[str]:
+    """The end of a log."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - 16384))
+            return file.read().decode(errors="replace").splitlines()[-count:]
+    except OSError:
+        return []
+
+
+def death(part: Part, how: str) -> PartDied:
+    """What to say of a part that is no longer there."""
+    lines = "\n".join(f"    {line}" for line in last_lines(part.log)) or "    (it wrote nothing)"
+    return PartDied(f"The {part.name} {how}. The end of {part.log}:\n{lines}")
+
+
+def wait_ready(
+    part: Part,
+    ready: Callable[[], bool],
+    seconds: float,
+    *,
+    pause: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> float:
+    """Wait until a part is ready; the seconds that it took. Raises `PartDied`. `pause` may raise to break off."""
+    began = clock()
+    while not ready():
+        how = part.ended()
+        if how is not None:
+            raise death(part, f"{how} while it was starting")
+        if clock() - began > seconds:
+            raise death(part, f"was not ready after {seconds:.0f} s")
+        pause(_POLL_SECONDS)
+    return clock() - began

@@ -1,0 +1,91 @@
+"""PrefectServer: a Prefect 3 server of our own, on SQLite, with its home in the data folder."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+
+import requests
+
+from flowfleet.errors import SettingsError
+from flowfleet.up.folder import DataFolder, is_free
+from flowfleet.up.parts import Child, Command
+
+NAME = "server"
+#: the first start makes the database, which takes long on a slow disk
+READY_SECONDS = 240.0
+HOST = "127.0.0.1"
+
+
+def script(name: str, which: Callable[[str], str | None] = shutil.which) -> str | None:
+    """A console script: beside our own interpreter, else on PATH."""
+    beside = Path(sys.executable).with_name(name)
+    return str(beside) if beside.is_file() else which(name)
+
+
+def prefect_command() -> str:
+    """The `prefect` program; raises `SettingsError` with the remedy when there is none of version 3."""
+    found = script("prefect")
+    remedy = "pip install 'flowfleet[demo]', or give the address of a running one with --api"
+    if found is None:
+        raise SettingsError(f"There is no Prefect server to start, since prefect is not installed: {remedy}.")
+    try:
+        version = metadata.version("prefect")
+    except metadata.PackageNotFoundError:
+        # one on PATH, of another environment: its version shows when it starts
+        return found
+    if not version.startswith("3."):
+        raise SettingsError(f"There is no Prefect 3 server to start, since prefect is version {version}: {remedy}.")
+    return found
+
+
+def choose_port(folder: DataFolder, wanted: int | None) -> int:
+    """The wanted port; raises `SettingsError` when it is in use."""
+    if wanted is None:
+        return folder.port(NAME)
+    if not is_free(wanted):
+        raise SettingsError(f"Port {wanted} is in use: stop what listens there, or choose another with --port.")
+    return wanted
+
+
+def environment(folder: DataFolder, environ: Mapping[str, str]) -> dict[str, str]:
+    """Of our server and of all that belongs to it: nothing of the user's own Prefect."""
+    env = {name: value for name, value in environ.items() if not name.startswith("PREFECT_")}
+    return env | {
+        "PREFECT_HOME": str(folder.path / "prefect"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+    }
+
+
+def start(folder: DataFolder, environ: Mapping[str, str], port: int) -> Child:
+    """Start it; ready when `answers` says so."""
+    home = folder.path / "prefect"
+    home.mkdir(exist_ok=True, mode=0o700)
+    env = environment(folder, environ) | {
+        "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home / 'prefect.db'}",
+        # without it the UI in the browser would look for the API at Prefect's usual port
+        "PREFECT_UI_API_URL": api_url(port),
+        "TMPDIR": str(folder.scratch),
+    }
+    argv = [prefect_command(), "server", "start", "--host", HOST, "--port", str(port)]
+    return Child(
+        Command(name=NAME, argv=argv, env=env, cwd=home, log=folder.log(NAME), grace=15.0, whole_group=True),
+        folder.note(NAME),
+    )
+
+
+def api_url(port: int) -> str:
+    """The API's address."""
+    return f"http://{HOST}:{port}/api"
+
+
+def answers(url: str) -> bool:
+    """True when the API answers that it is well."""
+    try:
+        return requests.get(f"{url}/health", timeout=3.0).ok
+    except requests.RequestException:
+        return False

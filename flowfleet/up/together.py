@@ -1,0 +1,212 @@
+"""Together: all parts of one `flowfleet up`, started in order, watched, and stopped in the opposite order."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import flowfleet.api
+from flowfleet import ledger as ledgers
+from flowfleet.errors import FleetError
+from flowfleet.logs import redact_url
+from flowfleet.settings import UpSettings
+from flowfleet.up import embedded, fleet, server
+from flowfleet.up.folder import DataFolder
+from flowfleet.up.parts import Adopted, Part, death, remembered, wait_ready
+
+logger = logging.getLogger(__name__)
+
+Say = Callable[[str], None]
+
+
+class Stopped(FleetError):
+    """The end was asked for."""
+
+    exit_code = 0
+
+
+class Signals:
+    """INT, TERM and HUP: the first asks for an orderly end, the second for a quick one."""
+
+    NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def __init__(self) -> None:
+        self.first: int | None = None
+        self.second: int | None = None
+
+    def install(self) -> None:
+        """Take the signals, also where a shell has set a background job to ignore them."""
+        for number in self.NUMBERS:
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        # only a note: a handler runs between any two steps of the main thread, so it takes no lock and calls nothing
+        if self.first is None:
+            self.first = number
+        else:
+            self.second = number
+
+    def pause(self, seconds: float) -> None:
+        """Wait a little; raises `Stopped` once the end is asked for."""
+        until = time.monotonic() + seconds
+        while True:
+            if self.first is not None:
+                raise Stopped("The end was asked for.")
+            left = until - time.monotonic()
+            if left <= 0:
+                return
+            time.sleep(min(left, 0.1))
+
+
+@dataclass(kw_only=True)
+class Together:
+    """The parts, and where everything is."""
+
+    settings: UpSettings
+    folder: DataFolder
+    environ: Mapping[str, str]
+    say: Say
+    pause: Callable[[float], None]
+    parts: list[Part] = field(default_factory=list)
+    agent_address: str = ""
+
+    def start(self) -> None:
+        """Start what is not there yet, one after the other, each when the one before is ready."""
+        own_server, own_redis = self.settings.api is None, self._own_redis()
+        self._check_before(own_server=own_server)
+        self._end_leftovers()
+        self._start_redis(own=own_redis)
+        self._start_server(own=own_server)
+        env = fleet.environment(self.folder, self.environ, self.settings, own_server=own_server)
+        # Prefect also finds settings in files of the folder it is started in, meant for an API of the user
+        cwd = self.folder.path if own_server else Path.cwd()
+        self.agent_address = f"http://127.0.0.1:{self.folder.port('poller')}"
+        self._ready(
+            fleet.start_poller(self.folder, env, self.agent_address, cwd),
+            lambda: fleet.answers(self.agent_address),
+            fleet.READY_SECONDS,
+            "poller",
+        )
+        names = fleet.worker_names(self.settings.workers)
+        self.resume(names)
+        for name in names:
+            address = f"http://127.0.0.1:{self.folder.port(name)}"
+            part = fleet.start_worker(
+                self.folder, env, address, cwd, name=name, slots=self.settings.slots, pool=self.settings.pool
+            )
+            self._ready(part, partial(fleet.answers, address), fleet.READY_SECONDS, f"{name} ({self._slots()})")
+        self.folder.write_state(self.state())
+
+    def _own_redis(self) -> bool:
+        """True when no other Redis is given: what an earlier `up` told a user to export is our own."""
+        last = self.folder.last_port(embedded.NAME)
+        ours = last is not None and self.settings.redis == embedded.url_of(last)
+        return ours or "redis" not in self.settings.origins
+
+    def _check_before(self, *, own_server: bool) -> None:
+        """What can be known to fail is said before anything is started."""
+        if own_server:
+            server.prefect_command()
+            if self.settings.port is not None:
+                server.choose_port(self.folder, self.settings.port)
+
+    def _end_leftovers(self) -> None:
+        """End what an `up` that was killed has left: its workers' runs go with them. Redis is adopted instead."""
+        order = {"poller": 1, "server": 2}
+        notes = sorted(self.folder.notes.glob("*.json"), key=lambda note: order.get(note.stem, 0))
+        for note in notes:
+            if note.stem == embedded.NAME:
+                continue
+            process = remembered(note)
+            if process is not None:
+                self.say(f"ending the {note.stem} (pid {process.pid}) that an earlier flowfleet up has left")
+                Adopted(note.stem, process, self.folder.log(note.stem), note, grace=25.0).stop()
+            note.unlink(missing_ok=True)
+
+    def _start_redis(self, *, own: bool) -> None:
+        if own:
+            part, url = embedded.start(self.folder, self.environ)
+            self.settings = dataclasses.replace(self.settings, redis=url)
+            adopted = " (adopted, it was still running)" if isinstance(part, Adopted) else ""
+            what = f"Redis at {url}{adopted}"
+            self._ready(part, lambda: embedded.answers(url), embedded.READY_SECONDS, what)
+        ledger = ledgers.connect(self.settings.redis, self.settings.fleet)
+        try:
+            ledger.check()
+        finally:
+            ledger.close()
+        if not own:
+            self.say(f"Redis at {redact_url(self.settings.redis)} answers")
+
+    def resume(self, names: Sequence[str]) -> None:
+        """Workers that were drained or paused take runs again: else they would end at once, and `up` with them."""
+        ledger = ledgers.connect(self.settings.redis, self.settings.fleet)
+        try:
+            host = self.settings.host
+            for row in ledger.roster.rows():
+                if row.worker in {f"{name}@{host}" for name in names} and row.wanted != "active":
+                    ledger.roster.want(row.worker, "active")
+                    self.say(f"{row.worker} was {'drained' if row.wanted == 'draining' else 'paused'}, and is resumed")
+        finally:
+            ledger.close()
+
+    def _start_server(self, *, own: bool) -> None:
+        if own:
+            port = server.choose_port(self.folder, self.settings.port)
+            url = server.api_url(port)
+            self.settings = dataclasses.replace(self.settings, api=url)
+            first = "" if (self.folder.path / "prefect" / "prefect.db").exists() else ", and makes its database"
+            self.say(f"the Prefect server starts{first} ...")
+            part = server.start(self.folder, self.environ, port)
+            self._ready(part, lambda: server.answers(url), server.READY_SECONDS, f"Prefect server at {url}")
+            return
+        info = flowfleet.api.connect(self.settings, self.environ).probe()
+        self.say(f"Prefect {info.version} at {redact_url(str(self.settings.api))} answers")
+
+    def _ready(self, part: Part, ready: Callable[[], bool], seconds: float, what: str) -> None:
+        self.parts.append(part)
+        took = wait_ready(part, ready, seconds, pause=self.pause)
+        self.say(f"{what} is ready ({took:.1f} s)")
+
+    def _slots(self) -> str:
+        return "1 slot" if self.settings.slots == 1 else f"{self.settings.slots} slots"
+
+    @property
+    def ui(self) -> str:
+        """The UI's address: a self-hosted server has it at its root."""
+        return str(self.settings.api).removesuffix("/").removesuffix("/api")
+
+    def state(self) -> dict[str, Any]:
+        """The content of `up.json`."""
+        return {
+            "api": redact_url(str(self.settings.api)),
+            "ui": redact_url(self.ui),
+            "redis": redact_url(self.settings.redis),
+            "fleet": self.settings.fleet,
+            "pool": self.settings.pool,
+            "agent_address": self.agent_address,
+            "parts": {part.name: {"pid": part.pid, "log": str(part.log)} for part in self.parts},
+        }
+
+    def check(self) -> None:
+        """Raise `PartDied` when a part is no longer there."""
+        for part in self.parts:
+            how = part.ended()
+            if how is not None:
+                raise death(part, f"{how} by itself")
+
+    def stop(self, hurry: Callable[[], bool]) -> None:
+        """Workers, poller, server, Redis: each still has what it needs to end in order."""
+        while self.parts:
+            part = self.parts[-1]
+            part.stop(hurry)
+            self.parts.pop()
+            logger.debug("part stopped", extra={"part": part.name})

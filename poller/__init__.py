@@ -1,0 +1,1 @@
+"""poller: from the Prefect API to Redis."""

@@ -1,0 +1,125 @@
+"""Credit: how many runs may be claimed now, for which routes, and whom the poller asks for.
+
+The claim script counts the slots again and has the last word; this view only keeps the poller from proposing what would
+be refused anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from flowfleet.flow_run import FlowRun, Offer, Route
+from flowfleet.ledger.claims import Claim, State
+from flowfleet.ledger.roster import Row
+
+#: claims that wait for a worker: they will need a slot that no worker counts as its own yet
+WAITING = frozenset({State.CLAIMING, State.QUEUED})
+#: claims that use no slot any more: their group is gone, or no worker ever had them
+SLOTLESS = frozenset({State.ENDED, State.JUDGED})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Narrowing:
+    """The poller's own `--pool`, `--work-queue` and `--label`: they only narrow what workers offer."""
+
+    pools: tuple[str, ...] = ()
+    work_queues: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+
+    def apply(self, offer: Offer) -> Offer | None:
+        """The part of the offer that this poller cares for; None when nothing is left."""
+        pairs = [
+            (pool, pool_id)
+            for pool, pool_id in zip(offer.pools, offer.pool_ids, strict=False)
+            if not self.pools or pool in self.pools
+        ]
+        queues = tuple(
+            queue
+            for queue in offer.work_queues or self.work_queues
+            if not self.work_queues or queue in self.work_queues
+        )
+        if offer.backend == "prefect3":
+            if not pairs or (offer.work_queues and not queues):
+                return None
+            return replace(
+                offer,
+                pools=tuple(pool for pool, _ in pairs),
+                pool_ids=tuple(pool_id for _, pool_id in pairs),
+                work_queues=queues,
+            )
+        if self.labels and not set(self.labels) <= set(offer.labels):
+            return None
+        return offer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """Whose runs to ask for."""
+
+    #: offers of live, active workers: their due runs are listed
+    offers: tuple[Offer, ...]
+    #: pools that a live worker offers: the fleet shows as online there
+    online: frozenset[str]
+    #: offers of workers that are away: what is due for them is only counted
+    idle: tuple[Offer, ...]
+
+
+def wanted(rows: Iterable[Row], backend: str, narrowing: Narrowing) -> Wanted:
+    """Read the roster: what to list, what to count, where to show as online."""
+    active: list[Offer] = []
+    other: list[Offer] = []
+    online: set[str] = set()
+    for row in rows:
+        offer = narrowing.apply(row.offer) if row.offer.backend == backend else None
+        if offer is None:
+            continue
+        if row.live:
+            online.update(offer.pools)
+        (active if row.live and row.wanted == "active" else other).append(offer)
+    listed = {pool for offer in active for pool in offer.pools}
+    idle = [
+        left
+        for offer in other
+        if (left := Narrowing(pools=tuple(set(offer.pools) - listed)).apply(offer)) and not set(left.pools) & listed
+    ]
+    return Wanted(offers=tuple(dict.fromkeys(active)), online=frozenset(online), idle=tuple(dict.fromkeys(idle)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Credit:
+    """Free slots by worker, and what each worker consumes."""
+
+    free: dict[str, int]
+    routes: dict[str, frozenset[Route]]
+    waiting: tuple[Route, ...]
+
+    def choose(self, runs: Sequence[FlowRun]) -> list[FlowRun]:
+        """The runs, in order, for which a slot is free; those that already wait for a worker come first."""
+        free = dict(self.free)
+        for route in self.waiting:
+            self._give(free, route)
+        return [run for run in runs if self._give(free, run.route)]
+
+    def _give(self, free: dict[str, int], route: Route) -> bool:
+        able = [worker for worker, slots in free.items() if slots > 0 and route in self.routes[worker]]
+        if not able:
+            return False
+        # who can do the least else gives its slot first
+        chosen = min(able, key=lambda worker: (len(self.routes[worker]), -free[worker]))
+        free[chosen] -= 1
+        return True
+
+
+def credit(rows: Iterable[Row], claims: Sequence[Claim]) -> Credit:
+    """Count the free slots of live, active workers as the claim script does."""
+    held: dict[str, int] = {}
+    for claim in claims:
+        if claim.worker is not None and claim.state not in SLOTLESS:
+            held[claim.worker] = held.get(claim.worker, 0) + 1
+    takers = [row for row in rows if row.live and row.wanted == "active"]
+    return Credit(
+        free={row.worker: max(0, row.slots - held.get(row.worker, 0)) for row in takers},
+        routes={row.worker: frozenset(row.routes) for row in takers},
+        waiting=tuple(claim.route for claim in claims if claim.state in WAITING),
+    )

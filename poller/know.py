@@ -1,0 +1,100 @@
+"""Known runs: the last listing of the API, what of it can be claimed now, and when the next run falls due."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from flowfleet.api.client import DueRuns
+from flowfleet.flow_run import FlowRun, Route
+from flowfleet.ledger.roster import Due
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clock:
+    """The two clocks of the poller: one for durations, one for the moment of the day."""
+
+    monotonic: Callable[[], float]
+    wall: Callable[[], float]
+
+
+class Known:
+    """What the API listed last, less what has been claimed since."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._at: float | None = None
+        self._listed: tuple[DueRuns, ...] = ()
+        self._counted: tuple[DueRuns, ...] = ()
+        self._gone: set[str] = set()
+        self._shunned: dict[str, float] = {}
+
+    @property
+    def age_seconds(self) -> float:
+        """How old the listing is."""
+        return float("inf") if self._at is None else self._clock.monotonic() - self._at
+
+    def renew(self, found: Iterable[DueRuns], at: float) -> None:
+        """A new listing, and when it arrived: a slow API must not make each listing too old to act on.
+
+        That it may be older than that is no danger: the claim names the state that it expects.
+        """
+        self._listed = tuple(found)
+        self._at = at
+        self._gone.clear()
+
+    def tally(self, found: Iterable[DueRuns]) -> None:
+        """What is due for workers that are away."""
+        self._counted = tuple(found)
+
+    def forget(self) -> None:
+        """Nothing is known any more."""
+        self._at = None
+        self._listed = self._counted = ()
+
+    def gone(self, run_ids: Collection[str]) -> None:
+        """These are no longer due: claimed, or somebody else's."""
+        self._gone.update(run_ids)
+
+    def shun(self, run_ids: Collection[str], seconds: float) -> None:
+        """Do not propose these for a while: they were refused just now."""
+        now = self._clock.monotonic()
+        self._shunned = {run_id: until for run_id, until in self._shunned.items() if until > now}
+        self._shunned.update(dict.fromkeys(run_ids, now + seconds))
+
+    def runs(self) -> Sequence[FlowRun]:
+        """All runs of the listing that may still be there, each once, in the server's order within its route."""
+        now = self._clock.monotonic()
+        runs: dict[str, FlowRun] = {}
+        for due in self._listed:
+            for run in due.runs:
+                if run.run_id not in self._gone and self._shunned.get(run.run_id, 0.0) <= now:
+                    runs.setdefault(run.run_id, run)
+        return list(runs.values())
+
+    def claimable(self, server_now: float, lead_seconds: float) -> list[FlowRun]:
+        """What is due, and after it what will be within the lead."""
+        near = [run for run in self.runs() if run.due.timestamp() <= server_now + lead_seconds]
+        return sorted(near, key=lambda run: run.due.timestamp() > server_now)
+
+    def next_due(self, server_now: float, lead_seconds: float) -> float | None:
+        """In how many seconds the next run comes within the lead."""
+        waits = [wait for run in self.runs() if (wait := run.due.timestamp() - lead_seconds - server_now) > 0]
+        return min(waits, default=None)
+
+    def due(self, server_now: float) -> list[Due]:
+        """What waits per route, for the ledger."""
+        rows: dict[Route, Due] = {}
+        for found in (*self._counted, *self._listed):
+            claimed = [run for run in found.runs if run.run_id in self._gone and run.due.timestamp() <= server_now]
+            left = [run.due for run in found.runs if run.run_id not in self._gone and run.due.timestamp() <= server_now]
+            oldest: datetime | None = min(left, default=found.oldest if not claimed else None)
+            rows[found.route] = Due(
+                route=found.route,
+                due=max(len(left), found.due - len(claimed)),
+                at_least=found.at_least,
+                oldest=None if oldest is None else oldest.astimezone(UTC).timestamp(),
+                at=server_now,
+            )
+        return list(rows.values())

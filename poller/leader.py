@@ -1,0 +1,162 @@
+"""Leadership: which poller of the fleet asks and claims; the others stand by and watch its counter."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from flowfleet.errors import FleetError, LedgerError
+from flowfleet.ledger.claims import Lease
+from flowfleet.ledger.gate import Gate, Leader
+from poller.outage import Outage
+
+logger = logging.getLogger(__name__)
+
+#: how often the leader's counter moves, and a standby looks at it
+BEAT_SECONDS = 3.0
+
+
+class TermLost(FleetError):
+    """A script refused our term: another poller has been elected."""
+
+
+class Leadership:
+    """A candidate, then perhaps the leader of one term.
+
+    No key expires: a standby takes over only when it has itself seen the counter stand still for `patience_seconds` of
+    its own monotonic clock. A leader that only believes that it leads is harmless: each script carries the term.
+    """
+
+    def __init__(
+        self,
+        gate: Gate,
+        *,
+        name: str,
+        host: str,
+        nonce: str,
+        lease: Lease,
+        patience_seconds: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self._gate = gate
+        self._name, self._host, self._nonce = name, host, nonce
+        self._lease = lease
+        self._patience = patience_seconds
+        self._clock = clock
+        self._seen: Leader | None = None
+        self._seen_at = 0.0
+        self._lock = threading.Lock()
+        self._term: int | None = None
+        self._resigned = False
+
+    @property
+    def term(self) -> int | None:
+        """The term that we lead, if we do."""
+        return self._term
+
+    def tend(self) -> int | None:
+        """Move our counter, or watch the leader's and take over when it stands; raises `LedgerUnavailable`."""
+        with self._lock:
+            if self._resigned:
+                return None
+            if self._term is not None:
+                if self._gate.lead(self._term, self._nonce, self._lease):
+                    return self._term
+                self._stand_by(self._term)
+            return self._watch()
+
+    def _watch(self) -> int | None:
+        now = self._clock()
+        leader = self._gate.leader()
+        if leader is not None:
+            if self._seen is None or (leader.term, leader.beat) != (self._seen.term, self._seen.beat):
+                if self._seen is None or leader.term != self._seen.term:
+                    logger.info("standing by", extra={"leader": f"{leader.name}@{leader.host}", "term": leader.term})
+                self._seen, self._seen_at = leader, now
+                return None
+            if now - self._seen_at < self._patience:
+                return None
+        term = self._gate.elect(self._name, self._host, self._nonce, leader)
+        self._seen = None
+        if term is not None:
+            self._term = term
+            logger.info("elected", extra={"leader": f"{self._name}@{self._host}", "term": term})
+        return term
+
+    def outage(self) -> None:
+        """Redis was away: the leader could not move its counter either, so the watch begins anew."""
+        with self._lock:
+            self._seen = None
+
+    def lose(self, term: int) -> None:
+        """A script has refused this term."""
+        with self._lock:
+            if self._term == term:
+                self._stand_by(term)
+
+    def _stand_by(self, term: int) -> None:
+        logger.warning("another poller leads now, standing by", extra={"term": term})
+        self._term = None
+        self._seen = None
+
+    def resign(self) -> None:
+        """Leave the lead in order, for good; a standby need not wait."""
+        with self._lock:
+            self._resigned = True
+            if self._term is not None:
+                term, self._term = self._term, None
+                self._gate.resign(term)
+                logger.info("resigned", extra={"term": term})
+
+
+class Tender:
+    """The thread that tends the leadership, so that a slow answer of the API does not look like a dead leader."""
+
+    def __init__(
+        self,
+        leadership: Leadership,
+        *,
+        outage: Outage,
+        changed: Callable[[], None],
+        working: Callable[[], bool],
+        beat_seconds: float = BEAT_SECONDS,
+    ) -> None:
+        self._leadership = leadership
+        self._outage = outage
+        self._changed = changed
+        #: does the loop still make rounds? A leader whose loop hangs must not keep the others standing by
+        self._working = working
+        self._beat_seconds = beat_seconds
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="leadership", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End, and wait for it."""
+        self._stopped.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=10)
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            self._once()
+            self._stopped.wait(self._beat_seconds)
+
+    def _once(self) -> None:
+        before = self._leadership.term
+        if before is not None and not self._working():
+            logger.error("the loop hangs, the lead is left to another", extra={"term": before})
+            return
+        try:
+            self._leadership.tend()
+        except LedgerError as exc:
+            self._leadership.outage()
+            self._outage.failed(exc)
+        else:
+            self._outage.over()
+        if self._leadership.term != before:
+            self._changed()

@@ -1,0 +1,291 @@
+"""Loop: the leader's rounds: know what is due, claim what can start, sleep until a run falls due or a hint comes."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from flowfleet.api.client import ApiClient
+from flowfleet.errors import ApiError, LedgerError
+from flowfleet.flow_run import FlowRun
+from flowfleet.ledger.claims import Claim, Claims
+from flowfleet.ledger.roster import Roster, Row
+from poller.claim import Claimer
+from poller.credit import Narrowing, Wanted, credit, wanted
+from poller.know import Clock, Known
+from poller.leader import Leadership, TermLost
+from poller.lister import Lister
+from poller.meters import Meters
+from poller.outage import Outage
+from poller.presence import Presence
+from poller.reconcile import Reconciler
+from poller.sweep import Gatekeeper, Sweep
+
+logger = logging.getLogger(__name__)
+
+#: hints that say that something new may be due
+POKES = frozenset({"poke", "due", "wanted"})
+FREED = "freed"
+
+
+class Ringing(Protocol):
+    """What the loop sleeps on."""
+
+    def wait(self, seconds: float, gather_seconds: float = 0.0) -> frozenset[str]:
+        """Why it was woken, or nothing when the time is over."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """How often the loop does what."""
+
+    idle_seconds: float = 10.0
+    busy_seconds: float = 3.0  # first pause after something happened; doubles up to idle_seconds
+    glance_seconds: float = 2.0  # how often it looks into the ledger, which costs the API nothing
+    fresh_seconds: float = 2.0  # nothing is proposed from a listing older than this
+    gap_seconds: float = 0.25  # shortest time between two listings
+    gather_seconds: float = 0.06  # slots freed within it make one claim
+    lead_seconds: float = 5.0  # covers the start of the engine, which waits by itself; a slot is used meanwhile
+    sweep_seconds: float = 600.0
+    shun_seconds: float = 5.0
+
+
+class Loop:
+    """Rounds until it is stopped. One bad run, one bad answer, one outage never ends it."""
+
+    def __init__(
+        self,
+        *,
+        api: ApiClient,
+        claims: Claims,
+        roster: Roster,
+        leadership: Leadership,
+        claimer: Claimer,
+        reconciler: Reconciler,
+        sweep: Sweep,
+        gatekeeper: Gatekeeper,
+        presence: Presence,
+        lister: Lister,
+        bell: Ringing,
+        clock: Clock,
+        meters: Meters,
+        narrowing: Narrowing,
+        redis_outage: Outage,
+        pace: Pace = Pace(),
+        max_polls: int | None = None,
+        tidy: Callable[[], None] = lambda: None,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._api, self._claims, self._roster = api, claims, roster
+        self._leadership = leadership
+        self._claimer, self._reconciler, self._sweep, self._gatekeeper = claimer, reconciler, sweep, gatekeeper
+        self._presence = presence
+        self._lister = lister
+        self._bell = bell
+        self._clock = clock
+        self._meters = meters
+        self._narrowing = narrowing
+        self._pace = pace
+        self._max_polls = max_polls
+        self._tidy = tidy
+        self._jitter = jitter
+        self.redis_outage = redis_outage
+        self.api_outage = Outage("the Prefect API", clock.monotonic, jitter)
+        self.polls = 0
+        self.round_at = clock.monotonic()
+        self.known = Known(clock)
+        self._stopping = threading.Event()
+        self._term: int | None = None
+        self._outages = 0
+        self._rung: set[str] = set()
+        self._next_poll = self._next_sweep = 0.0
+        self._interval = pace.busy_seconds
+
+    def stop(self) -> None:
+        """Make no further round; the bell is rung by whoever stops."""
+        self._stopping.set()
+
+    def hurry(self) -> None:
+        """Ask the API now, though it has refused us; the bell is rung by whoever hurries."""
+        self.api_outage.hurry()
+
+    @property
+    def claim_in_hand(self) -> bool:
+        """True while a claim is between ledger, API and queue."""
+        return self._claimer.in_hand
+
+    def run(self) -> None:
+        """Rounds until `stop`, or until `max_polls` polls are done; then an orderly end."""
+        while not self._stopping.is_set():
+            wait = self.round()
+            if self._stopping.is_set() or (self._max_polls is not None and self.polls >= self._max_polls):
+                break
+            self._rung |= self._bell.wait(wait, self._pace.gather_seconds)
+        self.finish()
+
+    def round(self) -> float:
+        """One round; in how many seconds the next should come."""
+        self.round_at = self._clock.monotonic()
+        term = self._leadership.term
+        if term is None:
+            self._term = None
+            self._rung.clear()
+            return self._pace.glance_seconds
+        try:
+            wait = self._lead(term)
+        except TermLost:
+            self._leadership.lose(term)
+            wait = self._pace.gap_seconds
+        except LedgerError as exc:
+            # refused passwords too: a Redis that is being set up anew may cure them
+            self._meters.poll_errors.inc()
+            self.redis_outage.failed(exc)
+            wait = self.redis_outage.wait_seconds()
+        except Exception:  # one run or answer that we do not understand must not end the loop for all others
+            self._meters.poll_errors.inc()
+            logger.exception("round failed unexpectedly, please report it")
+            wait = self._pace.glance_seconds
+        finally:
+            self.round_at = self._clock.monotonic()
+        return wait
+
+    def _lead(self, term: int) -> float:
+        if term != self._term:
+            self._begin(term)
+        if self._outages != self.redis_outage.count:
+            self._outages = self.redis_outage.count
+            self._reconciler.begin_anew()
+            self._gatekeeper.begin_anew()
+        if not self.redis_outage.may_ask():
+            return self.redis_outage.wait_seconds()
+        rows = self._roster.rows()
+        self.redis_outage.over()
+        self._reconciler.lapse(term, rows)
+        if not self.api_outage.may_ask():
+            return min(self._pace.glance_seconds, self.api_outage.wait_seconds())
+        try:
+            self._ask(term, rows)
+        except ApiError as exc:
+            self._meters.poll_errors.inc()
+            self.api_outage.failed(exc)
+        self._meters.key_refused.set(self.api_outage.key_refused)
+        return self._wait_seconds()
+
+    def _begin(self, term: int) -> None:
+        """A new term: nothing that an earlier one knew counts."""
+        self._term = term
+        self._reconciler.new_term()
+        self._gatekeeper.begin_anew()
+        self._presence.new_term()
+        self.known.forget()
+        self._lister.count_anew()
+        self._next_poll = self._next_sweep = 0.0
+
+    def _ask(self, term: int, rows: Sequence[Row]) -> None:
+        """All that may need the API. Raises `ApiError`, then the rest waits for the next try."""
+        want = wanted(rows, self._api.backend, self._narrowing)
+        is_open = self._gatekeeper.tend(term, ask=True)
+        if is_open and self._reconciler.tend(term, self._claims.live(), rows):
+            self._rung.add("due")  # what went back is due at the API again
+        self._poll(term, rows, want, is_open=is_open)
+        self._presence.show(want.online)
+        self._presence.learn(want.offers + want.idle)
+        now = self._clock.monotonic()
+        if is_open and now >= self._next_sweep:
+            self._sweep.run()
+            self._next_sweep = now + self._pace.sweep_seconds
+            self._presence.check_clock()
+            self._tidy()
+
+    def _poll(self, term: int, rows: Sequence[Row], want: Wanted, *, is_open: bool) -> None:
+        live = self._claims.live()
+        listed = self._must_list(rows, live, is_open=is_open)
+        if listed:
+            self._lister.list(want, self.known)
+            self.polls += 1
+            self.api_outage.over()
+        published = (
+            self._claim(term, rows, live) if is_open and self.known.age_seconds <= self._pace.fresh_seconds else 0
+        )
+        if FREED in self._rung and not listed:
+            # answered from the listing at hand; what came to the API since then is looked for soon
+            self._rung.discard(FREED)
+            self._next_poll = min(self._next_poll, self._clock.monotonic() + self._pace.busy_seconds)
+        if not listed and not published:
+            return
+        self._roster.note_due(term, self.known.due(self._server_now()))
+        if listed:
+            busy = published > 0 or bool(self._rung)
+            self._interval = self._pace.busy_seconds if busy else min(self._interval * 2, self._pace.idle_seconds)
+            self._next_poll = self._clock.monotonic() + self._interval * (0.95 + 0.05 * self._jitter())
+            self._rung.clear()
+
+    def _must_list(self, rows: Sequence[Row], live: Sequence[Claim], *, is_open: bool) -> bool:
+        age = self.known.age_seconds
+        if age < self._pace.gap_seconds:
+            return False
+        if self.api_outage.away or self._clock.monotonic() >= self._next_poll or self._rung & POKES:
+            return True
+        if age <= self._pace.fresh_seconds:
+            return False
+        return FREED in self._rung or (is_open and bool(self._chosen(rows, live)))
+
+    def _chosen(self, rows: Sequence[Row], live: Sequence[Claim]) -> list[FlowRun]:
+        claimed = {claim.run_id for claim in live}
+        runs = [
+            run for run in self.known.claimable(self._server_now(), self._lead_seconds) if run.run_id not in claimed
+        ]
+        return credit(rows, live).choose(runs)
+
+    def _claim(self, term: int, rows: Sequence[Row], live: Sequence[Claim]) -> int:
+        """Claim what can start now, ten at a time; how many are on their way."""
+        published = 0
+        while runs := self._chosen(rows, live):
+            claimed = self._claimer.claim(term, runs)
+            published += len(claimed.published)
+            self.known.gone(claimed.published)
+            self.known.shun(claimed.refused, self._pace.shun_seconds)
+            self.known.shun(claimed.no_slot, self._pace.glance_seconds / 2)
+            if claimed.no_slot or claimed.gate_shut or self.known.age_seconds > self._pace.fresh_seconds:
+                break
+            if self._stopping.is_set():
+                break
+            live = self._claims.live()
+        return published
+
+    @property
+    def _lead_seconds(self) -> float:
+        # Prefect 3's engine waits for the scheduled time by itself; Prefect 1's would start at once
+        return self._pace.lead_seconds if self._api.backend == "prefect3" else 0.0
+
+    def _server_now(self) -> float:
+        return self._clock.wall() + self._presence.skew_seconds
+
+    def _wait_seconds(self) -> float:
+        now = self._clock.monotonic()
+        waits = [self._pace.glance_seconds, self._next_poll - now]
+        if self._rung:
+            waits.append(self._pace.gap_seconds - self.known.age_seconds)
+        next_due = self.known.next_due(self._server_now(), self._lead_seconds)
+        if next_due is not None:
+            waits.append(next_due)
+        if self.api_outage.away:
+            waits = [self._pace.glance_seconds, self.api_outage.wait_seconds()]
+        return max(0.02, min(waits))
+
+    def finish(self) -> None:
+        """The orderly end: what nobody could take goes back, then the lead is left to another."""
+        term = self._leadership.term
+        try:
+            if term is not None and term == self._term:
+                self._reconciler.clear(term, self._claims.live())
+        except (ApiError, LedgerError, TermLost) as exc:
+            logger.warning("not all claims could be settled, the next leader will", extra={"error": str(exc)})
+        try:
+            self._leadership.resign()
+        except LedgerError as exc:
+            logger.warning("could not resign, a standby will notice", extra={"error": str(exc)})

@@ -1,0 +1,41 @@
+"""Meters: the poller's own counters and histograms; gauges of the ledger belong to flowfleet/monitor."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+
+class Meters:
+    """What this poller has done since it started, in a registry of its own."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry or CollectorRegistry()
+        self.claimed = Counter(
+            "flowfleet_runs_claimed", "Runs that the API accepted as Submitted by us", registry=self.registry
+        )
+        self.lost = Counter(
+            "flowfleet_claims_lost",
+            "Claims that the API refused: somebody or something came first",
+            registry=self.registry,
+        )
+        self.handed_back = Counter(
+            "flowfleet_runs_handed_back", "Runs given back to the API", ["reason"], registry=self.registry
+        )
+        self.lapsed = Counter("flowfleet_leases_lapsed", "Workers whose renewals have stopped", registry=self.registry)
+        self.poll_seconds = Histogram(
+            "flowfleet_poll_duration_seconds", "How long the API took to list due runs", registry=self.registry
+        )
+        self.poll_errors = Counter("flowfleet_poll_errors", "Rounds that ended with an error", registry=self.registry)
+        self.last_poll = Gauge(
+            "flowfleet_last_poll_timestamp_seconds", "When the API last listed due runs", registry=self.registry
+        )
+        self.key_refused = Gauge("flowfleet_key_refused", "1 while the API refuses our key", registry=self.registry)
+        self.unknown = Gauge(
+            "flowfleet_runs_unknown",
+            "Runs that the API shows as launched by this fleet and that the ledger does not know",
+            registry=self.registry,
+        )
+
+    def text(self) -> bytes:
+        """The metrics page."""
+        return generate_latest(self.registry)

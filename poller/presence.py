@@ -1,0 +1,132 @@
+"""Presence: how the fleet stands at the API beside its runs: online pools, known routes, the server's clock."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterable
+
+from flowfleet.api.client import ApiClient
+from flowfleet.errors import ApiRejected
+from flowfleet.flow_run import Offer, Route
+from flowfleet.ledger.roster import Roster
+from poller.credit import Narrowing, Wanted
+
+logger = logging.getLogger(__name__)
+
+HEARTBEAT_SECONDS = 60.0
+LEARN_SECONDS = 600.0
+#: the Date header has whole seconds only: less than this says nothing
+SKEW_NOISE_SECONDS = 1.5
+SKEW_WARN_SECONDS = 5.0
+
+
+class Presence:
+    """Shows the fleet as online, learns routes, and knows how far the server's clock is from ours."""
+
+    def __init__(
+        self,
+        api: ApiClient,
+        roster: Roster,
+        *,
+        fleet: str,
+        narrowing: Narrowing,
+        clock: Callable[[], float],
+    ) -> None:
+        self._api = api
+        self._roster = roster
+        self._name = f"flowfleet-{fleet}"
+        self._narrowing = narrowing
+        self._clock = clock
+        self.skew_seconds = 0.0
+        self._shown: dict[str, float] = {}
+        self._learned: dict[Offer, float] = {}
+        self._routes: set[Route] = set()
+        self._own: Offer | None = None
+        self._own_at: float | None = None
+
+    def new_term(self) -> None:
+        """Show and learn all anew: another leader's knowledge was not ours."""
+        self._shown.clear()
+        self._learned.clear()
+        self._routes.clear()
+
+    def note_clock(self, skew_seconds: float) -> None:
+        """The API has said what time it is there."""
+        skew = skew_seconds if abs(skew_seconds) > SKEW_NOISE_SECONDS else 0.0
+        if abs(skew) >= SKEW_WARN_SECONDS and abs(skew - self.skew_seconds) >= SKEW_WARN_SECONDS:
+            logger.warning(
+                "the clock of the Prefect API differs from this machine's, its own is used",
+                extra={"skew_seconds": round(skew, 1)},
+            )
+        self.skew_seconds = skew
+
+    def check_clock(self) -> None:
+        """Ask the API what time it is there, beside who it is."""
+        try:
+            self.note_clock(self._api.probe().skew_seconds)
+        except ApiRejected as exc:
+            logger.warning("the Prefect API cannot be used as it is now", extra={"error": str(exc)})
+
+    def show(self, online: Collection[str]) -> None:
+        """Each minute: online in the pools that a live worker offers, offline where none does any more.
+
+        A worker that only restarts is back before the minute is over, and no automation of the user sees it.
+        """
+        now = self._clock()
+        for pool in online:
+            if now >= self._shown.get(pool, 0.0):
+                try:
+                    self._api.online(pool, self._name, HEARTBEAT_SECONDS)
+                except ApiRejected as exc:
+                    logger.warning("pool takes no heartbeat", extra={"pool": pool, "error": str(exc)})
+                self._shown[pool] = now + HEARTBEAT_SECONDS
+        for pool in [pool for pool, until in self._shown.items() if pool not in online and now >= until]:
+            try:
+                self._api.offline(pool, self._name)
+            except ApiRejected as exc:
+                logger.info("pool could not be told that no worker is left", extra={"pool": pool, "error": str(exc)})
+            del self._shown[pool]
+
+    def learn(self, offers: Iterable[Offer]) -> None:
+        """Now and then: which work queues the offered pools have."""
+        now = self._clock()
+        for offer in offers:
+            if now < self._learned.get(offer, 0.0):
+                continue
+            try:
+                self.know(self._api.routes(offer))
+            except ApiRejected as exc:
+                logger.warning("routes of a pool cannot be read", extra={"pools": offer.pools, "error": str(exc)})
+            self._learned[offer] = now + LEARN_SECONDS
+
+    def know(self, routes: Iterable[Route]) -> None:
+        """Write routes into the ledger that were not known, so that workers begin to serve them."""
+        new = set(routes) - self._routes
+        if new:
+            self._roster.know(sorted(new))
+            self._routes |= new
+
+    def idle_offers(self, want: Wanted) -> tuple[Offer, ...]:
+        """What to count only: pools of workers that are away, and our own `--pool` when nobody offers it."""
+        own = self._own_offer()
+        if own is None:
+            return want.idle
+        offered = {pool for offer in (*want.offers, *want.idle) for pool in offer.pools}
+        left = Narrowing(pools=tuple(pool for pool in own.pools if pool not in offered))
+        rest = left.apply(own) if left.pools else None
+        return (*want.idle, rest) if rest else want.idle
+
+    def _own_offer(self) -> Offer | None:
+        if not self._narrowing.pools or self._api.backend != "prefect3":
+            return None
+        now = self._clock()
+        if self._own is None and (self._own_at is None or now - self._own_at >= HEARTBEAT_SECONDS):
+            self._own_at = now
+            named = Offer(
+                backend=self._api.backend, pools=self._narrowing.pools, work_queues=self._narrowing.work_queues
+            )
+            try:
+                self._own = self._api.resolve(named, create=False)
+            except ApiRejected as exc:
+                logger.warning("pool of --pool cannot be found yet", extra={"pools": named.pools, "error": str(exc)})
+        return self._own

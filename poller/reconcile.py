@@ -1,0 +1,188 @@
+"""Reconciler: the leader's care for claims that do not move: settled, handed back, finished; and for silent workers.
+
+Each "has not moved" is what this leader saw by its own monotonic clock, begun anew after any outage that it saw.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Hashable, Sequence
+
+from flowfleet.api.client import ApiClient, Kind, Mark, Verdict
+from flowfleet.errors import ApiRejected
+from flowfleet.failpoints import Failpoints
+from flowfleet.ledger.claims import Claim, Claims, State
+from flowfleet.ledger.roster import Roster, Row
+from poller.claim import Claimer, term_checked
+from poller.meters import Meters
+
+logger = logging.getLogger(__name__)
+
+TAKEN_SILENT_SECONDS = 60.0
+TAKEN_SECONDS = 240.0
+#: what another leader may still be doing under its old term: longer than any one of its scripts and short calls
+FOREIGN_SECONDS = 10.0
+#: a live worker that hands back a claim itself is left alone for longer than its API calls last
+OWNER_SECONDS = 70.0
+
+
+class Watch:
+    """Values that ought to move, and for how long each has not."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._seen: dict[Hashable, tuple[Hashable, float]] = {}
+
+    def unmoved_seconds(self, key: Hashable, value: Hashable) -> float:
+        """For how long this value has stood, as far as this watch has looked."""
+        now = self._clock()
+        seen = self._seen.get(key)
+        if seen is None or seen[0] != value:
+            self._seen[key] = (value, now)
+            return 0.0
+        return now - seen[1]
+
+    def keep(self, keys: Collection[Hashable]) -> None:
+        """Forget all others."""
+        for key in self._seen.keys() - set(keys):
+            del self._seen[key]
+
+    def begin_anew(self) -> None:
+        """Nothing can be told from before an outage."""
+        self._seen.clear()
+
+
+class Reconciler:
+    """One round looks at all live claims and all workers."""
+
+    def __init__(
+        self,
+        api: ApiClient,
+        claims: Claims,
+        roster: Roster,
+        claimer: Claimer,
+        *,
+        mark: Mark,
+        failpoints: Failpoints,
+        meters: Meters,
+        clock: Callable[[], float],
+        queued_seconds: float,
+        ttl_seconds: float,
+    ) -> None:
+        self._api = api
+        self._claims = claims
+        self._roster = roster
+        self._claimer = claimer
+        self._mark = mark
+        self._failpoints = failpoints
+        self._meters = meters
+        self._queued_seconds = queued_seconds
+        self._ttl_seconds = ttl_seconds
+        self._claim_watch = Watch(clock)
+        self._state_watch = Watch(clock)
+        self._worker_watch = Watch(clock)
+        #: claims that this very leader is handing back or has left unsettled: nobody else is at them
+        self._ours: set[str] = set()
+
+    def begin_anew(self) -> None:
+        """After an outage, or with a new term."""
+        self._claim_watch.begin_anew()
+        self._state_watch.begin_anew()
+        self._worker_watch.begin_anew()
+
+    def new_term(self) -> None:
+        """What we knew from an earlier term may be somebody else's by now."""
+        self.begin_anew()
+        self._ours.clear()
+
+    def lapse(self, term: int, rows: Sequence[Row]) -> None:
+        """Workers whose beat stands still for a TTL are not live."""
+        self._worker_watch.keep([row.worker for row in rows])
+        for row in rows:
+            still = self._worker_watch.unmoved_seconds(row.worker, (row.nonce, row.beat))
+            if row.live and still >= self._ttl_seconds:
+                self._roster.lapse(term, row.worker, row.beat)
+                self._meters.lapsed.inc()
+                logger.warning("worker lapsed", extra={"worker": row.worker, "silent_seconds": round(still, 1)})
+
+    def tend(self, term: int, claims: Sequence[Claim], rows: Sequence[Row]) -> int:
+        """Settle, hand back and finish what has stood too long; how many claims were moved.
+
+        Asks the API, so it is called only while the API answers. Raises as its parts do, `ApiRejected` excepted: one
+        bad run must not keep the others waiting.
+        """
+        self._claim_watch.keep([claim.claim for claim in claims])
+        self._claimer.unpublished.intersection_update([claim.claim for claim in claims])
+        self._state_watch.keep([claim.claim for claim in claims])
+        live = {row.worker for row in rows if row.live}
+        moved = 0
+        for claim in claims:
+            still = self._claim_watch.unmoved_seconds(claim.claim, (claim.state, claim.moves))
+            in_state = self._state_watch.unmoved_seconds(claim.claim, claim.state)
+            try:
+                moved += self._one(term, claim, still, in_state, owner_lives=claim.worker in live)
+            except ApiRejected as exc:
+                logger.warning(
+                    "claim cannot be reconciled now",
+                    extra={"run_id": claim.run_id, "claim": claim.claim, "state": claim.state, "error": str(exc)},
+                )
+        return moved
+
+    def _one(self, term: int, claim: Claim, still: float, in_state: float, *, owner_lives: bool) -> bool:
+        """`still`: neither moved nor renewed for so long; `in_state`: renewed perhaps, but not moved."""
+        if claim.state is State.CLAIMING:
+            return self._claimer.settle(term, claim)
+        if claim.state is State.QUEUED and claim.cancel:
+            return self.hand_back(term, claim, "cancelled")
+        if claim.state is State.QUEUED and in_state >= self._queued_seconds:
+            return self.hand_back(term, claim, "queued-too-long")
+        if claim.state is State.TAKEN and (still >= TAKEN_SILENT_SECONDS or in_state >= TAKEN_SECONDS):
+            return self.hand_back(term, claim, "taken-too-long")
+        if claim.state is State.RETURNING:
+            patience = OWNER_SECONDS if owner_lives else FOREIGN_SECONDS
+            if claim.claim in self._ours or still >= patience:
+                return self._finish(term, claim, claim.reason or "returning")
+        return False
+
+    def clear(self, term: int, claims: Sequence[Claim]) -> None:
+        """The poller ends: settle what is unsettled, give back what no worker can see, finish what we began."""
+        for claim in claims:
+            if claim.state is State.CLAIMING:
+                self._claimer.settle(term, claim)
+            elif claim.state is State.QUEUED and claim.claim in self._claimer.unpublished:
+                self.hand_back(term, claim, "not-sent")
+            elif claim.state is State.RETURNING and claim.claim in self._ours:
+                self._finish(term, claim, claim.reason or "returning")
+
+    def hand_back(self, term: int, claim: Claim, reason: str) -> bool:
+        """Queued or taken → returning, then the API, then dropped."""
+        outcome = term_checked(self._claims.give_back(claim.run_id, claim.claim, reason, term=term))
+        if not outcome.moved:
+            return False
+        self._ours.add(claim.claim)
+        self._failpoints.hit("return.after_ledger")
+        return self._finish(term, claim, reason)
+
+    def _finish(self, term: int, claim: Claim, reason: str) -> bool:
+        if claim.cancel:
+            # who removes a waiting claim that somebody wants cancelled says so; user code never began
+            answer = self._api.report(claim.run_id, Kind.CANCELLED, "Cancelled before it was started.", self._mark)
+        else:
+            answer = self._api.hand_back(
+                claim.run_id, claim.call, claim.due, self._mark, reason, never_began=claim.never_began
+            )
+            if answer.being_cancelled:
+                answer = self._api.report(claim.run_id, Kind.CANCELLED, "Cancelled before it was started.", self._mark)
+        names = {"run_id": claim.run_id, "claim": claim.claim, "reason": reason}
+        if answer.verdict is Verdict.UNSURE:
+            logger.warning("hand-back unsettled", extra={**names, "answer": answer.reason})
+            return False
+        self._failpoints.hit("return.after_api")
+        term_checked(self._claims.drop(claim.run_id, claim.claim, term=term))
+        self._ours.discard(claim.claim)
+        if answer.verdict is Verdict.ACCEPTED:
+            self._meters.handed_back.labels(reason).inc()
+            logger.warning("run handed back, or cancelled if that was wanted", extra={**names, "run_name": claim.name})
+        else:
+            logger.info("run is no longer ours, claim dropped", extra={**names, "answer": answer.reason})
+        return True

@@ -1,0 +1,146 @@
+"""Sweep: what the API shows as ours and the ledger does not know; and the gate, which opens after it.
+
+Together they are the whole of "rebuild": workers re-assert what they hold, the sweep finds what nobody holds.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from flowfleet.api.client import ApiClient, Kind, Mark, Unfinished, Verdict
+from flowfleet.errors import ApiRejected
+from flowfleet.failpoints import Failpoints
+from flowfleet.ledger.claims import Claims
+from flowfleet.ledger.gate import Gate
+from poller.meters import Meters
+
+logger = logging.getLogger(__name__)
+
+SUBMITTED = "Submitted"
+
+
+class Sweep:
+    """Compares the API's unfinished runs of this fleet with the ledger."""
+
+    def __init__(self, api: ApiClient, claims: Claims, *, mark: Mark, failpoints: Failpoints, meters: Meters) -> None:
+        self._api = api
+        self._claims = claims
+        self._mark = mark
+        self._failpoints = failpoints
+        self._meters = meters
+        self._said: frozenset[str] = frozenset()
+
+    def count(self) -> int:
+        """How many unfinished runs of this fleet the API shows; touches none."""
+        return len(self._api.unfinished(self._mark))
+
+    def run(self) -> int:
+        """One full sweep; how many unfinished runs of this fleet the API showed.
+
+        Raises `ApiUnavailable` when it could not be done in full.
+        """
+        unfinished = self._api.unfinished(self._mark)
+        launched: set[str] = set()
+        for found in unfinished:
+            # asked run by run and after the listing: what was claimed meanwhile is known here, since the ledger hears
+            # of each claim before the API does
+            if self._claims.get(found.state.run_id) is not None:
+                continue
+            if _never_launched(found):
+                self._give_back(found)
+            else:
+                launched.add(found.state.run_id)
+                if found.state.run_id not in self._said:
+                    logger.warning(
+                        "run launched by this fleet is unknown to the ledger, left alone",
+                        extra={"run_id": found.state.run_id, "state": found.state.name, "worker": found.worker},
+                    )
+        self._said = frozenset(launched)
+        self._meters.unknown.set(len(launched))
+        return len(unfinished)
+
+    def _give_back(self, found: Unfinished) -> None:
+        state = found.state
+        due = found.due or state.scheduled or datetime.now(UTC)
+        if state.call is None:
+            logger.warning("run was submitted under our name without a call id", extra={"run_id": state.run_id})
+            return
+        try:
+            answer = self._api.hand_back(state.run_id, state.call, due, self._mark, "unknown to the ledger")
+        except ApiRejected as exc:
+            logger.warning("run cannot be handed back", extra={"run_id": state.run_id, "error": str(exc)})
+            return
+        self._failpoints.hit("return.after_api")
+        if answer.verdict is Verdict.ACCEPTED:
+            self._meters.handed_back.labels("unknown").inc()
+            logger.warning("run handed back", extra={"run_id": state.run_id, "reason": "unknown to the ledger"})
+
+
+def _never_launched(found: Unfinished) -> bool:
+    state = found.state
+    return state.kind is Kind.PENDING and state.name == SUBMITTED and not state.infrastructure and found.worker is None
+
+
+class Gatekeeper:
+    """Opens the gate for a new Redis process: after a TTL in which workers could re-assert, and a full sweep."""
+
+    def __init__(
+        self,
+        gate: Gate,
+        sweep: Sweep,
+        *,
+        failpoints: Failpoints,
+        clock: Callable[[], float],
+        wait_seconds: float,
+    ) -> None:
+        self._gate = gate
+        self._sweep = sweep
+        self._failpoints = failpoints
+        self._clock = clock
+        #: a TTL, and a renewal more for the workers that reconnect late
+        self._wait_seconds = wait_seconds
+        self._server: str | None = None
+        self._since = 0.0
+        self._looked = False
+
+    def begin_anew(self) -> None:
+        """After an outage workers get the whole time again."""
+        self._server = None
+
+    def wait_seconds(self) -> float:
+        """How long until there is something to do for a shut gate."""
+        return max(0.0, self._since + self._wait_seconds - self._clock())
+
+    def tend(self, term: int, *, ask: bool) -> bool:
+        """Is the gate open, perhaps because it was opened now? `ask`: the API may be asked now."""
+        if self._gate.is_open():
+            self._server = None
+            return True
+        server = self._gate.server()
+        if server != self._server:
+            self._server, self._since, self._looked = server, self._clock(), False
+        if not ask:
+            return False
+        if not self._looked:
+            # an empty ledger is a newcomer's or one that lost everything: the API knows which
+            if self._gate.empty() and self._sweep.count() == 0:
+                return self._open(term, server)
+            self._looked = True
+            logger.warning(
+                "Redis is another process than before: nothing is claimed until workers have told what they run",
+                extra={"server": server, "wait_seconds": round(self.wait_seconds(), 1)},
+            )
+        if self.wait_seconds() > 0:
+            return False
+        self._sweep.run()
+        return self._open(term, server)
+
+    def _open(self, term: int, server: str) -> bool:
+        self._failpoints.hit("gate.before_open")
+        opened = self._gate.open(term, server)
+        if opened:
+            logger.info("gate opened", extra={"server": server, "term": term})
+            self._server = None
+        return opened

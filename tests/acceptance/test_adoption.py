@@ -1,0 +1,118 @@
+"""Adoption: a run outlives its worker, and the next worker of the host tells its true end."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests import processes
+from tests.waiting import until
+from tests.world import World
+
+HELD = """
+    @flow
+    def go():
+        note("ran")
+        gate = os.path.join(os.environ["FFTEST_NOTES"], "release")
+        for _ in range(30_000):
+            if os.path.exists(gate):
+                os._exit(7)
+            time.sleep(0.02)
+"""
+
+
+@pytest.fixture(params=["able", pytest.param("plain", marks=pytest.mark.slow)])
+def fleet(fleet: World, request: pytest.FixtureRequest) -> World:
+    """Each test once more with a worker that does without pidfd, subreaper and /proc."""
+    if request.param == "plain":
+        fleet.env["FLOWFLEET_PLAIN"] = "1"
+    return fleet
+
+
+def running(world, run):
+    """The run's row in status, once some worker has it as running."""
+    rows = [row for row in world.status()["runs"] if row["run_id"] == run and row["state"] == "running"]
+    return rows[0] if rows else None
+
+
+def test_a_run_goes_on_through_ten_kills_of_its_worker(fleet):
+    fleet.start_poller()
+    worker = fleet.start_worker()
+    run = fleet.create_run(fleet.deploy(HELD))
+    (_, pid, *_) = fleet.wait_note(run, "ran")
+    handle = until(lambda: running(fleet, run), 20, "the run in status")["handle"]
+
+    for _ in range(10):
+        worker.kill()
+        assert processes.alive(int(pid))
+        worker = fleet.start_worker()
+        assert processes.alive(int(pid))
+    row = until(lambda: running(fleet, run), 20, "the adopted run in status")
+    assert row["handle"] == handle
+    assert row["attempt"] == 1
+
+    fleet.release()
+    state = fleet.wait_state(run, "Crashed")
+    assert "code 7" in state["message"]
+    assert [note[:2] for note in fleet.notes(run)] == [["ran", pid]]
+    fleet.wait_empty()
+
+
+def test_a_worker_that_is_stopped_leaves_its_run_to_the_next_one(fleet):
+    fleet.start_poller()
+    worker = fleet.start_worker("worker", "--on-stop", "detach")
+    run = fleet.create_run(fleet.deploy_tiny("hold"))
+    (_, pid, *_) = fleet.wait_note(run, "ran")
+    assert worker.stop() == 0
+    assert processes.alive(int(pid))
+    assert run in worker.text()
+
+    fleet.release()
+    fleet.wait_note(run, "done")
+    fleet.start_worker()
+    fleet.wait_empty()
+    assert fleet.api.state(run)["name"] == "Completed"
+    assert fleet.words(run) == ["ran", "done"]
+
+
+def test_an_end_that_no_worker_saw_is_reported_by_the_next_one_with_its_code(fleet):
+    fleet.start_poller()
+    worker = fleet.start_worker()
+    run = fleet.create_run(fleet.deploy_tiny("hold", 9))
+    (_, pid, *_) = fleet.wait_note(run, "ran")
+    worker.kill()
+    fleet.release()
+    until(lambda: not processes.alive(int(pid)), 20, "the end of the run")
+
+    fleet.start_worker()
+    state = fleet.wait_state(run, "Crashed")
+    assert "code 9" in state["message"]
+    fleet.wait_empty()
+
+
+def test_a_stop_with_on_stop_cancel_ends_the_runs_first(fleet):
+    fleet.start_poller()
+    worker = fleet.start_worker("worker", "--on-stop", "cancel", "--stop-grace", "5")
+    run = fleet.create_run(fleet.deploy_tiny("hold"))
+    (_, pid, *_) = fleet.wait_note(run, "ran")
+    assert worker.stop() == 0
+    assert not processes.alive(int(pid))
+    fleet.wait_state(run, "Cancelled", "Crashed")
+
+
+def test_a_report_is_on_disk_before_it_is_sent_and_survives_a_kill(fleet):
+    fleet.start_poller()
+    worker = fleet.start_worker(env={"FLOWFLEET_FAILPOINT": "end.before_report:kill"})
+    run = fleet.create_run(fleet.deploy_tiny(0, 5))
+    assert worker.wait(60) == -9
+    (report,) = (fleet.folder / "state").rglob("outbox/*.json")
+    assert run in json.dumps(json.loads(report.read_text())) + report.name
+    assert fleet.api.state(run)["type"] not in ("CRASHED", "FAILED")
+
+    fleet.start_worker()
+    state = fleet.wait_state(run, "Crashed")
+    assert "code 5" in state["message"]
+    fleet.wait_empty()
+    assert list((fleet.folder / "state").rglob("outbox/*.json")) == []
+    assert fleet.words(run) == ["ran", "done"]

@@ -1,0 +1,337 @@
+"""Ends: one poller, one worker, a real server and engine; each way a run can end, fully able and in plain mode."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import processes
+from tests.prefect_server import PrefectServer
+from tests.valkey import Valkey
+from tests.waiting import until
+from tests.world import World
+
+FLOWS: dict[str, str] = {
+    "completes": """
+        @flow
+        def go():
+            note("ran")
+            print("the last line of it")
+    """,
+    "parameters": """
+        @flow
+        def go(name: str, times: int = 2):
+            for _ in range(times):
+                note(name)
+    """,
+    "async": """
+        import asyncio
+
+        @flow
+        async def go():
+            await asyncio.sleep(0.01)
+            note("ran")
+    """,
+    "retries": """
+        tries = []
+
+        @task(retries=2, retry_delay_seconds=0)
+        def shaky():
+            tries.append(1)
+            note("try")
+            if len(tries) < 3:
+                raise ValueError("not yet")
+
+        @flow
+        def go():
+            shaky()
+    """,
+    "raises": """
+        @flow
+        def go():
+            note("ran")
+            raise ValueError("the flow says no")
+    """,
+    "exits3": """
+        @flow
+        def go():
+            note("ran")
+            os._exit(3)
+    """,
+    "silent": """
+        @flow
+        def go():
+            note("ran")
+            os._exit(0)
+    """,
+    "killed": """
+        import signal
+
+        @flow
+        def go():
+            note("ran")
+            os.kill(os.getpid(), signal.SIGKILL)
+    """,
+    "grandchild": """
+        import subprocess
+
+        @flow
+        def go():
+            note("ran")
+            # it keeps the flow's own output open, as forgotten helpers do
+            child = subprocess.Popen(["sleep", "600"])
+            note(f"child-{child.pid}")
+    """,
+    "daemon": """
+        import subprocess
+
+        @flow
+        def go():
+            note("ran")
+            if os.fork() == 0:
+                os.setsid()
+                if os.fork() == 0:
+                    note(f"daemon-{os.getpid()}")
+                    if os.environ.get("FFTEST_FORGET"):
+                        # without the environment by which it could be known
+                        os.execve("/bin/sleep", ["sleep", "600"], {"FFTEST_WORLD": os.environ["FFTEST_WORLD"]})
+                    os.execv("/bin/sleep", ["sleep", "600"])
+                os._exit(0)
+            os.wait()
+    """,
+    "prints": """
+        @flow
+        def go():
+            note("ran")
+            line = "x" * 99
+            for _ in range(100_000):
+                print(line)
+            print("after ten megabytes")
+    """,
+    "suspends": """
+        from prefect.flow_runs import suspend_flow_run
+
+        @flow
+        def go():
+            note("began")
+            suspend_flow_run(timeout=600)
+            note("resumed")
+    """,
+    "reschedules": """
+        import json, urllib.request
+
+        @flow
+        def go():
+            note("began")
+            marker = os.path.join(os.environ["FFTEST_NOTES"], "again-" + os.environ["FLOWFLEET_RUN_ID"])
+            if not os.path.exists(marker):
+                open(marker, "w").close()
+                url = f"{os.environ['PREFECT_API_URL']}/flow_runs/{os.environ['FLOWFLEET_RUN_ID']}/set_state"
+                body = {"state": {"type": "SCHEDULED", "name": "AwaitingRetry"}, "force": True}
+                headers = {"Content-Type": "application/json"}
+                urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode(), headers), timeout=30)
+                os._exit(0)
+    """,
+    "environment": """
+        @flow
+        def go():
+            note("ours:" + ",".join(sorted(name for name in os.environ if name.startswith("FLOWFLEET_"))))
+            note("from:" + os.environ.get("FROM_WORKER", "-"))
+            note("run:" + os.environ.get("FROM_RUN", "-"))
+            note("both:" + os.environ.get("FROM_BOTH", "-"))
+    """,
+}
+
+
+@dataclass
+class Ends:
+    """The world of this file, and the run of each flow."""
+
+    world: World
+    plain: bool
+    runs: dict[str, str] = field(default_factory=dict)
+
+    def end(self, name: str, *names: str) -> dict[str, Any]:
+        """Wait for the end of this flow's run."""
+        return self.world.wait_state(self.runs[name], *names, seconds=240)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param("able", id="able"), pytest.param("plain", id="plain", marks=pytest.mark.slow)],
+)
+def ends(
+    request: pytest.FixtureRequest,
+    prefect_server: PrefectServer,
+    valkey: Valkey,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Ends]:
+    """All runs of this file on one worker of three slots, created at once."""
+    plain = request.param == "plain"
+    world = World(tmp_path_factory.mktemp("ends"), prefect_server.api_url, valkey.tcp_url)
+    world.env |= {"FLOWFLEET_PLAIN": "1"} if plain else {"FFTEST_FORGET": "1"}
+    try:
+        world.start_poller()
+        world.start_worker("worker", "--env", "FROM_WORKER=yes", "--env", "FROM_BOTH=worker", slots=3)
+        made = Ends(world, plain)
+        for name, source in FLOWS.items():
+            variables = {"env": {"FROM_RUN": "yes", "FROM_BOTH": "run"}} if name == "environment" else {}
+            deployment = world.deploy(textwrap.dedent(source), name=name, job_variables=variables)
+            parameters = {"name": "given", "times": 3} if name == "parameters" else {}
+            made.runs[name] = world.create_run(deployment, parameters)
+        for name, variables in {
+            "no interpreter": {"command": "/no/such/python -m prefect.engine"},
+            "no folder": {"working_dir": "/no/such/folder"},
+            "no variable": {"env": {"X": "{{ prefect.variables.nobody_made_this }}"}},
+        }.items():
+            made.runs[name] = world.create_run(world.deploy_tiny(variables=variables))
+        yield made
+    finally:
+        world.close()
+
+
+def test_a_run_completes_and_its_flow_ran_once(ends):
+    ends.end("completes", "Completed")
+    assert ends.world.words(ends.runs["completes"]) == ["ran"]
+
+
+def test_the_api_saw_each_step_of_it_in_order(ends):
+    ends.end("completes", "Completed")
+    history = ends.world.api.history(ends.runs["completes"])
+    assert history == ["Scheduled", "Submitted", "Launching", "Running", "Completed"]
+
+
+def test_its_output_can_be_read_by_flowfleet_logs(ends):
+    ends.end("completes", "Completed")
+    shown = ends.world.command("flowfleet", "logs", ends.runs["completes"])
+    assert shown.returncode == 0, shown.stderr
+    assert "the last line of it" in shown.stdout
+
+
+def test_parameters_arrive(ends):
+    ends.end("parameters", "Completed")
+    assert ends.world.words(ends.runs["parameters"]) == ["given"] * 3
+
+
+def test_an_async_flow_completes(ends):
+    ends.end("async", "Completed")
+    assert ends.world.words(ends.runs["async"]) == ["ran"]
+
+
+def test_tasks_are_retried_inside_one_start(ends):
+    ends.end("retries", "Completed")
+    notes = ends.world.notes(ends.runs["retries"])
+    assert [note[0] for note in notes] == ["try"] * 3
+    assert len({note[1] for note in notes}) == 1
+
+
+def test_a_flow_that_raises_is_failed_by_its_engine_and_not_overwritten(ends):
+    state = ends.end("raises", "Failed")
+    assert "the flow says no" in state["message"]
+    assert ends.world.words(ends.runs["raises"]) == ["ran"]
+
+
+def test_exit_3_is_crashed_with_that_code(ends):
+    state = ends.end("exits3", "Crashed")
+    assert "exited with code 3" in state["message"]
+    assert ends.world.words(ends.runs["exits3"]) == ["ran"]
+
+
+def test_exit_0_in_the_middle_is_crashed_and_not_left_running(ends):
+    state = ends.end("silent", "Crashed")
+    assert "exited 0 without reporting an end" in state["message"]
+    assert ends.world.words(ends.runs["silent"]) == ["ran"]
+
+
+def test_a_flow_that_is_killed_is_crashed_with_the_signal(ends):
+    state = ends.end("killed", "Crashed")
+    assert "SIGKILL" in state["message"]
+
+
+@pytest.mark.parametrize(("name", "word"), [("grandchild", "child-"), ("daemon", "daemon-")])
+def test_what_a_run_leaves_behind_is_gone_soon_after_its_end(ends, name, word):
+    ends.end(name, "Completed")
+    left = until(
+        lambda: next((w for w in ends.world.words(ends.runs[name]) if w.startswith(word)), None), 10, f"note {word}"
+    )
+    pid = int(left.removeprefix(word))
+    until(lambda: not processes.alive(pid), 20, f"the end of {left}")
+
+
+def test_ten_megabytes_of_output_are_kept_to_the_last_line(ends):
+    ends.end("prints", "Completed")
+    run_id = ends.runs["prints"]
+    (log,) = Path(ends.world.folder).rglob(f"runs/{run_id}.*/log")
+    assert log.stat().st_size > 9_000_000
+    assert "after ten megabytes" in log.read_text()[-2000:]
+
+
+def test_a_suspended_run_frees_its_slot_and_comes_back(ends):
+    run_id = ends.runs["suspends"]
+    ends.end("suspends", "Suspended")
+    until(
+        lambda: run_id not in [run["run_id"] for run in ends.world.status()["runs"]], 60, "its claim to go", pause=0.2
+    )
+    answer = ends.world.api.call("POST", f"/flow_runs/{run_id}/resume", {})
+    assert answer["status"] == "ACCEPT"
+
+    ends.end("suspends", "Completed")
+    assert ends.world.words(run_id) == ["began", "began", "resumed"]
+
+
+def test_a_run_that_awaits_a_retry_comes_back_by_itself(ends):
+    ends.end("reschedules", "Completed")
+    notes = ends.world.notes(ends.runs["reschedules"])
+    assert [note[0] for note in notes] == ["began", "began"]
+    assert len({note[1] for note in notes}) == 2
+
+
+def test_the_environment_has_the_layers_and_nothing_of_ours_but_run_and_claim(ends):
+    ends.end("environment", "Completed")
+    words = ends.world.words(ends.runs["environment"])
+    assert "ours:FLOWFLEET_CLAIM,FLOWFLEET_RUN_ID" in words
+    assert {"from:yes", "run:yes", "both:run"} <= set(words)
+
+
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [
+        ("no interpreter", "/no/such/python"),
+        ("no folder", "/no/such/folder"),
+        ("no variable", "nobody_made_this"),
+    ],
+)
+def test_a_run_that_cannot_start_says_why_by_name(ends, name, named):
+    state = ends.end(name, "Crashed", "Failed")
+    assert named in state["message"]
+    assert ends.world.words(ends.runs[name]) == []
+
+
+def test_after_all_of_it_the_ledger_is_empty_and_nothing_runs(ends):
+    for name in ends.runs:
+        until(
+            lambda name=name: ends.world.api.state(ends.runs[name])["type"] in ("COMPLETED", "FAILED", "CRASHED"),
+            120,
+            f"the end of {name}",
+            pause=0.2,
+        )
+    ends.world.wait_empty()
+    status = ends.world.status()
+    assert status["counts"]["running"] == 0
+    assert status["counts"]["outbox"] == 0
+    assert status["workers"][0]["busy"] == 0
+    ours = processes.marked("FFTEST_NOTES", str(ends.world.notes_folder))
+    assert [what for what in ours.values() if "prefect.engine" in what or "sleep" in what] == []
+
+
+def test_the_runs_are_told_afterwards(ends):
+    ends.end("killed", "Crashed")
+    ends.world.wait_empty(seconds=120)
+    told = ends.world.command("flowfleet", "explain", ends.runs["killed"])
+    assert told.returncode == 0, told.stderr
+    assert "SIGKILL" in told.stdout

@@ -1,0 +1,123 @@
+"""Environments: which Python a run gets, and flow folders full of names that are also ours or our libraries'."""
+
+from __future__ import annotations
+
+import site
+import subprocess
+import sys
+
+import pytest
+
+from tests.world import BIN
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    """A second environment with prefect in it (by the first one's packages) and a console script of its own."""
+    folder = tmp_path_factory.mktemp("other") / "env"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    (packages,) = folder.glob("lib/python3*/site-packages")
+    (packages / "first.pth").write_text("\n".join(site.getsitepackages()) + "\n")
+    script = folder / "bin" / "only-here"
+    script.write_text(f"#!{folder}/bin/python\nimport sys\nprint('only-here in', sys.prefix)\n")
+    script.chmod(0o755)
+    return folder
+
+
+WHERE = """
+    @flow
+    def go():
+        note("prefix:" + sys.prefix)
+        note("venv:" + os.environ.get("VIRTUAL_ENV", "-"))
+        note("path:" + os.environ["PATH"].split(os.pathsep)[0])
+"""
+
+
+def test_two_environments_on_one_worker(fleet, other):
+    fleet.start_poller()
+    fleet.start_worker(slots=2)
+    first = fleet.create_run(fleet.deploy(WHERE))
+    command = f"{other}/bin/python -m prefect.engine"
+    second = fleet.create_run(fleet.deploy(WHERE, job_variables={"command": command}))
+    for run in (first, second):
+        fleet.wait_state(run, "Completed", seconds=90)
+
+    assert f"prefix:{sys.prefix}" in fleet.words(first)
+    assert f"prefix:{other}" in fleet.words(second)
+
+
+def test_a_flow_calls_the_console_script_of_the_environment_that_python_names(fleet, other):
+    fleet.start_poller()
+    fleet.start_worker("worker", "--python", f"{other}/bin/python")
+    run, _ = fleet.run(
+        WHERE
+        + """
+        import subprocess
+        said = subprocess.run(["only-here"], capture_output=True, text=True, check=True).stdout.strip()
+        note(said.replace(" ", "_"))
+""",
+        "Completed",
+        seconds=90,
+    )
+    words = fleet.words(run)
+    assert f"only-here_in_{other}" in words
+    assert {f"prefix:{other}", f"venv:{other}", f"path:{other}/bin"} <= set(words)
+
+
+def test_a_python_without_prefect_is_refused_with_a_sentence(fleet, tmp_path):
+    bare = tmp_path / "bare"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True)
+    done = fleet.command("worker", "start", "--pool", fleet.pool, "--python", str(bare / "bin" / "python"), seconds=60)
+    assert done.returncode == 2, done.stderr
+    assert str(bare) in done.stderr
+    assert "prefect" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def hostile(tmp_path):
+    """A folder with modules named like ours and like a library of ours, each of which breaks its importer."""
+    folder = tmp_path / "hostile"
+    for name in ("workers/__init__.py", "poller.py", "rich.py", "flowfleet.py", "celery.py", "redis.py"):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"raise RuntimeError('the wrong {name} was imported')\n")
+    return folder
+
+
+def test_our_commands_start_in_a_folder_full_of_our_names(fleet, hostile):
+    for argv in (["flowfleet", "status", "--json"], ["worker", "--help"], ["poller", "--help"], ["worker", "list"]):
+        done = subprocess.run(
+            [str(BIN / argv[0]), *argv[1:]],
+            env=fleet.environment(),
+            cwd=hostile,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, f"{argv}: {done.stderr}"
+
+
+def test_a_flow_folder_with_its_own_workers_and_poller_and_rich(fleet, hostile):
+    fleet.start_poller(cwd=hostile)
+    fleet.start_worker(cwd=hostile)
+    files = {
+        "workers/__init__.py": "WHOSE = 'mine'\n",
+        "poller.py": "WHOSE = 'mine'\n",
+        "rich.py": "WHOSE = 'mine'\n",
+    }
+    run, _ = fleet.run(
+        """
+        import poller, workers
+
+        @flow
+        def go():
+            note("poller-is-" + getattr(poller, "WHOSE", "ours"))
+            note("workers-is-" + getattr(workers, "WHOSE", "ours"))
+        """,
+        "Completed",
+        seconds=90,
+        files=files,
+    )
+    assert fleet.words(run) == ["poller-is-mine", "workers-is-mine"]

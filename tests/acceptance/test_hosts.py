@@ -1,0 +1,139 @@
+"""Hosts: two workers on two hosts (network and UTS namespaces) that serve one pool."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests import processes
+from tests.needs import namespaces, need
+from tests.netns import NetnsHost
+from tests.prefect_server import PrefectServer
+from tests.tcp_bridge import TcpBridge
+from tests.valkey import Valkey, free_port
+from tests.waiting import until
+from tests.world import Part, World
+
+NAMES = ("east", "west")
+
+
+@dataclass
+class Machines:
+    """A fleet over two hosts, each with its own way to the servers."""
+
+    world: World
+    hosts: dict[str, NetnsHost]
+    links: dict[str, tuple[TcpBridge, TcpBridge]]
+
+    def start(self, name: str, *options: str, slots: int = 2) -> Part:
+        """The worker of one host; all are named `worker`, as with one shared environment file."""
+        host, (api, redis) = self.hosts[name], self.links[name]
+        return self.world.start_worker(
+            "worker",
+            *options,
+            slots=slots,
+            before=host.before,
+            env=host.environment(api.port, redis.port),
+            address=f"http://{host.inside}:{free_port()}",
+        )
+
+
+@pytest.fixture
+def machines(prefect_server: PrefectServer, valkey: Valkey, tmp_path: Path) -> Iterator[Machines]:
+    """Two hosts and a poller on this one."""
+    need(not namespaces(), namespaces())
+    world = World(tmp_path, prefect_server.api_url, valkey.tcp_url)
+    made = Machines(world, {}, {})
+    try:
+        for name in NAMES:
+            host = made.hosts[name] = NetnsHost(name, tmp_path)
+            made.links[name] = (
+                TcpBridge(("127.0.0.1", urlsplit(prefect_server.api_url).port or 0), host.outside),
+                TcpBridge(("127.0.0.1", valkey.port), host.outside),
+            )
+        yield made
+        world.close()
+    finally:
+        processes.sweep("FFTEST_WORLD", world.mark)
+        for link in made.links.values():
+            for bridge in link:
+                bridge.close()
+        for host in made.hosts.values():
+            host.close()
+
+
+def test_two_hosts_serve_one_pool_and_each_run_starts_once(machines):
+    world = machines.world
+    world.start_poller()
+    for name in NAMES:
+        machines.start(name)
+    rows = world.status()["workers"]
+    assert {(row["name"], row["host"]) for row in rows} == {("worker", host.name) for host in machines.hosts.values()}
+
+    held = world.deploy_tiny("hold")
+    runs = [world.create_run(held) for _ in range(4)]
+    for run in runs:
+        world.wait_note(run, "ran")
+    where = [world.notes(run)[0][3] for run in runs]
+    assert sorted(where) == sorted([host.name for host in machines.hosts.values()] * 2)
+    world.release()
+    for run in runs:
+        world.wait_state(run, "Completed")
+    assert [world.words(run) for run in runs] == [["ran", "done"]] * 4
+    # a real flow on whichever host has room
+    run, _ = world.run(
+        """
+        @flow
+        def go():
+            import socket
+            note(socket.gethostname())
+        """,
+        "Completed",
+    )
+    assert world.words(run)[0] in [host.name for host in machines.hosts.values()]
+
+
+def test_a_host_adopts_its_own_runs_and_leaves_the_others_alone(machines):
+    world = machines.world
+    world.start_poller()
+    workers = {name: machines.start(name, slots=1) for name in NAMES}
+    held = world.deploy_tiny("hold", 4)
+    runs = [world.create_run(held) for _ in range(2)]
+    pids = {world.wait_note(run, "ran")[3]: int(world.notes(run)[0][1]) for run in runs}
+    assert set(pids) == {host.name for host in machines.hosts.values()}
+    until(lambda: world.status()["counts"]["running"] == 2, 20, "both to run", pause=0.2)
+
+    workers["east"].kill()
+    machines.start("east", slots=1)
+    assert all(processes.alive(pid) for pid in pids.values())
+    owners = {run["worker"] for run in world.status()["runs"]}
+    assert owners == {f"worker@{host.name}" for host in machines.hosts.values()}
+    world.release()
+    for run in runs:
+        assert "code 4" in world.wait_state(run, "Crashed")["message"]
+    assert [world.words(run) for run in runs] == [["ran", "done"]] * 2
+
+
+def test_a_host_that_has_rebooted_reports_what_was_cut_off(machines):
+    world = machines.world
+    world.start_poller()
+    worker = machines.start("east", slots=1)
+    run = world.create_run(world.deploy_tiny("hold"))
+    pid = int(world.wait_note(run, "ran")[1])
+    until(lambda: world.status()["counts"]["running"] == 1, 20, "it to run", pause=0.2)
+    # what a power cut does: worker, shim and run at once (the shim first, since it must not see the run's end),
+    # and another boot id
+    worker.kill()
+    processes.kill(processes.parent(pid))
+    processes.sweep("FFTEST_WHO", machines.hosts["east"].name)
+    assert not processes.alive(pid)
+    machines.hosts["east"].reboot()
+
+    machines.start("east", slots=1)
+    state = world.wait_state(run, "Crashed", seconds=120)
+    assert "host restarted" in state["message"]
+    assert world.words(run) == ["ran"]

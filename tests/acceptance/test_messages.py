@@ -1,0 +1,168 @@
+"""Messages: repeated, lost, broken, foreign ones in the queue of a real route, and a worker that lives through them."""
+
+from __future__ import annotations
+
+import base64
+import json
+import pickle
+import re
+import signal
+import uuid
+
+import pytest
+
+from flowfleet.broker import queue_key
+from flowfleet.flow_run import Route
+from tests.waiting import stays, until
+
+
+@pytest.fixture
+def frozen(fleet, valkey):
+    """A fleet whose idle worker was stopped (SIGSTOP), and the key of its queue: what is claimed stays in Redis."""
+    fleet.start_poller()
+    worker = fleet.start_worker(slots=3)
+    deployment = fleet.deploy_tiny()
+    # one run through, so that its route is known and served
+    fleet.wait_state(fleet.create_run(deployment), "Completed")
+    fleet.wait_empty()
+    worker.signal(signal.SIGSTOP)
+    (queue,) = fleet.status()["queues"]
+    key = queue_key(fleet.fleet, Route.parse(queue["route"]))
+    with valkey.client() as client:
+        # a pending read of the worker's would still swallow a message: its time at the server is short
+        until(lambda: not blocked(client), 5, "the frozen worker's pending read to end")
+        yield fleet, worker, deployment, client, key
+    worker.signal(signal.SIGCONT)
+
+
+def blocked(client):
+    """Does any client wait at a list? (The worker is the only one that does.)"""
+    return any("b" in entry["flags"] for entry in client.client_list())
+
+
+def claimed(world, deployment, client, key):
+    """A new run's id and the message that was published for it."""
+    run = world.create_run(deployment)
+    world.wait_state(run, "Submitted")
+    message = until(
+        lambda: next((item for item in client.lrange(key, 0, -1) if run in decoded(item)), None), 20, "the message"
+    )
+    return run, message
+
+
+def decoded(item):
+    """The body of a Celery envelope as text."""
+    return base64.b64decode(json.loads(item)["body"]).decode()
+
+
+def test_a_message_says_run_claim_and_route_and_no_more(frozen):
+    fleet, worker, deployment, client, key = frozen
+    run, message = claimed(fleet, deployment, client, key)
+    args, kwargs, _ = json.loads(decoded(message))
+    headers = json.loads(message)["headers"]
+
+    assert args == []
+    assert set(kwargs) == {"v", "run_id", "claim", "route"}
+    assert kwargs["run_id"] == run
+    assert headers["task"] == "flowfleet.launch"
+    assert headers["id"] == f"{run}.{kwargs['claim']}"
+    assert headers["eta"] is None
+    assert headers["expires"] is None
+    assert len(message) < 4096
+    worker.signal(signal.SIGCONT)
+    fleet.wait_state(run, "Completed")
+
+
+def test_a_message_delivered_three_times_is_one_start(frozen):
+    fleet, worker, deployment, client, key = frozen
+    run, message = claimed(fleet, deployment, client, key)
+    client.lpush(key, message, message)
+    worker.signal(signal.SIGCONT)
+    fleet.wait_state(run, "Completed")
+    fleet.wait_empty()
+    # and once more, when it has long ended
+    client.lpush(key, message)
+    until(lambda: not client.exists(key), 10, "the late copy to be fetched")
+
+    stays(lambda: fleet.words(run) == ["ran", "done"], 2, "one start")
+    assert fleet.api.state(run)["name"] == "Completed"
+
+
+@pytest.mark.slow
+def test_a_run_whose_message_is_lost_is_handed_back_and_runs(frozen):
+    fleet, worker, deployment, client, key = frozen
+    run, _ = claimed(fleet, deployment, client, key)
+    client.delete(key)
+    worker.signal(signal.SIGCONT)
+
+    fleet.wait_state(run, "Completed", seconds=150)
+    assert fleet.words(run) == ["ran", "done"]
+    history = fleet.api.history(run)
+    assert history.count("Submitted") == 2
+    fleet.wait_empty()
+
+
+def broken(message):
+    """Ten kinds of what has no business in the queue, and oversized, pickled and unknown-version ones."""
+    good = json.loads(message)
+    kwargs = json.loads(decoded(message))[1]
+
+    def envelope(body, **headers):
+        text = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return json.dumps(
+            {**good, "body": base64.b64encode(text).decode(), "headers": {**good["headers"], **headers}}
+        ).encode()
+
+    def with_kwargs(**change):
+        return envelope([[], {**kwargs, **change}, {}])
+
+    pickled = json.loads(envelope(pickle.dumps([[], kwargs, {}])))
+    pickled["content-type"] = "application/x-python-serialize"
+    pickled["content-encoding"] = "binary"
+    return {
+        "not UTF-8": b"\xff\xfe\x00\x80",
+        "not JSON": b"hello there",
+        "a JSON list": b"[1, 2, 3]",
+        "a JSON number": b"17",
+        "an empty object": b"{}",
+        "no headers": json.dumps({**good, "headers": {}}).encode(),
+        "no properties": json.dumps({key: value for key, value in good.items() if key != "properties"}).encode(),
+        "a body that is text": envelope("hi"),
+        "a body that is not JSON": envelope(b"{nope"),
+        "an unknown task": envelope([[], kwargs, {}], task="os.system"),
+        "arguments": envelope([["rm"], kwargs, {}]),
+        "one key more": with_kwargs(command="rm -rf /"),
+        "no such route": with_kwargs(route="../../etc"),
+        "another run than its id says": with_kwargs(run_id=str(uuid.uuid4())),
+        "callbacks": envelope([[], kwargs, {"callbacks": [{"task": "x"}]}]),
+        "oversized": with_kwargs(route="prefect3/" + "x" * 20_000_000),
+        "pickled": json.dumps(pickled).encode(),
+        "of an unknown version": with_kwargs(v=99),
+    }
+
+
+def test_broken_messages_are_refused_and_counted_and_the_worker_keeps_all_its_slots(frozen):
+    fleet, worker, deployment, client, key = frozen
+    _, message = claimed(fleet, deployment, client, key)
+    kinds = broken(message)
+    client.lpush(key, *kinds.values())
+    worker.signal(signal.SIGCONT)
+    until(lambda: not client.exists(key), 30, "all messages to be fetched")
+
+    def refused():
+        text = worker.ask("/metrics")[1]
+        return sum(
+            float(n) for n in re.findall(r"^flowfleet_messages_refused_total(?:{[^}]*})? (\S+)$", text, re.MULTILINE)
+        )
+
+    until(lambda: refused() == len(kinds), 20, f"{len(kinds)} refused messages in its metrics, {refused()} so far")
+    # every slot is still there: three runs at once
+    held = fleet.deploy_tiny("hold")
+    runs = [fleet.create_run(held) for _ in range(3)]
+    for run in runs:
+        fleet.wait_note(run, "ran")
+    fleet.release()
+    for run in runs:
+        fleet.wait_state(run, "Completed")
+    assert worker.process.poll() is None
+    assert "rm -rf" not in worker.text()

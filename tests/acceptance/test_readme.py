@@ -1,0 +1,231 @@
+"""README: its commands do what it says, in its order, in a folder of their own.
+
+The page's console blocks are the test: one terminal runs `flowfleet up`, a second one all that follows. A comment
+`<!-- readme: … -->` before a block says how a machine reads it; nothing is run that the page does not show.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import processes
+from tests.needs import need
+from tests.rest import Rest
+from tests.waiting import SCALE, until
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+#: how long the second terminal may take in all, pauses of the page included
+SESSION_SECONDS = 240
+MARK = "FFTEST_README"
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block: its language, what the comment before it says, its lines."""
+
+    language: str
+    reading: str
+    lines: tuple[str, ...]
+
+    @property
+    def commands(self) -> list[str]:
+        return [line.removeprefix("$ ").partition("  #")[0].strip() for line in self.lines if line.startswith("$ ")]
+
+
+def blocks(text: str) -> list[Block]:
+    """All fenced blocks of a page."""
+    found = re.finditer(r"(?:<!-- readme: (.*?) -->\n)?```(\w+)\n(.*?)```", text, flags=re.DOTALL)
+    return [Block(match[2], match[1] or "", tuple(match[3].splitlines())) for match in found]
+
+
+PAGE = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = blocks(PAGE)
+
+
+def only(reading: str) -> Block:
+    """The one block with this comment."""
+    (found,) = [block for block in BLOCKS if block.reading == reading]
+    return found
+
+
+def test_the_first_commands_of_the_readme_are_targets_of_the_makefile():
+    need(shutil.which("make") is not None, "make")
+    commands = only("targets").commands
+
+    assert commands == ["make up", "make test"]
+    for command in commands:
+        done = subprocess.run([*command.split(), "-n"], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+
+
+def test_the_extras_that_the_readme_installs_exist():
+    (command,) = only("extras").commands
+    wanted = set(re.search(r"flowfleet\[(.*?)\]", command)[1].split(","))
+
+    assert wanted <= set(importlib.metadata.metadata("flowfleet").get_all("Provides-Extra"))
+
+
+def test_every_page_that_the_readme_links_to_is_there():
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", PAGE):
+        assert (ROOT / target).is_file(), target
+
+
+class Reader:
+    """Somebody who does what the page says: a first terminal with `up`, a second one for the rest."""
+
+    def __init__(self, folder: Path) -> None:
+        self.mark = uuid.uuid4().hex[:12]
+        self.folder = folder
+        self.work = folder / "work"
+        self.work.mkdir()
+        self.env = {
+            name: value for name, value in os.environ.items() if not name.startswith(("FLOWFLEET_", "PREFECT_"))
+        }
+        self.env |= {
+            "HOME": str(folder),
+            "XDG_DATA_HOME": str(folder / "data"),
+            "XDG_STATE_HOME": str(folder / "state"),
+            "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}",
+            "DO_NOT_TRACK": "1",
+            # as on a machine that is no container: when the terminal closes, the longer run goes on to its end
+            "FLOWFLEET_ON_STOP": "detach",
+            MARK: self.mark,
+        }
+        self.first: subprocess.Popen[bytes] | None = None
+
+    def start(self, name: str, argv: list[str]) -> subprocess.Popen[bytes]:
+        with (self.folder / f"{name}.out").open("ab") as out:
+            return subprocess.Popen(
+                argv,
+                env=self.env,
+                cwd=self.work,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def said(self, name: str) -> str:
+        return (self.folder / f"{name}.out").read_text(errors="replace")
+
+    def up(self) -> dict[str, Any]:
+        """The first terminal; the answer is what `up` wrote about itself when all was ready."""
+        (command,) = only("terminal up").commands
+        self.first = self.start("up", command.split())
+        state = self.folder / "data" / "flowfleet" / "up.json"
+
+        def ready() -> bool:
+            assert self.first is not None
+            assert self.first.poll() is None, f"up ended:\n{self.said('up')[-3000:]}"
+            return state.exists()
+
+        until(ready, 240, "flowfleet up to be ready")
+        return dict(json.loads(state.read_text()))
+
+    def second_terminal(self, addresses: dict[str, str]) -> str:
+        """Run every other console block in one shell; what it has said, when all went well."""
+        script = ["set -eu"]
+        for block in BLOCKS:
+            if block.reading.startswith("file "):
+                (self.work / block.reading.removeprefix("file ")).write_text("\n".join(block.lines) + "\n")
+            if block.language != "console" or block.reading in ("targets", "extras", "terminal up"):
+                continue
+            if block.reading == "own fleet":
+                script.append("export FLOWFLEET_FLEET=own")  # a server and a Redis of the reader's: here those of `up`
+            script += [f"echo '== {block.reading}'", *(adapted(command, addresses) for command in block.commands)]
+        # the reader closes the terminal
+        script += ["kill $(jobs -p) || true", "wait || true", "echo '== end'"]
+        (self.folder / "session.sh").write_text("\n".join(script) + "\n")
+        shell = self.start("second", ["bash", "-x", str(self.folder / "session.sh")])
+        try:
+            code = shell.wait(SESSION_SECONDS * SCALE)
+        except subprocess.TimeoutExpired:
+            shell.kill()
+            code = shell.wait()
+        said = self.said("second")
+        assert code == 0, f"exit {code}\n{said[-6000:]}"
+        return said
+
+    def close(self) -> None:
+        if self.first is not None and self.first.poll() is None:
+            self.first.send_signal(signal.SIGINT)
+            try:
+                self.first.wait(60 * SCALE)
+            except subprocess.TimeoutExpired:
+                self.first.kill()
+        processes.sweep(MARK, self.mark)
+
+
+def adapted(command: str, addresses: dict[str, str]) -> str:
+    """The page's command with the addresses of this `up`, and its pauses scaled to this machine."""
+    for name, value in addresses.items():
+        command = re.sub(rf"(?<=[ ]){name}=\S+", f"{name}={value}", command)
+    return re.sub(r"^sleep (\d+)$", lambda found: f"sleep {int(found[1]) * SCALE:.0f}", command)
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> Iterator[Reader]:
+    reader = Reader(tmp_path)
+    yield reader
+    reader.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_reader_who_types_what_the_readme_says_gets_what_it_promises(reader: Reader):
+    begun = time.monotonic()
+    state = reader.up()
+    said = reader.second_terminal({"PREFECT_API_URL": state["api"], "FLOWFLEET_REDIS": state["redis"]})
+    api = Rest(state["api"])
+
+    # three runs of the reader's flow: one in the pool of `up`, two in the reader's own; each ran once, to its end
+    flow = {"flows": {"name": {"any_": ["hello"]}}, "sort": "EXPECTED_START_TIME_ASC"}
+    runs = until(
+        lambda: (
+            (found := api.call("POST", "/flow_runs/filter", flow))
+            and all(run["state_type"] == "COMPLETED" for run in found)
+            and found
+        ),
+        120,
+        "the runs of hello.py to be completed",
+    )
+    pools = [run["work_pool_name"] for run in runs]
+    assert pools == ["flowfleet", "mine", "mine"], f"after {time.monotonic() - begun:.0f} s"
+    for run in runs:
+        states = [state["type"] for state in api.call("GET", f"/flow_run_states/?flow_run_id={run['id']}")]
+        assert states.count("RUNNING") == 1, states
+
+    # the killed worker's run stood in the status before and after the kill, and with the worker that adopted it
+    longer = runs[-1]["id"][:8]
+    last = said.partition("== adopts")
+    assert last[0].partition("kill -9")[2].count(longer) >= 1, said[-6000:]
+    assert longer in last[2], said[-6000:]
+
+    # an engine sends its last lines and events after its run's end, and would go on trying without the server
+    until(
+        lambda: not any("prefect.engine" in str(what) for what in processes.marked(MARK, reader.mark).values()),
+        60,
+        "the last engine to be gone",
+    )
+
+    # Ctrl-C ends `up` as a whole
+    assert reader.first is not None
+    reader.first.send_signal(signal.SIGINT)
+    assert reader.first.wait(90 * SCALE) == 0, reader.said("up")[-3000:]
+    until(lambda: processes.marked(MARK, reader.mark) == {}, 60, "the end of all that the reader has started")

@@ -1,0 +1,212 @@
+"""Sharing: who gets which run, on real servers: workers, pollers, pools, queues, limits."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+from collections import Counter
+
+import pytest
+
+from tests.waiting import stays, until
+
+MANY = [pytest.param(20, id="20", marks=pytest.mark.slow), pytest.param(60, id="60", marks=pytest.mark.stress)]
+
+
+def places(world, runs):
+    """How many runs each worker has begun, by the runs' own notes."""
+    return Counter(note[3] for run in runs for note in world.notes(run) if note[0] == "ran")
+
+
+@pytest.mark.parametrize("number", MANY)
+def test_runs_on_two_workers_are_executed_once_each(fleet, number):
+    fleet.start_poller()
+    for name in ("one", "two"):
+        fleet.start_worker(name, env={"FFTEST_WHO": name})
+    deployment = fleet.deploy("""
+        @flow
+        def go():
+            note("ran")
+    """)
+    runs = [fleet.create_run(deployment) for _ in range(number)]
+    for run in runs:
+        fleet.wait_state(run, "Completed", seconds=15 * number)
+
+    assert [fleet.words(run) for run in runs] == [["ran"]] * number
+    assert set(places(fleet, runs)) == {"one", "two"}
+    fleet.wait_empty()
+
+
+def test_twelve_runs_on_three_idle_workers_are_four_each(fleet):
+    fleet.start_poller()
+    for name in ("one", "two", "three"):
+        fleet.start_worker(name, slots=4, env={"FFTEST_WHO": name})
+    deployment = fleet.deploy_tiny("hold")
+    runs = [fleet.create_run(deployment) for _ in range(12)]
+    until(lambda: sum(places(fleet, runs).values()) == 12, 60, "all twelve to run")
+
+    shares = places(fleet, runs)
+    assert set(shares) == {"one", "two", "three"}
+    assert all(3 <= share <= 5 for share in shares.values()), shares
+    fleet.release()
+    for run in runs:
+        fleet.wait_state(run, "Completed")
+
+
+def test_one_worker_serves_two_pools(fleet):
+    pools = [f"{fleet.pool}-a", f"{fleet.pool}-b"]
+    fleet.start_poller()
+    fleet.start_worker(pools=pools)
+    runs = [fleet.create_run(fleet.deploy_tiny(pool=pool)) for pool in pools]
+    for run in runs:
+        fleet.wait_state(run, "Completed")
+    assert [fleet.words(run) for run in runs] == [["ran", "done"]] * 2
+
+
+def test_what_waits_stays_at_the_api_and_status_counts_it(fleet):
+    fleet.start_poller()
+    fleet.start_worker(slots=1)
+    deployment = fleet.deploy_tiny("hold")
+    first = fleet.create_run(deployment)
+    fleet.wait_note(first, "ran")
+    waiting = [fleet.create_run(deployment) for _ in range(50)]
+
+    status = until(lambda: (s := fleet.status())["counts"]["due"] == 50 and s, 40, "50 due runs in status", pause=0.3)
+    assert sum(queue["due"] for queue in status["queues"]) == 50
+    assert [run["run_id"] for run in status["runs"]] == [first]
+    assert {fleet.api.state(run)["type"] for run in waiting} == {"SCHEDULED"}
+
+
+def test_two_pollers_on_one_pool_claim_each_run_once_and_the_second_takes_over(fleet):
+    pollers = {name: fleet.start_poller(name) for name in ("agent-a", "agent-b")}
+    fleet.start_worker(slots=3)
+    deployment = fleet.deploy_tiny()
+    runs = [fleet.create_run(deployment) for _ in range(6)]
+    for run in runs:
+        fleet.wait_state(run, "Completed")
+    assert [fleet.words(run) for run in runs] == [["ran", "done"]] * 6
+
+    leader = fleet.status()["leader"]
+    pollers[leader["name"]].kill()
+    later = fleet.create_run(deployment)
+    fleet.wait_state(later, "Completed", seconds=90)
+    assert fleet.words(later) == ["ran", "done"]
+    now = fleet.status()["leader"]
+    assert now["name"] != leader["name"]
+    assert now["term"] > leader["term"]
+
+
+def test_an_idle_worker_that_is_drained_ends_and_the_next_run_starts_elsewhere(fleet):
+    fleet.start_poller()
+    workers = {name: fleet.start_worker(name, env={"FFTEST_WHO": name}) for name in ("one", "two")}
+    deployment = fleet.deploy_tiny()
+    rows = {row["name"]: row for row in fleet.status()["workers"]}
+    done = fleet.command("worker", "drain", f"one@{rows['one']['host']}")
+    assert done.returncode == 0, done.stderr
+    assert workers["one"].wait(30) == 0
+
+    runs = [fleet.create_run(deployment) for _ in range(4)]
+    for run in runs:
+        fleet.wait_state(run, "Completed")
+    assert set(places(fleet, runs)) == {"two"}
+
+
+def test_a_pool_limit_of_one_is_never_exceeded(fleet):
+    fleet.start_poller()
+    fleet.start_worker(slots=3)
+    deployment = fleet.deploy_tiny(0.5)
+    fleet.api.change_pool(fleet.pool, concurrency_limit=1)
+    runs = [fleet.create_run(deployment) for _ in range(4)]
+    for run in runs:
+        fleet.wait_state(run, "Completed", seconds=120)
+
+    spans = sorted((float(notes[0][2]), float(notes[1][2])) for notes in map(fleet.notes, runs))
+    assert all(earlier[1] <= later[0] for earlier, later in itertools.pairwise(spans)), spans
+
+
+def test_a_paused_queue_holds_its_runs_and_lets_them_go(fleet):
+    fleet.start_poller()
+    fleet.start_worker()
+    deployment = fleet.deploy_tiny()
+    fleet.api.make_queue(fleet.pool, "slowly", is_paused=True)
+    held = fleet.create_run(fleet.deploy_tiny(work_queue_name="slowly"))
+    free = fleet.create_run(deployment)
+    fleet.wait_state(free, "Completed")
+    stays(lambda: fleet.api.state(held)["type"] == "SCHEDULED", 3, "the run of the paused queue is not claimed")
+
+    fleet.api.change_queue(fleet.pool, "slowly", is_paused=False)
+    fleet.wait_state(held, "Completed", seconds=60)
+    assert fleet.words(held) == ["ran", "done"]
+
+
+def test_runs_and_deployments_that_are_deleted_after_the_claim_disturb_nobody(fleet):
+    poller = fleet.start_poller()
+    worker = fleet.start_worker(slots=3)
+    deleted, kept = fleet.deploy_tiny(), fleet.deploy_tiny()
+    # one run through, so that the frozen worker is known to serve the route
+    fleet.wait_state(fleet.create_run(kept), "Completed")
+    worker.signal(signal.SIGSTOP)
+    orphan, gone = fleet.create_run(deleted), fleet.create_run(kept)
+    for run in (orphan, gone):
+        fleet.wait_state(run, "Submitted")
+    fleet.api.call("DELETE", f"/deployments/{deleted}")
+    fleet.api.call("DELETE", f"/flow_runs/{gone}")
+    worker.signal(signal.SIGCONT)
+
+    state = fleet.wait_state(orphan, "Crashed", "Cancelled", "Failed")
+    assert "deployment" in state["message"]
+    fleet.wait_empty()
+    fleet.runs.clear()
+    after = fleet.create_run(kept)
+    fleet.wait_state(after, "Completed")
+    assert poller.process.poll() is None
+    assert worker.process.poll() is None
+
+
+def test_a_pool_of_type_process_is_served_by_its_own_template(fleet):
+    template = {
+        "job_configuration": {
+            "command": "{{ command }}",
+            "env": "{{ env }}",
+            "labels": "{{ labels }}",
+            "name": "{{ name }}",
+            "stream_output": "{{ stream_output }}",
+            "working_dir": "{{ working_dir }}",
+        },
+        "variables": {
+            "type": "object",
+            "properties": {
+                "name": {"type": "string"},
+                "env": {"type": "object", "default": {"FROM_POOL": "yes"}},
+                "labels": {"type": "object"},
+                "command": {"type": "string"},
+                "stream_output": {"type": "boolean", "default": True},
+                "working_dir": {"type": "string"},
+            },
+        },
+    }
+    fleet.api.call("POST", "/work_pools/", {"name": fleet.pool, "type": "process", "base_job_template": template})
+    fleet.start_poller()
+    fleet.start_worker()
+    run, _ = fleet.run(
+        """
+        @flow
+        def go():
+            note(os.environ.get("FROM_POOL", "-"))
+        """,
+        "Completed",
+    )
+    assert fleet.words(run) == ["yes"]
+
+
+def test_the_pool_shows_one_online_worker_while_a_worker_offers_it(fleet):
+    fleet.start_poller()
+    fleet.start_worker("one")
+    fleet.start_worker("two")
+
+    def online():
+        rows = fleet.api.call("POST", f"/work_pools/{fleet.pool}/workers/filter", {})
+        return [row for row in rows if row["status"] == "ONLINE"]
+
+    (row,) = until(online, 60, "an online worker in the pool", pause=0.3)
+    assert fleet.fleet in row["name"]

@@ -1,0 +1,107 @@
+"""Oracle: what each move must answer, told by the transition table alone, and the tally of what has been taken."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from flowfleet.ledger.claims import TRANSITIONS, Mover, Refusal, State
+
+TABLE = {row.name: row for row in TRANSITIONS if row.built}
+#: claim and assert have shapes of their own
+NAMED = tuple(name for name in TABLE if name not in ("claim", "assert"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """One question to the ledger."""
+
+    move: str
+    run: str
+    claim: str
+    term: int = 0
+    worker: str = ""
+    nonce: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What Redis holds at that moment."""
+
+    claim: Mapping[str, str]
+    record: Mapping[str, str]
+    gate_open: bool
+    process: str
+    term: int
+    row_nonce: str
+
+
+def expected(asked: Asked, facts: Facts) -> Refusal | None:
+    """The refusal, or None for a move (or the repeat of one)."""
+    row, claim = TABLE[asked.move], facts.claim
+    if row.mover is Mover.LEADER and asked.term != facts.term:
+        return Refusal.TERM
+    if not claim or claim["claim"] != asked.claim:
+        if row.target is None and not row.stays and facts.record.get("move") == asked.move:
+            return None
+        return Refusal.OTHER_CLAIM if claim else Refusal.UNKNOWN
+    if claim["v"] != "1":
+        return Refusal.VERSION
+    if asked.move == "adopt":
+        return _expected_of_adopt(asked, facts)
+    by_leader = row.mover is Mover.LEADER
+    if not by_leader and claim["worker"] not in ("", asked.worker):
+        return Refusal.OWNER
+    if asked.move in ("take", "start") and facts.row_nonce != asked.nonce:
+        return Refusal.OWNER
+    state = State(claim["state"])
+    again = state is row.target
+    if asked.move in ("take", "start"):
+        again = again and claim["nonce"] == asked.nonce
+    if row.target is State.RETURNING:
+        again = again and (by_leader or claim.get("by") == asked.worker)
+    if again and asked.move != "start":
+        return None
+    if not again and state not in row.sources:
+        return Refusal.STATE
+    stale = not facts.gate_open or claim["process"] != facts.process
+    if asked.move == "take" and stale:
+        return Refusal.GATE
+    if asked.move in ("start", "give back (leader)") and not facts.gate_open:
+        return Refusal.GATE
+    if row.target is State.RETURNING and not by_leader and state is State.QUEUED and stale:
+        return Refusal.GATE
+    if asked.move == "start" and claim["cancel"] == "1":
+        return Refusal.CANCELLED
+    if asked.move == "drop (worker)" and claim.get("by") != asked.worker:
+        return Refusal.OWNER
+    return None
+
+
+def _expected_of_adopt(asked: Asked, facts: Facts) -> Refusal | None:
+    claim = facts.claim
+    if facts.row_nonce != asked.nonce:
+        return Refusal.OWNER
+    if State(claim["state"]) not in TABLE["adopt"].sources:
+        return Refusal.STATE
+    return None if claim["worker"].rpartition("@")[2] == asked.worker.rpartition("@")[2] else Refusal.OWNER
+
+
+@dataclass
+class Tally:
+    """Which rows of the table were taken, and which of their refusals."""
+
+    taken: Counter[tuple[str, str]] = field(default_factory=Counter)
+    states: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def add(self, move: str, refusal: Refusal | None, source: str = "") -> None:
+        self.taken[move, str(refusal or "moved")] += 1
+        if refusal is None:
+            self.states[move, source] += 1
+
+    def missing(self) -> list[tuple[str, str]]:
+        """What the table promises and nothing has taken yet."""
+        wanted = {(row.name, str(why)) for row in TABLE.values() for why in (*row.refusals, "moved")}
+        sources = {(row.name, str(state)) for row in TABLE.values() for state in row.sources}
+        return sorted(wanted - set(self.taken)) + sorted(sources - set(self.states))

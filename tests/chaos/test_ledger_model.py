@@ -1,0 +1,323 @@
+"""The ledger against its model: any order of steps, crashes between any two, echoes, and the last writes lost."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import nullcontext
+
+import pytest
+from hypothesis import HealthCheck, note, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+from flowfleet.flow_run import claim_id
+from flowfleet.ledger.claims import Claim, Refusal, State
+from tests.chaos.ledger_fleet import RUNS, LedgerFleet
+from tests.chaos.ledger_oracle import NAMED, TABLE, Asked, Tally, expected
+from tests.ledger_world import held, other_claim
+from tests.valkey import Valkey
+
+MODEL = {
+    "deadline": None,
+    "suppress_health_check": list(HealthCheck),
+    "print_blob": False,
+    "stateful_step_count": 60,
+    "database": None,
+}
+ACTIONS = (
+    *("things_go_well_for_a_while",) * 3,
+    *("a_poller_goes_on", "a_worker_goes_on") * 3,
+    *("a_poller_claims", "a_worker_renews", "a_message_arrives_however_late_or_often") * 2,
+    *("the_network_delivers_a_question_once_more", "a_poller_finds_what_stands_too_long", "the_leader_opens_the_gate")
+    * 2,
+    *("a_poller_finds_what_stands_too_long",) * 2,
+    *("a_poller_is_elected", "a_poller_crashes", "the_leader_sweeps", "the_leader_opens_the_gate"),
+    *("a_worker_gives_back_what_it_has_not_started", "a_worker_without_room_refuses_a_message") * 3,
+    *("a_worker_takes_over_what_a_dead_one_has_left",) * 4,
+    *("a_worker_crashes", "a_worker_comes_back", "a_worker_lapses", "somebody_cancels"),
+    *("redis_dies_and_loses_its_last_writes",) * 2,
+    *("somebody_asks_for_what_must_be_refused",) * 4,
+    *("the_clock_of_the_redis_host_jumps", "a_stranger_asserts_a_claim"),
+)
+
+#: how many steps may go well: to each state, and more often to those that pass quickly
+STRETCHES = (1, 2, 2, 2, 3, 3, 3, 4, 5, 6, 7, 9)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Valkey]:
+    """Not the session's: this one is killed all the time."""
+    with Valkey.private() as private:
+        yield private
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """One rule, many actions: hypothesis switches whole rules off in an example, and here every mixture matters.
+
+    `server` and `tally` are set on a subclass by the test. An action answers False when there is nothing for it to do.
+    """
+
+    server: Valkey
+    tally: Tally
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fleet = LedgerFleet(self.server, self.tally)
+        self.fleet.elect(self.fleet.pollers[0])
+        self.fleet.open_gate(self.fleet.pollers[0])
+        for worker in self.fleet.workers:
+            self.fleet.sign_on(worker)
+
+    @initialize(lossy=st.integers(0, 2).map(bool))
+    def redis_keeps_what_it_was_told_or_not(self, lossy):
+        """A third of the examples loses nothing: there, nothing at all may be left in the end."""
+        self.lossy = lossy
+
+    @rule(chance=st.integers(0, 2**23 - 1))
+    def step(self, chance):
+        """One number decides all: many small draws repeat themselves, and so would a wider range than 24 bits."""
+        dice = random.Random(chance)
+        action, who, pick, answered = dice.choice(ACTIONS), dice.randrange(2), dice.randrange(60), dice.random() < 0.85
+        note(f"{action}({who}, {pick}, {answered})")
+        getattr(self, action)(who, pick, answered)
+
+    def somebody_asks_for_what_must_be_refused(self, who, pick, answered):
+        """Each refusal of a few moves that can be had now."""
+        for number in range(pick, pick + 5):
+            move = NAMED[number % len(NAMED)]
+            for why in TABLE[move].refusals:
+                if why is Refusal.VERSION:
+                    self._ask_about_a_newer_claim(move, pick)
+                else:
+                    self._ask_for(move, why, pick)
+
+    @invariant()
+    def never_twice(self):
+        self.fleet.check()
+        self.fleet.snapshot()
+
+    def teardown(self) -> None:
+        self.fleet.settle()
+        self.fleet.world.ledger.close()
+        self.fleet.raw.close()
+
+    # pollers
+
+    def things_go_well_for_a_while(self, who, pick, answered):
+        """A stretch without trouble, so that trouble finds all states."""
+        self._a_good_stretch(who, pick, STRETCHES[pick // 5], answered=answered)
+
+    def _a_good_stretch(self, who: int, pick: int, steps: int, *, answered: bool) -> None:
+        fleet, poller, owner = self.fleet, self.fleet.pollers[who], self.fleet.workers[pick % 2]
+        leader = fleet.gate.leader()
+        if leader is None or leader.term != poller.term:
+            fleet.elect(poller)
+        fleet.open_gate(poller)
+        if not owner.alive:
+            fleet.sign_on(owner)
+        fleet.renew(owner)
+        before, run = set(poller.hands), RUNS[pick % len(RUNS)].run_id
+        fleet.claim(poller, [pick % len(RUNS)], answered=True)
+        for key in sorted(set(poller.hands) - before):
+            for _ in range(steps):
+                if key in poller.hands:
+                    fleet.go_on(poller, key)
+                elif key in owner.folders:
+                    fleet.work(owner, key, answered=answered)
+                elif (run, key) in fleet.messages:
+                    fleet.deliver(owner, (run, key), answered=True)
+
+    def a_poller_is_elected(self, who, pick, answered):
+        self.fleet.elect(self.fleet.pollers[who])
+
+    def a_poller_claims(self, who, pick, answered):
+        runs = sorted({pick % 4, pick // 4 % 4, pick // 16 % 4})
+        self.fleet.claim(self.fleet.pollers[who], runs, answered=answered)
+
+    def a_poller_goes_on(self, who, pick, answered):
+        poller = self.fleet.pollers[who]
+        if poller.hands:
+            self.fleet.go_on(poller, sorted(poller.hands)[pick % len(poller.hands)], answered=answered)
+
+    def a_poller_finds_what_stands_too_long(self, who, pick, answered):
+        live = self.fleet.claims.live()
+        if live:
+            claim = live[pick % len(live)]
+            self.fleet.pick_up(self.fleet.pollers[who], claim)
+            for worker in self.fleet.workers:
+                if worker.name == claim.worker and worker.alive:
+                    self.fleet.renew(worker, answered=answered)
+
+    def a_poller_crashes(self, who, pick, answered):
+        self.fleet.pollers[who].hands = {}
+
+    def the_leader_sweeps(self, who, pick, answered):
+        self.fleet.sweep()
+
+    def the_leader_opens_the_gate(self, who, pick, answered):
+        self.fleet.open_gate(self.fleet.pollers[who])
+
+    # workers
+
+    def a_message_arrives_however_late_or_often(self, who, pick, answered):
+        worker, messages = self.fleet.workers[who], self.fleet.messages[::-1]
+        if worker.alive and messages:
+            self.fleet.deliver(worker, messages[pick % len(messages)], answered=answered)
+
+    def a_worker_goes_on(self, who, pick, answered):
+        worker = self.fleet.workers[who]
+        if worker.alive and worker.folders:
+            self.fleet.work(worker, sorted(worker.folders)[pick % len(worker.folders)], answered=answered)
+
+    def a_worker_gives_back_what_it_has_not_started(self, who, pick, answered):
+        worker = self.fleet.workers[who]
+        unbegun = sorted(key for key, f in worker.folders.items() if f.phase in ("taken", "starting", "launched"))
+        if worker.alive and unbegun:
+            key = unbegun[pick % len(unbegun)]
+            worker.folders[key].phase = "abandoned"
+            self.fleet.work(worker, key, answered=answered)
+
+    def a_worker_without_room_refuses_a_message(self, who, pick, answered):
+        worker, messages = self.fleet.workers[who], self.fleet.messages[::-1]
+        if worker.alive and messages and messages[pick % len(messages)][1] not in worker.folders:
+            self.fleet.refuse_message(worker, messages[pick % len(messages)], proof=pick % 2 == 0)
+
+    def a_worker_renews(self, who, pick, answered):
+        if self.fleet.workers[who].alive:
+            self.fleet.renew(self.fleet.workers[who], answered=answered)
+
+    def a_worker_crashes(self, who, pick, answered):
+        self.fleet.crash(self.fleet.workers[who])
+
+    def a_worker_takes_over_what_a_dead_one_has_left(self, who, pick, answered):
+        worker, other = self.fleet.workers[1 - pick % 2], self.fleet.workers[pick % 2]
+        if not worker.alive:
+            return
+        if who == 0:
+            self._a_good_stretch(0, pick, (4, 6, 7, 8, 9)[pick % 5], answered=True)
+        for key in sorted(key for key, f in other.folders.items() if f.phase in ("forked", "exited") and other.alive):
+            self.fleet.work(other, key, answered=False)  # killed right after it
+        self.fleet.crash(other)
+        self.fleet.take_over(worker, other, answered=answered)
+
+    def a_worker_comes_back(self, who, pick, answered):
+        if not self.fleet.workers[who].alive:
+            self.fleet.sign_on(self.fleet.workers[who])
+
+    def a_worker_lapses(self, who, pick, answered):
+        for found in self.fleet.world.roster.rows():
+            if found.worker == self.fleet.workers[who].name:
+                self.fleet.world.roster.lapse(self.fleet.pollers[who].term, found.worker, found.beat)
+
+    # the world
+
+    def somebody_cancels(self, who, pick, answered):
+        live = self.fleet.claims.live()
+        if live:
+            unbegun = [claim for claim in live if claim.state is State.TAKEN] or live
+            self.fleet.claims.cancel(unbegun[pick % len(unbegun)].run_id)
+            self._ask_for("start", Refusal.CANCELLED, pick)
+
+    def the_network_delivers_a_question_once_more(self, who, pick, answered):
+        if self.fleet.echoes:
+            self.fleet.echoes[pick % len(self.fleet.echoes)]()
+
+    def redis_dies_and_loses_its_last_writes(self, who, pick, answered):
+        if self.fleet.snapshots:
+            self.fleet.restart_redis([0, 1, 2, 3, 5, 8, 20][pick % 7] if self.lossy else 0)
+            for move in NAMED:
+                if Refusal.GATE in TABLE[move].refusals:
+                    self._ask_for(move, Refusal.GATE, pick)
+
+    def the_clock_of_the_redis_host_jumps(self, who, pick, answered):
+        """All that was ever written down was written another time ago."""
+        client, key, shift = self.fleet.store.client, self.fleet.store.key, (-400, -2, 2, 400)[pick % 4] * 86400
+        for run in RUNS:
+            if client.exists(key(f"claim:{run.run_id}")):
+                client.hincrbyfloat(key(f"claim:{run.run_id}"), "since", shift)
+        for worker in self.fleet.workers:
+            if client.exists(key(f"worker:{worker.name}")):
+                client.hincrbyfloat(key(f"worker:{worker.name}"), "seen", shift)
+        for claim in client.zrange(key("gone"), 0, -1):
+            client.zincrby(key("gone"), shift, claim)
+
+    # strangers
+
+    def a_stranger_asserts_a_claim(self, who, pick, answered):
+        live = self.fleet.claims.live()
+        if live:
+            claim = live[pick % len(live)]
+            if pick % 3 == 0:
+                self._another_process_asserts(claim)
+            else:
+                self._a_wrong_claim_is_asserted(claim, newer=pick % 3 == 1)
+
+    def _another_process_asserts(self, claim: Claim) -> None:
+        if claim.worker and self.fleet.hash(f"worker:{claim.worker}"):
+            before = self.fleet.hash(f"claim:{claim.run_id}")
+            renewal = self.fleet.claims.renew(claim.worker, "stranger", 10**9, [held(claim, State.RUNNING)])
+            assert dict(renewal.fenced) == {claim.run_id: Refusal.OWNER}
+            assert self.fleet.hash(f"claim:{claim.run_id}") == before
+            self.tally.add("assert", Refusal.OWNER)
+
+    def _a_wrong_claim_is_asserted(self, claim: Claim, *, newer: bool) -> None:
+        worker = self.fleet.workers[0]
+        if self.fleet.hash(f"worker:{worker.name}").get("nonce") != worker.nonce:
+            return
+        worker.beat += 1
+        mine = held(claim, State.TAKEN) if newer else held(claim, State.TAKEN, claim=other_claim(claim))
+        with self.fleet.newer(claim) if newer else nullcontext():
+            renewal = self.fleet.claims.renew(worker.name, worker.nonce, worker.beat, [mine])
+        why = Refusal.VERSION if newer else Refusal.OTHER_CLAIM
+        assert dict(renewal.fenced) == {claim.run_id: why}
+        self.tally.add("assert", why)
+
+    def _ask_for(self, move: str, why: Refusal, pick: int) -> None:
+        questions = list(self._questions(move))
+        facts = self.fleet.facts(*questions)
+        found = [asked for asked, fact in zip(questions, facts, strict=True) if expected(asked, fact) is why]
+        if found:
+            self.fleet.ask(found[pick % len(found)], echo=False)
+
+    def _questions(self, move: str) -> Iterator[Asked]:
+        leader, live = self.fleet.gate.leader(), self.fleet.claims.live()
+        term = leader.term if leader else 1
+        claims = [(claim.run_id, claim.claim) for claim in live]
+        claims += [(claim.run_id, other_claim(claim)) for claim in live]
+        claims += [(run.run_id, claim_id(run.run_id, run.run_id)) for run in RUNS]
+        for run_id, claim in claims:
+            for worker in self.fleet.workers:
+                for asked_term in (term, term + 1):
+                    ids = {"run": run_id, "claim": claim, "term": asked_term}
+                    yield Asked(move=move, worker=worker.name, nonce=worker.nonce, **ids)
+
+    def _ask_about_a_newer_claim(self, move: str, pick: int) -> None:
+        live, leader, worker = self.fleet.claims.live(), self.fleet.gate.leader(), self.fleet.workers[0]
+        if live and leader:
+            claim = live[pick % len(live)]
+            ids = {"run": claim.run_id, "claim": claim.claim, "term": leader.term}
+            with self.fleet.newer(claim):
+                self.fleet.ask(Asked(move=move, worker=worker.name, nonce=worker.nonce, **ids), echo=False)
+
+
+def machine(server: Valkey, tally: Tally) -> type[LedgerMachine]:
+    return type("Machine", (LedgerMachine,), {"server": server, "tally": tally})
+
+
+def test_any_order_of_steps_starts_no_run_twice_and_loses_none(server):
+    tally = Tally()
+    run_state_machine_as_test(machine(server, tally), settings=settings(**MODEL, max_examples=80, derandomize=True))
+    for _ in range(15):
+        if tally.missing():  # by another mixture, since the table promises each of them
+            other = settings(**MODEL, max_examples=40, derandomize=False)
+            run_state_machine_as_test(machine(server, tally), settings=other)
+
+    assert not tally.missing(), f"the table has what no example has taken: {tally.missing()}"
+
+
+@pytest.mark.stress
+@pytest.mark.timeout(3600)
+def test_any_order_of_steps_starts_no_run_twice_and_loses_none_at_length(server):
+    more = {**MODEL, "stateful_step_count": 120}
+    run_state_machine_as_test(machine(server, Tally()), settings=settings(**more, max_examples=1500))

@@ -1,0 +1,226 @@
+"""Rounds: a worker stopped or killed around the arrival of a message, over and over; nothing lost, nothing doubled."""
+
+from __future__ import annotations
+
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from flowfleet.broker import queue_key
+from flowfleet.flow_run import Route
+from tests import processes
+from tests.chaos.arrivals import Arrivals
+from tests.waiting import SCALE, until
+from tests.world import World
+
+#: signals come between 20 ms before the message and 12 ms after it
+EARLIEST, LATEST = -0.020, 0.012
+
+
+class Rounds:
+    """One long run in flight over all rounds, and one new run around each signal."""
+
+    def __init__(self, world: World, valkey, arrivals: Arrivals) -> None:
+        self.world = world
+        self.arrivals = arrivals
+        self.random = random.Random(4711)
+        self.poller = world.start_poller()
+        # a claim whose message was lost holds its slot until it is handed back, and rounds must not wait for that
+        self.worker = self.start()
+        held = world.deploy_tiny("hold")
+        self.long = world.create_run(held)
+        (_, self.pid, *_) = world.wait_note(self.long, "ran")
+        self.deployment = world.deploy_tiny()
+        (queue,) = world.status()["queues"]
+        self.key = queue_key(world.fleet, Route.parse(queue["route"]))
+        self.runs: list[str] = []
+        self.exits: list[float] = []
+        self.codes: set[int] = set()
+
+    def start(self):
+        return self.world.start_worker(slots=110)
+
+    def round(self, number: signal.Signals) -> None:
+        """A run is created, the worker gets the signal around its message, ends, and the next one is started."""
+        self.arrivals.forget()
+        offset = self.random.uniform(EARLIEST, LATEST)
+        run = self.world.create_run(self.deployment)
+        self.runs.append(run)
+        poke = threading.Thread(target=self.poller.ask, args=("/api/poke",))
+        poke.start()
+        if offset < 0:
+            self.arrivals.wait_claim(run, 30 * SCALE)
+            pause(-EARLIEST + offset)
+        else:
+            self.arrivals.wait_message(run, self.key, 30 * SCALE)
+            pause(offset)
+        begun = time.monotonic()
+        self.worker.signal(number)
+        self.codes.add(self.worker.wait(60))
+        self.exits.append(time.monotonic() - begun)
+        poke.join()
+        assert processes.alive(int(self.pid)), "the long run has ended with its worker"
+        self.worker = self.start()
+
+    def settle(self) -> None:
+        """All that was created comes to its end, having begun once."""
+        for run in self.runs:
+            self.world.wait_state(run, "Completed", seconds=180)
+        assert {run: self.world.words(run) for run in self.runs} == {run: ["ran", "done"] for run in self.runs}
+        self.world.release()
+        self.world.wait_state(self.long, "Completed")
+        assert [(note[0], note[1]) for note in self.world.notes(self.long)] == [("ran", self.pid), ("done", self.pid)]
+        self.world.wait_empty()
+
+
+def pause(seconds: float) -> None:
+    """A part of the stimulus, not a wait for anything: the moment of the signal inside the round."""
+    time.sleep(max(0.0, seconds))
+
+
+@pytest.fixture
+def rounds(lawless, valkey):
+    with Arrivals(str(valkey.socket)) as arrivals:
+        yield Rounds(lawless, valkey, arrivals)
+
+
+def numbers(ci: int, full: int):
+    return [
+        pytest.param(ci, id=str(ci), marks=pytest.mark.slow),
+        pytest.param(full, id=str(full), marks=pytest.mark.stress),
+    ]
+
+
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize("number", numbers(50, 100))
+def test_sigterm_at_message_arrival(rounds, number):
+    for _ in range(number):
+        rounds.round(signal.SIGTERM)
+    rounds.settle()
+
+    assert rounds.codes == {0}
+    median, longest = statistics.median(rounds.exits), max(rounds.exits)
+    print(f"exit after SIGTERM: median {median:.2f} s, longest {longest:.2f} s")
+    assert median <= 0.5 * max(1.0, SCALE / 2)
+    if longest > 5:
+        assert longest <= 1.5 * bare_celery(rounds.world.redis_url)
+
+
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize("number", numbers(20, 100))
+def test_sigkill_at_message_arrival(rounds, number):
+    for _ in range(number):
+        rounds.round(signal.SIGKILL)
+    rounds.settle()
+    assert rounds.codes == {-9}
+
+
+def bare_celery(redis_url: str) -> float:
+    """How long an idle worker of Celery's own takes to end here and now."""
+    code = (
+        "import celery,sys; app=celery.Celery('bare',broker=sys.argv[1]);"
+        "app.conf.update(broker_connection_retry_on_startup=True, task_default_queue='bare');"
+        "app.worker_main(['worker','--pool','threads','-c','1','-l','INFO'])"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, redis_url], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "ready" in line:
+            break
+    begun = time.monotonic()
+    process.terminate()
+    process.communicate(timeout=60 * SCALE)
+    return time.monotonic() - begun
+
+
+CLAIM_STEPS = ("claim.after_ledger", "claim.after_api", "claim.after_accept", "claim.after_publish")
+
+
+@pytest.mark.slow
+def test_a_poller_killed_at_any_step_of_a_claim_loses_and_doubles_nothing(make_lawless):
+    worlds = {step: make_lawless() for step in CLAIM_STEPS}
+    runs: dict[str, list[str]] = {}
+    for step, world in worlds.items():
+        poller = world.start_poller("agent-a", env={"FLOWFLEET_FAILPOINT": f"{step}:kill"})
+        world.start_worker(slots=4)
+        deployment = world.deploy_tiny()
+        runs[step] = [world.create_run(deployment) for _ in range(3)]
+        poller.ask("/api/poke")
+        assert poller.wait(60) == -9, step
+        world.start_poller("agent-b", wait=False)
+    for step, world in worlds.items():
+        for run in runs[step]:
+            world.wait_state(run, "Completed", seconds=180)
+        assert [world.words(run) for run in runs[step]] == [["ran", "done"]] * 3, step
+        world.wait_empty()
+
+
+WORKER_STEPS = (
+    "take.on_arrival",
+    "take.after_folder",
+    "take.after_move",
+    "start.after_move",
+    "start.before_fork",
+    "start.after_fork",
+    "start.after_running",
+    "end.before_record",
+    "end.after_record",
+    "end.before_report",
+    "end.after_report",
+)
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        pytest.param("kill", marks=pytest.mark.slow),
+        # a frozen worker that is killed later differs by its open connections only
+        pytest.param("freeze", marks=pytest.mark.stress),
+    ],
+)
+def test_a_worker_that_dies_at_any_step_of_a_run_loses_and_doubles_nothing(make_lawless, action):
+    world = make_lawless()
+    world.start_poller()
+    runs: dict[str, str] = {}
+    deployment = None
+    for step in WORKER_STEPS:
+        # it may reach the step already when it adopts what the one before has left
+        worker = world.start_worker(env={"FLOWFLEET_FAILPOINT": f"{step}:{action}"}, wait=False)
+        deployment = deployment or world.deploy_tiny(0, 3)
+        runs[step] = world.create_run(deployment)
+        if action == "freeze":
+            until(lambda worker=worker: stopped(worker.pid), 90, f"the worker to freeze at {step}")
+            worker.kill()
+        else:
+            assert worker.wait(90) == -9, step
+    world.start_worker()
+    for step, run in runs.items():
+        assert "code 3" in world.wait_state(run, "Crashed", seconds=200)["message"], step
+        assert world.words(run) == ["ran", "done"], step
+    world.wait_empty()
+
+
+def stopped(pid: int) -> bool:
+    """Is the process stopped by a signal?"""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+def test_a_worker_that_thaws_after_its_successor_has_started_starts_nothing(make_lawless):
+    world = make_lawless()
+    world.start_poller()
+    first = world.start_worker(env={"FLOWFLEET_FAILPOINT": "start.after_move:freeze"})
+    run = world.create_run(world.deploy_tiny())
+    until(lambda: stopped(first.pid), 60, "the worker to freeze")
+    # the same host and name, so the folder is still locked: it must wait or refuse, and never run it twice
+    second = world.start_worker(wait=False)
+    until(lambda: second.process.poll() is not None or "lock" in second.text().lower(), 60, "the second to say so")
+    first.signal(signal.SIGCONT)
+    world.wait_state(run, "Completed", seconds=200)
+    assert world.words(run) == ["ran", "done"]

@@ -1,0 +1,84 @@
+"""Fixtures that all tests share: one Valkey and one Prefect server for a session, one world for a test."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from tests.needs import missing, need
+from tests.prefect_server import PrefectServer
+from tests.valkey import Valkey, binary
+from tests.world import World
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Take the user's own flowfleet and Prefect settings off, before any test module reads them."""
+    for name in list(os.environ):
+        if name.startswith(("FLOWFLEET_", "PREFECT_")) and not name.startswith("FLOWFLEET_TEST_"):
+            del os.environ[name]
+    settings.register_profile("ci", derandomize=True)
+    if os.environ.get("CI") == "true":
+        settings.load_profile("ci")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Full numbers only where they are asked for; on a very slow machine a fixed third of the slow groups."""
+    asked = "stress" in (config.option.markexpr or "")
+    third = bool(os.environ.get("FLOWFLEET_TEST_THIRD"))
+    kept, dropped = [], []
+    for item in items:
+        slow = item.get_closest_marker("slow") is not None
+        left_out = (item.get_closest_marker("stress") is not None and not asked) or (
+            third and slow and zlib.crc32(item.nodeid.encode()) % 3 != 0
+        )
+        (dropped if left_out else kept).append(item)
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = kept
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """A failed test with a fleet says what the fleet looked like."""
+    report = yield
+    if report.failed and call.when == "call":
+        for value in getattr(item, "funcargs", {}).values():
+            value = getattr(value, "world", value)  # noqa: PLW2901 - a group of tests may share one fleet
+            if isinstance(value, World):
+                report.sections.append((f"fleet {value.fleet}", value.describe()))
+    return report
+
+
+@pytest.fixture(scope="session")
+def valkey() -> Iterator[Valkey]:
+    """A real server for the whole session; each test takes a fleet name of its own."""
+    try:
+        binary()
+    except RuntimeError as error:
+        missing(str(error))
+    with Valkey.private(tcp=True) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
+    """A real Prefect 3 server for the whole session; each test takes a pool of its own."""
+    need(importlib.util.find_spec("prefect") is not None, "a real Prefect 3 server: install the extra demo")
+    server = PrefectServer(tmp_path_factory.mktemp("prefect"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def fleet(prefect_server: PrefectServer, valkey: Valkey, tmp_path: Path) -> Iterator[World]:
+    """A fleet of its own on the session's servers; nothing of it is left afterwards."""
+    world = World(tmp_path, prefect_server.api_url, valkey.tcp_url)
+    yield world
+    world.close()

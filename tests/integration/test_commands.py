@@ -1,0 +1,236 @@
+"""Commands: the questions to a fleet as the installed program answers them, on a real Valkey."""
+
+import json
+import os
+import subprocess
+import sys
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from flowfleet.flow_run import FlowRun, Offer, Route
+from flowfleet.ledger import connect
+from flowfleet.ledger.roster import Due, Row
+from flowfleet.monitor.snapshot import take
+from tests.valkey import Valkey, free_port
+from tests.waiting import SCALE
+
+POOL = "11111111-1111-4111-8111-111111111111"
+ROUTE = Route("prefect3", POOL, "default")
+
+
+def _run(*argv, **variables):
+    command = Path(sys.executable).with_name(argv[0])
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("FLOWFLEET_", "PREFECT_"))}
+    return subprocess.run(
+        [command, *argv[1:]],
+        env=environ | {"COLUMNS": "80"} | variables,
+        capture_output=True,
+        text=True,
+        timeout=60 * SCALE,
+        check=False,
+    )
+
+
+@pytest.fixture
+def fleet_of_one(valkey, request):
+    """A fleet with one idle worker of two slots, a leader, and 50 due runs."""
+    name = f"commands-{abs(hash(request.node.name))}"
+    ledger = connect(valkey.tcp_url, name)
+    offer = Offer(backend="prefect3", pools=("flowfleet",), pool_ids=(POOL,))
+    ledger.roster.sign_on(Row(worker="worker@h1", nonce="n", offer=offer, routes=(ROUTE,), slots=2, version="0.1.0"))
+    ledger.roster.know([ROUTE])
+    term = ledger.gate.elect("agent", "h1", "n1", None)
+    ledger.roster.note_due(term, [Due(route=ROUTE, due=50, at_least=False, oldest=None, at=0.0)])
+    yield ledger, {"FLOWFLEET_REDIS": valkey.tcp_url, "FLOWFLEET_FLEET": name}
+    ledger.close()
+
+
+def test_status_tells_50_due_runs_to_people_and_to_programs(fleet_of_one):
+    _, variables = fleet_of_one
+    page = _run("flowfleet", "status", **variables)
+    form = json.loads(_run("flowfleet", "status", "--json", **variables).stdout)
+
+    assert page.returncode == 0, page.stderr
+    assert "due 50" in page.stdout
+    assert "worker@h1" in page.stdout
+    assert "\x1b" not in page.stdout
+    assert max(map(len, page.stdout.splitlines())) <= 80
+    assert form["counts"] == {"due": 50, "outstanding": 0, "running": 0, "free_slots": 2, "outbox": 0}
+    assert form["leader"]["name"] == "agent"
+
+
+def test_a_worker_is_listed_paused_drained_and_resumed_by_name(fleet_of_one):
+    ledger, variables = fleet_of_one
+    for order, state in (("pause", "paused"), ("drain", "draining"), ("resume", "active")):
+        done = _run("worker", order, "worker", "--note", "upgrade", **variables)
+
+        assert done.returncode == 0, done.stderr
+        assert "worker@h1" in done.stdout
+        assert take(ledger).workers[0].state == state
+    (row,) = json.loads(_run("flowfleet", "worker", "list", "--json", **variables).stdout)
+    assert (row["name"], row["host"], row["slots"], row["busy"]) == ("worker", "h1", 2, 0)
+
+
+def test_a_live_worker_is_not_forgotten_and_one_that_has_gone_is(fleet_of_one):
+    ledger, variables = fleet_of_one
+    refused = _run("worker", "forget", "worker@h1", **variables)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "stop it first" in refused.stderr
+    ledger.roster.sign_off("worker@h1", "n")
+
+    assert _run("worker", "forget", "worker@h1", **variables).returncode == 0
+    assert ledger.roster.rows() == []
+
+
+def test_an_unknown_worker_is_one_sentence_that_names_the_known(fleet_of_one):
+    done = _run("worker", "drain", "nobody", **fleet_of_one[1])
+
+    assert done.returncode == 2
+    assert "worker@h1" in done.stderr
+
+
+def test_status_of_a_redis_that_is_not_there_is_one_sentence_and_4():
+    done = _run("flowfleet", "status", FLOWFLEET_REDIS=f"redis://:top-secret@127.0.0.1:{free_port()}/0")
+
+    assert done.returncode == 4
+    assert done.stderr.startswith("Error: Redis at redis://")
+    assert "top-secret" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_doctor_judges_redis_api_and_fleet(fleet_of_one):
+    _, variables = fleet_of_one
+    done = _run("flowfleet", "doctor", "--json", PREFECT_API_URL=f"http://127.0.0.1:{free_port()}/api", **variables)
+    verdicts = {check["name"]: check["verdict"] for check in json.loads(done.stdout)["checks"]}
+
+    assert done.returncode == 5
+    assert verdicts["api"] == "fail"
+    assert verdicts["redis"] == verdicts["redis version"] == verdicts["redis eviction"] == verdicts["workers"] == "ok"
+    assert verdicts["redis persistence"] == "warn"
+
+
+def test_doctor_sees_a_cluster_an_eviction_policy_and_a_wrong_password():
+    with Valkey.private(tcp=True, config=["--cluster-enabled", "yes"]) as server:
+        done = _run("flowfleet", "doctor", FLOWFLEET_REDIS=server.tcp_url, PREFECT_API_URL="http://127.0.0.1:1/api")
+        assert done.returncode == 5
+        assert "Cluster" in done.stdout
+        asked = _run("flowfleet", "status", FLOWFLEET_REDIS=server.tcp_url)
+        assert asked.returncode == 4
+        assert "cluster" in asked.stderr
+    evicting = ["--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru"]
+    with Valkey.private(tcp=True, password="right-one", config=evicting) as server:
+        variables = {"FLOWFLEET_REDIS": server.tcp_url, "PREFECT_API_URL": "http://127.0.0.1:1/api"}
+        done = _run("flowfleet", "doctor", **variables)
+        assert "fail redis eviction" in done.stdout
+        assert "right-one" not in done.stdout + done.stderr
+        wrong = {**variables, "FLOWFLEET_REDIS": server.tcp_url.replace("right-one", "wrong-one")}
+        done = _run("flowfleet", "doctor", **wrong)
+        assert done.returncode == 5
+        assert "refuses" in done.stdout
+        assert "wrong-one" not in done.stdout + done.stderr
+
+
+def test_config_shows_each_setting_with_its_origin_and_no_secret(tmp_path):
+    path = tmp_path / "fleet.toml"
+    path.write_text('fleet = "blue"\n[worker]\nslots = 7\n')
+    variables = {"FLOWFLEET_KEY": "top-secret", "FLOWFLEET_REDIS": "redis://:top-secret@box/0"}
+    variables["FLOWFLEET_ENV"] = "DB_PASSWORD=top-secret=1\nPLAIN=top-secret"
+    done = _run("flowfleet", "config", "--config", str(path), "--log-level", "error", **variables)
+
+    assert done.returncode == 0, done.stderr
+    assert "fleet = blue  (config file fleet)" in done.stdout
+    assert "slots = 7  (config file slots)" in done.stdout
+    assert "log-level = ERROR  (flag --log-level)" in done.stdout
+    assert "redis = redis://:***@box/0  (variable FLOWFLEET_REDIS)" in done.stdout
+    assert "env = DB_PASSWORD=***, PLAIN=***  (variable FLOWFLEET_ENV)" in done.stdout
+    assert "top-secret" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "argv", [["flowfleet"], ["flowfleet", "poller"], ["flowfleet", "worker"], ["poller"], ["worker"]]
+)
+def test_a_bare_command_is_help_and_success(argv):
+    done = _run(*argv)
+
+    assert done.returncode == 0
+    assert done.stdout.startswith("Usage: ")
+
+
+def test_explain_of_an_unknown_run_says_so(fleet_of_one):
+    run_id = "22222222-2222-4222-8222-222222222222"
+    done = _run("flowfleet", "explain", run_id, PREFECT_API_URL="http://127.0.0.1:1/api", **fleet_of_one[1])
+
+    assert done.returncode == 0
+    assert "knows nothing of it" in done.stdout
+
+
+def test_config_names_the_api_that_prefect_itself_would_find():
+    lines = _run("flowfleet", "config", PREFECT_API_URL="http://:top-secret@box:4200/api").stdout.splitlines()
+    (api,) = [line for line in lines if line.startswith("api = ")]
+
+    assert "box:4200/api" in api
+    assert "PREFECT_API_URL" in api
+    assert "top-secret" not in api
+    assert "log-level = INFO  (default)" in lines
+
+
+def test_a_run_is_found_by_its_name_and_by_the_beginning_of_its_id(fleet_of_one):
+    ledger, variables = fleet_of_one
+    run_id = "0a1b2c3d-1111-4111-8111-111111111111"
+    term = ledger.gate.elect("agent", "h1", "n1", None)
+    assert ledger.gate.open(term, ledger.gate.server())
+    run = FlowRun(run_id=run_id, name="calm-otter", route=ROUTE, due=datetime.now(UTC))
+    (outcome,) = ledger.claims.claim(term, [run], str(uuid.uuid4()), policy="report", attempts={})
+    assert outcome.moved, outcome
+    for given in ("calm-otter", "0a1b", run_id.upper()):
+        done = _run("flowfleet", "explain", given, "--json", **variables)
+        assert done.returncode == 0, done.stderr
+        assert run_id in done.stdout
+    unknown = _run("flowfleet", "explain", "calm", **variables)
+
+    assert unknown.returncode == 2
+    assert unknown.stderr == "Error: No run of this fleet is named 'calm' or begins with it: give its whole id.\n"
+
+
+def test_an_unknown_state_is_refused_with_the_states_that_there_are(fleet_of_one):
+    done = _run("flowfleet", "runs", "--state", "nope", **fleet_of_one[1])
+
+    assert done.returncode == 2
+    assert "--state cannot be 'nope'" in done.stderr
+    assert "running" in done.stderr
+    assert "gone" in done.stderr
+
+
+@pytest.mark.parametrize("program", ["flowfleet", "poller", "worker"])
+def test_each_program_tells_its_version_and_answers_to_both_spellings_of_help(program):
+    assert _run(program, "--version").stdout.startswith(f"{program}, version ")
+    assert _run(program, "-h").stdout == _run(program, "--help").stdout != ""
+
+
+def test_a_mistyped_key_of_the_config_file_is_answered_with_the_nearest(tmp_path):
+    path = tmp_path / "fleet.toml"
+    path.write_text("slotz = 3\n")
+    done = _run("flowfleet", "status", "--config", str(path))
+
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "'slotz', which does not exist: did you mean slots?" in done.stderr
+
+
+def test_what_is_raised_as_a_part_of_a_sentence_is_printed_as_a_whole_one():
+    done = _run("worker", "start", "--deploy", "rocket", "--ca-file", "/no/such.pem", PREFECT_API_URL="http://h/api")
+
+    assert done.returncode == 2
+    assert (
+        done.stderr
+        == "Error: The CA file /no/such.pem does not exist, correct --ca-file or PREFECT_API_SSL_CERT_FILE.\n"
+    )
+
+
+def test_an_empty_pool_is_refused_before_anything_is_asked():
+    done = _run("worker", "start", "--pool", "", PREFECT_API_URL="http://h/api")
+
+    assert done.returncode == 2
+    assert done.stderr == "Error: --pool cannot be '': it must be some text.\n"

@@ -1,0 +1,150 @@
+"""Keys of the Prefect API: replaced while poller and worker run, and never shown."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from flowfleet.ledger import connect
+from tests.lawless_api import LawlessApi
+from tests.valkey import free_port
+from tests.waiting import SCALE, until
+
+BIN = Path(sys.executable).parent
+RIGHT, WRONG, NEXT = "right-key-3141", "wrong-key-2718", "next-key-1618"
+
+
+class Parts:
+    """Pollers and workers with an environment of their own, against an API that takes one key only."""
+
+    def __init__(self, folder, redis_url, api):
+        self.folder, self.api = folder, api
+        self.key = folder / "key"
+        self.env = {
+            name: value for name, value in os.environ.items() if not name.startswith(("FLOWFLEET_", "PREFECT_"))
+        }
+        self.env |= {
+            "HOME": str(folder),
+            "XDG_STATE_HOME": str(folder / "state"),
+            "FLOWFLEET_REDIS": redis_url,
+            "FLOWFLEET_FLEET": f"k{os.getpid()}-{folder.name[-20:]}".replace("_", "-"),
+            "FLOWFLEET_LOG_LEVEL": "DEBUG",
+            "PREFECT_API_URL": api.api_url,
+        }
+        self.ledger = connect(redis_url, self.env["FLOWFLEET_FLEET"])
+        self.started = []
+
+    def write(self, key):
+        new = self.folder / "key.new"
+        new.write_text(f"{key}\n")
+        new.replace(self.key)
+
+    def start(self, kind, *args, **env):
+        log = self.folder / f"{kind}.log"
+        address = f"http://127.0.0.1:{free_port()}"
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                [str(BIN / kind), "start", "--agent-address", address, *args],
+                env=self.env | env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=self.folder,
+            )  # fmt: skip
+        process.log, process.address = log, address
+        self.started.append(process)
+        return process
+
+    def close(self):
+        for process in self.started:
+            if process.poll() is None:
+                process.terminate()
+                process.wait(15 * SCALE)
+        self.ledger.close()
+
+
+@pytest.fixture
+def parts(valkey, tmp_path):
+    with LawlessApi(authorization=f"Bearer {RIGHT}") as api:
+        made = Parts(tmp_path, valkey.tcp_url, api)
+        yield made
+        made.close()
+
+
+def ready(process):
+    try:
+        with urllib.request.urlopen(f"{process.address}/api/ready", timeout=5) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
+def refused(process):
+    return "refuses our credentials" in process.log.read_text()
+
+
+@pytest.mark.parametrize("kind", ["poller", "worker"])
+def test_a_key_file_that_is_replaced_after_a_refusal_is_used_without_a_restart(parts, kind):
+    parts.write(WRONG)
+    process = parts.start(kind, FLOWFLEET_KEY_FILE=str(parts.key))
+    until(lambda: refused(process), 30, "the refusal")
+    assert not ready(process)
+    parts.write(RIGHT)
+    until(lambda: ready(process), 60, f"the part to be ready:\n{process.log.read_text()}")
+
+    text = process.log.read_text()
+    assert process.poll() is None
+    assert RIGHT not in text
+    assert WRONG not in text
+
+
+@pytest.mark.parametrize("kind", ["poller", "worker"])
+def test_a_hangup_ends_nothing_and_brings_the_new_key_into_use(parts, kind):
+    parts.write(RIGHT)
+    process = parts.start(kind, FLOWFLEET_KEY_FILE=str(parts.key))
+    until(lambda: ready(process), 60, f"the part to be ready:\n{process.log.read_text()}")
+    parts.write(NEXT)
+    process.send_signal(signal.SIGHUP)
+    until(lambda: "credentials for the Prefect API were read again" in process.log.read_text(), 10, "the new key")
+    before = process.log.read_text().count("refuses our credentials")
+    parts.api.authorization = f"Bearer {NEXT}"
+    asked = parts.api.counted()
+    if kind == "poller":
+        urllib.request.urlopen(f"{process.address}/api/poke", timeout=5).close()
+        # it leads, so it asks on with the new key; at once, or in a minute if it came before the API knew that key
+        until(lambda: parts.api.counted() > asked, 90, "further requests")
+        until(lambda: ready(process), 20, "the poller to be ready")
+    assert process.poll() is None
+    text = process.log.read_text()
+    assert text.count("refuses our credentials") <= before + 1, "between our switch and the API's"
+    assert NEXT not in text
+
+
+def test_a_hangup_while_a_part_waits_for_redis_or_a_key_ends_nothing(parts):
+    process = parts.start("poller", FLOWFLEET_REDIS=f"redis://127.0.0.1:{free_port()}/0")
+    until(lambda: "does not answer" in process.log.read_text(), 30, "the waiting")
+    process.send_signal(signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(1.0)
+
+
+@pytest.mark.parametrize("kind", ["poller", "worker"])
+@pytest.mark.parametrize("style", ["text", "json"])
+def test_a_key_of_a_profile_never_shows_in_the_logs(parts, kind, style):
+    (parts.folder / ".prefect").mkdir()
+    (parts.folder / ".prefect" / "profiles.toml").write_text(
+        f'active = "ours"\n[profiles.ours]\nPREFECT_API_URL = "{parts.api.api_url}"\nPREFECT_API_KEY = "{RIGHT}"\n'
+        'PREFECT_API_AUTH_STRING = "admin:unused-password-99"\n'
+    )
+    environ = {"FLOWFLEET_LOG_FORMAT": style}
+    del parts.env["PREFECT_API_URL"]
+    parts.api.authorization = "Basic nothing-is-right"
+    process = parts.start(kind, **environ)
+    until(lambda: refused(process), 40, "the refusal")
+    process.send_signal(signal.SIGHUP)
+    until(lambda: "hangup" in process.log.read_text(), 10, "the hangup")
+    text = process.log.read_text()
+    assert RIGHT not in text
+    assert "unused-password-99" not in text

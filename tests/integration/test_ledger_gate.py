@@ -1,0 +1,135 @@
+"""Gate and leader: one leads, by a term that each script checks; the gate knows the server process that it accepted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from flowfleet.ledger.claims import Lease, Refusal, State
+from tests.ledger_world import LedgerWorld
+from tests.valkey import Valkey
+
+
+@pytest.fixture
+def world(valkey: Valkey) -> LedgerWorld:
+    return LedgerWorld(valkey.url)
+
+
+def elect(world, nonce, seen=None):
+    return world.gate.elect("agent", f"host-{nonce}", nonce, seen)
+
+
+def test_a_newcomer_is_elected_and_written_down(world):
+    assert world.gate.leader() is None
+    term = elect(world, "n1")
+
+    leader = world.gate.leader()
+    assert (leader.name, leader.host, leader.nonce, leader.term, leader.beat) == ("agent", "host-n1", "n1", term, 0)
+    assert term > 0
+
+
+def test_a_leader_is_not_replaced_unseen_or_after_its_beat_has_moved(world):
+    term = elect(world, "n1")
+    seen = world.gate.leader()
+    assert elect(world, "n2") is None
+    assert elect(world, "n2", replace(seen, term=seen.term + 1)) is None
+    assert world.gate.lead(term, "n1", Lease())
+    assert elect(world, "n2", seen) is None
+    assert world.gate.leader().nonce == "n1"
+
+
+def test_a_standby_takes_over_from_a_beat_that_stands_still_with_a_higher_term(world):
+    old = elect(world, "n1")
+    new = elect(world, "n2", world.gate.leader())
+
+    assert new > old
+    assert not world.gate.lead(old, "n1", Lease())
+    assert world.gate.lead(new, "n2", Lease())
+    assert world.gate.leader().beat == 1
+
+
+def test_of_two_standbys_one_wins(world):
+    elect(world, "n1")
+    seen = world.gate.leader()
+
+    assert [bool(elect(world, nonce, seen)) for nonce in ("n2", "n3")] == [True, False]
+
+
+def test_an_election_that_got_no_answer_may_be_asked_again(world):
+    assert elect(world, "n1") == elect(world, "n1")
+
+
+def test_after_a_resignation_nobody_waits_and_terms_go_on_growing(world):
+    old = elect(world, "n1")
+    seen = world.gate.leader()
+    world.gate.resign(old)
+    assert world.gate.leader() is None
+    assert not world.gate.lead(old, "n1", Lease())
+
+    assert elect(world, "n2", seen) > old
+
+
+def test_a_resignation_under_an_old_term_takes_nobody_down(world):
+    old = elect(world, "n1")
+    elect(world, "n2", world.gate.leader())
+    world.gate.resign(old)
+
+    assert world.gate.leader().nonce == "n2"
+
+
+def test_two_leaders_around_a_loss_of_the_last_writes_do_not_share_a_term(world):
+    elect(world, "n1")
+    before = world.ledger.store.client.hgetall(world.ledger.store.key("leader"))
+    terms = set()
+    for nonce in range(20):
+        world.ledger.store.client.hset(world.ledger.store.key("leader"), mapping=before)
+        terms.add(elect(world, f"m{nonce}", world.gate.leader()))
+
+    assert len(terms) > 15  # by chance of 10,000
+
+
+def test_the_gate_is_shut_at_first_and_opened_by_the_leader_for_the_process_that_it_swept(world):
+    term = elect(world, "n1")
+    assert not world.gate.is_open()
+    assert not world.gate.open(term + 1, world.gate.server())
+    assert not world.gate.open(term, "another")
+    assert not world.gate.is_open()
+    assert world.gate.open(term, world.gate.server())
+    assert world.gate.is_open()
+
+
+def test_empty_tells_whether_there_is_any_claim(world):
+    world.up()
+    assert world.gate.empty()
+    world.bring(State.ENDED)
+    assert not world.gate.empty()
+
+
+@pytest.mark.parametrize("aof", [True, False])
+def test_a_restarted_redis_shuts_the_gate_with_and_without_its_data(aof):
+    with Valkey.private(tcp=True, aof=aof) as server:
+        world = LedgerWorld(server.url).up()
+        before = world.gate.server()
+        server.restart()
+
+        assert world.gate.server() != before
+        assert not world.gate.is_open()
+        assert (world.gate.leader() is not None) == aof
+        assert world.claim()[0].refusal is (Refusal.GATE if aof else Refusal.TERM)
+        if not aof:
+            world.lead()
+        world.open()
+        assert world.gate.is_open()
+
+
+def test_the_leaders_numbers_reach_the_workers(world):
+    world.up()
+    leader = world.gate.leader()
+    world.ledger.store.client.delete(world.ledger.store.key("lease"))
+    assert world.gate.lease() == Lease()
+    lease = Lease(renew_seconds=0.25, ttl_seconds=1.0, grace_seconds=2.0)
+    assert world.gate.lead(world.term, leader.nonce, lease)
+
+    assert world.claims.renew("w@h", "n1", 1, []).lease == lease
+    assert world.gate.lease() == lease

@@ -1,0 +1,352 @@
+"""Renewal: what one script keeps, fences, repairs and answers, also after Redis has lost something."""
+
+from __future__ import annotations
+
+import pytest
+
+from flowfleet.ledger.claims import TRANSITIONS, Lease, Refusal, State
+from tests.ledger_world import LedgerWorld, held, other_claim, route, row
+from tests.valkey import Valkey
+from tests.waiting import until
+
+STARTED = (State.STARTING, State.RUNNING, State.ENDED)
+HOLDABLE = (State.TAKEN, *STARTED)
+
+
+@pytest.fixture
+def world(valkey: Valkey) -> LedgerWorld:
+    return LedgerWorld(valkey.url).up()
+
+
+class Worker:
+    """w@h as its renewals go."""
+
+    def __init__(self, world: LedgerWorld) -> None:
+        self.world, self.beat = world, 0
+
+    def renew(self, *mine, nonce="n1", beat=None):
+        self.beat += 1
+        return self.world.claims.renew("w@h", nonce, beat or self.beat, mine)
+
+
+@pytest.fixture
+def worker(world: LedgerWorld) -> Worker:
+    return Worker(world)
+
+
+def restart(world: LedgerWorld) -> None:
+    """All that was written so far was written under another server process, and the gate is shut."""
+    world.shut()
+    for claim in world.claims.live():
+        world.set(claim, process="before")
+
+
+def test_the_answer_carries_gate_wish_numbers_and_routes(world, worker):
+    world.roster.know([route("b"), route("a")])
+    world.roster.want("w@h", "draining")
+    leader = world.gate.leader()
+    world.gate.lead(world.term, leader.nonce, Lease(renew_seconds=1.5, ttl_seconds=6, grace_seconds=7))
+
+    renewal = worker.renew()
+
+    assert (renewal.gate_open, renewal.wanted, renewal.signed_on) == (True, "draining", True)
+    assert renewal.lease == Lease(renew_seconds=1.5, ttl_seconds=6, grace_seconds=7)
+    assert renewal.routes == (route("a"), route("b"))
+    world.shut()
+    assert not worker.renew().gate_open
+
+
+def test_an_unknown_route_of_a_newer_version_is_passed_over(world, worker):
+    world.ledger.store.client.sadd(world.ledger.store.key("routes"), "prefect9/x/y")
+
+    assert worker.renew().routes == ()
+
+
+@pytest.mark.parametrize("state", HOLDABLE)
+def test_a_renewal_moves_the_counter_of_each_held_claim_and_nothing_else(world, worker, state):
+    claim, other = world.bring(state), world.bring(State.RUNNING)
+
+    renewal = worker.renew(held(claim))
+
+    after = world.claims.get(claim.run_id)
+    assert (after.moves, after.state, after.since) == (claim.moves + 1, state, claim.since)
+    assert world.claims.get(other.run_id) == other
+    assert not renewal.fenced
+    assert not renewal.reasserted
+
+
+def test_cancels_come_with_the_renewal_of_the_run_and_no_other(world, worker):
+    claim, other = world.bring(State.RUNNING, cancelled=True), world.bring(State.RUNNING)
+
+    assert worker.renew(held(claim), held(other)).cancelled == {claim.run_id}
+
+
+def test_a_lapsed_worker_is_live_again(world, worker):
+    world.roster.lapse(world.term, "w@h", 0)
+    assert not world.roster.rows()[0].live
+
+    worker.renew()
+
+    assert world.roster.rows()[0].live
+    assert world.roster.rows()[0].beat == 1
+
+
+def test_a_renewal_that_was_overtaken_changes_nothing(world, worker):
+    claim = world.bring(State.RUNNING)
+    worker.renew(beat=5)
+    world.lose(claim)
+
+    renewal = worker.renew(held(claim), beat=4)
+
+    assert world.claims.get(claim.run_id) is None
+    assert not renewal.reasserted
+    assert not renewal.fenced
+    assert world.roster.rows()[0].beat == 5
+
+
+def test_a_repeated_renewal_writes_nothing_again_that_went_meanwhile(world, worker):
+    claim = world.bring(State.RUNNING)
+    worker.renew(held(claim), beat=5)
+    world.lose(claim)  # and its record has been cleared away
+
+    renewal = worker.renew(held(claim), beat=5)
+
+    assert renewal.fenced == {claim.run_id: Refusal.UNKNOWN}
+    assert world.claims.get(claim.run_id) is None
+
+
+# fencing
+
+
+@pytest.mark.parametrize("refusal", next(t for t in TRANSITIONS if t.name == "assert").refusals)
+def test_a_claim_that_is_no_longer_ours_is_fenced_with_the_reason_and_left_alone(world, worker, refusal):
+    claim = world.bring(State.TAKEN)
+    mine = held(claim)
+    if refusal is Refusal.UNKNOWN:
+        world.claims.give_back(claim.run_id, claim.claim, "late", term=world.term)
+        world.claims.drop(claim.run_id, claim.claim, term=world.term)
+    elif refusal is Refusal.OTHER_CLAIM:
+        mine = held(claim, claim=other_claim(claim))
+    elif refusal is Refusal.OWNER:
+        world.set(claim, worker="x@h")
+    elif refusal is Refusal.STATE:
+        world.claims.give_back(claim.run_id, claim.claim, "late", term=world.term)
+    else:
+        world.set(claim, v="2")
+    before = world.ledger.store.client.hgetall(world.ledger.store.key(f"claim:{claim.run_id}"))
+
+    renewal = worker.renew(mine)
+
+    assert dict(renewal.fenced) == {claim.run_id: refusal}
+    assert world.ledger.store.client.hgetall(world.ledger.store.key(f"claim:{claim.run_id}")) == before
+
+
+def test_a_judged_claim_is_fenced(world, worker):
+    claim = world.bring(State.RUNNING)
+    world.set(claim, state="judged")
+
+    assert worker.renew(held(claim, State.RUNNING)).fenced[claim.run_id] is Refusal.STATE
+
+
+def test_another_process_with_the_workers_name_keeps_nothing(world, worker):
+    claim = world.bring(State.RUNNING)
+    assert world.roster.sign_on(row(nonce="n2"), over=world.roster.rows()[0]) is None
+
+    renewal = worker.renew(held(claim))
+
+    assert renewal.fenced[claim.run_id] is Refusal.OWNER
+    assert not renewal.signed_on
+    assert world.claims.get(claim.run_id) == claim
+    assert not worker.renew(held(claim), nonce="n2").fenced, "the new process goes on with it"
+
+
+def test_a_claim_that_its_own_worker_is_giving_back_is_not_fenced(world, worker):
+    claim = world.bring(State.RETURNING)
+
+    assert not worker.renew(held(claim, State.TAKEN)).fenced
+    assert world.claims.get(claim.run_id).state is State.RETURNING
+
+
+@pytest.mark.parametrize("end", ["released", "given back by its worker"])
+@pytest.mark.parametrize("state", HOLDABLE)
+def test_what_went_in_order_never_comes_back(world, worker, end, state):
+    if end == "released":
+        claim = world.bring(State.ENDED)
+        assert world.claims.release(claim.run_id, claim.claim, "w@h", "done").moved
+    else:
+        claim = world.bring(State.RETURNING)
+        assert world.claims.drop(claim.run_id, claim.claim, worker="w@h").moved
+    for gate in ("open", "shut"):
+        if gate == "shut":
+            world.shut()
+        renewal = worker.renew(held(claim, state))
+
+        assert renewal.fenced == {claim.run_id: Refusal.UNKNOWN}, gate
+        assert world.claims.get(claim.run_id) is None
+
+
+def test_what_its_worker_gave_back_with_proof_stays_gone_though_the_leader_finished_it(world, worker):
+    claim = world.bring(State.STARTING)
+    world.claims.give_back(claim.run_id, claim.claim, "no", worker="w@h", never_began=True)
+    world.claims.drop(claim.run_id, claim.claim, term=world.term)
+
+    assert worker.renew(held(claim, State.STARTING)).fenced == {claim.run_id: Refusal.UNKNOWN}
+
+
+# after a loss
+
+
+@pytest.mark.parametrize("gate", ["open", "shut"])
+@pytest.mark.parametrize("state", STARTED)
+def test_a_lost_claim_that_has_started_is_written_again_whole(world, worker, state, gate):
+    claim = world.bring(state)
+    world.lose(claim)
+    if gate == "shut":
+        world.shut()
+
+    renewal = worker.renew(held(claim))
+
+    again = world.claims.get(claim.run_id)
+    assert renewal.reasserted == {claim.run_id}
+    assert (again.state, again.worker, again.call, again.route) == (state, "w@h", claim.call, claim.route)
+    assert (again.due, again.handle, again.exit, again.claim) == (claim.due, claim.handle, claim.exit, claim.claim)
+    assert not worker.renew(held(claim)).reasserted
+
+
+def test_a_lost_claim_that_was_only_taken_is_written_again_only_while_the_gate_is_shut(world, worker):
+    claim = world.bring(State.TAKEN)
+    world.lose(claim)
+
+    assert worker.renew(held(claim)).fenced == {claim.run_id: Refusal.UNKNOWN}
+    world.shut()
+    assert worker.renew(held(claim)).reasserted == {claim.run_id}
+    assert world.claims.get(claim.run_id).state is State.TAKEN
+
+
+@pytest.mark.parametrize("ledger", [State.CLAIMING, State.QUEUED, State.TAKEN, State.STARTING, State.RUNNING])
+@pytest.mark.parametrize("disk", HOLDABLE)
+def test_the_ledger_follows_the_workers_disk_forward_and_never_back(world, worker, ledger, disk):
+    claim = world.bring(ledger)
+    order = list(State)
+    exit_ = {"code": 0, "last_lines": []}
+
+    renewal = worker.renew(held(claim, disk, handle={"id": 9}, exit=exit_ if disk is State.ENDED else None))
+
+    after = world.claims.get(claim.run_id)
+    ahead = order.index(disk) > order.index(ledger)
+    assert after.state is (disk if ahead else ledger)
+    assert (claim.run_id in renewal.reasserted) == ahead
+    assert not renewal.fenced
+    if ahead:
+        assert (after.worker, after.handle) == ("w@h", {"id": 9})
+
+
+def test_no_start_is_repeated_for_a_claim_that_a_renewal_brought_to_starting(world, worker):
+    claim = world.bring(State.TAKEN)
+    worker.renew(held(claim, State.STARTING))
+
+    assert world.claims.start(claim.run_id, claim.claim, "w@h", "n1").refusal is Refusal.STATE
+
+
+def test_a_missing_claim_goes_back_to_where_it_was(world, worker):
+    claim = world.bring(State.RUNNING)
+    world.set(claim, state="missing", was="running")
+
+    worker.renew(held(claim, State.RUNNING))
+
+    assert world.claims.get(claim.run_id).state is State.RUNNING
+
+
+def test_a_leftover_of_the_same_run_gives_way_to_a_claim_that_has_started(world, worker):
+    old = world.bring(State.TAKEN)
+    restart(world)
+    newer = held(old, State.RUNNING, claim=other_claim(old))
+
+    renewal = worker.renew(newer)
+
+    assert renewal.reasserted == {old.run_id}
+    assert world.claims.get(old.run_id).claim == newer.claim
+    assert world.claims.records()[0]["move"] == "replace"
+
+
+def test_a_leftover_does_not_give_way_to_one_that_has_not_started(world, worker):
+    old = world.bring(State.TAKEN)
+    restart(world)
+
+    renewal = worker.renew(held(old, State.TAKEN, claim=other_claim(old)))
+
+    assert renewal.fenced == {old.run_id: Refusal.OTHER_CLAIM}
+    assert world.claims.get(old.run_id).claim == old.claim
+
+
+def test_a_claim_whose_owner_has_renewed_since_the_loss_is_no_leftover(world, worker):
+    old = world.bring(State.RUNNING)
+    restart(world)
+    worker.renew(held(old))
+
+    renewal = worker.renew(held(old, State.RUNNING, claim=other_claim(old)))
+
+    assert renewal.fenced == {old.run_id: Refusal.OTHER_CLAIM}
+
+
+def test_a_started_claim_that_a_leader_dropped_after_a_loss_comes_back_from_its_host(world, worker):
+    claim = world.bring(State.QUEUED)  # all that Redis still knows of it
+    world.claims.give_back(claim.run_id, claim.claim, "late", term=world.term)
+    world.claims.drop(claim.run_id, claim.claim, term=world.term)
+
+    assert worker.renew(held(claim, State.RUNNING)).reasserted == {claim.run_id}
+    assert world.claims.records() == []
+
+
+def test_a_started_claim_that_a_leader_is_giving_back_after_a_loss_is_its_hosts(world, worker):
+    claim = world.bring(State.TAKEN)
+    restart(world)
+    world.open()
+    world.claims.give_back(claim.run_id, claim.claim, "late", term=world.term)
+
+    renewal = worker.renew(held(claim, State.RUNNING))
+
+    assert renewal.reasserted == {claim.run_id}
+    assert world.claims.get(claim.run_id).state is State.RUNNING
+
+
+def test_a_lost_row_is_said_and_its_claims_are_kept_all_the_same(world, worker):
+    claim = world.bring(State.RUNNING)
+    world.ledger.store.client.delete(world.ledger.store.key("worker:w@h"), world.ledger.store.key("workers"))
+
+    renewal = worker.renew(held(claim))
+
+    assert not renewal.signed_on
+    assert world.claims.get(claim.run_id).moves == claim.moves + 1
+
+
+def test_redis_without_its_data_is_rebuilt_from_the_hosts():
+    with Valkey.private(tcp=True) as server:
+        world = LedgerWorld(server.url).up()
+        claims = [world.bring(state) for state in HOLDABLE]
+        server.restart(kill=True)
+        until(lambda: not world.gate.is_open(), 5, "the new process to be seen")
+
+        renewal = Worker(world).renew(*map(held, claims))
+
+        assert not renewal.signed_on
+        assert renewal.reasserted == {claim.run_id for claim in claims}
+        assert {c.run_id: c.state for c in world.claims.live()} == {c.run_id: c.state for c in claims}
+        assert world.gate.leader() is None
+        world.lead()
+        assert world.claim()[0].refusal is Refusal.GATE
+
+
+def test_redis_with_its_data_lets_nothing_begin_until_the_gate_is_opened():
+    with Valkey.private(tcp=True, aof=True) as server:
+        world = LedgerWorld(server.url).up()
+        queued, taken, running = world.bring(State.QUEUED), world.bring(State.TAKEN), world.bring(State.RUNNING)
+        server.restart()
+
+        assert world.claims.start(taken.run_id, taken.claim, "w@h", "n1").refusal is Refusal.GATE
+        assert world.claims.take(queued.run_id, queued.claim, "w@h", "n1").refusal is Refusal.GATE
+        assert world.claims.end(running.run_id, running.claim, "w@h", {"code": 0, "last_lines": []}).moved
+        Worker(world).renew(held(taken))
+        world.open()
+        assert world.claims.start(taken.run_id, taken.claim, "w@h", "n1").moved
+        assert world.claims.take(queued.run_id, queued.claim, "w@h", "n1").refusal is Refusal.GATE

@@ -1,0 +1,144 @@
+"""Roster: signing on and off, what the operator wants, routes and what is due on them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from flowfleet.errors import LedgerUnusable
+from flowfleet.ledger.roster import Due
+from tests.ledger_world import LedgerWorld, route, row
+from tests.valkey import Valkey
+
+
+@pytest.fixture
+def world(valkey: Valkey) -> LedgerWorld:
+    world = LedgerWorld(valkey.url)
+    world.lead()
+    return world
+
+
+def only(world):
+    (found,) = world.roster.rows()
+    return found
+
+
+def test_a_row_comes_back_as_the_worker_wrote_it(world):
+    mine = replace(row(), address="http://h:1", facts={"python": "3.11", "none": None}, deploy="docker")
+    assert world.roster.sign_on(mine) is None
+
+    assert replace(only(world), seen=0.0) == mine
+    assert only(world).seen > 1_600_000_000
+
+
+def test_a_second_process_is_shown_the_live_one_and_changes_nothing(world):
+    world.roster.sign_on(row(nonce="n1"))
+    before = only(world)
+
+    standing = world.roster.sign_on(row(nonce="n2"))
+
+    assert standing == before == only(world)
+
+
+def test_a_name_is_taken_over_only_while_its_beat_stands_still(world):
+    world.roster.sign_on(row(nonce="n1"))
+    standing = world.roster.sign_on(row(nonce="n2"))
+    world.claims.renew("w@h", "n1", 1, [])
+
+    moved_on = world.roster.sign_on(row(nonce="n2"), over=standing)
+    assert moved_on is not None
+    assert moved_on.beat == 1
+    assert world.roster.sign_on(row(nonce="n2"), over=moved_on) is None
+    assert only(world).nonce == "n2"
+
+
+@pytest.mark.parametrize("gone", ["signed off", "lapsed"])
+def test_a_name_that_is_not_live_is_free_at_once(world, gone):
+    world.roster.sign_on(row(nonce="n1"))
+    if gone == "lapsed":
+        world.roster.lapse(world.term, "w@h", 0)
+    else:
+        world.roster.sign_off("w@h", "n1")
+    assert not only(world).live
+
+    assert world.roster.sign_on(row(nonce="n2")) is None
+    assert only(world).live
+
+
+def test_only_the_process_of_that_name_signs_it_off_or_updates_it(world):
+    world.roster.sign_on(row(nonce="n1", slots=4))
+
+    world.roster.sign_off("w@h", "n0")
+    assert not world.roster.update(row(nonce="n0", slots=9))
+    assert (only(world).live, only(world).slots) == (True, 4)
+    assert world.roster.update(row(nonce="n1", slots=9, routes=(route("x"),)))
+    assert (only(world).slots, only(world).routes) == (9, (route("x"),))
+
+
+@pytest.mark.parametrize("wanted", ["paused", "draining"])
+def test_the_operators_word_outlives_the_workers_processes_and_its_own_updates(world, wanted):
+    world.roster.sign_on(row(nonce="n1"))
+    assert world.roster.want("w@h", wanted, "kernel update")
+    world.roster.update(row(nonce="n1"))
+    world.roster.sign_off("w@h", "n1")
+    world.roster.sign_on(row(nonce="n2"))
+
+    assert (only(world).wanted, only(world).note) == (wanted, "kernel update")
+    assert world.roster.want("w@h", "active")
+    assert (only(world).wanted, only(world).note) == ("active", "")
+
+
+def test_nothing_is_wanted_of_an_unknown_worker(world):
+    assert not world.roster.want("nobody@h", "paused")
+    assert world.roster.rows() == []
+
+
+def test_lapsing_needs_the_term_and_a_beat_that_stands_still(world):
+    world.roster.sign_on(row())
+    world.roster.lapse(world.term + 1, "w@h", 0)
+    assert only(world).live
+    world.claims.renew("w@h", "n1", 1, [])
+    world.roster.lapse(world.term, "w@h", 0)
+    assert only(world).live
+    world.roster.lapse(world.term, "w@h", 1)
+    assert not only(world).live
+
+
+def test_a_live_worker_is_not_forgotten_and_a_gone_one_is(world):
+    world.roster.sign_on(row())
+    assert not world.roster.forget("w@h")
+    world.roster.sign_off("w@h", "n1")
+    assert world.roster.forget("w@h")
+    assert world.roster.rows() == []
+    assert not world.roster.forget("w@h")
+
+
+def test_a_row_of_a_newer_version_is_left_out_and_its_name_is_not_taken(world):
+    world.roster.sign_on(row())
+    world.ledger.store.client.hset(world.ledger.store.key("worker:w@h"), "v", "2")
+
+    assert world.roster.rows() == []
+    with pytest.raises(LedgerUnusable, match="w@h is signed on by a newer flowfleet"):
+        world.roster.sign_on(row(nonce="n2"))
+
+
+def test_routes_are_added_and_never_doubled(world):
+    world.roster.know([])
+    world.roster.know([route("b"), route("ä/ö, ü")])
+    world.roster.know([route("b")])
+
+    assert world.roster.routes() == [route("b"), route("ä/ö, ü")]
+
+
+def test_what_is_due_is_replaced_as_a_whole_and_only_by_the_leader(world):
+    first = [Due(route=route("a"), due=50, at_least=True, oldest=10.5, at=20.0)]
+    second = [Due(route=route("b"), due=0, at_least=False, oldest=None, at=21.0)]
+    world.roster.note_due(world.term, first)
+    assert world.roster.due() == first
+    world.roster.note_due(world.term, second)
+    assert world.roster.due() == second
+    world.roster.note_due(world.term + 1, first)
+    assert world.roster.due() == second
+    world.roster.note_due(world.term, [])
+    assert world.roster.due() == []

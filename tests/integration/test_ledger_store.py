@@ -1,0 +1,268 @@
+"""Store and hints: addresses, what cannot be used, outages, counters, and "look now" over publish/subscribe."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+
+import pytest
+
+from flowfleet.errors import LedgerUnavailable, LedgerUnusable
+from flowfleet.ledger import connect
+from flowfleet.ledger.claims import State
+from flowfleet.ledger.store import redacted
+from tests.ledger_world import LedgerWorld, held, route, row
+from tests.valkey import Valkey, free_port
+from tests.waiting import until
+
+PASSWORD = "p@ss:w/örd %"
+
+
+@pytest.fixture(scope="module")
+def locked():
+    with Valkey.private(tcp=True, password=PASSWORD) as server:
+        yield server
+
+
+def test_port_and_socket_lead_to_the_same_ledger_with_a_password(locked):
+    by_port, by_socket = connect(locked.tcp_url, "x"), connect(locked.socket_url + "?virtual_host=0", "x")
+    by_port.store.count("seen")
+
+    assert by_socket.store.counts() == {"seen": 1}
+    assert by_port.check() == by_socket.check()
+    by_port.close()
+    by_socket.close()
+
+
+@pytest.mark.parametrize("login", ["", ":wrong-secret@", "nobody:wrong-secret@"])
+def test_a_refused_password_is_not_waited_for_and_is_not_told(locked, login):
+    ledger = connect(f"redis://{login}127.0.0.1:{locked.port}/0", "x")
+    for ask in (ledger.check, ledger.gate.is_open, lambda: ledger.hints.publish("poke")):
+        with pytest.raises(LedgerUnusable, match="refuses our password") as caught:
+            ask()
+        assert "wrong-secret" not in str(caught.value)
+        assert f"127.0.0.1:{locked.port}" in str(caught.value)
+
+
+def test_a_user_that_may_not_run_scripts_is_told_so(locked):
+    with locked.client() as client:
+        client.acl_setuser("weak", enabled=True, passwords=["+pw"], commands=["+get", "+ping"], keys=["*"])
+    ledger = connect(f"redis://weak:pw@127.0.0.1:{locked.port}/0", "x")
+
+    with pytest.raises(LedgerUnusable, match="refuses our password or user"):
+        ledger.gate.is_open()
+
+
+def test_a_cluster_is_refused_with_a_sentence():
+    refused = pytest.raises(LedgerUnusable, match="is a cluster, which Celery cannot use")
+    with Valkey.private(tcp=True, config=["--cluster-enabled", "yes"]) as server, refused:
+        connect(server.url, "x").check()
+
+
+def test_a_replica_is_refused_and_its_refused_writes_are_waited_for(valkey):
+    with Valkey.private(tcp=True, config=["--replicaof", "127.0.0.1", str(valkey.port)]) as server:
+        ledger = connect(server.url, "x")
+        with pytest.raises(LedgerUnusable, match="is a replica"):
+            ledger.check()
+        with pytest.raises(LedgerUnavailable):
+            ledger.roster.know([route()])
+
+
+class OldServer:
+    """Answers every command as a Redis of 2018 would answer INFO."""
+
+    def __enter__(self):
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        self.thread = threading.Thread(target=self._serve, daemon=True)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.listener.close()
+
+    def _serve(self):
+        body = b"redis_version:4.0.9\r\nredis_mode:standalone\r\n"
+        while True:
+            try:
+                peer, _ = self.listener.accept()
+            except OSError:
+                return
+            with peer:
+                while data := peer.recv(4096):
+                    commands = data.count(b"*")
+                    info = b"$%d\r\n%s\r\n" % (len(body), body)
+                    peer.sendall(info if b"INFO" in data else b"+OK\r\n" * commands)
+
+
+def test_a_server_that_is_too_old_is_refused_with_its_version():
+    with OldServer() as server, pytest.raises(LedgerUnusable, match=r"has version 4\.0\.9; flowfleet needs Redis 6\.2"):
+        connect(f"redis://127.0.0.1:{server.port}/0", "x").check()
+
+
+def test_check_tells_what_doctor_needs():
+    with Valkey.private(tcp=True, aof=True) as server:
+        found = connect(server.url, "x").check()
+
+        assert (found.software, found.persistent, found.eviction) == ("valkey", True, "noeviction")
+        assert found.process == connect(server.url, "x").gate.server()
+    with Valkey.private(tcp=True, config=["--maxmemory-policy", "allkeys-lru"]) as server:
+        found = connect(server.url, "x").check()
+
+        assert (found.persistent, found.eviction) == (False, "allkeys-lru")
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "redis", "http://h:1", "rediss://h:1", "redis+socket://", "redis://h:port", "redis://h:1/x", "sentinel://a;b"],
+)
+def test_an_address_that_cannot_be_one_is_said_with_the_form_of_a_right_one(url):
+    with pytest.raises(LedgerUnusable, match=r"redis://HOST:PORT/DB"):
+        connect(url, "x")
+
+
+@pytest.mark.parametrize("fleet", ["", "a b", "a:b", "../x", "x" * 65, "-x"])
+def test_a_fleet_has_a_plain_name(fleet):
+    with pytest.raises(LedgerUnusable, match="--fleet"):
+        connect("redis://127.0.0.1:1/0", fleet)
+
+
+def test_no_sentence_shows_the_password():
+    assert redacted("redis://u:secret@h:1/2") == "redis://h:1/2"
+    with pytest.raises(LedgerUnavailable) as caught:
+        connect(f"redis://:secret@127.0.0.1:{free_port()}/0", "x").check()
+    assert "secret" not in str(caught.value)
+
+
+def test_no_answer_is_said_within_the_timeout_and_the_next_question_finds_it_again():
+    with Valkey.private(tcp=True) as server:
+        world = LedgerWorld(server.url)
+        slow = connect(server.url, world.fleet, socket_timeout=0.2)
+        assert not slow.gate.is_open()
+        server.freeze()
+        began = time.monotonic()
+        with pytest.raises(LedgerUnavailable):
+            slow.gate.is_open()
+        assert time.monotonic() - began < 3
+        server.thaw()
+        assert until(slow.gate.server, 5, "an answer")
+        server.kill()
+        with pytest.raises(LedgerUnavailable):
+            slow.gate.is_open()
+        server.start()
+        assert slow.gate.server(), "one reconnect is made by itself, and scripts are loaded again"
+
+
+def test_a_move_without_an_answer_that_was_carried_out_is_repeated_safely():
+    with Valkey.private(tcp=True) as server:
+        world = LedgerWorld(server.url).up()
+        world.bring(State.STARTING)  # the server knows the script now
+        claim = world.bring(State.TAKEN)
+        slow = connect(server.url, world.fleet, socket_timeout=0.2)
+        assert slow.gate.is_open()
+        server.freeze()
+        with pytest.raises(LedgerUnavailable):
+            slow.claims.start(claim.run_id, claim.claim, "w@h", "n1")
+        server.thaw()
+        until(lambda: world.claims.get(claim.run_id).state is State.STARTING, 5, "the script to have run")
+
+        assert slow.claims.start(claim.run_id, claim.claim, "w@h", "n1").moved
+
+
+def test_a_full_redis_is_waited_for():
+    with Valkey.private(tcp=True) as server:
+        world = LedgerWorld(server.url).up()
+        with server.client() as client:
+            client.config_set("maxmemory", 1)
+        with pytest.raises(LedgerUnavailable, match="cannot write now"):
+            world.claim()
+
+
+def test_counters_outlive_processes(valkey):
+    first, second = LedgerWorld(valkey.url), None
+    first.claims.count("bad-message")
+    first.ledger.store.count("bad-message", 2)
+    second = LedgerWorld(valkey.url, fleet=first.fleet)
+
+    assert second.claims.counts() == {"bad-message": 3}
+
+
+# hints
+
+
+@pytest.fixture
+def heard(valkey):
+    world = LedgerWorld(valkey.url)
+    found = []
+    listening = world.ledger.hints.listen(lambda kind, text: found.append((kind, text)))
+    until(listening.subscribed.is_set, 5, "the subscription")
+    yield world, found
+    listening.close()
+    assert not listening._thread.is_alive()
+
+
+def test_hints_are_heard_by_their_fleet_only(heard, valkey):
+    world, found = heard
+    LedgerWorld(valkey.url).ledger.hints.publish("poke", "elsewhere")
+    world.ledger.hints.publish("poke", "here")
+    until(lambda: found, 5, "a hint")
+
+    assert found == [("poke", "here")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "cause"),
+    [
+        ("routes", lambda w: w.roster.know([route("new")])),
+        ("wanted", lambda w: w.roster.want("w@h", "paused")),
+        ("cancel", lambda w: w.claims.cancel(w.bring(State.QUEUED).run_id)),
+        ("freed", lambda w: w.bring(State.ENDED)),
+        ("freed", lambda w: w.claims.renew("w@h", "n1", 1, [held(w.bring(State.RUNNING), State.ENDED)])),
+        ("freed", lambda w: w.roster.update(row(slots=5))),
+    ],
+)
+def test_moves_that_somebody_waits_for_give_a_hint(heard, kind, cause):
+    world, found = heard
+    world.up()
+    world.roster.know([route("old")])
+    until(lambda: ("routes", "") in found, 5, "the last hint of the set-up")
+    found.clear()
+    cause(world)
+
+    until(lambda: kind in [k for k, _ in found], 5, f"the hint {kind}")
+
+
+def test_a_known_route_is_no_news(heard):
+    world, found = heard
+    world.roster.know([route("a")])
+    world.roster.know([route("a")])
+    world.ledger.hints.publish("poke")
+    until(lambda: ("poke", "") in found, 5, "the last hint")
+
+    assert [kind for kind, _ in found] == ["routes", "poke"]
+
+
+def test_what_is_no_hint_is_passed_over(heard):
+    world, found = heard
+    channel = world.ledger.store.key("hints")
+    for body in ("", "x", "[]", "7", '{"kind": "rm -rf"}', '{"kind": "shell", "text": ""}', b"\xff\xfe"):
+        world.ledger.store.client.publish(channel, body)
+    world.ledger.hints.publish("poke")
+    until(lambda: found, 5, "the hint after them")
+
+    assert found == [("poke", "")]
+
+
+def test_a_listener_outlives_an_outage():
+    with Valkey.private(tcp=True) as server:
+        world, found = LedgerWorld(server.url), []
+        listening = world.ledger.hints.listen(lambda kind, _: found.append(kind))
+        until(listening.subscribed.is_set, 5, "the subscription")
+        server.kill()
+        until(lambda: not listening.subscribed.is_set(), 5, "the loss to be seen")
+        server.start()
+        until(listening.subscribed.is_set, 15, "the subscription again")
+        world.ledger.hints.publish("poke")
+        until(lambda: found == ["poke"], 5, "the hint")
+        listening.close()

@@ -1,0 +1,364 @@
+"""Real poller processes on a real Valkey and an API that takes every state from everybody."""
+
+import json
+import signal
+import socket
+import subprocess
+import time
+
+import pytest
+
+from flowfleet.broker import queue_key
+from flowfleet.ledger.claims import State
+from tests.integration.poller_fleet import PollerFleet
+from tests.valkey import Valkey
+from tests.waiting import until
+from tests.world import BIN
+
+
+@pytest.fixture
+def fleet(valkey, tmp_path):
+    fleet = PollerFleet(tmp_path, valkey)
+    yield fleet
+    fleet.close()
+
+
+def test_sixty_runs_with_two_pollers_and_two_workers_start_once_each(fleet):
+    fleet.poller("one")
+    fleet.poller("two")
+    fleet.worker("a"), fleet.worker("b")
+    runs = fleet.runs(60)
+
+    until(lambda: fleet.done(runs), 60, "all runs to be completed")
+
+    assert {fleet.starts[run] for run in runs} == {1}
+    assert set(fleet.messages.values()) == {1}
+    assert len(fleet.messages) == 60
+    until(lambda: fleet.ledger.claims.live() == [], 10, "the ledger to be empty")
+
+
+def test_a_freed_slot_is_filled_without_waiting_for_the_next_poll(fleet):
+    fleet.poller()
+    fleet.worker("a", slots=1)
+    runs = fleet.runs(20)
+    until(lambda: fleet.starts, 15, "the first start")
+    began = time.monotonic()
+
+    until(lambda: fleet.done(runs), 60, "all runs to be completed")
+
+    assert time.monotonic() - began < 20  # 19 idle polls would be more than three minutes
+
+
+def test_requests_in_a_burst_are_few(fleet):
+    fleet.poller()
+    fleet.worker("a", slots=4, seconds=0.5)
+    time.sleep(0.5)
+    before = fleet.api.counted()
+    runs = fleet.runs(40)
+
+    until(lambda: fleet.done(runs), 90, "all runs to be completed")
+
+    assert fleet.api.counted() - before <= 3 * 40
+
+
+@pytest.mark.slow
+def test_idle_requests_do_not_grow_with_the_workers(fleet):
+    fleet.poller()
+    for name in "abcd":
+        fleet.worker(name)
+    until(lambda: fleet.api.workers, 15, "the pool to be online")
+    time.sleep(20)  # the pauses between polls have grown to their longest
+    before = fleet.api.counted()
+    time.sleep(30)
+
+    assert fleet.api.counted() - before <= 8 * 30 / 60 + 1
+
+
+def test_runs_that_wait_without_a_slot_are_counted_for_people(fleet):
+    fleet.poller()
+    fleet.worker("a", slots=1, seconds=None)
+    runs = fleet.runs(50)
+    until(lambda: fleet.starts, 20, "the first start")
+
+    until(lambda: [row.due for row in fleet.ledger.roster.due()] == [49], 30, "49 to be due")
+    assert fleet.kinds(runs) == {"SCHEDULED": 49, "RUNNING": 1}
+
+
+def test_a_run_scheduled_ahead_is_claimed_shortly_before_its_time(fleet):
+    fleet.poller()
+    fleet.worker("a")
+    due = time.time() + 14
+    (run,) = fleet.runs(1, due_in=14)
+
+    until(lambda: fleet.starts[run], 30, "the run to start")
+
+    assert -7 < fleet.started_at[run] - due < 0
+
+
+def test_poke_wakes_the_leader_also_by_way_of_a_standby(fleet):
+    fleet.poller("one")
+    standby = fleet.poller("two")
+    fleet.worker("a")
+    until(lambda: fleet.api.workers, 15, "the pool to be online")
+    time.sleep(12)
+    for poked in range(3):
+        (run,) = fleet.runs(1)
+        began = time.monotonic()
+        assert standby.ask("/api/poke")[0] == 200
+        until(lambda run=run: fleet.starts[run], 15, f"the run after poke {poked}")
+        assert time.monotonic() - began < 3
+
+
+def test_its_page_tells_how_it_is(fleet):
+    poller = fleet.poller()
+    fleet.worker("a")
+    until(lambda: fleet.api.workers, 15, "the pool to be online")
+
+    status, body = poller.ask("/api/health")
+    assert (status, json.loads(body)["role"]) == (200, "leader")
+    assert "flowfleet_poll_duration_seconds_count" in poller.ask("/metrics")[1]
+
+
+def test_sigterm_ends_it_in_order_and_the_standby_takes_over_at_once(fleet):
+    leader = fleet.poller("one")
+    until(fleet.ledger.gate.leader, 10, "a leader")
+    fleet.poller("two")
+    fleet.worker("a")
+    began = time.monotonic()
+
+    assert leader.stop() == 0
+    assert time.monotonic() - began < 5
+    (run,) = fleet.runs(1)
+    until(lambda: fleet.starts[run], 12, "the standby to claim")
+    assert fleet.ledger.gate.leader().name == "two"
+
+
+def test_sigint_works_also_where_the_shell_has_set_it_to_be_ignored(fleet):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        poller = fleet.poller()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    poller.signal(signal.SIGINT)
+
+    assert poller.wait(10) == 0
+
+
+def hanging(fleet):
+    """A poller that waits for an answer of the API which never comes."""
+    poller = fleet.poller()
+    fleet.worker("a")
+    until(lambda: fleet.api.workers, 20, "the pool to be online")
+    fleet.api.fail("", "mute", times=-1)
+    asked = fleet.api.counted()
+    until(lambda: fleet.api.counted() > asked, 20, "a request that is not answered")
+    return poller
+
+
+def test_an_api_that_hangs_does_not_keep_an_orderly_end_waiting(fleet):
+    poller = hanging(fleet)
+    began = time.monotonic()
+
+    assert poller.stop(15) == 0
+    assert time.monotonic() - began < 10
+    assert fleet.ledger.gate.leader() is None
+
+
+def test_a_second_signal_cuts_the_end_short(fleet):
+    poller = hanging(fleet)
+    poller.signal(signal.SIGTERM)
+    time.sleep(0.5)
+    assert poller.process.poll() is None, "it waits for the request in hand"
+    poller.signal(signal.SIGTERM)
+
+    assert poller.wait(10) == 128 + signal.SIGTERM
+
+
+def test_a_leader_that_is_killed_is_replaced_after_fifteen_seconds_and_not_before(fleet):
+    leader = fleet.poller("one")
+    until(fleet.ledger.gate.leader, 10, "a leader")
+    fleet.poller("two")
+    fleet.worker("a")
+    leader.kill()
+    killed = time.monotonic()
+    (run,) = fleet.runs(1)
+
+    until(lambda: fleet.starts[run], 40, "the standby to claim")
+
+    assert time.monotonic() - killed > 11  # the counter stood still for at most 3 s before
+    assert fleet.starts[run] == 1
+
+
+def test_a_leader_that_was_frozen_comes_back_as_a_standby_and_doubles_nothing(fleet):
+    leader = fleet.poller("one")
+    until(fleet.ledger.gate.leader, 10, "a leader")
+    fleet.poller("two")
+    fleet.worker("a")
+    leader.signal(signal.SIGSTOP)
+    runs = fleet.runs(12)
+    until(lambda: fleet.done(runs), 60, "the standby to do all")
+    leader.signal(signal.SIGCONT)
+    more = fleet.runs(12)
+    until(lambda: fleet.done(more), 40, "the rest")
+
+    until(lambda: json.loads(leader.ask("/api/health")[1] or "{}").get("role") == "standby", 15, "it to stand by")
+    assert set(fleet.starts.values()) == {1}
+    assert set(fleet.messages.values()) == {1}
+
+
+@pytest.mark.slow
+def test_a_crash_at_each_step_of_the_claim_loses_no_run_and_starts_none_twice(valkey, tmp_path):
+    places = ["claim.after_ledger", "claim.after_api", "claim.after_accept", "claim.after_publish"]
+    fleets = {place: PollerFleet(tmp_path / place, valkey) for place in places}
+    try:
+        runs = {}
+        for place, fleet in fleets.items():
+            fleet.worker("a")
+            poller = fleet.poller("one", env={"FLOWFLEET_FAILPOINT": f"{place}:kill"})
+            runs[place] = fleet.runs(3)
+            assert poller.wait(30) == -signal.SIGKILL
+            fleet.poller("two", wait=False)
+        for place, fleet in fleets.items():
+            until(
+                lambda fleet=fleet, place=place: fleet.done(runs[place]),
+                120,
+                f"all runs to end after {place}",
+                pause=0.2,
+            )
+            assert {fleet.starts[run] for run in runs[place]} == {1}
+            assert set(fleet.messages.values()) == {1}
+    finally:
+        for fleet in fleets.values():
+            fleet.close()
+
+
+@pytest.mark.slow
+def test_a_lost_message_is_handed_back_within_a_minute_and_the_run_starts_later(fleet):
+    fleet.poller()
+    worker = fleet.worker("a")
+    worker.takes = False
+    (run,) = fleet.runs(1)
+    key = queue_key(fleet.world.fleet, fleet.route)
+    until(lambda: fleet.ledger.store.ask(lambda client: client.delete(key)), 20, "the message, which is lost now")
+    worker.takes = True
+
+    until(lambda: fleet.done([run]), 110, "the run to be completed", pause=0.2)
+
+    assert fleet.starts[run] == 1
+    assert fleet.api.history(run).count("Scheduled") == 2
+
+
+def test_what_is_submitted_by_this_fleet_and_unknown_to_it_is_handed_back_at_the_start(fleet):
+    (run,) = fleet.runs(1)
+    call = "22222222-2222-4222-8222-222222222222"
+    fleet.api.write(run, "PENDING", "Submitted", f"flowfleet {fleet.world.fleet} claimed by agent", transition_id=call)
+    (foreign,) = fleet.runs(1)
+    fleet.api.write(foreign, "PENDING", "Submitted", "flowfleet another claimed by agent", transition_id=call)
+    fleet.worker("a")
+    fleet.poller()
+
+    until(lambda: fleet.done([run]), 40, "the run to be started after all")
+
+    assert fleet.api.history(foreign)[-1] == "Submitted"
+
+
+def test_an_api_that_does_not_answer_for_a_while_is_outlived(fleet):
+    poller = fleet.poller()
+    fleet.worker("a")
+    fleet.api.fail("", "status", times=-1, status=500)
+    (run,) = fleet.runs(1)
+    until(lambda: "does not answer" in poller.text(), 60, "the outage to be said")
+    fleet.api.heal()
+
+    until(lambda: fleet.done([run]), 60, "the run to be completed")
+
+
+@pytest.mark.parametrize("kind", ["drop_after", "null_abort", "null_abort_after"])
+def test_a_claim_whose_answer_is_lost_is_settled(fleet, kind):
+    fleet.poller()
+    fleet.worker("a")
+    fleet.api.fail("bulk_set_state", kind, times=1)
+    runs = fleet.runs(3)
+
+    until(lambda: fleet.done(runs), 60, "all runs to be completed")
+
+    assert {fleet.starts[run] for run in runs} == {1}
+
+
+def test_redis_that_restarts_empty_is_rebuilt_and_nothing_is_doubled(tmp_path):
+    with Valkey.private(tcp=True) as valkey:
+        fleet = PollerFleet(tmp_path, valkey)
+        try:
+            fleet.poller()
+            worker = fleet.worker("a", slots=4, seconds=None)
+            runs = fleet.runs(3)
+            until(lambda: len(worker.held) == 3, 30, "three running")
+            valkey.restart(kill=True, wipe=True)
+            more = fleet.runs(1)
+
+            until(lambda: fleet.starts[more[0]], 90, "the fleet to go on", pause=0.2)
+
+            assert {fleet.starts[run] for run in runs + more} == {1}
+            live = {claim.run_id: claim.state for claim in fleet.ledger.claims.live()}
+            assert {live[run] for run in runs} == {State.RUNNING}
+        finally:
+            fleet.close()
+
+
+# --- commands that end
+
+
+def command(fleet, *options, **env):
+    return subprocess.run(
+        [str(BIN / "poller"), "start", *options],
+        env=fleet.world.environment(env),
+        cwd=fleet.world.folder,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+
+
+def closed_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def test_max_polls_ends_it_with_zero(fleet):
+    fleet.worker("a")
+    done = command(fleet, "--max-polls", "2")
+
+    assert done.returncode == 0, done.stderr
+    assert fleet.api.counted("get_scheduled") == 2
+    assert fleet.ledger.gate.leader() is None
+
+
+def test_require_api_ends_with_three_when_there_is_none(fleet):
+    done = command(fleet, "--require-api", PREFECT_API_URL=f"http://127.0.0.1:{closed_port()}/api")
+
+    assert done.returncode == 3
+    assert "Traceback" not in done.stderr
+
+
+def test_an_address_that_is_no_prefect_api_is_one_sentence(fleet):
+    done = command(fleet, PREFECT_API_URL=f"http://127.0.0.1:{fleet.api._server.server_address[1]}/nothing")
+
+    assert done.returncode == 3
+    assert done.stderr.splitlines()[-1].startswith("Error: ")
+
+
+def test_a_redis_address_that_cannot_be_used_ends_with_four(fleet):
+    done = command(fleet, FLOWFLEET_REDIS="rediss-cluster://nowhere")
+
+    assert done.returncode in (2, 4)
+    assert done.stderr.splitlines()[-1].startswith("Error: ")
+
+
+def test_redis_that_is_not_there_is_waited_for(fleet):
+    poller = fleet.poller(wait=False, env={"FLOWFLEET_REDIS": f"redis://127.0.0.1:{closed_port()}/0"})
+    until(lambda: "does not answer" in poller.text(), 20, "the outage to be said")
+
+    assert poller.stop(10) == 0

@@ -1,0 +1,65 @@
+"""Doors of a real Prefect 3 server: CSRF, an auth string, a profile, addresses that are none."""
+
+import dataclasses
+from collections.abc import Iterator
+
+import pytest
+
+from flowfleet.api import connect
+from flowfleet.api.client import Kind, Mark
+from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused
+from flowfleet.flow_run import Offer
+from flowfleet.settings import Common
+from tests.prefect_server import PrefectServer
+
+POOL = Offer(backend="prefect3", pools=("guarded",))
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
+    """A server that wants an auth string and CSRF tokens."""
+    settings = {"PREFECT_SERVER_API_AUTH_STRING": "admin:hunter2", "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true"}
+    server = PrefectServer(tmp_path_factory.mktemp("guarded"), settings=settings)
+    server.start()
+    yield server
+    server.stop()
+
+
+def test_with_the_auth_string_of_a_profile_all_doors_open(guarded, tmp_path):
+    """As Prefect's own command finds it: nothing but the active profile is set."""
+    (tmp_path / ".prefect").mkdir()
+    (tmp_path / ".prefect" / "profiles.toml").write_text(
+        f'active = "mine"\n[profiles.mine]\nPREFECT_API_URL = "{guarded.api_url}"\n'
+        'PREFECT_API_AUTH_STRING = "admin:hunter2"\n'
+    )
+    client = connect(Common(), {}, folder=tmp_path, home=tmp_path)
+    assert client.probe().version
+    offer = client.resolve(POOL, create=True)
+    assert client.due([offer], within_seconds=1, limit=5) == []
+    client.online("guarded", "fleet", 60)
+    nobody = "00000000-0000-4000-8000-000000000001"
+    assert client.report(nobody, Kind.CRASHED, "x", Mark(fleet="f")).gone
+
+
+@pytest.mark.parametrize("key", [None, "wrong"])
+def test_without_it_the_key_is_refused_and_not_shown(guarded, tmp_path, key):
+    client = connect(Common(api=guarded.api_url, key=key), {}, folder=tmp_path, home=tmp_path)
+    with pytest.raises(KeyRefused, match="PREFECT_API_AUTH_STRING") as caught:
+        client.probe()
+    assert "wrong" not in str(caught.value)
+
+
+def test_user_and_password_in_the_address_do(guarded, tmp_path):
+    url = guarded.api_url.replace("http://", "http://admin:hunter2@")
+    client = connect(Common(api=url), {}, folder=tmp_path, home=tmp_path)
+    assert client.probe().backend == "prefect3"
+    stopped = dataclasses.replace(Common(), api="http://admin:hunter2@127.0.0.1:9/api")
+    with pytest.raises(ApiUnavailable) as caught:
+        connect(stopped, {}, folder=tmp_path, home=tmp_path, pause=lambda _: None).probe()
+    assert "hunter2" not in str(caught.value)
+
+
+def test_the_servers_web_page_is_no_api(prefect_server, tmp_path):
+    client = connect(Common(api=prefect_server.ui_url), {}, folder=tmp_path, home=tmp_path)
+    with pytest.raises(ApiRejected, match=r"is not a Prefect.* API.*usually ends in /api"):
+        client.probe()

@@ -1,0 +1,118 @@
+"""Jobs at a real Prefect 3 server: what to run, put together from pool, deployment and run; logs and marks."""
+
+import uuid
+
+import pytest
+
+from flowfleet.api.client import Kind, LogLine
+from flowfleet.errors import RunGone, UnsupportedRun
+from tests.integration.one_pool import MARK, OnePool, ago
+from tests.waiting import until
+
+
+@pytest.fixture
+def pool(prefect_server):
+    return OnePool(prefect_server.api_url).open()
+
+
+def test_a_plain_run_is_the_engine_in_a_folder_of_its_own(pool):
+    run = pool.create_run(pool.deployment())
+    job = pool.client.job(run)
+    assert (job.command, job.env, job.working_dir) == (None, {}, None)
+    assert job.pool == pool.name
+    assert job.state.kind is Kind.SCHEDULED
+    assert pool.client.engine_command("/x/bin/python") == ("/x/bin/python", "-m", "prefect.engine")
+    env = pool.client.engine_environment(run, job)
+    assert env["PREFECT_API_URL"] == pool.api_url
+    assert env["PREFECT__FLOW_RUN_ID"] == run
+    assert env["PREFECT__FLOW_NAME"] == job.flow_name
+    assert env["PREFECT__DEPLOYMENT_ID"] == job.deployment_id
+
+
+def test_job_variables_of_deployment_and_run_come_together(pool):
+    variable = f"v_{uuid.uuid4().hex[:8]}"
+    pool.call("POST", "/variables/", {"name": variable, "value": "looked up"})
+    deployment = pool.deployment(
+        job_variables={
+            "command": "uv run --with 'a b' python -m prefect.engine",
+            "env": {"A": "deployment", "B": "deployment", "V": f"{{{{ prefect.variables.{variable} }}}}", "N": None},
+            "memory": "2g",
+        }
+    )
+    run = pool.create_run(deployment, job_variables={"env": {"B": "run"}, "working_dir": "/srv/x", "cpus": 0.5})
+    job = pool.client.job(run)
+    assert job.command == ("uv", "run", "--with", "a b", "python", "-m", "prefect.engine")
+    assert job.env == {"A": "deployment", "B": "run", "V": "looked up"}
+    assert job.working_dir == "/srv/x"
+    assert (job.variables["memory"], job.variables["cpus"]) == ("2g", 0.5)
+
+
+def test_what_cannot_be_resolved_is_named(pool):
+    run = pool.create_run(pool.deployment(job_variables={"env": {"X": "{{ prefect.variables.no_such_one }}"}}))
+    with pytest.raises(UnsupportedRun, match="no Prefect variable 'no_such_one'"):
+        pool.client.job(run)
+    run = pool.create_run(pool.deployment(), job_variables={"env": {"X": "{{ somewhere.else }}"}})
+    with pytest.raises(UnsupportedRun, match=r"{{ somewhere\.else }}"):
+        pool.client.job(run)
+
+
+def test_a_deleted_run_is_gone(pool):
+    for ask in (pool.client.job, lambda run: pool.client.started(run, MARK, 1)):
+        with pytest.raises(RunGone, match="does not exist any more"):
+            ask(str(uuid.uuid4()))
+
+
+def test_a_claimed_run_whose_deployment_was_deleted_says_so(pool):
+    """The server deletes what is Scheduled with the deployment, but not what is claimed."""
+    deployment = pool.deployment()
+    run = pool.create_run(deployment)
+    pool.claimed(run)
+    pool.call("DELETE", f"/deployments/{deployment}")
+    with pytest.raises(UnsupportedRun, match=r"the deployment of the run .* was deleted"):
+        pool.client.job(run)
+
+
+def test_the_second_run_of_a_deployment_asks_only_for_itself(pool):
+    deployment = pool.deployment()
+    first, second = (pool.create_run(deployment) for _ in range(2))
+    asked: list[str] = []
+    get = pool.client._session.get
+    pool.client._session.get = lambda path, **options: asked.append(path) or get(path, **options)
+    pool.client.job(first)
+    asked.clear()
+    pool.client.job(second)
+    assert asked == [f"/flow_runs/{second}"]
+
+
+def test_changes_are_seen_after_half_a_minute(pool):
+    now = [1000.0]
+    client = pool.another_client(clock=lambda: now[0])
+    deployment = pool.deployment()
+    run = pool.create_run(deployment)
+    assert client.job(run).env == {}
+    pool.call("PATCH", f"/deployments/{deployment}", {"job_variables": {"env": {"A": "new"}}})
+    assert client.job(run).env == {}
+    now[0] += 31
+    assert client.job(run).env == {"A": "new"}
+
+
+def test_our_lines_stand_on_the_runs_log_page(pool):
+    run = pool.create_run(pool.deployment())
+    lines = [LogLine(run_id=run, message=f"line {number}", at=ago(3 - number)) for number in range(3)]
+    pool.client.log(lines)
+    pool.client.log([])
+    until(lambda: pool.logs(run) == ["line 0", "line 1", "line 2"], 10, "three lines in order")
+
+
+def test_the_states_of_many_runs_are_one_request(pool):
+    deployment = pool.deployment()
+    runs = [pool.create_run(deployment) for _ in range(3)]
+    pool.set_state(runs[1], "CRASHED")
+    missing = str(uuid.uuid4())
+    states = pool.client.states([*runs, missing])
+    assert {run: states[run].kind for run in runs} == {
+        runs[0]: Kind.SCHEDULED,
+        runs[1]: Kind.CRASHED,
+        runs[2]: Kind.SCHEDULED,
+    }
+    assert missing not in states

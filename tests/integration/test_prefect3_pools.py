@@ -1,0 +1,284 @@
+"""Pools at a real Prefect 3 server: made, found, listed with all limits, counted without a trace, shown online."""
+
+import dataclasses
+import uuid
+from datetime import timedelta
+
+import pytest
+
+from flowfleet.api.client import Place
+from flowfleet.api.pool_template import base_job_template
+from flowfleet.api.session import Session
+from flowfleet.errors import ApiRejected, SettingsError
+from flowfleet.flow_run import Offer, Route
+from tests.integration.one_pool import OnePool, ago
+from tests.waiting import until
+
+
+@pytest.fixture
+def pool(prefect_server):
+    return OnePool(prefect_server.api_url).open()
+
+
+def offer(*pools: str, **fields) -> Offer:
+    return Offer(backend="prefect3", pools=pools, **fields)
+
+
+def test_the_server_says_who_it_is(pool):
+    info = pool.client.probe()
+    assert info.backend == "prefect3"
+    assert info.version.startswith("3.")
+    assert abs(info.skew_seconds) < 5
+
+
+def test_a_missing_pool_is_made_with_our_template(pool):
+    made = pool.pool(pool.name)
+    assert made["type"] == "flowfleet"
+    assert made["base_job_template"] == base_job_template()
+    assert pool.offer.pool_ids == (made["id"],)
+    assert pool.client.routes(pool.offer) == [Route("prefect3", made["id"], "default")]
+
+
+def test_a_poller_makes_no_pool(pool):
+    with pytest.raises(SettingsError, match=r"no work pool 'nowhere', start a worker with --pool nowhere"):
+        pool.client.resolve(offer("nowhere"), create=False)
+    assert pool.pool("nowhere") is None
+
+
+def test_a_pool_named_prefect_cannot_be_made(pool):
+    with pytest.raises(SettingsError, match="'Prefect-mine' cannot be created because Prefect keeps names"):
+        pool.client.resolve(offer("Prefect-mine"), create=True)
+
+
+def test_pool_names_may_have_spaces_and_other_letters(pool):
+    name = f"Größe x {uuid.uuid4().hex[:6]}"
+    resolved = pool.client.resolve(offer(name), create=True)
+    assert pool.client.routes(resolved)
+    pool.client.online(name, "fleet x", 60)
+    pool.client.offline(name, "fleet x")
+
+
+def test_a_name_that_the_server_refuses_is_told_with_its_reason(pool):
+    with pytest.raises(ApiRejected, match=r"work pool 'a & b' cannot be created: .*name: String should match"):
+        pool.client.resolve(offer("a & b"), create=True)
+
+
+def test_a_process_pool_is_served_by_its_own_template(prefect_server):
+    pool = OnePool(prefect_server.api_url)
+    template = {
+        "job_configuration": {"command": "{{ command }}", "env": "{{ env }}", "working_dir": "{{ working_dir }}"},
+        "variables": {
+            "type": "object",
+            "properties": {
+                "command": {"type": "string", "default": "uv run python -m prefect.engine"},
+                "env": {"type": "object", "default": {"WHO": "pool"}},
+                "working_dir": {"type": "string", "default": "/srv"},
+            },
+        },
+    }
+    pool.open(type="process", base_job_template=template)
+    job = pool.client.job(pool.create_run(pool.deployment()))
+    assert job.command == ("uv", "run", "python", "-m", "prefect.engine")
+    assert job.env == {"WHO": "pool"}
+    assert job.working_dir == "/srv"
+
+
+def test_a_pool_of_another_type_is_refused_by_name(prefect_server):
+    pool = OnePool(prefect_server.api_url)
+    template = {"job_configuration": {"command": "x"}, "variables": {"type": "object", "properties": {}}}
+    with pytest.raises(SettingsError, match=r"is of type 'kubernetes', whose job template lacks env, working_dir"):
+        pool.open(type="kubernetes", base_job_template=template)
+
+
+def test_missing_queues_are_made_and_only_they_are_served(prefect_server):
+    pool = OnePool(prefect_server.api_url).open(work_queues=("fast",))
+    scheduled = {queue: pool.scheduled(pool.deployment(work_queue_name=queue), ago(2)) for queue in ("fast", "default")}
+    assert [run.run_id for run in pool.due()] == [scheduled["fast"]]
+    assert [route.name for route in pool.client.routes(pool.offer)] == ["fast"]
+    everything = Offer(backend="prefect3", pools=pool.offer.pools, pool_ids=pool.offer.pool_ids)
+    found = pool.client.due([pool.offer, everything], within_seconds=1, limit=50)
+    assert {each.route.name for each in found} == {"fast", "default"}
+
+
+def test_a_queue_that_was_deleted_does_not_stop_the_poll(prefect_server):
+    pool = OnePool(prefect_server.api_url).open(work_queues=("fast", "default"))
+    run = pool.scheduled(pool.deployment(), ago(2))
+    assert [each.run_id for each in pool.due()] == [run]
+    pool.call("DELETE", f"/work_pools/{pool.name}/queues/fast")
+    pool.due()
+    assert [each.run_id for each in pool.due()] == [run]
+
+
+def test_a_queue_made_later_is_known_at_once(pool):
+    pool.due()
+    pool.make_queue(pool.name, "new")
+    run = pool.scheduled(pool.deployment(work_queue_name="new"), ago(2))
+    (found,) = pool.due()
+    assert (found.run_id, found.route.name) == (run, "new")
+
+
+def counted(pool, monkeypatch):
+    """Every listing that our client asks for from now on: the queues that it names."""
+    asked = []
+    post = Session.post
+
+    def counting(session, path, body=None, **how):
+        if path.endswith("get_scheduled_flow_runs"):
+            asked.append(body.get("work_queue_names"))
+        return post(session, path, body, **how)
+
+    monkeypatch.setattr(Session, "post", counting)
+    return asked
+
+
+@pytest.fixture
+def crowded(prefect_server):
+    """Three queues: `first` has more runs than one answer lists, `last` has two."""
+    pool = OnePool(prefect_server.api_url).open()
+    for name, priority in (("first", 1), ("middle", 2), ("last", 3)):
+        pool.make_queue(pool.name, name, priority=priority)
+    busy, quiet = (pool.deployment(work_queue_name=name) for name in ("first", "last"))
+    for _ in range(7):
+        pool.scheduled(busy, ago(20))
+    for _ in range(2):
+        pool.scheduled(quiet, ago(10))
+    return pool
+
+
+@pytest.mark.parametrize("named", [(), ("first", "last")])
+def test_a_crowded_queue_does_not_hide_what_is_due_on_another(crowded, monkeypatch, named):
+    asked = counted(crowded, monkeypatch)
+    offer = dataclasses.replace(crowded.offer, work_queues=named)
+    found = {each.route.name: each for each in crowded.client.due([offer], within_seconds=1, limit=6)}
+
+    assert set(found) == {"first", "last"}
+    assert (found["last"].due, found["last"].at_least, len(found["last"].runs)) == (2, False, 2)
+    assert found["first"].at_least
+    # what one answer lists keeps the server's limits, so all of them together list no more than that
+    assert len(found["first"].runs) == 4
+    # one for all, one for each queue that it did not show in full, none for the one that filled it
+    assert sorted(asked[1:]) == ([["default"], ["last"], ["middle"]] if not named else [["last"]])
+
+
+def test_an_answer_that_lists_everything_is_one_request(crowded, monkeypatch):
+    asked = counted(crowded, monkeypatch)
+    found = crowded.client.due([crowded.offer], within_seconds=1, limit=50)
+
+    assert {each.route.name: (each.due, each.at_least) for each in found} == {"first": (7, False), "last": (2, False)}
+    assert len(asked) == 1
+
+
+def test_of_many_queues_some_are_asked_at_a_time_and_each_gets_its_turn(crowded, monkeypatch):
+    monkeypatch.setattr("flowfleet.api.backlog.MOST_QUEUES", 1)
+    asked = counted(crowded, monkeypatch)
+    seen = set()
+    for _ in range(3):
+        found = crowded.client.due([crowded.offer], within_seconds=1, limit=6)
+        seen |= {each.route.name for each in found}
+    assert len(asked) == 6
+    assert seen == {"first", "last"}
+
+
+def test_a_run_tells_where_it_waits_and_what_holds_it_back_there(pool):
+    pool.make_queue(pool.name, "fast")
+    deployment = pool.deployment(work_queue_name="fast")
+    run, other = pool.scheduled(deployment, ago(2)), pool.scheduled(deployment, ago(2))
+    place = pool.client.place(run)
+    assert place == Place(route=Route("prefect3", pool.offer.pool_ids[0], "fast"), pool=pool.name)
+    pool.set_state(other, "RUNNING")
+    pool.change_queue(pool.name, "fast", concurrency_limit=1)
+    assert pool.client.place(run).limit == "the queue fast is at its limit of 1"
+    pool.change_pool(pool.name, concurrency_limit=1)
+    assert pool.client.place(run).limit == f"the pool {pool.name} is at its limit of 1"
+    pool.change_queue(pool.name, "fast", is_paused=True)
+    assert pool.client.place(run).paused == "queue"
+    pool.change_pool(pool.name, is_paused=True)
+    assert pool.client.place(run).paused == "pool"
+    assert pool.client.place(str(uuid.uuid4())) is None
+
+
+def test_due_tells_how_many_and_since_when(pool):
+    deployment = pool.deployment()
+    oldest = ago(100)
+    pool.scheduled(deployment, oldest)
+    for _ in range(2):
+        pool.scheduled(deployment, ago(5))
+    pool.scheduled(deployment, ago(-30))
+    (found,) = pool.client.due([pool.offer], within_seconds=60, limit=50)
+    assert (len(found.runs), found.due, found.oldest, found.at_least) == (4, 3, oldest, False)
+    (cut,) = pool.client.due([pool.offer], within_seconds=60, limit=2)
+    assert (len(cut.runs), cut.due, cut.at_least) == (2, 2, True)
+
+
+def test_the_pools_limit_holds(pool):
+    deployment = pool.deployment()
+    for _ in range(4):
+        pool.scheduled(deployment, ago(2))
+    pool.change_pool(pool.name, concurrency_limit=2)
+    first, second = pool.due()
+    pool.claimed(first.run_id)
+    assert [run.run_id for run in pool.due()] == [second.run_id]
+    pool.claimed(second.run_id)
+    assert pool.due() == []
+
+
+def test_a_queues_limit_and_priority_hold(pool):
+    pool.make_queue(pool.name, "first", priority=1, concurrency_limit=1)
+    low, high = pool.deployment(), pool.deployment(work_queue_name="first")
+    for _ in range(2):
+        pool.scheduled(low, ago(60))
+        pool.scheduled(high, ago(2))
+    assert [run.route.name for run in pool.due()] == ["first", "default", "default"]
+
+
+def test_paused_pools_and_queues_hand_out_nothing_and_count_nothing(pool):
+    pool.scheduled(pool.deployment(), ago(2))
+    pool.change_queue(pool.name, "default", is_paused=True)
+    fresh = OnePool(pool.api_url)
+    assert pool.due() == []
+    assert fresh.client.count_due([pool.offer]) == []
+    pool.change_queue(pool.name, "default", is_paused=False)
+    pool.change_pool(pool.name, is_paused=True)
+    fresh = OnePool(pool.api_url)
+    assert pool.due() == []
+    assert fresh.client.count_due([pool.offer]) == []
+
+
+def test_counting_tells_number_and_age_and_marks_nothing_ready(pool):
+    pool.make_queue(pool.name, "other")
+    oldest = ago(77)
+    pool.scheduled(pool.deployment(), oldest)
+    pool.scheduled(pool.deployment(), ago(3))
+    pool.scheduled(pool.deployment(), ago(-300))
+    pool.scheduled(pool.deployment(work_queue_name="other"), ago(3))
+    counted = {each.route.name: each for each in pool.client.count_due([pool.offer])}
+    assert {name: each.due for name, each in counted.items()} == {"default": 2, "other": 1}
+    assert counted["default"].oldest == oldest
+    assert pool.call("GET", f"/work_pools/{pool.name}/queues/default")["status"] == "NOT_READY"
+    pool.due()
+    until(
+        lambda: pool.call("GET", f"/work_pools/{pool.name}/queues/default")["status"] == "READY",
+        20,
+        "polling to mark the queue READY, which counting must not",
+    )
+
+
+def test_the_pool_shows_one_worker_online_until_it_is_signed_off(pool):
+    def online() -> list[str]:
+        workers = pool.call("POST", f"/work_pools/{pool.name}/workers/filter", {})
+        return [worker["name"] for worker in workers if worker["status"] == "ONLINE"]
+
+    pool.client.online(pool.name, "flowfleet default", 60.0)
+    pool.client.online(pool.name, "flowfleet default", 60.0)
+    assert online() == ["flowfleet default"]
+    pool.client.offline(pool.name, "flowfleet default")
+    assert online() == []
+    pool.client.offline(pool.name, "flowfleet default")
+
+
+def test_a_run_of_a_minute_ahead_is_known(pool):
+    due = ago(-45)
+    pool.scheduled(pool.deployment(), due)
+    (found,) = pool.client.due([pool.offer], within_seconds=60, limit=50)
+    assert (found.due, found.oldest) == (0, None)
+    assert abs(found.runs[0].due - due) < timedelta(milliseconds=1)

@@ -1,0 +1,85 @@
+"""A worker whose disk is full: no end is lost, and none waits for another."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+
+from tests.waiting import until
+from tests.worker_world import WorkerWorld
+from workers import endings as endings_module
+
+
+@pytest.fixture
+def world(valkey, tmp_path):
+    made = WorkerWorld(valkey.tcp_url, tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch):
+    monkeypatch.setattr(endings_module, "DISK_SECONDS", 0.2)
+
+
+class FullDisk:
+    """No report of this run can be kept until there is room again."""
+
+    def __init__(self, outbox, run_id):
+        self.outbox, self.run_id, self.refused = outbox, run_id, 0
+        self.put, outbox.put = outbox.put, self
+
+    def __call__(self, run_id, claim, report):
+        if run_id == self.run_id:
+            self.refused += 1
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.put(run_id, claim, report)
+
+    def empty(self):
+        self.outbox.put = self.put
+
+
+def waiting_code(path, code):
+    return f"import os,time\nwhile not os.path.exists({str(path)!r}): time.sleep(0.02)\nraise SystemExit({code})"
+
+
+def test_a_report_that_finds_no_room_holds_no_other_up_and_is_told_once_there_is_room(world, tmp_path):
+    world.start()
+    full, other = (world.submit(waiting_code(tmp_path / str(code), code)) for code in (3, 4))
+    disk = FullDisk(world.state.outbox, full.run_id)
+    for message in (full, other):
+        world.wait_state(message, "running")
+    (tmp_path / "3").touch()
+    until(lambda: disk.refused, 10, "the first try")
+    (tmp_path / "4").touch()
+    world.wait_gone(other)
+    tried = disk.refused
+    until(lambda: disk.refused > tried + 10, 10, "more tries")
+    assert world.ledger.claims.get(full.run_id).state == "ended"
+    disk.empty()
+    world.wait_gone(full)
+
+    assert "exited with code 3" in world.api.state(full.run_id)["message"]
+    assert "exited with code 4" in world.api.state(other.run_id)["message"]
+
+
+def test_while_the_api_is_away_one_report_without_room_leaves_the_others_kept(world, tmp_path):
+    world.start()
+    full, other = (world.submit(waiting_code(tmp_path / str(code), code)) for code in (3, 4))
+    disk = FullDisk(world.state.outbox, full.run_id)
+    for message in (full, other):
+        world.wait_state(message, "running")
+    world.api.fail("", "status", times=-1, status=503)
+    (tmp_path / "3").touch()
+    until(lambda: disk.refused, 30, "the first try")
+    (tmp_path / "4").touch()
+    (kept,) = until(lambda: list(world.state.outbox), 90, "the other report to be on disk")
+    assert kept["run_id"] == other.run_id
+    world.api.heal()
+    disk.empty()
+    world.wait_gone(full, 60)
+    world.wait_gone(other, 60)
+
+    assert "exited with code 3" in world.api.state(full.run_id)["message"]

@@ -1,0 +1,95 @@
+"""Hand-backs that meet a cancel at the API or a loss of Redis on their way."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from flowfleet.failpoints import Failpoints
+from tests.ledger_world import flow_run
+from tests.waiting import until
+from tests.worker_world import WorkerWorld
+
+
+@pytest.fixture
+def world(valkey, tmp_path):
+    made = WorkerWorld(valkey.tcp_url, tmp_path)
+    yield made
+    made.close()
+
+
+class Broken(Failpoints):
+    """At this place something happens to the run in hand, and the launch breaks off."""
+
+    def __init__(self, place, *happens):
+        super().__init__()
+        self.place, self.happens, self.message, self.done = place, happens, None, False
+
+    def hit(self, name):
+        if name == self.place:
+            for each in self.happens:
+                each(self.message)
+            self.done = True
+            raise RuntimeError(name)
+
+
+def broken_launch(world, place, *happens):
+    """A run whose launch breaks off at `place` after these have happened to it; its message and its folder."""
+    broken = Broken(place, *happens)
+    world.start(failpoints=broken)
+    message = broken.message = world.claim(world.create("/bin/true"))
+    world.publisher.publish(message)
+    until(lambda: broken.done, 10, "the launch to break off")
+    return message, world.state.runs.get(message.run_id, message.claim)
+
+
+def cancelled_at_the_api(world):
+    return lambda message: world.api.write(message.run_id, "CANCELLING")
+
+
+def lost_by_redis(world):
+    return lambda message: world.ledger.lose(world.ledger.claims.get(message.run_id))
+
+
+def wait_handed_back(world, folder):
+    until(lambda: world.service.slots.in_use() == 0, 10, "the slot to be free")
+    until(lambda: not folder.path.exists(), 30, "the folder to be removed")
+
+
+@pytest.mark.parametrize("place", ["take.after_move", "start.after_move", "start.before_fork"])
+def test_a_cancel_at_the_api_that_meets_a_hand_back_is_told_as_done(world, place):
+    message, folder = broken_launch(world, place, cancelled_at_the_api(world))
+    world.wait_gone(message)
+    wait_handed_back(world, folder)
+
+    assert world.api.state(message.run_id)["type"] == "CANCELLED"
+
+
+def test_a_run_whose_claim_redis_has_lost_before_the_fork_goes_back_to_the_api(world):
+    message, folder = broken_launch(world, "start.before_fork", lost_by_redis(world))
+    wait_handed_back(world, folder)
+
+    assert world.api.history(message.run_id) == ["Scheduled", "Submitted", "Launching", "Scheduled"]
+
+
+def test_a_cancel_of_a_run_whose_claim_redis_has_lost_is_told_as_done(world):
+    message, folder = broken_launch(world, "start.before_fork", lost_by_redis(world), cancelled_at_the_api(world))
+    wait_handed_back(world, folder)
+
+    assert world.api.state(message.run_id)["type"] == "CANCELLED"
+
+
+def test_a_run_that_somebody_has_claimed_since_redis_lost_ours_is_theirs_to_cancel(world, monkeypatch):
+    tell = world.client.hand_back
+
+    def claimed_meanwhile(run_id, *rest, **named):
+        (outcome,) = world.ledger.claim(replace(flow_run(world.route), run_id=run_id))
+        assert outcome.moved
+        return tell(run_id, *rest, **named)
+
+    monkeypatch.setattr(world.client, "hand_back", claimed_meanwhile)
+    message, folder = broken_launch(world, "start.before_fork", lost_by_redis(world), cancelled_at_the_api(world))
+    wait_handed_back(world, folder)
+
+    assert world.api.state(message.run_id)["type"] == "CANCELLING"

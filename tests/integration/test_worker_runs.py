@@ -1,0 +1,153 @@
+"""A worker in this process, on a real Valkey and an API without any law: one claim from its message to its release."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.waiting import until
+from tests.worker_world import WorkerWorld
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+@pytest.fixture
+def world(valkey, tmp_path):
+    made = WorkerWorld(valkey.tcp_url, tmp_path)
+    yield made
+    made.close()
+
+
+def marks(folder, name):
+    path = folder / name
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def marking(folder, name, then=""):
+    return f"open({str(folder / name)!r}, 'a').write('ran\\n'); {then}"
+
+
+def test_a_run_goes_from_its_message_to_its_release(world, tmp_path):
+    world.start()
+    message = world.submit(marking(tmp_path, "m", "import time; time.sleep(0.5)"))
+    claim = world.wait_state(message, "running")
+    assert claim.worker == world.worker
+    assert claim.handle["kind"] == "process"
+    world.finish(message.run_id)
+    record = world.wait_gone(message)
+
+    assert record["reason"] == "completed"
+    assert marks(tmp_path, "m") == ["ran"]
+    assert world.api.history(message.run_id) == ["Scheduled", "Submitted", "Launching", "Completed"]
+    assert world.api.runs[message.run_id]["infrastructure_pid"].startswith(f"flowfleet:{world.ledger.fleet}:")
+    assert any("Submitted for execution by worker@here: PID" in line["message"] for line in world.api.logs)
+    until(lambda: world.service.slots.in_use() == 0, 5, "the slot to be free")
+    page = world.service.vitals.metrics().decode()
+    for name in ("queue_wait", "start", "start_lateness", "run_duration"):
+        assert f"flowfleet_{name}_seconds_count 1.0" in page
+    assert 'flowfleet_runs_finished_total{outcome="completed"} 1.0' in page
+    assert message.run_id not in page
+
+
+def test_a_code_other_than_0_is_told_as_a_crash_with_its_sentence(world):
+    world.start()
+    message = world.submit("print('last words'); raise SystemExit(3)")
+    record = world.wait_gone(message)
+
+    state = world.api.state(message.run_id)
+    assert state["type"] == "CRASHED"
+    assert "exited with code 3" in state["message"]
+    assert "last words" in state["message"]
+    assert record["reason"] == "crashed"
+    assert list(world.state.outbox) == []
+
+
+def test_an_exit_0_without_an_end_is_looked_at_twice_and_told(world):
+    world.start()
+    message = world.submit("pass")
+    world.wait_gone(message)
+
+    assert world.api.state(message.run_id)["type"] == "CRASHED"
+    assert "exited 0 without reporting an end" in world.api.state(message.run_id)["message"]
+
+
+def test_a_run_that_waits_for_its_retry_is_released_without_a_word(world, tmp_path):
+    world.start()
+    gate = tmp_path / "gate"
+    message = world.submit(f"import os,time\nwhile not os.path.exists({str(gate)!r}): time.sleep(0.02)")
+    world.wait_state(message, "running")
+    world.api.write(message.run_id, "SCHEDULED", "AwaitingRetry")
+    gate.touch()
+    record = world.wait_gone(message)
+
+    assert record["reason"] == "awaitingretry"
+    assert world.api.state(message.run_id)["name"] == "AwaitingRetry"
+
+
+def test_a_start_that_fails_is_told_on_the_run(world):
+    world.start()
+    message = world.claim(world.create("/no/such/program"))
+    world.publisher.publish(message)
+    world.wait_gone(message)
+
+    state = world.api.state(message.run_id)
+    assert state["type"] == "CRASHED"
+    assert "/no/such/program" in state["message"]
+
+
+def test_a_message_delivered_three_times_is_one_start(world, tmp_path):
+    world.start()
+    message = world.claim(world.create(f"/bin/sh -c 'echo ran >> {tmp_path}/m; sleep 0.5'"))
+    for _ in range(3):
+        world.publisher.publish(message)
+    world.wait_state(message, "running")
+    world.finish(message.run_id)
+    world.wait_gone(message)
+    until(lambda: world.service.slots.in_use() == 0, 5, "the slots to be free")
+
+    assert marks(tmp_path, "m") == ["ran"]
+
+
+def test_no_more_messages_are_fetched_than_there_are_slots(world, tmp_path):
+    world.start()
+    gate = tmp_path / "gate"
+    code = f"import os,time\nwhile not os.path.exists({str(gate)!r}): time.sleep(0.02)"
+    first = [world.submit(code) for _ in range(2)]
+    for message in first:
+        world.wait_state(message, "running")
+    late = world.create(f"/bin/sh -c 'echo ran >> {tmp_path}/m'")
+    (outcome,) = world.ledger.claim(late)
+    assert not outcome.moved, "the ledger counts the slots"
+    until(lambda: world.service.slots.in_use() == 2, 5, "two slots in use")
+    assert not world.service.slots.has_room()
+    gate.touch()
+    for message in first:
+        world.finish(message.run_id)
+        world.wait_gone(message)
+    assert world.service.slots.has_room()
+    message = world.claim(late)
+    world.publisher.publish(message)
+    world.wait_gone(message)
+
+    assert marks(tmp_path, "m") == ["ran"]
+
+
+def test_a_run_that_was_cancelled_before_its_start_is_never_started(world, tmp_path):
+    world.start()
+    message = world.claim(world.create(f"/bin/sh -c 'echo ran >> {tmp_path}/m'"))
+    world.api.write(message.run_id, "CANCELLING")
+    world.publisher.publish(message)
+    world.wait_gone(message)
+
+    assert marks(tmp_path, "m") == []
+    assert world.api.state(message.run_id)["type"] == "CANCELLED"
+    assert 'flowfleet_runs_handed_back_total{reason="not started"} 1.0' in world.service.vitals.metrics().decode()
+
+
+def test_a_run_that_somebody_else_has_claimed_is_dropped_and_not_started(world, tmp_path):
+    world.start()
+    message = world.claim(world.create(f"/bin/sh -c 'echo ran >> {tmp_path}/m'"))
+    world.api.write(message.run_id, "PENDING", "Submitted", transition_id="00000000-0000-4000-8000-00000000ffff")
+    world.publisher.publish(message)
+    world.wait_gone(message)
+
+    assert marks(tmp_path, "m") == []

@@ -1,0 +1,234 @@
+"""Stops and restarts: a worker leaves its runs, and the next one on the host takes them over with their true ends."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from flowfleet.failpoints import Failpoints
+from tests.waiting import until
+from tests.worker_world import Left, WorkerWorld
+
+
+@pytest.fixture
+def world(valkey, tmp_path):
+    made = WorkerWorld(valkey.tcp_url, tmp_path)
+    yield made
+    made.close()
+
+
+class Crash(Failpoints):
+    """The launch breaks off at a place as if its process had died there: nothing after it happens."""
+
+    def hit(self, name):
+        if name in self.actions:
+            raise Left
+
+
+def waiting_code(path, code=0):
+    return f"import os,time\nwhile not os.path.exists({str(path)!r}): time.sleep(0.02)\nraise SystemExit({code})"
+
+
+def test_a_detached_run_goes_on_and_the_next_worker_reports_its_true_exit(world, tmp_path):
+    world.start()
+    message = world.submit(waiting_code(tmp_path / "gate", 7))
+    before = world.wait_state(message, "running")
+    began = time.monotonic()
+    assert world.stop() == 0
+    assert time.monotonic() - began < 5
+    assert world.ledger.claims.get(message.run_id).state == "running"
+
+    service = world.start()
+    assert {attempt.key for attempt in service.attempts.running()} == {message.task_id}
+    assert service.slots.in_use() == 1
+    (tmp_path / "gate").touch()
+    world.wait_gone(message)
+
+    assert "exited with code 7" in world.api.state(message.run_id)["message"]
+    assert before.handle["pid"] == world.state.runs.get(message.run_id, message.claim).started()["pid"]
+    assert world.api.history(message.run_id).count("Launching") == 1
+
+
+def test_a_run_that_ended_while_no_worker_lived_is_reported_by_the_next(world, tmp_path):
+    world.start()
+    message = world.submit(waiting_code(tmp_path / "gate", 9))
+    world.wait_state(message, "running")
+    world.stop()
+    (tmp_path / "gate").touch()
+    folder = world.state.runs.get(message.run_id, message.claim)
+    until(lambda: folder.exit_record() is not None, 10, "the shim to record the exit")
+    assert world.api.state(message.run_id)["type"] == "PENDING"
+    world.start()
+    world.wait_gone(message)
+
+    assert "exited with code 9" in world.api.state(message.run_id)["message"]
+
+
+def test_cancel_mode_ends_the_runs_before_the_worker_goes(world, tmp_path):
+    world.start(mode="cancel")
+    message = world.submit(waiting_code(tmp_path / "gate"))
+    world.wait_state(message, "running")
+    assert world.stop() == 0
+
+    assert world.ledger.claims.get(message.run_id) is None
+    assert "was stopped by the worker" in world.api.state(message.run_id)["message"]
+
+
+def test_wait_mode_waits_for_the_runs(world, tmp_path):
+    world.start(mode="wait")
+    message = world.submit("import time; time.sleep(1.0); raise SystemExit(4)")
+    world.wait_state(message, "running")
+    assert world.stop() == 0
+
+    assert "exited with code 4" in world.api.state(message.run_id)["message"]
+
+
+@pytest.mark.parametrize("place", ["take.after_folder", "take.after_move", "start.after_move", "start.before_fork"])
+def test_a_launch_that_breaks_off_before_the_fork_is_handed_back_by_the_next_worker(world, tmp_path, place):
+    world.start(failpoints=Crash({place: "raise"}))
+    message = world.submit(f"open({str(tmp_path / 'm')!r}, 'a').write('ran')")
+    state = "queued" if place == "take.after_folder" else "taken" if place == "take.after_move" else "starting"
+    folder = world.state.runs.get(message.run_id, message.claim)
+    until(folder.path.exists, 10, "the run's folder")
+    world.wait_state(message, state)
+    world.stop()
+    world.start()
+    if place == "take.after_folder":
+        # never taken: nothing to hand back here, the leader does it after its time
+        until(lambda: not folder.path.exists(), 10, "the folder to be removed")
+        assert world.ledger.claims.get(message.run_id).state == "queued"
+    else:
+        world.wait_gone(message)
+        assert world.api.state(message.run_id)["type"] == "SCHEDULED"
+
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize("place", ["start.after_fork", "start.after_running"])
+def test_a_launch_that_breaks_off_after_the_fork_is_adopted_by_the_next_worker(world, tmp_path, place):
+    world.start(failpoints=Crash({place: "raise"}))
+    message = world.submit(f"open({str(tmp_path / 'm')!r}, 'a').write('ran;'); raise SystemExit(6)")
+    until((tmp_path / "m").exists, 10, "the run to begin")
+    world.stop()
+    world.start()
+    world.wait_gone(message)
+
+    assert (tmp_path / "m").read_text() == "ran;"
+    assert "exited with code 6" in world.api.state(message.run_id)["message"]
+
+
+@pytest.mark.parametrize("place", ["take.after_move", "start.after_move", "start.before_fork"])
+def test_a_fault_of_ours_before_the_fork_hands_the_run_back_at_once(world, tmp_path, place):
+    world.start(failpoints=Failpoints({place: "raise"}))
+    message = world.submit(f"open({str(tmp_path / 'm')!r}, 'a').write('ran')")
+    world.wait_gone(message)
+    until(lambda: world.service.slots.in_use() == 0, 5, "the slot to be free")
+
+    assert world.api.state(message.run_id)["type"] == "SCHEDULED"
+    assert not (tmp_path / "m").exists()
+    folder = world.state.runs.get(message.run_id, message.claim)
+    until(lambda: not folder.path.exists(), 5, "the folder to be removed")
+
+
+def test_a_fault_of_ours_after_the_fork_loses_nothing(world, tmp_path):
+    world.start(failpoints=Failpoints({"start.after_fork": "raise"}))
+    message = world.submit("import time; time.sleep(0.3); raise SystemExit(6)")
+    world.wait_gone(message)
+
+    assert "exited with code 6" in world.api.state(message.run_id)["message"]
+
+
+def test_a_start_that_failed_unsaid_is_told_by_the_next_worker(world):
+    world.start(failpoints=Failpoints({"end.before_record": "raise"}))
+    message = world.submit_command("/no/such/program")
+    folder = world.state.runs.get(message.run_id, message.claim)
+    until(lambda: folder.exit_record() is not None, 10, "the failed start to be on disk")
+    world.stop()
+    world.start()
+    world.wait_gone(message)
+
+    assert "/no/such/program" in world.api.state(message.run_id)["message"]
+
+
+@pytest.mark.parametrize("place", ["end.before_report", "end.after_report", "end.after_record"])
+def test_an_end_that_breaks_off_is_told_by_the_next_worker(world, place):
+    world.start(failpoints=Failpoints({place: "raise"}))
+    message = world.submit("raise SystemExit(8)")
+    world.wait_state(message, "ended")
+    until(world.service.to_ledger.idle, 5, "the errands to be done")
+    until(lambda: world.service.slots.in_use() == 0, 5, "the slot to be free")
+    world.stop()
+    assert world.ledger.claims.get(message.run_id).state == "ended"
+    world.start()
+    world.wait_gone(message)
+
+    assert "exited with code 8" in world.api.state(message.run_id)["message"]
+    assert world.api.history(message.run_id).count("Crashed") >= 1
+    assert list(world.state.outbox) == []
+
+
+def test_a_report_is_on_disk_and_sent_again_until_the_api_takes_it(world, tmp_path):
+    world.start()
+    message = world.submit(waiting_code(tmp_path / "gate", 3))
+    world.wait_state(message, "running")
+    world.api.fail("set_state", "status", times=-1, status=503)
+    (tmp_path / "gate").touch()
+    until(lambda: len(list(world.state.outbox)) == 1, 10, "the report to be on disk")
+    sent = world.api.counted("set_state")
+    until(lambda: world.api.counted("set_state") > sent, 20, "the report to be sent again")
+    assert world.ledger.claims.get(message.run_id).state == "ended"
+    assert world.service.slots.in_use() == 0, "an end that is not told yet takes up no slot"
+    world.api.heal()
+    world.wait_gone(message, 40)
+
+    assert "exited with code 3" in world.api.state(message.run_id)["message"]
+    assert list(world.state.outbox) == []
+
+
+def test_an_end_while_the_api_is_away_is_on_disk_and_told_when_it_is_back(world, tmp_path):
+    world.start()
+    message = world.submit(waiting_code(tmp_path / "gate", 3))
+    world.wait_state(message, "running")
+    world.api.fail("", "status", times=-1, status=503)
+    (tmp_path / "gate").touch()
+    (kept,) = until(lambda: list(world.state.outbox), 30, "the report to be on disk")
+    assert "exited with code 3" in kept["message"]
+    world.api.heal()
+    world.wait_gone(message, 60)
+
+    assert "exited with code 3" in world.api.state(message.run_id)["message"]
+    assert list(world.state.outbox) == []
+
+
+def test_an_end_that_was_only_kept_does_not_overwrite_what_the_engine_has_said(world, tmp_path):
+    world.start()
+    message = world.submit(waiting_code(tmp_path / "gate", 3))
+    world.wait_state(message, "running")
+    world.api.fail("", "status", times=-1, status=503)
+    (tmp_path / "gate").touch()
+    until(lambda: list(world.state.outbox), 30, "the report to be on disk")
+    world.stop()
+    world.api.write(message.run_id, "SCHEDULED", "AwaitingRetry")
+    world.api.heal()
+    world.start()
+    world.wait_gone(message, 60)
+
+    assert world.api.state(message.run_id)["name"] == "AwaitingRetry"
+    assert list(world.state.outbox) == []
+
+
+def test_a_draining_worker_takes_nothing_and_ends_when_it_is_empty(world, tmp_path):
+    world.start()
+    message = world.submit(waiting_code(tmp_path / "gate", 2))
+    world.wait_state(message, "running")
+    assert world.ledger.roster.want(world.worker, "draining")
+    world.service.renewer.nudge()
+    until(lambda: world.service.standing.wanted == "draining", 5, "the order to arrive")
+    assert not world.service.slots.has_room()
+    assert world.code is None
+    (tmp_path / "gate").touch()
+    world._thread.join(20)
+
+    assert world.code == 0
+    assert world.ledger.claims.get(message.run_id) is None

@@ -1,0 +1,137 @@
+"""LedgerWorld: a fleet of its own in a ledger, with the few words that tests of the ledger need."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from flowfleet.flow_run import FlowRun, Offer, Route, claim_id
+from flowfleet.ledger import Ledger, connect
+from flowfleet.ledger.claims import Claim, Held, Lease, Outcome, State
+from flowfleet.ledger.roster import Row
+
+DUE = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
+POOL = "11111111-1111-4111-8111-111111111111"
+
+
+def route(name: str = "default") -> Route:
+    return Route("prefect3", POOL, name)
+
+
+def flow_run(where: Route | None = None) -> FlowRun:
+    return FlowRun(run_id=str(uuid.uuid4()), name="a run", route=where or route(), due=DUE)
+
+
+def row(worker: str = "w@h", *, nonce: str = "n1", slots: int = 4, routes: tuple[Route, ...] | None = None) -> Row:
+    served = routes if routes is not None else (route(),)
+    offer = Offer(backend="prefect3", pools=("p",), pool_ids=(POOL,), work_queues=("ä", "b"))
+    return Row(worker=worker, nonce=nonce, offer=offer, routes=served, slots=slots, version="0.1.0")
+
+
+@dataclass
+class LedgerWorld:
+    """One leader, and workers as they are signed on."""
+
+    url: str
+    fleet: str = field(default_factory=lambda: f"t{uuid.uuid4().hex[:12]}")
+    term: int = 0
+
+    def __post_init__(self) -> None:
+        self.ledger: Ledger = connect(self.url, self.fleet)
+        self.claims, self.roster, self.gate = self.ledger.claims, self.ledger.roster, self.ledger.gate
+
+    def lead(self) -> int:
+        """A new leader, whoever led."""
+        term = self.gate.elect("agent", "h", uuid.uuid4().hex, self.gate.leader())
+        assert term is not None
+        leader = self.gate.leader()
+        assert leader is not None
+        assert self.gate.lead(term, leader.nonce, Lease())
+        self.term = term
+        return term
+
+    def open(self) -> None:
+        assert self.gate.open(self.term, self.gate.server())
+
+    def up(self, *rows: Row) -> LedgerWorld:
+        """A leader, an open gate, and these workers (default: w@h with 4 slots)."""
+        self.lead()
+        self.open()
+        for one in rows or (row(),):
+            assert self.roster.sign_on(one) is None
+        return self
+
+    def claim(self, *runs: FlowRun, call: str | None = None, term: int | None = None) -> list[Outcome]:
+        asked = runs or (flow_run(),)
+        return self.claims.claim(term or self.term, asked, call or str(uuid.uuid4()), policy="report", attempts={})
+
+    def bring(self, state: State | None, *, worker: str = "w@h", nonce: str = "n1", cancelled: bool = False) -> Claim:
+        """A claim in this state (None: claimed and gone), by the ordinary way."""
+        (outcome,) = self.claim()
+        claim = outcome.claim
+        assert claim is not None, outcome
+        ids = (claim.run_id, claim.claim)
+        if state is None:
+            assert self.claims.refuse(self.term, *ids, "no").moved
+            return claim
+        steps: dict[State, Any] = {
+            State.QUEUED: lambda: self.claims.accept(self.term, *ids),
+            State.TAKEN: lambda: self.claims.take(*ids, worker, nonce),
+            State.STARTING: lambda: self.claims.start(*ids, worker, nonce),
+            State.RUNNING: lambda: self.claims.run(*ids, worker, {"kind": "process", "id": 7}),
+            State.ENDED: lambda: self.claims.end(*ids, worker, {"code": 0, "last_lines": []}),
+        }
+        if state is State.RETURNING:
+            for step in (State.QUEUED, State.TAKEN):
+                assert steps[step]().moved
+            assert self.claims.give_back(*ids, "tired", worker=worker).moved
+        elif state is not State.CLAIMING:
+            for name, step in steps.items():
+                assert step().moved, name
+                if name is state:
+                    break
+        if cancelled:
+            assert self.claims.cancel(claim.run_id).moved
+        found = self.claims.get(claim.run_id)
+        assert found is not None
+        assert found.state is state
+        return found
+
+    def set(self, claim: Claim, **fields: str) -> None:
+        """Write into the claim past the scripts, as a later version would, or as a loss would leave it."""
+        self.ledger.store.client.hset(self.ledger.store.key(f"claim:{claim.run_id}"), mapping=fields)
+
+    def lose(self, *claims: Claim) -> None:
+        """Redis forgets these claims altogether."""
+        for claim in claims:
+            self.ledger.store.client.delete(self.ledger.store.key(f"claim:{claim.run_id}"))
+            self.ledger.store.client.srem(self.ledger.store.key("claims"), claim.run_id)
+
+    def shut(self) -> None:
+        """As if Redis were another process than the accepted one."""
+        self.ledger.store.client.hset(self.ledger.store.key("gate"), "server", "another")
+
+
+def held(about: Claim, state: State | None = None, **changes: Any) -> Held:
+    """The claim as its worker holds it."""
+    mine = Held(
+        run_id=about.run_id,
+        claim=about.claim,
+        call=about.call,
+        route=about.route,
+        name=about.name,
+        due=about.due,
+        state=state or about.state,
+        attempt=about.attempt,
+        policy=about.policy,
+        handle=about.handle,
+        exit=about.exit,
+    )
+    return replace(mine, **changes)
+
+
+def other_claim(claim: Claim) -> str:
+    """A claim id of the same run that is not this one."""
+    return claim_id(str(uuid.uuid4()), claim.run_id)

@@ -1,0 +1,40 @@
+"""Needs: what a test asks of the machine; missing is a loud skip on a laptop and a failure where CI=true."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from functools import cache
+from typing import NoReturn
+
+import pytest
+
+
+def missing(reason: str) -> NoReturn:
+    """Skip with the reason, or fail with it in CI, where everything has to be there."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"CI must have what this test needs: {reason}")
+    pytest.skip(reason)
+
+
+def need(there: bool, reason: str) -> None:
+    """Go on only if it is there."""
+    if not there:
+        missing(reason)
+
+
+@cache
+def namespaces() -> str:
+    """Why network and UTS namespaces cannot be made here; "" when they can."""
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    for program in ("ip", "unshare"):
+        if not shutil.which(program):
+            return f"network namespaces need the program {program}"
+    name = f"ffneed{os.getpid()}"
+    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
+    if made.returncode:
+        return f"network namespaces cannot be made here: {made.stderr.strip()}"
+    subprocess.run(["ip", "netns", "del", name], check=False)
+    return ""

@@ -1,0 +1,61 @@
+"""Processes: the ones that carry a mark in their environment, found and ended without touching anybody else's."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from pathlib import Path
+
+from tests.waiting import until
+
+
+def marked(variable: str, value: str) -> dict[int, str]:
+    """Pid and command of each live process that was started with `variable=value` in its environment."""
+    wanted = f"{variable}={value}".encode()
+    found: dict[int, str] = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            if wanted not in (entry / "environ").read_bytes().split(b"\0"):
+                continue
+            if alive(int(entry.name)):
+                found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+    return found
+
+
+def alive(pid: int) -> bool:
+    """Is there such a process, and is it more than a zombie?"""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] not in ("Z", "X")
+
+
+def parent(pid: int) -> int:
+    """Who started it, or adopted it."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def kill(pid: int, number: signal.Signals = signal.SIGKILL) -> None:
+    """Signal it, if it is still there."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def sweep(variable: str, value: str) -> dict[int, str]:
+    """Kill all that carry the mark; the answer says who they were."""
+    first = marked(variable, value)
+
+    def gone() -> bool:
+        now = marked(variable, value)
+        for pid in now:
+            kill(pid)
+        return not now
+
+    until(gone, 20, f"the end of all processes with {variable}={value}")
+    return first

@@ -1,0 +1,345 @@
+"""Adoption: a run outlives its worker, and the next one finds it with its true exit."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.bench_of_runs import BenchOfRuns, new_launcher
+from tests.unit.test_shim import FULL, IGNORES_TERM, is_alive, read_pid
+from tests.waiting import until
+from workers import files
+from workers.abilities import Abilities
+from workers.deployment import Deployment
+
+ROOT = Path(__file__).parents[2]
+#: a second worker: finds one run by its folder, waits for its end on the descriptor, prints what it saw
+SECOND_WORKER = """
+import json, os, select, sys, time
+from pathlib import Path
+from workers.abilities import Abilities
+from workers.deployers.process import ProcessDeployer
+from workers.host import Host
+folder, plain = Path(sys.argv[1]), sys.argv[2] == "plain"
+deployer = ProcessDeployer(host=Host.probe({}), abilities=Abilities.plain() if plain else Abilities.probe({}))
+run = deployer.adopt(folder)
+print(json.dumps(run.handle), flush=True)
+deadline = time.monotonic() + 30
+while (end := run.poll()) is None and time.monotonic() < deadline:
+    fd = run.fileno()
+    select.select([] if fd is None else [fd], [], [], 1.0)
+print(json.dumps(end.to_record()), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def launcher():
+    launcher = new_launcher()
+    yield launcher
+    launcher.close()
+
+
+@pytest.fixture(params=[FULL, Abilities.plain()], ids=["full", "plain"])
+def bench(request, tmp_path, launcher):
+    bench = BenchOfRuns(tmp_path, request.param, launcher)
+    yield bench
+    bench.close()
+
+
+@pytest.fixture
+def full_bench(tmp_path, launcher):
+    if not FULL.pidfd:
+        pytest.skip("this platform has no pidfd")
+    bench = BenchOfRuns(tmp_path, FULL, launcher)
+    yield bench
+    bench.close()
+
+
+def mode_of(bench: BenchOfRuns) -> str:
+    return "full" if bench.abilities.pidfd else "plain"
+
+
+def gated(tmp_path: Path, then: str) -> str:
+    """A script that goes on when the test says so."""
+    return f"while [ ! -e {tmp_path}/go ]; do sleep 0.02; done; {then}"
+
+
+def kill_shim(bench: BenchOfRuns, deployment: Deployment, order) -> None:
+    os.kill(deployment.handle["pid"], signal.SIGKILL)
+    until(lambda: not bench.folder(order).shim_alive(), 5, "the shim to die")
+
+
+def test_another_process_adopts_a_run_and_sees_its_true_exit(bench, tmp_path):
+    order = bench.sh(gated(tmp_path, "echo done; exit 42"))
+    deployment = bench.start(order)
+    handle = deployment.handle
+    deployment.close()
+    bench.launcher.close()
+
+    second = subprocess.Popen(
+        [sys.executable, "-c", SECOND_WORKER, str(order.folder), mode_of(bench)],
+        stdout=subprocess.PIPE, text=True, cwd=ROOT,
+    )  # fmt: skip
+    with second:
+        assert json.loads(second.stdout.readline()) == handle
+        (tmp_path / "go").touch()
+        record = json.loads(second.stdout.readline())
+    assert second.returncode == 0
+
+    assert (record["code"], record["signal"], record["unknown"]) == (42, None, False)
+    assert record["last_lines"] == ["done"]
+
+
+def test_a_run_that_ended_while_no_worker_was_there_is_found_with_its_exit(bench):
+    order = bench.sh("echo bye; exit 9")
+    bench.start(order).close()
+    until(lambda: bench.folder(order).cleared(), 5, "the run to end")
+
+    end = bench.end_of(bench.adopt(order))
+
+    assert (end.code, end.last_lines) == (9, ("bye",))
+    assert not bench.folder(order).work.exists()
+
+
+def test_a_run_started_by_a_worker_that_is_killed_goes_on(bench, tmp_path):
+    order = bench.sh(gated(tmp_path, "exit 11"))
+    first = f"""
+import os, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+from tests.bench_of_runs import *
+from workers.abilities import Abilities
+abilities = Abilities.plain() if {mode_of(bench) == "plain"} else Abilities.probe({{}})
+order = Order(run_id={order.run_id!r}, claim={order.claim!r}, argv={order.argv!r}, env=dict(os.environ), cwd=None,
+              folder=Path({str(order.folder)!r}), not_after=None, log_limit=1 << 20, stop_grace=5.0)
+deployment = ProcessDeployer(host=Host.probe({{}}), abilities=abilities).start(order)
+print(deployment.handle["command_pid"], flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", first], stdout=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL
+
+    adopted = bench.adopt(order)
+    assert adopted.poll() is None
+    assert adopted.handle["command_pid"] == int(done.stdout)
+    (tmp_path / "go").touch()
+
+    assert bench.end_of(adopted).code == 11
+
+
+def test_a_folder_without_a_start_is_abandoned_for_ever(bench):
+    order = bench.sh("true")
+
+    assert bench.adopt(order) is None
+    assert bench.adopt(order) is None
+    assert bench.folder(order).start()["by"] == "abandoned"
+
+
+def test_an_adopted_run_is_stopped_through_its_shim(bench, tmp_path):
+    order = bench.sh(gated(tmp_path, "exit 0"))
+    bench.start(order).close()
+
+    adopted = bench.adopt(order)
+    adopted.stop()
+
+    assert bench.end_of(adopted).stopped_by == "term"
+
+
+def test_the_descriptor_is_quiet_while_it_runs_and_rings_at_the_end(full_bench, tmp_path):
+    deployment = full_bench.start(full_bench.sh(gated(tmp_path, "exit 3")))
+    poll = select.poll()
+    poll.register(deployment.fileno(), select.POLLIN)
+    assert deployment.poll() is None
+    assert poll.poll(50) == []
+
+    (tmp_path / "go").touch()
+
+    assert poll.poll(10_000)
+    assert deployment.poll().code == 3
+
+
+# -- the shim is killed
+
+
+def test_when_the_shim_is_killed_the_run_goes_on_and_its_end_is_seen(bench, tmp_path):
+    order = bench.sh(gated(tmp_path, "exit 6"))
+    deployment = bench.start(order)
+    kill_shim(bench, deployment, order)
+    assert deployment.poll() is None
+    assert is_alive(deployment.handle["command_pid"])
+
+    (tmp_path / "go").touch()
+    end = bench.end_of(deployment)
+
+    if bench.abilities.pidfd_info:  # the kernel still tells
+        assert (end.code, end.unknown) == (6, False)
+    else:
+        assert (end.code, end.unknown) == (None, True)
+    assert bench.folder(order).exit_record()["begun"] is True
+
+
+def test_the_end_rings_though_the_shim_was_killed(full_bench, tmp_path):
+    order = full_bench.sh(gated(tmp_path, "exit 6"))
+    deployment = full_bench.start(order)
+    poll = select.poll()
+    poll.register(deployment.fileno(), select.POLLIN)
+    kill_shim(full_bench, deployment, order)
+    assert poll.poll(5000)
+    assert deployment.poll() is None
+    assert poll.poll(50) == []  # it must not spin while the command lives
+
+    (tmp_path / "go").touch()
+    rings = 0
+    while deployment.poll() is None:
+        assert poll.poll(5000)
+        rings += 1
+
+    assert deployment.poll().code == 6 or not full_bench.abilities.pidfd_info
+    assert rings < 40
+
+
+def test_a_command_whose_shim_was_killed_before_adoption_is_watched_to_its_end(bench, tmp_path):
+    order = bench.sh(gated(tmp_path, "exit 6"))
+    first = bench.start(order)
+    kill_shim(bench, first, order)
+    first.close()
+
+    adopted = bench.adopt(order)
+    assert adopted.poll() is None
+    (tmp_path / "go").touch()
+
+    assert bench.end_of(adopted).unknown or bench.end_of(adopted).code == 6
+
+
+def test_when_both_are_dead_without_a_record_the_exit_is_unknown(bench, tmp_path):
+    order = bench.sh(gated(tmp_path, "exit 6"))
+    first = bench.start(order)
+    first.close()
+    command = first.handle["command_pid"]
+    kill_shim(bench, first, order)
+    os.kill(command, signal.SIGKILL)
+    until(lambda: not is_alive(command), 5, "the command to die")
+
+    adopted = bench.adopt(order)
+    end = bench.end_of(adopted)
+
+    assert (end.unknown, adopted.begun()) == (True, True)
+    assert "unknown" in str(end)
+
+
+def test_what_a_killed_shim_leaves_is_found_by_its_environment_and_killed(bench, tmp_path):
+    order = bench.sh(f"setsid sleep 300 & echo $! > {tmp_path}/pid; {gated(tmp_path, 'exit 0')}")
+    deployment = bench.start(order)
+    daemon = read_pid(tmp_path / "pid")
+    kill_shim(bench, deployment, order)
+    (tmp_path / "go").touch()
+
+    bench.end_of(deployment)
+
+    assert not is_alive(daemon)
+
+
+def test_a_run_without_a_shim_can_still_be_stopped(bench, tmp_path):
+    order = bench.python(IGNORES_TERM, stop_grace=0.2)
+    deployment = bench.start(order)
+    until(lambda: b"ready" in (order.folder / "log").read_bytes(), 5, "the handler to be set")
+    kill_shim(bench, deployment, order)
+
+    deployment.stop()
+    end = bench.end_of(deployment)
+
+    assert end.stopped_by == "kill"
+    assert bench.living(order) == []
+
+
+def test_a_shim_killed_at_its_gate_means_that_the_command_never_began(bench):
+    order = bench.sh("true")
+    lock = files.create_once(order.folder / "start", {"v": 1, "by": "shim", "pid": 4_000_000, "ticks": 1})
+    os.close(lock)  # as when the shim dies between its start file and started.json
+
+    adopted = bench.adopt(order)
+
+    assert "before the command began" in bench.end_of(adopted).error
+    assert adopted.begun() is False
+
+
+def test_a_shim_that_is_slow_to_start_its_command_is_waited_for_and_then_watched(bench):
+    order = bench.sh("true")
+    facts = {"pid": os.getpid(), "ticks": 1, "boot_id": bench.host.boot_id, "pid_ns": None, "run_id": order.run_id}
+    lock = files.create_once(order.folder / "start", {"v": 1, "by": "shim", **facts})
+    waits: list[float] = []
+    deployer = bench.new_deployer(bench.launcher)
+    deployer._wait = waits.append
+
+    adopted = bench.adopt(order, deployer)
+
+    assert sum(waits) == pytest.approx(2.0)
+    assert adopted.poll() is None
+    assert adopted.begun() is True
+    os.close(lock)
+    assert bench.end_of(adopted).error
+
+
+# -- pids that mean nothing any more
+
+
+def test_a_reused_pid_is_not_taken_for_the_run(full_bench):
+    order = full_bench.sh("true")
+    with subprocess.Popen(["sleep", "60"]) as stranger:
+        facts = {"pid": stranger.pid, "ticks": 1, "boot_id": full_bench.host.boot_id, "pid_ns": full_bench.host.pid_ns}
+        started = {"command_pid": stranger.pid, "command_ticks": 1, "run_id": order.run_id, "claim": order.claim}
+        os.close(files.create_once(order.folder / "start", {"v": 1, "by": "shim", **facts}))
+        files.write_json(order.folder / "started.json", {"v": 1, **facts, **started})
+
+        adopted = full_bench.adopt(order)
+        adopted.stop()
+        end = full_bench.end_of(adopted)
+
+        assert end.unknown
+        assert stranger.poll() is None
+        stranger.kill()
+
+
+def test_after_a_restart_of_the_host_pids_are_void(bench, tmp_path):
+    order = bench.sh(gated(tmp_path, "exit 0"))
+    deployment = bench.start(order)
+    bench.host = replace(bench.host, boot_id="another")
+    later = bench.new_deployer(bench.launcher)
+
+    adopted = bench.adopt(order, later)
+    end = bench.end_of(adopted)
+    adopted.kill()
+
+    assert end.unknown
+    assert "its host restarted while it ran" in str(end)
+    assert deployment.poll() is None or deployment.poll().stopped_by is None
+    deployment.kill()
+
+
+def test_after_a_restart_of_the_host_a_recorded_exit_still_counts(bench):
+    order = bench.sh("exit 8")
+    bench.run(order)
+    bench.host = replace(bench.host, boot_id="another")
+
+    assert bench.end_of(bench.adopt(order, bench.new_deployer(bench.launcher))).code == 8
+
+
+def test_a_run_of_another_pid_namespace_is_judged_by_its_lock_and_never_signalled(full_bench, tmp_path):
+    order = full_bench.sh(gated(tmp_path, "exit 2"))
+    full_bench.start(order)
+    full_bench.host = replace(full_bench.host, pid_ns=1)
+    foreign = full_bench.adopt(order, full_bench.new_deployer(full_bench.launcher))
+
+    foreign.kill()
+    assert foreign.poll() is None
+    (tmp_path / "go").touch()
+
+    end = full_bench.end_of(foreign)
+    assert (end.code, end.stopped_by) == (2, None)

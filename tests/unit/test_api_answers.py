@@ -1,0 +1,220 @@
+"""Answers that settle nothing: what the client makes of null states, broken lines, 503s and refused keys."""
+
+import threading
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+from flowfleet.api.address import Address
+from flowfleet.api.client import Kind, Mark, Verdict
+from flowfleet.api.prefect3 import Prefect3
+from flowfleet.api.session import Session
+from flowfleet.errors import ApiRejected, KeyRefused
+from flowfleet.flow_run import FlowRun, Offer, claim_id
+from tests.lawless_api import LawlessApi
+
+MARK = Mark(fleet="test", worker="w@h")
+BULK = "bulk_set_state"
+
+
+class Asked:
+    """An API, a client that does not wait between its tries, and runs to claim."""
+
+    def __init__(self, api: LawlessApi) -> None:
+        self.api = api
+        self.client = Prefect3(Session(Address(url=api.api_url), pause=lambda _: None, read_seconds=0.3))
+        api.add_pool()
+        self.offer = self.client.resolve(Offer(backend="prefect3", pools=("flowfleet",)), create=True)
+        self.call = str(uuid.uuid4())
+
+    def runs(self, number: int = 1) -> list[FlowRun]:
+        for _ in range(number):
+            self.api.add_run()
+        return [run for due in self.client.due([self.offer], within_seconds=1, limit=200) for run in due.runs]
+
+    def claim(self, runs: list[FlowRun]) -> set[Verdict]:
+        return {answer.verdict for answer in self.client.claim(runs, self.call, MARK).values()}
+
+
+@pytest.fixture(params=[True, False], ids=["honest", "lawless"])
+def asked(request: pytest.FixtureRequest) -> Iterator[Asked]:
+    with LawlessApi(honest=request.param) as api:
+        yield Asked(api)
+
+
+@pytest.fixture
+def honest() -> Iterator[Asked]:
+    with LawlessApi(honest=True) as api:
+        yield Asked(api)
+
+
+def test_a_null_abort_of_a_claim_that_was_made_is_settled_as_ours(asked):
+    runs = asked.runs(3)
+    asked.api.fail(BULK, "null_abort_after")
+    assert asked.claim(runs) == {Verdict.ACCEPTED}
+
+
+def test_a_null_abort_of_a_claim_that_was_not_made_is_settled_as_refused(asked):
+    runs = asked.runs(3)
+    asked.api.fail(BULK, "null_abort")
+    assert asked.claim(runs) == {Verdict.REFUSED}
+    assert {asked.api.state(run.run_id)["name"] for run in runs} == {"Scheduled"}
+
+
+def test_a_null_abort_that_cannot_be_read_up_stays_unsure(asked):
+    runs = asked.runs()
+    asked.api.fail(BULK, "null_abort_after")
+    asked.api.fail("flow_runs/filter", times=-1)
+    assert asked.claim(runs) == {Verdict.UNSURE}
+    asked.api.heal()
+    assert asked.client.settle(runs[0].run_id, asked.call).verdict is Verdict.ACCEPTED
+
+
+def test_a_run_that_the_answer_leaves_out_is_refused_only_after_a_look(honest):
+    first, second = honest.runs(2)
+    honest.claim([first])
+    honest.client.claim([second], str(uuid.uuid4()), MARK)
+    answers = honest.client.claim([first, second], honest.call, MARK)
+    assert answers[first.run_id].verdict is Verdict.ACCEPTED, "our own claim of before"
+    assert answers[second.run_id].verdict is Verdict.REFUSED
+
+
+def test_a_line_that_breaks_after_the_claim_was_made_is_ours_by_the_repeat(honest):
+    """The session asks again by itself: the second answer leaves the run out, and the look shows our id."""
+    runs = honest.runs()
+    honest.api.fail(BULK, "drop_after")
+    assert honest.claim(runs) == {Verdict.ACCEPTED}
+    assert honest.api.history(runs[0].run_id) == ["Scheduled", "Submitted"]
+
+
+def test_503_to_the_end_leaves_a_claim_unsure(asked):
+    runs = asked.runs(2)
+    asked.api.fail(BULK, times=-1)
+    assert asked.claim(runs) == {Verdict.UNSURE}
+
+
+def test_a_refused_key_says_nothing_about_any_run(asked):
+    (run,) = asked.runs()
+    asked.api.fail("flow_runs", times=-1, status=401)
+    for ask in (
+        lambda: asked.client.claim([run], asked.call, MARK),
+        lambda: asked.client.settle(run.run_id, asked.call),
+        lambda: asked.client.launching(run.run_id, asked.call, claim_id(asked.call, run.run_id), MARK),
+        lambda: asked.client.hand_back(run.run_id, asked.call, run.due, MARK, "drill"),
+        lambda: asked.client.report(run.run_id, Kind.CRASHED, "x", MARK),
+        lambda: asked.client.states([run.run_id]),
+    ):
+        with pytest.raises(KeyRefused):
+            ask()
+
+
+def test_a_null_abort_of_the_launch_is_settled_by_reading(asked):
+    (run,) = asked.runs()
+    asked.claim([run])
+    claim = claim_id(asked.call, run.run_id)
+    asked.api.fail(BULK, "null_abort")
+    assert asked.client.launching(run.run_id, asked.call, claim, MARK).verdict is Verdict.UNSURE
+    asked.api.fail(BULK, "null_abort_after")
+    assert asked.client.launching(run.run_id, asked.call, claim, MARK).verdict is Verdict.ACCEPTED
+
+
+@pytest.mark.parametrize("fault", ["drop_after", "null_abort_after"])
+def test_a_hand_back_and_an_end_whose_answer_was_lost_are_known_as_ours(honest, fault):
+    one, two = honest.runs(2)
+    honest.claim([one, two])
+    honest.api.fail(BULK, fault)
+    assert honest.client.hand_back(one.run_id, honest.call, one.due, MARK, "drill").verdict is Verdict.ACCEPTED
+    honest.api.fail(BULK, fault)
+    assert honest.client.report(two.run_id, Kind.CRASHED, "it ended", MARK).verdict is Verdict.ACCEPTED
+    assert honest.api.history(one.run_id) == ["Scheduled", "Submitted", "Scheduled"]
+    assert honest.api.history(two.run_id) == ["Scheduled", "Submitted", "Crashed"]
+
+
+def test_the_lawless_api_lets_two_claimers_have_one_run():
+    """That is what it is for: whoever leans on the server's lock fails here."""
+    with LawlessApi() as api:
+        asked = Asked(api)
+        (run,) = asked.runs()
+        for _ in range(2):
+            answer = asked.client.claim([run], str(uuid.uuid4()), MARK)[run.run_id]
+            assert answer.verdict is Verdict.ACCEPTED
+        assert api.history(run.run_id) == ["Scheduled", "Submitted", "Submitted"]
+
+
+def test_the_honest_one_does_not(honest):
+    (run,) = honest.runs()
+    verdicts = [honest.client.claim([run], str(uuid.uuid4()), MARK)[run.run_id].verdict for _ in range(2)]
+    assert verdicts == [Verdict.ACCEPTED, Verdict.REFUSED]
+
+
+def test_a_server_without_bulk_claims_is_refused_with_its_version(honest):
+    honest.api.fail(BULK, status=405)
+    with pytest.raises(ApiRejected, match=r"has version 3\.8\.8, which cannot claim runs in bulk.*upgrade"):
+        honest.client.probe()
+
+
+def test_what_answers_404_is_no_prefect_api(honest):
+    stranger = Prefect3(Session(Address(url=honest.api.api_url.removesuffix("/api") + "/other")))
+    with pytest.raises(ApiRejected, match=r"is not a Prefect 3 API: it answers 404.*usually ends in /api"):
+        stranger.probe()
+
+
+def test_more_than_ten_runs_are_no_claim(honest):
+    with pytest.raises(ValueError, match="at most 10"):
+        honest.client.claim(honest.runs(11), honest.call, MARK)
+
+
+def test_idle_polling_is_one_request_per_pool(honest):
+    honest.client.due([honest.offer], within_seconds=60, limit=50)
+    before = honest.api.counted()
+    for _ in range(5):
+        honest.client.due([honest.offer, honest.offer], within_seconds=60, limit=50)
+    assert honest.api.counted() - before == 5
+
+
+def test_what_a_run_costs_in_requests(honest):
+    """Claim, job (of a known deployment), launch, infrastructure mark: four."""
+    first, second = honest.runs(2)
+    honest.api.runs[second.run_id]["deployment_id"] = honest.api.runs[first.run_id]["deployment_id"]
+    honest.client.job(first.run_id)
+    before = honest.api.counted()
+    honest.claim([second])
+    honest.client.job(second.run_id)
+    honest.client.launching(second.run_id, honest.call, claim_id(honest.call, second.run_id), MARK)
+    honest.client.started(second.run_id, MARK, 1)
+    assert honest.api.counted() - before == 4
+
+
+def test_a_deleted_pool_holds_up_no_other(honest):
+    """Workers may go on offering a pool that somebody has deleted."""
+    honest.api.add_pool("other")
+    both = honest.client.resolve(Offer(backend="prefect3", pools=("flowfleet", "other")), create=False)
+    run = honest.api.add_run("other")
+    del honest.api.pools["flowfleet"]
+    (found,) = honest.client.due([both], within_seconds=1, limit=5)
+    assert [each.run_id for each in found.runs] == [run]
+    (counted,) = honest.client.count_due([both])
+    assert counted.due == 1
+
+
+def test_many_threads_claim_through_one_client(honest):
+    """The supervisor, the tasks and the outbox of a worker share one client."""
+    runs = honest.runs(60)
+    batches = [runs[start : start + 5] for start in range(0, 60, 5)]
+    verdicts: list[Verdict] = []
+
+    def claim(batch: list[FlowRun]) -> None:
+        call = str(uuid.uuid4())
+        verdicts.extend(answer.verdict for answer in honest.client.claim(batch, call, MARK).values())
+        for run in batch:
+            claimed = claim_id(call, run.run_id)
+            honest.client.job(run.run_id)
+            verdicts.append(honest.client.launching(run.run_id, call, claimed, MARK).verdict)
+
+    threads = [threading.Thread(target=claim, args=(batch,)) for batch in batches]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert verdicts == [Verdict.ACCEPTED] * 120

@@ -1,0 +1,128 @@
+"""The launcher: its fork server dies or hangs, and runs neither end nor start twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+
+from flowfleet.errors import StartFailed
+from tests.bench_of_runs import BenchOfRuns
+from tests.unit.test_shim import FULL, is_alive
+from tests.waiting import until
+from workers.launcher import Launcher
+from workers.records import RunFolder
+
+
+@pytest.fixture
+def bench(tmp_path):
+    bench = BenchOfRuns(tmp_path, FULL)
+    yield bench
+    bench.close()
+
+
+def test_a_killed_fork_server_is_replaced_and_its_runs_go_on(bench, tmp_path):
+    first = bench.start(bench.sh(f"while [ ! -e {tmp_path}/go ]; do sleep 0.02; done; exit 3"))
+    old = bench.launcher.pid
+    os.kill(old, signal.SIGKILL)
+
+    assert bench.run(bench.sh("exit 4")).code == 4
+
+    assert bench.launcher.pid != old
+    assert first.poll() is None
+    (tmp_path / "go").touch()
+    assert bench.end_of(first).code == 3
+
+
+def test_a_fork_server_killed_between_request_and_answer_starts_the_run_once(bench, tmp_path):
+    for number in range(10):
+        bench.launcher.start()  # alive before it is aimed at
+        order = bench.sh(f"echo began >> {tmp_path}/{number}")
+        pid = bench.launcher.pid
+        killer = threading.Timer(0.0005 * number, os.kill, (pid, signal.SIGKILL))
+        killer.start()
+        end = bench.run(order)
+        killer.join()
+
+        assert end.code == 0
+        assert (tmp_path / str(number)).read_text() == "began\n"
+
+
+def test_a_hanging_fork_server_starts_nothing_later(tmp_path):
+    bench = BenchOfRuns(tmp_path, FULL)
+    launcher = Launcher(answer_seconds=0.2)
+    bench.deployer = bench.new_deployer(launcher)
+    launcher.start()
+    stopped = launcher.pid
+    order = bench.sh(f"touch {tmp_path}/began")
+    os.kill(stopped, signal.SIGSTOP)
+    launcher._discard = lambda: None  # it is neither ended nor replaced: the worst case
+
+    with pytest.raises(StartFailed, match="no answer from the shim"):
+        bench.deployer.start(order)
+    del launcher._discard
+    os.kill(stopped, signal.SIGCONT)
+
+    assert RunFolder(order.folder).start()["by"] == "abandoned"
+    assert bench.run(bench.sh("exit 5")).code == 5  # the server has served the old requests before
+    assert not (tmp_path / "began").exists()
+    launcher.close()
+    bench.close()
+
+
+def test_a_fork_server_that_cannot_be_started_is_told_and_the_run_never_begins(tmp_path):
+    bench = BenchOfRuns(tmp_path, FULL)
+    order = bench.sh(f"touch {tmp_path}/began")
+
+    with pytest.raises(StartFailed, match="cannot be started: No such file"):
+        bench.new_deployer(Launcher(python="/no/such/python")).start(order)
+
+    assert bench.adopt(order) is None
+    bench.close()
+
+
+def test_the_fork_server_ends_with_its_worker(bench):
+    bench.run(bench.sh("true"))
+    pid = bench.launcher.pid
+
+    bench.launcher.close()
+
+    assert not is_alive(pid)
+
+
+def test_the_fork_server_carries_nothing_of_the_workers_environment(bench, monkeypatch):
+    monkeypatch.setenv("PREFECT_API_KEY", "hush-4711")
+    bench.launcher.start()
+
+    assert b"hush-4711" not in Path(f"/proc/{bench.launcher.pid}/environ").read_bytes()
+
+
+def test_many_threads_start_runs_at_once(bench):
+    codes: list[int | None] = []
+
+    def one(number):
+        codes.append(bench.run(bench.sh(f"exit {number}")).code)
+
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert sorted(codes) == list(range(12))
+
+
+def test_nothing_is_imported_after_the_fork(bench, tmp_path):
+    """A package upgraded under a running worker must not mix new code into an old shim."""
+    order = bench.python("import time; time.sleep(60)")
+    run = bench.start(order)
+    before = Path(f"/proc/{bench.launcher.pid}/maps").read_text()
+    after = Path(f"/proc/{run.handle['pid']}/maps").read_text()
+    libraries = [{line.split()[-1] for line in text.splitlines() if ".so" in line} for text in (before, after)]
+
+    assert libraries[0] == libraries[1]
+    run.kill()
+    until(run.poll, 5, "the end")

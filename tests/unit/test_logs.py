@@ -1,0 +1,97 @@
+"""Logs: the format, the fields, and that no secret comes through."""
+
+import io
+import json
+import logging
+
+import pytest
+
+from flowfleet import logs
+
+
+@pytest.fixture
+def logged():
+    """A logger whose lines of either style can be read."""
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+
+    def start(style="text", secrets=()):
+        stream = io.StringIO()
+        logs.configure("DEBUG", style, secrets=secrets, stream=stream)
+        return logging.getLogger("workers.launch"), stream
+
+    yield start
+    for handler in list(root.handlers):
+        if handler not in handlers:
+            root.removeHandler(handler)
+    root.setLevel(level)
+
+
+def test_a_text_line_has_time_level_place_message_and_run_and_claim_first(logged):
+    logger, stream = logged()
+    logger.info("run taken", extra={"slots": 3, "claim": "c1", "run_id": "r1", "wait": 0.25, "why": "two words"})
+
+    line = stream.getvalue()
+    assert line.endswith('INFO    workers.launch: run taken  run_id=r1 claim=c1 slots=3 wait=0.25 why="two words"\n')
+    assert line[:20].count(":") == 2
+
+
+def test_fields_that_are_none_are_left_out(logged):
+    logger, stream = logged()
+    logger.info("quiet", extra={"run_id": None})
+
+    assert stream.getvalue().endswith("quiet\n")
+
+
+def test_a_json_line_is_one_object_with_the_fields(logged):
+    logger, stream = logged("json")
+    logger.warning("late", extra={"run_id": "r1", "routes": {"a": 1}})
+
+    line = json.loads(stream.getvalue())
+    assert (line["message"], line["level"], line["run_id"], line["routes"]) == ("late", "WARNING", "r1", {"a": 1})
+
+
+@pytest.mark.parametrize("style", ["text", "json"])
+def test_secrets_are_blackened_in_messages_fields_and_traces(logged, style):
+    logger, stream = logged(style, ['s3cr"t/x', "s3cr"])
+    try:
+        int('bad s3cr"t/x')
+    except ValueError:
+        logger.exception('at s3cr"t/x', extra={"url": "redis://me:hidden@box/0", "deep": {"a": ["s3cr%22t%2Fx"]}})
+
+    text = stream.getvalue()
+    assert "s3cr" not in text
+    assert "hidden" not in text
+    assert "me:***@box" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("redis://:pw@h:6379/0", "redis://:***@h:6379/0"),
+        ("redis://:p@w@h/0", "redis://:***@h/0"),
+        ("http://token@h/api", "http://***@h/api"),
+        ("http://h/api?x=a@b", "http://h/api?x=a@b"),
+        ("see http://a:b@h and c@d", "see http://a:***@h and c@d"),
+        ("Authorization: Bearer abcdefghijkl", "Authorization: Bearer ***"),
+    ],
+)
+def test_credentials_in_addresses_and_headers_are_blackened_unknown_or_not(text, clean):
+    assert logs.Redactor()(text) == clean
+
+
+def test_a_secret_found_later_is_kept_too(logged):
+    logger, stream = logged()
+    logs.keep_secret("found-later")
+    logger.info("key is found-later")
+
+    assert "found-later" not in stream.getvalue()
+
+
+def test_a_second_configure_replaces_the_first(logged):
+    _, first = logged()
+    logger, second = logged()
+    logger.info("once")
+
+    assert first.getvalue() == ""
+    assert second.getvalue().count("once") == 1

@@ -1,0 +1,142 @@
+"""Page: what is served, to whom, and the sentences about addresses that cannot be."""
+
+import socket
+import threading
+
+import pytest
+import requests
+
+from flowfleet.errors import LedgerUnavailable, SettingsError
+from flowfleet.monitor.page import Answer, parse_address, serve
+
+
+def _away(request):
+    raise LedgerUnavailable("Redis does not answer.")
+
+
+def _broken(request):
+    raise RuntimeError("bug")
+
+
+HANDLERS = {
+    "/api/health": lambda request: Answer.json({"ok": True}),
+    "/api/poke": lambda request: Answer.text(request.method),
+    "/api/runs/": lambda request: Answer(body=iter([request.path.encode(), request.query.get("q", "").encode()])),
+    "/api/away": _away,
+    "/api/broken": _broken,
+}
+
+
+@pytest.fixture
+def page():
+    """Serves on a free port and closes at the end."""
+    pages = []
+
+    def start(host="127.0.0.1", token=None):
+        pages.append(serve(f"http://{host}:0", HANDLERS, token))
+        return pages[-1].address.replace("0.0.0.0", "127.0.0.1")
+
+    yield start
+    for one in pages:
+        one.close()
+
+
+def test_paths_prefixes_and_methods_reach_their_handlers(page):
+    address = page()
+
+    assert requests.get(f"{address}/api/health", timeout=5).json() == {"ok": True}
+    assert requests.post(f"{address}/api/poke", data="x", timeout=5).text == "POST"
+    assert requests.get(f"{address}/api/runs/a%20b/log?q=1", timeout=5).text == "/api/runs/a b/log1"
+    assert requests.head(f"{address}/api/poke", timeout=5).text == ""
+    assert requests.get(f"{address}/nothing", timeout=5).status_code == 404
+
+
+def test_a_failing_handler_is_an_answer_and_the_page_lives_on(page):
+    address = page()
+
+    away = requests.get(f"{address}/api/away", timeout=5)
+    assert (away.status_code, away.json()["error"]) == (503, "Redis does not answer.")
+    assert requests.get(f"{address}/api/broken", timeout=5).status_code == 500
+    assert requests.get(f"{address}/api/health", timeout=5).status_code == 200
+
+
+def test_off_loopback_all_but_health_asks_for_the_token(page):
+    address = page("0.0.0.0", "page-token")
+
+    assert requests.get(f"{address}/api/health", timeout=5).status_code == 200
+    assert requests.get(f"{address}/api/poke", timeout=5).status_code == 401
+    assert requests.get(f"{address}/nothing", timeout=5).status_code == 401
+    wrong = {"Authorization": "Bearer other"}
+    assert requests.get(f"{address}/api/poke", headers=wrong, timeout=5).status_code == 401
+    right = {"Authorization": "Bearer page-token"}
+    assert requests.get(f"{address}/api/poke", headers=right, timeout=5).status_code == 200
+
+
+def test_off_loopback_without_a_token_only_health_is_served(page):
+    address = page("0.0.0.0")
+
+    assert requests.get(f"{address}/api/health", timeout=5).status_code == 200
+    poke = requests.get(f"{address}/api/poke", timeout=5)
+    assert poke.status_code == 403
+    assert "FLOWFLEET_PAGE_TOKEN" in poke.json()["error"]
+
+
+def test_many_ask_at_once(page):
+    address = page()
+    codes = []
+    threads = [
+        threading.Thread(target=lambda: codes.append(requests.get(f"{address}/api/health", timeout=10).status_code))
+        for _ in range(20)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert codes == [200] * 20
+
+
+def test_a_closed_page_has_given_its_port_back():
+    page = serve("127.0.0.1:0", HANDLERS, None)
+    port = parse_address(page.address)[1]
+    page.close()
+
+    serve(f"127.0.0.1:{port}", HANDLERS, None).close()
+
+
+def test_a_port_in_use_is_one_sentence():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(SettingsError, match=f"port {port} is in use") as caught:
+            serve(f"http://127.0.0.1:{port}", HANDLERS, None)
+
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("address", "word"),
+    [
+        ("http://127.0.0.1", "no port"),
+        ("127.0.0.1", "no port"),
+        ("http://:8080", "no host"),
+        ("https://127.0.0.1:80", "only http"),
+        ("http://127.0.0.1:banana", "banana"),
+        ("http://127.0.0.1:99999", "99999"),
+    ],
+)
+def test_an_address_that_is_none_is_one_sentence_with_the_remedy(address, word):
+    with pytest.raises(SettingsError, match="http://HOST:PORT") as caught:
+        parse_address(address)
+
+    assert word in str(caught.value)
+
+
+def test_ipv6_loopback_is_served():
+    try:
+        page = serve("http://[::1]:0", HANDLERS, None)
+    except SettingsError:
+        pytest.skip("this machine has no IPv6")
+    try:
+        assert requests.get(f"{page.address}/api/health", timeout=5).status_code == 200
+    finally:
+        page.close()

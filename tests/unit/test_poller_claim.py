@@ -1,0 +1,151 @@
+"""The claim step and its crashes: each definite answer moves a claim, anything else is asked again and settled."""
+
+import pytest
+
+from flowfleet.api.client import Kind, Verdict
+from flowfleet.errors import ApiUnavailable
+from flowfleet.failpoints import FailpointRaised, Failpoints
+from flowfleet.ledger.claims import State
+from poller.leader import TermLost
+from tests.unit.poller_world import World, away
+
+
+def world_with_run(**more):
+    world = World(**more)
+    world.roster.add()
+    world.leadership.tend()
+    return world, world.api.add()
+
+
+def runs_of(world):
+    return list(world.api.due([], within_seconds=0, limit=10)[0].runs)
+
+
+@pytest.mark.parametrize("done", [True, False])
+def test_an_unsure_answer_is_asked_again_with_the_same_id(done):
+    world, run = world_with_run()
+    world.api.bent = [(Verdict.UNSURE, done)]
+
+    claimed = world.claimer.claim(1, runs_of(world))
+
+    assert claimed.published == {run}
+    assert world.api.kind(run) is Kind.PENDING
+    assert len(world.published) == 1
+    assert world.api.runs[run].call == world.claims.by_run[run].call
+
+
+def test_an_answer_that_stays_unsure_leaves_the_claim_to_be_settled():
+    world, run = world_with_run()
+    world.api.bent = [(Verdict.UNSURE, True)]
+
+    def trouble(name):
+        if name == "settle":
+            raise ApiUnavailable("no answer")
+
+    world.api.trouble = trouble
+    with pytest.raises(ApiUnavailable):
+        world.claimer.claim(1, runs_of(world))
+    assert world.claims.by_run[run].state is State.CLAIMING
+    assert world.published == []
+
+    world.api.trouble = lambda name: None
+    assert world.claimer.settle(1, world.claims.by_run[run])
+    assert world.claims.by_run[run].state is State.QUEUED
+    assert len(world.published) == 1
+
+
+def test_no_answer_at_all_is_settled_later_too():
+    world, run = world_with_run()
+    world.api.trouble = lambda name: away(name) if name == "claim" else None
+    with pytest.raises(ApiUnavailable):
+        world.claimer.claim(1, runs_of(world))
+    world.api.trouble = lambda name: None
+
+    world.claimer.settle(1, world.claims.by_run[run])
+
+    assert [message.run_id for message in world.published] == [run]
+    assert world.api.kind(run) is Kind.PENDING
+
+
+def test_a_refused_run_is_dropped():
+    world, run = world_with_run()
+    runs = runs_of(world)
+    world.api.runs[run] = type(world.api.runs[run])(run_id=run, run_name="run", kind=Kind.CANCELLED, name="Cancelled")
+
+    claimed = world.claimer.claim(1, runs)
+
+    assert claimed.refused == {run}
+    assert world.claims.by_run == {}
+    assert world.published == []
+
+
+def test_another_term_claims_nothing_and_asks_nothing():
+    world, _ = world_with_run()
+    runs = runs_of(world)
+    world.api.asked.clear()
+
+    with pytest.raises(TermLost):
+        world.claimer.claim(0, runs)
+    assert world.api.asked == []
+
+
+def test_a_leader_that_was_replaced_during_the_call_publishes_nothing():
+    world, run = world_with_run()
+    runs = runs_of(world)
+
+    def trouble(name):
+        if name == "claim":
+            world.gate.elect("b", "h", "b", world.gate.written)
+
+    world.api.trouble = trouble
+    with pytest.raises(TermLost):
+        world.claimer.claim(1, runs)
+    assert world.published == []
+
+    world.claimer.settle(2, world.claims.by_run[run])  # what the new leader does
+    assert [message.run_id for message in world.published] == [run]
+
+
+@pytest.mark.parametrize(
+    "place", ["claim.after_ledger", "claim.after_api", "claim.after_accept", "claim.after_publish"]
+)
+def test_a_crash_after_each_step_loses_no_run_and_publishes_none_twice(place):
+    world, run = world_with_run(failpoints=Failpoints({place: "raise"}))
+    with pytest.raises(FailpointRaised):
+        world.claimer.claim(1, runs_of(world))
+    at_crash = len(world.published)
+
+    world.failpoints = Failpoints()
+    world.build()  # another process; it is elected after 15 s
+    world.rounds(150)
+
+    claims = [message.claim for message in world.published]
+    assert len(claims) == len(set(claims))
+    assert {message.run_id for message in world.published} == {run}
+    assert at_crash == (1 if place == "claim.after_publish" else 0)
+    assert world.published[-1].claim == world.claims.by_run[run].claim or place == "claim.after_publish"
+    assert world.api.kind(run) is Kind.PENDING
+
+
+def test_a_claim_that_vanished_from_the_ledger_is_not_published():
+    world, run = world_with_run()
+    runs = runs_of(world)
+    world.api.trouble = lambda name: world.claims.by_run.clear() if name == "claim" else None
+
+    world.claimer.claim(1, runs)
+
+    assert world.published == []
+    world.api.trouble = lambda name: None
+    world.sweep.run()
+    assert world.api.kind(run) is Kind.SCHEDULED
+
+
+def test_settling_never_claims_a_run_that_somebody_has_finished():
+    world, run = world_with_run()
+    world.claims.claim(1, runs_of(world), "33333333-3333-4333-8333-333333333333", policy="report", attempts={})
+    world.api.runs[run] = type(world.api.runs[run])(run_id=run, run_name="run", kind=Kind.COMPLETED, name="Completed")
+
+    world.claimer.settle(1, world.claims.by_run[run])
+
+    assert world.api.count("claim") == 0
+    assert world.claims.by_run == {}

@@ -1,0 +1,310 @@
+"""The small parts: credit, known runs, outages, the bell, the page."""
+
+import json
+import signal
+import time
+from dataclasses import replace
+from datetime import timedelta
+from types import SimpleNamespace
+
+import pytest
+
+from flowfleet.api.client import DueRuns
+from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused
+from flowfleet.failpoints import Failpoints
+from flowfleet.flow_run import FlowRun, Offer, Route
+from flowfleet.ledger.claims import Claim, State
+from flowfleet.monitor.page import Request
+from flowfleet.settings import PollerSettings
+from poller import cli as poller_cli
+from poller.bell import Bell
+from poller.credit import Narrowing, credit, wanted
+from poller.know import Known
+from poller.meters import Meters
+from poller.outage import Outage
+from poller.serve import Vitals, handlers
+from tests.unit.poller_world import OFFER, POOL, ROUTE, START, FakeRoster, Time, World, away
+
+OTHER = Route("prefect3", POOL, "other")
+
+
+def run(number=0, route=ROUTE, due=START):
+    return FlowRun(run_id=f"00000000-0000-4000-8000-{number:012}", name="r", route=route, due=due)
+
+
+def claim(number, state, worker=None, route=ROUTE):
+    return Claim(
+        run_id=run(number).run_id, claim="c", call="k", route=route, state=state, name="r", due=START, worker=worker
+    )
+
+
+def rows(*added):
+    roster = FakeRoster()
+    for worker, slots, more in added:
+        roster.add(worker, slots, **more)
+    return roster.rows()
+
+
+# --- credit
+
+
+def test_slots_that_are_held_or_waited_for_are_not_free():
+    table = rows(("a", 4, {}))
+    held = [claim(1, State.RUNNING, "a"), claim(2, State.TAKEN, "a"), claim(3, State.QUEUED)]
+
+    assert len(credit(table, held).choose([run(n) for n in range(10, 20)])) == 1
+
+
+def test_an_ended_claim_holds_no_slot():
+    table = rows(("a", 1, {}))
+
+    assert credit(table, [claim(1, State.ENDED, "a")]).choose([run(9)]) == [run(9)]
+
+
+@pytest.mark.parametrize("more", [{"live": False}, {"wanted": "paused"}, {"wanted": "draining"}, {"routes": ()}])
+def test_only_a_live_active_worker_that_consumes_the_route_counts(more):
+    assert credit(rows(("a", 4, more)), []).choose([run()]) == []
+
+
+def test_each_run_needs_a_worker_that_can_run_it():
+    table = rows(("a", 1, {"routes": (ROUTE,)}), ("b", 1, {"routes": (ROUTE, OTHER)}))
+
+    chosen = credit(table, []).choose([run(1), run(2, OTHER), run(3), run(4, OTHER)])
+
+    assert chosen == [run(1), run(2, OTHER)]  # the worker that can only do one thing gave its slot first
+
+
+def test_what_waits_in_a_queue_has_its_slot_before_others():
+    table = rows(("a", 1, {"routes": (ROUTE, OTHER)}))
+
+    assert credit(table, [claim(1, State.QUEUED, route=OTHER)]).choose([run(2)]) == []
+
+
+# --- whom to ask for
+
+
+def test_the_pollers_own_options_only_narrow():
+    offer = Offer(backend="prefect3", pools=("a", "b"), pool_ids=("A", "B"), work_queues=("x", "y"))
+
+    assert Narrowing().apply(offer) == offer
+    narrowed = Narrowing(pools=("b", "c"), work_queues=("y", "z")).apply(offer)
+    assert narrowed == Offer(backend="prefect3", pools=("b",), pool_ids=("B",), work_queues=("y",))
+    assert Narrowing(pools=("c",)).apply(offer) is None
+    assert Narrowing(work_queues=("z",)).apply(offer) is None
+    assert Narrowing(work_queues=("z",)).apply(replace(offer, work_queues=())).work_queues == ("z",)
+
+
+def test_offers_of_many_workers_are_asked_once_and_those_of_absent_ones_only_counted():
+    gone = replace(OFFER, pools=("old",), pool_ids=("O",))
+    want = wanted(
+        rows(("a", 1, {}), ("b", 1, {}), ("c", 1, {"offer": gone, "live": False}), ("d", 1, {"live": False})),
+        "prefect3",
+        Narrowing(),
+    )
+
+    assert want.offers == (OFFER,)
+    assert want.online == {"flowfleet"}
+    assert want.idle == (gone,)
+
+
+def test_offers_for_another_api_are_not_ours():
+    table = rows(("a", 1, {"offer": Offer(backend="prefect1", tenant=POOL, labels=("x",))}))
+
+    assert wanted(table, "prefect3", Narrowing()).offers == ()
+
+
+# --- what is known
+
+
+def test_due_counts_follow_claims_and_keep_at_least():
+    time = Time()
+    known = Known(time.clock)
+    early = [run(n, due=START - timedelta(seconds=60 - n)) for n in range(3)]
+    known.renew([DueRuns(route=ROUTE, runs=tuple(early), due=200, at_least=True, oldest=early[0].due)], time.now)
+    known.gone([early[0].run_id])
+
+    (due,) = known.due(START.timestamp())
+
+    assert (due.due, due.at_least) == (199, True)
+    assert due.oldest == early[1].due.timestamp()
+
+
+def test_a_run_that_two_offers_list_is_there_once():
+    known = Known(Time().clock)
+    listed = DueRuns(route=ROUTE, runs=(run(1),), due=1)
+    known.renew([listed, listed], 1000.0)
+
+    assert known.claimable(START.timestamp(), 0) == [run(1)]
+
+
+def test_what_was_refused_is_left_alone_for_a_while_only():
+    time = Time()
+    known = Known(time.clock)
+    known.renew([DueRuns(route=ROUTE, runs=(run(1),), due=1)], time.now)
+    known.shun([run(1).run_id], 5)
+    assert known.claimable(START.timestamp(), 0) == []
+
+    time.now += 5.1
+    assert known.claimable(START.timestamp(), 0) == [run(1)]
+
+
+# --- outages
+
+
+def test_an_outage_is_said_at_once_and_each_half_minute_with_the_next_try(caplog):
+    time = Time()
+    outage = Outage("the Prefect API", time.clock.monotonic, lambda: 1.0)
+    waits = []
+    for _ in range(30):
+        outage.failed(ApiUnavailable("no"))
+        waits.append(outage.wait_seconds())
+        time.now += waits[-1]
+    outage.over()
+
+    said = [record for record in caplog.records if "does not answer" in record.message]
+    assert waits[:5] == pytest.approx([1, 2, 4, 8, 10])
+    assert max(waits) == pytest.approx(10)
+    assert sum(waits) / 30 - 1 <= len(said) <= sum(waits) / 30 + 2
+    assert "answers again" in caplog.messages[-1]
+    assert outage.count == 1
+
+
+def test_a_refused_key_waits_a_minute_and_is_said_at_once_also_within_an_outage(caplog):
+    time = Time()
+    outage = Outage("the Prefect API", time.clock.monotonic, lambda: 1.0)
+    outage.failed(ApiUnavailable("no"))
+    outage.failed(KeyRefused("401"))
+
+    assert outage.wait_seconds() == 60
+    assert outage.key_refused
+    assert len(caplog.records) == 2
+
+
+# --- the bell
+
+
+def test_rings_that_come_together_wake_once():
+    bell = Bell()
+    for kind in ("freed", "freed", "poke"):
+        bell.ring(kind)
+
+    assert bell.wait(5, 0.01) == {"freed", "poke"}
+    assert bell.wait(0) == frozenset()
+
+
+def test_the_bell_can_be_rung_by_a_signal_handler_while_it_is_waited_for():
+    bell = Bell()
+    before = signal.signal(signal.SIGALRM, lambda *_: bell.ring("stop"))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        began = time.monotonic()
+        assert bell.wait(30) == {"stop"}
+        assert time.monotonic() - began < 15
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+# --- listing
+
+
+def test_a_deleted_pool_does_not_keep_the_others_waiting():
+    world = World()
+    gone = Offer(backend="prefect3", pools=("gone",), pool_ids=("22222222-2222-4222-8222-222222222222",))
+    world.roster.add()
+    world.roster.add("worker@b", offer=gone)
+    found = world.api.add()
+    real = world.api.due
+
+    def due(offers, **more):
+        if gone in offers:
+            raise ApiRejected("no such pool")
+        return real(offers, **more)
+
+    world.api.due = due
+    world.rounds(10)
+
+    assert [message.run_id for message in world.published] == [found]
+
+
+# --- the page
+
+
+def page(world):
+    vitals = Vitals(world.loop, world.leadership, world.time.clock.monotonic)
+    pokes = []
+    return handlers(vitals, world.meters, lambda: pokes.append(1)), pokes
+
+
+def ask(paths, path):
+    answer = paths[path](Request(method="GET", path=path))
+    return answer.status, answer.body
+
+
+def test_health_is_fine_while_rounds_are_made_and_not_after():
+    world = World()
+    world.roster.add()
+    world.rounds(10)
+    paths, _ = page(world)
+    status, body = ask(paths, "/api/health")
+    assert status == 200
+    assert json.loads(body) | {"ok": True, "role": "leader", "api": "ok", "redis": "ok"} == json.loads(body)
+
+    world.time.now += 120  # no round all the while
+    assert ask(paths, "/api/health")[0] == 503
+    assert ask(paths, "/api/ready")[0] == 503
+
+
+def test_ready_says_no_while_the_api_is_away_but_health_says_yes():
+    world = World()
+    world.roster.add()
+    world.rounds(10)
+    world.api.trouble = away
+    world.rounds(30)
+    paths, _ = page(world)
+
+    assert ask(paths, "/api/ready")[0] == 503
+    assert ask(paths, "/api/health")[0] == 200
+
+
+def test_a_poke_is_passed_on():
+    paths, pokes = page(World())
+
+    assert ask(paths, "/api/poke")[0] == 200
+    assert pokes == [1]
+
+
+def test_metrics_have_the_names_of_the_design_and_no_run_id():
+    world = World()
+    world.roster.add()
+    found = world.api.add()
+    world.rounds(10)
+    text = ask(page(world)[0], "/metrics")[1].decode()
+
+    assert "flowfleet_runs_claimed_total 1.0" in text
+    for name in (
+        "flowfleet_claims_lost_total",
+        "flowfleet_runs_handed_back_total",
+        "flowfleet_leases_lapsed_total",
+        "flowfleet_poll_duration_seconds_count",
+        "flowfleet_poll_errors_total",
+        "flowfleet_last_poll_timestamp_seconds",
+        "flowfleet_key_refused",
+    ):
+        assert name in text
+    assert found not in text
+
+
+def test_the_settings_idle_time_is_the_loops():
+    settings = PollerSettings(host="h", idle_seconds=7.5)
+    nobody = SimpleNamespace(backend="prefect3")
+    ledger = SimpleNamespace(gate=nobody, claims=nobody, roster=nobody)
+    loop, _, _ = poller_cli.build(
+        settings,
+        api=nobody,
+        ledger=ledger,
+        bell=Bell(),
+        publish=lambda _message: None,
+        failpoints=Failpoints(),
+        meters=Meters(),
+    )
+    assert loop._pace.idle_seconds == 7.5

@@ -1,0 +1,285 @@
+"""Settings: each rung of the ladder, the sentences about wrong values, and that secrets do not show."""
+
+import os
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from flowfleet import commands
+from flowfleet.errors import SettingsError
+from flowfleet.flags import known_keys, read_config
+from flowfleet.settings import (
+    LEASE_MARGIN_SECONDS,
+    Common,
+    PollerSettings,
+    UpSettings,
+    WorkerSettings,
+    options,
+    options_of,
+    refresh,
+    resolve,
+)
+from workers.launch import MARGIN_SECONDS
+
+CLASSES = (Common, PollerSettings, WorkerSettings, UpSettings)
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch):
+    for name in list(os.environ):
+        if name.startswith("FLOWFLEET_"):
+            monkeypatch.delenv(name)
+
+
+def test_each_rung_beats_the_ones_below(tmp_path):
+    """Flag, variable, secret file, config file, machine, default."""
+    key_file = tmp_path / "key"
+    key_file.write_text("from-file\n")
+    rungs = [
+        ({"key": "from-flag"}, {}, {}, "from-flag", "flag"),
+        ({}, {"FLOWFLEET_KEY": "from-variable"}, {}, "from-variable", "variable"),
+        ({}, {"FLOWFLEET_KEY_FILE": str(key_file)}, {}, "from-file", "secret-file"),
+        ({}, {}, {"key": "from-config"}, "from-config", "config"),
+    ]
+    for start in range(len(rungs)):
+        flags, environ, config = {}, {}, {}
+        for rung in rungs[start:]:
+            flags |= rung[0]
+            environ |= rung[1]
+            config |= rung[2]
+        settings = resolve(Common, flags, environ, config)
+
+        assert settings.key == rungs[start][3]
+        assert settings.origins["key"].kind == rungs[start][4]
+    assert resolve(Common, {}, {}, {}).key is None
+
+
+def test_machine_facts_stand_above_the_default_and_below_all_else():
+    facts = {"slots": 6, "host": "h1"}
+
+    assert resolve(WorkerSettings, {}, {}, {}, facts).slots == 6
+    assert resolve(WorkerSettings, {}, {}, {"slots": 3}, facts).slots == 3
+    assert resolve(WorkerSettings, {}, {}, {}, facts).origins["slots"].kind == "machine"
+    assert resolve(Common, {}, {}, {}, facts).host == "h1"
+
+
+def test_empty_variable_counts_as_not_given():
+    assert resolve(Common, {}, {"FLOWFLEET_FLEET": ""}, {}).fleet == "default"
+
+
+def test_lists_come_from_flags_variables_and_toml():
+    assert resolve(WorkerSettings, {"pool": ("a", "b")}, {"FLOWFLEET_POOLS": "c"}, {}).pools == ("a", "b")
+    assert resolve(WorkerSettings, {}, {"FLOWFLEET_POOLS": "c, d"}, {}).pools == ("c", "d")
+    assert resolve(WorkerSettings, {}, {}, {"pool": ["e"]}).pools == ("e",)
+    assert resolve(WorkerSettings, {"pool": ()}, {}, {}).pools == ("flowfleet",)
+
+
+def test_values_of_env_may_hold_commas():
+    assert resolve(WorkerSettings, {}, {"FLOWFLEET_ENV": "A=1,2\nB=3"}, {}).env == ("A=1,2", "B=3")
+
+
+def test_values_of_env_never_show():
+    with pytest.raises(SettingsError, match=r"^FLOWFLEET_ENV cannot be \*\*\*: it must be NAME=VALUE") as caught:
+        resolve(WorkerSettings, {}, {"FLOWFLEET_ENV": "A=1\nthe second line of a secret"}, {})
+    assert "second line" not in str(caught.value)
+    assert "hunter2" not in repr(resolve(WorkerSettings, {"env": ("A=hunter2",)}, {}, {}))
+
+
+def test_parts_of_the_lease_are_options_of_their_own():
+    settings = resolve(PollerSettings, {"lease-seconds": "9"}, {"FLOWFLEET_ADOPT_GRACE": "7.5"}, {"renew-seconds": 1})
+
+    assert (settings.lease.ttl_seconds, settings.lease.grace_seconds, settings.lease.renew_seconds) == (9.0, 7.5, 1.0)
+
+
+@pytest.mark.parametrize(("ttl", "renew"), [("14", "5"), ("3.5", "0.5"), ("3", "0.1")])
+def test_a_lease_that_renewals_cannot_keep_is_refused(ttl, renew):
+    with pytest.raises(SettingsError) as caught:
+        resolve(PollerSettings, {"lease-seconds": ttl}, {"FLOWFLEET_RENEW_SECONDS": renew}, {})
+
+    assert caught.value.exit_code == 2
+    words = (f"--lease-seconds {ttl} is too short for --renew-seconds {renew}", "three renewals", "3 seconds more")
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_the_shortest_leases_that_renewals_can_keep_are_taken():
+    for ttl, renew in (("15", "5"), ("3.6", "0.5")):
+        assert resolve(PollerSettings, {"lease-seconds": ttl, "renew-seconds": renew}, {}, {}).lease
+    assert LEASE_MARGIN_SECONDS == MARGIN_SECONDS
+
+
+@pytest.mark.parametrize(
+    ("cls", "flags", "environ", "config", "words"),
+    [
+        (WorkerSettings, {"slots": "0"}, {}, {}, ("--slots", "'0'", "1 up")),
+        (WorkerSettings, {}, {"FLOWFLEET_SLOTS": "many"}, {}, ("FLOWFLEET_SLOTS", "'many'")),
+        (WorkerSettings, {}, {}, {"slots": True}, ("slots in the config file", "True")),
+        (WorkerSettings, {"env": ("NOVALUE",)}, {}, {}, ("--env", "NAME=VALUE")),
+        (WorkerSettings, {"on-stop": "drop"}, {}, {}, ("--on-stop", "detach")),
+        (WorkerSettings, {"keep-logs-size": "big"}, {}, {}, ("--keep-logs-size", "500M")),
+        (PollerSettings, {"lease-seconds": "nan"}, {}, {}, ("--lease-seconds",)),
+        (PollerSettings, {}, {"FLOWFLEET_REQUIRE_API": "perhaps"}, {}, ("FLOWFLEET_REQUIRE_API", "true or false")),
+        (Common, {"fleet": "a b"}, {}, {}, ("--fleet", "'a b'")),
+        (Common, {}, {"FLOWFLEET_KEY_FILE": "/does/not/exist"}, {}, ("FLOWFLEET_KEY_FILE", "/does/not/exist")),
+        (Common, {"backend": "prefect2"}, {}, {}, ("--backend", "prefect3")),
+        (UpSettings, {"port": "70000"}, {}, {}, ("--port", "65535")),
+    ],
+)
+def test_a_wrong_value_is_one_sentence_that_names_source_value_and_remedy(cls, flags, environ, config, words):
+    with pytest.raises(SettingsError) as caught:
+        resolve(cls, flags, environ, config)
+
+    for word in words:
+        assert word in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_sizes_are_read_with_their_units():
+    assert resolve(WorkerSettings, {"keep-logs-size": "2G"}, {}, {}).keep_logs_bytes == 2 << 30
+    assert resolve(WorkerSettings, {"keep-logs-size": "10 MiB"}, {}, {}).keep_logs_bytes == 10 << 20
+
+
+def test_redis_password_apart_goes_into_the_address_percent_encoded():
+    settings = resolve(Common, {"redis": "redis://box:6379/1"}, {"FLOWFLEET_REDIS_PASSWORD": "p@ss/word"}, {})
+
+    assert settings.redis == "redis://:p%40ss%2Fword@box:6379/1"
+
+
+def test_a_password_in_the_address_is_kept_over_the_one_apart():
+    settings = resolve(Common, {}, {"FLOWFLEET_REDIS": "redis://:in@box/0", "FLOWFLEET_REDIS_PASSWORD": "apart"}, {})
+
+    assert settings.redis == "redis://:in@box/0"
+
+
+def test_secret_files_are_read_again(tmp_path):
+    key, redis = tmp_path / "key", tmp_path / "redis"
+    key.write_text("first")
+    redis.write_text("redis://:one@box/0")
+    environ = {"FLOWFLEET_KEY_FILE": str(key), "FLOWFLEET_REDIS_FILE": str(redis)}
+    settings = resolve(Common, {}, environ, {})
+    key.write_text("second")
+    redis.write_text("redis://:two@box/0")
+
+    assert (refresh(settings).key, refresh(settings).redis) == ("second", "redis://:two@box/0")
+
+
+def test_secrets_do_not_show_in_the_repr():
+    settings = resolve(
+        Common, {"key": "kkkk-secret", "token": "tttt-secret"}, {"FLOWFLEET_REDIS": "redis://:rrrr-secret@box"}, {}
+    )
+
+    assert "secret" not in repr(settings)
+
+
+def test_every_option_has_its_own_variable_flag_and_help():
+    for cls in CLASSES:
+        options_here = [option for _, option in options_of(cls)]
+        keys = [option.key for option in options_here]
+        variables = [option.variable for option in options_here]
+        flags = [flag for option in options_here for flag in option.flags]
+
+        assert len(set(keys)) == len(keys)
+        assert len(set(variables)) == len(variables)
+        assert len(set(flags)) == len(flags)
+        for option in options_here:
+            assert option.variable.startswith("FLOWFLEET_"), option
+            assert option.help
+
+
+def test_config_file_has_a_top_level_for_all_and_a_table_for_one(tmp_path):
+    path = tmp_path / "fleet.toml"
+    path.write_text('fleet = "blue"\n[worker]\nslots = 2\n[poller]\nmax_polls = 5\n')
+
+    assert read_config(str(path), "worker", known_keys()) == {"fleet": "blue", "slots": 2}
+    assert read_config(str(path), "poller", known_keys()) == {"fleet": "blue", "max-polls": 5}
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [("flet = 1", "'flet'"), ("[server]\na = 1", "[server]"), ("not toml", "valid TOML"), ("[worker]\nx = 1", "'x'")],
+)
+def test_a_wrong_config_file_is_one_sentence(tmp_path, text, word):
+    path = tmp_path / "fleet.toml"
+    path.write_text(text)
+    with pytest.raises(SettingsError) as caught:
+        read_config(str(path), "worker", known_keys())
+
+    assert word in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def _command(cls, seen):
+    @click.command()
+    @options(cls, command="worker")
+    def command(settings):
+        seen.append(settings)
+
+    return command
+
+
+def test_the_command_gets_one_frozen_instance(monkeypatch, tmp_path):
+    path = tmp_path / "c.toml"
+    path.write_text("slots = 9\n")
+    monkeypatch.setenv("FLOWFLEET_FLEET", "green")
+    seen = []
+    arguments = ["--pool", "a", "--pool", "b", "--no-cloud-logs", "-f", "--config", str(path), "-E"]
+    result = CliRunner().invoke(_command(WorkerSettings, seen), arguments)
+
+    assert result.exit_code == 0, result.output
+    (settings,) = seen
+    assert (settings.pools, settings.fleet, settings.slots) == (("a", "b"), "green", 9)
+    assert (settings.cloud_logs, settings.show_flow_logs, settings.task_events) == (False, True, True)
+    assert settings.host
+
+
+def test_help_names_the_variable_of_every_flag():
+    for cls in CLASSES:
+        text = " ".join(CliRunner().invoke(_command(cls, []), ["--help"], terminal_width=200).output.split())
+        for _, option in options_of(cls):
+            if option.flags:
+                assert f"[{option.variable}]" in text, option
+
+
+def test_help_promises_nothing_that_this_version_does_not_do():
+    text = {option.key: option.help for _, option in options_of(PollerSettings)}
+    for key in ("on-lost-run", "max-attempts", "adopt-grace"):
+        assert "only records it: lost runs are not judged yet" in text[key]
+    assert "a poller writes none" in text["cloud-logs"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "start"),
+    [
+        (["--slots", "zero"], 2, "Error: --slots cannot be 'zero'"),
+        (["--nothing"], 2, "Error: No such option"),
+        (["--config", "/none.toml"], 2, "Error: The config file /none.toml"),
+    ],
+)
+def test_errors_leave_by_one_door(capsys, arguments, code, start):
+    assert commands.run(_command(WorkerSettings, []), arguments, name="worker") == code
+    captured = capsys.readouterr()
+
+    assert captured.err.startswith(start)
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+def test_a_bare_group_shows_its_help_and_succeeds(capsys):
+    @click.group(cls=commands.Group)
+    def group():
+        """What it is."""
+
+    assert commands.run(group, [], name="poller") == 0
+    assert "What it is." in capsys.readouterr().out
+
+
+def test_an_unexpected_error_ends_with_1_and_a_trace_without_secrets(capsys):
+    @click.command()
+    @options(Common)
+    def command(settings):
+        raise RuntimeError(f"no luck with {settings.key}")
+
+    assert commands.run(command, ["--key", "very-secret-key"]) == 1
+    text = capsys.readouterr().err
+    assert "no luck with ***" in text
+    assert "very-secret-key" not in text

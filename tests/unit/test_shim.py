@@ -1,0 +1,430 @@
+"""The shim: true exits, stops, leftovers and start failures, with all abilities and in plain mode."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+
+from flowfleet.errors import StartFailed
+from tests.bench_of_runs import BenchOfRuns, new_launcher
+from tests.waiting import until
+from workers import kernel
+from workers.abilities import Abilities
+
+FULL = Abilities.probe({})
+IGNORES_TERM = """
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("ready", flush=True)
+time.sleep(300)
+"""
+
+
+@pytest.fixture(scope="module")
+def launcher():
+    launcher = new_launcher()
+    yield launcher
+    launcher.close()
+
+
+@pytest.fixture(params=[FULL, Abilities.plain()], ids=["full", "plain"])
+def bench(request, tmp_path, launcher):
+    bench = BenchOfRuns(tmp_path, request.param, launcher)
+    yield bench
+    bench.close()
+
+
+@pytest.fixture
+def full_bench(tmp_path, launcher):
+    if not FULL.subreaper:
+        pytest.skip("this platform has no subreaper")
+    bench = BenchOfRuns(tmp_path, FULL, launcher)
+    yield bench
+    bench.close()
+
+
+def read_pid(path: Path) -> int:
+    return int(until(lambda: path.exists() and path.read_text().strip(), 5, f"a pid in {path.name}"))
+
+
+def is_alive(pid: int) -> bool:
+    fields = kernel.stat_fields(pid)
+    return fields is not None and fields[0] not in "ZX"
+
+
+# -- exits
+
+
+@pytest.mark.parametrize("code", [0, 7, 137])
+def test_an_exit_code_is_the_true_one(bench, code):
+    end = bench.run(bench.sh(f"exit {code}"))
+
+    assert (end.code, end.signal, end.unknown, end.stopped_by) == (code, None, False, None)
+    assert end.ok is (code == 0)
+
+
+def test_death_by_kill_is_told_apart_from_exit_137(bench):
+    end = bench.run(bench.sh("kill -9 $$"))
+
+    assert (end.code, end.signal, end.stopped_by) == (None, signal.SIGKILL, None)
+
+
+def test_a_record_tells_times_memory_and_cpu(bench):
+    end = bench.run(bench.python("x = bytearray(50_000_000); sum(range(3_000_000))"))
+
+    assert end.started_at <= end.ended_at
+    assert 48_000 < end.max_rss_kib < 500_000
+    assert 0 < end.cpu_seconds < 60
+
+
+def test_the_last_ten_lines_come_with_the_exit(bench):
+    end = bench.run(bench.sh("seq 1 30; echo to stderr >&2; exit 1"))
+
+    assert end.last_lines == (*map(str, range(22, 31)), "to stderr")
+
+
+# -- what the command finds
+
+
+def test_the_command_starts_in_an_empty_folder_of_its_own_that_is_gone_at_the_end(bench):
+    order = bench.sh("pwd; ls -A | wc -l; touch here")
+
+    end = bench.run(order)
+
+    assert end.last_lines == (str(order.folder / "work"), "0")
+    assert not (order.folder / "work").exists()
+
+
+def test_the_command_starts_in_the_folder_that_was_asked_for(bench, tmp_path):
+    end = bench.run(bench.sh("pwd", cwd=str(tmp_path)))
+
+    assert end.last_lines == (str(tmp_path),)
+    assert tmp_path.exists()
+
+
+def test_the_command_has_default_signal_handlers_an_empty_mask_and_no_foreign_descriptors(bench):
+    end = bench.run(bench.sh("grep -E 'Sig(Blk|Ign)' /proc/self/status; ls /proc/self/fd | tr '\\n' ' '"))
+
+    # 32 and 33 are glibc's own: nobody can change them, and make leaves them ignored
+    ours = ~(0b11 << 31)
+    assert [int(line.split()[-1], 16) & ours for line in end.last_lines[:2]] == [0, 0]
+    assert end.last_lines[2].split() == ["0", "1", "2", "3"]  # 3 is the folder that ls reads
+
+
+def test_a_child_of_the_command_can_wait_for_its_own_children(bench):
+    # an ignored SIGCHLD is inherited, and turns each `false` into a success
+    end = bench.run(bench.python("import subprocess; raise SystemExit(subprocess.call(['false']))"))
+
+    assert end.code == 1
+
+
+def test_the_command_leads_a_group_of_its_own_in_the_session_of_its_shim(full_bench):
+    deployment = full_bench.start(full_bench.sh("sleep 60"))
+    handle = deployment.handle
+
+    assert os.getpgid(handle["command_pid"]) == handle["command_pid"]
+    assert os.getsid(handle["command_pid"]) == handle["pid"]
+    assert os.getsid(handle["pid"]) == handle["pid"]
+    deployment.kill()
+    full_bench.end_of(deployment)
+
+
+def test_the_kernel_takes_the_command_before_its_shim_when_memory_runs_out(full_bench):
+    deployment = full_bench.start(full_bench.sh("sleep 60"))
+    handle = deployment.handle
+    score = {name: int(Path(f"/proc/{handle[name]}/oom_score_adj").read_text()) for name in ("pid", "command_pid")}
+
+    assert score["command_pid"] > score["pid"]
+    deployment.kill()
+    full_bench.end_of(deployment)
+
+
+def test_a_shim_can_be_told_by_its_name_and_its_run(full_bench):
+    order = full_bench.sh("sleep 60")
+    deployment = full_bench.start(order)
+    pid = deployment.handle["pid"]
+
+    assert Path(f"/proc/{pid}/comm").read_text() == "flowfleet-shim\n"
+    assert order.run_id in Path(f"/proc/{pid}/cmdline").read_text()
+    deployment.kill()
+    full_bench.end_of(deployment)
+
+
+def test_the_environment_is_in_no_file_and_in_no_arguments(full_bench):
+    order = full_bench.sh("sleep 60", env={"SECRET": "hush-4711"})
+    deployment = full_bench.start(order)
+    handle = deployment.handle
+    shown = Path(f"/proc/{handle['pid']}/cmdline").read_bytes() + Path(f"/proc/{handle['pid']}/environ").read_bytes()
+    deployment.kill()
+    full_bench.end_of(deployment)
+
+    on_disk = b"".join(path.read_bytes() for path in order.folder.rglob("*") if path.is_file())
+    assert b"hush-4711" not in shown + on_disk
+    assert b"hush-4711" not in Path(f"/proc/{full_bench.launcher.pid}/environ").read_bytes()
+
+
+# -- stops
+
+
+def test_a_polite_stop_ends_the_command_by_term(bench):
+    deployment = bench.start(bench.sh("exec sleep 60"))
+
+    deployment.stop()
+    end = bench.end_of(deployment)
+
+    assert (end.signal, end.stopped_by) == (signal.SIGTERM, "term")
+
+
+def test_a_command_that_cleans_up_at_term_keeps_its_code(bench):
+    order = bench.sh("trap 'exit 5' TERM; echo ready; while :; do sleep 0.05; done")
+    deployment = bench.start(order)
+    until(lambda: b"ready" in (order.folder / "log").read_bytes(), 5, "the trap to be set")
+
+    deployment.stop()
+    end = bench.end_of(deployment)
+
+    assert (end.code, end.stopped_by) == (5, "term")
+
+
+def test_a_command_that_ignores_term_is_killed_after_the_grace(bench):
+    order = bench.python(IGNORES_TERM, stop_grace=0.3)
+    deployment = bench.start(order)
+    until(lambda: b"ready" in (order.folder / "log").read_bytes(), 5, "the trap to be set")
+
+    deployment.stop()
+    end = bench.end_of(deployment)
+
+    assert (end.signal, end.stopped_by) == (signal.SIGKILL, "kill")
+    assert end.ended_at - end.started_at >= 0.3
+
+
+def test_kill_does_not_wait_for_a_grace(bench):
+    order = bench.python(IGNORES_TERM, stop_grace=600.0)
+    deployment = bench.start(order)
+    until(lambda: b"ready" in (order.folder / "log").read_bytes(), 5, "the trap to be set")
+    deployment.stop()
+
+    deployment.kill()
+    end = bench.end_of(deployment)
+
+    assert (end.signal, end.stopped_by) == (signal.SIGKILL, "kill")
+
+
+def test_a_stop_goes_on_when_the_worker_dies_half_way(bench):
+    order = bench.python(IGNORES_TERM, stop_grace=0.5)
+    deployment = bench.start(order)
+    until(lambda: b"ready" in (order.folder / "log").read_bytes(), 5, "the trap to be set")
+
+    deployment.stop()
+    deployment.close()
+    bench.launcher.close()
+    end = bench.end_of(bench.adopt(order))
+
+    assert (end.signal, end.stopped_by) == (signal.SIGKILL, "kill")
+
+
+# -- leftovers
+
+
+def test_a_grandchild_is_killed_when_the_command_has_ended(bench, tmp_path):
+    end = bench.run(bench.sh("sleep 300 & echo $! > ../../../pid; exit 3"))
+
+    assert end.code == 3
+    assert end.leftovers == 1
+    assert not is_alive(read_pid(tmp_path / "pid"))
+
+
+def test_a_grandchild_without_environment_is_killed_with_its_group(bench, tmp_path):
+    order = bench.sh("env -i sleep 300 & echo $! > ../../../pid; exit 3")
+    bench.run(order)
+
+    assert not is_alive(read_pid(tmp_path / "pid"))
+    assert bench.folder(order).cleared()  # by the shim itself, not by the worker's search
+
+
+def test_a_daemon_that_left_session_and_parent_is_killed_too(bench, tmp_path):
+    script = """
+import os, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        with open("../../../pid", "w") as file:
+            file.write(str(os.getpid()))
+        time.sleep(300)
+    os._exit(0)
+os.wait()
+while not os.path.exists("../../../pid"):
+    time.sleep(0.01)
+"""
+    end = bench.run(bench.python(script))
+
+    assert end.code == 0
+    assert not is_alive(read_pid(tmp_path / "pid"))
+
+
+def test_a_stop_reaches_the_whole_tree(bench, tmp_path):
+    deployment = bench.start(bench.sh("sleep 300 & echo $! > ../../../pid; wait"))
+    child = read_pid(tmp_path / "pid")
+
+    deployment.stop()
+    bench.end_of(deployment)
+
+    assert not is_alive(child)
+
+
+def test_orphans_are_reaped_while_the_run_goes_on(full_bench, tmp_path):
+    deployment = full_bench.start(full_bench.sh("(sh -c 'echo $$ > ../../../pid' &); sleep 60"))
+    orphan = read_pid(tmp_path / "pid")
+
+    until(lambda: kernel.stat_fields(orphan) is None, 5, "the orphan to be reaped")
+    deployment.kill()
+    full_bench.end_of(deployment)
+
+
+# -- what never begins
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["no-such-command"], "no command no-such-command on this host's PATH"),
+        (["/no/such/command"], "there is no /no/such/command on this host"),
+        (["/etc/passwd"], "no permission to execute /etc/passwd"),
+        (["{tmp}/lost"], "the interpreter that the first line of {tmp}/lost names does not exist"),
+        (["{tmp}/strange"], "{tmp}/strange is no program that this host can execute"),
+        (["sh", "zero\0byte"], "zero byte"),
+    ],
+)
+def test_a_command_that_cannot_be_executed_is_named(bench, tmp_path, argv, says):
+    for name, text in {"lost": "#!/no/such/interpreter\n", "strange": "\x01\x02\x03\x04"}.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    order = bench.order(*(word.format(tmp=tmp_path) for word in argv))
+
+    with pytest.raises(StartFailed) as failure:
+        bench.start(order)
+
+    assert says.format(tmp=tmp_path) in str(failure.value)
+    assert order.run_id in str(failure.value)
+    adopted = bench.adopt(order)
+    assert adopted.begun() is False
+    assert says.format(tmp=tmp_path) in bench.end_of(adopted).error
+
+
+@pytest.mark.parametrize(("cwd", "says"), [("/no/such/folder", "does not exist"), ("/etc/passwd", "is not a folder")])
+def test_a_working_folder_that_cannot_be_entered_is_named(bench, cwd, says):
+    with pytest.raises(StartFailed, match=f"its working folder {cwd} {says}"):
+        bench.start(bench.sh("true", cwd=cwd))
+
+
+def test_a_run_whose_folder_is_gone_does_not_begin(bench, tmp_path):
+    order = bench.sh(f"touch {tmp_path}/began")
+    bench.folder(order).remove()
+
+    with pytest.raises(StartFailed, match="cannot be written"):
+        bench.start(order)
+    assert not (tmp_path / "began").exists()
+
+
+def test_a_start_after_its_time_does_not_begin_and_says_so_for_ever(bench, tmp_path):
+    order = bench.sh(f"touch {tmp_path}/began", not_after=kernel.boot_clock() - 0.001)
+
+    with pytest.raises(StartFailed, match="too late"):
+        bench.start(order)
+
+    assert bench.adopt(order) is None
+    assert not (tmp_path / "began").exists()
+    assert (order.folder / "start").exists()
+
+
+def test_a_start_before_its_time_begins(bench):
+    assert bench.run(bench.sh("exit 4", not_after=kernel.boot_clock() + 60)).code == 4
+
+
+def test_an_abandoned_folder_starts_nothing(bench, tmp_path):
+    order = bench.sh(f"touch {tmp_path}/began")
+    assert bench.adopt(order) is None
+
+    with pytest.raises(StartFailed):
+        bench.start(order)
+    assert not (tmp_path / "began").exists()
+    assert json.loads((order.folder / "start").read_text())["by"] == "abandoned"
+
+
+def test_of_many_starters_of_one_folder_one_starts(bench, tmp_path):
+    order = bench.sh(f"echo began >> {tmp_path}/began; sleep 0.2")
+    got: list[object] = []
+    barrier = threading.Barrier(4)
+
+    def start():
+        barrier.wait()
+        got.append(bench.start(order))
+
+    threads = [threading.Thread(target=start) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert {bench.end_of(deployment).code for deployment in got} == {0}
+    assert len({deployment.handle["command_pid"] for deployment in got}) == 1
+    assert (tmp_path / "began").read_text() == "began\n"
+
+
+def test_an_adopter_and_a_starter_never_both_win(full_bench, tmp_path):
+    for round_ in range(20):
+        order = full_bench.sh(f"touch {tmp_path}/began{round_}")
+        barrier = threading.Barrier(2)
+        abandoned: list[bool] = []
+
+        def abandon(order=order, barrier=barrier, abandoned=abandoned):
+            barrier.wait()
+            abandoned.append(full_bench.folder(order).abandon("a test"))
+
+        thread = threading.Thread(target=abandon)
+        thread.start()
+        barrier.wait()
+        with contextlib.suppress(StartFailed):
+            full_bench.run(order)
+        thread.join()
+        assert (tmp_path / f"began{round_}").exists() is not abandoned[0]
+
+
+# -- output
+
+
+def test_ten_megabytes_are_cut_to_the_cap_with_the_newest_kept_and_no_line_torn(bench):
+    order = bench.python("for i in range(400_000): print(f'line {i:015d}')", log_limit=1 << 20)
+
+    end = bench.run(order)
+
+    kept = (order.folder / "log").read_bytes().lstrip(b"\0").decode().splitlines()
+    assert 40_000 < len(kept) <= (1 << 20) / 21 + 1
+    assert kept == [f"line {i:015d}" for i in range(400_000 - len(kept), 400_000)]
+    assert end.last_lines[-1] == "line 000000000399999"
+    assert (order.folder / "log").stat().st_blocks * 512 <= (1 << 20) + 65536
+
+
+def test_files_of_a_run_are_for_its_owner_only(bench):
+    order = bench.sh("echo hello")
+    bench.run(order)
+
+    for path in (order.folder, *order.folder.iterdir()):
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path.name
+
+
+def test_a_run_whose_folder_is_removed_under_it_leaves_no_process(full_bench):
+    order = full_bench.sh("sleep 0.3; sleep 300 & exit 0")
+    deployment = full_bench.start(order)
+    pid = deployment.handle["pid"]
+    full_bench.folder(order).remove()
+
+    until(lambda: not is_alive(pid), 10, "the shim to end")
+    assert full_bench.living(order) == []

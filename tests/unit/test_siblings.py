@@ -1,0 +1,98 @@
+"""Siblings: whose run it is when several names of one host have been at it, told by the disk alone."""
+
+from __future__ import annotations
+
+import pytest
+
+from workers.records import StateFolder
+from workers.siblings import Siblings
+
+ROUTE = "prefect3/11111111-1111-4111-8111-111111111111/default"
+
+
+class Host:
+    """State folders of one machine."""
+
+    def __init__(self, root):
+        self.root = root
+        self.reports = []
+
+    def open(self, name, *, boot="boot-1", **facts):
+        state = StateFolder.open(self.root, "machine", name)
+        state.remember(boot_id=boot, nonce=f"n-{name}", fleet="f", api="http://api", worker=f"{name}@h", **facts)
+        return state
+
+    def run(self, state, run_id="r", claim="c", **facts):
+        return state.runs.create(run_id, claim, {"route": ROUTE, "fleet": "f", "api": "http://api", **facts})
+
+    def kept(self, state, *, may_live=False, api="http://api", scopes=frozenset()):
+        siblings = Siblings(
+            own=state, fleet="f", api=api, scopes=frozenset(scopes),
+            take_reports=lambda outbox: len(list(outbox)), may_live=lambda _last: may_live,
+        )  # fmt: skip
+        return {(folder.state_folder.name, folder.key) for folder in siblings.take_over()}
+
+
+@pytest.fixture
+def host(tmp_path):
+    return Host(tmp_path)
+
+
+def test_a_dead_siblings_runs_are_kept_and_a_living_ones_are_not(host):
+    dead, living = host.open("dead"), host.open("living")
+    host.run(dead), host.run(living, "other")
+    dead.close()
+    own = host.open("own")
+    assert host.kept(own) == {("dead", "r.c")}
+
+
+def test_the_old_name_leaves_its_run_to_a_living_keeper_and_takes_it_from_a_dead_one(host):
+    first = host.open("first")
+    host.run(first)
+    first.close()
+    second = host.open("second")
+    assert host.kept(second) == {("first", "r.c")}
+    first = host.open("first")
+    assert host.kept(first) == set()
+    second.close()
+    third = host.open("third")
+    assert host.kept(third) == {("first", "r.c")}, "whoever starts next"
+    third.close()
+    assert host.kept(first) == {("first", "r.c")}
+
+
+def test_a_keeper_whose_folder_was_removed_keeps_nothing(host):
+    first = host.open("first")
+    host.run(first).keep_for("nobody")
+    assert host.kept(first) == {("first", "r.c")}
+
+
+@pytest.mark.parametrize(
+    ("facts", "scopes", "taken"),
+    [
+        ({"fleet": "other"}, (), False),
+        ({"api": "http://other"}, (), False),
+        ({"api": "http://other"}, (ROUTE.rpartition("/")[0],), True),
+        ({}, (), True),
+    ],
+)
+def test_only_runs_of_our_fleet_and_our_api_are_taken_over(host, facts, scopes, taken):
+    dead = host.open("dead")
+    host.run(dead, **facts)
+    dead.close()
+    assert bool(host.kept(host.open("own"), scopes=scopes)) is taken
+
+
+def test_what_is_settled_stays_where_it_is(host):
+    dead = host.open("dead")
+    host.run(dead).settle()
+    dead.close()
+    assert host.kept(host.open("own")) == set()
+
+
+@pytest.mark.parametrize("may_live", [True, False])
+def test_of_another_boot_only_what_no_living_worker_may_have_is_taken(host, may_live):
+    dead = host.open("dead", boot="boot-0")
+    host.run(dead)
+    dead.close()
+    assert bool(host.kept(host.open("own"), may_live=may_live)) is not may_live

@@ -1,0 +1,385 @@
+"""Status: the JSON form as documented, the tables in 80 columns, explanations and checks from a hand-made snapshot."""
+
+import io
+import json
+import os
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from rich.console import Console
+
+from flowfleet import broker
+from flowfleet.api.client import Kind, Place, RunState, ServerInfo
+from flowfleet.errors import ApiUnavailable, LedgerUnavailable, SettingsError
+from flowfleet.flow_run import Offer, Route
+from flowfleet.ledger import connect
+from flowfleet.ledger.claims import Claim, State
+from flowfleet.ledger.gate import Leader
+from flowfleet.ledger.roster import Row
+from flowfleet.monitor import runs
+from flowfleet.monitor.doctor import Verdict, _eviction, _persistence, _version, api_checks, fleet_checks
+from flowfleet.monitor.explain import explain
+from flowfleet.monitor.metrics import LedgerCollector, workers_wanted
+from flowfleet.monitor.output import local_log, read_local
+from flowfleet.monitor.redis_server import queue_key
+from flowfleet.monitor.snapshot import Queue, Snapshot, Worker
+from flowfleet.monitor.status import span, status
+
+POOL = "11111111-1111-4111-8111-111111111111"
+ROUTE = Route("prefect3", POOL, "default")
+AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC).timestamp()
+
+
+def _row(name="worker@host-1", *, slots=4, live=True, wanted="active", pools=("flowfleet",), version="0.1.0"):
+    offer = Offer(backend="prefect3", pools=pools, pool_ids=(POOL,))
+    return Row(
+        worker=name, nonce="n", offer=offer, routes=(ROUTE,), slots=slots, version=version, live=live, wanted=wanted
+    )
+
+
+def _claim(state=State.RUNNING, *, run_id="22222222-2222-4222-8222-222222222222", worker="worker@host-1", **facts):
+    return Claim(
+        run_id=run_id,
+        claim="33333333-3333-4333-8333-333333333333",
+        call="44444444-4444-4444-8444-444444444444",
+        route=ROUTE,
+        state=state,
+        name="brave-heron",
+        due=datetime.fromtimestamp(AT - 60, UTC),
+        worker=worker,
+        since=AT - 5,
+        **facts,
+    )
+
+
+def _snapshot(*, claims=(), due=0, at_least=False, rows=None, leader=True, gate_open=True, eligible=1):
+    rows = [_row()] if rows is None else rows
+    busy = {row.worker: sum(claim.worker == row.worker for claim in claims) for row in rows}
+    return Snapshot(
+        at=AT,
+        fleet="default",
+        redis_version="9.1.0",
+        gate_open=gate_open,
+        leader=Leader(name="agent", host="host-1", nonce="n", term=3, beat=9) if leader else None,
+        queues=(
+            Queue(
+                route=ROUTE,
+                due=due,
+                at_least=at_least,
+                oldest_due_seconds=125.0 if due else None,
+                depth=0,
+                oldest_age_seconds=None,
+                eligible_workers=eligible,
+            ),
+        ),
+        workers=tuple(Worker(row=row, busy=busy[row.worker], seen_seconds_ago=1.5) for row in rows),
+        claims=tuple(claims),
+    )
+
+
+def _printed(renderable, width=80):
+    out = io.StringIO()
+    Console(file=out, width=width, no_color=True).print(renderable)
+    return out.getvalue()
+
+
+def test_the_json_form_is_the_documented_one():
+    claim = _claim(handle={"kind": "process", "host": "host-1", "id": "77", "pid": 5})
+    form = json.loads(json.dumps(_snapshot(claims=[claim], due=50).to_json()))
+
+    assert list(form) == ["schema", "at", "fleet", "redis", "gate", "leader", "queues", "workers", "runs", "counts"]
+    assert form["at"] == "2026-01-02T03:04:05.000Z"
+    assert form["redis"] == {"ok": True, "version": "9.1.0"}
+    assert (form["gate"], form["leader"]) == ("open", {"name": "agent", "host": "host-1", "term": 3})
+    assert form["queues"] == [
+        {
+            "route": str(ROUTE),
+            "due": 50,
+            "oldest_due_seconds": 125.0,
+            "depth": 0,
+            "oldest_age_seconds": None,
+            "eligible_workers": 1,
+        }
+    ]
+    assert form["workers"] == [
+        {
+            "name": "worker",
+            "host": "host-1",
+            "state": "active",
+            "routes": [str(ROUTE)],
+            "labels": [],
+            "pools": ["flowfleet"],
+            "slots": 4,
+            "busy": 1,
+            "version": "0.1.0",
+            "seen_seconds_ago": 1.5,
+        }
+    ]
+    (run,) = form["runs"]
+    assert list(run) == ["run_id", "name", "route", "state", "claim", "attempt", "worker", "handle", "since"]
+    assert run["handle"] == {"kind": "process", "host": "host-1", "id": "77"}
+    assert form["counts"] == {"due": 50, "outstanding": 0, "running": 1, "free_slots": 3, "outbox": 0}
+
+
+def test_counts_tell_waiting_from_running_and_do_not_promise_slots_twice():
+    claims = [
+        _claim(state, run_id=str(number), worker=None if state in (State.CLAIMING, State.QUEUED) else "worker@host-1")
+        for number, state in enumerate([State.CLAIMING, State.QUEUED, State.TAKEN, State.STARTING, State.ENDED])
+    ]
+    snapshot = _snapshot(claims=claims[:4])
+
+    assert snapshot.counts == {"due": 0, "outstanding": 3, "running": 1, "free_slots": 0, "outbox": 0}
+    assert _snapshot(claims=claims[4:]).counts["outbox"] == 1
+
+
+@pytest.mark.parametrize("row", [_row(live=False), _row(wanted="paused"), _row(wanted="draining")])
+def test_only_active_live_workers_have_free_slots(row):
+    assert _snapshot(rows=[row]).counts["free_slots"] == 0
+
+
+def test_the_page_names_50_due_runs_the_worker_and_its_slots_in_80_columns():
+    claims = [_claim(run_id=f"{number:08d}-2222", worker="worker@" + "h" * 90) for number in range(30)]
+    many = ("flowfleet", *(f"pool-{n}" for n in range(20)))
+    rows = [_row(), _row("worker@" + "h" * 90), _row("other@host-2", pools=many)]
+    text = _printed(status(_snapshot(claims=claims, due=50, rows=rows)))
+
+    assert max(map(len, text.splitlines())) <= 80
+    assert "due 50" in text
+    assert "flowfleet/default" in text
+    assert "2m 5s" in text
+    assert "worker@host-1" in text
+    assert "0/4" in text
+    assert "and 10 more" in text
+    assert text.count("running") >= 20
+
+
+def test_an_empty_fleet_has_a_page_too():
+    text = _printed(status(_snapshot(rows=[], leader=False)))
+
+    assert "No worker is known" in text
+    assert "no leader" in text
+
+
+def test_at_least_is_said():
+    assert "due at least 200" in _printed(status(_snapshot(due=200, at_least=True)))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0, "0s"), (59.9, "59s"), (200, "3m 20s"), (18600, "5h 10m"), (183600, "2d 3h"), (None, "-")]
+)
+def test_spans_are_for_people(seconds, words):
+    assert span(seconds) == words
+
+
+def test_the_queue_key_is_the_brokers():
+    store = connect("redis://127.0.0.1:1/0", "blue").store
+
+    assert queue_key(store, ROUTE) == broker.queue_key("blue", ROUTE)
+
+
+def _state(kind=Kind.SCHEDULED, *, scheduled=AT - 90, name="Scheduled", message=""):
+    when = datetime.fromtimestamp(scheduled, UTC)
+    return RunState(run_id="r", run_name="n", kind=kind, name=name, message=message, scheduled=when)
+
+
+FULL = [_claim(run_id=str(number)) for number in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("snapshot", "record", "state", "words"),
+    [
+        (_snapshot(claims=[_claim(run_id="r")]), None, None, "It runs on worker@host-1, for 5s."),
+        (_snapshot(claims=[_claim(State.QUEUED, run_id="r", worker=None)]), None, None, "flowfleet/default"),
+        (_snapshot(claims=[_claim(State.TAKEN, run_id="r")], gate_open=False), None, None, "the gate is shut"),
+        (_snapshot(claims=[_claim(run_id="r", cancel=True)]), None, None, "A cancel was asked for."),
+        (_snapshot(), None, _state(scheduled=AT + 90), "to start in 1m 30s"),
+        (_snapshot(leader=False), None, _state(), "due for 1m 30s and no poller is running"),
+        (_snapshot(gate_open=False), None, _state(), "the gate is shut"),
+        (_snapshot(rows=[]), None, _state(), "no active worker"),
+        (_snapshot(claims=FULL, due=50), None, _state(), "waits for a free slot: all 4 are taken and 50 runs are due"),
+        (_snapshot(due=3, eligible=0), None, _state(), "no active worker serves flowfleet/default"),
+        (_snapshot(), None, _state(), "may be paused"),
+        (
+            _snapshot(),
+            {"reason": "reported"},
+            _state(Kind.FAILED, name="Failed", message="Oh."),
+            "ended: the API says Failed (Oh)",
+        ),
+        (_snapshot(), None, _state(Kind.RUNNING, name="Running"), "another executor may have it"),
+        (_snapshot(), {"reason": "queued too long", "worker": "w@h"}, None, "(queued too long), on w@h"),
+        (_snapshot(), None, None, "knows nothing of it"),
+    ],
+)
+def test_an_explanation_is_one_sentence_about_what_hinders(snapshot, record, state, words):
+    assert words in explain("r", snapshot, record, state).sentence
+
+
+_DUE = RunState(
+    run_id="r", run_name="n", kind=Kind.SCHEDULED, name="Scheduled", scheduled=datetime.fromtimestamp(AT - 9, UTC)
+)
+_HERE = Place(route=ROUTE, pool="flowfleet")
+_ELSEWHERE = Route("prefect3", "99999999-9999-4999-8999-999999999999", "other")
+_FULL = [_claim(run_id=str(n)) for n in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("snapshot", "place", "words"),
+    [
+        (_snapshot(), replace(_HERE, paused="pool"), "and its pool flowfleet is paused."),
+        (_snapshot(), replace(_HERE, paused="queue"), "and its queue flowfleet/default is paused."),
+        (_snapshot(), replace(_HERE, limit="the pool flowfleet is at its limit of 3"), "at its limit of 3."),
+        (
+            _snapshot(),
+            Place(route=_ELSEWHERE, pool="far"),
+            "no live worker of the fleet default serves its queue far/other.",
+        ),
+        (_snapshot(rows=[_row(live=False)]), _HERE, "no live worker of the fleet default serves its queue flowfleet/"),
+        (_snapshot(rows=[_row(wanted="paused")]), _HERE, "takes new runs: worker@host-1 (paused)."),
+        (
+            _snapshot(claims=_FULL, due=50, at_least=True),
+            _HERE,
+            "all 4 of the workers that serve it are taken, and at least 50 runs are due on flowfleet/default.",
+        ),
+        (_snapshot(leader=False), _HERE, "no poller is running in the fleet default."),
+        (_snapshot(gate_open=False), _HERE, "the gate is shut"),
+        (_snapshot(due=1), _HERE, "It has been due for 9s and will be claimed at the next poll: nothing hinders it."),
+    ],
+)
+def test_the_explanation_of_a_due_run_is_about_its_own_queue(snapshot, place, words):
+    explanation = explain("r", snapshot, None, _DUE, place)
+
+    assert words in explanation.sentence
+    assert explanation.evidence["place"]["pool"] == place.pool
+
+
+def test_a_run_that_is_not_due_or_waits_for_a_limit_of_its_deployment_says_so():
+    later = replace(_DUE, scheduled=datetime.fromtimestamp(AT + 90, UTC))
+    assert (
+        "It is scheduled to start in" in explain("r", _snapshot(), None, later, replace(_HERE, paused="pool")).sentence
+    )
+    limited = replace(later, name="AwaitingConcurrencySlot")
+    assert "concurrency limit" in explain("r", _snapshot(), None, limited, _HERE).sentence
+
+
+def test_idle_workers_of_other_pools_do_not_hide_that_its_own_are_busy():
+    idle = replace(_row("idle@host-2"), offer=Offer(backend="prefect3", pools=("far",), pool_ids=(_ELSEWHERE.scope,)))
+    sentence = explain("r", _snapshot(claims=_FULL, due=5, rows=[_row(), idle]), None, _DUE, _HERE).sentence
+    assert "all 4 of the workers that serve it are taken, and 5 runs are due on flowfleet/default" in sentence
+
+
+def test_checks_of_redis_tell_what_is_wrong_with_it():
+    assert _version({"redis_version": "6.0.9"}).verdict == Verdict.FAIL
+    assert _version({"redis_version": "7.2.4", "valkey_version": "9.1.0"}).found == "Valkey 9.1.0."
+    assert _persistence({"aof_enabled": 1}, None, None).verdict == Verdict.OK
+    assert _persistence({"aof_enabled": 1, "aof_last_write_status": "err"}, None, None).verdict == Verdict.FAIL
+    assert _persistence({"aof_enabled": 0}, "no", "").verdict == Verdict.WARN
+    assert _eviction({"maxmemory_policy": "allkeys-lru", "maxmemory": 100}).verdict == Verdict.FAIL
+    assert _eviction({"maxmemory_policy": "allkeys-lru", "maxmemory": 0}).verdict == Verdict.WARN
+    assert _eviction({"maxmemory_policy": "noeviction", "maxmemory": 100}).verdict == Verdict.OK
+
+
+def test_checks_of_the_api_tell_its_absence_and_its_clock():
+    def away():
+        raise ApiUnavailable("No answer.")
+
+    (check,) = api_checks(away)
+    assert (check.verdict, check.found) == (Verdict.FAIL, "No answer.")
+    skewed = list(api_checks(lambda: ServerInfo(backend="prefect3", version="3.8", skew_seconds=-30)))
+    assert [check.verdict for check in skewed] == [Verdict.OK, Verdict.WARN]
+    assert "30 s behind" in skewed[1].found
+
+
+def test_checks_of_the_fleet_tell_what_lacks():
+    verdicts = {check.name: check for check in fleet_checks(_snapshot(rows=[], leader=False, due=3, eligible=0))}
+
+    assert {name for name, check in verdicts.items() if check.verdict == Verdict.WARN} == {
+        "leader",
+        "workers",
+        "unserved",
+    }
+    odd = {check.name for check in fleet_checks(_snapshot(rows=[_row(version="0.0.1")]))}
+    assert "versions" in odd
+
+
+def test_metrics_are_the_ledgers_gauges_without_run_ids():
+    registry = CollectorRegistry()
+    registry.register(LedgerCollector(lambda: _snapshot(claims=[_claim(), _claim(State.ENDED, run_id="e")], due=9)))
+    text = generate_latest(registry).decode()
+
+    assert f'flowfleet_runs_due{{route="{ROUTE}"}} 9.0' in text
+    assert f'flowfleet_workers_wanted{{route="{ROUTE}"}} 3.0' in text
+    assert 'flowfleet_worker_slots{worker="worker@host-1"} 4.0' in text
+    assert "flowfleet_outbox_length 1.0" in text
+    assert "flowfleet_gate_open 1.0" in text
+    assert "flowfleet_redis_up 1.0" in text
+    assert _claim().run_id not in text
+
+
+def test_metrics_without_redis_say_just_that():
+    def away():
+        raise LedgerUnavailable("gone")
+
+    registry = CollectorRegistry()
+    registry.register(LedgerCollector(away))
+    text = generate_latest(registry).decode()
+
+    assert "flowfleet_redis_up 0.0" in text
+    assert "flowfleet_gate_open" not in text
+
+
+def test_metrics_of_a_standby_leave_the_ledger_to_the_leader():
+    registry = CollectorRegistry()
+    registry.register(LedgerCollector(_snapshot, leads=lambda: False))
+    text = generate_latest(registry).decode()
+
+    assert "flowfleet_build_info" in text
+    assert "flowfleet_runs_due" not in text
+
+
+def test_workers_wanted_counts_due_and_running_over_the_usual_size():
+    snapshot = _snapshot(claims=FULL, due=5)
+
+    assert workers_wanted(snapshot, snapshot.queues[0]) == 3
+
+
+def test_runs_are_live_ones_and_gone_ones_filtered():
+    record = {"run_id": "g", "name": "old", "route": str(ROUTE), "worker": "w@h", "reason": "done", "gone_at": AT - 700}
+    snapshot = _snapshot(claims=[_claim()])
+
+    def ids(**wanted):
+        return [run["run_id"] for run in runs.collect(snapshot, [record], runs.Filter(**wanted))]
+
+    assert ids() == [_claim().run_id, "g"]
+    assert ids(state="gone") == ["g"]
+    assert ids(worker="w") == ["g"]
+    assert ids(worker="worker@host-1") == [_claim().run_id]
+    assert ids(since_seconds=600) == [_claim().run_id]
+    assert ids(route="flowfleet/def") == [_claim().run_id]
+    assert ids(route="nothing") == []
+    assert max(map(len, _printed(runs.table(runs.collect(snapshot, [record], runs.Filter()), AT)).splitlines())) <= 80
+
+
+def test_a_span_that_is_none_is_one_sentence():
+    assert runs.parse_since("10m") == 600
+    with pytest.raises(SettingsError, match="--since"):
+        runs.parse_since("soon")
+
+
+def test_local_output_is_the_newest_attempts_and_is_followed_to_the_runs_end(tmp_path):
+    for claim, text in (("old", "first"), ("new", "second")):
+        folder = tmp_path / "machine" / "worker" / "runs" / f"r.{claim}"
+        folder.mkdir(parents=True)
+        (folder / "log").write_text(text)
+    os.utime(tmp_path / "machine/worker/runs/r.old/log", (1, 1))
+    log = local_log(tmp_path, "r")
+    assert log.read_text() == "second"
+    ends = iter([False, True])
+
+    def wait(seconds):
+        with log.open("a") as file:
+            file.write(" more")
+
+    assert b"".join(read_local(log, follow=True, ended=lambda: next(ends), wait=wait)) == b"second more"
+    assert local_log(tmp_path, "other") is None

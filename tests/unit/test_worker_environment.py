@@ -1,0 +1,120 @@
+"""A run's environment, interpreter and command."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from flowfleet.errors import SettingsError, StartFailed
+from workers.environment import Layers, choose_interpreter, parse_pairs, prefect_version, resolve_command, worker_layer
+
+
+def python(folder: Path, version: str | None) -> Path:
+    """A program that answers as an interpreter with this prefect."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "python"
+    path.write_text(f"#!/bin/sh\n{f'echo {version}' if version else 'exit 1'}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_later_layers_win_and_run_and_claim_are_set():
+    layers = Layers(
+        base={"A": "worker", "B": "worker", "C": "worker", "PYTHONPATH": "/old"},
+        import_paths=("/one", "/two"),
+        extra={"B": "env", "C": "env", "D": "env"},
+    )
+    env = layers.build({"C": "job", "D": "job", "E": "job"}, {"D": "forced"}, run_id="r", claim="c")
+    assert env == {
+        "A": "worker",
+        "B": "env",
+        "C": "job",
+        "D": "forced",
+        "E": "job",
+        "PYTHONPATH": os.pathsep.join(["/one", "/two", "/old"]),
+        "FLOWFLEET_RUN_ID": "r",
+        "FLOWFLEET_CLAIM": "c",
+    }
+
+
+def test_nothing_of_our_own_leaks_into_a_run():
+    env = worker_layer({"FLOWFLEET_REDIS": "secret", "PATH": "/bin", "X": "1"}, python=None, own_prefix=None)
+    assert env == {"PATH": "/bin", "X": "1"}
+
+
+def test_python_brings_its_environment_and_takes_the_workers_off(tmp_path):
+    environ = {
+        "PATH": os.pathsep.join(["/own/bin", "/active/bin", "/usr/bin", "/x/bin"]),
+        "VIRTUAL_ENV": "/active",
+        "PYTHONHOME": "/somewhere",
+    }
+    env = worker_layer(environ, python=Path("/x/bin/python"), own_prefix=Path("/own"))
+    assert env["PATH"] == os.pathsep.join(["/x/bin", "/usr/bin"])
+    assert env["VIRTUAL_ENV"] == "/x"
+    assert "PYTHONHOME" not in env
+
+
+def test_pairs_are_read_and_a_broken_one_is_named_without_its_value():
+    assert parse_pairs(["A=1", "B=x=y", "C="]) == {"A": "1", "B": "x=y", "C": ""}
+    with pytest.raises(SettingsError, match="--env SECRET is no pair"):
+        parse_pairs(["SECRET"])
+
+
+def test_the_first_python_on_path_that_has_prefect_is_chosen(tmp_path):
+    python(tmp_path / "a", None)
+    chosen = python(tmp_path / "b", "3.4.1")
+    python(tmp_path / "c", "3.9.9")
+    path = os.pathsep.join(str(tmp_path / name) for name in "abc")
+    found = choose_interpreter({"PATH": path}, python=None, backend="prefect3")
+    assert (found.path, found.prefect) == (str(chosen), "3.4.1")
+
+
+def test_no_prefect_is_one_sentence_and_the_fallback_is_the_last_one_asked(tmp_path):
+    python(tmp_path / "a", None)
+    env = {"PATH": str(tmp_path / "a")}
+    with pytest.raises(SettingsError, match="no Python on PATH has prefect"):
+        choose_interpreter(env, python=None, backend="prefect3")
+    fallback = python(tmp_path / "own", "3.1.0")
+    assert choose_interpreter(env, python=None, backend="prefect3", fallback=str(fallback)).path == str(fallback)
+
+
+def test_a_prefect_that_does_not_fit_the_api_is_refused(tmp_path):
+    old = python(tmp_path / "a", "2.20.1")
+    with pytest.raises(SettingsError, match=r"has prefect 2\.20\.1, which does not fit"):
+        choose_interpreter({"PATH": "/bin"}, python=old, backend="prefect3")
+    one = python(tmp_path / "b", "1.4.1")
+    assert choose_interpreter({"PATH": "/bin"}, python=one, backend="prefect1").prefect == "1.4.1"
+
+
+@pytest.mark.parametrize(("version", "words"), [(None, "has no prefect"), ("", "has no prefect")])
+def test_a_given_python_without_prefect_is_named(tmp_path, version, words):
+    with pytest.raises(SettingsError, match=words):
+        choose_interpreter({"PATH": "/bin"}, python=python(tmp_path / "a", version), backend="prefect3")
+    with pytest.raises(SettingsError, match="is no program that can be run"):
+        choose_interpreter({"PATH": "/bin"}, python=tmp_path / "nothing", backend="prefect3")
+
+
+def test_prefect_is_asked_for_without_being_imported(tmp_path):
+    """A module that says that it was imported would spoil the answer."""
+    package = tmp_path / "prefect"
+    package.mkdir()
+    (package / "__init__.py").write_text("print('imported')")
+    info = tmp_path / "prefect-3.7.7.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: prefect\nVersion: 3.7.7\n")
+    assert prefect_version(sys.executable, {"PYTHONPATH": str(tmp_path)}) == "3.7.7"
+
+
+def test_a_command_is_looked_up_in_the_path_of_the_run(tmp_path):
+    inside = python(tmp_path / "a", "3.0")
+    env = {"PATH": str(tmp_path / "a")}
+    assert resolve_command(("python", "-m", "x"), env, "/other/python") == (str(inside), "-m", "x")
+    assert resolve_command(("python3", "-m", "x"), env, "/other/python") == ("/other/python", "-m", "x")
+    assert resolve_command(("./run.sh", "a"), env, "/other/python") == ("./run.sh", "a")
+    with pytest.raises(StartFailed, match="no program 'uv' on the PATH of the run"):
+        resolve_command(("uv", "run"), env, "/other/python")
+    with pytest.raises(StartFailed, match="empty"):
+        resolve_command((), env, "/other/python")

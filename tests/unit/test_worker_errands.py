@@ -1,0 +1,183 @@
+"""Errands, outages and patience: what is repeated, how often, and what is said about it."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import threading
+
+import pytest
+
+from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused, LedgerUnavailable, LedgerUnusable
+from flowfleet.outage import Outage, backoff
+from tests.waiting import until
+from workers import errands as errands_module
+from workers.errands import Errands
+from workers.patience import Patience
+
+
+class Clock:
+    """Moved by hand; sleeping moves it."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+@pytest.fixture
+def errands():
+    made = Errands("the API")
+    made.start()
+    yield made
+    made.close()
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch):
+    monkeypatch.setattr(errands_module, "backoff", lambda tries, **_: 0.01)
+    monkeypatch.setattr(errands_module, "KEY_SECONDS", 0.01)
+
+
+@pytest.mark.parametrize(
+    "error", [ApiUnavailable("x"), KeyRefused("x"), LedgerUnavailable("x"), LedgerUnusable("x"), RuntimeError("x")]
+)
+def test_a_job_is_repeated_until_it_has_been_done(errands, error):
+    tries = []
+
+    def job():
+        tries.append(1)
+        if len(tries) < 4:
+            raise error
+
+    errands.post(job)
+    until(errands.idle, 5, "the job to be done")
+    assert len(tries) == 4
+
+
+def test_a_definite_no_and_an_endless_fault_are_given_up(errands):
+    tries = []
+
+    def fault():
+        tries.append("fault")
+        raise RuntimeError
+
+    def refused():
+        tries.append("refused")
+        raise ApiRejected("no")
+
+    errands.post(fault)
+    errands.post(refused)
+    until(errands.idle, 5, "both to be given up")
+    assert tries.count("refused") == 1
+    assert tries.count("fault") == errands_module.FAULTS + 1
+
+
+def test_trouble_with_the_disk_is_never_given_up(errands):
+    tries = []
+
+    def full():
+        tries.append(1)
+        if len(tries) < 3 * errands_module.FAULTS:
+            raise OSError(errno.ENOSPC, "no space left")
+
+    errands.post(full)
+    until(errands.idle, 10, "the disk to have room")
+    assert len(tries) == 3 * errands_module.FAULTS
+
+
+def test_one_job_that_waits_for_its_neighbour_does_not_hold_the_others_up(errands, monkeypatch):
+    monkeypatch.setattr(errands_module, "backoff", lambda tries, **_: 60.0)
+    done = threading.Event()
+
+    def away():
+        raise ApiUnavailable("away")
+
+    errands.post(away)
+    errands.post(done.set)
+    assert done.wait(5)
+    assert not errands.idle()
+    assert not errands.wait_idle(0.05)
+
+
+def test_what_was_put_off_on_purpose_can_be_hurried(errands):
+    done = threading.Event()
+    errands.post(done.set, after=60.0)
+    errands.hurry()
+    assert done.wait(5)
+    assert errands.wait_idle(1.0)
+
+
+def test_what_waits_for_a_neighbour_that_answers_again_is_tried_at_once(errands, monkeypatch):
+    monkeypatch.setattr(errands_module, "KEY_SECONDS", 600.0)
+    tries = []
+
+    def job():
+        tries.append(1)
+        if len(tries) == 1:
+            raise KeyRefused("no")
+
+    errands.post(job)
+    until(lambda: len(tries) == 1, 5, "the refusal")
+    until(lambda: errands.retry() or len(tries) == 2, 5, "the second try")
+
+
+def test_an_outage_is_said_at_once_each_30_s_and_at_its_end(caplog):
+    clock = Clock()
+    outage = Outage("Redis", logging.getLogger("workers.test"), clock)
+    with caplog.at_level(logging.INFO):
+        for _ in range(61):
+            outage.failed(LedgerUnavailable("away"), next_try=1.0)
+            clock.now += 1
+        assert outage.lasts
+        outage.passed()
+        outage.passed()
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 4
+    assert [record.away_seconds for record in caplog.records] == [0, 30, 60, 61]
+    assert caplog.records[0].next_try_seconds == 1.0
+    assert not outage.lasts
+
+
+def test_the_pause_doubles_up_to_its_limit():
+    assert [backoff(tries) for tries in (0, 1, 2, 3, 10, 10_000)] == [0.5, 1.0, 2.0, 4.0, 10.0, 10.0]
+
+
+def asked(error, *, times):
+    answers = iter([error] * times)
+
+    def ask():
+        for failure in answers:
+            raise failure
+        return "done"
+
+    return ask
+
+
+def test_a_launch_waits_for_the_ledger_and_for_the_api_but_not_for_ever():
+    clock = Clock()
+    patience = Patience(hurried=lambda: False, wait=clock.sleep, clock=clock)
+    assert patience.with_ledger(asked(LedgerUnavailable("x"), times=5)) == "done"
+    assert patience.with_api(asked(ApiUnavailable("x"), times=5)) == "done"
+    began = clock.now
+    with pytest.raises(ApiUnavailable):
+        patience.with_api(asked(ApiUnavailable("x"), times=1000))
+    assert 45 <= clock.now - began <= 55
+    began = clock.now
+    with pytest.raises(LedgerUnavailable):
+        patience.with_ledger(asked(LedgerUnavailable("x"), times=1000))
+    assert 15 <= clock.now - began <= 20
+
+
+def test_a_refused_key_and_a_stop_end_the_waiting():
+    clock = Clock()
+    patience = Patience(hurried=lambda: False, wait=clock.sleep, clock=clock)
+    with pytest.raises(KeyRefused):
+        patience.with_api(asked(KeyRefused("x"), times=1))
+    stopping = Patience(hurried=lambda: True, wait=clock.sleep, clock=clock)
+    with pytest.raises(ApiUnavailable):
+        stopping.with_api(asked(ApiUnavailable("x"), times=1))
+    assert clock.now == 1000.0

@@ -1,0 +1,35 @@
+"""Logbook: lines of ours at the API, all at once or, with `--no-cloud-logs`, none."""
+
+from __future__ import annotations
+
+import pytest
+
+from workers.logbook import Logbook
+
+
+class FakeApi:
+    def __init__(self):
+        self.lines = []
+
+    def log(self, lines):
+        self.lines += [line.message for line in lines]
+
+
+class FakeErrands:
+    def __init__(self):
+        self.jobs = []
+
+    def post(self, job, *, after=0.0):
+        self.jobs.append(job)
+
+
+@pytest.mark.parametrize(("enabled", "sent"), [(True, ["one", "two"]), (False, [])])
+def test_lines_are_sent_together_or_not_at_all(enabled, sent):
+    api, errands = FakeApi(), FakeErrands()
+    logbook = Logbook(api, errands, enabled=enabled)
+    logbook.say("r", "one")
+    logbook.say("r", "two")
+    assert len(errands.jobs) == (1 if enabled else 0)
+    for job in errands.jobs:
+        job()
+    assert api.lines == sent

@@ -1,0 +1,83 @@
+"""The exit table: each row, and the sentences that people read."""
+
+from __future__ import annotations
+
+import pytest
+
+from flowfleet.api.client import Kind, RunState
+from workers.deployment import Exit
+from workers.reports import Step, decide, for_cancelled
+
+
+def state(kind, name="", **facts):
+    return RunState(run_id="r", run_name="n", kind=kind, name=name or kind.value.title(), **facts)
+
+
+def decided(exit_, kind, *, looked=False, backend="prefect3", name="", **facts):
+    return decide(exit_, state(kind, name, **facts), backend=backend, looked_before=looked)
+
+
+@pytest.mark.parametrize("end", [Exit(code=0), Exit(code=3), Exit(signal=9), Exit(unknown=True), Exit(error="no")])
+@pytest.mark.parametrize("kind", [kind for kind in Kind if kind.terminal])
+def test_a_finished_state_is_never_written_over(end, kind):
+    decision = decided(end, kind)
+    assert decision.step is Step.RELEASE
+    assert decision.outcome == kind.value.lower()
+
+
+@pytest.mark.parametrize("end", [Exit(code=0), Exit(code=3)])
+def test_a_run_that_the_api_does_not_know_any_more_is_released(end):
+    assert decide(end, None, backend="prefect3", looked_before=False).outcome == "gone"
+
+
+@pytest.mark.parametrize(("kind", "name"), [(Kind.PAUSED, "Suspended"), (Kind.SCHEDULED, "AwaitingRetry")])
+@pytest.mark.parametrize("end", [Exit(code=0), Exit(signal=15)])
+def test_what_comes_back_by_itself_is_released(end, kind, name):
+    decision = decided(end, kind, name=name)
+    assert decision.step is Step.RELEASE
+    assert decision.outcome == name.lower()
+
+
+@pytest.mark.parametrize("kind", [Kind.PAUSED, Kind.SCHEDULED])
+def test_what_only_its_own_process_could_go_on_with_has_crashed(kind):
+    assert decided(Exit(code=1), kind, held=True).kind is Kind.CRASHED
+    assert decided(Exit(code=0), kind, held=True).step is Step.LOOK_AGAIN
+    assert decided(Exit(code=0), kind, held=True, looked=True).kind is Kind.CRASHED
+
+
+def test_prefect_1_with_a_task_to_retry_later_is_released_only_after_exit_0():
+    assert decided(Exit(code=0), Kind.RUNNING, comes_back=True, backend="prefect1").step is Step.RELEASE
+    assert decided(Exit(code=1), Kind.RUNNING, comes_back=True, backend="prefect1").kind is Kind.FAILED
+
+
+@pytest.mark.parametrize("kind", [Kind.PENDING, Kind.RUNNING])
+def test_exit_0_without_an_end_is_looked_at_twice(kind):
+    assert decided(Exit(code=0), kind).step is Step.LOOK_AGAIN
+    decision = decided(Exit(code=0), kind, looked=True)
+    assert decision.kind is Kind.CRASHED
+    assert decision.message == "The flow run's process exited 0 without reporting an end."
+
+
+@pytest.mark.parametrize(
+    ("end", "words"),
+    [
+        (Exit(code=3), "exited with code 3"),
+        (Exit(signal=9), "was killed by SIGKILL"),
+        (Exit(signal=9, oom=True), "ran out of memory"),
+        (Exit(unknown=True), "exit unknown"),
+        (Exit(error="there is no program 'x'"), "could not be started: there is no program 'x'"),
+        (Exit(code=1, last_lines=("one", "the reason", " ")), "Its last output was: the reason"),
+    ],
+)
+def test_each_other_end_is_told_in_its_own_sentence(end, words):
+    decision = decided(end, Kind.RUNNING)
+    assert decision.step is Step.TELL
+    assert decision.kind is Kind.CRASHED
+    assert words in decision.message
+    assert decided(end, Kind.RUNNING, backend="prefect1").kind is Kind.FAILED
+
+
+def test_a_run_that_is_being_cancelled_is_told_as_cancelled():
+    assert decided(Exit(signal=9), Kind.CANCELLING).kind is Kind.CANCELLED
+    assert for_cancelled(decided(Exit(signal=9), Kind.RUNNING)).kind is Kind.CANCELLED
+    assert for_cancelled(decided(Exit(code=0), Kind.COMPLETED)).step is Step.RELEASE

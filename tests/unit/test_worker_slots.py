@@ -1,0 +1,121 @@
+"""Slots: what counts as in use, when a message is fetched, and which messages may pass."""
+
+from __future__ import annotations
+
+import json
+import select
+import uuid
+
+import pytest
+from celery.worker import state as celery_state
+from celery.worker.consumer import Consumer
+
+from flowfleet.errors import BadMessage, FleetError
+from workers.slots import Bell, Slots, check, require_hooks
+
+
+class FakeRoom:
+    def __init__(self, *keys, accepting=True):
+        self.keys = set(keys)
+        self.open = accepting
+
+    def accepting(self):
+        return self.open
+
+    def occupying(self):
+        return set(self.keys)
+
+    def routes(self):
+        return []
+
+    def serving(self, routes):
+        pass
+
+    def refused(self, reason):
+        raise AssertionError(reason)
+
+
+@pytest.fixture(autouse=True)
+def no_requests():
+    celery_state.requests.clear()
+    yield
+    celery_state.requests.clear()
+
+
+def test_a_task_that_hands_its_run_over_is_counted_once():
+    slots = Slots(2, FakeRoom("run.claim"))
+    celery_state.requests["run.claim"] = object()
+    assert slots.in_use() == 1
+    celery_state.requests["other.claim"] = object()
+    assert slots.in_use() == 2
+    assert not slots.has_room()
+
+
+@pytest.mark.parametrize(("keys", "room"), [((), True), (("a",), True), (("a", "b"), False), (("a", "b", "c"), False)])
+def test_more_adopted_runs_than_slots_let_nothing_in(keys, room):
+    assert Slots(2, FakeRoom(*keys)).has_room() is room
+
+
+def test_a_worker_that_stops_or_does_not_accept_fetches_nothing():
+    slots = Slots(2, FakeRoom())
+    slots.stopping = True
+    assert not slots.has_room()
+    assert not Slots(2, FakeRoom(accepting=False)).has_room()
+
+
+def test_the_bell_rings_once_for_many_rings_and_never_blocks():
+    bell = Bell()
+    for _ in range(100_000):
+        bell.ring()
+    assert select.select([bell], [], [], 0)[0]
+    bell.answer()
+    assert not select.select([bell], [], [], 0)[0]
+
+
+def message(**changes):
+    """Headers, body, content type and encoding of a good message, changed."""
+    run, claim = str(uuid.uuid4()), str(uuid.uuid4())
+    kwargs = {"v": 1, "run_id": run, "claim": claim, "route": f"prefect3/{uuid.uuid4()}/default"}
+    parts = {
+        "headers": {"task": "flowfleet.launch", "id": f"{run}.{claim}", "eta": None},
+        "body": json.dumps([[], kwargs, {"callbacks": None, "chord": None}]),
+        "content_type": "application/json",
+        "content_encoding": "utf-8",
+    }
+    return parts | changes
+
+
+def test_a_good_message_passes():
+    parts = message()
+    assert check(**parts).task_id == parts["headers"]["id"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"headers": None},
+        {"headers": {"task": "other", "id": "x"}},
+        {"content_type": "application/x-python-serialize"},
+        {"content_encoding": "binary"},
+        {"body": None},
+        {"body": "hi"},
+        {"body": "[" * 2000},
+        {"body": b"\xff\xfe"},
+        {"body": "x" * 5000},
+        {"body": "7"},
+        {"body": "[[], {}, {}]"},
+        {"body": "[[], [], {}]"},
+        {"body": "[[], {}]"},
+        {"body": "{}"},
+    ],
+)
+def test_everything_else_is_refused(changes):
+    with pytest.raises(BadMessage):
+        check(**message(**changes))
+
+
+def test_a_celery_without_the_hooks_is_refused_by_name(monkeypatch):
+    require_hooks()
+    monkeypatch.delattr(Consumer, "add_task_queue")
+    with pytest.raises(FleetError, match=r"lacks celery Consumer\.add_task_queue"):
+        require_hooks()

@@ -1,0 +1,119 @@
+"""Stopping: which mode, which code, and how long."""
+
+from __future__ import annotations
+
+import pytest
+from celery.worker import state as celery_state
+
+from tests.unit.test_worker_slots import FakeRoom
+from tests.waiting import stays, until
+from workers import stopping as stopping_module
+from workers.attempts import Attempts
+from workers.slots import Slots
+from workers.stopping import Stopping, resolve_mode, runs_in_container, wait_for_runs
+
+
+@pytest.fixture(autouse=True)
+def celery_goes_on():
+    yield
+    celery_state.should_stop = None
+
+
+@pytest.mark.parametrize(
+    ("given", "environ", "container", "mode"),
+    [
+        ("auto", {}, False, "detach"),
+        ("auto", {"INVOCATION_ID": "x"}, False, "wait"),
+        ("auto", {}, True, "wait"),
+        ("detach", {"INVOCATION_ID": "x"}, True, "detach"),
+        ("cancel", {}, False, "cancel"),
+    ],
+)
+def test_auto_detaches_where_runs_can_outlive_the_worker(given, environ, container, mode):
+    assert resolve_mode(given, environ, in_container=container) == mode
+
+
+def test_a_container_is_known_by_its_marks(tmp_path):
+    assert not runs_in_container({}, tmp_path)
+    (tmp_path / ".dockerenv").touch()
+    assert runs_in_container({}, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["KUBERNETES_SERVICE_HOST", "container"])
+def test_a_container_is_known_by_its_variables(tmp_path, name):
+    assert runs_in_container({name: "x"}, tmp_path)
+    assert not runs_in_container({name: ""}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("space", "first", "contained"),
+    [
+        ("pid:[4026531836]", "systemd", False),
+        ("pid:[4026531836]", "tini", False),
+        ("pid:[4026532201]", "tini", True),
+        ("pid:[4026532201]", "bash", True),
+        ("pid:[4026532201]", "init", False),
+        ("pid:[4026532201]", "systemd", False),
+    ],
+)
+def test_a_process_namespace_of_its_own_is_a_container_unless_a_system_lives_in_it(tmp_path, space, first, contained):
+    (tmp_path / "proc/self/ns").mkdir(parents=True)
+    (tmp_path / "proc/self/ns/pid").symlink_to(space)
+    (tmp_path / "proc/1").mkdir()
+    (tmp_path / "proc/1/comm").write_text(f"{first}\n")
+    assert runs_in_container({}, tmp_path) is contained
+
+
+def made(left):
+    return Stopping(Slots(1, FakeRoom()), Attempts(), leave=left.append)
+
+
+def test_the_first_request_stops_in_order_and_the_second_hurries():
+    left = []
+    stopping = made(left)
+    stopping.request(15)
+    assert celery_state.should_stop == 0
+    assert stopping.slots.stopping
+    assert stopping.attempts.closed
+    assert left == []
+    stopping.request(2)
+    assert left == [130]
+
+
+def test_a_stop_that_hangs_is_ended_by_the_watchdog_and_one_that_is_done_is_not(monkeypatch):
+    monkeypatch.setattr(stopping_module, "WATCHDOG_SECONDS", 0.05)
+    left, quick = [], []
+    for seconds_left, is_done in ((left, False), (quick, True)):
+        stopping = made(seconds_left)
+        if is_done:
+            stopping.done()
+        stopping.watch()
+        stopping.request(15)
+    until(lambda: left == [0], 5, "the watchdog")
+    assert quick == []
+
+
+def test_only_a_stop_that_leaves_its_runs_is_watched(monkeypatch):
+    monkeypatch.setattr(stopping_module, "WATCHDOG_SECONDS", 0.05)
+    left, watched = [], []
+    for seconds_left, guarded in ((left, False), (watched, True)):
+        stopping = Stopping(Slots(1, FakeRoom()), Attempts(), leave=seconds_left.append, guarded=guarded)
+        stopping.watch()
+        stopping.request(15)
+    until(lambda: watched == [0], 5, "the watchdog of the other")
+    stays(lambda: left == [], 0.3, "a stop that waits for its runs to be left alone")
+
+
+def test_waiting_for_runs_ends_with_the_last_one_or_with_the_grace():
+    now = [0.0]
+
+    def sleep(seconds):
+        now[0] += seconds
+
+    class Held(Attempts):
+        def all(self):
+            return [1] if now[0] < 3 else []
+
+    assert wait_for_runs(Held(), 10, clock=lambda: now[0], wait=sleep)
+    now[0] = 0.0
+    assert not wait_for_runs(Held(), 1, clock=lambda: now[0], wait=sleep)

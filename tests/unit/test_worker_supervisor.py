@@ -1,0 +1,189 @@
+"""The supervisor and the table of attempts: every end is seen, whatever the others do."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from flowfleet.flow_run import Route
+from flowfleet.ledger.claims import Held, State
+from tests.waiting import until
+from workers.attempts import Attempt, Attempts
+from workers.deployment import Exit
+from workers.records import RunFolder
+from workers.supervisor import Supervisor
+
+ROUTE = Route("prefect3", "11111111-1111-4111-8111-111111111111", "default")
+
+
+class FakeDeployment:
+    """Ends when it is told to; with or without a descriptor; may be broken."""
+
+    def __init__(self, *, descriptor=True, broken=False):
+        self.reader, self.writer = os.pipe() if descriptor else (None, None)
+        self.exit = None
+        self.asked = 0
+        self.said = []
+        self.broken = broken
+        self.handle = {"kind": "fake"}
+
+    def fileno(self):
+        return self.reader
+
+    def poll(self):
+        self.asked += 1
+        if self.broken:
+            raise OSError("broken")
+        return self.exit
+
+    def begun(self):
+        return True
+
+    def ring(self):
+        os.write(self.writer, b"!")
+
+    def end(self, exit_):
+        self.exit = exit_
+        if self.writer is not None:
+            self.ring()
+
+    def stop(self):
+        self.said.append("stop")
+
+    def kill(self):
+        self.said.append("kill")
+
+    def close(self):
+        self.said.append("close")
+
+
+def attempt(number, deployment=None, state=State.RUNNING):
+    held = Held(
+        run_id=f"run{number}",
+        claim="claim",
+        call="call",
+        route=ROUTE,
+        name=f"n{number}",
+        due=datetime(2026, 1, 1, tzinfo=UTC),
+        state=state,
+    )
+    return Attempt(held=held, folder=RunFolder(Path(f"/nowhere/run{number}.claim")), deployment=deployment)
+
+
+@pytest.fixture
+def watched():
+    """A supervisor, its table, and the list of ends."""
+    attempts, ends = Attempts(), []
+    supervisor = Supervisor(attempts, ends.append, run_timeout=None)
+    supervisor.start()
+    yield supervisor, attempts, ends
+    supervisor.close()
+
+
+def watch(supervisor, attempts, one):
+    assert attempts.begin(one)
+    supervisor.watch(one.key)
+    return one.deployment
+
+
+@pytest.mark.parametrize("descriptor", [True, False])
+def test_an_end_is_seen_and_handed_on_once(watched, descriptor):
+    supervisor, attempts, ends = watched
+    deployment = watch(supervisor, attempts, attempt(1, FakeDeployment(descriptor=descriptor)))
+    until(lambda: deployment.asked, 5, "the first look")
+    deployment.end(Exit(code=4))
+    until(lambda: ends, 5, "the end")
+    assert [(one.key, one.exit.code, one.held.state) for one in ends] == [("run1.claim", 4, State.ENDED)]
+    assert attempts.occupying() == set()
+    assert deployment.said == ["close"]
+
+
+def test_an_end_before_it_was_watched_is_seen(watched):
+    supervisor, attempts, ends = watched
+    deployment = FakeDeployment()
+    deployment.exit = Exit(code=0)
+    watch(supervisor, attempts, attempt(1, deployment))
+    until(lambda: ends, 5, "the end")
+
+
+def test_a_leader_that_is_gone_while_its_group_is_not_keeps_the_slot(watched):
+    supervisor, attempts, ends = watched
+    deployment = watch(supervisor, attempts, attempt(1, FakeDeployment()))
+    deployment.ring()
+    os.read(deployment.reader, 1)
+    until(lambda: deployment.asked >= 1, 5, "a look")
+    assert attempts.occupying() == {"run1.claim"}
+    assert ends == []
+    deployment.exit = Exit(signal=9)
+    deployment.ring()
+    until(lambda: ends, 5, "the end when all of it is gone")
+
+
+def test_a_descriptor_that_never_stops_ringing_does_not_keep_the_thread_spinning(watched):
+    supervisor, attempts, ends = watched
+    deployment = watch(supervisor, attempts, attempt(1, FakeDeployment()))
+    deployment.ring()
+    until(lambda: deployment.asked > 50, 5, "the rings to be counted")
+    before = deployment.asked
+    until(lambda: deployment.asked >= before + 5, 5, "it to be asked on")
+    assert deployment.asked < 200, "asked in steps, not as fast as the thread can"
+    deployment.exit = Exit(code=1)
+    until(lambda: ends, 5, "the end")
+
+
+def test_a_broken_run_does_not_leave_the_others_unwatched(watched):
+    supervisor, attempts, ends = watched
+    broken = watch(supervisor, attempts, attempt(1, FakeDeployment(broken=True)))
+    good = watch(supervisor, attempts, attempt(2, FakeDeployment()))
+    until(lambda: broken.asked, 5, "the broken one to be asked")
+    good.end(Exit(code=0))
+    until(lambda: [one.key for one in ends] == ["run2.claim"], 5, "the other's end")
+
+
+def test_a_run_is_stopped_or_killed_on_demand(watched):
+    supervisor, attempts, _ = watched
+    deployment = watch(supervisor, attempts, attempt(1, FakeDeployment()))
+    supervisor.stop("run1.claim")
+    supervisor.stop("run1.claim", kill=True)
+    supervisor.stop("unknown")
+    until(lambda: deployment.said == ["stop", "kill"], 5, "both")
+
+
+def test_a_run_that_takes_longer_than_the_timeout_is_stopped():
+    attempts = Attempts()
+    supervisor = Supervisor(attempts, lambda _: None, run_timeout=0.05)
+    supervisor.start()
+    deployment = watch(supervisor, attempts, attempt(1, FakeDeployment()))
+    until(lambda: deployment.said == ["stop"], 5, "the stop")
+    supervisor.close()
+
+
+def test_nothing_begins_after_the_close_but_adopted_runs():
+    attempts = Attempts()
+    attempts.close()
+    assert not attempts.begin(attempt(1))
+    assert attempts.all() == []
+
+
+def test_a_state_never_goes_back_and_each_change_may_free_a_slot():
+    changes = []
+    attempts = Attempts(on_change=lambda: changes.append(1))
+    attempts.begin(attempt(1, state=State.TAKEN))
+    attempts.move("run1.claim", State.RUNNING, handle={"pid": 1})
+    attempts.move("run1.claim", State.STARTING)
+    now = attempts.get("run1.claim")
+    assert (now.held.state, now.held.handle) == (State.RUNNING, {"pid": 1})
+    assert attempts.remove("run1.claim").key == "run1.claim"
+    assert attempts.move("run1.claim", State.ENDED) is None
+    assert len(changes) == 3
+
+
+def test_the_latest_proof_of_life_counts():
+    attempts = Attempts()
+    attempts.prove(["a"], 10.0)
+    attempts.prove(["a"], 7.0)
+    assert attempts.proof("a") == 10.0
+    assert attempts.proof("b") is None

@@ -1,0 +1,212 @@
+"""WorkerWorld: one worker in this process on a real Valkey and a lawless API, and as much of a leader as it needs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from celery.worker import state as celery_state
+
+from flowfleet import api as apis
+from flowfleet import broker
+from flowfleet.api.client import Mark
+from flowfleet.failpoints import Failpoints
+from flowfleet.flow_run import FlowRun, Message, Offer, claim_id
+from flowfleet.ledger.roster import Row
+from flowfleet.settings import WorkerSettings
+from tests.lawless_api import LawlessApi
+from tests.ledger_world import LedgerWorld
+from tests.waiting import until
+from workers.abilities import Abilities
+from workers.deployers.process import ProcessDeployer
+from workers.environment import Interpreter, Layers, worker_layer
+from workers.host import Host
+from workers.orders import Orders
+from workers.records import StateFolder
+from workers.service import Parts, Service
+
+#: ends at once, as an engine that has reported
+TELLS = "import json,os,urllib.request as u;"
+
+
+class Left(BaseException):
+    """The worker would have ended its process here."""
+
+
+class WorkerWorld:
+    """`submit(code)` is a run from Scheduled to its message in Redis; `start()` and `stop()` are a worker's life."""
+
+    def __init__(self, redis_url: str, folder: Path, *, slots: int = 2, **settings: Any) -> None:
+        self.api = LawlessApi().start()
+        self.ledger = LedgerWorld(redis_url)
+        self.folder = folder
+        self.settings = WorkerSettings(
+            api=self.api.api_url,
+            redis=redis_url,
+            fleet=self.ledger.fleet,
+            host="here",
+            slots=slots,
+            state_dir=folder / "state",
+            **settings,
+        )
+        self.client = apis.connect(self.settings, {"HOME": str(folder)})
+        self.app = broker.make_app(redis_url, fleet=self.ledger.fleet)
+        self.publisher = broker.Publisher(self.app)
+        self.worker = self.settings.identity
+        self.service: Service | None = None
+        self.code: int | None = None
+        self.left: list[int] = []
+        self._thread: threading.Thread | None = None
+        self._number = 0
+        self.api.add_pool()
+        self.offer = self.client.resolve(Offer(backend="prefect3", pools=("flowfleet",)), create=True)
+        (self.route,) = self.client.routes(self.offer)
+        self.ledger.roster.know([self.route])
+
+    # the worker
+
+    def build(self, *, failpoints: Failpoints | None = None, mode: str = "detach") -> Service:
+        host = Host.probe({"FLOWFLEET_MACHINE_ID": "m" * 32})
+        self._number += 1
+        row = Row(
+            worker=self.worker,
+            nonce=f"nonce-{self._number}",
+            offer=self.offer,
+            routes=(),
+            slots=self.settings.slots,
+            version="0.1.0",
+        )
+        self.state = StateFolder.open(self.settings.state_dir, host.machine_id, self.settings.name)
+        standing = self.ledger.roster.sign_on(row)
+        if standing is not None:
+            assert self.ledger.roster.sign_on(row, over=standing) is None
+        layers = Layers(base=worker_layer(os.environ, python=None, own_prefix=None))
+        parts = Parts(
+            settings=self.settings,
+            row=row,
+            app=broker.make_app(self.settings.redis, fleet=self.settings.fleet),
+            claims=self.ledger.claims,
+            roster=self.ledger.roster,
+            api=self.client,
+            deployer=ProcessDeployer(
+                host=host, abilities=Abilities.probe({"FLOWFLEET_PLAIN": os.environ.get("FLOWFLEET_TEST_PLAIN", "")})
+            ),
+            orders=Orders(
+                api=self.client,
+                layers=layers,
+                interpreter=Interpreter(path=sys.executable, prefect="3.8.8"),
+                log_limit=1 << 20,
+                stop_grace=2.0,
+            ),
+            state=self.state,
+            failpoints=failpoints or Failpoints(),
+            mode=mode,
+            count_refused=lambda _reason: self.ledger.claims.count("messages-refused"),
+            leave=self.left.append,
+        )
+        return Service(parts)
+
+    def start(self, **how: Any) -> Service:
+        """A worker that serves its route through an open gate."""
+        celery_state.reset_state()
+        celery_state.should_stop = None
+        if self.ledger.term == 0:
+            self.ledger.lead()
+            self.ledger.open()
+        service = self.service = self.build(**how)
+        self._thread = threading.Thread(target=self._run, args=(service,), daemon=True)
+        self._thread.start()
+        until(lambda: self._row().routes == (self.route,), 10, "the worker to serve its route")
+        return service
+
+    def _run(self, service: Service) -> None:
+        self.code = None
+        self.code = service.run()
+
+    def _row(self) -> Row:
+        return next(row for row in self.ledger.roster.rows() if row.worker == self.worker)
+
+    def stop(self) -> int:
+        """An orderly stop; the exit code."""
+        assert self.service is not None
+        assert self._thread is not None
+        if self.service.stopping.number is None:
+            self.service.stopping.request()
+        self._thread.join(20)
+        assert not self._thread.is_alive(), "the worker did not stop"
+        self.service.to_api.close()
+        self.service.to_ledger.close()
+        self.state.close()
+        self.service = None
+        assert self.code is not None
+        return self.code
+
+    def close(self) -> None:
+        if self.service is not None:
+            for attempt in self.service.attempts.running():
+                self.service.supervisor.stop(attempt.key, kill=True)
+            self.stop()
+        self.ledger.ledger.close()
+        self.api.stop()
+
+    # runs
+
+    def create(self, command: str | None = None, **variables: Any) -> FlowRun:
+        """A scheduled run that starts this command line."""
+        run_id = self.api.add_run(job_variables={"command": command, **variables})
+        due = until(lambda: self.client.due([self.offer], within_seconds=1, limit=50), 5, "due runs")
+        return next(run for one in due for run in one.runs if run.run_id == run_id)
+
+    def claim(self, run: FlowRun) -> Message:
+        """Claim it as the leader does, up to the message, which is not sent."""
+        call = f"00000000-0000-4000-8000-{int(run.run_id[:8], 16):012x}"
+        (outcome,) = self.ledger.claim(run, call=call)
+        assert outcome.moved, outcome
+        answer = self.client.claim([run], call, Mark(fleet=self.ledger.fleet))[run.run_id]
+        assert answer.verdict == "accepted", answer
+        claim = claim_id(call, run.run_id)
+        assert self.ledger.claims.accept(self.ledger.term, run.run_id, claim).moved
+        return Message(run_id=run.run_id, claim=claim, route=run.route)
+
+    def submit(self, code: str = "pass", **variables: Any) -> Message:
+        """A run of one line of Python, claimed and queued."""
+        return self.submit_command(f"{shlex.quote(sys.executable)} -c {shlex.quote(code)}", **variables)
+
+    def submit_command(self, command: str, **variables: Any) -> Message:
+        """A run of this command line, claimed and queued."""
+        message = self.claim(self.create(command, **variables))
+        self.publisher.publish(message)
+        return message
+
+    def finish(self, run_id: str) -> None:
+        """What the engine writes at its end."""
+        self.api.write(run_id, "COMPLETED")
+
+    def wait_gone(self, message: Message, seconds: float = 20) -> dict[str, Any]:
+        """Wait until the claim is settled; its record."""
+
+        def record() -> dict[str, Any] | None:
+            return next((dict(one) for one in self.ledger.claims.records() if one["claim"] == message.claim), None)
+
+        found = until(record, seconds, f"claim of {message.run_id} to be settled")
+        assert self.ledger.claims.get(message.run_id) is None
+        return found
+
+    def wait_state(self, message: Message, state: str, seconds: float = 15) -> Any:
+        """Wait until the claim is in this state."""
+
+        def there() -> Any:
+            claim = self.ledger.claims.get(message.run_id)
+            return claim if claim is not None and claim.state == state else None
+
+        return until(there, seconds, f"claim of {message.run_id} to be {state}")
+
+
+def quiet_celery() -> None:
+    """What Celery says of a thread that it does not own is no news in tests."""
+    logging.getLogger("celery").setLevel(logging.ERROR)

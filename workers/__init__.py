@@ -1,0 +1,1 @@
+"""workers: from Redis to the child and back to the API."""

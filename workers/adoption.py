@@ -1,0 +1,179 @@
+"""Adoption: a starting worker takes over what its predecessor on this host has left: runs, ends and reports.
+
+Per run folder that is not settled:
+
+    no start file            user code never begins any more (the file now says "abandoned"): handed back
+    start file, alive        watched as if it had been launched here; its claim is renewed at once
+    start file, ended        its true exit goes the way of every exit
+    report in the outbox     sent again
+    unknown version          left alone
+
+What a dead worker of another name has left (siblings.py) is first made ours in the ledger too.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from flowfleet.errors import BadMessage, LedgerUnavailable
+from flowfleet.flow_run import Route
+from flowfleet.ledger.claims import Claims, Held, Refusal, State
+from workers.attempts import Attempt, Attempts, fitting, held_of, held_to_intent
+from workers.deployment import Deployer
+from workers.errands import Errands
+from workers.handback import HandBack
+from workers.records import RunFolder
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ownership:
+    """Makes claims of dead workers of this host ours in the ledger."""
+
+    worker: str
+    nonce: str
+    claims: Claims
+
+    def claim(self, folder: RunFolder) -> Refusal | None:
+        """Ask for the claim of a run that we have become the keeper of; raises `LedgerUnavailable`."""
+        outcome = self.claims.adopt(folder.run_id, folder.claim, self.worker, self.nonce)
+        return outcome.refusal
+
+    def again(self, attempt: Attempt) -> bool:
+        """A claim is said to be another's: Redis may have lost that we have taken it over."""
+        if not attempt.folder.changed_hands() or self.claim(attempt.folder) is not None:
+            return False
+        logger.warning("the ledger had lost that a run was taken over", extra=attempt.fields)
+        return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adoption:
+    """Goes through the run folders once, before the first message is fetched."""
+
+    worker: str
+    claims: Claims
+    ownership: Ownership
+    deployer: Deployer
+    attempts: Attempts
+    handback: HandBack
+    to_ledger: Errands
+    on_alive: Callable[[str], None]
+    on_ended: Callable[[Attempt], None]
+
+    def adopt_all(self, folders: Iterable[RunFolder], reported: Callable[[str, str], bool]) -> int:
+        """Take over each of these unsettled run folders; how many of them are alive."""
+        alive = 0
+        for folder in folders:
+            if reported(folder.run_id, folder.claim):
+                continue  # its report is on its way, nothing else is open
+            alive += self._adopt_kept(folder) if folder.changed_hands() else self._adopt(folder)
+        return alive
+
+    def _adopt_kept(self, folder: RunFolder) -> bool:
+        fields = {"run_id": folder.run_id, "claim": folder.claim}
+        try:
+            refusal = self.ownership.claim(folder)
+        except LedgerUnavailable as exc:
+            # nothing of it may be touched before the ledger has us as its owner; the run itself needs nobody
+            logger.warning("run of a dead worker is adopted later", extra={**fields, "error": str(exc)})
+            self.to_ledger.post(lambda: self._adopt_later(folder))
+            return False
+        if refusal is Refusal.OWNER:
+            logger.error("run belongs to a worker of another host and is left alone", extra=fields)
+            return False
+        # any other refusal is said again by the next renewal, which knows what to do with it
+        return self._adopt(folder)
+
+    def _adopt_later(self, folder: RunFolder) -> None:
+        if self.ownership.claim(folder) is not Refusal.OWNER:
+            self._adopt(folder)
+
+    def _adopt(self, folder: RunFolder) -> bool:
+        fields = {"run_id": folder.run_id, "claim": folder.claim}
+        held = held_from_intent(folder) or self._held_by_ledger(folder)
+        deployment = self.deployer.adopt(folder.path)
+        if held is None:
+            # taken by nobody: the folder was made and the ledger was never asked, or has forgotten it since
+            if deployment is None:
+                logger.info("unused run folder removed", extra=fields)
+                folder.remove()
+            else:
+                logger.error("run of an unknown claim is left alone", extra=fields)
+                deployment.close()
+            return False
+        attempt = Attempt(held=held, folder=folder, deployment=deployment, adopted=True)
+        self.attempts.begin(attempt)
+        failed = folder.exit() if deployment is None and not (folder.exit_record() or {}).get("late") else None
+        if failed is not None:
+            # a start that failed, and its worker ended before it could say so
+            moved = self.attempts.move(attempt.key, State.ENDED, exit_=failed)
+            self.on_ended(moved or attempt)
+            return False
+        if deployment is None:
+            self.handback.give(attempt, "its worker ended before it was started")
+            return False
+        handle = dict(deployment.handle)
+        end = deployment.poll()
+        if end is not None:
+            deployment.close()
+            moved = self.attempts.move(attempt.key, State.ENDED, handle=handle, exit_=end)
+            logger.info("ended run adopted", extra={**fields, "exit": str(end)})
+            self.on_ended(moved or attempt)
+            return False
+        self.attempts.move(attempt.key, State.RUNNING, handle=handle)
+        # the predecessor may have died between the fork and this move; a repeat changes nothing
+        self.to_ledger.post(lambda: self._note_running(held, handle))
+        logger.info("running run adopted", extra={**fields, "pid": handle.get("pid")})
+        self.on_alive(attempt.key)
+        return True
+
+    def _note_running(self, held: Held, handle: Mapping[str, Any]) -> None:
+        self.claims.run(held.run_id, held.claim, self.worker, dict(fitting(handle) or {}))
+
+    def _held_by_ledger(self, folder: RunFolder) -> Held | None:
+        # killed between the move to `taken` and the note of its facts
+        try:
+            claim = self.claims.get(folder.run_id)
+        except LedgerUnavailable as exc:
+            logger.warning("claim of a run folder not read", extra={"run_id": folder.run_id, "error": str(exc)})
+            return None
+        if claim is None or claim.claim != folder.claim or claim.worker != self.worker:
+            return None
+        held = held_of(claim, State.TAKEN)
+        folder.note(**held_to_intent(held))
+        return held
+
+
+def held_from_intent(folder: RunFolder) -> Held | None:
+    """The claim as the folder has it; None when the folder was made and nothing was taken."""
+    intent = folder.intent() or {}
+    if "call" not in intent:
+        return None
+    state = State.STARTING
+    if folder.exit_record() is not None:
+        state = State.ENDED
+    elif folder.started() is not None:
+        state = State.RUNNING
+    try:
+        return Held(
+            run_id=folder.run_id,
+            claim=folder.claim,
+            call=str(intent["call"]),
+            route=Route.parse(str(intent["route"])),
+            name=str(intent["name"]),
+            due=datetime.fromisoformat(str(intent["due"])),
+            state=state,
+            attempt=int(intent.get("attempt", 1)),
+            policy=str(intent.get("policy", "report")),
+            handle=folder.started(),
+            exit=folder.exit_record() if state is State.ENDED else None,
+        )
+    except (KeyError, ValueError, BadMessage) as exc:
+        logger.error("run folder cannot be read", extra={"run_id": folder.run_id, "error": repr(exc)})
+        return None

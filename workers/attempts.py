@@ -1,0 +1,190 @@
+"""Attempts: every claim that this worker holds now, from taken to told, in one table behind one lock."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from flowfleet.ledger.claims import HANDLE_LIMIT, Claim, Held, State
+from workers.deployment import Deployment, Exit
+from workers.records import RunFolder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One attempt at a run as this worker holds it."""
+
+    held: Held
+    folder: RunFolder
+    deployment: Deployment | None = None
+    exit: Exit | None = None
+    #: taken over at start, not launched by this process
+    adopted: bool = False
+    #: the ledger says that it is not ours any more; its end is logged and not reported
+    fenced: bool = False
+    cancelled: bool = False
+    #: monotonic clock: since when we have it
+    since: float = field(default_factory=time.monotonic)
+
+    @property
+    def key(self) -> str:
+        """RUN.CLAIM."""
+        return f"{self.held.run_id}.{self.held.claim}"
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What log lines about it carry."""
+        return {"run_id": self.held.run_id, "claim": self.held.claim, "run_name": self.held.name}
+
+
+@dataclass
+class Attempts:
+    """The table. `on_change` is called, outside the lock, whenever a slot may have become free."""
+
+    on_change: Callable[[], None] = lambda: None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _table: dict[str, Attempt] = field(default_factory=dict)
+    _closed: bool = False
+    #: boot-time clock at which the latest accepted proof of life for a claim was sent
+    _proofs: dict[str, float] = field(default_factory=dict)
+
+    def begin(self, attempt: Attempt) -> bool:
+        """Enter an attempt; False when the worker is stopping, so that none begins behind the back of the stop."""
+        with self._lock:
+            if self._closed and not attempt.adopted:
+                return False
+            held = dataclasses.replace(attempt.held, handle=fitting(attempt.held.handle))
+            self._table[attempt.key] = dataclasses.replace(attempt, held=held)
+            return True
+
+    def close(self) -> None:
+        """From now on nothing begins. Takes no lock, since a signal handler calls it."""
+        self._closed = True
+
+    @property
+    def closed(self) -> bool:
+        """Whether the worker is stopping."""
+        return self._closed
+
+    def change(self, key: str, **changes: Any) -> Attempt | None:
+        """Replace fields of an attempt; None when it is not held any more."""
+        with self._lock:
+            attempt = self._table.get(key)
+            if attempt is None:
+                return None
+            attempt = dataclasses.replace(attempt, **changes)
+            self._table[key] = attempt
+        self.on_change()
+        return attempt
+
+    def move(self, key: str, state: State, *, handle: Any = None, exit_: Exit | None = None) -> Attempt | None:
+        """Note where the claim stands; a later state is never replaced by an earlier one."""
+        with self._lock:
+            attempt = self._table.get(key)
+            if attempt is None:
+                return None
+            order = [State.TAKEN, State.STARTING, State.RUNNING, State.ENDED]
+            held = attempt.held
+            if order.index(state) > order.index(held.state):
+                held = dataclasses.replace(held, state=state)
+            if handle is not None:
+                held = dataclasses.replace(held, handle=fitting(handle))
+            if exit_ is not None:
+                held = dataclasses.replace(held, exit=exit_.to_record())
+            attempt = dataclasses.replace(attempt, held=held, exit=exit_ or attempt.exit)
+            self._table[key] = attempt
+        self.on_change()
+        return attempt
+
+    def remove(self, key: str) -> Attempt | None:
+        """Let go of an attempt."""
+        with self._lock:
+            attempt = self._table.pop(key, None)
+            self._proofs.pop(key, None)
+        self.on_change()
+        return attempt
+
+    def get(self, key: str) -> Attempt | None:
+        """One attempt."""
+        with self._lock:
+            return self._table.get(key)
+
+    def of_run(self, run_id: str) -> Attempt | None:
+        """The attempt at this run."""
+        return next((attempt for attempt in self.all() if attempt.held.run_id == run_id), None)
+
+    def all(self) -> list[Attempt]:
+        """All of them, as of now."""
+        with self._lock:
+            return list(self._table.values())
+
+    def occupying(self) -> set[str]:
+        """Keys of those that take up a slot: all that have not ended."""
+        return {attempt.key for attempt in self.all() if attempt.held.state is not State.ENDED}
+
+    def running(self) -> list[Attempt]:
+        """Those with a deployment that lives."""
+        return [
+            attempt for attempt in self.all() if attempt.deployment is not None and attempt.held.state is State.RUNNING
+        ]
+
+    def prove(self, keys: list[str], sent: float) -> None:
+        """The ledger has accepted a proof of life for these claims that was sent at `sent` (boot-time clock)."""
+        with self._lock:
+            for key in keys:
+                self._proofs[key] = max(sent, self._proofs.get(key, sent))
+
+    def proof(self, key: str) -> float | None:
+        """When the latest accepted proof of life for this claim was sent."""
+        with self._lock:
+            return self._proofs.get(key)
+
+
+def fitting(handle: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """The handle as the ledger takes it: whole, or in its few short parts that people look at.
+
+    One that the ledger refused would let every renewal of this worker fail. Adoption reads the whole one on disk.
+    """
+    if handle is None:
+        return None
+    try:
+        if len(json.dumps(handle)) <= HANDLE_LIMIT:
+            return handle
+    except (TypeError, ValueError):
+        pass  # not JSON at all
+    known = {name: handle.get(name) for name in ("kind", "host", "id", "pid")}
+    return {name: value if isinstance(value, int) else str(value)[:200] for name, value in known.items() if value}
+
+
+def held_of(claim: Claim, state: State) -> Held:
+    """What a worker holds of a claim that it has just moved."""
+    return Held(
+        run_id=claim.run_id,
+        claim=claim.claim,
+        call=claim.call,
+        route=claim.route,
+        name=claim.name,
+        due=claim.due,
+        state=state,
+        attempt=claim.attempt,
+        policy=claim.policy,
+        handle=claim.handle,
+        exit=claim.exit,
+    )
+
+
+def held_to_intent(held: Held) -> dict[str, Any]:
+    """The facts of a claim for the run's folder, so that the next worker can hold it without the ledger."""
+    return {
+        "call": held.call,
+        "route": str(held.route),
+        "name": held.name,
+        "due": held.due.isoformat(),
+        "attempt": held.attempt,
+        "policy": held.policy,
+    }

@@ -1,0 +1,210 @@
+"""Worker: the `worker` command, where a worker is put together from its parts."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+
+import click
+
+from flowfleet import api as apis
+from flowfleet import broker, commands, control
+from flowfleet import ledger as ledgers
+from flowfleet.api.client import ApiClient
+from flowfleet.errors import SettingsError
+from flowfleet.failpoints import Failpoints
+from flowfleet.flow_run import Offer
+from flowfleet.hangup import Hangup
+from flowfleet.ledger import Ledger
+from flowfleet.ledger.roster import Row
+from flowfleet.monitor import page
+from flowfleet.settings import WorkerSettings, options
+from workers import clone, sign_on
+from workers import page as worker_page
+from workers.abilities import Abilities
+from workers.deployers.process import ProcessDeployer
+from workers.deployment import Deployer
+from workers.environment import Interpreter, Layers, choose_interpreter, parse_pairs, worker_layer
+from workers.host import Host
+from workers.orders import Orders
+from workers.records import StateFolder
+from workers.service import Parts, Service
+from workers.slots import require_hooks
+from workers.stopping import leave_at_once, resolve_mode, runs_in_container
+
+logger = logging.getLogger(__name__)
+
+DEPLOYERS = "flowfleet.deployers"
+
+
+@click.group(cls=commands.Group)
+@click.version_option(package_name="flowfleet", prog_name="worker")
+def cli() -> None:
+    """Run flow runs on this host, and look after the workers of a fleet."""
+
+
+@cli.command()
+@options(WorkerSettings, command="worker")
+def start(settings: WorkerSettings) -> int:
+    """Take flow runs from the queue and run them on this host."""
+    return serve(settings, os.environ)
+
+
+for _command in control.worker_commands:
+    cli.add_command(_command)
+
+
+def serve(settings: WorkerSettings, environ: Mapping[str, str]) -> int:
+    """Build the worker, run it to its end, and return the exit code."""
+    leave_at_once()
+    hangup = Hangup()
+    hangup.install()
+    require_hooks()
+    failpoints = Failpoints.from_environment(environ)
+    taken_off = broker.take_off_celery_variables(os.environ)
+    if taken_off:
+        logger.info("variables of Celery are ignored", extra={"variables": ", ".join(taken_off)})
+    mode = resolve_mode(settings.on_stop, environ, in_container=runs_in_container(environ))
+    api = apis.connect(settings, environ)
+    hangup.serve(api)
+    layers, interpreter = _interpreter(settings, environ, api.backend)
+    ledger = ledgers.connect(settings.redis, settings.fleet)
+    host, abilities = Host.probe(environ), Abilities.probe(environ)
+    for sentence in abilities.missing():
+        logger.warning(sentence)
+    deployer = _deployer(settings.deploy, host, abilities)
+    state = sign_on.open_state(settings, host, environ)
+    sign_on.check_ledger(ledger)
+    row = _row(settings, api, sign_on.new_nonce(), wait=hangup.wait)
+    _sign_on(ledger, row, state, host, api)
+    parts = Parts(
+        settings=settings,
+        row=row,
+        app=broker.make_app(settings.redis, fleet=settings.fleet, task_events=settings.task_events),
+        claims=ledger.claims,
+        roster=ledger.roster,
+        api=api,
+        deployer=deployer,
+        orders=_orders(settings, api, layers, interpreter),
+        state=state,
+        failpoints=failpoints,
+        mode=mode,
+        count_refused=lambda _reason: ledger.claims.count("messages-refused"),
+    )
+    service = Service(parts)
+    hangup.then = service.to_api.retry
+    return _run(service, settings, ledger, row)
+
+
+def _interpreter(settings: WorkerSettings, environ: Mapping[str, str], backend: str) -> tuple[Layers, Interpreter]:
+    if settings.deploy != "process":
+        base = worker_layer(environ, python=None, own_prefix=None)
+        return _layers(settings, base), Interpreter(path="python", prefect="")
+    own = Path(sys.prefix)
+    base = worker_layer(environ, python=settings.python, own_prefix=own)
+    chosen = choose_interpreter(
+        _layers(settings, base).build({}, {}, run_id="", claim=""),
+        python=settings.python,
+        backend=backend,
+        fallback=sys.executable,
+    )
+    if settings.python is None and chosen.path == sys.executable:
+        # ours, and not on PATH: its own commands should be found by the flows all the same
+        base = worker_layer(environ, python=Path(sys.executable), own_prefix=None)
+    logger.info("interpreter for flows", extra={"python": chosen.path, "prefect": chosen.prefect})
+    return _layers(settings, base), chosen
+
+
+def _layers(settings: WorkerSettings, base: Mapping[str, str]) -> Layers:
+    return Layers(base=base, import_paths=settings.import_paths, extra=parse_pairs(settings.env))
+
+
+def _orders(settings: WorkerSettings, api: ApiClient, layers: Layers, interpreter: Interpreter) -> Orders:
+    return Orders(
+        api=api,
+        layers=layers,
+        interpreter=interpreter,
+        log_limit=settings.log_limit,
+        stop_grace=settings.stop_grace,
+    )
+
+
+def _deployer(kind: str, host: Host, abilities: Abilities) -> Deployer:
+    if kind == "process":
+        return ProcessDeployer(host=host, abilities=abilities)
+    found = [entry for entry in metadata.entry_points(group=DEPLOYERS) if entry.name == kind]
+    if not found:
+        raise SettingsError(f"--deploy {kind} is unknown, use process or the name of an installed deployer")
+    deployer: Deployer = found[0].load()()
+    return deployer
+
+
+def _row(settings: WorkerSettings, api: ApiClient, nonce: str, *, wait: Callable[[float], None]) -> Row:
+    offered = Offer(
+        backend=api.backend,
+        pools=settings.pools if api.backend == "prefect3" else (),
+        work_queues=settings.work_queues,
+        labels=settings.labels,
+        tenant=settings.tenant_id,
+    )
+    resolved: list[Offer] = []
+    sign_on.patiently(api.probe, "the Prefect API", wait=wait)
+    sign_on.patiently(lambda: resolved.append(api.resolve(offered, create=True)), "the Prefect API", wait=wait)
+    return Row(
+        worker=settings.identity,
+        nonce=nonce,
+        offer=resolved[0],
+        routes=(),
+        slots=settings.slots,
+        version=metadata.version("flowfleet"),
+        address=settings.agent_address,
+        deploy=settings.deploy,
+    )
+
+
+def _sign_on(ledger: Ledger, row: Row, state: StateFolder, host: Host, api: ApiClient) -> None:
+    sign_on.patiently(lambda: _prove_and_sign_on(ledger, row, state, host), "Redis")
+    state.remember(boot_id=host.boot_id, nonce=row.nonce, fleet=ledger.store.fleet, api=api.address, worker=row.worker)
+
+
+def _prove_and_sign_on(ledger: Ledger, row: Row, state: StateFolder, host: Host) -> None:
+    seconds = ledger.gate.lease().ttl_seconds
+    predecessor = clone.dead_predecessor(ledger.roster, state, host, row.worker, watch_seconds=seconds)
+    sign_on.sign_on(ledger.roster, row, predecessor=predecessor, watch_seconds=seconds)
+
+
+def _run(service: Service, settings: WorkerSettings, ledger: Ledger, row: Row) -> int:
+    service.stopping.install()
+    # neither is closed again: their threads end with the process, and waiting for them would lengthen each stop
+    ledger.hints.listen(partial(_heard, service))
+    if settings.agent_address:
+        try:
+            page.serve(settings.agent_address, worker_page.handlers(service.vitals), settings.page_token)
+        except SettingsError:
+            # it never served: its row must not look alive until it lapses
+            ledger.roster.sign_off(row.worker, row.nonce)
+            raise
+    return service.run()
+
+
+def _heard(service: Service, kind: str, _text: str) -> None:
+    if kind in ("routes", "wanted", "cancel"):
+        service.renewer.nudge()
+
+
+def main() -> None:
+    """The console script."""
+    code = commands.run(cli, name="worker")
+    logging.shutdown()
+    sys.stdout.flush()
+    # threads of the pool and of a hung connection are not waited for: all that matters is on disk and in the ledger
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

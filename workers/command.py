@@ -1,0 +1,158 @@
+"""Command: the process of a run between the fork and its first own instruction, and why it may not get there.
+
+Standard library only: part of the shim.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+
+from workers import kernel
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # the shim does without typing
+    from typing import Any, NoReturn
+
+#: of the range -1000 … 1000: the kernel takes a run before its shim, the worker or Redis
+_OOM_SCORE = 500
+
+
+class Child:
+    """The forked command, waiting at its gate."""
+
+    def __init__(self, pid: int, report: int, gate: int = -1) -> None:
+        self.pid = pid
+        #: closes without a word once the command is executed, else says what went wrong
+        self.report = report
+        self._gate = gate
+
+    def release(self) -> None:
+        """Let it go on to execute the command."""
+        os.write(self._gate, b"\n")
+        self._close_gate()
+
+    def discard(self) -> None:
+        """Let it end without executing anything."""
+        self._close_gate()
+
+    def _close_gate(self) -> None:
+        if self._gate >= 0:
+            os.close(self._gate)
+            self._gate = -1
+
+
+def fork(request: dict[str, Any], folder: str, log: int, *, proc: bool) -> Child:
+    """Fork the command in a group of its own; it waits at a gate, and ends there if its shim dies."""
+    if request["cwd"] is None:
+        os.makedirs(os.path.join(folder, "work"), mode=0o700, exist_ok=True)
+    gate, opener = os.pipe()
+    report, reporter = os.pipe()
+    # no signal may meet the child before its handlers are the default ones: it would be lost
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(opener)
+            os.close(report)
+            _become(request, folder, log, gate, reporter, proc=proc)
+        finally:
+            os._exit(127)
+    try:
+        os.setpgid(pid, pid)  # on both sides: a stop in between must not miss it
+    except (ProcessLookupError, PermissionError):
+        pass
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    os.close(gate)
+    os.close(reporter)
+    return Child(pid, report, opener)
+
+
+def _become(request: dict[str, Any], folder: str, log: int, gate: int, reporter: int, *, proc: bool) -> NoReturn:
+    step = "prepare"
+    try:
+        _prepare(log, proc=proc)
+        if not os.read(gate, 1):
+            os._exit(127)  # the shim is gone: this run never began
+        step = "cwd"
+        os.chdir(request["cwd"] or os.path.join(folder, "work"))
+        os.umask(request["umask"])
+        step = "late"
+        if request["not_after"] is not None and kernel.boot_clock() > request["not_after"]:
+            raise TimeoutError(0, "")
+        step = "exec"
+        os.execvpe(  # noqa: S606 - by the run's own PATH, without a shell
+            request["argv"][0], request["argv"], request["env"]
+        )
+    except OSError as exc:
+        os.write(reporter, json.dumps({"step": step, "errno": exc.errno or 0}).encode())
+    except ValueError:
+        os.write(reporter, json.dumps({"step": "values", "errno": 0}).encode())
+    os._exit(127)
+
+
+def _prepare(log: int, *, proc: bool) -> None:
+    os.setpgid(0, 0)
+    signal.set_wakeup_fd(-1)
+    for number in signal.valid_signals():
+        if number not in (signal.SIGKILL, signal.SIGSTOP) and signal.getsignal(number) not in (signal.SIG_DFL, None):
+            signal.signal(number, signal.SIG_DFL)
+    if proc:
+        _raise_oom_score()
+    os.dup2(log, 1)
+    os.dup2(log, 2)  # 0 is null already
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def _raise_oom_score() -> None:
+    try:
+        fd = os.open("/proc/self/oom_score_adj", os.O_RDWR)
+        if int(os.read(fd, 16)) < _OOM_SCORE:
+            os.write(fd, str(_OOM_SCORE).encode())
+        os.close(fd)
+    except (OSError, ValueError):
+        pass  # a courtesy to the host; the run does not depend on it
+
+
+def explain(trouble: dict[str, Any], request: dict[str, Any], folder: str) -> dict[str, Any]:
+    """The sentence for what kept the command from being executed."""
+    step, number = trouble["step"], trouble["errno"]
+    place = request["cwd"] or os.path.join(folder, "work")
+    name = request["argv"][0]
+    if step == "late":
+        return {"late": True, "error": "it was too late to start: this worker's right to the run had run out"}
+    if step == "values":
+        return {"error": "its command or environment has a zero byte or an empty name in it"}
+    if step == "cwd":
+        return {"error": _of_place(place, number)}
+    if step == "prepare":
+        return {"error": f"its process could not be set up: {os.strerror(number)}"}
+    return {"error": _of_command(name, os.path.join(place, name), request, number)}
+
+
+def _of_place(place: str, number: int) -> str:
+    if number == errno.ENOENT:
+        return f"its working folder {place} does not exist on this host"
+    if number == errno.ENOTDIR:
+        return f"its working folder {place} is not a folder"
+    if number in (errno.EACCES, errno.EPERM):
+        return f"there is no permission to enter its working folder {place}"
+    return f"its working folder {place} cannot be entered: {os.strerror(number)}"
+
+
+def _of_command(name: str, path: str, request: dict[str, Any], number: int) -> str:
+    if number == errno.ENOENT:
+        if "/" not in name:
+            return f"there is no command {name} on this host's PATH ({request['path']})"
+        if os.path.exists(path):
+            return f"the interpreter that the first line of {path} names does not exist on this host"
+        return f"there is no {path} on this host"
+    known = {
+        errno.EACCES: f"there is no permission to execute {name}",
+        errno.EPERM: f"there is no permission to execute {name}",
+        errno.ENOEXEC: f"{name} is no program that this host can execute",
+        errno.E2BIG: "its command and environment together are too large for this host",
+    }
+    return known.get(number) or f"{name} cannot be executed: {os.strerror(number)}"

@@ -1,0 +1,1 @@
+"""Deployers: the ways to start a run, one file each."""

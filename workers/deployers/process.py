@@ -1,0 +1,143 @@
+"""ProcessDeployer: runs as subprocesses of this host, each below a shim that outlives the worker."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from flowfleet.errors import StartFailed
+from workers.abilities import Abilities
+from workers.deployers.subprocess_run import Parts, SubprocessRun
+from workers.deployment import Deployment, Exit, Order
+from workers.host import Host
+from workers.launcher import Launcher, NoAnswer
+from workers.records import RunFolder
+
+logger = logging.getLogger(__name__)
+
+_BIRTH_LOOKS = 100
+_BIRTH_PAUSE_SECONDS = 0.02
+
+
+class ProcessDeployer:
+    """Starts runs through one launcher and finds them again by their folders."""
+
+    kind = "process"
+
+    def __init__(
+        self,
+        *,
+        host: Host,
+        abilities: Abilities,
+        launcher: Launcher | None = None,
+        wait: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._host = host
+        self._abilities = abilities
+        self._launcher = launcher or Launcher(reap_orphans=abilities.subreaper)
+        self._wait = wait
+        self._umask = _umask()
+
+    def start(self, order: Order) -> Deployment:
+        """Start the command below a shim; raises `StartFailed` when it certainly did not begin."""
+        request = self._request(order)
+        try:
+            answer = self._ask(request)
+        except NoAnswer as exc:
+            return self._settle_start(order, str(exc))
+        status = answer.get("status")
+        if status == "started":
+            return SubprocessRun(RunFolder(order.folder), self._parts(), started=answer["started"])
+        if status == "taken":  # a second start of the same attempt: whoever won is the run
+            return self._settle_start(order, "its start file is taken")
+        sentence = str(answer.get("error") or "its shim did not say why")
+        raise StartFailed(f"Run {order.run_id} could not be started: {sentence}.")
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return self._launcher.launch(request)
+        except NoAnswer as exc:
+            # asking again is safe: the start file lets one shim win
+            logger.warning("shim did not answer, asked again", extra={"run_id": request["run_id"], "error": str(exc)})
+            return self._launcher.launch(request)
+
+    def _settle_start(self, order: Order, reason: str) -> Deployment:
+        deployment = self.adopt(order.folder)
+        if deployment is None:
+            raise StartFailed(f"Run {order.run_id} could not be started: {reason}.")
+        return deployment
+
+    def _request(self, order: Order) -> dict[str, Any]:
+        host, abilities = self._host, self._abilities
+        return {
+            "v": 1,
+            "run_id": order.run_id,
+            "claim": order.claim,
+            "folder": str(order.folder),
+            "argv": list(order.argv),
+            "env": dict(order.env),
+            "path": order.env.get("PATH", os.defpath),
+            "cwd": order.cwd,
+            "umask": self._umask,
+            "not_after": order.not_after,
+            "log_limit": order.log_limit,
+            "stop_grace": order.stop_grace,
+            "handle": {"kind": self.kind, "host": host.name, "boot_id": host.boot_id, "pid_ns": host.pid_ns},
+            "abilities": {
+                "proc": abilities.proc,
+                "subreaper": abilities.subreaper,
+                "holes": abilities.holes,
+            },
+        }
+
+    def adopt(self, folder: Path) -> Deployment | None:
+        """Find a run again by its folder; None = it never began, and its start file says that it never will."""
+        run = RunFolder(folder)
+        start = run.start()
+        if start is None and run.abandon("its worker ended before it was started"):
+            return None
+        start = run.start() or {}
+        if start.get("by") == "abandoned":
+            return None
+        self._await_birth(run)
+        record = run.exit_record()
+        if record is not None and record.get("late"):
+            run.drop_work()
+            return None
+        if start.get("boot_id") not in (None, self._host.boot_id):
+            return self._from_another_boot(run)
+        started = run.started()
+        if started is None and record is None and not run.shim_alive():
+            # the command waits at its gate until started.json is written, and ends there with its shim
+            run.write_exit(Exit(error="its shim was killed before the command began"), begun=False)
+        return SubprocessRun(run, self._parts(), started=started or start)
+
+    def _await_birth(self, run: RunFolder) -> None:
+        for _ in range(_BIRTH_LOOKS):
+            if run.started() is not None or run.exit_record() is not None or not run.shim_alive():
+                return
+            self._wait(_BIRTH_PAUSE_SECONDS)
+        # alive and slow (a hanging file system): it may still begin, so it is watched
+
+    def _from_another_boot(self, run: RunFolder) -> Deployment:
+        if run.exit_record() is None:
+            end = Exit(unknown=True, why="its host restarted while it ran")
+            run.write_exit(end, begun=True)
+        return SubprocessRun(run, self._parts(), started=run.started() or run.start() or {}, over=True)
+
+    def _parts(self) -> Parts:
+        return Parts(host=self._host, abilities=self._abilities)
+
+    def close(self) -> None:
+        """End the launcher; runs go on."""
+        self._launcher.close()
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask

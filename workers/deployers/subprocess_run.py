@@ -1,0 +1,287 @@
+"""SubprocessRun: one started subprocess, fresh or adopted, watched through its shim or, without one, by itself."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from workers import output, processes
+from workers.abilities import Abilities
+from workers.deployment import Exit, Handle
+from workers.host import Host
+from workers.records import RunFolder
+
+logger = logging.getLogger(__name__)
+
+_HANDLE = ("kind", "host", "id", "boot_id", "pid_ns", "pid", "ticks", "command_pid", "command_ticks")
+#: init reaps an orphan within this time, as a rule; only then does the kernel tell its exit
+_INFO_SECONDS = 3.0
+_CLEAR_SECONDS = 5.0
+_AGAIN_SECONDS = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What a run needs of its worker."""
+
+    host: Host
+    abilities: Abilities
+
+
+class Doorbell:
+    """One descriptor that turns readable when the run should be asked, whatever it is that is being watched."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._watched: int | None = None
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._reader, False)
+        os.set_blocking(self._writer, False)
+        self._epoll.register(self._reader, select.EPOLLIN)
+        self._lock = threading.Lock()
+
+    def fileno(self) -> int:
+        """The descriptor."""
+        return self._epoll.fileno()
+
+    def watch(self, fd: int | None) -> None:
+        """Ring at the end of this process instead of the one before."""
+        if self._watched is not None:
+            self._epoll.unregister(self._watched)
+        self._watched = fd
+        if fd is not None:
+            self._epoll.register(fd, select.EPOLLIN)
+
+    def ring_in(self, seconds: float) -> None:
+        """Ring once after a while."""
+        if seconds <= 0:
+            self._ring()
+            return
+        timer = threading.Timer(seconds, self._ring)
+        timer.daemon = True
+        timer.start()
+
+    def _ring(self) -> None:
+        with self._lock:
+            if not self._epoll.closed:
+                os.write(self._writer, b"!")
+
+    def answer(self) -> None:
+        """Stop ringing."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._reader, 64)
+
+    def close(self) -> None:
+        """Let go of all descriptors."""
+        with self._lock:
+            if not self._epoll.closed:
+                self._epoll.close()
+                os.close(self._reader)
+                os.close(self._writer)
+
+
+class SubprocessRun:
+    """The Deployment of a subprocess."""
+
+    def __init__(self, folder: RunFolder, parts: Parts, *, started: Mapping[str, Any], over: bool = False) -> None:
+        self._folder = folder
+        self._parts = parts
+        self._started = started
+        self._bell = Doorbell() if parts.abilities.pidfd else None
+        self._shim: processes.Grip | None = None
+        self._command: processes.Grip | None = None
+        self._exit: Exit | None = None
+        self._stopped_by: str | None = None
+        self._over_since: float | None = None
+        self._closed = False
+        self._over = over
+        if not over:
+            self._shim = self._grip_shim()
+            self._command = self._grip_command()
+        self._watch(self._shim or self._command)
+
+    # -- the Deployment protocol
+
+    @property
+    def handle(self) -> Handle:
+        """By which it is found again."""
+        if not self._started.get("command_pid"):
+            self._started = self._folder.started() or self._started
+        return {name: self._started.get(name) for name in _HANDLE}
+
+    def fileno(self) -> int | None:
+        """Readable when `poll` should be asked; None = ask each second."""
+        return self._bell.fileno() if self._bell else None
+
+    def poll(self) -> Exit | None:
+        """Its Exit once nothing of it is left."""
+        if self._exit is not None:
+            return self._exit
+        if self._bell:
+            self._bell.answer()
+        if self._shim is not None:
+            if self._shim.alive():
+                return None
+            self._lost_shim()
+        if self._command is not None and self._command.alive():
+            return None
+        if not self._cleared():
+            return None
+        end = self._outcome()
+        if end is not None:
+            self._finish(end)
+        return self._exit
+
+    def begun(self) -> bool:
+        """False only with proof that user code never ran and never will."""
+        record = self._folder.exit_record()
+        return record is None or bool(record.get("begun", True))
+
+    def stop(self) -> None:
+        """TERM, grace, KILL."""
+        self._stopped_by = self._stopped_by or "term"
+        if self._shim is not None and self._shim.alive():
+            self._shim.send(signal.SIGTERM)
+        elif not self._over and self._exit is None:
+            self._signal_members(signal.SIGTERM)
+            timer = threading.Timer(float(self._started.get("stop_grace") or 0.0), self.kill)
+            timer.daemon = True
+            timer.start()
+
+    def kill(self) -> None:
+        """KILL all of it."""
+        if self._exit is not None or self._over:
+            return
+        self._stopped_by = "kill"
+        if self._shim is not None and self._shim.alive():
+            self._shim.send(signal.SIGUSR1)
+        else:
+            self._signal_members(signal.SIGKILL)
+
+    def close(self) -> None:
+        """Let go of descriptors."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._bell:
+            self._bell.close()
+        for grip in (self._shim, self._command):
+            if grip is not None:
+                grip.close()
+        self._shim = self._command = None
+
+    # -- what is being watched
+
+    def _grip_shim(self) -> processes.Grip | None:
+        pid, start = int(self._started.get("pid") or 0), self._folder.path / "start"
+        if self._started.get("pid_ns") != self._parts.host.pid_ns:
+            # a container with the same volume: its pids mean nothing here, but the lock does
+            return processes.LockGrip(pid, start, ours=False)
+        if not self._parts.abilities.pidfd:
+            return processes.LockGrip(pid, start)
+        return processes.PidfdGrip.take(pid, self._started.get("ticks"))
+
+    def _grip_command(self) -> processes.Grip | None:
+        pid = self._started.get("command_pid")
+        if not pid or self._started.get("pid_ns") != self._parts.host.pid_ns:
+            return None
+        if not self._parts.abilities.pidfd:
+            grip = processes.PolledGrip(int(pid), float(self._started.get("shim_started_at") or 0.0))
+            return grip if grip.alive() else None
+        return processes.PidfdGrip.take(int(pid), self._started.get("command_ticks"))
+
+    def _watch(self, grip: processes.Grip | None) -> None:
+        if self._bell is None:
+            return
+        self._bell.watch(grip.fileno() if grip else None)
+        if grip is None:
+            self._bell.ring_in(0.0)  # nothing to wait for: ask at once
+
+    def _lost_shim(self) -> None:
+        assert self._shim is not None
+        self._watch_none()
+        self._shim.close()
+        self._shim = None
+        if self._folder.exit_record() is None:
+            self._started = self._folder.started() or self._started
+            self._command = self._command or self._grip_command()
+            logger.warning("shim was killed", extra={"run_id": self._folder.run_id, "claim": self._folder.claim})
+            if self._command is not None and self._bell is not None:
+                self._bell.watch(self._command.fileno())
+
+    def _watch_none(self) -> None:
+        if self._bell is not None:
+            self._bell.watch(None)
+
+    def _again(self) -> None:
+        self._watch_none()
+        if self._bell is not None:
+            self._bell.ring_in(_AGAIN_SECONDS)
+
+    # -- the end
+
+    def _cleared(self) -> bool:
+        """Is nothing of the run left? What is, is killed here, since no shim does it any more."""
+        if self._over or (self._folder.cleared() and self._parts.abilities.subreaper):
+            return True
+        if self._over_since is None:
+            self._over_since = time.monotonic()
+        left = self._signal_members(signal.SIGKILL)
+        if left and time.monotonic() - self._over_since < _CLEAR_SECONDS:
+            self._again()
+            return False
+        return True
+
+    def _outcome(self) -> Exit | None:
+        """How it ended; None = the kernel may tell in a moment."""
+        recorded = self._folder.exit()
+        if recorded is not None:
+            return recorded
+        if self._folder.started() is None:
+            end = Exit(error="its shim was killed before the command began", ended_at=time.time())
+            self._folder.write_exit(end, begun=False)
+            return end
+        end = Exit(unknown=True, stopped_by=self._stopped_by, ended_at=time.time())
+        if self._command is not None and self._parts.abilities.pidfd_info:
+            status = self._command.exit_status()
+            if status is None and self._waiting_for_init():
+                return None
+            if status is not None:
+                code = os.waitstatus_to_exitcode(status)
+                end = dataclasses.replace(
+                    end, unknown=False, code=code if code >= 0 else None, signal=-code if code < 0 else None
+                )
+        self._folder.write_exit(end, begun=True)
+        return end
+
+    def _waiting_for_init(self) -> bool:
+        if self._over_since is None:
+            self._over_since = time.monotonic()
+        if time.monotonic() - self._over_since > _INFO_SECONDS:
+            return False
+        self._again()
+        return True
+
+    def _finish(self, end: Exit) -> None:
+        self._exit = dataclasses.replace(end, last_lines=output.last_lines(self._folder.log))
+        self._folder.drop_work()
+
+    def _signal_members(self, number: signal.Signals) -> int:
+        if self._started.get("pid_ns") != self._parts.host.pid_ns:
+            return 0
+        return processes.signal_members(
+            self._folder.run_id,
+            self._folder.claim,
+            number,
+            session=int(self._started.get("pid") or 0),
+            group=int(self._started.get("command_pid") or 0),
+        )

@@ -1,0 +1,239 @@
+"""Endings: the way of an ended run from the supervisor to the ledger, to the API, and out of this worker's hands."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from flowfleet.api.client import Answer, ApiClient, Kind, RunState, Verdict
+from flowfleet.errors import ApiRejected, ApiUnavailable, LedgerUnavailable
+from flowfleet.failpoints import Failpoints
+from flowfleet.ledger.claims import Claims, Held, Outcome, Refusal, State
+from workers.attempts import Attempt, Attempts
+from workers.deployment import Exit
+from workers.errands import Errands
+from workers.logbook import Logbook
+from workers.outbox import Outbox, Report
+from workers.records import RunRecords
+from workers.reports import SECOND_LOOK_SECONDS, Decision, Step, decide, for_cancelled
+
+logger = logging.getLogger(__name__)
+
+#: ends wait this long for others, so that one request asks about all of them
+GATHER_SECONDS = 0.3
+#: a full disk is tried again this often
+DISK_SECONDS = 10.0
+
+
+class Endings:
+    """Takes each end through `ended` in the ledger, a look at the API, a report if one is due, and the release."""
+
+    def __init__(
+        self,
+        *,
+        attempts: Attempts,
+        claims: Claims,
+        api: ApiClient,
+        worker: str,
+        runs: RunRecords,
+        to_ledger: Errands,
+        to_api: Errands,
+        logbook: Logbook,
+        failpoints: Failpoints,
+        on_settled: Callable[[Attempt | None, str], None],
+        take_again: Callable[[Attempt], bool] = lambda _attempt: False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._attempts = attempts
+        self._claims = claims
+        self._api = api
+        self._worker = worker
+        self._runs = runs
+        self._to_ledger = to_ledger
+        self._to_api = to_api
+        self._logbook = logbook
+        self._failpoints = failpoints
+        self._on_settled = on_settled
+        self._take_again = take_again
+        self._clock = clock
+        self._lock = threading.Lock()
+        #: key → (when to look, whether it was looked at before)
+        self._looks: dict[str, tuple[float, bool]] = {}
+        self.outbox: Outbox | None = None  # set by whoever joins the two
+
+    def ended(self, attempt: Attempt) -> None:
+        """A run of ours has ended; its exit is on disk."""
+        self._failpoints.hit("end.before_record")
+        self._to_ledger.post(lambda: self._record(attempt.key))
+
+    def answered(self, report: Report, answer: Answer) -> None:
+        """The API has taken or refused a report."""
+        state = answer.state
+        if answer.verdict is Verdict.ACCEPTED:
+            self._logbook.say(report.run_id, report.message, logging.ERROR)
+            logger.info("end reported", extra={"run_id": report.run_id, "claim": report.claim, "kind": report.kind})
+            self._release(report, report.kind.value.lower())
+        elif answer.gone or (state is not None and state.kind.terminal):
+            outcome = "gone" if answer.gone or state is None else state.kind.value.lower()
+            self._release(report, outcome)
+        elif self._attempts.get(report.key) is None:
+            logger.warning(
+                "report refused and dropped",
+                extra={"run_id": report.run_id, "claim": report.claim, "reason": answer.reason},
+            )
+            self._release(report, "refused")
+        else:
+            # something else stands there since we looked: look again and decide anew
+            self._look(report.key, SECOND_LOOK_SECONDS, before=True)
+
+    # -- the ledger
+
+    def _record(self, key: str) -> None:
+        attempt = self._attempts.get(key)
+        if attempt is None or attempt.exit is None:
+            return
+        held = attempt.held
+        if attempt.fenced:
+            self._lost(attempt, "fenced")
+            return
+        outcome = self._claims.end(held.run_id, held.claim, self._worker, attempt.exit.to_record())
+        if _is_ended(outcome):
+            self._failpoints.hit("end.after_record")
+            self._look(key, GATHER_SECONDS, before=False)
+        elif outcome.refusal is Refusal.UNKNOWN:
+            # a ledger that lost its data: the next renewal writes the claim again, or says that it is not ours
+            raise LedgerUnavailable(f"the ledger does not know the ended run {held.run_id} yet")
+        elif outcome.refusal is Refusal.OWNER and self._take_again(attempt):
+            self._to_ledger.post(lambda: self._record(key))
+        else:
+            self._lost(attempt, str(outcome.refusal))
+
+    def _lost(self, attempt: Attempt, why: str) -> None:
+        # whoever owns the run now tells its end; the true exit is still worth a line to its reader
+        logger.warning(
+            "ended run is not ours any more", extra={**attempt.fields, "why": why, "exit": str(attempt.exit)}
+        )
+        self._logbook.say(
+            attempt.held.run_id,
+            f"The process of an earlier attempt at this flow run on {self._worker} {attempt.exit}.",
+            logging.WARNING,
+        )
+        self._settle(attempt.held.run_id, attempt.held.claim, "lost")
+
+    def _release(self, ended: Report | Held, outcome: str) -> None:
+        run_id, claim = ended.run_id, ended.claim
+        owner = ended.worker if isinstance(ended, Report) else self._worker
+
+        def release() -> None:
+            done = self._claims.release(run_id, claim, owner, outcome)
+            if not done.moved:
+                logger.info(
+                    "claim was gone before its release",
+                    extra={"run_id": run_id, "claim": claim, "refusal": str(done.refusal)},
+                )
+            self._settle(run_id, claim, outcome)
+
+        self._to_ledger.post(release)
+
+    def _settle(self, run_id: str, claim: str, outcome: str) -> None:
+        folder = self._runs.find(run_id, claim)
+        if folder.path.exists():
+            folder.settle()
+        if self.outbox is not None:
+            self.outbox.delivered(run_id, claim)
+        attempt = self._attempts.remove(f"{run_id}.{claim}")
+        logger.info("run settled", extra={"run_id": run_id, "claim": claim, "outcome": outcome})
+        self._on_settled(attempt, outcome)
+
+    # -- the API
+
+    def _look(self, key: str, after: float, *, before: bool) -> None:
+        with self._lock:
+            self._looks[key] = (self._clock() + after, before)
+        self._to_api.post(self._look_at_all, after=after)
+
+    def _look_at_all(self) -> None:
+        now = self._clock() + 0.05
+        with self._lock:
+            due = {key: before for key, (at, before) in self._looks.items() if at <= now}
+        attempts = {key: attempt for key in due if (attempt := self._attempts.get(key)) is not None}
+        if attempts:
+            states = self._states(list(attempts.values()))
+            for key, attempt in attempts.items():
+                try:
+                    self._decide(attempt, states.get(attempt.held.run_id), looked_before=due[key])
+                except OSError as exc:
+                    # no room for its report: looked at again, and no other end waits for it
+                    self._no_room(attempt, exc)
+                    self._look(key, DISK_SECONDS, before=due[key])
+        with self._lock:
+            for key in due:
+                # a second look that was asked for meanwhile stays
+                if key in self._looks and self._looks[key][0] <= now:
+                    del self._looks[key]
+
+    def _states(self, attempts: list[Attempt]) -> dict[str, RunState]:
+        try:
+            return self._api.states([attempt.held.run_id for attempt in attempts])
+        except ApiUnavailable:
+            for attempt in attempts:
+                if attempt.exit is not None and not attempt.exit.ok:
+                    try:
+                        self._keep(attempt, attempt.exit)
+                    except OSError as exc:
+                        self._no_room(attempt, exc)
+            raise
+        except ApiRejected as exc:
+            # an end is never given up: the API may understand us after its next upgrade
+            raise ApiUnavailable(f"the API refused to tell the states of ended runs: {exc}") from exc
+
+    def _decide(self, attempt: Attempt, state: RunState | None, *, looked_before: bool) -> None:
+        if attempt.exit is None:
+            return
+        if attempt.fenced:
+            self._lost(attempt, "fenced")
+            return
+        decision = decide(attempt.exit, state, backend=self._api.backend, looked_before=looked_before)
+        if attempt.cancelled:
+            decision = for_cancelled(decision)
+        if decision.step is Step.LOOK_AGAIN:
+            self._look(attempt.key, SECOND_LOOK_SECONDS, before=True)
+        elif decision.step is Step.RELEASE:
+            self._release(attempt.held, decision.outcome)
+        else:
+            self._tell(attempt, decision)
+
+    def _tell(self, attempt: Attempt, decision: Decision) -> None:
+        assert self.outbox is not None
+        self.outbox.put(self._report(attempt, decision))
+
+    def _keep(self, attempt: Attempt, end: Exit) -> None:
+        # as it will be told if the API turns out to have no end of its own
+        assert self.outbox is not None
+        running = RunState(run_id=attempt.held.run_id, run_name=attempt.held.name, kind=Kind.RUNNING, name="Running")
+        decision = decide(end, running, backend=self._api.backend, looked_before=True)
+        self.outbox.keep(self._report(attempt, decision))
+
+    def _no_room(self, attempt: Attempt, exc: OSError) -> None:
+        logger.error(
+            "report cannot be written to the disk, tried again",
+            extra={**attempt.fields, "error": str(exc), "next_try_seconds": DISK_SECONDS},
+        )
+
+    def _report(self, attempt: Attempt, decision: Decision) -> Report:
+        assert decision.kind is not None
+        return Report(
+            run_id=attempt.held.run_id,
+            claim=attempt.held.claim,
+            kind=decision.kind,
+            message=decision.message,
+            worker=self._worker,
+        )
+
+
+def _is_ended(outcome: Outcome) -> bool:
+    claim = outcome.claim
+    # a repeat after a lost answer
+    return outcome.moved or (outcome.refusal is Refusal.STATE and claim is not None and claim.state is State.ENDED)

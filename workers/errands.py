@@ -1,0 +1,134 @@
+"""Errands: a thread that does small jobs for one neighbour, each repeated until the neighbour has answered."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from flowfleet.errors import ApiUnavailable, FleetError, KeyRefused, LedgerError
+from flowfleet.outage import Outage, backoff
+
+logger = logging.getLogger(__name__)
+
+Job = Callable[[], None]
+
+#: a refused key is asked again only this often: most servers count refusals
+KEY_SECONDS = 60.0
+#: a job that fails by a fault of ours is tried this often
+FAULTS = 8
+
+
+class Errands:
+    """Jobs run one after the other; one that meets `ApiUnavailable` or trouble of ledger or host is tried again."""
+
+    def __init__(self, neighbour: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._neighbour = neighbour
+        self._clock = clock
+        self._outage = Outage(neighbour, logger, clock)
+        self._changed = threading.Condition()
+        self._jobs: list[tuple[float, int, int, Job]] = []
+        self._order = itertools.count()
+        self._busy = False
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name=f"errands-{neighbour}", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def post(self, job: Job, *, after: float = 0.0) -> None:
+        """Do the job in `after` seconds."""
+        self._push(self._clock() + after, 0, job)
+
+    def _push(self, when: float, tries: int, job: Job) -> None:
+        with self._changed:
+            heapq.heappush(self._jobs, (when, next(self._order), tries, job))
+            self._changed.notify_all()
+
+    def hurry(self) -> None:
+        """Do what was put off on purpose now; what waits for its neighbour goes on waiting."""
+        with self._changed:
+            self._jobs = [(0.0 if tries == 0 else when, order, tries, job) for when, order, tries, job in self._jobs]
+            heapq.heapify(self._jobs)
+            self._changed.notify_all()
+
+    def retry(self) -> None:
+        """What waits for its neighbour is tried now: it may answer again."""
+        with self._changed:
+            self._jobs = [(0.0 if tries else when, order, tries, job) for when, order, tries, job in self._jobs]
+            heapq.heapify(self._jobs)
+            self._changed.notify_all()
+
+    def idle(self) -> bool:
+        """Whether nothing is left to do, now or later."""
+        with self._changed:
+            return not self._jobs and not self._busy
+
+    def wait_idle(self, seconds: float) -> bool:
+        """Wait until everything is done; False when it is not after `seconds` or when the neighbour is away."""
+        deadline = self._clock() + seconds
+        with self._changed:
+            while self._jobs or self._busy:
+                left = deadline - self._clock()
+                if left <= 0 or self._outage.lasts:
+                    return False
+                self._changed.wait(min(left, 0.2))
+        return True
+
+    def close(self) -> None:
+        """End the thread after the job in hand; jobs that are left are not done."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        while True:
+            entry = self._next()
+            if entry is None:
+                return
+            tries, job = entry
+            try:
+                self._do(tries, job)
+            finally:
+                with self._changed:
+                    self._busy = False
+                    self._changed.notify_all()
+
+    def _next(self) -> tuple[int, Job] | None:
+        with self._changed:
+            while not self._closed:
+                now = self._clock()
+                if self._jobs and self._jobs[0][0] <= now:
+                    _, _, tries, job = heapq.heappop(self._jobs)
+                    self._busy = True
+                    return tries, job
+                self._changed.wait(self._jobs[0][0] - now if self._jobs else None)
+        return None
+
+    def _do(self, tries: int, job: Job) -> None:
+        try:
+            job()
+        except (ApiUnavailable, LedgerError) as exc:
+            wait = KEY_SECONDS if isinstance(exc, KeyRefused) else backoff(tries)
+            self._outage.failed(exc, next_try=wait)
+            self._push(self._clock() + wait, tries + 1, job)
+        except FleetError as exc:
+            logger.error("an errand was refused", extra={"neighbour": self._neighbour, "error": str(exc)})
+        except OSError as exc:  # a full or failing disk: what is to be told there may be room for later
+            wait = backoff(tries, first=2.0, most=60.0)
+            logger.error(
+                "an errand met an error of this host",
+                extra={"neighbour": self._neighbour, "error": str(exc), "next_try_seconds": round(wait, 1)},
+            )
+            self._push(self._clock() + wait, tries + 1, job)
+        except Exception:  # a fault of ours in one errand must not end all others
+            again = tries < FAULTS
+            logger.exception("an errand failed", extra={"neighbour": self._neighbour, "again": again})
+            if again:
+                self._push(self._clock() + backoff(tries, first=2.0, most=60.0), tries + 1, job)
+        else:
+            self._outage.passed()

@@ -1,0 +1,103 @@
+"""Farewell: how a worker goes: what becomes of its runs, its last words to Redis and the API, its sign-off."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from flowfleet.ledger.claims import State
+from flowfleet.ledger.roster import Roster, Row
+from workers.attempts import Attempts
+from workers.deployment import Deployer
+from workers.errands import Errands
+from workers.flow_output import FlowOutput
+from workers.pruner import Pruner
+from workers.renewal import Renewer
+from workers.stopping import Stopping, wait_for_runs
+from workers.supervisor import Supervisor
+
+logger = logging.getLogger(__name__)
+
+#: what a stop waits for the last words to Redis and the API
+LAST_WORDS_SECONDS = 1.5
+#: what runs that were told to end get beyond their grace: to be killed, looked at and reported
+TELL_SECONDS = 15.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Farewell:
+    """The end of one worker, said once Celery has let go."""
+
+    row: Row
+    #: what becomes of runs at a stop: detach, wait or cancel
+    mode: str
+    #: what runs get to end by themselves, and again once they were told to
+    grace: float
+    attempts: Attempts
+    supervisor: Supervisor
+    renewer: Renewer
+    pruner: Pruner
+    output: FlowOutput | None
+    roster: Roster
+    deployer: Deployer
+    to_ledger: Errands
+    to_api: Errands
+    stopping: Stopping
+    clock: Callable[[], float] = time.monotonic
+    wait: Callable[[float], None] = time.sleep
+
+    def say(self) -> None:
+        """Nothing begins any more; end or leave the runs, and sign off."""
+        self.attempts.close()
+        # Celery may also end by itself: then nobody has asked for the end of any run
+        mode = self.mode if self.stopping.number is not None else "detach"
+        if mode == "detach":
+            self.to_api.hurry()
+            # a hand-back goes from one to the other and back
+            for errands in (self.to_ledger, self.to_api, self.to_ledger):
+                errands.wait_idle(LAST_WORDS_SECONDS)
+        else:
+            self._end_runs(mode)
+        self._sign_off()
+        self.stopping.done()
+
+    def _end_runs(self, mode: str) -> None:
+        if mode == "wait" and self._wait(self.grace):
+            return
+        stopped: set[str] = set()
+
+        def stop_all() -> None:
+            # looked for again and again: a launch in hand turns running after the first look
+            for attempt in self.attempts.running():
+                if attempt.key not in stopped:
+                    stopped.add(attempt.key)
+                    self.supervisor.stop(attempt.key)
+
+        self._wait(self.grace + TELL_SECONDS, meanwhile=stop_all)
+
+    def _wait(self, seconds: float, meanwhile: Callable[[], None] = lambda: None) -> bool:
+        return wait_for_runs(self.attempts, seconds, clock=self.clock, wait=self.wait, meanwhile=meanwhile)
+
+    def _sign_off(self) -> None:
+        left = [attempt for attempt in self.attempts.all() if attempt.held.state is not State.ENDED]
+        self.supervisor.close()
+        if self.output is not None:
+            self.output.close()  # after the last end was seen: it copies what is still uncopied
+        self.renewer.close()
+        self.pruner.close()
+        try:
+            self.roster.sign_off(self.row.worker, self.row.nonce)
+        except Exception as exc:  # noqa: BLE001 - whatever it is, the leader notices our silence
+            logger.warning("not signed off", extra={"error": str(exc)})
+        self.deployer.close()
+        if not left:
+            logger.info("worker stopped, no run is left", extra={"worker": self.row.worker})
+            return
+        names = ", ".join(f"{one.held.name} ({one.held.run_id})" for one in left)
+        logger.warning(
+            "worker stopped, its runs go on and the next worker on this host adopts them: `flowfleet status` shows "
+            "them, and to end them start this worker again under its name with `--on-stop cancel` and stop it",
+            extra={"worker": self.row.worker, "runs": names},
+        )

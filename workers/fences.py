@@ -1,0 +1,78 @@
+"""Fences: what becomes of a run whose claim was cancelled, or is not this worker's any more."""
+
+from __future__ import annotations
+
+import logging
+
+from flowfleet.api.client import ApiClient, Kind
+from flowfleet.errors import LedgerError
+from flowfleet.ledger.claims import Claims, Refusal, State
+from workers.attempts import Attempt, Attempts
+from workers.errands import Errands
+from workers.supervisor import Supervisor
+
+logger = logging.getLogger(__name__)
+
+
+class Fences:
+    """Told by each renewal; what has to be asked of the API is an errand."""
+
+    def __init__(
+        self,
+        *,
+        worker: str,
+        attempts: Attempts,
+        claims: Claims,
+        api: ApiClient,
+        supervisor: Supervisor,
+        to_api: Errands,
+    ) -> None:
+        self._worker = worker
+        self._attempts = attempts
+        self._claims = claims
+        self._api = api
+        self._supervisor = supervisor
+        self._to_api = to_api
+
+    def cancelled(self, attempt: Attempt) -> None:
+        """Somebody wants it cancelled; one that has not begun is refused its start by the ledger."""
+        if attempt.deployment is not None:
+            # the engine writes Crashed on a bare TERM, so it gets none
+            self._supervisor.stop(attempt.key, kill=True)
+
+    def fenced(self, attempt: Attempt, refusal: Refusal) -> None:
+        """The ledger says that the claim is not ours; said with every renewal until it is marked."""
+        ours = False
+        if refusal is Refusal.OWNER:
+            try:
+                ours = self._still_ours(attempt)
+            except LedgerError as exc:
+                logger.info("owner of the claim is asked for again", extra={**attempt.fields, "error": str(exc)})
+                return
+        if ours and (attempt.deployment is None or attempt.held.state is State.ENDED):
+            return  # the next door that it has to pass looks at the claim itself
+        if attempt.deployment is None or attempt.held.state is State.ENDED:
+            self._attempts.change(attempt.key, fenced=True)
+        else:
+            self._to_api.post(lambda: self._judge(attempt, refusal, ours=ours))
+
+    def _still_ours(self, attempt: Attempt) -> bool:
+        """Whether only our row has another owner: a process that took our name while we were cut off has no claim."""
+        claim = self._claims.get(attempt.held.run_id)
+        return claim is None or (claim.claim == attempt.held.claim and claim.worker in (None, self._worker))
+
+    def _judge(self, attempt: Attempt, refusal: Refusal, *, ours: bool) -> None:
+        now = self._attempts.get(attempt.key)
+        if now is None or now.fenced:
+            return
+        state = self._api.states([attempt.held.run_id]).get(attempt.held.run_id)
+        if ours and (state is None or state.kind is not Kind.SCHEDULED):
+            return  # it is stopped only for one who has it instead; asked again with the next renewal
+        if refusal is Refusal.STATE and state is not None and state.kind in (Kind.RUNNING, Kind.PENDING):
+            return  # given up by the leader and not yet said so at the API: asked again with the next renewal
+        if self._attempts.change(attempt.key, fenced=True) is None:
+            return
+        if state is not None and state.kind.terminal:
+            logger.warning("run goes on though it has an end at the API", extra=attempt.fields)
+        else:
+            self._supervisor.stop(attempt.key)

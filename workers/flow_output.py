@@ -1,0 +1,94 @@
+"""FlowOutput: copies what runs print to the worker's own stdout, each line behind the run's name."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+_LOOK_SECONDS = 0.25
+_CHUNK = 64 * 1024
+
+
+@dataclass
+class _Tail:
+    path: Path
+    name: str
+    offset: int = 0
+    rest: bytes = b""
+    last: bool = False
+
+
+class FlowOutput:
+    """One thread that reads on in all followed files."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stdout
+        self._lock = threading.Lock()
+        self._tails: dict[Path, _Tail] = {}
+        self._thread = threading.Thread(target=self._run, name="flow-output", daemon=True)
+        self._closed = threading.Event()
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def follow(self, path: Path, name: str, *, from_now: bool = False) -> None:
+        """Copy this file, all of it or what is new."""
+        offset = path.stat().st_size if from_now and path.exists() else 0
+        with self._lock:
+            self._tails.setdefault(path, _Tail(path, name, offset))
+
+    def finish(self, path: Path) -> None:
+        """Its run has ended: copy what is left and let go."""
+        with self._lock:
+            if path in self._tails:
+                self._tails[path].last = True
+
+    def close(self) -> None:
+        """Copy what is there and end."""
+        self._closed.set()
+        if self._thread.is_alive():
+            self._thread.join(1.0)
+
+    def _run(self) -> None:
+        while not self._closed.wait(_LOOK_SECONDS):
+            self.copy()
+        self.copy()
+
+    def copy(self) -> None:
+        """Copy what is new in each file."""
+        with self._lock:
+            tails = [(tail, tail.last) for tail in self._tails.values()]
+        for tail, last in tails:
+            self._copy(tail)
+            if last:
+                if tail.rest:
+                    self._say(tail.name, tail.rest)
+                with self._lock:
+                    self._tails.pop(tail.path, None)
+
+    def _copy(self, tail: _Tail) -> None:
+        try:
+            fd = os.open(tail.path, os.O_RDONLY)
+        except FileNotFoundError:
+            return
+        try:
+            size = os.fstat(fd).st_size
+            if size < tail.offset:  # cut to its cap by copying: what is there now is new enough
+                tail.offset = 0
+            while data := os.pread(fd, _CHUNK, tail.offset):
+                tail.offset += len(data)
+                lines = (tail.rest + data.replace(b"\0", b"")).split(b"\n")
+                tail.rest = lines.pop()
+                for line in lines:
+                    self._say(tail.name, line)
+        finally:
+            os.close(fd)
+
+    def _say(self, name: str, line: bytes) -> None:
+        self._stream.write(f"{name} | {line.decode('utf-8', 'replace')}\n")
+        self._stream.flush()

@@ -1,0 +1,111 @@
+"""HandBack: a claim whose user code never began goes back to the API as Scheduled: ledger, API, ledger, in this order.
+
+A crash in between leaves the claim `returning`, and the leader finishes it. A claim that Redis has lost is told to the
+API all the same.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from flowfleet.api.client import Answer, ApiClient, Kind, Mark, Verdict
+from flowfleet.errors import ApiUnavailable
+from flowfleet.failpoints import Failpoints
+from flowfleet.ledger.claims import Claims, Held, Refusal
+from workers.attempts import Attempt, Attempts
+from workers.errands import Errands
+from workers.records import RunFolder
+
+logger = logging.getLogger(__name__)
+
+
+class HandBack:
+    """Gives claims back; every step is repeated until its neighbour has answered."""
+
+    def __init__(
+        self,
+        *,
+        attempts: Attempts,
+        claims: Claims,
+        api: ApiClient,
+        worker: str,
+        mark: Mark,
+        to_ledger: Errands,
+        to_api: Errands,
+        failpoints: Failpoints,
+        on_told: Callable[[str], None] = lambda _reason: None,
+        take_again: Callable[[Attempt], bool] = lambda _attempt: False,
+    ) -> None:
+        self._attempts = attempts
+        self._claims = claims
+        self._api = api
+        self._worker = worker
+        self._mark = mark
+        self._to_ledger = to_ledger
+        self._to_api = to_api
+        self._failpoints = failpoints
+        #: called with a reason of few words once the API has it back
+        self._on_told = on_told
+        self._take_again = take_again
+
+    def give(self, attempt: Attempt, reason: str, *, cancelled: bool = False) -> None:
+        """Hand back an attempt that is taken or starting; its folder must not be able to start any more."""
+        logger.info("run is handed back", extra={**attempt.fields, "reason": reason})
+        self._to_ledger.post(lambda: self._give(attempt, reason, cancelled=cancelled))
+
+    def _give(self, attempt: Attempt, reason: str, *, cancelled: bool) -> None:
+        held = attempt.held
+        outcome = self._claims.give_back(held.run_id, held.claim, reason, worker=self._worker, never_began=True)
+        if outcome.refusal is Refusal.OWNER and self._take_again(attempt):
+            outcome = self._claims.give_back(held.run_id, held.claim, reason, worker=self._worker, never_began=True)
+        self._attempts.remove(attempt.key)
+        lost = outcome.refusal is Refusal.UNKNOWN
+        if not outcome.moved and not lost:
+            # the leader has taken it back and tells the API itself, or it is somebody else's
+            logger.info("nothing to hand back", extra={**attempt.fields, "refusal": str(outcome.refusal)})
+            _close(attempt.folder)
+            return
+        self._failpoints.hit("return.after_ledger")
+        if lost:
+            # perhaps Redis has lost it: then nobody else ever tells the API, and the call's id fences what we write
+            logger.warning("claim is unknown to the ledger, handed back all the same", extra=attempt.fields)
+            self._to_api.post(lambda: self._tell_lost(held, attempt.folder, reason))
+        else:
+            self._to_api.post(lambda: self._tell(held, attempt.folder, reason, cancelled=cancelled))
+
+    def _tell(self, held: Held, folder: RunFolder, reason: str, *, cancelled: bool) -> None:
+        if cancelled:
+            answer = self._report_cancelled(held)
+        else:
+            answer = self._api.hand_back(held.run_id, held.call, held.due, self._mark, reason, never_began=True)
+            if answer.being_cancelled:
+                answer = self._report_cancelled(held)
+        self._told(held, folder, answer)
+
+    def _tell_lost(self, held: Held, folder: RunFolder, reason: str) -> None:
+        answer = self._api.hand_back(held.run_id, held.call, held.due, self._mark, reason, never_began=True)
+        # Cancelling carries no call's id: it may by now be about an attempt that another claim is at
+        if answer.being_cancelled and self._claims.get(held.run_id) is None:
+            answer = self._report_cancelled(held)
+        self._told(held, folder, answer)
+
+    def _told(self, held: Held, folder: RunFolder, answer: Answer) -> None:
+        if answer.verdict is Verdict.UNSURE:
+            raise ApiUnavailable(f"no definite answer to the hand-back of run {held.run_id}: {answer.reason}")
+        if answer.verdict is Verdict.ACCEPTED:
+            self._on_told("not started")
+        self._failpoints.hit("return.after_api")
+        self._to_ledger.post(lambda: self._drop(held, folder))
+
+    def _report_cancelled(self, held: Held) -> Answer:
+        return self._api.report(held.run_id, Kind.CANCELLED, "Cancelled before it was started.", self._mark)
+
+    def _drop(self, held: Held, folder: RunFolder) -> None:
+        self._claims.drop(held.run_id, held.claim, worker=self._worker)
+        _close(folder)
+
+
+def _close(folder: RunFolder) -> None:
+    # user code never began here, so there is nothing to keep a day for
+    folder.remove()

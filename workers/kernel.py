@@ -1,0 +1,135 @@
+"""Kernel: the few system calls and /proc files that Python has no function for.
+
+Standard library only, without dataclasses and typing: the shim carries this module, and each page of it counts once
+for every run. Each function says what it returns where the platform lacks it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import struct
+import sys
+import time
+
+LINUX = sys.platform.startswith("linux")
+
+_PR_SET_NAME = 15
+_PR_SET_CHILD_SUBREAPER = 36
+_KEEP_SIZE_AND_PUNCH = 3  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
+_PIDFD_GET_INFO = 0xC040FF0B
+_PIDFD_INFO_EXIT = 1 << 3
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_prctl = getattr(_libc, "prctl", None) if LINUX else None
+_fallocate = getattr(_libc, "fallocate64", None) or getattr(_libc, "fallocate", None) if LINUX else None
+if _prctl is not None:
+    _prctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong]
+if _fallocate is not None:
+    _fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+
+
+def boot_clock() -> float:
+    """Seconds since the host started, sleep included; a frozen process cannot fool it, nor a change of the date."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+def set_name(name: str) -> None:
+    """The name of this process in `ps -o comm` (15 bytes); nothing where the platform has no such call."""
+    if _prctl is not None:
+        text = ctypes.create_string_buffer(name.encode()[:15])
+        _prctl(_PR_SET_NAME, ctypes.addressof(text), 0, 0, 0)
+
+
+def set_title(title: str) -> None:
+    """The command line that `ps` shows, written over our own arguments; as much of it as they have room for."""
+    try:
+        with open("/proc/self/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+        start, end = int(fields[45]), int(fields[46])
+    except (OSError, IndexError, ValueError):
+        return
+    room = end - start
+    if start > 0 and room > 1:
+        ctypes.memmove(start, title.encode()[: room - 1].ljust(room, b"\0"), room)
+
+
+def become_subreaper() -> bool:
+    """Orphans below this process become its children; False where the platform cannot."""
+    return _prctl is not None and _prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+
+
+def punch_hole(fd: int, length: int) -> bool:
+    """Give the first `length` bytes of a file back to the disk, offsets stay; False where that is not possible."""
+    return _fallocate is not None and _fallocate(fd, _KEEP_SIZE_AND_PUNCH, 0, length) == 0
+
+
+def stat_fields(pid: int | str) -> list[str] | None:
+    """`/proc/PID/stat` from the state on (state, parent, group, session, …), or None: no such process, no /proc."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            text = file.read().decode("ascii", "replace")
+    except OSError:
+        return None
+    return text.rpartition(")")[2].split() or None
+
+
+def start_ticks(pid: int) -> int | None:
+    """When the process was started, in clock ticks since boot: with its pid and the boot id, who it is."""
+    fields = stat_fields(pid)
+    return int(fields[19]) if fields else None
+
+
+def children() -> list[int] | None:
+    """The pids of our own children, ended ones that nobody waited for included; None without /proc."""
+    try:
+        with open(f"/proc/self/task/{os.getpid()}/children", "rb") as file:
+            return [int(pid) for pid in file.read().split()]
+    except OSError:
+        return _children_by_scan()
+
+
+def _children_by_scan() -> list[int] | None:
+    # a kernel built without the children file still lists all processes
+    try:
+        pids = [name for name in os.listdir("/proc") if name.isdigit()]
+    except OSError:
+        return None
+    us = str(os.getpid())
+    return [int(pid) for pid in pids if (fields := stat_fields(pid)) and fields[1] == us]
+
+
+def oom_kills() -> int:
+    """How often the kernel has killed for want of memory since boot; -1 where it does not say."""
+    try:
+        with open("/proc/vmstat", "rb") as file:
+            for line in file:
+                if line.startswith(b"oom_kill "):
+                    return int(line.split()[1])
+    except (OSError, ValueError):
+        return -1
+    return -1
+
+
+def pidfd_exit_status(pidfd: int) -> int | None:
+    """The wait status of an ended process that was not our child (Linux ≥ 6.15), once its parent has reaped it."""
+    told = _pidfd_info(pidfd)
+    if told is None or not struct.unpack_from("=Q", told, 0)[0] & _PIDFD_INFO_EXIT:
+        return None
+    return int(struct.unpack_from("=i", told, 60)[0])
+
+
+def pidfd_info_works(pidfd: int) -> bool:
+    """True where the kernel knows the question at all."""
+    return _pidfd_info(pidfd) is not None
+
+
+def _pidfd_info(pidfd: int) -> bytearray | None:
+    told = bytearray(64)
+    struct.pack_into("=Q", told, 0, _PIDFD_INFO_EXIT)
+    try:
+        fcntl.ioctl(pidfd, _PIDFD_GET_INFO, told)
+    except OSError:
+        return None
+    return told

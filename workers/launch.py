@@ -1,0 +1,307 @@
+"""Launch: the short Celery task that takes a claim, asks the API what to run, and starts it.
+
+Every way out leaves the claim with somebody: the supervisor (started), the endings (a start that failed), the
+hand-back (user code never began), or the leader (the ledger did not answer).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from celery import Celery
+
+from flowfleet.api.client import Answer, ApiClient, Job, Kind, Mark, Verdict
+from flowfleet.errors import (
+    ApiRejected,
+    ApiUnavailable,
+    BadMessage,
+    DeployError,
+    LedgerUnavailable,
+    RunGone,
+)
+from flowfleet.failpoints import Failpoints
+from flowfleet.flow_run import TASK_NAME, Message
+from flowfleet.ledger.claims import Claims, Held, Refusal, State
+from workers.attempts import Attempt, Attempts, fitting, held_of, held_to_intent
+from workers.deployment import Deployer, Deployment, Exit
+from workers.errands import Errands
+from workers.handback import HandBack
+from workers.kernel import boot_clock
+from workers.logbook import Logbook
+from workers.orders import Orders
+from workers.patience import Patience
+from workers.records import RunRecords
+from workers.standing import Standing
+
+logger = logging.getLogger(__name__)
+
+#: what a frozen worker may have lost between the check and the fork
+MARGIN_SECONDS = 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """One message to one started run."""
+
+    worker: str
+    nonce: str
+    mark: Mark
+    claims: Claims
+    api: ApiClient
+    deployer: Deployer
+    orders: Orders
+    attempts: Attempts
+    standing: Standing
+    runs: RunRecords
+    handback: HandBack
+    logbook: Logbook
+    to_ledger: Errands
+    to_api: Errands
+    failpoints: Failpoints
+    on_started: Callable[[str], None]
+    on_failed: Callable[[Attempt], None]
+    patience: Patience
+
+    def __call__(self, message: Message) -> None:
+        """Take it and start it; a fault of ours on the way gives the claim away like any other way out."""
+        try:
+            self._launch(message)
+        except Exception:
+            logger.exception("a launch failed", extra={"run_id": message.run_id, "claim": message.claim})
+            self._recover(message)
+
+    def _launch(self, message: Message) -> None:
+        self.failpoints.hit("take.on_arrival")
+        attempt = self._take(message)
+        if attempt is None:
+            return
+        if not self.attempts.begin(attempt):
+            self._return(attempt, f"{self.worker} is stopping")
+            return
+        job = self._ask(attempt)
+        if job is not None and self._start(attempt):
+            self._deploy(attempt, job)
+
+    # -- take
+
+    def _take(self, message: Message) -> Attempt | None:
+        run_id, claim = message.run_id, message.claim
+        fields = {"run_id": run_id, "claim": claim}
+        # the folder comes first: a worker killed after the move below must be able to find what it has taken
+        ours = {"worker": self.worker, "fleet": self.mark.fleet, "api": self.api.address}
+        folder = self.runs.create(run_id, claim, {"route": str(message.route), **ours})
+        if folder is None:
+            logger.warning("message delivered twice, dropped", extra=fields)
+            return None
+        self.failpoints.hit("take.after_folder")
+        sent = boot_clock()
+        try:
+            outcome = self.patience.with_ledger(lambda: self.claims.take(run_id, claim, self.worker, self.nonce))
+        except LedgerUnavailable as exc:
+            # nobody knows whether it was carried out; without renewals the leader hands it back
+            logger.warning("take got no answer, left to the leader", extra={**fields, "error": str(exc)})
+            folder.abandon("the ledger did not answer")
+            folder.remove()
+            return None
+        if not outcome.moved or outcome.claim is None:
+            logger.info("claim not taken", extra={**fields, "refusal": str(outcome.refusal)})
+            folder.remove()
+            return None
+        self.failpoints.hit("take.after_move")
+        held = held_of(outcome.claim, State.TAKEN)
+        folder.note(**held_to_intent(held))
+        attempt = Attempt(held=held, folder=folder)
+        self.attempts.prove([attempt.key], sent)
+        logger.info("run taken", extra={**attempt.fields, "route": str(held.route), "attempt": held.attempt})
+        return attempt
+
+    # -- ask
+
+    def _ask(self, attempt: Attempt) -> Job | None:
+        """What to run, if it is still ours; else the claim is given away and the answer is None."""
+        held = attempt.held
+        try:
+            job = self.patience.with_api(lambda: self.api.job(held.run_id))
+        except ApiUnavailable as exc:
+            self._return(attempt, f"the API did not answer {self.worker}: {exc}")
+            return None
+        except RunGone:
+            self._return(attempt, "the run does not exist any more")
+            return None
+        except (DeployError, ApiRejected) as exc:
+            if self._start(attempt):
+                self._fail(attempt, str(exc))
+            return None
+        state = job.state
+        if state.kind is Kind.PENDING and state.call in (None, held.call):
+            return job
+        if state.kind is Kind.CANCELLING:
+            self._return(attempt, "cancelled before it was started", cancelled=True)
+        else:
+            self._return(attempt, f"the run is {state.name} at the API and not waiting for this claim")
+        return None
+
+    # -- start
+
+    def _start(self, attempt: Attempt) -> bool:
+        """Taken → starting, in the ledger and then at the API; False when the claim was given away."""
+        held = attempt.held
+        sent = boot_clock()
+        try:
+            outcome = self.patience.with_ledger(
+                lambda: self.claims.start(held.run_id, held.claim, self.worker, self.nonce)
+            )
+        except LedgerUnavailable as exc:
+            self._return(attempt, f"Redis did not answer {self.worker}: {exc}")
+            return False
+        if not outcome.moved:
+            cancelled = outcome.refusal is Refusal.CANCELLED
+            self._return(attempt, f"the start was refused: {outcome.refusal}", cancelled=cancelled)
+            return False
+        self.attempts.move(attempt.key, State.STARTING)
+        self.attempts.prove([attempt.key], sent)
+        self.failpoints.hit("start.after_move")
+        return self._launching(attempt)
+
+    def _launching(self, attempt: Attempt) -> bool:
+        held = attempt.held
+        try:
+            answer = self.patience.with_api(lambda: self._ask_launching(held))
+        except ApiUnavailable as exc:
+            self._return(attempt, f"the API did not answer {self.worker}: {exc}")
+            return False
+        if answer.verdict is Verdict.ACCEPTED:
+            return True
+        self._return(attempt, f"the API refused the launch: {answer.reason}")
+        return False
+
+    def _ask_launching(self, held: Held) -> Answer:
+        answer = self.api.launching(held.run_id, held.call, held.claim, self.mark)
+        if answer.verdict is Verdict.UNSURE:
+            raise ApiUnavailable(f"no definite answer to the launch of run {held.run_id}: {answer.reason}")
+        return answer
+
+    def _deploy(self, attempt: Attempt, job: Job) -> None:
+        key = attempt.key
+        now = self.attempts.get(key)
+        not_after = self._not_after(key)
+        if self.attempts.closed:
+            self._return(attempt, f"{self.worker} is stopping")
+            return
+        if now is not None and now.cancelled:
+            self._return(attempt, "cancelled before it was started", cancelled=True)
+            return
+        if now is None or now.fenced or boot_clock() >= not_after:
+            self._return(attempt, f"it was too late to start it on {self.worker}")
+            return
+        self.failpoints.hit("start.before_fork")
+        try:
+            order = self.orders.make(attempt.held, job, attempt.folder, not_after=not_after)
+            deployment = self.deployer.start(order)
+        except DeployError as exc:
+            self._not_started(attempt, exc)
+            return
+        self.failpoints.hit("start.after_fork")
+        self._running(attempt, deployment)
+
+    def _not_after(self, key: str) -> float:
+        proof = self.attempts.proof(key)
+        return (proof or boot_clock()) + self.standing.lease.ttl_seconds - MARGIN_SECONDS
+
+    def _not_started(self, attempt: Attempt, error: DeployError) -> None:
+        record = attempt.folder.exit_record() or {}
+        if record.get("late"):
+            # the shim came after the deadline and did not begin: nothing is wrong with the run itself
+            self._return(attempt, f"it was too late to start it on {self.worker}")
+            return
+        self._fail(attempt, str(error).removeprefix(f"Run {attempt.held.run_id} could not be started: "))
+
+    def _running(self, attempt: Attempt, deployment: Deployment) -> None:
+        held, whole = attempt.held, dict(deployment.handle)
+        handle = fitting(whole) or {}
+        self.attempts.change(attempt.key, deployment=deployment)
+        self.attempts.move(attempt.key, State.RUNNING, handle=handle)
+        self.on_started(attempt.key)
+        now = self.attempts.get(attempt.key)
+        if now is not None and now.fenced:
+            logger.warning("claim was lost while its run was started", extra=attempt.fields)
+            deployment.stop()
+        elif now is not None and now.cancelled:
+            # said while there was nothing to end yet, and it is said only once
+            logger.info("run was cancelled while it was started", extra=attempt.fields)
+            deployment.kill()
+        logger.info("run started", extra={**attempt.fields, "pid": handle.get("pid")})
+        try:
+            self.claims.run(held.run_id, held.claim, self.worker, handle)
+        except LedgerUnavailable:
+            self.to_ledger.post(lambda: self._note_running(held, handle))
+        self.failpoints.hit("start.after_running")
+        self._tell_started(held, whole)
+        if handle != whole:
+            sentence = "The handle of its deployer is too large for the ledger or no JSON and is shown there in short."
+            logger.warning("handle does not fit the ledger", extra={**attempt.fields, "kind": handle.get("kind")})
+            self.logbook.say(held.run_id, sentence, logging.WARNING)
+
+    def _note_running(self, held: Held, handle: Mapping[str, Any]) -> None:
+        self.claims.run(held.run_id, held.claim, self.worker, handle)
+
+    def _tell_started(self, held: Held, handle: Mapping[str, Any]) -> None:
+        pid = int(handle.get("command_pid") or handle.get("pid") or 0)
+        self.logbook.say(held.run_id, f"Submitted for execution by {self.worker}: PID {pid}.")
+        self.to_api.post(lambda: self.api.started(held.run_id, self.mark, pid))
+
+    # -- ways out
+
+    def _recover(self, message: Message) -> None:
+        folder = self.runs.get(message.run_id, message.claim)
+        attempt = self.attempts.get(message.task_id)
+        if attempt is None and folder.path.exists():
+            claim = self.claims.get(message.run_id)
+            if claim is None or claim.claim != message.claim or claim.worker != self.worker:
+                folder.abandon("it was not taken")
+                folder.remove()
+                return
+            attempt = Attempt(held=held_of(claim, State.TAKEN), folder=folder)
+        if attempt is not None and attempt.deployment is None and attempt.exit is None:
+            self._return(attempt, f"an unexpected error on {self.worker}")
+
+    def _return(self, attempt: Attempt, reason: str, *, cancelled: bool = False) -> None:
+        if attempt.folder.abandon(reason):
+            self.handback.give(attempt, reason, cancelled=cancelled)
+        else:  # a shim has won the start file, so it may have begun: find out rather than give away
+            logger.error("run was started and cannot be handed back", extra=attempt.fields)
+            self._adopt_own(attempt)
+
+    def _adopt_own(self, attempt: Attempt) -> None:
+        deployment = self.deployer.adopt(attempt.folder.path)
+        if deployment is None:
+            self.handback.give(attempt, "its start came too late")
+        else:
+            self._running(attempt, deployment)
+
+    def _fail(self, attempt: Attempt, sentence: str) -> None:
+        end = Exit(error=sentence.rstrip("."), ended_at=time.time())
+        logger.warning("run could not be started", extra={**attempt.fields, "error": sentence})
+        if attempt.folder.exit_record() is None:
+            attempt.folder.abandon("it could not be started")
+            attempt.folder.write_exit(end, begun=False)
+        moved = self.attempts.move(attempt.key, State.ENDED, exit_=end)
+        if moved is not None:
+            self.on_failed(moved)
+
+
+def register(app: Celery, launch: Callable[[Message], None]) -> None:
+    """Make the one Celery task of the app."""
+
+    @app.task(name=TASK_NAME, shared=False, ignore_result=True, acks_late=False)  # type: ignore[untyped-decorator]
+    def flowfleet_launch(**kwargs: Any) -> None:
+        try:
+            message = Message.from_kwargs(kwargs)
+        except BadMessage as exc:  # the bootstep has looked at it before; eager calls come here directly
+            logger.warning("message refused", extra={"error": str(exc)})
+            return
+        launch(message)

@@ -1,0 +1,59 @@
+"""Logbook: lines of ours on the runs' own log pages, sent together and at most a second late."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from datetime import UTC, datetime
+
+from flowfleet.api.client import ApiClient, LogLine
+from flowfleet.errors import ApiRejected
+from workers.errands import Errands
+
+logger = logging.getLogger(__name__)
+
+#: lines wait this long for others
+GATHER_SECONDS = 0.5
+#: while the API is away the oldest lines go
+MOST_LINES = 2000
+
+
+class Logbook:
+    """Gathers lines; switched off it keeps none."""
+
+    def __init__(self, api: ApiClient, errands: Errands, *, enabled: bool = True) -> None:
+        self._api = api
+        self._errands = errands
+        self._enabled = enabled
+        self._lock = threading.Lock()
+        self._lines: list[LogLine] = []
+        self._posted = False
+
+    def say(self, run_id: str, message: str, level: int = logging.INFO) -> None:
+        """Put a line on the log page of a run."""
+        if not self._enabled:
+            return
+        with self._lock:
+            self._lines.append(LogLine(run_id=run_id, message=message, at=datetime.now(UTC), level=level))
+            del self._lines[:-MOST_LINES]
+            post = not self._posted
+            self._posted = True
+        if post:
+            self._errands.post(self._send, after=GATHER_SECONDS)
+
+    def _send(self) -> None:
+        with self._lock:
+            lines = list(self._lines)
+        try:
+            if lines:
+                self._api.log(lines)
+        except ApiRejected as exc:
+            # a line is not worth more than one try: its run may be gone
+            logger.warning("log lines were refused", extra={"lines": len(lines), "error": str(exc)})
+        with self._lock:
+            sent = {id(line) for line in lines}
+            self._lines = [line for line in self._lines if id(line) not in sent]
+            self._posted = bool(self._lines)
+            post = self._posted
+        if post:
+            self._errands.post(self._send)

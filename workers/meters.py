@@ -1,0 +1,57 @@
+"""Meters: the counters and histograms of one worker, and its page of metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
+from prometheus_client.registry import Collector
+
+from flowfleet.monitor.metrics import build_info
+
+_DURATIONS = (1, 5, 15, 60, 300, 900, 3600, 14400, 86400)
+_WAITS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+class _Build(Collector):
+    def collect(self) -> Iterator[Metric]:
+        yield build_info()
+
+
+class Meters:
+    """What happens here. The leader shows the ledger's gauges of all workers: no name of those may stand here too."""
+
+    def __init__(self) -> None:
+        registry = self.registry = CollectorRegistry()
+        registry.register(_Build())
+        self.started = Counter("flowfleet_runs_started", "Runs started here.", registry=registry)
+        self.finished = Counter("flowfleet_runs_finished", "Runs settled here.", ["outcome"], registry=registry)
+        self.handed_back = Counter(
+            "flowfleet_runs_handed_back", "Runs given back to the API.", ["reason"], registry=registry
+        )
+        self.refused = Counter("flowfleet_messages_refused", "Messages refused here.", registry=registry)
+        self.queue_wait = Histogram(
+            "flowfleet_queue_wait_seconds",
+            "From the sending of a message to its arrival.",
+            buckets=_WAITS,
+            registry=registry,
+        )
+        self.start_seconds = Histogram(
+            "flowfleet_start_seconds", "From taken to running.", buckets=_WAITS, registry=registry
+        )
+        self.lateness = Histogram(
+            "flowfleet_start_lateness_seconds",
+            "From the scheduled time to running; 0 for an engine that waits by itself.",
+            buckets=(*_WAITS, 300, 1800, 7200),
+            registry=registry,
+        )
+        self.duration = Histogram(
+            "flowfleet_run_duration_seconds", "From start to exit.", buckets=_DURATIONS, registry=registry
+        )
+        # of this worker's own disk and connection: no ledger knows them
+        self.outbox = Gauge("flowfleet_worker_outbox_length", "Reports on this worker's disk.", registry=registry)
+        self.redis_up = Gauge("flowfleet_worker_redis_up", "Was the last renewal answered?", registry=registry)
+
+    def page(self) -> bytes:
+        """The text that Prometheus reads."""
+        return bytes(generate_latest(self.registry))

@@ -1,0 +1,42 @@
+"""Orders: from the API's job to the finished order for a deployer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flowfleet.api.client import ApiClient, Job
+from flowfleet.ledger.claims import Held
+from workers.deployment import Order
+from workers.environment import Interpreter, Layers, resolve_command
+from workers.records import RunFolder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Orders:
+    """What is the same for all orders of this worker."""
+
+    api: ApiClient
+    layers: Layers
+    interpreter: Interpreter
+    log_limit: int
+    stop_grace: float
+
+    def make(self, held: Held, job: Job, folder: RunFolder, *, not_after: float | None) -> Order:
+        """The order of one attempt; raises `StartFailed` when its command cannot be found."""
+        forced = self.api.engine_environment(held.run_id, job)
+        env = self.layers.build(job.env, forced, run_id=held.run_id, claim=held.claim)
+        if job.command:
+            argv = resolve_command(job.command, env, self.interpreter.path)
+        else:
+            argv = self.api.engine_command(self.interpreter.path)
+        return Order(
+            run_id=held.run_id,
+            claim=held.claim,
+            argv=argv,
+            env=env,
+            cwd=job.working_dir,
+            folder=folder.path,
+            not_after=not_after,
+            log_limit=self.log_limit,
+            stop_grace=self.stop_grace,
+        )

@@ -1,0 +1,40 @@
+"""WorkerPage: what a worker serves under `--agent-address`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from flowfleet.monitor.page import Answer, Handler, Request
+from workers import output
+from workers.vitals import Vitals
+
+_RUN_LOG = re.compile(r"/api/runs/([0-9a-f-]{36})/log")
+_LOG_BYTES = 1 << 20
+
+
+def handlers(vitals: Vitals) -> Mapping[str, Handler]:
+    """The paths and what they answer."""
+
+    def health(_: Request) -> Answer:
+        alive = vitals.alive()
+        return Answer.json({"healthy": alive, **vitals.facts()}, 200 if alive else 503)
+
+    def ready(_: Request) -> Answer:
+        is_ready = vitals.ready()
+        return Answer.json({"ready": is_ready, **vitals.facts()}, 200 if is_ready else 503)
+
+    def metrics(_: Request) -> Answer:
+        return Answer(body=vitals.metrics(), content_type="text/plain; version=0.0.4; charset=utf-8")
+
+    def run_log(request: Request) -> Answer:
+        found = _RUN_LOG.fullmatch(request.path)
+        if found is None:
+            return Answer.json({"error": "the path is /api/runs/RUN/log"}, 404)
+        for folder in vitals.folders_of(found[1]):
+            lines = output.last_lines(folder.log, count=1 << 20, limit=_LOG_BYTES)
+            if folder.log.exists():
+                return Answer.text("\n".join(lines) + "\n")
+        return Answer.json({"error": f"this worker has no output of run {found[1]}"}, 404)
+
+    return {"/api/health": health, "/api/ready": ready, "/metrics": metrics, "/api/runs/": run_log}

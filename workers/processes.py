@@ -1,0 +1,186 @@
+"""Processes: a grip on a process that is not our child, safe against reused pids, and the search for a run's own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+import psutil
+
+from workers import files, kernel
+
+#: two readings of a start time by the date may differ by this much (clock corrections)
+_CREATED_SLACK_SECONDS = 2.0
+
+
+class Grip(Protocol):
+    """Hold of one process."""
+
+    pid: int
+
+    def alive(self) -> bool:
+        """False once it has ended, also while nobody has reaped it."""
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to this process and no other; nothing if it has ended."""
+
+    def fileno(self) -> int | None:
+        """A descriptor that turns readable at its end, or None."""
+
+    def exit_status(self) -> int | None:
+        """Its wait status after the end, where the kernel still tells."""
+
+    def close(self) -> None:
+        """Let go."""
+
+
+class PidfdGrip:
+    """Hold by a pidfd."""
+
+    def __init__(self, pid: int, fd: int) -> None:
+        self.pid = pid
+        self._fd = fd
+
+    @classmethod
+    def take(cls, pid: int, ticks: int | None) -> PidfdGrip | None:
+        """None = gone, or another process has this pid by now."""
+        try:
+            fd = os.pidfd_open(pid)
+        except OSError:
+            return None
+        grip = cls(pid, fd)
+        # in this order: what the descriptor holds can no longer be replaced while its start time is read
+        if kernel.start_ticks(pid) != ticks or not grip.alive():
+            grip.close()
+            return None
+        return grip
+
+    def alive(self) -> bool:
+        """False once it has ended, also while nobody has reaped it."""
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        return not poll.poll(0)
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to it and to no other process."""
+        with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+            signal.pidfd_send_signal(self._fd, number)
+
+    def fileno(self) -> int | None:
+        """A descriptor that turns readable at its end, or None."""
+        return self._fd
+
+    def exit_status(self) -> int | None:
+        """Its wait status, where the kernel still tells."""
+        return kernel.pidfd_exit_status(self._fd)
+
+    def close(self) -> None:
+        """Let go."""
+        os.close(self._fd)
+
+
+class LockGrip:
+    """Hold of a shim by the lock that it keeps on its start file; holds on every platform, in any pid namespace."""
+
+    def __init__(self, pid: int, path: Path, *, ours: bool = True) -> None:
+        self.pid = pid
+        self._path = path
+        self._ours = ours  # a pid of another namespace must not be signalled
+
+    def alive(self) -> bool:
+        """False once it has ended, also while nobody has reaped it."""
+        return files.locked(self._path)
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to it and to no other process."""
+        if self._ours and self.alive():
+            _kill(self.pid, number)
+
+    def fileno(self) -> int | None:
+        """A descriptor that turns readable at its end, or None."""
+        return None
+
+    def exit_status(self) -> int | None:
+        """Its wait status, where the kernel still tells."""
+        return None
+
+    def close(self) -> None:
+        """Let go."""
+        return
+
+
+class PolledGrip:
+    """Hold of a process by its pid and start time, for platforms without pidfd."""
+
+    def __init__(self, pid: int, created_near: float) -> None:
+        self.pid = pid
+        self._created_near = created_near
+
+    def alive(self) -> bool:
+        """False once it has ended, also while nobody has reaped it."""
+        try:
+            process = psutil.Process(self.pid)
+            same = abs(process.create_time() - self._created_near) <= _CREATED_SLACK_SECONDS
+            return same and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to it and to no other process."""
+        if self.alive():
+            _kill(self.pid, number)
+
+    def fileno(self) -> int | None:
+        """A descriptor that turns readable at its end, or None."""
+        return None
+
+    def exit_status(self) -> int | None:
+        """Its wait status, where the kernel still tells."""
+        return None
+
+    def close(self) -> None:
+        """Let go."""
+        return
+
+
+def members(run_id: str, claim: str, *, session: int, group: int) -> list[int]:
+    """The living processes of a run whose shim is dead: by session and group, and by the marker in their environment.
+
+    Neither alone would do: a daemon leaves session and group, and a program may clear its environment.
+    """
+    return [process.pid for process in _candidates() if _belongs(process, run_id, claim, session, group)]
+
+
+def _candidates() -> Iterable[psutil.Process]:
+    us = os.getpid()
+    return (process for process in psutil.process_iter() if process.pid != us)
+
+
+def _belongs(process: psutil.Process, run_id: str, claim: str, session: int, group: int) -> bool:
+    try:
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        if group > 0 and os.getsid(process.pid) == session and os.getpgid(process.pid) == group:
+            return True
+        environment = process.environ()
+    except (psutil.Error, OSError):
+        return False  # gone, or of another user: then not of this run
+    return environment.get("FLOWFLEET_CLAIM") == claim and environment.get("FLOWFLEET_RUN_ID") == run_id
+
+
+def signal_members(run_id: str, claim: str, number: signal.Signals, *, session: int, group: int) -> int:
+    """Send a signal to what is left of a run whose shim is dead; returns how many processes there were."""
+    pids = members(run_id, claim, session=session, group=group)
+    for pid in pids:
+        _kill(pid, number)
+    return len(pids)
+
+
+def _kill(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+        os.kill(pid, number)

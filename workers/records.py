@@ -1,0 +1,318 @@
+"""Records: what a worker keeps on its disk about runs, so that a kill at any moment loses nothing.
+
+STATE/lock                    held by flock for the worker's life
+STATE/worker.json             boot id and nonce of the last worker that held the lock
+STATE/runs/RUN.CLAIM/         one attempt at a run
+    intent.json               by the worker, before the ledger is asked: what it is about to do
+    start                     created exclusively: by the shim, or as "abandoned" by an adopter
+    started.json              by the shim: who shim and command are (the handle)
+    log                       what the run prints
+    exit.json                 by the shim, or by the worker if the shim was killed: how it ended
+    cleared                   by the shim: nothing of the run is left
+    keeper.json               by a worker of another name that looks after the run since this one died (siblings.py)
+    settled                   by the worker: reported and done with; from here on it may be pruned
+STATE/outbox/RUN.CLAIM.json   a report that the API has not accepted yet
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flowfleet.errors import FleetError
+from workers import files
+from workers.deployment import Exit
+
+logger = logging.getLogger(__name__)
+
+VERSION = 1
+KEEP_SECONDS = 7 * 24 * 3600.0
+KEEP_BYTES = 1024**3
+
+
+class StateLocked(FleetError):
+    """Another worker holds this state folder."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one attempt at a run."""
+
+    path: Path
+
+    @property
+    def key(self) -> str:
+        """RUN.CLAIM, also the id of the Celery task."""
+        return self.path.name
+
+    @property
+    def run_id(self) -> str:
+        """The run that it is about."""
+        return self.key.rpartition(".")[0]
+
+    @property
+    def claim(self) -> str:
+        """The claim id: the fence."""
+        return self.key.rpartition(".")[2]
+
+    @property
+    def log(self) -> Path:
+        """What the run prints."""
+        return self.path / "log"
+
+    @property
+    def work(self) -> Path:
+        """The empty folder that a run without one of its own starts in."""
+        return self.path / "work"
+
+    def intent(self) -> dict[str, Any] | None:
+        """What the worker was about to do."""
+        return files.read_json(self.path / "intent.json")
+
+    def note(self, **facts: Any) -> None:
+        """Add facts to the intent (deadline, policy, name, …)."""
+        files.write_json(self.path / "intent.json", {**(self.intent() or {"v": VERSION}), **facts})
+
+    def start(self) -> dict[str, Any] | None:
+        """Who won the start file: `by` is "shim" or "abandoned"; None = nobody yet."""
+        path = self.path / "start"
+        return files.read_json(path) or ({"v": VERSION, "by": "shim"} if path.exists() else None)
+
+    def abandon(self, reason: str) -> bool:
+        """Make sure that user code can never begin here; False when a shim was first."""
+        fd = files.create_once(self.path / "start", {"v": VERSION, "by": "abandoned", "reason": reason})
+        if fd is not None:
+            os.close(fd)
+            return True
+        return (self.start() or {}).get("by") == "abandoned"
+
+    def shim_alive(self) -> bool:
+        """Whether the shim that won the start file lives; asked of its lock, so it holds in any pid namespace."""
+        return files.locked(self.path / "start")
+
+    def started(self) -> dict[str, Any] | None:
+        """Who shim and command are."""
+        return files.read_json(self.path / "started.json")
+
+    def exit_record(self) -> dict[str, Any] | None:
+        """How it ended, as written."""
+        return files.read_json(self.path / "exit.json")
+
+    def exit(self) -> Exit | None:
+        """How it ended."""
+        record = self.exit_record()
+        return Exit.from_record(record) if record else None
+
+    def write_exit(self, end: Exit, *, begun: bool) -> None:
+        """Record an end that no shim recorded."""
+        files.write_json(self.path / "exit.json", {"v": VERSION, "begun": begun, **end.to_record()})
+
+    @property
+    def state_folder(self) -> Path:
+        """The state folder that it lies in; it stays there for good, since its shim knows it by its path."""
+        return self.path.parent.parent
+
+    def keeper(self) -> str:
+        """The name of the worker that looks after the run: whoever holds the lock of that one's state folder."""
+        return str((files.read_json(self.path / "keeper.json") or {}).get("name", self.state_folder.name))
+
+    def keep_for(self, name: str) -> None:
+        """Name another keeper; only under the lock of the state folder of the keeper before."""
+        files.write_json(self.path / "keeper.json", {"v": VERSION, "name": name})
+
+    def changed_hands(self) -> bool:
+        """True once it has had another keeper, so that the ledger's owner may be any worker of this host."""
+        return (self.path / "keeper.json").exists()
+
+    def cleared(self) -> bool:
+        """True once the shim has seen that nothing of the run is left."""
+        return (self.path / "cleared").exists()
+
+    def settle(self) -> None:
+        """Reported and done with; the output stays until it is pruned."""
+        self.drop_work()
+        if self.path.is_dir():
+            (self.path / "settled").touch(mode=0o600)
+
+    def settled(self) -> bool:
+        """True once it is done with."""
+        return (self.path / "settled").exists()
+
+    def drop_work(self) -> None:
+        """Remove the run's own working folder."""
+        shutil.rmtree(self.work, ignore_errors=True)
+
+    def remove(self) -> None:
+        """Remove all of it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def disk_bytes(self) -> int:
+        """The room that it really takes; a log with a hole takes less than its size."""
+        total = 0
+        for folder, _, names in os.walk(self.path):
+            for name in names:
+                try:
+                    total += (Path(folder) / name).lstat().st_blocks * 512
+                except FileNotFoundError:
+                    continue
+        return total
+
+
+class RunRecords:
+    """All run folders of a worker."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def create(self, run_id: str, claim: str, intent: Mapping[str, Any]) -> RunFolder | None:
+        """Make the folder of an attempt, before the ledger is asked; None when it exists already."""
+        folder = self.get(run_id, claim)
+        try:
+            folder.path.mkdir(mode=0o700)
+        except FileExistsError:
+            return None
+        files.write_json(folder.path / "intent.json", {"v": VERSION, "run_id": run_id, "claim": claim, **intent})
+        files.sync_folder(str(self.path))
+        return folder
+
+    def get(self, run_id: str, claim: str) -> RunFolder:
+        """The folder of an attempt, whether it exists or not."""
+        return RunFolder(self.path / f"{run_id}.{claim}")
+
+    def find(self, run_id: str, claim: str) -> RunFolder:
+        """The folder of an attempt, also where a worker of another name of this host has made it."""
+        own = self.get(run_id, claim)
+        if own.path.exists():
+            return own
+        others = self.path.parent.parent.glob(f"*/{self.path.name}/{own.key}")
+        return next((RunFolder(path) for path in others), own)
+
+    def scan(self) -> list[RunFolder]:
+        """Every folder of a version that we understand, settled or not; others are left alone and named."""
+        found = []
+        for path in sorted(self.path.iterdir()):
+            if not path.is_dir() or "." not in path.name:
+                continue
+            folder = RunFolder(path)
+            version = (folder.intent() or {}).get("v", VERSION)
+            if version == VERSION:
+                found.append(folder)
+            else:
+                logger.warning("run folder of another version left alone", extra={"folder": path.name, "v": version})
+        return found
+
+    def unsettled(self) -> list[RunFolder]:
+        """The folders that a starting worker must look at."""
+        return [folder for folder in self.scan() if not folder.settled()]
+
+    def prune(
+        self,
+        *,
+        now: float,
+        keep_seconds: float = KEEP_SECONDS,
+        keep_bytes: int = KEEP_BYTES,
+        busy: AbstractSet[str] = frozenset(),
+    ) -> list[str]:
+        """Remove settled folders that are too old, then the oldest until all take at most `keep_bytes`.
+
+        `busy` are keys (RUN.CLAIM) that stay in any case. Returns the keys that are gone.
+        """
+        folders = [folder for folder in self.scan() if folder.settled() and folder.key not in busy]
+        ages = [((folder.path / "settled").stat().st_mtime, folder) for folder in folders]
+        gone = []
+        sizes = {folder.key: folder.disk_bytes() for _, folder in ages}
+        total = sum(sizes.values())
+        for settled_at, folder in sorted(ages, key=lambda item: item[0]):
+            if now - settled_at <= keep_seconds and total <= keep_bytes:
+                break
+            folder.remove()
+            total -= sizes[folder.key]
+            gone.append(folder.key)
+        return gone
+
+
+class OutboxFolder:
+    """Reports that the API has not accepted yet, one file each."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def put(self, run_id: str, claim: str, report: Mapping[str, Any]) -> None:
+        """Keep a report; on disk once this returns."""
+        files.write_json(self._file(run_id, claim), {"v": VERSION, "run_id": run_id, "claim": claim, **report})
+
+    def get(self, run_id: str, claim: str) -> dict[str, Any] | None:
+        """A report, or None."""
+        return files.read_json(self._file(run_id, claim))
+
+    def remove(self, run_id: str, claim: str) -> None:
+        """The API has accepted it."""
+        self._file(run_id, claim).unlink(missing_ok=True)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for path in sorted(self.path.glob("*.json")):
+            report = files.read_json(path)
+            if report is not None and report.get("v") == VERSION:
+                yield report
+
+    def _file(self, run_id: str, claim: str) -> Path:
+        return self.path / f"{run_id}.{claim}.json"
+
+
+class StateFolder:
+    """A worker's folder on disk, locked for its life."""
+
+    def __init__(self, path: Path, lock: int) -> None:
+        self.path = path
+        self._lock = lock
+        self.runs = RunRecords(path / "runs")
+        self.outbox = OutboxFolder(path / "outbox")
+        #: {"boot_id", "nonce", …} of the worker that held this folder last, or None
+        self.last = files.read_json(path / "worker.json")
+
+    @classmethod
+    def open(cls, root: Path, machine_id: str, name: str) -> StateFolder:
+        """Open ROOT/MACHINE-ID/NAME; raises `StateLocked` when another worker lives in it."""
+        return cls.open_path(root / machine_id / name)
+
+    @classmethod
+    def open_path(cls, path: Path) -> StateFolder:
+        """Open a state folder by its own path: a sibling's, for taking over its runs."""
+        for folder in (path, path / "runs", path / "outbox"):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.chmod(0o700)
+        lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            os.close(lock)
+            raise StateLocked(
+                f"Another worker named {path.name} is running on this host with the state folder {path}. "
+                f"Give this one another --name or stop the other."
+            ) from exc
+        return cls(path, lock)
+
+    def boot_changed(self, boot_id: str) -> bool:
+        """True when it was last used under another boot id: the host restarted, or this is a copy of its disk."""
+        return self.last is not None and self.last.get("boot_id") != boot_id
+
+    def remember(self, *, boot_id: str, nonce: str, **facts: Any) -> None:
+        """Write down who holds the folder now (fleet and API too, so that siblings know what they take over)."""
+        record = {"v": VERSION, "boot_id": boot_id, "nonce": nonce, **facts}
+        files.write_json(self.path / "worker.json", record)
+        self.last = record
+
+    def siblings(self) -> list[Path]:
+        """State folders of other names on this machine, whose lock may be free."""
+        return [path for path in sorted(self.path.parent.iterdir()) if path != self.path and (path / "lock").exists()]
+
+    def close(self) -> None:
+        """Let go of the lock."""
+        os.close(self._lock)

@@ -1,0 +1,162 @@
+"""Renewer: one renewal to the ledger for everything that this worker holds, and what its answer asks of us."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from flowfleet.errors import LedgerError
+from flowfleet.ledger.claims import Claims, Held, Refusal, Renewal, State
+from flowfleet.ledger.roster import Roster, Row
+from flowfleet.outage import Outage
+from workers.attempts import Attempt, Attempts
+from workers.kernel import boot_clock
+from workers.standing import Standing
+
+logger = logging.getLogger(__name__)
+
+#: while the gate is shut its opening is looked for this often
+SHUT_SECONDS = 1.0
+#: a supervisor that has not gone round for this long watches nobody
+WATCH_SECONDS = 10.0
+
+
+class Watcher(Protocol):
+    """The supervisor, as far as renewal needs it."""
+
+    seen: float
+
+
+class Renewer:
+    """A thread that renews each `renew_seconds`, or when it is nudged."""
+
+    def __init__(
+        self,
+        *,
+        claims: Claims,
+        roster: Roster,
+        row: Row,
+        attempts: Attempts,
+        standing: Standing,
+        watcher: Watcher,
+        on_fenced: Callable[[Attempt, Refusal], None],
+        on_cancelled: Callable[[Attempt], None],
+        on_answer: Callable[[], None],
+        take_again: Callable[[Attempt], bool] = lambda _attempt: False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._claims = claims
+        self._roster = roster
+        self._row = row
+        self._attempts = attempts
+        self._standing = standing
+        self._watcher = watcher
+        self._on_fenced = on_fenced
+        self._on_cancelled = on_cancelled
+        self._on_answer = on_answer
+        #: a claim that is another worker's may be ours all the same, taken over from a dead one: asks once more for it
+        self._take_again = take_again
+        self._clock = clock
+        self._beat = 0
+        self._nudged = threading.Event()
+        self._closed = False
+        self._outage = Outage("Redis", logger, clock)
+        self._thread = threading.Thread(target=self._run, name="renewer", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def nudge(self) -> None:
+        """Renew now."""
+        self._nudged.set()
+
+    def close(self) -> None:
+        """End the thread."""
+        self._closed = True
+        self._nudged.set()
+        if self._thread.is_alive():
+            self._thread.join(2.0)
+
+    def _run(self) -> None:
+        while not self._closed:
+            self._nudged.wait(self._pause())
+            self._nudged.clear()
+            if self._closed:
+                return
+            try:
+                self.renew()
+            except LedgerError as exc:  # also a password that was changed: it may be changed back
+                self._outage.failed(exc, next_try=self._pause())
+            except Exception:  # the worker's sign of life must not end with one fault
+                logger.exception("a renewal failed")
+
+    def _pause(self) -> float:
+        wanted = self._standing.lease.renew_seconds
+        return wanted if self._standing.gate_open and self._standing.connected else min(SHUT_SECONDS, wanted)
+
+    def renew(self) -> Renewal:
+        """One renewal; raises `LedgerUnavailable`."""
+        self._write_routes()
+        held = self._held()
+        self._beat += 1
+        sent, sent_at = boot_clock(), self._clock()
+        renewal = self._claims.renew(self._row.worker, self._row.nonce, self._beat, held)
+        self._outage.passed()
+        if not renewal.signed_on:
+            self._sign_on_again()
+        self._standing.tell(renewal, sent_at)
+        kept = [f"{one.run_id}.{one.claim}" for one in held if one.run_id not in renewal.fenced]
+        self._attempts.prove(kept, sent)
+        self._act(renewal, held)
+        self._on_answer()
+        return renewal
+
+    def _held(self) -> list[Held]:
+        watched = self._clock() - self._watcher.seen < WATCH_SECONDS
+        if not watched:
+            logger.error("the supervisor does not answer, running claims are not renewed")
+        return [
+            attempt.held
+            for attempt in self._attempts.all()
+            if not attempt.fenced and (watched or attempt.held.state is not State.RUNNING)
+        ]
+
+    def _sign_on_again(self) -> None:
+        """The ledger has lost our row (an empty Redis), or somebody else has our name."""
+        standing = self._roster.sign_on(dataclasses.replace(self._row, beat=self._beat))
+        if standing is None:
+            logger.warning("the ledger had lost this worker, signed on again", extra={"worker": self._row.worker})
+        else:
+            logger.error("another process has this worker's name", extra={"worker": self._row.worker})
+
+    def _write_routes(self) -> None:
+        routes = tuple(sorted(self._standing.served))
+        if routes != self._row.routes:
+            row = dataclasses.replace(self._row, routes=routes)
+            self._roster.update(row)
+            self._row = row
+
+    def _act(self, renewal: Renewal, held: list[Held]) -> None:
+        if renewal.reasserted:
+            logger.warning("the ledger had lost claims that are written again", extra={"runs": len(renewal.reasserted)})
+        for one in held:
+            attempt = self._attempts.get(f"{one.run_id}.{one.claim}")
+            if attempt is None:
+                continue
+            if one.run_id in renewal.fenced:
+                self._fence(attempt, renewal.fenced)
+            elif one.run_id in renewal.cancelled and not attempt.cancelled:
+                changed = self._attempts.change(attempt.key, cancelled=True)
+                self._on_cancelled(changed or attempt)
+
+    def _fence(self, attempt: Attempt, fenced: Mapping[str, Refusal]) -> None:
+        refusal = fenced[attempt.held.run_id]
+        if refusal is Refusal.OWNER and self._take_again(attempt):
+            return
+        logger.warning("claim is not ours any more", extra={**attempt.fields, "refusal": str(refusal)})
+        self._on_fenced(attempt, refusal)

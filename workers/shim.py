@@ -1,0 +1,352 @@
+"""Shim: the small process above one run, which starts its command, records how it ended and clears its group.
+
+It is forked from the worker's launcher and outlives both. Only the shim sends signals to the run's group: the worker
+asks by SIGTERM (polite, then KILL after the grace) or SIGUSR1 (KILL now). Its own exit means that nothing of the run
+is left. Standard library only, and nothing is imported after the fork: a package upgraded under a running worker
+must not mix new code into old.
+
+The order of its steps is what makes a start provable on disk:
+
+    start         created exclusively, by this shim or as "abandoned" by an adopter: one winner
+    started.json  who shim and command are; the command still waits at a gate and dies there if the shim dies
+    (gate)        `not_after` is checked in the last moment before the command is executed
+    exit.json     how it ended, durable before anything is cleared away
+    cleared       group and orphans are gone
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import time
+
+from workers import command, files, kernel, output, wire
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # the shim does without typing
+    from typing import Any
+
+_TICK_SECONDS = 5.0
+_CLEAR_SECONDS = 5.0
+_REQUEST_SECONDS = 30.0
+
+
+def serve(connection: socket.socket) -> None:
+    """Be the shim of the one run whose request comes over this connection; returns when all of it is over."""
+    _leave_the_launcher()
+    wake = _catch_signals()
+    connection.settimeout(_REQUEST_SECONDS)
+    try:
+        request = wire.receive(connection)
+    except (OSError, EOFError, ValueError):
+        return  # the worker is gone before it has said what to start
+    kernel.set_title(f"flowfleet shim of run {request['run_id']}")
+    try:
+        Shim(request, connection, wake).run()
+    except Exception as exc:  # nobody above could tell: leave a trace beside the run, then end
+        with open(os.path.join(request["folder"], "shim.error"), "a", encoding="utf-8") as file:
+            file.write(f"{type(exc).__name__}: {exc}\n")
+        raise
+
+
+def _leave_the_launcher() -> None:
+    os.setsid()
+    os.chdir("/")
+    os.umask(0o077)
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd, inheritable=True)
+    if null > 2:
+        os.close(null)
+    kernel.set_name("flowfleet-shim")
+
+
+def _catch_signals() -> int:
+    """Every signal becomes a byte in a pipe that the loop reads; returns its reading end."""
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGCHLD):
+        signal.signal(number, lambda _number, _frame: None)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    return reader
+
+
+class Shim:
+    """One run from its start file to the end of its group."""
+
+    def __init__(self, request: dict[str, Any], connection: socket.socket, wake: int) -> None:
+        self._request = request
+        self._folder = str(request["folder"])
+        self._connection = connection
+        self._wake = wake
+        abilities = request["abilities"]
+        self._holes = bool(abilities["holes"])
+        self._proc = bool(abilities["proc"])
+        self._subreaper = bool(abilities["subreaper"]) and kernel.become_subreaper()
+        self._child = command.Child(pid=0, report=-1)
+        self._stopped_by: str | None = None
+        self._kill_at: float | None = None
+        self._oom_kills = self._count_oom_kills()
+        self._ready: list[int] = []
+        self._status: int | None = None
+        self._max_rss = 0
+        self._cpu = 0.0
+
+    # -- the way of a run
+
+    def run(self) -> None:
+        """Win the start file, start the command, see it through."""
+        identity = self._identity()
+        try:
+            lock = files.create_once(self._path("start"), {"v": 1, "by": "shim", **identity})
+        except OSError as exc:
+            self._reply("failed", error=f"its folder {self._folder} cannot be written: {exc.strerror}")
+            return
+        if lock is None:
+            self._reply("taken")
+            return
+        spare = self._reserve_record()  # the lock stays open for life
+        try:
+            log = os.open(self._path("log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            self._child = command.fork(self._request, self._folder, log, proc=self._proc)
+            os.close(log)
+            cap = output.Cap(self._path("log"), int(self._request["log_limit"]), holes=self._holes)
+            started = {**identity, "command_pid": self._child.pid, "id": str(self._child.pid)}
+            started["command_ticks"] = kernel.start_ticks(self._child.pid) if self._proc else None
+            files.write_json(self._path("started.json"), started, sync=False)
+        except OSError as exc:
+            self._child.discard()
+            self._never_began({"error": f"its folder {self._folder} cannot be written: {exc.strerror}"})
+            return
+        started_at = time.time()
+        self._child.release()
+        del self._request["env"]  # only the command needs it from here on
+        trouble = self._await_exec()
+        if trouble is not None:
+            self._never_began(trouble)
+            return
+        self._reply("started", started=started)
+        self._watch(cap)
+        self._finish(started_at, spare)
+
+    def _identity(self) -> dict[str, Any]:
+        pid = os.getpid()
+        return {
+            "v": 1,
+            **self._request["handle"],
+            "run_id": self._request["run_id"],
+            "claim": self._request["claim"],
+            "id": str(pid),
+            "pid": pid,
+            "ticks": kernel.start_ticks(pid) if self._proc else None,
+            "shim_started_at": time.time(),
+            "stop_grace": self._request["stop_grace"],
+        }
+
+    def _reserve_record(self) -> int:
+        # room on the disk for exit.json, so that a run that fills the disk can still be told how it ended
+        fd = os.open(self._path("exit.spare"), os.O_WRONLY | os.O_CREAT, 0o600)
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(fd, 0, 4096)
+        except OSError:
+            pass  # not every file system can; the record is then written as far as there is room
+        return fd
+
+    def _await_exec(self) -> dict[str, Any] | None:
+        """None once the command is executed (the report pipe closes by itself), else what went wrong."""
+        told = b""
+        while True:
+            self._wait(self._child.report)
+            if self._child.report in self._ready:
+                data = os.read(self._child.report, 65536)
+                told += data
+                if not data:
+                    break
+        os.close(self._child.report)
+        return command.explain(json.loads(told), self._request, self._folder) if told else None
+
+    def _never_began(self, trouble: dict[str, Any]) -> None:
+        self._clear()
+        record = {"v": 1, "begun": False, "ended_at": time.time(), **trouble}
+        try:
+            files.write_json(self._path("exit.json"), record)
+            self._drop("exit.spare")
+            self._mark_cleared()
+        finally:
+            self._reply("late" if trouble.get("late") else "failed", error=trouble["error"])
+
+    # -- watching
+
+    def _watch(self, cap: output.Cap) -> None:
+        next_tick = time.monotonic() + _TICK_SECONDS
+        while not self._ended():
+            self._wait(timeout=max(0.0, min(next_tick, self._kill_at or next_tick) - time.monotonic()))
+            now = time.monotonic()
+            if self._kill_at is not None and now >= self._kill_at:
+                self._kill()
+            if now >= next_tick:
+                cap.apply()
+                self._oom_kills = self._count_oom_kills()
+                next_tick = now + _TICK_SECONDS
+        cap.apply()
+        cap.close()
+
+    def _wait(self, *others: int, timeout: float | None = None) -> None:
+        """Sleep until a signal, one of the other descriptors, or the timeout; act on what signals ask."""
+        self._ready = select.select([self._wake, *others], [], [], timeout)[0]
+        if self._wake not in self._ready:
+            return
+        for number in os.read(self._wake, 4096):
+            if number in (signal.SIGTERM, signal.SIGINT) and self._stopped_by is None:
+                self._stopped_by = "term"
+                self._kill_at = time.monotonic() + float(self._request["stop_grace"])
+                self._signal_group(signal.SIGTERM)
+            elif number == signal.SIGUSR1:
+                self._kill()
+
+    def _ended(self) -> bool:
+        """True once the command has ended; it stays a zombie for now, so that no other group can get its number."""
+        if not self._proc:  # macOS has waitid from Python 3.13 on only
+            self._reap_all()
+            return self._status is not None
+        while True:
+            try:
+                end = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return True
+            if end is None:
+                return False
+            if end.si_pid == self._child.pid:
+                return True
+            self._reap(end.si_pid)
+
+    def _reap(self, pid: int, flags: int = 0) -> int:
+        pid, status, usage = os.wait4(pid, flags)
+        if pid == 0:
+            return 0
+        unit = 1 if kernel.LINUX else 1024  # macOS counts bytes
+        self._max_rss = max(self._max_rss, usage.ru_maxrss // unit)
+        self._cpu += usage.ru_utime + usage.ru_stime
+        if pid == self._child.pid:
+            self._status = status
+        return pid
+
+    def _kill(self) -> None:
+        self._stopped_by, self._kill_at = "kill", None
+        self._signal_group(signal.SIGKILL)
+
+    def _signal_group(self, number: int) -> None:
+        try:
+            os.killpg(self._child.pid, number)
+        except (ProcessLookupError, PermissionError):
+            pass  # macOS answers EPERM for a group of zombies only
+
+    # -- the end
+
+    def _finish(self, started_at: float, spare: int) -> None:
+        leftovers = self._count_leftovers()
+        self._signal_group(signal.SIGKILL)
+        if self._status is None:
+            self._reap(self._child.pid)
+        assert self._status is not None
+        code = os.waitstatus_to_exitcode(self._status)
+        by_kernel = code == -signal.SIGKILL and self._stopped_by is None
+        record = {
+            "v": 1,
+            "run_id": self._request["run_id"],
+            "claim": self._request["claim"],
+            "begun": True,
+            "code": code if code >= 0 else None,
+            "signal": -code if code < 0 else None,
+            "oom": by_kernel and 0 <= self._oom_kills < self._count_oom_kills(),
+            "stopped_by": self._stopped_by,
+            "started_at": started_at,
+            "ended_at": time.time(),
+            "max_rss_kib": self._max_rss,
+            "cpu_seconds": round(self._cpu, 3),
+            "leftovers": leftovers,
+        }
+        try:
+            self._write_record(record, spare)
+        finally:  # even if the folder is gone: nothing of the run may stay
+            if self._clear():
+                self._mark_cleared()
+
+    def _write_record(self, record: dict[str, Any], spare: int) -> None:
+        data = json.dumps(record).encode()
+        os.pwrite(spare, data, 0)
+        os.ftruncate(spare, len(data))
+        os.fsync(spare)
+        os.replace(self._path("exit.spare"), self._path("exit.json"))
+        files.sync_folder(self._folder)
+
+    def _count_leftovers(self) -> int:
+        """How many processes of the run outlive its command; where they cannot be counted, 1 for any number."""
+        pids = kernel.children() if self._subreaper else None
+        if pids is None:
+            # the command must be reaped to ask: its zombie would answer for the group
+            return int(self._status is not None and self._group_alive())
+        states = [kernel.stat_fields(pid) for pid in pids if pid != self._child.pid]
+        return sum(1 for fields in states if fields and fields[0] not in "ZX")
+
+    def _clear(self) -> bool:
+        """Kill what is left until nothing is; False if something would not die in time."""
+        deadline = time.monotonic() + _CLEAR_SECONDS
+        while self._reap_all() or self._group_alive():
+            if time.monotonic() > deadline:
+                return False
+            for pid in (kernel.children() if self._proc else None) or ():
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+            self._wait(timeout=0.02)
+        return True
+
+    def _reap_all(self) -> bool:
+        """Reap children that have ended; True while there are others (with a subreaper: all of the run)."""
+        while True:
+            try:
+                if not self._reap(-1, os.WNOHANG):
+                    return True
+            except ChildProcessError:
+                return False
+
+    def _group_alive(self) -> bool:
+        if self._subreaper:
+            return False  # then every member becomes our child, and the children are counted
+        try:
+            os.killpg(self._child.pid, 0)
+        except (ProcessLookupError, PermissionError):
+            return False
+        return True
+
+    # -- small things
+
+    def _count_oom_kills(self) -> int:
+        return kernel.oom_kills() if self._proc else -1
+
+    def _reply(self, status: str, **facts: Any) -> None:
+        try:
+            wire.send(self._connection, {"status": status, **facts})
+        except OSError:
+            pass  # the worker died meanwhile; its successor finds everything in the folder
+        self._connection.close()
+
+    def _mark_cleared(self) -> None:
+        os.close(os.open(self._path("cleared"), os.O_WRONLY | os.O_CREAT, 0o600))
+
+    def _drop(self, name: str) -> None:
+        try:
+            os.unlink(self._path(name))
+        except FileNotFoundError:
+            pass
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self._folder, name)

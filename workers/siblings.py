@@ -1,0 +1,101 @@
+"""Siblings: what dead workers of other names on this host have left, and how this worker becomes its keeper.
+
+A run's folder stays where it was made, since its shim writes there by path. Who looks after the run is told by a record
+in that folder, its keeper: the worker whose state folder is named, and who holds the lock of that for life. The one
+rule: who changes a keeper holds the lock of the keeper before, so that this one is dead and no other can be at it. The
+lock is let go at once, so the old name starts again at any time: it finds its runs kept by a living worker and leaves
+them alone, or by a dead one and takes them back. A crash anywhere leaves each run with exactly one keeper.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flowfleet.flow_run import Offer
+from workers import files
+from workers.records import OutboxFolder, RunFolder, RunRecords, StateFolder, StateLocked
+
+logger = logging.getLogger(__name__)
+
+
+def scopes_of(offer: Offer) -> frozenset[str]:
+    """What the API's own ids say of where we belong: the head of each route that we can serve."""
+    return frozenset(f"{offer.backend}/{scope}" for scope in (*offer.pool_ids, offer.tenant) if scope)
+
+
+def _scope(route: object) -> str:
+    return "/".join(str(route).split("/")[:2])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Siblings:
+    """Takes over from dead siblings once, before the first message is fetched."""
+
+    own: StateFolder
+    fleet: str
+    #: the API's address, as it may be shown; hosts may reach one API by several, so the scope of a route counts too
+    api: str
+    scopes: frozenset[str]
+    #: moves the reports of a sibling into our own outbox, and tells how many
+    take_reports: Callable[[OutboxFolder], int]
+    #: whether the worker of this record (of another boot) may live on another machine, of whose disk this is a copy
+    may_live: Callable[[Mapping[str, Any]], bool]
+
+    def take_over(self) -> list[RunFolder]:
+        """Become the keeper of what is free, and name every unsettled run that is ours to look after now."""
+        for path in self.own.siblings():
+            try:
+                sibling = StateFolder.open_path(path)
+            except StateLocked:
+                continue
+            except OSError as exc:
+                logger.warning("folder of another worker not opened", extra={"name_was": path.name, "error": str(exc)})
+                continue
+            try:
+                self._take_from(sibling)
+            finally:
+                sibling.close()
+        self._take_back_from_nobody()
+        return self._kept_by(self.own.path.name)
+
+    def _take_from(self, dead: StateFolder) -> None:
+        last = dead.last or {}
+        if self.own.last and dead.boot_changed(str(self.own.last.get("boot_id"))) and self.may_live(last):
+            logger.warning("runs of another boot of this host are left alone", extra={"name_was": dead.path.name})
+            return
+        runs = [folder for folder in self._kept_by(dead.path.name) if self._ours(folder)]
+        for folder in runs:
+            folder.keep_for(self.own.path.name)
+        reports = self.take_reports(dead.outbox) if self._same(last) else 0
+        if runs or reports:
+            logger.info(
+                "runs of a dead worker taken over",
+                extra={"name_was": dead.path.name, "runs": len(runs), "reports": reports},
+            )
+
+    def _take_back_from_nobody(self) -> None:
+        # a keeper whose state folder somebody has removed
+        for folder in self.own.runs.unsettled():
+            if not (self.own.path.parent / folder.keeper() / "lock").exists():
+                folder.keep_for(self.own.path.name)
+
+    def _kept_by(self, name: str) -> list[RunFolder]:
+        homes: list[Path] = sorted(path for path in self.own.path.parent.iterdir() if (path / "runs").is_dir())
+        folders = [folder for home in homes for folder in RunRecords(home / "runs").unsettled()]
+        return [folder for folder in folders if folder.keeper() == name]
+
+    def _ours(self, folder: RunFolder) -> bool:
+        if folder.state_folder == self.own.path:
+            return True
+        intent = folder.intent() or {}
+        home = files.read_json(folder.state_folder / "worker.json") or {}
+        return self._same({**home, **intent})
+
+    def _same(self, facts: Mapping[str, Any]) -> bool:
+        """Same fleet and same API."""
+        same_api = (self.api != "" and facts.get("api") == self.api) or _scope(facts.get("route")) in self.scopes
+        return facts.get("fleet") == self.fleet and same_api

@@ -1,0 +1,150 @@
+"""SignOn: a worker's row in the roster, its state folder, and the proof that no other process has its name."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from flowfleet.errors import ApiUnavailable, FleetError, KeyRefused, LedgerUnavailable, SettingsError
+from flowfleet.ledger import Ledger
+from flowfleet.ledger.roster import Roster, Row
+from flowfleet.outage import Outage
+from flowfleet.settings import WorkerSettings
+from workers.errands import KEY_SECONDS
+from workers.host import Host
+from workers.records import StateFolder, StateLocked
+
+logger = logging.getLogger(__name__)
+
+RETRY_SECONDS = 2.0
+#: how long a second worker of this name is watched for a sign of life, where the leader has written no other TTL
+WATCH_SECONDS = 20.0
+_LOOK_SECONDS = 0.5
+#: a sibling that starts holds our lock for a moment, to take over what it finds (siblings.py)
+LOCK_SECONDS = 2.0
+
+
+class NameTaken(FleetError):
+    """Another live worker has this identity."""
+
+    exit_code = 2
+
+
+def state_root(settings: WorkerSettings, environ: Mapping[str, str]) -> Path:
+    """Where state folders of this user lie: `--state-dir`, else below XDG_STATE_HOME."""
+    if settings.state_dir is not None:
+        return settings.state_dir
+    base = environ.get("XDG_STATE_HOME")
+    home = Path(base) if base else Path(environ.get("HOME") or Path.home()) / ".local" / "state"
+    return home / "flowfleet"
+
+
+def open_state(
+    settings: WorkerSettings,
+    host: Host,
+    environ: Mapping[str, str],
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    wait: Callable[[float], None] = time.sleep,
+) -> StateFolder:
+    """Lock the state folder; raises `SettingsError` when it cannot be used."""
+    root = state_root(settings, environ)
+    deadline = clock() + LOCK_SECONDS
+    while True:
+        try:
+            return StateFolder.open(root, settings.machine_id or host.machine_id, settings.name)
+        except StateLocked as exc:
+            if clock() >= deadline:
+                raise NameTaken(str(exc)) from exc
+            wait(LOCK_SECONDS / 20)
+        except OSError as exc:
+            raise SettingsError(
+                f"the state folder {root} cannot be used ({exc.strerror}), name another with --state-dir"
+            ) from exc
+
+
+def patiently(
+    ask: Callable[[], object],
+    neighbour: str,
+    *,
+    wait: Callable[[float], None] = time.sleep,
+) -> None:
+    """Ask until there is an answer; says at once and each 30 s that there is none."""
+    outage = Outage(neighbour, logger)
+    while True:
+        try:
+            ask()
+        except (LedgerUnavailable, ApiUnavailable) as exc:
+            seconds = KEY_SECONDS if isinstance(exc, KeyRefused) else RETRY_SECONDS
+            outage.failed(exc, next_try=seconds)
+            wait(seconds)
+        else:
+            outage.passed()
+            return
+
+
+def sign_on(
+    roster: Roster,
+    row: Row,
+    *,
+    predecessor: str | None,
+    watch_seconds: float = WATCH_SECONDS,
+    clock: Callable[[], float] = time.monotonic,
+    wait: Callable[[float], None] = time.sleep,
+) -> None:
+    """Write our row; raises `NameTaken` when another process with our name moves.
+
+    `predecessor` is the nonce that our locked state folder was last used with under this boot: that process is dead,
+    since we hold its lock, so nothing needs to be watched.
+    """
+    standing = roster.sign_on(row)
+    while standing is not None:
+        if standing.nonce != predecessor:
+            logger.warning(
+                "a worker of this name has not signed off, watching it for a sign of life",
+                extra={"worker": row.worker, "seconds": watch_seconds},
+            )
+            if moves(roster, standing, watch_seconds, clock, wait):
+                raise NameTaken(
+                    f"another worker named {row.worker} is alive in this fleet, give this one another --name"
+                )
+        standing = roster.sign_on(row, over=standing)
+
+
+def moves(
+    roster: Roster, standing: Row, seconds: float, clock: Callable[[], float], wait: Callable[[float], None]
+) -> bool:
+    """Whether the worker of this row gives a sign of life within so many seconds."""
+    deadline = clock() + seconds
+    while clock() < deadline:
+        wait(_LOOK_SECONDS)
+        now = next((row for row in roster.rows() if row.worker == standing.worker), None)
+        if now is None or not now.live:
+            return False
+        if (now.nonce, now.beat) != (standing.nonce, standing.beat):
+            return True
+    return False
+
+
+def new_nonce() -> str:
+    """The mark of this process."""
+    return uuid.uuid4().hex
+
+
+def predecessor(state: StateFolder, host: Host) -> str | None:
+    """The nonce of the process that held our folder before us, if it certainly is dead.
+
+    Under another boot id the folder may be a copy, or shared by two machines: then the ledger has to be watched.
+    """
+    if state.last is None or state.boot_changed(host.boot_id):
+        return None
+    nonce = state.last.get("nonce")
+    return nonce if isinstance(nonce, str) else None
+
+
+def check_ledger(ledger: Ledger) -> None:
+    """Wait for Redis; `LedgerUnusable` passes through, since waiting does not cure it."""
+    patiently(ledger.check, "Redis")

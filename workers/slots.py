@@ -1,0 +1,219 @@
+"""Slots: the bootstep that lets a message in only while there is room for its run, and lets no message end the worker.
+
+It leans on four places inside Celery and kombu that are public by use and not by promise; `require_hooks` looks for
+each before the worker starts, since without them a worker would fetch more than it can run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import celery
+import kombu
+from celery import bootsteps
+from celery.worker import state as celery_state
+from celery.worker.consumer import Consumer
+from celery.worker.consumer.tasks import Tasks
+from kombu.transport import redis as redis_transport
+
+from flowfleet.broker import queue_name, queue_of
+from flowfleet.errors import BadMessage, FleetError
+from flowfleet.flow_run import MESSAGE_LIMIT, TASK_NAME, Message, Route
+
+logger = logging.getLogger(__name__)
+
+
+class Room(Protocol):
+    """What decides whether there is room, and which queues are read."""
+
+    def accepting(self) -> bool:
+        """Whether any message may be fetched now."""
+
+    def occupying(self) -> set[str]:
+        """RUN.CLAIM of every run that takes up a slot."""
+
+    def routes(self) -> Iterable[Route]:
+        """The routes that are to be served."""
+
+    def serving(self, routes: frozenset[Route]) -> None:
+        """These are served from now on."""
+
+    def refused(self, reason: str) -> None:
+        """A message was refused."""
+
+
+def require_hooks() -> None:
+    """Raise when this Celery lacks what the slots need."""
+    missing = [
+        words
+        for words, there in (
+            ("kombu QoS.can_consume", callable(getattr(redis_transport.QoS, "can_consume", None))),
+            ("kombu Channel._brpop_read", callable(getattr(redis_transport.Channel, "_brpop_read", None))),
+            ("celery Consumer.create_task_handler", callable(getattr(Consumer, "create_task_handler", None))),
+            ("celery Consumer.add_task_queue", callable(getattr(Consumer, "add_task_queue", None))),
+            ("celery worker state.requests", isinstance(getattr(celery_state, "requests", None), dict)),
+        )
+        if not there
+    ]
+    if missing:
+        raise FleetError(
+            f"Celery {celery.__version__} with kombu {kombu.__version__} lacks {', '.join(missing)}, "
+            f"without which slots cannot be kept, install celery 5.6 or 5.7"
+        )
+
+
+class Bell:
+    """Wakes Celery's loop from other threads and from signal handlers: one descriptor, no lock."""
+
+    def __init__(self) -> None:
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._reader, False)
+        os.set_blocking(self._writer, False)
+
+    def fileno(self) -> int:
+        """The end to wait on."""
+        return self._reader
+
+    def ring(self) -> None:
+        """Wake the loop; safe in a signal handler."""
+        with contextlib.suppress(BlockingIOError):  # it is full of rings that nobody has answered yet
+            os.write(self._writer, b"!")
+
+    def answer(self) -> None:
+        """Empty it."""
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self._reader, 4096):
+                pass
+
+
+@dataclass
+class Slots:
+    """The room of one worker, wired into one Celery consumer after the other (each reconnect makes a new channel)."""
+
+    slots: int
+    room: Room
+    bell: Bell = field(default_factory=Bell)
+    stopping: bool = False
+    #: called with the time (by the sender's clock) at which an accepted message was sent
+    on_arrival: Callable[[float], None] = lambda _sent_at: None
+
+    def in_use(self) -> int:
+        """Runs and launches, each once: by id, since a task that hands its run over is both for a moment."""
+        # a copy of the dict's keys: pool threads change it, and Celery's WeakSets may not be iterated at all
+        return len(set(celery_state.requests.copy()) | self.room.occupying())
+
+    def has_room(self) -> bool:
+        """Whether one more message may be fetched."""
+        return not self.stopping and self.room.accepting() and self.in_use() < self.slots
+
+    def step(self) -> type[bootsteps.StartStopStep]:
+        """The bootstep class that Celery makes its instance of."""
+        slots = self
+
+        class SlotsStep(bootsteps.StartStopStep):  # type: ignore[misc]
+            """Runs after the task consumer is made, at each connection."""
+
+            requires = (Tasks,)
+
+            def start(self, c: Any) -> None:
+                slots.attach(c)
+
+        return SlotsStep
+
+    def attach(self, consumer: Any) -> None:
+        """Wire into a consumer that is about to read."""
+        channel = consumer.task_consumer.channel
+        qos = channel.qos
+        # below Celery's own override, which would count requests only
+        original = type(qos).can_consume.__get__(qos)
+        qos.can_consume = lambda: self.has_room() and bool(original())
+        guarded = _guard(channel._brpop_read, self.room.refused)  # noqa: SLF001 - kombu has no other place
+        channel._brpop_read = guarded  # noqa: SLF001 - closing a channel reads once more by this name
+        channel.handlers["BRPOP"] = guarded
+        if not hasattr(consumer, "flowfleet_handler"):
+            consumer.flowfleet_handler = consumer.create_task_handler
+            consumer.create_task_handler = lambda: self.wrap(consumer.flowfleet_handler())
+        self.room.serving(frozenset())
+        self.subscribe(consumer)
+        consumer.hub.add_reader(self.bell.fileno(), self._rung, consumer)
+
+    def _rung(self, consumer: Any) -> None:
+        self.bell.answer()
+        if not self.stopping:
+            self.subscribe(consumer)
+
+    def subscribe(self, consumer: Any) -> None:
+        """Read the queues of all routes that are to be served; in Celery's own thread only."""
+        routes = frozenset(self.room.routes())
+        for route in sorted(routes):
+            if not consumer.task_consumer.consuming_from(queue_name(route)):
+                consumer.app.amqp.queues.add(queue_of(route))
+                consumer.add_task_queue(queue_name(route))
+        self.room.serving(routes)
+
+    def wrap(self, handler: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """Celery's handler behind a check; what does not pass is acknowledged and goes no further."""
+
+        def checked(message: Any) -> Any:
+            if self.stopping:
+                return None  # not acknowledged: the channel puts it back into its queue as it closes
+            try:
+                check(message.headers, message.body, message.content_type, message.content_encoding)
+            except BadMessage as exc:
+                message.ack_log_error(logger, consumer_errors())
+                self.room.refused(str(exc))
+                return None
+            sent_at = message.headers.get("enqueued_at")
+            if isinstance(sent_at, int | float):
+                self.on_arrival(sent_at)
+            return handler(message)
+
+        return checked
+
+
+def consumer_errors() -> tuple[type[BaseException], ...]:
+    """What an acknowledgement may meet; the message then comes back and is refused again."""
+    return (*redis_transport.Transport.connection_errors, *redis_transport.Transport.channel_errors)
+
+
+def _guard(read: Callable[..., Any], refused: Callable[[str], None]) -> Callable[..., Any]:
+    def guarded(**options: Any) -> Any:
+        try:
+            return read(**options)
+        except (ValueError, TypeError, KeyError, AttributeError, IndexError) as exc:
+            # the item is off its queue already, so nothing is left to acknowledge
+            refused(f"not a Celery message ({type(exc).__name__})")
+            return True
+
+    return guarded
+
+
+def check(headers: Any, body: Any, content_type: Any, content_encoding: Any) -> Message:
+    """The one kind of message that may pass; raises `BadMessage` for all others."""
+    if not isinstance(headers, Mapping) or headers.get("task") != TASK_NAME:
+        raise BadMessage("not a message for this task")
+    if content_type != "application/json" or str(content_encoding).lower() != "utf-8":
+        raise BadMessage("not JSON in UTF-8")
+    if not isinstance(body, str | bytes) or len(body) > MESSAGE_LIMIT:
+        raise BadMessage(f"a body has at most {MESSAGE_LIMIT} bytes")
+    if any(headers.get(name) for name in ("eta", "expires", "group", "timelimit_hard")):
+        raise BadMessage("a message has neither eta nor expiry")
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError) as exc:
+        raise BadMessage("a body that is not JSON") from exc
+    if not isinstance(content, list) or len(content) != 3 or content[0] not in ([], None):
+        raise BadMessage("a body is a list of no arguments, keyword arguments and options")
+    kwargs, embed = content[1], content[2]
+    if not isinstance(kwargs, dict) or not isinstance(embed, dict) or any(embed.values()):
+        raise BadMessage("a body carries keyword arguments and no callbacks")
+    message = Message.from_kwargs(kwargs)
+    if headers.get("id") != message.task_id:
+        raise BadMessage("the task id does not belong to the run and claim")
+    return message

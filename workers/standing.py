@@ -1,0 +1,60 @@
+"""Standing: what the ledger last told this worker, and whether it may take runs now."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from flowfleet.flow_run import Offer, Route
+from flowfleet.ledger.claims import Lease, Renewal
+
+
+@dataclass
+class Standing:
+    """Written by the renewal, read by the slots and the launch."""
+
+    offer: Offer
+    clock: Callable[[], float] = time.monotonic
+    _renewal: Renewal | None = None
+    _renewed: float = 0.0
+    #: the routes whose queues are consumed now, as the slots bootstep has them
+    served: frozenset[Route] = frozenset()
+    #: adoption is done and the platform is ready
+    ready: bool = False
+    _changed: threading.Event = field(default_factory=threading.Event)
+
+    def tell(self, renewal: Renewal, sent: float) -> None:
+        """A renewal was answered; `sent` is when it was sent, by this clock."""
+        self._renewal, self._renewed = renewal, sent
+
+    @property
+    def lease(self) -> Lease:
+        """The leader's numbers; the defaults until the first answer."""
+        return self._renewal.lease if self._renewal else Lease()
+
+    @property
+    def wanted(self) -> str:
+        """What the operator wants of us."""
+        return self._renewal.wanted if self._renewal else "active"
+
+    @property
+    def gate_open(self) -> bool:
+        """As of the last answer."""
+        return self._renewal is not None and self._renewal.gate_open
+
+    @property
+    def connected(self) -> bool:
+        """Whether a renewal was answered within the last TTL."""
+        return self._renewal is not None and self.clock() - self._renewed < self.lease.ttl_seconds
+
+    @property
+    def accepting(self) -> bool:
+        """Whether a message may be fetched now, slots aside."""
+        return self.ready and self.gate_open and self.connected and self.wanted == "active"
+
+    def routes(self) -> frozenset[Route]:
+        """Every known route that our offer can serve."""
+        known = self._renewal.routes if self._renewal else ()
+        return frozenset(route for route in known if self.offer.serves(route))

@@ -1,0 +1,142 @@
+"""Stopping: what SIGTERM and SIGINT do to a worker, and what becomes of its runs.
+
+A signal handler may take no lock and may not wait, so it does three things that need none: a flag for Celery's loop,
+a ring that wakes the loop, and a byte for the thread that sees to the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from celery.worker import state as celery_state
+
+from workers.attempts import Attempts
+from workers.slots import Slots
+
+#: an orderly stop that hangs (a lost network, a stuck task) ends here; the disk has all that a kill -9 needs
+WATCHDOG_SECONDS = 5.0
+#: the process namespace that Linux begins with; its number is fixed in the kernel
+HOST_PROCESSES = "pid:[4026531836]"
+#: the first process of a whole system
+INITS = ("systemd", "init")
+
+
+def resolve_mode(on_stop: str, environ: Mapping[str, str], *, in_container: bool) -> str:
+    """`auto` is detach where runs can outlive us: not in a container, not as a unit that kills its whole group."""
+    if on_stop != "auto":
+        return on_stop
+    return "wait" if in_container or environ.get("INVOCATION_ID") else "detach"
+
+
+def runs_in_container(environ: Mapping[str, str], root: Path = Path("/")) -> bool:
+    """Whether we are in a container, whose process namespace ends with its first process.
+
+    Docker and Podman leave a file, Podman and systemd the variable `container`, Kubernetes its own. Where none of them
+    does, a process namespace other than the host's is a mark, unless a system's own init is its first process: that
+    one outlives us (WSL). So a worker in a bare `unshare --pid` waits for its runs; `--on-stop detach` says otherwise.
+    """
+    marked = (root / ".dockerenv").exists() or (root / "run/.containerenv").exists()
+    named = bool(environ.get("container") or environ.get("KUBERNETES_SERVICE_HOST"))
+    return os.getpid() == 1 or marked or named or _own_process_namespace(root / "proc")
+
+
+def _own_process_namespace(proc: Path) -> bool:
+    try:
+        space = str((proc / "self/ns/pid").readlink())
+        first = (proc / "1/comm").read_text().strip()
+    except OSError:
+        return False  # not Linux, or not to be seen
+    return space != HOST_PROCESSES and first not in INITS
+
+
+def leave_at_once(leave: Callable[[int], Any] = os._exit) -> None:
+    """Until a worker has begun anything, a stop is simply the end; `Stopping.install` replaces this."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda _number, _frame: leave(0))
+
+
+@dataclass
+class Stopping:
+    """The two signals of one worker. `leave` ends the process at once; tests pass another."""
+
+    slots: Slots
+    attempts: Attempts
+    leave: Callable[[int], Any] = os._exit
+    #: False where a stop waits for its runs or ends them: that has a limit of its own, and may last
+    guarded: bool = True
+    #: the first signal that asked for the stop
+    number: int | None = None
+    hurried: bool = False
+    _pipe: tuple[int, int] = field(default_factory=os.pipe)
+    _done: threading.Event = field(default_factory=threading.Event)
+
+    def install(self) -> None:
+        """Take SIGTERM and SIGINT; an ignored SIGINT (a shell's background job) stays ignored."""
+        os.set_blocking(self._pipe[1], False)
+        signal.signal(signal.SIGTERM, self._handle)
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, self._handle)
+        self.watch()
+
+    def watch(self) -> None:
+        """Start the watchdog of a stop that leaves its runs; it sleeps until a stop is asked for."""
+        if self.guarded:
+            threading.Thread(target=self._watch, name="stop-watch", daemon=True).start()
+
+    def request(self, number: int = signal.SIGTERM) -> None:
+        """What a signal does; also for a drained worker's own end."""
+        if self.number is not None:
+            self.hurried = True
+            # the second signal hurries: nothing on disk needs us
+            self.leave(128 + number)
+            return
+        self.number = number
+        self.slots.stopping = True
+        self.attempts.close()
+        celery_state.should_stop = 0
+        self.slots.bell.ring()
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._pipe[1], b"!")
+
+    def _handle(self, number: int, _frame: Any) -> None:
+        self.request(number)
+
+    def done(self) -> None:
+        """The part that the watchdog guards is over."""
+        self._done.set()
+
+    def _watch(self) -> None:
+        select.select([self._pipe[0]], [], [])
+        if not self._done.wait(WATCHDOG_SECONDS):
+            self.leave(0)
+
+
+def wait_for_runs(
+    attempts: Attempts,
+    seconds: float | None,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    wait: Callable[[float], None] = time.sleep,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> bool:
+    """Wait until nothing runs and every end is told; False when something is left after `seconds`.
+
+    `meanwhile` is called at each look.
+    """
+    deadline = None if seconds is None else clock() + seconds
+    while attempts.all():
+        meanwhile()
+        if deadline is not None and clock() >= deadline:
+            return False
+        wait(0.05)
+    return True

@@ -1,0 +1,192 @@
+"""Supervisor: the one thread that watches all runs of a worker, fresh and adopted, and sees each end.
+
+It does nothing that can wait for a network: what follows from an end is handed on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue
+import selectors
+import threading
+import time
+from collections.abc import Callable
+
+from flowfleet.ledger.claims import State
+from workers.attempts import Attempt, Attempts
+from workers.deployment import Exit
+
+logger = logging.getLogger(__name__)
+
+#: runs without a descriptor are asked this often
+POLL_SECONDS = 1.0
+#: a run whose descriptor has rung and that is not wholly gone is asked this often
+GOING_SECONDS = 0.1
+MOST_RINGS = 50
+
+#: called in the supervisor's thread with each ended attempt
+OnEnd = Callable[[Attempt], None]
+
+
+class Supervisor:
+    """Watches deployments by one selector."""
+
+    def __init__(
+        self,
+        attempts: Attempts,
+        on_end: OnEnd,
+        *,
+        run_timeout: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._attempts = attempts
+        self._on_end = on_end
+        self._run_timeout = run_timeout
+        self._clock = clock
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._reader, False)
+        os.set_blocking(self._writer, False)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._reader, selectors.EVENT_READ, None)
+        #: keys of watched runs → when to ask them without being rung
+        self._ask_at: dict[str, float] = {}
+        self._stop_at: dict[str, float] = {}
+        self._registered: dict[str, int] = {}
+        #: how often each has rung without having ended
+        self._rings: dict[str, int] = {}
+        self._closed = False
+        #: when the loop last went round: whoever renews looks here whether anybody watches at all
+        self.seen = clock()
+        self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def watch(self, key: str) -> None:
+        """Watch the deployment of this attempt from now on."""
+        self._post(lambda: self._watch(key))
+
+    def stop(self, key: str, *, kill: bool = False) -> None:
+        """TERM, grace, KILL; or KILL at once."""
+        self._post(lambda: self._stop(key, kill=kill))
+
+    def close(self) -> None:
+        """End the thread; runs go on."""
+        self._closed = True
+        self._post(lambda: None)
+        if self._thread.is_alive():
+            self._thread.join(2.0)
+
+    def _post(self, action: Callable[[], None]) -> None:
+        self._inbox.put(action)
+        with contextlib.suppress(BlockingIOError):  # it is full of unread rings already
+            os.write(self._writer, b"!")
+
+    # -- inside the thread
+
+    def _run(self) -> None:
+        while not self._closed:
+            try:
+                self._round()
+            except Exception:  # a fault with one run must not leave all others unwatched
+                logger.exception("the supervisor met an unexpected error")
+
+    def _round(self) -> None:
+        self.seen = self._clock()
+        nearest = min([*self._ask_at.values(), *self._stop_at.values()], default=self.seen + POLL_SECONDS)
+        events = self._selector.select(max(0.0, min(POLL_SECONDS, nearest - self._clock())))
+        rung = {key.data for key, _ in events if key.data is not None}
+        self._empty_inbox()
+        now = self._clock()
+        for key in rung | {key for key, at in self._ask_at.items() if at <= now}:
+            self._ask(key, rung=key in rung)
+        for key in [key for key, at in self._stop_at.items() if at <= now]:
+            del self._stop_at[key]
+            self._time_out(key)
+
+    def _empty_inbox(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self._reader, 4096):
+                pass
+        while True:
+            try:
+                action = self._inbox.get_nowait()
+            except queue.Empty:
+                return
+            action()
+
+    def _watch(self, key: str) -> None:
+        attempt = self._attempts.get(key)
+        if attempt is None or attempt.deployment is None:
+            return
+        fd = attempt.deployment.fileno()
+        if fd is not None:
+            self._selector.register(fd, selectors.EVENT_READ, key)
+            self._registered[key] = fd
+        if self._run_timeout is not None:
+            self._stop_at[key] = self._clock() + self._run_timeout
+        self._ask(key, rung=False)
+
+    def _ask(self, key: str, *, rung: bool) -> None:
+        try:
+            self._look(key, rung=rung)
+        except Exception:  # a fault with one run must not leave the others unwatched
+            logger.exception("a run could not be asked", extra={"run_and_claim": key})
+            self._ask_at[key] = self._clock() + POLL_SECONDS
+
+    def _look(self, key: str, *, rung: bool) -> None:
+        attempt = self._attempts.get(key)
+        if attempt is None or attempt.deployment is None:
+            self._unwatch(key)
+            return
+        end = attempt.deployment.poll()
+        if end is not None:
+            self._unwatch(key)
+            self._ended(attempt, end)
+        elif rung:
+            # its leader is gone and something of its group is not: asked again even if nothing rings
+            self._ask_at[key] = self._clock() + GOING_SECONDS
+            self._rings[key] = self._rings.get(key, 0) + 1
+            if self._rings[key] > MOST_RINGS:
+                self._unregister(key)  # a descriptor that stays readable would keep this thread spinning
+        elif key not in self._registered or key in self._ask_at:
+            self._ask_at[key] = self._clock() + (GOING_SECONDS if key in self._rings else POLL_SECONDS)
+
+    def _unwatch(self, key: str) -> None:
+        self._ask_at.pop(key, None)
+        self._stop_at.pop(key, None)
+        self._rings.pop(key, None)
+        self._unregister(key)
+
+    def _unregister(self, key: str) -> None:
+        fd = self._registered.pop(key, None)
+        if fd is not None:
+            self._selector.unregister(fd)
+
+    def _ended(self, attempt: Attempt, end: Exit) -> None:
+        if attempt.deployment is not None:
+            attempt.deployment.close()
+        moved = self._attempts.move(attempt.key, State.ENDED, exit_=end)
+        logger.info("run ended", extra={**attempt.fields, "exit": str(end)})
+        if moved is not None:
+            self._on_end(moved)
+
+    def _stop(self, key: str, *, kill: bool) -> None:
+        attempt = self._attempts.get(key)
+        if attempt is None or attempt.deployment is None or attempt.held.state is State.ENDED:
+            return
+        logger.info("run is being stopped", extra={**attempt.fields, "kill": kill})
+        if kill:
+            attempt.deployment.kill()
+        else:
+            attempt.deployment.stop()
+
+    def _time_out(self, key: str) -> None:
+        attempt = self._attempts.get(key)
+        if attempt is not None:
+            logger.warning("run takes longer than --run-timeout", extra=attempt.fields)
+            self._stop(key, kill=False)
