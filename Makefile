@@ -15,7 +15,9 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 # one session of pytest may take this long in all; .ci/run gives what is left of its own time
 SESSION_SECONDS ?= 3600
-PYTEST := -m pytest --session-timeout=$(SESSION_SECONDS) $(PYTEST_ARGS)
+# tests wait more than they compute, so two processes share the work of a suite
+LANES ?= 2
+PYTEST := -m pytest -n $(LANES) --dist loadgroup --no-loadscope-reorder --session-timeout=$(SESSION_SECONDS) $(PYTEST_ARGS)
 # bytecode is made at once: else the first flow runs would pay for it, and tests wait on them
 export UV_COMPILE_BYTECODE := 1
 

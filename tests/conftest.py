@@ -16,6 +16,9 @@ from tests.prefect_server import PrefectServer
 from tests.valkey import Valkey, binary
 from tests.world import World
 
+#: fixtures of a module that take seconds to make: whoever wants one runs where it is
+SHARED = ("ends", "guarded", "answers", "other")
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Take the user's own flowfleet and Prefect settings off, before any test module reads them."""
@@ -28,7 +31,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Full numbers only where they are asked for; on a very slow machine a fixed third of the slow groups."""
+    """Full numbers only where they are asked for; on a very slow machine a fixed third of the slow groups.
+
+    The long ones come first and what shares a costly fixture stays together, so that several processes
+    (`make test` has two) end at about the same time.
+    """
     asked = "stress" in (config.option.markexpr or "")
     third = bool(os.environ.get("FLOWFLEET_TEST_THIRD"))
     kept, dropped = [], []
@@ -40,7 +47,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         (dropped if left_out else kept).append(item)
     if dropped:
         config.hook.pytest_deselected(items=dropped)
-        items[:] = kept
+    for item in kept:
+        group = _shared(item)
+        if group:
+            item.add_marker(pytest.mark.xdist_group(group))
+    items[:] = sorted(kept, key=lambda item: item.get_closest_marker("slow") is None and not _shared(item))
+
+
+def _shared(item: pytest.Item) -> str | None:
+    """What must run in one process: tests that share a costly fixture of their module, or one Prefect server."""
+    fixtures = getattr(item, "fixturenames", ())
+    for name in SHARED:
+        if name in fixtures:
+            callspec = getattr(item, "callspec", None)  # `ends` is made once for each of its parameters
+            return f"{name} {callspec.params.get(name, '') if callspec else ''}"
+    return "one server" if "prefect_server" in fixtures and item.path.parent.name == "integration" else None
 
 
 @pytest.hookimpl(wrapper=True)
