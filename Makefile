@@ -17,7 +17,7 @@ BENCH_ARGS ?=
 SESSION_SECONDS ?= 3600
 # tests wait more than they compute, so two processes share the work of a suite
 LANES ?= 2
-PYTEST := -m pytest -n $(LANES) --dist loadgroup --no-loadscope-reorder --session-timeout=$(SESSION_SECONDS) $(PYTEST_ARGS)
+PYTEST := -m pytest -n $(LANES) --no-loadscope-reorder --session-timeout=$(SESSION_SECONDS) $(PYTEST_ARGS)
 # bytecode is made at once: else the first flow runs would pay for it, and tests wait on them
 export UV_COMPILE_BYTECODE := 1
 

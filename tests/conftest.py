@@ -7,17 +7,16 @@ import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.needs import missing, need
 from tests.prefect_server import PrefectServer
 from tests.valkey import Valkey, binary
 from tests.world import World
-
-#: fixtures of a module that take seconds to make: whoever wants one runs where it is
-SHARED = ("ends", "guarded", "answers", "other")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -33,8 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Full numbers only where they are asked for; on a very slow machine a fixed third of the slow groups.
 
-    The long ones come first and what shares a costly fixture stays together, so that several processes
-    (`make test` has two) end at about the same time.
+    The long ones come first, so that several processes (`make test` has two) end at about the same time.
     """
     asked = "stress" in (config.option.markexpr or "")
     third = bool(os.environ.get("FLOWFLEET_TEST_THIRD"))
@@ -47,21 +45,29 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         (dropped if left_out else kept).append(item)
     if dropped:
         config.hook.pytest_deselected(items=dropped)
-    for item in kept:
-        group = _shared(item)
-        if group:
-            item.add_marker(pytest.mark.xdist_group(group))
-    items[:] = sorted(kept, key=lambda item: item.get_closest_marker("slow") is None and not _shared(item))
+    items[:] = sorted(kept, key=lambda item: item.get_closest_marker("slow") is None and not together(item.nodeid))
 
 
-def _shared(item: pytest.Item) -> str | None:
+def together(nodeid: str) -> str | None:
     """What must run in one process: tests that share a costly fixture of their module, or one Prefect server."""
-    fixtures = getattr(item, "fixturenames", ())
-    for name in SHARED:
-        if name in fixtures:
-            callspec = getattr(item, "callspec", None)  # `ends` is made once for each of its parameters
-            return f"{name} {callspec.params.get(name, '') if callspec else ''}"
-    return "one server" if "prefect_server" in fixtures and item.path.parent.name == "integration" else None
+    path = nodeid.partition("::")[0]
+    if path.endswith("acceptance/test_ends.py"):
+        return "ends of plain workers" if "[plain" in nodeid else "ends"
+    if path.endswith("acceptance/test_environments.py"):
+        return "environments"
+    return "one Prefect server" if "integration/test_prefect3_" in path else None
+
+
+class Lanes(LoadScopeScheduling):
+    """Each test goes to whichever process is free, but for those that belong together."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return together(nodeid) or nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """Instead of `--dist loadgroup`, whose groups xdist 3.8 loses silently under pytest 9.2."""
+    return Lanes(config, log)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -108,4 +108,5 @@ class Rest:
             assert state["type"] not in ends, f"run {run_id} became {said!r} instead of {' or '.join(names)}"
             return None
 
-        return until(reached, seconds, f"run {run_id} to be {' or '.join(names)}", pause=0.1)
+        # a question costs the server 10 ms of a core, which the runs of other tests want
+        return until(reached, seconds, f"run {run_id} to be {' or '.join(names)}", pause=0.25)

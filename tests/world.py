@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flowfleet.ledger import connect
+from flowfleet.monitor.snapshot import take
 from tests import processes
 from tests.rest import Rest
 from tests.valkey import free_port
@@ -243,9 +245,18 @@ class World:
         assert done.returncode == 0, f"status: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
         return dict(json.loads(done.stdout))
 
+    def seen(self) -> dict[str, Any]:
+        """What `status` would say, without starting the command: for waits that ask again and again."""
+        ledger = connect(self.redis_url, self.fleet)
+        try:
+            return take(ledger).to_json()
+        finally:
+            ledger.close()
+
     def wait_empty(self, seconds: float = 30) -> None:
-        """The ledger holds no claim any more."""
-        until(lambda: self.status()["runs"] == [], seconds, "the ledger to be empty", pause=0.2)
+        """The ledger holds no claim any more, and status says so."""
+        until(lambda: self.seen()["runs"] == [], seconds, "the ledger to be empty", pause=0.1)
+        assert self.status()["runs"] == []
 
     # flows
 

@@ -32,7 +32,7 @@ def fleet(fleet: World, request: pytest.FixtureRequest) -> World:
 
 def running(world, run):
     """The run's row in status, once some worker has it as running."""
-    rows = [row for row in world.status()["runs"] if row["run_id"] == run and row["state"] == "running"]
+    rows = [row for row in world.seen()["runs"] if row["run_id"] == run and row["state"] == "running"]
     return rows[0] if rows else None
 
 

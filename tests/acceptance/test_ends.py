@@ -274,9 +274,7 @@ def test_ten_megabytes_of_output_are_kept_to_the_last_line(ends):
 def test_a_suspended_run_frees_its_slot_and_comes_back(ends):
     run_id = ends.runs["suspends"]
     ends.end("suspends", "Suspended")
-    until(
-        lambda: run_id not in [run["run_id"] for run in ends.world.status()["runs"]], 60, "its claim to go", pause=0.2
-    )
+    until(lambda: run_id not in [run["run_id"] for run in ends.world.seen()["runs"]], 60, "its claim to go", pause=0.2)
     answer = ends.world.api.call("POST", f"/flow_runs/{run_id}/resume", {})
     assert answer["status"] == "ACCEPT"
 

@@ -105,7 +105,7 @@ def test_a_host_adopts_its_own_runs_and_leaves_the_others_alone(machines):
     runs = [world.create_run(held) for _ in range(2)]
     pids = {world.wait_note(run, "ran")[3]: int(world.notes(run)[0][1]) for run in runs}
     assert set(pids) == {host.name for host in machines.hosts.values()}
-    until(lambda: world.status()["counts"]["running"] == 2, 20, "both to run", pause=0.2)
+    until(lambda: world.seen()["counts"]["running"] == 2, 20, "both to run", pause=0.2)
 
     workers["east"].kill()
     machines.start("east", slots=1)
@@ -124,7 +124,7 @@ def test_a_host_that_has_rebooted_reports_what_was_cut_off(machines):
     worker = machines.start("east", slots=1)
     run = world.create_run(world.deploy_tiny("hold"))
     pid = int(world.wait_note(run, "ran")[1])
-    until(lambda: world.status()["counts"]["running"] == 1, 20, "it to run", pause=0.2)
+    until(lambda: world.seen()["counts"]["running"] == 1, 20, "it to run", pause=0.2)
     # what a power cut does: worker, shim and run at once (the shim first, since it must not see the run's end),
     # and another boot id
     worker.kill()

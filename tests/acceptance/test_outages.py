@@ -42,7 +42,7 @@ def test_redis_away_for_a_while(bridged):
     deployment, held = world.deploy_tiny(), world.deploy_tiny("hold")
     run = world.create_run(held)
     world.wait_note(run, "ran")
-    until(lambda: world.status()["counts"]["running"] == 1, 20, "it to run", pause=0.2)
+    until(lambda: world.seen()["counts"]["running"] == 1, 20, "it to run", pause=0.2)
     told = {part.name: says(part, "Redis") for part in (poller, worker)}
     redis.cut()
     for name, has in told.items():
