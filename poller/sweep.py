@@ -79,8 +79,12 @@ class Sweep:
 
 
 def _never_launched(found: Unfinished) -> bool:
-    state = found.state
-    return state.kind is Kind.PENDING and state.name == SUBMITTED and not state.infrastructure and found.worker is None
+    """By the state alone: Launching always comes before the fork.
+
+    The infrastructure mark says nothing here. The server never clears it, so a run in its second life (resumed after a
+    suspend, retried in the UI) still has that of its first.
+    """
+    return found.state.kind is Kind.PENDING and found.state.name == SUBMITTED
 
 
 class Gatekeeper:

@@ -242,8 +242,12 @@ def _unfinished(run: Json, mark: Mark) -> Unfinished | None:
     prefix = mark_prefix(mark)
     infrastructure = state.infrastructure or ""
     launched = infrastructure.startswith(prefix)
-    claimed = state.message.startswith(mark_message(mark, "")) and state.kind is Kind.PENDING
-    if not launched and not claimed:
+    if state.kind is Kind.PENDING:
+        # whose claim it is only its state says: the mark may be of an earlier life, and another fleet has the run now
+        ours = state.message.startswith(mark_message(mark, ""))
+    else:
+        ours = launched
+    if not ours:
         return None
     if state.kind is Kind.SCHEDULED and not state.held:
         return None  # it went back to the queue and its old mark stayed

@@ -337,6 +337,18 @@ def test_the_sweep_finds_what_is_ours_and_nothing_else(pool, deployment):
     assert found[submitted].due == runs[submitted].due
 
 
+def test_a_run_that_another_fleet_claimed_in_its_second_life_is_not_ours_by_its_old_mark(pool, deployment):
+    """The server never clears the mark: by it alone a sweep would take the other fleet's claim away."""
+    mark = Mark(fleet=f"fleet-{uuid.uuid4().hex[:6]}", worker="w@one")
+    neighbour = Mark(fleet=mark.fleet + "-2")
+    run = pool.scheduled(deployment, ago(9))
+    pool.client.started(run, mark, 12)
+    pool.client.claim(pool.due(), new_call(), neighbour)
+
+    assert pool.client.unfinished(mark) == []
+    assert [item.state.run_id for item in pool.client.unfinished(neighbour)] == [run]
+
+
 def test_the_sweep_reads_all_pages(pool, deployment, monkeypatch):
     monkeypatch.setattr("flowfleet.api.prefect3._PAGE", 2)
     mark = Mark(fleet=f"fleet-{uuid.uuid4().hex[:6]}")
