@@ -249,8 +249,8 @@ def _unfinished(run: Json, mark: Mark) -> Unfinished | None:
         ours = launched
     if not ours:
         return None
-    if state.kind is Kind.SCHEDULED and not state.held:
-        return None  # it went back to the queue and its old mark stayed
+    if state.kind in (Kind.SCHEDULED, Kind.PAUSED) and not state.held:
+        return None  # it went back to the queue, or is suspended without a process, and its old mark stayed
     route = None
     if run.get("work_pool_id") and run.get("work_queue_name"):
         route = Route("prefect3", str(run["work_pool_id"]), str(run["work_queue_name"]))
