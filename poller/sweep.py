@@ -72,6 +72,8 @@ class Sweep:
         except ApiRejected as exc:
             logger.warning("run cannot be handed back", extra={"run_id": state.run_id, "error": str(exc)})
             return
+        if answer.silence:
+            raise answer.silence
         self._failpoints.hit("return.after_api")
         if answer.verdict is Verdict.ACCEPTED:
             self._meters.handed_back.labels("unknown").inc()

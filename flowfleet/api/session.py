@@ -151,11 +151,12 @@ class Session:
             else:
                 if answer.status_code not in RETRIED:
                     return self._judge(method, path, answer)
+                wait = _retry_after(answer)
                 trouble = ApiUnavailable(
                     f"the Prefect API at {self.address.shown} answers {_status(answer.status_code)} "
-                    f"to {method} {path}, try again later"
+                    f"to {method} {path}, try again later",
+                    retry_after_seconds=wait,
                 )
-                wait = _retry_after(answer)
             wait = wait if wait is not None else 0.25 * 2**attempt * (0.5 + self._dice())
             if attempt == tries or self._clock() - began + wait > RETRY_WINDOW_SECONDS:
                 raise trouble
@@ -257,7 +258,11 @@ class Session:
                 "set PREFECT_API_KEY or PREFECT_API_AUTH_STRING"
             )
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            raise ApiUnavailable(f"the Prefect API at {where} failed with {_status(status)} at {method} {path}")
+            raise ApiUnavailable(
+                f"the Prefect API at {where} failed with {_status(status)} at {method} {path}",
+                # Prefect says 500 when this very question breaks it; a proxy says 504 for a server that hangs
+                answered=status == HTTPStatus.INTERNAL_SERVER_ERROR,
+            )
         if status >= HTTPStatus.BAD_REQUEST:
             detail = _detail(answer)
             raise Refused(

@@ -100,7 +100,7 @@ class Transitions:
         except KeyRefused:
             raise
         except (ApiUnavailable, ApiRejected) as error:
-            return {run.run_id: Answer(verdict=Verdict.UNSURE, reason=str(error)) for run in runs}
+            return {run.run_id: Answer.unsure(error) for run in runs}
         answers: dict[str, Answer] = {}
         for run in runs:
             result = results.get(run.run_id)
@@ -120,7 +120,7 @@ class Transitions:
         except KeyRefused:
             raise
         except (ApiUnavailable, ApiRejected) as error:
-            return {run_id: Answer(verdict=Verdict.UNSURE, reason=str(error)) for run_id in run_ids}
+            return {run_id: Answer.unsure(error) for run_id in run_ids}
         return {run_id: _whose(run_id, there.get(run_id), call) for run_id in run_ids}
 
     def settle(self, run_id: str, call: str) -> Answer:
@@ -132,7 +132,7 @@ class Transitions:
         except KeyRefused:
             raise
         except (ApiUnavailable, ApiRejected) as error:
-            return Answer(verdict=Verdict.UNSURE, reason=str(error))
+            return Answer.unsure(error)
         return _whose(run_id, there, call)
 
     # launching and handing back
@@ -250,7 +250,7 @@ class Transitions:
         except KeyRefused:
             raise
         except (ApiUnavailable, ApiRejected) as error:
-            return Answer(verdict=Verdict.UNSURE, reason=str(error), state=stands)
+            return Answer.unsure(error, stands)
 
     def _bulk(
         self, run_ids: Sequence[str], expected: Mapping[str, Any], state: Mapping[str, Any]

@@ -218,3 +218,16 @@ def test_many_threads_claim_through_one_client(honest):
     for thread in threads:
         thread.join()
     assert verdicts == [Verdict.ACCEPTED] * 120
+
+
+@pytest.mark.parametrize(("status", "silent"), [(503, True), (504, True), (500, False)])
+def test_no_answer_at_all_is_told_apart_from_one_that_settles_nothing(asked, status, silent):
+    (run,) = asked.runs()
+    asked.api.fail("flow_runs", times=-1, status=status)
+    for answer in (
+        asked.client.claim([run], asked.call, MARK)[run.run_id],
+        asked.client.settle(run.run_id, asked.call),
+        asked.client.hand_back(run.run_id, asked.call, run.due, MARK, "drill"),
+    ):
+        assert answer.verdict is Verdict.UNSURE
+        assert bool(answer.silence) is silent

@@ -260,6 +260,74 @@ def test_while_the_api_is_away_it_says_so_at_once_and_each_half_minute_and_goes_
     assert [message.run_id for message in world.published] == [run]
 
 
+def hang(world, *names, seconds=30.0):
+    """Let the API answer these questions only by a deadline that passes."""
+
+    def trouble(name):
+        if name in names:
+            world.time.now += seconds
+            away(name)
+
+    world.api.trouble = trouble
+
+
+@pytest.mark.parametrize("hangs", [("claim", "settle"), ("settle",)])
+def test_an_api_that_hangs_in_a_claim_ends_the_round_at_its_first_silence(hangs):
+    world = World()
+    world.roster.add(slots=10)
+    for _ in range(10):
+        world.api.add()
+    if hangs == ("settle",):
+        world.api.bent = [(Verdict.UNSURE, True), (Verdict.UNSURE, True)]
+    hang(world, *hangs)
+    world.leadership.tend()
+    for _ in range(5):
+        began = world.time.now
+        world.wait(world.loop.round())
+        assert world.time.now - began <= 45
+    assert world.loop.api_outage.away
+    assert len(world.claims.by_run) == 10
+
+    world.api.trouble = lambda name: None
+    world.rounds(15)
+    assert len(world.published) == 10
+
+
+def test_a_hand_back_that_gets_no_answer_ends_the_round_too():
+    world = World()
+    world.roster.add(slots=5)
+    for _ in range(5):
+        world.api.add()
+    world.rounds(58)
+    hang(world, "hand_back")
+    world.api.asked.clear()
+    world.time.now += 10
+    world.roster.beat()
+    world.loop.round()
+
+    assert world.api.asked == ["hand_back"]
+    assert world.loop.api_outage.away
+
+
+def test_slow_answers_are_not_taken_for_a_loop_that_hangs():
+    world = World()
+    world.roster.add(slots=10)
+    for _ in range(10):
+        world.api.add()
+    world.api.bent = [(Verdict.UNSURE, False), (Verdict.UNSURE, False)]
+    seen = []
+
+    def slow(name):
+        seen.append(world.time.now - world.loop.round_at)
+        world.time.now += 25
+
+    world.api.trouble = slow
+    world.rounds(1)
+
+    assert world.api.count("settle") >= 10
+    assert max(seen) <= 60
+
+
 def test_a_refused_key_is_tried_again_each_minute():
     world = World()
     world.roster.add()

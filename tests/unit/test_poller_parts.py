@@ -180,6 +180,14 @@ def test_a_refused_key_waits_a_minute_and_is_said_at_once_also_within_an_outage(
     assert len(caplog.records) == 2
 
 
+@pytest.mark.parametrize(("asked", "waits"), [(None, 1), (0.5, 1), (60, 60), (10**9, 3600)])
+def test_an_api_that_asks_for_patience_gets_it_within_reason(asked, waits):
+    outage = Outage("the Prefect API", Time().clock.monotonic, lambda: 1.0)
+    outage.failed(ApiUnavailable("429", retry_after_seconds=asked))
+
+    assert outage.wait_seconds() == waits
+
+
 # --- the bell
 
 
