@@ -6,8 +6,9 @@ be refused anyway.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from flowfleet.flow_run import FlowRun, Offer, Route
 from flowfleet.ledger.claims import Claim, State
@@ -94,12 +95,23 @@ class Credit:
     routes: dict[str, frozenset[Route]]
     waiting: tuple[Route, ...]
 
-    def choose(self, runs: Sequence[FlowRun]) -> list[FlowRun]:
-        """The runs, in order, for which a slot is free; those that already wait for a worker come first."""
+    def choose(self, runs: Sequence[FlowRun], rooms: Mapping[str, int] = MappingProxyType({})) -> list[FlowRun]:
+        """The runs, in order, for which a slot is free; those that already wait for a worker come first.
+
+        `rooms` says for how many the API has room in a pool; who is not in it has room for all.
+        """
         free = dict(self.free)
         for route in self.waiting:
             self._give(free, route)
-        return [run for run in runs if self._give(free, run.route)]
+        left = dict(rooms)
+        chosen = []
+        for run in runs:
+            scope = run.route.scope
+            if left.get(scope, 1) > 0 and self._give(free, run.route):
+                chosen.append(run)
+                if scope in left:
+                    left[scope] -= 1
+        return chosen
 
     def _give(self, free: dict[str, int], route: Route) -> bool:
         able = [worker for worker, slots in free.items() if slots > 0 and route in self.routes[worker]]

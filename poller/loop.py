@@ -248,7 +248,7 @@ class Loop:
         runs = [
             run for run in self.known.claimable(self._server_now(), self._lead_seconds) if run.run_id not in claimed
         ]
-        return credit(rows, live).choose(runs)
+        return credit(rows, live).choose(runs, self.known.rooms())
 
     def _claim(self, term: int, rows: Sequence[Row], live: Sequence[Claim]) -> int:
         """Claim what can start now, ten at a time; how many are on their way. Raises `ApiUnavailable`."""

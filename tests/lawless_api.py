@@ -21,6 +21,8 @@ from flowfleet.api.pool_template import base_job_template
 from tests.lawless_http import HttpError, Server, handler
 from tests.lawless_rules import instant, matches, refusal
 
+#: what uses up the limits of pools and queues
+_BUSY = ("PENDING", "RUNNING")
 _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}")
 
 
@@ -301,10 +303,23 @@ class LawlessApi:
             and not self.queues[run["work_queue_id"]]["is_paused"]
         ]
         runs.sort(key=lambda run: str(run["next_scheduled_start_time"]))
+        # as the real one: each queue cut to its own room by time, then all to the pool's by priority, then by the limit
+        shown: list[dict[str, Any]] = []
+        for queue in sorted(self.queues.values(), key=lambda queue: queue["priority"]):
+            mine = [run for run in runs if run["work_queue_id"] == queue["id"]]
+            shown += mine[: self._room(queue, "work_queue_id")]
+        shown = shown[: self._room(found, "work_pool_id")]
         return [
             {"work_pool_id": found["id"], "work_queue_id": run["work_queue_id"], "flow_run": run}
-            for run in runs[: body.get("limit") or 200]
+            for run in shown[: body.get("limit") or 200]
         ]
+
+    def _room(self, owner: Mapping[str, Any], key: str) -> int | None:
+        """How many more runs the limit of a pool or queue lets start; None = any number."""
+        if owner.get("concurrency_limit") is None:
+            return None
+        busy = [run for run in self.runs.values() if run[key] == owner["id"] and run["state_type"] in _BUSY]
+        return max(0, int(owner["concurrency_limit"]) - len(busy))
 
     def _filter(self, body: Any) -> list[dict[str, Any]]:
         pools = ((body.get("work_pools") or {}).get("name") or {}).get("any_")

@@ -91,6 +91,8 @@ class DueRuns:
     due: int  # how many are due now
     at_least: bool = False  # the API lists no more than this
     oldest: datetime | None = None
+    #: how many runs of its pool, whichever, the API has room for (None = all that are listed)
+    room: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

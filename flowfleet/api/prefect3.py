@@ -242,12 +242,9 @@ def _unfinished(run: Json, mark: Mark) -> Unfinished | None:
     prefix = mark_prefix(mark)
     infrastructure = state.infrastructure or ""
     launched = infrastructure.startswith(prefix)
-    if state.kind is Kind.PENDING:
-        # whose claim it is only its state says: the mark may be of an earlier life, and another fleet has the run now
-        ours = state.message.startswith(mark_message(mark, ""))
-    else:
-        ours = launched
-    if not ours:
+    # whose claim it is only its state says: the mark may be of an earlier life, and another fleet has the run now
+    claimed = state.message.startswith(mark_message(mark, ""))
+    if not (claimed if state.kind is Kind.PENDING else launched):
         return None
     if state.kind in (Kind.SCHEDULED, Kind.PAUSED) and not state.held:
         return None  # it went back to the queue, or is suspended without a process, and its old mark stayed

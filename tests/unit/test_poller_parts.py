@@ -316,3 +316,63 @@ def test_the_settings_idle_time_is_the_loops():
         meters=Meters(),
     )
     assert loop._pace.idle_seconds == 7.5
+
+
+# --- several pools and queues
+
+
+LOW = Route("prefect3", POOL, "low")
+ELSEWHERE = Route("prefect3", "22222222-2222-4222-8222-222222222222", "default")
+
+
+def listed(route, *runs, room=None):
+    return DueRuns(route=route, runs=runs, due=len(runs), room=room)
+
+
+def test_no_more_is_chosen_than_the_pool_has_room_for_whoever_is_free():
+    time = Time()
+    known = Known(time.clock)
+    known.renew([listed(ROUTE, run(1), run(2), room=2), listed(LOW, run(3, LOW), run(4, LOW), run(5, LOW), room=2)], 0)
+    busy_and_idle = rows(("a", 1, {"routes": (ROUTE,)}), ("b", 4, {"routes": (LOW,)}))
+    free = credit(busy_and_idle, [claim(9, State.RUNNING, "a")])
+
+    chosen = free.choose(known.claimable(START.timestamp(), 0), known.rooms())
+    assert chosen == [run(3, LOW), run(4, LOW)]  # the first queue's only worker is busy, its runs keep nobody waiting
+
+    known.gone([chosen[0].run_id])
+    assert free.choose(known.claimable(START.timestamp(), 0), known.rooms()) == [run(4, LOW)]
+
+
+def test_pools_take_turns_by_the_age_of_their_heads_and_keep_their_own_order():
+    known = Known(Time().clock)
+
+    def at(number, seconds, route):
+        return run(number, route, START - timedelta(seconds=seconds))
+
+    first = [at(1, 10, ROUTE), at(2, 50, ROUTE), at(3, 1, ROUTE)]
+    other = [at(4, 30, ELSEWHERE), at(5, 5, ELSEWHERE)]
+    known.renew([listed(ROUTE, *first), listed(ELSEWHERE, *other)], 0)
+
+    assert known.claimable(START.timestamp(), 0) == [other[0], first[0], first[1], other[1], first[2]]
+
+
+def test_a_pool_with_a_backlog_does_not_starve_the_next_one():
+    both = Offer(backend="prefect3", pools=("a", "b"), pool_ids=(POOL, ELSEWHERE.scope))
+    world = World()
+    world.roster.add(slots=1, offer=both, routes=(ROUTE, ELSEWHERE))
+    backlog = [run(number, ROUTE, START - timedelta(seconds=10 - number)) for number in range(5)]
+    waiting = run(9, ELSEWHERE, START - timedelta(seconds=8.5))
+    for each in (*backlog, waiting):
+        world.api.add(run_id=each.run_id)
+    done = set()
+
+    def due(*_, **__):
+        left = [each for each in (*backlog, waiting) if each.run_id not in done]
+        return [listed(route, *[each for each in left if each.route == route]) for route in (ROUTE, ELSEWHERE)]
+
+    world.api.due = due
+    for _ in range(3):
+        world.rounds(3)
+        done.update(world.claims.by_run)
+        world.claims.by_run.clear()
+    assert [message.run_id for message in world.published] == [backlog[0].run_id, backlog[1].run_id, waiting.run_id]
