@@ -7,6 +7,7 @@ rules, as far as flowfleet leans on them.
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 import time
@@ -18,7 +19,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
 from flowfleet.api.pool_template import base_job_template
-from tests.lawless_http import HttpError, Server, handler
+from tests.lawless_http import HttpError, Page, Server, handler
 from tests.lawless_rules import instant, matches, refusal
 
 #: what uses up the limits of pools and queues
@@ -31,10 +32,11 @@ class Fault:
     """What goes wrong at requests whose `METHOD /path` contains `where`, so many times (-1 = always)."""
 
     where: str
-    kind: str  # "status" | "mute" | "drop_after" | "null_abort" | "null_abort_after"
+    kind: str  # "status" | "page" | "json" | "mute" | "drop_after" | "null_abort" | "null_abort_after"
     times: int = 1
     status: int = 503
     headers: dict[str, str] = field(default_factory=dict)
+    body: Any = None
 
 
 class LawlessApi:
@@ -85,11 +87,14 @@ class LawlessApi:
 
     # what tests do
 
-    def fail(self, where: str, kind: str = "status", *, times: int = 1, status: int = 503, **headers: str) -> None:
-        """Let the next requests go wrong: "status", "mute" (no answer), "drop_after" (done, then the line breaks),
+    def fail(
+        self, where: str, kind: str = "status", *, times: int = 1, status: int = 503, body: Any = None, **headers: str
+    ) -> None:
+        """Let the next requests go wrong: "status", "page" (a proxy's web page), "json" (200 with this body),
+        "mute" (no answer), "drop_after" (done, then the line breaks),
         "null_abort" (bulk: nothing done, ABORT without a state), "null_abort_after" (the same, though it was done)."""
         with self._lock:
-            self.faults.append(Fault(where, kind, times, status, headers))
+            self.faults.append(Fault(where, kind, times, status, headers, body))
 
     def heal(self) -> None:
         """No faults any more."""
@@ -146,6 +151,10 @@ class LawlessApi:
             fault = self._fault(what)
         if fault and fault.kind == "status":
             raise HttpError(fault.status, "made to fail", fault.headers)
+        if fault and fault.kind == "page":
+            raise HttpError(fault.status, "", body=Page(b"<html>hello</html>"))
+        if fault and fault.kind == "json":
+            raise HttpError(200, "", body=json.dumps(fault.body).encode())
         if fault and fault.kind == "mute":
             self._muted.wait(60)
             raise BrokenPipeError

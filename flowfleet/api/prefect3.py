@@ -51,7 +51,6 @@ class Prefect3:
         # credentials change while we run, so whoever gives a function is asked each time
         self._settings = settings if callable(settings) else lambda: settings or {}
         self._worker = worker
-        self._proven = False
         self._pools = Pools(session, clock)
         self._jobs = Jobs(session, self._pools, environ or {}, clock)
         self._backlog = Backlog(session, self._pools, now)
@@ -80,7 +79,7 @@ class Prefect3:
             ) from refused
         if not isinstance(version, str):
             raise ApiRejected(f"{where} is not a Prefect 3 API: it tells no version{self._session.hint()}")
-        if not self._proven:
+        if not self._session.proven:
             self._prove_bulk(version)
         return ServerInfo(backend=self.backend, version=version, skew_seconds=self._session.skew_seconds)
 
@@ -93,7 +92,7 @@ class Prefect3:
                 f"the Prefect server at {self._session.address.shown} has version {version}, "
                 "which cannot claim runs in bulk (flow_runs/bulk_set_state), upgrade the server to the newest Prefect 3"
             ) from refused
-        self._proven = True
+        self._session.proven = True
 
     def resolve(self, offer: Offer, *, create: bool) -> Offer:
         """Pool names → uuids."""

@@ -78,6 +78,8 @@ class Session:
         self.address = address
         self._find_again = find_again
         self._renewing = threading.Lock()
+        #: a Prefect API has answered here: what is none now is a proxy's page, or an ingress without a server behind it
+        self.proven = False
         #: the last answer refused our key
         self.key_refused = False
         self._pause = pause
@@ -264,6 +266,11 @@ class Session:
                 answered=status == HTTPStatus.INTERNAL_SERVER_ERROR,
             )
         if status >= HTTPStatus.BAD_REQUEST:
+            if status == HTTPStatus.NOT_FOUND and self.proven and not _prefects(answer):
+                raise ApiUnavailable(
+                    f"the Prefect API at {where} is not there now: {method} {path} is answered with {_status(status)}, "
+                    "but not in Prefect's words"
+                )
             detail = _detail(answer)
             raise Refused(
                 f"the Prefect API at {where} refuses {method} {path} with {_status(status)}: {detail}", status, detail
@@ -273,10 +280,10 @@ class Session:
         try:
             return answer.json()
         except ValueError as error:
-            raise ApiRejected(
-                f"{where} is not a Prefect API: {method} {path} is answered with "
-                f"{answer.headers.get('Content-Type', 'something')} instead of JSON{self.hint()}"
-            ) from error
+            what = f"{method} {path} is answered with {answer.headers.get('Content-Type', 'something')} instead of JSON"
+            if self.proven:
+                raise ApiUnavailable(f"the Prefect API at {where} is not there now: {what}") from error
+            raise ApiRejected(f"{where} is not a Prefect API: {what}{self.hint()}") from error
 
     def hint(self) -> str:
         """What is most often wrong with an address that is no API."""
@@ -302,6 +309,15 @@ def _status(status: int) -> str:
         return f"{status} {HTTPStatus(status).phrase}"
     except ValueError:
         return str(status)
+
+
+def _prefects(answer: requests.Response) -> bool:
+    """Whether Prefect itself says no: `detail` by its routes, `exception_message` by its database."""
+    try:
+        body = answer.json()
+    except ValueError:
+        return False
+    return isinstance(body, dict) and any(isinstance(body.get(key), str) for key in ("detail", "exception_message"))
 
 
 def _detail(answer: requests.Response) -> str:

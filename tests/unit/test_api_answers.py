@@ -10,7 +10,7 @@ from flowfleet.api.address import Address
 from flowfleet.api.client import Kind, Mark, Verdict
 from flowfleet.api.prefect3 import Prefect3
 from flowfleet.api.session import Session
-from flowfleet.errors import ApiRejected, KeyRefused
+from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused
 from flowfleet.flow_run import FlowRun, Offer, claim_id
 from tests.lawless_api import LawlessApi
 
@@ -231,3 +231,32 @@ def test_no_answer_at_all_is_told_apart_from_one_that_settles_nothing(asked, sta
     ):
         assert answer.verdict is Verdict.UNSURE
         assert bool(answer.silence) is silent
+
+
+# --- what is no answer of Prefect's
+
+
+@pytest.mark.parametrize("status", [200, 404])
+def test_once_proven_a_proxys_page_is_no_fact_about_anything(asked, status):
+    (run,) = asked.runs()
+    asked.claim([run])
+    asked.client.probe()
+    asked.api.fail("", "page", times=-1, status=status)
+    for ask in (
+        lambda: asked.client.due([asked.offer], within_seconds=1, limit=5),
+        lambda: asked.client.resolve(asked.offer, create=False),
+        lambda: asked.client.states([run.run_id]),
+        lambda: asked.client.job(run.run_id),
+        lambda: asked.client.offline("flowfleet", "f"),
+    ):
+        with pytest.raises(ApiUnavailable, match="is not there now"):
+            ask()
+    answer = asked.client.settle(run.run_id, asked.call)
+    assert (answer.verdict, answer.gone, bool(answer.silence)) == (Verdict.UNSURE, False, True)
+    answer = asked.client.hand_back(run.run_id, asked.call, run.due, MARK, "drill")
+    assert (answer.verdict, answer.gone, bool(answer.silence)) == (Verdict.UNSURE, False, True)
+
+
+def test_prefects_own_404_is_believed(asked):
+    asked.client.probe()
+    assert asked.client.settle(str(uuid.uuid4()), asked.call).gone
