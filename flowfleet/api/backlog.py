@@ -11,7 +11,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
-from flowfleet.api.answers import Json, instant, iso, state_of
+from flowfleet.api.answers import Json, instant, iso, rows, state_of
 from flowfleet.api.client import DueRuns, Kind
 from flowfleet.api.pools import Pools
 from flowfleet.api.session import Refused, Session
@@ -107,7 +107,7 @@ class Backlog:
         return _joined(answers, order, body["limit"], now, limited=limited)
 
     def _ask(self, pool: str, pool_id: str, body: Mapping[str, Any]) -> _Listed:
-        entries = self._session.post(f"/work_pools/{quote(pool, safe='')}/get_scheduled_flow_runs", body)
+        entries = rows(self._session.post(f"/work_pools/{quote(pool, safe='')}/get_scheduled_flow_runs", body))
         runs = [self._flow_run(pool, pool_id, entry["flow_run"], str(entry["work_queue_id"])) for entry in entries]
         return _Listed(
             runs=tuple(run for run in runs if run is not None), room=len(entries), full=len(entries) >= body["limit"]
@@ -152,7 +152,7 @@ class Backlog:
         known = self._pools.queues(pool, anew=True)  # also for whether they are paused
         body = {**query, "sort": "NEXT_SCHEDULED_START_TIME_ASC", "limit": LIST_LIMIT}
         by_route: dict[Route, list[FlowRun]] = {}
-        for item in self._session.post("/flow_runs/filter", body):
+        for item in rows(self._session.post("/flow_runs/filter", body)):
             queue_id = str(item["work_queue_id"])
             run = self._flow_run(pool, pool_id, item, queue_id)
             if run is None or known.get(queue_id, {}).get("is_paused") or state_of(item).held:

@@ -10,6 +10,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
+from flowfleet.api.answers import rows
 from flowfleet.api.pool_template import POOL_TYPE, base_job_template
 from flowfleet.api.session import Refused, Session
 from flowfleet.errors import ApiRejected, SettingsError
@@ -116,8 +117,10 @@ class Pools:
     def _list_queues(self, name: str) -> dict[str, Mapping[str, Any]]:
         queues: dict[str, Mapping[str, Any]] = {}
         while True:
-            page = self._session.post(
-                f"/work_pools/{quote(name, safe='')}/queues/filter", {"limit": _PAGE, "offset": len(queues)}
+            page = rows(
+                self._session.post(
+                    f"/work_pools/{quote(name, safe='')}/queues/filter", {"limit": _PAGE, "offset": len(queues)}
+                )
             )
             queues |= {str(queue["id"]): queue for queue in page}
             if len(page) < _PAGE:

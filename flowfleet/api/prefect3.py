@@ -10,7 +10,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote, unquote
 
-from flowfleet.api.answers import Json, instant, iso, state_of
+from flowfleet.api.answers import Json, instant, iso, reading, rows, state_of
 from flowfleet.api.backlog import Backlog
 from flowfleet.api.client import Answer, DueRuns, Job, Kind, LogLine, Mark, Place, RunState, ServerInfo, Unfinished
 from flowfleet.api.jobs import Jobs
@@ -96,21 +96,25 @@ class Prefect3:
 
     def resolve(self, offer: Offer, *, create: bool) -> Offer:
         """Pool names → uuids."""
-        return self._pools.resolve(offer, create=create)
+        with reading("for a pool"):
+            return self._pools.resolve(offer, create=create)
 
     def routes(self, offer: Offer) -> list[Route]:
         """One route for each work queue of the offer's pools."""
-        return self._pools.routes(offer)
+        with reading("for the queues of a pool"):
+            return self._pools.routes(offer)
 
     # knowing and claiming
 
     def due(self, offers: Sequence[Offer], *, within_seconds: float, limit: int) -> list[DueRuns]:
         """What the API would hand out within the given seconds."""
-        return self._backlog.due(offers, within_seconds=within_seconds, limit=limit)
+        with reading("for what is due"):
+            return self._backlog.due(offers, within_seconds=within_seconds, limit=limit)
 
     def count_due(self, offers: Sequence[Offer]) -> list[DueRuns]:
         """How much is due, without marking anything READY."""
-        return self._backlog.count_due(offers)
+        with reading("for what is due"):
+            return self._backlog.count_due(offers)
 
     def claim(self, runs: Sequence[FlowRun], call: str, mark: Mark) -> dict[str, Answer]:
         """Scheduled → Submitted."""
@@ -135,9 +139,10 @@ class Prefect3:
         seen: list[str] = []
         ours: list[Unfinished] = []
         while True:
-            page = self._unfinished_page(seen)
-            seen += [str(run["id"]) for run in page]
-            ours += [item for item in (_unfinished(run, mark) for run in page) if item is not None]
+            with reading("for unfinished runs"):
+                page = self._unfinished_page(seen)
+                seen += [str(run["id"]) for run in page]
+                ours += [item for item in (_unfinished(run, mark) for run in page) if item is not None]
             if len(page) < _PAGE:
                 return ours
 
@@ -151,8 +156,7 @@ class Prefect3:
         }
         if seen:
             flow_runs["id"] = {"not_any_": list(seen)}
-        page: Sequence[Json] = self._session.post("/flow_runs/filter", {"flow_runs": flow_runs, "limit": _PAGE})
-        return page
+        return rows(self._session.post("/flow_runs/filter", {"flow_runs": flow_runs, "limit": _PAGE}))
 
     def online(self, pool: str, name: str, interval_seconds: float) -> None:
         """A worker's heartbeat in the pool's page."""
@@ -173,7 +177,9 @@ class Prefect3:
 
     def job(self, run_id: str) -> Job:
         """What to run."""
-        return self._jobs.job(self._transitions.read(run_id))
+        run = self._transitions.read(run_id)
+        with reading("for what a run is"):
+            return self._jobs.job(run)
 
     def launching(self, run_id: str, call: str, claim: str, mark: Mark) -> Answer:
         """Submitted → Launching."""
@@ -190,7 +196,8 @@ class Prefect3:
 
     def place(self, run_id: str) -> Place | None:
         """Pool and queue of a run, with their pauses and limits."""
-        return self._places.place(run_id)
+        with reading("for where a run waits"):
+            return self._places.place(run_id)
 
     def report(self, run_id: str, kind: Kind, message: str, mark: Mark) -> Answer:
         """Propose an end; the sentence stands alone, since people read it in the UI."""

@@ -260,3 +260,35 @@ def test_once_proven_a_proxys_page_is_no_fact_about_anything(asked, status):
 def test_prefects_own_404_is_believed(asked):
     asked.client.probe()
     assert asked.client.settle(str(uuid.uuid4()), asked.call).gone
+
+
+@pytest.mark.parametrize("body", [None, {}, [], 7, "x", [None], [{}], {"results": None}, {"state": "x", "id": 1}])
+def test_json_of_the_wrong_shape_says_nothing_and_breaks_nothing(asked, body):
+    (run,) = asked.runs()
+    asked.claim([run])
+    asked.api.fail("", "json", times=-1, body=body)
+    claim = claim_id(asked.call, run.run_id)
+    for answer in (
+        asked.client.claim([run], asked.call, MARK)[run.run_id],
+        asked.client.settle(run.run_id, asked.call),
+        asked.client.launching(run.run_id, asked.call, claim, MARK),
+        asked.client.hand_back(run.run_id, asked.call, run.due, MARK, "drill"),
+        asked.client.report(run.run_id, Kind.CRASHED, "x", MARK),
+    ):
+        # of a list of runs the empty one is a right answer: they are gone
+        assert answer.verdict is Verdict.UNSURE or (body == [] and answer.gone)
+        assert answer.silence is None
+    with pytest.raises(ApiUnavailable):
+        asked.client.job(run.run_id)
+
+
+@pytest.mark.parametrize("body", [None, 7, "", {}, [None], [{}], {"id": 1}])
+def test_a_list_of_the_wrong_shape_is_no_list(asked, body):
+    asked.api.fail("", "json", times=-1, body=body)
+    for ask in (
+        lambda: asked.client.due([asked.offer], within_seconds=1, limit=5),
+        lambda: asked.client.unfinished(MARK),
+        lambda: asked.client.states(["x"]),
+    ):
+        with pytest.raises(ApiUnavailable, match="is no such thing"):
+            ask()
