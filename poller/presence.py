@@ -6,10 +6,10 @@ import logging
 from collections.abc import Callable, Collection, Iterable
 
 from flowfleet.api.client import ApiClient
-from flowfleet.errors import ApiRejected
+from flowfleet.errors import ApiRejected, SettingsError
 from flowfleet.flow_run import Offer, Route
 from flowfleet.ledger.roster import Roster
-from poller.credit import Narrowing, Wanted
+from poller.credit import Narrowing, Wanted, left_over
 
 logger = logging.getLogger(__name__)
 
@@ -111,10 +111,7 @@ class Presence:
         own = self._own_offer()
         if own is None:
             return want.idle
-        offered = {pool for offer in (*want.offers, *want.idle) for pool in offer.pools}
-        left = Narrowing(pools=tuple(pool for pool in own.pools if pool not in offered))
-        rest = left.apply(own) if left.pools else None
-        return (*want.idle, rest) if rest else want.idle
+        return (*want.idle, *left_over(own, (*want.offers, *want.idle)))
 
     def _own_offer(self) -> Offer | None:
         if not self._narrowing.pools or self._api.backend != "prefect3":
@@ -127,6 +124,7 @@ class Presence:
             )
             try:
                 self._own = self._api.resolve(named, create=False)
-            except ApiRejected as exc:
+            except (ApiRejected, SettingsError) as exc:
+                # a pool that does not exist yet, or is of a type that we cannot serve: it may be another tomorrow
                 logger.warning("pool of --pool cannot be found yet", extra={"pools": named.pools, "error": str(exc)})
         return self._own

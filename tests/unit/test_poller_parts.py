@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from flowfleet.api.client import DueRuns
-from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused
+from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused, SettingsError
 from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import FlowRun, Offer, Route
 from flowfleet.ledger.claims import Claim, State
@@ -105,6 +105,47 @@ def test_offers_of_many_workers_are_asked_once_and_those_of_absent_ones_only_cou
     assert want.offers == (OFFER,)
     assert want.online == {"flowfleet"}
     assert want.idle == (gone,)
+
+
+def test_a_queue_whose_worker_is_away_is_counted_though_the_pool_has_another():
+    def queues(*names):
+        return replace(OFFER, work_queues=names)
+
+    live = ("a", 1, {"offer": queues("q2")})
+    away_by_name = wanted(rows(live, ("b", 1, {"offer": queues("q1", "q2"), "live": False})), "prefect3", Narrowing())
+    away_with_all = wanted(rows(live, ("b", 1, {"live": False})), "prefect3", Narrowing())
+    served = wanted(rows(live, ("b", 1, {"offer": queues("q2"), "live": False})), "prefect3", Narrowing())
+
+    assert away_by_name.idle == (queues("q1"),)
+    assert away_with_all.idle == (OFFER,)
+    assert served.idle == ()
+
+
+def test_a_count_of_a_whole_pool_says_nothing_about_a_queue_that_is_listed():
+    world = World()
+    world.roster.add(offer=replace(OFFER, work_queues=("other",)), routes=(OTHER,))
+    world.roster.add("worker@b", live=False)
+    world.api.due = lambda *_, **__: []
+    world.api.count_due = lambda _: [DueRuns(route=route, runs=(), due=3) for route in (ROUTE, OTHER)]
+    world.rounds(3)
+
+    assert [(due.route, due.due) for due in world.roster.noted] == [(ROUTE, 3)]
+
+
+def test_a_pool_that_does_not_exist_yet_keeps_nothing_waiting(caplog):
+    world = World(pools=("flowfleet", "tomorrow"))
+    world.roster.add()
+    found = world.api.add()
+
+    def resolve(offer, *, create):
+        raise SettingsError("there is no work pool 'tomorrow'")
+
+    world.api.resolve = resolve
+    world.rounds(130)
+
+    assert [message.run_id for message in world.published][:1] == [found]
+    assert not [record for record in caplog.records if record.exc_info]
+    assert sum("cannot be found yet" in record.message for record in caplog.records) in (2, 3)
 
 
 def test_offers_for_another_api_are_not_ours():
