@@ -88,13 +88,15 @@ class Presence:
             del self._shown[pool]
 
     def learn(self, offers: Iterable[Offer]) -> None:
-        """Now and then: which work queues the offered pools have."""
+        """Now and then: which work queues the offered pools have, and which they have no longer."""
         now = self._clock()
         for offer in offers:
             if now < self._learned.get(offer, 0.0):
                 continue
             try:
-                self.know(self._api.routes(offer))
+                routes = self._api.routes(offer)
+                self.know(routes)
+                self._unlearn(offer, routes)
             except ApiRejected as exc:
                 logger.warning("routes of a pool cannot be read", extra={"pools": offer.pools, "error": str(exc)})
             self._learned[offer] = now + LEARN_SECONDS
@@ -105,6 +107,13 @@ class Presence:
         if new:
             self._roster.know(sorted(new))
             self._routes |= new
+
+    def _unlearn(self, offer: Offer, there: Collection[Route]) -> None:
+        """Routes of this offer that the API has no longer; else those of each queue ever made would stay for ever."""
+        gone = [route for route in self._roster.routes() if offer.serves(route) and route not in there]
+        if offer.backend == "prefect3" and gone:
+            self._roster.unlearn(gone)
+            self._routes.difference_update(gone)
 
     def idle_offers(self, want: Wanted) -> tuple[Offer, ...]:
         """What to count only: pools of workers that are away, and our own `--pool` when nobody offers it."""

@@ -223,6 +223,12 @@ class FakeRoster:
     def know(self, routes: Sequence[Route]) -> None:
         self.known.update(routes)
 
+    def unlearn(self, routes: Sequence[Route]) -> None:
+        self.known.difference_update(routes)
+
+    def routes(self) -> list[Route]:
+        return sorted(self.known)
+
     def note_due(self, term: int, due: Sequence[Due]) -> None:
         self.notes += 1
         self.noted = list(due)

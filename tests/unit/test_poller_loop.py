@@ -6,8 +6,9 @@ import pytest
 
 from flowfleet.api.client import Kind, Verdict
 from flowfleet.errors import ApiRejected, KeyRefused, LedgerUnavailable
+from flowfleet.flow_run import Route
 from flowfleet.ledger.claims import State
-from tests.unit.poller_world import ROUTE, World, away
+from tests.unit.poller_world import POOL, ROUTE, World, away
 
 
 def test_a_due_run_is_claimed_submitted_and_published_once():
@@ -437,6 +438,19 @@ def test_an_orderly_end_gives_back_what_was_sent_nowhere():
     assert world.api.kind(run) is Kind.SCHEDULED
     assert world.claims.by_run == {}
     assert world.gate.written is None
+
+
+def test_the_route_of_a_queue_that_was_deleted_is_taken_away_and_comes_back_with_it():
+    world = World()
+    world.roster.add()
+    deleted, foreign = (Route("prefect3", scope, "old") for scope in (POOL, "22222222-2222-4222-8222-222222222222"))
+    world.roster.known = {deleted, foreign}
+    world.rounds(1)
+    assert world.roster.known == {ROUTE, foreign}
+
+    world.api.routes = lambda offer: [ROUTE, deleted]
+    world.rounds(610)
+    assert world.roster.known == {ROUTE, foreign, deleted}
 
 
 def test_a_new_route_is_made_known():
