@@ -4,10 +4,11 @@ import logging
 
 import pytest
 
-from flowfleet.api.client import Kind, Verdict
+from flowfleet.api.client import Kind, ServerInfo, Verdict
 from flowfleet.errors import ApiRejected, KeyRefused, LedgerUnavailable
 from flowfleet.flow_run import Route
 from flowfleet.ledger.claims import State
+from poller.know import Clock
 from tests.unit.poller_world import POOL, ROUTE, World, away
 
 
@@ -154,6 +155,30 @@ def test_a_run_known_ahead_is_claimed_the_lead_before_its_time():
 
     assert [message.run_id for message in world.published] == [run]
     assert due - claimed_at[0] == pytest.approx(world.pace.lead_seconds, abs=0.1)
+
+
+@pytest.mark.parametrize("skew", [-3600.0, 3600.0])
+def test_what_is_due_is_told_by_the_clock_of_the_api_not_by_ours(skew, caplog):
+    world = World()
+    servers = world.time.clock
+    world.time.clock = Clock(monotonic=servers.monotonic, wall=lambda: servers.wall() - skew)
+    world.build()
+    world.api.probe = lambda: ServerInfo(backend="prefect3", version="3", skew_seconds=skew)
+    world.presence.check_clock()
+    world.roster.add()
+    now, later = world.api.add(), world.api.add(45)
+    claimed_at = {}
+    publish = world.claimer._publish
+    world.claimer._publish = lambda message: (claimed_at.update({message.run_id: servers.wall()}), publish(message))
+    due = servers.wall() + 45
+
+    world.rounds(2)
+    assert list(claimed_at) == [now]
+    assert [(each.due, each.at) for each in world.roster.noted] == [(0, pytest.approx(servers.wall(), abs=3))]
+
+    world.rounds(60)
+    assert due - claimed_at[later] == pytest.approx(world.pace.lead_seconds, abs=0.1)
+    assert sum("differs from this machine's" in record.message for record in caplog.records) == 1
 
 
 def test_a_run_that_is_not_due_within_the_lead_takes_no_slot():
