@@ -51,6 +51,7 @@ class Prefect3:
         # credentials change while we run, so whoever gives a function is asked each time
         self._settings = settings if callable(settings) else lambda: settings or {}
         self._worker = worker
+        self._claims_in_bulk = False
         self._pools = Pools(session, clock)
         self._jobs = Jobs(session, self._pools, environ or {}, clock)
         self._backlog = Backlog(session, self._pools, now)
@@ -79,8 +80,9 @@ class Prefect3:
             ) from refused
         if not isinstance(version, str):
             raise ApiRejected(f"{where} is not a Prefect 3 API: it tells no version{self._session.hint()}")
-        if not self._session.proven:
+        if not self._claims_in_bulk:
             self._prove_bulk(version)
+        self._session.proven = True
         return ServerInfo(backend=self.backend, version=version, skew_seconds=self._session.skew_seconds)
 
     def _prove_bulk(self, version: str) -> None:
@@ -92,12 +94,15 @@ class Prefect3:
                 f"the Prefect server at {self._session.address.shown} has version {version}, "
                 "which cannot claim runs in bulk (flow_runs/bulk_set_state), upgrade the server to the newest Prefect 3"
             ) from refused
-        self._session.proven = True
+        self._claims_in_bulk = True
 
     def resolve(self, offer: Offer, *, create: bool) -> Offer:
         """Pool names → uuids."""
         with reading("for a pool"):
-            return self._pools.resolve(offer, create=create)
+            resolved = self._pools.resolve(offer, create=create)
+        if resolved.pool_ids:
+            self._session.proven = True  # workers ask for their pools only, never who answers
+        return resolved
 
     def routes(self, offer: Offer) -> list[Route]:
         """One route for each work queue of the offer's pools."""

@@ -239,8 +239,7 @@ def test_no_answer_at_all_is_told_apart_from_one_that_settles_nothing(asked, sta
 @pytest.mark.parametrize("status", [200, 404])
 def test_once_proven_a_proxys_page_is_no_fact_about_anything(asked, status):
     (run,) = asked.runs()
-    asked.claim([run])
-    asked.client.probe()
+    asked.claim([run])  # by a client that has found its pool, as a worker does
     asked.api.fail("", "page", times=-1, status=status)
     for ask in (
         lambda: asked.client.due([asked.offer], within_seconds=1, limit=5),
@@ -255,6 +254,14 @@ def test_once_proven_a_proxys_page_is_no_fact_about_anything(asked, status):
     assert (answer.verdict, answer.gone, bool(answer.silence)) == (Verdict.UNSURE, False, True)
     answer = asked.client.hand_back(run.run_id, asked.call, run.due, MARK, "drill")
     assert (answer.verdict, answer.gone, bool(answer.silence)) == (Verdict.UNSURE, False, True)
+
+
+def test_one_that_was_only_probed_is_proven_too(honest):
+    client = Prefect3(Session(Address(url=honest.api.api_url), pause=lambda _: None))
+    client.probe()
+    honest.api.fail("", "page", times=-1, status=404)
+    with pytest.raises(ApiUnavailable, match="is not there now"):
+        client.resolve(honest.offer, create=False)
 
 
 def test_prefects_own_404_is_believed(asked):
