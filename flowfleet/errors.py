@@ -41,6 +41,14 @@ class ApiError(FleetError):
 class ApiUnavailable(ApiError):
     """No answer, or one that means "later"; nothing is known about what was asked."""
 
+    def __init__(self, sentence: str, *, answered: bool = False, retry_after_seconds: float | None = None) -> None:
+        super().__init__(sentence)
+        #: something was answered, if nothing that can be used: it may fail for this one question only, so the next one
+        #: is worth asking now
+        self.answered = answered
+        #: how long the API itself asks us to wait
+        self.retry_after_seconds = retry_after_seconds
+
 
 class KeyRefused(ApiUnavailable):
     """The API refused our credentials (401, 403); this says nothing about any run."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from flowfleet.api.client import Answer, ApiClient, Kind, Mark, Verdict
-from flowfleet.errors import LedgerUnavailable
+from flowfleet.errors import ApiUnavailable, LedgerUnavailable
 from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import FlowRun, Message
 from flowfleet.ledger.claims import Claim, Claims, Outcome, Refusal
@@ -37,6 +37,8 @@ class Claimed:
     #: the ledger counted no free slot for these
     no_slot: frozenset[str] = frozenset()
     gate_shut: bool = False
+    #: the API did not answer: what is unsettled is settled when it does
+    silence: ApiUnavailable | None = None
 
 
 def term_checked(outcome: Outcome) -> Outcome:
@@ -71,11 +73,13 @@ class Claimer:
         self._new_call = new_call
         #: True while a claim is between ledger, API and queue: an orderly end waits for it
         self.in_hand = False
+        #: called after each answer of the API: a claim whose answers are slow is not a loop that hangs
+        self.progressed: Callable[[], None] = lambda: None
         #: accepted by the API and queued in the ledger, but in no queue: claim ids
         self.unpublished: set[str] = set()
 
     def claim(self, term: int, runs: Sequence[FlowRun]) -> Claimed:
-        """Claim up to ten runs with one call. Raises `TermLost`, `LedgerUnavailable`, `ApiUnavailable`."""
+        """Claim up to ten runs with one call. Raises `TermLost`, `LedgerUnavailable`, `KeyRefused`."""
         self.in_hand = True
         try:
             return self._claim(term, runs)
@@ -101,26 +105,47 @@ class Claimer:
             else:
                 refused.add(run.run_id)
         self._failpoints.hit("claim.after_ledger")
-        published = self._submit(term, call, ours) if ours else set()
+        answers = self._submit(call, [run for run, _ in ours.values()]) if ours else {}
+        published = {run_id for run_id, (_, claim) in ours.items() if self._move(term, claim, answers.get(run_id))}
         refused |= set(ours) - published
         return Claimed(
-            published=frozenset(published), refused=frozenset(refused), no_slot=frozenset(no_slot), gate_shut=gate_shut
+            published=frozenset(published),
+            refused=frozenset(refused),
+            no_slot=frozenset(no_slot),
+            gate_shut=gate_shut,
+            silence=_silence(answers),
         )
 
-    def _submit(self, term: int, call: str, ours: Mapping[str, tuple[FlowRun, Claim]]) -> set[str]:
-        """Ask the API for all of them, then move each by its own answer; the run ids that are on their way."""
-        answers = dict(self._api.claim([run for run, _ in ours.values()], call, self._mark))
+    def _submit(self, call: str, runs: Sequence[FlowRun]) -> dict[str, Answer]:
+        """Ask the API for all of them; an unsure answer is asked again and settled, unless the API has fallen silent.
+
+        Then each further question would wait for its whole deadline too, while nothing else is done: the claims are
+        left to be settled when it answers again.
+        """
+        answers = self._claim_at_api(runs, call)
         self._failpoints.hit("claim.after_api")
-        unsure = [run for run, _ in ours.values() if _verdict(answers.get(run.run_id)) is Verdict.UNSURE]
-        if unsure:
-            # the first try may have been carried out, and then a repeat finds nothing left to claim: only reading the
-            # run can tell a no from a yes that came twice
-            again = self._api.claim(unsure, call, self._mark)
-            for run in unsure:
-                answer = again.get(run.run_id)
-                certain = answer is not None and answer.verdict is Verdict.ACCEPTED
-                answers[run.run_id] = answer if answer and certain else self._api.settle(run.run_id, call)
-        return {run_id for run_id, (_, claim) in ours.items() if self._move(term, claim, answers.get(run_id))}
+        unsure = [run for run in runs if _verdict(answers.get(run.run_id)) is Verdict.UNSURE]
+        if not unsure or _silence(answers):
+            return answers
+        # the first try may have been carried out, and then a repeat finds nothing left to claim: only reading the run
+        # can tell a no from a yes that came twice
+        answers |= self._claim_at_api(unsure, call)
+        for run in unsure:
+            if _silence(answers):
+                break
+            if _verdict(answers.get(run.run_id)) is not Verdict.ACCEPTED:
+                answers[run.run_id] = self._settle_at_api(run.run_id, call)
+        return answers
+
+    def _claim_at_api(self, runs: Sequence[FlowRun], call: str) -> dict[str, Answer]:
+        answers = dict(self._api.claim(runs, call, self._mark))
+        self.progressed()
+        return answers
+
+    def _settle_at_api(self, run_id: str, call: str) -> Answer:
+        answer = self._api.settle(run_id, call)
+        self.progressed()
+        return answer
 
     def _move(self, term: int, claim: Claim, answer: Answer | None) -> bool:
         """Claiming → queued and published, or dropped, or left for settling; True when it is on its way."""
@@ -159,20 +184,25 @@ class Claimer:
         """Find out what the API made of a claim; True when it stands in `claiming` no longer.
 
         A run that is still Scheduled is asked for again under the same call id: should the first call only now arrive,
-        it is the same claim and changes nothing.
+        it is the same claim and changes nothing. Raises `ApiUnavailable` when the API does not answer at all.
         """
-        answer = self._api.settle(claim.run_id, claim.call)
+        answer = self._settle_at_api(claim.run_id, claim.call)
         if answer.verdict is Verdict.REFUSED and _unclaimed(answer):
             run = FlowRun(run_id=claim.run_id, name=claim.name, route=claim.route, due=claim.due)
-            first = self._api.claim([run], claim.call, self._mark).get(claim.run_id)
-            answer = (
-                first if first and first.verdict is Verdict.ACCEPTED else self._api.settle(claim.run_id, claim.call)
-            )
+            first = self._claim_at_api([run], claim.call).get(claim.run_id)
+            certain = first is not None and (first.verdict is Verdict.ACCEPTED or first.silence)
+            answer = first if first and certain else self._settle_at_api(claim.run_id, claim.call)
+        if answer.silence:
+            raise answer.silence
         return self._move(term, claim, answer) or answer.verdict is not Verdict.UNSURE
 
 
 def _verdict(answer: Answer | None) -> Verdict:
     return Verdict.UNSURE if answer is None else answer.verdict
+
+
+def _silence(answers: Mapping[str, Answer]) -> ApiUnavailable | None:
+    return next((answer.silence for answer in answers.values() if answer.silence), None)
 
 
 def _unclaimed(answer: Answer) -> bool:

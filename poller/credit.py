@@ -6,8 +6,9 @@ be refused anyway.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from flowfleet.flow_run import FlowRun, Offer, Route
 from flowfleet.ledger.claims import Claim, State
@@ -65,6 +66,29 @@ class Wanted:
     idle: tuple[Offer, ...]
 
 
+def left_over(offer: Offer, taken: Sequence[Offer]) -> list[Offer]:
+    """What of the offer none of the others takes, by pool and queue.
+
+    Where the others take some queues of a pool by name and the offer takes all, the pool is left whole: nobody has the
+    names of the rest.
+    """
+    if offer.backend != "prefect3":
+        return [offer]
+    whole: list[tuple[str, str]] = []
+    parts: list[Offer] = []
+    for pool, pool_id in zip(offer.pools, offer.pool_ids, strict=False):
+        named = [other.work_queues for other in taken if pool in other.pools]
+        rest = tuple(queue for queue in offer.work_queues if not any(queue in queues for queues in named))
+        if not named:
+            whole.append((pool, pool_id))
+        elif all(named) and (rest or not offer.work_queues):
+            parts.append(replace(offer, pools=(pool,), pool_ids=(pool_id,), work_queues=rest))
+    if whole:
+        names, ids = zip(*whole, strict=True)
+        parts.insert(0, replace(offer, pools=names, pool_ids=ids))
+    return parts
+
+
 def wanted(rows: Iterable[Row], backend: str, narrowing: Narrowing) -> Wanted:
     """Read the roster: what to list, what to count, where to show as online."""
     active: list[Offer] = []
@@ -77,12 +101,7 @@ def wanted(rows: Iterable[Row], backend: str, narrowing: Narrowing) -> Wanted:
         if row.live:
             online.update(offer.pools)
         (active if row.live and row.wanted == "active" else other).append(offer)
-    listed = {pool for offer in active for pool in offer.pools}
-    idle = [
-        left
-        for offer in other
-        if (left := Narrowing(pools=tuple(set(offer.pools) - listed)).apply(offer)) and not set(left.pools) & listed
-    ]
+    idle = [left for offer in other for left in left_over(offer, active)]
     return Wanted(offers=tuple(dict.fromkeys(active)), online=frozenset(online), idle=tuple(dict.fromkeys(idle)))
 
 
@@ -94,12 +113,23 @@ class Credit:
     routes: dict[str, frozenset[Route]]
     waiting: tuple[Route, ...]
 
-    def choose(self, runs: Sequence[FlowRun]) -> list[FlowRun]:
-        """The runs, in order, for which a slot is free; those that already wait for a worker come first."""
+    def choose(self, runs: Sequence[FlowRun], rooms: Mapping[str, int] = MappingProxyType({})) -> list[FlowRun]:
+        """The runs, in order, for which a slot is free; those that already wait for a worker come first.
+
+        `rooms` says for how many the API has room in a pool; who is not in it has room for all.
+        """
         free = dict(self.free)
         for route in self.waiting:
             self._give(free, route)
-        return [run for run in runs if self._give(free, run.route)]
+        left = dict(rooms)
+        chosen = []
+        for run in runs:
+            scope = run.route.scope
+            if left.get(scope, 1) > 0 and self._give(free, run.route):
+                chosen.append(run)
+                if scope in left:
+                    left[scope] -= 1
+        return chosen
 
     def _give(self, free: dict[str, int], route: Route) -> bool:
         able = [worker for worker, slots in free.items() if slots > 0 and route in self.routes[worker]]

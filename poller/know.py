@@ -74,9 +74,30 @@ class Known:
         return list(runs.values())
 
     def claimable(self, server_now: float, lead_seconds: float) -> list[FlowRun]:
-        """What is due, and after it what will be within the lead."""
+        """What is due, and after it what will be within the lead; pools take turns by the age of their heads.
+
+        Within a pool the order is the server's. That one pool is before another says nothing, and a worker that serves
+        both would come to the second only when the first is empty.
+        """
         near = [run for run in self.runs() if run.due.timestamp() <= server_now + lead_seconds]
-        return sorted(near, key=lambda run: run.due.timestamp() > server_now)
+        near.sort(key=lambda run: run.due.timestamp() > server_now)
+        reached: dict[str, tuple[bool, datetime]] = {}
+        turns: list[tuple[tuple[bool, datetime], FlowRun]] = []
+        for run in near:
+            own = (run.due.timestamp() > server_now, run.due)
+            # never before what stands in front of it in its own pool
+            turn = reached[run.route.scope] = max(own, reached.get(run.route.scope, own))
+            turns.append((turn, run))
+        return [run for _, run in sorted(turns, key=lambda item: item[0])]
+
+    def rooms(self) -> dict[str, int]:
+        """How many runs may still be claimed in the pools (and tenants) that say so, by their ids."""
+        rooms = {found.route.scope: found.room for found in self._listed if found.room is not None}
+        claimed = {run.run_id: run.route.scope for found in self._listed for run in found.runs} if rooms else {}
+        for run_id in self._gone:
+            if claimed.get(run_id) in rooms:
+                rooms[claimed[run_id]] -= 1
+        return rooms
 
     def next_due(self, server_now: float, lead_seconds: float) -> float | None:
         """In how many seconds the next run comes within the lead."""

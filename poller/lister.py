@@ -54,7 +54,9 @@ class Lister:
             if not idle:
                 known.tally(())
             elif not want.offers or now >= self._next_count:
-                known.tally(self._count(idle))
+                counted = self._count(idle)
+                # a queue that is listed is known better from there, also when it is empty
+                known.tally(due for due in counted if not any(offer.serves(due.route) for offer in want.offers))
                 self._next_count = now + self._count_seconds
         self._meters.last_poll.set(self._clock.wall())
         self._presence.know({due.route for due in found})

@@ -104,6 +104,11 @@ class Loop:
         self._rung: set[str] = set()
         self._next_poll = self._next_sweep = 0.0
         self._interval = pace.busy_seconds
+        claimer.progressed = reconciler.progressed = self._progressed
+
+    def _progressed(self) -> None:
+        """An answer came: slow is not the same as hanging."""
+        self.round_at = self._clock.monotonic()
 
     def stop(self) -> None:
         """Make no further round; the bell is rung by whoever stops."""
@@ -191,9 +196,13 @@ class Loop:
         is_open = self._gatekeeper.tend(term, ask=True)
         if is_open and self._reconciler.tend(term, self._claims.live(), rows):
             self._rung.add("due")  # what went back is due at the API again
+        self._progressed()
         self._poll(term, rows, want, is_open=is_open)
+        self._progressed()
         self._presence.show(want.online)
+        self._progressed()
         self._presence.learn(want.offers + want.idle)
+        self._progressed()
         now = self._clock.monotonic()
         if is_open and now >= self._next_sweep:
             self._sweep.run()
@@ -239,10 +248,10 @@ class Loop:
         runs = [
             run for run in self.known.claimable(self._server_now(), self._lead_seconds) if run.run_id not in claimed
         ]
-        return credit(rows, live).choose(runs)
+        return credit(rows, live).choose(runs, self.known.rooms())
 
     def _claim(self, term: int, rows: Sequence[Row], live: Sequence[Claim]) -> int:
-        """Claim what can start now, ten at a time; how many are on their way."""
+        """Claim what can start now, ten at a time; how many are on their way. Raises `ApiUnavailable`."""
         published = 0
         while runs := self._chosen(rows, live):
             claimed = self._claimer.claim(term, runs)
@@ -250,6 +259,8 @@ class Loop:
             self.known.gone(claimed.published)
             self.known.shun(claimed.refused, self._pace.shun_seconds)
             self.known.shun(claimed.no_slot, self._pace.glance_seconds / 2)
+            if claimed.silence:
+                raise claimed.silence
             if claimed.no_slot or claimed.gate_shut or self.known.age_seconds > self._pace.fresh_seconds:
                 break
             if self._stopping.is_set():

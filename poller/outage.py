@@ -6,7 +6,7 @@ import logging
 import random
 from collections.abc import Callable
 
-from flowfleet.errors import FleetError, KeyRefused
+from flowfleet.errors import ApiUnavailable, FleetError, KeyRefused
 from flowfleet.outage import Outage as Voice
 
 logger = logging.getLogger(__name__)
@@ -15,6 +15,8 @@ logger = logging.getLogger(__name__)
 REFUSED_SECONDS = 60.0
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 10.0
+#: an API that asks for more patience than this is asked again all the same: nobody would notice that it is back
+LONGEST_ASKED_SECONDS = 3600.0
 
 
 class Outage:
@@ -54,6 +56,8 @@ class Outage:
             self._pause = FIRST_PAUSE_SECONDS
             self.count += 1
         wait = REFUSED_SECONDS if isinstance(error, KeyRefused) else self._pause * (0.7 + 0.3 * self._jitter())
+        if isinstance(error, ApiUnavailable):
+            wait = max(wait, min(error.retry_after_seconds or 0.0, LONGEST_ASKED_SECONDS))
         self._pause = min(LONGEST_PAUSE_SECONDS, self._pause * 2)
         self._next = self._clock() + wait
         self.error = error

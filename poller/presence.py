@@ -6,10 +6,10 @@ import logging
 from collections.abc import Callable, Collection, Iterable
 
 from flowfleet.api.client import ApiClient
-from flowfleet.errors import ApiRejected
+from flowfleet.errors import ApiRejected, SettingsError
 from flowfleet.flow_run import Offer, Route
 from flowfleet.ledger.roster import Roster
-from poller.credit import Narrowing, Wanted
+from poller.credit import Narrowing, Wanted, left_over
 
 logger = logging.getLogger(__name__)
 
@@ -88,13 +88,15 @@ class Presence:
             del self._shown[pool]
 
     def learn(self, offers: Iterable[Offer]) -> None:
-        """Now and then: which work queues the offered pools have."""
+        """Now and then: which work queues the offered pools have, and which they have no longer."""
         now = self._clock()
         for offer in offers:
             if now < self._learned.get(offer, 0.0):
                 continue
             try:
-                self.know(self._api.routes(offer))
+                routes = self._api.routes(offer)
+                self.know(routes)
+                self._unlearn(offer, routes)
             except ApiRejected as exc:
                 logger.warning("routes of a pool cannot be read", extra={"pools": offer.pools, "error": str(exc)})
             self._learned[offer] = now + LEARN_SECONDS
@@ -106,15 +108,19 @@ class Presence:
             self._roster.know(sorted(new))
             self._routes |= new
 
+    def _unlearn(self, offer: Offer, there: Collection[Route]) -> None:
+        """Routes of this offer that the API has no longer; else those of each queue ever made would stay for ever."""
+        gone = [route for route in self._roster.routes() if offer.serves(route) and route not in there]
+        if offer.backend == "prefect3" and gone:
+            self._roster.unlearn(gone)
+            self._routes.difference_update(gone)
+
     def idle_offers(self, want: Wanted) -> tuple[Offer, ...]:
         """What to count only: pools of workers that are away, and our own `--pool` when nobody offers it."""
         own = self._own_offer()
         if own is None:
             return want.idle
-        offered = {pool for offer in (*want.offers, *want.idle) for pool in offer.pools}
-        left = Narrowing(pools=tuple(pool for pool in own.pools if pool not in offered))
-        rest = left.apply(own) if left.pools else None
-        return (*want.idle, rest) if rest else want.idle
+        return (*want.idle, *left_over(own, (*want.offers, *want.idle)))
 
     def _own_offer(self) -> Offer | None:
         if not self._narrowing.pools or self._api.backend != "prefect3":
@@ -127,6 +133,7 @@ class Presence:
             )
             try:
                 self._own = self._api.resolve(named, create=False)
-            except ApiRejected as exc:
+            except (ApiRejected, SettingsError) as exc:
+                # a pool that does not exist yet, or is of a type that we cannot serve: it may be another tomorrow
                 logger.warning("pool of --pool cannot be found yet", extra={"pools": named.pools, "error": str(exc)})
         return self._own

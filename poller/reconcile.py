@@ -83,6 +83,8 @@ class Reconciler:
         self._worker_watch = Watch(clock)
         #: claims that this very leader is handing back or has left unsettled: nobody else is at them
         self._ours: set[str] = set()
+        #: called after each answer of the API
+        self.progressed: Callable[[], None] = lambda: None
 
     def begin_anew(self) -> None:
         """After an outage, or with a new term."""
@@ -109,7 +111,8 @@ class Reconciler:
         """Settle, hand back and finish what has stood too long; how many claims were moved.
 
         Asks the API, so it is called only while the API answers. Raises as its parts do, `ApiRejected` excepted: one
-        bad run must not keep the others waiting.
+        bad run must not keep the others waiting. An API that does not answer at all ends it by `ApiUnavailable`: each
+        further claim would only wait for as long.
         """
         self._claim_watch.keep([claim.claim for claim in claims])
         self._claimer.unpublished.intersection_update([claim.claim for claim in claims])
@@ -173,7 +176,10 @@ class Reconciler:
             )
             if answer.being_cancelled:
                 answer = self._api.report(claim.run_id, Kind.CANCELLED, "Cancelled before it was started.", self._mark)
+        self.progressed()
         names = {"run_id": claim.run_id, "claim": claim.claim, "reason": reason}
+        if answer.silence:
+            raise answer.silence
         if answer.verdict is Verdict.UNSURE:
             logger.warning("hand-back unsettled", extra={**names, "answer": answer.reason})
             return False

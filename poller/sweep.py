@@ -72,6 +72,8 @@ class Sweep:
         except ApiRejected as exc:
             logger.warning("run cannot be handed back", extra={"run_id": state.run_id, "error": str(exc)})
             return
+        if answer.silence:
+            raise answer.silence
         self._failpoints.hit("return.after_api")
         if answer.verdict is Verdict.ACCEPTED:
             self._meters.handed_back.labels("unknown").inc()
@@ -79,8 +81,12 @@ class Sweep:
 
 
 def _never_launched(found: Unfinished) -> bool:
-    state = found.state
-    return state.kind is Kind.PENDING and state.name == SUBMITTED and not state.infrastructure and found.worker is None
+    """By the state alone: Launching always comes before the fork.
+
+    The infrastructure mark says nothing here. The server never clears it, so a run in its second life (resumed after a
+    suspend, retried in the UI) still has that of its first.
+    """
+    return found.state.kind is Kind.PENDING and found.state.name == SUBMITTED
 
 
 class Gatekeeper:

@@ -7,6 +7,7 @@ rules, as far as flowfleet leans on them.
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 import time
@@ -18,9 +19,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
 from flowfleet.api.pool_template import base_job_template
-from tests.lawless_http import HttpError, Server, handler
+from tests.lawless_http import HttpError, Page, Server, handler
 from tests.lawless_rules import instant, matches, refusal
 
+#: what uses up the limits of pools and queues
+_BUSY = ("PENDING", "RUNNING")
 _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}")
 
 
@@ -29,10 +32,11 @@ class Fault:
     """What goes wrong at requests whose `METHOD /path` contains `where`, so many times (-1 = always)."""
 
     where: str
-    kind: str  # "status" | "mute" | "drop_after" | "null_abort" | "null_abort_after"
+    kind: str  # "status" | "page" | "json" | "mute" | "drop_after" | "null_abort" | "null_abort_after"
     times: int = 1
     status: int = 503
     headers: dict[str, str] = field(default_factory=dict)
+    body: Any = None
 
 
 class LawlessApi:
@@ -83,11 +87,14 @@ class LawlessApi:
 
     # what tests do
 
-    def fail(self, where: str, kind: str = "status", *, times: int = 1, status: int = 503, **headers: str) -> None:
-        """Let the next requests go wrong: "status", "mute" (no answer), "drop_after" (done, then the line breaks),
+    def fail(
+        self, where: str, kind: str = "status", *, times: int = 1, status: int = 503, body: Any = None, **headers: str
+    ) -> None:
+        """Let the next requests go wrong: "status", "page" (a proxy's web page), "json" (200 with this body),
+        "mute" (no answer), "drop_after" (done, then the line breaks),
         "null_abort" (bulk: nothing done, ABORT without a state), "null_abort_after" (the same, though it was done)."""
         with self._lock:
-            self.faults.append(Fault(where, kind, times, status, headers))
+            self.faults.append(Fault(where, kind, times, status, headers, body))
 
     def heal(self) -> None:
         """No faults any more."""
@@ -144,6 +151,10 @@ class LawlessApi:
             fault = self._fault(what)
         if fault and fault.kind == "status":
             raise HttpError(fault.status, "made to fail", fault.headers)
+        if fault and fault.kind == "page":
+            raise HttpError(fault.status, "", body=Page(b"<html>hello</html>"))
+        if fault and fault.kind == "json":
+            raise HttpError(200, "", body=json.dumps(fault.body).encode())
         if fault and fault.kind == "mute":
             self._muted.wait(60)
             raise BrokenPipeError
@@ -301,10 +312,23 @@ class LawlessApi:
             and not self.queues[run["work_queue_id"]]["is_paused"]
         ]
         runs.sort(key=lambda run: str(run["next_scheduled_start_time"]))
+        # as the real one: each queue cut to its own room by time, then all to the pool's by priority, then by the limit
+        shown: list[dict[str, Any]] = []
+        for queue in sorted(self.queues.values(), key=lambda queue: queue["priority"]):
+            mine = [run for run in runs if run["work_queue_id"] == queue["id"]]
+            shown += mine[: self._room(queue, "work_queue_id")]
+        shown = shown[: self._room(found, "work_pool_id")]
         return [
             {"work_pool_id": found["id"], "work_queue_id": run["work_queue_id"], "flow_run": run}
-            for run in runs[: body.get("limit") or 200]
+            for run in shown[: body.get("limit") or 200]
         ]
+
+    def _room(self, owner: Mapping[str, Any], key: str) -> int | None:
+        """How many more runs the limit of a pool or queue lets start; None = any number."""
+        if owner.get("concurrency_limit") is None:
+            return None
+        busy = [run for run in self.runs.values() if run[key] == owner["id"] and run["state_type"] in _BUSY]
+        return max(0, int(owner["concurrency_limit"]) - len(busy))
 
     def _filter(self, body: Any) -> list[dict[str, Any]]:
         pools = ((body.get("work_pools") or {}).get("name") or {}).get("any_")

@@ -11,11 +11,16 @@ from typing import Any, Protocol
 class HttpError(Exception):
     """An answer other than 2xx."""
 
-    def __init__(self, status: int, detail: str, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(self, status: int, detail: str, headers: Mapping[str, str] | None = None, body: Any = None) -> None:
         super().__init__(detail)
         self.status = status
+        self.body = body
         self.detail = detail
         self.headers = dict(headers or {})
+
+
+class Page(bytes):
+    """A web page: what a proxy says for an API that is not there."""
 
 
 class Answers(Protocol):
@@ -47,13 +52,15 @@ def handler(api: Answers) -> type[BaseHTTPRequestHandler]:
                     self.command, self.path.removeprefix("/api"), json.loads(text) if text else {}, self.headers
                 )
             except HttpError as error:
-                status, answer, headers = error.status, {"detail": error.detail}, error.headers
+                status, headers = error.status, error.headers
+                answer = error.body if error.body is not None else {"detail": error.detail}
             except BrokenPipeError:
                 self.close_connection = True
                 return
-            data = json.dumps(answer).encode()
+            page = isinstance(answer, Page)
+            data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
             self.send_response(status)
-            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Type", "text/html" if page else "application/json")
             self.send_header("Content-Length", str(len(data)))
             for name, value in headers.items():
                 self.send_header(name.replace("_", "-"), value)

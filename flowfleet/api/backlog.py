@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
-from flowfleet.api.answers import Json, instant, iso, state_of
+from flowfleet.api.answers import Json, instant, iso, rows, state_of
 from flowfleet.api.client import DueRuns, Kind
 from flowfleet.api.pools import Pools
 from flowfleet.api.session import Refused, Session
@@ -22,6 +23,8 @@ logger = logging.getLogger(__name__)
 LIST_LIMIT = 200
 #: queues that are asked for one by one, at most, when an answer did not list everything
 MOST_QUEUES = 20
+#: what a poller may claim ahead of its time: where a limit leaves room for a few, no later run may take their place
+NEAR_SECONDS = 5.0
 
 
 def wanted_queues(offers: Sequence[Offer]) -> dict[tuple[str, str], tuple[str, ...]]:
@@ -76,62 +79,52 @@ class Backlog:
     def _list(
         self, pool: str, pool_id: str, queues: Sequence[str], body: Mapping[str, Any], now: datetime
     ) -> list[DueRuns]:
+        """One answer, and more of them where it may hide what a free worker could run.
+
+        It hides runs when it is full, and when the pool has a limit: the server cuts the answer to the room that is
+        left, by the queues' priority and over all that is due within the asked time.
+        """
         if queues:
             names = self._existing(pool, queues)
             if not names:
                 return []
             body = {**body, "work_queue_names": names}
-        found = self._ask(pool, pool_id, body, now)
-        if not any(each.at_least for each in found):
-            return found
-
-        def alone(queue: str) -> list[DueRuns]:
-            return self._ask(pool, pool_id, {**body, "work_queue_names": [queue]}, now)
-
-        return self._uncover(self._by_priority(pool), queues, found, body["limit"], alone)
-
-    def _ask(self, pool: str, pool_id: str, body: Mapping[str, Any], now: datetime) -> list[DueRuns]:
-        entries = self._session.post(f"/work_pools/{quote(pool, safe='')}/get_scheduled_flow_runs", body)
-        by_route: dict[Route, list[FlowRun]] = {}
-        for entry in entries:
-            run = self._flow_run(pool, pool_id, entry["flow_run"], str(entry["work_queue_id"]))
-            if run is not None:
-                by_route.setdefault(run.route, []).append(run)
-        truncated = len(entries) >= body["limit"]
-        return [_due_runs(route, runs, now, truncated=truncated) for route, runs in by_route.items()]
-
-    def _uncover(
-        self,
-        order: Mapping[str, int],
-        wanted: Sequence[str],
-        found: Sequence[DueRuns],
-        limit: int,
-        ask: Callable[[str], list[DueRuns]],
-    ) -> list[DueRuns]:
-        """Ask for each queue by itself that a full answer may have hidden: its workers may be idle.
-
-        A full answer shows that pool and queues have room for as many runs as it lists, not for more, so no more than
-        that are proposed in all; each queue has its share, and the first answer the rest.
-        """
-        shown = {each.route.name: each for each in found}
-        hidden = [
-            name
-            for name in order
-            if (not wanted or name in wanted)
-            and (name not in shown or len(shown[name].runs) < limit)  # else it would show the same by itself
+        found = self._ask(pool, pool_id, body)
+        order = self._by_priority(pool) if found.runs else {}
+        wanted = [name for name in order if not queues or name in queues]
+        limited = len(wanted) > 1 and self._pools.limited(pool)
+        if len(wanted) < 2 or not (found.full or limited):
+            return found.by_route(now)
+        if limited:
+            near = now + timedelta(seconds=NEAR_SECONDS)
+            body = {**body, "scheduled_before": iso(near)}
+        answers = [found]
+        if limited and any(run.due > near for run in found.runs):
+            answers.insert(0, self._ask(pool, pool_id, body))
+        answers += [
+            self._ask(pool, pool_id, {**body, "work_queue_names": [name]}) for name in self._hidden(wanted, answers[0])
         ]
+        return _joined(answers, order, body["limit"], now, limited=limited)
+
+    def _ask(self, pool: str, pool_id: str, body: Mapping[str, Any]) -> _Listed:
+        entries = rows(self._session.post(f"/work_pools/{quote(pool, safe='')}/get_scheduled_flow_runs", body))
+        runs = [self._flow_run(pool, pool_id, entry["flow_run"], str(entry["work_queue_id"])) for entry in entries]
+        return _Listed(
+            runs=tuple(run for run in runs if run is not None), room=len(entries), full=len(entries) >= body["limit"]
+        )
+
+    def _hidden(self, wanted: Sequence[str], shown: _Listed) -> Sequence[str]:
+        """The queues that are to be asked for by themselves: their workers may be idle.
+
+        Not one that filled the answer alone, since it would show the same; and none when nothing is near.
+        """
+        if not shown.runs:
+            return []
+        by_queue = Counter(run.route.name for run in shown.runs)
+        hidden = [name for name in wanted if by_queue[name] < shown.room]
         start = self._turn % max(1, len(hidden))
         self._turn += MOST_QUEUES
-        asked = (hidden[start:] + hidden[:start])[:MOST_QUEUES]
-        alone = {each.route.name: each for name in asked for each in ask(name)}
-        share = max(1, limit // (len(alone) + 1))
-        parts = {name: replace(each, runs=each.runs[:share]) for name, each in alone.items()}
-        left = limit - sum(len(each.runs) for each in parts.values())
-        for name, each in shown.items():
-            if name not in parts:
-                parts[name] = replace(each, runs=each.runs[: max(0, left)])
-                left -= len(parts[name].runs)
-        return sorted(parts.values(), key=lambda each: order.get(each.route.name, len(order)))
+        return (hidden[start:] + hidden[:start])[:MOST_QUEUES]
 
     def _by_priority(self, pool: str) -> dict[str, int]:
         """The names of the pool's queues with their ranks, in the order in which the server serves them."""
@@ -159,7 +152,7 @@ class Backlog:
         known = self._pools.queues(pool, anew=True)  # also for whether they are paused
         body = {**query, "sort": "NEXT_SCHEDULED_START_TIME_ASC", "limit": LIST_LIMIT}
         by_route: dict[Route, list[FlowRun]] = {}
-        for item in self._session.post("/flow_runs/filter", body):
+        for item in rows(self._session.post("/flow_runs/filter", body)):
             queue_id = str(item["work_queue_id"])
             run = self._flow_run(pool, pool_id, item, queue_id)
             if run is None or known.get(queue_id, {}).get("is_paused") or state_of(item).held:
@@ -190,6 +183,54 @@ class Backlog:
             return None  # deleted or rescheduled under our eyes
         route = Route("prefect3", pool_id, queue)
         return FlowRun(run_id=str(run["id"]), name=str(run.get("name") or run["id"]), route=route, due=due)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Listed:
+    """One answer of the API."""
+
+    runs: tuple[FlowRun, ...]
+    room: int  # so many it lists: pool and queues have room for them
+    full: bool  # it may be cut off at the limit of our question
+
+    def by_route(self, now: datetime) -> list[DueRuns]:
+        """The answer by queue, in its order."""
+        by_route: dict[Route, list[FlowRun]] = {}
+        for run in self.runs:
+            by_route.setdefault(run.route, []).append(run)
+        return [_due_runs(route, runs, now, truncated=self.full) for route, runs in by_route.items()]
+
+
+def _joined(
+    answers: Sequence[_Listed], order: Mapping[str, int], limit: int, now: datetime, *, limited: bool
+) -> list[DueRuns]:
+    """The answers as one, by the queues' priority: the first as it is, of the others no more than `limit` runs in all.
+
+    Together they may list more than the pool has room for, since each is cut by itself: `room` says how many.
+    """
+    first, *others = answers
+    share = max(1, limit // max(1, len(others)))
+    room = max(answer.room for answer in answers)
+    parts: dict[Route, dict[str, FlowRun]] = {}
+    counts: dict[Route, DueRuns] = {}
+    for answer in answers:
+        for each in answer.by_route(now):
+            before = counts.get(each.route)
+            if before is None or each.due >= before.due:
+                counts[each.route] = each
+            taken = each.runs if answer is first else each.runs[:share]
+            parts.setdefault(each.route, {}).update((run.run_id, run) for run in taken)
+    joined = [
+        # within its queue the server goes by time
+        replace(
+            counts[route],
+            runs=tuple(sorted(runs.values(), key=lambda run: run.due)),
+            at_least=counts[route].at_least or (limited and len(counts[route].runs) >= room),
+            room=room if limited else None,
+        )
+        for route, runs in parts.items()
+    ]
+    return sorted(joined, key=lambda each: order.get(each.route.name, len(order)))
 
 
 def _due_runs(route: Route, runs: Sequence[FlowRun], now: datetime, *, truncated: bool) -> DueRuns:

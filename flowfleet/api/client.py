@@ -8,6 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Protocol
 
+from flowfleet.errors import ApiError, ApiUnavailable
 from flowfleet.flow_run import FlowRun, Offer, Route
 
 
@@ -66,6 +67,14 @@ class Answer:
     reason: str = ""
     state: RunState | None = None
     gone: bool = False
+    #: UNSURE since the API does not answer at all now: whatever else is asked would wait as long for nothing
+    silence: ApiUnavailable | None = None
+
+    @classmethod
+    def unsure(cls, error: ApiError, state: RunState | None = None) -> Answer:
+        """What an error of the API says about the state that we wrote: nothing."""
+        silence = error if isinstance(error, ApiUnavailable) and not error.answered else None
+        return cls(verdict=Verdict.UNSURE, reason=str(error), state=state, silence=silence)
 
     @property
     def being_cancelled(self) -> bool:
@@ -82,6 +91,8 @@ class DueRuns:
     due: int  # how many are due now
     at_least: bool = False  # the API lists no more than this
     oldest: datetime | None = None
+    #: how many runs of its pool, whichever, the API has room for (None = all that are listed)
+    room: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

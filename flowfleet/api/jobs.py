@@ -106,7 +106,11 @@ def _argv(command: Any) -> tuple[str, ...]:
     try:
         return tuple(shlex.split(str(command)))
     except ValueError as error:
-        raise UnsupportedRun(f"the command {str(command)[:200]!r} has an open quotation mark") from error
+        # never with its text: a filled-in placeholder may be a secret
+        raise UnsupportedRun(
+            "the job variable command has an open quotation mark or ends with a backslash, correct it in the job "
+            "variables of the pool, the deployment or the run"
+        ) from error
 
 
 def _texts(env: Any) -> dict[str, str]:
@@ -114,5 +118,5 @@ def _texts(env: Any) -> dict[str, str]:
     if not env:
         return {}
     if not isinstance(env, Mapping):
-        raise UnsupportedRun(f"the job variable env must be a table of names and values, not {str(env)[:100]!r}")
+        raise UnsupportedRun(f"the job variable env must be a table of names and values, not {type(env).__name__}")
     return {str(name): str(value) for name, value in env.items() if value is not None}

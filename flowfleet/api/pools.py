@@ -10,6 +10,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
+from flowfleet.api.answers import rows
 from flowfleet.api.pool_template import POOL_TYPE, base_job_template
 from flowfleet.api.session import Refused, Session
 from flowfleet.errors import ApiRejected, SettingsError
@@ -57,6 +58,8 @@ class Pools:
         self._session = session
         self._pools = Fresh(FRESH_SECONDS, clock)
         self._queues = Fresh(FRESH_SECONDS * 10, clock)  # an unknown queue id refreshes them at once
+        #: whether there is a limit changes seldom, and the limit itself is kept by the server at once
+        self._limits = Fresh(FRESH_SECONDS * 10, clock)
 
     def resolve(self, offer: Offer, *, create: bool) -> Offer:
         """The offer with its pools' uuids; `create` makes missing pools and queues."""
@@ -78,6 +81,11 @@ class Pools:
         )
         return pool
 
+    def limited(self, name: str) -> bool:
+        """Whether the pool has a limit of its own, as it was at most 5 minutes ago."""
+        limit = self._limits.get(name, lambda: self.read(name).get("concurrency_limit"))
+        return limit is not None
+
     def queues(self, name: str, *, anew: bool = False) -> dict[str, Mapping[str, Any]]:
         """The pool's queues by id."""
         if anew:
@@ -89,6 +97,7 @@ class Pools:
         """Ask anew about a pool that was not as it was known."""
         self._pools.forget(name)
         self._queues.forget(name)
+        self._limits.forget(name)
 
     def queue_name(self, pool: str, queue_id: str) -> str | None:
         """The name of a queue; a queue that is not known yet is asked for."""
@@ -108,8 +117,10 @@ class Pools:
     def _list_queues(self, name: str) -> dict[str, Mapping[str, Any]]:
         queues: dict[str, Mapping[str, Any]] = {}
         while True:
-            page = self._session.post(
-                f"/work_pools/{quote(name, safe='')}/queues/filter", {"limit": _PAGE, "offset": len(queues)}
+            page = rows(
+                self._session.post(
+                    f"/work_pools/{quote(name, safe='')}/queues/filter", {"limit": _PAGE, "offset": len(queues)}
+                )
             )
             queues |= {str(queue["id"]): queue for queue in page}
             if len(page) < _PAGE:

@@ -10,7 +10,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote, unquote
 
-from flowfleet.api.answers import Json, instant, iso, state_of
+from flowfleet.api.answers import Json, instant, iso, reading, rows, state_of
 from flowfleet.api.backlog import Backlog
 from flowfleet.api.client import Answer, DueRuns, Job, Kind, LogLine, Mark, Place, RunState, ServerInfo, Unfinished
 from flowfleet.api.jobs import Jobs
@@ -51,7 +51,7 @@ class Prefect3:
         # credentials change while we run, so whoever gives a function is asked each time
         self._settings = settings if callable(settings) else lambda: settings or {}
         self._worker = worker
-        self._proven = False
+        self._claims_in_bulk = False
         self._pools = Pools(session, clock)
         self._jobs = Jobs(session, self._pools, environ or {}, clock)
         self._backlog = Backlog(session, self._pools, now)
@@ -80,8 +80,9 @@ class Prefect3:
             ) from refused
         if not isinstance(version, str):
             raise ApiRejected(f"{where} is not a Prefect 3 API: it tells no version{self._session.hint()}")
-        if not self._proven:
+        if not self._claims_in_bulk:
             self._prove_bulk(version)
+        self._session.proven = True
         return ServerInfo(backend=self.backend, version=version, skew_seconds=self._session.skew_seconds)
 
     def _prove_bulk(self, version: str) -> None:
@@ -93,25 +94,32 @@ class Prefect3:
                 f"the Prefect server at {self._session.address.shown} has version {version}, "
                 "which cannot claim runs in bulk (flow_runs/bulk_set_state), upgrade the server to the newest Prefect 3"
             ) from refused
-        self._proven = True
+        self._claims_in_bulk = True
 
     def resolve(self, offer: Offer, *, create: bool) -> Offer:
         """Pool names → uuids."""
-        return self._pools.resolve(offer, create=create)
+        with reading("for a pool"):
+            resolved = self._pools.resolve(offer, create=create)
+        if resolved.pool_ids:
+            self._session.proven = True  # workers ask for their pools only, never who answers
+        return resolved
 
     def routes(self, offer: Offer) -> list[Route]:
         """One route for each work queue of the offer's pools."""
-        return self._pools.routes(offer)
+        with reading("for the queues of a pool"):
+            return self._pools.routes(offer)
 
     # knowing and claiming
 
     def due(self, offers: Sequence[Offer], *, within_seconds: float, limit: int) -> list[DueRuns]:
         """What the API would hand out within the given seconds."""
-        return self._backlog.due(offers, within_seconds=within_seconds, limit=limit)
+        with reading("for what is due"):
+            return self._backlog.due(offers, within_seconds=within_seconds, limit=limit)
 
     def count_due(self, offers: Sequence[Offer]) -> list[DueRuns]:
         """How much is due, without marking anything READY."""
-        return self._backlog.count_due(offers)
+        with reading("for what is due"):
+            return self._backlog.count_due(offers)
 
     def claim(self, runs: Sequence[FlowRun], call: str, mark: Mark) -> dict[str, Answer]:
         """Scheduled → Submitted."""
@@ -136,9 +144,10 @@ class Prefect3:
         seen: list[str] = []
         ours: list[Unfinished] = []
         while True:
-            page = self._unfinished_page(seen)
-            seen += [str(run["id"]) for run in page]
-            ours += [item for item in (_unfinished(run, mark) for run in page) if item is not None]
+            with reading("for unfinished runs"):
+                page = self._unfinished_page(seen)
+                seen += [str(run["id"]) for run in page]
+                ours += [item for item in (_unfinished(run, mark) for run in page) if item is not None]
             if len(page) < _PAGE:
                 return ours
 
@@ -152,8 +161,7 @@ class Prefect3:
         }
         if seen:
             flow_runs["id"] = {"not_any_": list(seen)}
-        page: Sequence[Json] = self._session.post("/flow_runs/filter", {"flow_runs": flow_runs, "limit": _PAGE})
-        return page
+        return rows(self._session.post("/flow_runs/filter", {"flow_runs": flow_runs, "limit": _PAGE}))
 
     def online(self, pool: str, name: str, interval_seconds: float) -> None:
         """A worker's heartbeat in the pool's page."""
@@ -174,7 +182,9 @@ class Prefect3:
 
     def job(self, run_id: str) -> Job:
         """What to run."""
-        return self._jobs.job(self._transitions.read(run_id))
+        run = self._transitions.read(run_id)
+        with reading("for what a run is"):
+            return self._jobs.job(run)
 
     def launching(self, run_id: str, call: str, claim: str, mark: Mark) -> Answer:
         """Submitted → Launching."""
@@ -191,7 +201,8 @@ class Prefect3:
 
     def place(self, run_id: str) -> Place | None:
         """Pool and queue of a run, with their pauses and limits."""
-        return self._places.place(run_id)
+        with reading("for where a run waits"):
+            return self._places.place(run_id)
 
     def report(self, run_id: str, kind: Kind, message: str, mark: Mark) -> Answer:
         """Propose an end; the sentence stands alone, since people read it in the UI."""
@@ -242,11 +253,12 @@ def _unfinished(run: Json, mark: Mark) -> Unfinished | None:
     prefix = mark_prefix(mark)
     infrastructure = state.infrastructure or ""
     launched = infrastructure.startswith(prefix)
-    claimed = state.message.startswith(mark_message(mark, "")) and state.kind is Kind.PENDING
-    if not launched and not claimed:
+    # whose claim it is only its state says: the mark may be of an earlier life, and another fleet has the run now
+    claimed = state.message.startswith(mark_message(mark, ""))
+    if not (claimed if state.kind is Kind.PENDING else launched):
         return None
-    if state.kind is Kind.SCHEDULED and not state.held:
-        return None  # it went back to the queue and its old mark stayed
+    if state.kind in (Kind.SCHEDULED, Kind.PAUSED) and not state.held:
+        return None  # it went back to the queue, or is suspended without a process, and its old mark stayed
     route = None
     if run.get("work_pool_id") and run.get("work_queue_name"):
         route = Route("prefect3", str(run["work_pool_id"]), str(run["work_queue_name"]))

@@ -78,6 +78,8 @@ class Session:
         self.address = address
         self._find_again = find_again
         self._renewing = threading.Lock()
+        #: a Prefect API has answered here: what is none now is a proxy's page, or an ingress without a server behind it
+        self.proven = False
         #: the last answer refused our key
         self.key_refused = False
         self._pause = pause
@@ -151,11 +153,12 @@ class Session:
             else:
                 if answer.status_code not in RETRIED:
                     return self._judge(method, path, answer)
+                wait = _retry_after(answer)
                 trouble = ApiUnavailable(
                     f"the Prefect API at {self.address.shown} answers {_status(answer.status_code)} "
-                    f"to {method} {path}, try again later"
+                    f"to {method} {path}, try again later",
+                    retry_after_seconds=wait,
                 )
-                wait = _retry_after(answer)
             wait = wait if wait is not None else 0.25 * 2**attempt * (0.5 + self._dice())
             if attempt == tries or self._clock() - began + wait > RETRY_WINDOW_SECONDS:
                 raise trouble
@@ -257,8 +260,17 @@ class Session:
                 "set PREFECT_API_KEY or PREFECT_API_AUTH_STRING"
             )
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            raise ApiUnavailable(f"the Prefect API at {where} failed with {_status(status)} at {method} {path}")
+            raise ApiUnavailable(
+                f"the Prefect API at {where} failed with {_status(status)} at {method} {path}",
+                # Prefect says 500 when this very question breaks it; a proxy says 504 for a server that hangs
+                answered=status == HTTPStatus.INTERNAL_SERVER_ERROR,
+            )
         if status >= HTTPStatus.BAD_REQUEST:
+            if status == HTTPStatus.NOT_FOUND and self.proven and not _prefects(answer):
+                raise ApiUnavailable(
+                    f"the Prefect API at {where} is not there now: {method} {path} is answered with {_status(status)}, "
+                    "but not in Prefect's words"
+                )
             detail = _detail(answer)
             raise Refused(
                 f"the Prefect API at {where} refuses {method} {path} with {_status(status)}: {detail}", status, detail
@@ -268,10 +280,10 @@ class Session:
         try:
             return answer.json()
         except ValueError as error:
-            raise ApiRejected(
-                f"{where} is not a Prefect API: {method} {path} is answered with "
-                f"{answer.headers.get('Content-Type', 'something')} instead of JSON{self.hint()}"
-            ) from error
+            what = f"{method} {path} is answered with {answer.headers.get('Content-Type', 'something')} instead of JSON"
+            if self.proven:
+                raise ApiUnavailable(f"the Prefect API at {where} is not there now: {what}") from error
+            raise ApiRejected(f"{where} is not a Prefect API: {what}{self.hint()}") from error
 
     def hint(self) -> str:
         """What is most often wrong with an address that is no API."""
@@ -297,6 +309,15 @@ def _status(status: int) -> str:
         return f"{status} {HTTPStatus(status).phrase}"
     except ValueError:
         return str(status)
+
+
+def _prefects(answer: requests.Response) -> bool:
+    """Whether Prefect itself says no: `detail` by its routes, `exception_message` by its database."""
+    try:
+        body = answer.json()
+    except ValueError:
+        return False
+    return isinstance(body, dict) and any(isinstance(body.get(key), str) for key in ("detail", "exception_message"))
 
 
 def _detail(answer: requests.Response) -> str:

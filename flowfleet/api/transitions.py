@@ -11,7 +11,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
-from flowfleet.api.answers import Json, iso, judge, state_of
+from flowfleet.api.answers import Json, iso, judge, reading, rows, state_of
 from flowfleet.api.client import Answer, Kind, Mark, RunState, Verdict
 from flowfleet.api.session import BULK_SECONDS, Refused, Session
 from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused, RunGone
@@ -58,7 +58,8 @@ class Transitions:
             if refused.status == HTTPStatus.NOT_FOUND:
                 raise RunGone(f"the run {run_id} does not exist any more") from refused
             raise
-        self._remember(state_of(run))
+        with reading("for a run"):
+            self._remember(state_of(run))
         return run
 
     def read_many(self, run_ids: Sequence[str]) -> dict[str, Json]:
@@ -67,7 +68,9 @@ class Transitions:
         for start in range(0, len(run_ids), _PAGE):
             part = list(run_ids[start : start + _PAGE])
             body = {"flow_runs": {"id": {"any_": part}}, "limit": _PAGE}
-            found |= {str(run["id"]): run for run in self._session.post("/flow_runs/filter", body)}
+            page = self._session.post("/flow_runs/filter", body)
+            with reading("for runs"):
+                found |= {state_of(run).run_id: run for run in rows(page)}
         return found
 
     def _remember(self, state: RunState) -> None:
@@ -100,12 +103,8 @@ class Transitions:
         except KeyRefused:
             raise
         except (ApiUnavailable, ApiRejected) as error:
-            return {run.run_id: Answer(verdict=Verdict.UNSURE, reason=str(error)) for run in runs}
-        answers: dict[str, Answer] = {}
-        for run in runs:
-            result = results.get(run.run_id)
-            if result is not None:
-                answers[run.run_id] = judge({"id": run.run_id, "name": run.name}, result, call)
+            return {run.run_id: Answer.unsure(error) for run in runs}
+        answers = {run.run_id: _judged(run.run_id, run.name, results, call) for run in runs if run.run_id in results}
         open_ids = [
             run.run_id for run in runs if run.run_id not in answers or answers[run.run_id].verdict is Verdict.UNSURE
         ]
@@ -120,7 +119,7 @@ class Transitions:
         except KeyRefused:
             raise
         except (ApiUnavailable, ApiRejected) as error:
-            return {run_id: Answer(verdict=Verdict.UNSURE, reason=str(error)) for run_id in run_ids}
+            return {run_id: Answer.unsure(error) for run_id in run_ids}
         return {run_id: _whose(run_id, there.get(run_id), call) for run_id in run_ids}
 
     def settle(self, run_id: str, call: str) -> Answer:
@@ -132,7 +131,7 @@ class Transitions:
         except KeyRefused:
             raise
         except (ApiUnavailable, ApiRejected) as error:
-            return Answer(verdict=Verdict.UNSURE, reason=str(error))
+            return Answer.unsure(error)
         return _whose(run_id, there, call)
 
     # launching and handing back
@@ -235,10 +234,10 @@ class Transitions:
             if decided is not None:
                 return decided
             written = state() if callable(state) else state
-            result = self._bulk([run_id], expected, written).get(run_id)
-            if result is not None:
+            results = self._bulk([run_id], expected, written)
+            if run_id in results:
                 transition = str(written["state_details"]["transition_id"])
-                answer = judge({"id": run_id, "name": stands.run_name}, result, transition)
+                answer = _judged(run_id, stands.run_name, results, transition)
                 if answer.verdict is not Verdict.UNSURE:
                     return answer
             stands = state_of(self.read(run_id))
@@ -250,14 +249,15 @@ class Transitions:
         except KeyRefused:
             raise
         except (ApiUnavailable, ApiRejected) as error:
-            return Answer(verdict=Verdict.UNSURE, reason=str(error), state=stands)
+            return Answer.unsure(error, stands)
 
     def _bulk(
         self, run_ids: Sequence[str], expected: Mapping[str, Any], state: Mapping[str, Any]
     ) -> dict[str, Mapping[str, Any]]:
         body = {"flow_runs": {"id": {"any_": list(run_ids)}, **expected}, "state": state, "force": False}
         answer = self._session.post("/flow_runs/bulk_set_state", body, seconds=BULK_SECONDS)
-        return {str(result["flow_run_id"]): result for result in answer["results"]}
+        with reading("for a state"):
+            return {str(result["flow_run_id"]): result for result in rows(answer["results"])}
 
 
 def _state(kind: Kind, name: str, transition: str, message: str) -> dict[str, Any]:
@@ -267,6 +267,15 @@ def _state(kind: Kind, name: str, transition: str, message: str) -> dict[str, An
         "message": message,
         "state_details": {"transition_id": transition},
     }
+
+
+def _judged(run_id: str, name: str, results: Mapping[str, Json], transition: str) -> Answer:
+    """What became of one run of a bulk call; a result that cannot be read says no more than none at all."""
+    try:
+        with reading("for a state"):
+            return judge({"id": run_id, "name": name}, results[run_id], transition)
+    except ApiUnavailable as error:
+        return Answer.unsure(error)
 
 
 def _whose(run_id: str, there: Json | None, call: str) -> Answer:

@@ -114,6 +114,11 @@ class Roster:
         if routes:
             self._store.script("know", *map(str, routes))
 
+    def unlearn(self, routes: Sequence[Route]) -> None:
+        """Take away routes that exist no more at the API; one that a claim is on stays for now."""
+        if routes:
+            self._store.script("unlearn", *map(str, routes))
+
     def routes(self) -> list[Route]:
         """All known routes."""
         found: Any = self._store.ask(lambda client: client.smembers(self._store.key("routes")))

@@ -148,15 +148,17 @@ def open_store(url: str, fleet: str, *, socket_timeout: float = 5.0) -> Store:
         raise LedgerUnusable(
             f"--fleet {fleet[:80]!r}: use letters, digits, dot, dash and underscore, at most 64 of them"
         )
-    parts = urlsplit(url)
-    address = redacted(url)
-    if parts.scheme not in _SCHEMES:
-        raise LedgerUnusable(f"--redis {address}: use redis://HOST:PORT/DB or redis+socket:///PATH")
     place: dict[str, Any]
     try:
-        place = _socket_place(parts) if parts.scheme == "redis+socket" else _port_place(parts)
-    except ValueError as exc:
-        raise LedgerUnusable(f"--redis {address}: use redis://HOST:PORT/DB or redis+socket:///PATH ({exc})") from exc
+        parts = urlsplit(url)
+        place = _place(parts)
+    except ValueError:
+        # neither the address nor what is wrong with it is shown or kept: nobody can tell which part is the password
+        raise LedgerUnusable(
+            "the Redis address of --redis or FLOWFLEET_REDIS cannot be read: use redis://HOST:PORT/DB or "
+            "redis+socket:///PATH, and write a password in it percent-encoded (/ as %2F, @ as %40, # as %23, % as %25)"
+        ) from None
+    address = redacted(url)
     client = redis.Redis(
         **place,
         username=unquote(parts.username) if parts.username else None,
@@ -175,13 +177,22 @@ def open_store(url: str, fleet: str, *, socket_timeout: float = 5.0) -> Store:
 
 
 def redacted(url: str) -> str:
-    """The URL without user and password."""
-    parts = urlsplit(url)
-    place = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{place}{parts.path}" if parts.scheme else "(no address)"
+    """The URL without user and password, whatever stands in them: they end at the last @ of all."""
+    scheme, mark, rest = url.partition("://")
+    place = rest.rpartition("@")[2].partition("?")[0].partition("#")[0]
+    return f"{scheme}://{place}" if mark else "(no address)"
+
+
+def _place(parts: SplitResult) -> dict[str, Any]:
+    """Where the server is. Raises `ValueError` for what is no address."""
+    if parts.scheme not in _SCHEMES:
+        raise ValueError("not a scheme of ours")
+    return _socket_place(parts) if parts.scheme == "redis+socket" else _port_place(parts)
 
 
 def _port_place(parts: SplitResult) -> dict[str, Any]:
+    if "@" in parts.path + parts.query + parts.fragment:
+        raise ValueError("a password that is not percent-encoded: what came before would be taken for the host")
     return {
         "host": parts.hostname or "localhost",
         "port": parts.port or 6379,
@@ -193,6 +204,8 @@ def _port_place(parts: SplitResult) -> dict[str, Any]:
 def _socket_place(parts: SplitResult) -> dict[str, Any]:
     if not parts.path or parts.path == "/":
         raise ValueError("the path of the socket is missing")
+    if parts.netloc.rpartition("@")[2]:
+        raise ValueError("a socket has no host: perhaps a password that is not percent-encoded")
     database = (parse_qs(parts.query).get("virtual_host") or ["0"])[0]
     return {"unix_socket_path": unquote(parts.path), "db": int(database.strip("/") or 0)}
 

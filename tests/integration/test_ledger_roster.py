@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from flowfleet.errors import LedgerUnusable
+from flowfleet.ledger.claims import State
 from flowfleet.ledger.roster import Due
 from tests.ledger_world import LedgerWorld, route, row
 from tests.valkey import Valkey
@@ -142,3 +143,17 @@ def test_what_is_due_is_replaced_as_a_whole_and_only_by_the_leader(world):
     assert world.roster.due() == second
     world.roster.note_due(world.term, [])
     assert world.roster.due() == []
+
+
+def test_a_route_that_exists_no_more_goes_but_not_while_a_claim_is_on_it(valkey):
+    world = LedgerWorld(valkey.url).up()
+    claim = world.bring(State.QUEUED)
+    world.roster.know([claim.route, route("old"), route("kept")])
+
+    world.roster.unlearn([claim.route, route("old"), route("never")])
+    assert set(world.roster.routes()) == {claim.route, route("kept")}
+
+    world.claims.give_back(claim.run_id, claim.claim, "drill", term=world.term)
+    world.claims.drop(claim.run_id, claim.claim, term=world.term)
+    world.roster.unlearn([claim.route])
+    assert world.roster.routes() == [route("kept")]

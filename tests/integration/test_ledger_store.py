@@ -122,6 +122,29 @@ def test_an_address_that_cannot_be_one_is_said_with_the_form_of_a_right_one(url)
         connect(url, "x")
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://user:s3c/ret@host:6379/0",
+        "redis://:s3c#ret@host:6379/0",
+        "redis://:12#s3cret@host:6379/0",  # else a server at port 12 of this machine
+        "redis://:s3c?ret@host:6379/0",
+        "redis:s3cret@host",
+        "s3cret",
+        "s3cret://host",
+        "redis://:s3cret@[host/0",
+        "redis://host:6379/s3cret",
+        "redis+socket://:s3c/ret@/tmp/s",
+    ],
+)
+def test_an_address_that_cannot_be_read_shows_no_part_of_its_password(url):
+    with pytest.raises(LedgerUnusable, match="percent-encoded") as caught:
+        connect(url, "x")
+    assert "s3c" not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+
+
 @pytest.mark.parametrize("fleet", ["", "a b", "a:b", "../x", "x" * 65, "-x"])
 def test_a_fleet_has_a_plain_name(fleet):
     with pytest.raises(LedgerUnusable, match="--fleet"):
@@ -130,6 +153,8 @@ def test_a_fleet_has_a_plain_name(fleet):
 
 def test_no_sentence_shows_the_password():
     assert redacted("redis://u:secret@h:1/2") == "redis://h:1/2"
+    assert redacted("redis://u:sec/ret@h:1/2") == "redis://h:1/2"
+    assert redacted("redis:secret@h") == "(no address)"
     with pytest.raises(LedgerUnavailable) as caught:
         connect(f"redis://:secret@127.0.0.1:{free_port()}/0", "x").check()
     assert "secret" not in str(caught.value)

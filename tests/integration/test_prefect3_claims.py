@@ -337,6 +337,31 @@ def test_the_sweep_finds_what_is_ours_and_nothing_else(pool, deployment):
     assert found[submitted].due == runs[submitted].due
 
 
+def test_a_run_that_another_fleet_claimed_in_its_second_life_is_not_ours_by_its_old_mark(pool, deployment):
+    """The server never clears the mark: by it alone a sweep would take the other fleet's claim away."""
+    mark = Mark(fleet=f"fleet-{uuid.uuid4().hex[:6]}", worker="w@one")
+    neighbour = Mark(fleet=mark.fleet + "-2")
+    run = pool.scheduled(deployment, ago(9))
+    pool.client.started(run, mark, 12)
+    pool.client.claim(pool.due(), new_call(), neighbour)
+
+    assert pool.client.unfinished(mark) == []
+    assert [item.state.run_id for item in pool.client.unfinished(neighbour)] == [run]
+
+
+@pytest.mark.parametrize("leaves_its_process", [True, False])
+def test_a_suspended_run_has_no_process_and_is_not_unfinished_but_a_paused_one_is(pool, deployment, leaves_its_process):
+    mark = Mark(fleet=f"fleet-{uuid.uuid4().hex[:6]}", worker="w@one")
+    run = pool.scheduled(deployment, ago(9))
+    pool.set_state(run, "PENDING")
+    pool.set_state(run, "RUNNING")
+    pool.client.started(run, mark, 12)
+    timeout = ago(-300).isoformat()
+    pool.set_state(run, "PAUSED", pause_timeout=timeout, pause_reschedule=leaves_its_process)
+
+    assert [item.state.run_id for item in pool.client.unfinished(mark)] == ([] if leaves_its_process else [run])
+
+
 def test_the_sweep_reads_all_pages(pool, deployment, monkeypatch):
     monkeypatch.setattr("flowfleet.api.prefect3._PAGE", 2)
     mark = Mark(fleet=f"fleet-{uuid.uuid4().hex[:6]}")

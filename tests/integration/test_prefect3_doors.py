@@ -1,12 +1,16 @@
 """Doors of a real Prefect 3 server: CSRF, an auth string, a profile, addresses that are none."""
 
 import dataclasses
+import uuid
 from collections.abc import Iterator
 
 import pytest
 
 from flowfleet.api import connect
+from flowfleet.api.address import Address
 from flowfleet.api.client import Kind, Mark
+from flowfleet.api.prefect3 import Prefect3
+from flowfleet.api.session import Refused, Session
 from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused
 from flowfleet.flow_run import Offer
 from flowfleet.settings import Common
@@ -63,3 +67,15 @@ def test_the_servers_web_page_is_no_api(prefect_server, tmp_path):
     client = connect(Common(api=prefect_server.ui_url), {}, folder=tmp_path, home=tmp_path)
     with pytest.raises(ApiRejected, match=r"is not a Prefect.* API.*usually ends in /api"):
         client.probe()
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/flow_runs/{id}", "/deployments/{id}", "/flows/{id}", "/variables/name/nothing", "/work_pools/nothing"],
+)
+def test_what_prefect_itself_does_not_find_is_believed_to_be_gone(prefect_server, path):
+    session = Session(Address(url=prefect_server.api_url))
+    Prefect3(session).probe()
+    with pytest.raises(Refused) as caught:
+        session.get(path.format(id=uuid.uuid4()))
+    assert caught.value.status == 404

@@ -154,8 +154,9 @@ def test_a_crowded_queue_does_not_hide_what_is_due_on_another(crowded, monkeypat
     assert set(found) == {"first", "last"}
     assert (found["last"].due, found["last"].at_least, len(found["last"].runs)) == (2, False, 2)
     assert found["first"].at_least
-    # what one answer lists keeps the server's limits, so all of them together list no more than that
-    assert len(found["first"].runs) == 4
+    # what the server put first stays whole and first
+    assert len(found["first"].runs) == 6
+    assert [each.room for each in found.values()] == [None, None]
     # one for all, one for each queue that it did not show in full, none for the one that filled it
     assert sorted(asked[1:]) == ([["default"], ["last"], ["middle"]] if not named else [["last"]])
 
@@ -177,6 +178,41 @@ def test_of_many_queues_some_are_asked_at_a_time_and_each_gets_its_turn(crowded,
         seen |= {each.route.name for each in found}
     assert len(asked) == 6
     assert seen == {"first", "last"}
+
+
+@pytest.fixture
+def limited(prefect_server):
+    """A pool with a limit and two queues, `high` before `low`."""
+    pool = OnePool(prefect_server.api_url).open()
+    for name, priority in (("high", 1), ("low", 2)):
+        pool.make_queue(pool.name, name, priority=priority)
+    return pool
+
+
+def test_a_run_that_is_not_due_yet_hides_no_due_one_behind_the_pools_limit(limited):
+    later = limited.scheduled(limited.deployment(work_queue_name="high"), ago(-40))
+    now = limited.scheduled(limited.deployment(work_queue_name="low"), ago(2))
+    limited.change_pool(limited.name, concurrency_limit=1)
+
+    high, low = limited.client.due([limited.offer], within_seconds=60, limit=50)
+
+    assert ([run.run_id for run in high.runs], high.due) == ([later], 0)
+    assert ([run.run_id for run in low.runs], low.due) == ([now], 1)
+    assert (high.room, low.room) == (1, 1)
+
+
+def test_a_queue_that_fills_the_pools_limit_hides_no_other(limited):
+    high, low = (limited.deployment(work_queue_name=name) for name in ("high", "low"))
+    for deployment in (high, high, high, low, low, low):
+        limited.scheduled(deployment, ago(2))
+    limited.change_pool(limited.name, concurrency_limit=2)
+
+    found = limited.client.due([limited.offer], within_seconds=60, limit=50)
+
+    assert [(each.route.name, len(each.runs), each.at_least, each.room) for each in found] == [
+        ("high", 2, True, 2),
+        ("low", 2, True, 2),
+    ]
 
 
 def test_a_run_tells_where_it_waits_and_what_holds_it_back_there(pool):

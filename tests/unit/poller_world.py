@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from flowfleet.api.client import Answer, DueRuns, Kind, RunState, ServerInfo, Unfinished, Verdict
-from flowfleet.errors import ApiUnavailable, LedgerUnavailable
+from flowfleet.errors import ApiError, ApiUnavailable, KeyRefused, LedgerUnavailable
 from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import FlowRun, Offer, Route, claim_id
 from flowfleet.ledger.claims import Claim, Lease, Outcome, Refusal, State
@@ -223,6 +223,12 @@ class FakeRoster:
     def know(self, routes: Sequence[Route]) -> None:
         self.known.update(routes)
 
+    def unlearn(self, routes: Sequence[Route]) -> None:
+        self.known.difference_update(routes)
+
+    def routes(self) -> list[Route]:
+        return sorted(self.known)
+
     def note_due(self, term: int, due: Sequence[Due]) -> None:
         self.notes += 1
         self.noted = list(due)
@@ -264,6 +270,16 @@ class FakeApi:
         self.asked.append(name)
         self.trouble(name)
 
+    def _write(self, name: str) -> Answer | None:
+        """As the real client: what writes states answers that it is unsure, and raises only for a refused key."""
+        try:
+            self._ask(name)
+        except KeyRefused:
+            raise
+        except ApiError as error:
+            return Answer.unsure(error)
+        return None
+
     def probe(self) -> ServerInfo:
         self._ask("probe")
         return ServerInfo(backend="prefect3", version="3.8.8", skew_seconds=0.0)
@@ -296,7 +312,9 @@ class FakeApi:
         return [DueRuns(route=ROUTE, runs=tuple(found), due=len(ready), oldest=min(ready, default=None))]
 
     def claim(self, runs: Sequence[FlowRun], call: str, mark: Any) -> dict[str, Answer]:
-        self._ask("claim")
+        unsure = self._write("claim")
+        if unsure:
+            return {run.run_id: unsure for run in runs}
         verdict, done = self.bent.pop(0) if self.bent else (None, True)
         answers = {}
         for run in runs:
@@ -309,7 +327,9 @@ class FakeApi:
         return answers
 
     def settle(self, run_id: str, call: str) -> Answer:
-        self._ask("settle")
+        unsure = self._write("settle")
+        if unsure:
+            return unsure
         state = self.runs[run_id]
         ours = state.kind is Kind.PENDING and state.call == call
         return Answer(verdict=Verdict.ACCEPTED if ours else Verdict.REFUSED, state=state)
@@ -317,7 +337,9 @@ class FakeApi:
     def hand_back(
         self, run_id: str, call: str, due: datetime, mark: Any, reason: str, *, never_began: bool = False
     ) -> Answer:
-        self._ask("hand_back")
+        unsure = self._write("hand_back")
+        if unsure:
+            return unsure
         state = self.runs[run_id]
         if state.kind is not Kind.PENDING or state.call != call:
             return Answer(verdict=Verdict.REFUSED, state=state)

@@ -10,7 +10,7 @@ from flowfleet.api.address import Address
 from flowfleet.api.client import Kind, Mark, Verdict
 from flowfleet.api.prefect3 import Prefect3
 from flowfleet.api.session import Session
-from flowfleet.errors import ApiRejected, KeyRefused
+from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused
 from flowfleet.flow_run import FlowRun, Offer, claim_id
 from tests.lawless_api import LawlessApi
 
@@ -218,3 +218,84 @@ def test_many_threads_claim_through_one_client(honest):
     for thread in threads:
         thread.join()
     assert verdicts == [Verdict.ACCEPTED] * 120
+
+
+@pytest.mark.parametrize(("status", "silent"), [(503, True), (504, True), (500, False)])
+def test_no_answer_at_all_is_told_apart_from_one_that_settles_nothing(asked, status, silent):
+    (run,) = asked.runs()
+    asked.api.fail("flow_runs", times=-1, status=status)
+    for answer in (
+        asked.client.claim([run], asked.call, MARK)[run.run_id],
+        asked.client.settle(run.run_id, asked.call),
+        asked.client.hand_back(run.run_id, asked.call, run.due, MARK, "drill"),
+    ):
+        assert answer.verdict is Verdict.UNSURE
+        assert bool(answer.silence) is silent
+
+
+# --- what is no answer of Prefect's
+
+
+@pytest.mark.parametrize("status", [200, 404])
+def test_once_proven_a_proxys_page_is_no_fact_about_anything(asked, status):
+    (run,) = asked.runs()
+    asked.claim([run])  # by a client that has found its pool, as a worker does
+    asked.api.fail("", "page", times=-1, status=status)
+    for ask in (
+        lambda: asked.client.due([asked.offer], within_seconds=1, limit=5),
+        lambda: asked.client.resolve(asked.offer, create=False),
+        lambda: asked.client.states([run.run_id]),
+        lambda: asked.client.job(run.run_id),
+        lambda: asked.client.offline("flowfleet", "f"),
+    ):
+        with pytest.raises(ApiUnavailable, match="is not there now"):
+            ask()
+    answer = asked.client.settle(run.run_id, asked.call)
+    assert (answer.verdict, answer.gone, bool(answer.silence)) == (Verdict.UNSURE, False, True)
+    answer = asked.client.hand_back(run.run_id, asked.call, run.due, MARK, "drill")
+    assert (answer.verdict, answer.gone, bool(answer.silence)) == (Verdict.UNSURE, False, True)
+
+
+def test_one_that_was_only_probed_is_proven_too(honest):
+    client = Prefect3(Session(Address(url=honest.api.api_url), pause=lambda _: None))
+    client.probe()
+    honest.api.fail("", "page", times=-1, status=404)
+    with pytest.raises(ApiUnavailable, match="is not there now"):
+        client.resolve(honest.offer, create=False)
+
+
+def test_prefects_own_404_is_believed(asked):
+    asked.client.probe()
+    assert asked.client.settle(str(uuid.uuid4()), asked.call).gone
+
+
+@pytest.mark.parametrize("body", [None, {}, [], 7, "x", [None], [{}], {"results": None}, {"state": "x", "id": 1}])
+def test_json_of_the_wrong_shape_says_nothing_and_breaks_nothing(asked, body):
+    (run,) = asked.runs()
+    asked.claim([run])
+    asked.api.fail("", "json", times=-1, body=body)
+    claim = claim_id(asked.call, run.run_id)
+    for answer in (
+        asked.client.claim([run], asked.call, MARK)[run.run_id],
+        asked.client.settle(run.run_id, asked.call),
+        asked.client.launching(run.run_id, asked.call, claim, MARK),
+        asked.client.hand_back(run.run_id, asked.call, run.due, MARK, "drill"),
+        asked.client.report(run.run_id, Kind.CRASHED, "x", MARK),
+    ):
+        # of a list of runs the empty one is a right answer: they are gone
+        assert answer.verdict is Verdict.UNSURE or (body == [] and answer.gone)
+        assert answer.silence is None
+    with pytest.raises(ApiUnavailable):
+        asked.client.job(run.run_id)
+
+
+@pytest.mark.parametrize("body", [None, 7, "", {}, [None], [{}], {"id": 1}])
+def test_a_list_of_the_wrong_shape_is_no_list(asked, body):
+    asked.api.fail("", "json", times=-1, body=body)
+    for ask in (
+        lambda: asked.client.due([asked.offer], within_seconds=1, limit=5),
+        lambda: asked.client.unfinished(MARK),
+        lambda: asked.client.states(["x"]),
+    ):
+        with pytest.raises(ApiUnavailable, match="is no such thing"):
+            ask()

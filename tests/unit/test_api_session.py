@@ -98,9 +98,10 @@ def test_retry_after_as_a_date_is_honoured(api):
 def test_a_retry_after_beyond_the_window_is_left_to_the_caller(api):
     api.fail("GET /health", status=429, Retry_After="3600")
     pauses = Pauses()
-    with pytest.raises(ApiUnavailable, match="429 Too Many Requests"):
+    with pytest.raises(ApiUnavailable, match="429 Too Many Requests") as caught:
         session(api, pauses).get("/health")
     assert pauses.seconds == []
+    assert caught.value.retry_after_seconds == 3600
 
 
 def test_tries_are_limited(api):

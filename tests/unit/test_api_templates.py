@@ -2,9 +2,13 @@
 
 import pytest
 
+from flowfleet.api.address import Address
 from flowfleet.api.pool_template import base_job_template
+from flowfleet.api.prefect3 import Prefect3
+from flowfleet.api.session import Session
 from flowfleet.api.templates import fill, merge, spread
 from flowfleet.errors import UnsupportedRun
+from tests.lawless_api import LawlessApi
 
 
 def filled(configuration, *layers, variables=None, prefect_variables=None, environ=None, context=None):
@@ -131,3 +135,25 @@ def test_our_own_template_tells_a_person_what_each_field_is():
         assert schema["title"], name
         assert schema["description"].endswith("."), name
         assert template["job_configuration"][name] == f"{{{{ {name} }}}}"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("command", "run --password 'hunter2", "command has an open quotation mark"),
+        ("env", "TOKEN=hunter2", "env must be a table of names and values, not str"),
+        ("env", ["TOKEN=hunter2"], "env must be a table of names and values, not list"),
+    ],
+)
+def test_what_cannot_be_used_is_named_but_never_quoted(name, value, sentence):
+    """The sentence goes to the run's page and to our logs, and the text may be a filled-in secret."""
+    with LawlessApi() as api:
+        template = base_job_template()
+        template["variables"]["properties"][name] = {}
+        api.add_pool("flowfleet", base_job_template=template)
+        run = api.add_run()
+        api.runs[run]["job_variables"] = {name: value}
+        client = Prefect3(Session(Address(url=api.api_url)))
+        with pytest.raises(UnsupportedRun, match=sentence) as caught:
+            client.job(run)
+    assert "hunter2" not in str(caught.value)

@@ -43,8 +43,7 @@ def test_an_answer_that_stays_unsure_leaves_the_claim_to_be_settled():
             raise ApiUnavailable("no answer")
 
     world.api.trouble = trouble
-    with pytest.raises(ApiUnavailable):
-        world.claimer.claim(1, runs_of(world))
+    assert world.claimer.claim(1, runs_of(world)).silence
     assert world.claims.by_run[run].state is State.CLAIMING
     assert world.published == []
 
@@ -57,14 +56,46 @@ def test_an_answer_that_stays_unsure_leaves_the_claim_to_be_settled():
 def test_no_answer_at_all_is_settled_later_too():
     world, run = world_with_run()
     world.api.trouble = lambda name: away(name) if name == "claim" else None
-    with pytest.raises(ApiUnavailable):
-        world.claimer.claim(1, runs_of(world))
+    assert world.claimer.claim(1, runs_of(world)).silence
     world.api.trouble = lambda name: None
 
     world.claimer.settle(1, world.claims.by_run[run])
 
     assert [message.run_id for message in world.published] == [run]
     assert world.api.kind(run) is Kind.PENDING
+
+
+@pytest.mark.parametrize("hangs", ["claim", "settle"])
+def test_an_api_that_falls_silent_is_waited_for_once_and_no_further_run_is_asked_for(hangs):
+    world = World()
+    world.roster.add(slots=10)
+    world.leadership.tend()
+    for _ in range(10):
+        world.api.add()
+    if hangs == "settle":
+        world.api.bent = [(Verdict.UNSURE, False), (Verdict.UNSURE, False)]
+    world.api.trouble = lambda name: away(name) if name == hangs else None
+    runs = runs_of(world)
+    world.api.asked.clear()
+
+    claimed = world.claimer.claim(1, runs)
+
+    assert claimed.silence
+    assert world.api.asked == (["claim"] if hangs == "claim" else ["claim", "claim", "settle"])
+    assert {claim.state for claim in world.claims.live()} == {State.CLAIMING}
+
+
+def test_a_question_that_alone_breaks_the_server_is_no_silence():
+    world, run = world_with_run()
+    world.api.bent = [(Verdict.UNSURE, False), (Verdict.UNSURE, False)]
+
+    def trouble(name):
+        if name == "settle":
+            raise ApiUnavailable("500", answered=True)
+
+    world.api.trouble = trouble
+    assert world.claimer.claim(1, runs_of(world)).silence is None
+    assert world.claimer.settle(1, world.claims.by_run[run]) is False
 
 
 def test_a_refused_run_is_dropped():

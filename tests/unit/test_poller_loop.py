@@ -4,10 +4,12 @@ import logging
 
 import pytest
 
-from flowfleet.api.client import Kind, Verdict
+from flowfleet.api.client import Kind, ServerInfo, Verdict
 from flowfleet.errors import ApiRejected, KeyRefused, LedgerUnavailable
+from flowfleet.flow_run import Route
 from flowfleet.ledger.claims import State
-from tests.unit.poller_world import ROUTE, World, away
+from poller.know import Clock
+from tests.unit.poller_world import POOL, ROUTE, World, away
 
 
 def test_a_due_run_is_claimed_submitted_and_published_once():
@@ -155,6 +157,30 @@ def test_a_run_known_ahead_is_claimed_the_lead_before_its_time():
     assert due - claimed_at[0] == pytest.approx(world.pace.lead_seconds, abs=0.1)
 
 
+@pytest.mark.parametrize("skew", [-3600.0, 3600.0])
+def test_what_is_due_is_told_by_the_clock_of_the_api_not_by_ours(skew, caplog):
+    world = World()
+    servers = world.time.clock
+    world.time.clock = Clock(monotonic=servers.monotonic, wall=lambda: servers.wall() - skew)
+    world.build()
+    world.api.probe = lambda: ServerInfo(backend="prefect3", version="3", skew_seconds=skew)
+    world.presence.check_clock()
+    world.roster.add()
+    now, later = world.api.add(), world.api.add(45)
+    claimed_at = {}
+    publish = world.claimer._publish
+    world.claimer._publish = lambda message: (claimed_at.update({message.run_id: servers.wall()}), publish(message))
+    due = servers.wall() + 45
+
+    world.rounds(2)
+    assert list(claimed_at) == [now]
+    assert [(each.due, each.at) for each in world.roster.noted] == [(0, pytest.approx(servers.wall(), abs=3))]
+
+    world.rounds(60)
+    assert due - claimed_at[later] == pytest.approx(world.pace.lead_seconds, abs=0.1)
+    assert sum("differs from this machine's" in record.message for record in caplog.records) == 1
+
+
 def test_a_run_that_is_not_due_within_the_lead_takes_no_slot():
     world = World()
     world.roster.add(slots=1)
@@ -258,6 +284,74 @@ def test_while_the_api_is_away_it_says_so_at_once_and_each_half_minute_and_goes_
     world.rounds(12)
 
     assert [message.run_id for message in world.published] == [run]
+
+
+def hang(world, *names, seconds=30.0):
+    """Let the API answer these questions only by a deadline that passes."""
+
+    def trouble(name):
+        if name in names:
+            world.time.now += seconds
+            away(name)
+
+    world.api.trouble = trouble
+
+
+@pytest.mark.parametrize("hangs", [("claim", "settle"), ("settle",)])
+def test_an_api_that_hangs_in_a_claim_ends_the_round_at_its_first_silence(hangs):
+    world = World()
+    world.roster.add(slots=10)
+    for _ in range(10):
+        world.api.add()
+    if hangs == ("settle",):
+        world.api.bent = [(Verdict.UNSURE, True), (Verdict.UNSURE, True)]
+    hang(world, *hangs)
+    world.leadership.tend()
+    for _ in range(5):
+        began = world.time.now
+        world.wait(world.loop.round())
+        assert world.time.now - began <= 45
+    assert world.loop.api_outage.away
+    assert len(world.claims.by_run) == 10
+
+    world.api.trouble = lambda name: None
+    world.rounds(15)
+    assert len(world.published) == 10
+
+
+def test_a_hand_back_that_gets_no_answer_ends_the_round_too():
+    world = World()
+    world.roster.add(slots=5)
+    for _ in range(5):
+        world.api.add()
+    world.rounds(58)
+    hang(world, "hand_back")
+    world.api.asked.clear()
+    world.time.now += 10
+    world.roster.beat()
+    world.loop.round()
+
+    assert world.api.asked == ["hand_back"]
+    assert world.loop.api_outage.away
+
+
+def test_slow_answers_are_not_taken_for_a_loop_that_hangs():
+    world = World()
+    world.roster.add(slots=10)
+    for _ in range(10):
+        world.api.add()
+    world.api.bent = [(Verdict.UNSURE, False), (Verdict.UNSURE, False)]
+    seen = []
+
+    def slow(name):
+        seen.append(world.time.now - world.loop.round_at)
+        world.time.now += 25
+
+    world.api.trouble = slow
+    world.rounds(1)
+
+    assert world.api.count("settle") >= 10
+    assert max(seen) <= 60
 
 
 def test_a_refused_key_is_tried_again_each_minute():
@@ -369,6 +463,19 @@ def test_an_orderly_end_gives_back_what_was_sent_nowhere():
     assert world.api.kind(run) is Kind.SCHEDULED
     assert world.claims.by_run == {}
     assert world.gate.written is None
+
+
+def test_the_route_of_a_queue_that_was_deleted_is_taken_away_and_comes_back_with_it():
+    world = World()
+    world.roster.add()
+    deleted, foreign = (Route("prefect3", scope, "old") for scope in (POOL, "22222222-2222-4222-8222-222222222222"))
+    world.roster.known = {deleted, foreign}
+    world.rounds(1)
+    assert world.roster.known == {ROUTE, foreign}
+
+    world.api.routes = lambda offer: [ROUTE, deleted]
+    world.rounds(610)
+    assert world.roster.known == {ROUTE, foreign, deleted}
 
 
 def test_a_new_route_is_made_known():

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from flowfleet.api.client import DueRuns
-from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused
+from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused, SettingsError
 from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import FlowRun, Offer, Route
 from flowfleet.ledger.claims import Claim, State
@@ -107,6 +107,47 @@ def test_offers_of_many_workers_are_asked_once_and_those_of_absent_ones_only_cou
     assert want.idle == (gone,)
 
 
+def test_a_queue_whose_worker_is_away_is_counted_though_the_pool_has_another():
+    def queues(*names):
+        return replace(OFFER, work_queues=names)
+
+    live = ("a", 1, {"offer": queues("q2")})
+    away_by_name = wanted(rows(live, ("b", 1, {"offer": queues("q1", "q2"), "live": False})), "prefect3", Narrowing())
+    away_with_all = wanted(rows(live, ("b", 1, {"live": False})), "prefect3", Narrowing())
+    served = wanted(rows(live, ("b", 1, {"offer": queues("q2"), "live": False})), "prefect3", Narrowing())
+
+    assert away_by_name.idle == (queues("q1"),)
+    assert away_with_all.idle == (OFFER,)
+    assert served.idle == ()
+
+
+def test_a_count_of_a_whole_pool_says_nothing_about_a_queue_that_is_listed():
+    world = World()
+    world.roster.add(offer=replace(OFFER, work_queues=("other",)), routes=(OTHER,))
+    world.roster.add("worker@b", live=False)
+    world.api.due = lambda *_, **__: []
+    world.api.count_due = lambda _: [DueRuns(route=route, runs=(), due=3) for route in (ROUTE, OTHER)]
+    world.rounds(3)
+
+    assert [(due.route, due.due) for due in world.roster.noted] == [(ROUTE, 3)]
+
+
+def test_a_pool_that_does_not_exist_yet_keeps_nothing_waiting(caplog):
+    world = World(pools=("flowfleet", "tomorrow"))
+    world.roster.add()
+    found = world.api.add()
+
+    def resolve(offer, *, create):
+        raise SettingsError("there is no work pool 'tomorrow'")
+
+    world.api.resolve = resolve
+    world.rounds(130)
+
+    assert [message.run_id for message in world.published][:1] == [found]
+    assert not [record for record in caplog.records if record.exc_info]
+    assert sum("cannot be found yet" in record.message for record in caplog.records) in (2, 3)
+
+
 def test_offers_for_another_api_are_not_ours():
     table = rows(("a", 1, {"offer": Offer(backend="prefect1", tenant=POOL, labels=("x",))}))
 
@@ -178,6 +219,14 @@ def test_a_refused_key_waits_a_minute_and_is_said_at_once_also_within_an_outage(
     assert outage.wait_seconds() == 60
     assert outage.key_refused
     assert len(caplog.records) == 2
+
+
+@pytest.mark.parametrize(("asked", "waits"), [(None, 1), (0.5, 1), (60, 60), (10**9, 3600)])
+def test_an_api_that_asks_for_patience_gets_it_within_reason(asked, waits):
+    outage = Outage("the Prefect API", Time().clock.monotonic, lambda: 1.0)
+    outage.failed(ApiUnavailable("429", retry_after_seconds=asked))
+
+    assert outage.wait_seconds() == waits
 
 
 # --- the bell
@@ -308,3 +357,63 @@ def test_the_settings_idle_time_is_the_loops():
         meters=Meters(),
     )
     assert loop._pace.idle_seconds == 7.5
+
+
+# --- several pools and queues
+
+
+LOW = Route("prefect3", POOL, "low")
+ELSEWHERE = Route("prefect3", "22222222-2222-4222-8222-222222222222", "default")
+
+
+def listed(route, *runs, room=None):
+    return DueRuns(route=route, runs=runs, due=len(runs), room=room)
+
+
+def test_no_more_is_chosen_than_the_pool_has_room_for_whoever_is_free():
+    time = Time()
+    known = Known(time.clock)
+    known.renew([listed(ROUTE, run(1), run(2), room=2), listed(LOW, run(3, LOW), run(4, LOW), run(5, LOW), room=2)], 0)
+    busy_and_idle = rows(("a", 1, {"routes": (ROUTE,)}), ("b", 4, {"routes": (LOW,)}))
+    free = credit(busy_and_idle, [claim(9, State.RUNNING, "a")])
+
+    chosen = free.choose(known.claimable(START.timestamp(), 0), known.rooms())
+    assert chosen == [run(3, LOW), run(4, LOW)]  # the first queue's only worker is busy, its runs keep nobody waiting
+
+    known.gone([chosen[0].run_id])
+    assert free.choose(known.claimable(START.timestamp(), 0), known.rooms()) == [run(4, LOW)]
+
+
+def test_pools_take_turns_by_the_age_of_their_heads_and_keep_their_own_order():
+    known = Known(Time().clock)
+
+    def at(number, seconds, route):
+        return run(number, route, START - timedelta(seconds=seconds))
+
+    first = [at(1, 10, ROUTE), at(2, 50, ROUTE), at(3, 1, ROUTE)]
+    other = [at(4, 30, ELSEWHERE), at(5, 5, ELSEWHERE)]
+    known.renew([listed(ROUTE, *first), listed(ELSEWHERE, *other)], 0)
+
+    assert known.claimable(START.timestamp(), 0) == [other[0], first[0], first[1], other[1], first[2]]
+
+
+def test_a_pool_with_a_backlog_does_not_starve_the_next_one():
+    both = Offer(backend="prefect3", pools=("a", "b"), pool_ids=(POOL, ELSEWHERE.scope))
+    world = World()
+    world.roster.add(slots=1, offer=both, routes=(ROUTE, ELSEWHERE))
+    backlog = [run(number, ROUTE, START - timedelta(seconds=10 - number)) for number in range(5)]
+    waiting = run(9, ELSEWHERE, START - timedelta(seconds=8.5))
+    for each in (*backlog, waiting):
+        world.api.add(run_id=each.run_id)
+    done = set()
+
+    def due(*_, **__):
+        left = [each for each in (*backlog, waiting) if each.run_id not in done]
+        return [listed(route, *[each for each in left if each.route == route]) for route in (ROUTE, ELSEWHERE)]
+
+    world.api.due = due
+    for _ in range(3):
+        world.rounds(3)
+        done.update(world.claims.by_run)
+        world.claims.by_run.clear()
+    assert [message.run_id for message in world.published] == [backlog[0].run_id, backlog[1].run_id, waiting.run_id]

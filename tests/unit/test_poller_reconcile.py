@@ -175,7 +175,7 @@ def test_the_first_sweep_gives_back_what_is_submitted_and_unknown():
     "state",
     [
         {"name": "Launching"},
-        {"infrastructure": "flowfleet:f:a:17"},
+        {"name": "Launching", "infrastructure": "flowfleet:f:a:17"},
         {"kind": Kind.RUNNING, "name": "Running"},
     ],
 )
@@ -189,6 +189,15 @@ def test_the_sweep_leaves_alone_and_counts_what_may_have_started(state, caplog):
     assert world.api.runs[run] == before
     assert world.meters.registry.get_sample_value("flowfleet_runs_unknown") == 1
     assert sum("unknown to the ledger" in record.message for record in caplog.records) == 1
+
+
+def test_the_sweep_gives_back_a_run_in_its_second_life_that_still_has_the_mark_of_its_first():
+    world = World()
+    world.roster.add(slots=0)
+    run = submitted(world, infrastructure="flowfleet:f:a:17")
+    world.rounds(10)
+
+    assert world.api.kind(run) is Kind.SCHEDULED
 
 
 def test_the_sweep_leaves_alone_what_the_ledger_knows():
