@@ -28,6 +28,9 @@ from flowfleet.flow_run import MESSAGE_LIMIT, TASK_NAME, Message, Route
 
 logger = logging.getLogger(__name__)
 
+#: what Celery and kombu raise over a message that they cannot make sense of; a body nested too deeply is one
+FAULTS = (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError)
+
 
 class Room(Protocol):
     """What decides whether there is room, and which queues are read."""
@@ -133,7 +136,7 @@ class Slots:
         # below Celery's own override, which would count requests only
         original = type(qos).can_consume.__get__(qos)
         qos.can_consume = lambda: self.has_room() and bool(original())
-        guarded = _guard(channel._brpop_read, self.room.refused)  # noqa: SLF001 - kombu has no other place
+        guarded = guard(channel._brpop_read, self.room.refused)  # noqa: SLF001 - kombu has no other place
         channel._brpop_read = guarded  # noqa: SLF001 - closing a channel reads once more by this name
         channel.handlers["BRPOP"] = guarded
         if not hasattr(consumer, "flowfleet_handler"):
@@ -182,11 +185,13 @@ def consumer_errors() -> tuple[type[BaseException], ...]:
     return (*redis_transport.Transport.connection_errors, *redis_transport.Transport.channel_errors)
 
 
-def _guard(read: Callable[..., Any], refused: Callable[[str], None]) -> Callable[..., Any]:
+def guard(read: Callable[..., Any], refused: Callable[[str], None]) -> Callable[..., Any]:
+    """Kombu's read, which no longer ends the worker over an item that is no message."""
+
     def guarded(**options: Any) -> Any:
         try:
             return read(**options)
-        except (ValueError, TypeError, KeyError, AttributeError, IndexError) as exc:
+        except FAULTS as exc:
             # the item is off its queue already, so nothing is left to acknowledge
             refused(f"not a Celery message ({type(exc).__name__})")
             return True

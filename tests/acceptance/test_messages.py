@@ -124,6 +124,7 @@ def broken(message):
         "not JSON": b"hello there",
         "a JSON list": b"[1, 2, 3]",
         "a JSON number": b"17",
+        "nested without end": b"[" * 3000,
         "an empty object": b"{}",
         "no headers": json.dumps({**good, "headers": {}}).encode(),
         "no properties": json.dumps({key: value for key, value in good.items() if key != "properties"}).encode(),

@@ -48,6 +48,7 @@ def broken(route):
         "not UTF-8": b"\xff\xfe\xfa",
         "a JSON list": b"[1, 2, 3]",
         "a JSON number": b"7",
+        "nested without end": b"[" * 3000,
         "a body that is no base64": json.dumps(bare_body).encode(),
         "no headers": json.dumps(no_headers).encode(),
         "no properties": json.dumps(no_tag).encode(),

@@ -11,7 +11,7 @@ from celery.worker import state as celery_state
 from celery.worker.consumer import Consumer
 
 from flowfleet.errors import BadMessage, FleetError
-from workers.slots import Bell, Slots, check, require_hooks
+from workers.slots import Bell, Slots, check, guard, require_hooks
 
 
 class FakeRoom:
@@ -119,3 +119,10 @@ def test_a_celery_without_the_hooks_is_refused_by_name(monkeypatch):
     monkeypatch.delattr(Consumer, "add_task_queue")
     with pytest.raises(FleetError, match=r"lacks celery Consumer\.add_task_queue"):
         require_hooks()
+
+
+@pytest.mark.parametrize("item", [b"[" * 3000, b"7x", b"\xff"])
+def test_what_is_no_json_is_refused_and_ends_no_worker(item):
+    said = []
+    assert guard(lambda **_: json.loads(item), said.append)() is True
+    assert len(said) == 1
