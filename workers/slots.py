@@ -167,17 +167,30 @@ class Slots:
             if self.stopping:
                 return None  # not acknowledged: the channel puts it back into its queue as it closes
             try:
-                check(message.headers, message.body, message.content_type, message.content_encoding)
+                task_id = check(message.headers, message.body, message.content_type, message.content_encoding).task_id
             except BadMessage as exc:
-                message.ack_log_error(logger, consumer_errors())
-                self.room.refused(str(exc))
+                self._refuse(message, str(exc))
                 return None
             sent_at = message.headers.get("enqueued_at")
             if isinstance(sent_at, int | float):
                 self.on_arrival(sent_at)
-            return handler(message)
+            before = celery_state.requests.get(task_id)
+            try:
+                return handler(message)
+            except FAULTS as exc:
+                # a header that only Celery reads: its request must not take up a slot for ever
+                request = celery_state.requests.get(task_id)
+                if request is not None and request is not before:
+                    celery_state.task_ready(request)
+                self._refuse(message, f"Celery cannot read it ({type(exc).__name__})")
+                return None
 
         return checked
+
+    def _refuse(self, message: Any, reason: str) -> None:
+        if not message.acknowledged:
+            message.ack_log_error(logger, consumer_errors())
+        self.room.refused(reason)
 
 
 def consumer_errors() -> tuple[type[BaseException], ...]:
@@ -207,8 +220,10 @@ def check(headers: Any, body: Any, content_type: Any, content_encoding: Any) -> 
         raise BadMessage("not JSON in UTF-8")
     if not isinstance(body, str | bytes) or len(body) > MESSAGE_LIMIT:
         raise BadMessage(f"a body has at most {MESSAGE_LIMIT} bytes")
-    if any(headers.get(name) for name in ("eta", "expires", "group", "timelimit_hard")):
+    if any(headers.get(name) is not None for name in ("eta", "expires", "group")):
         raise BadMessage("a message has neither eta nor expiry")
+    if headers.get("timelimit") not in (None, [None, None]):
+        raise BadMessage("a message has no time limit")
     try:
         content = json.loads(body)
     except (ValueError, RecursionError) as exc:
