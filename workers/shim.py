@@ -114,9 +114,11 @@ class Shim:
         try:
             log = os.open(self._path("log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             self._child = command.fork(self._request, self._folder, log, proc=self._proc)
+            forked_at = time.time()
             os.close(log)
             cap = output.Cap(self._path("log"), int(self._request["log_limit"]), holes=self._holes)
             started = {**identity, "command_pid": self._child.pid, "id": str(self._child.pid)}
+            started["command_started_at"] = forked_at
             started["command_ticks"] = kernel.start_ticks(self._child.pid) if self._proc else None
             files.write_json(self._path("started.json"), started, sync=False)
         except OSError as exc:
