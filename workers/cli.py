@@ -31,6 +31,7 @@ from workers.deployers.process import ProcessDeployer
 from workers.deployment import Deployer
 from workers.environment import Interpreter, Layers, choose_interpreter, parse_pairs, worker_layer
 from workers.host import Host
+from workers.limits import raise_descriptors
 from workers.orders import Orders
 from workers.records import StateFolder
 from workers.service import Parts, Service
@@ -136,7 +137,7 @@ def _orders(settings: WorkerSettings, api: ApiClient, layers: Layers, interprete
 
 def _deployer(kind: str, host: Host, abilities: Abilities) -> Deployer:
     if kind == "process":
-        return ProcessDeployer(host=host, abilities=abilities)
+        return ProcessDeployer(host=host, abilities=abilities, descriptors=raise_descriptors())
     found = [entry for entry in metadata.entry_points(group=DEPLOYERS) if entry.name == kind]
     if not found:
         raise SettingsError(f"--deploy {kind} is unknown, use process or the name of an installed deployer")
