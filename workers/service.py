@@ -199,6 +199,8 @@ class Service:
 
     def serving(self, routes: frozenset[Route]) -> None:
         """What is served; the roster says so at once, since only these count when slots are counted."""
+        if self.slots.stopping:
+            routes = frozenset()  # also where Celery connects once more on its way out
         if routes != self.standing.served:
             self.standing.served = routes
             self.renewer.nudge()

@@ -148,7 +148,9 @@ class Slots:
 
     def _rung(self, consumer: Any) -> None:
         self.bell.answer()
-        if not self.stopping:
+        if self.stopping:
+            self.room.serving(frozenset())
+        else:
             self.subscribe(consumer)
 
     def subscribe(self, consumer: Any) -> None:

@@ -84,6 +84,29 @@ def test_wait_mode_waits_for_the_runs(world, tmp_path):
     assert "exited with code 4" in world.api.state(message.run_id)["message"]
 
 
+@pytest.mark.parametrize("mode", ["wait", "cancel"])
+def test_a_stopping_worker_serves_no_route_while_it_renews_what_it_still_has(world, mode):
+    ignores = "import signal,time; signal.signal(15, signal.SIG_IGN); print('on', flush=True); time.sleep(60)"
+    service = world.start(mode=mode)
+    message = world.submit(ignores)
+    world.wait_state(message, "running")
+    log = world.state.runs.get(message.run_id, message.claim).log
+    until(lambda: log.read_text() == "on\n", 5, "the run to take no TERM")
+    service.stopping.request()
+    until(lambda: world._row().routes == (), 5, "the roster to show no route")
+    beat = world._row().beat
+    service.renewer.nudge()
+    until(lambda: world._row().beat > beat, 5, "a renewal")
+
+    assert world._row().routes == ()
+    assert service.standing.served == frozenset()
+    assert world.ledger.claims.get(message.run_id).state == "running"
+    (outcome,) = world.ledger.claim(world.create("true"))
+    assert not outcome.moved, "nothing is claimed for it"
+    service.supervisor.stop(message.task_id, kill=True)
+    assert world.stop() == 0
+
+
 @pytest.mark.parametrize("place", ["take.after_folder", "take.after_move", "start.after_move", "start.before_fork"])
 def test_a_launch_that_breaks_off_before_the_fork_is_handed_back_by_the_next_worker(world, tmp_path, place):
     world.start(failpoints=Crash({place: "raise"}))
