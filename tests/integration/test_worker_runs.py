@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from flowfleet import api as apis
+from flowfleet.errors import UnsupportedRun
 from tests.waiting import until
 from tests.worker_world import WorkerWorld
 
@@ -92,6 +94,17 @@ def test_a_start_that_fails_is_told_on_the_run(world):
     state = world.api.state(message.run_id)
     assert state["type"] == "CRASHED"
     assert "/no/such/program" in state["message"]
+
+
+def test_a_template_reads_the_environment_of_the_worker_but_nothing_of_ours(world):
+    environ = {"HOME": "/h", "SITE": "north", "FLOWFLEET_REDIS": "redis://:secret@there", "FLOWFLEET_PAGE_TOKEN": "t"}
+    client = apis.connect(world.settings, environ)
+    open_one = world.create("true", env={"S": "{{ $SITE }}"})
+    secret = world.create("true", env={"S": "{{ $FLOWFLEET_REDIS }}"})
+
+    assert client.job(open_one.run_id).env == {"S": "north"}
+    with pytest.raises(UnsupportedRun, match="FLOWFLEET_REDIS"):
+        client.job(secret.run_id)
 
 
 def test_a_message_delivered_three_times_is_one_start(world, tmp_path):
