@@ -67,6 +67,7 @@ def serve(settings: WorkerSettings, environ: Mapping[str, str]) -> int:
     hangup.install()
     require_hooks()
     failpoints = Failpoints.from_environment(environ)
+    environ = dict(environ)  # as it was: flows that use Celery themselves keep its variables
     taken_off = broker.take_off_celery_variables(os.environ)
     if taken_off:
         logger.info("variables of Celery are ignored", extra={"variables": ", ".join(taken_off)})
