@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -203,7 +204,8 @@ def main() -> None:
     """The console script."""
     code = commands.run(cli, name="worker")
     logging.shutdown()
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):  # nobody reads it any more
+        sys.stdout.flush()
     # threads of the pool and of a hung connection are not waited for: all that matters is on disk and in the ledger
     os._exit(code)
 
