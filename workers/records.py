@@ -20,6 +20,7 @@ import fcntl
 import logging
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from typing import Any
 from flowfleet.errors import FleetError
 from workers import files
 from workers.deployment import Exit
+from workers.kernel import boot_clock
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +102,16 @@ class RunFolder:
     def started(self) -> dict[str, Any] | None:
         """Who shim and command are."""
         return files.read_json(self.path / "started.json")
+
+    def age_seconds(self) -> float:
+        """How long ago it was started: by the clock of the boot where a shim has told it, else by the date."""
+        at_boot = (self.started() or {}).get("boot_clock")
+        if isinstance(at_boot, int | float):
+            return max(0.0, boot_clock() - at_boot)
+        try:
+            return max(0.0, time.time() - (self.path / "intent.json").stat().st_mtime)
+        except FileNotFoundError:
+            return 0.0
 
     def exit_record(self) -> dict[str, Any] | None:
         """How it ended, as written."""

@@ -147,6 +147,7 @@ class Shim:
             "pid": pid,
             "ticks": kernel.start_ticks(pid) if self._proc else None,
             "shim_started_at": time.time(),
+            "boot_clock": kernel.boot_clock(),
             "stop_grace": self._request["stop_grace"],
         }
 
