@@ -157,6 +157,13 @@ class RunFolder:
         """True once it is done with."""
         return (self.path / "settled").exists()
 
+    def settled_at(self) -> float | None:
+        """When it was done with; None when it is not, or was removed by another worker's pruner meanwhile."""
+        try:
+            return (self.path / "settled").stat().st_mtime
+        except FileNotFoundError:
+            return None
+
     def drop_work(self) -> None:
         """Remove the run's own working folder."""
         shutil.rmtree(self.work, ignore_errors=True)
@@ -237,7 +244,7 @@ class RunRecords:
         `busy` are keys (RUN.CLAIM) that stay in any case. Returns the keys that are gone.
         """
         folders = [folder for folder in self.scan() if folder.settled() and folder.key not in busy]
-        ages = [((folder.path / "settled").stat().st_mtime, folder) for folder in folders]
+        ages = [(settled_at, folder) for folder in folders if (settled_at := folder.settled_at()) is not None]
         gone = []
         sizes = {folder.key: folder.disk_bytes() for _, folder in ages}
         total = sum(sizes.values())
