@@ -379,6 +379,20 @@ def test_a_lock_that_cannot_be_looked_at_is_no_end(tmp_path, monkeypatch):
     assert not files.locked(tmp_path / "none")
 
 
+def test_a_record_without_a_pid_lets_no_signal_go_to_our_own_group(tmp_path):
+    heard = []
+    before = signal.signal(signal.SIGURG, lambda number, _frame: heard.append(number))
+    lock = files.create_once(tmp_path / "start", {})
+    try:
+        grip = processes.LockGrip(0, tmp_path / "start")
+        assert grip.alive()
+        grip.send(signal.SIGURG)
+    finally:
+        signal.signal(signal.SIGURG, before)
+        os.close(lock)
+    assert heard == []
+
+
 @pytest.mark.parametrize("slow_seconds", [10.0, 0.0])
 def test_a_disk_that_was_slow_at_the_start_makes_no_living_command_dead(bench, tmp_path, slow_seconds):
     order = bench.sh(gated(tmp_path, "exit 6"))
