@@ -31,6 +31,7 @@ class OneHost:
         }
         self.env |= {
             "HOME": str(folder),
+            "FLOWFLEET_PLAIN": os.environ.get("FLOWFLEET_TEST_PLAIN", ""),
             "FLOWFLEET_STATE_DIR": str(folder / "states"),
             "FLOWFLEET_REDIS": world.settings.redis,
             "FLOWFLEET_FLEET": world.ledger.fleet,
