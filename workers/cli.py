@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -31,6 +32,7 @@ from workers.deployers.process import ProcessDeployer
 from workers.deployment import Deployer
 from workers.environment import Interpreter, Layers, choose_interpreter, parse_pairs, worker_layer
 from workers.host import Host
+from workers.limits import raise_descriptors
 from workers.orders import Orders
 from workers.records import StateFolder
 from workers.service import Parts, Service
@@ -66,6 +68,7 @@ def serve(settings: WorkerSettings, environ: Mapping[str, str]) -> int:
     hangup.install()
     require_hooks()
     failpoints = Failpoints.from_environment(environ)
+    environ = dict(environ)  # as it was: flows that use Celery themselves keep its variables
     taken_off = broker.take_off_celery_variables(os.environ)
     if taken_off:
         logger.info("variables of Celery are ignored", extra={"variables": ", ".join(taken_off)})
@@ -136,7 +139,7 @@ def _orders(settings: WorkerSettings, api: ApiClient, layers: Layers, interprete
 
 def _deployer(kind: str, host: Host, abilities: Abilities) -> Deployer:
     if kind == "process":
-        return ProcessDeployer(host=host, abilities=abilities)
+        return ProcessDeployer(host=host, abilities=abilities, descriptors=raise_descriptors())
     found = [entry for entry in metadata.entry_points(group=DEPLOYERS) if entry.name == kind]
     if not found:
         raise SettingsError(f"--deploy {kind} is unknown, use process or the name of an installed deployer")
@@ -201,7 +204,8 @@ def main() -> None:
     """The console script."""
     code = commands.run(cli, name="worker")
     logging.shutdown()
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):  # nobody reads it any more
+        sys.stdout.flush()
     # threads of the pool and of a hung connection are not waited for: all that matters is on disk and in the ledger
     os._exit(code)
 

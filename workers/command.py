@@ -20,6 +20,10 @@ if TYPE_CHECKING:  # the shim does without typing
 _OOM_SCORE = 500
 
 
+class CannotFork(Exception):
+    """This host has no room for one more process; the words of the kernel."""
+
+
 class Child:
     """The forked command, waiting at its gate."""
 
@@ -45,14 +49,23 @@ class Child:
 
 
 def fork(request: dict[str, Any], folder: str, log: int, *, proc: bool) -> Child:
-    """Fork the command in a group of its own; it waits at a gate, and ends there if its shim dies."""
+    """Fork the command in a group of its own; it waits at a gate, and ends there if its shim dies.
+
+    Raises `CannotFork`, and `OSError` when its working folder cannot be made.
+    """
     if request["cwd"] is None:
         os.makedirs(os.path.join(folder, "work"), mode=0o700, exist_ok=True)
     gate, opener = os.pipe()
     report, reporter = os.pipe()
     # no signal may meet the child before its handlers are the default ones: it would be lost
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError as exc:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for fd in (gate, opener, report, reporter):
+            os.close(fd)
+        raise CannotFork(exc.strerror) from exc
     if pid == 0:
         try:
             os.close(opener)

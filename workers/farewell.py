@@ -51,6 +51,7 @@ class Farewell:
     def say(self) -> None:
         """Nothing begins any more; end or leave the runs, and sign off."""
         self.attempts.close()
+        self.renewer.nudge()  # from here on nothing is claimed for this worker
         # Celery may also end by itself: then nobody has asked for the end of any run
         mode = self.mode if self.stopping.number is not None else "detach"
         if mode == "detach":

@@ -92,10 +92,10 @@ def _create_in_place(target: str, record: Mapping[str, Any]) -> int | None:
 
 
 def locked(path: str | os.PathLike[str]) -> bool:
-    """True while a living process holds the lock of this file."""
+    """True while a living process holds the lock of this file; raises `OSError` where that cannot be told."""
     try:
         fd = os.open(path, os.O_RDONLY)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
@@ -9,8 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+logger = logging.getLogger(__name__)
+
 _LOOK_SECONDS = 0.25
 _CHUNK = 64 * 1024
+#: a line that does not end is shown in pieces of this size, rather than kept in memory whole
+_LONGEST_LINE = 1024 * 1024
 
 
 @dataclass
@@ -27,6 +32,8 @@ class FlowOutput:
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stdout
+        self._encoding = self._stream.encoding or "utf-8"
+        self._troubled = False
         self._lock = threading.Lock()
         self._tails: dict[Path, _Tail] = {}
         self._thread = threading.Thread(target=self._run, name="flow-output", daemon=True)
@@ -64,12 +71,20 @@ class FlowOutput:
         with self._lock:
             tails = [(tail, tail.last) for tail in self._tails.values()]
         for tail, last in tails:
-            self._copy(tail)
-            if last:
-                if tail.rest:
+            try:
+                self._copy(tail)
+                if last and tail.rest:
                     self._say(tail.name, tail.rest)
+            except (OSError, ValueError) as exc:  # a reader that has gone, a full disk: the runs' own files have it all
+                self._failed(exc)
+            if last:
                 with self._lock:
                     self._tails.pop(tail.path, None)
+
+    def _failed(self, exc: Exception) -> None:
+        if not self._troubled:
+            logger.warning("what runs print cannot be copied, their own files have it", extra={"error": str(exc)})
+        self._troubled = True
 
     def _copy(self, tail: _Tail) -> None:
         try:
@@ -86,9 +101,15 @@ class FlowOutput:
                 tail.rest = lines.pop()
                 for line in lines:
                     self._say(tail.name, line)
+                if len(tail.rest) > _LONGEST_LINE:
+                    line, tail.rest = tail.rest, b""
+                    self._say(tail.name, line)
         finally:
             os.close(fd)
 
     def _say(self, name: str, line: bytes) -> None:
-        self._stream.write(f"{name} | {line.decode('utf-8', 'replace')}\n")
+        text = f"{name} | {line.decode('utf-8', 'replace')}\n"
+        # a terminal or file of another encoding gets a question mark for what it cannot show
+        self._stream.write(text.encode(self._encoding, "replace").decode(self._encoding))
         self._stream.flush()
+        self._troubled = False

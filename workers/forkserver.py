@@ -1,8 +1,8 @@
 """Fork server: a small process beside the worker that forks a shim for each connection it is handed.
 
-Started as a file, `python -I -S -E forkserver.py FD MODE`, so that no setting or package of the user gets into it. It
-never sees what is started: the request goes from the worker to the shim over the connection handed on, and the
-environment of a run is in no memory but theirs.
+Started as a file, `python -I -S -E forkserver.py FD MODE DESCRIPTORS`, so that no setting or package of the user gets
+into it. It never sees what is started: the request goes from the worker to the shim over the connection handed on, and
+the environment of a run is in no memory but theirs.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import array  # noqa: F401 - socket.recv_fds would import it later
 import gc
 import os
+import resource
 import signal
 import socket
 import sys
@@ -51,6 +52,12 @@ def _fork_shim(control: socket.socket, fd: int) -> None:
             os._exit(0)
 
 
+def _limit_descriptors(soft: int) -> None:
+    # the worker has raised its own limit; programs that use select() rely on the usual one
+    if soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+
+
 def main() -> None:
     """Run until the worker is gone."""
     fd = int(sys.argv[1])
@@ -62,6 +69,7 @@ def main() -> None:
         kernel.become_subreaper()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    _limit_descriptors(int(sys.argv[3]))
     kernel.set_name("flowfleet-fork")
     kernel.set_title("flowfleet launcher")
     gc.collect()

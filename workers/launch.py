@@ -71,8 +71,13 @@ class Launch:
         try:
             self._launch(message)
         except Exception:
-            logger.exception("a launch failed", extra={"run_id": message.run_id, "claim": message.claim})
-            self._recover(message)
+            fields = {"run_id": message.run_id, "claim": message.claim}
+            logger.exception("a launch failed", extra=fields)
+            try:
+                self._recover(message)
+            except Exception as exc:  # noqa: BLE001 - the same full disk, as a rule: the claim is given away later
+                logger.warning("a failed launch is given away later", extra={**fields, "error": str(exc)})
+                self.to_ledger.post(lambda: self._recover(message))
 
     def _launch(self, message: Message) -> None:
         self.failpoints.hit("take.on_arrival")

@@ -28,9 +28,16 @@ class Launcher:
     """One fork server; may be asked by several threads at once."""
 
     def __init__(
-        self, *, python: str = sys.executable, answer_seconds: float = 20.0, reap_orphans: bool = True
+        self,
+        *,
+        python: str = sys.executable,
+        answer_seconds: float = 20.0,
+        reap_orphans: bool = True,
+        descriptors: int = 0,
     ) -> None:
         self._python = python
+        #: how many descriptors a run may open by default; 0 = as many as we
+        self._descriptors = descriptors
         self._mode = "reap" if reap_orphans else "plain"
         self._answer_seconds = answer_seconds
         self._lock = threading.Lock()
@@ -90,7 +97,7 @@ class Launcher:
             file = str(Path(forkserver.__file__).resolve())
             try:
                 self._process = subprocess.Popen(
-                    [self._python, "-I", "-S", "-E", file, str(theirs.fileno()), self._mode],
+                    [self._python, "-I", "-S", "-E", file, str(theirs.fileno()), self._mode, str(self._descriptors)],
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,

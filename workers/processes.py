@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -47,18 +48,25 @@ class PidfdGrip:
         self._fd = fd
 
     @classmethod
-    def take(cls, pid: int, ticks: int | None) -> PidfdGrip | None:
-        """None = gone, or another process has this pid by now."""
+    def take(cls, pid: int, ticks: int) -> PidfdGrip | None:
+        """None = gone, or another process has this pid by now.
+
+        Raises `OSError` where that cannot be told (no descriptor is left): the process may well be alive.
+        """
         try:
             fd = os.pidfd_open(pid)
-        except OSError:
+        except ProcessLookupError:
             return None
         grip = cls(pid, fd)
         # in this order: what the descriptor holds can no longer be replaced while its start time is read
-        if kernel.start_ticks(pid) != ticks or not grip.alive():
-            grip.close()
-            return None
-        return grip
+        seen = kernel.start_ticks(pid)
+        if seen == ticks and grip.alive():
+            return grip
+        unreadable = seen is None and grip.alive()
+        grip.close()
+        if unreadable:
+            raise OSError(errno.EIO, "its start time cannot be read")
+        return None
 
     def alive(self) -> bool:
         """False once it has ended, also while nobody has reaped it."""
@@ -115,17 +123,18 @@ class LockGrip:
 
 
 class PolledGrip:
-    """Hold of a process by its pid and start time, for platforms without pidfd."""
+    """Hold of a process by its pid and the span in which it was started, for platforms without pidfd."""
 
-    def __init__(self, pid: int, created_near: float) -> None:
+    def __init__(self, pid: int, earliest: float, latest: float) -> None:
         self.pid = pid
-        self._created_near = created_near
+        self._earliest = earliest - _CREATED_SLACK_SECONDS
+        self._latest = latest + _CREATED_SLACK_SECONDS
 
     def alive(self) -> bool:
         """False once it has ended, also while nobody has reaped it."""
         try:
             process = psutil.Process(self.pid)
-            same = abs(process.create_time() - self._created_near) <= _CREATED_SLACK_SECONDS
+            same = self._earliest <= process.create_time() <= self._latest
             return same and process.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return False
@@ -182,5 +191,7 @@ def signal_members(run_id: str, claim: str, number: signal.Signals, *, session: 
 
 
 def _kill(pid: int, number: signal.Signals) -> None:
+    if pid <= 0:
+        return  # a record without a pid: 0 would be our own group
     with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
         os.kill(pid, number)

@@ -1,4 +1,8 @@
-"""Pruner: removes the oldest settled run folders, so that outputs and records stay within their limits."""
+"""Pruner: removes the oldest settled run folders, so that outputs and records stay within their limits.
+
+Those of workers of other names too, while these do not live: a name that never comes back would keep its outputs for
+good.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,9 @@ import threading
 import time
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
+from pathlib import Path
 
-from workers.records import RunRecords
+from workers.records import RunRecords, StateFolder, StateLocked
 
 logger = logging.getLogger(__name__)
 
@@ -19,9 +24,9 @@ class Pruner:
     """A thread that looks at the folders every ten minutes."""
 
     def __init__(
-        self, runs: RunRecords, *, keep_days: float, keep_bytes: int, busy: Callable[[], AbstractSet[str]]
+        self, state: StateFolder, *, keep_days: float, keep_bytes: int, busy: Callable[[], AbstractSet[str]]
     ) -> None:
-        self._runs = runs
+        self._state = state
         self._keep_seconds = keep_days * 86400
         self._keep_bytes = keep_bytes
         self._busy = busy
@@ -44,12 +49,26 @@ class Pruner:
     def prune(self) -> list[str]:
         """Once; the keys of what was removed."""
         try:
-            gone = self._runs.prune(
-                now=time.time(), keep_seconds=self._keep_seconds, keep_bytes=self._keep_bytes, busy=self._busy()
-            )
+            gone = self._prune(self._state.runs)
+            for path in self._state.siblings():
+                gone += self._prune_sibling(path)
         except OSError as exc:
             logger.warning("old run folders were not removed", extra={"error": str(exc)})
             return []
         if gone:
             logger.info("old run folders removed", extra={"runs": len(gone)})
         return gone
+
+    def _prune_sibling(self, path: Path) -> list[str]:
+        try:
+            sibling = StateFolder.open_path(path)
+        except StateLocked:
+            return []  # it lives and sees to its own
+        # let go at once: its worker may start again at any time, and two may well prune what is settled
+        sibling.close()
+        return self._prune(sibling.runs)
+
+    def _prune(self, runs: RunRecords) -> list[str]:
+        return runs.prune(
+            now=time.time(), keep_seconds=self._keep_seconds, keep_bytes=self._keep_bytes, busy=self._busy()
+        )

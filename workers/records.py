@@ -20,6 +20,7 @@ import fcntl
 import logging
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from typing import Any
 from flowfleet.errors import FleetError
 from workers import files
 from workers.deployment import Exit
+from workers.kernel import boot_clock
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +103,16 @@ class RunFolder:
         """Who shim and command are."""
         return files.read_json(self.path / "started.json")
 
+    def age_seconds(self) -> float:
+        """How long ago it was started: by the clock of the boot where a shim has told it, else by the date."""
+        at_boot = (self.started() or {}).get("boot_clock")
+        if isinstance(at_boot, int | float):
+            return max(0.0, boot_clock() - at_boot)
+        try:
+            return max(0.0, time.time() - (self.path / "intent.json").stat().st_mtime)
+        except FileNotFoundError:
+            return 0.0
+
     def exit_record(self) -> dict[str, Any] | None:
         """How it ended, as written."""
         return files.read_json(self.path / "exit.json")
@@ -144,6 +156,13 @@ class RunFolder:
     def settled(self) -> bool:
         """True once it is done with."""
         return (self.path / "settled").exists()
+
+    def settled_at(self) -> float | None:
+        """When it was done with; None when it is not, or was removed by another worker's pruner meanwhile."""
+        try:
+            return (self.path / "settled").stat().st_mtime
+        except FileNotFoundError:
+            return None
 
     def drop_work(self) -> None:
         """Remove the run's own working folder."""
@@ -225,7 +244,7 @@ class RunRecords:
         `busy` are keys (RUN.CLAIM) that stay in any case. Returns the keys that are gone.
         """
         folders = [folder for folder in self.scan() if folder.settled() and folder.key not in busy]
-        ages = [((folder.path / "settled").stat().st_mtime, folder) for folder in folders]
+        ages = [(settled_at, folder) for folder in folders if (settled_at := folder.settled_at()) is not None]
         gone = []
         sizes = {folder.key: folder.disk_bytes() for _, folder in ages}
         total = sum(sizes.values())

@@ -135,7 +135,8 @@ class Renewer:
             logger.error("another process has this worker's name", extra={"worker": self._row.worker})
 
     def _write_routes(self) -> None:
-        routes = tuple(sorted(self._standing.served))
+        # a stopping worker may wait for its runs for hours: what was claimed for it would lie there and go back
+        routes = () if self._attempts.closed else tuple(sorted(self._standing.served))
         if routes != self._row.routes:
             row = dataclasses.replace(self._row, routes=routes)
             self._roster.update(row)

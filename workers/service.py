@@ -84,7 +84,7 @@ class Service:
         self.stopping = Stopping(self.slots, self.attempts, leave=parts.leave, guarded=parts.mode == "detach")
         self.output = FlowOutput() if settings.show_flow_logs else None
         self.pruner = Pruner(
-            parts.state.runs,
+            parts.state,
             keep_days=settings.keep_logs_days,
             keep_bytes=settings.keep_logs_bytes,
             busy=lambda: {attempt.key for attempt in self.attempts.all()},
@@ -199,6 +199,8 @@ class Service:
 
     def serving(self, routes: frozenset[Route]) -> None:
         """What is served; the roster says so at once, since only these count when slots are counted."""
+        if self.slots.stopping:
+            routes = frozenset()  # also where Celery connects once more on its way out
         if routes != self.standing.served:
             self.standing.served = routes
             self.renewer.nudge()

@@ -91,7 +91,8 @@ class Shim:
         self._child = command.Child(pid=0, report=-1)
         self._stopped_by: str | None = None
         self._kill_at: float | None = None
-        self._oom_kills = self._count_oom_kills()
+        #: as of the last two looks; the older one counts, since a large process takes its time between kill and end
+        self._oom_kills = (self._count_oom_kills(),) * 2
         self._ready: list[int] = []
         self._status: int | None = None
         self._max_rss = 0
@@ -114,11 +115,16 @@ class Shim:
         try:
             log = os.open(self._path("log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             self._child = command.fork(self._request, self._folder, log, proc=self._proc)
+            forked_at = time.time()
             os.close(log)
             cap = output.Cap(self._path("log"), int(self._request["log_limit"]), holes=self._holes)
             started = {**identity, "command_pid": self._child.pid, "id": str(self._child.pid)}
+            started["command_started_at"] = forked_at
             started["command_ticks"] = kernel.start_ticks(self._child.pid) if self._proc else None
             files.write_json(self._path("started.json"), started, sync=False)
+        except command.CannotFork as exc:
+            self._never_began({"error": f"no process could be forked for it: {exc}"})
+            return
         except OSError as exc:
             self._child.discard()
             self._never_began({"error": f"its folder {self._folder} cannot be written: {exc.strerror}"})
@@ -145,6 +151,7 @@ class Shim:
             "pid": pid,
             "ticks": kernel.start_ticks(pid) if self._proc else None,
             "shim_started_at": time.time(),
+            "boot_clock": kernel.boot_clock(),
             "stop_grace": self._request["stop_grace"],
         }
 
@@ -192,7 +199,7 @@ class Shim:
                 self._kill()
             if now >= next_tick:
                 cap.apply()
-                self._oom_kills = self._count_oom_kills()
+                self._oom_kills = (self._oom_kills[1], self._count_oom_kills())
                 next_tick = now + _TICK_SECONDS
         cap.apply()
         cap.close()
@@ -242,6 +249,8 @@ class Shim:
         self._signal_group(signal.SIGKILL)
 
     def _signal_group(self, number: int) -> None:
+        if not self._child.pid:
+            return  # 0 would be our own group
         try:
             os.killpg(self._child.pid, number)
         except (ProcessLookupError, PermissionError):
@@ -264,7 +273,7 @@ class Shim:
             "begun": True,
             "code": code if code >= 0 else None,
             "signal": -code if code < 0 else None,
-            "oom": by_kernel and 0 <= self._oom_kills < self._count_oom_kills(),
+            "oom": by_kernel and 0 <= self._oom_kills[0] < self._count_oom_kills(),
             "stopped_by": self._stopped_by,
             "started_at": started_at,
             "ended_at": time.time(),
@@ -319,8 +328,8 @@ class Shim:
                 return False
 
     def _group_alive(self) -> bool:
-        if self._subreaper:
-            return False  # then every member becomes our child, and the children are counted
+        if self._subreaper or not self._child.pid:
+            return False  # then every member becomes our child, and the children are counted; or there is none
         try:
             os.killpg(self._child.pid, 0)
         except (ProcessLookupError, PermissionError):

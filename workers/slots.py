@@ -28,6 +28,9 @@ from flowfleet.flow_run import MESSAGE_LIMIT, TASK_NAME, Message, Route
 
 logger = logging.getLogger(__name__)
 
+#: what Celery and kombu raise over a message that they cannot make sense of; a body nested too deeply is one
+FAULTS = (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError)
+
 
 class Room(Protocol):
     """What decides whether there is room, and which queues are read."""
@@ -133,7 +136,7 @@ class Slots:
         # below Celery's own override, which would count requests only
         original = type(qos).can_consume.__get__(qos)
         qos.can_consume = lambda: self.has_room() and bool(original())
-        guarded = _guard(channel._brpop_read, self.room.refused)  # noqa: SLF001 - kombu has no other place
+        guarded = guard(channel._brpop_read, self.room.refused)  # noqa: SLF001 - kombu has no other place
         channel._brpop_read = guarded  # noqa: SLF001 - closing a channel reads once more by this name
         channel.handlers["BRPOP"] = guarded
         if not hasattr(consumer, "flowfleet_handler"):
@@ -145,7 +148,9 @@ class Slots:
 
     def _rung(self, consumer: Any) -> None:
         self.bell.answer()
-        if not self.stopping:
+        if self.stopping:
+            self.room.serving(frozenset())
+        else:
             self.subscribe(consumer)
 
     def subscribe(self, consumer: Any) -> None:
@@ -164,17 +169,30 @@ class Slots:
             if self.stopping:
                 return None  # not acknowledged: the channel puts it back into its queue as it closes
             try:
-                check(message.headers, message.body, message.content_type, message.content_encoding)
+                task_id = check(message.headers, message.body, message.content_type, message.content_encoding).task_id
             except BadMessage as exc:
-                message.ack_log_error(logger, consumer_errors())
-                self.room.refused(str(exc))
+                self._refuse(message, str(exc))
                 return None
             sent_at = message.headers.get("enqueued_at")
             if isinstance(sent_at, int | float):
                 self.on_arrival(sent_at)
-            return handler(message)
+            before = celery_state.requests.get(task_id)
+            try:
+                return handler(message)
+            except FAULTS as exc:
+                # a header that only Celery reads: its request must not take up a slot for ever
+                request = celery_state.requests.get(task_id)
+                if request is not None and request is not before:
+                    celery_state.task_ready(request)
+                self._refuse(message, f"Celery cannot read it ({type(exc).__name__})")
+                return None
 
         return checked
+
+    def _refuse(self, message: Any, reason: str) -> None:
+        if not message.acknowledged:
+            message.ack_log_error(logger, consumer_errors())
+        self.room.refused(reason)
 
 
 def consumer_errors() -> tuple[type[BaseException], ...]:
@@ -182,11 +200,13 @@ def consumer_errors() -> tuple[type[BaseException], ...]:
     return (*redis_transport.Transport.connection_errors, *redis_transport.Transport.channel_errors)
 
 
-def _guard(read: Callable[..., Any], refused: Callable[[str], None]) -> Callable[..., Any]:
+def guard(read: Callable[..., Any], refused: Callable[[str], None]) -> Callable[..., Any]:
+    """Kombu's read, which no longer ends the worker over an item that is no message."""
+
     def guarded(**options: Any) -> Any:
         try:
             return read(**options)
-        except (ValueError, TypeError, KeyError, AttributeError, IndexError) as exc:
+        except FAULTS as exc:
             # the item is off its queue already, so nothing is left to acknowledge
             refused(f"not a Celery message ({type(exc).__name__})")
             return True
@@ -202,8 +222,10 @@ def check(headers: Any, body: Any, content_type: Any, content_encoding: Any) -> 
         raise BadMessage("not JSON in UTF-8")
     if not isinstance(body, str | bytes) or len(body) > MESSAGE_LIMIT:
         raise BadMessage(f"a body has at most {MESSAGE_LIMIT} bytes")
-    if any(headers.get(name) for name in ("eta", "expires", "group", "timelimit_hard")):
+    if any(headers.get(name) is not None for name in ("eta", "expires", "group")):
         raise BadMessage("a message has neither eta nor expiry")
+    if headers.get("timelimit") not in (None, [None, None]):
+        raise BadMessage("a message has no time limit")
     try:
         content = json.loads(body)
     except (ValueError, RecursionError) as exc:

@@ -128,7 +128,9 @@ class Supervisor:
             self._selector.register(fd, selectors.EVENT_READ, key)
             self._registered[key] = fd
         if self._run_timeout is not None:
-            self._stop_at[key] = self._clock() + self._run_timeout
+            # an adopted one has used up a part of its time under its worker before
+            age = attempt.folder.age_seconds() if attempt.adopted else 0.0
+            self._stop_at[key] = self._clock() + self._run_timeout - age
         self._ask(key, rung=False)
 
     def _ask(self, key: str, *, rung: bool) -> None:

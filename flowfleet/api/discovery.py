@@ -47,7 +47,9 @@ def connect(
         raise SettingsError(f"--backend {settings.backend} is unknown, use auto or prefect3")
     source = Source(settings, environ, folder or Path.cwd(), home or _home(environ))
     session = Session(source.address, pause=pause, find_again=source.look)
-    return Prefect3(session, settings=source.for_runs, environ=environ, worker=settings.identity)
+    # what a deployment may name in `{{ $NAME }}`: our own password or page token is not for flows to read
+    open_to_flows = {name: value for name, value in environ.items() if not name.startswith("FLOWFLEET_")}
+    return Prefect3(session, settings=source.for_runs, environ=open_to_flows, worker=settings.identity)
 
 
 class Source:

@@ -15,6 +15,7 @@ from tests.prefect_server import PrefectServer
 from tests.valkey import Valkey
 from tests.waiting import until
 from tests.world import World
+from workers.abilities import Abilities
 
 FLOWS: dict[str, str] = {
     "completes": """
@@ -76,6 +77,17 @@ FLOWS: dict[str, str] = {
         def go():
             note("ran")
             os.kill(os.getpid(), signal.SIGKILL)
+    """,
+    "shimless": """
+        import signal
+
+        @flow
+        def go():
+            note("ran")
+            os.kill(os.getppid(), signal.SIGKILL)
+            time.sleep(1)
+            note("went on")
+            os._exit(5)
     """,
     "grandchild": """
         import subprocess
@@ -251,6 +263,13 @@ def test_exit_0_in_the_middle_is_crashed_and_not_left_running(ends):
 def test_a_flow_that_is_killed_is_crashed_with_the_signal(ends):
     state = ends.end("killed", "Crashed")
     assert "SIGKILL" in state["message"]
+
+
+def test_a_run_whose_shim_is_killed_goes_on_and_is_crashed_with_its_exit_or_that_nobody_saw_it(ends):
+    state = ends.end("shimless", "Crashed")
+    told = Abilities.probe({}).pidfd_info and not ends.plain
+    assert ("exited with code 5" if told else "exit unknown") in state["message"]
+    assert [note[0] for note in ends.world.notes(ends.runs["shimless"])] == ["ran", "went"]
 
 
 @pytest.mark.parametrize(("name", "word"), [("grandchild", "child-"), ("daemon", "daemon-")])

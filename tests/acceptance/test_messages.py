@@ -11,7 +11,7 @@ import uuid
 
 import pytest
 
-from flowfleet.broker import queue_key
+from flowfleet.broker import key_prefix, queue_key
 from flowfleet.flow_run import Route
 from tests.waiting import stays, until
 
@@ -124,6 +124,7 @@ def broken(message):
         "not JSON": b"hello there",
         "a JSON list": b"[1, 2, 3]",
         "a JSON number": b"17",
+        "nested without end": b"[" * 3000,
         "an empty object": b"{}",
         "no headers": json.dumps({**good, "headers": {}}).encode(),
         "no properties": json.dumps({key: value for key, value in good.items() if key != "properties"}).encode(),
@@ -135,6 +136,7 @@ def broken(message):
         "no such route": with_kwargs(route="../../etc"),
         "another run than its id says": with_kwargs(run_id=str(uuid.uuid4())),
         "callbacks": envelope([[], kwargs, {"callbacks": [{"task": "x"}]}]),
+        "a time limit": envelope([[], kwargs, {}], timelimit=5),
         "oversized": with_kwargs(route="prefect3/" + "x" * 20_000_000),
         "pickled": json.dumps(pickled).encode(),
         "of an unknown version": with_kwargs(v=99),
@@ -156,11 +158,14 @@ def test_broken_messages_are_refused_and_counted_and_the_worker_keeps_all_its_sl
         )
 
     until(lambda: refused() == len(kinds), 20, f"{len(kinds)} refused messages in its metrics, {refused()} so far")
+    unacked = key_prefix(fleet.fleet) + "unacked"
+    until(lambda: not client.hlen(unacked), 10, "nothing to be left unacknowledged")
     # every slot is still there: three runs at once
     held = fleet.deploy_tiny("hold")
     runs = [fleet.create_run(held) for _ in range(3)]
     for run in runs:
         fleet.wait_note(run, "ran")
+    assert not client.hlen(unacked)
     fleet.release()
     for run in runs:
         fleet.wait_state(run, "Completed")

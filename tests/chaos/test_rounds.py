@@ -34,7 +34,8 @@ class Rounds:
         self.poller = world.start_poller()
         # a claim whose message was lost holds its slot until it is handed back, and rounds must not wait for that
         self.worker = self.start()
-        held = world.deploy_tiny("hold")
+        # it says nothing of its end to the API: its code can only come from the worker that is there at the end
+        held = world.deploy_tiny("hold", 7)
         self.long = world.create_run(held)
         (_, self.pid, *_) = world.wait_note(self.long, "ran")
         self.deployment = world.deploy_tiny()
@@ -75,7 +76,7 @@ class Rounds:
             self.world.wait_state(run, "Completed", seconds=180)
         assert {run: self.world.words(run) for run in self.runs} == {run: ["ran", "done"] for run in self.runs}
         self.world.release()
-        self.world.wait_state(self.long, "Completed")
+        assert "code 7" in self.world.wait_state(self.long, "Crashed")["message"]
         assert [(note[0], note[1]) for note in self.world.notes(self.long)] == [("ran", self.pid), ("done", self.pid)]
         self.world.wait_empty()
 
@@ -108,9 +109,12 @@ def test_sigterm_at_message_arrival(rounds, number):
     assert rounds.codes == {0}
     median, longest = statistics.median(rounds.exits), max(rounds.exits)
     print(f"exit after SIGTERM: median {median:.2f} s, longest {longest:.2f} s")
-    assert median <= 0.5 * max(1.0, SCALE / 2)
-    if longest > 5:
-        assert longest <= 1.5 * bare_celery(rounds.world.redis_url)
+    if median > 0.5 or longest > 5:
+        # the machine may be slow: then a bare worker of Celery's is the measure, in the same run
+        bare = statistics.median(bare_celery(rounds.world.redis_url) for _ in range(5))
+        print(f"exit of a bare Celery worker: median {bare:.2f} s")
+        assert median <= max(0.5, 1.5 * bare)
+        assert longest <= max(5.0, 1.5 * bare)
 
 
 @pytest.mark.timeout(2400)

@@ -10,6 +10,8 @@ import pytest
 from tests.waiting import until
 from tests.worker_world import WorkerWorld
 from workers import endings as endings_module
+from workers import errands as errands_module
+from workers import files
 
 
 @pytest.fixture
@@ -22,6 +24,7 @@ def world(valkey, tmp_path):
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch):
     monkeypatch.setattr(endings_module, "DISK_SECONDS", 0.2)
+    monkeypatch.setattr(errands_module, "backoff", lambda _tries, **_: 0.05)
 
 
 class FullDisk:
@@ -83,3 +86,32 @@ def test_while_the_api_is_away_one_report_without_room_leaves_the_others_kept(wo
     world.wait_gone(other, 60)
 
     assert "exited with code 3" in world.api.state(full.run_id)["message"]
+
+
+class NoRoomToStart:
+    """No start file can be written by the worker until there is room again."""
+
+    def __init__(self, monkeypatch):
+        self.full, self.refused, self.create = True, 0, files.create_once
+        monkeypatch.setattr(files, "create_once", self)
+
+    def __call__(self, path, record):
+        if self.full:
+            self.refused += 1
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return self.create(path, record)
+
+
+def test_a_start_that_fails_on_a_full_disk_gives_claim_and_slot_back_once_there_is_room(world, monkeypatch):
+    service = world.start()
+    disk = NoRoomToStart(monkeypatch)
+    message = world.claim(world.create("no-such-program"))
+    world.publisher.publish(message)
+    until(lambda: disk.refused > 5, 10, "more tries")
+    assert world.ledger.claims.get(message.run_id).state == "starting"
+    disk.full = False
+    until(lambda: world.ledger.claims.get(message.run_id) is None, 10, "the claim to be handed back")
+    until(lambda: service.slots.in_use() == 0, 5, "the slot to be free")
+
+    assert world.api.state(message.run_id)["type"] == "SCHEDULED"
+    assert not world.state.runs.get(message.run_id, message.claim).path.exists()

@@ -48,6 +48,7 @@ def broken(route):
         "not UTF-8": b"\xff\xfe\xfa",
         "a JSON list": b"[1, 2, 3]",
         "a JSON number": b"7",
+        "nested without end": b"[" * 3000,
         "a body that is no base64": json.dumps(bare_body).encode(),
         "no headers": json.dumps(no_headers).encode(),
         "no properties": json.dumps(no_tag).encode(),
@@ -63,6 +64,9 @@ def broken(route):
         "with arguments": json.dumps(envelope(route, body=[["rm"], good, {}])).encode(),
         "with a callback": json.dumps(envelope(route, body=[[], good, {"callbacks": [{"task": "x"}]}])).encode(),
         "with an eta": json.dumps(envelope(route, headers={"eta": "2099-01-01T00:00:00+00:00"})).encode(),
+        "with a time limit": json.dumps(envelope(route, headers={"timelimit": 5})).encode(),
+        "with two time limits": json.dumps(envelope(route, headers={"timelimit": [5, 5]})).encode(),
+        "with an eta of no time": json.dumps(envelope(route, headers={"eta": 0})).encode(),
         "another id": json.dumps(envelope(route, headers={"id": str(uuid.uuid4())})).encode(),
         "a body hi": json.dumps(envelope(route, body="hi")).encode(),
     }
@@ -70,12 +74,12 @@ def broken(route):
 
 @pytest.fixture
 def world(valkey, tmp_path):
-    made = WorkerWorld(valkey.tcp_url, tmp_path, slots=1)
+    made = WorkerWorld(valkey.tcp_url, tmp_path, slots=2)
     yield made
     made.close()
 
 
-def test_the_worker_lives_through_every_kind_and_its_prefetch_is_whole(world, valkey):
+def test_the_worker_lives_through_every_kind_and_its_prefetch_is_whole(world, valkey, tmp_path):
     service = world.start()
     kinds = broken(world.route)
     fleet, route = world.ledger.fleet, world.route
@@ -92,8 +96,15 @@ def test_the_worker_lives_through_every_kind_and_its_prefetch_is_whole(world, va
         assert client.zcard(key_prefix(fleet) + "unacked_index") == 0
     assert world.code is None, "the worker lives"
     assert service.meters.refused._value.get() == len(kinds)
-    message = world.submit("raise SystemExit(5)")
-    world.wait_gone(message)
-
-    assert "exited with code 5" in world.api.state(message.run_id)["message"]
+    go = tmp_path / "go"
+    code = f"import os,time\nwhile not os.path.exists({str(go)!r}): time.sleep(0.02)\nraise SystemExit(5)"
+    messages = [world.submit(code) for _ in range(2)]
+    for message in messages:
+        world.wait_state(message, "running")  # both at once: not one slot is gone
+    with valkey.client() as client:
+        assert client.hlen(key_prefix(fleet) + "unacked") == 0
+    go.touch()
+    for message in messages:
+        world.wait_gone(message)
+        assert "exited with code 5" in world.api.state(message.run_id)["message"]
     assert world.stop() == 0

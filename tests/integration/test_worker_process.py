@@ -142,10 +142,15 @@ def test_two_machines_of_one_host_name_are_told_apart_before_the_second_takes_th
     assert ask(address, "/api/ready")[0] == 200
 
 
-def test_variables_of_celery_change_nothing(hosts):
+def test_variables_of_celery_change_nothing_and_flows_keep_them(hosts, tmp_path):
     nowhere = f"redis://127.0.0.1:{free_port()}/0"
-    process, _ = ready(hosts, CELERY_BROKER_URL=nowhere, CELERY_BROKER_READ_URL=nowhere)
+    # stands for the interpreter of the flows: it is asked for its prefect in the environment that they get
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho "$CELERY_BROKER_URL" > {tmp_path}/seen\necho 3.0.0\n')
+    python.chmod(0o755)
+    process, _ = ready(hosts, "--python", str(python), CELERY_BROKER_URL=nowhere, CELERY_BROKER_READ_URL=nowhere)
     assert "variables of Celery are ignored" in hosts.text(process)
+    assert (tmp_path / "seen").read_text().strip() == nowhere
 
 
 def test_a_redis_that_is_away_is_said_and_waited_for_and_a_stop_ends_the_waiting(hosts):

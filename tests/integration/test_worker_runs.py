@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import time
+import uuid
+
 import pytest
 
+from flowfleet import api as apis
+from flowfleet.errors import UnsupportedRun
 from tests.waiting import until
 from tests.worker_world import WorkerWorld
+from workers.records import StateFolder
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -94,6 +101,17 @@ def test_a_start_that_fails_is_told_on_the_run(world):
     assert "/no/such/program" in state["message"]
 
 
+def test_a_template_reads_the_environment_of_the_worker_but_nothing_of_ours(world):
+    environ = {"HOME": "/h", "SITE": "north", "FLOWFLEET_REDIS": "redis://:secret@there", "FLOWFLEET_PAGE_TOKEN": "t"}
+    client = apis.connect(world.settings, environ)
+    open_one = world.create("true", env={"S": "{{ $SITE }}"})
+    secret = world.create("true", env={"S": "{{ $FLOWFLEET_REDIS }}"})
+
+    assert client.job(open_one.run_id).env == {"S": "north"}
+    with pytest.raises(UnsupportedRun, match="FLOWFLEET_REDIS"):
+        client.job(secret.run_id)
+
+
 def test_a_message_delivered_three_times_is_one_start(world, tmp_path):
     world.start()
     message = world.claim(world.create(f"/bin/sh -c 'echo ran >> {tmp_path}/m; sleep 0.5'"))
@@ -151,3 +169,19 @@ def test_a_run_that_somebody_else_has_claimed_is_dropped_and_not_started(world, 
     world.wait_gone(message)
 
     assert marks(tmp_path, "m") == []
+
+
+def test_a_worker_prunes_old_outputs_as_it_starts_its_own_and_those_of_a_name_that_is_gone(world):
+    root, machine = world.settings.state_dir, "m" * 32
+    then = time.time() - 8 * 86400
+    folders = []
+    for name in (world.settings.name, "gone"):
+        state = StateFolder.open(root, machine, name)
+        folders += [state.runs.create(str(uuid.uuid4()), str(uuid.uuid4()), {}) for _ in range(2)]
+        folders[-1].settle()
+        os.utime(folders[-1].path / "settled", (then, then))
+        folders[-2].settle()
+        state.close()
+    world.start()
+
+    until(lambda: [folder.path.exists() for folder in folders] == [True, False] * 2, 5, "the old ones to be removed")

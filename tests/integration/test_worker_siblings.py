@@ -31,6 +31,7 @@ class OneHost:
         }
         self.env |= {
             "HOME": str(folder),
+            "FLOWFLEET_PLAIN": os.environ.get("FLOWFLEET_TEST_PLAIN", ""),
             "FLOWFLEET_STATE_DIR": str(folder / "states"),
             "FLOWFLEET_REDIS": world.settings.redis,
             "FLOWFLEET_FLEET": world.ledger.fleet,
@@ -41,18 +42,18 @@ class OneHost:
         world.ledger.lead()
         world.ledger.open()
 
-    def start(self, name, **env):
+    def start(self, name, *args, **env):
         log = self.folder / f"{name}-{len(self.started)}.log"
         with log.open("w") as output:
             process = subprocess.Popen(
-                [str(WORKER), "start", "--name", name, "--slots", "2"],
+                [str(WORKER), "start", "--name", name, "--slots", "2", *args],
                 env=self.env | env, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
             )  # fmt: skip
         self.started.append((process, log))
         return process
 
-    def serving(self, name, **env):
-        process = self.start(name, **env)
+    def serving(self, name, *args, **env):
+        process = self.start(name, *args, **env)
         nonces = {row.nonce for row in self.world.ledger.roster.rows()}
         until(
             lambda: [row for row in self.world.ledger.roster.rows() if row.worker == f"{name}@{HOST}"
@@ -239,3 +240,27 @@ def test_adoption_is_refused_to_a_worker_of_another_host_or_an_old_process(world
     assert ask(f"other@{HOST}", "n") is None, "a repeat is told the same"
     other = other_claim(claims.get(message.run_id))
     assert claims.adopt(message.run_id, other, f"other@{HOST}", "n").refusal == "other-claim"
+
+
+def test_a_real_worker_shows_what_its_runs_print_to_the_last_line(world, host):
+    process = host.serving("shows", "--show-flow-logs")
+    message = world.submit("print('first'); print('gr\\xfcn'); print('no end', end=''); raise SystemExit(3)")
+    name = world.api.runs[message.run_id]["name"]
+    world.wait_gone(message, 30)
+    process.terminate()
+    assert process.wait(20 * SCALE) == 0
+
+    shown = [line for line in host.text(process).splitlines() if line.startswith(f"{name} | ")]
+    assert shown == [f"{name} | {text}" for text in ("first", "gr\xfcn", "no end")]
+
+
+def test_a_real_worker_that_waits_at_its_stop_ends_its_runs_after_the_grace(world, host):
+    process = host.serving("waits", "--on-stop", "wait", "--stop-grace", "1")
+    message = world.submit("import time; time.sleep(600)")
+    world.wait_state(message, "running", 30)
+    process.terminate()
+    assert process.wait(30 * SCALE) == 0
+
+    assert world.ledger.claims.get(message.run_id) is None
+    assert "was stopped by the worker" in world.api.state(message.run_id)["message"]
+    assert "no run is left" in host.text(process)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 
 from flowfleet.failpoints import Failpoints
+from flowfleet.ledger.claims import Lease
 from tests.waiting import until
 from tests.worker_world import Left, WorkerWorld
+from workers import launch as launch_module
+from workers.kernel import boot_clock
 
 
 @pytest.fixture
@@ -82,6 +86,78 @@ def test_wait_mode_waits_for_the_runs(world, tmp_path):
     assert world.stop() == 0
 
     assert "exited with code 4" in world.api.state(message.run_id)["message"]
+
+
+@pytest.mark.parametrize("mode", ["wait", "cancel"])
+def test_a_stopping_worker_serves_no_route_while_it_renews_what_it_still_has(world, mode):
+    ignores = "import signal,time; signal.signal(15, signal.SIG_IGN); print('on', flush=True); time.sleep(60)"
+    service = world.start(mode=mode)
+    message = world.submit(ignores)
+    world.wait_state(message, "running")
+    log = world.state.runs.get(message.run_id, message.claim).log
+    until(lambda: log.read_text() == "on\n", 5, "the run to take no TERM")
+    service.stopping.request()
+    until(lambda: world._row().routes == (), 5, "the roster to show no route")
+    beat = world._row().beat
+    service.renewer.nudge()
+    until(lambda: world._row().beat > beat, 5, "a renewal")
+
+    assert world._row().routes == ()
+    assert service.standing.served == frozenset()
+    assert world.ledger.claims.get(message.run_id).state == "running"
+    (outcome,) = world.ledger.claim(world.create("true"))
+    assert not outcome.moved, "nothing is claimed for it"
+    service.supervisor.stop(message.task_id, kill=True)
+    assert world.stop() == 0
+
+
+class Thawed(Failpoints):
+    """At this place so much time passes for the launch as if the worker had been frozen past its lease."""
+
+    def __init__(self, monkeypatch):
+        super().__init__()
+        self.ahead = 0.0
+        monkeypatch.setattr(launch_module, "boot_clock", lambda: boot_clock() + self.ahead)
+
+    def hit(self, name):
+        if name == "start.after_move":
+            self.ahead = Lease().ttl_seconds
+
+
+def test_a_worker_that_thaws_past_its_lease_starts_nothing_and_hands_the_run_back(world, tmp_path, monkeypatch):
+    service = world.start(failpoints=Thawed(monkeypatch))
+    message = world.submit(f"open({str(tmp_path / 'm')!r}, 'a').write('ran')")
+    world.wait_gone(message)
+    until(lambda: service.slots.in_use() == 0, 5, "the slot to be free")
+
+    assert world.api.history(message.run_id) == ["Scheduled", "Submitted", "Launching", "Scheduled"]
+    assert "too late" in world.api.state(message.run_id)["message"]
+    folder = world.state.runs.get(message.run_id, message.claim)
+    until(lambda: not folder.path.exists(), 5, "the folder to be removed")
+    assert not (tmp_path / "m").exists()
+
+
+class LateDeployer:
+    """Its orders come to the shim when their time is over, as if the worker had been frozen in the fork."""
+
+    def __init__(self, deployer):
+        self.deployer = deployer
+
+    def start(self, order):
+        return self.deployer.start(replace(order, not_after=boot_clock() - 1.0))
+
+    def adopt(self, folder):
+        return self.deployer.adopt(folder)
+
+
+def test_a_start_that_comes_too_late_at_its_shim_is_handed_back_and_no_fault_of_the_run(world, tmp_path):
+    service = world.start()
+    object.__setattr__(service.launch, "deployer", LateDeployer(service.launch.deployer))
+    message = world.submit(f"open({str(tmp_path / 'm')!r}, 'a').write('ran')")
+    world.wait_gone(message)
+
+    assert world.api.history(message.run_id) == ["Scheduled", "Submitted", "Launching", "Scheduled"]
+    assert not (tmp_path / "m").exists()
 
 
 @pytest.mark.parametrize("place", ["take.after_folder", "take.after_move", "start.after_move", "start.before_fork"])

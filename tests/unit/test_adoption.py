@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import select
@@ -11,12 +12,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.bench_of_runs import BenchOfRuns, new_launcher
 from tests.unit.test_shim import FULL, IGNORES_TERM, is_alive, read_pid
 from tests.waiting import until
-from workers import files
+from workers import files, kernel, processes
 from workers.abilities import Abilities
 from workers.deployment import Deployment
 
@@ -285,6 +287,136 @@ def test_a_shim_that_is_slow_to_start_its_command_is_waited_for_and_then_watched
     assert adopted.begun() is True
     os.close(lock)
     assert bench.end_of(adopted).error
+
+
+# -- runs that cannot be held by a descriptor
+
+
+class NoDescriptors:
+    """As when the process has used up all that it may open."""
+
+    def __init__(self, monkeypatch):
+        self.asked = 0
+        monkeypatch.setattr(os, "pidfd_open", self)
+
+    def __call__(self, _pid, _flags=0):
+        self.asked += 1
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+def test_a_run_of_a_plain_worker_is_adopted_alive_by_one_with_descriptors(full_bench, tmp_path):
+    full_bench.abilities = Abilities.plain()
+    plain = full_bench.new_deployer(full_bench.launcher)
+    full_bench.abilities = FULL
+    order = full_bench.sh(gated(tmp_path, "exit 6"))
+    plain.start(order).close()
+
+    adopted = full_bench.adopt(order)
+    assert adopted.poll() is None
+    assert adopted.fileno() is None, "nothing would ring: it is asked each second"
+    (tmp_path / "go").touch()
+
+    assert full_bench.end_of(adopted).code == 6
+
+
+def test_the_command_of_a_plain_worker_is_watched_on_when_its_shim_was_killed(full_bench, tmp_path):
+    full_bench.abilities = Abilities.plain()
+    plain = full_bench.new_deployer(full_bench.launcher)
+    full_bench.abilities = FULL
+    order = full_bench.sh(gated(tmp_path, "exit 6"))
+    first = plain.start(order)
+    kill_shim(full_bench, first, order)
+    first.close()
+
+    adopted = full_bench.adopt(order)
+    assert adopted.poll() is None
+    assert is_alive(adopted.handle["command_pid"])
+    (tmp_path / "go").touch()
+
+    assert full_bench.end_of(adopted).unknown
+
+
+def test_a_run_outlives_its_adoption_by_a_worker_without_descriptors_left(full_bench, tmp_path, monkeypatch):
+    order = full_bench.sh(gated(tmp_path, "exit 6"))
+    full_bench.start(order).close()
+    none_left = NoDescriptors(monkeypatch)
+
+    adopted = full_bench.adopt(order)
+    assert none_left.asked == 2
+    assert adopted.poll() is None
+    (tmp_path / "go").touch()
+
+    assert full_bench.end_of(adopted).code == 6
+
+
+def test_a_start_time_that_cannot_be_read_is_no_end(full_bench, tmp_path, monkeypatch):
+    order = full_bench.sh(gated(tmp_path, "exit 6"))
+    full_bench.start(order).close()
+    monkeypatch.setattr(kernel, "start_ticks", lambda _pid: None)
+
+    adopted = full_bench.adopt(order)
+    assert adopted.poll() is None
+    monkeypatch.undo()
+    (tmp_path / "go").touch()
+
+    assert full_bench.end_of(adopted).code == 6
+
+
+def test_a_lock_that_cannot_be_looked_at_is_no_end(tmp_path, monkeypatch):
+    path = tmp_path / "start"
+    lock = files.create_once(path, {})
+
+    def no_descriptor(*_args):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "open", no_descriptor)
+    with pytest.raises(OSError, match="Too many open files"):
+        files.locked(path)
+    monkeypatch.undo()
+    assert files.locked(path)
+    os.close(lock)
+    assert not files.locked(path)
+    assert not files.locked(tmp_path / "none")
+
+
+def test_a_record_without_a_pid_lets_no_signal_go_to_our_own_group(tmp_path):
+    heard = []
+    before = signal.signal(signal.SIGURG, lambda number, _frame: heard.append(number))
+    lock = files.create_once(tmp_path / "start", {})
+    try:
+        grip = processes.LockGrip(0, tmp_path / "start")
+        assert grip.alive()
+        grip.send(signal.SIGURG)
+    finally:
+        signal.signal(signal.SIGURG, before)
+        os.close(lock)
+    assert heard == []
+
+
+@pytest.mark.parametrize("slow_seconds", [10.0, 0.0])
+def test_a_disk_that_was_slow_at_the_start_makes_no_living_command_dead(bench, tmp_path, slow_seconds):
+    order = bench.sh(gated(tmp_path, "exit 6"))
+    first = bench.start(order)
+    started = bench.folder(order).started()
+    late = {**started, "shim_started_at": started["shim_started_at"] - slow_seconds}
+    files.write_json(order.folder / "started.json", late)
+    kill_shim(bench, first, order)
+    first.close()
+
+    adopted = bench.adopt(order)
+    assert adopted.poll() is None
+    assert is_alive(started["command_pid"])
+    (tmp_path / "go").touch()
+
+    assert bench.end_of(adopted).unknown or bench.end_of(adopted).code == 6
+
+
+def test_a_process_started_outside_the_span_is_another_one():
+    us = psutil.Process().create_time()
+
+    assert processes.PolledGrip(os.getpid(), us - 60, us).alive()
+    assert not processes.PolledGrip(os.getpid(), us - 60, us - 10).alive()
+    assert not processes.PolledGrip(os.getpid(), us + 10, us + 60).alive()
 
 
 # -- pids that mean nothing any more

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -15,6 +18,8 @@ from tests.unit.test_shim import FULL, is_alive
 from tests.waiting import until
 from workers.launcher import Launcher
 from workers.records import RunFolder
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -126,3 +131,25 @@ def test_nothing_is_imported_after_the_fork(bench, tmp_path):
     assert libraries[0] == libraries[1]
     run.kill()
     until(run.poll, 5, "the end")
+
+
+def test_a_run_gets_the_limit_of_open_files_that_its_worker_was_started_with(tmp_path):
+    bench = BenchOfRuns(tmp_path, FULL, Launcher(descriptors=123))
+    order = bench.sh("ulimit -Sn; ulimit -Hn")
+    bench.run(order)
+    bench.launcher.close()
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+
+    assert (order.folder / "log").read_text().split()[0] == "123"
+    assert (order.folder / "log").read_text().split()[1] in (str(hard), "unlimited")
+    bench.close()
+
+
+def test_a_worker_raises_its_own_limit_of_open_files_as_far_as_it_goes():
+    code = (
+        "import resource as r; from workers.limits import raise_descriptors;"
+        "r.setrlimit(r.RLIMIT_NOFILE, (100, 200)); print(raise_descriptors(), r.getrlimit(r.RLIMIT_NOFILE))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+
+    assert done.stdout.strip() == "100 (200, 200)"

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import signal
 import stat
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +21,9 @@ from tests.bench_of_runs import BenchOfRuns, new_launcher
 from tests.waiting import until
 from workers import kernel
 from workers.abilities import Abilities
+from workers.records import RunFolder
 
+ROOT = Path(__file__).parents[2]
 FULL = Abilities.probe({})
 IGNORES_TERM = """
 import signal, time
@@ -428,3 +434,96 @@ def test_a_run_whose_folder_is_removed_under_it_leaves_no_process(full_bench):
 
     until(lambda: not is_alive(pid), 10, "the shim to end")
     assert full_bench.living(order) == []
+
+
+# -- a shim in a process of the test's own, on a host that is made to say this or that
+
+LONE_SHIM = """
+import errno, json, os, pathlib, socket, sys
+from workers import kernel, shim, wire
+
+folder, mode, script = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+{given}
+os.setsid()
+abilities = {{name: mode == "full" for name in ("proc", "subreaper", "holes")}}
+request = {{
+    "run_id": "run", "claim": "claim", "folder": str(folder), "argv": ["sh", "-c", script], "env": dict(os.environ),
+    "path": os.environ["PATH"], "cwd": None, "umask": 0o22, "not_after": None, "log_limit": 1, "stop_grace": 1.0,
+    "handle": {{}}, "abilities": abilities,
+}}
+ours, theirs = socket.socketpair()
+shim.Shim(request, theirs, shim._catch_signals()).run()
+print(json.dumps(wire.receive(ours)))
+"""
+
+
+def lone_shim(folder: Path, mode: str, script: str, given: str) -> dict:
+    """What it answers, and its exit record."""
+    code = LONE_SHIM.format(given=given)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder), mode, script], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return {**(RunFolder(folder).exit_record() or {}), "answer": json.loads(done.stdout)}
+
+
+NO_ROOM = """
+def fork():
+    raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+os.fork = fork
+"""
+
+
+@pytest.mark.parametrize("mode", ["full", "plain"])
+def test_a_host_without_room_for_one_more_process_is_told_as_such_and_at_once(tmp_path, mode):
+    began = time.monotonic()
+    record = lone_shim(tmp_path, mode, "true", NO_ROOM)
+
+    sentence = f"no process could be forked for it: {os.strerror(errno.EAGAIN)}"
+    assert record["answer"] == {"status": "failed", "error": sentence}
+    assert (record["begun"], record["error"]) == (False, sentence)
+    assert RunFolder(tmp_path).cleared()
+    assert time.monotonic() - began < 4, "nothing to wait for: in plain mode a group 0 would be its own"
+
+
+#: the kernel's count of what it has killed for want of memory, as the test has it in a file
+COUNTED = """
+kernel.oom_kills = lambda: int((folder / "oom").read_text())
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "script", "oom"),
+    [
+        ("3", "echo 4 > {oom}; kill -9 $$", True),
+        ("3", "kill -9 $$", False),
+        ("3", "echo 4 > {oom}; kill -15 $$", False),
+        ("3", "echo 4 > {oom}; exit 137", False),
+        ("-1", "kill -9 $$", False),
+        ("-1", "echo 4 > {oom}; kill -9 $$", False),
+    ],
+    ids=["it has killed", "it has not", "another signal", "a code", "it does not say", "it did not say before"],
+)
+def test_a_death_by_kill_is_the_kernels_if_it_has_killed_meanwhile(tmp_path, before, script, oom):
+    (tmp_path / "oom").write_text(before)
+    record = lone_shim(tmp_path, "full", script.format(oom=tmp_path / "oom"), COUNTED)
+
+    assert record["oom"] is oom
+
+
+def test_a_look_at_the_count_between_the_kernels_kill_and_the_end_does_not_hide_it(tmp_path):
+    (tmp_path / "oom").write_text("3")
+    # it has killed, and the end comes some looks later: a large process takes its time to go
+    script = f"echo 4 > {tmp_path}/oom; while [ ! -e {tmp_path}/looked ]; do sleep 0.01; done; kill -9 $$"
+    looks = """
+shim._TICK_SECONDS = 1.0
+def count():
+    told = int((folder / "oom").read_text())
+    if told == 4:
+        (folder / "looked").touch()
+    return told
+kernel.oom_kills = count
+"""
+    record = lone_shim(tmp_path, "full", script, looks)
+
+    assert record["oom"] is True

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import time
+
 import pytest
 
+from workers.pruner import Pruner
 from workers.records import StateFolder
 from workers.siblings import Siblings
 
@@ -96,3 +100,26 @@ def test_of_another_boot_only_what_no_living_worker_may_have_is_taken(host, may_
     host.run(dead)
     dead.close()
     assert bool(host.kept(host.open("own"), may_live=may_live)) is not may_live
+
+
+def settled(host, state, run_id, *, days_ago):
+    folder = host.run(state, run_id)
+    folder.settle()
+    then = time.time() - days_ago * 86400
+    os.utime(folder.path / "settled", (then, then))
+    return folder
+
+
+def test_old_outputs_of_a_name_that_does_not_come_back_are_pruned_and_a_living_ones_are_its_own(host):
+    dead, living, own = host.open("dead"), host.open("living"), host.open("own")
+    old = [settled(host, state, "old", days_ago=8) for state in (dead, living, own)]
+    new = settled(host, dead, "new", days_ago=1)
+    kept_by_us = host.run(dead, "open")
+    dead.close()
+    pruner = Pruner(own, keep_days=7, keep_bytes=1 << 30, busy=frozenset)
+
+    assert pruner.prune() == ["old.c", "old.c"]
+    assert [folder.path.exists() for folder in old] == [False, True, False]
+    assert new.path.exists()
+    assert kept_by_us.path.exists()
+    host.open("dead").close()  # its lock is free again

@@ -27,6 +27,9 @@ class Part:
     def hurry(self):
         pass
 
+    def nudge(self):
+        pass
+
     def wait_idle(self, _seconds):
         return True
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import logging
+import os
 
+from tests.waiting import until
+from workers import flow_output
 from workers.flow_output import FlowOutput
 
 
@@ -47,3 +52,57 @@ def test_two_runs_are_told_apart(tmp_path):
     output.start()
     output.close()
     assert sorted(stream.getvalue().splitlines()) == ["a | of a", "b | of b"]
+
+
+class Broken(io.StringIO):
+    """A stdout that takes nothing for a while."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.number, self.refused = number, 0
+
+    def write(self, text):
+        if self.number:
+            self.refused += 1
+            raise OSError(self.number, os.strerror(self.number))
+        return super().write(text)
+
+
+def test_a_stdout_that_takes_nothing_is_said_once_and_tried_again_at_each_look(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(flow_output, "_LOOK_SECONDS", 0.01)
+    stream = Broken(errno.ENOSPC)
+    output = FlowOutput(stream)
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(b"1\n")
+        output.follow(tmp_path / name, name)
+    with caplog.at_level(logging.WARNING):
+        output.start()
+        until(lambda: stream.refused == 2, 5, "both to be tried")
+        stream.number = 0
+        with (tmp_path / "b").open("ab") as file:
+            file.write(b"2\n")
+        until(lambda: "b | 2" in stream.getvalue(), 5, "the thread to go on")
+    output.close()
+    assert [record.error for record in caplog.records] == [f"[Errno {errno.ENOSPC}] {os.strerror(errno.ENOSPC)}"]
+
+
+def test_a_stdout_of_another_encoding_shows_what_it_can(tmp_path):
+    raw = io.BytesIO()
+    output = FlowOutput(io.TextIOWrapper(raw, encoding="ascii"))
+    (tmp_path / "log").write_bytes("grün\n".encode())
+    output.follow(tmp_path / "log", "a")
+    output.copy()
+    assert raw.getvalue() == b"a | gr?n\n"
+
+
+def test_a_line_without_an_end_is_shown_in_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr(flow_output, "_LONGEST_LINE", 100_000)
+    stream = io.StringIO()
+    output = FlowOutput(stream)
+    (tmp_path / "log").write_bytes(b"x" * 200_000)
+    output.follow(tmp_path / "log", "a")
+    output.copy()
+    assert len(stream.getvalue()) > 100_000
+    output.finish(tmp_path / "log")
+    output.copy()
+    assert stream.getvalue().count("x") == 200_000

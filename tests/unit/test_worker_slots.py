@@ -11,7 +11,7 @@ from celery.worker import state as celery_state
 from celery.worker.consumer import Consumer
 
 from flowfleet.errors import BadMessage, FleetError
-from workers.slots import Bell, Slots, check, require_hooks
+from workers.slots import Bell, Slots, check, guard, require_hooks
 
 
 class FakeRoom:
@@ -114,8 +114,78 @@ def test_everything_else_is_refused(changes):
         check(**message(**changes))
 
 
+@pytest.mark.parametrize("limit", [5, [5, None], [None, 5], [], 0, "x"])
+def test_a_time_limit_is_refused_and_none_passes(limit):
+    parts = message()
+    parts["headers"]["timelimit"] = [None, None]
+    check(**parts)
+    parts["headers"]["timelimit"] = limit
+    with pytest.raises(BadMessage, match="time limit"):
+        check(**parts)
+
+
+class ListeningRoom(FakeRoom):
+    def __init__(self):
+        super().__init__()
+        self.heard = []
+
+    def refused(self, reason):
+        self.heard.append(reason)
+
+
+class FakeMessage:
+    """As kombu hands it to Celery's handler."""
+
+    def __init__(self, parts):
+        self.__dict__.update(parts)
+        self.acknowledged = False
+
+    def ack_log_error(self, _logger, _errors):
+        self.acknowledged = True
+
+
+class FakeRequest:
+    def __init__(self, task_id):
+        self.id = task_id
+
+
+def test_a_message_that_celery_cannot_read_is_acknowledged_and_gives_its_slot_back():
+    room = ListeningRoom()
+    slots = Slots(1, room)
+    bad = FakeMessage(message())
+
+    def handler(one):
+        request = FakeRequest(one.headers["id"])
+        celery_state.task_reserved(request)
+        raise TypeError("cannot unpack")
+
+    assert slots.wrap(handler)(bad) is None
+    assert bad.acknowledged
+    assert room.heard == ["Celery cannot read it (TypeError)"]
+    assert slots.has_room()
+
+
+def test_a_copy_that_celery_cannot_read_leaves_the_slot_of_the_first_alone():
+    slots = Slots(1, ListeningRoom())
+    bad = FakeMessage(message())
+    celery_state.task_reserved(FakeRequest(bad.headers["id"]))
+
+    def handler(_message):
+        raise KeyError("x")
+
+    slots.wrap(handler)(bad)
+    assert not slots.has_room()
+
+
 def test_a_celery_without_the_hooks_is_refused_by_name(monkeypatch):
     require_hooks()
     monkeypatch.delattr(Consumer, "add_task_queue")
     with pytest.raises(FleetError, match=r"lacks celery Consumer\.add_task_queue"):
         require_hooks()
+
+
+@pytest.mark.parametrize("item", [b"[" * 3000, b"7x", b"\xff"])
+def test_what_is_no_json_is_refused_and_ends_no_worker(item):
+    said = []
+    assert guard(lambda **_: json.loads(item), said.append)() is True
+    assert len(said) == 1

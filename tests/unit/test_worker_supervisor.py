@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,8 +13,10 @@ import pytest
 from flowfleet.flow_run import Route
 from flowfleet.ledger.claims import Held, State
 from tests.waiting import until
+from workers import files
 from workers.attempts import Attempt, Attempts
 from workers.deployment import Exit
+from workers.kernel import boot_clock
 from workers.records import RunFolder
 from workers.supervisor import Supervisor
 
@@ -158,6 +162,28 @@ def test_a_run_that_takes_longer_than_the_timeout_is_stopped():
     supervisor.start()
     deployment = watch(supervisor, attempts, attempt(1, FakeDeployment()))
     until(lambda: deployment.said == ["stop"], 5, "the stop")
+    supervisor.close()
+
+
+def test_the_time_of_an_adopted_run_does_not_begin_anew(tmp_path):
+    attempts = Attempts()
+    supervisor = Supervisor(attempts, lambda _: None, run_timeout=3600)
+    supervisor.start()
+    old, young, plugged_in = (RunFolder(tmp_path / f"run{number}.claim") for number in range(3))
+    for folder in (old, young, plugged_in):
+        folder.path.mkdir()
+        folder.note(v=1)
+    files.write_json(old.path / "started.json", {"boot_clock": boot_clock() - 3601})
+    files.write_json(young.path / "started.json", {"boot_clock": boot_clock() - 3000})
+    long_ago = time.time() - 3601
+    os.utime(plugged_in.path / "intent.json", (long_ago, long_ago))
+    deployments = []
+    for number, folder in enumerate((old, young, plugged_in)):
+        one = replace(attempt(number, FakeDeployment()), folder=folder, adopted=True)
+        deployments.append(watch(supervisor, attempts, one))
+    until(lambda: deployments[0].said == deployments[2].said == ["stop"], 5, "the stop of those whose time is over")
+    until(lambda: deployments[1].asked, 5, "a look at the other")
+    assert deployments[1].said == []
     supervisor.close()
 
 

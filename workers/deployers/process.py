@@ -34,11 +34,12 @@ class ProcessDeployer:
         host: Host,
         abilities: Abilities,
         launcher: Launcher | None = None,
+        descriptors: int = 0,
         wait: Callable[[float], None] = time.sleep,
     ) -> None:
         self._host = host
         self._abilities = abilities
-        self._launcher = launcher or Launcher(reap_orphans=abilities.subreaper)
+        self._launcher = launcher or Launcher(reap_orphans=abilities.subreaper, descriptors=descriptors)
         self._wait = wait
         self._umask = _umask()
 

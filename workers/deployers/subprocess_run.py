@@ -89,6 +89,14 @@ class Doorbell:
                 os.close(self._writer)
 
 
+def _doorbell(abilities: Abilities) -> Doorbell | None:
+    try:
+        return Doorbell() if abilities.pidfd else None
+    except OSError as exc:  # no descriptor is left: the run is asked each second
+        logger.warning("run has no doorbell", extra={"error": str(exc)})
+        return None
+
+
 class SubprocessRun:
     """The Deployment of a subprocess."""
 
@@ -96,7 +104,7 @@ class SubprocessRun:
         self._folder = folder
         self._parts = parts
         self._started = started
-        self._bell = Doorbell() if parts.abilities.pidfd else None
+        self._bell = _doorbell(parts.abilities)
         self._shim: processes.Grip | None = None
         self._command: processes.Grip | None = None
         self._exit: Exit | None = None
@@ -120,7 +128,10 @@ class SubprocessRun:
 
     def fileno(self) -> int | None:
         """Readable when `poll` should be asked; None = ask each second."""
-        return self._bell.fileno() if self._bell else None
+        grip = self._shim or self._command
+        if self._bell is None or (grip is not None and grip.fileno() is None):
+            return None
+        return self._bell.fileno()
 
     def poll(self) -> Exit | None:
         """Its Exit once nothing of it is left."""
@@ -186,25 +197,48 @@ class SubprocessRun:
         if self._started.get("pid_ns") != self._parts.host.pid_ns:
             # a container with the same volume: its pids mean nothing here, but the lock does
             return processes.LockGrip(pid, start, ours=False)
-        if not self._parts.abilities.pidfd:
+        ticks = self._started.get("ticks")
+        if not self._parts.abilities.pidfd or ticks is None:  # None: started by a worker in plain mode
             return processes.LockGrip(pid, start)
-        return processes.PidfdGrip.take(pid, self._started.get("ticks"))
+        try:
+            return processes.PidfdGrip.take(pid, ticks)
+        except OSError as exc:
+            self._without_descriptor(exc)
+            return processes.LockGrip(pid, start)
 
     def _grip_command(self) -> processes.Grip | None:
         pid = self._started.get("command_pid")
         if not pid or self._started.get("pid_ns") != self._parts.host.pid_ns:
             return None
-        if not self._parts.abilities.pidfd:
-            grip = processes.PolledGrip(int(pid), float(self._started.get("shim_started_at") or 0.0))
-            return grip if grip.alive() else None
-        return processes.PidfdGrip.take(int(pid), self._started.get("command_ticks"))
+        ticks = self._started.get("command_ticks")
+        if not self._parts.abilities.pidfd or ticks is None:
+            return self._poll_command(int(pid))
+        try:
+            return processes.PidfdGrip.take(int(pid), ticks)
+        except OSError as exc:
+            self._without_descriptor(exc)
+            return self._poll_command(int(pid))
+
+    def _poll_command(self, pid: int) -> processes.Grip | None:
+        earliest = float(self._started.get("shim_started_at") or 0.0)
+        # between the two the shim has written to a disk that may be slow
+        grip = processes.PolledGrip(pid, earliest, float(self._started.get("command_started_at") or earliest))
+        return grip if grip.alive() else None
+
+    def _without_descriptor(self, exc: OSError) -> None:
+        # never taken for an end: what is believed to be over is killed
+        logger.warning(
+            "run is watched without a descriptor",
+            extra={"run_id": self._folder.run_id, "claim": self._folder.claim, "error": str(exc)},
+        )
 
     def _watch(self, grip: processes.Grip | None) -> None:
         if self._bell is None:
             return
-        self._bell.watch(grip.fileno() if grip else None)
-        if grip is None:
-            self._bell.ring_in(0.0)  # nothing to wait for: ask at once
+        fd = grip.fileno() if grip else None
+        self._bell.watch(fd)
+        if fd is None:
+            self._bell.ring_in(0.0)  # nothing that would ring: ask at once, and again and again
 
     def _lost_shim(self) -> None:
         assert self._shim is not None
@@ -215,8 +249,8 @@ class SubprocessRun:
             self._started = self._folder.started() or self._started
             self._command = self._command or self._grip_command()
             logger.warning("shim was killed", extra={"run_id": self._folder.run_id, "claim": self._folder.claim})
-            if self._command is not None and self._bell is not None:
-                self._bell.watch(self._command.fileno())
+            if self._command is not None:
+                self._watch(self._command)
 
     def _watch_none(self) -> None:
         if self._bell is not None:
