@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import urllib.request
+import uuid
 from pathlib import Path
 
 import pytest
 
 from flowfleet.ledger import connect
 from tests.lawless_api import LawlessApi
-from tests.valkey import free_port
+from tests.valkey import Valkey, free_port
 from tests.waiting import SCALE, until
 
 BIN = Path(sys.executable).parent
@@ -167,3 +168,83 @@ def test_a_key_of_a_profile_never_shows_in_the_logs(parts, kind, style):
     text = process.log.read_text()
     assert RIGHT not in text
     assert "unused-password-99" not in text
+
+
+class Guarded:
+    """A Redis whose password changes, a poller and a worker that have its address from a file, and runs."""
+
+    def __init__(self, parts, redis):
+        self.parts, self.redis = parts, redis
+        self.file = parts.folder / "redis"
+        self.password = redis.password
+
+    def write(self, scheme):
+        address = {"redis": self.redis.tcp_url, "redis+socket": self.redis.socket_url}[scheme]
+        new = self.parts.folder / "redis.new"
+        new.write_text(f"{address}\n")
+        new.replace(self.file)
+
+    def change(self, password):
+        """Another password, and nobody may stay on the strength of the old one."""
+        with self.redis.client() as client:
+            client.config_set("requirepass", password)
+            for kind in ("normal", "pubsub"):
+                client.client_kill_filter(_type=kind, skipme=True)
+        self.redis.password = password
+
+    def run(self):
+        """One run, from Scheduled to started by the worker."""
+        started = self.parts.folder / f"started-{uuid.uuid4().hex}"
+        run_id = self.parts.api.add_run(job_variables={"command": f"touch {started}"})
+
+        def story():
+            return [process.log.read_text()[-3000:] for process in self.parts.started]
+
+        try:
+            until(started.exists, 60, "the run to start")
+            until(lambda: self.parts.api.state(run_id)["type"] == "CRASHED", 30, "its end, without an engine's report")
+        except AssertionError as error:
+            raise AssertionError("\n".join([str(error), *story()])) from error
+
+
+@pytest.mark.parametrize("scheme", ["redis", "redis+socket"])
+def test_a_password_of_redis_that_is_replaced_in_its_file_is_used_without_a_restart(parts, scheme):
+    passwords = ["first-secret-11", "second-secret-22", "third-secret-33"]
+    with Valkey.private(tcp=True, password=passwords[0]) as redis:
+        guarded = Guarded(parts, redis)
+        guarded.write(scheme)
+        del parts.env["FLOWFLEET_REDIS"]
+        parts.env |= {"FLOWFLEET_REDIS_FILE": str(guarded.file), "FLOWFLEET_KEY": RIGHT}
+        processes = [parts.start("worker"), parts.start("poller")]
+        for process in processes:
+            until(lambda one=process: ready(one), 60, f"the part to be ready:\n{process.log.read_text()}")
+        guarded.run()
+
+        # in order: the file, the signal, the server
+        redis.password = passwords[1]
+        guarded.write(scheme)
+        redis.password = passwords[0]
+        for process in processes:
+            process.send_signal(signal.SIGHUP)
+            until(lambda one=process: "login at Redis" in one.log.read_text(), 10, "the new login")
+        guarded.change(passwords[1])
+        guarded.run()
+        assert not any(refused_by_redis(process) for process in processes)
+
+        # the other way round, and without a signal
+        guarded.change(passwords[2])
+        for process in processes:
+            until(lambda one=process: refused_by_redis(one), 30, "the refusal")
+        guarded.write(scheme)
+        guarded.run()
+
+        for process in processes:
+            assert process.poll() is None
+            text = process.log.read_text()
+            assert not any(password in text for password in passwords)
+            process.terminate()
+        assert [process.wait(20 * SCALE) for process in processes] == [0, 0]
+
+
+def refused_by_redis(process):
+    return "refuses our password" in process.log.read_text()
