@@ -62,16 +62,18 @@ _LEGEND = (
     "stock is Prefect's own `prefect worker start --type process`; flowfleet is one",
     "poller, one worker (where no other number is named) and Redis. Both have the",
     "same number of slots, the same server and the same flows. The ratio is",
-    "flowfleet's number divided by stock's.",
+    "flowfleet's number divided by stock's. Where there were several rounds, a number",
+    "is the median of them.",
 )
 _OF_RUNS = (
-    "  p95: 95 of 100 runs are at most this slow (with up to 20 runs, all of them).",
+    "  p95: 95 of 100 runs are at most this slow; with up to 20 runs, the slowest.",
     "  CPU-seconds: of executor, engines and, for flowfleet, Redis.",
     "  Beside the engine: all requests of a run but those that its engine makes.",
 )
 _OF_MEMORY = (
     "  RSS: all memory that a process has in use. PSS: the same, but what several",
-    "  processes share counts only in part for each.",
+    "  processes share counts only in part for each. Above an engine: the process",
+    "  that looks after this one run.",
 )
 
 
