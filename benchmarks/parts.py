@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 import sys
@@ -150,7 +151,14 @@ def ahead(world: World, side: Side, runs: int, *, first: float = 25.0, apart: fl
         line = world.api.timeline(run_id)
         late.append(float("nan") if line.running is None else line.running - moment.timestamp())
     say(f"{side.name}: lateness {', '.join(f'{value:+.2f}' for value in late)} s")
-    return {"runs": runs, "lateness": late, "earliest": min(late), "latest": max(late)}
+    return {"runs": runs, "lateness": late, **extremes(late)}
+
+
+def extremes(late: Sequence[float]) -> dict[str, float]:
+    """The earliest and the latest start; both unknown when a run never started, which `min` and `max` may skip."""
+    if any(math.isnan(seconds) for seconds in late):
+        return {"earliest": math.nan, "latest": math.nan}
+    return {"earliest": min(late), "latest": max(late)}
 
 
 def idle(world: World, side: Side, seconds: float) -> dict[str, Any]:

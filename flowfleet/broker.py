@@ -10,15 +10,18 @@ from __future__ import annotations
 import time
 from collections.abc import MutableMapping
 from typing import Any
-from urllib.parse import quote, urlsplit, urlunsplit
 
 from celery import Celery
+from celery.app.amqp import AMQP
+from kombu.connection import Connection
 from kombu.entity import Exchange, Queue
 from kombu.exceptions import OperationalError
+from kombu.transport import redis as redis_transport
 from redis.exceptions import RedisError
 
 from flowfleet.errors import LedgerUnavailable
 from flowfleet.flow_run import TASK_NAME, Message, Route
+from flowfleet.login import Login, without_login
 
 #: seconds a pending read of the queues lasts: kombu reads it out when it closes, so it bounds how long a stop takes
 READ_SECONDS = 0.25
@@ -49,19 +52,6 @@ def queue_of(route: Route) -> Queue:
     return queue
 
 
-def broker_url(redis_url: str, password: str | None) -> str:
-    """The address as kombu reads it, with the password in it if it is given apart."""
-    if not password:
-        return redis_url
-    parts = urlsplit(redis_url)
-    if parts.password:
-        return redis_url
-    # kombu takes the socket's path from behind the credentials; a user without a password keeps its name
-    host = parts.netloc.rpartition("@")[2]
-    credentials = f"{parts.username or ''}:{quote(password, safe='')}@"
-    return urlunsplit((parts.scheme, credentials + host, parts.path, parts.query, parts.fragment))
-
-
 def take_off_celery_variables(environ: MutableMapping[str, str]) -> list[str]:
     """Remove each `CELERY_*` variable from our own process; the names of those that were there."""
     names = sorted(name for name in environ if name.startswith("CELERY_"))
@@ -70,9 +60,50 @@ def take_off_celery_variables(environ: MutableMapping[str, str]) -> list[str]:
     return names
 
 
-def make_app(redis_url: str, *, fleet: str, password: str | None = None, task_events: bool = False) -> Celery:
-    """The Celery app of a fleet; it opens no connection yet."""
-    app = Celery("flowfleet", broker=broker_url(redis_url, password), set_as_current=False, fixups=[])
+class _Channel(redis_transport.Channel):
+    """Asks for the login whenever a connection is opened: kombu would keep the one of the start for life."""
+
+    def _connparams(self, asynchronous: bool = False) -> Any:
+        found = super()._connparams(asynchronous=asynchronous)  # type: ignore[no-untyped-call]
+        login = self.connection.client.transport_options["login"]
+        return {**found, "username": None, "password": None, "credential_provider": login}
+
+
+class _Transport(redis_transport.Transport):
+    Channel = _Channel
+    #: a socket's address stays whole till the channel reads it
+    can_parse_url = True
+
+
+class _Connection(Connection):
+    """One over our transport. Its copies in kombu's pools are not of this class, but take transport and address."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        # the scheme of the address, `redis` or `redis+socket`, is understood here
+        super().__init__(*args, **options)  # type: ignore[no-untyped-call]
+        self.transport_cls = _Transport
+        self.uri_prefix = None
+
+    def as_uri(self, *_args: Any, **_options: Any) -> str:
+        """The address, for Celery's log; it never has a password."""
+        host = str(self.hostname)
+        return f"redis+{host}" if "://" in host else f"redis://{host}:{self.port or 6379}/{self.virtual_host}"
+
+    def info(self) -> dict[str, Any]:
+        """What Celery's remote control tells Flower, in JSON: our own objects have no place there."""
+        found = super().info()  # type: ignore[no-untyped-call]
+        told = {name: value for name, value in found["transport_options"].items() if name != "login"}
+        return {**found, "transport": "redis", "transport_options": told}
+
+
+class _Amqp(AMQP):  # type: ignore[misc]
+    Connection = BrokerConnection = _Connection
+
+
+def make_app(redis_url: str, *, fleet: str, login: Login | None = None, task_events: bool = False) -> Celery:
+    """The Celery app of a fleet; it opens no connection yet. `login` is asked by each one, else the address has it."""
+    address = without_login(redis_url)  # so that no part of Celery can show the password
+    app = Celery("flowfleet", broker=address, amqp=_Amqp, set_as_current=False, fixups=[])
     app.conf.update(
         task_acks_late=False,
         task_ignore_result=True,
@@ -91,6 +122,7 @@ def make_app(redis_url: str, *, fleet: str, password: str | None = None, task_ev
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_transport_options={
+            "login": login or Login(lambda: redis_url),
             "global_keyprefix": key_prefix(fleet),
             "priority_steps": [0],
             "polling_interval": READ_SECONDS,

@@ -1,6 +1,7 @@
 """Hangup: SIGHUP makes a poller or worker read its secrets again instead of ending it.
 
-A refused key is looked for again without any signal too, every few seconds, so that a replaced file is enough.
+A refused key is looked for again without any signal too, every few seconds, so that a replaced file is enough. The
+others are read whenever they are needed (`secret_files.py`); here the signal only makes that known.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ LOOK_SECONDS = 5.0
 
 
 class Keyholder(Protocol):
-    """The API's client, as far as its credentials go."""
+    """Who holds secrets that can be looked for again: the API's client, and the files of the others."""
 
     @property
     def key_refused(self) -> bool:
@@ -52,28 +53,31 @@ class Hangup:
         with contextlib.suppress(BlockingIOError):  # it is full of signals that nobody has seen to yet
             os.write(self._writer, b"!")
 
-    def serve(self, keyholder: Keyholder) -> None:
+    def serve(self, *keyholders: Keyholder) -> None:
         """Start the thread."""
-        threading.Thread(target=self._run, args=(keyholder,), name="hangup", daemon=True).start()
+        threading.Thread(target=self._run, args=keyholders, name="hangup", daemon=True).start()
 
     def wait(self, seconds: float) -> None:
         """Sleep, but no longer than until the credentials have changed."""
         self.changed.wait(seconds)
         self.changed.clear()
 
-    def _run(self, keyholder: Keyholder) -> None:
+    def _run(self, *keyholders: Keyholder) -> None:
         while True:
             try:
-                self.look(keyholder)
+                self.look(*keyholders)
             except Exception:  # the next signal must find this thread alive
                 logger.exception("secrets could not be read again")
 
-    def look(self, keyholder: Keyholder) -> None:
+    def look(self, *keyholders: Keyholder) -> None:
         """Wait for a signal, or for the next time to look after a refused key."""
         rung = bool(select.select([self._reader], [], [], self._look_seconds)[0])
         if rung:
             os.read(self._reader, 4096)
             logger.info("hangup: secrets are read again")
-        if (rung or keyholder.key_refused) and (keyholder.renew() or rung):
+        if not rung and not any(keyholder.key_refused for keyholder in keyholders):
+            return
+        renewed = [keyholder.renew() for keyholder in keyholders]  # of all, whatever the first says
+        if rung or any(renewed):
             self.changed.set()
             self.then()

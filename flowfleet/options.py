@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from flowfleet import logs
 from flowfleet.errors import SettingsError
@@ -221,27 +221,37 @@ def _with_password(values: Mapping[str, Any], cls: type[Any]) -> str:
     return urlunsplit(parts._replace(netloc=f"{user}:{quote(password, safe='')}@{host if at else parts.netloc}"))
 
 
-def refresh(settings: S) -> S:
-    """Read the secret files again (at SIGHUP, or after a refusal); what came from elsewhere stays."""
+def refresh(settings: S, only: Collection[str] | None = None) -> S:
+    """Read the secret files again (at SIGHUP, or after a refusal), of all fields or some; the rest stays as it is."""
     origins: Mapping[str, Origin] = getattr(settings, "origins", {})
     changed: dict[str, Any] = {}
     for name, option in options_of(type(settings)):
-        if option.file_variable and name in origins and origins[name].kind == "secret-file":
+        wanted = only is None or name in only
+        if wanted and option.file_variable and name in origins and origins[name].kind == "secret-file":
             changed[name] = _secret_of(origins[name].name, option.file_variable)
-    if "redis_password" in changed and "redis" not in changed:
-        bare = urlsplit(getattr(settings, "redis"))  # noqa: B009 - a Protocol of all settings would list every field
-        changed["redis"] = urlunsplit(bare._replace(netloc=bare.netloc.rpartition("@")[2]))
-    if "redis" in changed:
-        changed["redis"] = _with_password({**vars(settings), **changed}, type(settings))
+    if "redis" in changed or "redis_password" in changed:
+        before: Mapping[str, Any] = vars(settings)
+        bare = changed.get("redis") or _without_password(before["redis"], before["redis_password"])
+        changed["redis"] = _with_password({**before, **changed, "redis": bare}, type(settings))
     renewed: Any = dataclasses.replace(settings, **changed)  # type: ignore[type-var]
     for secret in secrets_of(renewed):
         logs.keep_secret(secret)
     return renewed  # type: ignore[no-any-return]
 
 
+def _without_password(url: str, password: str | None) -> str:
+    """The Redis address as it was given: without the password that came apart from it, but with its user."""
+    parts = urlsplit(url)
+    if not password or parts.password != quote(password, safe=""):
+        return url
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{parts.username}@{host}" if parts.username else host))
+
+
 def secrets_of(settings: Any) -> list[str]:
     """Every secret value in these settings, for the redactor."""
     found = [getattr(settings, name) for name, option in options_of(type(settings)) if option.secret]
     secrets = [value for value in found if isinstance(value, str) and "://" not in value]
-    secrets += [urlsplit(value).password or "" for value in found if isinstance(value, str) and "://" in value]
+    encoded = [urlsplit(value).password or "" for value in found if isinstance(value, str) and "://" in value]
+    secrets += [form for secret in encoded for form in (secret, unquote(secret))]
     return [secret for secret in secrets if secret]

@@ -26,6 +26,7 @@ from flowfleet.hangup import Hangup
 from flowfleet.monitor.metrics import LedgerCollector
 from flowfleet.monitor.page import serve
 from flowfleet.monitor.snapshot import take
+from flowfleet.secret_files import SecretFiles
 from flowfleet.settings import PollerSettings, options
 from poller.bell import Bell
 from poller.claim import Claimer
@@ -45,6 +46,7 @@ from poller.sweep import Gatekeeper, Sweep
 if TYPE_CHECKING:
     from flowfleet.broker import Publisher
     from flowfleet.ledger import Ledger
+    from flowfleet.login import Login
 
 logger = logging.getLogger(__name__)
 
@@ -100,12 +102,12 @@ class Stop:
         os._exit(0)
 
 
-def publisher(settings: PollerSettings) -> Publisher:
+def publisher(settings: PollerSettings, login: Login) -> Publisher:
     """The way into the queues."""
     from flowfleet import broker  # noqa: PLC0415 - Celery is heavy, and `poller --help` needs none of it
 
     broker.take_off_celery_variables(os.environ)
-    return broker.Publisher(broker.make_app(settings.redis, fleet=settings.fleet))
+    return broker.Publisher(broker.make_app(settings.redis, fleet=settings.fleet, login=login))
 
 
 def build(
@@ -207,12 +209,12 @@ def wait_for_api(api: ApiClient, presence: Presence, bell: Bell, stop: Stop, *, 
     return False
 
 
-def wait_for_redis(settings: PollerSettings, bell: Bell, stop: Stop) -> Ledger | None:
+def wait_for_redis(settings: PollerSettings, login: Login, bell: Bell, stop: Stop) -> Ledger | None:
     """Connect until Redis answers; None when the end was asked for first. Raises `LedgerUnusable`."""
     outage = Outage("Redis", CLOCK.monotonic)
     while not stop.asked:
         try:
-            ledger = flowfleet.ledger.connect(settings.redis, settings.fleet)
+            ledger = flowfleet.ledger.connect(settings.redis, settings.fleet, login=login)
             ledger.check()
         except LedgerUnavailable as exc:
             outage.failed(exc)
@@ -232,7 +234,8 @@ def poll(settings: PollerSettings) -> int:
     hangup = Hangup()
     hangup.install()
     meters = Meters()
-    ledger = wait_for_redis(settings, bell, stop)
+    secrets = SecretFiles(settings)
+    ledger = wait_for_redis(settings, secrets.login, bell, stop)
     if ledger is None:
         return 0
     api = flowfleet.api.connect(settings, os.environ)
@@ -241,7 +244,7 @@ def poll(settings: PollerSettings) -> int:
         api=api,
         ledger=ledger,
         bell=bell,
-        publish=publisher(settings).publish,
+        publish=publisher(settings, secrets.login).publish,
         failpoints=failpoints,
         meters=meters,
     )
@@ -254,7 +257,7 @@ def poll(settings: PollerSettings) -> int:
         bell.ring("poke")
 
     hangup.then = new_key
-    hangup.serve(api)
+    hangup.serve(api, secrets)
     if not wait_for_api(api, presence, bell, stop, required=settings.require_api):
         return 0
     vitals = Vitals(loop, leadership, CLOCK.monotonic)
@@ -270,7 +273,7 @@ def poll(settings: PollerSettings) -> int:
 
     page = None
     if settings.agent_address:
-        page = serve(settings.agent_address, handlers(vitals, meters, poke), settings.page_token)
+        page = serve(settings.agent_address, handlers(vitals, meters, poke), secrets.page_token)
     listening = ledger.hints.listen(lambda kind, _: bell.ring(kind))
     tender.start()
     give_back()

@@ -24,6 +24,7 @@ from flowfleet.hangup import Hangup
 from flowfleet.ledger import Ledger
 from flowfleet.ledger.roster import Row
 from flowfleet.monitor import page
+from flowfleet.secret_files import SecretFiles
 from flowfleet.settings import WorkerSettings, options
 from workers import clone, sign_on
 from workers import page as worker_page
@@ -74,9 +75,10 @@ def serve(settings: WorkerSettings, environ: Mapping[str, str]) -> int:
         logger.info("variables of Celery are ignored", extra={"variables": ", ".join(taken_off)})
     mode = resolve_mode(settings.on_stop, environ, in_container=runs_in_container(environ))
     api = apis.connect(settings, environ)
-    hangup.serve(api)
+    secrets = SecretFiles(settings)
+    hangup.serve(api, secrets)
     layers, interpreter = _interpreter(settings, environ, api.backend)
-    ledger = ledgers.connect(settings.redis, settings.fleet)
+    ledger = ledgers.connect(settings.redis, settings.fleet, login=secrets.login)
     host, abilities = Host.probe(environ), Abilities.probe(environ)
     for sentence in abilities.missing():
         logger.warning(sentence)
@@ -88,7 +90,9 @@ def serve(settings: WorkerSettings, environ: Mapping[str, str]) -> int:
     parts = Parts(
         settings=settings,
         row=row,
-        app=broker.make_app(settings.redis, fleet=settings.fleet, task_events=settings.task_events),
+        app=broker.make_app(
+            settings.redis, fleet=settings.fleet, login=secrets.login, task_events=settings.task_events
+        ),
         claims=ledger.claims,
         roster=ledger.roster,
         api=api,
@@ -101,7 +105,7 @@ def serve(settings: WorkerSettings, environ: Mapping[str, str]) -> int:
     )
     service = Service(parts)
     hangup.then = service.to_api.retry
-    return _run(service, settings, ledger, row)
+    return _run(service, settings, ledger, row, secrets.page_token)
 
 
 def _interpreter(settings: WorkerSettings, environ: Mapping[str, str], backend: str) -> tuple[Layers, Interpreter]:
@@ -181,13 +185,15 @@ def _prove_and_sign_on(ledger: Ledger, row: Row, state: StateFolder, host: Host)
     sign_on.sign_on(ledger.roster, row, predecessor=predecessor, watch_seconds=seconds)
 
 
-def _run(service: Service, settings: WorkerSettings, ledger: Ledger, row: Row) -> int:
+def _run(
+    service: Service, settings: WorkerSettings, ledger: Ledger, row: Row, page_token: Callable[[], str | None]
+) -> int:
     service.stopping.install()
     # neither is closed again: their threads end with the process, and waiting for them would lengthen each stop
     ledger.hints.listen(partial(_heard, service))
     if settings.agent_address:
         try:
-            page.serve(settings.agent_address, worker_page.handlers(service.vitals), settings.page_token)
+            page.serve(settings.agent_address, worker_page.handlers(service.vitals), page_token)
         except SettingsError:
             # it never served: its row must not look alive until it lapses
             ledger.roster.sign_off(row.worker, row.nonce)

@@ -9,6 +9,7 @@ from flowfleet.ledger.gate import Gate
 from flowfleet.ledger.hints import Hints
 from flowfleet.ledger.roster import Roster
 from flowfleet.ledger.store import Server, Store, open_store
+from flowfleet.login import Login
 
 __all__ = ["Ledger", "connect"]
 
@@ -32,7 +33,10 @@ class Ledger:
         self.store.close()
 
 
-def connect(url: str, fleet: str, *, socket_timeout: float = 5.0) -> Ledger:
-    """The ledger of a fleet at `redis://…` or `redis+socket://…`; no server need be there yet (see `Ledger.check`)."""
-    store = open_store(url, fleet, socket_timeout=socket_timeout)
+def connect(url: str, fleet: str, *, socket_timeout: float = 5.0, login: Login | None = None) -> Ledger:
+    """The ledger of a fleet at `redis://…` or `redis+socket://…`; no server need be there yet (see `Ledger.check`).
+
+    `login` is asked by each connection that is opened, since a password may change; without it the address has it.
+    """
+    store = open_store(url, fleet, socket_timeout=socket_timeout, login=login)
     return Ledger(claims=Claims(store), roster=Roster(store), gate=Gate(store), hints=Hints(store), store=store)

@@ -22,6 +22,7 @@ from redis.retry import Retry
 
 from flowfleet.errors import LedgerUnavailable, LedgerUnusable
 from flowfleet.ledger.transitions import lua_table
+from flowfleet.login import Login
 
 T = TypeVar("T")
 
@@ -142,7 +143,7 @@ class Store:
         return self._scripts[name]
 
 
-def open_store(url: str, fleet: str, *, socket_timeout: float = 5.0) -> Store:
+def open_store(url: str, fleet: str, *, socket_timeout: float = 5.0, login: Login | None = None) -> Store:
     """A store for a URL and a fleet; needs no live server. Raises `LedgerUnusable` for what cannot be an address."""
     if not _FLEET.fullmatch(fleet):
         raise LedgerUnusable(
@@ -161,8 +162,7 @@ def open_store(url: str, fleet: str, *, socket_timeout: float = 5.0) -> Store:
     address = redacted(url)
     client = redis.Redis(
         **place,
-        username=unquote(parts.username) if parts.username else None,
-        password=unquote(parts.password) if parts.password else None,
+        credential_provider=login or Login(lambda: url),
         socket_timeout=socket_timeout,
         socket_connect_timeout=socket_timeout,
         health_check_interval=25,

@@ -101,10 +101,10 @@ class Page:
         self._thread.join(timeout=5.0)
 
 
-def serve(address: str, handlers: Mapping[str, Handler], token: str | None) -> Page:
+def serve(address: str, handlers: Mapping[str, Handler], token: Callable[[], str | None]) -> Page:
     """Serve these paths from threads of their own. A path that ends with `/` has all below it.
 
-    Off loopback every path but health and ready asks for the bearer token, and is refused while there is none.
+    Off loopback every path but health and ready asks for the bearer token of now, and is refused while there is none.
     Raises `SettingsError` when the address cannot be served.
     """
     host, port = parse_address(address)
@@ -115,7 +115,7 @@ def serve(address: str, handlers: Mapping[str, Handler], token: str | None) -> P
         raise SettingsError(f"The address {address} cannot be served: this machine does not know {host}.") from error
     except OSError as error:
         raise SettingsError(_why_not(address, port, error)) from error
-    if not server.loopback and token is None:
+    if not server.loopback and token() is None:
         logger.warning(
             "only health and ready are served, since others can reach this address and no FLOWFLEET_PAGE_TOKEN is set",
             extra={"address": address},
@@ -139,7 +139,9 @@ class _Server(ThreadingHTTPServer):
     block_on_close = False
     request_queue_size = 64
 
-    def __init__(self, family: int, host: str, port: int, handlers: Mapping[str, Handler], token: str | None) -> None:
+    def __init__(
+        self, family: int, host: str, port: int, handlers: Mapping[str, Handler], token: Callable[[], str | None]
+    ) -> None:
         self.address_family = family
         self.handlers = handlers
         self.token = token
@@ -195,11 +197,12 @@ class _Exchange(BaseHTTPRequestHandler):
         """Why this is not answered, judged before it is said whether the path exists."""
         if self.server.loopback or path in OPEN_PATHS:
             return None
-        if self.server.token is None:
+        token = self.server.token()
+        if token is None:
             sentence = "This is not served to other machines while no FLOWFLEET_PAGE_TOKEN is set."
             return Answer.json({"error": sentence}, HTTPStatus.FORBIDDEN)
         scheme, _, given = (self.headers.get("Authorization") or "").partition(" ")
-        if scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), self.server.token.encode()):
+        if scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), token.encode()):
             return None
         return Answer.json({"error": "This asks for the page token as a bearer token."}, HTTPStatus.UNAUTHORIZED)
 

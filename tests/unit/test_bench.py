@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import threading
 from collections import Counter
@@ -12,7 +13,7 @@ import pytest
 import requests
 
 from benchmarks import report
-from benchmarks.parts import requests_of, spread
+from benchmarks.parts import extremes, requests_of, spread
 from benchmarks.proxy import Call, CountingProxy, route_of
 
 RUN = "6a204bd8-0b65-43bd-a22b-6e4d7cd4fa37"
@@ -134,13 +135,105 @@ def test_a_route_that_a_round_did_not_use_counts_as_nothing_there():
     assert merged == {"n": 2, "routes": {"a": 0}}
 
 
+def test_runs_that_one_round_lost_are_not_hidden_by_the_others():
+    merged = report.merge([{"runs": 40, "completed": done} for done in (40, 40, 12)])
+
+    assert merged == {"runs": 40, "completed": 12}
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_what_is_unknown_in_one_round_is_unknown_wherever_it_stands(place: int):
+    values = [1.0, 2.0, 3.0]
+    values[place] = math.nan
+
+    assert math.isnan(report.merge([{"n": value} for value in values])["n"])
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_run_scheduled_ahead_that_never_started_misses_both_bars(place: int):
+    late = [0.1, 0.2, 0.3]
+    late[place] = math.nan
+    found = report.bars({"ahead": {"fleet": extremes(late)}})
+
+    assert [(bar.name, bar.ok) for bar in found] == [
+        ("ahead: earliest start, s", False),
+        ("ahead: latest start, s", False),
+    ]
+    assert extremes([0.2, -0.1, 0.3]) == {"earliest": -0.1, "latest": 0.3}
+
+
+def every_part(**sides: float) -> report.Results:
+    """Results of all parts in which every number of a side is the same."""
+
+    def runs(n: float) -> dict[str, object]:
+        spans = ("scheduled_to_pending", "pending_to_running", "scheduled_to_running")
+        requests = {"own_requests_per_run": n, "child_requests_per_run": n}
+        route = "POST /work_pools/{name}/queues/{name}/with/a/path/that/does/not/end"
+        return {"runs": 40, "completed": 40, **requests, "routes": {route: n}, **{span: spread([n]) for span in spans}}
+
+    def memory(side: str, n: float) -> dict[str, object]:
+        parts = ("stock",) if side == "stock" else ("poller", "worker")
+        beside = {"number": 4, "pss": n, "pss_per_run": n}
+        return {"runs": 4, **{part: {"rss": n, "pss": n} for part in parts}, "shims": beside, "helpers": beside}
+
+    def idle(n: float) -> dict[int, object]:
+        return {workers: {"requests_per_minute": n, "routes": {"GET /a": n}} for workers in (1, 4)}
+
+    late = [0.5] * 9 + [math.nan]
+    return {
+        "burst": {side: {**runs(n), "runs_per_minute": n, "cpu_seconds_per_run": n} for side, n in sides.items()},
+        "single": {side: runs(n) for side, n in sides.items()},
+        "ahead": {side: {"lateness": late, **extremes(late)} for side in sides},
+        "idle": {side: idle(n) for side, n in sides.items()},
+        "memory": {side: memory(side, n) for side, n in sides.items()},
+    }
+
+
+def test_every_table_has_ratios_to_stock_and_fits_a_terminal():
+    results = every_part(stock=20.0, fleet=5.0)
+    printed = [*report.lines(results), *report.bar_lines(report.bars(results))]
+    rows = {line[2:36].strip(): line[37:].split() for line in printed}
+
+    assert max(len(line) for line in printed) <= 80
+    for name in (
+        "runs per minute",
+        "CPU-seconds per run",
+        "Scheduled→Pending, p95, s",
+        "Pending→Running, p95, s",
+        "API requests per run, all",
+        "1 worker",
+        "4 workers",
+        "worker, RSS",
+        "above each engine, PSS per run",
+    ):
+        # requests of a run are the executor's and its children's
+        assert rows[name] == (["40.00", "10.00", "0.25"] if "all" in name else ["20.00", "5.00", "0.25"]), name
+    assert rows["poller, RSS"] == ["-", "5.00", "-"]
+    assert rows["poller and worker, RSS"] == ["20.00", "10.00", "0.50"]
+    assert rows["of them beside the engine"] == ["35.00", "5.00", "0.14"]
+    assert "    20.00      5.00    0.25  GET /a" in printed
+    assert sum("never" in line for line in printed) == 2
+
+
+def test_one_side_alone_is_printed_without_ratios():
+    printed = report.lines(every_part(fleet=5.0))
+
+    assert any(line.split() == ["runs", "per", "minute", "-", "5.00", "-"] for line in printed)
+
+
 def test_bars_are_missed_on_the_wrong_side_of_their_number_only():
     latency = {"scheduled_to_pending": spread([1]), "pending_to_running": spread([1])}
     stock = {"runs": 2, "completed": 2, "runs_per_minute": 10.0, "own_requests_per_run": 12.0, "routes": {}}
     fleet = {"runs": 2, "completed": 2, "runs_per_minute": 13.0, "own_requests_per_run": 7.01, "routes": {}}
     single = {
         "stock": {"scheduled_to_running": spread([10.0]), **latency},
-        "fleet": {"scheduled_to_running": spread([8.0]), "own_requests_per_run": 10.0, **latency},
+        "fleet": {
+            "scheduled_to_running": spread([8.0]),
+            "own_requests_per_run": 10.0,
+            "runs": 7,
+            "completed": 6,
+            **latency,
+        },
     }
     ahead = {"fleet": {"earliest": -0.61, "latest": 1.0}}
 
@@ -151,6 +244,7 @@ def test_bars_are_missed_on_the_wrong_side_of_their_number_only():
         ("burst: runs completed", True),
         ("burst: own requests per run", False),
         ("single: Scheduled→Running to stock", True),
+        ("single: runs completed", False),
         ("single: own requests per run", True),
         ("ahead: earliest start, s", False),
         ("ahead: latest start, s", True),

@@ -33,7 +33,7 @@ def page():
     pages = []
 
     def start(host="127.0.0.1", token=None):
-        pages.append(serve(f"http://{host}:0", HANDLERS, token))
+        pages.append(serve(f"http://{host}:0", HANDLERS, token if callable(token) else lambda: token))
         return pages[-1].address.replace("0.0.0.0", "127.0.0.1")
 
     yield start
@@ -72,6 +72,18 @@ def test_off_loopback_all_but_health_asks_for_the_token(page):
     assert requests.get(f"{address}/api/poke", headers=right, timeout=5).status_code == 200
 
 
+def test_a_token_that_is_replaced_while_the_page_is_served_holds_at_once(page):
+    tokens = ["old-token"]
+    address = page("0.0.0.0", lambda: tokens[-1])
+    codes = []
+    for tokens[-1] in ("old-token", "new-token"):
+        for given in ("old-token", "new-token"):
+            header = {"Authorization": f"Bearer {given}"}
+            codes.append(requests.get(f"{address}/api/poke", headers=header, timeout=5).status_code)
+
+    assert codes == [200, 401, 401, 200]
+
+
 def test_off_loopback_without_a_token_only_health_is_served(page):
     address = page("0.0.0.0")
 
@@ -97,18 +109,18 @@ def test_many_ask_at_once(page):
 
 
 def test_a_closed_page_has_given_its_port_back():
-    page = serve("127.0.0.1:0", HANDLERS, None)
+    page = serve("127.0.0.1:0", HANDLERS, lambda: None)
     port = parse_address(page.address)[1]
     page.close()
 
-    serve(f"127.0.0.1:{port}", HANDLERS, None).close()
+    serve(f"127.0.0.1:{port}", HANDLERS, lambda: None).close()
 
 
 def test_a_port_in_use_is_one_sentence():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(SettingsError, match=f"port {port} is in use") as caught:
-            serve(f"http://127.0.0.1:{port}", HANDLERS, None)
+            serve(f"http://127.0.0.1:{port}", HANDLERS, lambda: None)
 
     assert caught.value.exit_code == 2
 
@@ -133,7 +145,7 @@ def test_an_address_that_is_none_is_one_sentence_with_the_remedy(address, word):
 
 def test_ipv6_loopback_is_served():
     try:
-        page = serve("http://[::1]:0", HANDLERS, None)
+        page = serve("http://[::1]:0", HANDLERS, lambda: None)
     except SettingsError:
         pytest.skip("this machine has no IPv6")
     try:

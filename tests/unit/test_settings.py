@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from flowfleet import commands
 from flowfleet.errors import SettingsError
 from flowfleet.flags import known_keys, read_config
+from flowfleet.options import secrets_of
 from flowfleet.settings import (
     LEASE_MARGIN_SECONDS,
     Common,
@@ -161,6 +162,43 @@ def test_secret_files_are_read_again(tmp_path):
     redis.write_text("redis://:two@box/0")
 
     assert (refresh(settings).key, refresh(settings).redis) == ("second", "redis://:two@box/0")
+
+
+@pytest.mark.parametrize(
+    ("given", "renewed"),
+    [
+        ("redis://box/0", "redis://:two@box/0"),
+        ("redis://bob@box/0", "redis://bob:two@box/0"),
+        ("redis+socket:///run/s", "redis+socket://:two@/run/s"),
+        ("redis://:own@box/0", "redis://:own@box/0"),
+    ],
+)
+def test_a_password_file_that_is_replaced_changes_the_password_only(tmp_path, given, renewed):
+    password = tmp_path / "password"
+    password.write_text("one")
+    environ = {"FLOWFLEET_REDIS": given, "FLOWFLEET_REDIS_PASSWORD_FILE": str(password)}
+    settings = resolve(Common, {}, environ, {})
+    password.write_text("two")
+
+    assert refresh(settings).redis == renewed
+    assert refresh(refresh(settings)).redis == renewed
+
+
+def test_only_the_secrets_that_are_asked_for_are_read_again(tmp_path):
+    key, token = tmp_path / "key", tmp_path / "token"
+    key.write_text("key-one")
+    token.write_text("token-one")
+    settings = resolve(Common, {}, {"FLOWFLEET_KEY_FILE": str(key), "FLOWFLEET_PAGE_TOKEN_FILE": str(token)}, {})
+    key.unlink()
+    token.write_text("token-two")
+
+    assert refresh(settings, ["page_token"]).page_token == "token-two"
+
+
+def test_a_password_is_known_as_a_secret_in_the_form_of_the_address_and_as_it_is_sent():
+    settings = resolve(Common, {"redis": "redis://:p%40ss%2fword@box/0"}, {}, {})
+
+    assert set(secrets_of(settings)) == {"p%40ss%2fword", "p@ss/word"}
 
 
 def test_secrets_do_not_show_in_the_repr():

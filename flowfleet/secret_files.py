@@ -1,0 +1,76 @@
+"""SecretFiles: the login at Redis and the token of our own pages, which may be replaced while a part runs."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Collection
+
+from flowfleet.errors import SettingsError
+from flowfleet.login import Login, without_login
+from flowfleet.options import refresh
+from flowfleet.settings import Common
+
+logger = logging.getLogger(__name__)
+
+_REDIS = ("redis", "redis_password")
+_PAGE = ("page_token",)
+
+
+class SecretFiles:
+    """Reads a secret again each time it is needed, so that a replaced file is enough, before and after a refusal.
+
+    That is seldom: a login is needed when a connection is opened, a token when somebody asks from another machine. A
+    file that cannot be read just now, since it is being replaced, leaves the last secret in use.
+    """
+
+    #: a new connection reads the file by itself: nobody has to look for a new login on its behalf
+    key_refused = False
+
+    def __init__(self, settings: Common) -> None:
+        self._settings = settings
+        self._reading = threading.Lock()
+        self._complaint = ""
+        #: for every client of Redis
+        self.login = Login(self._redis)
+
+    def page_token(self) -> str | None:
+        """What our own pages ask for now."""
+        self._read(_PAGE)
+        return self._settings.page_token
+
+    def renew(self) -> bool:
+        """Read all of them now; True when one is another than before."""
+        before = self._settings
+        self._read(_REDIS)
+        self._read(_PAGE)
+        return self._settings != before
+
+    def _redis(self) -> str:
+        self._read(_REDIS)
+        return self._settings.redis
+
+    def _read(self, names: Collection[str]) -> None:
+        with self._reading:
+            try:
+                found = refresh(self._settings, names)
+            except SettingsError as error:
+                self._complain(str(error))
+                return
+            if without_login(found.redis) != without_login(self._settings.redis):
+                # a password is for one server only, and the clients know no other
+                self._complain("the address of Redis has changed, which needs a restart")
+                return
+            changed, self._settings, self._complaint = found != self._settings, found, ""
+        if changed:
+            logger.info("a replaced secret is in use from now on", extra={"secret": _words(names)})
+
+    def _complain(self, why: str) -> None:
+        """Once: a part that waits for Redis opens a connection each second."""
+        if why != self._complaint:
+            self._complaint = why
+            logger.warning("a secret could not be read again, the last one stays in use", extra={"error": why})
+
+
+def _words(names: Collection[str]) -> str:
+    return "page token" if "page_token" in names else "login at Redis"
