@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from typing import TextIO, cast
 
 import click
 from rich.console import Console
@@ -19,6 +22,7 @@ from flowfleet.up.demo import Demo, DemoRun, session_of
 from flowfleet.up.folder import DataFolder, default_path
 from flowfleet.up.live import Show
 from flowfleet.up.together import Signals, Stopped, Together
+from flowfleet.up.voice import Voice
 
 _LOOK_SECONDS = 0.5
 #: a demo that hangs must not hang a pipeline for ever
@@ -40,7 +44,7 @@ def up(settings: UpSettings, *, demo: bool, exit_after: bool) -> int:
         raise click.UsageError("--exit is about the demo: use it with --demo.")
     signals = Signals()
     signals.install()
-    out = console()
+    out = console(cast("TextIO", Voice(sys.stdout, signals.note_unheard)))
     folder = DataFolder.open((settings.data_dir or default_path(os.environ)).absolute())
     environ = dict(os.environ)
     config_file = click.get_current_context().params.get("config_file")
@@ -53,8 +57,7 @@ def up(settings: UpSettings, *, demo: bool, exit_after: bool) -> int:
     except Stopped:
         code = CHECKS_FAILED if exit_after else 0
     finally:
-        _stop(together, signals, out)
-        folder.close()
+        _end(together, signals)
     return code if signals.second is None else 128 + signals.second
 
 
@@ -62,10 +65,13 @@ def _sayer(out: Console) -> Callable[[str], None]:
     return lambda sentence: out.print(sentence, soft_wrap=True, markup=False, highlight=False)
 
 
-def _stop(together: Together, signals: Signals, out: Console) -> None:
-    if together.parts:
-        _sayer(out)("stopping " + ", ".join(part.name for part in reversed(together.parts)))
-    together.stop(lambda: signals.second is not None)
+def _end(together: Together, signals: Signals) -> None:
+    """Stop all and let go of the folder: each step is done, whatever the one before it raises."""
+    with ExitStack() as steps:
+        steps.callback(together.folder.close)
+        steps.callback(together.stop, lambda: signals.second is not None)
+        if together.parts:
+            together.say("stopping " + ", ".join(part.name for part in reversed(together.parts)))
 
 
 def _serve(together: Together, signals: Signals, out: Console, *, demo: bool, exit_after: bool) -> int:

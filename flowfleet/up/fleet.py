@@ -15,6 +15,7 @@ from flowfleet.up.parts import Child, Command
 from flowfleet.up.server import environment as server_environment
 from flowfleet.up.server import script
 
+POLLER = "poller"
 READY_SECONDS = 60.0
 #: what `up` decides for its parts, so that the user's own settings of these do not get in between
 _DECIDED = (
@@ -69,9 +70,14 @@ def environment(
 
 def start_poller(folder: DataFolder, env: Mapping[str, str], address: str, cwd: Path) -> Child:
     """The poller."""
-    argv = [_program("poller"), "start", "--agent-address", address]
-    command = Command(name="poller", argv=argv, env=env, cwd=cwd, log=folder.log("poller"), grace=STOP_GRACE_SECONDS)
-    return Child(command, folder.note("poller"))
+    argv = [_program(POLLER), "start", "--agent-address", address]
+    command = Command(name=POLLER, argv=argv, env=env, cwd=cwd, log=folder.log(POLLER), grace=STOP_GRACE_SECONDS)
+    return Child(command, folder.note(POLLER))
+
+
+def state_dir(folder: DataFolder) -> Path:
+    """Where the workers keep their runs' records."""
+    return folder.path / "state"
 
 
 def start_worker(
@@ -81,7 +87,7 @@ def start_worker(
     argv = [_program("worker"), "start", "--name", name, "--slots", str(slots), "--agent-address", address]
     # the poller gets no pool: it claims for whatever its workers offer
     argv += ["--pool", pool]
-    argv += ["--state-dir", str(folder.path / "state"), "--on-stop", "cancel"]
+    argv += ["--state-dir", str(state_dir(folder)), "--on-stop", "cancel"]
     argv += ["--stop-grace", f"{STOP_GRACE_SECONDS:g}"]
     grace = 2 * STOP_GRACE_SECONDS + 5.0
     command = Command(name=name, argv=argv, env=env, cwd=cwd, log=folder.log(name), grace=grace)

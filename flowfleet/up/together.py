@@ -7,6 +7,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from flowfleet import ledger as ledgers
 from flowfleet.errors import FleetError
 from flowfleet.logs import redact_url
 from flowfleet.settings import UpSettings
-from flowfleet.up import embedded, fleet, server
+from flowfleet.up import embedded, fleet, left_runs, server
 from flowfleet.up.folder import DataFolder
 from flowfleet.up.parts import Adopted, Part, death, remembered, wait_ready
 
@@ -41,6 +42,7 @@ class Signals:
     def __init__(self) -> None:
         self.first: int | None = None
         self.second: int | None = None
+        self.unheard = False
 
     def install(self) -> None:
         """Take the signals, also where a shell has set a background job to ignore them."""
@@ -51,14 +53,19 @@ class Signals:
         # only a note: a handler runs between any two steps of the main thread, so it takes no lock and calls nothing
         if self.first is None:
             self.first = number
-        else:
+        elif number != signal.SIGHUP:
+            # a closed terminal sends its signal twice, by the kernel and by the shell: that is no hurry
             self.second = number
+
+    def note_unheard(self) -> None:
+        """Nobody reads what is printed any more: ends in order, and a signal that comes with it is the first."""
+        self.unheard = True
 
     def pause(self, seconds: float) -> None:
         """Wait a little; raises `Stopped` once the end is asked for."""
         until = time.monotonic() + seconds
         while True:
-            if self.first is not None:
+            if self.first is not None or self.unheard:
                 raise Stopped("The end was asked for.")
             left = until - time.monotonic()
             if left <= 0:
@@ -81,19 +88,19 @@ class Together:
     def start(self) -> None:
         """Start what is not there yet, one after the other, each when the one before is ready."""
         own_server, own_redis = self.settings.api is None, self._own_redis()
-        self._check_before(own_server=own_server)
         self._end_leftovers()
+        self._check_before(own_server=own_server)
         self._start_redis(own=own_redis)
         self._start_server(own=own_server)
         env = fleet.environment(self.folder, self.environ, self.settings, own_server=own_server)
         # Prefect also finds settings in files of the folder it is started in, meant for an API of the user
         cwd = self.folder.path if own_server else Path.cwd()
-        self.agent_address = f"http://127.0.0.1:{self.folder.port('poller')}"
+        self.agent_address = f"http://127.0.0.1:{self.folder.port(fleet.POLLER)}"
         self._ready(
             fleet.start_poller(self.folder, env, self.agent_address, cwd),
             lambda: fleet.answers(self.agent_address),
             fleet.READY_SECONDS,
-            "poller",
+            fleet.POLLER,
         )
         names = fleet.worker_names(self.settings.workers)
         self.resume(names)
@@ -120,7 +127,7 @@ class Together:
 
     def _end_leftovers(self) -> None:
         """End what an `up` that was killed has left: its workers' runs go with them. Redis is adopted instead."""
-        order = {"poller": 1, "server": 2}
+        order = {fleet.POLLER: 1, server.NAME: 2}
         notes = sorted(self.folder.notes.glob("*.json"), key=lambda note: order.get(note.stem, 0))
         for note in notes:
             if note.stem == embedded.NAME:
@@ -128,7 +135,10 @@ class Together:
             process = remembered(note)
             if process is not None:
                 self.say(f"ending the {note.stem} (pid {process.pid}) that an earlier flowfleet up has left")
-                Adopted(note.stem, process, self.folder.log(note.stem), note, grace=25.0).stop()
+                whole_group = note.stem == server.NAME
+                Adopted(
+                    note.stem, process, self.folder.log(note.stem), note, grace=25.0, whole_group=whole_group
+                ).stop()
             note.unlink(missing_ok=True)
 
     def _start_redis(self, *, own: bool) -> None:
@@ -201,12 +211,20 @@ class Together:
         for part in self.parts:
             how = part.ended()
             if how is not None:
-                raise death(part, f"{how} by itself")
+                raise death(part, f"{how}, and flowfleet up ends with it")
 
     def stop(self, hurry: Callable[[], bool]) -> None:
-        """Workers, poller, server, Redis: each still has what it needs to end in order."""
-        while self.parts:
-            part = self.parts[-1]
-            part.stop(hurry)
-            self.parts.pop()
-            logger.debug("part stopped", extra={"part": part.name})
+        """Workers, poller, server, Redis: each still has what it needs to end in order; each is ended in any case."""
+        with ExitStack() as steps:
+            for part in self.parts:
+                steps.callback(part.stop, hurry)
+                if part.name == fleet.POLLER:
+                    steps.callback(self._end_left_runs)
+        self.parts.clear()
+
+    def _end_left_runs(self) -> None:
+        """After the workers: what one that was killed, or cut short, has left. It must not outlive this `up`."""
+        count = left_runs.end_all(fleet.state_dir(self.folder), self.environ)
+        if count:
+            runs = "1 run" if count == 1 else f"{count} runs"
+            self.say(f"killed {runs} that a worker has left; the next flowfleet up on this folder reports the end")
