@@ -29,7 +29,7 @@ from flowfleet.monitor.redis_server import RedisServer
 from flowfleet.monitor.snapshot import take
 from flowfleet.monitor.status import console, status
 from flowfleet.options import machine_facts, options_of, resolve
-from flowfleet.settings import Common, PollerSettings, WorkerSettings, options
+from flowfleet.settings import Common, LogsSettings, PollerSettings, WorkerSettings, options
 from flowfleet.up.command import up
 
 _WATCH_SECONDS = 1.0
@@ -152,15 +152,16 @@ def _at_api(settings: Common, run_id: str) -> tuple[RunState | None, Place | Non
 @program.command("logs")
 @click.argument("run_id", metavar="RUN")
 @click.option("-f", "--follow", is_flag=True, help="Go on until the run has ended.")
-@options(Common, level="WARNING")
-def logs_command(settings: Common, run_id: str, *, follow: bool) -> None:
+@options(LogsSettings, level="WARNING")
+def logs_command(settings: LogsSettings, run_id: str, *, follow: bool) -> None:
     """Show what a run has printed."""
     with asked(settings) as ledger:
         live, records = ledger.claims.live(), ledger.claims.records(limit=_RECORDS)
         claims = {claim.run_id: claim.worker for claim in live}
         gone = {str(record["run_id"]): record.get("worker") for record in reversed(records)}
         run_id = runs.whole_id(run_id, runs.names(records, live))
-        log = output.local_log(output.state_home(os.environ), run_id)
+        folder = settings.state_dir or output.state_home(os.environ)
+        log = output.local_log(folder, run_id)
         if log:
             pieces = output.read_local(log, follow=follow, ended=lambda: ledger.claims.get(run_id) is None)
         else:
@@ -168,7 +169,10 @@ def logs_command(settings: Common, run_id: str, *, follow: bool) -> None:
             address = next((row.address for row in ledger.roster.rows() if row.worker == worker), None)
             if not address:
                 where = f"the worker {worker} has no --agent-address" if worker else "no worker of this fleet had it"
-                raise output.NoOutput(f"The output of the run {run_id} is not on this host, and {where}.")
+                raise output.NoOutput(
+                    f"The output of the run {run_id} is not below {folder} on this host, and {where}: "
+                    "give the worker's --state-dir, or look on its host."
+                )
             pieces = output.read_remote(address, run_id, follow=follow, token=settings.page_token)
         for piece in pieces:
             sys.stdout.buffer.write(piece)

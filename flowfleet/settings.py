@@ -14,6 +14,7 @@ from flowfleet.options import Kind, Option, Origin, options_of, refresh, resolve
 
 __all__ = [
     "Common",
+    "LogsSettings",
     "Option",
     "Origin",
     "PollerSettings",
@@ -48,6 +49,10 @@ def _work_queues(meaning: str) -> Option:
 
 def _labels(meaning: str) -> Option:
     return Option(flag="-l --label", named="LABELS", separator=",", kind=shown_as("LABEL"), help=meaning)
+
+
+def _state_dir(meaning: str) -> Option:
+    return Option(flag="--state-dir", kind=FOLDER, help=f"{meaning} (default: under XDG_STATE_HOME).")
 
 
 def _agent_address() -> Option:
@@ -300,14 +305,7 @@ class WorkerSettings(Common):
             help="How long a stop waits for runs, and a run gets between TERM and KILL (default: 30).",
         ),
     )
-    state_dir: Path | None = setting(
-        None,
-        Option(
-            flag="--state-dir",
-            kind=FOLDER,
-            help="Where this worker keeps its runs' records (default: under XDG_STATE_HOME).",
-        ),
-    )
+    state_dir: Path | None = setting(None, _state_dir("Where this worker keeps its runs' records"))
     agent_address: str | None = setting(None, _agent_address())
     task_events: bool = setting(
         False,
@@ -331,6 +329,13 @@ class WorkerSettings(Common):
     #: tests give another
     machine_id: str | None = setting(None, Option(named="MACHINE_ID", help="For tests."))
     boot_id: str | None = setting(None, Option(named="BOOT_ID", help="For tests."))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogsSettings(Common):
+    """`flowfleet logs`."""
+
+    state_dir: Path | None = setting(None, _state_dir("Where the workers of this host keep their runs' records"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -234,3 +234,17 @@ def test_an_empty_pool_is_refused_before_anything_is_asked():
 
     assert done.returncode == 2
     assert done.stderr == "Error: --pool cannot be '': it must be some text.\n"
+
+
+def test_logs_looks_in_the_workers_state_folder_and_names_it_when_nothing_is_there(fleet_of_one, tmp_path):
+    run_id = "22222222-2222-4222-8222-222222222222"
+    folder = tmp_path / "machine" / "worker" / "runs" / f"{run_id}.claim"
+    folder.mkdir(parents=True)
+    (folder / "log").write_text("hello\n")
+    for argv, variables in (([], {"FLOWFLEET_STATE_DIR": str(tmp_path)}), (["--state-dir", str(tmp_path)], {})):
+        assert _run("flowfleet", "logs", run_id, *argv, **variables, **fleet_of_one[1]).stdout == "hello\n"
+    elsewhere = _run("flowfleet", "logs", run_id, XDG_STATE_HOME=str(tmp_path / "x"), **fleet_of_one[1])
+
+    assert elsewhere.returncode == 1
+    assert f"is not below {tmp_path}/x/flowfleet on this host" in elsewhere.stderr
+    assert "--state-dir" in elsewhere.stderr
