@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 import requests
 
@@ -41,7 +42,7 @@ STOP_GRACE_SECONDS = 10.0
 
 
 def environment(
-    folder: DataFolder, environ: Mapping[str, str], settings: UpSettings, *, own_server: bool
+    folder: DataFolder, environ: Mapping[str, str], settings: UpSettings, *, own_server: bool, own_redis: bool
 ) -> dict[str, str]:
     """Of poller and workers: where everything is goes by variables, since flags show in process lists."""
     env = server_environment(folder, environ) if own_server else dict(environ)
@@ -57,6 +58,7 @@ def environment(
         "FLOWFLEET_LOG_FORMAT": settings.log_format,
     }
     env |= {name: value for name, value in given.items() if value}
+    env = _by_file(env, settings, own_redis=own_redis)
     if settings.origins.get("log_level", Origin("machine")).kind != "machine":
         # our own default is for what stands between the lines of `up`, the parts write to files
         env["FLOWFLEET_LOG_LEVEL"] = settings.log_level
@@ -66,6 +68,27 @@ def environment(
         # the server's own environment certainly has the right prefect
         env.setdefault("FLOWFLEET_PYTHON", sys.executable)
     return env
+
+
+def _by_file(env: Mapping[str, str], settings: UpSettings, *, own_redis: bool) -> dict[str, str]:
+    """Secrets that were given by a file stay there: the parts read it again when the secret is replaced."""
+    by_file = dict(env)
+    for name, variable in (("key", "KEY"), ("redis", "REDIS"), ("redis_password", "REDIS_PASSWORD")):
+        origin = settings.origins.get(name, Origin("default"))
+        if origin.kind == "secret-file" and not (own_redis and name.startswith("redis")):
+            by_file.pop(f"FLOWFLEET_{variable}", None)
+            # the parts may be started in another folder
+            by_file[f"FLOWFLEET_{variable}_FILE"] = str(Path(origin.name).absolute())
+            if name == "redis_password" and "FLOWFLEET_REDIS" in by_file:
+                by_file["FLOWFLEET_REDIS"] = _without_password(by_file["FLOWFLEET_REDIS"])
+    return by_file
+
+
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
+    user, at, host = parts.netloc.rpartition("@")
+    name = user.partition(":")[0]
+    return urlunsplit(parts._replace(netloc=f"{name}@{host}" if at and name else host))
 
 
 def start_poller(folder: DataFolder, env: Mapping[str, str], address: str, cwd: Path) -> Child:

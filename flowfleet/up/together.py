@@ -92,7 +92,7 @@ class Together:
         self._check_before(own_server=own_server)
         self._start_redis(own=own_redis)
         self._start_server(own=own_server)
-        env = fleet.environment(self.folder, self.environ, self.settings, own_server=own_server)
+        env = fleet.environment(self.folder, self.environ, self.settings, own_server=own_server, own_redis=own_redis)
         # Prefect also finds settings in files of the folder it is started in, meant for an API of the user
         cwd = self.folder.path if own_server else Path.cwd()
         self.agent_address = f"http://127.0.0.1:{self.folder.port(fleet.POLLER)}"

@@ -203,8 +203,8 @@ def test_the_parts_get_where_everything_is_by_variables_and_nothing_of_the_users
     }
     settings = resolve(UpSettings, {"api": "http://h/api", "key": "kk", "log-level": "debug"}, {}, {})
     try:
-        ours = fleet.environment(folder, user, settings, own_server=True)
-        theirs = fleet.environment(folder, user, settings, own_server=False)
+        ours = fleet.environment(folder, user, settings, own_server=True, own_redis=True)
+        theirs = fleet.environment(folder, user, settings, own_server=False, own_redis=True)
     finally:
         folder.close()
 
@@ -217,6 +217,31 @@ def test_the_parts_get_where_everything_is_by_variables_and_nothing_of_the_users
     assert not {"FLOWFLEET_SLOTS", "FLOWFLEET_NAME", "FLOWFLEET_REDIS_FILE", "PREFECT_API_KEY"} & set(ours)
     assert theirs["PREFECT_API_KEY"] == "k"
     assert "FLOWFLEET_PYTHON" not in theirs
+
+
+def test_secrets_that_were_given_by_file_reach_the_parts_by_file(tmp_path, monkeypatch):
+    """Else a replaced key would never be read again."""
+    monkeypatch.chdir(tmp_path)
+    for name, text in (("key", "kkkk"), ("redis", "redis://:rrrr@box/0"), ("password", "pppp")):
+        (tmp_path / name).write_text(text)
+    folder = DataFolder.open(tmp_path / "data")
+
+    def parts(environ, *, own_redis=False):
+        settings = resolve(UpSettings, {"api": "http://h/api"}, environ, {})
+        env = fleet.environment(folder, environ, settings, own_server=False, own_redis=own_redis)
+        return {name[10:]: value for name, value in env.items() if name.startswith("FLOWFLEET_")}
+
+    try:
+        whole = parts({"FLOWFLEET_KEY_FILE": "key", "FLOWFLEET_REDIS_FILE": "redis"})
+        apart = parts({"FLOWFLEET_REDIS": "redis://me@box/0", "FLOWFLEET_REDIS_PASSWORD_FILE": "password"})
+        ours = parts({"FLOWFLEET_REDIS_PASSWORD_FILE": "password"}, own_redis=True)
+    finally:
+        folder.close()
+
+    assert (whole["KEY_FILE"], whole["REDIS_FILE"]) == (str(tmp_path / "key"), str(tmp_path / "redis"))
+    assert not {"KEY", "REDIS"} & set(whole)
+    assert (apart["REDIS"], apart["REDIS_PASSWORD_FILE"]) == ("redis://me@box/0", str(tmp_path / "password"))
+    assert "REDIS_PASSWORD_FILE" not in ours
 
 
 def test_a_users_own_api_is_reached_with_the_users_key_and_ours_without(tmp_path):
