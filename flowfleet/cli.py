@@ -198,7 +198,11 @@ def doctor_command(settings: Common, *, as_json: bool) -> int:
 
 
 def _checks(settings: Common) -> list[doctors.Check]:
-    ledger = connect(settings.redis, settings.fleet)
+    try:
+        ledger = connect(settings.redis, settings.fleet)
+    except LedgerError as error:  # an address that is none: the API is asked all the same
+        failed = doctors.Check(name="redis", verdict=doctors.Verdict.FAIL, found=str(error))
+        return [failed, *doctors.api_checks(lambda: _probe(settings))]
     try:
         checks = list(doctors.redis_checks(RedisServer(ledger.store)))
         checks += doctors.api_checks(lambda: _probe(settings))

@@ -248,3 +248,20 @@ def test_logs_looks_in_the_workers_state_folder_and_names_it_when_nothing_is_the
     assert elsewhere.returncode == 1
     assert f"is not below {tmp_path}/x/flowfleet on this host" in elsewhere.stderr
     assert "--state-dir" in elsewhere.stderr
+
+
+def test_doctor_without_an_api_address_checks_all_else(fleet_of_one, tmp_path):
+    done = _run("flowfleet", "doctor", HOME=str(tmp_path), **fleet_of_one[1])
+
+    assert (done.returncode, done.stderr) == (5, "")
+    assert "fail api: No Prefect API is set, give its address by --api" in done.stdout
+    assert "ok   redis: Redis at" in done.stdout
+    assert "ok   workers: 1 live" in done.stdout
+
+
+def test_doctor_with_an_address_that_is_no_redis_still_asks_the_api():
+    done = _run("flowfleet", "doctor", "--redis", "rediss://box/0", PREFECT_API_URL="http://127.0.0.1:1/api")
+
+    assert (done.returncode, done.stderr) == (5, "")
+    assert "fail redis: --redis rediss://box/0: use redis://HOST:PORT/DB" in done.stdout
+    assert "fail api: " in done.stdout
