@@ -346,9 +346,7 @@ class UpSettings(Common):
         1, Option(flag="-c --slots", kind=COUNT, help="Slots of each worker (default: the CPU cores).")
     )
     workers: int = setting(1, Option(flag="--workers", kind=COUNT, help="How many workers (default: 1)."))
-    pool: str = setting(
-        "flowfleet", Option(flag="--pool", named="POOLS", kind=shown_as("NAME"), help="The pool (default: flowfleet).")
-    )
+    pools: tuple[str, ...] = setting(("flowfleet",), _pools("Serve this pool (repeatable; default: flowfleet)."))
     data_dir: Path | None = setting(
         None,
         Option(
@@ -360,3 +358,8 @@ class UpSettings(Common):
     port: int | None = setting(
         None, Option(flag="--port", kind=PORT, help="Port of the Prefect server (default: a free one).")
     )
+
+    @property
+    def pool(self) -> str:
+        """The one that the demo and `up.json` name."""
+        return self.pools[0]

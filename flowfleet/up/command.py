@@ -92,7 +92,8 @@ def _serve(together: Together, signals: Signals, out: Console, *, demo: bool, ex
         if exit_after:
             return code
     else:
-        say(f"Deploy your flows to the work pool {state['pool']!r}.")
+        pools = together.settings.pools
+        say(f"Deploy your flows to the work pool{'s' if len(pools) > 1 else ''} {', '.join(map(repr, pools))}.")
     say("Ctrl-C stops everything.")
     while True:
         together.check()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -104,12 +104,12 @@ def state_dir(folder: DataFolder) -> Path:
 
 
 def start_worker(
-    folder: DataFolder, env: Mapping[str, str], address: str, cwd: Path, *, name: str, slots: int, pool: str
+    folder: DataFolder, env: Mapping[str, str], address: str, cwd: Path, *, name: str, slots: int, pools: Sequence[str]
 ) -> Child:
     """One worker; its runs end with it, since they belong to this `up`."""
     argv = [_program("worker"), "start", "--name", name, "--slots", str(slots), "--agent-address", address]
     # the poller gets no pool: it claims for whatever its workers offer
-    argv += ["--pool", pool]
+    argv += [word for pool in pools for word in ("--pool", pool)]
     argv += ["--state-dir", str(state_dir(folder)), "--on-stop", "cancel"]
     argv += ["--stop-grace", f"{STOP_GRACE_SECONDS:g}"]
     grace = 2 * STOP_GRACE_SECONDS + 5.0

@@ -107,7 +107,7 @@ class Together:
         for name in names:
             address = f"http://127.0.0.1:{self.folder.port(name)}"
             part = fleet.start_worker(
-                self.folder, env, address, cwd, name=name, slots=self.settings.slots, pool=self.settings.pool
+                self.folder, env, address, cwd, name=name, slots=self.settings.slots, pools=self.settings.pools
             )
             self._ready(part, partial(fleet.answers, address), fleet.READY_SECONDS, f"{name} ({self._slots()})")
         self.folder.write_state(self.state())

@@ -253,6 +253,23 @@ def test_a_users_own_api_is_reached_with_the_users_key_and_ours_without(tmp_path
     assert session_of(given, environ, tmp_path).address.authorization == "Bearer users-key"
 
 
+def test_up_serves_each_pool_that_a_list_names_wherever_the_list_stands(tmp_path, monkeypatch):
+    """One variable and one config file serve worker and `up` alike, and there pools are a list."""
+    by_variable = resolve(UpSettings, {}, {"FLOWFLEET_POOLS": "cpu,gpu"}, {})
+    by_file = resolve(UpSettings, {}, {}, {"pool": ["cpu"]})
+    assert (by_variable.pools, by_variable.pool, by_file.pools) == (("cpu", "gpu"), "cpu", ("cpu",))
+    folder = DataFolder.open(tmp_path / "data")
+    monkeypatch.setattr(fleet, "Child", lambda command, note: command)
+    try:
+        command = fleet.start_worker(
+            folder, {}, "http://h:1", tmp_path, name="worker", slots=2, pools=by_variable.pools
+        )
+    finally:
+        folder.close()
+
+    assert " --pool cpu --pool gpu " in " ".join(command.argv)
+
+
 def test_workers_are_named_by_their_number():
     assert fleet.worker_names(1) == ["worker"]
     assert fleet.worker_names(3) == ["worker-1", "worker-2", "worker-3"]
