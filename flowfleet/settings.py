@@ -342,6 +342,10 @@ class LogsSettings(Common):
 class UpSettings(Common):
     """`flowfleet up`."""
 
+    # it names its parts itself, and all of it is about Prefect 3: these are no options here
+    name: str = setting("worker")
+    backend: str = setting("auto")
+    tenant_id: str | None = setting(None)
     slots: int = setting(
         1, Option(flag="-c --slots", kind=COUNT, help="Slots of each worker (default: the CPU cores).")
     )

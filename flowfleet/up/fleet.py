@@ -27,6 +27,8 @@ _DECIDED = (
     "REDIS_PASSWORD_FILE",
     "FLEET",
     "NAME",
+    "BACKEND",
+    "TENANT_ID",
     "AGENT_ADDRESS",
     "STATE_DIR",
     "SLOTS",
