@@ -37,6 +37,7 @@ class Option:
 
     #: as for click, but in one word: `-k --key`, `--a/--no-a`; empty = only by its variable
     flag: str = ""
+    #: `{level}` in it stands for the command's own default of --log-level
     help: str
     kind: Kind = Kind()
     #: None = FLOWFLEET_ and the long flag

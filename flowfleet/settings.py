@@ -139,7 +139,7 @@ class Common:
         Option(
             flag="--log-level",
             kind=one_of("DEBUG", "INFO", "WARNING", "ERROR"),
-            help="How much to log (default: INFO).",
+            help="How much to log (default: {level}).",
         ),
     )
     log_format: str = setting(
@@ -342,6 +342,24 @@ class LogsSettings(Common):
 class UpSettings(Common):
     """`flowfleet up`."""
 
+    api: str | None = setting(
+        None,
+        Option(
+            flag="-a --api",
+            kind=shown_as("URL"),
+            help="Use the Prefect API at this address (default: start a Prefect server).",
+        ),
+    )
+    redis: str = setting(
+        "redis://127.0.0.1:6379/0",
+        Option(
+            flag="-r --redis",
+            secret=True,
+            by_file=True,
+            kind=shown_as("URL"),
+            help="Use the Redis at redis://HOST:PORT/DB or redis+socket:///PATH (default: start one).",
+        ),
+    )
     # it names its parts itself, and all of it is about Prefect 3: these are no options here
     name: str = setting("worker")
     backend: str = setting("auto")

@@ -170,6 +170,7 @@ class Together:
 
     def _start_server(self, *, own: bool) -> None:
         if own:
+            self._say_unused_api()
             port = server.choose_port(self.folder, self.settings.port)
             url = server.api_url(port)
             self.settings = dataclasses.replace(self.settings, api=url)
@@ -180,6 +181,14 @@ class Together:
             return
         info = flowfleet.api.connect(self.settings, self.environ).probe()
         self.say(f"Prefect {info.version} at {redact_url(str(self.settings.api))} answers")
+
+    def _say_unused_api(self) -> None:
+        """An API that Prefect's own command would find is not used without --api; what an earlier `up` said is ours."""
+        found = flowfleet.api.found_url(self.environ)
+        last = self.folder.last_port(server.NAME)
+        if found and (last is None or found[0].rstrip("/") != server.api_url(last)):
+            url, source = redact_url(found[0]), found[1]
+            self.say(f"the API at {url} ({source}) is not used: flowfleet up --api {url} would use it")
 
     def _ready(self, part: Part, ready: Callable[[], bool], seconds: float, what: str) -> None:
         self.parts.append(part)

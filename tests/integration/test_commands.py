@@ -265,3 +265,17 @@ def test_doctor_with_an_address_that_is_no_redis_still_asks_the_api():
     assert (done.returncode, done.stderr) == (5, "")
     assert "fail redis: --redis rediss://box/0: use redis://HOST:PORT/DB" in done.stdout
     assert "fail api: " in done.stdout
+
+
+def test_help_tells_each_commands_own_defaults():
+    up, status, worker = (
+        " ".join(_run(*argv, "--help").stdout.split())
+        for argv in (("flowfleet", "up"), ("flowfleet", "status"), ("worker", "start"))
+    )
+
+    assert "(default: start a Prefect server)" in up
+    assert "(default: start one)" in up
+    assert "as Prefect's own command finds it" not in up
+    assert "(default: WARNING)" in up
+    assert "(default: WARNING)" in status
+    assert "(default: INFO)" in worker

@@ -317,7 +317,7 @@ def test_the_port_of_its_own_leftover_server_is_free_again_when_it_is_looked_at(
     assert is_free(port)
 
 
-def _stop_here(**_):
+def _stop_here(*_, **__):
     raise Stopped("far enough")
 
 
@@ -516,3 +516,21 @@ def test_a_terminal_that_closes_twice_is_no_hurry():
     unheard._note(signal.SIGINT, None)
 
     assert unheard.second is None
+
+
+def test_an_api_that_prefect_would_find_is_said_not_to_be_used_and_our_own_is_no_news(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(server, "start", _stop_here)
+    said = []
+    together = _together(folder, UpSettings(), said.append)
+    theirs = {"PREFECT_API_URL": "http://:secret@box:4200/api", "HOME": str(tmp_path)}
+    ours = {"PREFECT_API_URL": server.api_url(folder.port("server")), "HOME": str(tmp_path)}
+    for together.environ in (theirs, ours):
+        with pytest.raises(Stopped):
+            together._start_server(own=True)
+    (news,) = [sentence for sentence in said if "starts" not in sentence]
+
+    assert "box:4200/api" in news
+    assert "PREFECT_API_URL" in news
+    assert "is not used: flowfleet up --api" in news
+    assert "secret" not in news
