@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TextIO, cast
@@ -114,12 +114,18 @@ def run_demo(together: Together, out: Console) -> tuple[DemoRun, ...]:
                 together.check()
                 together.pause(_LOOK_SECONDS)
                 if time.monotonic() > until:
-                    raise DemoTooLong(f"The demo's runs had not ended after {_DEMO_SECONDS:.0f} s.")
+                    raise too_long(demo.runs, together.folder.logs)
             show.update(demo.runs)
         show.finish(demo.runs)
         return demo.runs
     finally:
         ledger.close()
+
+
+def too_long(runs: Sequence[DemoRun], logs: Path) -> DemoTooLong:
+    """What to say of runs that do not end."""
+    late = ", ".join(f"{run.example.flow} {run.name} ({run.state})" for run in runs if not run.over)
+    return DemoTooLong(f"Not ended after {_DEMO_SECONDS:.0f} s: {late}. The logs in {logs} say what the parts did.")
 
 
 class DemoTooLong(FleetError):

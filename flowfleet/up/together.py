@@ -16,7 +16,8 @@ from typing import Any
 
 import flowfleet.api
 from flowfleet import ledger as ledgers
-from flowfleet.errors import FleetError
+from flowfleet.control import must_answer
+from flowfleet.errors import ApiUnavailable, FleetError, KeyRefused
 from flowfleet.logs import redact_url
 from flowfleet.settings import UpSettings
 from flowfleet.up import embedded, fleet, left_runs, server
@@ -150,7 +151,7 @@ class Together:
             self._ready(part, lambda: embedded.answers(url), embedded.READY_SECONDS, what)
         ledger = ledgers.connect(self.settings.redis, self.settings.fleet)
         try:
-            ledger.check()
+            must_answer(ledger)
         finally:
             ledger.close()
         if not own:
@@ -179,7 +180,12 @@ class Together:
             part = server.start(self.folder, self.environ, port)
             self._ready(part, lambda: server.answers(url), server.READY_SECONDS, f"Prefect server at {url}")
             return
-        info = flowfleet.api.connect(self.settings, self.environ).probe()
+        try:
+            info = flowfleet.api.connect(self.settings, self.environ).probe()
+        except KeyRefused:
+            raise  # it names its own remedy
+        except ApiUnavailable as error:
+            raise ApiUnavailable(f"{str(error).rstrip('.')}: start it, or correct --api or FLOWFLEET_API.") from error
         self.say(f"Prefect {info.version} at {redact_url(str(self.settings.api))} answers")
 
     def _say_unused_api(self) -> None:

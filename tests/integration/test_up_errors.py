@@ -74,6 +74,7 @@ def test_a_redis_that_is_not_there(up):
 
     assert code == 4
     assert str(port) in _error(text)
+    assert _error(text).endswith(": start it, or correct --redis or FLOWFLEET_REDIS.")
 
 
 def test_a_redis_that_refuses_our_password_shows_no_secret(up):
@@ -129,6 +130,7 @@ def test_an_api_that_is_not_there_ends_with_3(up):
 
     assert code == 3
     assert "cannot be reached" in _error(text)
+    assert _error(text).endswith(": start it, or correct --api or FLOWFLEET_API.")
 
 
 def test_the_redis_that_an_earlier_up_told_to_export_is_started_again(up):

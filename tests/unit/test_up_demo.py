@@ -6,6 +6,7 @@ import json
 import threading
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +17,8 @@ from flowfleet.api.session import Address, Session
 from flowfleet.errors import LedgerUnavailable
 from flowfleet.settings import UpSettings, resolve
 from flowfleet.up import fleet
-from flowfleet.up.demo import EXAMPLES, Demo, flows_folder, session_of
+from flowfleet.up.command import too_long
+from flowfleet.up.demo import EXAMPLES, Demo, DemoRun, flows_folder, session_of
 from flowfleet.up.folder import DataFolder
 from flowfleet.up.live import Show, demo_table
 from flowfleet.up.together import Signals, Stopped
@@ -268,6 +270,16 @@ def test_up_serves_each_pool_that_a_list_names_wherever_the_list_stands(tmp_path
         folder.close()
 
     assert " --pool cpu --pool gpu " in " ".join(command.argv)
+
+
+def test_a_demo_that_does_not_end_names_its_late_runs_and_where_to_look():
+    late = DemoRun(run_id="1", name="calm-otter", example=EXAMPLES[0], state="Running", kind=Kind.RUNNING)
+    done = DemoRun(run_id="2", name="other", example=EXAMPLES[0], state="Completed", kind=Kind.COMPLETED)
+    error = too_long((late, done), Path("/data/logs"))
+
+    assert error.exit_code == 5
+    assert "longer calm-otter (Running). The logs in /data/logs" in str(error)
+    assert "other" not in str(error)
 
 
 def test_workers_are_named_by_their_number():
