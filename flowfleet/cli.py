@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 from rich.console import Console, RenderableType
@@ -15,6 +16,7 @@ from rich.live import Live
 import flowfleet.api
 from flowfleet import commands
 from flowfleet.api.client import Kind, Place, RunState, ServerInfo
+from flowfleet.api.prefect_settings import prefect_settings
 from flowfleet.commands import CHECKS_FAILED, Group
 from flowfleet.control import asked
 from flowfleet.errors import ApiError, LedgerError, SettingsError
@@ -29,7 +31,7 @@ from flowfleet.monitor.redis_server import RedisServer
 from flowfleet.monitor.snapshot import take
 from flowfleet.monitor.status import console, status
 from flowfleet.options import machine_facts, options_of, resolve
-from flowfleet.settings import Common, LogsSettings, PollerSettings, WorkerSettings, options
+from flowfleet.settings import Common, LogsSettings, PollerSettings, UpSettings, WorkerSettings, options
 from flowfleet.up.command import up
 
 _WATCH_SECONDS = 1.0
@@ -233,16 +235,16 @@ def config_command(ctx: click.Context, settings: Common) -> None:
     common = {name for name, _ in options_of(Common)} - {"name"}
     for line in _setting_lines(settings, {"name"}):
         click.echo(line)
-    for command, cls in (("poller", PollerSettings), ("worker", WorkerSettings)):
+    for command, cls in (("poller", PollerSettings), ("worker", WorkerSettings), ("flowfleet", UpSettings)):
         config = read_config(ctx.params["config_file"], command, known_keys())
-        click.echo(f"\n[{command}]")
+        click.echo(f"\n[{command}]" + ("  # flowfleet up" if cls is UpSettings else ""))
         for line in _setting_lines(resolve(cls, flags, os.environ, config, machine_facts()), common):
             click.echo(line)
 
 
 def _setting_lines(settings: Common, left_out: set[str]) -> Iterator[str]:
     for name, option in options_of(type(settings)):
-        if name in left_out:
+        if name in left_out or option.for_tests:
             continue
         value = getattr(settings, name)
         if option.part:
@@ -256,6 +258,8 @@ def _setting_lines(settings: Common, left_out: set[str]) -> Iterator[str]:
             origin = "default"  # each command has its own
         if name == "api" and value is None:
             value, origin = _found_address()
+        if name == "key" and value is None and settings.token is None:
+            value, origin = _found_key()
         yield f"{option.key} = {_shown(value)}  ({origin})"
 
 
@@ -263,6 +267,15 @@ def _found_address() -> tuple[str | None, str]:
     """The address of the API where `prefect` itself would find it."""
     found = flowfleet.api.found_url(os.environ)
     return (redact_url(found[0]), found[1]) if found else (None, "default")
+
+
+def _found_key() -> tuple[str | None, str]:
+    """Where the API's credentials come from where they are Prefect's own, an auth string before a key as at the API."""
+    found = prefect_settings(os.environ, Path.cwd(), Path(os.environ.get("HOME") or Path.home()))
+    for name in ("PREFECT_API_AUTH_STRING", "PREFECT_API_KEY"):
+        if name in found:
+            return MASK, f"{name}, {found[name].source}"
+    return None, "default"
 
 
 def _shown(value: object) -> str:

@@ -47,6 +47,8 @@ class Option:
     by_file: bool = False
     #: None = one value; else what separates several in the variable
     separator: str | None = None
+    #: not for people, and not shown to them
+    for_tests: bool = False
     #: the attribute of the field's own record that this sets (the lease has three)
     part: str | None = None
 

@@ -327,8 +327,8 @@ class WorkerSettings(Common):
     )
     log_limit: int = 50 << 20
     #: tests give another
-    machine_id: str | None = setting(None, Option(named="MACHINE_ID", help="For tests."))
-    boot_id: str | None = setting(None, Option(named="BOOT_ID", help="For tests."))
+    machine_id: str | None = setting(None, Option(named="MACHINE_ID", for_tests=True, help="For tests."))
+    boot_id: str | None = setting(None, Option(named="BOOT_ID", for_tests=True, help="For tests."))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from flowfleet.flags import known_keys
 from flowfleet.flow_run import FlowRun, Offer, Route
 from flowfleet.ledger import connect
 from flowfleet.ledger.roster import Due, Row
@@ -81,8 +82,10 @@ def test_a_live_worker_is_not_forgotten_and_one_that_has_gone_is(fleet_of_one):
     assert "stop it first" in refused.stderr
     ledger.roster.sign_off("worker@h1", "n")
 
-    assert _run("worker", "forget", "worker@h1", **variables).returncode == 0
+    done = _run("worker", "forget", "worker@h1", **variables)
+    assert (done.returncode, done.stdout) == (0, "worker@h1 is forgotten.\n")
     assert ledger.roster.rows() == []
+    assert "lost runs are not judged yet" in " ".join(_run("worker", "forget", "--help").stdout.split())
 
 
 def test_an_unknown_worker_is_one_sentence_that_names_the_known(fleet_of_one):
@@ -279,3 +282,17 @@ def test_help_tells_each_commands_own_defaults():
     assert "(default: WARNING)" in up
     assert "(default: WARNING)" in status
     assert "(default: INFO)" in worker
+
+
+def test_config_shows_all_that_a_config_file_may_hold_and_where_prefects_own_key_comes_from(tmp_path):
+    path = tmp_path / "fleet.toml"
+    path.write_text("[flowfleet]\nworkers = 3\n")
+    done = _run("flowfleet", "config", "--config", str(path), PREFECT_API_KEY="top-secret", HOME=str(tmp_path))
+    shown = {line.partition(" = ")[0] for line in done.stdout.splitlines()}
+
+    assert "key = ***  (PREFECT_API_KEY, environment)" in done.stdout
+    assert "top-secret" not in done.stdout + done.stderr
+    assert "workers = 3  (config file workers)" in done.stdout
+    assert known_keys() - shown == {"machine-id", "boot-id"}
+    without = _run("flowfleet", "config", HOME=str(tmp_path)).stdout
+    assert "key = -  (default)" in without
