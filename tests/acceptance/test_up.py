@@ -35,6 +35,7 @@ def up(tmp_path):
         runs.append(UpRun(place, *options, **variables))
         return runs[-1]
 
+    make.runs = runs  # for the report of a test that fails
     yield make
     for run in runs:
         run.close()

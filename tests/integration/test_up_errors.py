@@ -23,6 +23,7 @@ def up(tmp_path):
         runs.append(UpRun(folder, *options, **variables))
         return runs[-1]
 
+    make.runs = runs  # for the report of a test that fails
     yield make
     left = {pid: what for run in runs for pid, what in run.close().items()}
     assert left == {}
