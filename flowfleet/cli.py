@@ -72,7 +72,13 @@ def _watch(ledger: Ledger, out: Console) -> None:
 @click.option("--watch", is_flag=True, help="Show it anew each second.")
 @options(Common, level="WARNING")
 def status_command(settings: Common, *, as_json: bool, watch: bool) -> None:
-    """Show queues, workers and runs of the fleet."""
+    """Show queues, workers and runs of the fleet.
+
+    \b
+    flowfleet status                what waits, what runs, and where
+    flowfleet status --watch        the same, live
+    flowfleet status --json         for programs
+    """  # noqa: D301 - click reads the escape
     with asked(settings) as ledger:
         if watch:
             _watch(ledger, console())
@@ -122,7 +128,14 @@ def runs_command(
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @options(Common, level="WARNING")
 def explain_command(settings: Common, run_id: str, *, as_json: bool) -> None:
-    """Say why a run is, or is not, running: one sentence, then the evidence."""
+    """Say why a run is, or is not, running: one sentence, then the evidence.
+
+    RUN is its name, its id, or the beginning of its id.
+
+    \b
+    flowfleet explain calm-otter
+    flowfleet explain 0a1b2c3d --json
+    """  # noqa: D301 - click reads the escape
     with asked(settings) as ledger:
         records = [dict(record) for record in ledger.claims.records(limit=_RECORDS)]
         snapshot = take(ledger)

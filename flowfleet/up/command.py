@@ -39,7 +39,14 @@ def up(settings: UpSettings, *, demo: bool, exit_after: bool) -> int:
     """Start everything on this machine: Redis, a Prefect 3 server, a poller and a worker.
 
     --redis and --api take the place of the first two. Ctrl-C stops all of it again.
-    """
+
+    \b
+    flowfleet up                            serve your own flows
+    flowfleet up --demo                     with example runs, shown live
+    flowfleet up --demo --exit              end with the examples: a check
+    flowfleet up --port 4200 --slots 4      UI at http://127.0.0.1:4200
+    flowfleet up --api http://HOST:4200/api --redis redis://HOST:6379/0
+    """  # noqa: D301 - click reads the escape
     if exit_after and not demo:
         raise click.UsageError("--exit is about the demo: use it with --demo.")
     signals = Signals()

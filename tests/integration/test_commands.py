@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import uuid
@@ -296,3 +297,27 @@ def test_config_shows_all_that_a_config_file_may_hold_and_where_prefects_own_key
     assert known_keys() - shown == {"machine-id", "boot-id"}
     without = _run("flowfleet", "config", HOME=str(tmp_path)).stdout
     assert "key = -  (default)" in without
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["flowfleet"],
+        ["flowfleet", "up"],
+        ["flowfleet", "status"],
+        ["flowfleet", "explain"],
+        ["poller"],
+        ["poller", "start"],
+        ["worker"],
+        ["worker", "start"],
+    ],
+)
+def test_help_shows_examples_in_80_columns_whose_flags_exist(argv):
+    text = _run(*argv, "--help").stdout
+    head, _, options = text.partition("Options:")
+    examples = [line for line in head.splitlines() if line.startswith(f"  {' '.join(argv)} ")]
+    flags = {flag for line in examples for flag in re.findall(r" (--[a-z-]+)", line)}
+
+    assert len(examples) >= 2
+    assert max(map(len, text.splitlines())) <= 80
+    assert [flag for flag in flags if len(argv) > 1 and f"{flag} " not in options.replace("\n", " ")] == []
