@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 from rich.console import Console, RenderableType
@@ -15,6 +16,7 @@ from rich.live import Live
 import flowfleet.api
 from flowfleet import commands
 from flowfleet.api.client import Kind, Place, RunState, ServerInfo
+from flowfleet.api.prefect_settings import prefect_settings
 from flowfleet.commands import CHECKS_FAILED, Group
 from flowfleet.control import asked
 from flowfleet.errors import ApiError, LedgerError, SettingsError
@@ -29,7 +31,7 @@ from flowfleet.monitor.redis_server import RedisServer
 from flowfleet.monitor.snapshot import take
 from flowfleet.monitor.status import console, status
 from flowfleet.options import machine_facts, options_of, resolve
-from flowfleet.settings import Common, PollerSettings, WorkerSettings, options
+from flowfleet.settings import Common, LogsSettings, PollerSettings, UpSettings, WorkerSettings, options
 from flowfleet.up.command import up
 
 _WATCH_SECONDS = 1.0
@@ -70,7 +72,13 @@ def _watch(ledger: Ledger, out: Console) -> None:
 @click.option("--watch", is_flag=True, help="Show it anew each second.")
 @options(Common, level="WARNING")
 def status_command(settings: Common, *, as_json: bool, watch: bool) -> None:
-    """Show queues, workers and runs of the fleet."""
+    """Show queues, workers and runs of the fleet.
+
+    \b
+    flowfleet status                what waits, what runs, and where
+    flowfleet status --watch        the same, live
+    flowfleet status --json         for programs
+    """  # noqa: D301 - click reads the escape
     with asked(settings) as ledger:
         if watch:
             _watch(ledger, console())
@@ -120,7 +128,14 @@ def runs_command(
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @options(Common, level="WARNING")
 def explain_command(settings: Common, run_id: str, *, as_json: bool) -> None:
-    """Say why a run is, or is not, running: one sentence, then the evidence."""
+    """Say why a run is, or is not, running: one sentence, then the evidence.
+
+    RUN is its name, its id, or the beginning of its id.
+
+    \b
+    flowfleet explain calm-otter
+    flowfleet explain 0a1b2c3d --json
+    """  # noqa: D301 - click reads the escape
     with asked(settings) as ledger:
         records = [dict(record) for record in ledger.claims.records(limit=_RECORDS)]
         snapshot = take(ledger)
@@ -152,15 +167,16 @@ def _at_api(settings: Common, run_id: str) -> tuple[RunState | None, Place | Non
 @program.command("logs")
 @click.argument("run_id", metavar="RUN")
 @click.option("-f", "--follow", is_flag=True, help="Go on until the run has ended.")
-@options(Common, level="WARNING")
-def logs_command(settings: Common, run_id: str, *, follow: bool) -> None:
+@options(LogsSettings, level="WARNING")
+def logs_command(settings: LogsSettings, run_id: str, *, follow: bool) -> None:
     """Show what a run has printed."""
     with asked(settings) as ledger:
         live, records = ledger.claims.live(), ledger.claims.records(limit=_RECORDS)
         claims = {claim.run_id: claim.worker for claim in live}
         gone = {str(record["run_id"]): record.get("worker") for record in reversed(records)}
         run_id = runs.whole_id(run_id, runs.names(records, live))
-        log = output.local_log(output.state_home(os.environ), run_id)
+        folder = settings.state_dir or output.state_home(os.environ)
+        log = output.local_log(folder, run_id)
         if log:
             pieces = output.read_local(log, follow=follow, ended=lambda: ledger.claims.get(run_id) is None)
         else:
@@ -168,7 +184,10 @@ def logs_command(settings: Common, run_id: str, *, follow: bool) -> None:
             address = next((row.address for row in ledger.roster.rows() if row.worker == worker), None)
             if not address:
                 where = f"the worker {worker} has no --agent-address" if worker else "no worker of this fleet had it"
-                raise output.NoOutput(f"The output of the run {run_id} is not on this host, and {where}.")
+                raise output.NoOutput(
+                    f"The output of the run {run_id} is not below {folder} on this host, and {where}: "
+                    "give the worker's --state-dir, or look on its host."
+                )
             pieces = output.read_remote(address, run_id, follow=follow, token=settings.page_token)
         for piece in pieces:
             sys.stdout.buffer.write(piece)
@@ -194,7 +213,11 @@ def doctor_command(settings: Common, *, as_json: bool) -> int:
 
 
 def _checks(settings: Common) -> list[doctors.Check]:
-    ledger = connect(settings.redis, settings.fleet)
+    try:
+        ledger = connect(settings.redis, settings.fleet)
+    except LedgerError as error:  # an address that is none: the API is asked all the same
+        failed = doctors.Check(name="redis", verdict=doctors.Verdict.FAIL, found=str(error))
+        return [failed, *doctors.api_checks(lambda: _probe(settings))]
     try:
         checks = list(doctors.redis_checks(RedisServer(ledger.store)))
         checks += doctors.api_checks(lambda: _probe(settings))
@@ -225,16 +248,16 @@ def config_command(ctx: click.Context, settings: Common) -> None:
     common = {name for name, _ in options_of(Common)} - {"name"}
     for line in _setting_lines(settings, {"name"}):
         click.echo(line)
-    for command, cls in (("poller", PollerSettings), ("worker", WorkerSettings)):
+    for command, cls in (("poller", PollerSettings), ("worker", WorkerSettings), ("flowfleet", UpSettings)):
         config = read_config(ctx.params["config_file"], command, known_keys())
-        click.echo(f"\n[{command}]")
+        click.echo(f"\n[{command}]" + ("  # flowfleet up" if cls is UpSettings else ""))
         for line in _setting_lines(resolve(cls, flags, os.environ, config, machine_facts()), common):
             click.echo(line)
 
 
 def _setting_lines(settings: Common, left_out: set[str]) -> Iterator[str]:
     for name, option in options_of(type(settings)):
-        if name in left_out:
+        if name in left_out or option.for_tests:
             continue
         value = getattr(settings, name)
         if option.part:
@@ -248,6 +271,8 @@ def _setting_lines(settings: Common, left_out: set[str]) -> Iterator[str]:
             origin = "default"  # each command has its own
         if name == "api" and value is None:
             value, origin = _found_address()
+        if name == "key" and value is None and settings.token is None:
+            value, origin = _found_key()
         yield f"{option.key} = {_shown(value)}  ({origin})"
 
 
@@ -255,6 +280,15 @@ def _found_address() -> tuple[str | None, str]:
     """The address of the API where `prefect` itself would find it."""
     found = flowfleet.api.found_url(os.environ)
     return (redact_url(found[0]), found[1]) if found else (None, "default")
+
+
+def _found_key() -> tuple[str | None, str]:
+    """Where the API's credentials come from where they are Prefect's own, an auth string before a key as at the API."""
+    found = prefect_settings(os.environ, Path.cwd(), Path(os.environ.get("HOME") or Path.home()))
+    for name in ("PREFECT_API_AUTH_STRING", "PREFECT_API_KEY"):
+        if name in found:
+            return MASK, f"{name}, {found[name].source}"
+    return None, "default"
 
 
 def _shown(value: object) -> str:

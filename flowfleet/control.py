@@ -22,13 +22,18 @@ def asked(settings: Common) -> Iterator[Ledger]:
     """The ledger for a command that only asks or orders: what is wrong with Redis is said at once."""
     ledger = ledgers.connect(settings.redis, settings.fleet)
     try:
-        try:
-            ledger.check()
-        except LedgerUnavailable as error:
-            raise LedgerUnavailable(f"{error}: start it, or correct --redis or FLOWFLEET_REDIS.") from error
+        must_answer(ledger)
         yield ledger
     finally:
         ledger.close()
+
+
+def must_answer(ledger: Ledger) -> None:
+    """For commands that do not wait for Redis: it answers, or the error names the remedy."""
+    try:
+        ledger.check()
+    except LedgerUnavailable as error:
+        raise LedgerUnavailable(f"{error}: start it, or correct --redis or FLOWFLEET_REDIS.") from error
 
 
 class UnknownWorker(FleetError):
@@ -137,9 +142,14 @@ def list_workers(settings: Common, *, as_json: bool, every: bool) -> None:
 @click.argument("worker", metavar="NAME@HOST")
 @options(Common, command="worker", level="WARNING")
 def forget_worker(settings: Common, worker: str) -> None:
-    """Say that a worker's host is gone for good: taken as proof that nothing of it runs any more."""
+    """Take a worker whose host is gone for good off the roster; its claims stay: lost runs are not judged yet."""
     with asked(settings) as ledger:
-        click.echo(f"{forget(ledger.roster, worker)} is forgotten.")
+        identity = forget(ledger.roster, worker)
+        held = sum(claim.worker == identity for claim in ledger.claims.live())
+    click.echo(f"{identity} is forgotten.")
+    if held:
+        runs = "1 run stays" if held == 1 else f"{held} runs stay"
+        click.echo(f"{runs} claimed by it, since lost runs are not judged yet: set the state in the Prefect UI.")
 
 
 #: for the `worker` group

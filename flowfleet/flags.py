@@ -59,9 +59,9 @@ def _check_keys(table: Mapping[str, Any], known: frozenset[str], path: str) -> N
             raise SettingsError(f"The config file {path} has the setting {key!r}, which does not exist: {remedy}")
 
 
-def click_option(option: Option) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def click_option(option: Option, level: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """The click option; its help names the variable. It never has a default: the ladder decides."""
-    text = f"{option.help}  [{option.variable}]"
+    text = f"{option.help.replace('{level}', level)}  [{option.variable}]"
     if option.kind.switch:
         return click.option(option.dest, *option.flags, default=None, help=text)
     metavar = option.kind.metavar or "|".join(option.kind.choices) or None
@@ -91,7 +91,7 @@ def options(
         wrapped: Callable[..., R] = wrapper
         for _, option in reversed(options_of(cls)):
             if option.flags:
-                wrapped = click_option(option)(wrapped)
+                wrapped = click_option(option, level)(wrapped)
         return click.option(
             "config_file",
             "--config",

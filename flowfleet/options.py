@@ -37,6 +37,7 @@ class Option:
 
     #: as for click, but in one word: `-k --key`, `--a/--no-a`; empty = only by its variable
     flag: str = ""
+    #: `{level}` in it stands for the command's own default of --log-level
     help: str
     kind: Kind = Kind()
     #: None = FLOWFLEET_ and the long flag
@@ -46,6 +47,8 @@ class Option:
     by_file: bool = False
     #: None = one value; else what separates several in the variable
     separator: str | None = None
+    #: not for people, and not shown to them
+    for_tests: bool = False
     #: the attribute of the field's own record that this sets (the lease has three)
     part: str | None = None
 

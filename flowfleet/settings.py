@@ -14,6 +14,7 @@ from flowfleet.options import Kind, Option, Origin, options_of, refresh, resolve
 
 __all__ = [
     "Common",
+    "LogsSettings",
     "Option",
     "Origin",
     "PollerSettings",
@@ -48,6 +49,10 @@ def _work_queues(meaning: str) -> Option:
 
 def _labels(meaning: str) -> Option:
     return Option(flag="-l --label", named="LABELS", separator=",", kind=shown_as("LABEL"), help=meaning)
+
+
+def _state_dir(meaning: str) -> Option:
+    return Option(flag="--state-dir", kind=FOLDER, help=f"{meaning} (default: under XDG_STATE_HOME).")
 
 
 def _agent_address() -> Option:
@@ -134,7 +139,7 @@ class Common:
         Option(
             flag="--log-level",
             kind=one_of("DEBUG", "INFO", "WARNING", "ERROR"),
-            help="How much to log (default: INFO).",
+            help="How much to log (default: {level}).",
         ),
     )
     log_format: str = setting(
@@ -300,14 +305,7 @@ class WorkerSettings(Common):
             help="How long a stop waits for runs, and a run gets between TERM and KILL (default: 30).",
         ),
     )
-    state_dir: Path | None = setting(
-        None,
-        Option(
-            flag="--state-dir",
-            kind=FOLDER,
-            help="Where this worker keeps its runs' records (default: under XDG_STATE_HOME).",
-        ),
-    )
+    state_dir: Path | None = setting(None, _state_dir("Where this worker keeps its runs' records"))
     agent_address: str | None = setting(None, _agent_address())
     task_events: bool = setting(
         False,
@@ -329,21 +327,48 @@ class WorkerSettings(Common):
     )
     log_limit: int = 50 << 20
     #: tests give another
-    machine_id: str | None = setting(None, Option(named="MACHINE_ID", help="For tests."))
-    boot_id: str | None = setting(None, Option(named="BOOT_ID", help="For tests."))
+    machine_id: str | None = setting(None, Option(named="MACHINE_ID", for_tests=True, help="For tests."))
+    boot_id: str | None = setting(None, Option(named="BOOT_ID", for_tests=True, help="For tests."))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogsSettings(Common):
+    """`flowfleet logs`."""
+
+    state_dir: Path | None = setting(None, _state_dir("Where the workers of this host keep their runs' records"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class UpSettings(Common):
     """`flowfleet up`."""
 
+    api: str | None = setting(
+        None,
+        Option(
+            flag="-a --api",
+            kind=shown_as("URL"),
+            help="Use the Prefect API at this address (default: start a Prefect server).",
+        ),
+    )
+    redis: str = setting(
+        "redis://127.0.0.1:6379/0",
+        Option(
+            flag="-r --redis",
+            secret=True,
+            by_file=True,
+            kind=shown_as("URL"),
+            help="Use the Redis at redis://HOST:PORT/DB or redis+socket:///PATH (default: start one).",
+        ),
+    )
+    # it names its parts itself, and all of it is about Prefect 3: these are no options here
+    name: str = setting("worker")
+    backend: str = setting("auto")
+    tenant_id: str | None = setting(None)
     slots: int = setting(
         1, Option(flag="-c --slots", kind=COUNT, help="Slots of each worker (default: the CPU cores).")
     )
     workers: int = setting(1, Option(flag="--workers", kind=COUNT, help="How many workers (default: 1)."))
-    pool: str = setting(
-        "flowfleet", Option(flag="--pool", named="POOLS", kind=shown_as("NAME"), help="The pool (default: flowfleet).")
-    )
+    pools: tuple[str, ...] = setting(("flowfleet",), _pools("Serve this pool (repeatable; default: flowfleet)."))
     data_dir: Path | None = setting(
         None,
         Option(
@@ -355,3 +380,8 @@ class UpSettings(Common):
     port: int | None = setting(
         None, Option(flag="--port", kind=PORT, help="Port of the Prefect server (default: a free one).")
     )
+
+    @property
+    def pool(self) -> str:
+        """The one that the demo and `up.json` name."""
+        return self.pools[0]

@@ -292,13 +292,24 @@ def poll(settings: PollerSettings) -> int:
 @click.group(cls=Group)
 @click.version_option(package_name="flowfleet", prog_name="poller")
 def program() -> None:
-    """Claim flow runs from the Prefect API and queue them in Redis."""
+    """Claim flow runs from the Prefect API and queue them in Redis.
+
+    \b
+    poller start                    for all pools that live workers offer
+    poller start --help             its options
+    """  # noqa: D301 - click reads the escape
 
 
 @program.command()
 @options(PollerSettings, command="poller")
 def start(settings: PollerSettings) -> int:
-    """Start a poller: one leads the fleet, further ones stand by."""
+    """Start a poller: one leads the fleet, further ones stand by.
+
+    \b
+    poller start
+    poller start --api http://HOST:4200/api --redis redis://HOST:6379/0
+    poller start --agent-address http://127.0.0.1:8080
+    """  # noqa: D301 - click reads the escape
     return poll(settings)
 
 

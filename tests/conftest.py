@@ -15,6 +15,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 from tests.needs import missing, need
 from tests.prefect_server import PrefectServer
+from tests.up_runs import UpRun
 from tests.valkey import Valkey, binary
 from tests.world import World
 
@@ -79,6 +80,11 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
             value = getattr(value, "world", value)  # noqa: PLW2901 - a group of tests may share one fleet
             if isinstance(value, World):
                 report.sections.append((f"fleet {value.fleet}", value.describe()))
+            # a fixture that makes several of them has them in a list
+            runs = getattr(value, "runs", None)
+            for run in runs if isinstance(runs, list) else ():
+                if isinstance(run, UpRun):
+                    report.sections.append((f"flowfleet up in {run.data}", run.describe()))
     return report
 
 

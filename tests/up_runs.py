@@ -72,6 +72,15 @@ class UpRun:
         """Processes of this `up` that still live."""
         return processes.marked(MARK, self.mark)
 
+    def describe(self, lines=50):
+        """What it printed, and the end of each part's log."""
+        told = [f"exit code {self.process.poll()}" if self.process else "not started"]
+        for log in (self.output, *sorted((self.data / "logs").glob("*.log"))):
+            if log.exists():
+                end = log.read_text(errors="replace").splitlines()[-lines:]
+                told += [f"--- {log.name}", *(f"    {line}" for line in end)]
+        return "\n".join(told)
+
     def close(self):
         if self.process is not None and self.process.poll() is None:
             self.signal(signal.SIGTERM)

@@ -48,13 +48,25 @@ DEPLOYERS = "flowfleet.deployers"
 @click.group(cls=commands.Group)
 @click.version_option(package_name="flowfleet", prog_name="worker")
 def cli() -> None:
-    """Run flow runs on this host, and look after the workers of a fleet."""
+    """Run flow runs on this host, and look after the workers of a fleet.
+
+    \b
+    worker start --pool mine        run what the pool `mine` has
+    worker list                     the workers of the fleet
+    worker drain NAME@HOST          no new runs, and end when empty
+    """  # noqa: D301 - click reads the escape
 
 
 @cli.command()
 @options(WorkerSettings, command="worker")
 def start(settings: WorkerSettings) -> int:
-    """Take flow runs from the queue and run them on this host."""
+    """Take flow runs from the queue and run them on this host.
+
+    \b
+    worker start --pool mine --slots 4
+    worker start --api http://HOST:4200/api --redis redis://HOST:6379/0
+    worker start --python /srv/flows/.venv/bin/python
+    """  # noqa: D301 - click reads the escape
     return serve(settings, os.environ)
 
 

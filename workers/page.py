@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 
+from flowfleet.monitor.output import read_local
 from flowfleet.monitor.page import Answer, Handler, Request
-from workers import output
+from workers.records import RunFolder
 from workers.vitals import Vitals
 
 _RUN_LOG = re.compile(r"/api/runs/([0-9a-f-]{36})/log")
-_LOG_BYTES = 1 << 20
 
 
 def handlers(vitals: Vitals) -> Mapping[str, Handler]:
@@ -32,9 +33,15 @@ def handlers(vitals: Vitals) -> Mapping[str, Handler]:
         if found is None:
             return Answer.json({"error": "the path is /api/runs/RUN/log"}, 404)
         for folder in vitals.folders_of(found[1]):
-            lines = output.last_lines(folder.log, count=1 << 20, limit=_LOG_BYTES)
             if folder.log.exists():
-                return Answer.text("\n".join(lines) + "\n")
+                follow = request.query.get("follow") == "1"
+                return Answer(body=read_local(folder.log, follow=follow, ended=partial(_over, folder)))
         return Answer.json({"error": f"this worker has no output of run {found[1]}"}, 404)
 
     return {"/api/health": health, "/api/ready": ready, "/metrics": metrics, "/api/runs/": run_log}
+
+
+def _over(folder: RunFolder) -> bool:
+    """Nothing more will be written to its output."""
+    # the record alone is not enough: its shim writes it before it ends what the run has left behind
+    return folder.settled() or (folder.exit_record() is not None and not folder.shim_alive())

@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from flowfleet.api.client import ServerInfo
-from flowfleet.errors import ApiError, LedgerError
+from flowfleet.errors import ApiError, LedgerError, SettingsError
 from flowfleet.monitor.metrics import our_version
 from flowfleet.monitor.redis_server import RedisServer, is_cluster
 from flowfleet.monitor.snapshot import Snapshot
@@ -40,7 +40,9 @@ class Check:
     @property
     def sentence(self) -> str:
         """What was found, and what to do about it."""
-        return f"{self.found.rstrip('.')}. {self.remedy}".rstrip()
+        # a refusal by the settings or the ledger is written to stand in longer sentences too
+        found = self.found[:1].upper() + self.found[1:] if self.found.partition(" ")[0].isalpha() else self.found
+        return f"{found.rstrip('.')}. {self.remedy}".rstrip()
 
     def to_json(self) -> dict[str, str]:
         """The JSON form."""
@@ -141,6 +143,9 @@ def api_checks(probe: Callable[[], ServerInfo]) -> Iterator[Check]:
     """Reachable, one that we can use, and agrees about the time."""
     try:
         info = probe()
+    except SettingsError as error:
+        yield Check(name="api", verdict=Verdict.FAIL, found=str(error))
+        return
     except ApiError as error:
         yield Check(name="api", verdict=Verdict.FAIL, found=str(error), remedy="Start the API, or correct --api.")
         return

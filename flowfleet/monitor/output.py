@@ -6,8 +6,10 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import requests
+from urllib3.exceptions import HTTPError
 
 from flowfleet.errors import FleetError
 
@@ -36,14 +38,28 @@ def read_local(
 ) -> Iterator[bytes]:
     """The file's bytes; with `follow` until the run has ended."""
     with log.open("rb") as file:
+        file.seek(_first_byte(file))
+        begun = False
         while True:
             # asked before reading: what comes after the end was seen is still read
             over = not follow or ended()
             while piece := file.read(_PIECE):
-                yield piece
+                # the rest of the hole's last block reads as zeros
+                kept = piece if begun else piece.lstrip(b"\0")
+                begun = begun or bool(kept)
+                if kept:
+                    yield kept
             if over:
                 return
             wait(0.5)
+
+
+def _first_byte(file: BinaryIO) -> int:
+    """Behind the hole at the head of a log that its worker keeps below a cap."""
+    try:
+        return os.lseek(file.fileno(), 0, os.SEEK_DATA)
+    except (AttributeError, OSError):  # no such call here, or nothing but a hole
+        return 0
 
 
 def read_remote(address: str, run_id: str, *, follow: bool, token: str | None) -> Iterator[bytes]:
@@ -65,6 +81,8 @@ def read_remote(address: str, run_id: str, *, follow: bool, token: str | None) -
                 raise NoOutput(
                     f"The worker at {address} has no output of the run {run_id} (it says {answer.status_code})."
                 )
-            yield from answer.iter_content(_PIECE)
-    except requests.RequestException as error:
+            # what has come, however little: iter_content would wait until a whole piece is there
+            while piece := answer.raw.read1(_PIECE):
+                yield piece
+    except (requests.RequestException, HTTPError) as error:
         raise NoOutput(f"The worker at {address} does not answer: look on its host.") from error

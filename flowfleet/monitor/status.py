@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import IO, Literal
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -31,10 +31,10 @@ _COLOURS = {
 }
 
 
-def console() -> Console:
+def console(file: IO[str] | None = None) -> Console:
     """Standard output: colour and the terminal's width where there is one, 80 plain columns elsewhere."""
-    found = Console()
-    return found if found.is_terminal else Console(width=PLAIN_WIDTH, no_color=True, highlight=False)
+    found = Console(file=file)
+    return found if found.is_terminal else Console(file=file, width=PLAIN_WIDTH, no_color=True, highlight=False)
 
 
 def span(seconds: float | None) -> str:

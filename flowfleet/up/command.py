@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import TextIO, cast
 
 import click
 from rich.console import Console
@@ -19,6 +22,7 @@ from flowfleet.up.demo import Demo, DemoRun, session_of
 from flowfleet.up.folder import DataFolder, default_path
 from flowfleet.up.live import Show
 from flowfleet.up.together import Signals, Stopped, Together
+from flowfleet.up.voice import Voice
 
 _LOOK_SECONDS = 0.5
 #: a demo that hangs must not hang a pipeline for ever
@@ -35,12 +39,19 @@ def up(settings: UpSettings, *, demo: bool, exit_after: bool) -> int:
     """Start everything on this machine: Redis, a Prefect 3 server, a poller and a worker.
 
     --redis and --api take the place of the first two. Ctrl-C stops all of it again.
-    """
+
+    \b
+    flowfleet up                            serve your own flows
+    flowfleet up --demo                     with example runs, shown live
+    flowfleet up --demo --exit              end with the examples: a check
+    flowfleet up --port 4200 --slots 4      UI at http://127.0.0.1:4200
+    flowfleet up --api http://HOST:4200/api --redis redis://HOST:6379/0
+    """  # noqa: D301 - click reads the escape
     if exit_after and not demo:
         raise click.UsageError("--exit is about the demo: use it with --demo.")
     signals = Signals()
     signals.install()
-    out = console()
+    out = console(cast("TextIO", Voice(sys.stdout, signals.note_unheard)))
     folder = DataFolder.open((settings.data_dir or default_path(os.environ)).absolute())
     environ = dict(os.environ)
     config_file = click.get_current_context().params.get("config_file")
@@ -53,8 +64,7 @@ def up(settings: UpSettings, *, demo: bool, exit_after: bool) -> int:
     except Stopped:
         code = CHECKS_FAILED if exit_after else 0
     finally:
-        _stop(together, signals, out)
-        folder.close()
+        _end(together, signals)
     return code if signals.second is None else 128 + signals.second
 
 
@@ -62,10 +72,13 @@ def _sayer(out: Console) -> Callable[[str], None]:
     return lambda sentence: out.print(sentence, soft_wrap=True, markup=False, highlight=False)
 
 
-def _stop(together: Together, signals: Signals, out: Console) -> None:
-    if together.parts:
-        _sayer(out)("stopping " + ", ".join(part.name for part in reversed(together.parts)))
-    together.stop(lambda: signals.second is not None)
+def _end(together: Together, signals: Signals) -> None:
+    """Stop all and let go of the folder: each step is done, whatever the one before it raises."""
+    with ExitStack() as steps:
+        steps.callback(together.folder.close)
+        steps.callback(together.stop, lambda: signals.second is not None)
+        if together.parts:
+            together.say("stopping " + ", ".join(part.name for part in reversed(together.parts)))
 
 
 def _serve(together: Together, signals: Signals, out: Console, *, demo: bool, exit_after: bool) -> int:
@@ -86,7 +99,8 @@ def _serve(together: Together, signals: Signals, out: Console, *, demo: bool, ex
         if exit_after:
             return code
     else:
-        say(f"Deploy your flows to the work pool {state['pool']!r}.")
+        pools = together.settings.pools
+        say(f"Deploy your flows to the work pool{'s' if len(pools) > 1 else ''} {', '.join(map(repr, pools))}.")
     say("Ctrl-C stops everything.")
     while True:
         together.check()
@@ -107,12 +121,18 @@ def run_demo(together: Together, out: Console) -> tuple[DemoRun, ...]:
                 together.check()
                 together.pause(_LOOK_SECONDS)
                 if time.monotonic() > until:
-                    raise DemoTooLong(f"The demo's runs had not ended after {_DEMO_SECONDS:.0f} s.")
+                    raise too_long(demo.runs, together.folder.logs)
             show.update(demo.runs)
         show.finish(demo.runs)
         return demo.runs
     finally:
         ledger.close()
+
+
+def too_long(runs: Sequence[DemoRun], logs: Path) -> DemoTooLong:
+    """What to say of runs that do not end."""
+    late = ", ".join(f"{run.example.flow} {run.name} ({run.state})" for run in runs if not run.over)
+    return DemoTooLong(f"Not ended after {_DEMO_SECONDS:.0f} s: {late}. The logs in {logs} say what the parts did.")
 
 
 class DemoTooLong(FleetError):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 import requests
 
@@ -15,6 +16,7 @@ from flowfleet.up.parts import Child, Command
 from flowfleet.up.server import environment as server_environment
 from flowfleet.up.server import script
 
+POLLER = "poller"
 READY_SECONDS = 60.0
 #: what `up` decides for its parts, so that the user's own settings of these do not get in between
 _DECIDED = (
@@ -25,6 +27,8 @@ _DECIDED = (
     "REDIS_PASSWORD_FILE",
     "FLEET",
     "NAME",
+    "BACKEND",
+    "TENANT_ID",
     "AGENT_ADDRESS",
     "STATE_DIR",
     "SLOTS",
@@ -40,7 +44,7 @@ STOP_GRACE_SECONDS = 10.0
 
 
 def environment(
-    folder: DataFolder, environ: Mapping[str, str], settings: UpSettings, *, own_server: bool
+    folder: DataFolder, environ: Mapping[str, str], settings: UpSettings, *, own_server: bool, own_redis: bool
 ) -> dict[str, str]:
     """Of poller and workers: where everything is goes by variables, since flags show in process lists."""
     env = server_environment(folder, environ) if own_server else dict(environ)
@@ -56,6 +60,7 @@ def environment(
         "FLOWFLEET_LOG_FORMAT": settings.log_format,
     }
     env |= {name: value for name, value in given.items() if value}
+    env = _by_file(env, settings, own_redis=own_redis)
     if settings.origins.get("log_level", Origin("machine")).kind != "machine":
         # our own default is for what stands between the lines of `up`, the parts write to files
         env["FLOWFLEET_LOG_LEVEL"] = settings.log_level
@@ -67,21 +72,47 @@ def environment(
     return env
 
 
+def _by_file(env: Mapping[str, str], settings: UpSettings, *, own_redis: bool) -> dict[str, str]:
+    """Secrets that were given by a file stay there: the parts read it again when the secret is replaced."""
+    by_file = dict(env)
+    for name, variable in (("key", "KEY"), ("redis", "REDIS"), ("redis_password", "REDIS_PASSWORD")):
+        origin = settings.origins.get(name, Origin("default"))
+        if origin.kind == "secret-file" and not (own_redis and name.startswith("redis")):
+            by_file.pop(f"FLOWFLEET_{variable}", None)
+            # the parts may be started in another folder
+            by_file[f"FLOWFLEET_{variable}_FILE"] = str(Path(origin.name).absolute())
+            if name == "redis_password" and "FLOWFLEET_REDIS" in by_file:
+                by_file["FLOWFLEET_REDIS"] = _without_password(by_file["FLOWFLEET_REDIS"])
+    return by_file
+
+
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
+    user, at, host = parts.netloc.rpartition("@")
+    name = user.partition(":")[0]
+    return urlunsplit(parts._replace(netloc=f"{name}@{host}" if at and name else host))
+
+
 def start_poller(folder: DataFolder, env: Mapping[str, str], address: str, cwd: Path) -> Child:
     """The poller."""
-    argv = [_program("poller"), "start", "--agent-address", address]
-    command = Command(name="poller", argv=argv, env=env, cwd=cwd, log=folder.log("poller"), grace=STOP_GRACE_SECONDS)
-    return Child(command, folder.note("poller"))
+    argv = [_program(POLLER), "start", "--agent-address", address]
+    command = Command(name=POLLER, argv=argv, env=env, cwd=cwd, log=folder.log(POLLER), grace=STOP_GRACE_SECONDS)
+    return Child(command, folder.note(POLLER))
+
+
+def state_dir(folder: DataFolder) -> Path:
+    """Where the workers keep their runs' records."""
+    return folder.path / "state"
 
 
 def start_worker(
-    folder: DataFolder, env: Mapping[str, str], address: str, cwd: Path, *, name: str, slots: int, pool: str
+    folder: DataFolder, env: Mapping[str, str], address: str, cwd: Path, *, name: str, slots: int, pools: Sequence[str]
 ) -> Child:
     """One worker; its runs end with it, since they belong to this `up`."""
     argv = [_program("worker"), "start", "--name", name, "--slots", str(slots), "--agent-address", address]
     # the poller gets no pool: it claims for whatever its workers offer
-    argv += ["--pool", pool]
-    argv += ["--state-dir", str(folder.path / "state"), "--on-stop", "cancel"]
+    argv += [word for pool in pools for word in ("--pool", pool)]
+    argv += ["--state-dir", str(state_dir(folder)), "--on-stop", "cancel"]
     argv += ["--stop-grace", f"{STOP_GRACE_SECONDS:g}"]
     grace = 2 * STOP_GRACE_SECONDS + 5.0
     command = Command(name=name, argv=argv, env=env, cwd=cwd, log=folder.log(name), grace=grace)

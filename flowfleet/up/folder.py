@@ -51,6 +51,8 @@ class DataFolder:
         lock.write(str(os.getpid()))
         lock.flush()
         folder = cls(path, lock)
+        # an `up` that was killed has left both: whoever waits for the file must not read of dead processes
+        folder.state_file.unlink(missing_ok=True)
         shutil.rmtree(folder.scratch, ignore_errors=True)
         for child in (folder.logs, folder.notes, folder.scratch):
             child.mkdir(exist_ok=True, mode=0o700)

@@ -125,24 +125,28 @@ class Child:
     def _over(self) -> bool:
         if self._process.poll() is None:
             return False
-        if not self._command.whole_group:
-            return True
-        try:
-            os.killpg(self._process.pid, 0)
-        except (ProcessLookupError, PermissionError):
-            return True
-        return False
+        return not (self._command.whole_group and group_alive(self._process.pid))
 
 
 class Adopted:
     """A part that an earlier `up`, killed before it could clean up, has left running."""
 
-    def __init__(self, name: str, process: psutil.Process, log: Path, note: Path, grace: float = 10.0) -> None:
+    def __init__(
+        self,
+        name: str,
+        process: psutil.Process,
+        log: Path,
+        note: Path,
+        *,
+        grace: float = 10.0,
+        whole_group: bool = False,
+    ) -> None:
         self.name = name
         self.log = log
         self._process = process
         self._note = note
         self._grace = grace
+        self._whole_group = whole_group
 
     @property
     def pid(self) -> int:
@@ -155,13 +159,17 @@ class Adopted:
 
     def stop(self, hurry: Callable[[], bool] = lambda: False) -> None:
         """TERM, its grace, then KILL to its whole group."""
-        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
-            self._process.terminate()
-            wait_until(lambda: not _alive(self._process) or hurry(), self._grace)
-            if _alive(self._process):
-                os.killpg(self._process.pid, signal.SIGKILL)
-                wait_until(lambda: not _alive(self._process), _KILL_SECONDS)
+        with contextlib.suppress(ProcessLookupError):
+            if self._process.is_running():
+                # a part leads a group of its own number
+                (os.killpg if self._whole_group else os.kill)(self.pid, signal.SIGTERM)
+                wait_until(lambda: self._over() or hurry(), self._grace)
+                os.killpg(self.pid, signal.SIGKILL)
+                wait_until(lambda: not group_alive(self.pid), _KILL_SECONDS)
         self._note.unlink(missing_ok=True)
+
+    def _over(self) -> bool:
+        return not _alive(self._process) and not (self._whole_group and group_alive(self.pid))
 
 
 def remember(note: Path, pid: int) -> None:
@@ -181,6 +189,22 @@ def remembered(note: Path) -> psutil.Process | None:
     except (OSError, ValueError, KeyError, psutil.Error):
         return None
     return None
+
+
+def group_alive(group: int) -> bool:
+    """True while a process of this group lives; zombies do not count, since some inits reap orphans late."""
+    try:
+        os.killpg(group, 0)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return any(_belongs(process, group) for process in psutil.process_iter())
+
+
+def _belongs(process: psutil.Process, group: int) -> bool:
+    try:
+        return os.getpgid(process.pid) == group and _alive(process)
+    except (ProcessLookupError, PermissionError):
+        return False
 
 
 def _alive(process: psutil.Process) -> bool:

@@ -7,6 +7,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,10 +16,11 @@ from typing import Any
 
 import flowfleet.api
 from flowfleet import ledger as ledgers
-from flowfleet.errors import FleetError
+from flowfleet.control import must_answer
+from flowfleet.errors import ApiUnavailable, FleetError, KeyRefused
 from flowfleet.logs import redact_url
 from flowfleet.settings import UpSettings
-from flowfleet.up import embedded, fleet, server
+from flowfleet.up import embedded, fleet, left_runs, server
 from flowfleet.up.folder import DataFolder
 from flowfleet.up.parts import Adopted, Part, death, remembered, wait_ready
 
@@ -41,6 +43,7 @@ class Signals:
     def __init__(self) -> None:
         self.first: int | None = None
         self.second: int | None = None
+        self.unheard = False
 
     def install(self) -> None:
         """Take the signals, also where a shell has set a background job to ignore them."""
@@ -51,14 +54,19 @@ class Signals:
         # only a note: a handler runs between any two steps of the main thread, so it takes no lock and calls nothing
         if self.first is None:
             self.first = number
-        else:
+        elif number != signal.SIGHUP:
+            # a closed terminal sends its signal twice, by the kernel and by the shell: that is no hurry
             self.second = number
+
+    def note_unheard(self) -> None:
+        """Nobody reads what is printed any more: ends in order, and a signal that comes with it is the first."""
+        self.unheard = True
 
     def pause(self, seconds: float) -> None:
         """Wait a little; raises `Stopped` once the end is asked for."""
         until = time.monotonic() + seconds
         while True:
-            if self.first is not None:
+            if self.first is not None or self.unheard:
                 raise Stopped("The end was asked for.")
             left = until - time.monotonic()
             if left <= 0:
@@ -81,26 +89,26 @@ class Together:
     def start(self) -> None:
         """Start what is not there yet, one after the other, each when the one before is ready."""
         own_server, own_redis = self.settings.api is None, self._own_redis()
-        self._check_before(own_server=own_server)
         self._end_leftovers()
+        self._check_before(own_server=own_server)
         self._start_redis(own=own_redis)
         self._start_server(own=own_server)
-        env = fleet.environment(self.folder, self.environ, self.settings, own_server=own_server)
+        env = fleet.environment(self.folder, self.environ, self.settings, own_server=own_server, own_redis=own_redis)
         # Prefect also finds settings in files of the folder it is started in, meant for an API of the user
         cwd = self.folder.path if own_server else Path.cwd()
-        self.agent_address = f"http://127.0.0.1:{self.folder.port('poller')}"
+        self.agent_address = f"http://127.0.0.1:{self.folder.port(fleet.POLLER)}"
         self._ready(
             fleet.start_poller(self.folder, env, self.agent_address, cwd),
             lambda: fleet.answers(self.agent_address),
             fleet.READY_SECONDS,
-            "poller",
+            fleet.POLLER,
         )
         names = fleet.worker_names(self.settings.workers)
         self.resume(names)
         for name in names:
             address = f"http://127.0.0.1:{self.folder.port(name)}"
             part = fleet.start_worker(
-                self.folder, env, address, cwd, name=name, slots=self.settings.slots, pool=self.settings.pool
+                self.folder, env, address, cwd, name=name, slots=self.settings.slots, pools=self.settings.pools
             )
             self._ready(part, partial(fleet.answers, address), fleet.READY_SECONDS, f"{name} ({self._slots()})")
         self.folder.write_state(self.state())
@@ -120,7 +128,7 @@ class Together:
 
     def _end_leftovers(self) -> None:
         """End what an `up` that was killed has left: its workers' runs go with them. Redis is adopted instead."""
-        order = {"poller": 1, "server": 2}
+        order = {fleet.POLLER: 1, server.NAME: 2}
         notes = sorted(self.folder.notes.glob("*.json"), key=lambda note: order.get(note.stem, 0))
         for note in notes:
             if note.stem == embedded.NAME:
@@ -128,7 +136,10 @@ class Together:
             process = remembered(note)
             if process is not None:
                 self.say(f"ending the {note.stem} (pid {process.pid}) that an earlier flowfleet up has left")
-                Adopted(note.stem, process, self.folder.log(note.stem), note, grace=25.0).stop()
+                whole_group = note.stem == server.NAME
+                Adopted(
+                    note.stem, process, self.folder.log(note.stem), note, grace=25.0, whole_group=whole_group
+                ).stop()
             note.unlink(missing_ok=True)
 
     def _start_redis(self, *, own: bool) -> None:
@@ -140,7 +151,7 @@ class Together:
             self._ready(part, lambda: embedded.answers(url), embedded.READY_SECONDS, what)
         ledger = ledgers.connect(self.settings.redis, self.settings.fleet)
         try:
-            ledger.check()
+            must_answer(ledger)
         finally:
             ledger.close()
         if not own:
@@ -160,6 +171,7 @@ class Together:
 
     def _start_server(self, *, own: bool) -> None:
         if own:
+            self._say_unused_api()
             port = server.choose_port(self.folder, self.settings.port)
             url = server.api_url(port)
             self.settings = dataclasses.replace(self.settings, api=url)
@@ -168,8 +180,21 @@ class Together:
             part = server.start(self.folder, self.environ, port)
             self._ready(part, lambda: server.answers(url), server.READY_SECONDS, f"Prefect server at {url}")
             return
-        info = flowfleet.api.connect(self.settings, self.environ).probe()
+        try:
+            info = flowfleet.api.connect(self.settings, self.environ).probe()
+        except KeyRefused:
+            raise  # it names its own remedy
+        except ApiUnavailable as error:
+            raise ApiUnavailable(f"{str(error).rstrip('.')}: start it, or correct --api or FLOWFLEET_API.") from error
         self.say(f"Prefect {info.version} at {redact_url(str(self.settings.api))} answers")
+
+    def _say_unused_api(self) -> None:
+        """An API that Prefect's own command would find is not used without --api; what an earlier `up` said is ours."""
+        found = flowfleet.api.found_url(self.environ)
+        last = self.folder.last_port(server.NAME)
+        if found and (last is None or found[0].rstrip("/") != server.api_url(last)):
+            url, source = redact_url(found[0]), found[1]
+            self.say(f"the API at {url} ({source}) is not used: flowfleet up --api {url} would use it")
 
     def _ready(self, part: Part, ready: Callable[[], bool], seconds: float, what: str) -> None:
         self.parts.append(part)
@@ -201,12 +226,20 @@ class Together:
         for part in self.parts:
             how = part.ended()
             if how is not None:
-                raise death(part, f"{how} by itself")
+                raise death(part, f"{how}, and flowfleet up ends with it")
 
     def stop(self, hurry: Callable[[], bool]) -> None:
-        """Workers, poller, server, Redis: each still has what it needs to end in order."""
-        while self.parts:
-            part = self.parts[-1]
-            part.stop(hurry)
-            self.parts.pop()
-            logger.debug("part stopped", extra={"part": part.name})
+        """Workers, poller, server, Redis: each still has what it needs to end in order; each is ended in any case."""
+        with ExitStack() as steps:
+            for part in self.parts:
+                steps.callback(part.stop, hurry)
+                if part.name == fleet.POLLER:
+                    steps.callback(self._end_left_runs)
+        self.parts.clear()
+
+    def _end_left_runs(self) -> None:
+        """After the workers: what one that was killed, or cut short, has left. It must not outlive this `up`."""
+        count = left_runs.end_all(fleet.state_dir(self.folder), self.environ)
+        if count:
+            runs = "1 run" if count == 1 else f"{count} runs"
+            self.say(f"killed {runs} that a worker has left; the next flowfleet up on this folder reports the end")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import uuid
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from flowfleet.flags import known_keys
 from flowfleet.flow_run import FlowRun, Offer, Route
 from flowfleet.ledger import connect
 from flowfleet.ledger.roster import Due, Row
@@ -81,8 +83,10 @@ def test_a_live_worker_is_not_forgotten_and_one_that_has_gone_is(fleet_of_one):
     assert "stop it first" in refused.stderr
     ledger.roster.sign_off("worker@h1", "n")
 
-    assert _run("worker", "forget", "worker@h1", **variables).returncode == 0
+    done = _run("worker", "forget", "worker@h1", **variables)
+    assert (done.returncode, done.stdout) == (0, "worker@h1 is forgotten.\n")
     assert ledger.roster.rows() == []
+    assert "lost runs are not judged yet" in " ".join(_run("worker", "forget", "--help").stdout.split())
 
 
 def test_an_unknown_worker_is_one_sentence_that_names_the_known(fleet_of_one):
@@ -234,3 +238,86 @@ def test_an_empty_pool_is_refused_before_anything_is_asked():
 
     assert done.returncode == 2
     assert done.stderr == "Error: --pool cannot be '': it must be some text.\n"
+
+
+def test_logs_looks_in_the_workers_state_folder_and_names_it_when_nothing_is_there(fleet_of_one, tmp_path):
+    run_id = "22222222-2222-4222-8222-222222222222"
+    folder = tmp_path / "machine" / "worker" / "runs" / f"{run_id}.claim"
+    folder.mkdir(parents=True)
+    (folder / "log").write_text("hello\n")
+    for argv, variables in (([], {"FLOWFLEET_STATE_DIR": str(tmp_path)}), (["--state-dir", str(tmp_path)], {})):
+        assert _run("flowfleet", "logs", run_id, *argv, **variables, **fleet_of_one[1]).stdout == "hello\n"
+    elsewhere = _run("flowfleet", "logs", run_id, XDG_STATE_HOME=str(tmp_path / "x"), **fleet_of_one[1])
+
+    assert elsewhere.returncode == 1
+    assert f"is not below {tmp_path}/x/flowfleet on this host" in elsewhere.stderr
+    assert "--state-dir" in elsewhere.stderr
+
+
+def test_doctor_without_an_api_address_checks_all_else(fleet_of_one, tmp_path):
+    done = _run("flowfleet", "doctor", HOME=str(tmp_path), **fleet_of_one[1])
+
+    assert (done.returncode, done.stderr) == (5, "")
+    assert "fail api: No Prefect API is set, give its address by --api" in done.stdout
+    assert "ok   redis: Redis at" in done.stdout
+    assert "ok   workers: 1 live" in done.stdout
+
+
+def test_doctor_with_an_address_that_is_no_redis_still_asks_the_api():
+    done = _run("flowfleet", "doctor", "--redis", "rediss://box/0", PREFECT_API_URL="http://127.0.0.1:1/api")
+
+    assert (done.returncode, done.stderr) == (5, "")
+    assert "fail redis: --redis rediss://box/0: use redis://HOST:PORT/DB" in done.stdout
+    assert "fail api: " in done.stdout
+
+
+def test_help_tells_each_commands_own_defaults():
+    up, status, worker = (
+        " ".join(_run(*argv, "--help").stdout.split())
+        for argv in (("flowfleet", "up"), ("flowfleet", "status"), ("worker", "start"))
+    )
+
+    assert "(default: start a Prefect server)" in up
+    assert "(default: start one)" in up
+    assert "as Prefect's own command finds it" not in up
+    assert "(default: WARNING)" in up
+    assert "(default: WARNING)" in status
+    assert "(default: INFO)" in worker
+
+
+def test_config_shows_all_that_a_config_file_may_hold_and_where_prefects_own_key_comes_from(tmp_path):
+    path = tmp_path / "fleet.toml"
+    path.write_text("[flowfleet]\nworkers = 3\n")
+    done = _run("flowfleet", "config", "--config", str(path), PREFECT_API_KEY="top-secret", HOME=str(tmp_path))
+    shown = {line.partition(" = ")[0] for line in done.stdout.splitlines()}
+
+    assert "key = ***  (PREFECT_API_KEY, environment)" in done.stdout
+    assert "top-secret" not in done.stdout + done.stderr
+    assert "workers = 3  (config file workers)" in done.stdout
+    assert known_keys() - shown == {"machine-id", "boot-id"}
+    without = _run("flowfleet", "config", HOME=str(tmp_path)).stdout
+    assert "key = -  (default)" in without
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["flowfleet"],
+        ["flowfleet", "up"],
+        ["flowfleet", "status"],
+        ["flowfleet", "explain"],
+        ["poller"],
+        ["poller", "start"],
+        ["worker"],
+        ["worker", "start"],
+    ],
+)
+def test_help_shows_examples_in_80_columns_whose_flags_exist(argv):
+    text = _run(*argv, "--help").stdout
+    head, _, options = text.partition("Options:")
+    examples = [line for line in head.splitlines() if line.startswith(f"  {' '.join(argv)} ")]
+    flags = {flag for line in examples for flag in re.findall(r" (--[a-z-]+)", line)}
+
+    assert len(examples) >= 2
+    assert max(map(len, text.splitlines())) <= 80
+    assert [flag for flag in flags if len(argv) > 1 and f"{flag} " not in options.replace("\n", " ")] == []

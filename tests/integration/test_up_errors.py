@@ -23,6 +23,7 @@ def up(tmp_path):
         runs.append(UpRun(folder, *options, **variables))
         return runs[-1]
 
+    make.runs = runs  # for the report of a test that fails
     yield make
     left = {pid: what for run in runs for pid, what in run.close().items()}
     assert left == {}
@@ -74,6 +75,7 @@ def test_a_redis_that_is_not_there(up):
 
     assert code == 4
     assert str(port) in _error(text)
+    assert _error(text).endswith(": start it, or correct --redis or FLOWFLEET_REDIS.")
 
 
 def test_a_redis_that_refuses_our_password_shows_no_secret(up):
@@ -129,6 +131,7 @@ def test_an_api_that_is_not_there_ends_with_3(up):
 
     assert code == 3
     assert "cannot be reached" in _error(text)
+    assert _error(text).endswith(": start it, or correct --api or FLOWFLEET_API.")
 
 
 def test_the_redis_that_an_earlier_up_told_to_export_is_started_again(up):

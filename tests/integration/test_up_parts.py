@@ -1,11 +1,14 @@
 """Parts of `up`: children apart, their logs and ends, the data folder, and the embedded Redis."""
 
+import fcntl
 import json
 import os
+import pty
 import signal
 import socket
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -16,12 +19,14 @@ from flowfleet.flow_run import Offer
 from flowfleet.ledger import connect
 from flowfleet.ledger.roster import Row
 from flowfleet.settings import UpSettings
-from flowfleet.up import embedded, server
-from flowfleet.up.folder import DataFolder, default_path, is_free
+from flowfleet.up import embedded, left_runs, server
+from flowfleet.up.folder import DataFolder, default_path, free_port, is_free
 from flowfleet.up.parts import Adopted, Child, Command, PartDied, death, remembered, wait_ready
-from flowfleet.up.together import Together
+from flowfleet.up.together import Signals, Stopped, Together
 from tests import processes
-from tests.waiting import until
+from tests.bench_of_runs import BenchOfRuns
+from tests.waiting import SCALE, until
+from workers.abilities import Abilities
 
 
 @pytest.fixture
@@ -268,3 +273,264 @@ def test_up_resumes_its_own_workers_and_no_others(folder, valkey, wanted, word):
 
     assert now == {"mine@h": wanted, "worker@h": "active", "worker@other": wanted}
     assert said == [f"worker@h was {word}, and is resumed"]
+
+
+def test_an_adopted_server_goes_with_all_that_it_has_started(folder):
+    """`prefect` is only the parent of its server, and need not pass the signal on."""
+    code = (
+        "import signal, subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "print(child.pid, flush=True)\ntime.sleep(60)"
+    )
+    part = _child(folder, code)
+    wait_ready(part, lambda: part.log.read_text().strip(), 20)
+    grandchild = int(part.log.read_text())
+    Adopted("part", remembered(folder.note("part")), part.log, folder.note("part"), whole_group=True).stop()
+
+    assert not processes.alive(grandchild)
+    assert part.ended() == "was killed by signal 15"
+    assert not folder.note("part").exists()
+
+
+def test_an_up_json_of_an_up_that_was_killed_is_gone_before_anything_is_started(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "up.json").write_text('{"parts": {"poller": {"pid": 4711}}}')
+    opened = DataFolder.open(tmp_path / "data")
+
+    assert not opened.state_file.exists()
+    opened.close()
+
+
+def test_the_port_of_its_own_leftover_server_is_free_again_when_it_is_looked_at(folder, monkeypatch):
+    """Else `up --port` would refuse the port because of what an `up` that was killed has left."""
+    monkeypatch.setattr(server, "prefect_command", lambda: "/x/prefect")
+    port = free_port()
+    code = f"import socket, time; s = socket.create_server(('127.0.0.1', {port})); print(1, flush=True); time.sleep(60)"
+    left = _child(folder, code, name="server")
+    wait_ready(left, left.log.read_text, 20)
+    together = _together(folder, UpSettings(port=port))
+    monkeypatch.setattr(together, "_start_redis", _stop_here)
+    with pytest.raises(Stopped):
+        together.start()
+
+    assert left.ended() == "was killed by signal 15"
+    assert is_free(port)
+
+
+def _stop_here(*_, **__):
+    raise Stopped("far enough")
+
+
+def _together(folder, settings, say=lambda sentence: None):
+    return Together(settings=settings, folder=folder, environ={}, say=say, pause=lambda seconds: None)
+
+
+class _Stubborn:
+    """A part whose end goes wrong."""
+
+    name, pid = "worker", 0
+
+    def stop(self, hurry):
+        raise OSError("a full disk")
+
+
+def test_a_part_that_cannot_be_ended_keeps_no_other_from_it(folder):
+    first = _child(folder, "import time; time.sleep(60)", name="redis")
+    together = _together(folder, UpSettings())
+    together.parts += [first, _Stubborn()]
+    with pytest.raises(OSError, match="a full disk"):
+        together.stop(lambda: False)
+
+    assert first.ended() == "was killed by signal 15"
+
+
+def test_the_runs_of_a_worker_that_died_are_ended_after_the_workers_and_before_the_poller(folder):
+    """A shim has a session of its own: killing the worker's group does not reach it."""
+    bench = BenchOfRuns(folder.path / "state" / "machine" / "worker", Abilities.probe({}))
+    told = []
+    together = _together(folder, UpSettings(), told.append)
+    poller, worker = (_child(folder, "import time; time.sleep(60)", name=name) for name in ("poller", "worker"))
+    together.parts += [poller, worker]
+    together.say = lambda sentence: told.append((sentence, poller.ended(), worker.ended()))
+    try:
+        order = bench.sh("trap '' TERM; sleep 300")
+        run = bench.start(order)
+        os.killpg(worker.pid, signal.SIGKILL)
+        together.stop(lambda: False)
+
+        assert bench.living(order) == []
+        assert not bench.folder(order).shim_alive()
+        assert bench.end_of(run).stopped_by == "kill"
+    finally:
+        bench.close()
+    ((sentence, poller_then, worker_then),) = told
+    assert sentence.startswith("killed 1 run that a worker has left")
+    assert (poller_then, worker_then) == (None, "was killed by signal 9")
+
+
+def test_a_run_whose_shim_was_killed_too_is_ended(folder):
+    bench = BenchOfRuns(folder.path / "state" / "machine" / "worker", Abilities.probe({}))
+    try:
+        order = bench.sh("sleep 300")
+        bench.start(order)
+        os.kill(bench.folder(order).started()["pid"], signal.SIGKILL)
+        assert left_runs.end_all(folder.path / "state", {}) == 1
+
+        assert bench.living(order) == []
+    finally:
+        bench.close()
+
+
+def test_records_of_another_boot_and_of_runs_that_have_ended_kill_nobody(folder):
+    bench = BenchOfRuns(folder.path / "state" / "machine" / "worker", Abilities.probe({}))
+    try:
+        ended, other = bench.sh("exit 0"), bench.sh("sleep 300")
+        bench.run(ended)
+        bench.start(other)
+        assert left_runs.end_all(folder.path / "state", {"FLOWFLEET_BOOT_ID": "another"}) == 0
+
+        assert bench.living(other) != []
+    finally:
+        bench.close()
+
+
+SLEEPERS = """
+import os, sys
+from pathlib import Path
+from flowfleet import commands
+from flowfleet.up import command, together
+from flowfleet.up.parts import Child, Command, wait_ready
+
+class Sleepers(together.Together):
+    def start(self):
+        for name in ("redis", "worker"):
+            code = "import signal, time; print('x', flush=True); time.sleep(300)"
+            if "stubborn" in sys.argv[-1]:
+                code = "import signal; signal.signal(15, signal.SIG_IGN); " + code
+            argv = [sys.executable, "-c", code]
+            part = Child(
+                Command(name=name, argv=argv, env=self.environ, cwd=Path("/"), log=self.folder.log(name), grace=60),
+                self.folder.note(name),
+            )
+            self.parts.append(part)
+            wait_ready(part, lambda: part.log.read_text(), 60)
+        self.folder.write_state(self.state())
+
+command.Together = Sleepers
+sys.exit(commands.run(command.up, sys.argv[1:]))
+"""
+
+
+class _Sleepers:
+    """A whole `flowfleet up` as a child, with two sleepers as its parts."""
+
+    def __init__(self, data, **facts):
+        argv = [sys.executable, "-c", SLEEPERS, "--data-dir", str(data)]
+        self.data = data
+        self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, **facts)
+
+    def ready(self):
+        path = self.data / "up.json"
+        until(path.exists, 30, "up.json")
+        return [part["pid"] for part in json.loads(path.read_text())["parts"].values()]
+
+    def ended(self):
+        code = self.process.wait(30 * SCALE)
+        assert not (self.data / "up.json").exists()
+        return code
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_one_signal_ends_up_in_order_with_0(tmp_path, number):
+    up = _Sleepers(tmp_path / "data", stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    parts = up.ready()
+    up.process.send_signal(number)
+
+    assert up.ended() == 0
+    assert "stopping worker, redis" in up.process.stdout.read()
+    assert not any(map(processes.alive, parts))
+    up.process.stdout.close()
+
+
+def test_a_second_signal_hurries_and_shows_in_the_exit_code(tmp_path):
+    up = _Sleepers(tmp_path / "stubborn", stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    parts = up.ready()
+    up.process.send_signal(signal.SIGTERM)
+    while b"stopping worker, redis" not in up.process.stdout.readline():
+        pass
+    up.process.send_signal(signal.SIGINT)
+
+    assert up.ended() == 128 + signal.SIGINT
+    assert not any(map(processes.alive, parts))
+    up.process.stdout.close()
+
+
+def test_a_part_that_dies_ends_up_with_1_and_the_others_with_it(tmp_path):
+    up = _Sleepers(tmp_path / "data", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    parts = up.ready()
+    os.kill(parts[0], signal.SIGKILL)
+
+    assert up.ended() == 1
+    assert "The redis was killed by signal 9, and flowfleet up ends with it. The end of" in up.process.stderr.read()
+    assert not any(map(processes.alive, parts))
+    up.process.stderr.close()
+
+
+def test_a_pipe_that_nobody_reads_any_more_keeps_no_part_running(tmp_path):
+    """`make up | tee log`: at Ctrl-C the reader dies too, often first."""
+    reader, writer = os.pipe()
+    up = _Sleepers(tmp_path / "data", stdout=writer, stderr=writer)
+    os.close(writer)
+    parts = up.ready()
+    os.close(reader)
+    up.process.send_signal(signal.SIGINT)
+
+    assert up.ended() == 0
+    assert not any(map(processes.alive, parts))
+
+
+def test_a_closed_terminal_keeps_no_part_running(tmp_path):
+    master, slave = pty.openpty()
+
+    def own_terminal():
+        fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
+
+    up = _Sleepers(tmp_path / "data", stdout=slave, stderr=slave, start_new_session=True, preexec_fn=own_terminal)
+    os.close(slave)
+    parts = up.ready()
+    os.close(master)  # the kernel sends SIGHUP, and each word from here on is an error
+
+    assert up.ended() == 0
+    assert not any(map(processes.alive, parts))
+
+
+def test_a_terminal_that_closes_twice_is_no_hurry():
+    signals = Signals()
+    signals._note(signal.SIGHUP, None)
+    signals._note(signal.SIGHUP, None)
+    assert signals.second is None
+    unheard = Signals()
+    unheard.note_unheard()
+    with pytest.raises(Stopped):
+        unheard.pause(60)
+    unheard._note(signal.SIGINT, None)
+
+    assert unheard.second is None
+
+
+def test_an_api_that_prefect_would_find_is_said_not_to_be_used_and_our_own_is_no_news(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(server, "start", _stop_here)
+    said = []
+    together = _together(folder, UpSettings(), said.append)
+    theirs = {"PREFECT_API_URL": "http://:secret@box:4200/api", "HOME": str(tmp_path)}
+    ours = {"PREFECT_API_URL": server.api_url(folder.port("server")), "HOME": str(tmp_path)}
+    for together.environ in (theirs, ours):
+        with pytest.raises(Stopped):
+            together._start_server(own=True)
+    (news,) = [sentence for sentence in said if "starts" not in sentence]
+
+    assert "box:4200/api" in news
+    assert "PREFECT_API_URL" in news
+    assert "is not used: flowfleet up --api" in news
+    assert "secret" not in news

@@ -7,7 +7,10 @@ import pytest
 import requests
 
 from flowfleet.errors import LedgerUnavailable, SettingsError
+from flowfleet.monitor.output import NoOutput, read_remote
 from flowfleet.monitor.page import Answer, parse_address, serve
+from workers import page as worker_page
+from workers.records import RunFolder
 
 
 def _away(request):
@@ -152,3 +155,54 @@ def test_ipv6_loopback_is_served():
         assert requests.get(f"{page.address}/api/health", timeout=5).status_code == 200
     finally:
         page.close()
+
+
+RUN = "0a1b2c3d-1111-4111-8111-111111111111"
+
+
+class _Vitals:
+    """A worker that has the output of one run."""
+
+    def __init__(self, path):
+        self._folder = RunFolder(path)
+
+    def folders_of(self, run_id):
+        return [self._folder] if run_id == RUN else []
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    folder = tmp_path / f"{RUN}.claim"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def worker_address(run_folder):
+    page = serve("127.0.0.1:0", worker_page.handlers(_Vitals(run_folder)), None)
+    yield page.address
+    page.close()
+
+
+def test_a_worker_serves_all_of_a_runs_output(run_folder, worker_address):
+    (run_folder / "log").write_bytes(b"a line\n" * 400_000)  # 2.8 MB
+    pieces = read_remote(worker_address, RUN, follow=False, token=None)
+
+    assert b"".join(pieces) == b"a line\n" * 400_000
+    with pytest.raises(NoOutput, match="404"):
+        next(read_remote(worker_address, RUN.replace("0a", "0b"), follow=False, token=None))
+
+
+def test_a_runs_output_is_followed_on_another_host_until_the_run_has_ended(run_folder, worker_address):
+    log = run_folder / "log"
+    log.write_bytes(b"first\n")
+    pieces = read_remote(worker_address, RUN, follow=True, token=None)
+    assert next(pieces) == b"first\n"
+    with log.open("ab") as file:
+        file.write(b"second\n")
+    assert next(pieces) == b"second\n"
+    with log.open("ab") as file:
+        file.write(b"third\n")
+    (run_folder / "exit.json").write_text('{"v": 1}')
+
+    assert b"".join(pieces) == b"third\n"

@@ -278,6 +278,13 @@ def test_help_names_the_variable_of_every_flag():
                 assert f"[{option.variable}]" in text, option
 
 
+def test_up_offers_no_option_that_it_would_ignore():
+    result = CliRunner().invoke(_command(UpSettings, []), ["--help"])
+    for flag in ("--name", "--backend", "--tenant-id"):
+        assert f"{flag} " not in result.output
+    assert CliRunner().invoke(_command(UpSettings, []), ["--name", "mine"]).exit_code == 2
+
+
 def test_help_promises_nothing_that_this_version_does_not_do():
     text = {option.key: option.help for _, option in options_of(PollerSettings)}
     for key in ("on-lost-run", "max-attempts", "adopt-grace"):

@@ -383,3 +383,12 @@ def test_local_output_is_the_newest_attempts_and_is_followed_to_the_runs_end(tmp
 
     assert b"".join(read_local(log, follow=True, ended=lambda: next(ends), wait=wait)) == b"second more"
     assert local_log(tmp_path, "other") is None
+
+
+def test_local_output_begins_behind_the_hole_that_its_cap_has_left(tmp_path):
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        file.seek(1 << 20)
+        file.write(b"\0" * 100 + b"kept\0line\n")
+
+    assert b"".join(read_local(log, follow=False, ended=lambda: True)) == b"kept\0line\n"

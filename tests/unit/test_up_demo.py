@@ -6,6 +6,7 @@ import json
 import threading
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +17,8 @@ from flowfleet.api.session import Address, Session
 from flowfleet.errors import LedgerUnavailable
 from flowfleet.settings import UpSettings, resolve
 from flowfleet.up import fleet
-from flowfleet.up.demo import EXAMPLES, Demo, flows_folder, session_of
+from flowfleet.up.command import too_long
+from flowfleet.up.demo import EXAMPLES, Demo, DemoRun, flows_folder, session_of
 from flowfleet.up.folder import DataFolder
 from flowfleet.up.live import Show, demo_table
 from flowfleet.up.together import Signals, Stopped
@@ -203,8 +205,8 @@ def test_the_parts_get_where_everything_is_by_variables_and_nothing_of_the_users
     }
     settings = resolve(UpSettings, {"api": "http://h/api", "key": "kk", "log-level": "debug"}, {}, {})
     try:
-        ours = fleet.environment(folder, user, settings, own_server=True)
-        theirs = fleet.environment(folder, user, settings, own_server=False)
+        ours = fleet.environment(folder, user, settings, own_server=True, own_redis=True)
+        theirs = fleet.environment(folder, user, settings, own_server=False, own_redis=True)
     finally:
         folder.close()
 
@@ -219,6 +221,31 @@ def test_the_parts_get_where_everything_is_by_variables_and_nothing_of_the_users
     assert "FLOWFLEET_PYTHON" not in theirs
 
 
+def test_secrets_that_were_given_by_file_reach_the_parts_by_file(tmp_path, monkeypatch):
+    """Else a replaced key would never be read again."""
+    monkeypatch.chdir(tmp_path)
+    for name, text in (("key", "kkkk"), ("redis", "redis://:rrrr@box/0"), ("password", "pppp")):
+        (tmp_path / name).write_text(text)
+    folder = DataFolder.open(tmp_path / "data")
+
+    def parts(environ, *, own_redis=False):
+        settings = resolve(UpSettings, {"api": "http://h/api"}, environ, {})
+        env = fleet.environment(folder, environ, settings, own_server=False, own_redis=own_redis)
+        return {name[10:]: value for name, value in env.items() if name.startswith("FLOWFLEET_")}
+
+    try:
+        whole = parts({"FLOWFLEET_KEY_FILE": "key", "FLOWFLEET_REDIS_FILE": "redis"})
+        apart = parts({"FLOWFLEET_REDIS": "redis://me@box/0", "FLOWFLEET_REDIS_PASSWORD_FILE": "password"})
+        ours = parts({"FLOWFLEET_REDIS_PASSWORD_FILE": "password"}, own_redis=True)
+    finally:
+        folder.close()
+
+    assert (whole["KEY_FILE"], whole["REDIS_FILE"]) == (str(tmp_path / "key"), str(tmp_path / "redis"))
+    assert not {"KEY", "REDIS"} & set(whole)
+    assert (apart["REDIS"], apart["REDIS_PASSWORD_FILE"]) == ("redis://me@box/0", str(tmp_path / "password"))
+    assert "REDIS_PASSWORD_FILE" not in ours
+
+
 def test_a_users_own_api_is_reached_with_the_users_key_and_ours_without(tmp_path):
     environ = {"HOME": str(tmp_path), "PREFECT_API_KEY": "users-key"}
     own = UpSettings(api="http://127.0.0.1:1/api")
@@ -226,6 +253,33 @@ def test_a_users_own_api_is_reached_with_the_users_key_and_ours_without(tmp_path
 
     assert session_of(own, environ, tmp_path).address.authorization is None
     assert session_of(given, environ, tmp_path).address.authorization == "Bearer users-key"
+
+
+def test_up_serves_each_pool_that_a_list_names_wherever_the_list_stands(tmp_path, monkeypatch):
+    """One variable and one config file serve worker and `up` alike, and there pools are a list."""
+    by_variable = resolve(UpSettings, {}, {"FLOWFLEET_POOLS": "cpu,gpu"}, {})
+    by_file = resolve(UpSettings, {}, {}, {"pool": ["cpu"]})
+    assert (by_variable.pools, by_variable.pool, by_file.pools) == (("cpu", "gpu"), "cpu", ("cpu",))
+    folder = DataFolder.open(tmp_path / "data")
+    monkeypatch.setattr(fleet, "Child", lambda command, note: command)
+    try:
+        command = fleet.start_worker(
+            folder, {}, "http://h:1", tmp_path, name="worker", slots=2, pools=by_variable.pools
+        )
+    finally:
+        folder.close()
+
+    assert " --pool cpu --pool gpu " in " ".join(command.argv)
+
+
+def test_a_demo_that_does_not_end_names_its_late_runs_and_where_to_look():
+    late = DemoRun(run_id="1", name="calm-otter", example=EXAMPLES[0], state="Running", kind=Kind.RUNNING)
+    done = DemoRun(run_id="2", name="other", example=EXAMPLES[0], state="Completed", kind=Kind.COMPLETED)
+    error = too_long((late, done), Path("/data/logs"))
+
+    assert error.exit_code == 5
+    assert "longer calm-otter (Running). The logs in /data/logs" in str(error)
+    assert "other" not in str(error)
 
 
 def test_workers_are_named_by_their_number():

@@ -1,0 +1,52 @@
+"""Voice: what `up` says to people, until the pipe or the terminal that it speaks into is gone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from typing import Any, TextIO
+
+_STDERR = 2
+
+
+class Voice:
+    """A text stream that falls silent, instead of raising, once nobody reads it: the parts must end in order then.
+
+    rich itself ends the program at a closed pipe, and a closed terminal is an error at each further word.
+    """
+
+    def __init__(self, stream: TextIO, gone: Callable[[], None]) -> None:
+        self._stream = stream
+        self._gone = gone
+
+    def write(self, text: str) -> int:
+        """Write, or not."""
+        try:
+            return self._stream.write(text)
+        except OSError:
+            self._fall_silent()
+            return len(text)
+
+    def flush(self) -> None:
+        """Flush, or not."""
+        try:
+            self._stream.flush()
+        except OSError:
+            self._fall_silent()
+
+    def _fall_silent(self) -> None:
+        self._gone()
+        # what is still buffered goes nowhere too: else the interpreter would fail at it once more at its end
+        with contextlib.suppress(OSError):
+            ours = self._stream.fileno()
+            dead = os.fstat(ours)
+            null = os.open(os.devnull, os.O_WRONLY)
+            for number in {ours, _STDERR}:
+                if os.path.samestat(os.fstat(number), dead):
+                    os.dup2(null, number)
+            os.close(null)
+
+    def __getattr__(self, name: str) -> Any:
+        """All else is the stream's own: is it a terminal, which encoding."""
+        return getattr(self._stream, name)
