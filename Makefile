@@ -15,9 +15,9 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 # one session of pytest may take this long in all; .ci/run gives what is left of its own time
 SESSION_SECONDS ?= 3600
-# tests wait more than they compute, so two processes share the work of a suite
+# tests wait more than they compute, so several processes share the work of a suite
 LANES ?= 2
-PYTEST := -m pytest -n $(LANES) --no-loadscope-reorder --session-timeout=$(SESSION_SECONDS) $(PYTEST_ARGS)
+PYTEST = -m pytest -n $(LANES) --no-loadscope-reorder --session-timeout=$(SESSION_SECONDS) $(PYTEST_ARGS)
 # bytecode is made at once: else the first flow runs would pay for it, and tests wait on them
 export UV_COMPILE_BYTECODE := 1
 
@@ -69,6 +69,7 @@ demo: install
 
 test: test-tree test-wheel
 
+test-tree: LANES := 3
 test-tree: install
 	@$(BIN)/python $(PYTEST) tests/unit tests/integration tests/chaos
 
@@ -94,7 +95,7 @@ bench: install
 	@$(BIN)/python benchmarks/bench.py $(BENCH_ARGS)
 
 stress: install
-	@$(BIN)/python -m pytest -m "stress or slow" tests/chaos tests/acceptance $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m "stress or slow" tests/chaos tests/integration tests/acceptance $(PYTEST_ARGS)
 
 clean:
 	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis $(VENV)

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 from flowfleet.api.client import Kind, Place
-from flowfleet.api.session import Refused, Session
+from flowfleet.api.session import ASKED_TRIES, Refused, Session
 from flowfleet.flow_run import Route
 
 #: runs in these states use up the limits of pools and queues
@@ -24,7 +24,7 @@ class Places:
     def place(self, run_id: str) -> Place | None:
         """The run's pool and queue; None when it, or its pool, is not there or it never had one."""
         try:
-            run = self._session.get(f"/flow_runs/{quote(run_id, safe='')}")
+            run = self._session.get(f"/flow_runs/{quote(run_id, safe='')}", tries=ASKED_TRIES)
             pool_name, queue_name = run.get("work_pool_name"), run.get("work_queue_name")
             if not pool_name or not queue_name:
                 return None

@@ -16,7 +16,7 @@ from flowfleet.api.client import Answer, DueRuns, Job, Kind, LogLine, Mark, Plac
 from flowfleet.api.jobs import Jobs
 from flowfleet.api.places import Places
 from flowfleet.api.pools import Pools
-from flowfleet.api.session import Refused, Session
+from flowfleet.api.session import ASKED_TRIES, Refused, Session
 from flowfleet.api.transitions import Transitions, mark_message, mark_prefix
 from flowfleet.errors import ApiRejected
 from flowfleet.flow_run import FlowRun, Offer, Route
@@ -73,7 +73,7 @@ class Prefect3:
         """Ask for the version, and whether claims can be made in bulk."""
         where = self._session.address.shown
         try:
-            version = self._session.get("/admin/version")
+            version = self._session.get("/admin/version", tries=ASKED_TRIES)
         except Refused as refused:
             raise ApiRejected(
                 f"{where} is not a Prefect 3 API: it answers {refused.status} to /admin/version{self._session.hint()}"

@@ -33,6 +33,8 @@ READ_SECONDS = 30.0
 BULK_SECONDS = 60.0
 #: a request is tried this often in all, and no new try begins after so many seconds
 TRIES = 5
+#: the same where somebody waits for the answer, or whoever asks says at once that there is none and asks again
+ASKED_TRIES = 2
 RETRY_WINDOW_SECONDS = 30.0
 #: clocks that differ by less are taken for equal
 SKEW_KNOWN_SECONDS = 2.0

@@ -30,6 +30,7 @@ T = TypeVar("T")
 OLDEST_SERVER = (6, 2)
 _FLEET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SCHEMES = ("redis", "redis+socket")
+_SCHEME = re.compile(r"[a-z][a-z+-]{1,20}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +149,12 @@ def open_store(url: str, fleet: str, *, socket_timeout: float = 5.0, login: Logi
     if not _FLEET.fullmatch(fleet):
         raise LedgerUnusable(
             f"--fleet {fleet[:80]!r}: use letters, digits, dot, dash and underscore, at most 64 of them"
+        )
+    scheme, mark, _ = url.partition("://")
+    if mark and scheme not in _SCHEMES and _SCHEME.fullmatch(scheme):
+        raise LedgerUnusable(
+            f"the Redis address of --redis or FLOWFLEET_REDIS begins with {scheme}://, which is not supported: use "
+            "redis://HOST:PORT/DB or redis+socket:///PATH"
         )
     place: dict[str, Any]
     try:

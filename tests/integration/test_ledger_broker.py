@@ -9,6 +9,7 @@ from flowfleet.broker import Publisher, make_app, queue_key
 from flowfleet.errors import LedgerUnavailable
 from flowfleet.flow_run import Message
 from flowfleet.ledger import connect
+from flowfleet.login import Login
 from tests.ledger_world import route
 from tests.valkey import Valkey
 
@@ -35,7 +36,7 @@ def test_a_message_reaches_the_queue_beside_the_ledger_with_a_password(locked, w
         plain = login.partition("://")[0] + "://" + place
     fleet = f"f{uuid.uuid4().hex[:8]}"
     sent = message()
-    Publisher(make_app(plain, fleet=fleet, password=PASSWORD if apart else None)).publish(sent)
+    Publisher(make_app(plain, fleet=fleet, login=Login(lambda: url) if apart else None)).publish(sent)
 
     ledger = connect(url, fleet)
     (raw,) = ledger.store.client.lrange(queue_key(fleet, sent.route), 0, -1)

@@ -206,7 +206,8 @@ def test_a_leader_that_was_frozen_comes_back_as_a_standby_and_doubles_nothing(fl
     assert set(fleet.messages.values()) == {1}
 
 
-@pytest.mark.slow
+# a real worker beside it: tests/chaos/test_rounds.py, in every run
+@pytest.mark.stress
 def test_a_crash_at_each_step_of_the_claim_loses_no_run_and_starts_none_twice(valkey, tmp_path):
     places = ["claim.after_ledger", "claim.after_api", "claim.after_accept", "claim.after_publish"]
     fleets = {place: PollerFleet(tmp_path / place, valkey) for place in places}
@@ -232,7 +233,8 @@ def test_a_crash_at_each_step_of_the_claim_loses_no_run_and_starts_none_twice(va
             fleet.close()
 
 
-@pytest.mark.slow
+# on the real server: tests/acceptance/test_messages.py, in every run
+@pytest.mark.stress
 def test_a_lost_message_is_handed_back_within_a_minute_and_the_run_starts_later(fleet):
     fleet.poller()
     worker = fleet.worker("a")
