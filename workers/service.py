@@ -117,10 +117,19 @@ class Service:
             stopping=self.stopping,
         )
 
+    def _shared(self) -> dict[str, Any]:
+        """What launches, hand-backs and endings all need."""
+        parts = self._parts
+        neighbours = {"claims": parts.claims, "api": parts.api, "to_ledger": self.to_ledger, "to_api": self.to_api}
+        return {"attempts": self.attempts, "failpoints": parts.failpoints, **neighbours}
+
     def _join(self) -> None:
+        self._join_ends()
+        self._join_renewal()
+        self._join_launch()
+
+    def _join_ends(self) -> None:
         parts, worker = self._parts, self._parts.row.worker
-        both = {"to_ledger": self.to_ledger, "to_api": self.to_api, "failpoints": parts.failpoints}
-        shared: dict[str, Any] = {"attempts": self.attempts, "claims": parts.claims, "api": parts.api, **both}
         self.logbook = Logbook(parts.api, self.to_api, enabled=parts.settings.cloud_logs)
         self.ownership = Ownership(worker=worker, nonce=parts.row.nonce, claims=parts.claims)
         self.handback = HandBack(
@@ -128,7 +137,7 @@ class Service:
             mark=self._mark,
             on_told=self._handed_back,
             take_again=self.ownership.again,
-            **shared,
+            **self._shared(),
         )
         self.endings = Endings(
             worker=worker,
@@ -136,7 +145,7 @@ class Service:
             logbook=self.logbook,
             on_settled=self._settled,
             take_again=self.ownership.again,
-            **shared,
+            **self._shared(),
         )
         self.outbox = Outbox(
             folder=parts.state.outbox,
@@ -147,8 +156,11 @@ class Service:
             failpoints=parts.failpoints,
         )
         self.endings.outbox = self.outbox
+
+    def _join_renewal(self) -> None:
+        parts = self._parts
         fences = Fences(
-            worker=worker,
+            worker=parts.row.worker,
             attempts=self.attempts,
             claims=parts.claims,
             api=parts.api,
@@ -167,8 +179,11 @@ class Service:
             on_answer=self._answered,
             take_again=self.ownership.again,
         )
+
+    def _join_launch(self) -> None:
+        parts = self._parts
         self.launch = Launch(
-            worker=worker,
+            worker=parts.row.worker,
             nonce=parts.row.nonce,
             mark=self._mark,
             deployer=parts.deployer,
@@ -180,7 +195,7 @@ class Service:
             on_started=self._run_started,
             on_failed=self.endings.ended,
             patience=Patience(hurried=lambda: self.attempts.closed),
-            **shared,
+            **self._shared(),
         )
 
     # -- the room of the slots

@@ -9,7 +9,6 @@ import threading
 import time
 import uuid
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -21,6 +20,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.exceptions import InsecureRequestWarning
 
 from flowfleet.api.address import Address
+from flowfleet.api.server_clock import ServerClock
 from flowfleet.errors import ApiError, ApiRejected, ApiUnavailable, KeyRefused, SettingsError
 
 logger = logging.getLogger(__name__)
@@ -36,8 +36,6 @@ TRIES = 5
 #: the same where somebody waits for the answer, or whoever asks says at once that there is none and asks again
 ASKED_TRIES = 2
 RETRY_WINDOW_SECONDS = 30.0
-#: clocks that differ by less are taken for equal
-SKEW_KNOWN_SECONDS = 2.0
 _REFUSALS = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 _CHANGES = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
@@ -96,13 +94,12 @@ class Session:
         self._local = threading.local()
         self._csrf_client = str(uuid.uuid4())
         self._csrf_token: str | None = None
-        self._ahead: deque[float] = deque(maxlen=20)  # samples of the server's clock minus ours
+        self._server_clock = ServerClock()
 
     @property
     def skew_seconds(self) -> float:
-        """The server's clock minus ours, by its `Date` header; 0 where it is less than that can tell."""
-        ahead = max(list(self._ahead), default=0.0) + 0.5  # half of what the header cuts off
-        return ahead if abs(ahead) > SKEW_KNOWN_SECONDS else 0.0
+        """The server's clock minus ours."""
+        return self._server_clock.skew_seconds
 
     def _headers_for(self, address: Address) -> dict[str, str]:
         headers = {**address.headers, "User-Agent": self._user_agent, "Accept": "application/json"}
@@ -203,7 +200,7 @@ class Session:
             )
         except requests.exceptions.RequestException as error:
             raise self._trouble(error, seconds) from error
-        self._note_date(answer)
+        self._server_clock.note(answer.headers.get("Date", ""))
         return answer
 
     def _trouble(self, error: requests.exceptions.RequestException, seconds: float) -> ApiError:
@@ -290,20 +287,6 @@ class Session:
     def hint(self) -> str:
         """What is most often wrong with an address that is no API."""
         return "" if self.address.shown.rstrip("/").endswith("/api") else ", its address usually ends in /api"
-
-    def _note_date(self, answer: requests.Response) -> None:
-        """Learn the server's clock.
-
-        The header is cut to whole seconds and, on a busy server, seconds old: every error makes the server look slow,
-        none makes it look fast, so the highest of the last samples is the nearest to the truth.
-        """
-        try:
-            date = parsedate_to_datetime(answer.headers["Date"])
-        except (KeyError, ValueError):
-            return
-        if date.tzinfo is None:
-            date = date.replace(tzinfo=UTC)
-        self._ahead.append(date.timestamp() - time.time())
 
 
 def _status(status: int) -> str:

@@ -12,7 +12,7 @@ from flowfleet.broker import queue_key
 from flowfleet.ledger.claims import State
 from tests.integration.poller_fleet import PollerFleet
 from tests.valkey import Valkey
-from tests.waiting import until
+from tests.waiting import stays, until
 from tests.world import BIN
 
 
@@ -52,7 +52,7 @@ def test_a_freed_slot_is_filled_without_waiting_for_the_next_poll(fleet):
 def test_requests_in_a_burst_are_few(fleet):
     fleet.poller()
     fleet.worker("a", slots=4, seconds=0.5)
-    time.sleep(0.5)
+    until(lambda: fleet.api.workers, 15, "the pool to be online")
     before = fleet.api.counted()
     runs = fleet.runs(40)
 
@@ -61,17 +61,26 @@ def test_requests_in_a_burst_are_few(fleet):
     assert fleet.api.counted() - before <= 3 * 40
 
 
+def longest_pause(fleet):
+    """Watches from one listing to the next; True when nearly ten seconds lie between the two."""
+    first = fleet.api.counted("get_scheduled")
+    until(lambda: fleet.api.counted("get_scheduled") > first, 15, "a listing")
+    began = time.monotonic()
+    second = fleet.api.counted("get_scheduled")
+    until(lambda: fleet.api.counted("get_scheduled") > second, 15, "the next listing")
+    return time.monotonic() - began > 9
+
+
 @pytest.mark.slow
 def test_idle_requests_do_not_grow_with_the_workers(fleet):
     fleet.poller()
     for name in "abcd":
         fleet.worker(name)
     until(lambda: fleet.api.workers, 15, "the pool to be online")
-    time.sleep(20)  # the pauses between polls have grown to their longest
+    until(lambda: longest_pause(fleet), 40, "the pauses between polls to have grown to their longest")
     before = fleet.api.counted()
-    time.sleep(30)
-
-    assert fleet.api.counted() - before <= 8 * 30 / 60 + 1
+    most = before + 8 * 30 / 60 + 1
+    stays(lambda: fleet.api.counted() <= most, 30, "eight requests a minute at most")
 
 
 def test_runs_that_wait_without_a_slot_are_counted_for_people(fleet):
@@ -99,8 +108,7 @@ def test_poke_wakes_the_leader_also_by_way_of_a_standby(fleet):
     fleet.poller("one")
     standby = fleet.poller("two")
     fleet.worker("a")
-    until(lambda: fleet.api.workers, 15, "the pool to be online")
-    time.sleep(12)
+    until(lambda: longest_pause(fleet), 40, "the pauses between polls to have grown to their longest")
     for poked in range(3):
         (run,) = fleet.runs(1)
         began = time.monotonic()
@@ -167,8 +175,7 @@ def test_an_api_that_hangs_does_not_keep_an_orderly_end_waiting(fleet):
 def test_a_second_signal_cuts_the_end_short(fleet):
     poller = hanging(fleet)
     poller.signal(signal.SIGTERM)
-    time.sleep(0.5)
-    assert poller.process.poll() is None, "it waits for the request in hand"
+    stays(lambda: poller.process.poll() is None, 0.5, "it waits for the request in hand")
     poller.signal(signal.SIGTERM)
 
     assert poller.wait(10) == 128 + signal.SIGTERM

@@ -16,13 +16,13 @@ from flowfleet.flow_run import FlowRun, Offer, Route
 from flowfleet.ledger.claims import Claim, State
 from flowfleet.monitor.page import Request
 from flowfleet.settings import PollerSettings
-from poller import cli as poller_cli
 from poller.bell import Bell
 from poller.credit import Narrowing, credit, wanted
 from poller.know import Known
 from poller.meters import Meters
 from poller.outage import Outage
 from poller.serve import Vitals, handlers
+from poller.service import Parts, Service
 from tests.unit.poller_world import OFFER, POOL, ROUTE, START, FakeRoster, Time, World, away
 
 OTHER = Route("prefect3", POOL, "other")
@@ -347,16 +347,18 @@ def test_the_settings_idle_time_is_the_loops():
     settings = PollerSettings(host="h", idle_seconds=7.5)
     nobody = SimpleNamespace(backend="prefect3")
     ledger = SimpleNamespace(gate=nobody, claims=nobody, roster=nobody)
-    loop, _, _ = poller_cli.build(
-        settings,
-        api=nobody,
-        ledger=ledger,
-        bell=Bell(),
-        publish=lambda _message: None,
-        failpoints=Failpoints(),
-        meters=Meters(),
+    service = Service(
+        Parts(
+            settings=settings,
+            api=nobody,
+            ledger=ledger,
+            bell=Bell(),
+            publish=lambda _message: None,
+            failpoints=Failpoints(),
+            meters=Meters(),
+        )
     )
-    assert loop._pace.idle_seconds == 7.5
+    assert service.loop._pace.idle_seconds == 7.5
 
 
 # --- several pools and queues

@@ -1,0 +1,193 @@
+"""Service: one poller, joined from its parts, from the first election to its last line."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from flowfleet.api.client import ApiClient, Mark
+from flowfleet.errors import LedgerError
+from flowfleet.failpoints import Failpoints
+from flowfleet.flow_run import Message
+from flowfleet.ledger import Ledger
+from flowfleet.monitor.metrics import LedgerCollector
+from flowfleet.monitor.page import serve
+from flowfleet.monitor.snapshot import take
+from flowfleet.settings import PollerSettings
+from poller.bell import Bell
+from poller.claim import Claimer
+from poller.credit import Narrowing
+from poller.know import Clock
+from poller.leader import Leadership, Tender
+from poller.lister import Lister
+from poller.loop import Loop, Pace
+from poller.memory import give_back
+from poller.meters import Meters
+from poller.outage import Outage
+from poller.presence import Presence
+from poller.reconcile import Reconciler
+from poller.serve import Vitals, handlers
+from poller.sweep import Gatekeeper, Sweep
+
+logger = logging.getLogger(__name__)
+
+CLOCK = Clock(monotonic=time.monotonic, wall=time.time)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What a poller is made of, as its command or a test has built it."""
+
+    settings: PollerSettings
+    api: ApiClient
+    ledger: Ledger
+    bell: Bell
+    publish: Callable[[Message], None]
+    failpoints: Failpoints
+    meters: Meters
+
+
+class Service:
+    """The joined poller; `run` blocks until its loop has ended."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        settings, ledger = parts.settings, parts.ledger
+        self._narrowing = Narrowing(pools=settings.pools, work_queues=settings.work_queues, labels=settings.labels)
+        self.leadership = Leadership(
+            ledger.gate,
+            name=settings.name,
+            host=settings.host,
+            nonce=uuid.uuid4().hex,
+            lease=settings.lease,
+            patience_seconds=settings.leader_seconds,
+            clock=CLOCK.monotonic,
+        )
+        self.presence = Presence(
+            parts.api, ledger.roster, fleet=settings.fleet, narrowing=self._narrowing, clock=CLOCK.monotonic
+        )
+        self.loop = self._loop()
+        self.vitals = Vitals(self.loop, self.leadership, CLOCK.monotonic)
+        self._tender = Tender(
+            self.leadership,
+            outage=self.loop.redis_outage,
+            changed=lambda: parts.bell.ring("term"),
+            working=self.vitals.working,
+        )
+
+    def _loop(self) -> Loop:
+        parts = self._parts
+        settings, api, ledger = parts.settings, parts.api, parts.ledger
+        claimer, reconciler = self._hands()
+        sweep, gatekeeper = self._eyes()
+        return Loop(
+            api=api,
+            claims=ledger.claims,
+            roster=ledger.roster,
+            leadership=self.leadership,
+            claimer=claimer,
+            reconciler=reconciler,
+            sweep=sweep,
+            gatekeeper=gatekeeper,
+            presence=self.presence,
+            lister=Lister(api, self.presence, clock=CLOCK, meters=parts.meters),
+            bell=parts.bell,
+            clock=CLOCK,
+            meters=parts.meters,
+            narrowing=self._narrowing,
+            redis_outage=Outage("Redis", CLOCK.monotonic),
+            pace=Pace(idle_seconds=settings.idle_seconds),
+            max_polls=settings.max_polls,
+            tidy=give_back,
+        )
+
+    def _hands(self) -> tuple[Claimer, Reconciler]:
+        """What moves claims."""
+        parts = self._parts
+        settings, ledger = parts.settings, parts.ledger
+        mark = Mark(fleet=settings.fleet)
+        claimer = Claimer(
+            parts.api,
+            ledger.claims,
+            parts.publish,
+            mark=mark,
+            policy=settings.on_lost_run,
+            failpoints=parts.failpoints,
+            meters=parts.meters,
+        )
+        reconciler = Reconciler(
+            parts.api,
+            ledger.claims,
+            ledger.roster,
+            claimer,
+            mark=mark,
+            failpoints=parts.failpoints,
+            meters=parts.meters,
+            clock=CLOCK.monotonic,
+            queued_seconds=settings.queued_seconds,
+            ttl_seconds=settings.lease.ttl_seconds,
+        )
+        return claimer, reconciler
+
+    def _eyes(self) -> tuple[Sweep, Gatekeeper]:
+        """What compares the ledger with the API."""
+        parts = self._parts
+        lease = parts.settings.lease
+        sweep = Sweep(
+            parts.api,
+            parts.ledger.claims,
+            mark=Mark(fleet=parts.settings.fleet),
+            failpoints=parts.failpoints,
+            meters=parts.meters,
+        )
+        gatekeeper = Gatekeeper(
+            parts.ledger.gate,
+            sweep,
+            failpoints=parts.failpoints,
+            clock=CLOCK.monotonic,
+            wait_seconds=lease.ttl_seconds + lease.renew_seconds,
+        )
+        return sweep, gatekeeper
+
+    def new_key(self) -> None:
+        """Other credentials are in use: ask the API now."""
+        self.loop.hurry()
+        self._parts.bell.ring("poke")
+
+    def poke(self) -> None:
+        """Poll now; whoever leads hears it, if this one does not."""
+        self._parts.bell.ring("poke")
+        try:
+            self._parts.ledger.hints.publish("poke", "")
+        except LedgerError as exc:
+            logger.debug("poke not passed on", extra={"error": str(exc)})
+
+    def run(self, page_token: Callable[[], str | None]) -> None:
+        """Serve the page, tend the lead, and make rounds until the loop ends."""
+        settings, ledger, meters, bell = (
+            self._parts.settings,
+            self._parts.ledger,
+            self._parts.meters,
+            self._parts.bell,
+        )
+        meters.registry.register(LedgerCollector(lambda: take(ledger), lambda: self.leadership.term is not None))
+        page = None
+        if settings.agent_address:
+            page = serve(settings.agent_address, handlers(self.vitals, meters, self.poke), page_token)
+        listening = ledger.hints.listen(lambda kind, _: bell.ring(kind))
+        self._tender.start()
+        give_back()
+        names = {"identity": settings.identity, "fleet": settings.fleet, "pid": os.getpid()}
+        logger.info("poller started", extra=names)
+        try:
+            self.loop.run()
+        finally:
+            self._tender.stop()
+            listening.close()
+            if page is not None:
+                page.close()
+        logger.info("poller ended", extra={"identity": settings.identity, "polls": self.loop.polls})

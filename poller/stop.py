@@ -1,0 +1,66 @@
+"""Stop: SIGTERM and SIGINT, and how long an orderly end of a poller may take."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+
+from flowfleet.errors import LedgerError
+from poller.bell import Bell
+
+logger = logging.getLogger(__name__)
+
+#: how long an orderly end waits for an answer of the API, and for that to a claim
+STOP_SECONDS = 5.0
+STOP_CLAIM_SECONDS = 60.0
+
+
+class Stop:
+    """SIGTERM and SIGINT: the first asks for an orderly end, the second cuts it short."""
+
+    def __init__(self, bell: Bell) -> None:
+        self._bell = bell
+        self._then: list[Callable[[], None]] = []
+        self.asked = False
+        self._event = threading.Event()
+        #: an end that takes too long asks this whether it may be cut short now, and does the other last
+        self.busy: Callable[[], bool] = lambda: False
+        self.last: Callable[[], None] = lambda: None
+
+    def install(self) -> None:
+        """Take both signals, whatever a shell has set for them: a job in the background starts with SIGINT ignored."""
+        threading.Thread(target=self._cut_short, name="stop", daemon=True).start()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+
+    def then(self, action: Callable[[], None]) -> None:
+        """Do this when the end is asked for."""
+        self._then.append(action)
+
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
+        if self.asked:
+            os._exit(128 + number)
+        self.asked = True
+        for action in self._then:
+            action()
+        self._bell.ring("stop")
+        self._event.set()
+
+    def _cut_short(self) -> None:
+        """An API that hangs must not keep an orderly end waiting: what is left undone the next leader does."""
+        self._event.wait()
+        asked_at = time.monotonic()
+        while (took := time.monotonic() - asked_at) < STOP_SECONDS or (self.busy() and took < STOP_CLAIM_SECONDS):
+            time.sleep(0.1)
+        logger.warning("ended without waiting for an answer any longer", extra={"waited_seconds": round(took, 1)})
+        try:
+            self.last()
+        except LedgerError as exc:
+            logger.warning("could not resign, a standby will notice", extra={"error": str(exc)})
+        logging.shutdown()
+        os._exit(0)
