@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from flowfleet.errors import LedgerError
 from flowfleet.ledger.claims import State
 from flowfleet.ledger.roster import Roster, Row
 from workers.attempts import Attempts
@@ -90,7 +91,7 @@ class Farewell:
         self.pruner.close()
         try:
             self.roster.sign_off(self.row.worker, self.row.nonce)
-        except Exception as exc:  # noqa: BLE001 - whatever it is, the leader notices our silence
+        except LedgerError as exc:  # the leader notices our silence
             logger.warning("not signed off", extra={"error": str(exc)})
         self.deployer.close()
         if not left:
