@@ -44,7 +44,8 @@ class Pace:
     """How often the loop does what."""
 
     idle_seconds: float = 10.0
-    busy_seconds: float = 3.0  # first pause after something happened; doubles up to idle_seconds
+    busy_seconds: float = 4.0  # pause for as long as something has happened lately
+    linger_seconds: float = 12.0  # so long is "lately": where one run came the next one often follows; then it doubles
     glance_seconds: float = 2.0  # how often it looks into the ledger, which costs the API nothing
     fresh_seconds: float = 2.0  # nothing is proposed from a listing older than this
     gap_seconds: float = 0.25  # shortest time between two listings
@@ -104,6 +105,8 @@ class Loop:
         self._rung: set[str] = set()
         self._next_poll = self._next_sweep = 0.0
         self._interval = pace.busy_seconds
+        self._busy_at = clock.monotonic()
+        self._was_open = True
         claimer.progressed = reconciler.progressed = self._progressed
 
     def _progressed(self) -> None:
@@ -193,9 +196,10 @@ class Loop:
     def _ask(self, term: int, rows: Sequence[Row]) -> None:
         """All that may need the API. Raises `ApiError`, then the rest waits for the next try."""
         want = wanted(rows, self._api.backend, self._narrowing)
-        is_open = self._gatekeeper.tend(term, ask=True)
-        if is_open and self._reconciler.tend(term, self._claims.live(), rows):
-            self._rung.add("due")  # what went back is due at the API again
+        was_open, is_open = self._was_open, self._gatekeeper.tend(term, ask=True)
+        self._was_open = is_open
+        if is_open and (self._reconciler.tend(term, self._claims.live(), rows) or not was_open):
+            self._rung.add("due")  # what went back, now or by the sweep before the gate opened, is due at the API again
         self._progressed()
         self._poll(term, rows, want, is_open=is_open)
         self._progressed()
@@ -228,10 +232,17 @@ class Loop:
             return
         self._roster.note_due(term, self.known.due(self._server_now()))
         if listed:
-            busy = published > 0 or bool(self._rung)
-            self._interval = self._pace.busy_seconds if busy else min(self._interval * 2, self._pace.idle_seconds)
-            self._next_poll = self._clock.monotonic() + self._interval * (0.95 + 0.05 * self._jitter())
+            self._next_poll = self._clock.monotonic() + self._pause(busy=published > 0 or bool(self._rung))
             self._rung.clear()
+
+    def _pause(self, *, busy: bool) -> float:
+        """Seconds to the next listing: short while something happens, and up to the longest when nothing does."""
+        now = self._clock.monotonic()
+        if busy:
+            self._busy_at, self._interval = now, self._pace.busy_seconds
+        elif now - self._busy_at >= self._pace.linger_seconds:
+            self._interval = min(self._interval * 2, self._pace.idle_seconds)
+        return self._interval * (0.95 + 0.05 * self._jitter())
 
     def _must_list(self, rows: Sequence[Row], live: Sequence[Claim], *, is_open: bool) -> bool:
         age = self.known.age_seconds

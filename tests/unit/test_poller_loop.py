@@ -100,11 +100,25 @@ def test_in_a_burst_a_run_costs_two_requests():
     assert len(world.api.asked) <= 2 * 36 + 3
 
 
+def test_what_comes_soon_after_something_happened_waits_four_seconds_at_most():
+    world = World()
+    world.roster.add(slots=4)
+    world.rounds(60)
+    world.api.add()
+    world.ring("poke")
+    world.rounds(1)
+
+    for seconds in (4, 8, 12):  # since the last thing that happened
+        before = world.api.asked.count("due")
+        world.rounds(4)
+        assert world.api.asked.count("due") == before + 1, f"within {seconds} s"
+
+
 def test_several_freed_slots_make_one_claim():
     world = World()
     world.roster.add(slots=4)
     runs = [world.api.add(index / 100 - 1) for index in range(8)]
-    world.rounds(5)
+    world.rounds(7)  # the last listing is too old to claim from
     world.api.asked.clear()
 
     for run in runs[:4]:
