@@ -44,8 +44,8 @@ class Pace:
     """How often the loop does what."""
 
     idle_seconds: float = 10.0
-    busy_seconds: float = 4.0  # pause for as long as something has happened lately
-    linger_seconds: float = 12.0  # so long is "lately": where one run came the next one often follows; then it doubles
+    busy_seconds: float = 4.0  # first pause after something happened; doubles up to idle_seconds
+    linger_seconds: float = 20.0  # but not so soon after a claim: where one run came the next one often follows
     glance_seconds: float = 2.0  # how often it looks into the ledger, which costs the API nothing
     fresh_seconds: float = 2.0  # nothing is proposed from a listing older than this
     gap_seconds: float = 0.25  # shortest time between two listings
@@ -105,7 +105,7 @@ class Loop:
         self._rung: set[str] = set()
         self._next_poll = self._next_sweep = 0.0
         self._interval = pace.busy_seconds
-        self._busy_at = clock.monotonic()
+        self._claimed_at = float("-inf")
         self._was_open = True
         claimer.progressed = reconciler.progressed = self._progressed
 
@@ -232,15 +232,17 @@ class Loop:
             return
         self._roster.note_due(term, self.known.due(self._server_now()))
         if listed:
-            self._next_poll = self._clock.monotonic() + self._pause(busy=published > 0 or bool(self._rung))
+            self._next_poll = self._clock.monotonic() + self._pause(claimed=published > 0)
             self._rung.clear()
 
-    def _pause(self, *, busy: bool) -> float:
+    def _pause(self, *, claimed: bool) -> float:
         """Seconds to the next listing: short while something happens, and up to the longest when nothing does."""
         now = self._clock.monotonic()
-        if busy:
-            self._busy_at, self._interval = now, self._pace.busy_seconds
-        elif now - self._busy_at >= self._pace.linger_seconds:
+        if claimed:
+            self._claimed_at = now
+        if claimed or self._rung:
+            self._interval = self._pace.busy_seconds
+        elif now - self._claimed_at >= self._pace.linger_seconds:
             self._interval = min(self._interval * 2, self._pace.idle_seconds)
         return self._interval * (0.95 + 0.05 * self._jitter())
 
