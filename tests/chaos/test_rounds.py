@@ -100,7 +100,7 @@ def numbers(ci: int, full: int):
 
 
 @pytest.mark.timeout(2400)
-@pytest.mark.parametrize("number", numbers(20, 100))
+@pytest.mark.parametrize("number", numbers(50, 100))
 def test_sigterm_at_message_arrival(rounds, number):
     for _ in range(number):
         rounds.round(signal.SIGTERM)
