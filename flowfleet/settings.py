@@ -60,6 +60,14 @@ def _agent_address() -> Option:
     return Option(flag="--agent-address", kind=kind, help="Serve health, metrics and the like here.")
 
 
+def _api(meaning: str) -> Option:
+    return Option(flag="-a --api", kind=shown_as("URL"), help=meaning)
+
+
+def _redis(meaning: str) -> Option:
+    return Option(flag="-r --redis", secret=True, by_file=True, kind=shown_as("URL"), help=meaning)
+
+
 def _cloud_logs(meaning: str) -> Option:
     return Option(flag="--cloud-logs/--no-cloud-logs", kind=SWITCH, help=meaning)
 
@@ -71,11 +79,7 @@ class Common:
     #: None = as Prefect's own command finds it
     api: str | None = setting(
         None,
-        Option(
-            flag="-a --api",
-            kind=shown_as("URL"),
-            help="Address of the Prefect API (default: as Prefect's own command finds it).",
-        ),
+        _api("Address of the Prefect API (default: as Prefect's own command finds it)."),
     )
     backend: str = setting(
         "auto",
@@ -109,13 +113,7 @@ class Common:
     #: may hold the password, so it is never shown as it stands: `logs.redact_url`
     redis: str = setting(
         "redis://127.0.0.1:6379/0",
-        Option(
-            flag="-r --redis",
-            secret=True,
-            by_file=True,
-            kind=shown_as("URL"),
-            help="Redis of the fleet, redis://HOST:PORT/DB or redis+socket:///PATH (default: redis://127.0.0.1:6379/0).",
-        ),
+        _redis("Redis of the fleet, redis://HOST:PORT/DB or redis+socket:///PATH (default: redis://127.0.0.1:6379/0)."),
     )
     redis_password: str | None = setting(
         None,
@@ -344,21 +342,11 @@ class UpSettings(Common):
 
     api: str | None = setting(
         None,
-        Option(
-            flag="-a --api",
-            kind=shown_as("URL"),
-            help="Use the Prefect API at this address (default: start a Prefect server).",
-        ),
+        _api("Use the Prefect API at this address (default: start a Prefect server)."),
     )
     redis: str = setting(
         "redis://127.0.0.1:6379/0",
-        Option(
-            flag="-r --redis",
-            secret=True,
-            by_file=True,
-            kind=shown_as("URL"),
-            help="Use the Redis at redis://HOST:PORT/DB or redis+socket:///PATH (default: start one).",
-        ),
+        _redis("Use the Redis at redis://HOST:PORT/DB or redis+socket:///PATH (default: start one)."),
     )
     # it names its parts itself, and all of it is about Prefect 3: these are no options here
     name: str = setting("worker")
