@@ -195,6 +195,10 @@ class WorkerWorld:
 
         found = until(record, seconds, f"claim of {message.run_id} to be settled")
         assert self.ledger.claims.get(message.run_id) is None
+        service = self.service
+        if service is not None:
+            # the claim goes first, then the worker's own traces of it: a crash between the two loses nothing
+            until(lambda: service.attempts.get(message.task_id) is None, 10, "the worker to be done with it")
         return found
 
     def wait_state(self, message: Message, state: str, seconds: float = 15) -> Any:
