@@ -170,6 +170,7 @@ def _row(settings: WorkerSettings, api: ApiClient, nonce: str, *, wait: Callable
         work_queues=settings.work_queues,
         labels=settings.labels,
         tenant=settings.tenant_id,
+        deploy=settings.deploy,
     )
     resolved: list[Offer] = []
     sign_on.patiently(api.probe, "the Prefect API", wait=wait)

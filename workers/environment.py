@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from flowfleet.errors import SettingsError, StartFailed
 
@@ -40,9 +41,17 @@ class Layers:
     import_paths: tuple[str, ...] = ()
     extra: Mapping[str, str] = field(default_factory=dict)
 
-    def build(self, job: Mapping[str, str], forced: Mapping[str, str], *, run_id: str, claim: str) -> dict[str, str]:
-        """The whole environment of one run."""
-        env = dict(self.base)
+    def build(
+        self,
+        job: Mapping[str, str],
+        forced: Mapping[str, str],
+        *,
+        run_id: str,
+        claim: str,
+        defaults: Mapping[str, str] = MappingProxyType({}),
+    ) -> dict[str, str]:
+        """The whole environment of one run; `defaults` hold where no other layer says anything."""
+        env = {**defaults, **self.base}
         if self.import_paths:
             known = env.get("PYTHONPATH")
             env["PYTHONPATH"] = os.pathsep.join([*self.import_paths, *([known] if known else [])])

@@ -24,11 +24,13 @@ class Orders:
     def make(self, held: Held, job: Job, folder: RunFolder, *, not_after: float | None) -> Order:
         """The order of one attempt; raises `StartFailed` when its command cannot be found."""
         forced = self.api.engine_environment(held.run_id, job)
-        env = self.layers.build(job.env, forced, run_id=held.run_id, claim=held.claim)
+        env = self.layers.build(
+            job.env, forced, run_id=held.run_id, claim=held.claim, defaults=self.api.engine_defaults(job)
+        )
         if job.command:
             argv = resolve_command(job.command, env, self.interpreter.path)
         else:
-            argv = self.api.engine_command(self.interpreter.path)
+            argv = self.api.engine_command(self.interpreter.path, job)
         return Order(
             run_id=held.run_id,
             claim=held.claim,
