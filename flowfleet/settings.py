@@ -8,7 +8,22 @@ from pathlib import Path
 
 from flowfleet.errors import SettingsError
 from flowfleet.flags import options
-from flowfleet.kinds import COUNT, DAYS, FILE, FOLDER, GRACE, NAME, PAIR, PORT, SECONDS, SIZE, SWITCH, one_of, shown_as
+from flowfleet.kinds import (
+    ADDRESS,
+    COUNT,
+    DAYS,
+    FILE,
+    FOLDER,
+    GRACE,
+    NAME,
+    PAIR,
+    PORT,
+    SECONDS,
+    SIZE,
+    SWITCH,
+    one_of,
+    shown_as,
+)
 from flowfleet.ledger.claims import Lease
 from flowfleet.options import Kind, Option, Origin, options_of, refresh, resolve, setting
 
@@ -56,8 +71,15 @@ def _state_dir(meaning: str) -> Option:
 
 
 def _agent_address() -> Option:
-    kind = shown_as("http://HOST:PORT")
-    return Option(flag="--agent-address", kind=kind, help="Serve health, metrics and the like here.")
+    return Option(flag="--agent-address", kind=ADDRESS, help="Serve health, metrics and the like here.")
+
+
+def _agent_config_id() -> Option:
+    return Option(
+        flag="--agent-config-id",
+        kind=shown_as("ID"),
+        help="Prefect 1: the agent config at the API whose settings win over those given here.",
+    )
 
 
 def _api(meaning: str) -> Option:
@@ -86,7 +108,7 @@ class Common:
         Option(
             flag="--backend",
             kind=one_of("auto", "prefect1", "prefect3"),
-            help="Which API that is (default: auto).",
+            help="Which API that is (default: auto, by Prefect's own settings or by asking it).",
         ),
     )
     key: str | None = setting(
@@ -171,6 +193,7 @@ class PollerSettings(Common):
     work_queues: tuple[str, ...] = setting((), _work_queues("Only claim from this work queue (repeatable)."))
     labels: tuple[str, ...] = setting((), _labels("Only claim for workers with this label (repeatable)."))
     max_polls: int | None = setting(None, Option(flag="--max-polls", kind=COUNT, help="End after this many polls."))
+    agent_config_id: str | None = setting(None, _agent_config_id())
     agent_address: str | None = setting(None, _agent_address())
     require_api: bool = setting(
         False,
@@ -180,7 +203,9 @@ class PollerSettings(Common):
             help="End with exit code 3 when the API cannot be reached at the start, instead of waiting.",
         ),
     )
-    cloud_logs: bool = setting(True, _cloud_logs("For workers that share these settings: a poller writes none."))
+    cloud_logs: bool = setting(
+        True, _cloud_logs("Prefect 1: write lines of ours to the log of a run that nobody takes (default: yes).")
+    )
     on_lost_run: str = setting(
         "report",
         Option(
@@ -244,6 +269,7 @@ class WorkerSettings(Common):
             help="Prefect 1: the host's name is a label too (default: yes).",
         ),
     )
+    agent_config_id: str | None = setting(None, _agent_config_id())
     slots: int = setting(
         1, Option(flag="-c --slots", kind=COUNT, help="Runs at the same time (default: the CPU cores).")
     )
@@ -350,7 +376,7 @@ class UpSettings(Common):
     )
     # it names its parts itself, and all of it is about Prefect 3: these are no options here
     name: str = setting("worker")
-    backend: str = setting("auto")
+    backend: str = setting("prefect3")
     tenant_id: str | None = setting(None)
     slots: int = setting(
         1, Option(flag="-c --slots", kind=COUNT, help="Slots of each worker (default: the CPU cores).")
