@@ -72,6 +72,8 @@ class FlowRun:
     route: Route
     #: when it is to start, aware UTC
     due: datetime
+    #: the API's name of its state: Running for a late retry of Prefect 1 (a task of it is due), else Scheduled
+    state: str = "Scheduled"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from flowfleet.api.client import DueRuns
+from flowfleet.api.client import DueRuns, Unfit
 from flowfleet.flow_run import FlowRun, Route
 from flowfleet.ledger.roster import Due
 
@@ -56,6 +56,16 @@ class Known:
     def gone(self, run_ids: Collection[str]) -> None:
         """These are no longer due: claimed, or somebody else's."""
         self._gone.update(run_ids)
+
+    def take_out(self, run_ids: Collection[str]) -> list[FlowRun]:
+        """Those of these runs that are listed; they count as gone from now on."""
+        found = {run.run_id: run for due in self._listed for run in due.runs if run.run_id in run_ids}
+        self.gone(found)
+        return list(found.values())
+
+    def unfit(self) -> list[Unfit]:
+        """What the listing says that nobody here can take."""
+        return [each for due in self._listed for each in due.unfit]
 
     def shun(self, run_ids: Collection[str], seconds: float) -> None:
         """Do not propose these for a while: they were refused just now."""
