@@ -227,7 +227,8 @@ class FakeRoster:
         self.known.update(routes)
 
     def unlearn(self, routes: Sequence[Route]) -> None:
-        self.known.difference_update(routes)
+        claimed = {claim.route for claim in self.claims.by_run.values()} if self.claims else set()
+        self.known.difference_update(set(routes) - claimed)
 
     def routes(self) -> list[Route]:
         return sorted(self.known)
