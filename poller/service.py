@@ -18,6 +18,7 @@ from flowfleet.monitor.metrics import LedgerCollector
 from flowfleet.monitor.page import serve
 from flowfleet.monitor.snapshot import take
 from flowfleet.settings import PollerSettings
+from poller import banner
 from poller.bell import Bell
 from poller.claim import Claimer
 from poller.credit import Narrowing
@@ -191,6 +192,8 @@ class Service:
         give_back()
         names = {"identity": settings.identity, "fleet": settings.fleet, "pid": os.getpid()}
         logger.info("poller started", extra=names)
+        if self._parts.api.backend == "prefect1":
+            banner.greet(settings.identity, settings.labels)
         try:
             self.loop.run()
         finally:
