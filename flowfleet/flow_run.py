@@ -72,7 +72,7 @@ class FlowRun:
     route: Route
     #: when it is to start, aware UTC
     due: datetime
-    #: the API's name of its state: Running for a late retry of Prefect 1 (a task of it is due), else Scheduled
+    #: what stands at the API: Prefect 1 also hands out Running runs, of which a task is to be tried again
     state: str = "Scheduled"
 
 
