@@ -15,7 +15,9 @@ from flowfleet.kinds import (
     FILE,
     FOLDER,
     GRACE,
+    LABEL,
     NAME,
+    NUMBER,
     PAIR,
     PORT,
     SECONDS,
@@ -63,7 +65,7 @@ def _work_queues(meaning: str) -> Option:
 
 
 def _labels(meaning: str) -> Option:
-    return Option(flag="-l --label", named="LABELS", separator=",", kind=shown_as("LABEL"), help=meaning)
+    return Option(flag="-l --label", named="LABELS", separator=",", kind=LABEL, help=meaning)
 
 
 def _state_dir(meaning: str) -> Option:
@@ -192,7 +194,7 @@ class PollerSettings(Common):
     pools: tuple[str, ...] = setting((), _pools("Only claim for this pool (repeatable)."))
     work_queues: tuple[str, ...] = setting((), _work_queues("Only claim from this work queue (repeatable)."))
     labels: tuple[str, ...] = setting((), _labels("Only claim for workers with this label (repeatable)."))
-    max_polls: int | None = setting(None, Option(flag="--max-polls", kind=COUNT, help="End after this many polls."))
+    max_polls: int | None = setting(None, Option(flag="--max-polls", kind=NUMBER, help="End after this many polls."))
     agent_config_id: str | None = setting(None, _agent_config_id())
     agent_address: str | None = setting(None, _agent_address())
     require_api: bool = setting(
@@ -204,7 +206,7 @@ class PollerSettings(Common):
         ),
     )
     cloud_logs: bool = setting(
-        True, _cloud_logs("Prefect 1: write lines of ours to the log of a run that nobody takes (default: yes).")
+        True, _cloud_logs("Say on the log page of a run that nobody here can take why (default: yes).")
     )
     on_lost_run: str = setting(
         "report",
@@ -353,6 +355,12 @@ class WorkerSettings(Common):
     #: tests give another
     machine_id: str | None = setting(None, Option(named="MACHINE_ID", for_tests=True, help="For tests."))
     boot_id: str | None = setting(None, Option(named="BOOT_ID", for_tests=True, help="For tests."))
+
+    @property
+    def agent_labels(self) -> tuple[str, ...]:
+        """The labels as Prefect 1 has them, in the order of its own agent: sorted, then the host's."""
+        given = tuple(sorted(set(self.labels)))
+        return (*given, self.host) if self.hostname_label and self.host not in given else given
 
 
 @dataclass(frozen=True, kw_only=True)

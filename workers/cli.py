@@ -13,8 +13,8 @@ from pathlib import Path
 
 import click
 
+from flowfleet import agent_config, broker, commands, control, logs
 from flowfleet import api as apis
-from flowfleet import broker, commands, control
 from flowfleet import ledger as ledgers
 from flowfleet.api.client import ApiClient
 from flowfleet.errors import SettingsError
@@ -31,7 +31,14 @@ from workers import page as worker_page
 from workers.abilities import Abilities
 from workers.deployers.process import ProcessDeployer
 from workers.deployment import Deployer
-from workers.environment import Interpreter, Layers, choose_interpreter, parse_pairs, worker_layer
+from workers.environment import (
+    Interpreter,
+    Layers,
+    absolute_paths,
+    choose_interpreter,
+    parse_pairs,
+    worker_layer,
+)
 from workers.host import Host
 from workers.limits import raise_descriptors
 from workers.orders import Orders
@@ -94,8 +101,8 @@ def serve(settings: WorkerSettings, environ: Mapping[str, str]) -> int:
     for sentence in abilities.missing():
         logger.warning(sentence)
     deployer = _deployer(settings.deploy, host, abilities)
-    api = _open(door, wait=hangup.wait)
-    settings = door.defaults(settings)
+    api, settings = _enter(door, settings, wait=hangup.wait)
+    logs.set_level(settings.log_level)
     layers, interpreter = _interpreter(settings, environ, api.backend)
     state = sign_on.open_state(settings, host, environ)
     sign_on.check_ledger(ledger)
@@ -122,21 +129,28 @@ def serve(settings: WorkerSettings, environ: Mapping[str, str]) -> int:
     return _run(service, settings, ledger, row, secrets.page_token)
 
 
-def _open(door: apis.Door, *, wait: Callable[[float], None]) -> ApiClient:
-    """The API's client; waits only where the API itself has to tell which one it is."""
-    opened: list[ApiClient] = []
-    sign_on.patiently(lambda: opened.append(door.open()), "the Prefect API", wait=wait)
-    return opened[0]
+def _enter(
+    door: apis.Door, settings: WorkerSettings, *, wait: Callable[[float], None]
+) -> tuple[ApiClient, WorkerSettings]:
+    """The API's client, and the settings with what Prefect's own say; waits where only the API itself can tell."""
+    entered: list[WorkerSettings] = []
+
+    def ask() -> None:
+        api = door.open()
+        entered.append(agent_config.applied(door.defaults(settings), api))
+
+    sign_on.patiently(ask, "the Prefect API", wait=wait)
+    return door.client_for(entered[0]), entered[0]
 
 
 def _interpreter(settings: WorkerSettings, environ: Mapping[str, str], backend: str) -> tuple[Layers, Interpreter]:
     if settings.deploy != "process":
         base = worker_layer(environ, python=None, own_prefix=None)
-        return _layers(settings, base), Interpreter(path="python", prefect="")
+        return layers_of(settings, base, backend), Interpreter(path="python", prefect="")
     own = Path(sys.prefix)
     base = worker_layer(environ, python=settings.python, own_prefix=own)
     chosen = choose_interpreter(
-        _layers(settings, base).build({}, {}, run_id="", claim=""),
+        layers_of(settings, base, backend).build({}, {}, run_id="", claim=""),
         python=settings.python,
         backend=backend,
         fallback=sys.executable,
@@ -145,11 +159,18 @@ def _interpreter(settings: WorkerSettings, environ: Mapping[str, str], backend: 
         # ours, and not on PATH: its own commands should be found by the flows all the same
         base = worker_layer(environ, python=Path(sys.executable), own_prefix=None)
     logger.info("interpreter for flows", extra={"python": chosen.path, "prefect": chosen.prefect})
-    return _layers(settings, base), chosen
+    return layers_of(settings, base, backend), chosen
 
 
-def _layers(settings: WorkerSettings, base: Mapping[str, str]) -> Layers:
-    return Layers(base=base, import_paths=settings.import_paths, extra=parse_pairs(settings.env))
+def layers_of(settings: WorkerSettings, base: Mapping[str, str], backend: str) -> Layers:
+    """What all runs of a worker with these settings have in common."""
+    folder = str(Path.cwd())
+    return Layers(
+        base=base,
+        import_paths=absolute_paths(settings.import_paths, folder),
+        extra=parse_pairs(settings.env),
+        home=folder if backend == "prefect1" else None,
+    )
 
 
 def _orders(settings: WorkerSettings, api: ApiClient, layers: Layers, interpreter: Interpreter) -> Orders:
@@ -177,7 +198,7 @@ def _row(settings: WorkerSettings, api: ApiClient, nonce: str, *, wait: Callable
         backend=api.backend,
         pools=settings.pools if api.backend == "prefect3" else (),
         work_queues=settings.work_queues,
-        labels=settings.labels,
+        labels=settings.agent_labels if api.backend == "prefect1" else settings.labels,
         tenant=settings.tenant_id,
         deploy=settings.deploy,
     )

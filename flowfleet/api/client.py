@@ -149,7 +149,8 @@ class Job:
     state: RunState
     #: the command of pool, deployment or run; None = the backend's engine
     command: tuple[str, ...] | None = None
-    env: Mapping[str, str] = field(default_factory=dict)
+    #: None takes a variable of the worker's own away
+    env: Mapping[str, str | None] = field(default_factory=dict)
     working_dir: str | None = None
     flow_id: str | None = None
     flow_name: str | None = None
@@ -177,6 +178,8 @@ class ServerInfo:
     backend: str
     version: str
     skew_seconds: float  # its clock minus ours
+    #: the tenant whose runs we see, by name, where there are several
+    tenant: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
