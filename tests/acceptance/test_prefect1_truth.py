@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,8 @@ import pytest
 
 from tests.prefect1_api import Faults, Prefect1Api
 from tests.prefect1_client import ClientError, Prefect1Client
-from tests.prefect1_env import python
-from tests.waiting import until
+from tests.prefect1_env import FLOWS, python
+from tests.waiting import SCALE, until
 
 GOOD = ["Scheduled", "Submitted", "Running", "Success"]
 
@@ -191,11 +192,15 @@ def test_a_flow_that_cannot_be_loaded_fails_with_a_log_that_came_as_one_object(r
 
 
 def test_two_real_agents_that_claim_one_run_at_once_start_it_once(reality):
-    run = reality.run("plain", labels=["race"])
     agents = [reality.real.start_agent(("race",), name=name) for name in ("first", "second")]
-    reality.api.faults.late("set_flow_run_states", times=2)
+    for agent in agents:
+        agent.ready()
+    reality.api.faults.held("set_flow_run_states", times=2)
     before = reality.api.counted("set_flow_run_states")
+    run = reality.run("plain", labels=["race"])
     try:
+        for agent in agents:
+            agent.poke()
         # each has read the queue, and both claims are held before either is done
         until(lambda: reality.api.counted("set_flow_run_states") == before + 2, 14, "both claims")
         reality.api.faults.release()
@@ -206,7 +211,48 @@ def test_two_real_agents_that_claim_one_run_at_once_start_it_once(reality):
             agent.close()
     said = [agent.output() for agent in agents]
     assert sorted("Completed deployment" in each for each in said) == [False, True]
-    assert not any("ERROR" in each for each in said)
+    assert not any(" ERROR - " in each for each in said)
+
+
+def test_a_lost_answer_makes_the_real_agent_give_up_a_run_that_it_owns(reality):
+    claims = reality.api.counted("set_flow_run_states")
+    reality.api.faults.lost("set_flow_run_states")
+    run = reality.run("plain")
+    poked(reality)
+    until(lambda: reality.api.counted("set_flow_run_states") >= claims + 2, 20, "the claim's repetition")
+
+    polls = reality.api.counted("get_runs_in_queue")
+    poked(reality)
+    until(lambda: reality.api.counted("get_runs_in_queue") > polls, 20, "the agent's next poll")
+    assert reality.api.history(run) == ["Scheduled", "Submitted"]
+    assert f"Completed deployment of flow run {run}" not in reality.real.agents[0].output()
+
+
+def test_the_real_agent_fetches_its_settings_and_ends_after_its_last_poll(reality):
+    config = reality.api.add_agent_config({"labels": ["of the settings"]})
+    agent = reality.real.start_agent((), "--agent-config-id", config, "--max-polls", "1", name="configured")
+    assert agent.process.wait(60 * SCALE) == 0
+
+    assert reality.api.counted("agent_config") == 1
+    assert f"Loaded agent config {config}" in agent.output()
+    [row] = [each for each in reality.api.agents() if each["name"] == "configured"]
+    assert (row["agent_config_id"], row["labels"], row["type"]) == (config, [], "LocalAgent")
+    assert row["last_queried"]
+
+
+def test_the_real_command_registers_a_file_and_the_second_time_finds_nothing_new(reality):
+    argv = [str(python()), "-m", "prefect", "register", "--project", "by-command", "--path", str(FLOWS / "script.py")]
+    reality.real.create_project("by-command")
+    said = [
+        subprocess.run(argv, env=reality.real.environment(), capture_output=True, text=True, timeout=120, check=True)
+        for _ in range(2)
+    ]
+    with reality.api.lock:
+        [project] = reality.api.store.where("project", name="by-command")
+        [flow] = reality.api.store.where("flow", project_id=project["id"])
+        tasks = reality.api.store.where("task", flow_id=flow["id"])
+    assert [task["slug"] for task in tasks] == ["where-1"]
+    assert ["1 registered" in each.stdout or "1 skipped" in each.stdout for each in said] == [True, True], said
 
 
 def test_the_real_client_meets_the_version_lock_and_the_refusal_of_a_second_submission(reality):

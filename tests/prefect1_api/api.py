@@ -115,8 +115,10 @@ class Prefect1Api(Rows):
     def _gone_wrong(
         self, fault: Fault, asked: Operation, headers: Mapping[str, str]
     ) -> tuple[int, Any, Mapping[str, str]]:
-        if fault.kind in ("hang", "late"):
+        if fault.kind in ("hang", "late", "held"):
             self.faults.hold()
+        if fault.kind == "held":
+            return self._done(asked, headers)
         if fault.kind in ("status_after", "lost", "late"):
             self._done(asked, headers)
         if fault.kind in ("status", "status_after", "answer"):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 #: what happens to a whole request …
-_OF_REQUESTS = ("status", "status_after", "drop", "lost", "hang", "late", "answer")
+_OF_REQUESTS = ("status", "status_after", "drop", "lost", "hang", "late", "held", "answer")
 #: … and to one field of it
 _OF_FIELDS = ("error", "error_after")
 
@@ -81,8 +81,12 @@ class Faults:
         """No answer until `release`, and nothing is done."""
         self._add(Fault(field, "hang", times))
 
+    def held(self, field: str = "", *, times: int = 1) -> None:
+        """Held until `release`, then done and answered as ever: what two callers do at once can be made so."""
+        self._add(Fault(field, "held", times))
+
     def late(self, field: str = "", *, times: int = 1) -> None:
-        """Held until `release`, then done: a commit after the client's time-out."""
+        """Held until `release`, then done, and the line breaks: a commit after the client's time-out."""
         self._add(Fault(field, "late", times))
 
     def answered(self, body: Any, field: str = "", *, times: int = 1) -> None:
