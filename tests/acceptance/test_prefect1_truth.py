@@ -65,11 +65,11 @@ def poked(reality: Reality) -> None:
 def test_the_real_client_registers_every_flow_with_its_tasks_edges_and_labels(reality):
     api = reality.api
     with api.lock:
-        rows = {row["name"]: row for row in api.store.where("flow")}
+        rows = {name: api.flows.get(flow_id) for name, flow_id in reality.flows.items()}
         tasks = {task["slug"]: task for task in api.store.where("task", flow_id=reality.flows["mapped"])}
         edges = api.store.where("edge", flow_id=reality.flows["mapped"])
 
-    assert {name: rows[name]["id"] for name in rows} == reality.flows
+    assert {row["name"] for row in rows.values()} == {path.stem for path in FLOWS.glob("*.py")}
     assert sorted(tasks) == ["double-1", "numbers-1", "total-1"]
     assert sorted((edge["key"], edge["mapped"]) for edge in edges) == [("doubled", False), ("number", True)]
     assert rows["script"]["storage"]["stored_as_script"] is True
@@ -115,10 +115,9 @@ def test_the_real_agent_says_which_process_it_made_and_the_engine_logs_to_the_ru
     reality.ended(run)
 
     until(lambda: len(reality.api.logs(run)) >= 4, 20, "the engine's last logs")
-    logs = reality.api.logs(run)
-    assert logs[0]["name"] == "agent"
-    assert logs[0]["message"].startswith("Submitted for execution: PID: ")
-    assert {"prefect.CloudFlowRunner", "prefect.CloudTaskRunner"} <= {log["name"] for log in logs}
+    logs = {log["name"]: log["message"] for log in reality.api.logs(run)}
+    assert logs["agent"].startswith("Submitted for execution: PID: ")
+    assert set(logs) == {"agent", "prefect.CloudFlowRunner", "prefect.CloudTaskRunner"}
     assert reality.api.run(run)["agent_id"] == reality.api.agents()[0]["id"]
 
 
@@ -188,7 +187,11 @@ def test_a_flow_that_cannot_be_loaded_fails_with_a_log_that_came_as_one_object(r
 
     assert reality.ended(run, "Failed") == ["Scheduled", "Submitted", "Failed"]
     assert "Failed to load and execute flow run" in reality.api.states(run)[-1]["message"]
+    # it writes the state first
+    until(lambda: "ERROR" in {log["level"] for log in reality.api.logs(run)}, 20, "the log of the failure")
     assert [log["name"] for log in reality.api.logs(run) if log["level"] == "ERROR"] == ["execute flow-run"]
+    [entry] = [each.variables["input"]["logs"] for each in reality.api.requests if "execute flow-run" in str(each)]
+    assert isinstance(entry, dict)
 
 
 def test_two_real_agents_that_claim_one_run_at_once_start_it_once(reality):
@@ -282,7 +285,7 @@ def test_the_real_client_of_a_tenant_with_a_key_sends_it_and_is_refused_without(
         assert refused.value.kind == "AuthorizationError"
 
 
-def test_under_the_servers_own_rules_a_cancelled_run_can_be_submitted_again(tmp_path):
+def test_under_the_servers_own_rules_a_cancelled_run_can_be_submitted_again_and_the_command_lists_runs(tmp_path):
     python()
     with Prefect1Api(faults=Faults.like_server()) as api, Prefect1Client(tmp_path, api.url) as real:
         run = real.create_run(real.register("plain")["plain"])
@@ -292,4 +295,6 @@ def test_under_the_servers_own_rules_a_cancelled_run_can_be_submitted_again(tmp_
             real.set_state(run, "Submitted")
         api.clock.advance(31)
         real.set_state(run, "Submitted")
-    assert api.counted("set_flow_run_states") == 3
+        argv = [str(python()), "-m", "prefect", "get", "flow-runs"]
+        listed = subprocess.run(argv, env=real.environment(), capture_output=True, text=True, timeout=120, check=False)
+        assert "brave-badger" in listed.stdout, listed.stderr

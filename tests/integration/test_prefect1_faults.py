@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -157,3 +159,19 @@ def test_the_zombie_killer_retries_or_fails_tasks_of_silent_runs_and_ends_silent
     assert len(api.services.zombie_killer()) == 4
     assert {each["slug"]: each["state"] for each in api.task_runs(run)} == {"task": "Failed", "patient": "Retrying"}
     assert (api.state(run), api.state(cancelling)) == ("Running", "Failed")
+
+
+# a process of its own
+
+
+def test_it_runs_as_a_process_that_says_where_it_is_and_ends_at_sigterm():
+    with subprocess.Popen([sys.executable, "-m", "tests.prefect1_api"], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            url = process.stdout.readline().strip()
+            made = Prefect1Plain(url).done("create_tenant", "id", name="mine")
+            assert made["id"] in {row["id"] for row in Prefect1Plain(url).ask("{ tenant { id } }")["tenant"]}
+            process.terminate()
+            assert process.wait(20) == 0
+        finally:
+            process.kill()

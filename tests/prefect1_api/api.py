@@ -172,7 +172,7 @@ class Prefect1Api(Rows):
             return lambda: {each.alias: facts[each.name] for each in field.selection}
         if field.name == "get_task_run_info":
             return partial(self._task_run_info, field)
-        read = plan(field)
+        read = plan(field, null_is_true=self.faults.null_is_true)
         if read is None:
             raise Invalid(f'Cannot query field "{field.name}" on type "Query".')
         return partial(read.run, self.store)

@@ -41,6 +41,9 @@ class Faults:
         self.queue_window: int | None = None
         #: so many ids are returned at most [srv]; None = all
         self.queue_ids: int | None = None
+        #: a comparison with null is true of every row, as in Server's Hasura: Prefect's own `get` and `describe`
+        #: count on it [run]; False: such a document is refused, so that no client of ours leans on it
+        self.null_is_true = False
         self._lock = threading.Lock()
         self._faults: list[Fault] = []
         self._released = threading.Event()
@@ -49,7 +52,7 @@ class Faults:
     def like_server(cls) -> Self:
         """As the open-source Server of June 2023 [srv]."""
         faults = cls()
-        faults.version_lock = False
+        faults.version_lock, faults.null_is_true = False, True
         faults.submitted = "memory"
         faults.queue_window, faults.queue_ids = 75, 25
         return faults

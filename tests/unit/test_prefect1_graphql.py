@@ -136,6 +136,11 @@ def test_a_document_with_one_wrong_field_does_nothing_of_the_others(api):
     assert api.history(run) == ["Scheduled"]
 
 
+def test_a_comparison_with_null_is_true_of_every_row_where_the_switch_imitates_servers(api, three):
+    api.faults.null_is_true = True
+    assert names(api, "{name: {_eq: null}, flow: {name: {_eq: null}}}") == "a b c"
+
+
 def test_an_input_type_that_is_not_the_mutations_own_is_refused(api):
     text = "mutation($input: run_input!) { cancel_flow_run(input: $input) { state } }"
     assert "cancel_flow_run_input" in refused(api, text, {"input": {"flow_run_id": "1"}})
