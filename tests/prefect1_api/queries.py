@@ -22,6 +22,10 @@ class Columns:
     plain: tuple[tuple[str, str], ...]
     nested: tuple[tuple[str, Relation, Read], ...]
 
+    @property
+    def needed(self) -> set[str]:
+        return {name for _, name in self.plain} | {relation.local for _, relation, _ in self.nested}
+
     def of(self, store: Store, row: Row) -> Row:
         answer: Row = {alias: self.table if name == "__typename" else row[name] for alias, name in self.plain}
         for alias, relation, read in self.nested:
@@ -49,7 +53,7 @@ class Read:
             number = store.count(self.table, wanted.sql, wanted.values)
             return {alias: dict.fromkeys(names, number) for alias, names in self.counts}
         assert self.columns is not None
-        rows = store.select(self.table, wanted.sql, wanted.values, self.order, self.page)
+        rows = store.select(self.table, wanted.sql, wanted.values, self.order, self.page, self.columns.needed)
         answers = [self.columns.of(store, row) for row in rows]
         if self.shape == "list":
             return answers
