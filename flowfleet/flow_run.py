@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -28,8 +28,8 @@ _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12
 class Route:
     """What decides who can run a run: one Celery queue each.
 
-    `scope` is the pool's or tenant's uuid, `name` the work queue's name or the sorted labels joined by commas (each
-    label percent-encoded first). The text form is `BACKEND/SCOPE/NAME` with `name` percent-encoded.
+    `scope` is the pool's or tenant's uuid, `name` the work queue's name or the sorted labels joined by commas (a comma
+    in a label is escaped: `labels`). The text form is `BACKEND/SCOPE/NAME` with `name` percent-encoded.
     """
 
     backend: str
@@ -40,12 +40,27 @@ class Route:
         return f"{self.backend}/{self.scope}/{quote(self.name, safe='')}"
 
     @classmethod
+    def of_labels(cls, tenant: str, labels: Iterable[str]) -> Route:
+        """The route of a Prefect 1 run with these labels."""
+        return cls("prefect1", tenant, ",".join(_escaped(label) for label in sorted(set(labels))))
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels of a Prefect 1 route."""
+        return tuple(unquote(label) for label in self.name.split(",") if label)
+
+    @classmethod
     def parse(cls, text: str) -> Route:
         """Read the text form; raises `BadMessage` when it is not one."""
         parts = text.split("/")
         if len(parts) != 3 or parts[0] not in BACKENDS or not _UUID.fullmatch(parts[1]):
             raise BadMessage(f"not a route: {text[:200]!r}")
         return cls(parts[0], parts[1], unquote(parts[2]))
+
+
+def _escaped(label: str) -> str:
+    # only what would be mistaken: the text form encodes the whole name once more, and a message is short
+    return label.replace("%", "%25").replace(",", "%2C")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +72,8 @@ class FlowRun:
     route: Route
     #: when it is to start, aware UTC
     due: datetime
+    #: what stands at the API: Prefect 1 also hands out Running runs, of which a task is to be tried again
+    state: str = "Scheduled"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +84,10 @@ class Offer:
     pools: tuple[str, ...] = ()  # Prefect 3 pool names
     pool_ids: tuple[str, ...] = ()  # their uuids, in the same order
     work_queues: tuple[str, ...] = ()  # empty = all queues of the pools
-    labels: tuple[str, ...] = ()  # Prefect 1
+    labels: tuple[str, ...] = ()  # Prefect 1, sorted
     tenant: str | None = None
+    #: how it starts runs: process, docker, or a plugged-in deployer's name
+    deploy: str = "process"
 
     def serves(self, route: Route) -> bool:
         """Whether a worker with this offer can run what comes on this route."""
@@ -76,7 +95,7 @@ class Offer:
             return False
         if self.backend == "prefect3":
             return route.scope in self.pool_ids and (not self.work_queues or route.name in self.work_queues)
-        labels = set(filter(None, route.name.split(",")))
+        labels = set(route.labels)
         # Prefect 1: the labels of a run are a subset of those of its worker, and a run without labels goes only to
         # workers without labels only
         return route.scope == self.tenant and (labels <= set(self.labels)) and (bool(labels) or not self.labels)

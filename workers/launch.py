@@ -256,7 +256,7 @@ class Launch:
 
     def _tell_started(self, held: Held, handle: Mapping[str, Any]) -> None:
         pid = int(handle.get("command_pid") or handle.get("pid") or 0)
-        self.logbook.say(held.run_id, f"Submitted for execution by {self.worker}: PID {pid}.")
+        self.logbook.say(held.run_id, self.api.started_line(self.mark, pid))
         self.to_api.post(lambda: self.api.started(held.run_id, self.mark, pid))
 
     # -- ways out

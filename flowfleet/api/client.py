@@ -83,6 +83,16 @@ class Answer:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Unfit:
+    """A run that is due and that nobody here can take, though it may be right for others; it stays Scheduled."""
+
+    run_id: str
+    name: str
+    #: one sentence for its log page: what it asks for, and who could run it
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class DueRuns:
     """What waits at the API for one route."""
 
@@ -93,6 +103,19 @@ class DueRuns:
     oldest: datetime | None = None
     #: how many runs of its pool, whichever, the API has room for (None = all that are listed)
     room: int | None = None
+    #: counted in `due`, but asking for what no offer here can do (Prefect 1: storage, run_config)
+    unfit: tuple[Unfit, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rival:
+    """Somebody else at the API who would take the same runs: an agent of Prefect 1 with the same labels."""
+
+    name: str
+    type: str
+    labels: tuple[str, ...]
+    #: when it last asked for runs
+    seen: datetime | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +134,7 @@ class Place:
     """Where a run waits at the API, and what holds it back there, for `explain`."""
 
     route: Route
+    #: the pool's name; empty at Prefect 1, where only labels count
     pool: str
     #: what is paused: "pool", "queue" or None
     paused: str | None = None
@@ -125,7 +149,8 @@ class Job:
     state: RunState
     #: the command of pool, deployment or run; None = the backend's engine
     command: tuple[str, ...] | None = None
-    env: Mapping[str, str] = field(default_factory=dict)
+    #: None takes a variable of the worker's own away
+    env: Mapping[str, str | None] = field(default_factory=dict)
     working_dir: str | None = None
     flow_id: str | None = None
     flow_name: str | None = None
@@ -153,6 +178,8 @@ class ServerInfo:
     backend: str
     version: str
     skew_seconds: float  # its clock minus ours
+    #: the tenant whose runs we see, by name, where there are several
+    tenant: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +230,18 @@ class ApiClient(Protocol):
     def settle(self, run_id: str, call: str) -> Answer:
         """Read whether the run is claimed by this very call: ACCEPTED, REFUSED or UNSURE (no answer)."""
 
+    def unserved(self, offers: Sequence[Offer]) -> list[Unfit]:
+        """Due runs that no agent known to the API could take, whichever fleet's it is (Prefect 1: by their labels)."""
+
+    def reinstate(self, run_id: str, claim: str, mark: Mark) -> Answer:
+        """Write back the state of a run that the API has put back to Scheduled though its process lives.
+
+        Prefect 1's Lazarus does so (source: Prefect Server); REFUSED where the run is not Scheduled, or nobody does so.
+        """
+
+    def rivals(self, offers: Sequence[Offer], mark: Mark) -> list[Rival]:
+        """Others that take the runs of these offers too and know nothing of this fleet's ledger."""
+
     def hand_back(
         self, run_id: str, call: str, due: datetime, mark: Mark, reason: str, *, never_began: bool = False
     ) -> Answer:
@@ -232,6 +271,9 @@ class ApiClient(Protocol):
     def started(self, run_id: str, mark: Mark, pid: int) -> None:
         """Write the infrastructure mark `flowfleet:FLEET:HOST:PID`."""
 
+    def started_line(self, mark: Mark, pid: int) -> str:
+        """The line of a run's log page that says that its process was started."""
+
     def states(self, run_ids: Sequence[str]) -> dict[str, RunState]:
         """The states of many runs in one request; a run that is left out does not exist any more."""
 
@@ -245,8 +287,11 @@ class ApiClient(Protocol):
         """Append lines of ours to the logs of runs."""
 
     # the child
-    def engine_command(self, python: str) -> tuple[str, ...]:
+    def engine_command(self, python: str, job: Job) -> tuple[str, ...]:
         """The engine's argv for this interpreter (`PYTHON -m prefect.engine`)."""
 
-    def engine_environment(self, run_id: str, job: Job) -> dict[str, str]:
-        """The forced environment of the child: API address, credentials, run id, attribution."""
+    def engine_defaults(self, job: Job) -> dict[str, str]:
+        """Variables of the child that hold only where neither its worker nor its run says otherwise."""
+
+    def engine_environment(self, run_id: str, job: Job) -> Mapping[str, str | None]:
+        """The forced environment of the child: API address, credentials, run id; None takes a variable away."""

@@ -12,7 +12,21 @@ from urllib.parse import quote, unquote
 
 from flowfleet.api.answers import Json, instant, iso, reading, rows, state_of
 from flowfleet.api.backlog import Backlog
-from flowfleet.api.client import Answer, DueRuns, Job, Kind, LogLine, Mark, Place, RunState, ServerInfo, Unfinished
+from flowfleet.api.client import (
+    Answer,
+    DueRuns,
+    Job,
+    Kind,
+    LogLine,
+    Mark,
+    Place,
+    Rival,
+    RunState,
+    ServerInfo,
+    Unfinished,
+    Unfit,
+    Verdict,
+)
 from flowfleet.api.jobs import Jobs
 from flowfleet.api.places import Places
 from flowfleet.api.pools import Pools
@@ -163,6 +177,21 @@ class Prefect3:
             flow_runs["id"] = {"not_any_": list(seen)}
         return rows(self._session.post("/flow_runs/filter", {"flow_runs": flow_runs, "limit": _PAGE}))
 
+    def unserved(self, offers: Sequence[Offer]) -> list[Unfit]:
+        """None is told: a run's pool is its own choice, and `status` shows what waits there."""
+        del offers
+        return []
+
+    def reinstate(self, run_id: str, claim: str, mark: Mark) -> Answer:
+        """Nobody puts a running run back here."""
+        del run_id, claim, mark
+        return Answer(verdict=Verdict.REFUSED, reason="Prefect 3 puts no run back that has a process")
+
+    def rivals(self, offers: Sequence[Offer], mark: Mark) -> list[Rival]:
+        """None: the server's own locks keep workers of one pool apart."""
+        del offers, mark
+        return []
+
     def online(self, pool: str, name: str, interval_seconds: float) -> None:
         """A worker's heartbeat in the pool's page."""
         self._session.post(
@@ -195,6 +224,10 @@ class Prefect3:
         worker = quote(mark.worker or "", safe="@")
         self._transitions.set_infrastructure(run_id, f"{mark_prefix(mark)}{worker}:{pid}")
 
+    def started_line(self, mark: Mark, pid: int) -> str:
+        """In our own words."""
+        return f"Submitted for execution by {mark.worker}: PID {pid}."
+
     def states(self, run_ids: Sequence[str]) -> dict[str, RunState]:
         """The states of many runs."""
         return {run_id: state_of(run) for run_id, run in self._transitions.read_many(run_ids).items()}
@@ -226,9 +259,15 @@ class Prefect3:
 
     # the child
 
-    def engine_command(self, python: str) -> tuple[str, ...]:
+    def engine_command(self, python: str, job: Job) -> tuple[str, ...]:
         """The flow engine itself: one import of prefect, where `prefect flow-run execute` has two."""
+        del job
         return (python, "-m", "prefect.engine")
+
+    def engine_defaults(self, job: Job) -> dict[str, str]:
+        """None."""
+        del job
+        return {}
 
     def engine_environment(self, run_id: str, job: Job) -> dict[str, str]:
         """Address, credentials, run id and attribution; other settings only where the run does not say otherwise."""
