@@ -8,7 +8,22 @@ from pathlib import Path
 
 from flowfleet.errors import SettingsError
 from flowfleet.flags import options
-from flowfleet.kinds import COUNT, DAYS, FILE, FOLDER, GRACE, LABEL, NAME, PAIR, PORT, SECONDS, SIZE, SWITCH, one_of, shown_as
+from flowfleet.kinds import (
+    COUNT,
+    DAYS,
+    FILE,
+    FOLDER,
+    GRACE,
+    LABEL,
+    NAME,
+    PAIR,
+    PORT,
+    SECONDS,
+    SIZE,
+    SWITCH,
+    one_of,
+    shown_as,
+)
 from flowfleet.ledger.claims import Lease
 from flowfleet.options import Kind, Option, Origin, options_of, refresh, resolve, setting
 

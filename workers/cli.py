@@ -148,12 +148,12 @@ def _interpreter(settings: WorkerSettings, environ: Mapping[str, str], backend: 
 
 def layers_of(settings: WorkerSettings, base: Mapping[str, str], backend: str) -> Layers:
     """What all runs of a worker with these settings have in common."""
-    folder = str(Path.cwd())
+    folder = Path.cwd()
     return Layers(
         base=base,
         import_paths=absolute_paths(settings.import_paths, folder),
         extra=parse_pairs(settings.env),
-        home=folder if backend == "prefect1" else None,
+        home=str(folder) if backend == "prefect1" else None,
     )
 
 
