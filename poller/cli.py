@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 import flowfleet.ledger
+from flowfleet import agent_config
 from flowfleet.api import ApiClient, Door
 from flowfleet.api.client import ServerInfo
 from flowfleet.commands import Group, run
@@ -100,6 +101,10 @@ def poll(settings: PollerSettings) -> int:
         return 0
     api, info = found
     settings = door.defaults(settings)
+    if settings.agent_config_id is not None:
+        settings = agent_config.applied(settings, api)
+        # the name by which the API lists us is one of the things that it may have changed
+        api = door.anew(settings)
     service = Service(
         Parts(
             settings=settings,
