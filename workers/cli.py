@@ -94,15 +94,17 @@ def serve(settings: WorkerSettings, environ: Mapping[str, str]) -> int:
     if taken_off:
         logger.info("variables of Celery are ignored", extra={"variables": ", ".join(taken_off)})
     mode = resolve_mode(settings.on_stop, environ, in_container=runs_in_container(environ))
-    api = apis.connect(settings, environ)
+    door = apis.Door(settings, environ)
     secrets = SecretFiles(settings)
-    hangup.serve(api, secrets)
-    layers, interpreter = _interpreter(settings, environ, api.backend)
+    hangup.serve(door, secrets)
     ledger = ledgers.connect(settings.redis, settings.fleet, login=secrets.login)
     host, abilities = Host.probe(environ), Abilities.probe(environ)
     for sentence in abilities.missing():
         logger.warning(sentence)
     deployer = _deployer(settings.deploy, host, abilities)
+    api = _open(door, wait=hangup.wait)
+    settings = door.defaults(settings)
+    layers, interpreter = _interpreter(settings, environ, api.backend)
     state = sign_on.open_state(settings, host, environ)
     sign_on.check_ledger(ledger)
     row = _row(settings, api, sign_on.new_nonce(), wait=hangup.wait)
@@ -126,6 +128,13 @@ def serve(settings: WorkerSettings, environ: Mapping[str, str]) -> int:
     service = Service(parts)
     hangup.then = service.to_api.retry
     return _run(service, settings, ledger, row, secrets.page_token)
+
+
+def _open(door: apis.Door, *, wait: Callable[[float], None]) -> ApiClient:
+    """The API's client; waits only where the API itself has to tell which one it is."""
+    opened: list[ApiClient] = []
+    sign_on.patiently(lambda: opened.append(door.open()), "the Prefect API", wait=wait)
+    return opened[0]
 
 
 def _interpreter(settings: WorkerSettings, environ: Mapping[str, str], backend: str) -> tuple[Layers, Interpreter]:
