@@ -206,7 +206,7 @@ class PollerSettings(Common):
         ),
     )
     cloud_logs: bool = setting(
-        True, _cloud_logs("Prefect 1: write lines of ours to the log of a run that nobody takes (default: yes).")
+        True, _cloud_logs("Say on the log page of a run that nobody here can take why (default: yes).")
     )
     on_lost_run: str = setting(
         "report",

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import click
 
+from flowfleet import agent_config, broker, commands, control, install, logs
 from flowfleet import api as apis
-from flowfleet import broker, commands, control, install
 from flowfleet import ledger as ledgers
 from flowfleet.api.client import ApiClient
 from flowfleet.errors import SettingsError
@@ -102,8 +102,8 @@ def serve(settings: WorkerSettings, environ: Mapping[str, str]) -> int:
     for sentence in abilities.missing():
         logger.warning(sentence)
     deployer = _deployer(settings.deploy, host, abilities)
-    api = _open(door, wait=hangup.wait)
-    settings = door.defaults(settings)
+    api, settings = _enter(door, settings, wait=hangup.wait)
+    logs.set_level(settings.log_level)
     layers, interpreter = _interpreter(settings, environ, api.backend)
     state = sign_on.open_state(settings, host, environ)
     sign_on.check_ledger(ledger)
@@ -130,11 +130,18 @@ def serve(settings: WorkerSettings, environ: Mapping[str, str]) -> int:
     return _run(service, settings, ledger, row, secrets.page_token)
 
 
-def _open(door: apis.Door, *, wait: Callable[[float], None]) -> ApiClient:
-    """The API's client; waits only where the API itself has to tell which one it is."""
-    opened: list[ApiClient] = []
-    sign_on.patiently(lambda: opened.append(door.open()), "the Prefect API", wait=wait)
-    return opened[0]
+def _enter(
+    door: apis.Door, settings: WorkerSettings, *, wait: Callable[[float], None]
+) -> tuple[ApiClient, WorkerSettings]:
+    """The API's client, and the settings with what Prefect's own say; waits where only the API itself can tell."""
+    entered: list[WorkerSettings] = []
+
+    def ask() -> None:
+        api = door.open()
+        entered.append(agent_config.applied(door.defaults(settings), api))
+
+    sign_on.patiently(ask, "the Prefect API", wait=wait)
+    return door.client_for(entered[0]), entered[0]
 
 
 def _interpreter(settings: WorkerSettings, environ: Mapping[str, str], backend: str) -> tuple[Layers, Interpreter]:
