@@ -20,6 +20,7 @@ from flowfleet.commands import Group, run
 from flowfleet.errors import ApiUnavailable, LedgerUnavailable
 from flowfleet.failpoints import Failpoints
 from flowfleet.hangup import Hangup
+from flowfleet.install import command as install_command
 from flowfleet.secret_files import SecretFiles
 from flowfleet.settings import PollerSettings, options
 from poller.bell import Bell
@@ -148,6 +149,7 @@ def program() -> None:
     \b
     poller start                    for all pools that live workers offer
     poller start --help             its options
+    poller install --for systemd    print a unit that starts it
     """  # noqa: D301 - click reads the escape
 
 
@@ -162,6 +164,9 @@ def start(settings: PollerSettings) -> int:
     poller start --agent-address http://127.0.0.1:8080
     """  # noqa: D301 - click reads the escape
     return poll(settings)
+
+
+program.add_command(install_command(PollerSettings, "poller"))
 
 
 def main() -> None:

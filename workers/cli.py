@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from flowfleet import agent_config, broker, commands, control, logs
+from flowfleet import agent_config, broker, commands, control, install, logs
 from flowfleet import api as apis
 from flowfleet import ledger as ledgers
 from flowfleet.api.client import ApiClient
@@ -59,6 +59,7 @@ def cli() -> None:
 
     \b
     worker start --pool mine        run what the pool `mine` has
+    worker install --for systemd    print a unit that starts it
     worker list                     the workers of the fleet
     worker drain NAME@HOST          no new runs, and end when empty
     """  # noqa: D301 - click reads the escape
@@ -77,7 +78,7 @@ def start(settings: WorkerSettings) -> int:
     return serve(settings, os.environ)
 
 
-for _command in control.worker_commands:
+for _command in (install.command(WorkerSettings, "worker"), *control.worker_commands):
     cli.add_command(_command)
 
 
@@ -165,12 +166,12 @@ def _interpreter(settings: WorkerSettings, environ: Mapping[str, str], backend: 
 
 def layers_of(settings: WorkerSettings, base: Mapping[str, str], backend: str) -> Layers:
     """What all runs of a worker with these settings have in common."""
-    folder = str(Path.cwd())
+    folder = Path.cwd()
     return Layers(
         base=base,
         import_paths=absolute_paths(settings.import_paths, folder),
         extra=parse_pairs(settings.env),
-        home=folder if backend == "prefect1" else None,
+        home=str(folder) if backend == "prefect1" else None,
     )
 
 
