@@ -337,8 +337,10 @@ class Session:
         if not answer.content:
             return None
         if body is _NO_JSON:
-            what = f"{named} is answered with {answer.headers.get('Content-Type', 'something')} instead of JSON"
-            raise self.no_api(what)
+            kind = answer.headers.get("Content-Type", "something")
+            if kind.startswith("application/json"):  # an API all right, and a line that garbled what it said
+                raise ApiUnavailable(f"the Prefect API at {where} answers {named} with JSON that is broken")
+            raise self.no_api(f"{named} is answered with {kind} instead of JSON")
         return body
 
     def no_api(self, what: str) -> ApiError:
