@@ -99,11 +99,10 @@ _NO_MATTER = frozenset({"agent_config_id"})
 _SECRET = frozenset({"env_vars"})
 
 
-def applied(settings: S, api: ApiClient, ask: Callable[[Callable[[], Any]], Any] = lambda question: question()) -> S:
+def applied(settings: S, api: ApiClient) -> S:
     """The settings with the agent config laid over them, if one is named: connect to the API with these anew.
 
-    `ask` may wait for an API that does not answer. Raises `ApiRejected` for a config that does not exist, and
-    `SettingsError` for one that cannot be used.
+    Raises `ApiRejected` for a config that does not exist, and `SettingsError` for one that cannot be used.
     """
     config_id = settings.agent_config_id
     if config_id is None:
@@ -111,7 +110,7 @@ def applied(settings: S, api: ApiClient, ask: Callable[[Callable[[], Any]], Any]
     if not isinstance(api, Prefect1):
         logger.warning("--agent-config-id is ignored, only Prefect 1 has agent configs")
         return settings
-    return lay_over(settings, ask(lambda: api.agent_config(config_id)), config_id)
+    return lay_over(settings, api.agent_config(config_id), config_id)
 
 
 def lay_over(settings: S, config: Mapping[str, Any], config_id: str) -> S:

@@ -9,6 +9,7 @@ from pathlib import Path
 from flowfleet.errors import SettingsError
 from flowfleet.flags import options
 from flowfleet.kinds import (
+    ADDRESS,
     COUNT,
     DAYS,
     FILE,
@@ -22,6 +23,7 @@ from flowfleet.kinds import (
     SECONDS,
     SIZE,
     SWITCH,
+    label,
     one_of,
     shown_as,
 )
@@ -72,8 +74,7 @@ def _state_dir(meaning: str) -> Option:
 
 
 def _agent_address() -> Option:
-    kind = shown_as("http://HOST:PORT")
-    return Option(flag="--agent-address", kind=kind, help="Serve health, metrics and the like here.")
+    return Option(flag="--agent-address", kind=ADDRESS, help="Serve health, metrics and the like here.")
 
 
 def _agent_config_id() -> Option:
@@ -110,7 +111,7 @@ class Common:
         Option(
             flag="--backend",
             kind=one_of("auto", "prefect1", "prefect3"),
-            help="Which API that is (default: auto).",
+            help="Which API that is (default: auto, by Prefect's own settings or by asking it).",
         ),
     )
     key: str | None = setting(
@@ -356,6 +357,14 @@ class WorkerSettings(Common):
     machine_id: str | None = setting(None, Option(named="MACHINE_ID", for_tests=True, help="For tests."))
     boot_id: str | None = setting(None, Option(named="BOOT_ID", for_tests=True, help="For tests."))
 
+    def __post_init__(self) -> None:
+        """Refuse what the API refuses, wherever it came from."""
+        for text in self.labels:
+            try:
+                label(text)
+            except ValueError as error:
+                raise SettingsError(f"the label {text[:300]!r} cannot be used: it must be {LABEL.wants}") from error
+
     @property
     def agent_labels(self) -> tuple[str, ...]:
         """The labels as Prefect 1 has them, in the order of its own agent: sorted, then the host's."""
@@ -384,7 +393,7 @@ class UpSettings(Common):
     )
     # it names its parts itself, and all of it is about Prefect 3: these are no options here
     name: str = setting("worker")
-    backend: str = setting("auto")
+    backend: str = setting("prefect3")
     tenant_id: str | None = setting(None)
     slots: int = setting(
         1, Option(flag="-c --slots", kind=COUNT, help="Slots of each worker (default: the CPU cores).")

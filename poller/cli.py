@@ -6,13 +6,16 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
 
-import flowfleet.api
 import flowfleet.ledger
-from flowfleet.api.client import ApiClient
+from flowfleet import agent_config, logs
+from flowfleet.api import ApiClient, Door
 from flowfleet.commands import Group, run
 from flowfleet.errors import ApiUnavailable, LedgerUnavailable
 from flowfleet.failpoints import Failpoints
@@ -23,7 +26,6 @@ from flowfleet.settings import PollerSettings, options
 from poller.bell import Bell
 from poller.meters import Meters
 from poller.outage import Outage
-from poller.presence import Presence
 from poller.service import Parts, Service
 from poller.stop import Stop
 
@@ -35,6 +37,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Entered:
+    """The API has answered: its client, and the settings that hold with what Prefect's own say."""
+
+    api: ApiClient
+    settings: PollerSettings
+    skew_seconds: float
+
+
 def publisher(settings: PollerSettings, login: Login) -> Publisher:
     """The way into the queues."""
     from flowfleet import broker  # noqa: PLC0415 - Celery is heavy, and `poller --help` needs none of it
@@ -43,15 +54,24 @@ def publisher(settings: PollerSettings, login: Login) -> Publisher:
     return broker.Publisher(broker.make_app(settings.redis, fleet=settings.fleet, login=login))
 
 
-def wait_for_api(api: ApiClient, presence: Presence, bell: Bell, stop: Stop, *, required: bool) -> bool:
-    """Ask who answers until somebody does; False when the end was asked for first.
+def enter(door: Door, settings: PollerSettings) -> Entered:
+    """Ask who answers, and what it keeps for this agent."""
+    api = door.open()
+    info = api.probe()
+    logger.info("API found", extra={"backend": info.backend, "version": info.version})
+    settings = agent_config.applied(door.defaults(settings), api)
+    return Entered(api=door.client_for(settings), settings=settings, skew_seconds=info.skew_seconds)
+
+
+def wait_for_api(ask: Callable[[], Entered], bell: Bell, stop: Stop, *, required: bool) -> Entered | None:
+    """Ask until somebody answers; None when the end was asked for first.
 
     Raises `ApiRejected` for what waiting cannot cure, and with `required` also `ApiUnavailable`.
     """
     outage = Outage("the Prefect API", time.monotonic)
     while not stop.asked:
         try:
-            info = api.probe()
+            entered = ask()
         except ApiUnavailable as exc:
             if required:
                 raise
@@ -59,10 +79,8 @@ def wait_for_api(api: ApiClient, presence: Presence, bell: Bell, stop: Stop, *, 
             bell.wait(outage.wait_seconds())
             continue
         outage.over()
-        presence.note_clock(info.skew_seconds)
-        logger.info("API found", extra={"backend": info.backend, "version": info.version})
-        return True
-    return False
+        return entered
+    return None
 
 
 def wait_for_redis(settings: PollerSettings, login: Login, bell: Bell, stop: Stop) -> Ledger | None:
@@ -90,14 +108,21 @@ def poll(settings: PollerSettings) -> int:
     hangup = Hangup()
     hangup.install()
     secrets = SecretFiles(settings)
+    door = Door(settings, os.environ)
     ledger = wait_for_redis(settings, secrets.login, bell, stop)
     if ledger is None:
         return 0
-    api = flowfleet.api.connect(settings, os.environ)
+    hangup.then = partial(bell.ring, "poke")
+    hangup.serve(door, secrets)
+    entered = wait_for_api(partial(enter, door, settings), bell, stop, required=settings.require_api)
+    if entered is None:
+        return 0
+    settings = entered.settings
+    logs.set_level(settings.log_level)
     service = Service(
         Parts(
             settings=settings,
-            api=api,
+            api=entered.api,
             ledger=ledger,
             bell=bell,
             publish=publisher(settings, secrets.login).publish,
@@ -105,12 +130,12 @@ def poll(settings: PollerSettings) -> int:
             meters=Meters(),
         )
     )
+    service.presence.note_clock(entered.skew_seconds)
     stop.then(service.loop.stop)
     stop.busy = lambda: service.loop.claim_in_hand
     stop.last = service.leadership.resign
     hangup.then = service.new_key
-    hangup.serve(api, secrets)
-    if not wait_for_api(api, service.presence, bell, stop, required=settings.require_api):
+    if stop.asked:  # while it was put together
         return 0
     service.run(secrets.page_token)
     return 0

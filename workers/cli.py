@@ -13,8 +13,8 @@ from pathlib import Path
 
 import click
 
+from flowfleet import agent_config, broker, commands, control, install, logs
 from flowfleet import api as apis
-from flowfleet import broker, commands, control, install
 from flowfleet import ledger as ledgers
 from flowfleet.api.client import ApiClient
 from flowfleet.errors import SettingsError
@@ -94,15 +94,17 @@ def serve(settings: WorkerSettings, environ: Mapping[str, str]) -> int:
     if taken_off:
         logger.info("variables of Celery are ignored", extra={"variables": ", ".join(taken_off)})
     mode = resolve_mode(settings.on_stop, environ, in_container=runs_in_container(environ))
-    api = apis.connect(settings, environ)
+    door = apis.Door(settings, environ)
     secrets = SecretFiles(settings)
-    hangup.serve(api, secrets)
-    layers, interpreter = _interpreter(settings, environ, api.backend)
+    hangup.serve(door, secrets)
     ledger = ledgers.connect(settings.redis, settings.fleet, login=secrets.login)
     host, abilities = Host.probe(environ), Abilities.probe(environ)
     for sentence in abilities.missing():
         logger.warning(sentence)
     deployer = _deployer(settings.deploy, host, abilities)
+    api, settings = _enter(door, settings, wait=hangup.wait)
+    logs.set_level(settings.log_level)
+    layers, interpreter = _interpreter(settings, environ, api.backend)
     state = sign_on.open_state(settings, host, environ)
     sign_on.check_ledger(ledger)
     row = _row(settings, api, sign_on.new_nonce(), wait=hangup.wait)
@@ -126,6 +128,20 @@ def serve(settings: WorkerSettings, environ: Mapping[str, str]) -> int:
     service = Service(parts)
     hangup.then = service.to_api.retry
     return _run(service, settings, ledger, row, secrets.page_token)
+
+
+def _enter(
+    door: apis.Door, settings: WorkerSettings, *, wait: Callable[[float], None]
+) -> tuple[ApiClient, WorkerSettings]:
+    """The API's client, and the settings with what Prefect's own say; waits where only the API itself can tell."""
+    entered: list[WorkerSettings] = []
+
+    def ask() -> None:
+        api = door.open()
+        entered.append(agent_config.applied(door.defaults(settings), api))
+
+    sign_on.patiently(ask, "the Prefect API", wait=wait)
+    return door.client_for(entered[0]), entered[0]
 
 
 def _interpreter(settings: WorkerSettings, environ: Mapping[str, str], backend: str) -> tuple[Layers, Interpreter]:
