@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from dataclasses import replace
 from functools import cache
 
 import click
@@ -14,7 +15,7 @@ from rich.live import Live
 
 import flowfleet.api
 from flowfleet import commands
-from flowfleet.api.client import Kind, Place, RunState
+from flowfleet.api.client import ApiClient, Kind, Place, RunState
 from flowfleet.commands import CHECKS_FAILED, Group
 from flowfleet.configured import Found
 from flowfleet.control import asked
@@ -26,7 +27,7 @@ from flowfleet.monitor import explain as explanations
 from flowfleet.monitor import output, runs
 from flowfleet.monitor.metrics import our_version
 from flowfleet.monitor.redis_server import RedisServer
-from flowfleet.monitor.snapshot import take
+from flowfleet.monitor.snapshot import Snapshot, take
 from flowfleet.monitor.status import console, status
 from flowfleet.options import machine_facts, options_of, resolve
 from flowfleet.settings import Common, LogsSettings, PollerSettings, UpSettings, WorkerSettings, options
@@ -224,12 +225,18 @@ def _checks(settings: Common) -> list[doctors.Check]:
             snapshot = take(ledger)
             checks += doctors.fleet_checks(snapshot)
             if any(check.name == "api" and check.verdict == doctors.Verdict.OK for check in checks):
-                checks += doctors.label_checks(api(), snapshot)
+                checks += doctors.label_checks(_as_leader(settings, api().backend, snapshot), snapshot)
     except LedgerError as error:
         checks.append(doctors.Check(name="fleet", verdict=doctors.Verdict.FAIL, found=str(error)))
     finally:
         ledger.close()
     return checks
+
+
+def _as_leader(settings: Common, backend: str, snapshot: Snapshot) -> ApiClient:
+    """The API as the fleet's leader sees it: by its name Prefect 1 tells the fleet's own agents from others."""
+    name = snapshot.leader.name if snapshot.leader else settings.name
+    return flowfleet.api.connect(replace(settings, backend=backend, name=name), os.environ)
 
 
 @program.command("config")

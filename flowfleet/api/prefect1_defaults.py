@@ -16,7 +16,7 @@ from flowfleet.settings import Common, PollerSettings, WorkerSettings
 C = TypeVar("C", bound=Common)
 
 #: who gives a value comes before Prefect's own settings
-_NEARER = ("flag", "variable", "secret-file", "config")
+_NEARER = ("flag", "variable", "secret-file", "config", "agent config")
 _TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 
 
