@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from flowfleet import kinds
 from flowfleet.api.client import ApiClient
 from flowfleet.api.prefect1 import Prefect1
+from flowfleet.api.prefect1_defaults import identity
 from flowfleet.errors import SettingsError
 from flowfleet.options import Origin, options_of
 from flowfleet.settings import Common, PollerSettings, WorkerSettings
@@ -41,7 +42,7 @@ def _text(value: Any) -> str:
 
 
 def _name(value: Any) -> str:
-    return str(kinds.NAME.parse(_text(value)))
+    return identity(_text(value))
 
 
 def _labels(value: Any) -> tuple[str, ...]:
@@ -82,7 +83,7 @@ def _pairs(value: Any) -> tuple[str, ...]:
 _BOTH = (PollerSettings, WorkerSettings)
 _ENTRIES = {
     # a worker's name is its identity, and its address a port of its host: those of many cannot be one
-    "name": _Entry(field="name", read=_name, wants=kinds.NAME.wants, of=(PollerSettings,)),
+    "name": _Entry(field="name", read=_name, wants="some text", of=(PollerSettings,)),
     "agent_address": _Entry(field="agent_address", read=_text, wants="an address", of=(PollerSettings,)),
     "max_polls": _Entry(field="max_polls", read=_count, wants=kinds.NUMBER.wants, of=(PollerSettings,)),
     "labels": _Entry(
