@@ -82,7 +82,7 @@ class Unit:
 
     @property
     def endless(self) -> bool:
-        """Whether it is wanted again after any end: a drained worker stays down, and so does a poller after its polls."""
+        """Whether it is wanted again after any end; a drained worker and a poller after its polls are not."""
         return self.part == "poller" and self.flags.get("max-polls") is None
 
     @property
