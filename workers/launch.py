@@ -139,7 +139,7 @@ class Launch:
             return None
         except (DeployError, ApiRejected) as exc:
             if self._start(attempt):
-                self._fail(attempt, str(exc))
+                self._fail(attempt, _as_part(str(exc)))
             return None
         state = job.state
         if state.kind is Kind.PENDING and state.call in (None, held.call):
@@ -297,6 +297,11 @@ class Launch:
         moved = self.attempts.move(attempt.key, State.ENDED, exit_=end)
         if moved is not None:
             self.on_failed(moved)
+
+
+def _as_part(sentence: str) -> str:
+    """Of a longer sentence; a word that is a name in capitals stays one."""
+    return sentence[:1].lower() + sentence[1:] if sentence[1:2].islower() else sentence
 
 
 def register(app: Celery, launch: Callable[[Message], None]) -> None:
