@@ -7,11 +7,14 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import click
+from celery.worker import state as celery_state
 
 from flowfleet import api as apis
 from flowfleet import broker, commands, control
@@ -29,6 +32,7 @@ from flowfleet.settings import WorkerSettings, options
 from workers import clone, sign_on
 from workers import page as worker_page
 from workers.abilities import Abilities
+from workers.deployers import external
 from workers.deployers.process import ProcessDeployer
 from workers.deployment import Deployer
 from workers.environment import Interpreter, Layers, choose_interpreter, parse_pairs, worker_layer
@@ -74,9 +78,30 @@ for _command in control.worker_commands:
     cli.add_command(_command)
 
 
-def serve(settings: WorkerSettings, environ: Mapping[str, str]) -> int:
+def adopter(own: Deployer, watch: external.Watch, host: Host) -> Deployer:
+    """The deployer of a worker, which also adopts what a Python agent of its host has left."""
+    return external.ExternalDeployer(None, below=own, watch=watch, host=host.name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guest:
+    """What a Python program in whose process a worker runs adds to it (flowfleet/agents)."""
+
+    #: what SIGTERM and SIGINT do until the worker is there
+    early: Callable[[], None] = leave_at_once
+    #: the worker's deployer, made of the one that its settings name
+    deployer: Callable[[Deployer, external.Watch, Host], Deployer] = adopter
+    #: told of each launch that is over, well or not
+    launched: Callable[[str], None] = lambda _run_id: None
+    begun: Callable[[Service], None] = lambda _service: None
+    leave: Callable[[int], Any] = os._exit
+    #: for a program that goes on after the worker: what it does last of all, so that nothing is left open
+    leaving: contextlib.ExitStack | None = None
+
+
+def serve(settings: WorkerSettings, environ: Mapping[str, str], guest: Guest = Guest()) -> int:
     """Build the worker, run it to its end, and return the exit code."""
-    leave_at_once()
+    guest.early()
     hangup = Hangup()
     hangup.install()
     require_hooks()
@@ -94,8 +119,12 @@ def serve(settings: WorkerSettings, environ: Mapping[str, str]) -> int:
     host, abilities = Host.probe(environ), Abilities.probe(environ)
     for sentence in abilities.missing():
         logger.warning(sentence)
-    deployer = _deployer(settings.deploy, host, abilities)
+    below = "process" if guest.leaving and settings.deploy == external.ExternalDeployer.kind else settings.deploy
+    deployer = guest.deployer(_deployer(below, host, abilities), external.Watch(api.states), host)
     state = sign_on.open_state(settings, host, environ)
+    if guest.leaving is not None:
+        guest.leaving.callback(state.close)
+        guest.leaving.callback(ledger.close)
     sign_on.check_ledger(ledger)
     row = _row(settings, api, sign_on.new_nonce(), wait=hangup.wait)
     _sign_on(ledger, row, state, host, api)
@@ -114,24 +143,40 @@ def serve(settings: WorkerSettings, environ: Mapping[str, str]) -> int:
         failpoints=failpoints,
         mode=mode,
         count_refused=lambda _reason: ledger.claims.count("messages-refused"),
+        launched=guest.launched,
+        leave=guest.leave,
     )
     service = Service(parts)
     hangup.then = service.to_api.retry
+    if guest.leaving is not None:
+        guest.leaving.callback(_leave_nothing, service)
+    guest.begun(service)
     return _run(service, settings, ledger, row, secrets.page_token)
 
 
+def _leave_nothing(service: Service) -> None:
+    for errands in (service.to_api, service.to_ledger):
+        errands.close()
+    celery_state.should_stop = None  # Celery keeps it for the whole process
+
+
 def _interpreter(settings: WorkerSettings, environ: Mapping[str, str], backend: str) -> tuple[Layers, Interpreter]:
-    if settings.deploy != "process":
+    if settings.deploy not in ("process", external.ExternalDeployer.kind):
         base = worker_layer(environ, python=None, own_prefix=None)
         return _layers(settings, base), Interpreter(path="python", prefect="")
     own = Path(sys.prefix)
     base = worker_layer(environ, python=settings.python, own_prefix=own)
-    chosen = choose_interpreter(
-        _layers(settings, base).build({}, {}, run_id="", claim=""),
-        python=settings.python,
-        backend=backend,
-        fallback=sys.executable,
-    )
+    try:
+        chosen = choose_interpreter(
+            _layers(settings, base).build({}, {}, run_id="", claim=""),
+            python=settings.python,
+            backend=backend,
+            fallback=sys.executable,
+        )
+    except SettingsError:
+        if settings.deploy == "process":
+            raise
+        return _layers(settings, base), Interpreter(path="python", prefect="")  # nothing may ever ask for it
     if settings.python is None and chosen.path == sys.executable:
         # ours, and not on PATH: its own commands should be found by the flows all the same
         base = worker_layer(environ, python=Path(sys.executable), own_prefix=None)

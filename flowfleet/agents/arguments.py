@@ -1,0 +1,87 @@
+"""Arguments: from what an agent was given to the settings of its worker and the environment of its poller."""
+
+from __future__ import annotations
+
+import ast
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from flowfleet.errors import SettingsError
+from flowfleet.flags import known_keys, read_config
+from flowfleet.options import Option, machine_facts, options_of, resolve
+from flowfleet.settings import PollerSettings, WorkerSettings
+
+NAME = "agent"
+#: decided by the agent for its poller, whatever the environment says for others
+_DECIDED = ("LABELS", "POOLS", "WORK_QUEUES", "MAX_POLLS", "AGENT_ADDRESS", "NAME", "BACKEND", "CLOUD_LOGS", "REDIS_FILE")
+#: of the agent's poller, not of its worker
+_POLLER_ONLY = frozenset({"max-polls", "agent-address"})
+#: of the agent's worker, not of its poller
+_WORKER_ONLY = frozenset({"label"})
+
+
+def key_of(name: str) -> str:
+    """The key of an option by its Python name."""
+    return name.rstrip("_").replace("_", "-")
+
+
+def check_options(cls: type, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of `worker start` that were given by keyword, by their keys; raises `TypeError` for others."""
+    known = {option.key for settings in (WorkerSettings, PollerSettings) for _, option in options_of(settings)}
+    for name in options:
+        if key_of(name) not in known:
+            raise TypeError(f"{cls.__name__}() has no argument {name!r}, and worker start no option --{key_of(name)}")
+    return {key_of(name): value for name, value in options.items() if value is not None}
+
+
+def worker_settings(given: Mapping[str, Any], environ: Mapping[str, str]) -> WorkerSettings:
+    """The settings of the agent's worker: its arguments, then variables, then the config file."""
+    keys = {option.key for _, option in options_of(WorkerSettings)} - _POLLER_ONLY
+    flags = {key: value for key, value in given.items() if key in keys}
+    config = read_config(environ.get("FLOWFLEET_CONFIG"), "worker", known_keys())
+    return resolve(WorkerSettings, flags, environ, config, {**machine_facts(), "name": NAME})
+
+
+def poller_environment(
+    given: Mapping[str, Any], settings: WorkerSettings, environ: Mapping[str, str]
+) -> dict[str, str]:
+    """The environment of the agent's poller: by variables, since flags show in process lists."""
+    env = {name: value for name, value in environ.items() if name.removeprefix("FLOWFLEET_") not in _DECIDED}
+    for _, option in options_of(PollerSettings):
+        if option.key in given and option.key not in _WORKER_ONLY:
+            env[option.variable] = _as_text(option, given[option.key])
+    # where the worker has found them, and as it calls itself
+    env |= {"FLOWFLEET_REDIS": settings.redis, "FLOWFLEET_FLEET": settings.fleet, "FLOWFLEET_NAME": settings.name}
+    env |= {"FLOWFLEET_HOST": settings.host}
+    return env
+
+
+def _as_text(option: Option, value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if option.separator is not None and isinstance(value, list | tuple):
+        return option.separator.join(map(str, value))
+    return str(value)
+
+
+def from_prefect(name: str, environ: Mapping[str, str]) -> Any:
+    """What Prefect's own variable says for all agents: NAME, LABELS or AGENT_ADDRESS; None = nothing."""
+    variable = f"PREFECT__CLOUD__AGENT__{name}"
+    text = environ.get(variable)
+    if not text:
+        return None
+    if name != "LABELS":
+        return text
+    try:
+        labels = ast.literal_eval(text)
+    except (ValueError, SyntaxError) as exc:
+        raise SettingsError(f"{variable} cannot be {text!r}: write it as a list, ['a', 'b'].") from exc
+    if not isinstance(labels, list | tuple | set) or not all(isinstance(label, str) for label in labels):
+        raise SettingsError(f"{variable} cannot be {text!r}: write it as a list, ['a', 'b'].")
+    return list(labels)
+
+
+def current() -> dict[str, str]:
+    """The environment as it is now."""
+    return dict(os.environ)
