@@ -72,6 +72,8 @@ class FlowRun:
     route: Route
     #: when it is to start, aware UTC
     due: datetime
+    #: what stands at the API: Prefect 1 also hands out Running runs, of which a task is to be tried again
+    state: str = "Scheduled"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,7 +44,7 @@ class Layers:
     def build(
         self,
         job: Mapping[str, str],
-        forced: Mapping[str, str],
+        forced: Mapping[str, str | None],
         *,
         run_id: str,
         claim: str,
@@ -57,7 +57,9 @@ class Layers:
             env["PYTHONPATH"] = os.pathsep.join([*self.import_paths, *([known] if known else [])])
         env.update(self.extra)
         env.update(job)
-        env.update(forced)
+        env.update({name: value for name, value in forced.items() if value is not None})
+        for name in [name for name, value in forced.items() if value is None]:
+            env.pop(name, None)
         env["FLOWFLEET_RUN_ID"] = run_id
         env["FLOWFLEET_CLAIM"] = claim
         return env

@@ -290,5 +290,5 @@ class ApiClient(Protocol):
     def engine_defaults(self, job: Job) -> dict[str, str]:
         """Variables of the child that hold only where neither its worker nor its run says otherwise."""
 
-    def engine_environment(self, run_id: str, job: Job) -> dict[str, str]:
-        """The forced environment of the child: API address, credentials, run id, attribution."""
+    def engine_environment(self, run_id: str, job: Job) -> Mapping[str, str | None]:
+        """The forced environment of the child: API address, credentials, run id; None takes a variable away."""

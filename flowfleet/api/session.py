@@ -10,6 +10,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
@@ -20,6 +21,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.exceptions import InsecureRequestWarning
 
 from flowfleet.api.address import Address
+from flowfleet.api.dialect import PREFECT3, Dialect, Tone
 from flowfleet.api.server_clock import ServerClock
 from flowfleet.errors import ApiError, ApiRejected, ApiUnavailable, KeyRefused, SettingsError
 
@@ -37,6 +39,8 @@ TRIES = 5
 ASKED_TRIES = 2
 RETRY_WINDOW_SECONDS = 30.0
 _REFUSALS = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
+#: what stands for the content of an answer that is no JSON
+_NO_JSON = object()
 _CHANGES = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
 
@@ -47,6 +51,19 @@ class Refused(ApiRejected):
         super().__init__(sentence)
         self.status = status
         self.detail = detail
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """One request."""
+
+    method: str
+    path: str
+    body: Any
+    #: how it is called in logs and errors
+    named: str
+    headers: Mapping[str, str]
+    seconds: float
 
 
 class _Headers(requests.auth.AuthBase):
@@ -67,6 +84,7 @@ class Session:
         self,
         address: Address,
         *,
+        dialect: Dialect = PREFECT3,
         user_agent: str = "flowfleet",
         pause: Callable[[float], object] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
@@ -76,6 +94,7 @@ class Session:
     ) -> None:
         """`find_again` looks for the credentials anew: at SIGHUP and after a refusal they may be others."""
         self.address = address
+        self._dialect = dialect
         self._find_again = find_again
         self._renewing = threading.Lock()
         #: a Prefect API has answered here: what is none now is a proxy's page, or an ingress without a server behind it
@@ -100,6 +119,11 @@ class Session:
     def skew_seconds(self) -> float:
         """The server's clock minus ours."""
         return self._server_clock.skew_seconds
+
+    @property
+    def authorized(self) -> bool:
+        """Whether credentials go with each request."""
+        return "Authorization" in self._headers
 
     def _headers_for(self, address: Address) -> dict[str, str]:
         headers = {**address.headers, "User-Agent": self._user_agent, "Accept": "application/json"}
@@ -134,72 +158,98 @@ class Session:
         return self.call("POST", path, body, **options)
 
     def call(
-        self, method: str, path: str, body: Any = None, *, seconds: float | None = None, tries: int = TRIES
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        named: str = "",
+        headers: Mapping[str, str] | None = None,
+        seconds: float | None = None,
+        tries: int = TRIES,
     ) -> Any:
         """One request with its retries → JSON (None for an empty answer).
 
+        `named` is how logs and errors call it (`METHOD PATH`), `headers` go with this request only.
         Raises `ApiUnavailable` (later), `KeyRefused` (401, 403) or `Refused` (any other 4xx). A read that timed out
         is not repeated here: the server may still be at work on it, and callers know whether repeating is harmless.
         """
+        asked = _Asked(method, path, body, named or f"{method} {path}", headers or {}, seconds or self._read_seconds)
         began = self._clock()
         for attempt in range(1, tries + 1):
             try:
-                answer = self._send(method, path, body, seconds or self._read_seconds)
+                answer, tone = self._send(asked)
             except ApiUnavailable as error:
                 if isinstance(error.__cause__, requests.exceptions.ReadTimeout):
                     raise
                 trouble, wait = error, None
             else:
-                if answer.status_code not in RETRIED:
-                    return self._judge(method, path, answer)
+                if answer.status_code not in RETRIED and tone is not Tone.LATER:
+                    return self._judge(asked, answer, tone)
                 wait = _retry_after(answer)
-                trouble = ApiUnavailable(
-                    f"the Prefect API at {self.address.shown} answers {_status(answer.status_code)} "
-                    f"to {method} {path}, try again later",
-                    retry_after_seconds=wait,
-                )
+                trouble = self._later(asked, answer, tone, wait)
             wait = wait if wait is not None else 0.25 * 2**attempt * (0.5 + self._dice())
             if attempt == tries or self._clock() - began + wait > RETRY_WINDOW_SECONDS:
                 raise trouble
             logger.info(
                 "the Prefect API did not answer, next try follows",
-                extra={"request": f"{method} {path}", "attempt": attempt, "next_in_seconds": round(wait, 2)},
+                extra={"request": asked.named, "attempt": attempt, "next_in_seconds": round(wait, 2)},
             )
             self._pause(wait)
         raise AssertionError("unreachable: tries is at least 1")
 
-    def _send(self, method: str, path: str, body: Any, seconds: float) -> requests.Response:
+    def _later(self, asked: _Asked, answer: requests.Response, tone: Tone, wait: float | None) -> ApiUnavailable:
+        answers = "with an error of its own" if tone is Tone.LATER else _status(answer.status_code)
+        return ApiUnavailable(
+            f"the Prefect API at {self.address.shown} answers {answers} to {asked.named}, try again later",
+            answered=tone is Tone.LATER,
+            retry_after_seconds=wait,
+        )
+
+    def _send(self, asked: _Asked) -> tuple[requests.Response, Tone]:
         """One exchange; once more when the server asks for a CSRF token, or refuses a key that has been replaced."""
         used = self._headers
-        answer = self._exchange_with_csrf(method, path, body, seconds)
-        if answer.status_code in _REFUSALS:
+        answer = self._exchange_with_csrf(asked)
+        tone = self._tone(answer)
+        if tone is Tone.REFUSED:
             self.renew()
             if self._headers is not used:
-                answer = self._exchange_with_csrf(method, path, body, seconds)
-        self.key_refused = answer.status_code in _REFUSALS
+                answer = self._exchange_with_csrf(asked)
+                tone = self._tone(answer)
+        self.key_refused = tone is Tone.REFUSED
+        return answer, tone
+
+    def _tone(self, answer: requests.Response) -> Tone:
+        if answer.status_code in _REFUSALS:
+            return Tone.REFUSED
+        return self._dialect.tone(answer)
+
+    def _exchange_with_csrf(self, asked: _Asked) -> requests.Response:
+        answer = self._exchange(asked)
+        if (
+            answer.status_code == HTTPStatus.FORBIDDEN
+            and self._dialect.csrf
+            and asked.method in _CHANGES
+            and self._fetch_csrf(asked.seconds)
+        ):
+            answer = self._exchange(asked)
         return answer
 
-    def _exchange_with_csrf(self, method: str, path: str, body: Any, seconds: float) -> requests.Response:
-        answer = self._exchange(method, path, body, seconds)
-        if answer.status_code == HTTPStatus.FORBIDDEN and method in _CHANGES and self._fetch_csrf(seconds):
-            answer = self._exchange(method, path, body, seconds)
-        return answer
-
-    def _exchange(self, method: str, path: str, body: Any, seconds: float) -> requests.Response:
-        headers = {}
-        if self._csrf_token and method in _CHANGES:
-            headers = {"Prefect-Csrf-Token": self._csrf_token, "Prefect-Csrf-Client": self._csrf_client}
+    def _exchange(self, asked: _Asked) -> requests.Response:
+        headers = dict(asked.headers)
+        if self._csrf_token and asked.method in _CHANGES:
+            headers |= {"Prefect-Csrf-Token": self._csrf_token, "Prefect-Csrf-Client": self._csrf_client}
         try:
             answer = self._http().request(
-                method,
-                self.address.url + path,
-                json=body,
+                asked.method,
+                self.address.url + asked.path,
+                json=asked.body,
                 headers=headers,
-                timeout=(CONNECT_SECONDS, seconds),
+                timeout=(CONNECT_SECONDS, asked.seconds),
                 verify=self._verify(),
             )
         except requests.exceptions.RequestException as error:
-            raise self._trouble(error, seconds) from error
+            raise self._trouble(error, asked.seconds) from error
         self._server_clock.note(answer.headers.get("Date", ""))
         return answer
 
@@ -207,8 +257,7 @@ class Session:
         where = self.address.shown
         if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in _causes(error)):
             return ApiRejected(
-                f"the certificate of the Prefect API at {where} is not trusted, "
-                "give its authority by --ca-file or PREFECT_API_SSL_CERT_FILE"
+                f"the certificate of the Prefect API at {where} is not trusted, {self._dialect.ca_remedy}"
             )
         if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema):
             return ApiRejected(f"{where} is not an address of a Prefect API")
@@ -240,7 +289,8 @@ class Session:
 
     def _fetch_csrf(self, seconds: float) -> bool:
         """Get a token where the server asks for them; False = it does not, so a 403 means what it says."""
-        answer = self._exchange("GET", f"/csrf-token?client={self._csrf_client}", None, seconds)
+        path = f"/csrf-token?client={self._csrf_client}"
+        answer = self._exchange(_Asked("GET", path, None, f"GET {path}", {}, seconds))
         if answer.status_code != HTTPStatus.OK:
             return False
         try:
@@ -250,43 +300,48 @@ class Session:
         self._csrf_token = str(token)
         return True
 
-    def _judge(self, method: str, path: str, answer: requests.Response) -> Any:
+    def _judge(self, asked: _Asked, answer: requests.Response, tone: Tone) -> Any:
         status = answer.status_code
-        where = self.address.shown
-        if status in _REFUSALS:
+        where, named = self.address.shown, asked.named
+        if tone is Tone.REFUSED:
             raise KeyRefused(
-                f"the Prefect API at {where} refuses our credentials ({_status(status)} to {method} {path}), "
-                "set PREFECT_API_KEY or PREFECT_API_AUTH_STRING"
+                f"the Prefect API at {where} refuses our credentials ({_status(status)} to {named}), "
+                f"{self._dialect.key_remedy}"
             )
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             raise ApiUnavailable(
-                f"the Prefect API at {where} failed with {_status(status)} at {method} {path}",
+                f"the Prefect API at {where} failed with {_status(status)} at {named}",
                 # Prefect says 500 when this very question breaks it; a proxy says 504 for a server that hangs
                 answered=status == HTTPStatus.INTERNAL_SERVER_ERROR,
             )
+        body = _json(answer)
         if status >= HTTPStatus.BAD_REQUEST:
-            if status == HTTPStatus.NOT_FOUND and self.proven and not _prefects(answer):
+            if status == HTTPStatus.NOT_FOUND and self.proven and not self._dialect.own(body):
                 raise ApiUnavailable(
-                    f"the Prefect API at {where} is not there now: {method} {path} is answered with {_status(status)}, "
+                    f"the Prefect API at {where} is not there now: {named} is answered with {_status(status)}, "
                     "but not in Prefect's words"
                 )
-            detail = _detail(answer)
+            detail = "no JSON" if body is _NO_JSON else self._dialect.reason(body)[:300]
             raise Refused(
-                f"the Prefect API at {where} refuses {method} {path} with {_status(status)}: {detail}", status, detail
+                f"the Prefect API at {where} refuses {named} with {_status(status)}: {detail}", status, detail
             )
         if not answer.content:
             return None
-        try:
-            return answer.json()
-        except ValueError as error:
-            what = f"{method} {path} is answered with {answer.headers.get('Content-Type', 'something')} instead of JSON"
-            if self.proven:
-                raise ApiUnavailable(f"the Prefect API at {where} is not there now: {what}") from error
-            raise ApiRejected(f"{where} is not a Prefect API: {what}{self.hint()}") from error
+        if body is _NO_JSON:
+            what = f"{named} is answered with {answer.headers.get('Content-Type', 'something')} instead of JSON"
+            raise self.no_api(what)
+        return body
+
+    def no_api(self, what: str) -> ApiError:
+        """The error for an answer that no Prefect API gives: a wrong address, or for now something in front of it."""
+        where = self.address.shown
+        if self.proven:
+            return ApiUnavailable(f"the Prefect API at {where} is not there now: {what}")
+        return ApiRejected(f"{where} is not a Prefect API: {what}{self.hint()}")
 
     def hint(self) -> str:
         """What is most often wrong with an address that is no API."""
-        return "" if self.address.shown.rstrip("/").endswith("/api") else ", its address usually ends in /api"
+        return self._dialect.hint(self.address)
 
 
 def _status(status: int) -> str:
@@ -296,32 +351,11 @@ def _status(status: int) -> str:
         return str(status)
 
 
-def _prefects(answer: requests.Response) -> bool:
-    """Whether Prefect itself says no: `detail` by its routes, `exception_message` by its database."""
+def _json(answer: requests.Response) -> Any:
     try:
-        body = answer.json()
+        return answer.json()
     except ValueError:
-        return False
-    return isinstance(body, dict) and any(isinstance(body.get(key), str) for key in ("detail", "exception_message"))
-
-
-def _detail(answer: requests.Response) -> str:
-    """The server's own words, bounded."""
-    try:
-        body = answer.json()
-    except ValueError:
-        return "no JSON"
-    if not isinstance(body, dict):
-        return str(body)[:300]
-    # of a validation error only place and complaint: the rest repeats what we sent
-    entries = body.get("exception_detail")
-    if isinstance(entries, list) and entries:
-        return ", ".join(
-            f"{'.'.join(map(str, entry.get('loc', ())))}: {entry.get('msg')}"
-            for entry in entries[:3]
-            if isinstance(entry, dict)
-        )[:300]
-    return str(body.get("detail") or body.get("exception_message") or "no reason given")[:300]
+        return _NO_JSON
 
 
 def _retry_after(answer: requests.Response) -> float | None:

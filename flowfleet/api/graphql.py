@@ -1,0 +1,208 @@
+"""GraphQL: requests to a Prefect 1 API as its own client makes them, with an answer for each root field."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import requests
+
+from flowfleet.api.address import Address
+from flowfleet.api.dialect import Dialect, Tone
+from flowfleet.api.session import TRIES, Session
+from flowfleet.errors import ApiRejected
+
+#: the version whose traffic this is: Cloud reads its rules for old clients off it
+CORE_VERSION = "1.4.1"
+_API_ERROR = "API_ERROR"
+#: Prefect Server's own words for the same, which its gateway gives no code of its own
+_INTERNAL = "Unable to complete operation. An internal API error occurred."
+#: what Server's gateway says while a service behind it restarts: that has no code of its own either, only the one that
+#: every error of a state update has too
+_GATEWAY = re.compile(r"request to \S+ failed, reason: |invalid json response body at ")
+_UNAUTHENTICATED = "UNAUTHENTICATED"
+_MALFORMED = "Malformed Authorization header"
+_ROOT_FIELD = re.compile(r"\{\s*(?:\w+\s*:\s*)?(\w+)")
+
+
+@dataclass(frozen=True)
+class GraphError:
+    """One entry of an answer's `errors`."""
+
+    message: str
+    path: tuple[str | int, ...] = ()
+    code: str | None = None
+
+
+class QueryRejected(ApiRejected):
+    """Errors and no data at all; `errors` are for callers that know what they mean."""
+
+    def __init__(self, sentence: str, errors: tuple[GraphError, ...]) -> None:
+        super().__init__(sentence)
+        self.errors = errors
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came back: by root field (or its alias), None where that field failed."""
+
+    data: Mapping[str, Any]
+    errors: tuple[GraphError, ...] = field(default=())
+
+    def error_of(self, alias: str) -> GraphError | None:
+        """The first error of this root field, or else one that is of none."""
+        own = (error for error in self.errors if error.path[:1] == (alias,))
+        return next(own, next((error for error in self.errors if not error.path), None))
+
+
+class GraphQL:
+    """Thread-safe, as its session is."""
+
+    def __init__(self, session: Session, *, tenant: str | None = None) -> None:
+        self._session = session
+        #: sent with each request where there is a key; set it once the API has told which one a key is for
+        self.tenant = tenant
+
+    @property
+    def address(self) -> Address:
+        """Where the API is."""
+        return self._session.address
+
+    @property
+    def key_refused(self) -> bool:
+        """Whether the last answer refused our key."""
+        return self._session.key_refused
+
+    @property
+    def skew_seconds(self) -> float:
+        """The server's clock minus ours."""
+        return self._session.skew_seconds
+
+    @property
+    def proven(self) -> bool:
+        """A Prefect 1 API has answered here."""
+        return self._session.proven
+
+    @property
+    def authorized(self) -> bool:
+        """Whether a key goes with each request."""
+        return self._session.authorized
+
+    def renew(self) -> bool:
+        """Look for the credentials again; True when they are others now."""
+        return self._session.renew()
+
+    def close(self) -> None:
+        """Let go of this thread's connection."""
+        self._session.close()
+
+    def ask(
+        self,
+        document: str,
+        variables: Mapping[str, Any] | None = None,
+        *,
+        agent: str | None = None,
+        seconds: float | None = None,
+        tries: int = TRIES,
+    ) -> Reply:
+        """One query or mutation, repeated as a whole where the API says "later".
+
+        Raises `ApiUnavailable`, `KeyRefused`, or `ApiRejected` (of it `QueryRejected` for errors without any data).
+        A read that timed out is not repeated here, as in `Session.call`.
+        """
+        match = _ROOT_FIELD.search(document)
+        named = match[1] if match else "the query"
+        # the variables are JSON within JSON: so does Prefect's own client, and so some servers want them
+        body = {"query": document, "variables": json.dumps(variables)}
+        answer = self._session.call(
+            "POST", "", body, named=named, headers=self._headers(agent), seconds=seconds, tries=tries
+        )
+        return self._read(answer, named)
+
+    def _headers(self, agent: str | None) -> dict[str, str]:
+        headers = {"X-PREFECT-CORE-VERSION": CORE_VERSION}
+        if self.tenant and self._session.authorized:
+            headers["X-PREFECT-TENANT-ID"] = self.tenant
+        if agent:
+            headers["X-PREFECT-AGENT-ID"] = agent
+        return headers
+
+    def _read(self, answer: Any, named: str) -> Reply:
+        if not _own(answer):
+            raise self._session.no_api(f"{named} is answered with JSON that is not GraphQL's")
+        self._session.proven = True
+        errors = tuple(_errors(answer))
+        data = answer.get("data")
+        if isinstance(data, Mapping) and (data or not errors):
+            return Reply(data, errors)
+        if errors:
+            where = self.address.shown
+            raise QueryRejected(f"the Prefect API at {where} refuses {named}: {_reason(answer)[:300]}", errors)
+        return Reply({})
+
+
+def _own(body: Any) -> bool:
+    return isinstance(body, Mapping) and (isinstance(body.get("data"), Mapping) or isinstance(body.get("errors"), list))
+
+
+def _errors(body: Any) -> Iterator[GraphError]:
+    """The entries of `errors`, as far as they are any."""
+    entries = body.get("errors") if isinstance(body, Mapping) else None
+    for entry in entries if isinstance(entries, list) else ():
+        if not isinstance(entry, Mapping):
+            yield GraphError(str(entry))
+            continue
+        path, extensions = entry.get("path"), entry.get("extensions")
+        code = extensions.get("code") if isinstance(extensions, Mapping) else None
+        yield GraphError(
+            str(entry.get("message") or "no reason given"),
+            tuple(path) if isinstance(path, Sequence) and not isinstance(path, str) else (),
+            str(code) if code else None,
+        )
+
+
+def _reason(body: Any) -> str:
+    return "; ".join(error.message for error in _errors(body)) or "no reason given"
+
+
+def _tone(answer: requests.Response) -> Tone:
+    if b'"errors"' not in answer.content:  # most answers, and some of them are large
+        return Tone.PLAIN
+    try:
+        errors = list(_errors(answer.json()))
+    except ValueError:
+        return Tone.PLAIN
+    if any(error.code == _UNAUTHENTICATED or _MALFORMED in error.message for error in errors):
+        return Tone.REFUSED
+    if any(_passing(error) for error in errors):
+        return Tone.LATER
+    return Tone.PLAIN
+
+
+def _passing(error: GraphError) -> bool:
+    return (
+        error.code == _API_ERROR
+        or _API_ERROR in error.message
+        or _INTERNAL in error.message
+        or _GATEWAY.match(error.message) is not None
+    )
+
+
+def _hint(address: Address) -> str:
+    if address.shown.rstrip("/").endswith("/api"):
+        return ", the address of a Prefect 1 API has no /api at its end"
+    return ", a Prefect Server is usually at http://HOST:4200"
+
+
+PREFECT1 = Dialect(
+    key_remedy="set PREFECT__CLOUD__API_KEY or FLOWFLEET_KEY_FILE",
+    ca_remedy="give its authority by --ca-file",
+    csrf=False,
+    own=_own,
+    reason=_reason,
+    hint=_hint,
+    tone=_tone,
+)

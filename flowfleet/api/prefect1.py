@@ -1,0 +1,318 @@
+"""Prefect1: the ApiClient of a Prefect 1 API (Prefect Server, or Cloud of that time), over GraphQL."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from flowfleet.api.answers import iso, reading, rows
+from flowfleet.api.client import (
+    Answer,
+    DueRuns,
+    Job,
+    Kind,
+    LogLine,
+    Mark,
+    Place,
+    Rival,
+    RunState,
+    ServerInfo,
+    Unfinished,
+    Unfit,
+)
+from flowfleet.api.graphql import GraphQL
+from flowfleet.api.prefect1_agents import Agents
+from flowfleet.api.prefect1_backlog import Backlog
+from flowfleet.api.prefect1_jobs import JOB_FIELDS, Child, engine_command, job_of
+from flowfleet.api.prefect1_runs import Runs, literal
+from flowfleet.api.prefect1_states import SUBMITTED, Run, Stamp
+from flowfleet.api.prefect1_writes import Writes
+from flowfleet.api.session import ASKED_TRIES
+from flowfleet.errors import ApiRejected
+from flowfleet.flow_run import FlowRun, Offer, Route
+
+logger = logging.getLogger(__name__)
+
+#: label sets of runs are served for so long after the last of them was listed
+ROUTE_KEPT = timedelta(hours=1)
+#: an engine says so often that it lives; one that has said nothing for so much longer is gone (source: prefect 1.4.1)
+HEARTBEAT_GONE = timedelta(seconds=180)
+_PAGE = 100
+_LEVELS = ((40, "ERROR"), (30, "WARNING"), (20, "INFO"), (0, "DEBUG"))
+
+
+class Prefect1:
+    """One Prefect 1 API, seen by one tenant."""
+
+    backend = "prefect1"
+
+    def __init__(
+        self,
+        graphql: GraphQL,
+        *,
+        agent_name: str = "agent",
+        agent_config_id: str | None = None,
+        tenant: str | None = None,
+        server_backend: str = "server",
+        labels: Sequence[str] = (),
+        deploy: str = "process",
+        log_level: str = "INFO",
+        cloud_logs: bool = True,
+        key: Callable[[], str | None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """`labels`, `deploy`, `log_level`, `cloud_logs` and `key` are what a worker gives to its children."""
+        self.graphql = graphql
+        self.address = graphql.address.shown
+        self._tenant = tenant
+        self._server_backend = server_backend
+        self._deploy = deploy
+        self._key = key
+        self._agent_name = agent_name
+        self._child = Child(
+            api=graphql.address.url,
+            server_backend=server_backend,
+            labels=labels,
+            log_level=log_level,
+            cloud_logs=cloud_logs,
+        )
+
+        def server_now() -> datetime:
+            return now() + timedelta(seconds=graphql.skew_seconds)
+
+        self._now = server_now
+        self._runs = Runs(graphql)
+        self._agents = Agents(graphql, name=agent_name, config_id=agent_config_id, clock=clock)
+        self._backlog = Backlog(self._runs, self._agents, server_now)
+        self._writes = Writes(graphql, self._runs, clock, server_now)
+
+    # who answers
+
+    @property
+    def key_refused(self) -> bool:
+        """Whether the last answer refused our credentials."""
+        return self.graphql.key_refused
+
+    def renew(self) -> bool:
+        """Look for the credentials again."""
+        return self.graphql.renew()
+
+    def probe(self) -> ServerInfo:
+        """The question that the reference agent asks before it begins."""
+        reply = self.graphql.ask("query { hello }", tries=ASKED_TRIES)
+        if reply.error_of("hello") is not None or "hello" not in reply.data:
+            raise ApiRejected(f"{self.address} is not a Prefect 1 API: it does not answer hello")
+        return ServerInfo(backend=self.backend, version="1.x", skew_seconds=self.graphql.skew_seconds)
+
+    def resolve(self, offer: Offer, *, create: bool) -> Offer:
+        """Fill in the tenant."""
+        del create
+        return Offer(
+            backend=self.backend, labels=tuple(sorted(set(offer.labels))), tenant=self._tenant_id(), deploy=offer.deploy
+        )
+
+    def _tenant_id(self) -> str:
+        if self._tenant is None:
+            self._tenant = self._own_tenant() if self._server_backend == "cloud" else self._first_tenant()
+            self.graphql.tenant = self._tenant
+        return self._tenant
+
+    def _own_tenant(self) -> str:
+        answer = self._runs.ask("query { auth_info { tenant_id } }", "auth_info")
+        tenant = answer.get("tenant_id") if isinstance(answer, Mapping) else None
+        if not tenant:
+            raise ApiRejected(f"the Prefect API at {self.address} tells no tenant for our key, give it by --tenant-id")
+        return str(tenant)
+
+    def _first_tenant(self) -> str:
+        answer = self._runs.ask("query { tenant { id } }", "tenant")
+        with reading("for its tenants"):
+            found = [str(row["id"]) for row in rows(answer)]
+        if not found:
+            raise ApiRejected(
+                f"the Prefect Server at {self.address} has no tenant, create one by `prefect server create-tenant`"
+            )
+        return found[0]
+
+    def check_tenant(self) -> None:
+        """Raises `ApiRejected` when the tenant that was given does not exist."""
+        tenant = self._tenant_id()
+        where = literal({"id": {"_eq": tenant}})
+        if not self._runs.ask(f"query {{ tenant(where: {where}) {{ id }} }}", "tenant"):
+            raise ApiRejected(f"the Prefect API at {self.address} has no tenant {tenant}, correct --tenant-id")
+
+    def agent_config(self, config_id: str) -> dict[str, Any]:
+        """The settings that the API keeps for agents under this id."""
+        where = literal({"id": {"_eq": config_id}})
+        answer = self._runs.ask(f"query {{ agent_config(where: {where}) {{ settings }} }}", "agent_config")
+        with reading("for an agent config"):
+            found = [dict(row["settings"] or {}) for row in rows(answer)]
+        if not found:
+            raise ApiRejected(
+                f"the Prefect API at {self.address} has no agent config {config_id}, correct --agent-config-id"
+            )
+        return found[0]
+
+    def routes(self, offer: Offer) -> list[Route]:
+        """The label sets of the runs that were listed within the last hour."""
+        return self._backlog.routes(offer, since=ROUTE_KEPT)
+
+    # knowing and claiming
+
+    def due(self, offers: Sequence[Offer], *, within_seconds: float, limit: int) -> list[DueRuns]:
+        """What the API would hand out within the given seconds, at most 25 runs for each label set."""
+        del limit
+        return self._backlog.due(self._tenant_id(), offers, within_seconds=within_seconds, noted=self._writes.note)
+
+    def count_due(self, offers: Sequence[Offer]) -> list[DueRuns]:
+        """Count without asking as an agent: what nobody serves must not look served."""
+        return self._backlog.count(self._tenant_id(), offers)
+
+    def unserved(self, offers: Sequence[Offer]) -> list[Unfit]:
+        """Runs whose labels nobody has."""
+        del offers
+        return self._backlog.unserved(self._tenant_id())
+
+    def rivals(self, offers: Sequence[Offer], mark: Mark) -> list[Rival]:
+        """Other agents that asked for runs lately and would take ours."""
+        del mark
+        return self._backlog.rivals(self._tenant_id(), offers)
+
+    def claim(self, runs: Sequence[FlowRun], call: str, mark: Mark) -> dict[str, Answer]:
+        """Scheduled → Submitted."""
+        return self._writes.claim(runs, call, mark, self._agents.any_id())
+
+    def settle(self, run_id: str, call: str) -> Answer:
+        """Read whether the run is claimed by this call."""
+        return self._writes.settle(run_id, call)
+
+    def hand_back(
+        self, run_id: str, call: str, due: datetime, mark: Mark, reason: str, *, never_began: bool = False
+    ) -> Answer:
+        """Submitted → Scheduled; a run that its engine has begun is Running and stays."""
+        del never_began
+        return self._writes.hand_back(run_id, call, due, mark, reason)
+
+    def reinstate(self, run_id: str, claim: str, mark: Mark) -> Answer:
+        """Scheduled → what it was."""
+        return self._writes.reinstate(run_id, claim, mark)
+
+    def unfinished(self, mark: Mark) -> list[Unfinished]:
+        """Runs whose last claim was this fleet's, and late retries of which task runs are Submitted by it."""
+        found: list[Unfinished] = []
+        last = ""
+        while True:
+            where: dict[str, Any] = {
+                "tenant_id": {"_eq": self._tenant_id()},
+                "state": {"_in": [SUBMITTED, "Running", "Cancelling"]},
+            }
+            if last:
+                where["id"] = {"_gt": last}
+            claim = literal({"state": {"_eq": SUBMITTED}})
+            tasks = literal({"state": {"_eq": SUBMITTED}})
+            extra = (
+                f"task_runs(where: {tasks}, limit: 20) {{ id version state serialized_state }} "
+                f"states(where: {claim}, order_by: {{version: desc}}, limit: 1) {{ serialized_state }}"
+            )
+            page = self._runs.where(where, extra, order="{id: asc}", limit=_PAGE)
+            found += [item for item in (self._unfinished(run, mark) for run in page) if item is not None]
+            if len(page) < _PAGE:
+                return found
+            last = page[-1].run_id
+
+    def _unfinished(self, run: Run, mark: Mark) -> Unfinished | None:
+        claims = [Stamp.read(row.get("serialized_state") or {}) for row in run.row.get("states") or ()]
+        stamp = run.stamp or next(iter(claims), None)
+        if stamp is None or stamp.fleet != mark.fleet:
+            return None
+        state = run.to_state()
+        if run.state == "Running" and state.kind is Kind.PENDING and not self._silent(run):
+            # a late retry whose process may be at other tasks: only its heartbeat tells
+            state = run.as_running()
+        return Unfinished(
+            state=state, route=Route.of_labels(self._tenant_id(), run.labels), due=run.start_time or run.scheduled
+        )
+
+    def _silent(self, run: Run) -> bool:
+        return run.heartbeat is not None and self._now() - run.heartbeat > HEARTBEAT_GONE
+
+    def online(self, pool: str, name: str, interval_seconds: float) -> None:
+        """Nothing: an agent shows as alive by asking for runs."""
+
+    def offline(self, pool: str, name: str) -> None:
+        """Nothing: an agent that no longer asks counts as gone after a minute."""
+
+    # taking and ending
+
+    def job(self, run_id: str) -> Job:
+        """What to run, and whether a cancel came between claim and now."""
+        run = self._writes.read(run_id, JOB_FIELDS)
+        with reading("for what a run is"):
+            job = job_of(run, self._deploy)
+        self._writes.note([run])
+        return job
+
+    def launching(self, run_id: str, call: str, claim: str, mark: Mark) -> Answer:
+        """Ask whether it is still ours."""
+        del claim, mark
+        return self._writes.launching(run_id, call)
+
+    def started(self, run_id: str, mark: Mark, pid: int) -> None:
+        """Nothing but the line on the run's log page, which the worker writes."""
+
+    def started_line(self, mark: Mark, pid: int) -> str:
+        """In the words of the reference agent."""
+        del mark
+        return f"Submitted for execution: PID: {pid}"
+
+    def states(self, run_ids: Sequence[str]) -> dict[str, RunState]:
+        """The states of many runs."""
+        return {run_id: run.to_state() for run_id, run in self._runs.many(run_ids).items()}
+
+    def place(self, run_id: str) -> Place | None:
+        """Its labels decide."""
+        run = self._runs.one(run_id)
+        return Place(route=Route.of_labels(self._tenant_id(), run.labels), pool="")
+
+    def report(self, run_id: str, kind: Kind, message: str, mark: Mark) -> Answer:
+        """Propose an end."""
+        return self._writes.report(run_id, kind, message, mark)
+
+    def log(self, lines: Sequence[LogLine]) -> None:
+        """Append to the runs' log pages."""
+        if not lines:
+            return
+        logs = [
+            {
+                "flow_run_id": line.run_id,
+                "name": self._agent_name,
+                "timestamp": iso(line.at),
+                "level": next(name for number, name in _LEVELS if line.level >= number),
+                "message": line.message,
+            }
+            for line in lines
+        ]
+        document = "mutation($input: write_run_logs_input!) { write_run_logs(input: $input) { success } }"
+        reply = self.graphql.ask(document, {"input": {"logs": logs}})
+        error = reply.error_of("write_run_logs")
+        if error is not None:
+            raise ApiRejected(f"the Prefect API at {self.address} takes no log lines: {error.message}")
+
+    # the child
+
+    def engine_command(self, python: str, job: Job) -> tuple[str, ...]:
+        """`prefect execute flow-run`."""
+        return engine_command(python, job)
+
+    def engine_defaults(self, job: Job) -> dict[str, str]:
+        """Log level, heartbeats from a thread, logs to the API."""
+        del job
+        return self._child.defaults()
+
+    def engine_environment(self, run_id: str, job: Job) -> dict[str, str | None]:
+        """Address, credentials, ids."""
+        return self._child.forced(run_id, job, key=self._key(), tenant=self._tenant)

@@ -1,0 +1,147 @@
+"""Agents: how the fleet stands in a Prefect 1 server's list of agents, and what that list hands out to it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from flowfleet.api.answers import reading, rows
+from flowfleet.errors import ApiRejected
+
+if TYPE_CHECKING:
+    from flowfleet.api.graphql import GraphQL, Reply
+
+logger = logging.getLogger(__name__)
+
+#: the server lists at most so many runs to one agent (source: Prefect Server)
+WINDOW = 25
+#: an agent that has not asked for a minute counts as gone in the UI; one request can be signed by one agent only
+STAMP_SECONDS = 45.0
+#: so many questions go into one request
+_MOST = 20
+
+
+@dataclass(frozen=True, order=True)
+class Agent:
+    """One line in the server's list: a label set of live workers, and how these start runs."""
+
+    labels: tuple[str, ...]
+    type: str = "LocalAgent"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Queue:
+    """What the server hands out to one agent."""
+
+    run_ids: tuple[str, ...]
+
+    @property
+    def full(self) -> bool:
+        """It may have more."""
+        return len(self.run_ids) >= WINDOW
+
+
+class Agents:
+    """Registers an agent for each label set, once; and asks for all of them in one request."""
+
+    def __init__(
+        self,
+        graphql: GraphQL,
+        *,
+        name: str,
+        config_id: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._graphql = graphql
+        self.name = name
+        self._config_id = config_id
+        self._clock = clock
+        self._ids: dict[tuple[str, Agent], str] = {}
+        self._stamped: dict[Agent, float] = {}
+
+    def ids(self) -> frozenset[str]:
+        """The server's ids of our agents."""
+        return frozenset(self._ids.values())
+
+    def any_id(self) -> str | None:
+        """One of them, to sign a claim with: the server notes who has a run."""
+        return next(iter(self._ids.values()), None)
+
+    def ready(self, tenant: str, agents: Sequence[Agent], before: datetime) -> dict[Agent, Queue]:
+        """What is due for each agent until then; one that the server refuses is left out, with a line in our log."""
+        ids = {agent: self._registered(tenant, agent) for agent in agents}
+        found: dict[Agent, Queue] = {}
+        waiting = sorted(ids, key=lambda agent: self._stamped.get(agent, float("-inf")))
+        while waiting:
+            # whoever was silent for longest signs the request; further ones only when they would count as gone
+            found |= self._ask(tenant, waiting[:_MOST], ids[waiting[0]], before)
+            self._stamped[waiting[0]] = now = self._clock()
+            waiting = [
+                agent
+                for place, agent in enumerate(waiting)
+                if place >= _MOST or (place > 0 and now - self._stamped.get(agent, float("-inf")) >= STAMP_SECONDS)
+            ]
+        return found
+
+    def _ask(self, tenant: str, agents: Sequence[Agent], signed: str, before: datetime) -> dict[Agent, Queue]:
+        names = [f"q{number}" for number in range(len(agents))]
+        head = ", ".join(f"${name}: get_runs_in_queue_input!" for name in names)
+        body = " ".join(f"{name}: get_runs_in_queue(input: ${name}) {{ flow_run_ids }}" for name in names)
+        inputs = {
+            name: {"before": before.isoformat(), "labels": list(agent.labels), "tenant_id": tenant}
+            for name, agent in zip(names, agents, strict=True)
+        }
+        reply = self._graphql.ask(f"mutation({head}) {{ {body} }}", inputs, agent=signed)
+        found: dict[Agent, Queue] = {}
+        for name, agent in zip(names, agents, strict=True):
+            queue = self._queue(reply, name, agent)
+            if queue is not None:
+                found[agent] = queue
+        if not found:
+            raise ApiRejected(f"the Prefect API at {self._graphql.address.shown} lists no runs: {_words(reply)}")
+        return found
+
+    def _queue(self, reply: Reply, name: str, agent: Agent) -> Queue | None:
+        error = reply.error_of(name)
+        if error is not None:
+            logger.warning("due runs cannot be listed", extra={"labels": list(agent.labels), "error": error.message})
+            return None
+        with reading("for due runs"):
+            return Queue(run_ids=tuple(map(str, rows(reply.data[name]["flow_run_ids"]))))
+
+    def _registered(self, tenant: str, agent: Agent) -> str:
+        known = self._ids.get((tenant, agent))
+        if known is not None:
+            return known
+        logger.info(
+            "Registering agent...",
+            extra={"agent": self.name, "type": agent.type, "labels": list(agent.labels), "config_id": self._config_id},
+        )
+        document = "mutation($input: register_agent_input!) { register_agent(input: $input) { id } }"
+        described: dict[str, Any] = {
+            "type": agent.type,
+            "name": self.name,
+            "labels": list(agent.labels),
+            "tenant_id": tenant,
+            "agent_config_id": self._config_id,
+        }
+        reply = self._graphql.ask(document, {"input": described})
+        error = reply.error_of("register_agent")
+        where = self._graphql.address.shown
+        if error is not None:
+            raise ApiRejected(f"the Prefect API at {where} registers no agent {self.name!r} for us: {error.message}")
+        with reading("for an agent"):
+            found = str(reply.data["register_agent"]["id"] or "")
+        if not found:
+            raise ApiRejected(f"the Prefect API at {where} registers no agent {self.name!r} for us: it gives no id")
+        logger.info("Registration successful!", extra={"agent": self.name, "agent_id": found})
+        self._ids[tenant, agent] = found
+        return found
+
+
+def _words(reply: Reply) -> str:
+    return next((error.message for error in reply.errors), "no reason given")

@@ -1,0 +1,190 @@
+"""Backlog: what is due at a Prefect 1 API, for whom, and who else would take it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from flowfleet.api.answers import instant, reading, rows
+from flowfleet.api.client import DueRuns, Rival, Unfit
+from flowfleet.api.prefect1_agents import Agent, Agents, Queue
+from flowfleet.api.prefect1_jobs import JOB_FIELDS, unfit
+from flowfleet.api.prefect1_runs import Runs, claimable, late_tasks, literal
+from flowfleet.api.prefect1_states import Run
+from flowfleet.flow_run import FlowRun, Offer, Route
+
+#: a task that is due is left to its own process for so long, which waits for the same moment (source: prefect 1.4.1)
+LATE_SECONDS = 3.0
+#: a run that is due for longer and that nobody takes is told about
+UNSERVED_SECONDS = 60.0
+#: an agent that has not asked for so long does not count
+SEEN_SECONDS = 120.0
+_MOST = 50
+_TYPES = {"process": "LocalAgent", "docker": "DockerAgent"}
+
+
+def agent_of(offer: Offer) -> Agent:
+    """How workers with this offer stand in the server's list."""
+    return Agent(labels=tuple(sorted(offer.labels)), type=_TYPES.get(offer.deploy, "LocalAgent"))
+
+
+class Backlog:
+    """One request for the ids of all label sets, and one more for what these runs are, if there are any."""
+
+    def __init__(self, runs: Runs, agents: Agents, now: Callable[[], datetime]) -> None:
+        """`now` is the server's time."""
+        self._runs = runs
+        self._agents = agents
+        self._now = now
+        #: label sets of runs, and when one was last listed
+        self._routes: dict[Route, datetime] = {}
+
+    def due(
+        self, tenant: str, offers: Sequence[Offer], *, within_seconds: float, noted: Callable[[Sequence[Run]], None]
+    ) -> list[DueRuns]:
+        """What the API would hand out, by the labels of the runs, the earliest first."""
+        now = self._now()
+        agents = sorted({agent_of(offer) for offer in offers})
+        queues = self._agents.ready(tenant, agents, now + timedelta(seconds=within_seconds))
+        ids = {run_id for queue in queues.values() for run_id in queue.run_ids}
+        if not ids:
+            return []
+        late = now - timedelta(seconds=LATE_SECONDS)
+        runs = self._runs.where(claimable(ids, late), late_tasks(late) + JOB_FIELDS)
+        noted(runs)
+        return self._by_route(tenant, offers, runs, queues, now)
+
+    def _by_route(
+        self,
+        tenant: str,
+        offers: Sequence[Offer],
+        runs: Sequence[Run],
+        queues: Mapping[Agent, Queue],
+        now: datetime,
+    ) -> list[DueRuns]:
+        by_route: dict[Route, list[Run]] = defaultdict(list)
+        for run in runs:
+            by_route[Route.of_labels(tenant, run.labels)].append(run)
+        self._routes.update(dict.fromkeys(by_route, now))
+        found = []
+        for route, waiting in by_route.items():
+            serving = [offer for offer in offers if offer.serves(route)]
+            full = any(queues[agent].full for offer in serving if (agent := agent_of(offer)) in queues)
+            found.append(_due_runs(route, waiting, serving, now, at_least=full))
+        return found
+
+    def routes(self, offer: Offer, *, since: timedelta) -> list[Route]:
+        """The label sets of runs that were listed lately and that this offer serves."""
+        oldest = self._now() - since
+        self._routes = {route: seen for route, seen in self._routes.items() if seen >= oldest}
+        return sorted(route for route in self._routes if offer.serves(route))
+
+    def count(self, tenant: str, offers: Sequence[Offer]) -> list[DueRuns]:
+        """Count what workers that are away would take, without asking in their name."""
+        now = self._now()
+        waiting = self._waiting(tenant, now, limit=200)
+        by_route: dict[Route, list[Run]] = defaultdict(list)
+        for run in waiting:
+            route = Route.of_labels(tenant, run.labels)
+            if any(offer.serves(route) for offer in offers):
+                by_route[route].append(run)
+        return [
+            DueRuns(
+                route=route,
+                runs=(),
+                due=len(runs),
+                at_least=len(waiting) >= 200,
+                oldest=min(filter(None, (run.start_time for run in runs)), default=None),
+            )
+            for route, runs in by_route.items()
+        ]
+
+    def unserved(self, tenant: str) -> list[Unfit]:
+        """Runs that have been due for a while and whose labels no agent has that asks for runs."""
+        runs = self._waiting(tenant, self._now() - timedelta(seconds=UNSERVED_SECONDS), limit=_MOST)
+        if not runs:
+            return []
+        offers = [
+            Offer(backend="prefect1", tenant=tenant, labels=tuple(agent.labels)) for _, agent in self._asking(tenant)
+        ]
+        return [
+            Unfit(run_id=run.run_id, name=run.name, reason=_nobody(run))
+            for run in runs
+            if not any(offer.serves(Route.of_labels(tenant, run.labels)) for offer in offers)
+        ]
+
+    def rivals(self, tenant: str, offers: Sequence[Offer]) -> list[Rival]:
+        """Agents that would take runs of these offers and are none of ours: of another name, type or label set."""
+        ours = {agent_of(offer) for offer in offers}
+        return [
+            agent
+            for agent_id, agent in self._asking(tenant)
+            if agent_id not in self._agents.ids()
+            and (agent.name != self._agents.name or Agent(labels=agent.labels, type=agent.type) not in ours)
+            and any(_meet(agent.labels, offer.labels) for offer in offers)
+        ]
+
+    def _waiting(self, tenant: str, before: datetime, *, limit: int) -> list[Run]:
+        where = {
+            "tenant_id": {"_eq": tenant},
+            "state": {"_eq": "Scheduled"},
+            "state_start_time": {"_lte": before},
+        }
+        return self._runs.where(where, JOB_FIELDS, order="{state_start_time: asc}", limit=limit)
+
+    def _asking(self, tenant: str) -> list[tuple[str, Rival]]:
+        since = self._now() - timedelta(seconds=SEEN_SECONDS)
+        where: dict[str, Any] = {"tenant_id": {"_eq": tenant}, "last_queried": {"_gte": since}}
+        answer = self._runs.ask(
+            f"query {{ agent(where: {literal(where)}) {{ id name type labels last_queried }} }}", "agent"
+        )
+        with reading("for its agents"):
+            return [
+                (
+                    str(row["id"]),
+                    Rival(
+                        name=str(row.get("name") or "agent"),
+                        type=str(row.get("type") or "Agent"),
+                        labels=tuple(sorted(map(str, row.get("labels") or ()))),
+                        seen=instant(row.get("last_queried")),
+                    ),
+                )
+                for row in rows(answer)
+            ]
+
+
+def _due_runs(
+    route: Route, waiting: Sequence[Run], serving: Sequence[Offer], now: datetime, *, at_least: bool
+) -> DueRuns:
+    able: list[FlowRun] = []
+    not_able: list[Unfit] = []
+    moments = {run.run_id: run.start_time or run.scheduled or now for run in waiting}
+    for run in sorted(waiting, key=lambda run: moments[run.run_id]):
+        reasons = [unfit(run.row, offer.deploy) for offer in serving]
+        if reasons and all(reasons):
+            not_able.append(Unfit(run_id=run.run_id, name=run.name, reason=str(reasons[0])))
+        else:
+            able.append(
+                FlowRun(run_id=run.run_id, name=run.name, route=route, due=moments[run.run_id], state=run.state)
+            )
+    ready = [moment for moment in moments.values() if moment <= now]
+    return DueRuns(
+        route=route,
+        runs=tuple(able),
+        due=len(ready),
+        at_least=at_least,
+        oldest=min(ready, default=None),
+        unfit=tuple(not_able),
+    )
+
+
+def _nobody(run: Run) -> str:
+    if run.labels:
+        return f"No agent that asks for runs has the labels {', '.join(run.labels)}, so nobody takes this run"
+    return "This run has no labels, and every agent that asks for runs has some, so nobody takes it"
+
+
+def _meet(one: Sequence[str], other: Sequence[str]) -> bool:
+    return bool(set(one) & set(other)) or (not one and not other)

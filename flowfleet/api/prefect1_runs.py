@@ -1,0 +1,112 @@
+"""Runs: reading flow runs, their tasks and their histories from a Prefect 1 API."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from flowfleet.api.answers import Json, reading, rows
+from flowfleet.api.prefect1_states import SUBMITTED, WAITING, Run
+from flowfleet.errors import ApiRejected, RunGone
+
+if TYPE_CHECKING:
+    from flowfleet.api.graphql import GraphQL
+
+_FIELDS = "id name version state serialized_state state_timestamp scheduled_start_time labels heartbeat"
+_TASK_FIELDS = "id version state serialized_state"
+#: tasks that are neither over nor not begun: they say whether a run comes back, and what a dead process left behind
+_OPEN = (*sorted(WAITING), SUBMITTED, "Running")
+#: so many of them are read of one run, and so many runs in one request
+_MOST_TASKS = 500
+_PAGE = 100
+
+
+def literal(value: Any) -> str:
+    """A JSON value as GraphQL writes it in a query: keys without quotation marks.
+
+    Where-clauses are written into the query, as the 1.x client does: their variables would need the names that the
+    server's database gives to its types.
+    """
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{name}: {literal(item)}" for name, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(literal(item) for item in value) + "]"
+    if isinstance(value, datetime):
+        return json.dumps(value.isoformat())
+    return json.dumps(value, ensure_ascii=False)
+
+
+class Runs:
+    """Thread-safe: it keeps nothing."""
+
+    def __init__(self, graphql: GraphQL) -> None:
+        self._graphql = graphql
+
+    def one(self, run_id: str, extra: str = "") -> Run:
+        """A run with its open tasks; raises `RunGone`."""
+        found = self.many([run_id], extra)
+        if run_id not in found:
+            raise RunGone(f"the run {run_id} does not exist any more")
+        return found[run_id]
+
+    def many(self, run_ids: Iterable[str], extra: str = "") -> dict[str, Run]:
+        """Runs by their ids; one that is left out does not exist."""
+        ids = list(dict.fromkeys(run_ids))
+        found: dict[str, Run] = {}
+        for start in range(0, len(ids), _PAGE):
+            where = {"id": {"_in": ids[start : start + _PAGE]}}
+            found |= {run.run_id: run for run in self.where(where, _open_tasks() + extra)}
+        return found
+
+    def where(self, where: Mapping[str, Any], extra: str, *, order: str = "", limit: int | None = None) -> list[Run]:
+        """Runs by any condition."""
+        arguments = [f"where: {literal(where)}"]
+        if order:
+            arguments.append(f"order_by: {order}")
+        if limit is not None:
+            arguments.append(f"limit: {limit}")
+        answer = self.ask(f"query {{ flow_run({', '.join(arguments)}) {{ {_FIELDS} {extra} }} }}", "flow_run")
+        with reading("for runs"):
+            return [Run.read(row) for row in rows(answer)]
+
+    def versions(self, run_id: str, after: int) -> Sequence[Json]:
+        """The states of a run since a version of it, the oldest first."""
+        where = literal({"id": {"_eq": run_id}})
+        since = literal({"version": {"_gt": after}})
+        states = f"states(where: {since}, order_by: {{version: asc}}) {{ version state serialized_state }}"
+        answer = self.ask(f"query {{ flow_run(where: {where}) {{ id {states} }} }}", "flow_run")
+        with reading("for the history of a run"):
+            found: list[Json] = [state for row in rows(answer) for state in rows(row["states"])]
+        return found
+
+    def ask(self, query: str, field: str) -> Any:
+        """One root field of one query; raises `ApiRejected` when it cannot be answered."""
+        reply = self._graphql.ask(query)
+        error = reply.error_of(field)
+        if error is not None:
+            raise ApiRejected(
+                f"the Prefect API at {self._graphql.address.shown} refuses to tell {field}: {error.message}"
+            )
+        return reply.data.get(field)
+
+
+def _open_tasks() -> str:
+    where = literal({"state": {"_in": list(_OPEN)}})
+    return f"task_runs(where: {where}, limit: {_MOST_TASKS}) {{ {_TASK_FIELDS} }} "
+
+
+def late_tasks(before: datetime) -> str:
+    """The tasks of a run that are due: `get_runs_in_queue` hands their run out for them."""
+    where = literal({"state_start_time": {"_lte": before}})
+    return f"task_runs(where: {where}, limit: {_MOST_TASKS}) {{ {_TASK_FIELDS} }} "
+
+
+def claimable(run_ids: Collection[str], before: datetime) -> dict[str, Any]:
+    """What of the handed-out runs an agent may take: those that are Scheduled, and Running ones with a task due.
+
+    All else is somebody's already; the server lists it all the same (source: prefect 1.4.1 and Prefect Server).
+    """
+    late = {"state": {"_eq": "Running"}, "task_runs": {"state_start_time": {"_lte": before}}}
+    return {"id": {"_in": sorted(run_ids)}, "_or": [{"state": {"_eq": "Scheduled"}}, late]}

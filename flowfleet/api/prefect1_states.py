@@ -1,0 +1,239 @@
+"""State: what a Prefect 1 run's state is, read from the API's rows and written as its JSON (source: prefect 1.4.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any
+
+from flowfleet.api.answers import Json, instant
+from flowfleet.api.client import Kind, Mark, RunState
+from flowfleet.flow_run import claim_id
+
+#: the core version that we speak; older and newer 1.x clients read the same JSON
+CORE_VERSION = "1.4.1"
+SUBMITTED = "Submitted"
+#: states of which the API hands a run, or a task of it, out again at their start time
+WAITING = frozenset({"Scheduled", "Retrying", "Queued", "Resume", "Paused"})
+_KINDS = {
+    **dict.fromkeys(("Scheduled", "Retrying", "Queued", "Resume"), Kind.SCHEDULED),
+    **dict.fromkeys(("Submitted", "Pending", "ClientFailed"), Kind.PENDING),
+    "Running": Kind.RUNNING,
+    "Paused": Kind.PAUSED,
+    "Cancelling": Kind.CANCELLING,
+    **dict.fromkeys(("Success", "Finished", "Mapped", "Cached", "Looped", "Skipped"), Kind.COMPLETED),
+    **dict.fromkeys(("Failed", "TimedOut", "TriggerFailed", "ValidationFailed"), Kind.FAILED),
+    "Cancelled": Kind.CANCELLED,
+}
+
+
+def kind_of(name: str) -> Kind:
+    """The kind of a state type; one that we do not know is taken for something that goes on."""
+    return _KINDS.get(name, Kind.RUNNING)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stamp:
+    """What we write into a state's `context`, by which anybody knows whose claim it is."""
+
+    fleet: str
+    call: str
+    claim: str = ""
+    #: the version of the run before our write: another one in between was somebody else's
+    version: int | None = None
+    #: a run handed back, or an end told, under this call: its repeat is known by it
+    done: str = ""
+
+    def to_context(self) -> dict[str, Any]:
+        """The context of a state."""
+        entries = {"fleet": self.fleet, "call": self.call, "claim": self.claim, "version": self.version}
+        return {"flowfleet": {**entries, **({"done": self.done} if self.done else {})}}
+
+    @classmethod
+    def read(cls, serialized: Mapping[str, Any]) -> Stamp | None:
+        """The stamp of a state, if it has one of ours."""
+        context = serialized.get("context")
+        ours = context.get("flowfleet") if isinstance(context, Mapping) else None
+        if not isinstance(ours, Mapping) or not isinstance(ours.get("call"), str):
+            return None
+        version = ours.get("version")
+        return cls(
+            fleet=str(ours.get("fleet") or ""),
+            call=ours["call"],
+            claim=str(ours.get("claim") or ""),
+            version=version if isinstance(version, int) else None,
+            done=str(ours.get("done") or ""),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A task run that matters here: waiting, Submitted or Running."""
+
+    task_run_id: str
+    version: int | None
+    state: str
+    serialized: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, row: Json) -> Task:
+        """One row of `task_runs`."""
+        serialized = row.get("serialized_state") or {}
+        return cls(
+            task_run_id=str(row["id"]),
+            version=row.get("version"),
+            state=str(row.get("state") or serialized.get("type") or ""),
+            serialized=serialized,
+        )
+
+    def due(self, now: datetime) -> bool:
+        """Whether the API hands its run out for it."""
+        start = instant(self.serialized.get("start_time"))
+        return self.state in WAITING and start is not None and start <= now
+
+    @property
+    def stamp(self) -> Stamp | None:
+        """Ours, where it is Submitted."""
+        return Stamp.read(self.serialized) if self.state == SUBMITTED else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One row of `flow_run`."""
+
+    run_id: str
+    name: str
+    version: int | None
+    state: str
+    serialized: Mapping[str, Any]
+    labels: tuple[str, ...] = ()
+    scheduled: datetime | None = None
+    at: datetime | None = None
+    #: the last sign of life of its engine
+    heartbeat: datetime | None = None
+    tasks: tuple[Task, ...] = ()
+    #: the row itself, for what only few ask
+    row: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def read(cls, row: Json) -> Run:
+        """Raises KeyError, TypeError or ValueError for what is no such row (see `answers.reading`)."""
+        serialized = row.get("serialized_state") or {}
+        return cls(
+            run_id=str(row["id"]),
+            name=str(row.get("name") or row["id"]),
+            version=row.get("version"),
+            state=str(row.get("state") or serialized.get("type") or ""),
+            serialized=serialized,
+            labels=tuple(sorted(map(str, row.get("labels") or ()))),
+            scheduled=instant(row.get("scheduled_start_time")),
+            at=instant(row.get("state_timestamp")),
+            heartbeat=instant(row.get("heartbeat")),
+            tasks=tuple(Task.read(task) for task in row.get("task_runs") or ()),
+            row=row,
+        )
+
+    @property
+    def stamp(self) -> Stamp | None:
+        """Ours, on the state that stands; of a late retry it stands on its task runs."""
+        own = Stamp.read(self.serialized)
+        if own is not None or self.state != "Running":
+            return own
+        return next((task.stamp for task in self.tasks if task.stamp), None)
+
+    @property
+    def kind(self) -> Kind:
+        """A Running run whose due tasks are Submitted waits for a process, as a Submitted one does."""
+        if self.state == "Running" and any(task.stamp for task in self.tasks):
+            return Kind.PENDING
+        return kind_of(self.state)
+
+    def claimed_by(self, call: str) -> bool:
+        """Whether it waits for a process under this call."""
+        stamp = self.stamp
+        return stamp is not None and stamp.call == call and not stamp.done and self.kind is Kind.PENDING
+
+    @property
+    def start_time(self) -> datetime | None:
+        """When the state says that it starts; of a Submitted one, what the state before it said."""
+        inner = self.serialized.get("state")
+        before = inner if self.state == SUBMITTED and isinstance(inner, Mapping) else {}
+        times = [instant(state.get("start_time")) for state in (self.serialized, before)]
+        if self.state == "Running":
+            times += [instant(task.serialized.get("start_time")) for task in self.tasks]
+        return min(filter(None, times), default=None)
+
+    def as_running(self) -> RunState:
+        """The same for a late retry whose process may live."""
+        return replace(self.to_state(), kind=Kind.RUNNING, name=self.state)
+
+    def to_state(self) -> RunState:
+        """What pollers and workers read."""
+        stamp, kind = self.stamp, self.kind
+        return RunState(
+            run_id=self.run_id,
+            run_name=self.name,
+            kind=kind,
+            name=SUBMITTED if kind is Kind.PENDING and stamp is not None else self.state,
+            message=str(self.serialized.get("message") or ""),
+            scheduled=self.start_time or self.scheduled,
+            call=stamp.call if stamp else None,
+            at=self.at,
+            comes_back=self.state == "Running" and any(task.state in WAITING for task in self.tasks),
+        )
+
+
+# -- the JSON of states that we write
+
+
+def written(name: str, message: str, stamp: Stamp | None = None, **more: Any) -> dict[str, Any]:
+    """A state as the engine's own serializer writes it."""
+    return {
+        "type": name,
+        "message": message,
+        "context": stamp.to_context() if stamp else {},
+        "cached_inputs": {},
+        "_result": {"type": "NoResultType", "__version__": CORE_VERSION},
+        "__version__": CORE_VERSION,
+        **more,
+    }
+
+
+def submitted(before: Mapping[str, Any], stamp: Stamp, *, task: bool = False) -> dict[str, Any]:
+    """Submitted over what stood there; the words are the reference agent's."""
+    message = "Submitted for execution." if task else "Submitted for execution"
+    return written(SUBMITTED, message, stamp, state=dict(before))
+
+
+def stamp_of(mark: Mark, call: str, run: Run) -> Stamp:
+    """The stamp of a claim."""
+    return Stamp(fleet=mark.fleet, call=call, claim=claim_id(call, run.run_id), version=run.version)
+
+
+def scheduled_again(run: Run, due: datetime, stamp: Stamp, reason: str) -> dict[str, Any]:
+    """Scheduled at the time that it had."""
+    start = run.start_time or due
+    return written("Scheduled", f"Handed back: {reason}", stamp, start_time=start.isoformat())
+
+
+def before_submitted(serialized: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The state over which Submitted was written."""
+    inner = serialized.get("state")
+    return dict(inner) if isinstance(inner, Mapping) and inner.get("type") else None
+
+
+def overtaken(versions: Sequence[Json], stamp: Stamp) -> dict[str, Any] | None:
+    """An end or a cancel that somebody wrote between our reading and our writing; `versions` are the run's states.
+
+    A Prefect Server takes any state over any other, so our write may have covered it.
+    """
+    if stamp.version is None:
+        return None
+    for row in sorted(versions, key=lambda row: row.get("version") or 0):
+        state = row.get("serialized_state") or {}
+        kind = kind_of(str(row.get("state") or state.get("type") or ""))
+        later = (row.get("version") or 0) > stamp.version
+        if later and (kind.terminal or kind is Kind.CANCELLING) and Stamp.read(state) is None:
+            return dict(state)
+    return None

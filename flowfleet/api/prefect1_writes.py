@@ -1,0 +1,371 @@
+"""Write: each state that flowfleet writes at a Prefect 1 API, and how it is known whether it stands.
+
+A Prefect Server takes any state over any other and has no version lock (source: Prefect Server), so every write reads
+first, names the version that it has read, and reads again: a version more than its own means that somebody wrote in
+between, and what that was is looked up in the run's history and given its due.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from flowfleet.api.client import Answer, Kind, Mark, Verdict
+from flowfleet.api.prefect1_runs import Runs
+from flowfleet.api.prefect1_states import (
+    SUBMITTED,
+    WAITING,
+    Run,
+    Stamp,
+    Task,
+    before_submitted,
+    overtaken,
+    scheduled_again,
+    stamp_of,
+    submitted,
+    written,
+)
+from flowfleet.api.session import BULK_SECONDS
+from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused, RunGone
+from flowfleet.flow_run import FlowRun
+
+if TYPE_CHECKING:
+    from flowfleet.api.graphql import GraphQL, Reply
+
+logger = logging.getLogger(__name__)
+
+#: the most runs that one claim may carry
+CLAIM_LIMIT = 10
+#: a row this old is read again before it is written over: a cancel may have come
+_FRESH_SECONDS = 1.0
+#: a state that was read so recently need not be read again before a run is launched
+_JUST_READ_SECONDS = 2.0
+_ENDS = (Kind.CRASHED, Kind.FAILED, Kind.CANCELLED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """One state to be written, under an alias of its own: a list of states fails as a whole and applies the rest."""
+
+    alias: str
+    target: str  # flow_run_id | task_run_id
+    item: str
+    version: int | None
+    state: Mapping[str, Any]
+
+    @property
+    def field(self) -> str:
+        """The root field that writes it."""
+        return "set_flow_run_states" if self.target == "flow_run_id" else "set_task_run_states"
+
+
+Answers = dict[str, Answer]
+
+
+class Writes:
+    """Claim, hand back, end, reinstate."""
+
+    def __init__(
+        self,
+        graphql: GraphQL,
+        runs: Runs,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """`now` is the server's time."""
+        self._graphql = graphql
+        self._runs = runs
+        self._clock = clock
+        self._now = now
+        #: what was read lately, by run
+        self._seen: dict[str, tuple[float, Run]] = {}
+
+    # reading
+
+    def note(self, runs: Sequence[Run]) -> None:
+        """These rows were read just now."""
+        now = self._clock()
+        if len(self._seen) > 1000:
+            self._seen = {key: value for key, value in self._seen.items() if now - value[0] < _JUST_READ_SECONDS}
+        self._seen.update((run.run_id, (now, run)) for run in runs)
+
+    def _lately(self, run_id: str, seconds: float) -> Run | None:
+        at, run = self._seen.pop(run_id, (float("-inf"), None))
+        return run if self._clock() - at < seconds else None
+
+    def read(self, run_id: str, extra: str = "") -> Run:
+        """The run as it truly stands: an end that our own write has covered is put back. Raises `RunGone`."""
+        run = self._runs.one(run_id, extra)
+        stamp = run.stamp
+        ours = stamp is not None and not stamp.done and run.state == SUBMITTED
+        if not ours or stamp is None or stamp.version is None or run.version in (None, stamp.version + 1):
+            return run
+        covered = overtaken(self._runs.versions(run_id, stamp.version), stamp)
+        return run if covered is None else self._put_back(run, covered)
+
+    def _put_back(self, run: Run, covered: Mapping[str, Any]) -> Run:
+        """Write again what somebody else had written and we have covered."""
+        logger.warning(
+            "a state was covered by ours and is put back",
+            extra={"run_id": run.run_id, "state": covered.get("type"), "version": run.version},
+        )
+        change = Change(alias="r0", target="flow_run_id", item=run.run_id, version=run.version, state=covered)
+        self._write([change])
+        return replace(run, state=str(covered["type"]), serialized=covered, version=None, tasks=())
+
+    # claiming
+
+    def claim(self, runs: Sequence[FlowRun], call: str, mark: Mark, agent: str | None) -> Answers:
+        """Scheduled → Submitted, and so the task runs that are due; `agent` signs it."""
+        if len(runs) > CLAIM_LIMIT:
+            raise ValueError(f"at most {CLAIM_LIMIT} runs in one claim, not {len(runs)}")
+        if not runs:
+            return {}
+        try:
+            rows = self._rows(runs)
+            answers = {run.run_id: answer for run in runs if (answer := _before(rows.get(run.run_id), call))}
+            changes = {
+                run.run_id: _claiming(rows[run.run_id], number, stamp_of(mark, call, rows[run.run_id]), self._now())
+                for number, run in enumerate(runs)
+                if run.run_id not in answers
+            }
+            if changes:
+                reply = self._write([each for own in changes.values() for each in own], agent=agent)
+                answers |= {run_id: _judged(own, reply) for run_id, own in changes.items()}
+            return answers | self._read_refused(answers, call)
+        except KeyRefused:
+            raise
+        except (ApiUnavailable, ApiRejected) as error:
+            return {run.run_id: Answer.unsure(error) for run in runs}
+
+    def _rows(self, runs: Sequence[FlowRun]) -> dict[str, Run]:
+        rows = {run.run_id: row for run in runs if (row := self._lately(run.run_id, _FRESH_SECONDS)) is not None}
+        missing = [run.run_id for run in runs if run.run_id not in rows]
+        if missing:
+            rows |= self._runs.many(missing)
+        return rows
+
+    def _read_refused(self, answers: Mapping[str, Answer], call: str) -> Answers:
+        """A refusal may be of the repeat of a write that was carried out: what stands there tells."""
+        refused = [run_id for run_id, answer in answers.items() if answer.verdict is Verdict.UNSURE]
+        if not refused:
+            return {}
+        there = self._runs.many(refused)
+        return {run_id: _whose(run_id, there.get(run_id), call, answers[run_id].reason) for run_id in refused}
+
+    def settle(self, run_id: str, call: str) -> Answer:
+        """Read whether this very call has the run."""
+        return _asked(lambda: _whose(run_id, self.read(run_id), call))
+
+    # launching and handing back
+
+    def launching(self, run_id: str, call: str) -> Answer:
+        """Nothing is written: what the engine is to find is Submitted, and a second one would be refused."""
+        return _asked(lambda: _whose(run_id, self._lately(run_id, _JUST_READ_SECONDS) or self.read(run_id), call))
+
+    def hand_back(self, run_id: str, call: str, due: datetime, mark: Mark, reason: str) -> Answer:
+        """Submitted → Scheduled at the time that it had; task runs of a late retry → what they were."""
+        done = str(uuid.uuid5(uuid.UUID(call), f"{run_id} handed back"))
+
+        def changes(run: Run) -> Answer | list[Change]:
+            stamp = Stamp.read(run.serialized)
+            if stamp is not None and stamp.done == done:
+                return Answer(verdict=Verdict.ACCEPTED, state=run.to_state())
+            if not run.claimed_by(call):
+                return _refused(run, f"the run is {run.state}, not ours")
+            back = [
+                Change(
+                    alias=f"t{number}", target="task_run_id", item=task.task_run_id, version=task.version, state=before
+                )
+                for number, task in enumerate(run.tasks)
+                if task.stamp is not None and task.stamp.call == call and (before := before_submitted(task.serialized))
+            ]
+            if run.state == SUBMITTED:
+                again = Stamp(fleet=mark.fleet, call=call, version=run.version, done=done)
+                back.append(_of_run(run, scheduled_again(run, due, again, reason)))
+            return back
+
+        return self._fenced(run_id, changes)
+
+    def report(self, run_id: str, kind: Kind, message: str, mark: Mark) -> Answer:
+        """Propose an end; its tasks that were running have ended with it."""
+        if kind not in _ENDS:
+            raise ValueError(f"{kind} is no end that flowfleet reports")
+        name = "Cancelled" if kind is Kind.CANCELLED else "Failed"
+        told = str(uuid.uuid5(uuid.UUID(run_id), f"{name} {message}"))
+
+        def changes(run: Run) -> Answer | list[Change]:
+            stamp = Stamp.read(run.serialized)
+            state = run.to_state()
+            if state.kind.terminal:
+                ours = stamp is not None and stamp.done == told
+                verdict = Verdict.ACCEPTED if ours else Verdict.REFUSED
+                return Answer(verdict=verdict, reason=f"the run is {run.state} already", state=state)
+            if run.state in WAITING:
+                return _refused(run, f"the run is {run.state}, it goes on")
+            end = written(name, message, Stamp(fleet=mark.fleet, call=told, version=run.version, done=told))
+            # the flow run first: a task that ends under a run that goes on would look as if it had ended by itself
+            return [_of_run(run, end), *_ends_of_tasks(run.tasks, written(name, message))]
+
+        return self._fenced(run_id, changes)
+
+    def reinstate(self, run_id: str, claim: str, mark: Mark) -> Answer:
+        """Scheduled → what it was, where somebody has put a run back that has a process."""
+
+        def changes(run: Run) -> Answer | list[Change]:
+            stamp = Stamp.read(run.serialized)
+            if run.state != "Scheduled" and stamp is not None and stamp.done == claim:
+                return Answer(verdict=Verdict.ACCEPTED, state=run.to_state())
+            if run.state != "Scheduled" or (stamp is not None and stamp.done):
+                return _refused(run, f"the run is {run.state}")
+            before = [row for row in self._runs.versions(run_id, 0) if row.get("state") in ("Running", "Cancelling")]
+            stood = dict(before[-1]["serialized_state"]) if before else written("Running", "Running flow.")
+            back = Stamp(fleet=mark.fleet, call=claim, claim=claim, version=run.version, done=claim)
+            return [_of_run(run, {**stood, "context": {**(stood.get("context") or {}), **back.to_context()}})]
+
+        return self._fenced(run_id, changes)
+
+    # the one way of writing
+
+    def _fenced(self, run_id: str, decide: Callable[[Run], Answer | list[Change]]) -> Answer:
+        """Read, decide, write with the version that was read, and read again what stands there."""
+
+        def carry_out() -> Answer:
+            run = self.read(run_id)
+            decided = decide(run)
+            return decided if isinstance(decided, Answer) else self._carry_out(run, decided, decide)
+
+        return _asked(carry_out)
+
+    def _carry_out(self, run: Run, changes: list[Change], decide: Callable[[Run], Answer | list[Change]]) -> Answer:
+        reply = self._write(changes)
+        after = self._runs.one(run.run_id)
+        covered = self._covered(run, after, changes)
+        if covered is not None:
+            return _refused(self._put_back(after, covered), f"somebody made it {covered.get('type')} meanwhile")
+        again = decide(after)
+        if isinstance(again, Answer):
+            return again
+        failed = [error.message for change in changes if (error := reply.error_of(change.alias)) is not None]
+        if not failed and not any(change.target == "flow_run_id" for change in changes):
+            return Answer(verdict=Verdict.ACCEPTED, state=after.to_state())
+        reason = "; ".join(failed) or "the write was accepted and does not stand there"
+        return Answer(verdict=Verdict.UNSURE, reason=reason[:300], state=after.to_state())
+
+    def _covered(self, run: Run, after: Run, changes: Sequence[Change]) -> dict[str, Any] | None:
+        """What somebody else wrote to the run between our two readings, if it was an end or a cancel."""
+        ours = sum(change.target == "flow_run_id" for change in changes)
+        if run.version is None or after.version is None or after.version <= run.version + ours:
+            return None
+        stamp = Stamp.read(after.serialized)
+        if stamp is None or not stamp.done:
+            return None  # theirs came last and stands
+        found = overtaken(self._runs.versions(run.run_id, run.version), replace(stamp, version=run.version))
+        # our own end over a cancel that is under way is the end of that cancel
+        if found is not None and found.get("type") == "Cancelling" and after.kind is Kind.CANCELLED:
+            return None
+        return found
+
+    def _write(self, changes: Sequence[Change], agent: str | None = None) -> Reply:
+        head = ", ".join(f"${change.alias}: {change.field}_input!" for change in changes)
+        body = " ".join(
+            f"{change.alias}: {change.field}(input: ${change.alias}) {{ states {{ id status message }} }}"
+            for change in changes
+        )
+        inputs = {
+            change.alias: {
+                "states": [{change.target: change.item, "version": change.version, "state": dict(change.state)}]
+            }
+            for change in changes
+        }
+        return self._graphql.ask(f"mutation({head}) {{ {body} }}", inputs, agent=agent, seconds=BULK_SECONDS)
+
+
+def _asked(work: Callable[[], Answer]) -> Answer:
+    """The answer, where a run that is gone is a no and an API that cannot be asked says nothing."""
+    try:
+        return work()
+    except RunGone as gone:
+        return Answer(verdict=Verdict.REFUSED, reason=str(gone), gone=True)
+    except KeyRefused:
+        raise
+    except (ApiUnavailable, ApiRejected) as error:
+        return Answer.unsure(error)
+
+
+def _of_run(run: Run, state: Mapping[str, Any], alias: str = "r0") -> Change:
+    return Change(alias=alias, target="flow_run_id", item=run.run_id, version=run.version, state=state)
+
+
+def _refused(run: Run, reason: str) -> Answer:
+    return Answer(verdict=Verdict.REFUSED, reason=reason, state=run.to_state())
+
+
+def _before(run: Run | None, call: str) -> Answer | None:
+    """What needs no write: a run that is gone, ours already, or not to be had."""
+    if run is None:
+        return Answer(verdict=Verdict.REFUSED, reason="the run does not exist any more", gone=True)
+    if run.claimed_by(call):
+        return Answer(verdict=Verdict.ACCEPTED, state=run.to_state())
+    late = run.state == "Running" and any(task.state in WAITING for task in run.tasks)
+    if run.state != "Scheduled" and not late:
+        return _refused(run, f"the run is {run.state}, not to be claimed")
+    return None
+
+
+def _claiming(run: Run, number: int, stamp: Stamp, now: datetime) -> list[Change]:
+    changes = []
+    if run.state == "Scheduled":
+        changes.append(_of_run(run, submitted(run.serialized, stamp), alias=f"r{number}"))
+    changes += [
+        Change(
+            alias=f"r{number}t{place}",
+            target="task_run_id",
+            item=task.task_run_id,
+            version=task.version,
+            state=submitted(task.serialized, stamp, task=True),
+        )
+        for place, task in enumerate(run.tasks)
+        if task.due(now)
+    ]
+    return changes
+
+
+def _judged(changes: Sequence[Change], reply: Reply) -> Answer:
+    """ACCEPTED, or UNSURE with the reason: what a refusal means only the run itself can tell.
+
+    Of a run that was Scheduled its own state decides; of a late retry any task of it that we have.
+    """
+    deciding = [change for change in changes if change.target == "flow_run_id"] or list(changes)
+    reasons = []
+    for change in deciding:
+        error = reply.error_of(change.alias)
+        result = reply.data.get(change.alias)
+        states = result.get("states") if isinstance(result, Mapping) else None
+        status = states[0].get("status") if isinstance(states, list) and states else None
+        if error is None and status == "SUCCESS":
+            return Answer(verdict=Verdict.ACCEPTED)
+        reasons.append(error.message if error is not None else f"the API answers {status}")
+    return Answer(verdict=Verdict.UNSURE, reason="; ".join(reasons)[:300])
+
+
+def _whose(run_id: str, run: Run | None, call: str, reason: str = "") -> Answer:
+    if run is None:
+        return Answer(verdict=Verdict.REFUSED, reason=f"the run {run_id} does not exist any more", gone=True)
+    if run.claimed_by(call):
+        return Answer(verdict=Verdict.ACCEPTED, state=run.to_state())
+    return _refused(run, reason or f"the run is {run.state}, not claimed by this call")
+
+
+def _ends_of_tasks(tasks: Sequence[Task], state: Mapping[str, Any]) -> list[Change]:
+    # left Running they would keep a restart from running them again
+    return [
+        Change(alias=f"t{number}", target="task_run_id", item=task.task_run_id, version=task.version, state=state)
+        for number, task in enumerate(tasks)
+        if task.state in ("Running", SUBMITTED)
+    ]

@@ -1,0 +1,187 @@
+"""Prefect1Api: the local Prefect 1 API, a real GraphQL server on loopback for tests.
+
+What it does is what prefect 1.4.1 was seen to need and the last public Server was read to do (prefect1.md, sections 5.1
+and 5.4); `tests/acceptance/test_prefect1_truth.py` holds it to that with the real client, agent and engine.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from typing import Any, Self
+
+from requests.structures import CaseInsensitiveDict
+
+from tests.prefect1_api.clock import Clock
+from tests.prefect1_api.documents import Field, Operation, operation, variables_of
+from tests.prefect1_api.errors import Invalid, Refusal
+from tests.prefect1_api.faults import Fault, Faults
+from tests.prefect1_api.flows import Flows
+from tests.prefect1_api.mutations import Caller, checked, selected
+from tests.prefect1_api.queries import plan
+from tests.prefect1_api.rows import Rows
+from tests.prefect1_api.runs import Runs
+from tests.prefect1_api.server import Broken, Server, handler
+from tests.prefect1_api.services import Services
+from tests.prefect1_api.states import States
+from tests.prefect1_api.store import Store
+
+
+@dataclass(frozen=True)
+class Request:
+    """What came in: the root fields, and all of it."""
+
+    at: datetime
+    kind: str
+    fields: tuple[str, ...]
+    query: str
+    variables: Mapping[str, Any]
+    #: whatever the case of their names
+    headers: Mapping[str, str]
+
+
+class Prefect1Api(Rows):
+    """`with Prefect1Api() as api: api.url …`; strict, or `Prefect1Api(faults=Faults.like_server())`.
+
+    With `key` it asks for `Authorization: Bearer KEY`, as Cloud does. `lock` keeps the tables whole; every request
+    that comes whole is in `requests`, before any fault.
+    """
+
+    def __init__(self, *, faults: Faults | None = None, key: str = "", port: int = 0, path: str = ":memory:") -> None:
+        self.clock = Clock()
+        self.faults = faults or Faults()
+        self.key = key
+        self.lock = threading.RLock()
+        self.requests: list[Request] = []
+        self.store = Store(self.clock, path)
+        self.writer = States(self.store, self.faults, self.clock)
+        self.flows = Flows(self.store)
+        self.runs = Runs(self.store, self.writer, self.flows, self.faults, self.clock)
+        self.services = Services(self.store, self.writer, self.clock, self.lock)
+        self.tenant = self.add_tenant("default")
+        self._server = Server(("127.0.0.1", port), handler(self))
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def start(self) -> Self:
+        self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        self.faults.heal()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(10)
+        with self.lock:
+            self.store.close()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def counted(self, field: str = "") -> int:
+        """How many requests had this root field ("" = all)."""
+        with self.lock:
+            return sum(not field or field in request.fields for request in self.requests)
+
+    # requests
+
+    def answer(self, body: Any, headers: Mapping[str, str]) -> tuple[int, Any, Mapping[str, str]]:
+        """Status, body and headers of the answer; raises `Broken` when the line is to break."""
+        if not isinstance(body, dict):
+            return 400, {"errors": [{"message": "a request is an object"}]}, {}
+        try:
+            variables = variables_of(body.get("variables"))
+            asked = operation(body.get("query"), variables, body.get("operationName"))
+        except Invalid as error:
+            return _invalid(error)
+        names = tuple(dict.fromkeys(field.name for field in asked.fields))
+        kept = CaseInsensitiveDict(headers.items())
+        with self.lock:
+            self.requests.append(Request(self.clock(), asked.kind, names, body["query"], variables, kept))
+        fault = self.faults.of_request(names)
+        if fault:
+            return self._gone_wrong(fault, asked, kept)
+        return self._done(asked, kept)
+
+    def _gone_wrong(
+        self, fault: Fault, asked: Operation, headers: Mapping[str, str]
+    ) -> tuple[int, Any, Mapping[str, str]]:
+        if fault.kind in ("hang", "late"):
+            self.faults.hold()
+        if fault.kind in ("status_after", "lost", "late"):
+            self._done(asked, headers)
+        if fault.kind in ("status", "status_after", "answer"):
+            wrong = {"errors": [{"message": fault.message}]}
+            return fault.status, wrong if fault.body is None else fault.body, fault.headers
+        raise Broken
+
+    def _done(self, asked: Operation, headers: Mapping[str, str]) -> tuple[int, Any, Mapping[str, str]]:
+        """Plan every field before the first is executed: what the schema does not have changes nothing."""
+        if self.key and headers.get("Authorization") != f"Bearer {self.key}":
+            wrong = {"message": "the key is unknown", "extensions": {"code": "UNAUTHENTICATED"}}
+            return 200, {"errors": [wrong], "data": None}, {}
+        try:
+            steps = [(field, self._planned(asked.kind, field, headers)) for field in asked.fields]
+        except Invalid as error:
+            return _invalid(error)
+        data: dict[str, Any] = {}
+        errors = []
+        for field, step in steps:
+            try:
+                data[field.alias] = self._one(field, step)
+            except Refusal as refusal:
+                data[field.alias] = None
+                extensions = {"code": refusal.code}
+                errors.append({"message": refusal.message, "path": [field.alias], "extensions": extensions})
+        return 200, {"data": data, "errors": errors} if errors else {"data": data}, {}
+
+    def _one(self, field: Field, step: Callable[[], Any]) -> Any:
+        fault = self.faults.of_field(field.name)
+        if fault and fault.kind == "error":
+            raise Refusal(fault.message, fault.code)
+        with self.lock:
+            answer = step()
+        if fault:
+            raise Refusal(fault.message, fault.code)
+        return answer
+
+    def _planned(self, kind: str, field: Field, headers: Mapping[str, str]) -> Callable[[], Any]:
+        if kind == "mutation":
+            mutation = checked(field)
+            caller = Caller(headers.get("X-PREFECT-AGENT-ID"), headers.get("X-PREFECT-CORE-VERSION"))
+            given = field.arguments["input"]
+            return lambda: selected(field, mutation.action(self, given, caller))
+        if field.name == "hello":
+            return lambda: "👋"
+        if field.name == "auth_info":
+            tenant = headers.get("X-PREFECT-TENANT-ID") or self.tenant
+            facts = {"tenant_id": tenant, "user_id": tenant, "api_token_scope": "USER"}
+            if unknown := {each.name for each in field.selection} - set(facts):
+                raise Invalid(f"auth_info has no {', '.join(sorted(unknown))}")
+            return lambda: {each.alias: facts[each.name] for each in field.selection}
+        if field.name == "get_task_run_info":
+            return partial(self._task_run_info, field)
+        read = plan(field)
+        if read is None:
+            raise Invalid(f'Cannot query field "{field.name}" on type "Query".')
+        return partial(read.run, self.store)
+
+    def _task_run_info(self, field: Field) -> Any:
+        run = self.store.get("task_run", field.arguments.get("task_run_id", ""))
+        if run is None:
+            raise Refusal("no such task run")
+        return {each.alias: run.get(each.name) for each in field.selection}
+
+
+def _invalid(error: Invalid) -> tuple[int, Any, Mapping[str, str]]:
+    wrong = {"message": str(error), "extensions": {"code": "GRAPHQL_VALIDATION_FAILED"}}
+    return 400, {"errors": [wrong]}, {}

@@ -1,0 +1,28 @@
+"""Errors: what the local Prefect 1 API answers instead of data."""
+
+from __future__ import annotations
+
+
+class Invalid(Exception):
+    """The document asks for what the schema does not have: nothing is executed, HTTP 400."""
+
+
+class Refusal(Exception):
+    """One field could not be done: it is null, and `errors` says why."""
+
+    def __init__(self, message: str, code: str = "INTERNAL_SERVER_ERROR") -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code
+
+
+class VersionLocked(Refusal):
+    """The version that came with a state is not the run's; the code is what clients look at [run]."""
+
+    def __init__(self, given: int, stands: int) -> None:
+        super().__init__(
+            f"State update failed: version {given} was given, the run has {stands}.", VERSION_LOCKING_ERROR
+        )
+
+
+VERSION_LOCKING_ERROR = "VERSION_LOCKING_ERROR"

@@ -1,0 +1,134 @@
+"""Rows: what tests make, write and look at directly, without a client."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from tests.prefect1_api.clock import Clock
+from tests.prefect1_api.flows import Flows
+from tests.prefect1_api.runs import Runs
+from tests.prefect1_api.states import States
+from tests.prefect1_api.store import Row, Store
+
+LOCAL = {"type": "Local", "path": "/nowhere.py", "stored_as_script": True, "flows": {}, "secrets": []}
+LOCAL_RUN = {"type": "LocalRun", "env": None, "working_dir": None, "labels": []}
+
+
+class Rows:
+    """The half of `Prefect1Api` that tests hold; each call takes the lock."""
+
+    clock: Clock
+    lock: threading.RLock
+    store: Store
+    writer: States
+    flows: Flows
+    runs: Runs
+    tenant: str
+
+    def add_tenant(self, name: str) -> str:
+        with self.lock:
+            return self.store.insert("tenant", name=name, slug=name, settings={})
+
+    def add_flow(
+        self,
+        name: str = "flow",
+        *,
+        storage: Mapping[str, Any] | None = LOCAL,
+        run_config: Mapping[str, Any] | None = LOCAL_RUN,
+        tasks: Sequence[str] = ("task",),
+        core_version: str = "1.4.1",
+        tenant: str = "",
+        project: str = "project",
+        **fields: Any,
+    ) -> str:
+        """A flow with tasks of these slugs; one of a known name is its next version."""
+        with self.lock:
+            tenant = tenant or self.tenant
+            known = self.store.where("project", name=project, tenant_id=tenant)
+            project_id = known[0]["id"] if known else self.flows.create_project(project, tenant)
+            return self.flows.create(
+                project_id,
+                {
+                    "name": name,
+                    "storage": dict(storage) if storage else None,
+                    "run_config": dict(run_config) if run_config else None,
+                    "tasks": [{"slug": slug, "name": slug} for slug in tasks],
+                    "__version__": core_version,
+                    **fields,
+                },
+            )
+
+    def add_run(
+        self, flow_id: str, *, labels: Sequence[str] | None = None, start: datetime | None = None, **given: Any
+    ) -> str:
+        """A Scheduled run, due now or at `start`; `given` as in create_flow_run."""
+        with self.lock:
+            wanted = None if labels is None else list(labels)
+            return self.runs.create(flow_id, {"labels": wanted, "scheduled_start_time": start, **given})
+
+    def add_agent_config(self, settings: Mapping[str, Any], name: str = "config") -> str:
+        with self.lock:
+            return self.store.insert("agent_config", tenant_id=self.tenant, name=name, settings=dict(settings))
+
+    def write(self, run_id: str, kind: str, message: str = "", **fields: Any) -> None:
+        """A flow run's state, as an engine or a user writes it, with no rule in its way."""
+        with self.lock:
+            self.writer.put("flow_run", run_id, {"type": kind, "message": message, "context": {}, **fields})
+
+    def write_task(self, run_id: str, kind: str, message: str = "", *, slug: str = "task", **fields: Any) -> None:
+        """The same for the run's task of this slug."""
+        with self.lock:
+            [task_run] = [each for each in self.task_runs(run_id) if each["slug"] == slug and each["map_index"] == -1]
+            self.writer.put("task_run", task_run["id"], {"type": kind, "message": message, "context": {}, **fields})
+
+    def cancel(self, run_id: str) -> str:
+        """As a user does; the answer is the state that it led to."""
+        with self.lock:
+            return self.runs.cancel(run_id)
+
+    def heartbeat(self, run_id: str, seconds_ago: float = 0.0) -> None:
+        """The run's last sign of life."""
+        with self.lock:
+            now = self.clock().timestamp() - seconds_ago
+            self.store.update("flow_run", run_id, heartbeat=datetime.fromtimestamp(now, self.clock().tzinfo))
+
+    def run(self, run_id: str) -> Row:
+        """All columns of the run."""
+        with self.lock:
+            return self.runs.get(run_id)
+
+    def state(self, run_id: str) -> str:
+        """The type of the state that stands."""
+        return str(self.run(run_id)["state"])
+
+    def states(self, run_id: str) -> list[dict[str, Any]]:
+        """All states that were written, whole, in their order."""
+        with self.lock:
+            rows = self.store.where("flow_run_state", "version", flow_run_id=run_id)
+        return [row["serialized_state"] for row in rows]
+
+    def history(self, run_id: str) -> list[str]:
+        """The types of all states that were written."""
+        return [state["type"] for state in self.states(run_id)]
+
+    def task_runs(self, run_id: str) -> list[Row]:
+        """The run's task runs, each with the slug of its task."""
+        with self.lock:
+            rows = self.store.where("task_run", "map_index, rowid", flow_run_id=run_id)
+            return [{**row, "slug": (self.store.get("task", row["task_id"]) or {}).get("slug")} for row in rows]
+
+    def task_history(self, task_run_id: str) -> list[str]:
+        with self.lock:
+            return [row["state"] for row in self.store.where("task_run_state", "version", task_run_id=task_run_id)]
+
+    def logs(self, run_id: str) -> list[Row]:
+        """The run's log entries, as they came."""
+        with self.lock:
+            return self.store.where("log", flow_run_id=run_id)
+
+    def agents(self) -> list[Row]:
+        with self.lock:
+            return self.store.where("agent")
