@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from celery.worker import state as celery_state
 
 from flowfleet import api as apis
 from flowfleet import broker, commands, control
@@ -42,7 +41,7 @@ from workers.orders import Orders
 from workers.records import StateFolder
 from workers.service import Parts, Service
 from workers.slots import require_hooks
-from workers.stopping import leave_at_once, resolve_mode, runs_in_container
+from workers.stopping import forget_stop, leave_at_once, resolve_mode, runs_in_container
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +113,7 @@ def serve(settings: WorkerSettings, environ: Mapping[str, str], guest: Guest = G
     api = apis.connect(settings, environ)
     secrets = SecretFiles(settings)
     hangup.serve(api, secrets)
-    layers, interpreter = _interpreter(settings, environ, api.backend)
+    layers, interpreter = interpreter_of(settings, environ, api.backend)
     ledger = ledgers.connect(settings.redis, settings.fleet, login=secrets.login)
     host, abilities = Host.probe(environ), Abilities.probe(environ)
     for sentence in abilities.missing():
@@ -157,10 +156,11 @@ def serve(settings: WorkerSettings, environ: Mapping[str, str], guest: Guest = G
 def _leave_nothing(service: Service) -> None:
     for errands in (service.to_api, service.to_ledger):
         errands.close()
-    celery_state.should_stop = None  # Celery keeps it for the whole process
+    forget_stop()
 
 
-def _interpreter(settings: WorkerSettings, environ: Mapping[str, str], backend: str) -> tuple[Layers, Interpreter]:
+def interpreter_of(settings: WorkerSettings, environ: Mapping[str, str], backend: str) -> tuple[Layers, Interpreter]:
+    """What all runs of this worker get, and the Python that runs them."""
     if settings.deploy not in ("process", external.ExternalDeployer.kind):
         base = worker_layer(environ, python=None, own_prefix=None)
         return _layers(settings, base), Interpreter(path="python", prefect="")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +13,10 @@ from flowfleet.settings import PollerSettings, WorkerSettings
 
 NAME = "agent"
 #: decided by the agent for its poller, whatever the environment says for others
-_DECIDED = ("LABELS", "POOLS", "WORK_QUEUES", "MAX_POLLS", "AGENT_ADDRESS", "NAME", "BACKEND", "CLOUD_LOGS", "REDIS_FILE")
+_DECIDED = frozenset(
+    f"FLOWFLEET_{name}"
+    for name in ("LABELS", "POOLS", "WORK_QUEUES", "MAX_POLLS", "AGENT_ADDRESS", "NAME", "BACKEND", "CLOUD_LOGS")
+)
 #: of the agent's poller, not of its worker
 _POLLER_ONLY = frozenset({"max-polls", "agent-address"})
 #: of the agent's worker, not of its poller
@@ -47,7 +49,7 @@ def poller_environment(
     given: Mapping[str, Any], settings: WorkerSettings, environ: Mapping[str, str]
 ) -> dict[str, str]:
     """The environment of the agent's poller: by variables, since flags show in process lists."""
-    env = {name: value for name, value in environ.items() if name.removeprefix("FLOWFLEET_") not in _DECIDED}
+    env = {name: value for name, value in environ.items() if name not in _DECIDED}
     for _, option in options_of(PollerSettings):
         if option.key in given and option.key not in _WORKER_ONLY:
             env[option.variable] = _as_text(option, given[option.key])
@@ -80,8 +82,3 @@ def from_prefect(name: str, environ: Mapping[str, str]) -> Any:
     if not isinstance(labels, list | tuple | set) or not all(isinstance(label, str) for label in labels):
         raise SettingsError(f"{variable} cannot be {text!r}: write it as a list, ['a', 'b'].")
     return list(labels)
-
-
-def current() -> dict[str, str]:
-    """The environment as it is now."""
-    return dict(os.environ)

@@ -13,7 +13,6 @@ from typing import Any, TextIO
 
 from flowfleet.errors import SettingsError
 
-
 _OTHER_FOLDER = "stop it, or name another folder with --data-dir"
 
 
