@@ -2,12 +2,15 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install up demo test test-tree test-wheel unit lint bench stress clean
+.PHONY: help install prefect1 up demo test test-tree test-wheel unit lint bench stress clean
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WHEEL := build/wheel
+# the real Prefect 1, which tests drive; nothing of the product is installed there
+PREFECT1 := .venv-prefect1
+export FLOWFLEET_TEST_PREFECT1_PYTHON ?= $(CURDIR)/$(PREFECT1)/bin/python
 # the first Python on PATH that is new enough
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
@@ -25,6 +28,7 @@ help:
 	@echo "make up       install into $(VENV), start everything on this machine, run example flows, stay up"
 	@echo "make demo     the same, and end when the examples have ended"
 	@echo "make install  the set-up alone"
+	@echo "make prefect1 the real Prefect 1 for the tests, into $(PREFECT1); needs Python 3.11"
 	@echo "make test     the whole suite: on this tree, and on the built wheel"
 	@echo "make unit     the quick part: no network, no root"
 	@echo "make lint     ruff and mypy"
@@ -61,6 +65,22 @@ $(STAMP): pyproject.toml
 
 comma := ,
 
+prefect1: $(PREFECT1)/.installed
+
+# Prefect 1 runs on no newer Python than 3.11. Without one its tests skip on a laptop, and CI must have it.
+$(PREFECT1)/.installed: tests/prefect1-requirements.txt | $(STAMP)
+	@uv=$(BIN)/uv; [ -x "$$uv" ] || uv=uv; \
+	if ! $(PREFECT1)/bin/python -c '' 2>/dev/null; then \
+		rm -rf $(PREFECT1); python=; \
+		for p in python3.11 $(PYTHON); do \
+			! $$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' >/dev/null 2>&1 || { python=$$p; break; }; done; \
+		{ [ -n "$$python" ] && $$python -m venv $(PREFECT1) >/dev/null 2>&1; } || { rm -rf $(PREFECT1); \
+			"$$uv" venv --quiet --python "$${python:-3.11}" $(PREFECT1) >/dev/null 2>&1; } || rm -rf $(PREFECT1); fi; \
+	if ! [ -d $(PREFECT1) ]; then \
+		echo "Prefect 1 needs Python 3.11, and none is here: its tests will be left out"; [ "$${CI:-}" != true ]; exit; fi; \
+	echo "installing Prefect 1 for the tests into $(PREFECT1)"; \
+	$(call put,$(PREFECT1)/bin/python,-r tests/prefect1-requirements.txt) && touch $@
+
 up: install
 	@exec $(BIN)/flowfleet up --demo
 
@@ -70,11 +90,11 @@ demo: install
 test: test-tree test-wheel
 
 test-tree: LANES := 3
-test-tree: install
+test-tree: install prefect1
 	@$(BIN)/python $(PYTEST) tests/unit tests/integration tests/chaos
 
 # Acceptance meets what users get: the wheel, in an environment of its own, away from this tree.
-test-wheel: install
+test-wheel: install prefect1
 	@rm -rf $(WHEEL) && mkdir -p $(WHEEL)/tree
 	@$(BIN)/python -m build --wheel --outdir $(WHEEL) . >$(WHEEL)/build.log 2>&1 || { cat $(WHEEL)/build.log; exit 1; }
 	@$(BIN)/python -m venv $(WHEEL)/venv 2>/dev/null || uv venv --quiet --python $(BIN)/python $(WHEEL)/venv
@@ -94,9 +114,9 @@ lint: install
 bench: install
 	@$(BIN)/python benchmarks/bench.py $(BENCH_ARGS)
 
-stress: install
+stress: install prefect1
 	@$(BIN)/python -m pytest -m "stress or slow" tests/chaos tests/integration tests/acceptance $(PYTEST_ARGS)
 
 clean:
-	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis $(VENV)
+	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis $(VENV) $(PREFECT1)
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

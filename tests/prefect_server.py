@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import urllib.error
@@ -12,14 +11,8 @@ import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 
+from tests.valkey import free_port
 from tests.waiting import until
-
-
-def free_port() -> int:
-    """A port that nobody listens on at this moment."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 class PrefectServer:

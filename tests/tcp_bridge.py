@@ -7,6 +7,8 @@ import selectors
 import socket
 import threading
 
+from tests.valkey import free_port
+
 
 class TcpBridge:
     """Listens at `host`, relays to `target`; `cut` resets all links and refuses new ones, `mend` listens again."""
@@ -17,7 +19,8 @@ class TcpBridge:
         self._listener: socket.socket | None = None
         self._links: set[socket.socket] = set()
         self._lock = threading.Lock()
-        self.port = 0
+        # ours also while the link is cut
+        self.port = free_port()
         #: links accepted since the start
         self.accepted = 0
         self.mend()
@@ -28,7 +31,6 @@ class TcpBridge:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((self.host, self.port))
         listener.listen(128)
-        self.port = listener.getsockname()[1]
         self._listener = listener
         threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
 

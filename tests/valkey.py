@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -42,15 +43,29 @@ def binary() -> str:
     return found
 
 
+#: below all that systems hand out by themselves (Linux from 32,768 on, macOS from 49,152 on): between the look and the
+#: listener's start, or while it restarts, no other process is given the port. A cluster's own is 10,000 higher.
+PORTS = range(10_000, 20_000)
+_given: set[int] = set()
+
+
 def free_port() -> int:
-    """A loopback port that nobody listens on now."""
+    """A loopback port that nobody listens on now, and that this process has not been given before."""
     while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
-        # a cluster's own port is 10,000 higher, and must be one too
-        if port <= 55_535:
+        # not `random`, which hypothesis sets to the same start in all processes
+        port = secrets.choice(PORTS)
+        if port not in _given and _is_free(port) and _is_free(port + 10_000):
+            _given.add(port)
             return port
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 class Valkey:

@@ -21,7 +21,7 @@ from flowfleet.ledger.roster import Row
 from flowfleet.settings import WorkerSettings
 from tests.lawless_api import LawlessApi
 from tests.ledger_world import LedgerWorld
-from tests.waiting import until
+from tests.waiting import SCALE, until
 from workers.abilities import Abilities
 from workers.deployers.process import ProcessDeployer
 from workers.environment import Interpreter, Layers, worker_layer
@@ -134,17 +134,21 @@ class WorkerWorld:
     def stop(self) -> int:
         """An orderly stop; the exit code."""
         assert self.service is not None
-        assert self._thread is not None
         if self.service.stopping.number is None:
             self.service.stopping.request()
-        self._thread.join(20)
-        assert not self._thread.is_alive(), "the worker did not stop"
+        self.wait_ended()
         self.service.to_api.close()
         self.service.to_ledger.close()
         self.state.close()
         self.service = None
         assert self.code is not None
         return self.code
+
+    def wait_ended(self, seconds: float = 20) -> None:
+        """Wait until the worker has ended, by `stop` or by itself."""
+        assert self._thread is not None
+        self._thread.join(seconds * SCALE)
+        assert not self._thread.is_alive(), "the worker did not stop"
 
     def close(self) -> None:
         if self.service is not None:
@@ -195,11 +199,22 @@ class WorkerWorld:
 
         found = until(record, seconds, f"claim of {message.run_id} to be settled")
         assert self.ledger.claims.get(message.run_id) is None
-        service = self.service
-        if service is not None:
+        if self.service is not None:
             # the claim goes first, then the worker's own traces of it: a crash between the two loses nothing
-            until(lambda: service.attempts.get(message.task_id) is None, 10, "the worker to be done with it")
+            until(lambda: self._traces(message) == [], 10, "the worker to be done with it")
         return found
+
+    def _traces(self, message: Message) -> list[str]:
+        """What the worker still has of a claim. Its outcome is counted last of all, which is not seen from here."""
+        assert self.service is not None
+        folder = self.state.runs.get(message.run_id, message.claim)
+        traces = {
+            "attempt": self.service.attempts.get(message.task_id) is not None,
+            "report": self.state.outbox.get(message.run_id, message.claim) is not None,
+            # settled after an end, removed after a hand-back
+            "folder": folder.path.exists() and not folder.settled(),
+        }
+        return [name for name, there in traces.items() if there]
 
     def wait_state(self, message: Message, state: str, seconds: float = 15) -> Any:
         """Wait until the claim is in this state."""

@@ -87,9 +87,10 @@ class GraphQL:
         return self._session.proven
 
     @property
-    def authorized(self) -> bool:
-        """Whether a key goes with each request."""
-        return self._session.authorized
+    def key(self) -> str | None:
+        """The key that goes with each request now, which runs get too; a secret."""
+        kind, _, key = (self._session.authorization or "").partition(" ")
+        return key if kind == "Bearer" else None
 
     def renew(self) -> bool:
         """Look for the credentials again; True when they are others now."""
@@ -124,7 +125,7 @@ class GraphQL:
 
     def _headers(self, agent: str | None) -> dict[str, str]:
         headers = {"X-PREFECT-CORE-VERSION": CORE_VERSION}
-        if self.tenant and self._session.authorized:
+        if self.tenant and self.key:
             headers["X-PREFECT-TENANT-ID"] = self.tenant
         if agent:
             headers["X-PREFECT-AGENT-ID"] = agent

@@ -61,17 +61,15 @@ class Prefect1:
         deploy: str = "process",
         log_level: str = "INFO",
         cloud_logs: bool = True,
-        key: Callable[[], str | None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """`labels`, `deploy`, `log_level`, `cloud_logs` and `key` are what a worker gives to its children."""
+        """`labels`, `deploy`, `log_level` and `cloud_logs` are what a worker gives to its children."""
         self.graphql = graphql
         self.address = graphql.address.shown
         self._tenant = tenant
         self._server_backend = server_backend
         self._deploy = deploy
-        self._key = key
         self._agent_name = agent_name
         self._child = Child(
             api=graphql.address.url,
@@ -315,4 +313,4 @@ class Prefect1:
 
     def engine_environment(self, run_id: str, job: Job) -> dict[str, str | None]:
         """Address, credentials, ids."""
-        return self._child.forced(run_id, job, key=self._key(), tenant=self._tenant)
+        return self._child.forced(run_id, job, key=self.graphql.key, tenant=self._tenant)

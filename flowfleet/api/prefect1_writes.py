@@ -248,12 +248,13 @@ class Writes:
         covered = self._covered(run, after, changes)
         if covered is not None:
             return _refused(self._put_back(after, covered), f"somebody made it {covered.get('type')} meanwhile")
+        failed = [error.message for change in changes if (error := reply.error_of(change.alias)) is not None]
+        if not failed and not any(change.target == "flow_run_id" for change in changes):
+            # a late retry: only its tasks were written, and they bear no sign of it
+            return Answer(verdict=Verdict.ACCEPTED, state=after.to_state())
         again = decide(after)
         if isinstance(again, Answer):
             return again
-        failed = [error.message for change in changes if (error := reply.error_of(change.alias)) is not None]
-        if not failed and not any(change.target == "flow_run_id" for change in changes):
-            return Answer(verdict=Verdict.ACCEPTED, state=after.to_state())
         reason = "; ".join(failed) or "the write was accepted and does not stand there"
         return Answer(verdict=Verdict.UNSURE, reason=reason[:300], state=after.to_state())
 

@@ -121,9 +121,9 @@ class Session:
         return self._server_clock.skew_seconds
 
     @property
-    def authorized(self) -> bool:
-        """Whether credentials go with each request."""
-        return "Authorization" in self._headers
+    def authorization(self) -> str | None:
+        """What is shown there as `Authorization` now; a secret."""
+        return self._headers.get("Authorization")
 
     def _headers_for(self, address: Address) -> dict[str, str]:
         headers = {**address.headers, "User-Agent": self._user_agent, "Accept": "application/json"}

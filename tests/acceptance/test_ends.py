@@ -172,6 +172,12 @@ class Ends:
         """Wait for the end of this flow's run."""
         return self.world.wait_state(self.runs[name], *names, seconds=240)
 
+    def wait_exit(self, name: str) -> Path:
+        """Wait until its process has gone too, which writes its last lines only as it goes; its folder."""
+        (folder,) = self.world.folder.rglob(f"runs/{self.runs[name]}.*")
+        until((folder / "cleared").exists, 30, f"the process of {name} to be gone")
+        return folder
+
 
 @pytest.fixture(
     scope="module",
@@ -220,6 +226,7 @@ def test_the_api_saw_each_step_of_it_in_order(ends):
 
 def test_its_output_can_be_read_by_flowfleet_logs(ends):
     ends.end("completes", "Completed")
+    ends.wait_exit("completes")
     shown = ends.world.command("flowfleet", "logs", ends.runs["completes"])
     assert shown.returncode == 0, shown.stderr
     assert "the last line of it" in shown.stdout
@@ -284,8 +291,7 @@ def test_what_a_run_leaves_behind_is_gone_soon_after_its_end(ends, name, word):
 
 def test_ten_megabytes_of_output_are_kept_to_the_last_line(ends):
     ends.end("prints", "Completed")
-    run_id = ends.runs["prints"]
-    (log,) = Path(ends.world.folder).rglob(f"runs/{run_id}.*/log")
+    log = ends.wait_exit("prints") / "log"
     assert log.stat().st_size > 9_000_000
     assert "after ten megabytes" in log.read_text()[-2000:]
 
@@ -342,8 +348,12 @@ def test_after_all_of_it_the_ledger_is_empty_and_nothing_runs(ends):
     assert status["counts"]["running"] == 0
     assert status["counts"]["outbox"] == 0
     assert status["workers"][0]["busy"] == 0
-    ours = processes.marked("FFTEST_NOTES", str(ends.world.notes_folder))
-    assert [what for what in ours.values() if "prefect.engine" in what or "sleep" in what] == []
+
+    def left() -> list[str]:
+        ours = processes.marked("FFTEST_NOTES", str(ends.world.notes_folder))
+        return [what for what in ours.values() if "prefect.engine" in what or "sleep" in what]
+
+    until(lambda: left() == [], 10, "all of the runs' processes to be gone")
 
 
 def test_the_runs_are_told_afterwards(ends):

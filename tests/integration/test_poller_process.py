@@ -2,7 +2,6 @@
 
 import json
 import signal
-import socket
 import subprocess
 import time
 
@@ -11,8 +10,8 @@ import pytest
 from flowfleet.broker import queue_key
 from flowfleet.ledger.claims import State
 from tests.integration.poller_fleet import PollerFleet
-from tests.valkey import Valkey
-from tests.waiting import stays, until
+from tests.valkey import Valkey, free_port
+from tests.waiting import SCALE, stays, until
 from tests.world import BIN
 
 
@@ -46,7 +45,7 @@ def test_a_freed_slot_is_filled_without_waiting_for_the_next_poll(fleet):
 
     until(lambda: fleet.done(runs), 60, "all runs to be completed")
 
-    assert time.monotonic() - began < 20  # 19 idle polls would be more than three minutes
+    assert time.monotonic() - began < 20 * SCALE  # 19 idle polls would be more than three minutes
 
 
 def test_requests_in_a_burst_are_few(fleet):
@@ -90,7 +89,7 @@ def test_runs_that_wait_without_a_slot_are_counted_for_people(fleet):
     until(lambda: fleet.starts, 20, "the first start")
 
     until(lambda: [row.due for row in fleet.ledger.roster.due()] == [49], 30, "49 to be due")
-    assert fleet.kinds(runs) == {"SCHEDULED": 49, "RUNNING": 1}
+    until(lambda: fleet.kinds(runs) == {"SCHEDULED": 49, "RUNNING": 1}, 10, "one to run and no more")
 
 
 def test_a_run_scheduled_ahead_is_claimed_shortly_before_its_time(fleet):
@@ -114,7 +113,7 @@ def test_poke_wakes_the_leader_also_by_way_of_a_standby(fleet):
         began = time.monotonic()
         assert standby.ask("/api/poke")[0] == 200
         until(lambda run=run: fleet.starts[run], 15, f"the run after poke {poked}")
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < min(3 * SCALE, 8)  # a pause is ten seconds
 
 
 def test_its_page_tells_how_it_is(fleet):
@@ -135,7 +134,7 @@ def test_sigterm_ends_it_in_order_and_the_standby_takes_over_at_once(fleet):
     began = time.monotonic()
 
     assert leader.stop() == 0
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 5 * SCALE
     (run,) = fleet.runs(1)
     until(lambda: fleet.starts[run], 12, "the standby to claim")
     assert fleet.ledger.gate.leader().name == "two"
@@ -168,7 +167,7 @@ def test_an_api_that_hangs_does_not_keep_an_orderly_end_waiting(fleet):
     began = time.monotonic()
 
     assert poller.stop(15) == 0
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 10 * SCALE
     assert fleet.ledger.gate.leader() is None
 
 
@@ -330,12 +329,6 @@ def command(fleet, *options, **env):
     )
 
 
-def closed_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 def test_max_polls_ends_it_with_zero(fleet):
     fleet.worker("a")
     done = command(fleet, "--max-polls", "2")
@@ -346,7 +339,7 @@ def test_max_polls_ends_it_with_zero(fleet):
 
 
 def test_require_api_ends_with_three_when_there_is_none(fleet):
-    done = command(fleet, "--require-api", PREFECT_API_URL=f"http://127.0.0.1:{closed_port()}/api")
+    done = command(fleet, "--require-api", PREFECT_API_URL=f"http://127.0.0.1:{free_port()}/api")
 
     assert done.returncode == 3
     assert "Traceback" not in done.stderr
@@ -367,7 +360,7 @@ def test_a_redis_address_that_cannot_be_used_ends_with_four(fleet):
 
 
 def test_redis_that_is_not_there_is_waited_for(fleet):
-    poller = fleet.poller(wait=False, env={"FLOWFLEET_REDIS": f"redis://127.0.0.1:{closed_port()}/0"})
+    poller = fleet.poller(wait=False, env={"FLOWFLEET_REDIS": f"redis://127.0.0.1:{free_port()}/0"})
     until(lambda: "does not answer" in poller.text(), 20, "the outage to be said")
 
     assert poller.stop(10) == 0

@@ -114,4 +114,5 @@ def test_a_start_that_fails_on_a_full_disk_gives_claim_and_slot_back_once_there_
     until(lambda: service.slots.in_use() == 0, 5, "the slot to be free")
 
     assert world.api.state(message.run_id)["type"] == "SCHEDULED"
-    assert not world.state.runs.get(message.run_id, message.claim).path.exists()
+    folder = world.state.runs.get(message.run_id, message.claim)
+    until(lambda: not folder.path.exists(), 5, "the folder to be removed")

@@ -53,8 +53,8 @@ class OneHost:
         return process
 
     def serving(self, name, *args, **env):
-        process = self.start(name, *args, **env)
         nonces = {row.nonce for row in self.world.ledger.roster.rows()}
+        process = self.start(name, *args, **env)
         until(
             lambda: [row for row in self.world.ledger.roster.rows() if row.worker == f"{name}@{HOST}"
                      and row.nonce not in nonces and row.routes and row.live],
@@ -142,7 +142,7 @@ def test_the_run_of_a_killed_worker_is_looked_after_and_reported_by_another_of_i
     pid = int((tmp_path / "mark").read_text())
     assert alive(pid)
     end(world, tmp_path, message)
-    assert (host.folder_of(message) / "settled").exists()
+    until((host.folder_of(message) / "settled").exists, 10, "the folder to be settled")
     record = next(one for one in world.ledger.claims.records() if one["claim"] == message.claim)
     assert record["by"] == f"second@{HOST}"
 

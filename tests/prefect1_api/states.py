@@ -30,9 +30,10 @@ class States:
         """A state from a client; the answer is the run as it is then."""
         run = self._run("flow_run", run_id)
         kept = rules.whole(state)
+        if kept["type"] == "Submitted":  # before the version: agents look for the text of this refusal
+            rules.check_submitted(run, self._submitted.get(run_id), self._now(), self._faults)
         rules.check_version(run, version, self._faults)
         if kept["type"] == "Submitted":
-            rules.check_submitted(run, self._submitted.get(run_id), self._now(), self._faults)
             self._submitted[run_id] = self._now()
             if agent_id:
                 self._store.update("flow_run", run_id, agent_id=agent_id)

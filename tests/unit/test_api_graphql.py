@@ -119,6 +119,7 @@ def test_a_key_that_has_been_replaced_is_found_again_at_a_refusal(door):
     assert asked.ask("query { hello }").data == HELLO["data"]
     assert [request.headers["Authorization"] for request in door.asked] == ["Bearer old", "Bearer new"]
     assert not asked.key_refused
+    assert asked.key == "new", "runs get it too"
 
 
 @pytest.mark.parametrize(

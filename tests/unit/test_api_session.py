@@ -115,10 +115,10 @@ def test_a_refused_connection_is_asked_again_and_then_told():
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
-    pauses = Pauses()
-    gone = Session(Address(url=f"http://127.0.0.1:{port}/api"), pause=pauses)
-    with pytest.raises(ApiUnavailable, match="Connection refused"):
-        gone.get("/health")
+        pauses = Pauses()
+        gone = Session(Address(url=f"http://127.0.0.1:{port}/api"), pause=pauses)
+        with pytest.raises(ApiUnavailable, match="Connection refused"):
+            gone.get("/health")
     assert len(pauses.seconds) == 4
 
 

@@ -69,6 +69,7 @@ def test_a_hanging_fork_server_starts_nothing_later(tmp_path):
     with pytest.raises(StartFailed, match="no answer from the shim"):
         bench.deployer.start(order)
     del launcher._discard
+    launcher._answer_seconds = 20.0
     os.kill(stopped, signal.SIGCONT)
 
     assert RunFolder(order.folder).start()["by"] == "abandoned"

@@ -12,19 +12,13 @@ from flowfleet import logs
 @pytest.fixture
 def logged():
     """A logger whose lines of either style can be read."""
-    root = logging.getLogger()
-    level, handlers = root.level, list(root.handlers)
 
     def start(style="text", secrets=()):
         stream = io.StringIO()
         logs.configure("DEBUG", style, secrets=secrets, stream=stream)
         return logging.getLogger("workers.launch"), stream
 
-    yield start
-    for handler in list(root.handlers):
-        if handler not in handlers:
-            root.removeHandler(handler)
-    root.setLevel(level)
+    return start
 
 
 def test_a_text_line_has_time_level_place_message_and_run_and_claim_first(logged):

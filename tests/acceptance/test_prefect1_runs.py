@@ -1,0 +1,197 @@
+"""Prefect 1 flows, registered by the real client and run by the real engine, beside the real LocalAgent."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.prefect1_world import World1
+from tests.waiting import until
+
+VOLATILE = re.compile(
+    r"[0-9a-f]{8}-[0-9a-f-]{27}|PID: \d+|\d{4}-\d\d-\d\d[T ][0-9:.+]+|0x[0-9a-f]+|\b\d+(\.\d+)? ?(s|seconds)\b"
+)
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory, valkey: Any) -> Iterator[World1]:
+    """A poller, two workers with labels of their own, a real LocalAgent, and all flows."""
+    world = World1(tmp_path_factory.mktemp("prefect1"), valkey.tcp_url)
+    try:
+        world.flows = world.real.register(labels=["real"])
+        world.start_poller()
+        world.start_worker("one", "fleet", "one", options=["--env", "FROM_THE_AGENT=yes"])
+        world.start_worker("two", "fleet", "two")
+        world.real.start_agent(["real"], env={"FROM_THE_AGENT": "yes"}).ready()
+        yield world
+    finally:
+        world.close()
+
+
+def plain(value: Any) -> Any:
+    """A state or log line without what differs between any two runs: ids, times, pids, and our stamp."""
+    if isinstance(value, dict):
+        skipped = ("context", "start_time", "timestamp")
+        return {name: plain(item) for name, item in value.items() if name not in skipped}
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    return VOLATILE.sub("…", value) if isinstance(value, str) else value
+
+
+def told(world: World1, run_id: str) -> dict[str, Any]:
+    """All that the API knows of a run in the end."""
+    tasks = {
+        (task["slug"], task["map_index"]): [plain(state) for state in _task_states(world, task["id"])]
+        for task in world.api.task_runs(run_id)
+    }
+    logs = sorted((line["name"], line["level"], plain(line["message"])) for line in world.api.logs(run_id))
+    return {"states": [plain(state) for state in world.api.states(run_id)], "tasks": tasks, "logs": logs}
+
+
+def _task_states(world: World1, task_run_id: str) -> list[dict[str, Any]]:
+    rows = world.api.store.where("task_run_state", "version", task_run_id=task_run_id)
+    return [row["serialized_state"] for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("flow", "end"),
+    [
+        ("plain", "Success"),
+        ("mapped", "Success"),
+        ("retry", "Success"),
+        ("parameters", "Success"),
+        ("script", "Success"),
+        ("failing", "Failed"),
+    ],
+)
+def test_a_run_of_the_fleet_leaves_at_the_api_what_one_of_the_real_agent_leaves(both, tmp_path, flow, end):
+    world, flows = both, both.flows
+    given = {"parameters": {"out": str(tmp_path / "out")}} if flow == "parameters" else {}
+    ours = world.create_run(flows[flow], labels=["fleet"], **given)
+    theirs = world.create_run(flows[flow], labels=["real"], **given)
+    assert (world.wait_end(ours), world.wait_end(theirs)) == (end, end)
+    # an engine sends its last lines after its last state
+    until(lambda: len(world.api.logs(ours)) == len(world.api.logs(theirs)), 20, "the last log lines of both")
+    assert told(world, ours) == told(world, theirs)
+
+
+def test_a_cached_result_is_taken_by_the_next_run_wherever_it_runs(both):
+    world, flows = both, both.flows
+    first = world.create_run(flows["cached"], labels=["real"])
+    assert world.wait_end(first) == "Success"
+    second = world.create_run(flows["cached"], labels=["fleet"])
+    assert world.wait_end(second) == "Success"
+    kinds = {state for task in world.api.task_runs(second) for state in world.api.task_history(task["id"])}
+    assert "Cached" in kinds
+
+
+def test_a_run_goes_to_the_worker_that_has_its_labels(both, tmp_path):
+    world, flows = both, both.flows
+    for name in ("one", "two"):
+        out = tmp_path / name
+        run_id = world.create_run(flows["environment"], labels=["fleet", name], parameters={"out": str(out)})
+        assert world.wait_end(run_id) == "Success"
+        labels = json.loads(out.read_text())["environ"]["PREFECT__CLOUD__AGENT__LABELS"]
+        assert labels == repr(sorted(["fleet", name]))
+
+
+def test_the_environment_of_a_run_is_that_of_the_reference(both, tmp_path):
+    world, flows = both, both.flows
+    seen = {}
+    for label in ("fleet,one", "real"):
+        out = tmp_path / label
+        config = {"env": {"OF_THE_RUN": "1"}, "working_dir": str(tmp_path), "labels": label.split(",")}
+        run_id = world.create_run(
+            flows["environment"], labels=label.split(","), parameters={"out": str(out)}, run_config=config
+        )
+        assert world.wait_end(run_id) == "Success"
+        seen[label] = json.loads(out.read_text())
+    ours, theirs = seen["fleet,one"], seen["real"]
+    names = {name for name in {**ours["environ"], **theirs["environ"]} if name.startswith("PREFECT__")}
+    own = {"PREFECT__CONTEXT__FLOW_RUN_ID", "PREFECT__CLOUD__AGENT__LABELS", "PREFECT__HOME_DIR"}
+    own |= {"PREFECT__USER_CONFIG_PATH"}
+    for name in sorted(names - own):
+        assert ours["environ"].get(name) == theirs["environ"].get(name), name
+    assert ours["cwd"] == theirs["cwd"] == str(tmp_path)
+    assert ours["environ"]["PYTHONPATH"].split(":")[0] == str(tmp_path)
+    assert ours["environ"]["OF_THE_RUN"] == "1"
+    assert ours["environ"]["FROM_THE_AGENT"] == "yes"
+    assert not [name for name in ours["environ"] if name.startswith("FLOWFLEET_") and "REDIS" in name]
+
+
+def test_a_running_run_that_is_cancelled_at_the_api_ends_cancelled_by_its_own_engine(both, tmp_path):
+    world, flows = both, both.flows
+    given = {"begun": str(tmp_path / "begun"), "until": str(tmp_path / "until")}
+    run_id = world.create_run(flows["waiting"], labels=["fleet"], parameters=given)
+    until((tmp_path / "begun").exists, 60, "the task to begin")
+    assert world.real.cancel(run_id)
+    assert world.wait_end(run_id) == "Cancelled"
+    assert world.api.history(run_id)[-3:] == ["Running", "Cancelling", "Cancelled"]
+    world.world.wait_empty()
+    assert world.api.state(run_id) == "Cancelled"
+
+
+def test_a_run_that_is_cancelled_while_it_waits_for_its_time_never_starts(both, tmp_path):
+    world, flows = both, both.flows
+    given = {"begun": str(tmp_path / "begun"), "until": str(tmp_path / "until")}
+    run_id = world.create_run(flows["waiting"], labels=["fleet"], parameters=given, due_in=8)
+    until(lambda: any(len(row["runs"]) >= 0 for row in [world.world.seen()]), 10, "a look at the fleet")
+    assert world.real.cancel(run_id)
+    witness = world.create_run(flows["plain"], labels=["fleet"], due_in=9)
+    assert world.wait_end(witness) == "Success"
+    assert world.api.history(run_id) == ["Scheduled", "Cancelled"]
+    assert not (tmp_path / "begun").exists()
+
+
+def test_a_flow_process_that_is_killed_is_failed_with_its_exit_within_seconds(both, tmp_path):
+    world, flows = both, both.flows
+    given = {"begun": str(tmp_path / "begun"), "until": str(tmp_path / "until")}
+    run_id = world.create_run(flows["waiting"], labels=["fleet"], parameters=given)
+    until((tmp_path / "begun").exists, 60, "the task to begin")
+    claim = next(run for run in world.world.seen()["runs"] if run["run_id"] == run_id)
+    _kill_run(world, claim)
+    world.wait_state(run_id, "Failed", seconds=5)
+    message = world.api.states(run_id)[-1]["message"]
+    assert "SIGKILL" in message
+    assert [task["state"] for task in world.api.task_runs(run_id) if task["slug"].startswith("wait")] == ["Failed"]
+
+
+def _kill_run(world: World1, claim: dict[str, Any]) -> None:
+    for handle in world.folder.glob(f"state/**/runs/{claim['run_id']}.*/started.json"):
+        os.kill(json.loads(handle.read_text())["command_pid"], signal.SIGKILL)
+
+
+def test_a_retry_after_ten_minutes_is_resumed_when_its_time_has_come(both):
+    world, flows = both, both.flows
+    run_id = world.create_run(flows["late_retry"], labels=["fleet"])
+    until(lambda: "Retrying" in _kinds(world, run_id), 60, "the task to wait for its retry")
+    world.world.wait_empty()  # its process has ended, and the run is not held against it
+    assert world.api.state(run_id) == "Running"
+    assert not [line for line in world.lines(run_id) if "exited" in line]
+    (task,) = world.api.task_runs(run_id)
+    state = {**_task_states(world, task["id"])[-1], "start_time": "2026-01-01T00:00:00+00:00"}
+    with world.api.lock:
+        world.api.writer.put("task_run", task["id"], state)
+    assert world.wait_end(run_id) == "Success"
+    assert "Submitted" in _kinds(world, run_id)
+    assert world.api.history(run_id) == ["Scheduled", "Submitted", "Running", "Running", "Success"]
+
+
+def _kinds(world: World1, run_id: str) -> set[str]:
+    return {state for task in world.api.task_runs(run_id) for state in world.api.task_history(task["id"])}
+
+
+def test_a_run_with_a_working_folder_that_is_not_there_fails_with_host_and_folder(both):
+    world, flows = both, both.flows
+    run_id = world.create_run(flows["plain"], labels=["fleet"], run_config={"working_dir": "/no/such/folder"})
+    assert world.wait_end(run_id) == "Failed"
+    message = world.api.states(run_id)[-1]["message"]
+    assert "/no/such/folder" in message
+    assert Path("/etc/hostname").read_text().strip() in message or "host" in message

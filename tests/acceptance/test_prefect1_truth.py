@@ -1,0 +1,249 @@
+"""The local Prefect 1 API against the real, unmodified prefect 1.4.1: only what these show does it claim to be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.prefect1_api import Faults, Prefect1Api
+from tests.prefect1_client import ClientError, Prefect1Client
+from tests.prefect1_env import python
+from tests.waiting import until
+
+GOOD = ["Scheduled", "Submitted", "Running", "Success"]
+
+
+@dataclass(frozen=True)
+class Reality:
+    """The local API, the real client, and all flows registered by it."""
+
+    api: Prefect1Api
+    real: Prefect1Client
+    flows: dict[str, str]
+    folder: Path
+
+    def run(self, name: str, **given: object) -> str:
+        return self.real.create_run(self.flows[name], **given)  # type: ignore[arg-type]
+
+    def ended(self, run_id: str, *kinds: str) -> list[str]:
+        """Wait for its end, which is one of these; the answer is its history."""
+        wanted = kinds or ("Success",)
+        until(lambda: self.api.state(run_id) in ("Success", "Failed", "Cancelled"), 60, f"the end of {run_id}")
+        assert self.api.state(run_id) in wanted, [*self.api.states(run_id), *self.api.logs(run_id)]
+        return self.api.history(run_id)
+
+    def tasks(self, run_id: str) -> dict[tuple[str, int], list[str]]:
+        """Task and map index -> what it went through."""
+        runs = self.api.task_runs(run_id)
+        return {
+            (each["slug"].removesuffix("-1"), each["map_index"]): self.api.task_history(each["id"]) for each in runs
+        }
+
+
+@pytest.fixture(scope="module")
+def reality(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reality]:
+    """One API, one speaker and one real agent (labels real, more) for the module."""
+    python()
+    folder = tmp_path_factory.mktemp("truth")
+    settings = {"PREFECT__CLOUD__CHECK_CANCELLATION_INTERVAL": "0.5", "PREFECT__CLOUD__AGENT__LEVEL": "DEBUG"}
+    with Prefect1Api() as api, Prefect1Client(folder, api.url, settings) as real:
+        flows = real.register()
+        world = Reality(api, real, flows, folder)
+        real.start_agent(("real", "more"), env={"FROM_THE_AGENT": "yes"})
+        yield world
+
+
+def poked(reality: Reality) -> None:
+    reality.real.agents[0].ready().poke()
+
+
+def test_the_real_client_registers_every_flow_with_its_tasks_edges_and_labels(reality):
+    api = reality.api
+    with api.lock:
+        rows = {row["name"]: row for row in api.store.where("flow")}
+        tasks = {task["slug"]: task for task in api.store.where("task", flow_id=reality.flows["mapped"])}
+        edges = api.store.where("edge", flow_id=reality.flows["mapped"])
+
+    assert {name: rows[name]["id"] for name in rows} == reality.flows
+    assert sorted(tasks) == ["double-1", "numbers-1", "total-1"]
+    assert sorted((edge["key"], edge["mapped"]) for edge in edges) == [("doubled", False), ("number", True)]
+    assert rows["script"]["storage"]["stored_as_script"] is True
+    assert rows["plain"]["storage"]["stored_as_script"] is False
+    assert {tuple(row["run_config"]["labels"]) for row in rows.values()} == {("real",)}
+    assert {row["core_version"] for row in rows.values()} == {"1.4.1"}
+
+
+def test_the_real_agent_and_engine_bring_runs_of_every_kind_to_their_end(reality):
+    out = reality.folder / "sum"
+    plain = reality.run("plain", run_config={"env": {"PREFECT__CLOUD__HEARTBEAT_MODE": "process"}, "labels": ["more"]})
+    runs = {name: reality.run(name) for name in ("mapped", "retry", "script", "failing", "cached")}
+    summed = reality.run("parameters", parameters={"first": 40, "out": str(out)})
+    poked(reality)
+
+    assert reality.ended(plain) == GOOD
+    assert reality.ended(runs["mapped"]) == GOOD
+    assert reality.ended(runs["script"]) == GOOD
+    assert reality.ended(runs["cached"]) == GOOD
+    assert reality.ended(summed) == GOOD
+    assert out.read_text() == "42"
+    assert reality.ended(runs["retry"]) == GOOD
+    assert reality.ended(runs["failing"], "Failed") == [*GOOD[:3], "Failed"]
+    assert reality.tasks(plain) == {("one", -1): ["Pending", "Running", "Success"]}
+    assert reality.tasks(runs["mapped"]) == {
+        ("numbers", -1): ["Pending", "Running", "Success"],
+        ("double", -1): ["Pending", "Mapped"],
+        ("total", -1): ["Pending", "Running", "Success"],
+    } | {("double", index): ["Pending", "Running", "Success"] for index in range(3)}
+    assert reality.tasks(runs["retry"]) == {
+        ("second_time", -1): ["Pending", "Running", "Failed", "Retrying", "Running", "Success"]
+    }
+
+    again = reality.run("cached")
+    poked(reality)
+    assert reality.ended(again) == GOOD
+    assert "Cached" in reality.tasks(again)[("costly", -1)]
+
+
+def test_the_real_agent_says_which_process_it_made_and_the_engine_logs_to_the_run(reality):
+    run = reality.run("plain")
+    poked(reality)
+    reality.ended(run)
+
+    until(lambda: len(reality.api.logs(run)) >= 4, 20, "the engine's last logs")
+    logs = reality.api.logs(run)
+    assert logs[0]["name"] == "agent"
+    assert logs[0]["message"].startswith("Submitted for execution: PID: ")
+    assert {"prefect.CloudFlowRunner", "prefect.CloudTaskRunner"} <= {log["name"] for log in logs}
+    assert reality.api.run(run)["agent_id"] == reality.api.agents()[0]["id"]
+
+
+def test_the_engine_runs_with_the_agents_environment_the_runs_own_and_its_working_folder(reality):
+    out, place = reality.folder / "seen.json", reality.folder / "place"
+    place.mkdir()
+    config = {"env": {"FROM_THE_RUN": "yes"}, "working_dir": str(place), "labels": ["real"]}
+    run = reality.run("environment", parameters={"out": str(out)}, run_config=config)
+    poked(reality)
+    assert reality.ended(run) == GOOD
+
+    seen = json.loads(out.read_text())
+    assert seen["cwd"] == str(place)
+    assert seen["argv"][1:] == ["execute", "flow-run"]
+    wanted = {
+        "FROM_THE_AGENT": "yes",
+        "FROM_THE_RUN": "yes",
+        "PREFECT__CONTEXT__FLOW_RUN_ID": run,
+        "PREFECT__CONTEXT__FLOW_ID": reality.flows["environment"],
+        "PREFECT__CLOUD__API": reality.api.url,
+        "PREFECT__CLOUD__AGENT__LABELS": "['more', 'real']",
+        "PREFECT__CLOUD__USE_LOCAL_SECRETS": "false",
+        "PREFECT__ENGINE__FLOW_RUNNER__DEFAULT_CLASS": "prefect.engine.cloud.CloudFlowRunner",
+        "PREFECT__BACKEND": "server",
+    }
+    assert {name: seen["environ"].get(name) for name in wanted} == wanted
+
+
+def test_a_late_retry_ends_the_process_and_is_deployed_again_when_its_time_comes(reality):
+    run = reality.run("late_retry")
+    poked(reality)
+    until(lambda: [each["state"] for each in reality.api.task_runs(run)] == ["Retrying"], 60, "the task to be Retrying")
+    assert reality.api.state(run) == "Running"
+
+    # the hour is moved for the run: the agent asks with the time of this machine
+    [task_run] = reality.api.task_runs(run)
+    due = {**task_run["serialized_state"], "start_time": reality.api.runs.get(run)["created"]}
+    with reality.api.lock:
+        reality.api.writer.put("task_run", task_run["id"], due)
+    poked(reality)
+
+    assert reality.ended(run) == ["Scheduled", "Submitted", "Running", "Success"]
+    assert reality.tasks(run)[("second_time", -1)][-3:] == ["Submitted", "Running", "Success"]
+
+
+def test_the_real_cancel_ends_a_scheduled_run_at_once_and_a_running_one_by_its_own_engine(reality):
+    later = reality.run("plain", due_in=3600)
+    begun = reality.folder / "begun"
+    running = reality.run("waiting", parameters={"begun": str(begun), "until": str(reality.folder / "never")})
+    poked(reality)
+    until(begun.exists, 60, "the flow to run")
+
+    assert reality.real.cancel(later)
+    assert reality.real.cancel(running)
+
+    assert reality.api.history(later) == ["Scheduled", "Cancelled"]
+    assert [each["state"] for each in reality.api.task_runs(later)] == ["Cancelled"]
+    assert reality.ended(running, "Cancelled") == ["Scheduled", "Submitted", "Running", "Cancelling", "Cancelled"]
+
+
+def test_a_flow_that_cannot_be_loaded_fails_with_a_log_that_came_as_one_object(reality, tmp_path):
+    path = tmp_path / "gone.py"
+    path.write_text('from prefect import Flow\nwith Flow("gone") as flow:\n    pass\n')
+    run = reality.real.create_run(reality.real.register(str(path), script=True)["gone"])
+    path.unlink()
+    poked(reality)
+
+    assert reality.ended(run, "Failed") == ["Scheduled", "Submitted", "Failed"]
+    assert "Failed to load and execute flow run" in reality.api.states(run)[-1]["message"]
+    assert [log["name"] for log in reality.api.logs(run) if log["level"] == "ERROR"] == ["execute flow-run"]
+
+
+def test_two_real_agents_that_claim_one_run_at_once_start_it_once(reality):
+    run = reality.run("plain", labels=["race"])
+    agents = [reality.real.start_agent(("race",), name=name) for name in ("first", "second")]
+    reality.api.faults.late("set_flow_run_states", times=2)
+    before = reality.api.counted("set_flow_run_states")
+    try:
+        # each has read the queue, and both claims are held before either is done
+        until(lambda: reality.api.counted("set_flow_run_states") == before + 2, 14, "both claims")
+        reality.api.faults.release()
+        assert reality.ended(run) == GOOD
+    finally:
+        reality.api.faults.heal()
+        for agent in agents:
+            agent.close()
+    said = [agent.output() for agent in agents]
+    assert sorted("Completed deployment" in each for each in said) == [False, True]
+    assert not any("ERROR" in each for each in said)
+
+
+def test_the_real_client_meets_the_version_lock_and_the_refusal_of_a_second_submission(reality):
+    run = reality.run("plain", labels=["nobody"])
+    assert reality.real.set_state(run, "Submitted", version=1) == "Submitted"
+
+    with pytest.raises(ClientError, match="already been submitted") as twice:
+        reality.real.set_state(run, "Submitted", version=1)
+    with pytest.raises(ClientError, match="VERSION_LOCKING_ERROR") as old:
+        reality.real.set_state(run, "Failed", version=1)
+
+    assert (twice.value.kind, old.value.kind) == ("ClientError", "VersionLockMismatchSignal")
+    assert reality.real.info(run)["version"] == 2
+
+
+def test_the_real_client_of_a_tenant_with_a_key_sends_it_and_is_refused_without(tmp_path):
+    python()
+    with Prefect1Api(key="secret") as api:
+        cloud = {"PREFECT__BACKEND": "cloud", "PREFECT__CLOUD__API_KEY": "secret"}
+        with Prefect1Client(tmp_path / "right", api.url, cloud) as real:
+            assert real.create_project("mine")
+        assert api.requests[-1].headers["authorization"] == "Bearer secret"
+        assert api.counted("auth_info") == 1
+        wrong = cloud | {"PREFECT__CLOUD__API_KEY": "wrong"}
+        with Prefect1Client(tmp_path / "wrong", api.url, wrong) as real, pytest.raises(ClientError) as refused:
+            real.create_project("yours")
+        assert refused.value.kind == "AuthorizationError"
+
+
+def test_under_the_servers_own_rules_a_cancelled_run_can_be_submitted_again(tmp_path):
+    python()
+    with Prefect1Api(faults=Faults.like_server()) as api, Prefect1Client(tmp_path, api.url) as real:
+        run = real.create_run(real.register("plain")["plain"])
+        real.cancel(run)
+        assert real.set_state(run, "Submitted", version=1) == "Submitted"
+        with pytest.raises(ClientError, match="already been submitted"):
+            real.set_state(run, "Submitted")
+        api.clock.advance(31)
+        real.set_state(run, "Submitted")
+    assert api.counted("set_flow_run_states") == 3

@@ -1,0 +1,440 @@
+"""The client of a Prefect 1 API, on one with Cloud's locks and on one with Server's rules."""
+
+import threading
+import uuid
+from datetime import timedelta
+
+import pytest
+
+from flowfleet.api.answers import instant
+from flowfleet.api.client import Kind, LogLine, Verdict
+from flowfleet.errors import ApiRejected, RunGone, UnsupportedRun
+from flowfleet.flow_run import claim_id
+from tests.integration.one_server import MARK, OneServer, ago
+from tests.waiting import until
+
+
+@pytest.fixture(params=["cloud", "server"])
+def server(request):
+    there = OneServer(strict=request.param == "cloud")
+    yield there
+    there.api.stop()
+
+
+@pytest.fixture
+def loose():
+    there = OneServer(strict=False)
+    yield there
+    there.api.stop()
+
+
+def retrying(seconds_ago: float) -> dict[str, str]:
+    return {"start_time": ago(seconds_ago).isoformat()}
+
+
+def test_a_claim_is_submitted_over_what_stood_there_and_says_whose_it_is(server):
+    run_id = server.scheduled()
+    run = server.listed(run_id)
+    before = server.api.states(run_id)[-1]
+    call = server.claimed(run)
+
+    state = server.api.states(run_id)[-1]
+    assert (state["type"], state["message"]) == ("Submitted", "Submitted for execution")
+    assert state["state"] == before
+    ours = state["context"]["flowfleet"]
+    assert (ours["fleet"], ours["call"], ours["claim"]) == ("test", call, claim_id(call, run_id))
+    assert server.api.run(run_id)["agent_id"] == server.api.agents()[0]["id"]
+
+
+def test_many_runs_are_claimed_in_one_request_and_each_has_its_own_answer(server):
+    ids = [server.scheduled() for _ in range(5)]
+    runs = {run.run_id: run for run in server.due("x")}
+    stranger = server.another_client()
+    stranger.due([server.offer("x")], within_seconds=60, limit=10)
+    theirs = stranger.claim([runs[ids[2]]], str(uuid.uuid4()), MARK)
+    asked = server.api.counted("set_flow_run_states")
+
+    answers = server.client.claim([runs[run_id] for run_id in ids], str(uuid.uuid4()), MARK)
+
+    assert theirs[ids[2]].verdict is Verdict.ACCEPTED
+    assert server.api.counted("set_flow_run_states") == asked + 1
+    assert [answers[run_id].verdict for run_id in ids] == ["accepted", "accepted", "refused", "accepted", "accepted"]
+
+
+def test_two_claimers_of_one_run_have_one_winner(server):
+    for _ in range(8):
+        run = server.listed(server.scheduled())
+        calls = [str(uuid.uuid4()), str(uuid.uuid4())]
+        start = threading.Barrier(2)
+        verdicts: dict[str, Verdict] = {}
+
+        def race(call, run=run, start=start, verdicts=verdicts):
+            client = server.another_client()
+            start.wait()
+            verdicts[call] = client.claim([run], call, MARK)[run.run_id].verdict
+
+        threads = [threading.Thread(target=race, args=(call,)) for call in calls]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(verdicts.values()) == ["accepted", "refused"]
+        winner = next(call for call in calls if verdicts[call] is Verdict.ACCEPTED)
+        assert server.api.states(run.run_id)[-1]["context"]["flowfleet"]["call"] == winner
+        assert server.api.history(run.run_id).count("Submitted") == 1
+
+
+def test_a_claim_whose_answer_is_lost_is_known_as_ours_when_it_is_repeated(server):
+    run = server.listed(server.scheduled())
+    call = str(uuid.uuid4())
+    server.api.faults.lost("set_flow_run_states", times=-1)
+    first = server.client.claim([run], call, MARK)[run.run_id]
+    server.api.faults.heal()
+    again = server.client.claim([run], call, MARK)[run.run_id]
+
+    assert first.verdict is Verdict.UNSURE
+    assert again.verdict is Verdict.ACCEPTED
+    assert server.client.settle(run.run_id, call).verdict is Verdict.ACCEPTED
+    assert server.api.history(run.run_id).count("Submitted") == 1
+
+
+def test_a_claim_that_is_carried_out_after_its_time_out_is_settled_as_ours(server):
+    run = server.listed(server.scheduled())
+    call = str(uuid.uuid4())
+    server.api.faults.late("set_flow_run_states")
+    _short(server)
+    first = server.client.claim([run], call, MARK)[run.run_id]
+    assert first.verdict is Verdict.UNSURE
+    assert server.client.settle(run.run_id, call).verdict is Verdict.REFUSED
+    server.api.faults.release()
+    until(lambda: server.api.state(run.run_id) == "Submitted", 10, "the late request to be carried out")
+    assert server.client.settle(run.run_id, call).verdict is Verdict.ACCEPTED
+
+
+def _short(server: OneServer) -> None:
+    """Bulk requests wait for a minute: here they get the time of a test."""
+    ask = server.client.graphql.ask
+    server.client.graphql.ask = lambda *what, seconds=None, **how: ask(*what, seconds=1.0, **how)
+
+
+def test_a_run_that_is_cancelled_before_its_claim_stays_cancelled(loose):
+    run = loose.listed(loose.scheduled())
+    loose.api.cancel(run.run_id)
+    call = str(uuid.uuid4())
+    loose.client.claim([run], call, MARK)  # Server takes any state over any other
+
+    job = loose.client.job(run.run_id)
+
+    assert job.state.kind is Kind.CANCELLED
+    assert loose.api.state(run.run_id) == "Cancelled"
+    back = loose.client.hand_back(run.run_id, call, run.due, MARK, "test")
+    assert back.verdict is Verdict.REFUSED
+    assert loose.api.state(run.run_id) == "Cancelled"
+
+
+def test_a_hand_back_schedules_the_run_at_the_time_that_it_had(server):
+    run = server.listed(server.scheduled(late=90))
+    call = server.claimed(run)
+    answer = server.client.hand_back(run.run_id, call, run.due, MARK, "test")
+
+    assert answer.verdict is Verdict.ACCEPTED
+    state = server.api.states(run.run_id)[-1]
+    assert state["type"] == "Scheduled"
+    assert abs(instant(state["start_time"]) - run.due) < timedelta(seconds=0.001)
+    assert server.client.hand_back(run.run_id, call, run.due, MARK, "test").verdict is Verdict.ACCEPTED
+    assert server.api.history(run.run_id).count("Scheduled") == 2
+    assert server.listed(run.run_id).due == run.due
+
+
+@pytest.mark.parametrize("state", ["Running", "Success", "Failed", "Cancelled", "Scheduled"])
+def test_a_run_that_is_not_ours_any_more_is_not_handed_back(server, state):
+    run = server.listed(server.scheduled())
+    call = server.claimed(run)
+    server.api.write(run.run_id, state)
+    assert server.client.hand_back(run.run_id, call, run.due, MARK, "test").verdict is Verdict.REFUSED
+    assert server.api.state(run.run_id) == state
+
+
+def test_a_run_of_another_call_is_not_handed_back(server):
+    run = server.listed(server.scheduled())
+    server.claimed(run)
+    answer = server.client.hand_back(run.run_id, str(uuid.uuid4()), run.due, MARK, "test")
+    assert answer.verdict is Verdict.REFUSED
+    assert server.api.state(run.run_id) == "Submitted"
+
+
+def test_a_late_retry_is_claimed_by_its_task_and_handed_back_to_it(server):
+    run_id = server.scheduled()
+    server.api.write(run_id, "Running")
+    server.api.write_task(run_id, "Retrying", **retrying(30))
+    run = server.listed(run_id)
+    assert run.state == "Running"
+    call = server.claimed(run)
+
+    (task,) = server.api.task_runs(run_id)
+    assert (task["state"], server.api.state(run_id)) == ("Submitted", "Running")
+    job = server.client.job(run_id)
+    assert (job.state.kind, job.state.name, job.state.call) == (Kind.PENDING, "Submitted", call)
+    assert server.client.launching(run_id, call, claim_id(call, run_id), MARK).verdict is Verdict.ACCEPTED
+
+    assert server.client.hand_back(run_id, call, run.due, MARK, "test").verdict is Verdict.ACCEPTED
+    (task,) = server.api.task_runs(run_id)
+    assert task["state"] == "Retrying"
+    assert server.client.states([run_id])[run_id].comes_back
+    assert server.listed(run_id).due == run.due
+
+
+def test_a_task_that_is_to_be_tried_later_brings_its_run_back_later(server):
+    run_id = server.scheduled()
+    server.api.write(run_id, "Running")
+    server.api.write_task(run_id, "Retrying", **retrying(-600))
+    state = server.client.states([run_id])[run_id]
+    assert (state.kind, state.comes_back) == (Kind.RUNNING, True)
+    assert server.due("x") == []
+
+
+def test_a_running_run_whose_task_is_not_late_enough_is_left_to_its_own_process(server):
+    run_id = server.scheduled()
+    server.api.write(run_id, "Running")
+    server.api.write_task(run_id, "Retrying", **retrying(1))
+    assert server.due("x") == []
+
+
+def test_an_end_is_told_and_takes_the_tasks_that_were_running_with_it(server):
+    run = server.listed(server.scheduled())
+    server.claimed(run)
+    server.api.write(run.run_id, "Running")
+    server.api.write_task(run.run_id, "Running")
+    answer = server.client.report(run.run_id, Kind.FAILED, "It was killed.", MARK)
+
+    assert answer.verdict is Verdict.ACCEPTED
+    assert server.api.states(run.run_id)[-1]["message"] == "It was killed."
+    assert server.api.state(run.run_id) == "Failed"
+    assert [task["state"] for task in server.api.task_runs(run.run_id)] == ["Failed"]
+    assert server.client.report(run.run_id, Kind.FAILED, "It was killed.", MARK).verdict is Verdict.ACCEPTED
+    assert server.api.history(run.run_id).count("Failed") == 1
+
+
+@pytest.mark.parametrize("end", ["Success", "Failed", "Cancelled", "Skipped", "TimedOut"])
+def test_an_end_that_stands_is_not_overwritten(server, end):
+    run = server.listed(server.scheduled())
+    server.claimed(run)
+    server.api.write(run.run_id, end, "its own")
+    answer = server.client.report(run.run_id, Kind.FAILED, "It was killed.", MARK)
+    assert answer.verdict is Verdict.REFUSED
+    assert answer.state is not None
+    assert answer.state.kind.terminal
+    assert server.api.states(run.run_id)[-1]["message"] == "its own"
+
+
+@pytest.mark.parametrize("end", ["Success", "Cancelled"])
+def test_an_end_that_comes_while_we_write_is_put_back(loose, end):
+    run = loose.listed(loose.scheduled())
+    loose.claimed(run)
+    loose.api.write(run.run_id, "Running")
+    _meanwhile(loose, "set_flow_run_states", lambda: loose.api.write(run.run_id, end, "its own"))
+    answer = loose.client.report(run.run_id, Kind.FAILED, "It was killed.", MARK)
+
+    assert answer.verdict is Verdict.REFUSED
+    assert loose.api.states(run.run_id)[-1]["message"] == "its own"
+    assert loose.api.state(run.run_id) == end
+
+
+def test_a_cancel_that_comes_while_we_hand_back_is_kept(loose):
+    run = loose.listed(loose.scheduled())
+    call = loose.claimed(run)
+    _meanwhile(loose, "set_flow_run_states", lambda: loose.api.cancel(run.run_id))
+    assert loose.client.hand_back(run.run_id, call, run.due, MARK, "test").verdict is Verdict.REFUSED
+    assert loose.api.state(run.run_id) == "Cancelled"
+
+
+def _meanwhile(server: OneServer, field: str, step) -> None:
+    """Do this once, right before the next request with this field is sent."""
+    ask, done = server.client.graphql.ask, []
+
+    def asked(document, *rest, **how):
+        if field in document and not done:
+            done.append(True)
+            step()
+        return ask(document, *rest, **how)
+
+    server.client.graphql.ask = asked
+
+
+def test_what_lazarus_has_put_back_is_running_again(server):
+    run = server.listed(server.scheduled())
+    call = server.claimed(run)
+    server.api.write(run.run_id, "Running", "Running flow.")
+    server.api.write(run.run_id, "Scheduled", "Rescheduled by a Lazarus process.", start_time=ago(0).isoformat())
+    claim = claim_id(call, run.run_id)
+
+    assert server.client.reinstate(run.run_id, claim, MARK).verdict is Verdict.ACCEPTED
+    assert server.api.states(run.run_id)[-1]["message"] == "Running flow."
+    assert server.client.reinstate(run.run_id, claim, MARK).verdict is Verdict.ACCEPTED
+    assert server.api.history(run.run_id).count("Running") == 2
+
+
+def test_a_run_that_we_have_handed_back_is_not_reinstated(server):
+    run = server.listed(server.scheduled())
+    call = server.claimed(run)
+    server.client.hand_back(run.run_id, call, run.due, MARK, "test")
+    assert server.client.reinstate(run.run_id, claim_id(call, run.run_id), MARK).verdict is Verdict.REFUSED
+
+
+def test_the_sweep_sees_what_this_fleet_has_submitted_or_begun_and_nothing_else(server):
+    ours, begun, theirs, ended = (server.scheduled() for _ in range(4))
+    runs = {run.run_id: run for run in server.due("x")}
+    call = server.claimed(runs[ours])
+    server.claimed(runs[begun])
+    server.api.write(begun, "Running")
+    server.claimed(runs[ended])
+    server.api.write(ended, "Success")
+    server.api.write(theirs, "Submitted", "by another agent")
+
+    found = {each.state.run_id: each for each in server.client.unfinished(MARK)}
+
+    assert set(found) == {ours, begun}
+    assert (found[ours].state.name, found[ours].state.call) == ("Submitted", call)
+    assert found[ours].state.at is not None
+    assert found[begun].state.kind is Kind.RUNNING
+    assert found[ours].route == runs[ours].route
+
+
+def test_a_late_retry_of_a_run_that_gives_signs_of_life_is_not_taken_for_one_that_never_began(server):
+    run_id = server.scheduled()
+    server.api.write(run_id, "Running")
+    server.api.write_task(run_id, "Retrying", **retrying(30))
+    server.claimed(server.listed(run_id))
+    server.api.heartbeat(run_id)
+    (alive,) = server.client.unfinished(MARK)
+    server.api.heartbeat(run_id, 600)
+    (silent,) = server.client.unfinished(MARK)
+    assert (alive.state.kind, silent.state.kind) == (Kind.RUNNING, Kind.PENDING)
+
+
+@pytest.mark.parametrize(
+    ("run_labels", "agent_labels", "given"),
+    [((), (), True), ((), ("x",), False), (("x",), ("x", "y"), True), (("x", "y"), ("x",), False), (("x",), (), False)],
+)
+def test_the_label_rule_is_the_servers_and_ours(server, run_labels, agent_labels, given):
+    run_id = server.scheduled(run_labels)
+    found = server.due(*agent_labels)
+    assert [run.run_id for run in found] == ([run_id] if given else [])
+    assert all(server.offer(*agent_labels).serves(run.route) for run in found)
+
+
+@pytest.mark.parametrize("label", ["with space", "a,comma", "100%", "größe", "工" * 200, "a/b", "ärger,%2C"])
+def test_any_label_makes_a_route_that_leads_back_to_it(server, label):
+    run_id = server.scheduled((label, "x"))
+    run = server.listed(run_id, label, "x")
+    assert run.route.labels == tuple(sorted((label, "x")))
+    assert type(run.route).parse(str(run.route)) == run.route
+
+
+def test_many_label_sets_are_asked_for_in_one_request_and_stay_in_the_servers_list(server):
+    offers = [server.offer(f"host{number}", "x") for number in range(4)]
+    server.client.due(offers, within_seconds=60, limit=100)
+    asked = server.api.counted("get_runs_in_queue")
+    server.client.due(offers, within_seconds=60, limit=100)
+
+    assert server.api.counted("get_runs_in_queue") == asked + 1
+    agents = server.api.agents()
+    assert {(agent["type"], agent["name"]) for agent in agents} == {("LocalAgent", "agent")}
+    assert sorted(tuple(agent["labels"]) for agent in agents) == sorted(offer.labels for offer in offers)
+    assert all(agent["last_queried"] for agent in agents)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"storage": None}, "has no storage"),
+        ({"storage": {"type": "Docker"}}, "Docker storage"),
+        ({"run_config": {"type": "KubernetesRun"}}, "run_config of type KubernetesRun"),
+        ({"run_config": {"type": "DockerRun"}}, "run_config of type DockerRun"),
+    ],
+)
+def test_a_run_that_no_worker_here_can_start_is_counted_and_not_handed_out(server, fields, words):
+    flow = server.api.add_flow("odd", **fields)
+    run_id = server.api.add_run(flow, labels=["x"], start=ago(1))
+    (found,) = server.client.due([server.offer("x")], within_seconds=60, limit=10)
+    assert (found.runs, found.due) == ((), 1)
+    assert [one.run_id for one in found.unfit] == [run_id]
+    assert words in found.unfit[0].reason
+    with pytest.raises(UnsupportedRun, match=words):
+        server.client.job(run_id)
+
+
+def test_a_universal_run_is_started_with_its_env(server):
+    flow = server.api.add_flow("any", run_config={"type": "UniversalRun", "env": {"A": "b"}, "labels": ["x"]})
+    run_id = server.api.add_run(flow, start=ago(1))
+    assert server.client.job(run_id).env == {"A": "b"}
+
+
+def test_runs_whose_labels_nobody_has_are_told(server):
+    served = server.scheduled(("x",), late=120)
+    lonely = server.scheduled(("nobody", "here"), late=120)
+    young = server.scheduled(("nobody",), late=1)
+    server.due("x")
+    found = server.client.unserved([server.offer("x")])
+    assert [one.run_id for one in found] == [lonely]
+    assert "nobody" in found[0].reason
+    assert {served, young} & {one.run_id for one in found} == set()
+
+
+def test_another_agent_with_our_labels_is_a_rival_and_we_are_none(server):
+    server.due("x", "y")
+    assert server.client.rivals([server.offer("x", "y")], MARK) == []
+    other = OneServer.another_client(server)
+    other._agents.name = "stock"
+    other.due([server.offer("y", "z")], within_seconds=60, limit=10)
+    (rival,) = server.client.rivals([server.offer("x", "y")], MARK)
+    assert (rival.name, rival.type, rival.labels) == ("stock", "LocalAgent", ("y", "z"))
+    assert server.client.rivals([server.offer("x")], MARK) == []
+
+
+def test_what_is_due_for_workers_that_are_away_is_counted_without_an_agent(server):
+    server.scheduled(("x",), late=30)
+    server.scheduled(("z",), late=30)
+    (counted,) = server.client.count_due([server.offer("x")])
+    assert (counted.due, counted.runs) == (1, ())
+    assert server.api.agents() == []
+
+
+def test_a_job_says_what_to_run_and_the_engines_command_is_that_of_its_core_version(server):
+    run_id = server.scheduled(run_config={"type": "LocalRun", "env": {"A": 1}, "working_dir": "/srv", "labels": ["x"]})
+    job = server.client.job(run_id)
+    assert (job.env, job.working_dir, job.flow_name) == ({"A": "1"}, "/srv", "flow")
+    assert server.client.engine_command("/py", job) == ("/py", "-m", "prefect", "execute", "flow-run")
+    old = server.api.add_flow("old", core_version="0.12.6+7.gabc")
+    job = server.client.job(server.api.add_run(old, labels=["x"]))
+    assert server.client.engine_command("/py", job)[-1] == "cloud-flow"
+
+
+def test_a_run_that_is_gone_is_gone_for_all(server):
+    nobody = str(uuid.uuid4())
+    with pytest.raises(RunGone):
+        server.client.job(nobody)
+    assert server.client.settle(nobody, str(uuid.uuid4())).gone
+    assert server.client.report(nobody, Kind.FAILED, "x", MARK).gone
+    assert server.client.states([nobody]) == {}
+
+
+def test_log_lines_come_to_the_runs_page(server):
+    run_id = server.scheduled()
+    server.client.log([LogLine(run_id=run_id, message="hello", at=ago(0), level=30)])
+    (line,) = server.api.logs(run_id)
+    assert (line["message"], line["level"], line["name"]) == ("hello", "WARNING", "agent")
+
+
+def test_an_agent_config_that_does_not_exist_is_said_by_its_id(server):
+    known = server.api.add_agent_config({"labels": ["a"]})
+    assert server.client.agent_config(known) == {"labels": ["a"]}
+    nobody = str(uuid.uuid4())
+    with pytest.raises(ApiRejected, match=f"no agent config {nobody}"):
+        server.client.agent_config(nobody)
+
+
+def test_a_tenant_that_does_not_exist_is_said_by_its_id(server):
+    server.client._tenant = str(uuid.uuid4())
+    with pytest.raises(ApiRejected, match="no tenant"):
+        server.client.check_tenant()

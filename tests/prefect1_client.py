@@ -1,0 +1,251 @@
+"""Prefect1Client: the real client and the real agent of prefect 1.4.1, in processes of their own environment."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from tests.prefect1_env import FLOWS, environment, python
+from tests.prefect_server import free_port
+from tests.waiting import SCALE, until
+
+
+class ClientError(Exception):
+    """What the real client raised: `kind` is its class."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(f"{kind}: {message}")
+        self.kind = kind
+
+
+class RealAgent:
+    """A real LocalAgent; its runs are in its process group and end with it at `close`."""
+
+    def __init__(self, argv: Sequence[str], env: Mapping[str, str], folder: Path, name: str) -> None:
+        self.log_file = folder / f"{name}.log"
+        self.address = f"http://127.0.0.1:{free_port()}"
+        with self.log_file.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*argv, "--agent-address", self.address],
+                env=dict(env),
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def output(self) -> str:
+        """What it and its runs have said (runs only with `show_logs`)."""
+        return self.log_file.read_text(errors="replace")
+
+    def ready(self) -> Self:
+        """Wait until it polls."""
+
+        def polls() -> bool:
+            assert self.process.poll() is None, self.output()[-3000:]
+            return "Waiting for flow runs" in self.output()
+
+        until(polls, 30, "the real agent's first poll")
+        return self
+
+    def poke(self) -> None:
+        """Let it poll now: an idle one waits up to 10 s."""
+
+        def answered() -> bool:
+            try:
+                with urllib.request.urlopen(f"{self.address}/api/poke", timeout=5) as answer:
+                    return bool(answer.status == 200)
+            except OSError:
+                return False
+
+        until(answered, 20, "the real agent's page")
+
+    def interrupt(self) -> int:
+        """A Ctrl-C for the agent alone; the answer is its exit code."""
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(30 * SCALE)
+
+    def kill(self) -> None:
+        """The agent alone; its runs go on [run]."""
+        self.process.kill()
+        self.process.wait(10)
+
+    def close(self) -> None:
+        """The end of it and of all that it started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(10)
+
+
+class Prefect1Client:
+    """`with Prefect1Client(folder, api.url) as real: real.register("plain") …`; the folder is home, logs and flows.
+
+    `settings` adds variables to all that it starts; what it starts ends with it.
+    """
+
+    def __init__(self, folder: Path, api_url: str, settings: Mapping[str, str] | None = None) -> None:
+        self.folder = folder
+        self.api_url = api_url
+        self.settings = dict(settings or {})
+        self.agents: list[RealAgent] = []
+        self._speaker: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        for agent in self.agents:
+            agent.close()
+        speaker, self._speaker = self._speaker, None
+        if speaker is not None:
+            speaker.kill()
+            speaker.wait(10)
+            for pipe in (speaker.stdin, speaker.stdout):
+                assert pipe is not None
+                pipe.close()
+
+    def environment(self, **extra: str) -> dict[str, str]:
+        """For any process of the real Prefect 1 that a test starts itself: `[str(python()), "-m", "prefect", …]`."""
+        (self.folder / "home").mkdir(parents=True, exist_ok=True)
+        return environment(self.folder / "home", self.api_url, **self.settings, **extra)
+
+    # the client
+
+    def create_project(self, name: str = "real") -> str:
+        return str(self._ask("create_project", name=name))
+
+    def register(
+        self,
+        *names: str,
+        project: str = "real",
+        labels: Sequence[str] = ("real",),
+        script: bool = False,
+        run_config: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+    ) -> dict[str, str]:
+        """Flow ids by name, of files in tests/prefect1_flows (all of them without a name) or of paths.
+
+        They are stored pickled, or with `script` as the files themselves; the labels pin them to agents that have them.
+        """
+        self.create_project(project)
+        paths = [FLOWS / f"{name}.py" if "/" not in name else Path(name) for name in names]
+        return {
+            path.stem: str(
+                self._ask(
+                    "register",
+                    path=str(path),
+                    project=project,
+                    labels=list(labels),
+                    script=script,
+                    run_config=run_config,
+                    idempotency_key=idempotency_key,
+                )
+            )
+            for path in paths or sorted(FLOWS.glob("*.py"))
+        }
+
+    def create_run(
+        self,
+        flow_id: str,
+        *,
+        labels: Sequence[str] | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        run_config: Mapping[str, Any] | None = None,
+        start: str | None = None,
+        due_in: float | None = None,
+        name: str | None = None,
+    ) -> str:
+        """A run's id; `run_config` is a LocalRun's fields (or another's, with `type`), `start` an ISO time."""
+        return str(
+            self._ask(
+                "create_run",
+                flow_id=flow_id,
+                labels=None if labels is None else list(labels),
+                parameters=parameters,
+                run_config=run_config,
+                start=start,
+                due_in=due_in,
+                name=name,
+            )
+        )
+
+    def cancel(self, run_id: str) -> bool:
+        return bool(self._ask("cancel", run_id=run_id))
+
+    def set_state(self, run_id: str, kind: str, message: str = "", *, version: int | None = None, **fields: Any) -> str:
+        """The type of the state that stands then; raises `ClientError` with the real one's class."""
+        return str(
+            self._ask("set_state", run_id=run_id, state={"type": kind, "message": message, **fields}, version=version)
+        )
+
+    def info(self, run_id: str) -> dict[str, Any]:
+        """Version, state and message, as the real client reads them."""
+        return dict(self._ask("info", run_id=run_id))
+
+    def graphql(self, query: str, variables: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        return dict(self._ask("graphql", query=query, variables=variables))
+
+    # the agent
+
+    def start_agent(
+        self,
+        labels: Sequence[str] = ("real",),
+        *arguments: str,
+        name: str = "agent",
+        show_logs: bool = True,
+        env: Mapping[str, str] | None = None,
+    ) -> RealAgent:
+        """A real LocalAgent with just these labels; it is closed with us."""
+        argv = [str(python()), "-m", "prefect", "agent", "local", "start", "--no-hostname-label", "--name", name]
+        argv += ["--show-flow-logs"] if show_logs else []
+        for label in labels:
+            argv += ["--label", label]
+        agent = RealAgent([*argv, *arguments], self.environment(**(env or {})), self.folder, name)
+        self.agents.append(agent)
+        return agent
+
+    # the speaker
+
+    def _ask(self, do: str, **arguments: Any) -> Any:
+        speaker = self._started()
+        assert speaker.stdin is not None
+        assert speaker.stdout is not None
+        speaker.stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
+        speaker.stdin.flush()
+        with selectors.DefaultSelector() as selector:
+            selector.register(speaker.stdout, selectors.EVENT_READ)
+            if not selector.select(60 * SCALE):
+                self.close()
+                raise AssertionError(f"the real client has not done {do} in {60 * SCALE:.0f} s")
+        line = speaker.stdout.readline()
+        assert line, f"the real client ended: {(self.folder / 'speaker.log').read_text(errors='replace')[-3000:]}"
+        answer = json.loads(line)
+        if "error" in answer:
+            raise ClientError(answer["error"], answer["message"])
+        return answer["value"]
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        if self._speaker is None:
+            env = self.environment()
+            with (self.folder / "speaker.log").open("ab") as log:
+                self._speaker = subprocess.Popen(
+                    [str(python()), str(Path(__file__).with_name("prefect1_speaker.py"))],
+                    env=env,
+                    cwd=self.folder,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                )
+        return self._speaker

@@ -1,0 +1,88 @@
+"""Speaker: runs in the environment of the real Prefect 1 and does there what tests ask, a line of JSON for a line.
+
+`prefect1_client.Prefect1Client` starts one and keeps it, since each import of prefect costs half a second.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from datetime import timedelta
+
+import pendulum
+import prefect
+from prefect import run_configs
+from prefect.serialization.state import StateSchema
+from prefect.storage import Local
+from prefect.utilities.storage import extract_flow_from_file
+
+client = prefect.Client()
+
+
+def create_project(name):
+    return client.create_project(name)
+
+
+def register(path, project, labels, script, run_config, idempotency_key):
+    flow = extract_flow_from_file(file_path=path)
+    if script or flow.storage is None:
+        where = {"path": path, "stored_as_script": True} if script else {}
+        flow.storage = Local(add_default_labels=False, **where)
+    if run_config is not None:
+        flow.run_config = config_of(run_config)
+    return flow.register(project, labels=labels, no_url=True, idempotency_key=idempotency_key)
+
+
+def config_of(given):
+    fields = dict(given)
+    return getattr(run_configs, fields.pop("type", "LocalRun"))(**fields)
+
+
+def create_run(flow_id, labels, parameters, run_config, start, due_in, name):
+    when = pendulum.parse(start) if start else None
+    if due_in is not None:
+        when = pendulum.now("utc") + timedelta(seconds=due_in)
+    return client.create_flow_run(
+        flow_id=flow_id,
+        labels=labels,
+        parameters=parameters,
+        run_config=None if run_config is None else config_of(run_config),
+        scheduled_start_time=when,
+        run_name=name,
+    )
+
+
+def cancel(run_id):
+    return client.cancel_flow_run(run_id)
+
+
+def set_state(run_id, state, version):
+    result = client.set_flow_run_state(run_id, StateSchema().load(state), version=version)
+    return type(result).__name__
+
+
+def info(run_id):
+    found = client.get_flow_run_info(run_id)
+    return {"version": found.version, "state": type(found.state).__name__, "message": found.state.message}
+
+
+def graphql(query, variables):
+    return client.graphql(query, variables=variables).to_dict()
+
+
+def main():
+    """Answers go to the real stdout; what prefect prints goes to stderr."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        try:
+            answer = {"value": globals()[asked.pop("do")](**asked)}
+        except BaseException as error:
+            answer = {"error": type(error).__name__, "message": str(error)}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()
