@@ -196,9 +196,9 @@ class ExternalDeployer:
         except (Exception, SystemExit) as exc:
             logger.exception("a deployment failed", extra={"run_id": order.run_id, "claim": order.claim})
             raise StartFailed(f"Run {order.run_id} could not be started: {_words(exc)}.") from exc
-        if not isinstance(answer, str) and answer is not None:
+        if not isinstance(answer, str) and hasattr(answer, "handle"):
             return answer
-        return self._given_away(folder, answer or "")
+        return self._given_away(folder, "" if answer is None else str(answer))
 
     def start_below(self, order: Order) -> Deployment:
         """For the callable: start it as a process of this host after all, which is then exactly watched."""
