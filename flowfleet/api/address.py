@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from flowfleet import logs
+from flowfleet.errors import SettingsError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,3 +27,23 @@ class Address:
         scheme, _, rest = self.url.partition("://")
         host, slash, path = rest.partition("/")
         return f"{scheme}://{host.rpartition('@')[2]}{slash}{path.partition('?')[0]}"
+
+
+def parse_url(url: str, source: str, *, example: str) -> tuple[str, str | None]:
+    """The address without user and password, and these as `user:password`; raises `SettingsError`."""
+    complaint = f"{source} is not the address of a Prefect API, it should look like {example}"
+    try:
+        parts = urlsplit(url.strip())
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise SettingsError(complaint) from error
+    if parts.scheme not in ("http", "https") or not host:
+        raise SettingsError(complaint)
+    user = None
+    if parts.username is not None:
+        user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        logs.keep_secret(unquote(parts.password or ""))
+    place = f"[{host}]" if ":" in host else host
+    if port is not None:
+        place += f":{port}"
+    return urlunsplit((parts.scheme, place, parts.path.rstrip("/"), "", "")), user

@@ -50,9 +50,9 @@ def _layers(environ: Mapping[str, str], folder: Path, home: Path) -> Iterator[tu
     yield "environment", {name: value for name, value in own.items() if not name.startswith("PREFECT__")}
     dotenv = _dotenv(folder / ".env")
     yield ".env", dotenv
-    prefect_toml = _flat(_toml(folder / "prefect.toml"))
+    prefect_toml = _flat(read_toml(folder / "prefect.toml"))
     yield "prefect.toml", prefect_toml
-    pyproject = _flat(_toml(folder / "pyproject.toml").get("tool", {}).get("prefect", {}))
+    pyproject = _flat(read_toml(folder / "pyproject.toml").get("tool", {}).get("prefect", {}))
     yield "pyproject.toml", pyproject
     near = {**pyproject, **prefect_toml, **dotenv, **own}
     profiles = _profiles_path(near, own, home)
@@ -76,7 +76,7 @@ def _expand(text: str, near: Mapping[str, str], home: Path) -> Path:
 
 def _profile(path: Path, own: Mapping[str, str]) -> tuple[str, dict[str, str]]:
     """The active profile: PREFECT_PROFILE, else the file's own choice."""
-    data = _toml(path)
+    data = read_toml(path)
     name = own.get("PREFECT_PROFILE") or data.get("active") or ""
     profile = data.get("profiles", {}).get(name)
     if not isinstance(profile, Mapping):
@@ -84,7 +84,8 @@ def _profile(path: Path, own: Mapping[str, str]) -> tuple[str, dict[str, str]]:
     return str(name), {str(key).upper(): _text(value) for key, value in profile.items()}
 
 
-def _toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
+    """The content of a TOML file, empty where there is none; raises `SettingsError` without showing any of it."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):

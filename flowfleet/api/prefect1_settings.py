@@ -1,0 +1,218 @@
+"""Prefect1Settings: the settings of Prefect 1's own command, found where it looks, in its order.
+
+Nearest first: PREFECT__SECTION__KEY in the environment, `backend.toml`, the user's `config.toml`, its defaults; `${key}`
+and `$VARIABLE` in values stand for other settings and variables. Logins that `prefect auth login` has kept are in
+`auth.toml`, by the host of the API. Read by `tomllib`, since prefect itself is never imported here.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from flowfleet import logs
+from flowfleet.api.prefect_settings import Found, read_toml
+from flowfleet.errors import SettingsError
+
+#: as far as we ask for them, from prefect 1.4.1
+_DEFAULTS: Mapping[str, str] = {
+    "home_dir": "~/.prefect",
+    "backend": "cloud",
+    "server.host": "http://localhost",
+    "server.port": "4200",
+    "server.endpoint": "${server.host}:${server.port}",
+    "cloud.endpoint": "https://api.prefect.io",
+    "cloud.api": "${${backend}.endpoint}",
+    "logging.level": "INFO",
+}
+_PREFIX = "PREFECT__"
+_DEFAULT = "default"
+#: each of these says on purpose that a Prefect 1 API is there
+_NAME_AN_API = ("cloud.api", "cloud.endpoint", "server.endpoint", "server.host", "server.port", "cloud.api_key")
+#: where keys have stood in the course of time; what prefect 1.4.1 reads comes first
+_KEYS = ("cloud.api_key",)
+_OLDER_KEYS = ("cloud.agent.auth_token", "cloud.auth_token", "cloud.agent.api_token", "cloud.api_token")
+_SECRETS = ("api_key", "auth_token", "api_token", "password", "admin_secret")
+_REFERENCE = re.compile(r"\$\{(.[^${}]*)\}")
+_VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
+#: references may go round in a circle
+_DEPTH = 10
+
+
+@dataclass(frozen=True)
+class _Raw:
+    """A value as it was written, and where; it may be a secret."""
+
+    value: Any
+    source: str
+
+    def __repr__(self) -> str:
+        return f"_Raw(source={self.source!r})"
+
+
+class Prefect1Settings:
+    """What applies to the user whose home is `home`."""
+
+    def __init__(self, environ: Mapping[str, str], home: Path) -> None:
+        """Read it all; raises `SettingsError` for a file that is broken."""
+        self._environ = environ
+        self._home = home
+        self._raw = {key: _Raw(value, _DEFAULT) for key, value in _DEFAULTS.items()}
+        for name, default in (("USER_CONFIG_PATH", "config.toml"), ("BACKEND_CONFIG_PATH", "backend.toml")):
+            path = self._path(environ.get(_PREFIX + name) or f"~/.prefect/{default}")
+            self._raw |= {key: _Raw(value, f"{key} in {path}") for key, value in _flat(read_toml(path))}
+        self._raw |= {
+            name.removeprefix(_PREFIX).lower().replace("__", "."): _Raw(value, f"{name}, environment")
+            for name, value in environ.items()
+            if name.startswith(_PREFIX)
+        }
+        self._auth_path = self._path(self.text("home_dir")) / "auth.toml"
+        self._auth = read_toml(self._auth_path)
+        self._keep_secrets()
+
+    def get(self, key: str) -> Found | None:
+        """A setting as text, what it refers to filled in; None when it is empty or not there."""
+        found = self._resolved(key, _DEPTH)
+        return found if found.value else None
+
+    def text(self, key: str) -> str:
+        """The same as plain text."""
+        return self._resolved(key, _DEPTH).value
+
+    def value(self, key: str) -> tuple[Any, str] | None:
+        """A setting as it was written (a list of a file, text of a variable) and where; None when it is not there."""
+        raw = self._raw.get(key)
+        return (raw.value, raw.source) if raw else None
+
+    def table(self, key: str) -> dict[str, tuple[str, str]]:
+        """The settings below this key, by the rest of their names: text and where."""
+        inside = f"{key}."
+        return {
+            name.removeprefix(inside): (self.text(name), self._raw[name].source)
+            for name in self._raw
+            if name.startswith(inside)
+        }
+
+    def given(self, key: str) -> bool:
+        """Somebody has set it: it is not only a default."""
+        return key in self._raw and self._raw[key].source != _DEFAULT and self._raw[key].value != ""
+
+    @property
+    def names_an_api(self) -> bool:
+        """They say on purpose that there is a Prefect 1 API."""
+        by_variable = self.given("backend") and self._raw["backend"].source.endswith(", environment")
+        return by_variable or any(map(self.given, _NAME_AN_API))
+
+    @property
+    def left_behind(self) -> bool:
+        """Prefect 1's own command has been used here: it has a chosen backend, or a login."""
+        return self.given("backend") or bool(self._auth)
+
+    @property
+    def url(self) -> Found:
+        """The address of the API."""
+        return self._resolved("cloud.api", _DEPTH)
+
+    def key(self, url: str) -> Found | None:
+        """The key for this API; tokens of older versions only where there is none."""
+        return self._first(_KEYS) or self._login(url, "api_key") or self._first(_OLDER_KEYS)
+
+    def tenant(self, url: str) -> Found | None:
+        """The tenant's id for this API."""
+        return self.get("cloud.tenant_id") or self._login(url, "tenant_id")
+
+    def _first(self, keys: tuple[str, ...]) -> Found | None:
+        return next((found for found in map(self.get, keys) if found), None)
+
+    def _login(self, url: str, name: str) -> Found | None:
+        login = self._auth.get(_host_slug(url))
+        value = login.get(name) if isinstance(login, Mapping) else None
+        return Found(str(value), f"{name} in {self._auth_path}") if value else None
+
+    def _resolved(self, key: str, depth: int) -> Found:
+        """What it refers to filled in; a default that refers to what somebody has set comes from there."""
+        raw = self._raw.get(key)
+        if raw is None or depth == 0:
+            return Found("", _DEFAULT)
+        text, source = self._expanded(_text(raw.value)), raw.source
+        for _ in range(_DEPTH):
+            match = _REFERENCE.search(text)
+            if not match:
+                break
+            other = self._resolved(match[1], depth - 1)
+            text = text.replace(match[0], other.value, 1)
+            source = other.source if source == _DEFAULT else source
+        return Found(text, source)
+
+    def _expanded(self, text: str) -> str:
+        text = _VARIABLE.sub(lambda match: self._environ.get(match[1] or match[2], match[0]), text)
+        if text == "~" or text.startswith("~/"):
+            text = str(self._home) + text[1:]
+        return _unquoted(text)
+
+    def _path(self, text: str) -> Path:
+        return Path(self._expanded(text))
+
+    def _keep_secrets(self) -> None:
+        """None of them may show in our logs, used or not."""
+        for key in self._raw:
+            if key.endswith(_SECRETS):
+                logs.keep_secret(self.text(key))
+        for login in self._auth.values():
+            if isinstance(login, Mapping):
+                logs.keep_secret(str(login.get("api_key") or ""))
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _unquoted(text: str) -> str:
+    """Prefect reads values as Python's where they are any: quotes are none of a text's."""
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+        try:
+            return str(ast.literal_eval(text))
+        except (ValueError, SyntaxError):
+            return text
+    return text
+
+
+def _host_slug(url: str) -> str:
+    """The name of this API's table in auth.toml, as Prefect writes it."""
+    slug = re.sub(r"[^-.a-z0-9]+", "-", (urlsplit(url).netloc or url).lower())
+    return re.sub(r"-{2,}", "-", slug).strip("-")
+
+
+def list_of(found: tuple[Any, str] | None) -> tuple[tuple[str, ...], str] | None:
+    """A setting that is a list: a list of a file, Python's text of one, or texts with commas; None when it is empty."""
+    if found is None:
+        return None
+    value, source = found
+    items = _items(value, source) if isinstance(value, str) else value
+    if not isinstance(items, list | tuple | set) or not all(isinstance(item, str) and item for item in items):
+        raise SettingsError(f"{source} is not a list of labels, write it as ['a', 'b'] or a,b")
+    return (tuple(items), source) if items else None
+
+
+def _items(text: str, source: str) -> Any:
+    stripped = text.strip()
+    if stripped[:1] not in ("[", "(", "{", "'", '"'):
+        return [item.strip() for item in stripped.split(",") if item.strip()]
+    try:
+        value = ast.literal_eval(stripped)
+    except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+        raise SettingsError(f"{source} is not a list of labels, write it as ['a', 'b'] or a,b") from error
+    return _items(value, source) if isinstance(value, str) else value
