@@ -9,6 +9,8 @@ from pathlib import Path
 from flowfleet import logs
 from flowfleet.options import Kind
 
+#: routes are made of labels, and messages are short
+LABEL_LENGTH = 255
 _SIZES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
@@ -61,6 +63,13 @@ def _pair_masked(text: str) -> str:
     return f"{name}={logs.MASK}" if equals else logs.MASK
 
 
+def label(text: str) -> str:
+    """A label as Prefect 1 takes it: any text, but not an empty or endless one; raises ValueError."""
+    if not text.strip() or len(text) > LABEL_LENGTH:
+        raise ValueError(text)
+    return text
+
+
 def shown_as(name: str) -> Kind:
     """Any text but an empty one, called so in the help."""
     return Kind(parse=_some, wants="some text", metavar=name)
@@ -84,6 +93,7 @@ GRACE = Kind(parse=_from_zero, wants="a number of seconds from 0 up", metavar="S
 DAYS = Kind(parse=_from_zero, wants="a number of days from 0 up", metavar="DAYS")
 PORT = Kind(parse=_port, wants="a port from 1 to 65535", metavar="PORT")
 SIZE = Kind(parse=_size, wants="a size such as 500M or 1G", metavar="SIZE")
+LABEL = Kind(parse=label, wants=f"some text of at most {LABEL_LENGTH} characters", metavar="LABEL")
 PAIR = Kind(parse=_pair, wants="NAME=VALUE", metavar="K=V", masked=_pair_masked)
 FILE = Kind(parse=Path, wants="a path", metavar="FILE")
 FOLDER = Kind(parse=Path, wants="a path", metavar="FOLDER")

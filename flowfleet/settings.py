@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flowfleet.errors import SettingsError
 from flowfleet.flags import options
-from flowfleet.kinds import COUNT, DAYS, FILE, FOLDER, GRACE, NAME, PAIR, PORT, SECONDS, SIZE, SWITCH, one_of, shown_as
+from flowfleet.kinds import COUNT, DAYS, FILE, FOLDER, GRACE, LABEL, NAME, PAIR, PORT, SECONDS, SIZE, SWITCH, one_of, shown_as
 from flowfleet.ledger.claims import Lease
 from flowfleet.options import Kind, Option, Origin, options_of, refresh, resolve, setting
 
@@ -48,7 +48,7 @@ def _work_queues(meaning: str) -> Option:
 
 
 def _labels(meaning: str) -> Option:
-    return Option(flag="-l --label", named="LABELS", separator=",", kind=shown_as("LABEL"), help=meaning)
+    return Option(flag="-l --label", named="LABELS", separator=",", kind=LABEL, help=meaning)
 
 
 def _state_dir(meaning: str) -> Option:
@@ -58,6 +58,14 @@ def _state_dir(meaning: str) -> Option:
 def _agent_address() -> Option:
     kind = shown_as("http://HOST:PORT")
     return Option(flag="--agent-address", kind=kind, help="Serve health, metrics and the like here.")
+
+
+def _agent_config_id() -> Option:
+    return Option(
+        flag="--agent-config-id",
+        kind=shown_as("ID"),
+        help="Prefect 1: the agent config at the API whose settings win over those given here.",
+    )
 
 
 def _api(meaning: str) -> Option:
@@ -171,6 +179,7 @@ class PollerSettings(Common):
     work_queues: tuple[str, ...] = setting((), _work_queues("Only claim from this work queue (repeatable)."))
     labels: tuple[str, ...] = setting((), _labels("Only claim for workers with this label (repeatable)."))
     max_polls: int | None = setting(None, Option(flag="--max-polls", kind=COUNT, help="End after this many polls."))
+    agent_config_id: str | None = setting(None, _agent_config_id())
     agent_address: str | None = setting(None, _agent_address())
     require_api: bool = setting(
         False,
@@ -244,6 +253,7 @@ class WorkerSettings(Common):
             help="Prefect 1: the host's name is a label too (default: yes).",
         ),
     )
+    agent_config_id: str | None = setting(None, _agent_config_id())
     slots: int = setting(
         1, Option(flag="-c --slots", kind=COUNT, help="Runs at the same time (default: the CPU cores).")
     )
@@ -327,6 +337,12 @@ class WorkerSettings(Common):
     #: tests give another
     machine_id: str | None = setting(None, Option(named="MACHINE_ID", for_tests=True, help="For tests."))
     boot_id: str | None = setting(None, Option(named="BOOT_ID", for_tests=True, help="For tests."))
+
+    @property
+    def agent_labels(self) -> tuple[str, ...]:
+        """The labels as Prefect 1 has them, in the order of its own agent: sorted, then the host's."""
+        given = tuple(sorted(set(self.labels)))
+        return (*given, self.host) if self.hostname_label and self.host not in given else given
 
 
 @dataclass(frozen=True, kw_only=True)

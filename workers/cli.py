@@ -34,7 +34,14 @@ from workers.abilities import Abilities
 from workers.deployers import external
 from workers.deployers.process import ProcessDeployer
 from workers.deployment import Deployer
-from workers.environment import Interpreter, Layers, choose_interpreter, parse_pairs, worker_layer
+from workers.environment import (
+    Interpreter,
+    Layers,
+    absolute_paths,
+    choose_interpreter,
+    parse_pairs,
+    worker_layer,
+)
 from workers.host import Host
 from workers.limits import raise_descriptors
 from workers.orders import Orders
@@ -163,12 +170,12 @@ def interpreter_of(settings: WorkerSettings, environ: Mapping[str, str], backend
     """What all runs of this worker get, and the Python that runs them."""
     if settings.deploy not in ("process", external.ExternalDeployer.kind):
         base = worker_layer(environ, python=None, own_prefix=None)
-        return _layers(settings, base), Interpreter(path="python", prefect="")
+        return layers_of(settings, base, backend), Interpreter(path="python", prefect="")
     own = Path(sys.prefix)
     base = worker_layer(environ, python=settings.python, own_prefix=own)
     try:
         chosen = choose_interpreter(
-            _layers(settings, base).build({}, {}, run_id="", claim=""),
+            layers_of(settings, base, backend).build({}, {}, run_id="", claim=""),
             python=settings.python,
             backend=backend,
             fallback=sys.executable,
@@ -176,16 +183,23 @@ def interpreter_of(settings: WorkerSettings, environ: Mapping[str, str], backend
     except SettingsError:
         if settings.deploy == "process":
             raise
-        return _layers(settings, base), Interpreter(path="python", prefect="")  # nothing may ever ask for it
+        return layers_of(settings, base, backend), Interpreter(path="python", prefect="")  # nothing may ever ask for it
     if settings.python is None and chosen.path == sys.executable:
         # ours, and not on PATH: its own commands should be found by the flows all the same
         base = worker_layer(environ, python=Path(sys.executable), own_prefix=None)
     logger.info("interpreter for flows", extra={"python": chosen.path, "prefect": chosen.prefect})
-    return _layers(settings, base), chosen
+    return layers_of(settings, base, backend), chosen
 
 
-def _layers(settings: WorkerSettings, base: Mapping[str, str]) -> Layers:
-    return Layers(base=base, import_paths=settings.import_paths, extra=parse_pairs(settings.env))
+def layers_of(settings: WorkerSettings, base: Mapping[str, str], backend: str) -> Layers:
+    """What all runs of a worker with these settings have in common."""
+    folder = str(Path.cwd())
+    return Layers(
+        base=base,
+        import_paths=absolute_paths(settings.import_paths, folder),
+        extra=parse_pairs(settings.env),
+        home=folder if backend == "prefect1" else None,
+    )
 
 
 def _orders(settings: WorkerSettings, api: ApiClient, layers: Layers, interpreter: Interpreter) -> Orders:
@@ -213,7 +227,7 @@ def _row(settings: WorkerSettings, api: ApiClient, nonce: str, *, wait: Callable
         backend=api.backend,
         pools=settings.pools if api.backend == "prefect3" else (),
         work_queues=settings.work_queues,
-        labels=settings.labels,
+        labels=settings.agent_labels if api.backend == "prefect1" else settings.labels,
         tenant=settings.tenant_id,
         deploy=settings.deploy,
     )

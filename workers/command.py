@@ -139,20 +139,20 @@ def explain(trouble: dict[str, Any], request: dict[str, Any], folder: str) -> di
     if step == "values":
         return {"error": "its command or environment has a zero byte or an empty name in it"}
     if step == "cwd":
-        return {"error": _of_place(place, number)}
+        return {"error": _of_place(place, number, request["handle"]["host"])}
     if step == "prepare":
         return {"error": f"its process could not be set up: {os.strerror(number)}"}
     return {"error": _of_command(name, os.path.join(place, name), request, number)}
 
 
-def _of_place(place: str, number: int) -> str:
+def _of_place(place: str, number: int, host: str) -> str:
     if number == errno.ENOENT:
-        return f"its working folder {place} does not exist on this host"
+        return f"its working folder {place} does not exist on {host}"
     if number == errno.ENOTDIR:
-        return f"its working folder {place} is not a folder"
+        return f"its working folder {place} is not a folder on {host}"
     if number in (errno.EACCES, errno.EPERM):
-        return f"there is no permission to enter its working folder {place}"
-    return f"its working folder {place} cannot be entered: {os.strerror(number)}"
+        return f"there is no permission to enter its working folder {place} on {host}"
+    return f"its working folder {place} on {host} cannot be entered: {os.strerror(number)}"
 
 
 def _of_command(name: str, path: str, request: dict[str, Any], number: int) -> str:

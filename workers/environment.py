@@ -1,6 +1,6 @@
 """Environment: the variables, the interpreter and the command of a run's process.
 
-Layers, later wins: the worker's own environment, import paths (in front of PYTHONPATH), `--env`, the run's own
+Layers, later wins: defaults of the API's engine, the worker's own environment, PYTHONPATH, `--env`, the run's own
 variables, and what the engine must have (PREFECT_*, FLOWFLEET_RUN_ID, FLOWFLEET_CLAIM).
 """
 
@@ -38,31 +38,46 @@ class Layers:
 
     #: the worker's own environment, cleaned by `worker_layer`
     base: Mapping[str, str]
+    #: absolute: runs start in folders of their own
     import_paths: tuple[str, ...] = ()
     extra: Mapping[str, str] = field(default_factory=dict)
+    #: where runs that name no folder start, and what PYTHONPATH begins with (Prefect 1: as its own agent does);
+    #: None = each in an empty folder of its own
+    home: str | None = None
 
     def build(
         self,
-        job: Mapping[str, str],
+        job: Mapping[str, str | None],
         forced: Mapping[str, str | None],
         *,
         run_id: str,
         claim: str,
         defaults: Mapping[str, str] = MappingProxyType({}),
+        working_dir: str | None = None,
     ) -> dict[str, str]:
-        """The whole environment of one run; `defaults` hold where no other layer says anything."""
-        env = {**defaults, **self.base}
-        if self.import_paths:
-            known = env.get("PYTHONPATH")
-            env["PYTHONPATH"] = os.pathsep.join([*self.import_paths, *([known] if known else [])])
-        env.update(self.extra)
-        env.update(job)
-        env.update({name: value for name, value in forced.items() if value is not None})
-        for name in [name for name, value in forced.items() if value is None]:
-            env.pop(name, None)
-        env["FLOWFLEET_RUN_ID"] = run_id
-        env["FLOWFLEET_CLAIM"] = claim
-        return env
+        """The whole environment of one run.
+
+        `defaults` hold where no other layer says anything; None takes a variable away.
+        """
+        laid: dict[str, str | None] = {**defaults, **self.base}
+        path = self._python_path(laid.get("PYTHONPATH"), working_dir)
+        if path:
+            laid["PYTHONPATH"] = path
+        laid |= {**self.extra, **job, **forced, "FLOWFLEET_RUN_ID": run_id, "FLOWFLEET_CLAIM": claim}
+        return {name: value for name, value in laid.items() if value is not None}
+
+    def _python_path(self, inherited: str | None, working_dir: str | None) -> str:
+        known = [inherited] if inherited else []
+        if self.home is None:
+            entries = [*self.import_paths, *known]
+        else:
+            entries = [working_dir or self.home, *known, *self.import_paths]
+        return os.pathsep.join(entries)
+
+
+def absolute_paths(paths: Sequence[str], folder: str) -> tuple[str, ...]:
+    """Import paths as they were meant where the worker was started: `~` is its user's home on this host."""
+    return tuple(os.path.normpath(os.path.join(folder, os.path.expanduser(path))) for path in paths)
 
 
 def parse_pairs(pairs: Sequence[str]) -> dict[str, str]:
@@ -107,7 +122,7 @@ def _own_environments(environ: Mapping[str, str], own_prefix: Path | None) -> li
 def choose_interpreter(
     env: Mapping[str, str], *, python: Path | None, backend: str, fallback: str | None = None
 ) -> Interpreter:
-    """The interpreter for flows: the given one, else the first on PATH that has prefect, else `fallback`.
+    """The interpreter for flows: the given one, else the first on PATH that has a fitting prefect, else `fallback`.
 
     Raises `SettingsError` when there is none, or when its prefect does not fit the API.
     """
@@ -118,10 +133,16 @@ def choose_interpreter(
         if version is None:
             raise SettingsError(f"--python {python} has no prefect, install it there or give another --python")
         return _fitting(Interpreter(path=str(python), prefect=version), backend)
+    misfit = None
     for path in _candidates(env.get("PATH", os.defpath), fallback):
         version = prefect_version(path, env)
         if version is not None:
-            return _fitting(Interpreter(path=path, prefect=version), backend)
+            found = Interpreter(path=path, prefect=version)
+            if _fits(found, backend):
+                return found
+            misfit = misfit or found
+    if misfit is not None:
+        return _fitting(misfit, backend)
     raise SettingsError("no Python on PATH has prefect, install prefect or name an interpreter with --python")
 
 
@@ -136,12 +157,17 @@ def _candidates(path: str, fallback: str | None) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _fitting(interpreter: Interpreter, backend: str) -> Interpreter:
+def _fits(interpreter: Interpreter, backend: str) -> bool:
     majors = _MAJORS.get(backend)
-    if majors and interpreter.prefect.split(".")[0] not in majors:
+    return majors is None or interpreter.prefect.split(".")[0] in majors
+
+
+def _fitting(interpreter: Interpreter, backend: str) -> Interpreter:
+    if not _fits(interpreter, backend):
+        wanted = _MAJORS[backend][-1]
         raise SettingsError(
-            f"{interpreter.path} has prefect {interpreter.prefect}, which does not fit an API of Prefect "
-            f"{majors[-1]}, name a fitting interpreter with --python"
+            f"{interpreter.path} has prefect {interpreter.prefect}, which does not fit an API of Prefect {wanted}, "
+            f"name the Python of an environment with prefect {wanted} by --python"
         )
     return interpreter
 

@@ -25,7 +25,12 @@ class Orders:
         """The order of one attempt; raises `StartFailed` when its command cannot be found."""
         forced = self.api.engine_environment(held.run_id, job)
         env = self.layers.build(
-            job.env, forced, run_id=held.run_id, claim=held.claim, defaults=self.api.engine_defaults(job)
+            job.env,
+            forced,
+            run_id=held.run_id,
+            claim=held.claim,
+            defaults=self.api.engine_defaults(job),
+            working_dir=job.working_dir,
         )
         if job.command:
             argv = resolve_command(job.command, env, self.interpreter.path)
@@ -36,7 +41,7 @@ class Orders:
             claim=held.claim,
             argv=argv,
             env=env,
-            cwd=job.working_dir,
+            cwd=job.working_dir or self.layers.home,
             folder=folder.path,
             not_after=not_after,
             log_limit=self.log_limit,

@@ -149,7 +149,8 @@ class Job:
     state: RunState
     #: the command of pool, deployment or run; None = the backend's engine
     command: tuple[str, ...] | None = None
-    env: Mapping[str, str] = field(default_factory=dict)
+    #: None takes a variable of the worker's own away
+    env: Mapping[str, str | None] = field(default_factory=dict)
     working_dir: str | None = None
     flow_id: str | None = None
     flow_name: str | None = None

@@ -57,7 +57,7 @@ def job_of(run: Run, deploy: str) -> Job:
         raise UnsupportedRun(f"env of the run_config must be a table of names and values, not {type(env).__name__}")
     return Job(
         state=run.to_state(),
-        env={str(name): str(value) for name, value in env.items() if value is not None},
+        env={str(name): None if value is None else str(value) for name, value in env.items()},
         working_dir=str(config["working_dir"]) if config.get("working_dir") else None,
         flow_id=str(flow["id"]),
         flow_name=flow.get("name"),

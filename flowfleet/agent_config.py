@@ -1,0 +1,162 @@
+"""AgentConfig: the settings that a Prefect 1 API keeps under `--agent-config-id`, laid over those given here.
+
+Its entries are named like the arguments of the reference's agents. They win, as is documented there. What is an agent
+there is a poller and its workers here, so each of them takes the entries that are its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from flowfleet import kinds
+from flowfleet.api.client import ApiClient
+from flowfleet.api.prefect1 import Prefect1
+from flowfleet.errors import SettingsError
+from flowfleet.options import Origin, options_of
+from flowfleet.settings import Common, PollerSettings, WorkerSettings
+
+logger = logging.getLogger(__name__)
+
+S = TypeVar("S", PollerSettings, WorkerSettings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Entry:
+    """One argument of the reference: the setting that it is here, and how its JSON is read (ValueError, TypeError)."""
+
+    field: str
+    read: Callable[[Any], Any]
+    wants: str
+    of: tuple[type[Common], ...]
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise TypeError
+    return value
+
+
+def _name(value: Any) -> str:
+    return str(kinds.NAME.parse(_text(value)))
+
+
+def _labels(value: Any) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(kinds.label(_text(label)) for label in _list(value)))
+
+
+def _paths(value: Any) -> tuple[str, ...]:
+    return tuple(_text(path) for path in _list(value))
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError
+    return value
+
+
+def _switch(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError
+    return value
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise TypeError
+    return value
+
+
+def _pairs(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, dict):
+        raise TypeError
+    for name, each in value.items():
+        if not name or "=" in name or not isinstance(each, str):
+            raise TypeError
+    return tuple(f"{name}={each}" for name, each in value.items())
+
+
+_BOTH = (PollerSettings, WorkerSettings)
+_ENTRIES = {
+    # a worker's name is its identity, and its address a port of its host: those of many cannot be one
+    "name": _Entry(field="name", read=_name, wants=kinds.NAME.wants, of=(PollerSettings,)),
+    "agent_address": _Entry(field="agent_address", read=_text, wants="an address", of=(PollerSettings,)),
+    "max_polls": _Entry(field="max_polls", read=_count, wants=kinds.COUNT.wants, of=(PollerSettings,)),
+    "labels": _Entry(
+        field="labels", read=_labels, wants=f"a list of texts of at most {kinds.LABEL_LENGTH} characters", of=_BOTH
+    ),
+    "no_cloud_logs": _Entry(
+        field="cloud_logs", read=lambda value: not _switch(value), wants="true or false", of=_BOTH
+    ),
+    "env_vars": _Entry(field="env", read=_pairs, wants="a table of names and texts", of=(WorkerSettings,)),
+    "import_paths": _Entry(field="import_paths", read=_paths, wants="a list of texts", of=(WorkerSettings,)),
+    "show_flow_logs": _Entry(field="show_flow_logs", read=_switch, wants="true or false", of=(WorkerSettings,)),
+    "hostname_label": _Entry(field="hostname_label", read=_switch, wants="true or false", of=(WorkerSettings,)),
+}
+#: given by whoever starts the agent: it is how the config was found
+_NO_MATTER = frozenset({"agent_config_id"})
+_SECRET = frozenset({"env_vars"})
+
+
+def applied(settings: S, api: ApiClient, ask: Callable[[Callable[[], Any]], Any] = lambda question: question()) -> S:
+    """The settings with the agent config laid over them, if one is named: connect to the API with these anew.
+
+    `ask` may wait for an API that does not answer. Raises `ApiRejected` for a config that does not exist, and
+    `SettingsError` for one that cannot be used.
+    """
+    config_id = settings.agent_config_id
+    if config_id is None:
+        return settings
+    if not isinstance(api, Prefect1):
+        logger.warning("--agent-config-id is ignored, only Prefect 1 has agent configs")
+        return settings
+    return lay_over(settings, ask(lambda: api.agent_config(config_id)), config_id)
+
+
+def lay_over(settings: S, config: Mapping[str, Any], config_id: str) -> S:
+    """The settings with the entries of this config over them; null is no entry."""
+    given = {name: value for name, value in config.items() if value is not None and name not in _NO_MATTER}
+    unknown = sorted(set(given) - set(_ENTRIES))
+    if unknown:
+        logger.warning(
+            "settings of the agent config are not known here and ignored",
+            extra={"agent_config": config_id, "settings": ", ".join(unknown)},
+        )
+    changes: dict[str, Any] = {}
+    for name, value in given.items():
+        entry = _ENTRIES.get(name)
+        if entry is not None and type(settings) in entry.of:
+            changes[entry.field] = _read(entry, name, value, config_id)
+    origins = dict(settings.origins)
+    for field, value in changes.items():
+        _tell_loser(settings, field, value, config_id)
+        origins[field] = Origin("agent config", config_id)
+    return dataclasses.replace(settings, **changes, origins=origins)
+
+
+def _read(entry: _Entry, name: str, value: Any, config_id: str) -> Any:
+    try:
+        return entry.read(value)
+    except (TypeError, ValueError) as error:
+        shown = "" if name in _SECRET else f" {value!r}"
+        raise SettingsError(
+            f"the agent config {config_id} has {name}{shown[:200]}, which must be {entry.wants}: correct it at the API, "
+            "or start without --agent-config-id"
+        ) from error
+
+
+def _tell_loser(settings: Common, field: str, value: Any, config_id: str) -> None:
+    origin = settings.origins.get(field)
+    if origin is None or origin.kind in ("default", "machine"):
+        return
+    before = getattr(settings, field)
+    same = set(before) == set(value) if field == "labels" else before == value
+    if not same:
+        flag = next(option.flags[-1] for name, option in options_of(type(settings)) if name == field)
+        logger.warning(
+            "the agent config wins over what was given here",
+            extra={"agent_config": config_id, "setting": flag.partition("/")[0], "given_by": str(origin)},
+        )

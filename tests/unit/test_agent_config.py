@@ -1,0 +1,109 @@
+"""Agent config: settings kept at a Prefect 1 API win over those given to poller and worker."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from flowfleet.agent_config import lay_over
+from flowfleet.errors import SettingsError
+from flowfleet.options import resolve
+from flowfleet.settings import PollerSettings, WorkerSettings
+
+CONFIG = {
+    "name": "of-the-api",
+    "labels": ["b", "a", "with space, and comma"],
+    "env_vars": {"A": "1", "B": "x=y"},
+    "max_polls": 3,
+    "agent_address": "http://127.0.0.1:8080",
+    "no_cloud_logs": True,
+    "import_paths": ["/one", "~/two"],
+    "show_flow_logs": True,
+    "hostname_label": False,
+}
+
+
+def warnings(caplog):
+    return [record for record in caplog.records if record.levelno == logging.WARNING]
+
+
+def test_a_worker_takes_what_is_a_workers():
+    settings = lay_over(WorkerSettings(host="h", name="mine"), CONFIG, "c1")
+
+    assert (settings.name, settings.agent_address) == ("mine", None)
+    assert settings.agent_labels == ("a", "b", "with space, and comma")
+    assert settings.env == ("A=1", "B=x=y")
+    assert settings.import_paths == ("/one", "~/two")
+    assert (settings.cloud_logs, settings.show_flow_logs) == (False, True)
+    assert str(settings.origins["env"]) == "agent config c1"
+
+
+def test_a_poller_takes_what_is_a_pollers():
+    settings = lay_over(PollerSettings(), CONFIG, "c1")
+
+    assert (settings.name, settings.agent_address, settings.max_polls) == ("of-the-api", "http://127.0.0.1:8080", 3)
+    assert set(settings.labels) == {"a", "b", "with space, and comma"}
+    assert not settings.cloud_logs
+
+
+def test_each_flag_that_loses_gets_one_line_without_its_value(caplog):
+    flags = {"env": ("A=secret",), "label": ("mine",), "show-flow-logs": False}
+    settings = lay_over(
+        resolve(WorkerSettings, flags, {"FLOWFLEET_IMPORT_PATHS": "/mine"}, {}), {**CONFIG, "hostname_label": True}, "c1"
+    )
+
+    assert settings.env == ("A=1", "B=x=y")
+    told = {(record.setting, record.given_by) for record in warnings(caplog)}
+    assert told == {
+        ("--env", "flag --env"),
+        ("--label", "flag --label"),
+        ("--show-flow-logs", "flag --show-flow-logs/--hide-flow-logs"),
+        ("--import-path", "variable FLOWFLEET_IMPORT_PATHS"),
+    }
+    assert "secret" not in caplog.text
+
+
+def test_a_flag_that_says_the_same_loses_nothing(caplog):
+    lay_over(resolve(WorkerSettings, {"label": ("b", "a")}, {}, {}), {"labels": ["a", "b"]}, "c1")
+
+    assert warnings(caplog) == []
+
+
+def test_unknown_settings_are_named_in_one_line_and_null_is_none(caplog):
+    settings = lay_over(WorkerSettings(), {"volumes": ["/x"], "colour": "red", "labels": None}, "c1")
+
+    (record,) = warnings(caplog)
+    assert record.settings == "colour, volumes"
+    assert settings.labels == ()
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        ("labels", "a"),
+        ("labels", ["a", 1]),
+        ("labels", [""]),
+        ("labels", ["x" * 256]),
+        ("env_vars", ["A=secret"]),
+        ("env_vars", {"A": ["secret"]}),
+        ("env_vars", {"A=B": "secret"}),
+        ("no_cloud_logs", "yes"),
+        ("import_paths", "/one"),
+        ("hostname_label", 1),
+    ],
+)
+def test_a_wrong_type_is_one_sentence_that_names_it(entry, value):
+    with pytest.raises(SettingsError) as failure:
+        lay_over(WorkerSettings(), {entry: value}, "c1")
+
+    assert f"agent config c1 has {entry}" in str(failure.value)
+    assert "secret" not in str(failure.value)
+    assert failure.value.exit_code == 2
+
+
+@pytest.mark.parametrize(("entry", "value"), [("max_polls", 0), ("max_polls", True), ("name", "a b"), ("name", 3)])
+def test_a_wrong_value_of_a_poller_is_one_sentence(entry, value):
+    with pytest.raises(SettingsError, match=f"has {entry} {value!r}, which must be"):
+        lay_over(PollerSettings(), {entry: value}, "c1")
+    lay_over(WorkerSettings(), {entry: value}, "c1")
