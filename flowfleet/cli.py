@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import click
@@ -15,7 +16,7 @@ from rich.live import Live
 
 import flowfleet.api
 from flowfleet import commands
-from flowfleet.api.client import Kind, Place, RunState, ServerInfo
+from flowfleet.api.client import Kind, Place, RunState
 from flowfleet.api.prefect_settings import prefect_settings
 from flowfleet.commands import CHECKS_FAILED, Group
 from flowfleet.control import asked
@@ -213,25 +214,25 @@ def doctor_command(settings: Common, *, as_json: bool) -> int:
 
 
 def _checks(settings: Common) -> list[doctors.Check]:
+    api = cache(lambda: flowfleet.api.connect(settings, os.environ))
     try:
         ledger = connect(settings.redis, settings.fleet)
     except LedgerError as error:  # an address that is none: the API is asked all the same
         failed = doctors.Check(name="redis", verdict=doctors.Verdict.FAIL, found=str(error))
-        return [failed, *doctors.api_checks(lambda: _probe(settings))]
+        return [failed, *doctors.api_checks(lambda: api().probe())]
     try:
         checks = list(doctors.redis_checks(RedisServer(ledger.store)))
-        checks += doctors.api_checks(lambda: _probe(settings))
+        checks += doctors.api_checks(lambda: api().probe())
         if not any(check.verdict == doctors.Verdict.FAIL for check in checks if check.name.startswith("redis")):
-            checks += doctors.fleet_checks(take(ledger))
+            snapshot = take(ledger)
+            checks += doctors.fleet_checks(snapshot)
+            if any(check.name == "api" and check.verdict == doctors.Verdict.OK for check in checks):
+                checks += doctors.label_checks(api(), snapshot)
     except LedgerError as error:
         checks.append(doctors.Check(name="fleet", verdict=doctors.Verdict.FAIL, found=str(error)))
     finally:
         ledger.close()
     return checks
-
-
-def _probe(settings: Common) -> ServerInfo:
-    return flowfleet.api.connect(settings, os.environ).probe()
 
 
 @program.command("config")

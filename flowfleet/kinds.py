@@ -32,6 +32,12 @@ def _above_zero(text: str) -> float:
     return float(text)
 
 
+def _number(text: str) -> int:
+    if int(text) < 0:
+        raise ValueError(text)
+    return int(text)
+
+
 def _from_zero(text: str) -> float:
     if not (math.isfinite(float(text)) and float(text) >= 0):
         raise ValueError(text)
@@ -88,6 +94,7 @@ def one_of(*choices: str) -> Kind:
 
 NAME = Kind(parse=_name, wants="letters, digits, dots, dashes and underscores (at most 64)", metavar="NAME")
 COUNT = Kind(parse=_count, wants="a whole number from 1 up", metavar="N")
+NUMBER = Kind(parse=_number, wants="a whole number from 0 up", metavar="N")
 SECONDS = Kind(parse=_above_zero, wants="a number of seconds above 0", metavar="SECONDS")
 GRACE = Kind(parse=_from_zero, wants="a number of seconds from 0 up", metavar="SECONDS")
 DAYS = Kind(parse=_from_zero, wants="a number of days from 0 up", metavar="DAYS")

@@ -8,7 +8,23 @@ from pathlib import Path
 
 from flowfleet.errors import SettingsError
 from flowfleet.flags import options
-from flowfleet.kinds import COUNT, DAYS, FILE, FOLDER, GRACE, LABEL, NAME, PAIR, PORT, SECONDS, SIZE, SWITCH, one_of, shown_as
+from flowfleet.kinds import (
+    COUNT,
+    DAYS,
+    FILE,
+    FOLDER,
+    GRACE,
+    LABEL,
+    NAME,
+    NUMBER,
+    PAIR,
+    PORT,
+    SECONDS,
+    SIZE,
+    SWITCH,
+    one_of,
+    shown_as,
+)
 from flowfleet.ledger.claims import Lease
 from flowfleet.options import Kind, Option, Origin, options_of, refresh, resolve, setting
 
@@ -178,7 +194,7 @@ class PollerSettings(Common):
     pools: tuple[str, ...] = setting((), _pools("Only claim for this pool (repeatable)."))
     work_queues: tuple[str, ...] = setting((), _work_queues("Only claim from this work queue (repeatable)."))
     labels: tuple[str, ...] = setting((), _labels("Only claim for workers with this label (repeatable)."))
-    max_polls: int | None = setting(None, Option(flag="--max-polls", kind=COUNT, help="End after this many polls."))
+    max_polls: int | None = setting(None, Option(flag="--max-polls", kind=NUMBER, help="End after this many polls."))
     agent_config_id: str | None = setting(None, _agent_config_id())
     agent_address: str | None = setting(None, _agent_address())
     require_api: bool = setting(
@@ -189,7 +205,9 @@ class PollerSettings(Common):
             help="End with exit code 3 when the API cannot be reached at the start, instead of waiting.",
         ),
     )
-    cloud_logs: bool = setting(True, _cloud_logs("For workers that share these settings: a poller writes none."))
+    cloud_logs: bool = setting(
+        True, _cloud_logs("Say on the log page of a run that nobody here can take why (default: yes).")
+    )
     on_lost_run: str = setting(
         "report",
         Option(

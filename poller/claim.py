@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flowfleet.api.client import Answer, ApiClient, Kind, Mark, Verdict
 from flowfleet.errors import ApiUnavailable, LedgerUnavailable
@@ -134,8 +134,18 @@ class Claimer:
             if _silence(answers):
                 break
             if _verdict(answers.get(run.run_id)) is not Verdict.ACCEPTED:
-                answers[run.run_id] = self._settle_at_api(run.run_id, call)
+                answers[run.run_id] = self._doubted(self._settle_at_api(run.run_id, call))
         return answers
+
+    def _doubted(self, answer: Answer) -> Answer:
+        """An answer about a claim whose first call got none: at Prefect 1 a run that is still Scheduled says nothing.
+
+        That call may yet be carried out, and until it is, or for 30 s, the server refuses its repeat (source: Prefect
+        Server). At Prefect 3 the repeat is taken, or the refusal is final.
+        """
+        if self._api.backend == "prefect1" and answer.verdict is Verdict.REFUSED and _unclaimed(answer):
+            return replace(answer, verdict=Verdict.UNSURE)
+        return answer
 
     def _claim_at_api(self, runs: Sequence[FlowRun], call: str) -> dict[str, Answer]:
         answers = dict(self._api.claim(runs, call, self._mark))
@@ -155,6 +165,10 @@ class Claimer:
             return False
         if answer.verdict is Verdict.REFUSED:
             term_checked(self._claims.refuse(term, claim.run_id, claim.claim, answer.reason))
+            if self._api.backend == "prefect1" and _unclaimed(answer):
+                # refused for now: for 30 s after a claim that was handed back; it is tried again until it works
+                logger.debug("claim refused for now", extra={**names, "reason": answer.reason})
+                return False
             self._meters.lost.inc()
             logger.info("claim refused", extra={**names, "reason": answer.reason})
             return False
@@ -180,11 +194,12 @@ class Claimer:
         logger.info("run claimed", extra={**names, "run_name": claim.name})
         return True
 
-    def settle(self, term: int, claim: Claim) -> bool:
+    def settle(self, term: int, claim: Claim, *, at_last: bool = False) -> bool:
         """Find out what the API made of a claim; True when it stands in `claiming` no longer.
 
         A run that is still Scheduled is asked for again under the same call id: should the first call only now arrive,
-        it is the same claim and changes nothing. Raises `ApiUnavailable` when the API does not answer at all.
+        it is the same claim and changes nothing. `at_last` takes any no for one. Raises `ApiUnavailable` when the API
+        does not answer at all.
         """
         answer = self._settle_at_api(claim.run_id, claim.call)
         if answer.verdict is Verdict.REFUSED and _unclaimed(answer):
@@ -194,6 +209,7 @@ class Claimer:
             answer = first if first and certain else self._settle_at_api(claim.run_id, claim.call)
         if answer.silence:
             raise answer.silence
+        answer = answer if at_last else self._doubted(answer)
         return self._move(term, claim, answer) or answer.verdict is not Verdict.UNSURE
 
 

@@ -73,7 +73,7 @@ def left_over(offer: Offer, taken: Sequence[Offer]) -> list[Offer]:
     names of the rest.
     """
     if offer.backend != "prefect3":
-        return [offer]
+        return [] if any(_covers(other, offer) for other in taken) else [offer]
     whole: list[tuple[str, str]] = []
     parts: list[Offer] = []
     for pool, pool_id in zip(offer.pools, offer.pool_ids, strict=False):
@@ -87,6 +87,12 @@ def left_over(offer: Offer, taken: Sequence[Offer]) -> list[Offer]:
         names, ids = zip(*whole, strict=True)
         parts.insert(0, replace(offer, pools=names, pool_ids=ids))
     return parts
+
+
+def _covers(other: Offer, offer: Offer) -> bool:
+    """Whether every run whose labels the offer has is also for the other (Prefect 1)."""
+    fewer = bool(offer.labels) and set(offer.labels) <= set(other.labels)
+    return other.tenant == offer.tenant and (fewer or offer.labels == other.labels)
 
 
 def wanted(rows: Iterable[Row], backend: str, narrowing: Narrowing) -> Wanted:

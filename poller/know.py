@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from flowfleet.api.client import DueRuns
+from flowfleet.api.client import DueRuns, Unfit
 from flowfleet.flow_run import FlowRun, Route
 from flowfleet.ledger.roster import Due
 
@@ -57,6 +57,16 @@ class Known:
         """These are no longer due: claimed, or somebody else's."""
         self._gone.update(run_ids)
 
+    def take_out(self, run_ids: Collection[str]) -> list[FlowRun]:
+        """Those of these runs that are listed; they count as gone from now on."""
+        found = {run.run_id: run for due in self._listed for run in due.runs if run.run_id in run_ids}
+        self.gone(found)
+        return list(found.values())
+
+    def unfit(self) -> list[Unfit]:
+        """What the listing says that nobody here can take."""
+        return [each for due in self._listed for each in due.unfit]
+
     def shun(self, run_ids: Collection[str], seconds: float) -> None:
         """Do not propose these for a while: they were refused just now."""
         now = self._clock.monotonic()
@@ -76,17 +86,18 @@ class Known:
     def claimable(self, server_now: float, lead_seconds: float) -> list[FlowRun]:
         """What is due, and after it what will be within the lead; pools take turns by the age of their heads.
 
-        Within a pool the order is the server's. That one pool is before another says nothing, and a worker that serves
-        both would come to the second only when the first is empty.
+        Within a pool (at Prefect 1: a label set) the order is the server's. That one pool is before another says
+        nothing, and a worker that serves both would come to the second only when the first is empty.
         """
         near = [run for run in self.runs() if run.due.timestamp() <= server_now + lead_seconds]
         near.sort(key=lambda run: run.due.timestamp() > server_now)
-        reached: dict[str, tuple[bool, datetime]] = {}
+        reached: dict[str | Route, tuple[bool, datetime]] = {}
         turns: list[tuple[tuple[bool, datetime], FlowRun]] = []
         for run in near:
             own = (run.due.timestamp() > server_now, run.due)
             # never before what stands in front of it in its own pool
-            turn = reached[run.route.scope] = max(own, reached.get(run.route.scope, own))
+            pool = run.route if run.route.backend == "prefect1" else run.route.scope
+            turn = reached[pool] = max(own, reached.get(pool, own))
             turns.append((turn, run))
         return [run for _, run in sorted(turns, key=lambda item: item[0])]
 

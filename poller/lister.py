@@ -50,23 +50,25 @@ class Lister:
             found = self._due(want.offers) if want.offers else []
             now = self._clock.monotonic()
             known.renew(found, now)
+            there = {due.route for due in found}
             idle = self._presence.idle_offers(want)
             if not idle:
                 known.tally(())
             elif not want.offers or now >= self._next_count:
                 counted = self._count(idle)
+                there |= {due.route for due in counted}
                 # a queue that is listed is known better from there, also when it is empty
                 known.tally(due for due in counted if not any(offer.serves(due.route) for offer in want.offers))
                 self._next_count = now + self._count_seconds
         self._meters.last_poll.set(self._clock.wall())
-        self._presence.know({due.route for due in found})
+        self._presence.listed(there)
 
     def _due(self, offers: Sequence[Offer]) -> Sequence[DueRuns]:
         try:
             return self._api.due(offers, within_seconds=self._within_seconds, limit=self._limit)
         except ApiRejected as exc:
             if len(offers) == 1 and len(offers[0].pools) <= 1:
-                logger.warning("due runs cannot be listed", extra={"pools": offers[0].pools, "error": str(exc)})
+                logger.warning("due runs cannot be listed", extra={**_names(offers[0]), "error": str(exc)})
                 return []
         # one pool that was deleted must not keep the others waiting: each by itself
         return [due for offer in offers for part in _by_pool(offer) for due in self._due([part])]
@@ -77,8 +79,12 @@ class Lister:
             try:
                 found += self._api.count_due([part])
             except ApiRejected as exc:
-                logger.info("due runs cannot be counted", extra={"pools": part.pools, "error": str(exc)})
+                logger.info("due runs cannot be counted", extra={**_names(part), "error": str(exc)})
         return found
+
+
+def _names(offer: Offer) -> dict[str, object]:
+    return {"pools": offer.pools} if offer.backend == "prefect3" else {"labels": list(offer.labels)}
 
 
 def _by_pool(offer: Offer) -> Sequence[Offer]:

@@ -6,7 +6,6 @@ import logging
 import random
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from flowfleet.api.client import ApiClient
@@ -16,14 +15,17 @@ from flowfleet.ledger.claims import Claim, Claims
 from flowfleet.ledger.roster import Roster, Row
 from poller.claim import Claimer
 from poller.credit import Narrowing, Wanted, credit, wanted
+from poller.echo import Echoes
 from poller.know import Clock, Known
 from poller.leader import Leadership, TermLost
 from poller.lister import Lister
 from poller.meters import Meters
 from poller.outage import Outage
+from poller.pace import Pace
 from poller.presence import Presence
 from poller.reconcile import Reconciler
 from poller.sweep import Gatekeeper, Sweep
+from poller.unfit import UnfitRuns
 
 logger = logging.getLogger(__name__)
 
@@ -37,22 +39,6 @@ class Ringing(Protocol):
 
     def wait(self, seconds: float, gather_seconds: float = 0.0) -> frozenset[str]:
         """Why it was woken, or nothing when the time is over."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pace:
-    """How often the loop does what."""
-
-    idle_seconds: float = 10.0
-    busy_seconds: float = 4.0  # first pause after something happened; doubles up to idle_seconds
-    linger_seconds: float = 20.0  # but not so soon after a claim: where one run came the next one often follows
-    glance_seconds: float = 2.0  # how often it looks into the ledger, which costs the API nothing
-    fresh_seconds: float = 2.0  # nothing is proposed from a listing older than this
-    gap_seconds: float = 0.25  # shortest time between two listings
-    gather_seconds: float = 0.06  # slots freed within it make one claim
-    lead_seconds: float = 5.0  # covers the start of the engine, which waits by itself; a slot is used meanwhile
-    sweep_seconds: float = 600.0
-    shun_seconds: float = 5.0
 
 
 class Loop:
@@ -71,12 +57,14 @@ class Loop:
         gatekeeper: Gatekeeper,
         presence: Presence,
         lister: Lister,
+        echoes: Echoes,
+        unfit: UnfitRuns,
         bell: Ringing,
         clock: Clock,
         meters: Meters,
         narrowing: Narrowing,
         redis_outage: Outage,
-        pace: Pace = Pace(),
+        pace: Pace,
         max_polls: int | None = None,
         tidy: Callable[[], None] = lambda: None,
         jitter: Callable[[], float] = random.random,
@@ -86,6 +74,8 @@ class Loop:
         self._claimer, self._reconciler, self._sweep, self._gatekeeper = claimer, reconciler, sweep, gatekeeper
         self._presence = presence
         self._lister = lister
+        self._echoes = echoes
+        self._unfit = unfit
         self._bell = bell
         self._clock = clock
         self._meters = meters
@@ -107,7 +97,7 @@ class Loop:
         self._interval = pace.busy_seconds
         self._claimed_at = float("-inf")
         self._was_open = True
-        claimer.progressed = reconciler.progressed = self._progressed
+        claimer.progressed = reconciler.progressed = echoes.progressed = self._progressed
 
     def _progressed(self) -> None:
         """An answer came: slow is not the same as hanging."""
@@ -128,12 +118,15 @@ class Loop:
 
     def run(self) -> None:
         """Rounds until `stop`, or until `max_polls` polls are done; then an orderly end."""
-        while not self._stopping.is_set():
+        while not self._done():
             wait = self.round()
-            if self._stopping.is_set() or (self._max_polls is not None and self.polls >= self._max_polls):
+            if self._done():
                 break
             self._rung |= self._bell.wait(wait, self._pace.gather_seconds)
         self.finish()
+
+    def _done(self) -> bool:
+        return self._stopping.is_set() or (self._max_polls is not None and self.polls >= self._max_polls)
 
     def round(self) -> float:
         """One round; in how many seconds the next should come."""
@@ -191,6 +184,7 @@ class Loop:
         self._presence.new_term()
         self.known.forget()
         self._lister.count_anew()
+        self._unfit.new_term()
         self._next_poll = self._next_sweep = 0.0
 
     def _ask(self, term: int, rows: Sequence[Row]) -> None:
@@ -207,8 +201,10 @@ class Loop:
         self._progressed()
         self._presence.learn(want.offers + want.idle)
         self._progressed()
+        self._unfit.look(rows)
+        self._progressed()
         now = self._clock.monotonic()
-        if is_open and now >= self._next_sweep:
+        if is_open and now >= min(self._next_sweep, self._sweep.again_at):
             self._sweep.run()
             self._next_sweep = now + self._pace.sweep_seconds
             self._presence.check_clock()
@@ -221,6 +217,8 @@ class Loop:
             self._lister.list(want, self.known)
             self.polls += 1
             self.api_outage.over()
+            self._echoes.answer(self.known, live, rows)
+            self._unfit.note(self.known.unfit())
         published = (
             self._claim(term, rows, live) if is_open and self.known.age_seconds <= self._pace.fresh_seconds else 0
         )

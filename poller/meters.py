@@ -22,6 +22,11 @@ class Meters:
             "flowfleet_runs_handed_back", "Runs given back to the API", ["reason"], registry=self.registry
         )
         self.lapsed = Counter("flowfleet_leases_lapsed", "Workers whose renewals have stopped", registry=self.registry)
+        self.echoed = Counter(
+            "flowfleet_runs_echoed",
+            "Runs that the API had put back to Scheduled while they ran, and whose state was written again",
+            registry=self.registry,
+        )
         self.poll_seconds = Histogram(
             "flowfleet_poll_duration_seconds", "How long the API took to list due runs", registry=self.registry
         )

@@ -15,6 +15,10 @@ logger = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 60.0
 LEARN_SECONDS = 600.0
+#: labels of runs that were not seen for so long are unlearned: nothing but runs tells which label sets there are
+UNSEEN_SECONDS = 3600.0
+#: a longer pause between two listings says nothing about what came in it
+GAP_SECONDS = 300.0
 #: the Date header has whole seconds only: less than this says nothing
 SKEW_NOISE_SECONDS = 1.5
 SKEW_WARN_SECONDS = 5.0
@@ -41,6 +45,10 @@ class Presence:
         self._shown: dict[str, float] = {}
         self._learned: dict[Offer, float] = {}
         self._routes: set[Route] = set()
+        #: Prefect 1: when each route was listed last, since when listings have come without a gap, and the last of them
+        self._seen: dict[Route, float] = {}
+        self._watching_since, self._listed_at = float("inf"), float("-inf")
+        self._tidied = 0.0
         self._own: Offer | None = None
         self._own_at: float | None = None
 
@@ -49,6 +57,8 @@ class Presence:
         self._shown.clear()
         self._learned.clear()
         self._routes.clear()
+        self._seen.clear()
+        self._watching_since, self._listed_at = float("inf"), float("-inf")
 
     def note_clock(self, skew_seconds: float) -> None:
         """The API has said what time it is there."""
@@ -100,6 +110,34 @@ class Presence:
             except ApiRejected as exc:
                 logger.warning("routes of a pool cannot be read", extra={"pools": offer.pools, "error": str(exc)})
             self._learned[offer] = now + LEARN_SECONDS
+        self._unlearn_labels()
+
+    def listed(self, routes: Collection[Route]) -> None:
+        """The routes of one listing."""
+        now = self._clock()
+        if now - self._listed_at > GAP_SECONDS:
+            self._watching_since = now
+        self._listed_at = now
+        if self._api.backend == "prefect1":
+            self._seen.update(dict.fromkeys(routes, now))
+        self.know(routes)
+
+    def _unlearn_labels(self) -> None:
+        """Label sets that no run has had for an hour; one that a claim is on stays, and any comes back with its run."""
+        now = self._clock()
+        if self._api.backend != "prefect1" or now - self._tidied < LEARN_SECONDS:
+            return
+        self._tidied = now
+        gone = [
+            route
+            for route in self._roster.routes()
+            if route.backend == "prefect1"
+            and now - max(self._seen.get(route, 0.0), self._watching_since) >= UNSEEN_SECONDS
+        ]
+        self._roster.unlearn(gone)
+        self._routes.difference_update(gone)
+        for route in gone:
+            self._seen.pop(route, None)
 
     def know(self, routes: Iterable[Route]) -> None:
         """Write routes into the ledger that were not known, so that workers begin to serve them."""

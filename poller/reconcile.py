@@ -18,6 +18,10 @@ from poller.meters import Meters
 
 logger = logging.getLogger(__name__)
 
+#: a claim of Prefect 1 that is not settled at once takes until its server forgets the first call (30 s), each try some
+#: requests; one that no server has carried out by then never will be
+SETTLE_AGAIN_SECONDS = 5.0
+SETTLE_SECONDS = 150.0
 TAKEN_SILENT_SECONDS = 60.0
 TAKEN_SECONDS = 240.0
 #: what another leader may still be doing under its old term: longer than any one of its scripts and short calls
@@ -81,8 +85,11 @@ class Reconciler:
         self._claim_watch = Watch(clock)
         self._state_watch = Watch(clock)
         self._worker_watch = Watch(clock)
+        self._clock = clock
         #: claims that this very leader is handing back or has left unsettled: nobody else is at them
         self._ours: set[str] = set()
+        #: when an unsettled claim is to be looked at again
+        self._settle_at: dict[str, float] = {}
         #: called after each answer of the API
         self.progressed: Callable[[], None] = lambda: None
 
@@ -115,6 +122,7 @@ class Reconciler:
         further claim would only wait for as long.
         """
         self._claim_watch.keep([claim.claim for claim in claims])
+        self._settle_at = {claim.claim: at for claim in claims if (at := self._settle_at.get(claim.claim)) is not None}
         self._claimer.unpublished.intersection_update([claim.claim for claim in claims])
         self._state_watch.keep([claim.claim for claim in claims])
         live = {row.worker for row in rows if row.live}
@@ -134,7 +142,7 @@ class Reconciler:
     def _one(self, term: int, claim: Claim, still: float, in_state: float, *, owner_lives: bool) -> bool:
         """`still`: neither moved nor renewed for so long; `in_state`: renewed perhaps, but not moved."""
         if claim.state is State.CLAIMING:
-            return self._claimer.settle(term, claim)
+            return self._settle(term, claim, in_state)
         if claim.state is State.QUEUED and claim.cancel:
             return self.hand_back(term, claim, "cancelled")
         if claim.state is State.QUEUED and in_state >= self._queued_seconds:
@@ -146,6 +154,16 @@ class Reconciler:
             if claim.claim in self._ours or still >= patience:
                 return self._finish(term, claim, claim.reason or "returning")
         return False
+
+    def _settle(self, term: int, claim: Claim, in_state: float) -> bool:
+        now = self._clock()
+        if now < self._settle_at.get(claim.claim, now):
+            return False
+        settled = self._claimer.settle(term, claim, at_last=in_state >= SETTLE_SECONDS)
+        self._settle_at.pop(claim.claim, None)
+        if not settled and self._api.backend == "prefect1":
+            self._settle_at[claim.claim] = self._clock() + SETTLE_AGAIN_SECONDS
+        return settled
 
     def clear(self, term: int, claims: Sequence[Claim]) -> None:
         """The poller ends: settle what is unsettled, give back what no worker can see, finish what we began."""

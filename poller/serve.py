@@ -63,7 +63,7 @@ def handlers(vitals: Vitals, meters: Meters, poke: Callable[[], None]) -> dict[s
 
     def nudge(_: Request) -> Answer:
         poke()
-        return Answer.json({"ok": True})
+        return Answer()  # an empty body, as the 1.x agent's
 
     def metrics(_: Request) -> Answer:
         return Answer(body=meters.text(), content_type=METRICS_TYPE)

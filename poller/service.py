@@ -18,20 +18,24 @@ from flowfleet.monitor.metrics import LedgerCollector
 from flowfleet.monitor.page import serve
 from flowfleet.monitor.snapshot import take
 from flowfleet.settings import PollerSettings
+from poller import banner
 from poller.bell import Bell
 from poller.claim import Claimer
 from poller.credit import Narrowing
+from poller.echo import Echoes
 from poller.know import Clock
 from poller.leader import Leadership, Tender
 from poller.lister import Lister
-from poller.loop import Loop, Pace
+from poller.loop import Loop
 from poller.memory import give_back
 from poller.meters import Meters
 from poller.outage import Outage
+from poller.pace import Pace
 from poller.presence import Presence
 from poller.reconcile import Reconciler
 from poller.serve import Vitals, handlers
 from poller.sweep import Gatekeeper, Sweep
+from poller.unfit import UnfitRuns
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +99,10 @@ class Service:
             gatekeeper=gatekeeper,
             presence=self.presence,
             lister=Lister(api, self.presence, clock=CLOCK, meters=parts.meters),
+            echoes=Echoes(api, mark=Mark(fleet=settings.fleet), meters=parts.meters, clock=CLOCK.monotonic),
+            unfit=UnfitRuns(
+                api, clock=CLOCK, cloud_logs=settings.cloud_logs, skew_seconds=lambda: self.presence.skew_seconds
+            ),
             bell=parts.bell,
             clock=CLOCK,
             meters=parts.meters,
@@ -143,6 +151,7 @@ class Service:
             mark=Mark(fleet=parts.settings.fleet),
             failpoints=parts.failpoints,
             meters=parts.meters,
+            clock=CLOCK.monotonic,
         )
         gatekeeper = Gatekeeper(
             parts.ledger.gate,
@@ -183,6 +192,8 @@ class Service:
         give_back()
         names = {"identity": settings.identity, "fleet": settings.fleet, "pid": os.getpid()}
         logger.info("poller started", extra=names)
+        if self._parts.api.backend == "prefect1":
+            banner.greet(settings.identity, settings.labels)
         try:
             self.loop.run()
         finally:

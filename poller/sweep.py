@@ -19,18 +19,38 @@ from poller.meters import Meters
 logger = logging.getLogger(__name__)
 
 SUBMITTED = "Submitted"
+#: Prefect 1 has no Launching: a run stays Submitted until its engine, which loads the flow first, has written Running.
+#: A sweep comes when no start is possible any more, so what is still Submitted after this has no engine.
+ENGINE_START_SECONDS = 60.0
 
 
 class Sweep:
     """Compares the API's unfinished runs of this fleet with the ledger."""
 
-    def __init__(self, api: ApiClient, claims: Claims, *, mark: Mark, failpoints: Failpoints, meters: Meters) -> None:
+    def __init__(
+        self,
+        api: ApiClient,
+        claims: Claims,
+        *,
+        mark: Mark,
+        failpoints: Failpoints,
+        meters: Meters,
+        clock: Callable[[], float],
+    ) -> None:
         self._api = api
+        self._clock = clock
         self._claims = claims
         self._mark = mark
         self._failpoints = failpoints
         self._meters = meters
         self._said: frozenset[str] = frozenset()
+        #: run and call of what was Submitted and unknown, and when that was seen first, by our monotonic clock
+        self._waiting: dict[tuple[str, str | None], float] = {}
+
+    @property
+    def again_at(self) -> float:
+        """When the next look is worth its request, by the monotonic clock: what is left alone may be clear by then."""
+        return min(self._waiting.values(), default=float("inf")) + ENGINE_START_SECONDS
 
     def count(self) -> int:
         """How many unfinished runs of this fleet the API shows; touches none."""
@@ -43,13 +63,18 @@ class Sweep:
         """
         unfinished = self._api.unfinished(self._mark)
         launched: set[str] = set()
+        waiting: dict[tuple[str, str | None], float] = {}
         for found in unfinished:
             # asked run by run and after the listing: what was claimed meanwhile is known here, since the ledger hears
             # of each claim before the API does
             if self._claims.get(found.state.run_id) is not None:
                 continue
             if _never_launched(found):
-                self._give_back(found)
+                seen = self._first_seen(found)
+                if self._clock() - seen >= self._patience_seconds:
+                    self._give_back(found)
+                else:
+                    waiting[found.state.run_id, found.state.call] = seen
             else:
                 launched.add(found.state.run_id)
                 if found.state.run_id not in self._said:
@@ -57,9 +82,26 @@ class Sweep:
                         "run launched by this fleet is unknown to the ledger, left alone",
                         extra={"run_id": found.state.run_id, "state": found.state.name, "worker": found.worker},
                     )
-        self._said = frozenset(launched)
+        self._said, self._waiting = frozenset(launched), waiting
         self._meters.unknown.set(len(launched))
         return len(unfinished)
+
+    @property
+    def _patience_seconds(self) -> float:
+        return 0.0 if self._api.backend == "prefect3" else ENGINE_START_SECONDS
+
+    def _first_seen(self, found: Unfinished) -> float:
+        """When this sweep saw it first, by our own clock.
+
+        The state's own age says less: it counts from the claim, and the start may come minutes after that.
+        """
+        state, now = found.state, self._clock()
+        if (state.run_id, state.call) not in self._waiting and self._patience_seconds:
+            logger.info(
+                "run is submitted and unknown to the ledger, looked at again before it is given back",
+                extra={"run_id": state.run_id, "next_look_seconds": self._patience_seconds},
+            )
+        return self._waiting.get((state.run_id, state.call), now)
 
     def _give_back(self, found: Unfinished) -> None:
         state = found.state

@@ -178,6 +178,8 @@ class ServerInfo:
     backend: str
     version: str
     skew_seconds: float  # its clock minus ours
+    #: the tenant whose runs we see, by name, where there are several
+    tenant: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -186,6 +186,8 @@ class Run:
 
 # -- the JSON of states that we write
 
+_NO_RESULT = {"type": "NoResultType", "__version__": CORE_VERSION}
+
 
 def written(name: str, message: str, stamp: Stamp | None = None, **more: Any) -> dict[str, Any]:
     """A state as the engine's own serializer writes it."""
@@ -194,7 +196,7 @@ def written(name: str, message: str, stamp: Stamp | None = None, **more: Any) ->
         "message": message,
         "context": stamp.to_context() if stamp else {},
         "cached_inputs": {},
-        "_result": {"type": "NoResultType", "__version__": CORE_VERSION},
+        "_result": _NO_RESULT,
         "__version__": CORE_VERSION,
         **more,
     }
@@ -203,7 +205,7 @@ def written(name: str, message: str, stamp: Stamp | None = None, **more: Any) ->
 def submitted(before: Mapping[str, Any], stamp: Stamp, *, task: bool = False) -> dict[str, Any]:
     """Submitted over what stood there; the words are the reference agent's."""
     message = "Submitted for execution." if task else "Submitted for execution"
-    return written(SUBMITTED, message, stamp, state=dict(before))
+    return written(SUBMITTED, message, stamp, state={"_result": _NO_RESULT, **before})
 
 
 def stamp_of(mark: Mark, call: str, run: Run) -> Stamp:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from flowfleet.api.client import ServerInfo
+from flowfleet.api.client import ApiClient, Mark, Rival, ServerInfo
 from flowfleet.errors import ApiError, LedgerError, SettingsError
 from flowfleet.monitor.metrics import our_version
 from flowfleet.monitor.redis_server import RedisServer, is_cluster
-from flowfleet.monitor.snapshot import Snapshot
+from flowfleet.monitor.snapshot import Snapshot, bracketed
+from flowfleet.monitor.status import span
 
 #: the oldest Redis that has what our scripts use
 OLDEST_REDIS = (6, 2)
+#: so many of a kind are named one by one
+NAMED = 5
 #: clocks further apart than this make states and logs hard to read
 SKEW_SECONDS = 5.0
 
@@ -149,7 +152,8 @@ def api_checks(probe: Callable[[], ServerInfo]) -> Iterator[Check]:
     except ApiError as error:
         yield Check(name="api", verdict=Verdict.FAIL, found=str(error), remedy="Start the API, or correct --api.")
         return
-    yield Check(name="api", verdict=Verdict.OK, found=f"{info.backend} {info.version} answers.")
+    tenant = f", tenant {info.tenant}" if info.tenant else ""
+    yield Check(name="api", verdict=Verdict.OK, found=f"{info.backend} {info.version} answers{tenant}.")
     yield _clock("api clock", info.skew_seconds, "the API")
 
 
@@ -192,10 +196,51 @@ def _odd_ones(snapshot: Snapshot) -> Iterator[Check]:
         )
     unserved = [queue for queue in snapshot.queues if queue.due and not queue.eligible_workers]
     if unserved:
-        names = ", ".join(snapshot.route_name(queue.route) for queue in unserved)
+        names = ", ".join(
+            bracketed(queue.route.labels) if queue.route.backend == "prefect1" else snapshot.route_name(queue.route)
+            for queue in unserved
+        )
         yield Check(
             name="unserved",
             verdict=Verdict.WARN,
             found=f"Runs are due on {names}, which no active worker serves.",
             remedy="Start a worker for it.",
         )
+
+
+def label_checks(api: ApiClient, snapshot: Snapshot, clock: Callable[[], float] = time.time) -> Iterator[Check]:
+    """Prefect 1: nobody else takes the runs of this fleet's labels, and no due run has labels that nobody has."""
+    offers = tuple(dict.fromkeys(worker.row.offer for worker in snapshot.workers if worker.row.live))
+    if api.backend != "prefect1" or not offers:
+        return
+    try:
+        rivals, unserved = api.rivals(offers, Mark(fleet=snapshot.fleet)), api.unserved(offers)
+    except ApiError as error:
+        yield Check(name="rivals", verdict=Verdict.WARN, found=f"Other agents could not be asked for: {error}")
+        return
+    yield from _rivals(rivals, clock())
+    if unserved:
+        first, more = unserved[0], len(unserved) - 1
+        others = f" {more} more are due that no agent can take." if more else ""
+        yield Check(
+            name="labels",
+            verdict=Verdict.WARN,
+            found=f"The run {first.name} is due and no agent can take it: {first.reason.rstrip('.')}.{others}",
+            remedy="Start a worker that can, or correct the run.",
+        )
+
+
+def _rivals(rivals: Sequence[Rival], now: float) -> Iterator[Check]:
+    if not rivals:
+        yield Check(name="rivals", verdict=Verdict.OK, found="No other agent asks for the runs of this fleet.")
+    for rival in rivals[:NAMED]:
+        asked = f"asked for runs {span(max(0.0, now - rival.seen.timestamp()))} ago" if rival.seen else "is registered"
+        yield Check(
+            name="rivals",
+            verdict=Verdict.WARN,
+            found=f"The agent {rival.name} ({rival.type}) with labels {bracketed(rival.labels)} {asked} "
+            "and takes the same runs without this fleet's ledger.",
+            remedy="Stop it, or give it other labels: a Prefect Server cannot keep a run from being started twice.",
+        )
+    if len(rivals) > NAMED:
+        yield Check(name="rivals", verdict=Verdict.WARN, found=f"{len(rivals) - NAMED} more agents take the same runs.")

@@ -8,7 +8,7 @@ from typing import Any
 
 from flowfleet.api.client import Kind, Place, RunState
 from flowfleet.ledger.claims import Claim, State
-from flowfleet.monitor.snapshot import WAITING, Queue, Snapshot, claim_json
+from flowfleet.monitor.snapshot import WAITING, Queue, Snapshot, bracketed, claim_json
 from flowfleet.monitor.status import span
 
 
@@ -46,12 +46,7 @@ def explain(
     elif at_api and at_api.kind == Kind.SCHEDULED:
         sentence = _of_waiting(at_api, snapshot, place)
         if place:
-            evidence["place"] = {
-                "pool": place.pool,
-                "queue": place.route.name,
-                "paused": place.paused,
-                "limit": place.limit,
-            }
+            evidence["place"] = {**_place_json(place), "paused": place.paused, "limit": place.limit}
         evidence["queues"] = [
             {"route": str(queue.route), "due": queue.due, "eligible_workers": queue.eligible_workers}
             for queue in snapshot.queues
@@ -68,6 +63,12 @@ def explain(
     else:
         sentence = f"The fleet {snapshot.fleet} knows nothing of it: it was never claimed here, or more than a day ago."
     return Explanation(run_id=run_id, sentence=sentence, evidence=evidence)
+
+
+def _place_json(place: Place) -> dict[str, Any]:
+    if place.route.backend == "prefect1":
+        return {"labels": list(place.route.labels)}
+    return {"pool": place.pool, "queue": place.route.name}
 
 
 def _of_claim(claim: Claim, snapshot: Snapshot) -> str:
@@ -108,12 +109,31 @@ def _hindrance(snapshot: Snapshot, place: Place | None) -> str:
     if at_api:
         return at_api
     if place and not any(worker.row.live and worker.row.offer.serves(place.route) for worker in snapshot.workers):
-        return f"no live worker of the fleet {snapshot.fleet} serves its queue {place.pool}/{place.route.name}"
+        return _unserved(snapshot, place)
     if snapshot.leader is None:
         return f"no poller is running in the fleet {snapshot.fleet}"
     if not snapshot.gate_open:
         return "the gate is shut, since Redis was restarted or replaced"
     return _hindrance_of_route(snapshot, place) if place else _hindrance_anywhere(snapshot)
+
+
+def _unserved(snapshot: Snapshot, place: Place) -> str:
+    if place.route.backend != "prefect1":
+        return f"no live worker of the fleet {snapshot.fleet} serves its queue {place.pool}/{place.route.name}"
+    offers = [worker.row.offer for worker in snapshot.workers if worker.row.live]
+    there = sorted({offer.labels for offer in offers if offer.tenant == place.route.scope})
+    have = f"live ones have: {', '.join(map(bracketed, there))}" if there else "none lives for its tenant"
+    if not place.route.labels:
+        return (
+            "has no labels: such a run goes only to a worker without labels (worker start --no-hostname-label), "
+            f"and no live one of the fleet {snapshot.fleet} is without; {have}"
+        )
+    return f"no live worker of the fleet {snapshot.fleet} has {_labels(place)}; {have}"
+
+
+def _labels(place: Place) -> str:
+    labels = place.route.labels
+    return f"the label{'s' if len(labels) > 1 else ''} {bracketed(labels)}"
 
 
 def _hindrance_at_api(place: Place) -> str | None:
@@ -126,17 +146,22 @@ def _hindrance_at_api(place: Place) -> str | None:
 
 def _hindrance_of_route(snapshot: Snapshot, place: Place) -> str:
     """Live workers serve it, so they take no new runs, or no slot is free, or nothing hinders."""
-    where = f"{place.pool}/{place.route.name}"
+    if place.route.backend != "prefect1":
+        able, where = f"serves its queue {place.pool}/{place.route.name}", f"on {place.pool}/{place.route.name}"
+    elif place.route.labels:
+        able, where = f"has {_labels(place)}", f"with {_labels(place)}"
+    else:
+        able, where = "has no labels, as it has none,", "without labels"
     serving = [worker for worker in snapshot.workers if worker.row.live and worker.row.offer.serves(place.route)]
     active = [worker for worker in serving if worker.state == "active"]
     if not active:
         names = ", ".join(f"{worker.row.worker} ({worker.state})" for worker in serving)
-        return f"no worker that serves its queue {where} takes new runs: {names}"
+        return f"no worker that {able} takes new runs: {names}"
     claimed = sum(claim.state in WAITING and claim.route == place.route for claim in snapshot.claims)
     if sum(worker.free for worker in active) <= claimed:
         slots = sum(worker.row.slots for worker in active)
         queue = next((queue for queue in snapshot.queues if queue.route == place.route), None)
-        due = f"{_ahead([queue])} on" if queue and queue.due else "it is due on"
+        due = _ahead([queue]) if queue and queue.due else "it is due"
         return f"waits for a free slot: all {slots} of the workers that serve it are taken, and {due} {where}"
     return "will be claimed at the next poll: nothing hinders it"
 

@@ -173,10 +173,15 @@ def iso(moment: float) -> str:
     return datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def bracketed(labels: Iterable[str]) -> str:
+    """Labels as people read them: [x, y]."""
+    return f"[{', '.join(labels)}]"
+
+
 def route_name(route: Route, pool_names: Mapping[str, str]) -> str:
     """POOL/QUEUE or the labels, where the pool's name is known; else the route with its id cut short."""
     if route.backend == "prefect1":
-        return route.name or "(no labels)"
+        return ",".join(route.labels) or "(no labels)"
     return f"{pool_names.get(route.scope, route.scope[:8])}/{route.name}"
 
 

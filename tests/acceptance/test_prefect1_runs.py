@@ -16,7 +16,7 @@ from tests.prefect1_world import World1
 from tests.waiting import until
 
 VOLATILE = re.compile(
-    r"[0-9a-f]{8}-[0-9a-f-]{27}|PID: \d+|\d{4}-\d\d-\d\d[T ][0-9:.+]+|0x[0-9a-f]+|\b\d+(\.\d+)? ?(s|seconds)\b"
+    r"[0-9a-f]{8}-[0-9a-f-]{27}|PID: \d+|\d{4}-\d\d-\d\d[Tt ][0-9:.+-]+|0x[0-9a-f]+|\b\d+(\.\d+)? ?(s|seconds)\b"
 )
 
 
@@ -181,7 +181,7 @@ def test_a_retry_after_ten_minutes_is_resumed_when_its_time_has_come(both):
         world.api.writer.put("task_run", task["id"], state)
     assert world.wait_end(run_id) == "Success"
     assert "Submitted" in _kinds(world, run_id)
-    assert world.api.history(run_id) == ["Scheduled", "Submitted", "Running", "Running", "Success"]
+    assert world.api.history(run_id) == ["Scheduled", "Submitted", "Running", "Success"]
 
 
 def _kinds(world: World1, run_id: str) -> set[str]:

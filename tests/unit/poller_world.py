@@ -18,15 +18,18 @@ from flowfleet.ledger.gate import Leader
 from flowfleet.ledger.roster import Due, Row
 from poller.claim import Claimer
 from poller.credit import Narrowing
+from poller.echo import Echoes
 from poller.know import Clock
 from poller.leader import Leadership
 from poller.lister import Lister
-from poller.loop import Loop, Pace
+from poller.loop import Loop
 from poller.meters import Meters
 from poller.outage import Outage
+from poller.pace import Pace
 from poller.presence import Presence
 from poller.reconcile import Reconciler
 from poller.sweep import Gatekeeper, Sweep
+from poller.unfit import UnfitRuns
 
 POOL = "11111111-1111-4111-8111-111111111111"
 ROUTE = Route("prefect3", POOL, "default")
@@ -224,7 +227,8 @@ class FakeRoster:
         self.known.update(routes)
 
     def unlearn(self, routes: Sequence[Route]) -> None:
-        self.known.difference_update(routes)
+        claimed = {claim.route for claim in self.claims.by_run.values()} if self.claims else set()
+        self.known.difference_update(set(routes) - claimed)
 
     def routes(self) -> list[Route]:
         return sorted(self.known)
@@ -372,9 +376,20 @@ def away(name: str) -> None:
 class World:
     """One poller with everything around it in memory; `rounds` lets time pass as its loop would sleep."""
 
-    def __init__(self, *, failpoints: Failpoints | None = None, pace: Pace | None = None, **narrowing: Any) -> None:
+    def __init__(
+        self,
+        *,
+        failpoints: Failpoints | None = None,
+        pace: Pace | None = None,
+        api: Callable[[Time], FakeApi] | None = None,
+        cloud_logs: bool = True,
+        max_polls: int | None = None,
+        **narrowing: Any,
+    ) -> None:
         self.time = Time()
-        self.api = FakeApi(self.time)
+        self.api = (api or FakeApi)(self.time)
+        self.cloud_logs = cloud_logs
+        self.max_polls = max_polls
         self.gate = FakeGate()
         self.roster = FakeRoster()
         self.claims = FakeClaims(self.roster, self.gate)
@@ -421,7 +436,14 @@ class World:
             queued_seconds=60.0,
             ttl_seconds=20.0,
         )
-        self.sweep = Sweep(self.api, self.claims, mark=parts.mark, failpoints=self.failpoints, meters=self.meters)
+        self.sweep = Sweep(
+            self.api,
+            self.claims,
+            mark=parts.mark,
+            failpoints=self.failpoints,
+            meters=self.meters,
+            clock=monotonic,
+        )
         self.gatekeeper = Gatekeeper(
             self.gate, self.sweep, failpoints=self.failpoints, clock=monotonic, wait_seconds=25.0
         )
@@ -437,12 +459,15 @@ class World:
             gatekeeper=self.gatekeeper,
             presence=self.presence,
             lister=Lister(self.api, self.presence, clock=self.time.clock, meters=self.meters),
+            echoes=Echoes(self.api, mark=parts.mark, meters=self.meters, clock=monotonic),
+            unfit=UnfitRuns(self.api, clock=self.time.clock, cloud_logs=self.cloud_logs),
             bell=self,
             clock=self.time.clock,
             meters=self.meters,
             narrowing=self.narrowing,
             redis_outage=Outage("Redis", monotonic, lambda: 1.0),
             pace=self.pace,
+            max_polls=self.max_polls,
             jitter=lambda: 0.5,
         )
 

@@ -289,7 +289,7 @@ def test_help_promises_nothing_that_this_version_does_not_do():
     text = {option.key: option.help for _, option in options_of(PollerSettings)}
     for key in ("on-lost-run", "max-attempts", "adopt-grace"):
         assert "only records it: lost runs are not judged yet" in text[key]
-    assert "a poller writes none" in text["cloud-logs"]
+    assert "nobody here can take" in text["cloud-logs"]
 
 
 @pytest.mark.parametrize(

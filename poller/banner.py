@@ -1,0 +1,31 @@
+"""Banner: what a poller of Prefect 1 says when it starts, as the reference's agent does."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from typing import TextIO
+
+logger = logging.getLogger(__name__)
+
+BANNER = r"""
+  __  _                __  _            _
+ / _|| | ___ __ __ __ / _|| | ___  ___ | |_
+|  _|| |/ _ \\ V  V /|  _|| |/ -_)/ -_)|  _|
+|_|  |_|\___/ \_/\_/ |_|  |_|\___|\___| \__|
+"""
+
+
+def greet(agent: str, labels: Sequence[str], *, out: TextIO | None = None, shown: bool | None = None) -> None:
+    """The name in large letters on stdout, where a person sees it, then two lines of log.
+
+    `shown` decides about the letters where it is not for the terminal to say.
+    """
+    out = out or sys.stdout
+    if out.isatty() if shown is None else shown:
+        print(BANNER, file=out, flush=True)
+    # without labels of its own it asks for whatever live workers can take
+    asked: Sequence[str] | str = sorted(labels) or "those of its workers"
+    logger.info("Starting the poller", extra={"agent": agent, "labels": asked})
+    logger.info("Waiting for flow runs...", extra={"agent": agent})

@@ -1,0 +1,75 @@
+"""Echo: a run that the API hands out again while its process lives; its state is written back, and it is not claimed.
+
+Prefect 1's Lazarus puts a run whose heartbeats have failed for ten minutes back to Scheduled, whether it runs or not.
+The ledger refuses a second claim of it, but as long as it stands there the run's own tasks cannot begin.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+from flowfleet.api.client import ApiClient, Mark, Verdict
+from flowfleet.ledger.claims import Claim, State
+from flowfleet.ledger.roster import Row
+from poller.know import Known
+from poller.meters import Meters
+
+logger = logging.getLogger(__name__)
+
+#: a run is written back at most this often
+AGAIN_SECONDS = 30.0
+#: so many of them after one listing: after an outage of the API all runs may come at once, and others wait
+MOST = 25
+#: claims whose process may live
+STARTED = frozenset({State.STARTING, State.RUNNING})
+
+
+class Echoes:
+    """Looks at each listing for runs that this fleet runs already."""
+
+    def __init__(self, api: ApiClient, *, mark: Mark, meters: Meters, clock: Callable[[], float]) -> None:
+        self._api = api
+        self._mark = mark
+        self._meters = meters
+        self._clock = clock
+        self._asked: dict[str, float] = {}
+        #: called after each answer of the API
+        self.progressed: Callable[[], None] = lambda: None
+
+    def answer(self, known: Known, live: Sequence[Claim], rows: Sequence[Row]) -> None:
+        """Take such runs out of what is due, and write back those that the API calls Scheduled.
+
+        One that it calls Running waits for a retry inside its own process, and is left to it. Raises `ApiUnavailable`
+        when the API falls silent.
+        """
+        if self._api.backend != "prefect1":
+            return
+        started = {claim.run_id: claim for claim in live if claim.state in STARTED}
+        listed = known.take_out(started.keys())
+        owners = {row.worker for row in rows if row.live}
+        now = self._clock()
+        self._asked = {run_id: at for run_id, at in self._asked.items() if now - at < AGAIN_SECONDS}
+        echoes = [
+            run
+            for run in listed
+            if run.state != "Running" and run.run_id not in self._asked and started[run.run_id].worker in owners
+        ]
+        for run in echoes[:MOST]:
+            self._asked[run.run_id] = self._clock()
+            self._write_back(started[run.run_id])
+
+    def _write_back(self, claim: Claim) -> None:
+        answer = self._api.reinstate(claim.run_id, claim.claim, self._mark)
+        self.progressed()
+        names = {"run_id": claim.run_id, "claim": claim.claim, "worker": claim.worker, "run_name": claim.name}
+        if answer.silence:
+            raise answer.silence
+        if answer.verdict is Verdict.ACCEPTED:
+            self._meters.echoed.inc()
+            logger.warning("the API had put back a run that is running, its state is written again", extra=names)
+        elif answer.verdict is Verdict.UNSURE:
+            logger.warning("the API has put back a run that is running", extra={**names, "answer": answer.reason})
+        else:
+            # somebody has restarted it before its process was seen to end: it is claimed when that is gone
+            logger.info("a run that is due again still has its process", extra={**names, "answer": answer.reason})

@@ -1,0 +1,21 @@
+"""Pace: how often the loop does what, and how long before its time a run is claimed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """How often the loop does what."""
+
+    idle_seconds: float = 10.0
+    busy_seconds: float = 4.0  # first pause after something happened; doubles up to idle_seconds
+    linger_seconds: float = 20.0  # but not so soon after a claim: where one run came the next one often follows
+    glance_seconds: float = 2.0  # how often it looks into the ledger, which costs the API nothing
+    fresh_seconds: float = 2.0  # nothing is proposed from a listing older than this
+    gap_seconds: float = 0.25  # shortest time between two listings
+    gather_seconds: float = 0.06  # slots freed within it make one claim
+    lead_seconds: float = 5.0  # covers the start of the engine, which waits by itself; a slot is used meanwhile
+    sweep_seconds: float = 600.0
+    shun_seconds: float = 5.0

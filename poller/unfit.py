@@ -1,0 +1,137 @@
+"""Unfit runs: due runs that nobody here can take; each is told once, in our log and on its own log page."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from flowfleet.api.client import ApiClient, LogLine, Unfit
+from flowfleet.errors import ApiError, ApiRejected, ApiUnavailable
+from flowfleet.flow_run import Offer
+from flowfleet.ledger.roster import Row
+from poller.know import Clock
+
+logger = logging.getLogger(__name__)
+
+#: the API is asked this often for runs that nobody's labels fit, first when workers have had the time to sign on
+LOOK_SECONDS = 60.0
+FIRST_LOOK_SECONDS = 30.0
+#: a worker that is away for less than this only restarts: what it can take is not called unfit
+AWAY_SECONDS = 120.0
+#: so long a run must be listed as unfit before it is told, for the same reason
+PATIENCE_SECONDS = 15.0
+#: a run that was not seen for so long is forgotten
+KEPT_SECONDS = 3600.0
+KEPT = 10_000
+#: so many lines go to the API at a time
+BATCH = 100
+
+
+@dataclass(kw_only=True)
+class _Seen:
+    first: float
+    last: float
+    told: bool = False
+
+
+class UnfitRuns:
+    """Remembers what it has told, and never lets its own errors end a round."""
+
+    def __init__(
+        self,
+        api: ApiClient,
+        *,
+        clock: Clock,
+        cloud_logs: bool,
+        skew_seconds: Callable[[], float] = lambda: 0.0,
+    ) -> None:
+        self._api = api
+        self._clock = clock
+        self._cloud_logs = cloud_logs
+        self._skew_seconds = skew_seconds
+        self._seen: dict[str, _Seen] = {}
+        self._offers: dict[Offer, float] = {}
+        self._lines: list[LogLine] = []
+        self._next_look = self._next_send = 0.0
+        self._full_said = False
+
+    def new_term(self) -> None:
+        """Workers that we have not seen may live: they are given the time to say so."""
+        self._next_look = self._clock.monotonic() + FIRST_LOOK_SECONDS
+
+    def note(self, found: Iterable[Unfit]) -> None:
+        """What a listing calls unfit for all who were asked for."""
+        for run in found:
+            self._note(run, PATIENCE_SECONDS)
+        self._send()
+
+    def look(self, rows: Sequence[Row]) -> None:
+        """Each minute: ask for due runs that no worker of ours, nor any other agent, has the labels for."""
+        if self._api.backend != "prefect1":
+            return
+        now = self._clock.monotonic()
+        self._offers.update((row.offer, now) for row in rows if row.live and row.offer.backend == "prefect1")
+        if now < self._next_look:
+            return
+        self._next_look = now + LOOK_SECONDS
+        self._offers = {offer: at for offer, at in self._offers.items() if now - at < AWAY_SECONDS}
+        self._seen = {run_id: seen for run_id, seen in self._seen.items() if now - seen.last < KEPT_SECONDS}
+        if self._offers:  # a fleet without workers is not in anybody's way
+            try:
+                found = self._api.unserved(tuple(self._offers))
+            except ApiError as exc:
+                logger.info("runs that nobody can take cannot be asked for now", extra={"error": str(exc)})
+            else:
+                for run in found:
+                    self._note(run, 0.0)
+        self._send()
+
+    def _note(self, run: Unfit, patience: float) -> None:
+        now = self._clock.monotonic()
+        seen = self._seen.get(run.run_id)
+        if seen is None:
+            if len(self._seen) >= KEPT:
+                self._say_full()
+                return
+            seen = self._seen[run.run_id] = _Seen(first=now, last=now)
+        seen.last = now
+        if not seen.told and now - seen.first >= patience:
+            seen.told = True
+            self._tell(run)
+
+    def _tell(self, run: Unfit) -> None:
+        names = {"run_id": run.run_id, "run_name": run.name, "reason": run.reason}
+        logger.warning("no worker can take this run, it stays Scheduled", extra=names)
+        if self._cloud_logs:
+            at = datetime.fromtimestamp(self._clock.wall() + self._skew_seconds(), UTC)
+            self._lines.append(LogLine(run_id=run.run_id, message=run.reason, at=at, level=logging.WARNING))
+
+    def _say_full(self) -> None:
+        if not self._full_said:
+            self._full_said = True
+            logger.warning("more runs wait that no worker can take than are told one by one", extra={"told": KEPT})
+
+    def _send(self) -> None:
+        """Lines that the API has not; after a failure once a minute."""
+        now = self._clock.monotonic()
+        while self._lines and now >= self._next_send:
+            batch, self._lines = self._lines[:BATCH], self._lines[BATCH:]
+            try:
+                self._log(batch)
+            except ApiUnavailable as exc:
+                self._lines = batch + self._lines
+                self._next_send = now + LOOK_SECONDS
+                logger.info("log pages of runs cannot be written now", extra={"error": str(exc), "lines": len(batch)})
+
+    def _log(self, lines: Sequence[LogLine]) -> None:
+        """One refused line must not take the others with it. Raises `ApiUnavailable`."""
+        try:
+            self._api.log(lines)
+        except ApiRejected as exc:
+            if len(lines) > 1:
+                for line in lines:
+                    self._log([line])
+            else:
+                logger.info("the log page of a run takes no line", extra={"run_id": lines[0].run_id, "error": str(exc)})

@@ -1,0 +1,542 @@
+"""The poller at Prefect 1: labels, unfit runs, echoes, start times, and claims without version locks."""
+
+import logging
+from dataclasses import replace
+
+import pytest
+
+from flowfleet.api.client import Kind, Unfit
+from flowfleet.errors import ApiRejected, ApiUnavailable
+from flowfleet.ledger.claims import State
+from poller.credit import Narrowing, wanted
+from poller.pace import Pace
+from tests.unit.poller_world import FakeRoster, away
+from tests.unit.poller_world_prefect1 import Labelled, offer, route
+
+
+def world_with(*labels, slots=4, **more):
+    world = Labelled(**more)
+    world.worker(*labels, slots=slots)
+    return world
+
+
+def claimed(world):
+    return [message.run_id for message in world.published]
+
+
+def running(world, *, worker="worker@a", **more):
+    """A run of ours whose process lives."""
+    run = world.api.add(**more)
+    world.ring("poke")
+    world.rounds(1)
+    world.claims.be(run, State.RUNNING, worker)
+    world.api.be(run, Kind.RUNNING, "Running")
+    return run
+
+
+def metric(world, name):
+    return world.meters.registry.get_sample_value(name)
+
+
+def said(caplog, words):
+    return [record for record in caplog.records if words in record.message]
+
+
+# --- labels
+
+
+@pytest.mark.parametrize(
+    ("run", "worker", "taken"),
+    [
+        ((), (), True),
+        ((), ("x",), False),
+        (("x",), ("x", "y"), True),
+        (("x", "y"), ("x",), False),
+        (("x",), (), False),
+        (("with, comma", "50 %", "ünï"), ("50 %", "with, comma", "ünï"), True),
+    ],
+)
+def test_a_run_goes_to_a_worker_that_has_all_its_labels(run, worker, taken):
+    world = world_with(*worker)
+    found = world.api.add(labels=run)
+    world.rounds(15)
+
+    assert claimed(world) == ([found] if taken else [])
+
+
+def test_a_label_set_that_is_new_is_claimed_when_a_worker_has_subscribed_and_not_a_poll_later():
+    world = world_with("x", "y")
+    world.rounds(60)
+    run = world.api.add(labels=("x", "y"))
+    world.ring("poke")
+    begun, polls = world.time.now, world.api.count("due")
+    world.loop.round()
+    assert claimed(world) == []  # nobody reads its queue yet
+    assert route("x", "y") in world.roster.known
+
+    while not claimed(world):
+        world.loop._rung |= world.wait(2.0)
+        world.loop.round()
+
+    assert world.time.now - begun < 0.1  # the time of the hints alone
+    assert world.api.count("due") == polls + 1
+    assert world.claims.by_run[run].route == route("x", "y")
+
+
+def test_an_hour_unseen_takes_a_label_set_out_of_the_known_routes_but_not_one_that_a_claim_is_on():
+    world = world_with("x", "y")
+    gone, stays = world.api.add(labels=("x",)), world.api.add(labels=("y",))
+    world.rounds(5)
+    assert world.roster.known == {route("x"), route("y")}
+    world.claims.be(stays, State.RUNNING, "worker@a")
+    world.api.be(stays, Kind.RUNNING, "Running")
+    world.claims.done(gone)
+    world.api.be(gone, Kind.COMPLETED, "Success")
+
+    world.rounds(3400)
+    assert world.roster.known == {route("x"), route("y")}
+    world.rounds(1000)
+    assert world.roster.known == {route("y")}
+
+    again = world.api.add(labels=("x",))
+    world.rounds(15)
+    assert again in claimed(world)
+
+
+def test_a_new_leader_and_one_whose_api_was_away_watch_for_an_hour_before_they_unlearn():
+    world = world_with("x")
+    world.roster.known = {route("x")}
+    world.rounds(3000)
+    world.api.trouble = away
+    world.rounds(900)
+    world.api.trouble = lambda name: None
+    world.rounds(3300)
+    assert world.roster.known == {route("x")}
+
+    world.rounds(1300)
+    assert world.roster.known == set()
+
+
+def test_the_pollers_labels_only_narrow_for_whom_it_asks():
+    roster = FakeRoster()
+    for name, labels in (("a", ("x", "y")), ("b", ("y",)), ("c", ()), ("d", ("x",))):
+        roster.add(f"worker@{name}", offer=offer(*labels))
+
+    def asked(*labels):
+        return [each.labels for each in wanted(roster.rows(), "prefect1", Narrowing(labels=labels)).offers]
+
+    assert asked() == [("x", "y"), ("y",), (), ("x",)]
+    assert asked("x") == [("x", "y"), ("x",)]
+    assert asked("x", "y") == [("x", "y")]
+    assert asked("z") == []
+
+
+def test_what_a_live_worker_has_the_labels_for_is_not_counted_once_more_for_one_that_is_away():
+    roster = FakeRoster()
+    roster.add("worker@a", offer=offer("x", "y"))
+    for name, labels in (("b", ("y",)), ("c", ("x", "y")), ("d", ()), ("e", ("z",))):
+        roster.add(f"worker@{name}", offer=offer(*labels), live=False)
+
+    assert [each.labels for each in wanted(roster.rows(), "prefect1", Narrowing()).idle] == [(), ("z",)]
+
+
+def test_runs_of_workers_that_are_away_are_counted():
+    world = world_with("x")
+    world.worker("z", worker="worker@b")
+    world.roster.table["worker@b"] = replace(world.roster.table["worker@b"], live=False)
+    world.api.add(labels=("z",))
+    world.rounds(40, beat=False)
+
+    assert [(due.route, due.due) for due in world.roster.noted] == [(route("z"), 1)]
+
+
+# --- time
+
+
+def test_nothing_is_claimed_before_its_time_and_then_at_once():
+    world = world_with("x")
+    run = world.api.add(25.0)
+    world.rounds(24.9)
+    assert claimed(world) == []
+
+    world.rounds(0.4)
+    assert claimed(world) == [run]
+
+
+def test_a_run_that_is_cancelled_while_it_waits_for_its_time_is_not_even_asked_for():
+    world = world_with("x", pace=Pace(fresh_seconds=2.0))
+    run = world.api.add(29.0)
+    world.rounds(26.0)
+    world.api.be(run, Kind.CANCELLED, "Cancelled")
+    world.rounds(10.0)
+
+    assert world.api.count("claim") == 0
+    assert world.api.kind(run) is Kind.CANCELLED
+
+
+def test_an_old_listing_is_renewed_right_before_a_run_that_was_known_ahead_is_claimed():
+    world = world_with("x")
+    world.rounds(60)
+    run = world.api.add(20.0)
+    world.ring("poke")
+    world.rounds(15.0)
+    world.api.asked.clear()
+    world.rounds(5.3)
+
+    assert claimed(world) == [run]
+    assert world.api.asked[-2:] == ["due", "claim"]
+
+
+def test_of_runs_that_wait_the_oldest_comes_first_whatever_its_labels():
+    world = world_with("x", "y", slots=1)
+    world.api.add(-1, labels=("x",))
+    oldest = world.api.add(-9, labels=("y",))
+    world.rounds(5)
+
+    assert claimed(world) == [oldest]
+
+
+@pytest.mark.parametrize("polls", [0, 1, 3])
+def test_max_polls_counts_polls_from_none_up(polls):
+    world = world_with("x", max_polls=polls)
+    world.api.add()
+    world.leadership.tend()
+    world.loop.run()
+
+    assert world.api.count("due") == polls
+    assert len(claimed(world)) == (1 if polls > 1 else 0)  # with the first poll its labels become known
+    assert world.gate.written is None  # resigned in order
+
+
+# --- runs that nobody here can take
+
+
+def test_a_run_that_is_listed_as_unfit_is_told_once_and_stays(caplog):
+    world = world_with("x")
+    run = world.api.add()
+    world.api.unfit[run] = "It needs a container, and no worker here starts any."
+    world.rounds(600)
+
+    (line,) = said(caplog, "no worker can take this run")
+    assert (line.levelno, line.run_id, line.reason) == (logging.WARNING, run, world.api.unfit[run])
+    assert [(each.run_id, each.message, each.level) for each in world.api.lines] == [
+        (run, world.api.unfit[run], logging.WARNING)
+    ]
+    assert world.api.kind(run) is Kind.SCHEDULED
+    assert claimed(world) == []
+    assert [(due.route, due.due) for due in world.roster.noted] == [(route("x"), 1)]
+
+
+def test_a_worker_that_only_restarts_makes_nothing_unfit(caplog):
+    world = world_with("x")
+    run = world.api.add()
+    world.api.unfit[run] = "No worker here starts containers."
+    world.rounds(9)
+    del world.api.unfit[run]
+    world.rounds(20)
+
+    assert said(caplog, "no worker can take") == []
+    assert claimed(world) == [run]
+
+
+def test_each_minute_it_asks_for_runs_that_no_labels_fit_and_tells_each_once(caplog):
+    world = world_with("x")
+    world.api.nobodys = [Unfit(run_id="r1", name="lone-wolf", reason="No agent has the label [gpu].")]
+    world.rounds(28)
+    assert world.api.count("unserved") == 0  # workers may only be signing on
+    world.rounds(600)
+
+    assert 9 <= world.api.count("unserved") <= 11
+    assert world.api.asked_for[-1] == (offer("x"),)
+    assert [record.run_id for record in said(caplog, "no worker can take")] == ["r1"]
+    assert [line.run_id for line in world.api.lines] == ["r1"]
+
+
+def test_what_was_told_is_forgotten_when_the_run_was_gone_for_an_hour(caplog):
+    world = world_with("x")
+    lone = Unfit(run_id="r1", name="lone-wolf", reason="No agent has the label [gpu].")
+    world.api.nobodys = [lone]
+    world.rounds(100)
+    world.api.nobodys = []
+    world.rounds(3500)
+    assert len(world.api.lines) == 1
+    world.api.nobodys = [lone]
+    world.rounds(100)
+    assert len(world.api.lines) == 1
+    world.api.nobodys = []
+    world.rounds(3800)
+    world.api.nobodys = [lone]
+    world.rounds(100)
+
+    assert len(world.api.lines) == 2
+
+
+def test_a_worker_that_was_here_two_minutes_ago_still_counts_and_a_fleet_without_any_asks_nothing():
+    world = world_with("x")
+    world.rounds(95)
+    world.roster.table["worker@a"] = replace(world.roster.table["worker@a"], live=False)
+    asked = world.api.count("unserved")
+    world.rounds(130, beat=False)
+    assert world.api.count("unserved") > asked
+    asked = world.api.count("unserved")
+    world.rounds(600, beat=False)
+
+    assert world.api.count("unserved") == asked
+
+
+def test_without_cloud_logs_only_our_own_log_tells(caplog):
+    world = world_with("x", cloud_logs=False)
+    run = world.api.add()
+    world.api.unfit[run] = "It needs a container."
+    world.rounds(60)
+
+    assert len(said(caplog, "no worker can take")) == 1
+    assert world.api.count("log") == 0
+
+
+def test_a_log_page_that_cannot_be_written_ends_no_round_and_is_written_later():
+    world = world_with("x")
+    unfit, good = world.api.add(), world.api.add(20.0)
+    world.api.unfit[unfit] = "It needs a container."
+    world.api.trouble = lambda name: away(name) if name == "log" else None
+    world.rounds(50)
+
+    assert claimed(world) == [good]
+    assert not world.loop.api_outage.away
+    assert 1 <= world.api.count("log") <= 2
+    world.api.trouble = lambda name: None
+    world.rounds(70)
+    assert [line.run_id for line in world.api.lines] == [unfit]
+
+
+def test_one_refused_line_does_not_take_the_others_with_it():
+    world = world_with("x")
+    gone, there = world.api.add(), world.api.add()
+    world.api.unfit = dict.fromkeys((gone, there), "It needs a container.")
+
+    def log(lines):
+        if any(line.run_id == gone for line in lines):
+            raise ApiRejected("the run does not exist")
+        world.api.lines += lines
+
+    world.api.log = log
+    world.rounds(100)
+
+    assert [line.run_id for line in world.api.lines] == [there]
+
+
+@pytest.mark.parametrize("error", [ApiRejected("no such table"), ApiUnavailable("no answer")])
+def test_an_api_that_does_not_tell_what_is_unserved_is_no_outage(error):
+    world = world_with("x")
+
+    def trouble(name):
+        if name == "unserved":
+            raise error
+
+    world.api.trouble = trouble
+    world.rounds(200)
+
+    assert world.api.count("unserved") >= 3
+    assert metric(world, "flowfleet_poll_errors_total") == 0
+
+
+# --- echoes
+
+
+def test_a_run_that_the_api_has_put_back_while_it_runs_is_written_back_and_never_claimed(caplog):
+    world = world_with("x")
+    run = running(world)
+    claim = world.claims.by_run[run].claim
+    world.api.lazarus(run)
+    world.rounds(15)
+
+    assert world.api.reinstated == [(run, claim)]
+    assert world.api.kind(run) is Kind.RUNNING
+    assert metric(world, "flowfleet_runs_echoed_total") == 1
+    (line,) = said(caplog, "had put back a run that is running")
+    assert (line.levelno, line.run_id, line.worker) == (logging.WARNING, run, "worker@a")
+    assert len(claimed(world)) == 1
+    assert world.roster.noted == [] or world.roster.noted[0].due == 0
+
+
+def test_an_echo_that_cannot_be_written_back_is_tried_each_half_minute_and_neither_due_nor_a_reason_to_spin():
+    world = world_with("x")
+    run = running(world)
+    world.api.restarted.add(run)
+    world.api.lazarus(run)
+    world.rounds(30)
+    world.api.asked.clear()
+    world.rounds(120)
+
+    assert 3 <= world.api.count("reinstate") <= 5
+    assert world.api.count("claim") == 0
+    assert world.api.count("due") <= 14
+    assert world.roster.noted[0].due == 0
+    assert metric(world, "flowfleet_runs_echoed_total") == 0
+
+
+def test_a_restarted_run_is_claimed_when_its_old_process_is_gone():
+    world = world_with("x")
+    run = running(world)
+    world.api.restarted.add(run)
+    world.api.lazarus(run)
+    world.rounds(40)
+    world.claims.done(run)
+    world.ring("freed")
+    world.rounds(12)
+
+    assert claimed(world) == [run, run]
+
+
+def test_a_late_retry_whose_process_lives_is_left_to_it():
+    world = world_with("x")
+    run = running(world)
+    world.api.late_retries.add(run)
+    world.rounds(60)
+
+    assert world.api.count("reinstate") == 0
+    assert len(claimed(world)) == 1
+    assert world.roster.noted[0].due == 0
+
+
+def test_an_echo_of_a_silent_worker_is_not_written_back():
+    world = world_with("x")
+    run = running(world)
+    world.roster.table["worker@a"] = replace(world.roster.table["worker@a"], live=False)
+    world.worker("x", worker="worker@b")
+    world.api.lazarus(run)
+    world.rounds(60, beat=False)
+
+    assert world.api.count("reinstate") == 0
+    assert len(claimed(world)) == 1
+
+
+def test_many_echoes_at_once_are_written_back_in_turns():
+    world = world_with("x", slots=60)
+    runs = [running(world) for _ in range(60)]
+    for run in runs:
+        world.api.lazarus(run)
+    world.ring("poke")
+    world.loop.round()
+    assert len(world.api.reinstated) == 25
+
+    world.rounds(60)
+    assert {run for run, _ in world.api.reinstated} == set(runs)
+
+
+# --- claims
+
+
+@pytest.mark.parametrize("seconds", [0.5, 3.0, 20.0, 45.0])
+def test_a_claim_that_is_carried_out_after_its_time_out_is_still_ours_and_published_once(seconds):
+    world = world_with("x")
+    world.roster.known = {route("x")}
+    world.subscribe()
+    world.api.late = [seconds]
+    run = world.api.add()
+    world.rounds(60)
+
+    assert claimed(world) == [run]
+    assert world.claims.by_run[run].state is State.QUEUED
+    assert world.api.runs[run].call == world.claims.by_run[run].call
+
+
+def test_an_unsettled_claim_costs_few_requests():
+    world = world_with("x")
+    world.roster.known = {route("x")}
+    world.subscribe()
+    world.api.late = [1000.0]
+    run = world.api.add()
+    world.rounds(32)
+
+    assert claimed(world) == [run]
+    assert world.api.count("claim") + world.api.count("settle") <= 30
+
+
+def test_a_claim_that_the_server_refuses_for_ever_is_given_up():
+    world = world_with("x")
+    world.roster.known = {route("x")}
+    world.subscribe()
+    world.api.late = [1e9]
+    run = world.api.add()
+    world.rounds(2)
+    assert world.claims.by_run[run].state is State.CLAIMING
+    first = world.claims.by_run[run].claim
+    world.api._memory[run] = 1e9  # it remembers for ever
+    world.rounds(160)
+
+    assert (run, first) in world.claims.dropped
+    assert claimed(world) == []
+
+
+def test_a_run_that_was_handed_back_is_tried_again_until_the_server_has_forgotten_its_last_claim(caplog):
+    caplog.set_level(logging.INFO)
+    world = world_with("x")
+    run = world.api.add()
+    world.rounds(2)
+    first = world.claims.by_run[run]
+    world.time.now += 2
+    world.claims.give_back(run, first.claim, "worker-stops", worker="worker@a")
+    world.api.hand_back(run, first.call, first.due, None, "worker-stops")
+    world.claims.drop(run, first.claim, worker="worker@a")
+    world.ring("freed")
+    world.api.asked.clear()
+    world.rounds(45)
+
+    assert claimed(world) == [run, run]
+    assert world.api.count("claim") <= 8
+    assert world.api.count("due") <= 12
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+    assert said(caplog, "claim refused") == []
+    assert metric(world, "flowfleet_claims_lost_total") == 0
+
+
+# --- the sweep
+
+
+def test_what_is_submitted_and_unknown_is_given_back_only_when_no_engine_can_be_about_to_begin():
+    world = world_with("x", slots=0)
+    run = world.api.submitted()
+    world.rounds(55)
+    assert world.api.kind(run) is Kind.PENDING
+    sweeps = world.api.count("unfinished")
+
+    world.rounds(10)
+    assert world.api.kind(run) is Kind.SCHEDULED
+    assert world.api.count("unfinished") == sweeps + 1
+
+
+def test_an_engine_that_was_only_slow_keeps_its_run():
+    world = world_with("x", slots=0)
+    run = world.api.submitted()
+    world.rounds(50)
+    world.api.be(run, Kind.RUNNING, "Running")
+    world.rounds(1300)
+
+    assert world.api.kind(run) is Kind.RUNNING
+    assert world.api.count("hand_back") == 0
+    assert world.api.count("unfinished") <= 5  # it does not look again and again
+
+
+def test_a_redis_that_lost_everything_gives_back_what_nobody_runs_a_minute_after_its_gate_opened():
+    world = world_with("x")
+    run = world.api.submitted()
+    world.gate.process = "redis-2"
+    world.rounds(30)
+    assert world.gate.accepted == "redis-2"
+    assert world.api.kind(run) is Kind.PENDING
+
+    world.rounds(75)
+    assert claimed(world) == [run]
+
+
+def test_an_outage_in_the_middle_of_a_sweep_does_not_begin_the_wait_anew():
+    world = world_with("x", slots=0)
+    run = world.api.submitted()
+    world.rounds(40)
+    world.api.trouble = away
+    world.rounds(30)
+    world.api.trouble = lambda name: None
+    world.rounds(12)
+
+    assert world.api.kind(run) is Kind.SCHEDULED

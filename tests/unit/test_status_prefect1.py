@@ -1,0 +1,181 @@
+"""What people read of a fleet at Prefect 1: labels instead of pools, in tables, explanations and checks."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from types import SimpleNamespace
+
+import pytest
+
+from flowfleet.api.client import Kind, Place, Rival, RunState, ServerInfo, Unfit
+from flowfleet.errors import ApiUnavailable
+from flowfleet.flow_run import Offer, Route
+from flowfleet.monitor.doctor import Verdict, api_checks, fleet_checks, label_checks
+from flowfleet.monitor.explain import explain
+from flowfleet.monitor.status import status
+from tests.unit.test_status import AT, _claim, _printed, _row, _snapshot
+
+TENANT = "77777777-7777-4777-8777-777777777777"
+LONG = tuple(f"label-{number:03}" for number in range(40))
+
+
+def worker(*labels, name="worker@host-1", tenant=TENANT, **more):
+    return replace(_row(name, **more), offer=Offer(backend="prefect1", labels=labels, tenant=tenant), routes=())
+
+
+def snapshot(*labels, rows, **more):
+    """A fleet with one queue: that of these labels."""
+    found = _snapshot(rows=rows, **more)
+    return replace(found, queues=(replace(found.queues[0], route=Route.of_labels(TENANT, labels)),))
+
+
+def due(*labels):
+    state = RunState(
+        run_id="r", run_name="n", kind=Kind.SCHEDULED, name="Scheduled", scheduled=datetime.fromtimestamp(AT - 9, UTC)
+    )
+    return state, Place(route=Route.of_labels(TENANT, labels), pool="")
+
+
+def test_the_page_fits_80_columns_with_long_labels():
+    rows = [worker(*LONG), worker("x", name="worker@" + "h" * 90)]
+    text = _printed(status(snapshot(*LONG, rows=rows, due=50)))
+
+    assert max(map(len, text.splitlines())) <= 80
+    assert "label-000,label-001" in text
+
+
+def test_the_json_form_has_the_labels_of_each_worker_and_their_routes():
+    form = snapshot("x", "a, b", rows=[worker("a, b", "x"), worker(name="plain@host-2")]).to_json()
+
+    assert [each["labels"] for each in form["workers"]] == [["a, b", "x"], []]
+    assert [each["pools"] for each in form["workers"]] == [[], []]
+    assert Route.parse(form["queues"][0]["route"]).labels == ("a, b", "x")
+
+
+def test_a_queue_is_called_by_its_labels():
+    table = snapshot("a, b", "x", rows=[worker()])
+    assert table.route_name(table.queues[0].route) == "a, b,x"
+    assert table.route_name(Route.of_labels(TENANT, [])) == "(no labels)"
+
+
+@pytest.mark.parametrize(
+    ("asks", "rows", "words"),
+    [
+        (
+            ("x", "y"),
+            [worker("x"), worker("z", name="b@h")],
+            "no live worker of the fleet default has the labels [x, y]; live ones have: [x], [z].",
+        ),
+        (("gpu",), [worker()], "no live worker of the fleet default has the label [gpu]; live ones have: []."),
+        (("x",), [worker("x", live=False)], "has the label [x]; none lives for its tenant."),
+        (("x",), [worker("x", tenant=TENANT[::-1])], "has the label [x]; none lives for its tenant."),
+        (
+            (),
+            [worker("host-1")],
+            (
+                "and has no labels: such a run goes only to a worker without labels (worker start --no-hostname-label), "
+                "and no live one of the fleet default is without; live ones have: [host-1]."
+            ),
+        ),
+        (("x",), [worker("x", wanted="paused")], "no worker that has the label [x] takes new runs: worker@host-1 (pa"),
+        (("x",), [worker("x", "y")], "will be claimed at the next poll: nothing hinders it."),
+    ],
+)
+def test_an_explanation_names_the_labels_that_lack(asks, rows, words):
+    state, place = due(*asks)
+    explanation = explain("r", snapshot(*asks, rows=rows), None, state, place)
+
+    assert words in explanation.sentence
+    assert explanation.evidence["place"] == {"labels": list(asks), "paused": None, "limit": None}
+
+
+@pytest.mark.parametrize(("asks", "end"), [(("x",), "5 runs are due with the label [x]."), ((), "due without labels.")])
+def test_a_full_worker_is_named_by_the_labels_too(asks, end):
+    state, place = due(*asks)
+    full = [_claim(run_id=str(number)) for number in range(4)]
+    sentence = explain("r", snapshot(*asks, rows=[worker(*asks)], claims=full, due=5), None, state, place).sentence
+
+    assert "all 4 of the workers that serve it are taken" in sentence
+    assert sentence.endswith(end)
+
+
+def test_what_the_api_cannot_hand_out_is_said_first():
+    state, place = due("x")
+    held = replace(place, limit="asks for a container (DockerRun), and no live worker starts any")
+    assert "and asks for a container" in explain("r", snapshot("x", rows=[worker("x")]), None, state, held).sentence
+
+
+def test_runs_due_for_labels_that_nobody_serves_are_named_by_the_checks():
+    found = snapshot("x", "y", rows=[worker("z")], due=3, eligible=0)
+    (check,) = [check for check in fleet_checks(found) if check.name == "unserved"]
+    assert "Runs are due on [x, y], which no active worker serves." in check.found
+
+
+def test_the_api_is_named_with_its_tenant():
+    info = ServerInfo(backend="prefect1", version="2022.1", skew_seconds=0.0, tenant="default")
+    assert next(api_checks(lambda: info)).found == "prefect1 2022.1 answers, tenant default."
+
+
+class Api(SimpleNamespace):
+    """What the checks of labels ask."""
+
+    backend = "prefect1"
+
+    def rivals(self, offers, mark):
+        assert ([each.labels for each in offers], mark.fleet) == ([("x",)], "default")
+        return self.others
+
+    def unserved(self, offers):
+        return self.nobodys
+
+
+def rival(name="agent", seconds=12):
+    seen = datetime.fromtimestamp(AT - seconds, UTC)
+    return Rival(name=name, type="LocalAgent", labels=("x", "y"), seen=seen)
+
+
+def checks(others=(), nobodys=(), rows=None):
+    api = Api(others=list(others), nobodys=list(nobodys))
+    return list(label_checks(api, snapshot("x", rows=[worker("x")] if rows is None else rows), lambda: AT))
+
+
+def test_a_foreign_agent_with_our_labels_is_warned_of():
+    (check,) = checks([rival()])
+
+    assert check.verdict == Verdict.WARN
+    assert check.found == (
+        "The agent agent (LocalAgent) with labels [x, y] asked for runs 12s ago "
+        "and takes the same runs without this fleet's ledger."
+    )
+    assert check.remedy.startswith("Stop it, or give it other labels")
+
+
+def test_many_foreign_agents_are_counted_and_none_is_fine():
+    assert [check.verdict for check in checks()] == [Verdict.OK]
+    found = checks([rival(str(number)) for number in range(8)])
+    assert len(found) == 6
+    assert found[-1].found == "3 more agents take the same runs."
+
+
+def test_runs_that_no_agent_can_take_are_told():
+    lone = [Unfit(run_id=str(n), name=f"wolf-{n}", reason="No agent has the label [gpu].") for n in range(3)]
+    check = checks(nobodys=lone)[-1]
+
+    assert (check.name, check.verdict) == ("labels", Verdict.WARN)
+    assert check.found == (
+        "The run wolf-0 is due and no agent can take it: No agent has the label [gpu]. "
+        "2 more are due that no agent can take."
+    )
+
+
+def test_a_fleet_without_workers_and_another_api_have_no_rivals():
+    assert checks([rival()], rows=[worker("x", live=False)]) == []
+    assert list(label_checks(SimpleNamespace(backend="prefect3"), _snapshot())) == []
+
+
+def test_rivals_that_cannot_be_asked_for_are_no_failure():
+    class Away(Api):
+        def rivals(self, offers, mark):
+            raise ApiUnavailable("no answer")
+
+    (check,) = label_checks(Away(), snapshot("x", rows=[worker("x")]))
+    assert (check.verdict, check.found) == (Verdict.WARN, "Other agents could not be asked for: no answer")
