@@ -88,9 +88,7 @@ _ENTRIES = {
     "labels": _Entry(
         field="labels", read=_labels, wants=f"a list of texts of at most {kinds.LABEL_LENGTH} characters", of=_BOTH
     ),
-    "no_cloud_logs": _Entry(
-        field="cloud_logs", read=lambda value: not _switch(value), wants="true or false", of=_BOTH
-    ),
+    "no_cloud_logs": _Entry(field="cloud_logs", read=lambda value: not _switch(value), wants="true or false", of=_BOTH),
     "env_vars": _Entry(field="env", read=_pairs, wants="a table of names and texts", of=(WorkerSettings,)),
     "import_paths": _Entry(field="import_paths", read=_paths, wants="a list of texts", of=(WorkerSettings,)),
     "show_flow_logs": _Entry(field="show_flow_logs", read=_switch, wants="true or false", of=(WorkerSettings,)),

@@ -50,7 +50,9 @@ def test_a_poller_takes_what_is_a_pollers():
 def test_each_flag_that_loses_gets_one_line_without_its_value(caplog):
     flags = {"env": ("A=secret",), "label": ("mine",), "show-flow-logs": False}
     settings = lay_over(
-        resolve(WorkerSettings, flags, {"FLOWFLEET_IMPORT_PATHS": "/mine"}, {}), {**CONFIG, "hostname_label": True}, "c1"
+        resolve(WorkerSettings, flags, {"FLOWFLEET_IMPORT_PATHS": "/mine"}, {}),
+        {**CONFIG, "hostname_label": True},
+        "c1",
     )
 
     assert settings.env == ("A=1", "B=x=y")
