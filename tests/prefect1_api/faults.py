@@ -113,6 +113,11 @@ class Faults:
             released, self._released = self._released, threading.Event()
         released.set()
 
+    def pending(self) -> int:
+        """How many faults are still to be met."""
+        with self._lock:
+            return sum(fault.times for fault in self._faults if fault.times > 0)
+
     # what the API asks
 
     def of_request(self, fields: Iterable[str]) -> Fault | None:

@@ -1,0 +1,172 @@
+"""Prefect 1 with all that its server and the lines to it do wrong: no run is lost, and none is run twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.prefect1_api import Faults
+from tests.prefect1_world import World1
+from tests.waiting import until
+
+KINDS = {"strict": Faults, "server": Faults.like_server}
+
+
+@pytest.fixture(params=["strict", "server"])
+def fleet1(request: pytest.FixtureRequest, tmp_path: Path, valkey: Any) -> Iterator[World1]:
+    world = World1(tmp_path, valkey.tcp_url, faults=KINDS[request.param]())
+    yield world
+    world.close()
+
+
+@pytest.fixture
+def loose1(tmp_path: Path, valkey: Any) -> Iterator[World1]:
+    """As Server is: nothing of ours may lean on locks that it does not have."""
+    world = World1(tmp_path, valkey.tcp_url, faults=Faults.like_server())
+    yield world
+    world.close()
+
+
+def all_once(world: World1, runs: list[str], seconds: float = 90) -> None:
+    """Every run comes to Success, and each was begun by one process, once."""
+    until(lambda: all(world.api.state(run) == "Success" for run in runs), seconds, "all runs to succeed", pause=0.2)
+    begun = {run: world.words(run) for run in runs}
+    assert begun == {run: ["ran", "done"] for run in runs}
+    world.world.wait_empty()
+    assert {world.api.state(run) for run in runs} == {"Success"}
+
+
+def test_a_hundred_runs_on_three_workers_under_two_pollers_run_once_each(fleet1):
+    fleet1.start_poller("first")
+    fleet1.start_poller("second")
+    for number in range(3):
+        fleet1.start_worker(f"w{number}", "x", f"w{number}", slots=3, tiny=True)
+    runs = [fleet1.tiny_run("x") for _ in range(100)]
+    all_once(fleet1, runs, 120)
+    hosts = {fleet1.world.notes(run)[0][0] for run in runs}
+    assert hosts == {"ran"}
+
+
+def test_the_worker_is_killed_ten_times_under_one_run_and_tells_its_true_exit(loose1):
+    loose1.start_poller()
+    worker = loose1.start_worker("w", "x", tiny=True)
+    run_id = loose1.tiny_run("x", hold=True, code=7)
+    loose1.world.wait_note(run_id, "ran")
+    pid = loose1.world.notes(run_id)[0][1]
+    for _ in range(10):
+        worker.kill()
+        worker = loose1.start_worker("w", "x", tiny=True)
+    loose1.world.release()
+    assert loose1.wait_end(run_id) == "Failed"
+    assert "code 7" in loose1.api.states(run_id)[-1]["message"]
+    assert [(note[0], note[1]) for note in loose1.world.notes(run_id)] == [("ran", pid), ("done", pid)]
+    assert loose1.api.history(run_id) == ["Scheduled", "Submitted", "Running", "Failed"]
+
+
+def test_pollers_that_are_killed_in_turn_lose_and_double_nothing(loose1):
+    pollers = [loose1.start_poller(f"p{number}") for number in range(2)]
+    loose1.start_worker("w", "x", slots=3, tiny=True)
+    runs = []
+    for number in range(6):
+        runs += [loose1.tiny_run("x") for _ in range(4)]
+        until(lambda: _submitted(loose1, runs), 60, "a run of the batch to be claimed")
+        pollers[number % 2].kill()
+        pollers[number % 2] = loose1.start_poller(f"p{number % 2}", wait=False)
+    all_once(loose1, runs, 120)
+
+
+def _submitted(world: World1, runs: list[str]) -> bool:
+    return any(world.api.state(run) != "Scheduled" for run in runs[-4:])
+
+
+FAULTS: dict[str, Callable[[Faults], None]] = {
+    "500": lambda faults: faults.broken(times=12),
+    "500 after the commit": lambda faults: faults.broken_after(times=12),
+    "429": lambda faults: faults.throttled(times=6, retry_after=1),
+    "429 without a word": lambda faults: faults.throttled(times=3),
+    "503": lambda faults: faults.broken(status=503, times=8),
+    "broken lines": lambda faults: faults.dropped(times=12),
+    "lost answers": lambda faults: faults.lost(times=12),
+    "fields refused": lambda faults: faults.refused("set_flow_run_states", times=6),
+    "fields refused though done": lambda faults: faults.refused_after("set_flow_run_states", times=6),
+    "nonsense": lambda faults: faults.answered(b"<html>hello</html>", times=6),
+    "half an answer": lambda faults: faults.answered({"data": {}}, times=6),
+    "hangs": lambda faults: faults.hung(times=2),
+    "commits after the time-out": lambda faults: faults.late("set_flow_run_states", times=2),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_nothing_is_lost_or_doubled_under(loose1, fault):
+    loose1.start_poller()
+    loose1.start_worker("w", "x", slots=3, tiny=True)
+    witness = loose1.tiny_run("x")
+    all_once(loose1, [witness])
+    FAULTS[fault](loose1.api.faults)
+    asked = loose1.api.counted()
+    runs = [loose1.tiny_run("x") for _ in range(8)]
+    until(lambda: loose1.api.counted() >= asked + 3, 60, "the fault to be met")
+    if fault in ("hangs", "commits after the time-out"):
+        until(lambda: not loose1.api.faults.pending(), 60, "the requests to be held")
+        loose1.api.faults.release()
+    all_once(loose1, [witness, *runs])
+
+
+@pytest.mark.slow
+def test_nothing_is_lost_or_doubled_under_all_of_it_at_once(loose1):
+    pollers = [loose1.start_poller(f"p{number}") for number in range(2)]
+    for number in range(2):
+        loose1.start_worker(f"w{number}", "x", slots=2, tiny=True)
+    runs = []
+    for number, fault in enumerate(FAULTS):
+        FAULTS[fault](loose1.api.faults)
+        runs += [loose1.tiny_run("x") for _ in range(3)]
+        if number % 5 == 4:
+            pollers[number % 2].kill()
+            pollers[number % 2] = loose1.start_poller(f"p{number % 2}", wait=False)
+    until(lambda: not loose1.api.faults.pending() or _heal(loose1), 120, "the faults to be over", pause=1.0)
+    loose1.api.faults.heal()
+    all_once(loose1, runs, 180)
+
+
+def _heal(world: World1) -> bool:
+    """What hangs is let go of now and then, so that all other faults come to be met."""
+    world.api.faults.release()
+    return False
+
+
+def test_more_runs_than_the_servers_window_come_all_to_their_turn(loose1):
+    loose1.start_poller()
+    loose1.start_worker("w", "x", slots=4, tiny=True)
+    all_once(loose1, [loose1.tiny_run("x") for _ in range(60)])
+
+
+def test_a_run_that_lazarus_puts_back_while_its_process_lives_goes_on_and_is_not_begun_again(fleet1):
+    poller = fleet1.start_poller()
+    fleet1.start_worker("w", "x", tiny=True)
+    run_id = fleet1.tiny_run("x", hold=True)
+    fleet1.world.wait_note(run_id, "ran")
+    fleet1.wait_state(run_id, "Running")
+    fleet1.api.heartbeat(run_id, 700)
+    assert fleet1.api.services.lazarus() == [run_id]
+    assert fleet1.wait_state(run_id, "Running", seconds=30) == "Running"
+    fleet1.world.release()
+    all_once(fleet1, [run_id])
+    assert "flowfleet_runs_echoed_total 1.0" in poller.ask("/metrics")[1]
+
+
+def test_a_run_whose_whole_host_process_group_was_killed_is_failed_though_nobody_heartbeats(loose1):
+    loose1.start_poller()
+    loose1.start_worker("w", "x", tiny=True)
+    run_id = loose1.tiny_run("x", hold=True)
+    loose1.world.wait_note(run_id, "ran")
+    for handle in loose1.folder.glob(f"state/**/runs/{run_id}.*/started.json"):
+        os.killpg(json.loads(handle.read_text())["command_pid"], signal.SIGKILL)
+    assert loose1.wait_end(run_id, 10) == "Failed"
+    assert "SIGKILL" in loose1.api.states(run_id)[-1]["message"]
