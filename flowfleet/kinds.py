@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from flowfleet import logs
 from flowfleet.options import Kind
@@ -57,6 +58,14 @@ def _size(text: str) -> int:
     return int(found[1]) * _SIZES[found[2]]
 
 
+def _address(text: str) -> str:
+    """Where a page can be served: with a port, and by plain HTTP."""
+    parts = urlsplit(text if "://" in text else f"http://{text}")
+    if parts.scheme != "http" or parts.port is None:
+        raise ValueError(text)
+    return text
+
+
 def _pair(text: str) -> str:
     if "=" not in text.lstrip("="):
         raise ValueError(text)
@@ -99,6 +108,11 @@ SECONDS = Kind(parse=_above_zero, wants="a number of seconds above 0", metavar="
 GRACE = Kind(parse=_from_zero, wants="a number of seconds from 0 up", metavar="SECONDS")
 DAYS = Kind(parse=_from_zero, wants="a number of days from 0 up", metavar="DAYS")
 PORT = Kind(parse=_port, wants="a port from 1 to 65535", metavar="PORT")
+ADDRESS = Kind(
+    parse=_address,
+    wants="http://HOST:PORT with the port, for example http://127.0.0.1:8080",
+    metavar="http://HOST:PORT",
+)
 SIZE = Kind(parse=_size, wants="a size such as 500M or 1G", metavar="SIZE")
 LABEL = Kind(parse=label, wants=f"some text of at most {LABEL_LENGTH} characters", metavar="LABEL")
 PAIR = Kind(parse=_pair, wants="NAME=VALUE", metavar="K=V", masked=_pair_masked)

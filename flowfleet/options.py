@@ -85,11 +85,11 @@ class Option:
 class Origin:
     """Where a value came from, in words: `flag --redis`, `variable FLOWFLEET_REDIS`, `file …`, `default`."""
 
-    kind: str  # flag | variable | secret-file | config | machine | default
+    kind: str  # flag | variable | secret-file | config | prefect1 | machine | default
     name: str = ""
 
     def __str__(self) -> str:
-        words = {"secret-file": "file", "config": "config file", "machine": "this machine"}
+        words = {"secret-file": "file", "config": "config file", "prefect1": "", "machine": "this machine"}
         return f"{words.get(self.kind, self.kind)} {self.name}".strip()
 
 
@@ -148,19 +148,22 @@ def _look_up(
 ) -> tuple[Any, Origin] | None:
     given = flags.get(option.key)
     if given is not None and given != ():
-        return _read(option, given, option.flags[-1]), Origin("flag", option.flags[-1])
+        return read(option, given, option.flags[-1]), Origin("flag", option.flags[-1])
     if environ.get(option.variable):
-        return _read(option, environ[option.variable], option.variable), Origin("variable", option.variable)
+        return read(option, environ[option.variable], option.variable), Origin("variable", option.variable)
     if option.file_variable and environ.get(option.file_variable):
         path = environ[option.file_variable]
-        return _read(option, _secret_of(path, option.file_variable), option.file_variable), Origin("secret-file", path)
+        return read(option, _secret_of(path, option.file_variable), option.file_variable), Origin("secret-file", path)
     if option.key in config:
-        return _read(option, config[option.key], f"{option.key} in the config file"), Origin("config", option.key)
+        return read(option, config[option.key], f"{option.key} in the config file"), Origin("config", option.key)
     return None
 
 
-def _read(option: Option, given: Any, source: str) -> Any:
-    """Parse what a flag (already typed or text), a variable (text) or a config file (TOML) gave."""
+def read(option: Option, given: Any, source: str) -> Any:
+    """Parse what a flag (already typed or text), a variable (text) or a config file (TOML) gave.
+
+    Raises `SettingsError` with one sentence that names the source, the value and what is wanted.
+    """
     if option.separator is not None:
         items = _several(given, option.separator)
         return tuple(_parse(option, item, source) for item in items)

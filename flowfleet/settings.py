@@ -9,6 +9,7 @@ from pathlib import Path
 from flowfleet.errors import SettingsError
 from flowfleet.flags import options
 from flowfleet.kinds import (
+    ADDRESS,
     COUNT,
     DAYS,
     FILE,
@@ -72,8 +73,7 @@ def _state_dir(meaning: str) -> Option:
 
 
 def _agent_address() -> Option:
-    kind = shown_as("http://HOST:PORT")
-    return Option(flag="--agent-address", kind=kind, help="Serve health, metrics and the like here.")
+    return Option(flag="--agent-address", kind=ADDRESS, help="Serve health, metrics and the like here.")
 
 
 def _agent_config_id() -> Option:
@@ -110,7 +110,7 @@ class Common:
         Option(
             flag="--backend",
             kind=one_of("auto", "prefect1", "prefect3"),
-            help="Which API that is (default: auto).",
+            help="Which API that is (default: auto, by Prefect's own settings or by asking it).",
         ),
     )
     key: str | None = setting(
@@ -384,7 +384,7 @@ class UpSettings(Common):
     )
     # it names its parts itself, and all of it is about Prefect 3: these are no options here
     name: str = setting("worker")
-    backend: str = setting("auto")
+    backend: str = setting("prefect3")
     tenant_id: str | None = setting(None)
     slots: int = setting(
         1, Option(flag="-c --slots", kind=COUNT, help="Slots of each worker (default: the CPU cores).")

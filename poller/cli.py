@@ -6,13 +6,14 @@ import logging
 import os
 import sys
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
 
-import flowfleet.api
 import flowfleet.ledger
-from flowfleet.api.client import ApiClient
+from flowfleet.api import ApiClient, Door
+from flowfleet.api.client import ServerInfo
 from flowfleet.commands import Group, run
 from flowfleet.errors import ApiUnavailable, LedgerUnavailable
 from flowfleet.failpoints import Failpoints
@@ -22,7 +23,6 @@ from flowfleet.settings import PollerSettings, options
 from poller.bell import Bell
 from poller.meters import Meters
 from poller.outage import Outage
-from poller.presence import Presence
 from poller.service import Parts, Service
 from poller.stop import Stop
 
@@ -42,14 +42,15 @@ def publisher(settings: PollerSettings, login: Login) -> Publisher:
     return broker.Publisher(broker.make_app(settings.redis, fleet=settings.fleet, login=login))
 
 
-def wait_for_api(api: ApiClient, presence: Presence, bell: Bell, stop: Stop, *, required: bool) -> bool:
-    """Ask who answers until somebody does; False when the end was asked for first.
+def wait_for_api(door: Door, bell: Bell, stop: Stop, *, required: bool) -> tuple[ApiClient, ServerInfo] | None:
+    """Ask who answers until somebody does; None when the end was asked for first.
 
     Raises `ApiRejected` for what waiting cannot cure, and with `required` also `ApiUnavailable`.
     """
     outage = Outage("the Prefect API", time.monotonic)
     while not stop.asked:
         try:
+            api = door.open()
             info = api.probe()
         except ApiUnavailable as exc:
             if required:
@@ -58,10 +59,9 @@ def wait_for_api(api: ApiClient, presence: Presence, bell: Bell, stop: Stop, *, 
             bell.wait(outage.wait_seconds())
             continue
         outage.over()
-        presence.note_clock(info.skew_seconds)
         logger.info("API found", extra={"backend": info.backend, "version": info.version})
-        return True
-    return False
+        return api, info
+    return None
 
 
 def wait_for_redis(settings: PollerSettings, login: Login, bell: Bell, stop: Stop) -> Ledger | None:
@@ -89,10 +89,17 @@ def poll(settings: PollerSettings) -> int:
     hangup = Hangup()
     hangup.install()
     secrets = SecretFiles(settings)
+    door = Door(settings, os.environ)
     ledger = wait_for_redis(settings, secrets.login, bell, stop)
     if ledger is None:
         return 0
-    api = flowfleet.api.connect(settings, os.environ)
+    hangup.then = partial(bell.ring, "poke")
+    hangup.serve(door, secrets)
+    found = wait_for_api(door, bell, stop, required=settings.require_api)
+    if found is None:
+        return 0
+    api, info = found
+    settings = door.defaults(settings)
     service = Service(
         Parts(
             settings=settings,
@@ -104,12 +111,12 @@ def poll(settings: PollerSettings) -> int:
             meters=Meters(),
         )
     )
+    service.presence.note_clock(info.skew_seconds)
     stop.then(service.loop.stop)
     stop.busy = lambda: service.loop.claim_in_hand
     stop.last = service.leadership.resign
     hangup.then = service.new_key
-    hangup.serve(api, secrets)
-    if not wait_for_api(api, service.presence, bell, stop, required=settings.require_api):
+    if stop.asked:  # while it was put together
         return 0
     service.run(secrets.page_token)
     return 0

@@ -37,7 +37,7 @@ class Server(ThreadingHTTPServer):
         """Lines that break are the trade here."""
 
 
-def handler(api: Answers) -> type[BaseHTTPRequestHandler]:
+def handler(api: Answers, prefix: str = "/api") -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         disable_nagle_algorithm = True
@@ -49,7 +49,7 @@ def handler(api: Answers) -> type[BaseHTTPRequestHandler]:
             status, headers = 200, {}
             try:
                 answer = api.answer(
-                    self.command, self.path.removeprefix("/api"), json.loads(text) if text else {}, self.headers
+                    self.command, self.path.removeprefix(prefix), json.loads(text) if text else {}, self.headers
                 )
             except HttpError as error:
                 status, headers = error.status, error.headers

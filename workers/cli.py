@@ -117,16 +117,19 @@ def serve(settings: WorkerSettings, environ: Mapping[str, str], guest: Guest = G
     if taken_off:
         logger.info("variables of Celery are ignored", extra={"variables": ", ".join(taken_off)})
     mode = resolve_mode(settings.on_stop, environ, in_container=runs_in_container(environ))
-    api = apis.connect(settings, environ)
+    door = apis.Door(settings, environ)
     secrets = SecretFiles(settings)
-    hangup.serve(api, secrets)
-    layers, interpreter = interpreter_of(settings, environ, api.backend)
+    hangup.serve(door, secrets)
     ledger = ledgers.connect(settings.redis, settings.fleet, login=secrets.login)
     host, abilities = Host.probe(environ), Abilities.probe(environ)
     for sentence in abilities.missing():
         logger.warning(sentence)
     below = "process" if guest.leaving and settings.deploy == external.ExternalDeployer.kind else settings.deploy
-    deployer = guest.deployer(_deployer(below, host, abilities), external.Watch(api.states), host)
+    own = _deployer(below, host, abilities)
+    api = _open(door, wait=hangup.wait)
+    settings = door.defaults(settings)
+    layers, interpreter = interpreter_of(settings, environ, api.backend)
+    deployer = guest.deployer(own, external.Watch(api.states), host)
     state = sign_on.open_state(settings, host, environ)
     if guest.leaving is not None:
         guest.leaving.callback(state.close)
@@ -164,6 +167,13 @@ def _leave_nothing(service: Service) -> None:
     for errands in (service.to_api, service.to_ledger):
         errands.close()
     forget_stop()
+
+
+def _open(door: apis.Door, *, wait: Callable[[float], None]) -> ApiClient:
+    """The API's client; waits only where the API itself has to tell which one it is."""
+    opened: list[ApiClient] = []
+    sign_on.patiently(lambda: opened.append(door.open()), "the Prefect API", wait=wait)
+    return opened[0]
 
 
 def interpreter_of(settings: WorkerSettings, environ: Mapping[str, str], backend: str) -> tuple[Layers, Interpreter]:

@@ -1,21 +1,16 @@
-"""Discovery: which Prefect API is meant, with which credentials: flag, FLOWFLEET_*, then as Prefect itself finds it."""
+"""Discovery: where a Prefect 3 API is, with which credentials: flag, FLOWFLEET_*, then as Prefect itself finds it."""
 
 from __future__ import annotations
 
 import base64
 import json
 import re
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from urllib.parse import unquote, urlsplit, urlunsplit
 
 from flowfleet import logs
-from flowfleet.api.address import Address
-from flowfleet.api.client import ApiClient
-from flowfleet.api.prefect3 import Prefect3
+from flowfleet.api.address import Address, parse_url
 from flowfleet.api.prefect_settings import Found, prefect_settings
-from flowfleet.api.session import Session
 from flowfleet.errors import SettingsError
 from flowfleet.settings import Common, refresh
 
@@ -27,29 +22,6 @@ _NOT_FOR_RUNS = ("PREFECT_SERVER_", "PREFECT_UI_", "PREFECT_CLI_", "PREFECT_API_
 _SECRET_SETTINGS = ("_KEY", "_AUTH_STRING", "_PASSWORD", "_TOKEN", "_SECRET")
 _SECRET_HEADER = re.compile(r"(?i)auth|key|token|secret|cookie|password")
 _NOT_PASSED = frozenset({"PREFECT_PROFILE", "PREFECT_PROFILES_PATH", "PREFECT_HOME"})
-
-
-def connect(
-    settings: Common,
-    environ: Mapping[str, str],
-    *,
-    folder: Path | None = None,
-    home: Path | None = None,
-    pause: Callable[[float], object] = time.sleep,
-) -> ApiClient:
-    """The client of the API that is meant; asks nothing of it yet (that is `probe`).
-
-    Raises `SettingsError` when no address is set anywhere, or one that cannot be used.
-    """
-    if settings.backend == "prefect1":
-        raise SettingsError("Prefect 1 (--backend prefect1) comes with a later version, this one serves Prefect 3 only")
-    if settings.backend not in ("auto", "prefect3"):
-        raise SettingsError(f"--backend {settings.backend} is unknown, use auto or prefect3")
-    source = Source(settings, environ, folder or Path.cwd(), home or _home(environ))
-    session = Session(source.address, pause=pause, find_again=source.look)
-    # what a deployment may name in `{{ $NAME }}`: our own password or page token is not for flows to read
-    open_to_flows = {name: value for name, value in environ.items() if not name.startswith("FLOWFLEET_")}
-    return Prefect3(session, settings=source.for_runs, environ=open_to_flows, worker=settings.identity)
 
 
 class Source:
@@ -95,11 +67,8 @@ def find_address(settings: Common, environ: Mapping[str, str], found: Mapping[st
     if not url and "PREFECT_API_URL" in found:
         url, source = found["PREFECT_API_URL"].value, f"PREFECT_API_URL ({found['PREFECT_API_URL'].source})"
     if not url:
-        raise SettingsError(
-            "no Prefect API is set, give its address by --api http://HOST:4200/api, by PREFECT_API_URL, or by "
-            "`prefect config set PREFECT_API_URL=…`"
-        )
-    url, user = _parse(url, source)
+        raise no_address()
+    url, user = parse_url(url, source, example="http://HOST:4200/api")
     return Address(
         url=url,
         authorization=_authorization(settings, found, user),
@@ -109,38 +78,27 @@ def find_address(settings: Common, environ: Mapping[str, str], found: Mapping[st
     )
 
 
+def no_address() -> SettingsError:
+    """The error where nothing names an API."""
+    return SettingsError(
+        "no Prefect API is set, give its address by --api http://HOST:4200/api, by PREFECT_API_URL, or by "
+        "`prefect config set PREFECT_API_URL=…`; that of Prefect 1 by --api http://HOST:4200 or PREFECT__CLOUD__API"
+    )
+
+
 def found_url(environ: Mapping[str, str], *, folder: Path | None = None) -> tuple[str, str] | None:
     """The address that Prefect's own settings name, and where; None when they name none."""
-    found = prefect_settings(environ, folder or Path.cwd(), _home(environ)).get("PREFECT_API_URL")
+    found = prefect_settings(environ, folder or Path.cwd(), home_of(environ)).get("PREFECT_API_URL")
     return (found.value, f"PREFECT_API_URL, {found.source}") if found else None
 
 
-def _home(environ: Mapping[str, str]) -> Path:
+def home_of(environ: Mapping[str, str]) -> Path:
+    """Where this user's own files are."""
     return Path(environ["HOME"]) if environ.get("HOME") else Path.home()
 
 
 def _text(found: Mapping[str, Found], name: str) -> str:
     return found[name].value if name in found else ""
-
-
-def _parse(url: str, source: str) -> tuple[str, str | None]:
-    """The address without user and password, and these as `user:password`."""
-    complaint = f"{source} is not the address of a Prefect API, it should look like http://HOST:4200/api"
-    try:
-        parts = urlsplit(url.strip())
-        host, port = parts.hostname, parts.port
-    except ValueError as error:
-        raise SettingsError(complaint) from error
-    if parts.scheme not in ("http", "https") or not host:
-        raise SettingsError(complaint)
-    user = None
-    if parts.username is not None:
-        user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-        logs.keep_secret(unquote(parts.password or ""))
-    place = f"[{host}]" if ":" in host else host
-    if port is not None:
-        place += f":{port}"
-    return urlunsplit((parts.scheme, place, parts.path.rstrip("/"), "", "")), user
 
 
 def _authorization(settings: Common, found: Mapping[str, Found], user: str | None) -> str | None:

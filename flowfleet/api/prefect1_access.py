@@ -1,4 +1,4 @@
-"""Access: which Prefect 1 API is meant, with which key and tenant: flag, FLOWFLEET_*, then as its own command finds it."""
+"""Access: where a Prefect 1 API is, with which key and tenant: flag, FLOWFLEET_*, then as its own command finds it."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class Access:
 
 def find_access(settings: Common, found: Prefect1Settings) -> Access:
     """Address, key and tenant, each from the nearest place that has it; raises `SettingsError`."""
-    url, source = (settings.api, "--api") if settings.api else _found_url(found)
-    bare, user = parse_url(url, source, example=_EXAMPLE)
+    named = Found(settings.api, "--api") if settings.api else found_url(found)
+    bare, user = parse_url(named.value, named.source, example=_EXAMPLE)
     key = settings.key or settings.token or _value(found.key(bare))
     backend = _server_backend(settings, found, url=bare, key=key)
     if backend == "cloud" and not key:
@@ -48,12 +48,10 @@ def find_access(settings: Common, found: Prefect1Settings) -> Access:
     return Access(address=address, tenant=_tenant(settings, found, bare), server_backend=backend)
 
 
-def _found_url(found: Prefect1Settings) -> tuple[str, str]:
-    if not found.given("backend") and _means_server(found):
-        found_url = found.get("server.endpoint")
-    else:
-        found_url = found.url
-    return (found_url.value, found_url.source) if found_url else ("", "server.endpoint")
+def found_url(found: Prefect1Settings) -> Found:
+    """The address that Prefect 1's own settings name, and where."""
+    of_server = not found.given("backend") and _means_server(found)
+    return (of_server and found.get("server.endpoint")) or found.url
 
 
 def _means_server(found: Prefect1Settings) -> bool:

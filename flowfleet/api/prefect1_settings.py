@@ -1,8 +1,8 @@
 """Prefect1Settings: the settings of Prefect 1's own command, found where it looks, in its order.
 
-Nearest first: PREFECT__SECTION__KEY in the environment, `backend.toml`, the user's `config.toml`, its defaults; `${key}`
-and `$VARIABLE` in values stand for other settings and variables. Logins that `prefect auth login` has kept are in
-`auth.toml`, by the host of the API. Read by `tomllib`, since prefect itself is never imported here.
+Nearest first: PREFECT__SECTION__KEY in the environment, `backend.toml`, the user's `config.toml`, its defaults. In
+values `${key}` and `$VARIABLE` stand for other settings and variables. Logins that `prefect auth login` has kept are
+in `auth.toml`, by the host of the API. Read by `tomllib`, since prefect itself is never imported here.
 """
 
 from __future__ import annotations

@@ -69,9 +69,10 @@ def parse_address(text: str) -> tuple[str, int]:
         raise SettingsError(f"The address {text!r} cannot be served: {remedy}.") from error
     if parts.scheme != "http":
         raise SettingsError(f"The address {text!r} cannot be served: only http is, so {remedy}.")
-    if not host or port is None:
-        raise SettingsError(f"The address {text!r} has no {'port' if host else 'host'}: {remedy}.")
-    return host, port
+    if port is None:
+        raise SettingsError(f"The address {text!r} has no port: {remedy}.")
+    # as Prefect 1's agents take it, and as their deployments write it: http://:8080
+    return host or "0.0.0.0", port
 
 
 def is_loopback(host: str) -> bool:

@@ -52,6 +52,7 @@ def environment(
         env.pop(f"FLOWFLEET_{name}", None)
     given = {
         "FLOWFLEET_API": settings.api,
+        "FLOWFLEET_BACKEND": settings.backend,
         "FLOWFLEET_KEY": settings.key,
         "FLOWFLEET_API_TOKEN": settings.token,
         "FLOWFLEET_CA_FILE": settings.ca_file and str(settings.ca_file),

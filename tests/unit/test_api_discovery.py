@@ -143,11 +143,6 @@ def test_what_was_found_shows_no_value(folder, home):
     assert found["PREFECT_API_KEY"].source == "environment"
 
 
-def test_prefect_1_is_for_later(folder, home):
-    with pytest.raises(SettingsError, match="later version"):
-        connect(Common(backend="prefect1"), {}, folder=folder, home=home)
-
-
 def test_children_get_the_settings_that_were_found(folder, home):
     """A run starts in an empty folder, where neither the project's files nor another profile may decide."""
     settings = 'PREFECT_API_URL = "http://p/api"\nPREFECT_LOGGING_LEVEL = "DEBUG"\nPREFECT_SERVER_UI_ENABLED = "x"\n'

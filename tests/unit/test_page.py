@@ -133,7 +133,6 @@ def test_a_port_in_use_is_one_sentence():
     [
         ("http://127.0.0.1", "no port"),
         ("127.0.0.1", "no port"),
-        ("http://:8080", "no host"),
         ("https://127.0.0.1:80", "only http"),
         ("http://127.0.0.1:banana", "banana"),
         ("http://127.0.0.1:99999", "99999"),
@@ -144,6 +143,10 @@ def test_an_address_that_is_none_is_one_sentence_with_the_remedy(address, word):
         parse_address(address)
 
     assert word in str(caught.value)
+
+
+def test_an_address_without_a_host_is_all_of_them_as_at_prefect_1s_agents():
+    assert parse_address("http://:8080") == ("0.0.0.0", 8080)
 
 
 def test_ipv6_loopback_is_served():

@@ -1,0 +1,154 @@
+"""Backends: which of the two Prefect APIs answers at an address, asked in the words of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import requests
+
+from flowfleet.api.graphql import GraphQL, QueryRejected
+from flowfleet.api.session import ASKED_TRIES, Refused, Session
+from flowfleet.errors import ApiError, ApiRejected, ApiUnavailable, KeyRefused, SettingsError
+
+#: both questions are answered from memory
+_SECONDS = 10.0
+
+
+class NotThere(ApiRejected):
+    """Neither Prefect API is where it was looked for."""
+
+
+class Verdict(Enum):
+    """What one question showed."""
+
+    YES = "it is"
+    NO = "something else answers"
+    AWAY = "nothing answers"
+    REFUSED = "our credentials are refused, by whatever it is"
+
+
+@dataclass(frozen=True)
+class Heard:
+    """The outcome of one question."""
+
+    verdict: Verdict
+    error: ApiError | None = None
+
+    @property
+    def no_line(self) -> bool:
+        """Nobody was there to hear the question."""
+        return self.error is not None and isinstance(self.error.__cause__, requests.exceptions.RequestException)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One API that may be there."""
+
+    backend: str
+    #: in words, with the question that tells it
+    name: str
+    question: str
+    #: where it would be, as it may be shown
+    shown: str
+    ask: Callable[[], Heard]
+
+
+def prefect3(session: Session, *, tries: int = ASKED_TRIES) -> Candidate:
+    """Prefect 3 tells its version."""
+
+    def answered() -> bool:
+        return isinstance(session.get("/admin/version", seconds=_SECONDS, tries=tries), str)
+
+    return Candidate(
+        backend="prefect3",
+        name="Prefect 3",
+        question="GET /admin/version",
+        shown=session.address.shown,
+        ask=lambda: _heard(answered),
+    )
+
+
+def prefect1(graphql: GraphQL, *, tries: int = ASKED_TRIES) -> Candidate:
+    """Prefect 1 greets; whatever it says, it says it in GraphQL."""
+
+    def answered() -> bool:
+        try:
+            graphql.ask("query { hello }", seconds=_SECONDS, tries=tries)
+        except QueryRejected:
+            return True
+        return True
+
+    return Candidate(
+        backend="prefect1",
+        name="Prefect 1",
+        question="POST {query {hello}}",
+        shown=graphql.address.shown,
+        ask=lambda: _heard(answered),
+    )
+
+
+def _heard(answered: Callable[[], bool]) -> Heard:
+    try:
+        return Heard(Verdict.YES if answered() else Verdict.NO)
+    except KeyRefused as error:
+        return Heard(Verdict.REFUSED, error)
+    except ApiUnavailable as error:
+        return Heard(Verdict.AWAY, error)
+    except ApiRejected as error:
+        if isinstance(error.__cause__, requests.exceptions.RequestException):
+            raise  # no trusted certificate, or no address at all: the other question would meet the same
+        return Heard(Verdict.NO, error)
+
+
+def choose(candidates: Sequence[Candidate], *, hint: Callable[[], str] = lambda: "") -> str:
+    """The backend of the one that answers.
+
+    Raises `ApiUnavailable` where waiting may help, and `ApiRejected` with the `hint` where none of them is there.
+    Where both are, at two addresses, nothing says which is meant: that is a `SettingsError`.
+    """
+    heard: list[tuple[Candidate, Heard]] = []
+    one_place = len({candidate.shown for candidate in candidates}) == 1
+    for candidate in candidates:
+        found = candidate.ask()
+        heard.append((candidate, found))
+        if one_place and (found.verdict is Verdict.YES or found.no_line):
+            break  # the other question would only meet the same
+    there = [candidate for candidate, found in heard if found.verdict is Verdict.YES]
+    if len(there) > 1:
+        places = " and ".join(f"{candidate.name} at {candidate.shown}" for candidate in there)
+        flags = " or ".join(f"--backend {candidate.backend}" for candidate in there)
+        raise SettingsError(f"the settings name {places}, and both answer: say which is meant by {flags}")
+    if there:
+        return there[0].backend
+    raise _none(heard, one_place=one_place, hint=hint)
+
+
+def _none(heard: Sequence[tuple[Candidate, Heard]], *, one_place: bool, hint: Callable[[], str]) -> ApiError:
+    """Why none of them is there: what may pass is told first."""
+    for verdict, kind in ((Verdict.AWAY, ApiUnavailable), (Verdict.REFUSED, KeyRefused)):
+        errors = [found.error for _, found in heard if found.verdict is verdict and found.error]
+        if len(errors) == 1 or (errors and one_place and verdict is Verdict.AWAY):
+            return errors[0]
+        if errors:
+            return kind(f"no Prefect API answers: {'; '.join(map(str, errors))}")
+    told = " and ".join(
+        f"{_answer(found)} to {candidate.name}'s {candidate.question}" + ("" if one_place else f" at {candidate.shown}")
+        for candidate, found in heard
+    )
+    where = heard[0][0].shown if one_place else "what the settings name"
+    return NotThere(f"{where} is no Prefect API: it answers {told}{hint()}")
+
+
+def _answer(heard: Heard) -> str:
+    return str(heard.error.status) if isinstance(heard.error, Refused) else "something else"
+
+
+def remedy(candidate: Candidate) -> str:
+    """Words to append where this one is there; empty where it is not."""
+    try:
+        found = candidate.ask()
+    except ApiRejected:
+        return ""
+    return f", but {candidate.name} is at {candidate.shown}" if found.verdict is Verdict.YES else ""

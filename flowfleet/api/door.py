@@ -1,0 +1,212 @@
+"""Door: the way to the Prefect API that is meant: which of the two it is, by settings or by asking, and its client."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from flowfleet.api import backends, prefect1_defaults
+from flowfleet.api.address import Address
+from flowfleet.api.client import ApiClient
+from flowfleet.api.discovery import Source, home_of, no_address
+from flowfleet.api.graphql import PREFECT1, GraphQL
+from flowfleet.api.prefect1 import Prefect1
+from flowfleet.api.prefect1_access import Access, find_access
+from flowfleet.api.prefect1_settings import Prefect1Settings
+from flowfleet.api.prefect3 import Prefect3
+from flowfleet.api.prefect_settings import prefect_settings
+from flowfleet.api.session import Session
+from flowfleet.errors import KeyRefused, SettingsError
+from flowfleet.options import refresh
+from flowfleet.settings import Common
+
+logger = logging.getLogger(__name__)
+
+C = TypeVar("C", bound=Common)
+
+_PREFECT3 = "PREFECT_API_URL"
+
+
+class Door:
+    """Reads the settings when it is made, and asks only in `open`, and only where they leave it open.
+
+    Whoever waits for the API calls `open` until it answers. It holds the secrets of whatever is behind it, also before
+    that is known, so a replaced key is found at SIGHUP and after a refusal.
+    """
+
+    def __init__(
+        self,
+        settings: Common,
+        environ: Mapping[str, str],
+        *,
+        folder: Path | None = None,
+        home: Path | None = None,
+        pause: Callable[[float], object] = time.sleep,
+    ) -> None:
+        """Raises `SettingsError` when no address is set anywhere, or one that cannot be used."""
+        self._settings, self._environ, self._pause = settings, environ, pause
+        self._folder, self._home = folder or Path.cwd(), home or home_of(environ)
+        #: prefect1, prefect3, or None = it has to be asked
+        self.backend = self._decide()
+        self._client: ApiClient | None = None
+        self._refused = False
+        self._last: Access | None = None
+        # what is wrong with the settings of the one that is meant is told now
+        self._source = Source(settings, environ, self._folder, self._home) if self.backend != "prefect1" else None
+        self._shown = self._credentials() if self.backend != "prefect1" else (None, self._access().address)
+
+    @property
+    def key_refused(self) -> bool:
+        """Whether the last answer refused our credentials."""
+        return self._client.key_refused if self._client else self._refused
+
+    def renew(self) -> bool:
+        """Look for the credentials again; True when they are others now."""
+        if self._client:
+            return self._client.renew()
+        before, self._shown = self._shown, self._credentials()
+        return self._shown != before
+
+    def open(self) -> ApiClient:
+        """The client. Where it has to be asked which one: raises `ApiUnavailable` while nobody answers.
+
+        `ApiRejected` is for an address where neither is, `SettingsError` for settings that name two that both are.
+        """
+        if self._client is None:
+            self._refused = False
+            try:
+                backend = self.backend or self._ask()
+            except KeyRefused:
+                self._refused = True
+                raise
+            self._client = self._prefect1() if backend == "prefect1" else self._prefect3()
+            self.backend = backend
+        return self._client
+
+    def defaults(self, settings: C) -> C:
+        """The settings of a command, with what Prefect 1's own agent settings say where nothing nearer does."""
+        return prefect1_defaults.applied(settings, self._found1()) if self.backend == "prefect1" else settings
+
+    # which one
+
+    def _decide(self) -> str | None:
+        settings = self._settings
+        if settings.backend in ("prefect1", "prefect3"):
+            return settings.backend
+        if settings.backend != "auto":
+            raise SettingsError(f"--backend {settings.backend} is unknown, use auto, prefect1 or prefect3")
+        if settings.api:
+            return None
+        found = self._found1()
+        if _PREFECT3 in prefect_settings(self._environ, self._folder, self._home):
+            return None if found.names_an_api else "prefect3"
+        if found.names_an_api or found.left_behind:
+            return "prefect1"
+        raise no_address()
+
+    def _ask(self) -> str:
+        session = self._session()
+        candidates = [backends.prefect3(session)]
+        trouble: SettingsError | None = None
+        try:
+            candidates.append(backends.prefect1(self._graphql(self._access())))
+        except SettingsError as error:  # it only matters where Prefect 3 is not there
+            trouble = error
+        try:
+            backend = backends.choose(candidates, hint=lambda: self._nearby(session.address))
+        except backends.NotThere as error:
+            raise trouble or error from error
+        logger.info("the API was asked which it is", extra={"backend": backend})
+        return backend
+
+    def _nearby(self, address: Address) -> str:
+        """What is there where people often mean another path of the same server."""
+        other = address.url.removesuffix("/api") if address.url.endswith("/api") else f"{address.url}/api"
+        there = replace(address, url=other)
+        if other.endswith("/api"):
+            candidate = backends.prefect3(Session(there, pause=self._pause), tries=1)
+        else:
+            candidate = backends.prefect1(GraphQL(Session(there, dialect=PREFECT1, pause=self._pause)), tries=1)
+        return backends.remedy(candidate)
+
+    # the clients
+
+    def _found1(self) -> Prefect1Settings:
+        return Prefect1Settings(self._environ, self._home)
+
+    def _access(self) -> Access:
+        """Read anew each time: secret files and Prefect 1's own may have been replaced."""
+        try:
+            self._last = find_access(refresh(self._settings), self._found1())
+        except SettingsError as error:
+            if self._last is None:
+                raise
+            logger.warning("credentials could not be read again", extra={"error": str(error)})
+        return self._last
+
+    def _source_now(self) -> tuple[Source, Address]:
+        assert self._source is not None  # of Prefect 3, or of both
+        try:
+            return self._source, self._source.look()
+        except SettingsError as error:
+            logger.warning("credentials could not be read again", extra={"error": str(error)})
+            return self._source, self._source.address
+
+    def _credentials(self) -> tuple[Address | None, Address | None]:
+        """What is shown at either API."""
+        of3 = self._source_now()[1] if self._source else None
+        try:
+            return of3, self._access().address
+        except SettingsError:
+            return of3, None
+
+    def _session(self) -> Session:
+        source, address = self._source_now()
+        return Session(address, pause=self._pause, find_again=source.look)
+
+    def _graphql(self, access: Access) -> GraphQL:
+        def look() -> Address:
+            return self._access().address
+
+        return GraphQL(
+            Session(access.address, dialect=PREFECT1, pause=self._pause, find_again=look), tenant=access.tenant
+        )
+
+    def _prefect3(self) -> Prefect3:
+        # what a deployment may name in `{{ $NAME }}`: our own password or page token is not for flows to read
+        open_to_flows = {name: value for name, value in self._environ.items() if not name.startswith("FLOWFLEET_")}
+        assert self._source is not None
+        return Prefect3(
+            self._session(), settings=self._source.for_runs, environ=open_to_flows, worker=self._settings.identity
+        )
+
+    def _prefect1(self) -> Prefect1:
+        access, found = self._access(), self._found1()
+        agent = prefect1_defaults.agent(self._settings, found)
+        return Prefect1(
+            self._graphql(access),
+            agent_name=agent.name,
+            agent_config_id=agent.config_id,
+            tenant=access.tenant,
+            server_backend=access.server_backend,
+            labels=agent.labels,
+            deploy=agent.deploy,
+            log_level=agent.log_level,
+            cloud_logs=agent.cloud_logs,
+        )
+
+
+def connect(
+    settings: Common,
+    environ: Mapping[str, str],
+    *,
+    folder: Path | None = None,
+    home: Path | None = None,
+    pause: Callable[[float], object] = time.sleep,
+) -> ApiClient:
+    """The client of the API that is meant, for those who do not wait: raises what `Door` and its `open` raise."""
+    return Door(settings, environ, folder=folder, home=home, pause=pause).open()

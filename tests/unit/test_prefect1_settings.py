@@ -1,0 +1,289 @@
+"""Prefect1Settings: what Prefect 1's own command would find, in its order, and what of it becomes a default of ours."""
+
+import io
+import logging
+from pathlib import Path
+
+import pytest
+
+from flowfleet import logs
+from flowfleet.api.prefect1_access import find_access
+from flowfleet.api.prefect1_defaults import agent, applied
+from flowfleet.api.prefect1_settings import Prefect1Settings
+from flowfleet.errors import SettingsError
+from flowfleet.settings import Common, PollerSettings, WorkerSettings, resolve
+
+TENANT = "11111111-2222-3333-4444-555555555555"
+OTHER = "99999999-2222-3333-4444-555555555555"
+CLOUD = "https://api.prefect.io"
+
+
+@pytest.fixture
+def home(tmp_path):
+    (tmp_path / ".prefect").mkdir()
+    return tmp_path
+
+
+def write(home: Path, name: str, text: str) -> Path:
+    path = home / ".prefect" / name
+    path.write_text(text)
+    return path
+
+
+def access(home, environ=None, **settings):
+    return find_access(Common(**settings), Prefect1Settings(environ or {}, home))
+
+
+def worker(home, environ, flags=None, config=None):
+    settings = resolve(WorkerSettings, flags or {}, environ, config or {}, {"host": "h", "log_level": "INFO"})
+    return applied(settings, Prefect1Settings(environ, home))
+
+
+# the address
+
+
+def test_the_ladder_of_the_address_is_walked_rung_by_rung(home):
+    key = {"PREFECT__CLOUD__API_KEY": "k"}
+    assert access(home, key).address.url == CLOUD
+    write(home, "backend.toml", 'backend = "server"\n')
+    assert access(home, key).address.url == "http://localhost:4200"
+    write(home, "config.toml", '[server]\nhost = "http://file"\n')
+    assert access(home, key).address.url == "http://file:4200"
+    key["PREFECT__SERVER__PORT"] = "4321"
+    assert access(home, key).address.url == "http://file:4321"
+    key["PREFECT__SERVER__ENDPOINT"] = "http://endpoint:1/"
+    assert access(home, key).address.url == "http://endpoint:1"
+    write(home, "config.toml", '[cloud]\napi = "http://api:2"\n')
+    assert access(home, key).address.url == "http://api:2"
+    key["PREFECT__CLOUD__API"] = "http://environ:3"
+    assert access(home, key).address.url == "http://environ:3"
+    assert access(home, key, api="http://flag:4/graphql/").address.url == "http://flag:4/graphql"
+
+
+def test_backend_toml_beats_the_users_config_and_the_environment_beats_both(home):
+    write(home, "config.toml", 'backend = "cloud"\n[cloud]\napi_key = "k"\n')
+    assert access(home).server_backend == "cloud"
+    write(home, "backend.toml", 'backend = "server"\n')
+    assert access(home).server_backend == "server"
+    assert access(home, {"PREFECT__BACKEND": "cloud"}).server_backend == "cloud"
+
+
+def test_values_refer_to_other_settings_variables_and_the_home(home):
+    write(home, "elsewhere.toml", '[team]\nport = 77\n[cloud]\napi = "http://${team.host}:${team.port}$SUFFIX"\n')
+    environ = {
+        "PREFECT__USER_CONFIG_PATH": "~/.prefect/elsewhere.toml",
+        "PREFECT__TEAM__HOST": "'quoted'",
+        "SUFFIX": "/graphql",
+    }
+    assert access(home, environ).address.url == "http://quoted:77/graphql"
+
+
+def test_references_that_go_round_in_a_circle_end(home):
+    settings = Prefect1Settings({"PREFECT__A__B": "${a.c}", "PREFECT__A__C": "${a.b}"}, home)
+    assert settings.get("a.b") is None
+
+
+def test_a_server_that_is_described_is_the_one_that_is_meant(home):
+    """Prefect 1's own default is Cloud, where it would end without a key."""
+    found = access(home, {"PREFECT__SERVER__HOST": "http://mine"})
+    assert (found.address.url, found.server_backend, found.address.authorization) == (
+        "http://mine:4200",
+        "server",
+        None,
+    )
+    assert access(home, api="http://flag:4200").server_backend == "server"
+
+
+@pytest.mark.parametrize("text", ["127.0.0.1:4200", "ftp://h", "http://h:port"])
+def test_an_address_that_is_none_names_its_setting(home, text):
+    with pytest.raises(SettingsError, match=r"PREFECT__CLOUD__API, environment is not the address .*http://HOST:4200"):
+        access(home, {"PREFECT__CLOUD__API": text})
+
+
+def test_a_backend_that_is_none_names_its_setting(home):
+    with pytest.raises(SettingsError, match="PREFECT__BACKEND, environment cannot be 'orion', use server or cloud"):
+        access(home, {"PREFECT__BACKEND": "orion", "PREFECT__CLOUD__API": "http://h"})
+
+
+# key and tenant
+
+
+def test_the_ladder_of_the_key_is_walked_rung_by_rung(home):
+    environ = {"PREFECT__CLOUD__AGENT__API_TOKEN": "rung-1"}
+
+    def shown(**settings):
+        return access(home, environ, **settings).address.authorization
+
+    assert shown() == "Bearer rung-1"
+    environ["PREFECT__CLOUD__AUTH_TOKEN"] = "rung-2"
+    assert shown() == "Bearer rung-2"
+    environ["PREFECT__CLOUD__AGENT__AUTH_TOKEN"] = "rung-3"
+    assert shown() == "Bearer rung-3"
+    write(home, "auth.toml", f'["api.prefect.io"]\napi_key = "rung-4"\ntenant_id = "{TENANT}"\n')
+    assert shown() == "Bearer rung-4"
+    write(home, "config.toml", '[cloud]\napi_key = "rung-5"\n')
+    assert shown() == "Bearer rung-5"
+    environ["PREFECT__CLOUD__API_KEY"] = "rung-6"
+    assert shown() == "Bearer rung-6"
+    assert shown(token="rung-7") == "Bearer rung-7"
+    assert shown(token="rung-7", key="rung-8") == "Bearer rung-8"
+
+
+def test_logins_are_kept_by_the_host_of_the_api(home):
+    write(
+        home,
+        "auth.toml",
+        f'["api.prefect.io"]\napi_key = "of-cloud"\n[my-host-4200]\napi_key = "of-mine"\ntenant_id = "{OTHER}"\n',
+    )
+    mine = access(home, api="http://My_Host:4200/graphql")
+    assert (mine.address.authorization, mine.tenant) == ("Bearer of-mine", OTHER)
+    assert access(home, api="http://third:4200").address.authorization is None
+
+
+def test_prefects_home_moves_the_logins(home):
+    (home / "moved").mkdir()
+    (home / "moved" / "auth.toml").write_text('["api.prefect.io"]\napi_key = "moved"\n')
+    assert access(home, {"PREFECT__HOME_DIR": "~/moved"}).address.authorization == "Bearer moved"
+
+
+def test_the_nearest_tenant_wins(home):
+    write(home, "auth.toml", f'["api.prefect.io"]\napi_key = "k"\ntenant_id = "{TENANT}"\n')
+    assert access(home).tenant == TENANT
+    environ = {"PREFECT__CLOUD__TENANT_ID": OTHER}
+    assert access(home, environ).tenant == OTHER
+    assert access(home, environ, tenant_id=TENANT.upper()).tenant == TENANT
+
+
+def test_cloud_without_a_key_is_one_sentence_with_the_remedy(home):
+    for environ in ({"PREFECT__BACKEND": "cloud"}, {}):
+        with pytest.raises(SettingsError, match=r"You have not set an API key .*PREFECT__CLOUD__API_KEY.*auth login"):
+            access(home, environ)
+
+
+@pytest.mark.parametrize(
+    ("settings", "environ", "source"),
+    [
+        ({"tenant_id": "mine"}, {}, "--tenant-id"),
+        ({}, {"PREFECT__CLOUD__TENANT_ID": "mine"}, "PREFECT__CLOUD__TENANT_ID, environment"),
+    ],
+)
+def test_a_tenant_that_is_no_uuid_names_its_setting(home, settings, environ, source):
+    with pytest.raises(SettingsError, match=f"^{source} cannot be 'mine', it must be a tenant's id such as"):
+        access(home, environ, api="http://h:4200", **settings)
+
+
+@pytest.mark.parametrize("name", ["auth.toml", "config.toml", "backend.toml"])
+def test_a_broken_file_is_named_and_not_shown(home, name):
+    path = write(home, name, 'key = "hunter2')
+    with pytest.raises(SettingsError, match="is not valid TOML, correct it or move it away") as caught:
+        access(home)
+    assert str(path) in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_what_they_hold_never_shows_in_our_logs(home):
+    write(home, "auth.toml", '["api.prefect.io"]\napi_key = "login-1"\n[other]\napi_key = "login-2"\n')
+    write(home, "config.toml", '[cloud.agent]\nauth_token = "token-3"\n')
+    stream = io.StringIO()
+    handler = logs.configure("DEBUG", stream=stream)
+    try:
+        access(home, {"PREFECT__CLOUD__API_KEY": "key-4"}, api="http://u:url-5@h")
+        logging.getLogger("anybody").info("said login-1 login-2 token-3 key-4 url-5")
+    finally:
+        logging.getLogger().removeHandler(handler)
+    assert stream.getvalue().count(logs.MASK) == 5
+    assert "hunter2" not in repr(Prefect1Settings({"PREFECT__CLOUD__API_KEY": "hunter2"}, home).get("cloud.api_key"))
+
+
+# what becomes a default of ours
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ("['a', \"b\"]", ("a", "b")),
+        ("('a', 'b')", ("a", "b")),
+        ("'a', 'b'", ("a", "b")),
+        ("a, b", ("a", "b")),
+        ("a", ("a",)),
+        ("'a'", ("a",)),
+        ("[]", ()),
+        ("", ()),
+    ],
+)
+def test_labels_are_pythons_text_of_a_list_or_texts_with_commas(home, text, labels):
+    assert worker(home, {"PREFECT__CLOUD__AGENT__LABELS": text}).labels == labels
+
+
+def test_labels_of_a_file_may_be_a_list_or_its_text(home):
+    for text in ('["a", "b"]', "\"['a', 'b']\""):
+        path = write(home, "config.toml", f"[cloud.agent]\nlabels = {text}\n")
+        found = worker(home, {})
+        assert found.labels == ("a", "b")
+        assert str(found.origins["labels"]) == f"cloud.agent.labels in {path}"
+
+
+@pytest.mark.parametrize("text", ["{'a': 1}", "['a'", "[1, 2]", "('a'", "['']", "[['a']]"])
+def test_labels_that_are_no_list_are_one_sentence(home, text):
+    with pytest.raises(SettingsError, match=r"^PREFECT__CLOUD__AGENT__LABELS, environment is not a list of labels"):
+        worker(home, {"PREFECT__CLOUD__AGENT__LABELS": text})
+
+
+def test_a_flag_a_variable_and_a_config_file_of_ours_come_before(home):
+    theirs = {
+        "PREFECT__CLOUD__AGENT__LABELS": "['theirs']",
+        "PREFECT__CLOUD__AGENT__NAME": "theirs",
+        "PREFECT__CLOUD__AGENT__LEVEL": "debug",
+        "PREFECT__CLOUD__SEND_FLOW_RUN_LOGS": "false",
+        "PREFECT__CLOUD__AGENT__ENV_VARS": "{'A': 'theirs'}",
+    }
+    found = worker(home, theirs)
+    assert (found.labels, found.name, found.log_level) == (("theirs",), "theirs", "DEBUG")
+    assert (found.cloud_logs, found.env) == (False, ("A=theirs",))
+    assert str(found.origins["name"]) == "PREFECT__CLOUD__AGENT__NAME, environment"
+    ours = worker(
+        home,
+        {**theirs, "FLOWFLEET_NAME": "ours", "FLOWFLEET_LOG_LEVEL": "error"},
+        {"label": ("ours",), "cloud-logs": True},
+        {"env": ["A=ours"]},
+    )
+    assert (ours.labels, ours.name, ours.log_level) == (("ours",), "ours", "ERROR")
+    assert (ours.cloud_logs, ours.env) == (True, ("A=ours",))
+
+
+def test_the_variables_of_every_run_may_be_a_table_of_the_file(home):
+    write(home, "config.toml", '[cloud.agent.env_vars]\nMY_Var = "x=y"\n')
+    assert worker(home, {}).env == ("MY_Var=x=y",)
+    with pytest.raises(SettingsError, match="ENV_VARS, environment is not a table of variables"):
+        worker(home, {"PREFECT__CLOUD__AGENT__ENV_VARS": "A=1"})
+
+
+def test_the_agents_address_is_the_pollers_and_its_labels_are_the_workers(home):
+    environ = {
+        "PREFECT__CLOUD__AGENT__AGENT_ADDRESS": "http://:8080",
+        "PREFECT__CLOUD__AGENT__LABELS": "['a']",
+    }
+    poller = applied(PollerSettings(), Prefect1Settings(environ, home))
+    assert (poller.agent_address, poller.labels) == ("http://:8080", ())
+    assert worker(home, environ).agent_address is None
+    environ["PREFECT__CLOUD__AGENT__AGENT_ADDRESS"] = "http://127.0.0.1"
+    with pytest.raises(SettingsError, match=r"AGENT_ADDRESS, environment cannot be .*: it must be http://HOST:PORT"):
+        applied(PollerSettings(), Prefect1Settings(environ, home))
+
+
+def test_an_agents_name_may_have_blanks_and_an_identity_not(home):
+    found = Prefect1Settings({"PREFECT__CLOUD__AGENT__NAME": "the big agent"}, home)
+    assert applied(PollerSettings(), found).name == "the-big-agent"
+    assert agent(PollerSettings(), found).name == "the big agent"
+    assert agent(resolve(PollerSettings, {"name": "ours"}, {}, {}), found).name == "ours"
+
+
+def test_the_log_level_of_runs_is_prefects_own(home):
+    assert agent(WorkerSettings(), Prefect1Settings({}, home)).log_level == "INFO"
+    write(home, "config.toml", '[logging]\nlevel = "debug"\n')
+    assert agent(WorkerSettings(), Prefect1Settings({}, home)).log_level == "DEBUG"
+
+
+def test_nothing_set_leaves_our_own_settings_as_they_are(home):
+    settings = WorkerSettings()
+    assert applied(settings, Prefect1Settings({}, home)) is settings
