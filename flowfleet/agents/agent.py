@@ -53,13 +53,13 @@ class Agent:
     ) -> None:
         self._options = arguments.check_options(type(self), options)
         found = arguments.worker_settings(self._options, os.environ)
-        prefect = functools.partial(arguments.from_prefect, environ=os.environ)
-        ours = found.name if found.origins["name"].kind != "machine" else None
-        self.name: str = name or ours or prefect("NAME") or arguments.NAME
-        self.labels: list[str] = list(labels or found.labels or prefect("LABELS") or ())
-        self.env_vars: dict[str, str] = dict(env_vars or {})
+        self._found_name = found.name
+        self.name: str = name or found.name
+        self.labels: list[str] = list(labels or found.labels)
+        pairs = (pair.partition("=") for pair in found.env)
+        self.env_vars: dict[str, str] = dict(env_vars or {key: value for key, _, value in pairs})
         self.max_polls = max_polls
-        self.agent_address: str = agent_address or prefect("AGENT_ADDRESS") or ""
+        self.agent_address: str = agent_address or arguments.address_of_prefect(os.environ)
         self.log_to_cloud: bool = found.cloud_logs if no_cloud_logs is None else not no_cloud_logs
         self.agent_config_id = agent_config_id
         #: seconds between two calls of `heartbeat`
@@ -88,7 +88,8 @@ class Agent:
         """What this agent says to its worker and poller, by the keys of their options."""
         said: dict[str, Any] = {
             "backend": "prefect1",
-            "name": self.name,
+            # one that was found is found again, with the form that it has at the API
+            "name": self.name if self.name != self._found_name else None,
             "label": sorted(set(self.labels)),
             "env": [f"{name}={value}" for name, value in self.env_vars.items() if value is not None],
             "max-polls": self.max_polls,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Mapping
 from typing import Any
 
-from flowfleet.errors import SettingsError
+from flowfleet.api.discovery import home_of
+from flowfleet.api.prefect1_defaults import applied
+from flowfleet.api.prefect1_settings import Prefect1Settings
 from flowfleet.flags import known_keys, read_config
 from flowfleet.options import Option, machine_facts, options_of, resolve
 from flowfleet.settings import PollerSettings, WorkerSettings
@@ -15,7 +16,7 @@ NAME = "agent"
 #: decided by the agent for its poller, whatever the environment says for others
 _DECIDED = frozenset(
     f"FLOWFLEET_{name}"
-    for name in ("LABELS", "POOLS", "WORK_QUEUES", "MAX_POLLS", "AGENT_ADDRESS", "NAME", "BACKEND", "CLOUD_LOGS")
+    for name in ("LABELS", "POOLS", "WORK_QUEUES", "MAX_POLLS", "AGENT_ADDRESS", "BACKEND", "CLOUD_LOGS")
 )
 #: of the agent's poller, not of its worker
 _POLLER_ONLY = frozenset({"max-polls", "agent-address"})
@@ -38,11 +39,17 @@ def check_options(cls: type, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def worker_settings(given: Mapping[str, Any], environ: Mapping[str, str]) -> WorkerSettings:
-    """The settings of the agent's worker: its arguments, then variables, then the config file."""
+    """The settings of the agent's worker: its arguments, variables, the config file, Prefect 1's own settings."""
     keys = {option.key for _, option in options_of(WorkerSettings)} - _POLLER_ONLY
     flags = {key: value for key, value in given.items() if key in keys}
     config = read_config(environ.get("FLOWFLEET_CONFIG"), "worker", known_keys())
-    return resolve(WorkerSettings, flags, environ, config, {**machine_facts(), "name": NAME})
+    settings = resolve(WorkerSettings, flags, environ, config, {**machine_facts(), "name": NAME})
+    return applied(settings, Prefect1Settings(environ, home_of(environ)))
+
+
+def address_of_prefect(environ: Mapping[str, str]) -> str:
+    """Where Prefect 1's own settings have agents serve their page; empty = nowhere."""
+    return Prefect1Settings(environ, home_of(environ)).text("cloud.agent.agent_address")
 
 
 def poller_environment(
@@ -53,10 +60,8 @@ def poller_environment(
     for _, option in options_of(PollerSettings):
         if option.key in given and option.key not in _WORKER_ONLY:
             env[option.variable] = _as_text(option, given[option.key])
-    # where the worker has found them, and as it calls itself
-    env |= {"FLOWFLEET_REDIS": settings.redis, "FLOWFLEET_FLEET": settings.fleet, "FLOWFLEET_NAME": settings.name}
-    env |= {"FLOWFLEET_HOST": settings.host}
-    return env
+    # where the worker has found them
+    return env | {"FLOWFLEET_REDIS": settings.redis, "FLOWFLEET_FLEET": settings.fleet, "FLOWFLEET_HOST": settings.host}
 
 
 def _as_text(option: Option, value: Any) -> str:
@@ -65,20 +70,3 @@ def _as_text(option: Option, value: Any) -> str:
     if option.separator is not None and isinstance(value, list | tuple):
         return option.separator.join(map(str, value))
     return str(value)
-
-
-def from_prefect(name: str, environ: Mapping[str, str]) -> Any:
-    """What Prefect's own variable says for all agents: NAME, LABELS or AGENT_ADDRESS; None = nothing."""
-    variable = f"PREFECT__CLOUD__AGENT__{name}"
-    text = environ.get(variable)
-    if not text:
-        return None
-    if name != "LABELS":
-        return text
-    try:
-        labels = ast.literal_eval(text)
-    except (ValueError, SyntaxError) as exc:
-        raise SettingsError(f"{variable} cannot be {text!r}: write it as a list, ['a', 'b'].") from exc
-    if not isinstance(labels, list | tuple | set) or not all(isinstance(label, str) for label in labels):
-        raise SettingsError(f"{variable} cannot be {text!r}: write it as a list, ['a', 'b'].")
-    return list(labels)

@@ -191,7 +191,7 @@ def test_a_name_that_cannot_be_one_is_said_in_a_sentence():
 
 
 def test_labels_of_prefect_that_are_no_list_are_said_in_a_sentence(monkeypatch):
-    monkeypatch.setenv("PREFECT__CLOUD__AGENT__LABELS", "a, b")
+    monkeypatch.setenv("PREFECT__CLOUD__AGENT__LABELS", "{'a': 1}")
     with pytest.raises(SettingsError, match="PREFECT__CLOUD__AGENT__LABELS"):
         Agent()
 
