@@ -160,7 +160,7 @@ def serve(settings: WorkerSettings, environ: Mapping[str, str], guest: Guest = G
     if guest.leaving is not None:
         guest.leaving.callback(_leave_nothing, service)
     guest.begun(service)
-    return _run(service, settings, ledger, row, secrets.page_token)
+    return _run(service, settings, ledger, row, secrets.page_token, guest.leaving)
 
 
 def _leave_nothing(service: Service) -> None:
@@ -268,11 +268,18 @@ def _prove_and_sign_on(ledger: Ledger, row: Row, state: StateFolder, host: Host)
 
 
 def _run(
-    service: Service, settings: WorkerSettings, ledger: Ledger, row: Row, page_token: Callable[[], str | None]
+    service: Service,
+    settings: WorkerSettings,
+    ledger: Ledger,
+    row: Row,
+    page_token: Callable[[], str | None],
+    leaving: contextlib.ExitStack | None,
 ) -> int:
     service.stopping.install()
     # neither is closed again: their threads end with the process, and waiting for them would lengthen each stop
-    ledger.hints.listen(partial(_heard, service))
+    listening = ledger.hints.listen(partial(_heard, service))
+    if leaving is not None:
+        leaving.callback(listening.close)
     if settings.agent_address:
         try:
             page.serve(settings.agent_address, worker_page.handlers(service.vitals), page_token)

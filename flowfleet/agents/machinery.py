@@ -111,7 +111,8 @@ class _Life:
 
     def live(self) -> None:
         """Until the end was asked for, or the polls are done."""
-        self._settings = dataclasses.replace(self._settings, redis=self._redis())
+        # the page is the poller's
+        self._settings = dataclasses.replace(self._settings, redis=self._redis(), agent_address=None)
         heart = Heart(self._agent.heartbeat, lambda: self._agent.heartbeat_period)
         self._stack.callback(heart.close)
         heart.start()
