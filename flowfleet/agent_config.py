@@ -65,7 +65,7 @@ def _switch(value: Any) -> bool:
 
 
 def _count(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise TypeError
     return value
 
@@ -84,7 +84,7 @@ _ENTRIES = {
     # a worker's name is its identity, and its address a port of its host: those of many cannot be one
     "name": _Entry(field="name", read=_name, wants=kinds.NAME.wants, of=(PollerSettings,)),
     "agent_address": _Entry(field="agent_address", read=_text, wants="an address", of=(PollerSettings,)),
-    "max_polls": _Entry(field="max_polls", read=_count, wants=kinds.COUNT.wants, of=(PollerSettings,)),
+    "max_polls": _Entry(field="max_polls", read=_count, wants=kinds.NUMBER.wants, of=(PollerSettings,)),
     "labels": _Entry(
         field="labels", read=_labels, wants=f"a list of texts of at most {kinds.LABEL_LENGTH} characters", of=_BOTH
     ),
@@ -141,8 +141,8 @@ def _read(entry: _Entry, name: str, value: Any, config_id: str) -> Any:
     except (TypeError, ValueError) as error:
         shown = "" if name in _SECRET else f" {value!r}"
         raise SettingsError(
-            f"the agent config {config_id} has {name}{shown[:200]}, which must be {entry.wants}: correct it at the API, "
-            "or start without --agent-config-id"
+            f"the agent config {config_id} has {name}{shown[:200]}, which must be {entry.wants}: correct it at the "
+            "API, or start without --agent-config-id"
         ) from error
 
 

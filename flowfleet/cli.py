@@ -6,9 +6,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
-from pathlib import Path
 
 import click
 from rich.console import Console, RenderableType
@@ -16,20 +15,19 @@ from rich.live import Live
 
 import flowfleet.api
 from flowfleet import commands
-from flowfleet.api.client import Kind, Place, RunState
-from flowfleet.api.prefect_settings import prefect_settings
+from flowfleet.api.client import ApiClient, Kind, Place, RunState
 from flowfleet.commands import CHECKS_FAILED, Group
+from flowfleet.configured import Found
 from flowfleet.control import asked
 from flowfleet.errors import ApiError, LedgerError, SettingsError
 from flowfleet.flags import known_keys, read_config
 from flowfleet.ledger import Ledger, connect
-from flowfleet.logs import MASK, redact_url
 from flowfleet.monitor import doctor as doctors
 from flowfleet.monitor import explain as explanations
 from flowfleet.monitor import output, runs
 from flowfleet.monitor.metrics import our_version
 from flowfleet.monitor.redis_server import RedisServer
-from flowfleet.monitor.snapshot import take
+from flowfleet.monitor.snapshot import Snapshot, take
 from flowfleet.monitor.status import console, status
 from flowfleet.options import machine_facts, options_of, resolve
 from flowfleet.settings import Common, LogsSettings, PollerSettings, UpSettings, WorkerSettings, options
@@ -227,12 +225,18 @@ def _checks(settings: Common) -> list[doctors.Check]:
             snapshot = take(ledger)
             checks += doctors.fleet_checks(snapshot)
             if any(check.name == "api" and check.verdict == doctors.Verdict.OK for check in checks):
-                checks += doctors.label_checks(api(), snapshot)
+                checks += doctors.label_checks(_as_leader(settings, api().backend, snapshot), snapshot)
     except LedgerError as error:
         checks.append(doctors.Check(name="fleet", verdict=doctors.Verdict.FAIL, found=str(error)))
     finally:
         ledger.close()
     return checks
+
+
+def _as_leader(settings: Common, backend: str, snapshot: Snapshot) -> ApiClient:
+    """The API as the fleet's leader sees it: by its name Prefect 1 tells the fleet's own agents from others."""
+    name = snapshot.leader.name if snapshot.leader else settings.name
+    return flowfleet.api.connect(replace(settings, backend=backend, name=name), os.environ)
 
 
 @program.command("config")
@@ -246,56 +250,16 @@ def config_command(ctx: click.Context, settings: Common) -> None:
         for name, key in given.items()
         if name in settings.origins and settings.origins[name].kind == "flag"
     }
-    common = {name for name, _ in options_of(Common)} - {"name"}
-    for line in _setting_lines(settings, {"name"}):
+    common = {name for name, _ in options_of(Common)}
+    found = Found.of(settings, os.environ)
+    for line in found.lines(settings, {"name"}):
         click.echo(line)
     for command, cls in (("poller", PollerSettings), ("worker", WorkerSettings), ("flowfleet", UpSettings)):
         config = read_config(ctx.params["config_file"], command, known_keys())
         click.echo(f"\n[{command}]" + ("  # flowfleet up" if cls is UpSettings else ""))
-        for line in _setting_lines(resolve(cls, flags, os.environ, config, machine_facts()), common):
+        of_part = resolve(cls, flags, os.environ, config, machine_facts())
+        for line in found.lines(found.with_defaults(of_part), common - {"name"}):
             click.echo(line)
-
-
-def _setting_lines(settings: Common, left_out: set[str]) -> Iterator[str]:
-    for name, option in options_of(type(settings)):
-        if name in left_out or option.for_tests:
-            continue
-        value = getattr(settings, name)
-        if option.part:
-            value = getattr(value, option.part)
-        if option.secret and isinstance(value, str):
-            value = redact_url(value) if "://" in value else MASK
-        if option.kind.masked:
-            value = tuple(map(option.kind.masked, value))
-        origin = settings.origins.get(option.key if option.part else name, "default")
-        if name == "log_level" and str(origin) == "this machine":
-            origin = "default"  # each command has its own
-        if name == "api" and value is None:
-            value, origin = _found_address()
-        if name == "key" and value is None and settings.token is None:
-            value, origin = _found_key()
-        yield f"{option.key} = {_shown(value)}  ({origin})"
-
-
-def _found_address() -> tuple[str | None, str]:
-    """The address of the API where `prefect` itself would find it."""
-    found = flowfleet.api.found_url(os.environ)
-    return (redact_url(found[0]), found[1]) if found else (None, "default")
-
-
-def _found_key() -> tuple[str | None, str]:
-    """Where the API's credentials come from where they are Prefect's own, an auth string before a key as at the API."""
-    found = prefect_settings(os.environ, Path.cwd(), Path(os.environ.get("HOME") or Path.home()))
-    for name in ("PREFECT_API_AUTH_STRING", "PREFECT_API_KEY"):
-        if name in found:
-            return MASK, f"{name}, {found[name].source}"
-    return None, "default"
-
-
-def _shown(value: object) -> str:
-    if value is None:
-        return "-"
-    return ", ".join(map(str, value)) or "-" if isinstance(value, tuple) else str(value)
 
 
 def _half(name: str) -> click.Command:

@@ -156,6 +156,11 @@ def configure(
     return handler
 
 
+def set_level(level: str) -> None:
+    """Log from this level on: where it stands was found late."""
+    logging.getLogger().setLevel(level)
+
+
 def keep_secret(secret: str | None) -> None:
     """Blacken a secret that was found later, for example the key in Prefect's own profile."""
     if not secret:

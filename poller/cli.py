@@ -6,18 +6,21 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 import click
 
 import flowfleet.ledger
+from flowfleet import agent_config, logs
 from flowfleet.api import ApiClient, Door
-from flowfleet.api.client import ServerInfo
 from flowfleet.commands import Group, run
 from flowfleet.errors import ApiUnavailable, LedgerUnavailable
 from flowfleet.failpoints import Failpoints
 from flowfleet.hangup import Hangup
+from flowfleet.install import command as install_command
 from flowfleet.secret_files import SecretFiles
 from flowfleet.settings import PollerSettings, options
 from poller.bell import Bell
@@ -34,6 +37,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Entered:
+    """The API has answered: its client, and the settings that hold with what Prefect's own say."""
+
+    api: ApiClient
+    settings: PollerSettings
+    skew_seconds: float
+
+
 def publisher(settings: PollerSettings, login: Login) -> Publisher:
     """The way into the queues."""
     from flowfleet import broker  # noqa: PLC0415 - Celery is heavy, and `poller --help` needs none of it
@@ -42,16 +54,24 @@ def publisher(settings: PollerSettings, login: Login) -> Publisher:
     return broker.Publisher(broker.make_app(settings.redis, fleet=settings.fleet, login=login))
 
 
-def wait_for_api(door: Door, bell: Bell, stop: Stop, *, required: bool) -> tuple[ApiClient, ServerInfo] | None:
-    """Ask who answers until somebody does; None when the end was asked for first.
+def enter(door: Door, settings: PollerSettings) -> Entered:
+    """Ask who answers, and what it keeps for this agent."""
+    api = door.open()
+    info = api.probe()
+    logger.info("API found", extra={"backend": info.backend, "version": info.version})
+    settings = agent_config.applied(door.defaults(settings), api)
+    return Entered(api=door.client_for(settings), settings=settings, skew_seconds=info.skew_seconds)
+
+
+def wait_for_api(ask: Callable[[], Entered], bell: Bell, stop: Stop, *, required: bool) -> Entered | None:
+    """Ask until somebody answers; None when the end was asked for first.
 
     Raises `ApiRejected` for what waiting cannot cure, and with `required` also `ApiUnavailable`.
     """
     outage = Outage("the Prefect API", time.monotonic)
     while not stop.asked:
         try:
-            api = door.open()
-            info = api.probe()
+            entered = ask()
         except ApiUnavailable as exc:
             if required:
                 raise
@@ -59,8 +79,7 @@ def wait_for_api(door: Door, bell: Bell, stop: Stop, *, required: bool) -> tuple
             bell.wait(outage.wait_seconds())
             continue
         outage.over()
-        logger.info("API found", extra={"backend": info.backend, "version": info.version})
-        return api, info
+        return entered
     return None
 
 
@@ -95,15 +114,15 @@ def poll(settings: PollerSettings) -> int:
         return 0
     hangup.then = partial(bell.ring, "poke")
     hangup.serve(door, secrets)
-    found = wait_for_api(door, bell, stop, required=settings.require_api)
-    if found is None:
+    entered = wait_for_api(partial(enter, door, settings), bell, stop, required=settings.require_api)
+    if entered is None:
         return 0
-    api, info = found
-    settings = door.defaults(settings)
+    settings = entered.settings
+    logs.set_level(settings.log_level)
     service = Service(
         Parts(
             settings=settings,
-            api=api,
+            api=entered.api,
             ledger=ledger,
             bell=bell,
             publish=publisher(settings, secrets.login).publish,
@@ -111,7 +130,7 @@ def poll(settings: PollerSettings) -> int:
             meters=Meters(),
         )
     )
-    service.presence.note_clock(info.skew_seconds)
+    service.presence.note_clock(entered.skew_seconds)
     stop.then(service.loop.stop)
     stop.busy = lambda: service.loop.claim_in_hand
     stop.last = service.leadership.resign
@@ -130,6 +149,7 @@ def program() -> None:
     \b
     poller start                    for all pools that live workers offer
     poller start --help             its options
+    poller install --for systemd    print a unit that starts it
     """  # noqa: D301 - click reads the escape
 
 
@@ -144,6 +164,9 @@ def start(settings: PollerSettings) -> int:
     poller start --agent-address http://127.0.0.1:8080
     """  # noqa: D301 - click reads the escape
     return poll(settings)
+
+
+program.add_command(install_command(PollerSettings, "poller"))
 
 
 def main() -> None:

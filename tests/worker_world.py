@@ -14,7 +14,7 @@ from celery.worker import state as celery_state
 
 from flowfleet import api as apis
 from flowfleet import broker
-from flowfleet.api.client import Mark
+from flowfleet.api.client import ApiClient, Mark
 from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import FlowRun, Message, Offer, claim_id
 from flowfleet.ledger.roster import Row
@@ -23,8 +23,9 @@ from tests.lawless_api import LawlessApi
 from tests.ledger_world import LedgerWorld
 from tests.waiting import SCALE, until
 from workers.abilities import Abilities
+from workers.cli import layers_of
 from workers.deployers.process import ProcessDeployer
-from workers.environment import Interpreter, Layers, worker_layer
+from workers.environment import Interpreter, worker_layer
 from workers.host import Host
 from workers.orders import Orders
 from workers.records import StateFolder
@@ -42,11 +43,18 @@ class WorkerWorld:
     """`submit(code)` is a run from Scheduled to its message in Redis; `start()` and `stop()` are a worker's life."""
 
     def __init__(self, redis_url: str, folder: Path, *, slots: int = 2, **settings: Any) -> None:
-        self.api = LawlessApi().start()
+        self.api: Any = LawlessApi().start()
+        self.interpreter = Interpreter(path=sys.executable, prefect="3.8.8")
+        self._put_together(redis_url, folder, api=self.api.api_url, slots=slots, **settings)
+        self.api.add_pool()
+        self.offer = self.client.resolve(Offer(backend="prefect3", pools=("flowfleet",)), create=True)
+        (self.route,) = self.client.routes(self.offer)
+        self.ledger.roster.know([self.route])
+
+    def _put_together(self, redis_url: str, folder: Path, *, slots: int, **settings: Any) -> None:
         self.ledger = LedgerWorld(redis_url)
         self.folder = folder
         self.settings = WorkerSettings(
-            api=self.api.api_url,
             redis=redis_url,
             fleet=self.ledger.fleet,
             host="here",
@@ -54,7 +62,7 @@ class WorkerWorld:
             state_dir=folder / "state",
             **settings,
         )
-        self.client = apis.connect(self.settings, {"HOME": str(folder)})
+        self.client = self._connect()
         self.app = broker.make_app(redis_url, fleet=self.ledger.fleet)
         self.publisher = broker.Publisher(self.app)
         self.worker = self.settings.identity
@@ -63,10 +71,9 @@ class WorkerWorld:
         self.left: list[int] = []
         self._thread: threading.Thread | None = None
         self._number = 0
-        self.api.add_pool()
-        self.offer = self.client.resolve(Offer(backend="prefect3", pools=("flowfleet",)), create=True)
-        (self.route,) = self.client.routes(self.offer)
-        self.ledger.roster.know([self.route])
+
+    def _connect(self) -> ApiClient:
+        return apis.connect(self.settings, {"HOME": str(self.folder)})
 
     # the worker
 
@@ -85,7 +92,7 @@ class WorkerWorld:
         standing = self.ledger.roster.sign_on(row)
         if standing is not None:
             assert self.ledger.roster.sign_on(row, over=standing) is None
-        layers = Layers(base=worker_layer(os.environ, python=None, own_prefix=None))
+        layers = layers_of(self.settings, worker_layer(os.environ, python=None, own_prefix=None), self.client.backend)
         parts = Parts(
             settings=self.settings,
             row=row,
@@ -99,7 +106,7 @@ class WorkerWorld:
             orders=Orders(
                 api=self.client,
                 layers=layers,
-                interpreter=Interpreter(path=sys.executable, prefect="3.8.8"),
+                interpreter=self.interpreter,
                 log_limit=1 << 20,
                 stop_grace=2.0,
             ),

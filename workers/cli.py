@@ -15,8 +15,8 @@ from typing import Any
 
 import click
 
+from flowfleet import agent_config, broker, commands, control, install, logs
 from flowfleet import api as apis
-from flowfleet import broker, commands, control
 from flowfleet import ledger as ledgers
 from flowfleet.api.client import ApiClient
 from flowfleet.errors import SettingsError
@@ -24,6 +24,7 @@ from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import Offer
 from flowfleet.hangup import Hangup
 from flowfleet.ledger import Ledger
+from flowfleet.ledger.hints import Listening
 from flowfleet.ledger.roster import Row
 from flowfleet.monitor import page
 from flowfleet.secret_files import SecretFiles
@@ -62,6 +63,7 @@ def cli() -> None:
 
     \b
     worker start --pool mine        run what the pool `mine` has
+    worker install --for systemd    print a unit that starts it
     worker list                     the workers of the fleet
     worker drain NAME@HOST          no new runs, and end when empty
     """  # noqa: D301 - click reads the escape
@@ -80,7 +82,7 @@ def start(settings: WorkerSettings) -> int:
     return serve(settings, os.environ)
 
 
-for _command in control.worker_commands:
+for _command in (install.command(WorkerSettings, "worker"), *control.worker_commands):
     cli.add_command(_command)
 
 
@@ -126,8 +128,8 @@ def serve(settings: WorkerSettings, environ: Mapping[str, str], guest: Guest = G
         logger.warning(sentence)
     below = "process" if guest.leaving and settings.deploy == external.ExternalDeployer.kind else settings.deploy
     own = _deployer(below, host, abilities)
-    api = _open(door, wait=hangup.wait)
-    settings = door.defaults(settings)
+    api, settings = _enter(door, settings, wait=hangup.wait)
+    logs.set_level(settings.log_level)
     layers, interpreter = interpreter_of(settings, environ, api.backend)
     deployer = guest.deployer(own, external.Watch(api.states), host)
     state = sign_on.open_state(settings, host, environ)
@@ -157,23 +159,34 @@ def serve(settings: WorkerSettings, environ: Mapping[str, str], guest: Guest = G
     )
     service = Service(parts)
     hangup.then = service.to_api.retry
+    # neither this nor the page is closed again: their threads end with the process, and waiting for them would lengthen
+    # each stop
+    listening = ledger.hints.listen(partial(_heard, service))
     if guest.leaving is not None:
-        guest.leaving.callback(_leave_nothing, service)
+        guest.leaving.callback(_leave_nothing, service, listening)
     guest.begun(service)
-    return _run(service, settings, ledger, row, secrets.page_token, guest.leaving)
+    return _run(service, settings, ledger, row, secrets.page_token)
 
 
-def _leave_nothing(service: Service) -> None:
+def _leave_nothing(service: Service, listening: Listening) -> None:
+    listening.close()
     for errands in (service.to_api, service.to_ledger):
         errands.close()
     forget_stop()
 
 
-def _open(door: apis.Door, *, wait: Callable[[float], None]) -> ApiClient:
-    """The API's client; waits only where the API itself has to tell which one it is."""
-    opened: list[ApiClient] = []
-    sign_on.patiently(lambda: opened.append(door.open()), "the Prefect API", wait=wait)
-    return opened[0]
+def _enter(
+    door: apis.Door, settings: WorkerSettings, *, wait: Callable[[float], None]
+) -> tuple[ApiClient, WorkerSettings]:
+    """The API's client, and the settings with what Prefect's own say; waits where only the API itself can tell."""
+    entered: list[WorkerSettings] = []
+
+    def ask() -> None:
+        api = door.open()
+        entered.append(agent_config.applied(door.defaults(settings), api))
+
+    sign_on.patiently(ask, "the Prefect API", wait=wait)
+    return door.client_for(entered[0]), entered[0]
 
 
 def interpreter_of(settings: WorkerSettings, environ: Mapping[str, str], backend: str) -> tuple[Layers, Interpreter]:
@@ -203,12 +216,12 @@ def interpreter_of(settings: WorkerSettings, environ: Mapping[str, str], backend
 
 def layers_of(settings: WorkerSettings, base: Mapping[str, str], backend: str) -> Layers:
     """What all runs of a worker with these settings have in common."""
-    folder = str(Path.cwd())
+    folder = Path.cwd()
     return Layers(
         base=base,
         import_paths=absolute_paths(settings.import_paths, folder),
         extra=parse_pairs(settings.env),
-        home=folder if backend == "prefect1" else None,
+        home=str(folder) if backend == "prefect1" else None,
     )
 
 
@@ -268,18 +281,9 @@ def _prove_and_sign_on(ledger: Ledger, row: Row, state: StateFolder, host: Host)
 
 
 def _run(
-    service: Service,
-    settings: WorkerSettings,
-    ledger: Ledger,
-    row: Row,
-    page_token: Callable[[], str | None],
-    leaving: contextlib.ExitStack | None,
+    service: Service, settings: WorkerSettings, ledger: Ledger, row: Row, page_token: Callable[[], str | None]
 ) -> int:
     service.stopping.install()
-    # neither is closed again: their threads end with the process, and waiting for them would lengthen each stop
-    listening = ledger.hints.listen(partial(_heard, service))
-    if leaving is not None:
-        leaving.callback(listening.close)
     if settings.agent_address:
         try:
             page.serve(settings.agent_address, worker_page.handlers(service.vitals), page_token)

@@ -75,9 +75,15 @@ class Layers:
         return os.pathsep.join(entries)
 
 
-def absolute_paths(paths: Sequence[str], folder: str) -> tuple[str, ...]:
-    """Import paths as they were meant where the worker was started: `~` is its user's home on this host."""
-    return tuple(os.path.normpath(os.path.join(folder, os.path.expanduser(path))) for path in paths)
+def absolute_paths(paths: Sequence[str], folder: Path) -> tuple[str, ...]:
+    """Import paths as they were meant where the worker was started: `~` is its user's home on this host.
+
+    Raises `SettingsError` for the home of a user whom this host does not know.
+    """
+    try:
+        return tuple(str(folder / Path(path).expanduser()) for path in paths)
+    except RuntimeError as exc:
+        raise SettingsError(f"--import-path names a home that this host does not have: {exc}") from exc
 
 
 def parse_pairs(pairs: Sequence[str]) -> dict[str, str]:

@@ -85,9 +85,11 @@ class HandBack:
 
     def _tell_lost(self, held: Held, folder: RunFolder, reason: str) -> None:
         answer = self._api.hand_back(held.run_id, held.call, held.due, self._mark, reason, never_began=True)
-        # Cancelling carries no call's id: it may by now be about an attempt that another claim is at
-        if answer.being_cancelled and self._claims.get(held.run_id) is None:
-            answer = self._report_cancelled(held)
+        if answer.being_cancelled:
+            # Cancelling carries no call's id: it may by now be about an attempt that another claim is at
+            claim = self._claims.get(held.run_id)
+            if claim is None or claim.claim == held.claim:
+                answer = self._report_cancelled(held)
         self._told(held, folder, answer)
 
     def _told(self, held: Held, folder: RunFolder, answer: Answer) -> None:
@@ -102,7 +104,12 @@ class HandBack:
         return self._api.report(held.run_id, Kind.CANCELLED, "Cancelled before it was started.", self._mark)
 
     def _drop(self, held: Held, folder: RunFolder) -> None:
-        self._claims.drop(held.run_id, held.claim, worker=self._worker)
+        outcome = self._claims.drop(held.run_id, held.claim, worker=self._worker)
+        if outcome.refusal is Refusal.STATE:
+            # Redis had lost it, and a renewal that was under way as we heard of that has written it again
+            reason = "it was handed back while Redis had lost it"
+            self._claims.give_back(held.run_id, held.claim, reason, worker=self._worker, never_began=True)
+            self._claims.drop(held.run_id, held.claim, worker=self._worker)
         _close(folder)
 
 

@@ -108,6 +108,38 @@ class LocalAgent(Agent):
         env.update(self.client.engine_environment(run_id, job))
         return {key: value for key, value in env.items() if value is not None}
 
+    @staticmethod
+    def generate_supervisor_conf(
+        token: str | None = None,
+        labels: Iterable[str] | None = None,
+        env_vars: Mapping[str, str] | None = None,
+        import_paths: Iterable[str] | None = None,
+        show_flow_logs: bool = False,
+        key: str | None = None,
+        tenant_id: str | None = None,
+        agent_config_id: str | None = None,
+    ) -> str:
+        """A supervisord.conf that keeps a worker with these options and a poller running. You call it; we do not.
+
+        Key, token and variables do not stand in it; its first lines say how to make the file that they belong in.
+        """
+        from flowfleet.agents import supervisor  # noqa: PLC0415 - only who wants the text needs it
+
+        given = {
+            "backend": "prefect1",
+            "token": token,
+            "key": key,
+            "tenant-id": tenant_id,
+            "agent-config-id": agent_config_id,
+        }
+        of_worker = {
+            "label": tuple(labels or ()),
+            "env": tuple(f"{name}={value}" for name, value in (env_vars or {}).items()),
+            "import-path": tuple(import_paths or ()),
+            "show-flow-logs": show_flow_logs or None,
+        }
+        return supervisor.conf(given, of_worker)
+
 
 def _host() -> str:
     name = socket.gethostname()

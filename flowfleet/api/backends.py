@@ -8,8 +8,8 @@ from enum import Enum
 
 import requests
 
-from flowfleet.api.graphql import GraphQL, QueryRejected
-from flowfleet.api.session import ASKED_TRIES, Refused, Session
+from flowfleet.api.graphql import GraphQL, QueryRejected, is_graphql
+from flowfleet.api.session import ASKED_TRIES, CredentialsRefused, Refused, Session
 from flowfleet.errors import ApiError, ApiRejected, ApiUnavailable, KeyRefused, SettingsError
 
 #: both questions are answered from memory
@@ -56,10 +56,15 @@ class Candidate:
 
 
 def prefect3(session: Session, *, tries: int = ASKED_TRIES) -> Candidate:
-    """Prefect 3 tells its version."""
+    """Prefect 3 tells its version, or says in its own words that it does not tell it to us."""
 
     def answered() -> bool:
-        return isinstance(session.get("/admin/version", seconds=_SECONDS, tries=tries), str)
+        try:
+            return isinstance(session.get("/admin/version", seconds=_SECONDS, tries=tries), str)
+        except CredentialsRefused as error:
+            if not (isinstance(error.body, dict) and "exception_message" in error.body):
+                raise
+        return True
 
     return Candidate(
         backend="prefect3",
@@ -78,6 +83,9 @@ def prefect1(graphql: GraphQL, *, tries: int = ASKED_TRIES) -> Candidate:
             graphql.ask("query { hello }", seconds=_SECONDS, tries=tries)
         except QueryRejected:
             return True
+        except CredentialsRefused as error:
+            if not is_graphql(error.body):
+                raise
         return True
 
     return Candidate(

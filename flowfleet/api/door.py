@@ -51,7 +51,7 @@ class Door:
         self._settings, self._environ, self._pause = settings, environ, pause
         self._folder, self._home = folder or Path.cwd(), home or home_of(environ)
         #: prefect1, prefect3, or None = it has to be asked
-        self.backend = self._decide()
+        self.backend = decide(settings, environ, self._folder, self._home)
         self._client: ApiClient | None = None
         self._refused = False
         self._last: Access | None = None
@@ -83,30 +83,26 @@ class Door:
             except KeyRefused:
                 self._refused = True
                 raise
-            self._client = self._prefect1() if backend == "prefect1" else self._prefect3()
             self.backend = backend
+            self._client = self._prefect3() if backend == "prefect3" else self._prefect1(self.defaults(self._settings))
         return self._client
+
+    def client_for(self, settings: Common) -> ApiClient:
+        """The opened client as a part with these settings uses it: they name its agent, and what its runs get."""
+        opened = self.open()
+        self._client = self._prefect1(settings) if self.backend == "prefect1" else opened
+        return self._client
+
+    def anew(self, settings: Common) -> ApiClient:
+        """A client for settings that the API itself has changed (an agent config); which API it is stays."""
+        self._settings, self._client = settings, None
+        return self.open()
 
     def defaults(self, settings: C) -> C:
         """The settings of a command, with what Prefect 1's own agent settings say where nothing nearer does."""
         return prefect1_defaults.applied(settings, self._found1()) if self.backend == "prefect1" else settings
 
     # which one
-
-    def _decide(self) -> str | None:
-        settings = self._settings
-        if settings.backend in ("prefect1", "prefect3"):
-            return settings.backend
-        if settings.backend != "auto":
-            raise SettingsError(f"--backend {settings.backend} is unknown, use auto, prefect1 or prefect3")
-        if settings.api:
-            return None
-        found = self._found1()
-        if _PREFECT3 in prefect_settings(self._environ, self._folder, self._home):
-            return None if found.names_an_api else "prefect3"
-        if found.names_an_api or found.left_behind:
-            return "prefect1"
-        raise no_address()
 
     def _ask(self) -> str:
         session = self._session()
@@ -184,9 +180,9 @@ class Door:
             self._session(), settings=self._source.for_runs, environ=open_to_flows, worker=self._settings.identity
         )
 
-    def _prefect1(self) -> Prefect1:
+    def _prefect1(self, settings: Common) -> Prefect1:
         access, found = self._access(), self._found1()
-        agent = prefect1_defaults.agent(self._settings, found)
+        agent = prefect1_defaults.agent(settings, found)
         return Prefect1(
             self._graphql(access),
             agent_name=agent.name,
@@ -198,6 +194,22 @@ class Door:
             log_level=agent.log_level,
             cloud_logs=agent.cloud_logs,
         )
+
+
+def decide(settings: Common, environ: Mapping[str, str], folder: Path, home: Path) -> str | None:
+    """Which API the settings mean, None where it has to be asked; raises `SettingsError` where they name none."""
+    if settings.backend in ("prefect1", "prefect3"):
+        return settings.backend
+    if settings.backend != "auto":
+        raise SettingsError(f"--backend {settings.backend} is unknown, use auto, prefect1 or prefect3")
+    if settings.api:
+        return None
+    found = Prefect1Settings(environ, home)
+    if _PREFECT3 in prefect_settings(environ, folder, home):
+        return None if found.names_an_api else "prefect3"
+    if found.names_an_api or found.left_behind:
+        return "prefect1"
+    raise no_address()
 
 
 def connect(

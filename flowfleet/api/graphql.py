@@ -132,7 +132,7 @@ class GraphQL:
         return headers
 
     def _read(self, answer: Any, named: str) -> Reply:
-        if not _own(answer):
+        if not is_graphql(answer):
             raise self._session.no_api(f"{named} is answered with JSON that is not GraphQL's")
         self._session.proven = True
         errors = tuple(_errors(answer))
@@ -145,7 +145,8 @@ class GraphQL:
         return Reply({})
 
 
-def _own(body: Any) -> bool:
+def is_graphql(body: Any) -> bool:
+    """Whether this JSON is an answer of GraphQL."""
     return isinstance(body, Mapping) and (isinstance(body.get("data"), Mapping) or isinstance(body.get("errors"), list))
 
 
@@ -202,7 +203,7 @@ PREFECT1 = Dialect(
     key_remedy="set PREFECT__CLOUD__API_KEY or FLOWFLEET_KEY_FILE",
     ca_remedy="give its authority by --ca-file",
     csrf=False,
-    own=_own,
+    own=is_graphql,
     reason=_reason,
     hint=_hint,
     tone=_tone,

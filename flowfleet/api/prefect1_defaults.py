@@ -16,7 +16,7 @@ from flowfleet.settings import Common, PollerSettings, WorkerSettings
 C = TypeVar("C", bound=Common)
 
 #: who gives a value comes before Prefect's own settings
-_NEARER = ("flag", "variable", "secret-file", "config")
+_NEARER = ("flag", "variable", "secret-file", "config", "agent config")
 _TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 
 
@@ -33,8 +33,7 @@ class Agent:
 
 
 def agent(settings: Common, found: Prefect1Settings) -> Agent:
-    """What the client of the API must know of the part that uses it."""
-    settings = applied(settings, found)
+    """What the client of the API must know of the part that uses it, by its settings with these defaults."""
     name = settings.name
     if settings.origins.get("name", Origin("default")).kind == "prefect1":
         name = found.text("cloud.agent.name")  # there it may have blanks, which an identity may not

@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from flowfleet.api.client import Answer, Kind, Mark, Verdict
@@ -24,6 +24,7 @@ from flowfleet.api.prefect1_states import (
     Stamp,
     Task,
     before_submitted,
+    kind_of,
     overtaken,
     scheduled_again,
     stamp_of,
@@ -41,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 #: the most runs that one claim may carry
 CLAIM_LIMIT = 10
+#: so far our idea of the server's time may be from the poller's
+_CLOCKS = timedelta(seconds=3)
 #: a row this old is read again before it is written over: a cancel may have come
 _FRESH_SECONDS = 1.0
 #: a state that was read so recently need not be read again before a run is launched
@@ -127,8 +130,8 @@ class Writes:
         if not runs:
             return {}
         try:
-            rows = self._rows(runs)
-            answers = {run.run_id: answer for run in runs if (answer := _before(rows.get(run.run_id), call))}
+            rows, now = self._rows(runs), self._now()
+            answers = {run.run_id: answer for run in runs if (answer := _before(rows.get(run.run_id), call, now))}
             changes = {
                 run.run_id: _claiming(rows[run.run_id], number, stamp_of(mark, call, rows[run.run_id]), self._now())
                 for number, run in enumerate(runs)
@@ -223,7 +226,11 @@ class Writes:
                 return Answer(verdict=Verdict.ACCEPTED, state=run.to_state())
             if run.state != "Scheduled" or (stamp is not None and stamp.done):
                 return _refused(run, f"the run is {run.state}")
-            before = [row for row in self._runs.versions(run_id, 0) if row.get("state") in ("Running", "Cancelling")]
+            versions = self._runs.versions(run_id, 0)
+            stood_before = [str(row.get("state")) for row in versions if row.get("state") != "Scheduled"]
+            if stood_before and kind_of(stood_before[-1]).terminal:
+                return _refused(run, f"the run was restarted after it was {stood_before[-1]}")
+            before = [row for row in versions if row.get("state") in ("Running", "Cancelling")]
             stood = dict(before[-1]["serialized_state"]) if before else written("Running", "Running flow.")
             back = Stamp(fleet=mark.fleet, call=claim, claim=claim, version=run.version, done=claim)
             return [_of_run(run, {**stood, "context": {**(stood.get("context") or {}), **back.to_context()}})]
@@ -307,7 +314,7 @@ def _refused(run: Run, reason: str) -> Answer:
     return Answer(verdict=Verdict.REFUSED, reason=reason, state=run.to_state())
 
 
-def _before(run: Run | None, call: str) -> Answer | None:
+def _before(run: Run | None, call: str, now: datetime) -> Answer | None:
     """What needs no write: a run that is gone, ours already, or not to be had."""
     if run is None:
         return Answer(verdict=Verdict.REFUSED, reason="the run does not exist any more", gone=True)
@@ -316,6 +323,8 @@ def _before(run: Run | None, call: str) -> Answer | None:
     late = run.state == "Running" and any(task.state in WAITING for task in run.tasks)
     if run.state != "Scheduled" and not late:
         return _refused(run, f"the run is {run.state}, not to be claimed")
+    if not late and run.start_time is not None and run.start_time > now + _CLOCKS:
+        return _refused(run, "the run has been put off")
     return None
 
 

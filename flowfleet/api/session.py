@@ -53,6 +53,14 @@ class Refused(ApiRejected):
         self.detail = detail
 
 
+class CredentialsRefused(KeyRefused):
+    """An answer that refuses our credentials; `body` is its JSON, by which callers know whose answer it is."""
+
+    def __init__(self, sentence: str, body: Any) -> None:
+        super().__init__(sentence)
+        self.body = body
+
+
 @dataclass(frozen=True)
 class _Asked:
     """One request."""
@@ -304,9 +312,10 @@ class Session:
         status = answer.status_code
         where, named = self.address.shown, asked.named
         if tone is Tone.REFUSED:
-            raise KeyRefused(
+            raise CredentialsRefused(
                 f"the Prefect API at {where} refuses our credentials ({_status(status)} to {named}), "
-                f"{self._dialect.key_remedy}"
+                f"{self._dialect.key_remedy}",
+                _json(answer),
             )
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             raise ApiUnavailable(

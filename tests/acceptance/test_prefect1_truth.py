@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,8 @@ import pytest
 
 from tests.prefect1_api import Faults, Prefect1Api
 from tests.prefect1_client import ClientError, Prefect1Client
-from tests.prefect1_env import python
-from tests.waiting import until
+from tests.prefect1_env import FLOWS, python
+from tests.waiting import SCALE, until
 
 GOOD = ["Scheduled", "Submitted", "Running", "Success"]
 
@@ -64,11 +65,11 @@ def poked(reality: Reality) -> None:
 def test_the_real_client_registers_every_flow_with_its_tasks_edges_and_labels(reality):
     api = reality.api
     with api.lock:
-        rows = {row["name"]: row for row in api.store.where("flow")}
+        rows = {name: api.flows.get(flow_id) for name, flow_id in reality.flows.items()}
         tasks = {task["slug"]: task for task in api.store.where("task", flow_id=reality.flows["mapped"])}
         edges = api.store.where("edge", flow_id=reality.flows["mapped"])
 
-    assert {name: rows[name]["id"] for name in rows} == reality.flows
+    assert {row["name"] for row in rows.values()} == {path.stem for path in FLOWS.glob("*.py")}
     assert sorted(tasks) == ["double-1", "numbers-1", "total-1"]
     assert sorted((edge["key"], edge["mapped"]) for edge in edges) == [("doubled", False), ("number", True)]
     assert rows["script"]["storage"]["stored_as_script"] is True
@@ -114,10 +115,9 @@ def test_the_real_agent_says_which_process_it_made_and_the_engine_logs_to_the_ru
     reality.ended(run)
 
     until(lambda: len(reality.api.logs(run)) >= 4, 20, "the engine's last logs")
-    logs = reality.api.logs(run)
-    assert logs[0]["name"] == "agent"
-    assert logs[0]["message"].startswith("Submitted for execution: PID: ")
-    assert {"prefect.CloudFlowRunner", "prefect.CloudTaskRunner"} <= {log["name"] for log in logs}
+    logs = {log["name"]: log["message"] for log in reality.api.logs(run)}
+    assert logs["agent"].startswith("Submitted for execution: PID: ")
+    assert set(logs) == {"agent", "prefect.CloudFlowRunner", "prefect.CloudTaskRunner"}
     assert reality.api.run(run)["agent_id"] == reality.api.agents()[0]["id"]
 
 
@@ -187,15 +187,23 @@ def test_a_flow_that_cannot_be_loaded_fails_with_a_log_that_came_as_one_object(r
 
     assert reality.ended(run, "Failed") == ["Scheduled", "Submitted", "Failed"]
     assert "Failed to load and execute flow run" in reality.api.states(run)[-1]["message"]
+    # it writes the state first
+    until(lambda: "ERROR" in {log["level"] for log in reality.api.logs(run)}, 20, "the log of the failure")
     assert [log["name"] for log in reality.api.logs(run) if log["level"] == "ERROR"] == ["execute flow-run"]
+    [entry] = [each.variables["input"]["logs"] for each in reality.api.requests if "execute flow-run" in str(each)]
+    assert isinstance(entry, dict)
 
 
 def test_two_real_agents_that_claim_one_run_at_once_start_it_once(reality):
-    run = reality.run("plain", labels=["race"])
     agents = [reality.real.start_agent(("race",), name=name) for name in ("first", "second")]
-    reality.api.faults.late("set_flow_run_states", times=2)
+    for agent in agents:
+        agent.ready()
+    reality.api.faults.held("set_flow_run_states", times=2)
     before = reality.api.counted("set_flow_run_states")
+    run = reality.run("plain", labels=["race"])
     try:
+        for agent in agents:
+            agent.poke()
         # each has read the queue, and both claims are held before either is done
         until(lambda: reality.api.counted("set_flow_run_states") == before + 2, 14, "both claims")
         reality.api.faults.release()
@@ -206,7 +214,48 @@ def test_two_real_agents_that_claim_one_run_at_once_start_it_once(reality):
             agent.close()
     said = [agent.output() for agent in agents]
     assert sorted("Completed deployment" in each for each in said) == [False, True]
-    assert not any("ERROR" in each for each in said)
+    assert not any(" ERROR - " in each for each in said)
+
+
+def test_a_lost_answer_makes_the_real_agent_give_up_a_run_that_it_owns(reality):
+    claims = reality.api.counted("set_flow_run_states")
+    reality.api.faults.lost("set_flow_run_states")
+    run = reality.run("plain")
+    poked(reality)
+    until(lambda: reality.api.counted("set_flow_run_states") >= claims + 2, 20, "the claim's repetition")
+
+    polls = reality.api.counted("get_runs_in_queue")
+    poked(reality)
+    until(lambda: reality.api.counted("get_runs_in_queue") > polls, 20, "the agent's next poll")
+    assert reality.api.history(run) == ["Scheduled", "Submitted"]
+    assert f"Completed deployment of flow run {run}" not in reality.real.agents[0].output()
+
+
+def test_the_real_agent_fetches_its_settings_and_ends_after_its_last_poll(reality):
+    config = reality.api.add_agent_config({"labels": ["of the settings"]})
+    agent = reality.real.start_agent((), "--agent-config-id", config, "--max-polls", "1", name="configured")
+    assert agent.process.wait(60 * SCALE) == 0
+
+    assert reality.api.counted("agent_config") == 1
+    assert f"Loaded agent config {config}" in agent.output()
+    [row] = [each for each in reality.api.agents() if each["name"] == "configured"]
+    assert (row["agent_config_id"], row["labels"], row["type"]) == (config, [], "LocalAgent")
+    assert row["last_queried"]
+
+
+def test_the_real_command_registers_a_file_and_the_second_time_finds_nothing_new(reality):
+    argv = [str(python()), "-m", "prefect", "register", "--project", "by-command", "--path", str(FLOWS / "script.py")]
+    reality.real.create_project("by-command")
+    said = [
+        subprocess.run(argv, env=reality.real.environment(), capture_output=True, text=True, timeout=120, check=True)
+        for _ in range(2)
+    ]
+    with reality.api.lock:
+        [project] = reality.api.store.where("project", name="by-command")
+        [flow] = reality.api.store.where("flow", project_id=project["id"])
+        tasks = reality.api.store.where("task", flow_id=flow["id"])
+    assert [task["slug"] for task in tasks] == ["where-1"]
+    assert ["1 registered" in each.stdout or "1 skipped" in each.stdout for each in said] == [True, True], said
 
 
 def test_the_real_client_meets_the_version_lock_and_the_refusal_of_a_second_submission(reality):
@@ -236,7 +285,7 @@ def test_the_real_client_of_a_tenant_with_a_key_sends_it_and_is_refused_without(
         assert refused.value.kind == "AuthorizationError"
 
 
-def test_under_the_servers_own_rules_a_cancelled_run_can_be_submitted_again(tmp_path):
+def test_under_the_servers_own_rules_a_cancelled_run_can_be_submitted_again_and_the_command_lists_runs(tmp_path):
     python()
     with Prefect1Api(faults=Faults.like_server()) as api, Prefect1Client(tmp_path, api.url) as real:
         run = real.create_run(real.register("plain")["plain"])
@@ -246,4 +295,6 @@ def test_under_the_servers_own_rules_a_cancelled_run_can_be_submitted_again(tmp_
             real.set_state(run, "Submitted")
         api.clock.advance(31)
         real.set_state(run, "Submitted")
-    assert api.counted("set_flow_run_states") == 3
+        argv = [str(python()), "-m", "prefect", "get", "flow-runs"]
+        listed = subprocess.run(argv, env=real.environment(), capture_output=True, text=True, timeout=120, check=False)
+        assert "brave-badger" in listed.stdout, listed.stderr

@@ -75,7 +75,7 @@ def test_pollers_that_are_killed_in_turn_lose_and_double_nothing(loose1):
     runs = []
     for number in range(6):
         runs += [loose1.tiny_run("x") for _ in range(4)]
-        until(lambda: _submitted(loose1, runs), 60, "a run of the batch to be claimed")
+        until(lambda runs=runs: _submitted(loose1, runs), 60, "a run of the batch to be claimed")
         pollers[number % 2].kill()
         pollers[number % 2] = loose1.start_poller(f"p{number % 2}", wait=False)
     all_once(loose1, runs, 120)

@@ -64,7 +64,9 @@ def test_user_and_password_in_the_address_do(guarded, tmp_path):
 
 
 def test_the_servers_web_page_is_no_api(prefect_server, tmp_path):
-    client = connect(Common(api=prefect_server.ui_url), {}, folder=tmp_path, home=tmp_path)
+    with pytest.raises(ApiRejected, match=f"is no Prefect API: .*, but Prefect 3 is at {prefect_server.api_url}$"):
+        connect(Common(api=prefect_server.ui_url), {}, folder=tmp_path, home=tmp_path)
+    client = connect(Common(api=prefect_server.ui_url, backend="prefect3"), {}, folder=tmp_path, home=tmp_path)
     with pytest.raises(ApiRejected, match=r"is not a Prefect.* API.*usually ends in /api"):
         client.probe()
 

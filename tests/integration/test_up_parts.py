@@ -456,8 +456,7 @@ def test_a_second_signal_hurries_and_shows_in_the_exit_code(tmp_path):
     up = _Sleepers(tmp_path / "stubborn", stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     parts = up.ready()
     up.process.send_signal(signal.SIGTERM)
-    while b"stopping worker, redis" not in up.process.stdout.readline():
-        pass
+    assert any(b"stopping worker, redis" in line for line in up.process.stdout)
     up.process.send_signal(signal.SIGINT)
 
     assert up.ended() == 128 + signal.SIGINT

@@ -59,7 +59,7 @@ def test_a_report_that_finds_no_room_holds_no_other_up_and_is_told_once_there_is
     (tmp_path / "4").touch()
     world.wait_gone(other)
     tried = disk.refused
-    until(lambda: disk.refused > tried + 10, 10, "more tries")
+    until(lambda: disk.refused > tried + 3, 20, "more tries")
     assert world.ledger.claims.get(full.run_id).state == "ended"
     disk.empty()
     world.wait_gone(full)
@@ -107,7 +107,7 @@ def test_a_start_that_fails_on_a_full_disk_gives_claim_and_slot_back_once_there_
     disk = NoRoomToStart(monkeypatch)
     message = world.claim(world.create("no-such-program"))
     world.publisher.publish(message)
-    until(lambda: disk.refused > 5, 10, "more tries")
+    until(lambda: disk.refused > 3, 20, "more tries")
     assert world.ledger.claims.get(message.run_id).state == "starting"
     disk.full = False
     until(lambda: world.ledger.claims.get(message.run_id) is None, 10, "the claim to be handed back")

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from flowfleet.failpoints import Failpoints
+from flowfleet.ledger.claims import Refusal
 from tests.ledger_world import flow_run
 from tests.waiting import until
 from tests.worker_world import WorkerWorld
@@ -78,6 +79,23 @@ def test_a_cancel_of_a_run_whose_claim_redis_has_lost_is_told_as_done(world):
     wait_handed_back(world, folder)
 
     assert world.api.state(message.run_id)["type"] == "CANCELLED"
+
+
+def test_a_lost_claim_that_a_late_renewal_has_written_again_goes_all_the_same(world, monkeypatch):
+    give_back = world.ledger.claims.give_back
+
+    def renewed_meanwhile(*ids, **how):
+        outcome = give_back(*ids, **how)
+        if outcome.refusal is Refusal.UNKNOWN:
+            assert world.service.renewer.renew().reasserted
+        return outcome
+
+    monkeypatch.setattr(world.ledger.claims, "give_back", renewed_meanwhile)
+    message, folder = broken_launch(world, "start.before_fork", lost_by_redis(world), cancelled_at_the_api(world))
+    wait_handed_back(world, folder)
+
+    assert world.api.state(message.run_id)["type"] == "CANCELLED"
+    assert world.ledger.claims.get(message.run_id) is None
 
 
 def test_a_run_that_somebody_has_claimed_since_redis_lost_ours_is_theirs_to_cancel(world, monkeypatch):

@@ -115,8 +115,10 @@ class Prefect1Api(Rows):
     def _gone_wrong(
         self, fault: Fault, asked: Operation, headers: Mapping[str, str]
     ) -> tuple[int, Any, Mapping[str, str]]:
-        if fault.kind in ("hang", "late"):
+        if fault.kind in ("hang", "late", "held"):
             self.faults.hold()
+        if fault.kind == "held":
+            return self._done(asked, headers)
         if fault.kind in ("status_after", "lost", "late"):
             self._done(asked, headers)
         if fault.kind in ("status", "status_after", "answer"):
@@ -170,7 +172,7 @@ class Prefect1Api(Rows):
             return lambda: {each.alias: facts[each.name] for each in field.selection}
         if field.name == "get_task_run_info":
             return partial(self._task_run_info, field)
-        read = plan(field)
+        read = plan(field, null_is_true=self.faults.null_is_true)
         if read is None:
             raise Invalid(f'Cannot query field "{field.name}" on type "Query".')
         return partial(read.run, self.store)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 #: what happens to a whole request …
-_OF_REQUESTS = ("status", "status_after", "drop", "lost", "hang", "late", "answer")
+_OF_REQUESTS = ("status", "status_after", "drop", "lost", "hang", "late", "held", "answer")
 #: … and to one field of it
 _OF_FIELDS = ("error", "error_after")
 
@@ -41,6 +41,9 @@ class Faults:
         self.queue_window: int | None = None
         #: so many ids are returned at most [srv]; None = all
         self.queue_ids: int | None = None
+        #: a comparison with null is true of every row, as in Server's Hasura: Prefect's own `get` and `describe`
+        #: count on it [run]; False: such a document is refused, so that no client of ours leans on it
+        self.null_is_true = False
         self._lock = threading.Lock()
         self._faults: list[Fault] = []
         self._released = threading.Event()
@@ -49,7 +52,7 @@ class Faults:
     def like_server(cls) -> Self:
         """As the open-source Server of June 2023 [srv]."""
         faults = cls()
-        faults.version_lock = False
+        faults.version_lock, faults.null_is_true = False, True
         faults.submitted = "memory"
         faults.queue_window, faults.queue_ids = 75, 25
         return faults
@@ -81,8 +84,12 @@ class Faults:
         """No answer until `release`, and nothing is done."""
         self._add(Fault(field, "hang", times))
 
+    def held(self, field: str = "", *, times: int = 1) -> None:
+        """Held until `release`, then done and answered as ever: what two callers do at once can be made so."""
+        self._add(Fault(field, "held", times))
+
     def late(self, field: str = "", *, times: int = 1) -> None:
-        """Held until `release`, then done: a commit after the client's time-out."""
+        """Held until `release`, then done, and the line breaks: a commit after the client's time-out."""
         self._add(Fault(field, "late", times))
 
     def answered(self, body: Any, field: str = "", *, times: int = 1) -> None:

@@ -40,13 +40,14 @@ def listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def condition(table: str, where: Any) -> Condition:
+def condition(table: str, where: Any, *, null_is_true: bool = False) -> Condition:
     """The SQL of a `where` on this table."""
-    return _Filter().of(table, table, where)
+    return _Filter(null_is_true).of(table, table, where)
 
 
 class _Filter:
-    def __init__(self) -> None:
+    def __init__(self, null_is_true: bool) -> None:
+        self._null_is_true = null_is_true
         self._numbers = count()
 
     def of(self, table: str, name: str, where: Any) -> Condition:
@@ -72,7 +73,10 @@ class _Filter:
             raise Invalid(f"field {key!r} not found in type: '{table}_bool_exp'")
         if not isinstance(value, Mapping):
             raise Invalid(f"{table}.{key} is compared by {value!r}, no object")
-        return _joined([_test(f'{name}."{key}"', kind, test, operand) for test, operand in value.items()], "and")
+        return _joined([self._test(f'{name}."{key}"', kind, test, operand) for test, operand in value.items()], "and")
+
+    def _test(self, column: str, kind: str, test: str, operand: Any) -> Condition:
+        return Condition() if operand is None and self._null_is_true else _test(column, kind, test, operand)
 
 
 def _joined(parts: list[Condition], word: str) -> Condition:
@@ -88,7 +92,7 @@ def _test(column: str, kind: str, test: str, operand: Any) -> Condition:
             raise Invalid(f"_is_null of {operand!r}")
         return Condition(f"{column} is {'' if operand else 'not '}null")
     if operand is None:
-        # what this means has differed between releases of Hasura, so nobody may lean on it
+        # true of every row in the Hasura of Server, and an error in later ones: nobody may lean on it
         raise Invalid(f"{test} with null on {column}")
     if test in _COMPARISONS:
         return Condition(f"{column} {_COMPARISONS[test]} ?", (operand_of(kind, operand),))

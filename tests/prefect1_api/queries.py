@@ -22,6 +22,10 @@ class Columns:
     plain: tuple[tuple[str, str], ...]
     nested: tuple[tuple[str, Relation, Read], ...]
 
+    @property
+    def needed(self) -> set[str]:
+        return {name for _, name in self.plain} | {relation.local for _, relation, _ in self.nested}
+
     def of(self, store: Store, row: Row) -> Row:
         answer: Row = {alias: self.table if name == "__typename" else row[name] for alias, name in self.plain}
         for alias, relation, read in self.nested:
@@ -49,36 +53,36 @@ class Read:
             number = store.count(self.table, wanted.sql, wanted.values)
             return {alias: dict.fromkeys(names, number) for alias, names in self.counts}
         assert self.columns is not None
-        rows = store.select(self.table, wanted.sql, wanted.values, self.order, self.page)
+        rows = store.select(self.table, wanted.sql, wanted.values, self.order, self.page, self.columns.needed)
         answers = [self.columns.of(store, row) for row in rows]
         if self.shape == "list":
             return answers
         return answers[0] if answers else None
 
 
-def plan(field: Field) -> Read | None:
+def plan(field: Field, *, null_is_true: bool = False) -> Read | None:
     """The read that a root field means; None if it names no table."""
     if field.name in TABLES:
-        return _read(field.name, field, "list")
+        return _read(field.name, field, "list", null_is_true)
     table = field.name.removesuffix("_by_pk")
     if table in TABLES and table != field.name:
         if set(field.arguments) != {"id"}:
             raise Invalid(f"{field.name} takes an id")
         only = Condition(f"{table}.id = ?", (operand_of("uuid", field.arguments["id"]),))
-        return Read(table, only, "rowid", "", _columns(table, field), "one")
+        return Read(table, only, "rowid", "", _columns(table, field, null_is_true), "one")
     table = field.name.removesuffix(_AGGREGATE)
-    return _read(table, field, "count") if table in TABLES else None
+    return _read(table, field, "count", null_is_true) if table in TABLES else None
 
 
-def _read(table: str, field: Field, shape: str) -> Read:
+def _read(table: str, field: Field, shape: str, null_is_true: bool) -> Read:
     if unknown := set(field.arguments) - {"where", "order_by", "limit", "offset"}:
         raise Invalid(f"{field.name} has no argument {', '.join(sorted(unknown))}")
     where = field.arguments.get("where")
-    wanted = condition(table, where) if where is not None else Condition()
+    wanted = condition(table, where, null_is_true=null_is_true) if where is not None else Condition()
     ordered = order(table, field.arguments.get("order_by"))
     if shape == "count":
         return Read(table, wanted, ordered, "", None, shape, _counts(field))
-    return Read(table, wanted, ordered, _page(field), _columns(table, field), shape)
+    return Read(table, wanted, ordered, _page(field), _columns(table, field, null_is_true), shape)
 
 
 def _page(field: Field) -> str:
@@ -100,7 +104,7 @@ def _counts(field: Field) -> tuple[tuple[str, tuple[str, ...]], ...]:
     return tuple(found)
 
 
-def _columns(table: str, field: Field) -> Columns:
+def _columns(table: str, field: Field, null_is_true: bool) -> Columns:
     if not field.selection:
         raise Invalid(f'Field "{field.name}" must have a selection of subfields.')
     plain, nested = [], []
@@ -116,5 +120,5 @@ def _columns(table: str, field: Field) -> Columns:
         shape = "count" if inner.name.endswith(_AGGREGATE) else "list" if relation.many else "one"
         if shape == "one" and inner.arguments:
             raise Invalid(f'Field "{inner.name}" of {table} has no arguments.')
-        nested.append((inner.alias, relation, _read(relation.table, inner, shape)))
+        nested.append((inner.alias, relation, _read(relation.table, inner, shape, null_is_true)))
     return Columns(table, tuple(plain), tuple(nested))

@@ -153,6 +153,4 @@ def _parameters(flow: Row, group: Mapping[str, Any], given: Mapping[str, Any]) -
     values = {**defaults, **(group.get("default_parameters") or {}), **given}
     if absent := {each["name"] for each in known if each.get("required")} - set(values):
         raise Refusal(f"parameters without a value: {', '.join(sorted(absent))}")
-    if unknown := set(given) - {each["name"] for each in known}:
-        raise Refusal(f"parameters that the flow does not have: {', '.join(sorted(unknown))}")
     return values

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -113,15 +113,19 @@ class Store:
         return self.select(table, " and ".join(tests) or "1", kept, order)
 
     def select(
-        self, table: str, condition: str, values: Sequence[Any], order: str = "rowid", page: str = ""
+        self,
+        table: str,
+        condition: str,
+        values: Sequence[Any],
+        order: str = "rowid",
+        page: str = "",
+        columns: Collection[str] | None = None,
     ) -> list[Row]:
-        """Rows by SQL; the values are kept ones already."""
-        found = self._lines.execute(f"select * from {table} where {condition} order by {order} {page}", values)
-        return [self._row(table, row) for row in found]
+        """Rows by SQL, whole or with these columns; the values are kept ones already."""
+        kinds = {name: kind for name, kind in TABLES[table].items() if columns is None or name in columns}
+        names = ", ".join(f'{table}."{name}"' for name in kinds) or "1"
+        found = self._lines.execute(f"select {names} from {table} where {condition} order by {order} {page}", values)
+        return [{name: decode(kind, row[name]) for name, kind in kinds.items()} for row in found]
 
     def count(self, table: str, condition: str, values: Sequence[Any]) -> int:
         return int(self._lines.execute(f"select count(*) from {table} where {condition}", values).fetchone()[0])
-
-    @staticmethod
-    def _row(table: str, row: Mapping[str, Any] | sqlite3.Row) -> Row:
-        return {name: decode(kind, row[name]) for name, kind in TABLES[table].items()}

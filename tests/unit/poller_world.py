@@ -406,6 +406,7 @@ class World:
         """The poller's parts; called again it is another process with the same world."""
         monotonic = self.time.clock.monotonic
         parts: Any = SimpleNamespace(mark=SimpleNamespace(fleet="f", worker=None))
+        self.mark = parts.mark
         self.leadership = Leadership(
             self.gate,
             name="agent",

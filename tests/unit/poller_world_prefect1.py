@@ -196,10 +196,14 @@ class FakePrefect1(FakeApi):
 class Labelled(World):
     """A poller at a Prefect 1 API, and workers that begin to serve a route as soon as they hear of it."""
 
-    api: FakePrefect1
+    api: Any
 
     def __init__(self, **more: Any) -> None:
-        super().__init__(api=FakePrefect1, **more)
+        super().__init__(api=self.make_api, **more)
+
+    def make_api(self, time: Time) -> Any:
+        """What the poller asks."""
+        return FakePrefect1(time)
 
     def worker(self, *labels: str, worker: str = "worker@a", slots: int = 4, deploy: str = "process") -> None:
         self.roster.add(worker, slots, offer=offer(*labels, deploy=deploy), routes=(), deploy=deploy)

@@ -104,7 +104,7 @@ def test_a_wrong_type_is_one_sentence_that_names_it(entry, value):
     assert failure.value.exit_code == 2
 
 
-@pytest.mark.parametrize(("entry", "value"), [("max_polls", 0), ("max_polls", True), ("name", "a b"), ("name", 3)])
+@pytest.mark.parametrize(("entry", "value"), [("max_polls", -1), ("max_polls", True), ("name", "a b"), ("name", 3)])
 def test_a_wrong_value_of_a_poller_is_one_sentence(entry, value):
     with pytest.raises(SettingsError, match=f"has {entry} {value!r}, which must be"):
         lay_over(PollerSettings(), {entry: value}, "c1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import logging
 import socket
 import subprocess
@@ -398,3 +399,25 @@ def test_a_heart_beats_at_once_and_goes_on_whatever_a_beat_raises():
 def test_a_start_outside_of_the_main_thread_is_refused_in_a_sentence():
     with ThreadPoolExecutor(1) as executor, pytest.raises(FleetError, match="call it in the main thread"):
         executor.submit(LocalAgent().start).result()
+
+
+# a service
+
+
+def test_the_supervisor_conf_has_a_program_for_the_worker_and_one_for_the_poller():
+    conf = LocalAgent.generate_supervisor_conf("token-123", ["a", "b c"], {"K": "v-secret"}, ["/p 1"], True)
+    read = configparser.ConfigParser(interpolation=None)
+    read.read_string(conf)
+    worker = read["program:flowfleet-worker"]["command"].split()
+    assert worker[1:5] == ["start", "-f", "-l", "a"]
+    assert read["program:flowfleet-poller"]["command"].endswith("start --backend prefect1")
+    assert "--backend prefect1" in read["program:flowfleet-worker"]["command"]
+    assert "token-123" not in conf
+    assert "v-secret" not in conf
+
+
+def test_the_supervisor_conf_takes_the_arguments_of_2021():
+    conf = LocalAgent.generate_supervisor_conf(key="key-123", tenant_id="t", agent_config_id="c", labels=["x"])
+    assert conf.count("--tenant-id t") == 2
+    assert conf.count("--agent-config-id c") == 2
+    assert "key-123" not in conf

@@ -8,7 +8,7 @@ import pytest
 from flowfleet.api import Door, connect
 from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused, SettingsError
 from flowfleet.settings import Common, PollerSettings, WorkerSettings, resolve
-from tests.graph_door import GraphDoor, Said, error, page
+from tests.graph_door import HELLO, GraphDoor, Said, error, page
 from tests.lawless_api import LawlessApi
 
 TENANT = "11111111-2222-3333-4444-555555555555"
@@ -186,16 +186,17 @@ def test_another_path_of_the_same_server_is_a_remedy(home, prefect1):
 # credentials
 
 
-def test_a_refused_key_names_the_remedy_of_the_api_that_refuses(home, prefect1):
+def test_who_refuses_a_key_in_its_own_words_is_known_by_them(home, prefect1):
+    """Then it is the client that tells it, with the remedy of that API."""
     prefect1.authorization = "Bearer right"
     prefect1.paths["GET", "/admin/version"] = page(400)
-    waiting = door(home, {"PREFECT__CLOUD__API_KEY": "wrong"}, api=prefect1.url)
+    held = door(home, {"PREFECT__CLOUD__API_KEY": "wrong"}, api=prefect1.url)
     with pytest.raises(KeyRefused, match="set PREFECT__CLOUD__API_KEY or FLOWFLEET_KEY_FILE"):
-        waiting.open()
-    assert waiting.key_refused
-    prefect1.authorization = ""
-    waiting.open()
-    assert not waiting.key_refused
+        held.open().probe()
+    assert held.key_refused
+    prefect1.paths["GET", "/admin/version"] = Said({"exception_message": "Unauthorized"}, 401)
+    with pytest.raises(KeyRefused, match="set PREFECT_API_KEY or PREFECT_API_AUTH_STRING"):
+        door(home, api=prefect1.url).open().probe()
 
 
 def test_a_key_that_both_refuse_names_both_remedies(home, prefect1):
@@ -206,18 +207,22 @@ def test_a_key_that_both_refuse_names_both_remedies(home, prefect1):
 
 @pytest.mark.parametrize("environ", [{}, {"PREFECT__BACKEND": "cloud"}])
 def test_a_replaced_key_is_found_before_and_after_the_api_is_known(home, prefect1, environ):
-    prefect1.authorization = "Bearer second"
-    prefect1.paths["GET", "/admin/version"] = page(400)
+    prefect1.say(Said({}, 401))
     key = home / "key"
     key.write_text("first")
     environ = {**environ, "FLOWFLEET_KEY_FILE": str(key)}
     held = door(home, environ, resolve(PollerSettings, {"api": prefect1.url}, environ, {}))
     with pytest.raises(KeyRefused):
         held.open()
+    assert held.key_refused
     assert held.renew() is False
     key.write_text("second")
     assert held.renew() is True
+    prefect1.authorization = "Bearer second"
+    prefect1.paths["GET", "/admin/version"] = page(400)
+    prefect1.say(HELLO)
     client = held.open()
+    assert not held.key_refused
     assert client.probe().backend == "prefect1"
     key.write_text("third")
     assert held.renew() is True

@@ -30,6 +30,7 @@ LEADER = {
 POLLER = {
     "flowfleet_runs_claimed_total": set(),
     "flowfleet_claims_lost_total": set(),
+    "flowfleet_runs_echoed_total": set(),
     "flowfleet_leases_lapsed_total": set(),
     "flowfleet_poll_duration_seconds": set(),
     "flowfleet_poll_errors_total": set(),

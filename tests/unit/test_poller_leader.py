@@ -6,6 +6,7 @@ from flowfleet.ledger.claims import Lease
 from poller.leader import Leadership, Tender
 from poller.outage import Outage
 from tests.unit.poller_world import FakeGate, Time
+from tests.waiting import until
 
 
 def candidate(gate, time, name="a"):
@@ -106,8 +107,7 @@ def test_the_tender_says_an_outage_and_survives_it():
     gate.away = True
     tender.start()
     try:
-        while not outage.away:
-            pass
+        until(lambda: outage.away, 5, "the outage to be seen")
         gate.away = False
         assert elected.wait(10)
         assert not outage.away

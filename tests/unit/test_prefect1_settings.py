@@ -274,7 +274,7 @@ def test_the_agents_address_is_the_pollers_and_its_labels_are_the_workers(home):
 def test_an_agents_name_may_have_blanks_and_an_identity_not(home):
     found = Prefect1Settings({"PREFECT__CLOUD__AGENT__NAME": "the big agent"}, home)
     assert applied(PollerSettings(), found).name == "the-big-agent"
-    assert agent(PollerSettings(), found).name == "the big agent"
+    assert agent(applied(PollerSettings(), found), found).name == "the big agent"
     assert agent(resolve(PollerSettings, {"name": "ours"}, {}, {}), found).name == "ours"
 
 

@@ -328,3 +328,28 @@ def test_an_unexpected_error_ends_with_1_and_a_trace_without_secrets(capsys):
     text = capsys.readouterr().err
     assert "no luck with ***" in text
     assert "very-secret-key" not in text
+
+
+@pytest.mark.parametrize(
+    ("labels", "hostname", "shown"),
+    [
+        ((), True, ("h",)),
+        ((), False, ()),
+        (("b", "a", "b"), True, ("a", "b", "h")),
+        (("z", "h", "a"), True, ("a", "h", "z")),
+        (("é ü", "a,b", "with space"), False, ("a,b", "with space", "é ü")),
+    ],
+)
+def test_labels_are_those_of_the_reference_agent(labels, hostname, shown):
+    """Sorted, each once, then the host's name unless it is there or not wanted."""
+    settings = resolve(WorkerSettings, {"label": labels, "hostname-label": hostname}, {}, {}, {"host": "h"})
+
+    assert settings.agent_labels == shown
+
+
+@pytest.mark.parametrize("label", ["", "  ", "x" * 256])
+@pytest.mark.parametrize("cls", [WorkerSettings, PollerSettings])
+def test_a_label_that_prefect_1_cannot_have_is_one_sentence(cls, label):
+    with pytest.raises(SettingsError, match=r"--label cannot be .*: it must be some text of at most 255 characters"):
+        resolve(cls, {"label": ("a", label)}, {}, {})
+    assert resolve(cls, {"label": ("x" * 255,)}, {}, {}).labels == ("x" * 255,)

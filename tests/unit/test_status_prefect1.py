@@ -72,8 +72,8 @@ def test_a_queue_is_called_by_its_labels():
             (),
             [worker("host-1")],
             (
-                "and has no labels: such a run goes only to a worker without labels (worker start --no-hostname-label), "
-                "and no live one of the fleet default is without; live ones have: [host-1]."
+                "and has no labels: such a run goes only to a worker without labels (worker start "
+                "--no-hostname-label), and no live one of the fleet default is without; live ones have: [host-1]."
             ),
         ),
         (("x",), [worker("x", wanted="paused")], "no worker that has the label [x] takes new runs: worker@host-1 (pa"),

@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 from flowfleet.errors import SettingsError, StartFailed
-from workers.environment import Layers, choose_interpreter, parse_pairs, prefect_version, resolve_command, worker_layer
+from workers.environment import (
+    Layers,
+    absolute_paths,
+    choose_interpreter,
+    parse_pairs,
+    prefect_version,
+    resolve_command,
+    worker_layer,
+)
 
 
 def python(folder: Path, version: str | None) -> Path:
@@ -87,6 +95,37 @@ def test_a_prefect_that_does_not_fit_the_api_is_refused(tmp_path):
         choose_interpreter({"PATH": "/bin"}, python=old, backend="prefect3")
     one = python(tmp_path / "b", "1.4.1")
     assert choose_interpreter({"PATH": "/bin"}, python=one, backend="prefect1").prefect == "1.4.1"
+
+
+@pytest.mark.parametrize(
+    ("backend", "fitting"), [("prefect1", "0.15.13"), ("prefect1", "1.4.1"), ("prefect3", "3.4.0")]
+)
+def test_the_first_python_with_a_prefect_of_the_right_age_is_chosen(tmp_path, backend, fitting):
+    python(tmp_path / "a", "2.20.1")
+    chosen = python(tmp_path / "b", fitting)
+    path = os.pathsep.join(str(tmp_path / name) for name in "ab")
+    assert choose_interpreter({"PATH": path}, python=None, backend=backend).path == str(chosen)
+
+
+def test_a_host_that_has_only_the_newer_prefect_is_told_what_to_do_for_the_older_api(tmp_path):
+    new = python(tmp_path / "a", "3.4.1")
+    with pytest.raises(SettingsError) as failure:
+        choose_interpreter({"PATH": str(tmp_path / "a")}, python=None, backend="prefect1", fallback=str(new))
+    assert str(failure.value) == (
+        f"{new} has prefect 3.4.1, which does not fit an API of Prefect 1, "
+        "name the Python of an environment with prefect 1 by --python"
+    )
+    assert failure.value.exit_code == 2
+
+
+def test_import_paths_are_made_absolute_where_the_worker_starts(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    paths = ("/abs", "rel", "~", "~/flows", "a b")
+    assert absolute_paths(paths, tmp_path) == (
+        *("/abs", str(tmp_path / "rel"), "/home/me", "/home/me/flows", str(tmp_path / "a b")),
+    )
+    with pytest.raises(SettingsError, match="--import-path names a home"):
+        absolute_paths(("~nobody-of-this-name/x",), tmp_path)
 
 
 @pytest.mark.parametrize(("version", "words"), [(None, "has no prefect"), ("", "has no prefect")])

@@ -1,0 +1,333 @@
+"""A worker in this process on a real Valkey and a local Prefect 1 API: its starts, and what it tells of the ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from tests.prefect1_api import Faults
+from tests.waiting import until
+from tests.worker_world1 import WorkerWorld1
+from workers import kernel
+
+HELD = "state('Running'); print('held', flush=True); time.sleep(300)"
+
+
+@pytest.fixture(params=["server", "strict"])
+def world(request, valkey, tmp_path):
+    made = WorkerWorld1(
+        valkey.tcp_url, tmp_path, faults=Faults() if request.param == "strict" else Faults.like_server()
+    )
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def one(valkey, tmp_path):
+    made = WorkerWorld1(valkey.tcp_url, tmp_path)
+    yield made
+    made.close()
+
+
+def started(world, message):
+    """The pid of the engine, once it says that it runs."""
+    claim = world.wait_state(message, "running")
+    until(lambda: world.api.state(message.run_id) == "Running", 15, "the engine to say that it runs")
+    return int(claim.handle["command_pid"])
+
+
+def is_alive(pid):
+    fields = kernel.stat_fields(pid)
+    return fields is not None and fields[0] not in "ZX"
+
+
+# -- starts
+
+
+def test_a_run_goes_from_its_message_to_its_release_with_the_words_of_the_reference(world):
+    world.start()
+    message = world.submit("state('Running'); state('Success'); print(' '.join(sys.argv))")
+    record = world.wait_gone(message)
+
+    assert record["reason"] == "completed"
+    assert world.api.history(message.run_id) == ["Scheduled", "Submitted", "Running", "Success"]
+    folder = world.state.runs.find(message.run_id, message.claim)
+    assert folder.log.read_text().split()[-4:] == ["-m", "prefect", "execute", "flow-run"]
+    pid = folder.started()["command_pid"]
+    until(lambda: world.lines(message.run_id), 5, "the line on its log page")
+    assert world.lines(message.run_id) == [("INFO", f"Submitted for execution: PID: {pid}")]
+
+
+def test_a_run_starts_in_the_folder_of_the_worker_with_the_table_of_the_reference(one, tmp_path):
+    one.start()
+    code = "print(os.getcwd(), os.environ['PYTHONPATH'].split(os.pathsep)[0], os.environ['MINE']); state('Success')"
+    first = one.submit(code, env={"MINE": "1"})
+    second = one.submit(code, env={"MINE": "2"}, working_dir=str(tmp_path))
+    one.wait_gone(first)
+    one.wait_gone(second)
+
+    printed = [one.state.runs.find(each.run_id, each.claim).log.read_text().split() for each in (first, second)]
+    assert printed == [[str(Path.cwd()), str(Path.cwd()), "1"], [str(tmp_path), str(tmp_path), "2"]]
+
+
+@pytest.mark.parametrize("faults", [Faults, Faults.like_server])
+def test_without_cloud_logs_not_a_line_of_ours_is_written_and_the_run_gets_the_switch(valkey, tmp_path, faults):
+    world = WorkerWorld1(valkey.tcp_url, tmp_path, faults=faults(), cloud_logs=False)
+    try:
+        world.start()
+        name = "PREFECT__CLOUD__SEND_FLOW_RUN_LOGS"
+        good = world.submit(f"state('Success'); print(os.environ['{name}'])", env={name: "true"})
+        bad = world.submit("sys.exit(3)")
+        world.wait_gone(good)
+        world.wait_gone(bad)
+    finally:
+        world.stop()
+
+    assert world.api.state(bad.run_id) == "Failed"
+    assert world.state.runs.find(good.run_id, good.claim).log.read_text() == "false\n"
+    assert world.api.counted("write_run_logs") == 0
+    world.close()
+
+
+@pytest.mark.parametrize("kind", ["Cancelled", "Failed", "Success"])
+def test_a_run_that_ended_while_it_waited_is_never_started(world, kind, tmp_path):
+    world.start()
+    message = world.claim(world.create(f"open({str(tmp_path / 'ran')!r}, 'w')"))
+    if kind == "Cancelled":
+        assert world.api.cancel(message.run_id) == "Cancelled"
+    else:
+        world.api.write(message.run_id, kind)
+    world.publisher.publish(message)
+    until(lambda: world.ledger.claims.get(message.run_id) is None, 15, "the claim to be dropped")
+
+    assert world.api.state(message.run_id) == kind
+    assert not (tmp_path / "ran").exists()
+    assert world.api.history(message.run_id)[-1] == kind
+
+
+def test_a_run_that_somebody_else_has_submitted_since_is_left_to_them(world, tmp_path):
+    world.start()
+    message = world.claim(world.create(f"open({str(tmp_path / 'ran')!r}, 'w')"))
+    world.api.write(message.run_id, "Submitted", "Submitted for execution")
+    world.publisher.publish(message)
+    until(lambda: world.ledger.claims.get(message.run_id) is None, 15, "the claim to be dropped")
+
+    assert world.api.history(message.run_id) == ["Scheduled", "Submitted", "Submitted"]
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_working_dir_that_this_host_does_not_have_is_a_failed_run_that_names_both(world):
+    world.start()
+    message = world.submit("state('Success')", working_dir="/no/such/folder")
+    world.wait_gone(message)
+
+    stands = world.api.run(message.run_id)
+    assert stands["state"] == "Failed"
+    assert f"its working folder /no/such/folder does not exist on {socket.gethostname()}" in stands["state_message"]
+    until(lambda: world.lines(message.run_id), 5, "the line on its log page")
+    ((level, text),) = world.lines(message.run_id)
+    assert level == "ERROR"
+    assert "/no/such/folder" in text
+
+
+@pytest.mark.parametrize(
+    ("config", "storage", "says"),
+    [
+        ({"type": "KubernetesRun"}, None, "run_config of type KubernetesRun"),
+        ({"type": "DockerRun"}, None, "run_config of type DockerRun"),
+        ({}, {"type": "Docker", "image_name": "i"}, "in Docker storage"),
+    ],
+)
+def test_what_a_worker_cannot_start_is_failed_by_its_name(one, config, storage, says):
+    one.start()
+    if storage:
+        one.flow = one.api.add_flow("other", storage=storage)
+    message = one.submit("state('Success')", **config)
+    one.wait_gone(message)
+
+    assert one.api.state(message.run_id) == "Failed"
+    assert says in one.api.run(message.run_id)["state_message"]
+
+
+# -- ends
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("state('Running'); print('last words', flush=True); os.kill(os.getpid(), 9)", "killed by SIGKILL"),
+        ("state('Running'); print('last words', flush=True); sys.exit(3)", "exited with code 3"),
+        ("print('last words', flush=True); sys.exit(1)", "exited with code 1"),
+    ],
+)
+def test_an_engine_that_ends_badly_is_failed_within_5_seconds_with_its_sentence(world, code, says):
+    world.start()
+    message = world.submit(code)
+    world.wait_gone(message)
+
+    stands = world.api.run(message.run_id)
+    assert stands["state"] == "Failed"
+    assert says in stands["state_message"]
+    assert "last words" in stands["state_message"]
+    ended = world.state.runs.find(message.run_id, message.claim).exit_record()["ended_at"]
+    assert datetime.fromisoformat(stands["state_timestamp"]).timestamp() - ended < 5
+
+
+@pytest.mark.parametrize("kind", ["Success", "Failed", "Cancelled"])
+def test_an_engine_killed_after_its_last_state_leaves_that_as_it_is(world, kind):
+    world.start()
+    message = world.submit(f"state('Running'); state({kind!r}, message='by itself'); os.kill(os.getpid(), 9)")
+    world.wait_gone(message)
+
+    assert world.api.history(message.run_id) == ["Scheduled", "Submitted", "Running", kind]
+    assert world.api.run(message.run_id)["state_message"] == "by itself"
+
+
+def test_an_engine_that_says_why_it_failed_and_exits_1_is_not_spoken_over(world):
+    world.start()
+    message = world.submit("state('Failed', message='Failed to load and execute flow run: x'); sys.exit(1)")
+    record = world.wait_gone(message)
+
+    assert record["reason"] == "failed"
+    assert world.api.run(message.run_id)["state_message"].startswith("Failed to load")
+
+
+def test_a_run_with_a_task_to_retry_later_is_released_and_stays_running(world):
+    world.start()
+    run = world.create("state('Running'); task(TASK, 'Retrying', start_time='2100-01-01T00:00:00+00:00')")
+    message = world.claim(run)
+    (task,) = world.api.task_runs(run.run_id)
+    config = world.api.run(run.run_id)["run_config"]
+    config["env"]["CODE"] = config["env"]["CODE"].replace("TASK", repr(task["id"]))
+    with world.api.lock:
+        world.api.store.update("flow_run", run.run_id, run_config=config)
+    world.publisher.publish(message)
+    world.wait_gone(message)
+
+    assert world.api.history(run.run_id) == ["Scheduled", "Submitted", "Running"]
+
+
+def test_an_exit_0_that_leaves_the_run_running_is_looked_at_again_and_failed(world):
+    world.start()
+    message = world.submit("state('Running')")
+    world.wait_gone(message)
+
+    stands = world.api.run(message.run_id)
+    assert stands["state"] == "Failed"
+    assert "exited 0 without reporting an end" in stands["state_message"]
+    ended = world.state.runs.find(message.run_id, message.claim).exit_record()["ended_at"]
+    assert datetime.fromisoformat(stands["state_timestamp"]).timestamp() - ended > 4.5
+
+
+PAST = "2020-01-01T00:00:00+00:00"
+
+
+def late_retry(world, code):
+    """A run that was left Running with a task to retry, claimed again now that its time has come."""
+    run = world.create(code)
+    (task,) = world.api.task_runs(run.run_id)
+    config = world.api.run(run.run_id)["run_config"]
+    config["env"]["CODE"] = f"TASK = {task['id']!r}; {code}"
+    with world.api.lock:
+        world.api.store.update("flow_run", run.run_id, run_config=config)
+    world.api.write(run.run_id, "Running")
+    world.api.write_task(run.run_id, "Retrying", start_time=PAST)
+    message = world.claim(world.listed(run.run_id))
+    assert [each["state"] for each in world.api.task_runs(run.run_id)] == ["Submitted"]
+    world.publisher.publish(message)
+    return message
+
+
+def test_a_late_retry_is_started_though_its_run_is_running(world):
+    world.start()
+    message = late_retry(world, "task(TASK, 'Running'); task(TASK, 'Success'); state('Success')")
+    world.wait_gone(message)
+
+    assert world.api.history(message.run_id) == ["Scheduled", "Running", "Success"]
+
+
+def test_a_late_retry_whose_engine_dies_at_once_is_failed(world):
+    world.start()
+    message = late_retry(world, "os.kill(os.getpid(), 9)")
+    world.wait_gone(message)
+
+    assert world.api.history(message.run_id) == ["Scheduled", "Running", "Failed"]
+
+
+def test_a_worker_adopts_a_run_of_the_one_before_and_tells_its_true_end(world):
+    world.start()
+    message = world.submit(HELD)
+    pid = started(world, message)
+    world.stop()
+    os.kill(pid, signal.SIGKILL)
+    world.start()
+    world.wait_gone(message)
+
+    assert "killed by SIGKILL" in world.api.run(message.run_id)["state_message"]
+    assert world.api.state(message.run_id) == "Failed"
+
+
+def test_a_last_state_that_comes_late_is_waited_for(world):
+    world.start()
+    message = world.submit("state('Running')")
+    until(lambda: world.api.state(message.run_id) == "Running", 15, "the run to be Running")
+    world.wait_state(message, "ended")
+    world.api.write(message.run_id, "Success")
+    world.wait_gone(message)
+
+    assert world.api.state(message.run_id) == "Success"
+
+
+def test_an_engine_that_dies_while_its_run_is_cancelled_has_it_cancelled(world):
+    world.start()
+    message = world.submit(HELD)
+    pid = started(world, message)
+    assert world.api.cancel(message.run_id) == "Cancelling"
+    os.kill(pid, signal.SIGTERM)
+    world.wait_gone(message)
+
+    assert world.api.history(message.run_id)[-2:] == ["Cancelling", "Cancelled"]
+    assert not is_alive(pid)
+
+
+def test_an_engine_that_cancels_itself_is_not_spoken_over(world):
+    world.start()
+    message = world.submit("state('Running'); state('Cancelled', message='by itself'); sys.exit(0)")
+    world.wait_gone(message)
+
+    assert world.api.run(message.run_id)["state_message"] == "by itself"
+
+
+HELPER = """
+import subprocess
+child = subprocess.Popen([sys.executable, "-c", "import signal, time\\nsignal.signal(15, signal.SIG_IGN)\\n"
+    "print('beats', flush=True)\\ntime.sleep(300)"], stdout=subprocess.PIPE, start_new_session={session})
+child.stdout.readline()
+open({path!r}, "w").write(str(child.pid))
+state("Running")
+os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.parametrize("session", [False, True])
+def test_a_heartbeat_helper_that_outlives_its_engine_is_gone_before_the_end_is_told(one, tmp_path, session):
+    """`prefect heartbeat flow-run` kept a killed run alive for the server for as long as one watched."""
+    one.start()
+    report, alive_then = one.client.report, []
+
+    def watched(*given):
+        alive_then.append(is_alive(int((tmp_path / "pid").read_text())))
+        return report(*given)
+
+    one.client.report = watched
+    message = one.submit(HELPER.format(path=str(tmp_path / "pid"), session=session))
+    one.wait_gone(message)
+
+    assert one.api.state(message.run_id) == "Failed"
+    assert alive_then == [False]
+    assert one.state.runs.find(message.run_id, message.claim).exit_record()["leftovers"] >= 1

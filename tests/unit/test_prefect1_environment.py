@@ -1,0 +1,160 @@
+"""The environment of a local run at Prefect 1: each row of the reference's table, and which layer wins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flowfleet.api.address import Address
+from flowfleet.api.client import Job, Kind, RunState
+from flowfleet.api.graphql import PREFECT1, GraphQL
+from flowfleet.api.prefect1 import Prefect1
+from flowfleet.api.session import Session
+from flowfleet.ledger.claims import Held, State
+from flowfleet.settings import WorkerSettings
+from tests.ledger_world import flow_run
+from workers.cli import layers_of
+from workers.environment import Interpreter, worker_layer
+from workers.orders import Orders
+from workers.records import RunFolder
+
+RUN, FLOW, TENANT = "11111111-1111-4111-8111-111111111111", "22222222-2222-4222-8222-222222222222", "tenant-id"
+#: what is given: to the worker's process, by --env, by the run; key, --no-cloud-logs
+NOTHING = {"inherited": {}, "env": (), "run": {}, "key": None, "cloud_logs": True, "working_dir": None}
+
+
+def environment(tmp_path, **given):
+    """The order's environment and folder."""
+    facts = {**NOTHING, **given}
+    paths = facts.pop("import_paths", ())
+    authorization = f"Bearer {facts['key']}" if facts["key"] else None
+    session = Session(Address(url="http://api.example:4200", authorization=authorization), dialect=PREFECT1)
+    api = Prefect1(
+        GraphQL(session),
+        tenant=TENANT,
+        server_backend="server",
+        labels=("x", "y", "host"),
+        log_level="INFO",
+        cloud_logs=facts["cloud_logs"],
+    )
+    settings = WorkerSettings(env=facts["env"], import_paths=paths)
+    base = worker_layer(facts["inherited"], python=None, own_prefix=None)
+    orders = Orders(
+        api=api,
+        layers=layers_of(settings, base, "prefect1"),
+        interpreter=Interpreter(path="/x/python", prefect="1.4.1"),
+        log_limit=1,
+        stop_grace=1.0,
+    )
+    state = RunState(run_id=RUN, run_name="n", kind=Kind.PENDING, name="Submitted")
+    job = Job(state=state, env=facts["run"], working_dir=facts["working_dir"], flow_id=FLOW)
+    run = flow_run()
+    held = Held(run_id=RUN, claim="claim", call="call", state=State.TAKEN, route=run.route, name="n", due=run.due)
+    return orders.make(held, job, RunFolder(tmp_path), not_after=None)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PREFECT__LOGGING__LEVEL", "INFO"),
+        ("PREFECT__CLOUD__SEND_FLOW_RUN_LOGS", "true"),
+        ("PREFECT__CLOUD__HEARTBEAT_MODE", "thread"),
+    ],
+)
+def test_a_default_holds_only_where_nobody_says_otherwise(tmp_path, name, value):
+    assert environment(tmp_path).env[name] == value
+    layers = {"inherited": {name: "of-worker"}, "env": (f"{name}=of-flag",), "run": {name: "of-run"}}
+    for given in range(1, 4):
+        said = dict(list(layers.items())[:given])
+        assert environment(tmp_path, **said).env[name] == ("of-worker", "of-flag", "of-run")[given - 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "without_key"),
+    [
+        ("PREFECT__BACKEND", "server", "server"),
+        ("PREFECT__CLOUD__API", "http://api.example:4200", "http://api.example:4200"),
+        ("PREFECT__CLOUD__API_KEY", "the-key", None),
+        ("PREFECT__CLOUD__TENANT_ID", TENANT, None),
+        ("PREFECT__CLOUD__AGENT__LABELS", "['x', 'y', 'host']", "['x', 'y', 'host']"),
+        ("PREFECT__CONTEXT__FLOW_RUN_ID", RUN, RUN),
+        ("PREFECT__CONTEXT__FLOW_ID", FLOW, FLOW),
+        ("PREFECT__CLOUD__USE_LOCAL_SECRETS", "false", "false"),
+        (
+            "PREFECT__ENGINE__FLOW_RUNNER__DEFAULT_CLASS",
+            "prefect.engine.cloud.CloudFlowRunner",
+            "prefect.engine.cloud.CloudFlowRunner",
+        ),
+    ],
+)
+def test_what_is_forced_wins_over_every_layer_and_is_taken_away_where_there_is_none(tmp_path, name, value, without_key):
+    layers = {"inherited": {name: "of-worker"}, "env": (f"{name}=of-flag",), "run": {name: "of-run"}}
+    for said in ({}, *({layer: given} for layer, given in layers.items()), layers):
+        assert environment(tmp_path, key="the-key", **said).env.get(name) == value
+        assert environment(tmp_path, **said).env.get(name) == without_key
+
+
+def test_a_run_may_switch_its_logs_off_and_never_on(tmp_path):
+    name = "PREFECT__CLOUD__SEND_FLOW_RUN_LOGS"
+    for layer in ({"inherited": {name: "false"}}, {"env": (f"{name}=false",)}, {"run": {name: "false"}}):
+        assert environment(tmp_path, **layer).env[name] == "false"
+    for layer in ({"inherited": {name: "true"}}, {"env": (f"{name}=true",)}, {"run": {name: "true"}}):
+        assert environment(tmp_path, cloud_logs=False, **layer).env[name] == "false"
+
+
+def test_other_variables_come_from_worker_then_flag_then_run(tmp_path):
+    inherited = {"A": "worker", "B": "worker", "C": "worker", "FLOWFLEET_REDIS": "secret", "CELERY_X": "1"}
+    env = environment(tmp_path, inherited=inherited, env=("B=flag", "C=flag"), run={"C": "run"}).env
+
+    assert {name: env[name] for name in "ABC"} == {"A": "worker", "B": "flag", "C": "run"}
+    assert env["CELERY_X"] == "1"
+    assert "FLOWFLEET_REDIS" not in env
+    assert (env["FLOWFLEET_RUN_ID"], env["FLOWFLEET_CLAIM"]) == (RUN, "claim")
+
+
+def test_a_run_takes_a_variable_away_by_null(tmp_path):
+    env = environment(tmp_path, inherited={"A": "worker"}, env=("B=flag",), run={"A": None, "B": None}).env
+
+    assert not {"A", "B"} & set(env)
+
+
+@pytest.mark.parametrize(
+    ("given", "path"),
+    [
+        ({}, "{cwd}"),
+        ({"working_dir": "/work/dir"}, "/work/dir"),
+        ({"inherited": {"PYTHONPATH": "/old:/older"}}, "{cwd}:/old:/older"),
+        ({"inherited": {"PYTHONPATH": ""}}, "{cwd}"),
+        ({"import_paths": ("/b", "/a")}, "{cwd}:/b:/a"),
+        (
+            {"working_dir": "/w", "inherited": {"PYTHONPATH": "/old"}, "import_paths": ("/b", "/a")},
+            "/w:/old:/b:/a",
+        ),
+        ({"import_paths": ("~/mine", "rel", "./dot")}, "{cwd}:{home}/mine:{cwd}/rel:{cwd}/dot"),
+        ({"import_paths": ("/b",), "env": ("PYTHONPATH=/flag",)}, "/flag"),
+        ({"import_paths": ("/b",), "env": ("PYTHONPATH=/flag",), "run": {"PYTHONPATH": "/run"}}, "/run"),
+    ],
+)
+def test_pythonpath_is_folder_then_inherited_then_import_paths(tmp_path, given, path):
+    wanted = path.format(cwd=Path.cwd(), home=Path.home())
+
+    assert environment(tmp_path, **given).env["PYTHONPATH"] == wanted
+
+
+def test_a_run_without_a_folder_starts_where_the_worker_was_started(tmp_path):
+    assert environment(tmp_path).cwd == str(Path.cwd())
+    assert environment(tmp_path, working_dir="/w").cwd == "/w"
+
+
+def test_at_prefect_3_a_run_keeps_its_own_empty_folder_and_import_paths_come_first(tmp_path):
+    settings = WorkerSettings(import_paths=("~/mine", "/b"))
+    layers = layers_of(settings, {"PYTHONPATH": "/old"}, "prefect3")
+
+    assert layers.home is None
+    env = layers.build({}, {}, run_id="r", claim="c")
+    assert env["PYTHONPATH"] == f"{Path.home()}/mine:/b:/old"
+
+
+def test_the_engine_is_started_by_the_flows_own_python(tmp_path):
+    assert environment(tmp_path).argv == ("/x/python", "-m", "prefect", "execute", "flow-run")

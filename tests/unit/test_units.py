@@ -1,0 +1,272 @@
+"""Units: what `install` prints is read back as supervisor and systemd read it, and means what was asked for."""
+
+from __future__ import annotations
+
+import configparser
+import getpass
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import poller.cli
+import workers.cli
+from flowfleet import units
+from flowfleet.options import options_of, resolve
+from flowfleet.settings import PollerSettings, WorkerSettings
+
+PARTS = {
+    "worker": (workers.cli.cli, workers.cli.start, WorkerSettings),
+    "poller": (poller.cli.program, poller.cli.start, PollerSettings),
+}
+NASTY = (
+    "plain",
+    "two words",
+    "100% %(here)s %h %%",
+    "$HOME ${X} $$",
+    'it\'s "quoted"',
+    "back\\slash\\n",
+    "a #no comment ;none",
+    "-x",
+    ";",
+    "é ü 日本 ~/x",
+    "a,b",
+)
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch):
+    for name in list(os.environ):
+        if name.startswith("FLOWFLEET_"):
+            monkeypatch.delenv(name)
+
+
+def install(part, kind, *words):
+    done = CliRunner().invoke(PARTS[part][0], ["install", "--for", kind, *words], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def section(text, name):
+    """As configparser reads it, with the choices of supervisor's own reader (source: supervisor 4.2)."""
+    reader = configparser.RawConfigParser(inline_comment_prefixes=(";", "#"), strict=False)
+    reader.read_string(text)
+    return dict(reader[name])
+
+
+def program(text):
+    """The command of supervisor's program and its environment."""
+    reader = configparser.RawConfigParser(inline_comment_prefixes=(";", "#"), strict=False)
+    reader.read_string(text)
+    (name,) = [name for name in reader.sections() if name.startswith("program:")]
+    values = {key: value % {"here": "wrong"} for key, value in reader[name].items()}
+    return shlex.split(values["command"]), values
+
+
+def directives(text):
+    """Each directive of a service file, in order."""
+    lines = [line for line in text.splitlines() if line and line[0] not in "#["]
+    return [tuple(line.split("=", 1)) for line in lines]
+
+
+def systemd_words(command):
+    """The words of ExecStart, by systemd.service(5) and systemd.syntax(7)."""
+    words, word, quoted, place = [], None, False, 0
+    while place < len(command):
+        sign = command[place]
+        if sign == "\\":
+            place += 1
+            word = (word or "") + command[place]
+        elif sign == '"':
+            quoted, word = not quoted, word or ""
+        elif sign == " " and not quoted:
+            words, word = [*words, word], None
+        else:
+            word = (word or "") + sign
+        place += 1
+    words = [each for each in [*words, word] if each is not None]
+    assert not quoted
+    assert not re.search(r"(?<!%)(%%)*%(?!%)", command.replace("%%", "")), "a specifier"
+    assert all(not re.search(r"\$", each.replace("$$", "")) for each in words[1:]), "a variable"
+    return [each.replace("%%", "%").replace("$$", "$") for each in words]
+
+
+def shell_variables(text, folder):
+    """The variables of an environment file; of quotes and backslashes systemd thinks as a shell does."""
+    path = folder / "environment"
+    path.write_text(text)
+    names = re.findall(r"^(FLOWFLEET_\w+)=", text, re.MULTILINE)
+    said = subprocess.run(
+        ["sh", "-c", f'. "{path}"; ' + "".join(f'printf "%s\\0" "${name}";' for name in names)],
+        capture_output=True,
+        check=True,
+        env={},
+    )
+    return dict(zip(names, said.stdout.decode().split("\0"), strict=False))
+
+
+def settings_of(part, words, environ, config):
+    """What the part itself makes of this command line."""
+    _, start, cls = PARTS[part]
+    assert words[1] == "start"
+    context = start.make_context("start", list(words[2:]))
+    flags = {option.key: context.params.get(option.dest) for _, option in options_of(cls) if option.flags}
+    return resolve(cls, flags, environ, config)
+
+
+def as_started(part, kind, words, folder):
+    """The settings of the part that this unit starts."""
+    unit, secrets = install(part, kind, *words), install(part, kind, "--secrets", *words)
+    if kind == "systemd":
+        command = systemd_words(dict(directives(unit))["ExecStart"])
+        return settings_of(part, command, shell_variables(secrets, folder), {})
+    command, values = program(unit)
+    if secrets:
+        assert values["environment"] == f'FLOWFLEET_CONFIG="/etc/flowfleet/{part}.toml"'
+    return settings_of(part, command, {}, tomllib.loads(secrets).get(part, {}))
+
+
+@pytest.mark.parametrize("kind", ["systemd", "supervisor"])
+def test_a_worker_is_started_with_the_very_values_that_were_given(kind, tmp_path):
+    words = ["-f", "--no-cloud-logs", "--no-hostname-label", "-c", "3"]
+    words += [word for value in NASTY for word in ("-l", value, "-p", value, "-e", f"A={value}")]
+    words += ["-k", "k$ey'\"\\ #;%s`", "-r", "redis://:p%40w$@host:1/0", "--tenant-id", "t t", "--agent-config-id", "c"]
+    words += ["-a", "http://host:4200", "--python", "/a b/python"]
+    settings = as_started("worker", kind, words, tmp_path)
+
+    assert settings.labels == NASTY
+    assert settings.import_paths == NASTY
+    assert settings.env == tuple(f"A={value}" for value in NASTY)
+    assert (settings.key, settings.redis) == ("k$ey'\"\\ #;%s`", "redis://:p%40w$@host:1/0")
+    assert (settings.tenant_id, settings.agent_config_id, settings.api) == ("t t", "c", "http://host:4200")
+    assert (settings.show_flow_logs, settings.cloud_logs, settings.hostname_label) == (True, False, False)
+    assert (settings.slots, str(settings.python), settings.on_stop) == (3, "/a b/python", "detach")
+
+
+@pytest.mark.parametrize("kind", ["systemd", "supervisor"])
+def test_a_poller_is_started_with_the_very_values_that_were_given(kind, tmp_path):
+    words = ["--require-api", "--lease-seconds", "30", "-a", "http://user:secret@host:4200"]
+    words += [word for value in NASTY for word in ("-l", value)]
+    settings = as_started("poller", kind, words, tmp_path)
+
+    assert settings.labels == NASTY
+    assert settings.require_api
+    assert settings.lease.ttl_seconds == 30
+    assert settings.api == "http://user:secret@host:4200"
+
+
+@pytest.mark.parametrize("kind", ["systemd", "supervisor"])
+@pytest.mark.parametrize("part", ["worker", "poller"])
+def test_no_secret_stands_in_a_unit(part, kind):
+    words = ["-k", "sek-1", "-t", "sek-2", "-r", "redis://:sek-3@h/0", "-a", "http://u:sek-4@h"]
+    if part == "worker":
+        words += ["-e", "A=sek-5"]
+    text = install(part, kind, *words)
+
+    assert "sek" not in text
+    assert "--secrets" in text
+    assert "install -D -m 600" in text
+    secrets = install(part, kind, "--secrets", *words)
+    assert len(set(re.findall(r"sek-\d", secrets))) == (5 if part == "worker" else 4)
+
+
+def test_options_come_in_the_order_of_the_reference_and_are_never_glued():
+    words = ["--agent-config-id", "C", "--tenant-id", "T", "-p", "x", "-p", "y", "-l", "b", "-l", "a", "-f", "-k", "K"]
+    command, _ = program(install("worker", "supervisor", *words))
+
+    assert command[2:] == [
+        *("-f", "-l", "b", "-l", "a", "-p", "x", "-p", "y", "--tenant-id", "T", "--agent-config-id", "C"),
+        *("--on-stop", "detach"),
+    ]
+
+
+@pytest.mark.parametrize("part", ["worker", "poller"])
+def test_a_unit_starts_the_console_script_by_its_absolute_path_as_me_and_from_here(part):
+    facts = dict(directives(install(part, "systemd")))
+    command, values = program(install(part, "supervisor"))
+
+    assert Path(command[0]).is_absolute()
+    assert Path(command[0]).name == part
+    assert systemd_words(facts["ExecStart"])[:2] == command[:2]
+    assert facts["WorkingDirectory"] == values["directory"] == str(Path.cwd())
+    assert facts["User"] == values["user"] == getpass.getuser()
+    assert facts["Restart"] == "always"
+    assert (values["stopasgroup"], values["killasgroup"], values["stopsignal"]) == ("false", "false", "TERM")
+    assert dict(directives(install(part, "systemd", "--run-as", "flows")))["User"] == "flows"
+
+
+def test_a_worker_that_detaches_leaves_its_runs_to_go_on():
+    facts = dict(directives(install("worker", "systemd")))
+
+    assert (facts["KillMode"], facts["OOMPolicy"]) == ("process", "continue")
+    assert facts["ExecStart"].endswith("start --on-stop detach")
+
+
+@pytest.mark.parametrize("mode", ["wait", "cancel"])
+def test_a_worker_that_does_not_detach_gets_the_time_that_its_runs_get(mode):
+    facts = dict(directives(install("worker", "systemd", "--on-stop", mode, "--stop-grace", "100")))
+    _, values = program(install("worker", "supervisor", "--on-stop", mode, "--stop-grace", "100"))
+
+    assert facts["KillMode"] == "mixed"
+    assert "detach" not in facts["ExecStart"]
+    assert int(facts["TimeoutStopSec"]) == int(values["stopwaitsecs"]) > 200
+
+
+def test_a_poller_that_ends_by_itself_is_not_started_again():
+    assert dict(directives(install("poller", "systemd", "--max-polls", "3")))["Restart"] == "on-failure"
+
+
+def test_two_workers_of_one_host_get_units_of_two_names():
+    text = install("worker", "systemd", "--name", "second", "-k", "sek")
+
+    assert dict(directives(text))["EnvironmentFile"] == "/etc/flowfleet/worker-second.env"
+    assert "flowfleet-worker-second.service" in text
+    assert section(install("worker", "supervisor", "--name", "second"), "program:flowfleet-worker-second")
+
+
+def test_secrets_of_a_worker_with_a_config_file_go_there():
+    command, values = program(text := install("worker", "supervisor", "--config", "/x/f.toml", "-k", "sek"))
+
+    assert command[-2:] == ["--config", "/x/f.toml"]
+    assert "environment" not in values
+    assert "to add to /x/f.toml" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["-l", "a\nb"], "has a control character"),
+        (["-e", "A=1\nB=2", "--secrets"], "--env A has a line break"),
+        (["-e", "A"], "it must be NAME=VALUE"),
+        (["-c", "0"], "--slots cannot be '0'"),
+    ],
+)
+def test_what_a_unit_cannot_hold_is_one_sentence(words, says):
+    done = CliRunner().invoke(workers.cli.cli, ["install", "--for", "systemd", *words])
+
+    assert done.exit_code != 0
+    assert says in str(done.exception)
+
+
+def test_the_whole_of_the_nasty_values_passes_systemds_own_reader(tmp_path):
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        pytest.skip("this machine has no systemd-analyze")
+    words = [word for value in NASTY for word in ("-l", value)]
+    path = tmp_path / "flowfleet-worker.service"
+    path.write_text(install("worker", "systemd", *words))
+    said = subprocess.run([analyze, "verify", "--man=no", str(path)], capture_output=True, text=True, check=False)
+
+    assert (said.returncode, said.stdout, said.stderr) == (0, "", "")
+
+
+def test_a_program_is_named_without_a_path(monkeypatch):
+    monkeypatch.setattr(units.sys, "executable", "/no/such/python")
+
+    assert Path(units.program_path("worker")).is_absolute()
