@@ -86,9 +86,9 @@ for _command in (install.command(WorkerSettings, "worker"), *control.worker_comm
     cli.add_command(_command)
 
 
-def adopter(own: Deployer, watch: external.Watch, host: Host) -> Deployer:
+def adopter(own: Deployer, api: ApiClient, settings: WorkerSettings) -> Deployer:
     """The deployer of a worker, which also adopts what a Python agent of its host has left."""
-    return external.ExternalDeployer(None, below=own, watch=watch, host=host.name)
+    return external.ExternalDeployer(None, below=own, watch=external.Watch(api.states), host=settings.host)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,7 @@ class Guest:
     #: what SIGTERM and SIGINT do until the worker is there
     early: Callable[[], None] = leave_at_once
     #: the worker's deployer, made of the one that its settings name
-    deployer: Callable[[Deployer, external.Watch, Host], Deployer] = adopter
+    deployer: Callable[[Deployer, ApiClient, WorkerSettings], Deployer] = adopter
     #: told of each launch that is over, well or not
     launched: Callable[[str], None] = lambda _run_id: None
     begun: Callable[[Service], None] = lambda _service: None
@@ -131,7 +131,7 @@ def serve(settings: WorkerSettings, environ: Mapping[str, str], guest: Guest = G
     api, settings = _enter(door, settings, wait=hangup.wait)
     logs.set_level(settings.log_level)
     layers, interpreter = interpreter_of(settings, environ, api.backend)
-    deployer = guest.deployer(own, external.Watch(api.states), host)
+    deployer = guest.deployer(own, api, settings)
     state = sign_on.open_state(settings, host, environ)
     if guest.leaving is not None:
         guest.leaving.callback(state.close)

@@ -56,8 +56,7 @@ class Agent:
         self._found_name = found.name
         self.name: str = name or found.name
         self.labels: list[str] = list(labels or found.labels)
-        pairs = (pair.partition("=") for pair in found.env)
-        self.env_vars: dict[str, str] = dict(env_vars or {key: value for key, _, value in pairs})
+        self.env_vars: dict[str, str] = dict(env_vars or arguments.variables(found.env))
         self.max_polls = max_polls
         self.agent_address: str = agent_address or arguments.address_of_prefect(os.environ)
         self.log_to_cloud: bool = found.cloud_logs if no_cloud_logs is None else not no_cloud_logs
@@ -83,6 +82,13 @@ class Agent:
     def deploy_kind(self) -> str:
         """How it starts runs: "external" where `deploy_flow` is the user's own."""
         return "external"
+
+    def become(self, api: ApiClient, settings: WorkerSettings) -> None:
+        """Be what the worker is, whose settings an agent config of the API may have changed."""
+        self._client = api
+        if self.agent_config_id is not None:
+            self.labels = list(settings.labels)
+            self.env_vars = arguments.variables(settings.env)
 
     def given(self) -> dict[str, Any]:
         """What this agent says to its worker and poller, by the keys of their options."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flowfleet.api.discovery import home_of
@@ -62,6 +62,11 @@ def poller_environment(
             env[option.variable] = _as_text(option, given[option.key])
     # where the worker has found them
     return env | {"FLOWFLEET_REDIS": settings.redis, "FLOWFLEET_FLEET": settings.fleet, "FLOWFLEET_HOST": settings.host}
+
+
+def variables(pairs: Iterable[str]) -> dict[str, str]:
+    """`K=V` texts as a table."""
+    return {name: value for name, _, value in (pair.partition("=") for pair in pairs)}
 
 
 def _as_text(option: Option, value: Any) -> str:

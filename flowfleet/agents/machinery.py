@@ -23,6 +23,7 @@ from flowfleet import logs
 from flowfleet.agents import arguments
 from flowfleet.agents.companion import Companion
 from flowfleet.agents.hearts import Heart
+from flowfleet.api.client import ApiClient
 from flowfleet.errors import FleetError, LedgerError
 from flowfleet.flow_run import Route
 from flowfleet.ledger.claims import Held, State
@@ -158,12 +159,16 @@ class _Life:
             leaving=leaving,
         )
 
-    def _deployer(self, own: Deployer, watch: Watch, host: Host) -> Deployer:
+    def _deployer(self, own: Deployer, api: ApiClient, settings: WorkerSettings) -> Deployer:
         agent = self._agent
-        if agent.deploy_kind == "process" and not getattr(agent, "own_variables", False):
-            return ExternalDeployer(None, below=own, watch=watch, host=host.name)
+        agent.become(api, settings)
+        by_method = agent.deploy_kind != "process" or getattr(agent, "own_variables", False)
+
+        def deploy(order: Order) -> Deployment | str:
+            return _by_method(agent, order, deployer)
+
         deployer = ExternalDeployer(
-            lambda order: _by_method(agent, order, deployer), below=own, watch=watch, host=host.name
+            deploy if by_method else None, below=own, watch=Watch(api.states), host=settings.host
         )
         return deployer
 

@@ -232,3 +232,14 @@ def test_a_second_agent_with_an_embedded_redis_is_refused_in_a_sentence(world1):
     assert second.wait(60) == 1
     assert "share a Redis that you give to each, by redis= or FLOWFLEET_REDIS." in second.tail(1)
     assert first.stop() == 0
+
+
+def test_an_agent_config_of_the_api_wins_over_what_the_agent_was_given(world1):
+    config = world1.api.add_agent_config({"labels": ["other"], "env_vars": {"TINY_EXIT": "7"}})
+    run_id = world1.tiny_run("other")
+    source = f'Own(labels=["x"], hostname_label=False, agent_config_id="{config}").start()\n'
+    agent = world1.program(OWN + source)
+    world1.wait_state(run_id, "Running")
+    until(lambda: "done" in " ".join(map(str, world1.words(run_id))), 20, "the run to have ended")
+    assert world1.api.state(run_id) == "Running"  # with the exit code of the config it says no end
+    assert agent.stop() == 0
