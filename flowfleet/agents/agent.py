@@ -104,6 +104,8 @@ class Agent:
             "cloud-logs": self.log_to_cloud,
             "hostname-label": False,  # it is among the labels, where it shall be
             "deploy": self.deploy_kind,
+            # what is deployed elsewhere outlives us in any case; waiting for it would end in giving it up
+            "on-stop": "detach" if self.deploy_kind == "external" and "on-stop" not in self._options else None,
         }
         return {**self._options, **{key: value for key, value in said.items() if value is not None}}
 

@@ -240,6 +240,8 @@ def test_an_overridden_deploy_flow_makes_external_deployments():
             return {**super().populate_env_vars(flow_run), "MORE": "1"}
 
     assert (Own().deploy_kind, Own().own_variables) == ("external", False)
+    # in a container, too: what runs elsewhere does not end with it
+    assert (Own().settings().on_stop, Own(on_stop="wait").settings().on_stop) == ("detach", "wait")
     assert (Variables().deploy_kind, Variables().own_variables) == ("process", True)
 
 
