@@ -243,3 +243,21 @@ def test_an_agent_config_of_the_api_wins_over_what_the_agent_was_given(world1):
     until(lambda: "done" in " ".join(map(str, world1.words(run_id))), 20, "the run to have ended")
     assert world1.api.state(run_id) == "Running"  # with the exit code of the config it says no end
     assert agent.stop() == 0
+
+
+def test_one_poll_by_hand_needs_no_redis_and_leaves_a_line_and_a_running_process(world1):
+    run_id = world1.tiny_run("x")
+    source = """
+    from concurrent.futures import ThreadPoolExecutor
+    from flowfleet import LocalAgent
+
+    agent = LocalAgent(labels=["x"], hostname_label=False)
+    with ThreadPoolExecutor(2) as executor:
+        print(agent.agent_process(executor))
+    print(agent.query_flow_runs())
+    """
+    program = world1.program(source, FLOWFLEET_REDIS="redis://127.0.0.1:1/0")
+    assert program.wait(60) == 0, program.tail()
+    assert world1.said(program) == ["True", "[]"]
+    assert world1.wait_end(run_id) == "Success"
+    assert [line.split(":")[:2] for line in world1.lines(run_id)] == [["Submitted for execution", " PID"]]
