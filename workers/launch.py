@@ -256,7 +256,9 @@ class Launch:
 
     def _tell_started(self, held: Held, handle: Mapping[str, Any]) -> None:
         pid = int(handle.get("command_pid") or handle.get("pid") or 0)
-        self.logbook.say(held.run_id, self.api.started_line(self.mark, pid))
+        # what an external deployment has said of itself, as the reference's agent writes it
+        says = f"Submitted for execution: {handle['id']}" if handle.get("kind") == "external" else None
+        self.logbook.say(held.run_id, says or self.api.started_line(self.mark, pid))
         self.to_api.post(lambda: self.api.started(held.run_id, self.mark, pid))
 
     # -- ways out
