@@ -179,14 +179,15 @@ def _enter(
     door: apis.Door, settings: WorkerSettings, *, wait: Callable[[float], None]
 ) -> tuple[ApiClient, WorkerSettings]:
     """The API's client, and the settings with what Prefect's own say; waits where only the API itself can tell."""
-    entered: list[WorkerSettings] = []
+    entered: list[tuple[ApiClient, WorkerSettings]] = []
 
     def ask() -> None:
         api = door.open()
-        entered.append(agent_config.applied(door.defaults(settings), api))
+        fitted = agent_config.applied(door.defaults(settings), api)
+        entered.append((door.client_for(fitted), fitted))
 
     sign_on.patiently(ask, "the Prefect API", wait=wait)
-    return door.client_for(entered[0]), entered[0]
+    return entered[0]
 
 
 def interpreter_of(settings: WorkerSettings, environ: Mapping[str, str], backend: str) -> tuple[Layers, Interpreter]:

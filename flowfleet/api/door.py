@@ -88,10 +88,15 @@ class Door:
         return self._client
 
     def client_for(self, settings: Common) -> ApiClient:
-        """The opened client as a part with these settings uses it: they name its agent, and what its runs get."""
-        opened = self.open()
-        self._client = self._prefect1(settings) if self.backend == "prefect1" else opened
-        return self._client
+        """The opened client as a part with these settings uses it: they name its agent, and what its runs get.
+
+        Raises what `open` raises, and `ApiRejected` for a tenant that is not there.
+        """
+        client = self.open()
+        if self.backend == "prefect1":
+            self._client = client = fitted = self._prefect1(settings)
+            fitted.check_tenant()
+        return client
 
     def anew(self, settings: Common) -> ApiClient:
         """A client for settings that the API itself has changed (an agent config); which API it is stays."""

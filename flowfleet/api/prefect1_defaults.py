@@ -77,7 +77,7 @@ def _values(settings: Common, found: Prefect1Settings) -> dict[str, tuple[Any, s
         # a poller's labels only leave workers out, and which ones there are is for the workers to say
         labels = list_of(found.value("cloud.agent.labels"))
         if labels:
-            values["labels"] = labels
+            values["labels"] = (read(options["labels"], labels[0], labels[1]), labels[1])
         env = _environment(found)
         if env:
             values["env"] = env

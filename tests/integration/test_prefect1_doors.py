@@ -1,0 +1,209 @@
+"""The commands at a Prefect 1 API: found as its own command finds it, waited for, and refused in one sentence."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.prefect1_api import Prefect1Api
+from tests.valkey import free_port
+from tests.waiting import SCALE, until
+
+BIN = Path(sys.executable).parent
+KEY = "the-right-key"
+NO_TENANT = "99999999-2222-3333-4444-555555555555"
+
+
+class Commands:
+    """Starts our commands with an environment of their own, as a user of Prefect 1 would have it."""
+
+    def __init__(self, folder: Path, redis_url: str) -> None:
+        self.folder = folder
+        self.redis_url = redis_url
+        self._running: list[tuple[subprocess.Popen[bytes], Path]] = []
+
+    def environment(self, **env: str) -> dict[str, str]:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT", "FLOWFLEET_"))}
+        ours = {"HOME": str(self.folder), "FLOWFLEET_REDIS": self.redis_url, "FLOWFLEET_FLEET": self.folder.name[-40:]}
+        return {**clean, "XDG_STATE_HOME": str(self.folder / "state"), **ours, **env}
+
+    def run(self, *argv: str, **env: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(BIN / argv[0]), *argv[1:]],
+            env=self.environment(**env),
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60 * SCALE,
+            check=False,
+        )
+
+    def start(self, *argv: str, **env: str) -> tuple[subprocess.Popen[bytes], Path]:
+        log = self.folder / f"{len(self._running)}.log"
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                [str(BIN / argv[0]), *argv[1:]],
+                env=self.environment(**env),
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+            )
+        self._running.append((process, log))
+        return process, log
+
+    def close(self) -> None:
+        for process, _ in self._running:
+            process.kill()
+            process.wait(10)
+
+
+@pytest.fixture
+def commands(valkey, tmp_path) -> Iterator[Commands]:
+    (tmp_path / ".prefect").mkdir()
+    made = Commands(tmp_path, valkey.tcp_url)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def api() -> Iterator[Prefect1Api]:
+    with Prefect1Api() as served:
+        yield served
+
+
+@pytest.fixture
+def keyed() -> Iterator[Prefect1Api]:
+    with Prefect1Api(key=KEY) as served:
+        yield served
+
+
+def says(log: Path, words: str) -> None:
+    until(lambda: words in log.read_text(), 30, f"{words!r} in:\n{log.read_text()}")
+
+
+def test_a_poller_starts_with_prefect_1s_own_settings_alone(commands, api):
+    done = commands.run("poller", "start", "--max-polls", "1", PREFECT__SERVER__ENDPOINT=api.url)
+    assert done.returncode == 0, done.stderr
+    assert "backend=prefect1" in done.stderr
+
+
+def test_a_poller_and_a_worker_ask_an_address_which_api_it_is(commands, api):
+    address = f"http://127.0.0.1:{free_port()}"
+    worker, log = commands.start(
+        "worker", "start", "--api", api.url, "--deploy", "process", "--agent-address", address, "-l", "a"
+    )
+    done = commands.run("poller", "start", "--max-polls", "1", "--api", f"{api.url}/graphql")
+    assert done.returncode == 0, done.stderr
+    says(log, "the API was asked which it is")
+    assert worker.poll() is None, log.read_text()
+
+
+@pytest.mark.parametrize("part", ["poller", "worker"])
+@pytest.mark.parametrize("known", [False, True])
+def test_an_api_that_is_down_is_waited_for_and_a_stop_ends_the_waiting(commands, part, known):
+    url = f"http://127.0.0.1:{free_port()}"
+    env = {"PREFECT__CLOUD__API": url} if known else {"FLOWFLEET_API": url}
+    process, log = commands.start(part, "start", **env)
+    says(log, "does not answer, waiting")
+    assert "Connection refused" in log.read_text()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10 * SCALE) == 0
+
+
+def test_an_api_that_comes_up_later_is_found(commands):
+    port = free_port()
+    process, log = commands.start("poller", "start", "--max-polls", "1", FLOWFLEET_API=f"http://127.0.0.1:{port}")
+    says(log, "does not answer, waiting")
+    with Prefect1Api(port=port):
+        assert process.wait(40 * SCALE) == 0
+    assert "answers again" in log.read_text()
+
+
+def test_require_api_and_questions_end_with_three_and_five(commands):
+    url = f"http://127.0.0.1:{free_port()}"
+    done = commands.run("poller", "start", "--require-api", "--api", url)
+    assert done.returncode == 3
+    assert done.stderr.splitlines()[-1].startswith(f"Error: The Prefect API at {url} cannot be reached")
+    done = commands.run("flowfleet", "doctor", "--api", url)
+    assert done.returncode == 5
+    assert "cannot be reached" in done.stdout
+
+
+@pytest.mark.parametrize("env", [{}, {"PREFECT__BACKEND": "cloud"}])
+def test_a_replaced_key_is_taken_at_sighup_without_a_restart(commands, keyed, env):
+    key = commands.folder / "key"
+    key.write_text("the-wrong-key")
+    process, log = commands.start(
+        "poller", "start", "--max-polls", "1", FLOWFLEET_API=keyed.url, FLOWFLEET_KEY_FILE=str(key), **env
+    )
+    says(log, "refuses our credentials")
+    assert "set PREFECT__CLOUD__API_KEY or FLOWFLEET_KEY_FILE" in log.read_text()
+    key.write_text(KEY)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(30 * SCALE) == 0, log.read_text()
+    assert "the-wrong-key" not in log.read_text()
+    assert KEY not in log.read_text()
+
+
+WRONG = [
+    ({"PREFECT__BACKEND": "cloud"}, (), 2, "You have not set an API key for authentication"),
+    ({}, ("--tenant-id", "mine"), 2, "--tenant-id cannot be 'mine', it must be a tenant's id"),
+    ({}, ("--tenant-id", NO_TENANT), 3, f"has no tenant {NO_TENANT}, correct --tenant-id"),
+    ({}, ("--agent-address", "http://127.0.0.1"), 2, "it must be http://HOST:PORT with the port"),
+    ({}, ("--agent-config-id", NO_TENANT), 3, NO_TENANT),
+    ({"PREFECT__CLOUD__API": "localhost:4200"}, (), 2, "PREFECT__CLOUD__API, environment is not the address"),
+]
+
+
+@pytest.mark.parametrize("part", ["poller", "worker"])
+@pytest.mark.parametrize(("env", "options", "code", "words"), WRONG)
+def test_what_is_wrong_is_one_sentence(commands, api, part, env, options, code, words):
+    done = commands.run(part, "start", *options, **{"PREFECT__CLOUD__API": api.url, **env})
+    assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
+    assert words in done.stderr.splitlines()[-1]
+    assert done.stderr.splitlines()[-1].startswith("Error: ")
+
+
+@pytest.mark.parametrize("name", ["config.toml", "auth.toml", "backend.toml"])
+def test_a_broken_file_of_prefects_is_one_sentence(commands, api, name):
+    path = commands.folder / ".prefect" / name
+    path.write_text("[cloud\n")
+    done = commands.run("worker", "start", PREFECT__CLOUD__API=api.url)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == f"Error: {path} is not valid TOML, correct it or move it away."
+
+
+@pytest.mark.parametrize(
+    ("options", "env", "words"),
+    [
+        (("--env", "NAME"), {}, "must be NAME=VALUE"),
+        ((), {"PREFECT__CLOUD__AGENT__LABELS": "['a'"}, "PREFECT__CLOUD__AGENT__LABELS, environment is not a list"),
+    ],
+)
+def test_what_is_wrong_with_a_worker_is_one_sentence(commands, api, options, env, words):
+    done = commands.run("worker", "start", *options, **{"PREFECT__CLOUD__API": api.url, **env})
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+    assert words in done.stderr.splitlines()[-1]
+
+
+def test_config_shows_what_prefect_1s_own_settings_add(commands):
+    env = {
+        "PREFECT__SERVER__HOST": "http://mine",
+        "PREFECT__CLOUD__AGENT__LABELS": "['a', 'b']",
+        "PREFECT__CLOUD__AGENT__AUTH_TOKEN": "top-secret",
+    }
+    done = commands.run("flowfleet", "config", **env)
+    assert done.returncode == 0, done.stderr
+    for line in (
+        "api = http://mine:4200  (PREFECT__SERVER__HOST, environment)",
+        "backend = auto  (default; here prefect1)",
+        "label = a, b  (PREFECT__CLOUD__AGENT__LABELS, environment)",
+    ):
+        assert line in done.stdout.splitlines()
+    assert "top-secret" not in done.stdout
