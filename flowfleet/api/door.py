@@ -98,11 +98,6 @@ class Door:
             fitted.check_tenant()
         return client
 
-    def anew(self, settings: Common) -> ApiClient:
-        """A client for settings that the API itself has changed (an agent config); which API it is stays."""
-        self._settings, self._client = settings, None
-        return self.open()
-
     def defaults(self, settings: C) -> C:
         """The settings of a command, with what Prefect 1's own agent settings say where nothing nearer does."""
         return prefect1_defaults.applied(settings, self._found1()) if self.backend == "prefect1" else settings
