@@ -26,7 +26,7 @@ from flowfleet.api.client import (
 from flowfleet.api.graphql import GraphQL
 from flowfleet.api.prefect1_agents import Agents
 from flowfleet.api.prefect1_backlog import Backlog
-from flowfleet.api.prefect1_jobs import JOB_FIELDS, Child, engine_command, job_of
+from flowfleet.api.prefect1_jobs import JOB_FIELDS, Child, engine_command, job_of, unfit
 from flowfleet.api.prefect1_runs import Runs, literal
 from flowfleet.api.prefect1_states import SUBMITTED, Run, Stamp
 from flowfleet.api.prefect1_writes import Writes
@@ -272,9 +272,11 @@ class Prefect1:
         return {run_id: run.to_state() for run_id, run in self._runs.many(run_ids).items()}
 
     def place(self, run_id: str) -> Place | None:
-        """Its labels decide."""
-        run = self._runs.one(run_id)
-        return Place(route=Route.of_labels(self._tenant_id(), run.labels), pool="")
+        """Its labels decide, and whether a worker like ours can start it at all."""
+        run = self._runs.one(run_id, JOB_FIELDS)
+        why = unfit(run.row, self._deploy)
+        limit = None if why is None else f"no worker here can start it: {why[:1].lower()}{why[1:]}"
+        return Place(route=Route.of_labels(self._tenant_id(), run.labels), pool="", limit=limit)
 
     def report(self, run_id: str, kind: Kind, message: str, mark: Mark) -> Answer:
         """Propose an end."""

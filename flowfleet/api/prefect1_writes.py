@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from flowfleet.api.client import Answer, Kind, Mark, Verdict
 from flowfleet.api.prefect1_runs import Runs
 from flowfleet.api.prefect1_states import (
+    PUT_OFF,
     SUBMITTED,
     WAITING,
     Run,
@@ -108,7 +109,7 @@ class Writes:
         ours = stamp is not None and not stamp.done and run.state == SUBMITTED
         if not ours or stamp is None or stamp.version is None or run.version in (None, stamp.version + 1):
             return run
-        covered = overtaken(self._runs.versions(run_id, stamp.version), stamp)
+        covered = overtaken(self._runs.versions(run_id, stamp.version), stamp, kinds=PUT_OFF)
         return run if covered is None else self._put_back(run, covered)
 
     def _put_back(self, run: Run, covered: Mapping[str, Any]) -> Run:

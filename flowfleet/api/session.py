@@ -337,8 +337,11 @@ class Session:
         if not answer.content:
             return None
         if body is _NO_JSON:
-            what = f"{named} is answered with {answer.headers.get('Content-Type', 'something')} instead of JSON"
-            raise self.no_api(what)
+            said = answer.headers.get("Content-Type", "something")
+            if "json" in said.lower():
+                # cut off, or garbled on the way: whoever says JSON may well be the API
+                raise ApiUnavailable(f"the Prefect API at {where} answers {named} with JSON that cannot be read")
+            raise self.no_api(f"{named} is answered with {said} instead of JSON")
         return body
 
     def no_api(self, what: str) -> ApiError:
