@@ -32,7 +32,6 @@ from flowfleet.api.prefect1_states import (
     submitted,
     written,
 )
-from flowfleet.api.session import BULK_SECONDS
 from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused, RunGone
 from flowfleet.flow_run import FlowRun
 
@@ -292,7 +291,9 @@ class Writes:
             }
             for change in changes
         }
-        return self._graphql.ask(f"mutation({head}) {{ {body} }}", inputs, agent=agent, seconds=BULK_SECONDS)
+        return self._graphql.ask(
+            f"mutation({head}) {{ {body} }}", inputs, agent=agent, seconds=self._graphql.bulk_seconds
+        )
 
 
 def _asked(work: Callable[[], Answer]) -> Answer:
