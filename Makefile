@@ -111,7 +111,7 @@ lint: install
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-bench: install
+bench: install prefect1
 	@$(BIN)/python benchmarks/bench.py $(BENCH_ARGS)
 
 stress: install prefect1

@@ -1,5 +1,7 @@
 """Bench: Prefect's own process worker and flowfleet, side by side against one server, in one run.
 
+The part prefect1 is the real LocalAgent of Prefect 1 and flowfleet on a local Prefect 1 API (needs `make prefect1`).
+
     python benchmarks/bench.py                      # all of it: about 45 minutes
     python benchmarks/bench.py --only idle          # one part
     python benchmarks/bench.py --rounds 1 --runs 8  # small
@@ -22,7 +24,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # benchmarks and tests are not installed
 
-from benchmarks import parts, processes, report
+from benchmarks import agents, parts, processes, report
 from benchmarks.parts import World, say
 from benchmarks.proxy import CountingProxy
 from benchmarks.runs import Api, TooLong
@@ -30,7 +32,7 @@ from benchmarks.sides import BIN, Fleet, Side, Stock, environment
 from tests.prefect_server import PrefectServer
 from tests.valkey import Valkey
 
-PARTS = ("burst", "single", "ahead", "idle", "memory")
+PARTS = ("burst", "single", "ahead", "idle", "memory", "prefect1")
 SIDES = ("stock", "fleet")
 
 
@@ -153,17 +155,25 @@ def main() -> int:
     # an orderly end at TERM: whatever was started is stopped by the way out
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        with world_of(options) as (world, sides):
-            chosen = {name: side for name, side in sides.items() if name in (options.side or SIDES)}
-            results = measure(options, world, chosen)
+        results: report.Results = {}
+        if options.only != ["prefect1"]:
+            with world_of(options) as (world, sides):
+                chosen = {name: side for name, side in sides.items() if name in (options.side or SIDES)}
+                results = measure(options, world, chosen)
+        if "prefect1" in (options.only or PARTS):
+            results["prefect1"] = agents.measure(options)
     except (TooLong, RuntimeError, AssertionError, subprocess.SubprocessError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     finally:
-        for name in SIDES:
+        for name in (*SIDES, *agents.LABELS):
             processes.end_all(processes.mark_of(name))
     found = report.bars(results)
-    print("\n".join([*report.lines(results), *report.bar_lines(found)]))
+    tables = report.lines(results)
+    if "prefect1" in results:
+        found += agents.bars(results["prefect1"])
+        tables += agents.lines(results["prefect1"])
+    print("\n".join([*tables, *report.bar_lines(found)]))
     if options.json:
         data = {"results": results, "bars": [vars(bar) for bar in found]}
         options.json.write_text(json.dumps(data, indent=2) + "\n")

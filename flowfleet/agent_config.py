@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from flowfleet import kinds
 from flowfleet.api.client import ApiClient
 from flowfleet.api.prefect1 import Prefect1
+from flowfleet.api.prefect1_defaults import identity
 from flowfleet.errors import SettingsError
 from flowfleet.options import Origin, options_of
 from flowfleet.settings import Common, PollerSettings, WorkerSettings
@@ -41,7 +42,7 @@ def _text(value: Any) -> str:
 
 
 def _name(value: Any) -> str:
-    return str(kinds.NAME.parse(_text(value)))
+    return identity(_text(value))
 
 
 def _labels(value: Any) -> tuple[str, ...]:
@@ -82,7 +83,7 @@ def _pairs(value: Any) -> tuple[str, ...]:
 _BOTH = (PollerSettings, WorkerSettings)
 _ENTRIES = {
     # a worker's name is its identity, and its address a port of its host: those of many cannot be one
-    "name": _Entry(field="name", read=_name, wants=kinds.NAME.wants, of=(PollerSettings,)),
+    "name": _Entry(field="name", read=_name, wants="some text", of=(PollerSettings,)),
     "agent_address": _Entry(field="agent_address", read=_text, wants="an address", of=(PollerSettings,)),
     "max_polls": _Entry(field="max_polls", read=_count, wants=kinds.NUMBER.wants, of=(PollerSettings,)),
     "labels": _Entry(
@@ -99,11 +100,10 @@ _NO_MATTER = frozenset({"agent_config_id"})
 _SECRET = frozenset({"env_vars"})
 
 
-def applied(settings: S, api: ApiClient, ask: Callable[[Callable[[], Any]], Any] = lambda question: question()) -> S:
+def applied(settings: S, api: ApiClient) -> S:
     """The settings with the agent config laid over them, if one is named: connect to the API with these anew.
 
-    `ask` may wait for an API that does not answer. Raises `ApiRejected` for a config that does not exist, and
-    `SettingsError` for one that cannot be used.
+    Raises `ApiRejected` for a config that does not exist, and `SettingsError` for one that cannot be used.
     """
     config_id = settings.agent_config_id
     if config_id is None:
@@ -111,7 +111,7 @@ def applied(settings: S, api: ApiClient, ask: Callable[[Callable[[], Any]], Any]
     if not isinstance(api, Prefect1):
         logger.warning("--agent-config-id is ignored, only Prefect 1 has agent configs")
         return settings
-    return lay_over(settings, ask(lambda: api.agent_config(config_id)), config_id)
+    return lay_over(settings, api.agent_config(config_id), config_id)
 
 
 def lay_over(settings: S, config: Mapping[str, Any], config_id: str) -> S:

@@ -23,6 +23,7 @@ from flowfleet.kinds import (
     SECONDS,
     SIZE,
     SWITCH,
+    label,
     one_of,
     shown_as,
 )
@@ -146,6 +147,14 @@ class Common:
         ),
     )
     ca_file: Path | None = setting(None, Option(flag="--ca-file", kind=FILE, help="Certificates to trust at the API."))
+    api_read_seconds: float = setting(
+        30.0,
+        Option(
+            named="API_READ_SECONDS",
+            kind=SECONDS,
+            help="How long an answer of the API may take (default: 30); one to many states twice that.",
+        ),
+    )
     fleet: str = setting(
         "default",
         Option(flag="--fleet", kind=NAME, help="The pollers and workers that work together (default: default)."),
@@ -355,6 +364,14 @@ class WorkerSettings(Common):
     #: tests give another
     machine_id: str | None = setting(None, Option(named="MACHINE_ID", for_tests=True, help="For tests."))
     boot_id: str | None = setting(None, Option(named="BOOT_ID", for_tests=True, help="For tests."))
+
+    def __post_init__(self) -> None:
+        """Refuse what the API refuses, wherever it came from."""
+        for text in self.labels:
+            try:
+                label(text)
+            except ValueError as error:
+                raise SettingsError(f"the label {text[:300]!r} cannot be used: it must be {LABEL.wants}") from error
 
     @property
     def agent_labels(self) -> tuple[str, ...]:

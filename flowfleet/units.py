@@ -82,8 +82,8 @@ class Unit:
 
     @property
     def endless(self) -> bool:
-        """Whether any end of it is one too many."""
-        return self.flags.get("max-polls") is None
+        """Whether it is wanted again after any end; a drained worker and a poller after its polls are not."""
+        return self.part == "poller" and self.flags.get("max-polls") is None
 
     @property
     def stop_seconds(self) -> int:
@@ -166,7 +166,7 @@ def systemd(unit: Unit) -> str:
         f"EnvironmentFile={'' if unit.secrets else '-'}{_specifiers(unit.secrets_path('systemd'))}",
         f"ExecStart={_systemd_command(unit.words)}",
         f"Restart={'always' if unit.endless else 'on-failure'}",
-        "RestartSec=5",
+        "RestartSec=2",
         "# A setting that cannot be used is not cured by another start.",
         "RestartPreventExitStatus=2",
         *kill,

@@ -7,9 +7,11 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -22,6 +24,7 @@ from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import Offer
 from flowfleet.hangup import Hangup
 from flowfleet.ledger import Ledger
+from flowfleet.ledger.hints import Listening
 from flowfleet.ledger.roster import Row
 from flowfleet.monitor import page
 from flowfleet.secret_files import SecretFiles
@@ -29,6 +32,7 @@ from flowfleet.settings import WorkerSettings, options
 from workers import clone, sign_on
 from workers import page as worker_page
 from workers.abilities import Abilities
+from workers.deployers import external
 from workers.deployers.process import ProcessDeployer
 from workers.deployment import Deployer
 from workers.environment import (
@@ -45,7 +49,7 @@ from workers.orders import Orders
 from workers.records import StateFolder
 from workers.service import Parts, Service
 from workers.slots import require_hooks
-from workers.stopping import leave_at_once, resolve_mode, runs_in_container
+from workers.stopping import forget_stop, leave_at_once, resolve_mode, runs_in_container
 
 logger = logging.getLogger(__name__)
 
@@ -82,9 +86,30 @@ for _command in (install.command(WorkerSettings, "worker"), *control.worker_comm
     cli.add_command(_command)
 
 
-def serve(settings: WorkerSettings, environ: Mapping[str, str]) -> int:
+def adopter(own: Deployer, api: ApiClient, settings: WorkerSettings) -> Deployer:
+    """The deployer of a worker, which also adopts what a Python agent of its host has left."""
+    return external.ExternalDeployer(None, below=own, watch=external.Watch(api.states), host=settings.host)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guest:
+    """What a Python program in whose process a worker runs adds to it (flowfleet/agents)."""
+
+    #: what SIGTERM and SIGINT do until the worker is there
+    early: Callable[[], None] = leave_at_once
+    #: the worker's deployer, made of the one that its settings name
+    deployer: Callable[[Deployer, ApiClient, WorkerSettings], Deployer] = adopter
+    #: told of each launch that is over, well or not
+    launched: Callable[[str], None] = lambda _run_id: None
+    begun: Callable[[Service], None] = lambda _service: None
+    leave: Callable[[int], Any] = os._exit
+    #: for a program that goes on after the worker: what it does last of all, so that nothing is left open
+    leaving: contextlib.ExitStack | None = None
+
+
+def serve(settings: WorkerSettings, environ: Mapping[str, str], guest: Guest = Guest()) -> int:
     """Build the worker, run it to its end, and return the exit code."""
-    leave_at_once()
+    guest.early()
     hangup = Hangup()
     hangup.install()
     require_hooks()
@@ -101,11 +126,16 @@ def serve(settings: WorkerSettings, environ: Mapping[str, str]) -> int:
     host, abilities = Host.probe(environ), Abilities.probe(environ)
     for sentence in abilities.missing():
         logger.warning(sentence)
-    deployer = _deployer(settings.deploy, host, abilities)
+    below = "process" if guest.leaving and settings.deploy == external.ExternalDeployer.kind else settings.deploy
+    own = _deployer(below, host, abilities)
     api, settings = _enter(door, settings, wait=hangup.wait)
     logs.set_level(settings.log_level)
-    layers, interpreter = _interpreter(settings, environ, api.backend)
+    layers, interpreter = interpreter_of(settings, environ, api.backend)
+    deployer = guest.deployer(own, api, settings)
     state = sign_on.open_state(settings, host, environ)
+    if guest.leaving is not None:
+        guest.leaving.callback(state.close)
+        guest.leaving.callback(ledger.close)
     sign_on.check_ledger(ledger)
     row = _row(settings, api, sign_on.new_nonce(), wait=hangup.wait)
     _sign_on(ledger, row, state, host, api)
@@ -124,10 +154,25 @@ def serve(settings: WorkerSettings, environ: Mapping[str, str]) -> int:
         failpoints=failpoints,
         mode=mode,
         count_refused=lambda _reason: ledger.claims.count("messages-refused"),
+        launched=guest.launched,
+        leave=guest.leave,
     )
     service = Service(parts)
     hangup.then = service.to_api.retry
+    # neither this nor the page is closed again: their threads end with the process, and waiting for them would lengthen
+    # each stop
+    listening = ledger.hints.listen(partial(_heard, service))
+    if guest.leaving is not None:
+        guest.leaving.callback(_leave_nothing, service, listening)
+    guest.begun(service)
     return _run(service, settings, ledger, row, secrets.page_token)
+
+
+def _leave_nothing(service: Service, listening: Listening) -> None:
+    listening.close()
+    for errands in (service.to_api, service.to_ledger):
+        errands.close()
+    forget_stop()
 
 
 def _enter(
@@ -145,18 +190,24 @@ def _enter(
     return entered[0]
 
 
-def _interpreter(settings: WorkerSettings, environ: Mapping[str, str], backend: str) -> tuple[Layers, Interpreter]:
-    if settings.deploy != "process":
+def interpreter_of(settings: WorkerSettings, environ: Mapping[str, str], backend: str) -> tuple[Layers, Interpreter]:
+    """What all runs of this worker get, and the Python that runs them."""
+    if settings.deploy not in ("process", external.ExternalDeployer.kind):
         base = worker_layer(environ, python=None, own_prefix=None)
         return layers_of(settings, base, backend), Interpreter(path="python", prefect="")
     own = Path(sys.prefix)
     base = worker_layer(environ, python=settings.python, own_prefix=own)
-    chosen = choose_interpreter(
-        layers_of(settings, base, backend).build({}, {}, run_id="", claim=""),
-        python=settings.python,
-        backend=backend,
-        fallback=sys.executable,
-    )
+    try:
+        chosen = choose_interpreter(
+            layers_of(settings, base, backend).build({}, {}, run_id="", claim=""),
+            python=settings.python,
+            backend=backend,
+            fallback=sys.executable,
+        )
+    except SettingsError:
+        if settings.deploy == "process":
+            raise
+        return layers_of(settings, base, backend), Interpreter(path="python", prefect="")  # nothing may ever ask for it
     if settings.python is None and chosen.path == sys.executable:
         # ours, and not on PATH: its own commands should be found by the flows all the same
         base = worker_layer(environ, python=Path(sys.executable), own_prefix=None)
@@ -234,8 +285,6 @@ def _run(
     service: Service, settings: WorkerSettings, ledger: Ledger, row: Row, page_token: Callable[[], str | None]
 ) -> int:
     service.stopping.install()
-    # neither is closed again: their threads end with the process, and waiting for them would lengthen each stop
-    ledger.hints.listen(partial(_heard, service))
     if settings.agent_address:
         try:
             page.serve(settings.agent_address, worker_page.handlers(service.vitals), page_token)

@@ -20,8 +20,8 @@ Handle = Mapping[str, Any]
 class Exit:
     """How a deployment ended.
 
-    Exactly one of `code` and `signal` is set, unless `unknown` (nobody could see the end: the shim was killed) or
-    `error` (it never began: no such interpreter, no permission) says why there is neither.
+    Exactly one of `code` and `signal` is set, unless `unknown` (nobody could see the end: the shim was killed),
+    `error` (it never began: no such interpreter, no permission) or `let_go` says why there is neither.
     """
 
     code: int | None = None
@@ -30,6 +30,8 @@ class Exit:
     error: str | None = None
     #: for `unknown`: why nobody could see the end, if it was not the shim's death
     why: str | None = None
+    #: an external run that is not watched any more though it may go on: why
+    let_go: str | None = None
     oom: bool = False
     #: who ended it: None (by itself), "term" or "kill" (stopped on our word), "deadline" (dead man's switch)
     stopped_by: str | None = None
@@ -62,6 +64,8 @@ class Exit:
     def __str__(self) -> str:  # noqa: PLR0911 - one sentence for each way to end
         if self.error:
             return f"could not be started: {self.error}"
+        if self.let_go:
+            return f"is not watched any more: {self.let_go}"
         if self.unknown:
             return f"ended, exit unknown ({self.why or 'its supervisor process was killed'})"
         if self.signal is not None:

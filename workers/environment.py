@@ -17,7 +17,17 @@ from types import MappingProxyType
 from flowfleet.errors import SettingsError, StartFailed
 
 #: how an interpreter tells its prefect without importing it (an import costs over a second)
-_ASK = "import importlib.metadata as m; print(m.version('prefect'))"
+_ASK = """
+try:
+    from importlib.metadata import version
+except ImportError:  # Prefect 1 runs on Python 3.6 and 3.7 too
+    try:
+        from importlib_metadata import version
+    except ImportError:
+        import pkg_resources
+        version = lambda name: pkg_resources.get_distribution(name).version
+print(version("prefect"))
+"""
 _ASK_SECONDS = 20.0
 #: the main versions of prefect that fit each API
 _MAJORS = {"prefect3": ("3",), "prefect1": ("0", "1")}

@@ -139,7 +139,7 @@ class Launch:
             return None
         except (DeployError, ApiRejected) as exc:
             if self._start(attempt):
-                self._fail(attempt, str(exc))
+                self._fail(attempt, _as_part(str(exc)))
             return None
         state = job.state
         if state.kind is Kind.PENDING and state.call in (None, held.call):
@@ -256,7 +256,9 @@ class Launch:
 
     def _tell_started(self, held: Held, handle: Mapping[str, Any]) -> None:
         pid = int(handle.get("command_pid") or handle.get("pid") or 0)
-        self.logbook.say(held.run_id, self.api.started_line(self.mark, pid))
+        # what an external deployment has said of itself, as the reference's agent writes it
+        says = f"Submitted for execution: {handle['id']}" if handle.get("kind") == "external" else None
+        self.logbook.say(held.run_id, says or self.api.started_line(self.mark, pid))
         self.to_api.post(lambda: self.api.started(held.run_id, self.mark, pid))
 
     # -- ways out
@@ -297,6 +299,11 @@ class Launch:
         moved = self.attempts.move(attempt.key, State.ENDED, exit_=end)
         if moved is not None:
             self.on_failed(moved)
+
+
+def _as_part(sentence: str) -> str:
+    """Of a longer sentence; a word that is a name in capitals stays one."""
+    return sentence[:1].lower() + sentence[1:] if sentence[1:2].islower() else sentence
 
 
 def register(app: Celery, launch: Callable[[Message], None]) -> None:

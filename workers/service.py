@@ -14,7 +14,7 @@ from celery import Celery
 from flowfleet.api.client import ApiClient, Mark
 from flowfleet.errors import LedgerError
 from flowfleet.failpoints import Failpoints
-from flowfleet.flow_run import Route
+from flowfleet.flow_run import Message, Route
 from flowfleet.ledger.claims import Claims
 from flowfleet.ledger.roster import Roster, Row
 from flowfleet.settings import WorkerSettings
@@ -65,6 +65,8 @@ class Parts:
     mode: str = "detach"
     #: counts a refused message for people, beside our own metric
     count_refused: Callable[[str], None] = lambda _reason: None
+    #: told of each launch that is over, well or not
+    launched: Callable[[str], None] = lambda _run_id: None
     leave: Callable[[int], Any] = os._exit
 
 
@@ -324,9 +326,15 @@ class Service:
         alive = adoption.adopt_all(folders, lambda run_id, claim: f"{run_id}.{claim}" in reports)
         logger.info("adoption done", extra={"alive": alive, "reports": len(reports)})
 
+    def _launch(self, message: Message) -> None:
+        try:
+            self.launch(message)
+        finally:
+            self._parts.launched(message.run_id)
+
     def _serve(self) -> int:
         app = self._parts.app
-        register(app, self.launch)
+        register(app, self._launch)
         app.steps["consumer"].add(self.slots.step())
         worker = celery_worker.make(app, self._parts.row.worker, self._parts.settings)
         worker.start()

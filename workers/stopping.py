@@ -65,6 +65,11 @@ def leave_at_once(leave: Callable[[int], Any] = os._exit) -> None:
             signal.signal(number, lambda _number, _frame: leave(0))
 
 
+def forget_stop() -> None:
+    """Celery keeps the flag of a stop for the whole process: a program that goes on may start another worker."""
+    celery_state.should_stop = None
+
+
 @dataclass
 class Stopping:
     """The two signals of one worker. `leave` ends the process at once; tests pass another."""

@@ -10,6 +10,7 @@ from typing import Any
 from flowfleet.api.answers import instant, reading, rows
 from flowfleet.api.client import DueRuns, Rival, Unfit
 from flowfleet.api.prefect1_agents import Agent, Agents, Queue
+from flowfleet.api.prefect1_defaults import identity
 from flowfleet.api.prefect1_jobs import JOB_FIELDS, unfit
 from flowfleet.api.prefect1_runs import Runs, claimable, late_tasks, literal
 from flowfleet.api.prefect1_states import Run
@@ -117,12 +118,12 @@ class Backlog:
 
     def rivals(self, tenant: str, offers: Sequence[Offer]) -> list[Rival]:
         """Agents that would take runs of these offers and are none of ours: of another name, type or label set."""
-        ours = {agent_of(offer) for offer in offers}
+        ours, known = {agent_of(offer) for offer in offers}, identity(self._agents.name)
         return [
             agent
             for agent_id, agent in self._asking(tenant)
             if agent_id not in self._agents.ids()
-            and (agent.name != self._agents.name or Agent(labels=agent.labels, type=agent.type) not in ours)
+            and not (known == identity(agent.name) and Agent(labels=agent.labels, type=agent.type) in ours)
             and any(_meet(agent.labels, offer.labels) for offer in offers)
         ]
 

@@ -66,7 +66,7 @@ def _values(settings: Common, found: Prefect1Settings) -> dict[str, tuple[Any, s
     values: dict[str, tuple[Any, str]] = {}
     name = found.get("cloud.agent.name")
     if name:
-        values["name"] = (_identity(name.value), name.source)
+        values["name"] = (identity(name.value), name.source)
     level = found.get("cloud.agent.level")
     if level:
         values["log_level"] = (read(options["log_level"], level.value, level.source), level.source)
@@ -88,7 +88,7 @@ def _values(settings: Common, found: Prefect1Settings) -> dict[str, tuple[Any, s
     return values
 
 
-def _identity(name: str) -> str:
+def identity(name: str) -> str:
     """An agent's name may be any text, a part's only what can stand in keys and folders."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("._-")[:64] or "agent"
 

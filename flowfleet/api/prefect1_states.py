@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -144,8 +144,12 @@ class Run:
 
     @property
     def kind(self) -> Kind:
-        """A Running run whose due tasks are Submitted waits for a process, as a Submitted one does."""
-        if self.state == "Running" and any(task.stamp for task in self.tasks):
+        """A Running run whose due tasks are Submitted waits for a process, as a Submitted one does.
+
+        But for one with a Running task: its process has come, and the others wait for their turn.
+        """
+        waits = any(task.stamp for task in self.tasks) and all(task.state != "Running" for task in self.tasks)
+        if self.state == "Running" and waits:
             return Kind.PENDING
         return kind_of(self.state)
 
@@ -183,6 +187,11 @@ class Run:
             comes_back=self.state == "Running" and any(task.state in WAITING for task in self.tasks),
         )
 
+
+#: not ends yet, but orders that no write of ours may cover
+_CANCELS = frozenset({Kind.CANCELLING})
+#: a run that somebody has put off is not to be started at its old time either
+PUT_OFF = _CANCELS | {Kind.SCHEDULED}
 
 # -- the JSON of states that we write
 
@@ -225,10 +234,10 @@ def before_submitted(serialized: Mapping[str, Any]) -> dict[str, Any] | None:
     return dict(inner) if isinstance(inner, Mapping) and inner.get("type") else None
 
 
-def overtaken(versions: Sequence[Json], stamp: Stamp) -> dict[str, Any] | None:
-    """An end or a cancel that somebody wrote between our reading and our writing; `versions` are the run's states.
+def overtaken(versions: Sequence[Json], stamp: Stamp, *, kinds: Collection[Kind] = _CANCELS) -> dict[str, Any] | None:
+    """An end, or one of these kinds, that somebody wrote between our reading and our writing.
 
-    A Prefect Server takes any state over any other, so our write may have covered it.
+    `versions` are the run's states. A Prefect Server takes any state over any other, so our write may have covered it.
     """
     if stamp.version is None:
         return None
@@ -236,6 +245,6 @@ def overtaken(versions: Sequence[Json], stamp: Stamp) -> dict[str, Any] | None:
         state = row.get("serialized_state") or {}
         kind = kind_of(str(row.get("state") or state.get("type") or ""))
         later = (row.get("version") or 0) > stamp.version
-        if later and (kind.terminal or kind is Kind.CANCELLING) and Stamp.read(state) is None:
+        if later and (kind.terminal or kind in kinds) and Stamp.read(state) is None:
             return dict(state)
     return None

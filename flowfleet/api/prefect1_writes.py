@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from flowfleet.api.client import Answer, Kind, Mark, Verdict
 from flowfleet.api.prefect1_runs import Runs
 from flowfleet.api.prefect1_states import (
+    PUT_OFF,
     SUBMITTED,
     WAITING,
     Run,
@@ -31,7 +32,6 @@ from flowfleet.api.prefect1_states import (
     submitted,
     written,
 )
-from flowfleet.api.session import BULK_SECONDS
 from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused, RunGone
 from flowfleet.flow_run import FlowRun
 
@@ -108,7 +108,7 @@ class Writes:
         ours = stamp is not None and not stamp.done and run.state == SUBMITTED
         if not ours or stamp is None or stamp.version is None or run.version in (None, stamp.version + 1):
             return run
-        covered = overtaken(self._runs.versions(run_id, stamp.version), stamp)
+        covered = overtaken(self._runs.versions(run_id, stamp.version), stamp, kinds=PUT_OFF)
         return run if covered is None else self._put_back(run, covered)
 
     def _put_back(self, run: Run, covered: Mapping[str, Any]) -> Run:
@@ -291,7 +291,9 @@ class Writes:
             }
             for change in changes
         }
-        return self._graphql.ask(f"mutation({head}) {{ {body} }}", inputs, agent=agent, seconds=BULK_SECONDS)
+        return self._graphql.ask(
+            f"mutation({head}) {{ {body} }}", inputs, agent=agent, seconds=self._graphql.bulk_seconds
+        )
 
 
 def _asked(work: Callable[[], Answer]) -> Answer:

@@ -30,9 +30,10 @@ logger = logging.getLogger(__name__)
 #: answers that mean "later"; SQLite servers give 503 at once when two writers meet
 RETRIED = frozenset({408, 429, 502, 503})
 CONNECT_SECONDS = 5.0
+#: how long an answer may take, and how much longer one that stands for many states
 READ_SECONDS = 30.0
 #: ten runs behind a busy SQLite pass ten seconds
-BULK_SECONDS = 60.0
+BULK_TIMES = 2.0
 #: a request is tried this often in all, and no new try begins after so many seconds
 TRIES = 5
 #: the same where somebody waits for the answer, or whoever asks says at once that there is none and asks again
@@ -122,6 +123,11 @@ class Session:
         self._csrf_client = str(uuid.uuid4())
         self._csrf_token: str | None = None
         self._server_clock = ServerClock()
+
+    @property
+    def bulk_seconds(self) -> float:
+        """How long the answer to a bulk of states may take."""
+        return BULK_TIMES * self._read_seconds
 
     @property
     def skew_seconds(self) -> float:
@@ -337,10 +343,11 @@ class Session:
         if not answer.content:
             return None
         if body is _NO_JSON:
-            kind = answer.headers.get("Content-Type", "something")
-            if kind.startswith("application/json"):  # an API all right, and a line that garbled what it said
-                raise ApiUnavailable(f"the Prefect API at {where} answers {named} with JSON that is broken")
-            raise self.no_api(f"{named} is answered with {kind} instead of JSON")
+            said = answer.headers.get("Content-Type", "something")
+            if "json" in said.lower():
+                # cut off, or garbled on the way: whoever says JSON may well be the API
+                raise ApiUnavailable(f"the Prefect API at {where} answers {named} with JSON that cannot be read")
+            raise self.no_api(f"{named} is answered with {said} instead of JSON")
         return body
 
     def no_api(self, what: str) -> ApiError:

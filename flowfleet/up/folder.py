@@ -13,6 +13,8 @@ from typing import Any, TextIO
 
 from flowfleet.errors import SettingsError
 
+_OTHER_FOLDER = "stop it, or name another folder with --data-dir"
+
 
 class DataFolder:
     """The folder with its lock held; `close` lets go of it."""
@@ -29,8 +31,8 @@ class DataFolder:
         self._ports = path / "ports.json"
 
     @classmethod
-    def open(cls, path: Path) -> DataFolder:
-        """Make and lock it; raises `SettingsError` with the remedy."""
+    def open(cls, path: Path, *, owner_is: str = "flowfleet up", remedy: str = _OTHER_FOLDER) -> DataFolder:
+        """Make and lock it; raises `SettingsError` with the remedy. `owner_is` is what kind of part may hold it."""
         try:
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
             lock = (path / "up.lock").open("a+", encoding="utf-8")
@@ -44,9 +46,7 @@ class DataFolder:
             lock.seek(0)
             owner = lock.read().strip() or "unknown"
             lock.close()
-            raise SettingsError(
-                f"Another flowfleet up (pid {owner}) works in {path}: stop it, or name another folder with --data-dir."
-            ) from error
+            raise SettingsError(f"Another {owner_is} (pid {owner}) works in {path}: {remedy}.") from error
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()

@@ -1,7 +1,8 @@
-"""Documents: what they say of Prefect's worker and of our own options is complete and true."""
+"""Documents: what they say of Prefect's worker and agents and of our own options is complete and true."""
 
 from __future__ import annotations
 
+import inspect
 import re
 import subprocess
 import sys
@@ -9,12 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from flowfleet import Agent, DockerAgent, LocalAgent
 from flowfleet.settings import PollerSettings, UpSettings, WorkerSettings, options_of
+from tests import prefect1_env
 from tests.needs import need
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 MAP = (ROOT / "docs" / "from-prefect-worker.md").read_text(encoding="utf-8")
+AGENTS = (ROOT / "docs" / "from-prefect-agent.md").read_text(encoding="utf-8")
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "SECURITY.md"])
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 
@@ -75,3 +79,53 @@ def test_each_flag_of_our_commands_that_a_document_shows_exists():
                 assert re.search(rf"{flag}\b", known), f"{page.name}: {program} {flag}"
 
     assert checked > 10
+
+
+def rows_of(page: str, heading: str) -> list[list[str]]:
+    """The rows of the table below a heading, as cells."""
+    text = page.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if line[:1] == "|"]
+    return [row for row in rows[2:] if row[0] not in ("method", "---")]
+
+
+def of_agent(*words: str) -> str:
+    """The help of Prefect 1's own command."""
+    done = subprocess.run(
+        [str(prefect1_env.python()), "-m", "prefect", "agent", *words, "--help"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    return done.stdout
+
+
+@pytest.mark.parametrize("words", [("local", "start"), ("local", "install"), ("docker", "start")])
+def test_the_map_of_agents_names_each_flag_of_the_stock_agent(words):
+    flags = set(FLAG.findall(of_agent(*words))) - {"--help"}
+    assert len(flags) > 5
+    assert {flag for flag in flags if f"`{flag}`" not in AGENTS} == set()
+
+
+def test_each_flag_that_the_map_of_agents_gives_for_ours_exists():
+    helps = help_of("poller", "start") + help_of("worker", "start")
+    given = {flag for row in rows_of(AGENTS, "Flags") for flag in FLAG.findall(row[1])}
+    assert len(given) > 10
+    assert {flag for flag in given if not re.search(rf"{flag}\b", helps)} == set()
+
+
+def test_the_map_of_agents_names_each_method_and_argument_of_our_classes():
+    for cls in (Agent, LocalAgent, DockerAgent):
+        methods = {name for name, value in vars(cls).items() if not name.startswith("_") and inspect.isroutine(value)}
+        methods -= {"given", "settings", "become", "deploy_order"}  # for our own parts
+        missing = {name for name in methods if f"`{name}(" not in AGENTS and f".{name}(" not in AGENTS}
+        assert missing == set(), cls.__name__
+        arguments = set(inspect.signature(cls).parameters) - {"options"}
+        assert {name for name in arguments if f"`{name}`" not in AGENTS} == set(), cls.__name__
+
+
+def test_each_method_that_the_map_of_agents_names_exists():
+    named = {name for row in rows_of(AGENTS, "Classes") for name in re.findall(r"`(\w+)\(", row[0])}
+    named -= {"deploy_flows", "update_states"}  # of 2019
+    assert len(named) > 10
+    assert {name for name in named if not hasattr(LocalAgent, name)} == set()

@@ -51,7 +51,12 @@ def told(world: World1, run_id: str) -> dict[str, Any]:
         (task["slug"], task["map_index"]): [plain(state) for state in _task_states(world, task["id"])]
         for task in world.api.task_runs(run_id)
     }
-    logs = sorted((line["name"], line["level"], plain(line["message"])) for line in world.api.logs(run_id))
+    # an agent's lines bear its name, and ours are those of the worker
+    names = {"one": "agent", "two": "agent"}
+    logs = sorted(
+        (names.get(line["name"], line["name"]), line["level"], plain(line["message"]))
+        for line in world.api.logs(run_id)
+    )
     return {"states": [plain(state) for state in world.api.states(run_id)], "tasks": tasks, "logs": logs}
 
 

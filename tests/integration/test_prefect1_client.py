@@ -132,6 +132,38 @@ def test_a_run_that_is_cancelled_before_its_claim_stays_cancelled(loose):
     assert loose.api.state(run.run_id) == "Cancelled"
 
 
+def test_a_run_that_is_put_off_right_before_its_claim_is_not_started_at_its_old_time(loose):
+    run = loose.listed(loose.scheduled())
+    later = ago(-3600)
+    _meanwhile(loose, "set_flow_run_states", lambda: _put_off(loose, run.run_id, later))
+    call = loose.claimed(run)  # Server takes it
+
+    job = loose.client.job(run.run_id)
+
+    assert (job.state.kind, job.state.scheduled) == (Kind.SCHEDULED, later)
+    assert loose.client.hand_back(run.run_id, call, run.due, MARK, "test").verdict is Verdict.REFUSED
+    assert instant(loose.api.states(run.run_id)[-1]["start_time"]) == later
+
+
+def _put_off(server: OneServer, run_id: str, later) -> None:
+    server.api.write(run_id, "Scheduled", start_time=later.isoformat())
+
+
+def test_a_late_retry_of_which_another_task_runs_is_not_handed_back(server):
+    flow = server.api.add_flow("two", tasks=("task", "other"))
+    run_id = server.api.add_run(flow, labels=["x"], start=ago(60))
+    server.api.write(run_id, "Running")
+    for slug in ("task", "other"):
+        server.api.write_task(run_id, "Retrying", slug=slug, **retrying(30))
+    run = server.listed(run_id)
+    call = server.claimed(run)
+    server.api.write_task(run_id, "Running", slug="other")
+
+    assert server.client.hand_back(run_id, call, run.due, MARK, "test").verdict is Verdict.REFUSED
+    assert {task["state"] for task in server.api.task_runs(run_id)} == {"Submitted", "Running"}
+    assert server.client.states([run_id])[run_id].kind is Kind.RUNNING
+
+
 def test_a_hand_back_schedules_the_run_at_the_time_that_it_had(server):
     run = server.listed(server.scheduled(late=90))
     call = server.claimed(run)

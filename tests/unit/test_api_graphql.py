@@ -210,7 +210,7 @@ def test_what_is_not_graphql_any_more_is_a_proxy_in_front_of_an_api_that_is_away
 
 def test_json_that_is_broken_is_no_answer_also_before_anybody_is_known_there(door):
     door.say(Said(b'{"data": {"hel'))
-    with pytest.raises(ApiUnavailable, match="answers hello with JSON that is broken"):
+    with pytest.raises(ApiUnavailable, match="answers hello with JSON that cannot be read"):
         client(door).ask("query { hello }")
 
 

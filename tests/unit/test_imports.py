@@ -57,7 +57,7 @@ def is_example(module: str) -> bool:
 
 def is_joiner(module: str) -> bool:
     """The few places where the halves may meet."""
-    return module.endswith(".cli") or module == "flowfleet.agents" or module.startswith("flowfleet.up")
+    return module.endswith(".cli") or module.startswith(("flowfleet.agents", "flowfleet.up"))
 
 
 def edges() -> list[tuple[str, str]]:

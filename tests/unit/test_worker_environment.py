@@ -147,6 +147,19 @@ def test_prefect_is_asked_for_without_being_imported(tmp_path):
     assert prefect_version(sys.executable, {"PYTHONPATH": str(tmp_path)}) == "3.7.7"
 
 
+@pytest.mark.parametrize("way", ["importlib_metadata", "pkg_resources"])
+def test_an_interpreter_older_than_our_own_is_asked_as_it_understands_it(tmp_path, way):
+    """Prefect 1 runs on Python 3.7, where the standard library cannot tell the version."""
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['importlib.metadata'] = None")
+    (tmp_path / "importlib_metadata.py").write_text(
+        "version = {'prefect': '1.2.3'}.get" if way == "importlib_metadata" else "raise ImportError"
+    )
+    (tmp_path / "pkg_resources.py").write_text(
+        "class get_distribution:\n    version = '1.2.3'\n    def __init__(self, name): assert name == 'prefect'"
+    )
+    assert prefect_version(sys.executable, {"PYTHONPATH": str(tmp_path)}) == "1.2.3"
+
+
 def test_a_command_is_looked_up_in_the_path_of_the_run(tmp_path):
     inside = python(tmp_path / "a", "3.0")
     env = {"PATH": str(tmp_path / "a")}

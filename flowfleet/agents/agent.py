@@ -1,0 +1,274 @@
+"""Agent: the base class of Prefect 1's agents, with its documented arguments and methods.
+
+Each method says who calls it: "we" is `start`, "you" is a program that uses the class.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import uuid
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Executor, Future
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import flowfleet.api
+from flowfleet.agents import arguments, records
+from flowfleet.agents.records import Record
+from flowfleet.api.client import ApiClient, Kind, LogLine, Mark, Verdict
+from flowfleet.errors import AlreadyClaimed, ApiError, ApiUnavailable
+from flowfleet.flow_run import FlowRun, Offer, Route
+from flowfleet.settings import WorkerSettings
+
+if TYPE_CHECKING:
+    from workers.deployment import Order
+
+#: runs are known so long before they are due, as the reference asks for them
+_AHEAD_SECONDS = 10.0
+_MOST_RUNS = 25
+_NO_TENANT = "00000000-0000-0000-0000-000000000000"
+
+
+class Agent:
+    """Polls for flow runs of Prefect 1 and deploys them: subclass it and override `deploy_flow`.
+
+    The arguments of 2020 stand in their order; `agent_config_id` and every option of `worker start` (`redis`, `fleet`,
+    `slots`, `python`, `api`, `key`, `run_timeout`, …) go by keyword. What is not given is found as `worker start` does.
+    """
+
+    def __init__(
+        self,
+        name: str | None = None,
+        labels: Iterable[str] | None = None,
+        env_vars: Mapping[str, str] | None = None,
+        max_polls: int | None = None,
+        agent_address: str | None = None,
+        no_cloud_logs: bool | None = None,
+        *,
+        agent_config_id: str | None = None,
+        **options: Any,
+    ) -> None:
+        self._options = arguments.check_options(type(self), options)
+        found = arguments.worker_settings(self._options, os.environ)
+        self._found_name = found.name
+        self.name: str = name or found.name
+        self.labels: list[str] = list(labels or found.labels)
+        self.env_vars: dict[str, str] = dict(env_vars or arguments.variables(found.env))
+        self.max_polls = max_polls
+        self.agent_address: str = agent_address or arguments.address_of_prefect(os.environ)
+        self.log_to_cloud: bool = found.cloud_logs if no_cloud_logs is None else not no_cloud_logs
+        self.agent_config_id = agent_config_id
+        #: seconds between two calls of `heartbeat`
+        self.heartbeat_period: float = 60.0
+        self.logger = logging.getLogger(self.name)
+        #: runs between `agent_process` and `on_flow_run_deploy_attempt`
+        self.submitting_flow_runs: set[str] = set()
+        self._client: ApiClient | None = None
+        self._seen: dict[str, FlowRun] = {}
+
+    # -- what the parts below need
+
+    @property
+    def client(self) -> ApiClient:
+        """The Prefect API, as flowfleet speaks to it."""
+        if self._client is None:
+            self._client = flowfleet.api.connect(self.settings(), os.environ)
+        return self._client
+
+    @property
+    def deploy_kind(self) -> str:
+        """How it starts runs: "external" where `deploy_flow` is the user's own."""
+        return "external"
+
+    def become(self, api: ApiClient, settings: WorkerSettings) -> None:
+        """Be what the worker is, whose settings an agent config of the API may have changed."""
+        self._client = api
+        if self.agent_config_id is not None:
+            self.labels = list(settings.labels)
+            self.env_vars = arguments.variables(settings.env)
+
+    def given(self) -> dict[str, Any]:
+        """What this agent says to its worker and poller, by the keys of their options."""
+        said: dict[str, Any] = {
+            "backend": "prefect1",
+            # one that was found is found again, with the form that it has at the API
+            "name": self.name if self.name != self._found_name else None,
+            "label": sorted(set(self.labels)),
+            "env": [f"{name}={value}" for name, value in self.env_vars.items() if value is not None],
+            "max-polls": self.max_polls,
+            "agent-address": self.agent_address or None,
+            "agent-config-id": self.agent_config_id,
+            "cloud-logs": self.log_to_cloud,
+            "hostname-label": False,  # it is among the labels, where it shall be
+            "deploy": self.deploy_kind,
+            # what is deployed elsewhere outlives us in any case; waiting for it would end in giving it up
+            "on-stop": "detach" if self.deploy_kind == "external" and "on-stop" not in self._options else None,
+        }
+        return {**self._options, **{key: value for key, value in said.items() if value is not None}}
+
+    def settings(self) -> WorkerSettings:
+        """The settings of this agent's worker."""
+        return arguments.worker_settings(self.given(), os.environ)
+
+    def _mark(self) -> Mark:
+        # a deployment by hand is in no ledger: the leader of the fleet must not take it for a lost one of its own
+        return Mark(fleet=f"{self.settings().fleet}.by-hand")
+
+    # -- life
+
+    def start(self, _loop_intervals: dict[int, float] | None = None) -> None:
+        """Run flow runs until SIGINT, SIGTERM or `max_polls` polls: a poller beside, and a worker in this process.
+
+        You call it, in the main thread. It calls `setup`, `heartbeat`, `deploy_flow` where that is yours,
+        `on_flow_run_deploy_attempt` and `cleanup`. Runs that go on when it ends are adopted by the next start.
+        """
+        del _loop_intervals  # the poller paces itself
+        if type(self).deploy_flow is Agent.deploy_flow:
+            raise NotImplementedError("Agent itself starts nothing: override deploy_flow, or use LocalAgent.")
+        from flowfleet.agents import machinery  # noqa: PLC0415 - Celery is heavy, and only a start needs it
+
+        machinery.run(self)
+
+    def setup(self) -> None:
+        """Call `on_startup`, then `agent_connect`. We call it; you may."""
+        self.on_startup()
+        self.agent_connect()
+
+    def cleanup(self) -> None:
+        """Call `on_shutdown`. We call it at every end; you may."""
+        self.on_shutdown()
+
+    def on_startup(self) -> None:
+        """A hook for you, before anything is started. We call it."""
+
+    def on_shutdown(self) -> None:
+        """A hook for you, when all parts have ended. We call it."""
+
+    def heartbeat(self) -> None:
+        """A hook for you. We call it at once and each 60 s; what it raises is logged, and it is called again."""
+
+    def agent_connect(self) -> None:
+        """Say what is started, and ask whether the API answers; one that does not is waited for. We call it."""
+        self.logger.info("agent starts", extra={"type": type(self).__name__, "labels": ", ".join(self.labels)})
+        try:
+            info = self.client.probe()
+        except ApiUnavailable as exc:
+            self.logger.warning("the API does not answer yet", extra={"error": str(exc)})
+            return
+        self.logger.info("waiting for flow runs", extra={"api": self.client.address, "backend": info.backend})
+
+    # -- one run, by hand
+
+    def query_flow_runs(self) -> list[Record]:
+        """Flow runs that this agent could deploy now or within ten seconds, the first due first. You may call it.
+
+        We do not: the poller asks for all workers at once.
+        """
+        offer = Offer(backend="prefect1", labels=tuple(sorted(set(self.labels))), deploy=self.deploy_kind)
+        offer = self.client.resolve(offer, create=False)
+        underway = set(self.submitting_flow_runs)
+        listed = self.client.due([offer], within_seconds=_AHEAD_SECONDS, limit=_MOST_RUNS)
+        runs = {run.run_id: run for due in listed for run in due.runs if run.run_id not in underway}
+        self._seen.update(runs)
+        return records.fetch(self._graphql(), runs)
+
+    def update_state(self, flow_run: Mapping[str, Any]) -> None:
+        """Mark a flow run and its due task runs as Submitted; raises `AlreadyClaimed`. You may call it.
+
+        We do not: the poller does it, with a claim in Redis.
+        """
+        run = self._flow_run(flow_run)
+        answer = self.client.claim([run], str(uuid.uuid4()), self._mark())[run.run_id]
+        if answer.verdict is Verdict.UNSURE:
+            raise ApiUnavailable(f"it is not known whether flow run {run.run_id} is Submitted: {answer.reason}")
+        if answer.verdict is not Verdict.ACCEPTED:
+            raise AlreadyClaimed(f"State update failed: flow run {run.run_id} cannot be submitted: {answer.reason}")
+
+    def deploy_flow(self, flow_run: Record) -> str:
+        """Start a flow run somewhere, and say in a few words where: the extension point, for you to override.
+
+        We call it, in a thread, once for each flow run that this agent has claimed; the text stands in the run's log.
+        What it raises makes the run Failed. The run is then watched at the API, and holds a slot until it has ended
+        or `run_timeout` is over.
+        """
+        raise NotImplementedError("override deploy_flow")
+
+    def deploy_and_update_flow_run(self, flow_run: Record) -> None:
+        """`update_state`, `deploy_flow`, and a line in the run's log; an error is logged there and fails the run.
+
+        You may call it. We do not: the worker does all of it under a claim.
+        """
+        run_id = str(flow_run["id"])
+        try:
+            self.update_state(flow_run)
+        except AlreadyClaimed as exc:
+            self.logger.debug("flow run left to another", extra={"run_id": run_id, "error": str(exc)})
+            return
+        try:
+            text = self.deploy_flow(flow_run)
+        except Exception as exc:  # whatever it is, the run's readers are told
+            self.logger.exception("deployment failed", extra={"run_id": run_id})
+            self._say(run_id, str(exc), logging.ERROR)
+            self.mark_failed(flow_run, exc)
+        else:
+            self.logger.info("flow run deployed", extra={"run_id": run_id, "deployment": text})
+            self._say(run_id, f"Submitted for execution: {text}", logging.INFO)
+
+    def mark_failed(self, flow_run: Mapping[str, Any], exc: Exception) -> None:
+        """Set a flow run to Failed with the exception's text. You may call it; we report failures by the outbox."""
+        run_id = str(flow_run["id"])
+        answer = self.client.report(run_id, Kind.FAILED, str(exc), self._mark())
+        self.logger.error("flow run failed", extra={"run_id": run_id, "error": repr(exc), "api": str(answer.verdict)})
+
+    def agent_process(self, executor: Executor) -> bool:
+        """One poll by hand: query, and deploy each run in the executor; whether any was found. You may call it.
+
+        We do not: it knows nothing of slots and of the ledger. Never beside `start`.
+        """
+        try:
+            flow_runs = self.query_flow_runs()
+        except ApiError:
+            self.logger.exception("query for flow runs failed")
+            return False
+        for flow_run in flow_runs:
+            future = executor.submit(self.deploy_and_update_flow_run, flow_run)
+            self.submitting_flow_runs.add(flow_run.id)
+            future.add_done_callback(functools.partial(self.on_flow_run_deploy_attempt, flow_run_id=flow_run.id))
+        return bool(flow_runs)
+
+    def on_flow_run_deploy_attempt(self, fut: Future[Any], flow_run_id: str) -> None:
+        """A hook for you, after each attempt to deploy a flow run, well or not. We call it.
+
+        `fut` is done; its result is None. An override should call this one too.
+        """
+        del fut
+        self.submitting_flow_runs.discard(flow_run_id)
+        self.logger.debug("deployment attempted", extra={"run_id": flow_run_id})
+
+    # -- inside
+
+    def deploy_order(self, order: Order) -> Any:
+        """Deploy what the worker has claimed: a text, or the deployment of another deployer."""
+        self.submitting_flow_runs.add(order.run_id)
+        return self.deploy_flow(records.fetch_one(self._graphql(), order.run_id))
+
+    def _graphql(self) -> Any:
+        # of the two APIs only Prefect 1's has agents
+        return self.client.graphql  # type: ignore[attr-defined]
+
+    def _flow_run(self, flow_run: Mapping[str, Any]) -> FlowRun:
+        run_id = str(flow_run["id"])
+        due = records.due_of(flow_run) or datetime.now(UTC)
+        route = Route.of_labels(_NO_TENANT, self.labels)  # of no meaning to the API
+        known = FlowRun(run_id=run_id, name=str(flow_run.get("name") or run_id), route=route, due=due)
+        return self._seen.pop(run_id, known)
+
+    def _say(self, run_id: str, message: str, level: int) -> None:
+        if not self.log_to_cloud:
+            return
+        line = LogLine(run_id=run_id, message=message, at=datetime.now(UTC), level=level)
+        with contextlib.suppress(ApiError):  # a line is not worth the run
+            self.client.log([line])

@@ -1,0 +1,77 @@
+"""Arguments: from what an agent was given to the settings of its worker and the environment of its poller."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from flowfleet.api.discovery import home_of
+from flowfleet.api.prefect1_defaults import applied
+from flowfleet.api.prefect1_settings import Prefect1Settings
+from flowfleet.flags import known_keys, read_config
+from flowfleet.options import Option, machine_facts, options_of, resolve
+from flowfleet.settings import PollerSettings, WorkerSettings
+
+NAME = "agent"
+#: decided by the agent for its poller, whatever the environment says for others
+_DECIDED = frozenset(
+    f"FLOWFLEET_{name}"
+    for name in ("LABELS", "POOLS", "WORK_QUEUES", "MAX_POLLS", "AGENT_ADDRESS", "BACKEND", "CLOUD_LOGS")
+)
+#: of the agent's poller, not of its worker
+_POLLER_ONLY = frozenset({"max-polls", "agent-address"})
+#: of the agent's worker, not of its poller
+_WORKER_ONLY = frozenset({"label"})
+
+
+def key_of(name: str) -> str:
+    """The key of an option by its Python name."""
+    return name.rstrip("_").replace("_", "-")
+
+
+def check_options(cls: type, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of `worker start` that were given by keyword, by their keys; raises `TypeError` for others."""
+    known = {option.key for settings in (WorkerSettings, PollerSettings) for _, option in options_of(settings)}
+    for name in options:
+        if key_of(name) not in known:
+            raise TypeError(f"{cls.__name__}() has no argument {name!r}, and worker start no option --{key_of(name)}")
+    return {key_of(name): value for name, value in options.items() if value is not None}
+
+
+def worker_settings(given: Mapping[str, Any], environ: Mapping[str, str]) -> WorkerSettings:
+    """The settings of the agent's worker: its arguments, variables, the config file, Prefect 1's own settings."""
+    keys = {option.key for _, option in options_of(WorkerSettings)} - _POLLER_ONLY
+    flags = {key: value for key, value in given.items() if key in keys}
+    config = read_config(environ.get("FLOWFLEET_CONFIG"), "worker", known_keys())
+    settings = resolve(WorkerSettings, flags, environ, config, {**machine_facts(), "name": NAME})
+    return applied(settings, Prefect1Settings(environ, home_of(environ)))
+
+
+def address_of_prefect(environ: Mapping[str, str]) -> str:
+    """Where Prefect 1's own settings have agents serve their page; empty = nowhere."""
+    return Prefect1Settings(environ, home_of(environ)).text("cloud.agent.agent_address")
+
+
+def poller_environment(
+    given: Mapping[str, Any], settings: WorkerSettings, environ: Mapping[str, str]
+) -> dict[str, str]:
+    """The environment of the agent's poller: by variables, since flags show in process lists."""
+    env = {name: value for name, value in environ.items() if name not in _DECIDED}
+    for _, option in options_of(PollerSettings):
+        if option.key in given and option.key not in _WORKER_ONLY:
+            env[option.variable] = _as_text(option, given[option.key])
+    # where the worker has found them
+    return env | {"FLOWFLEET_REDIS": settings.redis, "FLOWFLEET_FLEET": settings.fleet, "FLOWFLEET_HOST": settings.host}
+
+
+def variables(pairs: Iterable[str]) -> dict[str, str]:
+    """`K=V` texts as a table."""
+    return {name: value for name, _, value in (pair.partition("=") for pair in pairs)}
+
+
+def _as_text(option: Option, value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if option.separator is not None and isinstance(value, list | tuple):
+        return option.separator.join(map(str, value))
+    return str(value)

@@ -1,0 +1,69 @@
+"""Companion: the poller of an agent, a process beside it that writes to the same terminal and ends with it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+
+from flowfleet.errors import SettingsError
+from flowfleet.up.folder import DataFolder
+from flowfleet.up.parts import remember, remembered
+from flowfleet.up.server import script
+
+#: a poller that has a claim in hand waits a minute for the API, and then gives up by itself
+STOP_SECONDS = 70.0
+
+
+class Companion:
+    """One started command."""
+
+    def __init__(self, process: subprocess.Popen[bytes], note: Path) -> None:
+        self._process = process
+        self._note = note
+
+    @classmethod
+    def start(cls, name: str, env: Mapping[str, str], folder: DataFolder) -> Self:
+        """Start `NAME start`; one that an agent of this folder has left when it was killed is ended first."""
+        program = script(name)
+        if program is None:
+            raise SettingsError(f"The command {name} is not installed beside this Python: install flowfleet again.")
+        note = folder.note(name)
+        left = remembered(note)
+        if left is not None:
+            left.terminate()
+            left.wait(STOP_SECONDS)
+        # a session of its own: Ctrl-C in the terminal is for the agent alone, which knows the order to stop in
+        process = subprocess.Popen([program, "start"], env=dict(env), stdin=subprocess.DEVNULL, start_new_session=True)
+        remember(note, process.pid)
+        return cls(process, note)
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    def wait(self) -> int:
+        """Wait for its end; how it ended."""
+        return self._process.wait()
+
+    def stop(self) -> None:
+        """TERM, and KILL if that takes too long; returns when it is gone."""
+        if self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self.kill()
+        self._note.unlink(missing_ok=True)
+
+    def kill(self) -> None:
+        """KILL it at once."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._process.pid, signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(5.0)

@@ -1,0 +1,150 @@
+"""LocalAgent: the class of Prefect 1's agent that runs flow runs as processes of its own host."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Iterable, Mapping
+from typing import Any, Self
+
+from flowfleet.agents.agent import Agent
+from flowfleet.agents.records import Record
+from flowfleet.api.client import Job, Kind, RunState
+
+#: the name that Docker Desktop gives to every host: it tells nothing
+_DOCKER_DESKTOP = "docker-desktop"
+
+
+class LocalAgent(Agent):
+    """Runs flow runs on this host, through a Redis: the given one, or an embedded Valkey (`flowfleet[embedded]`).
+
+    `LocalAgent(labels=["x"], env_vars={"A": "b"}, max_polls=3).start()`
+    """
+
+    def __init__(
+        self,
+        name: str | None = None,
+        labels: Iterable[str] | None = None,
+        env_vars: Mapping[str, str] | None = None,
+        import_paths: Iterable[str] | None = None,
+        show_flow_logs: bool = False,
+        hostname_label: bool = True,
+        max_polls: int | None = None,
+        agent_address: str | None = None,
+        no_cloud_logs: bool | None = None,
+        *,
+        storage_labels: bool | None = None,
+        agent_config_id: str | None = None,
+        **options: Any,
+    ) -> None:
+        del storage_labels  # of 0.14, where it had no effect any more
+        super().__init__(
+            name,
+            labels,
+            env_vars,
+            max_polls,
+            agent_address,
+            no_cloud_logs,
+            agent_config_id=agent_config_id,
+            **options,
+        )
+        self.import_paths = list(import_paths or ())
+        self.show_flow_logs = show_flow_logs
+        host = _host()
+        if hostname_label and host not in self.labels:
+            self.labels.append(host)
+
+    @classmethod
+    def from_flow(cls, flow: Any, **arguments: Any) -> Self:
+        """An agent for this flow: what `flow.run_agent()` started. You call it, and then `start`.
+
+        Its labels are those of the flow's run_config (before 0.14: environment) and storage, else the flow's own slug.
+        """
+        sources = (getattr(flow, name, None) for name in ("run_config", "environment", "storage"))
+        labels = {label for source in sources for label in getattr(source, "labels", None) or ()}
+        given = {"labels": sorted(labels) or [_slug(str(flow.name))], "hostname_label": False, **arguments}
+        return cls(**given)
+
+    @property
+    def deploy_kind(self) -> str:
+        """Processes, unless `deploy_flow` is the user's own."""
+        return "process" if type(self).deploy_flow is LocalAgent.deploy_flow else "external"
+
+    @property
+    def own_variables(self) -> bool:
+        """Whether `populate_env_vars` is the user's own."""
+        return type(self).populate_env_vars is not LocalAgent.populate_env_vars
+
+    def given(self) -> dict[str, Any]:
+        """What this agent says to its worker and poller."""
+        return {**super().given(), "import-path": self.import_paths, "show-flow-logs": self.show_flow_logs}
+
+    def deploy_flow(self, flow_run: Record) -> str:
+        """Start a flow run as a process of this host, and return `PID: n`. We call it, and so may you and an override.
+
+        Within `start` the process is one of the worker's: watched, adopted, reported. Called by hand, nobody looks
+        after it, as in the reference. Raises `UnsupportedRun` (a ValueError) for what a process cannot run.
+        """
+        from flowfleet.agents import machinery  # noqa: PLC0415 - Celery is heavy, and only a deployment needs it
+
+        return machinery.deploy(self, flow_run)
+
+    def populate_env_vars(self, flow_run: Mapping[str, Any]) -> dict[str, str]:
+        """The variables that the engine gets for this flow run, `env_vars` among them. You may call or override it.
+
+        We call an override only; without one the worker makes the same table by itself.
+        """
+        config, flow = flow_run.get("run_config") or {}, flow_run.get("flow") or {}
+        run_id, name = str(flow_run["id"]), str(flow_run.get("name") or "")
+        job = Job(
+            state=RunState(run_id=run_id, run_name=name, kind=Kind.PENDING, name="Submitted"),
+            flow_id=flow.get("id"),
+            flow_name=flow.get("name"),
+            variables={"core_version": flow.get("core_version")},
+        )
+        own = {str(key): str(value) for key, value in (config.get("env") or {}).items() if value is not None}
+        ours = {key: str(value) for key, value in self.env_vars.items() if value is not None}
+        env: dict[str, str | None] = {**self.client.engine_defaults(job), **ours, **own}
+        env.update(self.client.engine_environment(run_id, job))
+        return {key: value for key, value in env.items() if value is not None}
+
+    @staticmethod
+    def generate_supervisor_conf(
+        token: str | None = None,
+        labels: Iterable[str] | None = None,
+        env_vars: Mapping[str, str] | None = None,
+        import_paths: Iterable[str] | None = None,
+        show_flow_logs: bool = False,
+        key: str | None = None,
+        tenant_id: str | None = None,
+        agent_config_id: str | None = None,
+    ) -> str:
+        """A supervisord.conf that keeps a worker with these options and a poller running. You call it; we do not.
+
+        Key, token and variables do not stand in it; its first lines say how to make the file that they belong in.
+        """
+        from flowfleet.agents import supervisor  # noqa: PLC0415 - only who wants the text needs it
+
+        given = {
+            "backend": "prefect1",
+            "token": token,
+            "key": key,
+            "tenant-id": tenant_id,
+            "agent-config-id": agent_config_id,
+        }
+        of_worker = {
+            "label": tuple(labels or ()),
+            "env": tuple(f"{name}={value}" for name, value in (env_vars or {}).items()),
+            "import-path": tuple(import_paths or ()),
+            "show-flow-logs": show_flow_logs or None,
+        }
+        return supervisor.conf(given, of_worker)
+
+
+def _host() -> str:
+    name = socket.gethostname()
+    return socket.gethostbyname(name) if name == _DOCKER_DESKTOP else name
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "flow"

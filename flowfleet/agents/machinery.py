@@ -1,0 +1,315 @@
+"""Machinery: what `Agent.start` sets going: a Redis if none is given, a poller beside, a worker in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import signal
+import threading
+import time
+import uuid
+from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from flowfleet import ledger as ledgers
+from flowfleet import logs
+from flowfleet.agents import arguments
+from flowfleet.agents.companion import Companion
+from flowfleet.agents.hearts import Heart
+from flowfleet.api.client import ApiClient
+from flowfleet.errors import FleetError, LedgerError
+from flowfleet.flow_run import Route
+from flowfleet.ledger.claims import Held, State
+from flowfleet.options import secrets_of
+from flowfleet.settings import WorkerSettings
+from flowfleet.up import embedded
+from flowfleet.up.folder import DataFolder, default_path
+from flowfleet.up.parts import Part, wait_ready
+from workers import cli
+from workers.abilities import Abilities
+from workers.deployers.external import ExternalDeployer, Watch
+from workers.deployers.process import ProcessDeployer
+from workers.deployment import Deployer, Deployment, Order
+from workers.host import Host
+from workers.orders import Orders
+from workers.records import RunRecords
+from workers.service import Service
+from workers.sign_on import state_root
+
+if TYPE_CHECKING:
+    from flowfleet.agents.agent import Agent
+    from flowfleet.agents.local import LocalAgent
+    from flowfleet.agents.records import Record
+
+logger = logging.getLogger(__name__)
+
+#: after the last poll, what is claimed gets this long to be started
+LAST_STARTS_SECONDS = 60.0
+_LOOK_SECONDS = 0.2
+_BEFORE_START = (State.CLAIMING, State.QUEUED, State.TAKEN, State.STARTING)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+_now = threading.local()
+
+
+class AgentEnded(FleetError):
+    """A part that an agent cannot do without has ended."""
+
+
+class _Asked(BaseException):
+    """SIGINT or SIGTERM before there was a worker to stop."""
+
+
+def run(agent: Agent) -> None:
+    """The whole life of an agent, from its set-up to its clean-up. Raises `FleetError` in one sentence."""
+    if threading.current_thread() is not threading.main_thread():
+        raise AgentEnded(f"{type(agent).__name__}.start() takes signals, so call it in the main thread.")
+    settings = agent.settings()
+    if not any(isinstance(handler.formatter, logs.TextFormatter | logs.JsonFormatter) for handler in _handlers()):
+        logs.configure(settings.log_level, settings.log_format, secrets=secrets_of(settings))
+    with ExitStack() as stack:
+        for number in _SIGNALS:
+            stack.callback(signal.signal, number, signal.getsignal(number) or signal.SIG_DFL)
+        stack.callback(agent.cleanup)
+        _take_signals()
+        with contextlib.suppress(_Asked):
+            agent.setup()
+            _Life(agent, settings, stack).live()
+
+
+def _handlers() -> list[logging.Handler]:
+    return logging.getLogger().handlers
+
+
+def _take_signals() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _on_early_signal)
+
+
+def _on_early_signal(_number: int, _frame: FrameType | None) -> None:
+    raise _Asked
+
+
+class _Life:
+    """One start of an agent; what it opens is closed by the stack, the last first."""
+
+    def __init__(self, agent: Agent, settings: WorkerSettings, stack: ExitStack) -> None:
+        self._agent = agent
+        self._settings = settings
+        self._stack = stack
+        self._environ = dict(os.environ)
+        self._folder = self._own_folder()
+        self._poller: Companion | None = None
+        self._failure: FleetError | None = None
+        self._over = threading.Event()
+
+    def live(self) -> None:
+        """Until the end was asked for, or the polls are done."""
+        # the page is the poller's
+        self._settings = dataclasses.replace(self._settings, redis=self._redis(), agent_address=None)
+        heart = Heart(self._agent.heartbeat, lambda: self._agent.heartbeat_period)
+        self._stack.callback(heart.close)
+        heart.start()
+        self._stack.callback(self._end_poller)
+        with ExitStack() as leaving:
+            cli.serve(self._settings, self._environ, self._guest(leaving))
+        if self._failure is not None:
+            raise self._failure
+
+    # -- folder and Redis
+
+    def _own_folder(self) -> DataFolder:
+        path = _data_path(self._environ) / self._agent.name
+        remedy = "give this one another name"
+        folder = DataFolder.open(path, owner_is=f"agent named {self._agent.name}", remedy=remedy)
+        self._stack.callback(folder.close)
+        return folder
+
+    def _redis(self) -> str:
+        origin = self._settings.origins.get("redis")
+        if origin is not None and origin.kind not in ("default", "machine"):
+            return self._settings.redis
+        remedy = "agents of one host share a Redis that you give to each, by redis= or FLOWFLEET_REDIS"
+        folder = DataFolder.open(
+            _data_path(self._environ) / "redis.embedded", owner_is="agent with an embedded Redis", remedy=remedy
+        )
+        self._stack.callback(folder.close)
+        part, url = embedded.start(folder, self._environ)
+        self._stack.callback(_stop, part)
+        wait_ready(part, lambda: embedded.answers(url), embedded.READY_SECONDS)
+        logger.info("embedded Redis is ready", extra={"url": url})
+        return url
+
+    # -- the worker, in this process
+
+    def _guest(self, leaving: ExitStack) -> cli.Guest:
+        return cli.Guest(
+            early=lambda: None,
+            deployer=self._deployer,
+            launched=self._launched,
+            begun=self._begun,
+            leave=self._leave,
+            leaving=leaving,
+        )
+
+    def _deployer(self, own: Deployer, api: ApiClient, settings: WorkerSettings) -> Deployer:
+        agent = self._agent
+        agent.become(api, settings)
+        by_method = agent.deploy_kind != "process" or getattr(agent, "own_variables", False)
+
+        def deploy(order: Order) -> Deployment | str:
+            return _by_method(agent, order, deployer)
+
+        deployer = ExternalDeployer(
+            deploy if by_method else None, below=own, watch=Watch(api.states), host=settings.host
+        )
+        return deployer
+
+    def _launched(self, run_id: str) -> None:
+        future: Future[None] = Future()
+        future.set_result(None)
+        try:
+            self._agent.on_flow_run_deploy_attempt(future, run_id)
+        except Exception:  # a hook of the user must not cost the worker a thread
+            logger.exception("on_flow_run_deploy_attempt failed", extra={"run_id": run_id})
+
+    def _begun(self, service: Service) -> None:
+        # the worker stands in the roster now, so that the first poll already knows what to ask for
+        env = arguments.poller_environment(self._agent.given(), self._settings, self._environ)
+        self._poller = Companion.start("poller", env, self._folder)
+        threading.Thread(target=self._attend, args=(service, self._poller), name="attend", daemon=True).start()
+
+    def _leave(self, code: int) -> None:
+        # a stop that is cut short: nothing of ours may outlive it but the runs
+        if self._poller is not None:
+            self._poller.kill()
+        os._exit(code)
+
+    # -- the poller, beside
+
+    def _attend(self, service: Service, poller: Companion) -> None:
+        code = poller.wait()
+        if self._over.is_set() or service.stopping.number is not None:
+            return
+        if code == 0 and self._agent.max_polls is not None:
+            self._await_starts(service)
+        else:
+            self._failure = AgentEnded(f"The poller of {type(self._agent).__name__} has ended with code {code}.")
+        service.stopping.request()
+
+    def _await_starts(self, service: Service) -> None:
+        """Until everything that the last poll has claimed is started."""
+        ledger = ledgers.connect(self._settings.redis, self._settings.fleet)
+        until = time.monotonic() + LAST_STARTS_SECONDS
+        try:
+            while time.monotonic() < until and service.stopping.number is None:
+                with contextlib.suppress(LedgerError):
+                    if not any(claim.state in _BEFORE_START for claim in ledger.claims.live()):
+                        return
+                time.sleep(_LOOK_SECONDS)
+        finally:
+            ledger.close()
+
+    def _end_poller(self) -> None:
+        self._over.set()
+        if self._poller is not None:
+            self._poller.stop()
+
+
+def _stop(part: Part) -> None:
+    part.stop(lambda: False)
+
+
+def _data_path(environ: dict[str, str]) -> Path:
+    return default_path(environ) / "agents"
+
+
+# -- a deployment, by the method of the agent
+
+
+@dataclass(frozen=True, kw_only=True)
+class _UnderWay:
+    """The order that this thread is at, whose deployment LocalAgent's own `deploy_flow` may start."""
+
+    order: Order
+    deployer: ExternalDeployer
+    started: list[Deployment] = field(default_factory=list)
+
+
+def _by_method(agent: Agent, order: Order, deployer: ExternalDeployer) -> Deployment | str:
+    now = _now.under_way = _UnderWay(order=order, deployer=deployer)
+    text = ""
+    try:
+        text = agent.deploy_order(order)
+    except Exception:
+        if not now.started:
+            raise
+        # its process runs: what the override meant to do after that must not fail the run
+        logger.exception("deploy_flow failed after its process was started", extra={"run_id": order.run_id})
+    finally:
+        _now.under_way = None
+    return now.started[-1] if now.started else text
+
+
+def deploy(agent: LocalAgent, flow_run: Record) -> str:
+    """Start a flow run as a process of this host: one of the worker's, or by hand where there is none."""
+    run_id = str(flow_run["id"])
+    now: _UnderWay | None = getattr(_now, "under_way", None)
+    if now is None or now.order.run_id != run_id:
+        return _by_hand(agent, run_id)
+    order = now.order
+    if agent.own_variables:
+        order = dataclasses.replace(order, env={**order.env, **agent.populate_env_vars(flow_run)})
+    now.started.append(now.deployer.start_below(order))
+    return _pid(now.started[-1])
+
+
+def _by_hand(agent: LocalAgent, run_id: str) -> str:
+    settings, environ = agent.settings(), dict(os.environ)
+    host, abilities = Host.probe(environ), Abilities.probe(environ)
+    layers, interpreter = cli.interpreter_of(settings, environ, agent.client.backend)
+    orders = Orders(
+        api=agent.client,
+        layers=layers,
+        interpreter=interpreter,
+        log_limit=settings.log_limit,
+        stop_grace=settings.stop_grace,
+    )
+    path = state_root(settings, environ) / "by-hand"
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    claim = str(uuid.uuid4())
+    folder = RunRecords(path).create(run_id, claim, {})
+    assert folder is not None
+    job = agent.client.job(run_id)
+    held = Held(
+        run_id=run_id,
+        claim=claim,
+        call=claim,
+        route=Route("prefect1", "", ""),
+        name=job.state.run_name,
+        due=datetime.now(UTC),
+        state=State.STARTING,
+        attempt=1,
+        policy="report",
+        handle=None,
+        exit=None,
+    )
+    deployer = ProcessDeployer(host=host, abilities=abilities)
+    try:
+        deployment = deployer.start(orders.make(held, job, folder, not_after=None))
+        deployment.close()
+        return _pid(deployment)
+    finally:
+        deployer.close()
+
+
+def _pid(deployment: Deployment) -> str:
+    handle = deployment.handle
+    return f"PID: {handle.get('command_pid') or handle.get('pid')}"

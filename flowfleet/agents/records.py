@@ -1,0 +1,94 @@
+"""Record: a flow run as the methods of an agent get it, by dot and by item."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Protocol
+
+from flowfleet.errors import ApiRejected, RunGone
+
+#: a retry is first left to the run's own process for so long
+_OWN_PROCESS_SECONDS = 3
+_FIELDS = (
+    "id version state serialized_state parameters scheduled_start_time run_config name "
+    "flow { id name environment storage version core_version } "
+    "task_runs(where: {state_start_time: {_lte: %s}}) { id version task_id serialized_state }"
+)
+
+
+class Record(dict[str, Any]):
+    """A JSON object whose keys are attributes too; lists and objects in it are alike."""
+
+    @classmethod
+    def of(cls, value: Any) -> Any:
+        """The value with every object in it made a record."""
+        if isinstance(value, Mapping):
+            return cls({name: cls.of(item) for name, item in value.items()})
+        if isinstance(value, list | tuple):
+            return [cls.of(item) for item in value]
+        return value
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"this record has no {name!r}, it has {', '.join(map(str, self))}") from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self[name] = value
+
+    def __delattr__(self, name: str) -> None:
+        try:
+            del self[name]
+        except KeyError:
+            raise AttributeError(f"this record has no {name!r}") from None
+
+
+class Asking(Protocol):
+    """The part of the GraphQL room that is needed here."""
+
+    def ask(self, document: str) -> Any:
+        """The reply: `.data` by root field."""
+
+
+def fetch(graphql: Asking, run_ids: Iterable[str], *, now: datetime | None = None) -> list[Record]:
+    """These flow runs with all that the methods of an agent may look at, the first due first."""
+    ids = list(run_ids)
+    if not ids:
+        return []
+    until = (now or datetime.now(UTC)) - timedelta(seconds=_OWN_PROCESS_SECONDS)
+    fields = _FIELDS % json.dumps(until.isoformat())
+    reply = graphql.ask(f"query {{ flow_run(where: {{id: {{_in: {json.dumps(ids)}}}}}) {{ {fields} }} }}")
+    rows = reply.data.get("flow_run")
+    if rows is None:
+        raise ApiRejected(f"the API did not tell of the flow runs {', '.join(ids)}")
+    return in_order(Record.of(rows))
+
+
+def fetch_one(graphql: Asking, run_id: str) -> Record:
+    """One flow run; raises `RunGone`."""
+    found = fetch(graphql, [run_id])
+    if not found:
+        raise RunGone(f"the flow run {run_id} does not exist any more")
+    return found[0]
+
+
+def in_order(rows: Sequence[Record]) -> list[Record]:
+    """By the time that their states name; those without one are due now, so after all that are late."""
+    now = datetime.now(UTC)
+    return sorted(rows, key=lambda row: due_of(row) or now)
+
+
+def due_of(row: Mapping[str, Any]) -> datetime | None:
+    """When a run is to start, as its state says."""
+    state = row.get("serialized_state") or {}
+    text = state.get("start_time") if isinstance(state, Mapping) else None
+    if not text:
+        return None
+    try:
+        moment = datetime.fromisoformat(str(text))
+    except ValueError:
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

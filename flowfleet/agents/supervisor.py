@@ -1,0 +1,25 @@
+"""Supervisor: one supervisord.conf for what is one agent at Prefect 1: a worker and a poller."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from flowfleet import units
+from flowfleet.settings import Common, PollerSettings, WorkerSettings
+
+
+def conf(common: Mapping[str, Any], of_worker: Mapping[str, Any]) -> str:
+    """The text that `worker install --for supervisor` prints, with the program of the poller below."""
+    worker = _text("worker", WorkerSettings, {**common, **of_worker})
+    poller = _text("poller", PollerSettings, common)
+    head, _, program = poller.partition("\n[program:")
+    secrets = [line for line in head.splitlines() if "Secrets" in line or "--secrets" in line]
+    return "\n".join([worker.rstrip(), "", *secrets, f"[program:{program}"])
+
+
+def _text(part: str, cls: type[Common], flags: Mapping[str, Any]) -> str:
+    given = {key: value for key, value in flags.items() if value is not None and value != ()}
+    return units.supervisor(
+        units.Unit(part=part, cls=cls, flags=given, program=units.program_path(part), **units.here())
+    )

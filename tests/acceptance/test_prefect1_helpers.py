@@ -1,0 +1,52 @@
+"""What the real Prefect 1 engine leaves behind when it is killed: its heartbeat helper, which kept a dead run alive."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import psutil
+import pytest
+
+from tests.prefect1_world import World1
+from tests.waiting import until
+
+
+@pytest.fixture
+def world(tmp_path, valkey):
+    made = World1(tmp_path, valkey.tcp_url)
+    yield made
+    made.close()
+
+
+def processes_of(run_id):
+    """Every process that has this run in its environment."""
+    found = []
+    for process in psutil.process_iter(["pid"]):
+        try:
+            if process.environ().get("PREFECT__CONTEXT__FLOW_RUN_ID") == run_id:
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue
+    return found
+
+
+def test_a_killed_engines_heartbeat_helper_is_gone_and_its_run_failed(world, tmp_path):
+    flow = world.real.register("waiting", labels=["fleet"])["waiting"]
+    world.start_poller()
+    world.start_worker("one", "fleet", options=["--env", "PREFECT__CLOUD__HEARTBEAT_MODE=process"])
+    given = {"begun": str(tmp_path / "begun"), "until": str(tmp_path / "until")}
+    run_id = world.create_run(flow, labels=["fleet"], parameters=given)
+    until((tmp_path / "begun").exists, 60, "the task to begin")
+
+    def helper():
+        return [one for one in processes_of(run_id) if "heartbeat" in one.cmdline()]
+
+    (beating,) = until(helper, 30, "the heartbeat helper")
+    (engine,) = [one for one in processes_of(run_id) if "execute" in one.cmdline()]
+    os.kill(engine.pid, signal.SIGKILL)
+
+    assert world.wait_end(run_id, 20) == "Failed"
+    assert not beating.is_running() or beating.status() == psutil.STATUS_ZOMBIE
+    assert processes_of(run_id) == []
+    assert "killed by SIGKILL" in world.api.run(run_id)["state_message"]

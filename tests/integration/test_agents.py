@@ -1,0 +1,263 @@
+"""Agents of Prefect 1 as Python programs use them: a real Redis, a local Prefect 1 API, processes of their own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flowfleet.ledger import connect
+from tests import processes
+from tests.prefect1_env import python
+from tests.prefect1_world import World1
+from tests.valkey import Valkey
+from tests.waiting import until
+from tests.world import MARK, Part
+
+#: an agent that deploys by its own means: it starts the tiny engine, and notes that it was asked
+OWN = """
+import os, subprocess
+from flowfleet import LocalAgent
+
+class Own(LocalAgent):
+    def deploy_flow(self, flow_run):
+        with open("deployed", "a") as file:
+            file.write(flow_run.id + "\\n")
+        if flow_run.run_config.env.get("REFUSE"):
+            raise ValueError("no quota left")
+        env = {**os.environ, **self.populate_env_vars(flow_run)}
+        argv = [os.environ["FLOWFLEET_PYTHON"], "-m", "prefect", "execute", "flow-run"]
+        return f"Job: {subprocess.Popen(argv, env=env, start_new_session=True).pid} of {flow_run['flow']['name']}"
+"""
+HOOKS = """
+from flowfleet import LocalAgent
+
+class Hooked(LocalAgent):
+    def on_startup(self): print("startup", flush=True)
+    def on_shutdown(self): print("shutdown", flush=True)
+    def heartbeat(self): print("heartbeat", flush=True)
+    def on_flow_run_deploy_attempt(self, fut, flow_run_id): print("attempt", fut.done(), flow_run_id, flush=True)
+"""
+
+
+class AgentWorld(World1):
+    """Programs that start an agent, in a folder of their own."""
+
+    def program(self, source: str, name: str = "agent", **env: str) -> Part:
+        """It is started; what it prints is in `.out`, its logs are in `.log`."""
+        path = self.folder / f"{name}.py"
+        path.write_text(textwrap.dedent(source))
+        number = len(self.world.parts) + 1
+        own = {"XDG_DATA_HOME": str(self.folder / "data"), "FLOWFLEET_PYTHON": str(self.tiny_python()), **env}
+        part = Part(
+            f"{name}-{number}", [sys.executable, str(path)], self.world.environment(own), self.folder, "", self.folder
+        )
+        self.world.parts.append(part)
+        return part
+
+    def said(self, part: Part) -> list[str]:
+        """What the program has printed."""
+        return part.out.read_text().splitlines()
+
+    def claims(self) -> list[Any]:
+        ledger = connect(self.world.redis_url, self.world.fleet)
+        try:
+            return list(ledger.claims.live())
+        finally:
+            ledger.close()
+
+    def deployed(self) -> list[str]:
+        path = self.folder / "deployed"
+        return path.read_text().splitlines() if path.exists() else []
+
+    def left(self) -> list[str]:
+        """Processes of ours that live, but for the runs."""
+        return [line for line in processes.marked(MARK, self.world.mark).values() if "tiny.py" not in line]
+
+
+@pytest.fixture
+def world1(tmp_path: Path, valkey: Valkey) -> Iterator[AgentWorld]:
+    world = AgentWorld(tmp_path, valkey.tcp_url)
+    yield world
+    world.world.release()  # what a program has started by itself is its own to end
+    world.close()
+
+
+def with_polls(number: int) -> str:
+    return f'(labels=["x"], env_vars={{"A": "b"}}, max_polls={number}, hostname_label=False).start(); print("returned")'
+
+
+def test_a_local_agent_runs_a_flow_by_the_real_engine_and_ends_after_its_polls(world1, tmp_path):
+    out = tmp_path / "sum"
+    flow = world1.real.register("parameters", labels=["x"])["parameters"]
+    run_id = world1.create_run(flow, parameters={"out": str(out)})
+
+    agent = world1.program(
+        "from flowfleet import LocalAgent\nLocalAgent" + with_polls(3), FLOWFLEET_PYTHON=str(python())
+    )
+    assert agent.wait(90) == 0, agent.tail()
+    assert world1.said(agent)[-1] == "returned"
+    # its run need not be over: it was started, and goes on
+    assert world1.wait_end(run_id) == "Success"
+    assert out.read_text() == "3"
+    assert world1.api.history(run_id) == ["Scheduled", "Submitted", "Running", "Success"]
+    assert any("Submitted for execution: PID: " in line for line in world1.lines(run_id))
+    (row,) = world1.api.agents()
+    assert (row["type"], row["name"], row["labels"]) == ("LocalAgent", "agent", ["x"])
+
+
+def test_an_agent_brings_its_own_redis_and_calls_its_hooks(world1):
+    run_id = world1.tiny_run("x")
+    agent = world1.program(HOOKS + "Hooked" + with_polls(3), FLOWFLEET_REDIS="")
+    assert agent.wait(90) == 0, agent.tail()
+    assert world1.wait_end(run_id) == "Success"
+    said = world1.said(agent)
+    assert said[0] == "startup"
+    assert said[-2:] == ["shutdown", "returned"]
+    assert "heartbeat" in said
+    assert f"attempt True {run_id}" in said
+    until(lambda: world1.left() == [], 20, "poller, Redis and helpers to be gone")
+
+
+def test_an_agent_may_be_started_again_in_one_program(world1):
+    first, second = world1.tiny_run("x"), None
+    agent = world1.program("from flowfleet import LocalAgent\nfor _ in range(2):\n    LocalAgent" + with_polls(2))
+    until(lambda: "returned" in world1.said(agent), 60, "the first start to end")
+    second = world1.tiny_run("x")
+    assert agent.wait(90) == 0, agent.tail()
+    assert (world1.wait_end(first), world1.wait_end(second)) == ("Success", "Success")
+
+
+def test_a_deploy_flow_of_one_s_own_is_asked_once_and_its_run_holds_a_slot_to_its_end(world1):
+    run_id = world1.tiny_run("x", hold=True)
+    agent = world1.program(OWN + 'Own(labels=["x"], hostname_label=False, slots=1).start()\n')
+    world1.wait_state(run_id, "Running")
+    (claim,) = until(lambda: [one for one in world1.claims() if one.handle], 20, "the claim to have a handle")
+    assert (claim.handle["kind"], claim.handle["id"].endswith(" of tiny")) == ("external", True)
+    until(lambda: any("Submitted for execution: Job: " in line for line in world1.lines(run_id)), 10, "its line")
+
+    waiting = world1.tiny_run("x")
+    world1.world.release()
+    assert (world1.wait_end(run_id), world1.wait_end(waiting, 90)) == ("Success", "Success")
+    until(lambda: world1.claims() == [], 30, "both claims to be released")
+    assert world1.deployed() == [run_id, waiting]  # one after the other: there is one slot
+    assert agent.stop() == 0
+
+
+def test_what_a_deploy_flow_raises_fails_its_run(world1):
+    config = {"type": "LocalRun", "env": {"REFUSE": "1"}, "labels": ["x"], "working_dir": None}
+    run_id = world1.api.add_run(world1._tiny_flow(), labels=["x"], run_config=config)
+    agent = world1.program(OWN + 'Own(labels=["x"], hostname_label=False).start()\n')
+    assert world1.wait_end(run_id) == "Failed"
+    assert "no quota left" in world1.api.states(run_id)[-1]["message"]
+    assert world1.deployed() == [run_id]
+    assert agent.stop() == 0
+
+
+def test_a_deploy_flow_that_calls_the_one_below_gets_a_process_of_the_worker(world1):
+    source = """
+    from flowfleet import LocalAgent
+
+    class Below(LocalAgent):
+        def deploy_flow(self, flow_run):
+            text = super().deploy_flow(flow_run)
+            print(text, flow_run.flow.name, flush=True)
+            return text
+
+        def populate_env_vars(self, flow_run):
+            return {**super().populate_env_vars(flow_run), "TINY_HOLD": "1"}
+
+    Below(labels=["x"], hostname_label=False).start()
+    """
+    run_id = world1.tiny_run("x")
+    agent = world1.program(source)
+    world1.wait_state(run_id, "Running")
+    (claim,) = until(lambda: [one for one in world1.claims() if one.handle], 20, "the claim to have a handle")
+    assert claim.handle["kind"] == "process"
+    until(lambda: any("PID: " in line for line in world1.said(agent)), 10, "its own words")
+    pid = int(world1.said(agent)[0].split()[1])
+    os.kill(pid, signal.SIGKILL)  # it is watched as any other
+    assert world1.wait_end(run_id) == "Failed"
+    assert "SIGKILL" in world1.api.states(run_id)[-1]["message"]
+    assert agent.stop() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_all_parts_in_order_and_the_runs_go_on(world1, number):
+    run_id = world1.tiny_run("x", hold=True)
+    agent = world1.program(HOOKS + 'Hooked(labels=["x"], hostname_label=False).start()\nprint("returned")\n')
+    world1.wait_state(run_id, "Running")
+    agent.signal(number)
+    assert agent.wait(30) == 0, agent.tail()
+    assert world1.said(agent)[-2:] == ["shutdown", "returned"]
+    until(lambda: not any("poller start" in line for line in world1.left()), 10, "the poller to be gone")
+
+    assert world1.api.state(run_id) == "Running"
+    world1.world.release()
+    assert world1.wait_end(run_id) == "Success"
+
+
+@pytest.mark.parametrize("source", [HOOKS + "Hooked", OWN + "Own"])
+def test_the_runs_of_a_killed_agent_are_adopted_by_its_next_start_and_not_started_again(world1, source):
+    run_id = world1.tiny_run("x", hold=True)
+    source += '(labels=["x"], hostname_label=False, slots=1).start()\n'
+    first = world1.program(source)
+    world1.wait_state(run_id, "Running")
+    until(lambda: [one for one in world1.claims() if one.handle], 20, "the claim to be noted")
+    first.kill()
+    pollers = [line for line in world1.left() if "poller start" in line]
+    assert len(pollers) == 1
+
+    second = world1.program(source)
+    until(lambda: "adopted" in second.text(), 60, "the run to be adopted")
+    world1.world.release()
+    assert world1.wait_end(run_id) == "Success"
+    until(lambda: world1.claims() == [], 30, "the claim to be released")
+    assert len(world1.words(run_id)) == 2  # ran and done: once
+    assert len([line for line in world1.left() if "poller start" in line]) == 1
+    assert second.stop() == 0
+
+
+def test_a_second_agent_with_an_embedded_redis_is_refused_in_a_sentence(world1):
+    source = 'from flowfleet import LocalAgent\nLocalAgent("{}", labels=["x"], hostname_label=False).start()\n'
+    first = world1.program(source.format("one"), FLOWFLEET_REDIS="")
+    until(lambda: "embedded Redis is ready" in first.text(), 60, "the first agent's Redis")
+    second = world1.program(source.format("two"), "second", FLOWFLEET_REDIS="")
+    assert second.wait(60) == 1
+    assert "share a Redis that you give to each, by redis= or FLOWFLEET_REDIS." in second.tail(1)
+    assert first.stop() == 0
+
+
+def test_an_agent_config_of_the_api_wins_over_what_the_agent_was_given(world1):
+    config = world1.api.add_agent_config({"labels": ["other"], "env_vars": {"TINY_EXIT": "7"}})
+    run_id = world1.tiny_run("other")
+    source = f'Own(labels=["x"], hostname_label=False, agent_config_id="{config}").start()\n'
+    agent = world1.program(OWN + source)
+    world1.wait_state(run_id, "Running")
+    until(lambda: "done" in " ".join(map(str, world1.words(run_id))), 20, "the run to have ended")
+    assert world1.api.state(run_id) == "Running"  # with the exit code of the config it says no end
+    assert agent.stop() == 0
+
+
+def test_one_poll_by_hand_needs_no_redis_and_leaves_a_line_and_a_running_process(world1):
+    run_id = world1.tiny_run("x")
+    source = """
+    from concurrent.futures import ThreadPoolExecutor
+    from flowfleet import LocalAgent
+
+    agent = LocalAgent(labels=["x"], hostname_label=False)
+    with ThreadPoolExecutor(2) as executor:
+        print(agent.agent_process(executor))
+    print(agent.query_flow_runs())
+    """
+    program = world1.program(source, FLOWFLEET_REDIS="redis://127.0.0.1:1/0")
+    assert program.wait(60) == 0, program.tail()
+    assert world1.said(program) == ["True", "[]"]
+    assert world1.wait_end(run_id) == "Success"
+    assert [line.split(":")[:2] for line in world1.lines(run_id)] == [["Submitted for execution", " PID"]]

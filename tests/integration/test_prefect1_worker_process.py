@@ -1,0 +1,111 @@
+"""`worker start` at a Prefect 1 API as a process of its own: labels, agent configs, a sentence for what is wrong."""
+
+from __future__ import annotations
+
+import pytest
+
+from flowfleet.ledger import connect
+from tests.integration.test_worker_process import Hosts, ready
+from tests.prefect1_api import Prefect1Api
+from tests.waiting import SCALE
+
+
+@pytest.fixture
+def api():
+    with Prefect1Api() as made:
+        yield made
+
+
+def python(folder, version):
+    """A program that answers as an interpreter with this prefect."""
+    path = folder / f"python-{version}" / "python"
+    path.parent.mkdir()
+    path.write_text(f"#!/bin/sh\necho {version}\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def hosts(valkey, tmp_path, api):
+    made = Hosts(tmp_path, valkey.tcp_url, "")
+    del made.env["PREFECT_API_URL"]
+    made.env |= {
+        "PREFECT__CLOUD__API": api.url,
+        "PREFECT__BACKEND": "server",
+        "FLOWFLEET_HOST": "this-host",
+        "FLOWFLEET_PYTHON": str(python(tmp_path, "1.4.1")),
+    }
+    yield made
+    made.close()
+
+
+def labels_of(hosts):
+    ledger = connect(hosts.env["FLOWFLEET_REDIS"], hosts.env["FLOWFLEET_FLEET"])
+    try:
+        (row,) = ledger.roster.rows()
+    finally:
+        ledger.close()
+    return row.offer.labels, row.offer.tenant, row.offer.deploy
+
+
+@pytest.mark.parametrize(
+    ("options", "labels"),
+    [
+        ([], ("this-host",)),
+        (["--no-hostname-label"], ()),
+        (["-l", "b", "-l", "a", "-l", "b"], ("a", "b", "this-host")),
+        (["-l", "this-host", "-l", "é, ü"], ("this-host", "é, ü")),
+        (["--no-hostname-label", "-l", "x" * 200], ("x" * 200,)),
+    ],
+)
+def test_a_worker_signs_on_with_the_labels_of_the_reference(hosts, api, options, labels):
+    ready(hosts, *options)
+
+    assert labels_of(hosts) == (labels, api.tenant, "process")
+
+
+def test_an_agent_config_wins_over_flags_and_says_so(hosts, api):
+    config = api.add_agent_config({"labels": ["of-the-api"], "hostname_label": False, "colour": "red"})
+    process, _ = ready(hosts, "--agent-config-id", config, "-l", "mine", "-f")
+    text = hosts.text(process)
+
+    assert labels_of(hosts)[0] == ("of-the-api",)
+    losing = [line for line in text.splitlines() if "the agent config wins" in line]
+    assert len(losing) == 1
+    assert "--label" in losing[0]
+    assert "colour" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "says"),
+    [
+        (["-l", ""], 2, "--label cannot be ''"),
+        (["-l", "x" * 256], 2, "at most 255 characters"),
+        (["-e", "secret"], 2, "it must be NAME=VALUE"),
+        (["--agent-address", "http://127.0.0.1"], 2, "--agent-address"),
+        (["--agent-config-id", "00000000-0000-4000-8000-000000000000"], 3, "has no agent config 00000000"),
+        (["--agent-config-id", "CONFIG"], 2, "has labels 'x', which must be a list"),
+        (["--python", "PYTHON3"], 2, "has prefect 3.4.1, which does not fit an API of Prefect 1"),
+    ],
+)
+def test_what_cannot_be_used_is_one_sentence_and_the_documented_code(hosts, api, tmp_path, options, code, says):
+    config = api.add_agent_config({"labels": "x"})
+    words = {"CONFIG": config, "PYTHON3": str(python(tmp_path, "3.4.1"))}
+    process = hosts.start(*(words.get(word, word) for word in options))
+
+    assert process.wait(30 * SCALE) == code
+    text = hosts.text(process)
+    assert says in text
+    assert "Traceback" not in text
+    assert "secret" not in text
+    assert [line for line in text.splitlines() if line.startswith("Error")] == text.splitlines()[-1:]
+
+
+def test_a_host_that_has_only_prefect_3_says_so(hosts, tmp_path):
+    found = python(tmp_path, "3.4.1")
+    process = hosts.start(FLOWFLEET_PYTHON="", PATH=str(found.parent))
+
+    assert process.wait(30 * SCALE) == 2
+    text = hosts.text(process)
+    assert f"{found} has prefect 3.4.1, which does not fit an API of Prefect 1" in text
+    assert "--python" in text

@@ -1,0 +1,425 @@
+"""Agents: the reference's classes with their documented arguments and methods, over a hand-written API."""
+
+from __future__ import annotations
+
+import configparser
+import logging
+import socket
+import subprocess
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import flowfleet
+from flowfleet import Agent, DockerAgent, LocalAgent
+from flowfleet.agents import arguments
+from flowfleet.agents.hearts import Heart
+from flowfleet.agents.records import Record, fetch
+from flowfleet.api.client import Answer, DueRuns, Job, Kind, LogLine, ServerInfo, Verdict
+from flowfleet.errors import AlreadyClaimed, ApiUnavailable, FleetError, SettingsError, UnsupportedRun
+from flowfleet.flow_run import FlowRun, Offer, Route
+from tests.waiting import until
+
+TENANT = "11111111-1111-4111-8111-111111111111"
+HOST = socket.gethostname()
+
+
+def run_id(number: int) -> str:
+    return f"{number:08d}-0000-4000-8000-000000000000"
+
+
+def row(number: int, start: str = "2026-01-01T00:00:00+00:00", **given: Any) -> dict[str, Any]:
+    return {
+        "id": run_id(number),
+        "version": 1,
+        "state": "Scheduled",
+        "serialized_state": {"type": "Scheduled", "start_time": start},
+        "parameters": {"a": 1},
+        "scheduled_start_time": start,
+        "run_config": {"type": "LocalRun", "env": {"OF_THE_RUN": "r", "A": "run"}},
+        "name": f"run-{number}",
+        "flow": {"id": "f", "name": "flow", "environment": None, "storage": {"type": "Local"}, "core_version": "1.4.1"},
+        "task_runs": [{"id": "t", "version": 1, "task_id": "x", "serialized_state": {"type": "Scheduled"}}],
+        **given,
+    }
+
+
+class Api:
+    """What an agent asks of its API, answered from rows; it keeps what was written."""
+
+    backend = "prefect1"
+    address = "http://fake"
+
+    def __init__(self, *rows: dict[str, Any]) -> None:
+        self.rows = list(rows)
+        self.away = False
+        self.verdict = Verdict.ACCEPTED
+        self.asked: list[Offer] = []
+        self.queries: list[str] = []
+        self.claimed: list[tuple[str, str]] = []
+        self.reported: list[tuple[str, Kind, str]] = []
+        self.lines: list[LogLine] = []
+        self.graphql = self
+
+    def ask(self, document: str) -> Any:
+        self.queries.append(document)
+        return SimpleNamespace(data={"flow_run": [row for row in self.rows if row["id"] in document]})
+
+    def probe(self) -> ServerInfo:
+        if self.away:
+            raise ApiUnavailable("nobody answers")
+        return ServerInfo(backend="prefect1", version="1.x", skew_seconds=0.0)
+
+    def resolve(self, offer: Offer, *, create: bool) -> Offer:
+        assert not create
+        return Offer(backend=offer.backend, labels=offer.labels, tenant=TENANT, deploy=offer.deploy)
+
+    def due(self, offers: list[Offer], *, within_seconds: float, limit: int) -> list[DueRuns]:
+        if self.away:
+            raise ApiUnavailable("nobody answers")
+        self.asked += offers
+        route = Route.of_labels(TENANT, ["x"])
+        runs = tuple(
+            FlowRun(run_id=row["id"], name=row["name"], route=route, due=datetime.now(UTC)) for row in self.rows
+        )
+        return [DueRuns(route=route, runs=runs, due=len(runs))]
+
+    def claim(self, runs: list[FlowRun], call: str, mark: Any) -> dict[str, Answer]:
+        self.claimed += [(run.run_id, mark.fleet) for run in runs]
+        return {run.run_id: Answer(verdict=self.verdict, reason="it is Submitted") for run in runs}
+
+    def report(self, run_id: str, kind: Kind, message: str, mark: Any) -> Answer:
+        self.reported.append((run_id, kind, message))
+        return Answer(verdict=Verdict.ACCEPTED)
+
+    def log(self, lines: list[LogLine]) -> None:
+        self.lines += lines
+
+    def engine_defaults(self, job: Job) -> dict[str, str]:
+        return {"PREFECT__LOGGING__LEVEL": "INFO", "A": "default"}
+
+    def engine_environment(self, run_id: str, job: Job) -> dict[str, str | None]:
+        return {"PREFECT__CONTEXT__FLOW_RUN_ID": run_id, "PREFECT__CONTEXT__FLOW_ID": job.flow_id, "GONE": None}
+
+
+class Mine(Agent):
+    """An agent that deploys somewhere else."""
+
+    error: Exception | None = None
+
+    def deploy_flow(self, flow_run: Any) -> str:
+        if self.error:
+            raise self.error
+        return f"somewhere, {flow_run.flow.name} as {flow_run['name']}"
+
+
+def an_agent(api: Api, cls: type[Agent] = Mine, **given: Any) -> Any:
+    agent = cls(labels=["x"], **given)
+    agent._client = api  # type: ignore[assignment]
+    return agent
+
+
+# arguments
+
+
+def test_the_arguments_of_2020_stand_in_their_order():
+    agent = Agent("name", ["b", "a"], {"K": "v"}, 3, "http://127.0.0.1:8080", True)
+    assert (agent.name, agent.labels, agent.env_vars) == ("name", ["b", "a"], {"K": "v"})
+    assert (agent.max_polls, agent.agent_address, agent.log_to_cloud) == (3, "http://127.0.0.1:8080", False)
+
+    local = LocalAgent("name", ["a"], {"K": "v"}, ["/p"], True, False, 3, "http://127.0.0.1:8080", True)
+    assert (local.import_paths, local.show_flow_logs, local.labels) == (["/p"], True, ["a"])
+    assert (local.max_polls, local.agent_address, local.log_to_cloud) == (3, "http://127.0.0.1:8080", False)
+
+    docker = DockerAgent("name", ["a"], {}, 3, "http://h:1", False, "unix://s", True, ["/v"], True, "net", False)
+    assert (docker.base_url, docker.no_pull, docker.volumes) == ("unix://s", True, ["/v"])
+    assert (docker.show_flow_logs, docker.networks, docker.docker_interface) == (True, ["net"], False)
+
+
+def test_the_arguments_of_2021_go_by_keyword():
+    agent = LocalAgent(agent_config_id="c", name="n", labels=["a"], hostname_label=False, no_cloud_logs=None)
+    assert (agent.agent_config_id, agent.log_to_cloud) == ("c", True)
+    docker = DockerAgent(networks=["a", "b"], reg_allow_list=["r"], docker_client_timeout=5)
+    assert (docker.networks, docker.reg_allow_list, docker.docker_client_timeout) == (["a", "b"], ["r"], 5)
+
+
+def test_an_agent_is_called_agent_unless_something_names_it(monkeypatch):
+    assert Agent().name == "agent"
+    monkeypatch.setenv("PREFECT__CLOUD__AGENT__NAME", "of-prefect")
+    monkeypatch.setenv("PREFECT__CLOUD__AGENT__LABELS", "['p', 'q']")
+    assert (Agent().name, Agent().labels) == ("of-prefect", ["p", "q"])
+    monkeypatch.setenv("FLOWFLEET_NAME", "ours")
+    assert Agent().name == "ours"
+    assert (Agent("given").name, Agent(labels=["a"]).labels) == ("given", ["a"])
+
+
+def test_the_local_agent_has_its_host_s_name_as_a_label_unless_told_otherwise():
+    assert LocalAgent(labels=["x"]).labels == ["x", HOST]
+    assert LocalAgent(labels=[HOST]).labels == [HOST]
+    assert LocalAgent(labels=["x"], hostname_label=False).labels == ["x"]
+
+
+def test_what_an_agent_was_given_reaches_worker_and_poller():
+    agent = LocalAgent(
+        labels=["x", "a,b"], env_vars={"K": "v=1", "N": None}, import_paths=["/p"], max_polls=3, no_cloud_logs=True,
+        agent_address="http://127.0.0.1:1", hostname_label=False, redis="redis://h:1/0", slots=4, run_timeout=5,
+    )  # fmt: skip
+    settings = agent.settings()
+    assert (settings.backend, settings.name, settings.deploy) == ("prefect1", "agent", "process")
+    assert (settings.labels, settings.hostname_label, settings.slots) == (("a,b", "x"), False, 4)
+    assert (settings.env, settings.import_paths) == (("K=v=1",), ("/p",))
+    assert (settings.cloud_logs, settings.run_timeout, settings.agent_address) == (False, 5.0, None)
+
+    env = arguments.poller_environment(agent.given(), settings, {"FLOWFLEET_LABELS": "others", "PATH": "/bin"})
+    assert env["FLOWFLEET_BACKEND"] == "prefect1"
+    assert (env["FLOWFLEET_MAX_POLLS"], env["FLOWFLEET_AGENT_ADDRESS"]) == ("3", "http://127.0.0.1:1")
+    assert (env["FLOWFLEET_REDIS"], env["FLOWFLEET_CLOUD_LOGS"], env["PATH"]) == ("redis://h:1/0", "false", "/bin")
+    assert "FLOWFLEET_LABELS" not in env  # the poller asks for what workers have
+
+
+def test_an_argument_that_nobody_knows_is_named():
+    with pytest.raises(TypeError, match=r"LocalAgent\(\) has no argument 'slotz'"):
+        LocalAgent(slotz=4)
+
+
+def test_a_name_that_cannot_be_one_is_said_in_a_sentence():
+    with pytest.raises(SettingsError, match="--name cannot be 'two words'"):
+        LocalAgent("two words").settings()
+
+
+def test_labels_of_prefect_that_are_no_list_are_said_in_a_sentence(monkeypatch):
+    monkeypatch.setenv("PREFECT__CLOUD__AGENT__LABELS", "{'a': 1}")
+    with pytest.raises(SettingsError, match="PREFECT__CLOUD__AGENT__LABELS"):
+        Agent()
+
+
+# classes
+
+
+def test_who_asks_for_no_agent_does_not_pay_for_them():
+    code = "import flowfleet, sys; print('flowfleet.agents' in sys.modules, 'celery' in sys.modules)"
+    code += "; from flowfleet import LocalAgent; LocalAgent(); print('celery' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False", "False"]
+    with pytest.raises(AttributeError, match="no attribute 'Nobody'"):
+        flowfleet.Nobody  # noqa: B018
+
+
+def test_the_base_class_starts_nothing_by_itself():
+    with pytest.raises(NotImplementedError, match="override deploy_flow, or use LocalAgent"):
+        Agent().start()
+
+
+def test_the_docker_agent_says_that_containers_come_later():
+    with pytest.raises(UnsupportedRun, match="comes with a later version"):
+        DockerAgent().start()
+    assert DockerAgent().settings().deploy == "docker"
+
+
+def test_an_agent_of_a_flow_has_the_flow_s_labels_or_its_slug():
+    config, storage = SimpleNamespace(labels={"a"}), SimpleNamespace(labels=[HOST])
+    assert LocalAgent.from_flow(SimpleNamespace(name="F", run_config=config, storage=storage)).labels == sorted(
+        ["a", HOST]
+    )
+    old = SimpleNamespace(name="Welcome Flow!", environment=SimpleNamespace(labels=set()))
+    agent = LocalAgent.from_flow(old, max_polls=1)
+    assert (agent.labels, agent.max_polls) == (["welcome-flow"], 1)
+
+
+def test_an_overridden_deploy_flow_makes_external_deployments():
+    class Own(LocalAgent):
+        def deploy_flow(self, flow_run: Any) -> str:
+            return super().deploy_flow(flow_run)
+
+    class Variables(LocalAgent):
+        def populate_env_vars(self, flow_run: Any) -> dict[str, str]:
+            return {**super().populate_env_vars(flow_run), "MORE": "1"}
+
+    assert (Own().deploy_kind, Own().own_variables) == ("external", False)
+    # in a container, too: what runs elsewhere does not end with it
+    assert (Own().settings().on_stop, Own(on_stop="wait").settings().on_stop) == ("detach", "wait")
+    assert (Variables().deploy_kind, Variables().own_variables) == ("process", True)
+
+
+# flow runs
+
+
+def test_flow_runs_are_read_by_dot_and_by_item():
+    run = Record.of(row(1))
+    assert (run.id, run["id"], run.get("nothing")) == (run_id(1), run_id(1), None)
+    assert run.flow.name == run["flow"]["name"] == run.flow["name"]
+    assert run.task_runs[0].serialized_state.type == "Scheduled"
+    run.more = 1
+    assert run["more"] == 1
+    with pytest.raises(AttributeError, match="no 'color'"):
+        run.color  # noqa: B018
+    assert getattr(run, "color", None) is None
+
+
+def test_flow_runs_come_in_the_order_of_their_states_start_times():
+    api = Api(row(1, "2026-01-02T00:00:00+00:00"), row(2, "2026-01-01T00:00:00+00:00"), row(3, ""))
+    found = fetch(api, [run_id(1), run_id(2), run_id(3)])
+    assert [run.id for run in found] == [run_id(2), run_id(1), run_id(3)]
+    assert fetch(api, []) == []
+
+
+def test_query_flow_runs_gives_what_is_due_but_for_what_is_being_submitted():
+    agent = an_agent(Api(row(1), row(2)))
+    agent.submitting_flow_runs.add(run_id(1))
+    assert [run.id for run in agent.query_flow_runs()] == [run_id(2)]
+    (offer,) = agent.client.asked
+    assert (offer.labels, offer.tenant, offer.deploy) == (("x",), TENANT, "external")
+
+
+def test_update_state_claims_a_run_outside_of_the_fleet_s_ledger():
+    agent = an_agent(Api(row(1)))
+    assert agent.update_state(Record.of(row(1))) is None
+    assert agent.client.claimed == [(run_id(1), "default.by-hand")]
+    agent.client.verdict = Verdict.REFUSED
+    with pytest.raises(AlreadyClaimed, match="State update failed"):
+        agent.update_state(row(1))
+
+
+def test_a_deployed_run_has_a_line_in_its_log():
+    agent = an_agent(Api(row(1)))
+    assert agent.deploy_and_update_flow_run(Record.of(row(1))) is None
+    (line,) = agent.client.lines
+    assert line.message == "Submitted for execution: somewhere, flow as run-1"
+    assert agent.client.reported == []
+
+
+def test_a_deployment_that_fails_is_logged_and_fails_its_run():
+    agent = an_agent(Api(row(1)))
+    agent.error = ValueError("no room")
+    agent.deploy_and_update_flow_run(Record.of(row(1)))
+    assert agent.client.reported == [(run_id(1), Kind.FAILED, "no room")]
+    assert [(line.message, line.level) for line in agent.client.lines] == [("no room", logging.ERROR)]
+
+
+def test_a_run_that_another_agent_has_is_left_alone():
+    agent = an_agent(Api(row(1)))
+    agent.client.verdict = Verdict.REFUSED
+    agent.deploy_and_update_flow_run(Record.of(row(1)))
+    assert (agent.client.lines, agent.client.reported) == ([], [])
+
+
+def test_no_cloud_logs_silences_an_agent_s_own_lines():
+    agent = an_agent(Api(row(1)), no_cloud_logs=True)
+    agent.deploy_and_update_flow_run(Record.of(row(1)))
+    assert agent.client.lines == []
+
+
+def test_one_poll_by_hand_deploys_what_it_finds_and_says_whether_it_found_any():
+    agent = an_agent(Api(row(1), row(2)))
+    with ThreadPoolExecutor(2) as executor:
+        assert agent.agent_process(executor) is True
+    assert sorted(run for run, _ in agent.client.claimed) == [run_id(1), run_id(2)]
+    assert agent.submitting_flow_runs == set()
+    agent.client.rows = []
+    with ThreadPoolExecutor(1) as executor:
+        assert agent.agent_process(executor) is False
+        agent.client.away = True
+        assert agent.agent_process(executor) is False
+
+
+def test_mark_failed_writes_the_exception_s_text():
+    agent = an_agent(Api())
+    assert agent.mark_failed(flow_run=Record.of(row(1)), exc=OSError("lost")) is None
+    assert agent.client.reported == [(run_id(1), Kind.FAILED, "lost")]
+
+
+def test_the_variables_of_a_run_are_those_of_agent_run_and_engine_in_this_order():
+    agent = an_agent(Api(), LocalAgent, env_vars={"A": "agent", "B": "agent"})
+    assert agent.populate_env_vars(Record.of(row(1))) == {
+        "PREFECT__LOGGING__LEVEL": "INFO",
+        "A": "run",
+        "B": "agent",
+        "OF_THE_RUN": "r",
+        "PREFECT__CONTEXT__FLOW_RUN_ID": run_id(1),
+        "PREFECT__CONTEXT__FLOW_ID": "f",
+    }
+
+
+# hooks
+
+
+def test_an_attempt_ends_the_submitting_of_its_run():
+    agent = an_agent(Api())
+    agent.submitting_flow_runs.add(run_id(1))
+    agent.on_flow_run_deploy_attempt(Future(), run_id(1))
+    agent.on_flow_run_deploy_attempt(fut=Future(), flow_run_id=run_id(1))
+    assert agent.submitting_flow_runs == set()
+
+
+def test_set_up_calls_the_hook_and_then_connects_and_clean_up_calls_the_other():
+    called = []
+
+    class Hooked(Mine):
+        def on_startup(self) -> None:
+            called.append("startup")
+
+        def agent_connect(self) -> None:
+            called.append("connect")
+
+        def on_shutdown(self) -> None:
+            called.append("shutdown")
+
+    agent = Hooked()
+    agent.setup()
+    agent.cleanup()
+    assert called == ["startup", "connect", "shutdown"]
+
+
+def test_an_api_that_does_not_answer_yet_is_said_and_waited_for(caplog):
+    agent = an_agent(Api())
+    agent.client.away = True
+    with caplog.at_level(logging.INFO, logger="agent"):
+        assert agent.agent_connect() is None
+    assert [record.getMessage() for record in caplog.records] == ["agent starts", "the API does not answer yet"]
+
+
+def test_a_heart_beats_at_once_and_goes_on_whatever_a_beat_raises():
+    beats = []
+
+    def beat() -> None:
+        beats.append(1)
+        raise ValueError("the user's")
+
+    heart = Heart(beat, lambda: 0.01)
+    heart.start()
+    until(lambda: len(beats) > 2, 5, "three beats")
+    heart.close()
+    count = len(beats)
+    assert not heart._thread.is_alive()
+    assert len(beats) == count
+
+
+def test_a_start_outside_of_the_main_thread_is_refused_in_a_sentence():
+    with ThreadPoolExecutor(1) as executor, pytest.raises(FleetError, match="call it in the main thread"):
+        executor.submit(LocalAgent().start).result()
+
+
+# a service
+
+
+def test_the_supervisor_conf_has_a_program_for_the_worker_and_one_for_the_poller():
+    conf = LocalAgent.generate_supervisor_conf("token-123", ["a", "b c"], {"K": "v-secret"}, ["/p 1"], True)
+    read = configparser.ConfigParser(interpolation=None)
+    read.read_string(conf)
+    worker = read["program:flowfleet-worker"]["command"].split()
+    assert worker[1:5] == ["start", "-f", "-l", "a"]
+    assert read["program:flowfleet-poller"]["command"].endswith("start --backend prefect1")
+    assert "--backend prefect1" in read["program:flowfleet-worker"]["command"]
+    assert "token-123" not in conf
+    assert "v-secret" not in conf
+
+
+def test_the_supervisor_conf_takes_the_arguments_of_2021():
+    conf = LocalAgent.generate_supervisor_conf(key="key-123", tenant_id="t", agent_config_id="c", labels=["x"])
+    assert conf.count("--tenant-id t") == 2
+    assert conf.count("--agent-config-id c") == 2
+    assert "key-123" not in conf

@@ -1,0 +1,254 @@
+"""ExternalDeployer: runs that a Python callable has given to somebody else: no process of ours, watched at the API.
+
+Their folder tells how far it went, so that a worker killed at any moment deploys none twice:
+
+    deploying.json            the callable was about to be asked, and what it did is not known
+    start, by "external"      it has answered: the run is somebody else's, and only the API knows its end
+    started.json              its answer (the handle)
+    exit.json                 the end as it was seen at the API
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flowfleet.api.client import Kind, RunState
+from flowfleet.errors import ApiError, DeployError, StartFailed
+from flowfleet.outage import Outage
+from workers import files
+from workers.deployment import Deployer, Deployment, Exit, Handle, Order
+from workers.records import RunFolder
+
+logger = logging.getLogger(__name__)
+
+#: one request for all runs
+ASK_SECONDS = 5.0
+#: a retry of ten minutes or less is waited for in the run's own process (Prefect 1); after that it is over, and the API
+#: hands the run out again when it is due
+COMES_BACK_SECONDS = 630.0
+#: a run whose deployment may never have been begun is given this long to be seen running
+DOUBT_SECONDS = 600.0
+_TEXT_LIMIT = 500
+
+_TOO_LONG = "it took longer than --run-timeout allows, or was told to end; where it was deployed it may go on"
+_CANCELLED = "it was cancelled; where it was deployed it ends by itself"
+_DOUBTFUL = "its worker was killed while it was deployed, and it has not begun since"
+
+#: deploys, and says in a few words what it has made; or a deployment that another deployer has started on its behalf
+Deploy = Callable[[Order], "Deployment | str"]
+States = Callable[[Sequence[str]], Mapping[str, RunState]]
+
+
+class ExternalRun:
+    """One run somewhere else; its end is what the API says."""
+
+    def __init__(
+        self, folder: RunFolder, handle: Handle, forget: Callable[[ExternalRun], None], *, doubtful: bool = False
+    ) -> None:
+        self.folder = folder
+        self.handle = dict(handle)
+        #: nobody knows whether its deployment was begun
+        self.doubtful = doubtful
+        #: since when it has been seen waiting, by the watch's clock
+        self.waits_since: float | None = None
+        self._forget = forget
+        self._end = folder.exit()
+
+    def fileno(self) -> int | None:
+        """Nothing rings: it is asked each second."""
+        return None
+
+    def poll(self) -> Exit | None:
+        """Its end, once the watch has seen it."""
+        return self._end
+
+    def begun(self) -> bool:
+        """It may have, as soon as its deployment was asked for."""
+        return True
+
+    def stop(self) -> None:
+        """There is nothing to signal: it is let go."""
+        self.end(Exit(let_go=_TOO_LONG, stopped_by="term"))
+
+    def kill(self) -> None:
+        """There is nothing to signal: it is let go, since it was cancelled."""
+        self.end(Exit(let_go=_CANCELLED, stopped_by="kill"))
+
+    def close(self) -> None:
+        """Watch it no longer."""
+        self._forget(self)
+
+    def end(self, end: Exit) -> None:
+        """Note its end, on disk first."""
+        if self._end is not None:
+            return
+        try:
+            self.folder.write_exit(end, begun=True)
+        except OSError as exc:  # the next worker would ask the API once more
+            logger.warning("end not written", extra={"run_id": self.folder.run_id, "error": str(exc)})
+        self._end = end
+
+
+class Watch:
+    """Asks the API about all external runs of this worker, in a thread that lives while there are any."""
+
+    def __init__(
+        self, states: States, *, seconds: float = ASK_SECONDS, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._states = states
+        self._seconds = seconds
+        self._clock = clock
+        self._outage = Outage("the Prefect API", logger, clock)
+        self._lock = threading.Lock()
+        self._runs: dict[str, ExternalRun] = {}
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def follow(self, run: ExternalRun) -> None:
+        """Look after this run from now on."""
+        with self._lock:
+            self._runs[run.folder.key] = run
+            if self._thread is None and not self._closed.is_set():
+                self._thread = threading.Thread(target=self._run, name="external-runs", daemon=True)
+                self._thread.start()
+
+    def forget(self, run: ExternalRun) -> None:
+        """It is no longer ours to look after."""
+        with self._lock:
+            self._runs.pop(run.folder.key, None)
+
+    def close(self) -> None:
+        """End the thread; the runs go on."""
+        self._closed.set()
+
+    def _run(self) -> None:
+        while not self._closed.wait(self._seconds):
+            try:
+                self.look()
+            except Exception:  # a fault with one answer must not leave all runs unwatched
+                logger.exception("external runs could not be looked at")
+
+    def look(self) -> None:
+        """Ask once about all of them."""
+        with self._lock:
+            runs = list(self._runs.values())
+        if not runs:
+            return
+        try:
+            states = self._states([run.folder.run_id for run in runs])
+        except ApiError as exc:
+            self._outage.failed(exc, next_try=self._seconds)
+            return
+        self._outage.passed()
+        for run in runs:
+            self._judge(run, states.get(run.folder.run_id))
+
+    def _judge(self, run: ExternalRun, state: RunState | None) -> None:
+        now = self._clock()
+        if state is None or state.kind.terminal:
+            run.end(Exit(code=0, ended_at=time.time()))
+            return
+        if state.kind is Kind.RUNNING:
+            run.doubtful = False
+        returns = state.comes_back or (state.kind in (Kind.SCHEDULED, Kind.PAUSED) and not state.held)
+        if not returns and not (run.doubtful and state.kind is Kind.PENDING):
+            run.waits_since = None
+            return
+        if run.waits_since is None:
+            run.waits_since = now
+        waited = now - run.waits_since
+        if returns and waited >= COMES_BACK_SECONDS:
+            run.end(Exit(code=0, ended_at=time.time()))
+        elif not returns and waited >= DOUBT_SECONDS:
+            run.end(Exit(let_go=_DOUBTFUL, ended_at=time.time()))
+
+
+class ExternalDeployer:
+    """Deploys through a callable, and leaves to the deployer below it what is a process of this host.
+
+    Without a callable it only adopts: a worker that looks after what an agent of its host has left.
+    """
+
+    kind = "external"
+
+    def __init__(self, deploy: Deploy | None, *, below: Deployer, watch: Watch, host: str) -> None:
+        self._deploy = deploy
+        self._below = below
+        self._watch = watch
+        self._host = host
+
+    def start(self, order: Order) -> Deployment:
+        """Ask the callable; raises `StartFailed` with what it raises."""
+        if self._deploy is None:
+            return self._below.start(order)
+        folder = RunFolder(order.folder)
+        files.write_json(_marker(folder), {"v": 1, "host": self._host})
+        try:
+            answer = self._deploy(order)
+        except DeployError:
+            raise
+        except (Exception, SystemExit) as exc:
+            logger.exception("a deployment failed", extra={"run_id": order.run_id, "claim": order.claim})
+            raise StartFailed(f"Run {order.run_id} could not be started: {_words(exc)}.") from exc
+        if not isinstance(answer, str) and hasattr(answer, "handle"):
+            return answer
+        return self._given_away(folder, "" if answer is None else str(answer))
+
+    def start_below(self, order: Order) -> Deployment:
+        """For the callable: start it as a process of this host after all, which is then exactly watched."""
+        _marker(RunFolder(order.folder)).unlink(missing_ok=True)
+        return self._below.start(order)
+
+    def adopt(self, folder: Path) -> Deployment | None:
+        """Find a run again; what is not external is the other deployer's."""
+        run = RunFolder(folder)
+        if run.start() is None and _marker(run).exists():
+            _win(run, doubtful=True)
+        start = run.start() or {}
+        if start.get("by") != self.kind:
+            return self._below.adopt(folder)
+        handle = run.started() or self._handle("an unknown place")
+        return self._follow(ExternalRun(run, handle, self._watch.forget, doubtful=bool(start.get("doubtful"))))
+
+    def close(self) -> None:
+        """Let go of thread and helpers; runs go on."""
+        self._watch.close()
+        self._below.close()
+
+    def _given_away(self, folder: RunFolder, text: str) -> Deployment:
+        handle = self._handle(text)
+        try:
+            _win(folder, doubtful=False)
+            files.write_json(folder.path / "started.json", handle)
+        except OSError as exc:  # it is deployed all the same; who adopts it knows less of it
+            logger.error("deployment not written down", extra={"run_id": folder.run_id, "error": str(exc)})
+        return self._follow(ExternalRun(folder, handle, self._watch.forget))
+
+    def _follow(self, run: ExternalRun) -> Deployment:
+        if run.poll() is None:
+            self._watch.follow(run)
+        return run
+
+    def _handle(self, text: str) -> dict[str, Any]:
+        return {"v": 1, "kind": self.kind, "host": self._host, "id": text[:_TEXT_LIMIT]}
+
+
+def _marker(folder: RunFolder) -> Path:
+    return folder.path / "deploying.json"
+
+
+def _win(folder: RunFolder, *, doubtful: bool) -> None:
+    fd = files.create_once(folder.path / "start", {"v": 1, "by": ExternalDeployer.kind, "doubtful": doubtful})
+    if fd is not None:
+        os.close(fd)
+
+
+def _words(exc: BaseException) -> str:
+    text = str(exc).strip().rstrip(".")
+    return text or type(exc).__name__
