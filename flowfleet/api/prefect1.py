@@ -28,7 +28,7 @@ from flowfleet.api.prefect1_agents import Agents
 from flowfleet.api.prefect1_backlog import Backlog
 from flowfleet.api.prefect1_jobs import JOB_FIELDS, Child, engine_command, job_of, unfit
 from flowfleet.api.prefect1_runs import Runs, literal
-from flowfleet.api.prefect1_states import SUBMITTED, Run, Stamp
+from flowfleet.api.prefect1_states import SUBMITTED, Run, Stamp, plain
 from flowfleet.api.prefect1_writes import Writes
 from flowfleet.api.session import ASKED_TRIES
 from flowfleet.errors import ApiRejected
@@ -292,7 +292,7 @@ class Prefect1:
                 "name": self._agent_name,
                 "timestamp": iso(line.at),
                 "level": next(name for number, name in _LEVELS if line.level >= number),
-                "message": line.message,
+                "message": plain(line.message),
             }
             for line in lines
         ]
