@@ -211,9 +211,11 @@ class Prefect1:
             if last:
                 where["id"] = {"_gt": last}
             claim = literal({"state": {"_eq": SUBMITTED}})
-            tasks = literal({"state": {"_eq": SUBMITTED}})
+            # Running ones first: one of them says that the run's process has come
+            tasks = literal({"state": {"_in": [SUBMITTED, "Running"]}})
             extra = (
-                f"task_runs(where: {tasks}, limit: 20) {{ id version state serialized_state }} "
+                f"task_runs(where: {tasks}, order_by: {{state: asc}}, limit: 20) "
+                "{ id version state serialized_state } "
                 f"states(where: {claim}, order_by: {{version: desc}}, limit: 1) {{ serialized_state }}"
             )
             page = self._runs.where(where, extra, order="{id: asc}", limit=_PAGE)

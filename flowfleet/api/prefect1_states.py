@@ -254,7 +254,8 @@ def overtaken(versions: Sequence[Json], stamp: Stamp, *, kinds: Collection[Kind]
         state = row.get("serialized_state") or {}
         kind = kind_of(str(row.get("state") or state.get("type") or ""))
         later = stamp.version is not None and (row.get("version") or 0) > stamp.version
-        if not later or not (kind.terminal or kind in kinds) or Stamp.read(state) is not None:
+        theirs = (whose := Stamp.read(state)) is None or whose.fleet != stamp.fleet
+        if not (later and theirs and (kind.terminal or kind in kinds)):
             continue
         ended = found is not None and kind_of(str(found.get("type"))).terminal
         if not ended or kind.terminal or kind is Kind.SCHEDULED:

@@ -9,7 +9,7 @@ from datetime import datetime
 import pytest
 
 from flowfleet.api.answers import instant
-from flowfleet.api.client import Kind, LogLine, Verdict
+from flowfleet.api.client import Kind, LogLine, Mark, Verdict
 from flowfleet.errors import ApiUnavailable
 from flowfleet.flow_run import claim_id
 from tests.integration.one_server import MARK, OneServer, ago
@@ -85,6 +85,22 @@ def test_a_claim_over_another_agents_claim_yields_to_it(loose, kind):
 
     assert loose.client.settle(run.run_id, call).verdict is Verdict.REFUSED
     assert (loose.api.state(run.run_id), loose.api.states(run.run_id)[-1]["message"]) == (kind, "by another agent")
+
+
+def test_of_two_fleets_the_later_claim_yields_where_the_server_remembers_nothing(loose):
+    loose.api.faults.submitted_seconds = 0.0
+    other, theirs = loose.another_client(), Mark(fleet="other")
+    run = loose.listed(loose.scheduled())
+    other.due([loose.offer("x")], within_seconds=60, limit=10)
+    first, second = str(uuid.uuid4()), str(uuid.uuid4())
+
+    assert other.claim([run], first, theirs)[run.run_id].verdict is Verdict.ACCEPTED
+    assert other.launching(run.run_id, first, "", theirs).verdict is Verdict.ACCEPTED
+    loose.client.claim([run], second, MARK)
+
+    assert loose.client.job(run.run_id).state.call == first
+    assert loose.client.launching(run.run_id, second, "", MARK).verdict is Verdict.REFUSED
+    assert other.settle(run.run_id, first).verdict is Verdict.ACCEPTED
 
 
 def test_a_repeated_claim_does_not_yield_to_itself(loose):
@@ -220,6 +236,20 @@ def test_a_run_of_which_a_task_runs_is_not_claimed_for_another_that_is_late(serv
 
     assert answer.verdict is Verdict.REFUSED
     assert {task["state"] for task in server.api.task_runs(run_id)} == {"Retrying", "Running"}
+
+
+def test_the_sweep_leaves_a_silent_run_of_which_a_task_runs_to_the_zombie_killer(server):
+    run_id = _two_tasks(server)
+    server.api.write_task(run_id, "Retrying", **retrying(30))
+    server.claimed(server.listed(run_id))
+    server.api.write_task(run_id, "Running", slug="other")
+    server.api.heartbeat(run_id, 700)
+    (found,) = server.client.unfinished(MARK)
+    assert found.state.kind is Kind.RUNNING
+
+    server.api.services.zombie_killer()
+    (found,) = server.client.unfinished(MARK)
+    assert (found.state.kind, found.state.name) == (Kind.PENDING, "Submitted")
 
 
 def test_a_late_retry_takes_over_tasks_that_a_dead_claim_has_left(server):
