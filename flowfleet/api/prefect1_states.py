@@ -250,14 +250,25 @@ def overtaken(versions: Sequence[Json], stamp: Stamp, *, kinds: Collection[Kind]
     kept (source: Prefect Server). Of several the last counts, but an end yields to nothing but a restart.
     """
     found: dict[str, Any] | None = None
-    for row in sorted(versions, key=lambda row: row.get("version") or 0):
+    since = stamp.version
+    if since is None:
+        return None
+    rows = sorted((row for row in versions if (row.get("version") or 0) > since), key=lambda row: row["version"])
+    ours = [row["version"] for row in rows if _call_of(row) == stamp.call]
+    for row in rows:
         state = row.get("serialized_state") or {}
         kind = kind_of(str(row.get("state") or state.get("type") or ""))
-        later = stamp.version is not None and (row.get("version") or 0) > stamp.version
-        theirs = (whose := Stamp.read(state)) is None or whose.fleet != stamp.fleet
-        if not (later and theirs and (kind.terminal or kind in kinds)):
+        whose = Stamp.read(state)
+        # of two fleets the later one yields, or they would both; other agents never do
+        yields = whose is not None and not kind.terminal and bool(ours) and row["version"] >= ours[0]
+        if not (kind.terminal or kind in kinds) or yields or (whose is not None and whose.fleet == stamp.fleet):
             continue
         ended = found is not None and kind_of(str(found.get("type"))).terminal
         if not ended or kind.terminal or kind is Kind.SCHEDULED:
             found = dict(state)
     return found
+
+
+def _call_of(row: Json) -> str | None:
+    stamp = Stamp.read(row.get("serialized_state") or {})
+    return stamp.call if stamp else None
