@@ -28,7 +28,7 @@ from flowfleet.api.prefect1_agents import Agents
 from flowfleet.api.prefect1_backlog import Backlog
 from flowfleet.api.prefect1_jobs import JOB_FIELDS, Child, engine_command, job_of, unfit
 from flowfleet.api.prefect1_runs import Runs, literal
-from flowfleet.api.prefect1_states import SUBMITTED, Run, Stamp
+from flowfleet.api.prefect1_states import SUBMITTED, Run, Stamp, plain
 from flowfleet.api.prefect1_writes import Writes
 from flowfleet.api.session import ASKED_TRIES
 from flowfleet.errors import ApiRejected, ApiUnavailable
@@ -221,9 +221,11 @@ class Prefect1:
             if last:
                 where["id"] = {"_gt": last}
             claim = literal({"state": {"_eq": SUBMITTED}})
-            tasks = literal({"state": {"_eq": SUBMITTED}})
+            # Running ones first: one of them says that the run's process has come
+            tasks = literal({"state": {"_in": [SUBMITTED, "Running"]}})
             extra = (
-                f"task_runs(where: {tasks}, limit: 20) {{ id version state serialized_state }} "
+                f"task_runs(where: {tasks}, order_by: {{state: asc}}, limit: 20) "
+                "{ id version state serialized_state } "
                 f"states(where: {claim}, order_by: {{version: desc}}, limit: 1) {{ serialized_state }}"
             )
             page = self._runs.where(where, extra, order="{id: asc}", limit=_PAGE)
@@ -302,7 +304,7 @@ class Prefect1:
                 "name": self._agent_name,
                 "timestamp": iso(line.at),
                 "level": next(name for number, name in _LEVELS if line.level >= number),
-                "message": line.message,
+                "message": plain(line.message),
             }
             for line in lines
         ]
