@@ -13,6 +13,7 @@ from pathlib import Path
 import requests
 
 from benchmarks import processes
+from benchmarks.cgroup import CpuGroup
 from benchmarks.processes import MARK, Process
 from benchmarks.runs import wait
 from tests.valkey import free_port
@@ -42,6 +43,8 @@ class Side:
     env: Mapping[str, str]
     slots: int
     parts: list[Started] = field(default_factory=list)
+    #: where the kernel counts what all of them use, if anybody asks
+    group: CpuGroup | None = None
 
     @property
     def mark(self) -> str:
@@ -54,6 +57,8 @@ class Side:
             process = subprocess.Popen(
                 argv, env=env, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
             )
+        if self.group is not None:
+            self.group.add(process.pid)
         self.parts.append(Started(name, process, log))
         return self.parts[-1]
 
