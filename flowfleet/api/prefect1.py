@@ -120,14 +120,14 @@ class Prefect1:
         return self._tenant
 
     def _own_tenant(self) -> str:
-        answer = self._runs.ask("query { auth_info { tenant_id } }", "auth_info")
+        answer = self._runs.ask("query { auth_info { tenant_id } }", "auth_info", tries=ASKED_TRIES)
         tenant = answer.get("tenant_id") if isinstance(answer, Mapping) else None
         if not tenant:
             raise ApiRejected(f"the Prefect API at {self.address} tells no tenant for our key, give it by --tenant-id")
         return str(tenant)
 
     def _first_tenant(self) -> str:
-        answer = self._runs.ask("query { tenant { id } }", "tenant")
+        answer = self._runs.ask("query { tenant { id } }", "tenant", tries=ASKED_TRIES)
         with reading("for its tenants"):
             found = [str(row["id"]) for row in rows(answer)]
         if not found:
@@ -140,13 +140,15 @@ class Prefect1:
         """Raises `ApiRejected` when the tenant that was given does not exist."""
         tenant = self._tenant_id()
         where = literal({"id": {"_eq": tenant}})
-        if not self._runs.ask(f"query {{ tenant(where: {where}) {{ id }} }}", "tenant"):
+        if not self._runs.ask(f"query {{ tenant(where: {where}) {{ id }} }}", "tenant", tries=ASKED_TRIES):
             raise ApiRejected(f"the Prefect API at {self.address} has no tenant {tenant}, correct --tenant-id")
 
     def agent_config(self, config_id: str) -> dict[str, Any]:
         """The settings that the API keeps for agents under this id."""
         where = literal({"id": {"_eq": config_id}})
-        answer = self._runs.ask(f"query {{ agent_config(where: {where}) {{ settings }} }}", "agent_config")
+        answer = self._runs.ask(
+            f"query {{ agent_config(where: {where}) {{ settings }} }}", "agent_config", tries=ASKED_TRIES
+        )
         with reading("for an agent config"):
             found = [dict(row["settings"] or {}) for row in rows(answer)]
         if not found:
