@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from flowfleet.api.client import ApiClient, Mark, Verdict
-from flowfleet.ledger.claims import Claim, State
+from flowfleet.ledger.claims import Claim, Claims, State
 from flowfleet.ledger.roster import Row
 from poller.know import Known
 from poller.meters import Meters
@@ -28,8 +28,11 @@ STARTED = frozenset({State.STARTING, State.RUNNING})
 class Echoes:
     """Looks at each listing for runs that this fleet runs already."""
 
-    def __init__(self, api: ApiClient, *, mark: Mark, meters: Meters, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, api: ApiClient, claims: Claims, *, mark: Mark, meters: Meters, clock: Callable[[], float]
+    ) -> None:
         self._api = api
+        self._claims = claims
         self._mark = mark
         self._meters = meters
         self._clock = clock
@@ -60,6 +63,9 @@ class Echoes:
             self._write_back(started[run.run_id])
 
     def _write_back(self, claim: Claim) -> None:
+        now = self._claims.get(claim.run_id)
+        if now is None or now.claim != claim.claim or now.state not in STARTED:
+            return  # it ended while the API listed: whoever looks after its end finds what truly stands there
         answer = self._api.reinstate(claim.run_id, claim.claim, self._mark)
         self.progressed()
         names = {"run_id": claim.run_id, "claim": claim.claim, "worker": claim.worker, "run_name": claim.name}

@@ -99,7 +99,9 @@ class Service:
             gatekeeper=gatekeeper,
             presence=self.presence,
             lister=Lister(api, self.presence, clock=CLOCK, meters=parts.meters),
-            echoes=Echoes(api, mark=Mark(fleet=settings.fleet), meters=parts.meters, clock=CLOCK.monotonic),
+            echoes=Echoes(
+                api, ledger.claims, mark=Mark(fleet=settings.fleet), meters=parts.meters, clock=CLOCK.monotonic
+            ),
             unfit=UnfitRuns(
                 api, clock=CLOCK, cloud_logs=settings.cloud_logs, skew_seconds=lambda: self.presence.skew_seconds
             ),

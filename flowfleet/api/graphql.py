@@ -13,7 +13,7 @@ import requests
 from flowfleet.api.address import Address
 from flowfleet.api.dialect import Dialect, Tone
 from flowfleet.api.session import TRIES, Session
-from flowfleet.errors import ApiRejected
+from flowfleet.errors import ApiRejected, ApiUnavailable
 
 #: the version whose traffic this is: Cloud reads its rules for old clients off it
 CORE_VERSION = "1.4.1"
@@ -77,6 +77,11 @@ class GraphQL:
         return self._session.key_refused
 
     @property
+    def bulk_seconds(self) -> float:
+        """How long the answer to many states may take."""
+        return self._session.bulk_seconds
+
+    @property
     def skew_seconds(self) -> float:
         """The server's clock minus ours."""
         return self._session.skew_seconds
@@ -137,12 +142,13 @@ class GraphQL:
         self._session.proven = True
         errors = tuple(_errors(answer))
         data = answer.get("data")
-        if isinstance(data, Mapping) and (data or not errors):
+        if isinstance(data, Mapping) and data:
             return Reply(data, errors)
         if errors:
             where = self.address.shown
             raise QueryRejected(f"the Prefect API at {where} refuses {named}: {_reason(answer)[:300]}", errors)
-        return Reply({})
+        # GraphQL names each field that was asked for, or says why not: this was cut off on its way
+        raise ApiUnavailable(f"the Prefect API at {self.address.shown} answers {named} with nothing", answered=True)
 
 
 def is_graphql(body: Any) -> bool:

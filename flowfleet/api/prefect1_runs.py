@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _FIELDS = "id name version state serialized_state state_timestamp scheduled_start_time labels heartbeat"
 _TASK_FIELDS = "id version state serialized_state"
+_STATE_FIELDS = "version state serialized_state"
 #: tasks that are neither over nor not begun: they say whether a run comes back, and what a dead process left behind
 _OPEN = (*sorted(WAITING), SUBMITTED, "Running")
 #: so many of them are read of one run, and so many runs in one request
@@ -76,7 +77,7 @@ class Runs:
         """The states of a run since a version of it, the oldest first."""
         where = literal({"id": {"_eq": run_id}})
         since = literal({"version": {"_gt": after}})
-        states = f"states(where: {since}, order_by: {{version: asc}}) {{ version state serialized_state }}"
+        states = f"states(where: {since}, order_by: {{version: asc}}) {{ {_STATE_FIELDS} }}"
         answer = self.ask(f"query {{ flow_run(where: {where}) {{ id {states} }} }}", "flow_run")
         with reading("for the history of a run"):
             found: list[Json] = [state for row in rows(answer) for state in rows(row["states"])]
@@ -96,6 +97,18 @@ class Runs:
 def _open_tasks() -> str:
     where = literal({"state": {"_in": list(_OPEN)}})
     return f"task_runs(where: {where}, limit: {_MOST_TASKS}) {{ {_TASK_FIELDS} }} "
+
+
+def states_since(version: int | None) -> str:
+    """The states of a run that were written after a version of it, to be read with the run itself."""
+    if version is None:
+        return ""
+    return f"states(where: {literal({'version': {'_gt': version}})}) {{ {_STATE_FIELDS} }} "
+
+
+def last_states(number: int) -> str:
+    """The newest states of a run, to be read with the run itself."""
+    return f"states(order_by: {{version: desc}}, limit: {number}) {{ {_STATE_FIELDS} }} "
 
 
 def late_tasks(before: datetime) -> str:

@@ -136,11 +136,12 @@ class Run:
 
     @property
     def stamp(self) -> Stamp | None:
-        """Ours, on the state that stands; of a late retry it stands on its task runs."""
-        own = Stamp.read(self.serialized)
-        if own is not None or self.state != "Running":
-            return own
-        return next((task.stamp for task in self.tasks if task.stamp), None)
+        """Ours, on the state that stands; of a late retry it stands on its task runs.
+
+        These come first: a Running run that was written back after Lazarus bears a stamp too, of an earlier claim.
+        """
+        of_tasks = (task.stamp for task in self.tasks if task.stamp) if self.state == "Running" else ()
+        return next(iter(of_tasks), None) or Stamp.read(self.serialized)
 
     @property
     def kind(self) -> Kind:
@@ -189,20 +190,27 @@ class Run:
 
 
 #: not ends yet, but orders that no write of ours may cover
-_CANCELS = frozenset({Kind.CANCELLING})
+CANCELS = frozenset({Kind.CANCELLING})
 #: a run that somebody has put off is not to be started at its old time either
-PUT_OFF = _CANCELS | {Kind.SCHEDULED}
+PUT_OFF = CANCELS | {Kind.SCHEDULED}
+#: and one that another agent has claimed, or an engine begun, is not to be started once more
+THEIRS = PUT_OFF | {Kind.PENDING, Kind.RUNNING}
 
 # -- the JSON of states that we write
 
 _NO_RESULT = {"type": "NoResultType", "__version__": CORE_VERSION}
 
 
+def plain(text: str) -> str:
+    """Without what no database of a server keeps (NUL, halves of surrogate pairs): it would refuse the whole state."""
+    return text.replace("\x00", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
+
+
 def written(name: str, message: str, stamp: Stamp | None = None, **more: Any) -> dict[str, Any]:
     """A state as the engine's own serializer writes it."""
     return {
         "type": name,
-        "message": message,
+        "message": plain(message),
         "context": stamp.to_context() if stamp else {},
         "cached_inputs": {},
         "_result": _NO_RESULT,
@@ -234,17 +242,33 @@ def before_submitted(serialized: Mapping[str, Any]) -> dict[str, Any] | None:
     return dict(inner) if isinstance(inner, Mapping) and inner.get("type") else None
 
 
-def overtaken(versions: Sequence[Json], stamp: Stamp, *, kinds: Collection[Kind] = _CANCELS) -> dict[str, Any] | None:
-    """An end, or one of these kinds, that somebody wrote between our reading and our writing.
+def overtaken(versions: Sequence[Json], stamp: Stamp, *, kinds: Collection[Kind]) -> dict[str, Any] | None:
+    """An end, or one of these kinds, that somebody wrote between our reading and our writing, or at the same moment.
 
-    `versions` are the run's states. A Prefect Server takes any state over any other, so our write may have covered it.
+    `versions` are the run's states. A Prefect Server takes any state over any other, so our write may have covered it;
+    and it gives two states that are written at once the same version, of which the first stands and the other is only
+    kept (source: Prefect Server). Of several the last counts, but an end yields to nothing but a restart.
     """
-    if stamp.version is None:
+    found: dict[str, Any] | None = None
+    since = stamp.version
+    if since is None:
         return None
-    for row in sorted(versions, key=lambda row: row.get("version") or 0):
+    rows = sorted((row for row in versions if (row.get("version") or 0) > since), key=lambda row: row["version"])
+    ours = [row["version"] for row in rows if _call_of(row) == stamp.call]
+    for row in rows:
         state = row.get("serialized_state") or {}
         kind = kind_of(str(row.get("state") or state.get("type") or ""))
-        later = (row.get("version") or 0) > stamp.version
-        if later and (kind.terminal or kind in kinds) and Stamp.read(state) is None:
-            return dict(state)
-    return None
+        whose = Stamp.read(state)
+        # of two fleets the later one yields, or they would both; other agents never do
+        yields = whose is not None and not kind.terminal and bool(ours) and row["version"] >= ours[0]
+        if not (kind.terminal or kind in kinds) or yields or (whose is not None and whose.fleet == stamp.fleet):
+            continue
+        ended = found is not None and kind_of(str(found.get("type"))).terminal
+        if not ended or kind.terminal or kind is Kind.SCHEDULED:
+            found = dict(state)
+    return found
+
+
+def _call_of(row: Json) -> str | None:
+    stamp = Stamp.read(row.get("serialized_state") or {})
+    return stamp.call if stamp else None

@@ -1,8 +1,8 @@
 """Write: each state that flowfleet writes at a Prefect 1 API, and how it is known whether it stands.
 
 A Prefect Server takes any state over any other and has no version lock (source: Prefect Server), so every write reads
-first, names the version that it has read, and reads again: a version more than its own means that somebody wrote in
-between, and what that was is looked up in the run's history and given its due.
+first, names the version that it has read, and reads again, with the states that were written since: what of them is
+somebody else's was written in between, or at the very moment, and is given its due.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from flowfleet.api.client import Answer, Kind, Mark, Verdict
-from flowfleet.api.prefect1_runs import Runs
+from flowfleet.api.prefect1_runs import Runs, last_states, states_since
 from flowfleet.api.prefect1_states import (
+    CANCELS,
     PUT_OFF,
     SUBMITTED,
+    THEIRS,
     WAITING,
     Run,
     Stamp,
@@ -27,12 +29,12 @@ from flowfleet.api.prefect1_states import (
     before_submitted,
     kind_of,
     overtaken,
+    plain,
     scheduled_again,
     stamp_of,
     submitted,
     written,
 )
-from flowfleet.api.session import BULK_SECONDS
 from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused, RunGone
 from flowfleet.flow_run import FlowRun
 
@@ -49,6 +51,8 @@ _CLOCKS = timedelta(seconds=3)
 _FRESH_SECONDS = 1.0
 #: a state that was read so recently need not be read again before a run is launched
 _JUST_READ_SECONDS = 2.0
+#: as a rule our claim is the newest of them, and what it may have covered the one before
+_NEWEST = 4
 _ENDS = (Kind.CRASHED, Kind.FAILED, Kind.CANCELLED)
 
 
@@ -104,12 +108,14 @@ class Writes:
 
     def read(self, run_id: str, extra: str = "") -> Run:
         """The run as it truly stands: an end that our own write has covered is put back. Raises `RunGone`."""
-        run = self._runs.one(run_id, extra)
+        run = self._runs.one(run_id, last_states(_NEWEST) + extra)
         stamp = run.stamp
-        ours = stamp is not None and not stamp.done and run.state == SUBMITTED
-        if not ours or stamp is None or stamp.version is None or run.version in (None, stamp.version + 1):
+        if stamp is None or stamp.done or stamp.version is None or run.state != SUBMITTED:
             return run
-        covered = overtaken(self._runs.versions(run_id, stamp.version), stamp, kinds=PUT_OFF)
+        states = run.row.get("states") or []
+        if len(states) == _NEWEST and all((row.get("version") or 0) > stamp.version for row in states):
+            states = self._runs.versions(run_id, stamp.version)
+        covered = overtaken(states, stamp, kinds=THEIRS)
         return run if covered is None else self._put_back(run, covered)
 
     def _put_back(self, run: Run, covered: Mapping[str, Any]) -> Run:
@@ -134,7 +140,7 @@ class Writes:
             rows, now = self._rows(runs), self._now()
             answers = {run.run_id: answer for run in runs if (answer := _before(rows.get(run.run_id), call, now))}
             changes = {
-                run.run_id: _claiming(rows[run.run_id], number, stamp_of(mark, call, rows[run.run_id]), self._now())
+                run.run_id: _claiming(rows[run.run_id], number, stamp_of(mark, call, rows[run.run_id]), now)
                 for number, run in enumerate(runs)
                 if run.run_id not in answers
             }
@@ -149,6 +155,8 @@ class Writes:
 
     def _rows(self, runs: Sequence[FlowRun]) -> dict[str, Run]:
         rows = {run.run_id: row for run in runs if (row := self._lately(run.run_id, _FRESH_SECONDS)) is not None}
+        # a listing has only the tasks that are late: of a late retry the others count too
+        rows = {run_id: row for run_id, row in rows.items() if row.state == "Scheduled"}
         missing = [run.run_id for run in runs if run.run_id not in rows]
         if missing:
             rows |= self._runs.many(missing)
@@ -194,14 +202,13 @@ class Writes:
                 back.append(_of_run(run, scheduled_again(run, due, again, reason)))
             return back
 
-        return self._fenced(run_id, changes)
+        return self._fenced(run_id, changes, kinds=THEIRS)
 
     def report(self, run_id: str, kind: Kind, message: str, mark: Mark) -> Answer:
         """Propose an end; its tasks that were running have ended with it."""
         if kind not in _ENDS:
             raise ValueError(f"{kind} is no end that flowfleet reports")
-        name = "Cancelled" if kind is Kind.CANCELLED else "Failed"
-        told = str(uuid.uuid5(uuid.UUID(run_id), f"{name} {message}"))
+        told = str(uuid.uuid5(uuid.UUID(run_id), plain(f"{kind} {message}")))
 
         def changes(run: Run) -> Answer | list[Change]:
             stamp = Stamp.read(run.serialized)
@@ -212,11 +219,17 @@ class Writes:
                 return Answer(verdict=verdict, reason=f"the run is {run.state} already", state=state)
             if run.state in WAITING:
                 return _refused(run, f"the run is {run.state}, it goes on")
+            # a cancel that came after the process was looked at has its end too, whatever the process died of
+            name = "Cancelled" if Kind.CANCELLED in (kind, state.kind) or state.kind is Kind.CANCELLING else "Failed"
             end = written(name, message, Stamp(fleet=mark.fleet, call=told, version=run.version, done=told))
             # the flow run first: a task that ends under a run that goes on would look as if it had ended by itself
             return [_of_run(run, end), *_ends_of_tasks(run.tasks, written(name, message))]
 
-        return self._fenced(run_id, changes)
+        answer = self._fenced(run_id, changes, kinds=PUT_OFF)
+        if answer.verdict is Verdict.REFUSED and answer.being_cancelled:
+            # the cancel that came meanwhile stands again and waits for its end: told once more
+            return replace(answer, verdict=Verdict.UNSURE)
+        return answer
 
     def reinstate(self, run_id: str, claim: str, mark: Mark) -> Answer:
         """Scheduled → what it was, where somebody has put a run back that has a process."""
@@ -236,24 +249,33 @@ class Writes:
             back = Stamp(fleet=mark.fleet, call=claim, claim=claim, version=run.version, done=claim)
             return [_of_run(run, {**stood, "context": {**(stood.get("context") or {}), **back.to_context()}})]
 
-        return self._fenced(run_id, changes)
+        return self._fenced(run_id, changes, kinds=CANCELS)
 
     # the one way of writing
 
-    def _fenced(self, run_id: str, decide: Callable[[Run], Answer | list[Change]]) -> Answer:
-        """Read, decide, write with the version that was read, and read again what stands there."""
+    def _fenced(self, run_id: str, decide: Callable[[Run], Answer | list[Change]], *, kinds: frozenset[Kind]) -> Answer:
+        """Read, decide, write with the version that was read, and read again what stands there.
+
+        Ends, and states of these `kinds`, that somebody has written meanwhile are put back.
+        """
 
         def carry_out() -> Answer:
             run = self.read(run_id)
             decided = decide(run)
-            return decided if isinstance(decided, Answer) else self._carry_out(run, decided, decide)
+            return decided if isinstance(decided, Answer) else self._carry_out(run, decided, decide, kinds)
 
         return _asked(carry_out)
 
-    def _carry_out(self, run: Run, changes: list[Change], decide: Callable[[Run], Answer | list[Change]]) -> Answer:
+    def _carry_out(
+        self,
+        run: Run,
+        changes: list[Change],
+        decide: Callable[[Run], Answer | list[Change]],
+        kinds: frozenset[Kind],
+    ) -> Answer:
         reply = self._write(changes)
-        after = self._runs.one(run.run_id)
-        covered = self._covered(run, after, changes)
+        after = self._runs.one(run.run_id, states_since(run.version))
+        covered = _covered(run, after, kinds)
         if covered is not None:
             return _refused(self._put_back(after, covered), f"somebody made it {covered.get('type')} meanwhile")
         failed = [error.message for change in changes if (error := reply.error_of(change.alias)) is not None]
@@ -265,20 +287,6 @@ class Writes:
             return again
         reason = "; ".join(failed) or "the write was accepted and does not stand there"
         return Answer(verdict=Verdict.UNSURE, reason=reason[:300], state=after.to_state())
-
-    def _covered(self, run: Run, after: Run, changes: Sequence[Change]) -> dict[str, Any] | None:
-        """What somebody else wrote to the run between our two readings, if it was an end or a cancel."""
-        ours = sum(change.target == "flow_run_id" for change in changes)
-        if run.version is None or after.version is None or after.version <= run.version + ours:
-            return None
-        stamp = Stamp.read(after.serialized)
-        if stamp is None or not stamp.done:
-            return None  # theirs came last and stands
-        found = overtaken(self._runs.versions(run.run_id, run.version), replace(stamp, version=run.version))
-        # our own end over a cancel that is under way is the end of that cancel
-        if found is not None and found.get("type") == "Cancelling" and after.kind is Kind.CANCELLED:
-            return None
-        return found
 
     def _write(self, changes: Sequence[Change], agent: str | None = None) -> Reply:
         head = ", ".join(f"${change.alias}: {change.field}_input!" for change in changes)
@@ -292,7 +300,9 @@ class Writes:
             }
             for change in changes
         }
-        return self._graphql.ask(f"mutation({head}) {{ {body} }}", inputs, agent=agent, seconds=BULK_SECONDS)
+        return self._graphql.ask(
+            f"mutation({head}) {{ {body} }}", inputs, agent=agent, seconds=self._graphql.bulk_seconds
+        )
 
 
 def _asked(work: Callable[[], Answer]) -> Answer:
@@ -305,6 +315,18 @@ def _asked(work: Callable[[], Answer]) -> Answer:
         raise
     except (ApiUnavailable, ApiRejected) as error:
         return Answer.unsure(error)
+
+
+def _covered(run: Run, after: Run, kinds: frozenset[Kind]) -> dict[str, Any] | None:
+    """What somebody else wrote to the run between our two readings, if our own write stands over it."""
+    stamp = Stamp.read(after.serialized)
+    if run.version is None or stamp is None or not stamp.done:
+        return None  # theirs came last and stands
+    found = overtaken(after.row.get("states") or (), replace(stamp, version=run.version), kinds=kinds)
+    # our own end over a cancel that is under way is the end of that cancel
+    if found is not None and found.get("type") == "Cancelling" and after.kind is Kind.CANCELLED:
+        return None
+    return found
 
 
 def _of_run(run: Run, state: Mapping[str, Any], alias: str = "r0") -> Change:
@@ -321,7 +343,9 @@ def _before(run: Run | None, call: str, now: datetime) -> Answer | None:
         return Answer(verdict=Verdict.REFUSED, reason="the run does not exist any more", gone=True)
     if run.claimed_by(call):
         return Answer(verdict=Verdict.ACCEPTED, state=run.to_state())
-    late = run.state == "Running" and any(task.state in WAITING for task in run.tasks)
+    late = run.state == "Running" and any(task.due(now) for task in run.tasks)
+    if late and any(task.state == "Running" for task in run.tasks):
+        return _refused(run, "another task of the run is Running, its process is left alone")
     if run.state != "Scheduled" and not late:
         return _refused(run, f"the run is {run.state}, not to be claimed")
     if not late and run.start_time is not None and run.start_time > now + _CLOCKS:
@@ -339,12 +363,24 @@ def _claiming(run: Run, number: int, stamp: Stamp, now: datetime) -> list[Change
             target="task_run_id",
             item=task.task_run_id,
             version=task.version,
-            state=submitted(task.serialized, stamp, task=True),
+            state=submitted(before, stamp, task=True),
         )
         for place, task in enumerate(run.tasks)
-        if task.due(now)
+        if (before := _claimable(task, stamp, now)) is not None
     ]
     return changes
+
+
+def _claimable(task: Task, stamp: Stamp, now: datetime) -> Mapping[str, Any] | None:
+    """What Submitted goes over: a task that is due, or what stood below an earlier claim of this fleet.
+
+    The ledger has granted the run to this claim, so that one is dead.
+    """
+    if task.due(now):
+        return task.serialized
+    if task.stamp is not None and task.stamp.fleet == stamp.fleet and task.stamp.call != stamp.call:
+        return before_submitted(task.serialized)
+    return None
 
 
 def _judged(changes: Sequence[Change], reply: Reply) -> Answer:

@@ -78,6 +78,14 @@ class Rows:
         with self.lock:
             self.writer.put("flow_run", run_id, {"type": kind, "message": message, "context": {}, **fields})
 
+    def tie(self, run_id: str, kind: str, message: str = "", **fields: Any) -> None:
+        """A state of another who read the run when the standing one's writer did: kept in the history only.
+
+        Server reads the version, then inserts the next one; the second of two equal versions changes no run [srv].
+        """
+        with self.lock:
+            self.writer.tie(run_id, {"type": kind, "message": message, "context": {}, **fields})
+
     def write_task(self, run_id: str, kind: str, message: str = "", *, slug: str = "task", **fields: Any) -> None:
         """The same for the run's task of this slug."""
         with self.lock:

@@ -73,6 +73,21 @@ class States:
             self._cancel_tasks(run_id)
         return self._run(table, run_id)
 
+    def tie(self, run_id: str, state: Mapping[str, Any]) -> None:
+        """One row of history with the version that stands already."""
+        run = self._run("flow_run", run_id)
+        self._store.insert(
+            "flow_run_state",
+            flow_run_id=run_id,
+            tenant_id=run["tenant_id"],
+            version=run["version"],
+            state=state["type"],
+            serialized_state=dict(state),
+            message=state.get("message"),
+            start_time=state.get("start_time"),
+            timestamp=self._now(),
+        )
+
     def _stamps(self, table: str, run: Row, kind: str) -> dict[str, Any]:
         now = self._now()
         stamps: dict[str, Any] = {}

@@ -460,7 +460,7 @@ class World:
             gatekeeper=self.gatekeeper,
             presence=self.presence,
             lister=Lister(self.api, self.presence, clock=self.time.clock, meters=self.meters),
-            echoes=Echoes(self.api, mark=parts.mark, meters=self.meters, clock=monotonic),
+            echoes=Echoes(self.api, self.claims, mark=parts.mark, meters=self.meters, clock=monotonic),
             unfit=UnfitRuns(self.api, clock=self.time.clock, cloud_logs=self.cloud_logs),
             bell=self,
             clock=self.time.clock,

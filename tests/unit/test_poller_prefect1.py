@@ -411,6 +411,24 @@ def test_an_echo_of_a_silent_worker_is_not_written_back():
     assert len(claimed(world)) == 1
 
 
+def test_a_run_whose_process_ended_while_the_api_listed_is_not_written_back():
+    world = world_with("x")
+    run = running(world)
+    world.api.lazarus(run)
+    due = world.api.due
+
+    def slow(offers, **how):
+        found = due(offers, **how)
+        world.claims.be(run, State.ENDED, "worker@a")
+        return found
+
+    world.api.due = slow
+    world.rounds(15)
+
+    assert world.api.count("reinstate") == 0
+    assert world.api.kind(run) is Kind.SCHEDULED
+
+
 def test_many_echoes_at_once_are_written_back_in_turns():
     world = world_with("x", slots=60)
     runs = [running(world) for _ in range(60)]
