@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -111,6 +112,12 @@ def applied(settings: S, api: ApiClient) -> S:
     if not isinstance(api, Prefect1):
         logger.warning("--agent-config-id is ignored, only Prefect 1 has agent configs")
         return settings
+    try:
+        uuid.UUID(config_id)
+    except ValueError as error:
+        raise SettingsError(
+            f"--agent-config-id cannot be {config_id!r}: it must be an id such as 01234567-89ab-cdef-0123-456789abcdef"
+        ) from error
     return lay_over(settings, api.agent_config(config_id), config_id)
 
 

@@ -252,7 +252,7 @@ def config_command(ctx: click.Context, settings: Common) -> None:
     }
     common = {name for name, _ in options_of(Common)}
     found = Found.of(settings, os.environ)
-    for line in found.lines(settings, {"name"}):
+    for line in found.lines(found.with_defaults(settings), {"name"}):
         click.echo(line)
     for command, cls in (("poller", PollerSettings), ("worker", WorkerSettings), ("flowfleet", UpSettings)):
         config = read_config(ctx.params["config_file"], command, known_keys())

@@ -23,6 +23,7 @@ from flowfleet.hangup import Hangup
 from flowfleet.install import command as install_command
 from flowfleet.secret_files import SecretFiles
 from flowfleet.settings import PollerSettings, options
+from flowfleet.unused import tell_unused
 from poller.bell import Bell
 from poller.meters import Meters
 from poller.outage import Outage
@@ -60,6 +61,7 @@ def enter(door: Door, settings: PollerSettings) -> Entered:
     info = api.probe()
     logger.info("API found", extra={"backend": info.backend, "version": info.version})
     settings = agent_config.applied(door.defaults(settings), api)
+    tell_unused(settings, info.backend)
     return Entered(api=door.client_for(settings), settings=settings, skew_seconds=info.skew_seconds)
 
 
@@ -161,6 +163,7 @@ def start(settings: PollerSettings) -> int:
     \b
     poller start
     poller start --api http://HOST:4200/api --redis redis://HOST:6379/0
+    poller start --backend prefect1 --api http://HOST:4200
     poller start --agent-address http://127.0.0.1:8080
     """  # noqa: D301 - click reads the escape
     return poll(settings)

@@ -29,6 +29,7 @@ from flowfleet.ledger.roster import Row
 from flowfleet.monitor import page
 from flowfleet.secret_files import SecretFiles
 from flowfleet.settings import WorkerSettings, options
+from flowfleet.unused import tell_unused
 from workers import clone, sign_on
 from workers import page as worker_page
 from workers.abilities import Abilities
@@ -77,6 +78,7 @@ def start(settings: WorkerSettings) -> int:
     \b
     worker start --pool mine --slots 4
     worker start --api http://HOST:4200/api --redis redis://HOST:6379/0
+    worker start --backend prefect1 --api http://HOST:4200 --label etl
     worker start --python /srv/flows/.venv/bin/python
     """  # noqa: D301 - click reads the escape
     return serve(settings, os.environ)
@@ -139,6 +141,10 @@ def serve(settings: WorkerSettings, environ: Mapping[str, str], guest: Guest = G
     sign_on.check_ledger(ledger)
     row = _row(settings, api, sign_on.new_nonce(), wait=hangup.wait)
     _sign_on(ledger, row, state, host, api)
+    serves: Mapping[str, object] = (
+        {"labels": sorted(row.offer.labels)} if api.backend == "prefect1" else {"pools": ", ".join(row.offer.pools)}
+    )
+    logger.info("worker joins the fleet", extra={"worker": row.worker, "slots": row.slots, **serves})
     parts = Parts(
         settings=settings,
         row=row,
@@ -187,6 +193,7 @@ def _enter(
         entered.append((door.client_for(fitted), fitted))
 
     sign_on.patiently(ask, "the Prefect API", wait=wait)
+    tell_unused(settings, entered[0][0].backend)
     return entered[0]
 
 

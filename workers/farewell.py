@@ -26,6 +26,9 @@ LAST_WORDS_SECONDS = 1.5
 #: what runs that were told to end get beyond their grace: to be killed, looked at and reported
 TELL_SECONDS = 15.0
 
+_WAITS = "this worker stops, and waits for its runs before it ends them: a second signal leaves them as they are"
+_ENDS = "this worker stops, and ends its runs: a second signal leaves them as they are"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Farewell:
@@ -66,6 +69,11 @@ class Farewell:
         self.stopping.done()
 
     def _end_runs(self, mode: str) -> None:
+        if self.attempts.all():
+            logger.info(
+                _WAITS if mode == "wait" else _ENDS,
+                extra={"worker": self.row.worker, "runs": len(self.attempts.all()), "grace_seconds": self.grace},
+            )
         if mode == "wait" and self._wait(self.grace):
             return
         stopped: set[str] = set()

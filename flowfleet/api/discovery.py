@@ -68,7 +68,7 @@ def find_address(settings: Common, environ: Mapping[str, str], found: Mapping[st
         url, source = found["PREFECT_API_URL"].value, f"PREFECT_API_URL ({found['PREFECT_API_URL'].source})"
     if not url:
         raise no_address()
-    url, user = parse_url(url, source, example="http://HOST:4200/api")
+    url, user = parse_url(url, source, example="http://HOST:4200/api, or that of Prefect 1 like http://HOST:4200")
     return Address(
         url=url,
         authorization=_authorization(settings, found, user),

@@ -173,6 +173,8 @@ def _errors(body: Any) -> Iterator[GraphError]:
 
 
 def _reason(body: Any) -> str:
+    if not is_graphql(body):
+        return "what answers is no GraphQL"
     return "; ".join(error.message for error in _errors(body)) or "no reason given"
 
 
@@ -201,7 +203,7 @@ def _passing(error: GraphError) -> bool:
 
 def _hint(address: Address) -> str:
     if address.shown.rstrip("/").endswith("/api"):
-        return ", the address of a Prefect 1 API has no /api at its end"
+        return ", the address of a Prefect 1 API has no /api at its end, and one of Prefect 3 is no Prefect 1"
     return ", a Prefect Server is usually at http://HOST:4200"
 
 

@@ -130,14 +130,14 @@ class Prefect1:
         return self._tenant
 
     def _own_tenant(self) -> str:
-        answer = self._runs.ask("query { auth_info { tenant_id } }", "auth_info")
+        answer = self._runs.ask("query { auth_info { tenant_id } }", "auth_info", tries=ASKED_TRIES)
         tenant = answer.get("tenant_id") if isinstance(answer, Mapping) else None
         if not tenant:
             raise ApiRejected(f"the Prefect API at {self.address} tells no tenant for our key, give it by --tenant-id")
         return str(tenant)
 
     def _first_tenant(self) -> str:
-        answer = self._runs.ask("query { tenant { id } }", "tenant")
+        answer = self._runs.ask("query { tenant { id } }", "tenant", tries=ASKED_TRIES)
         with reading("for its tenants"):
             found = [str(row["id"]) for row in rows(answer)]
         if not found:
@@ -156,7 +156,9 @@ class Prefect1:
     def agent_config(self, config_id: str) -> dict[str, Any]:
         """The settings that the API keeps for agents under this id."""
         where = literal({"id": {"_eq": config_id}})
-        answer = self._runs.ask(f"query {{ agent_config(where: {where}) {{ settings }} }}", "agent_config")
+        answer = self._runs.ask(
+            f"query {{ agent_config(where: {where}) {{ settings }} }}", "agent_config", tries=ASKED_TRIES
+        )
         with reading("for an agent config"):
             found = [dict(row["settings"] or {}) for row in rows(answer)]
         if not found:

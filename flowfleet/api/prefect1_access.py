@@ -80,8 +80,8 @@ def _tenant(settings: Common, found: Prefect1Settings, url: str) -> str | None:
         return str(uuid.UUID(tenant.value))
     except ValueError as error:
         raise SettingsError(
-            f"{tenant.source} cannot be {tenant.value!r}, it must be a tenant's id such as "
-            "01234567-89ab-cdef-0123-456789abcdef (`prefect auth list-tenants` shows yours)"
+            f"{tenant.source} cannot be {tenant.value!r}: it must be a tenant's id such as "
+            "01234567-89ab-cdef-0123-456789abcdef, and `prefect auth list-tenants` shows yours"
         ) from error
 
 

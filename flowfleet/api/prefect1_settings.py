@@ -32,6 +32,7 @@ _DEFAULTS: Mapping[str, str] = {
 }
 _PREFIX = "PREFECT__"
 _DEFAULT = "default"
+_OF_ENVIRONMENT = " in the environment"
 #: each of these says on purpose that a Prefect 1 API is there
 _NAME_AN_API = ("cloud.api", "cloud.endpoint", "server.endpoint", "server.host", "server.port", "cloud.api_key")
 #: where keys have stood in the course of time; what prefect 1.4.1 reads comes first
@@ -67,7 +68,7 @@ class Prefect1Settings:
             path = self._path(environ.get(_PREFIX + name) or f"~/.prefect/{default}")
             self._raw |= {key: _Raw(value, f"{key} in {path}") for key, value in _flat(read_toml(path))}
         self._raw |= {
-            name.removeprefix(_PREFIX).lower().replace("__", "."): _Raw(value, f"{name}, environment")
+            name.removeprefix(_PREFIX).lower().replace("__", "."): _Raw(value, f"{name}{_OF_ENVIRONMENT}")
             for name, value in environ.items()
             if name.startswith(_PREFIX)
         }
@@ -105,7 +106,7 @@ class Prefect1Settings:
     @property
     def names_an_api(self) -> bool:
         """They say on purpose that there is a Prefect 1 API."""
-        by_variable = self.given("backend") and self._raw["backend"].source.endswith(", environment")
+        by_variable = self.given("backend") and self._raw["backend"].source.endswith(_OF_ENVIRONMENT)
         return by_variable or any(map(self.given, _NAME_AN_API))
 
     @property
@@ -146,7 +147,8 @@ class Prefect1Settings:
                 break
             other = self._resolved(match[1], depth - 1)
             text = text.replace(match[0], other.value, 1)
-            source = other.source if source == _DEFAULT else source
+            if raw.source == _DEFAULT and other.source != _DEFAULT:  # the last one is the nearest to the value
+                source = other.source
         return Found(text, source)
 
     def _expanded(self, text: str) -> str:

@@ -318,10 +318,11 @@ class Session:
         status = answer.status_code
         where, named = self.address.shown, asked.named
         if tone is Tone.REFUSED:
+            body = _json(answer)
+            by_status = status >= HTTPStatus.BAD_REQUEST  # GraphQL refuses in the body of a 200
+            said = f"{_status(status)} to {named}" if by_status else self._dialect.reason(body)[:300]
             raise CredentialsRefused(
-                f"the Prefect API at {where} refuses our credentials ({_status(status)} to {named}), "
-                f"{self._dialect.key_remedy}",
-                _json(answer),
+                f"the Prefect API at {where} refuses our credentials ({said}), {self._dialect.key_remedy}", body
             )
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             raise ApiUnavailable(
@@ -337,8 +338,10 @@ class Session:
                     "but not in Prefect's words"
                 )
             detail = "no JSON" if body is _NO_JSON else self._dialect.reason(body)[:300]
+            # where no question was ever answered, the address itself may be wrong
+            hint = self.hint() if status == HTTPStatus.NOT_FOUND and not self.proven else ""
             raise Refused(
-                f"the Prefect API at {where} refuses {named} with {_status(status)}: {detail}", status, detail
+                f"the Prefect API at {where} refuses {named} with {_status(status)}: {detail}{hint}", status, detail
             )
         if not answer.content:
             return None

@@ -9,7 +9,8 @@ from enum import StrEnum
 from typing import Any
 
 from flowfleet.api.client import ApiClient, Mark, Rival, ServerInfo
-from flowfleet.errors import ApiError, LedgerError, SettingsError
+from flowfleet.errors import ApiError, ApiUnavailable, KeyRefused, LedgerError, SettingsError
+from flowfleet.flow_run import Offer
 from flowfleet.monitor.metrics import our_version
 from flowfleet.monitor.redis_server import RedisServer, is_cluster
 from flowfleet.monitor.snapshot import Snapshot, bracketed
@@ -150,11 +151,19 @@ def api_checks(probe: Callable[[], ServerInfo]) -> Iterator[Check]:
         yield Check(name="api", verdict=Verdict.FAIL, found=str(error))
         return
     except ApiError as error:
-        yield Check(name="api", verdict=Verdict.FAIL, found=str(error), remedy="Start the API, or correct --api.")
+        # all others name a remedy of their own, or are a definite answer of what is at that address
+        away = isinstance(error, ApiUnavailable) and not isinstance(error, KeyRefused)
+        remedy = "Start the API, or correct --api." if away else ""
+        yield Check(name="api", verdict=Verdict.FAIL, found=str(error), remedy=remedy)
         return
     tenant = f", tenant {info.tenant}" if info.tenant else ""
-    yield Check(name="api", verdict=Verdict.OK, found=f"{info.backend} {info.version} answers{tenant}.")
+    yield Check(name="api", verdict=Verdict.OK, found=f"{_api_name(info)} answers{tenant}.")
     yield _clock("api clock", info.skew_seconds, "the API")
+
+
+def _api_name(info: ServerInfo) -> str:
+    # Prefect 1 tells no version of its own
+    return f"Prefect {info.version}" if info.backend == "prefect3" else "Prefect 1"
 
 
 def fleet_checks(snapshot: Snapshot) -> Iterator[Check]:
@@ -214,7 +223,7 @@ def label_checks(api: ApiClient, snapshot: Snapshot, clock: Callable[[], float] 
     if api.backend != "prefect1" or not offers:
         return
     try:
-        rivals, unserved = api.rivals(offers, Mark(fleet=snapshot.fleet)), api.unserved(offers)
+        rivals, unserved = _rivals_of(api, offers, snapshot), api.unserved(offers)
     except ApiError as error:
         yield Check(name="rivals", verdict=Verdict.WARN, found=f"Other agents could not be asked for: {error}")
         return
@@ -228,6 +237,16 @@ def label_checks(api: ApiClient, snapshot: Snapshot, clock: Callable[[], float] 
             found=f"The run {first.name} is due and no agent can take it: {first.reason.rstrip('.')}.{others}",
             remedy="Start a worker that can, or correct the run.",
         )
+
+
+def _rivals_of(api: ApiClient, offers: Sequence[Offer], snapshot: Snapshot) -> list[Rival]:
+    """Who takes runs of the live workers' labels: not the poller itself, which lately asked for workers that left."""
+    mark, left = Mark(fleet=snapshot.fleet), tuple(dict.fromkeys(worker.row.offer for worker in snapshot.workers))
+    found = api.rivals(offers, mark)
+    if not found or set(left) == set(offers):
+        return found
+    strangers = api.rivals(left, mark)
+    return [rival for rival in found if rival in strangers]
 
 
 def _rivals(rivals: Sequence[Rival], now: float) -> Iterator[Check]:

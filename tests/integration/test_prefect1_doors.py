@@ -94,10 +94,19 @@ def test_a_poller_starts_with_prefect_1s_own_settings_alone(commands, api):
 
 
 def test_a_poller_and_a_worker_ask_an_address_which_api_it_is(commands, api):
-    _, log = commands.start("worker", "start", "--api", api.url, "-l", "a")
+    address = f"http://127.0.0.1:{free_port()}"
+    python = commands.folder / "python"
+    python.write_text("#!/bin/sh\necho 1.4.1\n")
+    python.chmod(0o755)
+    worker, log = commands.start(
+        "worker", "start", "--api", api.url, "--python", str(python), "--agent-address", address, "-l", "a"
+    )
     done = commands.run("poller", "start", "--max-polls", "1", "--api", f"{api.url}/graphql")
     assert done.returncode == 0, done.stderr
-    says(log, "the API was asked which it is  backend=prefect1")
+    says(log, "the API was asked which it is")
+    says(log, "worker joins the fleet")
+    assert "a" in log.read_text().partition("worker joins the fleet")[2].partition("labels=")[2].splitlines()[0]
+    assert worker.poll() is None, log.read_text()
 
 
 @pytest.mark.parametrize("part", ["poller", "worker"])
@@ -149,18 +158,21 @@ def test_a_replaced_key_is_taken_at_sighup_without_a_restart(commands, keyed, en
 
 WRONG = [
     ({"PREFECT__BACKEND": "cloud"}, (), 2, "You have not set an API key for authentication"),
-    ({}, ("--tenant-id", "mine"), 2, "--tenant-id cannot be 'mine', it must be a tenant's id"),
+    ({}, ("--tenant-id", "mine"), 2, "--tenant-id cannot be 'mine': it must be a tenant's id"),
     ({}, ("--tenant-id", NO_TENANT), 3, f"has no tenant {NO_TENANT}, correct --tenant-id"),
     ({}, ("--agent-address", "http://127.0.0.1"), 2, "it must be http://HOST:PORT with the port"),
     ({}, ("--agent-config-id", NO_TENANT), 3, NO_TENANT),
-    ({"PREFECT__CLOUD__API": "localhost:4200"}, (), 2, "PREFECT__CLOUD__API, environment is not the address"),
+    ({}, ("--agent-config-id", "mine"), 2, "--agent-config-id cannot be 'mine': it must be an id such as"),
+    ({}, ("--backend", "prefect1", "--api", "API/api"), 3, "the address of a Prefect 1 API has no /api at its end"),
+    ({"PREFECT__CLOUD__API": "localhost:4200"}, (), 2, "PREFECT__CLOUD__API in the environment is not the address"),
 ]
 
 
 @pytest.mark.parametrize("part", ["poller", "worker"])
 @pytest.mark.parametrize(("env", "options", "code", "words"), WRONG)
 def test_what_is_wrong_is_one_sentence(commands, api, part, env, options, code, words):
-    done = commands.run(part, "start", *options, **{"PREFECT__CLOUD__API": api.url, **env})
+    told = [option.replace("API/", f"{api.url}/") for option in options]
+    done = commands.run(part, "start", *told, **{"PREFECT__CLOUD__API": api.url, **env})
     assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
     assert words in done.stderr.splitlines()[-1]
     assert done.stderr.splitlines()[-1].startswith("Error: ")
@@ -179,7 +191,11 @@ def test_a_broken_file_of_prefects_is_one_sentence(commands, api, name):
     ("options", "env", "words"),
     [
         (("--env", "NAME"), {}, "must be NAME=VALUE"),
-        ((), {"PREFECT__CLOUD__AGENT__LABELS": "['a'"}, "PREFECT__CLOUD__AGENT__LABELS, environment is not a list"),
+        (
+            (),
+            {"PREFECT__CLOUD__AGENT__LABELS": "['a'"},
+            "PREFECT__CLOUD__AGENT__LABELS in the environment is not a list",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_worker_is_one_sentence(commands, api, options, env, words):
@@ -191,15 +207,18 @@ def test_what_is_wrong_with_a_worker_is_one_sentence(commands, api, options, env
 def test_config_shows_what_prefect_1s_own_settings_add(commands):
     env = {
         "PREFECT__SERVER__HOST": "http://mine",
+        "PREFECT__BACKEND": "server",
         "PREFECT__CLOUD__AGENT__LABELS": "['a', 'b']",
+        "PREFECT__CLOUD__AGENT__LEVEL": "DEBUG",
         "PREFECT__CLOUD__AGENT__AUTH_TOKEN": "top-secret",
     }
     done = commands.run("flowfleet", "config", **env)
     assert done.returncode == 0, done.stderr
     for line in (
-        "api = http://mine:4200  (PREFECT__SERVER__HOST, environment)",
+        "api = http://mine:4200  (PREFECT__SERVER__HOST in the environment)",
         "backend = auto  (default; here prefect1)",
-        "label = a, b  (PREFECT__CLOUD__AGENT__LABELS, environment)",
+        "log-level = DEBUG  (PREFECT__CLOUD__AGENT__LEVEL in the environment)",
+        "label = a, b  (PREFECT__CLOUD__AGENT__LABELS in the environment)",
     ):
         assert line in done.stdout.splitlines()
     assert "top-secret" not in done.stdout

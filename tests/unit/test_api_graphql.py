@@ -1,6 +1,7 @@
 """GraphQL: what goes over the wire to a Prefect 1 API, and how its answers are read."""
 
 import json
+import re
 import socket
 from collections.abc import Iterator
 
@@ -106,7 +107,8 @@ def test_refused_credentials_by_status(door, status):
 def test_refused_credentials_in_the_body(door, entry, status):
     door.say(Said({"data": {"hello": None}, "errors": [entry]}, status), HELLO)
     asked = client(door, key="k")
-    with pytest.raises(KeyRefused, match="refuses our credentials"):
+    said = entry["message"] if status == 200 else "400 Bad Request to hello"
+    with pytest.raises(KeyRefused, match=re.escape(f"refuses our credentials ({said}), set")):
         asked.ask("query { hello }")
     assert asked.key_refused
     asked.ask("query { hello }")
@@ -196,6 +198,12 @@ def test_what_is_not_graphql_is_no_prefect_1_api(door, answer):
     with pytest.raises(ApiRejected, match=r"is not a Prefect API: hello is answered .* has no /api at its end"):
         asked.ask("query { hello }")
     assert not asked.proven
+
+
+def test_a_404_of_an_address_that_never_answered_has_the_remedy(door):
+    door.say(page(404))
+    with pytest.raises(ApiRejected, match=r"refuses hello with 404 Not Found: .* has no /api at its end"):
+        client(door, path="/api").ask("query { hello }")
 
 
 @pytest.mark.parametrize("answer", [page(), page(404), {"title": "welcome"}])

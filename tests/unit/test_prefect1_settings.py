@@ -96,12 +96,16 @@ def test_a_server_that_is_described_is_the_one_that_is_meant(home):
 
 @pytest.mark.parametrize("text", ["127.0.0.1:4200", "ftp://h", "http://h:port"])
 def test_an_address_that_is_none_names_its_setting(home, text):
-    with pytest.raises(SettingsError, match=r"PREFECT__CLOUD__API, environment is not the address .*http://HOST:4200"):
+    with pytest.raises(
+        SettingsError, match=r"PREFECT__CLOUD__API in the environment is not the address .*http://HOST:4200"
+    ):
         access(home, {"PREFECT__CLOUD__API": text})
 
 
 def test_a_backend_that_is_none_names_its_setting(home):
-    with pytest.raises(SettingsError, match="PREFECT__BACKEND, environment cannot be 'orion', use server or cloud"):
+    with pytest.raises(
+        SettingsError, match="PREFECT__BACKEND in the environment cannot be 'orion', use server or cloud"
+    ):
         access(home, {"PREFECT__BACKEND": "orion", "PREFECT__CLOUD__API": "http://h"})
 
 
@@ -164,11 +168,11 @@ def test_cloud_without_a_key_is_one_sentence_with_the_remedy(home):
     ("settings", "environ", "source"),
     [
         ({"tenant_id": "mine"}, {}, "--tenant-id"),
-        ({}, {"PREFECT__CLOUD__TENANT_ID": "mine"}, "PREFECT__CLOUD__TENANT_ID, environment"),
+        ({}, {"PREFECT__CLOUD__TENANT_ID": "mine"}, "PREFECT__CLOUD__TENANT_ID in the environment"),
     ],
 )
 def test_a_tenant_that_is_no_uuid_names_its_setting(home, settings, environ, source):
-    with pytest.raises(SettingsError, match=f"^{source} cannot be 'mine', it must be a tenant's id such as"):
+    with pytest.raises(SettingsError, match=f"^{source} cannot be 'mine': it must be a tenant's id such as"):
         access(home, environ, api="http://h:4200", **settings)
 
 
@@ -225,7 +229,9 @@ def test_labels_of_a_file_may_be_a_list_or_its_text(home):
 
 @pytest.mark.parametrize("text", ["{'a': 1}", "['a'", "[1, 2]", "('a'", "['']", "[['a']]"])
 def test_labels_that_are_no_list_are_one_sentence(home, text):
-    with pytest.raises(SettingsError, match=r"^PREFECT__CLOUD__AGENT__LABELS, environment is not a list of labels"):
+    with pytest.raises(
+        SettingsError, match=r"^PREFECT__CLOUD__AGENT__LABELS in the environment is not a list of labels"
+    ):
         worker(home, {"PREFECT__CLOUD__AGENT__LABELS": text})
 
 
@@ -240,7 +246,7 @@ def test_a_flag_a_variable_and_a_config_file_of_ours_come_before(home):
     found = worker(home, theirs)
     assert (found.labels, found.name, found.log_level) == (("theirs",), "theirs", "DEBUG")
     assert (found.cloud_logs, found.env) == (False, ("A=theirs",))
-    assert str(found.origins["name"]) == "PREFECT__CLOUD__AGENT__NAME, environment"
+    assert str(found.origins["name"]) == "PREFECT__CLOUD__AGENT__NAME in the environment"
     ours = worker(
         home,
         {**theirs, "FLOWFLEET_NAME": "ours", "FLOWFLEET_LOG_LEVEL": "error"},
@@ -254,7 +260,7 @@ def test_a_flag_a_variable_and_a_config_file_of_ours_come_before(home):
 def test_the_variables_of_every_run_may_be_a_table_of_the_file(home):
     write(home, "config.toml", '[cloud.agent.env_vars]\nMY_Var = "x=y"\n')
     assert worker(home, {}).env == ("MY_Var=x=y",)
-    with pytest.raises(SettingsError, match="ENV_VARS, environment is not a table of variables"):
+    with pytest.raises(SettingsError, match="ENV_VARS in the environment is not a table of variables"):
         worker(home, {"PREFECT__CLOUD__AGENT__ENV_VARS": "A=1"})
 
 
@@ -267,7 +273,9 @@ def test_the_agents_address_is_the_pollers_and_its_labels_are_the_workers(home):
     assert (poller.agent_address, poller.labels) == ("http://:8080", ())
     assert worker(home, environ).agent_address is None
     environ["PREFECT__CLOUD__AGENT__AGENT_ADDRESS"] = "http://127.0.0.1"
-    with pytest.raises(SettingsError, match=r"AGENT_ADDRESS, environment cannot be .*: it must be http://HOST:PORT"):
+    with pytest.raises(
+        SettingsError, match=r"AGENT_ADDRESS in the environment cannot be .*: it must be http://HOST:PORT"
+    ):
         applied(PollerSettings(), Prefect1Settings(environ, home))
 
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from flowfleet.api.client import Kind, Place, Rival, RunState, ServerInfo, Unfit
-from flowfleet.errors import ApiUnavailable
+from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused
 from flowfleet.flow_run import Offer, Route
 from flowfleet.monitor.doctor import Verdict, api_checks, fleet_checks, label_checks
 from flowfleet.monitor.explain import explain
@@ -112,7 +112,7 @@ def test_runs_due_for_labels_that_nobody_serves_are_named_by_the_checks():
 
 def test_the_api_is_named_with_its_tenant():
     info = ServerInfo(backend="prefect1", version="2022.1", skew_seconds=0.0, tenant="default")
-    assert next(api_checks(lambda: info)).found == "prefect1 2022.1 answers, tenant default."
+    assert next(api_checks(lambda: info)).found == "Prefect 1 answers, tenant default."
 
 
 class Api(SimpleNamespace):
@@ -121,8 +121,8 @@ class Api(SimpleNamespace):
     backend = "prefect1"
 
     def rivals(self, offers, mark):
-        assert ([each.labels for each in offers], mark.fleet) == ([("x",)], "default")
-        return self.others
+        assert mark.fleet == "default"
+        return [one for one in self.others if one.labels not in [each.labels for each in offers]]
 
     def unserved(self, offers):
         return self.nobodys
@@ -154,6 +154,28 @@ def test_many_foreign_agents_are_counted_and_none_is_fine():
     found = checks([rival(str(number)) for number in range(8)])
     assert len(found) == 6
     assert found[-1].found == "3 more agents take the same runs."
+
+
+def test_the_pollers_own_agent_of_a_worker_that_left_is_no_stranger():
+    left = replace(rival(), labels=("x", "z"))
+    rows = [worker("x"), worker("x", "z", live=False)]
+    assert [check.verdict for check in checks([left], rows=rows)] == [Verdict.OK]
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (ApiUnavailable("no answer"), "Start the API, or correct --api."),
+        (KeyRefused("it refuses our credentials, set KEY"), ""),
+        (ApiRejected("it has no tenant, correct --tenant-id"), ""),
+    ],
+)
+def test_an_error_with_a_remedy_of_its_own_gets_no_second_one(error, remedy):
+    def probe():
+        raise error
+
+    (check,) = api_checks(probe)
+    assert (check.verdict, check.remedy) == (Verdict.FAIL, remedy)
 
 
 def test_runs_that_no_agent_can_take_are_told():

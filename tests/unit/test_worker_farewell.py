@@ -140,3 +140,15 @@ def test_a_run_that_begins_while_the_runs_are_being_ended_is_ended_too(tmp_path,
     assert world.supervisor.stopped == [first, late]
     assert world.attempts.all() == []
     assert world.now < 7
+
+
+@pytest.mark.parametrize(("mode", "word"), [("wait", "waits for its runs"), ("cancel", "ends its runs")])
+def test_a_stop_that_takes_time_says_so_at_once(tmp_path, caplog, mode, word):
+    world = World(mode, tmp_path)
+    world.add("r1", State.RUNNING)
+    with caplog.at_level(logging.INFO):
+        world.farewell.say()
+
+    first = next(record for record in caplog.records if record.name == "workers.farewell")
+    assert word in first.message
+    assert (first.worker, first.runs, first.grace_seconds) == ("w@h", 1, 5.0)

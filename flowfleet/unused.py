@@ -1,0 +1,30 @@
+"""Unused settings: those that were given and mean nothing at the API that is there; each is told by a warning."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from flowfleet.options import options_of
+from flowfleet.settings import Common
+
+logger = logging.getLogger(__name__)
+
+#: by backend: what has no meaning there, and what takes its place
+_UNUSED: Mapping[str, Mapping[str, str]] = {
+    "prefect1": {"pools": "--label", "work_queues": "--label"},
+    "prefect3": {"labels": "--pool and --work-queue", "hostname_label": "--pool and --work-queue"},
+}
+_GIVEN = ("flag", "variable", "config")
+
+
+def tell_unused(settings: Common, backend: str) -> None:
+    """One line for each that somebody has given, since runs would go elsewhere than was meant."""
+    flags = {name: option.flags[-1].partition("/")[0] for name, option in options_of(type(settings)) if option.flags}
+    for name, instead in _UNUSED.get(backend, {}).items():
+        origin = settings.origins.get(name)
+        if name in flags and origin is not None and origin.kind in _GIVEN:
+            logger.warning(
+                "a setting has no meaning at this API and is ignored",
+                extra={"setting": flags[name], "given_by": str(origin), "backend": backend, "use_instead": instead},
+            )
