@@ -101,9 +101,7 @@ class Prefect1:
 
     def probe(self) -> ServerInfo:
         """The question that the reference agent asks before it begins."""
-        reply = self.graphql.ask("query { hello }", tries=ASKED_TRIES)
-        if reply.error_of("hello") is not None or "hello" not in reply.data:
-            raise ApiRejected(f"{self.address} is not a Prefect 1 API: it does not answer hello")
+        self._runs.ask("query { hello }", "hello", tries=ASKED_TRIES)
         return ServerInfo(backend=self.backend, version="1.x", skew_seconds=self.graphql.skew_seconds)
 
     def resolve(self, offer: Offer, *, create: bool) -> Offer:
@@ -304,9 +302,9 @@ class Prefect1:
 
     # the child
 
-    def engine_command(self, python: str, job: Job) -> tuple[str, ...]:
+    def engine_command(self, python: str, job: Job, prefect: str) -> tuple[str, ...]:
         """`prefect execute flow-run`."""
-        return engine_command(python, job)
+        return engine_command(python, job, prefect)
 
     def engine_defaults(self, job: Job) -> dict[str, str]:
         """Log level, heartbeats from a thread, logs to the API."""

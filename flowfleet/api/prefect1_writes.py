@@ -321,7 +321,7 @@ def _before(run: Run | None, call: str, now: datetime) -> Answer | None:
         return Answer(verdict=Verdict.REFUSED, reason="the run does not exist any more", gone=True)
     if run.claimed_by(call):
         return Answer(verdict=Verdict.ACCEPTED, state=run.to_state())
-    late = run.state == "Running" and any(task.state in WAITING for task in run.tasks)
+    late = run.state == "Running" and any(task.due(now) for task in run.tasks)
     if run.state != "Scheduled" and not late:
         return _refused(run, f"the run is {run.state}, not to be claimed")
     if not late and run.start_time is not None and run.start_time > now + _CLOCKS:
