@@ -206,6 +206,8 @@ def test_a_late_retry_is_claimed_by_its_task_and_handed_back_to_it(server):
 
     (task,) = server.api.task_runs(run_id)
     assert (task["state"], server.api.state(run_id)) == ("Submitted", "Running")
+    stands = server.api.store.where("task_run_state", "version", task_run_id=task["id"])[-1]["serialized_state"]
+    assert (stands["message"], stands["state"]["type"]) == ("Submitted for execution.", "Retrying")
     job = server.client.job(run_id)
     assert (job.state.kind, job.state.name, job.state.call) == (Kind.PENDING, "Submitted", call)
     assert server.client.launching(run_id, call, claim_id(call, run_id), MARK).verdict is Verdict.ACCEPTED
