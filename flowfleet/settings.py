@@ -147,6 +147,14 @@ class Common:
         ),
     )
     ca_file: Path | None = setting(None, Option(flag="--ca-file", kind=FILE, help="Certificates to trust at the API."))
+    api_read_seconds: float = setting(
+        30.0,
+        Option(
+            named="API_READ_SECONDS",
+            kind=SECONDS,
+            help="How long an answer of the API may take (default: 30); one to many states twice that.",
+        ),
+    )
     fleet: str = setting(
         "default",
         Option(flag="--fleet", kind=NAME, help="The pollers and workers that work together (default: default)."),

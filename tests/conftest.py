@@ -57,8 +57,8 @@ def together(nodeid: str) -> str | None:
         return "ends of plain workers" if "[plain" in nodeid else "ends"
     if path.endswith("acceptance/test_environments.py"):
         return "environments"
-    if path.endswith("acceptance/test_prefect1_truth.py"):
-        return "the real Prefect 1"
+    if path.endswith(("acceptance/test_prefect1_truth.py", "acceptance/test_prefect1_runs.py")):
+        return path.rpartition("/")[2]
     return "one Prefect server" if "integration/test_prefect3_" in path else None
 
 

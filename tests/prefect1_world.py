@@ -11,7 +11,7 @@ from typing import Any
 from tests.prefect1_api import Faults, Prefect1Api
 from tests.prefect1_client import Prefect1Client
 from tests.prefect1_env import python
-from tests.waiting import until
+from tests.waiting import SCALE, until
 from tests.world import Part, World
 
 ENDS = ("Success", "Failed", "Cancelled", "TriggerFailed")
@@ -77,6 +77,8 @@ class World1:
         self.world.env = {
             "FLOWFLEET_BACKEND": "prefect1",
             "FLOWFLEET_API": self.api.url,
+            # what hangs is given up soon: tests wait for it
+            "FLOWFLEET_API_READ_SECONDS": str(3 * SCALE),
             **settings,
             "PREFECT__HOME_DIR": str(folder / ".prefect"),
             "PREFECT__USER_CONFIG_PATH": str(folder / "no-config.toml"),

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from flowfleet.api import backends, prefect1_defaults
 from flowfleet.api.address import Address
@@ -162,14 +162,17 @@ class Door:
 
     def _session(self) -> Session:
         source, address = self._source_now()
-        return Session(address, pause=self._pause, find_again=source.look)
+        return Session(address, find_again=source.look, **self._manners())
+
+    def _manners(self) -> dict[str, Any]:
+        return {"pause": self._pause, "read_seconds": self._settings.api_read_seconds}
 
     def _graphql(self, access: Access) -> GraphQL:
         def look() -> Address:
             return self._access().address
 
         return GraphQL(
-            Session(access.address, dialect=PREFECT1, pause=self._pause, find_again=look), tenant=access.tenant
+            Session(access.address, dialect=PREFECT1, find_again=look, **self._manners()), tenant=access.tenant
         )
 
     def _prefect3(self) -> Prefect3:

@@ -77,6 +77,11 @@ class GraphQL:
         return self._session.key_refused
 
     @property
+    def bulk_seconds(self) -> float:
+        """How long the answer to many states may take."""
+        return self._session.bulk_seconds
+
+    @property
     def skew_seconds(self) -> float:
         """The server's clock minus ours."""
         return self._session.skew_seconds

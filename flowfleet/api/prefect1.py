@@ -23,7 +23,7 @@ from flowfleet.api.client import (
     Unfinished,
     Unfit,
 )
-from flowfleet.api.graphql import GraphQL
+from flowfleet.api.graphql import GraphQL, QueryRejected
 from flowfleet.api.prefect1_agents import Agents
 from flowfleet.api.prefect1_backlog import Backlog
 from flowfleet.api.prefect1_jobs import JOB_FIELDS, Child, engine_command, job_of, unfit
@@ -31,7 +31,7 @@ from flowfleet.api.prefect1_runs import Runs, literal
 from flowfleet.api.prefect1_states import SUBMITTED, Run, Stamp
 from flowfleet.api.prefect1_writes import Writes
 from flowfleet.api.session import ASKED_TRIES
-from flowfleet.errors import ApiRejected
+from flowfleet.errors import ApiRejected, ApiUnavailable
 from flowfleet.flow_run import FlowRun, Offer, Route
 
 logger = logging.getLogger(__name__)
@@ -101,8 +101,20 @@ class Prefect1:
 
     def probe(self) -> ServerInfo:
         """The question that the reference agent asks before it begins."""
-        self._runs.ask("query { hello }", "hello", tries=ASKED_TRIES)
+        self._asked("query { hello }", "hello")
         return ServerInfo(backend=self.backend, version="1.x", skew_seconds=self.graphql.skew_seconds)
+
+    def _asked(self, document: str, field: str) -> Any:
+        """A question of the start. What a GraphQL API says of it may pass, so it is asked again and ends nothing."""
+        try:
+            reply = self.graphql.ask(document, tries=ASKED_TRIES)
+        except QueryRejected as rejected:
+            raise ApiUnavailable(str(rejected), answered=True) from rejected
+        error = reply.error_of(field)
+        if error is not None or field not in reply.data:
+            why = error.message if error else "nothing"
+            raise ApiUnavailable(f"the Prefect API at {self.address} answers {field} with: {why}", answered=True)
+        return reply.data[field]
 
     def resolve(self, offer: Offer, *, create: bool) -> Offer:
         """Fill in the tenant."""
@@ -138,7 +150,7 @@ class Prefect1:
         """Raises `ApiRejected` when the tenant that was given does not exist."""
         tenant = self._tenant_id()
         where = literal({"id": {"_eq": tenant}})
-        if not self._runs.ask(f"query {{ tenant(where: {where}) {{ id }} }}", "tenant"):
+        if not self._asked(f"query {{ tenant(where: {where}) {{ id }} }}", "tenant"):
             raise ApiRejected(f"the Prefect API at {self.address} has no tenant {tenant}, correct --tenant-id")
 
     def agent_config(self, config_id: str) -> dict[str, Any]:

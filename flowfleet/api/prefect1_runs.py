@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from flowfleet.api.answers import Json, reading, rows
 from flowfleet.api.prefect1_states import SUBMITTED, WAITING, Run
-from flowfleet.api.session import TRIES
 from flowfleet.errors import ApiRejected, ApiUnavailable, RunGone
 
 if TYPE_CHECKING:
@@ -82,9 +81,9 @@ class Runs:
             found: list[Json] = [state for row in rows(answer) for state in rows(row["states"])]
         return found
 
-    def ask(self, query: str, field: str, *, tries: int = TRIES) -> Any:
+    def ask(self, query: str, field: str) -> Any:
         """One root field of one query; raises `ApiRejected` when it cannot be answered."""
-        reply = self._graphql.ask(query, tries=tries)
+        reply = self._graphql.ask(query)
         error, where = reply.error_of(field), self._graphql.address.shown
         if error is not None:
             raise ApiRejected(f"the Prefect API at {where} refuses to tell {field}: {error.message}")

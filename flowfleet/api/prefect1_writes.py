@@ -31,7 +31,6 @@ from flowfleet.api.prefect1_states import (
     stamp_of,
     written,
 )
-from flowfleet.api.session import BULK_SECONDS
 from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused, RunGone
 from flowfleet.flow_run import FlowRun
 
@@ -265,7 +264,7 @@ class Writes:
 
     def _write(self, changes: Sequence[Change], agent: str | None = None) -> Reply:
         document, inputs = mutation(changes)
-        return self._graphql.ask(document, inputs, agent=agent, seconds=BULK_SECONDS)
+        return self._graphql.ask(document, inputs, agent=agent, seconds=self._graphql.bulk_seconds)
 
 
 def _asked(work: Callable[[], Answer]) -> Answer:

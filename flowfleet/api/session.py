@@ -30,9 +30,10 @@ logger = logging.getLogger(__name__)
 #: answers that mean "later"; SQLite servers give 503 at once when two writers meet
 RETRIED = frozenset({408, 429, 502, 503})
 CONNECT_SECONDS = 5.0
+#: how long an answer may take, and how much longer one that stands for many states
 READ_SECONDS = 30.0
 #: ten runs behind a busy SQLite pass ten seconds
-BULK_SECONDS = 60.0
+BULK_TIMES = 2.0
 #: a request is tried this often in all, and no new try begins after so many seconds
 TRIES = 5
 #: the same where somebody waits for the answer, or whoever asks says at once that there is none and asks again
@@ -122,6 +123,11 @@ class Session:
         self._csrf_client = str(uuid.uuid4())
         self._csrf_token: str | None = None
         self._server_clock = ServerClock()
+
+    @property
+    def bulk_seconds(self) -> float:
+        """How long the answer to a bulk of states may take."""
+        return BULK_TIMES * self._read_seconds
 
     @property
     def skew_seconds(self) -> float:

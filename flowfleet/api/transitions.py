@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from flowfleet.api.answers import Json, iso, judge, reading, rows, state_of
 from flowfleet.api.client import Answer, Kind, Mark, RunState, Verdict
-from flowfleet.api.session import BULK_SECONDS, Refused, Session
+from flowfleet.api.session import Refused, Session
 from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused, RunGone
 from flowfleet.flow_run import FlowRun, claim_id
 
@@ -255,7 +255,7 @@ class Transitions:
         self, run_ids: Sequence[str], expected: Mapping[str, Any], state: Mapping[str, Any]
     ) -> dict[str, Mapping[str, Any]]:
         body = {"flow_runs": {"id": {"any_": list(run_ids)}, **expected}, "state": state, "force": False}
-        answer = self._session.post("/flow_runs/bulk_set_state", body, seconds=BULK_SECONDS)
+        answer = self._session.post("/flow_runs/bulk_set_state", body, seconds=self._session.bulk_seconds)
         with reading("for a state"):
             return {str(result["flow_run_id"]): result for result in rows(answer["results"])}
 

@@ -71,6 +71,7 @@ def test_the_worker_is_killed_ten_times_under_one_run_and_tells_its_true_exit(lo
     assert loose1.api.history(run_id) == ["Scheduled", "Submitted", "Running", "Failed"]
 
 
+@pytest.mark.slow
 def test_pollers_that_are_killed_in_turn_lose_and_double_nothing(loose1):
     pollers = [loose1.start_poller(f"p{number}") for number in range(2)]
     loose1.start_worker("w", "x", slots=3, tiny=True)
@@ -104,6 +105,7 @@ FAULTS: dict[str, Callable[[Faults], None]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_nothing_is_lost_or_doubled_under(loose1, fault):
     loose1.start_poller()
@@ -115,7 +117,7 @@ def test_nothing_is_lost_or_doubled_under(loose1, fault):
     runs = [loose1.tiny_run("x") for _ in range(8)]
     until(lambda: loose1.api.counted() >= asked + 3, 60, "the fault to be met")
     if fault in ("hangs", "commits after the time-out"):
-        until(lambda: not loose1.api.faults.pending(), 60, "the requests to be held")
+        until(lambda: not loose1.api.faults.pending(), 90, "the requests to be held")
         loose1.api.faults.release()
     all_once(loose1, [witness, *runs])
 

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from flowfleet.api import prefect1_writes
+from flowfleet.api import session
 from flowfleet.api.address import Address
 from flowfleet.api.graphql import PREFECT1, GraphQL
 from flowfleet.api.prefect1 import Prefect1
@@ -162,7 +162,7 @@ def test_a_run_that_was_handed_back_is_claimed_again_when_the_server_has_forgott
 
 @pytest.mark.parametrize("fault", ["lost", "late", "hung", "broken_after"])
 def test_a_claim_whose_answer_is_lost_is_ours_all_the_same_and_sent_once(fleet, monkeypatch, fault):
-    monkeypatch.setattr(prefect1_writes, "BULK_SECONDS", 0.3)
+    monkeypatch.setattr(session, "BULK_TIMES", 0.15)
     run_id = fleet.run_of("x")
     getattr(fleet.server.faults, fault)("set_flow_run_states")
     fleet.rounds(4)

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from flowfleet.api import transitions
+from flowfleet.api import session
 from flowfleet.api.answers import instant
 from flowfleet.api.client import Kind, Mark, Verdict
 from flowfleet.flow_run import FlowRun, claim_id
@@ -380,7 +380,7 @@ def test_a_server_that_is_frozen_leaves_the_claim_unsure_and_a_repeat_settles_it
     timer.start()
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(transitions, "BULK_SECONDS", 0.5)
+            patch.setattr(session, "BULK_TIMES", 0.5 / session.READ_SECONDS)
             answer = hasty.claim([run], call, MARK)[run.run_id]
     finally:
         timer.join()

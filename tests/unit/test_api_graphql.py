@@ -208,6 +208,12 @@ def test_what_is_not_graphql_any_more_is_a_proxy_in_front_of_an_api_that_is_away
         asked.ask("query { hello }")
 
 
+def test_json_that_is_broken_is_no_answer_also_before_anybody_is_known_there(door):
+    door.say(Said(b'{"data": {"hel'))
+    with pytest.raises(ApiUnavailable, match="answers hello with JSON that cannot be read"):
+        client(door).ask("query { hello }")
+
+
 def test_an_answer_of_nulls_is_an_answer(door):
     door.say({"data": {"flow_run_by_pk": None}})
     assert client(door).ask('query { flow_run_by_pk(id: "x") { id } }').data == {"flow_run_by_pk": None}
