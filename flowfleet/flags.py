@@ -40,7 +40,7 @@ def read_config(path: str | None, command: str, known: frozenset[str]) -> dict[s
     merged = {key: value for key, value in whole.items() if not isinstance(value, dict)}
     for key, table in whole.items():
         if isinstance(table, dict):
-            if key not in ("poller", "worker", "flowfleet"):
+            if key not in TABLES:
                 raise SettingsError(
                     f"The config file {path} has the table [{key}]: use [poller], [worker], [flowfleet]."
                 )

@@ -114,10 +114,6 @@ class Attempts:
         with self._lock:
             return self._table.get(key)
 
-    def of_run(self, run_id: str) -> Attempt | None:
-        """The attempt at this run."""
-        return next((attempt for attempt in self.all() if attempt.held.run_id == run_id), None)
-
     def all(self) -> list[Attempt]:
         """All of them, as of now."""
         with self._lock:

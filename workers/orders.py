@@ -35,7 +35,7 @@ class Orders:
         if job.command:
             argv = resolve_command(job.command, env, self.interpreter.path)
         else:
-            argv = self.api.engine_command(self.interpreter.path, job)
+            argv = self.api.engine_command(self.interpreter.path, job, self.interpreter.prefect)
         return Order(
             run_id=held.run_id,
             claim=held.claim,

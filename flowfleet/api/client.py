@@ -287,8 +287,8 @@ class ApiClient(Protocol):
         """Append lines of ours to the logs of runs."""
 
     # the child
-    def engine_command(self, python: str, job: Job) -> tuple[str, ...]:
-        """The engine's argv for this interpreter (`PYTHON -m prefect.engine`)."""
+    def engine_command(self, python: str, job: Job, prefect: str) -> tuple[str, ...]:
+        """The engine's argv for an interpreter and its prefect ("" where nobody knows): `PYTHON -m prefect.engine`."""
 
     def engine_defaults(self, job: Job) -> dict[str, str]:
         """Variables of the child that hold only where neither its worker nor its run says otherwise."""

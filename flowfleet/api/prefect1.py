@@ -318,9 +318,9 @@ class Prefect1:
 
     # the child
 
-    def engine_command(self, python: str, job: Job) -> tuple[str, ...]:
+    def engine_command(self, python: str, job: Job, prefect: str) -> tuple[str, ...]:
         """`prefect execute flow-run`."""
-        return engine_command(python, job)
+        return engine_command(python, job, prefect)
 
     def engine_defaults(self, job: Job) -> dict[str, str]:
         """Log level, heartbeats from a thread, logs to the API."""

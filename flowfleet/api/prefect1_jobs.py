@@ -17,7 +17,7 @@ _CAN = {
     "process": (frozenset({None, "LocalRun", "UniversalRun"}), frozenset({"Docker"})),
     "docker": (frozenset({None, "DockerRun", "UniversalRun"}), frozenset()),
 }
-#: clients of before call the engine by its older name
+#: a prefect of before calls the engine by its older name
 _FLOW_RUN_SINCE = (0, 13)
 
 
@@ -65,9 +65,13 @@ def job_of(run: Run, deploy: str) -> Job:
     )
 
 
-def engine_command(python: str, job: Job) -> tuple[str, ...]:
-    """`prefect execute flow-run`, which flows of before 0.13 know as `cloud-flow`."""
-    version = str(job.variables.get("core_version") or "")
+def engine_command(python: str, job: Job, prefect: str) -> tuple[str, ...]:
+    """`prefect execute flow-run`, which a prefect of before 0.13 knows as `cloud-flow`.
+
+    That of the interpreter counts, whatever the flow was registered with: 1.4.1 has no `cloud-flow` any more. Where
+    nobody has asked the interpreter (an image), it is that of the flow, as in the reference.
+    """
+    version = prefect or str(job.variables.get("core_version") or "")
     numbers = tuple(int(part) for part in version.partition("+")[0].split(".")[:2] if part.isdigit())
     old = len(numbers) > 1 and numbers < _FLOW_RUN_SINCE
     return (python, "-m", "prefect", "execute", "cloud-flow" if old else "flow-run")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from flowfleet.api.answers import Json, reading, rows
 from flowfleet.api.prefect1_states import SUBMITTED, WAITING, Run
 from flowfleet.api.session import TRIES
-from flowfleet.errors import ApiRejected, RunGone
+from flowfleet.errors import ApiRejected, ApiUnavailable, RunGone
 
 if TYPE_CHECKING:
     from flowfleet.api.graphql import GraphQL
@@ -86,12 +86,13 @@ class Runs:
     def ask(self, query: str, field: str, *, tries: int = TRIES) -> Any:
         """One root field of one query; raises `ApiRejected` when it cannot be answered."""
         reply = self._graphql.ask(query, tries=tries)
-        error = reply.error_of(field)
+        error, where = reply.error_of(field), self._graphql.address.shown
         if error is not None:
-            raise ApiRejected(
-                f"the Prefect API at {self._graphql.address.shown} refuses to tell {field}: {error.message}"
-            )
-        return reply.data.get(field)
+            raise ApiRejected(f"the Prefect API at {where} refuses to tell {field}: {error.message}")
+        if field not in reply.data:
+            # neither told nor refused, which GraphQL does not have: something on the way broke, and that is no "no"
+            raise ApiUnavailable(f"the Prefect API at {where} gives half an answer, {field} is not in it")
+        return reply.data[field]
 
 
 def _open_tasks() -> str:

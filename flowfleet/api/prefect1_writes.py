@@ -11,11 +11,12 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from flowfleet.api.client import Answer, Kind, Mark, Verdict
+from flowfleet.api.prefect1_changes import Change, claiming, ends_of_tasks, mutation, of_run
 from flowfleet.api.prefect1_runs import Runs, last_states, states_since
 from flowfleet.api.prefect1_states import (
     CANCELS,
@@ -25,14 +26,12 @@ from flowfleet.api.prefect1_states import (
     WAITING,
     Run,
     Stamp,
-    Task,
     before_submitted,
     kind_of,
     overtaken,
     plain,
     scheduled_again,
     stamp_of,
-    submitted,
     written,
 )
 from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused, RunGone
@@ -54,22 +53,6 @@ _JUST_READ_SECONDS = 2.0
 #: as a rule our claim is the newest of them, and what it may have covered the one before
 _NEWEST = 4
 _ENDS = (Kind.CRASHED, Kind.FAILED, Kind.CANCELLED)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Change:
-    """One state to be written, under an alias of its own: a list of states fails as a whole and applies the rest."""
-
-    alias: str
-    target: str  # flow_run_id | task_run_id
-    item: str
-    version: int | None
-    state: Mapping[str, Any]
-
-    @property
-    def field(self) -> str:
-        """The root field that writes it."""
-        return "set_flow_run_states" if self.target == "flow_run_id" else "set_task_run_states"
 
 
 Answers = dict[str, Answer]
@@ -140,7 +123,7 @@ class Writes:
             rows, now = self._rows(runs), self._now()
             answers = {run.run_id: answer for run in runs if (answer := _before(rows.get(run.run_id), call, now))}
             changes = {
-                run.run_id: _claiming(rows[run.run_id], number, stamp_of(mark, call, rows[run.run_id]), now)
+                run.run_id: claiming(rows[run.run_id], number, stamp_of(mark, call, rows[run.run_id]), now)
                 for number, run in enumerate(runs)
                 if run.run_id not in answers
             }
@@ -199,7 +182,7 @@ class Writes:
             ]
             if run.state == SUBMITTED:
                 again = Stamp(fleet=mark.fleet, call=call, version=run.version, done=done)
-                back.append(_of_run(run, scheduled_again(run, due, again, reason)))
+                back.append(of_run(run, scheduled_again(run, due, again, reason)))
             return back
 
         return self._fenced(run_id, changes, kinds=THEIRS)
@@ -223,7 +206,7 @@ class Writes:
             name = "Cancelled" if Kind.CANCELLED in (kind, state.kind) or state.kind is Kind.CANCELLING else "Failed"
             end = written(name, message, Stamp(fleet=mark.fleet, call=told, version=run.version, done=told))
             # the flow run first: a task that ends under a run that goes on would look as if it had ended by itself
-            return [_of_run(run, end), *_ends_of_tasks(run.tasks, written(name, message))]
+            return [of_run(run, end), *ends_of_tasks(run.tasks, written(name, message))]
 
         answer = self._fenced(run_id, changes, kinds=PUT_OFF)
         if answer.verdict is Verdict.REFUSED and answer.being_cancelled:
@@ -247,7 +230,7 @@ class Writes:
             before = [row for row in versions if row.get("state") in ("Running", "Cancelling")]
             stood = dict(before[-1]["serialized_state"]) if before else written("Running", "Running flow.")
             back = Stamp(fleet=mark.fleet, call=claim, claim=claim, version=run.version, done=claim)
-            return [_of_run(run, {**stood, "context": {**(stood.get("context") or {}), **back.to_context()}})]
+            return [of_run(run, {**stood, "context": {**(stood.get("context") or {}), **back.to_context()}})]
 
         return self._fenced(run_id, changes, kinds=CANCELS)
 
@@ -289,20 +272,8 @@ class Writes:
         return Answer(verdict=Verdict.UNSURE, reason=reason[:300], state=after.to_state())
 
     def _write(self, changes: Sequence[Change], agent: str | None = None) -> Reply:
-        head = ", ".join(f"${change.alias}: {change.field}_input!" for change in changes)
-        body = " ".join(
-            f"{change.alias}: {change.field}(input: ${change.alias}) {{ states {{ id status message }} }}"
-            for change in changes
-        )
-        inputs = {
-            change.alias: {
-                "states": [{change.target: change.item, "version": change.version, "state": dict(change.state)}]
-            }
-            for change in changes
-        }
-        return self._graphql.ask(
-            f"mutation({head}) {{ {body} }}", inputs, agent=agent, seconds=self._graphql.bulk_seconds
-        )
+        document, inputs = mutation(changes)
+        return self._graphql.ask(document, inputs, agent=agent, seconds=self._graphql.bulk_seconds)
 
 
 def _asked(work: Callable[[], Answer]) -> Answer:
@@ -329,10 +300,6 @@ def _covered(run: Run, after: Run, kinds: frozenset[Kind]) -> dict[str, Any] | N
     return found
 
 
-def _of_run(run: Run, state: Mapping[str, Any], alias: str = "r0") -> Change:
-    return Change(alias=alias, target="flow_run_id", item=run.run_id, version=run.version, state=state)
-
-
 def _refused(run: Run, reason: str) -> Answer:
     return Answer(verdict=Verdict.REFUSED, reason=reason, state=run.to_state())
 
@@ -350,36 +317,6 @@ def _before(run: Run | None, call: str, now: datetime) -> Answer | None:
         return _refused(run, f"the run is {run.state}, not to be claimed")
     if not late and run.start_time is not None and run.start_time > now + _CLOCKS:
         return _refused(run, "the run has been put off")
-    return None
-
-
-def _claiming(run: Run, number: int, stamp: Stamp, now: datetime) -> list[Change]:
-    changes = []
-    if run.state == "Scheduled":
-        changes.append(_of_run(run, submitted(run.serialized, stamp), alias=f"r{number}"))
-    changes += [
-        Change(
-            alias=f"r{number}t{place}",
-            target="task_run_id",
-            item=task.task_run_id,
-            version=task.version,
-            state=submitted(before, stamp, task=True),
-        )
-        for place, task in enumerate(run.tasks)
-        if (before := _claimable(task, stamp, now)) is not None
-    ]
-    return changes
-
-
-def _claimable(task: Task, stamp: Stamp, now: datetime) -> Mapping[str, Any] | None:
-    """What Submitted goes over: a task that is due, or what stood below an earlier claim of this fleet.
-
-    The ledger has granted the run to this claim, so that one is dead.
-    """
-    if task.due(now):
-        return task.serialized
-    if task.stamp is not None and task.stamp.fleet == stamp.fleet and task.stamp.call != stamp.call:
-        return before_submitted(task.serialized)
     return None
 
 
@@ -407,12 +344,3 @@ def _whose(run_id: str, run: Run | None, call: str, reason: str = "") -> Answer:
     if run.claimed_by(call):
         return Answer(verdict=Verdict.ACCEPTED, state=run.to_state())
     return _refused(run, reason or f"the run is {run.state}, not claimed by this call")
-
-
-def _ends_of_tasks(tasks: Sequence[Task], state: Mapping[str, Any]) -> list[Change]:
-    # left Running they would keep a restart from running them again
-    return [
-        Change(alias=f"t{number}", target="task_run_id", item=task.task_run_id, version=task.version, state=state)
-        for number, task in enumerate(tasks)
-        if task.state in ("Running", SUBMITTED)
-    ]

@@ -259,9 +259,9 @@ class Prefect3:
 
     # the child
 
-    def engine_command(self, python: str, job: Job) -> tuple[str, ...]:
+    def engine_command(self, python: str, job: Job, prefect: str) -> tuple[str, ...]:
         """The flow engine itself: one import of prefect, where `prefect flow-run execute` has two."""
-        del job
+        del job, prefect
         return (python, "-m", "prefect.engine")
 
     def engine_defaults(self, job: Job) -> dict[str, str]:

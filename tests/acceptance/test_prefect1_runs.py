@@ -131,6 +131,32 @@ def test_the_environment_of_a_run_is_that_of_the_reference(both, tmp_path):
     assert not [name for name in ours["environ"] if name.startswith("FLOWFLEET_") and "REDIS" in name]
 
 
+@pytest.mark.parametrize("key", [None, "the-key"])
+def test_every_row_of_the_reference_s_table_stands_inside_a_run(both, tmp_path, key):
+    world, flows, label = both, both.flows, f"keyed-{key}"
+    env = {"PREFECT__BACKEND": "server", **({"PREFECT__CLOUD__API_KEY": key} if key else {})}
+    world.start_worker(label, "z", label, "a", env=env)
+    run_id = world.create_run(flows["environment"], labels=["a", label], parameters={"out": str(tmp_path / "out")})
+    assert world.wait_end(run_id) == "Success"
+    seen = json.loads((tmp_path / "out").read_text())["environ"]
+
+    table = {
+        "PREFECT__LOGGING__LEVEL": "INFO",
+        "PREFECT__CLOUD__SEND_FLOW_RUN_LOGS": "true",
+        "PREFECT__CLOUD__HEARTBEAT_MODE": "thread",
+        "PREFECT__BACKEND": "server",
+        "PREFECT__CLOUD__API": world.api.url,
+        "PREFECT__CLOUD__API_KEY": key,
+        "PREFECT__CLOUD__TENANT_ID": world.api.tenant if key else None,
+        "PREFECT__CLOUD__AGENT__LABELS": repr(["a", label, "z"]),
+        "PREFECT__CONTEXT__FLOW_RUN_ID": run_id,
+        "PREFECT__CONTEXT__FLOW_ID": flows["environment"],
+        "PREFECT__CLOUD__USE_LOCAL_SECRETS": "false",
+        "PREFECT__ENGINE__FLOW_RUNNER__DEFAULT_CLASS": "prefect.engine.cloud.CloudFlowRunner",
+    }
+    assert {name: seen.get(name) for name in table} == table
+
+
 def test_a_running_run_that_is_cancelled_at_the_api_ends_cancelled_by_its_own_engine(both, tmp_path):
     world, flows = both, both.flows
     given = {"begun": str(tmp_path / "begun"), "until": str(tmp_path / "until")}
@@ -147,7 +173,8 @@ def test_a_run_that_is_cancelled_while_it_waits_for_its_time_never_starts(both, 
     world, flows = both, both.flows
     given = {"begun": str(tmp_path / "begun"), "until": str(tmp_path / "until")}
     run_id = world.create_run(flows["waiting"], labels=["fleet"], parameters=given, due_in=8)
-    until(lambda: any(len(row["runs"]) >= 0 for row in [world.world.seen()]), 10, "a look at the fleet")
+    asked = world.api.counted("get_runs_in_queue")
+    until(lambda: world.api.counted("get_runs_in_queue") > asked, 20, "the run to be listed")
     assert world.real.cancel(run_id)
     witness = world.create_run(flows["plain"], labels=["fleet"], due_in=9)
     assert world.wait_end(witness) == "Success"

@@ -8,7 +8,8 @@ import pytest
 
 from flowfleet.api.answers import instant
 from flowfleet.api.client import Kind, LogLine, Verdict
-from flowfleet.errors import ApiRejected, RunGone, UnsupportedRun
+from flowfleet.api.prefect1 import Prefect1
+from flowfleet.errors import ApiRejected, ApiUnavailable, RunGone, UnsupportedRun
 from flowfleet.flow_run import claim_id
 from tests.integration.one_server import MARK, OneServer, ago
 from tests.waiting import until
@@ -205,6 +206,8 @@ def test_a_late_retry_is_claimed_by_its_task_and_handed_back_to_it(server):
 
     (task,) = server.api.task_runs(run_id)
     assert (task["state"], server.api.state(run_id)) == ("Submitted", "Running")
+    stands = server.api.store.where("task_run_state", "version", task_run_id=task["id"])[-1]["serialized_state"]
+    assert (stands["message"], stands["state"]["type"]) == ("Submitted for execution.", "Retrying")
     job = server.client.job(run_id)
     assert (job.state.kind, job.state.name, job.state.call) == (Kind.PENDING, "Submitted", call)
     assert server.client.launching(run_id, call, claim_id(call, run_id), MARK).verdict is Verdict.ACCEPTED
@@ -432,14 +435,15 @@ def test_what_is_due_for_workers_that_are_away_is_counted_without_an_agent(serve
     assert server.api.agents() == []
 
 
-def test_a_job_says_what_to_run_and_the_engines_command_is_that_of_its_core_version(server):
+def test_a_job_says_what_to_run_and_the_engines_command_is_that_of_the_prefect_that_runs_it(server):
     run_id = server.scheduled(run_config={"type": "LocalRun", "env": {"A": 1}, "working_dir": "/srv", "labels": ["x"]})
     job = server.client.job(run_id)
     assert (job.env, job.working_dir, job.flow_name) == ({"A": "1"}, "/srv", "flow")
-    assert server.client.engine_command("/py", job) == ("/py", "-m", "prefect", "execute", "flow-run")
+    assert server.client.engine_command("/py", job, "1.4.1") == ("/py", "-m", "prefect", "execute", "flow-run")
     old = server.api.add_flow("old", core_version="0.12.6+7.gabc")
     job = server.client.job(server.api.add_run(old, labels=["x"]))
-    assert server.client.engine_command("/py", job)[-1] == "cloud-flow"
+    commands = [server.client.engine_command("/py", job, prefect)[-1] for prefect in ("", "0.12.6", "0.13.0", "1.4.1")]
+    assert commands == ["cloud-flow", "cloud-flow", "flow-run", "flow-run"]
 
 
 def test_a_run_that_is_gone_is_gone_for_all(server):
@@ -464,6 +468,55 @@ def test_an_agent_config_that_does_not_exist_is_said_by_its_id(server):
     nobody = str(uuid.uuid4())
     with pytest.raises(ApiRejected, match=f"no agent config {nobody}"):
         server.client.agent_config(nobody)
+
+
+def test_half_an_answer_is_no_no(server):
+    server.api.faults.answered({"data": {}}, times=-1)
+    for question in (server.client.probe, lambda: server.client.states(["x"]), lambda: server.client.agent_config("x")):
+        with pytest.raises(ApiUnavailable, match=r"half an answer|answers hello with: nothing"):
+            question()
+    server.api.faults.heal()
+    assert server.client.probe().backend == "prefect1"
+
+
+def test_a_poll_asks_once_for_ids_and_once_for_what_they_are_and_lists_them_by_the_start_of_their_states(server):
+    first, last, middle = (server.scheduled(late=late) for late in (30, 20, 25))
+    server.api.write(last, "Scheduled", start_time=ago(1).isoformat())
+    server.due("x")
+    asked = server.api.counted()
+
+    assert [run.run_id for run in server.due("x")] == [first, middle, last]
+    assert server.api.counted() == asked + 2
+
+
+def test_an_agent_is_registered_once_for_each_label_set_and_way_of_starting_with_its_config(server):
+    config = str(uuid.uuid4())
+    client = Prefect1(server.client.graphql, agent_name="named", agent_config_id=config)
+    offers = [server.offer("x"), server.offer("x"), server.offer("x", deploy="docker"), server.offer("x", "y")]
+    for _ in range(2):
+        client.due(offers, within_seconds=60, limit=10)
+
+    agents = server.api.agents()
+    found = sorted((agent["type"], agent["labels"]) for agent in agents)
+    assert found == [("DockerAgent", ["x"]), ("LocalAgent", ["x"]), ("LocalAgent", ["x", "y"])]
+    assert {(agent["name"], agent["agent_config_id"]) for agent in agents} == {("named", config)}
+    assert server.api.counted("register_agent") == 3
+
+
+def test_a_late_retry_whose_task_was_taken_meanwhile_is_refused_without_a_write(server):
+    flow = server.api.add_flow("two", tasks=("task", "other"))
+    run_id = server.api.add_run(flow, labels=["x"], start=ago(60))
+    server.api.write(run_id, "Running")
+    server.api.write_task(run_id, "Retrying", slug="task", **retrying(30))
+    server.api.write_task(run_id, "Retrying", slug="other", **retrying(-600))
+    run = server.listed(run_id)
+    server.api.write_task(run_id, "Running", slug="task")
+    server.client._writes._seen.clear()  # it was listed a while ago
+    asked = server.api.counted()
+
+    answer = server.client.claim([run], str(uuid.uuid4()), MARK)[run_id]
+
+    assert (answer.verdict, server.api.counted()) == (Verdict.REFUSED, asked + 1)
 
 
 def test_a_tenant_that_does_not_exist_is_said_by_its_id(server):

@@ -140,6 +140,15 @@ def test_require_api_and_questions_end_with_three_and_five(commands):
     assert "cannot be reached" in done.stdout
 
 
+@pytest.mark.parametrize("flag", ["-k", "--key", "-t", "--token"])
+def test_with_a_key_or_its_older_name_the_cloud_tells_the_tenant(commands, keyed, flag):
+    env = {"PREFECT__BACKEND": "cloud", "PREFECT__CLOUD__API": keyed.url}
+    done = commands.run("poller", "start", "--max-polls", "1", "--log-level", "debug", flag, KEY, **env)
+    assert done.returncode == 0, done.stderr
+    assert keyed.counted("auth_info") > 0
+    assert KEY not in done.stderr
+
+
 @pytest.mark.parametrize("env", [{}, {"PREFECT__BACKEND": "cloud"}])
 def test_a_replaced_key_is_taken_at_sighup_without_a_restart(commands, keyed, env):
     key = commands.folder / "key"

@@ -14,6 +14,7 @@ from tests.prefect1_api import Faults
 from tests.waiting import until
 from tests.worker_world1 import WorkerWorld1
 from workers import kernel
+from workers.environment import Interpreter
 
 HELD = "state('Running'); print('held', flush=True); time.sleep(300)"
 
@@ -61,6 +62,21 @@ def test_a_run_goes_from_its_message_to_its_release_with_the_words_of_the_refere
     pid = folder.started()["command_pid"]
     until(lambda: world.lines(message.run_id), 5, "the line on its log page")
     assert world.lines(message.run_id) == [("INFO", f"Submitted for execution: PID: {pid}")]
+
+
+@pytest.mark.parametrize(
+    ("prefect", "word"), [("0.12.6", "cloud-flow"), ("0.13.19", "flow-run"), ("1.4.1", "flow-run")]
+)
+def test_the_interpreters_own_prefect_says_how_the_engine_is_called(one, prefect, word):
+    """1.4.1 has no `cloud-flow` any more, also for flows that were registered long ago."""
+    one.interpreter = Interpreter(path=one.interpreter.path, prefect=prefect)
+    one.flow = one.api.add_flow("old", core_version="0.12.6")
+    one.start()
+    message = one.submit("state('Running'); state('Success'); print(' '.join(sys.argv))")
+    one.wait_gone(message)
+
+    printed = one.state.runs.find(message.run_id, message.claim).log.read_text().split()
+    assert printed[-4:] == ["-m", "prefect", "execute", word]
 
 
 def test_a_run_starts_in_the_folder_of_the_worker_with_the_table_of_the_reference(one, tmp_path):

@@ -21,7 +21,7 @@ def test_a_plain_run_is_the_engine_in_a_folder_of_its_own(pool):
     assert (job.command, job.env, job.working_dir) == (None, {}, None)
     assert job.pool == pool.name
     assert job.state.kind is Kind.SCHEDULED
-    assert pool.client.engine_command("/x/bin/python", job) == ("/x/bin/python", "-m", "prefect.engine")
+    assert pool.client.engine_command("/x/bin/python", job, "3.4.1") == ("/x/bin/python", "-m", "prefect.engine")
     env = pool.client.engine_environment(run, job)
     assert env["PREFECT_API_URL"] == pool.api_url
     assert env["PREFECT__FLOW_RUN_ID"] == run
