@@ -75,7 +75,7 @@ def test_doctor_warns_of_a_foreign_agent_with_the_same_labels_and_of_runs_that_n
     assert world.wait_end(world.tiny_run("x")) == "Success"
     found = {check["name"]: check for check in checks(world)}
     assert found["rivals"]["verdict"] == "ok", found["rivals"]
-    assert found["api"]["found"].startswith("prefect1")
+    assert found["api"]["found"].startswith("Prefect 1 answers")
 
     with world.api.lock:
         world.api.store.insert(

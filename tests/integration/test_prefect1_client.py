@@ -473,7 +473,7 @@ def test_an_agent_config_that_does_not_exist_is_said_by_its_id(server):
 def test_half_an_answer_is_no_no(server):
     server.api.faults.answered({"data": {}}, times=-1)
     for question in (server.client.probe, lambda: server.client.states(["x"]), lambda: server.client.agent_config("x")):
-        with pytest.raises(ApiUnavailable, match=r"half an answer|answers hello with"):
+        with pytest.raises(ApiUnavailable, match=r"half an answer|answers \w+ with nothing"):
             question()
     server.api.faults.heal()
     assert server.client.probe().backend == "prefect1"
