@@ -68,6 +68,8 @@ class Prefect1:
         self.graphql = graphql
         self.address = graphql.address.shown
         self._tenant = tenant
+        #: of the workers that were asked for
+        self._tenants: set[str] = set()
         self._server_backend = server_backend
         self._deploy = deploy
         self._agent_name = agent_name
@@ -176,21 +178,31 @@ class Prefect1:
     def due(self, offers: Sequence[Offer], *, within_seconds: float, limit: int) -> list[DueRuns]:
         """What the API would hand out within the given seconds, at most 25 runs for each label set."""
         del limit
-        return self._backlog.due(self._tenant_id(), offers, within_seconds=within_seconds, noted=self._writes.note)
+        found: list[DueRuns] = []
+        for tenant, own in self._by_tenant(offers).items():
+            found += self._backlog.due(tenant, own, within_seconds=within_seconds, noted=self._writes.note)
+        return found
+
+    def _by_tenant(self, offers: Sequence[Offer]) -> dict[str, list[Offer]]:
+        """By the tenants of the workers: a server that was set up anew has another for those started since."""
+        found: dict[str, list[Offer]] = {}
+        for offer in offers:
+            found.setdefault(offer.tenant or self._tenant_id(), []).append(offer)
+        self._tenants.update(found)
+        return found
 
     def count_due(self, offers: Sequence[Offer]) -> list[DueRuns]:
         """Count without asking as an agent: what nobody serves must not look served."""
-        return self._backlog.count(self._tenant_id(), offers)
+        return [due for tenant, own in self._by_tenant(offers).items() for due in self._backlog.count(tenant, own)]
 
     def unserved(self, offers: Sequence[Offer]) -> list[Unfit]:
         """Runs whose labels nobody has."""
-        del offers
-        return self._backlog.unserved(self._tenant_id())
+        return [one for tenant in self._by_tenant(offers) for one in self._backlog.unserved(tenant)]
 
     def rivals(self, offers: Sequence[Offer], mark: Mark) -> list[Rival]:
         """Other agents that asked for runs lately and would take ours."""
         del mark
-        return self._backlog.rivals(self._tenant_id(), offers)
+        return [one for tenant, own in self._by_tenant(offers).items() for one in self._backlog.rivals(tenant, own)]
 
     def claim(self, runs: Sequence[FlowRun], call: str, mark: Mark) -> dict[str, Answer]:
         """Scheduled → Submitted."""
@@ -217,7 +229,7 @@ class Prefect1:
         last = ""
         while True:
             where: dict[str, Any] = {
-                "tenant_id": {"_eq": self._tenant_id()},
+                "tenant_id": {"_in": sorted({*self._tenants, self._tenant_id()})},
                 "state": {"_in": [SUBMITTED, "Running", "Cancelling"]},
             }
             if last:
@@ -245,9 +257,7 @@ class Prefect1:
         if run.state == "Running" and state.kind is Kind.PENDING and not self._silent(run):
             # a late retry whose process may be at other tasks: only its heartbeat tells
             state = run.as_running()
-        return Unfinished(
-            state=state, route=Route.of_labels(self._tenant_id(), run.labels), due=run.start_time or run.scheduled
-        )
+        return Unfinished(state=state, route=self._route(run), due=run.start_time or run.scheduled)
 
     def _silent(self, run: Run) -> bool:
         return run.heartbeat is not None and self._now() - run.heartbeat > HEARTBEAT_GONE
@@ -290,7 +300,10 @@ class Prefect1:
         run = self._runs.one(run_id, JOB_FIELDS)
         why = unfit(run.row, self._deploy)
         limit = None if why is None else f"no worker here can start it: {why[:1].lower()}{why[1:]}"
-        return Place(route=Route.of_labels(self._tenant_id(), run.labels), pool="", limit=limit)
+        return Place(route=self._route(run), pool="", limit=limit)
+
+    def _route(self, run: Run) -> Route:
+        return Route.of_labels(str(run.row.get("tenant_id") or self._tenant_id()), run.labels)
 
     def report(self, run_id: str, kind: Kind, message: str, mark: Mark) -> Answer:
         """Propose an end."""

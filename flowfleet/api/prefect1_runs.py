@@ -15,7 +15,7 @@ from flowfleet.errors import ApiRejected, ApiUnavailable, RunGone
 if TYPE_CHECKING:
     from flowfleet.api.graphql import GraphQL
 
-_FIELDS = "id name version state serialized_state state_timestamp scheduled_start_time labels heartbeat"
+_FIELDS = "id tenant_id name version state serialized_state state_timestamp scheduled_start_time labels heartbeat"
 _TASK_FIELDS = "id version state serialized_state"
 _STATE_FIELDS = "version state serialized_state"
 #: tasks that are neither over nor not begun: they say whether a run comes back, and what a dead process left behind

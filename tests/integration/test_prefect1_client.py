@@ -10,7 +10,7 @@ from flowfleet.api.answers import instant
 from flowfleet.api.client import Kind, LogLine, Verdict
 from flowfleet.api.prefect1 import Prefect1
 from flowfleet.errors import ApiRejected, ApiUnavailable, RunGone, UnsupportedRun
-from flowfleet.flow_run import claim_id
+from flowfleet.flow_run import Offer, claim_id
 from tests.integration.one_server import MARK, OneServer, ago
 from tests.waiting import until
 
@@ -425,6 +425,19 @@ def test_another_agent_with_our_labels_is_a_rival_and_we_are_none(server):
     (rival,) = server.client.rivals([server.offer("x", "y")], MARK)
     assert (rival.name, rival.type, rival.labels) == ("stock", "LocalAgent", ("y", "z"))
     assert server.client.rivals([server.offer("x")], MARK) == []
+
+
+def test_runs_are_asked_for_by_the_tenants_of_the_workers(server):
+    server.client.due([server.offer("x")], within_seconds=60, limit=10)
+    other = server.api.add_tenant("other")
+    run_id = server.api.add_run(server.api.add_flow("theirs", tenant=other), labels=["x"], start=ago(1))
+    offer = Offer(backend="prefect1", labels=("x",), tenant=other)
+    (found,) = server.client.due([offer], within_seconds=60, limit=10)
+    assert [run.run_id for run in found.runs] == [run_id]
+    assert found.route.scope == other
+    server.claimed(found.runs[0])
+    assert [one.state.run_id for one in server.client.unfinished(MARK)] == [run_id]
+    assert server.client.place(run_id).route == found.route
 
 
 def test_what_is_due_for_workers_that_are_away_is_counted_without_an_agent(server):
