@@ -23,7 +23,7 @@ from benchmarks.parts import say
 from benchmarks.proxy import CountingProxy
 from benchmarks.report import Bar
 from benchmarks.runs import wait
-from benchmarks.sides import BIN, Fleet, Side
+from benchmarks.sides import BIN, Fleet, Side, running
 from tests.prefect1_client import Prefect1Client
 from tests.prefect1_env import environment, python
 from tests.valkey import Valkey
@@ -170,19 +170,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def _running(side: Side, workers: int = 1) -> Iterator[Side]:
-    try:
-        side.start(workers)
-        yield side
-        side.check()
-    except BaseException:
-        print(side.tails(), file=sys.stderr)
-        raise
-    finally:
-        side.stop()
-
-
-@contextmanager
 def _counted(side: Side) -> Iterator[None]:
     """The kernel counts what the side uses."""
     group = CpuGroup(side.name)
@@ -237,12 +224,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         for number in range(1, options.rounds + 1):
             say(f"Prefect 1 burst, round {number} of {options.rounds}")
             for name, side in world.sides.items():
-                with _counted(side), _running(side):
+                with _counted(side), running(side):
                     rounds[name].append(burst(world, side, options.runs, options.seconds_per_run))
         for name, side in world.sides.items():
             results["idle"][name] = {}
             for workers in options.idle_workers:
-                with _running(side, workers):
+                with running(side, workers):
                     results["idle"][name][workers] = idle(world, side, options.idle_seconds)
     for name, values in rounds.items():
         results[name] = {key: statistics.median(one[key] for one in values) for key in values[0]}

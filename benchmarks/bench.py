@@ -28,7 +28,7 @@ from benchmarks import agents, parts, processes, report
 from benchmarks.parts import World, say
 from benchmarks.proxy import CountingProxy
 from benchmarks.runs import Api, TooLong
-from benchmarks.sides import BIN, Fleet, Side, Stock, environment
+from benchmarks.sides import BIN, Fleet, Side, Stock, environment, running
 from tests.prefect_server import PrefectServer
 from tests.valkey import Valkey
 
@@ -100,20 +100,6 @@ def world_of(options: argparse.Namespace) -> Iterator[tuple[World, dict[str, Sid
         finally:
             for side in sides.values():
                 side.stop()
-
-
-@contextmanager
-def running(side: Side, workers: int = 1) -> Iterator[Side]:
-    """The side's programs, from ready to gone."""
-    try:
-        side.start(workers)
-        yield side
-        side.check()
-    except BaseException:
-        print(side.tails(), file=sys.stderr)
-        raise
-    finally:
-        side.stop()
 
 
 def measure(options: argparse.Namespace, world: World, sides: dict[str, Side]) -> report.Results:

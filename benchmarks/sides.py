@@ -6,7 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -107,6 +108,20 @@ class Side:
         helpers = [process for process in found if process.pid not in programs and not of_engine(process)]
         above = {process.parent for process in found if of_engine(process)}
         return [one for one in helpers if one.pid in above], [one for one in helpers if one.pid not in above]
+
+
+@contextmanager
+def running(side: Side, workers: int = 1) -> Iterator[Side]:
+    """The side's programs, from ready to gone."""
+    try:
+        side.start(workers)
+        yield side
+        side.check()
+    except BaseException:
+        print(side.tails(), file=sys.stderr)
+        raise
+    finally:
+        side.stop()
 
 
 class Stock(Side):
