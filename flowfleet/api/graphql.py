@@ -15,7 +15,7 @@ from flowfleet.api.dialect import Dialect, Tone
 from flowfleet.api.session import TRIES, Session
 from flowfleet.errors import ApiRejected, ApiUnavailable
 
-#: the version whose traffic this is: Cloud reads its rules for old clients off it
+#: the version whose traffic this is: Cloud reads its rules for old clients off it, and all of 1.x read its states
 CORE_VERSION = "1.4.1"
 _API_ERROR = "API_ERROR"
 #: Prefect Server's own words for the same, which its gateway gives no code of its own

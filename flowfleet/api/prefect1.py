@@ -36,8 +36,6 @@ from flowfleet.flow_run import FlowRun, Offer, Route
 
 logger = logging.getLogger(__name__)
 
-#: label sets of runs are served for so long after the last of them was listed
-ROUTE_KEPT = timedelta(hours=1)
 #: an engine says so often that it lives; one that has said nothing for so much longer is gone (source: prefect 1.4.1)
 HEARTBEAT_GONE = timedelta(seconds=180)
 _PAGE = 100
@@ -170,8 +168,9 @@ class Prefect1:
         return found[0]
 
     def routes(self, offer: Offer) -> list[Route]:
-        """The label sets of the runs that were listed within the last hour."""
-        return self._backlog.routes(offer, since=ROUTE_KEPT)
+        """None beforehand: which label sets there are, only the listed runs tell, and the poller keeps those."""
+        del offer
+        return []
 
     # knowing and claiming
 

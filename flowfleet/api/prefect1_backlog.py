@@ -39,8 +39,6 @@ class Backlog:
         self._runs = runs
         self._agents = agents
         self._now = now
-        #: label sets of runs, and when one was last listed
-        self._routes: dict[Route, datetime] = {}
 
     def due(
         self, tenant: str, offers: Sequence[Offer], *, within_seconds: float, noted: Callable[[Sequence[Run]], None]
@@ -68,19 +66,12 @@ class Backlog:
         by_route: dict[Route, list[Run]] = defaultdict(list)
         for run in runs:
             by_route[Route.of_labels(tenant, run.labels)].append(run)
-        self._routes.update(dict.fromkeys(by_route, now))
         found = []
         for route, waiting in by_route.items():
             serving = [offer for offer in offers if offer.serves(route)]
             full = any(queues[agent].full for offer in serving if (agent := agent_of(offer)) in queues)
             found.append(_due_runs(route, waiting, serving, now, at_least=full))
         return found
-
-    def routes(self, offer: Offer, *, since: timedelta) -> list[Route]:
-        """The label sets of runs that were listed lately and that this offer serves."""
-        oldest = self._now() - since
-        self._routes = {route: seen for route, seen in self._routes.items() if seen >= oldest}
-        return sorted(route for route in self._routes if offer.serves(route))
 
     def count(self, tenant: str, offers: Sequence[Offer]) -> list[DueRuns]:
         """Count what workers that are away would take, without asking in their name."""

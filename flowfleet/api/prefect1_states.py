@@ -9,10 +9,9 @@ from typing import Any
 
 from flowfleet.api.answers import Json, instant
 from flowfleet.api.client import Kind, Mark, RunState
+from flowfleet.api.graphql import CORE_VERSION
 from flowfleet.flow_run import claim_id
 
-#: the core version that we speak; older and newer 1.x clients read the same JSON
-CORE_VERSION = "1.4.1"
 SUBMITTED = "Submitted"
 #: states of which the API hands a run, or a task of it, out again at their start time
 WAITING = frozenset({"Scheduled", "Retrying", "Queued", "Resume", "Paused"})
