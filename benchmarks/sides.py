@@ -14,7 +14,7 @@ from pathlib import Path
 import requests
 
 from benchmarks import processes
-from benchmarks.cgroup import CpuGroup
+from benchmarks.cgroup import Group
 from benchmarks.processes import MARK, Process
 from benchmarks.runs import wait
 from tests.valkey import free_port
@@ -45,7 +45,7 @@ class Side:
     slots: int
     parts: list[Started] = field(default_factory=list)
     #: where the kernel counts what all of them use, if anybody asks
-    group: CpuGroup | None = None
+    group: Group | None = None
 
     @property
     def mark(self) -> str:

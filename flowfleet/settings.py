@@ -324,6 +324,14 @@ class WorkerSettings(Common):
             help="The flows' interpreter (default: the one on PATH that has prefect).",
         ),
     )
+    warm_start: bool = setting(
+        True,
+        Option(
+            flag="--warm-start/--no-warm-start",
+            kind=SWITCH,
+            help="Prefect 1: fork engines from a process that has prefect loaded (default: yes).",
+        ),
+    )
     on_stop: str = setting(
         "auto",
         Option(

@@ -19,3 +19,16 @@ class Pace:
     lead_seconds: float = 5.0  # covers the start of the engine, which waits by itself; a slot is used meanwhile
     sweep_seconds: float = 600.0
     shun_seconds: float = 5.0
+
+    @classmethod
+    def of(cls, backend: str, *, idle_seconds: float) -> Pace:
+        """The pace at this API.
+
+        Prefect 1's queue costs one request, and after each run its own agents ask again within 0.25 s
+        (prefect 1.4.1): runs that are created one after the other should not wait longer with us.
+        """
+        return (
+            cls(idle_seconds=idle_seconds, busy_seconds=1.0)
+            if backend == "prefect1"
+            else cls(idle_seconds=idle_seconds)
+        )

@@ -110,7 +110,7 @@ class Service:
             meters=parts.meters,
             narrowing=self._narrowing,
             redis_outage=Outage("Redis", CLOCK.monotonic),
-            pace=Pace(idle_seconds=settings.idle_seconds),
+            pace=Pace.of(api.backend, idle_seconds=settings.idle_seconds),
             max_polls=settings.max_polls,
             tidy=give_back,
         )

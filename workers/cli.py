@@ -30,7 +30,7 @@ from flowfleet.monitor import page
 from flowfleet.secret_files import SecretFiles
 from flowfleet.settings import WorkerSettings, options
 from flowfleet.unused import tell_unused
-from workers import clone, sign_on
+from workers import clone, sign_on, warm_starter
 from workers import page as worker_page
 from workers.abilities import Abilities
 from workers.deployers import external
@@ -45,6 +45,7 @@ from workers.environment import (
     worker_layer,
 )
 from workers.host import Host
+from workers.launcher import Launcher, Program
 from workers.limits import raise_descriptors
 from workers.orders import Orders
 from workers.records import StateFolder
@@ -129,10 +130,12 @@ def serve(settings: WorkerSettings, environ: Mapping[str, str], guest: Guest = G
     for sentence in abilities.missing():
         logger.warning(sentence)
     below = "process" if guest.leaving and settings.deploy == external.ExternalDeployer.kind else settings.deploy
-    own = _deployer(below, host, abilities)
+    plugged_in = _plugged_in(below)
     api, settings = _enter(door, settings, wait=hangup.wait)
     logs.set_level(settings.log_level)
     layers, interpreter = interpreter_of(settings, environ, api.backend)
+    warm = settings.warm_start and api.backend == "prefect1" and warm_starter.possible(interpreter, abilities)
+    own = plugged_in or _process_deployer(host, abilities, warm_starter.program(interpreter, layers) if warm else None)
     deployer = guest.deployer(own, api, settings)
     state = sign_on.open_state(settings, host, environ)
     if guest.leaving is not None:
@@ -243,14 +246,25 @@ def _orders(settings: WorkerSettings, api: ApiClient, layers: Layers, interprete
     )
 
 
-def _deployer(kind: str, host: Host, abilities: Abilities) -> Deployer:
-    if kind == "process":
-        return ProcessDeployer(host=host, abilities=abilities, descriptors=raise_descriptors())
+def _plugged_in(kind: str) -> Deployer | None:
+    if kind == ProcessDeployer.kind:
+        return None
     found = [entry for entry in metadata.entry_points(group=DEPLOYERS) if entry.name == kind]
     if not found:
         raise SettingsError(f"--deploy {kind} is unknown, use process or the name of an installed deployer")
     deployer: Deployer = found[0].load()()
     return deployer
+
+
+def _process_deployer(host: Host, abilities: Abilities, parent: Program | None) -> Deployer:
+    descriptors = raise_descriptors()
+    warm = None
+    if parent is not None:
+        warm = warm_starter.WarmStarter(
+            Launcher(program=parent, reap_orphans=abilities.subreaper, descriptors=descriptors)
+        )
+        warm.start()
+    return ProcessDeployer(host=host, abilities=abilities, warm=warm, descriptors=descriptors)
 
 
 def _row(settings: WorkerSettings, api: ApiClient, nonce: str, *, wait: Callable[[float], None]) -> Row:

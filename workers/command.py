@@ -14,7 +14,11 @@ from workers import kernel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the shim does without typing
+    from collections.abc import Callable
     from typing import Any, NoReturn
+
+    #: why the process that was forked must execute its command; None = it can be the command by itself
+    Unfit = Callable[[dict[str, Any]], str | None]
 
 #: of the range -1000 … 1000: the kernel takes a run before its shim, the worker or Redis
 _OOM_SCORE = 500
@@ -22,6 +26,16 @@ _OOM_SCORE = 500
 
 class CannotFork(Exception):
     """This host has no room for one more process; the words of the kernel."""
+
+
+class Began(BaseException):  # no Exception: nothing that handles errors may hold it up
+    """The forked command of a warm parent begins: it leaves all frames of shim and fork server behind."""
+
+    def __init__(self, request: dict[str, Any], report: int) -> None:
+        super().__init__()
+        self.request = request
+        #: to be closed as the last step before the first own instruction
+        self.report = report
 
 
 class Child:
@@ -48,10 +62,11 @@ class Child:
             self._gate = -1
 
 
-def fork(request: dict[str, Any], folder: str, log: int, *, proc: bool) -> Child:
+def fork(request: dict[str, Any], folder: str, log: int, *, proc: bool, unfit: Unfit | None = None) -> Child:
     """Fork the command in a group of its own; it waits at a gate, and ends there if its shim dies.
 
-    Raises `CannotFork`, and `OSError` when its working folder cannot be made.
+    `unfit` is given where this process can be the command without executing it (a warm parent's), and says why not.
+    Raises `CannotFork`, and `OSError` when its working folder cannot be made; in the command itself `Began`.
     """
     if request["cwd"] is None:
         os.makedirs(os.path.join(folder, "work"), mode=0o700, exist_ok=True)
@@ -70,9 +85,12 @@ def fork(request: dict[str, Any], folder: str, log: int, *, proc: bool) -> Child
         try:
             os.close(opener)
             os.close(report)
-            _become(request, folder, log, gate, reporter, proc=proc)
-        finally:
-            os._exit(127)
+            _become(request, folder, log, gate, reporter, proc=proc, unfit=unfit)
+        except Began:
+            raise
+        except BaseException:  # noqa: BLE001, S110 - a second shim must not go on
+            pass
+        os._exit(127)
     try:
         os.setpgid(pid, pid)  # on both sides: a stop in between must not miss it
     except (ProcessLookupError, PermissionError):
@@ -83,7 +101,9 @@ def fork(request: dict[str, Any], folder: str, log: int, *, proc: bool) -> Child
     return Child(pid, report, opener)
 
 
-def _become(request: dict[str, Any], folder: str, log: int, gate: int, reporter: int, *, proc: bool) -> NoReturn:
+def _become(
+    request: dict[str, Any], folder: str, log: int, gate: int, reporter: int, *, proc: bool, unfit: Unfit | None
+) -> NoReturn:
     step = "prepare"
     try:
         _prepare(log, proc=proc)
@@ -96,6 +116,11 @@ def _become(request: dict[str, Any], folder: str, log: int, gate: int, reporter:
         if request["not_after"] is not None and kernel.boot_clock() > request["not_after"]:
             raise TimeoutError(0, "")
         step = "exec"
+        if unfit is not None:
+            why = unfit(request)
+            if why is None:
+                raise Began(request, reporter)
+            os.write(reporter, json.dumps({"step": "cold", "why": why}).encode() + b"\n")
         os.execvpe(  # noqa: S606 - by the run's own PATH, without a shell
             request["argv"][0], request["argv"], request["env"]
         )
@@ -127,6 +152,18 @@ def _raise_oom_score() -> None:
         os.close(fd)
     except (OSError, ValueError):
         pass  # a courtesy to the host; the run does not depend on it
+
+
+def told(words: bytes) -> tuple[dict[str, Any] | None, str | None]:
+    """What the report pipe has said: the trouble that kept the command from being executed, and why it began cold."""
+    trouble = why = None
+    for line in words.splitlines():
+        word = json.loads(line)
+        if word["step"] == "cold":
+            why = str(word["why"])
+        else:
+            trouble = word
+    return trouble, why
 
 
 def explain(trouble: dict[str, Any], request: dict[str, Any], folder: str) -> dict[str, Any]:

@@ -19,24 +19,36 @@ import warnings  # noqa: F401 - os.execvpe would import it later
 if __name__ == "__main__":  # the file is alone on the path: find its siblings, last, so that they shadow nothing
     sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from workers import kernel, shim, wire
+from workers import command, kernel, shim, wire
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # the shim does without typing
+    from collections.abc import Callable
 
 
-def serve(control: socket.socket) -> None:
-    """Fork a shim for each connection until the worker closes the control socket or dies."""
+def serve(
+    control: socket.socket, *, unfit: command.Unfit | None = None, stale: Callable[[], bool] = lambda: False
+) -> None:
+    """Fork a shim for each connection until the worker closes the control socket or dies.
+
+    A warm parent says by `unfit` which commands it can be itself, and by `stale` that it should be replaced instead of
+    forking once more: the worker finds the connection closed and asks elsewhere.
+    """
     while True:
         try:
             data, connections, _, _ = socket.recv_fds(control, 1, 4)
         except ConnectionResetError:
             return
+        if data and stale():
+            return
         for fd in connections:
             os.set_inheritable(fd, False)  # noqa: FBT003
-            _fork_shim(control, fd)
+            _fork_shim(control, fd, unfit)
         if not data:
             return
 
 
-def _fork_shim(control: socket.socket, fd: int) -> None:
+def _fork_shim(control: socket.socket, fd: int, unfit: command.Unfit | None) -> None:
     with socket.socket(fileno=fd) as connection:
         try:
             pid = os.fork()
@@ -47,9 +59,12 @@ def _fork_shim(control: socket.socket, fd: int) -> None:
             return
         try:
             control.close()
-            shim.serve(connection)
-        finally:
-            os._exit(0)
+            shim.serve(connection, unfit)
+        except command.Began:
+            raise  # this is the command by now
+        except BaseException:  # noqa: BLE001, S110 - it has left its trace beside the run
+            pass
+        os._exit(0)
 
 
 def _limit_descriptors(soft: int) -> None:
@@ -58,23 +73,32 @@ def _limit_descriptors(soft: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 
 
-def main() -> None:
-    """Run until the worker is gone."""
-    fd = int(sys.argv[1])
+def control_of(fd: int) -> socket.socket:
+    """The socket that the worker has left open for us; what we start does not inherit it."""
     os.set_inheritable(fd, False)  # noqa: FBT003
-    control = socket.socket(fileno=fd)
+    return socket.socket(fileno=fd)
+
+
+def settle(mode: str, descriptors: int, *, name: str, title: str) -> None:
+    """Make this process one that can fork at any time: signals, limits, names, memory."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the shims
-    if sys.argv[2] == "reap":
+    if mode == "reap":
         # and what a killed shim leaves: a first process that never reaps would keep it as zombies, its exit untold
         kernel.become_subreaper()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    _limit_descriptors(int(sys.argv[3]))
-    kernel.set_name("flowfleet-fork")
-    kernel.set_title("flowfleet launcher")
+    _limit_descriptors(descriptors)
+    kernel.set_name(name)
+    kernel.set_title(title)
     gc.collect()
     gc.freeze()  # a collection in a shim would copy every page
     gc.disable()
+
+
+def main() -> None:
+    """Run until the worker is gone."""
+    control = control_of(int(sys.argv[1]))
+    settle(sys.argv[2], int(sys.argv[3]), name="flowfleet-fork", title="flowfleet launcher")
     serve(control)
 
 

@@ -13,6 +13,10 @@ import struct
 import sys
 import time
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # the shim does without typing
+    from collections.abc import Iterable
+
 LINUX = sys.platform.startswith("linux")
 
 _PR_SET_NAME = 15
@@ -44,15 +48,28 @@ def set_name(name: str) -> None:
 
 def set_title(title: str) -> None:
     """The command line that `ps` shows, written over our own arguments; as much of it as they have room for."""
+    _overwrite(45, title.encode())
+
+
+def set_environ(pairs: Iterable[tuple[str, str]]) -> None:
+    """What `/proc/PID/environ` shows, written over what this process was started with; as many as there is room for.
+
+    Only after os.environ was cleared: the C library may still look for its variables there.
+    """
+    _overwrite(47, b"\0".join(os.fsencode(f"{name}={value}") for name, value in pairs))
+
+
+def _overwrite(field: int, data: bytes) -> None:
+    # fields of /proc/self/stat, counted from the state: arg_start, arg_end, env_start, env_end
     try:
         with open("/proc/self/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()
-        start, end = int(fields[45]), int(fields[46])
+        start, end = int(fields[field]), int(fields[field + 1])
     except (OSError, IndexError, ValueError):
         return
     room = end - start
     if start > 0 and room > 1:
-        ctypes.memmove(start, title.encode()[: room - 1].ljust(room, b"\0"), room)
+        ctypes.memmove(start, data[: room - 1].ljust(room, b"\0"), room)
 
 
 def become_subreaper() -> bool:

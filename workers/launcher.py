@@ -1,4 +1,4 @@
-"""Launcher: the worker's side of the fork server; hands it requests and replaces it when it dies."""
+"""Launcher: the worker's side of a fork server; hands it requests and replaces it when it dies."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +25,40 @@ class NoAnswer(Exception):
     """The fork server or its shim is gone or hangs; whether the run was started, its folder tells."""
 
 
+class NotFit(Exception):
+    """A fork server has said that it cannot be one here, and why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """What is started as a fork server; descriptor, mode and limit are added to its arguments."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    name: str = "launcher"
+    #: it says by itself that it is ready, within this time; None = it is at once
+    greeting_seconds: float | None = None
+
+
+def own_program(python: str = sys.executable) -> Program:
+    """The fork server of this package, in our own Python with nothing of the user's environment."""
+    file = str(Path(forkserver.__file__).resolve())
+    env = {name: os.environ[name] for name in _NEEDED if name in os.environ}
+    return Program(argv=(python, "-I", "-S", "-E", file), env=env)
+
+
 class Launcher:
     """One fork server; may be asked by several threads at once."""
 
     def __init__(
         self,
         *,
-        python: str = sys.executable,
+        program: Program | None = None,
         answer_seconds: float = 20.0,
         reap_orphans: bool = True,
         descriptors: int = 0,
     ) -> None:
-        self._python = python
+        self._program = program or own_program()
         #: how many descriptors a run may open by default; 0 = as many as we
         self._descriptors = descriptors
         self._mode = "reap" if reap_orphans else "plain"
@@ -68,61 +91,90 @@ class Launcher:
     def _hand_over(self, connection: socket.socket) -> None:
         with self._lock:
             for again in (True, False):
-                control = self._ready()
+                control = self._ready() if self._program.greeting_seconds is None else self._running()
                 try:
                     socket.send_fds(control, [b"+"], [connection.fileno()])
                     return
                 except (BrokenPipeError, ConnectionResetError) as exc:
-                    logger.warning("launcher replaced", extra={"pid": self.pid})
+                    logger.warning("launcher replaced", extra={"pid": self.pid, "program": self._program.name})
                     self._discard()
                     if not again:
                         raise NoAnswer("the launcher process does not stay alive") from exc
 
+    def _running(self) -> socket.socket:
+        # no run waits for one that takes its time to start
+        if self._control is None or self._process is None or self._process.poll() is not None:
+            raise NoAnswer(f"the {self._program.name} process is gone")
+        return self._control
+
     def _ready(self) -> socket.socket:
         if self._process is not None and self._process.poll() is not None:
-            logger.warning("launcher replaced", extra={"pid": self.pid})
+            logger.warning("launcher replaced", extra={"pid": self.pid, "program": self._program.name})
             self._discard()
         if self._control is None:
             self._control = self._start()
         return self._control
 
     def start(self) -> None:
-        """Start the fork server now rather than with the first run."""
+        """Start the fork server now rather than with the first run; raises `NotFit` and `NoAnswer`."""
         with self._lock:
             self._ready()
 
     def _start(self) -> socket.socket:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
-            file = str(Path(forkserver.__file__).resolve())
             try:
                 self._process = subprocess.Popen(
-                    [self._python, "-I", "-S", "-E", file, str(theirs.fileno()), self._mode, str(self._descriptors)],
+                    [*self._program.argv, str(theirs.fileno()), self._mode, str(self._descriptors)],
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
                     cwd="/",
-                    env={name: os.environ[name] for name in _NEEDED if name in os.environ},
+                    env=self._program.env,
                     start_new_session=True,
                 )
             except OSError as exc:
                 ours.close()
-                raise NoAnswer(f"the launcher process cannot be started: {exc.strerror}") from exc
-        logger.info("launcher started", extra={"pid": self._process.pid})
+                raise NoAnswer(f"the {self._program.name} process cannot be started: {exc.strerror}") from exc
+        if self._program.greeting_seconds is not None:
+            self._await_greeting(ours, self._program.greeting_seconds)
+        logger.info("launcher started", extra={"pid": self._process.pid, "program": self._program.name})
         return ours
 
-    def _discard(self) -> None:
+    def _await_greeting(self, control: socket.socket, seconds: float) -> None:
+        control.settimeout(seconds)
+        try:
+            greeting = wire.receive(control)
+        except (OSError, EOFError, ValueError) as exc:
+            control.close()
+            self._discard(kill=True)
+            raise NoAnswer(f"the {self._program.name} process did not get ready within {seconds:.0f} s") from exc
+        control.settimeout(None)
+        if not greeting.get("fit"):
+            control.close()
+            self._discard()
+            raise NotFit(str(greeting.get("why") or "it does not say why"))
+
+    def _discard(self, *, kill: bool = False) -> None:
         control, process = self._control, self._process
         self._control = self._process = None
         if control is not None:
             control.close()
         if process is not None:
+            if kill:
+                process.kill()
             try:
                 process.wait(timeout=1.0)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+    def abort(self) -> None:
+        """End a fork server that may still be starting, without waiting for it."""
+        process = self._process
+        if process is not None:
+            process.kill()
 
     def close(self) -> None:
         """End the fork server; the shims go on."""

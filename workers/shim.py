@@ -34,8 +34,11 @@ _CLEAR_SECONDS = 5.0
 _REQUEST_SECONDS = 30.0
 
 
-def serve(connection: socket.socket) -> None:
-    """Be the shim of the one run whose request comes over this connection; returns when all of it is over."""
+def serve(connection: socket.socket, unfit: command.Unfit | None = None) -> None:
+    """Be the shim of the one run whose request comes over this connection; returns when all of it is over.
+
+    With `unfit` the command may be a fork of this process (see `command.fork`).
+    """
     _leave_the_launcher()
     wake = _catch_signals()
     connection.settimeout(_REQUEST_SECONDS)
@@ -45,7 +48,7 @@ def serve(connection: socket.socket) -> None:
         return  # the worker is gone before it has said what to start
     kernel.set_title(f"flowfleet shim of run {request['run_id']}")
     try:
-        Shim(request, connection, wake).run()
+        Shim(request, connection, wake, unfit).run()
     except Exception as exc:  # nobody above could tell: leave a trace beside the run, then end
         with open(os.path.join(request["folder"], "shim.error"), "a", encoding="utf-8") as file:
             file.write(f"{type(exc).__name__}: {exc}\n")
@@ -79,8 +82,11 @@ def _catch_signals() -> int:
 class Shim:
     """One run from its start file to the end of its group."""
 
-    def __init__(self, request: dict[str, Any], connection: socket.socket, wake: int) -> None:
+    def __init__(
+        self, request: dict[str, Any], connection: socket.socket, wake: int, unfit: command.Unfit | None = None
+    ) -> None:
         self._request = request
+        self._unfit = unfit
         self._folder = str(request["folder"])
         self._connection = connection
         self._wake = wake
@@ -114,7 +120,7 @@ class Shim:
         spare = self._reserve_record()  # the lock stays open for life
         try:
             log = os.open(self._path("log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-            self._child = command.fork(self._request, self._folder, log, proc=self._proc)
+            self._child = command.fork(self._request, self._folder, log, proc=self._proc, unfit=self._unfit)
             forked_at = time.time()
             os.close(log)
             cap = output.Cap(self._path("log"), int(self._request["log_limit"]), holes=self._holes)
@@ -132,11 +138,11 @@ class Shim:
         started_at = time.time()
         self._child.release()
         del self._request["env"]  # only the command needs it from here on
-        trouble = self._await_exec()
+        trouble, cold = self._await_exec()
         if trouble is not None:
             self._never_began(trouble)
             return
-        self._reply("started", started=started)
+        self._reply("started", started=started, cold=cold)
         self._watch(cap)
         self._finish(started_at, spare)
 
@@ -165,18 +171,19 @@ class Shim:
             pass  # not every file system can; the record is then written as far as there is room
         return fd
 
-    def _await_exec(self) -> dict[str, Any] | None:
-        """None once the command is executed (the report pipe closes by itself), else what went wrong."""
-        told = b""
+    def _await_exec(self) -> tuple[dict[str, Any] | None, str | None]:
+        """What went wrong, None once the command has begun (its end of the pipe is closed); and why it was cold."""
+        words = b""
         while True:
             self._wait(self._child.report)
             if self._child.report in self._ready:
                 data = os.read(self._child.report, 65536)
-                told += data
+                words += data
                 if not data:
                     break
         os.close(self._child.report)
-        return command.explain(json.loads(told), self._request, self._folder) if told else None
+        trouble, cold = command.told(words)
+        return command.explain(trouble, self._request, self._folder) if trouble else None, cold
 
     def _never_began(self, trouble: dict[str, Any]) -> None:
         self._clear()

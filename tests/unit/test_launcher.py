@@ -16,7 +16,7 @@ from flowfleet.errors import StartFailed
 from tests.bench_of_runs import BenchOfRuns
 from tests.unit.test_shim import FULL, is_alive
 from tests.waiting import until
-from workers.launcher import Launcher
+from workers.launcher import Launcher, own_program
 from workers.records import RunFolder
 
 ROOT = Path(__file__).parents[2]
@@ -84,7 +84,7 @@ def test_a_fork_server_that_cannot_be_started_is_told_and_the_run_never_begins(t
     order = bench.sh(f"touch {tmp_path}/began")
 
     with pytest.raises(StartFailed, match="cannot be started: No such file"):
-        bench.new_deployer(Launcher(python="/no/such/python")).start(order)
+        bench.new_deployer(Launcher(program=own_program("/no/such/python"))).start(order)
 
     assert bench.adopt(order) is None
     bench.close()

@@ -343,9 +343,10 @@ def test_metrics_have_the_names_of_the_design_and_no_run_id():
     assert found not in text
 
 
-def test_the_settings_idle_time_is_the_loops():
+@pytest.mark.parametrize(("backend", "busy"), [("prefect3", 4.0), ("prefect1", 1.0)])
+def test_the_loops_pace_is_that_of_the_settings_and_of_the_api(backend, busy):
     settings = PollerSettings(host="h", idle_seconds=7.5)
-    nobody = SimpleNamespace(backend="prefect3")
+    nobody = SimpleNamespace(backend=backend)
     ledger = SimpleNamespace(gate=nobody, claims=nobody, roster=nobody)
     service = Service(
         Parts(
@@ -358,7 +359,7 @@ def test_the_settings_idle_time_is_the_loops():
             meters=Meters(),
         )
     )
-    assert service.loop._pace.idle_seconds == 7.5
+    assert (service.loop._pace.busy_seconds, service.loop._pace.idle_seconds) == (busy, 7.5)
 
 
 # --- several pools and queues

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from flowfleet.errors import StartFailed
 from workers.abilities import Abilities
@@ -23,8 +23,18 @@ _BIRTH_LOOKS = 100
 _BIRTH_PAUSE_SECONDS = 0.02
 
 
+class Starter(Protocol):
+    """Another way to start a command below a shim than by executing it."""
+
+    def launch(self, request: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """The shim's answer; None = start it cold."""
+
+    def close(self) -> None:
+        """End what it needs; runs go on."""
+
+
 class ProcessDeployer:
-    """Starts runs through one launcher and finds them again by their folders."""
+    """Starts runs through one launcher, or a warm parent, and finds them again by their folders."""
 
     kind = "process"
 
@@ -34,12 +44,15 @@ class ProcessDeployer:
         host: Host,
         abilities: Abilities,
         launcher: Launcher | None = None,
+        warm: Starter | None = None,
         descriptors: int = 0,
         wait: Callable[[float], None] = time.sleep,
     ) -> None:
         self._host = host
         self._abilities = abilities
         self._launcher = launcher or Launcher(reap_orphans=abilities.subreaper, descriptors=descriptors)
+        #: the shorter way, where there is one
+        self._warm = warm
         self._wait = wait
         self._umask = _umask()
 
@@ -58,7 +71,11 @@ class ProcessDeployer:
         sentence = str(answer.get("error") or "its shim did not say why")
         raise StartFailed(f"Run {order.run_id} could not be started: {sentence}.")
 
-    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+    def _ask(self, request: dict[str, Any]) -> Mapping[str, Any]:
+        answer = self._warm.launch(request) if self._warm is not None else None
+        return answer if answer is not None else self._ask_cold(request)
+
+    def _ask_cold(self, request: dict[str, Any]) -> dict[str, Any]:
         try:
             return self._launcher.launch(request)
         except NoAnswer as exc:
@@ -134,7 +151,9 @@ class ProcessDeployer:
         return Parts(host=self._host, abilities=self._abilities)
 
     def close(self) -> None:
-        """End the launcher; runs go on."""
+        """End the launchers; runs go on."""
+        if self._warm is not None:
+            self._warm.close()
         self._launcher.close()
 
 

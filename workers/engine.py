@@ -1,0 +1,261 @@
+"""Engine: how a fork of the warm parent becomes a Prefect 1 engine, equal to one that was started afresh.
+
+What prefect 1.4.1 keeps from its import on is made anew from the run's environment: configuration, context, loggers
+(source: prefect 1.4.1; measured: shared/reference/prefect1-cost.md §3). What cannot be made anew, since interpreter,
+C library or a package have read it once, must be as it was, else `Parent.unfit` says why and the command is executed.
+
+Standard library and prefect only: this runs in the interpreter of the flows.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import importlib.machinery
+import importlib.util
+import logging
+import os
+import runpy
+import signal
+import sys
+import types
+
+from workers import kernel
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # the shim does without typing
+    from collections.abc import Iterator, Mapping, Sequence
+    from typing import Any
+
+#: what an engine imports anyway, most of it; never a flow's own modules
+_PRELOADED = (
+    *("prefect", "prefect.cli", "prefect.cli.execute", "prefect.engine.cloud", "prefect.storage"),
+    *("prefect.serialization", "prefect.run_configs", "logging"),
+)
+_COMMAND = ("-m", "prefect")
+#: read by the interpreter, the C library, or at the import of prefect and what it imports (each seen to be read there)
+_ONCE = (
+    "PYTHON",
+    "LD_",
+    "MALLOC_",
+    "GLIBC_",
+    "LC_",
+    "OPENSSL_",
+    "DASK_",
+    "PENDULUM_",
+    "PSUTIL_",
+    "MSGPACK_",
+    "TORNADO_",
+)
+_ONCE_NAMES = frozenset({"LANG", "LANGUAGE", "LOCPATH", "HOME", "TZ", "TZDIR", "PYTZDATA_TZDATADIR"})
+#: of Prefect's own settings those that are read anew in each engine
+_ANEW = tuple(f"PREFECT__{name}" for name in ("BACKEND", "CLOUD__", "CONTEXT__", "LOGGING__", "ENGINE__", "FLOWS__"))
+#: by these a run is found whose shim is dead
+_MARKS = ("FLOWFLEET_RUN_ID", "FLOWFLEET_CLAIM")
+#: what Python itself runs at its start, if it finds it on the path
+_AT_START = frozenset({"sitecustomize", "usercustomize"})
+
+
+class Unfit(Exception):
+    """No warm start is possible here; says why."""
+
+
+class Parent:
+    """What the warm parent was when it had loaded prefect, and how its forks leave that behind."""
+
+    def __init__(self) -> None:
+        self._handlers = {number: _handler(number) for number in signal.valid_signals()}
+        self._environ = dict(os.environ)
+        self._path = list(sys.path)
+        self._names = {name.partition(".")[0] for name in sys.modules}
+        self._names = self._names - set(sys.builtin_module_names) - {"__main__"} | _AT_START
+        self._files = {path: _signature(path) for path in self._watched()}
+
+    @classmethod
+    def load(cls) -> Parent:
+        """Load prefect; raises `Unfit`, and whatever an import may raise."""
+        modules = [importlib.import_module(name) for name in _PRELOADED]
+        if threads() != 1:
+            raise Unfit("something that prefect loads or Python starts with runs a thread, and a fork would lose it")
+        missing = [name for name in ("config", "context", "Client") if not hasattr(modules[0], name)]
+        if missing:
+            raise Unfit(f"this prefect has no {missing[0]}")
+        return cls()
+
+    # -- asked by the parent
+
+    def stale(self) -> bool:
+        """Has anything changed that was read once? Then a new parent must read it."""
+        return threads() != 1 or any(_signature(path) != seen for path, seen in self._files.items())
+
+    def _watched(self) -> Iterator[str]:
+        yield from self._path
+        yield sys.executable
+        yield os.path.join(sys.prefix, "pyvenv.cfg")
+        configuration = sys.modules["prefect.configuration"]
+        yield str(sys.modules["prefect"].__file__)
+        for path in (configuration.USER_CONFIG, configuration.BACKEND_CONFIG):
+            yield os.path.expanduser(os.path.expandvars(path))
+        dask = sys.modules.get("dask.config")
+        for path in getattr(dask, "paths", ()):
+            yield path
+            yield from (os.path.join(path, name) for name in _names_in(path) if name.endswith((".yaml", ".yml")))
+
+    # -- asked by the forked command, in its working folder
+
+    def unfit(self, request: Mapping[str, Any]) -> str | None:
+        """Why this command must be executed instead; None = `become` is the same."""
+        argv, env = request["argv"], request["env"]
+        if tuple(argv[1:3]) != _COMMAND or not _same_file(argv[0], sys.executable):
+            return "it is not the engine of this Python"
+        name = next(iter(sorted(self._differing(env))), None)
+        if name is not None:
+            return f"its variable {name} is read once at the start"
+        try:
+            return self._shadowed(env)
+        except OSError as exc:
+            return f"its path cannot be looked through: {exc.strerror}"
+
+    def _differing(self, env: Mapping[str, str]) -> Iterator[str]:
+        for name in {*env, *self._environ}:
+            once = name.startswith(_ONCE) or name in _ONCE_NAMES
+            fixed = name.startswith("PREFECT__") and not name.startswith(_ANEW)
+            if (once or fixed) and name != "PYTHONPATH" and env.get(name) != self._environ.get(name):
+                yield name
+
+    def _shadowed(self, env: Mapping[str, str]) -> str | None:
+        for entry in _entries(env):
+            if entry in self._path or not os.path.exists(entry):
+                continue
+            if not os.path.isdir(entry):
+                return f"{entry} on its path is no folder"
+            for name in sorted({file.partition(".")[0] for file in _names_in(entry)} & self._names):
+                spec = importlib.machinery.PathFinder.find_spec(name, [entry])
+                # without a loader it is a folder of no package: what comes later on the path is before it
+                if spec is not None and spec.loader is not None and not _loaded_from(name, spec.origin):
+                    return f"{spec.origin} on its path stands before the module {name} that is loaded"
+        return None
+
+    # -- the forked command itself
+
+    def become(self, request: dict[str, Any], report: int) -> None:
+        """Be the engine; raises what `python -m prefect` would end with (SystemExit, KeyboardInterrupt)."""
+        argv, env = list(request["argv"]), dict(request["env"])
+        request.clear()
+        self._renew_process(argv, env)
+        os.close(report)  # from here on it has begun
+        os.closerange(3, _descriptors())
+        self._renew_python(argv, env)
+        try:
+            _renew_prefect()
+            runpy.run_module("prefect", run_name="__main__", alter_sys=True)
+        except Exception as exc:  # noqa: BLE001 - as the interpreter does with what nobody has caught
+            sys.excepthook(type(exc), exc, _from_runpy(exc.__traceback__))
+            sys.exit(1)
+
+    def _renew_process(self, argv: Sequence[str], env: Mapping[str, str]) -> None:
+        for number, handler in self._handlers.items():
+            if handler is not None and signal.getsignal(number) != handler:
+                signal.signal(number, handler)
+        os.environ.clear()
+        os.environ.update(env)
+        kernel.set_name(os.path.basename(argv[0]))
+        kernel.set_title("\0".join(argv))
+        kernel.set_environ(sorted(env.items(), key=lambda pair: pair[0] not in _MARKS))
+
+    def _renew_python(self, argv: Sequence[str], env: Mapping[str, str]) -> None:
+        gc.enable()
+        sys.path[:] = list(dict.fromkeys([*_entries(env), *self._path]))
+        importlib.invalidate_caches()
+        sys.argv[:] = ["-m", *argv[3:]]
+        if hasattr(sys, "orig_argv"):
+            sys.orig_argv[:] = argv
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        tempfile: Any = sys.modules.get("tempfile")
+        if tempfile is not None:
+            tempfile.tempdir = None  # it depends on variables
+        process = sys.modules.get("multiprocessing.process")
+        if process is not None:
+            process.current_process().authkey = os.urandom(32)  # no run may know another's
+
+
+def _handler(number: int) -> Any:
+    """What a Python that was started with all signals at their defaults has here, with prefect loaded."""
+    handler = signal.getsignal(number)
+    if handler is not signal.SIG_IGN or number in (signal.SIGPIPE, signal.SIGXFSZ):
+        return handler
+    return signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+
+
+def threads() -> int:
+    """How many threads this process has."""
+    return len(os.listdir("/proc/self/task"))
+
+
+def _renew_prefect() -> None:
+    """Read configuration, context and logging anew, in place: some fifteen modules hold on to these objects."""
+    prefect: Any = sys.modules["prefect"]
+    configuration: Any = sys.modules["prefect.configuration"]
+    log: Any = sys.modules["prefect.utilities.logging"]
+    before = ["prefect", "client.diagnostics", *prefect.context.config.logging.get("extra_loggers", [])]
+    configuration.USER_CONFIG = os.getenv("PREFECT__USER_CONFIG_PATH", "~/.prefect/config.toml")
+    configuration.BACKEND_CONFIG = os.getenv("PREFECT__BACKEND_CONFIG_PATH", "~/.prefect/backend.toml")
+    fresh = configuration.load_default_config()
+    configuration.config.clear()
+    for name, value in fresh.items():
+        configuration.config[name] = value
+    prefect.context.clear()
+    prefect.context.__init__()
+    for name in before:
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.setLevel(logging.NOTSET)
+    prefect.context.logger = log.configure_logging()
+    log.configure_extra_loggers()
+    prefect.Client.logger = log.create_diagnostic_logger("client.diagnostics")
+    log.LOG_MANAGER.__init__()
+
+
+def _entries(env: Mapping[str, str]) -> list[str]:
+    """What `python -m` puts before its own path: the working folder, and PYTHONPATH."""
+    listed = env.get("PYTHONPATH") or ""
+    return [os.getcwd(), *(os.path.abspath(entry) for entry in (listed.split(os.pathsep) if listed else ()))]
+
+
+def _names_in(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _signature(path: str) -> tuple[int, int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _same_file(one: str, other: str) -> bool:
+    # by name: the same Python through another link may be another environment
+    return os.path.abspath(one) == os.path.abspath(other)
+
+
+def _loaded_from(name: str, origin: str | None) -> bool:
+    module = sys.modules.get(name)
+    file = getattr(module, "__file__", None)
+    return bool(file and origin) and os.path.realpath(str(file)) == os.path.realpath(str(origin))
+
+
+def _descriptors() -> int:
+    try:
+        return max(map(int, os.listdir("/proc/self/fd"))) + 1
+    except OSError:
+        return 65536
+
+
+def _from_runpy(trace: types.TracebackType | None) -> types.TracebackType | None:
+    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        trace = trace.tb_next
+    return trace

@@ -1,0 +1,123 @@
+"""WarmStarter: the worker's side of the warm parent, out of which engines of Prefect 1 are forked.
+
+An engine that is executed spends most of its time on importing prefect; a fork of a process that has it loaded does
+not. A warm parent is only ever a shorter way: while there is none, and for each run that it is not fit for, runs are
+started cold.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from workers import kernel, warm
+from workers.abilities import Abilities
+from workers.environment import Interpreter, Layers
+from workers.launcher import Launcher, NoAnswer, NotFit, Program
+
+logger = logging.getLogger(__name__)
+
+#: what `engine.Parent` renews was read and measured there
+PREFECTS = ("1.4.1",)
+#: an import of prefect takes half a second, on a busy or slow machine a multiple
+_GREETING_SECONDS = 120.0
+_PAUSE_SECONDS = 1.0
+_LONGEST_PAUSE_SECONDS = 300.0
+#: a parent that has lived for so long has not died of its start
+_WELL_SECONDS = 60.0
+_REASONS = 20
+#: what a run has more than its parent, and room in the process to show it (kernel.set_environ)
+_ROOM = {"FLOWFLEET_ROOM": "-" * 4096}
+
+
+def program(interpreter: Interpreter, layers: Layers) -> Program:
+    """The warm parent of this Python, in the environment that all runs have in common but for their paths."""
+    env = layers.build({}, {"PYTHONPATH": None}, run_id="", claim="") | _ROOM
+    file = str(Path(warm.__file__).resolve())
+    return Program(argv=(interpreter.path, file), env=env, name="warm parent", greeting_seconds=_GREETING_SECONDS)
+
+
+def possible(interpreter: Interpreter, abilities: Abilities) -> bool:
+    """Whether a warm parent is worth a try: on Linux, with a prefect that is known well enough."""
+    return kernel.LINUX and abilities.proc and interpreter.prefect in PREFECTS
+
+
+class WarmStarter:
+    """One warm parent, loaded in the background and again when it is gone; may be asked by several threads at once."""
+
+    def __init__(self, launcher: Launcher, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._launcher = launcher
+        self._clock = clock
+        self._ready = threading.Event()
+        self._gone = threading.Event()
+        self._closed = threading.Event()
+        self._told: set[str] = set()
+        self._thread = threading.Thread(target=self._keep, name="warm-parent", daemon=True)
+
+    def start(self) -> None:
+        """Load it, and load it again whenever it is gone."""
+        self._thread.start()
+
+    @property
+    def ready(self) -> bool:
+        """Whether the next run could begin warm."""
+        return self._ready.is_set()
+
+    def launch(self, request: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Start a run and return the answer of its shim; None = start it cold, which the start file makes safe."""
+        if not self._ready.is_set():
+            return None
+        try:
+            answer = self._launcher.launch(request)
+        except NoAnswer as exc:
+            logger.info("warm parent is loaded again", extra={"run_id": request["run_id"], "why": str(exc)})
+            self._ready.clear()
+            self._gone.set()
+            return None
+        if answer.get("cold"):
+            self._tell(request["run_id"], str(answer["cold"]))
+        return answer
+
+    def close(self) -> None:
+        """End the parent; runs go on."""
+        self._closed.set()
+        self._gone.set()
+        if not self._ready.is_set():
+            self._launcher.abort()  # it may be loading, and is not waited for
+        self._launcher.close()
+
+    def _tell(self, run_id: str, why: str) -> None:
+        # each reason once: a flow folder with a module of that kind has it for all its runs
+        if why not in self._told and len(self._told) < _REASONS:
+            self._told.add(why)
+            logger.info("run starts cold", extra={"run_id": run_id, "why": why})
+
+    def _keep(self) -> None:
+        pause = 0.0
+        while not self._closed.wait(pause):
+            begun = self._clock()
+            if not self._load():
+                return
+            self._gone.wait()
+            self._gone.clear()
+            well = self._clock() - begun >= _WELL_SECONDS
+            pause = 0.0 if well else min(max(pause * 2, _PAUSE_SECONDS), _LONGEST_PAUSE_SECONDS)
+
+    def _load(self) -> bool:
+        """False when there will never be one here."""
+        try:
+            self._launcher.start()
+        except NotFit as exc:
+            logger.info("all runs start cold", extra={"why": str(exc)})
+            return False
+        except NoAnswer as exc:
+            if not self._closed.is_set():
+                logger.warning("warm parent did not start, runs start cold", extra={"error": str(exc)})
+            self._gone.set()
+        else:
+            self._ready.set()
+        return True
