@@ -65,7 +65,9 @@ class Parent:
 
     def __init__(self) -> None:
         self._handlers = {number: _handler(number) for number in signal.valid_signals()}
-        self._environ = dict(os.environ)
+        self._environ = _environ_at_start()
+        #: what Python and the imports have put in by themselves: Python's LC_CTYPE where the locale is C
+        self._added = {name: value for name, value in os.environ.items() if name not in self._environ}
         self._path = list(sys.path)
         self._names = {name.partition(".")[0] for name in sys.modules}
         self._names = self._names - set(sys.builtin_module_names) - {"__main__"} | _AT_START
@@ -158,14 +160,15 @@ class Parent:
             if handler is not None and signal.getsignal(number) != handler:
                 signal.signal(number, handler)
         os.environ.clear()
-        os.environ.update(env)
+        os.environ.update({**self._added, **env})
         kernel.set_name(os.path.basename(argv[0]))
         kernel.set_title("\0".join(argv))
         kernel.set_environ(sorted(env.items(), key=lambda pair: pair[0] not in _MARKS))
 
     def _renew_python(self, argv: Sequence[str], env: Mapping[str, str]) -> None:
         gc.enable()
-        sys.path[:] = list(dict.fromkeys([*_entries(env), *self._path]))
+        folder, *listed = _entries(env)
+        sys.path[:] = [folder, *dict.fromkeys([*listed, *self._path])]
         importlib.invalidate_caches()
         sys.argv[:] = ["-m", *argv[3:]]
         if hasattr(sys, "orig_argv"):
@@ -185,6 +188,12 @@ def _handler(number: int) -> Any:
     if handler is not signal.SIG_IGN or number in (signal.SIGPIPE, signal.SIGXFSZ):
         return handler
     return signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+
+
+def _environ_at_start() -> dict[str, str]:
+    with open("/proc/self/environ", "rb") as file:
+        pairs = os.fsdecode(file.read()).split("\0")
+    return dict(pair.split("=", 1) for pair in pairs if "=" in pair)
 
 
 def threads() -> int:
