@@ -152,7 +152,8 @@ class Parent:
             _renew_prefect()
             runpy.run_module("prefect", run_name="__main__", alter_sys=True)
         except Exception as exc:  # noqa: BLE001 - as the interpreter does with what nobody has caught
-            sys.excepthook(type(exc), exc, _from_runpy(exc.__traceback__))
+            exc.__traceback__ = _from_runpy(exc.__traceback__)
+            sys.excepthook(type(exc), exc, exc.__traceback__)
             sys.exit(1)
 
     def _renew_process(self, argv: Sequence[str], env: Mapping[str, str]) -> None:

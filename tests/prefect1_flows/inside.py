@@ -31,21 +31,25 @@ class Leaver:
             file.write("finalized\n")
 
 
+def described(handler):
+    shape = handler.formatter
+    to_stdout = getattr(handler, "stream", None) is sys.stdout
+    return [
+        type(handler).__name__,
+        handler.level,
+        getattr(shape, "_fmt", None),
+        getattr(shape, "datefmt", None),
+        to_stdout,
+    ]
+
+
 def loggers():
     manager = logging.Logger.manager.loggerDict
     found = {}
     for name in sorted(manager):
         logger = manager[name]
         if isinstance(logger, logging.Logger) and (logger.handlers or logger.level):
-            found[name] = [
-                logger.level,
-                logger.propagate,
-                [
-                    [type(one).__name__, one.level, getattr(one.formatter, "_fmt", None)]
-                    + [getattr(one.formatter, "datefmt", None), getattr(one, "stream", None) is sys.stdout]
-                    for one in logger.handlers
-                ],
-            ]
+            found[name] = [logger.level, logger.propagate, [described(one) for one in logger.handlers]]
     return found
 
 
@@ -87,12 +91,12 @@ def look(out, spawn):
         "threads": sorted(thread.name for thread in threading.enumerate()),
         "main_thread": threading.current_thread() is threading.main_thread(),
         "descriptors": sorted(
-            (int(one.name), os.readlink(one).partition(":")[0]) for one in (process / "fd").iterdir() if one.exists()
+            (int(one.name), str(one.readlink()).partition(":")[0]) for one in (process / "fd").iterdir() if one.exists()
         ),
         "gc": [gc.isenabled(), gc.get_threshold()],
         "recursion": sys.getrecursionlimit(),
-        "encodings": [sys.stdout.encoding, sys.stdout.errors, sys.stdout.line_buffering, sys.stdout.write_through]
-        + [locale.setlocale(locale.LC_CTYPE)],
+        "stdout": [sys.stdout.encoding, sys.stdout.errors, sys.stdout.line_buffering, sys.stdout.write_through],
+        "locale": locale.setlocale(locale.LC_CTYPE),
         "streams": [stream.fileno() for stream in (sys.stdin, sys.stdout, sys.stderr)],
         "filters": repr(warnings.filters),
         "hooks": [sys.excepthook is sys.__excepthook__, threading.excepthook.__name__],

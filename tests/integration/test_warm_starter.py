@@ -1,0 +1,398 @@
+"""The warm parent with the real prefect 1.4.1: what it takes on, what it leaves to a cold start, and how it ends."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import socket
+import threading
+import time
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.bench_of_runs import BenchOfRuns
+from tests.prefect1_env import python
+from tests.unit.test_shim import FULL, is_alive
+from tests.waiting import SCALE, until
+from workers import kernel, processes, warm, warm_starter
+from workers.deployers.process import ProcessDeployer
+from workers.environment import Interpreter, Layers
+from workers.launcher import Launcher, Program
+from workers.warm_starter import WarmStarter
+
+#: what prefect says to `--help` takes no API
+VERSION = ("-m", "prefect", "version")
+
+
+def parent_of(environ: dict[str, str], python_path: str | None = None) -> Program:
+    given = Interpreter(path=python_path or str(python()), prefect="1.4.1")
+    return warm_starter.program(given, Layers(base=environ))
+
+
+class WarmBench:
+    """Runs of the real Prefect 1 on one warm parent, and on the worker's own launcher where that is not fit."""
+
+    def __init__(self, folder: Path, program: Program | None = None) -> None:
+        home = folder / "home"
+        home.mkdir()
+        self.environ = {"PATH": os.environ["PATH"], "HOME": str(home), "PYTHONWARNINGS": "ignore", "LANG": "C.UTF-8"}
+        self.bench = BenchOfRuns(folder, FULL)
+        self.launcher = Launcher(program=program or parent_of(self.environ))
+        # each parent has lived long, by this clock: the pauses before the next one are those of a good one
+        self.warm = WarmStarter(self.launcher, clock=itertools.count(0, 1000).__next__)
+        assert self.bench.launcher is not None
+        self.bench.deployer = ProcessDeployer(
+            host=self.bench.host, abilities=FULL, launcher=self.bench.launcher, warm=self.warm
+        )
+        self.answers: list[Any] = []
+        launch = self.warm.launch
+        self.warm.launch = lambda request: self.answers.append(launch(request)) or self.answers[-1]  # type: ignore[method-assign]
+
+    def start(self) -> WarmBench:
+        self.warm.start()
+        self.wait_ready()
+        return self
+
+    def wait_ready(self) -> None:
+        until(lambda: self.warm.ready, 60, "the warm parent")
+
+    def order(self, *argv: str, env: dict[str, str] | None = None, **changes: Any) -> Any:
+        return self.bench.order(str(python()), *(argv or VERSION), env={**self.environ, **(env or {})}, **changes)
+
+    def cold(self, *argv: str, **changes: Any) -> str | None:
+        """Run it to its end; why it began cold, None = it was forked."""
+        order = self.order(*argv, **changes)
+        end = self.bench.run(order)
+        assert end.code == 0, (end, (order.folder / "log").read_text())
+        if not argv:
+            assert (order.folder / "log").read_text().endswith("1.4.1\n")
+        answer = self.answers[-1]
+        return "not asked" if answer is None else answer["cold"]
+
+    def close(self) -> None:
+        self.bench.close()
+        self.warm.close()
+
+
+@contextmanager
+def warmed(folder: Path, program: Program | None = None) -> Iterator[WarmBench]:
+    bench = WarmBench(folder, program)
+    try:
+        yield bench
+    finally:
+        bench.close()
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmBench]:
+    with warmed(tmp_path_factory.mktemp("warm")) as made:
+        yield made.start()
+
+
+# --- what is forked, and what is not
+
+
+def test_an_engine_is_forked(bench):
+    assert bench.cold() is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PYTHONHASHSEED", "0"), ("PYTHONUNBUFFERED", "1"), ("PYTHONWARNINGS", "default"), ("LD_BIND_NOW", "1"),
+        ("MALLOC_ARENA_MAX", "1"), ("LC_ALL", "C"), ("LANG", "C"), ("TZ", "UTC+1"),
+        ("HOME", "/"),
+        ("DASK_TEMPORARY_DIRECTORY", "/tmp"), ("PREFECT__HOME_DIR", "/tmp/else"), ("PREFECT__SERVER__HOST", "http://else"),
+        ("PREFECT__TASKS__DEFAULTS__MAX_RETRIES", "3"), ("OPENSSL_CONF", "/dev/null"),
+    ],
+)  # fmt: skip
+def test_a_run_with_a_variable_of_its_own_that_is_read_once_begins_cold(bench, name, value):
+    assert bench.cold(env={name: value}) == f"its variable {name} is read once at the start"
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        {"PREFECT__LOGGING__LEVEL": "DEBUG"}, {"PREFECT__CLOUD__API": "http://127.0.0.1:1"}, {"OMP_NUM_THREADS": "1"},
+        {"PREFECT__CONTEXT__SECRETS__A": "b"}, {"PYTHONPATH": "/no/such/folder:.:"}, {"A": "b\n=ü\udcff"},
+        {"B": "x" * 100_000},
+    ],
+    ids=lambda env: next(iter(env)),
+)  # fmt: skip
+def test_a_run_with_other_variables_of_its_own_is_forked(bench, env):
+    assert bench.cold(env=env) is None
+
+
+def test_without_a_variable_that_the_parent_has_a_run_begins_cold(bench):
+    order = bench.order()
+    del order.env["PYTHONWARNINGS"]
+    assert bench.bench.run(order).code == 0
+
+    assert bench.answers[-1]["cold"] == "its variable PYTHONWARNINGS is read once at the start"
+
+
+def made(folder: Path, name: str, text: str = "") -> Path:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name", ["toml.py", "requests/__init__.py", "resource.py", "sitecustomize.py", "usercustomize.py"]
+)
+@pytest.mark.parametrize("by", ["cwd", "PYTHONPATH"])
+def test_a_module_of_the_flows_that_stands_before_a_loaded_one_is_honoured(bench, tmp_path, name, by):
+    folder = made(tmp_path / "flows", name, "print('ours')\n")
+    given = {"cwd": str(folder)} if by == "cwd" else {"env": {"PYTHONPATH": str(folder)}}
+    order = bench.order("-m", "prefect", "version", **given)
+    bench.bench.run(order)
+
+    assert bench.answers[-1]["cold"].startswith(f"{folder}/{name.partition('/')[0]}")
+    # `-m` looks for sitecustomize before it knows the working folder
+    if not (by == "cwd" and "customize" in name) and name != "usercustomize.py":
+        assert "ours" in (order.folder / "log").read_text()
+
+
+def test_what_the_flows_bring_along_beside_that_is_no_reason(bench, tmp_path):
+    flows = tmp_path / "flows"
+    for name in (
+        "flow.py",
+        "workers/__init__.py",
+        "engine.py",
+        "wire.py",
+        "prefect/flows/a.py",
+        "__main__.py",
+        "toml.txt",
+    ):
+        made(flows, name)
+
+    assert bench.cold(cwd=str(flows), env={"PYTHONPATH": str(flows)}) is None
+
+
+def test_a_zipped_path_begins_cold(bench, tmp_path):
+    with zipfile.ZipFile(tmp_path / "flows.zip", "w") as archive:
+        archive.writestr("flow.py", "")
+
+    assert "is no folder" in bench.cold(env={"PYTHONPATH": str(tmp_path / "flows.zip")})
+
+
+def test_another_command_is_executed(bench):
+    assert bench.cold("-c", "print(1)") == "it is not the engine of this Python"
+
+
+# --- how it ends
+
+
+def test_the_end_of_a_forked_command_is_that_of_an_executed_one(bench):
+    wrong = bench.order("-m", "prefect", "no-such-command")
+    assert bench.bench.run(wrong).code == 2
+    assert bench.answers[-1]["cold"] is None
+    assert "No such command" in (wrong.folder / "log").read_text()
+
+    broken = bench.order("-m", "prefect", "execute", "flow-run")
+    assert bench.bench.run(broken).code == 1
+    text = (broken.folder / "log").read_text()
+    assert bench.answers[-1]["cold"] is None
+    assert "Not currently executing a flow within a Cloud context." in text
+    assert "Traceback" in text
+    assert "workers" not in text
+
+
+def test_a_working_folder_that_is_not_there_is_told_and_the_run_never_begins(bench):
+    with pytest.raises(Exception, match="its working folder /no/such does not exist"):
+        bench.bench.start(bench.order(cwd="/no/such"))
+
+
+def test_a_run_that_comes_too_late_never_begins(bench):
+    order = bench.order(not_after=kernel.boot_clock() - 1)
+    with pytest.raises(Exception, match="too late"):
+        bench.bench.start(order)
+
+    assert bench.bench.folder(order).exit_record()["late"]
+
+
+#: an engine that waits for its API to answer
+HANGING = ("-m", "prefect", "execute", "flow-run")
+
+
+@pytest.fixture
+def silent() -> Iterator[dict[str, str]]:
+    """The environment of an engine whose API accepts and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        yield {"PREFECT__BACKEND": "server", "PREFECT__CLOUD__API": url, "PREFECT__CONTEXT__FLOW_RUN_ID": "x"}
+
+
+def connected(deployment: Any) -> bool:
+    """It has come as far as to ask its API."""
+    links = (str(one.readlink()) for one in Path(f"/proc/{deployment.handle['command_pid']}/fd").iterdir())
+    return any(link.startswith("socket:") for link in links)
+
+
+def hanging(bench: WarmBench, env: dict[str, str]) -> tuple[Any, Any]:
+    order = bench.order(*HANGING, env=env)
+    deployment = bench.bench.start(order)
+    assert bench.answers[-1]["cold"] is None
+    until(lambda: connected(deployment), 30, "the engine to ask its API")
+    return order, deployment
+
+
+@pytest.mark.parametrize(("stop", "number"), [("stop", signal.SIGTERM), ("kill", signal.SIGKILL)])
+def test_a_forked_engine_is_stopped_like_any_other(bench, silent, stop, number):
+    order, deployment = hanging(bench, silent)
+    getattr(deployment, stop)()
+
+    end = bench.bench.end_of(deployment)
+    assert (end.signal, end.stopped_by) == (number, {"stop": "term", "kill": "kill"}[stop])
+    assert bench.bench.living(order) == []
+
+
+def test_a_forked_engine_holds_nothing_of_its_shim_and_is_found_by_its_marks(bench, silent):
+    order, deployment = hanging(bench, silent)
+    pid, shim = deployment.handle["command_pid"], deployment.handle["pid"]
+    opened = {int(one.name): str(one.readlink()) for one in Path(f"/proc/{pid}/fd").iterdir()}
+
+    assert {fd: link for fd, link in opened.items() if fd > 2 and not link.startswith("socket:")} == {}
+    assert len(opened) == 4
+    os.kill(shim, signal.SIGKILL)
+    until(lambda: not bench.bench.folder(order).shim_alive(), 10, "the lock of the shim to be free")
+    assert is_alive(pid)
+    assert processes.members(order.run_id, order.claim, session=0, group=0) == [pid]
+    deployment.kill()
+    bench.bench.end_of(deployment)
+    assert bench.bench.living(order) == []
+
+
+def test_runs_of_a_killed_parent_go_on_and_the_next_ones_begin_cold_until_there_is_another(tmp_path, silent):
+    with warmed(tmp_path) as bench:
+        bench.start()
+        order, first = hanging(bench, silent)
+        old = bench.launcher.pid
+        os.kill(old, signal.SIGKILL)
+        until(lambda: not is_alive(old), 10, "the parent to be gone")
+
+        assert bench.cold() == "not asked"
+        bench.wait_ready()
+        assert bench.launcher.pid != old
+        assert bench.cold() is None
+        assert first.poll() is None
+        # a new worker finds it and its true end
+        again = bench.bench.adopt(order)
+        again.stop()
+        assert bench.bench.end_of(again).signal == signal.SIGTERM
+
+
+def test_a_parent_killed_between_request_and_answer_starts_the_run_once(tmp_path):
+    with warmed(tmp_path) as bench:
+        bench.start()
+        for number in range(8):
+            if not is_alive(bench.launcher.pid):
+                assert bench.cold() == "not asked"
+            bench.wait_ready()
+            pid = bench.launcher.pid
+            killer = threading.Timer(0.0015 * number, os.kill, (pid, signal.SIGKILL))
+            killer.start()
+            order = bench.order()
+            end = bench.bench.run(order)
+            killer.join()
+            assert end.code == 0
+            assert (order.folder / "log").read_text() == "1.4.1\n"
+
+
+def test_a_hanging_parent_is_given_up_and_the_run_begins_cold(tmp_path):
+    with warmed(tmp_path) as bench:
+        bench.start()
+        bench.launcher._answer_seconds = 0.5
+        os.kill(bench.launcher.pid, signal.SIGSTOP)
+
+        assert bench.cold() == "not asked"
+        bench.launcher._answer_seconds = 20.0 * SCALE
+        bench.wait_ready()
+        assert bench.cold() is None
+
+
+def test_a_parent_that_is_out_of_date_is_replaced(tmp_path):
+    with warmed(tmp_path) as bench:
+        bench.start()
+        first = bench.launcher.pid
+        made(tmp_path / "home" / ".prefect", "config.toml", "[logging]\nlevel = 'DEBUG'\n")
+
+        assert bench.cold() == "not asked"
+        bench.wait_ready()
+        assert bench.launcher.pid != first
+        assert bench.cold() is None
+
+
+def test_a_parent_ends_with_its_worker_also_while_it_is_loading(tmp_path):
+    with warmed(tmp_path) as bench:
+        bench.start()
+        pid = bench.launcher.pid
+        bench.warm.close()
+        assert not is_alive(pid)
+    (tmp_path / "second").mkdir()
+    with warmed(tmp_path / "second") as bench:
+        bench.warm.start()
+        pid = until(lambda: bench.launcher.pid, 10, "the process")
+        begun = time.monotonic()
+        bench.warm.close()
+        assert time.monotonic() - begun < 0.5 * SCALE
+        assert not is_alive(pid)
+
+
+# --- where there can be none
+
+THREAD = "import threading, time; threading.Thread(target=time.sleep, args=(60,), daemon=True).start()"
+
+
+def with_code(code: str) -> Program:
+    """A parent in whose Python this happens first."""
+    file = str(Path(warm.__file__))
+    run = f"import runpy, sys; sys.argv = ['-', *sys.argv[1:]]; runpy.run_path({file!r}, run_name='__main__')"
+    return Program(argv=(str(python()), "-c", f"{code}\n{run}"), env=dict(os.environ), greeting_seconds=60)
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        (
+            "import threading, time; threading.Thread(target=time.sleep, args=(60,), daemon=True).start()",
+            "runs a thread",
+        ),
+        ("import sys; sys.modules['prefect'] = None", "prefect"),
+        ("import sys; sys.version_info = (3, 8, 0)", "did not start"),
+    ],
+    ids=["threads", "no prefect", "old Python"],
+)
+def test_where_no_parent_can_be_runs_begin_cold_and_that_is_told_once(tmp_path, caplog, code, why):
+    caplog.set_level("INFO", "workers")
+    with warmed(tmp_path, with_code(code)) as bench:
+        bench.warm.start()
+
+        def told() -> list[Any]:
+            return [record for record in caplog.records if record.name == "workers.warm_starter"]
+
+        until(told, 60, "the word that there is none")
+        assert bench.cold() == "not asked"
+        (record,) = told()[:1]
+        assert why in record.getMessage() + str(getattr(record, "why", ""))
+
+
+def test_only_a_prefect_that_is_known_is_loaded():
+    for prefect, known in (("1.4.1", True), ("0.15.13", False), ("3.4.0", False)):
+        assert warm_starter.possible(Interpreter(path="python", prefect=prefect), FULL) is known
+
+
+def test_a_parent_for_the_c_locale_takes_on_the_runs_of_its_worker(tmp_path):
+    environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "LANG": "C"}
+    with warmed(tmp_path, parent_of(environ)) as bench:
+        bench.environ = environ
+        bench.start()
+
+        assert bench.cold() is None
