@@ -118,25 +118,21 @@ def serve(settings: WorkerSettings, environ: Mapping[str, str], guest: Guest = G
     require_hooks()
     failpoints = Failpoints.from_environment(environ)
     environ = dict(environ)  # as it was: flows that use Celery themselves keep its variables
-    taken_off = broker.take_off_celery_variables(os.environ)
-    if taken_off:
-        logger.info("variables of Celery are ignored", extra={"variables": ", ".join(taken_off)})
+    _take_off_celery()
     mode = resolve_mode(settings.on_stop, environ, in_container=runs_in_container(environ))
     door = apis.Door(settings, environ)
     secrets = SecretFiles(settings)
     hangup.serve(door, secrets)
     ledger = ledgers.connect(settings.redis, settings.fleet, login=secrets.login)
-    host, abilities = Host.probe(environ), Abilities.probe(environ)
-    for sentence in abilities.missing():
-        logger.warning(sentence)
+    host, abilities = Host.probe(environ), _abilities(environ)
     below = "process" if guest.leaving and settings.deploy == external.ExternalDeployer.kind else settings.deploy
     plugged_in = _plugged_in(below)
     api, settings = _enter(door, settings, wait=hangup.wait)
     logs.set_level(settings.log_level)
     layers, interpreter = interpreter_of(settings, environ, api.backend)
     warm = settings.warm_start and api.backend == "prefect1" and warm_starter.possible(interpreter, abilities)
-    own = plugged_in or _process_deployer(host, abilities, warm_starter.program(interpreter, layers) if warm else None)
-    deployer = guest.deployer(own, api, settings)
+    parent = warm_starter.program(interpreter, layers) if warm else None
+    deployer = guest.deployer(plugged_in or _process_deployer(host, abilities, parent), api, settings)
     state = sign_on.open_state(settings, host, environ)
     if guest.leaving is not None:
         guest.leaving.callback(state.close)
@@ -144,10 +140,6 @@ def serve(settings: WorkerSettings, environ: Mapping[str, str], guest: Guest = G
     sign_on.check_ledger(ledger)
     row = _row(settings, api, sign_on.new_nonce(), wait=hangup.wait)
     _sign_on(ledger, row, state, host, api)
-    serves: Mapping[str, object] = (
-        {"labels": sorted(row.offer.labels)} if api.backend == "prefect1" else {"pools": ", ".join(row.offer.pools)}
-    )
-    logger.info("worker joins the fleet", extra={"worker": row.worker, "slots": row.slots, **serves})
     parts = Parts(
         settings=settings,
         row=row,
@@ -175,6 +167,19 @@ def serve(settings: WorkerSettings, environ: Mapping[str, str], guest: Guest = G
         guest.leaving.callback(_leave_nothing, service, listening)
     guest.begun(service)
     return _run(service, settings, ledger, row, secrets.page_token)
+
+
+def _take_off_celery() -> None:
+    taken_off = broker.take_off_celery_variables(os.environ)
+    if taken_off:
+        logger.info("variables of Celery are ignored", extra={"variables": ", ".join(taken_off)})
+
+
+def _abilities(environ: Mapping[str, str]) -> Abilities:
+    abilities = Abilities.probe(environ)
+    for sentence in abilities.missing():
+        logger.warning(sentence)
+    return abilities
 
 
 def _leave_nothing(service: Service, listening: Listening) -> None:
@@ -294,6 +299,10 @@ def _row(settings: WorkerSettings, api: ApiClient, nonce: str, *, wait: Callable
 def _sign_on(ledger: Ledger, row: Row, state: StateFolder, host: Host, api: ApiClient) -> None:
     sign_on.patiently(lambda: _prove_and_sign_on(ledger, row, state, host), "Redis")
     state.remember(boot_id=host.boot_id, nonce=row.nonce, fleet=ledger.store.fleet, api=api.address, worker=row.worker)
+    serves: Mapping[str, object] = (
+        {"labels": sorted(row.offer.labels)} if api.backend == "prefect1" else {"pools": ", ".join(row.offer.pools)}
+    )
+    logger.info("worker joins the fleet", extra={"worker": row.worker, "slots": row.slots, **serves})
 
 
 def _prove_and_sign_on(ledger: Ledger, row: Row, state: StateFolder, host: Host) -> None:
