@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from flowfleet import errors
 from tests.unit.test_imports import is_example, modules
 
+ROOT = Path(__file__).parents[2]
 WATCH = """
 import importlib, json, sys
 FORBIDDEN = {"socket.connect", "socket.bind", "subprocess.Popen", "os.fork", "os.posix_spawn", "os.mkdir", "os.remove"}
@@ -38,6 +41,21 @@ def test_importing_the_whole_product_does_no_work_and_brings_no_prefect():
     assert done.returncode == 0, done.stderr
 
     assert json.loads(done.stdout.splitlines()[-1]) == {"seen": [], "prefect": False}
+
+
+#: what runs in the interpreter of the flows (workers/warm.py) or in a shim that it forks
+IN_THE_FLOWS_PYTHON = ("command", "engine", "files", "forkserver", "kernel", "output", "shim", "warm", "wire")
+
+
+@pytest.mark.parametrize("name", IN_THE_FLOWS_PYTHON)
+def test_what_the_flows_python_loads_needs_python_3_9_and_its_standard_library(name):
+    tree = ast.parse((ROOT / "workers" / f"{name}.py").read_text(), feature_version=(3, 9))
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    ours = {alias.name for node in imports for alias in node.names if getattr(node, "module", None) == "workers"}
+    others = {getattr(node, "module", None) or alias.name for node in imports for alias in node.names}
+
+    assert ours <= set(IN_THE_FLOWS_PYTHON)
+    assert {name.partition(".")[0] for name in others} <= {*sys.stdlib_module_names, "workers"}
 
 
 @pytest.mark.parametrize("module", ["poller.cli", "workers.cli", "flowfleet.cli"])
