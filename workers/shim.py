@@ -24,13 +24,13 @@ import socket
 import time
 
 from workers import command, files, kernel, output, wire
+from workers.tree import Tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the shim does without typing
     from typing import Any
 
 _TICK_SECONDS = 5.0
-_CLEAR_SECONDS = 5.0
 _REQUEST_SECONDS = 30.0
 
 
@@ -93,16 +93,13 @@ class Shim:
         abilities = request["abilities"]
         self._holes = bool(abilities["holes"])
         self._proc = bool(abilities["proc"])
-        self._subreaper = bool(abilities["subreaper"]) and kernel.become_subreaper()
+        self._tree = Tree(proc=self._proc, subreaper=bool(abilities["subreaper"]))
         self._child = command.Child(pid=0, report=-1)
         self._stopped_by: str | None = None
         self._kill_at: float | None = None
         #: as of the last two looks; the older one counts, since a large process takes its time between kill and end
         self._oom_kills = (self._count_oom_kills(),) * 2
         self._ready: list[int] = []
-        self._status: int | None = None
-        self._max_rss = 0
-        self._cpu = 0.0
 
     # -- the way of a run
 
@@ -122,6 +119,7 @@ class Shim:
             log = os.open(self._path("log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             self._child = command.fork(self._request, self._folder, log, proc=self._proc, unfit=self._unfit)
             forked_at = time.time()
+            self._tree.grow(self._child.pid)
             os.close(log)
             cap = output.Cap(self._path("log"), int(self._request["log_limit"]), holes=self._holes)
             started = {**identity, "command_pid": self._child.pid, "id": str(self._child.pid)}
@@ -199,7 +197,7 @@ class Shim:
 
     def _watch(self, cap: output.Cap) -> None:
         next_tick = time.monotonic() + _TICK_SECONDS
-        while not self._ended():
+        while not self._tree.ended():
             self._wait(timeout=max(0.0, min(next_tick, self._kill_at or next_tick) - time.monotonic()))
             now = time.monotonic()
             if self._kill_at is not None and now >= self._kill_at:
@@ -220,58 +218,18 @@ class Shim:
             if number in (signal.SIGTERM, signal.SIGINT) and self._stopped_by is None:
                 self._stopped_by = "term"
                 self._kill_at = time.monotonic() + float(self._request["stop_grace"])
-                self._signal_group(signal.SIGTERM)
+                self._tree.signal(signal.SIGTERM)
             elif number == signal.SIGUSR1:
                 self._kill()
 
-    def _ended(self) -> bool:
-        """True once the command has ended; it stays a zombie for now, so that no other group can get its number."""
-        if not self._proc:  # macOS has waitid from Python 3.13 on only
-            self._reap_all()
-            return self._status is not None
-        while True:
-            try:
-                end = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            except ChildProcessError:
-                return True
-            if end is None:
-                return False
-            if end.si_pid == self._child.pid:
-                return True
-            self._reap(end.si_pid)
-
-    def _reap(self, pid: int, flags: int = 0) -> int:
-        pid, status, usage = os.wait4(pid, flags)
-        if pid == 0:
-            return 0
-        unit = 1 if kernel.LINUX else 1024  # macOS counts bytes
-        self._max_rss = max(self._max_rss, usage.ru_maxrss // unit)
-        self._cpu += usage.ru_utime + usage.ru_stime
-        if pid == self._child.pid:
-            self._status = status
-        return pid
-
     def _kill(self) -> None:
         self._stopped_by, self._kill_at = "kill", None
-        self._signal_group(signal.SIGKILL)
-
-    def _signal_group(self, number: int) -> None:
-        if not self._child.pid:
-            return  # 0 would be our own group
-        try:
-            os.killpg(self._child.pid, number)
-        except (ProcessLookupError, PermissionError):
-            pass  # macOS answers EPERM for a group of zombies only
+        self._tree.signal(signal.SIGKILL)
 
     # -- the end
 
     def _finish(self, started_at: float, spare: int) -> None:
-        leftovers = self._count_leftovers()
-        self._signal_group(signal.SIGKILL)
-        if self._status is None:
-            self._reap(self._child.pid)
-        assert self._status is not None
-        code = os.waitstatus_to_exitcode(self._status)
+        code, leftovers = self._tree.fell()
         by_kernel = code == -signal.SIGKILL and self._stopped_by is None
         record = {
             "v": 1,
@@ -284,8 +242,8 @@ class Shim:
             "stopped_by": self._stopped_by,
             "started_at": started_at,
             "ended_at": time.time(),
-            "max_rss_kib": self._max_rss,
-            "cpu_seconds": round(self._cpu, 3),
+            "max_rss_kib": self._tree.max_rss_kib,
+            "cpu_seconds": round(self._tree.cpu_seconds, 3),
             "leftovers": leftovers,
         }
         try:
@@ -302,46 +260,8 @@ class Shim:
         os.replace(self._path("exit.spare"), self._path("exit.json"))
         files.sync_folder(self._folder)
 
-    def _count_leftovers(self) -> int:
-        """How many processes of the run outlive its command; where they cannot be counted, 1 for any number."""
-        pids = kernel.children() if self._subreaper else None
-        if pids is None:
-            # the command must be reaped to ask: its zombie would answer for the group
-            return int(self._status is not None and self._group_alive())
-        states = [kernel.stat_fields(pid) for pid in pids if pid != self._child.pid]
-        return sum(1 for fields in states if fields and fields[0] not in "ZX")
-
     def _clear(self) -> bool:
-        """Kill what is left until nothing is; False if something would not die in time."""
-        deadline = time.monotonic() + _CLEAR_SECONDS
-        while self._reap_all() or self._group_alive():
-            if time.monotonic() > deadline:
-                return False
-            for pid in (kernel.children() if self._proc else None) or ():
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
-            self._wait(timeout=0.02)
-        return True
-
-    def _reap_all(self) -> bool:
-        """Reap children that have ended; True while there are others (with a subreaper: all of the run)."""
-        while True:
-            try:
-                if not self._reap(-1, os.WNOHANG):
-                    return True
-            except ChildProcessError:
-                return False
-
-    def _group_alive(self) -> bool:
-        if self._subreaper or not self._child.pid:
-            return False  # then every member becomes our child, and the children are counted; or there is none
-        try:
-            os.killpg(self._child.pid, 0)
-        except (ProcessLookupError, PermissionError):
-            return False
-        return True
+        return self._tree.clear(lambda seconds: self._wait(timeout=seconds))
 
     # -- small things
 

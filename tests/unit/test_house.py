@@ -44,7 +44,7 @@ def test_importing_the_whole_product_does_no_work_and_brings_no_prefect():
 
 
 #: what runs in the interpreter of the flows (workers/warm.py) or in a shim that it forks
-IN_THE_FLOWS_PYTHON = ("command", "engine", "files", "forkserver", "kernel", "output", "shim", "warm", "wire")
+IN_THE_FLOWS_PYTHON = ("command", "engine", "files", "forkserver", "kernel", "output", "shim", "tree", "warm", "wire")
 
 
 @pytest.mark.parametrize("name", IN_THE_FLOWS_PYTHON)
@@ -52,6 +52,9 @@ def test_what_the_flows_python_loads_needs_python_3_9_and_its_standard_library(n
     tree = ast.parse((ROOT / "workers" / f"{name}.py").read_text(), feature_version=(3, 9))
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
     ours = {alias.name for node in imports for alias in node.names if getattr(node, "module", None) == "workers"}
+    ours |= {
+        node.module.partition(".")[2] for node in imports if str(getattr(node, "module", "")).startswith("workers.")
+    }
     others = {getattr(node, "module", None) or alias.name for node in imports for alias in node.names}
 
     assert ours <= set(IN_THE_FLOWS_PYTHON)

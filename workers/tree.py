@@ -1,0 +1,122 @@
+"""Tree: all processes of one run, as its shim signals, reaps, counts and clears them.
+
+Standard library only: part of the shim.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+from workers import kernel
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # the shim does without typing
+    from collections.abc import Callable
+
+_CLEAR_SECONDS = 5.0
+_LOOK_SECONDS = 0.02
+
+
+class Tree:
+    """The command with its group, and with a subreaper every orphan that it leaves."""
+
+    def __init__(self, *, proc: bool, subreaper: bool) -> None:
+        self._proc = proc
+        self._subreaper = subreaper and kernel.become_subreaper()
+        self._root = 0
+        self._status: int | None = None
+        #: of all of it that has ended
+        self.max_rss_kib = 0
+        self.cpu_seconds = 0.0
+
+    def grow(self, root: int) -> None:
+        """The command was forked: its pid, and that of its group."""
+        self._root = root
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the group."""
+        if not self._root:
+            return  # 0 would be our own group
+        try:
+            os.killpg(self._root, number)
+        except (ProcessLookupError, PermissionError):
+            pass  # macOS answers EPERM for a group of zombies only
+
+    def ended(self) -> bool:
+        """True once the command has ended; it stays a zombie for now, so that no other group can get its number."""
+        if not self._proc:  # macOS has waitid from Python 3.13 on only
+            self._reap_all()
+            return self._status is not None
+        while True:
+            try:
+                end = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return True
+            if end is None:
+                return False
+            if end.si_pid == self._root:
+                return True
+            self._reap(end.si_pid)
+
+    def fell(self) -> tuple[int, int]:
+        """Kill the group of a command that has ended: its exit code or minus its signal, and what had outlived it."""
+        leftovers = self._count_leftovers()
+        self.signal(signal.SIGKILL)
+        if self._status is None:
+            self._reap(self._root)
+        assert self._status is not None
+        return os.waitstatus_to_exitcode(self._status), leftovers
+
+    def clear(self, wait: Callable[[float], None]) -> bool:
+        """Kill what is left until nothing is; False if something would not die in time."""
+        deadline = time.monotonic() + _CLEAR_SECONDS
+        while self._reap_all() or self._group_alive():
+            if time.monotonic() > deadline:
+                return False
+            for pid in (kernel.children() if self._proc else None) or ():
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+            wait(_LOOK_SECONDS)
+        return True
+
+    def _count_leftovers(self) -> int:
+        # where they cannot be counted, 1 for any number
+        pids = kernel.children() if self._subreaper else None
+        if pids is None:
+            # the command must be reaped to ask: its zombie would answer for the group
+            return int(self._status is not None and self._group_alive())
+        states = [kernel.stat_fields(pid) for pid in pids if pid != self._root]
+        return sum(1 for fields in states if fields and fields[0] not in "ZX")
+
+    def _reap(self, pid: int, flags: int = 0) -> int:
+        pid, status, usage = os.wait4(pid, flags)
+        if pid == 0:
+            return 0
+        unit = 1 if kernel.LINUX else 1024  # macOS counts bytes
+        self.max_rss_kib = max(self.max_rss_kib, usage.ru_maxrss // unit)
+        self.cpu_seconds += usage.ru_utime + usage.ru_stime
+        if pid == self._root:
+            self._status = status
+        return pid
+
+    def _reap_all(self) -> bool:
+        """Reap children that have ended; True while there are others (with a subreaper: all of the run)."""
+        while True:
+            try:
+                if not self._reap(-1, os.WNOHANG):
+                    return True
+            except ChildProcessError:
+                return False
+
+    def _group_alive(self) -> bool:
+        if self._subreaper or not self._root:
+            return False  # then every member becomes our child, and the children are counted; or there is none
+        try:
+            os.killpg(self._root, 0)
+        except (ProcessLookupError, PermissionError):
+            return False
+        return True
