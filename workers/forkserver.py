@@ -53,6 +53,8 @@ def _fork_shim(control: socket.socket, fd: int, unfit: command.Unfit | None) -> 
         try:
             pid = os.fork()
         except OSError as exc:
+            if unfit is not None:
+                return  # this process may be too large for the host; the small launcher is asked next
             wire.send(connection, {"status": "failed", "error": f"no process could be forked: {exc.strerror}"})
             return
         if pid:

@@ -115,7 +115,9 @@ class WarmStarter:
             logger.info("all runs start cold", extra={"why": str(exc)})
             return False
         except NoAnswer as exc:
-            if not self._closed.is_set():
+            # each reason once: it is tried again for as long as the worker lives
+            if not self._closed.is_set() and str(exc) not in self._told:
+                self._told.add(str(exc))
                 logger.warning("warm parent did not start, runs start cold", extra={"error": str(exc)})
             self._gone.set()
         else:
