@@ -45,7 +45,7 @@ from workers.environment import (
     worker_layer,
 )
 from workers.host import Host
-from workers.launcher import Launcher, Program
+from workers.launcher import Program
 from workers.limits import raise_descriptors
 from workers.orders import Orders
 from workers.records import StateFolder
@@ -132,7 +132,10 @@ def serve(settings: WorkerSettings, environ: Mapping[str, str], guest: Guest = G
     layers, interpreter = interpreter_of(settings, environ, api.backend)
     warm = settings.warm_start and api.backend == "prefect1" and warm_starter.possible(interpreter, abilities)
     parent = warm_starter.program(interpreter, layers) if warm else None
-    deployer = guest.deployer(plugged_in or _process_deployer(host, abilities, parent), api, settings)
+    own = plugged_in or _process_deployer(host, abilities, parent)
+    if guest.leaving is not None:
+        guest.leaving.callback(own.close)
+    deployer = guest.deployer(own, api, settings)
     state = sign_on.open_state(settings, host, environ)
     if guest.leaving is not None:
         guest.leaving.callback(state.close)
@@ -265,9 +268,7 @@ def _process_deployer(host: Host, abilities: Abilities, parent: Program | None) 
     descriptors = raise_descriptors()
     warm = None
     if parent is not None:
-        warm = warm_starter.WarmStarter(
-            Launcher(program=parent, reap_orphans=abilities.subreaper, descriptors=descriptors)
-        )
+        warm = warm_starter.starter(parent, abilities, descriptors=descriptors)
         warm.start()
     return ProcessDeployer(host=host, abilities=abilities, warm=warm, descriptors=descriptors)
 

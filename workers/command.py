@@ -117,7 +117,7 @@ def _become(
             raise TimeoutError(0, "")
         step = "exec"
         if unfit is not None:
-            why = unfit(request)
+            why = _reason(unfit, request)
             if why is None:
                 raise Began(request, reporter)
             os.write(reporter, json.dumps({"step": "cold", "why": why}).encode() + b"\n")
@@ -129,6 +129,13 @@ def _become(
     except ValueError:
         os.write(reporter, json.dumps({"step": "values", "errno": 0}).encode())
     os._exit(127)
+
+
+def _reason(unfit: Unfit, request: dict[str, Any]) -> str | None:
+    try:
+        return unfit(request)
+    except Exception as exc:  # noqa: BLE001 - a look that fails costs the run nothing but the short way
+        return f"{type(exc).__name__}: {exc}"
 
 
 def _prepare(log: int, *, proc: bool) -> None:

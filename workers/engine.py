@@ -17,14 +17,16 @@ import logging
 import os
 import runpy
 import signal
+import site
 import sys
+import time
 import types
 
 from workers import kernel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the shim does without typing
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from typing import Any
 
 #: what an engine imports anyway, most of it; never a flow's own modules
@@ -35,21 +37,14 @@ _PRELOADED = (
 _COMMAND = ("-m", "prefect")
 #: read by the interpreter, the C library, or at the import of prefect and what it imports (each seen to be read there)
 _ONCE = (
-    "PYTHON",
-    "LD_",
-    "MALLOC_",
-    "GLIBC_",
-    "LC_",
-    "OPENSSL_",
-    "DASK_",
-    "PENDULUM_",
-    "PSUTIL_",
-    "MSGPACK_",
-    "TORNADO_",
+    *("PYTHON", "LD_", "MALLOC_", "GLIBC_", "LC_", "OPENSSL_", "COVERAGE_", "SETUPTOOLS_"),
+    *("DASK_", "PENDULUM_", "PSUTIL_", "MSGPACK_", "TORNADO_"),
 )
 _ONCE_NAMES = frozenset({"LANG", "LANGUAGE", "LOCPATH", "HOME", "TZ", "TZDIR", "PYTZDATA_TZDATADIR"})
 #: of Prefect's own settings those that are read anew in each engine
 _ANEW = tuple(f"PREFECT__{name}" for name in ("BACKEND", "CLOUD__", "CONTEXT__", "LOGGING__", "ENGINE__", "FLOWS__"))
+#: no kernel that we know of refuses less (Linux: 128 KiB a variable, 2 MiB in all unless the stack is small)
+_LARGE_BYTES = 100_000
 #: by these a run is found whose shim is dead
 _MARKS = ("FLOWFLEET_RUN_ID", "FLOWFLEET_CLAIM")
 #: what Python itself runs at its start, if it finds it on the path
@@ -60,29 +55,54 @@ class Unfit(Exception):
     """No warm start is possible here; says why."""
 
 
+class _Missed:
+    """Last of the finders: notes the modules that were asked for and are not there, since a run may bring them."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+
+    def find_spec(self, name: str, path: object = None, _target: object = None) -> None:
+        """Never finds one."""
+        if path is None:
+            self.names.add(name)
+
+
 class Parent:
     """What the warm parent was when it had loaded prefect, and how its forks leave that behind."""
 
-    def __init__(self) -> None:
+    def __init__(self, before: Mapping[str, Any], wanted: Iterable[str]) -> None:
         self._handlers = {number: _handler(number) for number in signal.valid_signals()}
         self._environ = _environ_at_start()
         #: what Python and the imports have put in by themselves: Python's LC_CTYPE where the locale is C
         self._added = {name: value for name, value in os.environ.items() if name not in self._environ}
         self._path = list(sys.path)
         self._names = {name.partition(".")[0] for name in sys.modules}
-        self._names = self._names - set(sys.builtin_module_names) - {"__main__"} | _AT_START
-        self._files = {path: _signature(path) for path in self._watched()}
+        self._names = (self._names | set(wanted)) - set(sys.builtin_module_names) - {"__main__"} | _AT_START
+        #: a path that changed while it was read counts as changed
+        self._files = {path: _signature(path) for path in self._watched()} | dict(before)
 
     @classmethod
-    def load(cls) -> Parent:
-        """Load prefect; raises `Unfit`, and whatever an import may raise."""
-        modules = [importlib.import_module(name) for name in _PRELOADED]
+    def load(cls, *ours: int) -> Parent:
+        """Load prefect; raises `Unfit`, and whatever an import may raise. `ours` are the descriptors that we use."""
+        if getattr(sys.flags, "safe_path", False):
+            raise Unfit("PYTHONSAFEPATH keeps the folder of a run off its path")
+        if sys.getfilesystemencoding() != "utf-8":
+            raise Unfit("its locale is not UTF-8, and a run may have values that only UTF-8 can write")
+        before = {path: _signature(path) for path in _own_path()}
+        missed = _Missed()
+        sys.meta_path.append(missed)
+        try:
+            modules = [importlib.import_module(name) for name in _PRELOADED]
+        finally:
+            sys.meta_path.remove(missed)
         if threads() != 1:
             raise Unfit("something that prefect loads or Python starts with runs a thread, and a fork would lose it")
+        if open_descriptors() - {0, 1, 2, *ours}:
+            raise Unfit("something that prefect loads or Python starts with keeps a file open, all runs would share it")
         missing = [name for name in ("config", "context", "Client") if not hasattr(modules[0], name)]
         if missing:
             raise Unfit(f"this prefect has no {missing[0]}")
-        return cls()
+        return cls(before, missed.names)
 
     # -- asked by the parent
 
@@ -91,7 +111,7 @@ class Parent:
         return threads() != 1 or any(_signature(path) != seen for path, seen in self._files.items())
 
     def _watched(self) -> Iterator[str]:
-        yield from self._path
+        yield from _own_path()
         yield sys.executable
         yield os.path.join(sys.prefix, "pyvenv.cfg")
         configuration = sys.modules["prefect.configuration"]
@@ -113,6 +133,8 @@ class Parent:
         name = next(iter(sorted(self._differing(env))), None)
         if name is not None:
             return f"its variable {name} is read once at the start"
+        if not _settable(env):
+            return "the kernel should judge its environment"
         try:
             return self._shadowed(env)
         except OSError as exc:
@@ -150,10 +172,13 @@ class Parent:
         self._renew_python(argv, env)
         try:
             _renew_prefect()
-            runpy.run_module("prefect", run_name="__main__", alter_sys=True)
-        except Exception as exc:  # noqa: BLE001 - as the interpreter does with what nobody has caught
-            exc.__traceback__ = _from_runpy(exc.__traceback__)
-            sys.excepthook(type(exc), exc, exc.__traceback__)
+            run: Any = runpy._run_module_as_main  # type: ignore[attr-defined]  # noqa: SLF001 - it is what `-m` calls
+            run("prefect")
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:  # noqa: BLE001 - as the interpreter does with what nobody has caught
+            trace = _from_runpy(exc.__traceback__)
+            sys.excepthook(type(exc), exc.with_traceback(trace), trace)
             sys.exit(1)
 
     def _renew_process(self, argv: Sequence[str], env: Mapping[str, str]) -> None:
@@ -178,9 +203,17 @@ class Parent:
         tempfile: Any = sys.modules.get("tempfile")
         if tempfile is not None:
             tempfile.tempdir = None  # it depends on variables
-        process = sys.modules.get("multiprocessing.process")
+        process: Any = sys.modules.get("multiprocessing.process")
         if process is not None:
             process.current_process().authkey = os.urandom(32)  # no run may know another's
+            process.ORIGINAL_DIR = folder
+        _renew_log_clock()
+
+
+def _renew_log_clock() -> None:
+    # `relativeCreated` of log records counts from the import of logging; nanoseconds from Python 3.13 on
+    whole = isinstance(vars(logging)["_startTime"], int)
+    vars(logging)["_startTime"] = time.time_ns() if whole else time.time()
 
 
 def _handler(number: int) -> Any:
@@ -232,11 +265,25 @@ def _entries(env: Mapping[str, str]) -> list[str]:
     return [os.getcwd(), *(os.path.abspath(entry) for entry in (listed.split(os.pathsep) if listed else ()))]
 
 
+def _settable(env: Mapping[str, str]) -> bool:
+    """Whether the kernel would surely take it; a single variable or all of them may be too large for it."""
+    sizes = [len(os.fsencode(name)) + len(os.fsencode(value)) for name, value in env.items()]
+    if any("=" in name or "\0" in name + value for name, value in env.items()) or "" in env:
+        return False
+    return max(sizes, default=0) < _LARGE_BYTES and sum(sizes) < 4 * _LARGE_BYTES
+
+
 def _names_in(folder: str) -> list[str]:
     try:
         return os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def _own_path() -> list[str]:
+    # what a .pth file adds from elsewhere is a project that somebody works in: flows write there, and it comes last
+    own = tuple(os.path.join(prefix, "") for prefix in {sys.prefix, sys.base_prefix, sys.exec_prefix})
+    return [path for path in sys.path if path.startswith(own) or path == site.USER_SITE]
 
 
 def _signature(path: str) -> tuple[int, int, int] | None:
@@ -258,9 +305,15 @@ def _loaded_from(name: str, origin: str | None) -> bool:
     return bool(file and origin) and os.path.realpath(str(file)) == os.path.realpath(str(origin))
 
 
+def open_descriptors() -> set[int]:
+    """The descriptors that this process has open."""
+    # the one by which they are listed is closed again by the second look
+    return {int(name) for name in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{name}")}
+
+
 def _descriptors() -> int:
     try:
-        return max(map(int, os.listdir("/proc/self/fd"))) + 1
+        return max(open_descriptors()) + 1
     except OSError:
         return 65536
 

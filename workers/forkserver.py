@@ -40,6 +40,9 @@ def serve(
         except ConnectionResetError:
             return
         if data and stale():
+            control.close()  # first: whoever finds its connection closed finds this one closed too
+            for fd in connections:
+                os.close(fd)
             return
         for fd in connections:
             os.set_inheritable(fd, False)  # noqa: FBT003
@@ -53,6 +56,8 @@ def _fork_shim(control: socket.socket, fd: int, unfit: command.Unfit | None) -> 
         try:
             pid = os.fork()
         except OSError as exc:
+            if unfit is not None:
+                return  # this process may be too large for the host; the small launcher is asked next
             wire.send(connection, {"status": "failed", "error": f"no process could be forked: {exc.strerror}"})
             return
         if pid:

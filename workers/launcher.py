@@ -17,6 +17,8 @@ from workers import forkserver, wire
 
 logger = logging.getLogger(__name__)
 
+#: how long a launch waits for others that hand over; more means that a new fork server is being loaded
+_TURN_SECONDS = 1.0
 #: what a Python may need to start at all; nothing else of our environment gets there
 _NEEDED = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH")
 
@@ -64,6 +66,7 @@ class Launcher:
         self._mode = "reap" if reap_orphans else "plain"
         self._answer_seconds = answer_seconds
         self._lock = threading.Lock()
+        self._aborted = False
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
 
@@ -77,43 +80,60 @@ class Launcher:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with ours:
             with theirs:
-                self._hand_over(theirs)
+                asked = self._hand_over(theirs)
             ours.settimeout(self._answer_seconds)
             try:
                 wire.send(ours, request)
                 return wire.receive(ours)
             except TimeoutError as exc:
-                self.close()  # it hangs; a new one will be started for the next run
+                self._end(asked)  # it hangs; a new one will be started for the next run
                 raise NoAnswer(f"no answer from the shim within {self._answer_seconds:.0f} s") from exc
             except (OSError, EOFError) as exc:
                 raise NoAnswer("the launcher process ended before it answered") from exc
 
-    def _hand_over(self, connection: socket.socket) -> None:
-        with self._lock:
+    def _hand_over(self, connection: socket.socket) -> subprocess.Popen[bytes] | None:
+        # no run waits for one that takes its time to start
+        greets = self._program.greeting_seconds is not None
+        if not self._lock.acquire(timeout=_TURN_SECONDS if greets else -1):
+            raise NoAnswer(f"the {self._program.name} process is being loaded")
+        try:
             for again in (True, False):
-                control = self._ready() if self._program.greeting_seconds is None else self._running()
+                control = self._running() if greets else self._ready()
                 try:
                     socket.send_fds(control, [b"+"], [connection.fileno()])
-                    return
+                    return self._process
                 except (BrokenPipeError, ConnectionResetError) as exc:
                     logger.warning("launcher replaced", extra={"pid": self.pid, "program": self._program.name})
                     self._discard()
                     if not again:
                         raise NoAnswer("the launcher process does not stay alive") from exc
+        finally:
+            self._lock.release()
+        raise AssertionError
 
     def _running(self) -> socket.socket:
-        # no run waits for one that takes its time to start
-        if self._control is None or self._process is None or self._process.poll() is not None:
+        if self._control is None or self._gone():
             raise NoAnswer(f"the {self._program.name} process is gone")
         return self._control
 
     def _ready(self) -> socket.socket:
-        if self._process is not None and self._process.poll() is not None:
+        if self._control is not None and self._gone():
             logger.warning("launcher replaced", extra={"pid": self.pid, "program": self._program.name})
             self._discard()
         if self._control is None:
             self._control = self._start()
         return self._control
+
+    def _gone(self) -> bool:
+        assert self._control is not None
+        if self._process is None or self._process.poll() is not None:
+            return True
+        try:  # one that is on its way out has closed its end; beside its greeting it never says a word
+            return not self._control.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
 
     def start(self) -> None:
         """Start the fork server now rather than with the first run; raises `NotFit` and `NoAnswer`."""
@@ -137,6 +157,8 @@ class Launcher:
             except OSError as exc:
                 ours.close()
                 raise NoAnswer(f"the {self._program.name} process cannot be started: {exc.strerror}") from exc
+        if self._aborted:
+            self._process.kill()
         if self._program.greeting_seconds is not None:
             self._await_greeting(ours, self._program.greeting_seconds)
         logger.info("launcher started", extra={"pid": self._process.pid, "program": self._program.name})
@@ -149,12 +171,14 @@ class Launcher:
         except (OSError, EOFError, ValueError) as exc:
             control.close()
             self._discard(kill=True)
-            raise NoAnswer(f"the {self._program.name} process did not get ready within {seconds:.0f} s") from exc
+            trouble = f"did not get ready within {seconds:.0f} s" if isinstance(exc, TimeoutError) else "ended at once"
+            raise NoAnswer(f"the {self._program.name} process {trouble}") from exc
         control.settimeout(None)
         if not greeting.get("fit"):
             control.close()
             self._discard()
-            raise NotFit(str(greeting.get("why") or "it does not say why"))
+            why = str(greeting.get("why") or "it does not say why")
+            raise NoAnswer(why) if greeting.get("again") else NotFit(why)
 
     def _discard(self, *, kill: bool = False) -> None:
         control, process = self._control, self._process
@@ -171,7 +195,8 @@ class Launcher:
                 process.wait()
 
     def abort(self) -> None:
-        """End a fork server that may still be starting, without waiting for it."""
+        """End a fork server that may still be starting, or is about to, without waiting for it; there is no other."""
+        self._aborted = True  # first: whoever starts it looks here when it is there
         process = self._process
         if process is not None:
             process.kill()
@@ -180,3 +205,8 @@ class Launcher:
         """End the fork server; the shims go on."""
         with self._lock:
             self._discard()
+
+    def _end(self, process: subprocess.Popen[bytes] | None) -> None:
+        with self._lock:
+            if self._process is process:  # else it was replaced while we waited for it
+                self._discard()

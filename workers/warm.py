@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import sys
 
-if __name__ == "__main__":
+if __name__ == "__main__" and not getattr(sys.flags, "safe_path", False):
     sys.path.pop(0)  # our own folder: its modules must not be found by anybody, not even by the imports below
 
 import importlib
 import importlib.util
+import json
 import os
+import struct
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the shim does without typing
@@ -47,17 +49,28 @@ def _load(folder: str, *names: str) -> list[ModuleType]:
         sys.dont_write_bytecode = writes
 
 
+def _refuse(fd: int) -> None:
+    # by hand: this Python cannot even read our other modules
+    words = json.dumps({"fit": False, "why": f"it needs Python {_PYTHON[0]}.{_PYTHON[1]}"}).encode()
+    os.write(fd, struct.pack("!I", len(words)) + words)
+
+
 def main() -> None:
     """Be the parent until the worker is gone; in each forked engine: be the engine to its end."""
     if sys.version_info < _PYTHON:
-        sys.exit(1)
+        _refuse(int(sys.argv[1]))
+        return
     folder = os.path.dirname(os.path.abspath(__file__))
     command, engine, forkserver, wire = _load(folder, "command", "engine", "forkserver", "wire")
     control = forkserver.control_of(int(sys.argv[1]))
     try:
-        parent = engine.Parent.load()
+        parent = engine.Parent.load(control.fileno())
+    except engine.Unfit as exc:
+        wire.send(control, {"fit": False, "why": str(exc)})
+        return
     except Exception as exc:  # noqa: BLE001 - whatever prefect or a package beside it raises: runs start cold then
-        wire.send(control, {"fit": False, "why": f"{type(exc).__name__}: {exc}"})
+        # but only for now: packages may be in the middle of an installation
+        wire.send(control, {"fit": False, "why": f"{type(exc).__name__}: {exc}", "again": True})
         return
     forkserver.settle(sys.argv[2], int(sys.argv[3]), name="flowfleet-warm", title="flowfleet warm parent")
     wire.send(control, {"fit": True})

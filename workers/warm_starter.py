@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 PREFECTS = ("1.4.1",)
 #: an import of prefect takes half a second, on a busy or slow machine a multiple
 _GREETING_SECONDS = 120.0
+#: it answers within some hundredths; a run that waits longer for a frozen one could not be started cold in time
+_ANSWER_SECONDS = 8.0
 _PAUSE_SECONDS = 1.0
 _LONGEST_PAUSE_SECONDS = 300.0
 #: a parent that has lived for so long has not died of its start
@@ -39,6 +41,17 @@ def program(interpreter: Interpreter, layers: Layers) -> Program:
     env = layers.build({}, {"PYTHONPATH": None}, run_id="", claim="") | _ROOM
     file = str(Path(warm.__file__).resolve())
     return Program(argv=(interpreter.path, file), env=env, name="warm parent", greeting_seconds=_GREETING_SECONDS)
+
+
+def starter(parent: Program, abilities: Abilities, *, descriptors: int) -> WarmStarter:
+    """Made, and not begun."""
+    launcher = Launcher(
+        program=parent,
+        reap_orphans=abilities.subreaper,
+        descriptors=descriptors,
+        answer_seconds=_ANSWER_SECONDS,
+    )
+    return WarmStarter(launcher)
 
 
 def possible(interpreter: Interpreter, abilities: Abilities) -> bool:
@@ -115,7 +128,9 @@ class WarmStarter:
             logger.info("all runs start cold", extra={"why": str(exc)})
             return False
         except NoAnswer as exc:
-            if not self._closed.is_set():
+            # each reason once: it is tried again for as long as the worker lives
+            if not self._closed.is_set() and str(exc) not in self._told:
+                self._told.add(str(exc))
                 logger.warning("warm parent did not start, runs start cold", extra={"error": str(exc)})
             self._gone.set()
         else:

@@ -121,7 +121,7 @@ def test_a_run_with_a_variable_of_its_own_that_is_read_once_begins_cold(bench, n
     [
         {"PREFECT__LOGGING__LEVEL": "DEBUG"}, {"PREFECT__CLOUD__API": "http://127.0.0.1:1"}, {"OMP_NUM_THREADS": "1"},
         {"PREFECT__CONTEXT__SECRETS__A": "b"}, {"PYTHONPATH": "/no/such/folder:.:"}, {"A": "b\n=ü\udcff"},
-        {"B": "x" * 100_000},
+        {"B": "x" * 50_000},
     ],
     ids=lambda env: next(iter(env)),
 )  # fmt: skip
@@ -185,6 +185,14 @@ def test_a_zipped_path_begins_cold(bench, tmp_path):
 
 def test_another_command_is_executed(bench):
     assert bench.cold("-c", "print(1)") == "it is not the engine of this Python"
+
+
+@pytest.mark.parametrize(
+    "env", [{"A=B": "c"}, {"": "c"}, {"A": "b\0"}, {"A": "x" * 200_000}], ids=["=", "", "0", "large"]
+)
+def test_an_environment_that_only_the_kernel_can_judge_is_left_to_it(bench, env):
+    with pytest.raises(Exception, match=r"zero byte or an empty name|too large for this host"):
+        bench.bench.start(bench.order(env=env))
 
 
 # --- how it ends
@@ -366,9 +374,10 @@ def with_code(code: str) -> Program:
             "runs a thread",
         ),
         ("import sys; sys.modules['prefect'] = None", "prefect"),
-        ("import sys; sys.version_info = (3, 8, 0)", "did not start"),
+        ("import sys; sys.version_info = (3, 8, 0)", "needs Python 3.9"),
+        ("left = open(__import__('os').devnull)", "keeps a file open"),
     ],
-    ids=["threads", "no prefect", "old Python"],
+    ids=["threads", "no prefect", "old Python", "an open file"],
 )
 def test_where_no_parent_can_be_runs_begin_cold_and_that_is_told_once(tmp_path, caplog, code, why):
     caplog.set_level("INFO", "workers")
@@ -381,7 +390,7 @@ def test_where_no_parent_can_be_runs_begin_cold_and_that_is_told_once(tmp_path, 
         until(told, 60, "the word that there is none")
         assert bench.cold() == "not asked"
         (record,) = told()[:1]
-        assert why in record.getMessage() + str(getattr(record, "why", ""))
+        assert why in str(getattr(record, "why", "")) + str(getattr(record, "error", ""))
 
 
 def test_only_a_prefect_that_is_known_is_loaded():

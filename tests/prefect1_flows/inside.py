@@ -72,6 +72,7 @@ def look(out, spawn):
     seen = {
         "environ": dict(os.environ),
         "cwd": str(Path.cwd()),
+        "original_dir": multiprocessing.process.ORIGINAL_DIR,
         "path": sys.path,
         "argv": sys.argv,
         "orig_argv": sys.orig_argv,

@@ -1,0 +1,134 @@
+"""The worker's side of a warm parent: it never holds up a stop or a launch, and is tried again after bad luck."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.waiting import until
+from workers import command, forkserver, warm
+from workers.launcher import Launcher, Program
+from workers.warm_starter import WarmStarter
+
+ROOT = Path(__file__).parents[2]
+
+#: a fork server that greets as a warm parent does, when and how it is told
+SERVER = f"""
+import os, sys, time
+sys.path.append({str(ROOT)!r})
+from workers import forkserver, wire
+control = forkserver.control_of(int(sys.argv[1]))
+delay, again = open(os.environ["TOLD"]).read().split()
+time.sleep(float(delay))
+wire.send(control, {{"fit": again == "fit", "why": again, "again": again == "again"}})
+forkserver.settle(sys.argv[2], int(sys.argv[3]), name="like-warm", title="")
+forkserver.serve(control, unfit=lambda request: "never")
+"""
+
+
+class Fake:
+    def __init__(self, folder: Path) -> None:
+        self.told = folder / "told"
+        self.tell("0 fit")
+        (folder / "server.py").write_text(SERVER)
+        argv = (sys.executable, str(folder / "server.py"))
+        self.program = Program(argv=argv, env={"TOLD": str(self.told)}, name="fake", greeting_seconds=60.0)
+        self.starters: list[WarmStarter] = []
+
+    def tell(self, words: str) -> None:
+        self.told.write_text(words)
+
+    def start(self) -> WarmStarter:
+        starter = WarmStarter(Launcher(program=self.program))
+        self.starters.append(starter)
+        starter.start()
+        return starter
+
+
+@pytest.fixture
+def fake(tmp_path):
+    fake = Fake(tmp_path)
+    yield fake
+    for starter in fake.starters:
+        starter.close()
+
+
+def test_a_stop_in_the_moment_of_the_start_waits_for_no_loading(fake):
+    fake.tell("20 fit")
+    for number in range(8):
+        starter = fake.start()
+        time.sleep(0.0004 * number)
+        begun = time.monotonic()
+        starter.close()
+        assert time.monotonic() - begun < 5
+        until(lambda starter=starter: not starter._thread.is_alive(), 5, "its thread to end")
+        assert starter._launcher.pid is None
+
+
+def test_a_launch_that_meets_the_loading_goes_cold_soon(fake):
+    starter = fake.start()
+    until(lambda: starter.ready, 10, "the first")
+    fake.tell("20 fit")
+    assert starter._launcher._lock.acquire(timeout=5)  # as the loading holds it
+    begun = time.monotonic()
+    assert starter.launch({"run_id": "r"}) is None
+    assert time.monotonic() - begun < 5
+    starter._launcher._lock.release()
+
+
+def test_a_launch_without_an_answer_ends_no_parent_that_came_later(fake):
+    starter = fake.start()
+    until(lambda: starter.ready, 10, "the first")
+    launcher = starter._launcher
+    old = launcher._process
+    os.kill(old.pid, 9)
+    old.wait()
+    launcher.start()
+    launcher._end(old)
+    assert launcher.pid is not None
+
+
+def test_what_fails_for_now_is_tried_again_and_what_never_fits_is_not(fake):
+    fake.tell("0 again")
+    starter = fake.start()
+    until(lambda: starter._told == {"again"}, 10, "the first try")
+    fake.tell("0 fit")
+    until(lambda: starter.ready, 10, "the second")
+
+    fake.tell("0 never")
+    never = fake.start()
+    until(lambda: not never._thread.is_alive(), 10, "the end of its thread")
+    assert not never.ready
+
+
+def test_a_python_that_is_too_old_says_so():
+    reader, writer = os.pipe()
+    warm._refuse(writer)
+    assert b"it needs Python 3.9" in os.read(reader, 1000)
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_parent_that_cannot_fork_leaves_the_run_to_the_launcher(monkeypatch):
+    ours, theirs = socket.socketpair()
+
+    def full() -> int:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(os, "fork", full)
+    with ours:
+        forkserver._fork_shim(theirs, os.dup(theirs.fileno()), lambda _request: None)
+        theirs.close()
+        assert ours.recv(100) == b""  # no answer: it is asked of the other one
+
+
+def test_a_look_that_fails_is_a_reason_to_execute():
+    def broken(_request):
+        raise RuntimeError("no luck")
+
+    assert command._reason(broken, {}) == "RuntimeError: no luck"
