@@ -14,7 +14,8 @@ class Arrivals:
     """Reads MONITOR in a thread; `wait_claim` and `wait_message` return as soon as the server has executed it."""
 
     def __init__(self, socket: str) -> None:
-        self._client = redis.Redis(unix_socket_path=socket, decode_responses=True)
+        # a server may be silent for longer than the client's own time-out, while the parts are started on a busy machine
+        self._client = redis.Redis(unix_socket_path=socket, decode_responses=True, socket_timeout=None)
         self._lines: list[tuple[str, str]] = []
         self._news = threading.Condition()
         self._over = False
@@ -68,5 +69,6 @@ class Arrivals:
                         return
                 seen = len(self._lines)
                 left = deadline - time.monotonic()
+                assert self._thread.is_alive(), f"the server's command stream ended before {what}"
                 assert left > 0, f"waited {seconds:.0f} s for {what}"
                 self._news.wait(left)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import importlib.util
 import json
 import re
 import subprocess
@@ -15,7 +16,6 @@ import pytest
 from flowfleet import errors
 from tests.unit.test_imports import is_example, modules
 
-ROOT = Path(__file__).parents[2]
 WATCH = """
 import importlib, json, sys
 FORBIDDEN = {"socket.connect", "socket.bind", "subprocess.Popen", "os.fork", "os.posix_spawn", "os.mkdir", "os.remove"}
@@ -49,7 +49,8 @@ IN_THE_FLOWS_PYTHON = ("command", "engine", "files", "forkserver", "kernel", "ou
 
 @pytest.mark.parametrize("name", IN_THE_FLOWS_PYTHON)
 def test_what_the_flows_python_loads_needs_python_3_9_and_its_standard_library(name):
-    tree = ast.parse((ROOT / "workers" / f"{name}.py").read_text(), feature_version=(3, 9))
+    file = importlib.util.find_spec(f"workers.{name}").origin
+    tree = ast.parse(Path(file).read_text(), feature_version=(3, 9))
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
     ours = {alias.name for node in imports for alias in node.names if getattr(node, "module", None) == "workers"}
     ours |= {
