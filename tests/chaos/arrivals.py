@@ -14,7 +14,7 @@ class Arrivals:
     """Reads MONITOR in a thread; `wait_claim` and `wait_message` return as soon as the server has executed it."""
 
     def __init__(self, socket: str) -> None:
-        # a server may be silent for longer than the client's own time-out, while the parts are started on a busy machine
+        # while parts are started on a busy machine, a server may be silent for longer than the client's own time-out
         self._client = redis.Redis(unix_socket_path=socket, decode_responses=True, socket_timeout=None)
         self._lines: list[tuple[str, str]] = []
         self._news = threading.Condition()
