@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +27,5 @@ class Pace:
         Prefect 1's queue costs one request, and after each run its own agents ask again within 0.25 s
         (prefect 1.4.1): runs that are created one after the other should not wait longer with us.
         """
-        return (
-            cls(idle_seconds=idle_seconds, busy_seconds=1.0)
-            if backend == "prefect1"
-            else cls(idle_seconds=idle_seconds)
-        )
+        pace = cls(idle_seconds=idle_seconds)
+        return replace(pace, busy_seconds=1.0) if backend == "prefect1" else pace

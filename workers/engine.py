@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # the shim does without typing
 #: what an engine imports anyway, most of it; never a flow's own modules
 _PRELOADED = (
     *("prefect", "prefect.cli", "prefect.cli.execute", "prefect.engine.cloud", "prefect.storage"),
-    *("prefect.serialization", "prefect.run_configs", "logging"),
+    *("prefect.serialization", "prefect.run_configs"),
 )
 _COMMAND = ("-m", "prefect")
 #: read by the interpreter, the C library, or at the import of prefect and what it imports (each seen to be read there)
@@ -95,9 +95,9 @@ class Parent:
             modules = [importlib.import_module(name) for name in _PRELOADED]
         finally:
             sys.meta_path.remove(missed)
-        if threads() != 1:
+        if _threads() != 1:
             raise Unfit("something that prefect loads or Python starts with runs a thread, and a fork would lose it")
-        if open_descriptors() - {0, 1, 2, *ours}:
+        if _open_descriptors() - {0, 1, 2, *ours}:
             raise Unfit("something that prefect loads or Python starts with keeps a file open, all runs would share it")
         missing = [name for name in ("config", "context", "Client") if not hasattr(modules[0], name)]
         if missing:
@@ -108,7 +108,7 @@ class Parent:
 
     def stale(self) -> bool:
         """Has anything changed that was read once? Then a new parent must read it."""
-        return threads() != 1 or any(_signature(path) != seen for path, seen in self._files.items())
+        return _threads() != 1 or any(_signature(path) != seen for path, seen in self._files.items())
 
     def _watched(self) -> Iterator[str]:
         yield from _own_path()
@@ -168,7 +168,7 @@ class Parent:
         request.clear()
         self._renew_process(argv, env)
         os.close(report)  # from here on it has begun
-        os.closerange(3, _descriptors())
+        os.closerange(3, max(_open_descriptors()) + 1)
         self._renew_python(argv, env)
         try:
             _renew_prefect()
@@ -230,7 +230,7 @@ def _environ_at_start() -> dict[str, str]:
     return dict(pair.split("=", 1) for pair in pairs if "=" in pair)
 
 
-def threads() -> int:
+def _threads() -> int:
     """How many threads this process has."""
     return len(os.listdir("/proc/self/task"))
 
@@ -305,17 +305,10 @@ def _loaded_from(name: str, origin: str | None) -> bool:
     return bool(file and origin) and os.path.realpath(str(file)) == os.path.realpath(str(origin))
 
 
-def open_descriptors() -> set[int]:
+def _open_descriptors() -> set[int]:
     """The descriptors that this process has open."""
     # the one by which they are listed is closed again by the second look
     return {int(name) for name in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{name}")}
-
-
-def _descriptors() -> int:
-    try:
-        return max(open_descriptors()) + 1
-    except OSError:
-        return 65536
 
 
 def _from_runpy(trace: types.TracebackType | None) -> types.TracebackType | None:
