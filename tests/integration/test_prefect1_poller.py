@@ -26,6 +26,8 @@ class Fleet(Labelled):
 
     def __init__(self) -> None:
         self.server = Prefect1Api(faults=Faults.like_server()).start()
+        # else a slow machine's time would pass on the API's clock alone
+        self.server.clock.stand_still()
         self.flow = self.server.add_flow()
         super().__init__()
 
