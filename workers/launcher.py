@@ -56,11 +56,14 @@ class Launcher:
         self,
         *,
         program: Program | None = None,
+        on_demand: bool = True,
         answer_seconds: float = 20.0,
         reap_orphans: bool = True,
         descriptors: int = 0,
     ) -> None:
+        """`on_demand`: a launch starts the fork server where there is none; else it never waits for one to start."""
         self._program = program or own_program()
+        self._on_demand = on_demand
         #: how many descriptors a run may open by default; 0 = as many as we
         self._descriptors = descriptors
         self._mode = "reap" if reap_orphans else "plain"
@@ -92,13 +95,11 @@ class Launcher:
                 raise NoAnswer("the launcher process ended before it answered") from exc
 
     def _hand_over(self, connection: socket.socket) -> subprocess.Popen[bytes] | None:
-        # no run waits for one that takes its time to start
-        greets = self._program.greeting_seconds is not None
-        if not self._lock.acquire(timeout=_TURN_SECONDS if greets else -1):
+        if not self._lock.acquire(timeout=-1 if self._on_demand else _TURN_SECONDS):
             raise NoAnswer(f"the {self._program.name} process is being loaded")
         try:
             for again in (True, False):
-                control = self._running() if greets else self._ready()
+                control = self._ready() if self._on_demand else self._running()
                 try:
                     socket.send_fds(control, [b"+"], [connection.fileno()])
                     return self._process

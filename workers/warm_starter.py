@@ -47,6 +47,7 @@ def starter(parent: Program, abilities: Abilities, *, descriptors: int) -> WarmS
     """Made, and not begun."""
     launcher = Launcher(
         program=parent,
+        on_demand=False,
         reap_orphans=abilities.subreaper,
         descriptors=descriptors,
         answer_seconds=_ANSWER_SECONDS,
@@ -68,7 +69,9 @@ class WarmStarter:
         self._ready = threading.Event()
         self._gone = threading.Event()
         self._closed = threading.Event()
-        self._told: set[str] = set()
+        #: why runs have begun cold, and why it did not load; each told once, since both come again and again
+        self._colds: set[str] = set()
+        self._failures: set[str] = set()
         self._thread = threading.Thread(target=self._keep, name="warm-parent", daemon=True)
 
     def start(self) -> None:
@@ -91,8 +94,9 @@ class WarmStarter:
             self._ready.clear()
             self._gone.set()
             return None
-        if answer.get("cold"):
-            self._tell(request["run_id"], str(answer["cold"]))
+        cold = str(answer.get("cold") or "")
+        if cold and _is_new(cold, self._colds):
+            logger.info("run starts cold", extra={"run_id": request["run_id"], "why": cold})
         return answer
 
     def close(self) -> None:
@@ -102,12 +106,6 @@ class WarmStarter:
         if not self._ready.is_set():
             self._launcher.abort()  # it may be loading, and is not waited for
         self._launcher.close()
-
-    def _tell(self, run_id: str, why: str) -> None:
-        # each reason once: a flow folder with a module of that kind has it for all its runs
-        if why not in self._told and len(self._told) < _REASONS:
-            self._told.add(why)
-            logger.info("run starts cold", extra={"run_id": run_id, "why": why})
 
     def _keep(self) -> None:
         pause = 0.0
@@ -128,11 +126,16 @@ class WarmStarter:
             logger.info("all runs start cold", extra={"why": str(exc)})
             return False
         except NoAnswer as exc:
-            # each reason once: it is tried again for as long as the worker lives
-            if not self._closed.is_set() and str(exc) not in self._told:
-                self._told.add(str(exc))
+            if not self._closed.is_set() and _is_new(str(exc), self._failures):
                 logger.warning("warm parent did not start, runs start cold", extra={"error": str(exc)})
             self._gone.set()
         else:
             self._ready.set()
         return True
+
+
+def _is_new(why: str, told: set[str]) -> bool:
+    if why in told or len(told) >= _REASONS:
+        return False
+    told.add(why)
+    return True

@@ -9,7 +9,8 @@ from enum import Enum
 import requests
 
 from flowfleet.api.graphql import GraphQL, QueryRejected, is_graphql
-from flowfleet.api.session import ASKED_TRIES, CredentialsRefused, Refused, Session
+from flowfleet.api.judge import CredentialsRefused, Refused
+from flowfleet.api.session import ASKED_TRIES, Session
 from flowfleet.errors import ApiError, ApiRejected, ApiUnavailable, KeyRefused, SettingsError
 
 #: both questions are answered from memory

@@ -13,8 +13,9 @@ from urllib.parse import quote
 
 from flowfleet.api.answers import Json, instant, iso, rows, state_of
 from flowfleet.api.client import DueRuns, Kind
+from flowfleet.api.judge import Refused
 from flowfleet.api.pools import Pools
-from flowfleet.api.session import Refused, Session
+from flowfleet.api.session import Session
 from flowfleet.flow_run import FlowRun, Offer, Route
 
 logger = logging.getLogger(__name__)

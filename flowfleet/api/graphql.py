@@ -89,7 +89,7 @@ class GraphQL:
     @property
     def proven(self) -> bool:
         """A Prefect 1 API has answered here."""
-        return self._session.proven
+        return self._session.judge.proven
 
     @property
     def key(self) -> str | None:
@@ -138,8 +138,8 @@ class GraphQL:
 
     def _read(self, answer: Any, named: str) -> Reply:
         if not is_graphql(answer):
-            raise self._session.no_api(f"{named} is answered with JSON that is not GraphQL's")
-        self._session.proven = True
+            raise self._session.judge.no_api(f"{named} is answered with JSON that is not GraphQL's")
+        self._session.judge.proven = True
         errors = tuple(_errors(answer))
         data = answer.get("data")
         if isinstance(data, Mapping) and data:

@@ -11,8 +11,9 @@ from urllib.parse import quote
 
 from flowfleet.api.answers import Json, state_of
 from flowfleet.api.client import Job
+from flowfleet.api.judge import Refused
 from flowfleet.api.pools import FRESH_SECONDS, Fresh, Pools
-from flowfleet.api.session import Refused, Session
+from flowfleet.api.session import Session
 from flowfleet.api.templates import fill
 from flowfleet.errors import UnsupportedRun
 

@@ -11,8 +11,9 @@ from typing import Any
 from urllib.parse import quote
 
 from flowfleet.api.answers import rows
+from flowfleet.api.judge import Refused
 from flowfleet.api.pool_template import POOL_TYPE, base_job_template
-from flowfleet.api.session import Refused, Session
+from flowfleet.api.session import Session
 from flowfleet.errors import ApiRejected, SettingsError
 from flowfleet.flow_run import Offer, Route
 

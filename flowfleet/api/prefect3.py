@@ -28,9 +28,10 @@ from flowfleet.api.client import (
     Verdict,
 )
 from flowfleet.api.jobs import Jobs
+from flowfleet.api.judge import Refused
 from flowfleet.api.places import Places
 from flowfleet.api.pools import Pools
-from flowfleet.api.session import ASKED_TRIES, Refused, Session
+from flowfleet.api.session import ASKED_TRIES, Session
 from flowfleet.api.transitions import Transitions, mark_message, mark_prefix
 from flowfleet.errors import ApiRejected
 from flowfleet.flow_run import FlowRun, Offer, Route
@@ -85,18 +86,17 @@ class Prefect3:
 
     def probe(self) -> ServerInfo:
         """Ask for the version, and whether claims can be made in bulk."""
-        where = self._session.address.shown
+        where, judge = self._session.address.shown, self._session.judge
         try:
             version = self._session.get("/admin/version", tries=ASKED_TRIES)
         except Refused as refused:
-            raise ApiRejected(
-                f"{where} is not a Prefect 3 API: it answers {refused.status} to /admin/version{self._session.hint()}"
-            ) from refused
+            answers = f"it answers {refused.status} to /admin/version"
+            raise ApiRejected(f"{where} is not a Prefect 3 API: {answers}{judge.hint()}") from refused
         if not isinstance(version, str):
-            raise ApiRejected(f"{where} is not a Prefect 3 API: it tells no version{self._session.hint()}")
+            raise ApiRejected(f"{where} is not a Prefect 3 API: it tells no version{judge.hint()}")
         if not self._claims_in_bulk:
             self._prove_bulk(version)
-        self._session.proven = True
+        judge.proven = True
         return ServerInfo(backend=self.backend, version=version, skew_seconds=self._session.skew_seconds)
 
     def _prove_bulk(self, version: str) -> None:
@@ -115,7 +115,7 @@ class Prefect3:
         with reading("for a pool"):
             resolved = self._pools.resolve(offer, create=create)
         if resolved.pool_ids:
-            self._session.proven = True  # workers ask for their pools only, never who answers
+            self._session.judge.proven = True  # workers ask for their pools only, never who answers
         return resolved
 
     def routes(self, offer: Offer) -> list[Route]:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import logging
 import random
-import ssl
 import threading
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Any
 
@@ -22,14 +19,12 @@ from urllib3.exceptions import InsecureRequestWarning
 
 from flowfleet.api.address import Address
 from flowfleet.api.dialect import PREFECT3, Dialect, Tone
+from flowfleet.api.judge import CONNECT_SECONDS, Judge
 from flowfleet.api.server_clock import ServerClock
-from flowfleet.errors import ApiError, ApiRejected, ApiUnavailable, KeyRefused, SettingsError
+from flowfleet.errors import ApiUnavailable, SettingsError
 
 logger = logging.getLogger(__name__)
 
-#: answers that mean "later"; SQLite servers give 503 at once when two writers meet
-RETRIED = frozenset({408, 429, 502, 503})
-CONNECT_SECONDS = 5.0
 #: how long an answer may take, and how much longer one that stands for many states
 READ_SECONDS = 30.0
 #: ten runs behind a busy SQLite pass ten seconds
@@ -39,27 +34,7 @@ TRIES = 5
 #: the same where somebody waits for the answer, or whoever asks says at once that there is none and asks again
 ASKED_TRIES = 2
 RETRY_WINDOW_SECONDS = 30.0
-_REFUSALS = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
-#: what stands for the content of an answer that is no JSON
-_NO_JSON = object()
 _CHANGES = frozenset({"POST", "PUT", "PATCH", "DELETE"})
-
-
-class Refused(ApiRejected):
-    """An answer with a definite 4xx; `status` and `detail` are for callers that know what it means."""
-
-    def __init__(self, sentence: str, status: int, detail: str) -> None:
-        super().__init__(sentence)
-        self.status = status
-        self.detail = detail
-
-
-class CredentialsRefused(KeyRefused):
-    """An answer that refuses our credentials; `body` is its JSON, by which callers know whose answer it is."""
-
-    def __init__(self, sentence: str, body: Any) -> None:
-        super().__init__(sentence)
-        self.body = body
 
 
 @dataclass(frozen=True)
@@ -106,8 +81,7 @@ class Session:
         self._dialect = dialect
         self._find_again = find_again
         self._renewing = threading.Lock()
-        #: a Prefect API has answered here: what is none now is a proxy's page, or an ingress without a server behind it
-        self.proven = False
+        self.judge = Judge(address, dialect)
         #: the last answer refused our key
         self.key_refused = False
         self._pause = pause
@@ -198,10 +172,10 @@ class Session:
                     raise
                 trouble, wait = error, None
             else:
-                if answer.status_code not in RETRIED and tone is not Tone.LATER:
-                    return self._judge(asked, answer, tone)
-                wait = _retry_after(answer)
-                trouble = self._later(asked, answer, tone, wait)
+                put_off = self.judge.put_off(asked.named, answer, tone)
+                if put_off is None:
+                    return self.judge.content(asked.named, answer, tone)
+                trouble, wait = put_off, put_off.retry_after_seconds
             wait = wait if wait is not None else 0.25 * 2**attempt * (0.5 + self._dice())
             if attempt == tries or self._clock() - began + wait > RETRY_WINDOW_SECONDS:
                 raise trouble
@@ -212,31 +186,18 @@ class Session:
             self._pause(wait)
         raise AssertionError("unreachable: tries is at least 1")
 
-    def _later(self, asked: _Asked, answer: requests.Response, tone: Tone, wait: float | None) -> ApiUnavailable:
-        answers = "with an error of its own" if tone is Tone.LATER else _status(answer.status_code)
-        return ApiUnavailable(
-            f"the Prefect API at {self.address.shown} answers {answers} to {asked.named}, try again later",
-            answered=tone is Tone.LATER,
-            retry_after_seconds=wait,
-        )
-
     def _send(self, asked: _Asked) -> tuple[requests.Response, Tone]:
         """One exchange; once more when the server asks for a CSRF token, or refuses a key that has been replaced."""
         used = self._headers
         answer = self._exchange_with_csrf(asked)
-        tone = self._tone(answer)
+        tone = self.judge.tone(answer)
         if tone is Tone.REFUSED:
             self.renew()
             if self._headers is not used:
                 answer = self._exchange_with_csrf(asked)
-                tone = self._tone(answer)
+                tone = self.judge.tone(answer)
         self.key_refused = tone is Tone.REFUSED
         return answer, tone
-
-    def _tone(self, answer: requests.Response) -> Tone:
-        if answer.status_code in _REFUSALS:
-            return Tone.REFUSED
-        return self._dialect.tone(answer)
 
     def _exchange_with_csrf(self, asked: _Asked) -> requests.Response:
         answer = self._exchange(asked)
@@ -263,19 +224,9 @@ class Session:
                 verify=self._verify(),
             )
         except requests.exceptions.RequestException as error:
-            raise self._trouble(error, asked.seconds) from error
+            raise self.judge.silence(error, asked.seconds) from error
         self._server_clock.note(answer.headers.get("Date", ""))
         return answer
-
-    def _trouble(self, error: requests.exceptions.RequestException, seconds: float) -> ApiError:
-        where = self.address.shown
-        if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in _causes(error)):
-            return ApiRejected(
-                f"the certificate of the Prefect API at {where} is not trusted, {self._dialect.ca_remedy}"
-            )
-        if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema):
-            return ApiRejected(f"{where} is not an address of a Prefect API")
-        return ApiUnavailable(f"the Prefect API at {where} cannot be reached: {_reason(error, seconds)}")
 
     def _verify(self) -> bool | str:
         # given with each request, since a REQUESTS_CA_BUNDLE of the environment would beat the session's own value
@@ -313,101 +264,3 @@ class Session:
             return False
         self._csrf_token = str(token)
         return True
-
-    def _judge(self, asked: _Asked, answer: requests.Response, tone: Tone) -> Any:
-        status = answer.status_code
-        where, named = self.address.shown, asked.named
-        if tone is Tone.REFUSED:
-            body = _json(answer)
-            by_status = status >= HTTPStatus.BAD_REQUEST  # GraphQL refuses in the body of a 200
-            said = f"{_status(status)} to {named}" if by_status else self._dialect.reason(body)[:300]
-            raise CredentialsRefused(
-                f"the Prefect API at {where} refuses our credentials ({said}), {self._dialect.key_remedy}", body
-            )
-        if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            raise ApiUnavailable(
-                f"the Prefect API at {where} failed with {_status(status)} at {named}",
-                # Prefect says 500 when this very question breaks it; a proxy says 504 for a server that hangs
-                answered=status == HTTPStatus.INTERNAL_SERVER_ERROR,
-            )
-        body = _json(answer)
-        if status >= HTTPStatus.BAD_REQUEST:
-            if status == HTTPStatus.NOT_FOUND and self.proven and not self._dialect.own(body):
-                raise ApiUnavailable(
-                    f"the Prefect API at {where} is not there now: {named} is answered with {_status(status)}, "
-                    "but not in Prefect's words"
-                )
-            detail = "no JSON" if body is _NO_JSON else self._dialect.reason(body)[:300]
-            # where no question was ever answered, the address itself may be wrong
-            hint = self.hint() if status == HTTPStatus.NOT_FOUND and not self.proven else ""
-            raise Refused(
-                f"the Prefect API at {where} refuses {named} with {_status(status)}: {detail}{hint}", status, detail
-            )
-        if not answer.content:
-            return None
-        if body is _NO_JSON:
-            said = answer.headers.get("Content-Type", "something")
-            if "json" in said.lower():
-                # cut off, or garbled on the way: whoever says JSON may well be the API
-                raise ApiUnavailable(f"the Prefect API at {where} answers {named} with JSON that cannot be read")
-            raise self.no_api(f"{named} is answered with {said} instead of JSON")
-        return body
-
-    def no_api(self, what: str) -> ApiError:
-        """The error for an answer that no Prefect API gives: a wrong address, or for now something in front of it."""
-        where = self.address.shown
-        if self.proven:
-            return ApiUnavailable(f"the Prefect API at {where} is not there now: {what}")
-        return ApiRejected(f"{where} is not a Prefect API: {what}{self.hint()}")
-
-    def hint(self) -> str:
-        """What is most often wrong with an address that is no API."""
-        return self._dialect.hint(self.address)
-
-
-def _status(status: int) -> str:
-    try:
-        return f"{status} {HTTPStatus(status).phrase}"
-    except ValueError:
-        return str(status)
-
-
-def _json(answer: requests.Response) -> Any:
-    try:
-        return answer.json()
-    except ValueError:
-        return _NO_JSON
-
-
-def _retry_after(answer: requests.Response) -> float | None:
-    text = answer.headers.get("Retry-After", "")
-    try:
-        return max(0.0, float(text))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds())
-    except (TypeError, ValueError):
-        return None
-
-
-def _reason(error: BaseException, seconds: float) -> str:
-    """Why there was no answer, without the address (which may hold a password)."""
-    if isinstance(error, requests.exceptions.ReadTimeout):
-        return f"no answer within {seconds:g} s"
-    if isinstance(error, requests.exceptions.ConnectTimeout):
-        return f"no connection within {CONNECT_SECONDS:g} s"
-    words = [cause.strerror for cause in _causes(error) if isinstance(cause, OSError) and cause.strerror]
-    return words[0] if words else type(error).__name__
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and everything that it grew from: requests and urllib3 put causes into arguments too."""
-    left: list[object] = [error]
-    seen: set[int] = set()
-    while left:
-        item = left.pop()
-        if isinstance(item, BaseException) and id(item) not in seen:
-            seen.add(id(item))
-            yield item
-            left += [item.__cause__, item.__context__, getattr(item, "reason", None), *item.args]

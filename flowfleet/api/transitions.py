@@ -13,7 +13,8 @@ from urllib.parse import quote
 
 from flowfleet.api.answers import Json, iso, judge, reading, rows, state_of
 from flowfleet.api.client import Answer, Kind, Mark, RunState, Verdict
-from flowfleet.api.session import Refused, Session
+from flowfleet.api.judge import Refused
+from flowfleet.api.session import Session
 from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused, RunGone
 from flowfleet.flow_run import FlowRun, claim_id
 

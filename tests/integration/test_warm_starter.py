@@ -43,7 +43,7 @@ class WarmBench:
         home.mkdir()
         self.environ = {"PATH": os.environ["PATH"], "HOME": str(home), "PYTHONWARNINGS": "ignore", "LANG": "C.UTF-8"}
         self.bench = BenchOfRuns(folder, FULL)
-        self.launcher = Launcher(program=program or parent_of(self.environ))
+        self.launcher = Launcher(program=program or parent_of(self.environ), on_demand=False)
         # each parent has lived long, by this clock: the pauses before the next one are those of a good one
         self.warm = WarmStarter(self.launcher, clock=itertools.count(0, 1000).__next__)
         assert self.bench.launcher is not None

@@ -9,7 +9,8 @@ import pytest
 
 from flowfleet.api.address import Address
 from flowfleet.api.graphql import PREFECT1, GraphError, GraphQL, QueryRejected, Reply
-from flowfleet.api.session import Refused, Session
+from flowfleet.api.judge import Refused
+from flowfleet.api.session import Session
 from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused
 from tests.graph_door import HELLO, GraphDoor, Said, error, page
 

@@ -44,7 +44,7 @@ class Fake:
         self.told.write_text(words)
 
     def start(self) -> WarmStarter:
-        starter = WarmStarter(Launcher(program=self.program))
+        starter = WarmStarter(Launcher(program=self.program, on_demand=False))
         self.starters.append(starter)
         starter.start()
         return starter
@@ -96,7 +96,7 @@ def test_a_launch_without_an_answer_ends_no_parent_that_came_later(fake):
 def test_what_fails_for_now_is_tried_again_and_what_never_fits_is_not(fake):
     fake.tell("0 again")
     starter = fake.start()
-    until(lambda: starter._told == {"again"}, 10, "the first try")
+    until(lambda: starter._failures == {"again"}, 10, "the first try")
     fake.tell("0 fit")
     until(lambda: starter.ready, 10, "the second")
 
