@@ -21,6 +21,7 @@ from flowfleet.errors import ApiUnavailable, LedgerUnavailable
 from flowfleet.failpoints import Failpoints
 from flowfleet.hangup import Hangup
 from flowfleet.install import command as install_command
+from flowfleet.monitor.front import Front
 from flowfleet.secret_files import SecretFiles
 from flowfleet.settings import PollerSettings, options
 from flowfleet.unused import tell_unused
@@ -111,15 +112,20 @@ def poll(settings: PollerSettings) -> int:
     hangup.install()
     secrets = SecretFiles(settings)
     door = Door(settings, os.environ)
+    front = Front(secrets.page_token, poke=partial(bell.ring, "poke"))
+    front.open(settings.agent_address)
+    front.waits_for = "Redis"
     ledger = wait_for_redis(settings, secrets.login, bell, stop)
     if ledger is None:
         return 0
     hangup.then = partial(bell.ring, "poke")
     hangup.serve(door, secrets)
+    front.waits_for = "the Prefect API"
     entered = wait_for_api(partial(enter, door, settings), bell, stop, required=settings.require_api)
     if entered is None:
         return 0
     settings = entered.settings
+    front.open(settings.agent_address)  # Prefect 1's own settings may name another
     logs.set_level(settings.log_level)
     service = Service(
         Parts(
@@ -139,7 +145,7 @@ def poll(settings: PollerSettings) -> int:
     hangup.then = service.new_key
     if stop.asked:  # while it was put together
         return 0
-    service.run(secrets.page_token)
+    service.run(front)
     return 0
 
 

@@ -14,8 +14,8 @@ from flowfleet.errors import LedgerError
 from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import Message
 from flowfleet.ledger import Ledger
+from flowfleet.monitor.front import Front
 from flowfleet.monitor.metrics import LedgerCollector
-from flowfleet.monitor.page import serve
 from flowfleet.monitor.snapshot import take
 from flowfleet.settings import PollerSettings
 from poller import banner
@@ -177,8 +177,8 @@ class Service:
         except LedgerError as exc:
             logger.debug("poke not passed on", extra={"error": str(exc)})
 
-    def run(self, page_token: Callable[[], str | None]) -> None:
-        """Serve the page, tend the lead, and make rounds until the loop ends."""
+    def run(self, front: Front) -> None:
+        """Show the page, tend the lead, and make rounds until the loop ends."""
         settings, ledger, meters, bell = (
             self._parts.settings,
             self._parts.ledger,
@@ -186,9 +186,7 @@ class Service:
             self._parts.bell,
         )
         meters.registry.register(LedgerCollector(lambda: take(ledger), lambda: self.leadership.term is not None))
-        page = None
-        if settings.agent_address:
-            page = serve(settings.agent_address, handlers(self.vitals, meters, self.poke), page_token)
+        front.show(handlers(self.vitals, meters, self.poke))
         listening = ledger.hints.listen(lambda kind, _: bell.ring(kind))
         self._tender.start()
         give_back()
@@ -201,6 +199,5 @@ class Service:
         finally:
             self._tender.stop()
             listening.close()
-            if page is not None:
-                page.close()
+            front.close()
         logger.info("poller ended", extra={"identity": settings.identity, "polls": self.loop.polls})

@@ -26,7 +26,7 @@ from flowfleet.hangup import Hangup
 from flowfleet.ledger import Ledger
 from flowfleet.ledger.hints import Listening
 from flowfleet.ledger.roster import Row
-from flowfleet.monitor import page
+from flowfleet.monitor.front import Front
 from flowfleet.secret_files import SecretFiles
 from flowfleet.settings import WorkerSettings, options
 from flowfleet.unused import tell_unused
@@ -109,6 +109,11 @@ class Guest:
     #: for a program that goes on after the worker: what it does last of all, so that nothing is left open
     leaving: contextlib.ExitStack | None = None
 
+    def leave_with(self, step: Callable[[], object]) -> None:
+        """Do this at the end, before what was said earlier, where the program goes on after the worker."""
+        if self.leaving is not None:
+            self.leaving.callback(step)
+
 
 def serve(settings: WorkerSettings, environ: Mapping[str, str], guest: Guest = Guest()) -> int:
     """Build the worker, run it to its end, and return the exit code."""
@@ -123,6 +128,9 @@ def serve(settings: WorkerSettings, environ: Mapping[str, str], guest: Guest = G
     door = apis.Door(settings, environ)
     secrets = SecretFiles(settings)
     hangup.serve(door, secrets)
+    front = Front(secrets.page_token)
+    front.open(settings.agent_address)
+    front.waits_for = "the Prefect API"
     ledger = ledgers.connect(settings.redis, settings.fleet, login=secrets.login)
     host, abilities = Host.probe(environ), _abilities(environ)
     below = "process" if guest.leaving and settings.deploy == external.ExternalDeployer.kind else settings.deploy
@@ -133,15 +141,16 @@ def serve(settings: WorkerSettings, environ: Mapping[str, str], guest: Guest = G
     warm = settings.warm_start and api.backend == "prefect1" and warm_starter.possible(interpreter, abilities)
     parent = warm_starter.program(interpreter, layers) if warm else None
     own = plugged_in or _process_deployer(host, abilities, parent)
-    if guest.leaving is not None:
-        guest.leaving.callback(own.close)
+    guest.leave_with(own.close)
     deployer = guest.deployer(own, api, settings)
     state = sign_on.open_state(settings, host, environ)
-    if guest.leaving is not None:
-        guest.leaving.callback(state.close)
-        guest.leaving.callback(ledger.close)
+    guest.leave_with(state.close)
+    guest.leave_with(ledger.close)
+    front.waits_for = "Redis"
     sign_on.check_ledger(ledger)
+    front.waits_for = "the Prefect API"
     row = _row(settings, api, sign_on.new_nonce(), wait=hangup.wait)
+    front.waits_for = "Redis"
     _sign_on(ledger, row, state, host, api)
     parts = Parts(
         settings=settings,
@@ -166,10 +175,11 @@ def serve(settings: WorkerSettings, environ: Mapping[str, str], guest: Guest = G
     # neither this nor the page is closed again: their threads end with the process, and waiting for them would lengthen
     # each stop
     listening = ledger.hints.listen(partial(_heard, service))
-    if guest.leaving is not None:
-        guest.leaving.callback(_leave_nothing, service, listening)
+    guest.leave_with(partial(_leave_nothing, service, listening))
     guest.begun(service)
-    return _run(service, settings, ledger, row, secrets.page_token)
+    service.stopping.install()
+    front.show(worker_page.handlers(service.vitals))
+    return service.run()
 
 
 def _take_off_celery() -> None:
@@ -310,20 +320,6 @@ def _prove_and_sign_on(ledger: Ledger, row: Row, state: StateFolder, host: Host)
     seconds = ledger.gate.lease().ttl_seconds
     predecessor = clone.dead_predecessor(ledger.roster, state, host, row.worker, watch_seconds=seconds)
     sign_on.sign_on(ledger.roster, row, predecessor=predecessor, watch_seconds=seconds)
-
-
-def _run(
-    service: Service, settings: WorkerSettings, ledger: Ledger, row: Row, page_token: Callable[[], str | None]
-) -> int:
-    service.stopping.install()
-    if settings.agent_address:
-        try:
-            page.serve(settings.agent_address, worker_page.handlers(service.vitals), page_token)
-        except SettingsError:
-            # it never served: its row must not look alive until it lapses
-            ledger.roster.sign_off(row.worker, row.nonce)
-            raise
-    return service.run()
 
 
 def _heard(service: Service, kind: str, _text: str) -> None:

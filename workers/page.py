@@ -19,11 +19,11 @@ def handlers(vitals: Vitals) -> Mapping[str, Handler]:
 
     def health(_: Request) -> Answer:
         alive = vitals.alive()
-        return Answer.json({"healthy": alive, **vitals.facts()}, 200 if alive else 503)
+        return Answer.json({"ok": alive, **vitals.facts()}, 200 if alive else 503)
 
     def ready(_: Request) -> Answer:
         is_ready = vitals.ready()
-        return Answer.json({"ready": is_ready, **vitals.facts()}, 200 if is_ready else 503)
+        return Answer.json({"ok": is_ready, **vitals.facts()}, 200 if is_ready else 503)
 
     def metrics(_: Request) -> Answer:
         return Answer(body=vitals.metrics(), content_type="text/plain; version=0.0.4; charset=utf-8")

@@ -95,6 +95,10 @@ class Page:
         #: where it is served: a port 0 that was asked for has become a real one
         self.address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
+    def show(self, handlers: Mapping[str, Handler]) -> None:
+        """Serve these paths from now on instead."""
+        self._server.handlers = handlers
+
     def close(self) -> None:
         """Stop listening; answers that are under way are cut off."""
         self._server.shutdown()
@@ -163,10 +167,11 @@ class _Server(ThreadingHTTPServer):
 
     def find(self, path: str) -> Handler | None:
         """The handler of a path: its own, or that of the longest folder above it."""
-        if path in self.handlers:
-            return self.handlers[path]
-        above = [name for name in self.handlers if name.endswith("/") and path.startswith(name)]
-        return self.handlers[max(above, key=len)] if above else None
+        handlers = self.handlers  # others may be shown at any time
+        if path in handlers:
+            return handlers[path]
+        above = [name for name in handlers if name.endswith("/") and path.startswith(name)]
+        return handlers[max(above, key=len)] if above else None
 
 
 class _Exchange(BaseHTTPRequestHandler):

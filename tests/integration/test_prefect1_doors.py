@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import requests
 
 from tests.prefect1_api import Prefect1Api
 from tests.valkey import free_port
@@ -57,6 +58,13 @@ class Commands:
         self._running.append((process, log))
         return process, log
 
+    def python_of(self, version: str) -> str:
+        """An interpreter that says no more than which Prefect it has."""
+        python = self.folder / "python"
+        python.write_text(f"#!/bin/sh\necho {version}\n")
+        python.chmod(0o755)
+        return str(python)
+
     def close(self) -> None:
         for process, _ in self._running:
             process.kill()
@@ -95,11 +103,17 @@ def test_a_poller_starts_with_prefect_1s_own_settings_alone(commands, api):
 
 def test_a_poller_and_a_worker_ask_an_address_which_api_it_is(commands, api):
     address = f"http://127.0.0.1:{free_port()}"
-    python = commands.folder / "python"
-    python.write_text("#!/bin/sh\necho 1.4.1\n")
-    python.chmod(0o755)
     worker, log = commands.start(
-        "worker", "start", "--api", api.url, "--python", str(python), "--agent-address", address, "-l", "a"
+        "worker",
+        "start",
+        "--api",
+        api.url,
+        "--python",
+        commands.python_of("1.4.1"),
+        "--agent-address",
+        address,
+        "-l",
+        "a",
     )
     done = commands.run("poller", "start", "--max-polls", "1", "--api", f"{api.url}/graphql")
     assert done.returncode == 0, done.stderr
@@ -114,9 +128,13 @@ def test_a_poller_and_a_worker_ask_an_address_which_api_it_is(commands, api):
 def test_an_api_that_is_down_is_waited_for_and_a_stop_ends_the_waiting(commands, part, known):
     url = f"http://127.0.0.1:{free_port()}"
     env = {"PREFECT__CLOUD__API": url} if known else {"FLOWFLEET_API": url}
-    process, log = commands.start(part, "start", **env)
+    address = f"http://127.0.0.1:{free_port()}"
+    process, log = commands.start(part, "start", "--agent-address", address, **env)
     says(log, "does not answer, waiting")
     assert "Connection refused" in log.read_text()
+    health, ready = (requests.get(address + path, timeout=10) for path in ("/api/health", "/api/ready"))
+    assert (health.status_code, ready.status_code) == (200, 503)  # a probe must not end it for waiting
+    assert health.json()["waits_for"] == ready.json()["waits_for"] == "the Prefect API"
     process.send_signal(signal.SIGTERM)
     assert process.wait(10 * SCALE) == 0
 
@@ -128,6 +146,23 @@ def test_an_api_that_comes_up_later_is_found(commands):
     with Prefect1Api(port=port):
         assert process.wait(40 * SCALE) == 0
     assert "answers again" in log.read_text()
+
+
+@pytest.mark.parametrize("part", ["poller", "worker"])
+def test_the_page_of_who_waits_becomes_that_of_who_works(commands, part):
+    port, address = free_port(), f"http://127.0.0.1:{free_port()}"
+    api = f"http://127.0.0.1:{port}"
+    python = commands.python_of("1.4.1")
+    of_worker = ("--python", python) if part == "worker" else ()
+    process, log = commands.start(part, "start", "--api", api, "--agent-address", address, *of_worker)
+    says(log, "does not answer, waiting")
+    with Prefect1Api(port=port):
+        if part == "poller":
+            requests.get(f"{address}/api/poke", timeout=10).raise_for_status()
+        until(lambda: requests.get(f"{address}/api/ready", timeout=10).ok, 40, f"it to be ready:\n{log.read_text()}")
+        assert "flowfleet_" in requests.get(f"{address}/metrics", timeout=10).text
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20 * SCALE) == 0
 
 
 def test_require_api_and_questions_end_with_three_and_five(commands):

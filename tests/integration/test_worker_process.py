@@ -87,7 +87,7 @@ def ready(hosts, *args, **env):
 def test_its_page_and_its_orderly_stop(hosts):
     process, address = ready(hosts, "--slots", "3")
     status, body = ask(address, "/api/health")
-    assert (status, json.loads(body)["healthy"], json.loads(body)["slots"]) == (200, True, 3)
+    assert (status, json.loads(body)["ok"], json.loads(body)["slots"]) == (200, True, 3)
     metrics = ask(address, "/metrics")[1]
     assert "flowfleet_worker_redis_up 1.0" in metrics
     assert 'flowfleet_build_info{version="' in metrics
@@ -154,8 +154,12 @@ def test_variables_of_celery_change_nothing_and_flows_keep_them(hosts, tmp_path)
 
 
 def test_a_redis_that_is_away_is_said_and_waited_for_and_a_stop_ends_the_waiting(hosts):
-    process = hosts.start(FLOWFLEET_REDIS=f"redis://127.0.0.1:{free_port()}/0")
+    address = f"http://127.0.0.1:{free_port()}"
+    process = hosts.start("--agent-address", address, FLOWFLEET_REDIS=f"redis://127.0.0.1:{free_port()}/0")
     until(lambda: "does not answer, waiting" in hosts.text(process), 30, "the sentence")
+    status, body = ask(address, "/api/health")
+    assert (status, json.loads(body)["waits_for"]) == (200, "Redis")
+    assert ask(address, "/api/ready")[0] == 503
     process.send_signal(signal.SIGTERM)
     assert process.wait(10 * SCALE) == 0
 

@@ -1,0 +1,190 @@
+"""Judge: what one answer over HTTP means, or its absence: the JSON that was asked for, or which of our errors."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from typing import Any
+
+import requests
+
+from flowfleet.api.address import Address
+from flowfleet.api.dialect import Dialect, Tone
+from flowfleet.errors import ApiError, ApiRejected, ApiUnavailable, KeyRefused
+
+CONNECT_SECONDS = 5.0
+#: answers that mean "later"; SQLite servers give 503 at once when two writers meet
+_LATER = frozenset({408, 429, 502, 503})
+_REFUSALS = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
+#: what stands for the content of an answer that is no JSON
+_NO_JSON = object()
+
+
+class Refused(ApiRejected):
+    """An answer with a definite 4xx; `status` and `detail` are for callers that know what it means."""
+
+    def __init__(self, sentence: str, status: int, detail: str) -> None:
+        super().__init__(sentence)
+        self.status = status
+        self.detail = detail
+
+
+class CredentialsRefused(KeyRefused):
+    """An answer that refuses our credentials; `body` is its JSON, by which callers know whose answer it is."""
+
+    def __init__(self, sentence: str, body: Any) -> None:
+        super().__init__(sentence)
+        self.body = body
+
+
+class Judge:
+    """Knows the address, the dialect that is spoken there, and whether a Prefect API was ever heard."""
+
+    def __init__(self, address: Address, dialect: Dialect) -> None:
+        self._address = address
+        self._dialect = dialect
+        #: a Prefect API has answered here: what is none now is a proxy's page, or an ingress without a server behind it
+        self.proven = False
+
+    def tone(self, answer: requests.Response) -> Tone:
+        """How an answer sounds, beside what it says."""
+        return Tone.REFUSED if answer.status_code in _REFUSALS else self._dialect.tone(answer)
+
+    def put_off(self, named: str, answer: requests.Response, tone: Tone) -> ApiUnavailable | None:
+        """The error for an answer that means "later", with the time it names; None = it is definite."""
+        by_itself = tone is Tone.LATER
+        if answer.status_code not in _LATER and not by_itself:
+            return None
+        answers = "with an error of its own" if by_itself else _status(answer.status_code)
+        return ApiUnavailable(
+            f"the Prefect API at {self._address.shown} answers {answers} to {named}, try again later",
+            answered=by_itself,
+            retry_after_seconds=_retry_after(answer),
+        )
+
+    def content(self, named: str, answer: requests.Response, tone: Tone) -> Any:
+        """The JSON of a definite answer, None for an empty one.
+
+        Raises `CredentialsRefused` (401, 403), `Refused` (any other 4xx) or `ApiUnavailable`.
+        """
+        status = answer.status_code
+        if tone is Tone.REFUSED:
+            raise self._credentials_refused(named, answer)
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            raise ApiUnavailable(
+                f"the Prefect API at {self._address.shown} failed with {_status(status)} at {named}",
+                # Prefect says 500 when this very question breaks it; a proxy says 504 for a server that hangs
+                answered=status == HTTPStatus.INTERNAL_SERVER_ERROR,
+            )
+        body = _json(answer)
+        if status >= HTTPStatus.BAD_REQUEST:
+            raise self._refused(named, status, body)
+        if not answer.content:
+            return None
+        if body is _NO_JSON:
+            raise self._unreadable(named, answer)
+        return body
+
+    def _credentials_refused(self, named: str, answer: requests.Response) -> CredentialsRefused:
+        body, status = _json(answer), answer.status_code
+        by_status = status >= HTTPStatus.BAD_REQUEST  # GraphQL refuses in the body of a 200
+        said = f"{_status(status)} to {named}" if by_status else self._dialect.reason(body)[:300]
+        return CredentialsRefused(
+            f"the Prefect API at {self._address.shown} refuses our credentials ({said}), {self._dialect.key_remedy}",
+            body,
+        )
+
+    def _refused(self, named: str, status: int, body: Any) -> ApiError:
+        where = self._address.shown
+        if status == HTTPStatus.NOT_FOUND and self.proven and not self._dialect.own(body):
+            return ApiUnavailable(
+                f"the Prefect API at {where} is not there now: {named} is answered with {_status(status)}, "
+                "but not in Prefect's words"
+            )
+        detail = "no JSON" if body is _NO_JSON else self._dialect.reason(body)[:300]
+        # where no question was ever answered, the address itself may be wrong
+        hint = self.hint() if status == HTTPStatus.NOT_FOUND and not self.proven else ""
+        return Refused(
+            f"the Prefect API at {where} refuses {named} with {_status(status)}: {detail}{hint}", status, detail
+        )
+
+    def _unreadable(self, named: str, answer: requests.Response) -> ApiError:
+        said = answer.headers.get("Content-Type", "something")
+        if "json" in said.lower():
+            # cut off, or garbled on the way: whoever says JSON may well be the API
+            where = self._address.shown
+            return ApiUnavailable(f"the Prefect API at {where} answers {named} with JSON that cannot be read")
+        return self.no_api(f"{named} is answered with {said} instead of JSON")
+
+    def silence(self, error: requests.exceptions.RequestException, seconds: float) -> ApiError:
+        """The error for no answer within so many seconds, or for a connection that failed."""
+        where = self._address.shown
+        if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in _causes(error)):
+            return ApiRejected(
+                f"the certificate of the Prefect API at {where} is not trusted, {self._dialect.ca_remedy}"
+            )
+        if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema):
+            return ApiRejected(f"{where} is not an address of a Prefect API")
+        return ApiUnavailable(f"the Prefect API at {where} cannot be reached: {_reason(error, seconds)}")
+
+    def no_api(self, what: str) -> ApiError:
+        """The error for an answer that no Prefect API gives: a wrong address, or for now something in front of it."""
+        where = self._address.shown
+        if self.proven:
+            return ApiUnavailable(f"the Prefect API at {where} is not there now: {what}")
+        return ApiRejected(f"{where} is not a Prefect API: {what}{self.hint()}")
+
+    def hint(self) -> str:
+        """What is most often wrong with an address that is no API."""
+        return self._dialect.hint(self._address)
+
+
+def _status(status: int) -> str:
+    try:
+        return f"{status} {HTTPStatus(status).phrase}"
+    except ValueError:
+        return str(status)
+
+
+def _json(answer: requests.Response) -> Any:
+    try:
+        return answer.json()
+    except ValueError:
+        return _NO_JSON
+
+
+def _retry_after(answer: requests.Response) -> float | None:
+    text = answer.headers.get("Retry-After", "")
+    try:
+        return max(0.0, float(text))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds())
+    except (TypeError, ValueError):
+        return None
+
+
+def _reason(error: BaseException, seconds: float) -> str:
+    """Why there was no answer, without the address (which may hold a password)."""
+    if isinstance(error, requests.exceptions.ReadTimeout):
+        return f"no answer within {seconds:g} s"
+    if isinstance(error, requests.exceptions.ConnectTimeout):
+        return f"no connection within {CONNECT_SECONDS:g} s"
+    words = [cause.strerror for cause in _causes(error) if isinstance(cause, OSError) and cause.strerror]
+    return words[0] if words else type(error).__name__
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and everything that it grew from: requests and urllib3 put causes into arguments too."""
+    left: list[object] = [error]
+    seen: set[int] = set()
+    while left:
+        item = left.pop()
+        if isinstance(item, BaseException) and id(item) not in seen:
+            seen.add(id(item))
+            yield item
+            left += [item.__cause__, item.__context__, getattr(item, "reason", None), *item.args]

@@ -1,0 +1,88 @@
+"""Front: the page of a poller or worker from its first moment, when all there is to tell is what it waits for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from typing import Any
+
+from flowfleet.monitor.page import Answer, Handler, Page, Request, serve
+
+
+class Front:
+    """Says that it is alive and not ready, until `show` gives it the handlers of the whole part.
+
+    Whoever probes the process must not take one that waits patiently for a dead one.
+    """
+
+    def __init__(
+        self,
+        token: Callable[[], str | None],
+        *,
+        poke: Callable[[], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`poke`: what `/api/poke` does meanwhile, where the part has that path."""
+        self._token = token
+        self._poke = poke
+        self._clock = clock
+        self._since = clock()
+        self._page: Page | None = None
+        self._address: str | None = None
+        self._handlers: Mapping[str, Handler] = self._early()
+        #: the neighbour that must answer next
+        self.waits_for = ""
+
+    def open(self, address: str | None) -> None:
+        """Serve at this address, or nowhere; moves there. Raises `SettingsError` when it cannot be served."""
+        if address == self._address:
+            return
+        self.close()
+        if address is not None:
+            self._page = serve(address, self._handlers, self._token)
+            self._address = address
+
+    def show(self, handlers: Mapping[str, Handler]) -> None:
+        """Serve these from now on."""
+        self._handlers = handlers
+        if self._page is not None:
+            self._page.show(handlers)
+
+    def close(self) -> None:
+        """Serve nothing."""
+        if self._page is not None:
+            self._page.close()
+        self._page = self._address = None
+
+    def _early(self) -> dict[str, Handler]:
+        def health(_: Request) -> Answer:
+            return Answer.json({"ok": True, **self._facts()})
+
+        def ready(_: Request) -> Answer:
+            return Answer.json({"ok": False, **self._facts()}, HTTPStatus.SERVICE_UNAVAILABLE)
+
+        def other(_: Request) -> Answer:
+            sentence = f"This is served after the start: {self._sentence()}."
+            return Answer.json({"error": sentence}, HTTPStatus.SERVICE_UNAVAILABLE)
+
+        handlers: dict[str, Handler] = {"/api/health": health, "/api/ready": ready, "/": other}
+        if self._poke is not None:
+            poke = self._poke
+
+            def nudge(_: Request) -> Answer:
+                poke()
+                return Answer()
+
+            handlers["/api/poke"] = nudge
+        return handlers
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "role": "starting",
+            "waits_for": self.waits_for or None,
+            "starting_for_seconds": round(self._clock() - self._since, 1),
+        }
+
+    def _sentence(self) -> str:
+        return f"it waits for {self.waits_for}" if self.waits_for else "it is being put together"

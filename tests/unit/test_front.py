@@ -1,0 +1,102 @@
+"""Front: the page of a part that waits for its neighbours, and how it becomes the page of the whole part."""
+
+import threading
+
+import pytest
+import requests
+
+from flowfleet.errors import SettingsError
+from flowfleet.monitor.front import Front
+from flowfleet.monitor.page import Answer, serve
+from tests.waiting import until
+
+FULL = {"/api/health": lambda _request: Answer.json({"whole": True})}
+
+
+@pytest.fixture
+def front():
+    pokes = []
+    front = Front(lambda: None, poke=lambda: pokes.append(1), clock=iter(range(100, 200)).__next__)
+    front.pokes = pokes
+    yield front
+    front.close()
+
+
+def ask(front, path):
+    return requests.get(front._page.address + path, timeout=5)
+
+
+def test_who_waits_is_alive_and_not_ready_and_says_what_it_waits_for(front):
+    front.open("127.0.0.1:0")
+    front.waits_for = "Redis"
+    health, ready = ask(front, "/api/health"), ask(front, "/api/ready")
+
+    assert (health.status_code, ready.status_code) == (200, 503)
+    assert health.json() == {"ok": True, "role": "starting", "waits_for": "Redis", "starting_for_seconds": 1}
+    assert ready.json() == {"ok": False, "role": "starting", "waits_for": "Redis", "starting_for_seconds": 2}
+
+
+def test_a_poke_asks_again_at_once(front):
+    front.open("127.0.0.1:0")
+    assert ask(front, "/api/poke").status_code == 200
+    assert front.pokes == [1]
+
+
+def test_the_rest_comes_later_and_the_answer_says_so(front):
+    front.open("127.0.0.1:0")
+    assert ask(front, "/metrics").json() == {"error": "This is served after the start: it is being put together."}
+    front.waits_for = "the Prefect API"
+    late = ask(front, "/metrics")
+    assert (late.status_code, "waits for the Prefect API" in late.text) == (503, True)
+
+
+def test_the_whole_part_is_shown_at_the_same_address_without_a_gap(front):
+    front.open("127.0.0.1:0")
+    seen, over = [], threading.Event()
+
+    def look():
+        while not over.is_set():
+            seen.append(ask(front, "/api/health").json())
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    until(lambda: len(seen) >= 3, 10, "three answers")
+    front.show(FULL)
+    known = len(seen)
+    until(lambda: len(seen) >= known + 3, 10, "three more")
+    over.set()
+    looking.join()
+
+    assert "role" in seen[0]
+    assert seen[-1] == {"whole": True}
+    assert ask(front, "/api/ready").status_code == 404
+
+
+def test_another_address_is_moved_to_and_none_ends_it(front):
+    front.open("127.0.0.1:0")
+    first = front._page.address
+    front.open("127.0.0.1:0")
+    assert front._page.address == first
+    front.show(FULL)
+    front.open("http://127.0.0.1:0")
+
+    assert ask(front, "/api/health").json() == {"whole": True}
+    with pytest.raises(requests.ConnectionError):
+        requests.get(first + "/api/health", timeout=5)
+    front.open(None)
+    assert front._page is None
+
+
+def test_what_is_shown_before_there_is_an_address_is_served_with_it(front):
+    front.show(FULL)
+    front.open("127.0.0.1:0")
+    assert ask(front, "/api/health").json() == {"whole": True}
+
+
+def test_an_address_in_use_is_named(front):
+    other = serve("127.0.0.1:0", FULL, lambda: None)
+    try:
+        with pytest.raises(SettingsError, match="is in use, so choose another"):
+            front.open(other.address)
+    finally:
+        other.close()
