@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote
 
 import requests
 
@@ -96,6 +98,17 @@ class GraphQL:
         """The key that goes with each request now, which runs get too; a secret."""
         kind, _, key = (self._session.authorization or "").partition(" ")
         return key if kind == "Bearer" else None
+
+    @property
+    def engine_url(self) -> str:
+        """The address as engines get it: with the user and password that stood in ours; then it is a secret."""
+        kind, _, login = (self._session.authorization or "").partition(" ")
+        url = self.address.url
+        if kind != "Basic":
+            return url
+        user, _, password = base64.b64decode(login).decode().partition(":")
+        scheme, _, rest = url.partition("://")
+        return f"{scheme}://{quote(user, safe='')}:{quote(password, safe='')}@{rest}"
 
     def renew(self) -> bool:
         """Look for the credentials again; True when they are others now."""

@@ -72,7 +72,6 @@ class Prefect1:
         self._deploy = deploy
         self._agent_name = agent_name
         self._child = Child(
-            api=graphql.address.url,
             server_backend=server_backend,
             labels=labels,
             log_level=log_level,
@@ -341,4 +340,4 @@ class Prefect1:
 
     def engine_environment(self, run_id: str, job: Job) -> dict[str, str | None]:
         """Address, credentials, ids."""
-        return self._child.forced(run_id, job, key=self.graphql.key, tenant=self._tenant)
+        return self._child.forced(run_id, job, url=self.graphql.engine_url, key=self.graphql.key, tenant=self._tenant)

@@ -81,7 +81,6 @@ def engine_command(python: str, job: Job, prefect: str) -> tuple[str, ...]:
 class Child:
     """What all engines of one worker get."""
 
-    api: str
     server_backend: str  # server | cloud
     labels: Sequence[str]
     log_level: str
@@ -96,14 +95,14 @@ class Child:
         logs = {"PREFECT__CLOUD__SEND_FLOW_RUN_LOGS": "true"} if self.cloud_logs else {}
         return {"PREFECT__LOGGING__LEVEL": self.log_level, "PREFECT__CLOUD__HEARTBEAT_MODE": "thread", **logs}
 
-    def forced(self, run_id: str, job: Job, *, key: str | None, tenant: str | None) -> dict[str, str | None]:
+    def forced(self, run_id: str, job: Job, *, url: str, key: str | None, tenant: str | None) -> dict[str, str | None]:
         """What nobody else may say; None takes a variable away that the worker's own environment has."""
         # a run may switch its logs off, and never on
         logs = {} if self.cloud_logs else {"PREFECT__CLOUD__SEND_FLOW_RUN_LOGS": "false"}
         return {
             **logs,
             "PREFECT__BACKEND": self.server_backend,
-            "PREFECT__CLOUD__API": self.api,
+            "PREFECT__CLOUD__API": url,
             "PREFECT__CLOUD__API_KEY": key,
             "PREFECT__CLOUD__TENANT_ID": tenant if key else None,
             "PREFECT__CLOUD__AGENT__LABELS": repr(list(self.labels)),

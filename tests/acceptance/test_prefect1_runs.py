@@ -157,6 +157,24 @@ def test_every_row_of_the_reference_s_table_stands_inside_a_run(both, tmp_path, 
     assert {name: seen.get(name) for name in table} == table
 
 
+@pytest.mark.parametrize("warm", ["--warm-start", "--no-warm-start"])
+def test_a_server_behind_a_login_is_polled_and_its_runs_log_in_as_well(valkey, tmp_path, warm):
+    world = World1(tmp_path, valkey.tcp_url)
+    try:
+        flow = world.real.register("plain")["plain"]
+        world.api.login = "ann:pass/of@ann"
+        behind = world.api.url.replace("://", "://ann:pass%2Fof%40ann@")
+        world.start_poller(env={"FLOWFLEET_API": behind})
+        worker = world.start_worker("w", "x", options=(warm,), env={"FLOWFLEET_API": behind})
+        run_id = world.api.add_run(flow, labels=["x"])
+        assert world.wait_end(run_id) == "Success"
+        texts = [path.read_text(errors="replace") for path in tmp_path.glob("**/*.log")]
+        assert worker.log.read_text() in texts
+        assert not [text for text in texts if "of@ann" in text or "of%40ann" in text]
+    finally:
+        world.close()
+
+
 def test_a_running_run_that_is_cancelled_at_the_api_ends_cancelled_by_its_own_engine(both, tmp_path):
     world, flows = both, both.flows
     given = {"begun": str(tmp_path / "begun"), "until": str(tmp_path / "until")}

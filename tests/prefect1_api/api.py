@@ -6,6 +6,7 @@ and 5.4); `tests/acceptance/test_prefect1_truth.py` holds it to that with the re
 
 from __future__ import annotations
 
+import base64
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -46,7 +47,8 @@ class Request:
 class Prefect1Api(Rows):
     """`with Prefect1Api() as api: api.url …`; strict, or `Prefect1Api(faults=Faults.like_server())`.
 
-    With `key` it asks for `Authorization: Bearer KEY`, as Cloud does. `lock` keeps the tables whole; every request
+    With `key` it asks for `Authorization: Bearer KEY`, as Cloud does, and with `login` ("user:password") as a proxy
+    does that stands before a server: with HTTP's own 401. `lock` keeps the tables whole; every request
     that comes whole is in `requests`, before any fault.
     """
 
@@ -54,6 +56,7 @@ class Prefect1Api(Rows):
         self.clock = Clock()
         self.faults = faults or Faults()
         self.key = key
+        self.login = ""
         self.lock = threading.RLock()
         self.requests: list[Request] = []
         self.store = Store(self.clock, path)
@@ -96,6 +99,9 @@ class Prefect1Api(Rows):
 
     def answer(self, body: Any, headers: Mapping[str, str]) -> tuple[int, Any, Mapping[str, str]]:
         """Status, body and headers of the answer; raises `Broken` when the line is to break."""
+        basic = f"Basic {base64.b64encode(self.login.encode()).decode()}"
+        if self.login and CaseInsensitiveDict(headers.items()).get("Authorization") != basic:
+            return 401, {"message": "log in first"}, {"WWW-Authenticate": 'Basic realm="proxy"'}
         if not isinstance(body, dict):
             return 400, {"errors": [{"message": "a request is an object"}]}, {}
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ def environment(tmp_path, **given):
     """The order's environment and folder."""
     facts = {**NOTHING, **given}
     paths = facts.pop("import_paths", ())
-    authorization = f"Bearer {facts['key']}" if facts["key"] else None
+    authorization = facts.pop("authorization", None) or (f"Bearer {facts['key']}" if facts["key"] else None)
     session = Session(Address(url="http://api.example:4200", authorization=authorization), dialect=PREFECT1)
     api = Prefect1(
         GraphQL(session),
@@ -93,6 +94,14 @@ def test_what_is_forced_wins_over_every_layer_and_is_taken_away_where_there_is_n
     for said in ({}, *({layer: given} for layer, given in layers.items()), layers):
         assert environment(tmp_path, key="the-key", **said).env.get(name) == value
         assert environment(tmp_path, **said).env.get(name) == without_key
+
+
+def test_an_address_with_a_login_reaches_the_run_as_its_own_client_reads_it(tmp_path):
+    basic = "Basic " + base64.b64encode("ann:p:/@ß".encode()).decode()
+    env = environment(tmp_path, authorization=basic).env
+
+    assert env["PREFECT__CLOUD__API"] == "http://ann:p%3A%2F%40%C3%9F@api.example:4200"
+    assert "PREFECT__CLOUD__API_KEY" not in env
 
 
 def test_a_run_may_switch_its_logs_off_and_never_on(tmp_path):
