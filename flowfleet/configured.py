@@ -57,6 +57,8 @@ class Found:
                 value = getattr(value, option.part)
             if option.secret and isinstance(value, str):
                 value = redact_url(value) if "://" in value else MASK
+            if name == "api" and value:
+                value = redact_url(value)
             if option.kind.masked:
                 value = tuple(map(option.kind.masked, value))
             origin: Any = settings.origins.get(option.key if option.part else name, Origin("default"))

@@ -112,8 +112,8 @@ def poll(settings: PollerSettings) -> int:
     hangup.install()
     secrets = SecretFiles(settings)
     door = Door(settings, os.environ)
-    front = Front(secrets.page_token, poke=partial(bell.ring, "poke"))
-    front.open(settings.agent_address)
+    front = Front(secrets.page_token)
+    front.open(door.defaults(settings).agent_address)
     front.waits_for = "Redis"
     ledger = wait_for_redis(settings, secrets.login, bell, stop)
     if ledger is None:
@@ -125,7 +125,8 @@ def poll(settings: PollerSettings) -> int:
     if entered is None:
         return 0
     settings = entered.settings
-    front.open(settings.agent_address)  # Prefect 1's own settings may name another
+    front.waits_for = ""
+    front.open(settings.agent_address)  # an agent config at the API may name another
     logs.set_level(settings.log_level)
     service = Service(
         Parts(

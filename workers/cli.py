@@ -136,6 +136,7 @@ def serve(settings: WorkerSettings, environ: Mapping[str, str], guest: Guest = G
     below = "process" if guest.leaving and settings.deploy == external.ExternalDeployer.kind else settings.deploy
     plugged_in = _plugged_in(below)
     api, settings = _enter(door, settings, wait=hangup.wait)
+    front.waits_for = ""
     logs.set_level(settings.log_level)
     layers, interpreter = interpreter_of(settings, environ, api.backend)
     warm = settings.warm_start and api.backend == "prefect1" and warm_starter.possible(interpreter, abilities)
@@ -150,8 +151,9 @@ def serve(settings: WorkerSettings, environ: Mapping[str, str], guest: Guest = G
     sign_on.check_ledger(ledger)
     front.waits_for = "the Prefect API"
     row = _row(settings, api, sign_on.new_nonce(), wait=hangup.wait)
-    front.waits_for = "Redis"
+    front.waits_for = "Redis, or the end of an earlier worker of its name"
     _sign_on(ledger, row, state, host, api)
+    front.waits_for = ""
     parts = Parts(
         settings=settings,
         row=row,

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+from flowfleet import logs
+
 logger = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.25
@@ -108,7 +110,7 @@ class FlowOutput:
             os.close(fd)
 
     def _say(self, name: str, line: bytes) -> None:
-        text = f"{name} | {line.decode('utf-8', 'replace')}\n"
+        text = f"{name} | {logs.redact(line.decode('utf-8', 'replace'))}\n"
         # a terminal or file of another encoding gets a question mark for what it cannot show
         self._stream.write(text.encode(self._encoding, "replace").decode(self._encoding))
         self._stream.flush()

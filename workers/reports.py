@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from flowfleet import logs
 from flowfleet.api.client import Kind, RunState
 from workers.deployment import Exit
 
@@ -57,11 +58,15 @@ def _tell(message: str, stands: Kind, backend: str) -> Decision:
 
 
 def last_words(exit_: Exit, *, limit: int = 400) -> str:
-    """The last line that the run has printed, as a further sentence; empty if there is none."""
+    """The last line that the run has printed, as a further sentence; empty if there is none.
+
+    It goes to whoever may read the run's states, and the run knows our key and address.
+    """
     lines = [line.strip() for line in exit_.last_lines if line.strip()]
     if not lines or exit_.error:
         return ""
-    return f" Its last output was: {lines[-1][:limit]}"
+    # before it is cut, since half an address is not known as one
+    return f" Its last output was: {logs.redact(lines[-1])[:limit]}"
 
 
 def for_cancelled(decision: Decision) -> Decision:

@@ -106,7 +106,7 @@ class GraphQL:
         url = self.address.url
         if kind != "Basic":
             return url
-        user, _, password = base64.b64decode(login).decode().partition(":")
+        user, _, password = base64.b64decode(login).decode("latin-1").partition(":")
         scheme, _, rest = url.partition("://")
         return f"{scheme}://{quote(user, safe='')}:{quote(password, safe='')}@{rest}"
 

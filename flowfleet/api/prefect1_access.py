@@ -86,9 +86,17 @@ def _tenant(settings: Common, found: Prefect1Settings, url: str) -> str | None:
 
 
 def _authorization(key: str | None, user: str | None) -> str | None:
-    if key:
-        return f"Bearer {key}"
-    return "Basic " + base64.b64encode(user.encode()).decode() if user else None
+    if user is None:
+        return f"Bearer {key}" if key else None
+    # as Prefect 1's client, which engines use too: what stands in the address wins, and is latin-1 (requests 2.x)
+    try:
+        login = user.encode("latin-1")
+    except UnicodeEncodeError as error:
+        raise SettingsError(
+            "the user or password in the address of the Prefect API has characters beyond latin-1, which Prefect 1's "
+            "engines cannot send: choose others"
+        ) from error
+    return "Basic " + base64.b64encode(login).decode()
 
 
 def _ca_file(settings: Common) -> Path | None:

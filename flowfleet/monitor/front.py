@@ -16,22 +16,14 @@ class Front:
     Whoever probes the process must not take one that waits patiently for a dead one.
     """
 
-    def __init__(
-        self,
-        token: Callable[[], str | None],
-        *,
-        poke: Callable[[], None] | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """`poke`: what `/api/poke` does meanwhile, where the part has that path."""
+    def __init__(self, token: Callable[[], str | None], *, clock: Callable[[], float] = time.monotonic) -> None:
         self._token = token
-        self._poke = poke
         self._clock = clock
         self._since = clock()
         self._page: Page | None = None
         self._address: str | None = None
         self._handlers: Mapping[str, Handler] = self._early()
-        #: the neighbour that must answer next
+        #: who must answer next; empty = nobody
         self.waits_for = ""
 
     def open(self, address: str | None) -> None:
@@ -66,16 +58,7 @@ class Front:
             sentence = f"This is served after the start: {self._sentence()}."
             return Answer.json({"error": sentence}, HTTPStatus.SERVICE_UNAVAILABLE)
 
-        handlers: dict[str, Handler] = {"/api/health": health, "/api/ready": ready, "/": other}
-        if self._poke is not None:
-            poke = self._poke
-
-            def nudge(_: Request) -> Answer:
-                poke()
-                return Answer()
-
-            handlers["/api/poke"] = nudge
-        return handlers
+        return {"/api/health": health, "/api/ready": ready, "/": other}
 
     def _facts(self) -> dict[str, Any]:
         return {

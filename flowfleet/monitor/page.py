@@ -134,7 +134,7 @@ def _why_not(address: str, port: int, error: OSError) -> str:
     if isinstance(error, PermissionError):
         return f"The address {address} cannot be served: port {port} needs more rights, so choose one above 1023."
     if error.errno == errno.EADDRINUSE:
-        return f"The address {address} cannot be served: port {port} is in use, so choose another."
+        return f"The address {address} cannot be served: port {port} is in use, so choose another, or stop what has it."
     return f"The address {address} cannot be served: {error.strerror or error}."
 
 

@@ -165,11 +165,14 @@ def test_a_server_behind_a_login_is_polled_and_its_runs_log_in_as_well(valkey, t
         world.api.login = "ann:pass/of@ann"
         behind = world.api.url.replace("://", "://ann:pass%2Fof%40ann@")
         world.start_poller(env={"FLOWFLEET_API": behind})
-        worker = world.start_worker("w", "x", options=(warm,), env={"FLOWFLEET_API": behind})
+        worker = world.start_worker("w", "x", options=(warm, "--log-level", "DEBUG"), env={"FLOWFLEET_API": behind})
+        if warm == "--warm-start":
+            until(lambda: "warm parent" in worker.text(), 60, "the warm parent")
         run_id = world.api.add_run(flow, labels=["x"])
         assert world.wait_end(run_id) == "Success"
         texts = [path.read_text(errors="replace") for path in tmp_path.glob("**/*.log")]
-        assert worker.log.read_text() in texts
+        assert worker.text() in texts
+        assert "run starts cold" not in worker.text()
         assert not [text for text in texts if "of@ann" in text or "of%40ann" in text]
     finally:
         world.close()

@@ -181,6 +181,15 @@ def test_config_names_the_api_that_prefect_itself_would_find():
     assert "log-level = INFO  (default)" in lines
 
 
+@pytest.mark.parametrize("given", [("--api",), ()])
+def test_config_shows_no_login_of_an_address(given):
+    url = "http://ann:top-secret@box:4200"
+    done = _run("flowfleet", "config", *(word for flag in given for word in (flag, url)), FLOWFLEET_API=url)
+
+    assert "box:4200" in done.stdout
+    assert "top-secret" not in done.stdout + done.stderr
+
+
 def test_a_run_is_found_by_its_name_and_by_the_beginning_of_its_id(fleet_of_one):
     ledger, variables = fleet_of_one
     run_id = "0a1b2c3d-1111-4111-8111-111111111111"

@@ -129,7 +129,11 @@ def test_an_api_that_is_down_is_waited_for_and_a_stop_ends_the_waiting(commands,
     url = f"http://127.0.0.1:{free_port()}"
     env = {"PREFECT__CLOUD__API": url} if known else {"FLOWFLEET_API": url}
     address = f"http://127.0.0.1:{free_port()}"
-    process, log = commands.start(part, "start", "--agent-address", address, **env)
+    if known and part == "poller":
+        of_address, env["PREFECT__CLOUD__AGENT__AGENT_ADDRESS"] = [], address
+    else:
+        of_address = ["--agent-address", address]
+    process, log = commands.start(part, "start", *of_address, **env)
     says(log, "does not answer, waiting")
     assert "Connection refused" in log.read_text()
     health, ready = (requests.get(address + path, timeout=10) for path in ("/api/health", "/api/ready"))
@@ -157,8 +161,6 @@ def test_the_page_of_who_waits_becomes_that_of_who_works(commands, part):
     process, log = commands.start(part, "start", "--api", api, "--agent-address", address, *of_worker)
     says(log, "does not answer, waiting")
     with Prefect1Api(port=port):
-        if part == "poller":
-            requests.get(f"{address}/api/poke", timeout=10).raise_for_status()
         until(lambda: requests.get(f"{address}/api/ready", timeout=10).ok, 40, f"it to be ready:\n{log.read_text()}")
         assert "flowfleet_" in requests.get(f"{address}/metrics", timeout=10).text
         process.send_signal(signal.SIGTERM)

@@ -15,9 +15,7 @@ FULL = {"/api/health": lambda _request: Answer.json({"whole": True})}
 
 @pytest.fixture
 def front():
-    pokes = []
-    front = Front(lambda: None, poke=lambda: pokes.append(1), clock=iter(range(100, 200)).__next__)
-    front.pokes = pokes
+    front = Front(lambda: None, clock=iter(range(100, 200)).__next__)
     yield front
     front.close()
 
@@ -34,12 +32,6 @@ def test_who_waits_is_alive_and_not_ready_and_says_what_it_waits_for(front):
     assert (health.status_code, ready.status_code) == (200, 503)
     assert health.json() == {"ok": True, "role": "starting", "waits_for": "Redis", "starting_for_seconds": 1}
     assert ready.json() == {"ok": False, "role": "starting", "waits_for": "Redis", "starting_for_seconds": 2}
-
-
-def test_a_poke_asks_again_at_once(front):
-    front.open("127.0.0.1:0")
-    assert ask(front, "/api/poke").status_code == 200
-    assert front.pokes == [1]
 
 
 def test_the_rest_comes_later_and_the_answer_says_so(front):
@@ -96,7 +88,7 @@ def test_what_is_shown_before_there_is_an_address_is_served_with_it(front):
 def test_an_address_in_use_is_named(front):
     other = serve("127.0.0.1:0", FULL, lambda: None)
     try:
-        with pytest.raises(SettingsError, match="is in use, so choose another"):
+        with pytest.raises(SettingsError, match="is in use, so choose another, or stop what has it"):
             front.open(other.address)
     finally:
         other.close()

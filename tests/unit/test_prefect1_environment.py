@@ -97,7 +97,7 @@ def test_what_is_forced_wins_over_every_layer_and_is_taken_away_where_there_is_n
 
 
 def test_an_address_with_a_login_reaches_the_run_as_its_own_client_reads_it(tmp_path):
-    basic = "Basic " + base64.b64encode("ann:p:/@ß".encode()).decode()
+    basic = "Basic " + base64.b64encode("ann:p:/@ß".encode("latin-1")).decode()
     env = environment(tmp_path, authorization=basic).env
 
     assert env["PREFECT__CLOUD__API"] == "http://ann:p%3A%2F%40%C3%9F@api.example:4200"

@@ -1,5 +1,6 @@
 """Prefect1Settings: what Prefect 1's own command would find, in its order, and what of it becomes a default of ours."""
 
+import base64
 import io
 import logging
 from pathlib import Path
@@ -110,6 +111,14 @@ def test_a_backend_that_is_none_names_its_setting(home):
 
 
 # key and tenant
+
+
+def test_a_login_in_the_address_is_shown_as_prefect_1s_own_client_shows_it(home):
+    found = access(home, {"PREFECT__CLOUD__API_KEY": "key"}, api="http://ann:p%C3%A4ss@h:4200")
+    assert found.address.authorization == "Basic " + base64.b64encode("ann:päss".encode("latin-1")).decode()
+    assert found.address.url == "http://h:4200"
+    with pytest.raises(SettingsError, match="beyond latin-1, which Prefect 1's engines cannot send"):
+        access(home, api="http://ann:p%C5%82ss@h:4200")
 
 
 def test_the_ladder_of_the_key_is_walked_rung_by_rung(home):

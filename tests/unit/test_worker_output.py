@@ -43,6 +43,15 @@ def test_an_adopted_run_is_followed_from_now_and_a_cut_file_from_its_start(tmp_p
     assert stream.getvalue() == "a | new\na | after a hole\n"
 
 
+def test_the_login_of_an_address_is_blackened_as_in_our_own_lines(tmp_path):
+    stream, log = io.StringIO(), tmp_path / "log"
+    log.write_bytes(b"for url: http://ann:secret@h:4200/\n")
+    output = FlowOutput(stream)
+    output.follow(log, "a")
+    output.copy()
+    assert stream.getvalue() == "a | for url: http://ann:***@h:4200/\n"
+
+
 def test_two_runs_are_told_apart(tmp_path):
     stream = io.StringIO()
     output = FlowOutput(stream)

@@ -77,6 +77,14 @@ def test_each_other_end_is_told_in_its_own_sentence(end, words):
     assert decided(end, Kind.RUNNING, backend="prefect1").kind is Kind.FAILED
 
 
+@pytest.mark.parametrize("ahead", [0, 370])
+def test_what_a_run_printed_last_is_told_without_the_login_of_an_address(ahead):
+    line = "x" * ahead + " Forbidden for url: http://ann:pass%2Fof%40ann@h:4200/"
+    message = decided(Exit(code=1, last_lines=(line,)), Kind.RUNNING).message
+    assert "http://" in message  # the sentence is cut behind it
+    assert "pass" not in message
+
+
 def test_a_run_that_is_being_cancelled_is_told_as_cancelled():
     assert decided(Exit(signal=9), Kind.CANCELLING).kind is Kind.CANCELLED
     assert for_cancelled(decided(Exit(signal=9), Kind.RUNNING)).kind is Kind.CANCELLED
