@@ -130,7 +130,8 @@ class World1:
         return run_id
 
     def _tiny_flow(self) -> str:
-        flows = self.api.store.where("flow", name="tiny")
+        with self.api.lock:
+            flows = self.api.store.where("flow", name="tiny")
         return str(flows[0]["id"]) if flows else self.api.add_flow("tiny")
 
     def create_run(self, flow_id: str, **given: Any) -> str:

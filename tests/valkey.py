@@ -46,17 +46,26 @@ def binary() -> str:
 #: below all that systems hand out by themselves (Linux from 32,768 on, macOS from 49,152 on): between the look and the
 #: listener's start, or while it restarts, no other process is given the port. A cluster's own is 10,000 higher.
 PORTS = range(10_000, 20_000)
-_given: set[int] = set()
+#: what each process keeps bound for each port that it was given, so that no other test process is given the same
+_RESERVED = 20_000
+_given: dict[int, socket.socket] = {}
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on now, and that this process has not been given before."""
+    """A loopback port that nobody listens on now, and that no process of these tests has been given before."""
     while True:
         # not `random`, which hypothesis sets to the same start in all processes
         port = secrets.choice(PORTS)
-        if port not in _given and _is_free(port) and _is_free(port + 10_000):
-            _given.add(port)
-            return port
+        if port in _given or not (_is_free(port) and _is_free(port + 10_000)):
+            continue
+        reservation = socket.socket()
+        try:
+            reservation.bind(("127.0.0.1", port + _RESERVED))
+        except OSError:
+            reservation.close()
+            continue
+        _given[port] = reservation
+        return port
 
 
 def _is_free(port: int) -> bool:
@@ -122,10 +131,10 @@ class Valkey:
         """The port's address if it has one, else the socket's."""
         return self.tcp_url if self.port else self.socket_url
 
-    def client(self) -> redis.Redis:
-        """A plain client, to look behind the ledger or to break something."""
+    def client(self, *, seconds: float = 60.0) -> redis.Redis:
+        """A plain client, to look behind the ledger or to break something; patient, since machines may stall."""
         return redis.Redis(
-            unix_socket_path=str(self.socket), password=self.password, decode_responses=True, socket_timeout=5
+            unix_socket_path=str(self.socket), password=self.password, decode_responses=True, socket_timeout=seconds
         )
 
     # life
@@ -196,7 +205,7 @@ class Valkey:
             tail = self.log.read_text()[-2000:] if self.log.exists() else ""
             raise RuntimeError(f"valkey-server ended with {self.process.returncode}:\n{tail}")
         try:
-            with self.client() as client:
+            with self.client(seconds=5.0) as client:
                 return bool(client.ping())
         except (redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError):
             return False

@@ -19,7 +19,8 @@ from tests.waiting import stays, until
 @pytest.fixture
 def frozen(fleet, valkey):
     """A fleet whose idle worker was stopped (SIGSTOP), and the key of its queue: what is claimed stays in Redis."""
-    fleet.start_poller()
+    # a stopped worker must count as alive for as long as the test takes
+    fleet.start_poller("agent", "--lease-seconds", "300")
     worker = fleet.start_worker(slots=3)
     deployment = fleet.deploy_tiny()
     # one run through, so that its route is known and served
@@ -30,7 +31,7 @@ def frozen(fleet, valkey):
     key = queue_key(fleet.fleet, Route.parse(queue["route"]))
     with valkey.client() as client:
         # a pending read of the worker's would still swallow a message: its time at the server is short
-        until(lambda: not blocked(client), 5, "the frozen worker's pending read to end")
+        until(lambda: not blocked(client), 15, "the frozen worker's pending read to end")
         yield fleet, worker, deployment, client, key
     worker.signal(signal.SIGCONT)
 

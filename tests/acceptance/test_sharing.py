@@ -142,7 +142,8 @@ def test_a_paused_queue_holds_its_runs_and_lets_them_go(fleet):
 
 
 def test_runs_and_deployments_that_are_deleted_after_the_claim_disturb_nobody(fleet):
-    poller = fleet.start_poller()
+    # the stopped worker must count as alive until it goes on
+    poller = fleet.start_poller("agent", "--lease-seconds", "300")
     worker = fleet.start_worker(slots=3)
     deleted, kept = fleet.deploy_tiny(), fleet.deploy_tiny()
     # one run through, so that the frozen worker is known to serve the route

@@ -51,7 +51,7 @@ def _listens(port):
 
 
 def _nothing_left(run, state=None):
-    until(lambda: run.left() == {}, 5, "the last process to be gone")
+    until(lambda: run.left() == {}, 30, "the last process to be gone")
     assert list(run.scratch.iterdir()) == []
     assert not (run.data / "up.json").exists()
     assert not (run.data / "tmp").exists()
@@ -142,10 +142,12 @@ def test_after_kill_9_of_up_the_next_one_adopts_redis_and_ends_the_rest(up, pref
     before = first.ready()
     first.process.kill()
     first.process.wait()
-    with redis.Redis.from_url(before["redis"]) as client:
+    with redis.Redis.from_url(before["redis"], socket_timeout=60) as client:
         client.set("kept", "1")
     second = up(*options, folder=tmp_path / "one").start()
-    until(lambda: not (second.data / "up.json").exists(), 30, "the end of the up.json that tells of the first one")
+    old = before["parts"]["poller"]["pid"]
+    # the first one's up.json is still there at first
+    until(lambda: second.ready()["parts"]["poller"]["pid"] != old, 60, "the up.json of the second one")
     after = second.ready()
 
     assert after["parts"]["redis"]["pid"] == before["parts"]["redis"]["pid"]
@@ -156,7 +158,7 @@ def test_after_kill_9_of_up_the_next_one_adopts_redis_and_ends_the_rest(up, pref
     assert "adopted" in second.text()
     second.signal(signal.SIGTERM)
     assert second.wait(60) == 0
-    until(lambda: first.left() == {}, 5, "the last process of the first one to be gone")
+    until(lambda: first.left() == {}, 30, "the last process of the first one to be gone")
     _nothing_left(second)
 
 

@@ -98,7 +98,7 @@ class LedgerFleet:
 
     def __init__(self, server: Valkey, tally: Tally) -> None:
         self.server, self.tally = server, tally
-        self.raw = redis.Redis(unix_socket_path=str(server.socket))
+        self.raw = redis.Redis(unix_socket_path=str(server.socket), socket_timeout=60)
         self.raw.flushall()
         self.world = LedgerWorld(server.socket_url)
         self.claims, self.gate, self.store = self.world.claims, self.world.gate, self.world.ledger.store
