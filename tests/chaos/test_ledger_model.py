@@ -320,4 +320,4 @@ def test_any_order_of_steps_starts_no_run_twice_and_loses_none(server):
 @pytest.mark.timeout(3600)
 def test_any_order_of_steps_starts_no_run_twice_and_loses_none_at_length(server):
     more = {**MODEL, "stateful_step_count": 120}
-    run_state_machine_as_test(machine(server, Tally()), settings=settings(**more, max_examples=1500))
+    run_state_machine_as_test(machine(server, Tally()), settings=settings(**more, max_examples=500))
