@@ -51,7 +51,7 @@ class BenchOfRuns:
         env = {"PATH": os.environ["PATH"], "FLOWFLEET_RUN_ID": run_id, "FLOWFLEET_CLAIM": claim}
         facts = {
             "run_id": run_id, "claim": claim, "argv": argv, "env": {**env, **changes.pop("env", {})}, "cwd": None,
-            "folder": folder.path, "not_after": None, "log_limit": 1 << 20, "stop_grace": 5.0,
+            "folder": folder.path, "not_after": None, "log_limit": 1 << 20, "stop_grace": 60.0,
         }  # fmt: skip
         order = Order(**{**facts, **changes})
         self.orders.append(order)

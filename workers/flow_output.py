@@ -15,6 +15,8 @@ from flowfleet import logs
 logger = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.25
+#: what a stop waits for the last lines: its watchdog must not run out before the sign-off
+_LAST_LINES_SECONDS = 1.0
 _CHUNK = 64 * 1024
 #: a line that does not end is shown in pieces of this size, rather than kept in memory whole
 _LONGEST_LINE = 1024 * 1024
@@ -61,7 +63,7 @@ class FlowOutput:
         """Copy what is there and end."""
         self._closed.set()
         if self._thread.is_alive():
-            self._thread.join(1.0)
+            self._thread.join(_LAST_LINES_SECONDS)
 
     def _run(self) -> None:
         while not self._closed.wait(_LOOK_SECONDS):

@@ -13,6 +13,7 @@ from flowfleet.api.judge import Refused
 from flowfleet.api.session import Session
 from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused
 from tests.graph_door import HELLO, GraphDoor, Said, error, page
+from tests.waiting import until
 
 QUERY = "query($input: x!) { first: get_runs(input: $input) { id } }"
 TENANT = "11111111-2222-3333-4444-555555555555"
@@ -178,8 +179,11 @@ def test_a_broken_line_is_asked_again(door):
 
 def test_silence_is_not_asked_again(door):
     door.say(Said(mute=True))
+    pauses: list[float] = []
     with pytest.raises(ApiUnavailable, match=r"no answer within 0\.2 s"):
-        client(door).ask("query { hello }", seconds=0.2)
+        client(door, pauses).ask("query { hello }", seconds=0.2)
+    assert pauses == []
+    until(lambda: door.asked, 20, "the server to read what it was asked")
     assert len(door.asked) == 1
 
 

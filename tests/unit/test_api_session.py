@@ -8,14 +8,17 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
 
 import pytest
 
+from flowfleet.api import server_clock
 from flowfleet.api.address import Address
 from flowfleet.api.judge import Refused
 from flowfleet.api.session import Session
 from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused, SettingsError
 from tests.lawless_api import LawlessApi
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -90,8 +93,8 @@ def test_retry_after_is_honoured(api):
 
 
 def test_retry_after_as_a_date_is_honoured(api):
-    at = format_datetime(datetime.now(UTC) + timedelta(seconds=20), usegmt=True)
     began = time.monotonic()
+    at = format_datetime(datetime.now(UTC) + timedelta(seconds=20), usegmt=True)
     api.fail("GET /health", status=503, Retry_After=at)
     pauses = Pauses()
     session(api, pauses).get("/health")
@@ -133,8 +136,11 @@ def test_a_broken_line_is_asked_again(api):
 
 def test_silence_is_not_asked_again(api):
     api.fail("GET /health", "mute")
+    pauses = Pauses()
     with pytest.raises(ApiUnavailable, match=r"no answer within 0\.2 s"):
-        session(api, read_seconds=0.2).get("/health")
+        session(api, pauses, read_seconds=0.2).get("/health")
+    assert pauses.seconds == []
+    until(lambda: api.counted("GET /health"), 20, "the server to read what it was asked")
     assert api.counted("GET /health") == 1
 
 
@@ -221,13 +227,15 @@ def test_a_web_page_is_no_api():
 
 
 @pytest.mark.parametrize("ahead", [-3600, 0, 7])
-def test_the_date_header_tells_a_skewed_clock(ahead):
-    at = format_datetime(datetime.now(UTC) + timedelta(seconds=ahead), usegmt=True).encode()
+def test_the_date_header_tells_a_skewed_clock(ahead, monkeypatch):
+    now = datetime(2026, 1, 1, 12, 0, 0, 900_000, tzinfo=UTC)
+    monkeypatch.setattr(server_clock, "time", SimpleNamespace(time=now.timestamp))
+    at = format_datetime(now + timedelta(seconds=ahead), usegmt=True).encode()
     server, url = raw_server(b"HTTP/1.0 200 OK\r\nDate: %s\r\nContent-Length: 4\r\n\r\ntrue" % at)
     try:
         client = Session(Address(url=url), pause=Pauses())
         client.get("/health")
-        assert client.skew_seconds == pytest.approx(ahead, abs=1.6)
+        assert client.skew_seconds == pytest.approx(ahead, abs=0.5)
         assert bool(client.skew_seconds) == bool(ahead), "less than the header can tell is no skew"
     finally:
         server.shutdown()

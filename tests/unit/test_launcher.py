@@ -131,7 +131,7 @@ def test_nothing_is_imported_after_the_fork(bench, tmp_path):
 
     assert libraries[0] == libraries[1]
     run.kill()
-    until(run.poll, 5, "the end")
+    until(run.poll, 20, "the end")
 
 
 def test_a_run_gets_the_limit_of_open_files_that_its_worker_was_started_with(tmp_path):

@@ -52,7 +52,8 @@ def test_the_login_of_an_address_is_blackened_as_in_our_own_lines(tmp_path):
     assert stream.getvalue() == "a | for url: http://ann:***@h:4200/\n"
 
 
-def test_two_runs_are_told_apart(tmp_path):
+def test_two_runs_are_told_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr(flow_output, "_LAST_LINES_SECONDS", 60.0)
     stream = io.StringIO()
     output = FlowOutput(stream)
     for name in ("a", "b"):
@@ -86,11 +87,11 @@ def test_a_stdout_that_takes_nothing_is_said_once_and_tried_again_at_each_look(t
         output.follow(tmp_path / name, name)
     with caplog.at_level(logging.WARNING):
         output.start()
-        until(lambda: stream.refused == 2, 5, "both to be tried")
+        until(lambda: stream.refused == 2, 20, "both to be tried")
         stream.number = 0
         with (tmp_path / "b").open("ab") as file:
             file.write(b"2\n")
-        until(lambda: "b | 2" in stream.getvalue(), 5, "the thread to go on")
+        until(lambda: "b | 2" in stream.getvalue(), 20, "the thread to go on")
     output.close()
     assert [record.error for record in caplog.records] == [f"[Errno {errno.ENOSPC}] {os.strerror(errno.ENOSPC)}"]
 
