@@ -39,7 +39,8 @@ class LedgerWorld:
     term: int = 0
 
     def __post_init__(self) -> None:
-        self.ledger: Ledger = connect(self.url, self.fleet)
+        # an answer that comes late is no matter of these tests: what is gone says so at once
+        self.ledger: Ledger = connect(self.url, self.fleet, socket_timeout=60.0)
         self.claims, self.roster, self.gate = self.ledger.claims, self.ledger.roster, self.ledger.gate
 
     def lead(self) -> int:

@@ -69,6 +69,8 @@ class WorkerWorld:
         self.service: Service | None = None
         self.code: int | None = None
         self.left: list[int] = []
+        #: what a run gets between TERM and KILL
+        self.run_grace = 2.0
         self._thread: threading.Thread | None = None
         self._number = 0
 
@@ -108,7 +110,7 @@ class WorkerWorld:
                 layers=layers,
                 interpreter=self.interpreter,
                 log_limit=1 << 20,
-                stop_grace=2.0,
+                stop_grace=self.run_grace,
             ),
             state=self.state,
             failpoints=failpoints or Failpoints(),

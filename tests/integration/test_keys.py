@@ -132,7 +132,7 @@ def test_a_hangup_ends_nothing_and_brings_the_new_key_into_use(parts, kind):
     parts.api.authorization, parts.api.also_right = parts.api.also_right, ""
     if kind == "poller":
         listed = parts.api.listed
-        urllib.request.urlopen(f"{process.address}/api/poke", timeout=5).close()
+        urllib.request.urlopen(f"{process.address}/api/poke", timeout=60).close()
         # a request that was under way with the old key is refused, and then it asks again in a minute
         until(lambda: parts.api.listed > listed, 90, "a listing with the new key")
         until(lambda: ready(process), 20, "the poller to be ready")

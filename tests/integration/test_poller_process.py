@@ -3,7 +3,9 @@
 import json
 import signal
 import subprocess
+import sys
 import time
+from datetime import datetime
 
 import pytest
 
@@ -11,7 +13,7 @@ from flowfleet.broker import queue_key
 from flowfleet.ledger.claims import State
 from tests.integration.poller_fleet import PollerFleet
 from tests.valkey import Valkey, free_port
-from tests.waiting import SCALE, stays, until
+from tests.waiting import stays, until
 from tests.world import BIN
 
 
@@ -93,25 +95,38 @@ def test_runs_that_wait_without_a_slot_are_counted_for_people(fleet):
 def test_a_run_scheduled_ahead_is_claimed_shortly_before_its_time(fleet):
     fleet.poller()
     fleet.worker("a")
-    due = time.time() + 14
     (run,) = fleet.runs(1, due_in=14)
+    due = datetime.fromisoformat(fleet.api.runs[run]["next_scheduled_start_time"]).timestamp()
 
     until(lambda: fleet.starts[run], 30, "the run to start")
 
-    assert -7 < fleet.started_at[run] - due < 0
+    assert fleet.started_at[run] - due > -7
+
+
+def after(line):
+    """What starts a poller in whose process this line of Python comes first."""
+    run = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    return [sys.executable, "-c", f"{line}\n{run}"]
+
+
+#: a poller that lists by itself every five minutes only
+RARELY = (
+    "from poller.pace import Pace; Pace.of = lambda backend, *, idle_seconds: Pace(idle_seconds=300, busy_seconds=300)"
+)
+#: a standby that waits five minutes for a leader that is silent
+PATIENTLY = "from flowfleet.settings import PollerSettings as S; S.__init__.__kwdefaults__['leader_seconds'] = 300.0"
 
 
 def test_poke_wakes_the_leader_also_by_way_of_a_standby(fleet):
-    fleet.poller("one")
-    standby = fleet.poller("two")
     fleet.worker("a")
-    until(lambda: longest_pause(fleet), 40, "the pauses between polls to have grown to their longest")
+    fleet.poller("one", before=after(RARELY))
+    standby = fleet.poller("two", before=after(RARELY))
     for poked in range(3):
+        # what is freed by a run makes it look too
+        until(lambda: fleet.ledger.claims.live() == [], 15, "the ledger to be empty")
         (run,) = fleet.runs(1)
-        began = time.monotonic()
         assert standby.ask("/api/poke")[0] == 200
-        until(lambda run=run: fleet.starts[run], 15, f"the run after poke {poked}")
-        assert time.monotonic() - began < min(3 * SCALE, 8)  # a pause is ten seconds
+        until(lambda run=run: fleet.starts[run], 40, f"the run after poke {poked}")
 
 
 def test_its_page_tells_how_it_is(fleet):
@@ -127,14 +142,12 @@ def test_its_page_tells_how_it_is(fleet):
 def test_sigterm_ends_it_in_order_and_the_standby_takes_over_at_once(fleet):
     leader = fleet.poller("one")
     until(fleet.ledger.gate.leader, 10, "a leader")
-    fleet.poller("two")
+    fleet.poller("two", before=after(PATIENTLY))
     fleet.worker("a")
-    began = time.monotonic()
 
     assert leader.stop() == 0
-    assert time.monotonic() - began < 5 * SCALE
     (run,) = fleet.runs(1)
-    until(lambda: fleet.starts[run], 12, "the standby to claim")
+    until(lambda: fleet.starts[run], 40, "the standby to claim")
     assert fleet.ledger.gate.leader().name == "two"
 
 
@@ -149,33 +162,36 @@ def test_sigint_works_also_where_the_shell_has_set_it_to_be_ignored(fleet):
     assert poller.wait(10) == 0
 
 
-def hanging(fleet):
-    """A poller that waits for an answer of the API which never comes."""
+def test_an_api_that_hangs_does_not_keep_an_orderly_end_waiting(fleet):
     poller = fleet.poller()
     fleet.worker("a")
     until(lambda: fleet.api.workers, 20, "the pool to be online")
     fleet.api.fail("", "mute", times=-1)
     asked = fleet.api.counted()
     until(lambda: fleet.api.counted() > asked, 20, "a request that is not answered")
-    return poller
 
-
-def test_an_api_that_hangs_does_not_keep_an_orderly_end_waiting(fleet):
-    poller = hanging(fleet)
-    began = time.monotonic()
-
-    assert poller.stop(15) == 0
-    assert time.monotonic() - began < 10 * SCALE
+    assert poller.stop() == 0
+    assert "ended without waiting for an answer any longer" in poller.text()
     assert fleet.ledger.gate.leader() is None
 
 
 def test_a_second_signal_cuts_the_end_short(fleet):
-    poller = hanging(fleet)
+    poller = fleet.poller()
+    fleet.worker("a")
+    fleet.api.fail("bulk_set_state", "mute", times=-1)
+    fleet.runs(1)
+    claims = fleet.ledger.claims
+    until(lambda: [claim.state for claim in claims.live()] == [State.CLAIMING], 20, "a claim that is not answered")
     poller.signal(signal.SIGTERM)
-    stays(lambda: poller.process.poll() is None, 0.5, "it waits for the request in hand")
-    poller.signal(signal.SIGTERM)
+    stays(lambda: poller.process.poll() is None, 0.5, "it waits for the claim in hand, up to a minute")
 
-    assert poller.wait(10) == 128 + signal.SIGTERM
+    def hurried():
+        # two that it has not seen yet are one
+        poller.signal(signal.SIGTERM)
+        return poller.process.poll() is not None
+
+    until(hurried, 15, "its end", pause=0.1)
+    assert poller.wait() == 128 + signal.SIGTERM
 
 
 def test_a_leader_that_is_killed_is_replaced_after_fifteen_seconds_and_not_before(fleet):
@@ -183,13 +199,15 @@ def test_a_leader_that_is_killed_is_replaced_after_fifteen_seconds_and_not_befor
     until(fleet.ledger.gate.leader, 10, "a leader")
     fleet.poller("two")
     fleet.worker("a")
+    seen = time.monotonic()
+    beat = fleet.ledger.gate.leader().beat
+    until(lambda: fleet.ledger.gate.leader().beat != beat, 10, "the counter to move")
     leader.kill()
-    killed = time.monotonic()
     (run,) = fleet.runs(1)
 
     until(lambda: fleet.starts[run], 40, "the standby to claim")
 
-    assert time.monotonic() - killed > 11  # the counter stood still for at most 3 s before
+    assert time.monotonic() - seen >= 15
     assert fleet.starts[run] == 1
 
 

@@ -33,6 +33,10 @@ def marking(folder, name, then=""):
     return f"open({str(folder / name)!r}, 'a').write('ran\\n'); {then}"
 
 
+def waiting_code(path):
+    return f"import os,time\nwhile not os.path.exists({str(path)!r}): time.sleep(0.02)"
+
+
 def counted(world, metric):
     """The worker's own number, from its page of metrics; 0 when it is not there yet."""
     lines = world.service.vitals.metrics().decode().splitlines()
@@ -41,11 +45,13 @@ def counted(world, metric):
 
 def test_a_run_goes_from_its_message_to_its_release(world, tmp_path):
     world.start()
-    message = world.submit(marking(tmp_path, "m", "import time; time.sleep(0.5)"))
+    gate = tmp_path / "gate"
+    message = world.submit(marking(tmp_path, "m", waiting_code(gate)))
     claim = world.wait_state(message, "running")
     assert claim.worker == world.worker
     assert claim.handle["kind"] == "process"
     world.finish(message.run_id)
+    gate.touch()
     record = world.wait_gone(message)
 
     assert record["reason"] == "completed"
@@ -90,7 +96,7 @@ def test_an_exit_0_without_an_end_is_looked_at_twice_and_told(world):
 def test_a_run_that_waits_for_its_retry_is_released_without_a_word(world, tmp_path):
     world.start()
     gate = tmp_path / "gate"
-    message = world.submit(f"import os,time\nwhile not os.path.exists({str(gate)!r}): time.sleep(0.02)")
+    message = world.submit(waiting_code(gate))
     world.wait_state(message, "running")
     world.api.write(message.run_id, "SCHEDULED", "AwaitingRetry")
     gate.touch()
@@ -124,11 +130,14 @@ def test_a_template_reads_the_environment_of_the_worker_but_nothing_of_ours(worl
 
 def test_a_message_delivered_three_times_is_one_start(world, tmp_path):
     world.start()
-    message = world.claim(world.create(f"/bin/sh -c 'echo ran >> {tmp_path}/m; sleep 0.5'"))
+    gate = tmp_path / "gate"
+    waits = f"until [ -e {gate} ]; do sleep 0.02; done"
+    message = world.claim(world.create(f"/bin/sh -c 'echo ran >> {tmp_path}/m; {waits}'"))
     for _ in range(3):
         world.publisher.publish(message)
     world.wait_state(message, "running")
     world.finish(message.run_id)
+    gate.touch()
     world.wait_gone(message)
     until(lambda: world.service.slots.in_use() == 0, 5, "the slots to be free")
 
@@ -138,8 +147,7 @@ def test_a_message_delivered_three_times_is_one_start(world, tmp_path):
 def test_no_more_messages_are_fetched_than_there_are_slots(world, tmp_path):
     world.start()
     gate = tmp_path / "gate"
-    code = f"import os,time\nwhile not os.path.exists({str(gate)!r}): time.sleep(0.02)"
-    first = [world.submit(code) for _ in range(2)]
+    first = [world.submit(waiting_code(gate)) for _ in range(2)]
     for message in first:
         world.wait_state(message, "running")
     late = world.create(f"/bin/sh -c 'echo ran >> {tmp_path}/m'")

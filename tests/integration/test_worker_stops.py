@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 
 import pytest
 
 from flowfleet.failpoints import Failpoints
 from flowfleet.ledger.claims import Lease
-from tests.waiting import SCALE, until
+from tests.waiting import stays, until
 from tests.worker_world import Left, WorkerWorld
 from workers import launch as launch_module
 from workers.kernel import boot_clock
@@ -38,9 +37,8 @@ def test_a_detached_run_goes_on_and_the_next_worker_reports_its_true_exit(world,
     world.start()
     message = world.submit(waiting_code(tmp_path / "gate", 7))
     before = world.wait_state(message, "running")
-    began = time.monotonic()
+    # the run itself would go on for ever
     assert world.stop() == 0
-    assert time.monotonic() - began < 5 * SCALE
     assert world.ledger.claims.get(message.run_id).state == "running"
 
     service = world.start()
@@ -80,9 +78,12 @@ def test_cancel_mode_ends_the_runs_before_the_worker_goes(world, tmp_path):
 
 
 def test_wait_mode_waits_for_the_runs(world, tmp_path):
-    world.start(mode="wait")
-    message = world.submit("import time; time.sleep(1.0); raise SystemExit(4)")
+    service = world.start(mode="wait")
+    message = world.submit(waiting_code(tmp_path / "gate", 4))
     world.wait_state(message, "running")
+    service.stopping.request()
+    stays(world._thread.is_alive, 0.7, "the worker waits")
+    (tmp_path / "gate").touch()
     assert world.stop() == 0
 
     assert "exited with code 4" in world.api.state(message.run_id)["message"]
@@ -91,6 +92,7 @@ def test_wait_mode_waits_for_the_runs(world, tmp_path):
 @pytest.mark.parametrize("mode", ["wait", "cancel"])
 def test_a_stopping_worker_serves_no_route_while_it_renews_what_it_still_has(world, mode):
     ignores = "import signal,time; signal.signal(15, signal.SIG_IGN); print('on', flush=True); time.sleep(60)"
+    world.run_grace = 60.0
     service = world.start(mode=mode)
     message = world.submit(ignores)
     world.wait_state(message, "running")
