@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flowfleet.ledger import connect
+from flowfleet.errors import LedgerError
+from flowfleet.flow_run import Route
+from flowfleet.ledger import Ledger, connect
 from tests import processes
 from tests.prefect1_env import python
 from tests.prefect1_world import World1
@@ -44,6 +48,17 @@ class Hooked(LocalAgent):
     def heartbeat(self): print("heartbeat", flush=True)
     def on_flow_run_deploy_attempt(self, fut, flow_run_id): print("attempt", fut.done(), flow_run_id, flush=True)
 """
+TWICE = """
+import os, time
+from flowfleet import LocalAgent
+
+{agent}
+while not os.path.exists("again"):
+    time.sleep(0.02)
+{agent}
+"""
+#: for those whose polls are held
+PATIENT = {"FLOWFLEET_API_READ_SECONDS": "120"}
 
 
 class AgentWorld(World1):
@@ -65,12 +80,47 @@ class AgentWorld(World1):
         """What the program has printed."""
         return part.out.read_text().splitlines()
 
-    def claims(self) -> list[Any]:
-        ledger = connect(self.world.redis_url, self.world.fleet)
+    @contextmanager
+    def ledger(self, redis_url: str = "") -> Iterator[Ledger]:
+        ledger = connect(redis_url or self.world.redis_url, self.world.fleet)
         try:
-            return list(ledger.claims.live())
+            yield ledger
         finally:
             ledger.close()
+
+    def claims(self) -> list[Any]:
+        with self.ledger() as ledger:
+            return list(ledger.claims.live())
+
+    def know(self, *labels: str) -> None:
+        """No poll is needed to learn of these."""
+        with self.ledger() as ledger:
+            ledger.roster.know([Route.of_labels(self.api.tenant, labels)])
+
+    def hold_polls(self) -> None:
+        """Until `serve`."""
+        self.api.faults.held("get_runs_in_queue", times=-1)
+
+    def serve(self, part: Part, *, learning: bool, before: Collection[str] = ()) -> list[str]:
+        """Its polls go on when its worker can take runs; -> the life of that, which is none of those before.
+
+        If `learning` its first poll goes on at once: it tells which labels there are.
+        """
+        if learning:
+            until(lambda: self.api.counted("get_runs_in_queue"), 60, "its first poll")
+            self.api.faults.release()
+        lives = until(lambda: set(self._serving(part)).difference(before), 60, "its worker to serve the labels")
+        self.api.faults.heal()
+        return [*before, *lives]
+
+    def _serving(self, part: Part) -> list[str]:
+        assert part.process.poll() is None, part.tail()
+        embedded = re.search(r"embedded Redis is ready.*?(redis://\S+?)[\s\"]", part.text())
+        try:
+            with self.ledger(embedded[1] if embedded else "") as ledger:
+                return [row.nonce for row in ledger.roster.rows() if row.routes]
+        except LedgerError:
+            return []
 
     def deployed(self) -> list[str]:
         path = self.folder / "deployed"
@@ -98,9 +148,11 @@ def test_a_local_agent_runs_a_flow_by_the_real_engine_and_ends_after_its_polls(w
     flow = world1.real.register("parameters", labels=["x"])["parameters"]
     run_id = world1.create_run(flow, parameters={"out": str(out)})
 
+    world1.hold_polls()
     agent = world1.program(
-        "from flowfleet import LocalAgent\nLocalAgent" + with_polls(3), FLOWFLEET_PYTHON=str(python())
+        "from flowfleet import LocalAgent\nLocalAgent" + with_polls(3), FLOWFLEET_PYTHON=str(python()), **PATIENT
     )
+    world1.serve(agent, learning=True)
     assert agent.wait(90) == 0, agent.tail()
     assert world1.said(agent)[-1] == "returned"
     # its run need not be over: it was started, and goes on
@@ -114,7 +166,9 @@ def test_a_local_agent_runs_a_flow_by_the_real_engine_and_ends_after_its_polls(w
 
 def test_an_agent_brings_its_own_redis_and_calls_its_hooks(world1):
     run_id = world1.tiny_run("x")
-    agent = world1.program(HOOKS + "Hooked" + with_polls(3), FLOWFLEET_REDIS="")
+    world1.hold_polls()
+    agent = world1.program(HOOKS + "Hooked" + with_polls(3), FLOWFLEET_REDIS="", **PATIENT)
+    world1.serve(agent, learning=True)
     assert agent.wait(90) == 0, agent.tail()
     assert world1.wait_end(run_id) == "Success"
     said = world1.said(agent)
@@ -125,11 +179,17 @@ def test_an_agent_brings_its_own_redis_and_calls_its_hooks(world1):
     until(lambda: world1.left() == [], 20, "poller, Redis and helpers to be gone")
 
 
-def test_an_agent_may_be_started_again_in_one_program(world1):
-    first, second = world1.tiny_run("x"), None
-    agent = world1.program("from flowfleet import LocalAgent\nfor _ in range(2):\n    LocalAgent" + with_polls(2))
+def test_an_agent_may_be_started_again_in_one_program(world1, tmp_path):
+    world1.know("x")
+    first = world1.tiny_run("x")
+    world1.hold_polls()
+    agent = world1.program(TWICE.format(agent="LocalAgent" + with_polls(2)), **PATIENT)
+    lives = world1.serve(agent, learning=False)
     until(lambda: "returned" in world1.said(agent), 60, "the first start to end")
     second = world1.tiny_run("x")
+    world1.hold_polls()
+    (tmp_path / "again").touch()
+    world1.serve(agent, learning=False, before=lives)
     assert agent.wait(90) == 0, agent.tail()
     assert (world1.wait_end(first), world1.wait_end(second)) == ("Success", "Success")
 

@@ -49,7 +49,7 @@ class Prefect1Api(Rows):
 
     With `key` it asks for `Authorization: Bearer KEY`, as Cloud does, and with `login` ("user:password") as a proxy
     does that stands before a server: with HTTP's own 401. `lock` keeps the tables whole; every request
-    that comes whole is in `requests`, before any fault.
+    that comes whole is in `requests`, with the fault that it meets already its own.
     """
 
     def __init__(self, *, faults: Faults | None = None, key: str = "", port: int = 0, path: str = ":memory:") -> None:
@@ -113,7 +113,8 @@ class Prefect1Api(Rows):
         kept = CaseInsensitiveDict(headers.items())
         with self.lock:
             self.requests.append(Request(self.clock(), asked.kind, names, body["query"], variables, kept))
-        fault = self.faults.of_request(names)
+            # with the lock still held: whoever has seen it counted can release it
+            fault = self.faults.of_request(names)
         if fault:
             return self._gone_wrong(fault, asked, kept)
         return self._done(asked, kept)
@@ -122,7 +123,7 @@ class Prefect1Api(Rows):
         self, fault: Fault, asked: Operation, headers: Mapping[str, str]
     ) -> tuple[int, Any, Mapping[str, str]]:
         if fault.kind in ("hang", "late", "held"):
-            self.faults.hold()
+            fault.hold()
         if fault.kind == "held":
             return self._done(asked, headers)
         if fault.kind in ("status_after", "lost", "late"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 #: what happens to a whole request …
@@ -25,6 +25,11 @@ class Fault:
     body: Any = None
     message: str = "made to fail"
     code: str = "INTERNAL_SERVER_ERROR"
+    released: threading.Event = field(default_factory=threading.Event)
+
+    def hold(self, seconds: float = 120.0) -> None:
+        """Wait for `release`; bounded, so that no thread outlives its test by much."""
+        self.released.wait(seconds)
 
 
 class Faults:
@@ -115,7 +120,7 @@ class Faults:
         self.release()
 
     def release(self) -> None:
-        """What is held now goes on."""
+        """What is held now goes on: each request that has been counted."""
         with self._lock:
             released, self._released = self._released, threading.Event()
         released.set()
@@ -133,12 +138,6 @@ class Faults:
     def of_field(self, field: str) -> Fault | None:
         return self._take(_OF_FIELDS, {field})
 
-    def hold(self, seconds: float = 120.0) -> None:
-        """Wait for `release`; bounded, so that no thread outlives its test by much."""
-        with self._lock:
-            released = self._released
-        released.wait(seconds)
-
     def _add(self, fault: Fault) -> None:
         with self._lock:
             self._faults.append(fault)
@@ -148,5 +147,5 @@ class Faults:
             for fault in self._faults:
                 if fault.kind in kinds and fault.times != 0 and (not fault.field or fault.field in fields):
                     fault.times -= 1
-                    return fault
+                    return replace(fault, released=self._released)
         return None
