@@ -15,7 +15,8 @@ MASK = "***"
 #: shorter "secrets" would blacken half of every line
 _SHORTEST_SECRET = 4
 #: the part between scheme and host of an address, up to the last @ before the path
-_USERINFO = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)(?P<user>[^\s/:@]*)(?::[^\s/]*)?@")
+# bounded in front of what decides: flows print lines of a megabyte without a break
+_USERINFO = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{0,30}://)(?P<user>[^\s/:@]*)(?::[^\s/]*)?@")
 _AUTHORIZATION = re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,}")
 #: what every log record has; all else came by `extra`
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "data"}
