@@ -360,11 +360,17 @@ class World:
                 part.kill()
         # a shim outlives the exit that it has recorded by a moment, and so does an engine what it has told the API;
         # what one look finds may be a run that ends during it, so the looks count only together
-        found: list[dict[int, str]] = []
+        strays: dict[int, str] = {}
+
+        def gone() -> bool:
+            nonlocal strays
+            strays = self._strays()
+            return not strays
+
         try:
-            until(lambda: not (found.append(self._strays()) or found[-1]), 20, "all but live runs to be gone")
+            until(gone, 20, "all processes to be gone that belong to no live run")
         except AssertionError as error:
-            raise AssertionError(f"processes are left that belong to no live run: {found[-1]}") from error
+            raise AssertionError(f"processes are left that belong to no live run: {strays}") from error
         finally:
             processes.sweep(MARK, self.mark)
         assert not stuck, f"did not stop within 15 s of SIGTERM: {stuck}"

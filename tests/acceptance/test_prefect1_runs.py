@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from tests.prefect1_client import RealAgent
 from tests.prefect1_world import World1
 from tests.waiting import until
 
@@ -21,23 +20,16 @@ VOLATILE = re.compile(
 )
 
 
-class Fleet(World1):
-    """With a real agent beside it."""
-
-    agent: RealAgent
-
-
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory, valkey: Any) -> Iterator[Fleet]:
+def both(tmp_path_factory: pytest.TempPathFactory, valkey: Any) -> Iterator[World1]:
     """A poller, two workers with labels of their own, a real LocalAgent, and all flows."""
-    world = Fleet(tmp_path_factory.mktemp("prefect1"), valkey.tcp_url)
+    world = World1(tmp_path_factory.mktemp("prefect1"), valkey.tcp_url)
     try:
         world.flows = world.real.register(labels=["real"])
         world.start_poller()
         world.start_worker("one", "fleet", "one", options=["--env", "FROM_THE_AGENT=yes"])
         world.start_worker("two", "fleet", "two")
-        world.agent = world.real.start_agent(["real"], env={"FROM_THE_AGENT": "yes"})
-        world.agent.ready()
+        world.real.start_agent(["real"], env={"FROM_THE_AGENT": "yes"}).ready()
         yield world
     finally:
         world.close()
@@ -90,14 +82,15 @@ def test_a_run_of_the_fleet_leaves_at_the_api_what_one_of_the_real_agent_leaves(
     given = {"parameters": {"out": str(tmp_path / "out")}} if flow == "parameters" else {}
     ours = world.create_run(flows[flow], labels=["fleet"], **given)
     theirs = world.create_run(flows[flow], labels=["real"], **given)
+    (agent,) = world.real.agents
     if flow == "retry":
         # it would start the run again when its engine takes three seconds more than the retry's time
         world.wait_state(theirs, "Running", end)
-        world.agent.process.send_signal(signal.SIGSTOP)
+        agent.process.send_signal(signal.SIGSTOP)
     try:
         assert (world.wait_end(ours), world.wait_end(theirs)) == (end, end)
     finally:
-        world.agent.process.send_signal(signal.SIGCONT)
+        agent.process.send_signal(signal.SIGCONT)
     # an engine sends its last lines after its last state, and an agent its one when it comes to it
     for run_id in (ours, theirs):
         until(lambda run_id=run_id: _all_said(world.lines(run_id)), 30, "the first and last lines on the log page")
@@ -233,7 +226,7 @@ def test_a_flow_process_that_is_killed_is_failed_with_its_exit_within_seconds(bo
     until((tmp_path / "begun").exists, 60, "the task to begin")
     claim = next(run for run in world.world.seen()["runs"] if run["run_id"] == run_id)
     _kill_run(world, claim)
-    world.wait_state(run_id, "Failed", seconds=15)
+    world.wait_state(run_id, "Failed", seconds=5)
     message = world.api.states(run_id)[-1]["message"]
     assert "SIGKILL" in message
     assert [task["state"] for task in world.api.task_runs(run_id) if task["slug"].startswith("wait")] == ["Failed"]

@@ -184,7 +184,7 @@ def test_a_run_whose_whole_host_process_group_was_killed_is_failed_though_nobody
     loose1.world.wait_note(run_id, "ran")
     for handle in loose1.folder.glob(f"state/**/runs/{run_id}.*/started.json"):
         os.killpg(json.loads(handle.read_text())["command_pid"], signal.SIGKILL)
-    assert loose1.wait_end(run_id, 30) == "Failed"
+    assert loose1.wait_end(run_id, 10) == "Failed"
     assert "SIGKILL" in loose1.api.states(run_id)[-1]["message"]
 
 

@@ -107,14 +107,14 @@ def test_sigterm_at_message_arrival(rounds, number):
     rounds.settle()
 
     assert rounds.codes == {0}
-    # the longest says more of the machine than of us: each was waited for with a deadline
     median, longest = statistics.median(rounds.exits), max(rounds.exits)
     print(f"exit after SIGTERM: median {median:.2f} s, longest {longest:.2f} s")
-    if median > 0.5:
+    if median > 0.5 or longest > 5 * SCALE:
         # the machine may be slow: then a bare worker of Celery's is the measure, in the same run
         bare = statistics.median(bare_celery(rounds.world.redis_url) for _ in range(5))
         print(f"exit of a bare Celery worker: median {bare:.2f} s")
         assert median <= max(0.5, 1.5 * bare)
+        assert longest <= max(5.0 * SCALE, 1.5 * bare)
 
 
 @pytest.mark.timeout(2400)

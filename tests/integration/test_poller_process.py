@@ -13,7 +13,7 @@ from flowfleet.broker import queue_key
 from flowfleet.ledger.claims import State
 from tests.integration.poller_fleet import PollerFleet
 from tests.valkey import Valkey, free_port
-from tests.waiting import stays, until
+from tests.waiting import SCALE, stays, until
 from tests.world import BIN
 
 
@@ -145,7 +145,9 @@ def test_sigterm_ends_it_in_order_and_the_standby_takes_over_at_once(fleet):
     fleet.poller("two", before=after(PATIENTLY))
     fleet.worker("a")
 
+    began = time.monotonic()
     assert leader.stop() == 0
+    assert time.monotonic() - began < 5 * SCALE
     (run,) = fleet.runs(1)
     until(lambda: fleet.starts[run], 40, "the standby to claim")
     assert fleet.ledger.gate.leader().name == "two"
@@ -170,7 +172,9 @@ def test_an_api_that_hangs_does_not_keep_an_orderly_end_waiting(fleet):
     asked = fleet.api.counted()
     until(lambda: fleet.api.counted() > asked, 20, "a request that is not answered")
 
-    assert poller.stop() == 0
+    began = time.monotonic()
+    assert poller.stop(15) == 0
+    assert time.monotonic() - began < 10 * SCALE
     assert "ended without waiting for an answer any longer" in poller.text()
     assert fleet.ledger.gate.leader() is None
 

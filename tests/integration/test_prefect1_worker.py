@@ -182,7 +182,7 @@ def test_what_a_worker_cannot_start_is_failed_by_its_name(one, config, storage, 
         ("print('last words', flush=True); sys.exit(1)", "exited with code 1"),
     ],
 )
-def test_an_engine_that_ends_badly_is_failed_without_a_second_look_with_its_sentence(world, monkeypatch, code, says):
+def test_an_engine_that_ends_badly_is_failed_within_5_seconds_with_its_sentence(world, monkeypatch, code, says):
     monkeypatch.setattr(endings, "SECOND_LOOK_SECONDS", 600.0)
     world.start()
     message = world.submit(code)
@@ -192,6 +192,8 @@ def test_an_engine_that_ends_badly_is_failed_without_a_second_look_with_its_sent
     assert stands["state"] == "Failed"
     assert says in stands["state_message"]
     assert "last words" in stands["state_message"]
+    ended = world.state.runs.find(message.run_id, message.claim).exit_record()["ended_at"]
+    assert datetime.fromisoformat(stands["state_timestamp"]).timestamp() - ended < 5
 
 
 @pytest.mark.parametrize("kind", ["Success", "Failed", "Cancelled"])

@@ -99,8 +99,9 @@ class Prefect1Api(Rows):
 
     def answer(self, body: Any, headers: Mapping[str, str]) -> tuple[int, Any, Mapping[str, str]]:
         """Status, body and headers of the answer; raises `Broken` when the line is to break."""
+        kept = CaseInsensitiveDict(headers.items())
         basic = f"Basic {base64.b64encode(self.login.encode()).decode()}"
-        if self.login and CaseInsensitiveDict(headers.items()).get("Authorization") != basic:
+        if self.login and kept.get("Authorization") != basic:
             return 401, {"message": "log in first"}, {"WWW-Authenticate": 'Basic realm="proxy"'}
         if not isinstance(body, dict):
             return 400, {"errors": [{"message": "a request is an object"}]}, {}
@@ -110,7 +111,6 @@ class Prefect1Api(Rows):
         except Invalid as error:
             return _invalid(error)
         names = tuple(dict.fromkeys(field.name for field in asked.fields))
-        kept = CaseInsensitiveDict(headers.items())
         with self.lock:
             self.requests.append(Request(self.clock(), asked.kind, names, body["query"], variables, kept))
             # with the lock still held: whoever has seen it counted can release it
