@@ -7,7 +7,7 @@ import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from workers import kernel
+from workers.shim import syscalls
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,13 +30,13 @@ class Abilities:
         """See what works here; `FLOWFLEET_PLAIN=1` switches all of it off."""
         if environ.get("FLOWFLEET_PLAIN") == "1":
             return cls.plain()
-        proc = kernel.start_ticks(os.getpid()) is not None
+        proc = syscalls.start_ticks(os.getpid()) is not None
         pidfd, pidfd_info = _probe_pidfd()
         return cls(
             proc=proc,
             pidfd=pidfd and proc,
-            subreaper=kernel.LINUX and proc,
-            holes=kernel.LINUX,
+            subreaper=syscalls.LINUX and proc,
+            holes=syscalls.LINUX,
             pidfd_info=pidfd_info,
         )
 
@@ -67,7 +67,7 @@ def _probe_pidfd() -> tuple[bool, bool]:
         return False, False
     try:
         signal.pidfd_send_signal(fd, 0)  # 0 only asks
-        return True, kernel.pidfd_info_works(fd)
+        return True, syscalls.pidfd_info_works(fd)
     except OSError:
         return False, False
     finally:

@@ -30,11 +30,11 @@ from workers.attempts import Attempt, Attempts, fitting, held_of, held_to_intent
 from workers.deployment import Deployer, Deployment, Exit
 from workers.errands import Errands
 from workers.handback import HandBack
-from workers.kernel import boot_clock
 from workers.logbook import Logbook
 from workers.orders import Orders
 from workers.patience import Patience
 from workers.records import RunRecords
+from workers.shim.syscalls import boot_clock
 from workers.standing import Standing
 
 logger = logging.getLogger(__name__)

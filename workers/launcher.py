@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workers import forkserver, wire
+from workers.shim import forkserver, framing
 
 logger = logging.getLogger(__name__)
 
@@ -86,8 +86,8 @@ class Launcher:
                 asked = self._hand_over(theirs)
             ours.settimeout(self._answer_seconds)
             try:
-                wire.send(ours, request)
-                return wire.receive(ours)
+                framing.send(ours, request)
+                return framing.receive(ours)
             except TimeoutError as exc:
                 self._end(asked)  # it hangs; a new one will be started for the next run
                 raise NoAnswer(f"no answer from the shim within {self._answer_seconds:.0f} s") from exc
@@ -168,7 +168,7 @@ class Launcher:
     def _await_greeting(self, control: socket.socket, seconds: float) -> None:
         control.settimeout(seconds)
         try:
-            greeting = wire.receive(control)
+            greeting = framing.receive(control)
         except (OSError, EOFError, ValueError) as exc:
             control.close()
             self._discard(kill=True)

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import psutil
 
-from workers import files, kernel
+from workers.shim import atomic_files, syscalls
 
 #: two readings of a start time by the date may differ by this much (clock corrections)
 _CREATED_SLACK_SECONDS = 2.0
@@ -59,7 +59,7 @@ class PidfdGrip:
             return None
         grip = cls(pid, fd)
         # in this order: what the descriptor holds can no longer be replaced while its start time is read
-        seen = kernel.start_ticks(pid)
+        seen = syscalls.start_ticks(pid)
         if seen == ticks and grip.alive():
             return grip
         unreadable = seen is None and grip.alive()
@@ -85,7 +85,7 @@ class PidfdGrip:
 
     def exit_status(self) -> int | None:
         """Its wait status, where the kernel still tells."""
-        return kernel.pidfd_exit_status(self._fd)
+        return syscalls.pidfd_exit_status(self._fd)
 
     def close(self) -> None:
         """Let go."""
@@ -102,7 +102,7 @@ class LockGrip:
 
     def alive(self) -> bool:
         """False once it has ended, also while nobody has reaped it."""
-        return files.locked(self._path)
+        return atomic_files.locked(self._path)
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal to it and to no other process."""

@@ -28,9 +28,9 @@ from pathlib import Path
 from typing import Any
 
 from flowfleet.errors import FleetError
-from workers import files
 from workers.deployment import Exit
-from workers.kernel import boot_clock
+from workers.shim import atomic_files
+from workers.shim.syscalls import boot_clock
 
 logger = logging.getLogger(__name__)
 
@@ -76,20 +76,20 @@ class RunFolder:
 
     def intent(self) -> dict[str, Any] | None:
         """What the worker was about to do."""
-        return files.read_json(self.path / "intent.json")
+        return atomic_files.read_json(self.path / "intent.json")
 
     def note(self, **facts: Any) -> None:
         """Add facts to the intent (deadline, policy, name, …)."""
-        files.write_json(self.path / "intent.json", {**(self.intent() or {"v": VERSION}), **facts})
+        atomic_files.write_json(self.path / "intent.json", {**(self.intent() or {"v": VERSION}), **facts})
 
     def start(self) -> dict[str, Any] | None:
         """Who won the start file: `by` is "shim" or "abandoned"; None = nobody yet."""
         path = self.path / "start"
-        return files.read_json(path) or ({"v": VERSION, "by": "shim"} if path.exists() else None)
+        return atomic_files.read_json(path) or ({"v": VERSION, "by": "shim"} if path.exists() else None)
 
     def abandon(self, reason: str) -> bool:
         """Make sure that user code can never begin here; False when a shim was first."""
-        fd = files.create_once(self.path / "start", {"v": VERSION, "by": "abandoned", "reason": reason})
+        fd = atomic_files.create_once(self.path / "start", {"v": VERSION, "by": "abandoned", "reason": reason})
         if fd is not None:
             os.close(fd)
             return True
@@ -97,11 +97,11 @@ class RunFolder:
 
     def shim_alive(self) -> bool:
         """Whether the shim that won the start file lives; asked of its lock, so it holds in any pid namespace."""
-        return files.locked(self.path / "start")
+        return atomic_files.locked(self.path / "start")
 
     def started(self) -> dict[str, Any] | None:
         """Who shim and command are."""
-        return files.read_json(self.path / "started.json")
+        return atomic_files.read_json(self.path / "started.json")
 
     def age_seconds(self) -> float:
         """How long ago it was started: by the clock of the boot where a shim has told it, else by the date."""
@@ -115,7 +115,7 @@ class RunFolder:
 
     def exit_record(self) -> dict[str, Any] | None:
         """How it ended, as written."""
-        return files.read_json(self.path / "exit.json")
+        return atomic_files.read_json(self.path / "exit.json")
 
     def exit(self) -> Exit | None:
         """How it ended."""
@@ -124,7 +124,7 @@ class RunFolder:
 
     def write_exit(self, end: Exit, *, begun: bool) -> None:
         """Record an end that no shim recorded."""
-        files.write_json(self.path / "exit.json", {"v": VERSION, "begun": begun, **end.to_record()})
+        atomic_files.write_json(self.path / "exit.json", {"v": VERSION, "begun": begun, **end.to_record()})
 
     @property
     def state_folder(self) -> Path:
@@ -133,11 +133,11 @@ class RunFolder:
 
     def keeper(self) -> str:
         """The name of the worker that looks after the run: whoever holds the lock of that one's state folder."""
-        return str((files.read_json(self.path / "keeper.json") or {}).get("name", self.state_folder.name))
+        return str((atomic_files.read_json(self.path / "keeper.json") or {}).get("name", self.state_folder.name))
 
     def keep_for(self, name: str) -> None:
         """Name another keeper; only under the lock of the state folder of the keeper before."""
-        files.write_json(self.path / "keeper.json", {"v": VERSION, "name": name})
+        atomic_files.write_json(self.path / "keeper.json", {"v": VERSION, "name": name})
 
     def changed_hands(self) -> bool:
         """True once it has had another keeper, so that the ledger's owner may be any worker of this host."""
@@ -197,8 +197,8 @@ class RunRecords:
             folder.path.mkdir(mode=0o700)
         except FileExistsError:
             return None
-        files.write_json(folder.path / "intent.json", {"v": VERSION, "run_id": run_id, "claim": claim, **intent})
-        files.sync_folder(str(self.path))
+        atomic_files.write_json(folder.path / "intent.json", {"v": VERSION, "run_id": run_id, "claim": claim, **intent})
+        atomic_files.sync_folder(str(self.path))
         return folder
 
     def get(self, run_id: str, claim: str) -> RunFolder:
@@ -265,11 +265,11 @@ class OutboxFolder:
 
     def put(self, run_id: str, claim: str, report: Mapping[str, Any]) -> None:
         """Keep a report; on disk once this returns."""
-        files.write_json(self._file(run_id, claim), {"v": VERSION, "run_id": run_id, "claim": claim, **report})
+        atomic_files.write_json(self._file(run_id, claim), {"v": VERSION, "run_id": run_id, "claim": claim, **report})
 
     def get(self, run_id: str, claim: str) -> dict[str, Any] | None:
         """A report, or None."""
-        return files.read_json(self._file(run_id, claim))
+        return atomic_files.read_json(self._file(run_id, claim))
 
     def remove(self, run_id: str, claim: str) -> None:
         """The API has accepted it."""
@@ -277,7 +277,7 @@ class OutboxFolder:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for path in sorted(self.path.glob("*.json")):
-            report = files.read_json(path)
+            report = atomic_files.read_json(path)
             if report is not None and report.get("v") == VERSION:
                 yield report
 
@@ -294,7 +294,7 @@ class StateFolder:
         self.runs = RunRecords(path / "runs")
         self.outbox = OutboxFolder(path / "outbox")
         #: {"boot_id", "nonce", …} of the worker that held this folder last, or None
-        self.last = files.read_json(path / "worker.json")
+        self.last = atomic_files.read_json(path / "worker.json")
 
     @classmethod
     def open(cls, root: Path, machine_id: str, name: str) -> StateFolder:
@@ -325,7 +325,7 @@ class StateFolder:
     def remember(self, *, boot_id: str, nonce: str, **facts: Any) -> None:
         """Write down who holds the folder now (fleet and API too, so that siblings know what they take over)."""
         record = {"v": VERSION, "boot_id": boot_id, "nonce": nonce, **facts}
-        files.write_json(self.path / "worker.json", record)
+        atomic_files.write_json(self.path / "worker.json", record)
         self.last = record
 
     def siblings(self) -> list[Path]:

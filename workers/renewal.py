@@ -14,7 +14,7 @@ from flowfleet.ledger.claims import Claims, Held, Refusal, Renewal, State
 from flowfleet.ledger.roster import Roster, Row
 from flowfleet.outage import Outage
 from workers.attempts import Attempt, Attempts
-from workers.kernel import boot_clock
+from workers.shim.syscalls import boot_clock
 from workers.standing import Standing
 
 logger = logging.getLogger(__name__)

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from flowfleet.flow_run import Offer
-from workers import files
 from workers.records import OutboxFolder, RunFolder, RunRecords, StateFolder, StateLocked
+from workers.shim import atomic_files
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ class Siblings:
         if folder.state_folder == self.own.path:
             return True
         intent = folder.intent() or {}
-        home = files.read_json(folder.state_folder / "worker.json") or {}
+        home = atomic_files.read_json(folder.state_folder / "worker.json") or {}
         return self._same({**home, **intent})
 
     def _same(self, facts: Mapping[str, Any]) -> bool:

@@ -14,14 +14,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from workers import kernel, warm
 from workers.abilities import Abilities
 from workers.environment import Interpreter, Layers
 from workers.launcher import Launcher, NoAnswer, NotFit, Program
+from workers.shim import syscalls, warm_parent
 
 logger = logging.getLogger(__name__)
 
-#: what `engine.Parent` renews was read and measured there
+#: what `prefect1_engine.Parent` renews was read and measured there
 PREFECTS = ("1.4.1",)
 #: an import of prefect takes half a second, on a busy or slow machine a multiple
 _GREETING_SECONDS = 120.0
@@ -39,7 +39,7 @@ _ROOM = {"FLOWFLEET_ROOM": "-" * 4096}
 def program(interpreter: Interpreter, layers: Layers) -> Program:
     """The warm parent of this Python, in the environment that all runs have in common but for their paths."""
     env = layers.build({}, {"PYTHONPATH": None}, run_id="", claim="") | _ROOM
-    file = str(Path(warm.__file__).resolve())
+    file = str(Path(warm_parent.__file__).resolve())
     return Program(argv=(interpreter.path, file), env=env, name="warm parent", greeting_seconds=_GREETING_SECONDS)
 
 
@@ -57,7 +57,7 @@ def starter(parent: Program, abilities: Abilities, *, descriptors: int) -> WarmS
 
 def possible(interpreter: Interpreter, abilities: Abilities) -> bool:
     """Whether a warm parent is worth a try: on Linux, with a prefect that is known well enough."""
-    return kernel.LINUX and abilities.proc and interpreter.prefect in PREFECTS
+    return syscalls.LINUX and abilities.proc and interpreter.prefect in PREFECTS
 
 
 class WarmStarter:

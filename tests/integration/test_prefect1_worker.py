@@ -14,8 +14,9 @@ import pytest
 from tests.prefect1_api import Faults
 from tests.waiting import until
 from tests.worker_world1 import WorkerWorld1
-from workers import endings, kernel
+from workers import endings
 from workers.environment import Interpreter
+from workers.shim import syscalls
 
 HELD = "state('Running'); print('held', flush=True); time.sleep(300)"
 
@@ -44,7 +45,7 @@ def started(world, message):
 
 
 def is_alive(pid):
-    fields = kernel.stat_fields(pid)
+    fields = syscalls.stat_fields(pid)
     return fields is not None and fields[0] not in "ZX"
 
 

@@ -20,10 +20,11 @@ from tests.bench_of_runs import BenchOfRuns
 from tests.prefect1_env import python
 from tests.unit.test_shim import FULL, is_alive
 from tests.waiting import SCALE, until
-from workers import kernel, processes, warm, warm_starter
+from workers import processes, warm_starter
 from workers.deployers.process import ProcessDeployer
 from workers.environment import Interpreter, Layers
 from workers.launcher import Launcher, Program
+from workers.shim import syscalls, warm_parent
 from workers.warm_starter import WarmStarter
 
 #: what prefect says to `--help` takes no API
@@ -165,8 +166,8 @@ def test_what_the_flows_bring_along_beside_that_is_no_reason(bench, tmp_path):
     for name in (
         "flow.py",
         "workers/__init__.py",
-        "engine.py",
-        "wire.py",
+        "spawn.py",
+        "framing.py",
         "prefect/flows/a.py",
         "__main__.py",
         "toml.txt",
@@ -211,6 +212,7 @@ def test_the_end_of_a_forked_command_is_that_of_an_executed_one(bench):
     assert "Not currently executing a flow within a Cloud context." in text
     assert "Traceback" in text
     assert "workers" not in text
+    assert "flowfleet_shim" not in text
 
 
 def test_a_working_folder_that_is_not_there_is_told_and_the_run_never_begins(bench):
@@ -219,7 +221,7 @@ def test_a_working_folder_that_is_not_there_is_told_and_the_run_never_begins(ben
 
 
 def test_a_run_that_comes_too_late_never_begins(bench):
-    order = bench.order(not_after=kernel.boot_clock() - 1)
+    order = bench.order(not_after=syscalls.boot_clock() - 1)
     with pytest.raises(Exception, match="too late"):
         bench.bench.start(order)
 
@@ -362,7 +364,7 @@ THREAD = "import threading, time; threading.Thread(target=time.sleep, args=(60,)
 
 def with_code(code: str) -> Program:
     """A parent in whose Python this happens first."""
-    file = str(Path(warm.__file__))
+    file = str(Path(warm_parent.__file__))
     run = f"import runpy, sys; sys.argv = ['-', *sys.argv[1:]]; runpy.run_path({file!r}, run_name='__main__')"
     return Program(argv=(str(python()), "-c", f"{code}\n{run}"), env=dict(os.environ), greeting_seconds=60)
 

@@ -11,7 +11,7 @@ from tests.waiting import until
 from tests.worker_world import WorkerWorld
 from workers import endings as endings_module
 from workers import errands as errands_module
-from workers import files
+from workers.shim import atomic_files
 
 
 @pytest.fixture
@@ -92,8 +92,8 @@ class NoRoomToStart:
     """No start file can be written by the worker until there is room again."""
 
     def __init__(self, monkeypatch):
-        self.full, self.refused, self.create = True, 0, files.create_once
-        monkeypatch.setattr(files, "create_once", self)
+        self.full, self.refused, self.create = True, 0, atomic_files.create_once
+        monkeypatch.setattr(atomic_files, "create_once", self)
 
     def __call__(self, path, record):
         if self.full:

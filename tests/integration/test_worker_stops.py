@@ -12,7 +12,7 @@ from flowfleet.ledger.claims import Lease
 from tests.waiting import SCALE, stays, until
 from tests.worker_world import Left, WorkerWorld
 from workers import launch as launch_module
-from workers.kernel import boot_clock
+from workers.shim.syscalls import boot_clock
 
 
 @pytest.fixture

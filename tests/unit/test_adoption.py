@@ -18,9 +18,10 @@ import pytest
 from tests.bench_of_runs import BenchOfRuns, new_launcher
 from tests.unit.test_shim import FULL, IGNORES_TERM, is_alive, read_pid
 from tests.waiting import until
-from workers import files, kernel, processes
+from workers import processes
 from workers.abilities import Abilities
 from workers.deployment import Deployment
+from workers.shim import atomic_files, syscalls
 
 ROOT = Path(__file__).parents[2]
 #: a second worker: finds one run by its folder, waits for its end on the descriptor, prints what it saw
@@ -263,7 +264,7 @@ def test_a_run_without_a_shim_can_still_be_stopped(bench, tmp_path):
 
 def test_a_shim_killed_at_its_gate_means_that_the_command_never_began(bench):
     order = bench.sh("true")
-    lock = files.create_once(order.folder / "start", {"v": 1, "by": "shim", "pid": 4_000_000, "ticks": 1})
+    lock = atomic_files.create_once(order.folder / "start", {"v": 1, "by": "shim", "pid": 4_000_000, "ticks": 1})
     os.close(lock)  # as when the shim dies between its start file and started.json
 
     adopted = bench.adopt(order)
@@ -275,7 +276,7 @@ def test_a_shim_killed_at_its_gate_means_that_the_command_never_began(bench):
 def test_a_shim_that_is_slow_to_start_its_command_is_waited_for_and_then_watched(bench):
     order = bench.sh("true")
     facts = {"pid": os.getpid(), "ticks": 1, "boot_id": bench.host.boot_id, "pid_ns": None, "run_id": order.run_id}
-    lock = files.create_once(order.folder / "start", {"v": 1, "by": "shim", **facts})
+    lock = atomic_files.create_once(order.folder / "start", {"v": 1, "by": "shim", **facts})
     waits: list[float] = []
     deployer = bench.new_deployer(bench.launcher)
     deployer._wait = waits.append
@@ -352,7 +353,7 @@ def test_a_run_outlives_its_adoption_by_a_worker_without_descriptors_left(full_b
 def test_a_start_time_that_cannot_be_read_is_no_end(full_bench, tmp_path, monkeypatch):
     order = full_bench.sh(gated(tmp_path, "exit 6"))
     full_bench.start(order).close()
-    monkeypatch.setattr(kernel, "start_ticks", lambda _pid: None)
+    monkeypatch.setattr(syscalls, "start_ticks", lambda _pid: None)
 
     adopted = full_bench.adopt(order)
     assert adopted.poll() is None
@@ -364,25 +365,25 @@ def test_a_start_time_that_cannot_be_read_is_no_end(full_bench, tmp_path, monkey
 
 def test_a_lock_that_cannot_be_looked_at_is_no_end(tmp_path, monkeypatch):
     path = tmp_path / "start"
-    lock = files.create_once(path, {})
+    lock = atomic_files.create_once(path, {})
 
     def no_descriptor(*_args):
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     monkeypatch.setattr(os, "open", no_descriptor)
     with pytest.raises(OSError, match="Too many open files"):
-        files.locked(path)
+        atomic_files.locked(path)
     monkeypatch.undo()
-    assert files.locked(path)
+    assert atomic_files.locked(path)
     os.close(lock)
-    assert not files.locked(path)
-    assert not files.locked(tmp_path / "none")
+    assert not atomic_files.locked(path)
+    assert not atomic_files.locked(tmp_path / "none")
 
 
 def test_a_record_without_a_pid_lets_no_signal_go_to_our_own_group(tmp_path):
     heard = []
     before = signal.signal(signal.SIGURG, lambda number, _frame: heard.append(number))
-    lock = files.create_once(tmp_path / "start", {})
+    lock = atomic_files.create_once(tmp_path / "start", {})
     try:
         grip = processes.LockGrip(0, tmp_path / "start")
         assert grip.alive()
@@ -399,7 +400,7 @@ def test_a_disk_that_was_slow_at_the_start_makes_no_living_command_dead(bench, t
     first = bench.start(order)
     started = bench.folder(order).started()
     late = {**started, "shim_started_at": started["shim_started_at"] - slow_seconds}
-    files.write_json(order.folder / "started.json", late)
+    atomic_files.write_json(order.folder / "started.json", late)
     kill_shim(bench, first, order)
     first.close()
 
@@ -427,8 +428,8 @@ def test_a_reused_pid_is_not_taken_for_the_run(full_bench):
     with subprocess.Popen(["sleep", "60"]) as stranger:
         facts = {"pid": stranger.pid, "ticks": 1, "boot_id": full_bench.host.boot_id, "pid_ns": full_bench.host.pid_ns}
         started = {"command_pid": stranger.pid, "command_ticks": 1, "run_id": order.run_id, "claim": order.claim}
-        os.close(files.create_once(order.folder / "start", {"v": 1, "by": "shim", **facts}))
-        files.write_json(order.folder / "started.json", {"v": 1, **facts, **started})
+        os.close(atomic_files.create_once(order.folder / "start", {"v": 1, "by": "shim", **facts}))
+        atomic_files.write_json(order.folder / "started.json", {"v": 1, **facts, **started})
 
         adopted = full_bench.adopt(order)
         adopted.stop()

@@ -8,30 +8,30 @@ import threading
 
 import pytest
 
-from workers import files
+from workers.shim import atomic_files
 
 
 def test_a_record_is_replaced_in_one_step(tmp_path):
     path = tmp_path / "record.json"
-    files.write_json(path, {"a": 1})
-    files.write_json(path, {"a": 2})
+    atomic_files.write_json(path, {"a": 1})
+    atomic_files.write_json(path, {"a": 2})
 
-    assert files.read_json(path) == {"a": 2}
+    assert atomic_files.read_json(path) == {"a": 2}
     assert [path.name for path in tmp_path.iterdir()] == ["record.json"]
 
 
 def test_a_failed_write_leaves_the_old_record_and_no_rubbish(tmp_path, monkeypatch):
     path = tmp_path / "record.json"
-    files.write_json(path, {"a": 1})
+    atomic_files.write_json(path, {"a": 1})
 
     def full(fd):
         raise OSError(errno.ENOSPC, "no space")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="no space"):
-        files.write_json(path, {"a": 2})
+        atomic_files.write_json(path, {"a": 2})
 
-    assert files.read_json(path) == {"a": 1}
+    assert atomic_files.read_json(path) == {"a": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["record.json"]
 
 
@@ -49,7 +49,7 @@ def test_of_many_creators_one_wins(tmp_path, monkeypatch, links):
 
     def create(number):
         barrier.wait()
-        fd = files.create_once(path, {"by": number})
+        fd = atomic_files.create_once(path, {"by": number})
         if fd is not None:
             won.append(number)
             os.close(fd)
@@ -60,16 +60,16 @@ def test_of_many_creators_one_wins(tmp_path, monkeypatch, links):
     for thread in threads:
         thread.join()
 
-    assert files.read_json(path) == {"by": won[0]}
+    assert atomic_files.read_json(path) == {"by": won[0]}
     assert len(won) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["start"]
 
 
 def test_the_lock_tells_whether_the_creator_lives(tmp_path):
-    fd = files.create_once(tmp_path / "start", {})
-    assert files.locked(tmp_path / "start")
+    fd = atomic_files.create_once(tmp_path / "start", {})
+    assert atomic_files.locked(tmp_path / "start")
 
     os.close(fd)
 
-    assert not files.locked(tmp_path / "start")
-    assert not files.locked(tmp_path / "nowhere")
+    assert not atomic_files.locked(tmp_path / "start")
+    assert not atomic_files.locked(tmp_path / "nowhere")

@@ -43,23 +43,26 @@ def test_importing_the_whole_product_does_no_work_and_brings_no_prefect():
     assert json.loads(done.stdout.splitlines()[-1]) == {"seen": [], "prefect": False}
 
 
-#: what runs in the interpreter of the flows (workers/warm.py) or in a shim that it forks
-IN_THE_FLOWS_PYTHON = ("command", "engine", "files", "forkserver", "kernel", "output", "shim", "tree", "warm", "wire")
+#: what runs in the interpreter of the flows, or in a shim that is forked there: the whole folder
+SHIM = Path(importlib.util.find_spec("workers.shim").origin).parent
 
 
-@pytest.mark.parametrize("name", IN_THE_FLOWS_PYTHON)
-def test_what_the_flows_python_loads_needs_python_3_9_and_its_standard_library(name):
-    file = importlib.util.find_spec(f"workers.{name}").origin
-    tree = ast.parse(Path(file).read_text(), feature_version=(3, 9))
-    imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
-    ours = {alias.name for node in imports for alias in node.names if getattr(node, "module", None) == "workers"}
-    ours |= {
-        node.module.partition(".")[2] for node in imports if str(getattr(node, "module", "")).startswith("workers.")
-    }
-    others = {getattr(node, "module", None) or alias.name for node in imports for alias in node.names}
+@pytest.mark.parametrize("name", sorted(path.name for path in SHIM.glob("*.py")))
+def test_the_shim_needs_python_3_9_its_standard_library_and_its_own_folder_whatever_that_is_called(name):
+    tree = ast.parse((SHIM / name).read_text(), feature_version=(3, 9))
+    absolute, relative = set(), []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            absolute |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            relative.append((node.level, node.module, *(alias.name for alias in node.names)))
+        elif isinstance(node, ast.ImportFrom):
+            absolute.add(node.module.partition(".")[0])
 
-    assert ours <= set(IN_THE_FLOWS_PYTHON)
-    assert {name.partition(".")[0] for name in others} <= {*sys.stdlib_module_names, "workers"}
+    assert absolute <= sys.stdlib_module_names
+    for level, module, *names in relative:
+        assert (level, module) == (1, None), f"only `from . import …`, not {module}"
+        assert all((SHIM / f"{each}.py").is_file() for each in names)
 
 
 @pytest.mark.parametrize("module", ["poller.cli", "workers.cli", "flowfleet.cli"])

@@ -18,9 +18,9 @@ import pytest
 from flowfleet.errors import StartFailed
 from tests.bench_of_runs import BenchOfRuns, new_launcher
 from tests.waiting import until
-from workers import kernel
 from workers.abilities import Abilities
 from workers.records import RunFolder
+from workers.shim import syscalls
 
 ROOT = Path(__file__).parents[2]
 FULL = Abilities.probe({})
@@ -60,7 +60,7 @@ def read_pid(path: Path) -> int:
 
 
 def is_alive(pid: int) -> bool:
-    fields = kernel.stat_fields(pid)
+    fields = syscalls.stat_fields(pid)
     return fields is not None and fields[0] not in "ZX"
 
 
@@ -288,7 +288,7 @@ def test_orphans_are_reaped_while_the_run_goes_on(full_bench, tmp_path):
     deployment = full_bench.start(full_bench.sh("(sh -c 'echo $$ > ../../../pid' &); sleep 60"))
     orphan = read_pid(tmp_path / "pid")
 
-    until(lambda: kernel.stat_fields(orphan) is None, 20, "the orphan to be reaped")
+    until(lambda: syscalls.stat_fields(orphan) is None, 20, "the orphan to be reaped")
     deployment.kill()
     full_bench.end_of(deployment)
 
@@ -342,7 +342,7 @@ def test_a_run_whose_folder_is_gone_does_not_begin(bench, tmp_path):
 
 
 def test_a_start_after_its_time_does_not_begin_and_says_so_for_ever(bench, tmp_path):
-    order = bench.sh(f"touch {tmp_path}/began", not_after=kernel.boot_clock() - 0.001)
+    order = bench.sh(f"touch {tmp_path}/began", not_after=syscalls.boot_clock() - 0.001)
 
     with pytest.raises(StartFailed, match="too late"):
         bench.start(order)
@@ -353,7 +353,7 @@ def test_a_start_after_its_time_does_not_begin_and_says_so_for_ever(bench, tmp_p
 
 
 def test_a_start_before_its_time_begins(bench):
-    assert bench.run(bench.sh("exit 4", not_after=kernel.boot_clock() + 60)).code == 4
+    assert bench.run(bench.sh("exit 4", not_after=syscalls.boot_clock() + 60)).code == 4
 
 
 def test_an_abandoned_folder_starts_nothing(bench, tmp_path):
@@ -442,7 +442,7 @@ def test_a_run_whose_folder_is_removed_under_it_leaves_no_process(full_bench):
 
 LONE_SHIM = """
 import errno, json, os, pathlib, socket, sys, time
-from workers import kernel, shim, wire
+from workers.shim import framing, run, syscalls
 
 folder, mode, script = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 {given}
@@ -455,8 +455,8 @@ request = {{
 }}
 ours, theirs = socket.socketpair()
 began = time.monotonic()
-shim.Shim(request, theirs, shim._catch_signals()).run()
-print(json.dumps({{"answer": wire.receive(ours), "seconds": time.monotonic() - began}}))
+run.Shim(request, theirs, run._catch_signals()).run()
+print(json.dumps({{"answer": framing.receive(ours), "seconds": time.monotonic() - began}}))
 """
 
 
@@ -471,8 +471,8 @@ def lone_shim(folder: Path, mode: str, script: str, given: str) -> dict:
 
 
 NO_ROOM = """
-from workers import tree
-tree._CLEAR_SECONDS = 60.0
+from workers.shim import process_tree
+process_tree._CLEAR_SECONDS = 60.0
 def fork():
     raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 os.fork = fork
@@ -492,7 +492,7 @@ def test_a_host_without_room_for_one_more_process_is_told_as_such_and_at_once(tm
 
 #: the kernel's count of what it has killed for want of memory, as the test has it in a file
 COUNTED = """
-kernel.oom_kills = lambda: int((folder / "oom").read_text())
+syscalls.oom_kills = lambda: int((folder / "oom").read_text())
 """
 
 
@@ -520,13 +520,13 @@ def test_a_look_at_the_count_between_the_kernels_kill_and_the_end_does_not_hide_
     # it has killed, and the end comes some looks later: a large process takes its time to go
     script = f"echo 4 > {tmp_path}/oom; while [ ! -e {tmp_path}/looked ]; do sleep 0.01; done; kill -9 $$"
     looks = """
-shim._TICK_SECONDS = 1.0
+run._TICK_SECONDS = 1.0
 def count():
     told = int((folder / "oom").read_text())
     if told == 4:
         (folder / "looked").touch()
     return told
-kernel.oom_kills = count
+syscalls.oom_kills = count
 """
     record = lone_shim(tmp_path, "full", script, looks)
 

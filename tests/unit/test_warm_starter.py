@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.waiting import until
-from workers import command, forkserver, warm
 from workers.launcher import Launcher, Program
+from workers.shim import forkserver, spawn, warm_parent
 from workers.warm_starter import WarmStarter
 
 ROOT = Path(__file__).parents[2]
@@ -21,11 +21,11 @@ ROOT = Path(__file__).parents[2]
 SERVER = f"""
 import os, sys, time
 sys.path.append({str(ROOT)!r})
-from workers import forkserver, wire
+from workers.shim import forkserver, framing
 control = forkserver.control_of(int(sys.argv[1]))
 delay, again = open(os.environ["TOLD"]).read().split()
 time.sleep(float(delay))
-wire.send(control, {{"fit": again == "fit", "why": again, "again": again == "again"}})
+framing.send(control, {{"fit": again == "fit", "why": again, "again": again == "again"}})
 forkserver.settle(sys.argv[2], int(sys.argv[3]), name="like-warm", title="")
 forkserver.serve(control, unfit=lambda request: "never")
 """
@@ -108,7 +108,7 @@ def test_what_fails_for_now_is_tried_again_and_what_never_fits_is_not(fake):
 
 def test_a_python_that_is_too_old_says_so():
     reader, writer = os.pipe()
-    warm._refuse(writer)
+    warm_parent._refuse(writer)
     assert b"it needs Python 3.9" in os.read(reader, 1000)
     os.close(reader)
     os.close(writer)
@@ -131,4 +131,4 @@ def test_a_look_that_fails_is_a_reason_to_execute():
     def broken(_request):
         raise RuntimeError("no luck")
 
-    assert command._reason(broken, {}) == "RuntimeError: no luck"
+    assert spawn._reason(broken, {}) == "RuntimeError: no luck"

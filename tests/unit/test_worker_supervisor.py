@@ -13,11 +13,11 @@ import pytest
 from flowfleet.flow_run import Route
 from flowfleet.ledger.claims import Held, State
 from tests.waiting import until
-from workers import files
 from workers.attempts import Attempt, Attempts
 from workers.deployment import Exit
-from workers.kernel import boot_clock
 from workers.records import RunFolder
+from workers.shim import atomic_files
+from workers.shim.syscalls import boot_clock
 from workers.supervisor import Supervisor
 
 ROUTE = Route("prefect3", "11111111-1111-4111-8111-111111111111", "default")
@@ -173,8 +173,8 @@ def test_the_time_of_an_adopted_run_does_not_begin_anew(tmp_path):
     for folder in (old, young, plugged_in):
         folder.path.mkdir()
         folder.note(v=1)
-    files.write_json(old.path / "started.json", {"boot_clock": boot_clock() - 3601})
-    files.write_json(young.path / "started.json", {"boot_clock": boot_clock() - 3000})
+    atomic_files.write_json(old.path / "started.json", {"boot_clock": boot_clock() - 3601})
+    atomic_files.write_json(young.path / "started.json", {"boot_clock": boot_clock() - 3000})
     long_ago = time.time() - 3601
     os.utime(plugged_in.path / "intent.json", (long_ago, long_ago))
     deployments = []

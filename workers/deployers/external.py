@@ -21,9 +21,9 @@ from typing import Any
 from flowfleet.api.client import Kind, RunState
 from flowfleet.errors import ApiError, DeployError, StartFailed
 from flowfleet.outage import Outage
-from workers import files
 from workers.deployment import Deployer, Deployment, Exit, Handle, Order
 from workers.records import RunFolder
+from workers.shim import atomic_files
 
 logger = logging.getLogger(__name__)
 
@@ -188,7 +188,7 @@ class ExternalDeployer:
         if self._deploy is None:
             return self._below.start(order)
         folder = RunFolder(order.folder)
-        files.write_json(_marker(folder), {"v": 1, "host": self._host})
+        atomic_files.write_json(_marker(folder), {"v": 1, "host": self._host})
         try:
             answer = self._deploy(order)
         except DeployError:
@@ -225,7 +225,7 @@ class ExternalDeployer:
         handle = self._handle(text)
         try:
             _win(folder, doubtful=False)
-            files.write_json(folder.path / "started.json", handle)
+            atomic_files.write_json(folder.path / "started.json", handle)
         except OSError as exc:  # it is deployed all the same; who adopts it knows less of it
             logger.error("deployment not written down", extra={"run_id": folder.run_id, "error": str(exc)})
         return self._follow(ExternalRun(folder, handle, self._watch.forget))
@@ -244,7 +244,7 @@ def _marker(folder: RunFolder) -> Path:
 
 
 def _win(folder: RunFolder, *, doubtful: bool) -> None:
-    fd = files.create_once(folder.path / "start", {"v": 1, "by": ExternalDeployer.kind, "doubtful": doubtful})
+    fd = atomic_files.create_once(folder.path / "start", {"v": 1, "by": ExternalDeployer.kind, "doubtful": doubtful})
     if fd is not None:
         os.close(fd)
 

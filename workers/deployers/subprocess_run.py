@@ -14,11 +14,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from workers import output, processes
+from workers import processes
 from workers.abilities import Abilities
 from workers.deployment import Exit, Handle
 from workers.host import Host
 from workers.records import RunFolder
+from workers.shim import log_cap
 
 logger = logging.getLogger(__name__)
 
@@ -306,7 +307,7 @@ class SubprocessRun:
         return True
 
     def _finish(self, end: Exit) -> None:
-        self._exit = dataclasses.replace(end, last_lines=output.last_lines(self._folder.log))
+        self._exit = dataclasses.replace(end, last_lines=log_cap.last_lines(self._folder.log))
         self._folder.drop_work()
 
     def _signal_members(self, number: signal.Signals) -> int:

@@ -22,7 +22,7 @@ import sys
 import time
 import types
 
-from workers import kernel
+from . import syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the shim does without typing
@@ -187,9 +187,9 @@ class Parent:
                 signal.signal(number, handler)
         os.environ.clear()
         os.environ.update({**self._added, **env})
-        kernel.set_name(os.path.basename(argv[0]))
-        kernel.set_title("\0".join(argv))
-        kernel.set_environ(sorted(env.items(), key=lambda pair: pair[0] not in _MARKS))
+        syscalls.set_name(os.path.basename(argv[0]))
+        syscalls.set_title("\0".join(argv))
+        syscalls.set_environ(sorted(env.items(), key=lambda pair: pair[0] not in _MARKS))
 
     def _renew_python(self, argv: Sequence[str], env: Mapping[str, str]) -> None:
         gc.enable()

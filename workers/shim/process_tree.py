@@ -9,7 +9,7 @@ import os
 import signal
 import time
 
-from workers import kernel
+from . import syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the shim does without typing
@@ -24,7 +24,7 @@ class Tree:
 
     def __init__(self, *, proc: bool, subreaper: bool) -> None:
         self._proc = proc
-        self._subreaper = subreaper and kernel.become_subreaper()
+        self._subreaper = subreaper and syscalls.become_subreaper()
         self._root = 0
         self._status: int | None = None
         #: of all of it that has ended
@@ -75,7 +75,7 @@ class Tree:
         while self._reap_all() or self._group_alive():
             if time.monotonic() > deadline:
                 return False
-            for pid in (kernel.children() if self._proc else None) or ():
+            for pid in (syscalls.children() if self._proc else None) or ():
                 try:
                     os.kill(pid, signal.SIGKILL)
                 except ProcessLookupError:
@@ -85,18 +85,18 @@ class Tree:
 
     def _count_leftovers(self) -> int:
         # where they cannot be counted, 1 for any number
-        pids = kernel.children() if self._subreaper else None
+        pids = syscalls.children() if self._subreaper else None
         if pids is None:
             # the command must be reaped to ask: its zombie would answer for the group
             return int(self._status is not None and self._group_alive())
-        states = [kernel.stat_fields(pid) for pid in pids if pid != self._root]
+        states = [syscalls.stat_fields(pid) for pid in pids if pid != self._root]
         return sum(1 for fields in states if fields and fields[0] not in "ZX")
 
     def _reap(self, pid: int, flags: int = 0) -> int:
         pid, status, usage = os.wait4(pid, flags)
         if pid == 0:
             return 0
-        unit = 1 if kernel.LINUX else 1024  # macOS counts bytes
+        unit = 1 if syscalls.LINUX else 1024  # macOS counts bytes
         self.max_rss_kib = max(self.max_rss_kib, usage.ru_maxrss // unit)
         self.cpu_seconds += usage.ru_utime + usage.ru_stime
         if pid == self._root:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 
-from workers import kernel
+from . import syscalls
 
 _CHUNK = 64 * 1024
 
@@ -35,7 +35,7 @@ class Cap:
         if self._limit <= 0 or min(status.st_size, status.st_blocks * 512) <= self._limit:
             return
         cut = self._line_start(status.st_size - self._limit)
-        if self._holes and kernel.punch_hole(self._fd, cut):
+        if self._holes and syscalls.punch_hole(self._fd, cut):
             return
         self._holes = False
         self._copy_down(cut)

@@ -16,10 +16,12 @@ import socket
 import sys
 import warnings  # noqa: F401 - os.execvpe would import it later
 
-if __name__ == "__main__":  # the file is alone on the path: find its siblings, last, so that they shadow nothing
-    sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+if __name__ == "__main__":  # started as a file: its folder becomes a package by a name that nobody else has
+    __package__ = "flowfleet_shim"
+    sys.modules[__package__] = type(sys)(__package__)
+    sys.modules[__package__].__path__ = [os.path.dirname(os.path.abspath(__file__))]
 
-from workers import command, kernel, shim, wire
+from . import framing, run, spawn, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the shim does without typing
@@ -27,7 +29,7 @@ if TYPE_CHECKING:  # the shim does without typing
 
 
 def serve(
-    control: socket.socket, *, unfit: command.Unfit | None = None, stale: Callable[[], bool] = lambda: False
+    control: socket.socket, *, unfit: spawn.Unfit | None = None, stale: Callable[[], bool] = lambda: False
 ) -> None:
     """Fork a shim for each connection until the worker closes the control socket or dies.
 
@@ -51,21 +53,21 @@ def serve(
             return
 
 
-def _fork_shim(control: socket.socket, fd: int, unfit: command.Unfit | None) -> None:
+def _fork_shim(control: socket.socket, fd: int, unfit: spawn.Unfit | None) -> None:
     with socket.socket(fileno=fd) as connection:
         try:
             pid = os.fork()
         except OSError as exc:
             if unfit is not None:
                 return  # this process may be too large for the host; the small launcher is asked next
-            wire.send(connection, {"status": "failed", "error": f"no process could be forked: {exc.strerror}"})
+            framing.send(connection, {"status": "failed", "error": f"no process could be forked: {exc.strerror}"})
             return
         if pid:
             return
         try:
             control.close()
-            shim.serve(connection, unfit)
-        except command.Began:
+            run.serve(connection, unfit)
+        except spawn.Began:
             raise  # this is the command by now
         except BaseException:  # noqa: BLE001, S110 - it has left its trace beside the run
             pass
@@ -89,12 +91,12 @@ def settle(mode: str, descriptors: int, *, name: str, title: str) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the shims
     if mode == "reap":
         # and what a killed shim leaves: a first process that never reaps would keep it as zombies, its exit untold
-        kernel.become_subreaper()
+        syscalls.become_subreaper()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     _limit_descriptors(descriptors)
-    kernel.set_name(name)
-    kernel.set_title(title)
+    syscalls.set_name(name)
+    syscalls.set_title(title)
     gc.collect()
     gc.freeze()  # a collection in a shim would copy every page
     gc.disable()

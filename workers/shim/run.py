@@ -23,8 +23,7 @@ import signal
 import socket
 import time
 
-from workers import command, files, kernel, output, wire
-from workers.tree import Tree
+from . import atomic_files, framing, log_cap, process_tree, spawn, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the shim does without typing
@@ -34,19 +33,19 @@ _TICK_SECONDS = 5.0
 _REQUEST_SECONDS = 30.0
 
 
-def serve(connection: socket.socket, unfit: command.Unfit | None = None) -> None:
+def serve(connection: socket.socket, unfit: spawn.Unfit | None = None) -> None:
     """Be the shim of the one run whose request comes over this connection; returns when all of it is over.
 
-    With `unfit` the command may be a fork of this process (see `command.fork`).
+    With `unfit` the command may be a fork of this process (see `spawn.fork`).
     """
     _leave_the_launcher()
     wake = _catch_signals()
     connection.settimeout(_REQUEST_SECONDS)
     try:
-        request = wire.receive(connection)
+        request = framing.receive(connection)
     except (OSError, EOFError, ValueError):
         return  # the worker is gone before it has said what to start
-    kernel.set_title(f"flowfleet shim of run {request['run_id']}")
+    syscalls.set_title(f"flowfleet shim of run {request['run_id']}")
     try:
         Shim(request, connection, wake, unfit).run()
     except Exception as exc:  # nobody above could tell: leave a trace beside the run, then end
@@ -64,7 +63,7 @@ def _leave_the_launcher() -> None:
         os.dup2(null, fd, inheritable=True)
     if null > 2:
         os.close(null)
-    kernel.set_name("flowfleet-shim")
+    syscalls.set_name("flowfleet-shim")
 
 
 def _catch_signals() -> int:
@@ -83,7 +82,7 @@ class Shim:
     """One run from its start file to the end of its group."""
 
     def __init__(
-        self, request: dict[str, Any], connection: socket.socket, wake: int, unfit: command.Unfit | None = None
+        self, request: dict[str, Any], connection: socket.socket, wake: int, unfit: spawn.Unfit | None = None
     ) -> None:
         self._request = request
         self._unfit = unfit
@@ -93,8 +92,8 @@ class Shim:
         abilities = request["abilities"]
         self._holes = bool(abilities["holes"])
         self._proc = bool(abilities["proc"])
-        self._tree = Tree(proc=self._proc, subreaper=bool(abilities["subreaper"]))
-        self._child = command.Child(pid=0, report=-1)
+        self._tree = process_tree.Tree(proc=self._proc, subreaper=bool(abilities["subreaper"]))
+        self._child = spawn.Child(pid=0, report=-1)
         self._stopped_by: str | None = None
         self._kill_at: float | None = None
         #: as of the last two looks; the older one counts, since a large process takes its time between kill and end
@@ -107,7 +106,7 @@ class Shim:
         """Win the start file, start the command, see it through."""
         identity = self._identity()
         try:
-            lock = files.create_once(self._path("start"), {"v": 1, "by": "shim", **identity})
+            lock = atomic_files.create_once(self._path("start"), {"v": 1, "by": "shim", **identity})
         except OSError as exc:
             self._reply("failed", error=f"its folder {self._folder} cannot be written: {exc.strerror}")
             return
@@ -117,16 +116,16 @@ class Shim:
         spare = self._reserve_record()  # the lock stays open for life
         try:
             log = os.open(self._path("log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-            self._child = command.fork(self._request, self._folder, log, proc=self._proc, unfit=self._unfit)
+            self._child = spawn.fork(self._request, self._folder, log, proc=self._proc, unfit=self._unfit)
             forked_at = time.time()
             self._tree.grow(self._child.pid)
             os.close(log)
-            cap = output.Cap(self._path("log"), int(self._request["log_limit"]), holes=self._holes)
+            cap = log_cap.Cap(self._path("log"), int(self._request["log_limit"]), holes=self._holes)
             started = {**identity, "command_pid": self._child.pid, "id": str(self._child.pid)}
             started["command_started_at"] = forked_at
-            started["command_ticks"] = kernel.start_ticks(self._child.pid) if self._proc else None
-            files.write_json(self._path("started.json"), started, sync=False)
-        except command.CannotFork as exc:
+            started["command_ticks"] = syscalls.start_ticks(self._child.pid) if self._proc else None
+            atomic_files.write_json(self._path("started.json"), started, sync=False)
+        except spawn.CannotFork as exc:
             self._never_began({"error": f"no process could be forked for it: {exc}"})
             return
         except OSError as exc:
@@ -153,9 +152,9 @@ class Shim:
             "claim": self._request["claim"],
             "id": str(pid),
             "pid": pid,
-            "ticks": kernel.start_ticks(pid) if self._proc else None,
+            "ticks": syscalls.start_ticks(pid) if self._proc else None,
             "shim_started_at": time.time(),
-            "boot_clock": kernel.boot_clock(),
+            "boot_clock": syscalls.boot_clock(),
             "stop_grace": self._request["stop_grace"],
         }
 
@@ -180,14 +179,14 @@ class Shim:
                 if not data:
                     break
         os.close(self._child.report)
-        trouble, cold = command.told(words)
-        return command.explain(trouble, self._request, self._folder) if trouble else None, cold
+        trouble, cold = spawn.told(words)
+        return spawn.explain(trouble, self._request, self._folder) if trouble else None, cold
 
     def _never_began(self, trouble: dict[str, Any]) -> None:
         self._clear()
         record = {"v": 1, "begun": False, "ended_at": time.time(), **trouble}
         try:
-            files.write_json(self._path("exit.json"), record)
+            atomic_files.write_json(self._path("exit.json"), record)
             self._drop("exit.spare")
             self._mark_cleared()
         finally:
@@ -195,7 +194,7 @@ class Shim:
 
     # -- watching
 
-    def _watch(self, cap: output.Cap) -> None:
+    def _watch(self, cap: log_cap.Cap) -> None:
         next_tick = time.monotonic() + _TICK_SECONDS
         while not self._tree.ended():
             self._wait(timeout=max(0.0, min(next_tick, self._kill_at or next_tick) - time.monotonic()))
@@ -258,7 +257,7 @@ class Shim:
         os.ftruncate(spare, len(data))
         os.fsync(spare)
         os.replace(self._path("exit.spare"), self._path("exit.json"))
-        files.sync_folder(self._folder)
+        atomic_files.sync_folder(self._folder)
 
     def _clear(self) -> bool:
         return self._tree.clear(lambda seconds: self._wait(timeout=seconds))
@@ -266,11 +265,11 @@ class Shim:
     # -- small things
 
     def _count_oom_kills(self) -> int:
-        return kernel.oom_kills() if self._proc else -1
+        return syscalls.oom_kills() if self._proc else -1
 
     def _reply(self, status: str, **facts: Any) -> None:
         try:
-            wire.send(self._connection, {"status": status, **facts})
+            framing.send(self._connection, {"status": status, **facts})
         except OSError:
             pass  # the worker died meanwhile; its successor finds everything in the folder
         self._connection.close()

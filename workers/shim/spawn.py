@@ -10,7 +10,7 @@ import json
 import os
 import signal
 
-from workers import kernel
+from . import syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the shim does without typing
@@ -113,7 +113,7 @@ def _become(
         os.chdir(request["cwd"] or os.path.join(folder, "work"))
         os.umask(request["umask"])
         step = "late"
-        if request["not_after"] is not None and kernel.boot_clock() > request["not_after"]:
+        if request["not_after"] is not None and syscalls.boot_clock() > request["not_after"]:
             raise TimeoutError(0, "")
         step = "exec"
         if unfit is not None:
