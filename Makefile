@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install prefect1 up demo test test-tree test-wheel unit lint bench stress clean
+.PHONY: help install prefect1 python39 up demo test test-tree test-wheel unit lint bench stress clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,6 +11,9 @@ WHEEL := build/wheel
 # the real Prefect 1, which tests drive; nothing of the product is installed there
 PREFECT1 := .venv-prefect1
 export FLOWFLEET_TEST_PREFECT1_PYTHON ?= $(CURDIR)/$(PREFECT1)/bin/python
+# the oldest Python that flows may have, for the tests of the shim
+PYTHON39 := .python39
+export FLOWFLEET_TEST_PYTHON39 ?= $(CURDIR)/$(PYTHON39)/python
 # the first Python on PATH that is new enough
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
@@ -29,6 +32,7 @@ help:
 	@echo "make demo     the same, and end when the examples have ended"
 	@echo "make install  the set-up alone"
 	@echo "make prefect1 the real Prefect 1 for the tests, into $(PREFECT1); needs Python 3.11"
+	@echo "make python39 the oldest Python that flows may have, for the tests of the shim"
 	@echo "make test     the whole suite: on this tree, and on the built wheel"
 	@echo "make unit     the quick part: no network, no root"
 	@echo "make lint     ruff and mypy"
@@ -81,6 +85,11 @@ $(PREFECT1)/.installed: tests/prefect1-requirements.txt | $(STAMP)
 	echo "installing Prefect 1 for the tests into $(PREFECT1)"; \
 	$(call put,$(PREFECT1)/bin/python,-r tests/prefect1-requirements.txt) && touch $@
 
+python39: $(PYTHON39)/python
+
+$(PYTHON39)/python:
+	@bash tests/python39.sh $(PYTHON39)
+
 up: install
 	@exec $(BIN)/flowfleet up --demo
 
@@ -90,16 +99,16 @@ demo: install
 test: test-tree test-wheel
 
 test-tree: LANES := 3
-test-tree: install prefect1
+test-tree: install prefect1 python39
 	@$(BIN)/python $(PYTEST) tests/unit tests/integration tests/chaos
 
 # Acceptance meets what users get: the wheel, in an environment of its own, away from this tree.
-test-wheel: install prefect1
+test-wheel: install prefect1 python39
 	@rm -rf $(WHEEL) && mkdir -p $(WHEEL)/tree
 	@$(BIN)/python -m build --wheel --outdir $(WHEEL) . >$(WHEEL)/build.log 2>&1 || { cat $(WHEEL)/build.log; exit 1; }
 	@$(BIN)/python -m venv $(WHEEL)/venv 2>/dev/null || uv venv --quiet --python $(BIN)/python $(WHEEL)/venv
 	@wheel=$$(ls $(WHEEL)/*.whl); $(call put,$(WHEEL)/venv/bin/python,"$$wheel[demo$(comma)embedded]" --group test)
-	@tar -c --exclude=./.git --exclude='./.venv*' --exclude=./build --exclude=./dist --exclude='./.*_cache' \
+	@tar -c --exclude=./.git --exclude='./.venv*' --exclude=./.python39 --exclude=./build --exclude=./dist --exclude='./.*_cache' \
 		--exclude=./flowfleet --exclude=./poller --exclude=./workers . | tar -x -C $(WHEEL)/tree
 	@cd $(WHEEL)/tree && ../venv/bin/python $(PYTEST) tests/unit tests/acceptance
 
@@ -118,5 +127,5 @@ stress: install prefect1
 	@$(BIN)/python -m pytest -m "stress or slow" tests/chaos tests/integration tests/acceptance $(PYTEST_ARGS)
 
 clean:
-	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis $(VENV) $(PREFECT1)
+	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis $(VENV) $(PREFECT1) $(PYTHON39)
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import signal
@@ -175,6 +176,21 @@ def test_what_the_flows_bring_along_beside_that_is_no_reason(bench, tmp_path):
         made(flows, name)
 
     assert bench.cold(cwd=str(flows), env={"PYTHONPATH": str(flows)}) is None
+
+
+def test_a_warm_parent_loads_its_own_modules_where_the_flows_python_has_a_package_workers(tmp_path):
+    flows = made(tmp_path / "flows", "workers/__init__.py", "WHOSE = 'theirs'\n")
+    for name in ("workers/spawn.py", "workers/shim/__init__.py", "flowfleet_shim.py", "spawn.py", "framing.py"):
+        made(flows, name, f"raise RuntimeError('the wrong {name} was imported')\n")
+    made(flows, "sitecustomize.py", "import workers\nassert workers.WHOSE == 'theirs'\n")
+    environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "LANG": "C.UTF-8"}
+    program = parent_of(environ)
+    with warmed(tmp_path, dataclasses.replace(program, env={**program.env, "PYTHONPATH": str(flows)})) as bench:
+        bench.start()
+
+        assert (
+            bench.cold("-c", "import workers", env={"PYTHONPATH": str(flows)}) == "it is not the engine of this Python"
+        )
 
 
 def test_a_zipped_path_begins_cold(bench, tmp_path):
