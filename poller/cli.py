@@ -19,11 +19,11 @@ from flowfleet.api import ApiClient, Door
 from flowfleet.commands import Group, run
 from flowfleet.errors import ApiUnavailable, LedgerUnavailable
 from flowfleet.failpoints import Failpoints
-from flowfleet.hangup import Hangup
 from flowfleet.install import command as install_command
 from flowfleet.monitor.front import Front
 from flowfleet.secret_files import SecretFiles
 from flowfleet.settings import PollerSettings, options
+from flowfleet.signals import Hangup
 from flowfleet.unused import tell_unused
 from poller.bell import Bell
 from poller.meters import Meters

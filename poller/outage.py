@@ -1,4 +1,4 @@
-"""Retry: when to ask a part again that does not answer; the outage itself is said by flowfleet/outage.py."""
+"""Retry: when to ask a part again that does not answer; the outage itself is said by flowfleet/retry.py."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable
 
 from flowfleet.errors import ApiUnavailable, FleetError, KeyRefused
-from flowfleet.outage import Outage as Voice
+from flowfleet.retry import Outage as Voice
 
 logger = logging.getLogger(__name__)
 

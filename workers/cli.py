@@ -22,13 +22,13 @@ from flowfleet.api.client import ApiClient
 from flowfleet.errors import SettingsError
 from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import Offer
-from flowfleet.hangup import Hangup
 from flowfleet.ledger import Ledger
 from flowfleet.ledger.hints import Listening
 from flowfleet.ledger.roster import Row
 from flowfleet.monitor.front import Front
 from flowfleet.secret_files import SecretFiles
 from flowfleet.settings import WorkerSettings, options
+from flowfleet.signals import Hangup
 from flowfleet.unused import tell_unused
 from workers import clone, sign_on, warm_starter
 from workers import page as worker_page

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 from flowfleet.errors import ApiUnavailable, FleetError, KeyRefused, LedgerError
-from flowfleet.outage import Outage, backoff
+from flowfleet.retry import Outage, backoff
 
 logger = logging.getLogger(__name__)
 

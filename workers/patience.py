@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from flowfleet.errors import ApiUnavailable, KeyRefused, LedgerUnavailable
-from flowfleet.outage import backoff
+from flowfleet.retry import backoff
 
 logger = logging.getLogger(__name__)
 

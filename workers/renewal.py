@@ -12,7 +12,7 @@ from typing import Protocol
 from flowfleet.errors import LedgerError
 from flowfleet.ledger.claims import Claims, Held, Refusal, Renewal, State
 from flowfleet.ledger.roster import Roster, Row
-from flowfleet.outage import Outage
+from flowfleet.retry import Outage
 from workers.attempts import Attempt, Attempts
 from workers.shim.syscalls import boot_clock
 from workers.standing import Standing

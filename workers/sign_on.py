@@ -11,7 +11,7 @@ from pathlib import Path
 from flowfleet.errors import ApiUnavailable, FleetError, KeyRefused, LedgerUnavailable, SettingsError
 from flowfleet.ledger import Ledger
 from flowfleet.ledger.roster import Roster, Row
-from flowfleet.outage import Outage
+from flowfleet.retry import Outage
 from flowfleet.settings import WorkerSettings
 from workers.errands import KEY_SECONDS
 from workers.host import Host

@@ -7,10 +7,10 @@ import signal
 
 import pytest
 
-from flowfleet.hangup import Hangup
 from flowfleet.login import Login, without_login
 from flowfleet.secret_files import SecretFiles
 from flowfleet.settings import Common, resolve
+from flowfleet.signals import Hangup
 
 
 @pytest.fixture

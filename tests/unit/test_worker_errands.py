@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused, LedgerUnavailable, LedgerUnusable
-from flowfleet.outage import Outage, backoff
+from flowfleet.retry import Outage, backoff
 from tests.waiting import until
 from workers import errands as errands_module
 from workers.errands import Errands

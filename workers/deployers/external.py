@@ -20,7 +20,7 @@ from typing import Any
 
 from flowfleet.api.client import Kind, RunState
 from flowfleet.errors import ApiError, DeployError, StartFailed
-from flowfleet.outage import Outage
+from flowfleet.retry import Outage
 from workers.deployment import Deployer, Deployment, Exit, Handle, Order
 from workers.records import RunFolder
 from workers.shim import atomic_files
