@@ -16,8 +16,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import flowfleet.api
-from flowfleet.agents import arguments, records
-from flowfleet.agents.records import Record
+from flowfleet.agents import arguments, flow_run_records
+from flowfleet.agents.flow_run_records import Record
 from flowfleet.api.client import ApiClient, Kind, LogLine, Mark, Verdict
 from flowfleet.errors import AlreadyClaimed, ApiError, ApiUnavailable
 from flowfleet.flow_run import FlowRun, Offer, Route
@@ -128,9 +128,9 @@ class Agent:
         del _loop_intervals  # the poller paces itself
         if type(self).deploy_flow is Agent.deploy_flow:
             raise NotImplementedError("Agent itself starts nothing: override deploy_flow, or use LocalAgent.")
-        from flowfleet.agents import machinery  # noqa: PLC0415 - Celery is heavy, and only a start needs it
+        from flowfleet.agents import start  # noqa: PLC0415 - Celery is heavy, and only a start needs it
 
-        machinery.run(self)
+        start.run(self)
 
     def setup(self) -> None:
         """Call `on_startup`, then `agent_connect`. We call it; you may."""
@@ -173,7 +173,7 @@ class Agent:
         listed = self.client.due([offer], within_seconds=_AHEAD_SECONDS, limit=_MOST_RUNS)
         runs = {run.run_id: run for due in listed for run in due.runs if run.run_id not in underway}
         self._seen.update(runs)
-        return records.fetch(self._graphql(), runs)
+        return flow_run_records.fetch(self._graphql(), runs)
 
     def update_state(self, flow_run: Mapping[str, Any]) -> None:
         """Mark a flow run and its due task runs as Submitted; raises `AlreadyClaimed`. You may call it.
@@ -253,7 +253,7 @@ class Agent:
     def deploy_order(self, order: Order) -> Any:
         """Deploy what the worker has claimed: a text, or the deployment of another deployer."""
         self.submitting_flow_runs.add(order.run_id)
-        return self.deploy_flow(records.fetch_one(self._graphql(), order.run_id))
+        return self.deploy_flow(flow_run_records.fetch_one(self._graphql(), order.run_id))
 
     def _graphql(self) -> Any:
         # of the two APIs only Prefect 1's has agents
@@ -261,7 +261,7 @@ class Agent:
 
     def _flow_run(self, flow_run: Mapping[str, Any]) -> FlowRun:
         run_id = str(flow_run["id"])
-        due = records.due_of(flow_run) or datetime.now(UTC)
+        due = flow_run_records.due_of(flow_run) or datetime.now(UTC)
         route = Route.of_labels(_NO_TENANT, self.labels)  # of no meaning to the API
         known = FlowRun(run_id=run_id, name=str(flow_run.get("name") or run_id), route=route, due=due)
         return self._seen.pop(run_id, known)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 from flowfleet.agents.agent import Agent
-from flowfleet.agents.records import Record
+from flowfleet.agents.flow_run_records import Record
 from flowfleet.api.client import Job, Kind, RunState
 
 #: the name that Docker Desktop gives to every host: it tells nothing
@@ -85,9 +85,9 @@ class LocalAgent(Agent):
         Within `start` the process is one of the worker's: watched, adopted, reported. Called by hand, nobody looks
         after it, as in the reference. Raises `UnsupportedRun` (a ValueError) for what a process cannot run.
         """
-        from flowfleet.agents import machinery  # noqa: PLC0415 - Celery is heavy, and only a deployment needs it
+        from flowfleet.agents import start  # noqa: PLC0415 - Celery is heavy, and only a deployment needs it
 
-        return machinery.deploy(self, flow_run)
+        return start.deploy(self, flow_run)
 
     def populate_env_vars(self, flow_run: Mapping[str, Any]) -> dict[str, str]:
         """The variables that the engine gets for this flow run, `env_vars` among them. You may call or override it.
@@ -123,7 +123,7 @@ class LocalAgent(Agent):
 
         Key, token and variables do not stand in it; its first lines say how to make the file that they belong in.
         """
-        from flowfleet.agents import supervisor  # noqa: PLC0415 - only who wants the text needs it
+        from flowfleet.agents import supervisord_conf  # noqa: PLC0415 - only who wants the text needs it
 
         given = {
             "backend": "prefect1",
@@ -138,7 +138,7 @@ class LocalAgent(Agent):
             "import-path": tuple(import_paths or ()),
             "show-flow-logs": show_flow_logs or None,
         }
-        return supervisor.conf(given, of_worker)
+        return supervisord_conf.conf(given, of_worker)
 
 
 def _host() -> str:

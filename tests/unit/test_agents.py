@@ -17,8 +17,8 @@ import pytest
 import flowfleet
 from flowfleet import Agent, DockerAgent, LocalAgent
 from flowfleet.agents import arguments
+from flowfleet.agents.flow_run_records import Record, fetch
 from flowfleet.agents.hearts import Heart
-from flowfleet.agents.records import Record, fetch
 from flowfleet.api.client import Answer, DueRuns, Job, Kind, LogLine, ServerInfo, Verdict
 from flowfleet.errors import AlreadyClaimed, ApiUnavailable, FleetError, SettingsError, UnsupportedRun
 from flowfleet.flow_run import FlowRun, Offer, Route

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 from flowfleet import ledger as ledgers
 from flowfleet import logs
 from flowfleet.agents import arguments
-from flowfleet.agents.companion import Companion
 from flowfleet.agents.hearts import Heart
+from flowfleet.agents.poller_process import Companion
 from flowfleet.api.client import ApiClient
 from flowfleet.errors import FleetError, LedgerError
 from flowfleet.flow_run import Route
@@ -45,8 +45,8 @@ from workers.sign_on import state_root
 
 if TYPE_CHECKING:
     from flowfleet.agents.agent import Agent
+    from flowfleet.agents.flow_run_records import Record
     from flowfleet.agents.local import LocalAgent
-    from flowfleet.agents.records import Record
 
 logger = logging.getLogger(__name__)
 
