@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from flowfleet.api.connect import decide
 from flowfleet.api.discovery import found_url, home_of
-from flowfleet.api.door import decide
 from flowfleet.api.prefect1_access import found_url as found_url1
 from flowfleet.api.prefect1_defaults import applied
 from flowfleet.api.prefect1_settings import Prefect1Settings

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from flowfleet import logs
-from flowfleet.api.prefect_settings import Found, read_toml
+from flowfleet.api.found import Found, read_toml
 from flowfleet.errors import SettingsError
 
 #: as far as we ask for them, from prefect 1.4.1

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import json
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flowfleet.api.found import Found, read_toml
 from flowfleet.errors import SettingsError
 
 #: settings that are tables themselves, so their keys are no setting names
@@ -21,17 +20,6 @@ _TABLES = frozenset({"PREFECT_CLIENT_CUSTOM_HEADERS"})
 _DOTENV_LINE = re.compile(
     r"""^\s*(?:export\s+)?(?P<name>[\w.]+)\s*=\s*(?:'(?P<single>[^']*)'|"(?P<double>(?:\\.|[^"\\])*)"|(?P<bare>[^\n]*?))\s*(?:\s\#.*)?$"""
 )
-
-
-@dataclass(frozen=True)
-class Found:
-    """One setting and where it was found; the value may be a secret, so it does not show."""
-
-    value: str
-    source: str
-
-    def __repr__(self) -> str:
-        return f"Found(source={self.source!r})"
 
 
 def prefect_settings(environ: Mapping[str, str], folder: Path, home: Path) -> dict[str, Found]:
@@ -82,18 +70,6 @@ def _profile(path: Path, own: Mapping[str, str]) -> tuple[str, dict[str, str]]:
     if not isinstance(profile, Mapping):
         return str(name), {}
     return str(name), {str(key).upper(): _text(value) for key, value in profile.items()}
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """The content of a TOML file, empty where there is none; raises `SettingsError` without showing any of it."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is not valid TOML, correct it or move it away") from error
-    except OSError as error:
-        raise SettingsError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _flat(table: Any, prefix: str = "PREFECT") -> dict[str, str]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from flowfleet.api import backends, prefect1_defaults
+from flowfleet.api import detect, prefect1_defaults
 from flowfleet.api.address import Address
 from flowfleet.api.client import ApiClient
 from flowfleet.api.discovery import Source, home_of, no_address
@@ -106,15 +106,15 @@ class Door:
 
     def _ask(self) -> str:
         session = self._session()
-        candidates = [backends.prefect3(session)]
+        candidates = [detect.prefect3(session)]
         trouble: SettingsError | None = None
         try:
-            candidates.append(backends.prefect1(self._graphql(self._access())))
+            candidates.append(detect.prefect1(self._graphql(self._access())))
         except SettingsError as error:  # it only matters where Prefect 3 is not there
             trouble = error
         try:
-            backend = backends.choose(candidates, hint=lambda: self._nearby(session.address))
-        except backends.NotThere as error:
+            backend = detect.choose(candidates, hint=lambda: self._nearby(session.address))
+        except detect.NotThere as error:
             raise trouble or error from error
         logger.info("the API was asked which it is", extra={"backend": backend})
         return backend
@@ -124,10 +124,10 @@ class Door:
         other = address.url.removesuffix("/api") if address.url.endswith("/api") else f"{address.url}/api"
         there = replace(address, url=other)
         if other.endswith("/api"):
-            candidate = backends.prefect3(Session(there, pause=self._pause), tries=1)
+            candidate = detect.prefect3(Session(there, pause=self._pause), tries=1)
         else:
-            candidate = backends.prefect1(GraphQL(Session(there, dialect=PREFECT1, pause=self._pause)), tries=1)
-        return backends.remedy(candidate)
+            candidate = detect.prefect1(GraphQL(Session(there, dialect=PREFECT1, pause=self._pause)), tries=1)
+        return detect.remedy(candidate)
 
     # the clients
 
