@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 import click
 
 import flowfleet.ledger
-from flowfleet import agent_config, logs
+from flowfleet import logs
 from flowfleet.api import ApiClient, Door
+from flowfleet.api.prefect1 import agent_config
 from flowfleet.commands import Group, run
 from flowfleet.errors import ApiUnavailable, LedgerUnavailable
 from flowfleet.failpoints import Failpoints

@@ -8,8 +8,8 @@ from typing import Any
 
 from flowfleet.api.address import Address
 from flowfleet.api.client import ApiClient
-from flowfleet.api.graphql import PREFECT1, GraphQL
-from flowfleet.api.prefect1 import Prefect1
+from flowfleet.api.prefect1.client import Prefect1
+from flowfleet.api.prefect1.graphql import PREFECT1, GraphQL
 from flowfleet.api.session import Session
 from flowfleet.flow_run import FlowRun, Message, Offer, Route
 from tests.prefect1_api import Faults, Prefect1Api

@@ -15,10 +15,11 @@ from typing import Any
 
 import click
 
-from flowfleet import agent_config, broker, commands, control, install, logs
 from flowfleet import api as apis
+from flowfleet import broker, commands, control, install, logs
 from flowfleet import ledger as ledgers
 from flowfleet.api.client import ApiClient
+from flowfleet.api.prefect1 import agent_config
 from flowfleet.errors import SettingsError
 from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import Offer

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flowfleet.api.discovery import home_of
-from flowfleet.api.prefect1_defaults import applied
-from flowfleet.api.prefect1_settings import Prefect1Settings
+from flowfleet.api.prefect1.defaults import applied
+from flowfleet.api.prefect1.settings import Prefect1Settings
 from flowfleet.flags import known_keys, read_config
 from flowfleet.options import Option, machine_facts, options_of, resolve
 from flowfleet.settings import PollerSettings, WorkerSettings

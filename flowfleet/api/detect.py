@@ -8,8 +8,8 @@ from enum import Enum
 
 import requests
 
-from flowfleet.api.graphql import GraphQL, QueryRejected, is_graphql
 from flowfleet.api.judge import CredentialsRefused, Refused
+from flowfleet.api.prefect1.graphql import GraphQL, QueryRejected, is_graphql
 from flowfleet.api.session import ASKED_TRIES, Session
 from flowfleet.errors import ApiError, ApiRejected, ApiUnavailable, KeyRefused, SettingsError
 

@@ -6,10 +6,11 @@ from datetime import timedelta
 
 import pytest
 
-from flowfleet.api import prefect1_backlog, session
+from flowfleet.api import session
 from flowfleet.api.answers import instant
 from flowfleet.api.client import Kind, LogLine, Verdict
-from flowfleet.api.prefect1 import Prefect1
+from flowfleet.api.prefect1 import backlog
+from flowfleet.api.prefect1.client import Prefect1
 from flowfleet.errors import ApiRejected, ApiUnavailable, RunGone, UnsupportedRun
 from flowfleet.flow_run import Offer, claim_id
 from tests.integration.one_server import MARK, OneServer, ago
@@ -226,7 +227,7 @@ def test_a_task_that_is_to_be_tried_later_brings_its_run_back_later(server):
 
 
 def test_a_running_run_whose_task_is_not_late_enough_is_left_to_its_own_process(server, monkeypatch):
-    monkeypatch.setattr(prefect1_backlog, "LATE_SECONDS", 3600.0)
+    monkeypatch.setattr(backlog, "LATE_SECONDS", 3600.0)
     run_id = server.scheduled()
     server.api.write(run_id, "Running")
     server.api.write_task(run_id, "Retrying", **retrying(1800))

@@ -8,8 +8,8 @@ from datetime import timedelta
 import pytest
 
 from flowfleet.api.address import Address
-from flowfleet.api.graphql import PREFECT1, GraphQL
-from flowfleet.api.prefect1 import Prefect1
+from flowfleet.api.prefect1.client import Prefect1
+from flowfleet.api.prefect1.graphql import PREFECT1, GraphQL
 from flowfleet.api.session import Session
 from flowfleet.flow_run import Offer
 from flowfleet.ledger.claims import State

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from flowfleet.agent_config import lay_over
+from flowfleet.api.prefect1.agent_config import lay_over
 from flowfleet.errors import SettingsError
 from flowfleet.options import resolve
 from flowfleet.settings import PollerSettings, WorkerSettings

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from flowfleet.api.address import Address
-from flowfleet.api.graphql import PREFECT1, GraphError, GraphQL, QueryRejected, Reply
 from flowfleet.api.judge import Refused
+from flowfleet.api.prefect1.graphql import PREFECT1, GraphError, GraphQL, QueryRejected, Reply
 from flowfleet.api.session import Session
 from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused
 from tests.graph_door import HELLO, GraphDoor, Said, error, page

@@ -9,8 +9,8 @@ import pytest
 
 from flowfleet.api.address import Address
 from flowfleet.api.client import Job, Kind, RunState
-from flowfleet.api.graphql import PREFECT1, GraphQL
-from flowfleet.api.prefect1 import Prefect1
+from flowfleet.api.prefect1.client import Prefect1
+from flowfleet.api.prefect1.graphql import PREFECT1, GraphQL
 from flowfleet.api.session import Session
 from flowfleet.ledger.claims import Held, State
 from flowfleet.settings import WorkerSettings

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from flowfleet import logs
-from flowfleet.api.prefect1_access import find_access
-from flowfleet.api.prefect1_defaults import agent, applied
-from flowfleet.api.prefect1_settings import Prefect1Settings
+from flowfleet.api.prefect1.access import find_access
+from flowfleet.api.prefect1.defaults import agent, applied
+from flowfleet.api.prefect1.settings import Prefect1Settings
 from flowfleet.errors import SettingsError
 from flowfleet.settings import Common, PollerSettings, WorkerSettings, resolve
 

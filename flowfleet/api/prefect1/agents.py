@@ -13,7 +13,7 @@ from flowfleet.api.answers import reading, rows
 from flowfleet.errors import ApiRejected
 
 if TYPE_CHECKING:
-    from flowfleet.api.graphql import GraphQL, Reply
+    from flowfleet.api.prefect1.graphql import GraphQL, Reply
 
 logger = logging.getLogger(__name__)
 

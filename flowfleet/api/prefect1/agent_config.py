@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 
 from flowfleet import kinds
 from flowfleet.api.client import ApiClient
-from flowfleet.api.prefect1 import Prefect1
-from flowfleet.api.prefect1_defaults import identity
+from flowfleet.api.prefect1.client import Prefect1
+from flowfleet.api.prefect1.defaults import identity
 from flowfleet.errors import SettingsError
 from flowfleet.options import Origin, options_of
 from flowfleet.settings import Common, PollerSettings, WorkerSettings

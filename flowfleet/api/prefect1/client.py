@@ -23,13 +23,14 @@ from flowfleet.api.client import (
     Unfinished,
     Unfit,
 )
-from flowfleet.api.graphql import GraphQL, QueryRejected
-from flowfleet.api.prefect1_agents import Agents
-from flowfleet.api.prefect1_backlog import Backlog
-from flowfleet.api.prefect1_jobs import JOB_FIELDS, Child, engine_command, job_of, unfit
-from flowfleet.api.prefect1_runs import Runs, literal
-from flowfleet.api.prefect1_states import SUBMITTED, Run, Stamp, plain
-from flowfleet.api.prefect1_writes import Writes
+from flowfleet.api.prefect1.agents import Agents
+from flowfleet.api.prefect1.backlog import Backlog
+from flowfleet.api.prefect1.engine import Child, engine_command
+from flowfleet.api.prefect1.graphql import GraphQL, QueryRejected
+from flowfleet.api.prefect1.jobs import JOB_FIELDS, job_of, unfit
+from flowfleet.api.prefect1.runs import Runs, literal
+from flowfleet.api.prefect1.states import SUBMITTED, Run, Stamp, plain
+from flowfleet.api.prefect1.writes import Writes
 from flowfleet.api.session import ASKED_TRIES
 from flowfleet.errors import ApiRejected, ApiUnavailable
 from flowfleet.flow_run import FlowRun, Offer, Route

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from flowfleet.api.prefect1_states import SUBMITTED, Run, Stamp, Task, before_submitted, submitted
+from flowfleet.api.prefect1.states import SUBMITTED, Run, Stamp, Task, before_submitted, submitted
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
-from flowfleet.api.prefect1_settings import Prefect1Settings, list_of
+from flowfleet.api.prefect1.settings import Prefect1Settings, list_of
 from flowfleet.errors import SettingsError
 from flowfleet.options import Origin, options_of, read
 from flowfleet.settings import Common, PollerSettings, WorkerSettings

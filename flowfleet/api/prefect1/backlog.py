@@ -9,11 +9,11 @@ from typing import Any
 
 from flowfleet.api.answers import instant, reading, rows
 from flowfleet.api.client import DueRuns, Rival, Unfit
-from flowfleet.api.prefect1_agents import Agent, Agents, Queue
-from flowfleet.api.prefect1_defaults import identity
-from flowfleet.api.prefect1_jobs import JOB_FIELDS, unfit
-from flowfleet.api.prefect1_runs import Runs, claimable, late_tasks, literal
-from flowfleet.api.prefect1_states import Run
+from flowfleet.api.prefect1.agents import Agent, Agents, Queue
+from flowfleet.api.prefect1.defaults import identity
+from flowfleet.api.prefect1.jobs import JOB_FIELDS, unfit
+from flowfleet.api.prefect1.runs import Runs, claimable, late_tasks, literal
+from flowfleet.api.prefect1.states import Run
 from flowfleet.flow_run import FlowRun, Offer, Route
 
 #: a task that is due is left to its own process for so long, which waits for the same moment (source: prefect 1.4.1)

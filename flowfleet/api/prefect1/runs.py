@@ -8,12 +8,12 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from flowfleet.api.answers import Json, reading, rows
-from flowfleet.api.prefect1_states import SUBMITTED, WAITING, Run
+from flowfleet.api.prefect1.states import SUBMITTED, WAITING, Run
 from flowfleet.api.session import TRIES
 from flowfleet.errors import ApiRejected, ApiUnavailable, RunGone
 
 if TYPE_CHECKING:
-    from flowfleet.api.graphql import GraphQL
+    from flowfleet.api.prefect1.graphql import GraphQL
 
 _FIELDS = "id tenant_id name version state serialized_state state_timestamp scheduled_start_time labels heartbeat"
 _TASK_FIELDS = "id version state serialized_state"

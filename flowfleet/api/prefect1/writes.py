@@ -16,9 +16,9 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from flowfleet.api.client import Answer, Kind, Mark, Verdict
-from flowfleet.api.prefect1_changes import Change, claiming, ends_of_tasks, mutation, of_run
-from flowfleet.api.prefect1_runs import Runs, last_states, states_since
-from flowfleet.api.prefect1_states import (
+from flowfleet.api.prefect1.changes import Change, claiming, ends_of_tasks, mutation, of_run
+from flowfleet.api.prefect1.runs import Runs, last_states, states_since
+from flowfleet.api.prefect1.states import (
     CANCELS,
     PUT_OFF,
     SUBMITTED,
@@ -38,7 +38,7 @@ from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused, RunGone
 from flowfleet.flow_run import FlowRun
 
 if TYPE_CHECKING:
-    from flowfleet.api.graphql import GraphQL, Reply
+    from flowfleet.api.prefect1.graphql import GraphQL, Reply
 
 logger = logging.getLogger(__name__)
 

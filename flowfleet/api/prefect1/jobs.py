@@ -1,0 +1,62 @@
+"""Job: what a Prefect 1 run asks to be started, and the environment of its engine (source: prefect 1.4.1, measured)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from flowfleet.api.client import Job
+from flowfleet.api.prefect1.states import Run
+from flowfleet.errors import UnsupportedRun
+
+#: what a run needs beyond its state
+JOB_FIELDS = "run_config flow { id name core_version storage }"
+#: what each kind of worker can start: the types of run_config, and the storages that it cannot load from
+_CAN = {
+    "process": (frozenset({None, "LocalRun", "UniversalRun"}), frozenset({"Docker"})),
+    "docker": (frozenset({None, "DockerRun", "UniversalRun"}), frozenset()),
+}
+
+
+def _type(value: Any) -> str | None:
+    return str(value["type"]) if isinstance(value, Mapping) and value.get("type") else None
+
+
+def unfit(row: Mapping[str, Any], deploy: str) -> str | None:
+    """Why a worker of this kind cannot start the run, as one sentence; None when it can.
+
+    A plugged-in deployer is asked when it comes to it: only itself knows what it can do.
+    """
+    flow = row.get("flow") or {}
+    storage, config = _type(flow.get("storage")), _type(row.get("run_config"))
+    if storage is None:
+        return f"The flow {flow.get('name')!r} has no storage, so no worker can load it: register it again"
+    if deploy not in _CAN:
+        return None
+    configs, not_from = _CAN[deploy]
+    if config not in configs:
+        wanted = " or ".join(sorted(filter(None, configs)))
+        return f"The run has a run_config of type {config}, and workers here start {wanted}"
+    if storage in not_from:
+        return f"The flow {flow.get('name')!r} is in {storage} storage, and workers here start plain processes"
+    return None
+
+
+def job_of(run: Run, deploy: str) -> Job:
+    """The job of one run; raises `UnsupportedRun`."""
+    why = unfit(run.row, deploy)
+    if why is not None:
+        raise UnsupportedRun(why)
+    flow = run.row["flow"]
+    config = run.row.get("run_config") or {}
+    env = config.get("env") or {}
+    if not isinstance(env, Mapping):
+        raise UnsupportedRun(f"env of the run_config must be a table of names and values, not {type(env).__name__}")
+    return Job(
+        state=run.to_state(),
+        env={str(name): None if value is None else str(value) for name, value in env.items()},
+        working_dir=str(config["working_dir"]) if config.get("working_dir") else None,
+        flow_id=str(flow["id"]),
+        flow_name=flow.get("name"),
+        variables={"run_config": dict(config), "core_version": flow.get("core_version"), "storage": flow["storage"]},
+    )
