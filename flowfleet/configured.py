@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from flowfleet.api.connect import decide
-from flowfleet.api.discovery import found_url, home_of
 from flowfleet.api.prefect1.access import found_url as found_url1
 from flowfleet.api.prefect1.defaults import applied
 from flowfleet.api.prefect1.settings import Prefect1Settings
-from flowfleet.api.prefect_settings import prefect_settings
+from flowfleet.api.prefect3.access import found_url, home_of
+from flowfleet.api.prefect3.settings import prefect_settings
 from flowfleet.errors import SettingsError
 from flowfleet.logs import MASK, redact_url
 from flowfleet.options import Origin, options_of

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
-from flowfleet.api.pool_template import base_job_template
+from flowfleet.api.prefect3.pool_template import base_job_template
 from tests.lawless_http import HttpError, Page, Server, handler
 from tests.lawless_rules import instant, matches, refusal
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from flowfleet.api.discovery import home_of
 from flowfleet.api.prefect1.defaults import applied
 from flowfleet.api.prefect1.settings import Prefect1Settings
+from flowfleet.api.prefect3.access import home_of
 from flowfleet.flags import known_keys, read_config
 from flowfleet.options import Option, machine_facts, options_of, resolve
 from flowfleet.settings import PollerSettings, WorkerSettings

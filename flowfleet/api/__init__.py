@@ -2,6 +2,6 @@
 
 from flowfleet.api.client import ApiClient
 from flowfleet.api.connect import Door, connect
-from flowfleet.api.discovery import found_url
+from flowfleet.api.prefect3.access import found_url
 
 __all__ = ["ApiClient", "Door", "connect", "found_url"]

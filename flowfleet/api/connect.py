@@ -12,14 +12,14 @@ from typing import Any, TypeVar
 from flowfleet.api import detect
 from flowfleet.api.address import Address
 from flowfleet.api.client import ApiClient
-from flowfleet.api.discovery import Source, home_of, no_address
-from flowfleet.api.prefect1 import defaults
+from flowfleet.api.prefect1 import defaults as prefect1_defaults
 from flowfleet.api.prefect1.access import Access, find_access
 from flowfleet.api.prefect1.client import Prefect1
 from flowfleet.api.prefect1.graphql import PREFECT1, GraphQL
 from flowfleet.api.prefect1.settings import Prefect1Settings
-from flowfleet.api.prefect3 import Prefect3
-from flowfleet.api.prefect_settings import prefect_settings
+from flowfleet.api.prefect3.access import Source, home_of, no_address
+from flowfleet.api.prefect3.client import Prefect3
+from flowfleet.api.prefect3.settings import prefect_settings
 from flowfleet.api.session import Session
 from flowfleet.errors import KeyRefused, SettingsError
 from flowfleet.options import refresh
@@ -101,7 +101,7 @@ class Door:
 
     def defaults(self, settings: C) -> C:
         """The settings of a command, with what Prefect 1's own agent settings say where nothing nearer does."""
-        return defaults.applied(settings, self._found1()) if self.backend == "prefect1" else settings
+        return prefect1_defaults.applied(settings, self._found1()) if self.backend == "prefect1" else settings
 
     # which one
 
@@ -186,7 +186,7 @@ class Door:
 
     def _prefect1(self, settings: Common) -> Prefect1:
         access, found = self._access(), self._found1()
-        agent = defaults.agent(settings, found)
+        agent = prefect1_defaults.agent(settings, found)
         return Prefect1(
             self._graphql(access),
             agent_name=agent.name,

@@ -12,9 +12,9 @@ from typing import Any
 from urllib.parse import quote
 
 from flowfleet.api.client import Kind
-from flowfleet.api.discovery import find_address
 from flowfleet.api.judge import Refused
-from flowfleet.api.prefect_settings import prefect_settings
+from flowfleet.api.prefect3.access import find_address
+from flowfleet.api.prefect3.settings import prefect_settings
 from flowfleet.api.session import Session
 from flowfleet.errors import ApiUnavailable, LedgerUnavailable
 from flowfleet.ledger import Ledger

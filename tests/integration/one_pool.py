@@ -8,7 +8,7 @@ from typing import Any
 
 from flowfleet.api.address import Address
 from flowfleet.api.client import Mark
-from flowfleet.api.prefect3 import Prefect3
+from flowfleet.api.prefect3.client import Prefect3
 from flowfleet.api.session import Session
 from flowfleet.flow_run import FlowRun, Offer
 from tests.rest import Rest

@@ -8,8 +8,8 @@ from datetime import datetime
 
 import pytest
 
-from flowfleet.api.answers import instant
 from flowfleet.api.client import Kind, LogLine, Mark, Verdict
+from flowfleet.api.prefect3.states import instant
 from flowfleet.errors import ApiUnavailable
 from flowfleet.flow_run import claim_id
 from tests.integration.one_server import MARK, OneServer, ago

@@ -7,8 +7,8 @@ from datetime import datetime
 import pytest
 
 from flowfleet.api import session
-from flowfleet.api.answers import instant
 from flowfleet.api.client import Kind, Mark, Verdict
+from flowfleet.api.prefect3.states import instant
 from flowfleet.flow_run import FlowRun, claim_id
 from tests.integration.one_pool import MARK, OnePool, ago
 
@@ -363,7 +363,7 @@ def test_a_suspended_run_has_no_process_and_is_not_unfinished_but_a_paused_one_i
 
 
 def test_the_sweep_reads_all_pages(pool, deployment, monkeypatch):
-    monkeypatch.setattr("flowfleet.api.prefect3._PAGE", 2)
+    monkeypatch.setattr("flowfleet.api.prefect3.client._PAGE", 2)
     mark = Mark(fleet=f"fleet-{uuid.uuid4().hex[:6]}")
     wanted = {pool.scheduled(deployment, ago(9)) for _ in range(5)}
     pool.client.claim(pool.due(), new_call(), mark)

@@ -10,7 +10,7 @@ from flowfleet.api import connect
 from flowfleet.api.address import Address
 from flowfleet.api.client import Kind, Mark
 from flowfleet.api.judge import Refused
-from flowfleet.api.prefect3 import Prefect3
+from flowfleet.api.prefect3.client import Prefect3
 from flowfleet.api.session import Session
 from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused
 from flowfleet.flow_run import Offer

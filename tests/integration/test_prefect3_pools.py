@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 
 from flowfleet.api.client import Place
-from flowfleet.api.pool_template import base_job_template
+from flowfleet.api.prefect3.pool_template import base_job_template
 from flowfleet.api.session import Session
 from flowfleet.errors import ApiRejected, SettingsError
 from flowfleet.flow_run import Offer, Route
@@ -170,7 +170,7 @@ def test_an_answer_that_lists_everything_is_one_request(crowded, monkeypatch):
 
 
 def test_of_many_queues_some_are_asked_at_a_time_and_each_gets_its_turn(crowded, monkeypatch):
-    monkeypatch.setattr("flowfleet.api.backlog.MOST_QUEUES", 1)
+    monkeypatch.setattr("flowfleet.api.prefect3.backlog.MOST_QUEUES", 1)
     asked = counted(crowded, monkeypatch)
     seen = set()
     for _ in range(3):

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from flowfleet.api.prefect_settings import prefect_settings
+from flowfleet.api.prefect3.settings import prefect_settings
 from tests.needs import need
 
 ASK = """

@@ -8,7 +8,7 @@ import pytest
 
 from flowfleet.api.address import Address
 from flowfleet.api.client import Kind, Mark, Verdict
-from flowfleet.api.prefect3 import Prefect3
+from flowfleet.api.prefect3.client import Prefect3
 from flowfleet.api.session import Session
 from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused
 from flowfleet.flow_run import FlowRun, Offer, claim_id

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import pytest
 
 from flowfleet.api.address import Address
-from flowfleet.api.backlog import NEAR_SECONDS
-from flowfleet.api.prefect3 import Prefect3
+from flowfleet.api.prefect3.backlog import NEAR_SECONDS
+from flowfleet.api.prefect3.client import Prefect3
 from flowfleet.api.session import Session
 from flowfleet.flow_run import Offer
 from poller.loop import Pace

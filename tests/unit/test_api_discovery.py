@@ -10,8 +10,8 @@ import pytest
 from flowfleet import logs
 from flowfleet.api import connect
 from flowfleet.api.client import Job, Kind, RunState
-from flowfleet.api.discovery import find_address
-from flowfleet.api.prefect_settings import prefect_settings
+from flowfleet.api.prefect3.access import find_address
+from flowfleet.api.prefect3.settings import prefect_settings
 from flowfleet.errors import SettingsError
 from flowfleet.settings import Common, WorkerSettings, resolve
 

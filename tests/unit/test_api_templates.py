@@ -3,10 +3,10 @@
 import pytest
 
 from flowfleet.api.address import Address
-from flowfleet.api.pool_template import base_job_template
-from flowfleet.api.prefect3 import Prefect3
+from flowfleet.api.prefect3.client import Prefect3
+from flowfleet.api.prefect3.pool_template import base_job_template
+from flowfleet.api.prefect3.templates import fill, merge, spread
 from flowfleet.api.session import Session
-from flowfleet.api.templates import fill, merge, spread
 from flowfleet.errors import UnsupportedRun
 from tests.lawless_api import LawlessApi
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from flowfleet.api.answers import iso, reading, rows
 from flowfleet.api.client import (
     Answer,
     DueRuns,
@@ -31,6 +30,7 @@ from flowfleet.api.prefect1.jobs import JOB_FIELDS, job_of, unfit
 from flowfleet.api.prefect1.runs import Runs, literal
 from flowfleet.api.prefect1.states import SUBMITTED, Run, Stamp, plain
 from flowfleet.api.prefect1.writes import Writes
+from flowfleet.api.prefect3.states import iso, reading, rows
 from flowfleet.api.session import ASKED_TRIES
 from flowfleet.errors import ApiRejected, ApiUnavailable
 from flowfleet.flow_run import FlowRun, Offer, Route

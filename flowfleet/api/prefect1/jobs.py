@@ -1,4 +1,4 @@
-"""Job: what a Prefect 1 run asks to be started, and the environment of its engine (source: prefect 1.4.1, measured)."""
+"""Job: what a Prefect 1 run asks to be started (source: prefect 1.4.1, measured)."""
 
 from __future__ import annotations
 

@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from flowfleet.api.answers import Json, reading, rows
 from flowfleet.api.prefect1.states import SUBMITTED, WAITING, Run
+from flowfleet.api.prefect3.states import Json, reading, rows
 from flowfleet.api.session import TRIES
 from flowfleet.errors import ApiRejected, ApiUnavailable, RunGone
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from flowfleet.api.answers import Json, instant
 from flowfleet.api.client import Kind, Mark, RunState
 from flowfleet.api.prefect1.graphql import CORE_VERSION
+from flowfleet.api.prefect3.states import Json, instant
 from flowfleet.flow_run import claim_id
 
 SUBMITTED = "Submitted"

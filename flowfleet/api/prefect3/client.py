@@ -10,8 +10,6 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote, unquote
 
-from flowfleet.api.answers import Json, instant, iso, reading, rows, state_of
-from flowfleet.api.backlog import Backlog
 from flowfleet.api.client import (
     Answer,
     DueRuns,
@@ -27,12 +25,14 @@ from flowfleet.api.client import (
     Unfit,
     Verdict,
 )
-from flowfleet.api.jobs import Jobs
 from flowfleet.api.judge import Refused
-from flowfleet.api.places import Places
-from flowfleet.api.pools import Pools
+from flowfleet.api.prefect3.backlog import Backlog
+from flowfleet.api.prefect3.jobs import Jobs
+from flowfleet.api.prefect3.places import Places
+from flowfleet.api.prefect3.pools import Pools
+from flowfleet.api.prefect3.states import Json, instant, iso, reading, rows, state_of
+from flowfleet.api.prefect3.writes import Transitions, mark_message, mark_prefix
 from flowfleet.api.session import ASKED_TRIES, Session
-from flowfleet.api.transitions import Transitions, mark_message, mark_prefix
 from flowfleet.errors import ApiRejected
 from flowfleet.flow_run import FlowRun, Offer, Route
 

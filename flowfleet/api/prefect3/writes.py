@@ -11,9 +11,9 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
-from flowfleet.api.answers import Json, iso, judge, reading, rows, state_of
 from flowfleet.api.client import Answer, Kind, Mark, RunState, Verdict
 from flowfleet.api.judge import Refused
+from flowfleet.api.prefect3.states import Json, iso, judge, reading, rows, state_of
 from flowfleet.api.session import Session
 from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused, RunGone
 from flowfleet.flow_run import FlowRun, claim_id

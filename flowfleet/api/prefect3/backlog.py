@@ -11,10 +11,10 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
-from flowfleet.api.answers import Json, instant, iso, rows, state_of
 from flowfleet.api.client import DueRuns, Kind
 from flowfleet.api.judge import Refused
-from flowfleet.api.pools import Pools
+from flowfleet.api.prefect3.pools import Pools
+from flowfleet.api.prefect3.states import Json, instant, iso, rows, state_of
 from flowfleet.api.session import Session
 from flowfleet.flow_run import FlowRun, Offer, Route
 
