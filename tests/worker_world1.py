@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from flowfleet.api.address import Address
 from flowfleet.api.client import ApiClient
 from flowfleet.api.prefect1.client import Prefect1
 from flowfleet.api.prefect1.graphql import PREFECT1, GraphQL
-from flowfleet.api.session import Session
+from flowfleet.api.transport.address import Address
+from flowfleet.api.transport.session import Session
 from flowfleet.flow_run import FlowRun, Message, Offer, Route
 from tests.prefect1_api import Faults, Prefect1Api
 from tests.worker_world import WorkerWorld

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from flowfleet.api import detect
-from flowfleet.api.address import Address
 from flowfleet.api.client import ApiClient
 from flowfleet.api.prefect1 import defaults as prefect1_defaults
 from flowfleet.api.prefect1.access import Access, find_access
@@ -20,7 +19,8 @@ from flowfleet.api.prefect1.settings import Prefect1Settings
 from flowfleet.api.prefect3.access import Source, home_of, no_address
 from flowfleet.api.prefect3.client import Prefect3
 from flowfleet.api.prefect3.settings import prefect_settings
-from flowfleet.api.session import Session
+from flowfleet.api.transport.address import Address
+from flowfleet.api.transport.session import Session
 from flowfleet.errors import KeyRefused, SettingsError
 from flowfleet.options import refresh
 from flowfleet.settings import Common

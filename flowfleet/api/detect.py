@@ -8,9 +8,9 @@ from enum import Enum
 
 import requests
 
-from flowfleet.api.judge import CredentialsRefused, Refused
 from flowfleet.api.prefect1.graphql import GraphQL, QueryRejected, is_graphql
-from flowfleet.api.session import ASKED_TRIES, Session
+from flowfleet.api.transport.responses import CredentialsRefused, Refused
+from flowfleet.api.transport.session import ASKED_TRIES, Session
 from flowfleet.errors import ApiError, ApiRejected, ApiUnavailable, KeyRefused, SettingsError
 
 #: both questions are answered from memory

@@ -12,10 +12,10 @@ from typing import Any
 from urllib.parse import quote
 
 from flowfleet.api.client import Kind
-from flowfleet.api.judge import Refused
 from flowfleet.api.prefect3.access import find_address
 from flowfleet.api.prefect3.settings import prefect_settings
-from flowfleet.api.session import Session
+from flowfleet.api.transport.responses import Refused
+from flowfleet.api.transport.session import Session
 from flowfleet.errors import ApiUnavailable, LedgerUnavailable
 from flowfleet.ledger import Ledger
 from flowfleet.settings import UpSettings

@@ -6,10 +6,10 @@ import uuid
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from flowfleet.api.address import Address
 from flowfleet.api.client import Mark
 from flowfleet.api.prefect3.client import Prefect3
-from flowfleet.api.session import Session
+from flowfleet.api.transport.address import Address
+from flowfleet.api.transport.session import Session
 from flowfleet.flow_run import FlowRun, Offer
 from tests.rest import Rest
 

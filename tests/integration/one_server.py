@@ -6,11 +6,11 @@ import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
-from flowfleet.api.address import Address
 from flowfleet.api.client import Mark, Verdict
 from flowfleet.api.prefect1.client import Prefect1
 from flowfleet.api.prefect1.graphql import PREFECT1, GraphQL
-from flowfleet.api.session import Session
+from flowfleet.api.transport.address import Address
+from flowfleet.api.transport.session import Session
 from flowfleet.flow_run import FlowRun, Offer
 from tests.prefect1_api import Faults, Prefect1Api
 

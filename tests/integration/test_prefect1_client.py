@@ -6,11 +6,11 @@ from datetime import timedelta
 
 import pytest
 
-from flowfleet.api import session
 from flowfleet.api.client import Kind, LogLine, Verdict
 from flowfleet.api.prefect1 import backlog
 from flowfleet.api.prefect1.client import Prefect1
-from flowfleet.api.prefect3.states import instant
+from flowfleet.api.transport import session
+from flowfleet.api.transport.reading import instant
 from flowfleet.errors import ApiRejected, ApiUnavailable, RunGone, UnsupportedRun
 from flowfleet.flow_run import Offer, claim_id
 from tests.integration.one_server import MARK, OneServer, ago

@@ -7,10 +7,10 @@ from datetime import timedelta
 
 import pytest
 
-from flowfleet.api.address import Address
 from flowfleet.api.prefect1.client import Prefect1
 from flowfleet.api.prefect1.graphql import PREFECT1, GraphQL
-from flowfleet.api.session import Session
+from flowfleet.api.transport.address import Address
+from flowfleet.api.transport.session import Session
 from flowfleet.flow_run import Offer
 from flowfleet.ledger.claims import State
 from poller.know import Clock

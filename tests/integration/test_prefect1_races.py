@@ -9,7 +9,7 @@ from datetime import datetime
 import pytest
 
 from flowfleet.api.client import Kind, LogLine, Mark, Verdict
-from flowfleet.api.prefect3.states import instant
+from flowfleet.api.transport.reading import instant
 from flowfleet.errors import ApiUnavailable
 from flowfleet.flow_run import claim_id
 from tests.integration.one_server import MARK, OneServer, ago

@@ -6,9 +6,9 @@ from datetime import datetime
 
 import pytest
 
-from flowfleet.api import session
 from flowfleet.api.client import Kind, Mark, Verdict
-from flowfleet.api.prefect3.states import instant
+from flowfleet.api.transport import session
+from flowfleet.api.transport.reading import instant
 from flowfleet.flow_run import FlowRun, claim_id
 from tests.integration.one_pool import MARK, OnePool, ago
 

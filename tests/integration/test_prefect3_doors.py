@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import pytest
 
 from flowfleet.api import connect
-from flowfleet.api.address import Address
 from flowfleet.api.client import Kind, Mark
-from flowfleet.api.judge import Refused
 from flowfleet.api.prefect3.client import Prefect3
-from flowfleet.api.session import Session
+from flowfleet.api.transport.address import Address
+from flowfleet.api.transport.responses import Refused
+from flowfleet.api.transport.session import Session
 from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused
 from flowfleet.flow_run import Offer
 from flowfleet.settings import Common

@@ -8,7 +8,7 @@ import pytest
 
 from flowfleet.api.client import Place
 from flowfleet.api.prefect3.pool_template import base_job_template
-from flowfleet.api.session import Session
+from flowfleet.api.transport.session import Session
 from flowfleet.errors import ApiRejected, SettingsError
 from flowfleet.flow_run import Offer, Route
 from tests.integration.one_pool import OnePool, ago

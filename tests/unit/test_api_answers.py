@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from flowfleet.api.address import Address
 from flowfleet.api.client import Kind, Mark, Verdict
 from flowfleet.api.prefect3.client import Prefect3
-from flowfleet.api.session import Session
+from flowfleet.api.transport.address import Address
+from flowfleet.api.transport.session import Session
 from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused
 from flowfleet.flow_run import FlowRun, Offer, claim_id
 from tests.lawless_api import LawlessApi

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from flowfleet.api.address import Address
 from flowfleet.api.prefect3.backlog import NEAR_SECONDS
 from flowfleet.api.prefect3.client import Prefect3
-from flowfleet.api.session import Session
+from flowfleet.api.transport.address import Address
+from flowfleet.api.transport.session import Session
 from flowfleet.flow_run import Offer
 from poller.loop import Pace
 from tests.lawless_api import LawlessApi

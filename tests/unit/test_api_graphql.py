@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from flowfleet.api.address import Address
-from flowfleet.api.judge import Refused
 from flowfleet.api.prefect1.graphql import PREFECT1, GraphError, GraphQL, QueryRejected, Reply
-from flowfleet.api.session import Session
+from flowfleet.api.transport.address import Address
+from flowfleet.api.transport.responses import Refused
+from flowfleet.api.transport.session import Session
 from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused
 from tests.graph_door import HELLO, GraphDoor, Said, error, page
 from tests.waiting import until

@@ -12,10 +12,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from flowfleet.api import server_clock
-from flowfleet.api.address import Address
-from flowfleet.api.judge import Refused
-from flowfleet.api.session import Session
+from flowfleet.api.transport import server_clock
+from flowfleet.api.transport.address import Address
+from flowfleet.api.transport.responses import Refused
+from flowfleet.api.transport.session import Session
 from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused, SettingsError
 from tests.lawless_api import LawlessApi
 from tests.waiting import until
@@ -68,7 +68,7 @@ def test_answers_that_mean_later_are_asked_again(api, status):
 
 def test_the_next_try_is_said(api, caplog):
     api.fail("GET /health")
-    with caplog.at_level(logging.INFO, "flowfleet.api.session"):
+    with caplog.at_level(logging.INFO, "flowfleet.api.transport.session"):
         session(api).get("/health")
     (record,) = caplog.records
     assert record.request == "GET /health"

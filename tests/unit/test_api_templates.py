@@ -2,11 +2,11 @@
 
 import pytest
 
-from flowfleet.api.address import Address
 from flowfleet.api.prefect3.client import Prefect3
 from flowfleet.api.prefect3.pool_template import base_job_template
 from flowfleet.api.prefect3.templates import fill, merge, spread
-from flowfleet.api.session import Session
+from flowfleet.api.transport.address import Address
+from flowfleet.api.transport.session import Session
 from flowfleet.errors import UnsupportedRun
 from tests.lawless_api import LawlessApi
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from flowfleet.api.address import Address
-from flowfleet.api.session import Session
+from flowfleet.api.transport.address import Address
+from flowfleet.api.transport.session import Session
 from flowfleet.errors import ApiRejected
 from tests.lawless_api import LawlessApi
 from tests.needs import need

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from flowfleet.api.address import Address
 from flowfleet.api.client import Job, Kind, RunState
 from flowfleet.api.prefect1.client import Prefect1
 from flowfleet.api.prefect1.graphql import PREFECT1, GraphQL
-from flowfleet.api.session import Session
+from flowfleet.api.transport.address import Address
+from flowfleet.api.transport.session import Session
 from flowfleet.ledger.claims import Held, State
 from flowfleet.settings import WorkerSettings
 from tests.ledger_world import flow_run

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from flowfleet.api.client import Kind
-from flowfleet.api.session import Address, Session
+from flowfleet.api.transport.session import Address, Session
 from flowfleet.errors import LedgerUnavailable
 from flowfleet.settings import UpSettings, resolve
 from flowfleet.up import fleet

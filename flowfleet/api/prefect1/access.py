@@ -9,9 +9,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from flowfleet import logs
-from flowfleet.api.address import Address, parse_url
 from flowfleet.api.found import Found
 from flowfleet.api.prefect1.settings import Prefect1Settings
+from flowfleet.api.transport.address import Address, parse_url
 from flowfleet.errors import SettingsError
 from flowfleet.settings import Common
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from flowfleet.api.prefect3.states import reading, rows
+from flowfleet.api.transport.reading import reading, rows
 from flowfleet.errors import ApiRejected
 
 if TYPE_CHECKING:

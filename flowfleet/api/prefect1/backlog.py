@@ -13,7 +13,7 @@ from flowfleet.api.prefect1.defaults import identity
 from flowfleet.api.prefect1.jobs import JOB_FIELDS, unfit
 from flowfleet.api.prefect1.runs import Runs, claimable, late_tasks, literal
 from flowfleet.api.prefect1.states import Run
-from flowfleet.api.prefect3.states import instant, reading, rows
+from flowfleet.api.transport.reading import instant, reading, rows
 from flowfleet.flow_run import FlowRun, Offer, Route
 
 #: a task that is due is left to its own process for so long, which waits for the same moment (source: prefect 1.4.1)

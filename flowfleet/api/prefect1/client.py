@@ -30,8 +30,8 @@ from flowfleet.api.prefect1.jobs import JOB_FIELDS, job_of, unfit
 from flowfleet.api.prefect1.runs import Runs, literal
 from flowfleet.api.prefect1.states import SUBMITTED, Run, Stamp, plain
 from flowfleet.api.prefect1.writes import Writes
-from flowfleet.api.prefect3.states import iso, reading, rows
-from flowfleet.api.session import ASKED_TRIES
+from flowfleet.api.transport.reading import iso, reading, rows
+from flowfleet.api.transport.session import ASKED_TRIES
 from flowfleet.errors import ApiRejected, ApiUnavailable
 from flowfleet.flow_run import FlowRun, Offer, Route
 

@@ -12,9 +12,9 @@ from urllib.parse import quote
 
 import requests
 
-from flowfleet.api.address import Address
-from flowfleet.api.dialect import Dialect, Tone
-from flowfleet.api.session import TRIES, Session
+from flowfleet.api.transport.address import Address
+from flowfleet.api.transport.flavour import Dialect, Tone
+from flowfleet.api.transport.session import TRIES, Session
 from flowfleet.errors import ApiRejected, ApiUnavailable
 
 #: the version whose traffic this is: Cloud reads its rules for old clients off it, and all of 1.x read its states

@@ -8,8 +8,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from flowfleet.api.prefect1.states import SUBMITTED, WAITING, Run
-from flowfleet.api.prefect3.states import Json, reading, rows
-from flowfleet.api.session import TRIES
+from flowfleet.api.transport.reading import Json, reading, rows
+from flowfleet.api.transport.session import TRIES
 from flowfleet.errors import ApiRejected, ApiUnavailable, RunGone
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import Any
 
 from flowfleet.api.client import Kind, Mark, RunState
 from flowfleet.api.prefect1.graphql import CORE_VERSION
-from flowfleet.api.prefect3.states import Json, instant
+from flowfleet.api.transport.reading import Json, instant
 from flowfleet.flow_run import claim_id
 
 SUBMITTED = "Submitted"

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from flowfleet import logs
-from flowfleet.api.address import Address, parse_url
 from flowfleet.api.found import Found
 from flowfleet.api.prefect3.settings import prefect_settings
+from flowfleet.api.transport.address import Address, parse_url
 from flowfleet.errors import SettingsError
 from flowfleet.settings import Common, refresh
 

@@ -12,10 +12,11 @@ from typing import Any
 from urllib.parse import quote
 
 from flowfleet.api.client import DueRuns, Kind
-from flowfleet.api.judge import Refused
 from flowfleet.api.prefect3.pools import Pools
-from flowfleet.api.prefect3.states import Json, instant, iso, rows, state_of
-from flowfleet.api.session import Session
+from flowfleet.api.prefect3.states import state_of
+from flowfleet.api.transport.reading import Json, instant, iso, rows
+from flowfleet.api.transport.responses import Refused
+from flowfleet.api.transport.session import Session
 from flowfleet.flow_run import FlowRun, Offer, Route
 
 logger = logging.getLogger(__name__)

@@ -25,14 +25,15 @@ from flowfleet.api.client import (
     Unfit,
     Verdict,
 )
-from flowfleet.api.judge import Refused
 from flowfleet.api.prefect3.backlog import Backlog
 from flowfleet.api.prefect3.jobs import Jobs
 from flowfleet.api.prefect3.places import Places
 from flowfleet.api.prefect3.pools import Pools
-from flowfleet.api.prefect3.states import Json, instant, iso, reading, rows, state_of
+from flowfleet.api.prefect3.states import state_of
 from flowfleet.api.prefect3.writes import Transitions, mark_message, mark_prefix
-from flowfleet.api.session import ASKED_TRIES, Session
+from flowfleet.api.transport.reading import Json, instant, iso, reading, rows
+from flowfleet.api.transport.responses import Refused
+from flowfleet.api.transport.session import ASKED_TRIES, Session
 from flowfleet.errors import ApiRejected
 from flowfleet.flow_run import FlowRun, Offer, Route
 

@@ -10,11 +10,12 @@ from typing import Any
 from urllib.parse import quote
 
 from flowfleet.api.client import Job
-from flowfleet.api.judge import Refused
 from flowfleet.api.prefect3.pools import FRESH_SECONDS, Fresh, Pools
-from flowfleet.api.prefect3.states import Json, state_of
+from flowfleet.api.prefect3.states import state_of
 from flowfleet.api.prefect3.templates import fill
-from flowfleet.api.session import Session
+from flowfleet.api.transport.reading import Json
+from flowfleet.api.transport.responses import Refused
+from flowfleet.api.transport.session import Session
 from flowfleet.errors import UnsupportedRun
 
 #: a flow never changes its name, and when it is deleted its runs go with it: its answer may be old

@@ -8,8 +8,8 @@ from typing import Any
 from urllib.parse import quote
 
 from flowfleet.api.client import Kind, Place
-from flowfleet.api.judge import Refused
-from flowfleet.api.session import ASKED_TRIES, Session
+from flowfleet.api.transport.responses import Refused
+from flowfleet.api.transport.session import ASKED_TRIES, Session
 from flowfleet.flow_run import Route
 
 #: runs in these states use up the limits of pools and queues

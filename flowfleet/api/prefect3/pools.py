@@ -10,10 +10,10 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
-from flowfleet.api.judge import Refused
 from flowfleet.api.prefect3.pool_template import POOL_TYPE, base_job_template
-from flowfleet.api.prefect3.states import rows
-from flowfleet.api.session import Session
+from flowfleet.api.transport.reading import rows
+from flowfleet.api.transport.responses import Refused
+from flowfleet.api.transport.session import Session
 from flowfleet.errors import ApiRejected, SettingsError
 from flowfleet.flow_run import Offer, Route
 

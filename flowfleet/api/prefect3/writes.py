@@ -12,9 +12,10 @@ from typing import Any
 from urllib.parse import quote
 
 from flowfleet.api.client import Answer, Kind, Mark, RunState, Verdict
-from flowfleet.api.judge import Refused
-from flowfleet.api.prefect3.states import Json, iso, judge, reading, rows, state_of
-from flowfleet.api.session import Session
+from flowfleet.api.prefect3.states import judge, state_of
+from flowfleet.api.transport.reading import Json, iso, reading, rows
+from flowfleet.api.transport.responses import Refused
+from flowfleet.api.transport.session import Session
 from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused, RunGone
 from flowfleet.flow_run import FlowRun, claim_id
 

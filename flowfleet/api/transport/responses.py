@@ -11,8 +11,8 @@ from typing import Any
 
 import requests
 
-from flowfleet.api.address import Address
-from flowfleet.api.dialect import Dialect, Tone
+from flowfleet.api.transport.address import Address
+from flowfleet.api.transport.flavour import Dialect, Tone
 from flowfleet.errors import ApiError, ApiRejected, ApiUnavailable, KeyRefused
 
 CONNECT_SECONDS = 5.0

@@ -9,7 +9,7 @@ from typing import Any
 
 import requests
 
-from flowfleet.api.address import Address
+from flowfleet.api.transport.address import Address
 
 
 class Tone(Enum):

@@ -17,10 +17,10 @@ import requests
 from requests.adapters import HTTPAdapter
 from urllib3.exceptions import InsecureRequestWarning
 
-from flowfleet.api.address import Address
-from flowfleet.api.dialect import PREFECT3, Dialect, Tone
-from flowfleet.api.judge import CONNECT_SECONDS, Judge
-from flowfleet.api.server_clock import ServerClock
+from flowfleet.api.transport.address import Address
+from flowfleet.api.transport.flavour import PREFECT3, Dialect, Tone
+from flowfleet.api.transport.responses import CONNECT_SECONDS, Judge
+from flowfleet.api.transport.server_clock import ServerClock
 from flowfleet.errors import ApiUnavailable, SettingsError
 
 logger = logging.getLogger(__name__)
