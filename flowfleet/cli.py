@@ -14,11 +14,10 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 
 import flowfleet.api
-from flowfleet import commands
 from flowfleet.api.client import ApiClient, Kind, Place, RunState
-from flowfleet.commands import CHECKS_FAILED, Group
-from flowfleet.configured import Found
-from flowfleet.control import asked
+from flowfleet.commands.program import CHECKS_FAILED, Group, run
+from flowfleet.commands.show_config import Found
+from flowfleet.commands.worker_control import asked
 from flowfleet.errors import ApiError, LedgerError, SettingsError
 from flowfleet.flags import known_keys, read_config
 from flowfleet.ledger import Ledger, connect
@@ -276,10 +275,10 @@ def _half(name: str) -> click.Command:
         if name == "poller":
             from poller import cli as poller_cli  # noqa: PLC0415
 
-            return commands.run(poller_cli.program, arguments, name="flowfleet poller")
+            return run(poller_cli.program, arguments, name="flowfleet poller")
         from workers import cli as workers_cli  # noqa: PLC0415
 
-        return commands.run(workers_cli.cli, arguments, name="flowfleet worker")
+        return run(workers_cli.cli, arguments, name="flowfleet worker")
 
     return half
 
@@ -291,4 +290,4 @@ program.add_command(_half("worker"))
 
 def main() -> None:
     """The `flowfleet` command."""
-    sys.exit(commands.run(program, name="flowfleet"))
+    sys.exit(run(program, name="flowfleet"))

@@ -17,10 +17,10 @@ import flowfleet.ledger
 from flowfleet import logs
 from flowfleet.api import ApiClient, Door
 from flowfleet.api.prefect1 import agent_config
-from flowfleet.commands import Group, run
+from flowfleet.commands.install import command as install_command
+from flowfleet.commands.program import Group, run
 from flowfleet.errors import ApiUnavailable, LedgerUnavailable
 from flowfleet.failpoints import Failpoints
-from flowfleet.install import command as install_command
 from flowfleet.monitor.front import Front
 from flowfleet.secret_files import SecretFiles
 from flowfleet.settings import PollerSettings, options

@@ -16,10 +16,11 @@ from typing import Any
 import click
 
 from flowfleet import api as apis
-from flowfleet import broker, commands, control, install, logs
+from flowfleet import broker, logs
 from flowfleet import ledger as ledgers
 from flowfleet.api.client import ApiClient
 from flowfleet.api.prefect1 import agent_config
+from flowfleet.commands import install, program, worker_control
 from flowfleet.errors import SettingsError
 from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import Offer
@@ -59,7 +60,7 @@ logger = logging.getLogger(__name__)
 DEPLOYERS = "flowfleet.deployers"
 
 
-@click.group(cls=commands.Group)
+@click.group(cls=program.Group)
 @click.version_option(package_name="flowfleet", prog_name="worker")
 def cli() -> None:
     """Run flow runs on this host, and look after the workers of a fleet.
@@ -86,7 +87,7 @@ def start(settings: WorkerSettings) -> int:
     return serve(settings, os.environ)
 
 
-for _command in (install.command(WorkerSettings, "worker"), *control.worker_commands):
+for _command in (install.command(WorkerSettings, "worker"), *worker_control.worker_commands):
     cli.add_command(_command)
 
 
@@ -332,7 +333,7 @@ def _heard(service: Service, kind: str, _text: str) -> None:
 
 def main() -> None:
     """The console script."""
-    code = commands.run(cli, name="worker")
+    code = program.run(cli, name="worker")
     logging.shutdown()
     with contextlib.suppress(OSError):  # nobody reads it any more
         sys.stdout.flush()

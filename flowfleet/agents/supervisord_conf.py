@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from flowfleet import units
+from flowfleet.commands import units
 from flowfleet.settings import Common, PollerSettings, WorkerSettings
 
 

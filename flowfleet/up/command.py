@@ -14,7 +14,7 @@ import click
 from rich.console import Console
 
 from flowfleet import ledger as ledgers
-from flowfleet.commands import CHECKS_FAILED
+from flowfleet.commands.program import CHECKS_FAILED
 from flowfleet.errors import FleetError
 from flowfleet.monitor.status import console
 from flowfleet.settings import UpSettings, options

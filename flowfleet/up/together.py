@@ -16,7 +16,7 @@ from typing import Any
 
 import flowfleet.api
 from flowfleet import ledger as ledgers
-from flowfleet.control import must_answer
+from flowfleet.commands.worker_control import must_answer
 from flowfleet.errors import ApiUnavailable, FleetError, KeyRefused
 from flowfleet.logs import redact_url
 from flowfleet.settings import UpSettings

@@ -397,7 +397,7 @@ def test_records_of_another_boot_and_of_runs_that_have_ended_kill_nobody(folder)
 SLEEPERS = """
 import os, sys
 from pathlib import Path
-from flowfleet import commands
+from flowfleet.commands import program
 from flowfleet.up import command, together
 from flowfleet.up.parts import Child, Command, wait_ready
 
@@ -417,7 +417,7 @@ class Sleepers(together.Together):
         self.folder.write_state(self.state())
 
 command.Together = Sleepers
-sys.exit(commands.run(command.up, sys.argv[1:]))
+sys.exit(program.run(command.up, sys.argv[1:]))
 """
 
 

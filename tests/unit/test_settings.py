@@ -6,7 +6,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from flowfleet import commands
+from flowfleet.commands import program
 from flowfleet.errors import SettingsError
 from flowfleet.flags import known_keys, read_config
 from flowfleet.options import secrets_of
@@ -301,7 +301,7 @@ def test_help_promises_nothing_that_this_version_does_not_do():
     ],
 )
 def test_errors_leave_by_one_door(capsys, arguments, code, start):
-    assert commands.run(_command(WorkerSettings, []), arguments, name="worker") == code
+    assert program.run(_command(WorkerSettings, []), arguments, name="worker") == code
     captured = capsys.readouterr()
 
     assert captured.err.startswith(start)
@@ -310,11 +310,11 @@ def test_errors_leave_by_one_door(capsys, arguments, code, start):
 
 
 def test_a_bare_group_shows_its_help_and_succeeds(capsys):
-    @click.group(cls=commands.Group)
+    @click.group(cls=program.Group)
     def group():
         """What it is."""
 
-    assert commands.run(group, [], name="poller") == 0
+    assert program.run(group, [], name="poller") == 0
     assert "What it is." in capsys.readouterr().out
 
 
@@ -324,7 +324,7 @@ def test_an_unexpected_error_ends_with_1_and_a_trace_without_secrets(capsys):
     def command(settings):
         raise RuntimeError(f"no luck with {settings.key}")
 
-    assert commands.run(command, ["--key", "very-secret-key"]) == 1
+    assert program.run(command, ["--key", "very-secret-key"]) == 1
     text = capsys.readouterr().err
     assert "no luck with ***" in text
     assert "very-secret-key" not in text

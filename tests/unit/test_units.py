@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 import poller.cli
 import workers.cli
-from flowfleet import units
+from flowfleet.commands import units
 from flowfleet.options import options_of, resolve
 from flowfleet.settings import PollerSettings, WorkerSettings
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from flowfleet import units
+from flowfleet.commands import units
 from flowfleet.flags import click_option
 from flowfleet.options import machine_facts, options_of, resolve
 
