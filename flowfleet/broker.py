@@ -21,7 +21,7 @@ from redis.exceptions import RedisError
 
 from flowfleet.errors import LedgerUnavailable
 from flowfleet.flow_run import TASK_NAME, Message, Route
-from flowfleet.login import Login, without_login
+from flowfleet.ledger.login import Login, without_login
 
 #: seconds a pending read of the queues lasts: kombu reads it out when it closes, so it bounds how long a stop takes
 READ_SECONDS = 0.25

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Collection
 
 from flowfleet.errors import SettingsError
-from flowfleet.login import Login, without_login
+from flowfleet.ledger.login import Login, without_login
 from flowfleet.options import refresh
 from flowfleet.settings import Common
 

@@ -35,7 +35,7 @@ from poller.stop import Stop
 if TYPE_CHECKING:
     from flowfleet.broker import Publisher
     from flowfleet.ledger import Ledger
-    from flowfleet.login import Login
+    from flowfleet.ledger.login import Login
 
 logger = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from flowfleet.ledger.claims import Claims
 from flowfleet.ledger.gate import Gate
 from flowfleet.ledger.hints import Hints
+from flowfleet.ledger.login import Login
 from flowfleet.ledger.roster import Roster
 from flowfleet.ledger.store import Server, Store, open_store
-from flowfleet.login import Login
 
 __all__ = ["Ledger", "connect"]
 

@@ -21,8 +21,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from flowfleet.errors import LedgerUnavailable, LedgerUnusable
+from flowfleet.ledger.login import Login
 from flowfleet.ledger.transitions import lua_table
-from flowfleet.login import Login
 
 T = TypeVar("T")
 

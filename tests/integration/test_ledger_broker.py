@@ -9,7 +9,7 @@ from flowfleet.broker import Publisher, make_app, queue_key
 from flowfleet.errors import LedgerUnavailable
 from flowfleet.flow_run import Message
 from flowfleet.ledger import connect
-from flowfleet.login import Login
+from flowfleet.ledger.login import Login
 from tests.ledger_world import route
 from tests.valkey import Valkey
 

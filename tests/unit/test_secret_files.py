@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from flowfleet.login import Login, without_login
+from flowfleet.ledger.login import Login, without_login
 from flowfleet.secret_files import SecretFiles
 from flowfleet.settings import Common, resolve
 from flowfleet.signals import Hangup
