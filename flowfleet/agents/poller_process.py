@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Self
 
 from flowfleet.errors import SettingsError
-from flowfleet.up.folder import DataFolder
-from flowfleet.up.parts import remember, remembered
-from flowfleet.up.server import script
+from flowfleet.local.child import remember, remembered, script
+from flowfleet.local.data_folder import DataFolder
 
 #: a poller that has a claim in hand waits a minute for the API, and then gives up by itself
 STOP_SECONDS = 70.0

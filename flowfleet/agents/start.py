@@ -27,11 +27,11 @@ from flowfleet.api.client import ApiClient
 from flowfleet.errors import FleetError, LedgerError
 from flowfleet.flow_run import Route
 from flowfleet.ledger.claims import Held, State
+from flowfleet.local import redis_process
+from flowfleet.local.child import Part, wait_ready
+from flowfleet.local.data_folder import DataFolder, default_path
 from flowfleet.options import secrets_of
 from flowfleet.settings import WorkerSettings
-from flowfleet.up import embedded
-from flowfleet.up.folder import DataFolder, default_path
-from flowfleet.up.parts import Part, wait_ready
 from workers import cli
 from workers.abilities import Abilities
 from workers.deployers.external import ExternalDeployer, Watch
@@ -141,9 +141,9 @@ class _Life:
             _data_path(self._environ) / "redis.embedded", owner_is="agent with an embedded Redis", remedy=remedy
         )
         self._stack.callback(folder.close)
-        part, url = embedded.start(folder, self._environ)
+        part, url = redis_process.start(folder, self._environ)
         self._stack.callback(_stop, part)
-        wait_ready(part, lambda: embedded.answers(url), embedded.READY_SECONDS)
+        wait_ready(part, lambda: redis_process.answers(url), redis_process.READY_SECONDS)
         logger.info("embedded Redis is ready", extra={"url": url})
         return url
 

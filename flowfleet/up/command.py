@@ -16,10 +16,10 @@ from rich.console import Console
 from flowfleet import ledger as ledgers
 from flowfleet.commands.program import CHECKS_FAILED
 from flowfleet.errors import FleetError
+from flowfleet.local.data_folder import DataFolder, default_path
 from flowfleet.monitor.status import console
 from flowfleet.settings import UpSettings, options
 from flowfleet.up.demo import Demo, DemoRun, session_of
-from flowfleet.up.folder import DataFolder, default_path
 from flowfleet.up.live import Show
 from flowfleet.up.together import Signals, Stopped, Together
 from flowfleet.up.voice import Voice

@@ -10,11 +10,10 @@ from urllib.parse import urlsplit, urlunsplit
 import requests
 
 from flowfleet.errors import SettingsError
+from flowfleet.local.child import Child, Command, script
+from flowfleet.local.data_folder import DataFolder
 from flowfleet.settings import Origin, UpSettings
-from flowfleet.up.folder import DataFolder
-from flowfleet.up.parts import Child, Command
 from flowfleet.up.server import environment as server_environment
-from flowfleet.up.server import script
 
 POLLER = "poller"
 READY_SECONDS = 60.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from flowfleet.up.parts import wait_until
+from flowfleet.local.child import wait_until
 from workers.abilities import Abilities
 from workers.deployers.subprocess_run import Parts, SubprocessRun
 from workers.host import Host

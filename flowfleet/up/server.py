@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib import metadata
-from pathlib import Path
 
 import requests
 
 from flowfleet.errors import SettingsError
-from flowfleet.up.folder import DataFolder, is_free
-from flowfleet.up.parts import Child, Command
+from flowfleet.local.child import Child, Command, script
+from flowfleet.local.data_folder import DataFolder, is_free
 
 NAME = "server"
 #: the first start makes the database, which takes long on a slow disk
 READY_SECONDS = 240.0
 HOST = "127.0.0.1"
-
-
-def script(name: str, which: Callable[[str], str | None] = shutil.which) -> str | None:
-    """A console script: beside our own interpreter, else on PATH."""
-    beside = Path(sys.executable).with_name(name)
-    return str(beside) if beside.is_file() else which(name)
 
 
 def prefect_command() -> str:

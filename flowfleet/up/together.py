@@ -18,11 +18,12 @@ import flowfleet.api
 from flowfleet import ledger as ledgers
 from flowfleet.commands.worker_control import must_answer
 from flowfleet.errors import ApiUnavailable, FleetError, KeyRefused
+from flowfleet.local import redis_process
+from flowfleet.local.child import Adopted, Part, death, remembered, wait_ready
+from flowfleet.local.data_folder import DataFolder
 from flowfleet.logs import redact_url
 from flowfleet.settings import UpSettings
-from flowfleet.up import embedded, fleet, left_runs, server
-from flowfleet.up.folder import DataFolder
-from flowfleet.up.parts import Adopted, Part, death, remembered, wait_ready
+from flowfleet.up import fleet, left_runs, server
 
 logger = logging.getLogger(__name__)
 
@@ -115,8 +116,8 @@ class Together:
 
     def _own_redis(self) -> bool:
         """True when no other Redis is given: what an earlier `up` told a user to export is our own."""
-        last = self.folder.last_port(embedded.NAME)
-        ours = last is not None and self.settings.redis == embedded.url_of(last)
+        last = self.folder.last_port(redis_process.NAME)
+        ours = last is not None and self.settings.redis == redis_process.url_of(last)
         return ours or "redis" not in self.settings.origins
 
     def _check_before(self, *, own_server: bool) -> None:
@@ -131,7 +132,7 @@ class Together:
         order = {fleet.POLLER: 1, server.NAME: 2}
         notes = sorted(self.folder.notes.glob("*.json"), key=lambda note: order.get(note.stem, 0))
         for note in notes:
-            if note.stem == embedded.NAME:
+            if note.stem == redis_process.NAME:
                 continue
             process = remembered(note)
             if process is not None:
@@ -144,11 +145,11 @@ class Together:
 
     def _start_redis(self, *, own: bool) -> None:
         if own:
-            part, url = embedded.start(self.folder, self.environ)
+            part, url = redis_process.start(self.folder, self.environ)
             self.settings = dataclasses.replace(self.settings, redis=url)
             adopted = " (adopted, it was still running)" if isinstance(part, Adopted) else ""
             what = f"Redis at {url}{adopted}"
-            self._ready(part, lambda: embedded.answers(url), embedded.READY_SECONDS, what)
+            self._ready(part, lambda: redis_process.answers(url), redis_process.READY_SECONDS, what)
         ledger = ledgers.connect(self.settings.redis, self.settings.fleet)
         try:
             must_answer(ledger)

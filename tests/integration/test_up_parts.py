@@ -18,10 +18,11 @@ from flowfleet.errors import SettingsError
 from flowfleet.flow_run import Offer
 from flowfleet.ledger import connect
 from flowfleet.ledger.roster import Row
+from flowfleet.local import redis_process
+from flowfleet.local.child import Adopted, Child, Command, PartDied, death, remembered, wait_ready
+from flowfleet.local.data_folder import DataFolder, default_path, free_port, is_free
 from flowfleet.settings import UpSettings
-from flowfleet.up import embedded, left_runs, server
-from flowfleet.up.folder import DataFolder, default_path, free_port, is_free
-from flowfleet.up.parts import Adopted, Child, Command, PartDied, death, remembered, wait_ready
+from flowfleet.up import left_runs, server
 from flowfleet.up.together import Signals, Stopped, Together
 from tests import processes
 from tests.bench_of_runs import BenchOfRuns
@@ -165,9 +166,9 @@ def test_ports_are_kept_from_start_to_start(folder):
 
 
 def test_the_embedded_redis_keeps_what_it_is_given_and_throws_nothing_away(folder):
-    part, url = embedded.start(folder, os.environ)
+    part, url = redis_process.start(folder, os.environ)
     try:
-        wait_ready(part, lambda: embedded.answers(url), 30)
+        wait_ready(part, lambda: redis_process.answers(url), 30)
         with redis.Redis.from_url(url, decode_responses=True) as client:
             assert client.config_get("appendonly") == {"appendonly": "yes"}
             assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
@@ -176,9 +177,9 @@ def test_the_embedded_redis_keeps_what_it_is_given_and_throws_nothing_away(folde
     finally:
         part.stop()
     assert remembered(folder.note("redis")) is None
-    again, url = embedded.start(folder, os.environ)
+    again, url = redis_process.start(folder, os.environ)
     try:
-        wait_ready(again, lambda: embedded.answers(url), 30)
+        wait_ready(again, lambda: redis_process.answers(url), 30)
         with redis.Redis.from_url(url, decode_responses=True) as client:
             assert client.get("kept") == "1"
     finally:
@@ -186,9 +187,9 @@ def test_the_embedded_redis_keeps_what_it_is_given_and_throws_nothing_away(folde
 
 
 def test_an_embedded_redis_that_still_runs_is_adopted_not_doubled(folder):
-    first, url = embedded.start(folder, os.environ)
-    wait_ready(first, lambda: embedded.answers(url), 30)
-    second, same = embedded.start(folder, os.environ)
+    first, url = redis_process.start(folder, os.environ)
+    wait_ready(first, lambda: redis_process.answers(url), 30)
+    second, same = redis_process.start(folder, os.environ)
     try:
         assert isinstance(second, Adopted)
         assert (second.pid, same) == (first.pid, url)
@@ -203,10 +204,10 @@ def test_no_redis_to_start_is_one_sentence_with_three_remedies(monkeypatch):
     def nothing(name):
         raise ImportError(name)
 
-    monkeypatch.setattr(embedded.importlib, "import_module", nothing)
-    assert embedded.binary(lambda name: f"/usr/bin/{name}") == "/usr/bin/valkey-server"
+    monkeypatch.setattr(redis_process.importlib, "import_module", nothing)
+    assert redis_process.binary(lambda name: f"/usr/bin/{name}") == "/usr/bin/valkey-server"
     with pytest.raises(SettingsError) as caught:
-        embedded.binary(lambda name: None)
+        redis_process.binary(lambda name: None)
 
     for remedy in ("flowfleet[embedded]", "redis-server", "--redis"):
         assert remedy in str(caught.value)
@@ -399,7 +400,7 @@ import os, sys
 from pathlib import Path
 from flowfleet.commands import program
 from flowfleet.up import command, together
-from flowfleet.up.parts import Child, Command, wait_ready
+from flowfleet.local.child import Child, Command, wait_ready
 
 class Sleepers(together.Together):
     def start(self):

@@ -15,11 +15,11 @@ from rich.console import Console
 from flowfleet.api.client import Kind
 from flowfleet.api.transport.session import Address, Session
 from flowfleet.errors import LedgerUnavailable
+from flowfleet.local.data_folder import DataFolder
 from flowfleet.settings import UpSettings, resolve
 from flowfleet.up import fleet
 from flowfleet.up.command import too_long
 from flowfleet.up.demo import EXAMPLES, Demo, DemoRun, flows_folder, session_of
-from flowfleet.up.folder import DataFolder
 from flowfleet.up.live import Show, demo_table
 from flowfleet.up.together import Signals, Stopped
 

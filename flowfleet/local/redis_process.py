@@ -11,8 +11,8 @@ from typing import Any
 import redis
 
 from flowfleet.errors import SettingsError
-from flowfleet.up.folder import DataFolder
-from flowfleet.up.parts import Adopted, Child, Command, Part, remembered
+from flowfleet.local.child import Adopted, Child, Command, Part, remembered
+from flowfleet.local.data_folder import DataFolder
 
 NAME = "redis"
 READY_SECONDS = 30.0

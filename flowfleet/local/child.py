@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -258,3 +260,9 @@ def wait_ready(
             raise death(part, f"was not ready after {seconds:.0f} s")
         pause(_POLL_SECONDS)
     return clock() - began
+
+
+def script(name: str, which: Callable[[str], str | None] = shutil.which) -> str | None:
+    """A console script: beside our own interpreter, else on PATH."""
+    beside = Path(sys.executable).with_name(name)
+    return str(beside) if beside.is_file() else which(name)
