@@ -23,7 +23,7 @@ from flowfleet.flags import known_keys, read_config
 from flowfleet.ledger import Ledger, connect
 from flowfleet.monitor import doctor as doctors
 from flowfleet.monitor import explain as explanations
-from flowfleet.monitor import output, runs
+from flowfleet.monitor import run_output, runs
 from flowfleet.monitor.metrics import our_version
 from flowfleet.monitor.redis_server import RedisServer
 from flowfleet.monitor.snapshot import Snapshot, take
@@ -173,20 +173,20 @@ def logs_command(settings: LogsSettings, run_id: str, *, follow: bool) -> None:
         claims = {claim.run_id: claim.worker for claim in live}
         gone = {str(record["run_id"]): record.get("worker") for record in reversed(records)}
         run_id = runs.whole_id(run_id, runs.names(records, live))
-        folder = settings.state_dir or output.state_home(os.environ)
-        log = output.local_log(folder, run_id)
+        folder = settings.state_dir or run_output.state_home(os.environ)
+        log = run_output.local_log(folder, run_id)
         if log:
-            pieces = output.read_local(log, follow=follow, ended=lambda: ledger.claims.get(run_id) is None)
+            pieces = run_output.read_local(log, follow=follow, ended=lambda: ledger.claims.get(run_id) is None)
         else:
             worker = claims.get(run_id) or gone.get(run_id)
             address = next((row.address for row in ledger.roster.rows() if row.worker == worker), None)
             if not address:
                 where = f"the worker {worker} has no --agent-address" if worker else "no worker of this fleet had it"
-                raise output.NoOutput(
+                raise run_output.NoOutput(
                     f"The output of the run {run_id} is not below {folder} on this host, and {where}: "
                     "give the worker's --state-dir, or look on its host."
                 )
-            pieces = output.read_remote(address, run_id, follow=follow, token=settings.page_token)
+            pieces = run_output.read_remote(address, run_id, follow=follow, token=settings.page_token)
         for piece in pieces:
             sys.stdout.buffer.write(piece)
             sys.stdout.buffer.flush()

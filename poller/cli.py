@@ -21,7 +21,7 @@ from flowfleet.commands.install import command as install_command
 from flowfleet.commands.program import Group, run
 from flowfleet.errors import ApiUnavailable, LedgerUnavailable
 from flowfleet.failpoints import Failpoints
-from flowfleet.monitor.front import Front
+from flowfleet.page.startup import Front
 from flowfleet.secret_files import SecretFiles
 from flowfleet.settings import PollerSettings, options
 from flowfleet.signals import Hangup

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
-from flowfleet.monitor.page import Answer, Handler, Request
+from flowfleet.page.server import Answer, Handler, Request
 from poller.leader import Leadership
 from poller.loop import Loop
 from poller.meters import Meters

@@ -14,9 +14,9 @@ from flowfleet.errors import LedgerError
 from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import Message
 from flowfleet.ledger import Ledger
-from flowfleet.monitor.front import Front
 from flowfleet.monitor.metrics import LedgerCollector
 from flowfleet.monitor.snapshot import take
+from flowfleet.page.startup import Front
 from flowfleet.settings import PollerSettings
 from poller import banner
 from poller.bell import Bell

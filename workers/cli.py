@@ -27,7 +27,7 @@ from flowfleet.flow_run import Offer
 from flowfleet.ledger import Ledger
 from flowfleet.ledger.hints import Listening
 from flowfleet.ledger.roster import Row
-from flowfleet.monitor.front import Front
+from flowfleet.page.startup import Front
 from flowfleet.secret_files import SecretFiles
 from flowfleet.settings import WorkerSettings, options
 from flowfleet.signals import Hangup

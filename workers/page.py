@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from functools import partial
 
-from flowfleet.monitor.output import read_local
-from flowfleet.monitor.page import Answer, Handler, Request
+from flowfleet.monitor.run_output import read_local
+from flowfleet.page.server import Answer, Handler, Request
 from workers.records import RunFolder
 from workers.vitals import Vitals
 

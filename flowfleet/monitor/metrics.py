@@ -13,8 +13,8 @@ from prometheus_client.registry import Collector
 
 from flowfleet.errors import LedgerError
 from flowfleet.ledger.claims import State
-from flowfleet.monitor.page import Answer, Handler
 from flowfleet.monitor.snapshot import RUNNING, WAITING, Queue, Snapshot
+from flowfleet.page.server import Answer, Handler
 
 
 class LedgerCollector(Collector):

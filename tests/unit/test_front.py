@@ -6,8 +6,8 @@ import pytest
 import requests
 
 from flowfleet.errors import SettingsError
-from flowfleet.monitor.front import Front
-from flowfleet.monitor.page import Answer, serve
+from flowfleet.page.server import Answer, serve
+from flowfleet.page.startup import Front
 from tests.waiting import until
 
 FULL = {"/api/health": lambda _request: Answer.json({"whole": True})}

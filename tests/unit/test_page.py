@@ -7,8 +7,8 @@ import pytest
 import requests
 
 from flowfleet.errors import LedgerUnavailable, SettingsError
-from flowfleet.monitor.output import NoOutput, read_remote
-from flowfleet.monitor.page import Answer, parse_address, serve
+from flowfleet.monitor.run_output import NoOutput, read_remote
+from flowfleet.page.server import Answer, parse_address, serve
 from workers import page as worker_page
 from workers.records import RunFolder
 

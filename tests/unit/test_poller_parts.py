@@ -14,7 +14,7 @@ from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused, SettingsEr
 from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import FlowRun, Offer, Route
 from flowfleet.ledger.claims import Claim, State
-from flowfleet.monitor.page import Request
+from flowfleet.page.server import Request
 from flowfleet.settings import PollerSettings
 from poller.bell import Bell
 from poller.credit import Narrowing, credit, wanted

@@ -22,8 +22,8 @@ from flowfleet.monitor import runs
 from flowfleet.monitor.doctor import Verdict, _eviction, _persistence, _version, api_checks, fleet_checks
 from flowfleet.monitor.explain import explain
 from flowfleet.monitor.metrics import LedgerCollector, workers_wanted
-from flowfleet.monitor.output import local_log, read_local
 from flowfleet.monitor.redis_server import queue_key
+from flowfleet.monitor.run_output import local_log, read_local
 from flowfleet.monitor.snapshot import Queue, Snapshot, Worker
 from flowfleet.monitor.status import span, status
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any
 
-from flowfleet.monitor.page import Answer, Handler, Page, Request, serve
+from flowfleet.page.server import Answer, Handler, Page, Request, serve
 
 
 class Front:

@@ -1,0 +1,1 @@
+"""Page: the HTTP page of a poller or worker."""
