@@ -19,7 +19,6 @@ from flowfleet.commands.program import CHECKS_FAILED, Group, run
 from flowfleet.commands.show_config import Found
 from flowfleet.commands.worker_control import asked
 from flowfleet.errors import ApiError, LedgerError, SettingsError
-from flowfleet.flags import known_keys, read_config
 from flowfleet.ledger import Ledger, connect
 from flowfleet.monitor import doctor as doctors
 from flowfleet.monitor import explain as explanations
@@ -28,8 +27,9 @@ from flowfleet.monitor.metrics import our_version
 from flowfleet.monitor.redis_server import RedisServer
 from flowfleet.monitor.snapshot import Snapshot, take
 from flowfleet.monitor.status import console, status
-from flowfleet.options import machine_facts, options_of, resolve
-from flowfleet.settings import Common, LogsSettings, PollerSettings, UpSettings, WorkerSettings, options
+from flowfleet.settings.classes import Common, LogsSettings, PollerSettings, UpSettings, WorkerSettings
+from flowfleet.settings.click_options import known_keys, options, read_config
+from flowfleet.settings.option import machine_facts, options_of, resolve
 from flowfleet.up.command import up
 
 _WATCH_SECONDS = 1.0

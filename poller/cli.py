@@ -22,10 +22,11 @@ from flowfleet.commands.program import Group, run
 from flowfleet.errors import ApiUnavailable, LedgerUnavailable
 from flowfleet.failpoints import Failpoints
 from flowfleet.page.startup import Front
-from flowfleet.secret_files import SecretFiles
-from flowfleet.settings import PollerSettings, options
+from flowfleet.settings.classes import PollerSettings
+from flowfleet.settings.click_options import options
+from flowfleet.settings.secret_files import SecretFiles
+from flowfleet.settings.unused import tell_unused
 from flowfleet.signals import Hangup
-from flowfleet.unused import tell_unused
 from poller.bell import Bell
 from poller.meters import Meters
 from poller.outage import Outage

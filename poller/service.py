@@ -17,7 +17,7 @@ from flowfleet.ledger import Ledger
 from flowfleet.monitor.metrics import LedgerCollector
 from flowfleet.monitor.snapshot import take
 from flowfleet.page.startup import Front
-from flowfleet.settings import PollerSettings
+from flowfleet.settings.classes import PollerSettings
 from poller import banner
 from poller.bell import Bell
 from poller.claim import Claimer

@@ -18,7 +18,7 @@ from flowfleet.api.client import ApiClient, Mark
 from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import FlowRun, Message, Offer, claim_id
 from flowfleet.ledger.roster import Row
-from flowfleet.settings import WorkerSettings
+from flowfleet.settings.classes import WorkerSettings
 from tests.lawless_api import LawlessApi
 from tests.ledger_world import LedgerWorld
 from tests.waiting import SCALE, until

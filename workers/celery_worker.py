@@ -9,7 +9,7 @@ from typing import Any
 from celery import Celery
 from celery.platforms import SecurityWarning
 
-from flowfleet.settings import WorkerSettings
+from flowfleet.settings.classes import WorkerSettings
 
 
 def make(app: Celery, name: str, settings: WorkerSettings) -> Any:

@@ -28,10 +28,11 @@ from flowfleet.ledger import Ledger
 from flowfleet.ledger.hints import Listening
 from flowfleet.ledger.roster import Row
 from flowfleet.page.startup import Front
-from flowfleet.secret_files import SecretFiles
-from flowfleet.settings import WorkerSettings, options
+from flowfleet.settings.classes import WorkerSettings
+from flowfleet.settings.click_options import options
+from flowfleet.settings.secret_files import SecretFiles
+from flowfleet.settings.unused import tell_unused
 from flowfleet.signals import Hangup
-from flowfleet.unused import tell_unused
 from workers import clone, sign_on, warm_starter
 from workers import page as worker_page
 from workers.abilities import Abilities

@@ -17,7 +17,7 @@ from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import Message, Route
 from flowfleet.ledger.claims import Claims
 from flowfleet.ledger.roster import Roster, Row
-from flowfleet.settings import WorkerSettings
+from flowfleet.settings.classes import WorkerSettings
 from workers import celery_worker
 from workers.adoption import Adoption, Ownership
 from workers.attempts import Attempt, Attempts

@@ -12,7 +12,7 @@ from flowfleet.errors import ApiUnavailable, FleetError, KeyRefused, LedgerUnava
 from flowfleet.ledger import Ledger
 from flowfleet.ledger.roster import Roster, Row
 from flowfleet.retry import Outage
-from flowfleet.settings import WorkerSettings
+from flowfleet.settings.classes import WorkerSettings
 from workers.errands import KEY_SECONDS
 from workers.host import Host
 from workers.records import StateFolder, StateLocked

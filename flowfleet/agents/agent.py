@@ -21,7 +21,7 @@ from flowfleet.agents.flow_run_records import Record
 from flowfleet.api.client import ApiClient, Kind, LogLine, Mark, Verdict
 from flowfleet.errors import AlreadyClaimed, ApiError, ApiUnavailable
 from flowfleet.flow_run import FlowRun, Offer, Route
-from flowfleet.settings import WorkerSettings
+from flowfleet.settings.classes import WorkerSettings
 
 if TYPE_CHECKING:
     from workers.deployment import Order

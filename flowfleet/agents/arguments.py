@@ -8,9 +8,9 @@ from typing import Any
 from flowfleet.api.prefect1.defaults import applied
 from flowfleet.api.prefect1.settings import Prefect1Settings
 from flowfleet.api.prefect3.access import home_of
-from flowfleet.flags import known_keys, read_config
-from flowfleet.options import Option, machine_facts, options_of, resolve
-from flowfleet.settings import PollerSettings, WorkerSettings
+from flowfleet.settings.classes import PollerSettings, WorkerSettings
+from flowfleet.settings.click_options import known_keys, read_config
+from flowfleet.settings.option import Option, machine_facts, options_of, resolve
 
 NAME = "agent"
 #: decided by the agent for its poller, whatever the environment says for others

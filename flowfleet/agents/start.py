@@ -30,8 +30,8 @@ from flowfleet.ledger.claims import Held, State
 from flowfleet.local import redis_process
 from flowfleet.local.child import Part, wait_ready
 from flowfleet.local.data_folder import DataFolder, default_path
-from flowfleet.options import secrets_of
-from flowfleet.settings import WorkerSettings
+from flowfleet.settings.classes import WorkerSettings
+from flowfleet.settings.option import secrets_of
 from workers import cli
 from workers.abilities import Abilities
 from workers.deployers.external import ExternalDeployer, Watch

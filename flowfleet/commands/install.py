@@ -7,8 +7,8 @@ from typing import Any
 import click
 
 from flowfleet.commands import units
-from flowfleet.flags import click_option
-from flowfleet.options import machine_facts, options_of, resolve
+from flowfleet.settings.click_options import click_option
+from flowfleet.settings.option import machine_facts, options_of, resolve
 
 _KINDS = {"supervisor": units.supervisor, "systemd": units.systemd}
 

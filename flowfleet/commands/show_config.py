@@ -15,8 +15,8 @@ from flowfleet.api.prefect3.access import found_url, home_of
 from flowfleet.api.prefect3.settings import prefect_settings
 from flowfleet.errors import SettingsError
 from flowfleet.logs import MASK, redact_url
-from flowfleet.options import Origin, options_of
-from flowfleet.settings import Common
+from flowfleet.settings.classes import Common
+from flowfleet.settings.option import Origin, options_of
 
 C = TypeVar("C", bound=Common)
 

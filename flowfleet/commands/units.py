@@ -19,8 +19,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from flowfleet.errors import SettingsError
-from flowfleet.options import Option, options_of
-from flowfleet.settings import WorkerSettings
+from flowfleet.settings.classes import WorkerSettings
+from flowfleet.settings.option import Option, options_of
 
 #: the order of the reference's generator; all others follow as the settings have them
 _FIRST = ("show-flow-logs", "label", "import-path", "key", "token", "tenant-id", "agent-config-id")

@@ -18,7 +18,7 @@ from flowfleet.api.transport.responses import Refused
 from flowfleet.api.transport.session import Session
 from flowfleet.errors import ApiUnavailable, LedgerUnavailable
 from flowfleet.ledger import Ledger
-from flowfleet.settings import UpSettings
+from flowfleet.settings.classes import UpSettings
 
 TAG = "flowfleet-demo"
 _POOL_SECONDS = 30.0

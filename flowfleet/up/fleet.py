@@ -12,7 +12,8 @@ import requests
 from flowfleet.errors import SettingsError
 from flowfleet.local.child import Child, Command, script
 from flowfleet.local.data_folder import DataFolder
-from flowfleet.settings import Origin, UpSettings
+from flowfleet.settings.classes import UpSettings
+from flowfleet.settings.option import Origin
 from flowfleet.up.server import environment as server_environment
 
 POLLER = "poller"

@@ -22,7 +22,7 @@ from flowfleet.local import redis_process
 from flowfleet.local.child import Adopted, Part, death, remembered, wait_ready
 from flowfleet.local.data_folder import DataFolder
 from flowfleet.logs import redact_url
-from flowfleet.settings import UpSettings
+from flowfleet.settings.classes import UpSettings
 from flowfleet.up import fleet, left_runs, server
 
 logger = logging.getLogger(__name__)

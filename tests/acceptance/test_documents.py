@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from flowfleet import Agent, DockerAgent, LocalAgent
-from flowfleet.settings import PollerSettings, UpSettings, WorkerSettings, options_of
+from flowfleet.settings.classes import PollerSettings, UpSettings, WorkerSettings
+from flowfleet.settings.option import options_of
 from tests import prefect1_env
 from tests.needs import need
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from flowfleet.flags import known_keys
 from flowfleet.flow_run import FlowRun, Offer, Route
 from flowfleet.ledger import connect
 from flowfleet.ledger.roster import Due, Row
 from flowfleet.monitor.snapshot import take
+from flowfleet.settings.click_options import known_keys
 from tests.valkey import Valkey, free_port
 from tests.waiting import SCALE
 

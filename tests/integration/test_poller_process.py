@@ -114,7 +114,9 @@ RARELY = (
     "from poller.pace import Pace; Pace.of = lambda backend, *, idle_seconds: Pace(idle_seconds=300, busy_seconds=300)"
 )
 #: a standby that waits five minutes for a leader that is silent
-PATIENTLY = "from flowfleet.settings import PollerSettings as S; S.__init__.__kwdefaults__['leader_seconds'] = 300.0"
+PATIENTLY = (
+    "from flowfleet.settings.classes import PollerSettings as S; S.__init__.__kwdefaults__['leader_seconds'] = 300.0"
+)
 
 
 def test_poke_wakes_the_leader_also_by_way_of_a_standby(fleet):

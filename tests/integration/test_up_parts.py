@@ -21,7 +21,7 @@ from flowfleet.ledger.roster import Row
 from flowfleet.local import redis_process
 from flowfleet.local.child import Adopted, Child, Command, PartDied, death, remembered, wait_ready
 from flowfleet.local.data_folder import DataFolder, default_path, free_port, is_free
-from flowfleet.settings import UpSettings
+from flowfleet.settings.classes import UpSettings
 from flowfleet.up import left_runs, server
 from flowfleet.up.together import Signals, Stopped, Together
 from tests import processes

@@ -8,8 +8,8 @@ import pytest
 
 from flowfleet.api.prefect1.agent_config import lay_over
 from flowfleet.errors import SettingsError
-from flowfleet.options import resolve
-from flowfleet.settings import PollerSettings, WorkerSettings
+from flowfleet.settings.classes import PollerSettings, WorkerSettings
+from flowfleet.settings.option import resolve
 
 CONFIG = {
     "name": "of-the-api",

@@ -13,7 +13,8 @@ from flowfleet.api.client import Job, Kind, RunState
 from flowfleet.api.prefect3.access import find_address
 from flowfleet.api.prefect3.settings import prefect_settings
 from flowfleet.errors import SettingsError
-from flowfleet.settings import Common, WorkerSettings, resolve
+from flowfleet.settings.classes import Common, WorkerSettings
+from flowfleet.settings.option import resolve
 
 URL = "PREFECT_API_URL"
 

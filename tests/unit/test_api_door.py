@@ -7,7 +7,8 @@ import pytest
 
 from flowfleet.api import Door, connect
 from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused, SettingsError
-from flowfleet.settings import Common, PollerSettings, WorkerSettings, resolve
+from flowfleet.settings.classes import Common, PollerSettings, WorkerSettings
+from flowfleet.settings.option import resolve
 from tests.graph_door import HELLO, GraphDoor, Said, error, page
 from tests.lawless_api import LawlessApi
 

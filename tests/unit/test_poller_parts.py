@@ -15,7 +15,7 @@ from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import FlowRun, Offer, Route
 from flowfleet.ledger.claims import Claim, State
 from flowfleet.page.server import Request
-from flowfleet.settings import PollerSettings
+from flowfleet.settings.classes import PollerSettings
 from poller.bell import Bell
 from poller.credit import Narrowing, credit, wanted
 from poller.know import Known

@@ -13,7 +13,7 @@ from flowfleet.api.prefect1.graphql import PREFECT1, GraphQL
 from flowfleet.api.transport.address import Address
 from flowfleet.api.transport.session import Session
 from flowfleet.ledger.claims import Held, State
-from flowfleet.settings import WorkerSettings
+from flowfleet.settings.classes import WorkerSettings
 from tests.ledger_world import flow_run
 from workers.cli import layers_of
 from workers.environment import Interpreter, worker_layer

@@ -8,8 +8,9 @@ import signal
 import pytest
 
 from flowfleet.ledger.login import Login, without_login
-from flowfleet.secret_files import SecretFiles
-from flowfleet.settings import Common, resolve
+from flowfleet.settings.classes import Common
+from flowfleet.settings.option import resolve
+from flowfleet.settings.secret_files import SecretFiles
 from flowfleet.signals import Hangup
 
 

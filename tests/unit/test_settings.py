@@ -8,19 +8,9 @@ from click.testing import CliRunner
 
 from flowfleet.commands import program
 from flowfleet.errors import SettingsError
-from flowfleet.flags import known_keys, read_config
-from flowfleet.options import secrets_of
-from flowfleet.settings import (
-    LEASE_MARGIN_SECONDS,
-    Common,
-    PollerSettings,
-    UpSettings,
-    WorkerSettings,
-    options,
-    options_of,
-    refresh,
-    resolve,
-)
+from flowfleet.settings.classes import LEASE_MARGIN_SECONDS, Common, PollerSettings, UpSettings, WorkerSettings
+from flowfleet.settings.click_options import known_keys, options, read_config
+from flowfleet.settings.option import options_of, refresh, resolve, secrets_of
 from workers.launch import MARGIN_SECONDS
 
 CLASSES = (Common, PollerSettings, WorkerSettings, UpSettings)

@@ -18,8 +18,8 @@ from click.testing import CliRunner
 import poller.cli
 import workers.cli
 from flowfleet.commands import units
-from flowfleet.options import options_of, resolve
-from flowfleet.settings import PollerSettings, WorkerSettings
+from flowfleet.settings.classes import PollerSettings, WorkerSettings
+from flowfleet.settings.option import options_of, resolve
 
 PARTS = {
     "worker": (workers.cli.cli, workers.cli.start, WorkerSettings),

@@ -16,7 +16,8 @@ from flowfleet.api.client import Kind
 from flowfleet.api.transport.session import Address, Session
 from flowfleet.errors import LedgerUnavailable
 from flowfleet.local.data_folder import DataFolder
-from flowfleet.settings import UpSettings, resolve
+from flowfleet.settings.classes import UpSettings
+from flowfleet.settings.option import resolve
 from flowfleet.up import fleet
 from flowfleet.up.command import too_long
 from flowfleet.up.demo import EXAMPLES, Demo, DemoRun, flows_folder, session_of

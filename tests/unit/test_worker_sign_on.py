@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from flowfleet.errors import ApiUnavailable, KeyRefused, LedgerUnavailable, SettingsError
-from flowfleet.settings import WorkerSettings
+from flowfleet.settings.classes import WorkerSettings
 from tests.ledger_world import row
 from workers.host import Host
 from workers.sign_on import NameTaken, open_state, patiently, predecessor, sign_on, state_root

@@ -13,13 +13,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from flowfleet import kinds
 from flowfleet.api.client import ApiClient
 from flowfleet.api.prefect1.client import Prefect1
 from flowfleet.api.prefect1.defaults import identity
 from flowfleet.errors import SettingsError
-from flowfleet.options import Origin, options_of
-from flowfleet.settings import Common, PollerSettings, WorkerSettings
+from flowfleet.settings import values
+from flowfleet.settings.classes import Common, PollerSettings, WorkerSettings
+from flowfleet.settings.option import Origin, options_of
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def _name(value: Any) -> str:
 
 
 def _labels(value: Any) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(kinds.label(_text(label)) for label in _list(value)))
+    return tuple(dict.fromkeys(values.label(_text(label)) for label in _list(value)))
 
 
 def _paths(value: Any) -> tuple[str, ...]:
@@ -86,9 +86,9 @@ _ENTRIES = {
     # a worker's name is its identity, and its address a port of its host: those of many cannot be one
     "name": _Entry(field="name", read=_name, wants="some text", of=(PollerSettings,)),
     "agent_address": _Entry(field="agent_address", read=_text, wants="an address", of=(PollerSettings,)),
-    "max_polls": _Entry(field="max_polls", read=_count, wants=kinds.NUMBER.wants, of=(PollerSettings,)),
+    "max_polls": _Entry(field="max_polls", read=_count, wants=values.NUMBER.wants, of=(PollerSettings,)),
     "labels": _Entry(
-        field="labels", read=_labels, wants=f"a list of texts of at most {kinds.LABEL_LENGTH} characters", of=_BOTH
+        field="labels", read=_labels, wants=f"a list of texts of at most {values.LABEL_LENGTH} characters", of=_BOTH
     ),
     "no_cloud_logs": _Entry(field="cloud_logs", read=lambda value: not _switch(value), wants="true or false", of=_BOTH),
     "env_vars": _Entry(field="env", read=_pairs, wants="a table of names and texts", of=(WorkerSettings,)),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
-from flowfleet.options import options_of
-from flowfleet.settings import Common
+from flowfleet.settings.classes import Common
+from flowfleet.settings.option import options_of
 
 logger = logging.getLogger(__name__)
 

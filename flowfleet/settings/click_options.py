@@ -16,7 +16,8 @@ import click
 
 from flowfleet import logs
 from flowfleet.errors import SettingsError
-from flowfleet.options import Option, machine_facts, options_of, resolve, secrets_of
+from flowfleet.settings.classes import PollerSettings, UpSettings, WorkerSettings
+from flowfleet.settings.option import Option, machine_facts, options_of, resolve, secrets_of
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +114,5 @@ def _warn_of_password(flags: Mapping[str, Any]) -> None:
 
 def known_keys() -> frozenset[str]:
     """Every option key that any command has: one config file serves them all."""
-    from flowfleet import settings  # noqa: PLC0415 - settings is made of this module's words
-
-    classes = (settings.PollerSettings, settings.WorkerSettings, settings.UpSettings)
+    classes = (PollerSettings, WorkerSettings, UpSettings)
     return frozenset(option.key for cls in classes for _, option in options_of(cls))

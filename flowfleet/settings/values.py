@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from flowfleet import logs
-from flowfleet.options import Kind
+from flowfleet.settings.option import Kind
 
 #: routes are made of labels, and messages are short
 LABEL_LENGTH = 255

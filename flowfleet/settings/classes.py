@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flowfleet.errors import SettingsError
-from flowfleet.flags import options
-from flowfleet.kinds import (
+from flowfleet.ledger.claims import Lease
+from flowfleet.settings.option import Kind, Option, Origin, setting
+from flowfleet.settings.values import (
     ADDRESS,
     COUNT,
     DAYS,
@@ -27,22 +28,6 @@ from flowfleet.kinds import (
     one_of,
     shown_as,
 )
-from flowfleet.ledger.claims import Lease
-from flowfleet.options import Kind, Option, Origin, options_of, refresh, resolve, setting
-
-__all__ = [
-    "Common",
-    "LogsSettings",
-    "Option",
-    "Origin",
-    "PollerSettings",
-    "UpSettings",
-    "WorkerSettings",
-    "options",
-    "options_of",
-    "refresh",
-    "resolve",
-]
 
 #: a worker begins nothing in the last seconds of its lease, so a shorter one would let nothing begin
 LEASE_MARGIN_SECONDS = 3.0

@@ -1,0 +1,1 @@
+"""Settings: which options exist, and how their values are found and read."""
