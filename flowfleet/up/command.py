@@ -21,9 +21,9 @@ from flowfleet.monitor.status import console
 from flowfleet.settings.classes import UpSettings
 from flowfleet.settings.click_options import options
 from flowfleet.up.demo import Demo, DemoRun, session_of
-from flowfleet.up.live import Show
-from flowfleet.up.together import Signals, Stopped, Together
-from flowfleet.up.voice import Voice
+from flowfleet.up.live_table import Show
+from flowfleet.up.safe_stream import Voice
+from flowfleet.up.stack import Signals, Stopped, Together
 
 _LOOK_SECONDS = 0.5
 #: a demo that hangs must not hang a pipeline for ever

@@ -22,8 +22,8 @@ from flowfleet.local import redis_process
 from flowfleet.local.child import Adopted, Child, Command, PartDied, death, remembered, wait_ready
 from flowfleet.local.data_folder import DataFolder, default_path, free_port, is_free
 from flowfleet.settings.classes import UpSettings
-from flowfleet.up import left_runs, server
-from flowfleet.up.together import Signals, Stopped, Together
+from flowfleet.up import leftover_runs, prefect_server
+from flowfleet.up.stack import Signals, Stopped, Together
 from tests import processes
 from tests.bench_of_runs import BenchOfRuns
 from tests.waiting import SCALE, until
@@ -214,20 +214,20 @@ def test_no_redis_to_start_is_one_sentence_with_three_remedies(monkeypatch):
 
 
 def test_no_prefect_or_an_old_one_is_one_sentence(monkeypatch):
-    monkeypatch.setattr(server.metadata, "version", lambda name: "2.20.1")
-    monkeypatch.setattr(server, "script", lambda name: "/x/prefect")
+    monkeypatch.setattr(prefect_server.metadata, "version", lambda name: "2.20.1")
+    monkeypatch.setattr(prefect_server, "script", lambda name: "/x/prefect")
     with pytest.raises(SettingsError, match=r"prefect is version 2\.20\.1"):
-        server.prefect_command()
-    monkeypatch.setattr(server, "script", lambda name: None)
+        prefect_server.prefect_command()
+    monkeypatch.setattr(prefect_server, "script", lambda name: None)
     with pytest.raises(SettingsError, match="not installed") as caught:
-        server.prefect_command()
+        prefect_server.prefect_command()
 
     assert "flowfleet[demo]" in str(caught.value)
     assert "--api" in str(caught.value)
 
 
 def test_our_server_gets_nothing_of_the_users_prefect(folder):
-    env = server.environment(folder, {"PREFECT_API_KEY": "k", "PREFECT_PROFILE": "cloud", "PATH": "/bin"})
+    env = prefect_server.environment(folder, {"PREFECT_API_KEY": "k", "PREFECT_PROFILE": "cloud", "PATH": "/bin"})
 
     assert env["PREFECT_HOME"] == str(folder.path / "prefect")
     assert "PREFECT_API_KEY" not in env
@@ -237,7 +237,7 @@ def test_our_server_gets_nothing_of_the_users_prefect(folder):
 def test_signals_are_taken_even_where_they_were_ignored():
     code = (
         "import os, signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
-        "from flowfleet.up.together import Signals, Stopped\n"
+        "from flowfleet.up.stack import Signals, Stopped\n"
         "signals = Signals(); signals.install(); os.kill(os.getpid(), signal.SIGINT)\n"
         "try:\n    signals.pause(5)\nexcept Stopped:\n    print('stopped', signals.first)"
     )
@@ -248,9 +248,9 @@ def test_signals_are_taken_even_where_they_were_ignored():
 
 def test_the_ui_of_our_server_is_told_where_its_api_is(folder, monkeypatch):
     """Prefect's UI would look at port 4200, whatever port the server has."""
-    monkeypatch.setattr(server, "Child", lambda command, note: command)
-    monkeypatch.setattr(server, "prefect_command", lambda: "/x/prefect")
-    command = server.start(folder, {"PREFECT_UI_API_URL": "http://elsewhere/api"}, 4711)
+    monkeypatch.setattr(prefect_server, "Child", lambda command, note: command)
+    monkeypatch.setattr(prefect_server, "prefect_command", lambda: "/x/prefect")
+    command = prefect_server.start(folder, {"PREFECT_UI_API_URL": "http://elsewhere/api"}, 4711)
 
     assert command.env["PREFECT_UI_API_URL"] == "http://127.0.0.1:4711/api"
 
@@ -304,7 +304,7 @@ def test_an_up_json_of_an_up_that_was_killed_is_gone_before_anything_is_started(
 
 def test_the_port_of_its_own_leftover_server_is_free_again_when_it_is_looked_at(folder, monkeypatch):
     """Else `up --port` would refuse the port because of what an `up` that was killed has left."""
-    monkeypatch.setattr(server, "prefect_command", lambda: "/x/prefect")
+    monkeypatch.setattr(prefect_server, "prefect_command", lambda: "/x/prefect")
     port = free_port()
     code = f"import socket, time; s = socket.create_server(('127.0.0.1', {port})); print(1, flush=True); time.sleep(60)"
     left = _child(folder, code, name="server")
@@ -375,7 +375,7 @@ def test_a_run_whose_shim_was_killed_too_is_ended(folder):
         order = bench.sh("sleep 300")
         bench.start(order)
         os.kill(bench.folder(order).started()["pid"], signal.SIGKILL)
-        assert left_runs.end_all(folder.path / "state", {}) == 1
+        assert leftover_runs.end_all(folder.path / "state", {}) == 1
 
         assert bench.living(order) == []
     finally:
@@ -388,7 +388,7 @@ def test_records_of_another_boot_and_of_runs_that_have_ended_kill_nobody(folder)
         ended, other = bench.sh("exit 0"), bench.sh("sleep 300")
         bench.run(ended)
         bench.start(other)
-        assert left_runs.end_all(folder.path / "state", {"FLOWFLEET_BOOT_ID": "another"}) == 0
+        assert leftover_runs.end_all(folder.path / "state", {"FLOWFLEET_BOOT_ID": "another"}) == 0
 
         assert bench.living(other) != []
     finally:
@@ -399,10 +399,10 @@ SLEEPERS = """
 import os, sys
 from pathlib import Path
 from flowfleet.commands import program
-from flowfleet.up import command, together
+from flowfleet.up import command, stack
 from flowfleet.local.child import Child, Command, wait_ready
 
-class Sleepers(together.Together):
+class Sleepers(stack.Together):
     def start(self):
         for name in ("redis", "worker"):
             code = "import signal, time; print('x', flush=True); time.sleep(300)"
@@ -520,11 +520,11 @@ def test_a_terminal_that_closes_twice_is_no_hurry():
 
 def test_an_api_that_prefect_would_find_is_said_not_to_be_used_and_our_own_is_no_news(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(server, "start", _stop_here)
+    monkeypatch.setattr(prefect_server, "start", _stop_here)
     said = []
     together = _together(folder, UpSettings(), said.append)
     theirs = {"PREFECT_API_URL": "http://:secret@box:4200/api", "HOME": str(tmp_path)}
-    ours = {"PREFECT_API_URL": server.api_url(folder.port("server")), "HOME": str(tmp_path)}
+    ours = {"PREFECT_API_URL": prefect_server.api_url(folder.port("server")), "HOME": str(tmp_path)}
     for together.environ in (theirs, ours):
         with pytest.raises(Stopped):
             together._start_server(own=True)

@@ -18,11 +18,11 @@ from flowfleet.errors import LedgerUnavailable
 from flowfleet.local.data_folder import DataFolder
 from flowfleet.settings.classes import UpSettings
 from flowfleet.settings.option import resolve
-from flowfleet.up import fleet
+from flowfleet.up import poller_and_workers
 from flowfleet.up.command import too_long
 from flowfleet.up.demo import EXAMPLES, Demo, DemoRun, flows_folder, session_of
-from flowfleet.up.live import Show, demo_table
-from flowfleet.up.together import Signals, Stopped
+from flowfleet.up.live_table import Show, demo_table
+from flowfleet.up.stack import Signals, Stopped
 
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -206,8 +206,8 @@ def test_the_parts_get_where_everything_is_by_variables_and_nothing_of_the_users
     }
     settings = resolve(UpSettings, {"api": "http://h/api", "key": "kk", "log-level": "debug"}, {}, {})
     try:
-        ours = fleet.environment(folder, user, settings, own_server=True, own_redis=True)
-        theirs = fleet.environment(folder, user, settings, own_server=False, own_redis=True)
+        ours = poller_and_workers.environment(folder, user, settings, own_server=True, own_redis=True)
+        theirs = poller_and_workers.environment(folder, user, settings, own_server=False, own_redis=True)
     finally:
         folder.close()
 
@@ -231,7 +231,7 @@ def test_secrets_that_were_given_by_file_reach_the_parts_by_file(tmp_path, monke
 
     def parts(environ, *, own_redis=False):
         settings = resolve(UpSettings, {"api": "http://h/api"}, environ, {})
-        env = fleet.environment(folder, environ, settings, own_server=False, own_redis=own_redis)
+        env = poller_and_workers.environment(folder, environ, settings, own_server=False, own_redis=own_redis)
         return {name[10:]: value for name, value in env.items() if name.startswith("FLOWFLEET_")}
 
     try:
@@ -262,9 +262,9 @@ def test_up_serves_each_pool_that_a_list_names_wherever_the_list_stands(tmp_path
     by_file = resolve(UpSettings, {}, {}, {"pool": ["cpu"]})
     assert (by_variable.pools, by_variable.pool, by_file.pools) == (("cpu", "gpu"), "cpu", ("cpu",))
     folder = DataFolder.open(tmp_path / "data")
-    monkeypatch.setattr(fleet, "Child", lambda command, note: command)
+    monkeypatch.setattr(poller_and_workers, "Child", lambda command, note: command)
     try:
-        command = fleet.start_worker(
+        command = poller_and_workers.start_worker(
             folder, {}, "http://h:1", tmp_path, name="worker", slots=2, pools=by_variable.pools
         )
     finally:
@@ -284,8 +284,8 @@ def test_a_demo_that_does_not_end_names_its_late_runs_and_where_to_look():
 
 
 def test_workers_are_named_by_their_number():
-    assert fleet.worker_names(1) == ["worker"]
-    assert fleet.worker_names(3) == ["worker-1", "worker-2", "worker-3"]
+    assert poller_and_workers.worker_names(1) == ["worker"]
+    assert poller_and_workers.worker_names(3) == ["worker-1", "worker-2", "worker-3"]
 
 
 def test_a_pause_ends_when_the_end_is_asked_for():

@@ -14,7 +14,7 @@ from flowfleet.local.child import Child, Command, script
 from flowfleet.local.data_folder import DataFolder
 from flowfleet.settings.classes import UpSettings
 from flowfleet.settings.option import Origin
-from flowfleet.up.server import environment as server_environment
+from flowfleet.up.prefect_server import environment as server_environment
 
 POLLER = "poller"
 READY_SECONDS = 60.0

@@ -23,7 +23,7 @@ from flowfleet.local.child import Adopted, Part, death, remembered, wait_ready
 from flowfleet.local.data_folder import DataFolder
 from flowfleet.logs import redact_url
 from flowfleet.settings.classes import UpSettings
-from flowfleet.up import fleet, left_runs, server
+from flowfleet.up import leftover_runs, poller_and_workers, prefect_server
 
 logger = logging.getLogger(__name__)
 
@@ -94,24 +94,31 @@ class Together:
         self._check_before(own_server=own_server)
         self._start_redis(own=own_redis)
         self._start_server(own=own_server)
-        env = fleet.environment(self.folder, self.environ, self.settings, own_server=own_server, own_redis=own_redis)
+        env = poller_and_workers.environment(
+            self.folder, self.environ, self.settings, own_server=own_server, own_redis=own_redis
+        )
         # Prefect also finds settings in files of the folder it is started in, meant for an API of the user
         cwd = self.folder.path if own_server else Path.cwd()
-        self.agent_address = f"http://127.0.0.1:{self.folder.port(fleet.POLLER)}"
+        self.agent_address = f"http://127.0.0.1:{self.folder.port(poller_and_workers.POLLER)}"
         self._ready(
-            fleet.start_poller(self.folder, env, self.agent_address, cwd),
-            lambda: fleet.answers(self.agent_address),
-            fleet.READY_SECONDS,
-            fleet.POLLER,
+            poller_and_workers.start_poller(self.folder, env, self.agent_address, cwd),
+            lambda: poller_and_workers.answers(self.agent_address),
+            poller_and_workers.READY_SECONDS,
+            poller_and_workers.POLLER,
         )
-        names = fleet.worker_names(self.settings.workers)
+        names = poller_and_workers.worker_names(self.settings.workers)
         self.resume(names)
         for name in names:
             address = f"http://127.0.0.1:{self.folder.port(name)}"
-            part = fleet.start_worker(
+            part = poller_and_workers.start_worker(
                 self.folder, env, address, cwd, name=name, slots=self.settings.slots, pools=self.settings.pools
             )
-            self._ready(part, partial(fleet.answers, address), fleet.READY_SECONDS, f"{name} ({self._slots()})")
+            self._ready(
+                part,
+                partial(poller_and_workers.answers, address),
+                poller_and_workers.READY_SECONDS,
+                f"{name} ({self._slots()})",
+            )
         self.folder.write_state(self.state())
 
     def _own_redis(self) -> bool:
@@ -123,13 +130,13 @@ class Together:
     def _check_before(self, *, own_server: bool) -> None:
         """What can be known to fail is said before anything is started."""
         if own_server:
-            server.prefect_command()
+            prefect_server.prefect_command()
             if self.settings.port is not None:
-                server.choose_port(self.folder, self.settings.port)
+                prefect_server.choose_port(self.folder, self.settings.port)
 
     def _end_leftovers(self) -> None:
         """End what an `up` that was killed has left: its workers' runs go with them. Redis is adopted instead."""
-        order = {fleet.POLLER: 1, server.NAME: 2}
+        order = {poller_and_workers.POLLER: 1, prefect_server.NAME: 2}
         notes = sorted(self.folder.notes.glob("*.json"), key=lambda note: order.get(note.stem, 0))
         for note in notes:
             if note.stem == redis_process.NAME:
@@ -137,7 +144,7 @@ class Together:
             process = remembered(note)
             if process is not None:
                 self.say(f"ending the {note.stem} (pid {process.pid}) that an earlier flowfleet up has left")
-                whole_group = note.stem == server.NAME
+                whole_group = note.stem == prefect_server.NAME
                 Adopted(
                     note.stem, process, self.folder.log(note.stem), note, grace=25.0, whole_group=whole_group
                 ).stop()
@@ -173,13 +180,15 @@ class Together:
     def _start_server(self, *, own: bool) -> None:
         if own:
             self._say_unused_api()
-            port = server.choose_port(self.folder, self.settings.port)
-            url = server.api_url(port)
+            port = prefect_server.choose_port(self.folder, self.settings.port)
+            url = prefect_server.api_url(port)
             self.settings = dataclasses.replace(self.settings, api=url)
             first = "" if (self.folder.path / "prefect" / "prefect.db").exists() else ", and makes its database"
             self.say(f"the Prefect server starts{first} ...")
-            part = server.start(self.folder, self.environ, port)
-            self._ready(part, lambda: server.answers(url), server.READY_SECONDS, f"Prefect server at {url}")
+            part = prefect_server.start(self.folder, self.environ, port)
+            self._ready(
+                part, lambda: prefect_server.answers(url), prefect_server.READY_SECONDS, f"Prefect server at {url}"
+            )
             return
         try:
             info = flowfleet.api.connect(self.settings, self.environ).probe()
@@ -192,8 +201,8 @@ class Together:
     def _say_unused_api(self) -> None:
         """An API that Prefect's own command would find is not used without --api; what an earlier `up` said is ours."""
         found = flowfleet.api.found_url(self.environ)
-        last = self.folder.last_port(server.NAME)
-        if found and (last is None or found[0].rstrip("/") != server.api_url(last)):
+        last = self.folder.last_port(prefect_server.NAME)
+        if found and (last is None or found[0].rstrip("/") != prefect_server.api_url(last)):
             url, source = redact_url(found[0]), found[1]
             self.say(f"the API at {url} ({source}) is not used: flowfleet up --api {url} would use it")
 
@@ -234,13 +243,13 @@ class Together:
         with ExitStack() as steps:
             for part in self.parts:
                 steps.callback(part.stop, hurry)
-                if part.name == fleet.POLLER:
+                if part.name == poller_and_workers.POLLER:
                     steps.callback(self._end_left_runs)
         self.parts.clear()
 
     def _end_left_runs(self) -> None:
         """After the workers: what one that was killed, or cut short, has left. It must not outlive this `up`."""
-        count = left_runs.end_all(fleet.state_dir(self.folder), self.environ)
+        count = leftover_runs.end_all(poller_and_workers.state_dir(self.folder), self.environ)
         if count:
             runs = "1 run" if count == 1 else f"{count} runs"
             self.say(f"killed {runs} that a worker has left; the next flowfleet up on this folder reports the end")
