@@ -27,11 +27,11 @@ from flowfleet.settings.click_options import options
 from flowfleet.settings.secret_files import SecretFiles
 from flowfleet.settings.unused import tell_unused
 from flowfleet.signals import Hangup
-from poller.bell import Bell
-from poller.meters import Meters
+from poller.hints_inbox import Bell
+from poller.metrics import Meters
 from poller.outage import Outage
 from poller.service import Parts, Service
-from poller.stop import Stop
+from poller.shutdown import Stop
 
 if TYPE_CHECKING:
     from flowfleet.broker import Publisher

@@ -9,9 +9,9 @@ from dataclasses import replace
 from flowfleet.api.client import ApiClient, DueRuns
 from flowfleet.errors import ApiRejected
 from flowfleet.flow_run import Offer
-from poller.credit import Wanted
-from poller.know import Clock, Known
-from poller.meters import Meters
+from poller.capacity import Wanted
+from poller.listing import Clock, Known
+from poller.metrics import Meters
 from poller.presence import Presence
 
 logger = logging.getLogger(__name__)

@@ -13,18 +13,18 @@ from flowfleet.errors import ApiError, LedgerError
 from flowfleet.flow_run import FlowRun
 from flowfleet.ledger.claims import Claim, Claims
 from flowfleet.ledger.roster import Roster, Row
-from poller.claim import Claimer
-from poller.credit import Narrowing, Wanted, credit, wanted
-from poller.echo import Echoes
-from poller.know import Clock, Known
+from poller.capacity import Narrowing, Wanted, credit, wanted
+from poller.claiming import Claimer
 from poller.leader import Leadership, TermLost
 from poller.lister import Lister
-from poller.meters import Meters
+from poller.listing import Clock, Known
+from poller.metrics import Meters
 from poller.outage import Outage
 from poller.pace import Pace
 from poller.presence import Presence
+from poller.rebuild import Gatekeeper, Sweep
 from poller.reconcile import Reconciler
-from poller.sweep import Gatekeeper, Sweep
+from poller.reinstate import Echoes
 from poller.unfit import UnfitRuns
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from flowfleet.api.client import ApiClient
 from flowfleet.errors import ApiRejected, SettingsError
 from flowfleet.flow_run import Offer, Route
 from flowfleet.ledger.roster import Roster
-from poller.credit import Narrowing, Wanted, left_over
+from poller.capacity import Narrowing, Wanted, left_over
 
 logger = logging.getLogger(__name__)
 

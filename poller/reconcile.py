@@ -13,8 +13,8 @@ from flowfleet.errors import ApiRejected
 from flowfleet.failpoints import Failpoints
 from flowfleet.ledger.claims import Claim, Claims, State
 from flowfleet.ledger.roster import Roster, Row
-from poller.claim import Claimer, term_checked
-from poller.meters import Meters
+from poller.claiming import Claimer, term_checked
+from poller.metrics import Meters
 
 logger = logging.getLogger(__name__)
 

@@ -19,22 +19,22 @@ from flowfleet.monitor.snapshot import take
 from flowfleet.page.startup import Front
 from flowfleet.settings.classes import PollerSettings
 from poller import banner
-from poller.bell import Bell
-from poller.claim import Claimer
-from poller.credit import Narrowing
-from poller.echo import Echoes
-from poller.know import Clock
+from poller.capacity import Narrowing
+from poller.claiming import Claimer
+from poller.hints_inbox import Bell
 from poller.leader import Leadership, Tender
 from poller.lister import Lister
+from poller.listing import Clock
 from poller.loop import Loop
 from poller.memory import give_back
-from poller.meters import Meters
+from poller.metrics import Meters
 from poller.outage import Outage
 from poller.pace import Pace
+from poller.page import Vitals, handlers
 from poller.presence import Presence
+from poller.rebuild import Gatekeeper, Sweep
 from poller.reconcile import Reconciler
-from poller.serve import Vitals, handlers
-from poller.sweep import Gatekeeper, Sweep
+from poller.reinstate import Echoes
 from poller.unfit import UnfitRuns
 
 logger = logging.getLogger(__name__)

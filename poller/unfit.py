@@ -11,7 +11,7 @@ from flowfleet.api.client import ApiClient, LogLine, Unfit
 from flowfleet.errors import ApiError, ApiRejected, ApiUnavailable
 from flowfleet.flow_run import Offer
 from flowfleet.ledger.roster import Row
-from poller.know import Clock
+from poller.listing import Clock
 
 logger = logging.getLogger(__name__)
 

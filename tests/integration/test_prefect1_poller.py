@@ -13,7 +13,7 @@ from flowfleet.api.transport.address import Address
 from flowfleet.api.transport.session import Session
 from flowfleet.flow_run import Offer
 from flowfleet.ledger.claims import State
-from poller.know import Clock
+from poller.listing import Clock
 from tests.prefect1_api import Faults, Prefect1Api
 from tests.unit.poller_world import Time
 from tests.unit.poller_world_prefect1 import Labelled

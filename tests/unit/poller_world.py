@@ -16,19 +16,19 @@ from flowfleet.flow_run import FlowRun, Offer, Route, claim_id
 from flowfleet.ledger.claims import Claim, Lease, Outcome, Refusal, State
 from flowfleet.ledger.gate import Leader
 from flowfleet.ledger.roster import Due, Row
-from poller.claim import Claimer
-from poller.credit import Narrowing
-from poller.echo import Echoes
-from poller.know import Clock
+from poller.capacity import Narrowing
+from poller.claiming import Claimer
 from poller.leader import Leadership
 from poller.lister import Lister
+from poller.listing import Clock
 from poller.loop import Loop
-from poller.meters import Meters
+from poller.metrics import Meters
 from poller.outage import Outage
 from poller.pace import Pace
 from poller.presence import Presence
+from poller.rebuild import Gatekeeper, Sweep
 from poller.reconcile import Reconciler
-from poller.sweep import Gatekeeper, Sweep
+from poller.reinstate import Echoes
 from poller.unfit import UnfitRuns
 
 POOL = "11111111-1111-4111-8111-111111111111"

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from flowfleet.monitor.metrics import LedgerCollector, our_version
 from flowfleet.monitor.snapshot import Snapshot
-from poller.meters import Meters as PollerMeters
+from poller.metrics import Meters as PollerMeters
 from tests.unit.test_status import _claim, _snapshot
 from workers.meters import Meters as WorkerMeters
 

@@ -8,7 +8,7 @@ from flowfleet.api.client import Kind, ServerInfo, Verdict
 from flowfleet.errors import ApiRejected, KeyRefused, LedgerUnavailable
 from flowfleet.flow_run import Route
 from flowfleet.ledger.claims import State
-from poller.know import Clock
+from poller.listing import Clock
 from tests.unit.poller_world import POOL, ROUTE, World, away
 
 

@@ -16,12 +16,12 @@ from flowfleet.flow_run import FlowRun, Offer, Route
 from flowfleet.ledger.claims import Claim, State
 from flowfleet.page.server import Request
 from flowfleet.settings.classes import PollerSettings
-from poller.bell import Bell
-from poller.credit import Narrowing, credit, wanted
-from poller.know import Known
-from poller.meters import Meters
+from poller.capacity import Narrowing, credit, wanted
+from poller.hints_inbox import Bell
+from poller.listing import Known
+from poller.metrics import Meters
 from poller.outage import Outage
-from poller.serve import Vitals, handlers
+from poller.page import Vitals, handlers
 from poller.service import Parts, Service
 from tests.unit.poller_world import OFFER, POOL, ROUTE, START, FakeRoster, Time, World, away
 

@@ -8,7 +8,7 @@ import pytest
 from flowfleet.api.client import Kind, Unfit
 from flowfleet.errors import ApiRejected, ApiUnavailable
 from flowfleet.ledger.claims import State
-from poller.credit import Narrowing, wanted
+from poller.capacity import Narrowing, wanted
 from poller.pace import Pace
 from tests.unit.poller_world import FakeRoster, away
 from tests.unit.poller_world_prefect1 import Labelled, offer, route

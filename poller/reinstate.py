@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from flowfleet.api.client import ApiClient, Mark, Verdict
 from flowfleet.ledger.claims import Claim, Claims, State
 from flowfleet.ledger.roster import Row
-from poller.know import Known
-from poller.meters import Meters
+from poller.listing import Known
+from poller.metrics import Meters
 
 logger = logging.getLogger(__name__)
 

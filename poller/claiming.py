@@ -17,7 +17,7 @@ from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import FlowRun, Message
 from flowfleet.ledger.claims import Claim, Claims, Outcome, Refusal
 from poller.leader import TermLost
-from poller.meters import Meters
+from poller.metrics import Meters
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from flowfleet.errors import ApiRejected
 from flowfleet.failpoints import Failpoints
 from flowfleet.ledger.claims import Claims
 from flowfleet.ledger.gate import Gate
-from poller.meters import Meters
+from poller.metrics import Meters
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from types import FrameType
 
 from flowfleet.errors import LedgerError
-from poller.bell import Bell
+from poller.hints_inbox import Bell
 
 logger = logging.getLogger(__name__)
 

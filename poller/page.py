@@ -9,7 +9,7 @@ from typing import Any
 from flowfleet.page.server import Answer, Handler, Request
 from poller.leader import Leadership
 from poller.loop import Loop
-from poller.meters import Meters
+from poller.metrics import Meters
 
 #: a round lasts as long as its slowest call of the API, a bulk claim (60 s), so only more than that is a hang
 STALE_SECONDS = 90.0
