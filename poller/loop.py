@@ -16,8 +16,7 @@ from flowfleet.ledger.roster import Roster, Row
 from poller.capacity import Narrowing, Wanted, credit, wanted
 from poller.claiming import Claimer
 from poller.leader import Leadership, TermLost
-from poller.lister import Lister
-from poller.listing import Clock, Known
+from poller.listing import Clock, Known, Lister
 from poller.metrics import Meters
 from poller.outage import Outage
 from poller.pace import Pace

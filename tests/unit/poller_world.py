@@ -19,8 +19,7 @@ from flowfleet.ledger.roster import Due, Row
 from poller.capacity import Narrowing
 from poller.claiming import Claimer
 from poller.leader import Leadership
-from poller.lister import Lister
-from poller.listing import Clock
+from poller.listing import Clock, Lister
 from poller.loop import Loop
 from poller.metrics import Meters
 from poller.outage import Outage
