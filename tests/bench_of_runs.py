@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.waiting import until
-from workers.abilities import Abilities
 from workers.deployers.process import ProcessDeployer
 from workers.deployment import Deployment, Exit, Order
-from workers.host import Host
+from workers.host import Abilities, Host
 from workers.launcher import Launcher
 from workers.processes import members
 from workers.records import RunFolder, RunRecords

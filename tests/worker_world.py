@@ -22,11 +22,10 @@ from flowfleet.settings.classes import WorkerSettings
 from tests.lawless_api import LawlessApi
 from tests.ledger_world import LedgerWorld
 from tests.waiting import SCALE, until
-from workers.abilities import Abilities
-from workers.cli import layers_of
 from workers.deployers.process import ProcessDeployer
-from workers.environment import Interpreter, worker_layer
-from workers.host import Host
+from workers.environment import layers_of, worker_layer
+from workers.host import Abilities, Host
+from workers.interpreter import Interpreter
 from workers.orders import Orders
 from workers.records import StateFolder
 from workers.service import Parts, Service

@@ -14,7 +14,7 @@ from flowfleet.api.transport.session import Session
 from flowfleet.flow_run import FlowRun, Message, Offer, Route
 from tests.prefect1_api import Faults, Prefect1Api
 from tests.worker_world import WorkerWorld
-from workers.environment import Interpreter
+from workers.interpreter import Interpreter
 
 #: stands in for the engine: it says what it is told to, and then does what `CODE` says
 ENGINE = """

@@ -23,8 +23,8 @@ from flowfleet.errors import BadMessage, LedgerUnavailable
 from flowfleet.flow_run import Route
 from flowfleet.ledger.claims import Claims, Held, Refusal, State
 from workers.attempts import Attempt, Attempts, fitting, held_of, held_to_intent
+from workers.background import Errands
 from workers.deployment import Deployer
-from workers.errands import Errands
 from workers.handback import HandBack
 from workers.records import RunFolder
 

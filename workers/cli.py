@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import click
@@ -35,26 +34,18 @@ from flowfleet.settings.unused import tell_unused
 from flowfleet.signals import Hangup
 from workers import clone, sign_on, warm_starter
 from workers import page as worker_page
-from workers.abilities import Abilities
 from workers.deployers import external
 from workers.deployers.process import ProcessDeployer
 from workers.deployment import Deployer
-from workers.environment import (
-    Interpreter,
-    Layers,
-    absolute_paths,
-    choose_interpreter,
-    parse_pairs,
-    worker_layer,
-)
-from workers.host import Host
+from workers.environment import Layers
+from workers.host import Abilities, Host, raise_descriptors, runs_in_container
+from workers.interpreter import Interpreter, interpreter_of
 from workers.launcher import Program
-from workers.limits import raise_descriptors
 from workers.orders import Orders
 from workers.records import StateFolder
 from workers.service import Parts, Service
 from workers.slots import require_hooks
-from workers.stopping import forget_stop, leave_at_once, resolve_mode, runs_in_container
+from workers.stopping import forget_stop, leave_at_once, resolve_mode
 
 logger = logging.getLogger(__name__)
 
@@ -221,42 +212,6 @@ def _enter(
     sign_on.patiently(ask, "the Prefect API", wait=wait)
     tell_unused(settings, entered[0][0].backend)
     return entered[0]
-
-
-def interpreter_of(settings: WorkerSettings, environ: Mapping[str, str], backend: str) -> tuple[Layers, Interpreter]:
-    """What all runs of this worker get, and the Python that runs them."""
-    if settings.deploy not in ("process", external.ExternalDeployer.kind):
-        base = worker_layer(environ, python=None, own_prefix=None)
-        return layers_of(settings, base, backend), Interpreter(path="python", prefect="")
-    own = Path(sys.prefix)
-    base = worker_layer(environ, python=settings.python, own_prefix=own)
-    try:
-        chosen = choose_interpreter(
-            layers_of(settings, base, backend).build({}, {}, run_id="", claim=""),
-            python=settings.python,
-            backend=backend,
-            fallback=sys.executable,
-        )
-    except SettingsError:
-        if settings.deploy == "process":
-            raise
-        return layers_of(settings, base, backend), Interpreter(path="python", prefect="")  # nothing may ever ask for it
-    if settings.python is None and chosen.path == sys.executable:
-        # ours, and not on PATH: its own commands should be found by the flows all the same
-        base = worker_layer(environ, python=Path(sys.executable), own_prefix=None)
-    logger.info("interpreter for flows", extra={"python": chosen.path, "prefect": chosen.prefect})
-    return layers_of(settings, base, backend), chosen
-
-
-def layers_of(settings: WorkerSettings, base: Mapping[str, str], backend: str) -> Layers:
-    """What all runs of a worker with these settings have in common."""
-    folder = Path.cwd()
-    return Layers(
-        base=base,
-        import_paths=absolute_paths(settings.import_paths, folder),
-        extra=parse_pairs(settings.env),
-        home=str(folder) if backend == "prefect1" else None,
-    )
 
 
 def _orders(settings: WorkerSettings, api: ApiClient, layers: Layers, interpreter: Interpreter) -> Orders:

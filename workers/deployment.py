@@ -15,6 +15,9 @@ from typing import Any, Protocol
 
 Handle = Mapping[str, Any]
 
+#: the kind of runs that a callable gives to somebody else; they need no interpreter of this host
+EXTERNAL = "external"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Exit:

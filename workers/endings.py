@@ -12,8 +12,8 @@ from flowfleet.errors import ApiRejected, ApiUnavailable, LedgerUnavailable
 from flowfleet.failpoints import Failpoints
 from flowfleet.ledger.claims import Claims, Held, Outcome, Refusal, State
 from workers.attempts import Attempt, Attempts
+from workers.background import Errands
 from workers.deployment import Exit
-from workers.errands import Errands
 from workers.logbook import Logbook
 from workers.outbox import Outbox, Report
 from workers.records import RunRecords

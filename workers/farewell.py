@@ -11,8 +11,8 @@ from flowfleet.errors import LedgerError
 from flowfleet.ledger.claims import State
 from flowfleet.ledger.roster import Roster, Row
 from workers.attempts import Attempts
+from workers.background import Errands
 from workers.deployment import Deployer
-from workers.errands import Errands
 from workers.flow_output import FlowOutput
 from workers.pruner import Pruner
 from workers.renewal import Renewer

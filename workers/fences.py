@@ -8,7 +8,7 @@ from flowfleet.api.client import ApiClient, Kind
 from flowfleet.errors import LedgerError
 from flowfleet.ledger.claims import Claims, Refusal, State
 from workers.attempts import Attempt, Attempts
-from workers.errands import Errands
+from workers.background import Errands
 from workers.supervisor import Supervisor
 
 logger = logging.getLogger(__name__)

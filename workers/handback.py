@@ -14,7 +14,7 @@ from flowfleet.errors import ApiUnavailable
 from flowfleet.failpoints import Failpoints
 from flowfleet.ledger.claims import Claims, Held, Refusal
 from workers.attempts import Attempt, Attempts
-from workers.errands import Errands
+from workers.background import Errands
 from workers.records import RunFolder
 
 logger = logging.getLogger(__name__)

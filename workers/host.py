@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import resource
+import signal
 import socket
 import uuid
 from collections.abc import Mapping
@@ -10,7 +14,17 @@ from pathlib import Path
 
 import psutil
 
+from workers.shim import syscalls
+
+logger = logging.getLogger(__name__)
+
 _MACHINE_ID_FILES = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
+#: the process namespace that Linux begins with; its number is fixed in the kernel
+HOST_PROCESSES = "pid:[4026531836]"
+#: the first process of a whole system
+INITS = ("systemd", "init")
+#: some libraries still walk all that may be open, and a hard limit can be a milliard
+MOST_DESCRIPTORS = 65536
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,3 +72,101 @@ def _pid_ns() -> int | None:
         return Path("/proc/self/ns/pid").stat().st_ino
     except OSError:
         return None
+
+
+def runs_in_container(environ: Mapping[str, str], root: Path = Path("/")) -> bool:
+    """Whether we are in a container, whose process namespace ends with its first process.
+
+    Docker and Podman leave a file, Podman and systemd the variable `container`, Kubernetes its own. Where none of them
+    does, a process namespace other than the host's is a mark, unless a system's own init is its first process: that
+    one outlives us (WSL). So a worker in a bare `unshare --pid` waits for its runs; `--on-stop detach` says otherwise.
+    """
+    marked = (root / ".dockerenv").exists() or (root / "run/.containerenv").exists()
+    named = bool(environ.get("container") or environ.get("KUBERNETES_SERVICE_HOST"))
+    return os.getpid() == 1 or marked or named or _own_process_namespace(root / "proc")
+
+
+def _own_process_namespace(proc: Path) -> bool:
+    try:
+        space = str((proc / "self/ns/pid").readlink())
+        first = (proc / "1/comm").read_text().strip()
+    except OSError:
+        return False  # not Linux, or not to be seen
+    return space != HOST_PROCESSES and first not in INITS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Abilities:
+    """Each one is True only where it was seen to work; without any of them a worker runs in plain mode."""
+
+    #: /proc tells start times, parents and environments
+    proc: bool
+    #: processes are watched and signalled by descriptor: an end is seen at once, a reused pid is never met
+    pidfd: bool
+    #: orphans of a run, daemons too, come back to its shim
+    subreaper: bool
+    #: the head of a log can be given back to the disk while the run writes on
+    holes: bool
+    #: the exit of a process that is not our child can still be asked for
+    pidfd_info: bool
+
+    @classmethod
+    def probe(cls, environ: Mapping[str, str]) -> Abilities:
+        """See what works here; `FLOWFLEET_PLAIN=1` switches all of it off."""
+        if environ.get("FLOWFLEET_PLAIN") == "1":
+            return cls.plain()
+        proc = syscalls.start_ticks(os.getpid()) is not None
+        pidfd, pidfd_info = _probe_pidfd()
+        return cls(
+            proc=proc,
+            pidfd=pidfd and proc,
+            subreaper=syscalls.LINUX and proc,
+            holes=syscalls.LINUX,
+            pidfd_info=pidfd_info,
+        )
+
+    @classmethod
+    def plain(cls) -> Abilities:
+        """Nothing beyond POSIX: everything is polled, and promises fall away (`missing`)."""
+        return cls(proc=False, pidfd=False, subreaper=False, holes=False, pidfd_info=False)
+
+    def missing(self) -> list[str]:
+        """The promises that fall away here, one sentence each, for the worker to say at start."""
+        sentences = []
+        if not self.pidfd:
+            sentences.append("The end of a run is seen within a second, not at once.")
+        if not self.subreaper:
+            sentences.append("A daemon that a run leaves behind is only found by its environment.")
+        if not self.holes:
+            sentences.append("Lines can be lost when the output of a run is cut to its cap.")
+        return sentences
+
+
+def _probe_pidfd() -> tuple[bool, bool]:
+    # old kernels lack the calls, and seccomp profiles of old container engines refuse them
+    if not hasattr(os, "pidfd_open") or not hasattr(signal, "pidfd_send_signal"):
+        return False, False
+    try:
+        fd = os.pidfd_open(os.getpid())
+    except OSError:
+        return False, False
+    try:
+        signal.pidfd_send_signal(fd, 0)  # 0 only asks
+        return True, syscalls.pidfd_info_works(fd)
+    except OSError:
+        return False, False
+    finally:
+        os.close(fd)
+
+
+def raise_descriptors() -> int:
+    """Raise the soft limit as far as it goes (a run takes five or so); returns what it was before."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MOST_DESCRIPTORS)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return soft
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    except (OSError, ValueError) as exc:  # macOS has a limit of its own below the one that it tells
+        logger.info("limit of open files stays", extra={"limit": soft, "error": str(exc)})
+    return soft

@@ -27,8 +27,8 @@ from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import TASK_NAME, Message
 from flowfleet.ledger.claims import Claims, Held, Refusal, State
 from workers.attempts import Attempt, Attempts, fitting, held_of, held_to_intent
+from workers.background import Errands
 from workers.deployment import Deployer, Deployment, Exit
-from workers.errands import Errands
 from workers.handback import HandBack
 from workers.logbook import Logbook
 from workers.orders import Orders

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from flowfleet.api.client import ApiClient, LogLine
 from flowfleet.errors import ApiRejected
-from workers.errands import Errands
+from workers.background import Errands
 
 logger = logging.getLogger(__name__)
 

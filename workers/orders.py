@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from flowfleet.api.client import ApiClient, Job
 from flowfleet.ledger.claims import Held
 from workers.deployment import Order
-from workers.environment import Interpreter, Layers, resolve_command
+from workers.environment import Layers
+from workers.interpreter import Interpreter, resolve_command
 from workers.records import RunFolder
 
 

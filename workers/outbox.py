@@ -10,7 +10,7 @@ from typing import Any
 from flowfleet.api.client import Answer, ApiClient, Kind, Mark, Verdict
 from flowfleet.errors import ApiUnavailable
 from flowfleet.failpoints import Failpoints
-from workers.errands import Errands
+from workers.background import Errands
 from workers.records import OutboxFolder
 
 logger = logging.getLogger(__name__)

@@ -21,18 +21,19 @@ from flowfleet.settings.classes import WorkerSettings
 from workers import celery_worker
 from workers.adoption import Adoption, Ownership
 from workers.attempts import Attempt, Attempts
+from workers.background import Errands
 from workers.deployment import Deployer
 from workers.endings import Endings
-from workers.errands import Errands
 from workers.farewell import Farewell
 from workers.fences import Fences
 from workers.flow_output import FlowOutput
 from workers.handback import HandBack
 from workers.launch import Launch, register
 from workers.logbook import Logbook
-from workers.meters import Meters
+from workers.metrics import Meters
 from workers.orders import Orders
 from workers.outbox import Outbox
+from workers.page import Vitals
 from workers.patience import Patience
 from workers.pruner import Pruner
 from workers.records import StateFolder
@@ -42,7 +43,6 @@ from workers.slots import Slots
 from workers.standing import Standing
 from workers.stopping import Stopping
 from workers.supervisor import Supervisor
-from workers.vitals import Vitals
 
 logger = logging.getLogger(__name__)
 

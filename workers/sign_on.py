@@ -13,7 +13,7 @@ from flowfleet.ledger import Ledger
 from flowfleet.ledger.roster import Roster, Row
 from flowfleet.retry import Outage
 from flowfleet.settings.classes import WorkerSettings
-from workers.errands import KEY_SECONDS
+from workers.background import KEY_SECONDS
 from workers.host import Host
 from workers.records import StateFolder, StateLocked
 

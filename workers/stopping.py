@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from celery.worker import state as celery_state
@@ -24,10 +23,6 @@ from workers.slots import Slots
 
 #: an orderly stop that hangs (a lost network, a stuck task) ends here; the disk has all that a kill -9 needs
 WATCHDOG_SECONDS = 5.0
-#: the process namespace that Linux begins with; its number is fixed in the kernel
-HOST_PROCESSES = "pid:[4026531836]"
-#: the first process of a whole system
-INITS = ("systemd", "init")
 
 
 def resolve_mode(on_stop: str, environ: Mapping[str, str], *, in_container: bool) -> str:
@@ -35,27 +30,6 @@ def resolve_mode(on_stop: str, environ: Mapping[str, str], *, in_container: bool
     if on_stop != "auto":
         return on_stop
     return "wait" if in_container or environ.get("INVOCATION_ID") else "detach"
-
-
-def runs_in_container(environ: Mapping[str, str], root: Path = Path("/")) -> bool:
-    """Whether we are in a container, whose process namespace ends with its first process.
-
-    Docker and Podman leave a file, Podman and systemd the variable `container`, Kubernetes its own. Where none of them
-    does, a process namespace other than the host's is a mark, unless a system's own init is its first process: that
-    one outlives us (WSL). So a worker in a bare `unshare --pid` waits for its runs; `--on-stop detach` says otherwise.
-    """
-    marked = (root / ".dockerenv").exists() or (root / "run/.containerenv").exists()
-    named = bool(environ.get("container") or environ.get("KUBERNETES_SERVICE_HOST"))
-    return os.getpid() == 1 or marked or named or _own_process_namespace(root / "proc")
-
-
-def _own_process_namespace(proc: Path) -> bool:
-    try:
-        space = str((proc / "self/ns/pid").readlink())
-        first = (proc / "1/comm").read_text().strip()
-    except OSError:
-        return False  # not Linux, or not to be seen
-    return space != HOST_PROCESSES and first not in INITS
 
 
 def leave_at_once(leave: Callable[[int], Any] = os._exit) -> None:

@@ -14,8 +14,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from workers.abilities import Abilities
-from workers.environment import Interpreter, Layers
+from workers.environment import Layers
+from workers.host import Abilities
+from workers.interpreter import Interpreter
 from workers.launcher import Launcher, NoAnswer, NotFit, Program
 from workers.shim import syscalls, warm_parent
 

@@ -33,11 +33,11 @@ from flowfleet.local.data_folder import DataFolder, default_path
 from flowfleet.settings.classes import WorkerSettings
 from flowfleet.settings.option import secrets_of
 from workers import cli
-from workers.abilities import Abilities
 from workers.deployers.external import ExternalDeployer, Watch
 from workers.deployers.process import ProcessDeployer
 from workers.deployment import Deployer, Deployment, Order
-from workers.host import Host
+from workers.host import Abilities, Host
+from workers.interpreter import interpreter_of
 from workers.orders import Orders
 from workers.records import RunRecords
 from workers.service import Service
@@ -274,7 +274,7 @@ def deploy(agent: LocalAgent, flow_run: Record) -> str:
 def _by_hand(agent: LocalAgent, run_id: str) -> str:
     settings, environ = agent.settings(), dict(os.environ)
     host, abilities = Host.probe(environ), Abilities.probe(environ)
-    layers, interpreter = cli.interpreter_of(settings, environ, agent.client.backend)
+    layers, interpreter = interpreter_of(settings, environ, agent.client.backend)
     orders = Orders(
         api=agent.client,
         layers=layers,

@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from flowfleet.local.child import wait_until
-from workers.abilities import Abilities
 from workers.deployers.subprocess_run import Parts, SubprocessRun
-from workers.host import Host
+from workers.host import Abilities, Host
 from workers.records import RunFolder
 
 #: a shim clears a run's group away in at most 5 s, then the worker's way of doing it begins

@@ -15,7 +15,7 @@ from tests.prefect_server import PrefectServer
 from tests.valkey import Valkey
 from tests.waiting import until
 from tests.world import World
-from workers.abilities import Abilities
+from workers.host import Abilities
 
 FLOWS: dict[str, str] = {
     "completes": """

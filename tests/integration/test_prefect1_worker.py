@@ -15,7 +15,7 @@ from tests.prefect1_api import Faults
 from tests.waiting import until
 from tests.worker_world1 import WorkerWorld1
 from workers import endings
-from workers.environment import Interpreter
+from workers.interpreter import Interpreter
 from workers.shim import syscalls
 
 HELD = "state('Running'); print('held', flush=True); time.sleep(300)"

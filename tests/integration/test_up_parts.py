@@ -27,7 +27,7 @@ from flowfleet.up.stack import Signals, Stopped, Together
 from tests import processes
 from tests.bench_of_runs import BenchOfRuns
 from tests.waiting import SCALE, until
-from workers.abilities import Abilities
+from workers.host import Abilities
 
 
 @pytest.fixture

@@ -23,7 +23,8 @@ from tests.unit.test_shim import FULL, is_alive
 from tests.waiting import SCALE, until
 from workers import processes, warm_starter
 from workers.deployers.process import ProcessDeployer
-from workers.environment import Interpreter, Layers
+from workers.environment import Layers
+from workers.interpreter import Interpreter
 from workers.launcher import Launcher, Program
 from workers.shim import syscalls, warm_parent
 from workers.warm_starter import WarmStarter

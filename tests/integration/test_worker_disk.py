@@ -9,8 +9,8 @@ import pytest
 
 from tests.waiting import until
 from tests.worker_world import WorkerWorld
+from workers import background as errands_module
 from workers import endings as endings_module
-from workers import errands as errands_module
 from workers.shim import atomic_files
 
 

@@ -12,7 +12,7 @@ from tests.waiting import until
 #: as a package of somebody else brings it, with an interpreter of its own: only it knows where its runs go
 MINE = """
 import dataclasses, os
-from workers.abilities import Abilities
+from workers.host import Abilities
 from workers.deployers.process import ProcessDeployer
 from workers.host import Host
 

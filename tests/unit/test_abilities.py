@@ -7,8 +7,7 @@ import os
 
 import pytest
 
-from workers.abilities import Abilities
-from workers.host import Host
+from workers.host import Abilities, Host
 
 
 def test_plain_mode_switches_everything_off():

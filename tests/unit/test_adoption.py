@@ -19,8 +19,8 @@ from tests.bench_of_runs import BenchOfRuns, new_launcher
 from tests.unit.test_shim import FULL, IGNORES_TERM, is_alive, read_pid
 from tests.waiting import until
 from workers import processes
-from workers.abilities import Abilities
 from workers.deployment import Deployment
+from workers.host import Abilities
 from workers.shim import atomic_files, syscalls
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 SECOND_WORKER = """
 import json, os, select, sys, time
 from pathlib import Path
-from workers.abilities import Abilities
+from workers.host import Abilities
 from workers.deployers.process import ProcessDeployer
 from workers.host import Host
 folder, plain = Path(sys.argv[1]), sys.argv[2] == "plain"
@@ -118,7 +118,7 @@ def test_a_run_started_by_a_worker_that_is_killed_goes_on(bench, tmp_path):
 import os, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
 from tests.bench_of_runs import *
-from workers.abilities import Abilities
+from workers.host import Abilities
 abilities = Abilities.plain() if {mode_of(bench) == "plain"} else Abilities.probe({{}})
 order = Order(run_id={order.run_id!r}, claim={order.claim!r}, argv={order.argv!r}, env=dict(os.environ), cwd=None,
               folder=Path({str(order.folder)!r}), not_after=None, log_limit=1 << 20, stop_grace=60.0)

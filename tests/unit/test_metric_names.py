@@ -11,7 +11,7 @@ from flowfleet.monitor.metrics import LedgerCollector, our_version
 from flowfleet.monitor.snapshot import Snapshot
 from poller.metrics import Meters as PollerMeters
 from tests.unit.test_status import _claim, _snapshot
-from workers.meters import Meters as WorkerMeters
+from workers.metrics import Meters as WorkerMeters
 
 LEADER = {
     "flowfleet_queue_length": {"route"},

@@ -15,8 +15,8 @@ from flowfleet.api.transport.session import Session
 from flowfleet.ledger.claims import Held, State
 from flowfleet.settings.classes import WorkerSettings
 from tests.ledger_world import flow_run
-from workers.cli import layers_of
-from workers.environment import Interpreter, worker_layer
+from workers.environment import layers_of, worker_layer
+from workers.interpreter import Interpreter
 from workers.orders import Orders
 from workers.records import RunFolder
 

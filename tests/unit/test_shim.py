@@ -18,7 +18,7 @@ import pytest
 from flowfleet.errors import StartFailed
 from tests.bench_of_runs import BenchOfRuns, new_launcher
 from tests.waiting import until
-from workers.abilities import Abilities
+from workers.host import Abilities
 from workers.records import RunFolder
 from workers.shim import syscalls
 

@@ -14,7 +14,7 @@ from tests.bench_of_runs import BenchOfRuns
 from tests.python39 import python39
 from tests.unit.test_shim import FULL
 from tests.waiting import until
-from workers.abilities import Abilities
+from workers.host import Abilities
 from workers.launcher import Launcher, own_program
 
 

@@ -9,15 +9,8 @@ from pathlib import Path
 import pytest
 
 from flowfleet.errors import SettingsError, StartFailed
-from workers.environment import (
-    Layers,
-    absolute_paths,
-    choose_interpreter,
-    parse_pairs,
-    prefect_version,
-    resolve_command,
-    worker_layer,
-)
+from workers.environment import Layers, absolute_paths, parse_pairs, worker_layer
+from workers.interpreter import choose_interpreter, prefect_version, resolve_command
 
 
 def python(folder: Path, version: str | None) -> Path:

@@ -11,8 +11,8 @@ import pytest
 from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused, LedgerUnavailable, LedgerUnusable
 from flowfleet.retry import Outage, backoff
 from tests.waiting import until
-from workers import errands as errands_module
-from workers.errands import Errands
+from workers import background as errands_module
+from workers.background import Errands
 from workers.patience import Patience
 
 

@@ -9,8 +9,9 @@ from tests.unit.test_worker_slots import FakeRoom
 from tests.waiting import stays, until
 from workers import stopping as stopping_module
 from workers.attempts import Attempts
+from workers.host import runs_in_container
 from workers.slots import Slots
-from workers.stopping import Stopping, resolve_mode, runs_in_container, wait_for_runs
+from workers.stopping import Stopping, resolve_mode, wait_for_runs
 
 
 @pytest.fixture(autouse=True)

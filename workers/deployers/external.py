@@ -21,7 +21,7 @@ from typing import Any
 from flowfleet.api.client import Kind, RunState
 from flowfleet.errors import ApiError, DeployError, StartFailed
 from flowfleet.retry import Outage
-from workers.deployment import Deployer, Deployment, Exit, Handle, Order
+from workers.deployment import EXTERNAL, Deployer, Deployment, Exit, Handle, Order
 from workers.records import RunFolder
 from workers.shim import atomic_files
 
@@ -175,7 +175,7 @@ class ExternalDeployer:
     Without a callable it only adopts: a worker that looks after what an agent of its host has left.
     """
 
-    kind = "external"
+    kind = EXTERNAL
 
     def __init__(self, deploy: Deploy | None, *, below: Deployer, watch: Watch, host: str) -> None:
         self._deploy = deploy

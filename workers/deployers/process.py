@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from flowfleet.errors import StartFailed
-from workers.abilities import Abilities
 from workers.deployers.subprocess_run import Parts, SubprocessRun
 from workers.deployment import Deployment, Exit, Order
-from workers.host import Host
+from workers.host import Abilities, Host
 from workers.launcher import Launcher, NoAnswer
 from workers.records import RunFolder
 

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from workers import processes
-from workers.abilities import Abilities
 from workers.deployment import Exit, Handle
-from workers.host import Host
+from workers.host import Abilities, Host
 from workers.records import RunFolder
 from workers.shim import log_cap
 
