@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.waiting import until
+from workers.deployers.fork_client import Launcher
 from workers.deployers.process import ProcessDeployer
+from workers.deployers.process_handles import members
 from workers.deployment import Deployment, Exit, Order
 from workers.host import Abilities, Host
-from workers.launcher import Launcher
-from workers.processes import members
 from workers.records import RunFolder, RunRecords
 
 

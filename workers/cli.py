@@ -20,7 +20,6 @@ from flowfleet import ledger as ledgers
 from flowfleet.api.client import ApiClient
 from flowfleet.api.prefect1 import agent_config
 from flowfleet.commands import install, program, worker_control
-from flowfleet.errors import SettingsError
 from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import Offer
 from flowfleet.ledger import Ledger
@@ -32,24 +31,22 @@ from flowfleet.settings.click_options import options
 from flowfleet.settings.secret_files import SecretFiles
 from flowfleet.settings.unused import tell_unused
 from flowfleet.signals import Hangup
-from workers import clone, sign_on, warm_starter
+from workers import clone
 from workers import page as worker_page
-from workers.deployers import external
-from workers.deployers.process import ProcessDeployer
+from workers.deployers import external, warm_client
+from workers.deployers.registry import adopting_deployer, plugged_in_deployer, process_deployer
 from workers.deployment import Deployer
 from workers.environment import Layers
-from workers.host import Abilities, Host, raise_descriptors, runs_in_container
+from workers.host import Abilities, Host, runs_in_container
 from workers.interpreter import Interpreter, interpreter_of
-from workers.launcher import Program
+from workers.lifecycle import sign_on
+from workers.lifecycle.consumer import require_hooks
+from workers.lifecycle.stop_signals import forget_stop, leave_at_once, resolve_mode
 from workers.orders import Orders
 from workers.records import StateFolder
 from workers.service import Parts, Service
-from workers.slots import require_hooks
-from workers.stopping import forget_stop, leave_at_once, resolve_mode
 
 logger = logging.getLogger(__name__)
-
-DEPLOYERS = "flowfleet.deployers"
 
 
 @click.group(cls=program.Group)
@@ -83,11 +80,6 @@ for _command in (install.command(WorkerSettings, "worker"), *worker_control.work
     cli.add_command(_command)
 
 
-def adopter(own: Deployer, api: ApiClient, settings: WorkerSettings) -> Deployer:
-    """The deployer of a worker, which also adopts what a Python agent of its host has left."""
-    return external.ExternalDeployer(None, below=own, watch=external.Watch(api.states), host=settings.host)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Guest:
     """What a Python program in whose process a worker runs adds to it (flowfleet/agents)."""
@@ -95,7 +87,7 @@ class Guest:
     #: what SIGTERM and SIGINT do until the worker is there
     early: Callable[[], None] = leave_at_once
     #: the worker's deployer, made of the one that its settings name
-    deployer: Callable[[Deployer, ApiClient, WorkerSettings], Deployer] = adopter
+    deployer: Callable[[Deployer, ApiClient, WorkerSettings], Deployer] = adopting_deployer
     #: told of each launch that is over, well or not
     launched: Callable[[str], None] = lambda _run_id: None
     begun: Callable[[Service], None] = lambda _service: None
@@ -128,14 +120,14 @@ def serve(settings: WorkerSettings, environ: Mapping[str, str], guest: Guest = G
     ledger = ledgers.connect(settings.redis, settings.fleet, login=secrets.login)
     host, abilities = Host.probe(environ), _abilities(environ)
     below = "process" if guest.leaving and settings.deploy == external.ExternalDeployer.kind else settings.deploy
-    plugged_in = _plugged_in(below)
+    plugged_in = plugged_in_deployer(below)
     api, settings = _enter(door, settings, wait=hangup.wait)
     front.waits_for = ""
     logs.set_level(settings.log_level)
     layers, interpreter = interpreter_of(settings, environ, api.backend)
-    warm = settings.warm_start and api.backend == "prefect1" and warm_starter.possible(interpreter, abilities)
-    parent = warm_starter.program(interpreter, layers) if warm else None
-    own = plugged_in or _process_deployer(host, abilities, parent)
+    warm = settings.warm_start and api.backend == "prefect1" and warm_client.possible(interpreter, abilities)
+    parent = warm_client.program(interpreter, layers) if warm else None
+    own = plugged_in or process_deployer(host, abilities, parent)
     guest.leave_with(own.close)
     deployer = guest.deployer(own, api, settings)
     state = sign_on.open_state(settings, host, environ)
@@ -222,25 +214,6 @@ def _orders(settings: WorkerSettings, api: ApiClient, layers: Layers, interprete
         log_limit=settings.log_limit,
         stop_grace=settings.stop_grace,
     )
-
-
-def _plugged_in(kind: str) -> Deployer | None:
-    if kind == ProcessDeployer.kind:
-        return None
-    found = [entry for entry in metadata.entry_points(group=DEPLOYERS) if entry.name == kind]
-    if not found:
-        raise SettingsError(f"--deploy {kind} is unknown, use process or the name of an installed deployer")
-    deployer: Deployer = found[0].load()()
-    return deployer
-
-
-def _process_deployer(host: Host, abilities: Abilities, parent: Program | None) -> Deployer:
-    descriptors = raise_descriptors()
-    warm = None
-    if parent is not None:
-        warm = warm_starter.starter(parent, abilities, descriptors=descriptors)
-        warm.start()
-    return ProcessDeployer(host=host, abilities=abilities, warm=warm, descriptors=descriptors)
 
 
 def _row(settings: WorkerSettings, api: ApiClient, nonce: str, *, wait: Callable[[float], None]) -> Row:

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from flowfleet.ledger.roster import Roster
 from workers.host import Host
+from workers.lifecycle.sign_on import NameTaken, moves, predecessor
 from workers.records import StateFolder
-from workers.sign_on import NameTaken, moves, predecessor
 
 logger = logging.getLogger(__name__)
 

@@ -12,11 +12,11 @@ from typing import Any
 from flowfleet.monitor.run_output import read_local
 from flowfleet.page.server import Answer, Handler, Request
 from workers.attempts import Attempts
+from workers.lifecycle.consumer import Slots
+from workers.lifecycle.heartbeat import WATCH_SECONDS, Watcher
 from workers.metrics import Meters
 from workers.outbox import Outbox
 from workers.records import RunFolder, RunRecords
-from workers.renewal import WATCH_SECONDS, Watcher
-from workers.slots import Slots
 from workers.standing import Standing
 
 _RUN_LOG = re.compile(r"/api/runs/([0-9a-f-]{36})/log")

@@ -24,11 +24,14 @@ from workers.attempts import Attempt, Attempts
 from workers.background import Errands
 from workers.deployment import Deployer
 from workers.endings import Endings
-from workers.farewell import Farewell
 from workers.fences import Fences
 from workers.flow_output import FlowOutput
 from workers.handback import HandBack
 from workers.launch import Launch, register
+from workers.lifecycle.consumer import Slots
+from workers.lifecycle.heartbeat import Renewer
+from workers.lifecycle.shutdown import Farewell
+from workers.lifecycle.stop_signals import Stopping
 from workers.logbook import Logbook
 from workers.metrics import Meters
 from workers.orders import Orders
@@ -37,11 +40,8 @@ from workers.page import Vitals
 from workers.patience import Patience
 from workers.pruner import Pruner
 from workers.records import StateFolder
-from workers.renewal import Renewer
 from workers.siblings import Siblings, scopes_of
-from workers.slots import Slots
 from workers.standing import Standing
-from workers.stopping import Stopping
 from workers.supervisor import Supervisor
 
 logger = logging.getLogger(__name__)

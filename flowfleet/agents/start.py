@@ -38,10 +38,10 @@ from workers.deployers.process import ProcessDeployer
 from workers.deployment import Deployer, Deployment, Order
 from workers.host import Abilities, Host
 from workers.interpreter import interpreter_of
+from workers.lifecycle.sign_on import state_root
 from workers.orders import Orders
 from workers.records import RunRecords
 from workers.service import Service
-from workers.sign_on import state_root
 
 if TYPE_CHECKING:
     from flowfleet.agents.agent import Agent

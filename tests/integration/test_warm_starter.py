@@ -21,13 +21,13 @@ from tests.bench_of_runs import BenchOfRuns
 from tests.prefect1_env import python
 from tests.unit.test_shim import FULL, is_alive
 from tests.waiting import SCALE, until
-from workers import processes, warm_starter
+from workers.deployers import process_handles, warm_client
+from workers.deployers.fork_client import Launcher, Program
 from workers.deployers.process import ProcessDeployer
+from workers.deployers.warm_client import WarmStarter
 from workers.environment import Layers
 from workers.interpreter import Interpreter
-from workers.launcher import Launcher, Program
 from workers.shim import syscalls, warm_parent
-from workers.warm_starter import WarmStarter
 
 #: what prefect says to `--help` takes no API
 VERSION = ("-m", "prefect", "version")
@@ -35,7 +35,7 @@ VERSION = ("-m", "prefect", "version")
 
 def parent_of(environ: dict[str, str], python_path: str | None = None) -> Program:
     given = Interpreter(path=python_path or str(python()), prefect="1.4.1")
-    return warm_starter.program(given, Layers(base=environ))
+    return warm_client.program(given, Layers(base=environ))
 
 
 class WarmBench:
@@ -291,7 +291,7 @@ def test_a_forked_engine_holds_nothing_of_its_shim_and_is_found_by_its_marks(ben
     os.kill(shim, signal.SIGKILL)
     until(lambda: not bench.bench.folder(order).shim_alive(), 10, "the lock of the shim to be free")
     assert is_alive(pid)
-    assert processes.members(order.run_id, order.claim, session=0, group=0) == [pid]
+    assert process_handles.members(order.run_id, order.claim, session=0, group=0) == [pid]
     deployment.kill()
     bench.bench.end_of(deployment)
     assert bench.bench.living(order) == []
@@ -405,7 +405,7 @@ def test_where_no_parent_can_be_runs_begin_cold_and_that_is_told_once(tmp_path, 
         bench.warm.start()
 
         def told() -> list[Any]:
-            return [record for record in caplog.records if record.name == "workers.warm_starter"]
+            return [record for record in caplog.records if record.name == "workers.deployers.warm_client"]
 
         until(told, 60, "the word that there is none")
         assert bench.cold() == "not asked"
@@ -415,7 +415,7 @@ def test_where_no_parent_can_be_runs_begin_cold_and_that_is_told_once(tmp_path, 
 
 def test_only_a_prefect_that_is_known_is_loaded():
     for prefect, known in (("1.4.1", True), ("0.15.13", False), ("3.4.0", False)):
-        assert warm_starter.possible(Interpreter(path="python", prefect=prefect), FULL) is known
+        assert warm_client.possible(Interpreter(path="python", prefect=prefect), FULL) is known
 
 
 def test_a_parent_for_the_c_locale_takes_on_the_runs_of_its_worker(tmp_path):

@@ -18,7 +18,7 @@ import pytest
 from tests.bench_of_runs import BenchOfRuns, new_launcher
 from tests.unit.test_shim import FULL, IGNORES_TERM, is_alive, read_pid
 from tests.waiting import until
-from workers import processes
+from workers.deployers import process_handles
 from workers.deployment import Deployment
 from workers.host import Abilities
 from workers.shim import atomic_files, syscalls
@@ -385,7 +385,7 @@ def test_a_record_without_a_pid_lets_no_signal_go_to_our_own_group(tmp_path):
     before = signal.signal(signal.SIGURG, lambda number, _frame: heard.append(number))
     lock = atomic_files.create_once(tmp_path / "start", {})
     try:
-        grip = processes.LockGrip(0, tmp_path / "start")
+        grip = process_handles.LockGrip(0, tmp_path / "start")
         assert grip.alive()
         grip.send(signal.SIGURG)
     finally:
@@ -415,9 +415,9 @@ def test_a_disk_that_was_slow_at_the_start_makes_no_living_command_dead(bench, t
 def test_a_process_started_outside_the_span_is_another_one():
     us = psutil.Process().create_time()
 
-    assert processes.PolledGrip(os.getpid(), us - 60, us).alive()
-    assert not processes.PolledGrip(os.getpid(), us - 60, us - 10).alive()
-    assert not processes.PolledGrip(os.getpid(), us + 10, us + 60).alive()
+    assert process_handles.PolledGrip(os.getpid(), us - 60, us).alive()
+    assert not process_handles.PolledGrip(os.getpid(), us - 60, us - 10).alive()
+    assert not process_handles.PolledGrip(os.getpid(), us + 10, us + 60).alive()
 
 
 # -- pids that mean nothing any more

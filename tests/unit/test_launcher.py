@@ -16,7 +16,7 @@ from flowfleet.errors import StartFailed
 from tests.bench_of_runs import BenchOfRuns
 from tests.unit.test_shim import FULL, is_alive
 from tests.waiting import until
-from workers.launcher import Launcher, own_program
+from workers.deployers.fork_client import Launcher, own_program
 from workers.records import RunFolder
 
 ROOT = Path(__file__).parents[2]

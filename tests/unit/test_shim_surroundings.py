@@ -14,8 +14,8 @@ from tests.bench_of_runs import BenchOfRuns
 from tests.python39 import python39
 from tests.unit.test_shim import FULL
 from tests.waiting import until
+from workers.deployers.fork_client import Launcher, own_program
 from workers.host import Abilities
-from workers.launcher import Launcher, own_program
 
 
 @pytest.fixture(params=[FULL, Abilities.plain()], ids=["full", "plain"])

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.waiting import until
-from workers.launcher import Launcher, Program
+from workers.deployers.fork_client import Launcher, Program
+from workers.deployers.warm_client import WarmStarter
 from workers.shim import forkserver, spawn, warm_parent
-from workers.warm_starter import WarmStarter
 
 ROOT = Path(__file__).parents[2]
 

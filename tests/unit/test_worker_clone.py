@@ -9,8 +9,8 @@ import pytest
 from tests.ledger_world import row
 from workers.clone import dead_predecessor
 from workers.host import Host
+from workers.lifecycle.sign_on import NameTaken
 from workers.records import StateFolder
-from workers.sign_on import NameTaken
 
 BEFORE = Host(name="a", machine_id="m" * 32, boot_id="boot-1", pid_ns=1)
 NOW = dataclasses.replace(BEFORE, boot_id="boot-2")

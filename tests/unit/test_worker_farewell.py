@@ -11,7 +11,7 @@ from flowfleet.flow_run import Offer, Route
 from flowfleet.ledger.claims import Held, State
 from flowfleet.ledger.roster import Row
 from workers.attempts import Attempt, Attempts
-from workers.farewell import Farewell
+from workers.lifecycle.shutdown import Farewell
 from workers.records import RunFolder
 
 
@@ -114,7 +114,7 @@ def test_a_stop_that_leaves_runs_tells_by_what_there_is_how_to_end_them(tmp_path
     with caplog.at_level(logging.INFO):
         world.farewell.say()
 
-    (record,) = [record for record in caplog.records if record.name == "workers.farewell"]
+    (record,) = [record for record in caplog.records if record.name == "workers.lifecycle.shutdown"]
     assert record.runs == "the r1 (r1)"
     assert record.levelname == "WARNING"
     assert "flowfleet cancel" not in record.message
@@ -149,6 +149,6 @@ def test_a_stop_that_takes_time_says_so_at_once(tmp_path, caplog, mode, word):
     with caplog.at_level(logging.INFO):
         world.farewell.say()
 
-    first = next(record for record in caplog.records if record.name == "workers.farewell")
+    first = next(record for record in caplog.records if record.name == "workers.lifecycle.shutdown")
     assert word in first.message
     assert (first.worker, first.runs, first.grace_seconds) == ("w@h", 1, 5.0)

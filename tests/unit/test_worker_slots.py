@@ -11,7 +11,7 @@ from celery.worker import state as celery_state
 from celery.worker.consumer import Consumer
 
 from flowfleet.errors import BadMessage, FleetError
-from workers.slots import Bell, Slots, check, guard, require_hooks
+from workers.lifecycle.consumer import Bell, Slots, check, guard, require_hooks
 
 
 class FakeRoom:

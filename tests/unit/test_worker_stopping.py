@@ -7,11 +7,11 @@ from celery.worker import state as celery_state
 
 from tests.unit.test_worker_slots import FakeRoom
 from tests.waiting import stays, until
-from workers import stopping as stopping_module
 from workers.attempts import Attempts
 from workers.host import runs_in_container
-from workers.slots import Slots
-from workers.stopping import Stopping, resolve_mode, wait_for_runs
+from workers.lifecycle import stop_signals as stopping_module
+from workers.lifecycle.consumer import Slots
+from workers.lifecycle.stop_signals import Stopping, resolve_mode, wait_for_runs
 
 
 @pytest.fixture(autouse=True)

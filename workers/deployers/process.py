@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from flowfleet.errors import StartFailed
+from workers.deployers.fork_client import Launcher, NoAnswer
 from workers.deployers.subprocess_run import Parts, SubprocessRun
 from workers.deployment import Deployment, Exit, Order
 from workers.host import Abilities, Host
-from workers.launcher import Launcher, NoAnswer
 from workers.records import RunFolder
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from workers import processes
+from workers.deployers import process_handles
 from workers.deployment import Exit, Handle
 from workers.host import Abilities, Host
 from workers.records import RunFolder
@@ -105,8 +105,8 @@ class SubprocessRun:
         self._parts = parts
         self._started = started
         self._bell = _doorbell(parts.abilities)
-        self._shim: processes.Grip | None = None
-        self._command: processes.Grip | None = None
+        self._shim: process_handles.Grip | None = None
+        self._command: process_handles.Grip | None = None
         self._exit: Exit | None = None
         self._stopped_by: str | None = None
         self._over_since: float | None = None
@@ -192,21 +192,21 @@ class SubprocessRun:
 
     # -- what is being watched
 
-    def _grip_shim(self) -> processes.Grip | None:
+    def _grip_shim(self) -> process_handles.Grip | None:
         pid, start = int(self._started.get("pid") or 0), self._folder.path / "start"
         if self._started.get("pid_ns") != self._parts.host.pid_ns:
             # a container with the same volume: its pids mean nothing here, but the lock does
-            return processes.LockGrip(pid, start, ours=False)
+            return process_handles.LockGrip(pid, start, ours=False)
         ticks = self._started.get("ticks")
         if not self._parts.abilities.pidfd or ticks is None:  # None: started by a worker in plain mode
-            return processes.LockGrip(pid, start)
+            return process_handles.LockGrip(pid, start)
         try:
-            return processes.PidfdGrip.take(pid, ticks)
+            return process_handles.PidfdGrip.take(pid, ticks)
         except OSError as exc:
             self._without_descriptor(exc)
-            return processes.LockGrip(pid, start)
+            return process_handles.LockGrip(pid, start)
 
-    def _grip_command(self) -> processes.Grip | None:
+    def _grip_command(self) -> process_handles.Grip | None:
         pid = self._started.get("command_pid")
         if not pid or self._started.get("pid_ns") != self._parts.host.pid_ns:
             return None
@@ -214,15 +214,15 @@ class SubprocessRun:
         if not self._parts.abilities.pidfd or ticks is None:
             return self._poll_command(int(pid))
         try:
-            return processes.PidfdGrip.take(int(pid), ticks)
+            return process_handles.PidfdGrip.take(int(pid), ticks)
         except OSError as exc:
             self._without_descriptor(exc)
             return self._poll_command(int(pid))
 
-    def _poll_command(self, pid: int) -> processes.Grip | None:
+    def _poll_command(self, pid: int) -> process_handles.Grip | None:
         earliest = float(self._started.get("shim_started_at") or 0.0)
         # between the two the shim has written to a disk that may be slow
-        grip = processes.PolledGrip(pid, earliest, float(self._started.get("command_started_at") or earliest))
+        grip = process_handles.PolledGrip(pid, earliest, float(self._started.get("command_started_at") or earliest))
         return grip if grip.alive() else None
 
     def _without_descriptor(self, exc: OSError) -> None:
@@ -232,7 +232,7 @@ class SubprocessRun:
             extra={"run_id": self._folder.run_id, "claim": self._folder.claim, "error": str(exc)},
         )
 
-    def _watch(self, grip: processes.Grip | None) -> None:
+    def _watch(self, grip: process_handles.Grip | None) -> None:
         if self._bell is None:
             return
         fd = grip.fileno() if grip else None
@@ -312,7 +312,7 @@ class SubprocessRun:
     def _signal_members(self, number: signal.Signals) -> int:
         if self._started.get("pid_ns") != self._parts.host.pid_ns:
             return 0
-        return processes.signal_members(
+        return process_handles.signal_members(
             self._folder.run_id,
             self._folder.claim,
             number,

@@ -19,7 +19,7 @@ from typing import Any
 from celery.worker import state as celery_state
 
 from workers.attempts import Attempts
-from workers.slots import Slots
+from workers.lifecycle.consumer import Slots
 
 #: an orderly stop that hangs (a lost network, a stuck task) ends here; the disk has all that a kill -9 needs
 WATCHDOG_SECONDS = 5.0

@@ -14,10 +14,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from workers.deployers.fork_client import Launcher, NoAnswer, NotFit, Program
 from workers.environment import Layers
 from workers.host import Abilities
 from workers.interpreter import Interpreter
-from workers.launcher import Launcher, NoAnswer, NotFit, Program
 from workers.shim import syscalls, warm_parent
 
 logger = logging.getLogger(__name__)

@@ -14,9 +14,9 @@ from workers.attempts import Attempts
 from workers.background import Errands
 from workers.deployment import Deployer
 from workers.flow_output import FlowOutput
+from workers.lifecycle.heartbeat import Renewer
+from workers.lifecycle.stop_signals import Stopping, wait_for_runs
 from workers.pruner import Pruner
-from workers.renewal import Renewer
-from workers.stopping import Stopping, wait_for_runs
 from workers.supervisor import Supervisor
 
 logger = logging.getLogger(__name__)

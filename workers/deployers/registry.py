@@ -1,0 +1,45 @@
+"""Registry: which deployer a worker has: a process deployer, a plugged-in one, or one that gives runs away."""
+
+from __future__ import annotations
+
+from importlib import metadata
+
+from flowfleet.api.client import ApiClient
+from flowfleet.errors import SettingsError
+from flowfleet.settings.classes import WorkerSettings
+from workers.deployers import external, warm_client
+from workers.deployers.fork_client import Program
+from workers.deployers.process import ProcessDeployer
+from workers.deployment import Deployer
+from workers.host import Abilities, Host, raise_descriptors
+
+DEPLOYERS = "flowfleet.deployers"
+
+
+def adopting_deployer(own: Deployer, api: ApiClient, settings: WorkerSettings) -> Deployer:
+    """The deployer of a worker, which also adopts what a Python agent of its host has left."""
+    return external.ExternalDeployer(None, below=own, watch=external.Watch(api.states), host=settings.host)
+
+
+def plugged_in_deployer(kind: str) -> Deployer | None:
+    """The deployer that a package has put in under this name; None for processes, which are our own.
+
+    Raises `SettingsError` when no installed package names it.
+    """
+    if kind == ProcessDeployer.kind:
+        return None
+    found = [entry for entry in metadata.entry_points(group=DEPLOYERS) if entry.name == kind]
+    if not found:
+        raise SettingsError(f"--deploy {kind} is unknown, use process or the name of an installed deployer")
+    deployer: Deployer = found[0].load()()
+    return deployer
+
+
+def process_deployer(host: Host, abilities: Abilities, parent: Program | None) -> Deployer:
+    """The deployer of processes; with the program of a warm parent it starts one, and forks engines out of it."""
+    descriptors = raise_descriptors()
+    warm = None
+    if parent is not None:
+        warm = warm_client.starter(parent, abilities, descriptors=descriptors)
+        warm.start()
+    return ProcessDeployer(host=host, abilities=abilities, warm=warm, descriptors=descriptors)

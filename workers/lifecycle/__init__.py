@@ -1,0 +1,1 @@
+"""Lifecycle: how a worker signs on, renews, fetches messages, and ends."""
