@@ -23,6 +23,9 @@ from flowfleet.errors import LedgerUnavailable
 from flowfleet.flow_run import TASK_NAME, Message, Route
 from flowfleet.ledger.login import Login, without_login
 
+#: for those who only hand it on: nobody else imports Celery
+App = Celery
+
 #: seconds a pending read of the queues lasts: kombu reads it out when it closes, so it bounds how long a stop takes
 READ_SECONDS = 0.25
 #: Celery's emulated acknowledgements: only messages taken off a queue and not yet started stand under it

@@ -31,7 +31,6 @@ from flowfleet.settings.click_options import options
 from flowfleet.settings.secret_files import SecretFiles
 from flowfleet.settings.unused import tell_unused
 from flowfleet.signals import Hangup
-from workers import clone
 from workers import page as worker_page
 from workers.deployers import external, warm_client
 from workers.deployers.registry import adopting_deployer, plugged_in_deployer, process_deployer
@@ -40,8 +39,8 @@ from workers.environment import Layers
 from workers.host import Abilities, Host, runs_in_container
 from workers.interpreter import Interpreter, interpreter_of
 from workers.lifecycle import sign_on
-from workers.lifecycle.consumer import require_hooks
-from workers.lifecycle.stop_signals import forget_stop, leave_at_once, resolve_mode
+from workers.lifecycle.consumer import forget_stop, require_hooks
+from workers.lifecycle.stop_signals import leave_at_once, resolve_mode
 from workers.orders import Orders
 from workers.records import StateFolder
 from workers.service import Parts, Service
@@ -251,7 +250,7 @@ def _sign_on(ledger: Ledger, row: Row, state: StateFolder, host: Host, api: ApiC
 
 def _prove_and_sign_on(ledger: Ledger, row: Row, state: StateFolder, host: Host) -> None:
     seconds = ledger.gate.lease().ttl_seconds
-    predecessor = clone.dead_predecessor(ledger.roster, state, host, row.worker, watch_seconds=seconds)
+    predecessor = sign_on.dead_predecessor(ledger.roster, state, host, row.worker, watch_seconds=seconds)
     sign_on.sign_on(ledger.roster, row, predecessor=predecessor, watch_seconds=seconds)
 
 

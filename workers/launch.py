@@ -12,19 +12,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from celery import Celery
-
 from flowfleet.api.client import Answer, ApiClient, Job, Kind, Mark, Verdict
-from flowfleet.errors import (
-    ApiRejected,
-    ApiUnavailable,
-    BadMessage,
-    DeployError,
-    LedgerUnavailable,
-    RunGone,
-)
+from flowfleet.errors import ApiRejected, ApiUnavailable, DeployError, LedgerUnavailable, RunGone
 from flowfleet.failpoints import Failpoints
-from flowfleet.flow_run import TASK_NAME, Message
+from flowfleet.flow_run import Message
 from flowfleet.ledger.claims import Claims, Held, Refusal, State
 from workers.attempts import Attempt, Attempts, fitting, held_of, held_to_intent
 from workers.background import Errands
@@ -304,16 +295,3 @@ class Launch:
 def _as_part(sentence: str) -> str:
     """Of a longer sentence; a word that is a name in capitals stays one."""
     return sentence[:1].lower() + sentence[1:] if sentence[1:2].islower() else sentence
-
-
-def register(app: Celery, launch: Callable[[Message], None]) -> None:
-    """Make the one Celery task of the app."""
-
-    @app.task(name=TASK_NAME, shared=False, ignore_result=True, acks_late=False)  # type: ignore[untyped-decorator]
-    def flowfleet_launch(**kwargs: Any) -> None:
-        try:
-            message = Message.from_kwargs(kwargs)
-        except BadMessage as exc:  # the bootstep has looked at it before; eager calls come here directly
-            logger.warning("message refused", extra={"error": str(exc)})
-            return
-        launch(message)

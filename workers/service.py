@@ -9,16 +9,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from celery import Celery
-
 from flowfleet.api.client import ApiClient, Mark
+from flowfleet.broker import App
 from flowfleet.errors import LedgerError
 from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import Message, Route
 from flowfleet.ledger.claims import Claims
 from flowfleet.ledger.roster import Roster, Row
 from flowfleet.settings.classes import WorkerSettings
-from workers import celery_worker
 from workers.adoption import Adoption, Ownership
 from workers.attempts import Attempt, Attempts
 from workers.background import Errands
@@ -27,8 +25,9 @@ from workers.endings import Endings
 from workers.fences import Fences
 from workers.flow_output import FlowOutput
 from workers.handback import HandBack
-from workers.launch import Launch, register
-from workers.lifecycle.consumer import Slots
+from workers.launch import Launch
+from workers.lifecycle import consumer
+from workers.lifecycle.consumer import Slots, register_task
 from workers.lifecycle.heartbeat import Renewer
 from workers.lifecycle.shutdown import Farewell
 from workers.lifecycle.stop_signals import Stopping
@@ -53,7 +52,7 @@ class Parts:
 
     settings: WorkerSettings
     row: Row
-    app: Celery
+    app: App
     claims: Claims
     roster: Roster
     api: ApiClient
@@ -334,8 +333,8 @@ class Service:
 
     def _serve(self) -> int:
         app = self._parts.app
-        register(app, self._launch)
+        register_task(app, self._launch)
         app.steps["consumer"].add(self.slots.step())
-        worker = celery_worker.make(app, self._parts.row.worker, self._parts.settings)
+        worker = consumer.make_worker(app, self._parts.row.worker, self._parts.settings)
         worker.start()
         return int(worker.exitcode or 0)

@@ -7,9 +7,8 @@ import dataclasses
 import pytest
 
 from tests.ledger_world import row
-from workers.clone import dead_predecessor
 from workers.host import Host
-from workers.lifecycle.sign_on import NameTaken
+from workers.lifecycle.sign_on import NameTaken, dead_predecessor
 from workers.records import StateFolder
 
 BEFORE = Host(name="a", machine_id="m" * 32, boot_id="boot-1", pid_ns=1)

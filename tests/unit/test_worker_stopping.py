@@ -11,7 +11,8 @@ from workers.attempts import Attempts
 from workers.host import runs_in_container
 from workers.lifecycle import stop_signals as stopping_module
 from workers.lifecycle.consumer import Slots
-from workers.lifecycle.stop_signals import Stopping, resolve_mode, wait_for_runs
+from workers.lifecycle.shutdown import wait_for_runs
+from workers.lifecycle.stop_signals import Stopping, resolve_mode
 
 
 @pytest.fixture(autouse=True)

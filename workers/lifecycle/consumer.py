@@ -10,13 +10,15 @@ import contextlib
 import json
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import celery
 import kombu
-from celery import bootsteps
+from celery import Celery, bootsteps
+from celery.platforms import SecurityWarning
 from celery.worker import state as celery_state
 from celery.worker.consumer import Consumer
 from celery.worker.consumer.tasks import Tasks
@@ -25,6 +27,7 @@ from kombu.transport import redis as redis_transport
 from flowfleet.broker import queue_name, queue_of
 from flowfleet.errors import BadMessage, FleetError
 from flowfleet.flow_run import MESSAGE_LIMIT, TASK_NAME, Message, Route
+from flowfleet.settings.classes import WorkerSettings
 
 logger = logging.getLogger(__name__)
 
@@ -239,3 +242,64 @@ def check(headers: Any, body: Any, content_type: Any, content_encoding: Any) -> 
     if headers.get("id") != message.task_id:
         raise BadMessage("the task id does not belong to the run and claim")
     return message
+
+
+def make_worker(app: Celery, name: str, settings: WorkerSettings) -> Any:
+    """A worker that reads no queue yet; `start` blocks, `exitcode` tells how it ended."""
+    base: Any = app.Worker
+
+    class QuietWorker(base):  # type: ignore[misc]
+        """The signals are ours: Celery's handlers would wait for every run."""
+
+        def install_platform_tweaks(self, worker: Any) -> None:
+            """No handlers."""
+
+        def setup_logging(self, colorize: Any = None) -> Any:
+            """Logs are set up already."""
+            del colorize
+            return True
+
+        def set_process_status(self, info: str) -> None:
+            """The process keeps the name of its command."""
+
+    # a line for each task says what our own lines say better
+    for noisy in ("celery.worker.strategy", "celery.app.trace", "celery.worker.consumer.consumer"):
+        logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLogger().level))
+    with warnings.catch_warnings():
+        # what it warns of is pickle; we take JSON only, and flows may need root
+        warnings.simplefilter("ignore", SecurityWarning)
+        return QuietWorker(
+            hostname=name,
+            pool="threads",
+            # one more than slots, for a launch that hands back while all others are taken
+            concurrency=settings.slots + 1,
+            quiet=True,
+            task_events=settings.task_events,
+            without_gossip=True,
+            without_mingle=True,
+            without_heartbeat=True,
+            loglevel=settings.log_level,
+        )
+
+
+def register_task(app: Celery, launch: Callable[[Message], None]) -> None:
+    """Make the one Celery task of the app."""
+
+    @app.task(name=TASK_NAME, shared=False, ignore_result=True, acks_late=False)  # type: ignore[untyped-decorator]
+    def flowfleet_launch(**kwargs: Any) -> None:
+        try:
+            message = Message.from_kwargs(kwargs)
+        except BadMessage as exc:  # the bootstep has looked at it before; eager calls come here directly
+            logger.warning("message refused", extra={"error": str(exc)})
+            return
+        launch(message)
+
+
+def ask_to_stop() -> None:
+    """Let Celery's loop end at its next turn; safe in a signal handler."""
+    celery_state.should_stop = 0
+
+
+def forget_stop() -> None:
+    """Celery keeps the flag of a stop for the whole process: a program that goes on may start another worker."""
+    celery_state.should_stop = None

@@ -15,7 +15,7 @@ from workers.background import Errands
 from workers.deployment import Deployer
 from workers.flow_output import FlowOutput
 from workers.lifecycle.heartbeat import Renewer
-from workers.lifecycle.stop_signals import Stopping, wait_for_runs
+from workers.lifecycle.stop_signals import Stopping
 from workers.pruner import Pruner
 from workers.supervisor import Supervisor
 
@@ -111,3 +111,24 @@ class Farewell:
             "them, and to end them start this worker again under its name with `--on-stop cancel` and stop it",
             extra={"worker": self.row.worker, "runs": names},
         )
+
+
+def wait_for_runs(
+    attempts: Attempts,
+    seconds: float | None,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    wait: Callable[[float], None] = time.sleep,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> bool:
+    """Wait until nothing runs and every end is told; False when something is left after `seconds`.
+
+    `meanwhile` is called at each look.
+    """
+    deadline = None if seconds is None else clock() + seconds
+    while attempts.all():
+        meanwhile()
+        if deadline is not None and clock() >= deadline:
+            return False
+        wait(0.05)
+    return True

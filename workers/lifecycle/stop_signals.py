@@ -11,15 +11,12 @@ import os
 import select
 import signal
 import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from celery.worker import state as celery_state
-
 from workers.attempts import Attempts
-from workers.lifecycle.consumer import Slots
+from workers.lifecycle.consumer import Slots, ask_to_stop
 
 #: an orderly stop that hangs (a lost network, a stuck task) ends here; the disk has all that a kill -9 needs
 WATCHDOG_SECONDS = 5.0
@@ -37,11 +34,6 @@ def leave_at_once(leave: Callable[[int], Any] = os._exit) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda _number, _frame: leave(0))
-
-
-def forget_stop() -> None:
-    """Celery keeps the flag of a stop for the whole process: a program that goes on may start another worker."""
-    celery_state.should_stop = None
 
 
 @dataclass
@@ -82,7 +74,7 @@ class Stopping:
         self.number = number
         self.slots.stopping = True
         self.attempts.close()
-        celery_state.should_stop = 0
+        ask_to_stop()
         self.slots.bell.ring()
         with contextlib.suppress(BlockingIOError):
             os.write(self._pipe[1], b"!")
@@ -98,24 +90,3 @@ class Stopping:
         select.select([self._pipe[0]], [], [])
         if not self._done.wait(WATCHDOG_SECONDS):
             self.leave(0)
-
-
-def wait_for_runs(
-    attempts: Attempts,
-    seconds: float | None,
-    *,
-    clock: Callable[[], float] = time.monotonic,
-    wait: Callable[[float], None] = time.sleep,
-    meanwhile: Callable[[], None] = lambda: None,
-) -> bool:
-    """Wait until nothing runs and every end is told; False when something is left after `seconds`.
-
-    `meanwhile` is called at each look.
-    """
-    deadline = None if seconds is None else clock() + seconds
-    while attempts.all():
-        meanwhile()
-        if deadline is not None and clock() >= deadline:
-            return False
-        wait(0.05)
-    return True
