@@ -15,8 +15,8 @@ from workers.attempts import Attempts
 from workers.lifecycle.consumer import Slots
 from workers.lifecycle.heartbeat import WATCH_SECONDS, Watcher
 from workers.metrics import Meters
-from workers.outbox import Outbox
 from workers.records import RunFolder, RunRecords
+from workers.reporting.outbox import Outbox
 from workers.standing import Standing
 
 _RUN_LOG = re.compile(r"/api/runs/([0-9a-f-]{36})/log")

@@ -21,9 +21,7 @@ from workers.adoption import Adoption, Ownership
 from workers.attempts import Attempt, Attempts
 from workers.background import Errands
 from workers.deployment import Deployer
-from workers.endings import Endings
 from workers.fences import Fences
-from workers.flow_output import FlowOutput
 from workers.handback import HandBack
 from workers.launch import Launch
 from workers.lifecycle import consumer
@@ -31,14 +29,16 @@ from workers.lifecycle.consumer import Slots, register_task
 from workers.lifecycle.heartbeat import Renewer
 from workers.lifecycle.shutdown import Farewell
 from workers.lifecycle.stop_signals import Stopping
-from workers.logbook import Logbook
 from workers.metrics import Meters
 from workers.orders import Orders
-from workers.outbox import Outbox
 from workers.page import Vitals
 from workers.patience import Patience
 from workers.pruner import Pruner
 from workers.records import StateFolder
+from workers.reporting.endings import Endings
+from workers.reporting.outbox import Outbox
+from workers.reporting.run_log import Logbook
+from workers.reporting.show_output import FlowOutput
 from workers.siblings import Siblings, scopes_of
 from workers.standing import Standing
 from workers.supervisor import Supervisor

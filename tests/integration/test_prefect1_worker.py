@@ -14,8 +14,8 @@ import pytest
 from tests.prefect1_api import Faults
 from tests.waiting import until
 from tests.worker_world1 import WorkerWorld1
-from workers import endings
 from workers.interpreter import Interpreter
+from workers.reporting import endings
 from workers.shim import syscalls
 
 HELD = "state('Running'); print('held', flush=True); time.sleep(300)"

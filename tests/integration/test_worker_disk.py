@@ -10,7 +10,7 @@ import pytest
 from tests.waiting import until
 from tests.worker_world import WorkerWorld
 from workers import background as errands_module
-from workers import endings as endings_module
+from workers.reporting import endings as endings_module
 from workers.shim import atomic_files
 
 

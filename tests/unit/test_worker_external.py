@@ -15,7 +15,7 @@ from flowfleet.errors import ApiUnavailable, StartFailed, UnsupportedRun
 from workers.deployers.external import COMES_BACK_SECONDS, DOUBT_SECONDS, ExternalDeployer, Watch
 from workers.deployment import Exit, Order
 from workers.records import RunFolder
-from workers.reports import Step, decide
+from workers.reporting.exit_table import Step, decide
 
 RUN = "aaaaaaaa-0000-4000-8000-000000000000"
 CLAIM = "bbbbbbbb-0000-4000-8000-000000000000"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from workers.logbook import Logbook
+from workers.reporting.run_log import Logbook
 
 
 class FakeApi:

@@ -8,8 +8,8 @@ import logging
 import os
 
 from tests.waiting import until
-from workers import flow_output
-from workers.flow_output import FlowOutput
+from workers.reporting import show_output
+from workers.reporting.show_output import FlowOutput
 
 
 def test_lines_come_whole_and_prefixed_and_the_last_one_without_its_end_too(tmp_path):
@@ -53,7 +53,7 @@ def test_the_login_of_an_address_is_blackened_as_in_our_own_lines(tmp_path):
 
 
 def test_two_runs_are_told_apart(tmp_path, monkeypatch):
-    monkeypatch.setattr(flow_output, "_LAST_LINES_SECONDS", 60.0)
+    monkeypatch.setattr(show_output, "_LAST_LINES_SECONDS", 60.0)
     stream = io.StringIO()
     output = FlowOutput(stream)
     for name in ("a", "b"):
@@ -79,7 +79,7 @@ class Broken(io.StringIO):
 
 
 def test_a_stdout_that_takes_nothing_is_said_once_and_tried_again_at_each_look(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(flow_output, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(show_output, "_LOOK_SECONDS", 0.01)
     stream = Broken(errno.ENOSPC)
     output = FlowOutput(stream)
     for name in ("a", "b"):
@@ -106,7 +106,7 @@ def test_a_stdout_of_another_encoding_shows_what_it_can(tmp_path):
 
 
 def test_a_line_without_an_end_is_shown_in_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr(flow_output, "_LONGEST_LINE", 100_000)
+    monkeypatch.setattr(show_output, "_LONGEST_LINE", 100_000)
     stream = io.StringIO()
     output = FlowOutput(stream)
     (tmp_path / "log").write_bytes(b"x" * 200_000)

@@ -6,7 +6,7 @@ import pytest
 
 from flowfleet.api.client import Kind, RunState
 from workers.deployment import Exit
-from workers.reports import Step, decide, for_cancelled
+from workers.reporting.exit_table import Step, decide, for_cancelled
 
 
 def state(kind, name="", **facts):

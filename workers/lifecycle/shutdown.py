@@ -13,10 +13,10 @@ from flowfleet.ledger.roster import Roster, Row
 from workers.attempts import Attempts
 from workers.background import Errands
 from workers.deployment import Deployer
-from workers.flow_output import FlowOutput
 from workers.lifecycle.heartbeat import Renewer
 from workers.lifecycle.stop_signals import Stopping
 from workers.pruner import Pruner
+from workers.reporting.show_output import FlowOutput
 from workers.supervisor import Supervisor
 
 logger = logging.getLogger(__name__)

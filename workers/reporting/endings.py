@@ -14,10 +14,10 @@ from flowfleet.ledger.claims import Claims, Held, Outcome, Refusal, State
 from workers.attempts import Attempt, Attempts
 from workers.background import Errands
 from workers.deployment import Exit
-from workers.logbook import Logbook
-from workers.outbox import Outbox, Report
 from workers.records import RunRecords
-from workers.reports import SECOND_LOOK_SECONDS, Decision, Step, decide, for_cancelled
+from workers.reporting.exit_table import SECOND_LOOK_SECONDS, Decision, Step, decide, for_cancelled
+from workers.reporting.outbox import Outbox, Report
+from workers.reporting.run_log import Logbook
 
 logger = logging.getLogger(__name__)
 
