@@ -26,8 +26,8 @@ from workers.deployers.process import ProcessDeployer
 from workers.environment import layers_of, worker_layer
 from workers.host import Abilities, Host
 from workers.interpreter import Interpreter
-from workers.orders import Orders
 from workers.records import StateFolder
+from workers.runs.start_spec import Orders
 from workers.service import Parts, Service
 
 #: ends at once, as an engine that has reported

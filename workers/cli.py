@@ -41,8 +41,8 @@ from workers.interpreter import Interpreter, interpreter_of
 from workers.lifecycle import sign_on
 from workers.lifecycle.consumer import forget_stop, require_hooks
 from workers.lifecycle.stop_signals import leave_at_once, resolve_mode
-from workers.orders import Orders
 from workers.records import StateFolder
+from workers.runs.start_spec import Orders
 from workers.service import Parts, Service
 
 logger = logging.getLogger(__name__)

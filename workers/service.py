@@ -17,20 +17,15 @@ from flowfleet.flow_run import Message, Route
 from flowfleet.ledger.claims import Claims
 from flowfleet.ledger.roster import Roster, Row
 from flowfleet.settings.classes import WorkerSettings
-from workers.adoption import Adoption, Ownership
 from workers.attempts import Attempt, Attempts
 from workers.background import Errands
 from workers.deployment import Deployer
-from workers.fences import Fences
-from workers.handback import HandBack
-from workers.launch import Launch
 from workers.lifecycle import consumer
 from workers.lifecycle.consumer import Slots, register_task
 from workers.lifecycle.heartbeat import Renewer
 from workers.lifecycle.shutdown import Farewell
 from workers.lifecycle.stop_signals import Stopping
 from workers.metrics import Meters
-from workers.orders import Orders
 from workers.page import Vitals
 from workers.patience import Patience
 from workers.pruner import Pruner
@@ -39,9 +34,14 @@ from workers.reporting.endings import Endings
 from workers.reporting.outbox import Outbox
 from workers.reporting.run_log import Logbook
 from workers.reporting.show_output import FlowOutput
-from workers.siblings import Siblings, scopes_of
+from workers.runs.adoption import Adoption, Ownership
+from workers.runs.cancel_and_fence import Fences
+from workers.runs.hand_back import HandBack
+from workers.runs.launch import Launch
+from workers.runs.start_spec import Orders
+from workers.runs.supervisor import Supervisor
+from workers.runs.takeover import Siblings, scopes_of
 from workers.standing import Standing
-from workers.supervisor import Supervisor
 
 logger = logging.getLogger(__name__)
 

@@ -39,8 +39,8 @@ from workers.deployment import Deployer, Deployment, Order
 from workers.host import Abilities, Host
 from workers.interpreter import interpreter_of
 from workers.lifecycle.sign_on import state_root
-from workers.orders import Orders
 from workers.records import RunRecords
+from workers.runs.start_spec import Orders
 from workers.service import Service
 
 if TYPE_CHECKING:

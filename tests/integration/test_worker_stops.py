@@ -11,7 +11,7 @@ from flowfleet.failpoints import Failpoints
 from flowfleet.ledger.claims import Lease
 from tests.waiting import SCALE, stays, until
 from tests.worker_world import Left, WorkerWorld
-from workers import launch as launch_module
+from workers.runs import launch as launch_module
 from workers.shim.syscalls import boot_clock
 
 

@@ -17,7 +17,7 @@ def logged():
     def start(style="text", secrets=()):
         stream = io.StringIO()
         logs.configure("DEBUG", style, secrets=secrets, stream=stream)
-        return logging.getLogger("workers.launch"), stream
+        return logging.getLogger("workers.runs.launch"), stream
 
     return start
 
@@ -27,7 +27,9 @@ def test_a_text_line_has_time_level_place_message_and_run_and_claim_first(logged
     logger.info("run taken", extra={"slots": 3, "claim": "c1", "run_id": "r1", "wait": 0.25, "why": "two words"})
 
     line = stream.getvalue()
-    assert line.endswith('INFO    workers.launch: run taken  run_id=r1 claim=c1 slots=3 wait=0.25 why="two words"\n')
+    assert line.endswith(
+        'INFO    workers.runs.launch: run taken  run_id=r1 claim=c1 slots=3 wait=0.25 why="two words"\n'
+    )
     assert line[:20].count(":") == 2
 
 

@@ -11,7 +11,7 @@ from flowfleet.errors import SettingsError
 from flowfleet.settings.classes import LEASE_MARGIN_SECONDS, Common, PollerSettings, UpSettings, WorkerSettings
 from flowfleet.settings.click_options import known_keys, options, read_config
 from flowfleet.settings.option import options_of, refresh, resolve, secrets_of
-from workers.launch import MARGIN_SECONDS
+from workers.runs.launch import MARGIN_SECONDS
 
 CLASSES = (Common, PollerSettings, WorkerSettings, UpSettings)
 

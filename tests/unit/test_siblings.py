@@ -9,7 +9,7 @@ import pytest
 
 from workers.pruner import Pruner
 from workers.records import StateFolder
-from workers.siblings import Siblings
+from workers.runs.takeover import Siblings
 
 ROUTE = "prefect3/11111111-1111-4111-8111-111111111111/default"
 

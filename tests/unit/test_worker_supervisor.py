@@ -16,9 +16,9 @@ from tests.waiting import until
 from workers.attempts import Attempt, Attempts
 from workers.deployment import Exit
 from workers.records import RunFolder
+from workers.runs.supervisor import Supervisor
 from workers.shim import atomic_files
 from workers.shim.syscalls import boot_clock
-from workers.supervisor import Supervisor
 
 ROUTE = Route("prefect3", "11111111-1111-4111-8111-111111111111", "default")
 

@@ -17,7 +17,7 @@ from workers.lifecycle.heartbeat import Renewer
 from workers.lifecycle.stop_signals import Stopping
 from workers.pruner import Pruner
 from workers.reporting.show_output import FlowOutput
-from workers.supervisor import Supervisor
+from workers.runs.supervisor import Supervisor
 
 logger = logging.getLogger(__name__)
 

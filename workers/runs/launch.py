@@ -20,11 +20,11 @@ from flowfleet.ledger.claims import Claims, Held, Refusal, State
 from workers.attempts import Attempt, Attempts, fitting, held_of, held_to_intent
 from workers.background import Errands
 from workers.deployment import Deployer, Deployment, Exit
-from workers.handback import HandBack
-from workers.orders import Orders
 from workers.patience import Patience
 from workers.records import RunRecords
 from workers.reporting.run_log import Logbook
+from workers.runs.hand_back import HandBack
+from workers.runs.start_spec import Orders
 from workers.shim.syscalls import boot_clock
 from workers.standing import Standing
 

@@ -9,7 +9,7 @@ from flowfleet.errors import LedgerError
 from flowfleet.ledger.claims import Claims, Refusal, State
 from workers.attempts import Attempt, Attempts
 from workers.background import Errands
-from workers.supervisor import Supervisor
+from workers.runs.supervisor import Supervisor
 
 logger = logging.getLogger(__name__)
 

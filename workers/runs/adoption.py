@@ -25,8 +25,8 @@ from flowfleet.ledger.claims import Claims, Held, Refusal, State
 from workers.attempts import Attempt, Attempts, fitting, held_of, held_to_intent
 from workers.background import Errands
 from workers.deployment import Deployer
-from workers.handback import HandBack
 from workers.records import RunFolder
+from workers.runs.hand_back import HandBack
 
 logger = logging.getLogger(__name__)
 
