@@ -16,7 +16,7 @@ from workers.deployers.process import ProcessDeployer
 from workers.deployers.process_handles import members
 from workers.deployment import Deployment, Exit, Order
 from workers.host import Abilities, Host
-from workers.records import RunFolder, RunRecords
+from workers.state.run_folders import RunFolder, RunRecords
 
 
 def new_launcher() -> Launcher:

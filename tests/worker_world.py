@@ -26,9 +26,9 @@ from workers.deployers.process import ProcessDeployer
 from workers.environment import layers_of, worker_layer
 from workers.host import Abilities, Host
 from workers.interpreter import Interpreter
-from workers.records import StateFolder
 from workers.runs.start_spec import Orders
 from workers.service import Parts, Service
+from workers.state.run_folders import StateFolder
 
 #: ends at once, as an engine that has reported
 TELLS = "import json,os,urllib.request as u;"

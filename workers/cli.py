@@ -41,9 +41,9 @@ from workers.interpreter import Interpreter, interpreter_of
 from workers.lifecycle import sign_on
 from workers.lifecycle.consumer import forget_stop, require_hooks
 from workers.lifecycle.stop_signals import leave_at_once, resolve_mode
-from workers.records import StateFolder
 from workers.runs.start_spec import Orders
 from workers.service import Parts, Service
+from workers.state.run_folders import StateFolder
 
 logger = logging.getLogger(__name__)
 

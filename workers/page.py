@@ -11,13 +11,13 @@ from typing import Any
 
 from flowfleet.monitor.run_output import read_local
 from flowfleet.page.server import Answer, Handler, Request
-from workers.attempts import Attempts
 from workers.lifecycle.consumer import Slots
 from workers.lifecycle.heartbeat import WATCH_SECONDS, Watcher
 from workers.metrics import Meters
-from workers.records import RunFolder, RunRecords
 from workers.reporting.outbox import Outbox
-from workers.standing import Standing
+from workers.state.attempts import Attempts
+from workers.state.ledger_view import Standing
+from workers.state.run_folders import RunFolder, RunRecords
 
 _RUN_LOG = re.compile(r"/api/runs/([0-9a-f-]{36})/log")
 

@@ -17,7 +17,6 @@ from flowfleet.flow_run import Message, Route
 from flowfleet.ledger.claims import Claims
 from flowfleet.ledger.roster import Roster, Row
 from flowfleet.settings.classes import WorkerSettings
-from workers.attempts import Attempt, Attempts
 from workers.background import Errands
 from workers.deployment import Deployer
 from workers.lifecycle import consumer
@@ -28,8 +27,6 @@ from workers.lifecycle.stop_signals import Stopping
 from workers.metrics import Meters
 from workers.page import Vitals
 from workers.patience import Patience
-from workers.pruner import Pruner
-from workers.records import StateFolder
 from workers.reporting.endings import Endings
 from workers.reporting.outbox import Outbox
 from workers.reporting.run_log import Logbook
@@ -41,7 +38,10 @@ from workers.runs.launch import Launch
 from workers.runs.start_spec import Orders
 from workers.runs.supervisor import Supervisor
 from workers.runs.takeover import Siblings, scopes_of
-from workers.standing import Standing
+from workers.state.attempts import Attempt, Attempts
+from workers.state.ledger_view import Standing
+from workers.state.pruner import Pruner
+from workers.state.run_folders import StateFolder
 
 logger = logging.getLogger(__name__)
 

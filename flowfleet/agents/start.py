@@ -38,10 +38,9 @@ from workers.deployers.process import ProcessDeployer
 from workers.deployment import Deployer, Deployment, Order
 from workers.host import Abilities, Host
 from workers.interpreter import interpreter_of
-from workers.lifecycle.sign_on import state_root
-from workers.records import RunRecords
 from workers.runs.start_spec import Orders
 from workers.service import Service
+from workers.state.run_folders import RunRecords, state_root
 
 if TYPE_CHECKING:
     from flowfleet.agents.agent import Agent

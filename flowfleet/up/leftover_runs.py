@@ -8,7 +8,7 @@ from pathlib import Path
 from flowfleet.local.child import wait_until
 from workers.deployers.subprocess_run import Parts, SubprocessRun
 from workers.host import Abilities, Host
-from workers.records import RunFolder
+from workers.state.run_folders import RunFolder
 
 #: a shim clears a run's group away in at most 5 s, then the worker's way of doing it begins
 _GONE_SECONDS = 12.0

@@ -12,7 +12,7 @@ from flowfleet import api as apis
 from flowfleet.errors import UnsupportedRun
 from tests.waiting import until
 from tests.worker_world import WorkerWorld
-from workers.records import StateFolder
+from workers.state.run_folders import StateFolder
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

@@ -17,7 +17,7 @@ from tests.bench_of_runs import BenchOfRuns
 from tests.unit.test_shim import FULL, is_alive
 from tests.waiting import until
 from workers.deployers.fork_client import Launcher, own_program
-from workers.records import RunFolder
+from workers.state.run_folders import RunFolder
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,7 +10,7 @@ from flowfleet.errors import LedgerUnavailable, SettingsError
 from flowfleet.monitor.run_output import NoOutput, read_remote
 from flowfleet.page.server import Answer, parse_address, serve
 from workers import page as worker_page
-from workers.records import RunFolder
+from workers.state.run_folders import RunFolder
 
 
 def _away(request):

@@ -17,8 +17,8 @@ from flowfleet.settings.classes import WorkerSettings
 from tests.ledger_world import flow_run
 from workers.environment import layers_of, worker_layer
 from workers.interpreter import Interpreter
-from workers.records import RunFolder
 from workers.runs.start_spec import Orders
+from workers.state.run_folders import RunFolder
 
 RUN, FLOW, TENANT = "11111111-1111-4111-8111-111111111111", "22222222-2222-4222-8222-222222222222", "tenant-id"
 #: what is given: to the worker's process, by --env, by the run; key, --no-cloud-logs

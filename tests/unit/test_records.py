@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from workers.deployment import Exit
-from workers.records import RunRecords, StateFolder, StateLocked
+from workers.state.run_folders import RunRecords, StateFolder, StateLocked
 
 DAY = 24 * 3600.0
 ROOT = Path(__file__).parents[2]
@@ -50,7 +50,7 @@ def test_a_kill_frees_the_lock(tmp_path):
 import os, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
-from workers.records import StateFolder
+from workers.state.run_folders import StateFolder
 state = StateFolder.open(Path({str(tmp_path)!r}), "machine", "worker")
 os.kill(os.getpid(), signal.SIGKILL)
 """

@@ -19,8 +19,8 @@ from flowfleet.errors import StartFailed
 from tests.bench_of_runs import BenchOfRuns, new_launcher
 from tests.waiting import until
 from workers.host import Abilities
-from workers.records import RunFolder
 from workers.shim import syscalls
+from workers.state.run_folders import RunFolder
 
 ROOT = Path(__file__).parents[2]
 FULL = Abilities.probe({})

@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from workers.pruner import Pruner
-from workers.records import StateFolder
 from workers.runs.takeover import Siblings
+from workers.state.pruner import Pruner
+from workers.state.run_folders import StateFolder
 
 ROUTE = "prefect3/11111111-1111-4111-8111-111111111111/default"
 

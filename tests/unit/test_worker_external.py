@@ -14,8 +14,8 @@ from flowfleet.api.client import Kind, RunState
 from flowfleet.errors import ApiUnavailable, StartFailed, UnsupportedRun
 from workers.deployers.external import COMES_BACK_SECONDS, DOUBT_SECONDS, ExternalDeployer, Watch
 from workers.deployment import Exit, Order
-from workers.records import RunFolder
 from workers.reporting.exit_table import Step, decide
+from workers.state.run_folders import RunFolder
 
 RUN = "aaaaaaaa-0000-4000-8000-000000000000"
 CLAIM = "bbbbbbbb-0000-4000-8000-000000000000"

@@ -10,9 +10,9 @@ import pytest
 from flowfleet.flow_run import Offer, Route
 from flowfleet.ledger.claims import Held, State
 from flowfleet.ledger.roster import Row
-from workers.attempts import Attempt, Attempts
 from workers.lifecycle.shutdown import Farewell
-from workers.records import RunFolder
+from workers.state.attempts import Attempt, Attempts
+from workers.state.run_folders import RunFolder
 
 
 class Part:

@@ -10,7 +10,8 @@ from flowfleet.errors import ApiUnavailable, KeyRefused, LedgerUnavailable, Sett
 from flowfleet.settings.classes import WorkerSettings
 from tests.ledger_world import row
 from workers.host import Host
-from workers.lifecycle.sign_on import NameTaken, open_state, patiently, predecessor, sign_on, state_root
+from workers.lifecycle.sign_on import NameTaken, open_state, patiently, predecessor, sign_on
+from workers.state.run_folders import state_root
 
 HOST = Host(name="h", machine_id="m" * 32, boot_id="boot-1", pid_ns=1)
 

@@ -7,12 +7,12 @@ from celery.worker import state as celery_state
 
 from tests.unit.test_worker_slots import FakeRoom
 from tests.waiting import stays, until
-from workers.attempts import Attempts
 from workers.host import runs_in_container
 from workers.lifecycle import stop_signals as stopping_module
 from workers.lifecycle.consumer import Slots
 from workers.lifecycle.shutdown import wait_for_runs
 from workers.lifecycle.stop_signals import Stopping, resolve_mode
+from workers.state.attempts import Attempts
 
 
 @pytest.fixture(autouse=True)

@@ -13,12 +13,12 @@ import pytest
 from flowfleet.flow_run import Route
 from flowfleet.ledger.claims import Held, State
 from tests.waiting import until
-from workers.attempts import Attempt, Attempts
 from workers.deployment import Exit
-from workers.records import RunFolder
 from workers.runs.supervisor import Supervisor
 from workers.shim import atomic_files
 from workers.shim.syscalls import boot_clock
+from workers.state.attempts import Attempt, Attempts
+from workers.state.run_folders import RunFolder
 
 ROUTE = Route("prefect3", "11111111-1111-4111-8111-111111111111", "default")
 

@@ -22,8 +22,8 @@ from flowfleet.api.client import Kind, RunState
 from flowfleet.errors import ApiError, DeployError, StartFailed
 from flowfleet.retry import Outage
 from workers.deployment import EXTERNAL, Deployer, Deployment, Exit, Handle, Order
-from workers.records import RunFolder
 from workers.shim import atomic_files
+from workers.state.run_folders import RunFolder
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from workers.deployers.fork_client import Launcher, NoAnswer
 from workers.deployers.subprocess_run import Parts, SubprocessRun
 from workers.deployment import Deployment, Exit, Order
 from workers.host import Abilities, Host
-from workers.records import RunFolder
+from workers.state.run_folders import RunFolder
 
 logger = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from typing import Any
 from workers.deployers import process_handles
 from workers.deployment import Exit, Handle
 from workers.host import Abilities, Host
-from workers.records import RunFolder
 from workers.shim import log_cap
+from workers.state.run_folders import RunFolder
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from flowfleet.errors import LedgerError
 from flowfleet.ledger.claims import Claims, Held, Refusal, Renewal, State
 from flowfleet.ledger.roster import Roster, Row
 from flowfleet.retry import Outage
-from workers.attempts import Attempt, Attempts
 from workers.shim.syscalls import boot_clock
-from workers.standing import Standing
+from workers.state.attempts import Attempt, Attempts
+from workers.state.ledger_view import Standing
 
 logger = logging.getLogger(__name__)
 

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from flowfleet.errors import LedgerError
 from flowfleet.ledger.claims import State
 from flowfleet.ledger.roster import Roster, Row
-from workers.attempts import Attempts
 from workers.background import Errands
 from workers.deployment import Deployer
 from workers.lifecycle.heartbeat import Renewer
 from workers.lifecycle.stop_signals import Stopping
-from workers.pruner import Pruner
 from workers.reporting.show_output import FlowOutput
 from workers.runs.supervisor import Supervisor
+from workers.state.attempts import Attempts
+from workers.state.pruner import Pruner
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,6 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from flowfleet.errors import ApiUnavailable, FleetError, KeyRefused, LedgerUnavailable, SettingsError
 from flowfleet.ledger import Ledger
@@ -15,7 +14,7 @@ from flowfleet.retry import Outage
 from flowfleet.settings.classes import WorkerSettings
 from workers.background import KEY_SECONDS
 from workers.host import Host
-from workers.records import StateFolder, StateLocked
+from workers.state.run_folders import StateFolder, StateLocked, state_root
 
 logger = logging.getLogger(__name__)
 
@@ -31,15 +30,6 @@ class NameTaken(FleetError):
     """Another live worker has this identity."""
 
     exit_code = 2
-
-
-def state_root(settings: WorkerSettings, environ: Mapping[str, str]) -> Path:
-    """Where state folders of this user lie: `--state-dir`, else below XDG_STATE_HOME."""
-    if settings.state_dir is not None:
-        return settings.state_dir
-    base = environ.get("XDG_STATE_HOME")
-    home = Path(base) if base else Path(environ.get("HOME") or Path.home()) / ".local" / "state"
-    return home / "flowfleet"
 
 
 def open_state(

@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from workers.attempts import Attempts
 from workers.lifecycle.consumer import Slots, ask_to_stop
+from workers.state.attempts import Attempts
 
 #: an orderly stop that hangs (a lost network, a stuck task) ends here; the disk has all that a kill -9 needs
 WATCHDOG_SECONDS = 5.0

@@ -11,13 +11,13 @@ from flowfleet.api.client import Answer, ApiClient, Kind, RunState, Verdict
 from flowfleet.errors import ApiRejected, ApiUnavailable, LedgerUnavailable
 from flowfleet.failpoints import Failpoints
 from flowfleet.ledger.claims import Claims, Held, Outcome, Refusal, State
-from workers.attempts import Attempt, Attempts
 from workers.background import Errands
 from workers.deployment import Exit
-from workers.records import RunRecords
 from workers.reporting.exit_table import SECOND_LOOK_SECONDS, Decision, Step, decide, for_cancelled
 from workers.reporting.outbox import Outbox, Report
 from workers.reporting.run_log import Logbook
+from workers.state.attempts import Attempt, Attempts
+from workers.state.run_folders import RunRecords
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from flowfleet.api.client import Answer, ApiClient, Kind, Mark, Verdict
 from flowfleet.errors import ApiUnavailable
 from flowfleet.failpoints import Failpoints
 from workers.background import Errands
-from workers.records import OutboxFolder
+from workers.state.run_folders import OutboxFolder
 
 logger = logging.getLogger(__name__)
 

@@ -22,11 +22,11 @@ from typing import Any
 from flowfleet.errors import BadMessage, LedgerUnavailable
 from flowfleet.flow_run import Route
 from flowfleet.ledger.claims import Claims, Held, Refusal, State
-from workers.attempts import Attempt, Attempts, fitting, held_of, held_to_intent
 from workers.background import Errands
 from workers.deployment import Deployer
-from workers.records import RunFolder
 from workers.runs.hand_back import HandBack
+from workers.state.attempts import Attempt, Attempts, fitting, held_of, held_to_intent
+from workers.state.run_folders import RunFolder
 
 logger = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ import logging
 from flowfleet.api.client import ApiClient, Kind
 from flowfleet.errors import LedgerError
 from flowfleet.ledger.claims import Claims, Refusal, State
-from workers.attempts import Attempt, Attempts
 from workers.background import Errands
 from workers.runs.supervisor import Supervisor
+from workers.state.attempts import Attempt, Attempts
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from flowfleet.api.client import Answer, ApiClient, Kind, Mark, Verdict
 from flowfleet.errors import ApiUnavailable
 from flowfleet.failpoints import Failpoints
 from flowfleet.ledger.claims import Claims, Held, Refusal
-from workers.attempts import Attempt, Attempts
 from workers.background import Errands
-from workers.records import RunFolder
+from workers.state.attempts import Attempt, Attempts
+from workers.state.run_folders import RunFolder
 
 logger = logging.getLogger(__name__)
 

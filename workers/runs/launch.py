@@ -17,16 +17,16 @@ from flowfleet.errors import ApiRejected, ApiUnavailable, DeployError, LedgerUna
 from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import Message
 from flowfleet.ledger.claims import Claims, Held, Refusal, State
-from workers.attempts import Attempt, Attempts, fitting, held_of, held_to_intent
 from workers.background import Errands
 from workers.deployment import Deployer, Deployment, Exit
 from workers.patience import Patience
-from workers.records import RunRecords
 from workers.reporting.run_log import Logbook
 from workers.runs.hand_back import HandBack
 from workers.runs.start_spec import Orders
 from workers.shim.syscalls import boot_clock
-from workers.standing import Standing
+from workers.state.attempts import Attempt, Attempts, fitting, held_of, held_to_intent
+from workers.state.ledger_view import Standing
+from workers.state.run_folders import RunRecords
 
 logger = logging.getLogger(__name__)
 

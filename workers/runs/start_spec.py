@@ -9,7 +9,7 @@ from flowfleet.ledger.claims import Held
 from workers.deployment import Order
 from workers.environment import Layers
 from workers.interpreter import Interpreter, resolve_command
-from workers.records import RunFolder
+from workers.state.run_folders import RunFolder
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,8 @@ import time
 from collections.abc import Callable
 
 from flowfleet.ledger.claims import State
-from workers.attempts import Attempt, Attempts
 from workers.deployment import Exit
+from workers.state.attempts import Attempt, Attempts
 
 logger = logging.getLogger(__name__)
 

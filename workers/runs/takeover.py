@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from flowfleet.flow_run import Offer
-from workers.records import OutboxFolder, RunFolder, RunRecords, StateFolder, StateLocked
 from workers.shim import atomic_files
+from workers.state.run_folders import OutboxFolder, RunFolder, RunRecords, StateFolder, StateLocked
 
 logger = logging.getLogger(__name__)
 

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from flowfleet.errors import FleetError
+from flowfleet.settings.classes import WorkerSettings
 from workers.deployment import Exit
 from workers.shim import atomic_files
 from workers.shim.syscalls import boot_clock
@@ -335,3 +336,12 @@ class StateFolder:
     def close(self) -> None:
         """Let go of the lock."""
         os.close(self._lock)
+
+
+def state_root(settings: WorkerSettings, environ: Mapping[str, str]) -> Path:
+    """Where state folders of this user lie: `--state-dir`, else below XDG_STATE_HOME."""
+    if settings.state_dir is not None:
+        return settings.state_dir
+    base = environ.get("XDG_STATE_HOME")
+    home = Path(base) if base else Path(environ.get("HOME") or Path.home()) / ".local" / "state"
+    return home / "flowfleet"

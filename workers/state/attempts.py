@@ -12,7 +12,7 @@ from typing import Any
 
 from flowfleet.ledger.claims import HANDLE_LIMIT, Claim, Held, State
 from workers.deployment import Deployment, Exit
-from workers.records import RunFolder
+from workers.state.run_folders import RunFolder
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 
-from workers.records import RunRecords, StateFolder, StateLocked
+from workers.state.run_folders import RunRecords, StateFolder, StateLocked
 
 logger = logging.getLogger(__name__)
 
