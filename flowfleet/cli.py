@@ -14,9 +14,9 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 
 import flowfleet.api
-from flowfleet.api.client import ApiClient, Kind, Place, RunState
+from flowfleet.api.client import ApiClient, Place, RunState, StateType
 from flowfleet.commands.program import CHECKS_FAILED, Group, run
-from flowfleet.commands.show_config import Found
+from flowfleet.commands.show_config import PrefectValues
 from flowfleet.commands.worker_control import asked
 from flowfleet.errors import ApiError, LedgerError, SettingsError
 from flowfleet.ledger import Ledger, connect
@@ -108,7 +108,7 @@ def runs_command(
     """List the runs of the fleet, also the ended ones of the last day."""
     seconds = runs.parse_since(since) if since else None
     state = runs.parse_state(state) if state else None
-    wanted = runs.Filter(state=state, route=route, worker=worker, since_seconds=seconds)
+    wanted = runs.RunFilter(state=state, route=route, worker=worker, since_seconds=seconds)
     with asked(settings) as ledger:
         snapshot = take(ledger)
         found = runs.collect(snapshot, ledger.claims.records(limit=_RECORDS), wanted)
@@ -157,7 +157,7 @@ def _at_api(settings: Common, run_id: str) -> tuple[RunState | None, Place | Non
     try:
         api = flowfleet.api.connect(settings, os.environ)
         state = api.states([run_id]).get(run_id)
-        return state, api.place(run_id) if state and state.kind is Kind.SCHEDULED else None, ""
+        return state, api.place(run_id) if state and state.kind is StateType.SCHEDULED else None, ""
     except (ApiError, SettingsError) as error:
         return None, None, str(error)
 
@@ -198,12 +198,12 @@ def logs_command(settings: LogsSettings, run_id: str, *, follow: bool) -> None:
 def doctor_command(settings: Common, *, as_json: bool) -> int:
     """Check Redis, the API and the fleet; exit 5 if something is wrong."""
     checks = _checks(settings)
-    failed = any(check.verdict == doctors.Verdict.FAIL for check in checks)
+    failed = any(check.verdict == doctors.CheckStatus.FAIL for check in checks)
     if as_json:
         click.echo(json.dumps({"ok": not failed, "checks": [check.to_json() for check in checks]}, indent=2))
     else:
         out = console()
-        colours = {doctors.Verdict.OK: "green", doctors.Verdict.WARN: "yellow", doctors.Verdict.FAIL: "red"}
+        colours = {doctors.CheckStatus.OK: "green", doctors.CheckStatus.WARN: "yellow", doctors.CheckStatus.FAIL: "red"}
         for check in checks:
             out.print(f"[{colours[check.verdict]}]{check.verdict:<5}[/]", end="")
             out.print(f"{check.name}: {check.sentence}", markup=False, soft_wrap=True)
@@ -215,18 +215,18 @@ def _checks(settings: Common) -> list[doctors.Check]:
     try:
         ledger = connect(settings.redis, settings.fleet)
     except LedgerError as error:  # an address that is none: the API is asked all the same
-        failed = doctors.Check(name="redis", verdict=doctors.Verdict.FAIL, found=str(error))
+        failed = doctors.Check(name="redis", verdict=doctors.CheckStatus.FAIL, found=str(error))
         return [failed, *doctors.api_checks(lambda: api().probe())]
     try:
         checks = list(doctors.redis_checks(RedisServer(ledger.store)))
         checks += doctors.api_checks(lambda: api().probe())
-        if not any(check.verdict == doctors.Verdict.FAIL for check in checks if check.name.startswith("redis")):
+        if not any(check.verdict == doctors.CheckStatus.FAIL for check in checks if check.name.startswith("redis")):
             snapshot = take(ledger)
             checks += doctors.fleet_checks(snapshot)
-            if any(check.name == "api" and check.verdict == doctors.Verdict.OK for check in checks):
+            if any(check.name == "api" and check.verdict == doctors.CheckStatus.OK for check in checks):
                 checks += doctors.label_checks(_as_leader(settings, api().backend, snapshot), snapshot)
     except LedgerError as error:
-        checks.append(doctors.Check(name="fleet", verdict=doctors.Verdict.FAIL, found=str(error)))
+        checks.append(doctors.Check(name="fleet", verdict=doctors.CheckStatus.FAIL, found=str(error)))
     finally:
         ledger.close()
     return checks
@@ -250,7 +250,7 @@ def config_command(ctx: click.Context, settings: Common) -> None:
         if name in settings.origins and settings.origins[name].kind == "flag"
     }
     common = {name for name, _ in options_of(Common)}
-    found = Found.of(settings, os.environ)
+    found = PrefectValues.of(settings, os.environ)
     for line in found.lines(found.with_defaults(settings), {"name"}):
         click.echo(line)
     for command, cls in (("poller", PollerSettings), ("worker", WorkerSettings), ("flowfleet", UpSettings)):

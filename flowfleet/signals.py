@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 LOOK_SECONDS = 5.0
 
 
-class Keyholder(Protocol):
+class SecretHolder(Protocol):
     """Who holds secrets that can be looked for again: the API's client, and the files of the others."""
 
     @property
@@ -32,7 +32,7 @@ class Keyholder(Protocol):
         """Look for them again; True when they are others now."""
 
 
-class Hangup:
+class ReloadOnHangup:
     """Takes the signal from the first moment on, and acts on it once there is something to act on."""
 
     def __init__(self, *, look_seconds: float = LOOK_SECONDS) -> None:
@@ -53,7 +53,7 @@ class Hangup:
         with contextlib.suppress(BlockingIOError):  # it is full of signals that nobody has seen to yet
             os.write(self._writer, b"!")
 
-    def serve(self, *keyholders: Keyholder) -> None:
+    def serve(self, *keyholders: SecretHolder) -> None:
         """Start the thread."""
         threading.Thread(target=self._run, args=keyholders, name="hangup", daemon=True).start()
 
@@ -62,14 +62,14 @@ class Hangup:
         self.changed.wait(seconds)
         self.changed.clear()
 
-    def _run(self, *keyholders: Keyholder) -> None:
+    def _run(self, *keyholders: SecretHolder) -> None:
         while True:
             try:
                 self.look(*keyholders)
             except Exception:  # the next signal must find this thread alive
                 logger.exception("secrets could not be read again")
 
-    def look(self, *keyholders: Keyholder) -> None:
+    def look(self, *keyholders: SecretHolder) -> None:
         """Wait for a signal, or for the next time to look after a refused key."""
         rung = bool(select.select([self._reader], [], [], self._look_seconds)[0])
         if rung:

@@ -21,7 +21,7 @@ SLOTLESS = frozenset({State.ENDED, State.JUDGED})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Narrowing:
+class OfferFilter:
     """The poller's own `--pool`, `--work-queue` and `--label`: they only narrow what workers offer."""
 
     pools: tuple[str, ...] = ()
@@ -55,7 +55,7 @@ class Narrowing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class ListingPlan:
     """Whose runs to ask for."""
 
     #: offers of live, active workers: their due runs are listed
@@ -95,24 +95,24 @@ def _covers(other: Offer, offer: Offer) -> bool:
     return other.tenant == offer.tenant and (fewer or offer.labels == other.labels)
 
 
-def wanted(rows: Iterable[Row], backend: str, narrowing: Narrowing) -> Wanted:
+def listing_plan(rows: Iterable[Row], backend: str, offer_filter: OfferFilter) -> ListingPlan:
     """Read the roster: what to list, what to count, where to show as online."""
     active: list[Offer] = []
     other: list[Offer] = []
     online: set[str] = set()
     for row in rows:
-        offer = narrowing.apply(row.offer) if row.offer.backend == backend else None
+        offer = offer_filter.apply(row.offer) if row.offer.backend == backend else None
         if offer is None:
             continue
         if row.live:
             online.update(offer.pools)
         (active if row.live and row.wanted == "active" else other).append(offer)
     idle = [left for offer in other for left in left_over(offer, active)]
-    return Wanted(offers=tuple(dict.fromkeys(active)), online=frozenset(online), idle=tuple(dict.fromkeys(idle)))
+    return ListingPlan(offers=tuple(dict.fromkeys(active)), online=frozenset(online), idle=tuple(dict.fromkeys(idle)))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Credit:
+class Capacity:
     """Free slots by worker, and what each worker consumes."""
 
     free: dict[str, int]
@@ -147,14 +147,14 @@ class Credit:
         return True
 
 
-def credit(rows: Iterable[Row], claims: Sequence[Claim]) -> Credit:
+def free_capacity(rows: Iterable[Row], claims: Sequence[Claim]) -> Capacity:
     """Count the free slots of live, active workers as the claim script does."""
     held: dict[str, int] = {}
     for claim in claims:
         if claim.worker is not None and claim.state not in SLOTLESS:
             held[claim.worker] = held.get(claim.worker, 0) + 1
     takers = [row for row in rows if row.live and row.wanted == "active"]
-    return Credit(
+    return Capacity(
         free={row.worker: max(0, row.slots - held.get(row.worker, 0)) for row in takers},
         routes={row.worker: frozenset(row.routes) for row in takers},
         waiting=tuple(claim.route for claim in claims if claim.state in WAITING),

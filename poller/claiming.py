@@ -11,13 +11,13 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from flowfleet.api.client import Answer, ApiClient, Kind, Mark, Verdict
+from flowfleet.api.client import Answer, ApiClient, Mark, StateType, Verdict
 from flowfleet.errors import ApiUnavailable, LedgerUnavailable
 from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import FlowRun, Message
 from flowfleet.ledger.claims import Claim, Claims, Outcome, Refusal
 from poller.leader import TermLost
-from poller.metrics import Meters
+from poller.metrics import PollerMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Claimer:
         mark: Mark,
         policy: str,
         failpoints: Failpoints,
-        meters: Meters,
+        metrics: PollerMetrics,
         new_call: Callable[[], str] = lambda: str(uuid.uuid4()),
     ) -> None:
         self._api = api
@@ -69,7 +69,7 @@ class Claimer:
         self._mark = mark
         self._policy = policy
         self._failpoints = failpoints
-        self._meters = meters
+        self._metrics = metrics
         self._new_call = new_call
         #: True while a claim is between ledger, API and queue: an orderly end waits for it
         self.in_hand = False
@@ -169,7 +169,7 @@ class Claimer:
                 # refused for now: for 30 s after a claim that was handed back; it is tried again until it works
                 logger.debug("claim refused for now", extra={**names, "reason": answer.reason})
                 return False
-            self._meters.lost.inc()
+            self._metrics.lost.inc()
             logger.info("claim refused", extra={**names, "reason": answer.reason})
             return False
         outcome = term_checked(self._claims.accept(term, claim.run_id, claim.claim))
@@ -178,7 +178,7 @@ class Claimer:
             logger.warning("claim gone from the ledger", extra={**names, "refusal": outcome.refusal})
             return False
         self._failpoints.hit("claim.after_accept")
-        self._meters.claimed.inc()
+        self._metrics.claimed.inc()
         return self._send(claim)
 
     def _send(self, claim: Claim) -> bool:
@@ -222,4 +222,4 @@ def _silence(answers: Mapping[str, Answer]) -> ApiUnavailable | None:
 
 
 def _unclaimed(answer: Answer) -> bool:
-    return answer.state is not None and answer.state.kind is Kind.SCHEDULED
+    return answer.state is not None and answer.state.kind is StateType.SCHEDULED

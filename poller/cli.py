@@ -15,23 +15,23 @@ import click
 
 import flowfleet.ledger
 from flowfleet import logs
-from flowfleet.api import ApiClient, Door
+from flowfleet.api import ApiClient, Connector
 from flowfleet.api.prefect1 import agent_config
 from flowfleet.commands.install import command as install_command
 from flowfleet.commands.program import Group, run
 from flowfleet.errors import ApiUnavailable, LedgerUnavailable
 from flowfleet.failpoints import Failpoints
-from flowfleet.page.startup import Front
+from flowfleet.page.startup import StartupPage
+from flowfleet.retry import RetrySchedule
 from flowfleet.settings.classes import PollerSettings
 from flowfleet.settings.click_options import options
 from flowfleet.settings.secret_files import SecretFiles
 from flowfleet.settings.unused import tell_unused
-from flowfleet.signals import Hangup
-from poller.hints_inbox import Bell
-from poller.metrics import Meters
-from poller.outage import Outage
-from poller.service import Parts, Service
-from poller.shutdown import Stop
+from flowfleet.signals import ReloadOnHangup
+from poller.hints_inbox import HintsInbox
+from poller.metrics import PollerMetrics
+from poller.service import PollerParts, PollerService
+from poller.shutdown import PollerShutdown
 
 if TYPE_CHECKING:
     from flowfleet.broker import Publisher
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entered:
+class ConnectedApi:
     """The API has answered: its client, and the settings that hold with what Prefect's own say."""
 
     api: ApiClient
@@ -58,46 +58,48 @@ def publisher(settings: PollerSettings, login: Login) -> Publisher:
     return broker.Publisher(broker.make_app(settings.redis, fleet=settings.fleet, login=login))
 
 
-def enter(door: Door, settings: PollerSettings) -> Entered:
+def enter(connector: Connector, settings: PollerSettings) -> ConnectedApi:
     """Ask who answers, and what it keeps for this agent."""
-    api = door.open()
+    api = connector.open()
     info = api.probe()
     logger.info("API found", extra={"backend": info.backend, "version": info.version})
-    settings = agent_config.applied(door.defaults(settings), api)
+    settings = agent_config.applied(connector.defaults(settings), api)
     tell_unused(settings, info.backend)
-    return Entered(api=door.client_for(settings), settings=settings, skew_seconds=info.skew_seconds)
+    return ConnectedApi(api=connector.client_for(settings), settings=settings, skew_seconds=info.skew_seconds)
 
 
-def wait_for_api(ask: Callable[[], Entered], bell: Bell, stop: Stop, *, required: bool) -> Entered | None:
+def wait_for_api(
+    ask: Callable[[], ConnectedApi], inbox: HintsInbox, stop: PollerShutdown, *, required: bool
+) -> ConnectedApi | None:
     """Ask until somebody answers; None when the end was asked for first.
 
     Raises `ApiRejected` for what waiting cannot cure, and with `required` also `ApiUnavailable`.
     """
-    outage = Outage("the Prefect API", time.monotonic)
+    outage = RetrySchedule("the Prefect API", time.monotonic)
     while not stop.asked:
         try:
-            entered = ask()
+            connected = ask()
         except ApiUnavailable as exc:
             if required:
                 raise
             outage.failed(exc)
-            bell.wait(outage.wait_seconds())
+            inbox.wait(outage.wait_seconds())
             continue
         outage.over()
-        return entered
+        return connected
     return None
 
 
-def wait_for_redis(settings: PollerSettings, login: Login, bell: Bell, stop: Stop) -> Ledger | None:
+def wait_for_redis(settings: PollerSettings, login: Login, inbox: HintsInbox, stop: PollerShutdown) -> Ledger | None:
     """Connect until Redis answers; None when the end was asked for first. Raises `LedgerUnusable`."""
-    outage = Outage("Redis", time.monotonic)
+    outage = RetrySchedule("Redis", time.monotonic)
     while not stop.asked:
         try:
             ledger = flowfleet.ledger.connect(settings.redis, settings.fleet, login=login)
             ledger.check()
         except LedgerUnavailable as exc:
             outage.failed(exc)
-            bell.wait(outage.wait_seconds())
+            inbox.wait(outage.wait_seconds())
             continue
         outage.over()
         return ledger
@@ -107,48 +109,48 @@ def wait_for_redis(settings: PollerSettings, login: Login, bell: Bell, stop: Sto
 def poll(settings: PollerSettings) -> int:
     """Run a poller until it is told to end; its exit code."""
     failpoints = Failpoints.from_environment(os.environ)
-    bell = Bell()
-    stop = Stop(bell)
+    inbox = HintsInbox()
+    stop = PollerShutdown(inbox)
     stop.install()
-    hangup = Hangup()
-    hangup.install()
+    reload = ReloadOnHangup()
+    reload.install()
     secrets = SecretFiles(settings)
-    door = Door(settings, os.environ)
-    front = Front(secrets.page_token)
-    front.open(door.defaults(settings).agent_address)
-    front.waits_for = "Redis"
-    ledger = wait_for_redis(settings, secrets.login, bell, stop)
+    connector = Connector(settings, os.environ)
+    startup_page = StartupPage(secrets.page_token)
+    startup_page.open(connector.defaults(settings).agent_address)
+    startup_page.waits_for = "Redis"
+    ledger = wait_for_redis(settings, secrets.login, inbox, stop)
     if ledger is None:
         return 0
-    hangup.then = partial(bell.ring, "poke")
-    hangup.serve(door, secrets)
-    front.waits_for = "the Prefect API"
-    entered = wait_for_api(partial(enter, door, settings), bell, stop, required=settings.require_api)
-    if entered is None:
+    reload.then = partial(inbox.ring, "poke")
+    reload.serve(connector, secrets)
+    startup_page.waits_for = "the Prefect API"
+    connected = wait_for_api(partial(enter, connector, settings), inbox, stop, required=settings.require_api)
+    if connected is None:
         return 0
-    settings = entered.settings
-    front.waits_for = ""
-    front.open(settings.agent_address)  # an agent config at the API may name another
+    settings = connected.settings
+    startup_page.waits_for = ""
+    startup_page.open(settings.agent_address)  # an agent config at the API may name another
     logs.set_level(settings.log_level)
-    service = Service(
-        Parts(
+    service = PollerService(
+        PollerParts(
             settings=settings,
-            api=entered.api,
+            api=connected.api,
             ledger=ledger,
-            bell=bell,
+            inbox=inbox,
             publish=publisher(settings, secrets.login).publish,
             failpoints=failpoints,
-            meters=Meters(),
+            metrics=PollerMetrics(),
         )
     )
-    service.presence.note_clock(entered.skew_seconds)
+    service.presence.note_clock(connected.skew_seconds)
     stop.then(service.loop.stop)
     stop.busy = lambda: service.loop.claim_in_hand
     stop.last = service.leadership.resign
-    hangup.then = service.new_key
+    reload.then = service.new_key
     if stop.asked:  # while it was put together
         return 0
-    service.run(front)
+    service.run(startup_page)
     return 0
 
 

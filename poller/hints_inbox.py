@@ -6,7 +6,7 @@ import queue
 import time
 
 
-class Bell:
+class HintsInbox:
     """Rung from any thread and from signal handlers; only the loop waits for it.
 
     A SimpleQueue, since its `put` may be called by a signal handler that has interrupted `put` or `get` itself; a

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from flowfleet.errors import FleetError, LedgerError
 from flowfleet.ledger.claims import Lease
 from flowfleet.ledger.gate import Gate, Leader
-from poller.outage import Outage
+from flowfleet.retry import RetrySchedule
 
 logger = logging.getLogger(__name__)
 
@@ -110,14 +110,14 @@ class Leadership:
                 logger.info("resigned", extra={"term": term})
 
 
-class Tender:
+class LeadershipThread:
     """The thread that tends the leadership, so that a slow answer of the API does not look like a dead leader."""
 
     def __init__(
         self,
         leadership: Leadership,
         *,
-        outage: Outage,
+        outage: RetrySchedule,
         changed: Callable[[], None],
         working: Callable[[], bool],
         beat_seconds: float = BEAT_SECONDS,

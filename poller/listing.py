@@ -7,12 +7,12 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from flowfleet.api.client import ApiClient, DueRuns, Unfit
+from flowfleet.api.client import ApiClient, DueRuns, UnfitRun
 from flowfleet.errors import ApiRejected
 from flowfleet.flow_run import FlowRun, Offer, Route
 from flowfleet.ledger.roster import Due
-from poller.capacity import Wanted
-from poller.metrics import Meters
+from poller.capacity import ListingPlan
+from poller.metrics import PollerMetrics
 from poller.presence import Presence
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ class Clock:
     wall: Callable[[], float]
 
 
-class Known:
+class Listing:
     """What the API listed last, less what has been claimed since."""
 
     def __init__(self, clock: Clock) -> None:
@@ -70,7 +70,7 @@ class Known:
         self.gone(found)
         return list(found.values())
 
-    def unfit(self) -> list[Unfit]:
+    def unfit(self) -> list[UnfitRun]:
         """What the listing says that nobody here can take."""
         return [each for due in self._listed for each in due.unfit]
 
@@ -148,7 +148,7 @@ class Lister:
         presence: Presence,
         *,
         clock: Clock,
-        meters: Meters,
+        metrics: PollerMetrics,
         within_seconds: float = 60.0,
         count_seconds: float = 30.0,
         limit: int = 200,
@@ -156,7 +156,7 @@ class Lister:
         self._api = api
         self._presence = presence
         self._clock = clock
-        self._meters = meters
+        self._metrics = metrics
         self._within_seconds = within_seconds
         self._count_seconds = count_seconds
         self._limit = limit
@@ -166,23 +166,23 @@ class Lister:
         """Count with the next listing."""
         self._next_count = 0.0
 
-    def list(self, want: Wanted, known: Known) -> None:
+    def list(self, plan: ListingPlan, listing: Listing) -> None:
         """Ask, and put the answer into what is known. Raises `ApiUnavailable`."""
-        with self._meters.poll_seconds.time():
-            found = self._due(want.offers) if want.offers else []
+        with self._metrics.poll_seconds.time():
+            found = self._due(plan.offers) if plan.offers else []
             now = self._clock.monotonic()
-            known.renew(found, now)
+            listing.renew(found, now)
             there = {due.route for due in found}
-            idle = self._presence.idle_offers(want)
+            idle = self._presence.idle_offers(plan)
             if not idle:
-                known.tally(())
-            elif not want.offers or now >= self._next_count:
+                listing.tally(())
+            elif not plan.offers or now >= self._next_count:
                 counted = self._count(idle)
                 there |= {due.route for due in counted}
                 # a queue that is listed is known better from there, also when it is empty
-                known.tally(due for due in counted if not any(offer.serves(due.route) for offer in want.offers))
+                listing.tally(due for due in counted if not any(offer.serves(due.route) for offer in plan.offers))
                 self._next_count = now + self._count_seconds
-        self._meters.last_poll.set(self._clock.wall())
+        self._metrics.last_poll.set(self._clock.wall())
         self._presence.listed(there)
 
     def _due(self, offers: Sequence[Offer]) -> Sequence[DueRuns]:

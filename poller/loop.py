@@ -13,17 +13,17 @@ from flowfleet.errors import ApiError, LedgerError
 from flowfleet.flow_run import FlowRun
 from flowfleet.ledger.claims import Claim, Claims
 from flowfleet.ledger.roster import Roster, Row
-from poller.capacity import Narrowing, Wanted, credit, wanted
+from flowfleet.retry import RetrySchedule
+from poller.capacity import ListingPlan, OfferFilter, free_capacity, listing_plan
 from poller.claiming import Claimer
 from poller.leader import Leadership, TermLost
-from poller.listing import Clock, Known, Lister
-from poller.metrics import Meters
-from poller.outage import Outage
+from poller.listing import Clock, Lister, Listing
+from poller.metrics import PollerMetrics
 from poller.pace import Pace
 from poller.presence import Presence
 from poller.rebuild import Gatekeeper, Sweep
 from poller.reconcile import Reconciler
-from poller.reinstate import Echoes
+from poller.reinstate import Reinstater
 from poller.unfit import UnfitRuns
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ POKES = frozenset({"poke", "due", "wanted"})
 FREED = "freed"
 
 
-class Ringing(Protocol):
+class Inbox(Protocol):
     """What the loop sleeps on."""
 
     def wait(self, seconds: float, gather_seconds: float = 0.0) -> frozenset[str]:
@@ -56,13 +56,13 @@ class Loop:
         gatekeeper: Gatekeeper,
         presence: Presence,
         lister: Lister,
-        echoes: Echoes,
+        reinstater: Reinstater,
         unfit: UnfitRuns,
-        bell: Ringing,
+        inbox: Inbox,
         clock: Clock,
-        meters: Meters,
-        narrowing: Narrowing,
-        redis_outage: Outage,
+        metrics: PollerMetrics,
+        offer_filter: OfferFilter,
+        redis_outage: RetrySchedule,
         pace: Pace,
         max_polls: int | None = None,
         tidy: Callable[[], None] = lambda: None,
@@ -73,21 +73,21 @@ class Loop:
         self._claimer, self._reconciler, self._sweep, self._gatekeeper = claimer, reconciler, sweep, gatekeeper
         self._presence = presence
         self._lister = lister
-        self._echoes = echoes
+        self._reinstater = reinstater
         self._unfit = unfit
-        self._bell = bell
+        self._inbox = inbox
         self._clock = clock
-        self._meters = meters
-        self._narrowing = narrowing
+        self._metrics = metrics
+        self._offer_filter = offer_filter
         self._pace = pace
         self._max_polls = max_polls
         self._tidy = tidy
         self._jitter = jitter
         self.redis_outage = redis_outage
-        self.api_outage = Outage("the Prefect API", clock.monotonic, jitter)
+        self.api_outage = RetrySchedule("the Prefect API", clock.monotonic, jitter)
         self.polls = 0
         self.round_at = clock.monotonic()
-        self.known = Known(clock)
+        self.listing = Listing(clock)
         self._stopping = threading.Event()
         self._term: int | None = None
         self._outages = 0
@@ -96,7 +96,7 @@ class Loop:
         self._interval = pace.busy_seconds
         self._claimed_at = float("-inf")
         self._was_open = True
-        claimer.progressed = reconciler.progressed = echoes.progressed = self._progressed
+        claimer.progressed = reconciler.progressed = reinstater.progressed = self._progressed
 
     def _progressed(self) -> None:
         """An answer came: slow is not the same as hanging."""
@@ -121,7 +121,7 @@ class Loop:
             wait = self.round()
             if self._done():
                 break
-            self._rung |= self._bell.wait(wait, self._pace.gather_seconds)
+            self._rung |= self._inbox.wait(wait, self._pace.gather_seconds)
         self.finish()
 
     def _done(self) -> bool:
@@ -142,11 +142,11 @@ class Loop:
             wait = self._pace.gap_seconds
         except LedgerError as exc:
             # refused passwords too: a Redis that is being set up anew may cure them
-            self._meters.poll_errors.inc()
+            self._metrics.poll_errors.inc()
             self.redis_outage.failed(exc)
             wait = self.redis_outage.wait_seconds()
         except Exception:  # one run or answer that we do not understand must not end the loop for all others
-            self._meters.poll_errors.inc()
+            self._metrics.poll_errors.inc()
             logger.exception("round failed unexpectedly, please report it")
             wait = self._pace.glance_seconds
         finally:
@@ -170,9 +170,9 @@ class Loop:
         try:
             self._ask(term, rows)
         except ApiError as exc:
-            self._meters.poll_errors.inc()
+            self._metrics.poll_errors.inc()
             self.api_outage.failed(exc)
-        self._meters.key_refused.set(self.api_outage.key_refused)
+        self._metrics.key_refused.set(self.api_outage.key_refused)
         return self._wait_seconds()
 
     def _begin(self, term: int) -> None:
@@ -181,24 +181,24 @@ class Loop:
         self._reconciler.new_term()
         self._gatekeeper.begin_anew()
         self._presence.new_term()
-        self.known.forget()
+        self.listing.forget()
         self._lister.count_anew()
         self._unfit.new_term()
         self._next_poll = self._next_sweep = 0.0
 
     def _ask(self, term: int, rows: Sequence[Row]) -> None:
         """All that may need the API. Raises `ApiError`, then the rest waits for the next try."""
-        want = wanted(rows, self._api.backend, self._narrowing)
+        plan = listing_plan(rows, self._api.backend, self._offer_filter)
         was_open, is_open = self._was_open, self._gatekeeper.tend(term, ask=True)
         self._was_open = is_open
         if is_open and (self._reconciler.tend(term, self._claims.live(), rows) or not was_open):
             self._rung.add("due")  # what went back, now or by the sweep before the gate opened, is due at the API again
         self._progressed()
-        self._poll(term, rows, want, is_open=is_open)
+        self._poll(term, rows, plan, is_open=is_open)
         self._progressed()
-        self._presence.show(want.online)
+        self._presence.show(plan.online)
         self._progressed()
-        self._presence.learn(want.offers + want.idle)
+        self._presence.learn(plan.offers + plan.idle)
         self._progressed()
         self._unfit.look(rows)
         self._progressed()
@@ -209,17 +209,17 @@ class Loop:
             self._presence.check_clock()
             self._tidy()
 
-    def _poll(self, term: int, rows: Sequence[Row], want: Wanted, *, is_open: bool) -> None:
+    def _poll(self, term: int, rows: Sequence[Row], plan: ListingPlan, *, is_open: bool) -> None:
         live = self._claims.live()
         listed = self._must_list(rows, live, is_open=is_open)
         if listed:
-            self._lister.list(want, self.known)
+            self._lister.list(plan, self.listing)
             self.polls += 1
             self.api_outage.over()
-            self._echoes.answer(self.known, live, rows)
-            self._unfit.note(self.known.unfit())
+            self._reinstater.answer(self.listing, live, rows)
+            self._unfit.note(self.listing.unfit())
         published = (
-            self._claim(term, rows, live) if is_open and self.known.age_seconds <= self._pace.fresh_seconds else 0
+            self._claim(term, rows, live) if is_open and self.listing.age_seconds <= self._pace.fresh_seconds else 0
         )
         if FREED in self._rung and not listed:
             # answered from the listing at hand; what came to the API since then is looked for soon
@@ -227,7 +227,7 @@ class Loop:
             self._next_poll = min(self._next_poll, self._clock.monotonic() + self._pace.busy_seconds)
         if not listed and not published:
             return
-        self._roster.note_due(term, self.known.due(self._server_now()))
+        self._roster.note_due(term, self.listing.due(self._server_now()))
         if listed:
             self._next_poll = self._clock.monotonic() + self._pause(claimed=published > 0)
             self._rung.clear()
@@ -244,7 +244,7 @@ class Loop:
         return self._interval * (0.95 + 0.05 * self._jitter())
 
     def _must_list(self, rows: Sequence[Row], live: Sequence[Claim], *, is_open: bool) -> bool:
-        age = self.known.age_seconds
+        age = self.listing.age_seconds
         if age < self._pace.gap_seconds:
             return False
         if self.api_outage.away or self._clock.monotonic() >= self._next_poll or self._rung & POKES:
@@ -256,9 +256,9 @@ class Loop:
     def _chosen(self, rows: Sequence[Row], live: Sequence[Claim]) -> list[FlowRun]:
         claimed = {claim.run_id for claim in live}
         runs = [
-            run for run in self.known.claimable(self._server_now(), self._lead_seconds) if run.run_id not in claimed
+            run for run in self.listing.claimable(self._server_now(), self._lead_seconds) if run.run_id not in claimed
         ]
-        return credit(rows, live).choose(runs, self.known.rooms())
+        return free_capacity(rows, live).choose(runs, self.listing.rooms())
 
     def _claim(self, term: int, rows: Sequence[Row], live: Sequence[Claim]) -> int:
         """Claim what can start now, ten at a time; how many are on their way. Raises `ApiUnavailable`."""
@@ -266,12 +266,12 @@ class Loop:
         while runs := self._chosen(rows, live):
             claimed = self._claimer.claim(term, runs)
             published += len(claimed.published)
-            self.known.gone(claimed.published)
-            self.known.shun(claimed.refused, self._pace.shun_seconds)
-            self.known.shun(claimed.no_slot, self._pace.glance_seconds / 2)
+            self.listing.gone(claimed.published)
+            self.listing.shun(claimed.refused, self._pace.shun_seconds)
+            self.listing.shun(claimed.no_slot, self._pace.glance_seconds / 2)
             if claimed.silence:
                 raise claimed.silence
-            if claimed.no_slot or claimed.gate_shut or self.known.age_seconds > self._pace.fresh_seconds:
+            if claimed.no_slot or claimed.gate_shut or self.listing.age_seconds > self._pace.fresh_seconds:
                 break
             if self._stopping.is_set():
                 break
@@ -290,8 +290,8 @@ class Loop:
         now = self._clock.monotonic()
         waits = [self._pace.glance_seconds, self._next_poll - now]
         if self._rung:
-            waits.append(self._pace.gap_seconds - self.known.age_seconds)
-        next_due = self.known.next_due(self._server_now(), self._lead_seconds)
+            waits.append(self._pace.gap_seconds - self.listing.age_seconds)
+        next_due = self.listing.next_due(self._server_now(), self._lead_seconds)
         if next_due is not None:
             waits.append(next_due)
         if self.api_outage.away:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 
-class Meters:
+class PollerMetrics:
     """What this poller has done since it started, in a registry of its own."""
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:

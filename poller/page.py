@@ -6,10 +6,10 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
-from flowfleet.page.server import Answer, Handler, Request
+from flowfleet.page.server import Handler, PageAnswer, PageRequest
 from poller.leader import Leadership
 from poller.loop import Loop
-from poller.metrics import Meters
+from poller.metrics import PollerMetrics
 
 #: a round lasts as long as its slowest call of the API, a bulk claim (60 s), so only more than that is a hang
 STALE_SECONDS = 90.0
@@ -17,7 +17,7 @@ STALE_SECONDS = 90.0
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-class Vitals:
+class PollerHealth:
     """Reads how the loop does, from other threads."""
 
     def __init__(self, loop: Loop, leadership: Leadership, clock: Callable[[], float]) -> None:
@@ -50,22 +50,27 @@ class Vitals:
         return self._loop.polls > 0 and not self._loop.api_outage.away
 
 
-def handlers(vitals: Vitals, meters: Meters, poke: Callable[[], None]) -> dict[str, Handler]:
+def handlers(health: PollerHealth, metrics: PollerMetrics, poke: Callable[[], None]) -> dict[str, Handler]:
     """The paths of the poller's page."""
 
-    def health(_: Request) -> Answer:
-        ok = vitals.working()
-        return Answer.json({"ok": ok, **vitals.describe()}, HTTPStatus.OK if ok else HTTPStatus.SERVICE_UNAVAILABLE)
+    def answer_health(_: PageRequest) -> PageAnswer:
+        ok = health.working()
+        return PageAnswer.json({"ok": ok, **health.describe()}, HTTPStatus.OK if ok else HTTPStatus.SERVICE_UNAVAILABLE)
 
-    def ready(_: Request) -> Answer:
-        ok = vitals.ready()
-        return Answer.json({"ok": ok, **vitals.describe()}, HTTPStatus.OK if ok else HTTPStatus.SERVICE_UNAVAILABLE)
+    def answer_ready(_: PageRequest) -> PageAnswer:
+        ok = health.ready()
+        return PageAnswer.json({"ok": ok, **health.describe()}, HTTPStatus.OK if ok else HTTPStatus.SERVICE_UNAVAILABLE)
 
-    def nudge(_: Request) -> Answer:
+    def answer_poke(_: PageRequest) -> PageAnswer:
         poke()
-        return Answer()  # an empty body, as the 1.x agent's
+        return PageAnswer()  # an empty body, as the 1.x agent's
 
-    def metrics(_: Request) -> Answer:
-        return Answer(body=meters.text(), content_type=METRICS_TYPE)
+    def answer_metrics(_: PageRequest) -> PageAnswer:
+        return PageAnswer(body=metrics.text(), content_type=METRICS_TYPE)
 
-    return {"/api/health": health, "/api/ready": ready, "/api/poke": nudge, "/metrics": metrics}
+    return {
+        "/api/health": answer_health,
+        "/api/ready": answer_ready,
+        "/api/poke": answer_poke,
+        "/metrics": answer_metrics,
+    }

@@ -9,7 +9,7 @@ from flowfleet.api.client import ApiClient
 from flowfleet.errors import ApiRejected, SettingsError
 from flowfleet.flow_run import Offer, Route
 from flowfleet.ledger.roster import Roster
-from poller.capacity import Narrowing, Wanted, left_over
+from poller.capacity import ListingPlan, OfferFilter, left_over
 
 logger = logging.getLogger(__name__)
 
@@ -33,13 +33,13 @@ class Presence:
         roster: Roster,
         *,
         fleet: str,
-        narrowing: Narrowing,
+        offer_filter: OfferFilter,
         clock: Callable[[], float],
     ) -> None:
         self._api = api
         self._roster = roster
         self._name = f"flowfleet-{fleet}"
-        self._narrowing = narrowing
+        self._offer_filter = offer_filter
         self._clock = clock
         self.skew_seconds = 0.0
         self._shown: dict[str, float] = {}
@@ -153,21 +153,21 @@ class Presence:
             self._roster.unlearn(gone)
             self._routes.difference_update(gone)
 
-    def idle_offers(self, want: Wanted) -> tuple[Offer, ...]:
+    def idle_offers(self, plan: ListingPlan) -> tuple[Offer, ...]:
         """What to count only: pools of workers that are away, and our own `--pool` when nobody offers it."""
         own = self._own_offer()
         if own is None:
-            return want.idle
-        return (*want.idle, *left_over(own, (*want.offers, *want.idle)))
+            return plan.idle
+        return (*plan.idle, *left_over(own, (*plan.offers, *plan.idle)))
 
     def _own_offer(self) -> Offer | None:
-        if not self._narrowing.pools or self._api.backend != "prefect3":
+        if not self._offer_filter.pools or self._api.backend != "prefect3":
             return None
         now = self._clock()
         if self._own is None and (self._own_at is None or now - self._own_at >= HEARTBEAT_SECONDS):
             self._own_at = now
             named = Offer(
-                backend=self._api.backend, pools=self._narrowing.pools, work_queues=self._narrowing.work_queues
+                backend=self._api.backend, pools=self._offer_filter.pools, work_queues=self._offer_filter.work_queues
             )
             try:
                 self._own = self._api.resolve(named, create=False)

@@ -9,12 +9,12 @@ import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from flowfleet.api.client import ApiClient, Kind, Mark, Unfinished, Verdict
+from flowfleet.api.client import ApiClient, Mark, StateType, Unfinished, Verdict
 from flowfleet.errors import ApiRejected
 from flowfleet.failpoints import Failpoints
 from flowfleet.ledger.claims import Claims
 from flowfleet.ledger.gate import Gate
-from poller.metrics import Meters
+from poller.metrics import PollerMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class Sweep:
         *,
         mark: Mark,
         failpoints: Failpoints,
-        meters: Meters,
+        metrics: PollerMetrics,
         clock: Callable[[], float],
     ) -> None:
         self._api = api
@@ -42,7 +42,7 @@ class Sweep:
         self._claims = claims
         self._mark = mark
         self._failpoints = failpoints
-        self._meters = meters
+        self._metrics = metrics
         self._said: frozenset[str] = frozenset()
         #: run and call of what was Submitted and unknown, and when that was seen first, by our monotonic clock
         self._waiting: dict[tuple[str, str | None], float] = {}
@@ -83,7 +83,7 @@ class Sweep:
                         extra={"run_id": found.state.run_id, "state": found.state.name, "worker": found.worker},
                     )
         self._said, self._waiting = frozenset(launched), waiting
-        self._meters.unknown.set(len(launched))
+        self._metrics.unknown.set(len(launched))
         return len(unfinished)
 
     @property
@@ -118,7 +118,7 @@ class Sweep:
             raise answer.silence
         self._failpoints.hit("return.after_api")
         if answer.verdict is Verdict.ACCEPTED:
-            self._meters.handed_back.labels("unknown").inc()
+            self._metrics.handed_back.labels("unknown").inc()
             logger.warning("run handed back", extra={"run_id": state.run_id, "reason": "unknown to the ledger"})
 
 
@@ -128,7 +128,7 @@ def _never_launched(found: Unfinished) -> bool:
     The infrastructure mark says nothing here. The server never clears it, so a run in its second life (resumed after a
     suspend, retried in the UI) still has that of its first.
     """
-    return found.state.kind is Kind.PENDING and found.state.name == SUBMITTED
+    return found.state.kind is StateType.PENDING and found.state.name == SUBMITTED
 
 
 class Gatekeeper:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Hashable, Sequence
 
-from flowfleet.api.client import ApiClient, Kind, Mark, Verdict
+from flowfleet.api.client import ApiClient, Mark, StateType, Verdict
 from flowfleet.errors import ApiRejected
 from flowfleet.failpoints import Failpoints
 from flowfleet.ledger.claims import Claim, Claims, State
 from flowfleet.ledger.roster import Roster, Row
 from poller.claiming import Claimer, term_checked
-from poller.metrics import Meters
+from poller.metrics import PollerMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ FOREIGN_SECONDS = 10.0
 OWNER_SECONDS = 70.0
 
 
-class Watch:
+class StallWatch:
     """Values that ought to move, and for how long each has not."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -68,7 +68,7 @@ class Reconciler:
         *,
         mark: Mark,
         failpoints: Failpoints,
-        meters: Meters,
+        metrics: PollerMetrics,
         clock: Callable[[], float],
         queued_seconds: float,
         ttl_seconds: float,
@@ -79,12 +79,12 @@ class Reconciler:
         self._claimer = claimer
         self._mark = mark
         self._failpoints = failpoints
-        self._meters = meters
+        self._metrics = metrics
         self._queued_seconds = queued_seconds
         self._ttl_seconds = ttl_seconds
-        self._claim_watch = Watch(clock)
-        self._state_watch = Watch(clock)
-        self._worker_watch = Watch(clock)
+        self._claim_watch = StallWatch(clock)
+        self._state_watch = StallWatch(clock)
+        self._worker_watch = StallWatch(clock)
         self._clock = clock
         #: claims that this very leader is handing back or has left unsettled: nobody else is at them
         self._ours: set[str] = set()
@@ -111,7 +111,7 @@ class Reconciler:
             still = self._worker_watch.unmoved_seconds(row.worker, (row.nonce, row.beat))
             if row.live and still >= self._ttl_seconds:
                 self._roster.lapse(term, row.worker, row.beat)
-                self._meters.lapsed.inc()
+                self._metrics.lapsed.inc()
                 logger.warning("worker lapsed", extra={"worker": row.worker, "silent_seconds": round(still, 1)})
 
     def tend(self, term: int, claims: Sequence[Claim], rows: Sequence[Row]) -> int:
@@ -187,13 +187,15 @@ class Reconciler:
     def _finish(self, term: int, claim: Claim, reason: str) -> bool:
         if claim.cancel:
             # who removes a waiting claim that somebody wants cancelled says so; user code never began
-            answer = self._api.report(claim.run_id, Kind.CANCELLED, "Cancelled before it was started.", self._mark)
+            answer = self._api.report(claim.run_id, StateType.CANCELLED, "Cancelled before it was started.", self._mark)
         else:
             answer = self._api.hand_back(
                 claim.run_id, claim.call, claim.due, self._mark, reason, never_began=claim.never_began
             )
             if answer.being_cancelled:
-                answer = self._api.report(claim.run_id, Kind.CANCELLED, "Cancelled before it was started.", self._mark)
+                answer = self._api.report(
+                    claim.run_id, StateType.CANCELLED, "Cancelled before it was started.", self._mark
+                )
         self.progressed()
         names = {"run_id": claim.run_id, "claim": claim.claim, "reason": reason}
         if answer.silence:
@@ -205,7 +207,7 @@ class Reconciler:
         term_checked(self._claims.drop(claim.run_id, claim.claim, term=term))
         self._ours.discard(claim.claim)
         if answer.verdict is Verdict.ACCEPTED:
-            self._meters.handed_back.labels(reason).inc()
+            self._metrics.handed_back.labels(reason).inc()
             logger.warning("run handed back, or cancelled if that was wanted", extra={**names, "run_name": claim.name})
         else:
             logger.info("run is no longer ours, claim dropped", extra={**names, "answer": answer.reason})

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from flowfleet.api.client import ApiClient, Mark, Verdict
 from flowfleet.ledger.claims import Claim, Claims, State
 from flowfleet.ledger.roster import Row
-from poller.listing import Known
-from poller.metrics import Meters
+from poller.listing import Listing
+from poller.metrics import PollerMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -25,22 +25,22 @@ MOST = 25
 STARTED = frozenset({State.STARTING, State.RUNNING})
 
 
-class Echoes:
+class Reinstater:
     """Looks at each listing for runs that this fleet runs already."""
 
     def __init__(
-        self, api: ApiClient, claims: Claims, *, mark: Mark, meters: Meters, clock: Callable[[], float]
+        self, api: ApiClient, claims: Claims, *, mark: Mark, metrics: PollerMetrics, clock: Callable[[], float]
     ) -> None:
         self._api = api
         self._claims = claims
         self._mark = mark
-        self._meters = meters
+        self._metrics = metrics
         self._clock = clock
         self._asked: dict[str, float] = {}
         #: called after each answer of the API
         self.progressed: Callable[[], None] = lambda: None
 
-    def answer(self, known: Known, live: Sequence[Claim], rows: Sequence[Row]) -> None:
+    def answer(self, listing: Listing, live: Sequence[Claim], rows: Sequence[Row]) -> None:
         """Take such runs out of what is due, and write back those that the API calls Scheduled.
 
         One that it calls Running waits for a retry inside its own process, and is left to it. Raises `ApiUnavailable`
@@ -49,16 +49,16 @@ class Echoes:
         if self._api.backend != "prefect1":
             return
         started = {claim.run_id: claim for claim in live if claim.state in STARTED}
-        listed = known.take_out(started.keys())
+        listed = listing.take_out(started.keys())
         owners = {row.worker for row in rows if row.live}
         now = self._clock()
         self._asked = {run_id: at for run_id, at in self._asked.items() if now - at < AGAIN_SECONDS}
-        echoes = [
+        reinstater = [
             run
             for run in listed
             if run.state != "Running" and run.run_id not in self._asked and started[run.run_id].worker in owners
         ]
-        for run in echoes[:MOST]:
+        for run in reinstater[:MOST]:
             self._asked[run.run_id] = self._clock()
             self._write_back(started[run.run_id])
 
@@ -72,7 +72,7 @@ class Echoes:
         if answer.silence:
             raise answer.silence
         if answer.verdict is Verdict.ACCEPTED:
-            self._meters.echoed.inc()
+            self._metrics.echoed.inc()
             logger.warning("the API had put back a run that is running, its state is written again", extra=names)
         elif answer.verdict is Verdict.UNSURE:
             logger.warning("the API has put back a run that is running", extra={**names, "answer": answer.reason})

@@ -18,23 +18,23 @@ from flowfleet.flow_run import Message
 from flowfleet.ledger import Ledger
 from flowfleet.monitor.metrics import LedgerCollector
 from flowfleet.monitor.snapshot import take
-from flowfleet.page.startup import Front
+from flowfleet.page.startup import StartupPage
+from flowfleet.retry import RetrySchedule
 from flowfleet.settings.classes import PollerSettings
 from poller import banner
-from poller.capacity import Narrowing
+from poller.capacity import OfferFilter
 from poller.claiming import Claimer
-from poller.hints_inbox import Bell
-from poller.leader import Leadership, Tender
+from poller.hints_inbox import HintsInbox
+from poller.leader import Leadership, LeadershipThread
 from poller.listing import Clock, Lister
 from poller.loop import Loop
-from poller.metrics import Meters
-from poller.outage import Outage
+from poller.metrics import PollerMetrics
 from poller.pace import Pace
-from poller.page import Vitals, handlers
+from poller.page import PollerHealth, handlers
 from poller.presence import Presence
 from poller.rebuild import Gatekeeper, Sweep
 from poller.reconcile import Reconciler
-from poller.reinstate import Echoes
+from poller.reinstate import Reinstater
 from poller.unfit import UnfitRuns
 
 logger = logging.getLogger(__name__)
@@ -43,25 +43,25 @@ CLOCK = Clock(monotonic=time.monotonic, wall=time.time)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parts:
+class PollerParts:
     """What a poller is made of, as its command or a test has built it."""
 
     settings: PollerSettings
     api: ApiClient
     ledger: Ledger
-    bell: Bell
+    inbox: HintsInbox
     publish: Callable[[Message], None]
     failpoints: Failpoints
-    meters: Meters
+    metrics: PollerMetrics
 
 
-class Service:
+class PollerService:
     """The joined poller; `run` blocks until its loop has ended."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: PollerParts) -> None:
         self._parts = parts
         settings, ledger = parts.settings, parts.ledger
-        self._narrowing = Narrowing(pools=settings.pools, work_queues=settings.work_queues, labels=settings.labels)
+        self._offer_filter = OfferFilter(pools=settings.pools, work_queues=settings.work_queues, labels=settings.labels)
         self.leadership = Leadership(
             ledger.gate,
             name=settings.name,
@@ -72,15 +72,15 @@ class Service:
             clock=CLOCK.monotonic,
         )
         self.presence = Presence(
-            parts.api, ledger.roster, fleet=settings.fleet, narrowing=self._narrowing, clock=CLOCK.monotonic
+            parts.api, ledger.roster, fleet=settings.fleet, offer_filter=self._offer_filter, clock=CLOCK.monotonic
         )
         self.loop = self._loop()
-        self.vitals = Vitals(self.loop, self.leadership, CLOCK.monotonic)
-        self._tender = Tender(
+        self.health = PollerHealth(self.loop, self.leadership, CLOCK.monotonic)
+        self._leadership_thread = LeadershipThread(
             self.leadership,
             outage=self.loop.redis_outage,
-            changed=lambda: parts.bell.ring("term"),
-            working=self.vitals.working,
+            changed=lambda: parts.inbox.ring("term"),
+            working=self.health.working,
         )
 
     def _loop(self) -> Loop:
@@ -98,21 +98,21 @@ class Service:
             sweep=sweep,
             gatekeeper=gatekeeper,
             presence=self.presence,
-            lister=Lister(api, self.presence, clock=CLOCK, meters=parts.meters),
-            echoes=Echoes(
-                api, ledger.claims, mark=Mark(fleet=settings.fleet), meters=parts.meters, clock=CLOCK.monotonic
+            lister=Lister(api, self.presence, clock=CLOCK, metrics=parts.metrics),
+            reinstater=Reinstater(
+                api, ledger.claims, mark=Mark(fleet=settings.fleet), metrics=parts.metrics, clock=CLOCK.monotonic
             ),
             unfit=UnfitRuns(
                 api, clock=CLOCK, cloud_logs=settings.cloud_logs, skew_seconds=lambda: self.presence.skew_seconds
             ),
-            bell=parts.bell,
+            inbox=parts.inbox,
             clock=CLOCK,
-            meters=parts.meters,
-            narrowing=self._narrowing,
-            redis_outage=Outage("Redis", CLOCK.monotonic),
+            metrics=parts.metrics,
+            offer_filter=self._offer_filter,
+            redis_outage=RetrySchedule("Redis", CLOCK.monotonic),
             pace=Pace.of(api.backend, idle_seconds=settings.idle_seconds),
             max_polls=settings.max_polls,
-            tidy=give_back,
+            tidy=return_free_memory,
         )
 
     def _hands(self) -> tuple[Claimer, Reconciler]:
@@ -127,7 +127,7 @@ class Service:
             mark=mark,
             policy=settings.on_lost_run,
             failpoints=parts.failpoints,
-            meters=parts.meters,
+            metrics=parts.metrics,
         )
         reconciler = Reconciler(
             parts.api,
@@ -136,7 +136,7 @@ class Service:
             claimer,
             mark=mark,
             failpoints=parts.failpoints,
-            meters=parts.meters,
+            metrics=parts.metrics,
             clock=CLOCK.monotonic,
             queued_seconds=settings.queued_seconds,
             ttl_seconds=settings.lease.ttl_seconds,
@@ -152,7 +152,7 @@ class Service:
             parts.ledger.claims,
             mark=Mark(fleet=parts.settings.fleet),
             failpoints=parts.failpoints,
-            meters=parts.meters,
+            metrics=parts.metrics,
             clock=CLOCK.monotonic,
         )
         gatekeeper = Gatekeeper(
@@ -167,29 +167,29 @@ class Service:
     def new_key(self) -> None:
         """Other credentials are in use: ask the API now."""
         self.loop.hurry()
-        self._parts.bell.ring("poke")
+        self._parts.inbox.ring("poke")
 
     def poke(self) -> None:
         """Poll now; whoever leads hears it, if this one does not."""
-        self._parts.bell.ring("poke")
+        self._parts.inbox.ring("poke")
         try:
             self._parts.ledger.hints.publish("poke", "")
         except LedgerError as exc:
             logger.debug("poke not passed on", extra={"error": str(exc)})
 
-    def run(self, front: Front) -> None:
+    def run(self, startup_page: StartupPage) -> None:
         """Show the page, tend the lead, and make rounds until the loop ends."""
-        settings, ledger, meters, bell = (
+        settings, ledger, metrics, inbox = (
             self._parts.settings,
             self._parts.ledger,
-            self._parts.meters,
-            self._parts.bell,
+            self._parts.metrics,
+            self._parts.inbox,
         )
-        meters.registry.register(LedgerCollector(lambda: take(ledger), lambda: self.leadership.term is not None))
-        front.show(handlers(self.vitals, meters, self.poke))
-        listening = ledger.hints.listen(lambda kind, _: bell.ring(kind))
-        self._tender.start()
-        give_back()
+        metrics.registry.register(LedgerCollector(lambda: take(ledger), lambda: self.leadership.term is not None))
+        startup_page.show(handlers(self.health, metrics, self.poke))
+        subscription = ledger.hints.listen(lambda kind, _: inbox.ring(kind))
+        self._leadership_thread.start()
+        return_free_memory()
         names = {"identity": settings.identity, "fleet": settings.fleet, "pid": os.getpid()}
         logger.info("poller started", extra=names)
         if self._parts.api.backend == "prefect1":
@@ -197,13 +197,13 @@ class Service:
         try:
             self.loop.run()
         finally:
-            self._tender.stop()
-            listening.close()
-            front.close()
+            self._leadership_thread.stop()
+            subscription.close()
+            startup_page.close()
         logger.info("poller ended", extra={"identity": settings.identity, "polls": self.loop.polls})
 
 
-def give_back() -> None:
+def return_free_memory() -> None:
     """Collect, and let the C library return free memory: a third of the imports' memory is only freed, not returned.
 
     Where the C library has no such call (macOS, musl) this is a plain collection.

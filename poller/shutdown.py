@@ -11,7 +11,7 @@ from collections.abc import Callable
 from types import FrameType
 
 from flowfleet.errors import LedgerError
-from poller.hints_inbox import Bell
+from poller.hints_inbox import HintsInbox
 
 logger = logging.getLogger(__name__)
 
@@ -20,11 +20,11 @@ STOP_SECONDS = 5.0
 STOP_CLAIM_SECONDS = 60.0
 
 
-class Stop:
+class PollerShutdown:
     """SIGTERM and SIGINT: the first asks for an orderly end, the second cuts it short."""
 
-    def __init__(self, bell: Bell) -> None:
-        self._bell = bell
+    def __init__(self, inbox: HintsInbox) -> None:
+        self._inbox = inbox
         self._then: list[Callable[[], None]] = []
         self.asked = False
         self._event = threading.Event()
@@ -48,7 +48,7 @@ class Stop:
         self.asked = True
         for action in self._then:
             action()
-        self._bell.ring("stop")
+        self._inbox.ring("stop")
         self._event.set()
 
     def _cut_short(self) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from flowfleet.api.client import ApiClient, LogLine, Unfit
+from flowfleet.api.client import ApiClient, LogLine, UnfitRun
 from flowfleet.errors import ApiError, ApiRejected, ApiUnavailable
 from flowfleet.flow_run import Offer
 from flowfleet.ledger.roster import Row
@@ -61,7 +61,7 @@ class UnfitRuns:
         """Workers that we have not seen may live: they are given the time to say so."""
         self._next_look = self._clock.monotonic() + FIRST_LOOK_SECONDS
 
-    def note(self, found: Iterable[Unfit]) -> None:
+    def note(self, found: Iterable[UnfitRun]) -> None:
         """What a listing calls unfit for all who were asked for."""
         for run in found:
             self._note(run, PATIENCE_SECONDS)
@@ -88,7 +88,7 @@ class UnfitRuns:
                     self._note(run, 0.0)
         self._send()
 
-    def _note(self, run: Unfit, patience: float) -> None:
+    def _note(self, run: UnfitRun, patience: float) -> None:
         now = self._clock.monotonic()
         seen = self._seen.get(run.run_id)
         if seen is None:
@@ -101,7 +101,7 @@ class UnfitRuns:
             seen.told = True
             self._tell(run)
 
-    def _tell(self, run: Unfit) -> None:
+    def _tell(self, run: UnfitRun) -> None:
         names = {"run_id": run.run_id, "run_name": run.name, "reason": run.reason}
         logger.warning("no worker can take this run, it stays Scheduled", extra=names)
         if self._cloud_logs:

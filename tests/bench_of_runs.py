@@ -11,17 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.waiting import until
-from workers.deployers.fork_client import Launcher
+from workers.deployers.fork_client import ForkClient
 from workers.deployers.process import ProcessDeployer
 from workers.deployers.process_handles import members
-from workers.deployment import Deployment, Exit, Order
+from workers.deployment import Exit, StartedRun, StartSpec
 from workers.host import Abilities, Host
-from workers.state.run_folders import RunFolder, RunRecords
+from workers.state.run_folders import RunFolder, RunFolders
 
 
-def new_launcher() -> Launcher:
+def new_launcher() -> ForkClient:
     # in plain mode this stands for an init that reaps at once, as launchd does; the one of a sandbox takes seconds
-    return Launcher(reap_orphans=True)
+    return ForkClient(reap_orphans=True)
 
 
 @dataclass
@@ -29,22 +29,22 @@ class BenchOfRuns:
     path: Path
     abilities: Abilities
     #: one for many tests, since each takes a moment to start; the bench ends only its own
-    launcher: Launcher | None = None
+    fork_client: ForkClient | None = None
     host: Host = field(default_factory=lambda: Host.probe({}))
 
     def __post_init__(self):
-        self._shared = self.launcher is not None
-        self.launcher = self.launcher or new_launcher()
-        self.records = RunRecords(self.path / "runs")
+        self._shared = self.fork_client is not None
+        self.fork_client = self.fork_client or new_launcher()
+        self.records = RunFolders(self.path / "runs")
         self.records.path.mkdir(parents=True)
-        self.deployer = self.new_deployer(self.launcher)
-        self.orders: list[Order] = []
-        self.deployments: list[Deployment] = []
+        self.deployer = self.new_deployer(self.fork_client)
+        self.start_specs: list[StartSpec] = []
+        self.started_runs: list[StartedRun] = []
 
-    def new_deployer(self, launcher: Launcher | None = None) -> ProcessDeployer:
-        return ProcessDeployer(host=self.host, abilities=self.abilities, launcher=launcher)
+    def new_deployer(self, fork_client: ForkClient | None = None) -> ProcessDeployer:
+        return ProcessDeployer(host=self.host, abilities=self.abilities, fork_client=fork_client)
 
-    def order(self, *argv: str, **changes) -> Order:
+    def spec(self, *argv: str, **changes) -> StartSpec:
         run_id, claim = str(uuid.uuid4()), str(uuid.uuid4())
         folder = self.records.create(run_id, claim, {})
         env = {"PATH": os.environ["PATH"], "FLOWFLEET_RUN_ID": run_id, "FLOWFLEET_CLAIM": claim}
@@ -52,48 +52,48 @@ class BenchOfRuns:
             "run_id": run_id, "claim": claim, "argv": argv, "env": {**env, **changes.pop("env", {})}, "cwd": None,
             "folder": folder.path, "not_after": None, "log_limit": 1 << 20, "stop_grace": 60.0,
         }  # fmt: skip
-        order = Order(**{**facts, **changes})
-        self.orders.append(order)
-        return order
+        spec = StartSpec(**{**facts, **changes})
+        self.start_specs.append(spec)
+        return spec
 
-    def sh(self, script: str, **changes) -> Order:
-        return self.order("sh", "-c", script, **changes)
+    def sh(self, script: str, **changes) -> StartSpec:
+        return self.spec("sh", "-c", script, **changes)
 
-    def python(self, script: str, **changes) -> Order:
-        return self.order(sys.executable, "-I", "-S", "-c", script, **changes)
+    def python(self, script: str, **changes) -> StartSpec:
+        return self.spec(sys.executable, "-I", "-S", "-c", script, **changes)
 
-    def start(self, order: Order) -> Deployment:
-        deployment = self.deployer.start(order)
-        self.deployments.append(deployment)
-        return deployment
+    def start(self, spec: StartSpec) -> StartedRun:
+        started_run = self.deployer.start(spec)
+        self.started_runs.append(started_run)
+        return started_run
 
-    def adopt(self, order: Order, deployer: ProcessDeployer | None = None) -> Deployment | None:
-        deployment = (deployer or self.deployer).adopt(order.folder)
-        if deployment is not None:
-            self.deployments.append(deployment)
-        return deployment
+    def adopt(self, spec: StartSpec, deployer: ProcessDeployer | None = None) -> StartedRun | None:
+        started_run = (deployer or self.deployer).adopt(spec.folder)
+        if started_run is not None:
+            self.started_runs.append(started_run)
+        return started_run
 
-    def end_of(self, deployment: Deployment, seconds: float = 10.0) -> Exit:
-        return until(deployment.poll, seconds, "the end of the run")
+    def end_of(self, started_run: StartedRun, seconds: float = 10.0) -> Exit:
+        return until(started_run.poll, seconds, "the end of the run")
 
-    def run(self, order: Order) -> Exit:
-        return self.end_of(self.start(order))
+    def run(self, spec: StartSpec) -> Exit:
+        return self.end_of(self.start(spec))
 
-    def living(self, order: Order) -> list[int]:
-        return members(order.run_id, order.claim, session=0, group=0)
+    def living(self, spec: StartSpec) -> list[int]:
+        return members(spec.run_id, spec.claim, session=0, group=0)
 
-    def folder(self, order: Order) -> RunFolder:
-        return RunFolder(order.folder)
+    def folder(self, spec: StartSpec) -> RunFolder:
+        return RunFolder(spec.folder)
 
     def close(self) -> None:
-        for order in self.orders:
-            for pid in self.living(order):
+        for spec in self.start_specs:
+            for pid in self.living(spec):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            shim = (self.folder(order).start() or {}).get("pid")
+            shim = (self.folder(spec).start() or {}).get("pid")
             if shim:
-                until(lambda order=order: not self.folder(order).shim_alive(), 10, f"the shim {shim} to end")
-        for deployment in self.deployments:
-            deployment.close()
+                until(lambda spec=spec: not self.folder(spec).shim_alive(), 10, f"the shim {shim} to end")
+        for started_run in self.started_runs:
+            started_run.close()
         if not self._shared:
-            self.launcher.close()
+            self.fork_client.close()

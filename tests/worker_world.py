@@ -26,8 +26,8 @@ from workers.deployers.process import ProcessDeployer
 from workers.environment import layers_of, worker_layer
 from workers.host import Abilities, Host
 from workers.interpreter import Interpreter
-from workers.runs.start_spec import Orders
-from workers.service import Parts, Service
+from workers.runs.start_spec import StartSpecBuilder
+from workers.service import WorkerParts, WorkerService
 from workers.state.run_folders import StateFolder
 
 #: ends at once, as an engine that has reported
@@ -65,7 +65,7 @@ class WorkerWorld:
         self.app = broker.make_app(redis_url, fleet=self.ledger.fleet)
         self.publisher = broker.Publisher(self.app)
         self.worker = self.settings.identity
-        self.service: Service | None = None
+        self.service: WorkerService | None = None
         self.code: int | None = None
         self.left: list[int] = []
         #: what a run gets between TERM and KILL
@@ -78,7 +78,7 @@ class WorkerWorld:
 
     # the worker
 
-    def build(self, *, failpoints: Failpoints | None = None, mode: str = "detach") -> Service:
+    def build(self, *, failpoints: Failpoints | None = None, mode: str = "detach") -> WorkerService:
         host = Host.probe({"FLOWFLEET_MACHINE_ID": "m" * 32})
         self._number += 1
         row = Row(
@@ -90,11 +90,11 @@ class WorkerWorld:
             version="0.1.0",
         )
         self.state = StateFolder.open(self.settings.state_dir, host.machine_id, self.settings.name)
-        standing = self.ledger.roster.sign_on(row)
-        if standing is not None:
-            assert self.ledger.roster.sign_on(row, over=standing) is None
+        ledger_view = self.ledger.roster.sign_on(row)
+        if ledger_view is not None:
+            assert self.ledger.roster.sign_on(row, over=ledger_view) is None
         layers = layers_of(self.settings, worker_layer(os.environ, python=None, own_prefix=None), self.client.backend)
-        parts = Parts(
+        parts = WorkerParts(
             settings=self.settings,
             row=row,
             app=broker.make_app(self.settings.redis, fleet=self.settings.fleet),
@@ -104,7 +104,7 @@ class WorkerWorld:
             deployer=ProcessDeployer(
                 host=host, abilities=Abilities.probe({"FLOWFLEET_PLAIN": os.environ.get("FLOWFLEET_TEST_PLAIN", "")})
             ),
-            orders=Orders(
+            start_specs=StartSpecBuilder(
                 api=self.client,
                 layers=layers,
                 interpreter=self.interpreter,
@@ -117,9 +117,9 @@ class WorkerWorld:
             count_refused=lambda _reason: self.ledger.claims.count("messages-refused"),
             leave=self.left.append,
         )
-        return Service(parts)
+        return WorkerService(parts)
 
-    def start(self, **how: Any) -> Service:
+    def start(self, **how: Any) -> WorkerService:
         """A worker that serves its route through an open gate."""
         celery_state.reset_state()
         celery_state.should_stop = None
@@ -132,7 +132,7 @@ class WorkerWorld:
         until(lambda: self._row().routes == (self.route,), 10, "the worker to serve its route")
         return service
 
-    def _run(self, service: Service) -> None:
+    def _run(self, service: WorkerService) -> None:
         self.code = None
         self.code = service.run()
 

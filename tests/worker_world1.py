@@ -61,7 +61,7 @@ class WorkerWorld1(WorkerWorld):
         self.ledger.roster.know([self.route])
 
     def _connect(self) -> ApiClient:
-        session = Session(Address(url=self.api.url), dialect=PREFECT1, read_seconds=60.0)
+        session = Session(Address(url=self.api.url), flavour=PREFECT1, read_seconds=60.0)
         return Prefect1(GraphQL(session), labels=self.settings.agent_labels, cloud_logs=self.settings.cloud_logs)
 
     def create(self, command: str | None = None, **config: Any) -> FlowRun:

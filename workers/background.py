@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 from flowfleet.errors import ApiUnavailable, FleetError, KeyRefused, LedgerError
-from flowfleet.retry import Outage, backoff
+from flowfleet.retry import OutageLog, backoff
 
 logger = logging.getLogger(__name__)
 
@@ -22,13 +22,13 @@ KEY_SECONDS = 60.0
 FAULTS = 8
 
 
-class Errands:
+class BackgroundJobs:
     """Jobs run one after the other; one that meets `ApiUnavailable` or trouble of ledger or host is tried again."""
 
     def __init__(self, neighbour: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._neighbour = neighbour
         self._clock = clock
-        self._outage = Outage(neighbour, logger, clock)
+        self._outage = OutageLog(neighbour, logger, clock)
         self._changed = threading.Condition()
         self._jobs: list[tuple[float, int, int, Job]] = []
         self._order = itertools.count()

@@ -23,26 +23,26 @@ from flowfleet.commands import install, program, worker_control
 from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import Offer
 from flowfleet.ledger import Ledger
-from flowfleet.ledger.hints import Listening
+from flowfleet.ledger.hints import Subscription
 from flowfleet.ledger.roster import Row
-from flowfleet.page.startup import Front
+from flowfleet.page.startup import StartupPage
 from flowfleet.settings.classes import WorkerSettings
 from flowfleet.settings.click_options import options
 from flowfleet.settings.secret_files import SecretFiles
 from flowfleet.settings.unused import tell_unused
-from flowfleet.signals import Hangup
+from flowfleet.signals import ReloadOnHangup
 from workers import page as worker_page
 from workers.deployers import external, warm_client
 from workers.deployers.registry import adopting_deployer, plugged_in_deployer, process_deployer
 from workers.deployment import Deployer
-from workers.environment import Layers
+from workers.environment import EnvironmentLayers
 from workers.host import Abilities, Host, runs_in_container
 from workers.interpreter import Interpreter, interpreter_of
 from workers.lifecycle import sign_on
 from workers.lifecycle.consumer import forget_stop, require_hooks
 from workers.lifecycle.stop_signals import leave_at_once, resolve_mode
-from workers.runs.start_spec import Orders
-from workers.service import Parts, Service
+from workers.runs.start_spec import StartSpecBuilder
+from workers.service import WorkerParts, WorkerService
 from workers.state.run_folders import StateFolder
 
 logger = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ for _command in (install.command(WorkerSettings, "worker"), *worker_control.work
 
 
 @dataclass(frozen=True, kw_only=True)
-class Guest:
+class HostProgram:
     """What a Python program in whose process a worker runs adds to it (flowfleet/agents)."""
 
     #: what SIGTERM and SIGINT do until the worker is there
@@ -89,7 +89,7 @@ class Guest:
     deployer: Callable[[Deployer, ApiClient, WorkerSettings], Deployer] = adopting_deployer
     #: told of each launch that is over, well or not
     launched: Callable[[str], None] = lambda _run_id: None
-    begun: Callable[[Service], None] = lambda _service: None
+    begun: Callable[[WorkerService], None] = lambda _service: None
     leave: Callable[[int], Any] = os._exit
     #: for a program that goes on after the worker: what it does last of all, so that nothing is left open
     leaving: contextlib.ExitStack | None = None
@@ -100,46 +100,46 @@ class Guest:
             self.leaving.callback(step)
 
 
-def serve(settings: WorkerSettings, environ: Mapping[str, str], guest: Guest = Guest()) -> int:
+def serve(settings: WorkerSettings, environ: Mapping[str, str], host_program: HostProgram = HostProgram()) -> int:
     """Build the worker, run it to its end, and return the exit code."""
-    guest.early()
-    hangup = Hangup()
-    hangup.install()
+    host_program.early()
+    reload = ReloadOnHangup()
+    reload.install()
     require_hooks()
     failpoints = Failpoints.from_environment(environ)
     environ = dict(environ)  # as it was: flows that use Celery themselves keep its variables
     _take_off_celery()
     mode = resolve_mode(settings.on_stop, environ, in_container=runs_in_container(environ))
-    door = apis.Door(settings, environ)
+    connector = apis.Connector(settings, environ)
     secrets = SecretFiles(settings)
-    hangup.serve(door, secrets)
-    front = Front(secrets.page_token)
-    front.open(settings.agent_address)
-    front.waits_for = "the Prefect API"
+    reload.serve(connector, secrets)
+    startup_page = StartupPage(secrets.page_token)
+    startup_page.open(settings.agent_address)
+    startup_page.waits_for = "the Prefect API"
     ledger = ledgers.connect(settings.redis, settings.fleet, login=secrets.login)
     host, abilities = Host.probe(environ), _abilities(environ)
-    below = "process" if guest.leaving and settings.deploy == external.ExternalDeployer.kind else settings.deploy
+    below = "process" if host_program.leaving and settings.deploy == external.ExternalDeployer.kind else settings.deploy
     plugged_in = plugged_in_deployer(below)
-    api, settings = _enter(door, settings, wait=hangup.wait)
-    front.waits_for = ""
+    api, settings = _enter(connector, settings, wait=reload.wait)
+    startup_page.waits_for = ""
     logs.set_level(settings.log_level)
     layers, interpreter = interpreter_of(settings, environ, api.backend)
     warm = settings.warm_start and api.backend == "prefect1" and warm_client.possible(interpreter, abilities)
     parent = warm_client.program(interpreter, layers) if warm else None
     own = plugged_in or process_deployer(host, abilities, parent)
-    guest.leave_with(own.close)
-    deployer = guest.deployer(own, api, settings)
+    host_program.leave_with(own.close)
+    deployer = host_program.deployer(own, api, settings)
     state = sign_on.open_state(settings, host, environ)
-    guest.leave_with(state.close)
-    guest.leave_with(ledger.close)
-    front.waits_for = "Redis"
+    host_program.leave_with(state.close)
+    host_program.leave_with(ledger.close)
+    startup_page.waits_for = "Redis"
     sign_on.check_ledger(ledger)
-    front.waits_for = "the Prefect API"
-    row = _row(settings, api, sign_on.new_nonce(), wait=hangup.wait)
-    front.waits_for = "Redis, or the end of an earlier worker of its name"
+    startup_page.waits_for = "the Prefect API"
+    row = _row(settings, api, sign_on.new_nonce(), wait=reload.wait)
+    startup_page.waits_for = "Redis, or the end of an earlier worker of its name"
     _sign_on(ledger, row, state, host, api)
-    front.waits_for = ""
-    parts = Parts(
+    startup_page.waits_for = ""
+    parts = WorkerParts(
         settings=settings,
         row=row,
         app=broker.make_app(
@@ -149,23 +149,23 @@ def serve(settings: WorkerSettings, environ: Mapping[str, str], guest: Guest = G
         roster=ledger.roster,
         api=api,
         deployer=deployer,
-        orders=_orders(settings, api, layers, interpreter),
+        start_specs=_start_specs(settings, api, layers, interpreter),
         state=state,
         failpoints=failpoints,
         mode=mode,
         count_refused=lambda _reason: ledger.claims.count("messages-refused"),
-        launched=guest.launched,
-        leave=guest.leave,
+        launched=host_program.launched,
+        leave=host_program.leave,
     )
-    service = Service(parts)
-    hangup.then = service.to_api.retry
+    service = WorkerService(parts)
+    reload.then = service.to_api.retry
     # neither this nor the page is closed again: their threads end with the process, and waiting for them would lengthen
     # each stop
-    listening = ledger.hints.listen(partial(_heard, service))
-    guest.leave_with(partial(_leave_nothing, service, listening))
-    guest.begun(service)
+    subscription = ledger.hints.listen(partial(_heard, service))
+    host_program.leave_with(partial(_leave_nothing, service, subscription))
+    host_program.begun(service)
     service.stopping.install()
-    front.show(worker_page.handlers(service.vitals))
+    startup_page.show(worker_page.handlers(service.health))
     return service.run()
 
 
@@ -182,31 +182,33 @@ def _abilities(environ: Mapping[str, str]) -> Abilities:
     return abilities
 
 
-def _leave_nothing(service: Service, listening: Listening) -> None:
-    listening.close()
-    for errands in (service.to_api, service.to_ledger):
-        errands.close()
+def _leave_nothing(service: WorkerService, subscription: Subscription) -> None:
+    subscription.close()
+    for background in (service.to_api, service.to_ledger):
+        background.close()
     forget_stop()
 
 
 def _enter(
-    door: apis.Door, settings: WorkerSettings, *, wait: Callable[[float], None]
+    connector: apis.Connector, settings: WorkerSettings, *, wait: Callable[[float], None]
 ) -> tuple[ApiClient, WorkerSettings]:
     """The API's client, and the settings with what Prefect's own say; waits where only the API itself can tell."""
     entered: list[tuple[ApiClient, WorkerSettings]] = []
 
     def ask() -> None:
-        api = door.open()
-        fitted = agent_config.applied(door.defaults(settings), api)
-        entered.append((door.client_for(fitted), fitted))
+        api = connector.open()
+        fitted = agent_config.applied(connector.defaults(settings), api)
+        entered.append((connector.client_for(fitted), fitted))
 
     sign_on.patiently(ask, "the Prefect API", wait=wait)
     tell_unused(settings, entered[0][0].backend)
     return entered[0]
 
 
-def _orders(settings: WorkerSettings, api: ApiClient, layers: Layers, interpreter: Interpreter) -> Orders:
-    return Orders(
+def _start_specs(
+    settings: WorkerSettings, api: ApiClient, layers: EnvironmentLayers, interpreter: Interpreter
+) -> StartSpecBuilder:
+    return StartSpecBuilder(
         api=api,
         layers=layers,
         interpreter=interpreter,
@@ -254,9 +256,9 @@ def _prove_and_sign_on(ledger: Ledger, row: Row, state: StateFolder, host: Host)
     sign_on.sign_on(ledger.roster, row, predecessor=predecessor, watch_seconds=seconds)
 
 
-def _heard(service: Service, kind: str, _text: str) -> None:
+def _heard(service: WorkerService, kind: str, _text: str) -> None:
     if kind in ("routes", "wanted", "cancel"):
-        service.renewer.nudge()
+        service.heartbeat.nudge()
 
 
 def main() -> None:

@@ -92,7 +92,7 @@ def _signal_name(number: int) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
+class StartSpec:
     """What a deployer is asked to start: the finished command, environment and place of one attempt at a run."""
 
     run_id: str
@@ -112,7 +112,7 @@ class Order:
     stop_grace: float
 
 
-class Deployment(Protocol):
+class StartedRun(Protocol):
     """One started deployment, watched by the supervisor's selector."""
 
     @property
@@ -143,10 +143,10 @@ class Deployer(Protocol):
 
     kind: str
 
-    def start(self, order: Order) -> Deployment:
+    def start(self, spec: StartSpec) -> StartedRun:
         """Start it. Raises `StartFailed` with a sentence when user code certainly did not begin."""
 
-    def adopt(self, folder: Path) -> Deployment | None:
+    def adopt(self, folder: Path) -> StartedRun | None:
         """Find the deployment of a run folder again, alive or ended.
 
         None = user code never began and never will (its start file is now "abandoned").

@@ -17,7 +17,7 @@ from flowfleet.settings.classes import WorkerSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layers:
+class EnvironmentLayers:
     """What all runs of this worker have in common."""
 
     #: the worker's own environment, cleaned by `worker_layer`
@@ -109,10 +109,10 @@ def _own_environments(environ: Mapping[str, str], own_prefix: Path | None) -> li
     return found
 
 
-def layers_of(settings: WorkerSettings, base: Mapping[str, str], backend: str) -> Layers:
+def layers_of(settings: WorkerSettings, base: Mapping[str, str], backend: str) -> EnvironmentLayers:
     """What all runs of a worker with these settings have in common."""
     folder = Path.cwd()
-    return Layers(
+    return EnvironmentLayers(
         base=base,
         import_paths=absolute_paths(settings.import_paths, folder),
         extra=parse_pairs(settings.env),

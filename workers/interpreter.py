@@ -14,7 +14,7 @@ from pathlib import Path
 from flowfleet.errors import SettingsError, StartFailed
 from flowfleet.settings.classes import WorkerSettings
 from workers.deployment import EXTERNAL
-from workers.environment import Layers, layers_of, worker_layer
+from workers.environment import EnvironmentLayers, layers_of, worker_layer
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +134,9 @@ def resolve_command(command: Sequence[str], env: Mapping[str, str], interpreter:
     return (found, *command[1:])
 
 
-def interpreter_of(settings: WorkerSettings, environ: Mapping[str, str], backend: str) -> tuple[Layers, Interpreter]:
+def interpreter_of(
+    settings: WorkerSettings, environ: Mapping[str, str], backend: str
+) -> tuple[EnvironmentLayers, Interpreter]:
     """What all runs of this worker get, and the Python that runs them."""
     if settings.deploy not in ("process", EXTERNAL):
         base = worker_layer(environ, python=None, own_prefix=None)

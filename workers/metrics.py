@@ -18,7 +18,7 @@ class _Build(Collector):
         yield build_info()
 
 
-class Meters:
+class WorkerMetrics:
     """What happens here. The leader shows the ledger's gauges of all workers: no name of those may stand here too."""
 
     def __init__(self) -> None:

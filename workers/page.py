@@ -10,43 +10,48 @@ from functools import partial
 from typing import Any
 
 from flowfleet.monitor.run_output import read_local
-from flowfleet.page.server import Answer, Handler, Request
+from flowfleet.page.server import Handler, PageAnswer, PageRequest
 from workers.lifecycle.consumer import Slots
 from workers.lifecycle.heartbeat import WATCH_SECONDS, Watcher
-from workers.metrics import Meters
+from workers.metrics import WorkerMetrics
 from workers.reporting.outbox import Outbox
 from workers.state.attempts import Attempts
-from workers.state.ledger_view import Standing
-from workers.state.run_folders import RunFolder, RunRecords
+from workers.state.ledger_view import LedgerView
+from workers.state.run_folders import RunFolder, RunFolders
 
 _RUN_LOG = re.compile(r"/api/runs/([0-9a-f-]{36})/log")
 
 
-def handlers(vitals: Vitals) -> Mapping[str, Handler]:
+def handlers(health: WorkerHealth) -> Mapping[str, Handler]:
     """The paths and what they answer."""
 
-    def health(_: Request) -> Answer:
-        alive = vitals.alive()
-        return Answer.json({"ok": alive, **vitals.facts()}, 200 if alive else 503)
+    def answer_health(_: PageRequest) -> PageAnswer:
+        alive = health.alive()
+        return PageAnswer.json({"ok": alive, **health.facts()}, 200 if alive else 503)
 
-    def ready(_: Request) -> Answer:
-        is_ready = vitals.ready()
-        return Answer.json({"ok": is_ready, **vitals.facts()}, 200 if is_ready else 503)
+    def answer_ready(_: PageRequest) -> PageAnswer:
+        is_ready = health.ready()
+        return PageAnswer.json({"ok": is_ready, **health.facts()}, 200 if is_ready else 503)
 
-    def metrics(_: Request) -> Answer:
-        return Answer(body=vitals.metrics(), content_type="text/plain; version=0.0.4; charset=utf-8")
+    def answer_metrics(_: PageRequest) -> PageAnswer:
+        return PageAnswer(body=health.metrics_text(), content_type="text/plain; version=0.0.4; charset=utf-8")
 
-    def run_log(request: Request) -> Answer:
+    def answer_log(request: PageRequest) -> PageAnswer:
         found = _RUN_LOG.fullmatch(request.path)
         if found is None:
-            return Answer.json({"error": "the path is /api/runs/RUN/log"}, 404)
-        for folder in vitals.folders_of(found[1]):
+            return PageAnswer.json({"error": "the path is /api/runs/RUN/log"}, 404)
+        for folder in health.folders_of(found[1]):
             if folder.log.exists():
                 follow = request.query.get("follow") == "1"
-                return Answer(body=read_local(folder.log, follow=follow, ended=partial(_over, folder)))
-        return Answer.json({"error": f"this worker has no output of run {found[1]}"}, 404)
+                return PageAnswer(body=read_local(folder.log, follow=follow, ended=partial(_over, folder)))
+        return PageAnswer.json({"error": f"this worker has no output of run {found[1]}"}, 404)
 
-    return {"/api/health": health, "/api/ready": ready, "/metrics": metrics, "/api/runs/": run_log}
+    return {
+        "/api/health": answer_health,
+        "/api/ready": answer_ready,
+        "/metrics": answer_metrics,
+        "/api/runs/": answer_log,
+    }
 
 
 def _over(folder: RunFolder) -> bool:
@@ -56,17 +61,17 @@ def _over(folder: RunFolder) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Vitals:
+class WorkerHealth:
     """Reads only, from any thread."""
 
     worker: str
     watcher: Watcher
-    standing: Standing
+    ledger_view: LedgerView
     attempts: Attempts
     slots: Slots
     outbox: Outbox
-    meters: Meters
-    runs: RunRecords
+    metrics: WorkerMetrics
+    runs: RunFolders
 
     def alive(self) -> bool:
         """Whether the one thread that watches goes round."""
@@ -74,7 +79,7 @@ class Vitals:
 
     def ready(self) -> bool:
         """Adopted, in touch with Redis, and not stopping."""
-        return self.alive() and self.standing.ready and self.standing.connected and not self.slots.stopping
+        return self.alive() and self.ledger_view.ready and self.ledger_view.connected and not self.slots.stopping
 
     def facts(self) -> dict[str, Any]:
         """For health and ready."""
@@ -82,16 +87,16 @@ class Vitals:
             "worker": self.worker,
             "slots": self.slots.slots,
             "busy": len(self.attempts.occupying()),
-            "wanted": self.standing.wanted,
-            "gate": "open" if self.standing.gate_open else "shut",
-            "routes": sorted(map(str, self.standing.served)),
+            "wanted": self.ledger_view.wanted,
+            "gate": "open" if self.ledger_view.gate_open else "shut",
+            "routes": sorted(map(str, self.ledger_view.served)),
         }
 
-    def metrics(self) -> bytes:
+    def metrics_text(self) -> bytes:
         """The metrics page, its gauges as they are now."""
-        self.meters.outbox.set(self.outbox.pending())
-        self.meters.redis_up.set(1.0 if self.standing.connected else 0.0)
-        return self.meters.page()
+        self.metrics.outbox.set(self.outbox.pending())
+        self.metrics.redis_up.set(1.0 if self.ledger_view.connected else 0.0)
+        return self.metrics.page()
 
     def folders_of(self, run_id: str) -> list[RunFolder]:
         """The folders of a run here, newest first."""

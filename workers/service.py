@@ -16,30 +16,30 @@ from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import Message, Route
 from flowfleet.ledger.claims import Claims
 from flowfleet.ledger.roster import Roster, Row
+from flowfleet.retry import BoundedRetry
 from flowfleet.settings.classes import WorkerSettings
-from workers.background import Errands
+from workers.background import BackgroundJobs
 from workers.deployment import Deployer
 from workers.lifecycle import consumer
 from workers.lifecycle.consumer import Slots, register_task
-from workers.lifecycle.heartbeat import Renewer
-from workers.lifecycle.shutdown import Farewell
-from workers.lifecycle.stop_signals import Stopping
-from workers.metrics import Meters
-from workers.page import Vitals
-from workers.patience import Patience
+from workers.lifecycle.heartbeat import Heartbeat
+from workers.lifecycle.shutdown import WorkerShutdown
+from workers.lifecycle.stop_signals import StopSignals
+from workers.metrics import WorkerMetrics
+from workers.page import WorkerHealth
 from workers.reporting.endings import Endings
 from workers.reporting.outbox import Outbox
-from workers.reporting.run_log import Logbook
-from workers.reporting.show_output import FlowOutput
-from workers.runs.adoption import Adoption, Ownership
-from workers.runs.cancel_and_fence import Fences
+from workers.reporting.run_log import RunLog
+from workers.reporting.show_output import OutputFollower
+from workers.runs.adoption import Adoption, ClaimAdoption
+from workers.runs.cancel_and_fence import CancelAndFence
 from workers.runs.hand_back import HandBack
 from workers.runs.launch import Launch
-from workers.runs.start_spec import Orders
+from workers.runs.start_spec import StartSpecBuilder
 from workers.runs.supervisor import Supervisor
-from workers.runs.takeover import Siblings, scopes_of
+from workers.runs.takeover import Takeover, scopes_of
 from workers.state.attempts import Attempt, Attempts
-from workers.state.ledger_view import Standing
+from workers.state.ledger_view import LedgerView
 from workers.state.pruner import Pruner
 from workers.state.run_folders import StateFolder
 
@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parts:
+class WorkerParts:
     """What a worker is made of, as its command or a test has built it."""
 
     settings: WorkerSettings
@@ -57,7 +57,7 @@ class Parts:
     roster: Roster
     api: ApiClient
     deployer: Deployer
-    orders: Orders
+    start_specs: StartSpecBuilder
     state: StateFolder
     failpoints: Failpoints = field(default_factory=Failpoints)
     #: what becomes of runs at a stop: detach, wait or cancel
@@ -69,21 +69,21 @@ class Parts:
     leave: Callable[[int], Any] = os._exit
 
 
-class Service:
+class WorkerService:
     """The joined worker; `run` blocks until it has stopped and returns the exit code."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: WorkerParts) -> None:
         self._parts = parts
         settings, worker = parts.settings, parts.row.worker
-        self.meters = Meters()
-        self.standing = Standing(parts.row.offer)
+        self.metrics = WorkerMetrics()
+        self.ledger_view = LedgerView(parts.row.offer)
         self.attempts = Attempts(on_change=self._changed)
-        self.to_ledger = Errands("Redis")
-        self.to_api = Errands("the Prefect API")
+        self.to_ledger = BackgroundJobs("Redis")
+        self.to_api = BackgroundJobs("the Prefect API")
         self.supervisor = Supervisor(self.attempts, self._run_ended, run_timeout=settings.run_timeout)
         self.slots = Slots(settings.slots, self, on_arrival=self._arrived)
-        self.stopping = Stopping(self.slots, self.attempts, leave=parts.leave, guarded=parts.mode == "detach")
-        self.output = FlowOutput() if settings.show_flow_logs else None
+        self.stopping = StopSignals(self.slots, self.attempts, leave=parts.leave, guarded=parts.mode == "detach")
+        self.output = OutputFollower() if settings.show_flow_logs else None
         self.pruner = Pruner(
             parts.state,
             keep_days=settings.keep_logs_days,
@@ -92,23 +92,23 @@ class Service:
         )
         self._mark = Mark(fleet=settings.fleet, worker=worker)
         self._join()
-        self.vitals = Vitals(
+        self.health = WorkerHealth(
             worker=worker,
             watcher=self.supervisor,
-            standing=self.standing,
+            ledger_view=self.ledger_view,
             attempts=self.attempts,
             slots=self.slots,
             outbox=self.outbox,
-            meters=self.meters,
+            metrics=self.metrics,
             runs=parts.state.runs,
         )
-        self.farewell = Farewell(
+        self.shutdown = WorkerShutdown(
             row=parts.row,
             mode=parts.mode,
             grace=settings.stop_grace,
             attempts=self.attempts,
             supervisor=self.supervisor,
-            renewer=self.renewer,
+            heartbeat=self.heartbeat,
             pruner=self.pruner,
             output=self.output,
             roster=parts.roster,
@@ -131,27 +131,27 @@ class Service:
 
     def _join_ends(self) -> None:
         parts, worker = self._parts, self._parts.row.worker
-        self.logbook = Logbook(parts.api, self.to_api, enabled=parts.settings.cloud_logs)
-        self.ownership = Ownership(worker=worker, nonce=parts.row.nonce, claims=parts.claims)
-        self.handback = HandBack(
+        self.run_log = RunLog(parts.api, self.to_api, enabled=parts.settings.cloud_logs)
+        self.claim_adoption = ClaimAdoption(worker=worker, nonce=parts.row.nonce, claims=parts.claims)
+        self.hand_back = HandBack(
             worker=worker,
             mark=self._mark,
             on_told=self._handed_back,
-            take_again=self.ownership.again,
+            take_again=self.claim_adoption.again,
             **self._shared(),
         )
         self.endings = Endings(
             worker=worker,
             runs=parts.state.runs,
-            logbook=self.logbook,
+            run_log=self.run_log,
             on_settled=self._settled,
-            take_again=self.ownership.again,
+            take_again=self.claim_adoption.again,
             **self._shared(),
         )
         self.outbox = Outbox(
             folder=parts.state.outbox,
             api=parts.api,
-            errands=self.to_api,
+            background=self.to_api,
             mark=self._mark,
             on_answer=self.endings.answered,
             failpoints=parts.failpoints,
@@ -160,7 +160,7 @@ class Service:
 
     def _join_renewal(self) -> None:
         parts = self._parts
-        fences = Fences(
+        cancel_and_fence = CancelAndFence(
             worker=parts.row.worker,
             attempts=self.attempts,
             claims=parts.claims,
@@ -168,17 +168,17 @@ class Service:
             supervisor=self.supervisor,
             to_api=self.to_api,
         )
-        self.renewer = Renewer(
+        self.heartbeat = Heartbeat(
             claims=parts.claims,
             roster=parts.roster,
             row=parts.row,
             attempts=self.attempts,
-            standing=self.standing,
+            ledger_view=self.ledger_view,
             watcher=self.supervisor,
-            on_fenced=fences.fenced,
-            on_cancelled=fences.cancelled,
+            on_fenced=cancel_and_fence.fenced,
+            on_cancelled=cancel_and_fence.cancelled,
             on_answer=self._answered,
-            take_again=self.ownership.again,
+            take_again=self.claim_adoption.again,
         )
 
     def _join_launch(self) -> None:
@@ -188,14 +188,14 @@ class Service:
             nonce=parts.row.nonce,
             mark=self._mark,
             deployer=parts.deployer,
-            orders=parts.orders,
-            standing=self.standing,
+            start_specs=parts.start_specs,
+            ledger_view=self.ledger_view,
             runs=parts.state.runs,
-            handback=self.handback,
-            logbook=self.logbook,
+            hand_back=self.hand_back,
+            run_log=self.run_log,
             on_started=self._run_started,
             on_failed=self.endings.ended,
-            patience=Patience(hurried=lambda: self.attempts.closed),
+            retry=BoundedRetry(hurried=lambda: self.attempts.closed),
             **self._shared(),
         )
 
@@ -203,7 +203,7 @@ class Service:
 
     def accepting(self) -> bool:
         """Whether any message may be fetched now."""
-        return self.standing.accepting
+        return self.ledger_view.accepting
 
     def occupying(self) -> set[str]:
         """Every run that takes up a slot."""
@@ -211,40 +211,40 @@ class Service:
 
     def routes(self) -> Iterable[Route]:
         """What is to be served."""
-        return self.standing.routes()
+        return self.ledger_view.routes()
 
     def serving(self, routes: frozenset[Route]) -> None:
         """What is served; the roster says so at once, since only these count when slots are counted."""
         if self.slots.stopping:
             routes = frozenset()  # also where Celery connects once more on its way out
-        if routes != self.standing.served:
-            self.standing.served = routes
-            self.renewer.nudge()
+        if routes != self.ledger_view.served:
+            self.ledger_view.served = routes
+            self.heartbeat.nudge()
 
     def refused(self, reason: str) -> None:
         """A message was refused."""
         logger.warning("message refused", extra={"reason": reason})
-        self.meters.refused.inc()
+        self.metrics.refused.inc()
         self.to_ledger.post(lambda: self._parts.count_refused(reason))
 
     # -- what the parts tell each other
 
     def _changed(self) -> None:
-        self.slots.bell.ring()
+        self.slots.wakeup.ring()
 
     def _arrived(self, sent_at: float) -> None:
-        self.meters.queue_wait.observe(max(0.0, time.time() - sent_at))
+        self.metrics.queue_wait.observe(max(0.0, time.time() - sent_at))
 
     def _handed_back(self, reason: str) -> None:
-        self.meters.handed_back.labels(reason=reason).inc()
+        self.metrics.handed_back.labels(reason=reason).inc()
 
     def _run_started(self, key: str) -> None:
-        self.meters.started.inc()
+        self.metrics.started.inc()
         self.supervisor.watch(key)
         attempt = self.attempts.get(key)
         if attempt is not None:
-            self.meters.start_seconds.observe(time.monotonic() - attempt.since)
-            self.meters.lateness.observe(max(0.0, time.time() - attempt.held.due.timestamp()))
+            self.metrics.start_seconds.observe(time.monotonic() - attempt.since)
+            self.metrics.lateness.observe(max(0.0, time.time() - attempt.held.due.timestamp()))
         if self.output is not None and attempt is not None:
             self.output.follow(attempt.folder.log, attempt.held.name)
 
@@ -260,14 +260,14 @@ class Service:
         self.endings.ended(attempt)
 
     def _settled(self, attempt: Attempt | None, outcome: str) -> None:
-        self.meters.finished.labels(outcome=outcome).inc()
+        self.metrics.finished.labels(outcome=outcome).inc()
         if attempt is not None and attempt.exit is not None and attempt.exit.started_at and attempt.exit.ended_at:
-            self.meters.duration.observe(max(0.0, attempt.exit.ended_at - attempt.exit.started_at))
+            self.metrics.duration.observe(max(0.0, attempt.exit.ended_at - attempt.exit.started_at))
 
     def _answered(self) -> None:
-        self.slots.bell.ring()
+        self.slots.wakeup.ring()
         empty = not self.attempts.all() and self.slots.in_use() == 0
-        if self.standing.wanted == "draining" and empty and self.standing.ready:
+        if self.ledger_view.wanted == "draining" and empty and self.ledger_view.ready:
             logger.info("drained, this worker ends", extra={"worker": self._parts.row.worker})
             if self.stopping.number is None:
                 self.stopping.request()
@@ -281,17 +281,17 @@ class Service:
         if self.output is not None:
             self.output.start()
         self._adopt()
-        self.renewer.start()
-        self.renewer.nudge()
+        self.heartbeat.start()
+        self.heartbeat.nudge()
         self.pruner.start()
-        self.standing.ready = True
+        self.ledger_view.ready = True
         code = self._serve()
-        self.farewell.say()
+        self.shutdown.say()
         return code
 
-    def _siblings(self) -> Siblings:
+    def _siblings(self) -> Takeover:
         parts = self._parts
-        return Siblings(
+        return Takeover(
             own=parts.state,
             fleet=parts.settings.fleet,
             api=parts.api.address,
@@ -314,10 +314,10 @@ class Service:
         adoption = Adoption(
             worker=self._parts.row.worker,
             claims=self._parts.claims,
-            ownership=self.ownership,
+            claim_adoption=self.claim_adoption,
             deployer=self._parts.deployer,
             attempts=self.attempts,
-            handback=self.handback,
+            hand_back=self.hand_back,
             to_ledger=self.to_ledger,
             on_alive=self._run_adopted,
             on_ended=self.endings.ended,

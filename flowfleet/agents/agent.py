@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import flowfleet.api
 from flowfleet.agents import arguments, flow_run_records
-from flowfleet.agents.flow_run_records import Record
-from flowfleet.api.client import ApiClient, Kind, LogLine, Mark, Verdict
+from flowfleet.agents.flow_run_records import FlowRunRecord
+from flowfleet.api.client import ApiClient, LogLine, Mark, StateType, Verdict
 from flowfleet.errors import AlreadyClaimed, ApiError, ApiUnavailable
 from flowfleet.flow_run import FlowRun, Offer, Route
 from flowfleet.settings.classes import WorkerSettings
 
 if TYPE_CHECKING:
-    from workers.deployment import Order
+    from workers.deployment import StartSpec
 
 #: runs are known so long before they are due, as the reference asks for them
 _AHEAD_SECONDS = 10.0
@@ -162,7 +162,7 @@ class Agent:
 
     # -- one run, by hand
 
-    def query_flow_runs(self) -> list[Record]:
+    def query_flow_runs(self) -> list[FlowRunRecord]:
         """Flow runs that this agent could deploy now or within ten seconds, the first due first. You may call it.
 
         We do not: the poller asks for all workers at once.
@@ -187,7 +187,7 @@ class Agent:
         if answer.verdict is not Verdict.ACCEPTED:
             raise AlreadyClaimed(f"State update failed: flow run {run.run_id} cannot be submitted: {answer.reason}")
 
-    def deploy_flow(self, flow_run: Record) -> str:
+    def deploy_flow(self, flow_run: FlowRunRecord) -> str:
         """Start a flow run somewhere, and say in a few words where: the extension point, for you to override.
 
         We call it, in a thread, once for each flow run that this agent has claimed; the text stands in the run's log.
@@ -196,7 +196,7 @@ class Agent:
         """
         raise NotImplementedError("override deploy_flow")
 
-    def deploy_and_update_flow_run(self, flow_run: Record) -> None:
+    def deploy_and_update_flow_run(self, flow_run: FlowRunRecord) -> None:
         """`update_state`, `deploy_flow`, and a line in the run's log; an error is logged there and fails the run.
 
         You may call it. We do not: the worker does all of it under a claim.
@@ -220,7 +220,7 @@ class Agent:
     def mark_failed(self, flow_run: Mapping[str, Any], exc: Exception) -> None:
         """Set a flow run to Failed with the exception's text. You may call it; we report failures by the outbox."""
         run_id = str(flow_run["id"])
-        answer = self.client.report(run_id, Kind.FAILED, str(exc), self._mark())
+        answer = self.client.report(run_id, StateType.FAILED, str(exc), self._mark())
         self.logger.error("flow run failed", extra={"run_id": run_id, "error": repr(exc), "api": str(answer.verdict)})
 
     def agent_process(self, executor: Executor) -> bool:
@@ -250,10 +250,10 @@ class Agent:
 
     # -- inside
 
-    def deploy_order(self, order: Order) -> Any:
+    def deploy_order(self, spec: StartSpec) -> Any:
         """Deploy what the worker has claimed: a text, or the deployment of another deployer."""
-        self.submitting_flow_runs.add(order.run_id)
-        return self.deploy_flow(flow_run_records.fetch_one(self._graphql(), order.run_id))
+        self.submitting_flow_runs.add(spec.run_id)
+        return self.deploy_flow(flow_run_records.fetch_one(self._graphql(), spec.run_id))
 
     def _graphql(self) -> Any:
         # of the two APIs only Prefect 1's has agents

@@ -18,7 +18,7 @@ _FIELDS = (
 )
 
 
-class Record(dict[str, Any]):
+class FlowRunRecord(dict[str, Any]):
     """A JSON object whose keys are attributes too; lists and objects in it are alike."""
 
     @classmethod
@@ -46,14 +46,14 @@ class Record(dict[str, Any]):
             raise AttributeError(f"this record has no {name!r}") from None
 
 
-class Asking(Protocol):
+class GraphQLQueries(Protocol):
     """The part of the GraphQL room that is needed here."""
 
     def ask(self, document: str) -> Any:
         """The reply: `.data` by root field."""
 
 
-def fetch(graphql: Asking, run_ids: Iterable[str], *, now: datetime | None = None) -> list[Record]:
+def fetch(graphql: GraphQLQueries, run_ids: Iterable[str], *, now: datetime | None = None) -> list[FlowRunRecord]:
     """These flow runs with all that the methods of an agent may look at, the first due first."""
     ids = list(run_ids)
     if not ids:
@@ -64,10 +64,10 @@ def fetch(graphql: Asking, run_ids: Iterable[str], *, now: datetime | None = Non
     rows = reply.data.get("flow_run")
     if rows is None:
         raise ApiRejected(f"the API did not tell of the flow runs {', '.join(ids)}")
-    return in_order(Record.of(rows))
+    return in_order(FlowRunRecord.of(rows))
 
 
-def fetch_one(graphql: Asking, run_id: str) -> Record:
+def fetch_one(graphql: GraphQLQueries, run_id: str) -> FlowRunRecord:
     """One flow run; raises `RunGone`."""
     found = fetch(graphql, [run_id])
     if not found:
@@ -75,7 +75,7 @@ def fetch_one(graphql: Asking, run_id: str) -> Record:
     return found[0]
 
 
-def in_order(rows: Sequence[Record]) -> list[Record]:
+def in_order(rows: Sequence[FlowRunRecord]) -> list[FlowRunRecord]:
     """By the time that their states name; those without one are due now, so after all that are late."""
     now = datetime.now(UTC)
     return sorted(rows, key=lambda row: due_of(row) or now)

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 from flowfleet.agents.agent import Agent
-from flowfleet.agents.flow_run_records import Record
-from flowfleet.api.client import Job, Kind, RunState
+from flowfleet.agents.flow_run_records import FlowRunRecord
+from flowfleet.api.client import Job, RunState, StateType
 
 #: the name that Docker Desktop gives to every host: it tells nothing
 _DOCKER_DESKTOP = "docker-desktop"
@@ -79,7 +79,7 @@ class LocalAgent(Agent):
         """What this agent says to its worker and poller."""
         return {**super().given(), "import-path": self.import_paths, "show-flow-logs": self.show_flow_logs}
 
-    def deploy_flow(self, flow_run: Record) -> str:
+    def deploy_flow(self, flow_run: FlowRunRecord) -> str:
         """Start a flow run as a process of this host, and return `PID: n`. We call it, and so may you and an override.
 
         Within `start` the process is one of the worker's: watched, adopted, reported. Called by hand, nobody looks
@@ -97,7 +97,7 @@ class LocalAgent(Agent):
         config, flow = flow_run.get("run_config") or {}, flow_run.get("flow") or {}
         run_id, name = str(flow_run["id"]), str(flow_run.get("name") or "")
         job = Job(
-            state=RunState(run_id=run_id, run_name=name, kind=Kind.PENDING, name="Submitted"),
+            state=RunState(run_id=run_id, run_name=name, kind=StateType.PENDING, name="Submitted"),
             flow_id=flow.get("id"),
             flow_name=flow.get("name"),
             variables={"core_version": flow.get("core_version")},

@@ -18,7 +18,7 @@ from flowfleet.local.data_folder import DataFolder
 STOP_SECONDS = 70.0
 
 
-class Companion:
+class PollerProcess:
     """One started command."""
 
     def __init__(self, process: subprocess.Popen[bytes], note: Path) -> None:

@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -21,8 +22,7 @@ from typing import TYPE_CHECKING
 from flowfleet import ledger as ledgers
 from flowfleet import logs
 from flowfleet.agents import arguments
-from flowfleet.agents.hearts import Heart
-from flowfleet.agents.poller_process import Companion
+from flowfleet.agents.poller_process import PollerProcess
 from flowfleet.api.client import ApiClient
 from flowfleet.errors import FleetError, LedgerError
 from flowfleet.flow_run import Route
@@ -33,18 +33,18 @@ from flowfleet.local.data_folder import DataFolder, default_path
 from flowfleet.settings.classes import WorkerSettings
 from flowfleet.settings.option import secrets_of
 from workers import cli
-from workers.deployers.external import ExternalDeployer, Watch
+from workers.deployers.external import ExternalDeployer, ExternalWatch
 from workers.deployers.process import ProcessDeployer
-from workers.deployment import Deployer, Deployment, Order
+from workers.deployment import Deployer, StartedRun, StartSpec
 from workers.host import Abilities, Host
 from workers.interpreter import interpreter_of
-from workers.runs.start_spec import Orders
-from workers.service import Service
-from workers.state.run_folders import RunRecords, state_root
+from workers.runs.start_spec import StartSpecBuilder
+from workers.service import WorkerService
+from workers.state.run_folders import RunFolders, state_root
 
 if TYPE_CHECKING:
     from flowfleet.agents.agent import Agent
-    from flowfleet.agents.flow_run_records import Record
+    from flowfleet.agents.flow_run_records import FlowRunRecord
     from flowfleet.agents.local import LocalAgent
 
 logger = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ class _Life:
         self._stack = stack
         self._environ = dict(os.environ)
         self._folder = self._own_folder()
-        self._poller: Companion | None = None
+        self._poller: PollerProcess | None = None
         self._failure: FleetError | None = None
         self._over = threading.Event()
 
@@ -113,12 +113,12 @@ class _Life:
         """Until the end was asked for, or the polls are done."""
         # the page is the poller's
         self._settings = dataclasses.replace(self._settings, redis=self._redis(), agent_address=None)
-        heart = Heart(self._agent.heartbeat, lambda: self._agent.heartbeat_period)
+        heart = HeartbeatThread(self._agent.heartbeat, lambda: self._agent.heartbeat_period)
         self._stack.callback(heart.close)
         heart.start()
         self._stack.callback(self._end_poller)
         with ExitStack() as leaving:
-            cli.serve(self._settings, self._environ, self._guest(leaving))
+            cli.serve(self._settings, self._environ, self._host_program(leaving))
         if self._failure is not None:
             raise self._failure
 
@@ -148,8 +148,8 @@ class _Life:
 
     # -- the worker, in this process
 
-    def _guest(self, leaving: ExitStack) -> cli.Guest:
-        return cli.Guest(
+    def _host_program(self, leaving: ExitStack) -> cli.HostProgram:
+        return cli.HostProgram(
             early=lambda: None,
             deployer=self._deployer,
             launched=self._launched,
@@ -163,11 +163,11 @@ class _Life:
         agent.become(api, settings)
         by_method = agent.deploy_kind != "process" or getattr(agent, "own_variables", False)
 
-        def deploy(order: Order) -> Deployment | str:
-            return _by_method(agent, order, deployer)
+        def deploy(spec: StartSpec) -> StartedRun | str:
+            return _by_method(agent, spec, deployer)
 
         deployer = ExternalDeployer(
-            deploy if by_method else None, below=own, watch=Watch(api.states), host=settings.host
+            deploy if by_method else None, below=own, watch=ExternalWatch(api.states), host=settings.host
         )
         return deployer
 
@@ -179,10 +179,10 @@ class _Life:
         except Exception:  # a hook of the user must not cost the worker a thread
             logger.exception("on_flow_run_deploy_attempt failed", extra={"run_id": run_id})
 
-    def _begun(self, service: Service) -> None:
+    def _begun(self, service: WorkerService) -> None:
         # the worker stands in the roster now, so that the first poll already knows what to ask for
         env = arguments.poller_environment(self._agent.given(), self._settings, self._environ)
-        self._poller = Companion.start("poller", env, self._folder)
+        self._poller = PollerProcess.start("poller", env, self._folder)
         threading.Thread(target=self._attend, args=(service, self._poller), name="attend", daemon=True).start()
 
     def _leave(self, code: int) -> None:
@@ -193,7 +193,7 @@ class _Life:
 
     # -- the poller, beside
 
-    def _attend(self, service: Service, poller: Companion) -> None:
+    def _attend(self, service: WorkerService, poller: PollerProcess) -> None:
         code = poller.wait()
         if self._over.is_set() or service.stopping.number is not None:
             return
@@ -203,7 +203,7 @@ class _Life:
             self._failure = AgentEnded(f"The poller of {type(self._agent).__name__} has ended with code {code}.")
         service.stopping.request()
 
-    def _await_starts(self, service: Service) -> None:
+    def _await_starts(self, service: WorkerService) -> None:
         """Until everything that the last poll has claimed is started."""
         ledger = ledgers.connect(self._settings.redis, self._settings.fleet)
         until = time.monotonic() + LAST_STARTS_SECONDS
@@ -237,36 +237,36 @@ def _data_path(environ: dict[str, str]) -> Path:
 class _UnderWay:
     """The order that this thread is at, whose deployment LocalAgent's own `deploy_flow` may start."""
 
-    order: Order
+    spec: StartSpec
     deployer: ExternalDeployer
-    started: list[Deployment] = field(default_factory=list)
+    started: list[StartedRun] = field(default_factory=list)
 
 
-def _by_method(agent: Agent, order: Order, deployer: ExternalDeployer) -> Deployment | str:
-    now = _now.under_way = _UnderWay(order=order, deployer=deployer)
+def _by_method(agent: Agent, spec: StartSpec, deployer: ExternalDeployer) -> StartedRun | str:
+    now = _now.under_way = _UnderWay(spec=spec, deployer=deployer)
     text = ""
     try:
-        text = agent.deploy_order(order)
+        text = agent.deploy_order(spec)
     except Exception:
         if not now.started:
             raise
         # its process runs: what the override meant to do after that must not fail the run
-        logger.exception("deploy_flow failed after its process was started", extra={"run_id": order.run_id})
+        logger.exception("deploy_flow failed after its process was started", extra={"run_id": spec.run_id})
     finally:
         _now.under_way = None
     return now.started[-1] if now.started else text
 
 
-def deploy(agent: LocalAgent, flow_run: Record) -> str:
+def deploy(agent: LocalAgent, flow_run: FlowRunRecord) -> str:
     """Start a flow run as a process of this host: one of the worker's, or by hand where there is none."""
     run_id = str(flow_run["id"])
     now: _UnderWay | None = getattr(_now, "under_way", None)
-    if now is None or now.order.run_id != run_id:
+    if now is None or now.spec.run_id != run_id:
         return _by_hand(agent, run_id)
-    order = now.order
+    spec = now.spec
     if agent.own_variables:
-        order = dataclasses.replace(order, env={**order.env, **agent.populate_env_vars(flow_run)})
-    now.started.append(now.deployer.start_below(order))
+        spec = dataclasses.replace(spec, env={**spec.env, **agent.populate_env_vars(flow_run)})
+    now.started.append(now.deployer.start_below(spec))
     return _pid(now.started[-1])
 
 
@@ -274,7 +274,7 @@ def _by_hand(agent: LocalAgent, run_id: str) -> str:
     settings, environ = agent.settings(), dict(os.environ)
     host, abilities = Host.probe(environ), Abilities.probe(environ)
     layers, interpreter = interpreter_of(settings, environ, agent.client.backend)
-    orders = Orders(
+    specs = StartSpecBuilder(
         api=agent.client,
         layers=layers,
         interpreter=interpreter,
@@ -284,7 +284,7 @@ def _by_hand(agent: LocalAgent, run_id: str) -> str:
     path = state_root(settings, environ) / "by-hand"
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     claim = str(uuid.uuid4())
-    folder = RunRecords(path).create(run_id, claim, {})
+    folder = RunFolders(path).create(run_id, claim, {})
     assert folder is not None
     job = agent.client.job(run_id)
     held = Held(
@@ -302,13 +302,40 @@ def _by_hand(agent: LocalAgent, run_id: str) -> str:
     )
     deployer = ProcessDeployer(host=host, abilities=abilities)
     try:
-        deployment = deployer.start(orders.make(held, job, folder, not_after=None))
-        deployment.close()
-        return _pid(deployment)
+        started_run = deployer.start(specs.make(held, job, folder, not_after=None))
+        started_run.close()
+        return _pid(started_run)
     finally:
         deployer.close()
 
 
-def _pid(deployment: Deployment) -> str:
-    handle = deployment.handle
+def _pid(started_run: StartedRun) -> str:
+    handle = started_run.handle
     return f"PID: {handle.get('command_pid') or handle.get('pid')}"
+
+
+class HeartbeatThread:
+    """Calls it at once, and again after each period; what it raises ends nothing."""
+
+    def __init__(self, beat: Callable[[], None], period_seconds: Callable[[], float]) -> None:
+        self._beat = beat
+        self._period_seconds = period_seconds
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """End it; a beat under way gets a second."""
+        self._closed.set()
+        self._thread.join(1.0)
+
+    def _run(self) -> None:
+        while not self._closed.is_set():
+            try:
+                self._beat()
+            except Exception:  # it is the user's, and the next one may work
+                logger.exception("heartbeat failed", extra={"next_try_seconds": self._period_seconds()})
+            self._closed.wait(self._period_seconds())

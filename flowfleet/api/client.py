@@ -12,7 +12,7 @@ from flowfleet.errors import ApiError, ApiUnavailable
 from flowfleet.flow_run import FlowRun, Offer, Route
 
 
-class Kind(StrEnum):
+class StateType(StrEnum):
     """The type of a run's state at the API (Prefect 1's Submitted is PENDING here)."""
 
     SCHEDULED = "SCHEDULED"
@@ -28,7 +28,7 @@ class Kind(StrEnum):
     @property
     def terminal(self) -> bool:
         """True for an end."""
-        return self in (Kind.COMPLETED, Kind.FAILED, Kind.CRASHED, Kind.CANCELLED)
+        return self in (StateType.COMPLETED, StateType.FAILED, StateType.CRASHED, StateType.CANCELLED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class RunState:
 
     run_id: str
     run_name: str
-    kind: Kind
+    kind: StateType
     name: str  # the state's own name: Submitted, Launching, AwaitingRetry, …
     message: str = ""
     scheduled: datetime | None = None  # the state's scheduled time
@@ -79,11 +79,11 @@ class Answer:
     @property
     def being_cancelled(self) -> bool:
         """Refused since somebody cancels the run: who gives it back unbegun says that it is done."""
-        return self.verdict is Verdict.REFUSED and self.state is not None and self.state.kind is Kind.CANCELLING
+        return self.verdict is Verdict.REFUSED and self.state is not None and self.state.kind is StateType.CANCELLING
 
 
 @dataclass(frozen=True, kw_only=True)
-class Unfit:
+class UnfitRun:
     """A run that is due and that nobody here can take, though it may be right for others; it stays Scheduled."""
 
     run_id: str
@@ -104,7 +104,7 @@ class DueRuns:
     #: how many runs of its pool, whichever, the API has room for (None = all that are listed)
     room: int | None = None
     #: counted in `due`, but asking for what no offer here can do (Prefect 1: storage, run_config)
-    unfit: tuple[Unfit, ...] = ()
+    unfit: tuple[UnfitRun, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,7 +230,7 @@ class ApiClient(Protocol):
     def settle(self, run_id: str, call: str) -> Answer:
         """Read whether the run is claimed by this very call: ACCEPTED, REFUSED or UNSURE (no answer)."""
 
-    def unserved(self, offers: Sequence[Offer]) -> list[Unfit]:
+    def unserved(self, offers: Sequence[Offer]) -> list[UnfitRun]:
         """Due runs that no agent known to the API could take, whichever fleet's it is (Prefect 1: by their labels)."""
 
     def reinstate(self, run_id: str, claim: str, mark: Mark) -> Answer:
@@ -280,7 +280,7 @@ class ApiClient(Protocol):
     def place(self, run_id: str) -> Place | None:
         """Where a run waits, for people who ask; None when it has no such place."""
 
-    def report(self, run_id: str, kind: Kind, message: str, mark: Mark) -> Answer:
+    def report(self, run_id: str, kind: StateType, message: str, mark: Mark) -> Answer:
         """Propose an end (CRASHED, FAILED or CANCELLED); REFUSED when the API has it ended already."""
 
     def log(self, lines: Sequence[LogLine]) -> None:

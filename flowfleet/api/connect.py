@@ -16,7 +16,7 @@ from flowfleet.api.prefect1.access import Access, find_access
 from flowfleet.api.prefect1.client import Prefect1
 from flowfleet.api.prefect1.graphql import PREFECT1, GraphQL
 from flowfleet.api.prefect1.settings import Prefect1Settings
-from flowfleet.api.prefect3.access import Source, home_of, no_address
+from flowfleet.api.prefect3.access import AccessSource, home_of, no_address
 from flowfleet.api.prefect3.client import Prefect3
 from flowfleet.api.prefect3.settings import prefect_settings
 from flowfleet.api.transport.address import Address
@@ -32,7 +32,7 @@ C = TypeVar("C", bound=Common)
 _PREFECT3 = "PREFECT_API_URL"
 
 
-class Door:
+class Connector:
     """Reads the settings when it is made, and asks only in `open`, and only where they leave it open.
 
     Whoever waits for the API calls `open` until it answers. It holds the secrets of whatever is behind it, also before
@@ -57,7 +57,7 @@ class Door:
         self._refused = False
         self._last: Access | None = None
         # what is wrong with the settings of the one that is meant is told now
-        self._source = Source(settings, environ, self._folder, self._home) if self.backend != "prefect1" else None
+        self._source = AccessSource(settings, environ, self._folder, self._home) if self.backend != "prefect1" else None
         self._shown = self._credentials() if self.backend != "prefect1" else (None, self._access().address)
 
     @property
@@ -127,7 +127,7 @@ class Door:
         if other.endswith("/api"):
             candidate = detect.prefect3(Session(there, pause=self._pause), tries=1)
         else:
-            candidate = detect.prefect1(GraphQL(Session(there, dialect=PREFECT1, pause=self._pause)), tries=1)
+            candidate = detect.prefect1(GraphQL(Session(there, flavour=PREFECT1, pause=self._pause)), tries=1)
         return detect.remedy(candidate)
 
     # the clients
@@ -145,7 +145,7 @@ class Door:
             logger.warning("credentials could not be read again", extra={"error": str(error)})
         return self._last
 
-    def _source_now(self) -> tuple[Source, Address]:
+    def _source_now(self) -> tuple[AccessSource, Address]:
         assert self._source is not None  # of Prefect 3, or of both
         try:
             return self._source, self._source.look()
@@ -173,7 +173,7 @@ class Door:
             return self._access().address
 
         return GraphQL(
-            Session(access.address, dialect=PREFECT1, find_again=look, **self._manners()), tenant=access.tenant
+            Session(access.address, flavour=PREFECT1, find_again=look, **self._manners()), tenant=access.tenant
         )
 
     def _prefect3(self) -> Prefect3:
@@ -224,5 +224,5 @@ def connect(
     home: Path | None = None,
     pause: Callable[[float], object] = time.sleep,
 ) -> ApiClient:
-    """The client of the API that is meant, for those who do not wait: raises what `Door` and its `open` raise."""
-    return Door(settings, environ, folder=folder, home=home, pause=pause).open()
+    """The client of the API that is meant, for those who do not wait: raises what `Connector` and its `open` raise."""
+    return Connector(settings, environ, folder=folder, home=home, pause=pause).open()

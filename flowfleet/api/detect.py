@@ -21,7 +21,7 @@ class NotThere(ApiRejected):
     """Neither Prefect API is where it was looked for."""
 
 
-class Verdict(Enum):
+class Detection(Enum):
     """What one question showed."""
 
     YES = "it is"
@@ -31,10 +31,10 @@ class Verdict(Enum):
 
 
 @dataclass(frozen=True)
-class Heard:
+class ProbeResult:
     """The outcome of one question."""
 
-    verdict: Verdict
+    verdict: Detection
     error: ApiError | None = None
 
     @property
@@ -53,7 +53,7 @@ class Candidate:
     question: str
     #: where it would be, as it may be shown
     shown: str
-    ask: Callable[[], Heard]
+    ask: Callable[[], ProbeResult]
 
 
 def prefect3(session: Session, *, tries: int = ASKED_TRIES) -> Candidate:
@@ -98,17 +98,17 @@ def prefect1(graphql: GraphQL, *, tries: int = ASKED_TRIES) -> Candidate:
     )
 
 
-def _heard(answered: Callable[[], bool]) -> Heard:
+def _heard(answered: Callable[[], bool]) -> ProbeResult:
     try:
-        return Heard(Verdict.YES if answered() else Verdict.NO)
+        return ProbeResult(Detection.YES if answered() else Detection.NO)
     except KeyRefused as error:
-        return Heard(Verdict.REFUSED, error)
+        return ProbeResult(Detection.REFUSED, error)
     except ApiUnavailable as error:
-        return Heard(Verdict.AWAY, error)
+        return ProbeResult(Detection.AWAY, error)
     except ApiRejected as error:
         if isinstance(error.__cause__, requests.exceptions.RequestException):
             raise  # no trusted certificate, or no address at all: the other question would meet the same
-        return Heard(Verdict.NO, error)
+        return ProbeResult(Detection.NO, error)
 
 
 def choose(candidates: Sequence[Candidate], *, hint: Callable[[], str] = lambda: "") -> str:
@@ -117,14 +117,14 @@ def choose(candidates: Sequence[Candidate], *, hint: Callable[[], str] = lambda:
     Raises `ApiUnavailable` where waiting may help, and `ApiRejected` with the `hint` where none of them is there.
     Where both are, at two addresses, nothing says which is meant: that is a `SettingsError`.
     """
-    heard: list[tuple[Candidate, Heard]] = []
+    heard: list[tuple[Candidate, ProbeResult]] = []
     one_place = len({candidate.shown for candidate in candidates}) == 1
     for candidate in candidates:
         found = candidate.ask()
         heard.append((candidate, found))
-        if one_place and (found.verdict is Verdict.YES or found.no_line):
+        if one_place and (found.verdict is Detection.YES or found.no_line):
             break  # the other question would only meet the same
-    there = [candidate for candidate, found in heard if found.verdict is Verdict.YES]
+    there = [candidate for candidate, found in heard if found.verdict is Detection.YES]
     if len(there) > 1:
         places = " and ".join(f"{candidate.name} at {candidate.shown}" for candidate in there)
         flags = " or ".join(f"--backend {candidate.backend}" for candidate in there)
@@ -134,11 +134,11 @@ def choose(candidates: Sequence[Candidate], *, hint: Callable[[], str] = lambda:
     raise _none(heard, one_place=one_place, hint=hint)
 
 
-def _none(heard: Sequence[tuple[Candidate, Heard]], *, one_place: bool, hint: Callable[[], str]) -> ApiError:
+def _none(heard: Sequence[tuple[Candidate, ProbeResult]], *, one_place: bool, hint: Callable[[], str]) -> ApiError:
     """Why none of them is there: what may pass is told first."""
-    for verdict, kind in ((Verdict.AWAY, ApiUnavailable), (Verdict.REFUSED, KeyRefused)):
+    for verdict, kind in ((Detection.AWAY, ApiUnavailable), (Detection.REFUSED, KeyRefused)):
         errors = [found.error for _, found in heard if found.verdict is verdict and found.error]
-        if len(errors) == 1 or (errors and one_place and verdict is Verdict.AWAY):
+        if len(errors) == 1 or (errors and one_place and verdict is Detection.AWAY):
             return errors[0]
         if errors:
             return kind(f"no Prefect API answers: {'; '.join(map(str, errors))}")
@@ -150,7 +150,7 @@ def _none(heard: Sequence[tuple[Candidate, Heard]], *, one_place: bool, hint: Ca
     return NotThere(f"{where} is no Prefect API: it answers {told}{hint()}")
 
 
-def _answer(heard: Heard) -> str:
+def _answer(heard: ProbeResult) -> str:
     return str(heard.error.status) if isinstance(heard.error, Refused) else "something else"
 
 
@@ -160,4 +160,4 @@ def remedy(candidate: Candidate) -> str:
         found = candidate.ask()
     except ApiRejected:
         return ""
-    return f", but {candidate.name} is at {candidate.shown}" if found.verdict is Verdict.YES else ""
+    return f", but {candidate.name} is at {candidate.shown}" if found.verdict is Detection.YES else ""

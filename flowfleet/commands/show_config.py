@@ -25,7 +25,7 @@ _CREDENTIALS = ("PREFECT_API_AUTH_STRING", "PREFECT_API_KEY")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class PrefectValues:
     """What Prefect's own settings add to ours, as far as it is known without asking the API."""
 
     #: prefect1, prefect3, or None: the API is asked, or there is none
@@ -34,7 +34,7 @@ class Found:
     prefect1: Prefect1Settings
 
     @classmethod
-    def of(cls, settings: Common, environ: Mapping[str, str]) -> Found:
+    def of(cls, settings: Common, environ: Mapping[str, str]) -> PrefectValues:
         """Read them; raises `SettingsError` for a file that is broken."""
         found = Prefect1Settings(environ, home_of(environ))
         try:

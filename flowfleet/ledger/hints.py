@@ -31,12 +31,12 @@ class Hints:
         body = json.dumps({"kind": kind, "text": text[:200]})
         self._store.ask(lambda client: client.publish(self._store.key("hints"), body))
 
-    def listen(self, callback: Listener) -> Listening:
+    def listen(self, callback: Listener) -> Subscription:
         """Call `callback(kind, text)` from a daemon thread until closed; outages of Redis are outlived."""
-        return Listening(self._store, callback)
+        return Subscription(self._store, callback)
 
 
-class Listening:
+class Subscription:
     """One subscription, kept up by its own thread."""
 
     def __init__(self, store: Store, callback: Listener) -> None:

@@ -52,7 +52,7 @@ class Part(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command:
+class ChildCommand:
     """What to start, and how it likes to be stopped."""
 
     name: str
@@ -68,10 +68,10 @@ class Command:
     whole_group: bool = False
 
 
-class Child:
+class ChildProcess:
     """A part that we have started ourselves."""
 
-    def __init__(self, command: Command, note: Path) -> None:
+    def __init__(self, command: ChildCommand, note: Path) -> None:
         self._command = command
         self._note = note
         with command.log.open("wb" if command.fresh_log else "ab") as log:
@@ -130,7 +130,7 @@ class Child:
         return not (self._command.whole_group and group_alive(self._process.pid))
 
 
-class Adopted:
+class AdoptedProcess:
     """A part that an earlier `up`, killed before it could clean up, has left running."""
 
     def __init__(

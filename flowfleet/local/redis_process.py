@@ -11,7 +11,7 @@ from typing import Any
 import redis
 
 from flowfleet.errors import SettingsError
-from flowfleet.local.child import Adopted, Child, Command, Part, remembered
+from flowfleet.local.child import AdoptedProcess, ChildCommand, ChildProcess, Part, remembered
 from flowfleet.local.data_folder import DataFolder
 
 NAME = "redis"
@@ -49,10 +49,10 @@ def start(folder: DataFolder, environ: Mapping[str, str]) -> tuple[Part, str]:
     left = remembered(note)
     port = folder.port(NAME, probe=left is None)
     if left is not None and _works_in(port, data):
-        return Adopted(NAME, left, folder.log(NAME), note), url_of(port)
+        return AdoptedProcess(NAME, left, folder.log(NAME), note), url_of(port)
     if left is not None:
         # ours, but not usable any more: two servers must not write one append-only file
-        Adopted(NAME, left, folder.log(NAME), note).stop()
+        AdoptedProcess(NAME, left, folder.log(NAME), note).stop()
         port = folder.port(NAME)
     options = {
         "bind": "127.0.0.1",
@@ -66,8 +66,8 @@ def start(folder: DataFolder, environ: Mapping[str, str]) -> tuple[Part, str]:
     }
     argv = [binary(), *(word for name, value in options.items() for word in (f"--{name}", value))]
     env = {name: value for name, value in environ.items() if not name.startswith(("FLOWFLEET_", "PREFECT_"))}
-    command = Command(name=NAME, argv=argv, env=env, cwd=data, log=folder.log(NAME), fresh_log=False)
-    return Child(command, note), url_of(port)
+    command = ChildCommand(name=NAME, argv=argv, env=env, cwd=data, log=folder.log(NAME), fresh_log=False)
+    return ChildProcess(command, note), url_of(port)
 
 
 def answers(url: str) -> bool:

@@ -24,7 +24,7 @@ NAMED = 5
 SKEW_SECONDS = 5.0
 
 
-class Verdict(StrEnum):
+class CheckStatus(StrEnum):
     """How a check went. Only FAIL makes `doctor` end with 5."""
 
     OK = "ok"
@@ -37,7 +37,7 @@ class Check:
     """One check's result."""
 
     name: str
-    verdict: Verdict
+    verdict: CheckStatus
     found: str
     remedy: str = ""
 
@@ -59,9 +59,9 @@ def redis_checks(server: RedisServer, clock: Callable[[], float] = time.time) ->
         info = server.info()
         appendonly, save, now = server.config("appendonly"), server.config("save"), server.now()
     except LedgerError as error:
-        yield Check(name="redis", verdict=Verdict.FAIL, found=str(error), remedy="Start Redis, or correct --redis.")
+        yield Check(name="redis", verdict=CheckStatus.FAIL, found=str(error), remedy="Start Redis, or correct --redis.")
         return
-    yield Check(name="redis", verdict=Verdict.OK, found=f"Redis at {server.address} answers.")
+    yield Check(name="redis", verdict=CheckStatus.OK, found=f"Redis at {server.address} answers.")
     yield _cluster(info)
     yield _version(info)
     yield _persistence(info, appendonly, save)
@@ -73,11 +73,11 @@ def _cluster(info: Mapping[str, Any]) -> Check:
     if is_cluster(info):
         return Check(
             name="redis mode",
-            verdict=Verdict.FAIL,
+            verdict=CheckStatus.FAIL,
             found="This is a node of a Redis Cluster, where our scripts cannot work on all keys at once.",
             remedy="Use a standalone Redis or one behind Sentinel.",
         )
-    return Check(name="redis mode", verdict=Verdict.OK, found="Redis is no cluster.")
+    return Check(name="redis mode", verdict=CheckStatus.OK, found="Redis is no cluster.")
 
 
 def _version(info: Mapping[str, Any]) -> Check:
@@ -87,11 +87,11 @@ def _version(info: Mapping[str, Any]) -> Check:
     if parts < OLDEST_REDIS:
         return Check(
             name="redis version",
-            verdict=Verdict.FAIL,
+            verdict=CheckStatus.FAIL,
             found=f"{name} {found} is too old.",
             remedy="Use Redis 6.2 or newer, or Valkey.",
         )
-    return Check(name="redis version", verdict=Verdict.OK, found=f"{name} {found}.")
+    return Check(name="redis version", verdict=CheckStatus.OK, found=f"{name} {found}.")
 
 
 def _persistence(info: Mapping[str, Any], appendonly: str | None, save: str | None) -> Check:
@@ -100,18 +100,18 @@ def _persistence(info: Mapping[str, Any], appendonly: str | None, save: str | No
         if info.get("aof_last_write_status", "ok") != "ok":
             return Check(
                 name="redis persistence",
-                verdict=Verdict.FAIL,
+                verdict=CheckStatus.FAIL,
                 found="The append-only file could not be written the last time.",
                 remedy="Look at the disk of the Redis host.",
             )
-        return Check(name="redis persistence", verdict=Verdict.OK, found="The append-only file is on.")
+        return Check(name="redis persistence", verdict=CheckStatus.OK, found="The append-only file is on.")
     if save:
         found = "Only snapshots are kept, so a restart of Redis forgets the last minutes."
     else:
         found = "Nothing is kept, so a restart of Redis forgets every claim."
     return Check(
         name="redis persistence",
-        verdict=Verdict.WARN,
+        verdict=CheckStatus.WARN,
         found=f"{found} The fleet then waits and rebuilds them from workers and API.",
         remedy="Set appendonly yes.",
     )
@@ -120,10 +120,10 @@ def _persistence(info: Mapping[str, Any], appendonly: str | None, save: str | No
 def _eviction(info: Mapping[str, Any]) -> Check:
     policy, limit = str(info.get("maxmemory_policy", "unknown")), int(info.get("maxmemory", 0) or 0)
     if policy == "noeviction":
-        return Check(name="redis eviction", verdict=Verdict.OK, found="Nothing is evicted when memory is full.")
+        return Check(name="redis eviction", verdict=CheckStatus.OK, found="Nothing is evicted when memory is full.")
     return Check(
         name="redis eviction",
-        verdict=Verdict.FAIL if limit else Verdict.WARN,
+        verdict=CheckStatus.FAIL if limit else CheckStatus.WARN,
         found=f"With maxmemory-policy {policy}, Redis may throw claims away when memory is full.",
         remedy="Set maxmemory-policy noeviction.",
     )
@@ -132,12 +132,12 @@ def _eviction(info: Mapping[str, Any]) -> Check:
 def _clock(name: str, skew: float, whose: str) -> Check:
     if abs(skew) <= SKEW_SECONDS:
         return Check(
-            name=name, verdict=Verdict.OK, found=f"The clock of {whose} agrees with ours to {abs(skew):.1f} s."
+            name=name, verdict=CheckStatus.OK, found=f"The clock of {whose} agrees with ours to {abs(skew):.1f} s."
         )
     direction = "ahead of" if skew > 0 else "behind"
     return Check(
         name=name,
-        verdict=Verdict.WARN,
+        verdict=CheckStatus.WARN,
         found=f"The clock of {whose} is {abs(skew):.0f} s {direction} this machine's.",
         remedy="Set both by NTP.",
     )
@@ -148,16 +148,16 @@ def api_checks(probe: Callable[[], ServerInfo]) -> Iterator[Check]:
     try:
         info = probe()
     except SettingsError as error:
-        yield Check(name="api", verdict=Verdict.FAIL, found=str(error))
+        yield Check(name="api", verdict=CheckStatus.FAIL, found=str(error))
         return
     except ApiError as error:
         # all others name a remedy of their own, or are a definite answer of what is at that address
         away = isinstance(error, ApiUnavailable) and not isinstance(error, KeyRefused)
         remedy = "Start the API, or correct --api." if away else ""
-        yield Check(name="api", verdict=Verdict.FAIL, found=str(error), remedy=remedy)
+        yield Check(name="api", verdict=CheckStatus.FAIL, found=str(error), remedy=remedy)
         return
     tenant = f", tenant {info.tenant}" if info.tenant else ""
-    yield Check(name="api", verdict=Verdict.OK, found=f"{_api_name(info)} answers{tenant}.")
+    yield Check(name="api", verdict=CheckStatus.OK, found=f"{_api_name(info)} answers{tenant}.")
     yield _clock("api clock", info.skew_seconds, "the API")
 
 
@@ -171,13 +171,13 @@ def fleet_checks(snapshot: Snapshot) -> Iterator[Check]:
     leader = snapshot.leader
     yield Check(
         name="leader",
-        verdict=Verdict.OK if leader else Verdict.WARN,
+        verdict=CheckStatus.OK if leader else CheckStatus.WARN,
         found=f"{leader.name}@{leader.host} leads." if leader else f"No poller leads the fleet {snapshot.fleet}.",
         remedy="" if leader else "Start one: poller start.",
     )
     yield Check(
         name="gate",
-        verdict=Verdict.OK if snapshot.gate_open else Verdict.WARN,
+        verdict=CheckStatus.OK if snapshot.gate_open else CheckStatus.WARN,
         found="Runs may start."
         if snapshot.gate_open
         else "No run may start: the leader has not accepted this Redis yet.",
@@ -187,7 +187,7 @@ def fleet_checks(snapshot: Snapshot) -> Iterator[Check]:
     free = snapshot.counts["free_slots"]
     yield Check(
         name="workers",
-        verdict=Verdict.OK if live else Verdict.WARN,
+        verdict=CheckStatus.OK if live else CheckStatus.WARN,
         found=f"{len(live)} live, {free} free slots." if live else f"No worker lives in the fleet {snapshot.fleet}.",
         remedy="" if live else "Start one: worker start.",
     )
@@ -199,7 +199,7 @@ def _odd_ones(snapshot: Snapshot) -> Iterator[Check]:
     if others:
         yield Check(
             name="versions",
-            verdict=Verdict.WARN,
+            verdict=CheckStatus.WARN,
             found=f"Workers of other versions live ({', '.join(others)}), this is {our_version()}.",
             remedy="Upgrade all, one after the other.",
         )
@@ -211,7 +211,7 @@ def _odd_ones(snapshot: Snapshot) -> Iterator[Check]:
         )
         yield Check(
             name="unserved",
-            verdict=Verdict.WARN,
+            verdict=CheckStatus.WARN,
             found=f"Runs are due on {names}, which no active worker serves.",
             remedy="Start a worker for it.",
         )
@@ -225,7 +225,7 @@ def label_checks(api: ApiClient, snapshot: Snapshot, clock: Callable[[], float] 
     try:
         rivals, unserved = _rivals_of(api, offers, snapshot), api.unserved(offers)
     except ApiError as error:
-        yield Check(name="rivals", verdict=Verdict.WARN, found=f"Other agents could not be asked for: {error}")
+        yield Check(name="rivals", verdict=CheckStatus.WARN, found=f"Other agents could not be asked for: {error}")
         return
     yield from _rivals(rivals, clock())
     if unserved:
@@ -233,7 +233,7 @@ def label_checks(api: ApiClient, snapshot: Snapshot, clock: Callable[[], float] 
         others = f" {more} more are due that no agent can take." if more else ""
         yield Check(
             name="labels",
-            verdict=Verdict.WARN,
+            verdict=CheckStatus.WARN,
             found=f"The run {first.name} is due and no agent can take it: {first.reason.rstrip('.')}.{others}",
             remedy="Start a worker that can, or correct the run.",
         )
@@ -251,15 +251,17 @@ def _rivals_of(api: ApiClient, offers: Sequence[Offer], snapshot: Snapshot) -> l
 
 def _rivals(rivals: Sequence[Rival], now: float) -> Iterator[Check]:
     if not rivals:
-        yield Check(name="rivals", verdict=Verdict.OK, found="No other agent asks for the runs of this fleet.")
+        yield Check(name="rivals", verdict=CheckStatus.OK, found="No other agent asks for the runs of this fleet.")
     for rival in rivals[:NAMED]:
         asked = f"asked for runs {span(max(0.0, now - rival.seen.timestamp()))} ago" if rival.seen else "is registered"
         yield Check(
             name="rivals",
-            verdict=Verdict.WARN,
+            verdict=CheckStatus.WARN,
             found=f"The agent {rival.name} ({rival.type}) with labels {bracketed(rival.labels)} {asked} "
             "and takes the same runs without this fleet's ledger.",
             remedy="Stop it, or give it other labels: a Prefect Server cannot keep a run from being started twice.",
         )
     if len(rivals) > NAMED:
-        yield Check(name="rivals", verdict=Verdict.WARN, found=f"{len(rivals) - NAMED} more agents take the same runs.")
+        yield Check(
+            name="rivals", verdict=CheckStatus.WARN, found=f"{len(rivals) - NAMED} more agents take the same runs."
+        )

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from flowfleet.api.client import Kind, Place, RunState
+from flowfleet.api.client import Place, RunState, StateType
 from flowfleet.ledger.claims import Claim, State
-from flowfleet.monitor.snapshot import WAITING, Queue, Snapshot, bracketed, claim_json
+from flowfleet.monitor.snapshot import WAITING, RouteQueue, Snapshot, bracketed, claim_json
 from flowfleet.monitor.status import span
 
 
@@ -43,7 +43,7 @@ def explain(
         evidence["record"] = dict(record)
     if claim:
         sentence = _of_claim(claim, snapshot)
-    elif at_api and at_api.kind == Kind.SCHEDULED:
+    elif at_api and at_api.kind == StateType.SCHEDULED:
         sentence = _of_waiting(at_api, snapshot, place)
         if place:
             evidence["place"] = {**_place_json(place), "paused": place.paused, "limit": place.limit}
@@ -181,7 +181,7 @@ def _hindrance_anywhere(snapshot: Snapshot) -> str:
     return "is not claimed yet: its pool or queue may be paused, at its limit, or not one that this fleet serves"
 
 
-def _ahead(waiting: list[Queue]) -> str:
+def _ahead(waiting: list[RouteQueue]) -> str:
     least = "at least " if any(queue.at_least for queue in waiting) else ""
     return f"{least}{sum(queue.due for queue in waiting)} runs are due"
 

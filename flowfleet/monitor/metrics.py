@@ -13,8 +13,8 @@ from prometheus_client.registry import Collector
 
 from flowfleet.errors import LedgerError
 from flowfleet.ledger.claims import State
-from flowfleet.monitor.snapshot import RUNNING, WAITING, Queue, Snapshot
-from flowfleet.page.server import Answer, Handler
+from flowfleet.monitor.snapshot import RUNNING, WAITING, RouteQueue, Snapshot
+from flowfleet.page.server import Handler, PageAnswer
 
 
 class LedgerCollector(Collector):
@@ -62,7 +62,7 @@ def build_info() -> Metric:
 
 
 def _of_queues(snapshot: Snapshot) -> Iterator[Metric]:
-    families: dict[str, tuple[str, Callable[[Queue], float | None]]] = {
+    families: dict[str, tuple[str, Callable[[RouteQueue], float | None]]] = {
         "flowfleet_queue_length": ("Messages in Redis.", lambda queue: queue.depth),
         "flowfleet_queue_oldest_age_seconds": ("Age of the oldest message.", lambda queue: queue.oldest_age_seconds),
         "flowfleet_runs_due": ("Runs that wait at the API.", lambda queue: queue.due),
@@ -82,7 +82,7 @@ def _of_queues(snapshot: Snapshot) -> Iterator[Metric]:
         yield family
 
 
-def workers_wanted(snapshot: Snapshot, queue: Queue) -> int:
+def workers_wanted(snapshot: Snapshot, queue: RouteQueue) -> int:
     """How many workers this route could use: what runs, is claimed and is due, over the slots of a usual worker."""
     serving = [
         worker.row.slots for worker in snapshot.workers if worker.row.live and worker.row.offer.serves(queue.route)
@@ -114,4 +114,4 @@ def _of_outbox(snapshot: Snapshot) -> Iterator[Metric]:
 
 def page(registry: CollectorRegistry) -> Handler:
     """The handler of `/metrics`."""
-    return lambda _request: Answer(body=generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
+    return lambda _request: PageAnswer(body=generate_latest(registry), content_type=CONTENT_TYPE_LATEST)

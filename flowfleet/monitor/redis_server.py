@@ -13,7 +13,7 @@ from flowfleet.ledger.store import Store
 
 
 @dataclass(frozen=True, kw_only=True)
-class Waiting:
+class QueueLength:
     """What lies in one queue."""
 
     length: int
@@ -46,7 +46,7 @@ class RedisServer:
         answer: Any = self._store.ask(lambda client: client.time())
         return int(answer[0]) + int(answer[1]) / 1e6
 
-    def waiting(self, routes: Sequence[Route]) -> list[Waiting]:
+    def waiting(self, routes: Sequence[Route]) -> list[QueueLength]:
         """Length and oldest message of each route's queue, in one round trip."""
         if not routes:
             return []
@@ -57,7 +57,7 @@ class RedisServer:
             pipe.lindex(key, -1)
         answers: Any = self._store.ask(lambda _: pipe.execute())
         return [
-            Waiting(length=int(length), oldest=_sent_at(oldest))
+            QueueLength(length=int(length), oldest=_sent_at(oldest))
             for length, oldest in zip(answers[::2], answers[1::2], strict=True)
         ]
 

@@ -22,7 +22,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Filter:
+class RunFilter:
     """Which runs are asked for; None = any."""
 
     state: str | None = None
@@ -65,7 +65,7 @@ def parse_state(text: str) -> str:
     return text
 
 
-def collect(snapshot: Snapshot, records: Iterable[Mapping[str, Any]], wanted: Filter) -> list[dict[str, Any]]:
+def collect(snapshot: Snapshot, records: Iterable[Mapping[str, Any]], wanted: RunFilter) -> list[dict[str, Any]]:
     """The runs asked for: live ones first, then the gone ones, newest first."""
     names = snapshot.pool_names
     live = [_live(claim, names) for claim in reversed(snapshot.claims)]
@@ -95,7 +95,7 @@ def _gone(record: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _fits(run: Mapping[str, Any], wanted: Filter, now: float) -> bool:
+def _fits(run: Mapping[str, Any], wanted: RunFilter, now: float) -> bool:
     worker = str(run["worker"] or "")
     return (
         (wanted.state is None or run["state"] == wanted.state)

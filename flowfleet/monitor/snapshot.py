@@ -12,7 +12,7 @@ from flowfleet.ledger import Ledger
 from flowfleet.ledger.claims import Claim, State
 from flowfleet.ledger.gate import Leader
 from flowfleet.ledger.roster import Due, Row
-from flowfleet.monitor.redis_server import RedisServer, Waiting, version_of
+from flowfleet.monitor.redis_server import QueueLength, RedisServer, version_of
 
 #: version of the JSON form
 SCHEMA = 1
@@ -25,7 +25,7 @@ WAITING = frozenset({State.CLAIMING, State.QUEUED})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Queue:
+class RouteQueue:
     """One route: what waits at the API, and what lies in Redis."""
 
     route: Route
@@ -75,7 +75,7 @@ class Snapshot:
     redis_version: str
     gate_open: bool
     leader: Leader | None
-    queues: tuple[Queue, ...]
+    queues: tuple[RouteQueue, ...]
     workers: tuple[Worker, ...]
     claims: tuple[Claim, ...]
 
@@ -148,12 +148,12 @@ def take(ledger: Ledger) -> Snapshot:
 
 
 def _queues(
-    routes: Sequence[Route], due: Sequence[Due], waiting: Sequence[Waiting], rows: Sequence[Row], now: float
-) -> Iterable[Queue]:
+    routes: Sequence[Route], due: Sequence[Due], waiting: Sequence[QueueLength], rows: Sequence[Row], now: float
+) -> Iterable[RouteQueue]:
     by_route = {one.route: one for one in due}
     for route, lying in zip(routes, waiting, strict=True):
         known = by_route.get(route)
-        yield Queue(
+        yield RouteQueue(
             route=route,
             due=known.due if known else 0,
             at_least=bool(known and known.at_least),
@@ -185,7 +185,7 @@ def route_name(route: Route, pool_names: Mapping[str, str]) -> str:
     return f"{pool_names.get(route.scope, route.scope[:8])}/{route.name}"
 
 
-def _queue_json(queue: Queue) -> dict[str, Any]:
+def _queue_json(queue: RouteQueue) -> dict[str, Any]:
     return {
         "route": str(queue.route),
         "due": queue.due,

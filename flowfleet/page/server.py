@@ -28,7 +28,7 @@ _BODY_LIMIT = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class PageRequest:
     """What was asked."""
 
     method: str
@@ -37,7 +37,7 @@ class Request:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class PageAnswer:
     """What to say. `body` may come in pieces, for a log that is followed."""
 
     status: int = 200
@@ -45,17 +45,17 @@ class Answer:
     content_type: str = "text/plain; charset=utf-8"
 
     @classmethod
-    def json(cls, value: Any, status: int = 200) -> Answer:
+    def json(cls, value: Any, status: int = 200) -> PageAnswer:
         """A JSON answer."""
         return cls(status=status, body=json.dumps(value, default=str).encode() + b"\n", content_type="application/json")
 
     @classmethod
-    def text(cls, text: str, status: int = 200) -> Answer:
+    def text(cls, text: str, status: int = 200) -> PageAnswer:
         """A plain answer."""
         return cls(status=status, body=text.encode())
 
 
-Handler = Callable[[Request], Answer]
+Handler = Callable[[PageRequest], PageAnswer]
 
 
 def parse_address(text: str) -> tuple[str, int]:
@@ -196,35 +196,35 @@ class _Exchange(BaseHTTPRequestHandler):
 
     def _exchange(self) -> None:
         parts = urlsplit(self.path)
-        request = Request(method=self.command, path=unquote(parts.path), query=dict(parse_qsl(parts.query)))
+        request = PageRequest(method=self.command, path=unquote(parts.path), query=dict(parse_qsl(parts.query)))
         self._send(self._refusal(request.path) or self._answer(request))
 
-    def _refusal(self, path: str) -> Answer | None:
+    def _refusal(self, path: str) -> PageAnswer | None:
         """Why this is not answered, judged before it is said whether the path exists."""
         if self.server.loopback or path in OPEN_PATHS:
             return None
         token = self.server.token()
         if token is None:
             sentence = "This is not served to other machines while no FLOWFLEET_PAGE_TOKEN is set."
-            return Answer.json({"error": sentence}, HTTPStatus.FORBIDDEN)
+            return PageAnswer.json({"error": sentence}, HTTPStatus.FORBIDDEN)
         scheme, _, given = (self.headers.get("Authorization") or "").partition(" ")
         if scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), token.encode()):
             return None
-        return Answer.json({"error": "This asks for the page token as a bearer token."}, HTTPStatus.UNAUTHORIZED)
+        return PageAnswer.json({"error": "This asks for the page token as a bearer token."}, HTTPStatus.UNAUTHORIZED)
 
-    def _answer(self, request: Request) -> Answer:
+    def _answer(self, request: PageRequest) -> PageAnswer:
         handler = self.server.find(request.path)
         if handler is None:
-            return Answer.json({"error": f"There is nothing at {request.path[:200]}."}, HTTPStatus.NOT_FOUND)
+            return PageAnswer.json({"error": f"There is nothing at {request.path[:200]}."}, HTTPStatus.NOT_FOUND)
         try:
             return handler(request)
         except FleetError as error:
-            return Answer.json({"error": str(error)}, HTTPStatus.SERVICE_UNAVAILABLE)
+            return PageAnswer.json({"error": str(error)}, HTTPStatus.SERVICE_UNAVAILABLE)
         except Exception:  # the page must not take its process down, whatever a handler does
             logger.exception("page handler failed", extra={"path": request.path})
-            return Answer.json({"error": "This failed here, the log says why."}, HTTPStatus.INTERNAL_SERVER_ERROR)
+            return PageAnswer.json({"error": "This failed here, the log says why."}, HTTPStatus.INTERNAL_SERVER_ERROR)
 
-    def _send(self, answer: Answer) -> None:
+    def _send(self, answer: PageAnswer) -> None:
         self.send_response(answer.status)
         if answer.status == HTTPStatus.UNAUTHORIZED:
             self.send_header("WWW-Authenticate", 'Bearer realm="flowfleet"')

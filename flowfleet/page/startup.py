@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any
 
-from flowfleet.page.server import Answer, Handler, Page, Request, serve
+from flowfleet.page.server import Handler, Page, PageAnswer, PageRequest, serve
 
 
-class Front:
+class StartupPage:
     """Says that it is alive and not ready, until `show` gives it the handlers of the whole part.
 
     Whoever probes the process must not take one that waits patiently for a dead one.
@@ -48,15 +48,15 @@ class Front:
         self._page = self._address = None
 
     def _early(self) -> dict[str, Handler]:
-        def health(_: Request) -> Answer:
-            return Answer.json({"ok": True, **self._facts()})
+        def health(_: PageRequest) -> PageAnswer:
+            return PageAnswer.json({"ok": True, **self._facts()})
 
-        def ready(_: Request) -> Answer:
-            return Answer.json({"ok": False, **self._facts()}, HTTPStatus.SERVICE_UNAVAILABLE)
+        def ready(_: PageRequest) -> PageAnswer:
+            return PageAnswer.json({"ok": False, **self._facts()}, HTTPStatus.SERVICE_UNAVAILABLE)
 
-        def other(_: Request) -> Answer:
+        def other(_: PageRequest) -> PageAnswer:
             sentence = f"This is served after the start: {self._sentence()}."
-            return Answer.json({"error": sentence}, HTTPStatus.SERVICE_UNAVAILABLE)
+            return PageAnswer.json({"error": sentence}, HTTPStatus.SERVICE_UNAVAILABLE)
 
         return {"/api/health": health, "/api/ready": ready, "/": other}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flowfleet.errors import SettingsError
 from flowfleet.ledger.claims import Lease
-from flowfleet.settings.option import Kind, Option, Origin, setting
+from flowfleet.settings.option import Option, Origin, ValueKind, setting
 from flowfleet.settings.values import (
     ADDRESS,
     COUNT,
@@ -305,7 +305,7 @@ class WorkerSettings(Common):
         None,
         Option(
             flag="--python",
-            kind=Kind(parse=Path, wants="a path", metavar="PATH"),
+            kind=ValueKind(parse=Path, wants="a path", metavar="PATH"),
             help="The flows' interpreter (default: the one on PATH that has prefect).",
         ),
     )

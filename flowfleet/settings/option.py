@@ -18,7 +18,7 @@ S = TypeVar("S")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kind:
+class ValueKind:
     """How a value is read from text, and how that is told to people."""
 
     parse: Callable[[str], Any] = str
@@ -39,7 +39,7 @@ class Option:
     flag: str = ""
     #: `{level}` in it stands for the command's own default of --log-level
     help: str
-    kind: Kind = Kind()
+    kind: ValueKind = ValueKind()
     #: None = FLOWFLEET_ and the long flag
     named: str | None = None
     secret: bool = False

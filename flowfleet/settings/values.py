@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from flowfleet import logs
-from flowfleet.settings.option import Kind
+from flowfleet.settings.option import ValueKind
 
 #: routes are made of labels, and messages are short
 LABEL_LENGTH = 255
@@ -85,9 +85,9 @@ def label(text: str) -> str:
     return text
 
 
-def shown_as(name: str) -> Kind:
+def shown_as(name: str) -> ValueKind:
     """Any text but an empty one, called so in the help."""
-    return Kind(parse=_some, wants="some text", metavar=name)
+    return ValueKind(parse=_some, wants="some text", metavar=name)
 
 
 def _some(text: str) -> str:
@@ -96,26 +96,26 @@ def _some(text: str) -> str:
     return text
 
 
-def one_of(*choices: str) -> Kind:
+def one_of(*choices: str) -> ValueKind:
     """One of these words."""
-    return Kind(choices=choices)
+    return ValueKind(choices=choices)
 
 
-NAME = Kind(parse=_name, wants="letters, digits, dots, dashes and underscores (at most 64)", metavar="NAME")
-COUNT = Kind(parse=_count, wants="a whole number from 1 up", metavar="N")
-NUMBER = Kind(parse=_number, wants="a whole number from 0 up", metavar="N")
-SECONDS = Kind(parse=_above_zero, wants="a number of seconds above 0", metavar="SECONDS")
-GRACE = Kind(parse=_from_zero, wants="a number of seconds from 0 up", metavar="SECONDS")
-DAYS = Kind(parse=_from_zero, wants="a number of days from 0 up", metavar="DAYS")
-PORT = Kind(parse=_port, wants="a port from 1 to 65535", metavar="PORT")
-ADDRESS = Kind(
+NAME = ValueKind(parse=_name, wants="letters, digits, dots, dashes and underscores (at most 64)", metavar="NAME")
+COUNT = ValueKind(parse=_count, wants="a whole number from 1 up", metavar="N")
+NUMBER = ValueKind(parse=_number, wants="a whole number from 0 up", metavar="N")
+SECONDS = ValueKind(parse=_above_zero, wants="a number of seconds above 0", metavar="SECONDS")
+GRACE = ValueKind(parse=_from_zero, wants="a number of seconds from 0 up", metavar="SECONDS")
+DAYS = ValueKind(parse=_from_zero, wants="a number of days from 0 up", metavar="DAYS")
+PORT = ValueKind(parse=_port, wants="a port from 1 to 65535", metavar="PORT")
+ADDRESS = ValueKind(
     parse=_address,
     wants="http://HOST:PORT with the port, for example http://127.0.0.1:8080",
     metavar="http://HOST:PORT",
 )
-SIZE = Kind(parse=_size, wants="a size such as 500M or 1G", metavar="SIZE")
-LABEL = Kind(parse=label, wants=f"some text of at most {LABEL_LENGTH} characters", metavar="LABEL")
-PAIR = Kind(parse=_pair, wants="NAME=VALUE", metavar="K=V", masked=_pair_masked)
-FILE = Kind(parse=Path, wants="a path", metavar="FILE")
-FOLDER = Kind(parse=Path, wants="a path", metavar="FOLDER")
-SWITCH = Kind(switch=True)
+SIZE = ValueKind(parse=_size, wants="a size such as 500M or 1G", metavar="SIZE")
+LABEL = ValueKind(parse=label, wants=f"some text of at most {LABEL_LENGTH} characters", metavar="LABEL")
+PAIR = ValueKind(parse=_pair, wants="NAME=VALUE", metavar="K=V", masked=_pair_masked)
+FILE = ValueKind(parse=Path, wants="a path", metavar="FILE")
+FOLDER = ValueKind(parse=Path, wants="a path", metavar="FOLDER")
+SWITCH = ValueKind(switch=True)

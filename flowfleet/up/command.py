@@ -21,9 +21,9 @@ from flowfleet.monitor.status import console
 from flowfleet.settings.classes import UpSettings
 from flowfleet.settings.click_options import options
 from flowfleet.up.demo import Demo, DemoRun, session_of
-from flowfleet.up.live_table import Show
-from flowfleet.up.safe_stream import Voice
-from flowfleet.up.stack import Signals, Stopped, Together
+from flowfleet.up.live_table import LiveTable
+from flowfleet.up.safe_stream import SafeStream
+from flowfleet.up.stack import Stack, StackSignals, Stopped
 
 _LOOK_SECONDS = 0.5
 #: a demo that hangs must not hang a pipeline for ever
@@ -50,22 +50,22 @@ def up(settings: UpSettings, *, demo: bool, exit_after: bool) -> int:
     """  # noqa: D301 - click reads the escape
     if exit_after and not demo:
         raise click.UsageError("--exit is about the demo: use it with --demo.")
-    signals = Signals()
+    signals = StackSignals()
     signals.install()
-    out = console(cast("TextIO", Voice(sys.stdout, signals.note_unheard)))
+    out = console(cast("TextIO", SafeStream(sys.stdout, signals.note_unheard)))
     folder = DataFolder.open((settings.data_dir or default_path(os.environ)).absolute())
     environ = dict(os.environ)
     config_file = click.get_current_context().params.get("config_file")
     if config_file:
         environ["FLOWFLEET_CONFIG"] = str(Path(config_file).absolute())
-    together = Together(settings=settings, folder=folder, environ=environ, say=_sayer(out), pause=signals.pause)
+    stack = Stack(settings=settings, folder=folder, environ=environ, say=_sayer(out), pause=signals.pause)
     try:
-        together.start()
-        code = _serve(together, signals, out, demo=demo, exit_after=exit_after)
+        stack.start()
+        code = _serve(stack, signals, out, demo=demo, exit_after=exit_after)
     except Stopped:
         code = CHECKS_FAILED if exit_after else 0
     finally:
-        _end(together, signals)
+        _end(stack, signals)
     return code if signals.second is None else 128 + signals.second
 
 
@@ -73,24 +73,24 @@ def _sayer(out: Console) -> Callable[[str], None]:
     return lambda sentence: out.print(sentence, soft_wrap=True, markup=False, highlight=False)
 
 
-def _end(together: Together, signals: Signals) -> None:
+def _end(stack: Stack, signals: StackSignals) -> None:
     """Stop all and let go of the folder: each step is done, whatever the one before it raises."""
     with ExitStack() as steps:
-        steps.callback(together.folder.close)
-        steps.callback(together.stop, lambda: signals.second is not None)
-        if together.parts:
-            together.say("stopping " + ", ".join(part.name for part in reversed(together.parts)))
+        steps.callback(stack.folder.close)
+        steps.callback(stack.stop, lambda: signals.second is not None)
+        if stack.parts:
+            stack.say("stopping " + ", ".join(part.name for part in reversed(stack.parts)))
 
 
-def _serve(together: Together, signals: Signals, out: Console, *, demo: bool, exit_after: bool) -> int:
+def _serve(stack: Stack, signals: StackSignals, out: Console, *, demo: bool, exit_after: bool) -> int:
     """Everything is up: say where, run the demo if asked for, and stay."""
     say = _sayer(out)
-    state = together.state()
+    state = stack.state()
     say(f"\nPrefect UI    {state['ui']}\npoller health {state['agent_address']}/api/ready")
     say(f"command line  export PREFECT_API_URL={state['api']} FLOWFLEET_REDIS={state['redis']}\n")
     code = 0
     if demo:
-        runs = run_demo(together, out)
+        runs = run_demo(stack, out)
         wrong = [run for run in runs if not run.as_meant]
         for run in wrong:
             say(f"{run.example.flow} {run.name} is {run.state} and was meant to be {run.example.meant.lower()}.")
@@ -100,29 +100,29 @@ def _serve(together: Together, signals: Signals, out: Console, *, demo: bool, ex
         if exit_after:
             return code
     else:
-        pools = together.settings.pools
+        pools = stack.settings.pools
         say(f"Deploy your flows to the work pool{'s' if len(pools) > 1 else ''} {', '.join(map(repr, pools))}.")
     say("Ctrl-C stops everything.")
     while True:
-        together.check()
+        stack.check()
         signals.pause(_LOOK_SECONDS)
 
 
-def run_demo(together: Together, out: Console) -> tuple[DemoRun, ...]:
+def run_demo(stack: Stack, out: Console) -> tuple[DemoRun, ...]:
     """Run the examples to their end, shown live."""
-    settings = together.settings
+    settings = stack.settings
     ledger = ledgers.connect(settings.redis, settings.fleet)
     try:
-        demo = Demo(session_of(settings, together.environ, Path.cwd()), settings.pool, ledger)
-        demo.begin(pause=together.pause)
-        with Show(out) as show:
+        demo = Demo(session_of(settings, stack.environ, Path.cwd()), settings.pool, ledger)
+        demo.begin(pause=stack.pause)
+        with LiveTable(out) as show:
             until = time.monotonic() + _DEMO_SECONDS
             while not all(run.over for run in demo.look()):
                 show.update(demo.runs)
-                together.check()
-                together.pause(_LOOK_SECONDS)
+                stack.check()
+                stack.pause(_LOOK_SECONDS)
                 if time.monotonic() > until:
-                    raise too_long(demo.runs, together.folder.logs)
+                    raise too_long(demo.runs, stack.folder.logs)
             show.update(demo.runs)
         show.finish(demo.runs)
         return demo.runs

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from flowfleet.api.client import Kind
+from flowfleet.api.client import StateType
 from flowfleet.api.prefect3.access import find_address
 from flowfleet.api.prefect3.settings import prefect_settings
 from flowfleet.api.transport.responses import Refused
@@ -31,19 +31,21 @@ class Example:
 
     flow: str  # the flow's, the file's and the deployment's name
     title: str
-    meant: Kind
+    meant: StateType
     tasks: int = 0
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
 EXAMPLES = (
-    Example(flow="longer", title="step by step", meant=Kind.COMPLETED, tasks=8),
-    Example(flow="orders", title="tasks, one tried again", meant=Kind.COMPLETED, tasks=5),
-    Example(flow="greeting", title="with parameters", meant=Kind.COMPLETED, parameters={"name": "Ada", "times": 3}),
-    Example(flow="failing", title="its code raises", meant=Kind.FAILED),
-    Example(flow="killed", title="killed by a signal", meant=Kind.CRASHED),
-    Example(flow="orders", title="more of them", meant=Kind.COMPLETED, tasks=7, parameters={"count": 6}),
-    Example(flow="greeting", title="by default", meant=Kind.COMPLETED),
+    Example(flow="longer", title="step by step", meant=StateType.COMPLETED, tasks=8),
+    Example(flow="orders", title="tasks, one tried again", meant=StateType.COMPLETED, tasks=5),
+    Example(
+        flow="greeting", title="with parameters", meant=StateType.COMPLETED, parameters={"name": "Ada", "times": 3}
+    ),
+    Example(flow="failing", title="its code raises", meant=StateType.FAILED),
+    Example(flow="killed", title="killed by a signal", meant=StateType.CRASHED),
+    Example(flow="orders", title="more of them", meant=StateType.COMPLETED, tasks=7, parameters={"count": 6}),
+    Example(flow="greeting", title="by default", meant=StateType.COMPLETED),
 )
 
 
@@ -55,7 +57,7 @@ class DemoRun:
     name: str
     example: Example
     state: str = "Scheduled"
-    kind: Kind = Kind.SCHEDULED
+    kind: StateType = StateType.SCHEDULED
     tasks_done: int = 0
     worker: str | None = None
     started: datetime | None = None
@@ -114,7 +116,7 @@ class Demo:
         except ApiUnavailable:
             return self.runs
         known = {str(state["id"]): state for state in states}
-        done = [str(task["flow_run_id"]) for task in tasks if task.get("state_type") == Kind.COMPLETED]
+        done = [str(task["flow_run_id"]) for task in tasks if task.get("state_type") == StateType.COMPLETED]
         workers = self._workers(set(ids))
         self.runs = tuple(_updated(run, known.get(run.run_id), done, workers) for run in self.runs)
         return self.runs
@@ -175,7 +177,7 @@ def _updated(run: DemoRun, facts: Mapping[str, Any] | None, done: Sequence[str],
     return replace(
         run,
         state=str(facts.get("state_name") or run.state),
-        kind=Kind(facts.get("state_type") or run.kind),
+        kind=StateType(facts.get("state_type") or run.kind),
         tasks_done=done.count(run.run_id),
         worker=workers.get(run.run_id, run.worker),
         started=_moment(facts.get("start_time")),

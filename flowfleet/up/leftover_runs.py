@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from flowfleet.local.child import wait_until
-from workers.deployers.subprocess_run import Parts, SubprocessRun
+from workers.deployers.subprocess_run import HostFacts, SubprocessRun
 from workers.host import Abilities, Host
 from workers.state.run_folders import RunFolder
 
@@ -37,7 +37,7 @@ def _still_there(run: SubprocessRun) -> bool:
 def _unsettled(state: Path, environ: Mapping[str, str]) -> Iterator[SubprocessRun]:
     """Runs of this boot that no worker has finished with; whose pid it is now, the run itself checks."""
     host = Host.probe(environ)
-    parts = Parts(host=host, abilities=Abilities.probe(environ))
+    parts = HostFacts(host=host, abilities=Abilities.probe(environ))
     for path in sorted(state.glob("*/*/runs/*.*")):
         folder = RunFolder(path)
         start = folder.started() or folder.start()

@@ -10,17 +10,17 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from flowfleet.api.client import Kind
+from flowfleet.api.client import StateType
 from flowfleet.monitor.status import span, table
 from flowfleet.up.demo import DemoRun
 
 _BAR = 8
 _COLOURS = {
-    Kind.RUNNING: "cyan",
-    Kind.COMPLETED: "green",
-    Kind.FAILED: "red",
-    Kind.CRASHED: "red",
-    Kind.CANCELLED: "yellow",
+    StateType.RUNNING: "cyan",
+    StateType.COMPLETED: "green",
+    StateType.FAILED: "red",
+    StateType.CRASHED: "red",
+    StateType.CANCELLED: "yellow",
 }
 
 
@@ -60,7 +60,7 @@ def _duration(seconds: float | None) -> str:
     return f"{seconds:.1f}s" if seconds < 60 else span(seconds)
 
 
-class Show:
+class LiveTable:
     """Shows each new look at the runs; a context manager, since a terminal must be put right again."""
 
     def __init__(self, console: Console) -> None:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit, urlunsplit
 import requests
 
 from flowfleet.errors import SettingsError
-from flowfleet.local.child import Child, Command, script
+from flowfleet.local.child import ChildCommand, ChildProcess, script
 from flowfleet.local.data_folder import DataFolder
 from flowfleet.settings.classes import UpSettings
 from flowfleet.settings.option import Origin
@@ -94,11 +94,11 @@ def _without_password(url: str) -> str:
     return urlunsplit(parts._replace(netloc=f"{name}@{host}" if at and name else host))
 
 
-def start_poller(folder: DataFolder, env: Mapping[str, str], address: str, cwd: Path) -> Child:
+def start_poller(folder: DataFolder, env: Mapping[str, str], address: str, cwd: Path) -> ChildProcess:
     """The poller."""
     argv = [_program(POLLER), "start", "--agent-address", address]
-    command = Command(name=POLLER, argv=argv, env=env, cwd=cwd, log=folder.log(POLLER), grace=STOP_GRACE_SECONDS)
-    return Child(command, folder.note(POLLER))
+    command = ChildCommand(name=POLLER, argv=argv, env=env, cwd=cwd, log=folder.log(POLLER), grace=STOP_GRACE_SECONDS)
+    return ChildProcess(command, folder.note(POLLER))
 
 
 def state_dir(folder: DataFolder) -> Path:
@@ -108,7 +108,7 @@ def state_dir(folder: DataFolder) -> Path:
 
 def start_worker(
     folder: DataFolder, env: Mapping[str, str], address: str, cwd: Path, *, name: str, slots: int, pools: Sequence[str]
-) -> Child:
+) -> ChildProcess:
     """One worker; its runs end with it, since they belong to this `up`."""
     argv = [_program("worker"), "start", "--name", name, "--slots", str(slots), "--agent-address", address]
     # the poller gets no pool: it claims for whatever its workers offer
@@ -116,8 +116,8 @@ def start_worker(
     argv += ["--state-dir", str(state_dir(folder)), "--on-stop", "cancel"]
     argv += ["--stop-grace", f"{STOP_GRACE_SECONDS:g}"]
     grace = 2 * STOP_GRACE_SECONDS + 5.0
-    command = Command(name=name, argv=argv, env=env, cwd=cwd, log=folder.log(name), grace=grace)
-    return Child(command, folder.note(name))
+    command = ChildCommand(name=name, argv=argv, env=env, cwd=cwd, log=folder.log(name), grace=grace)
+    return ChildProcess(command, folder.note(name))
 
 
 def worker_names(count: int) -> list[str]:

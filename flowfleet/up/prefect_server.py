@@ -8,7 +8,7 @@ from importlib import metadata
 import requests
 
 from flowfleet.errors import SettingsError
-from flowfleet.local.child import Child, Command, script
+from flowfleet.local.child import ChildCommand, ChildProcess, script
 from flowfleet.local.data_folder import DataFolder, is_free
 
 NAME = "server"
@@ -52,7 +52,7 @@ def environment(folder: DataFolder, environ: Mapping[str, str]) -> dict[str, str
     }
 
 
-def start(folder: DataFolder, environ: Mapping[str, str], port: int) -> Child:
+def start(folder: DataFolder, environ: Mapping[str, str], port: int) -> ChildProcess:
     """Start it; ready when `answers` says so."""
     home = folder.path / "prefect"
     home.mkdir(exist_ok=True, mode=0o700)
@@ -63,8 +63,8 @@ def start(folder: DataFolder, environ: Mapping[str, str], port: int) -> Child:
         "TMPDIR": str(folder.scratch),
     }
     argv = [prefect_command(), "server", "start", "--host", HOST, "--port", str(port)]
-    return Child(
-        Command(name=NAME, argv=argv, env=env, cwd=home, log=folder.log(NAME), grace=15.0, whole_group=True),
+    return ChildProcess(
+        ChildCommand(name=NAME, argv=argv, env=env, cwd=home, log=folder.log(NAME), grace=15.0, whole_group=True),
         folder.note(NAME),
     )
 

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 _STDERR = 2
 
 
-class Voice:
+class SafeStream:
     """A text stream that falls silent, instead of raising, once nobody reads it: the parts must end in order then.
 
     rich itself ends the program at a closed pipe, and a closed terminal is an error at each further word.

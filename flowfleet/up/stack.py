@@ -19,7 +19,7 @@ from flowfleet import ledger as ledgers
 from flowfleet.commands.worker_control import must_answer
 from flowfleet.errors import ApiUnavailable, FleetError, KeyRefused
 from flowfleet.local import redis_process
-from flowfleet.local.child import Adopted, Part, death, remembered, wait_ready
+from flowfleet.local.child import AdoptedProcess, Part, death, remembered, wait_ready
 from flowfleet.local.data_folder import DataFolder
 from flowfleet.logs import redact_url
 from flowfleet.settings.classes import UpSettings
@@ -36,7 +36,7 @@ class Stopped(FleetError):
     exit_code = 0
 
 
-class Signals:
+class StackSignals:
     """INT, TERM and HUP: the first asks for an orderly end, the second for a quick one."""
 
     NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -76,7 +76,7 @@ class Signals:
 
 
 @dataclass(kw_only=True)
-class Together:
+class Stack:
     """The parts, and where everything is."""
 
     settings: UpSettings
@@ -145,7 +145,7 @@ class Together:
             if process is not None:
                 self.say(f"ending the {note.stem} (pid {process.pid}) that an earlier flowfleet up has left")
                 whole_group = note.stem == prefect_server.NAME
-                Adopted(
+                AdoptedProcess(
                     note.stem, process, self.folder.log(note.stem), note, grace=25.0, whole_group=whole_group
                 ).stop()
             note.unlink(missing_ok=True)
@@ -154,7 +154,7 @@ class Together:
         if own:
             part, url = redis_process.start(self.folder, self.environ)
             self.settings = dataclasses.replace(self.settings, redis=url)
-            adopted = " (adopted, it was still running)" if isinstance(part, Adopted) else ""
+            adopted = " (adopted, it was still running)" if isinstance(part, AdoptedProcess) else ""
             what = f"Redis at {url}{adopted}"
             self._ready(part, lambda: redis_process.answers(url), redis_process.READY_SECONDS, what)
         ledger = ledgers.connect(self.settings.redis, self.settings.fleet)

@@ -31,7 +31,7 @@ class OneServer:
         self.flow = self.api.add_flow()
 
     def another_client(self) -> Prefect1:
-        session = Session(Address(url=self.api.url), dialect=PREFECT1, pause=lambda _seconds: None)
+        session = Session(Address(url=self.api.url), flavour=PREFECT1, pause=lambda _seconds: None)
         return Prefect1(GraphQL(session))
 
     def offer(self, *labels: str, deploy: str = "process") -> Offer:

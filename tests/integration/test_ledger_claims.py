@@ -54,7 +54,7 @@ def cases(pick: Callable[[Any], Any]) -> list[Any]:
 
 
 def test_every_move_of_the_table_is_asked_for_here():
-    # claim and assert have tests of their own below; adopt, which keeps its state, has them in test_worker_siblings.py
+    # claim and assert have tests of their own below; adopt, which keeps its state, has them in test_worker_takeover.py
     assert set(ASK) | {"claim", "assert", "adopt"} == BUILT
 
 

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from flowfleet.api.client import Kind, LogLine, Verdict
+from flowfleet.api.client import LogLine, StateType, Verdict
 from flowfleet.api.prefect1 import backlog
 from flowfleet.api.prefect1.client import Prefect1
 from flowfleet.api.transport import session
@@ -124,7 +124,7 @@ def test_a_run_that_is_cancelled_before_its_claim_stays_cancelled(loose):
 
     job = loose.client.job(run.run_id)
 
-    assert job.state.kind is Kind.CANCELLED
+    assert job.state.kind is StateType.CANCELLED
     assert loose.api.state(run.run_id) == "Cancelled"
     back = loose.client.hand_back(run.run_id, call, run.due, MARK, "test")
     assert back.verdict is Verdict.REFUSED
@@ -139,7 +139,7 @@ def test_a_run_that_is_put_off_right_before_its_claim_is_not_started_at_its_old_
 
     job = loose.client.job(run.run_id)
 
-    assert (job.state.kind, job.state.scheduled) == (Kind.SCHEDULED, later)
+    assert (job.state.kind, job.state.scheduled) == (StateType.SCHEDULED, later)
     assert loose.client.hand_back(run.run_id, call, run.due, MARK, "test").verdict is Verdict.REFUSED
     assert instant(loose.api.states(run.run_id)[-1]["start_time"]) == later
 
@@ -160,7 +160,7 @@ def test_a_late_retry_of_which_another_task_runs_is_not_handed_back(server):
 
     assert server.client.hand_back(run_id, call, run.due, MARK, "test").verdict is Verdict.REFUSED
     assert {task["state"] for task in server.api.task_runs(run_id)} == {"Submitted", "Running"}
-    assert server.client.states([run_id])[run_id].kind is Kind.RUNNING
+    assert server.client.states([run_id])[run_id].kind is StateType.RUNNING
 
 
 def test_a_hand_back_schedules_the_run_at_the_time_that_it_had(server):
@@ -207,7 +207,7 @@ def test_a_late_retry_is_claimed_by_its_task_and_handed_back_to_it(server):
     stands = server.api.store.where("task_run_state", "version", task_run_id=task["id"])[-1]["serialized_state"]
     assert (stands["message"], stands["state"]["type"]) == ("Submitted for execution.", "Retrying")
     job = server.client.job(run_id)
-    assert (job.state.kind, job.state.name, job.state.call) == (Kind.PENDING, "Submitted", call)
+    assert (job.state.kind, job.state.name, job.state.call) == (StateType.PENDING, "Submitted", call)
     assert server.client.launching(run_id, call, claim_id(call, run_id), MARK).verdict is Verdict.ACCEPTED
 
     assert server.client.hand_back(run_id, call, run.due, MARK, "test").verdict is Verdict.ACCEPTED
@@ -222,7 +222,7 @@ def test_a_task_that_is_to_be_tried_later_brings_its_run_back_later(server):
     server.api.write(run_id, "Running")
     server.api.write_task(run_id, "Retrying", **retrying(-600))
     state = server.client.states([run_id])[run_id]
-    assert (state.kind, state.comes_back) == (Kind.RUNNING, True)
+    assert (state.kind, state.comes_back) == (StateType.RUNNING, True)
     assert server.due("x") == []
 
 
@@ -239,13 +239,13 @@ def test_an_end_is_told_and_takes_the_tasks_that_were_running_with_it(server):
     server.claimed(run)
     server.api.write(run.run_id, "Running")
     server.api.write_task(run.run_id, "Running")
-    answer = server.client.report(run.run_id, Kind.FAILED, "It was killed.", MARK)
+    answer = server.client.report(run.run_id, StateType.FAILED, "It was killed.", MARK)
 
     assert answer.verdict is Verdict.ACCEPTED
     assert server.api.states(run.run_id)[-1]["message"] == "It was killed."
     assert server.api.state(run.run_id) == "Failed"
     assert [task["state"] for task in server.api.task_runs(run.run_id)] == ["Failed"]
-    assert server.client.report(run.run_id, Kind.FAILED, "It was killed.", MARK).verdict is Verdict.ACCEPTED
+    assert server.client.report(run.run_id, StateType.FAILED, "It was killed.", MARK).verdict is Verdict.ACCEPTED
     assert server.api.history(run.run_id).count("Failed") == 1
 
 
@@ -254,7 +254,7 @@ def test_an_end_that_stands_is_not_overwritten(server, end):
     run = server.listed(server.scheduled())
     server.claimed(run)
     server.api.write(run.run_id, end, "its own")
-    answer = server.client.report(run.run_id, Kind.FAILED, "It was killed.", MARK)
+    answer = server.client.report(run.run_id, StateType.FAILED, "It was killed.", MARK)
     assert answer.verdict is Verdict.REFUSED
     assert answer.state is not None
     assert answer.state.kind.terminal
@@ -267,7 +267,7 @@ def test_an_end_that_comes_while_we_write_is_put_back(loose, end):
     loose.claimed(run)
     loose.api.write(run.run_id, "Running")
     _meanwhile(loose, "set_flow_run_states", lambda: loose.api.write(run.run_id, end, "its own"))
-    answer = loose.client.report(run.run_id, Kind.FAILED, "It was killed.", MARK)
+    answer = loose.client.report(run.run_id, StateType.FAILED, "It was killed.", MARK)
 
     assert answer.verdict is Verdict.REFUSED
     assert loose.api.states(run.run_id)[-1]["message"] == "its own"
@@ -330,7 +330,7 @@ def test_the_sweep_sees_what_this_fleet_has_submitted_or_begun_and_nothing_else(
     assert set(found) == {ours, begun}
     assert (found[ours].state.name, found[ours].state.call) == ("Submitted", call)
     assert found[ours].state.at is not None
-    assert found[begun].state.kind is Kind.RUNNING
+    assert found[begun].state.kind is StateType.RUNNING
     assert found[ours].route == runs[ours].route
 
 
@@ -343,7 +343,7 @@ def test_a_late_retry_of_a_run_that_gives_signs_of_life_is_not_taken_for_one_tha
     (alive,) = server.client.unfinished(MARK)
     server.api.heartbeat(run_id, 600)
     (silent,) = server.client.unfinished(MARK)
-    assert (alive.state.kind, silent.state.kind) == (Kind.RUNNING, Kind.PENDING)
+    assert (alive.state.kind, silent.state.kind) == (StateType.RUNNING, StateType.PENDING)
 
 
 @pytest.mark.parametrize(
@@ -463,7 +463,7 @@ def test_a_run_that_is_gone_is_gone_for_all(server):
     with pytest.raises(RunGone):
         server.client.job(nobody)
     assert server.client.settle(nobody, str(uuid.uuid4())).gone
-    assert server.client.report(nobody, Kind.FAILED, "x", MARK).gone
+    assert server.client.report(nobody, StateType.FAILED, "x", MARK).gone
     assert server.client.states([nobody]) == {}
 
 

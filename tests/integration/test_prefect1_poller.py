@@ -35,7 +35,7 @@ class Fleet(Labelled):
         return self.client(time)
 
     def client(self, time: Time) -> Prefect1:
-        session = Session(Address(url=self.server.url), dialect=PREFECT1, pause=lambda _seconds: None)
+        session = Session(Address(url=self.server.url), flavour=PREFECT1, pause=lambda _seconds: None)
         return Prefect1(GraphQL(session), clock=lambda: time.now, now=self.server.clock)
 
     def worker(self, *labels: str, worker: str = "worker@a", slots: int = 4, deploy: str = "process") -> None:
@@ -122,7 +122,7 @@ def test_what_lazarus_puts_back_is_written_back_and_not_run_twice(fleet):
 
     assert fleet.server.history(run_id) == ["Scheduled", "Submitted", "Running", "Scheduled", "Running"]
     assert fleet.ids() == [run_id]
-    assert fleet.meters.registry.get_sample_value("flowfleet_runs_echoed_total") == 1
+    assert fleet.metrics.registry.get_sample_value("flowfleet_runs_echoed_total") == 1
     fleet.server.heartbeat(run_id)
     fleet.rounds(60)
     assert fleet.server.history(run_id)[-1] == "Running"

@@ -8,7 +8,7 @@ from datetime import datetime
 
 import pytest
 
-from flowfleet.api.client import Kind, LogLine, Mark, Verdict
+from flowfleet.api.client import LogLine, Mark, StateType, Verdict
 from flowfleet.api.transport.reading import instant
 from flowfleet.errors import ApiUnavailable
 from flowfleet.flow_run import claim_id
@@ -120,7 +120,7 @@ def test_an_end_of_the_same_moment_as_ours_is_put_back(loose, end):
     loose.claimed(run)
     loose.api.write(run.run_id, "Running")
     meanwhile(loose, "set_flow_run_states", lambda: tied(loose, run.run_id, end), after=True)
-    answer = loose.client.report(run.run_id, Kind.FAILED, "It was killed.", MARK)
+    answer = loose.client.report(run.run_id, StateType.FAILED, "It was killed.", MARK)
 
     assert answer.verdict is Verdict.REFUSED
     assert loose.api.state(run.run_id) == end
@@ -152,7 +152,7 @@ def test_a_run_that_is_put_off_while_we_write_keeps_its_new_time(loose, ours):
     times: list[datetime] = []
     meanwhile(loose, "set_flow_run_states", lambda: times.append(_later(loose, run.run_id)))
     if ours == "ended":
-        answer = loose.client.report(run.run_id, Kind.FAILED, "It was killed.", MARK)
+        answer = loose.client.report(run.run_id, StateType.FAILED, "It was killed.", MARK)
     else:
         answer = loose.client.hand_back(run.run_id, call, run.due, MARK, "test")
 
@@ -189,10 +189,10 @@ def test_a_run_whose_cancel_came_after_its_process_was_looked_at_ends_as_cancell
     else:
         meanwhile(loose, "set_flow_run_states", lambda: loose.api.cancel(run.run_id))
         # whoever has only the report must not take this for a no: nobody else would end the run
-        assert loose.client.report(run.run_id, Kind.FAILED, "It was killed.", MARK).verdict is Verdict.UNSURE
+        assert loose.client.report(run.run_id, StateType.FAILED, "It was killed.", MARK).verdict is Verdict.UNSURE
 
-    assert loose.client.report(run.run_id, Kind.FAILED, "It was killed.", MARK).verdict is Verdict.ACCEPTED
-    assert loose.client.report(run.run_id, Kind.FAILED, "It was killed.", MARK).verdict is Verdict.ACCEPTED
+    assert loose.client.report(run.run_id, StateType.FAILED, "It was killed.", MARK).verdict is Verdict.ACCEPTED
+    assert loose.client.report(run.run_id, StateType.FAILED, "It was killed.", MARK).verdict is Verdict.ACCEPTED
     assert loose.api.state(run.run_id) == "Cancelled"
 
 
@@ -245,11 +245,11 @@ def test_the_sweep_leaves_a_silent_run_of_which_a_task_runs_to_the_zombie_killer
     server.api.write_task(run_id, "Running", slug="other")
     server.api.heartbeat(run_id, 700)
     (found,) = server.client.unfinished(MARK)
-    assert found.state.kind is Kind.RUNNING
+    assert found.state.kind is StateType.RUNNING
 
     server.api.services.zombie_killer()
     (found,) = server.client.unfinished(MARK)
-    assert (found.state.kind, found.state.name) == (Kind.PENDING, "Submitted")
+    assert (found.state.kind, found.state.name) == (StateType.PENDING, "Submitted")
 
 
 def test_a_late_retry_takes_over_tasks_that_a_dead_claim_has_left(server):
@@ -291,7 +291,7 @@ def test_text_that_no_database_keeps_is_told_without_it(server, text):
     run = server.listed(server.scheduled())
     server.claimed(run)
     server.api.write(run.run_id, "Running")
-    assert server.client.report(run.run_id, Kind.FAILED, text, MARK).verdict is Verdict.ACCEPTED
+    assert server.client.report(run.run_id, StateType.FAILED, text, MARK).verdict is Verdict.ACCEPTED
     server.client.log([LogLine(run_id=run.run_id, message=text, at=ago(0), level=30)])
 
     told = [server.api.states(run.run_id)[-1]["message"], server.api.logs(run.run_id)[-1]["message"]]

@@ -6,7 +6,7 @@ from datetime import datetime
 
 import pytest
 
-from flowfleet.api.client import Kind, Mark, Verdict
+from flowfleet.api.client import Mark, StateType, Verdict
 from flowfleet.api.transport import session
 from flowfleet.api.transport.reading import instant
 from flowfleet.flow_run import FlowRun, claim_id
@@ -112,7 +112,7 @@ def test_a_deleted_run_is_gone_for_every_method(pool, deployment):
         client.settle(run_id, call),
         client.launching(run_id, call, claim_id(call, run_id), MARK),
         client.hand_back(run_id, call, run.due, MARK, "drill"),
-        client.report(run_id, Kind.CRASHED, "it ended", MARK),
+        client.report(run_id, StateType.CRASHED, "it ended", MARK),
     ]
     assert [(answer.verdict, answer.gone) for answer in answers] == [(Verdict.REFUSED, True)] * 5
     assert client.states([run_id]) == {}
@@ -213,8 +213,8 @@ def test_what_changes_between_our_look_and_our_write_is_left_as_it_is(pool, depl
     """Only the filter of the write itself can see this."""
     run = pool.scheduled(deployment, ago(2))
     call = pool.claimed(run)
-    transitions_ = pool.client._transitions
-    bulk = transitions_._bulk
+    writes = pool.client._writes
+    bulk = writes._bulk
 
     def meddle(*args):
         pool.set_state(run, "RUNNING" if write == "hand_back" else "CRASHED")
@@ -222,13 +222,13 @@ def test_what_changes_between_our_look_and_our_write_is_left_as_it_is(pool, depl
             pool.set_state(run, "SCHEDULED", "AwaitingRetry")  # a user's "retry"
         return bulk(*args)
 
-    monkeypatch.setattr(transitions_, "_bulk", meddle)
+    monkeypatch.setattr(writes, "_bulk", meddle)
     if write == "launching":
         answer = pool.client.launching(run, call, claim_id(call, run), MARK)
     elif write == "hand_back":
         answer = pool.client.hand_back(run, call, ago(2), MARK, "drill")
     else:
-        answer = pool.client.report(run, Kind.CRASHED, "it exited with code 1", MARK)
+        answer = pool.client.report(run, StateType.CRASHED, "it exited with code 1", MARK)
     assert answer.verdict is Verdict.REFUSED
     stands = {"launching": "Crashed", "hand_back": "Running", "report": "AwaitingRetry"}
     assert pool.state(run)["name"] == stands[write]
@@ -238,9 +238,9 @@ def test_an_end_is_accepted_once_and_overwrites_no_other(pool, deployment):
     run = pool.scheduled(deployment, ago(2))
     pool.claimed(run)
     pool.set_state(run, "RUNNING")
-    first = pool.client.report(run, Kind.CRASHED, "it exited with code 3", MARK)
-    again = pool.client.report(run, Kind.CRASHED, "it exited with code 3", MARK)
-    other = pool.client.report(run, Kind.FAILED, "something else", MARK)
+    first = pool.client.report(run, StateType.CRASHED, "it exited with code 3", MARK)
+    again = pool.client.report(run, StateType.CRASHED, "it exited with code 3", MARK)
+    other = pool.client.report(run, StateType.FAILED, "something else", MARK)
     assert [answer.verdict for answer in (first, again, other)] == ["accepted", "accepted", "refused"]
     state = pool.state(run)
     assert (state["name"], state["message"]) == ("Crashed", "it exited with code 3")
@@ -251,17 +251,17 @@ def test_a_completed_run_stays_completed(pool, deployment):
     pool.claimed(run)
     pool.set_state(run, "RUNNING")
     pool.set_state(run, "COMPLETED")
-    answer = pool.client.report(run, Kind.CRASHED, "it exited with code 3", MARK)
+    answer = pool.client.report(run, StateType.CRASHED, "it exited with code 3", MARK)
     assert answer.verdict is Verdict.REFUSED
     assert answer.state is not None
-    assert answer.state.kind is Kind.COMPLETED
+    assert answer.state.kind is StateType.COMPLETED
     assert pool.state(run)["type"] == "COMPLETED"
 
 
 def test_an_end_of_a_run_that_waits_to_start_anew_is_refused(pool, deployment):
     """It was rescheduled; Prefect 3 itself would take Crashed here and the run would never start again."""
     run = pool.scheduled(deployment, ago(2))
-    answer = pool.client.report(run, Kind.CRASHED, "late news", MARK)
+    answer = pool.client.report(run, StateType.CRASHED, "late news", MARK)
     assert answer.verdict is Verdict.REFUSED
     assert pool.state(run)["type"] == "SCHEDULED"
 
@@ -275,9 +275,9 @@ def test_a_retry_inside_the_process_is_held_and_can_be_ended(pool, deployment):
     pool.set_state(run, "RUNNING")
     pool.set_state(run, "FAILED")
     state = pool.client.states([run])[run]
-    assert (state.kind, state.name, state.held) == (Kind.SCHEDULED, "AwaitingRetry", True)
+    assert (state.kind, state.name, state.held) == (StateType.SCHEDULED, "AwaitingRetry", True)
     assert pool.due(within=3600) == []
-    assert pool.client.report(run, Kind.CRASHED, "was killed by SIGKILL", MARK).verdict is Verdict.ACCEPTED
+    assert pool.client.report(run, StateType.CRASHED, "was killed by SIGKILL", MARK).verdict is Verdict.ACCEPTED
     assert pool.state(run)["type"] == "CRASHED"
 
 
@@ -291,7 +291,7 @@ def test_a_paused_run_is_ended_only_if_it_waits_inside_its_process(pool, deploym
     details = {"pause_timeout": later, "pause_key": "k", "pause_reschedule": leaves_its_process}
     assert pool.set_state(run, "PAUSED", **details)["status"] == "ACCEPT"
     assert pool.client.states([run])[run].held is not leaves_its_process
-    assert pool.client.report(run, Kind.CRASHED, "was killed by SIGKILL", MARK).verdict is verdict
+    assert pool.client.report(run, StateType.CRASHED, "was killed by SIGKILL", MARK).verdict is verdict
     assert pool.state(run)["type"] == ("PAUSED" if leaves_its_process else "CRASHED")
 
 
@@ -299,7 +299,7 @@ def test_a_cancelling_run_becomes_cancelled(pool, deployment):
     run = pool.scheduled(deployment, ago(2))
     pool.claimed(run)
     pool.set_state(run, "CANCELLING")
-    assert pool.client.report(run, Kind.CANCELLED, "stopped on request", MARK).verdict is Verdict.ACCEPTED
+    assert pool.client.report(run, StateType.CANCELLED, "stopped on request", MARK).verdict is Verdict.ACCEPTED
     assert pool.state(run)["type"] == "CANCELLED"
 
 

@@ -4,7 +4,7 @@ import uuid
 
 import pytest
 
-from flowfleet.api.client import Kind, LogLine
+from flowfleet.api.client import LogLine, StateType
 from flowfleet.errors import RunGone, UnsupportedRun
 from tests.integration.one_pool import MARK, OnePool, ago
 from tests.waiting import until
@@ -20,7 +20,7 @@ def test_a_plain_run_is_the_engine_in_a_folder_of_its_own(pool):
     job = pool.client.job(run)
     assert (job.command, job.env, job.working_dir) == (None, {}, None)
     assert job.pool == pool.name
-    assert job.state.kind is Kind.SCHEDULED
+    assert job.state.kind is StateType.SCHEDULED
     assert pool.client.engine_command("/x/bin/python", job, "3.4.1") == ("/x/bin/python", "-m", "prefect.engine")
     env = pool.client.engine_environment(run, job)
     assert env["PREFECT_API_URL"] == pool.api_url
@@ -111,8 +111,8 @@ def test_the_states_of_many_runs_are_one_request(pool):
     missing = str(uuid.uuid4())
     states = pool.client.states([*runs, missing])
     assert {run: states[run].kind for run in runs} == {
-        runs[0]: Kind.SCHEDULED,
-        runs[1]: Kind.CRASHED,
-        runs[2]: Kind.SCHEDULED,
+        runs[0]: StateType.SCHEDULED,
+        runs[1]: StateType.CRASHED,
+        runs[2]: StateType.SCHEDULED,
     }
     assert missing not in states

@@ -19,11 +19,11 @@ from flowfleet.flow_run import Offer
 from flowfleet.ledger import connect
 from flowfleet.ledger.roster import Row
 from flowfleet.local import redis_process
-from flowfleet.local.child import Adopted, Child, Command, PartDied, death, remembered, wait_ready
+from flowfleet.local.child import AdoptedProcess, ChildCommand, ChildProcess, PartDied, death, remembered, wait_ready
 from flowfleet.local.data_folder import DataFolder, default_path, free_port, is_free
 from flowfleet.settings.classes import UpSettings
 from flowfleet.up import leftover_runs, prefect_server
-from flowfleet.up.stack import Signals, Stopped, Together
+from flowfleet.up.stack import Stack, StackSignals, Stopped
 from tests import processes
 from tests.bench_of_runs import BenchOfRuns
 from tests.waiting import SCALE, until
@@ -38,7 +38,7 @@ def folder(tmp_path):
 
 
 def _child(folder, code, name="part", **facts):
-    command = Command(
+    command = ChildCommand(
         name=name,
         argv=[sys.executable, "-c", code],
         env=dict(os.environ),
@@ -46,7 +46,7 @@ def _child(folder, code, name="part", **facts):
         log=folder.log(name),
         **facts,
     )
-    return Child(command, folder.note(name))
+    return ChildProcess(command, folder.note(name))
 
 
 def test_a_part_is_apart_logs_to_its_file_and_ends_in_order(folder):
@@ -119,7 +119,7 @@ def test_a_note_finds_its_process_and_no_other_with_the_same_pid(folder):
     other = folder.note("other")
     other.write_text(json.dumps({**facts, "created": facts["created"] - 100}))
     assert remembered(other) is None
-    adopted = Adopted("part", remembered(note), part.log, note)
+    adopted = AdoptedProcess("part", remembered(note), part.log, note)
     assert adopted.ended() is None
     part.stop()
 
@@ -191,7 +191,7 @@ def test_an_embedded_redis_that_still_runs_is_adopted_not_doubled(folder):
     wait_ready(first, lambda: redis_process.answers(url), 30)
     second, same = redis_process.start(folder, os.environ)
     try:
-        assert isinstance(second, Adopted)
+        assert isinstance(second, AdoptedProcess)
         assert (second.pid, same) == (first.pid, url)
     finally:
         second.stop()
@@ -237,8 +237,8 @@ def test_our_server_gets_nothing_of_the_users_prefect(folder):
 def test_signals_are_taken_even_where_they_were_ignored():
     code = (
         "import os, signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
-        "from flowfleet.up.stack import Signals, Stopped\n"
-        "signals = Signals(); signals.install(); os.kill(os.getpid(), signal.SIGINT)\n"
+        "from flowfleet.up.stack import StackSignals, Stopped\n"
+        "signals = StackSignals(); signals.install(); os.kill(os.getpid(), signal.SIGINT)\n"
         "try:\n    signals.pause(5)\nexcept Stopped:\n    print('stopped', signals.first)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
@@ -248,7 +248,7 @@ def test_signals_are_taken_even_where_they_were_ignored():
 
 def test_the_ui_of_our_server_is_told_where_its_api_is(folder, monkeypatch):
     """Prefect's UI would look at port 4200, whatever port the server has."""
-    monkeypatch.setattr(prefect_server, "Child", lambda command, note: command)
+    monkeypatch.setattr(prefect_server, "ChildProcess", lambda command, note: command)
     monkeypatch.setattr(prefect_server, "prefect_command", lambda: "/x/prefect")
     command = prefect_server.start(folder, {"PREFECT_UI_API_URL": "http://elsewhere/api"}, 4711)
 
@@ -266,8 +266,8 @@ def test_up_resumes_its_own_workers_and_no_others(folder, valkey, wanted, word):
             offer = Offer(backend="prefect3", pools=("p",))
             ledger.roster.sign_on(Row(worker=worker, nonce="n", offer=offer, routes=(), slots=1, version="1"))
             ledger.roster.want(worker, wanted)
-        together = Together(settings=settings, folder=folder, environ={}, say=said.append, pause=lambda seconds: None)
-        together.resume(["worker"])
+        stack = Stack(settings=settings, folder=folder, environ={}, say=said.append, pause=lambda seconds: None)
+        stack.resume(["worker"])
         now = {row.worker: row.wanted for row in ledger.roster.rows()}
     finally:
         ledger.close()
@@ -286,7 +286,7 @@ def test_an_adopted_server_goes_with_all_that_it_has_started(folder):
     part = _child(folder, code)
     wait_ready(part, lambda: part.log.read_text().strip(), 20)
     grandchild = int(part.log.read_text())
-    Adopted("part", remembered(folder.note("part")), part.log, folder.note("part"), whole_group=True).stop()
+    AdoptedProcess("part", remembered(folder.note("part")), part.log, folder.note("part"), whole_group=True).stop()
 
     assert not processes.alive(grandchild)
     assert part.ended() == "was killed by signal 15"
@@ -309,10 +309,10 @@ def test_the_port_of_its_own_leftover_server_is_free_again_when_it_is_looked_at(
     code = f"import socket, time; s = socket.create_server(('127.0.0.1', {port})); print(1, flush=True); time.sleep(60)"
     left = _child(folder, code, name="server")
     wait_ready(left, left.log.read_text, 20)
-    together = _together(folder, UpSettings(port=port))
-    monkeypatch.setattr(together, "_start_redis", _stop_here)
+    stack = _stack(folder, UpSettings(port=port))
+    monkeypatch.setattr(stack, "_start_redis", _stop_here)
     with pytest.raises(Stopped):
-        together.start()
+        stack.start()
 
     assert left.ended() == "was killed by signal 15"
     assert is_free(port)
@@ -322,8 +322,8 @@ def _stop_here(*_, **__):
     raise Stopped("far enough")
 
 
-def _together(folder, settings, say=lambda sentence: None):
-    return Together(settings=settings, folder=folder, environ={}, say=say, pause=lambda seconds: None)
+def _stack(folder, settings, say=lambda sentence: None):
+    return Stack(settings=settings, folder=folder, environ={}, say=say, pause=lambda seconds: None)
 
 
 class _Stubborn:
@@ -337,10 +337,10 @@ class _Stubborn:
 
 def test_a_part_that_cannot_be_ended_keeps_no_other_from_it(folder):
     first = _child(folder, "import time; time.sleep(60)", name="redis")
-    together = _together(folder, UpSettings())
-    together.parts += [first, _Stubborn()]
+    stack = _stack(folder, UpSettings())
+    stack.parts += [first, _Stubborn()]
     with pytest.raises(OSError, match="a full disk"):
-        together.stop(lambda: False)
+        stack.stop(lambda: False)
 
     assert first.ended() == "was killed by signal 15"
 
@@ -349,15 +349,15 @@ def test_the_runs_of_a_worker_that_died_are_ended_after_the_workers_and_before_t
     """A shim has a session of its own: killing the worker's group does not reach it."""
     bench = BenchOfRuns(folder.path / "state" / "machine" / "worker", Abilities.probe({}))
     told = []
-    together = _together(folder, UpSettings(), told.append)
+    stack = _stack(folder, UpSettings(), told.append)
     poller, worker = (_child(folder, "import time; time.sleep(60)", name=name) for name in ("poller", "worker"))
-    together.parts += [poller, worker]
-    together.say = lambda sentence: told.append((sentence, poller.ended(), worker.ended()))
+    stack.parts += [poller, worker]
+    stack.say = lambda sentence: told.append((sentence, poller.ended(), worker.ended()))
     try:
         order = bench.sh("trap '' TERM; sleep 300")
         run = bench.start(order)
         os.killpg(worker.pid, signal.SIGKILL)
-        together.stop(lambda: False)
+        stack.stop(lambda: False)
 
         assert bench.living(order) == []
         assert not bench.folder(order).shim_alive()
@@ -400,24 +400,26 @@ import os, sys
 from pathlib import Path
 from flowfleet.commands import program
 from flowfleet.up import command, stack
-from flowfleet.local.child import Child, Command, wait_ready
+from flowfleet.local.child import ChildCommand, ChildProcess, wait_ready
 
-class Sleepers(stack.Together):
+class Sleepers(stack.Stack):
     def start(self):
         for name in ("redis", "worker"):
             code = "import signal, time; print('x', flush=True); time.sleep(300)"
             if "stubborn" in sys.argv[-1]:
                 code = "import signal; signal.signal(15, signal.SIG_IGN); " + code
             argv = [sys.executable, "-c", code]
-            part = Child(
-                Command(name=name, argv=argv, env=self.environ, cwd=Path("/"), log=self.folder.log(name), grace=60),
+            part = ChildProcess(
+                ChildCommand(
+                    name=name, argv=argv, env=self.environ, cwd=Path("/"), log=self.folder.log(name), grace=60
+                ),
                 self.folder.note(name),
             )
             self.parts.append(part)
             wait_ready(part, lambda: part.log.read_text(), 60)
         self.folder.write_state(self.state())
 
-command.Together = Sleepers
+command.Stack = Sleepers
 sys.exit(program.run(command.up, sys.argv[1:]))
 """
 
@@ -505,11 +507,11 @@ def test_a_closed_terminal_keeps_no_part_running(tmp_path):
 
 
 def test_a_terminal_that_closes_twice_is_no_hurry():
-    signals = Signals()
+    signals = StackSignals()
     signals._note(signal.SIGHUP, None)
     signals._note(signal.SIGHUP, None)
     assert signals.second is None
-    unheard = Signals()
+    unheard = StackSignals()
     unheard.note_unheard()
     with pytest.raises(Stopped):
         unheard.pause(60)
@@ -522,12 +524,12 @@ def test_an_api_that_prefect_would_find_is_said_not_to_be_used_and_our_own_is_no
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(prefect_server, "start", _stop_here)
     said = []
-    together = _together(folder, UpSettings(), said.append)
+    stack = _stack(folder, UpSettings(), said.append)
     theirs = {"PREFECT_API_URL": "http://:secret@box:4200/api", "HOME": str(tmp_path)}
     ours = {"PREFECT_API_URL": prefect_server.api_url(folder.port("server")), "HOME": str(tmp_path)}
-    for together.environ in (theirs, ours):
+    for stack.environ in (theirs, ours):
         with pytest.raises(Stopped):
-            together._start_server(own=True)
+            stack._start_server(own=True)
     (news,) = [sentence for sentence in said if "starts" not in sentence]
 
     assert "box:4200/api" in news

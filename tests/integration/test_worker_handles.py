@@ -33,7 +33,7 @@ class Wordy:
 @pytest.fixture(params=["x" * 5000, {1, 2}], ids=["too large", "no JSON"])
 def wordy(request, monkeypatch):
     start, adopt = ProcessDeployer.start, ProcessDeployer.adopt
-    monkeypatch.setattr(ProcessDeployer, "start", lambda self, order: Wordy(start(self, order), request.param))
+    monkeypatch.setattr(ProcessDeployer, "start", lambda self, spec: Wordy(start(self, spec), request.param))
 
     def adopted(self, folder):
         found = adopt(self, folder)
@@ -44,7 +44,7 @@ def wordy(request, monkeypatch):
 
 def renewed(world):
     beat = world._row().beat
-    world.service.renewer.nudge()
+    world.service.heartbeat.nudge()
     until(lambda: world._row().beat > beat, 10, "a renewal")
 
 

@@ -95,7 +95,7 @@ def test_the_worker_lives_through_every_kind_and_its_prefetch_is_whole(world, va
         assert client.hlen(key_prefix(fleet) + "unacked") == 0
         assert client.zcard(key_prefix(fleet) + "unacked_index") == 0
     assert world.code is None, "the worker lives"
-    assert service.meters.refused._value.get() == len(kinds)
+    assert service.metrics.refused._value.get() == len(kinds)
     go = tmp_path / "go"
     code = f"import os,time\nwhile not os.path.exists({str(go)!r}): time.sleep(0.02)\nraise SystemExit(5)"
     messages = [world.submit(code) for _ in range(2)]

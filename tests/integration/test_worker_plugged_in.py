@@ -22,9 +22,9 @@ class Mine:
     def __init__(self):
         self._below = ProcessDeployer(host=Host.probe(os.environ), abilities=Abilities.probe(os.environ))
 
-    def start(self, order):
-        self._note("started " + " ".join(order.argv[1:]))
-        return self._below.start(dataclasses.replace(order, argv=(os.environ["MINE_PYTHON"], *order.argv[1:])))
+    def start(self, spec):
+        self._note("started " + " ".join(spec.argv[1:]))
+        return self._below.start(dataclasses.replace(spec, argv=(os.environ["MINE_PYTHON"], *spec.argv[1:])))
 
     def adopt(self, folder):
         self._note("adopted")

@@ -39,7 +39,7 @@ def waiting_code(path):
 
 def counted(world, metric):
     """The worker's own number, from its page of metrics; 0 when it is not there yet."""
-    lines = world.service.vitals.metrics().decode().splitlines()
+    lines = world.service.health.metrics_text().decode().splitlines()
     return next((float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"flowfleet_{metric} ")), 0.0)
 
 
@@ -65,7 +65,7 @@ def test_a_run_goes_from_its_message_to_its_release(world, tmp_path):
     until(lambda: world.service.slots.in_use() == 0, 5, "the slot to be free")
     until(lambda: counted(world, 'runs_finished_total{outcome="completed"}') == 1, 5, "its outcome to be counted")
     until(lambda: counted(world, "run_duration_seconds_count") == 1, 5, "its duration to be counted")
-    page = world.service.vitals.metrics().decode()
+    page = world.service.health.metrics_text().decode()
     for name in ("queue_wait", "start", "start_lateness", "run_duration"):
         assert f"flowfleet_{name}_seconds_count 1.0" in page
     assert message.run_id not in page

@@ -103,11 +103,11 @@ def test_a_stopping_worker_serves_no_route_while_it_renews_what_it_still_has(wor
     service.stopping.request()
     until(lambda: world._row().routes == (), 5, "the roster to show no route")
     beat = world._row().beat
-    service.renewer.nudge()
+    service.heartbeat.nudge()
     until(lambda: world._row().beat > beat, 5, "a renewal")
 
     assert world._row().routes == ()
-    until(lambda: service.standing.served == frozenset(), 5, "Celery's loop to serve nothing either")
+    until(lambda: service.ledger_view.served == frozenset(), 5, "Celery's loop to serve nothing either")
     assert world.ledger.claims.get(message.run_id).state == "running"
     (outcome,) = world.ledger.claim(world.create("true"))
     assert not outcome.moved, "nothing is claimed for it"
@@ -147,8 +147,8 @@ class LateDeployer:
     def __init__(self, deployer):
         self.deployer = deployer
 
-    def start(self, order):
-        return self.deployer.start(replace(order, not_after=boot_clock() - 1.0))
+    def start(self, spec):
+        return self.deployer.start(replace(spec, not_after=boot_clock() - 1.0))
 
     def adopt(self, folder):
         return self.deployer.adopt(folder)
@@ -303,8 +303,8 @@ def test_a_draining_worker_takes_nothing_and_ends_when_it_is_empty(world, tmp_pa
     message = world.submit(waiting_code(tmp_path / "gate", 2))
     world.wait_state(message, "running")
     assert world.ledger.roster.want(world.worker, "draining")
-    world.service.renewer.nudge()
-    until(lambda: world.service.standing.wanted == "draining", 5, "the order to arrive")
+    world.service.heartbeat.nudge()
+    until(lambda: world.service.ledger_view.wanted == "draining", 5, "the order to arrive")
     assert not world.service.slots.has_room()
     assert world.code is None
     (tmp_path / "gate").touch()

@@ -9,25 +9,25 @@ from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
-from flowfleet.api.client import Answer, DueRuns, Kind, RunState, ServerInfo, Unfinished, Verdict
+from flowfleet.api.client import Answer, DueRuns, RunState, ServerInfo, StateType, Unfinished, Verdict
 from flowfleet.errors import ApiError, ApiUnavailable, KeyRefused, LedgerUnavailable
 from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import FlowRun, Offer, Route, claim_id
 from flowfleet.ledger.claims import Claim, Lease, Outcome, Refusal, State
 from flowfleet.ledger.gate import Leader
 from flowfleet.ledger.roster import Due, Row
-from poller.capacity import Narrowing
+from flowfleet.retry import RetrySchedule
+from poller.capacity import OfferFilter
 from poller.claiming import Claimer
 from poller.leader import Leadership
 from poller.listing import Clock, Lister
 from poller.loop import Loop
-from poller.metrics import Meters
-from poller.outage import Outage
+from poller.metrics import PollerMetrics
 from poller.pace import Pace
 from poller.presence import Presence
 from poller.rebuild import Gatekeeper, Sweep
 from poller.reconcile import Reconciler
-from poller.reinstate import Echoes
+from poller.reinstate import Reinstater
 from poller.unfit import UnfitRuns
 
 POOL = "11111111-1111-4111-8111-111111111111"
@@ -196,7 +196,7 @@ class FakeClaims:
 class FakeRoster:
     def __init__(self) -> None:
         self.table: dict[str, Row] = {}
-        self.known: set[Route] = set()
+        self.listing: set[Route] = set()
         self.noted: list[Due] = []
         self.notes = 0
         self.forgetful: set[str] = set()  # workers that renew, but know their claims no more
@@ -223,14 +223,14 @@ class FakeRoster:
         self.table[worker] = replace(self.table[worker], beat=self.table[worker].beat + 1)
 
     def know(self, routes: Sequence[Route]) -> None:
-        self.known.update(routes)
+        self.listing.update(routes)
 
     def unlearn(self, routes: Sequence[Route]) -> None:
         claimed = {claim.route for claim in self.claims.by_run.values()} if self.claims else set()
-        self.known.difference_update(set(routes) - claimed)
+        self.listing.difference_update(set(routes) - claimed)
 
     def routes(self) -> list[Route]:
-        return sorted(self.known)
+        return sorted(self.listing)
 
     def note_due(self, term: int, due: Sequence[Due]) -> None:
         self.notes += 1
@@ -259,11 +259,11 @@ class FakeApi:
         run_id = run_id or str(uuid.uuid4())
         self.due_at[run_id] = self._time.moment(seconds)
         self.runs[run_id] = RunState(
-            run_id=run_id, run_name=name, kind=Kind.SCHEDULED, name="Scheduled", scheduled=self.due_at[run_id]
+            run_id=run_id, run_name=name, kind=StateType.SCHEDULED, name="Scheduled", scheduled=self.due_at[run_id]
         )
         return run_id
 
-    def kind(self, run_id: str) -> Kind:
+    def kind(self, run_id: str) -> StateType:
         return self.runs[run_id].kind
 
     def count(self, name: str) -> int:
@@ -308,7 +308,7 @@ class FakeApi:
         found = [
             FlowRun(run_id=state.run_id, name=state.run_name, route=ROUTE, due=self.due_at[state.run_id])
             for state in self.runs.values()
-            if state.kind is Kind.SCHEDULED and self.due_at[state.run_id] <= until
+            if state.kind is StateType.SCHEDULED and self.due_at[state.run_id] <= until
         ]
         found.sort(key=lambda run: run.due)
         ready = [run.due for run in found if run.due <= now]
@@ -322,9 +322,9 @@ class FakeApi:
         answers = {}
         for run in runs:
             state = self.runs[run.run_id]
-            claimable = state.kind is Kind.SCHEDULED
+            claimable = state.kind is StateType.SCHEDULED
             if claimable and done:
-                self.runs[run.run_id] = replace(state, kind=Kind.PENDING, name="Submitted", call=call)
+                self.runs[run.run_id] = replace(state, kind=StateType.PENDING, name="Submitted", call=call)
             truth = Verdict.ACCEPTED if claimable else Verdict.REFUSED
             answers[run.run_id] = Answer(verdict=verdict or truth, state=self.runs[run.run_id])
         return answers
@@ -334,7 +334,7 @@ class FakeApi:
         if unsure:
             return unsure
         state = self.runs[run_id]
-        ours = state.kind is Kind.PENDING and state.call == call
+        ours = state.kind is StateType.PENDING and state.call == call
         return Answer(verdict=Verdict.ACCEPTED if ours else Verdict.REFUSED, state=state)
 
     def hand_back(
@@ -344,10 +344,10 @@ class FakeApi:
         if unsure:
             return unsure
         state = self.runs[run_id]
-        if state.kind is not Kind.PENDING or state.call != call:
+        if state.kind is not StateType.PENDING or state.call != call:
             return Answer(verdict=Verdict.REFUSED, state=state)
         self.due_at[run_id] = due
-        self.runs[run_id] = replace(state, kind=Kind.SCHEDULED, name="Scheduled", call=None, scheduled=due)
+        self.runs[run_id] = replace(state, kind=StateType.SCHEDULED, name="Scheduled", call=None, scheduled=due)
         return Answer(verdict=Verdict.ACCEPTED, state=self.runs[run_id])
 
     def unfinished(self, mark: Any) -> list[Unfinished]:
@@ -355,7 +355,7 @@ class FakeApi:
         return [
             Unfinished(state=state, route=ROUTE, due=self.due_at[state.run_id], worker=state.infrastructure)
             for state in self.runs.values()
-            if state.kind in (Kind.PENDING, Kind.RUNNING)
+            if state.kind in (StateType.PENDING, StateType.RUNNING)
         ]
 
     def online(self, pool: str, name: str, interval_seconds: float) -> None:
@@ -383,7 +383,7 @@ class World:
         api: Callable[[Time], FakeApi] | None = None,
         cloud_logs: bool = True,
         max_polls: int | None = None,
-        **narrowing: Any,
+        **offer_filter: Any,
     ) -> None:
         self.time = Time()
         self.api = (api or FakeApi)(self.time)
@@ -394,10 +394,10 @@ class World:
         self.claims = FakeClaims(self.roster, self.gate)
         self.published: list[Any] = []
         self.publish_trouble: Exception | None = None
-        self.meters = Meters()
+        self.metrics = PollerMetrics()
         self.rings: set[str] = set()
         self.failpoints = failpoints or Failpoints()
-        self.narrowing = Narrowing(**narrowing)
+        self.offer_filter = OfferFilter(**offer_filter)
         self.pace = pace or Pace()
         self.build()
 
@@ -422,7 +422,7 @@ class World:
             mark=parts.mark,
             policy="report",
             failpoints=self.failpoints,
-            meters=self.meters,
+            metrics=self.metrics,
         )
         self.reconciler = Reconciler(
             self.api,
@@ -431,7 +431,7 @@ class World:
             self.claimer,
             mark=parts.mark,
             failpoints=self.failpoints,
-            meters=self.meters,
+            metrics=self.metrics,
             clock=monotonic,
             queued_seconds=60.0,
             ttl_seconds=20.0,
@@ -441,13 +441,13 @@ class World:
             self.claims,
             mark=parts.mark,
             failpoints=self.failpoints,
-            meters=self.meters,
+            metrics=self.metrics,
             clock=monotonic,
         )
         self.gatekeeper = Gatekeeper(
             self.gate, self.sweep, failpoints=self.failpoints, clock=monotonic, wait_seconds=25.0
         )
-        self.presence = Presence(self.api, self.roster, fleet="f", narrowing=self.narrowing, clock=monotonic)
+        self.presence = Presence(self.api, self.roster, fleet="f", offer_filter=self.offer_filter, clock=monotonic)
         self.loop = Loop(
             api=self.api,
             claims=self.claims,
@@ -458,14 +458,14 @@ class World:
             sweep=self.sweep,
             gatekeeper=self.gatekeeper,
             presence=self.presence,
-            lister=Lister(self.api, self.presence, clock=self.time.clock, meters=self.meters),
-            echoes=Echoes(self.api, self.claims, mark=parts.mark, meters=self.meters, clock=monotonic),
+            lister=Lister(self.api, self.presence, clock=self.time.clock, metrics=self.metrics),
+            reinstater=Reinstater(self.api, self.claims, mark=parts.mark, metrics=self.metrics, clock=monotonic),
             unfit=UnfitRuns(self.api, clock=self.time.clock, cloud_logs=self.cloud_logs),
-            bell=self,
+            inbox=self,
             clock=self.time.clock,
-            meters=self.meters,
-            narrowing=self.narrowing,
-            redis_outage=Outage("Redis", monotonic, lambda: 1.0),
+            metrics=self.metrics,
+            offer_filter=self.offer_filter,
+            redis_outage=RetrySchedule("Redis", monotonic, lambda: 1.0),
             pace=self.pace,
             max_polls=self.max_polls,
             jitter=lambda: 0.5,

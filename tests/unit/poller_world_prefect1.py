@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from flowfleet.api.client import Answer, DueRuns, Kind, LogLine, RunState, Unfinished, Unfit, Verdict
+from flowfleet.api.client import Answer, DueRuns, LogLine, RunState, StateType, Unfinished, UnfitRun, Verdict
 from flowfleet.flow_run import FlowRun, Offer, Route
 from tests.unit.poller_world import FakeApi, Time, World
 
@@ -38,7 +38,7 @@ class FakePrefect1(FakeApi):
         self._memory: dict[str, float] = {}
         self.unfit: dict[str, str] = {}
         self.late_retries: set[str] = set()
-        self.nobodys: list[Unfit] = []
+        self.nobodys: list[UnfitRun] = []
         self.asked_for: list[tuple[Offer, ...]] = []
         self.lines: list[LogLine] = []
         self.reinstated: list[tuple[str, str]] = []
@@ -57,13 +57,13 @@ class FakePrefect1(FakeApi):
         for at, run_id, call in list(self._coming):
             if self._time.now >= at:
                 self._coming.remove((at, run_id, call))
-                if self.runs[run_id].kind is Kind.SCHEDULED:
+                if self.runs[run_id].kind is StateType.SCHEDULED:
                     self._submit(run_id, call)
 
     def _submit(self, run_id: str, call: str) -> None:
         self._memory[run_id] = self._time.now
         self.runs[run_id] = replace(
-            self.runs[run_id], kind=Kind.PENDING, name="Submitted", call=call, at=self._time.moment()
+            self.runs[run_id], kind=StateType.PENDING, name="Submitted", call=call, at=self._time.moment()
         )
 
     def due(self, offers: Sequence[Offer], *, within_seconds: float, limit: int) -> list[DueRuns]:
@@ -81,7 +81,7 @@ class FakePrefect1(FakeApi):
         waiting = [
             (run_id, state)
             for run_id, state in self.runs.items()
-            if (state.kind is Kind.SCHEDULED or run_id in self.late_retries) and self.due_at[run_id] <= until
+            if (state.kind is StateType.SCHEDULED or run_id in self.late_retries) and self.due_at[run_id] <= until
         ]
         for where in sorted({route(*self.labels[run_id]) for run_id, _ in waiting}):
             if not any(each.serves(where) for each in offers):
@@ -101,7 +101,7 @@ class FakePrefect1(FakeApi):
             runs.sort(key=lambda run: run.due)
             ready = [self.due_at[run_id] for run_id, _ in here if self.due_at[run_id] <= now]
             unfit = [
-                Unfit(run_id=run_id, name=state.run_name, reason=self.unfit[run_id])
+                UnfitRun(run_id=run_id, name=state.run_name, reason=self.unfit[run_id])
                 for run_id, state in here
                 if run_id in self.unfit
             ]
@@ -131,9 +131,9 @@ class FakePrefect1(FakeApi):
 
     def _claim_one(self, run_id: str, call: str) -> Answer:
         state = self.runs[run_id]
-        if state.kind is Kind.PENDING and state.call == call:
+        if state.kind is StateType.PENDING and state.call == call:
             return Answer(verdict=Verdict.ACCEPTED, state=state)
-        if state.kind is not Kind.SCHEDULED:
+        if state.kind is not StateType.SCHEDULED:
             return Answer(verdict=Verdict.REFUSED, reason=f"the run is {state.name}", state=state)
         remembered = self._time.now - self._memory.get(run_id, float("-inf")) < MEMORY_SECONDS
         if remembered and self.refuses_repeats:
@@ -150,7 +150,7 @@ class FakePrefect1(FakeApi):
         self._arrive()
         return super().unfinished(mark)
 
-    def unserved(self, offers: Sequence[Offer]) -> list[Unfit]:
+    def unserved(self, offers: Sequence[Offer]) -> list[UnfitRun]:
         self._ask("unserved")
         self.asked_for.append(tuple(offers))
         return list(self.nobodys)
@@ -160,11 +160,11 @@ class FakePrefect1(FakeApi):
         if unsure:
             return unsure
         state = self.runs[run_id]
-        if state.kind is not Kind.SCHEDULED or run_id in self.restarted:
+        if state.kind is not StateType.SCHEDULED or run_id in self.restarted:
             # that it ended before it was put back stands in its history
             return Answer(verdict=Verdict.REFUSED, reason="somebody has restarted it", state=state)
         self.reinstated.append((run_id, claim))
-        self.runs[run_id] = replace(state, kind=Kind.RUNNING, name="Running")
+        self.runs[run_id] = replace(state, kind=StateType.RUNNING, name="Running")
         return Answer(verdict=Verdict.ACCEPTED, state=self.runs[run_id])
 
     def log(self, lines: Sequence[LogLine]) -> None:
@@ -177,10 +177,10 @@ class FakePrefect1(FakeApi):
         """Put it back, whether it runs or not."""
         self.due_at[run_id] = self._time.moment()
         self.runs[run_id] = replace(
-            self.runs[run_id], kind=Kind.SCHEDULED, name="Scheduled", call=None, scheduled=self._time.moment()
+            self.runs[run_id], kind=StateType.SCHEDULED, name="Scheduled", call=None, scheduled=self._time.moment()
         )
 
-    def be(self, run_id: str, kind: Kind, name: str) -> None:
+    def be(self, run_id: str, kind: StateType, name: str) -> None:
         self.runs[run_id] = replace(self.runs[run_id], kind=kind, name=name)
 
     def submitted(self, call: str = "22222222-2222-4222-8222-222222222222") -> str:
@@ -188,7 +188,7 @@ class FakePrefect1(FakeApi):
         run_id = self.add()
         state: RunState = self.runs[run_id]
         self.runs[run_id] = replace(
-            state, kind=Kind.PENDING, name="Submitted", call=call, at=self._time.moment(-100000)
+            state, kind=StateType.PENDING, name="Submitted", call=call, at=self._time.moment(-100000)
         )
         return run_id
 
@@ -212,7 +212,7 @@ class Labelled(World):
         """What each worker does on the hint `routes`; True when a row has changed, which hints `freed`."""
         changed = False
         for worker, row in self.roster.table.items():
-            served = tuple(sorted(known for known in self.roster.known if row.offer.serves(known)))
+            served = tuple(sorted(listing for listing in self.roster.listing if row.offer.serves(listing)))
             if row.live and served != row.routes:
                 self.roster.table[worker] = replace(row, routes=served)
                 changed = True

@@ -19,7 +19,7 @@ from tests.bench_of_runs import BenchOfRuns, new_launcher
 from tests.unit.test_shim import FULL, IGNORES_TERM, is_alive, read_pid
 from tests.waiting import until
 from workers.deployers import process_handles
-from workers.deployment import Deployment
+from workers.deployment import StartedRun
 from workers.host import Abilities
 from workers.shim import atomic_files, syscalls
 
@@ -44,24 +44,24 @@ print(json.dumps(end.to_record()), flush=True)
 
 
 @pytest.fixture(scope="module")
-def launcher():
-    launcher = new_launcher()
-    yield launcher
-    launcher.close()
+def fork_client():
+    fork_client = new_launcher()
+    yield fork_client
+    fork_client.close()
 
 
 @pytest.fixture(params=[FULL, Abilities.plain()], ids=["full", "plain"])
-def bench(request, tmp_path, launcher):
-    bench = BenchOfRuns(tmp_path, request.param, launcher)
+def bench(request, tmp_path, fork_client):
+    bench = BenchOfRuns(tmp_path, request.param, fork_client)
     yield bench
     bench.close()
 
 
 @pytest.fixture
-def full_bench(tmp_path, launcher):
+def full_bench(tmp_path, fork_client):
     if not FULL.pidfd:
         pytest.skip("this platform has no pidfd")
-    bench = BenchOfRuns(tmp_path, FULL, launcher)
+    bench = BenchOfRuns(tmp_path, FULL, fork_client)
     yield bench
     bench.close()
 
@@ -75,20 +75,20 @@ def gated(tmp_path: Path, then: str) -> str:
     return f"while [ ! -e {tmp_path}/go ]; do sleep 0.02; done; {then}"
 
 
-def kill_shim(bench: BenchOfRuns, deployment: Deployment, order) -> None:
-    os.kill(deployment.handle["pid"], signal.SIGKILL)
-    until(lambda: not bench.folder(order).shim_alive(), 20, "the shim to die")
+def kill_shim(bench: BenchOfRuns, started_run: StartedRun, spec) -> None:
+    os.kill(started_run.handle["pid"], signal.SIGKILL)
+    until(lambda: not bench.folder(spec).shim_alive(), 20, "the shim to die")
 
 
 def test_another_process_adopts_a_run_and_sees_its_true_exit(bench, tmp_path):
-    order = bench.sh(gated(tmp_path, "echo done; exit 42"))
-    deployment = bench.start(order)
-    handle = deployment.handle
-    deployment.close()
-    bench.launcher.close()
+    spec = bench.sh(gated(tmp_path, "echo done; exit 42"))
+    started_run = bench.start(spec)
+    handle = started_run.handle
+    started_run.close()
+    bench.fork_client.close()
 
     second = subprocess.Popen(
-        [sys.executable, "-c", SECOND_WORKER, str(order.folder), mode_of(bench)],
+        [sys.executable, "-c", SECOND_WORKER, str(spec.folder), mode_of(bench)],
         stdout=subprocess.PIPE, text=True, cwd=ROOT,
     )  # fmt: skip
     with second:
@@ -102,34 +102,34 @@ def test_another_process_adopts_a_run_and_sees_its_true_exit(bench, tmp_path):
 
 
 def test_a_run_that_ended_while_no_worker_was_there_is_found_with_its_exit(bench):
-    order = bench.sh("echo bye; exit 9")
-    bench.start(order).close()
-    until(lambda: bench.folder(order).cleared(), 20, "the run to end")
+    spec = bench.sh("echo bye; exit 9")
+    bench.start(spec).close()
+    until(lambda: bench.folder(spec).cleared(), 20, "the run to end")
 
-    end = bench.end_of(bench.adopt(order))
+    end = bench.end_of(bench.adopt(spec))
 
     assert (end.code, end.last_lines) == (9, ("bye",))
-    assert not bench.folder(order).work.exists()
+    assert not bench.folder(spec).work.exists()
 
 
 def test_a_run_started_by_a_worker_that_is_killed_goes_on(bench, tmp_path):
-    order = bench.sh(gated(tmp_path, "exit 11"))
+    spec = bench.sh(gated(tmp_path, "exit 11"))
     first = f"""
 import os, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
 from tests.bench_of_runs import *
 from workers.host import Abilities
 abilities = Abilities.plain() if {mode_of(bench) == "plain"} else Abilities.probe({{}})
-order = Order(run_id={order.run_id!r}, claim={order.claim!r}, argv={order.argv!r}, env=dict(os.environ), cwd=None,
-              folder=Path({str(order.folder)!r}), not_after=None, log_limit=1 << 20, stop_grace=60.0)
-deployment = ProcessDeployer(host=Host.probe({{}}), abilities=abilities).start(order)
-print(deployment.handle["command_pid"], flush=True)
+spec = StartSpec(run_id={spec.run_id!r}, claim={spec.claim!r}, argv={spec.argv!r}, env=dict(os.environ), cwd=None,
+                 folder=Path({str(spec.folder)!r}), not_after=None, log_limit=1 << 20, stop_grace=60.0)
+run = ProcessDeployer(host=Host.probe({{}}), abilities=abilities).start(spec)
+print(run.handle["command_pid"], flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
     done = subprocess.run([sys.executable, "-c", first], stdout=subprocess.PIPE, text=True, check=False)
     assert done.returncode == -signal.SIGKILL
 
-    adopted = bench.adopt(order)
+    adopted = bench.adopt(spec)
     assert adopted.poll() is None
     assert adopted.handle["command_pid"] == int(done.stdout)
     (tmp_path / "go").touch()
@@ -138,83 +138,83 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_folder_without_a_start_is_abandoned_for_ever(bench):
-    order = bench.sh("true")
+    spec = bench.sh("true")
 
-    assert bench.adopt(order) is None
-    assert bench.adopt(order) is None
-    assert bench.folder(order).start()["by"] == "abandoned"
+    assert bench.adopt(spec) is None
+    assert bench.adopt(spec) is None
+    assert bench.folder(spec).start()["by"] == "abandoned"
 
 
 def test_an_adopted_run_is_stopped_through_its_shim(bench, tmp_path):
-    order = bench.sh(gated(tmp_path, "exit 0"))
-    bench.start(order).close()
+    spec = bench.sh(gated(tmp_path, "exit 0"))
+    bench.start(spec).close()
 
-    adopted = bench.adopt(order)
+    adopted = bench.adopt(spec)
     adopted.stop()
 
     assert bench.end_of(adopted).stopped_by == "term"
 
 
 def test_the_descriptor_is_quiet_while_it_runs_and_rings_at_the_end(full_bench, tmp_path):
-    deployment = full_bench.start(full_bench.sh(gated(tmp_path, "exit 3")))
+    started_run = full_bench.start(full_bench.sh(gated(tmp_path, "exit 3")))
     poll = select.poll()
-    poll.register(deployment.fileno(), select.POLLIN)
-    assert deployment.poll() is None
+    poll.register(started_run.fileno(), select.POLLIN)
+    assert started_run.poll() is None
     assert poll.poll(50) == []
 
     (tmp_path / "go").touch()
 
     assert poll.poll(60_000)
-    assert deployment.poll().code == 3
+    assert started_run.poll().code == 3
 
 
 # -- the shim is killed
 
 
 def test_when_the_shim_is_killed_the_run_goes_on_and_its_end_is_seen(bench, tmp_path):
-    order = bench.sh(gated(tmp_path, "exit 6"))
-    deployment = bench.start(order)
-    kill_shim(bench, deployment, order)
-    assert deployment.poll() is None
-    assert is_alive(deployment.handle["command_pid"])
+    spec = bench.sh(gated(tmp_path, "exit 6"))
+    started_run = bench.start(spec)
+    kill_shim(bench, started_run, spec)
+    assert started_run.poll() is None
+    assert is_alive(started_run.handle["command_pid"])
 
     (tmp_path / "go").touch()
-    end = bench.end_of(deployment)
+    end = bench.end_of(started_run)
 
     if bench.abilities.pidfd_info:  # the kernel still tells
         assert (end.code, end.unknown) == (6, False)
     else:
         assert (end.code, end.unknown) == (None, True)
-    assert bench.folder(order).exit_record()["begun"] is True
+    assert bench.folder(spec).exit_record()["begun"] is True
 
 
 def test_the_end_rings_though_the_shim_was_killed(full_bench, tmp_path):
-    order = full_bench.sh(gated(tmp_path, "exit 6"))
-    deployment = full_bench.start(order)
+    spec = full_bench.sh(gated(tmp_path, "exit 6"))
+    started_run = full_bench.start(spec)
     poll = select.poll()
-    poll.register(deployment.fileno(), select.POLLIN)
-    kill_shim(full_bench, deployment, order)
+    poll.register(started_run.fileno(), select.POLLIN)
+    kill_shim(full_bench, started_run, spec)
     assert poll.poll(60_000)
-    assert deployment.poll() is None
+    assert started_run.poll() is None
     assert poll.poll(50) == []  # it must not spin while the command lives
 
     (tmp_path / "go").touch()
     rings = 0
-    while deployment.poll() is None:
+    while started_run.poll() is None:
         assert poll.poll(60_000)
         rings += 1
 
-    assert deployment.poll().code == 6 or not full_bench.abilities.pidfd_info
+    assert started_run.poll().code == 6 or not full_bench.abilities.pidfd_info
     assert rings < 40
 
 
 def test_a_command_whose_shim_was_killed_before_adoption_is_watched_to_its_end(bench, tmp_path):
-    order = bench.sh(gated(tmp_path, "exit 6"))
-    first = bench.start(order)
-    kill_shim(bench, first, order)
+    spec = bench.sh(gated(tmp_path, "exit 6"))
+    first = bench.start(spec)
+    kill_shim(bench, first, spec)
     first.close()
 
-    adopted = bench.adopt(order)
+    adopted = bench.adopt(spec)
     assert adopted.poll() is None
     (tmp_path / "go").touch()
 
@@ -222,15 +222,15 @@ def test_a_command_whose_shim_was_killed_before_adoption_is_watched_to_its_end(b
 
 
 def test_when_both_are_dead_without_a_record_the_exit_is_unknown(bench, tmp_path):
-    order = bench.sh(gated(tmp_path, "exit 6"))
-    first = bench.start(order)
+    spec = bench.sh(gated(tmp_path, "exit 6"))
+    first = bench.start(spec)
     first.close()
     command = first.handle["command_pid"]
-    kill_shim(bench, first, order)
+    kill_shim(bench, first, spec)
     os.kill(command, signal.SIGKILL)
     until(lambda: not is_alive(command), 20, "the command to die")
 
-    adopted = bench.adopt(order)
+    adopted = bench.adopt(spec)
     end = bench.end_of(adopted)
 
     assert (end.unknown, adopted.begun()) == (True, True)
@@ -238,50 +238,50 @@ def test_when_both_are_dead_without_a_record_the_exit_is_unknown(bench, tmp_path
 
 
 def test_what_a_killed_shim_leaves_is_found_by_its_environment_and_killed(bench, tmp_path):
-    order = bench.sh(f"setsid sleep 300 & echo $! > {tmp_path}/pid; {gated(tmp_path, 'exit 0')}")
-    deployment = bench.start(order)
+    spec = bench.sh(f"setsid sleep 300 & echo $! > {tmp_path}/pid; {gated(tmp_path, 'exit 0')}")
+    started_run = bench.start(spec)
     daemon = read_pid(tmp_path / "pid")
-    kill_shim(bench, deployment, order)
+    kill_shim(bench, started_run, spec)
     (tmp_path / "go").touch()
 
-    bench.end_of(deployment)
+    bench.end_of(started_run)
 
     assert not is_alive(daemon)
 
 
 def test_a_run_without_a_shim_can_still_be_stopped(bench, tmp_path):
-    order = bench.python(IGNORES_TERM, stop_grace=0.2)
-    deployment = bench.start(order)
-    until(lambda: b"ready" in (order.folder / "log").read_bytes(), 20, "the handler to be set")
-    kill_shim(bench, deployment, order)
+    spec = bench.python(IGNORES_TERM, stop_grace=0.2)
+    started_run = bench.start(spec)
+    until(lambda: b"ready" in (spec.folder / "log").read_bytes(), 20, "the handler to be set")
+    kill_shim(bench, started_run, spec)
 
-    deployment.stop()
-    end = bench.end_of(deployment)
+    started_run.stop()
+    end = bench.end_of(started_run)
 
     assert end.stopped_by == "kill"
-    assert bench.living(order) == []
+    assert bench.living(spec) == []
 
 
 def test_a_shim_killed_at_its_gate_means_that_the_command_never_began(bench):
-    order = bench.sh("true")
-    lock = atomic_files.create_once(order.folder / "start", {"v": 1, "by": "shim", "pid": 4_000_000, "ticks": 1})
+    spec = bench.sh("true")
+    lock = atomic_files.create_once(spec.folder / "start", {"v": 1, "by": "shim", "pid": 4_000_000, "ticks": 1})
     os.close(lock)  # as when the shim dies between its start file and started.json
 
-    adopted = bench.adopt(order)
+    adopted = bench.adopt(spec)
 
     assert "before the command began" in bench.end_of(adopted).error
     assert adopted.begun() is False
 
 
 def test_a_shim_that_is_slow_to_start_its_command_is_waited_for_and_then_watched(bench):
-    order = bench.sh("true")
-    facts = {"pid": os.getpid(), "ticks": 1, "boot_id": bench.host.boot_id, "pid_ns": None, "run_id": order.run_id}
-    lock = atomic_files.create_once(order.folder / "start", {"v": 1, "by": "shim", **facts})
+    spec = bench.sh("true")
+    facts = {"pid": os.getpid(), "ticks": 1, "boot_id": bench.host.boot_id, "pid_ns": None, "run_id": spec.run_id}
+    lock = atomic_files.create_once(spec.folder / "start", {"v": 1, "by": "shim", **facts})
     waits: list[float] = []
-    deployer = bench.new_deployer(bench.launcher)
+    deployer = bench.new_deployer(bench.fork_client)
     deployer._wait = waits.append
 
-    adopted = bench.adopt(order, deployer)
+    adopted = bench.adopt(spec, deployer)
 
     assert sum(waits) == pytest.approx(2.0)
     assert adopted.poll() is None
@@ -307,12 +307,12 @@ class NoDescriptors:
 
 def test_a_run_of_a_plain_worker_is_adopted_alive_by_one_with_descriptors(full_bench, tmp_path):
     full_bench.abilities = Abilities.plain()
-    plain = full_bench.new_deployer(full_bench.launcher)
+    plain = full_bench.new_deployer(full_bench.fork_client)
     full_bench.abilities = FULL
-    order = full_bench.sh(gated(tmp_path, "exit 6"))
-    plain.start(order).close()
+    spec = full_bench.sh(gated(tmp_path, "exit 6"))
+    plain.start(spec).close()
 
-    adopted = full_bench.adopt(order)
+    adopted = full_bench.adopt(spec)
     assert adopted.poll() is None
     assert adopted.fileno() is None, "nothing would ring: it is asked each second"
     (tmp_path / "go").touch()
@@ -322,14 +322,14 @@ def test_a_run_of_a_plain_worker_is_adopted_alive_by_one_with_descriptors(full_b
 
 def test_the_command_of_a_plain_worker_is_watched_on_when_its_shim_was_killed(full_bench, tmp_path):
     full_bench.abilities = Abilities.plain()
-    plain = full_bench.new_deployer(full_bench.launcher)
+    plain = full_bench.new_deployer(full_bench.fork_client)
     full_bench.abilities = FULL
-    order = full_bench.sh(gated(tmp_path, "exit 6"))
-    first = plain.start(order)
-    kill_shim(full_bench, first, order)
+    spec = full_bench.sh(gated(tmp_path, "exit 6"))
+    first = plain.start(spec)
+    kill_shim(full_bench, first, spec)
     first.close()
 
-    adopted = full_bench.adopt(order)
+    adopted = full_bench.adopt(spec)
     assert adopted.poll() is None
     assert is_alive(adopted.handle["command_pid"])
     (tmp_path / "go").touch()
@@ -338,11 +338,11 @@ def test_the_command_of_a_plain_worker_is_watched_on_when_its_shim_was_killed(fu
 
 
 def test_a_run_outlives_its_adoption_by_a_worker_without_descriptors_left(full_bench, tmp_path, monkeypatch):
-    order = full_bench.sh(gated(tmp_path, "exit 6"))
-    full_bench.start(order).close()
+    spec = full_bench.sh(gated(tmp_path, "exit 6"))
+    full_bench.start(spec).close()
     none_left = NoDescriptors(monkeypatch)
 
-    adopted = full_bench.adopt(order)
+    adopted = full_bench.adopt(spec)
     assert none_left.asked == 2
     assert adopted.poll() is None
     (tmp_path / "go").touch()
@@ -351,11 +351,11 @@ def test_a_run_outlives_its_adoption_by_a_worker_without_descriptors_left(full_b
 
 
 def test_a_start_time_that_cannot_be_read_is_no_end(full_bench, tmp_path, monkeypatch):
-    order = full_bench.sh(gated(tmp_path, "exit 6"))
-    full_bench.start(order).close()
+    spec = full_bench.sh(gated(tmp_path, "exit 6"))
+    full_bench.start(spec).close()
     monkeypatch.setattr(syscalls, "start_ticks", lambda _pid: None)
 
-    adopted = full_bench.adopt(order)
+    adopted = full_bench.adopt(spec)
     assert adopted.poll() is None
     monkeypatch.undo()
     (tmp_path / "go").touch()
@@ -385,7 +385,7 @@ def test_a_record_without_a_pid_lets_no_signal_go_to_our_own_group(tmp_path):
     before = signal.signal(signal.SIGURG, lambda number, _frame: heard.append(number))
     lock = atomic_files.create_once(tmp_path / "start", {})
     try:
-        grip = process_handles.LockGrip(0, tmp_path / "start")
+        grip = process_handles.LockHandle(0, tmp_path / "start")
         assert grip.alive()
         grip.send(signal.SIGURG)
     finally:
@@ -396,15 +396,15 @@ def test_a_record_without_a_pid_lets_no_signal_go_to_our_own_group(tmp_path):
 
 @pytest.mark.parametrize("slow_seconds", [10.0, 0.0])
 def test_a_disk_that_was_slow_at_the_start_makes_no_living_command_dead(bench, tmp_path, slow_seconds):
-    order = bench.sh(gated(tmp_path, "exit 6"))
-    first = bench.start(order)
-    started = bench.folder(order).started()
+    spec = bench.sh(gated(tmp_path, "exit 6"))
+    first = bench.start(spec)
+    started = bench.folder(spec).started()
     late = {**started, "shim_started_at": started["shim_started_at"] - slow_seconds}
-    atomic_files.write_json(order.folder / "started.json", late)
-    kill_shim(bench, first, order)
+    atomic_files.write_json(spec.folder / "started.json", late)
+    kill_shim(bench, first, spec)
     first.close()
 
-    adopted = bench.adopt(order)
+    adopted = bench.adopt(spec)
     assert adopted.poll() is None
     assert is_alive(started["command_pid"])
     (tmp_path / "go").touch()
@@ -415,23 +415,23 @@ def test_a_disk_that_was_slow_at_the_start_makes_no_living_command_dead(bench, t
 def test_a_process_started_outside_the_span_is_another_one():
     us = psutil.Process().create_time()
 
-    assert process_handles.PolledGrip(os.getpid(), us - 60, us).alive()
-    assert not process_handles.PolledGrip(os.getpid(), us - 60, us - 10).alive()
-    assert not process_handles.PolledGrip(os.getpid(), us + 10, us + 60).alive()
+    assert process_handles.PolledHandle(os.getpid(), us - 60, us).alive()
+    assert not process_handles.PolledHandle(os.getpid(), us - 60, us - 10).alive()
+    assert not process_handles.PolledHandle(os.getpid(), us + 10, us + 60).alive()
 
 
 # -- pids that mean nothing any more
 
 
 def test_a_reused_pid_is_not_taken_for_the_run(full_bench):
-    order = full_bench.sh("true")
+    spec = full_bench.sh("true")
     with subprocess.Popen(["sleep", "60"]) as stranger:
         facts = {"pid": stranger.pid, "ticks": 1, "boot_id": full_bench.host.boot_id, "pid_ns": full_bench.host.pid_ns}
-        started = {"command_pid": stranger.pid, "command_ticks": 1, "run_id": order.run_id, "claim": order.claim}
-        os.close(atomic_files.create_once(order.folder / "start", {"v": 1, "by": "shim", **facts}))
-        atomic_files.write_json(order.folder / "started.json", {"v": 1, **facts, **started})
+        started = {"command_pid": stranger.pid, "command_ticks": 1, "run_id": spec.run_id, "claim": spec.claim}
+        os.close(atomic_files.create_once(spec.folder / "start", {"v": 1, "by": "shim", **facts}))
+        atomic_files.write_json(spec.folder / "started.json", {"v": 1, **facts, **started})
 
-        adopted = full_bench.adopt(order)
+        adopted = full_bench.adopt(spec)
         adopted.stop()
         end = full_bench.end_of(adopted)
 
@@ -441,34 +441,34 @@ def test_a_reused_pid_is_not_taken_for_the_run(full_bench):
 
 
 def test_after_a_restart_of_the_host_pids_are_void(bench, tmp_path):
-    order = bench.sh(gated(tmp_path, "exit 0"))
-    deployment = bench.start(order)
+    spec = bench.sh(gated(tmp_path, "exit 0"))
+    started_run = bench.start(spec)
     bench.host = replace(bench.host, boot_id="another")
-    later = bench.new_deployer(bench.launcher)
+    later = bench.new_deployer(bench.fork_client)
 
-    adopted = bench.adopt(order, later)
+    adopted = bench.adopt(spec, later)
     end = bench.end_of(adopted)
     adopted.kill()
 
     assert end.unknown
     assert "its host restarted while it ran" in str(end)
-    assert deployment.poll() is None or deployment.poll().stopped_by is None
-    deployment.kill()
+    assert started_run.poll() is None or started_run.poll().stopped_by is None
+    started_run.kill()
 
 
 def test_after_a_restart_of_the_host_a_recorded_exit_still_counts(bench):
-    order = bench.sh("exit 8")
-    bench.run(order)
+    spec = bench.sh("exit 8")
+    bench.run(spec)
     bench.host = replace(bench.host, boot_id="another")
 
-    assert bench.end_of(bench.adopt(order, bench.new_deployer(bench.launcher))).code == 8
+    assert bench.end_of(bench.adopt(spec, bench.new_deployer(bench.fork_client))).code == 8
 
 
 def test_a_run_of_another_pid_namespace_is_judged_by_its_lock_and_never_signalled(full_bench, tmp_path):
-    order = full_bench.sh(gated(tmp_path, "exit 2"))
-    full_bench.start(order)
+    spec = full_bench.sh(gated(tmp_path, "exit 2"))
+    full_bench.start(spec)
     full_bench.host = replace(full_bench.host, pid_ns=1)
-    foreign = full_bench.adopt(order, full_bench.new_deployer(full_bench.launcher))
+    foreign = full_bench.adopt(spec, full_bench.new_deployer(full_bench.fork_client))
 
     foreign.kill()
     assert foreign.poll() is None

@@ -17,9 +17,9 @@ import pytest
 import flowfleet
 from flowfleet import Agent, DockerAgent, LocalAgent
 from flowfleet.agents import arguments
-from flowfleet.agents.flow_run_records import Record, fetch
-from flowfleet.agents.hearts import Heart
-from flowfleet.api.client import Answer, DueRuns, Job, Kind, LogLine, ServerInfo, Verdict
+from flowfleet.agents.flow_run_records import FlowRunRecord, fetch
+from flowfleet.agents.start import HeartbeatThread
+from flowfleet.api.client import Answer, DueRuns, Job, LogLine, ServerInfo, StateType, Verdict
 from flowfleet.errors import AlreadyClaimed, ApiUnavailable, FleetError, SettingsError, UnsupportedRun
 from flowfleet.flow_run import FlowRun, Offer, Route
 from tests.waiting import until
@@ -61,7 +61,7 @@ class Api:
         self.asked: list[Offer] = []
         self.queries: list[str] = []
         self.claimed: list[tuple[str, str]] = []
-        self.reported: list[tuple[str, Kind, str]] = []
+        self.reported: list[tuple[str, StateType, str]] = []
         self.lines: list[LogLine] = []
         self.graphql = self
 
@@ -92,7 +92,7 @@ class Api:
         self.claimed += [(run.run_id, mark.fleet) for run in runs]
         return {run.run_id: Answer(verdict=self.verdict, reason="it is Submitted") for run in runs}
 
-    def report(self, run_id: str, kind: Kind, message: str, mark: Any) -> Answer:
+    def report(self, run_id: str, kind: StateType, message: str, mark: Any) -> Answer:
         self.reported.append((run_id, kind, message))
         return Answer(verdict=Verdict.ACCEPTED)
 
@@ -249,7 +249,7 @@ def test_an_overridden_deploy_flow_makes_external_deployments():
 
 
 def test_flow_runs_are_read_by_dot_and_by_item():
-    run = Record.of(row(1))
+    run = FlowRunRecord.of(row(1))
     assert (run.id, run["id"], run.get("nothing")) == (run_id(1), run_id(1), None)
     assert run.flow.name == run["flow"]["name"] == run.flow["name"]
     assert run.task_runs[0].serialized_state.type == "Scheduled"
@@ -277,7 +277,7 @@ def test_query_flow_runs_gives_what_is_due_but_for_what_is_being_submitted():
 
 def test_update_state_claims_a_run_outside_of_the_fleet_s_ledger():
     agent = an_agent(Api(row(1)))
-    assert agent.update_state(Record.of(row(1))) is None
+    assert agent.update_state(FlowRunRecord.of(row(1))) is None
     assert agent.client.claimed == [(run_id(1), "default.by-hand")]
     agent.client.verdict = Verdict.REFUSED
     with pytest.raises(AlreadyClaimed, match="State update failed"):
@@ -286,7 +286,7 @@ def test_update_state_claims_a_run_outside_of_the_fleet_s_ledger():
 
 def test_a_deployed_run_has_a_line_in_its_log():
     agent = an_agent(Api(row(1)))
-    assert agent.deploy_and_update_flow_run(Record.of(row(1))) is None
+    assert agent.deploy_and_update_flow_run(FlowRunRecord.of(row(1))) is None
     (line,) = agent.client.lines
     assert line.message == "Submitted for execution: somewhere, flow as run-1"
     assert agent.client.reported == []
@@ -295,21 +295,21 @@ def test_a_deployed_run_has_a_line_in_its_log():
 def test_a_deployment_that_fails_is_logged_and_fails_its_run():
     agent = an_agent(Api(row(1)))
     agent.error = ValueError("no room")
-    agent.deploy_and_update_flow_run(Record.of(row(1)))
-    assert agent.client.reported == [(run_id(1), Kind.FAILED, "no room")]
+    agent.deploy_and_update_flow_run(FlowRunRecord.of(row(1)))
+    assert agent.client.reported == [(run_id(1), StateType.FAILED, "no room")]
     assert [(line.message, line.level) for line in agent.client.lines] == [("no room", logging.ERROR)]
 
 
 def test_a_run_that_another_agent_has_is_left_alone():
     agent = an_agent(Api(row(1)))
     agent.client.verdict = Verdict.REFUSED
-    agent.deploy_and_update_flow_run(Record.of(row(1)))
+    agent.deploy_and_update_flow_run(FlowRunRecord.of(row(1)))
     assert (agent.client.lines, agent.client.reported) == ([], [])
 
 
 def test_no_cloud_logs_silences_an_agent_s_own_lines():
     agent = an_agent(Api(row(1)), no_cloud_logs=True)
-    agent.deploy_and_update_flow_run(Record.of(row(1)))
+    agent.deploy_and_update_flow_run(FlowRunRecord.of(row(1)))
     assert agent.client.lines == []
 
 
@@ -328,13 +328,13 @@ def test_one_poll_by_hand_deploys_what_it_finds_and_says_whether_it_found_any():
 
 def test_mark_failed_writes_the_exception_s_text():
     agent = an_agent(Api())
-    assert agent.mark_failed(flow_run=Record.of(row(1)), exc=OSError("lost")) is None
-    assert agent.client.reported == [(run_id(1), Kind.FAILED, "lost")]
+    assert agent.mark_failed(flow_run=FlowRunRecord.of(row(1)), exc=OSError("lost")) is None
+    assert agent.client.reported == [(run_id(1), StateType.FAILED, "lost")]
 
 
 def test_the_variables_of_a_run_are_those_of_agent_run_and_engine_in_this_order():
     agent = an_agent(Api(), LocalAgent, env_vars={"A": "agent", "B": "agent"})
-    assert agent.populate_env_vars(Record.of(row(1))) == {
+    assert agent.populate_env_vars(FlowRunRecord.of(row(1))) == {
         "PREFECT__LOGGING__LEVEL": "INFO",
         "A": "run",
         "B": "agent",
@@ -389,7 +389,7 @@ def test_a_heart_beats_at_once_and_goes_on_whatever_a_beat_raises(monkeypatch):
         beats.append(1)
         raise ValueError("the user's")
 
-    heart = Heart(beat, lambda: 0.01)
+    heart = HeartbeatThread(beat, lambda: 0.01)
     heart.start()
     until(lambda: len(beats) > 2, 20, "three beats")
     join, given = heart._thread.join, []  # a second is not enough where the thread stalls

@@ -30,7 +30,7 @@ def client(door: GraphDoor, pauses: list[float] | None = None, *, path: str = ""
     address = Address(url=door.url + path, authorization=f"Bearer {key}" if key else None)
     noted = pauses if pauses is not None else []
     return GraphQL(
-        Session(address, dialect=PREFECT1, pause=noted.append, dice=lambda: 0.5, **options),
+        Session(address, flavour=PREFECT1, pause=noted.append, dice=lambda: 0.5, **options),
         tenant=tenant,
     )
 
@@ -191,7 +191,7 @@ def test_no_server_is_no_answer():
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"
-    session = Session(Address(url=url), dialect=PREFECT1, pause=lambda _: None)
+    session = Session(Address(url=url), flavour=PREFECT1, pause=lambda _: None)
     with pytest.raises(ApiUnavailable, match="Connection refused"):
         GraphQL(session).ask("query { hello }")
 

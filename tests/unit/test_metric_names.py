@@ -9,9 +9,9 @@ from prometheus_client import CollectorRegistry
 
 from flowfleet.monitor.metrics import LedgerCollector, our_version
 from flowfleet.monitor.snapshot import Snapshot
-from poller.metrics import Meters as PollerMeters
+from poller.metrics import PollerMetrics
 from tests.unit.test_status import _claim, _snapshot
-from workers.metrics import Meters as WorkerMeters
+from workers.metrics import WorkerMetrics
 
 LEADER = {
     "flowfleet_queue_length": {"route"},
@@ -68,7 +68,7 @@ def shown(registry: CollectorRegistry) -> dict[str, set[str]]:
 @pytest.fixture
 def parts():
     """The names of each part, after everything has happened once."""
-    poller, worker = PollerMeters(), WorkerMeters()
+    poller, worker = PollerMetrics(), WorkerMetrics()
     poller.handed_back.labels("queued").inc()
     worker.handed_back.labels("not started").inc()
     worker.finished.labels("completed").inc()
@@ -91,7 +91,7 @@ def test_no_gauge_of_the_ledger_is_shown_twice(parts):
 def test_every_part_tells_its_version_in_the_same_way(parts):
     leader, _, worker = parts  # a poller's page is the leader's registry and its own in one
     assert leader["flowfleet_build_info"] == worker["flowfleet_build_info"] == {"version"}
-    assert f'flowfleet_build_info{{version="{our_version()}"}} 1.0' in WorkerMeters().page().decode()
+    assert f'flowfleet_build_info{{version="{our_version()}"}} 1.0' in WorkerMetrics().page().decode()
 
 
 def test_no_run_is_ever_a_label(parts):

@@ -8,7 +8,7 @@ import requests
 
 from flowfleet.errors import LedgerUnavailable, SettingsError
 from flowfleet.monitor.run_output import NoOutput, read_remote
-from flowfleet.page.server import Answer, parse_address, serve
+from flowfleet.page.server import PageAnswer, parse_address, serve
 from workers import page as worker_page
 from workers.state.run_folders import RunFolder
 
@@ -22,9 +22,9 @@ def _broken(request):
 
 
 HANDLERS = {
-    "/api/health": lambda request: Answer.json({"ok": True}),
-    "/api/poke": lambda request: Answer.text(request.method),
-    "/api/runs/": lambda request: Answer(body=iter([request.path.encode(), request.query.get("q", "").encode()])),
+    "/api/health": lambda request: PageAnswer.json({"ok": True}),
+    "/api/poke": lambda request: PageAnswer.text(request.method),
+    "/api/runs/": lambda request: PageAnswer(body=iter([request.path.encode(), request.query.get("q", "").encode()])),
     "/api/away": _away,
     "/api/broken": _broken,
 }

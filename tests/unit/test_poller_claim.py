@@ -2,7 +2,7 @@
 
 import pytest
 
-from flowfleet.api.client import Kind, Verdict
+from flowfleet.api.client import StateType, Verdict
 from flowfleet.errors import ApiUnavailable
 from flowfleet.failpoints import FailpointRaised, Failpoints
 from flowfleet.ledger.claims import State
@@ -29,7 +29,7 @@ def test_an_unsure_answer_is_asked_again_with_the_same_id(done):
     claimed = world.claimer.claim(1, runs_of(world))
 
     assert claimed.published == {run}
-    assert world.api.kind(run) is Kind.PENDING
+    assert world.api.kind(run) is StateType.PENDING
     assert len(world.published) == 1
     assert world.api.runs[run].call == world.claims.by_run[run].call
 
@@ -62,7 +62,7 @@ def test_no_answer_at_all_is_settled_later_too():
     world.claimer.settle(1, world.claims.by_run[run])
 
     assert [message.run_id for message in world.published] == [run]
-    assert world.api.kind(run) is Kind.PENDING
+    assert world.api.kind(run) is StateType.PENDING
 
 
 @pytest.mark.parametrize("hangs", ["claim", "settle"])
@@ -101,7 +101,9 @@ def test_a_question_that_alone_breaks_the_server_is_no_silence():
 def test_a_refused_run_is_dropped():
     world, run = world_with_run()
     runs = runs_of(world)
-    world.api.runs[run] = type(world.api.runs[run])(run_id=run, run_name="run", kind=Kind.CANCELLED, name="Cancelled")
+    world.api.runs[run] = type(world.api.runs[run])(
+        run_id=run, run_name="run", kind=StateType.CANCELLED, name="Cancelled"
+    )
 
     claimed = world.claimer.claim(1, runs)
 
@@ -155,7 +157,7 @@ def test_a_crash_after_each_step_loses_no_run_and_publishes_none_twice(place):
     assert {message.run_id for message in world.published} == {run}
     assert at_crash == (1 if place == "claim.after_publish" else 0)
     assert world.published[-1].claim == world.claims.by_run[run].claim or place == "claim.after_publish"
-    assert world.api.kind(run) is Kind.PENDING
+    assert world.api.kind(run) is StateType.PENDING
 
 
 def test_a_claim_that_vanished_from_the_ledger_is_not_published():
@@ -168,13 +170,15 @@ def test_a_claim_that_vanished_from_the_ledger_is_not_published():
     assert world.published == []
     world.api.trouble = lambda name: None
     world.sweep.run()
-    assert world.api.kind(run) is Kind.SCHEDULED
+    assert world.api.kind(run) is StateType.SCHEDULED
 
 
 def test_settling_never_claims_a_run_that_somebody_has_finished():
     world, run = world_with_run()
     world.claims.claim(1, runs_of(world), "33333333-3333-4333-8333-333333333333", policy="report", attempts={})
-    world.api.runs[run] = type(world.api.runs[run])(run_id=run, run_name="run", kind=Kind.COMPLETED, name="Completed")
+    world.api.runs[run] = type(world.api.runs[run])(
+        run_id=run, run_name="run", kind=StateType.COMPLETED, name="Completed"
+    )
 
     world.claimer.settle(1, world.claims.by_run[run])
 

@@ -3,8 +3,8 @@
 import threading
 
 from flowfleet.ledger.claims import Lease
-from poller.leader import Leadership, Tender
-from poller.outage import Outage
+from flowfleet.retry import RetrySchedule
+from poller.leader import Leadership, LeadershipThread
 from tests.unit.poller_world import FakeGate, Time
 from tests.waiting import until
 
@@ -93,23 +93,27 @@ def test_a_leader_whose_loop_hangs_stops_its_counter():
     first = candidate(gate, time)
     first.tend()
     beat = gate.written.beat
-    tender = Tender(first, outage=Outage("Redis", time.clock.monotonic), changed=lambda: None, working=lambda: False)
-    tender._once()
+    leadership_thread = LeadershipThread(
+        first, outage=RetrySchedule("Redis", time.clock.monotonic), changed=lambda: None, working=lambda: False
+    )
+    leadership_thread._once()
 
     assert gate.written.beat == beat
 
 
 def test_the_tender_says_an_outage_and_survives_it():
     time, gate = Time(), FakeGate()
-    outage = Outage("Redis", time.clock.monotonic)
+    outage = RetrySchedule("Redis", time.clock.monotonic)
     elected = threading.Event()
-    tender = Tender(candidate(gate, time), outage=outage, changed=elected.set, working=lambda: True, beat_seconds=0.01)
+    leadership_thread = LeadershipThread(
+        candidate(gate, time), outage=outage, changed=elected.set, working=lambda: True, beat_seconds=0.01
+    )
     gate.away = True
-    tender.start()
+    leadership_thread.start()
     try:
         until(lambda: outage.away, 5, "the outage to be seen")
         gate.away = False
         assert elected.wait(10)
         assert not outage.away
     finally:
-        tender.stop()
+        leadership_thread.stop()

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from flowfleet.api.client import Kind, ServerInfo, Verdict
+from flowfleet.api.client import ServerInfo, StateType, Verdict
 from flowfleet.errors import ApiRejected, KeyRefused, LedgerUnavailable
 from flowfleet.flow_run import Route
 from flowfleet.ledger.claims import State
@@ -19,7 +19,7 @@ def test_a_due_run_is_claimed_submitted_and_published_once():
 
     world.rounds(30)
 
-    assert world.api.kind(run) is Kind.PENDING
+    assert world.api.kind(run) is StateType.PENDING
     assert [message.run_id for message in world.published] == [run]
     assert world.published[0].claim == world.claims.by_run[run].claim
     assert world.claims.by_run[run].state is State.QUEUED
@@ -382,7 +382,7 @@ def test_a_refused_key_is_tried_again_each_minute():
     world.rounds(600)
 
     assert 9 <= len(world.api.asked) <= 11
-    assert world.meters.registry.get_sample_value("flowfleet_key_refused") == 1
+    assert world.metrics.registry.get_sample_value("flowfleet_key_refused") == 1
 
 
 def test_while_redis_is_away_it_waits_and_goes_on_after():
@@ -474,7 +474,7 @@ def test_an_orderly_end_gives_back_what_was_sent_nowhere():
     world.loop.stop()
     world.loop.run()
 
-    assert world.api.kind(run) is Kind.SCHEDULED
+    assert world.api.kind(run) is StateType.SCHEDULED
     assert world.claims.by_run == {}
     assert world.gate.written is None
 
@@ -483,13 +483,13 @@ def test_the_route_of_a_queue_that_was_deleted_is_taken_away_and_comes_back_with
     world = World()
     world.roster.add()
     deleted, foreign = (Route("prefect3", scope, "old") for scope in (POOL, "22222222-2222-4222-8222-222222222222"))
-    world.roster.known = {deleted, foreign}
+    world.roster.listing = {deleted, foreign}
     world.rounds(1)
-    assert world.roster.known == {ROUTE, foreign}
+    assert world.roster.listing == {ROUTE, foreign}
 
     world.api.routes = lambda offer: [ROUTE, deleted]
     world.rounds(610)
-    assert world.roster.known == {ROUTE, foreign, deleted}
+    assert world.roster.listing == {ROUTE, foreign, deleted}
 
 
 def test_a_new_route_is_made_known():
@@ -497,4 +497,4 @@ def test_a_new_route_is_made_known():
     world.roster.add()
     world.rounds(1)
 
-    assert world.roster.known == {ROUTE}
+    assert world.roster.listing == {ROUTE}

@@ -14,15 +14,15 @@ from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused, SettingsEr
 from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import FlowRun, Offer, Route
 from flowfleet.ledger.claims import Claim, State
-from flowfleet.page.server import Request
+from flowfleet.page.server import PageRequest
+from flowfleet.retry import RetrySchedule
 from flowfleet.settings.classes import PollerSettings
-from poller.capacity import Narrowing, credit, wanted
-from poller.hints_inbox import Bell
-from poller.listing import Known
-from poller.metrics import Meters
-from poller.outage import Outage
-from poller.page import Vitals, handlers
-from poller.service import Parts, Service
+from poller.capacity import OfferFilter, free_capacity, listing_plan
+from poller.hints_inbox import HintsInbox
+from poller.listing import Listing
+from poller.metrics import PollerMetrics
+from poller.page import PollerHealth, handlers
+from poller.service import PollerParts, PollerService
 from tests.unit.poller_world import OFFER, POOL, ROUTE, START, FakeRoster, Time, World, away
 
 OTHER = Route("prefect3", POOL, "other")
@@ -52,24 +52,24 @@ def test_slots_that_are_held_or_waited_for_are_not_free():
     table = rows(("a", 4, {}))
     held = [claim(1, State.RUNNING, "a"), claim(2, State.TAKEN, "a"), claim(3, State.QUEUED)]
 
-    assert len(credit(table, held).choose([run(n) for n in range(10, 20)])) == 1
+    assert len(free_capacity(table, held).choose([run(n) for n in range(10, 20)])) == 1
 
 
 def test_an_ended_claim_holds_no_slot():
     table = rows(("a", 1, {}))
 
-    assert credit(table, [claim(1, State.ENDED, "a")]).choose([run(9)]) == [run(9)]
+    assert free_capacity(table, [claim(1, State.ENDED, "a")]).choose([run(9)]) == [run(9)]
 
 
 @pytest.mark.parametrize("more", [{"live": False}, {"wanted": "paused"}, {"wanted": "draining"}, {"routes": ()}])
 def test_only_a_live_active_worker_that_consumes_the_route_counts(more):
-    assert credit(rows(("a", 4, more)), []).choose([run()]) == []
+    assert free_capacity(rows(("a", 4, more)), []).choose([run()]) == []
 
 
 def test_each_run_needs_a_worker_that_can_run_it():
     table = rows(("a", 1, {"routes": (ROUTE,)}), ("b", 1, {"routes": (ROUTE, OTHER)}))
 
-    chosen = credit(table, []).choose([run(1), run(2, OTHER), run(3), run(4, OTHER)])
+    chosen = free_capacity(table, []).choose([run(1), run(2, OTHER), run(3), run(4, OTHER)])
 
     assert chosen == [run(1), run(2, OTHER)]  # the worker that can only do one thing gave its slot first
 
@@ -77,7 +77,7 @@ def test_each_run_needs_a_worker_that_can_run_it():
 def test_what_waits_in_a_queue_has_its_slot_before_others():
     table = rows(("a", 1, {"routes": (ROUTE, OTHER)}))
 
-    assert credit(table, [claim(1, State.QUEUED, route=OTHER)]).choose([run(2)]) == []
+    assert free_capacity(table, [claim(1, State.QUEUED, route=OTHER)]).choose([run(2)]) == []
 
 
 # --- whom to ask for
@@ -86,20 +86,20 @@ def test_what_waits_in_a_queue_has_its_slot_before_others():
 def test_the_pollers_own_options_only_narrow():
     offer = Offer(backend="prefect3", pools=("a", "b"), pool_ids=("A", "B"), work_queues=("x", "y"))
 
-    assert Narrowing().apply(offer) == offer
-    narrowed = Narrowing(pools=("b", "c"), work_queues=("y", "z")).apply(offer)
+    assert OfferFilter().apply(offer) == offer
+    narrowed = OfferFilter(pools=("b", "c"), work_queues=("y", "z")).apply(offer)
     assert narrowed == Offer(backend="prefect3", pools=("b",), pool_ids=("B",), work_queues=("y",))
-    assert Narrowing(pools=("c",)).apply(offer) is None
-    assert Narrowing(work_queues=("z",)).apply(offer) is None
-    assert Narrowing(work_queues=("z",)).apply(replace(offer, work_queues=())).work_queues == ("z",)
+    assert OfferFilter(pools=("c",)).apply(offer) is None
+    assert OfferFilter(work_queues=("z",)).apply(offer) is None
+    assert OfferFilter(work_queues=("z",)).apply(replace(offer, work_queues=())).work_queues == ("z",)
 
 
 def test_offers_of_many_workers_are_asked_once_and_those_of_absent_ones_only_counted():
     gone = replace(OFFER, pools=("old",), pool_ids=("O",))
-    want = wanted(
+    want = listing_plan(
         rows(("a", 1, {}), ("b", 1, {}), ("c", 1, {"offer": gone, "live": False}), ("d", 1, {"live": False})),
         "prefect3",
-        Narrowing(),
+        OfferFilter(),
     )
 
     assert want.offers == (OFFER,)
@@ -112,9 +112,11 @@ def test_a_queue_whose_worker_is_away_is_counted_though_the_pool_has_another():
         return replace(OFFER, work_queues=names)
 
     live = ("a", 1, {"offer": queues("q2")})
-    away_by_name = wanted(rows(live, ("b", 1, {"offer": queues("q1", "q2"), "live": False})), "prefect3", Narrowing())
-    away_with_all = wanted(rows(live, ("b", 1, {"live": False})), "prefect3", Narrowing())
-    served = wanted(rows(live, ("b", 1, {"offer": queues("q2"), "live": False})), "prefect3", Narrowing())
+    away_by_name = listing_plan(
+        rows(live, ("b", 1, {"offer": queues("q1", "q2"), "live": False})), "prefect3", OfferFilter()
+    )
+    away_with_all = listing_plan(rows(live, ("b", 1, {"live": False})), "prefect3", OfferFilter())
+    served = listing_plan(rows(live, ("b", 1, {"offer": queues("q2"), "live": False})), "prefect3", OfferFilter())
 
     assert away_by_name.idle == (queues("q1"),)
     assert away_with_all.idle == (OFFER,)
@@ -151,7 +153,7 @@ def test_a_pool_that_does_not_exist_yet_keeps_nothing_waiting(caplog):
 def test_offers_for_another_api_are_not_ours():
     table = rows(("a", 1, {"offer": Offer(backend="prefect1", tenant=POOL, labels=("x",))}))
 
-    assert wanted(table, "prefect3", Narrowing()).offers == ()
+    assert listing_plan(table, "prefect3", OfferFilter()).offers == ()
 
 
 # --- what is known
@@ -159,34 +161,34 @@ def test_offers_for_another_api_are_not_ours():
 
 def test_due_counts_follow_claims_and_keep_at_least():
     time = Time()
-    known = Known(time.clock)
+    listing = Listing(time.clock)
     early = [run(n, due=START - timedelta(seconds=60 - n)) for n in range(3)]
-    known.renew([DueRuns(route=ROUTE, runs=tuple(early), due=200, at_least=True, oldest=early[0].due)], time.now)
-    known.gone([early[0].run_id])
+    listing.renew([DueRuns(route=ROUTE, runs=tuple(early), due=200, at_least=True, oldest=early[0].due)], time.now)
+    listing.gone([early[0].run_id])
 
-    (due,) = known.due(START.timestamp())
+    (due,) = listing.due(START.timestamp())
 
     assert (due.due, due.at_least) == (199, True)
     assert due.oldest == early[1].due.timestamp()
 
 
 def test_a_run_that_two_offers_list_is_there_once():
-    known = Known(Time().clock)
+    listing = Listing(Time().clock)
     listed = DueRuns(route=ROUTE, runs=(run(1),), due=1)
-    known.renew([listed, listed], 1000.0)
+    listing.renew([listed, listed], 1000.0)
 
-    assert known.claimable(START.timestamp(), 0) == [run(1)]
+    assert listing.claimable(START.timestamp(), 0) == [run(1)]
 
 
 def test_what_was_refused_is_left_alone_for_a_while_only():
     time = Time()
-    known = Known(time.clock)
-    known.renew([DueRuns(route=ROUTE, runs=(run(1),), due=1)], time.now)
-    known.shun([run(1).run_id], 5)
-    assert known.claimable(START.timestamp(), 0) == []
+    listing = Listing(time.clock)
+    listing.renew([DueRuns(route=ROUTE, runs=(run(1),), due=1)], time.now)
+    listing.shun([run(1).run_id], 5)
+    assert listing.claimable(START.timestamp(), 0) == []
 
     time.now += 5.1
-    assert known.claimable(START.timestamp(), 0) == [run(1)]
+    assert listing.claimable(START.timestamp(), 0) == [run(1)]
 
 
 # --- outages
@@ -194,7 +196,7 @@ def test_what_was_refused_is_left_alone_for_a_while_only():
 
 def test_an_outage_is_said_at_once_and_each_half_minute_with_the_next_try(caplog):
     time = Time()
-    outage = Outage("the Prefect API", time.clock.monotonic, lambda: 1.0)
+    outage = RetrySchedule("the Prefect API", time.clock.monotonic, lambda: 1.0)
     waits = []
     for _ in range(30):
         outage.failed(ApiUnavailable("no"))
@@ -212,7 +214,7 @@ def test_an_outage_is_said_at_once_and_each_half_minute_with_the_next_try(caplog
 
 def test_a_refused_key_waits_a_minute_and_is_said_at_once_also_within_an_outage(caplog):
     time = Time()
-    outage = Outage("the Prefect API", time.clock.monotonic, lambda: 1.0)
+    outage = RetrySchedule("the Prefect API", time.clock.monotonic, lambda: 1.0)
     outage.failed(ApiUnavailable("no"))
     outage.failed(KeyRefused("401"))
 
@@ -223,7 +225,7 @@ def test_a_refused_key_waits_a_minute_and_is_said_at_once_also_within_an_outage(
 
 @pytest.mark.parametrize(("asked", "waits"), [(None, 1), (0.5, 1), (60, 60), (10**9, 3600)])
 def test_an_api_that_asks_for_patience_gets_it_within_reason(asked, waits):
-    outage = Outage("the Prefect API", Time().clock.monotonic, lambda: 1.0)
+    outage = RetrySchedule("the Prefect API", Time().clock.monotonic, lambda: 1.0)
     outage.failed(ApiUnavailable("429", retry_after_seconds=asked))
 
     assert outage.wait_seconds() == waits
@@ -233,21 +235,21 @@ def test_an_api_that_asks_for_patience_gets_it_within_reason(asked, waits):
 
 
 def test_rings_that_come_together_wake_once():
-    bell = Bell()
+    inbox = HintsInbox()
     for kind in ("freed", "freed", "poke"):
-        bell.ring(kind)
+        inbox.ring(kind)
 
-    assert bell.wait(5, 0.01) == {"freed", "poke"}
-    assert bell.wait(0) == frozenset()
+    assert inbox.wait(5, 0.01) == {"freed", "poke"}
+    assert inbox.wait(0) == frozenset()
 
 
 def test_the_bell_can_be_rung_by_a_signal_handler_while_it_is_waited_for():
-    bell = Bell()
-    before = signal.signal(signal.SIGALRM, lambda *_: bell.ring("stop"))
+    inbox = HintsInbox()
+    before = signal.signal(signal.SIGALRM, lambda *_: inbox.ring("stop"))
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.05)
         began = time.monotonic()
-        assert bell.wait(30) == {"stop"}
+        assert inbox.wait(30) == {"stop"}
         assert time.monotonic() - began < 15
     finally:
         signal.signal(signal.SIGALRM, before)
@@ -279,13 +281,13 @@ def test_a_deleted_pool_does_not_keep_the_others_waiting():
 
 
 def page(world):
-    vitals = Vitals(world.loop, world.leadership, world.time.clock.monotonic)
+    health = PollerHealth(world.loop, world.leadership, world.time.clock.monotonic)
     pokes = []
-    return handlers(vitals, world.meters, lambda: pokes.append(1)), pokes
+    return handlers(health, world.metrics, lambda: pokes.append(1)), pokes
 
 
 def ask(paths, path):
-    answer = paths[path](Request(method="GET", path=path))
+    answer = paths[path](PageRequest(method="GET", path=path))
     return answer.status, answer.body
 
 
@@ -348,15 +350,15 @@ def test_the_loops_pace_is_that_of_the_settings_and_of_the_api(backend, busy):
     settings = PollerSettings(host="h", idle_seconds=7.5)
     nobody = SimpleNamespace(backend=backend)
     ledger = SimpleNamespace(gate=nobody, claims=nobody, roster=nobody)
-    service = Service(
-        Parts(
+    service = PollerService(
+        PollerParts(
             settings=settings,
             api=nobody,
             ledger=ledger,
-            bell=Bell(),
+            inbox=HintsInbox(),
             publish=lambda _message: None,
             failpoints=Failpoints(),
-            meters=Meters(),
+            metrics=PollerMetrics(),
         )
     )
     assert (service.loop._pace.busy_seconds, service.loop._pace.idle_seconds) == (busy, 7.5)
@@ -375,29 +377,31 @@ def listed(route, *runs, room=None):
 
 def test_no_more_is_chosen_than_the_pool_has_room_for_whoever_is_free():
     time = Time()
-    known = Known(time.clock)
-    known.renew([listed(ROUTE, run(1), run(2), room=2), listed(LOW, run(3, LOW), run(4, LOW), run(5, LOW), room=2)], 0)
+    listing = Listing(time.clock)
+    listing.renew(
+        [listed(ROUTE, run(1), run(2), room=2), listed(LOW, run(3, LOW), run(4, LOW), run(5, LOW), room=2)], 0
+    )
     busy_and_idle = rows(("a", 1, {"routes": (ROUTE,)}), ("b", 4, {"routes": (LOW,)}))
-    free = credit(busy_and_idle, [claim(9, State.RUNNING, "a")])
+    free = free_capacity(busy_and_idle, [claim(9, State.RUNNING, "a")])
 
-    chosen = free.choose(known.claimable(START.timestamp(), 0), known.rooms())
+    chosen = free.choose(listing.claimable(START.timestamp(), 0), listing.rooms())
     assert chosen == [run(3, LOW), run(4, LOW)]  # the first queue's only worker is busy, its runs keep nobody waiting
 
-    known.gone([chosen[0].run_id])
-    assert free.choose(known.claimable(START.timestamp(), 0), known.rooms()) == [run(4, LOW)]
+    listing.gone([chosen[0].run_id])
+    assert free.choose(listing.claimable(START.timestamp(), 0), listing.rooms()) == [run(4, LOW)]
 
 
 def test_pools_take_turns_by_the_age_of_their_heads_and_keep_their_own_order():
-    known = Known(Time().clock)
+    listing = Listing(Time().clock)
 
     def at(number, seconds, route):
         return run(number, route, START - timedelta(seconds=seconds))
 
     first = [at(1, 10, ROUTE), at(2, 50, ROUTE), at(3, 1, ROUTE)]
     other = [at(4, 30, ELSEWHERE), at(5, 5, ELSEWHERE)]
-    known.renew([listed(ROUTE, *first), listed(ELSEWHERE, *other)], 0)
+    listing.renew([listed(ROUTE, *first), listed(ELSEWHERE, *other)], 0)
 
-    assert known.claimable(START.timestamp(), 0) == [other[0], first[0], first[1], other[1], first[2]]
+    assert listing.claimable(START.timestamp(), 0) == [other[0], first[0], first[1], other[1], first[2]]
 
 
 def test_a_pool_with_a_backlog_does_not_starve_the_next_one():

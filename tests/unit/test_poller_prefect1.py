@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from flowfleet.api.client import Kind, Unfit
+from flowfleet.api.client import StateType, UnfitRun
 from flowfleet.errors import ApiRejected, ApiUnavailable
 from flowfleet.ledger.claims import State
-from poller.capacity import Narrowing, wanted
+from poller.capacity import OfferFilter, listing_plan
 from poller.pace import Pace
 from tests.unit.poller_world import FakeRoster, away
 from tests.unit.poller_world_prefect1 import Labelled, offer, route
@@ -30,12 +30,12 @@ def running(world, *, worker="worker@a", **more):
     world.ring("poke")
     world.rounds(1)
     world.claims.be(run, State.RUNNING, worker)
-    world.api.be(run, Kind.RUNNING, "Running")
+    world.api.be(run, StateType.RUNNING, "Running")
     return run
 
 
 def metric(world, name):
-    return world.meters.registry.get_sample_value(name)
+    return world.metrics.registry.get_sample_value(name)
 
 
 def said(caplog, words):
@@ -72,7 +72,7 @@ def test_a_label_set_that_is_new_is_claimed_when_a_worker_has_subscribed_and_not
     begun, polls = world.time.now, world.api.count("due")
     world.loop.round()
     assert claimed(world) == []  # nobody reads its queue yet
-    assert route("x", "y") in world.roster.known
+    assert route("x", "y") in world.roster.listing
 
     while not claimed(world):
         world.loop._rung |= world.wait(2.0)
@@ -87,16 +87,16 @@ def test_an_hour_unseen_takes_a_label_set_out_of_the_known_routes_but_not_one_th
     world = world_with("x", "y")
     gone, stays = world.api.add(labels=("x",)), world.api.add(labels=("y",))
     world.rounds(5)
-    assert world.roster.known == {route("x"), route("y")}
+    assert world.roster.listing == {route("x"), route("y")}
     world.claims.be(stays, State.RUNNING, "worker@a")
-    world.api.be(stays, Kind.RUNNING, "Running")
+    world.api.be(stays, StateType.RUNNING, "Running")
     world.claims.done(gone)
-    world.api.be(gone, Kind.COMPLETED, "Success")
+    world.api.be(gone, StateType.COMPLETED, "Success")
 
     world.rounds(3400)
-    assert world.roster.known == {route("x"), route("y")}
+    assert world.roster.listing == {route("x"), route("y")}
     world.rounds(1000)
-    assert world.roster.known == {route("y")}
+    assert world.roster.listing == {route("y")}
 
     again = world.api.add(labels=("x",))
     world.rounds(15)
@@ -105,16 +105,16 @@ def test_an_hour_unseen_takes_a_label_set_out_of_the_known_routes_but_not_one_th
 
 def test_a_new_leader_and_one_whose_api_was_away_watch_for_an_hour_before_they_unlearn():
     world = world_with("x")
-    world.roster.known = {route("x")}
+    world.roster.listing = {route("x")}
     world.rounds(3000)
     world.api.trouble = away
     world.rounds(900)
     world.api.trouble = lambda name: None
     world.rounds(3300)
-    assert world.roster.known == {route("x")}
+    assert world.roster.listing == {route("x")}
 
     world.rounds(1300)
-    assert world.roster.known == set()
+    assert world.roster.listing == set()
 
 
 def test_the_pollers_labels_only_narrow_for_whom_it_asks():
@@ -123,7 +123,7 @@ def test_the_pollers_labels_only_narrow_for_whom_it_asks():
         roster.add(f"worker@{name}", offer=offer(*labels))
 
     def asked(*labels):
-        return [each.labels for each in wanted(roster.rows(), "prefect1", Narrowing(labels=labels)).offers]
+        return [each.labels for each in listing_plan(roster.rows(), "prefect1", OfferFilter(labels=labels)).offers]
 
     assert asked() == [("x", "y"), ("y",), (), ("x",)]
     assert asked("x") == [("x", "y"), ("x",)]
@@ -137,7 +137,7 @@ def test_what_a_live_worker_has_the_labels_for_is_not_counted_once_more_for_one_
     for name, labels in (("b", ("y",)), ("c", ("x", "y")), ("d", ()), ("e", ("z",))):
         roster.add(f"worker@{name}", offer=offer(*labels), live=False)
 
-    assert [each.labels for each in wanted(roster.rows(), "prefect1", Narrowing()).idle] == [(), ("z",)]
+    assert [each.labels for each in listing_plan(roster.rows(), "prefect1", OfferFilter()).idle] == [(), ("z",)]
 
 
 def test_runs_of_workers_that_are_away_are_counted():
@@ -167,11 +167,11 @@ def test_a_run_that_is_cancelled_while_it_waits_for_its_time_is_not_even_asked_f
     world = world_with("x", pace=Pace(fresh_seconds=2.0))
     run = world.api.add(29.0)
     world.rounds(26.0)
-    world.api.be(run, Kind.CANCELLED, "Cancelled")
+    world.api.be(run, StateType.CANCELLED, "Cancelled")
     world.rounds(10.0)
 
     assert world.api.count("claim") == 0
-    assert world.api.kind(run) is Kind.CANCELLED
+    assert world.api.kind(run) is StateType.CANCELLED
 
 
 def test_an_old_listing_is_renewed_right_before_a_run_that_was_known_ahead_is_claimed():
@@ -222,7 +222,7 @@ def test_a_run_that_is_listed_as_unfit_is_told_once_and_stays(caplog):
     assert [(each.run_id, each.message, each.level) for each in world.api.lines] == [
         (run, world.api.unfit[run], logging.WARNING)
     ]
-    assert world.api.kind(run) is Kind.SCHEDULED
+    assert world.api.kind(run) is StateType.SCHEDULED
     assert claimed(world) == []
     assert [(due.route, due.due) for due in world.roster.noted] == [(route("x"), 1)]
 
@@ -241,7 +241,7 @@ def test_a_worker_that_only_restarts_makes_nothing_unfit(caplog):
 
 def test_each_minute_it_asks_for_runs_that_no_labels_fit_and_tells_each_once(caplog):
     world = world_with("x")
-    world.api.nobodys = [Unfit(run_id="r1", name="lone-wolf", reason="No agent has the label [gpu].")]
+    world.api.nobodys = [UnfitRun(run_id="r1", name="lone-wolf", reason="No agent has the label [gpu].")]
     world.rounds(28)
     assert world.api.count("unserved") == 0  # workers may only be signing on
     world.rounds(600)
@@ -254,7 +254,7 @@ def test_each_minute_it_asks_for_runs_that_no_labels_fit_and_tells_each_once(cap
 
 def test_what_was_told_is_forgotten_when_the_run_was_gone_for_an_hour(caplog):
     world = world_with("x")
-    lone = Unfit(run_id="r1", name="lone-wolf", reason="No agent has the label [gpu].")
+    lone = UnfitRun(run_id="r1", name="lone-wolf", reason="No agent has the label [gpu].")
     world.api.nobodys = [lone]
     world.rounds(100)
     world.api.nobodys = []
@@ -351,7 +351,7 @@ def test_a_run_that_the_api_has_put_back_while_it_runs_is_written_back_and_never
     world.rounds(15)
 
     assert world.api.reinstated == [(run, claim)]
-    assert world.api.kind(run) is Kind.RUNNING
+    assert world.api.kind(run) is StateType.RUNNING
     assert metric(world, "flowfleet_runs_echoed_total") == 1
     (line,) = said(caplog, "had put back a run that is running")
     assert (line.levelno, line.run_id, line.worker) == (logging.WARNING, run, "worker@a")
@@ -426,7 +426,7 @@ def test_a_run_whose_process_ended_while_the_api_listed_is_not_written_back():
     world.rounds(15)
 
     assert world.api.count("reinstate") == 0
-    assert world.api.kind(run) is Kind.SCHEDULED
+    assert world.api.kind(run) is StateType.SCHEDULED
 
 
 def test_many_echoes_at_once_are_written_back_in_turns():
@@ -448,7 +448,7 @@ def test_many_echoes_at_once_are_written_back_in_turns():
 @pytest.mark.parametrize("seconds", [0.5, 3.0, 20.0, 45.0])
 def test_a_claim_that_is_carried_out_after_its_time_out_is_still_ours_and_published_once(seconds):
     world = world_with("x")
-    world.roster.known = {route("x")}
+    world.roster.listing = {route("x")}
     world.subscribe()
     world.api.late = [seconds]
     run = world.api.add()
@@ -461,7 +461,7 @@ def test_a_claim_that_is_carried_out_after_its_time_out_is_still_ours_and_publis
 
 def test_an_unsettled_claim_costs_few_requests():
     world = world_with("x")
-    world.roster.known = {route("x")}
+    world.roster.listing = {route("x")}
     world.subscribe()
     world.api.late = [1000.0]
     run = world.api.add()
@@ -473,7 +473,7 @@ def test_an_unsettled_claim_costs_few_requests():
 
 def test_a_claim_that_the_server_refuses_for_ever_is_given_up():
     world = world_with("x")
-    world.roster.known = {route("x")}
+    world.roster.listing = {route("x")}
     world.subscribe()
     world.api.late = [1e9]
     run = world.api.add()
@@ -516,11 +516,11 @@ def test_what_is_submitted_and_unknown_is_given_back_only_when_no_engine_can_be_
     world = world_with("x", slots=0)
     run = world.api.submitted()
     world.rounds(55)
-    assert world.api.kind(run) is Kind.PENDING
+    assert world.api.kind(run) is StateType.PENDING
     sweeps = world.api.count("unfinished")
 
     world.rounds(10)
-    assert world.api.kind(run) is Kind.SCHEDULED
+    assert world.api.kind(run) is StateType.SCHEDULED
     assert world.api.count("unfinished") == sweeps + 1
 
 
@@ -528,10 +528,10 @@ def test_an_engine_that_was_only_slow_keeps_its_run():
     world = world_with("x", slots=0)
     run = world.api.submitted()
     world.rounds(50)
-    world.api.be(run, Kind.RUNNING, "Running")
+    world.api.be(run, StateType.RUNNING, "Running")
     world.rounds(1300)
 
-    assert world.api.kind(run) is Kind.RUNNING
+    assert world.api.kind(run) is StateType.RUNNING
     assert world.api.count("hand_back") == 0
     assert world.api.count("unfinished") <= 5  # it does not look again and again
 
@@ -542,7 +542,7 @@ def test_a_redis_that_lost_everything_gives_back_what_nobody_runs_a_minute_after
     world.gate.process = "redis-2"
     world.rounds(30)
     assert world.gate.accepted == "redis-2"
-    assert world.api.kind(run) is Kind.PENDING
+    assert world.api.kind(run) is StateType.PENDING
 
     world.rounds(75)
     assert claimed(world) == [run]
@@ -557,4 +557,4 @@ def test_an_outage_in_the_middle_of_a_sweep_does_not_begin_the_wait_anew():
     world.api.trouble = lambda name: None
     world.rounds(12)
 
-    assert world.api.kind(run) is Kind.SCHEDULED
+    assert world.api.kind(run) is StateType.SCHEDULED

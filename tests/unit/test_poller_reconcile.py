@@ -2,7 +2,7 @@
 
 import pytest
 
-from flowfleet.api.client import Kind, RunState
+from flowfleet.api.client import RunState, StateType
 from flowfleet.failpoints import FailpointRaised, Failpoints
 from flowfleet.ledger.claims import State
 from tests.unit.poller_world import World, away
@@ -66,7 +66,7 @@ def test_a_taken_claim_of_a_silent_worker_goes_back_after_a_minute():
     world.rounds(8, beat=False)
 
     assert returned(world, run)
-    assert world.api.kind(run) is Kind.SCHEDULED
+    assert world.api.kind(run) is StateType.SCHEDULED
 
 
 def test_a_taken_claim_of_a_worker_that_nobody_knows_goes_back_after_a_minute():
@@ -89,11 +89,11 @@ def test_what_may_have_started_is_never_touched(state):
 
 def test_a_run_that_is_no_longer_ours_at_the_api_is_only_dropped():
     world, run = queued()
-    world.api.runs[run] = RunState(run_id=run, run_name="run", kind=Kind.CANCELLED, name="Cancelled")
+    world.api.runs[run] = RunState(run_id=run, run_name="run", kind=StateType.CANCELLED, name="Cancelled")
     world.rounds(70)
 
     assert run not in world.claims.by_run
-    assert world.api.kind(run) is Kind.CANCELLED
+    assert world.api.kind(run) is StateType.CANCELLED
 
 
 @pytest.mark.parametrize("place", ["return.after_ledger", "return.after_api"])
@@ -157,7 +157,7 @@ def test_a_worker_whose_beat_stands_for_a_ttl_lapses_and_gets_no_runs():
 
 def submitted(world, **more):
     run = world.api.add()
-    given = {"kind": Kind.PENDING, "name": "Submitted", "call": "22222222-2222-4222-8222-222222222222"} | more
+    given = {"kind": StateType.PENDING, "name": "Submitted", "call": "22222222-2222-4222-8222-222222222222"} | more
     world.api.runs[run] = RunState(run_id=run, run_name="run", **given)
     return run
 
@@ -168,7 +168,7 @@ def test_the_first_sweep_gives_back_what_is_submitted_and_unknown():
     run = submitted(world)
     world.rounds(10)
 
-    assert world.api.kind(run) is Kind.SCHEDULED
+    assert world.api.kind(run) is StateType.SCHEDULED
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_the_first_sweep_gives_back_what_is_submitted_and_unknown():
     [
         {"name": "Launching"},
         {"name": "Launching", "infrastructure": "flowfleet:f:a:17"},
-        {"kind": Kind.RUNNING, "name": "Running"},
+        {"kind": StateType.RUNNING, "name": "Running"},
     ],
 )
 def test_the_sweep_leaves_alone_and_counts_what_may_have_started(state, caplog):
@@ -187,7 +187,7 @@ def test_the_sweep_leaves_alone_and_counts_what_may_have_started(state, caplog):
     world.rounds(2000)
 
     assert world.api.runs[run] == before
-    assert world.meters.registry.get_sample_value("flowfleet_runs_unknown") == 1
+    assert world.metrics.registry.get_sample_value("flowfleet_runs_unknown") == 1
     assert sum("unknown to the ledger" in record.message for record in caplog.records) == 1
 
 
@@ -197,14 +197,14 @@ def test_the_sweep_gives_back_a_run_in_its_second_life_that_still_has_the_mark_o
     run = submitted(world, infrastructure="flowfleet:f:a:17")
     world.rounds(10)
 
-    assert world.api.kind(run) is Kind.SCHEDULED
+    assert world.api.kind(run) is StateType.SCHEDULED
 
 
 def test_the_sweep_leaves_alone_what_the_ledger_knows():
     world, run = queued()
     world.sweep.run()
 
-    assert world.api.kind(run) is Kind.PENDING
+    assert world.api.kind(run) is StateType.PENDING
 
 
 # --- the gate
@@ -224,17 +224,17 @@ def test_a_newcomer_does_not_wait():
 def test_a_redis_that_lost_everything_waits_for_the_workers_and_sweeps_before_it_claims():
     world = World()
     world.roster.add()
-    unstarted, running = submitted(world), submitted(world, kind=Kind.RUNNING, name="Running")
+    unstarted, running = submitted(world), submitted(world, kind=StateType.RUNNING, name="Running")
     world.gate.process = "redis-2"
     world.rounds(23)
     assert world.gate.accepted == "redis-1"
-    assert world.api.kind(unstarted) is Kind.PENDING
+    assert world.api.kind(unstarted) is StateType.PENDING
     assert world.published == []
 
     world.rounds(10)
 
     assert world.gate.accepted == "redis-2"
-    assert world.api.kind(running) is Kind.RUNNING
+    assert world.api.kind(running) is StateType.RUNNING
     assert [message.run_id for message in world.published] == [unstarted]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flowfleet.api.client import Job, Kind, RunState
+from flowfleet.api.client import Job, RunState, StateType
 from flowfleet.api.prefect1.client import Prefect1
 from flowfleet.api.prefect1.graphql import PREFECT1, GraphQL
 from flowfleet.api.transport.address import Address
@@ -17,7 +17,7 @@ from flowfleet.settings.classes import WorkerSettings
 from tests.ledger_world import flow_run
 from workers.environment import layers_of, worker_layer
 from workers.interpreter import Interpreter
-from workers.runs.start_spec import Orders
+from workers.runs.start_spec import StartSpecBuilder
 from workers.state.run_folders import RunFolder
 
 RUN, FLOW, TENANT = "11111111-1111-4111-8111-111111111111", "22222222-2222-4222-8222-222222222222", "tenant-id"
@@ -30,7 +30,7 @@ def environment(tmp_path, **given):
     facts = {**NOTHING, **given}
     paths = facts.pop("import_paths", ())
     authorization = facts.pop("authorization", None) or (f"Bearer {facts['key']}" if facts["key"] else None)
-    session = Session(Address(url="http://api.example:4200", authorization=authorization), dialect=PREFECT1)
+    session = Session(Address(url="http://api.example:4200", authorization=authorization), flavour=PREFECT1)
     api = Prefect1(
         GraphQL(session),
         tenant=TENANT,
@@ -41,18 +41,18 @@ def environment(tmp_path, **given):
     )
     settings = WorkerSettings(env=facts["env"], import_paths=paths)
     base = worker_layer(facts["inherited"], python=None, own_prefix=None)
-    orders = Orders(
+    start_specs = StartSpecBuilder(
         api=api,
         layers=layers_of(settings, base, "prefect1"),
         interpreter=Interpreter(path="/x/python", prefect="1.4.1"),
         log_limit=1,
         stop_grace=1.0,
     )
-    state = RunState(run_id=RUN, run_name="n", kind=Kind.PENDING, name="Submitted")
+    state = RunState(run_id=RUN, run_name="n", kind=StateType.PENDING, name="Submitted")
     job = Job(state=state, env=facts["run"], working_dir=facts["working_dir"], flow_id=FLOW)
     run = flow_run()
     held = Held(run_id=RUN, claim="claim", call="call", state=State.TAKEN, route=run.route, name="n", due=run.due)
-    return orders.make(held, job, RunFolder(tmp_path), not_after=None)
+    return start_specs.make(held, job, RunFolder(tmp_path), not_after=None)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from flowfleet.ledger.login import Login, without_login
 from flowfleet.settings.classes import Common
 from flowfleet.settings.option import resolve
 from flowfleet.settings.secret_files import SecretFiles
-from flowfleet.signals import Hangup
+from flowfleet.signals import ReloadOnHangup
 
 
 @pytest.fixture
@@ -96,22 +96,22 @@ class Holder:
 
 
 def test_a_hangup_has_every_holder_look_again_and_a_refusal_too():
-    hangup = Hangup(look_seconds=0.01)
+    reload = ReloadOnHangup(look_seconds=0.01)
     told = []
-    hangup.then = lambda: told.append(True)
+    reload.then = lambda: told.append(True)
     quiet, changing = Holder(), Holder(changed=True)
-    hangup.look(quiet, changing)
+    reload.look(quiet, changing)
     assert (quiet.asked, changing.asked, told) == (0, 0, []), "nothing is wrong"
 
     quiet.key_refused = True
-    hangup.look(quiet, changing)
+    reload.look(quiet, changing)
     assert (quiet.asked, changing.asked, told) == (1, 1, [True])
 
     quiet.key_refused, old = False, signal.getsignal(signal.SIGHUP)
     try:
-        hangup.install()
+        reload.install()
         os.kill(os.getpid(), signal.SIGHUP)
-        hangup.look(changing, quiet)
+        reload.look(changing, quiet)
     finally:
         signal.signal(signal.SIGHUP, old)
     assert (quiet.asked, changing.asked, told) == (2, 2, [True, True])

@@ -33,24 +33,24 @@ time.sleep(300)
 
 
 @pytest.fixture(scope="module")
-def launcher():
-    launcher = new_launcher()
-    yield launcher
-    launcher.close()
+def fork_client():
+    fork_client = new_launcher()
+    yield fork_client
+    fork_client.close()
 
 
 @pytest.fixture(params=[FULL, Abilities.plain()], ids=["full", "plain"])
-def bench(request, tmp_path, launcher):
-    bench = BenchOfRuns(tmp_path, request.param, launcher)
+def bench(request, tmp_path, fork_client):
+    bench = BenchOfRuns(tmp_path, request.param, fork_client)
     yield bench
     bench.close()
 
 
 @pytest.fixture
-def full_bench(tmp_path, launcher):
+def full_bench(tmp_path, fork_client):
     if not FULL.subreaper:
         pytest.skip("this platform has no subreaper")
-    bench = BenchOfRuns(tmp_path, FULL, launcher)
+    bench = BenchOfRuns(tmp_path, FULL, fork_client)
     yield bench
     bench.close()
 
@@ -99,12 +99,12 @@ def test_the_last_ten_lines_come_with_the_exit(bench):
 
 
 def test_the_command_starts_in_an_empty_folder_of_its_own_that_is_gone_at_the_end(bench):
-    order = bench.sh("pwd; ls -A | wc -l; touch here")
+    spec = bench.sh("pwd; ls -A | wc -l; touch here")
 
-    end = bench.run(order)
+    end = bench.run(spec)
 
-    assert end.last_lines == (str(order.folder / "work"), "0")
-    assert not (order.folder / "work").exists()
+    assert end.last_lines == (str(spec.folder / "work"), "0")
+    assert not (spec.folder / "work").exists()
 
 
 def test_the_command_starts_in_the_folder_that_was_asked_for(bench, tmp_path):
@@ -131,106 +131,106 @@ def test_a_child_of_the_command_can_wait_for_its_own_children(bench):
 
 
 def test_the_command_leads_a_group_of_its_own_in_the_session_of_its_shim(full_bench):
-    deployment = full_bench.start(full_bench.sh("sleep 60"))
-    handle = deployment.handle
+    started_run = full_bench.start(full_bench.sh("sleep 60"))
+    handle = started_run.handle
 
     assert os.getpgid(handle["command_pid"]) == handle["command_pid"]
     assert os.getsid(handle["command_pid"]) == handle["pid"]
     assert os.getsid(handle["pid"]) == handle["pid"]
-    deployment.kill()
-    full_bench.end_of(deployment)
+    started_run.kill()
+    full_bench.end_of(started_run)
 
 
 def test_the_kernel_takes_the_command_before_its_shim_when_memory_runs_out(full_bench):
-    deployment = full_bench.start(full_bench.sh("sleep 60"))
-    handle = deployment.handle
+    started_run = full_bench.start(full_bench.sh("sleep 60"))
+    handle = started_run.handle
     score = {name: int(Path(f"/proc/{handle[name]}/oom_score_adj").read_text()) for name in ("pid", "command_pid")}
 
     assert score["command_pid"] > score["pid"]
-    deployment.kill()
-    full_bench.end_of(deployment)
+    started_run.kill()
+    full_bench.end_of(started_run)
 
 
 def test_a_shim_can_be_told_by_its_name_and_its_run(full_bench):
-    order = full_bench.sh("sleep 60")
-    deployment = full_bench.start(order)
-    pid = deployment.handle["pid"]
+    spec = full_bench.sh("sleep 60")
+    started_run = full_bench.start(spec)
+    pid = started_run.handle["pid"]
 
     assert Path(f"/proc/{pid}/comm").read_text() == "flowfleet-shim\n"
-    assert order.run_id in Path(f"/proc/{pid}/cmdline").read_text()
-    deployment.kill()
-    full_bench.end_of(deployment)
+    assert spec.run_id in Path(f"/proc/{pid}/cmdline").read_text()
+    started_run.kill()
+    full_bench.end_of(started_run)
 
 
 def test_the_environment_is_in_no_file_and_in_no_arguments(full_bench):
-    order = full_bench.sh("sleep 60", env={"SECRET": "hush-4711"})
-    deployment = full_bench.start(order)
-    handle = deployment.handle
+    spec = full_bench.sh("sleep 60", env={"SECRET": "hush-4711"})
+    started_run = full_bench.start(spec)
+    handle = started_run.handle
     shown = Path(f"/proc/{handle['pid']}/cmdline").read_bytes() + Path(f"/proc/{handle['pid']}/environ").read_bytes()
-    deployment.kill()
-    full_bench.end_of(deployment)
+    started_run.kill()
+    full_bench.end_of(started_run)
 
-    on_disk = b"".join(path.read_bytes() for path in order.folder.rglob("*") if path.is_file())
+    on_disk = b"".join(path.read_bytes() for path in spec.folder.rglob("*") if path.is_file())
     assert b"hush-4711" not in shown + on_disk
-    assert b"hush-4711" not in Path(f"/proc/{full_bench.launcher.pid}/environ").read_bytes()
+    assert b"hush-4711" not in Path(f"/proc/{full_bench.fork_client.pid}/environ").read_bytes()
 
 
 # -- stops
 
 
 def test_a_polite_stop_ends_the_command_by_term(bench):
-    deployment = bench.start(bench.sh("exec sleep 60"))
+    started_run = bench.start(bench.sh("exec sleep 60"))
 
-    deployment.stop()
-    end = bench.end_of(deployment)
+    started_run.stop()
+    end = bench.end_of(started_run)
 
     assert (end.signal, end.stopped_by) == (signal.SIGTERM, "term")
 
 
 def test_a_command_that_cleans_up_at_term_keeps_its_code(bench):
-    order = bench.sh("trap 'exit 5' TERM; echo ready; while :; do sleep 0.05; done")
-    deployment = bench.start(order)
-    until(lambda: b"ready" in (order.folder / "log").read_bytes(), 20, "the trap to be set")
+    spec = bench.sh("trap 'exit 5' TERM; echo ready; while :; do sleep 0.05; done")
+    started_run = bench.start(spec)
+    until(lambda: b"ready" in (spec.folder / "log").read_bytes(), 20, "the trap to be set")
 
-    deployment.stop()
-    end = bench.end_of(deployment)
+    started_run.stop()
+    end = bench.end_of(started_run)
 
     assert (end.code, end.stopped_by) == (5, "term")
 
 
 def test_a_command_that_ignores_term_is_killed_after_the_grace(bench):
-    order = bench.python(IGNORES_TERM, stop_grace=0.3)
-    deployment = bench.start(order)
-    until(lambda: b"ready" in (order.folder / "log").read_bytes(), 20, "the trap to be set")
+    spec = bench.python(IGNORES_TERM, stop_grace=0.3)
+    started_run = bench.start(spec)
+    until(lambda: b"ready" in (spec.folder / "log").read_bytes(), 20, "the trap to be set")
 
-    deployment.stop()
-    end = bench.end_of(deployment)
+    started_run.stop()
+    end = bench.end_of(started_run)
 
     assert (end.signal, end.stopped_by) == (signal.SIGKILL, "kill")
     assert end.ended_at - end.started_at >= 0.3
 
 
 def test_kill_does_not_wait_for_a_grace(bench):
-    order = bench.python(IGNORES_TERM, stop_grace=600.0)
-    deployment = bench.start(order)
-    until(lambda: b"ready" in (order.folder / "log").read_bytes(), 20, "the trap to be set")
-    deployment.stop()
+    spec = bench.python(IGNORES_TERM, stop_grace=600.0)
+    started_run = bench.start(spec)
+    until(lambda: b"ready" in (spec.folder / "log").read_bytes(), 20, "the trap to be set")
+    started_run.stop()
 
-    deployment.kill()
-    end = bench.end_of(deployment)
+    started_run.kill()
+    end = bench.end_of(started_run)
 
     assert (end.signal, end.stopped_by) == (signal.SIGKILL, "kill")
 
 
 def test_a_stop_goes_on_when_the_worker_dies_half_way(bench):
-    order = bench.python(IGNORES_TERM, stop_grace=0.5)
-    deployment = bench.start(order)
-    until(lambda: b"ready" in (order.folder / "log").read_bytes(), 20, "the trap to be set")
+    spec = bench.python(IGNORES_TERM, stop_grace=0.5)
+    started_run = bench.start(spec)
+    until(lambda: b"ready" in (spec.folder / "log").read_bytes(), 20, "the trap to be set")
 
-    deployment.stop()
-    deployment.close()
-    bench.launcher.close()
-    end = bench.end_of(bench.adopt(order))
+    started_run.stop()
+    started_run.close()
+    bench.fork_client.close()
+    end = bench.end_of(bench.adopt(spec))
 
     assert (end.signal, end.stopped_by) == (signal.SIGKILL, "kill")
 
@@ -247,11 +247,11 @@ def test_a_grandchild_is_killed_when_the_command_has_ended(bench, tmp_path):
 
 
 def test_a_grandchild_without_environment_is_killed_with_its_group(bench, tmp_path):
-    order = bench.sh("env -i sleep 300 & echo $! > ../../../pid; exit 3")
-    bench.run(order)
+    spec = bench.sh("env -i sleep 300 & echo $! > ../../../pid; exit 3")
+    bench.run(spec)
 
     assert not is_alive(read_pid(tmp_path / "pid"))
-    assert bench.folder(order).cleared()  # by the shim itself, not by the worker's search
+    assert bench.folder(spec).cleared()  # by the shim itself, not by the worker's search
 
 
 def test_a_daemon_that_left_session_and_parent_is_killed_too(bench, tmp_path):
@@ -275,22 +275,22 @@ while not os.path.exists("../../../pid"):
 
 
 def test_a_stop_reaches_the_whole_tree(bench, tmp_path):
-    deployment = bench.start(bench.sh("sleep 300 & echo $! > ../../../pid; wait"))
+    started_run = bench.start(bench.sh("sleep 300 & echo $! > ../../../pid; wait"))
     child = read_pid(tmp_path / "pid")
 
-    deployment.stop()
-    bench.end_of(deployment)
+    started_run.stop()
+    bench.end_of(started_run)
 
     assert not is_alive(child)
 
 
 def test_orphans_are_reaped_while_the_run_goes_on(full_bench, tmp_path):
-    deployment = full_bench.start(full_bench.sh("(sh -c 'echo $$ > ../../../pid' &); sleep 60"))
+    started_run = full_bench.start(full_bench.sh("(sh -c 'echo $$ > ../../../pid' &); sleep 60"))
     orphan = read_pid(tmp_path / "pid")
 
     until(lambda: syscalls.stat_fields(orphan) is None, 20, "the orphan to be reaped")
-    deployment.kill()
-    full_bench.end_of(deployment)
+    started_run.kill()
+    full_bench.end_of(started_run)
 
 
 # -- what never begins
@@ -311,14 +311,14 @@ def test_a_command_that_cannot_be_executed_is_named(bench, tmp_path, argv, says)
     for name, text in {"lost": "#!/no/such/interpreter\n", "strange": "\x01\x02\x03\x04"}.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
-    order = bench.order(*(word.format(tmp=tmp_path) for word in argv))
+    spec = bench.spec(*(word.format(tmp=tmp_path) for word in argv))
 
     with pytest.raises(StartFailed) as failure:
-        bench.start(order)
+        bench.start(spec)
 
     assert says.format(tmp=tmp_path) in str(failure.value)
-    assert order.run_id in str(failure.value)
-    adopted = bench.adopt(order)
+    assert spec.run_id in str(failure.value)
+    adopted = bench.adopt(spec)
     assert adopted.begun() is False
     assert says.format(tmp=tmp_path) in bench.end_of(adopted).error
 
@@ -333,23 +333,23 @@ def test_a_working_folder_that_cannot_be_entered_is_named(bench, cwd, says):
 
 
 def test_a_run_whose_folder_is_gone_does_not_begin(bench, tmp_path):
-    order = bench.sh(f"touch {tmp_path}/began")
-    bench.folder(order).remove()
+    spec = bench.sh(f"touch {tmp_path}/began")
+    bench.folder(spec).remove()
 
     with pytest.raises(StartFailed, match="cannot be written"):
-        bench.start(order)
+        bench.start(spec)
     assert not (tmp_path / "began").exists()
 
 
 def test_a_start_after_its_time_does_not_begin_and_says_so_for_ever(bench, tmp_path):
-    order = bench.sh(f"touch {tmp_path}/began", not_after=syscalls.boot_clock() - 0.001)
+    spec = bench.sh(f"touch {tmp_path}/began", not_after=syscalls.boot_clock() - 0.001)
 
     with pytest.raises(StartFailed, match="too late"):
-        bench.start(order)
+        bench.start(spec)
 
-    assert bench.adopt(order) is None
+    assert bench.adopt(spec) is None
     assert not (tmp_path / "began").exists()
-    assert (order.folder / "start").exists()
+    assert (spec.folder / "start").exists()
 
 
 def test_a_start_before_its_time_begins(bench):
@@ -357,23 +357,23 @@ def test_a_start_before_its_time_begins(bench):
 
 
 def test_an_abandoned_folder_starts_nothing(bench, tmp_path):
-    order = bench.sh(f"touch {tmp_path}/began")
-    assert bench.adopt(order) is None
+    spec = bench.sh(f"touch {tmp_path}/began")
+    assert bench.adopt(spec) is None
 
     with pytest.raises(StartFailed):
-        bench.start(order)
+        bench.start(spec)
     assert not (tmp_path / "began").exists()
-    assert json.loads((order.folder / "start").read_text())["by"] == "abandoned"
+    assert json.loads((spec.folder / "start").read_text())["by"] == "abandoned"
 
 
 def test_of_many_starters_of_one_folder_one_starts(bench, tmp_path):
-    order = bench.sh(f"echo began >> {tmp_path}/began; sleep 0.2")
+    spec = bench.sh(f"echo began >> {tmp_path}/began; sleep 0.2")
     got: list[object] = []
     barrier = threading.Barrier(4)
 
     def start():
         barrier.wait()
-        got.append(bench.start(order))
+        got.append(bench.start(spec))
 
     threads = [threading.Thread(target=start) for _ in range(4)]
     for thread in threads:
@@ -381,26 +381,26 @@ def test_of_many_starters_of_one_folder_one_starts(bench, tmp_path):
     for thread in threads:
         thread.join()
 
-    assert {bench.end_of(deployment).code for deployment in got} == {0}
-    assert len({deployment.handle["command_pid"] for deployment in got}) == 1
+    assert {bench.end_of(started_run).code for started_run in got} == {0}
+    assert len({started_run.handle["command_pid"] for started_run in got}) == 1
     assert (tmp_path / "began").read_text() == "began\n"
 
 
 def test_an_adopter_and_a_starter_never_both_win(full_bench, tmp_path):
     for round_ in range(20):
-        order = full_bench.sh(f"touch {tmp_path}/began{round_}")
+        spec = full_bench.sh(f"touch {tmp_path}/began{round_}")
         barrier = threading.Barrier(2)
         abandoned: list[bool] = []
 
-        def abandon(order=order, barrier=barrier, abandoned=abandoned):
+        def abandon(spec=spec, barrier=barrier, abandoned=abandoned):
             barrier.wait()
-            abandoned.append(full_bench.folder(order).abandon("a test"))
+            abandoned.append(full_bench.folder(spec).abandon("a test"))
 
         thread = threading.Thread(target=abandon)
         thread.start()
         barrier.wait()
         with contextlib.suppress(StartFailed):
-            full_bench.run(order)
+            full_bench.run(spec)
         thread.join()
         assert (tmp_path / f"began{round_}").exists() is not abandoned[0]
 
@@ -409,33 +409,33 @@ def test_an_adopter_and_a_starter_never_both_win(full_bench, tmp_path):
 
 
 def test_ten_megabytes_are_cut_to_the_cap_with_the_newest_kept_and_no_line_torn(bench):
-    order = bench.python("for i in range(400_000): print(f'line {i:015d}')", log_limit=1 << 20)
+    spec = bench.python("for i in range(400_000): print(f'line {i:015d}')", log_limit=1 << 20)
 
-    end = bench.run(order)
+    end = bench.run(spec)
 
-    kept = (order.folder / "log").read_bytes().lstrip(b"\0").decode().splitlines()
+    kept = (spec.folder / "log").read_bytes().lstrip(b"\0").decode().splitlines()
     assert 40_000 < len(kept) <= (1 << 20) / 21 + 1
     assert kept == [f"line {i:015d}" for i in range(400_000 - len(kept), 400_000)]
     assert end.last_lines[-1] == "line 000000000399999"
-    assert (order.folder / "log").stat().st_blocks * 512 <= (1 << 20) + 65536
+    assert (spec.folder / "log").stat().st_blocks * 512 <= (1 << 20) + 65536
 
 
 def test_files_of_a_run_are_for_its_owner_only(bench):
-    order = bench.sh("echo hello")
-    bench.run(order)
+    spec = bench.sh("echo hello")
+    bench.run(spec)
 
-    for path in (order.folder, *order.folder.iterdir()):
+    for path in (spec.folder, *spec.folder.iterdir()):
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path.name
 
 
 def test_a_run_whose_folder_is_removed_under_it_leaves_no_process(full_bench):
-    order = full_bench.sh("sleep 0.3; sleep 300 & exit 0")
-    deployment = full_bench.start(order)
-    pid = deployment.handle["pid"]
-    full_bench.folder(order).remove()
+    spec = full_bench.sh("sleep 0.3; sleep 300 & exit 0")
+    started_run = full_bench.start(spec)
+    pid = started_run.handle["pid"]
+    full_bench.folder(spec).remove()
 
     until(lambda: not is_alive(pid), 10, "the shim to end")
-    assert full_bench.living(order) == []
+    assert full_bench.living(spec) == []
 
 
 # -- a shim in a process of the test's own, on a host that is made to say this or that

@@ -14,17 +14,17 @@ from tests.bench_of_runs import BenchOfRuns
 from tests.python39 import python39
 from tests.unit.test_shim import FULL
 from tests.waiting import until
-from workers.deployers.fork_client import Launcher, own_program
+from workers.deployers.fork_client import ForkClient, own_program
 from workers.host import Abilities
 
 
 @pytest.fixture(params=[FULL, Abilities.plain()], ids=["full", "plain"])
 def old(request, tmp_path):
-    launcher = Launcher(program=own_program(python39()))
-    bench = BenchOfRuns(tmp_path, request.param, launcher=launcher)
+    fork_client = ForkClient(program=own_program(python39()))
+    bench = BenchOfRuns(tmp_path, request.param, fork_client=fork_client)
     yield bench
     bench.close()
-    launcher.close()
+    fork_client.close()
 
 
 def test_the_oldest_python_of_flows_is_a_real_one():
@@ -39,19 +39,19 @@ def test_the_oldest_python_of_flows_is_a_real_one():
 
 
 def test_python_3_9_starts_a_run_and_records_its_exit(old):
-    order = old.sh("echo said; exit 7")
-    end = old.run(order)
+    spec = old.sh("echo said; exit 7")
+    end = old.run(spec)
 
     assert (end.code, end.signal) == (7, None)
-    assert (order.folder / "log").read_text() == "said\n"
-    assert old.folder(order).cleared()
+    assert (spec.folder / "log").read_text() == "said\n"
+    assert old.folder(spec).cleared()
 
 
 def test_python_3_9_ends_a_run_by_the_signal_of_a_cancel(old, tmp_path):
-    order = old.sh(
+    spec = old.sh(
         f"trap 'echo asked >> {tmp_path}/asked; exit 3' TERM; touch {tmp_path}/up; while :; do sleep 0.02; done"
     )
-    run = old.start(order)
+    run = old.start(spec)
     until((tmp_path / "up").exists, 10, "the run to be up")
     run.stop()
 
@@ -61,8 +61,8 @@ def test_python_3_9_ends_a_run_by_the_signal_of_a_cancel(old, tmp_path):
 
 
 def test_python_3_9_kills_a_run_that_ignores_the_signal_once_its_grace_is_over(old, tmp_path):
-    order = old.sh(f"trap '' TERM; touch {tmp_path}/up; while :; do sleep 0.02; done", stop_grace=0.2)
-    run = old.start(order)
+    spec = old.sh(f"trap '' TERM; touch {tmp_path}/up; while :; do sleep 0.02; done", stop_grace=0.2)
+    run = old.start(spec)
     until((tmp_path / "up").exists, 10, "the run to be up")
     run.stop()
 
@@ -71,7 +71,7 @@ def test_python_3_9_kills_a_run_that_ignores_the_signal_once_its_grace_is_over(o
 
 def test_python_3_9_says_why_a_run_cannot_begin(old):
     with pytest.raises(StartFailed, match="there is no command no-such-command on this host's PATH"):
-        old.start(old.order("no-such-command"))
+        old.start(old.spec("no-such-command"))
 
 
 @pytest.fixture
@@ -94,9 +94,9 @@ def hostile(tmp_path):
 def test_a_fork_server_beside_a_users_folder_workers_starts_runs(hostile, tmp_path, monkeypatch):
     monkeypatch.chdir(hostile)
     program = dataclasses.replace(own_program(), env={**os.environ, "PYTHONPATH": str(hostile)})
-    launcher = Launcher(program=program)
-    bench = BenchOfRuns(tmp_path, FULL, launcher=launcher)
+    fork_client = ForkClient(program=program)
+    bench = BenchOfRuns(tmp_path, FULL, fork_client=fork_client)
 
     assert bench.run(bench.sh("exit 5", cwd=str(hostile))).code == 5
     bench.close()
-    launcher.close()
+    fork_client.close()

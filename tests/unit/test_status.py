@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from rich.console import Console
 
 from flowfleet import broker
-from flowfleet.api.client import Kind, Place, RunState, ServerInfo
+from flowfleet.api.client import Place, RunState, ServerInfo, StateType
 from flowfleet.errors import ApiUnavailable, LedgerUnavailable, SettingsError
 from flowfleet.flow_run import Offer, Route
 from flowfleet.ledger import connect
@@ -19,12 +19,12 @@ from flowfleet.ledger.claims import Claim, State
 from flowfleet.ledger.gate import Leader
 from flowfleet.ledger.roster import Row
 from flowfleet.monitor import runs
-from flowfleet.monitor.doctor import Verdict, _eviction, _persistence, _version, api_checks, fleet_checks
+from flowfleet.monitor.doctor import CheckStatus, _eviction, _persistence, _version, api_checks, fleet_checks
 from flowfleet.monitor.explain import explain
 from flowfleet.monitor.metrics import LedgerCollector, workers_wanted
 from flowfleet.monitor.redis_server import queue_key
 from flowfleet.monitor.run_output import local_log, read_local
-from flowfleet.monitor.snapshot import Queue, Snapshot, Worker
+from flowfleet.monitor.snapshot import RouteQueue, Snapshot, Worker
 from flowfleet.monitor.status import span, status
 
 POOL = "11111111-1111-4111-8111-111111111111"
@@ -64,7 +64,7 @@ def _snapshot(*, claims=(), due=0, at_least=False, rows=None, leader=True, gate_
         gate_open=gate_open,
         leader=Leader(name="agent", host="host-1", nonce="n", term=3, beat=9) if leader else None,
         queues=(
-            Queue(
+            RouteQueue(
                 route=ROUTE,
                 due=due,
                 at_least=at_least,
@@ -179,7 +179,7 @@ def test_the_queue_key_is_the_brokers():
     assert queue_key(store, ROUTE) == broker.queue_key("blue", ROUTE)
 
 
-def _state(kind=Kind.SCHEDULED, *, scheduled=AT - 90, name="Scheduled", message=""):
+def _state(kind=StateType.SCHEDULED, *, scheduled=AT - 90, name="Scheduled", message=""):
     when = datetime.fromtimestamp(scheduled, UTC)
     return RunState(run_id="r", run_name="n", kind=kind, name=name, message=message, scheduled=when)
 
@@ -204,10 +204,10 @@ FULL = [_claim(run_id=str(number)) for number in range(4)]
         (
             _snapshot(),
             {"reason": "reported"},
-            _state(Kind.FAILED, name="Failed", message="Oh."),
+            _state(StateType.FAILED, name="Failed", message="Oh."),
             "ended: the API says Failed (Oh)",
         ),
-        (_snapshot(), None, _state(Kind.RUNNING, name="Running"), "another executor may have it"),
+        (_snapshot(), None, _state(StateType.RUNNING, name="Running"), "another executor may have it"),
         (_snapshot(), {"reason": "queued too long", "worker": "w@h"}, None, "(queued too long), on w@h"),
         (_snapshot(), None, None, "knows nothing of it"),
     ],
@@ -217,7 +217,7 @@ def test_an_explanation_is_one_sentence_about_what_hinders(snapshot, record, sta
 
 
 _DUE = RunState(
-    run_id="r", run_name="n", kind=Kind.SCHEDULED, name="Scheduled", scheduled=datetime.fromtimestamp(AT - 9, UTC)
+    run_id="r", run_name="n", kind=StateType.SCHEDULED, name="Scheduled", scheduled=datetime.fromtimestamp(AT - 9, UTC)
 )
 _HERE = Place(route=ROUTE, pool="flowfleet")
 _ELSEWHERE = Route("prefect3", "99999999-9999-4999-8999-999999999999", "other")
@@ -270,14 +270,14 @@ def test_idle_workers_of_other_pools_do_not_hide_that_its_own_are_busy():
 
 
 def test_checks_of_redis_tell_what_is_wrong_with_it():
-    assert _version({"redis_version": "6.0.9"}).verdict == Verdict.FAIL
+    assert _version({"redis_version": "6.0.9"}).verdict == CheckStatus.FAIL
     assert _version({"redis_version": "7.2.4", "valkey_version": "9.1.0"}).found == "Valkey 9.1.0."
-    assert _persistence({"aof_enabled": 1}, None, None).verdict == Verdict.OK
-    assert _persistence({"aof_enabled": 1, "aof_last_write_status": "err"}, None, None).verdict == Verdict.FAIL
-    assert _persistence({"aof_enabled": 0}, "no", "").verdict == Verdict.WARN
-    assert _eviction({"maxmemory_policy": "allkeys-lru", "maxmemory": 100}).verdict == Verdict.FAIL
-    assert _eviction({"maxmemory_policy": "allkeys-lru", "maxmemory": 0}).verdict == Verdict.WARN
-    assert _eviction({"maxmemory_policy": "noeviction", "maxmemory": 100}).verdict == Verdict.OK
+    assert _persistence({"aof_enabled": 1}, None, None).verdict == CheckStatus.OK
+    assert _persistence({"aof_enabled": 1, "aof_last_write_status": "err"}, None, None).verdict == CheckStatus.FAIL
+    assert _persistence({"aof_enabled": 0}, "no", "").verdict == CheckStatus.WARN
+    assert _eviction({"maxmemory_policy": "allkeys-lru", "maxmemory": 100}).verdict == CheckStatus.FAIL
+    assert _eviction({"maxmemory_policy": "allkeys-lru", "maxmemory": 0}).verdict == CheckStatus.WARN
+    assert _eviction({"maxmemory_policy": "noeviction", "maxmemory": 100}).verdict == CheckStatus.OK
 
 
 def test_checks_of_the_api_tell_its_absence_and_its_clock():
@@ -285,16 +285,16 @@ def test_checks_of_the_api_tell_its_absence_and_its_clock():
         raise ApiUnavailable("No answer.")
 
     (check,) = api_checks(away)
-    assert (check.verdict, check.found) == (Verdict.FAIL, "No answer.")
+    assert (check.verdict, check.found) == (CheckStatus.FAIL, "No answer.")
     skewed = list(api_checks(lambda: ServerInfo(backend="prefect3", version="3.8", skew_seconds=-30)))
-    assert [check.verdict for check in skewed] == [Verdict.OK, Verdict.WARN]
+    assert [check.verdict for check in skewed] == [CheckStatus.OK, CheckStatus.WARN]
     assert "30 s behind" in skewed[1].found
 
 
 def test_checks_of_the_fleet_tell_what_lacks():
     verdicts = {check.name: check for check in fleet_checks(_snapshot(rows=[], leader=False, due=3, eligible=0))}
 
-    assert {name for name, check in verdicts.items() if check.verdict == Verdict.WARN} == {
+    assert {name for name, check in verdicts.items() if check.verdict == CheckStatus.WARN} == {
         "leader",
         "workers",
         "unserved",
@@ -349,7 +349,7 @@ def test_runs_are_live_ones_and_gone_ones_filtered():
     snapshot = _snapshot(claims=[_claim()])
 
     def ids(**wanted):
-        return [run["run_id"] for run in runs.collect(snapshot, [record], runs.Filter(**wanted))]
+        return [run["run_id"] for run in runs.collect(snapshot, [record], runs.RunFilter(**wanted))]
 
     assert ids() == [_claim().run_id, "g"]
     assert ids(state="gone") == ["g"]
@@ -358,7 +358,9 @@ def test_runs_are_live_ones_and_gone_ones_filtered():
     assert ids(since_seconds=600) == [_claim().run_id]
     assert ids(route="flowfleet/def") == [_claim().run_id]
     assert ids(route="nothing") == []
-    assert max(map(len, _printed(runs.table(runs.collect(snapshot, [record], runs.Filter()), AT)).splitlines())) <= 80
+    assert (
+        max(map(len, _printed(runs.table(runs.collect(snapshot, [record], runs.RunFilter()), AT)).splitlines())) <= 80
+    )
 
 
 def test_a_span_that_is_none_is_one_sentence():

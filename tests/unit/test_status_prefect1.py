@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from flowfleet.api.client import Kind, Place, Rival, RunState, ServerInfo, Unfit
+from flowfleet.api.client import Place, Rival, RunState, ServerInfo, StateType, UnfitRun
 from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused
 from flowfleet.flow_run import Offer, Route
-from flowfleet.monitor.doctor import Verdict, api_checks, fleet_checks, label_checks
+from flowfleet.monitor.doctor import CheckStatus, api_checks, fleet_checks, label_checks
 from flowfleet.monitor.explain import explain
 from flowfleet.monitor.status import status
 from tests.unit.test_status import AT, _claim, _printed, _row, _snapshot
@@ -30,7 +30,11 @@ def snapshot(*labels, rows, **more):
 
 def due(*labels):
     state = RunState(
-        run_id="r", run_name="n", kind=Kind.SCHEDULED, name="Scheduled", scheduled=datetime.fromtimestamp(AT - 9, UTC)
+        run_id="r",
+        run_name="n",
+        kind=StateType.SCHEDULED,
+        name="Scheduled",
+        scheduled=datetime.fromtimestamp(AT - 9, UTC),
     )
     return state, Place(route=Route.of_labels(TENANT, labels), pool="")
 
@@ -141,7 +145,7 @@ def checks(others=(), nobodys=(), rows=None):
 def test_a_foreign_agent_with_our_labels_is_warned_of():
     (check,) = checks([rival()])
 
-    assert check.verdict == Verdict.WARN
+    assert check.verdict == CheckStatus.WARN
     assert check.found == (
         "The agent agent (LocalAgent) with labels [x, y] asked for runs 12s ago "
         "and takes the same runs without this fleet's ledger."
@@ -150,7 +154,7 @@ def test_a_foreign_agent_with_our_labels_is_warned_of():
 
 
 def test_many_foreign_agents_are_counted_and_none_is_fine():
-    assert [check.verdict for check in checks()] == [Verdict.OK]
+    assert [check.verdict for check in checks()] == [CheckStatus.OK]
     found = checks([rival(str(number)) for number in range(8)])
     assert len(found) == 6
     assert found[-1].found == "3 more agents take the same runs."
@@ -159,7 +163,7 @@ def test_many_foreign_agents_are_counted_and_none_is_fine():
 def test_the_pollers_own_agent_of_a_worker_that_left_is_no_stranger():
     left = replace(rival(), labels=("x", "z"))
     rows = [worker("x"), worker("x", "z", live=False)]
-    assert [check.verdict for check in checks([left], rows=rows)] == [Verdict.OK]
+    assert [check.verdict for check in checks([left], rows=rows)] == [CheckStatus.OK]
 
 
 @pytest.mark.parametrize(
@@ -175,14 +179,14 @@ def test_an_error_with_a_remedy_of_its_own_gets_no_second_one(error, remedy):
         raise error
 
     (check,) = api_checks(probe)
-    assert (check.verdict, check.remedy) == (Verdict.FAIL, remedy)
+    assert (check.verdict, check.remedy) == (CheckStatus.FAIL, remedy)
 
 
 def test_runs_that_no_agent_can_take_are_told():
-    lone = [Unfit(run_id=str(n), name=f"wolf-{n}", reason="No agent has the label [gpu].") for n in range(3)]
+    lone = [UnfitRun(run_id=str(n), name=f"wolf-{n}", reason="No agent has the label [gpu].") for n in range(3)]
     check = checks(nobodys=lone)[-1]
 
-    assert (check.name, check.verdict) == ("labels", Verdict.WARN)
+    assert (check.name, check.verdict) == ("labels", CheckStatus.WARN)
     assert check.found == (
         "The run wolf-0 is due and no agent can take it: No agent has the label [gpu]. "
         "2 more are due that no agent can take."
@@ -200,4 +204,4 @@ def test_rivals_that_cannot_be_asked_for_are_no_failure():
             raise ApiUnavailable("no answer")
 
     (check,) = label_checks(Away(), snapshot("x", rows=[worker("x")]))
-    assert (check.verdict, check.found) == (Verdict.WARN, "Other agents could not be asked for: no answer")
+    assert (check.verdict, check.found) == (CheckStatus.WARN, "Other agents could not be asked for: no answer")

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from flowfleet.api.client import Kind
+from flowfleet.api.client import StateType
 from flowfleet.api.transport.session import Address, Session
 from flowfleet.errors import LedgerUnavailable
 from flowfleet.local.data_folder import DataFolder
@@ -21,8 +21,8 @@ from flowfleet.settings.option import resolve
 from flowfleet.up import poller_and_workers
 from flowfleet.up.command import too_long
 from flowfleet.up.demo import EXAMPLES, Demo, DemoRun, flows_folder, session_of
-from flowfleet.up.live_table import Show, demo_table
-from flowfleet.up.stack import Signals, Stopped
+from flowfleet.up.live_table import LiveTable, demo_table
+from flowfleet.up.stack import StackSignals, Stopped
 
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -104,7 +104,7 @@ def test_every_example_is_a_flow_file_of_the_wheel_that_needs_only_prefect():
 
         assert example.flow in functions
         assert imports <= allowed
-    assert {example.meant for example in EXAMPLES} == {Kind.COMPLETED, Kind.FAILED, Kind.CRASHED}
+    assert {example.meant for example in EXAMPLES} == {StateType.COMPLETED, StateType.FAILED, StateType.CRASHED}
 
 
 def test_each_flow_is_registered_once_and_each_example_gets_a_run(api):
@@ -183,7 +183,7 @@ def test_the_table_fits_and_tells_state_progress_worker_and_time(api, width):
 def test_without_a_terminal_each_change_is_one_line(api):
     demo = _demo(api)
     out = io.StringIO()
-    with Show(Console(file=out, width=80, no_color=True)) as show:
+    with LiveTable(Console(file=out, width=80, no_color=True)) as show:
         show.update(demo.runs)
         show.update(demo.runs)
         api.answers = {"/flow_runs/filter": [_state(1, "RUNNING")], "/task_runs/filter": []}
@@ -262,7 +262,7 @@ def test_up_serves_each_pool_that_a_list_names_wherever_the_list_stands(tmp_path
     by_file = resolve(UpSettings, {}, {}, {"pool": ["cpu"]})
     assert (by_variable.pools, by_variable.pool, by_file.pools) == (("cpu", "gpu"), "cpu", ("cpu",))
     folder = DataFolder.open(tmp_path / "data")
-    monkeypatch.setattr(poller_and_workers, "Child", lambda command, note: command)
+    monkeypatch.setattr(poller_and_workers, "ChildProcess", lambda command, note: command)
     try:
         command = poller_and_workers.start_worker(
             folder, {}, "http://h:1", tmp_path, name="worker", slots=2, pools=by_variable.pools
@@ -274,8 +274,8 @@ def test_up_serves_each_pool_that_a_list_names_wherever_the_list_stands(tmp_path
 
 
 def test_a_demo_that_does_not_end_names_its_late_runs_and_where_to_look():
-    late = DemoRun(run_id="1", name="calm-otter", example=EXAMPLES[0], state="Running", kind=Kind.RUNNING)
-    done = DemoRun(run_id="2", name="other", example=EXAMPLES[0], state="Completed", kind=Kind.COMPLETED)
+    late = DemoRun(run_id="1", name="calm-otter", example=EXAMPLES[0], state="Running", kind=StateType.RUNNING)
+    done = DemoRun(run_id="2", name="other", example=EXAMPLES[0], state="Completed", kind=StateType.COMPLETED)
     error = too_long((late, done), Path("/data/logs"))
 
     assert error.exit_code == 5
@@ -289,7 +289,7 @@ def test_workers_are_named_by_their_number():
 
 
 def test_a_pause_ends_when_the_end_is_asked_for():
-    signals = Signals()
+    signals = StackSignals()
     signals.pause(0.0)
     signals._note(15, None)
     with pytest.raises(Stopped):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from flowfleet.errors import SettingsError, StartFailed
-from workers.environment import Layers, absolute_paths, parse_pairs, worker_layer
+from workers.environment import EnvironmentLayers, absolute_paths, parse_pairs, worker_layer
 from workers.interpreter import choose_interpreter, prefect_version, resolve_command
 
 
@@ -23,7 +23,7 @@ def python(folder: Path, version: str | None) -> Path:
 
 
 def test_later_layers_win_and_run_and_claim_are_set():
-    layers = Layers(
+    layers = EnvironmentLayers(
         base={"A": "worker", "B": "worker", "C": "worker", "PYTHONPATH": "/old"},
         import_paths=("/one", "/two"),
         extra={"B": "env", "C": "env", "D": "env"},

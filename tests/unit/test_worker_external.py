@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from flowfleet.api.client import Kind, RunState
+from flowfleet.api.client import RunState, StateType
 from flowfleet.errors import ApiUnavailable, StartFailed, UnsupportedRun
-from workers.deployers.external import COMES_BACK_SECONDS, DOUBT_SECONDS, ExternalDeployer, Watch
-from workers.deployment import Exit, Order
+from workers.deployers.external import COMES_BACK_SECONDS, DOUBT_SECONDS, ExternalDeployer, ExternalWatch
+from workers.deployment import Exit, StartSpec
 from workers.reporting.exit_table import Step, decide
 from workers.state.run_folders import RunFolder
 
@@ -29,9 +29,9 @@ class Below:
     def __init__(self) -> None:
         self.asked: list[str] = []
 
-    def start(self, order: Order) -> Any:
+    def start(self, spec: StartSpec) -> Any:
         self.asked.append("start")
-        return SimpleNamespace(handle={"run": order.run_id})
+        return SimpleNamespace(handle={"run": spec.run_id})
 
     def adopt(self, folder: Path) -> Any:
         self.asked.append("adopt")
@@ -48,9 +48,9 @@ class World:
         self.path.mkdir()
         self.folder = RunFolder(self.path)
         self.now = 100.0
-        self.says: dict[str, RunState] | Exception = {RUN: state(Kind.PENDING)}
+        self.says: dict[str, RunState] | Exception = {RUN: state(StateType.PENDING)}
         self.below = Below()
-        self.watch = Watch(self.states, seconds=3600.0, clock=lambda: self.now)
+        self.watch = ExternalWatch(self.states, seconds=3600.0, clock=lambda: self.now)
         self.deployer = self.another(deploy)
 
     def another(self, deploy: Any) -> ExternalDeployer:
@@ -61,8 +61,8 @@ class World:
             raise self.says
         return {run_id: self.says[run_id] for run_id in run_ids if run_id in self.says}
 
-    def order(self) -> Order:
-        return Order(
+    def spec(self) -> StartSpec:
+        return StartSpec(
             run_id=RUN, claim=CLAIM, argv=["x"], env={}, cwd=None, folder=self.path, not_after=None, log_limit=1,
             stop_grace=1.0,
         )  # fmt: skip
@@ -73,90 +73,90 @@ class World:
         self.watch.look()
 
 
-def state(kind: Kind, **given: Any) -> RunState:
+def state(kind: StateType, **given: Any) -> RunState:
     return RunState(run_id=RUN, run_name="run", kind=kind, name=str(kind), **given)
 
 
 def test_a_deployment_lives_until_its_run_has_ended_at_the_api(tmp_path):
     world = World(tmp_path)
-    run = world.deployer.start(world.order())
+    run = world.deployer.start(world.spec())
     assert run.handle == {"v": 1, "kind": "external", "host": "here", "id": "a place"}
     assert (run.poll(), run.fileno(), run.begun()) == (None, None, True)
 
-    for kind in (Kind.PENDING, Kind.RUNNING, Kind.CANCELLING):
+    for kind in (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING):
         world.seen(state(kind), after=10_000)
         assert run.poll() is None
-    world.seen(state(Kind.COMPLETED))
+    world.seen(state(StateType.COMPLETED))
     assert run.poll().code == 0
-    assert decide(run.poll(), state(Kind.COMPLETED), backend="prefect1", looked_before=False).step is Step.RELEASE
+    assert decide(run.poll(), state(StateType.COMPLETED), backend="prefect1", looked_before=False).step is Step.RELEASE
 
 
 def test_a_run_that_is_gone_is_over(tmp_path):
     world = World(tmp_path)
-    run = world.deployer.start(world.order())
+    run = world.deployer.start(world.spec())
     world.seen(None)
     assert run.poll().ok
 
 
 def test_an_api_that_does_not_answer_changes_nothing(tmp_path):
     world = World(tmp_path)
-    run = world.deployer.start(world.order())
+    run = world.deployer.start(world.spec())
     world.says = ApiUnavailable("nobody answers")
     world.watch.look()
     assert run.poll() is None
 
 
 def test_what_the_callable_raises_fails_the_run_in_a_sentence(tmp_path):
-    def deploy(_order: Order) -> str:
+    def deploy(_order: StartSpec) -> str:
         raise ValueError("no quota left.")
 
     world = World(tmp_path, deploy)
     with pytest.raises(StartFailed, match=r"could not be started: no quota left\.$"):
-        world.deployer.start(world.order())
+        world.deployer.start(world.spec())
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyError("x"), UnsupportedRun("of its own")])
 def test_whatever_a_callable_raises_ends_no_worker_and_gives_no_run_back(tmp_path, error):
-    def deploy(_order: Order) -> str:
+    def deploy(_order: StartSpec) -> str:
         raise error
 
     world = World(tmp_path, deploy)
     with pytest.raises((StartFailed, UnsupportedRun)):
-        world.deployer.start(world.order())
+        world.deployer.start(world.spec())
 
 
 def test_a_process_that_the_callable_started_after_all_is_the_deployment(tmp_path):
     world = World(tmp_path)
 
-    def deploy(order: Order) -> Any:
-        return deployer.start_below(order)
+    def deploy(spec: StartSpec) -> Any:
+        return deployer.start_below(spec)
 
     deployer = world.another(deploy)
-    assert deployer.start(world.order()).handle == {"run": RUN}
+    assert deployer.start(world.spec()).handle == {"run": RUN}
     assert sorted(path.name for path in world.path.iterdir()) == []  # a crash from here on is the other deployer's
 
 
 @pytest.mark.parametrize(("answer", "place"), [(None, ""), (7, "7"), ({"a": 1}, "{'a': 1}"), ("x" * 999, "x" * 500)])
 def test_whatever_the_callable_returns_is_told_as_text(tmp_path, answer, place):
     world = World(tmp_path, lambda _order: answer)
-    assert world.deployer.start(world.order()).handle["id"] == place
+    assert world.deployer.start(world.spec()).handle["id"] == place
 
 
 def test_the_next_worker_adopts_it_with_what_it_said(tmp_path):
     world = World(tmp_path)
-    world.deployer.start(world.order())
+    world.deployer.start(world.spec())
     run = world.another(None).adopt(world.path)
     assert run.handle["id"] == "a place"
-    world.seen(state(Kind.PENDING), after=DOUBT_SECONDS * 2)
+    world.seen(state(StateType.PENDING), after=DOUBT_SECONDS * 2)
     assert run.poll() is None
-    world.seen(state(Kind.FAILED))
+    world.seen(state(StateType.FAILED))
     assert run.poll().ok
 
 
 def test_an_end_that_was_seen_is_adopted_too(tmp_path):
     world = World(tmp_path)
-    world.deployer.start(world.order())
-    world.seen(state(Kind.COMPLETED))
+    world.deployer.start(world.spec())
+    world.seen(state(StateType.COMPLETED))
     assert world.another(None).adopt(world.path).poll().ok
 
 
@@ -164,22 +164,22 @@ def test_a_run_whose_worker_was_killed_while_it_was_deployed_is_watched_and_not_
     class Killed(BaseException):
         pass
 
-    def deploy(_order: Order) -> str:
+    def deploy(_order: StartSpec) -> str:
         raise Killed
 
     world = World(tmp_path, deploy)
     with pytest.raises(Killed):
-        world.deployer.start(world.order())
+        world.deployer.start(world.spec())
     run = world.another(deploy).adopt(world.path)
     assert run.begun()
     assert not world.folder.abandon("too late")
 
-    world.seen(state(Kind.PENDING))
-    world.seen(state(Kind.PENDING), after=DOUBT_SECONDS - 1)
+    world.seen(state(StateType.PENDING))
+    world.seen(state(StateType.PENDING), after=DOUBT_SECONDS - 1)
     assert run.poll() is None
-    world.seen(state(Kind.PENDING), after=2)
-    decision = decide(run.poll(), state(Kind.PENDING), backend="prefect1", looked_before=False)
-    assert (decision.kind, decision.step) == (Kind.FAILED, Step.TELL)
+    world.seen(state(StateType.PENDING), after=2)
+    decision = decide(run.poll(), state(StateType.PENDING), backend="prefect1", looked_before=False)
+    assert (decision.kind, decision.step) == (StateType.FAILED, Step.TELL)
     assert "killed while it was deployed" in decision.message
 
 
@@ -187,31 +187,31 @@ def test_a_doubtful_one_that_is_seen_running_is_watched_to_its_end(tmp_path):
     world = World(tmp_path)
     (world.path / "deploying.json").write_text(json.dumps({"v": 1}))
     run = world.deployer.adopt(world.path)
-    world.seen(state(Kind.RUNNING))
-    world.seen(state(Kind.PENDING))
-    world.seen(state(Kind.PENDING), after=DOUBT_SECONDS + 1)
+    world.seen(state(StateType.RUNNING))
+    world.seen(state(StateType.PENDING))
+    world.seen(state(StateType.PENDING), after=DOUBT_SECONDS + 1)
     assert run.poll() is None
 
 
 def test_a_run_that_comes_back_by_itself_is_let_go_once_no_process_of_it_can_wait_for_that(tmp_path):
     world = World(tmp_path)
-    run = world.deployer.start(world.order())
-    world.seen(state(Kind.RUNNING, comes_back=True))
-    world.seen(state(Kind.RUNNING, comes_back=True), after=COMES_BACK_SECONDS - 1)
-    world.seen(state(Kind.RUNNING))  # its own process went on
-    world.seen(state(Kind.RUNNING, comes_back=True))
+    run = world.deployer.start(world.spec())
+    world.seen(state(StateType.RUNNING, comes_back=True))
+    world.seen(state(StateType.RUNNING, comes_back=True), after=COMES_BACK_SECONDS - 1)
+    world.seen(state(StateType.RUNNING))  # its own process went on
+    world.seen(state(StateType.RUNNING, comes_back=True))
     assert run.poll() is None
-    comes_back = state(Kind.RUNNING, comes_back=True)
+    comes_back = state(StateType.RUNNING, comes_back=True)
     world.seen(comes_back, after=COMES_BACK_SECONDS + 1)
     assert decide(run.poll(), comes_back, backend="prefect1", looked_before=False).step is Step.RELEASE
 
 
 def test_a_stop_lets_go_of_it_and_says_that_it_may_go_on(tmp_path):
     world = World(tmp_path)
-    run = world.deployer.start(world.order())
+    run = world.deployer.start(world.spec())
     run.stop()
-    decision = decide(run.poll(), state(Kind.RUNNING), backend="prefect1", looked_before=False)
-    assert decision.kind is Kind.FAILED
+    decision = decide(run.poll(), state(StateType.RUNNING), backend="prefect1", looked_before=False)
+    assert decision.kind is StateType.FAILED
     assert "not watched any more: it took longer than --run-timeout" in decision.message
     assert Exit.from_record(run.poll().to_record()) == run.poll()
 
@@ -219,7 +219,7 @@ def test_a_stop_lets_go_of_it_and_says_that_it_may_go_on(tmp_path):
 def test_what_is_not_external_is_the_other_deployer_s(tmp_path):
     world = World(tmp_path)
     deployer = world.another(None)
-    assert deployer.start(world.order()).handle == {"run": RUN}
+    assert deployer.start(world.spec()).handle == {"run": RUN}
     assert world.folder.abandon("never begun")
     assert deployer.adopt(world.path) is None
     deployer.close()

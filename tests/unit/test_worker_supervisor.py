@@ -64,7 +64,7 @@ class FakeDeployment:
         self.said.append("close")
 
 
-def attempt(number, deployment=None, state=State.RUNNING):
+def attempt(number, started_run=None, state=State.RUNNING):
     held = Held(
         run_id=f"run{number}",
         claim="claim",
@@ -74,7 +74,7 @@ def attempt(number, deployment=None, state=State.RUNNING):
         due=datetime(2026, 1, 1, tzinfo=UTC),
         state=state,
     )
-    return Attempt(held=held, folder=RunFolder(Path(f"/nowhere/run{number}.claim")), deployment=deployment)
+    return Attempt(held=held, folder=RunFolder(Path(f"/nowhere/run{number}.claim")), started_run=started_run)
 
 
 @pytest.fixture
@@ -90,51 +90,51 @@ def watched():
 def watch(supervisor, attempts, one):
     assert attempts.begin(one)
     supervisor.watch(one.key)
-    return one.deployment
+    return one.started_run
 
 
 @pytest.mark.parametrize("descriptor", [True, False])
 def test_an_end_is_seen_and_handed_on_once(watched, descriptor):
     supervisor, attempts, ends = watched
-    deployment = watch(supervisor, attempts, attempt(1, FakeDeployment(descriptor=descriptor)))
-    until(lambda: deployment.asked, 5, "the first look")
-    deployment.end(Exit(code=4))
+    started_run = watch(supervisor, attempts, attempt(1, FakeDeployment(descriptor=descriptor)))
+    until(lambda: started_run.asked, 5, "the first look")
+    started_run.end(Exit(code=4))
     until(lambda: ends, 5, "the end")
     assert [(one.key, one.exit.code, one.held.state) for one in ends] == [("run1.claim", 4, State.ENDED)]
     assert attempts.occupying() == set()
-    assert deployment.said == ["close"]
+    assert started_run.said == ["close"]
 
 
 def test_an_end_before_it_was_watched_is_seen(watched):
     supervisor, attempts, ends = watched
-    deployment = FakeDeployment()
-    deployment.exit = Exit(code=0)
-    watch(supervisor, attempts, attempt(1, deployment))
+    started_run = FakeDeployment()
+    started_run.exit = Exit(code=0)
+    watch(supervisor, attempts, attempt(1, started_run))
     until(lambda: ends, 5, "the end")
 
 
 def test_a_leader_that_is_gone_while_its_group_is_not_keeps_the_slot(watched):
     supervisor, attempts, ends = watched
-    deployment = watch(supervisor, attempts, attempt(1, FakeDeployment()))
-    deployment.ring()
-    os.read(deployment.reader, 1)
-    until(lambda: deployment.asked >= 1, 5, "a look")
+    started_run = watch(supervisor, attempts, attempt(1, FakeDeployment()))
+    started_run.ring()
+    os.read(started_run.reader, 1)
+    until(lambda: started_run.asked >= 1, 5, "a look")
     assert attempts.occupying() == {"run1.claim"}
     assert ends == []
-    deployment.exit = Exit(signal=9)
-    deployment.ring()
+    started_run.exit = Exit(signal=9)
+    started_run.ring()
     until(lambda: ends, 5, "the end when all of it is gone")
 
 
 def test_a_descriptor_that_never_stops_ringing_does_not_keep_the_thread_spinning(watched):
     supervisor, attempts, ends = watched
-    deployment = watch(supervisor, attempts, attempt(1, FakeDeployment()))
-    deployment.ring()
-    until(lambda: deployment.asked > 50, 5, "the rings to be counted")
-    before = deployment.asked
-    until(lambda: deployment.asked >= before + 5, 5, "it to be asked on")
-    assert deployment.asked < 200, "asked in steps, not as fast as the thread can"
-    deployment.exit = Exit(code=1)
+    started_run = watch(supervisor, attempts, attempt(1, FakeDeployment()))
+    started_run.ring()
+    until(lambda: started_run.asked > 50, 5, "the rings to be counted")
+    before = started_run.asked
+    until(lambda: started_run.asked >= before + 5, 5, "it to be asked on")
+    assert started_run.asked < 200, "asked in steps, not as fast as the thread can"
+    started_run.exit = Exit(code=1)
     until(lambda: ends, 5, "the end")
 
 
@@ -149,19 +149,19 @@ def test_a_broken_run_does_not_leave_the_others_unwatched(watched):
 
 def test_a_run_is_stopped_or_killed_on_demand(watched):
     supervisor, attempts, _ = watched
-    deployment = watch(supervisor, attempts, attempt(1, FakeDeployment()))
+    started_run = watch(supervisor, attempts, attempt(1, FakeDeployment()))
     supervisor.stop("run1.claim")
     supervisor.stop("run1.claim", kill=True)
     supervisor.stop("unknown")
-    until(lambda: deployment.said == ["stop", "kill"], 5, "both")
+    until(lambda: started_run.said == ["stop", "kill"], 5, "both")
 
 
 def test_a_run_that_takes_longer_than_the_timeout_is_stopped():
     attempts = Attempts()
     supervisor = Supervisor(attempts, lambda _: None, run_timeout=0.05)
     supervisor.start()
-    deployment = watch(supervisor, attempts, attempt(1, FakeDeployment()))
-    until(lambda: deployment.said == ["stop"], 5, "the stop")
+    started_run = watch(supervisor, attempts, attempt(1, FakeDeployment()))
+    until(lambda: started_run.said == ["stop"], 5, "the stop")
     supervisor.close()
 
 
@@ -177,13 +177,13 @@ def test_the_time_of_an_adopted_run_does_not_begin_anew(tmp_path):
     atomic_files.write_json(young.path / "started.json", {"boot_clock": boot_clock() - 3000})
     long_ago = time.time() - 3601
     os.utime(plugged_in.path / "intent.json", (long_ago, long_ago))
-    deployments = []
+    started_runs = []
     for number, folder in enumerate((old, young, plugged_in)):
         one = replace(attempt(number, FakeDeployment()), folder=folder, adopted=True)
-        deployments.append(watch(supervisor, attempts, one))
-    until(lambda: deployments[0].said == deployments[2].said == ["stop"], 5, "the stop of those whose time is over")
-    until(lambda: deployments[1].asked, 5, "a look at the other")
-    assert deployments[1].said == []
+        started_runs.append(watch(supervisor, attempts, one))
+    until(lambda: started_runs[0].said == started_runs[2].said == ["stop"], 5, "the stop of those whose time is over")
+    until(lambda: started_runs[1].asked, 5, "a look at the other")
+    assert started_runs[1].said == []
     supervisor.close()
 
 

@@ -18,10 +18,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flowfleet.api.client import Kind, RunState
+from flowfleet.api.client import RunState, StateType
 from flowfleet.errors import ApiError, DeployError, StartFailed
-from flowfleet.retry import Outage
-from workers.deployment import EXTERNAL, Deployer, Deployment, Exit, Handle, Order
+from flowfleet.retry import OutageLog
+from workers.deployment import EXTERNAL, Deployer, Exit, Handle, StartedRun, StartSpec
 from workers.shim import atomic_files
 from workers.state.run_folders import RunFolder
 
@@ -41,7 +41,7 @@ _CANCELLED = "it was cancelled; where it was deployed it ends by itself"
 _DOUBTFUL = "its worker was killed while it was deployed, and it has not begun since"
 
 #: deploys, and says in a few words what it has made; or a deployment that another deployer has started on its behalf
-Deploy = Callable[[Order], "Deployment | str"]
+Deploy = Callable[[StartSpec], "StartedRun | str"]
 States = Callable[[Sequence[str]], Mapping[str, RunState]]
 
 
@@ -95,7 +95,7 @@ class ExternalRun:
         self._end = end
 
 
-class Watch:
+class ExternalWatch:
     """Asks the API about all external runs of this worker, in a thread that lives while there are any."""
 
     def __init__(
@@ -104,7 +104,7 @@ class Watch:
         self._states = states
         self._seconds = seconds
         self._clock = clock
-        self._outage = Outage("the Prefect API", logger, clock)
+        self._outage = OutageLog("the Prefect API", logger, clock)
         self._lock = threading.Lock()
         self._runs: dict[str, ExternalRun] = {}
         self._closed = threading.Event()
@@ -154,10 +154,10 @@ class Watch:
         if state is None or state.kind.terminal:
             run.end(Exit(code=0, ended_at=time.time()))
             return
-        if state.kind is Kind.RUNNING:
+        if state.kind is StateType.RUNNING:
             run.doubtful = False
-        returns = state.comes_back or (state.kind in (Kind.SCHEDULED, Kind.PAUSED) and not state.held)
-        if not returns and not (run.doubtful and state.kind is Kind.PENDING):
+        returns = state.comes_back or (state.kind in (StateType.SCHEDULED, StateType.PAUSED) and not state.held)
+        if not returns and not (run.doubtful and state.kind is StateType.PENDING):
             run.waits_since = None
             return
         if run.waits_since is None:
@@ -177,35 +177,35 @@ class ExternalDeployer:
 
     kind = EXTERNAL
 
-    def __init__(self, deploy: Deploy | None, *, below: Deployer, watch: Watch, host: str) -> None:
+    def __init__(self, deploy: Deploy | None, *, below: Deployer, watch: ExternalWatch, host: str) -> None:
         self._deploy = deploy
         self._below = below
         self._watch = watch
         self._host = host
 
-    def start(self, order: Order) -> Deployment:
+    def start(self, spec: StartSpec) -> StartedRun:
         """Ask the callable; raises `StartFailed` with what it raises."""
         if self._deploy is None:
-            return self._below.start(order)
-        folder = RunFolder(order.folder)
+            return self._below.start(spec)
+        folder = RunFolder(spec.folder)
         atomic_files.write_json(_marker(folder), {"v": 1, "host": self._host})
         try:
-            answer = self._deploy(order)
+            answer = self._deploy(spec)
         except DeployError:
             raise
         except (Exception, SystemExit) as exc:
-            logger.exception("a deployment failed", extra={"run_id": order.run_id, "claim": order.claim})
-            raise StartFailed(f"Run {order.run_id} could not be started: {_words(exc)}.") from exc
+            logger.exception("a deployment failed", extra={"run_id": spec.run_id, "claim": spec.claim})
+            raise StartFailed(f"Run {spec.run_id} could not be started: {_words(exc)}.") from exc
         if not isinstance(answer, str) and hasattr(answer, "handle"):
             return answer
         return self._given_away(folder, "" if answer is None else str(answer))
 
-    def start_below(self, order: Order) -> Deployment:
+    def start_below(self, spec: StartSpec) -> StartedRun:
         """For the callable: start it as a process of this host after all, which is then exactly watched."""
-        _marker(RunFolder(order.folder)).unlink(missing_ok=True)
-        return self._below.start(order)
+        _marker(RunFolder(spec.folder)).unlink(missing_ok=True)
+        return self._below.start(spec)
 
-    def adopt(self, folder: Path) -> Deployment | None:
+    def adopt(self, folder: Path) -> StartedRun | None:
         """Find a run again; what is not external is the other deployer's."""
         run = RunFolder(folder)
         if run.start() is None and _marker(run).exists():
@@ -221,7 +221,7 @@ class ExternalDeployer:
         self._watch.close()
         self._below.close()
 
-    def _given_away(self, folder: RunFolder, text: str) -> Deployment:
+    def _given_away(self, folder: RunFolder, text: str) -> StartedRun:
         handle = self._handle(text)
         try:
             _win(folder, doubtful=False)
@@ -230,7 +230,7 @@ class ExternalDeployer:
             logger.error("deployment not written down", extra={"run_id": folder.run_id, "error": str(exc)})
         return self._follow(ExternalRun(folder, handle, self._watch.forget))
 
-    def _follow(self, run: ExternalRun) -> Deployment:
+    def _follow(self, run: ExternalRun) -> StartedRun:
         if run.poll() is None:
             self._watch.follow(run)
         return run

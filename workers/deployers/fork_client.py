@@ -32,7 +32,7 @@ class NotFit(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Program:
+class ForkServerProgram:
     """What is started as a fork server; descriptor, mode and limit are added to its arguments."""
 
     argv: tuple[str, ...]
@@ -42,20 +42,20 @@ class Program:
     greeting_seconds: float | None = None
 
 
-def own_program(python: str = sys.executable) -> Program:
+def own_program(python: str = sys.executable) -> ForkServerProgram:
     """The fork server of this package, in our own Python with nothing of the user's environment."""
     file = str(Path(forkserver.__file__).resolve())
     env = {name: os.environ[name] for name in _NEEDED if name in os.environ}
-    return Program(argv=(python, "-I", "-S", "-E", file), env=env)
+    return ForkServerProgram(argv=(python, "-I", "-S", "-E", file), env=env)
 
 
-class Launcher:
+class ForkClient:
     """One fork server; may be asked by several threads at once."""
 
     def __init__(
         self,
         *,
-        program: Program | None = None,
+        program: ForkServerProgram | None = None,
         on_demand: bool = True,
         answer_seconds: float = 20.0,
         reap_orphans: bool = True,

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from flowfleet.errors import StartFailed
-from workers.deployers.fork_client import Launcher, NoAnswer
-from workers.deployers.subprocess_run import Parts, SubprocessRun
-from workers.deployment import Deployment, Exit, Order
+from workers.deployers.fork_client import ForkClient, NoAnswer
+from workers.deployers.subprocess_run import HostFacts, SubprocessRun
+from workers.deployment import Exit, StartedRun, StartSpec
 from workers.host import Abilities, Host
 from workers.state.run_folders import RunFolder
 
@@ -22,7 +22,7 @@ _BIRTH_LOOKS = 100
 _BIRTH_PAUSE_SECONDS = 0.02
 
 
-class Starter(Protocol):
+class WarmStart(Protocol):
     """Another way to start a command below a shim than by executing it."""
 
     def launch(self, request: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -42,33 +42,33 @@ class ProcessDeployer:
         *,
         host: Host,
         abilities: Abilities,
-        launcher: Launcher | None = None,
-        warm: Starter | None = None,
+        fork_client: ForkClient | None = None,
+        warm: WarmStart | None = None,
         descriptors: int = 0,
         wait: Callable[[float], None] = time.sleep,
     ) -> None:
         self._host = host
         self._abilities = abilities
-        self._launcher = launcher or Launcher(reap_orphans=abilities.subreaper, descriptors=descriptors)
+        self._fork_client = fork_client or ForkClient(reap_orphans=abilities.subreaper, descriptors=descriptors)
         #: the shorter way, where there is one
         self._warm = warm
         self._wait = wait
         self._umask = _umask()
 
-    def start(self, order: Order) -> Deployment:
+    def start(self, spec: StartSpec) -> StartedRun:
         """Start the command below a shim; raises `StartFailed` when it certainly did not begin."""
-        request = self._request(order)
+        request = self._request(spec)
         try:
             answer = self._ask(request)
         except NoAnswer as exc:
-            return self._settle_start(order, str(exc))
+            return self._settle_start(spec, str(exc))
         status = answer.get("status")
         if status == "started":
-            return SubprocessRun(RunFolder(order.folder), self._parts(), started=answer["started"])
+            return SubprocessRun(RunFolder(spec.folder), self._parts(), started=answer["started"])
         if status == "taken":  # a second start of the same attempt: whoever won is the run
-            return self._settle_start(order, "its start file is taken")
+            return self._settle_start(spec, "its start file is taken")
         sentence = str(answer.get("error") or "its shim did not say why")
-        raise StartFailed(f"Run {order.run_id} could not be started: {sentence}.")
+        raise StartFailed(f"Run {spec.run_id} could not be started: {sentence}.")
 
     def _ask(self, request: dict[str, Any]) -> Mapping[str, Any]:
         answer = self._warm.launch(request) if self._warm is not None else None
@@ -76,33 +76,33 @@ class ProcessDeployer:
 
     def _ask_cold(self, request: dict[str, Any]) -> dict[str, Any]:
         try:
-            return self._launcher.launch(request)
+            return self._fork_client.launch(request)
         except NoAnswer as exc:
             # asking again is safe: the start file lets one shim win
             logger.warning("shim did not answer, asked again", extra={"run_id": request["run_id"], "error": str(exc)})
-            return self._launcher.launch(request)
+            return self._fork_client.launch(request)
 
-    def _settle_start(self, order: Order, reason: str) -> Deployment:
-        deployment = self.adopt(order.folder)
-        if deployment is None:
-            raise StartFailed(f"Run {order.run_id} could not be started: {reason}.")
-        return deployment
+    def _settle_start(self, spec: StartSpec, reason: str) -> StartedRun:
+        started_run = self.adopt(spec.folder)
+        if started_run is None:
+            raise StartFailed(f"Run {spec.run_id} could not be started: {reason}.")
+        return started_run
 
-    def _request(self, order: Order) -> dict[str, Any]:
+    def _request(self, spec: StartSpec) -> dict[str, Any]:
         host, abilities = self._host, self._abilities
         return {
             "v": 1,
-            "run_id": order.run_id,
-            "claim": order.claim,
-            "folder": str(order.folder),
-            "argv": list(order.argv),
-            "env": dict(order.env),
-            "path": order.env.get("PATH", os.defpath),
-            "cwd": order.cwd,
+            "run_id": spec.run_id,
+            "claim": spec.claim,
+            "folder": str(spec.folder),
+            "argv": list(spec.argv),
+            "env": dict(spec.env),
+            "path": spec.env.get("PATH", os.defpath),
+            "cwd": spec.cwd,
             "umask": self._umask,
-            "not_after": order.not_after,
-            "log_limit": order.log_limit,
-            "stop_grace": order.stop_grace,
+            "not_after": spec.not_after,
+            "log_limit": spec.log_limit,
+            "stop_grace": spec.stop_grace,
             "handle": {"kind": self.kind, "host": host.name, "boot_id": host.boot_id, "pid_ns": host.pid_ns},
             "abilities": {
                 "proc": abilities.proc,
@@ -111,7 +111,7 @@ class ProcessDeployer:
             },
         }
 
-    def adopt(self, folder: Path) -> Deployment | None:
+    def adopt(self, folder: Path) -> StartedRun | None:
         """Find a run again by its folder; None = it never began, and its start file says that it never will."""
         run = RunFolder(folder)
         start = run.start()
@@ -140,20 +140,20 @@ class ProcessDeployer:
             self._wait(_BIRTH_PAUSE_SECONDS)
         # alive and slow (a hanging file system): it may still begin, so it is watched
 
-    def _from_another_boot(self, run: RunFolder) -> Deployment:
+    def _from_another_boot(self, run: RunFolder) -> StartedRun:
         if run.exit_record() is None:
             end = Exit(unknown=True, why="its host restarted while it ran")
             run.write_exit(end, begun=True)
         return SubprocessRun(run, self._parts(), started=run.started() or run.start() or {}, over=True)
 
-    def _parts(self) -> Parts:
-        return Parts(host=self._host, abilities=self._abilities)
+    def _parts(self) -> HostFacts:
+        return HostFacts(host=self._host, abilities=self._abilities)
 
     def close(self) -> None:
         """End the launchers; runs go on."""
         if self._warm is not None:
             self._warm.close()
-        self._launcher.close()
+        self._fork_client.close()
 
 
 def _umask() -> int:

@@ -19,7 +19,7 @@ from workers.shim import atomic_files, syscalls
 _CREATED_SLACK_SECONDS = 2.0
 
 
-class Grip(Protocol):
+class ProcessHandle(Protocol):
     """Hold of one process."""
 
     pid: int
@@ -40,7 +40,7 @@ class Grip(Protocol):
         """Let go."""
 
 
-class PidfdGrip:
+class PidfdHandle:
     """Hold by a pidfd."""
 
     def __init__(self, pid: int, fd: int) -> None:
@@ -48,7 +48,7 @@ class PidfdGrip:
         self._fd = fd
 
     @classmethod
-    def take(cls, pid: int, ticks: int) -> PidfdGrip | None:
+    def take(cls, pid: int, ticks: int) -> PidfdHandle | None:
         """None = gone, or another process has this pid by now.
 
         Raises `OSError` where that cannot be told (no descriptor is left): the process may well be alive.
@@ -92,7 +92,7 @@ class PidfdGrip:
         os.close(self._fd)
 
 
-class LockGrip:
+class LockHandle:
     """Hold of a shim by the lock that it keeps on its start file; holds on every platform, in any pid namespace."""
 
     def __init__(self, pid: int, path: Path, *, ours: bool = True) -> None:
@@ -122,7 +122,7 @@ class LockGrip:
         return
 
 
-class PolledGrip:
+class PolledHandle:
     """Hold of a process by its pid and the span in which it was started, for platforms without pidfd."""
 
     def __init__(self, pid: int, earliest: float, latest: float) -> None:

@@ -8,7 +8,7 @@ from flowfleet.api.client import ApiClient
 from flowfleet.errors import SettingsError
 from flowfleet.settings.classes import WorkerSettings
 from workers.deployers import external, warm_client
-from workers.deployers.fork_client import Program
+from workers.deployers.fork_client import ForkServerProgram
 from workers.deployers.process import ProcessDeployer
 from workers.deployment import Deployer
 from workers.host import Abilities, Host, raise_descriptors
@@ -18,7 +18,7 @@ DEPLOYERS = "flowfleet.deployers"
 
 def adopting_deployer(own: Deployer, api: ApiClient, settings: WorkerSettings) -> Deployer:
     """The deployer of a worker, which also adopts what a Python agent of its host has left."""
-    return external.ExternalDeployer(None, below=own, watch=external.Watch(api.states), host=settings.host)
+    return external.ExternalDeployer(None, below=own, watch=external.ExternalWatch(api.states), host=settings.host)
 
 
 def plugged_in_deployer(kind: str) -> Deployer | None:
@@ -35,7 +35,7 @@ def plugged_in_deployer(kind: str) -> Deployer | None:
     return deployer
 
 
-def process_deployer(host: Host, abilities: Abilities, parent: Program | None) -> Deployer:
+def process_deployer(host: Host, abilities: Abilities, parent: ForkServerProgram | None) -> Deployer:
     """The deployer of processes; with the program of a warm parent it starts one, and forks engines out of it."""
     descriptors = raise_descriptors()
     warm = None

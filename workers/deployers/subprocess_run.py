@@ -30,14 +30,14 @@ _AGAIN_SECONDS = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parts:
+class HostFacts:
     """What a run needs of its worker."""
 
     host: Host
     abilities: Abilities
 
 
-class Doorbell:
+class RunWakeup:
     """One descriptor that turns readable when the run should be asked, whatever it is that is being watched."""
 
     def __init__(self) -> None:
@@ -89,9 +89,9 @@ class Doorbell:
                 os.close(self._writer)
 
 
-def _doorbell(abilities: Abilities) -> Doorbell | None:
+def _run_wakeup(abilities: Abilities) -> RunWakeup | None:
     try:
-        return Doorbell() if abilities.pidfd else None
+        return RunWakeup() if abilities.pidfd else None
     except OSError as exc:  # no descriptor is left: the run is asked each second
         logger.warning("run has no doorbell", extra={"error": str(exc)})
         return None
@@ -100,21 +100,21 @@ def _doorbell(abilities: Abilities) -> Doorbell | None:
 class SubprocessRun:
     """The Deployment of a subprocess."""
 
-    def __init__(self, folder: RunFolder, parts: Parts, *, started: Mapping[str, Any], over: bool = False) -> None:
+    def __init__(self, folder: RunFolder, parts: HostFacts, *, started: Mapping[str, Any], over: bool = False) -> None:
         self._folder = folder
         self._parts = parts
         self._started = started
-        self._bell = _doorbell(parts.abilities)
-        self._shim: process_handles.Grip | None = None
-        self._command: process_handles.Grip | None = None
+        self._wakeup = _run_wakeup(parts.abilities)
+        self._shim: process_handles.ProcessHandle | None = None
+        self._command: process_handles.ProcessHandle | None = None
         self._exit: Exit | None = None
         self._stopped_by: str | None = None
         self._over_since: float | None = None
         self._closed = False
         self._over = over
         if not over:
-            self._shim = self._grip_shim()
-            self._command = self._grip_command()
+            self._shim = self._take_shim()
+            self._command = self._take_command()
         self._watch(self._shim or self._command)
 
     # -- the Deployment protocol
@@ -128,17 +128,17 @@ class SubprocessRun:
 
     def fileno(self) -> int | None:
         """Readable when `poll` should be asked; None = ask each second."""
-        grip = self._shim or self._command
-        if self._bell is None or (grip is not None and grip.fileno() is None):
+        process = self._shim or self._command
+        if self._wakeup is None or (process is not None and process.fileno() is None):
             return None
-        return self._bell.fileno()
+        return self._wakeup.fileno()
 
     def poll(self) -> Exit | None:
         """Its Exit once nothing of it is left."""
         if self._exit is not None:
             return self._exit
-        if self._bell:
-            self._bell.answer()
+        if self._wakeup:
+            self._wakeup.answer()
         if self._shim is not None:
             if self._shim.alive():
                 return None
@@ -183,30 +183,30 @@ class SubprocessRun:
         if self._closed:
             return
         self._closed = True
-        if self._bell:
-            self._bell.close()
-        for grip in (self._shim, self._command):
-            if grip is not None:
-                grip.close()
+        if self._wakeup:
+            self._wakeup.close()
+        for process in (self._shim, self._command):
+            if process is not None:
+                process.close()
         self._shim = self._command = None
 
     # -- what is being watched
 
-    def _grip_shim(self) -> process_handles.Grip | None:
+    def _take_shim(self) -> process_handles.ProcessHandle | None:
         pid, start = int(self._started.get("pid") or 0), self._folder.path / "start"
         if self._started.get("pid_ns") != self._parts.host.pid_ns:
             # a container with the same volume: its pids mean nothing here, but the lock does
-            return process_handles.LockGrip(pid, start, ours=False)
+            return process_handles.LockHandle(pid, start, ours=False)
         ticks = self._started.get("ticks")
         if not self._parts.abilities.pidfd or ticks is None:  # None: started by a worker in plain mode
-            return process_handles.LockGrip(pid, start)
+            return process_handles.LockHandle(pid, start)
         try:
-            return process_handles.PidfdGrip.take(pid, ticks)
+            return process_handles.PidfdHandle.take(pid, ticks)
         except OSError as exc:
             self._without_descriptor(exc)
-            return process_handles.LockGrip(pid, start)
+            return process_handles.LockHandle(pid, start)
 
-    def _grip_command(self) -> process_handles.Grip | None:
+    def _take_command(self) -> process_handles.ProcessHandle | None:
         pid = self._started.get("command_pid")
         if not pid or self._started.get("pid_ns") != self._parts.host.pid_ns:
             return None
@@ -214,16 +214,18 @@ class SubprocessRun:
         if not self._parts.abilities.pidfd or ticks is None:
             return self._poll_command(int(pid))
         try:
-            return process_handles.PidfdGrip.take(int(pid), ticks)
+            return process_handles.PidfdHandle.take(int(pid), ticks)
         except OSError as exc:
             self._without_descriptor(exc)
             return self._poll_command(int(pid))
 
-    def _poll_command(self, pid: int) -> process_handles.Grip | None:
+    def _poll_command(self, pid: int) -> process_handles.ProcessHandle | None:
         earliest = float(self._started.get("shim_started_at") or 0.0)
         # between the two the shim has written to a disk that may be slow
-        grip = process_handles.PolledGrip(pid, earliest, float(self._started.get("command_started_at") or earliest))
-        return grip if grip.alive() else None
+        process = process_handles.PolledHandle(
+            pid, earliest, float(self._started.get("command_started_at") or earliest)
+        )
+        return process if process.alive() else None
 
     def _without_descriptor(self, exc: OSError) -> None:
         # never taken for an end: what is believed to be over is killed
@@ -232,13 +234,13 @@ class SubprocessRun:
             extra={"run_id": self._folder.run_id, "claim": self._folder.claim, "error": str(exc)},
         )
 
-    def _watch(self, grip: process_handles.Grip | None) -> None:
-        if self._bell is None:
+    def _watch(self, process: process_handles.ProcessHandle | None) -> None:
+        if self._wakeup is None:
             return
-        fd = grip.fileno() if grip else None
-        self._bell.watch(fd)
+        fd = process.fileno() if process else None
+        self._wakeup.watch(fd)
         if fd is None:
-            self._bell.ring_in(0.0)  # nothing that would ring: ask at once, and again and again
+            self._wakeup.ring_in(0.0)  # nothing that would ring: ask at once, and again and again
 
     def _lost_shim(self) -> None:
         assert self._shim is not None
@@ -247,19 +249,19 @@ class SubprocessRun:
         self._shim = None
         if self._folder.exit_record() is None:
             self._started = self._folder.started() or self._started
-            self._command = self._command or self._grip_command()
+            self._command = self._command or self._take_command()
             logger.warning("shim was killed", extra={"run_id": self._folder.run_id, "claim": self._folder.claim})
             if self._command is not None:
                 self._watch(self._command)
 
     def _watch_none(self) -> None:
-        if self._bell is not None:
-            self._bell.watch(None)
+        if self._wakeup is not None:
+            self._wakeup.watch(None)
 
     def _again(self) -> None:
         self._watch_none()
-        if self._bell is not None:
-            self._bell.ring_in(_AGAIN_SECONDS)
+        if self._wakeup is not None:
+            self._wakeup.ring_in(_AGAIN_SECONDS)
 
     # -- the end
 

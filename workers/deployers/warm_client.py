@@ -14,15 +14,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from workers.deployers.fork_client import Launcher, NoAnswer, NotFit, Program
-from workers.environment import Layers
+from workers.deployers.fork_client import ForkClient, ForkServerProgram, NoAnswer, NotFit
+from workers.environment import EnvironmentLayers
 from workers.host import Abilities
 from workers.interpreter import Interpreter
 from workers.shim import syscalls, warm_parent
 
 logger = logging.getLogger(__name__)
 
-#: what `prefect1_engine.Parent` renews was read and measured there
+#: what `prefect1_engine.LoadedPrefect` renews was read and measured there
 PREFECTS = ("1.4.1",)
 #: an import of prefect takes half a second, on a busy or slow machine a multiple
 _GREETING_SECONDS = 120.0
@@ -37,23 +37,25 @@ _REASONS = 20
 _ROOM = {"FLOWFLEET_ROOM": "-" * 4096}
 
 
-def program(interpreter: Interpreter, layers: Layers) -> Program:
+def program(interpreter: Interpreter, layers: EnvironmentLayers) -> ForkServerProgram:
     """The warm parent of this Python, in the environment that all runs have in common but for their paths."""
     env = layers.build({}, {"PYTHONPATH": None}, run_id="", claim="") | _ROOM
     file = str(Path(warm_parent.__file__).resolve())
-    return Program(argv=(interpreter.path, file), env=env, name="warm parent", greeting_seconds=_GREETING_SECONDS)
+    return ForkServerProgram(
+        argv=(interpreter.path, file), env=env, name="warm parent", greeting_seconds=_GREETING_SECONDS
+    )
 
 
-def starter(parent: Program, abilities: Abilities, *, descriptors: int) -> WarmStarter:
+def starter(parent: ForkServerProgram, abilities: Abilities, *, descriptors: int) -> WarmClient:
     """Made, and not begun."""
-    launcher = Launcher(
+    fork_client = ForkClient(
         program=parent,
         on_demand=False,
         reap_orphans=abilities.subreaper,
         descriptors=descriptors,
         answer_seconds=_ANSWER_SECONDS,
     )
-    return WarmStarter(launcher)
+    return WarmClient(fork_client)
 
 
 def possible(interpreter: Interpreter, abilities: Abilities) -> bool:
@@ -61,11 +63,11 @@ def possible(interpreter: Interpreter, abilities: Abilities) -> bool:
     return syscalls.LINUX and abilities.proc and interpreter.prefect in PREFECTS
 
 
-class WarmStarter:
+class WarmClient:
     """One warm parent, loaded in the background and again when it is gone; may be asked by several threads at once."""
 
-    def __init__(self, launcher: Launcher, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._launcher = launcher
+    def __init__(self, fork_client: ForkClient, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._fork_client = fork_client
         self._clock = clock
         self._ready = threading.Event()
         self._gone = threading.Event()
@@ -89,7 +91,7 @@ class WarmStarter:
         if not self._ready.is_set():
             return None
         try:
-            answer = self._launcher.launch(request)
+            answer = self._fork_client.launch(request)
         except NoAnswer as exc:
             logger.info("warm parent is loaded again", extra={"run_id": request["run_id"], "why": str(exc)})
             self._ready.clear()
@@ -105,8 +107,8 @@ class WarmStarter:
         self._closed.set()
         self._gone.set()
         if not self._ready.is_set():
-            self._launcher.abort()  # it may be loading, and is not waited for
-        self._launcher.close()
+            self._fork_client.abort()  # it may be loading, and is not waited for
+        self._fork_client.close()
 
     def _keep(self) -> None:
         pause = 0.0
@@ -122,7 +124,7 @@ class WarmStarter:
     def _load(self) -> bool:
         """False when there will never be one here."""
         try:
-            self._launcher.start()
+            self._fork_client.start()
         except NotFit as exc:
             logger.info("all runs start cold", extra={"why": str(exc)})
             return False

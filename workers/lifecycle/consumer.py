@@ -74,7 +74,7 @@ def require_hooks() -> None:
         )
 
 
-class Bell:
+class Wakeup:
     """Wakes Celery's loop from other threads and from signal handlers: one descriptor, no lock."""
 
     def __init__(self) -> None:
@@ -104,7 +104,7 @@ class Slots:
 
     slots: int
     room: Room
-    bell: Bell = field(default_factory=Bell)
+    wakeup: Wakeup = field(default_factory=Wakeup)
     stopping: bool = False
     #: called with the time (by the sender's clock) at which an accepted message was sent
     on_arrival: Callable[[float], None] = lambda _sent_at: None
@@ -147,10 +147,10 @@ class Slots:
             consumer.create_task_handler = lambda: self.wrap(consumer.flowfleet_handler())
         self.room.serving(frozenset())
         self.subscribe(consumer)
-        consumer.hub.add_reader(self.bell.fileno(), self._rung, consumer)
+        consumer.hub.add_reader(self.wakeup.fileno(), self._rung, consumer)
 
     def _rung(self, consumer: Any) -> None:
-        self.bell.answer()
+        self.wakeup.answer()
         if self.stopping:
             self.room.serving(frozenset())
         else:

@@ -12,10 +12,10 @@ from typing import Protocol
 from flowfleet.errors import LedgerError
 from flowfleet.ledger.claims import Claims, Held, Refusal, Renewal, State
 from flowfleet.ledger.roster import Roster, Row
-from flowfleet.retry import Outage
+from flowfleet.retry import OutageLog
 from workers.shim.syscalls import boot_clock
 from workers.state.attempts import Attempt, Attempts
-from workers.state.ledger_view import Standing
+from workers.state.ledger_view import LedgerView
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class Watcher(Protocol):
     seen: float
 
 
-class Renewer:
+class Heartbeat:
     """A thread that renews each `renew_seconds`, or when it is nudged."""
 
     def __init__(
@@ -41,7 +41,7 @@ class Renewer:
         roster: Roster,
         row: Row,
         attempts: Attempts,
-        standing: Standing,
+        ledger_view: LedgerView,
         watcher: Watcher,
         on_fenced: Callable[[Attempt, Refusal], None],
         on_cancelled: Callable[[Attempt], None],
@@ -53,7 +53,7 @@ class Renewer:
         self._roster = roster
         self._row = row
         self._attempts = attempts
-        self._standing = standing
+        self._ledger_view = ledger_view
         self._watcher = watcher
         self._on_fenced = on_fenced
         self._on_cancelled = on_cancelled
@@ -64,8 +64,8 @@ class Renewer:
         self._beat = 0
         self._nudged = threading.Event()
         self._closed = False
-        self._outage = Outage("Redis", logger, clock)
-        self._thread = threading.Thread(target=self._run, name="renewer", daemon=True)
+        self._outage = OutageLog("Redis", logger, clock)
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def start(self) -> None:
         """Start the thread."""
@@ -96,8 +96,8 @@ class Renewer:
                 logger.exception("a renewal failed")
 
     def _pause(self) -> float:
-        wanted = self._standing.lease.renew_seconds
-        return wanted if self._standing.gate_open and self._standing.connected else min(SHUT_SECONDS, wanted)
+        wanted = self._ledger_view.lease.renew_seconds
+        return wanted if self._ledger_view.gate_open and self._ledger_view.connected else min(SHUT_SECONDS, wanted)
 
     def renew(self) -> Renewal:
         """One renewal; raises `LedgerUnavailable`."""
@@ -109,7 +109,7 @@ class Renewer:
         self._outage.passed()
         if not renewal.signed_on:
             self._sign_on_again()
-        self._standing.tell(renewal, sent_at)
+        self._ledger_view.tell(renewal, sent_at)
         kept = [f"{one.run_id}.{one.claim}" for one in held if one.run_id not in renewal.fenced]
         self._attempts.prove(kept, sent)
         self._act(renewal, held)
@@ -128,15 +128,15 @@ class Renewer:
 
     def _sign_on_again(self) -> None:
         """The ledger has lost our row (an empty Redis), or somebody else has our name."""
-        standing = self._roster.sign_on(dataclasses.replace(self._row, beat=self._beat))
-        if standing is None:
+        ledger_view = self._roster.sign_on(dataclasses.replace(self._row, beat=self._beat))
+        if ledger_view is None:
             logger.warning("the ledger had lost this worker, signed on again", extra={"worker": self._row.worker})
         else:
             logger.error("another process has this worker's name", extra={"worker": self._row.worker})
 
     def _write_routes(self) -> None:
         # a stopping worker may wait for its runs for hours: what was claimed for it would lie there and go back
-        routes = () if self._attempts.closed else tuple(sorted(self._standing.served))
+        routes = () if self._attempts.closed else tuple(sorted(self._ledger_view.served))
         if routes != self._row.routes:
             row = dataclasses.replace(self._row, routes=routes)
             self._roster.update(row)

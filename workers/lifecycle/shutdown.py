@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from flowfleet.errors import LedgerError
 from flowfleet.ledger.claims import State
 from flowfleet.ledger.roster import Roster, Row
-from workers.background import Errands
+from workers.background import BackgroundJobs
 from workers.deployment import Deployer
-from workers.lifecycle.heartbeat import Renewer
-from workers.lifecycle.stop_signals import Stopping
-from workers.reporting.show_output import FlowOutput
+from workers.lifecycle.heartbeat import Heartbeat
+from workers.lifecycle.stop_signals import StopSignals
+from workers.reporting.show_output import OutputFollower
 from workers.runs.supervisor import Supervisor
 from workers.state.attempts import Attempts
 from workers.state.pruner import Pruner
@@ -31,7 +31,7 @@ _ENDS = "this worker stops, and ends its runs: a second signal leaves them as th
 
 
 @dataclass(frozen=True, kw_only=True)
-class Farewell:
+class WorkerShutdown:
     """The end of one worker, said once Celery has let go."""
 
     row: Row
@@ -41,28 +41,28 @@ class Farewell:
     grace: float
     attempts: Attempts
     supervisor: Supervisor
-    renewer: Renewer
+    heartbeat: Heartbeat
     pruner: Pruner
-    output: FlowOutput | None
+    output: OutputFollower | None
     roster: Roster
     deployer: Deployer
-    to_ledger: Errands
-    to_api: Errands
-    stopping: Stopping
+    to_ledger: BackgroundJobs
+    to_api: BackgroundJobs
+    stopping: StopSignals
     clock: Callable[[], float] = time.monotonic
     wait: Callable[[float], None] = time.sleep
 
     def say(self) -> None:
         """Nothing begins any more; end or leave the runs, and sign off."""
         self.attempts.close()
-        self.renewer.nudge()  # from here on nothing is claimed for this worker
+        self.heartbeat.nudge()  # from here on nothing is claimed for this worker
         # Celery may also end by itself: then nobody has asked for the end of any run
         mode = self.mode if self.stopping.number is not None else "detach"
         if mode == "detach":
             self.to_api.hurry()
             # a hand-back goes from one to the other and back
-            for errands in (self.to_ledger, self.to_api, self.to_ledger):
-                errands.wait_idle(LAST_WORDS_SECONDS)
+            for background in (self.to_ledger, self.to_api, self.to_ledger):
+                background.wait_idle(LAST_WORDS_SECONDS)
         else:
             self._end_runs(mode)
         self._sign_off()
@@ -95,7 +95,7 @@ class Farewell:
         self.supervisor.close()
         if self.output is not None:
             self.output.close()  # after the last end was seen: it copies what is still uncopied
-        self.renewer.close()
+        self.heartbeat.close()
         self.pruner.close()
         try:
             self.roster.sign_off(self.row.worker, self.row.nonce)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from flowfleet.errors import ApiUnavailable, FleetError, KeyRefused, LedgerUnavailable, SettingsError
 from flowfleet.ledger import Ledger
 from flowfleet.ledger.roster import Roster, Row
-from flowfleet.retry import Outage
+from flowfleet.retry import OutageLog
 from flowfleet.settings.classes import WorkerSettings
 from workers.background import KEY_SECONDS
 from workers.host import Host
@@ -63,7 +63,7 @@ def patiently(
     wait: Callable[[float], None] = time.sleep,
 ) -> None:
     """Ask until there is an answer; says at once and each 30 s that there is none."""
-    outage = Outage(neighbour, logger)
+    outage = OutageLog(neighbour, logger)
     while True:
         try:
             ask()

@@ -30,14 +30,14 @@ def resolve_mode(on_stop: str, environ: Mapping[str, str], *, in_container: bool
 
 
 def leave_at_once(leave: Callable[[int], Any] = os._exit) -> None:
-    """Until a worker has begun anything, a stop is simply the end; `Stopping.install` replaces this."""
+    """Until a worker has begun anything, a stop is simply the end; `StopSignals.install` replaces this."""
     for number in (signal.SIGTERM, signal.SIGINT):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda _number, _frame: leave(0))
 
 
 @dataclass
-class Stopping:
+class StopSignals:
     """The two signals of one worker. `leave` ends the process at once; tests pass another."""
 
     slots: Slots
@@ -75,7 +75,7 @@ class Stopping:
         self.slots.stopping = True
         self.attempts.close()
         ask_to_stop()
-        self.slots.bell.ring()
+        self.slots.wakeup.ring()
         with contextlib.suppress(BlockingIOError):
             os.write(self._pipe[1], b"!")
 

@@ -7,17 +7,17 @@ import threading
 import time
 from collections.abc import Callable
 
-from flowfleet.api.client import Answer, ApiClient, Kind, RunState, Verdict
+from flowfleet.api.client import Answer, ApiClient, RunState, StateType, Verdict
 from flowfleet.errors import ApiRejected, ApiUnavailable, LedgerUnavailable
 from flowfleet.failpoints import Failpoints
 from flowfleet.ledger.claims import Claims, Held, Outcome, Refusal, State
-from workers.background import Errands
+from workers.background import BackgroundJobs
 from workers.deployment import Exit
 from workers.reporting.exit_table import SECOND_LOOK_SECONDS, Decision, Step, decide, for_cancelled
 from workers.reporting.outbox import Outbox, Report
-from workers.reporting.run_log import Logbook
+from workers.reporting.run_log import RunLog
 from workers.state.attempts import Attempt, Attempts
-from workers.state.run_folders import RunRecords
+from workers.state.run_folders import RunFolders
 
 logger = logging.getLogger(__name__)
 
@@ -37,10 +37,10 @@ class Endings:
         claims: Claims,
         api: ApiClient,
         worker: str,
-        runs: RunRecords,
-        to_ledger: Errands,
-        to_api: Errands,
-        logbook: Logbook,
+        runs: RunFolders,
+        to_ledger: BackgroundJobs,
+        to_api: BackgroundJobs,
+        run_log: RunLog,
         failpoints: Failpoints,
         on_settled: Callable[[Attempt | None, str], None],
         take_again: Callable[[Attempt], bool] = lambda _attempt: False,
@@ -53,7 +53,7 @@ class Endings:
         self._runs = runs
         self._to_ledger = to_ledger
         self._to_api = to_api
-        self._logbook = logbook
+        self._run_log = run_log
         self._failpoints = failpoints
         self._on_settled = on_settled
         self._take_again = take_again
@@ -72,7 +72,7 @@ class Endings:
         """The API has taken or refused a report."""
         state = answer.state
         if answer.verdict is Verdict.ACCEPTED:
-            self._logbook.say(report.run_id, report.message, logging.ERROR)
+            self._run_log.say(report.run_id, report.message, logging.ERROR)
             logger.info("end reported", extra={"run_id": report.run_id, "claim": report.claim, "kind": report.kind})
             self._release(report, report.kind.value.lower())
         elif answer.gone or (state is not None and state.kind.terminal):
@@ -115,7 +115,7 @@ class Endings:
         logger.warning(
             "ended run is not ours any more", extra={**attempt.fields, "why": why, "exit": str(attempt.exit)}
         )
-        self._logbook.say(
+        self._run_log.say(
             attempt.held.run_id,
             f"The process of an earlier attempt at this flow run on {self._worker} {attempt.exit}.",
             logging.WARNING,
@@ -212,7 +212,9 @@ class Endings:
     def _keep(self, attempt: Attempt, end: Exit) -> None:
         # as it will be told if the API turns out to have no end of its own
         assert self.outbox is not None
-        running = RunState(run_id=attempt.held.run_id, run_name=attempt.held.name, kind=Kind.RUNNING, name="Running")
+        running = RunState(
+            run_id=attempt.held.run_id, run_name=attempt.held.name, kind=StateType.RUNNING, name="Running"
+        )
         decision = decide(end, running, backend=self._api.backend, looked_before=True)
         self.outbox.keep(self._report(attempt, decision))
 

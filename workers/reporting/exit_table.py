@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from flowfleet import logs
-from flowfleet.api.client import Kind, RunState
+from flowfleet.api.client import RunState, StateType
 from workers.deployment import Exit
 
 #: an engine that exits 0 may have its last state still on the way: one more look after this time
@@ -30,7 +30,7 @@ class Decision:
     step: Step
     #: goes to the ledger's record of the claim
     outcome: str = ""
-    kind: Kind | None = None
+    kind: StateType | None = None
     message: str = ""
 
 
@@ -40,7 +40,9 @@ def decide(exit_: Exit, state: RunState | None, *, backend: str, looked_before: 
         return Decision(step=Step.RELEASE, outcome="gone")
     if state.kind.terminal:
         return Decision(step=Step.RELEASE, outcome=state.kind.value.lower())
-    comes_back = (state.kind in (Kind.PAUSED, Kind.SCHEDULED) and not state.held) or (exit_.ok and state.comes_back)
+    comes_back = (state.kind in (StateType.PAUSED, StateType.SCHEDULED) and not state.held) or (
+        exit_.ok and state.comes_back
+    )
     if comes_back:
         # whatever the process said at last: an end written now would take the run's next attempt away
         return Decision(step=Step.RELEASE, outcome=(state.name or state.kind.value).lower())
@@ -50,10 +52,10 @@ def decide(exit_: Exit, state: RunState | None, *, backend: str, looked_before: 
     return _tell(f"The flow run's process {words}", state.kind, backend)
 
 
-def _tell(message: str, stands: Kind, backend: str) -> Decision:
-    kind = Kind.FAILED if backend == "prefect1" else Kind.CRASHED  # Prefect 1 has no Crashed state
-    if stands is Kind.CANCELLING:
-        kind = Kind.CANCELLED
+def _tell(message: str, stands: StateType, backend: str) -> Decision:
+    kind = StateType.FAILED if backend == "prefect1" else StateType.CRASHED  # Prefect 1 has no Crashed state
+    if stands is StateType.CANCELLING:
+        kind = StateType.CANCELLED
     return Decision(step=Step.TELL, outcome=kind.value.lower(), kind=kind, message=message)
 
 
@@ -75,7 +77,7 @@ def for_cancelled(decision: Decision) -> Decision:
         return decision
     return Decision(
         step=Step.TELL,
-        outcome=Kind.CANCELLED.value.lower(),
-        kind=Kind.CANCELLED,
+        outcome=StateType.CANCELLED.value.lower(),
+        kind=StateType.CANCELLED,
         message="Cancelled: the flow run's process was stopped.",
     )

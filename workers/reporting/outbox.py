@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flowfleet.api.client import Answer, ApiClient, Kind, Mark, Verdict
+from flowfleet.api.client import Answer, ApiClient, Mark, StateType, Verdict
 from flowfleet.errors import ApiUnavailable
 from flowfleet.failpoints import Failpoints
-from workers.background import Errands
+from workers.background import BackgroundJobs
 from workers.state.run_folders import OutboxFolder
 
 logger = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ class Report:
 
     run_id: str
     claim: str
-    kind: Kind
+    kind: StateType
     message: str
     #: NAME@HOST that the ledger has as the claim's owner
     worker: str
@@ -42,7 +42,7 @@ class Report:
         return cls(
             run_id=str(record["run_id"]),
             claim=str(record["claim"]),
-            kind=Kind(record["kind"]),
+            kind=StateType(record["kind"]),
             message=str(record["message"]),
             worker=str(record["worker"]),
         )
@@ -60,14 +60,14 @@ class Outbox:
         *,
         folder: OutboxFolder,
         api: ApiClient,
-        errands: Errands,
+        background: BackgroundJobs,
         mark: Mark,
         on_answer: OnAnswer,
         failpoints: Failpoints,
     ) -> None:
         self._folder = folder
         self._api = api
-        self._errands = errands
+        self._background = background
         self._mark = mark
         self._on_answer = on_answer
         self._failpoints = failpoints
@@ -75,7 +75,7 @@ class Outbox:
     def put(self, report: Report) -> None:
         """Keep the report and send it; it is on disk once this returns."""
         self._folder.put(report.run_id, report.claim, {**report.to_record(), "looked": True})
-        self._errands.post(lambda: self._send(report))
+        self._background.post(lambda: self._send(report))
 
     def keep(self, report: Report) -> None:
         """Keep a report that must not be sent yet: the API could not be asked whether it has an end already."""
@@ -93,7 +93,7 @@ class Outbox:
             except (KeyError, ValueError) as exc:
                 logger.error("report cannot be read and is left alone", extra={"error": repr(exc)})
         for report in reports:
-            self._errands.post(lambda report=report: self._send(report))  # type: ignore[misc]
+            self._background.post(lambda report=report: self._send(report))  # type: ignore[misc]
         return reports
 
     def take_over(self, left: OutboxFolder) -> int:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from flowfleet.api.client import ApiClient, LogLine
 from flowfleet.errors import ApiRejected
-from workers.background import Errands
+from workers.background import BackgroundJobs
 
 logger = logging.getLogger(__name__)
 
@@ -18,12 +18,12 @@ GATHER_SECONDS = 0.5
 MOST_LINES = 2000
 
 
-class Logbook:
+class RunLog:
     """Gathers lines; switched off it keeps none."""
 
-    def __init__(self, api: ApiClient, errands: Errands, *, enabled: bool = True) -> None:
+    def __init__(self, api: ApiClient, background: BackgroundJobs, *, enabled: bool = True) -> None:
         self._api = api
-        self._errands = errands
+        self._background = background
         self._enabled = enabled
         self._lock = threading.Lock()
         self._lines: list[LogLine] = []
@@ -39,7 +39,7 @@ class Logbook:
             post = not self._posted
             self._posted = True
         if post:
-            self._errands.post(self._send, after=GATHER_SECONDS)
+            self._background.post(self._send, after=GATHER_SECONDS)
 
     def _send(self) -> None:
         with self._lock:
@@ -56,4 +56,4 @@ class Logbook:
             self._posted = bool(self._lines)
             post = self._posted
         if post:
-            self._errands.post(self._send)
+            self._background.post(self._send)

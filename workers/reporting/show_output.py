@@ -31,7 +31,7 @@ class _Tail:
     last: bool = False
 
 
-class FlowOutput:
+class OutputFollower:
     """One thread that reads on in all followed files."""
 
     def __init__(self, stream: TextIO | None = None) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 from flowfleet.errors import BadMessage, LedgerUnavailable
 from flowfleet.flow_run import Route
 from flowfleet.ledger.claims import Claims, Held, Refusal, State
-from workers.background import Errands
+from workers.background import BackgroundJobs
 from workers.deployment import Deployer
 from workers.runs.hand_back import HandBack
 from workers.state.attempts import Attempt, Attempts, fitting, held_of, held_to_intent
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ownership:
+class ClaimAdoption:
     """Makes claims of dead workers of this host ours in the ledger."""
 
     worker: str
@@ -58,11 +58,11 @@ class Adoption:
 
     worker: str
     claims: Claims
-    ownership: Ownership
+    claim_adoption: ClaimAdoption
     deployer: Deployer
     attempts: Attempts
-    handback: HandBack
-    to_ledger: Errands
+    hand_back: HandBack
+    to_ledger: BackgroundJobs
     on_alive: Callable[[str], None]
     on_ended: Callable[[Attempt], None]
 
@@ -78,7 +78,7 @@ class Adoption:
     def _adopt_kept(self, folder: RunFolder) -> bool:
         fields = {"run_id": folder.run_id, "claim": folder.claim}
         try:
-            refusal = self.ownership.claim(folder)
+            refusal = self.claim_adoption.claim(folder)
         except LedgerUnavailable as exc:
             # nothing of it may be touched before the ledger has us as its owner; the run itself needs nobody
             logger.warning("run of a dead worker is adopted later", extra={**fields, "error": str(exc)})
@@ -91,37 +91,37 @@ class Adoption:
         return self._adopt(folder)
 
     def _adopt_later(self, folder: RunFolder) -> None:
-        if self.ownership.claim(folder) is not Refusal.OWNER:
+        if self.claim_adoption.claim(folder) is not Refusal.OWNER:
             self._adopt(folder)
 
     def _adopt(self, folder: RunFolder) -> bool:
         fields = {"run_id": folder.run_id, "claim": folder.claim}
         held = held_from_intent(folder) or self._held_by_ledger(folder)
-        deployment = self.deployer.adopt(folder.path)
+        started_run = self.deployer.adopt(folder.path)
         if held is None:
             # taken by nobody: the folder was made and the ledger was never asked, or has forgotten it since
-            if deployment is None:
+            if started_run is None:
                 logger.info("unused run folder removed", extra=fields)
                 folder.remove()
             else:
                 logger.error("run of an unknown claim is left alone", extra=fields)
-                deployment.close()
+                started_run.close()
             return False
-        attempt = Attempt(held=held, folder=folder, deployment=deployment, adopted=True)
+        attempt = Attempt(held=held, folder=folder, started_run=started_run, adopted=True)
         self.attempts.begin(attempt)
-        failed = folder.exit() if deployment is None and not (folder.exit_record() or {}).get("late") else None
+        failed = folder.exit() if started_run is None and not (folder.exit_record() or {}).get("late") else None
         if failed is not None:
             # a start that failed, and its worker ended before it could say so
             moved = self.attempts.move(attempt.key, State.ENDED, exit_=failed)
             self.on_ended(moved or attempt)
             return False
-        if deployment is None:
-            self.handback.give(attempt, "its worker ended before it was started")
+        if started_run is None:
+            self.hand_back.give(attempt, "its worker ended before it was started")
             return False
-        handle = dict(deployment.handle)
-        end = deployment.poll()
+        handle = dict(started_run.handle)
+        end = started_run.poll()
         if end is not None:
-            deployment.close()
+            started_run.close()
             moved = self.attempts.move(attempt.key, State.ENDED, handle=handle, exit_=end)
             logger.info("ended run adopted", extra={**fields, "exit": str(end)})
             self.on_ended(moved or attempt)

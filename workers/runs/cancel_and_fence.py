@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 
-from flowfleet.api.client import ApiClient, Kind
+from flowfleet.api.client import ApiClient, StateType
 from flowfleet.errors import LedgerError
 from flowfleet.ledger.claims import Claims, Refusal, State
-from workers.background import Errands
+from workers.background import BackgroundJobs
 from workers.runs.supervisor import Supervisor
 from workers.state.attempts import Attempt, Attempts
 
 logger = logging.getLogger(__name__)
 
 
-class Fences:
+class CancelAndFence:
     """Told by each renewal; what has to be asked of the API is an errand."""
 
     def __init__(
@@ -25,7 +25,7 @@ class Fences:
         claims: Claims,
         api: ApiClient,
         supervisor: Supervisor,
-        to_api: Errands,
+        to_api: BackgroundJobs,
     ) -> None:
         self._worker = worker
         self._attempts = attempts
@@ -36,7 +36,7 @@ class Fences:
 
     def cancelled(self, attempt: Attempt) -> None:
         """Somebody wants it cancelled; one that has not begun is refused its start by the ledger."""
-        if attempt.deployment is not None:
+        if attempt.started_run is not None:
             # the engine writes Crashed on a bare TERM, so it gets none
             self._supervisor.stop(attempt.key, kill=True)
 
@@ -49,9 +49,9 @@ class Fences:
             except LedgerError as exc:
                 logger.info("owner of the claim is asked for again", extra={**attempt.fields, "error": str(exc)})
                 return
-        if ours and (attempt.deployment is None or attempt.held.state is State.ENDED):
+        if ours and (attempt.started_run is None or attempt.held.state is State.ENDED):
             return  # the next door that it has to pass looks at the claim itself
-        if attempt.deployment is None or attempt.held.state is State.ENDED:
+        if attempt.started_run is None or attempt.held.state is State.ENDED:
             self._attempts.change(attempt.key, fenced=True)
         else:
             self._to_api.post(lambda: self._judge(attempt, refusal, ours=ours))
@@ -66,9 +66,9 @@ class Fences:
         if now is None or now.fenced:
             return
         state = self._api.states([attempt.held.run_id]).get(attempt.held.run_id)
-        if ours and (state is None or state.kind is not Kind.SCHEDULED):
+        if ours and (state is None or state.kind is not StateType.SCHEDULED):
             return  # it is stopped only for one who has it instead; asked again with the next renewal
-        if refusal is Refusal.STATE and state is not None and state.kind in (Kind.RUNNING, Kind.PENDING):
+        if refusal is Refusal.STATE and state is not None and state.kind in (StateType.RUNNING, StateType.PENDING):
             return  # given up by the leader and not yet said so at the API: asked again with the next renewal
         if self._attempts.change(attempt.key, fenced=True) is None:
             return

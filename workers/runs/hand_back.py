@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from flowfleet.api.client import Answer, ApiClient, Kind, Mark, Verdict
+from flowfleet.api.client import Answer, ApiClient, Mark, StateType, Verdict
 from flowfleet.errors import ApiUnavailable
 from flowfleet.failpoints import Failpoints
 from flowfleet.ledger.claims import Claims, Held, Refusal
-from workers.background import Errands
+from workers.background import BackgroundJobs
 from workers.state.attempts import Attempt, Attempts
 from workers.state.run_folders import RunFolder
 
@@ -31,8 +31,8 @@ class HandBack:
         api: ApiClient,
         worker: str,
         mark: Mark,
-        to_ledger: Errands,
-        to_api: Errands,
+        to_ledger: BackgroundJobs,
+        to_api: BackgroundJobs,
         failpoints: Failpoints,
         on_told: Callable[[str], None] = lambda _reason: None,
         take_again: Callable[[Attempt], bool] = lambda _attempt: False,
@@ -101,7 +101,7 @@ class HandBack:
         self._to_ledger.post(lambda: self._drop(held, folder))
 
     def _report_cancelled(self, held: Held) -> Answer:
-        return self._api.report(held.run_id, Kind.CANCELLED, "Cancelled before it was started.", self._mark)
+        return self._api.report(held.run_id, StateType.CANCELLED, "Cancelled before it was started.", self._mark)
 
     def _drop(self, held: Held, folder: RunFolder) -> None:
         outcome = self._claims.drop(held.run_id, held.claim, worker=self._worker)

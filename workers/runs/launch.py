@@ -12,21 +12,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flowfleet.api.client import Answer, ApiClient, Job, Kind, Mark, Verdict
+from flowfleet.api.client import Answer, ApiClient, Job, Mark, StateType, Verdict
 from flowfleet.errors import ApiRejected, ApiUnavailable, DeployError, LedgerUnavailable, RunGone
 from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import Message
 from flowfleet.ledger.claims import Claims, Held, Refusal, State
-from workers.background import Errands
-from workers.deployment import Deployer, Deployment, Exit
-from workers.patience import Patience
-from workers.reporting.run_log import Logbook
+from flowfleet.retry import BoundedRetry
+from workers.background import BackgroundJobs
+from workers.deployment import Deployer, Exit, StartedRun
+from workers.reporting.run_log import RunLog
 from workers.runs.hand_back import HandBack
-from workers.runs.start_spec import Orders
+from workers.runs.start_spec import StartSpecBuilder
 from workers.shim.syscalls import boot_clock
 from workers.state.attempts import Attempt, Attempts, fitting, held_of, held_to_intent
-from workers.state.ledger_view import Standing
-from workers.state.run_folders import RunRecords
+from workers.state.ledger_view import LedgerView
+from workers.state.run_folders import RunFolders
 
 logger = logging.getLogger(__name__)
 
@@ -44,18 +44,18 @@ class Launch:
     claims: Claims
     api: ApiClient
     deployer: Deployer
-    orders: Orders
+    start_specs: StartSpecBuilder
     attempts: Attempts
-    standing: Standing
-    runs: RunRecords
-    handback: HandBack
-    logbook: Logbook
-    to_ledger: Errands
-    to_api: Errands
+    ledger_view: LedgerView
+    runs: RunFolders
+    hand_back: HandBack
+    run_log: RunLog
+    to_ledger: BackgroundJobs
+    to_api: BackgroundJobs
     failpoints: Failpoints
     on_started: Callable[[str], None]
     on_failed: Callable[[Attempt], None]
-    patience: Patience
+    retry: BoundedRetry
 
     def __call__(self, message: Message) -> None:
         """Take it and start it; a fault of ours on the way gives the claim away like any other way out."""
@@ -96,7 +96,7 @@ class Launch:
         self.failpoints.hit("take.after_folder")
         sent = boot_clock()
         try:
-            outcome = self.patience.with_ledger(lambda: self.claims.take(run_id, claim, self.worker, self.nonce))
+            outcome = self.retry.with_ledger(lambda: self.claims.take(run_id, claim, self.worker, self.nonce))
         except LedgerUnavailable as exc:
             # nobody knows whether it was carried out; without renewals the leader hands it back
             logger.warning("take got no answer, left to the leader", extra={**fields, "error": str(exc)})
@@ -121,7 +121,7 @@ class Launch:
         """What to run, if it is still ours; else the claim is given away and the answer is None."""
         held = attempt.held
         try:
-            job = self.patience.with_api(lambda: self.api.job(held.run_id))
+            job = self.retry.with_api(lambda: self.api.job(held.run_id))
         except ApiUnavailable as exc:
             self._return(attempt, f"the API did not answer {self.worker}: {exc}")
             return None
@@ -133,9 +133,9 @@ class Launch:
                 self._fail(attempt, _as_part(str(exc)))
             return None
         state = job.state
-        if state.kind is Kind.PENDING and state.call in (None, held.call):
+        if state.kind is StateType.PENDING and state.call in (None, held.call):
             return job
-        if state.kind is Kind.CANCELLING:
+        if state.kind is StateType.CANCELLING:
             self._return(attempt, "cancelled before it was started", cancelled=True)
         else:
             self._return(attempt, f"the run is {state.name} at the API and not waiting for this claim")
@@ -148,7 +148,7 @@ class Launch:
         held = attempt.held
         sent = boot_clock()
         try:
-            outcome = self.patience.with_ledger(
+            outcome = self.retry.with_ledger(
                 lambda: self.claims.start(held.run_id, held.claim, self.worker, self.nonce)
             )
         except LedgerUnavailable as exc:
@@ -166,7 +166,7 @@ class Launch:
     def _launching(self, attempt: Attempt) -> bool:
         held = attempt.held
         try:
-            answer = self.patience.with_api(lambda: self._ask_launching(held))
+            answer = self.retry.with_api(lambda: self._ask_launching(held))
         except ApiUnavailable as exc:
             self._return(attempt, f"the API did not answer {self.worker}: {exc}")
             return False
@@ -196,17 +196,17 @@ class Launch:
             return
         self.failpoints.hit("start.before_fork")
         try:
-            order = self.orders.make(attempt.held, job, attempt.folder, not_after=not_after)
-            deployment = self.deployer.start(order)
+            spec = self.start_specs.make(attempt.held, job, attempt.folder, not_after=not_after)
+            started_run = self.deployer.start(spec)
         except DeployError as exc:
             self._not_started(attempt, exc)
             return
         self.failpoints.hit("start.after_fork")
-        self._running(attempt, deployment)
+        self._running(attempt, started_run)
 
     def _not_after(self, key: str) -> float:
         proof = self.attempts.proof(key)
-        return (proof or boot_clock()) + self.standing.lease.ttl_seconds - MARGIN_SECONDS
+        return (proof or boot_clock()) + self.ledger_view.lease.ttl_seconds - MARGIN_SECONDS
 
     def _not_started(self, attempt: Attempt, error: DeployError) -> None:
         record = attempt.folder.exit_record() or {}
@@ -216,20 +216,20 @@ class Launch:
             return
         self._fail(attempt, str(error).removeprefix(f"Run {attempt.held.run_id} could not be started: "))
 
-    def _running(self, attempt: Attempt, deployment: Deployment) -> None:
-        held, whole = attempt.held, dict(deployment.handle)
+    def _running(self, attempt: Attempt, started_run: StartedRun) -> None:
+        held, whole = attempt.held, dict(started_run.handle)
         handle = fitting(whole) or {}
-        self.attempts.change(attempt.key, deployment=deployment)
+        self.attempts.change(attempt.key, started_run=started_run)
         self.attempts.move(attempt.key, State.RUNNING, handle=handle)
         self.on_started(attempt.key)
         now = self.attempts.get(attempt.key)
         if now is not None and now.fenced:
             logger.warning("claim was lost while its run was started", extra=attempt.fields)
-            deployment.stop()
+            started_run.stop()
         elif now is not None and now.cancelled:
             # said while there was nothing to end yet, and it is said only once
             logger.info("run was cancelled while it was started", extra=attempt.fields)
-            deployment.kill()
+            started_run.kill()
         logger.info("run started", extra={**attempt.fields, "pid": handle.get("pid")})
         try:
             self.claims.run(held.run_id, held.claim, self.worker, handle)
@@ -240,7 +240,7 @@ class Launch:
         if handle != whole:
             sentence = "The handle of its deployer is too large for the ledger or no JSON and is shown there in short."
             logger.warning("handle does not fit the ledger", extra={**attempt.fields, "kind": handle.get("kind")})
-            self.logbook.say(held.run_id, sentence, logging.WARNING)
+            self.run_log.say(held.run_id, sentence, logging.WARNING)
 
     def _note_running(self, held: Held, handle: Mapping[str, Any]) -> None:
         self.claims.run(held.run_id, held.claim, self.worker, handle)
@@ -249,7 +249,7 @@ class Launch:
         pid = int(handle.get("command_pid") or handle.get("pid") or 0)
         # what an external deployment has said of itself, as the reference's agent writes it
         says = f"Submitted for execution: {handle['id']}" if handle.get("kind") == "external" else None
-        self.logbook.say(held.run_id, says or self.api.started_line(self.mark, pid))
+        self.run_log.say(held.run_id, says or self.api.started_line(self.mark, pid))
         self.to_api.post(lambda: self.api.started(held.run_id, self.mark, pid))
 
     # -- ways out
@@ -264,22 +264,22 @@ class Launch:
                 folder.remove()
                 return
             attempt = Attempt(held=held_of(claim, State.TAKEN), folder=folder)
-        if attempt is not None and attempt.deployment is None and attempt.exit is None:
+        if attempt is not None and attempt.started_run is None and attempt.exit is None:
             self._return(attempt, f"an unexpected error on {self.worker}")
 
     def _return(self, attempt: Attempt, reason: str, *, cancelled: bool = False) -> None:
         if attempt.folder.abandon(reason):
-            self.handback.give(attempt, reason, cancelled=cancelled)
+            self.hand_back.give(attempt, reason, cancelled=cancelled)
         else:  # a shim has won the start file, so it may have begun: find out rather than give away
             logger.error("run was started and cannot be handed back", extra=attempt.fields)
             self._adopt_own(attempt)
 
     def _adopt_own(self, attempt: Attempt) -> None:
-        deployment = self.deployer.adopt(attempt.folder.path)
-        if deployment is None:
-            self.handback.give(attempt, "its start came too late")
+        started_run = self.deployer.adopt(attempt.folder.path)
+        if started_run is None:
+            self.hand_back.give(attempt, "its start came too late")
         else:
-            self._running(attempt, deployment)
+            self._running(attempt, started_run)
 
     def _fail(self, attempt: Attempt, sentence: str) -> None:
         end = Exit(error=sentence.rstrip("."), ended_at=time.time())

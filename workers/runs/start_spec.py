@@ -6,23 +6,23 @@ from dataclasses import dataclass
 
 from flowfleet.api.client import ApiClient, Job
 from flowfleet.ledger.claims import Held
-from workers.deployment import Order
-from workers.environment import Layers
+from workers.deployment import StartSpec
+from workers.environment import EnvironmentLayers
 from workers.interpreter import Interpreter, resolve_command
 from workers.state.run_folders import RunFolder
 
 
 @dataclass(frozen=True, kw_only=True)
-class Orders:
+class StartSpecBuilder:
     """What is the same for all orders of this worker."""
 
     api: ApiClient
-    layers: Layers
+    layers: EnvironmentLayers
     interpreter: Interpreter
     log_limit: int
     stop_grace: float
 
-    def make(self, held: Held, job: Job, folder: RunFolder, *, not_after: float | None) -> Order:
+    def make(self, held: Held, job: Job, folder: RunFolder, *, not_after: float | None) -> StartSpec:
         """The order of one attempt; raises `StartFailed` when its command cannot be found."""
         forced = self.api.engine_environment(held.run_id, job)
         env = self.layers.build(
@@ -37,7 +37,7 @@ class Orders:
             argv = resolve_command(job.command, env, self.interpreter.path)
         else:
             argv = self.api.engine_command(self.interpreter.path, job, self.interpreter.prefect)
-        return Order(
+        return StartSpec(
             run_id=held.run_id,
             claim=held.claim,
             argv=argv,

@@ -121,9 +121,9 @@ class Supervisor:
 
     def _watch(self, key: str) -> None:
         attempt = self._attempts.get(key)
-        if attempt is None or attempt.deployment is None:
+        if attempt is None or attempt.started_run is None:
             return
-        fd = attempt.deployment.fileno()
+        fd = attempt.started_run.fileno()
         if fd is not None:
             self._selector.register(fd, selectors.EVENT_READ, key)
             self._registered[key] = fd
@@ -142,10 +142,10 @@ class Supervisor:
 
     def _look(self, key: str, *, rung: bool) -> None:
         attempt = self._attempts.get(key)
-        if attempt is None or attempt.deployment is None:
+        if attempt is None or attempt.started_run is None:
             self._unwatch(key)
             return
-        end = attempt.deployment.poll()
+        end = attempt.started_run.poll()
         if end is not None:
             self._unwatch(key)
             self._ended(attempt, end)
@@ -170,8 +170,8 @@ class Supervisor:
             self._selector.unregister(fd)
 
     def _ended(self, attempt: Attempt, end: Exit) -> None:
-        if attempt.deployment is not None:
-            attempt.deployment.close()
+        if attempt.started_run is not None:
+            attempt.started_run.close()
         moved = self._attempts.move(attempt.key, State.ENDED, exit_=end)
         logger.info("run ended", extra={**attempt.fields, "exit": str(end)})
         if moved is not None:
@@ -179,13 +179,13 @@ class Supervisor:
 
     def _stop(self, key: str, *, kill: bool) -> None:
         attempt = self._attempts.get(key)
-        if attempt is None or attempt.deployment is None or attempt.held.state is State.ENDED:
+        if attempt is None or attempt.started_run is None or attempt.held.state is State.ENDED:
             return
         logger.info("run is being stopped", extra={**attempt.fields, "kill": kill})
         if kill:
-            attempt.deployment.kill()
+            attempt.started_run.kill()
         else:
-            attempt.deployment.stop()
+            attempt.started_run.stop()
 
     def _time_out(self, key: str) -> None:
         attempt = self._attempts.get(key)

@@ -17,7 +17,7 @@ from typing import Any
 
 from flowfleet.flow_run import Offer
 from workers.shim import atomic_files
-from workers.state.run_folders import OutboxFolder, RunFolder, RunRecords, StateFolder, StateLocked
+from workers.state.run_folders import OutboxFolder, RunFolder, RunFolders, StateFolder, StateLocked
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ def _scope(route: object) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Siblings:
+class Takeover:
     """Takes over from dead siblings once, before the first message is fetched."""
 
     own: StateFolder
@@ -85,7 +85,7 @@ class Siblings:
 
     def _kept_by(self, name: str) -> list[RunFolder]:
         homes: list[Path] = sorted(path for path in self.own.path.parent.iterdir() if (path / "runs").is_dir())
-        folders = [folder for home in homes for folder in RunRecords(home / "runs").unsettled()]
+        folders = [folder for home in homes for folder in RunFolders(home / "runs").unsettled()]
         return [folder for folder in folders if folder.keeper() == name]
 
     def _ours(self, folder: RunFolder) -> bool:

@@ -67,7 +67,7 @@ def _fork_shim(control: socket.socket, fd: int, unfit: spawn.Unfit | None) -> No
         try:
             control.close()
             run.serve(connection, unfit)
-        except spawn.Began:
+        except spawn.CommandBegan:
             raise  # this is the command by now
         except BaseException:  # noqa: BLE001, S110 - it has left its trace beside the run
             pass

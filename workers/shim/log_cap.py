@@ -15,7 +15,7 @@ from . import syscalls
 _CHUNK = 64 * 1024
 
 
-class Cap:
+class LogCap:
     """The soft cap of one log file; asked every few seconds."""
 
     def __init__(self, path: str, limit: int, *, holes: bool) -> None:

@@ -2,7 +2,8 @@
 
 What prefect 1.4.1 keeps from its import on is made anew from the run's environment: configuration, context, loggers
 (source: prefect 1.4.1; measured: shared/reference/prefect1-cost.md §3). What cannot be made anew, since interpreter,
-C library or a package have read it once, must be as it was, else `Parent.unfit` says why and the command is executed.
+C library or a package have read it once, must be as it was, else `LoadedPrefect.unfit` says why and the command is
+executed.
 
 Standard library and prefect only: this runs in the interpreter of the flows.
 """
@@ -51,7 +52,7 @@ _MARKS = ("FLOWFLEET_RUN_ID", "FLOWFLEET_CLAIM")
 _AT_START = frozenset({"sitecustomize", "usercustomize"})
 
 
-class Unfit(Exception):
+class CannotWarmStart(Exception):
     """No warm start is possible here; says why."""
 
 
@@ -67,7 +68,7 @@ class _Missed:
             self.names.add(name)
 
 
-class Parent:
+class LoadedPrefect:
     """What the warm parent was when it had loaded prefect, and how its forks leave that behind."""
 
     def __init__(self, before: Mapping[str, Any], wanted: Iterable[str]) -> None:
@@ -82,12 +83,15 @@ class Parent:
         self._files = {path: _signature(path) for path in self._watched()} | dict(before)
 
     @classmethod
-    def load(cls, *ours: int) -> Parent:
-        """Load prefect; raises `Unfit`, and whatever an import may raise. `ours` are the descriptors that we use."""
+    def load(cls, *ours: int) -> LoadedPrefect:
+        """Load prefect; `ours` are the descriptors that we use.
+
+        Raises `CannotWarmStart`, and whatever an import may raise.
+        """
         if getattr(sys.flags, "safe_path", False):
-            raise Unfit("PYTHONSAFEPATH keeps the folder of a run off its path")
+            raise CannotWarmStart("PYTHONSAFEPATH keeps the folder of a run off its path")
         if sys.getfilesystemencoding() != "utf-8":
-            raise Unfit("its locale is not UTF-8, and a run may have values that only UTF-8 can write")
+            raise CannotWarmStart("its locale is not UTF-8, and a run may have values that only UTF-8 can write")
         before = {path: _signature(path) for path in _own_path()}
         missed = _Missed()
         sys.meta_path.append(missed)
@@ -96,12 +100,16 @@ class Parent:
         finally:
             sys.meta_path.remove(missed)
         if _threads() != 1:
-            raise Unfit("something that prefect loads or Python starts with runs a thread, and a fork would lose it")
+            raise CannotWarmStart(
+                "something that prefect loads or Python starts with runs a thread, and a fork would lose it"
+            )
         if _open_descriptors() - {0, 1, 2, *ours}:
-            raise Unfit("something that prefect loads or Python starts with keeps a file open, all runs would share it")
+            raise CannotWarmStart(
+                "something that prefect loads or Python starts with keeps a file open, all runs would share it"
+            )
         missing = [name for name in ("config", "context", "Client") if not hasattr(modules[0], name)]
         if missing:
-            raise Unfit(f"this prefect has no {missing[0]}")
+            raise CannotWarmStart(f"this prefect has no {missing[0]}")
         return cls(before, missed.names)
 
     # -- asked by the parent

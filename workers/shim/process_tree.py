@@ -19,7 +19,7 @@ _CLEAR_SECONDS = 5.0
 _LOOK_SECONDS = 0.02
 
 
-class Tree:
+class ProcessTree:
     """The command with its group, and with a subreaper every orphan that it leaves."""
 
     def __init__(self, *, proc: bool, subreaper: bool) -> None:

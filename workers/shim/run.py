@@ -92,8 +92,8 @@ class Shim:
         abilities = request["abilities"]
         self._holes = bool(abilities["holes"])
         self._proc = bool(abilities["proc"])
-        self._tree = process_tree.Tree(proc=self._proc, subreaper=bool(abilities["subreaper"]))
-        self._child = spawn.Child(pid=0, report=-1)
+        self._tree = process_tree.ProcessTree(proc=self._proc, subreaper=bool(abilities["subreaper"]))
+        self._child = spawn.GatedCommand(pid=0, report=-1)
         self._stopped_by: str | None = None
         self._kill_at: float | None = None
         #: as of the last two looks; the older one counts, since a large process takes its time between kill and end
@@ -120,7 +120,7 @@ class Shim:
             forked_at = time.time()
             self._tree.grow(self._child.pid)
             os.close(log)
-            cap = log_cap.Cap(self._path("log"), int(self._request["log_limit"]), holes=self._holes)
+            cap = log_cap.LogCap(self._path("log"), int(self._request["log_limit"]), holes=self._holes)
             started = {**identity, "command_pid": self._child.pid, "id": str(self._child.pid)}
             started["command_started_at"] = forked_at
             started["command_ticks"] = syscalls.start_ticks(self._child.pid) if self._proc else None
@@ -194,7 +194,7 @@ class Shim:
 
     # -- watching
 
-    def _watch(self, cap: log_cap.Cap) -> None:
+    def _watch(self, cap: log_cap.LogCap) -> None:
         next_tick = time.monotonic() + _TICK_SECONDS
         while not self._tree.ended():
             self._wait(timeout=max(0.0, min(next_tick, self._kill_at or next_tick) - time.monotonic()))

@@ -28,7 +28,7 @@ class CannotFork(Exception):
     """This host has no room for one more process; the words of the kernel."""
 
 
-class Began(BaseException):  # no Exception: nothing that handles errors may hold it up
+class CommandBegan(BaseException):  # no Exception: nothing that handles errors may hold it up
     """The forked command of a warm parent begins: it leaves all frames of shim and fork server behind."""
 
     def __init__(self, request: dict[str, Any], report: int) -> None:
@@ -38,7 +38,7 @@ class Began(BaseException):  # no Exception: nothing that handles errors may hol
         self.report = report
 
 
-class Child:
+class GatedCommand:
     """The forked command, waiting at its gate."""
 
     def __init__(self, pid: int, report: int, gate: int = -1) -> None:
@@ -62,11 +62,11 @@ class Child:
             self._gate = -1
 
 
-def fork(request: dict[str, Any], folder: str, log: int, *, proc: bool, unfit: Unfit | None = None) -> Child:
+def fork(request: dict[str, Any], folder: str, log: int, *, proc: bool, unfit: Unfit | None = None) -> GatedCommand:
     """Fork the command in a group of its own; it waits at a gate, and ends there if its shim dies.
 
     `unfit` is given where this process can be the command without executing it (a warm parent's), and says why not.
-    Raises `CannotFork`, and `OSError` when its working folder cannot be made; in the command itself `Began`.
+    Raises `CannotFork`, and `OSError` when its working folder cannot be made; in the command itself `CommandBegan`.
     """
     if request["cwd"] is None:
         os.makedirs(os.path.join(folder, "work"), mode=0o700, exist_ok=True)
@@ -86,7 +86,7 @@ def fork(request: dict[str, Any], folder: str, log: int, *, proc: bool, unfit: U
             os.close(opener)
             os.close(report)
             _become(request, folder, log, gate, reporter, proc=proc, unfit=unfit)
-        except Began:
+        except CommandBegan:
             raise
         except BaseException:  # noqa: BLE001, S110 - a second shim must not go on
             pass
@@ -98,7 +98,7 @@ def fork(request: dict[str, Any], folder: str, log: int, *, proc: bool, unfit: U
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     os.close(gate)
     os.close(reporter)
-    return Child(pid, report, opener)
+    return GatedCommand(pid, report, opener)
 
 
 def _become(
@@ -119,7 +119,7 @@ def _become(
         if unfit is not None:
             why = _reason(unfit, request)
             if why is None:
-                raise Began(request, reporter)
+                raise CommandBegan(request, reporter)
             os.write(reporter, json.dumps({"step": "cold", "why": why}).encode() + b"\n")
         os.execvpe(  # noqa: S606 - by the run's own PATH, without a shell
             request["argv"][0], request["argv"], request["env"]

@@ -57,8 +57,8 @@ def main() -> None:
     spawn, prefect1_engine, forkserver, framing = _load("spawn", "prefect1_engine", "forkserver", "framing")
     control = forkserver.control_of(int(sys.argv[1]))
     try:
-        parent = prefect1_engine.Parent.load(control.fileno())
-    except prefect1_engine.Unfit as exc:
+        parent = prefect1_engine.LoadedPrefect.load(control.fileno())
+    except prefect1_engine.CannotWarmStart as exc:
         framing.send(control, {"fit": False, "why": str(exc)})
         return
     except Exception as exc:  # noqa: BLE001 - whatever prefect or a package beside it raises: runs start cold then
@@ -70,7 +70,7 @@ def main() -> None:
     try:
         forkserver.serve(control, unfit=parent.unfit, stale=parent.stale)
         return
-    except spawn.Began as began:
+    except spawn.CommandBegan as began:
         request, report = began.request, began.report
     # outside of the handler: what a flow raises must not seem to come out of ours
     del control

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flowfleet.ledger.claims import HANDLE_LIMIT, Claim, Held, State
-from workers.deployment import Deployment, Exit
+from workers.deployment import Exit, StartedRun
 from workers.state.run_folders import RunFolder
 
 
@@ -21,7 +21,7 @@ class Attempt:
 
     held: Held
     folder: RunFolder
-    deployment: Deployment | None = None
+    started_run: StartedRun | None = None
     exit: Exit | None = None
     #: taken over at start, not launched by this process
     adopted: bool = False
@@ -88,9 +88,9 @@ class Attempts:
             attempt = self._table.get(key)
             if attempt is None:
                 return None
-            order = [State.TAKEN, State.STARTING, State.RUNNING, State.ENDED]
+            spec = [State.TAKEN, State.STARTING, State.RUNNING, State.ENDED]
             held = attempt.held
-            if order.index(state) > order.index(held.state):
+            if spec.index(state) > spec.index(held.state):
                 held = dataclasses.replace(held, state=state)
             if handle is not None:
                 held = dataclasses.replace(held, handle=fitting(handle))
@@ -126,7 +126,7 @@ class Attempts:
     def running(self) -> list[Attempt]:
         """Those with a deployment that lives."""
         return [
-            attempt for attempt in self.all() if attempt.deployment is not None and attempt.held.state is State.RUNNING
+            attempt for attempt in self.all() if attempt.started_run is not None and attempt.held.state is State.RUNNING
         ]
 
     def prove(self, keys: list[str], sent: float) -> None:

@@ -12,7 +12,7 @@ from flowfleet.ledger.claims import Lease, Renewal
 
 
 @dataclass
-class Standing:
+class LedgerView:
     """Written by the renewal, read by the slots and the launch."""
 
     offer: Offer

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 
-from workers.state.run_folders import RunRecords, StateFolder, StateLocked
+from workers.state.run_folders import RunFolders, StateFolder, StateLocked
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class Pruner:
         sibling.close()
         return self._prune(sibling.runs)
 
-    def _prune(self, runs: RunRecords) -> list[str]:
+    def _prune(self, runs: RunFolders) -> list[str]:
         return runs.prune(
             now=time.time(), keep_seconds=self._keep_seconds, keep_bytes=self._keep_bytes, busy=self._busy()
         )

@@ -185,7 +185,7 @@ class RunFolder:
         return total
 
 
-class RunRecords:
+class RunFolders:
     """All run folders of a worker."""
 
     def __init__(self, path: Path) -> None:
@@ -292,7 +292,7 @@ class StateFolder:
     def __init__(self, path: Path, lock: int) -> None:
         self.path = path
         self._lock = lock
-        self.runs = RunRecords(path / "runs")
+        self.runs = RunFolders(path / "runs")
         self.outbox = OutboxFolder(path / "outbox")
         #: {"boot_id", "nonce", …} of the worker that held this folder last, or None
         self.last = atomic_files.read_json(path / "worker.json")

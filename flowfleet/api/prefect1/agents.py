@@ -26,7 +26,7 @@ _MOST = 20
 
 
 @dataclass(frozen=True, order=True)
-class Agent:
+class RegisteredAgent:
     """One line in the server's list: a label set of live workers, and how these start runs."""
 
     labels: tuple[str, ...]
@@ -34,7 +34,7 @@ class Agent:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Queue:
+class AgentQueue:
     """What the server hands out to one agent."""
 
     run_ids: tuple[str, ...]
@@ -45,7 +45,7 @@ class Queue:
         return len(self.run_ids) >= WINDOW
 
 
-class Agents:
+class AgentRegistry:
     """Registers an agent for each label set, once; and asks for all of them in one request."""
 
     def __init__(
@@ -60,8 +60,8 @@ class Agents:
         self.name = name
         self._config_id = config_id
         self._clock = clock
-        self._ids: dict[tuple[str, Agent], str] = {}
-        self._stamped: dict[Agent, float] = {}
+        self._ids: dict[tuple[str, RegisteredAgent], str] = {}
+        self._stamped: dict[RegisteredAgent, float] = {}
 
     def ids(self) -> frozenset[str]:
         """The server's ids of our agents."""
@@ -71,10 +71,12 @@ class Agents:
         """One of them, to sign a claim with: the server notes who has a run."""
         return next(iter(self._ids.values()), None)
 
-    def ready(self, tenant: str, agents: Sequence[Agent], before: datetime) -> dict[Agent, Queue]:
+    def ready(
+        self, tenant: str, agents: Sequence[RegisteredAgent], before: datetime
+    ) -> dict[RegisteredAgent, AgentQueue]:
         """What is due for each agent until then; one that the server refuses is left out, with a line in our log."""
         ids = {agent: self._registered(tenant, agent) for agent in agents}
-        found: dict[Agent, Queue] = {}
+        found: dict[RegisteredAgent, AgentQueue] = {}
         waiting = sorted(ids, key=lambda agent: self._stamped.get(agent, float("-inf")))
         while waiting:
             # whoever was silent for longest signs the request; further ones only when they would count as gone
@@ -87,7 +89,9 @@ class Agents:
             ]
         return found
 
-    def _ask(self, tenant: str, agents: Sequence[Agent], signed: str, before: datetime) -> dict[Agent, Queue]:
+    def _ask(
+        self, tenant: str, agents: Sequence[RegisteredAgent], signed: str, before: datetime
+    ) -> dict[RegisteredAgent, AgentQueue]:
         names = [f"q{number}" for number in range(len(agents))]
         head = ", ".join(f"${name}: get_runs_in_queue_input!" for name in names)
         body = " ".join(f"{name}: get_runs_in_queue(input: ${name}) {{ flow_run_ids }}" for name in names)
@@ -96,7 +100,7 @@ class Agents:
             for name, agent in zip(names, agents, strict=True)
         }
         reply = self._graphql.ask(f"mutation({head}) {{ {body} }}", inputs, agent=signed)
-        found: dict[Agent, Queue] = {}
+        found: dict[RegisteredAgent, AgentQueue] = {}
         for name, agent in zip(names, agents, strict=True):
             queue = self._queue(reply, name, agent)
             if queue is not None:
@@ -105,15 +109,15 @@ class Agents:
             raise ApiRejected(f"the Prefect API at {self._graphql.address.shown} lists no runs: {_words(reply)}")
         return found
 
-    def _queue(self, reply: Reply, name: str, agent: Agent) -> Queue | None:
+    def _queue(self, reply: Reply, name: str, agent: RegisteredAgent) -> AgentQueue | None:
         error = reply.error_of(name)
         if error is not None:
             logger.warning("due runs cannot be listed", extra={"labels": list(agent.labels), "error": error.message})
             return None
         with reading("for due runs"):
-            return Queue(run_ids=tuple(map(str, rows(reply.data[name]["flow_run_ids"]))))
+            return AgentQueue(run_ids=tuple(map(str, rows(reply.data[name]["flow_run_ids"]))))
 
-    def _registered(self, tenant: str, agent: Agent) -> str:
+    def _registered(self, tenant: str, agent: RegisteredAgent) -> str:
         known = self._ids.get((tenant, agent))
         if known is not None:
             return known

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from flowfleet.api.client import DueRuns, Rival, Unfit
-from flowfleet.api.prefect1.agents import Agent, Agents, Queue
+from flowfleet.api.client import DueRuns, Rival, UnfitRun
+from flowfleet.api.prefect1.agents import AgentQueue, AgentRegistry, RegisteredAgent
 from flowfleet.api.prefect1.defaults import identity
 from flowfleet.api.prefect1.jobs import JOB_FIELDS, unfit
 from flowfleet.api.prefect1.runs import Runs, claimable, late_tasks, literal
@@ -26,15 +26,15 @@ _MOST = 50
 _TYPES = {"process": "LocalAgent", "docker": "DockerAgent"}
 
 
-def agent_of(offer: Offer) -> Agent:
+def agent_of(offer: Offer) -> RegisteredAgent:
     """How workers with this offer stand in the server's list."""
-    return Agent(labels=tuple(sorted(offer.labels)), type=_TYPES.get(offer.deploy, "LocalAgent"))
+    return RegisteredAgent(labels=tuple(sorted(offer.labels)), type=_TYPES.get(offer.deploy, "LocalAgent"))
 
 
 class Backlog:
     """One request for the ids of all label sets, and one more for what these runs are, if there are any."""
 
-    def __init__(self, runs: Runs, agents: Agents, now: Callable[[], datetime]) -> None:
+    def __init__(self, runs: Runs, agents: AgentRegistry, now: Callable[[], datetime]) -> None:
         """`now` is the server's time."""
         self._runs = runs
         self._agents = agents
@@ -60,7 +60,7 @@ class Backlog:
         tenant: str,
         offers: Sequence[Offer],
         runs: Sequence[Run],
-        queues: Mapping[Agent, Queue],
+        queues: Mapping[RegisteredAgent, AgentQueue],
         now: datetime,
     ) -> list[DueRuns]:
         by_route: dict[Route, list[Run]] = defaultdict(list)
@@ -93,7 +93,7 @@ class Backlog:
             for route, runs in by_route.items()
         ]
 
-    def unserved(self, tenant: str) -> list[Unfit]:
+    def unserved(self, tenant: str) -> list[UnfitRun]:
         """Runs that have been due for a while and whose labels no agent has that asks for runs."""
         runs = self._waiting(tenant, self._now() - timedelta(seconds=UNSERVED_SECONDS), limit=_MOST)
         if not runs:
@@ -102,7 +102,7 @@ class Backlog:
             Offer(backend="prefect1", tenant=tenant, labels=tuple(agent.labels)) for _, agent in self._asking(tenant)
         ]
         return [
-            Unfit(run_id=run.run_id, name=run.name, reason=_nobody(run))
+            UnfitRun(run_id=run.run_id, name=run.name, reason=_nobody(run))
             for run in runs
             if not any(offer.serves(Route.of_labels(tenant, run.labels)) for offer in offers)
         ]
@@ -114,7 +114,7 @@ class Backlog:
             agent
             for agent_id, agent in self._asking(tenant)
             if agent_id not in self._agents.ids()
-            and not (known == identity(agent.name) and Agent(labels=agent.labels, type=agent.type) in ours)
+            and not (known == identity(agent.name) and RegisteredAgent(labels=agent.labels, type=agent.type) in ours)
             and any(_meet(agent.labels, offer.labels) for offer in offers)
         ]
 
@@ -151,12 +151,12 @@ def _due_runs(
     route: Route, waiting: Sequence[Run], serving: Sequence[Offer], now: datetime, *, at_least: bool
 ) -> DueRuns:
     able: list[FlowRun] = []
-    not_able: list[Unfit] = []
+    not_able: list[UnfitRun] = []
     moments = {run.run_id: run.start_time or run.scheduled or now for run in waiting}
     for run in sorted(waiting, key=lambda run: moments[run.run_id]):
         reasons = [unfit(run.row, offer.deploy) for offer in serving]
         if reasons and all(reasons):
-            not_able.append(Unfit(run_id=run.run_id, name=run.name, reason=str(reasons[0])))
+            not_able.append(UnfitRun(run_id=run.run_id, name=run.name, reason=str(reasons[0])))
         else:
             able.append(
                 FlowRun(run_id=run.run_id, name=run.name, route=route, due=moments[run.run_id], state=run.state)

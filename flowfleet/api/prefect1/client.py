@@ -12,19 +12,19 @@ from flowfleet.api.client import (
     Answer,
     DueRuns,
     Job,
-    Kind,
     LogLine,
     Mark,
     Place,
     Rival,
     RunState,
     ServerInfo,
+    StateType,
     Unfinished,
-    Unfit,
+    UnfitRun,
 )
-from flowfleet.api.prefect1.agents import Agents
+from flowfleet.api.prefect1.agents import AgentRegistry
 from flowfleet.api.prefect1.backlog import Backlog
-from flowfleet.api.prefect1.engine import Child, engine_command
+from flowfleet.api.prefect1.engine import EngineSettings, engine_command
 from flowfleet.api.prefect1.graphql import GraphQL, QueryRejected
 from flowfleet.api.prefect1.jobs import JOB_FIELDS, job_of, unfit
 from flowfleet.api.prefect1.runs import Runs, literal
@@ -72,7 +72,7 @@ class Prefect1:
         self._server_backend = server_backend
         self._deploy = deploy
         self._agent_name = agent_name
-        self._child = Child(
+        self._engine = EngineSettings(
             server_backend=server_backend,
             labels=labels,
             log_level=log_level,
@@ -84,7 +84,7 @@ class Prefect1:
 
         self._now = server_now
         self._runs = Runs(graphql)
-        self._agents = Agents(graphql, name=agent_name, config_id=agent_config_id, clock=clock)
+        self._agents = AgentRegistry(graphql, name=agent_name, config_id=agent_config_id, clock=clock)
         self._backlog = Backlog(self._runs, self._agents, server_now)
         self._writes = Writes(graphql, self._runs, clock, server_now)
 
@@ -194,7 +194,7 @@ class Prefect1:
         """Count without asking as an agent: what nobody serves must not look served."""
         return [due for tenant, own in self._by_tenant(offers).items() for due in self._backlog.count(tenant, own)]
 
-    def unserved(self, offers: Sequence[Offer]) -> list[Unfit]:
+    def unserved(self, offers: Sequence[Offer]) -> list[UnfitRun]:
         """Runs whose labels nobody has."""
         return [one for tenant in self._by_tenant(offers) for one in self._backlog.unserved(tenant)]
 
@@ -253,7 +253,7 @@ class Prefect1:
         if stamp is None or stamp.fleet != mark.fleet:
             return None
         state = run.to_state()
-        if run.state == "Running" and state.kind is Kind.PENDING and not self._silent(run):
+        if run.state == "Running" and state.kind is StateType.PENDING and not self._silent(run):
             # a late retry whose process may be at other tasks: only its heartbeat tells
             state = run.as_running()
         return Unfinished(state=state, route=self._route(run), due=run.start_time or run.scheduled)
@@ -304,7 +304,7 @@ class Prefect1:
     def _route(self, run: Run) -> Route:
         return Route.of_labels(str(run.row.get("tenant_id") or self._tenant_id()), run.labels)
 
-    def report(self, run_id: str, kind: Kind, message: str, mark: Mark) -> Answer:
+    def report(self, run_id: str, kind: StateType, message: str, mark: Mark) -> Answer:
         """Propose an end."""
         return self._writes.report(run_id, kind, message, mark)
 
@@ -337,8 +337,8 @@ class Prefect1:
     def engine_defaults(self, job: Job) -> dict[str, str]:
         """Log level, heartbeats from a thread, logs to the API."""
         del job
-        return self._child.defaults()
+        return self._engine.defaults()
 
     def engine_environment(self, run_id: str, job: Job) -> dict[str, str | None]:
         """Address, credentials, ids."""
-        return self._child.forced(run_id, job, url=self.graphql.engine_url, key=self.graphql.key, tenant=self._tenant)
+        return self._engine.forced(run_id, job, url=self.graphql.engine_url, key=self.graphql.key, tenant=self._tenant)

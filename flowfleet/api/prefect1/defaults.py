@@ -21,7 +21,7 @@ _TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Agent:
+class AgentDefaults:
     """How we stand in Prefect 1's list of agents, and what an agent passes on to its runs."""
 
     name: str
@@ -32,13 +32,13 @@ class Agent:
     cloud_logs: bool
 
 
-def agent(settings: Common, found: Prefect1Settings) -> Agent:
+def agent(settings: Common, found: Prefect1Settings) -> AgentDefaults:
     """What the client of the API must know of the part that uses it, by its settings with these defaults."""
     name = settings.name
     if settings.origins.get("name", Origin("default")).kind == "prefect1":
         name = found.text("cloud.agent.name")  # there it may have blanks, which an identity may not
     labels: tuple[str, ...] = getattr(settings, "agent_labels", ()) or getattr(settings, "labels", ())
-    return Agent(
+    return AgentDefaults(
         name=name,
         config_id=getattr(settings, "agent_config_id", None),
         labels=labels,

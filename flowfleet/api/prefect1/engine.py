@@ -24,7 +24,7 @@ def engine_command(python: str, job: Job, prefect: str) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Child:
+class EngineSettings:
     """What all engines of one worker get."""
 
     server_backend: str  # server | cloud

@@ -13,7 +13,7 @@ from urllib.parse import quote
 import requests
 
 from flowfleet.api.transport.address import Address
-from flowfleet.api.transport.flavour import Dialect, Tone
+from flowfleet.api.transport.flavour import Disposition, Flavour
 from flowfleet.api.transport.session import TRIES, Session
 from flowfleet.errors import ApiRejected, ApiUnavailable
 
@@ -91,7 +91,7 @@ class GraphQL:
     @property
     def proven(self) -> bool:
         """A Prefect 1 API has answered here."""
-        return self._session.judge.proven
+        return self._session.reader.proven
 
     @property
     def key(self) -> str | None:
@@ -151,8 +151,8 @@ class GraphQL:
 
     def _read(self, answer: Any, named: str) -> Reply:
         if not is_graphql(answer):
-            raise self._session.judge.no_api(f"{named} is answered with JSON that is not GraphQL's")
-        self._session.judge.proven = True
+            raise self._session.reader.no_api(f"{named} is answered with JSON that is not GraphQL's")
+        self._session.reader.proven = True
         errors = tuple(_errors(answer))
         data = answer.get("data")
         if isinstance(data, Mapping) and data:
@@ -191,18 +191,18 @@ def _reason(body: Any) -> str:
     return "; ".join(error.message for error in _errors(body)) or "no reason given"
 
 
-def _tone(answer: requests.Response) -> Tone:
+def _disposition(answer: requests.Response) -> Disposition:
     if b'"errors"' not in answer.content:  # most answers, and some of them are large
-        return Tone.PLAIN
+        return Disposition.PLAIN
     try:
         errors = list(_errors(answer.json()))
     except ValueError:
-        return Tone.PLAIN
+        return Disposition.PLAIN
     if any(error.code == _UNAUTHENTICATED or _MALFORMED in error.message for error in errors):
-        return Tone.REFUSED
+        return Disposition.REFUSED
     if any(_passing(error) for error in errors):
-        return Tone.LATER
-    return Tone.PLAIN
+        return Disposition.LATER
+    return Disposition.PLAIN
 
 
 def _passing(error: GraphError) -> bool:
@@ -220,12 +220,12 @@ def _hint(address: Address) -> str:
     return ", a Prefect Server is usually at http://HOST:4200"
 
 
-PREFECT1 = Dialect(
+PREFECT1 = Flavour(
     key_remedy="set PREFECT__CLOUD__API_KEY or FLOWFLEET_KEY_FILE",
     ca_remedy="give its authority by --ca-file",
     csrf=False,
     own=is_graphql,
     reason=_reason,
     hint=_hint,
-    tone=_tone,
+    disposition=_disposition,
 )

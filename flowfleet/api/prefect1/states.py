@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from flowfleet.api.client import Kind, Mark, RunState
+from flowfleet.api.client import Mark, RunState, StateType
 from flowfleet.api.prefect1.graphql import CORE_VERSION
 from flowfleet.api.transport.reading import Json, instant
 from flowfleet.flow_run import claim_id
@@ -16,20 +16,20 @@ SUBMITTED = "Submitted"
 #: states of which the API hands a run, or a task of it, out again at their start time
 WAITING = frozenset({"Scheduled", "Retrying", "Queued", "Resume", "Paused"})
 _KINDS = {
-    **dict.fromkeys(("Scheduled", "Retrying", "Queued", "Resume"), Kind.SCHEDULED),
-    **dict.fromkeys(("Submitted", "Pending", "ClientFailed"), Kind.PENDING),
-    "Running": Kind.RUNNING,
-    "Paused": Kind.PAUSED,
-    "Cancelling": Kind.CANCELLING,
-    **dict.fromkeys(("Success", "Finished", "Mapped", "Cached", "Looped", "Skipped"), Kind.COMPLETED),
-    **dict.fromkeys(("Failed", "TimedOut", "TriggerFailed", "ValidationFailed"), Kind.FAILED),
-    "Cancelled": Kind.CANCELLED,
+    **dict.fromkeys(("Scheduled", "Retrying", "Queued", "Resume"), StateType.SCHEDULED),
+    **dict.fromkeys(("Submitted", "Pending", "ClientFailed"), StateType.PENDING),
+    "Running": StateType.RUNNING,
+    "Paused": StateType.PAUSED,
+    "Cancelling": StateType.CANCELLING,
+    **dict.fromkeys(("Success", "Finished", "Mapped", "Cached", "Looped", "Skipped"), StateType.COMPLETED),
+    **dict.fromkeys(("Failed", "TimedOut", "TriggerFailed", "ValidationFailed"), StateType.FAILED),
+    "Cancelled": StateType.CANCELLED,
 }
 
 
-def kind_of(name: str) -> Kind:
+def kind_of(name: str) -> StateType:
     """The kind of a state type; one that we do not know is taken for something that goes on."""
-    return _KINDS.get(name, Kind.RUNNING)
+    return _KINDS.get(name, StateType.RUNNING)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,20 +143,20 @@ class Run:
         return next(iter(of_tasks), None) or Stamp.read(self.serialized)
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> StateType:
         """A Running run whose due tasks are Submitted waits for a process, as a Submitted one does.
 
         But for one with a Running task: its process has come, and the others wait for their turn.
         """
         waits = any(task.stamp for task in self.tasks) and all(task.state != "Running" for task in self.tasks)
         if self.state == "Running" and waits:
-            return Kind.PENDING
+            return StateType.PENDING
         return kind_of(self.state)
 
     def claimed_by(self, call: str) -> bool:
         """Whether it waits for a process under this call."""
         stamp = self.stamp
-        return stamp is not None and stamp.call == call and not stamp.done and self.kind is Kind.PENDING
+        return stamp is not None and stamp.call == call and not stamp.done and self.kind is StateType.PENDING
 
     @property
     def start_time(self) -> datetime | None:
@@ -170,7 +170,7 @@ class Run:
 
     def as_running(self) -> RunState:
         """The same for a late retry whose process may live."""
-        return replace(self.to_state(), kind=Kind.RUNNING, name=self.state)
+        return replace(self.to_state(), kind=StateType.RUNNING, name=self.state)
 
     def to_state(self) -> RunState:
         """What pollers and workers read."""
@@ -179,7 +179,7 @@ class Run:
             run_id=self.run_id,
             run_name=self.name,
             kind=kind,
-            name=SUBMITTED if kind is Kind.PENDING and stamp is not None else self.state,
+            name=SUBMITTED if kind is StateType.PENDING and stamp is not None else self.state,
             message=str(self.serialized.get("message") or ""),
             scheduled=self.start_time or self.scheduled,
             call=stamp.call if stamp else None,
@@ -189,11 +189,11 @@ class Run:
 
 
 #: not ends yet, but orders that no write of ours may cover
-CANCELS = frozenset({Kind.CANCELLING})
+CANCELS = frozenset({StateType.CANCELLING})
 #: a run that somebody has put off is not to be started at its old time either
-PUT_OFF = CANCELS | {Kind.SCHEDULED}
+PUT_OFF = CANCELS | {StateType.SCHEDULED}
 #: and one that another agent has claimed, or an engine begun, is not to be started once more
-THEIRS = PUT_OFF | {Kind.PENDING, Kind.RUNNING}
+THEIRS = PUT_OFF | {StateType.PENDING, StateType.RUNNING}
 
 # -- the JSON of states that we write
 
@@ -241,7 +241,7 @@ def before_submitted(serialized: Mapping[str, Any]) -> dict[str, Any] | None:
     return dict(inner) if isinstance(inner, Mapping) and inner.get("type") else None
 
 
-def overtaken(versions: Sequence[Json], stamp: Stamp, *, kinds: Collection[Kind]) -> dict[str, Any] | None:
+def overtaken(versions: Sequence[Json], stamp: Stamp, *, kinds: Collection[StateType]) -> dict[str, Any] | None:
     """An end, or one of these kinds, that somebody wrote between our reading and our writing, or at the same moment.
 
     `versions` are the run's states. A Prefect Server takes any state over any other, so our write may have covered it;
@@ -263,7 +263,7 @@ def overtaken(versions: Sequence[Json], stamp: Stamp, *, kinds: Collection[Kind]
         if not (kind.terminal or kind in kinds) or yields or (whose is not None and whose.fleet == stamp.fleet):
             continue
         ended = found is not None and kind_of(str(found.get("type"))).terminal
-        if not ended or kind.terminal or kind is Kind.SCHEDULED:
+        if not ended or kind.terminal or kind is StateType.SCHEDULED:
             found = dict(state)
     return found
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from flowfleet.api.client import Answer, Kind, Mark, Verdict
+from flowfleet.api.client import Answer, Mark, StateType, Verdict
 from flowfleet.api.prefect1.changes import Change, claiming, ends_of_tasks, mutation, of_run
 from flowfleet.api.prefect1.runs import Runs, last_states, states_since
 from flowfleet.api.prefect1.states import (
@@ -52,7 +52,7 @@ _FRESH_SECONDS = 1.0
 _JUST_READ_SECONDS = 2.0
 #: as a rule our claim is the newest of them, and what it may have covered the one before
 _NEWEST = 4
-_ENDS = (Kind.CRASHED, Kind.FAILED, Kind.CANCELLED)
+_ENDS = (StateType.CRASHED, StateType.FAILED, StateType.CANCELLED)
 
 
 Answers = dict[str, Answer]
@@ -129,7 +129,7 @@ class Writes:
             }
             if changes:
                 reply = self._write([each for own in changes.values() for each in own], agent=agent)
-                answers |= {run_id: _judged(own, reply) for run_id, own in changes.items()}
+                answers |= {run_id: _answers_of(own, reply) for run_id, own in changes.items()}
             return answers | self._read_refused(answers, call)
         except KeyRefused:
             raise
@@ -187,7 +187,7 @@ class Writes:
 
         return self._fenced(run_id, changes, kinds=THEIRS)
 
-    def report(self, run_id: str, kind: Kind, message: str, mark: Mark) -> Answer:
+    def report(self, run_id: str, kind: StateType, message: str, mark: Mark) -> Answer:
         """Propose an end; its tasks that were running have ended with it."""
         if kind not in _ENDS:
             raise ValueError(f"{kind} is no end that flowfleet reports")
@@ -203,7 +203,11 @@ class Writes:
             if run.state in WAITING:
                 return _refused(run, f"the run is {run.state}, it goes on")
             # a cancel that came after the process was looked at has its end too, whatever the process died of
-            name = "Cancelled" if Kind.CANCELLED in (kind, state.kind) or state.kind is Kind.CANCELLING else "Failed"
+            name = (
+                "Cancelled"
+                if StateType.CANCELLED in (kind, state.kind) or state.kind is StateType.CANCELLING
+                else "Failed"
+            )
             end = written(name, message, Stamp(fleet=mark.fleet, call=told, version=run.version, done=told))
             # the flow run first: a task that ends under a run that goes on would look as if it had ended by itself
             return [of_run(run, end), *ends_of_tasks(run.tasks, written(name, message))]
@@ -236,7 +240,9 @@ class Writes:
 
     # the one way of writing
 
-    def _fenced(self, run_id: str, decide: Callable[[Run], Answer | list[Change]], *, kinds: frozenset[Kind]) -> Answer:
+    def _fenced(
+        self, run_id: str, decide: Callable[[Run], Answer | list[Change]], *, kinds: frozenset[StateType]
+    ) -> Answer:
         """Read, decide, write with the version that was read, and read again what stands there.
 
         Ends, and states of these `kinds`, that somebody has written meanwhile are put back.
@@ -254,7 +260,7 @@ class Writes:
         run: Run,
         changes: list[Change],
         decide: Callable[[Run], Answer | list[Change]],
-        kinds: frozenset[Kind],
+        kinds: frozenset[StateType],
     ) -> Answer:
         reply = self._write(changes)
         after = self._runs.one(run.run_id, states_since(run.version))
@@ -288,14 +294,14 @@ def _asked(work: Callable[[], Answer]) -> Answer:
         return Answer.unsure(error)
 
 
-def _covered(run: Run, after: Run, kinds: frozenset[Kind]) -> dict[str, Any] | None:
+def _covered(run: Run, after: Run, kinds: frozenset[StateType]) -> dict[str, Any] | None:
     """What somebody else wrote to the run between our two readings, if our own write stands over it."""
     stamp = Stamp.read(after.serialized)
     if run.version is None or stamp is None or not stamp.done:
         return None  # theirs came last and stands
     found = overtaken(after.row.get("states") or (), replace(stamp, version=run.version), kinds=kinds)
     # our own end over a cancel that is under way is the end of that cancel
-    if found is not None and found.get("type") == "Cancelling" and after.kind is Kind.CANCELLED:
+    if found is not None and found.get("type") == "Cancelling" and after.kind is StateType.CANCELLED:
         return None
     return found
 
@@ -320,7 +326,7 @@ def _before(run: Run | None, call: str, now: datetime) -> Answer | None:
     return None
 
 
-def _judged(changes: Sequence[Change], reply: Reply) -> Answer:
+def _answers_of(changes: Sequence[Change], reply: Reply) -> Answer:
     """ACCEPTED, or UNSURE with the reason: what a refusal means only the run itself can tell.
 
     Of a run that was Scheduled its own state decides; of a late retry any task of it that we have.

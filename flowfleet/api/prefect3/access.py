@@ -26,7 +26,7 @@ _SECRET_HEADER = re.compile(r"(?i)auth|key|token|secret|cookie|password")
 _NOT_PASSED = frozenset({"PREFECT_PROFILE", "PREFECT_PROFILES_PATH", "PREFECT_HOME"})
 
 
-class Source:
+class AccessSource:
     """Where address and credentials come from: found once at start, looked at again when a key was replaced."""
 
     def __init__(self, settings: Common, environ: Mapping[str, str], folder: Path, home: Path) -> None:

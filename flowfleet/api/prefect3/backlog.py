@@ -11,7 +11,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
-from flowfleet.api.client import DueRuns, Kind
+from flowfleet.api.client import DueRuns, StateType
 from flowfleet.api.prefect3.pools import Pools
 from flowfleet.api.prefect3.states import state_of
 from flowfleet.api.transport.reading import Json, instant, iso, rows
@@ -141,7 +141,7 @@ class Backlog:
         query: dict[str, Any] = {
             "work_pools": {"name": {"any_": [pool]}},
             "flow_runs": {
-                "state": {"type": {"any_": [Kind.SCHEDULED.value]}},
+                "state": {"type": {"any_": [StateType.SCHEDULED.value]}},
                 "next_scheduled_start_time": {"before_": iso(now)},
             },
         }

@@ -14,23 +14,24 @@ from flowfleet.api.client import (
     Answer,
     DueRuns,
     Job,
-    Kind,
     LogLine,
     Mark,
     Place,
     Rival,
     RunState,
     ServerInfo,
+    StateType,
     Unfinished,
-    Unfit,
+    UnfitRun,
     Verdict,
 )
 from flowfleet.api.prefect3.backlog import Backlog
+from flowfleet.api.prefect3.engine import EngineSettings, engine_command
 from flowfleet.api.prefect3.jobs import Jobs
 from flowfleet.api.prefect3.places import Places
 from flowfleet.api.prefect3.pools import Pools
 from flowfleet.api.prefect3.states import state_of
-from flowfleet.api.prefect3.writes import Transitions, mark_message, mark_prefix
+from flowfleet.api.prefect3.writes import Writes, mark_message, mark_prefix
 from flowfleet.api.transport.reading import Json, instant, iso, reading, rows
 from flowfleet.api.transport.responses import Refused
 from flowfleet.api.transport.session import ASKED_TRIES, Session
@@ -40,7 +41,7 @@ from flowfleet.flow_run import FlowRun, Offer, Route
 logger = logging.getLogger(__name__)
 
 #: states in which a run of ours may still have a process, and those that wait inside one
-_UNFINISHED = (Kind.PENDING, Kind.RUNNING, Kind.CANCELLING, Kind.PAUSED)
+_UNFINISHED = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING, StateType.PAUSED)
 _IN_PROCESS = ("AwaitingRetry",)
 _PAGE = 200
 _NOBODY = "00000000-0000-4000-8000-000000000000"
@@ -64,14 +65,14 @@ class Prefect3:
         """`settings` are the PREFECT_* settings that children get, `worker` is the name that they give as theirs."""
         self._session = session
         self.address = session.address.shown
-        # credentials change while we run, so whoever gives a function is asked each time
-        self._settings = settings if callable(settings) else lambda: settings or {}
-        self._worker = worker
+        self._engine = EngineSettings(
+            settings=settings if callable(settings) else lambda: settings or {}, worker=worker
+        )
         self._claims_in_bulk = False
         self._pools = Pools(session, clock)
         self._jobs = Jobs(session, self._pools, environ or {}, clock)
         self._backlog = Backlog(session, self._pools, now)
-        self._transitions = Transitions(session, clock)
+        self._writes = Writes(session, clock)
         self._places = Places(session)
 
     # who answers
@@ -87,17 +88,17 @@ class Prefect3:
 
     def probe(self) -> ServerInfo:
         """Ask for the version, and whether claims can be made in bulk."""
-        where, judge = self._session.address.shown, self._session.judge
+        where, reader = self._session.address.shown, self._session.reader
         try:
             version = self._session.get("/admin/version", tries=ASKED_TRIES)
         except Refused as refused:
             answers = f"it answers {refused.status} to /admin/version"
-            raise ApiRejected(f"{where} is not a Prefect 3 API: {answers}{judge.hint()}") from refused
+            raise ApiRejected(f"{where} is not a Prefect 3 API: {answers}{reader.hint()}") from refused
         if not isinstance(version, str):
-            raise ApiRejected(f"{where} is not a Prefect 3 API: it tells no version{judge.hint()}")
+            raise ApiRejected(f"{where} is not a Prefect 3 API: it tells no version{reader.hint()}")
         if not self._claims_in_bulk:
             self._prove_bulk(version)
-        judge.proven = True
+        reader.proven = True
         return ServerInfo(backend=self.backend, version=version, skew_seconds=self._session.skew_seconds)
 
     def _prove_bulk(self, version: str) -> None:
@@ -116,7 +117,7 @@ class Prefect3:
         with reading("for a pool"):
             resolved = self._pools.resolve(offer, create=create)
         if resolved.pool_ids:
-            self._session.judge.proven = True  # workers ask for their pools only, never who answers
+            self._session.reader.proven = True  # workers ask for their pools only, never who answers
         return resolved
 
     def routes(self, offer: Offer) -> list[Route]:
@@ -138,17 +139,17 @@ class Prefect3:
 
     def claim(self, runs: Sequence[FlowRun], call: str, mark: Mark) -> dict[str, Answer]:
         """Scheduled → Submitted."""
-        return self._transitions.claim(runs, call, mark)
+        return self._writes.claim(runs, call, mark)
 
     def settle(self, run_id: str, call: str) -> Answer:
         """Read whether the run is claimed by this call."""
-        return self._transitions.settle(run_id, call)
+        return self._writes.settle(run_id, call)
 
     def hand_back(
         self, run_id: str, call: str, due: datetime, mark: Mark, reason: str, *, never_began: bool = False
     ) -> Answer:
         """Submitted (with proof also Launching) → Scheduled at its old time."""
-        return self._transitions.hand_back(run_id, call, due, mark, reason, never_began=never_began)
+        return self._writes.hand_back(run_id, call, due, mark, reason, never_began=never_began)
 
     def unfinished(self, mark: Mark) -> list[Unfinished]:
         """Our runs that have not ended, in whichever pool: a pool that nobody offers any more may still have some.
@@ -178,7 +179,7 @@ class Prefect3:
             flow_runs["id"] = {"not_any_": list(seen)}
         return rows(self._session.post("/flow_runs/filter", {"flow_runs": flow_runs, "limit": _PAGE}))
 
-    def unserved(self, offers: Sequence[Offer]) -> list[Unfit]:
+    def unserved(self, offers: Sequence[Offer]) -> list[UnfitRun]:
         """None is told: a run's pool is its own choice, and `status` shows what waits there."""
         del offers
         return []
@@ -212,18 +213,18 @@ class Prefect3:
 
     def job(self, run_id: str) -> Job:
         """What to run."""
-        run = self._transitions.read(run_id)
+        run = self._writes.read(run_id)
         with reading("for what a run is"):
             return self._jobs.job(run)
 
     def launching(self, run_id: str, call: str, claim: str, mark: Mark) -> Answer:
         """Submitted → Launching."""
-        return self._transitions.launching(run_id, call, claim, mark)
+        return self._writes.launching(run_id, call, claim, mark)
 
     def started(self, run_id: str, mark: Mark, pid: int) -> None:
         """Write whose process the run is."""
         worker = quote(mark.worker or "", safe="@")
-        self._transitions.set_infrastructure(run_id, f"{mark_prefix(mark)}{worker}:{pid}")
+        self._writes.set_infrastructure(run_id, f"{mark_prefix(mark)}{worker}:{pid}")
 
     def started_line(self, mark: Mark, pid: int) -> str:
         """In our own words."""
@@ -231,17 +232,17 @@ class Prefect3:
 
     def states(self, run_ids: Sequence[str]) -> dict[str, RunState]:
         """The states of many runs."""
-        return {run_id: state_of(run) for run_id, run in self._transitions.read_many(run_ids).items()}
+        return {run_id: state_of(run) for run_id, run in self._writes.read_many(run_ids).items()}
 
     def place(self, run_id: str) -> Place | None:
         """Pool and queue of a run, with their pauses and limits."""
         with reading("for where a run waits"):
             return self._places.place(run_id)
 
-    def report(self, run_id: str, kind: Kind, message: str, mark: Mark) -> Answer:
+    def report(self, run_id: str, kind: StateType, message: str, mark: Mark) -> Answer:
         """Propose an end; the sentence stands alone, since people read it in the UI."""
         del mark
-        return self._transitions.report(run_id, kind, message)
+        return self._writes.report(run_id, kind, message)
 
     def log(self, lines: Sequence[LogLine]) -> None:
         """Append to the runs' log pages."""
@@ -261,9 +262,9 @@ class Prefect3:
     # the child
 
     def engine_command(self, python: str, job: Job, prefect: str) -> tuple[str, ...]:
-        """The flow engine itself: one import of prefect, where `prefect flow-run execute` has two."""
+        """The engine of any version."""
         del job, prefect
-        return (python, "-m", "prefect.engine")
+        return engine_command(python)
 
     def engine_defaults(self, job: Job) -> dict[str, str]:
         """None."""
@@ -271,21 +272,8 @@ class Prefect3:
         return {}
 
     def engine_environment(self, run_id: str, job: Job) -> dict[str, str]:
-        """Address, credentials, run id and attribution; other settings only where the run does not say otherwise."""
-        forced = {
-            name: value
-            for name, value in {"PREFECT_API_URL": self._session.address.url, **self._settings()}.items()
-            if name.startswith("PREFECT_API_") or name not in job.env
-        }
-        attribution = {
-            "PREFECT__WORKER_NAME": self._worker,
-            "PREFECT__FLOW_ID": job.flow_id,
-            "PREFECT__FLOW_NAME": job.flow_name,
-            "PREFECT__DEPLOYMENT_ID": job.deployment_id,
-            "PREFECT__DEPLOYMENT_NAME": job.deployment_name,
-        }
-        forced |= {name: value for name, value in attribution.items() if value}
-        return {**forced, "PREFECT__FLOW_RUN_ID": run_id}
+        """Address, credentials, run id and attribution."""
+        return self._engine.forced(run_id, job, url=self._session.address.url)
 
 
 def _unfinished(run: Json, mark: Mark) -> Unfinished | None:
@@ -295,9 +283,9 @@ def _unfinished(run: Json, mark: Mark) -> Unfinished | None:
     launched = infrastructure.startswith(prefix)
     # whose claim it is only its state says: the mark may be of an earlier life, and another fleet has the run now
     claimed = state.message.startswith(mark_message(mark, ""))
-    if not (claimed if state.kind is Kind.PENDING else launched):
+    if not (claimed if state.kind is StateType.PENDING else launched):
         return None
-    if state.kind in (Kind.SCHEDULED, Kind.PAUSED) and not state.held:
+    if state.kind in (StateType.SCHEDULED, StateType.PAUSED) and not state.held:
         return None  # it went back to the queue, or is suspended without a process, and its old mark stayed
     route = None
     if run.get("work_pool_id") and run.get("work_queue_name"):

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from flowfleet.api.client import Job
-from flowfleet.api.prefect3.pools import FRESH_SECONDS, Fresh, Pools
+from flowfleet.api.prefect3.pools import FRESH_SECONDS, ExpiringCache, Pools
 from flowfleet.api.prefect3.states import state_of
 from flowfleet.api.prefect3.templates import fill
 from flowfleet.api.transport.reading import Json
@@ -35,8 +35,8 @@ class Jobs:
         self._session = session
         self._pools = pools
         self._environ = environ
-        self._fresh = Fresh(FRESH_SECONDS, clock)
-        self._flows = Fresh(FLOW_SECONDS, clock)
+        self._fresh = ExpiringCache(FRESH_SECONDS, clock)
+        self._flows = ExpiringCache(FLOW_SECONDS, clock)
 
     def job(self, run: Json) -> Job:
         """The job of a run whose JSON is given."""
@@ -80,7 +80,7 @@ class Jobs:
             context={"ctx": {"flow": flow, "flow_run": run}},
         )
 
-    def _kept(self, kept: Fresh, path: str, item_id: str, what: str) -> Json:
+    def _kept(self, kept: ExpiringCache, path: str, item_id: str, what: str) -> Json:
         try:
             item: Json = kept.get((path, item_id), lambda: self._session.get(f"{path}{item_id}"))
         except Refused as refused:

@@ -7,13 +7,13 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
-from flowfleet.api.client import Kind, Place
+from flowfleet.api.client import Place, StateType
 from flowfleet.api.transport.responses import Refused
 from flowfleet.api.transport.session import ASKED_TRIES, Session
 from flowfleet.flow_run import Route
 
 #: runs in these states use up the limits of pools and queues
-_BUSY = (Kind.PENDING, Kind.RUNNING, Kind.CANCELLING)
+_BUSY = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
 
 
 class Places:

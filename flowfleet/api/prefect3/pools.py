@@ -24,7 +24,7 @@ _NEEDED = frozenset({"command", "env", "working_dir"})
 _PAGE = 200
 
 
-class Fresh:
+class ExpiringCache:
     """A small thread-safe memory of answers, each believed for some seconds."""
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -57,10 +57,10 @@ class Pools:
 
     def __init__(self, session: Session, clock: Callable[[], float] = time.monotonic) -> None:
         self._session = session
-        self._pools = Fresh(FRESH_SECONDS, clock)
-        self._queues = Fresh(FRESH_SECONDS * 10, clock)  # an unknown queue id refreshes them at once
+        self._pools = ExpiringCache(FRESH_SECONDS, clock)
+        self._queues = ExpiringCache(FRESH_SECONDS * 10, clock)  # an unknown queue id refreshes them at once
         #: whether there is a limit changes seldom, and the limit itself is kept by the server at once
-        self._limits = Fresh(FRESH_SECONDS * 10, clock)
+        self._limits = ExpiringCache(FRESH_SECONDS * 10, clock)
 
     def resolve(self, offer: Offer, *, create: bool) -> Offer:
         """The offer with its pools' uuids; `create` makes missing pools and queues."""

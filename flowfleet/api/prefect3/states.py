@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flowfleet.api.client import Answer, Kind, RunState, Verdict
+from flowfleet.api.client import Answer, RunState, StateType, Verdict
 from flowfleet.api.transport.reading import Json, instant
 
 
@@ -10,7 +10,7 @@ def state_of(run: Json, state: Json | None = None) -> RunState:
     """What a run's JSON says; `state` where an answer carries a newer one than the run."""
     state = state or run.get("state") or {}
     details = state.get("state_details") or {}
-    kind = Kind(state.get("type") or run.get("state_type") or Kind.PENDING)
+    kind = StateType(state.get("type") or run.get("state_type") or StateType.PENDING)
     return RunState(
         run_id=str(run["id"]),
         run_name=str(run.get("name") or run["id"]),
@@ -25,14 +25,14 @@ def state_of(run: Json, state: Json | None = None) -> RunState:
     )
 
 
-def _held(run: Json, kind: Kind, details: Json) -> bool:
+def _held(run: Json, kind: StateType, details: Json) -> bool:
     """Does the run wait inside its own process? The server hands such a run to nobody, so its death must be told."""
-    if kind is Kind.SCHEDULED:
+    if kind is StateType.SCHEDULED:
         return bool((run.get("empirical_policy") or {}).get("retry_type") == "in_process")
-    return kind is Kind.PAUSED and not details.get("pause_reschedule")
+    return kind is StateType.PAUSED and not details.get("pause_reschedule")
 
 
-def judge(run: Json, result: Json, transition: str) -> Answer:
+def answer_of(run: Json, result: Json, transition: str) -> Answer:
     """What the orchestration made of our state; by `status` and state, never by HTTP code.
 
     ACCEPT with our transition id, or a REJECT that shows our own id (a repeat of a call that got through), is ours.

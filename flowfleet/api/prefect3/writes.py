@@ -11,8 +11,8 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
-from flowfleet.api.client import Answer, Kind, Mark, RunState, Verdict
-from flowfleet.api.prefect3.states import judge, state_of
+from flowfleet.api.client import Answer, Mark, RunState, StateType, Verdict
+from flowfleet.api.prefect3.states import answer_of, state_of
 from flowfleet.api.transport.reading import Json, iso, reading, rows
 from flowfleet.api.transport.responses import Refused
 from flowfleet.api.transport.session import Session
@@ -24,7 +24,7 @@ CLAIM_LIMIT = 10
 #: a state that was read so recently need not be read again before the next, itself fenced, write
 _JUST_READ_SECONDS = 5.0
 _PAGE = 200
-_ENDS = (Kind.CRASHED, Kind.FAILED, Kind.CANCELLED)
+_ENDS = (StateType.CRASHED, StateType.FAILED, StateType.CANCELLED)
 
 
 def mark_message(mark: Mark, words: str) -> str:
@@ -37,7 +37,7 @@ def mark_prefix(mark: Mark) -> str:
     return f"flowfleet:{quote(mark.fleet, safe='')}:"
 
 
-class Transitions:
+class Writes:
     """Claim, launch, hand back, end.
 
     Every write goes by `bulk_set_state`, whose filter says what must stand there: plain `set_state` takes Launching on
@@ -96,17 +96,21 @@ class Transitions:
         if not runs:
             return {}
         expected = {
-            "state": {"type": {"any_": [Kind.SCHEDULED.value]}},
+            "state": {"type": {"any_": [StateType.SCHEDULED.value]}},
             "next_scheduled_start_time": {"before_": iso(max(run.due for run in runs))},
         }
-        state = _state(Kind.PENDING, "Submitted", call, mark_message(mark, f"claimed by {mark.worker or 'its poller'}"))
+        state = _state(
+            StateType.PENDING, "Submitted", call, mark_message(mark, f"claimed by {mark.worker or 'its poller'}")
+        )
         try:
             results = self._bulk([run.run_id for run in runs], expected, state)
         except KeyRefused:
             raise
         except (ApiUnavailable, ApiRejected) as error:
             return {run.run_id: Answer.unsure(error) for run in runs}
-        answers = {run.run_id: _judged(run.run_id, run.name, results, call) for run in runs if run.run_id in results}
+        answers = {
+            run.run_id: _answers_of(run.run_id, run.name, results, call) for run in runs if run.run_id in results
+        }
         open_ids = [
             run.run_id for run in runs if run.run_id not in answers or answers[run.run_id].verdict is Verdict.UNSURE
         ]
@@ -149,7 +153,7 @@ class Transitions:
             return None
 
         state = _state(
-            Kind.PENDING, "Launching", claim, mark_message(mark, f"launching on {mark.worker or 'a worker'}")
+            StateType.PENDING, "Launching", claim, mark_message(mark, f"launching on {mark.worker or 'a worker'}")
         )
         expected = {"state": {"name": {"any_": ["Submitted"]}}}
         return self._fenced(run_id, fence, expected, state, just_read=self._just_read(run_id))
@@ -166,7 +170,7 @@ class Transitions:
         def fence(stands: RunState) -> Answer | None:
             if stands.call == back:
                 return Answer(verdict=Verdict.ACCEPTED, state=stands)
-            if stands.call not in ours or stands.kind is not Kind.PENDING:
+            if stands.call not in ours or stands.kind is not StateType.PENDING:
                 return Answer(verdict=Verdict.REFUSED, reason=f"the run is {stands.name}, not ours", state=stands)
             if stands.name not in names:
                 # the ledger has lost how far it was: only the host knows whether it began
@@ -179,14 +183,14 @@ class Transitions:
             return None
 
         def state() -> dict[str, Any]:
-            written = _state(Kind.SCHEDULED, "Scheduled", back, mark_message(mark, f"handed back: {reason}"))
+            written = _state(StateType.SCHEDULED, "Scheduled", back, mark_message(mark, f"handed back: {reason}"))
             written["state_details"]["scheduled_time"] = iso(when[0])
             return written
 
         expected = {"state": {"name": {"any_": names}}}
         return self._fenced(run_id, fence, expected, state)
 
-    def report(self, run_id: str, kind: Kind, message: str) -> Answer:
+    def report(self, run_id: str, kind: StateType, message: str) -> Answer:
         """Propose an end."""
         if kind not in _ENDS:
             raise ValueError(f"{kind} is no end that flowfleet reports")
@@ -197,7 +201,7 @@ class Transitions:
             if stands.kind.terminal:
                 verdict = Verdict.ACCEPTED if stands.call == told else Verdict.REFUSED
                 return Answer(verdict=verdict, reason=f"the run is {stands.name} already", state=stands)
-            if stands.kind in (Kind.SCHEDULED, Kind.PAUSED) and not stands.held:
+            if stands.kind in (StateType.SCHEDULED, StateType.PAUSED) and not stands.held:
                 return Answer(verdict=Verdict.REFUSED, reason=f"the run is {stands.name}, it goes on", state=stands)
             # what stands there now and no other: a run that ends or is handed out anew meanwhile stays as it is
             expected["state"] = {
@@ -239,7 +243,7 @@ class Transitions:
             results = self._bulk([run_id], expected, written)
             if run_id in results:
                 transition = str(written["state_details"]["transition_id"])
-                answer = _judged(run_id, stands.run_name, results, transition)
+                answer = _answers_of(run_id, stands.run_name, results, transition)
                 if answer.verdict is not Verdict.UNSURE:
                     return answer
             stands = state_of(self.read(run_id))
@@ -262,7 +266,7 @@ class Transitions:
             return {str(result["flow_run_id"]): result for result in rows(answer["results"])}
 
 
-def _state(kind: Kind, name: str, transition: str, message: str) -> dict[str, Any]:
+def _state(kind: StateType, name: str, transition: str, message: str) -> dict[str, Any]:
     return {
         "type": kind.value,
         "name": name,
@@ -271,11 +275,11 @@ def _state(kind: Kind, name: str, transition: str, message: str) -> dict[str, An
     }
 
 
-def _judged(run_id: str, name: str, results: Mapping[str, Json], transition: str) -> Answer:
+def _answers_of(run_id: str, name: str, results: Mapping[str, Json], transition: str) -> Answer:
     """What became of one run of a bulk call; a result that cannot be read says no more than none at all."""
     try:
         with reading("for a state"):
-            return judge({"id": run_id, "name": name}, results[run_id], transition)
+            return answer_of({"id": run_id, "name": name}, results[run_id], transition)
     except ApiUnavailable as error:
         return Answer.unsure(error)
 
@@ -284,6 +288,6 @@ def _whose(run_id: str, there: Json | None, call: str) -> Answer:
     if there is None:
         return Answer(verdict=Verdict.REFUSED, reason=f"the run {run_id} does not exist any more", gone=True)
     stands = state_of(there)
-    if stands.call in (call, claim_id(call, run_id)) and stands.kind is Kind.PENDING:
+    if stands.call in (call, claim_id(call, run_id)) and stands.kind is StateType.PENDING:
         return Answer(verdict=Verdict.ACCEPTED, state=stands)
     return Answer(verdict=Verdict.REFUSED, reason=f"the run is {stands.name}, not claimed by this call", state=stands)

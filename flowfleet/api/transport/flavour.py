@@ -12,7 +12,7 @@ import requests
 from flowfleet.api.transport.address import Address
 
 
-class Tone(Enum):
+class Disposition(Enum):
     """What an answer says beside its content."""
 
     PLAIN = "plain"
@@ -23,7 +23,7 @@ class Tone(Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dialect:
+class Flavour:
     """One Prefect API's ways."""
 
     #: what to do about refused credentials
@@ -39,7 +39,7 @@ class Dialect:
     #: what is most often wrong with an address that is no API, to be appended to a sentence
     hint: Callable[[Address], str]
     #: what it says in the body of an answer whose status says that all is well
-    tone: Callable[[requests.Response], Tone] = lambda _answer: Tone.PLAIN
+    disposition: Callable[[requests.Response], Disposition] = lambda _answer: Disposition.PLAIN
 
 
 def _own(body: Any) -> bool:
@@ -65,7 +65,7 @@ def _hint(address: Address) -> str:
     return "" if address.shown.rstrip("/").endswith("/api") else ", its address usually ends in /api"
 
 
-PREFECT3 = Dialect(
+PREFECT3 = Flavour(
     key_remedy="set PREFECT_API_KEY or PREFECT_API_AUTH_STRING",
     ca_remedy="give its authority by --ca-file or PREFECT_API_SSL_CERT_FILE",
     csrf=True,

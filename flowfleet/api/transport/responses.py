@@ -12,7 +12,7 @@ from typing import Any
 import requests
 
 from flowfleet.api.transport.address import Address
-from flowfleet.api.transport.flavour import Dialect, Tone
+from flowfleet.api.transport.flavour import Disposition, Flavour
 from flowfleet.errors import ApiError, ApiRejected, ApiUnavailable, KeyRefused
 
 CONNECT_SECONDS = 5.0
@@ -40,22 +40,22 @@ class CredentialsRefused(KeyRefused):
         self.body = body
 
 
-class Judge:
+class ResponseReader:
     """Knows the address, the dialect that is spoken there, and whether a Prefect API was ever heard."""
 
-    def __init__(self, address: Address, dialect: Dialect) -> None:
+    def __init__(self, address: Address, flavour: Flavour) -> None:
         self._address = address
-        self._dialect = dialect
+        self._flavour = flavour
         #: a Prefect API has answered here: what is none now is a proxy's page, or an ingress without a server behind it
         self.proven = False
 
-    def tone(self, answer: requests.Response) -> Tone:
+    def disposition(self, answer: requests.Response) -> Disposition:
         """How an answer sounds, beside what it says."""
-        return Tone.REFUSED if answer.status_code in _REFUSALS else self._dialect.tone(answer)
+        return Disposition.REFUSED if answer.status_code in _REFUSALS else self._flavour.disposition(answer)
 
-    def put_off(self, named: str, answer: requests.Response, tone: Tone) -> ApiUnavailable | None:
+    def put_off(self, named: str, answer: requests.Response, disposition: Disposition) -> ApiUnavailable | None:
         """The error for an answer that means "later", with the time it names; None = it is definite."""
-        by_itself = tone is Tone.LATER
+        by_itself = disposition is Disposition.LATER
         if answer.status_code not in _LATER and not by_itself:
             return None
         answers = "with an error of its own" if by_itself else _status(answer.status_code)
@@ -65,13 +65,13 @@ class Judge:
             retry_after_seconds=_retry_after(answer),
         )
 
-    def content(self, named: str, answer: requests.Response, tone: Tone) -> Any:
+    def content(self, named: str, answer: requests.Response, disposition: Disposition) -> Any:
         """The JSON of a definite answer, None for an empty one.
 
         Raises `CredentialsRefused` (401, 403), `Refused` (any other 4xx) or `ApiUnavailable`.
         """
         status = answer.status_code
-        if tone is Tone.REFUSED:
+        if disposition is Disposition.REFUSED:
             raise self._credentials_refused(named, answer)
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             raise ApiUnavailable(
@@ -91,20 +91,20 @@ class Judge:
     def _credentials_refused(self, named: str, answer: requests.Response) -> CredentialsRefused:
         body, status = _json(answer), answer.status_code
         by_status = status >= HTTPStatus.BAD_REQUEST  # GraphQL refuses in the body of a 200
-        said = f"{_status(status)} to {named}" if by_status else self._dialect.reason(body)[:300]
+        said = f"{_status(status)} to {named}" if by_status else self._flavour.reason(body)[:300]
         return CredentialsRefused(
-            f"the Prefect API at {self._address.shown} refuses our credentials ({said}), {self._dialect.key_remedy}",
+            f"the Prefect API at {self._address.shown} refuses our credentials ({said}), {self._flavour.key_remedy}",
             body,
         )
 
     def _refused(self, named: str, status: int, body: Any) -> ApiError:
         where = self._address.shown
-        if status == HTTPStatus.NOT_FOUND and self.proven and not self._dialect.own(body):
+        if status == HTTPStatus.NOT_FOUND and self.proven and not self._flavour.own(body):
             return ApiUnavailable(
                 f"the Prefect API at {where} is not there now: {named} is answered with {_status(status)}, "
                 "but not in Prefect's words"
             )
-        detail = "no JSON" if body is _NO_JSON else self._dialect.reason(body)[:300]
+        detail = "no JSON" if body is _NO_JSON else self._flavour.reason(body)[:300]
         # where no question was ever answered, the address itself may be wrong
         hint = self.hint() if status == HTTPStatus.NOT_FOUND and not self.proven else ""
         return Refused(
@@ -124,7 +124,7 @@ class Judge:
         where = self._address.shown
         if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in _causes(error)):
             return ApiRejected(
-                f"the certificate of the Prefect API at {where} is not trusted, {self._dialect.ca_remedy}"
+                f"the certificate of the Prefect API at {where} is not trusted, {self._flavour.ca_remedy}"
             )
         if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema):
             return ApiRejected(f"{where} is not an address of a Prefect API")
@@ -139,7 +139,7 @@ class Judge:
 
     def hint(self) -> str:
         """What is most often wrong with an address that is no API."""
-        return self._dialect.hint(self._address)
+        return self._flavour.hint(self._address)
 
 
 def _status(status: int) -> str:

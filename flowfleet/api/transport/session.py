@@ -18,8 +18,8 @@ from requests.adapters import HTTPAdapter
 from urllib3.exceptions import InsecureRequestWarning
 
 from flowfleet.api.transport.address import Address
-from flowfleet.api.transport.flavour import PREFECT3, Dialect, Tone
-from flowfleet.api.transport.responses import CONNECT_SECONDS, Judge
+from flowfleet.api.transport.flavour import PREFECT3, Disposition, Flavour
+from flowfleet.api.transport.responses import CONNECT_SECONDS, ResponseReader
 from flowfleet.api.transport.server_clock import ServerClock
 from flowfleet.errors import ApiUnavailable, SettingsError
 
@@ -68,7 +68,7 @@ class Session:
         self,
         address: Address,
         *,
-        dialect: Dialect = PREFECT3,
+        flavour: Flavour = PREFECT3,
         user_agent: str = "flowfleet",
         pause: Callable[[float], object] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
@@ -78,10 +78,10 @@ class Session:
     ) -> None:
         """`find_again` looks for the credentials anew: at SIGHUP and after a refusal they may be others."""
         self.address = address
-        self._dialect = dialect
+        self._flavour = flavour
         self._find_again = find_again
         self._renewing = threading.Lock()
-        self.judge = Judge(address, dialect)
+        self.reader = ResponseReader(address, flavour)
         #: the last answer refused our key
         self.key_refused = False
         self._pause = pause
@@ -166,15 +166,15 @@ class Session:
         began = self._clock()
         for attempt in range(1, tries + 1):
             try:
-                answer, tone = self._send(asked)
+                answer, disposition = self._send(asked)
             except ApiUnavailable as error:
                 if isinstance(error.__cause__, requests.exceptions.ReadTimeout):
                     raise
                 trouble, wait = error, None
             else:
-                put_off = self.judge.put_off(asked.named, answer, tone)
+                put_off = self.reader.put_off(asked.named, answer, disposition)
                 if put_off is None:
-                    return self.judge.content(asked.named, answer, tone)
+                    return self.reader.content(asked.named, answer, disposition)
                 trouble, wait = put_off, put_off.retry_after_seconds
             wait = wait if wait is not None else 0.25 * 2**attempt * (0.5 + self._dice())
             if attempt == tries or self._clock() - began + wait > RETRY_WINDOW_SECONDS:
@@ -186,24 +186,24 @@ class Session:
             self._pause(wait)
         raise AssertionError("unreachable: tries is at least 1")
 
-    def _send(self, asked: _Asked) -> tuple[requests.Response, Tone]:
+    def _send(self, asked: _Asked) -> tuple[requests.Response, Disposition]:
         """One exchange; once more when the server asks for a CSRF token, or refuses a key that has been replaced."""
         used = self._headers
         answer = self._exchange_with_csrf(asked)
-        tone = self.judge.tone(answer)
-        if tone is Tone.REFUSED:
+        disposition = self.reader.disposition(answer)
+        if disposition is Disposition.REFUSED:
             self.renew()
             if self._headers is not used:
                 answer = self._exchange_with_csrf(asked)
-                tone = self.judge.tone(answer)
-        self.key_refused = tone is Tone.REFUSED
-        return answer, tone
+                disposition = self.reader.disposition(answer)
+        self.key_refused = disposition is Disposition.REFUSED
+        return answer, disposition
 
     def _exchange_with_csrf(self, asked: _Asked) -> requests.Response:
         answer = self._exchange(asked)
         if (
             answer.status_code == HTTPStatus.FORBIDDEN
-            and self._dialect.csrf
+            and self._flavour.csrf
             and asked.method in _CHANGES
             and self._fetch_csrf(asked.seconds)
         ):
@@ -224,7 +224,7 @@ class Session:
                 verify=self._verify(),
             )
         except requests.exceptions.RequestException as error:
-            raise self.judge.silence(error, asked.seconds) from error
+            raise self.reader.silence(error, asked.seconds) from error
         self._server_clock.note(answer.headers.get("Date", ""))
         return answer
 

@@ -9,7 +9,7 @@ import pytest
 
 from flowfleet import logs
 from flowfleet.api import connect
-from flowfleet.api.client import Job, Kind, RunState
+from flowfleet.api.client import Job, RunState, StateType
 from flowfleet.api.prefect3.access import find_address
 from flowfleet.api.prefect3.settings import prefect_settings
 from flowfleet.errors import SettingsError
@@ -173,7 +173,9 @@ def test_a_key_given_to_us_goes_to_children_too(folder, home):
 
 
 def _job(env):
-    return Job(state=RunState(run_id="r", run_name="r", kind=Kind.PENDING, name="Submitted"), env=env, flow_name="flow")
+    return Job(
+        state=RunState(run_id="r", run_name="r", kind=StateType.PENDING, name="Submitted"), env=env, flow_name="flow"
+    )
 
 
 @pytest.mark.parametrize("style", ["text", "json"])
@@ -207,7 +209,7 @@ def test_a_key_that_was_replaced_is_used_by_us_and_by_the_runs(folder, home):
     environ = {"FLOWFLEET_KEY_FILE": str(key), URL: "http://api/api"}
     settings = resolve(WorkerSettings, {}, environ, {}, {"host": "h"})
     client = connect(settings, environ, folder=folder, home=home)
-    job = Job(state=RunState(run_id="r", run_name="n", kind=Kind.PENDING, name="Pending"))
+    job = Job(state=RunState(run_id="r", run_name="n", kind=StateType.PENDING, name="Pending"))
     assert client.engine_environment("r", job)["PREFECT_API_KEY"] == "first-key"
     assert client.renew() is False
     key.write_text("second-key")

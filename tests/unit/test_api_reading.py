@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from flowfleet.api.client import Kind, Mark, Verdict
+from flowfleet.api.client import Mark, StateType, Verdict
 from flowfleet.api.prefect3.client import Prefect3
 from flowfleet.api.transport.address import Address
 from flowfleet.api.transport.session import Session
@@ -104,7 +104,7 @@ def test_a_refused_key_says_nothing_about_any_run(asked):
         lambda: asked.client.settle(run.run_id, asked.call),
         lambda: asked.client.launching(run.run_id, asked.call, claim_id(asked.call, run.run_id), MARK),
         lambda: asked.client.hand_back(run.run_id, asked.call, run.due, MARK, "drill"),
-        lambda: asked.client.report(run.run_id, Kind.CRASHED, "x", MARK),
+        lambda: asked.client.report(run.run_id, StateType.CRASHED, "x", MARK),
         lambda: asked.client.states([run.run_id]),
     ):
         with pytest.raises(KeyRefused):
@@ -128,7 +128,7 @@ def test_a_hand_back_and_an_end_whose_answer_was_lost_are_known_as_ours(honest, 
     honest.api.fail(BULK, fault)
     assert honest.client.hand_back(one.run_id, honest.call, one.due, MARK, "drill").verdict is Verdict.ACCEPTED
     honest.api.fail(BULK, fault)
-    assert honest.client.report(two.run_id, Kind.CRASHED, "it ended", MARK).verdict is Verdict.ACCEPTED
+    assert honest.client.report(two.run_id, StateType.CRASHED, "it ended", MARK).verdict is Verdict.ACCEPTED
     assert honest.api.history(one.run_id) == ["Scheduled", "Submitted", "Scheduled"]
     assert honest.api.history(two.run_id) == ["Scheduled", "Submitted", "Crashed"]
 
@@ -282,7 +282,7 @@ def test_json_of_the_wrong_shape_says_nothing_and_breaks_nothing(asked, body):
         asked.client.settle(run.run_id, asked.call),
         asked.client.launching(run.run_id, asked.call, claim, MARK),
         asked.client.hand_back(run.run_id, asked.call, run.due, MARK, "drill"),
-        asked.client.report(run.run_id, Kind.CRASHED, "x", MARK),
+        asked.client.report(run.run_id, StateType.CRASHED, "x", MARK),
     ):
         # of a list of runs the empty one is a right answer: they are gone
         assert answer.verdict is Verdict.UNSURE or (body == [] and answer.gone)

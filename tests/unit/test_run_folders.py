@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from workers.deployment import Exit
-from workers.state.run_folders import RunRecords, StateFolder, StateLocked
+from workers.state.run_folders import RunFolders, StateFolder, StateLocked
 
 DAY = 24 * 3600.0
 ROOT = Path(__file__).parents[2]
@@ -24,7 +24,7 @@ def state(tmp_path):
     state.close()
 
 
-def settled(records: RunRecords, run_id: str, *, age: float, now: float, size: int = 0):
+def settled(records: RunFolders, run_id: str, *, age: float, now: float, size: int = 0):
     folder = records.create(run_id, "c", {})
     folder.log.write_bytes(b"x" * size)
     folder.settle()

@@ -22,10 +22,10 @@ from tests.prefect1_env import python
 from tests.unit.test_shim import FULL, is_alive
 from tests.waiting import SCALE, until
 from workers.deployers import process_handles, warm_client
-from workers.deployers.fork_client import Launcher, Program
+from workers.deployers.fork_client import ForkClient, ForkServerProgram
 from workers.deployers.process import ProcessDeployer
-from workers.deployers.warm_client import WarmStarter
-from workers.environment import Layers
+from workers.deployers.warm_client import WarmClient
+from workers.environment import EnvironmentLayers
 from workers.interpreter import Interpreter
 from workers.shim import syscalls, warm_parent
 
@@ -33,25 +33,25 @@ from workers.shim import syscalls, warm_parent
 VERSION = ("-m", "prefect", "version")
 
 
-def parent_of(environ: dict[str, str], python_path: str | None = None) -> Program:
+def parent_of(environ: dict[str, str], python_path: str | None = None) -> ForkServerProgram:
     given = Interpreter(path=python_path or str(python()), prefect="1.4.1")
-    return warm_client.program(given, Layers(base=environ))
+    return warm_client.program(given, EnvironmentLayers(base=environ))
 
 
 class WarmBench:
     """Runs of the real Prefect 1 on one warm parent, and on the worker's own launcher where that is not fit."""
 
-    def __init__(self, folder: Path, program: Program | None = None) -> None:
+    def __init__(self, folder: Path, program: ForkServerProgram | None = None) -> None:
         home = folder / "home"
         home.mkdir()
         self.environ = {"PATH": os.environ["PATH"], "HOME": str(home), "PYTHONWARNINGS": "ignore", "LANG": "C.UTF-8"}
         self.bench = BenchOfRuns(folder, FULL)
-        self.launcher = Launcher(program=program or parent_of(self.environ), on_demand=False)
+        self.fork_client = ForkClient(program=program or parent_of(self.environ), on_demand=False)
         # each parent has lived long, by this clock: the pauses before the next one are those of a good one
-        self.warm = WarmStarter(self.launcher, clock=itertools.count(0, 1000).__next__)
-        assert self.bench.launcher is not None
+        self.warm = WarmClient(self.fork_client, clock=itertools.count(0, 1000).__next__)
+        assert self.bench.fork_client is not None
         self.bench.deployer = ProcessDeployer(
-            host=self.bench.host, abilities=FULL, launcher=self.bench.launcher, warm=self.warm
+            host=self.bench.host, abilities=FULL, fork_client=self.bench.fork_client, warm=self.warm
         )
         self.answers: list[Any] = []
         launch = self.warm.launch
@@ -65,16 +65,16 @@ class WarmBench:
     def wait_ready(self) -> None:
         until(lambda: self.warm.ready, 60, "the warm parent")
 
-    def order(self, *argv: str, env: dict[str, str] | None = None, **changes: Any) -> Any:
-        return self.bench.order(str(python()), *(argv or VERSION), env={**self.environ, **(env or {})}, **changes)
+    def spec(self, *argv: str, env: dict[str, str] | None = None, **changes: Any) -> Any:
+        return self.bench.spec(str(python()), *(argv or VERSION), env={**self.environ, **(env or {})}, **changes)
 
     def cold(self, *argv: str, **changes: Any) -> str | None:
         """Run it to its end; why it began cold, None = it was forked."""
-        order = self.order(*argv, **changes)
-        end = self.bench.run(order)
-        assert end.code == 0, (end, (order.folder / "log").read_text())
+        spec = self.spec(*argv, **changes)
+        end = self.bench.run(spec)
+        assert end.code == 0, (end, (spec.folder / "log").read_text())
         if not argv:
-            assert (order.folder / "log").read_text().endswith("1.4.1\n")
+            assert (spec.folder / "log").read_text().endswith("1.4.1\n")
         answer = self.answers[-1]
         return "not asked" if answer is None else answer["cold"]
 
@@ -84,7 +84,7 @@ class WarmBench:
 
 
 @contextmanager
-def warmed(folder: Path, program: Program | None = None) -> Iterator[WarmBench]:
+def warmed(folder: Path, program: ForkServerProgram | None = None) -> Iterator[WarmBench]:
     bench = WarmBench(folder, program)
     try:
         yield bench
@@ -133,9 +133,9 @@ def test_a_run_with_other_variables_of_its_own_is_forked(bench, env):
 
 
 def test_without_a_variable_that_the_parent_has_a_run_begins_cold(bench):
-    order = bench.order()
-    del order.env["PYTHONWARNINGS"]
-    assert bench.bench.run(order).code == 0
+    spec = bench.spec()
+    del spec.env["PYTHONWARNINGS"]
+    assert bench.bench.run(spec).code == 0
 
     assert bench.answers[-1]["cold"] == "its variable PYTHONWARNINGS is read once at the start"
 
@@ -154,13 +154,13 @@ def made(folder: Path, name: str, text: str = "") -> Path:
 def test_a_module_of_the_flows_that_stands_before_a_loaded_one_is_honoured(bench, tmp_path, name, by):
     folder = made(tmp_path / "flows", name, "print('ours')\n")
     given = {"cwd": str(folder)} if by == "cwd" else {"env": {"PYTHONPATH": str(folder)}}
-    order = bench.order("-m", "prefect", "version", **given)
-    bench.bench.run(order)
+    spec = bench.spec("-m", "prefect", "version", **given)
+    bench.bench.run(spec)
 
     assert bench.answers[-1]["cold"].startswith(f"{folder}/{name.partition('/')[0]}")
     # `-m` looks for sitecustomize before it knows the working folder
     if not (by == "cwd" and "customize" in name) and name != "usercustomize.py":
-        assert "ours" in (order.folder / "log").read_text()
+        assert "ours" in (spec.folder / "log").read_text()
 
 
 def test_what_the_flows_bring_along_beside_that_is_no_reason(bench, tmp_path):
@@ -210,19 +210,19 @@ def test_another_command_is_executed(bench):
 )
 def test_an_environment_that_only_the_kernel_can_judge_is_left_to_it(bench, env):
     with pytest.raises(Exception, match=r"zero byte or an empty name|too large for this host"):
-        bench.bench.start(bench.order(env=env))
+        bench.bench.start(bench.spec(env=env))
 
 
 # --- how it ends
 
 
 def test_the_end_of_a_forked_command_is_that_of_an_executed_one(bench):
-    wrong = bench.order("-m", "prefect", "no-such-command")
+    wrong = bench.spec("-m", "prefect", "no-such-command")
     assert bench.bench.run(wrong).code == 2
     assert bench.answers[-1]["cold"] is None
     assert "No such command" in (wrong.folder / "log").read_text()
 
-    broken = bench.order("-m", "prefect", "execute", "flow-run")
+    broken = bench.spec("-m", "prefect", "execute", "flow-run")
     assert bench.bench.run(broken).code == 1
     text = (broken.folder / "log").read_text()
     assert bench.answers[-1]["cold"] is None
@@ -234,15 +234,15 @@ def test_the_end_of_a_forked_command_is_that_of_an_executed_one(bench):
 
 def test_a_working_folder_that_is_not_there_is_told_and_the_run_never_begins(bench):
     with pytest.raises(Exception, match="its working folder /no/such does not exist"):
-        bench.bench.start(bench.order(cwd="/no/such"))
+        bench.bench.start(bench.spec(cwd="/no/such"))
 
 
 def test_a_run_that_comes_too_late_never_begins(bench):
-    order = bench.order(not_after=syscalls.boot_clock() - 1)
+    spec = bench.spec(not_after=syscalls.boot_clock() - 1)
     with pytest.raises(Exception, match="too late"):
-        bench.bench.start(order)
+        bench.bench.start(spec)
 
-    assert bench.bench.folder(order).exit_record()["late"]
+    assert bench.bench.folder(spec).exit_record()["late"]
 
 
 #: an engine that waits for its API to answer
@@ -257,61 +257,61 @@ def silent() -> Iterator[dict[str, str]]:
         yield {"PREFECT__BACKEND": "server", "PREFECT__CLOUD__API": url, "PREFECT__CONTEXT__FLOW_RUN_ID": "x"}
 
 
-def connected(deployment: Any) -> bool:
+def connected(started_run: Any) -> bool:
     """It has come as far as to ask its API."""
-    links = (str(one.readlink()) for one in Path(f"/proc/{deployment.handle['command_pid']}/fd").iterdir())
+    links = (str(one.readlink()) for one in Path(f"/proc/{started_run.handle['command_pid']}/fd").iterdir())
     return any(link.startswith("socket:") for link in links)
 
 
 def hanging(bench: WarmBench, env: dict[str, str]) -> tuple[Any, Any]:
-    order = bench.order(*HANGING, env=env)
-    deployment = bench.bench.start(order)
+    spec = bench.spec(*HANGING, env=env)
+    started_run = bench.bench.start(spec)
     assert bench.answers[-1]["cold"] is None
-    until(lambda: connected(deployment), 30, "the engine to ask its API")
-    return order, deployment
+    until(lambda: connected(started_run), 30, "the engine to ask its API")
+    return spec, started_run
 
 
 @pytest.mark.parametrize(("stop", "number"), [("stop", signal.SIGTERM), ("kill", signal.SIGKILL)])
 def test_a_forked_engine_is_stopped_like_any_other(bench, silent, stop, number):
-    order, deployment = hanging(bench, silent)
-    getattr(deployment, stop)()
+    spec, started_run = hanging(bench, silent)
+    getattr(started_run, stop)()
 
-    end = bench.bench.end_of(deployment)
+    end = bench.bench.end_of(started_run)
     assert (end.signal, end.stopped_by) == (number, {"stop": "term", "kill": "kill"}[stop])
-    assert bench.bench.living(order) == []
+    assert bench.bench.living(spec) == []
 
 
 def test_a_forked_engine_holds_nothing_of_its_shim_and_is_found_by_its_marks(bench, silent):
-    order, deployment = hanging(bench, silent)
-    pid, shim = deployment.handle["command_pid"], deployment.handle["pid"]
+    spec, started_run = hanging(bench, silent)
+    pid, shim = started_run.handle["command_pid"], started_run.handle["pid"]
     opened = {int(one.name): str(one.readlink()) for one in Path(f"/proc/{pid}/fd").iterdir()}
 
     assert {fd: link for fd, link in opened.items() if fd > 2 and not link.startswith("socket:")} == {}
     assert len(opened) == 4
     os.kill(shim, signal.SIGKILL)
-    until(lambda: not bench.bench.folder(order).shim_alive(), 10, "the lock of the shim to be free")
+    until(lambda: not bench.bench.folder(spec).shim_alive(), 10, "the lock of the shim to be free")
     assert is_alive(pid)
-    assert process_handles.members(order.run_id, order.claim, session=0, group=0) == [pid]
-    deployment.kill()
-    bench.bench.end_of(deployment)
-    assert bench.bench.living(order) == []
+    assert process_handles.members(spec.run_id, spec.claim, session=0, group=0) == [pid]
+    started_run.kill()
+    bench.bench.end_of(started_run)
+    assert bench.bench.living(spec) == []
 
 
 def test_runs_of_a_killed_parent_go_on_and_the_next_ones_begin_cold_until_there_is_another(tmp_path, silent):
     with warmed(tmp_path) as bench:
         bench.start()
-        order, first = hanging(bench, silent)
-        old = bench.launcher.pid
+        spec, first = hanging(bench, silent)
+        old = bench.fork_client.pid
         os.kill(old, signal.SIGKILL)
         until(lambda: not is_alive(old), 10, "the parent to be gone")
 
         assert bench.cold() == "not asked"
         bench.wait_ready()
-        assert bench.launcher.pid != old
+        assert bench.fork_client.pid != old
         assert bench.cold() is None
         assert first.poll() is None
         # a new worker finds it and its true end
-        again = bench.bench.adopt(order)
+        again = bench.bench.adopt(spec)
         again.stop()
         assert bench.bench.end_of(again).signal == signal.SIGTERM
 
@@ -320,27 +320,27 @@ def test_a_parent_killed_between_request_and_answer_starts_the_run_once(tmp_path
     with warmed(tmp_path) as bench:
         bench.start()
         for number in range(8):
-            if not is_alive(bench.launcher.pid):
+            if not is_alive(bench.fork_client.pid):
                 bench.cold()
             bench.wait_ready()
-            pid = bench.launcher.pid
+            pid = bench.fork_client.pid
             killer = threading.Timer(0.0015 * number, os.kill, (pid, signal.SIGKILL))
             killer.start()
-            order = bench.order()
-            end = bench.bench.run(order)
+            spec = bench.spec()
+            end = bench.bench.run(spec)
             killer.join()
             assert end.code == 0
-            assert (order.folder / "log").read_text() == "1.4.1\n"
+            assert (spec.folder / "log").read_text() == "1.4.1\n"
 
 
 def test_a_hanging_parent_is_given_up_and_the_run_begins_cold(tmp_path):
     with warmed(tmp_path) as bench:
         bench.start()
-        bench.launcher._answer_seconds = 0.5
-        os.kill(bench.launcher.pid, signal.SIGSTOP)
+        bench.fork_client._answer_seconds = 0.5
+        os.kill(bench.fork_client.pid, signal.SIGSTOP)
 
         assert bench.cold() == "not asked"
-        bench.launcher._answer_seconds = 20.0 * SCALE
+        bench.fork_client._answer_seconds = 20.0 * SCALE
         bench.wait_ready()
         assert bench.cold() is None
 
@@ -348,26 +348,26 @@ def test_a_hanging_parent_is_given_up_and_the_run_begins_cold(tmp_path):
 def test_a_parent_that_is_out_of_date_is_replaced(tmp_path):
     with warmed(tmp_path) as bench:
         bench.start()
-        first = bench.launcher.pid
+        first = bench.fork_client.pid
         made(tmp_path / "home" / ".prefect", "config.toml", "[logging]\nlevel = 'DEBUG'\n")
 
         assert bench.cold() == "not asked"
         bench.wait_ready()
-        assert bench.launcher.pid != first
+        assert bench.fork_client.pid != first
         assert bench.cold() is None
 
 
 def test_a_parent_ends_with_its_worker_also_while_it_is_loading(tmp_path):
     with warmed(tmp_path) as bench:
         bench.start()
-        pid = bench.launcher.pid
+        pid = bench.fork_client.pid
         bench.warm.close()
         assert not is_alive(pid)
     (tmp_path / "second").mkdir()
     # it would load for longer than it is waited for
     with warmed(tmp_path / "second", with_code("import time; time.sleep(300)")) as bench:
         bench.warm.start()
-        pid = until(lambda: bench.launcher.pid, 10, "the process")
+        pid = until(lambda: bench.fork_client.pid, 10, "the process")
         begun = time.monotonic()
         bench.warm.close()
         assert time.monotonic() - begun < 30
@@ -379,11 +379,11 @@ def test_a_parent_ends_with_its_worker_also_while_it_is_loading(tmp_path):
 THREAD = "import threading, time; threading.Thread(target=time.sleep, args=(60,), daemon=True).start()"
 
 
-def with_code(code: str) -> Program:
+def with_code(code: str) -> ForkServerProgram:
     """A parent in whose Python this happens first."""
     file = str(Path(warm_parent.__file__))
     run = f"import runpy, sys; sys.argv = ['-', *sys.argv[1:]]; runpy.run_path({file!r}, run_name='__main__')"
-    return Program(argv=(str(python()), "-c", f"{code}\n{run}"), env=dict(os.environ), greeting_seconds=60)
+    return ForkServerProgram(argv=(str(python()), "-c", f"{code}\n{run}"), env=dict(os.environ), greeting_seconds=60)
 
 
 @pytest.mark.parametrize(

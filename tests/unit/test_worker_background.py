@@ -9,11 +9,10 @@ import threading
 import pytest
 
 from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused, LedgerUnavailable, LedgerUnusable
-from flowfleet.retry import Outage, backoff
+from flowfleet.retry import BoundedRetry, OutageLog, backoff
 from tests.waiting import until
 from workers import background as errands_module
-from workers.background import Errands
-from workers.patience import Patience
+from workers.background import BackgroundJobs
 
 
 class Clock:
@@ -30,8 +29,8 @@ class Clock:
 
 
 @pytest.fixture
-def errands():
-    made = Errands("the API")
+def background():
+    made = BackgroundJobs("the API")
     made.start()
     yield made
     made.close()
@@ -46,7 +45,7 @@ def short_waits(monkeypatch):
 @pytest.mark.parametrize(
     "error", [ApiUnavailable("x"), KeyRefused("x"), LedgerUnavailable("x"), LedgerUnusable("x"), RuntimeError("x")]
 )
-def test_a_job_is_repeated_until_it_has_been_done(errands, error):
+def test_a_job_is_repeated_until_it_has_been_done(background, error):
     tries = []
 
     def job():
@@ -54,12 +53,12 @@ def test_a_job_is_repeated_until_it_has_been_done(errands, error):
         if len(tries) < 4:
             raise error
 
-    errands.post(job)
-    until(errands.idle, 20, "the job to be done")
+    background.post(job)
+    until(background.idle, 20, "the job to be done")
     assert len(tries) == 4
 
 
-def test_a_definite_no_and_an_endless_fault_are_given_up(errands):
+def test_a_definite_no_and_an_endless_fault_are_given_up(background):
     tries = []
 
     def fault():
@@ -70,14 +69,14 @@ def test_a_definite_no_and_an_endless_fault_are_given_up(errands):
         tries.append("refused")
         raise ApiRejected("no")
 
-    errands.post(fault)
-    errands.post(refused)
-    until(errands.idle, 20, "both to be given up")
+    background.post(fault)
+    background.post(refused)
+    until(background.idle, 20, "both to be given up")
     assert tries.count("refused") == 1
     assert tries.count("fault") == errands_module.FAULTS + 1
 
 
-def test_trouble_with_the_disk_is_never_given_up(errands):
+def test_trouble_with_the_disk_is_never_given_up(background):
     tries = []
 
     def full():
@@ -85,34 +84,34 @@ def test_trouble_with_the_disk_is_never_given_up(errands):
         if len(tries) < 3 * errands_module.FAULTS:
             raise OSError(errno.ENOSPC, "no space left")
 
-    errands.post(full)
-    until(errands.idle, 10, "the disk to have room")
+    background.post(full)
+    until(background.idle, 10, "the disk to have room")
     assert len(tries) == 3 * errands_module.FAULTS
 
 
-def test_one_job_that_waits_for_its_neighbour_does_not_hold_the_others_up(errands, monkeypatch):
+def test_one_job_that_waits_for_its_neighbour_does_not_hold_the_others_up(background, monkeypatch):
     monkeypatch.setattr(errands_module, "backoff", lambda tries, **_: 600.0)
     done = threading.Event()
 
     def away():
         raise ApiUnavailable("away")
 
-    errands.post(away)
-    errands.post(done.set)
+    background.post(away)
+    background.post(done.set)
     assert done.wait(60)
-    assert not errands.idle()
-    assert not errands.wait_idle(0.05)
+    assert not background.idle()
+    assert not background.wait_idle(0.05)
 
 
-def test_what_was_put_off_on_purpose_can_be_hurried(errands):
+def test_what_was_put_off_on_purpose_can_be_hurried(background):
     done = threading.Event()
-    errands.post(done.set, after=600.0)
-    errands.hurry()
+    background.post(done.set, after=600.0)
+    background.hurry()
     assert done.wait(60)
-    assert errands.wait_idle(60.0)
+    assert background.wait_idle(60.0)
 
 
-def test_what_waits_for_a_neighbour_that_answers_again_is_tried_at_once(errands, monkeypatch):
+def test_what_waits_for_a_neighbour_that_answers_again_is_tried_at_once(background, monkeypatch):
     monkeypatch.setattr(errands_module, "KEY_SECONDS", 600.0)
     tries = []
 
@@ -121,14 +120,14 @@ def test_what_waits_for_a_neighbour_that_answers_again_is_tried_at_once(errands,
         if len(tries) == 1:
             raise KeyRefused("no")
 
-    errands.post(job)
+    background.post(job)
     until(lambda: len(tries) == 1, 20, "the refusal")
-    until(lambda: errands.retry() or len(tries) == 2, 20, "the second try")
+    until(lambda: background.retry() or len(tries) == 2, 20, "the second try")
 
 
 def test_an_outage_is_said_at_once_each_30_s_and_at_its_end(caplog):
     clock = Clock()
-    outage = Outage("Redis", logging.getLogger("workers.test"), clock)
+    outage = OutageLog("Redis", logging.getLogger("workers.test"), clock)
     with caplog.at_level(logging.INFO):
         for _ in range(61):
             outage.failed(LedgerUnavailable("away"), next_try=1.0)
@@ -159,25 +158,25 @@ def asked(error, *, times):
 
 def test_a_launch_waits_for_the_ledger_and_for_the_api_but_not_for_ever():
     clock = Clock()
-    patience = Patience(hurried=lambda: False, wait=clock.sleep, clock=clock)
-    assert patience.with_ledger(asked(LedgerUnavailable("x"), times=5)) == "done"
-    assert patience.with_api(asked(ApiUnavailable("x"), times=5)) == "done"
+    retry = BoundedRetry(hurried=lambda: False, wait=clock.sleep, clock=clock)
+    assert retry.with_ledger(asked(LedgerUnavailable("x"), times=5)) == "done"
+    assert retry.with_api(asked(ApiUnavailable("x"), times=5)) == "done"
     began = clock.now
     with pytest.raises(ApiUnavailable):
-        patience.with_api(asked(ApiUnavailable("x"), times=1000))
+        retry.with_api(asked(ApiUnavailable("x"), times=1000))
     assert 45 <= clock.now - began <= 55
     began = clock.now
     with pytest.raises(LedgerUnavailable):
-        patience.with_ledger(asked(LedgerUnavailable("x"), times=1000))
+        retry.with_ledger(asked(LedgerUnavailable("x"), times=1000))
     assert 15 <= clock.now - began <= 20
 
 
 def test_a_refused_key_and_a_stop_end_the_waiting():
     clock = Clock()
-    patience = Patience(hurried=lambda: False, wait=clock.sleep, clock=clock)
+    retry = BoundedRetry(hurried=lambda: False, wait=clock.sleep, clock=clock)
     with pytest.raises(KeyRefused):
-        patience.with_api(asked(KeyRefused("x"), times=1))
-    stopping = Patience(hurried=lambda: True, wait=clock.sleep, clock=clock)
+        retry.with_api(asked(KeyRefused("x"), times=1))
+    stopping = BoundedRetry(hurried=lambda: True, wait=clock.sleep, clock=clock)
     with pytest.raises(ApiUnavailable):
         stopping.with_api(asked(ApiUnavailable("x"), times=1))
     assert clock.now == 1000.0

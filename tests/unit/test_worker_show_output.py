@@ -9,12 +9,12 @@ import os
 
 from tests.waiting import until
 from workers.reporting import show_output
-from workers.reporting.show_output import FlowOutput
+from workers.reporting.show_output import OutputFollower
 
 
 def test_lines_come_whole_and_prefixed_and_the_last_one_without_its_end_too(tmp_path):
     stream, log = io.StringIO(), tmp_path / "log"
-    output = FlowOutput(stream)
+    output = OutputFollower(stream)
     output.follow(log, "blue-fox")
     output.copy()
     log.write_bytes(b"one\ntw")
@@ -32,7 +32,7 @@ def test_lines_come_whole_and_prefixed_and_the_last_one_without_its_end_too(tmp_
 def test_an_adopted_run_is_followed_from_now_and_a_cut_file_from_its_start(tmp_path):
     stream, log = io.StringIO(), tmp_path / "log"
     log.write_bytes(b"old line\n")
-    output = FlowOutput(stream)
+    output = OutputFollower(stream)
     output.follow(log, "a", from_now=True)
     output.copy()
     assert stream.getvalue() == ""
@@ -46,7 +46,7 @@ def test_an_adopted_run_is_followed_from_now_and_a_cut_file_from_its_start(tmp_p
 def test_the_login_of_an_address_is_blackened_as_in_our_own_lines(tmp_path):
     stream, log = io.StringIO(), tmp_path / "log"
     log.write_bytes(b"for url: http://ann:secret@h:4200/\n")
-    output = FlowOutput(stream)
+    output = OutputFollower(stream)
     output.follow(log, "a")
     output.copy()
     assert stream.getvalue() == "a | for url: http://ann:***@h:4200/\n"
@@ -55,7 +55,7 @@ def test_the_login_of_an_address_is_blackened_as_in_our_own_lines(tmp_path):
 def test_two_runs_are_told_apart(tmp_path, monkeypatch):
     monkeypatch.setattr(show_output, "_LAST_LINES_SECONDS", 60.0)
     stream = io.StringIO()
-    output = FlowOutput(stream)
+    output = OutputFollower(stream)
     for name in ("a", "b"):
         (tmp_path / name).write_bytes(f"of {name}\n".encode())
         output.follow(tmp_path / name, name)
@@ -81,7 +81,7 @@ class Broken(io.StringIO):
 def test_a_stdout_that_takes_nothing_is_said_once_and_tried_again_at_each_look(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(show_output, "_LOOK_SECONDS", 0.01)
     stream = Broken(errno.ENOSPC)
-    output = FlowOutput(stream)
+    output = OutputFollower(stream)
     for name in ("a", "b"):
         (tmp_path / name).write_bytes(b"1\n")
         output.follow(tmp_path / name, name)
@@ -98,7 +98,7 @@ def test_a_stdout_that_takes_nothing_is_said_once_and_tried_again_at_each_look(t
 
 def test_a_stdout_of_another_encoding_shows_what_it_can(tmp_path):
     raw = io.BytesIO()
-    output = FlowOutput(io.TextIOWrapper(raw, encoding="ascii"))
+    output = OutputFollower(io.TextIOWrapper(raw, encoding="ascii"))
     (tmp_path / "log").write_bytes("grün\n".encode())
     output.follow(tmp_path / "log", "a")
     output.copy()
@@ -108,7 +108,7 @@ def test_a_stdout_of_another_encoding_shows_what_it_can(tmp_path):
 def test_a_line_without_an_end_is_shown_in_pieces(tmp_path, monkeypatch):
     monkeypatch.setattr(show_output, "_LONGEST_LINE", 100_000)
     stream = io.StringIO()
-    output = FlowOutput(stream)
+    output = OutputFollower(stream)
     (tmp_path / "log").write_bytes(b"x" * 200_000)
     output.follow(tmp_path / "log", "a")
     output.copy()

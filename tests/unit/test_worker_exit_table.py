@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flowfleet.api.client import Kind, RunState
+from flowfleet.api.client import RunState, StateType
 from workers.deployment import Exit
 from workers.reporting.exit_table import Step, decide, for_cancelled
 
@@ -18,7 +18,7 @@ def decided(exit_, kind, *, looked=False, backend="prefect3", name="", **facts):
 
 
 @pytest.mark.parametrize("end", [Exit(code=0), Exit(code=3), Exit(signal=9), Exit(unknown=True), Exit(error="no")])
-@pytest.mark.parametrize("kind", [kind for kind in Kind if kind.terminal])
+@pytest.mark.parametrize("kind", [kind for kind in StateType if kind.terminal])
 def test_a_finished_state_is_never_written_over(end, kind):
     decision = decided(end, kind)
     assert decision.step is Step.RELEASE
@@ -30,7 +30,7 @@ def test_a_run_that_the_api_does_not_know_any_more_is_released(end):
     assert decide(end, None, backend="prefect3", looked_before=False).outcome == "gone"
 
 
-@pytest.mark.parametrize(("kind", "name"), [(Kind.PAUSED, "Suspended"), (Kind.SCHEDULED, "AwaitingRetry")])
+@pytest.mark.parametrize(("kind", "name"), [(StateType.PAUSED, "Suspended"), (StateType.SCHEDULED, "AwaitingRetry")])
 @pytest.mark.parametrize("end", [Exit(code=0), Exit(signal=15)])
 def test_what_comes_back_by_itself_is_released(end, kind, name):
     decision = decided(end, kind, name=name)
@@ -38,23 +38,23 @@ def test_what_comes_back_by_itself_is_released(end, kind, name):
     assert decision.outcome == name.lower()
 
 
-@pytest.mark.parametrize("kind", [Kind.PAUSED, Kind.SCHEDULED])
+@pytest.mark.parametrize("kind", [StateType.PAUSED, StateType.SCHEDULED])
 def test_what_only_its_own_process_could_go_on_with_has_crashed(kind):
-    assert decided(Exit(code=1), kind, held=True).kind is Kind.CRASHED
+    assert decided(Exit(code=1), kind, held=True).kind is StateType.CRASHED
     assert decided(Exit(code=0), kind, held=True).step is Step.LOOK_AGAIN
-    assert decided(Exit(code=0), kind, held=True, looked=True).kind is Kind.CRASHED
+    assert decided(Exit(code=0), kind, held=True, looked=True).kind is StateType.CRASHED
 
 
 def test_prefect_1_with_a_task_to_retry_later_is_released_only_after_exit_0():
-    assert decided(Exit(code=0), Kind.RUNNING, comes_back=True, backend="prefect1").step is Step.RELEASE
-    assert decided(Exit(code=1), Kind.RUNNING, comes_back=True, backend="prefect1").kind is Kind.FAILED
+    assert decided(Exit(code=0), StateType.RUNNING, comes_back=True, backend="prefect1").step is Step.RELEASE
+    assert decided(Exit(code=1), StateType.RUNNING, comes_back=True, backend="prefect1").kind is StateType.FAILED
 
 
-@pytest.mark.parametrize("kind", [Kind.PENDING, Kind.RUNNING])
+@pytest.mark.parametrize("kind", [StateType.PENDING, StateType.RUNNING])
 def test_exit_0_without_an_end_is_looked_at_twice(kind):
     assert decided(Exit(code=0), kind).step is Step.LOOK_AGAIN
     decision = decided(Exit(code=0), kind, looked=True)
-    assert decision.kind is Kind.CRASHED
+    assert decision.kind is StateType.CRASHED
     assert decision.message == "The flow run's process exited 0 without reporting an end."
 
 
@@ -70,22 +70,22 @@ def test_exit_0_without_an_end_is_looked_at_twice(kind):
     ],
 )
 def test_each_other_end_is_told_in_its_own_sentence(end, words):
-    decision = decided(end, Kind.RUNNING)
+    decision = decided(end, StateType.RUNNING)
     assert decision.step is Step.TELL
-    assert decision.kind is Kind.CRASHED
+    assert decision.kind is StateType.CRASHED
     assert words in decision.message
-    assert decided(end, Kind.RUNNING, backend="prefect1").kind is Kind.FAILED
+    assert decided(end, StateType.RUNNING, backend="prefect1").kind is StateType.FAILED
 
 
 @pytest.mark.parametrize("ahead", [0, 370])
 def test_what_a_run_printed_last_is_told_without_the_login_of_an_address(ahead):
     line = "x" * ahead + " Forbidden for url: http://ann:pass%2Fof%40ann@h:4200/"
-    message = decided(Exit(code=1, last_lines=(line,)), Kind.RUNNING).message
+    message = decided(Exit(code=1, last_lines=(line,)), StateType.RUNNING).message
     assert "http://" in message  # the sentence is cut behind it
     assert "pass" not in message
 
 
 def test_a_run_that_is_being_cancelled_is_told_as_cancelled():
-    assert decided(Exit(signal=9), Kind.CANCELLING).kind is Kind.CANCELLED
-    assert for_cancelled(decided(Exit(signal=9), Kind.RUNNING)).kind is Kind.CANCELLED
-    assert for_cancelled(decided(Exit(code=0), Kind.COMPLETED)).step is Step.RELEASE
+    assert decided(Exit(signal=9), StateType.CANCELLING).kind is StateType.CANCELLED
+    assert for_cancelled(decided(Exit(signal=9), StateType.RUNNING)).kind is StateType.CANCELLED
+    assert for_cancelled(decided(Exit(code=0), StateType.COMPLETED)).step is Step.RELEASE

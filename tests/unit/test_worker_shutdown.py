@@ -10,7 +10,7 @@ import pytest
 from flowfleet.flow_run import Offer, Route
 from flowfleet.ledger.claims import Held, State
 from flowfleet.ledger.roster import Row
-from workers.lifecycle.shutdown import Farewell
+from workers.lifecycle.shutdown import WorkerShutdown
 from workers.state.attempts import Attempt, Attempts
 from workers.state.run_folders import RunFolder
 
@@ -66,13 +66,13 @@ class World:
         self.supervisor = FakeSupervisor(self.said, self.attempts)
         self.folder = tmp_path
         offer = Offer(backend="prefect3", pools=("p",))
-        self.farewell = Farewell(
+        self.shutdown = WorkerShutdown(
             row=Row(worker="w@h", nonce="n", offer=offer, routes=(), slots=2, version="0"),
             mode=mode,
             grace=5.0,
             attempts=self.attempts,
             supervisor=self.supervisor,
-            **{name: Part(self.said, name) for name in ("renewer", "pruner", "output", "roster", "deployer")},
+            **{name: Part(self.said, name) for name in ("heartbeat", "pruner", "output", "roster", "deployer")},
             to_ledger=Part(self.said, "to_ledger"),
             to_api=Part(self.said, "to_api"),
             stopping=FakeStopping(),
@@ -98,13 +98,13 @@ class World:
         attempt = Attempt(
             held=held,
             folder=RunFolder(self.folder / f"{run_id}.c"),
-            deployment=object() if state is State.RUNNING else None,
+            started_run=object() if state is State.RUNNING else None,
         )
         self.attempts.begin(attempt)
         return attempt.key
 
     def begin_running(self, key):
-        self.attempts.change(key, deployment=object())
+        self.attempts.change(key, started_run=object())
         self.attempts.move(key, State.RUNNING)
 
 
@@ -112,7 +112,7 @@ def test_a_stop_that_leaves_runs_tells_by_what_there_is_how_to_end_them(tmp_path
     world = World("detach", tmp_path)
     world.add("r1", State.RUNNING)
     with caplog.at_level(logging.INFO):
-        world.farewell.say()
+        world.shutdown.say()
 
     (record,) = [record for record in caplog.records if record.name == "workers.lifecycle.shutdown"]
     assert record.runs == "the r1 (r1)"
@@ -125,7 +125,7 @@ def test_a_stop_that_leaves_runs_tells_by_what_there_is_how_to_end_them(tmp_path
 
 def test_what_runs_have_printed_is_copied_to_the_end_after_the_last_run_is_seen(tmp_path):
     world = World("detach", tmp_path)
-    world.farewell.say()
+    world.shutdown.say()
 
     assert world.said.index("output closed") > world.said.index("supervisor closed")
 
@@ -135,7 +135,7 @@ def test_a_run_that_begins_while_the_runs_are_being_ended_is_ended_too(tmp_path,
     world = World(mode, tmp_path)
     first, late = world.add("r1", State.RUNNING), world.add("r2", State.STARTING)
     world.later[5.5] = lambda: world.begin_running(late)
-    world.farewell.say()
+    world.shutdown.say()
 
     assert world.supervisor.stopped == [first, late]
     assert world.attempts.all() == []
@@ -147,7 +147,7 @@ def test_a_stop_that_takes_time_says_so_at_once(tmp_path, caplog, mode, word):
     world = World(mode, tmp_path)
     world.add("r1", State.RUNNING)
     with caplog.at_level(logging.INFO):
-        world.farewell.say()
+        world.shutdown.say()
 
     first = next(record for record in caplog.records if record.name == "workers.lifecycle.shutdown")
     assert word in first.message

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from flowfleet.api import connect
-from flowfleet.api.client import Kind, Mark
+from flowfleet.api.client import Mark, StateType
 from flowfleet.api.prefect3.client import Prefect3
 from flowfleet.api.transport.address import Address
 from flowfleet.api.transport.responses import Refused
@@ -43,7 +43,7 @@ def test_with_the_auth_string_of_a_profile_all_doors_open(guarded, tmp_path):
     assert client.due([offer], within_seconds=1, limit=5) == []
     client.online("guarded", "fleet", 60)
     nobody = "00000000-0000-4000-8000-000000000001"
-    assert client.report(nobody, Kind.CRASHED, "x", Mark(fleet="f")).gone
+    assert client.report(nobody, StateType.CRASHED, "x", Mark(fleet="f")).gone
 
 
 @pytest.mark.parametrize("key", [None, "wrong"])

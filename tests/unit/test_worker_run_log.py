@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from workers.reporting.run_log import Logbook
+from workers.reporting.run_log import RunLog
 
 
 class FakeApi:
@@ -25,11 +25,11 @@ class FakeErrands:
 
 @pytest.mark.parametrize(("enabled", "sent"), [(True, ["one", "two"]), (False, [])])
 def test_lines_are_sent_together_or_not_at_all(enabled, sent):
-    api, errands = FakeApi(), FakeErrands()
-    logbook = Logbook(api, errands, enabled=enabled)
-    logbook.say("r", "one")
-    logbook.say("r", "two")
-    assert len(errands.jobs) == (1 if enabled else 0)
-    for job in errands.jobs:
+    api, background = FakeApi(), FakeErrands()
+    run_log = RunLog(api, background, enabled=enabled)
+    run_log.say("r", "one")
+    run_log.say("r", "two")
+    assert len(background.jobs) == (1 if enabled else 0)
+    for job in background.jobs:
         job()
     assert api.lines == sent

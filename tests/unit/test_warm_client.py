@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.waiting import until
-from workers.deployers.fork_client import Launcher, Program
-from workers.deployers.warm_client import WarmStarter
+from workers.deployers.fork_client import ForkClient, ForkServerProgram
+from workers.deployers.warm_client import WarmClient
 from workers.shim import forkserver, spawn, warm_parent
 
 ROOT = Path(__file__).parents[2]
@@ -37,14 +37,14 @@ class Fake:
         self.tell("0 fit")
         (folder / "server.py").write_text(SERVER)
         argv = (sys.executable, str(folder / "server.py"))
-        self.program = Program(argv=argv, env={"TOLD": str(self.told)}, name="fake", greeting_seconds=300.0)
-        self.starters: list[WarmStarter] = []
+        self.program = ForkServerProgram(argv=argv, env={"TOLD": str(self.told)}, name="fake", greeting_seconds=300.0)
+        self.starters: list[WarmClient] = []
 
     def tell(self, words: str) -> None:
         self.told.write_text(words)
 
-    def start(self) -> WarmStarter:
-        starter = WarmStarter(Launcher(program=self.program, on_demand=False))
+    def start(self) -> WarmClient:
+        starter = WarmClient(ForkClient(program=self.program, on_demand=False))
         self.starters.append(starter)
         starter.start()
         return starter
@@ -67,30 +67,30 @@ def test_a_stop_in_the_moment_of_the_start_waits_for_no_loading(fake):
         starter.close()
         assert time.monotonic() - begun < 60
         until(lambda starter=starter: not starter._thread.is_alive(), 20, "its thread to end")
-        assert starter._launcher.pid is None
+        assert starter._fork_client.pid is None
 
 
 def test_a_launch_that_meets_the_loading_goes_cold_soon(fake):
     starter = fake.start()
     until(lambda: starter.ready, 10, "the first")
     fake.tell("300 fit")
-    assert starter._launcher._lock.acquire(timeout=60)  # as the loading holds it
+    assert starter._fork_client._lock.acquire(timeout=60)  # as the loading holds it
     begun = time.monotonic()
     assert starter.launch({"run_id": "r"}) is None
     assert time.monotonic() - begun < 60
-    starter._launcher._lock.release()
+    starter._fork_client._lock.release()
 
 
 def test_a_launch_without_an_answer_ends_no_parent_that_came_later(fake):
     starter = fake.start()
     until(lambda: starter.ready, 10, "the first")
-    launcher = starter._launcher
-    old = launcher._process
+    fork_client = starter._fork_client
+    old = fork_client._process
     os.kill(old.pid, 9)
     old.wait()
-    launcher.start()
-    launcher._end(old)
-    assert launcher.pid is not None
+    fork_client.start()
+    fork_client._end(old)
+    assert fork_client.pid is not None
 
 
 def test_what_fails_for_now_is_tried_again_and_what_never_fits_is_not(fake):

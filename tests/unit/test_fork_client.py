@@ -16,7 +16,7 @@ from flowfleet.errors import StartFailed
 from tests.bench_of_runs import BenchOfRuns
 from tests.unit.test_shim import FULL, is_alive
 from tests.waiting import until
-from workers.deployers.fork_client import Launcher, own_program
+from workers.deployers.fork_client import ForkClient, own_program
 from workers.state.run_folders import RunFolder
 
 ROOT = Path(__file__).parents[2]
@@ -31,12 +31,12 @@ def bench(tmp_path):
 
 def test_a_killed_fork_server_is_replaced_and_its_runs_go_on(bench, tmp_path):
     first = bench.start(bench.sh(f"while [ ! -e {tmp_path}/go ]; do sleep 0.02; done; exit 3"))
-    old = bench.launcher.pid
+    old = bench.fork_client.pid
     os.kill(old, signal.SIGKILL)
 
     assert bench.run(bench.sh("exit 4")).code == 4
 
-    assert bench.launcher.pid != old
+    assert bench.fork_client.pid != old
     assert first.poll() is None
     (tmp_path / "go").touch()
     assert bench.end_of(first).code == 3
@@ -44,12 +44,12 @@ def test_a_killed_fork_server_is_replaced_and_its_runs_go_on(bench, tmp_path):
 
 def test_a_fork_server_killed_between_request_and_answer_starts_the_run_once(bench, tmp_path):
     for number in range(10):
-        bench.launcher.start()  # alive before it is aimed at
-        order = bench.sh(f"echo began >> {tmp_path}/{number}")
-        pid = bench.launcher.pid
+        bench.fork_client.start()  # alive before it is aimed at
+        spec = bench.sh(f"echo began >> {tmp_path}/{number}")
+        pid = bench.fork_client.pid
         killer = threading.Timer(0.0005 * number, os.kill, (pid, signal.SIGKILL))
         killer.start()
-        end = bench.run(order)
+        end = bench.run(spec)
         killer.join()
 
         assert end.code == 0
@@ -58,52 +58,52 @@ def test_a_fork_server_killed_between_request_and_answer_starts_the_run_once(ben
 
 def test_a_hanging_fork_server_starts_nothing_later(tmp_path):
     bench = BenchOfRuns(tmp_path, FULL)
-    launcher = Launcher(answer_seconds=0.2)
-    bench.deployer = bench.new_deployer(launcher)
-    launcher.start()
-    stopped = launcher.pid
-    order = bench.sh(f"touch {tmp_path}/began")
+    fork_client = ForkClient(answer_seconds=0.2)
+    bench.deployer = bench.new_deployer(fork_client)
+    fork_client.start()
+    stopped = fork_client.pid
+    spec = bench.sh(f"touch {tmp_path}/began")
     os.kill(stopped, signal.SIGSTOP)
-    launcher._discard = lambda: None  # it is neither ended nor replaced: the worst case
+    fork_client._discard = lambda: None  # it is neither ended nor replaced: the worst case
 
     with pytest.raises(StartFailed, match="no answer from the shim"):
-        bench.deployer.start(order)
-    del launcher._discard
-    launcher._answer_seconds = 20.0
+        bench.deployer.start(spec)
+    del fork_client._discard
+    fork_client._answer_seconds = 20.0
     os.kill(stopped, signal.SIGCONT)
 
-    assert RunFolder(order.folder).start()["by"] == "abandoned"
+    assert RunFolder(spec.folder).start()["by"] == "abandoned"
     assert bench.run(bench.sh("exit 5")).code == 5  # the server has served the old requests before
     assert not (tmp_path / "began").exists()
-    launcher.close()
+    fork_client.close()
     bench.close()
 
 
 def test_a_fork_server_that_cannot_be_started_is_told_and_the_run_never_begins(tmp_path):
     bench = BenchOfRuns(tmp_path, FULL)
-    order = bench.sh(f"touch {tmp_path}/began")
+    spec = bench.sh(f"touch {tmp_path}/began")
 
     with pytest.raises(StartFailed, match="cannot be started: No such file"):
-        bench.new_deployer(Launcher(program=own_program("/no/such/python"))).start(order)
+        bench.new_deployer(ForkClient(program=own_program("/no/such/python"))).start(spec)
 
-    assert bench.adopt(order) is None
+    assert bench.adopt(spec) is None
     bench.close()
 
 
 def test_the_fork_server_ends_with_its_worker(bench):
     bench.run(bench.sh("true"))
-    pid = bench.launcher.pid
+    pid = bench.fork_client.pid
 
-    bench.launcher.close()
+    bench.fork_client.close()
 
     assert not is_alive(pid)
 
 
 def test_the_fork_server_carries_nothing_of_the_workers_environment(bench, monkeypatch):
     monkeypatch.setenv("PREFECT_API_KEY", "hush-4711")
-    bench.launcher.start()
+    bench.fork_client.start()
 
-    assert b"hush-4711" not in Path(f"/proc/{bench.launcher.pid}/environ").read_bytes()
+    assert b"hush-4711" not in Path(f"/proc/{bench.fork_client.pid}/environ").read_bytes()
 
 
 def test_many_threads_start_runs_at_once(bench):
@@ -123,9 +123,9 @@ def test_many_threads_start_runs_at_once(bench):
 
 def test_nothing_is_imported_after_the_fork(bench, tmp_path):
     """A package upgraded under a running worker must not mix new code into an old shim."""
-    order = bench.python("import time; time.sleep(60)")
-    run = bench.start(order)
-    before = Path(f"/proc/{bench.launcher.pid}/maps").read_text()
+    spec = bench.python("import time; time.sleep(60)")
+    run = bench.start(spec)
+    before = Path(f"/proc/{bench.fork_client.pid}/maps").read_text()
     after = Path(f"/proc/{run.handle['pid']}/maps").read_text()
     libraries = [{line.split()[-1] for line in text.splitlines() if ".so" in line} for text in (before, after)]
 
@@ -135,14 +135,14 @@ def test_nothing_is_imported_after_the_fork(bench, tmp_path):
 
 
 def test_a_run_gets_the_limit_of_open_files_that_its_worker_was_started_with(tmp_path):
-    bench = BenchOfRuns(tmp_path, FULL, Launcher(descriptors=123))
-    order = bench.sh("ulimit -Sn; ulimit -Hn")
-    bench.run(order)
-    bench.launcher.close()
+    bench = BenchOfRuns(tmp_path, FULL, ForkClient(descriptors=123))
+    spec = bench.sh("ulimit -Sn; ulimit -Hn")
+    bench.run(spec)
+    bench.fork_client.close()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 
-    assert (order.folder / "log").read_text().split()[0] == "123"
-    assert (order.folder / "log").read_text().split()[1] in (str(hard), "unlimited")
+    assert (spec.folder / "log").read_text().split()[0] == "123"
+    assert (spec.folder / "log").read_text().split()[1] in (str(hard), "unlimited")
     bench.close()
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from flowfleet.api import Door, connect
+from flowfleet.api import Connector, connect
 from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused, SettingsError
 from flowfleet.settings.classes import Common, PollerSettings, WorkerSettings
 from flowfleet.settings.option import resolve
@@ -40,8 +40,8 @@ def home(tmp_path):
     return tmp_path
 
 
-def door(home, environ=None, settings=None, **given) -> Door:
-    return Door(settings or Common(**given), environ or {}, folder=home, home=home, pause=lambda _: None)
+def connector(home, environ=None, settings=None, **given) -> Connector:
+    return Connector(settings or Common(**given), environ or {}, folder=home, home=home, pause=lambda _: None)
 
 
 # by the settings alone
@@ -60,24 +60,24 @@ def door(home, environ=None, settings=None, **given) -> Door:
     ],
 )
 def test_settings_that_name_one_api_decide_and_nobody_is_asked(home, environ, backend):
-    assert door(home, environ).open().backend == backend
+    assert connector(home, environ).open().backend == backend
 
 
 def test_what_prefect_1_has_left_behind_decides_only_where_prefect_3_has_no_address(home):
     (home / ".prefect" / "backend.toml").write_text('backend = "server"\n')
-    assert door(home).open().backend == "prefect1"
-    assert door(home, {"PREFECT_API_URL": "http://h/api"}).open().backend == "prefect3"
+    assert connector(home).open().backend == "prefect1"
+    assert connector(home, {"PREFECT_API_URL": "http://h/api"}).open().backend == "prefect3"
 
 
 def test_the_flag_decides_whatever_else_is_set(home):
     both = {"PREFECT_API_URL": "http://three/api", "PREFECT__CLOUD__API": "http://one"}
-    assert door(home, both, backend="prefect3").open().address == "http://three/api"
-    assert door(home, both, backend="prefect1").open().address == "http://one"
+    assert connector(home, both, backend="prefect3").open().address == "http://three/api"
+    assert connector(home, both, backend="prefect1").open().address == "http://one"
 
 
 def test_no_address_at_all_is_one_sentence_with_both_remedies(home):
     with pytest.raises(SettingsError, match=r"no Prefect API is set.*PREFECT_API_URL.*PREFECT__CLOUD__API"):
-        door(home)
+        connector(home)
 
 
 @pytest.mark.parametrize(
@@ -91,58 +91,58 @@ def test_no_address_at_all_is_one_sentence_with_both_remedies(home):
 )
 def test_settings_that_cannot_be_used_are_told_before_anybody_is_asked(home, given, words):
     with pytest.raises(SettingsError, match=words):
-        door(home, **given)
+        connector(home, **given)
 
 
 # by asking
 
 
 def test_an_address_alone_is_asked_which_api_it_is(home, prefect3, prefect1):
-    assert door(home, api=prefect3.api_url).open().backend == "prefect3"
-    assert door(home, api=prefect1.url).open().backend == "prefect1"
-    assert door(home, api=f"{prefect1.url}/graphql").open().address == f"{prefect1.url}/graphql"
+    assert connector(home, api=prefect3.api_url).open().backend == "prefect3"
+    assert connector(home, api=prefect1.url).open().backend == "prefect1"
+    assert connector(home, api=f"{prefect1.url}/graphql").open().address == f"{prefect1.url}/graphql"
 
 
 def test_it_is_asked_once(home, prefect1):
-    opened = door(home, api=prefect1.url)
+    opened = connector(home, api=prefect1.url)
     assert opened.open() is opened.open()
     assert [asked.method for asked in prefect1.asked] == ["GET", "POST"]
 
 
 def test_a_prefect_3_is_not_asked_whether_it_is_prefect_1(home, prefect3):
-    door(home, api=prefect3.api_url).open()
+    connector(home, api=prefect3.api_url).open()
     assert prefect3.counted() == 1
 
 
 def test_a_prefect_1_that_greets_nobody_still_speaks_graphql(home, prefect1):
     prefect1.say({"errors": [error("Cannot query field hello")]})
-    assert door(home, api=prefect1.url).open().backend == "prefect1"
+    assert connector(home, api=prefect1.url).open().backend == "prefect1"
 
 
 def test_what_prefect_1s_settings_lack_matters_only_where_prefect_3_is_not_there(home, prefect3, prefect1):
     of_cloud = {"PREFECT__BACKEND": "cloud"}
-    assert door(home, of_cloud, api=prefect3.api_url).open().backend == "prefect3"
+    assert connector(home, of_cloud, api=prefect3.api_url).open().backend == "prefect3"
     with pytest.raises(SettingsError, match="You have not set an API key"):
-        door(home, of_cloud, api=prefect1.url).open()
+        connector(home, of_cloud, api=prefect1.url).open()
 
 
 def test_two_addresses_are_both_asked_and_the_one_that_answers_is_meant(home, prefect3, prefect1):
     prefect1.say(page(404))
     environ = {"PREFECT_API_URL": prefect3.api_url, "PREFECT__CLOUD__API": prefect1.url}
-    assert door(home, environ).open().backend == "prefect3"
+    assert connector(home, environ).open().backend == "prefect3"
 
 
 def test_two_addresses_that_both_answer_need_a_word(home, prefect3, prefect1):
     environ = {"PREFECT_API_URL": prefect3.api_url, "PREFECT__CLOUD__API": prefect1.url}
     with pytest.raises(SettingsError, match=r"both answer: say which is meant by --backend prefect3 or --backend pref"):
-        door(home, environ).open()
+        connector(home, environ).open()
 
 
 # nobody there
 
 
 def test_nobody_there_is_asked_again_by_whoever_waits(home, nowhere):
-    waiting = door(home, api=nowhere)
+    waiting = connector(home, api=nowhere)
     for _ in range(2):
         with pytest.raises(ApiUnavailable, match=f"the Prefect API at {nowhere} cannot be reached: Connection refused"):
             waiting.open()
@@ -150,7 +150,7 @@ def test_nobody_there_is_asked_again_by_whoever_waits(home, nowhere):
 
 def test_an_api_that_comes_back_is_found(home, prefect1):
     prefect1.say(page(502))
-    waiting = door(home, api=prefect1.url)
+    waiting = connector(home, api=prefect1.url)
     with pytest.raises(ApiUnavailable, match="502 Bad Gateway"):
         waiting.open()
     prefect1.say({"data": {"hello": "x"}})
@@ -160,7 +160,7 @@ def test_an_api_that_comes_back_is_found(home, prefect1):
 def test_two_addresses_that_are_both_away_are_both_told(home, nowhere):
     environ = {"PREFECT_API_URL": f"{nowhere}/api", "PREFECT__CLOUD__API": nowhere}
     with pytest.raises(ApiUnavailable, match=f"no Prefect API answers: .*{nowhere}/api cannot.*{nowhere} cannot"):
-        door(home, environ).open()
+        connector(home, environ).open()
 
 
 def test_an_address_where_neither_is_says_what_was_tried(home, prefect1):
@@ -177,11 +177,11 @@ def test_another_path_of_the_same_server_is_a_remedy(home, prefect1):
     for verb, path in (("GET", "/api/admin/version"), ("POST", "/api")):
         prefect1.paths[verb, path] = page(404)
     with pytest.raises(ApiRejected, match=f", but Prefect 1 is at {prefect1.url}$"):
-        door(home, api=f"{prefect1.url}/api").open()
+        connector(home, api=f"{prefect1.url}/api").open()
     prefect1.say(page(404))
     prefect1.paths["GET", "/api/admin/version"] = Said("3.8.8")
     with pytest.raises(ApiRejected, match=f", but Prefect 3 is at {prefect1.url}/api$"):
-        door(home, api=prefect1.url).open()
+        connector(home, api=prefect1.url).open()
 
 
 # credentials
@@ -191,19 +191,19 @@ def test_who_refuses_a_key_in_its_own_words_is_known_by_them(home, prefect1):
     """Then it is the client that tells it, with the remedy of that API."""
     prefect1.authorization = "Bearer right"
     prefect1.paths["GET", "/admin/version"] = page(400)
-    held = door(home, {"PREFECT__CLOUD__API_KEY": "wrong"}, api=prefect1.url)
+    held = connector(home, {"PREFECT__CLOUD__API_KEY": "wrong"}, api=prefect1.url)
     with pytest.raises(KeyRefused, match="set PREFECT__CLOUD__API_KEY or FLOWFLEET_KEY_FILE"):
         held.open().probe()
     assert held.key_refused
     prefect1.paths["GET", "/admin/version"] = Said({"exception_message": "Unauthorized"}, 401)
     with pytest.raises(KeyRefused, match="set PREFECT_API_KEY or PREFECT_API_AUTH_STRING"):
-        door(home, api=prefect1.url).open().probe()
+        connector(home, api=prefect1.url).open().probe()
 
 
 def test_a_key_that_both_refuse_names_both_remedies(home, prefect1):
     prefect1.say(Said({}, 401))
     with pytest.raises(KeyRefused, match=r"PREFECT_API_KEY or PREFECT_API_AUTH_STRING; .*set PREFECT__CLOUD__API_KEY"):
-        door(home, {"PREFECT_API_KEY": "x", "PREFECT__CLOUD__API_KEY": "y"}, api=prefect1.url).open()
+        connector(home, {"PREFECT_API_KEY": "x", "PREFECT__CLOUD__API_KEY": "y"}, api=prefect1.url).open()
 
 
 @pytest.mark.parametrize("environ", [{}, {"PREFECT__BACKEND": "cloud"}])
@@ -212,7 +212,7 @@ def test_a_replaced_key_is_found_before_and_after_the_api_is_known(home, prefect
     key = home / "key"
     key.write_text("first")
     environ = {**environ, "FLOWFLEET_KEY_FILE": str(key)}
-    held = door(home, environ, resolve(PollerSettings, {"api": prefect1.url}, environ, {}))
+    held = connector(home, environ, resolve(PollerSettings, {"api": prefect1.url}, environ, {}))
     with pytest.raises(KeyRefused):
         held.open()
     assert held.key_refused
@@ -236,7 +236,7 @@ def test_a_key_file_that_is_just_being_replaced_ends_nothing(home, prefect1, cap
     key = home / "key"
     key.write_text("first")
     environ = {"FLOWFLEET_KEY_FILE": str(key)}
-    held = door(home, environ, resolve(PollerSettings, {"api": prefect1.url}, environ, {}))
+    held = connector(home, environ, resolve(PollerSettings, {"api": prefect1.url}, environ, {}))
     key.write_text("")
     assert held.open().backend == "prefect1"
     assert "credentials could not be read again" in caplog.text
@@ -249,7 +249,7 @@ def test_key_and_tenant_go_with_each_request_and_the_agents_settings_with_the_cl
         "PREFECT__CLOUD__TENANT_ID": TENANT,
         "PREFECT__CLOUD__AGENT__LABELS": "['a']",
     }
-    held = door(home, environ, WorkerSettings(hostname_label=False))
+    held = connector(home, environ, WorkerSettings(hostname_label=False))
     held.open().probe()
     shown = prefect1.asked[-1].headers
     assert (shown["Authorization"], shown["X-PREFECT-TENANT-ID"]) == ("Bearer k", TENANT)
@@ -257,6 +257,6 @@ def test_key_and_tenant_go_with_each_request_and_the_agents_settings_with_the_cl
 
 
 def test_prefect_1s_agent_settings_are_nothing_to_prefect_3(home):
-    held = door(home, {"PREFECT_API_URL": "http://h/api", "PREFECT__CLOUD__AGENT__LABELS": "['a']"})
+    held = connector(home, {"PREFECT_API_URL": "http://h/api", "PREFECT__CLOUD__AGENT__LABELS": "['a']"})
     held.open()
     assert held.defaults(WorkerSettings()).labels == ()

@@ -27,7 +27,7 @@ def waiting_code(path, code=0):
 def given_away(world, message):
     """Another worker has the claim now, as the ledger says."""
     world.ledger.set(world.ledger.claims.get(message.run_id), worker="other@there")
-    world.service.renewer.nudge()
+    world.service.heartbeat.nudge()
 
 
 def test_a_run_that_is_not_ours_any_more_is_stopped_and_not_reported(world, tmp_path):
@@ -62,14 +62,14 @@ def test_a_run_that_has_an_end_at_the_api_is_left_alone_and_its_true_exit_is_log
 def name_taken(world, caplog):
     """Another process has signed on over our row, as a machine of the same host name would while we were cut off."""
     other = dataclasses.replace(world._row(), nonce="another-machine")
-    while (standing := world.ledger.roster.sign_on(other, over=world._row())) is not None:
-        assert standing.nonce != other.nonce
+    while (ledger_view := world.ledger.roster.sign_on(other, over=world._row())) is not None:
+        assert ledger_view.nonce != other.nonce
     refusal_heard(world, caplog)
 
 
 def refusal_heard(world, caplog):
     before = caplog.messages.count("claim is not ours any more")
-    world.service.renewer.nudge()
+    world.service.heartbeat.nudge()
     until(lambda: caplog.messages.count("claim is not ours any more") > before, 10, "a refused renewal")
 
 
@@ -116,7 +116,7 @@ def test_a_claim_that_redis_has_lost_is_written_again_and_ends_in_order(world, t
     message = world.submit(waiting_code(tmp_path / "gate", 4))
     claim = world.wait_state(message, "running")
     world.ledger.lose(claim)
-    world.service.renewer.nudge()
+    world.service.heartbeat.nudge()
     again = world.wait_state(message, "running")
     assert (again.worker, again.handle, again.due) == (claim.worker, claim.handle, claim.due)
     world.ledger.lose(again)
@@ -130,7 +130,7 @@ def test_a_worker_whose_row_redis_has_lost_signs_on_again(world):
     store = world.ledger.ledger.store
     store.client.delete(store.key(f"worker:{world.worker}"))
     store.client.srem(store.key("workers"), world.worker)
-    world.service.renewer.nudge()
+    world.service.heartbeat.nudge()
     row = until(lambda: next(iter(world.ledger.roster.rows()), None), 10, "the row")
     assert row.nonce == "nonce-1"
     until(lambda: world._row().routes == (world.route,), 10, "its routes to be there")
@@ -141,7 +141,7 @@ def test_a_cancel_in_the_ledger_ends_a_running_run_as_cancelled(world, tmp_path)
     message = world.submit(waiting_code(tmp_path / "gate"))
     world.wait_state(message, "running")
     assert world.ledger.claims.cancel(message.run_id).moved
-    world.service.renewer.nudge()
+    world.service.heartbeat.nudge()
     world.wait_gone(message)
 
     assert world.api.state(message.run_id)["type"] == "CANCELLED"
@@ -157,7 +157,7 @@ class Meanwhile(Failpoints):
     def hit(self, name):
         if name == self.place:
             assert self.world.ledger.claims.cancel(self.message.run_id).moved
-            self.world.service.renewer.nudge()
+            self.world.service.heartbeat.nudge()
             until(lambda: self.world.service.attempts.get(self.message.task_id).cancelled, 10, "the cancel to arrive")
 
 
@@ -178,7 +178,7 @@ def test_a_cancel_between_the_right_to_start_and_the_running_run_is_not_lost(wor
 def test_a_shut_gate_lets_no_message_in_and_its_opening_does(world, tmp_path):
     world.start()
     world.ledger.shut()
-    world.service.renewer.nudge()
+    world.service.heartbeat.nudge()
     until(lambda: not world.service.slots.has_room(), 5, "the worker to see the gate")
     world.ledger.open()
     until(world.service.slots.has_room, 5, "the worker to see it open, without a nudge")

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from workers.runs.takeover import Siblings
+from workers.runs.takeover import Takeover
 from workers.state.pruner import Pruner
 from workers.state.run_folders import StateFolder
 
@@ -30,7 +30,7 @@ class Host:
         return state.runs.create(run_id, claim, {"route": ROUTE, "fleet": "f", "api": "http://api", **facts})
 
     def kept(self, state, *, may_live=False, api="http://api", scopes=frozenset()):
-        siblings = Siblings(
+        siblings = Takeover(
             own=state, fleet="f", api=api, scopes=frozenset(scopes),
             take_reports=lambda outbox: len(list(outbox)), may_live=lambda _last: may_live,
         )  # fmt: skip

@@ -87,7 +87,7 @@ def test_a_lost_claim_that_a_late_renewal_has_written_again_goes_all_the_same(wo
     def renewed_meanwhile(*ids, **how):
         outcome = give_back(*ids, **how)
         if outcome.refusal is Refusal.UNKNOWN:
-            assert world.service.renewer.renew().reasserted
+            assert world.service.heartbeat.renew().reasserted
         return outcome
 
     monkeypatch.setattr(world.ledger.claims, "give_back", renewed_meanwhile)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 from celery.worker import state as celery_state
 
-from tests.unit.test_worker_slots import FakeRoom
+from tests.unit.test_worker_consumer import FakeRoom
 from tests.waiting import stays, until
 from workers.host import runs_in_container
 from workers.lifecycle import stop_signals as stopping_module
 from workers.lifecycle.consumer import Slots
 from workers.lifecycle.shutdown import wait_for_runs
-from workers.lifecycle.stop_signals import Stopping, resolve_mode
+from workers.lifecycle.stop_signals import StopSignals, resolve_mode
 from workers.state.attempts import Attempts
 
 
@@ -67,7 +67,7 @@ def test_a_process_namespace_of_its_own_is_a_container_unless_a_system_lives_in_
 
 
 def made(left):
-    return Stopping(Slots(1, FakeRoom()), Attempts(), leave=left.append)
+    return StopSignals(Slots(1, FakeRoom()), Attempts(), leave=left.append)
 
 
 def test_the_first_request_stops_in_order_and_the_second_hurries():
@@ -99,7 +99,7 @@ def test_only_a_stop_that_leaves_its_runs_is_watched(monkeypatch):
     monkeypatch.setattr(stopping_module, "WATCHDOG_SECONDS", 0.05)
     left, watched = [], []
     for seconds_left, guarded in ((left, False), (watched, True)):
-        stopping = Stopping(Slots(1, FakeRoom()), Attempts(), leave=seconds_left.append, guarded=guarded)
+        stopping = StopSignals(Slots(1, FakeRoom()), Attempts(), leave=seconds_left.append, guarded=guarded)
         stopping.watch()
         stopping.request(15)
     until(lambda: watched == [0], 5, "the watchdog of the other")

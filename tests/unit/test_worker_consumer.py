@@ -11,7 +11,7 @@ from celery.worker import state as celery_state
 from celery.worker.consumer import Consumer
 
 from flowfleet.errors import BadMessage, FleetError
-from workers.lifecycle.consumer import Bell, Slots, check, guard, require_hooks
+from workers.lifecycle.consumer import Slots, Wakeup, check, guard, require_hooks
 
 
 class FakeRoom:
@@ -64,12 +64,12 @@ def test_a_worker_that_stops_or_does_not_accept_fetches_nothing():
 
 
 def test_the_bell_rings_once_for_many_rings_and_never_blocks():
-    bell = Bell()
+    wakeup = Wakeup()
     for _ in range(100_000):
-        bell.ring()
-    assert select.select([bell], [], [], 0)[0]
-    bell.answer()
-    assert not select.select([bell], [], [], 0)[0]
+        wakeup.ring()
+    assert select.select([wakeup], [], [], 0)[0]
+    wakeup.answer()
+    assert not select.select([wakeup], [], [], 0)[0]
 
 
 def message(**changes):

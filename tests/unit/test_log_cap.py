@@ -14,7 +14,7 @@ LINES = b"".join(b"line %06d\n" % number for number in range(20_000))  # 240,000
 @pytest.fixture(params=[True, False], ids=["holes", "copy"])
 def cap(request, tmp_path):
     (tmp_path / "log").write_bytes(LINES)
-    cap = log_cap.Cap(str(tmp_path / "log"), 50_000, holes=request.param)
+    cap = log_cap.LogCap(str(tmp_path / "log"), 50_000, holes=request.param)
     yield cap
     cap.close()
 
@@ -34,7 +34,7 @@ def test_the_newest_whole_lines_stay(cap, tmp_path):
 
 def test_a_log_below_its_cap_is_left_alone(tmp_path):
     (tmp_path / "log").write_bytes(LINES)
-    cap = log_cap.Cap(str(tmp_path / "log"), len(LINES), holes=True)
+    cap = log_cap.LogCap(str(tmp_path / "log"), len(LINES), holes=True)
     cap.apply()
     cap.close()
 
@@ -56,7 +56,7 @@ def test_what_is_written_after_a_cut_follows_what_was_kept(cap, tmp_path):
 
 def test_holes_leave_offsets_as_they_were(tmp_path):
     (tmp_path / "log").write_bytes(LINES)
-    cap = log_cap.Cap(str(tmp_path / "log"), 50_000, holes=True)
+    cap = log_cap.LogCap(str(tmp_path / "log"), 50_000, holes=True)
     cap.apply()
     cap.close()
     status = (tmp_path / "log").stat()
@@ -71,7 +71,7 @@ def test_holes_leave_offsets_as_they_were(tmp_path):
 
 def test_one_endless_line_is_cut_all_the_same(tmp_path):
     (tmp_path / "log").write_bytes(b"x" * 100_000)
-    cap = log_cap.Cap(str(tmp_path / "log"), 10_000, holes=False)
+    cap = log_cap.LogCap(str(tmp_path / "log"), 10_000, holes=False)
     cap.apply()
     cap.close()
 

@@ -1,0 +1,40 @@
+"""Engine: the command and the environment of a Prefect 3 engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from flowfleet.api.client import Job
+
+
+def engine_command(python: str) -> tuple[str, ...]:
+    """The flow engine itself: one import of prefect, where `prefect flow-run execute` has two."""
+    return (python, "-m", "prefect.engine")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """What all engines of one worker get."""
+
+    #: asked each time, since credentials change while we run: the user's PREFECT_* settings
+    settings: Callable[[], Mapping[str, str]]
+    #: the name by which the server shows who runs a flow
+    worker: str | None
+
+    def forced(self, run_id: str, job: Job, *, url: str) -> dict[str, str]:
+        """Address, credentials, run id and attribution; other settings only where the run does not say otherwise."""
+        forced = {
+            name: value
+            for name, value in {"PREFECT_API_URL": url, **self.settings()}.items()
+            if name.startswith("PREFECT_API_") or name not in job.env
+        }
+        attribution = {
+            "PREFECT__WORKER_NAME": self.worker,
+            "PREFECT__FLOW_ID": job.flow_id,
+            "PREFECT__FLOW_NAME": job.flow_name,
+            "PREFECT__DEPLOYMENT_ID": job.deployment_id,
+            "PREFECT__DEPLOYMENT_NAME": job.deployment_name,
+        }
+        forced |= {name: value for name, value in attribution.items() if value}
+        return {**forced, "PREFECT__FLOW_RUN_ID": run_id}

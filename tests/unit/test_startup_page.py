@@ -1,0 +1,96 @@
+"""Front: the page of a part that waits for its neighbours, and how it becomes the page of the whole part."""
+
+import threading
+
+import pytest
+import requests
+
+from flowfleet.errors import SettingsError
+from flowfleet.page.server import PageAnswer, serve
+from flowfleet.page.startup import StartupPage
+from tests.waiting import until
+
+FULL = {"/api/health": lambda _request: PageAnswer.json({"whole": True})}
+
+
+@pytest.fixture
+def startup_page():
+    startup_page = StartupPage(lambda: None, clock=iter(range(100, 200)).__next__)
+    yield startup_page
+    startup_page.close()
+
+
+def ask(startup_page, path):
+    return requests.get(startup_page._page.address + path, timeout=60)
+
+
+def test_who_waits_is_alive_and_not_ready_and_says_what_it_waits_for(startup_page):
+    startup_page.open("127.0.0.1:0")
+    startup_page.waits_for = "Redis"
+    health, ready = ask(startup_page, "/api/health"), ask(startup_page, "/api/ready")
+
+    assert (health.status_code, ready.status_code) == (200, 503)
+    assert health.json() == {"ok": True, "role": "starting", "waits_for": "Redis", "starting_for_seconds": 1}
+    assert ready.json() == {"ok": False, "role": "starting", "waits_for": "Redis", "starting_for_seconds": 2}
+
+
+def test_the_rest_comes_later_and_the_answer_says_so(startup_page):
+    startup_page.open("127.0.0.1:0")
+    assert ask(startup_page, "/metrics").json() == {
+        "error": "This is served after the start: it is being put together."
+    }
+    startup_page.waits_for = "the Prefect API"
+    late = ask(startup_page, "/metrics")
+    assert (late.status_code, "waits for the Prefect API" in late.text) == (503, True)
+
+
+def test_the_whole_part_is_shown_at_the_same_address_without_a_gap(startup_page):
+    startup_page.open("127.0.0.1:0")
+    seen, over = [], threading.Event()
+
+    def look():
+        while not over.is_set():
+            seen.append(ask(startup_page, "/api/health").json())
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    until(lambda: len(seen) >= 3, 10, "three answers")
+    startup_page.show(FULL)
+    listing = len(seen)
+    until(lambda: len(seen) >= listing + 3, 10, "three more")
+    over.set()
+    looking.join()
+
+    assert "role" in seen[0]
+    assert seen[-1] == {"whole": True}
+    assert ask(startup_page, "/api/ready").status_code == 404
+
+
+def test_another_address_is_moved_to_and_none_ends_it(startup_page):
+    startup_page.open("127.0.0.1:0")
+    first = startup_page._page.address
+    startup_page.open("127.0.0.1:0")
+    assert startup_page._page.address == first
+    startup_page.show(FULL)
+    startup_page.open("http://127.0.0.1:0")
+
+    assert ask(startup_page, "/api/health").json() == {"whole": True}
+    with pytest.raises(requests.ConnectionError):
+        requests.get(first + "/api/health", timeout=60)
+    startup_page.open(None)
+    assert startup_page._page is None
+
+
+def test_what_is_shown_before_there_is_an_address_is_served_with_it(startup_page):
+    startup_page.show(FULL)
+    startup_page.open("127.0.0.1:0")
+    assert ask(startup_page, "/api/health").json() == {"whole": True}
+
+
+def test_an_address_in_use_is_named(startup_page):
+    other = serve("127.0.0.1:0", FULL, lambda: None)
+    try:
+        with pytest.raises(SettingsError, match="is in use, so choose another, or stop what has it"):
+            startup_page.open(other.address)
+    finally:
+        other.close()
