@@ -81,21 +81,23 @@ for _command in (install.command(WorkerSettings, "worker"), *worker_control.work
 
 @dataclass(frozen=True, kw_only=True)
 class HostProgram:
-    """What a Python program in whose process a worker runs adds to it (flowfleet/agents)."""
+    """What a Python program adds to the worker that runs in its process (flowfleet/agents)."""
 
     #: what SIGTERM and SIGINT do until the worker is there
     early: Callable[[], None] = leave_at_once
     #: the worker's deployer, made of the one that its settings name
     deployer: Callable[[Deployer, ApiClient, WorkerSettings], Deployer] = adopting_deployer
-    #: told of each launch that is over, well or not
+    #: called with the run id after each launch, whether it succeeded or failed
     launched: Callable[[str], None] = lambda _run_id: None
+    #: called once the worker is joined, before it fetches its first message
     begun: Callable[[WorkerService], None] = lambda _service: None
+    #: ends the process at once
     leave: Callable[[int], Any] = os._exit
-    #: for a program that goes on after the worker: what it does last of all, so that nothing is left open
+    #: where the program goes on after the worker: what is closed when the worker has ended, the last first
     leaving: contextlib.ExitStack | None = None
 
     def leave_with(self, step: Callable[[], object]) -> None:
-        """Do this at the end, before what was said earlier, where the program goes on after the worker."""
+        """Do this when the worker has ended, before the steps given earlier, if the program goes on after it."""
         if self.leaving is not None:
             self.leaving.callback(step)
 
@@ -125,20 +127,13 @@ def serve(settings: WorkerSettings, environ: Mapping[str, str], host_program: Ho
     logs.set_level(settings.log_level)
     layers, interpreter = interpreter_of(settings, environ, api.backend)
     warm = settings.warm_start and api.backend == "prefect1" and warm_client.possible(interpreter, abilities)
-    parent = warm_client.program(interpreter, layers) if warm else None
-    own = plugged_in or process_deployer(host, abilities, parent)
+    own = plugged_in or process_deployer(host, abilities, warm_client.program(interpreter, layers) if warm else None)
     host_program.leave_with(own.close)
     deployer = host_program.deployer(own, api, settings)
     state = sign_on.open_state(settings, host, environ)
     host_program.leave_with(state.close)
     host_program.leave_with(ledger.close)
-    startup_page.waits_for = "Redis"
-    sign_on.check_ledger(ledger)
-    startup_page.waits_for = "the Prefect API"
-    row = _row(settings, api, sign_on.new_nonce(), wait=reload.wait)
-    startup_page.waits_for = "Redis, or the end of an earlier worker of its name"
-    _sign_on(ledger, row, state, host, api)
-    startup_page.waits_for = ""
+    row = _join_fleet(ledger, settings, api, state, host, startup_page=startup_page, wait=reload.wait)
     parts = WorkerParts(
         settings=settings,
         row=row,
@@ -192,7 +187,7 @@ def _leave_nothing(service: WorkerService, subscription: Subscription) -> None:
 def _enter(
     connector: apis.Connector, settings: WorkerSettings, *, wait: Callable[[float], None]
 ) -> tuple[ApiClient, WorkerSettings]:
-    """The API's client, and the settings with what Prefect's own say; waits where only the API itself can tell."""
+    """Connect to the API: its client, and the settings completed by Prefect's own; waits until the API answers."""
     entered: list[tuple[ApiClient, WorkerSettings]] = []
 
     def ask() -> None:
@@ -215,6 +210,27 @@ def _start_specs(
         log_limit=settings.log_limit,
         stop_grace=settings.stop_grace,
     )
+
+
+def _join_fleet(
+    ledger: Ledger,
+    settings: WorkerSettings,
+    api: ApiClient,
+    state: StateFolder,
+    host: Host,
+    *,
+    startup_page: StartupPage,
+    wait: Callable[[float], None],
+) -> Row:
+    """Sign on, and return the worker's row; the page says which neighbour is waited for."""
+    startup_page.waits_for = "Redis"
+    sign_on.check_ledger(ledger)
+    startup_page.waits_for = "the Prefect API"
+    row = _row(settings, api, sign_on.new_nonce(), wait=wait)
+    startup_page.waits_for = "Redis, or the end of an earlier worker of its name"
+    _sign_on(ledger, row, state, host, api)
+    startup_page.waits_for = ""
+    return row
 
 
 def _row(settings: WorkerSettings, api: ApiClient, nonce: str, *, wait: Callable[[float], None]) -> Row:

@@ -476,7 +476,7 @@ class World:
             raise self.publish_trouble
         self.published.append(message)
 
-    # the bell of the loop: time passes
+    # the inbox of the loop: time passes
     def wait(self, seconds: float, gather_seconds: float = 0.0) -> frozenset[str]:
         self.time.now += seconds
         rung, self.rings = frozenset(self.rings), set()

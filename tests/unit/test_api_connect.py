@@ -9,8 +9,8 @@ from flowfleet.api import Connector, connect
 from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused, SettingsError
 from flowfleet.settings.classes import Common, PollerSettings, WorkerSettings
 from flowfleet.settings.option import resolve
-from tests.graph_door import HELLO, GraphDoor, Said, error, page
 from tests.lawless_api import LawlessApi
+from tests.scripted_graphql import HELLO, Said, ScriptedGraphQL, error, page
 
 TENANT = "11111111-2222-3333-4444-555555555555"
 
@@ -22,8 +22,8 @@ def prefect3() -> Iterator[LawlessApi]:
 
 
 @pytest.fixture
-def prefect1() -> Iterator[GraphDoor]:
-    with GraphDoor() as served:
+def prefect1() -> Iterator[ScriptedGraphQL]:
+    with ScriptedGraphQL() as served:
         yield served
 
 

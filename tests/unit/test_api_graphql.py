@@ -12,7 +12,7 @@ from flowfleet.api.transport.address import Address
 from flowfleet.api.transport.responses import Refused
 from flowfleet.api.transport.session import Session
 from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused
-from tests.graph_door import HELLO, GraphDoor, Said, error, page
+from tests.scripted_graphql import HELLO, Said, ScriptedGraphQL, error, page
 from tests.waiting import until
 
 QUERY = "query($input: x!) { first: get_runs(input: $input) { id } }"
@@ -20,14 +20,16 @@ TENANT = "11111111-2222-3333-4444-555555555555"
 
 
 @pytest.fixture
-def door() -> Iterator[GraphDoor]:
-    with GraphDoor() as served:
+def server() -> Iterator[ScriptedGraphQL]:
+    with ScriptedGraphQL() as served:
         yield served
 
 
-def client(door: GraphDoor, pauses: list[float] | None = None, *, path: str = "", key: str = "", **options) -> GraphQL:
+def client(
+    server: ScriptedGraphQL, pauses: list[float] | None = None, *, path: str = "", key: str = "", **options
+) -> GraphQL:
     tenant = options.pop("tenant", None)
-    address = Address(url=door.url + path, authorization=f"Bearer {key}" if key else None)
+    address = Address(url=server.url + path, authorization=f"Bearer {key}" if key else None)
     noted = pauses if pauses is not None else []
     return GraphQL(
         Session(address, flavour=PREFECT1, pause=noted.append, dice=lambda: 0.5, **options),
@@ -35,9 +37,9 @@ def client(door: GraphDoor, pauses: list[float] | None = None, *, path: str = ""
     )
 
 
-def test_a_request_is_what_prefect_1s_own_client_sends(door):
-    client(door, key="k", tenant=TENANT).ask(QUERY, {"input": {"labels": ["a"]}}, agent="agent-id")
-    (asked,) = door.asked
+def test_a_request_is_what_prefect_1s_own_client_sends(server):
+    client(server, key="k", tenant=TENANT).ask(QUERY, {"input": {"labels": ["a"]}}, agent="agent-id")
+    (asked,) = server.asked
     assert (asked.method, asked.path) == ("POST", "/")
     assert asked.body == {"query": QUERY, "variables": json.dumps({"input": {"labels": ["a"]}})}
     assert asked.headers["X-PREFECT-CORE-VERSION"] == "1.4.1"
@@ -46,24 +48,24 @@ def test_a_request_is_what_prefect_1s_own_client_sends(door):
     assert asked.headers["X-PREFECT-AGENT-ID"] == "agent-id"
 
 
-def test_no_variables_are_null_in_json(door):
-    client(door).ask("query { hello }")
-    assert door.asked[0].body["variables"] == "null"
+def test_no_variables_are_null_in_json(server):
+    client(server).ask("query { hello }")
+    assert server.asked[0].body["variables"] == "null"
 
 
-def test_without_a_key_no_tenant_is_told_and_without_an_agent_no_agent(door):
-    client(door, tenant=TENANT).ask("query { hello }")
-    assert not {"Authorization", "X-PREFECT-TENANT-ID", "X-PREFECT-AGENT-ID"} & set(door.asked[0].headers)
+def test_without_a_key_no_tenant_is_told_and_without_an_agent_no_agent(server):
+    client(server, tenant=TENANT).ask("query { hello }")
+    assert not {"Authorization", "X-PREFECT-TENANT-ID", "X-PREFECT-AGENT-ID"} & set(server.asked[0].headers)
 
 
-def test_an_address_that_ends_in_graphql_is_used_as_it_stands(door):
-    assert client(door, path="/graphql").ask("query { hello }").data == HELLO["data"]
-    assert door.asked[0].path == "/graphql"
+def test_an_address_that_ends_in_graphql_is_used_as_it_stands(server):
+    assert client(server, path="/graphql").ask("query { hello }").data == HELLO["data"]
+    assert server.asked[0].path == "/graphql"
 
 
-def test_each_root_field_has_its_own_answer_and_its_own_error(door):
-    door.say({"data": {"a": {"id": 1}, "b": None}, "errors": [error("State update failed", "b", "states", 0)]})
-    reply = client(door).ask("mutation { a: x { id } b: x { id } }")
+def test_each_root_field_has_its_own_answer_and_its_own_error(server):
+    server.say({"data": {"a": {"id": 1}, "b": None}, "errors": [error("State update failed", "b", "states", 0)]})
+    reply = client(server).ask("mutation { a: x { id } b: x { id } }")
     assert reply.data == {"a": {"id": 1}, "b": None}
     assert reply.error_of("a") is None
     assert reply.error_of("b") == GraphError("State update failed", ("b", "states", 0))
@@ -77,38 +79,38 @@ def test_an_error_without_a_path_is_every_fields():
 
 
 @pytest.mark.parametrize("data", [None, {}])
-def test_errors_without_any_data_are_a_definite_no(door, data):
-    door.say({"data": data, "errors": [error("no such field", code="GRAPHQL_VALIDATION_FAILED"), error("nor that")]})
+def test_errors_without_any_data_are_a_definite_no(server, data):
+    server.say({"data": data, "errors": [error("no such field", code="GRAPHQL_VALIDATION_FAILED"), error("nor that")]})
     with pytest.raises(QueryRejected, match=r"refuses get_runs: no such field; nor that$") as caught:
-        client(door).ask(QUERY)
+        client(server).ask(QUERY)
     assert caught.value.errors[0].code == "GRAPHQL_VALIDATION_FAILED"
-    assert len(door.asked) == 1
+    assert len(server.asked) == 1
 
 
-def test_400_is_a_definite_no_with_the_apis_own_words(door):
-    door.say(Said({"errors": [error('Cannot query field "x"')]}, 400))
+def test_400_is_a_definite_no_with_the_apis_own_words(server):
+    server.say(Said({"errors": [error('Cannot query field "x"')]}, 400))
     with pytest.raises(Refused, match=r'refuses get_runs with 400 Bad Request: Cannot query field "x"'):
-        client(door).ask(QUERY)
-    assert len(door.asked) == 1
+        client(server).ask(QUERY)
+    assert len(server.asked) == 1
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_refused_credentials_by_status(door, status):
-    door.say(Said({"errors": []}, status))
-    asked = client(door, key="k")
+def test_refused_credentials_by_status(server, status):
+    server.say(Said({"errors": []}, status))
+    asked = client(server, key="k")
     with pytest.raises(KeyRefused, match="set PREFECT__CLOUD__API_KEY or FLOWFLEET_KEY_FILE"):
         asked.ask("query { hello }")
     assert asked.key_refused
-    assert len(door.asked) == 1, "no CSRF token is asked for, that is Prefect 3's"
+    assert len(server.asked) == 1, "no CSRF token is asked for, that is Prefect 3's"
 
 
 @pytest.mark.parametrize(
     "entry", [error("Unauthenticated", code="UNAUTHENTICATED"), error("Malformed Authorization header", "hello")]
 )
 @pytest.mark.parametrize("status", [200, 400])
-def test_refused_credentials_in_the_body(door, entry, status):
-    door.say(Said({"data": {"hello": None}, "errors": [entry]}, status), HELLO)
-    asked = client(door, key="k")
+def test_refused_credentials_in_the_body(server, entry, status):
+    server.say(Said({"data": {"hello": None}, "errors": [entry]}, status), HELLO)
+    asked = client(server, key="k")
     said = entry["message"] if status == 200 else "400 Bad Request to hello"
     with pytest.raises(KeyRefused, match=re.escape(f"refuses our credentials ({said}), set")):
         asked.ask("query { hello }")
@@ -117,11 +119,11 @@ def test_refused_credentials_in_the_body(door, entry, status):
     assert not asked.key_refused
 
 
-def test_a_key_that_has_been_replaced_is_found_again_at_a_refusal(door):
-    door.authorization = "Bearer new"
-    asked = client(door, key="old", find_again=lambda: Address(url=door.url, authorization="Bearer new"))
+def test_a_key_that_has_been_replaced_is_found_again_at_a_refusal(server):
+    server.authorization = "Bearer new"
+    asked = client(server, key="old", find_again=lambda: Address(url=server.url, authorization="Bearer new"))
     assert asked.ask("query { hello }").data == HELLO["data"]
-    assert [request.headers["Authorization"] for request in door.asked] == ["Bearer old", "Bearer new"]
+    assert [request.headers["Authorization"] for request in server.asked] == ["Bearer old", "Bearer new"]
     assert not asked.key_refused
     assert asked.key == "new", "runs get it too"
 
@@ -135,56 +137,56 @@ def test_a_key_that_has_been_replaced_is_found_again_at_a_refusal(door):
         error("invalid json response body at http://localhost:4201/graphql/ reason: Unexpected token", "a"),
     ],
 )
-def test_an_error_of_the_apis_own_is_asked_again_a_few_times(door, entry):
-    door.say({"data": {"a": None}, "errors": [entry]}, {"data": {"a": None}, "errors": [entry]}, HELLO)
+def test_an_error_of_the_apis_own_is_asked_again_a_few_times(server, entry):
+    server.say({"data": {"a": None}, "errors": [entry]}, {"data": {"a": None}, "errors": [entry]}, HELLO)
     pauses: list[float] = []
-    assert client(door, pauses).ask("query { hello }").data == HELLO["data"]
+    assert client(server, pauses).ask("query { hello }").data == HELLO["data"]
     assert pauses == [0.5, 1.0]
 
 
-def test_an_error_of_the_apis_own_that_stays_is_no_answer(door):
-    door.say({"data": None, "errors": [error("x", code="API_ERROR")]})
+def test_an_error_of_the_apis_own_that_stays_is_no_answer(server):
+    server.say({"data": None, "errors": [error("x", code="API_ERROR")]})
     with pytest.raises(ApiUnavailable, match="answers with an error of its own to hello, try again later") as caught:
-        client(door).ask("query { hello }", tries=2)
+        client(server).ask("query { hello }", tries=2)
     assert caught.value.answered, "another question may be answered"
-    assert len(door.asked) == 2
+    assert len(server.asked) == 2
 
 
-def test_429_is_asked_again_after_its_time(door):
-    door.say(Said({}, 429, {"Retry-After": "7"}), HELLO)
+def test_429_is_asked_again_after_its_time(server):
+    server.say(Said({}, 429, {"Retry-After": "7"}), HELLO)
     pauses: list[float] = []
-    client(door, pauses).ask("query { hello }")
+    client(server, pauses).ask("query { hello }")
     assert pauses == [7.0]
 
 
-def test_429_with_a_long_time_is_left_to_the_caller(door):
-    door.say(Said({}, 429, {"Retry-After": "180"}))
+def test_429_with_a_long_time_is_left_to_the_caller(server):
+    server.say(Said({}, 429, {"Retry-After": "180"}))
     with pytest.raises(ApiUnavailable, match="429 Too Many Requests") as caught:
-        client(door).ask("query { hello }")
+        client(server).ask("query { hello }")
     assert caught.value.retry_after_seconds == 180
-    assert len(door.asked) == 1
+    assert len(server.asked) == 1
 
 
 @pytest.mark.parametrize("status", [500, 504])
-def test_5xx_is_no_answer(door, status):
-    door.say(page(status))
+def test_5xx_is_no_answer(server, status):
+    server.say(page(status))
     with pytest.raises(ApiUnavailable, match=str(status)):
-        client(door).ask("query { hello }")
+        client(server).ask("query { hello }")
 
 
-def test_a_broken_line_is_asked_again(door):
-    door.say(Said(drop=True), HELLO)
-    assert client(door).ask("query { hello }").data == HELLO["data"]
+def test_a_broken_line_is_asked_again(server):
+    server.say(Said(drop=True), HELLO)
+    assert client(server).ask("query { hello }").data == HELLO["data"]
 
 
-def test_silence_is_not_asked_again(door):
-    door.say(Said(mute=True))
+def test_silence_is_not_asked_again(server):
+    server.say(Said(mute=True))
     pauses: list[float] = []
     with pytest.raises(ApiUnavailable, match=r"no answer within 0\.2 s"):
-        client(door, pauses).ask("query { hello }", seconds=0.2)
+        client(server, pauses).ask("query { hello }", seconds=0.2)
     assert pauses == []
-    until(lambda: door.asked, 20, "the server to read what it was asked")
-    assert len(door.asked) == 1
+    until(lambda: server.asked, 20, "the server to read what it was asked")
+    assert len(server.asked) == 1
 
 
 def test_no_server_is_no_answer():
@@ -197,36 +199,36 @@ def test_no_server_is_no_answer():
 
 
 @pytest.mark.parametrize("answer", [page(), ["hello"], {"title": "Prefect"}, "hello"])
-def test_what_is_not_graphql_is_no_prefect_1_api(door, answer):
-    door.say(answer)
-    asked = client(door, path="/api")
+def test_what_is_not_graphql_is_no_prefect_1_api(server, answer):
+    server.say(answer)
+    asked = client(server, path="/api")
     with pytest.raises(ApiRejected, match=r"is not a Prefect API: hello is answered .* has no /api at its end"):
         asked.ask("query { hello }")
     assert not asked.proven
 
 
-def test_a_404_of_an_address_that_never_answered_has_the_remedy(door):
-    door.say(page(404))
+def test_a_404_of_an_address_that_never_answered_has_the_remedy(server):
+    server.say(page(404))
     with pytest.raises(ApiRejected, match=r"refuses hello with 404 Not Found: .* has no /api at its end"):
-        client(door, path="/api").ask("query { hello }")
+        client(server, path="/api").ask("query { hello }")
 
 
 @pytest.mark.parametrize("answer", [page(), page(404), {"title": "welcome"}])
-def test_what_is_not_graphql_any_more_is_a_proxy_in_front_of_an_api_that_is_away(door, answer):
-    asked = client(door)
+def test_what_is_not_graphql_any_more_is_a_proxy_in_front_of_an_api_that_is_away(server, answer):
+    asked = client(server)
     asked.ask("query { hello }")
     assert asked.proven
-    door.say(answer)
+    server.say(answer)
     with pytest.raises(ApiUnavailable, match="is not there now"):
         asked.ask("query { hello }")
 
 
-def test_json_that_is_broken_is_no_answer_also_before_anybody_is_known_there(door):
-    door.say(Said(b'{"data": {"hel'))
+def test_json_that_is_broken_is_no_answer_also_before_anybody_is_known_there(server):
+    server.say(Said(b'{"data": {"hel'))
     with pytest.raises(ApiUnavailable, match="answers hello with JSON that cannot be read"):
-        client(door).ask("query { hello }")
+        client(server).ask("query { hello }")
 
 
-def test_an_answer_of_nulls_is_an_answer(door):
-    door.say({"data": {"flow_run_by_pk": None}})
-    assert client(door).ask('query { flow_run_by_pk(id: "x") { id } }').data == {"flow_run_by_pk": None}
+def test_an_answer_of_nulls_is_an_answer(server):
+    server.say({"data": {"flow_run_by_pk": None}})
+    assert client(server).ask('query { flow_run_by_pk(id: "x") { id } }').data == {"flow_run_by_pk": None}

@@ -1,4 +1,4 @@
-"""The small parts: credit, known runs, outages, the bell, the page."""
+"""The small parts: capacity, listing, retry schedules, the hints inbox, the page."""
 
 import json
 import signal
@@ -231,7 +231,7 @@ def test_an_api_that_asks_for_patience_gets_it_within_reason(asked, waits):
     assert outage.wait_seconds() == waits
 
 
-# --- the bell
+# --- the hints inbox
 
 
 def test_rings_that_come_together_wake_once():

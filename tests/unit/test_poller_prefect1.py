@@ -1,4 +1,4 @@
-"""The poller at Prefect 1: labels, unfit runs, echoes, start times, and claims without version locks."""
+"""The poller at Prefect 1: labels, unfit runs, reinstated runs, start times, and claims without version locks."""
 
 import logging
 from dataclasses import replace
@@ -340,7 +340,7 @@ def test_an_api_that_does_not_tell_what_is_unserved_is_no_outage(error):
     assert metric(world, "flowfleet_poll_errors_total") == 0
 
 
-# --- echoes
+# --- reinstated runs
 
 
 def test_a_run_that_the_api_has_put_back_while_it_runs_is_written_back_and_never_claimed(caplog):

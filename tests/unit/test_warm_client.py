@@ -38,53 +38,53 @@ class Fake:
         (folder / "server.py").write_text(SERVER)
         argv = (sys.executable, str(folder / "server.py"))
         self.program = ForkServerProgram(argv=argv, env={"TOLD": str(self.told)}, name="fake", greeting_seconds=300.0)
-        self.starters: list[WarmClient] = []
+        self.warm_clients: list[WarmClient] = []
 
     def tell(self, words: str) -> None:
         self.told.write_text(words)
 
     def start(self) -> WarmClient:
-        starter = WarmClient(ForkClient(program=self.program, on_demand=False))
-        self.starters.append(starter)
-        starter.start()
-        return starter
+        warm_client = WarmClient(ForkClient(program=self.program, on_demand=False))
+        self.warm_clients.append(warm_client)
+        warm_client.start()
+        return warm_client
 
 
 @pytest.fixture
 def fake(tmp_path):
     fake = Fake(tmp_path)
     yield fake
-    for starter in fake.starters:
-        starter.close()
+    for warm_client in fake.warm_clients:
+        warm_client.close()
 
 
 def test_a_stop_in_the_moment_of_the_start_waits_for_no_loading(fake):
     fake.tell("300 fit")
     for number in range(8):
-        starter = fake.start()
+        warm_client = fake.start()
         time.sleep(0.0004 * number)
         begun = time.monotonic()
-        starter.close()
+        warm_client.close()
         assert time.monotonic() - begun < 60
-        until(lambda starter=starter: not starter._thread.is_alive(), 20, "its thread to end")
-        assert starter._fork_client.pid is None
+        until(lambda warm_client=warm_client: not warm_client._thread.is_alive(), 20, "its thread to end")
+        assert warm_client._fork_client.pid is None
 
 
 def test_a_launch_that_meets_the_loading_goes_cold_soon(fake):
-    starter = fake.start()
-    until(lambda: starter.ready, 10, "the first")
+    warm_client = fake.start()
+    until(lambda: warm_client.ready, 10, "the first")
     fake.tell("300 fit")
-    assert starter._fork_client._lock.acquire(timeout=60)  # as the loading holds it
+    assert warm_client._fork_client._lock.acquire(timeout=60)  # as the loading holds it
     begun = time.monotonic()
-    assert starter.launch({"run_id": "r"}) is None
+    assert warm_client.launch({"run_id": "r"}) is None
     assert time.monotonic() - begun < 60
-    starter._fork_client._lock.release()
+    warm_client._fork_client._lock.release()
 
 
 def test_a_launch_without_an_answer_ends_no_parent_that_came_later(fake):
-    starter = fake.start()
-    until(lambda: starter.ready, 10, "the first")
-    fork_client = starter._fork_client
+    warm_client = fake.start()
+    until(lambda: warm_client.ready, 10, "the first")
+    fork_client = warm_client._fork_client
     old = fork_client._process
     os.kill(old.pid, 9)
     old.wait()
@@ -95,10 +95,10 @@ def test_a_launch_without_an_answer_ends_no_parent_that_came_later(fake):
 
 def test_what_fails_for_now_is_tried_again_and_what_never_fits_is_not(fake):
     fake.tell("0 again")
-    starter = fake.start()
-    until(lambda: starter._failures == {"again"}, 10, "the first try")
+    warm_client = fake.start()
+    until(lambda: warm_client._failures == {"again"}, 10, "the first try")
     fake.tell("0 fit")
-    until(lambda: starter.ready, 10, "the second")
+    until(lambda: warm_client.ready, 10, "the second")
 
     fake.tell("0 never")
     never = fake.start()

@@ -1,4 +1,4 @@
-"""Errands, outages and patience: what is repeated, how often, and what is said about it."""
+"""Background jobs and retries: what is repeated, how often, and what is said about it."""
 
 from __future__ import annotations
 

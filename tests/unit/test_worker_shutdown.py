@@ -58,7 +58,7 @@ class FakeStopping:
 
 
 class World:
-    """A farewell of fakes around a real table of attempts; waiting moves the clock and does what is due by then."""
+    """A shutdown of fakes around a real table of attempts; waiting moves the clock and does what is due by then."""
 
     def __init__(self, mode, tmp_path):
         self.said, self.attempts, self.now = [], Attempts(), 0.0

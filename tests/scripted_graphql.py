@@ -1,4 +1,4 @@
-"""GraphDoor: a loopback server that says what a test tells it to, and keeps what it was asked."""
+"""ScriptedGraphQL: a loopback server that says what a test tells it to, and keeps what it was asked."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class Asked:
         return json.loads(self.body["variables"])
 
 
-class GraphDoor:
-    """`with GraphDoor() as door`: answers are taken off `door.answers`; the last one stays."""
+class ScriptedGraphQL:
+    """`with ScriptedGraphQL() as door`: answers are taken off `door.answers`; the last one stays."""
 
     def __init__(self, *answers: Said | Any) -> None:
         self.answers: list[Said] = [self._said(answer) for answer in answers or (HELLO,)]
