@@ -1,1 +1,1 @@
-"""Reporting: what an ended run is said to be, to the ledger, the API and people."""
+"""Reporting: what the ledger, the API and people are told about an ended run."""

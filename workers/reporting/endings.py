@@ -28,7 +28,7 @@ DISK_SECONDS = 10.0
 
 
 class Endings:
-    """Takes each end through `ended` in the ledger, a look at the API, a report if one is due, and the release."""
+    """The steps of each end: `ended` in the ledger, a look at the API, a report if one is due, and the release."""
 
     def __init__(
         self,
@@ -55,21 +55,23 @@ class Endings:
         self._to_api = to_api
         self._run_log = run_log
         self._failpoints = failpoints
+        #: called with the attempt (None when this process did not hold it) and the outcome once a run is settled
         self._on_settled = on_settled
+        #: takes a claim over once more that the ledger gives to another worker; True when the claim is ours again
         self._take_again = take_again
         self._clock = clock
         self._lock = threading.Lock()
-        #: key → (when to look, whether it was looked at before)
+        #: key of an ended attempt → (when to look at its state at the API, whether it was looked at before)
         self._looks: dict[str, tuple[float, bool]] = {}
-        self.outbox: Outbox | None = None  # set by whoever joins the two
+        self.outbox: Outbox | None = None  # set once by the service, since each of the two needs the other
 
     def ended(self, attempt: Attempt) -> None:
-        """A run of ours has ended; its exit is on disk."""
+        """Begin the steps for a run of ours that has ended and whose exit is on disk."""
         self._failpoints.hit("end.before_record")
         self._to_ledger.post(lambda: self._record(attempt.key))
 
     def answered(self, report: Report, answer: Answer) -> None:
-        """The API has taken or refused a report."""
+        """Act on the API's definite answer to a report: release the claim, or look at the run again."""
         state = answer.state
         if answer.verdict is Verdict.ACCEPTED:
             self._run_log.say(report.run_id, report.message, logging.ERROR)
@@ -85,7 +87,7 @@ class Endings:
             )
             self._release(report, "refused")
         else:
-            # something else stands there since we looked: look again and decide anew
+            # the API has another state than when we looked: look again and decide anew
             self._look(report.key, SECOND_LOOK_SECONDS, before=True)
 
     # -- the ledger
@@ -111,7 +113,7 @@ class Endings:
             self._lost(attempt, str(outcome.refusal))
 
     def _lost(self, attempt: Attempt, why: str) -> None:
-        # whoever owns the run now tells its end; the true exit is still worth a line to its reader
+        # whoever owns the run now reports its end; the true exit is still worth a line on the run's log page
         logger.warning(
             "ended run is not ours any more", extra={**attempt.fields, "why": why, "exit": str(attempt.exit)}
         )
@@ -165,7 +167,7 @@ class Endings:
                 try:
                     self._decide(attempt, states.get(attempt.held.run_id), looked_before=due[key])
                 except OSError as exc:
-                    # no room for its report: looked at again, and no other end waits for it
+                    # the disk has no room for the report: this run is looked at again, and no other end waits for it
                     self._no_room(attempt, exc)
                     self._look(key, DISK_SECONDS, before=due[key])
         with self._lock:
@@ -210,7 +212,7 @@ class Endings:
         self.outbox.put(self._report(attempt, decision))
 
     def _keep(self, attempt: Attempt, end: Exit) -> None:
-        # as it will be told if the API turns out to have no end of its own
+        # the report that is sent if the API turns out to have no end of its own
         assert self.outbox is not None
         running = RunState(
             run_id=attempt.held.run_id, run_name=attempt.held.name, kind=StateType.RUNNING, name="Running"
@@ -237,5 +239,5 @@ class Endings:
 
 def _is_ended(outcome: Outcome) -> bool:
     claim = outcome.claim
-    # a repeat after a lost answer
+    # a claim that is ended already: this was a repeat, and the answer to the first try was lost
     return outcome.moved or (outcome.refusal is Refusal.STATE and claim is not None and claim.state is State.ENDED)

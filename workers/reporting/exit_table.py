@@ -1,4 +1,4 @@
-"""Reports: the exit table, from how a deployment ended and what the API says to what the API is to be told."""
+"""Exit table: from how a started run ended and what the API says of it to what the API is to be told."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from flowfleet import logs
 from flowfleet.api.client import RunState, StateType
 from workers.deployment import Exit
 
-#: an engine that exits 0 may have its last state still on the way: one more look after this time
+#: the last state of an engine that exits 0 may still be on its way: the API is looked at again after this time
 SECOND_LOOK_SECONDS = 5.0
 
 SILENT_END = "exited 0 without reporting an end"
@@ -18,24 +18,28 @@ SILENT_END = "exited 0 without reporting an end"
 class Step(StrEnum):
     """What to do about an ended run."""
 
-    RELEASE = "release"  # nothing to tell: the API has its end, or it comes back by itself
+    RELEASE = "release"  # nothing to tell: the API has the run's end, or the run comes back by itself
     LOOK_AGAIN = "look-again"
     TELL = "tell"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """What to do, and with which words."""
+    """What to do about an ended run, and what the ledger and the API are told."""
 
     step: Step
-    #: goes to the ledger's record of the claim
+    #: how the run ended, for the ledger's record of the claim
     outcome: str = ""
+    #: the state to report; None unless `step` is TELL
     kind: StateType | None = None
     message: str = ""
 
 
 def decide(exit_: Exit, state: RunState | None, *, backend: str, looked_before: bool) -> Decision:
-    """The exit table of the design; `state` None means that the API does not know the run any more."""
+    """Look up in the exit table what to do about a run that ended this way while the API shows this state.
+
+    `state` None means that the API does not know the run any more; `looked_before` that this is the second look.
+    """
     if state is None:
         return Decision(step=Step.RELEASE, outcome="gone")
     if state.kind.terminal:
@@ -44,7 +48,7 @@ def decide(exit_: Exit, state: RunState | None, *, backend: str, looked_before: 
         exit_.ok and state.comes_back
     )
     if comes_back:
-        # whatever the process said at last: an end written now would take the run's next attempt away
+        # however the process ended: an end written now would take the run's next attempt away
         return Decision(step=Step.RELEASE, outcome=(state.name or state.kind.value).lower())
     if exit_.ok and not looked_before:
         return Decision(step=Step.LOOK_AGAIN)
@@ -62,17 +66,17 @@ def _tell(message: str, stands: StateType, backend: str) -> Decision:
 def last_words(exit_: Exit, *, limit: int = 400) -> str:
     """The last line that the run has printed, as a further sentence; empty if there is none.
 
-    It goes to whoever may read the run's states, and the run knows our key and address.
+    The line is redacted: all who may read the run's states see it, and the run knows our key and address.
     """
     lines = [line.strip() for line in exit_.last_lines if line.strip()]
     if not lines or exit_.error:
         return ""
-    # before it is cut, since half an address is not known as one
+    # redacted before it is cut, since half an address would not be recognised
     return f" Its last output was: {logs.redact(lines[-1])[:limit]}"
 
 
 def for_cancelled(decision: Decision) -> Decision:
-    """A run that we ended because somebody cancelled it has not crashed."""
+    """The decision for a run that we ended because somebody cancelled it: Cancelled instead of a crash."""
     if decision.step is not Step.TELL:
         return decision
     return Decision(

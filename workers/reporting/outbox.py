@@ -18,22 +18,22 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """One end that the API is to be told."""
+    """The report of one run's end to the API."""
 
     run_id: str
     claim: str
     kind: StateType
     message: str
-    #: NAME@HOST that the ledger has as the claim's owner
+    #: NAME@HOST of the claim's owner in the ledger
     worker: str
 
     @property
     def key(self) -> str:
-        """RUN.CLAIM."""
+        """The key of the attempt, RUN.CLAIM."""
         return f"{self.run_id}.{self.claim}"
 
     def to_record(self) -> dict[str, Any]:
-        """The part that is not its address."""
+        """The JSON form for the outbox folder, which adds run id and claim id itself."""
         return {"kind": self.kind.value, "message": self.message, "worker": self.worker}
 
     @classmethod
@@ -73,17 +73,23 @@ class Outbox:
         self._failpoints = failpoints
 
     def put(self, report: Report) -> None:
-        """Keep the report and send it; it is on disk once this returns."""
+        """Keep the report and send it; the report is on disk once this returns."""
         self._folder.put(report.run_id, report.claim, {**report.to_record(), "looked": True})
         self._background.post(lambda: self._send(report))
 
     def keep(self, report: Report) -> None:
-        """Keep a report that must not be sent yet: the API could not be asked whether it has an end already."""
+        """Keep a report that must not be sent yet: the API could not be asked whether it has an end already.
+
+        A report of the same attempt that is on disk already stays as it is.
+        """
         if not self.holds(report.run_id, report.claim):
             self._folder.put(report.run_id, report.claim, {**report.to_record(), "looked": False})
 
     def resend(self) -> list[Report]:
-        """Send all that an earlier worker has left here; what it only kept goes the way of its run's folder."""
+        """Send again all reports that an earlier worker has left here, and return them.
+
+        Reports that it only kept (`keep`) are not sent: adoption looks at the folders of their runs.
+        """
         reports = []
         for record in self._folder:
             if not record.get("looked", True):
@@ -97,7 +103,7 @@ class Outbox:
         return reports
 
     def take_over(self, left: OutboxFolder) -> int:
-        """Move the reports of a dead worker of this host into our own folder; how many there were."""
+        """Move the reports of a dead worker of this host into our own folder; returns how many there were."""
         moved = 0
         for record in list(left):
             run_id, claim = str(record["run_id"]), str(record["claim"])
@@ -108,7 +114,7 @@ class Outbox:
         return moved
 
     def pending(self) -> int:
-        """How many the API has not accepted yet."""
+        """How many reports the API has not accepted yet."""
         return sum(1 for _ in self._folder)
 
     def holds(self, run_id: str, claim: str) -> bool:
@@ -116,7 +122,7 @@ class Outbox:
         return self._folder.get(run_id, claim) is not None
 
     def delivered(self, run_id: str, claim: str) -> None:
-        """Nothing more is to be told about this attempt."""
+        """Remove the report of this attempt: nothing more is to be told about it."""
         self._folder.remove(run_id, claim)
 
     def _send(self, report: Report) -> None:

@@ -1,4 +1,4 @@
-"""Logbook: lines of ours on the runs' own log pages, sent together and at most a second late."""
+"""Run log: lines of ours on the runs' own log pages, sent together and at most a second late."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ logger = logging.getLogger(__name__)
 
 #: lines wait this long for others
 GATHER_SECONDS = 0.5
-#: while the API is away the oldest lines go
+#: at most this many lines wait for an API that is away; the oldest are dropped
 MOST_LINES = 2000
 
 
 class RunLog:
-    """Gathers lines; switched off it keeps none."""
+    """The lines that wait to be sent to the API; with `enabled` False, lines are dropped at once."""
 
     def __init__(self, api: ApiClient, background: BackgroundJobs, *, enabled: bool = True) -> None:
         self._api = api

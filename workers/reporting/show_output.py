@@ -1,4 +1,4 @@
-"""FlowOutput: copies what runs print to the worker's own stdout, each line behind the run's name."""
+"""Show output: what runs print is copied to the worker's own stdout, each line behind the run's name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flowfleet import logs
 logger = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.25
-#: what a stop waits for the last lines: its watchdog must not run out before the sign-off
+#: how long a stop waits for the last lines: its watchdog must not run out before the sign-off
 _LAST_LINES_SECONDS = 1.0
 _CHUNK = 64 * 1024
 #: a line that does not end is shown in pieces of this size, rather than kept in memory whole
@@ -32,7 +32,7 @@ class _Tail:
 
 
 class OutputFollower:
-    """One thread that reads on in all followed files."""
+    """A thread that copies to a stream what is new in all followed files."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stdout
@@ -48,19 +48,19 @@ class OutputFollower:
         self._thread.start()
 
     def follow(self, path: Path, name: str, *, from_now: bool = False) -> None:
-        """Copy this file, all of it or what is new."""
+        """Copy this file from now on, line by line behind `name`: all of it, or with `from_now` only what is new."""
         offset = path.stat().st_size if from_now and path.exists() else 0
         with self._lock:
             self._tails.setdefault(path, _Tail(path, name, offset))
 
     def finish(self, path: Path) -> None:
-        """Its run has ended: copy what is left and let go."""
+        """Copy what is left of this file, whose run has ended, and follow it no longer."""
         with self._lock:
             if path in self._tails:
                 self._tails[path].last = True
 
     def close(self) -> None:
-        """Copy what is there and end."""
+        """Copy what is there and end the thread; waits for it a second at most."""
         self._closed.set()
         if self._thread.is_alive():
             self._thread.join(_LAST_LINES_SECONDS)
@@ -71,7 +71,7 @@ class OutputFollower:
         self.copy()
 
     def copy(self) -> None:
-        """Copy what is new in each file."""
+        """Copy what is new in each followed file."""
         with self._lock:
             tails = [(tail, tail.last) for tail in self._tails.values()]
         for tail, last in tails:
@@ -79,7 +79,7 @@ class OutputFollower:
                 self._copy(tail)
                 if last and tail.rest:
                     self._say(tail.name, tail.rest)
-            except (OSError, ValueError) as exc:  # a reader that has gone, a full disk: the runs' own files have it all
+            except (OSError, ValueError) as exc:  # the reader is gone or the disk full: the runs' own files have it all
                 self._failed(exc)
             if last:
                 with self._lock:
@@ -97,7 +97,7 @@ class OutputFollower:
             return
         try:
             size = os.fstat(fd).st_size
-            if size < tail.offset:  # cut to its cap by copying: what is there now is new enough
+            if size < tail.offset:  # the log was cut to its cap by copying: all that is there now counts as new
                 tail.offset = 0
             while data := os.pread(fd, _CHUNK, tail.offset):
                 tail.offset += len(data)

@@ -1,14 +1,14 @@
 """Adoption: a starting worker takes over what its predecessor on this host has left: runs, ends and reports.
 
-Per run folder that is not settled:
+What is done depends on what is found in each run folder that is not settled:
 
-    no start file            user code never begins any more (the file now says "abandoned"): handed back
-    start file, alive        watched as if it had been launched here; its claim is renewed at once
-    start file, ended        its true exit goes the way of every exit
-    report in the outbox     sent again
-    unknown version          left alone
+    no start file            user code can never begin any more (the file now says "abandoned"): the run is handed back
+    start file, alive        the run is watched as if it had been launched here; its claim is renewed at once
+    start file, ended        its true exit is handled like every other exit
+    report in the outbox     the report is sent again
+    unknown version          the folder is left alone
 
-What a dead worker of another name has left (siblings.py) is first made ours in the ledger too.
+The claim of a run that a dead worker of another name has left (takeover.py) is first made ours in the ledger too.
 """
 
 from __future__ import annotations
@@ -33,19 +33,25 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class ClaimAdoption:
-    """Makes claims of dead workers of this host ours in the ledger."""
+    """The ledger's side of a takeover: claims of dead workers of this host become claims of this worker."""
 
     worker: str
     nonce: str
     claims: Claims
 
     def claim(self, folder: RunFolder) -> Refusal | None:
-        """Ask for the claim of a run that we have become the keeper of; raises `LedgerUnavailable`."""
+        """Ask the ledger for the claim of a run whose keeper we are now.
+
+        Returns None when the claim is ours, else why the ledger refused; raises `LedgerUnavailable`.
+        """
         outcome = self.claims.adopt(folder.run_id, folder.claim, self.worker, self.nonce)
         return outcome.refusal
 
     def again(self, attempt: Attempt) -> bool:
-        """A claim is said to be another's: Redis may have lost that we have taken it over."""
+        """Take over once more a claim that the ledger gives to another worker: Redis may have lost the takeover.
+
+        Returns True when the claim is ours again; raises `LedgerUnavailable`.
+        """
         if not attempt.folder.changed_hands() or self.claim(attempt.folder) is not None:
             return False
         logger.warning("the ledger had lost that a run was taken over", extra=attempt.fields)
@@ -54,7 +60,7 @@ class ClaimAdoption:
 
 @dataclass(frozen=True, kw_only=True)
 class Adoption:
-    """Goes through the run folders once, before the first message is fetched."""
+    """The adoption of all unsettled run folders, done once before the first message is fetched."""
 
     worker: str
     claims: Claims
@@ -63,15 +69,20 @@ class Adoption:
     attempts: Attempts
     hand_back: HandBack
     to_ledger: BackgroundJobs
+    #: called with the key of each adopted run that is alive
     on_alive: Callable[[str], None]
+    #: called with each adopted attempt that has ended
     on_ended: Callable[[Attempt], None]
 
     def adopt_all(self, folders: Iterable[RunFolder], reported: Callable[[str, str], bool]) -> int:
-        """Take over each of these unsettled run folders; how many of them are alive."""
+        """Adopt each of these unsettled run folders; returns how many of the runs are alive.
+
+        `reported` tells of a run id and claim id whether their report is being sent.
+        """
         alive = 0
         for folder in folders:
             if reported(folder.run_id, folder.claim):
-                continue  # its report is on its way, nothing else is open
+                continue  # the report of its end is on its way, and nothing else is left to do
             alive += self._adopt_kept(folder) if folder.changed_hands() else self._adopt(folder)
         return alive
 
@@ -80,14 +91,14 @@ class Adoption:
         try:
             refusal = self.claim_adoption.claim(folder)
         except LedgerUnavailable as exc:
-            # nothing of it may be touched before the ledger has us as its owner; the run itself needs nobody
+            # the folder may not be touched before the ledger has us as the owner; the run itself goes on without us
             logger.warning("run of a dead worker is adopted later", extra={**fields, "error": str(exc)})
             self.to_ledger.post(lambda: self._adopt_later(folder))
             return False
         if refusal is Refusal.OWNER:
             logger.error("run belongs to a worker of another host and is left alone", extra=fields)
             return False
-        # any other refusal is said again by the next renewal, which knows what to do with it
+        # the next renewal meets any other refusal again, and knows what to do about it
         return self._adopt(folder)
 
     def _adopt_later(self, folder: RunFolder) -> None:
@@ -99,7 +110,7 @@ class Adoption:
         held = held_from_intent(folder) or self._held_by_ledger(folder)
         started_run = self.deployer.adopt(folder.path)
         if held is None:
-            # taken by nobody: the folder was made and the ledger was never asked, or has forgotten it since
+            # nobody took the claim: the folder was made and the ledger was never asked, or has forgotten it since
             if started_run is None:
                 logger.info("unused run folder removed", extra=fields)
                 folder.remove()
@@ -111,7 +122,7 @@ class Adoption:
         self.attempts.begin(attempt)
         failed = folder.exit() if started_run is None and not (folder.exit_record() or {}).get("late") else None
         if failed is not None:
-            # a start that failed, and its worker ended before it could say so
+            # the start had failed, and the worker ended before it could say so
             moved = self.attempts.move(attempt.key, State.ENDED, exit_=failed)
             self.on_ended(moved or attempt)
             return False
@@ -137,7 +148,7 @@ class Adoption:
         self.claims.run(held.run_id, held.claim, self.worker, dict(fitting(handle) or {}))
 
     def _held_by_ledger(self, folder: RunFolder) -> Held | None:
-        # killed between the move to `taken` and the note of its facts
+        # the worker may have been killed between the move to `taken` and the note of the claim's facts
         try:
             claim = self.claims.get(folder.run_id)
         except LedgerUnavailable as exc:
@@ -151,7 +162,7 @@ class Adoption:
 
 
 def held_from_intent(folder: RunFolder) -> Held | None:
-    """The claim as the folder has it; None when the folder was made and nothing was taken."""
+    """The claim as its run folder has it; None when the claim was never taken or the record cannot be read."""
     intent = folder.intent() or {}
     if "call" not in intent:
         return None

@@ -1,4 +1,4 @@
-"""Fences: what becomes of a run whose claim was cancelled, or is not this worker's any more."""
+"""Cancel and fence: what becomes of a run whose claim was cancelled, or is not this worker's any more."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 class CancelAndFence:
-    """Told by each renewal; what has to be asked of the API is an errand."""
+    """What to do about cancelled and fenced claims. Renewals call it; the API is asked in a background job."""
 
     def __init__(
         self,
@@ -35,13 +35,13 @@ class CancelAndFence:
         self._to_api = to_api
 
     def cancelled(self, attempt: Attempt) -> None:
-        """Somebody wants it cancelled; one that has not begun is refused its start by the ledger."""
+        """Kill a run that somebody wants cancelled; the ledger refuses the start of a run that has not begun."""
         if attempt.started_run is not None:
-            # the engine writes Crashed on a bare TERM, so it gets none
+            # the engine writes Crashed on a bare TERM, so none is sent
             self._supervisor.stop(attempt.key, kill=True)
 
     def fenced(self, attempt: Attempt, refusal: Refusal) -> None:
-        """The ledger says that the claim is not ours; said with every renewal until it is marked."""
+        """Act on the ledger's word that the claim is not ours; renewals say so until the attempt is marked fenced."""
         ours = False
         if refusal is Refusal.OWNER:
             try:
@@ -50,26 +50,29 @@ class CancelAndFence:
                 logger.info("owner of the claim is asked for again", extra={**attempt.fields, "error": str(exc)})
                 return
         if ours and (attempt.started_run is None or attempt.held.state is State.ENDED):
-            return  # the next door that it has to pass looks at the claim itself
+            return  # the next move of the claim in the ledger checks its owner anyway
         if attempt.started_run is None or attempt.held.state is State.ENDED:
             self._attempts.change(attempt.key, fenced=True)
         else:
-            self._to_api.post(lambda: self._judge(attempt, refusal, ours=ours))
+            self._to_api.post(lambda: self._ask_and_fence(attempt, refusal, ours=ours))
 
     def _still_ours(self, attempt: Attempt) -> bool:
-        """Whether only our row has another owner: a process that took our name while we were cut off has no claim."""
+        """Whether only our row in the roster has another owner, and not the claim.
+
+        A process that took our name while we were cut off has none of our claims.
+        """
         claim = self._claims.get(attempt.held.run_id)
         return claim is None or (claim.claim == attempt.held.claim and claim.worker in (None, self._worker))
 
-    def _judge(self, attempt: Attempt, refusal: Refusal, *, ours: bool) -> None:
+    def _ask_and_fence(self, attempt: Attempt, refusal: Refusal, *, ours: bool) -> None:
         now = self._attempts.get(attempt.key)
         if now is None or now.fenced:
             return
         state = self._api.states([attempt.held.run_id]).get(attempt.held.run_id)
         if ours and (state is None or state.kind is not StateType.SCHEDULED):
-            return  # it is stopped only for one who has it instead; asked again with the next renewal
+            return  # a run is stopped only for somebody who gets it instead; the next renewal asks again
         if refusal is Refusal.STATE and state is not None and state.kind in (StateType.RUNNING, StateType.PENDING):
-            return  # given up by the leader and not yet said so at the API: asked again with the next renewal
+            return  # the leader has given the run up and not told the API yet: the next renewal asks again
         if self._attempts.change(attempt.key, fenced=True) is None:
             return
         if state is not None and state.kind.terminal:

@@ -1,4 +1,4 @@
-"""HandBack: a claim whose user code never began goes back to the API as Scheduled: ledger, API, ledger, in this order.
+"""Hand back: a claim whose user code never began goes back to the API as Scheduled: ledger, API, ledger, in this order.
 
 A crash in between leaves the claim `returning`, and the leader finishes it. A claim that Redis has lost is told to the
 API all the same.
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class HandBack:
-    """Gives claims back; every step is repeated until its neighbour has answered."""
+    """The hand-back of claims; every step is repeated until its neighbour, Redis or the API, has answered."""
 
     def __init__(
         self,
@@ -45,8 +45,9 @@ class HandBack:
         self._to_ledger = to_ledger
         self._to_api = to_api
         self._failpoints = failpoints
-        #: called with a reason of few words once the API has it back
+        #: called with a short reason once the API has the run back
         self._on_told = on_told
+        #: takes a claim over once more that the ledger gives to another worker; True when the claim is ours again
         self._take_again = take_again
 
     def give(self, attempt: Attempt, reason: str, *, cancelled: bool = False) -> None:
@@ -62,13 +63,13 @@ class HandBack:
         self._attempts.remove(attempt.key)
         lost = outcome.refusal is Refusal.UNKNOWN
         if not outcome.moved and not lost:
-            # the leader has taken it back and tells the API itself, or it is somebody else's
+            # the leader has taken the claim back and tells the API itself, or the claim is somebody else's
             logger.info("nothing to hand back", extra={**attempt.fields, "refusal": str(outcome.refusal)})
             _close(attempt.folder)
             return
         self._failpoints.hit("return.after_ledger")
         if lost:
-            # perhaps Redis has lost it: then nobody else ever tells the API, and the call's id fences what we write
+            # perhaps Redis has lost the claim: then nobody else ever tells the API, and the call's id fences our write
             logger.warning("claim is unknown to the ledger, handed back all the same", extra=attempt.fields)
             self._to_api.post(lambda: self._tell_lost(held, attempt.folder, reason))
         else:
@@ -86,7 +87,7 @@ class HandBack:
     def _tell_lost(self, held: Held, folder: RunFolder, reason: str) -> None:
         answer = self._api.hand_back(held.run_id, held.call, held.due, self._mark, reason, never_began=True)
         if answer.being_cancelled:
-            # Cancelling carries no call's id: it may by now be about an attempt that another claim is at
+            # the state Cancelling carries no call's id: by now it may be about another attempt, of another claim
             claim = self._claims.get(held.run_id)
             if claim is None or claim.claim == held.claim:
                 answer = self._report_cancelled(held)
@@ -106,7 +107,7 @@ class HandBack:
     def _drop(self, held: Held, folder: RunFolder) -> None:
         outcome = self._claims.drop(held.run_id, held.claim, worker=self._worker)
         if outcome.refusal is Refusal.STATE:
-            # Redis had lost it, and a renewal that was under way as we heard of that has written it again
+            # Redis had lost the claim, and a renewal that was under way as we heard of that has written it again
             reason = "it was handed back while Redis had lost it"
             self._claims.give_back(held.run_id, held.claim, reason, worker=self._worker, never_began=True)
             self._claims.drop(held.run_id, held.claim, worker=self._worker)
@@ -114,5 +115,5 @@ class HandBack:
 
 
 def _close(folder: RunFolder) -> None:
-    # user code never began here, so there is nothing to keep a day for
+    # user code never began here, so there is no output to keep until it is pruned
     folder.remove()

@@ -1,4 +1,4 @@
-"""Launch: the short Celery task that takes a claim, asks the API what to run, and starts it.
+"""Launch: the short Celery task that takes a claim, asks the API what to run, and starts the run.
 
 Every way out leaves the claim with somebody: the supervisor (started), the endings (a start that failed), the
 hand-back (user code never began), or the leader (the ledger did not answer).
@@ -30,13 +30,13 @@ from workers.state.run_folders import RunFolders
 
 logger = logging.getLogger(__name__)
 
-#: what a frozen worker may have lost between the check and the fork
+#: taken off the lease: time that a frozen worker may have lost between the check and the fork
 MARGIN_SECONDS = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """One message to one started run."""
+    """The way from one message to one started run."""
 
     worker: str
     nonce: str
@@ -53,12 +53,14 @@ class Launch:
     to_ledger: BackgroundJobs
     to_api: BackgroundJobs
     failpoints: Failpoints
+    #: called with the key of each attempt whose run was started
     on_started: Callable[[str], None]
+    #: called with each attempt whose start failed; its exit is on disk
     on_failed: Callable[[Attempt], None]
     retry: BoundedRetry
 
     def __call__(self, message: Message) -> None:
-        """Take it and start it; a fault of ours on the way gives the claim away like any other way out."""
+        """Take the claim and start its run; a fault of ours gives the claim away like any other way out."""
         try:
             self._launch(message)
         except Exception:
@@ -98,7 +100,7 @@ class Launch:
         try:
             outcome = self.retry.with_ledger(lambda: self.claims.take(run_id, claim, self.worker, self.nonce))
         except LedgerUnavailable as exc:
-            # nobody knows whether it was carried out; without renewals the leader hands it back
+            # nobody knows whether the move was carried out; without renewals the leader hands the claim back
             logger.warning("take got no answer, left to the leader", extra={**fields, "error": str(exc)})
             folder.abandon("the ledger did not answer")
             folder.remove()
@@ -118,7 +120,7 @@ class Launch:
     # -- ask
 
     def _ask(self, attempt: Attempt) -> Job | None:
-        """What to run, if it is still ours; else the claim is given away and the answer is None."""
+        """The job to run, if the run is still ours; None when the claim was given away instead."""
         held = attempt.held
         try:
             job = self.retry.with_api(lambda: self.api.job(held.run_id))
@@ -144,7 +146,7 @@ class Launch:
     # -- start
 
     def _start(self, attempt: Attempt) -> bool:
-        """Taken → starting, in the ledger and then at the API; False when the claim was given away."""
+        """Move the claim to starting, then the run to Launching at the API; False when the claim was given away."""
         held = attempt.held
         sent = boot_clock()
         try:
@@ -211,7 +213,7 @@ class Launch:
     def _not_started(self, attempt: Attempt, error: DeployError) -> None:
         record = attempt.folder.exit_record() or {}
         if record.get("late"):
-            # the shim came after the deadline and did not begin: nothing is wrong with the run itself
+            # the shim came after the deadline and did not begin user code: nothing is wrong with the run itself
             self._return(attempt, f"it was too late to start it on {self.worker}")
             return
         self._fail(attempt, str(error).removeprefix(f"Run {attempt.held.run_id} could not be started: "))
@@ -227,7 +229,7 @@ class Launch:
             logger.warning("claim was lost while its run was started", extra=attempt.fields)
             started_run.stop()
         elif now is not None and now.cancelled:
-            # said while there was nothing to end yet, and it is said only once
+            # the cancel came while there was no process to kill yet, and it is told only once
             logger.info("run was cancelled while it was started", extra=attempt.fields)
             started_run.kill()
         logger.info("run started", extra={**attempt.fields, "pid": handle.get("pid")})
@@ -247,7 +249,7 @@ class Launch:
 
     def _tell_started(self, held: Held, handle: Mapping[str, Any]) -> None:
         pid = int(handle.get("command_pid") or handle.get("pid") or 0)
-        # what an external deployment has said of itself, as the reference's agent writes it
+        # what the callable of an external run has answered, as the reference's agent writes it
         says = f"Submitted for execution: {handle['id']}" if handle.get("kind") == "external" else None
         self.run_log.say(held.run_id, says or self.api.started_line(self.mark, pid))
         self.to_api.post(lambda: self.api.started(held.run_id, self.mark, pid))
@@ -270,7 +272,7 @@ class Launch:
     def _return(self, attempt: Attempt, reason: str, *, cancelled: bool = False) -> None:
         if attempt.folder.abandon(reason):
             self.hand_back.give(attempt, reason, cancelled=cancelled)
-        else:  # a shim has won the start file, so it may have begun: find out rather than give away
+        else:  # a shim has won the start file, so user code may have begun: find out rather than give the claim away
             logger.error("run was started and cannot be handed back", extra=attempt.fields)
             self._adopt_own(attempt)
 
@@ -293,5 +295,5 @@ class Launch:
 
 
 def _as_part(sentence: str) -> str:
-    """Of a longer sentence; a word that is a name in capitals stays one."""
+    """The sentence as the end of a longer one: its first letter is lowered, unless its first word is in capitals."""
     return sentence[:1].lower() + sentence[1:] if sentence[1:2].islower() else sentence

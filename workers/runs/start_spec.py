@@ -1,4 +1,4 @@
-"""Orders: from the API's job to the finished order for a deployer."""
+"""Start spec: how the API's job becomes the finished start spec for a deployer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from workers.state.run_folders import RunFolder
 
 @dataclass(frozen=True, kw_only=True)
 class StartSpecBuilder:
-    """What is the same for all orders of this worker."""
+    """The builder of start specs; its fields are what is the same for all runs of this worker."""
 
     api: ApiClient
     layers: EnvironmentLayers
@@ -23,7 +23,10 @@ class StartSpecBuilder:
     stop_grace: float
 
     def make(self, held: Held, job: Job, folder: RunFolder, *, not_after: float | None) -> StartSpec:
-        """The order of one attempt; raises `StartFailed` when its command cannot be found."""
+        """Make the start spec of one attempt; raises `StartFailed` when its command cannot be found.
+
+        `not_after` is the time by the boot-time clock after which user code must not begin; None = no limit.
+        """
         forced = self.api.engine_environment(held.run_id, job)
         env = self.layers.build(
             job.env,

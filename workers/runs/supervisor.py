@@ -1,6 +1,6 @@
 """Supervisor: the one thread that watches all runs of a worker, fresh and adopted, and sees each end.
 
-It does nothing that can wait for a network: what follows from an end is handed on.
+Its thread does nothing that can wait for a network: what follows from an end is handed on.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from workers.state.attempts import Attempt, Attempts
 
 logger = logging.getLogger(__name__)
 
-#: runs without a descriptor are asked this often
+#: runs without a descriptor are polled this often
 POLL_SECONDS = 1.0
-#: a run whose descriptor has rung and that is not wholly gone is asked this often
+#: a run whose descriptor was readable and of which something still lives is polled this often
 GOING_SECONDS = 0.1
+#: a descriptor that was readable more often than this, without an end, is watched no more
 MOST_RINGS = 50
 
 #: called in the supervisor's thread with each ended attempt
@@ -31,7 +32,7 @@ OnEnd = Callable[[Attempt], None]
 
 
 class Supervisor:
-    """Watches deployments by one selector."""
+    """The watch over all started runs of a worker, by one selector in one thread."""
 
     def __init__(
         self,
@@ -51,14 +52,16 @@ class Supervisor:
         os.set_blocking(self._writer, False)
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._reader, selectors.EVENT_READ, None)
-        #: keys of watched runs → when to ask them without being rung
+        #: key of a watched run → when to poll it although its descriptor is not readable
         self._ask_at: dict[str, float] = {}
+        #: key of a watched run → when its --run-timeout is over
         self._stop_at: dict[str, float] = {}
+        #: key of a watched run → its descriptor in the selector
         self._registered: dict[str, int] = {}
-        #: how often each has rung without having ended
-        self._rings: dict[str, int] = {}
+        #: key of a watched run → how often its descriptor was readable though the run had not ended
+        self._wakeups: dict[str, int] = {}
         self._closed = False
-        #: when the loop last went round: whoever renews looks here whether anybody watches at all
+        #: when the loop last went round, by `clock`: the heartbeat reads here whether the runs are watched at all
         self.seen = clock()
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
 
@@ -67,15 +70,15 @@ class Supervisor:
         self._thread.start()
 
     def watch(self, key: str) -> None:
-        """Watch the deployment of this attempt from now on."""
+        """Watch the started run of this attempt from now on."""
         self._post(lambda: self._watch(key))
 
     def stop(self, key: str, *, kill: bool = False) -> None:
-        """TERM, grace, KILL; or KILL at once."""
+        """Ask the thread to stop the run of this attempt: TERM, its grace, then KILL; with `kill`, KILL immediately."""
         self._post(lambda: self._stop(key, kill=kill))
 
     def close(self) -> None:
-        """End the thread; runs go on."""
+        """End the thread; the runs go on."""
         self._closed = True
         self._post(lambda: None)
         if self._thread.is_alive():
@@ -83,7 +86,7 @@ class Supervisor:
 
     def _post(self, action: Callable[[], None]) -> None:
         self._inbox.put(action)
-        with contextlib.suppress(BlockingIOError):  # it is full of unread rings already
+        with contextlib.suppress(BlockingIOError):  # the pipe is full of unread wakeups already
             os.write(self._writer, b"!")
 
     # -- inside the thread
@@ -99,11 +102,11 @@ class Supervisor:
         self.seen = self._clock()
         nearest = min([*self._ask_at.values(), *self._stop_at.values()], default=self.seen + POLL_SECONDS)
         events = self._selector.select(max(0.0, min(POLL_SECONDS, nearest - self._clock())))
-        rung = {key.data for key, _ in events if key.data is not None}
+        woken = {key.data for key, _ in events if key.data is not None}
         self._empty_inbox()
         now = self._clock()
-        for key in rung | {key for key, at in self._ask_at.items() if at <= now}:
-            self._ask(key, rung=key in rung)
+        for key in woken | {key for key, at in self._ask_at.items() if at <= now}:
+            self._ask(key, woken=key in woken)
         for key in [key for key, at in self._stop_at.items() if at <= now]:
             del self._stop_at[key]
             self._time_out(key)
@@ -128,19 +131,19 @@ class Supervisor:
             self._selector.register(fd, selectors.EVENT_READ, key)
             self._registered[key] = fd
         if self._run_timeout is not None:
-            # an adopted one has used up a part of its time under its worker before
+            # an adopted run has used up a part of its time under the worker before
             age = attempt.folder.age_seconds() if attempt.adopted else 0.0
             self._stop_at[key] = self._clock() + self._run_timeout - age
-        self._ask(key, rung=False)
+        self._ask(key, woken=False)
 
-    def _ask(self, key: str, *, rung: bool) -> None:
+    def _ask(self, key: str, *, woken: bool) -> None:
         try:
-            self._look(key, rung=rung)
+            self._look(key, woken=woken)
         except Exception:  # a fault with one run must not leave the others unwatched
             logger.exception("a run could not be asked", extra={"run_and_claim": key})
             self._ask_at[key] = self._clock() + POLL_SECONDS
 
-    def _look(self, key: str, *, rung: bool) -> None:
+    def _look(self, key: str, *, woken: bool) -> None:
         attempt = self._attempts.get(key)
         if attempt is None or attempt.started_run is None:
             self._unwatch(key)
@@ -149,19 +152,19 @@ class Supervisor:
         if end is not None:
             self._unwatch(key)
             self._ended(attempt, end)
-        elif rung:
-            # its leader is gone and something of its group is not: asked again even if nothing rings
+        elif woken:
+            # the leader of the run's group is gone and something of the group is not: polled without a wakeup too
             self._ask_at[key] = self._clock() + GOING_SECONDS
-            self._rings[key] = self._rings.get(key, 0) + 1
-            if self._rings[key] > MOST_RINGS:
+            self._wakeups[key] = self._wakeups.get(key, 0) + 1
+            if self._wakeups[key] > MOST_RINGS:
                 self._unregister(key)  # a descriptor that stays readable would keep this thread spinning
         elif key not in self._registered or key in self._ask_at:
-            self._ask_at[key] = self._clock() + (GOING_SECONDS if key in self._rings else POLL_SECONDS)
+            self._ask_at[key] = self._clock() + (GOING_SECONDS if key in self._wakeups else POLL_SECONDS)
 
     def _unwatch(self, key: str) -> None:
         self._ask_at.pop(key, None)
         self._stop_at.pop(key, None)
-        self._rings.pop(key, None)
+        self._wakeups.pop(key, None)
         self._unregister(key)
 
     def _unregister(self, key: str) -> None:

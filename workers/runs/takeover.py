@@ -1,4 +1,4 @@
-"""Siblings: what dead workers of other names on this host have left, and how this worker becomes its keeper.
+"""Takeover: how this worker becomes the keeper of what dead workers of other names on this host have left.
 
 A run's folder stays where it was made, since its shim writes there by path. Who looks after the run is told by a record
 in that folder, its keeper: the worker whose state folder is named, and who holds the lock of that for life. The one
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 def scopes_of(offer: Offer) -> frozenset[str]:
-    """What the API's own ids say of where we belong: the head of each route that we can serve."""
+    """The heads (`BACKEND/SCOPE`) of all routes that this offer can serve, made of the API's own ids."""
     return frozenset(f"{offer.backend}/{scope}" for scope in (*offer.pool_ids, offer.tenant) if scope)
 
 
@@ -33,12 +33,14 @@ def _scope(route: object) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Takeover:
-    """Takes over from dead siblings once, before the first message is fetched."""
+    """The takeover from dead siblings, done once before the first message is fetched."""
 
+    #: the state folder of this worker
     own: StateFolder
     fleet: str
     #: the API's address, as it may be shown; hosts may reach one API by several, so the scope of a route counts too
     api: str
+    #: `scopes_of` our offer
     scopes: frozenset[str]
     #: moves the reports of a sibling into our own outbox, and tells how many
     take_reports: Callable[[OutboxFolder], int]
@@ -46,7 +48,7 @@ class Takeover:
     may_live: Callable[[Mapping[str, Any]], bool]
 
     def take_over(self) -> list[RunFolder]:
-        """Become the keeper of what is free, and name every unsettled run that is ours to look after now."""
+        """Become the keeper of all runs that we may take; returns every unsettled run that is ours to look after."""
         for path in self.own.siblings():
             try:
                 sibling = StateFolder.open_path(path)
@@ -78,7 +80,7 @@ class Takeover:
             )
 
     def _take_back_from_nobody(self) -> None:
-        # a keeper whose state folder somebody has removed
+        # runs in our folder whose keeper has no state folder any more: somebody has removed it
         for folder in self.own.runs.unsettled():
             if not (self.own.path.parent / folder.keeper() / "lock").exists():
                 folder.keep_for(self.own.path.name)
@@ -96,6 +98,6 @@ class Takeover:
         return self._same({**home, **intent})
 
     def _same(self, facts: Mapping[str, Any]) -> bool:
-        """Same fleet and same API."""
+        """Whether these facts name our fleet and our API."""
         same_api = (self.api != "" and facts.get("api") == self.api) or _scope(facts.get("route")) in self.scopes
         return facts.get("fleet") == self.fleet and same_api

@@ -1,4 +1,4 @@
-"""Attempts: every claim that this worker holds now, from taken to told, in one table behind one lock."""
+"""Attempts: every claim that this worker holds now, until it is settled or given back, in a table behind one lock."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ class Attempt:
     folder: RunFolder
     started_run: StartedRun | None = None
     exit: Exit | None = None
-    #: taken over at start, not launched by this process
+    #: adopted as this process started, not launched by it
     adopted: bool = False
-    #: the ledger says that it is not ours any more; its end is logged and not reported
+    #: the ledger says that the claim is not ours any more; the end of the run is logged and not reported
     fenced: bool = False
     cancelled: bool = False
-    #: monotonic clock: since when we have it
+    #: since when this process holds the claim, by the monotonic clock
     since: float = field(default_factory=time.monotonic)
 
     @property
     def key(self) -> str:
-        """RUN.CLAIM."""
+        """The key of the attempt, RUN.CLAIM."""
         return f"{self.held.run_id}.{self.held.claim}"
 
     @property
     def fields(self) -> dict[str, Any]:
-        """What log lines about it carry."""
+        """The fields that every log line about the attempt carries."""
         return {"run_id": self.held.run_id, "claim": self.held.claim, "run_name": self.held.name}
 
 
 @dataclass
 class Attempts:
-    """The table. `on_change` is called, outside the lock, whenever a slot may have become free."""
+    """The table of attempts by key. `on_change` is called, outside the lock, when a slot may have become free."""
 
     on_change: Callable[[], None] = lambda: None
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -54,7 +54,10 @@ class Attempts:
     _proofs: dict[str, float] = field(default_factory=dict)
 
     def begin(self, attempt: Attempt) -> bool:
-        """Enter an attempt; False when the worker is stopping, so that none begins behind the back of the stop."""
+        """Enter an attempt; False when the worker is stopping, so that no launch begins unseen by the stop.
+
+        An adopted attempt is entered all the same.
+        """
         with self._lock:
             if self._closed and not attempt.adopted:
                 return False
@@ -63,12 +66,12 @@ class Attempts:
             return True
 
     def close(self) -> None:
-        """From now on nothing begins. Takes no lock, since a signal handler calls it."""
+        """Let no more launches begin. This takes no lock, since a signal handler calls it."""
         self._closed = True
 
     @property
     def closed(self) -> bool:
-        """Whether the worker is stopping."""
+        """Whether the worker is stopping, so that no more launches begin."""
         return self._closed
 
     def change(self, key: str, **changes: Any) -> Attempt | None:
@@ -83,14 +86,17 @@ class Attempts:
         return attempt
 
     def move(self, key: str, state: State, *, handle: Any = None, exit_: Exit | None = None) -> Attempt | None:
-        """Note where the claim stands; a later state is never replaced by an earlier one."""
+        """Note the state of the claim; a later state is never replaced by an earlier one.
+
+        None as `handle` or `exit_` leaves what is there. Returns the attempt, or None when it is not held any more.
+        """
         with self._lock:
             attempt = self._table.get(key)
             if attempt is None:
                 return None
-            spec = [State.TAKEN, State.STARTING, State.RUNNING, State.ENDED]
+            order = [State.TAKEN, State.STARTING, State.RUNNING, State.ENDED]
             held = attempt.held
-            if spec.index(state) > spec.index(held.state):
+            if order.index(state) > order.index(held.state):
                 held = dataclasses.replace(held, state=state)
             if handle is not None:
                 held = dataclasses.replace(held, handle=fitting(handle))
@@ -102,7 +108,7 @@ class Attempts:
         return attempt
 
     def remove(self, key: str) -> Attempt | None:
-        """Let go of an attempt."""
+        """Remove an attempt from the table; None when it is not held any more."""
         with self._lock:
             attempt = self._table.pop(key, None)
             self._proofs.pop(key, None)
@@ -110,41 +116,41 @@ class Attempts:
         return attempt
 
     def get(self, key: str) -> Attempt | None:
-        """One attempt."""
+        """The attempt with this key; None when it is not held any more."""
         with self._lock:
             return self._table.get(key)
 
     def all(self) -> list[Attempt]:
-        """All of them, as of now."""
+        """All attempts, as of now."""
         with self._lock:
             return list(self._table.values())
 
     def occupying(self) -> set[str]:
-        """Keys of those that take up a slot: all that have not ended."""
+        """The keys of the attempts that take up a slot: all that have not ended."""
         return {attempt.key for attempt in self.all() if attempt.held.state is not State.ENDED}
 
     def running(self) -> list[Attempt]:
-        """Those with a deployment that lives."""
+        """The attempts whose started run lives."""
         return [
             attempt for attempt in self.all() if attempt.started_run is not None and attempt.held.state is State.RUNNING
         ]
 
     def prove(self, keys: list[str], sent: float) -> None:
-        """The ledger has accepted a proof of life for these claims that was sent at `sent` (boot-time clock)."""
+        """Note that the ledger has accepted a proof of life for these claims, sent at `sent` (boot-time clock)."""
         with self._lock:
             for key in keys:
                 self._proofs[key] = max(sent, self._proofs.get(key, sent))
 
     def proof(self, key: str) -> float | None:
-        """When the latest accepted proof of life for this claim was sent."""
+        """When the latest accepted proof of life for this claim was sent (boot-time clock); None = no proof yet."""
         with self._lock:
             return self._proofs.get(key)
 
 
 def fitting(handle: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """The handle as the ledger takes it: whole, or in its few short parts that people look at.
+    """The handle in a form that the ledger accepts: whole, or cut down to the few short fields that people look at.
 
-    One that the ledger refused would let every renewal of this worker fail. Adoption reads the whole one on disk.
+    A handle that the ledger refused would let every renewal of this worker fail. Adoption reads the whole one on disk.
     """
     if handle is None:
         return None
@@ -158,7 +164,7 @@ def fitting(handle: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
 
 
 def held_of(claim: Claim, state: State) -> Held:
-    """What a worker holds of a claim that it has just moved."""
+    """The claim as its worker holds it, made of the ledger's answer to a move; `state` is the worker's own."""
     return Held(
         run_id=claim.run_id,
         claim=claim.claim,

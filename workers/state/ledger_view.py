@@ -1,4 +1,4 @@
-"""Standing: what the ledger last told this worker, and whether it may take runs now."""
+"""Ledger view: what the ledger last told this worker, and whether the worker may take runs now."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flowfleet.ledger.claims import Lease, Renewal
 
 @dataclass
 class LedgerView:
-    """Written by the renewal, read by the slots and the launch."""
+    """The answer to the last renewal: written by the heartbeat, read by the slots and the launch."""
 
     offer: Offer
     clock: Callable[[], float] = time.monotonic
@@ -26,22 +26,22 @@ class LedgerView:
     _changed: threading.Event = field(default_factory=threading.Event)
 
     def tell(self, renewal: Renewal, sent: float) -> None:
-        """A renewal was answered; `sent` is when it was sent, by this clock."""
+        """Note the answer to a renewal that was sent at `sent`, by `clock`."""
         self._renewal, self._renewed = renewal, sent
 
     @property
     def lease(self) -> Lease:
-        """The leader's numbers; the defaults until the first answer."""
+        """The lease that the leader has set; the default one until the first answer."""
         return self._renewal.lease if self._renewal else Lease()
 
     @property
     def wanted(self) -> str:
-        """What the operator wants of us."""
+        """What the operator wants of this worker: active, paused or draining; active until the first answer."""
         return self._renewal.wanted if self._renewal else "active"
 
     @property
     def gate_open(self) -> bool:
-        """As of the last answer."""
+        """Whether the gate was open at the last answer; False until the first."""
         return self._renewal is not None and self._renewal.gate_open
 
     @property
@@ -51,10 +51,10 @@ class LedgerView:
 
     @property
     def accepting(self) -> bool:
-        """Whether a message may be fetched now, slots aside."""
+        """Whether a message may be fetched now, as far as the ledger decides; free slots are counted elsewhere."""
         return self.ready and self.gate_open and self.connected and self.wanted == "active"
 
     def routes(self) -> frozenset[Route]:
-        """Every known route that our offer can serve."""
+        """Every route known to the fleet that our offer can serve; none until the first answer."""
         known = self._renewal.routes if self._renewal else ()
         return frozenset(route for route in known if self.offer.serves(route))

@@ -1,6 +1,6 @@
 """Pruner: removes the oldest settled run folders, so that outputs and records stay within their limits.
 
-Those of workers of other names too, while these do not live: a name that never comes back would keep its outputs for
+The folders of dead workers of other names are pruned too: a name that never comes back would keep its outputs for
 good.
 """
 
@@ -17,11 +17,12 @@ from workers.state.run_folders import RunFolders, StateFolder, StateLocked
 
 logger = logging.getLogger(__name__)
 
+#: the folders are looked at this often
 EACH_SECONDS = 600.0
 
 
 class Pruner:
-    """A thread that looks at the folders every ten minutes."""
+    """A thread that prunes the run folders every ten minutes. `busy` gives the keys of runs that stay in any case."""
 
     def __init__(
         self, state: StateFolder, *, keep_days: float, keep_bytes: int, busy: Callable[[], AbstractSet[str]]
@@ -38,7 +39,7 @@ class Pruner:
         self._thread.start()
 
     def close(self) -> None:
-        """End it."""
+        """Let the thread end."""
         self._closed.set()
 
     def _run(self) -> None:
@@ -47,7 +48,7 @@ class Pruner:
             self._closed.wait(EACH_SECONDS)
 
     def prune(self) -> list[str]:
-        """Once; the keys of what was removed."""
+        """Prune once; returns the keys (RUN.CLAIM) of the removed folders."""
         try:
             gone = self._prune(self._state.runs)
             for path in self._state.siblings():
@@ -63,8 +64,8 @@ class Pruner:
         try:
             sibling = StateFolder.open_path(path)
         except StateLocked:
-            return []  # it lives and sees to its own
-        # let go at once: its worker may start again at any time, and two may well prune what is settled
+            return []  # its worker lives, and prunes its own folders
+        # the lock is let go at once: that worker may start again at any time, and two may well prune settled folders
         sibling.close()
         return self._prune(sibling.runs)
 

@@ -1,4 +1,4 @@
-"""Records: what a worker keeps on its disk about runs, so that a kill at any moment loses nothing.
+"""Run folders: what a worker keeps on its disk about runs, so that a kill at any moment loses nothing.
 
 STATE/lock                    held by flock for the worker's life
 STATE/worker.json             boot id and nonce of the last worker that held the lock
@@ -9,8 +9,8 @@ STATE/runs/RUN.CLAIM/         one attempt at a run
     log                       what the run prints
     exit.json                 by the shim, or by the worker if the shim was killed: how it ended
     cleared                   by the shim: nothing of the run is left
-    keeper.json               by a worker of another name that looks after the run since this one died (siblings.py)
-    settled                   by the worker: reported and done with; from here on it may be pruned
+    keeper.json               by a worker of another name that looks after the run since this one died (takeover.py)
+    settled                   by the worker: nothing more has to be done; from here on the folder may be pruned
 STATE/outbox/RUN.CLAIM.json   a report that the API has not accepted yet
 """
 
@@ -52,31 +52,31 @@ class RunFolder:
 
     @property
     def key(self) -> str:
-        """RUN.CLAIM, also the id of the Celery task."""
+        """The key of the attempt, RUN.CLAIM; also the id of the Celery task."""
         return self.path.name
 
     @property
     def run_id(self) -> str:
-        """The run that it is about."""
+        """The id of the run."""
         return self.key.rpartition(".")[0]
 
     @property
     def claim(self) -> str:
-        """The claim id: the fence."""
+        """The id of the claim, the fence of this attempt."""
         return self.key.rpartition(".")[2]
 
     @property
     def log(self) -> Path:
-        """What the run prints."""
+        """The file of what the run prints."""
         return self.path / "log"
 
     @property
     def work(self) -> Path:
-        """The empty folder that a run without one of its own starts in."""
+        """The empty folder in which a run without a working folder of its own starts."""
         return self.path / "work"
 
     def intent(self) -> dict[str, Any] | None:
-        """What the worker was about to do."""
+        """The record of what the worker was about to do; None when it is not there or cannot be read."""
         return atomic_files.read_json(self.path / "intent.json")
 
     def note(self, **facts: Any) -> None:
@@ -84,7 +84,7 @@ class RunFolder:
         atomic_files.write_json(self.path / "intent.json", {**(self.intent() or {"v": VERSION}), **facts})
 
     def start(self) -> dict[str, Any] | None:
-        """Who won the start file: `by` is "shim" or "abandoned"; None = nobody yet."""
+        """The record of the start file; its `by` is "shim", "abandoned" or "external". None = nobody won it yet."""
         path = self.path / "start"
         return atomic_files.read_json(path) or ({"v": VERSION, "by": "shim"} if path.exists() else None)
 
@@ -97,15 +97,18 @@ class RunFolder:
         return (self.start() or {}).get("by") == "abandoned"
 
     def shim_alive(self) -> bool:
-        """Whether the shim that won the start file lives; asked of its lock, so it holds in any pid namespace."""
+        """Whether the shim that won the start file lives; its lock tells, so this holds in any pid namespace."""
         return atomic_files.locked(self.path / "start")
 
     def started(self) -> dict[str, Any] | None:
-        """Who shim and command are."""
+        """The handle: which processes shim and command are; None before the shim has written it."""
         return atomic_files.read_json(self.path / "started.json")
 
     def age_seconds(self) -> float:
-        """How long ago it was started: by the clock of the boot where a shim has told it, else by the date."""
+        """Seconds since the run was started.
+
+        The boot-time clock tells them where the shim has noted its time; else the date of the intent file.
+        """
         at_boot = (self.started() or {}).get("boot_clock")
         if isinstance(at_boot, int | float):
             return max(0.0, boot_clock() - at_boot)
@@ -115,33 +118,33 @@ class RunFolder:
             return 0.0
 
     def exit_record(self) -> dict[str, Any] | None:
-        """How it ended, as written."""
+        """The record of how the run ended; None when there is none yet."""
         return atomic_files.read_json(self.path / "exit.json")
 
     def exit(self) -> Exit | None:
-        """How it ended."""
+        """How the run ended; None when there is no record yet."""
         record = self.exit_record()
         return Exit.from_record(record) if record else None
 
     def write_exit(self, end: Exit, *, begun: bool) -> None:
-        """Record an end that no shim recorded."""
+        """Record an end that no shim recorded; `begun` tells whether user code may have begun."""
         atomic_files.write_json(self.path / "exit.json", {"v": VERSION, "begun": begun, **end.to_record()})
 
     @property
     def state_folder(self) -> Path:
-        """The state folder that it lies in; it stays there for good, since its shim knows it by its path."""
+        """The state folder in which this folder lies, and stays for good: its shim knows it by its path."""
         return self.path.parent.parent
 
     def keeper(self) -> str:
-        """The name of the worker that looks after the run: whoever holds the lock of that one's state folder."""
+        """The name of the worker that looks after the run: whoever holds the lock of the state folder of that name."""
         return str((atomic_files.read_json(self.path / "keeper.json") or {}).get("name", self.state_folder.name))
 
     def keep_for(self, name: str) -> None:
-        """Name another keeper; only under the lock of the state folder of the keeper before."""
+        """Name another keeper; the caller holds the lock of the state folder of the keeper before."""
         atomic_files.write_json(self.path / "keeper.json", {"v": VERSION, "name": name})
 
     def changed_hands(self) -> bool:
-        """True once it has had another keeper, so that the ledger's owner may be any worker of this host."""
+        """True once the run has had another keeper, so that its owner in the ledger may be any worker of this host."""
         return (self.path / "keeper.json").exists()
 
     def cleared(self) -> bool:
@@ -149,17 +152,20 @@ class RunFolder:
         return (self.path / "cleared").exists()
 
     def settle(self) -> None:
-        """Reported and done with; the output stays until it is pruned."""
+        """Mark the run as settled: nothing more has to be done about it. Its output stays until it is pruned."""
         self.drop_work()
         if self.path.is_dir():
             (self.path / "settled").touch(mode=0o600)
 
     def settled(self) -> bool:
-        """True once it is done with."""
+        """True once nothing more has to be done about the run."""
         return (self.path / "settled").exists()
 
     def settled_at(self) -> float | None:
-        """When it was done with; None when it is not, or was removed by another worker's pruner meanwhile."""
+        """When the run was settled, in unix seconds.
+
+        None when it is not settled, or when another worker's pruner has removed its folder meanwhile.
+        """
         try:
             return (self.path / "settled").stat().st_mtime
         except FileNotFoundError:
@@ -170,11 +176,11 @@ class RunFolder:
         shutil.rmtree(self.work, ignore_errors=True)
 
     def remove(self) -> None:
-        """Remove all of it."""
+        """Remove the whole folder."""
         shutil.rmtree(self.path, ignore_errors=True)
 
     def disk_bytes(self) -> int:
-        """The room that it really takes; a log with a hole takes less than its size."""
+        """The bytes that the folder really takes on disk; a log with a hole takes less than its size."""
         total = 0
         for folder, _, names in os.walk(self.path):
             for name in names:
@@ -186,7 +192,7 @@ class RunFolder:
 
 
 class RunFolders:
-    """All run folders of a worker."""
+    """The run folders that lie in one worker's state folder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -207,7 +213,7 @@ class RunFolders:
         return RunFolder(self.path / f"{run_id}.{claim}")
 
     def find(self, run_id: str, claim: str) -> RunFolder:
-        """The folder of an attempt, also where a worker of another name of this host has made it."""
+        """The folder of an attempt, also where a worker of another name on this host has made it."""
         own = self.get(run_id, claim)
         if own.path.exists():
             return own
@@ -215,7 +221,7 @@ class RunFolders:
         return next((RunFolder(path) for path in others), own)
 
     def scan(self) -> list[RunFolder]:
-        """Every folder of a version that we understand, settled or not; others are left alone and named."""
+        """Every folder of a version that we understand, settled or not; others are left alone and logged."""
         found = []
         for path in sorted(self.path.iterdir()):
             if not path.is_dir() or "." not in path.name:
@@ -265,15 +271,15 @@ class OutboxFolder:
         self.path = path
 
     def put(self, run_id: str, claim: str, report: Mapping[str, Any]) -> None:
-        """Keep a report; on disk once this returns."""
+        """Keep a report; it is on disk once this returns."""
         atomic_files.write_json(self._file(run_id, claim), {"v": VERSION, "run_id": run_id, "claim": claim, **report})
 
     def get(self, run_id: str, claim: str) -> dict[str, Any] | None:
-        """A report, or None."""
+        """The report of an attempt; None when there is none."""
         return atomic_files.read_json(self._file(run_id, claim))
 
     def remove(self, run_id: str, claim: str) -> None:
-        """The API has accepted it."""
+        """Remove the report of an attempt, if there is one."""
         self._file(run_id, claim).unlink(missing_ok=True)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -287,7 +293,7 @@ class OutboxFolder:
 
 
 class StateFolder:
-    """A worker's folder on disk, locked for its life."""
+    """A worker's folder on disk, locked for the worker's life."""
 
     def __init__(self, path: Path, lock: int) -> None:
         self.path = path
@@ -304,7 +310,7 @@ class StateFolder:
 
     @classmethod
     def open_path(cls, path: Path) -> StateFolder:
-        """Open a state folder by its own path: a sibling's, for taking over its runs."""
+        """Open a state folder by its own path, such as a sibling's; raises `StateLocked` when its lock is held."""
         for folder in (path, path / "runs", path / "outbox"):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.chmod(0o700)
@@ -320,17 +326,17 @@ class StateFolder:
         return cls(path, lock)
 
     def boot_changed(self, boot_id: str) -> bool:
-        """True when it was last used under another boot id: the host restarted, or this is a copy of its disk."""
+        """True when the folder was last used under another boot id: the host restarted, or the disk is a copy."""
         return self.last is not None and self.last.get("boot_id") != boot_id
 
     def remember(self, *, boot_id: str, nonce: str, **facts: Any) -> None:
-        """Write down who holds the folder now (fleet and API too, so that siblings know what they take over)."""
+        """Write down who holds the folder now, with fleet and API, so that siblings know what they take over."""
         record = {"v": VERSION, "boot_id": boot_id, "nonce": nonce, **facts}
         atomic_files.write_json(self.path / "worker.json", record)
         self.last = record
 
     def siblings(self) -> list[Path]:
-        """State folders of other names on this machine, whose lock may be free."""
+        """The state folders of other names on this machine; their locks may be held or free."""
         return [path for path in sorted(self.path.parent.iterdir()) if path != self.path and (path / "lock").exists()]
 
     def close(self) -> None:
