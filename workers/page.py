@@ -74,7 +74,7 @@ class WorkerHealth:
     runs: RunFolders
 
     def alive(self) -> bool:
-        """Whether the supervisor's loop, which watches all runs, goes round."""
+        """Whether the supervisor's loop, which watches all runs, still goes round."""
         return time.monotonic() - self.watcher.seen < WATCH_SECONDS
 
     def ready(self) -> bool:

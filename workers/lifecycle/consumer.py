@@ -49,7 +49,7 @@ class Room(Protocol):
         """The routes whose queues are to be read."""
 
     def serving(self, routes: frozenset[Route]) -> None:
-        """Note the routes whose queues are read from now on; an empty set while no queue is."""
+        """Note the routes whose queues are read from now on; an empty set when none are."""
 
     def refused(self, reason: str) -> None:
         """Note that a message was refused; the reason is a few words for the log."""
@@ -111,7 +111,10 @@ class Slots:
     on_arrival: Callable[[float], None] = lambda _sent_at: None
 
     def in_use(self) -> int:
-        """How many slots are in use: runs and launches, each id once, since a launch that ends is both for a moment."""
+        """The number of slots in use: runs and launches.
+
+        Both are counted by id, since a task that hands its run over is both for a moment.
+        """
         # a copy of the dict's keys: pool threads change it, and Celery's WeakSets may not be iterated at all
         return len(set(celery_state.requests.copy()) | self.room.occupying())
 

@@ -79,7 +79,7 @@ class WorkerShutdown:
         stopped: set[str] = set()
 
         def stop_all() -> None:
-            # called at each look: a launch in hand may turn into a running run after the first one
+            # called at each look, again and again: a launch in hand may begin to run after the first look
             for attempt in self.attempts.running():
                 if attempt.key not in stopped:
                     stopped.add(attempt.key)

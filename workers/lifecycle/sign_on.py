@@ -154,7 +154,7 @@ def dead_predecessor(
 
     Under another boot id the host has restarted, or the disk was copied, or two machines share the folder. Only the
     first leaves the old process silent, so it is watched; `NameTaken` is raised when it, or a later process of its
-    worker, moves. `worker` is our own identity: another process that has it is the matter of `sign_on`.
+    worker, moves. `worker` is our own identity: `sign_on` deals with any other process that has it.
     """
     if state.last is None or not state.boot_changed(host.boot_id):
         return predecessor(state, host)

@@ -48,8 +48,8 @@ class StopSignals:
     slots: Slots
     attempts: Attempts
     leave: Callable[[int], Any] = os._exit
-    #: whether a watchdog guards the stop: not one that waits for its runs or ends them, which may last, and has a limit
-    #: of its own
+    #: whether the watchdog guards the stop: False where a stop waits for its runs or ends them, which may take long
+    #: and has a limit of its own
     guarded: bool = True
     #: the number of the first signal that asked for the stop; None = nobody has
     number: int | None = None
@@ -71,10 +71,10 @@ class StopSignals:
             threading.Thread(target=self._watch, name="stop-watch", daemon=True).start()
 
     def request(self, number: int = signal.SIGTERM) -> None:
-        """Ask for the stop, as a signal does; a drained worker asks by itself. The second request ends the process."""
+        """Ask for the stop, as a signal or a drained worker does; a second request ends the process at once."""
         if self.number is not None:
             self.hurried = True
-            # at once: nothing on disk needs us
+            # nothing on disk needs us
             self.leave(128 + number)
             return
         self.number = number
