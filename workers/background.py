@@ -1,4 +1,4 @@
-"""Errands: a thread that does small jobs for one neighbour, each repeated until the neighbour has answered."""
+"""Background jobs: a thread that does small jobs for one neighbour, each repeated until the neighbour has answered."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ logger = logging.getLogger(__name__)
 
 Job = Callable[[], None]
 
-#: a refused key is asked again only this often: most servers count refusals
+#: seconds until a refused key is tried again: most servers count refusals
 KEY_SECONDS = 60.0
-#: a job that fails by a fault of ours is tried this often
+#: how often a job that fails by a fault of ours is tried again
 FAULTS = 8
 
 
 class BackgroundJobs:
-    """Jobs run one after the other; one that meets `ApiUnavailable` or trouble of ledger or host is tried again."""
+    """Runs jobs one after the other. A job that meets `ApiUnavailable` or an error of ledger or host is tried again."""
 
     def __init__(self, neighbour: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._neighbour = neighbour
@@ -50,14 +50,14 @@ class BackgroundJobs:
             self._changed.notify_all()
 
     def hurry(self) -> None:
-        """Do what was put off on purpose now; what waits for its neighbour goes on waiting."""
+        """Do now the jobs that were put off on purpose (`after`); jobs that wait for their neighbour go on waiting."""
         with self._changed:
             self._jobs = [(0.0 if tries == 0 else when, order, tries, job) for when, order, tries, job in self._jobs]
             heapq.heapify(self._jobs)
             self._changed.notify_all()
 
     def retry(self) -> None:
-        """What waits for its neighbour is tried now: it may answer again."""
+        """Try again now the jobs that wait for their neighbour: the neighbour may answer again."""
         with self._changed:
             self._jobs = [(0.0 if tries else when, order, tries, job) for when, order, tries, job in self._jobs]
             heapq.heapify(self._jobs)
@@ -118,14 +118,14 @@ class BackgroundJobs:
             self._push(self._clock() + wait, tries + 1, job)
         except FleetError as exc:
             logger.error("an errand was refused", extra={"neighbour": self._neighbour, "error": str(exc)})
-        except OSError as exc:  # a full or failing disk: what is to be told there may be room for later
+        except OSError as exc:  # a full or failing disk: there may be room later for what the job writes
             wait = backoff(tries, first=2.0, most=60.0)
             logger.error(
                 "an errand met an error of this host",
                 extra={"neighbour": self._neighbour, "error": str(exc), "next_try_seconds": round(wait, 1)},
             )
             self._push(self._clock() + wait, tries + 1, job)
-        except Exception:  # a fault of ours in one errand must not end all others
+        except Exception:  # a fault of ours in one job must not end all others
             again = tries < FAULTS
             logger.exception("an errand failed", extra={"neighbour": self._neighbour, "again": again})
             if again:

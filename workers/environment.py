@@ -1,7 +1,7 @@
-"""Environment: the variables, the interpreter and the command of a run's process.
+"""Environment: the variables of a run's process.
 
-Layers, later wins: defaults of the API's engine, the worker's own environment, PYTHONPATH, `--env`, the run's own
-variables, and what the engine must have (PREFECT_*, FLOWFLEET_RUN_ID, FLOWFLEET_CLAIM).
+They come in layers, and a later layer wins: defaults of the API's engine, the worker's own environment, PYTHONPATH,
+`--env`, the run's own variables, and what the engine must have (PREFECT_*, FLOWFLEET_RUN_ID, FLOWFLEET_CLAIM).
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from flowfleet.settings.classes import WorkerSettings
 
 @dataclass(frozen=True, kw_only=True)
 class EnvironmentLayers:
-    """What all runs of this worker have in common."""
+    """The layers that all runs of one worker have in common."""
 
     #: the worker's own environment, cleaned by `worker_layer`
     base: Mapping[str, str]
-    #: absolute: runs start in folders of their own
+    #: for PYTHONPATH; absolute, since runs start in folders of their own
     import_paths: tuple[str, ...] = ()
+    #: the variables of `--env`
     extra: Mapping[str, str] = field(default_factory=dict)
-    #: where runs that name no folder start, and what PYTHONPATH begins with (Prefect 1: as its own agent does);
-    #: None = each in an empty folder of its own
+    #: the folder where runs that name none start, first on their PYTHONPATH too (Prefect 1: as its own agent does);
+    #: None = each run starts in an empty folder of its own
     home: str | None = None
 
     def build(
@@ -39,9 +40,10 @@ class EnvironmentLayers:
         defaults: Mapping[str, str] = MappingProxyType({}),
         working_dir: str | None = None,
     ) -> dict[str, str]:
-        """The whole environment of one run.
+        """Build the whole environment of one run.
 
-        `defaults` hold where no other layer says anything; None takes a variable away.
+        `job` has the run's own variables, `forced` those that the engine must have; a value None removes the variable.
+        `defaults` hold where no other layer sets the variable. `working_dir` is the folder that the run names, or None.
         """
         laid: dict[str, str | None] = {**defaults, **self.base}
         path = self._python_path(laid.get("PYTHONPATH"), working_dir)
@@ -60,9 +62,10 @@ class EnvironmentLayers:
 
 
 def absolute_paths(paths: Sequence[str], folder: Path) -> tuple[str, ...]:
-    """Import paths as they were meant where the worker was started: `~` is its user's home on this host.
+    """Make import paths absolute, as they were meant where the worker was started (`folder`).
 
-    Raises `SettingsError` for the home of a user whom this host does not know.
+    `~` is the home of the worker's user on this host. Raises `SettingsError` for the home of a user whom this host does
+    not know.
     """
     try:
         return tuple(str(folder / Path(path).expanduser()) for path in paths)
@@ -71,7 +74,7 @@ def absolute_paths(paths: Sequence[str], folder: Path) -> tuple[str, ...]:
 
 
 def parse_pairs(pairs: Sequence[str]) -> dict[str, str]:
-    """`--env K=V` as a mapping; raises `SettingsError` naming the pair (its name only: values may be secret)."""
+    """Read the pairs of `--env K=V`; raises `SettingsError` naming the pair (its name only: values may be secret)."""
     found = {}
     for pair in pairs:
         name, sign, value = pair.partition("=")
@@ -84,8 +87,9 @@ def parse_pairs(pairs: Sequence[str]) -> dict[str, str]:
 def worker_layer(environ: Mapping[str, str], *, python: Path | None, own_prefix: Path | None) -> dict[str, str]:
     """The worker's environment as a run may see it.
 
-    Our own FLOWFLEET_* go (a run that starts flowfleet itself must not get our password or state folder). With
-    `--python /x/bin/python`, /x/bin comes first on PATH and the worker's own environment (`own_prefix`) is taken off.
+    Our own FLOWFLEET_* are removed (a run that starts flowfleet itself must not get our password or state folder).
+    With `--python /x/bin/python`, /x/bin comes first on PATH, and the worker's own environment (`own_prefix`, and the
+    active virtual environment) is taken off it.
     """
     env = {name: value for name, value in environ.items() if not name.startswith("FLOWFLEET_")}
     if python is None:
@@ -110,7 +114,7 @@ def _own_environments(environ: Mapping[str, str], own_prefix: Path | None) -> li
 
 
 def layers_of(settings: WorkerSettings, base: Mapping[str, str], backend: str) -> EnvironmentLayers:
-    """What all runs of a worker with these settings have in common."""
+    """The layers of a worker with these settings; relative import paths start at the current folder."""
     folder = Path.cwd()
     return EnvironmentLayers(
         base=base,

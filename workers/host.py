@@ -1,4 +1,4 @@
-"""Host: which machine, boot and pid namespace this is."""
+"""Host: which machine, boot and pid namespace this is, and what works on it."""
 
 from __future__ import annotations
 
@@ -21,24 +21,26 @@ logger = logging.getLogger(__name__)
 _MACHINE_ID_FILES = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
 #: the process namespace that Linux begins with; its number is fixed in the kernel
 HOST_PROCESSES = "pid:[4026531836]"
-#: the first process of a whole system
+#: names of the first process of a whole system
 INITS = ("systemd", "init")
-#: some libraries still walk all that may be open, and a hard limit can be a milliard
+#: the highest soft limit that we set: some libraries still walk all descriptors that may be open, and a hard limit
+#: can be a billion
 MOST_DESCRIPTORS = 65536
 
 
 @dataclass(frozen=True, kw_only=True)
 class Host:
-    """Facts that decide whether a pid on disk can still mean the process that it meant."""
+    """The facts that decide whether a pid on disk can still mean the process that it meant."""
 
     name: str
     machine_id: str
     boot_id: str
+    #: the inode of the pid namespace; None where /proc does not tell
     pid_ns: int | None
 
     @classmethod
     def probe(cls, environ: Mapping[str, str]) -> Host:
-        """Read them; tests set FLOWFLEET_MACHINE_ID and FLOWFLEET_BOOT_ID, since namespaces share the real ones."""
+        """Read the facts; tests set FLOWFLEET_MACHINE_ID and FLOWFLEET_BOOT_ID, as namespaces share the real ones."""
         return cls(
             name=socket.gethostname(),
             machine_id=environ.get("FLOWFLEET_MACHINE_ID") or _machine_id(),
@@ -78,8 +80,9 @@ def runs_in_container(environ: Mapping[str, str], root: Path = Path("/")) -> boo
     """Whether we are in a container, whose process namespace ends with its first process.
 
     Docker and Podman leave a file, Podman and systemd the variable `container`, Kubernetes its own. Where none of them
-    does, a process namespace other than the host's is a mark, unless a system's own init is its first process: that
-    one outlives us (WSL). So a worker in a bare `unshare --pid` waits for its runs; `--on-stop detach` says otherwise.
+    does, a process namespace other than the host's is a sign, unless a system's own init is its first process: such a
+    namespace outlives us (WSL). So a worker in a bare `unshare --pid` waits for its runs; `--on-stop detach` says
+    otherwise.
     """
     marked = (root / ".dockerenv").exists() or (root / "run/.containerenv").exists()
     named = bool(environ.get("container") or environ.get("KUBERNETES_SERVICE_HOST"))
@@ -91,13 +94,13 @@ def _own_process_namespace(proc: Path) -> bool:
         space = str((proc / "self/ns/pid").readlink())
         first = (proc / "1/comm").read_text().strip()
     except OSError:
-        return False  # not Linux, or not to be seen
+        return False  # not Linux, or /proc does not tell
     return space != HOST_PROCESSES and first not in INITS
 
 
 @dataclass(frozen=True, kw_only=True)
 class Abilities:
-    """Each one is True only where it was seen to work; without any of them a worker runs in plain mode."""
+    """What this host can do: an ability is True only where it works. Without any, a worker runs in plain mode."""
 
     #: /proc tells start times, parents and environments
     proc: bool
@@ -112,7 +115,7 @@ class Abilities:
 
     @classmethod
     def probe(cls, environ: Mapping[str, str]) -> Abilities:
-        """See what works here; `FLOWFLEET_PLAIN=1` switches all of it off."""
+        """Find out what works here; `FLOWFLEET_PLAIN=1` switches every ability off."""
         if environ.get("FLOWFLEET_PLAIN") == "1":
             return cls.plain()
         proc = syscalls.start_ticks(os.getpid()) is not None
@@ -127,11 +130,11 @@ class Abilities:
 
     @classmethod
     def plain(cls) -> Abilities:
-        """Nothing beyond POSIX: everything is polled, and promises fall away (`missing`)."""
+        """No ability beyond POSIX: everything is polled, and some promises fall away (`missing` names them)."""
         return cls(proc=False, pidfd=False, subreaper=False, holes=False, pidfd_info=False)
 
     def missing(self) -> list[str]:
-        """The promises that fall away here, one sentence each, for the worker to say at start."""
+        """The promises that fall away here, one sentence each, for the worker to log at start."""
         sentences = []
         if not self.pidfd:
             sentences.append("The end of a run is seen within a second, not at once.")
@@ -151,7 +154,7 @@ def _probe_pidfd() -> tuple[bool, bool]:
     except OSError:
         return False, False
     try:
-        signal.pidfd_send_signal(fd, 0)  # 0 only asks
+        signal.pidfd_send_signal(fd, 0)  # signal 0 only asks whether signalling works
         return True, syscalls.pidfd_info_works(fd)
     except OSError:
         return False, False
@@ -160,13 +163,13 @@ def _probe_pidfd() -> tuple[bool, bool]:
 
 
 def raise_descriptors() -> int:
-    """Raise the soft limit as far as it goes (a run takes five or so); returns what it was before."""
+    """Raise the soft limit of open files as far as it goes (a run takes five or so); returns the limit before."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MOST_DESCRIPTORS)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return soft
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    except (OSError, ValueError) as exc:  # macOS has a limit of its own below the one that it tells
+    except (OSError, ValueError) as exc:  # macOS has a limit of its own below the one that it reports
         logger.info("limit of open files stays", extra={"limit": soft, "error": str(exc)})
     return soft

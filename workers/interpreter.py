@@ -18,7 +18,7 @@ from workers.environment import EnvironmentLayers, layers_of, worker_layer
 
 logger = logging.getLogger(__name__)
 
-#: how an interpreter tells its prefect without importing it (an import costs over a second)
+#: the program by which an interpreter tells the version of its prefect without an import (which costs over a second)
 _ASK = """
 try:
     from importlib.metadata import version
@@ -41,6 +41,7 @@ class Interpreter:
     """The Python that runs flows, and the prefect in it."""
 
     path: str
+    #: the version of prefect; empty where no interpreter of this host was asked
     prefect: str
 
 
@@ -125,7 +126,7 @@ def resolve_command(command: Sequence[str], env: Mapping[str, str], interpreter:
         raise StartFailed("the command of the run is empty")
     program = command[0]
     if os.sep in program:
-        return tuple(command)  # a relative one means the working folder of the run
+        return tuple(command)  # a relative path starts at the working folder of the run
     found = shutil.which(program, path=env.get("PATH", os.defpath))
     if found is None and program in _PYTHON_NAMES:
         found = interpreter
@@ -137,7 +138,11 @@ def resolve_command(command: Sequence[str], env: Mapping[str, str], interpreter:
 def interpreter_of(
     settings: WorkerSettings, environ: Mapping[str, str], backend: str
 ) -> tuple[EnvironmentLayers, Interpreter]:
-    """What all runs of this worker get, and the Python that runs them."""
+    """Choose the Python that runs the flows of this worker, and make the environment layers that go with it.
+
+    Raises `SettingsError` when runs are processes of this host and no interpreter fits, or for a wrong `--env` or
+    `--import-path`.
+    """
     if settings.deploy not in ("process", EXTERNAL):
         base = worker_layer(environ, python=None, own_prefix=None)
         return layers_of(settings, base, backend), Interpreter(path="python", prefect="")
@@ -153,9 +158,10 @@ def interpreter_of(
     except SettingsError:
         if settings.deploy == "process":
             raise
-        return layers_of(settings, base, backend), Interpreter(path="python", prefect="")  # nothing may ever ask for it
+        # perhaps no run ever needs an interpreter of this host
+        return layers_of(settings, base, backend), Interpreter(path="python", prefect="")
     if settings.python is None and chosen.path == sys.executable:
-        # ours, and not on PATH: its own commands should be found by the flows all the same
+        # the worker's own Python, and not on PATH: flows should find the commands beside it all the same
         base = worker_layer(environ, python=Path(sys.executable), own_prefix=None)
     logger.info("interpreter for flows", extra={"python": chosen.path, "prefect": chosen.prefect})
     return layers_of(settings, base, backend), chosen

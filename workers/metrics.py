@@ -1,4 +1,4 @@
-"""Meters: the counters and histograms of one worker, and its page of metrics."""
+"""Metrics: the counters and histograms of one worker, and its page of metrics."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ class _Build(Collector):
 
 
 class WorkerMetrics:
-    """What happens here. The leader shows the ledger's gauges of all workers: no name of those may stand here too."""
+    """The metrics of what happens on one worker.
+
+    The leader shows the ledger's gauges of all workers, so no metric here may have the name of one of those.
+    """
 
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
@@ -48,7 +51,7 @@ class WorkerMetrics:
         self.duration = Histogram(
             "flowfleet_run_duration_seconds", "From start to exit.", buckets=_DURATIONS, registry=registry
         )
-        # of this worker's own disk and connection: no ledger knows them
+        # about this worker's own disk and connection, which the ledger does not know
         self.outbox = Gauge("flowfleet_worker_outbox_length", "Reports on this worker's disk.", registry=registry)
         self.redis_up = Gauge("flowfleet_worker_redis_up", "Was the last renewal answered?", registry=registry)
 

@@ -1,4 +1,4 @@
-"""WorkerPage: what a worker serves under `--agent-address`."""
+"""Page: what a worker serves under `--agent-address`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _RUN_LOG = re.compile(r"/api/runs/([0-9a-f-]{36})/log")
 
 
 def handlers(health: WorkerHealth) -> Mapping[str, Handler]:
-    """The paths and what they answer."""
+    """The handlers of the worker's page, by path."""
 
     def answer_health(_: PageRequest) -> PageAnswer:
         alive = health.alive()
@@ -55,14 +55,14 @@ def handlers(health: WorkerHealth) -> Mapping[str, Handler]:
 
 
 def _over(folder: RunFolder) -> bool:
-    """Nothing more will be written to its output."""
-    # the record alone is not enough: its shim writes it before it ends what the run has left behind
+    """Whether nothing more will be written to the output in this run folder."""
+    # the exit record alone is not enough: the shim writes it before it ends what the run has left behind
     return folder.settled() or (folder.exit_record() is not None and not folder.shim_alive())
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerHealth:
-    """Reads only, from any thread."""
+    """The health of one worker, for its page. It only reads, and may be called from any thread."""
 
     worker: str
     watcher: Watcher
@@ -74,15 +74,15 @@ class WorkerHealth:
     runs: RunFolders
 
     def alive(self) -> bool:
-        """Whether the one thread that watches goes round."""
+        """Whether the supervisor's loop, which watches all runs, still goes round."""
         return time.monotonic() - self.watcher.seen < WATCH_SECONDS
 
     def ready(self) -> bool:
-        """Adopted, in touch with Redis, and not stopping."""
+        """Whether the worker lives, has adopted its runs, is in touch with Redis, and is not stopping."""
         return self.alive() and self.ledger_view.ready and self.ledger_view.connected and not self.slots.stopping
 
     def facts(self) -> dict[str, Any]:
-        """For health and ready."""
+        """The facts that the answers of health and ready carry."""
         return {
             "worker": self.worker,
             "slots": self.slots.slots,
@@ -93,15 +93,15 @@ class WorkerHealth:
         }
 
     def metrics_text(self) -> bytes:
-        """The metrics page, its gauges as they are now."""
+        """The text of the metrics page, with the gauges as they are now."""
         self.metrics.outbox.set(self.outbox.pending())
         self.metrics.redis_up.set(1.0 if self.ledger_view.connected else 0.0)
         return self.metrics.page()
 
     def folders_of(self, run_id: str) -> list[RunFolder]:
-        """The folders of a run here, newest first."""
+        """The folders of all attempts at this run that the worker has, newest first."""
         found = [folder for folder in self.runs.scan() if folder.run_id == run_id]
-        # what a dead sibling has made stays where it was made
+        # a folder that was taken over from a dead sibling worker stays where that worker made it
         kept = [attempt.folder for attempt in self.attempts.all() if attempt.held.run_id == run_id]
         found += [folder for folder in kept if folder not in found and folder.path.is_dir()]
         return sorted(found, key=lambda folder: folder.path.stat().st_mtime, reverse=True)

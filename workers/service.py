@@ -1,4 +1,4 @@
-"""Service: one worker, joined from its parts, from sign-on to its last line."""
+"""Service: one worker, put together from its parts, from its sign-on to its last log line."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerParts:
-    """What a worker is made of, as its command or a test has built it."""
+    """The parts of a worker, as its command or a test has built them."""
 
     settings: WorkerSettings
     row: Row
@@ -62,15 +62,15 @@ class WorkerParts:
     failpoints: Failpoints = field(default_factory=Failpoints)
     #: what becomes of runs at a stop: detach, wait or cancel
     mode: str = "detach"
-    #: counts a refused message for people, beside our own metric
+    #: called with the reason of each refused message: counts it in the ledger for people, beside our own metric
     count_refused: Callable[[str], None] = lambda _reason: None
-    #: told of each launch that is over, well or not
+    #: called with the run id after each launch, whether it succeeded or failed
     launched: Callable[[str], None] = lambda _run_id: None
     leave: Callable[[int], Any] = os._exit
 
 
 class WorkerService:
-    """The joined worker; `run` blocks until it has stopped and returns the exit code."""
+    """The worker; `run` blocks until it has stopped and returns the exit code."""
 
     def __init__(self, parts: WorkerParts) -> None:
         self._parts = parts
@@ -119,7 +119,7 @@ class WorkerService:
         )
 
     def _shared(self) -> dict[str, Any]:
-        """What launches, hand-backs and endings all need."""
+        """The parts that launches, hand-backs and endings all need."""
         parts = self._parts
         neighbours = {"claims": parts.claims, "api": parts.api, "to_ledger": self.to_ledger, "to_api": self.to_api}
         return {"attempts": self.attempts, "failpoints": parts.failpoints, **neighbours}
@@ -199,22 +199,19 @@ class WorkerService:
             **self._shared(),
         )
 
-    # -- the room of the slots
+    # -- the worker as its slots see it (`Room`)
 
     def accepting(self) -> bool:
-        """Whether any message may be fetched now."""
         return self.ledger_view.accepting
 
     def occupying(self) -> set[str]:
-        """Every run that takes up a slot."""
         return self.attempts.occupying()
 
     def routes(self) -> Iterable[Route]:
-        """What is to be served."""
         return self.ledger_view.routes()
 
     def serving(self, routes: frozenset[Route]) -> None:
-        """What is served; the roster says so at once, since only these count when slots are counted."""
+        # the roster has to say so at once, since only served routes count when slots are counted
         if self.slots.stopping:
             routes = frozenset()  # also where Celery connects once more on its way out
         if routes != self.ledger_view.served:
@@ -222,7 +219,6 @@ class WorkerService:
             self.heartbeat.nudge()
 
     def refused(self, reason: str) -> None:
-        """A message was refused."""
         logger.warning("message refused", extra={"reason": reason})
         self.metrics.refused.inc()
         self.to_ledger.post(lambda: self._parts.count_refused(reason))
@@ -275,7 +271,7 @@ class WorkerService:
     # -- life
 
     def run(self) -> int:
-        """Sign on is done; adopt, serve, stop."""
+        """Adopt, serve and stop; the caller has signed the worker on."""
         for part in (self.to_ledger, self.to_api, self.supervisor):
             part.start()
         if self.output is not None:
@@ -289,7 +285,7 @@ class WorkerService:
         self.shutdown.say()
         return code
 
-    def _siblings(self) -> Takeover:
+    def _takeover(self) -> Takeover:
         parts = self._parts
         return Takeover(
             own=parts.state,
@@ -301,7 +297,7 @@ class WorkerService:
         )
 
     def _may_live(self, last: Mapping[str, Any]) -> bool:
-        """A worker that no lock proves dead: whether the roster has it as alive, or does not answer."""
+        """Whether a worker that no lock proves dead may live: the roster has it as live, or Redis does not answer."""
         try:
             rows = self._parts.roster.rows()
         except LedgerError:
@@ -309,7 +305,7 @@ class WorkerService:
         return any(row.worker == last.get("worker") and row.nonce == last.get("nonce") and row.live for row in rows)
 
     def _adopt(self) -> None:
-        folders = self._siblings().take_over()
+        folders = self._takeover().take_over()
         reports = {report.key for report in self.outbox.resend()}
         adoption = Adoption(
             worker=self._parts.row.worker,

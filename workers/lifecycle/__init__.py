@@ -1,1 +1,1 @@
-"""Lifecycle: how a worker signs on, renews, fetches messages, and ends."""
+"""Lifecycle: how a worker signs on, renews its claims, fetches messages, and ends."""

@@ -1,7 +1,8 @@
-"""Slots: the bootstep that lets a message in only while there is room for its run, and lets no message end the worker.
+"""Consumer: Celery's consumer, kept to the worker's slots.
 
-It leans on four places inside Celery and kombu that are public by use and not by promise; `require_hooks` looks for
-each before the worker starts, since without them a worker would fetch more than it can run.
+A bootstep lets a message in only while there is room for its run, and lets no message end the worker. The bootstep
+leans on five places inside Celery and kombu that are public by use and not by promise; `require_hooks` looks for each
+before the worker starts, since without them a worker would fetch more than it can run.
 """
 
 from __future__ import annotations
@@ -31,31 +32,31 @@ from flowfleet.settings.classes import WorkerSettings
 
 logger = logging.getLogger(__name__)
 
-#: what Celery and kombu raise over a message that they cannot make sense of; a body nested too deeply is one
+#: the errors that Celery and kombu raise over a message that they cannot read; a body nested too deeply is one such
 FAULTS = (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError)
 
 
 class Room(Protocol):
-    """What decides whether there is room, and which queues are read."""
+    """The worker as its slots see it: whether there is room for a run, and which queues are read."""
 
     def accepting(self) -> bool:
-        """Whether any message may be fetched now."""
+        """Whether a message may be fetched now, free slots aside."""
 
     def occupying(self) -> set[str]:
-        """RUN.CLAIM of every run that takes up a slot."""
+        """The key RUN.CLAIM of every run that takes up a slot: of all that are held and have not ended."""
 
     def routes(self) -> Iterable[Route]:
-        """The routes that are to be served."""
+        """The routes whose queues are to be read."""
 
     def serving(self, routes: frozenset[Route]) -> None:
-        """These are served from now on."""
+        """Note the routes whose queues are read from now on; an empty set when none are."""
 
     def refused(self, reason: str) -> None:
-        """A message was refused."""
+        """Note that a message was refused; the reason is a few words for the log."""
 
 
 def require_hooks() -> None:
-    """Raise when this Celery lacks what the slots need."""
+    """Raise `FleetError` when the installed Celery or kombu lacks a place that the slots need."""
     missing = [
         words
         for words, there in (
@@ -83,16 +84,16 @@ class Wakeup:
         os.set_blocking(self._writer, False)
 
     def fileno(self) -> int:
-        """The end to wait on."""
+        """The descriptor that turns readable when somebody wakes the loop."""
         return self._reader
 
     def ring(self) -> None:
         """Wake the loop; safe in a signal handler."""
-        with contextlib.suppress(BlockingIOError):  # it is full of rings that nobody has answered yet
+        with contextlib.suppress(BlockingIOError):  # the pipe is full of wakes that the loop has not read yet
             os.write(self._writer, b"!")
 
     def answer(self) -> None:
-        """Empty it."""
+        """Empty the pipe: every wake so far is answered."""
         with contextlib.suppress(BlockingIOError):
             while os.read(self._reader, 4096):
                 pass
@@ -100,7 +101,7 @@ class Wakeup:
 
 @dataclass
 class Slots:
-    """The room of one worker, wired into one Celery consumer after the other (each reconnect makes a new channel)."""
+    """The slots of one worker, wired into Celery's consumer at each connection (each reconnect makes a new channel)."""
 
     slots: int
     room: Room
@@ -110,7 +111,10 @@ class Slots:
     on_arrival: Callable[[float], None] = lambda _sent_at: None
 
     def in_use(self) -> int:
-        """Runs and launches, each once: by id, since a task that hands its run over is both for a moment."""
+        """The number of slots in use: runs and launches.
+
+        Both are counted by id, since a task that hands its run over is both for a moment.
+        """
         # a copy of the dict's keys: pool threads change it, and Celery's WeakSets may not be iterated at all
         return len(set(celery_state.requests.copy()) | self.room.occupying())
 
@@ -119,11 +123,11 @@ class Slots:
         return not self.stopping and self.room.accepting() and self.in_use() < self.slots
 
     def step(self) -> type[bootsteps.StartStopStep]:
-        """The bootstep class that Celery makes its instance of."""
+        """The bootstep class; Celery makes an instance of it for each consumer."""
         slots = self
 
         class SlotsStep(bootsteps.StartStopStep):  # type: ignore[misc]
-            """Runs after the task consumer is made, at each connection."""
+            """The bootstep that wires the slots in at each connection, after the task consumer is made."""
 
             requires = (Tasks,)
 
@@ -133,10 +137,10 @@ class Slots:
         return SlotsStep
 
     def attach(self, consumer: Any) -> None:
-        """Wire into a consumer that is about to read."""
+        """Wire the slots into a consumer that is about to read."""
         channel = consumer.task_consumer.channel
         qos = channel.qos
-        # below Celery's own override, which would count requests only
+        # the method of the class, below Celery's own override on the instance, which would count requests only
         original = type(qos).can_consume.__get__(qos)
         qos.can_consume = lambda: self.has_room() and bool(original())
         guarded = guard(channel._brpop_read, self.room.refused)  # noqa: SLF001 - kombu has no other place
@@ -147,9 +151,9 @@ class Slots:
             consumer.create_task_handler = lambda: self.wrap(consumer.flowfleet_handler())
         self.room.serving(frozenset())
         self.subscribe(consumer)
-        consumer.hub.add_reader(self.wakeup.fileno(), self._rung, consumer)
+        consumer.hub.add_reader(self.wakeup.fileno(), self._on_wakeup, consumer)
 
-    def _rung(self, consumer: Any) -> None:
+    def _on_wakeup(self, consumer: Any) -> None:
         self.wakeup.answer()
         if self.stopping:
             self.room.serving(frozenset())
@@ -157,7 +161,7 @@ class Slots:
             self.subscribe(consumer)
 
     def subscribe(self, consumer: Any) -> None:
-        """Read the queues of all routes that are to be served; in Celery's own thread only."""
+        """Read the queues of all routes that are to be served; may be called in Celery's own thread only."""
         routes = frozenset(self.room.routes())
         for route in sorted(routes):
             if not consumer.task_consumer.consuming_from(queue_name(route)):
@@ -166,7 +170,7 @@ class Slots:
         self.room.serving(routes)
 
     def wrap(self, handler: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        """Celery's handler behind a check; what does not pass is acknowledged and goes no further."""
+        """Put a check before Celery's handler: a message that does not pass is acknowledged and goes no further."""
 
         def checked(message: Any) -> Any:
             if self.stopping:
@@ -183,7 +187,7 @@ class Slots:
             try:
                 return handler(message)
             except FAULTS as exc:
-                # a header that only Celery reads: its request must not take up a slot for ever
+                # a header that only Celery reads is wrong: the request made of it must not take up a slot for ever
                 request = celery_state.requests.get(task_id)
                 if request is not None and request is not before:
                     celery_state.task_ready(request)
@@ -199,12 +203,12 @@ class Slots:
 
 
 def consumer_errors() -> tuple[type[BaseException], ...]:
-    """What an acknowledgement may meet; the message then comes back and is refused again."""
+    """The errors that an acknowledgement may meet; the message then comes back and is refused again."""
     return (*redis_transport.Transport.connection_errors, *redis_transport.Transport.channel_errors)
 
 
 def guard(read: Callable[..., Any], refused: Callable[[str], None]) -> Callable[..., Any]:
-    """Kombu's read, which no longer ends the worker over an item that is no message."""
+    """Wrap kombu's read, so that an item that is no message is refused and does not end the worker."""
 
     def guarded(**options: Any) -> Any:
         try:
@@ -218,7 +222,7 @@ def guard(read: Callable[..., Any], refused: Callable[[str], None]) -> Callable[
 
 
 def check(headers: Any, body: Any, content_type: Any, content_encoding: Any) -> Message:
-    """The one kind of message that may pass; raises `BadMessage` for all others."""
+    """Check a message and return its content; raises `BadMessage` unless it is of the one kind that workers take."""
     if not isinstance(headers, Mapping) or headers.get("task") != TASK_NAME:
         raise BadMessage("not a message for this task")
     if content_type != "application/json" or str(content_encoding).lower() != "utf-8":
@@ -245,33 +249,33 @@ def check(headers: Any, body: Any, content_type: Any, content_encoding: Any) -> 
 
 
 def make_worker(app: Celery, name: str, settings: WorkerSettings) -> Any:
-    """A worker that reads no queue yet; `start` blocks, `exitcode` tells how it ended."""
+    """Make a Celery worker that reads no queue yet; its `start` blocks, and its `exitcode` tells how it ended."""
     base: Any = app.Worker
 
     class QuietWorker(base):  # type: ignore[misc]
-        """The signals are ours: Celery's handlers would wait for every run."""
+        """A Celery worker without signal handlers of its own: Celery's would wait for every run."""
 
         def install_platform_tweaks(self, worker: Any) -> None:
-            """No handlers."""
+            """Install no signal handlers: ours stay."""
 
         def setup_logging(self, colorize: Any = None) -> Any:
-            """Logs are set up already."""
+            """Answer that the logs are set up already."""
             del colorize
             return True
 
         def set_process_status(self, info: str) -> None:
-            """The process keeps the name of its command."""
+            """Set no process title: the process keeps the name of its command."""
 
-    # a line for each task says what our own lines say better
+    # Celery's lines about each task say what our own lines say better
     for noisy in ("celery.worker.strategy", "celery.app.trace", "celery.worker.consumer.consumer"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLogger().level))
     with warnings.catch_warnings():
-        # what it warns of is pickle; we take JSON only, and flows may need root
+        # the warning is about pickle under root; we take JSON only, and flows may need root
         warnings.simplefilter("ignore", SecurityWarning)
         return QuietWorker(
             hostname=name,
             pool="threads",
-            # one more than slots, for a launch that hands back while all others are taken
+            # one thread more than slots, for a launch that hands back while all other threads are taken
             concurrency=settings.slots + 1,
             quiet=True,
             task_events=settings.task_events,
@@ -283,13 +287,13 @@ def make_worker(app: Celery, name: str, settings: WorkerSettings) -> Any:
 
 
 def register_task(app: Celery, launch: Callable[[Message], None]) -> None:
-    """Make the one Celery task of the app."""
+    """Register the one Celery task of the app, which calls `launch` with the message."""
 
     @app.task(name=TASK_NAME, shared=False, ignore_result=True, acks_late=False)  # type: ignore[untyped-decorator]
     def flowfleet_launch(**kwargs: Any) -> None:
         try:
             message = Message.from_kwargs(kwargs)
-        except BadMessage as exc:  # the bootstep has looked at it before; eager calls come here directly
+        except BadMessage as exc:  # the bootstep has checked the message before; eager calls come here directly
             logger.warning("message refused", extra={"error": str(exc)})
             return
         launch(message)
@@ -301,5 +305,5 @@ def ask_to_stop() -> None:
 
 
 def forget_stop() -> None:
-    """Celery keeps the flag of a stop for the whole process: a program that goes on may start another worker."""
+    """Clear Celery's stop flag, which holds for the whole process: a program that goes on may start another worker."""
     celery_state.should_stop = None

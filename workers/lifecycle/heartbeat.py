@@ -1,4 +1,4 @@
-"""Renewer: one renewal to the ledger for everything that this worker holds, and what its answer asks of us."""
+"""Heartbeat: one call to the ledger renews all that this worker holds, and its answer says what we have to do."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ from workers.state.ledger_view import LedgerView
 
 logger = logging.getLogger(__name__)
 
-#: while the gate is shut its opening is looked for this often
+#: seconds between renewals while the gate is shut or Redis is away, so that a change is seen soon
 SHUT_SECONDS = 1.0
-#: a supervisor that has not gone round for this long watches nobody
+#: a supervisor whose loop has not gone round for so many seconds watches nobody
 WATCH_SECONDS = 10.0
 
 
 class Watcher(Protocol):
-    """The supervisor, as far as renewal needs it."""
+    """The supervisor, as far as the heartbeat needs it."""
 
+    #: monotonic clock: when its loop last went round
     seen: float
 
 
 class Heartbeat:
-    """A thread that renews each `renew_seconds`, or when it is nudged."""
+    """The heartbeat thread: renews each `renew_seconds` of the lease, or at once when it is nudged."""
 
     def __init__(
         self,
@@ -58,7 +59,8 @@ class Heartbeat:
         self._on_fenced = on_fenced
         self._on_cancelled = on_cancelled
         self._on_answer = on_answer
-        #: a claim that is another worker's may be ours all the same, taken over from a dead one: asks once more for it
+        #: called for a claim that the ledger has as another worker's: asks for it again if we took it over from a
+        #: dead worker, and tells whether it is ours now
         self._take_again = take_again
         self._clock = clock
         self._beat = 0
@@ -72,7 +74,7 @@ class Heartbeat:
         self._thread.start()
 
     def nudge(self) -> None:
-        """Renew now."""
+        """Renew now, without waiting for the next turn."""
         self._nudged.set()
 
     def close(self) -> None:
@@ -100,7 +102,7 @@ class Heartbeat:
         return wanted if self._ledger_view.gate_open and self._ledger_view.connected else min(SHUT_SECONDS, wanted)
 
     def renew(self) -> Renewal:
-        """One renewal; raises `LedgerUnavailable`."""
+        """Renew all claims at once and act on the answer; raises `LedgerUnavailable`."""
         self._write_routes()
         held = self._held()
         self._beat += 1
@@ -127,15 +129,16 @@ class Heartbeat:
         ]
 
     def _sign_on_again(self) -> None:
-        """The ledger has lost our row (an empty Redis), or somebody else has our name."""
-        ledger_view = self._roster.sign_on(dataclasses.replace(self._row, beat=self._beat))
-        if ledger_view is None:
+        """Sign on again: the ledger has lost our row (an empty Redis), or another process has our name."""
+        other = self._roster.sign_on(dataclasses.replace(self._row, beat=self._beat))
+        if other is None:
             logger.warning("the ledger had lost this worker, signed on again", extra={"worker": self._row.worker})
         else:
             logger.error("another process has this worker's name", extra={"worker": self._row.worker})
 
     def _write_routes(self) -> None:
-        # a stopping worker may wait for its runs for hours: what was claimed for it would lie there and go back
+        # a stopping worker serves no route: it may wait hours for its runs, and what was claimed for it meanwhile would
+        # lie in the queue and be handed back
         routes = () if self._attempts.closed else tuple(sorted(self._ledger_view.served))
         if routes != self._row.routes:
             row = dataclasses.replace(self._row, routes=routes)

@@ -1,4 +1,4 @@
-"""Farewell: how a worker goes: what becomes of its runs, its last words to Redis and the API, its sign-off."""
+"""Shutdown: how a worker ends: what becomes of its runs, its last requests to Redis and the API, its sign-off."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from workers.state.pruner import Pruner
 
 logger = logging.getLogger(__name__)
 
-#: what a stop waits for the last words to Redis and the API
+#: seconds that a stop waits, each time, for the last requests to Redis or to the API
 LAST_WORDS_SECONDS = 1.5
-#: what runs that were told to end get beyond their grace: to be killed, looked at and reported
+#: seconds that runs which were told to end get beyond their grace: to be killed, looked at and reported
 TELL_SECONDS = 15.0
 
 _WAITS = "this worker stops, and waits for its runs before it ends them: a second signal leaves them as they are"
@@ -32,12 +32,12 @@ _ENDS = "this worker stops, and ends its runs: a second signal leaves them as th
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerShutdown:
-    """The end of one worker, said once Celery has let go."""
+    """The orderly end of one worker, once Celery's loop has ended."""
 
     row: Row
     #: what becomes of runs at a stop: detach, wait or cancel
     mode: str
-    #: what runs get to end by themselves, and again once they were told to
+    #: seconds that runs get to end by themselves, and again once they were told to
     grace: float
     attempts: Attempts
     supervisor: Supervisor
@@ -53,14 +53,14 @@ class WorkerShutdown:
     wait: Callable[[float], None] = time.sleep
 
     def say(self) -> None:
-        """Nothing begins any more; end or leave the runs, and sign off."""
+        """Stop the worker: let no run begin any more, end or leave the runs, and sign off."""
         self.attempts.close()
         self.heartbeat.nudge()  # from here on nothing is claimed for this worker
         # Celery may also end by itself: then nobody has asked for the end of any run
         mode = self.mode if self.stopping.number is not None else "detach"
         if mode == "detach":
             self.to_api.hurry()
-            # a hand-back goes from one to the other and back
+            # a hand-back goes from the ledger to the API and back
             for background in (self.to_ledger, self.to_api, self.to_ledger):
                 background.wait_idle(LAST_WORDS_SECONDS)
         else:
@@ -79,7 +79,7 @@ class WorkerShutdown:
         stopped: set[str] = set()
 
         def stop_all() -> None:
-            # looked for again and again: a launch in hand turns running after the first look
+            # called at each look, again and again: a launch in hand may begin to run after the first look
             for attempt in self.attempts.running():
                 if attempt.key not in stopped:
                     stopped.add(attempt.key)
@@ -94,7 +94,7 @@ class WorkerShutdown:
         left = [attempt for attempt in self.attempts.all() if attempt.held.state is not State.ENDED]
         self.supervisor.close()
         if self.output is not None:
-            self.output.close()  # after the last end was seen: it copies what is still uncopied
+            self.output.close()  # after the last end was seen: closing copies what is still uncopied
         self.heartbeat.close()
         self.pruner.close()
         try:
@@ -121,7 +121,7 @@ def wait_for_runs(
     wait: Callable[[float], None] = time.sleep,
     meanwhile: Callable[[], None] = lambda: None,
 ) -> bool:
-    """Wait until nothing runs and every end is told; False when something is left after `seconds`.
+    """Wait until no run is left and every end is reported; False when some are left after `seconds` (None = no limit).
 
     `meanwhile` is called at each look.
     """

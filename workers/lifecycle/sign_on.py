@@ -1,4 +1,4 @@
-"""SignOn: a worker's row in the roster, its state folder, and the proof that no other process has its name."""
+"""Sign-on: a worker's row in the roster, its state folder, and the proof that no other process has its name."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from workers.state.run_folders import StateFolder, StateLocked, state_root
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 2.0
-#: how long a second worker of this name is watched for a sign of life, where the leader has written no other TTL
+#: seconds that another worker of our name is watched for a sign of life, where the leader has written no other TTL
 WATCH_SECONDS = 20.0
 _LOOK_SECONDS = 0.5
-#: a sibling that starts holds our lock for a moment, to take over what it finds (siblings.py)
+#: seconds to wait for our lock: a sibling worker that starts holds it for a moment, to take over runs (takeover.py)
 LOCK_SECONDS = 2.0
 
 
@@ -40,7 +40,7 @@ def open_state(
     clock: Callable[[], float] = time.monotonic,
     wait: Callable[[float], None] = time.sleep,
 ) -> StateFolder:
-    """Lock the state folder; raises `SettingsError` when it cannot be used."""
+    """Lock the state folder; raises `NameTaken` while another worker has it, `SettingsError` when it cannot be used."""
     root = state_root(settings, environ)
     deadline = clock() + LOCK_SECONDS
     while True:
@@ -62,7 +62,7 @@ def patiently(
     *,
     wait: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Ask until there is an answer; says at once and each 30 s that there is none."""
+    """Repeat a request until the neighbour answers; the log says at once and each 30 s that it does not."""
     outage = OutageLog(neighbour, logger)
     while True:
         try:
@@ -85,47 +85,47 @@ def sign_on(
     clock: Callable[[], float] = time.monotonic,
     wait: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Write our row; raises `NameTaken` when another process with our name moves.
+    """Write our row into the roster; raises `NameTaken` when another process with our name gives a sign of life.
 
     `predecessor` is the nonce that our locked state folder was last used with under this boot: that process is dead,
     since we hold its lock, so nothing needs to be watched.
     """
-    standing = roster.sign_on(row)
-    while standing is not None:
-        if standing.nonce != predecessor:
+    other = roster.sign_on(row)
+    while other is not None:
+        if other.nonce != predecessor:
             logger.warning(
                 "a worker of this name has not signed off, watching it for a sign of life",
                 extra={"worker": row.worker, "seconds": watch_seconds},
             )
-            if moves(roster, standing, watch_seconds, clock, wait):
+            if moves(roster, other, watch_seconds, clock, wait):
                 raise NameTaken(
                     f"another worker named {row.worker} is alive in this fleet, give this one another --name"
                 )
-        standing = roster.sign_on(row, over=standing)
+        other = roster.sign_on(row, over=other)
 
 
 def moves(
-    roster: Roster, standing: Row, seconds: float, clock: Callable[[], float], wait: Callable[[float], None]
+    roster: Roster, other: Row, seconds: float, clock: Callable[[], float], wait: Callable[[float], None]
 ) -> bool:
-    """Whether the worker of this row gives a sign of life within so many seconds."""
+    """Whether the worker of the row `other` gives a sign of life within `seconds`."""
     deadline = clock() + seconds
     while clock() < deadline:
         wait(_LOOK_SECONDS)
-        now = next((row for row in roster.rows() if row.worker == standing.worker), None)
+        now = next((row for row in roster.rows() if row.worker == other.worker), None)
         if now is None or not now.live:
             return False
-        if (now.nonce, now.beat) != (standing.nonce, standing.beat):
+        if (now.nonce, now.beat) != (other.nonce, other.beat):
             return True
     return False
 
 
 def new_nonce() -> str:
-    """The mark of this process."""
+    """A random id, by which the roster tells this process from others of its name."""
     return uuid.uuid4().hex
 
 
 def predecessor(state: StateFolder, host: Host) -> str | None:
-    """The nonce of the process that held our folder before us, if it certainly is dead.
+    """The nonce of the process that held our state folder before us; None unless that process is certainly dead.
 
     Under another boot id the folder may be a copy, or shared by two machines: then the ledger has to be watched.
     """
@@ -136,7 +136,7 @@ def predecessor(state: StateFolder, host: Host) -> str | None:
 
 
 def check_ledger(ledger: Ledger) -> None:
-    """Wait for Redis; `LedgerUnusable` passes through, since waiting does not cure it."""
+    """Wait until Redis answers; `LedgerUnusable` passes through, since waiting does not cure it."""
     patiently(ledger.check, "Redis")
 
 
@@ -154,7 +154,7 @@ def dead_predecessor(
 
     Under another boot id the host has restarted, or the disk was copied, or two machines share the folder. Only the
     first leaves the old process silent, so it is watched; `NameTaken` is raised when it, or a later process of its
-    worker, moves. `worker` is who we are: whoever else has that name is seen to by the sign-on.
+    worker, moves. `worker` is our own identity: `sign_on` deals with any other process that has it.
     """
     if state.last is None or not state.boot_changed(host.boot_id):
         return predecessor(state, host)

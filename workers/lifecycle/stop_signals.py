@@ -1,7 +1,7 @@
-"""Stopping: what SIGTERM and SIGINT do to a worker, and what becomes of its runs.
+"""Stop signals: what SIGTERM and SIGINT do to a worker, and what becomes of its runs.
 
-A signal handler may take no lock and may not wait, so it does three things that need none: a flag for Celery's loop,
-a ring that wakes the loop, and a byte for the thread that sees to the rest.
+A signal handler may take no lock and may not wait, so it does three things that need neither: it sets flags (one of
+them for Celery's loop), wakes the loop, and writes a byte for the watchdog thread.
 """
 
 from __future__ import annotations
@@ -18,19 +18,24 @@ from typing import Any
 from workers.lifecycle.consumer import Slots, ask_to_stop
 from workers.state.attempts import Attempts
 
-#: an orderly stop that hangs (a lost network, a stuck task) ends here; the disk has all that a kill -9 needs
+#: seconds after which the watchdog ends an orderly stop that hangs (a lost network, a stuck task); the disk has all
+#: that a kill -9 needs
 WATCHDOG_SECONDS = 5.0
 
 
 def resolve_mode(on_stop: str, environ: Mapping[str, str], *, in_container: bool) -> str:
-    """`auto` is detach where runs can outlive us: not in a container, not as a unit that kills its whole group."""
+    """Choose what becomes of runs at a stop: detach, wait or cancel.
+
+    `auto` is detach where runs can outlive us, else wait. They cannot in a container, nor in a systemd unit (which sets
+    INVOCATION_ID), since it kills its whole group.
+    """
     if on_stop != "auto":
         return on_stop
     return "wait" if in_container or environ.get("INVOCATION_ID") else "detach"
 
 
 def leave_at_once(leave: Callable[[int], Any] = os._exit) -> None:
-    """Until a worker has begun anything, a stop is simply the end; `StopSignals.install` replaces this."""
+    """Let SIGTERM and SIGINT end a worker that has begun nothing yet; `StopSignals.install` replaces these handlers."""
     for number in (signal.SIGTERM, signal.SIGINT):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda _number, _frame: leave(0))
@@ -38,21 +43,22 @@ def leave_at_once(leave: Callable[[int], Any] = os._exit) -> None:
 
 @dataclass
 class StopSignals:
-    """The two signals of one worker. `leave` ends the process at once; tests pass another."""
+    """The handlers of SIGTERM and SIGINT in one worker. `leave` ends the process at once; tests pass another."""
 
     slots: Slots
     attempts: Attempts
     leave: Callable[[int], Any] = os._exit
-    #: False where a stop waits for its runs or ends them: that has a limit of its own, and may last
+    #: whether the watchdog guards the stop: False where a stop waits for its runs or ends them, which may take long
+    #: and has a limit of its own
     guarded: bool = True
-    #: the first signal that asked for the stop
+    #: the number of the first signal that asked for the stop; None = nobody has
     number: int | None = None
     hurried: bool = False
     _pipe: tuple[int, int] = field(default_factory=os.pipe)
     _done: threading.Event = field(default_factory=threading.Event)
 
     def install(self) -> None:
-        """Take SIGTERM and SIGINT; an ignored SIGINT (a shell's background job) stays ignored."""
+        """Handle SIGTERM and SIGINT from now on; an ignored SIGINT (a shell's background job) stays ignored."""
         os.set_blocking(self._pipe[1], False)
         signal.signal(signal.SIGTERM, self._handle)
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
@@ -60,15 +66,15 @@ class StopSignals:
         self.watch()
 
     def watch(self) -> None:
-        """Start the watchdog of a stop that leaves its runs; it sleeps until a stop is asked for."""
+        """Start the watchdog thread, for a stop that leaves its runs; the thread sleeps until a stop is asked for."""
         if self.guarded:
             threading.Thread(target=self._watch, name="stop-watch", daemon=True).start()
 
     def request(self, number: int = signal.SIGTERM) -> None:
-        """What a signal does; also for a drained worker's own end."""
+        """Ask for the stop, as a signal or a drained worker does; a second request ends the process at once."""
         if self.number is not None:
             self.hurried = True
-            # the second signal hurries: nothing on disk needs us
+            # nothing on disk needs us
             self.leave(128 + number)
             return
         self.number = number
@@ -83,7 +89,7 @@ class StopSignals:
         self.request(number)
 
     def done(self) -> None:
-        """The part that the watchdog guards is over."""
+        """Tell the watchdog that the orderly stop has finished."""
         self._done.set()
 
     def _watch(self) -> None:
