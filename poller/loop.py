@@ -303,7 +303,7 @@ class Loop:
         return max(0.02, min(waits))
 
     def finish(self) -> None:
-        """End in order: hand back the claims that no worker could take, then leave the lead to another poller."""
+        """End in order: settle or hand back claims that no worker could take, then leave the lead to another poller."""
         term = self._leadership.term
         try:
             if term is not None and term == self._term:

@@ -42,7 +42,10 @@ class PollerHealth:
         }
 
     def ready(self) -> bool:
-        """True when this poller does its duty now: it reaches Redis, and either stands by, or leads and polls."""
+        """True when this poller does its duty now: it leads, has polled and reaches the API, or it stands by.
+
+        A loop that hangs or does not reach Redis is not ready in either role.
+        """
         if not self.working() or self._loop.redis_outage.away:
             return False
         if self._leadership.term is None:
