@@ -1,1 +1,1 @@
-"""poller: from the Prefect API to Redis."""
+"""Poller: claims runs from the Prefect API and queues them in Redis."""

@@ -1,4 +1,4 @@
-"""Banner: what a poller of Prefect 1 says when it starts, as the reference's agent does."""
+"""Banner: what a poller of Prefect 1 prints and logs when it starts, as the reference's agent does."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ BANNER = r"""
 
 
 def greet(agent: str, labels: Sequence[str], *, out: TextIO | None = None, shown: bool | None = None) -> None:
-    """The name in large letters on stdout, where a person sees it, then two lines of log.
+    """Print the name in large letters, then log two lines.
 
-    `shown` decides about the letters where it is not for the terminal to say.
+    `out` is stdout by default. `shown` switches the letters on or off; None = on where `out` is a terminal.
     """
     out = out or sys.stdout
     if out.isatty() if shown is None else shown:
         print(BANNER, file=out, flush=True)
-    # without labels of its own it asks for whatever live workers can take
+    # a poller without labels of its own asks for whatever live workers can take
     asked: Sequence[str] | str = sorted(labels) or "those of its workers"
     logger.info("Starting the poller", extra={"agent": agent, "labels": asked})
     logger.info("Waiting for flow runs...", extra={"agent": agent})

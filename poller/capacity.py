@@ -1,4 +1,4 @@
-"""Credit: how many runs may be claimed now, for which routes, and whom the poller asks for.
+"""Capacity: how many runs may be claimed now, for which routes, and for whose due runs the poller asks.
 
 The claim script counts the slots again and has the last word; this view only keeps the poller from proposing what would
 be refused anyway.
@@ -16,7 +16,7 @@ from flowfleet.ledger.roster import Row
 
 #: claims that wait for a worker: they will need a slot that no worker counts as its own yet
 WAITING = frozenset({State.CLAIMING, State.QUEUED})
-#: claims that use no slot any more: their group is gone, or no worker ever had them
+#: claims that use no slot any more: their process group is gone, or no worker ever had them
 SLOTLESS = frozenset({State.ENDED, State.JUDGED})
 
 
@@ -29,7 +29,7 @@ class OfferFilter:
     labels: tuple[str, ...] = ()
 
     def apply(self, offer: Offer) -> Offer | None:
-        """The part of the offer that this poller cares for; None when nothing is left."""
+        """The part of the offer that passes the filter; None when nothing is left."""
         pairs = [
             (pool, pool_id)
             for pool, pool_id in zip(offer.pools, offer.pool_ids, strict=False)
@@ -56,7 +56,7 @@ class OfferFilter:
 
 @dataclass(frozen=True, kw_only=True)
 class ListingPlan:
-    """Whose runs to ask for."""
+    """The offers whose due runs are listed or only counted, and the pools that are shown as online."""
 
     #: offers of live, active workers: their due runs are listed
     offers: tuple[Offer, ...]
@@ -67,10 +67,10 @@ class ListingPlan:
 
 
 def left_over(offer: Offer, taken: Sequence[Offer]) -> list[Offer]:
-    """What of the offer none of the others takes, by pool and queue.
+    """The parts of the offer that none of the `taken` offers covers, by pool and queue.
 
-    Where the others take some queues of a pool by name and the offer takes all, the pool is left whole: nobody has the
-    names of the rest.
+    Where the `taken` offers name some queues of a pool and the offer takes all of them, the pool is left whole: nobody
+    has the names of the other queues.
     """
     if offer.backend != "prefect3":
         return [] if any(_covers(other, offer) for other in taken) else [offer]
@@ -90,13 +90,13 @@ def left_over(offer: Offer, taken: Sequence[Offer]) -> list[Offer]:
 
 
 def _covers(other: Offer, offer: Offer) -> bool:
-    """Whether every run whose labels the offer has is also for the other (Prefect 1)."""
+    """Whether the other offer takes every run that the offer takes (Prefect 1: same tenant, all of its labels)."""
     fewer = bool(offer.labels) and set(offer.labels) <= set(other.labels)
     return other.tenant == offer.tenant and (fewer or offer.labels == other.labels)
 
 
 def listing_plan(rows: Iterable[Row], backend: str, offer_filter: OfferFilter) -> ListingPlan:
-    """Read the roster: what to list, what to count, where to show as online."""
+    """Plan a listing from the rows of the roster: what to list, what to count, where to show as online."""
     active: list[Offer] = []
     other: list[Offer] = []
     online: set[str] = set()
@@ -113,16 +113,17 @@ def listing_plan(rows: Iterable[Row], backend: str, offer_filter: OfferFilter) -
 
 @dataclass(frozen=True, kw_only=True)
 class Capacity:
-    """Free slots by worker, and what each worker consumes."""
+    """Free slots by worker, the routes that each worker consumes, and the routes of claims that wait for a worker."""
 
     free: dict[str, int]
     routes: dict[str, frozenset[Route]]
     waiting: tuple[Route, ...]
 
     def choose(self, runs: Sequence[FlowRun], rooms: Mapping[str, int] = MappingProxyType({})) -> list[FlowRun]:
-        """The runs, in order, for which a slot is free; those that already wait for a worker come first.
+        """The runs, in order, for which a slot is free; claims that already wait for a worker get theirs first.
 
-        `rooms` says for how many the API has room in a pool; who is not in it has room for all.
+        `rooms` says for how many more runs the API has room, by the scope of their route; a scope that is not in it has
+        room for all.
         """
         free = dict(self.free)
         for route in self.waiting:
@@ -141,7 +142,7 @@ class Capacity:
         able = [worker for worker, slots in free.items() if slots > 0 and route in self.routes[worker]]
         if not able:
             return False
-        # who can do the least else gives its slot first
+        # the worker with the fewest routes gives its slot first: it can do the least else
         chosen = min(able, key=lambda worker: (len(self.routes[worker]), -free[worker]))
         free[chosen] -= 1
         return True

@@ -1,4 +1,4 @@
-"""Claim step: ledger, API, ledger again, then the message; and how an unsettled claim is settled.
+"""Claiming: the claim step (ledger, API, ledger again, then the message), and how an unsettled claim is settled.
 
 Order and crashes: the ledger has the claim (and its id) before the API hears of it, so whoever comes after a crash can
 ask the API whose the run is. The message goes last, and never twice: what was lost on the way is handed back.
@@ -29,27 +29,27 @@ Publish = Callable[[Message], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Claimed:
-    """What became of the runs of one claim step, by run id."""
+    """The result of one claim step: what became of its runs, by run id."""
 
     published: frozenset[str] = frozenset()
-    #: not ours: the API said no, the ledger knows the run already, or nobody knows yet
+    #: runs that are not ours: the API refused them, the ledger knows them already, or their claims are unsettled
     refused: frozenset[str] = frozenset()
-    #: the ledger counted no free slot for these
+    #: runs for which the ledger counted no free slot
     no_slot: frozenset[str] = frozenset()
     gate_shut: bool = False
-    #: the API did not answer: what is unsettled is settled when it does
+    #: set when the API did not answer at all: unsettled claims are settled when it answers again
     silence: ApiUnavailable | None = None
 
 
 def term_checked(outcome: Outcome) -> Outcome:
-    """The outcome, unless the script has refused our term."""
+    """The outcome as it is. Raises `TermLost` when the script has refused our term."""
     if outcome.refusal is Refusal.TERM:
         raise TermLost("another poller leads this fleet now")
     return outcome
 
 
 class Claimer:
-    """Claims runs, and settles claims of which nobody knows what the API made of them."""
+    """Claims runs, and settles claims whose result at the API is not known."""
 
     def __init__(
         self,
@@ -73,9 +73,9 @@ class Claimer:
         self._new_call = new_call
         #: True while a claim is between ledger, API and queue: an orderly end waits for it
         self.in_hand = False
-        #: called after each answer of the API: a claim whose answers are slow is not a loop that hangs
+        #: called after each answer of the API, so that a claim with slow answers is not taken for a loop that hangs
         self.progressed: Callable[[], None] = lambda: None
-        #: accepted by the API and queued in the ledger, but in no queue: claim ids
+        #: ids of claims that the API accepted and the ledger has queued, but whose message could not be sent
         self.unpublished: set[str] = set()
 
     def claim(self, term: int, runs: Sequence[FlowRun]) -> Claimed:
@@ -117,10 +117,10 @@ class Claimer:
         )
 
     def _submit(self, call: str, runs: Sequence[FlowRun]) -> dict[str, Answer]:
-        """Ask the API for all of them; an unsure answer is asked again and settled, unless the API has fallen silent.
+        """Claim the runs at the API; an unsure answer is asked again and settled, unless the API has fallen silent.
 
-        Then each further question would wait for its whole deadline too, while nothing else is done: the claims are
-        left to be settled when it answers again.
+        From a silent API each further question would wait for its whole deadline too, while nothing else is done: the
+        claims are left to be settled when it answers again.
         """
         answers = self._claim_at_api(runs, call)
         self._failpoints.hit("claim.after_api")
@@ -138,10 +138,10 @@ class Claimer:
         return answers
 
     def _doubted(self, answer: Answer) -> Answer:
-        """An answer about a claim whose first call got none: at Prefect 1 a run that is still Scheduled says nothing.
+        """Turn a refusal into UNSURE where it proves nothing: at Prefect 1, for a run that is still Scheduled.
 
-        That call may yet be carried out, and until it is, or for 30 s, the server refuses its repeat (source: Prefect
-        Server). At Prefect 3 the repeat is taken, or the refusal is final.
+        The first call, which got no answer, may yet be carried out, and until it is, or for 30 s, the server refuses
+        its repeat (source: Prefect Server). At Prefect 3 the repeat is taken, or the refusal is final.
         """
         if self._api.backend == "prefect1" and answer.verdict is Verdict.REFUSED and _unclaimed(answer):
             return replace(answer, verdict=Verdict.UNSURE)
@@ -158,7 +158,7 @@ class Claimer:
         return answer
 
     def _move(self, term: int, claim: Claim, answer: Answer | None) -> bool:
-        """Claiming → queued and published, or dropped, or left for settling; True when it is on its way."""
+        """Queue and publish an accepted claim, drop a refused one, leave an unsure one unsettled; True when queued."""
         names = {"run_id": claim.run_id, "claim": claim.claim}
         if answer is None or answer.verdict is Verdict.UNSURE:
             logger.warning("claim unsettled", extra={**names, "reason": answer.reason if answer else "no answer"})
@@ -195,11 +195,11 @@ class Claimer:
         return True
 
     def settle(self, term: int, claim: Claim, *, at_last: bool = False) -> bool:
-        """Find out what the API made of a claim; True when it stands in `claiming` no longer.
+        """Find out what the API made of a claim; True when the claim is no longer `claiming`.
 
         A run that is still Scheduled is asked for again under the same call id: should the first call only now arrive,
-        it is the same claim and changes nothing. `at_last` takes any no for one. Raises `ApiUnavailable` when the API
-        does not answer at all.
+        it is the same claim and changes nothing. `at_last` takes every refusal as final. Raises `ApiUnavailable` when
+        the API does not answer at all.
         """
         answer = self._settle_at_api(claim.run_id, claim.call)
         if answer.verdict is Verdict.REFUSED and _unclaimed(answer):

@@ -1,4 +1,4 @@
-"""Command: `poller start` waits for Redis and the API, and runs a poller."""
+"""Command line: `poller start` waits for Redis and the API, and runs a poller."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class ConnectedApi:
-    """The API has answered: its client, and the settings that hold with what Prefect's own say."""
+    """An API that has answered: its client, its clock's skew, and our settings with Prefect's own filled in."""
 
     api: ApiClient
     settings: PollerSettings
@@ -51,7 +51,7 @@ class ConnectedApi:
 
 
 def publisher(settings: PollerSettings, login: Login) -> Publisher:
-    """The way into the queues."""
+    """The publisher that sends messages into the Celery queues."""
     from flowfleet import broker  # noqa: PLC0415 - Celery is heavy, and `poller --help` needs none of it
 
     broker.take_off_celery_variables(os.environ)
@@ -59,7 +59,7 @@ def publisher(settings: PollerSettings, login: Login) -> Publisher:
 
 
 def enter(connector: Connector, settings: PollerSettings) -> ConnectedApi:
-    """Ask who answers, and what it keeps for this agent."""
+    """Connect to the API: ask who answers, and apply the agent config that it keeps for this agent."""
     api = connector.open()
     info = api.probe()
     logger.info("API found", extra={"backend": info.backend, "version": info.version})
@@ -71,7 +71,7 @@ def enter(connector: Connector, settings: PollerSettings) -> ConnectedApi:
 def wait_for_api(
     ask: Callable[[], ConnectedApi], inbox: HintsInbox, stop: PollerShutdown, *, required: bool
 ) -> ConnectedApi | None:
-    """Ask until somebody answers; None when the end was asked for first.
+    """Ask until the API answers; None when a stop signal came first.
 
     Raises `ApiRejected` for what waiting cannot cure, and with `required` also `ApiUnavailable`.
     """
@@ -91,7 +91,7 @@ def wait_for_api(
 
 
 def wait_for_redis(settings: PollerSettings, login: Login, inbox: HintsInbox, stop: PollerShutdown) -> Ledger | None:
-    """Connect until Redis answers; None when the end was asked for first. Raises `LedgerUnusable`."""
+    """Connect until Redis answers; None when a stop signal came first. Raises `LedgerUnusable`."""
     outage = RetrySchedule("Redis", time.monotonic)
     while not stop.asked:
         try:
@@ -107,7 +107,7 @@ def wait_for_redis(settings: PollerSettings, login: Login, inbox: HintsInbox, st
 
 
 def poll(settings: PollerSettings) -> int:
-    """Run a poller until it is told to end; its exit code."""
+    """Run a poller until it is told to end; return its exit code."""
     failpoints = Failpoints.from_environment(os.environ)
     inbox = HintsInbox()
     stop = PollerShutdown(inbox)
@@ -130,7 +130,7 @@ def poll(settings: PollerSettings) -> int:
         return 0
     settings = connected.settings
     startup_page.waits_for = ""
-    startup_page.open(settings.agent_address)  # an agent config at the API may name another
+    startup_page.open(settings.agent_address)  # an agent config at the API may name another address
     logs.set_level(settings.log_level)
     service = PollerService(
         PollerParts(
@@ -148,7 +148,7 @@ def poll(settings: PollerSettings) -> int:
     stop.busy = lambda: service.loop.claim_in_hand
     stop.last = service.leadership.resign
     reload.then = service.new_key
-    if stop.asked:  # while it was put together
+    if stop.asked:  # while the service was built
         return 0
     service.run(startup_page)
     return 0
@@ -184,5 +184,5 @@ program.add_command(install_command(PollerSettings, "poller"))
 
 
 def main() -> None:
-    """The `poller` command."""
+    """Run the `poller` command, and exit with its code."""
     sys.exit(run(program, name="poller"))

@@ -1,4 +1,4 @@
-"""Leadership: which poller of the fleet asks and claims; the others stand by and watch its counter."""
+"""Leader: which poller of the fleet asks and claims; the others stand by and watch its counter."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class TermLost(FleetError):
 
 
 class Leadership:
-    """A candidate, then perhaps the leader of one term.
+    """The part of this poller in the election: a candidate, then perhaps the leader of one term.
 
     No key expires: a standby takes over only when it has itself seen the counter stand still for `patience_seconds` of
     its own monotonic clock. A leader that only believes that it leads is harmless: each script carries the term.
@@ -42,7 +42,7 @@ class Leadership:
         self._gate = gate
         self._name, self._host, self._nonce = name, host, nonce
         self._lease = lease
-        self._patience = patience_seconds
+        self._leader_seconds = patience_seconds
         self._clock = clock
         self._seen: Leader | None = None
         self._seen_at = 0.0
@@ -52,11 +52,14 @@ class Leadership:
 
     @property
     def term(self) -> int | None:
-        """The term that we lead, if we do."""
+        """The term that this poller leads; None while it stands by."""
         return self._term
 
     def tend(self) -> int | None:
-        """Move our counter, or watch the leader's and take over when it stands; raises `LedgerUnavailable`."""
+        """Move our counter, or watch the leader's and take over when it stands still. Raises `LedgerUnavailable`.
+
+        Returns the term that this poller leads now, or None while it stands by.
+        """
         with self._lock:
             if self._resigned:
                 return None
@@ -75,7 +78,7 @@ class Leadership:
                     logger.info("standing by", extra={"leader": f"{leader.name}@{leader.host}", "term": leader.term})
                 self._seen, self._seen_at = leader, now
                 return None
-            if now - self._seen_at < self._patience:
+            if now - self._seen_at < self._leader_seconds:
                 return None
         term = self._gate.elect(self._name, self._host, self._nonce, leader)
         self._seen = None
@@ -85,12 +88,12 @@ class Leadership:
         return term
 
     def outage(self) -> None:
-        """Redis was away: the leader could not move its counter either, so the watch begins anew."""
+        """Begin the watch anew after an outage of Redis: the leader could not move its counter either."""
         with self._lock:
             self._seen = None
 
     def lose(self, term: int) -> None:
-        """A script has refused this term."""
+        """Stand by, since a script has refused this term; a newer term of ours is kept."""
         with self._lock:
             if self._term == term:
                 self._stand_by(term)
@@ -101,7 +104,7 @@ class Leadership:
         self._seen = None
 
     def resign(self) -> None:
-        """Leave the lead in order, for good; a standby need not wait."""
+        """Give up the lead for good, and write that down in the ledger, so that a standby need not wait."""
         with self._lock:
             self._resigned = True
             if self._term is not None:
@@ -132,11 +135,11 @@ class LeadershipThread:
         self._thread = threading.Thread(target=self._run, name="leadership", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End, and wait for it."""
+        """Stop the thread, and wait for its end."""
         self._stopped.set()
         if self._thread.is_alive():
             self._thread.join(timeout=10)

@@ -20,14 +20,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Clock:
-    """The two clocks of the poller: one for durations, one for the moment of the day."""
+    """The two clocks of the poller: one for durations, one for the time of day."""
 
     monotonic: Callable[[], float]
     wall: Callable[[], float]
 
 
 class Listing:
-    """What the API listed last, less what has been claimed since."""
+    """The due runs that the API listed last, less those that have been claimed since."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -39,49 +39,49 @@ class Listing:
 
     @property
     def age_seconds(self) -> float:
-        """How old the listing is."""
+        """Age of the listing; infinite when there is none."""
         return float("inf") if self._at is None else self._clock.monotonic() - self._at
 
     def renew(self, found: Iterable[DueRuns], at: float) -> None:
-        """A new listing, and when it arrived: a slow API must not make each listing too old to act on.
+        """Replace the listing; `at` is when it arrived: a slow API must not make each listing too old to act on.
 
-        That it may be older than that is no danger: the claim names the state that it expects.
+        That its content may be older is no danger: the claim names the state that it expects.
         """
         self._listed = tuple(found)
         self._at = at
         self._gone.clear()
 
     def tally(self, found: Iterable[DueRuns]) -> None:
-        """What is due for workers that are away."""
+        """Replace the counts of what is due for workers that are away."""
         self._counted = tuple(found)
 
     def forget(self) -> None:
-        """Nothing is known any more."""
+        """Forget the listing and the counts."""
         self._at = None
         self._listed = self._counted = ()
 
     def gone(self, run_ids: Collection[str]) -> None:
-        """These are no longer due: claimed, or somebody else's."""
+        """Note that these runs are no longer due: they are claimed, or somebody else's."""
         self._gone.update(run_ids)
 
     def take_out(self, run_ids: Collection[str]) -> list[FlowRun]:
-        """Those of these runs that are listed; they count as gone from now on."""
+        """Return those of these runs that are listed, and count them as gone from now on."""
         found = {run.run_id: run for due in self._listed for run in due.runs if run.run_id in run_ids}
         self.gone(found)
         return list(found.values())
 
     def unfit(self) -> list[UnfitRun]:
-        """What the listing says that nobody here can take."""
+        """The listed runs that nobody here can take."""
         return [each for due in self._listed for each in due.unfit]
 
     def shun(self, run_ids: Collection[str], seconds: float) -> None:
-        """Do not propose these for a while: they were refused just now."""
+        """Do not propose these runs for so many seconds: they were refused just now."""
         now = self._clock.monotonic()
         self._shunned = {run_id: until for run_id, until in self._shunned.items() if until > now}
         self._shunned.update(dict.fromkeys(run_ids, now + seconds))
 
     def runs(self) -> Sequence[FlowRun]:
-        """All runs of the listing that may still be there, each once, in the server's order within its route."""
+        """All listed runs that are neither gone nor shunned, each once, in the server's order within its route."""
         now = self._clock.monotonic()
         runs: dict[str, FlowRun] = {}
         for due in self._listed:
@@ -91,10 +91,10 @@ class Listing:
         return list(runs.values())
 
     def claimable(self, server_now: float, lead_seconds: float) -> list[FlowRun]:
-        """What is due, and after it what will be within the lead; pools take turns by the age of their heads.
+        """The runs that are due, then those that will be within the lead; pools take turns by the age of their heads.
 
-        Within a pool (at Prefect 1: a label set) the order is the server's. That one pool is before another says
-        nothing, and a worker that serves both would come to the second only when the first is empty.
+        Within a pool (at Prefect 1: a label set) the order is the server's. That the listing has one pool before
+        another says nothing, and a worker that serves both would come to the second only when the first is empty.
         """
         near = [run for run in self.runs() if run.due.timestamp() <= server_now + lead_seconds]
         near.sort(key=lambda run: run.due.timestamp() > server_now)
@@ -102,14 +102,14 @@ class Listing:
         turns: list[tuple[tuple[bool, datetime], FlowRun]] = []
         for run in near:
             own = (run.due.timestamp() > server_now, run.due)
-            # never before what stands in front of it in its own pool
+            # a run never comes before one that stands in front of it in its own pool
             pool = run.route if run.route.backend == "prefect1" else run.route.scope
             turn = reached[pool] = max(own, reached.get(pool, own))
             turns.append((turn, run))
         return [run for _, run in sorted(turns, key=lambda item: item[0])]
 
     def rooms(self) -> dict[str, int]:
-        """How many runs may still be claimed in the pools (and tenants) that say so, by their ids."""
+        """How many runs may still be claimed, by id of the pool or tenant; one that names no limit is left out."""
         rooms = {found.route.scope: found.room for found in self._listed if found.room is not None}
         claimed = {run.run_id: run.route.scope for found in self._listed for run in found.runs} if rooms else {}
         for run_id in self._gone:
@@ -118,12 +118,12 @@ class Listing:
         return rooms
 
     def next_due(self, server_now: float, lead_seconds: float) -> float | None:
-        """In how many seconds the next run comes within the lead."""
+        """Seconds until the next run comes within the lead; None when no listed run is still to come."""
         waits = [wait for run in self.runs() if (wait := run.due.timestamp() - lead_seconds - server_now) > 0]
         return min(waits, default=None)
 
     def due(self, server_now: float) -> list[Due]:
-        """What waits per route, for the ledger."""
+        """The rows for the ledger: what waits at the API, per route."""
         rows: dict[Route, Due] = {}
         for found in (*self._counted, *self._listed):
             claimed = [run for run in found.runs if run.run_id in self._gone and run.due.timestamp() <= server_now]
@@ -140,7 +140,7 @@ class Listing:
 
 
 class Lister:
-    """Lists for pools that a live worker serves, and only counts for the others: listing marks a pool as served."""
+    """Lists runs of pools that a live worker serves, only counts those of others: listing marks a pool as served."""
 
     def __init__(
         self,
@@ -163,11 +163,11 @@ class Lister:
         self._next_count = 0.0
 
     def count_anew(self) -> None:
-        """Count with the next listing."""
+        """Count again with the next listing, however recent the last count is."""
         self._next_count = 0.0
 
     def list(self, plan: ListingPlan, listing: Listing) -> None:
-        """Ask, and put the answer into what is known. Raises `ApiUnavailable`."""
+        """Ask the API what is due, and put its answer into the listing. Raises `ApiUnavailable`."""
         with self._metrics.poll_seconds.time():
             found = self._due(plan.offers) if plan.offers else []
             now = self._clock.monotonic()
@@ -179,7 +179,7 @@ class Lister:
             elif not plan.offers or now >= self._next_count:
                 counted = self._count(idle)
                 there |= {due.route for due in counted}
-                # a queue that is listed is known better from there, also when it is empty
+                # of a route that is listed the listing knows more than the count, also when the queue is empty
                 listing.tally(due for due in counted if not any(offer.serves(due.route) for offer in plan.offers))
                 self._next_count = now + self._count_seconds
         self._metrics.last_poll.set(self._clock.wall())
@@ -192,7 +192,7 @@ class Lister:
             if len(offers) == 1 and len(offers[0].pools) <= 1:
                 logger.warning("due runs cannot be listed", extra={**_names(offers[0]), "error": str(exc)})
                 return []
-        # one pool that was deleted must not keep the others waiting: each by itself
+        # one pool that was deleted must not keep the others waiting: ask for each pool by itself
         return [due for offer in offers for part in _by_pool(offer) for due in self._due([part])]
 
     def _count(self, offers: Sequence[Offer]) -> Sequence[DueRuns]:
@@ -210,7 +210,7 @@ def _names(offer: Offer) -> dict[str, object]:
 
 
 def _by_pool(offer: Offer) -> Sequence[Offer]:
-    """The offer, pool by pool."""
+    """The offer split into one offer per pool."""
     if len(offer.pools) <= 1:
         return [offer]
     return [

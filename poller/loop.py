@@ -34,14 +34,17 @@ FREED = "freed"
 
 
 class Inbox(Protocol):
-    """What the loop sleeps on."""
+    """The inbox of hints that ends the sleep of the loop."""
 
     def wait(self, seconds: float, gather_seconds: float = 0.0) -> frozenset[str]:
-        """Why it was woken, or nothing when the time is over."""
+        """Wait for a hint; the kinds of those that came, none when the time is over.
+
+        After the first hint more are gathered for `gather_seconds`.
+        """
 
 
 class Loop:
-    """Rounds until it is stopped. One bad run, one bad answer, one outage never ends it."""
+    """The loop of rounds until it is stopped. One bad run, one bad answer, one outage never ends the loop."""
 
     def __init__(
         self,
@@ -99,15 +102,15 @@ class Loop:
         claimer.progressed = reconciler.progressed = reinstater.progressed = self._progressed
 
     def _progressed(self) -> None:
-        """An answer came: slow is not the same as hanging."""
+        """Note that an answer came: a slow loop is not a hanging one."""
         self.round_at = self._clock.monotonic()
 
     def stop(self) -> None:
-        """Make no further round; the bell is rung by whoever stops."""
+        """Make no further round; the caller also puts a hint into the inbox, which wakes the loop."""
         self._stopping.set()
 
     def hurry(self) -> None:
-        """Ask the API now, though it has refused us; the bell is rung by whoever hurries."""
+        """Ask the API again without waiting for the end of the pause; the caller also wakes the loop by a hint."""
         self.api_outage.hurry()
 
     @property
@@ -116,7 +119,7 @@ class Loop:
         return self._claimer.in_hand
 
     def run(self) -> None:
-        """Rounds until `stop`, or until `max_polls` polls are done; then an orderly end."""
+        """Make rounds until `stop`, or until `max_polls` polls are done; then end in order."""
         while not self._done():
             wait = self.round()
             if self._done():
@@ -128,7 +131,7 @@ class Loop:
         return self._stopping.is_set() or (self._max_polls is not None and self.polls >= self._max_polls)
 
     def round(self) -> float:
-        """One round; in how many seconds the next should come."""
+        """Make one round; return the seconds until the next should come."""
         self.round_at = self._clock.monotonic()
         term = self._leadership.term
         if term is None:
@@ -176,7 +179,7 @@ class Loop:
         return self._wait_seconds()
 
     def _begin(self, term: int) -> None:
-        """A new term: nothing that an earlier one knew counts."""
+        """Begin a new term: nothing that was known in an earlier term counts."""
         self._term = term
         self._reconciler.new_term()
         self._gatekeeper.begin_anew()
@@ -187,12 +190,13 @@ class Loop:
         self._next_poll = self._next_sweep = 0.0
 
     def _ask(self, term: int, rows: Sequence[Row]) -> None:
-        """All that may need the API. Raises `ApiError`, then the rest waits for the next try."""
+        """Do all that may need the API. Raises `ApiError`; then the rest waits for the next try."""
         plan = listing_plan(rows, self._api.backend, self._offer_filter)
         was_open, is_open = self._was_open, self._gatekeeper.tend(term, ask=True)
         self._was_open = is_open
         if is_open and (self._reconciler.tend(term, self._claims.live(), rows) or not was_open):
-            self._rung.add("due")  # what went back, now or by the sweep before the gate opened, is due at the API again
+            # runs that were handed back, now or by the sweep before the gate opened, are due at the API again
+            self._rung.add("due")
         self._progressed()
         self._poll(term, rows, plan, is_open=is_open)
         self._progressed()
@@ -222,7 +226,7 @@ class Loop:
             self._claim(term, rows, live) if is_open and self.listing.age_seconds <= self._pace.fresh_seconds else 0
         )
         if FREED in self._rung and not listed:
-            # answered from the listing at hand; what came to the API since then is looked for soon
+            # the freed slot was answered from the listing at hand; runs that are newer at the API are looked for soon
             self._rung.discard(FREED)
             self._next_poll = min(self._next_poll, self._clock.monotonic() + self._pace.busy_seconds)
         if not listed and not published:
@@ -233,7 +237,7 @@ class Loop:
             self._rung.clear()
 
     def _pause(self, *, claimed: bool) -> float:
-        """Seconds to the next listing: short while something happens, and up to the longest when nothing does."""
+        """Seconds until the next listing: `busy_seconds` while something happens, up to `idle_seconds` else."""
         now = self._clock.monotonic()
         if claimed:
             self._claimed_at = now
@@ -261,7 +265,7 @@ class Loop:
         return free_capacity(rows, live).choose(runs, self.listing.rooms())
 
     def _claim(self, term: int, rows: Sequence[Row], live: Sequence[Claim]) -> int:
-        """Claim what can start now, ten at a time; how many are on their way. Raises `ApiUnavailable`."""
+        """Claim what can start now, ten at a time; return how many are on their way. Raises `ApiUnavailable`."""
         published = 0
         while runs := self._chosen(rows, live):
             claimed = self._claimer.claim(term, runs)
@@ -299,7 +303,7 @@ class Loop:
         return max(0.02, min(waits))
 
     def finish(self) -> None:
-        """The orderly end: what nobody could take goes back, then the lead is left to another."""
+        """End in order: settle or hand back claims that no worker could take, then leave the lead to another poller."""
         term = self._leadership.term
         try:
             if term is not None and term == self._term:

@@ -1,4 +1,4 @@
-"""Meters: the poller's own counters and histograms; gauges of the ledger belong to flowfleet/monitor."""
+"""Metrics: the poller's own counters, histograms and gauges; those of the ledger belong to flowfleet/monitor."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 
 class PollerMetrics:
-    """What this poller has done since it started, in a registry of its own."""
+    """The metrics of what this poller has done since it started, in a registry of their own."""
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry or CollectorRegistry()
@@ -42,5 +42,5 @@ class PollerMetrics:
         )
 
     def text(self) -> bytes:
-        """The metrics page."""
+        """The text of the metrics page, in the exposition format of Prometheus."""
         return generate_latest(self.registry)

@@ -7,22 +7,24 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """How often the loop does what."""
+    """The intervals of the loop."""
 
-    idle_seconds: float = 10.0
+    idle_seconds: float = 10.0  # longest pause between two listings
     busy_seconds: float = 4.0  # first pause after something happened; doubles up to idle_seconds
-    linger_seconds: float = 20.0  # but not so soon after a claim: where one run came the next one often follows
-    glance_seconds: float = 2.0  # how often it looks into the ledger, which costs the API nothing
+    linger_seconds: float = 20.0  # no doubling so soon after a claim: where one run came the next one often follows
+    glance_seconds: float = 2.0  # how often the loop looks into the ledger, which costs the API nothing
     fresh_seconds: float = 2.0  # nothing is proposed from a listing older than this
     gap_seconds: float = 0.25  # shortest time between two listings
     gather_seconds: float = 0.06  # slots freed within it make one claim
-    lead_seconds: float = 5.0  # covers the start of the engine, which waits by itself; a slot is used meanwhile
-    sweep_seconds: float = 600.0
-    shun_seconds: float = 5.0
+    #: how long before its time a run is claimed: covers the start of the engine, which waits by itself; a slot is used
+    #: meanwhile
+    lead_seconds: float = 5.0
+    sweep_seconds: float = 600.0  # time between two sweeps
+    shun_seconds: float = 5.0  # how long a refused run is not proposed again
 
     @classmethod
     def of(cls, backend: str, *, idle_seconds: float) -> Pace:
-        """The pace at this API.
+        """The pace for an API of this backend.
 
         Prefect 1's queue costs one request, and after each run its own agents ask again within 0.25 s
         (prefect 1.4.1): runs that are created one after the other should not wait longer with us.

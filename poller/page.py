@@ -1,4 +1,4 @@
-"""Page of the poller: `/api/health`, `/api/ready`, `/api/poke` and `/metrics`."""
+"""Page: the HTTP paths of the poller, `/api/health`, `/api/ready`, `/api/poke` and `/metrics`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class PollerHealth:
-    """Reads how the loop does, from other threads."""
+    """The health of the loop, read from other threads."""
 
     def __init__(self, loop: Loop, leadership: Leadership, clock: Callable[[], float]) -> None:
         self._loop = loop
@@ -26,11 +26,11 @@ class PollerHealth:
         self._clock = clock
 
     def working(self) -> bool:
-        """True while rounds are made."""
+        """True while the loop makes rounds."""
         return self._clock() - self._loop.round_at < STALE_SECONDS
 
     def describe(self) -> dict[str, Any]:
-        """What health and ready answer."""
+        """The fields that `/api/health` and `/api/ready` answer with."""
         term = self._leadership.term
         return {
             "role": "standby" if term is None else "leader",
@@ -42,7 +42,10 @@ class PollerHealth:
         }
 
     def ready(self) -> bool:
-        """True when this poller does its duty now: it leads and has polled, or it stands by."""
+        """True when this poller does its duty now: it leads, has polled and reaches the API, or it stands by.
+
+        A loop that hangs or does not reach Redis is not ready in either role.
+        """
         if not self.working() or self._loop.redis_outage.away:
             return False
         if self._leadership.term is None:
@@ -51,7 +54,7 @@ class PollerHealth:
 
 
 def handlers(health: PollerHealth, metrics: PollerMetrics, poke: Callable[[], None]) -> dict[str, Handler]:
-    """The paths of the poller's page."""
+    """The handlers of the poller's page, by path; `/api/poke` calls `poke`."""
 
     def answer_health(_: PageRequest) -> PageAnswer:
         ok = health.working()

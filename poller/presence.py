@@ -1,4 +1,4 @@
-"""Presence: how the fleet stands at the API beside its runs: online pools, known routes, the server's clock."""
+"""Presence: the fleet's standing at the API beside its runs: online pools, known routes, the server's clock."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ HEARTBEAT_SECONDS = 60.0
 LEARN_SECONDS = 600.0
 #: labels of runs that were not seen for so long are unlearned: nothing but runs tells which label sets there are
 UNSEEN_SECONDS = 3600.0
-#: a longer pause between two listings says nothing about what came in it
+#: after a longer pause between two listings nobody knows which runs came and went in it
 GAP_SECONDS = 300.0
-#: the Date header has whole seconds only: less than this says nothing
+#: the Date header has whole seconds only: a smaller skew says nothing
 SKEW_NOISE_SECONDS = 1.5
 SKEW_WARN_SECONDS = 5.0
 
@@ -53,7 +53,7 @@ class Presence:
         self._own_at: float | None = None
 
     def new_term(self) -> None:
-        """Show and learn all anew: another leader's knowledge was not ours."""
+        """Show and learn everything anew: what was shown and seen under other leaders is not known here."""
         self._shown.clear()
         self._learned.clear()
         self._routes.clear()
@@ -61,7 +61,7 @@ class Presence:
         self._watching_since, self._listed_at = float("inf"), float("-inf")
 
     def note_clock(self, skew_seconds: float) -> None:
-        """The API has said what time it is there."""
+        """Take over the skew of the API's clock that an answer has shown; warn when it is large and new."""
         skew = skew_seconds if abs(skew_seconds) > SKEW_NOISE_SECONDS else 0.0
         if abs(skew) >= SKEW_WARN_SECONDS and abs(skew - self.skew_seconds) >= SKEW_WARN_SECONDS:
             logger.warning(
@@ -71,14 +71,14 @@ class Presence:
         self.skew_seconds = skew
 
     def check_clock(self) -> None:
-        """Ask the API what time it is there, beside who it is."""
+        """Probe the API again for the skew of its clock."""
         try:
             self.note_clock(self._api.probe().skew_seconds)
         except ApiRejected as exc:
             logger.warning("the Prefect API cannot be used as it is now", extra={"error": str(exc)})
 
     def show(self, online: Collection[str]) -> None:
-        """Each minute: online in the pools that a live worker offers, offline where none does any more.
+        """Show the fleet, each minute, as online in pools that a live worker offers, offline where none does any more.
 
         A worker that only restarts is back before the minute is over, and no automation of the user sees it.
         """
@@ -98,7 +98,7 @@ class Presence:
             del self._shown[pool]
 
     def learn(self, offers: Iterable[Offer]) -> None:
-        """Now and then: which work queues the offered pools have, and which they have no longer."""
+        """Learn, every ten minutes, which work queues the offered pools have, and which they have no longer."""
         now = self._clock()
         for offer in offers:
             if now < self._learned.get(offer, 0.0):
@@ -113,7 +113,7 @@ class Presence:
         self._unlearn_labels()
 
     def listed(self, routes: Collection[Route]) -> None:
-        """The routes of one listing."""
+        """Learn the routes of one listing, and note when they were seen."""
         now = self._clock()
         if now - self._listed_at > GAP_SECONDS:
             self._watching_since = now
@@ -123,7 +123,7 @@ class Presence:
         self.know(routes)
 
     def _unlearn_labels(self) -> None:
-        """Label sets that no run has had for an hour; one that a claim is on stays, and any comes back with its run."""
+        """Unlearn label sets that no run has had for an hour; one with a claim stays, any comes back with a run."""
         now = self._clock()
         if self._api.backend != "prefect1" or now - self._tidied < LEARN_SECONDS:
             return
@@ -147,14 +147,14 @@ class Presence:
             self._routes |= new
 
     def _unlearn(self, offer: Offer, there: Collection[Route]) -> None:
-        """Routes of this offer that the API has no longer; else those of each queue ever made would stay for ever."""
+        """Unlearn the offer's routes that the API has no longer; else those of each queue ever made would stay."""
         gone = [route for route in self._roster.routes() if offer.serves(route) and route not in there]
         if offer.backend == "prefect3" and gone:
             self._roster.unlearn(gone)
             self._routes.difference_update(gone)
 
     def idle_offers(self, plan: ListingPlan) -> tuple[Offer, ...]:
-        """What to count only: pools of workers that are away, and our own `--pool` when nobody offers it."""
+        """The offers to count only: those of workers that are away, and our own `--pool` when nobody offers it."""
         own = self._own_offer()
         if own is None:
             return plan.idle

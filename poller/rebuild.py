@@ -1,6 +1,6 @@
-"""Sweep: what the API shows as ours and the ledger does not know; and the gate, which opens after it.
+"""Rebuild: the sweep for runs that the API shows as ours and the ledger does not know, and the gate opened after it.
 
-Together they are the whole of "rebuild": workers re-assert what they hold, the sweep finds what nobody holds.
+Workers re-assert what they hold, the sweep finds what nobody holds; nothing else is needed to rebuild a ledger.
 """
 
 from __future__ import annotations
@@ -44,22 +44,22 @@ class Sweep:
         self._failpoints = failpoints
         self._metrics = metrics
         self._said: frozenset[str] = frozenset()
-        #: run and call of what was Submitted and unknown, and when that was seen first, by our monotonic clock
+        #: by run and call of each run that was Submitted and unknown: when that was seen first, by our monotonic clock
         self._waiting: dict[tuple[str, str | None], float] = {}
 
     @property
     def again_at(self) -> float:
-        """When the next look is worth its request, by the monotonic clock: what is left alone may be clear by then."""
+        """When the next sweep is worth its request, by the monotonic clock: runs left alone may be clear by then."""
         return min(self._waiting.values(), default=float("inf")) + ENGINE_START_SECONDS
 
     def count(self) -> int:
-        """How many unfinished runs of this fleet the API shows; touches none."""
+        """Count the unfinished runs of this fleet that the API shows, and touch none."""
         return len(self._api.unfinished(self._mark))
 
     def run(self) -> int:
-        """One full sweep; how many unfinished runs of this fleet the API showed.
+        """Make one full sweep; return how many unfinished runs of this fleet the API showed.
 
-        Raises `ApiUnavailable` when it could not be done in full.
+        Raises `ApiUnavailable` when the sweep could not be done in full.
         """
         unfinished = self._api.unfinished(self._mark)
         launched: set[str] = set()
@@ -71,7 +71,7 @@ class Sweep:
                 continue
             if _never_launched(found):
                 seen = self._first_seen(found)
-                if self._clock() - seen >= self._patience_seconds:
+                if self._clock() - seen >= self._engine_start_seconds:
                     self._give_back(found)
                 else:
                     waiting[found.state.run_id, found.state.call] = seen
@@ -87,19 +87,19 @@ class Sweep:
         return len(unfinished)
 
     @property
-    def _patience_seconds(self) -> float:
+    def _engine_start_seconds(self) -> float:
         return 0.0 if self._api.backend == "prefect3" else ENGINE_START_SECONDS
 
     def _first_seen(self, found: Unfinished) -> float:
-        """When this sweep saw it first, by our own clock.
+        """When the sweep first saw this run as Submitted and unknown, by our own clock.
 
         The state's own age says less: it counts from the claim, and the start may come minutes after that.
         """
         state, now = found.state, self._clock()
-        if (state.run_id, state.call) not in self._waiting and self._patience_seconds:
+        if (state.run_id, state.call) not in self._waiting and self._engine_start_seconds:
             logger.info(
                 "run is submitted and unknown to the ledger, looked at again before it is given back",
-                extra={"run_id": state.run_id, "next_look_seconds": self._patience_seconds},
+                extra={"run_id": state.run_id, "next_look_seconds": self._engine_start_seconds},
             )
         return self._waiting.get((state.run_id, state.call), now)
 
@@ -123,7 +123,7 @@ class Sweep:
 
 
 def _never_launched(found: Unfinished) -> bool:
-    """By the state alone: Launching always comes before the fork.
+    """Whether the state alone says that nothing was started: Launching always comes before the fork.
 
     The infrastructure mark says nothing here. The server never clears it, so a run in its second life (resumed after a
     suspend, retried in the UI) still has that of its first.
@@ -154,15 +154,15 @@ class Gatekeeper:
         self._looked = False
 
     def begin_anew(self) -> None:
-        """After an outage workers get the whole time again."""
+        """Begin the wait anew: after an outage workers get the whole time again."""
         self._server = None
 
     def wait_seconds(self) -> float:
-        """How long until there is something to do for a shut gate."""
+        """Seconds that a shut gate still waits for workers before the sweep."""
         return max(0.0, self._since + self._wait_seconds - self._clock())
 
     def tend(self, term: int, *, ask: bool) -> bool:
-        """Is the gate open, perhaps because it was opened now? `ask`: the API may be asked now."""
+        """Open a shut gate when its time has come; True when the gate is open. `ask`: the API may be asked now."""
         if self._gate.is_open():
             self._server = None
             return True
@@ -172,7 +172,7 @@ class Gatekeeper:
         if not ask:
             return False
         if not self._looked:
-            # an empty ledger is a newcomer's or one that lost everything: the API knows which
+            # an empty ledger is that of a new fleet, or one that lost everything: the API knows which
             if self._gate.empty() and self._sweep.count() == 0:
                 return self._open(term, server)
             self._looked = True

@@ -1,6 +1,7 @@
-"""Reconciler: the leader's care for claims that do not move: settled, handed back, finished; and for silent workers.
+"""Reconcile: how the leader settles, hands back or finishes claims that do not move, and marks silent workers.
 
-Each "has not moved" is what this leader saw by its own monotonic clock, begun anew after any outage that it saw.
+How long a claim has not moved is what this leader saw by its own monotonic clock, begun anew after any outage that it
+saw.
 """
 
 from __future__ import annotations
@@ -24,21 +25,21 @@ SETTLE_AGAIN_SECONDS = 5.0
 SETTLE_SECONDS = 150.0
 TAKEN_SILENT_SECONDS = 60.0
 TAKEN_SECONDS = 240.0
-#: what another leader may still be doing under its old term: longer than any one of its scripts and short calls
+#: how long another leader may still be at work under its old term: longer than any one of its scripts and short calls
 FOREIGN_SECONDS = 10.0
 #: a live worker that hands back a claim itself is left alone for longer than its API calls last
 OWNER_SECONDS = 70.0
 
 
 class StallWatch:
-    """Values that ought to move, and for how long each has not."""
+    """A watch on values that ought to move: for how long each has not moved."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._seen: dict[Hashable, tuple[Hashable, float]] = {}
 
     def unmoved_seconds(self, key: Hashable, value: Hashable) -> float:
-        """For how long this value has stood, as far as this watch has looked."""
+        """Seconds for which this value has not moved, as far as this watch has looked."""
         now = self._clock()
         seen = self._seen.get(key)
         if seen is None or seen[0] != value:
@@ -47,17 +48,17 @@ class StallWatch:
         return now - seen[1]
 
     def keep(self, keys: Collection[Hashable]) -> None:
-        """Forget all others."""
+        """Forget all keys but these."""
         for key in self._seen.keys() - set(keys):
             del self._seen[key]
 
     def begin_anew(self) -> None:
-        """Nothing can be told from before an outage."""
+        """Forget all values: what was seen before an outage tells nothing."""
         self._seen.clear()
 
 
 class Reconciler:
-    """One round looks at all live claims and all workers."""
+    """The leader's look, once a round, at all live claims and all workers."""
 
     def __init__(
         self,
@@ -86,7 +87,7 @@ class Reconciler:
         self._state_watch = StallWatch(clock)
         self._worker_watch = StallWatch(clock)
         self._clock = clock
-        #: claims that this very leader is handing back or has left unsettled: nobody else is at them
+        #: ids of claims that this very leader is handing back, or whose hand-back is unsettled: nobody else is at them
         self._ours: set[str] = set()
         #: when an unsettled claim is to be looked at again
         self._settle_at: dict[str, float] = {}
@@ -94,18 +95,18 @@ class Reconciler:
         self.progressed: Callable[[], None] = lambda: None
 
     def begin_anew(self) -> None:
-        """After an outage, or with a new term."""
+        """Begin all watches anew, after an outage or with a new term."""
         self._claim_watch.begin_anew()
         self._state_watch.begin_anew()
         self._worker_watch.begin_anew()
 
     def new_term(self) -> None:
-        """What we knew from an earlier term may be somebody else's by now."""
+        """Forget the claims of an earlier term: they may be in somebody else's hands by now."""
         self.begin_anew()
         self._ours.clear()
 
     def lapse(self, term: int, rows: Sequence[Row]) -> None:
-        """Workers whose beat stands still for a TTL are not live."""
+        """Mark workers as no longer live whose beat has stood still for a TTL."""
         self._worker_watch.keep([row.worker for row in rows])
         for row in rows:
             still = self._worker_watch.unmoved_seconds(row.worker, (row.nonce, row.beat))
@@ -115,11 +116,11 @@ class Reconciler:
                 logger.warning("worker lapsed", extra={"worker": row.worker, "silent_seconds": round(still, 1)})
 
     def tend(self, term: int, claims: Sequence[Claim], rows: Sequence[Row]) -> int:
-        """Settle, hand back and finish what has stood too long; how many claims were moved.
+        """Settle, hand back and finish claims that have stood too long; return how many claims were moved.
 
-        Asks the API, so it is called only while the API answers. Raises as its parts do, `ApiRejected` excepted: one
-        bad run must not keep the others waiting. An API that does not answer at all ends it by `ApiUnavailable`: each
-        further claim would only wait for as long.
+        The API is asked, so this is called only while the API answers. Raises as its parts do, `ApiRejected` excepted:
+        one bad run must not keep the others waiting. An API that does not answer at all ends the look by
+        `ApiUnavailable`: each further claim would only wait for as long.
         """
         self._claim_watch.keep([claim.claim for claim in claims])
         self._settle_at = {claim.claim: at for claim in claims if (at := self._settle_at.get(claim.claim)) is not None}
@@ -140,7 +141,11 @@ class Reconciler:
         return moved
 
     def _one(self, term: int, claim: Claim, still: float, in_state: float, *, owner_lives: bool) -> bool:
-        """`still`: neither moved nor renewed for so long; `in_state`: renewed perhaps, but not moved."""
+        """Look at one claim; True when it was moved.
+
+        `still` is for how many seconds the claim was neither moved nor renewed; `in_state` is for how many seconds it
+        has had its state, though perhaps it was renewed.
+        """
         if claim.state is State.CLAIMING:
             return self._settle(term, claim, in_state)
         if claim.state is State.QUEUED and claim.cancel:
@@ -150,8 +155,8 @@ class Reconciler:
         if claim.state is State.TAKEN and (still >= TAKEN_SILENT_SECONDS or in_state >= TAKEN_SECONDS):
             return self.hand_back(term, claim, "taken-too-long")
         if claim.state is State.RETURNING:
-            patience = OWNER_SECONDS if owner_lives else FOREIGN_SECONDS
-            if claim.claim in self._ours or still >= patience:
+            limit = OWNER_SECONDS if owner_lives else FOREIGN_SECONDS
+            if claim.claim in self._ours or still >= limit:
                 return self._finish(term, claim, claim.reason or "returning")
         return False
 
@@ -166,7 +171,7 @@ class Reconciler:
         return settled
 
     def clear(self, term: int, claims: Sequence[Claim]) -> None:
-        """The poller ends: settle what is unsettled, give back what no worker can see, finish what we began."""
+        """Clear up before the end: settle what is unsettled, hand back what no worker can see, finish what we began."""
         for claim in claims:
             if claim.state is State.CLAIMING:
                 self._claimer.settle(term, claim)
@@ -176,7 +181,7 @@ class Reconciler:
                 self._finish(term, claim, claim.reason or "returning")
 
     def hand_back(self, term: int, claim: Claim, reason: str) -> bool:
-        """Queued or taken → returning, then the API, then dropped."""
+        """Move a queued or taken claim to returning, hand its run back at the API, drop the claim; True if dropped."""
         outcome = term_checked(self._claims.give_back(claim.run_id, claim.claim, reason, term=term))
         if not outcome.moved:
             return False
@@ -186,7 +191,7 @@ class Reconciler:
 
     def _finish(self, term: int, claim: Claim, reason: str) -> bool:
         if claim.cancel:
-            # who removes a waiting claim that somebody wants cancelled says so; user code never began
+            # somebody wants the run cancelled: whoever removes its waiting claim reports that; user code never began
             answer = self._api.report(claim.run_id, StateType.CANCELLED, "Cancelled before it was started.", self._mark)
         else:
             answer = self._api.hand_back(

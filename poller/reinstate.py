@@ -1,7 +1,8 @@
-"""Echo: a run that the API hands out again while its process lives; its state is written back, and it is not claimed.
+"""Reinstate: the state of a run that the API hands out again while its process lives is written back.
 
 Prefect 1's Lazarus puts a run whose heartbeats have failed for ten minutes back to Scheduled, whether it runs or not.
-The ledger refuses a second claim of it, but as long as it stands there the run's own tasks cannot begin.
+Such a run is not claimed: the ledger refuses a second claim of it. But as long as it is Scheduled its own tasks cannot
+begin.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ logger = logging.getLogger(__name__)
 
 #: a run is written back at most this often
 AGAIN_SECONDS = 30.0
-#: so many of them after one listing: after an outage of the API all runs may come at once, and others wait
+#: at most so many are written back after one listing: after an outage of the API all may come at once, others wait
 MOST = 25
 #: claims whose process may live
 STARTED = frozenset({State.STARTING, State.RUNNING})
 
 
 class Reinstater:
-    """Looks at each listing for runs that this fleet runs already."""
+    """Looks in each listing for runs that this fleet runs already, and reinstates them."""
 
     def __init__(
         self, api: ApiClient, claims: Claims, *, mark: Mark, metrics: PollerMetrics, clock: Callable[[], float]
@@ -41,10 +42,10 @@ class Reinstater:
         self.progressed: Callable[[], None] = lambda: None
 
     def answer(self, listing: Listing, live: Sequence[Claim], rows: Sequence[Row]) -> None:
-        """Take such runs out of what is due, and write back those that the API calls Scheduled.
+        """Take runs that have a process out of the listing; write back the state of those the API calls Scheduled.
 
-        One that it calls Running waits for a retry inside its own process, and is left to it. Raises `ApiUnavailable`
-        when the API falls silent.
+        A run that the API calls Running waits for a retry inside its own process, and is left to it. Raises
+        `ApiUnavailable` when the API falls silent.
         """
         if self._api.backend != "prefect1":
             return
@@ -53,19 +54,19 @@ class Reinstater:
         owners = {row.worker for row in rows if row.live}
         now = self._clock()
         self._asked = {run_id: at for run_id, at in self._asked.items() if now - at < AGAIN_SECONDS}
-        reinstater = [
+        candidates = [
             run
             for run in listed
             if run.state != "Running" and run.run_id not in self._asked and started[run.run_id].worker in owners
         ]
-        for run in reinstater[:MOST]:
+        for run in candidates[:MOST]:
             self._asked[run.run_id] = self._clock()
             self._write_back(started[run.run_id])
 
     def _write_back(self, claim: Claim) -> None:
         now = self._claims.get(claim.run_id)
         if now is None or now.claim != claim.claim or now.state not in STARTED:
-            return  # it ended while the API listed: whoever looks after its end finds what truly stands there
+            return  # it ended while the API listed: whoever looks after its end finds its true state
         answer = self._api.reinstate(claim.run_id, claim.claim, self._mark)
         self.progressed()
         names = {"run_id": claim.run_id, "claim": claim.claim, "worker": claim.worker, "run_name": claim.name}
@@ -77,5 +78,5 @@ class Reinstater:
         elif answer.verdict is Verdict.UNSURE:
             logger.warning("the API has put back a run that is running", extra={**names, "answer": answer.reason})
         else:
-            # somebody has restarted it before its process was seen to end: it is claimed when that is gone
+            # somebody has restarted the run before its process was seen to end: it is claimed when the process is gone
             logger.info("a run that is due again still has its process", extra={**names, "answer": answer.reason})

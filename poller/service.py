@@ -1,4 +1,4 @@
-"""Service: one poller, joined from its parts, from the first election to its last line."""
+"""Service: one poller, built from its parts, from the first election to its last log line."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ CLOCK = Clock(monotonic=time.monotonic, wall=time.time)
 
 @dataclass(frozen=True, kw_only=True)
 class PollerParts:
-    """What a poller is made of, as its command or a test has built it."""
+    """The parts of a poller, as its command or a test has made them."""
 
     settings: PollerSettings
     api: ApiClient
@@ -56,7 +56,7 @@ class PollerParts:
 
 
 class PollerService:
-    """The joined poller; `run` blocks until its loop has ended."""
+    """The whole poller; `run` blocks until its loop has ended."""
 
     def __init__(self, parts: PollerParts) -> None:
         self._parts = parts
@@ -116,7 +116,7 @@ class PollerService:
         )
 
     def _hands(self) -> tuple[Claimer, Reconciler]:
-        """What moves claims."""
+        """The parts that move claims."""
         parts = self._parts
         settings, ledger = parts.settings, parts.ledger
         mark = Mark(fleet=settings.fleet)
@@ -144,7 +144,7 @@ class PollerService:
         return claimer, reconciler
 
     def _eyes(self) -> tuple[Sweep, Gatekeeper]:
-        """What compares the ledger with the API."""
+        """The parts that compare the ledger with the API."""
         parts = self._parts
         lease = parts.settings.lease
         sweep = Sweep(
@@ -165,12 +165,12 @@ class PollerService:
         return sweep, gatekeeper
 
     def new_key(self) -> None:
-        """Other credentials are in use: ask the API now."""
+        """Ask the API now, since other credentials are in use."""
         self.loop.hurry()
         self._parts.inbox.ring("poke")
 
     def poke(self) -> None:
-        """Poll now; whoever leads hears it, if this one does not."""
+        """Poll now; the hint also goes to the fleet, so that the leader polls if this poller does not lead."""
         self._parts.inbox.ring("poke")
         try:
             self._parts.ledger.hints.publish("poke", "")

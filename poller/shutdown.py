@@ -1,4 +1,4 @@
-"""Stop: SIGTERM and SIGINT, and how long an orderly end of a poller may take."""
+"""Shutdown: SIGTERM and SIGINT, and how long an orderly end of a poller may take."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from poller.hints_inbox import HintsInbox
 
 logger = logging.getLogger(__name__)
 
-#: how long an orderly end waits for an answer of the API, and for that to a claim
+#: how long an orderly end waits for an answer of the API, and for the answer to a claim
 STOP_SECONDS = 5.0
 STOP_CLAIM_SECONDS = 60.0
 
@@ -28,8 +28,9 @@ class PollerShutdown:
         self._then: list[Callable[[], None]] = []
         self.asked = False
         self._event = threading.Event()
-        #: an end that takes too long asks this whether it may be cut short now, and does the other last
+        #: True while an end that takes too long must not be cut short yet
         self.busy: Callable[[], bool] = lambda: False
+        #: called as the last thing before an end is cut short
         self.last: Callable[[], None] = lambda: None
 
     def install(self) -> None:
@@ -39,7 +40,7 @@ class PollerShutdown:
             signal.signal(number, self._on_signal)
 
     def then(self, action: Callable[[], None]) -> None:
-        """Do this when the end is asked for."""
+        """Register an action, which the signal handler calls when the end is asked for."""
         self._then.append(action)
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
@@ -52,7 +53,7 @@ class PollerShutdown:
         self._event.set()
 
     def _cut_short(self) -> None:
-        """An API that hangs must not keep an orderly end waiting: what is left undone the next leader does."""
+        """Cut a slow end short: an API that hangs must not keep it waiting, and the next leader does what is left."""
         self._event.wait()
         asked_at = time.monotonic()
         while (took := time.monotonic() - asked_at) < STOP_SECONDS or (self.busy() and took < STOP_CLAIM_SECONDS):

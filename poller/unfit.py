@@ -15,15 +15,16 @@ from poller.listing import Clock
 
 logger = logging.getLogger(__name__)
 
-#: the API is asked this often for runs that nobody's labels fit, first when workers have had the time to sign on
+#: how often the API is asked for runs that nobody's labels fit, and when first: workers need time to sign on
 LOOK_SECONDS = 60.0
 FIRST_LOOK_SECONDS = 30.0
 #: a worker that is away for less than this only restarts: what it can take is not called unfit
 AWAY_SECONDS = 120.0
-#: so long a run must be listed as unfit before it is told, for the same reason
+#: how long a run must be listed as unfit before it is reported, for the same reason
 PATIENCE_SECONDS = 15.0
 #: a run that was not seen for so long is forgotten
 KEPT_SECONDS = 3600.0
+#: at most so many runs are remembered
 KEPT = 10_000
 #: so many lines go to the API at a time
 BATCH = 100
@@ -37,7 +38,7 @@ class _Seen:
 
 
 class UnfitRuns:
-    """Remembers what it has told, and never lets its own errors end a round."""
+    """Reports unfit runs and remembers which it has reported; its own errors never end a round."""
 
     def __init__(
         self,
@@ -58,17 +59,17 @@ class UnfitRuns:
         self._full_said = False
 
     def new_term(self) -> None:
-        """Workers that we have not seen may live: they are given the time to say so."""
+        """Put the first look off: workers that we have not seen may live, and get the time to say so."""
         self._next_look = self._clock.monotonic() + FIRST_LOOK_SECONDS
 
     def note(self, found: Iterable[UnfitRun]) -> None:
-        """What a listing calls unfit for all who were asked for."""
+        """Note the runs that a listing calls unfit for every offer in it, and report those that stay so."""
         for run in found:
             self._note(run, PATIENCE_SECONDS)
         self._send()
 
     def look(self, rows: Sequence[Row]) -> None:
-        """Each minute: ask for due runs that no worker of ours, nor any other agent, has the labels for."""
+        """Ask, each minute, for due runs that no worker of ours nor any other agent has the labels for (Prefect 1)."""
         if self._api.backend != "prefect1":
             return
         now = self._clock.monotonic()
@@ -88,7 +89,7 @@ class UnfitRuns:
                     self._note(run, 0.0)
         self._send()
 
-    def _note(self, run: UnfitRun, patience: float) -> None:
+    def _note(self, run: UnfitRun, after_seconds: float) -> None:
         now = self._clock.monotonic()
         seen = self._seen.get(run.run_id)
         if seen is None:
@@ -97,7 +98,7 @@ class UnfitRuns:
                 return
             seen = self._seen[run.run_id] = _Seen(first=now, last=now)
         seen.last = now
-        if not seen.told and now - seen.first >= patience:
+        if not seen.told and now - seen.first >= after_seconds:
             seen.told = True
             self._tell(run)
 
@@ -114,7 +115,7 @@ class UnfitRuns:
             logger.warning("more runs wait that no worker can take than are told one by one", extra={"told": KEPT})
 
     def _send(self) -> None:
-        """Lines that the API has not; after a failure once a minute."""
+        """Send the lines that the API does not have yet; after a failure, once a minute."""
         now = self._clock.monotonic()
         while self._lines and now >= self._next_send:
             batch, self._lines = self._lines[:BATCH], self._lines[BATCH:]
@@ -126,7 +127,7 @@ class UnfitRuns:
                 logger.info("log pages of runs cannot be written now", extra={"error": str(exc), "lines": len(batch)})
 
     def _log(self, lines: Sequence[LogLine]) -> None:
-        """One refused line must not take the others with it. Raises `ApiUnavailable`."""
+        """Write lines to the log pages; a refused one must not take the others with it. Raises `ApiUnavailable`."""
         try:
             self._api.log(lines)
         except ApiRejected as exc:
