@@ -28,7 +28,7 @@ Publish = Callable[[Message], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Claimed:
+class ClaimResult:
     """The result of one claim step: what became of its runs, by run id."""
 
     published: frozenset[str] = frozenset()
@@ -78,7 +78,7 @@ class Claimer:
         #: ids of claims that the API accepted and the ledger has queued, but whose message could not be sent
         self.unpublished: set[str] = set()
 
-    def claim(self, term: int, runs: Sequence[FlowRun]) -> Claimed:
+    def claim(self, term: int, runs: Sequence[FlowRun]) -> ClaimResult:
         """Claim up to ten runs with one call. Raises `TermLost`, `LedgerUnavailable`, `KeyRefused`."""
         self.in_hand = True
         try:
@@ -86,7 +86,7 @@ class Claimer:
         finally:
             self.in_hand = False
 
-    def _claim(self, term: int, runs: Sequence[FlowRun]) -> Claimed:
+    def _claim(self, term: int, runs: Sequence[FlowRun]) -> ClaimResult:
         call = self._new_call()
         runs = runs[:BATCH]
         outcomes = self._claims.claim(term, runs, call, policy=self._policy, attempts={})
@@ -108,7 +108,7 @@ class Claimer:
         answers = self._submit(call, [run for run, _ in ours.values()]) if ours else {}
         published = {run_id for run_id, (_, claim) in ours.items() if self._move(term, claim, answers.get(run_id))}
         refused |= set(ours) - published
-        return Claimed(
+        return ClaimResult(
             published=frozenset(published),
             refused=frozenset(refused),
             no_slot=frozenset(no_slot),

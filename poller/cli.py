@@ -58,7 +58,7 @@ def publisher(settings: PollerSettings, login: Login) -> Publisher:
     return broker.Publisher(broker.make_app(settings.redis, fleet=settings.fleet, login=login))
 
 
-def enter(connector: Connector, settings: PollerSettings) -> ConnectedApi:
+def connect_api(connector: Connector, settings: PollerSettings) -> ConnectedApi:
     """Connect to the API: ask who answers, and apply the agent config that it keeps for this agent."""
     api = connector.open()
     info = api.probe()
@@ -122,10 +122,10 @@ def poll(settings: PollerSettings) -> int:
     ledger = wait_for_redis(settings, secrets.login, inbox, stop)
     if ledger is None:
         return 0
-    reload.then = partial(inbox.ring, "poke")
+    reload.then = partial(inbox.put, "poke")
     reload.serve(connector, secrets)
     startup_page.waits_for = "the Prefect API"
-    connected = wait_for_api(partial(enter, connector, settings), inbox, stop, required=settings.require_api)
+    connected = wait_for_api(partial(connect_api, connector, settings), inbox, stop, required=settings.require_api)
     if connected is None:
         return 0
     settings = connected.settings

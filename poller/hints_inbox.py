@@ -16,7 +16,7 @@ class HintsInbox:
     def __init__(self) -> None:
         self._hints: queue.SimpleQueue[str] = queue.SimpleQueue()
 
-    def ring(self, kind: str) -> None:
+    def put(self, kind: str) -> None:
         """Wake the loop and say why."""
         self._hints.put(kind)
 

@@ -24,7 +24,7 @@ class TermLost(FleetError):
 class Leadership:
     """The part of this poller in the election: a candidate, then perhaps the leader of one term.
 
-    No key expires: a standby takes over only when it has itself seen the counter stand still for `patience_seconds` of
+    No key expires: a standby takes over only when it has itself seen the counter stand still for `leader_seconds` of
     its own monotonic clock. A leader that only believes that it leads is harmless: each script carries the term.
     """
 
@@ -36,13 +36,13 @@ class Leadership:
         host: str,
         nonce: str,
         lease: Lease,
-        patience_seconds: float,
+        leader_seconds: float,
         clock: Callable[[], float],
     ) -> None:
         self._gate = gate
         self._name, self._host, self._nonce = name, host, nonce
         self._lease = lease
-        self._leader_seconds = patience_seconds
+        self._leader_seconds = leader_seconds
         self._clock = clock
         self._seen: Leader | None = None
         self._seen_at = 0.0
@@ -87,7 +87,7 @@ class Leadership:
             logger.info("elected", extra={"leader": f"{self._name}@{self._host}", "term": term})
         return term
 
-    def outage(self) -> None:
+    def begin_anew(self) -> None:
         """Begin the watch anew after an outage of Redis: the leader could not move its counter either."""
         with self._lock:
             self._seen = None
@@ -157,7 +157,7 @@ class LeadershipThread:
         try:
             self._leadership.tend()
         except LedgerError as exc:
-            self._leadership.outage()
+            self._leadership.begin_anew()
             self._outage.failed(exc)
         else:
             self._outage.over()

@@ -94,7 +94,7 @@ class Loop:
         self._stopping = threading.Event()
         self._term: int | None = None
         self._outages = 0
-        self._rung: set[str] = set()
+        self._hints: set[str] = set()
         self._next_poll = self._next_sweep = 0.0
         self._interval = pace.busy_seconds
         self._claimed_at = float("-inf")
@@ -124,7 +124,7 @@ class Loop:
             wait = self.round()
             if self._done():
                 break
-            self._rung |= self._inbox.wait(wait, self._pace.gather_seconds)
+            self._hints |= self._inbox.wait(wait, self._pace.gather_seconds)
         self.finish()
 
     def _done(self) -> bool:
@@ -136,7 +136,7 @@ class Loop:
         term = self._leadership.term
         if term is None:
             self._term = None
-            self._rung.clear()
+            self._hints.clear()
             return self._pace.glance_seconds
         try:
             wait = self._lead(term)
@@ -196,7 +196,7 @@ class Loop:
         self._was_open = is_open
         if is_open and (self._reconciler.tend(term, self._claims.live(), rows) or not was_open):
             # runs that were handed back, now or by the sweep before the gate opened, are due at the API again
-            self._rung.add("due")
+            self._hints.add("due")
         self._progressed()
         self._poll(term, rows, plan, is_open=is_open)
         self._progressed()
@@ -225,23 +225,23 @@ class Loop:
         published = (
             self._claim(term, rows, live) if is_open and self.listing.age_seconds <= self._pace.fresh_seconds else 0
         )
-        if FREED in self._rung and not listed:
+        if FREED in self._hints and not listed:
             # the freed slot was answered from the listing at hand; runs that are newer at the API are looked for soon
-            self._rung.discard(FREED)
+            self._hints.discard(FREED)
             self._next_poll = min(self._next_poll, self._clock.monotonic() + self._pace.busy_seconds)
         if not listed and not published:
             return
         self._roster.note_due(term, self.listing.due(self._server_now()))
         if listed:
             self._next_poll = self._clock.monotonic() + self._pause(claimed=published > 0)
-            self._rung.clear()
+            self._hints.clear()
 
     def _pause(self, *, claimed: bool) -> float:
         """Seconds until the next listing: `busy_seconds` while something happens, up to `idle_seconds` else."""
         now = self._clock.monotonic()
         if claimed:
             self._claimed_at = now
-        if claimed or self._rung:
+        if claimed or self._hints:
             self._interval = self._pace.busy_seconds
         elif now - self._claimed_at >= self._pace.linger_seconds:
             self._interval = min(self._interval * 2, self._pace.idle_seconds)
@@ -251,11 +251,11 @@ class Loop:
         age = self.listing.age_seconds
         if age < self._pace.gap_seconds:
             return False
-        if self.api_outage.away or self._clock.monotonic() >= self._next_poll or self._rung & POKES:
+        if self.api_outage.away or self._clock.monotonic() >= self._next_poll or self._hints & POKES:
             return True
         if age <= self._pace.fresh_seconds:
             return False
-        return FREED in self._rung or (is_open and bool(self._chosen(rows, live)))
+        return FREED in self._hints or (is_open and bool(self._chosen(rows, live)))
 
     def _chosen(self, rows: Sequence[Row], live: Sequence[Claim]) -> list[FlowRun]:
         claimed = {claim.run_id for claim in live}
@@ -293,7 +293,7 @@ class Loop:
     def _wait_seconds(self) -> float:
         now = self._clock.monotonic()
         waits = [self._pace.glance_seconds, self._next_poll - now]
-        if self._rung:
+        if self._hints:
             waits.append(self._pace.gap_seconds - self.listing.age_seconds)
         next_due = self.listing.next_due(self._server_now(), self._lead_seconds)
         if next_due is not None:

@@ -22,7 +22,7 @@ class PollerMetrics:
             "flowfleet_runs_handed_back", "Runs given back to the API", ["reason"], registry=self.registry
         )
         self.lapsed = Counter("flowfleet_leases_lapsed", "Workers whose renewals have stopped", registry=self.registry)
-        self.echoed = Counter(
+        self.reinstated = Counter(
             "flowfleet_runs_echoed",
             "Runs that the API had put back to Scheduled while they ran, and whose state was written again",
             registry=self.registry,

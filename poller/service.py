@@ -68,7 +68,7 @@ class PollerService:
             host=settings.host,
             nonce=uuid.uuid4().hex,
             lease=settings.lease,
-            patience_seconds=settings.leader_seconds,
+            leader_seconds=settings.leader_seconds,
             clock=CLOCK.monotonic,
         )
         self.presence = Presence(
@@ -79,15 +79,15 @@ class PollerService:
         self._leadership_thread = LeadershipThread(
             self.leadership,
             outage=self.loop.redis_outage,
-            changed=lambda: parts.inbox.ring("term"),
+            changed=lambda: parts.inbox.put("term"),
             working=self.health.working,
         )
 
     def _loop(self) -> Loop:
         parts = self._parts
         settings, api, ledger = parts.settings, parts.api, parts.ledger
-        claimer, reconciler = self._hands()
-        sweep, gatekeeper = self._eyes()
+        claimer, reconciler = self._claimer_and_reconciler()
+        sweep, gatekeeper = self._sweep_and_gatekeeper()
         return Loop(
             api=api,
             claims=ledger.claims,
@@ -115,7 +115,7 @@ class PollerService:
             tidy=return_free_memory,
         )
 
-    def _hands(self) -> tuple[Claimer, Reconciler]:
+    def _claimer_and_reconciler(self) -> tuple[Claimer, Reconciler]:
         """The parts that move claims."""
         parts = self._parts
         settings, ledger = parts.settings, parts.ledger
@@ -143,7 +143,7 @@ class PollerService:
         )
         return claimer, reconciler
 
-    def _eyes(self) -> tuple[Sweep, Gatekeeper]:
+    def _sweep_and_gatekeeper(self) -> tuple[Sweep, Gatekeeper]:
         """The parts that compare the ledger with the API."""
         parts = self._parts
         lease = parts.settings.lease
@@ -167,11 +167,11 @@ class PollerService:
     def new_key(self) -> None:
         """Ask the API now, since other credentials are in use."""
         self.loop.hurry()
-        self._parts.inbox.ring("poke")
+        self._parts.inbox.put("poke")
 
     def poke(self) -> None:
         """Poll now; the hint also goes to the fleet, so that the leader polls if this poller does not lead."""
-        self._parts.inbox.ring("poke")
+        self._parts.inbox.put("poke")
         try:
             self._parts.ledger.hints.publish("poke", "")
         except LedgerError as exc:
@@ -187,7 +187,7 @@ class PollerService:
         )
         metrics.registry.register(LedgerCollector(lambda: take(ledger), lambda: self.leadership.term is not None))
         startup_page.show(handlers(self.health, metrics, self.poke))
-        subscription = ledger.hints.listen(lambda kind, _: inbox.ring(kind))
+        subscription = ledger.hints.listen(lambda kind, _: inbox.put(kind))
         self._leadership_thread.start()
         return_free_memory()
         names = {"identity": settings.identity, "fleet": settings.fleet, "pid": os.getpid()}

@@ -49,7 +49,7 @@ class PollerShutdown:
         self.asked = True
         for action in self._then:
             action()
-        self._inbox.ring("stop")
+        self._inbox.put("stop")
         self._event.set()
 
     def _cut_short(self) -> None:

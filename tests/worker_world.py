@@ -142,8 +142,8 @@ class WorkerWorld:
     def stop(self) -> int:
         """An orderly stop; the exit code."""
         assert self.service is not None
-        if self.service.stopping.number is None:
-            self.service.stopping.request()
+        if self.service.stop_signals.first_signal is None:
+            self.service.stop_signals.request()
         self.wait_ended()
         self.service.to_api.close()
         self.service.to_ledger.close()

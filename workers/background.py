@@ -14,7 +14,7 @@ from flowfleet.retry import OutageLog, backoff
 
 logger = logging.getLogger(__name__)
 
-Job = Callable[[], None]
+BackgroundJob = Callable[[], None]
 
 #: seconds until a refused key is tried again: most servers count refusals
 KEY_SECONDS = 60.0
@@ -30,7 +30,7 @@ class BackgroundJobs:
         self._clock = clock
         self._outage = OutageLog(neighbour, logger, clock)
         self._changed = threading.Condition()
-        self._jobs: list[tuple[float, int, int, Job]] = []
+        self._jobs: list[tuple[float, int, int, BackgroundJob]] = []
         self._order = itertools.count()
         self._busy = False
         self._closed = False
@@ -40,11 +40,11 @@ class BackgroundJobs:
         """Start the thread."""
         self._thread.start()
 
-    def post(self, job: Job, *, after: float = 0.0) -> None:
+    def post(self, job: BackgroundJob, *, after: float = 0.0) -> None:
         """Do the job in `after` seconds."""
         self._push(self._clock() + after, 0, job)
 
-    def _push(self, when: float, tries: int, job: Job) -> None:
+    def _push(self, when: float, tries: int, job: BackgroundJob) -> None:
         with self._changed:
             heapq.heappush(self._jobs, (when, next(self._order), tries, job))
             self._changed.notify_all()
@@ -98,7 +98,7 @@ class BackgroundJobs:
                     self._busy = False
                     self._changed.notify_all()
 
-    def _next(self) -> tuple[int, Job] | None:
+    def _next(self) -> tuple[int, BackgroundJob] | None:
         with self._changed:
             while not self._closed:
                 now = self._clock()
@@ -109,7 +109,7 @@ class BackgroundJobs:
                 self._changed.wait(self._jobs[0][0] - now if self._jobs else None)
         return None
 
-    def _do(self, tries: int, job: Job) -> None:
+    def _do(self, tries: int, job: BackgroundJob) -> None:
         try:
             job()
         except (ApiUnavailable, LedgerError) as exc:

@@ -159,7 +159,7 @@ def serve(settings: WorkerSettings, environ: Mapping[str, str], host_program: Ho
     subscription = ledger.hints.listen(partial(_heard, service))
     host_program.leave_with(partial(_leave_nothing, service, subscription))
     host_program.begun(service)
-    service.stopping.install()
+    service.stop_signals.install()
     startup_page.show(worker_page.handlers(service.health))
     return service.run()
 
@@ -195,7 +195,7 @@ def _enter(
         fitted = agent_config.applied(connector.defaults(settings), api)
         entered.append((connector.client_for(fitted), fitted))
 
-    sign_on.patiently(ask, "the Prefect API", wait=wait)
+    sign_on.until_answered(ask, "the Prefect API", wait=wait)
     tell_unused(settings, entered[0][0].backend)
     return entered[0]
 
@@ -243,8 +243,8 @@ def _row(settings: WorkerSettings, api: ApiClient, nonce: str, *, wait: Callable
         deploy=settings.deploy,
     )
     resolved: list[Offer] = []
-    sign_on.patiently(api.probe, "the Prefect API", wait=wait)
-    sign_on.patiently(lambda: resolved.append(api.resolve(offered, create=True)), "the Prefect API", wait=wait)
+    sign_on.until_answered(api.probe, "the Prefect API", wait=wait)
+    sign_on.until_answered(lambda: resolved.append(api.resolve(offered, create=True)), "the Prefect API", wait=wait)
     return Row(
         worker=settings.identity,
         nonce=nonce,
@@ -258,7 +258,7 @@ def _row(settings: WorkerSettings, api: ApiClient, nonce: str, *, wait: Callable
 
 
 def _sign_on(ledger: Ledger, row: Row, state: StateFolder, host: Host, api: ApiClient) -> None:
-    sign_on.patiently(lambda: _prove_and_sign_on(ledger, row, state, host), "Redis")
+    sign_on.until_answered(lambda: _prove_and_sign_on(ledger, row, state, host), "Redis")
     state.remember(boot_id=host.boot_id, nonce=row.nonce, fleet=ledger.store.fleet, api=api.address, worker=row.worker)
     serves: Mapping[str, object] = (
         {"labels": sorted(row.offer.labels)} if api.backend == "prefect1" else {"pools": ", ".join(row.offer.pools)}

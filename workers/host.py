@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 _MACHINE_ID_FILES = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
 #: the process namespace that Linux begins with; its number is fixed in the kernel
-HOST_PROCESSES = "pid:[4026531836]"
+HOST_PID_NAMESPACE = "pid:[4026531836]"
 #: names of the first process of a whole system
 INITS = ("systemd", "init")
 #: the highest soft limit that we set: some libraries still walk all descriptors that may be open, and a hard limit
@@ -95,7 +95,7 @@ def _own_process_namespace(proc: Path) -> bool:
         first = (proc / "1/comm").read_text().strip()
     except OSError:
         return False  # not Linux, or /proc does not tell
-    return space != HOST_PROCESSES and first not in INITS
+    return space != HOST_PID_NAMESPACE and first not in INITS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -82,7 +82,7 @@ class WorkerService:
         self.to_api = BackgroundJobs("the Prefect API")
         self.supervisor = Supervisor(self.attempts, self._run_ended, run_timeout=settings.run_timeout)
         self.slots = Slots(settings.slots, self, on_arrival=self._arrived)
-        self.stopping = StopSignals(self.slots, self.attempts, leave=parts.leave, guarded=parts.mode == "detach")
+        self.stop_signals = StopSignals(self.slots, self.attempts, leave=parts.leave, guarded=parts.mode == "detach")
         self.output = OutputFollower() if settings.show_flow_logs else None
         self.pruner = Pruner(
             parts.state,
@@ -115,7 +115,7 @@ class WorkerService:
             deployer=parts.deployer,
             to_ledger=self.to_ledger,
             to_api=self.to_api,
-            stopping=self.stopping,
+            stop_signals=self.stop_signals,
         )
 
     def _shared(self) -> dict[str, Any]:
@@ -226,7 +226,7 @@ class WorkerService:
     # -- what the parts tell each other
 
     def _changed(self) -> None:
-        self.slots.wakeup.ring()
+        self.slots.wakeup.wake()
 
     def _arrived(self, sent_at: float) -> None:
         self.metrics.queue_wait.observe(max(0.0, time.time() - sent_at))
@@ -261,12 +261,12 @@ class WorkerService:
             self.metrics.duration.observe(max(0.0, attempt.exit.ended_at - attempt.exit.started_at))
 
     def _answered(self) -> None:
-        self.slots.wakeup.ring()
+        self.slots.wakeup.wake()
         empty = not self.attempts.all() and self.slots.in_use() == 0
         if self.ledger_view.wanted == "draining" and empty and self.ledger_view.ready:
             logger.info("drained, this worker ends", extra={"worker": self._parts.row.worker})
-            if self.stopping.number is None:
-                self.stopping.request()
+            if self.stop_signals.first_signal is None:
+                self.stop_signals.request()
 
     # -- life
 
@@ -282,7 +282,7 @@ class WorkerService:
         self.pruner.start()
         self.ledger_view.ready = True
         code = self._serve()
-        self.shutdown.say()
+        self.shutdown.run()
         return code
 
     def _takeover(self) -> Takeover:

@@ -195,20 +195,20 @@ class _Life:
 
     def _attend(self, service: WorkerService, poller: PollerProcess) -> None:
         code = poller.wait()
-        if self._over.is_set() or service.stopping.number is not None:
+        if self._over.is_set() or service.stop_signals.first_signal is not None:
             return
         if code == 0 and self._agent.max_polls is not None:
             self._await_starts(service)
         else:
             self._failure = AgentEnded(f"The poller of {type(self._agent).__name__} has ended with code {code}.")
-        service.stopping.request()
+        service.stop_signals.request()
 
     def _await_starts(self, service: WorkerService) -> None:
         """Until everything that the last poll has claimed is started."""
         ledger = ledgers.connect(self._settings.redis, self._settings.fleet)
         until = time.monotonic() + LAST_STARTS_SECONDS
         try:
-            while time.monotonic() < until and service.stopping.number is None:
+            while time.monotonic() < until and service.stop_signals.first_signal is None:
                 with contextlib.suppress(LedgerError):
                     if not any(claim.state in _BEFORE_START for claim in ledger.claims.live()):
                         return

@@ -83,7 +83,7 @@ def test_wait_mode_waits_for_the_runs(world, tmp_path):
     service = world.start(mode="wait")
     message = world.submit(waiting_code(tmp_path / "gate", 4))
     world.wait_state(message, "running")
-    service.stopping.request()
+    service.stop_signals.request()
     stays(world._thread.is_alive, 0.7, "the worker waits")
     (tmp_path / "gate").touch()
     assert world.stop() == 0
@@ -100,7 +100,7 @@ def test_a_stopping_worker_serves_no_route_while_it_renews_what_it_still_has(wor
     world.wait_state(message, "running")
     log = world.state.runs.get(message.run_id, message.claim).log
     until(lambda: log.read_text() == "on\n", 5, "the run to take no TERM")
-    service.stopping.request()
+    service.stop_signals.request()
     until(lambda: world._row().routes == (), 5, "the roster to show no route")
     beat = world._row().beat
     service.heartbeat.nudge()

@@ -412,7 +412,7 @@ class World:
             host="a",
             nonce=uuid.uuid4().hex,
             lease=Lease(),
-            patience_seconds=15.0,
+            leader_seconds=15.0,
             clock=monotonic,
         )
         self.claimer = Claimer(
@@ -492,8 +492,8 @@ class World:
             if not self.gate.away:
                 self.leadership.tend()
             wait = self.loop.round()
-            self.loop._rung |= self.wait(min(wait, until - self.time.now + 1e-6))
+            self.loop._hints |= self.wait(min(wait, until - self.time.now + 1e-6))
 
     def ring(self, kind: str) -> None:
         """A hint arrives now."""
-        self.loop._rung.add(kind)
+        self.loop._hints.add(kind)

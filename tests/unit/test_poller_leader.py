@@ -11,7 +11,7 @@ from tests.waiting import until
 
 def candidate(gate, time, name="a"):
     return Leadership(
-        gate, name=name, host="h", nonce=name, lease=Lease(), patience_seconds=15.0, clock=time.clock.monotonic
+        gate, name=name, host="h", nonce=name, lease=Lease(), leader_seconds=15.0, clock=time.clock.monotonic
     )
 
 
@@ -61,7 +61,7 @@ def test_an_outage_begins_the_watch_anew():
     first.tend()
     second.tend()
     time.now += 14
-    second.outage()
+    second.begin_anew()
     time.now += 5
 
     assert second.tend() is None

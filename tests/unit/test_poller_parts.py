@@ -237,7 +237,7 @@ def test_an_api_that_asks_for_patience_gets_it_within_reason(asked, waits):
 def test_rings_that_come_together_wake_once():
     inbox = HintsInbox()
     for kind in ("freed", "freed", "poke"):
-        inbox.ring(kind)
+        inbox.put(kind)
 
     assert inbox.wait(5, 0.01) == {"freed", "poke"}
     assert inbox.wait(0) == frozenset()
@@ -245,7 +245,7 @@ def test_rings_that_come_together_wake_once():
 
 def test_the_bell_can_be_rung_by_a_signal_handler_while_it_is_waited_for():
     inbox = HintsInbox()
-    before = signal.signal(signal.SIGALRM, lambda *_: inbox.ring("stop"))
+    before = signal.signal(signal.SIGALRM, lambda *_: inbox.put("stop"))
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.05)
         began = time.monotonic()

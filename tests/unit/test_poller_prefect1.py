@@ -75,7 +75,7 @@ def test_a_label_set_that_is_new_is_claimed_when_a_worker_has_subscribed_and_not
     assert route("x", "y") in world.roster.listing
 
     while not claimed(world):
-        world.loop._rung |= world.wait(2.0)
+        world.loop._hints |= world.wait(2.0)
         world.loop.round()
 
     assert world.time.now - begun < 0.1  # the time of the hints alone

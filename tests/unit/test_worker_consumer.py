@@ -11,7 +11,7 @@ from celery.worker import state as celery_state
 from celery.worker.consumer import Consumer
 
 from flowfleet.errors import BadMessage, FleetError
-from workers.lifecycle.consumer import Slots, Wakeup, check, guard, require_hooks
+from workers.lifecycle.consumer import Slots, Wakeup, check_message, guard_read, require_hooks
 
 
 class FakeRoom:
@@ -66,9 +66,9 @@ def test_a_worker_that_stops_or_does_not_accept_fetches_nothing():
 def test_the_bell_rings_once_for_many_rings_and_never_blocks():
     wakeup = Wakeup()
     for _ in range(100_000):
-        wakeup.ring()
+        wakeup.wake()
     assert select.select([wakeup], [], [], 0)[0]
-    wakeup.answer()
+    wakeup.clear()
     assert not select.select([wakeup], [], [], 0)[0]
 
 
@@ -87,7 +87,7 @@ def message(**changes):
 
 def test_a_good_message_passes():
     parts = message()
-    assert check(**parts).task_id == parts["headers"]["id"]
+    assert check_message(**parts).task_id == parts["headers"]["id"]
 
 
 @pytest.mark.parametrize(
@@ -111,17 +111,17 @@ def test_a_good_message_passes():
 )
 def test_everything_else_is_refused(changes):
     with pytest.raises(BadMessage):
-        check(**message(**changes))
+        check_message(**message(**changes))
 
 
 @pytest.mark.parametrize("limit", [5, [5, None], [None, 5], [], 0, "x"])
 def test_a_time_limit_is_refused_and_none_passes(limit):
     parts = message()
     parts["headers"]["timelimit"] = [None, None]
-    check(**parts)
+    check_message(**parts)
     parts["headers"]["timelimit"] = limit
     with pytest.raises(BadMessage, match="time limit"):
-        check(**parts)
+        check_message(**parts)
 
 
 class ListeningRoom(FakeRoom):
@@ -187,5 +187,5 @@ def test_a_celery_without_the_hooks_is_refused_by_name(monkeypatch):
 @pytest.mark.parametrize("item", [b"[" * 3000, b"7x", b"\xff"])
 def test_what_is_no_json_is_refused_and_ends_no_worker(item):
     said = []
-    assert guard(lambda **_: json.loads(item), said.append)() is True
+    assert guard_read(lambda **_: json.loads(item), said.append)() is True
     assert len(said) == 1

@@ -50,10 +50,10 @@ class FakeSupervisor(Part):
         self.attempts.remove(key)
 
 
-class FakeStopping:
-    number = 15
+class FakeStopSignals:
+    first_signal = 15
 
-    def done(self):
+    def finished(self):
         pass
 
 
@@ -75,7 +75,7 @@ class World:
             **{name: Part(self.said, name) for name in ("heartbeat", "pruner", "output", "roster", "deployer")},
             to_ledger=Part(self.said, "to_ledger"),
             to_api=Part(self.said, "to_api"),
-            stopping=FakeStopping(),
+            stop_signals=FakeStopSignals(),
             clock=lambda: self.now,
             wait=self.wait,
         )
@@ -112,7 +112,7 @@ def test_a_stop_that_leaves_runs_tells_by_what_there_is_how_to_end_them(tmp_path
     world = World("detach", tmp_path)
     world.add("r1", State.RUNNING)
     with caplog.at_level(logging.INFO):
-        world.shutdown.say()
+        world.shutdown.run()
 
     (record,) = [record for record in caplog.records if record.name == "workers.lifecycle.shutdown"]
     assert record.runs == "the r1 (r1)"
@@ -125,7 +125,7 @@ def test_a_stop_that_leaves_runs_tells_by_what_there_is_how_to_end_them(tmp_path
 
 def test_what_runs_have_printed_is_copied_to_the_end_after_the_last_run_is_seen(tmp_path):
     world = World("detach", tmp_path)
-    world.shutdown.say()
+    world.shutdown.run()
 
     assert world.said.index("output closed") > world.said.index("supervisor closed")
 
@@ -135,7 +135,7 @@ def test_a_run_that_begins_while_the_runs_are_being_ended_is_ended_too(tmp_path,
     world = World(mode, tmp_path)
     first, late = world.add("r1", State.RUNNING), world.add("r2", State.STARTING)
     world.later[5.5] = lambda: world.begin_running(late)
-    world.shutdown.say()
+    world.shutdown.run()
 
     assert world.supervisor.stopped == [first, late]
     assert world.attempts.all() == []
@@ -147,7 +147,7 @@ def test_a_stop_that_takes_time_says_so_at_once(tmp_path, caplog, mode, word):
     world = World(mode, tmp_path)
     world.add("r1", State.RUNNING)
     with caplog.at_level(logging.INFO):
-        world.shutdown.say()
+        world.shutdown.run()
 
     first = next(record for record in caplog.records if record.name == "workers.lifecycle.shutdown")
     assert word in first.message

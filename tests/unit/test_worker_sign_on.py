@@ -10,7 +10,7 @@ from flowfleet.errors import ApiUnavailable, KeyRefused, LedgerUnavailable, Sett
 from flowfleet.settings.classes import WorkerSettings
 from tests.ledger_world import row
 from workers.host import Host
-from workers.lifecycle.sign_on import NameTaken, open_state, patiently, predecessor, sign_on
+from workers.lifecycle.sign_on import NameTaken, open_state, predecessor, sign_on, until_answered
 from workers.state.run_folders import state_root
 
 HOST = Host(name="h", machine_id="m" * 32, boot_id="boot-1", pid_ns=1)
@@ -146,7 +146,7 @@ def test_an_absent_neighbour_is_waited_for():
         if answer is not None:
             raise answer
 
-    patiently(ask, "Redis", wait=clock.sleep)
+    until_answered(ask, "Redis", wait=clock.sleep)
     assert clock.now == 4.0
 
 
@@ -159,5 +159,5 @@ def test_a_refused_key_is_shown_to_the_api_only_once_a_minute():
         if answer is not None:
             raise answer
 
-    patiently(ask, "the Prefect API", wait=clock.sleep)
+    until_answered(ask, "the Prefect API", wait=clock.sleep)
     assert clock.now == 62.0

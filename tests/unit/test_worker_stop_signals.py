@@ -8,7 +8,7 @@ from celery.worker import state as celery_state
 from tests.unit.test_worker_consumer import FakeRoom
 from tests.waiting import stays, until
 from workers.host import runs_in_container
-from workers.lifecycle import stop_signals as stopping_module
+from workers.lifecycle import stop_signals as stop_signals_module
 from workers.lifecycle.consumer import Slots
 from workers.lifecycle.shutdown import wait_for_runs
 from workers.lifecycle.stop_signals import StopSignals, resolve_mode
@@ -72,36 +72,36 @@ def made(left):
 
 def test_the_first_request_stops_in_order_and_the_second_hurries():
     left = []
-    stopping = made(left)
-    stopping.request(15)
+    stop_signals = made(left)
+    stop_signals.request(15)
     assert celery_state.should_stop == 0
-    assert stopping.slots.stopping
-    assert stopping.attempts.closed
+    assert stop_signals.slots.stopping
+    assert stop_signals.attempts.closed
     assert left == []
-    stopping.request(2)
+    stop_signals.request(2)
     assert left == [130]
 
 
 def test_a_stop_that_hangs_is_ended_by_the_watchdog_and_one_that_is_done_is_not(monkeypatch):
-    monkeypatch.setattr(stopping_module, "WATCHDOG_SECONDS", 0.05)
+    monkeypatch.setattr(stop_signals_module, "WATCHDOG_SECONDS", 0.05)
     left, quick = [], []
     for seconds_left, is_done in ((left, False), (quick, True)):
-        stopping = made(seconds_left)
+        stop_signals = made(seconds_left)
         if is_done:
-            stopping.done()
-        stopping.watch()
-        stopping.request(15)
+            stop_signals.finished()
+        stop_signals.watch()
+        stop_signals.request(15)
     until(lambda: left == [0], 5, "the watchdog")
     assert quick == []
 
 
 def test_only_a_stop_that_leaves_its_runs_is_watched(monkeypatch):
-    monkeypatch.setattr(stopping_module, "WATCHDOG_SECONDS", 0.05)
+    monkeypatch.setattr(stop_signals_module, "WATCHDOG_SECONDS", 0.05)
     left, watched = [], []
     for seconds_left, guarded in ((left, False), (watched, True)):
-        stopping = StopSignals(Slots(1, FakeRoom()), Attempts(), leave=seconds_left.append, guarded=guarded)
-        stopping.watch()
-        stopping.request(15)
+        stop_signals = StopSignals(Slots(1, FakeRoom()), Attempts(), leave=seconds_left.append, guarded=guarded)
+        stop_signals.watch()
+        stop_signals.request(15)
     until(lambda: watched == [0], 5, "the watchdog of the other")
     stays(lambda: left == [], 0.3, "a stop that waits for its runs to be left alone")
 

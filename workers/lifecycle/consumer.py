@@ -87,12 +87,12 @@ class Wakeup:
         """The descriptor that turns readable when somebody wakes the loop."""
         return self._reader
 
-    def ring(self) -> None:
+    def wake(self) -> None:
         """Wake the loop; safe in a signal handler."""
         with contextlib.suppress(BlockingIOError):  # the pipe is full of wakes that the loop has not read yet
             os.write(self._writer, b"!")
 
-    def answer(self) -> None:
+    def clear(self) -> None:
         """Empty the pipe: every wake so far is answered."""
         with contextlib.suppress(BlockingIOError):
             while os.read(self._reader, 4096):
@@ -143,7 +143,7 @@ class Slots:
         # the method of the class, below Celery's own override on the instance, which would count requests only
         original = type(qos).can_consume.__get__(qos)
         qos.can_consume = lambda: self.has_room() and bool(original())
-        guarded = guard(channel._brpop_read, self.room.refused)  # noqa: SLF001 - kombu has no other place
+        guarded = guard_read(channel._brpop_read, self.room.refused)  # noqa: SLF001 - kombu has no other place
         channel._brpop_read = guarded  # noqa: SLF001 - closing a channel reads once more by this name
         channel.handlers["BRPOP"] = guarded
         if not hasattr(consumer, "flowfleet_handler"):
@@ -154,7 +154,7 @@ class Slots:
         consumer.hub.add_reader(self.wakeup.fileno(), self._on_wakeup, consumer)
 
     def _on_wakeup(self, consumer: Any) -> None:
-        self.wakeup.answer()
+        self.wakeup.clear()
         if self.stopping:
             self.room.serving(frozenset())
         else:
@@ -176,7 +176,9 @@ class Slots:
             if self.stopping:
                 return None  # not acknowledged: the channel puts it back into its queue as it closes
             try:
-                task_id = check(message.headers, message.body, message.content_type, message.content_encoding).task_id
+                task_id = check_message(
+                    message.headers, message.body, message.content_type, message.content_encoding
+                ).task_id
             except BadMessage as exc:
                 self._refuse(message, str(exc))
                 return None
@@ -207,7 +209,7 @@ def consumer_errors() -> tuple[type[BaseException], ...]:
     return (*redis_transport.Transport.connection_errors, *redis_transport.Transport.channel_errors)
 
 
-def guard(read: Callable[..., Any], refused: Callable[[str], None]) -> Callable[..., Any]:
+def guard_read(read: Callable[..., Any], refused: Callable[[str], None]) -> Callable[..., Any]:
     """Wrap kombu's read, so that an item that is no message is refused and does not end the worker."""
 
     def guarded(**options: Any) -> Any:
@@ -221,7 +223,7 @@ def guard(read: Callable[..., Any], refused: Callable[[str], None]) -> Callable[
     return guarded
 
 
-def check(headers: Any, body: Any, content_type: Any, content_encoding: Any) -> Message:
+def check_message(headers: Any, body: Any, content_type: Any, content_encoding: Any) -> Message:
     """Check a message and return its content; raises `BadMessage` unless it is of the one kind that workers take."""
     if not isinstance(headers, Mapping) or headers.get("task") != TASK_NAME:
         raise BadMessage("not a message for this task")

@@ -48,16 +48,16 @@ class WorkerShutdown:
     deployer: Deployer
     to_ledger: BackgroundJobs
     to_api: BackgroundJobs
-    stopping: StopSignals
+    stop_signals: StopSignals
     clock: Callable[[], float] = time.monotonic
     wait: Callable[[float], None] = time.sleep
 
-    def say(self) -> None:
+    def run(self) -> None:
         """Stop the worker: let no run begin any more, end or leave the runs, and sign off."""
         self.attempts.close()
         self.heartbeat.nudge()  # from here on nothing is claimed for this worker
         # Celery may also end by itself: then nobody has asked for the end of any run
-        mode = self.mode if self.stopping.number is not None else "detach"
+        mode = self.mode if self.stop_signals.first_signal is not None else "detach"
         if mode == "detach":
             self.to_api.hurry()
             # a hand-back goes from the ledger to the API and back
@@ -66,7 +66,7 @@ class WorkerShutdown:
         else:
             self._end_runs(mode)
         self._sign_off()
-        self.stopping.done()
+        self.stop_signals.finished()
 
     def _end_runs(self, mode: str) -> None:
         if self.attempts.all():

@@ -56,7 +56,7 @@ def open_state(
             ) from exc
 
 
-def patiently(
+def until_answered(
     ask: Callable[[], object],
     neighbour: str,
     *,
@@ -97,14 +97,14 @@ def sign_on(
                 "a worker of this name has not signed off, watching it for a sign of life",
                 extra={"worker": row.worker, "seconds": watch_seconds},
             )
-            if moves(roster, other, watch_seconds, clock, wait):
+            if gives_sign_of_life(roster, other, watch_seconds, clock, wait):
                 raise NameTaken(
                     f"another worker named {row.worker} is alive in this fleet, give this one another --name"
                 )
         other = roster.sign_on(row, over=other)
 
 
-def moves(
+def gives_sign_of_life(
     roster: Roster, other: Row, seconds: float, clock: Callable[[], float], wait: Callable[[float], None]
 ) -> bool:
     """Whether the worker of the row `other` gives a sign of life within `seconds`."""
@@ -137,7 +137,7 @@ def predecessor(state: StateFolder, host: Host) -> str | None:
 
 def check_ledger(ledger: Ledger) -> None:
     """Wait until Redis answers; `LedgerUnusable` passes through, since waiting does not cure it."""
-    patiently(ledger.check, "Redis")
+    until_answered(ledger.check, "Redis")
 
 
 def dead_predecessor(
@@ -166,7 +166,7 @@ def dead_predecessor(
             "the state folder was last used under another boot, watching its worker for a sign of life",
             extra={"worker": row.worker, "seconds": watch_seconds},
         )
-        if moves(roster, row, watch_seconds, clock, wait):
+        if gives_sign_of_life(roster, row, watch_seconds, clock, wait):
             raise NameTaken(
                 f"The state folder {state.path} belongs to the worker {row.worker}, which is alive under another boot: "
                 "this machine is a clone of that one or shares its disk, so give this worker another --name "

@@ -52,7 +52,7 @@ class StopSignals:
     #: and has a limit of its own
     guarded: bool = True
     #: the number of the first signal that asked for the stop; None = nobody has
-    number: int | None = None
+    first_signal: int | None = None
     hurried: bool = False
     _pipe: tuple[int, int] = field(default_factory=os.pipe)
     _done: threading.Event = field(default_factory=threading.Event)
@@ -72,23 +72,23 @@ class StopSignals:
 
     def request(self, number: int = signal.SIGTERM) -> None:
         """Ask for the stop, as a signal or a drained worker does; a second request ends the process at once."""
-        if self.number is not None:
+        if self.first_signal is not None:
             self.hurried = True
             # nothing on disk needs us
             self.leave(128 + number)
             return
-        self.number = number
+        self.first_signal = number
         self.slots.stopping = True
         self.attempts.close()
         ask_to_stop()
-        self.slots.wakeup.ring()
+        self.slots.wakeup.wake()
         with contextlib.suppress(BlockingIOError):
             os.write(self._pipe[1], b"!")
 
     def _handle(self, number: int, _frame: Any) -> None:
         self.request(number)
 
-    def done(self) -> None:
+    def finished(self) -> None:
         """Tell the watchdog that the orderly stop has finished."""
         self._done.set()
 

@@ -25,7 +25,7 @@ from flowfleet.ledger.claims import Claims, Held, Refusal, State
 from workers.background import BackgroundJobs
 from workers.deployment import Deployer
 from workers.runs.hand_back import HandBack
-from workers.state.attempts import Attempt, Attempts, fitting, held_of, held_to_intent
+from workers.state.attempts import Attempt, Attempts, fit_handle, held_from_claim, held_to_intent
 from workers.state.run_folders import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -145,7 +145,7 @@ class Adoption:
         return True
 
     def _note_running(self, held: Held, handle: Mapping[str, Any]) -> None:
-        self.claims.run(held.run_id, held.claim, self.worker, dict(fitting(handle) or {}))
+        self.claims.run(held.run_id, held.claim, self.worker, dict(fit_handle(handle) or {}))
 
     def _held_by_ledger(self, folder: RunFolder) -> Held | None:
         # the worker may have been killed between the move to `taken` and the note of the claim's facts
@@ -156,7 +156,7 @@ class Adoption:
             return None
         if claim is None or claim.claim != folder.claim or claim.worker != self.worker:
             return None
-        held = held_of(claim, State.TAKEN)
+        held = held_from_claim(claim, State.TAKEN)
         folder.note(**held_to_intent(held))
         return held
 

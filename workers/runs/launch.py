@@ -24,7 +24,7 @@ from workers.reporting.run_log import RunLog
 from workers.runs.hand_back import HandBack
 from workers.runs.start_spec import StartSpecBuilder
 from workers.shim.syscalls import boot_clock
-from workers.state.attempts import Attempt, Attempts, fitting, held_of, held_to_intent
+from workers.state.attempts import Attempt, Attempts, fit_handle, held_from_claim, held_to_intent
 from workers.state.ledger_view import LedgerView
 from workers.state.run_folders import RunFolders
 
@@ -110,7 +110,7 @@ class Launch:
             folder.remove()
             return None
         self.failpoints.hit("take.after_move")
-        held = held_of(outcome.claim, State.TAKEN)
+        held = held_from_claim(outcome.claim, State.TAKEN)
         folder.note(**held_to_intent(held))
         attempt = Attempt(held=held, folder=folder)
         self.attempts.prove([attempt.key], sent)
@@ -220,7 +220,7 @@ class Launch:
 
     def _running(self, attempt: Attempt, started_run: StartedRun) -> None:
         held, whole = attempt.held, dict(started_run.handle)
-        handle = fitting(whole) or {}
+        handle = fit_handle(whole) or {}
         self.attempts.change(attempt.key, started_run=started_run)
         self.attempts.move(attempt.key, State.RUNNING, handle=handle)
         self.on_started(attempt.key)
@@ -265,7 +265,7 @@ class Launch:
                 folder.abandon("it was not taken")
                 folder.remove()
                 return
-            attempt = Attempt(held=held_of(claim, State.TAKEN), folder=folder)
+            attempt = Attempt(held=held_from_claim(claim, State.TAKEN), folder=folder)
         if attempt is not None and attempt.started_run is None and attempt.exit is None:
             self._return(attempt, f"an unexpected error on {self.worker}")
 

@@ -25,7 +25,7 @@ POLL_SECONDS = 1.0
 #: a run whose descriptor was readable and of which something still lives is polled this often
 GOING_SECONDS = 0.1
 #: a descriptor that was readable more often than this, without an end, is watched no more
-MOST_RINGS = 50
+MOST_WAKEUPS = 50
 
 #: called in the supervisor's thread with each ended attempt
 OnEnd = Callable[[Attempt], None]
@@ -156,7 +156,7 @@ class Supervisor:
             # the leader of the run's group is gone and something of the group is not: polled without a wakeup too
             self._ask_at[key] = self._clock() + GOING_SECONDS
             self._wakeups[key] = self._wakeups.get(key, 0) + 1
-            if self._wakeups[key] > MOST_RINGS:
+            if self._wakeups[key] > MOST_WAKEUPS:
                 self._unregister(key)  # a descriptor that stays readable would keep this thread spinning
         elif key not in self._registered or key in self._ask_at:
             self._ask_at[key] = self._clock() + (GOING_SECONDS if key in self._wakeups else POLL_SECONDS)

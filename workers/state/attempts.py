@@ -61,7 +61,7 @@ class Attempts:
         with self._lock:
             if self._closed and not attempt.adopted:
                 return False
-            held = dataclasses.replace(attempt.held, handle=fitting(attempt.held.handle))
+            held = dataclasses.replace(attempt.held, handle=fit_handle(attempt.held.handle))
             self._table[attempt.key] = dataclasses.replace(attempt, held=held)
             return True
 
@@ -99,7 +99,7 @@ class Attempts:
             if order.index(state) > order.index(held.state):
                 held = dataclasses.replace(held, state=state)
             if handle is not None:
-                held = dataclasses.replace(held, handle=fitting(handle))
+                held = dataclasses.replace(held, handle=fit_handle(handle))
             if exit_ is not None:
                 held = dataclasses.replace(held, exit=exit_.to_record())
             attempt = dataclasses.replace(attempt, held=held, exit=exit_ or attempt.exit)
@@ -147,7 +147,7 @@ class Attempts:
             return self._proofs.get(key)
 
 
-def fitting(handle: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+def fit_handle(handle: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     """The handle in a form that the ledger accepts: whole, or cut down to the few short fields that people look at.
 
     A handle that the ledger refused would let every renewal of this worker fail. Adoption reads the whole one on disk.
@@ -163,7 +163,7 @@ def fitting(handle: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     return {name: value if isinstance(value, int) else str(value)[:200] for name, value in known.items() if value}
 
 
-def held_of(claim: Claim, state: State) -> Held:
+def held_from_claim(claim: Claim, state: State) -> Held:
     """The claim as its worker holds it, made of the ledger's answer to a move; `state` is the worker's own."""
     return Held(
         run_id=claim.run_id,
