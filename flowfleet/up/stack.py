@@ -128,7 +128,7 @@ class Stack:
         return ours or "redis" not in self.settings.origins
 
     def _check_before(self, *, own_server: bool) -> None:
-        """Raise what is known to fail before anything is started."""
+        """Raise the errors that can be known before anything is started."""
         if own_server:
             prefect_server.prefect_command()
             if self.settings.port is not None:
@@ -254,7 +254,7 @@ class Stack:
         self.parts.clear()
 
     def _end_left_runs(self) -> None:
-        """Kill the runs that a killed or hurried worker has left, after the workers: none may outlive this `up`."""
+        """Kill the runs that killed or hurried workers have left, after all workers: no run may outlive this `up`."""
         count = leftover_runs.end_all(poller_and_workers.state_dir(self.folder), self.environ)
         if count:
             runs = "1 run" if count == 1 else f"{count} runs"
