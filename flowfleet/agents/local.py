@@ -87,7 +87,7 @@ class LocalAgent(Agent):
         the process is one of the worker's: watched, adopted, reported. After a call by hand nobody looks after the
         process, as in the reference. Raises `UnsupportedRun` (a ValueError) for a run that a process cannot run.
         """
-        from flowfleet.agents import start  # noqa: PLC0415 - Celery is heavy, and only a deployment needs it
+        from flowfleet.agents import start  # noqa: PLC0415 - Celery is heavy, and only the start of a run needs it
 
         return start.deploy(self, flow_run)
 
