@@ -1,6 +1,6 @@
 """Agent: the base class of Prefect 1's agents, with its documented arguments and methods.
 
-Each method says who calls it: "we" is `start`, "you" is a program that uses the class.
+Each method says who calls it: flowfleet itself, while `start` runs, or your program, which uses the class.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from flowfleet.settings.classes import WorkerSettings
 if TYPE_CHECKING:
     from workers.deployment import StartSpec
 
-#: runs are known so long before they are due, as the reference asks for them
+#: the reference asks for runs that are due within so many seconds
 _AHEAD_SECONDS = 10.0
 _MOST_RUNS = 25
 _NO_TENANT = "00000000-0000-0000-0000-000000000000"
@@ -35,8 +35,9 @@ _NO_TENANT = "00000000-0000-0000-0000-000000000000"
 class Agent:
     """Polls for flow runs of Prefect 1 and deploys them: subclass it and override `deploy_flow`.
 
-    The arguments of 2020 stand in their order; `agent_config_id` and every option of `worker start` (`redis`, `fleet`,
-    `slots`, `python`, `api`, `key`, `run_timeout`, …) go by keyword. What is not given is found as `worker start` does.
+    The arguments of Prefect's releases of 2020 keep their order; `agent_config_id` and every option of `worker start`
+    (`redis`, `fleet`, `slots`, `python`, `api`, `key`, `run_timeout`, …) are given by keyword. An argument that is not
+    given is looked for as `worker start` does.
     """
 
     def __init__(
@@ -69,32 +70,32 @@ class Agent:
         self._client: ApiClient | None = None
         self._seen: dict[str, FlowRun] = {}
 
-    # -- what the parts below need
+    # -- what the worker and the poller of this agent need
 
     @property
     def client(self) -> ApiClient:
-        """The Prefect API, as flowfleet speaks to it."""
+        """The client of the Prefect API, connected at first use."""
         if self._client is None:
             self._client = flowfleet.api.connect(self.settings(), os.environ)
         return self._client
 
     @property
     def deploy_kind(self) -> str:
-        """How it starts runs: "external" where `deploy_flow` is the user's own."""
+        """How this agent starts runs: "external" means by a `deploy_flow` that the user has written."""
         return "external"
 
     def become(self, api: ApiClient, settings: WorkerSettings) -> None:
-        """Be what the worker is, whose settings an agent config of the API may have changed."""
+        """Take over the worker's API client, and labels and variables that an agent config of the API has changed."""
         self._client = api
         if self.agent_config_id is not None:
             self.labels = list(settings.labels)
             self.env_vars = arguments.variables(settings.env)
 
     def given(self) -> dict[str, Any]:
-        """What this agent says to its worker and poller, by the keys of their options."""
+        """The options that this agent gives to its worker and poller, by option key."""
         said: dict[str, Any] = {
             "backend": "prefect1",
-            # one that was found is found again, with the form that it has at the API
+            # a name that was not given is left to the worker, which finds it again, in its form at the API
             "name": self.name if self.name != self._found_name else None,
             "label": sorted(set(self.labels)),
             "env": [f"{name}={value}" for name, value in self.env_vars.items() if value is not None],
@@ -102,9 +103,9 @@ class Agent:
             "agent-address": self.agent_address or None,
             "agent-config-id": self.agent_config_id,
             "cloud-logs": self.log_to_cloud,
-            "hostname-label": False,  # it is among the labels, where it shall be
+            "hostname-label": False,  # where wanted, the host's name is among the labels already
             "deploy": self.deploy_kind,
-            # what is deployed elsewhere outlives us in any case; waiting for it would end in giving it up
+            # a run deployed elsewhere outlives us in any case; waiting for its end would end in giving the run up
             "on-stop": "detach" if self.deploy_kind == "external" and "on-stop" not in self._options else None,
         }
         return {**self._options, **{key: value for key, value in said.items() if value is not None}}
@@ -114,7 +115,7 @@ class Agent:
         return arguments.worker_settings(self.given(), os.environ)
 
     def _mark(self) -> Mark:
-        # a deployment by hand is in no ledger: the leader of the fleet must not take it for a lost one of its own
+        # a run deployed by hand is in no ledger: the fleet's leader must not take it for a lost run of its own
         return Mark(fleet=f"{self.settings().fleet}.by-hand")
 
     # -- life
@@ -122,8 +123,9 @@ class Agent:
     def start(self, _loop_intervals: dict[int, float] | None = None) -> None:
         """Run flow runs until SIGINT, SIGTERM or `max_polls` polls: a poller beside, and a worker in this process.
 
-        You call it, in the main thread. It calls `setup`, `heartbeat`, `deploy_flow` where that is yours,
-        `on_flow_run_deploy_attempt` and `cleanup`. Runs that go on when it ends are adopted by the next start.
+        Your program calls this method, in the main thread. It calls `setup`, `heartbeat`, `deploy_flow` where you have
+        overridden it, `on_flow_run_deploy_attempt` and `cleanup`. Runs that go on when it ends are adopted by the next
+        start.
         """
         del _loop_intervals  # the poller paces itself
         if type(self).deploy_flow is Agent.deploy_flow:
@@ -133,25 +135,31 @@ class Agent:
         start.run(self)
 
     def setup(self) -> None:
-        """Call `on_startup`, then `agent_connect`. We call it; you may."""
+        """Call `on_startup`, then `agent_connect`. Flowfleet calls this method; your program may call it too."""
         self.on_startup()
         self.agent_connect()
 
     def cleanup(self) -> None:
-        """Call `on_shutdown`. We call it at every end; you may."""
+        """Call `on_shutdown`. Flowfleet calls this method at every end; your program may call it too."""
         self.on_shutdown()
 
     def on_startup(self) -> None:
-        """A hook for you, before anything is started. We call it."""
+        """A hook for you to override. Flowfleet calls it before anything is started."""
 
     def on_shutdown(self) -> None:
-        """A hook for you, when all parts have ended. We call it."""
+        """A hook for you to override. Flowfleet calls it when all parts have ended."""
 
     def heartbeat(self) -> None:
-        """A hook for you. We call it at once and each 60 s; what it raises is logged, and it is called again."""
+        """A hook for you to override. Flowfleet calls it at once, and then every `heartbeat_period` seconds (60).
+
+        An exception that the hook raises is logged, and the hook is called again.
+        """
 
     def agent_connect(self) -> None:
-        """Say what is started, and ask whether the API answers; one that does not is waited for. We call it."""
+        """Log what is started, and ask whether the API answers; later steps wait for an API that does not.
+
+        Flowfleet calls this method, by `setup`; your program may call it too.
+        """
         self.logger.info("agent starts", extra={"type": type(self).__name__, "labels": ", ".join(self.labels)})
         try:
             info = self.client.probe()
@@ -163,9 +171,9 @@ class Agent:
     # -- one run, by hand
 
     def query_flow_runs(self) -> list[FlowRunRecord]:
-        """Flow runs that this agent could deploy now or within ten seconds, the first due first. You may call it.
+        """Flow runs that this agent could deploy now or within ten seconds, the first due first.
 
-        We do not: the poller asks for all workers at once.
+        Your program may call this method. Flowfleet does not: the poller asks for all workers at once.
         """
         offer = Offer(backend="prefect1", labels=tuple(sorted(set(self.labels))), deploy=self.deploy_kind)
         offer = self.client.resolve(offer, create=False)
@@ -176,9 +184,10 @@ class Agent:
         return flow_run_records.fetch(self._graphql(), runs)
 
     def update_state(self, flow_run: Mapping[str, Any]) -> None:
-        """Mark a flow run and its due task runs as Submitted; raises `AlreadyClaimed`. You may call it.
+        """Mark a flow run and its due task runs as Submitted; raises `AlreadyClaimed` when the API refuses that.
 
-        We do not: the poller does it, with a claim in Redis.
+        Raises `ApiUnavailable` when it is not known whether the run is Submitted. Your program may call this method.
+        Flowfleet does not: the poller does the same, with a claim in Redis.
         """
         run = self._flow_run(flow_run)
         answer = self.client.claim([run], str(uuid.uuid4()), self._mark())[run.run_id]
@@ -190,16 +199,17 @@ class Agent:
     def deploy_flow(self, flow_run: FlowRunRecord) -> str:
         """Start a flow run somewhere, and say in a few words where: the extension point, for you to override.
 
-        We call it, in a thread, once for each flow run that this agent has claimed; the text stands in the run's log.
-        What it raises makes the run Failed. The run is then watched at the API, and holds a slot until it has ended
-        or `run_timeout` is over.
+        Flowfleet calls this method, in a thread, once for each flow run that this agent has claimed; your program may
+        call it too. The text stands in the run's log. An exception that the method raises makes the run Failed. The
+        run is then watched at the API, and holds a slot until it has ended or `run_timeout` is over.
         """
         raise NotImplementedError("override deploy_flow")
 
     def deploy_and_update_flow_run(self, flow_run: FlowRunRecord) -> None:
-        """`update_state`, `deploy_flow`, and a line in the run's log; an error is logged there and fails the run.
+        """Call `update_state` and `deploy_flow`, and write a line to the run's log; an error stands there too.
 
-        You may call it. We do not: the worker does all of it under a claim.
+        An error of `deploy_flow` makes the run Failed. Your program may call this method. Flowfleet does not: the
+        worker does all of it under a claim.
         """
         run_id = str(flow_run["id"])
         try:
@@ -218,15 +228,19 @@ class Agent:
             self._say(run_id, f"Submitted for execution: {text}", logging.INFO)
 
     def mark_failed(self, flow_run: Mapping[str, Any], exc: Exception) -> None:
-        """Set a flow run to Failed with the exception's text. You may call it; we report failures by the outbox."""
+        """Set a flow run to Failed with the exception's text.
+
+        Your program may call this method. Flowfleet does not: it reports failures through the worker's outbox.
+        """
         run_id = str(flow_run["id"])
         answer = self.client.report(run_id, StateType.FAILED, str(exc), self._mark())
         self.logger.error("flow run failed", extra={"run_id": run_id, "error": repr(exc), "api": str(answer.verdict)})
 
     def agent_process(self, executor: Executor) -> bool:
-        """One poll by hand: query, and deploy each run in the executor; whether any was found. You may call it.
+        """Poll once by hand: query, and deploy each run in the executor; returns whether any run was found.
 
-        We do not: it knows nothing of slots and of the ledger. Never beside `start`.
+        Your program may call this method, but never while `start` runs. Flowfleet does not call it, since it knows
+        nothing of slots and of the ledger.
         """
         try:
             flow_runs = self.query_flow_runs()
@@ -240,9 +254,9 @@ class Agent:
         return bool(flow_runs)
 
     def on_flow_run_deploy_attempt(self, fut: Future[Any], flow_run_id: str) -> None:
-        """A hook for you, after each attempt to deploy a flow run, well or not. We call it.
+        """A hook for you to override. Flowfleet calls it after each attempt to deploy a flow run, successful or not.
 
-        `fut` is done; its result is None. An override should call this one too.
+        `fut` is done; its result is None. An override should call this method of its base class too.
         """
         del fut
         self.submitting_flow_runs.discard(flow_run_id)
@@ -251,18 +265,18 @@ class Agent:
     # -- inside
 
     def deploy_order(self, spec: StartSpec) -> Any:
-        """Deploy what the worker has claimed: a text, or the deployment of another deployer."""
+        """Call `deploy_flow` for a claimed run; returns its text, or the started run of another deployer."""
         self.submitting_flow_runs.add(spec.run_id)
         return self.deploy_flow(flow_run_records.fetch_one(self._graphql(), spec.run_id))
 
     def _graphql(self) -> Any:
-        # of the two APIs only Prefect 1's has agents
+        # only the client of Prefect 1 has `graphql`, and only Prefect 1 has agents
         return self.client.graphql  # type: ignore[attr-defined]
 
     def _flow_run(self, flow_run: Mapping[str, Any]) -> FlowRun:
         run_id = str(flow_run["id"])
         due = flow_run_records.due_of(flow_run) or datetime.now(UTC)
-        route = Route.of_labels(_NO_TENANT, self.labels)  # of no meaning to the API
+        route = Route.of_labels(_NO_TENANT, self.labels)  # the API does not look at the route
         known = FlowRun(run_id=run_id, name=str(flow_run.get("name") or run_id), route=route, due=due)
         return self._seen.pop(run_id, known)
 

@@ -1,4 +1,4 @@
-"""Arguments: from what an agent was given to the settings of its worker and the environment of its poller."""
+"""Arguments: how an agent's arguments become the settings of its worker and the environment of its poller."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from flowfleet.settings.click_options import known_keys, read_config
 from flowfleet.settings.option import Option, machine_facts, options_of, resolve
 
 NAME = "agent"
-#: decided by the agent for its poller, whatever the environment says for others
+#: variables that the agent decides for its poller, whatever the environment says for other programs
 _DECIDED = frozenset(
     f"FLOWFLEET_{name}"
     for name in ("LABELS", "POOLS", "WORK_QUEUES", "MAX_POLLS", "AGENT_ADDRESS", "BACKEND", "CLOUD_LOGS")
 )
-#: of the agent's poller, not of its worker
+#: option keys that go to the agent's poller, not to its worker
 _POLLER_ONLY = frozenset({"max-polls", "agent-address"})
-#: of the agent's worker, not of its poller
+#: option keys that go to the agent's worker, not to its poller
 _WORKER_ONLY = frozenset({"label"})
 
 
 def key_of(name: str) -> str:
-    """The key of an option by its Python name."""
+    """The key of the option with this Python name."""
     return name.rstrip("_").replace("_", "-")
 
 
 def check_options(cls: type, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of `worker start` that were given by keyword, by their keys; raises `TypeError` for others."""
+    """The options of `worker start` that were given as keywords, by option key; raises `TypeError` for others."""
     known = {option.key for settings in (WorkerSettings, PollerSettings) for _, option in options_of(settings)}
     for name in options:
         if key_of(name) not in known:
@@ -39,7 +39,7 @@ def check_options(cls: type, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def worker_settings(given: Mapping[str, Any], environ: Mapping[str, str]) -> WorkerSettings:
-    """The settings of the agent's worker: its arguments, variables, the config file, Prefect 1's own settings."""
+    """The settings of the agent's worker, from arguments, variables, the config file, Prefect 1's own settings."""
     keys = {option.key for _, option in options_of(WorkerSettings)} - _POLLER_ONLY
     flags = {key: value for key, value in given.items() if key in keys}
     config = read_config(environ.get("FLOWFLEET_CONFIG"), "worker", known_keys())
@@ -48,24 +48,24 @@ def worker_settings(given: Mapping[str, Any], environ: Mapping[str, str]) -> Wor
 
 
 def address_of_prefect(environ: Mapping[str, str]) -> str:
-    """Where Prefect 1's own settings have agents serve their page; empty = nowhere."""
+    """The address where Prefect 1's own settings have agents serve their page; empty = nowhere."""
     return Prefect1Settings(environ, home_of(environ)).text("cloud.agent.agent_address")
 
 
 def poller_environment(
     given: Mapping[str, Any], settings: WorkerSettings, environ: Mapping[str, str]
 ) -> dict[str, str]:
-    """The environment of the agent's poller: by variables, since flags show in process lists."""
+    """The environment of the agent's poller, which gets its options by variables: process lists show flags."""
     env = {name: value for name, value in environ.items() if name not in _DECIDED}
     for _, option in options_of(PollerSettings):
         if option.key in given and option.key not in _WORKER_ONLY:
             env[option.variable] = _as_text(option, given[option.key])
-    # where the worker has found them
+    # the poller uses the Redis, fleet and host that the worker has found
     return env | {"FLOWFLEET_REDIS": settings.redis, "FLOWFLEET_FLEET": settings.fleet, "FLOWFLEET_HOST": settings.host}
 
 
 def variables(pairs: Iterable[str]) -> dict[str, str]:
-    """`K=V` texts as a table."""
+    """The mapping that these `K=V` texts stand for."""
     return {name: value for name, _, value in (pair.partition("=") for pair in pairs)}
 
 

@@ -1,4 +1,4 @@
-"""DockerAgent: the class of Prefect 1's agent that starts containers, with its documented arguments."""
+"""Docker agent: the class of Prefect 1's agent that starts containers, with its documented arguments."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LATER = "DockerAgent cannot start containers yet: that comes with a later versi
 
 
 class DockerAgent(Agent):
-    """Deploys flow runs as containers of this host's Docker; it has its arguments, and cannot be started yet."""
+    """Deploys flow runs as containers of this host's Docker. The class takes its arguments, but cannot start yet."""
 
     def __init__(
         self,
@@ -57,15 +57,18 @@ class DockerAgent(Agent):
 
     @property
     def deploy_kind(self) -> str:
-        """Containers."""
+        """How this agent will start runs: as containers."""
         return "docker"
 
     def start(self, _loop_intervals: dict[int, float] | None = None) -> None:
-        """Say that containers come later."""
+        """Raise `UnsupportedRun`, which says that containers come later. Your program calls this method."""
         del _loop_intervals
         raise UnsupportedRun(_LATER)
 
     def deploy_flow(self, flow_run: Any) -> str:
-        """Say that containers come later."""
+        """Raise `UnsupportedRun`, which says that containers come later.
+
+        Your program may call this method. Flowfleet does not yet, since `start` does not go so far.
+        """
         del flow_run
         raise UnsupportedRun(_LATER)

@@ -1,4 +1,4 @@
-"""Record: a flow run as the methods of an agent get it, by dot and by item."""
+"""Flow run records: flow runs as the methods of an agent get them, read by attribute or by item."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from flowfleet.errors import ApiRejected, RunGone
 
-#: a retry is first left to the run's own process for so long
+#: a due retry is first left to the run's own process for so long
 _OWN_PROCESS_SECONDS = 3
 _FIELDS = (
     "id version state serialized_state parameters scheduled_start_time run_config name "
@@ -19,11 +19,11 @@ _FIELDS = (
 
 
 class FlowRunRecord(dict[str, Any]):
-    """A JSON object whose keys are attributes too; lists and objects in it are alike."""
+    """A JSON object whose keys are attributes too; the objects inside it are records as well."""
 
     @classmethod
     def of(cls, value: Any) -> Any:
-        """The value with every object in it made a record."""
+        """A copy of a JSON value in which every object is a record."""
         if isinstance(value, Mapping):
             return cls({name: cls.of(item) for name, item in value.items()})
         if isinstance(value, list | tuple):
@@ -47,10 +47,10 @@ class FlowRunRecord(dict[str, Any]):
 
 
 class GraphQLQueries(Protocol):
-    """The part of the GraphQL room that is needed here."""
+    """The part of the GraphQL client that this file needs."""
 
     def ask(self, document: str) -> Any:
-        """The reply: `.data` by root field."""
+        """Send a document; `.data` of the reply has the answers by root field."""
 
 
 def fetch(graphql: GraphQLQueries, run_ids: Iterable[str], *, now: datetime | None = None) -> list[FlowRunRecord]:
@@ -68,7 +68,7 @@ def fetch(graphql: GraphQLQueries, run_ids: Iterable[str], *, now: datetime | No
 
 
 def fetch_one(graphql: GraphQLQueries, run_id: str) -> FlowRunRecord:
-    """One flow run; raises `RunGone`."""
+    """One flow run; raises `RunGone` when it does not exist any more."""
     found = fetch(graphql, [run_id])
     if not found:
         raise RunGone(f"the flow run {run_id} does not exist any more")
@@ -76,13 +76,13 @@ def fetch_one(graphql: GraphQLQueries, run_id: str) -> FlowRunRecord:
 
 
 def in_order(rows: Sequence[FlowRunRecord]) -> list[FlowRunRecord]:
-    """By the time that their states name; those without one are due now, so after all that are late."""
+    """The runs by the time that their states name; one without a time is due now, so it comes after all late ones."""
     now = datetime.now(UTC)
     return sorted(rows, key=lambda row: due_of(row) or now)
 
 
 def due_of(row: Mapping[str, Any]) -> datetime | None:
-    """When a run is to start, as its state says."""
+    """The time when a run is to start, as its state says; None where the state has no time that can be read."""
     state = row.get("serialized_state") or {}
     text = state.get("start_time") if isinstance(state, Mapping) else None
     if not text:

@@ -1,4 +1,4 @@
-"""LocalAgent: the class of Prefect 1's agent that runs flow runs as processes of its own host."""
+"""Local agent: the class of Prefect 1's agent that runs flow runs as processes of its own host."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flowfleet.agents.agent import Agent
 from flowfleet.agents.flow_run_records import FlowRunRecord
 from flowfleet.api.client import Job, RunState, StateType
 
-#: the name that Docker Desktop gives to every host: it tells nothing
+#: the name that Docker Desktop gives to every host, so it identifies none
 _DOCKER_DESKTOP = "docker-desktop"
 
 
@@ -37,7 +37,7 @@ class LocalAgent(Agent):
         agent_config_id: str | None = None,
         **options: Any,
     ) -> None:
-        del storage_labels  # of 0.14, where it had no effect any more
+        del storage_labels  # an argument of 0.14, where it had no effect any more
         super().__init__(
             name,
             labels,
@@ -56,9 +56,10 @@ class LocalAgent(Agent):
 
     @classmethod
     def from_flow(cls, flow: Any, **arguments: Any) -> Self:
-        """An agent for this flow: what `flow.run_agent()` started. You call it, and then `start`.
+        """An agent for this flow, like the one that `flow.run_agent()` started.
 
-        Its labels are those of the flow's run_config (before 0.14: environment) and storage, else the flow's own slug.
+        Your program calls this method, and then `start`. The agent's labels are those of the flow's run_config
+        (before 0.14: environment) and storage, else the flow's own slug.
         """
         sources = (getattr(flow, name, None) for name in ("run_config", "environment", "storage"))
         labels = {label for source in sources for label in getattr(source, "labels", None) or ()}
@@ -67,32 +68,34 @@ class LocalAgent(Agent):
 
     @property
     def deploy_kind(self) -> str:
-        """Processes, unless `deploy_flow` is the user's own."""
+        """How this agent starts runs: as processes, unless the user has overridden `deploy_flow`."""
         return "process" if type(self).deploy_flow is LocalAgent.deploy_flow else "external"
 
     @property
     def own_variables(self) -> bool:
-        """Whether `populate_env_vars` is the user's own."""
+        """Whether the user has overridden `populate_env_vars`."""
         return type(self).populate_env_vars is not LocalAgent.populate_env_vars
 
     def given(self) -> dict[str, Any]:
-        """What this agent says to its worker and poller."""
+        """The options that this agent gives to its worker and poller, by option key."""
         return {**super().given(), "import-path": self.import_paths, "show-flow-logs": self.show_flow_logs}
 
     def deploy_flow(self, flow_run: FlowRunRecord) -> str:
-        """Start a flow run as a process of this host, and return `PID: n`. We call it, and so may you and an override.
+        """Start a flow run as a process of this host, and return `PID: n`.
 
-        Within `start` the process is one of the worker's: watched, adopted, reported. Called by hand, nobody looks
-        after it, as in the reference. Raises `UnsupportedRun` (a ValueError) for what a process cannot run.
+        Flowfleet calls this method; your program and an override of the method may call it too. While `start` runs,
+        the process is one of the worker's: watched, adopted, reported. After a call by hand nobody looks after the
+        process, as in the reference. Raises `UnsupportedRun` (a ValueError) for a run that a process cannot run.
         """
-        from flowfleet.agents import start  # noqa: PLC0415 - Celery is heavy, and only a deployment needs it
+        from flowfleet.agents import start  # noqa: PLC0415 - Celery is heavy, and only the start of a run needs it
 
         return start.deploy(self, flow_run)
 
     def populate_env_vars(self, flow_run: Mapping[str, Any]) -> dict[str, str]:
-        """The variables that the engine gets for this flow run, `env_vars` among them. You may call or override it.
+        """The variables that the engine gets for this flow run, `env_vars` among them.
 
-        We call an override only; without one the worker makes the same table by itself.
+        Your program may call or override this method. Flowfleet calls an override only; without one the worker makes
+        the same variables by itself.
         """
         config, flow = flow_run.get("run_config") or {}, flow_run.get("flow") or {}
         run_id, name = str(flow_run["id"]), str(flow_run.get("name") or "")
@@ -119,9 +122,10 @@ class LocalAgent(Agent):
         tenant_id: str | None = None,
         agent_config_id: str | None = None,
     ) -> str:
-        """A supervisord.conf that keeps a worker with these options and a poller running. You call it; we do not.
+        """A supervisord.conf that keeps a worker with these options and a poller running.
 
-        Key, token and variables do not stand in it; its first lines say how to make the file that they belong in.
+        Your program calls this method; flowfleet does not. Key, token and variables do not stand in the text; its
+        first lines say how to make the file that they belong in.
         """
         from flowfleet.agents import supervisord_conf  # noqa: PLC0415 - only who wants the text needs it
 

@@ -1,4 +1,4 @@
-"""Companion: the poller of an agent, a process beside it that writes to the same terminal and ends with it."""
+"""Poller process: the poller of an agent, a child process that writes to the same terminal and ends with it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STOP_SECONDS = 70.0
 
 
 class PollerProcess:
-    """One started command."""
+    """The started process of one poller."""
 
     def __init__(self, process: subprocess.Popen[bytes], note: Path) -> None:
         self._process = process
@@ -27,7 +27,7 @@ class PollerProcess:
 
     @classmethod
     def start(cls, name: str, env: Mapping[str, str], folder: DataFolder) -> Self:
-        """Start `NAME start`; one that an agent of this folder has left when it was killed is ended first."""
+        """Start `NAME start`; a process that a killed agent of this folder has left is ended first."""
         program = script(name)
         if program is None:
             raise SettingsError(f"The command {name} is not installed beside this Python: install flowfleet again.")
@@ -43,15 +43,15 @@ class PollerProcess:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The poller's process id."""
         return self._process.pid
 
     def wait(self) -> int:
-        """Wait for its end; how it ended."""
+        """Wait for the end of the process, and return its exit code."""
         return self._process.wait()
 
     def stop(self) -> None:
-        """TERM, and KILL if that takes too long; returns when it is gone."""
+        """Send TERM, and KILL if that takes too long; returns when the process is gone."""
         if self._process.poll() is None:
             self._process.terminate()
             try:
@@ -61,7 +61,7 @@ class PollerProcess:
         self._note.unlink(missing_ok=True)
 
     def kill(self) -> None:
-        """KILL it at once."""
+        """Send KILL at once, and wait up to 5 s for the end."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._process.pid, signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):

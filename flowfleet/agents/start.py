@@ -1,4 +1,4 @@
-"""Machinery: what `Agent.start` sets going: a Redis if none is given, a poller beside, a worker in this process."""
+"""Start: what `Agent.start` runs: a Redis if none is given, a poller as a child, and a worker in this process."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ class AgentEnded(FleetError):
 
 
 class _Asked(BaseException):
-    """SIGINT or SIGTERM before there was a worker to stop."""
+    """SIGINT or SIGTERM arrived before there was a worker to stop."""
 
 
 def run(agent: Agent) -> None:
-    """The whole life of an agent, from its set-up to its clean-up. Raises `FleetError` in one sentence."""
+    """Run an agent from its set-up to its clean-up. Raises `FleetError`, whose text is one sentence."""
     if threading.current_thread() is not threading.main_thread():
         raise AgentEnded(f"{type(agent).__name__}.start() takes signals, so call it in the main thread.")
     settings = agent.settings()
@@ -97,7 +97,7 @@ def _on_early_signal(_number: int, _frame: FrameType | None) -> None:
 
 
 class _Life:
-    """One start of an agent; what it opens is closed by the stack, the last first."""
+    """One start of an agent, to its end; the exit stack closes all that was opened, the last first."""
 
     def __init__(self, agent: Agent, settings: WorkerSettings, stack: ExitStack) -> None:
         self._agent = agent
@@ -110,12 +110,12 @@ class _Life:
         self._over = threading.Event()
 
     def live(self) -> None:
-        """Until the end was asked for, or the polls are done."""
-        # the page is the poller's
+        """Run worker, poller and heartbeat until the end is asked for or the polls are done."""
+        # the agent's page is served by its poller
         self._settings = dataclasses.replace(self._settings, redis=self._redis(), agent_address=None)
-        heart = HeartbeatThread(self._agent.heartbeat, lambda: self._agent.heartbeat_period)
-        self._stack.callback(heart.close)
-        heart.start()
+        heartbeat = HeartbeatThread(self._agent.heartbeat, lambda: self._agent.heartbeat_period)
+        self._stack.callback(heartbeat.close)
+        heartbeat.start()
         self._stack.callback(self._end_poller)
         with ExitStack() as leaving:
             cli.serve(self._settings, self._environ, self._host_program(leaving))
@@ -180,18 +180,18 @@ class _Life:
             logger.exception("on_flow_run_deploy_attempt failed", extra={"run_id": run_id})
 
     def _begun(self, service: WorkerService) -> None:
-        # the worker stands in the roster now, so that the first poll already knows what to ask for
+        # the worker is in the roster by now, so the first poll already knows what to ask for
         env = arguments.poller_environment(self._agent.given(), self._settings, self._environ)
         self._poller = PollerProcess.start("poller", env, self._folder)
         threading.Thread(target=self._attend, args=(service, self._poller), name="attend", daemon=True).start()
 
     def _leave(self, code: int) -> None:
-        # a stop that is cut short: nothing of ours may outlive it but the runs
+        # the stop is cut short: of our processes only the runs may outlive it
         if self._poller is not None:
             self._poller.kill()
         os._exit(code)
 
-    # -- the poller, beside
+    # -- the poller, a child process
 
     def _attend(self, service: WorkerService, poller: PollerProcess) -> None:
         code = poller.wait()
@@ -204,7 +204,7 @@ class _Life:
         service.stop_signals.request()
 
     def _await_starts(self, service: WorkerService) -> None:
-        """Until everything that the last poll has claimed is started."""
+        """Wait until every claim of the last poll is started, at most `LAST_STARTS_SECONDS`."""
         ledger = ledgers.connect(self._settings.redis, self._settings.fleet)
         until = time.monotonic() + LAST_STARTS_SECONDS
         try:
@@ -230,12 +230,12 @@ def _data_path(environ: dict[str, str]) -> Path:
     return default_path(environ) / "agents"
 
 
-# -- a deployment, by the method of the agent
+# -- starting a run by the agent's `deploy_flow`
 
 
 @dataclass(frozen=True, kw_only=True)
 class _UnderWay:
-    """The order that this thread is at, whose deployment LocalAgent's own `deploy_flow` may start."""
+    """The start that this thread is working on; LocalAgent's own `deploy_flow` adds the started run to it."""
 
     spec: StartSpec
     deployer: ExternalDeployer
@@ -250,7 +250,7 @@ def _by_method(agent: Agent, spec: StartSpec, deployer: ExternalDeployer) -> Sta
     except Exception:
         if not now.started:
             raise
-        # its process runs: what the override meant to do after that must not fail the run
+        # the run's process is started: what the override meant to do after that must not fail the run
         logger.exception("deploy_flow failed after its process was started", extra={"run_id": spec.run_id})
     finally:
         _now.under_way = None
@@ -258,7 +258,7 @@ def _by_method(agent: Agent, spec: StartSpec, deployer: ExternalDeployer) -> Sta
 
 
 def deploy(agent: LocalAgent, flow_run: FlowRunRecord) -> str:
-    """Start a flow run as a process of this host: one of the worker's, or by hand where there is none."""
+    """Start a flow run as a process of this host: by the worker that is starting this run, or else by hand."""
     run_id = str(flow_run["id"])
     now: _UnderWay | None = getattr(_now, "under_way", None)
     if now is None or now.spec.run_id != run_id:
@@ -315,7 +315,7 @@ def _pid(started_run: StartedRun) -> str:
 
 
 class HeartbeatThread:
-    """Calls it at once, and again after each period; what it raises ends nothing."""
+    """Calls `beat` at once, and again after each period; an exception of `beat` is logged and ends nothing."""
 
     def __init__(self, beat: Callable[[], None], period_seconds: Callable[[], float]) -> None:
         self._beat = beat
@@ -328,7 +328,7 @@ class HeartbeatThread:
         self._thread.start()
 
     def close(self) -> None:
-        """End it; a beat under way gets a second."""
+        """End the thread; a beat under way gets a second."""
         self._closed.set()
         self._thread.join(1.0)
 
@@ -336,6 +336,6 @@ class HeartbeatThread:
         while not self._closed.is_set():
             try:
                 self._beat()
-            except Exception:  # it is the user's, and the next one may work
+            except Exception:  # `beat` is the user's code, and its next call may work
                 logger.exception("heartbeat failed", extra={"next_try_seconds": self._period_seconds()})
             self._closed.wait(self._period_seconds())

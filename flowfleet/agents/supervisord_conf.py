@@ -1,4 +1,4 @@
-"""Supervisor: one supervisord.conf for what is one agent at Prefect 1: a worker and a poller."""
+"""Supervisord conf: one supervisord.conf for a worker and a poller, which are one agent at Prefect 1."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from flowfleet.settings.classes import Common, PollerSettings, WorkerSettings
 
 
 def conf(common: Mapping[str, Any], of_worker: Mapping[str, Any]) -> str:
-    """The text that `worker install --for supervisor` prints, with the program of the poller below."""
+    """The text that `worker install --for supervisor` prints, followed by the poller's program."""
     worker = _text("worker", WorkerSettings, {**common, **of_worker})
     poller = _text("poller", PollerSettings, common)
     head, _, program = poller.partition("\n[program:")

@@ -1,1 +1,1 @@
-"""Commands: how the three programs are entered, and the commands that both halves share."""
+"""Commands: the entry point of the three programs, and the commands that poller and worker share."""

@@ -20,7 +20,7 @@ def command(cls: type[Any], part: str) -> click.Command:
         if kind is None:
             raise click.UsageError("Say what is to start it: --for systemd or --for supervisor")
         flags = {option.key: given.pop(option.dest, None) for _, option in options_of(cls) if option.flags}
-        # what cannot be used is told now, and not by a service that does not start
+        # a value that cannot be used is refused now, and not by a service that does not start
         resolve(cls, flags, {}, {}, machine_facts())
         facts = units.here()
         unit = units.Unit(

@@ -1,4 +1,4 @@
-"""Command: the one door of the three programs, where errors become a sentence and an exit code."""
+"""Program: the entry point of the three programs, where errors become a sentence and an exit code."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ INTERRUPTED = 130
 
 
 class Group(click.Group):
-    """A group whose bare call prints its help and is a success, which click's own is not; -h asks for it too."""
+    """A click group that prints its help and exits 0 when called bare, unlike click's own; -h prints the help too."""
 
     def __init__(self, *args: Any, **given: Any) -> None:
         super().__init__(*args, **given)
         self.context_settings.setdefault("help_option_names", ["-h", "--help"])
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Nothing given = help."""
+        """Print the help and exit 0 when no arguments are given."""
         if not args and not ctx.resilient_parsing:
             click.echo(ctx.get_help())
             ctx.exit(0)
@@ -38,9 +38,9 @@ class Group(click.Group):
 
 
 def run(command: click.Command, arguments: Sequence[str] | None = None, *, name: str | None = None) -> int:  # noqa: PLR0911 - one line an outcome
-    """Run a command and return its exit code; what goes wrong is one sentence on stderr.
+    """Run a command and return its exit code; an error is told in one sentence on stderr.
 
-    A command returns its exit code, or None for 0.
+    The command's function returns its exit code, or None for 0.
     """
     try:
         code: Any = command.main(args=arguments, prog_name=name, standalone_mode=False)
@@ -61,7 +61,7 @@ def run(command: click.Command, arguments: Sequence[str] | None = None, *, name:
         # `… | head` has read enough; without this the interpreter complains once more at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception:  # the last door: whatever it is, it goes through the redactor
+    except Exception:  # the guard of the process: any error is logged, through the redactor
         if not logging.getLogger().handlers:
             logs.configure("INFO")
         logger.exception("unexpected error, please report it")
@@ -75,9 +75,9 @@ def _say(sentence: str, code: int) -> int:
 
 
 def _whole(text: str) -> str:
-    """As a sentence: many errors are raised as a part of one, to stand in log lines and in longer sentences too."""
+    """The text as a sentence: many errors are raised as a part of one, for log lines and for longer sentences."""
     word = text.partition(" ")[0]
-    # an address or a flag stays as it is
+    # an address or a flag as the first word stays as it is
     first, rest = (text[:1].upper(), text[1:]) if word.isalpha() else ("", text)
     stop = "" if text.endswith((".", "?", "!", ":", ")")) or "\n" in text else "."
     return f"{first}{rest}{stop}"

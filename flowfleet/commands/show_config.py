@@ -1,4 +1,4 @@
-"""Configured settings as people read them: each value with where it came from, and no secret."""
+"""Show config: the settings as people read them, each value with where it came from, and no secret."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from flowfleet.settings.option import Origin, options_of
 
 C = TypeVar("C", bound=Common)
 
-#: the order in which Prefect 3 takes its own
+#: Prefect 3's own credentials, in the order in which Prefect 3 takes them
 _CREDENTIALS = ("PREFECT_API_AUTH_STRING", "PREFECT_API_KEY")
 
 
@@ -28,27 +28,27 @@ _CREDENTIALS = ("PREFECT_API_AUTH_STRING", "PREFECT_API_KEY")
 class PrefectValues:
     """What Prefect's own settings add to ours, as far as it is known without asking the API."""
 
-    #: prefect1, prefect3, or None: the API is asked, or there is none
+    #: prefect1 or prefect3; None = known only by asking the API, or no API is set
     backend: str | None
     environ: Mapping[str, str]
     prefect1: Prefect1Settings
 
     @classmethod
     def of(cls, settings: Common, environ: Mapping[str, str]) -> PrefectValues:
-        """Read them; raises `SettingsError` for a file that is broken."""
+        """Read Prefect's own settings; raises `SettingsError` for a file that is broken."""
         found = Prefect1Settings(environ, home_of(environ))
         try:
             backend = decide(settings, environ, Path.cwd(), home_of(environ))
-        except SettingsError:  # no API is set: that shows as such
+        except SettingsError:  # no API is set, which the lines show
             backend = None
         return cls(backend=backend, environ=environ, prefect1=found)
 
     def with_defaults(self, settings: C) -> C:
-        """The settings of a part as it would use them."""
+        """The settings as a part would use them: with the defaults that Prefect 1's own settings give."""
         return applied(settings, self.prefect1) if self.backend == "prefect1" else settings
 
     def lines(self, settings: Common, left_out: Collection[str]) -> Iterator[str]:
-        """`key = value  (origin)`, one a line."""
+        """One line for each option, `key = value  (origin)`; the fields in `left_out` are skipped."""
         for name, option in options_of(type(settings)):
             if name in left_out or option.for_tests:
                 continue
@@ -69,7 +69,7 @@ class PrefectValues:
             yield f"{option.key} = {_shown(value)}  ({origin})"
 
     def _theirs(self, settings: Common, name: str, value: str | None, origin: str) -> tuple[str | None, str]:
-        """What holds where we have no value of our own."""
+        """The value and origin from Prefect's own settings, where we have no value of our own."""
         if name == "backend" and value == "auto" and self.backend:
             return value, f"{origin}; here {self.backend}"
         if name == "api":

@@ -1,6 +1,6 @@
-"""Unit: the text by which supervisor or systemd keeps a poller or worker running, as `install` prints it.
+"""Units: the texts by which supervisor or systemd keeps a poller or worker running, as `install` prints them.
 
-Secrets never stand in it: they go into a file of their own, whose text `install --secrets` prints.
+Secrets never stand in a unit: they go into a file of their own, whose text `install --secrets` prints.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from flowfleet.errors import SettingsError
 from flowfleet.settings.classes import WorkerSettings
 from flowfleet.settings.option import Option, options_of
 
-#: the order of the reference's generator; all others follow as the settings have them
+#: options in the order of the reference's generator; all others follow in the order of the settings class
 _FIRST = ("show-flow-logs", "label", "import-path", "key", "token", "tenant-id", "agent-config-id")
-#: what a stop may take beside the time that its runs get
+#: how long a stop may take in addition to the time that the runs get
 _STOP_SECONDS = 30
 
 
@@ -38,30 +38,31 @@ class Unit:
     #: as given, by option key
     flags: Mapping[str, Any]
     config_file: str | None = None
-    #: absolute: a unit has no PATH to rely on
+    #: an absolute path: a unit has no PATH to rely on
     program: str
     folder: str
     user: str
 
     @property
     def name(self) -> str:
-        """Two of one host differ by --name."""
+        """The unit's name; two units on one host differ by --name."""
         given = self.flags.get("name")
         return f"flowfleet-{self.part}" + (f"-{given}" if given else "")
 
     def secrets_path(self, kind: str) -> str:
-        """Where the secrets are to go."""
+        """The path of the file that the secrets are to go into."""
         return f"/etc/flowfleet/{self.name.removeprefix('flowfleet-')}.{'env' if kind == 'systemd' else 'toml'}"
 
     @property
     def words(self) -> list[str]:
-        """The command: all that is no secret."""
+        """The start command without secrets; raises `SettingsError` for a word with a control character."""
         words = [self.program, "start"]
         for option, value in self._given():
             if not is_secret(option, value):
                 words += _flag_words(option, value)
         if self.part == "worker" and not self.flags.get("on-stop"):
-            # where these start it, it would take a stop for the end of its service and wait for its runs
+            # by default a worker started by systemd or supervisor takes a stop for the end of its service, and
+            # waits for its runs
             words += ["--on-stop", "detach"]
         if self.config_file:
             words += ["--config", self.config_file]
@@ -72,26 +73,26 @@ class Unit:
 
     @property
     def secrets(self) -> list[tuple[Option, Any]]:
-        """What goes into the other file."""
+        """The options with secret values, which go into the other file."""
         return [(option, value) for option, value in self._given() if is_secret(option, value)]
 
     @property
     def detaches(self) -> bool:
-        """Whether its runs go on when it is stopped."""
+        """Whether the worker's runs go on when the unit is stopped."""
         return self.part == "worker" and self.flags.get("on-stop") in (None, "detach")
 
     @property
     def endless(self) -> bool:
-        """Whether it is wanted again after any end; a drained worker and a poller after its polls are not."""
+        """Whether the part is restarted after any end; a drained worker and a poller after its polls are not."""
         return self.part == "poller" and self.flags.get("max-polls") is None
 
     @property
     def stop_seconds(self) -> int:
-        """How long a stop may take before the part is killed."""
+        """Seconds that a stop may take before the part is killed."""
         if self.part == "poller" or self.detaches:
             return _STOP_SECONDS
         grace = float(self.flags.get("stop-grace") or WorkerSettings.stop_grace)
-        return _STOP_SECONDS + 2 * round(grace)  # of waiting, and then between TERM and KILL
+        return _STOP_SECONDS + 2 * round(grace)  # once to wait for the runs, once between TERM and KILL
 
     def _given(self) -> Iterator[tuple[Option, Any]]:
         options = {option.key: option for _, option in options_of(self.cls)}
@@ -103,7 +104,7 @@ class Unit:
 
 
 def is_secret(option: Option, value: Any) -> bool:
-    """Whether this value must not show; an address only when it has a password in it."""
+    """Whether this value must not be shown; an address is secret only when it has a password in it."""
     if isinstance(value, str) and "://" in value:
         return bool(urlsplit(value).password)
     return option.secret or option.kind.masked is not None
@@ -118,13 +119,13 @@ def _flag_words(option: Option, value: Any) -> list[str]:
 
 
 def program_path(part: str) -> str:
-    """The console script beside this interpreter, since that needs neither PATH nor a right folder."""
+    """The path of the console script beside this interpreter, which needs neither PATH nor a right folder."""
     beside = Path(sys.executable).parent / part
     return str(beside) if beside.exists() else shutil.which(part) or str(Path(sys.argv[0]).absolute())
 
 
 def here() -> dict[str, str]:
-    """The facts of whoever asks for a unit."""
+    """The folder and the user of whoever asks for a unit."""
     return {"folder": str(Path.cwd()), "user": getpass.getuser() if "USER" in os.environ else _login()}
 
 
@@ -138,7 +139,7 @@ def _login() -> str:
 
 
 def systemd(unit: Unit) -> str:
-    """A service file."""
+    """The text of a systemd service file."""
     kill = (
         ["# Its runs go on when it is stopped or upgraded, and the next one adopts them.", "KillMode=process"]
         if unit.detaches
@@ -162,7 +163,7 @@ def systemd(unit: Unit) -> str:
         "Type=exec",
         f"User={_specifiers(unit.user)}",
         f"WorkingDirectory={_specifiers(unit.folder)}",
-        # a dash: the file need not be there
+        # a dash means that the file need not be there
         f"EnvironmentFile={'' if unit.secrets else '-'}{_specifiers(unit.secrets_path('systemd'))}",
         f"ExecStart={_systemd_command(unit.words)}",
         f"Restart={'always' if unit.endless else 'on-failure'}",
@@ -184,7 +185,7 @@ def _specifiers(text: str) -> str:
 
 
 def _systemd_command(words: list[str]) -> str:
-    # variables are looked for behind the program only
+    # systemd replaces variables in the arguments only, not in the program
     first, *rest = (_specifiers(word) for word in words)
     return " ".join(_systemd_word(word) for word in (first, *(word.replace("$", "$$") for word in rest)))
 
@@ -221,7 +222,7 @@ def _one_line(option: Option, value: str) -> str:
 
 
 def supervisor(unit: Unit) -> str:
-    """A whole configuration of supervisor with one program in it."""
+    """The text of a whole supervisor configuration with one program in it."""
     environment = []
     if unit.secrets and not unit.config_file:
         environment = [f'environment=FLOWFLEET_CONFIG="{_specifiers(unit.secrets_path("supervisor"))}"']
@@ -277,7 +278,7 @@ def _no_comment(quoted: str) -> str:
 def _toml_text(unit: Unit) -> str:
     lines = [f"[{unit.part}]"] if unit.secrets else []
     for option, value in unit.secrets:
-        # JSON's texts and lists are TOML's too, but for one character
+        # JSON strings and lists are valid TOML too, except for one character
         written = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
         lines.append(f"{option.key} = {written}")
     return _lines(*lines)
@@ -308,7 +309,7 @@ def _secrets_comment(unit: Unit, kind: str) -> Iterator[str]:
 
 
 def secrets_text(unit: Unit, kind: str) -> str:
-    """The file with the secrets."""
+    """The text of the file with the secrets."""
     return _environment_text(unit) if kind == "systemd" else _toml_text(unit)
 
 

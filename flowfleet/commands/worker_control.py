@@ -1,4 +1,4 @@
-"""Intent: what an operator wants of a worker, written to the ledger, where the worker reads it."""
+"""Worker control: the commands that write to the ledger what an operator wants of a worker, which reads it there."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from flowfleet.settings.click_options import options
 
 @contextmanager
 def asked(settings: Common) -> Iterator[Ledger]:
-    """The ledger for a command that only asks or orders: what is wrong with Redis is said at once."""
+    """The ledger for a command that does not wait for Redis; raises `LedgerUnavailable` when Redis does not answer."""
     ledger = ledgers.connect(settings.redis, settings.fleet)
     try:
         must_answer(ledger)
@@ -30,7 +30,7 @@ def asked(settings: Common) -> Iterator[Ledger]:
 
 
 def must_answer(ledger: Ledger) -> None:
-    """For commands that do not wait for Redis: it answers, or the error names the remedy."""
+    """Check that Redis answers; raises `LedgerUnavailable` with the remedy, for commands that do not wait for Redis."""
     try:
         ledger.check()
     except LedgerUnavailable as error:
@@ -50,7 +50,7 @@ class WorkerAlive(FleetError):
 
 
 def find(roster: Roster, given: str) -> Row:
-    """The worker of this identity, or of this name where only one host has it."""
+    """The worker with this identity, or with this name where only one host has it; raises `UnknownWorker`."""
     rows = roster.rows()
     exact = [row for row in rows if row.worker == given]
     named = [row for row in rows if row.worker.rpartition("@")[0] == given]
@@ -67,7 +67,7 @@ def _listed(rows: list[Row]) -> str:
 
 
 def want(roster: Roster, given: str, state: str, note: str = "") -> str:
-    """Write `active`, `paused` or `draining` for a worker; its identity."""
+    """Write `active`, `paused` or `draining` for a worker and return its identity; raises `UnknownWorker`."""
     worker = find(roster, given).worker
     if not roster.want(worker, state, note):
         raise UnknownWorker(f"The worker {worker} was forgotten meanwhile.")
@@ -75,7 +75,10 @@ def want(roster: Roster, given: str, state: str, note: str = "") -> str:
 
 
 def forget(roster: Roster, given: str) -> str:
-    """Take a worker off the roster, the operator's word that its host is gone; its identity."""
+    """Take a worker off the roster, on the operator's word that its host is gone, and return its identity.
+
+    Raises `UnknownWorker`, and `WorkerAlive` for a worker that still lives.
+    """
     row = find(roster, given)
     if not roster.forget(row.worker):
         raise WorkerAlive(f"The worker {row.worker} still lives and cannot be forgotten: stop it first.")
@@ -89,8 +92,8 @@ _WORDS = {
 }
 
 
-def _order(name: str, state: str, help_text: str) -> click.Command:
-    """One of drain, pause, resume: the same command with another word."""
+def _intent_command(name: str, state: str, help_text: str) -> click.Command:
+    """One of the commands drain, pause and resume, which differ only in the state that they write."""
 
     @click.command(name, help=help_text)
     @click.argument("workers", nargs=-1, metavar="[NAME@HOST]...")
@@ -153,11 +156,11 @@ def forget_worker(settings: Common, worker: str) -> None:
         click.echo(f"{runs} claimed by it, since lost runs are not judged yet: set the state in the Prefect UI.")
 
 
-#: for the `worker` group
+#: the commands that the `worker` group adds
 worker_commands: tuple[click.Command, ...] = (
     list_workers,
-    _order("drain", "draining", "Take no new runs and exit when empty; lasts over restarts until `resume`."),
-    _order("pause", "paused", "Take no new runs; lasts over restarts until `resume`."),
-    _order("resume", "active", "Take runs again."),
+    _intent_command("drain", "draining", "Take no new runs and exit when empty; lasts over restarts until `resume`."),
+    _intent_command("pause", "paused", "Take no new runs; lasts over restarts until `resume`."),
+    _intent_command("resume", "active", "Take runs again."),
     forget_worker,
 )

@@ -1,4 +1,4 @@
-"""Part: one child process of `flowfleet up`, in a session of its own, with its log file."""
+"""Child: one child process of `flowfleet up` or of an agent, in a session of its own, with its log file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from flowfleet.errors import FleetError
 
 _LAST_LINES = 12
 _POLL_SECONDS = 0.05
-#: after KILL only the kernel is waited for
+#: how long to wait after KILL, when only the kernel has something left to do
 _KILL_SECONDS = 5.0
 
 
@@ -30,30 +30,33 @@ class PartDied(FleetError):
 
 
 class Part(Protocol):
-    """A process that `up` answers for."""
+    """A process that `flowfleet up` or an agent is responsible for: it watches and stops the process."""
 
     @property
     def name(self) -> str:
-        """How it is called in logs, answers and `up.json`."""
+        """The part's name in logs, answers and `up.json`."""
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The part's process id."""
 
     @property
     def log(self) -> Path:
-        """Where it writes."""
+        """The path of the part's log file."""
 
     def ended(self) -> str | None:
-        """How it ended, in words; None while it lives."""
+        """How the process ended, in words; None while it lives."""
 
     def stop(self, hurry: Callable[[], bool]) -> None:
-        """End it in order, and at once when `hurry` says so meanwhile; returns when it is gone."""
+        """End the process in order: TERM, its grace, then KILL to its whole group. Returns when it is gone.
+
+        The grace ends at once when `hurry` returns True.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChildCommand:
-    """What to start, and how it likes to be stopped."""
+    """A command to start as a part, and how to stop its process."""
 
     name: str
     argv: Sequence[str]
@@ -64,12 +67,12 @@ class ChildCommand:
     grace: float = 10.0
     #: True when each start writes a new log
     fresh_log: bool = True
-    #: True when TERM goes to all that it has started: the `prefect` command is only the parent of its server
+    #: True when TERM goes to the whole process group: the `prefect` command is only the parent of its server
     whole_group: bool = False
 
 
 class ChildProcess:
-    """A part that we have started ourselves."""
+    """A part that this program has started itself."""
 
     def __init__(self, command: ChildCommand, note: Path) -> None:
         self._command = command
@@ -89,28 +92,23 @@ class ChildProcess:
 
     @property
     def name(self) -> str:
-        """How it is called."""
         return self._command.name
 
     @property
     def pid(self) -> int:
-        """Its process id."""
         return self._process.pid
 
     @property
     def log(self) -> Path:
-        """Where it writes."""
         return self._command.log
 
     def ended(self) -> str | None:
-        """How it ended, in words."""
         code = self._process.poll()
         if code is None:
             return None
         return f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
 
     def stop(self, hurry: Callable[[], bool] = lambda: False) -> None:
-        """TERM, its grace, then KILL to its whole group."""
         if self._process.poll() is None:
             if self._command.whole_group:
                 os.killpg(self._process.pid, signal.SIGTERM)
@@ -152,18 +150,16 @@ class AdoptedProcess:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
         return int(self._process.pid)
 
     def ended(self) -> str | None:
-        """How it ended, in words; a stranger's exit code cannot be seen."""
+        # the exit code of a process that is not our child cannot be seen
         return None if _alive(self._process) else "has ended"
 
     def stop(self, hurry: Callable[[], bool] = lambda: False) -> None:
-        """TERM, its grace, then KILL to its whole group."""
         with contextlib.suppress(ProcessLookupError):
             if self._process.is_running():
-                # a part leads a group of its own number
+                # a part leads its process group, so its pid is the group's id too
                 (os.killpg if self._whole_group else os.kill)(self.pid, signal.SIGTERM)
                 wait_until(lambda: self._over() or hurry(), self._grace)
                 os.killpg(self.pid, signal.SIGKILL)
@@ -175,13 +171,13 @@ class AdoptedProcess:
 
 
 def remember(note: Path, pid: int) -> None:
-    """Write down which process this is: a pid alone may be another's tomorrow."""
+    """Write the pid and the time of creation into the note: a pid alone may be another process's tomorrow."""
     with contextlib.suppress(psutil.NoSuchProcess):
         note.write_text(json.dumps({"pid": pid, "created": psutil.Process(pid).create_time()}), encoding="utf-8")
 
 
 def remembered(note: Path) -> psutil.Process | None:
-    """The process of a note, if it still lives."""
+    """The process that a note describes; None when it lives no more."""
     try:
         facts = json.loads(note.read_text(encoding="utf-8"))
         process = psutil.Process(int(facts["pid"]))
@@ -217,7 +213,7 @@ def _alive(process: psutil.Process) -> bool:
 
 
 def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
-    """Ask until it is true or the time is over; what it was in the end."""
+    """Call `condition` until it is true or the seconds are over; returns whether it was true."""
     until = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > until:
@@ -227,7 +223,7 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
 
 
 def last_lines(log: Path, count: int = _LAST_LINES) -> list[str]:
-    """The end of a log."""
+    """The last lines of a log; empty when it cannot be read."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - 16384))
@@ -237,7 +233,7 @@ def last_lines(log: Path, count: int = _LAST_LINES) -> list[str]:
 
 
 def death(part: Part, how: str) -> PartDied:
-    """What to say of a part that is no longer there."""
+    """The error about a part that has failed, with the end of its log; `how` says in words what happened."""
     lines = "\n".join(f"    {line}" for line in last_lines(part.log)) or "    (it wrote nothing)"
     return PartDied(f"The {part.name} {how}. The end of {part.log}:\n{lines}")
 
@@ -250,7 +246,7 @@ def wait_ready(
     pause: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> float:
-    """Wait until a part is ready; the seconds that it took. Raises `PartDied`. `pause` may raise to break off."""
+    """Wait until a part is ready and return the seconds it took. Raises `PartDied`; `pause` may raise to break off."""
     began = clock()
     while not ready():
         how = part.ended()
@@ -263,6 +259,6 @@ def wait_ready(
 
 
 def script(name: str, which: Callable[[str], str | None] = shutil.which) -> str | None:
-    """A console script: beside our own interpreter, else on PATH."""
+    """The path of a console script: beside our own interpreter, else on PATH; None when there is none."""
     beside = Path(sys.executable).with_name(name)
     return str(beside) if beside.is_file() else which(name)

@@ -1,4 +1,4 @@
-"""DataFolder: where `flowfleet up` keeps what outlives it, locked by one `up` at a time."""
+"""Data folder: where `flowfleet up` or an agent keeps what outlives it; only one at a time holds its lock."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _OTHER_FOLDER = "stop it, or name another folder with --data-dir"
 
 
 class DataFolder:
-    """The folder with its lock held; `close` lets go of it."""
+    """The data folder with its lock held; `close` releases the lock."""
 
     def __init__(self, path: Path, lock: TextIO) -> None:
         self.path = path
@@ -25,14 +25,14 @@ class DataFolder:
         self.logs = path / "logs"
         #: pid notes of parts, for an `up` that comes after one that was killed
         self.notes = path / "parts"
-        #: for temporary files of the parts; empty when nothing runs
+        #: temporary files of the parts; the folder is empty when no part runs
         self.scratch = path / "tmp"
         self.state_file = path / "up.json"
         self._ports = path / "ports.json"
 
     @classmethod
     def open(cls, path: Path, *, owner_is: str = "flowfleet up", remedy: str = _OTHER_FOLDER) -> DataFolder:
-        """Make and lock it; raises `SettingsError` with the remedy. `owner_is` is what kind of part may hold it."""
+        """Make and lock the folder; raises `SettingsError` with the remedy. `owner_is` says who may hold the lock."""
         try:
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
             lock = (path / "up.lock").open("a+", encoding="utf-8")
@@ -59,18 +59,18 @@ class DataFolder:
         return folder
 
     def close(self) -> None:
-        """Take away what belongs to a running `up` only, and let go of the lock."""
+        """Remove what belongs only to a running `up`, and release the lock."""
         self.state_file.unlink(missing_ok=True)
         shutil.rmtree(self.scratch, ignore_errors=True)
         self._lock.truncate(0)
         self._lock.close()
 
     def note(self, name: str) -> Path:
-        """The pid note of a part."""
+        """The path of a part's pid note."""
         return self.notes / f"{name}.json"
 
     def log(self, name: str) -> Path:
-        """The log of a part."""
+        """The path of a part's log."""
         return self.logs / f"{name}.log"
 
     def write_state(self, state: Mapping[str, Any]) -> None:
@@ -80,7 +80,10 @@ class DataFolder:
         half.replace(self.state_file)
 
     def port(self, name: str, *, probe: bool = True) -> int:
-        """The port that this part had the last time, if it is free, else one that is; so that bookmarks stay good."""
+        """The port that this part had the last time, if it is free, else a free one; so that bookmarks stay good.
+
+        With `probe` False the last port is taken without a look at whether it is free.
+        """
         known = self._known_ports()
         last = self.last_port(name)
         if last is not None and (not probe or is_free(last)):
@@ -90,7 +93,7 @@ class DataFolder:
         return found
 
     def last_port(self, name: str) -> int | None:
-        """The port that this part had the last time."""
+        """The port that this part had the last time; None when it had none."""
         return self._known_ports().get(name)
 
     def _known_ports(self) -> dict[str, int]:
@@ -102,7 +105,7 @@ class DataFolder:
 
 
 def default_path(environ: Mapping[str, str]) -> Path:
-    """`$XDG_DATA_HOME/flowfleet`."""
+    """The data folder where none is given: `$XDG_DATA_HOME/flowfleet`, else below `~/.local/share`."""
     home = environ.get("XDG_DATA_HOME")
     return (Path(home) if home else Path(environ.get("HOME") or Path.home()) / ".local" / "share") / "flowfleet"
 

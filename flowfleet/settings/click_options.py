@@ -1,4 +1,4 @@
-"""Flag: the click side of settings, and the TOML file behind `--config`."""
+"""Click options: the settings as options of click commands, and the TOML file that `--config` names."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _check_keys(table: Mapping[str, Any], known: frozenset[str], path: str) -> N
 
 
 def click_option(option: Option, level: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """The click option; its help names the variable. It never has a default: the ladder decides."""
+    """The click option of a setting; its help names the variable. Its default is None: `resolve` finds the value."""
     text = f"{option.help.replace('{level}', level)}  [{option.variable}]"
     if option.kind.switch:
         return click.option(option.dest, *option.flags, default=None, help=text)

@@ -19,37 +19,37 @@ S = TypeVar("S")
 
 @dataclass(frozen=True, kw_only=True)
 class ValueKind:
-    """How a value is read from text, and how that is told to people."""
+    """A kind of value: how it is parsed from text, and how it is described to people."""
 
     parse: Callable[[str], Any] = str
-    #: what a right value is, for the sentence about a wrong one
+    #: what a right value looks like, for the error about a wrong one
     wants: str = "text"
     metavar: str | None = None
     choices: tuple[str, ...] = ()
     switch: bool = False
-    #: what of a value people may see, where a part of it may be secret
+    #: gives what people may see of a value that may hold a secret; None = the whole value
     masked: Callable[[str], str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """One setting as people give it."""
+    """A setting as people give it: its flags, environment variable, help text and kind of value."""
 
-    #: as for click, but in one word: `-k --key`, `--a/--no-a`; empty = only by its variable
+    #: as for click, but in one string: `-k --key`, `--a/--no-a`; empty = the setting has a variable only
     flag: str = ""
     #: `{level}` in it stands for the command's own default of --log-level
     help: str
     kind: ValueKind = ValueKind()
-    #: None = FLOWFLEET_ and the long flag
+    #: the variable's name without FLOWFLEET_; None = made from the long flag
     named: str | None = None
     secret: bool = False
-    #: may the value stand in a file that is named by the variable with _FILE behind it
+    #: True when the value may stand in a file that the variable with _FILE at its end names
     by_file: bool = False
-    #: None = one value; else what separates several in the variable
+    #: None = one value; else the text that separates several values in the variable
     separator: str | None = None
-    #: not for people, and not shown to them
+    #: True for a variable that only tests set; it is not shown to people
     for_tests: bool = False
-    #: the attribute of the field's own record that this sets (the lease has three)
+    #: the attribute that this option sets, where the field holds a record (the lease has three)
     part: str | None = None
 
     @property
@@ -59,7 +59,7 @@ class Option:
 
     @property
     def variable(self) -> str:
-        """The environment variable."""
+        """The name of the environment variable."""
         return "FLOWFLEET_" + (self.named or self.key.upper().replace("-", "_"))
 
     @property
@@ -94,7 +94,7 @@ class Origin:
 
 
 def setting(default: Any, *options: Option) -> Any:
-    """A field of a settings class, with the options that fill it."""
+    """A dataclass field of a settings class, with the options that fill it."""
     secret = any(option.secret or option.kind.masked for option in options)
     return dataclasses.field(default=default, repr=not secret, metadata={"options": options})
 
@@ -183,7 +183,7 @@ def _several(given: Any, separator: str) -> list[str]:
 def _parse(option: Option, text: str, source: str) -> Any:
     shown = logs.MASK if option.secret else option.kind.masked(text) if option.kind.masked else repr(text)
     if option.kind.choices and text not in option.kind.choices:
-        # log levels are written either way
+        # log levels may be written in lower case too
         if text.upper() not in option.kind.choices:
             raise SettingsError(f"{source} cannot be {shown}: use one of {', '.join(option.kind.choices)}.")
         text = text.upper()

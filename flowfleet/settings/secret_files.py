@@ -1,4 +1,4 @@
-"""SecretFiles: the login at Redis and the token of our own pages, which may be replaced while a part runs."""
+"""Secret files: the login at Redis and the token of our own pages, which may be replaced while a part runs."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ class SecretFiles:
     file that cannot be read just now, since it is being replaced, leaves the last secret in use.
     """
 
-    #: a new connection reads the file by itself: nobody has to look for a new login on its behalf
+    #: always False: each new connection reads the file by itself, so the reload need not look for a new login
     key_refused = False
 
     def __init__(self, settings: Common) -> None:
         self._settings = settings
         self._reading = threading.Lock()
         self._complaint = ""
-        #: for every client of Redis
+        #: passed to every client of Redis
         self.login = Login(self._redis)
 
     def page_token(self) -> str | None:
-        """What our own pages ask for now."""
+        """The token that our own pages ask for now; None when none is set."""
         self._read(_PAGE)
         return self._settings.page_token
 
     def renew(self) -> bool:
-        """Read all of them now; True when one is another than before."""
+        """Read all secrets again now; True when one of them has changed."""
         before = self._settings
         self._read(_REDIS)
         self._read(_PAGE)
@@ -66,7 +66,7 @@ class SecretFiles:
             logger.info("a replaced secret is in use from now on", extra={"secret": _words(names)})
 
     def _complain(self, why: str) -> None:
-        """Once: a part that waits for Redis opens a connection each second."""
+        """Warn once for each reason: a part that waits for Redis opens a connection each second."""
         if why != self._complaint:
             self._complaint = why
             logger.warning("a secret could not be read again, the last one stays in use", extra={"error": why})

@@ -1,4 +1,4 @@
-"""Unused settings: those that were given and mean nothing at the API that is there; each is told by a warning."""
+"""Unused settings: those that were given but have no meaning at the API in use; each gets a warning."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from flowfleet.settings.option import options_of
 
 logger = logging.getLogger(__name__)
 
-#: by backend: what has no meaning there, and what takes its place
+#: by backend: the settings that have no meaning there, each with the flags that take its place
 _UNUSED: Mapping[str, Mapping[str, str]] = {
     "prefect1": {"pools": "--label", "work_queues": "--label"},
     "prefect3": {"labels": "--pool and --work-queue", "hostname_label": "--pool and --work-queue"},
@@ -19,7 +19,7 @@ _GIVEN = ("flag", "variable", "config")
 
 
 def tell_unused(settings: Common, backend: str) -> None:
-    """One line for each that somebody has given, since runs would go elsewhere than was meant."""
+    """Log a warning for each unused setting that somebody has given: runs would go elsewhere than was meant."""
     flags = {name: option.flags[-1].partition("/")[0] for name, option in options_of(type(settings)) if option.flags}
     for name, instead in _UNUSED.get(backend, {}).items():
         origin = settings.origins.get(name)

@@ -1,4 +1,4 @@
-"""Kind of value: what the settings' texts may be, each read by one function and told in one phrase."""
+"""Values: the kinds of value that settings have, each parsed by one function and described by one phrase."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from flowfleet import logs
 from flowfleet.settings.option import ValueKind
 
-#: routes are made of labels, and messages are short
+#: in characters; routes are made of labels, and the messages that carry them must stay short
 LABEL_LENGTH = 255
 _SIZES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
@@ -59,7 +59,7 @@ def _size(text: str) -> int:
 
 
 def _address(text: str) -> str:
-    """Where a page can be served: with a port, and by plain HTTP."""
+    """An address where a page can be served: plain HTTP, with a port; raises ValueError for others."""
     parts = urlsplit(text if "://" in text else f"http://{text}")
     if parts.scheme != "http" or parts.port is None:
         raise ValueError(text)
@@ -73,20 +73,20 @@ def _pair(text: str) -> str:
 
 
 def _pair_masked(text: str) -> str:
-    """The name only; a text without one is all secret."""
+    """A NAME=VALUE text with its value masked; a text without a name is masked whole."""
     name, equals, _ = text.partition("=")
     return f"{name}={logs.MASK}" if equals else logs.MASK
 
 
 def label(text: str) -> str:
-    """A label as Prefect 1 takes it: any text, but not an empty or endless one; raises ValueError."""
+    """A label that Prefect 1 accepts: any text that is not empty or too long; raises ValueError for others."""
     if not text.strip() or len(text) > LABEL_LENGTH:
         raise ValueError(text)
     return text
 
 
 def shown_as(name: str) -> ValueKind:
-    """Any text but an empty one, called so in the help."""
+    """The kind of any text but an empty one; `name` stands for the value in the help."""
     return ValueKind(parse=_some, wants="some text", metavar=name)
 
 
@@ -97,7 +97,7 @@ def _some(text: str) -> str:
 
 
 def one_of(*choices: str) -> ValueKind:
-    """One of these words."""
+    """The kind of a value that is one of these words."""
     return ValueKind(choices=choices)
 
 

@@ -1,4 +1,4 @@
-"""The command `flowfleet up`."""
+"""Command: `flowfleet up`, which starts everything on one machine and watches it until the end is asked for."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _sayer(out: Console) -> Callable[[str], None]:
 
 
 def _end(stack: Stack, signals: StackSignals) -> None:
-    """Stop all and let go of the folder: each step is done, whatever the one before it raises."""
+    """Stop all parts and release the data folder: each step is done, whatever the one before it raises."""
     with ExitStack() as steps:
         steps.callback(stack.folder.close)
         steps.callback(stack.stop, lambda: signals.second is not None)
@@ -83,7 +83,10 @@ def _end(stack: Stack, signals: StackSignals) -> None:
 
 
 def _serve(stack: Stack, signals: StackSignals, out: Console, *, demo: bool, exit_after: bool) -> int:
-    """Everything is up: say where, run the demo if asked for, and stay."""
+    """Print the addresses, run the demo if asked for, and watch the parts until the end is asked for.
+
+    Returns the exit code after a demo with `exit_after`; otherwise it is left only by an error such as `Stopped`.
+    """
     say = _sayer(out)
     state = stack.state()
     say(f"\nPrefect UI    {state['ui']}\npoller health {state['agent_address']}/api/ready")
@@ -109,7 +112,7 @@ def _serve(stack: Stack, signals: StackSignals, out: Console, *, demo: bool, exi
 
 
 def run_demo(stack: Stack, out: Console) -> tuple[DemoRun, ...]:
-    """Run the examples to their end, shown live."""
+    """Run the examples to their end, shown live; raises `DemoTooLong`."""
     settings = stack.settings
     ledger = ledgers.connect(settings.redis, settings.fleet)
     try:
@@ -131,12 +134,12 @@ def run_demo(stack: Stack, out: Console) -> tuple[DemoRun, ...]:
 
 
 def too_long(runs: Sequence[DemoRun], logs: Path) -> DemoTooLong:
-    """What to say of runs that do not end."""
+    """The error about runs that have not ended in time."""
     late = ", ".join(f"{run.example.flow} {run.name} ({run.state})" for run in runs if not run.over)
     return DemoTooLong(f"Not ended after {_DEMO_SECONDS:.0f} s: {late}. The logs in {logs} say what the parts did.")
 
 
 class DemoTooLong(FleetError):
-    """Some run of the demo does not end."""
+    """A run of the demo has not ended in time."""
 
     exit_code = CHECKS_FAILED

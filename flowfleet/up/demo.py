@@ -27,7 +27,7 @@ _LIMIT = 200
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One flow file of the wheel and a run of it."""
+    """One flow file of the wheel, and one run of its flow."""
 
     flow: str  # the flow's, the file's and the deployment's name
     title: str
@@ -51,7 +51,7 @@ EXAMPLES = (
 
 @dataclass(frozen=True, kw_only=True)
 class DemoRun:
-    """A run of an example as the API and the ledger tell it now."""
+    """A run of an example, as the API and the ledger show it now."""
 
     run_id: str
     name: str
@@ -65,26 +65,29 @@ class DemoRun:
 
     @property
     def over(self) -> bool:
-        """Has it ended."""
+        """Whether the run has ended."""
         return self.kind.terminal
 
     @property
     def as_meant(self) -> bool:
-        """Did it reach the state that its flow is meant to reach."""
+        """Whether the run reached the state that its flow is meant to reach."""
         return self.kind == self.example.meant
 
     def seconds(self, now: datetime) -> float | None:
-        """How long it has run."""
+        """The seconds that the run took until its end or until `now`; None when it has not started."""
         return None if self.started is None else max(0.0, ((self.ended or now) - self.started).total_seconds())
 
 
 def flows_folder() -> Path:
-    """The example files, as installed."""
+    """The installed folder of the example files."""
     return Path(str(files("flowfleet.up") / "flows"))
 
 
 def session_of(settings: UpSettings, environ: Mapping[str, str], folder: Path) -> Session:
-    """HTTP to the API of this `up`, with the user's credentials, found as from `folder`, where it is not ours."""
+    """The HTTP session with the API of this `up`.
+
+    An API that is not our own server gets the user's credentials, looked for as Prefect does in `folder`.
+    """
     if "api" not in settings.origins:
         ours = {name: value for name, value in environ.items() if not name.startswith("PREFECT_")}
         return Session(find_address(settings, ours, {}))
@@ -102,13 +105,13 @@ class Demo:
         self.runs: tuple[DemoRun, ...] = ()
 
     def begin(self, examples: Sequence[Example] = EXAMPLES, pause: Callable[[float], None] = time.sleep) -> None:
-        """Register the deployments and create one run each."""
+        """Register the deployments, and create one run of each example."""
         self._await_pool(pause)
         deployments = {flow: self._deploy(flow) for flow in dict.fromkeys(example.flow for example in examples)}
         self.runs = tuple(self._create(deployments[example.flow], example) for example in examples)
 
     def look(self) -> tuple[DemoRun, ...]:
-        """Read all runs anew; what does not answer just now stays as it was."""
+        """Read all runs again; where the API or the ledger does not answer, the facts stay as they were."""
         ids = [run.run_id for run in self.runs]
         try:
             states = self._read("/flow_runs/filter", {"flow_runs": {"id": {"any_": ids}}, "limit": _LIMIT})
@@ -122,7 +125,7 @@ class Demo:
         return self.runs
 
     def _workers(self, ids: set[str]) -> dict[str, str]:
-        """Run → worker, from claims that live and those that are gone."""
+        """Run id → worker, from live claims and from the records of those that are gone."""
         try:
             gone = [record for record in self._ledger.claims.records(limit=_LIMIT) if record.get("run_id") in ids]
             found = {str(record["run_id"]): str(record["worker"]) for record in gone if record.get("worker")}
@@ -136,7 +139,7 @@ class Demo:
         return answer
 
     def _await_pool(self, pause: Callable[[float], None]) -> None:
-        """The worker makes the pool when it starts."""
+        """Wait for the pool, which the worker makes when it starts."""
         until = time.monotonic() + _POOL_SECONDS
         while True:
             try:

@@ -1,4 +1,4 @@
-"""LeftRun: a run whose worker died before it could end it: its shim outlives a worker, but must not outlive `up`."""
+"""Leftover runs: runs whose worker died before it ended them; a shim outlives its worker, but must not outlive `up`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from workers.deployers.subprocess_run import HostFacts, SubprocessRun
 from workers.host import Abilities, Host
 from workers.state.run_folders import RunFolder
 
-#: a shim clears a run's group away in at most 5 s, then the worker's way of doing it begins
+#: a shim ends what is left of a run's group within 5 s; after that `SubprocessRun` does so itself, within 5 s too
 _GONE_SECONDS = 12.0
 
 
 def end_all(state: Path, environ: Mapping[str, str]) -> int:
-    """Kill what still runs of all workers whose state folders are below `state`; how many runs that were."""
+    """Kill all live runs of the workers whose state folders are below `state`; returns how many there were."""
     found = list(_unsettled(state, environ))
     try:
         alive = [run for run in found if run.poll() is None]
@@ -29,13 +29,13 @@ def end_all(state: Path, environ: Mapping[str, str]) -> int:
 def _still_there(run: SubprocessRun) -> bool:
     if run.poll() is not None:
         return False
-    # at each look anew: a shim that dies just now takes the request with it, and then its run is to be killed itself
+    # again at each look: a shim that dies just now loses the request, and then the run itself has to be killed
     run.kill()
     return True
 
 
 def _unsettled(state: Path, environ: Mapping[str, str]) -> Iterator[SubprocessRun]:
-    """Runs of this boot that no worker has finished with; whose pid it is now, the run itself checks."""
+    """Runs of this boot that no worker has finished with; `SubprocessRun` checks that a pid is still its process."""
     host = Host.probe(environ)
     parts = HostFacts(host=host, abilities=Abilities.probe(environ))
     for path in sorted(state.glob("*/*/runs/*.*")):

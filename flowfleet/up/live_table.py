@@ -1,4 +1,4 @@
-"""Live table: the runs of the demo as they go, as a table on a terminal and as lines elsewhere."""
+"""Live table: the progress of the demo's runs, as a table on a terminal and as lines elsewhere."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _COLOURS = {
 
 
 def demo_table(runs: Sequence[DemoRun], now: datetime, width: int) -> RenderableType:
-    """All runs: flow, state, progress, worker, duration."""
+    """A table of all runs: flow, title, state, progress, worker, duration."""
     columns = ("FLOW", "WHAT", "STATE", "PROGRESS", "WORKER", "TIME")
     rows = [
         (
@@ -61,7 +61,7 @@ def _duration(seconds: float | None) -> str:
 
 
 class LiveTable:
-    """Shows each new look at the runs; a context manager, since a terminal must be put right again."""
+    """Shows the runs at each update; a context manager, since the terminal must be restored at the end."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -90,6 +90,6 @@ class LiveTable:
                 self._console.print(f"{run.example.flow} {run.name}: {run.state}{where}", soft_wrap=True, markup=False)
 
     def finish(self, runs: Sequence[DemoRun]) -> None:
-        """Where no table was drawn all the time, draw it once."""
+        """Print the table once at the end, where none was shown live."""
         if self._live is None:
             self._console.print(demo_table(runs, datetime.now(UTC), self._console.width))

@@ -1,4 +1,4 @@
-"""Fleet part: the poller and the workers that `flowfleet up` starts, by their console scripts."""
+"""Poller and workers: how `flowfleet up` starts them, by their console scripts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from flowfleet.up.prefect_server import environment as server_environment
 
 POLLER = "poller"
 READY_SECONDS = 60.0
-#: what `up` decides for its parts, so that the user's own settings of these do not get in between
+#: variables, without FLOWFLEET_, that `up` decides for its parts: the user's own values of them are taken away
 _DECIDED = (
     "API",
     "REDIS",
@@ -39,14 +39,14 @@ _DECIDED = (
     "MAX_POLLS",
     "REQUIRE_API",
 )
-#: between TERM and KILL of a run when `up` is stopped
+#: between TERM and KILL of a run and of the poller, when `up` is stopped
 STOP_GRACE_SECONDS = 10.0
 
 
 def environment(
     folder: DataFolder, environ: Mapping[str, str], settings: UpSettings, *, own_server: bool, own_redis: bool
 ) -> dict[str, str]:
-    """Of poller and workers: where everything is goes by variables, since flags show in process lists."""
+    """The environment of poller and workers: addresses and secrets go by variables, since process lists show flags."""
     env = server_environment(folder, environ) if own_server else dict(environ)
     for name in _DECIDED:
         env.pop(f"FLOWFLEET_{name}", None)
@@ -63,9 +63,9 @@ def environment(
     env |= {name: value for name, value in given.items() if value}
     env = _by_file(env, settings, own_redis=own_redis)
     if settings.origins.get("log_level", Origin("machine")).kind != "machine":
-        # our own default is for what stands between the lines of `up`, the parts write to files
+        # our own default is for log lines between the output of `up`; the parts log to files, with their own default
         env["FLOWFLEET_LOG_LEVEL"] = settings.log_level
-    # the flows find the commands of the environment that runs them
+    # so that flows find the commands of the environment that runs them
     env["PATH"] = f"{Path(sys.executable).parent}:{env.get('PATH', '')}"
     if own_server and (Path(sys.executable).with_name("prefect")).is_file():
         # the server's own environment certainly has the right prefect
@@ -74,7 +74,7 @@ def environment(
 
 
 def _by_file(env: Mapping[str, str], settings: UpSettings, *, own_redis: bool) -> dict[str, str]:
-    """Secrets that were given by a file stay there: the parts read it again when the secret is replaced."""
+    """The environment with secrets that were given by a file left there: the parts read a replaced file again."""
     by_file = dict(env)
     for name, variable in (("key", "KEY"), ("redis", "REDIS"), ("redis_password", "REDIS_PASSWORD")):
         origin = settings.origins.get(name, Origin("default"))
@@ -95,21 +95,21 @@ def _without_password(url: str) -> str:
 
 
 def start_poller(folder: DataFolder, env: Mapping[str, str], address: str, cwd: Path) -> ChildProcess:
-    """The poller."""
+    """Start the poller."""
     argv = [_program(POLLER), "start", "--agent-address", address]
     command = ChildCommand(name=POLLER, argv=argv, env=env, cwd=cwd, log=folder.log(POLLER), grace=STOP_GRACE_SECONDS)
     return ChildProcess(command, folder.note(POLLER))
 
 
 def state_dir(folder: DataFolder) -> Path:
-    """Where the workers keep their runs' records."""
+    """The folder where the workers keep their runs' records."""
     return folder.path / "state"
 
 
 def start_worker(
     folder: DataFolder, env: Mapping[str, str], address: str, cwd: Path, *, name: str, slots: int, pools: Sequence[str]
 ) -> ChildProcess:
-    """One worker; its runs end with it, since they belong to this `up`."""
+    """Start one worker; its runs end with it, since they belong to this `up`."""
     argv = [_program("worker"), "start", "--name", name, "--slots", str(slots), "--agent-address", address]
     # the poller gets no pool: it claims for whatever its workers offer
     argv += [word for pool in pools for word in ("--pool", pool)]
@@ -121,12 +121,12 @@ def start_worker(
 
 
 def worker_names(count: int) -> list[str]:
-    """`worker`, or `worker-1` and so on."""
+    """The names of the workers: `worker` for a single one, else `worker-1` and so on."""
     return ["worker"] if count == 1 else [f"worker-{number}" for number in range(1, count + 1)]
 
 
 def answers(address: str) -> bool:
-    """True when its page says that it is ready."""
+    """True when the page at this address says that its part is ready."""
     try:
         return requests.get(f"{address}/api/ready", timeout=3.0).ok
     except requests.RequestException:

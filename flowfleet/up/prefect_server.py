@@ -1,4 +1,4 @@
-"""PrefectServer: a Prefect 3 server of our own, on SQLite, with its home in the data folder."""
+"""Prefect server: a Prefect 3 server of our own, on SQLite, with its home in the data folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HOST = "127.0.0.1"
 
 
 def prefect_command() -> str:
-    """The `prefect` program; raises `SettingsError` with the remedy when there is none of version 3."""
+    """The path of the `prefect` program; raises `SettingsError` with the remedy when there is none of version 3."""
     found = script("prefect")
     remedy = "pip install 'flowfleet[demo]', or give the address of a running one with --api"
     if found is None:
@@ -26,7 +26,7 @@ def prefect_command() -> str:
     try:
         version = metadata.version("prefect")
     except metadata.PackageNotFoundError:
-        # one on PATH, of another environment: its version shows when it starts
+        # the program is of another environment on PATH: its version shows when it starts
         return found
     if not version.startswith("3."):
         raise SettingsError(f"There is no Prefect 3 server to start, since prefect is version {version}: {remedy}.")
@@ -34,7 +34,7 @@ def prefect_command() -> str:
 
 
 def choose_port(folder: DataFolder, wanted: int | None) -> int:
-    """The wanted port; raises `SettingsError` when it is in use."""
+    """The wanted port, or for None the server's last port or a free one; raises `SettingsError` for one in use."""
     if wanted is None:
         return folder.port(NAME)
     if not is_free(wanted):
@@ -43,7 +43,7 @@ def choose_port(folder: DataFolder, wanted: int | None) -> int:
 
 
 def environment(folder: DataFolder, environ: Mapping[str, str]) -> dict[str, str]:
-    """Of our server and of all that belongs to it: nothing of the user's own Prefect."""
+    """The environment of our server and of all that belongs to it: without the user's own Prefect settings."""
     env = {name: value for name, value in environ.items() if not name.startswith("PREFECT_")}
     return env | {
         "PREFECT_HOME": str(folder.path / "prefect"),
@@ -53,7 +53,7 @@ def environment(folder: DataFolder, environ: Mapping[str, str]) -> dict[str, str
 
 
 def start(folder: DataFolder, environ: Mapping[str, str], port: int) -> ChildProcess:
-    """Start it; ready when `answers` says so."""
+    """Start the server; it is ready when `answers` returns True."""
     home = folder.path / "prefect"
     home.mkdir(exist_ok=True, mode=0o700)
     env = environment(folder, environ) | {
@@ -70,12 +70,12 @@ def start(folder: DataFolder, environ: Mapping[str, str], port: int) -> ChildPro
 
 
 def api_url(port: int) -> str:
-    """The API's address."""
+    """The API's address at this port."""
     return f"http://{HOST}:{port}/api"
 
 
 def answers(url: str) -> bool:
-    """True when the API answers that it is well."""
+    """True when the API at this address answers that it is healthy."""
     try:
         return requests.get(f"{url}/health", timeout=3.0).ok
     except requests.RequestException:

@@ -1,4 +1,4 @@
-"""Voice: what `up` says to people, until the pipe or the terminal that it speaks into is gone."""
+"""Safe stream: the output of `up` for people, until its pipe or terminal is gone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class SafeStream:
         self._gone = gone
 
     def write(self, text: str) -> int:
-        """Write, or not."""
+        """Write the text; dropped when the stream is gone."""
         try:
             return self._stream.write(text)
         except OSError:
@@ -29,7 +29,7 @@ class SafeStream:
             return len(text)
 
     def flush(self) -> None:
-        """Flush, or not."""
+        """Flush the stream; does nothing when the stream is gone."""
         try:
             self._stream.flush()
         except OSError:
@@ -37,7 +37,7 @@ class SafeStream:
 
     def _fall_silent(self) -> None:
         self._gone()
-        # what is still buffered goes nowhere too: else the interpreter would fail at it once more at its end
+        # what is still buffered goes to /dev/null too: else the interpreter would fail once more at its last flush
         with contextlib.suppress(OSError):
             ours = self._stream.fileno()
             dead = os.fstat(ours)
@@ -48,5 +48,5 @@ class SafeStream:
             os.close(null)
 
     def __getattr__(self, name: str) -> Any:
-        """All else is the stream's own: is it a terminal, which encoding."""
+        """Every other attribute is the stream's own, such as `isatty` and `encoding`."""
         return getattr(self._stream, name)

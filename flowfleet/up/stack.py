@@ -1,4 +1,4 @@
-"""Together: all parts of one `flowfleet up`, started in order, watched, and stopped in the opposite order."""
+"""Stack: all parts of one `flowfleet up`, started in order, watched, and stopped in the opposite order."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ Say = Callable[[str], None]
 
 
 class Stopped(FleetError):
-    """The end was asked for."""
+    """The end of `up` was asked for, by a signal or because nobody reads its output any more."""
 
     exit_code = 0
 
 
 class StackSignals:
-    """INT, TERM and HUP: the first asks for an orderly end, the second for a quick one."""
+    """The signals INT, TERM and HUP: the first asks for an orderly end, the second for a quick one."""
 
     NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -60,7 +60,7 @@ class StackSignals:
             self.second = number
 
     def note_unheard(self) -> None:
-        """Nobody reads what is printed any more: ends in order, and a signal that comes with it is the first."""
+        """Note that nobody reads the output any more: `up` ends in order, and a signal that comes then is the first."""
         self.unheard = True
 
     def pause(self, seconds: float) -> None:
@@ -77,7 +77,7 @@ class StackSignals:
 
 @dataclass(kw_only=True)
 class Stack:
-    """The parts, and where everything is."""
+    """The parts of one `up`, with the settings, folder and addresses that they share."""
 
     settings: UpSettings
     folder: DataFolder
@@ -88,7 +88,7 @@ class Stack:
     agent_address: str = ""
 
     def start(self) -> None:
-        """Start what is not there yet, one after the other, each when the one before is ready."""
+        """Start the parts that are not there yet, one after the other, each when the one before is ready."""
         own_server, own_redis = self.settings.api is None, self._own_redis()
         self._end_leftovers()
         self._check_before(own_server=own_server)
@@ -122,13 +122,13 @@ class Stack:
         self.folder.write_state(self.state())
 
     def _own_redis(self) -> bool:
-        """True when no other Redis is given: what an earlier `up` told a user to export is our own."""
+        """True when no other Redis is given; the address that an earlier `up` told a user to export is our own."""
         last = self.folder.last_port(redis_process.NAME)
         ours = last is not None and self.settings.redis == redis_process.url_of(last)
         return ours or "redis" not in self.settings.origins
 
     def _check_before(self, *, own_server: bool) -> None:
-        """What can be known to fail is said before anything is started."""
+        """Raise the errors that can be known before anything is started."""
         if own_server:
             prefect_server.prefect_command()
             if self.settings.port is not None:
@@ -166,7 +166,7 @@ class Stack:
             self.say(f"Redis at {redact_url(self.settings.redis)} answers")
 
     def resume(self, names: Sequence[str]) -> None:
-        """Workers that were drained or paused take runs again: else they would end at once, and `up` with them."""
+        """Resume workers that were drained or paused: else they would end at once, and `up` with them."""
         ledger = ledgers.connect(self.settings.redis, self.settings.fleet)
         try:
             host = self.settings.host
@@ -193,13 +193,16 @@ class Stack:
         try:
             info = flowfleet.api.connect(self.settings, self.environ).probe()
         except KeyRefused:
-            raise  # it names its own remedy
+            raise  # the error names its own remedy
         except ApiUnavailable as error:
             raise ApiUnavailable(f"{str(error).rstrip('.')}: start it, or correct --api or FLOWFLEET_API.") from error
         self.say(f"Prefect {info.version} at {redact_url(str(self.settings.api))} answers")
 
     def _say_unused_api(self) -> None:
-        """An API that Prefect's own command would find is not used without --api; what an earlier `up` said is ours."""
+        """Say that an API which Prefect's own command would find is not used without --api.
+
+        Nothing is said of the address that an earlier `up` told a user to export: that server is our own.
+        """
         found = flowfleet.api.found_url(self.environ)
         last = self.folder.last_port(prefect_server.NAME)
         if found and (last is None or found[0].rstrip("/") != prefect_server.api_url(last)):
@@ -239,7 +242,10 @@ class Stack:
                 raise death(part, f"{how}, and flowfleet up ends with it")
 
     def stop(self, hurry: Callable[[], bool]) -> None:
-        """Workers, poller, server, Redis: each still has what it needs to end in order; each is ended in any case."""
+        """Stop workers, poller, server and Redis, in this order, so that each still has what it needs to end in order.
+
+        Each part is stopped, whatever the stop of another raises.
+        """
         with ExitStack() as steps:
             for part in self.parts:
                 steps.callback(part.stop, hurry)
@@ -248,7 +254,7 @@ class Stack:
         self.parts.clear()
 
     def _end_left_runs(self) -> None:
-        """After the workers: what one that was killed, or cut short, has left. It must not outlive this `up`."""
+        """Kill the runs that killed or hurried workers have left, after all workers: no run may outlive this `up`."""
         count = leftover_runs.end_all(poller_and_workers.state_dir(self.folder), self.environ)
         if count:
             runs = "1 run" if count == 1 else f"{count} runs"
