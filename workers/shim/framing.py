@@ -23,7 +23,7 @@ def send(connection: socket.socket, message: Mapping[str, Any]) -> None:
 
 
 def receive(connection: socket.socket) -> dict[str, Any]:
-    """Receive one message whole; raises `EOFError` when the other side is gone, `ValueError` for no JSON."""
+    """Receive a message; raises `EOFError` when the other side is gone or sends no object, `ValueError` for no JSON."""
     (length,) = _LENGTH.unpack(_exactly(connection, _LENGTH.size))
     if length > MAX_BYTES:
         raise EOFError(f"a message of {length} bytes")

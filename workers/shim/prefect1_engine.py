@@ -64,7 +64,7 @@ class _Missed:
         self.names: set[str] = set()
 
     def find_spec(self, name: str, path: object = None, _target: object = None) -> None:
-        """Note a name."""
+        """Note the name and find nothing."""
         if path is None:
             self.names.add(name)
 
