@@ -1,8 +1,9 @@
-"""Deployment: a started subprocess or container, and `Exit`, the way it ended.
+"""Deployment: what a deployer is asked to start, the started run that it returns, and `Exit`, how that run ended.
 
 The two Protocols are the edge between the supervisor, which knows claims and the ledger, and the deployers, which
 know processes and containers. A handle is plain JSON: it goes to disk and back, so that the runs of a plugged-in
-deployer can be adopted as well.
+deployer can be adopted as well. A deployer of another package is an entry point in the group `flowfleet.deployers`:
+each worker calls it once, without arguments, and gets an object with the methods of `Deployer`.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ from typing import Any, Protocol
 
 Handle = Mapping[str, Any]
 
-#: the kind of runs that a callable gives to somebody else; they need no interpreter of this host
+#: the kind of the runs that a callable gives to another system; they need no interpreter of this host
 EXTERNAL = "external"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exit:
-    """How a deployment ended.
+    """How a started run ended; None in a field means that the fact is not known.
 
     Exactly one of `code` and `signal` is set, unless `unknown` (nobody could see the end: the shim was killed),
-    `error` (it never began: no such interpreter, no permission) or `let_go` says why there is neither.
+    `error` (the run never began: no such interpreter, no permission) or `let_go` says why there is neither.
     """
 
     code: int | None = None
@@ -33,22 +34,26 @@ class Exit:
     error: str | None = None
     #: for `unknown`: why nobody could see the end, if it was not the shim's death
     why: str | None = None
-    #: an external run that is not watched any more though it may go on: why
+    #: why an external run is not watched any more though it may go on
     let_go: str | None = None
+    #: the kernel killed the run since memory had run out
     oom: bool = False
-    #: who ended it: None (by itself), "term" or "kill" (stopped on our word), "deadline" (dead man's switch)
+    #: who ended the run: None (the run itself), "term" or "kill" (the worker), "deadline" (dead man's switch)
     stopped_by: str | None = None
+    #: Unix time of start and end
     started_at: float | None = None
     ended_at: float | None = None
+    #: peak memory of the largest process, and CPU time of all processes
     max_rss_kib: int | None = None
     cpu_seconds: float | None = None
     #: processes of the run that were still alive after its command and had to be killed
     leftovers: int = 0
+    #: the end of the run's output; its last line goes into the sentence that the API is told
     last_lines: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
-        """True for exit code 0: the engine has reported by itself."""
+        """True for exit code 0: the engine has reported its end by itself."""
         return self.code == 0 and self.error is None
 
     def to_record(self) -> dict[str, Any]:
@@ -95,62 +100,111 @@ def _signal_name(number: int) -> str:
 class StartSpec:
     """What a deployer is asked to start: the finished command, environment and place of one attempt at a run."""
 
+    #: the run's id at the Prefect API
     run_id: str
+    #: the claim id
     claim: str
+    #: the command and its arguments; a command without a slash is looked for on the PATH of `env`
     argv: Sequence[str]
     #: the whole environment of the child; never written to disk
     env: Mapping[str, str]
-    #: the folder to start in; None = an empty folder of its own, removed at the end
+    #: the folder to start in; None = an empty folder of its own, `work` in the run's folder, which the deployer makes
+    #: and the worker removes at the end
     cwd: str | None
     #: the run's folder STATE/runs/RUN.CLAIM, which exists already
     folder: Path
     #: boot-time clock (CLOCK_BOOTTIME) in seconds after which user code must not begin any more; None = no limit
     not_after: float | None
-    #: soft cap of the output file in bytes
+    #: soft cap of the output file (`log` in the run's folder) in bytes; 0 = no cap
     log_limit: int
-    #: seconds between TERM and KILL when it is stopped
+    #: seconds between TERM and KILL when the run is stopped
     stop_grace: float
 
 
 class StartedRun(Protocol):
-    """One started deployment, watched by the supervisor's selector."""
+    """One started run as its worker sees it, fresh or adopted.
+
+    One supervisor thread watches all runs of a worker by these methods, and the threads of launch and adoption call
+    them too. So no method may wait for a network or for the end of a process: the other runs would go unwatched
+    meanwhile. Whatever `poll` raises is logged, and `poll` is called again after a second; the other methods should not
+    raise.
+    """
 
     @property
     def handle(self) -> Handle:
-        """JSON by which this deployment is found again; `{"kind", "host", "id", ...}`."""
+        """The facts by which people and tools find the run: `{"kind", "host", "id", ...}`, plain JSON.
+
+        `kind` is that of the deployer, `host` the host's name, `id` a short text. Where there is a process id, it is
+        `pid`, or `command_pid` if `pid` is that of a process above the command; the API is told of it. The ledger takes
+        at most 4096 bytes of JSON, and of a larger handle only kind, host, id and pid. Adoption gets the run's folder
+        and no handle, so a deployer writes the whole handle there, as `started.json`. It is still readable after
+        `close`.
+        """
 
     def fileno(self) -> int | None:
-        """A descriptor that turns readable at the end (pidfd), or None: then `poll` is asked each second."""
+        """A descriptor that turns readable when `poll` should be called, for example a pidfd at the end of its process.
+
+        None = there is no such descriptor: `poll` is then called each second. The descriptor is asked for once, when
+        the supervisor begins to watch the run, and stays open until `close`. If it is readable and the run has not
+        ended, `poll` is called each tenth of a second; after 50 such wakeups the descriptor is not watched any more.
+        """
 
     def poll(self) -> Exit | None:
-        """None while anything of it is alive; its Exit once its whole group is gone."""
+        """None while anything of the run is alive; its Exit once its whole group is gone, and the same Exit ever after.
+
+        The slot of the run is free then. An Exit with `unknown` is right for a run that is gone and whose end nobody
+        saw, and one with `let_go` for a run that cannot be watched any more.
+        """
 
     def begun(self) -> bool:
-        """Has user code begun, or may it still begin? False only with proof that it never will."""
+        """True if user code has begun or may still begin; False only with proof that it never will."""
 
     def stop(self) -> None:
-        """TERM, the order's grace, then KILL; returns at once."""
+        """Send TERM to the run, and KILL after the grace of its start spec; returns at once.
+
+        The end is seen by `poll`. A run that cannot be signalled is let go: `poll` gives an Exit with `let_go`. May be
+        called more than once, and after the end, when there is nothing left to do.
+        """
 
     def kill(self) -> None:
-        """KILL the whole tree now; returns at once."""
+        """Send KILL to the whole tree of the run now; returns at once.
 
-    def close(self) -> None:
-        """Let go of descriptors; the deployment itself goes on."""
-
-
-class Deployer(Protocol):
-    """Starts deployments of one kind and finds them again."""
-
-    kind: str
-
-    def start(self, spec: StartSpec) -> StartedRun:
-        """Start it. Raises `StartFailed` with a sentence when user code certainly did not begin."""
-
-    def adopt(self, folder: Path) -> StartedRun | None:
-        """Find the deployment of a run folder again, alive or ended.
-
-        None = user code never began and never will (its start file is now "abandoned").
+        Called for cancelled runs, and like `stop` in all else.
         """
 
     def close(self) -> None:
-        """Let go of helper processes; deployments go on."""
+        """Close descriptors and watch the run no longer; a run that is alive goes on."""
+
+
+class Deployer(Protocol):
+    """Starts runs of one kind and finds them again.
+
+    `start` and `adopt` are called by several threads at once, one for each launch. What keeps a run from being started
+    twice is the start file, `start` in the run's folder, which only one process can create. A deployer creates it
+    before user code can begin (`workers.shim.atomic_files.create_once`), and `RunFolder.abandon` creates it in the name
+    of whoever gives the run back. A worker may be killed between any two steps.
+    """
+
+    #: the kind in the handles of this deployer's runs; for a plugged-in deployer the name of its entry point
+    kind: str
+
+    def start(self, spec: StartSpec) -> StartedRun:
+        """Start the run of this spec.
+
+        Raises `StartFailed` (or another `DeployError`) with a sentence when user code certainly did not begin; the run
+        is then reported as failed. If `spec.not_after` had passed, and `exit.json` in the run's folder says
+        `{"begun": false, "late": true}`, the run is handed back instead. After any other exception the run is handed
+        back if nobody has created its start file, else `adopt` decides.
+        """
+
+    def adopt(self, folder: Path) -> StartedRun | None:
+        """Find the started run of a run folder again, alive or ended; its `poll` then tells which.
+
+        Called when a worker starts, for each folder that a worker before it has left, and when a start went wrong.
+        None = user code never began and never will: the start file is now "abandoned" (`RunFolder.abandon`), or
+        `exit.json` tells of a start that failed or came too late. The run is then handed back, or reported with the
+        failure.
+        """
+
+    def close(self) -> None:
+        """End helper processes and threads when the worker ends; started runs go on. May be called more than once."""

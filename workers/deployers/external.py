@@ -1,10 +1,10 @@
-"""ExternalDeployer: runs that a Python callable has given to somebody else: no process of ours, watched at the API.
+"""External: the deployer of runs that a Python callable gives to another system; their end is watched for at the API.
 
-Their folder tells how far it went, so that a worker killed at any moment deploys none twice:
+The folder of such a run tells how far it went, so that a worker killed at any moment deploys none twice:
 
-    deploying.json            the callable was about to be asked, and what it did is not known
-    start, by "external"      it has answered: the run is somebody else's, and only the API knows its end
-    started.json              its answer (the handle)
+    deploying.json            the callable was about to be called, and what it did is not known
+    start, by "external"      the callable has returned: the run is in another system, and only the API knows its end
+    started.json              the answer of the callable (the handle)
     exit.json                 the end as it was seen at the API
 """
 
@@ -27,12 +27,12 @@ from workers.state.run_folders import RunFolder
 
 logger = logging.getLogger(__name__)
 
-#: one request for all runs
+#: pause between two requests; one request asks about all runs
 ASK_SECONDS = 5.0
-#: a retry of ten minutes or less is waited for in the run's own process (Prefect 1); after that it is over, and the API
-#: hands the run out again when it is due
+#: a retry of ten minutes or less is waited for in the run's own process (Prefect 1); a run that waits longer has left
+#: its process, and the API hands it out again when it is due
 COMES_BACK_SECONDS = 630.0
-#: a run whose deployment may never have been begun is given this long to be seen running
+#: a run that may never have been deployed is given this long to be seen running
 DOUBT_SECONDS = 600.0
 _TEXT_LIMIT = 500
 
@@ -40,52 +40,51 @@ _TOO_LONG = "it took longer than --run-timeout allows, or was told to end; where
 _CANCELLED = "it was cancelled; where it was deployed it ends by itself"
 _DOUBTFUL = "its worker was killed while it was deployed, and it has not begun since"
 
-#: deploys, and says in a few words what it has made; or a deployment that another deployer has started on its behalf
+#: deploys a run; returns a few words about what it has made, or a run that another deployer has started on its behalf
 Deploy = Callable[[StartSpec], "StartedRun | str"]
 States = Callable[[Sequence[str]], Mapping[str, RunState]]
 
 
 class ExternalRun:
-    """One run somewhere else; its end is what the API says."""
+    """One run in another system; its end is what the API says."""
 
     def __init__(
         self, folder: RunFolder, handle: Handle, forget: Callable[[ExternalRun], None], *, doubtful: bool = False
     ) -> None:
         self.folder = folder
         self.handle = dict(handle)
-        #: nobody knows whether its deployment was begun
+        #: True while nobody knows whether the callable has deployed the run
         self.doubtful = doubtful
-        #: since when it has been seen waiting, by the watch's clock
+        #: since when the run has been seen waiting, by the watch's clock
         self.waits_since: float | None = None
         self._forget = forget
         self._end = folder.exit()
 
     def fileno(self) -> int | None:
-        """Nothing rings: it is asked each second."""
+        # no descriptor tells the end of an external run, so `poll` is called each second
         return None
 
     def poll(self) -> Exit | None:
-        """Its end, once the watch has seen it."""
+        # the watch has seen the end at the API, or the run was let go
         return self._end
 
     def begun(self) -> bool:
-        """It may have, as soon as its deployment was asked for."""
+        # it may have begun as soon as the callable was called
         return True
 
     def stop(self) -> None:
-        """There is nothing to signal: it is let go."""
+        # there is no process to signal: the run is let go
         self.end(Exit(let_go=_TOO_LONG, stopped_by="term"))
 
     def kill(self) -> None:
-        """There is nothing to signal: it is let go, since it was cancelled."""
+        # there is no process to signal: the run was cancelled and is let go
         self.end(Exit(let_go=_CANCELLED, stopped_by="kill"))
 
     def close(self) -> None:
-        """Watch it no longer."""
         self._forget(self)
 
     def end(self, end: Exit) -> None:
-        """Note its end, on disk first."""
+        """Note the end of the run, on disk first; a second end is ignored."""
         if self._end is not None:
             return
         try:
@@ -96,7 +95,7 @@ class ExternalRun:
 
 
 class ExternalWatch:
-    """Asks the API about all external runs of this worker, in a thread that lives while there are any."""
+    """Asks the API about all external runs of this worker, in a thread that starts with the first of them."""
 
     def __init__(
         self, states: States, *, seconds: float = ASK_SECONDS, clock: Callable[[], float] = time.monotonic
@@ -111,7 +110,7 @@ class ExternalWatch:
         self._thread: threading.Thread | None = None
 
     def follow(self, run: ExternalRun) -> None:
-        """Look after this run from now on."""
+        """Watch this run from now on."""
         with self._lock:
             self._runs[run.folder.key] = run
             if self._thread is None and not self._closed.is_set():
@@ -119,7 +118,7 @@ class ExternalWatch:
                 self._thread.start()
 
     def forget(self, run: ExternalRun) -> None:
-        """It is no longer ours to look after."""
+        """Stop watching this run."""
         with self._lock:
             self._runs.pop(run.folder.key, None)
 
@@ -135,7 +134,7 @@ class ExternalWatch:
                 logger.exception("external runs could not be looked at")
 
     def look(self) -> None:
-        """Ask once about all of them."""
+        """Ask the API once about all runs; an error of the API is logged, and the runs stay watched."""
         with self._lock:
             runs = list(self._runs.values())
         if not runs:
@@ -147,9 +146,9 @@ class ExternalWatch:
             return
         self._outage.passed()
         for run in runs:
-            self._judge(run, states.get(run.folder.run_id))
+            self._apply_state(run, states.get(run.folder.run_id))
 
-    def _judge(self, run: ExternalRun, state: RunState | None) -> None:
+    def _apply_state(self, run: ExternalRun, state: RunState | None) -> None:
         now = self._clock()
         if state is None or state.kind.terminal:
             run.end(Exit(code=0, ended_at=time.time()))
@@ -170,9 +169,10 @@ class ExternalWatch:
 
 
 class ExternalDeployer:
-    """Deploys through a callable, and leaves to the deployer below it what is a process of this host.
+    """Gives runs to a callable, and leaves every run that is a process of this host to the deployer below.
 
-    Without a callable it only adopts: a worker that looks after what an agent of its host has left.
+    Without a callable all runs are started by the deployer below, and external runs are only adopted: for a worker that
+    looks after what a Python agent of its host has left.
     """
 
     kind = EXTERNAL
@@ -184,7 +184,7 @@ class ExternalDeployer:
         self._host = host
 
     def start(self, spec: StartSpec) -> StartedRun:
-        """Ask the callable; raises `StartFailed` with what it raises."""
+        # a DeployError of the callable is raised as it is, anything else that it raises becomes StartFailed
         if self._deploy is None:
             return self._below.start(spec)
         folder = RunFolder(spec.folder)
@@ -201,12 +201,12 @@ class ExternalDeployer:
         return self._given_away(folder, "" if answer is None else str(answer))
 
     def start_below(self, spec: StartSpec) -> StartedRun:
-        """For the callable: start it as a process of this host after all, which is then exactly watched."""
+        """For the callable: start the run as a process of this host after all, which is then exactly watched."""
         _marker(RunFolder(spec.folder)).unlink(missing_ok=True)
         return self._below.start(spec)
 
     def adopt(self, folder: Path) -> StartedRun | None:
-        """Find a run again; what is not external is the other deployer's."""
+        # a run that is not external is found by the deployer below
         run = RunFolder(folder)
         if run.start() is None and _marker(run).exists():
             _win(run, doubtful=True)
@@ -217,7 +217,6 @@ class ExternalDeployer:
         return self._follow(ExternalRun(run, handle, self._watch.forget, doubtful=bool(start.get("doubtful"))))
 
     def close(self) -> None:
-        """Let go of thread and helpers; runs go on."""
         self._watch.close()
         self._below.close()
 
@@ -226,7 +225,7 @@ class ExternalDeployer:
         try:
             _win(folder, doubtful=False)
             atomic_files.write_json(folder.path / "started.json", handle)
-        except OSError as exc:  # it is deployed all the same; who adopts it knows less of it
+        except OSError as exc:  # the run is deployed all the same; whoever adopts it knows less of it
             logger.error("deployment not written down", extra={"run_id": folder.run_id, "error": str(exc)})
         return self._follow(ExternalRun(folder, handle, self._watch.forget))
 

@@ -1,4 +1,4 @@
-"""Launcher: the worker's side of a fork server; hands it requests and replaces it when it dies."""
+"""Fork client: the worker's side of a fork server; hands requests to the server and replaces it when it dies."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from workers.shim import forkserver, framing
 
 logger = logging.getLogger(__name__)
 
-#: how long a launch waits for others that hand over; more means that a new fork server is being loaded
+#: how long a launch waits while others hand their requests over; longer means that a new fork server is being loaded
 _TURN_SECONDS = 1.0
-#: what a Python may need to start at all; nothing else of our environment gets there
+#: variables that a Python may need to start at all; nothing else of our environment reaches the fork server
 _NEEDED = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH")
 
 
 class NoAnswer(Exception):
-    """The fork server or its shim is gone or hangs; whether the run was started, its folder tells."""
+    """The fork server or its shim is gone or hangs; the run's folder tells whether the run was started."""
 
 
 class NotFit(Exception):
-    """A fork server has said that it cannot be one here, and why."""
+    """A program has said that it cannot be a fork server on this host, and why."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ForkServerProgram:
-    """What is started as a fork server; descriptor, mode and limit are added to its arguments."""
+    """The program that is started as a fork server; descriptor, mode and limit are added to its arguments."""
 
     argv: tuple[str, ...]
     env: Mapping[str, str]
     name: str = "launcher"
-    #: it says by itself that it is ready, within this time; None = it is at once
+    #: the program sends a greeting within this time, when it is ready; None = it is ready at once and sends none
     greeting_seconds: float | None = None
 
 
@@ -50,7 +50,7 @@ def own_program(python: str = sys.executable) -> ForkServerProgram:
 
 
 class ForkClient:
-    """One fork server; may be asked by several threads at once."""
+    """The client of one fork server; several threads may use it at once."""
 
     def __init__(
         self,
@@ -61,10 +61,10 @@ class ForkClient:
         reap_orphans: bool = True,
         descriptors: int = 0,
     ) -> None:
-        """`on_demand`: a launch starts the fork server where there is none; else it never waits for one to start."""
+        """`on_demand`: a launch starts the fork server if there is none; else a launch never waits for a start."""
         self._program = program or own_program()
         self._on_demand = on_demand
-        #: how many descriptors a run may open by default; 0 = as many as we
+        #: how many descriptors a run may open by default; 0 = as many as the worker
         self._descriptors = descriptors
         self._mode = "reap" if reap_orphans else "plain"
         self._answer_seconds = answer_seconds
@@ -75,7 +75,7 @@ class ForkClient:
 
     @property
     def pid(self) -> int | None:
-        """The fork server's pid, None before the first launch."""
+        """The fork server's pid; None while there is none."""
         return self._process.pid if self._process else None
 
     def launch(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,7 +89,7 @@ class ForkClient:
                 framing.send(ours, request)
                 return framing.receive(ours)
             except TimeoutError as exc:
-                self._end(asked)  # it hangs; a new one will be started for the next run
+                self._end(asked)  # the fork server hangs; a new one will be started for the next run
                 raise NoAnswer(f"no answer from the shim within {self._answer_seconds:.0f} s") from exc
             except (OSError, EOFError) as exc:
                 raise NoAnswer("the launcher process ended before it answered") from exc
@@ -129,7 +129,7 @@ class ForkClient:
         assert self._control is not None
         if self._process is None or self._process.poll() is not None:
             return True
-        try:  # one that is on its way out has closed its end; beside its greeting it never says a word
+        try:  # a fork server that is ending has closed its side; after its greeting it never sends anything
             return not self._control.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
             return False
@@ -196,8 +196,8 @@ class ForkClient:
                 process.wait()
 
     def abort(self) -> None:
-        """End a fork server that may still be starting, or is about to, without waiting for it; there is no other."""
-        self._aborted = True  # first: whoever starts it looks here when it is there
+        """Kill the fork server without waiting, also one that is still being started; from now on there is none."""
+        self._aborted = True  # first: whoever starts the process looks here once it is there
         process = self._process
         if process is not None:
             process.kill()
@@ -209,5 +209,5 @@ class ForkClient:
 
     def _end(self, process: subprocess.Popen[bytes] | None) -> None:
         with self._lock:
-            if self._process is process:  # else it was replaced while we waited for it
+            if self._process is process:  # else another launch has replaced it meanwhile
                 self._discard()

@@ -1,4 +1,4 @@
-"""ProcessDeployer: runs as subprocesses of this host, each below a shim that outlives the worker."""
+"""Process: the deployer of runs as subprocesses of this host, each below a shim that outlives the worker."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _BIRTH_PAUSE_SECONDS = 0.02
 
 
 class WarmStart(Protocol):
-    """Another way to start a command below a shim than by executing it."""
+    """A way to start a command below a shim without executing it."""
 
     def launch(self, request: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        """The shim's answer; None = start it cold."""
+        """Start a run and return the answer of its shim; None = start it cold."""
 
     def close(self) -> None:
-        """End what it needs; runs go on."""
+        """End helper processes; runs go on."""
 
 
 class ProcessDeployer:
@@ -50,13 +50,12 @@ class ProcessDeployer:
         self._host = host
         self._abilities = abilities
         self._fork_client = fork_client or ForkClient(reap_orphans=abilities.subreaper, descriptors=descriptors)
-        #: the shorter way, where there is one
+        #: tried first; None = every run starts cold
         self._warm = warm
         self._wait = wait
         self._umask = _umask()
 
     def start(self, spec: StartSpec) -> StartedRun:
-        """Start the command below a shim; raises `StartFailed` when it certainly did not begin."""
         request = self._request(spec)
         try:
             answer = self._ask(request)
@@ -65,7 +64,7 @@ class ProcessDeployer:
         status = answer.get("status")
         if status == "started":
             return SubprocessRun(RunFolder(spec.folder), self._parts(), started=answer["started"])
-        if status == "taken":  # a second start of the same attempt: whoever won is the run
+        if status == "taken":  # a second start of the same attempt: the shim that won the start file has the run
             return self._settle_start(spec, "its start file is taken")
         sentence = str(answer.get("error") or "its shim did not say why")
         raise StartFailed(f"Run {spec.run_id} could not be started: {sentence}.")
@@ -112,7 +111,6 @@ class ProcessDeployer:
         }
 
     def adopt(self, folder: Path) -> StartedRun | None:
-        """Find a run again by its folder; None = it never began, and its start file says that it never will."""
         run = RunFolder(folder)
         start = run.start()
         if start is None and run.abandon("its worker ended before it was started"):
@@ -138,7 +136,7 @@ class ProcessDeployer:
             if run.started() is not None or run.exit_record() is not None or not run.shim_alive():
                 return
             self._wait(_BIRTH_PAUSE_SECONDS)
-        # alive and slow (a hanging file system): it may still begin, so it is watched
+        # the shim is alive and slow (a hanging file system): its command may still begin, so the run is watched
 
     def _from_another_boot(self, run: RunFolder) -> StartedRun:
         if run.exit_record() is None:
@@ -150,7 +148,6 @@ class ProcessDeployer:
         return HostFacts(host=self._host, abilities=self._abilities)
 
     def close(self) -> None:
-        """End the launchers; runs go on."""
         if self._warm is not None:
             self._warm.close()
         self._fork_client.close()

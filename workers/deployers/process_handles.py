@@ -1,4 +1,4 @@
-"""Processes: a grip on a process that is not our child, safe against reused pids, and the search for a run's own."""
+"""Process handles: holds on processes that are not our children, safe against reused pids, and the members of a run."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ _CREATED_SLACK_SECONDS = 2.0
 
 
 class ProcessHandle(Protocol):
-    """Hold of one process."""
+    """A hold on one process that need not be our child; it never means another process that has got the same pid."""
 
     pid: int
 
     def alive(self) -> bool:
-        """False once it has ended, also while nobody has reaped it."""
+        """False once the process has ended, also while nobody has reaped it."""
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal to this process and no other; nothing if it has ended."""
+        """Send a signal to this process and to no other; does nothing if it has ended."""
 
     def fileno(self) -> int | None:
-        """A descriptor that turns readable at its end, or None."""
+        """A descriptor that turns readable when the process ends; None where there is none, so `alive` is polled."""
 
     def exit_status(self) -> int | None:
-        """Its wait status after the end, where the kernel still tells."""
+        """The wait status of the ended process; None where the kernel does not tell it, or does not tell it yet."""
 
     def close(self) -> None:
-        """Let go."""
+        """Close the descriptor; the process goes on."""
 
 
 class PidfdHandle:
-    """Hold by a pidfd."""
+    """A hold on a process by a pidfd."""
 
     def __init__(self, pid: int, fd: int) -> None:
         self.pid = pid
@@ -49,7 +49,7 @@ class PidfdHandle:
 
     @classmethod
     def take(cls, pid: int, ticks: int) -> PidfdHandle | None:
-        """None = gone, or another process has this pid by now.
+        """Open a pidfd for the process with this pid and start time; None = gone, or the pid is another's by now.
 
         Raises `OSError` where that cannot be told (no descriptor is left): the process may well be alive.
         """
@@ -57,43 +57,38 @@ class PidfdHandle:
             fd = os.pidfd_open(pid)
         except ProcessLookupError:
             return None
-        grip = cls(pid, fd)
+        handle = cls(pid, fd)
         # in this order: what the descriptor holds can no longer be replaced while its start time is read
         seen = syscalls.start_ticks(pid)
-        if seen == ticks and grip.alive():
-            return grip
-        unreadable = seen is None and grip.alive()
-        grip.close()
+        if seen == ticks and handle.alive():
+            return handle
+        unreadable = seen is None and handle.alive()
+        handle.close()
         if unreadable:
             raise OSError(errno.EIO, "its start time cannot be read")
         return None
 
     def alive(self) -> bool:
-        """False once it has ended, also while nobody has reaped it."""
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
         return not poll.poll(0)
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal to it and to no other process."""
         with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
             signal.pidfd_send_signal(self._fd, number)
 
     def fileno(self) -> int | None:
-        """A descriptor that turns readable at its end, or None."""
         return self._fd
 
     def exit_status(self) -> int | None:
-        """Its wait status, where the kernel still tells."""
         return syscalls.pidfd_exit_status(self._fd)
 
     def close(self) -> None:
-        """Let go."""
         os.close(self._fd)
 
 
 class LockHandle:
-    """Hold of a shim by the lock that it keeps on its start file; holds on every platform, in any pid namespace."""
+    """A hold on a shim by the lock that it keeps on its start file; works on every platform, in any pid namespace."""
 
     def __init__(self, pid: int, path: Path, *, ours: bool = True) -> None:
         self.pid = pid
@@ -101,29 +96,25 @@ class LockHandle:
         self._ours = ours  # a pid of another namespace must not be signalled
 
     def alive(self) -> bool:
-        """False once it has ended, also while nobody has reaped it."""
+        # raises `OSError` where the lock cannot be read
         return atomic_files.locked(self._path)
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal to it and to no other process."""
         if self._ours and self.alive():
             _kill(self.pid, number)
 
     def fileno(self) -> int | None:
-        """A descriptor that turns readable at its end, or None."""
         return None
 
     def exit_status(self) -> int | None:
-        """Its wait status, where the kernel still tells."""
         return None
 
     def close(self) -> None:
-        """Let go."""
         return
 
 
 class PolledHandle:
-    """Hold of a process by its pid and the span in which it was started, for platforms without pidfd."""
+    """A hold on a process by its pid and the span in which it was started, for platforms without pidfd."""
 
     def __init__(self, pid: int, earliest: float, latest: float) -> None:
         self.pid = pid
@@ -131,7 +122,6 @@ class PolledHandle:
         self._latest = latest + _CREATED_SLACK_SECONDS
 
     def alive(self) -> bool:
-        """False once it has ended, also while nobody has reaped it."""
         try:
             process = psutil.Process(self.pid)
             same = self._earliest <= process.create_time() <= self._latest
@@ -140,20 +130,16 @@ class PolledHandle:
             return False
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal to it and to no other process."""
         if self.alive():
             _kill(self.pid, number)
 
     def fileno(self) -> int | None:
-        """A descriptor that turns readable at its end, or None."""
         return None
 
     def exit_status(self) -> int | None:
-        """Its wait status, where the kernel still tells."""
         return None
 
     def close(self) -> None:
-        """Let go."""
         return
 
 

@@ -1,4 +1,4 @@
-"""Registry: which deployer a worker has: a process deployer, a plugged-in one, or one that gives runs away."""
+"""Registry: the deployers of a worker: for processes, plugged in by a package, or adopting what an agent has left."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ DEPLOYERS = "flowfleet.deployers"
 
 
 def adopting_deployer(own: Deployer, api: ApiClient, settings: WorkerSettings) -> Deployer:
-    """The deployer of a worker, which also adopts what a Python agent of its host has left."""
+    """The deployer of a worker, which also adopts the external runs that a Python agent of its host has left."""
     return external.ExternalDeployer(None, below=own, watch=external.ExternalWatch(api.states), host=settings.host)
 
 
 def plugged_in_deployer(kind: str) -> Deployer | None:
-    """The deployer that a package has put in under this name; None for processes, which are our own.
+    """The deployer that an installed package has registered under this name; None for "process", which is our own.
 
     Raises `SettingsError` when no installed package names it.
     """
@@ -36,7 +36,7 @@ def plugged_in_deployer(kind: str) -> Deployer | None:
 
 
 def process_deployer(host: Host, abilities: Abilities, parent: ForkServerProgram | None) -> Deployer:
-    """The deployer of processes; with the program of a warm parent it starts one, and forks engines out of it."""
+    """The deployer of processes; with `parent` it also loads a warm parent and forks engines out of it."""
     descriptors = raise_descriptors()
     warm = None
     if parent is not None:

@@ -1,4 +1,4 @@
-"""SubprocessRun: one started subprocess, fresh or adopted, watched through its shim or, without one, by itself."""
+"""Subprocess run: one started subprocess, fresh or adopted, watched through its shim or, if that is dead, directly."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _AGAIN_SECONDS = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class HostFacts:
-    """What a run needs of its worker."""
+    """The facts of the worker's host that a run needs."""
 
     host: Host
     abilities: Abilities
 
 
 class RunWakeup:
-    """One descriptor that turns readable when the run should be asked, whatever it is that is being watched."""
+    """One descriptor that turns readable when the run should be polled, whichever process is being watched."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
@@ -50,11 +50,11 @@ class RunWakeup:
         self._lock = threading.Lock()
 
     def fileno(self) -> int:
-        """The descriptor."""
+        """The descriptor that turns readable."""
         return self._epoll.fileno()
 
     def watch(self, fd: int | None) -> None:
-        """Ring at the end of this process instead of the one before."""
+        """Wake at the end of the process that this pidfd holds, instead of the one before; None = of no process."""
         if self._watched is not None:
             self._epoll.unregister(self._watched)
         self._watched = fd
@@ -62,26 +62,26 @@ class RunWakeup:
             self._epoll.register(fd, select.EPOLLIN)
 
     def ring_in(self, seconds: float) -> None:
-        """Ring once after a while."""
+        """Wake once after this time."""
         if seconds <= 0:
-            self._ring()
+            self._wake()
             return
-        timer = threading.Timer(seconds, self._ring)
+        timer = threading.Timer(seconds, self._wake)
         timer.daemon = True
         timer.start()
 
-    def _ring(self) -> None:
+    def _wake(self) -> None:
         with self._lock:
             if not self._epoll.closed:
                 os.write(self._writer, b"!")
 
     def answer(self) -> None:
-        """Stop ringing."""
+        """Clear the wakeups of `ring_in`; the end of the watched process stays readable."""
         with contextlib.suppress(BlockingIOError):
             os.read(self._reader, 64)
 
     def close(self) -> None:
-        """Let go of all descriptors."""
+        """Close all descriptors."""
         with self._lock:
             if not self._epoll.closed:
                 self._epoll.close()
@@ -92,13 +92,13 @@ class RunWakeup:
 def _run_wakeup(abilities: Abilities) -> RunWakeup | None:
     try:
         return RunWakeup() if abilities.pidfd else None
-    except OSError as exc:  # no descriptor is left: the run is asked each second
+    except OSError as exc:  # no descriptor is left: the run is polled each second
         logger.warning("run has no doorbell", extra={"error": str(exc)})
         return None
 
 
 class SubprocessRun:
-    """The Deployment of a subprocess."""
+    """A started run that is a subprocess of this host."""
 
     def __init__(self, folder: RunFolder, parts: HostFacts, *, started: Mapping[str, Any], over: bool = False) -> None:
         self._folder = folder
@@ -117,24 +117,23 @@ class SubprocessRun:
             self._command = self._take_command()
         self._watch(self._shim or self._command)
 
-    # -- the Deployment protocol
+    # -- the StartedRun protocol
 
     @property
     def handle(self) -> Handle:
-        """By which it is found again."""
+        # the shim writes the pid of its command to disk once that is forked
         if not self._started.get("command_pid"):
             self._started = self._folder.started() or self._started
         return {name: self._started.get(name) for name in _HANDLE}
 
     def fileno(self) -> int | None:
-        """Readable when `poll` should be asked; None = ask each second."""
+        # None also while the process that is watched has no descriptor of its own
         process = self._shim or self._command
         if self._wakeup is None or (process is not None and process.fileno() is None):
             return None
         return self._wakeup.fileno()
 
     def poll(self) -> Exit | None:
-        """Its Exit once nothing of it is left."""
         if self._exit is not None:
             return self._exit
         if self._wakeup:
@@ -153,12 +152,11 @@ class SubprocessRun:
         return self._exit
 
     def begun(self) -> bool:
-        """False only with proof that user code never ran and never will."""
+        # the proof is an exit record that says so
         record = self._folder.exit_record()
         return record is None or bool(record.get("begun", True))
 
     def stop(self) -> None:
-        """TERM, grace, KILL."""
         self._stopped_by = self._stopped_by or "term"
         if self._shim is not None and self._shim.alive():
             self._shim.send(signal.SIGTERM)
@@ -169,7 +167,6 @@ class SubprocessRun:
             timer.start()
 
     def kill(self) -> None:
-        """KILL all of it."""
         if self._exit is not None or self._over:
             return
         self._stopped_by = "kill"
@@ -179,7 +176,6 @@ class SubprocessRun:
             self._signal_members(signal.SIGKILL)
 
     def close(self) -> None:
-        """Let go of descriptors."""
         if self._closed:
             return
         self._closed = True
@@ -190,12 +186,12 @@ class SubprocessRun:
                 process.close()
         self._shim = self._command = None
 
-    # -- what is being watched
+    # -- the processes that are watched
 
     def _take_shim(self) -> process_handles.ProcessHandle | None:
         pid, start = int(self._started.get("pid") or 0), self._folder.path / "start"
         if self._started.get("pid_ns") != self._parts.host.pid_ns:
-            # a container with the same volume: its pids mean nothing here, but the lock does
+            # the shim is in another container with the same volume: its pids mean nothing here, but its lock does
             return process_handles.LockHandle(pid, start, ours=False)
         ticks = self._started.get("ticks")
         if not self._parts.abilities.pidfd or ticks is None:  # None: started by a worker in plain mode
@@ -221,14 +217,14 @@ class SubprocessRun:
 
     def _poll_command(self, pid: int) -> process_handles.ProcessHandle | None:
         earliest = float(self._started.get("shim_started_at") or 0.0)
-        # between the two the shim has written to a disk that may be slow
+        # between its own start and the command's the shim has written to a disk that may be slow
         process = process_handles.PolledHandle(
             pid, earliest, float(self._started.get("command_started_at") or earliest)
         )
         return process if process.alive() else None
 
     def _without_descriptor(self, exc: OSError) -> None:
-        # never taken for an end: what is believed to be over is killed
+        # a missing descriptor is never taken for the end: what is believed to be over is killed
         logger.warning(
             "run is watched without a descriptor",
             extra={"run_id": self._folder.run_id, "claim": self._folder.claim, "error": str(exc)},
@@ -240,7 +236,7 @@ class SubprocessRun:
         fd = process.fileno() if process else None
         self._wakeup.watch(fd)
         if fd is None:
-            self._wakeup.ring_in(0.0)  # nothing that would ring: ask at once, and again and again
+            self._wakeup.ring_in(0.0)  # no descriptor tells the end: poll at once, and again and again
 
     def _lost_shim(self) -> None:
         assert self._shim is not None
@@ -266,7 +262,7 @@ class SubprocessRun:
     # -- the end
 
     def _cleared(self) -> bool:
-        """Is nothing of the run left? What is, is killed here, since no shim does it any more."""
+        """Whether nothing of the run is left; what is left is killed here, since no shim does it any more."""
         if self._over or (self._folder.cleared() and self._parts.abilities.subreaper):
             return True
         if self._over_since is None:
@@ -278,7 +274,7 @@ class SubprocessRun:
         return True
 
     def _outcome(self) -> Exit | None:
-        """How it ended; None = the kernel may tell in a moment."""
+        """How the run ended; None = poll again, since the kernel may tell it in a moment."""
         recorded = self._folder.exit()
         if recorded is not None:
             return recorded

@@ -1,4 +1,4 @@
-"""WarmStarter: the worker's side of the warm parent, out of which engines of Prefect 1 are forked.
+"""Warm client: the worker's side of the warm parent, out of which engines of Prefect 1 are forked.
 
 An engine that is executed spends most of its time on importing prefect; a fork of a process that has it loaded does
 not. A warm parent is only ever a shorter way: while there is none, and for each run that it is not fit for, runs are
@@ -22,23 +22,25 @@ from workers.shim import syscalls, warm_parent
 
 logger = logging.getLogger(__name__)
 
-#: what `prefect1_engine.LoadedPrefect` renews was read and measured there
+#: the versions of prefect in which was read and measured what `prefect1_engine.LoadedPrefect` renews
 PREFECTS = ("1.4.1",)
 #: an import of prefect takes half a second, on a busy or slow machine a multiple
 _GREETING_SECONDS = 120.0
-#: it answers within some hundredths; a run that waits longer for a frozen one could not be started cold in time
+#: a warm parent answers within some hundredths of a second; a run that waits longer for a frozen one could not be
+#: started cold in time
 _ANSWER_SECONDS = 8.0
 _PAUSE_SECONDS = 1.0
 _LONGEST_PAUSE_SECONDS = 300.0
-#: a parent that has lived for so long has not died of its start
+#: a parent that has lived for so long has not died of its start: the next one is loaded without a pause
 _WELL_SECONDS = 60.0
+#: how many different reasons are logged at most
 _REASONS = 20
-#: what a run has more than its parent, and room in the process to show it (kernel.set_environ)
+#: reserves room in the parent's environment, in which a fork shows the variables of its run (syscalls.set_environ)
 _ROOM = {"FLOWFLEET_ROOM": "-" * 4096}
 
 
 def program(interpreter: Interpreter, layers: EnvironmentLayers) -> ForkServerProgram:
-    """The warm parent of this Python, in the environment that all runs have in common but for their paths."""
+    """The program of a warm parent for this Python, in the environment that all runs share, but without their paths."""
     env = layers.build({}, {"PYTHONPATH": None}, run_id="", claim="") | _ROOM
     file = str(Path(warm_parent.__file__).resolve())
     return ForkServerProgram(
@@ -47,7 +49,7 @@ def program(interpreter: Interpreter, layers: EnvironmentLayers) -> ForkServerPr
 
 
 def starter(parent: ForkServerProgram, abilities: Abilities, *, descriptors: int) -> WarmClient:
-    """Made, and not begun."""
+    """A client for this warm parent, not started yet."""
     fork_client = ForkClient(
         program=parent,
         on_demand=False,
@@ -59,12 +61,12 @@ def starter(parent: ForkServerProgram, abilities: Abilities, *, descriptors: int
 
 
 def possible(interpreter: Interpreter, abilities: Abilities) -> bool:
-    """Whether a warm parent is worth a try: on Linux, with a prefect that is known well enough."""
+    """Whether a warm parent is worth a try: on Linux, with one of the versions of prefect in `PREFECTS`."""
     return syscalls.LINUX and abilities.proc and interpreter.prefect in PREFECTS
 
 
 class WarmClient:
-    """One warm parent, loaded in the background and again when it is gone; may be asked by several threads at once."""
+    """The client of one warm parent, which it loads in the background; several threads may use it at once."""
 
     def __init__(self, fork_client: ForkClient, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._fork_client = fork_client
@@ -72,18 +74,18 @@ class WarmClient:
         self._ready = threading.Event()
         self._gone = threading.Event()
         self._closed = threading.Event()
-        #: why runs have begun cold, and why it did not load; each told once, since both come again and again
+        #: why runs have started cold, and why the parent did not load; logged once each, since both come often
         self._colds: set[str] = set()
         self._failures: set[str] = set()
         self._thread = threading.Thread(target=self._keep, name="warm-parent", daemon=True)
 
     def start(self) -> None:
-        """Load it, and load it again whenever it is gone."""
+        """Load the warm parent in the background, and load it again whenever it is gone."""
         self._thread.start()
 
     @property
     def ready(self) -> bool:
-        """Whether the next run could begin warm."""
+        """Whether the next run could start warm."""
         return self._ready.is_set()
 
     def launch(self, request: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -103,11 +105,11 @@ class WarmClient:
         return answer
 
     def close(self) -> None:
-        """End the parent; runs go on."""
+        """End the warm parent; runs go on."""
         self._closed.set()
         self._gone.set()
         if not self._ready.is_set():
-            self._fork_client.abort()  # it may be loading, and is not waited for
+            self._fork_client.abort()  # the parent may be loading, which is not waited for
         self._fork_client.close()
 
     def _keep(self) -> None:
@@ -122,7 +124,7 @@ class WarmClient:
             pause = 0.0 if well else min(max(pause * 2, _PAUSE_SECONDS), _LONGEST_PAUSE_SECONDS)
 
     def _load(self) -> bool:
-        """False when there will never be one here."""
+        """Load the warm parent; False when this host can never have one."""
         try:
             self._fork_client.start()
         except NotFit as exc:

@@ -1,4 +1,4 @@
-"""Files: small JSON records on disk that are either there whole or not there at all.
+"""Atomic files: small JSON records on disk that are either there whole or not there at all.
 
 Standard library only: worker and shim both write by these rules, so that a kill or a power cut between any two steps
 leaves a folder that the next worker can read.
@@ -16,12 +16,12 @@ if TYPE_CHECKING:  # the shim does without typing
     from collections.abc import Mapping
     from typing import Any
 
-#: hard links refused: file systems that do not have them answer with one of these
+#: the errors by which a file system without hard links refuses one
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.ENOTSUP})
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """A record, or None when it is not there or cannot be read as one."""
+    """Read a record; None when the file is not there or holds no JSON object."""
     try:
         with open(path, "rb") as file:
             record = json.loads(file.read())

@@ -1,8 +1,8 @@
 """Fork server: a small process beside the worker that forks a shim for each connection it is handed.
 
 Started as a file, `python -I -S -E forkserver.py FD MODE DESCRIPTORS`, so that no setting or package of the user gets
-into it. It never sees what is started: the request goes from the worker to the shim over the connection handed on, and
-the environment of a run is in no memory but theirs.
+into it. The server never sees what is started: the request goes from the worker to the shim over the connection that
+is handed on, and the environment of a run is in no memory but theirs.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def serve(
 ) -> None:
     """Fork a shim for each connection until the worker closes the control socket or dies.
 
-    A warm parent says by `unfit` which commands it can be itself, and by `stale` that it should be replaced instead of
-    forking once more: the worker finds the connection closed and asks elsewhere.
+    Of a warm parent, `unfit` says which commands it can be itself, and `stale` that it must be replaced instead of
+    forking once more: the worker finds the connection closed and starts the run cold.
     """
     while True:
         try:
@@ -42,7 +42,7 @@ def serve(
         except ConnectionResetError:
             return
         if data and stale():
-            control.close()  # first: whoever finds its connection closed finds this one closed too
+            control.close()  # first: a worker that finds its connection closed finds this socket closed too
             for fd in connections:
                 os.close(fd)
             return
@@ -68,8 +68,8 @@ def _fork_shim(control: socket.socket, fd: int, unfit: spawn.Unfit | None) -> No
             control.close()
             run.serve(connection, unfit)
         except spawn.CommandBegan:
-            raise  # this is the command by now
-        except BaseException:  # noqa: BLE001, S110 - it has left its trace beside the run
+            raise  # this process is the command by now
+        except BaseException:  # noqa: BLE001, S110 - the shim has left its trace beside the run
             pass
         os._exit(0)
 
@@ -81,16 +81,17 @@ def _limit_descriptors(soft: int) -> None:
 
 
 def control_of(fd: int) -> socket.socket:
-    """The socket that the worker has left open for us; what we start does not inherit it."""
+    """The control socket that the worker has left open; no started program inherits it."""
     os.set_inheritable(fd, False)  # noqa: FBT003
     return socket.socket(fileno=fd)
 
 
 def settle(mode: str, descriptors: int, *, name: str, title: str) -> None:
-    """Make this process one that can fork at any time: signals, limits, names, memory."""
+    """Prepare this process to fork at any time: signals, limits, names, memory."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the shims
     if mode == "reap":
-        # and what a killed shim leaves: a first process that never reaps would keep it as zombies, its exit untold
+        # orphans of a killed shim are reaped as well: a process 1 that never reaps would keep them as zombies, and the
+        # kernel tells an exit only after that
         syscalls.become_subreaper()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -98,7 +99,7 @@ def settle(mode: str, descriptors: int, *, name: str, title: str) -> None:
     syscalls.set_name(name)
     syscalls.set_title(title)
     gc.collect()
-    gc.freeze()  # a collection in a shim would copy every page
+    gc.freeze()  # a garbage collection in a shim would copy every page
     gc.disable()
 
 

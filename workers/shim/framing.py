@@ -1,4 +1,4 @@
-"""Wire: JSON messages with a length in front, over a socket of this host."""
+"""Framing: JSON messages with a length in front, over a socket of this host."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # the shim does without typing
     from typing import Any
 
 _LENGTH = struct.Struct("!I")
-#: an environment and an argument list fit into the kernel's own limit of a few MiB
+#: far above every request: the kernel's own limit for an environment and an argument list is a few MiB
 MAX_BYTES = 64 * 1024 * 1024
 
 
@@ -23,7 +23,7 @@ def send(connection: socket.socket, message: Mapping[str, Any]) -> None:
 
 
 def receive(connection: socket.socket) -> dict[str, Any]:
-    """Receive one message whole; raises `EOFError` when the other side is gone or talks nonsense."""
+    """Receive a message; raises `EOFError` when the other side is gone or sends no object, `ValueError` for no JSON."""
     (length,) = _LENGTH.unpack(_exactly(connection, _LENGTH.size))
     if length > MAX_BYTES:
         raise EOFError(f"a message of {length} bytes")

@@ -1,4 +1,4 @@
-"""Output: the log file of a run, kept below a soft cap while the run writes to it, and its last lines.
+"""Log cap: the log file of a run, kept below a soft cap while the run writes to it, and its last lines.
 
 The run writes to the file itself (O_APPEND), so no reader's death can break it. To keep the newest part, the head of
 the file is given back to the disk as a hole: offsets stay what they were, and no line is lost or torn. Where a file
@@ -16,7 +16,7 @@ _CHUNK = 64 * 1024
 
 
 class LogCap:
-    """The soft cap of one log file; asked every few seconds."""
+    """The soft cap of one log file, applied every few seconds."""
 
     def __init__(self, path: str, limit: int, *, holes: bool) -> None:
         self._limit = limit
@@ -58,7 +58,7 @@ class LogCap:
         os.ftruncate(self._fd, written)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         os.close(self._fd)
 
 

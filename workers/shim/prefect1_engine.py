@@ -1,4 +1,4 @@
-"""Engine: how a fork of the warm parent becomes a Prefect 1 engine, equal to one that was started afresh.
+"""Prefect 1 engine: how a fork of the warm parent becomes one, equal to one that was started afresh.
 
 What prefect 1.4.1 keeps from its import on is made anew from the run's environment: configuration, context, loggers
 (source: prefect 1.4.1; measured: shared/reference/prefect1-cost.md §3). What cannot be made anew, since interpreter,
@@ -36,45 +36,46 @@ _PRELOADED = (
     *("prefect.serialization", "prefect.run_configs"),
 )
 _COMMAND = ("-m", "prefect")
-#: read by the interpreter, the C library, or at the import of prefect and what it imports (each seen to be read there)
+#: variables that are read once: by the interpreter, by the C library, or at the import of prefect and what it imports
+#: (each seen to be read there)
 _ONCE = (
     *("PYTHON", "LD_", "MALLOC_", "GLIBC_", "LC_", "OPENSSL_", "COVERAGE_", "SETUPTOOLS_"),
     *("DASK_", "PENDULUM_", "PSUTIL_", "MSGPACK_", "TORNADO_"),
 )
 _ONCE_NAMES = frozenset({"LANG", "LANGUAGE", "LOCPATH", "HOME", "TZ", "TZDIR", "PYTZDATA_TZDATADIR"})
-#: of Prefect's own settings those that are read anew in each engine
+#: those of Prefect's own settings that each engine reads anew
 _ANEW = tuple(f"PREFECT__{name}" for name in ("BACKEND", "CLOUD__", "CONTEXT__", "LOGGING__", "ENGINE__", "FLOWS__"))
 #: no kernel that we know of refuses less (Linux: 128 KiB a variable, 2 MiB in all unless the stack is small)
 _LARGE_BYTES = 100_000
-#: by these a run is found whose shim is dead
+#: the variables by which the processes of a run are found when its shim is dead; so they come first
 _MARKS = ("FLOWFLEET_RUN_ID", "FLOWFLEET_CLAIM")
-#: what Python itself runs at its start, if it finds it on the path
+#: modules that Python itself runs at its start, if it finds them on the path
 _AT_START = frozenset({"sitecustomize", "usercustomize"})
 
 
 class CannotWarmStart(Exception):
-    """No warm start is possible here; says why."""
+    """No warm start is possible here; the text says why."""
 
 
 class _Missed:
-    """Last of the finders: notes the modules that were asked for and are not there, since a run may bring them."""
+    """The last finder: notes the modules that were looked for and are not there, since a run may bring them."""
 
     def __init__(self) -> None:
         self.names: set[str] = set()
 
     def find_spec(self, name: str, path: object = None, _target: object = None) -> None:
-        """Never finds one."""
+        """Note the name and find nothing."""
         if path is None:
             self.names.add(name)
 
 
 class LoadedPrefect:
-    """What the warm parent was when it had loaded prefect, and how its forks leave that behind."""
+    """The state of the warm parent when it had loaded prefect, and how its forks renew that."""
 
     def __init__(self, before: Mapping[str, Any], wanted: Iterable[str]) -> None:
         self._handlers = {number: _handler(number) for number in signal.valid_signals()}
         self._environ = _environ_at_start()
-        #: what Python and the imports have put in by themselves: Python's LC_CTYPE where the locale is C
+        #: variables that Python and the imports have set by themselves: Python's LC_CTYPE where the locale is C
         self._added = {name: value for name, value in os.environ.items() if name not in self._environ}
         self._path = list(sys.path)
         self._names = {name.partition(".")[0] for name in sys.modules}
@@ -112,10 +113,10 @@ class LoadedPrefect:
             raise CannotWarmStart(f"this prefect has no {missing[0]}")
         return cls(before, missed.names)
 
-    # -- asked by the parent
+    # -- called by the parent
 
     def stale(self) -> bool:
-        """Has anything changed that was read once? Then a new parent must read it."""
+        """Whether anything has changed that was read once, so that a new parent must read it."""
         return _threads() != 1 or any(_signature(path) != seen for path, seen in self._files.items())
 
     def _watched(self) -> Iterator[str]:
@@ -131,10 +132,10 @@ class LoadedPrefect:
             yield path
             yield from (os.path.join(path, name) for name in _names_in(path) if name.endswith((".yaml", ".yml")))
 
-    # -- asked by the forked command, in its working folder
+    # -- called by the forked command, in its working folder
 
     def unfit(self, request: Mapping[str, Any]) -> str | None:
-        """Why this command must be executed instead; None = `become` is the same."""
+        """Why this command must be executed; None = `become` does the same."""
         argv, env = request["argv"], request["env"]
         if tuple(argv[1:3]) != _COMMAND or not _same_file(argv[0], sys.executable):
             return "it is not the engine of this Python"
@@ -163,19 +164,19 @@ class LoadedPrefect:
                 return f"{entry} on its path is no folder"
             for name in sorted({file.partition(".")[0] for file in _names_in(entry)} & self._names):
                 spec = importlib.machinery.PathFinder.find_spec(name, [entry])
-                # without a loader it is a folder of no package: what comes later on the path is before it
+                # a folder without a package has no loader: a module later on the path is found before it
                 if spec is not None and spec.loader is not None and not _loaded_from(name, spec.origin):
                     return f"{spec.origin} on its path stands before the module {name} that is loaded"
         return None
 
-    # -- the forked command itself
+    # -- run by the forked command itself
 
     def become(self, request: dict[str, Any], report: int) -> None:
-        """Be the engine; raises what `python -m prefect` would end with (SystemExit, KeyboardInterrupt)."""
+        """Run the engine; raises what `python -m prefect` would end with (SystemExit, KeyboardInterrupt)."""
         argv, env = list(request["argv"]), dict(request["env"])
         request.clear()
         self._renew_process(argv, env)
-        os.close(report)  # from here on it has begun
+        os.close(report)  # from here on the command has begun
         os.closerange(3, max(_open_descriptors()) + 1)
         self._renew_python(argv, env)
         try:
@@ -210,7 +211,7 @@ class LoadedPrefect:
         sys.modules["__main__"] = types.ModuleType("__main__")
         tempfile: Any = sys.modules.get("tempfile")
         if tempfile is not None:
-            tempfile.tempdir = None  # it depends on variables
+            tempfile.tempdir = None  # Python derives it from variables at its first use
         process: Any = sys.modules.get("multiprocessing.process")
         if process is not None:
             process.current_process().authkey = os.urandom(32)  # no run may know another's
@@ -225,7 +226,7 @@ def _renew_log_clock() -> None:
 
 
 def _handler(number: int) -> Any:
-    """What a Python that was started with all signals at their defaults has here, with prefect loaded."""
+    """The handler in a Python that was started with all signals at their defaults, with prefect loaded."""
     handler = signal.getsignal(number)
     if handler is not signal.SIG_IGN or number in (signal.SIGPIPE, signal.SIGXFSZ):
         return handler
@@ -239,7 +240,6 @@ def _environ_at_start() -> dict[str, str]:
 
 
 def _threads() -> int:
-    """How many threads this process has."""
     return len(os.listdir("/proc/self/task"))
 
 
@@ -274,7 +274,7 @@ def _entries(env: Mapping[str, str]) -> list[str]:
 
 
 def _settable(env: Mapping[str, str]) -> bool:
-    """Whether the kernel would surely take it; a single variable or all of them may be too large for it."""
+    """Whether the kernel would surely take this environment; one variable or all may be too large for it."""
     sizes = [len(os.fsencode(name)) + len(os.fsencode(value)) for name, value in env.items()]
     if any("=" in name or "\0" in name + value for name, value in env.items()) or "" in env:
         return False
@@ -314,8 +314,7 @@ def _loaded_from(name: str, origin: str | None) -> bool:
 
 
 def _open_descriptors() -> set[int]:
-    """The descriptors that this process has open."""
-    # the one by which they are listed is closed again by the second look
+    # the descriptor of the listing itself is closed again when `lexists` looks
     return {int(name) for name in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{name}")}
 
 

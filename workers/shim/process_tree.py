@@ -1,4 +1,4 @@
-"""Tree: all processes of one run, as its shim signals, reaps, counts and clears them.
+"""Process tree: all processes of one run, as its shim signals, reaps, counts and clears them.
 
 Standard library only: part of the shim.
 """
@@ -20,19 +20,19 @@ _LOOK_SECONDS = 0.02
 
 
 class ProcessTree:
-    """The command with its group, and with a subreaper every orphan that it leaves."""
+    """The command's process group, and with a subreaper every orphan that it leaves."""
 
     def __init__(self, *, proc: bool, subreaper: bool) -> None:
         self._proc = proc
         self._subreaper = subreaper and syscalls.become_subreaper()
         self._root = 0
         self._status: int | None = None
-        #: of all of it that has ended
+        #: peak memory of the largest process and CPU time of all, of those that have ended
         self.max_rss_kib = 0
         self.cpu_seconds = 0.0
 
     def grow(self, root: int) -> None:
-        """The command was forked: its pid, and that of its group."""
+        """Note the pid of the forked command, also the id of its group."""
         self._root = root
 
     def signal(self, number: int) -> None:
@@ -61,7 +61,7 @@ class ProcessTree:
             self._reap(end.si_pid)
 
     def fell(self) -> tuple[int, int]:
-        """Kill the group of a command that has ended: its exit code or minus its signal, and what had outlived it."""
+        """Kill the group of an ended command; returns its exit code or minus its signal, and how many outlived it."""
         leftovers = self._count_leftovers()
         self.signal(signal.SIGKILL)
         if self._status is None:
@@ -84,10 +84,10 @@ class ProcessTree:
         return True
 
     def _count_leftovers(self) -> int:
-        # where they cannot be counted, 1 for any number
+        # the processes that have outlived the command; 1 stands for any number where they cannot be counted
         pids = syscalls.children() if self._subreaper else None
         if pids is None:
-            # the command must be reaped to ask: its zombie would answer for the group
+            # asked only of a command that is reaped: its zombie would count as a living group
             return int(self._status is not None and self._group_alive())
         states = [syscalls.stat_fields(pid) for pid in pids if pid != self._root]
         return sum(1 for fields in states if fields and fields[0] not in "ZX")
@@ -114,7 +114,8 @@ class ProcessTree:
 
     def _group_alive(self) -> bool:
         if self._subreaper or not self._root:
-            return False  # then every member becomes our child, and the children are counted; or there is none
+            # with a subreaper every member becomes our child, and the children are counted; or nothing was forked
+            return False
         try:
             os.killpg(self._root, 0)
         except (ProcessLookupError, PermissionError):

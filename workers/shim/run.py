@@ -34,7 +34,7 @@ _REQUEST_SECONDS = 30.0
 
 
 def serve(connection: socket.socket, unfit: spawn.Unfit | None = None) -> None:
-    """Be the shim of the one run whose request comes over this connection; returns when all of it is over.
+    """Be the shim of the one run whose request comes over this connection; returns when the run is gone.
 
     With `unfit` the command may be a fork of this process (see `spawn.fork`).
     """
@@ -48,7 +48,7 @@ def serve(connection: socket.socket, unfit: spawn.Unfit | None = None) -> None:
     syscalls.set_title(f"flowfleet shim of run {request['run_id']}")
     try:
         Shim(request, connection, wake, unfit).run()
-    except Exception as exc:  # nobody above could tell: leave a trace beside the run, then end
+    except Exception as exc:  # no caller could report it: leave a trace beside the run, then end
         with open(os.path.join(request["folder"], "shim.error"), "a", encoding="utf-8") as file:
             file.write(f"{type(exc).__name__}: {exc}\n")
         raise
@@ -67,7 +67,7 @@ def _leave_the_launcher() -> None:
 
 
 def _catch_signals() -> int:
-    """Every signal becomes a byte in a pipe that the loop reads; returns its reading end."""
+    # each signal becomes a byte in a pipe that the loop reads; returns the reading end
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
     os.set_blocking(writer, False)
@@ -96,14 +96,15 @@ class Shim:
         self._child = spawn.GatedCommand(pid=0, report=-1)
         self._stopped_by: str | None = None
         self._kill_at: float | None = None
-        #: as of the last two looks; the older one counts, since a large process takes its time between kill and end
+        #: the kernel's count of its kills at the last two ticks; the older one counts, since a large process takes its
+        #: time between kill and end
         self._oom_kills = (self._count_oom_kills(),) * 2
         self._ready: list[int] = []
 
-    # -- the way of a run
+    # -- from the start file to the end
 
     def run(self) -> None:
-        """Win the start file, start the command, see it through."""
+        """Win the start file, start the command, watch it to its end."""
         identity = self._identity()
         try:
             lock = atomic_files.create_once(self._path("start"), {"v": 1, "by": "shim", **identity})
@@ -113,7 +114,7 @@ class Shim:
         if lock is None:
             self._reply("taken")
             return
-        spare = self._reserve_record()  # the lock stays open for life
+        spare = self._reserve_record()  # the start file stays open, and so locked, for the life of this process
         try:
             log = os.open(self._path("log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             self._child = spawn.fork(self._request, self._folder, log, proc=self._proc, unfit=self._unfit)
@@ -159,7 +160,7 @@ class Shim:
         }
 
     def _reserve_record(self) -> int:
-        # room on the disk for exit.json, so that a run that fills the disk can still be told how it ended
+        # room on the disk for exit.json: how a run ended must be recorded even if that run has filled the disk
         fd = os.open(self._path("exit.spare"), os.O_WRONLY | os.O_CREAT, 0o600)
         try:
             if hasattr(os, "posix_fallocate"):
@@ -169,7 +170,7 @@ class Shim:
         return fd
 
     def _await_exec(self) -> tuple[dict[str, Any] | None, str | None]:
-        """What went wrong, None once the command has begun (its end of the pipe is closed); and why it was cold."""
+        """The trouble, None once the command has begun (its end of the pipe is closed); and why the start was cold."""
         words = b""
         while True:
             self._wait(self._child.report)

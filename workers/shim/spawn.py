@@ -1,4 +1,4 @@
-"""Command: the process of a run between the fork and its first own instruction, and why it may not get there.
+"""Spawn: the command of a run between the fork and its first own instruction, and why it may not get there.
 
 Standard library only: part of the shim.
 """
@@ -20,12 +20,12 @@ if TYPE_CHECKING:  # the shim does without typing
     #: why the process that was forked must execute its command; None = it can be the command by itself
     Unfit = Callable[[dict[str, Any]], str | None]
 
-#: of the range -1000 … 1000: the kernel takes a run before its shim, the worker or Redis
+#: of the range -1000 … 1000: out of memory, the kernel kills a run before its shim, the worker or Redis
 _OOM_SCORE = 500
 
 
 class CannotFork(Exception):
-    """This host has no room for one more process; the words of the kernel."""
+    """This host has no room for one more process; the text is the kernel's."""
 
 
 class CommandBegan(BaseException):  # no Exception: nothing that handles errors may hold it up
@@ -34,7 +34,7 @@ class CommandBegan(BaseException):  # no Exception: nothing that handles errors 
     def __init__(self, request: dict[str, Any], report: int) -> None:
         super().__init__()
         self.request = request
-        #: to be closed as the last step before the first own instruction
+        #: writing end of the report pipe, to be closed as the last step before the command's first own instruction
         self.report = report
 
 
@@ -43,17 +43,18 @@ class GatedCommand:
 
     def __init__(self, pid: int, report: int, gate: int = -1) -> None:
         self.pid = pid
-        #: closes without a word once the command is executed, else says what went wrong
+        #: reading end of the report pipe: at its end without a message once the command is executed, else it says what
+        #: went wrong
         self.report = report
         self._gate = gate
 
     def release(self) -> None:
-        """Let it go on to execute the command."""
+        """Let the process execute the command."""
         os.write(self._gate, b"\n")
         self._close_gate()
 
     def discard(self) -> None:
-        """Let it end without executing anything."""
+        """Let the process end without executing anything."""
         self._close_gate()
 
     def _close_gate(self) -> None:
@@ -88,11 +89,11 @@ def fork(request: dict[str, Any], folder: str, log: int, *, proc: bool, unfit: U
             _become(request, folder, log, gate, reporter, proc=proc, unfit=unfit)
         except CommandBegan:
             raise
-        except BaseException:  # noqa: BLE001, S110 - a second shim must not go on
+        except BaseException:  # noqa: BLE001, S110 - the child must not go on as a second shim
             pass
         os._exit(127)
     try:
-        os.setpgid(pid, pid)  # on both sides: a stop in between must not miss it
+        os.setpgid(pid, pid)  # in parent and child: a stop in between must not miss the group
     except (ProcessLookupError, PermissionError):
         pass
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -134,7 +135,7 @@ def _become(
 def _reason(unfit: Unfit, request: dict[str, Any]) -> str | None:
     try:
         return unfit(request)
-    except Exception as exc:  # noqa: BLE001 - a look that fails costs the run nothing but the short way
+    except Exception as exc:  # noqa: BLE001 - a check that fails costs the run nothing but its warm start
         return f"{type(exc).__name__}: {exc}"
 
 
@@ -147,7 +148,7 @@ def _prepare(log: int, *, proc: bool) -> None:
     if proc:
         _raise_oom_score()
     os.dup2(log, 1)
-    os.dup2(log, 2)  # 0 is null already
+    os.dup2(log, 2)  # 0 is /dev/null already
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
@@ -162,7 +163,7 @@ def _raise_oom_score() -> None:
 
 
 def told(words: bytes) -> tuple[dict[str, Any] | None, str | None]:
-    """What the report pipe has said: the trouble that kept the command from being executed, and why it began cold."""
+    """Parse the text of the report pipe: what kept the command from being executed, and why it started cold."""
     trouble = why = None
     for line in words.splitlines():
         word = json.loads(line)

@@ -1,4 +1,4 @@
-"""Kernel: the few system calls and /proc files that Python has no function for.
+"""System calls: the few of them, and of /proc files, that Python has no function for.
 
 Standard library only, without dataclasses and typing: the shim carries this module, and each page of it counts once
 for every run. Each function says what it returns where the platform lacks it.
@@ -40,19 +40,19 @@ def boot_clock() -> float:
 
 
 def set_name(name: str) -> None:
-    """The name of this process in `ps -o comm` (15 bytes); nothing where the platform has no such call."""
+    """Set the name of this process in `ps -o comm` (15 bytes); does nothing where there is no such call."""
     if _prctl is not None:
         text = ctypes.create_string_buffer(name.encode()[:15])
         _prctl(_PR_SET_NAME, ctypes.addressof(text), 0, 0, 0)
 
 
 def set_title(title: str) -> None:
-    """The command line that `ps` shows, written over our own arguments; as much of it as they have room for."""
+    """Set the command line that `ps` shows, written over our own arguments, as far as they have room."""
     _overwrite(45, title.encode())
 
 
 def set_environ(pairs: Iterable[tuple[str, str]]) -> None:
-    """What `/proc/PID/environ` shows, written over what this process was started with; as many as there is room for.
+    """Set what `/proc/PID/environ` shows, written over what this process was started with, as far as there is room.
 
     Only after os.environ was cleared: the C library may still look for its variables there.
     """
@@ -73,7 +73,7 @@ def _overwrite(field: int, data: bytes) -> None:
 
 
 def become_subreaper() -> bool:
-    """Orphans below this process become its children; False where the platform cannot."""
+    """Make orphans below this process its children; False where the platform cannot."""
     return _prctl is not None and _prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
 
 
@@ -93,7 +93,7 @@ def stat_fields(pid: int | str) -> list[str] | None:
 
 
 def start_ticks(pid: int) -> int | None:
-    """When the process was started, in clock ticks since boot: with its pid and the boot id, who it is."""
+    """When the process was started, in clock ticks since boot; pid, boot id and this identify a process."""
     fields = stat_fields(pid)
     return int(fields[19]) if fields else None
 
@@ -130,7 +130,7 @@ def oom_kills() -> int:
 
 
 def pidfd_exit_status(pidfd: int) -> int | None:
-    """The wait status of an ended process that was not our child (Linux ≥ 6.15), once its parent has reaped it."""
+    """The wait status of a process that was not our child, once it is reaped; else None, as before Linux 6.15."""
     told = _pidfd_info(pidfd)
     if told is None or not struct.unpack_from("=Q", told, 0)[0] & _PIDFD_INFO_EXIT:
         return None
@@ -138,7 +138,7 @@ def pidfd_exit_status(pidfd: int) -> int | None:
 
 
 def pidfd_info_works(pidfd: int) -> bool:
-    """True where the kernel knows the question at all."""
+    """True where the kernel has this call at all."""
     return _pidfd_info(pidfd) is not None
 
 

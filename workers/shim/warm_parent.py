@@ -2,10 +2,10 @@
 
 Started as a file, `python warm_parent.py FD MODE DESCRIPTORS`, by the interpreter of the flows, so it may use nothing
 but the standard library, prefect and the parts of the shim. It imports those under a package name of their own,
-whatever the user's folders are called, and hides them again: to a flow this process is a Python that has begun with
+whatever the user's folders are called, and hides them again: to a flow this process is a Python that was started with
 `-m prefect`.
 
-Its first message says whether it is fit, and why not. It ends with its worker, or when it is out of date.
+The first message of a parent says whether it is fit, and why not. A parent ends with its worker, or when out of date.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # the shim does without typing
     from types import ModuleType
 
-#: `str.removeprefix`, `socket.recv_fds` and `os.waitstatus_to_exitcode` came with it
+#: `str.removeprefix`, `socket.recv_fds` and `os.waitstatus_to_exitcode` came with this version
 _PYTHON = (3, 9)
 #: our folder as a package: a name that no module of the flows has
 _PACKAGE = "flowfleet_shim"
@@ -44,13 +44,13 @@ def _load(*names: str) -> list[ModuleType]:
 
 
 def _refuse(fd: int) -> None:
-    # by hand: this Python cannot even read our other modules
+    # the message is made by hand: this Python cannot even read our other modules
     words = json.dumps({"fit": False, "why": f"it needs Python {_PYTHON[0]}.{_PYTHON[1]}"}).encode()
     os.write(fd, struct.pack("!I", len(words)) + words)
 
 
 def main() -> None:
-    """Be the parent until the worker is gone; in each forked engine: be the engine to its end."""
+    """Run the parent until the worker is gone; in each forked engine, run the engine to its end."""
     if sys.version_info < _PYTHON:
         _refuse(int(sys.argv[1]))
         return
@@ -72,7 +72,7 @@ def main() -> None:
         return
     except spawn.CommandBegan as began:
         request, report = began.request, began.report
-    # outside of the handler: what a flow raises must not seem to come out of ours
+    # outside of the handler: what a flow raises must not seem to come out of an exception of ours
     del control
     parent.become(request, report)
 
