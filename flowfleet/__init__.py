@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 try:
-    import fcntl  # noqa: F401 - Windows has none; all three commands come by here before anything that needs it
+    import fcntl  # noqa: F401 - Windows has none; all three commands import this file before anything that needs it
 except ImportError:
     raise SystemExit("Error: flowfleet needs Linux or macOS, so on Windows run it inside WSL.") from None
 
@@ -16,7 +16,7 @@ __all__ = ["Agent", "DockerAgent", "LocalAgent"]
 
 
 def __getattr__(name: str) -> Any:
-    # only who asks for an agent pays for what it is made of
+    # the agents are imported only when one is asked for: their parts take time to import
     if name in __all__:
         from flowfleet import agents  # noqa: PLC0415 - see above
 

@@ -23,17 +23,17 @@ from flowfleet.errors import LedgerUnavailable
 from flowfleet.flow_run import TASK_NAME, Message, Route
 from flowfleet.ledger.login import Login, without_login
 
-#: for those who only hand it on: nobody else imports Celery
+#: the type of an app, for modules that only hand it on and must not import Celery
 App = Celery
 
-#: seconds a pending read of the queues lasts: kombu reads it out when it closes, so it bounds how long a stop takes
+#: seconds that a blocking read of the queues lasts: kombu waits for its end when it closes, so this bounds a stop
 READ_SECONDS = 0.25
-#: Celery's emulated acknowledgements: only messages taken off a queue and not yet started stand under it
+#: timeout of Celery's emulated acknowledgements: only messages taken off a queue and not yet started stand under it
 VISIBILITY_SECONDS = 3600
 
 
 def key_prefix(fleet: str) -> str:
-    """What every key of Celery's in this fleet begins with."""
+    """The prefix of all of Celery's keys in this fleet."""
     return f"flowfleet:{fleet}:broker:"
 
 
@@ -56,7 +56,7 @@ def queue_of(route: Route) -> Queue:
 
 
 def take_off_celery_variables(environ: MutableMapping[str, str]) -> list[str]:
-    """Remove each `CELERY_*` variable from our own process; the names of those that were there."""
+    """Remove each `CELERY_*` variable from our own process; returns the names of those that were set."""
     names = sorted(name for name in environ if name.startswith("CELERY_"))
     for name in names:
         del environ[name]
@@ -64,7 +64,7 @@ def take_off_celery_variables(environ: MutableMapping[str, str]) -> list[str]:
 
 
 class _Channel(redis_transport.Channel):
-    """Asks for the login whenever a connection is opened: kombu would keep the one of the start for life."""
+    """A channel that asks for the login whenever a connection is opened; kombu would keep the first login for ever."""
 
     def _connparams(self, asynchronous: bool = False) -> Any:
         found = super()._connparams(asynchronous=asynchronous)  # type: ignore[no-untyped-call]
@@ -74,15 +74,15 @@ class _Channel(redis_transport.Channel):
 
 class _Transport(redis_transport.Transport):
     Channel = _Channel
-    #: a socket's address stays whole till the channel reads it
+    #: True: kombu leaves the address of a socket whole, and the channel reads it
     can_parse_url = True
 
 
 class _Connection(Connection):
-    """One over our transport. Its copies in kombu's pools are not of this class, but take transport and address."""
+    """A connection over our transport. kombu's pools hold copies of another class, with its transport and address."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        # the scheme of the address, `redis` or `redis+socket`, is understood here
+        # the base class understands the scheme of the address, `redis` or `redis+socket`
         super().__init__(*args, **options)  # type: ignore[no-untyped-call]
         self.transport_cls = _Transport
         self.uri_prefix = None
@@ -93,7 +93,7 @@ class _Connection(Connection):
         return f"redis+{host}" if "://" in host else f"redis://{host}:{self.port or 6379}/{self.virtual_host}"
 
     def info(self) -> dict[str, Any]:
-        """What Celery's remote control tells Flower, in JSON: our own objects have no place there."""
+        """The facts that Celery's remote control tells Flower in JSON, so without the login, an object of ours."""
         found = super().info()  # type: ignore[no-untyped-call]
         told = {name: value for name, value in found["transport_options"].items() if name != "login"}
         return {**found, "transport": "redis", "transport_options": told}
@@ -104,7 +104,10 @@ class _Amqp(AMQP):  # type: ignore[misc]
 
 
 def make_app(redis_url: str, *, fleet: str, login: Login | None = None, task_events: bool = False) -> Celery:
-    """The Celery app of a fleet; it opens no connection yet. `login` is asked by each one, else the address has it."""
+    """The Celery app of a fleet; no connection is opened yet.
+
+    Each connection asks `login` for user and password; without `login` the address has them.
+    """
     address = without_login(redis_url)  # so that no part of Celery can show the password
     app = Celery("flowfleet", broker=address, amqp=_Amqp, set_as_current=False, fixups=[])
     app.conf.update(
@@ -140,13 +143,13 @@ def make_app(redis_url: str, *, fleet: str, login: Login | None = None, task_eve
 
 
 class Publisher:
-    """Sends messages to the queues of routes: each once, with the time of sending in a header."""
+    """Publisher of messages to the queues of routes: each message once, with the time of sending in a header."""
 
     def __init__(self, app: Celery) -> None:
         self._app = app
 
     def publish(self, message: Message) -> None:
-        """Put the message into its route's queue; raises `LedgerUnavailable` when that is not certain."""
+        """Put the message into its route's queue; raises `LedgerUnavailable` when Redis may not have taken it."""
         headers: dict[str, Any] = {"enqueued_at": time.time()}
         try:
             self._app.send_task(

@@ -1,4 +1,4 @@
-"""The `flowfleet` command: everything on one machine, and the questions to a fleet."""
+"""CLI: the `flowfleet` command, for everything on one machine and for questions to a fleet."""
 
 from __future__ import annotations
 
@@ -153,7 +153,10 @@ def explain_command(settings: Common, run_id: str, *, as_json: bool) -> None:
 
 
 def _at_api(settings: Common, run_id: str) -> tuple[RunState | None, Place | None, str]:
-    """What the API says of a run, and why not if it does not: the ledger's half of the answer stands alone."""
+    """The run's state and place at the API, and why the API could not be asked, if so.
+
+    Such an error does not end the command: the ledger's half of the answer stands alone.
+    """
     try:
         api = flowfleet.api.connect(settings, os.environ)
         state = api.states([run_id]).get(run_id)
@@ -214,7 +217,7 @@ def _checks(settings: Common) -> list[doctors.Check]:
     api = cache(lambda: flowfleet.api.connect(settings, os.environ))
     try:
         ledger = connect(settings.redis, settings.fleet)
-    except LedgerError as error:  # an address that is none: the API is asked all the same
+    except LedgerError as error:  # the address of Redis is unusable: the API is checked all the same
         failed = doctors.Check(name="redis", verdict=doctors.CheckStatus.FAIL, found=str(error))
         return [failed, *doctors.api_checks(lambda: api().probe())]
     try:
@@ -233,7 +236,7 @@ def _checks(settings: Common) -> list[doctors.Check]:
 
 
 def _as_leader(settings: Common, backend: str, snapshot: Snapshot) -> ApiClient:
-    """The API as the fleet's leader sees it: by its name Prefect 1 tells the fleet's own agents from others."""
+    """The API, asked under the leader's name, by which Prefect 1 tells the fleet's own agents from others."""
     name = snapshot.leader.name if snapshot.leader else settings.name
     return flowfleet.api.connect(replace(settings, backend=backend, name=name), os.environ)
 
@@ -262,7 +265,7 @@ def config_command(ctx: click.Context, settings: Common) -> None:
 
 
 def _half(name: str) -> click.Command:
-    """`flowfleet poller …` and `flowfleet worker …`: the other two programs, imported only when asked for."""
+    """The command `flowfleet poller …` or `flowfleet worker …`: another program, imported only when it is called."""
 
     @click.command(
         name,

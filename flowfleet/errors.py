@@ -21,7 +21,7 @@ from __future__ import annotations
 
 
 class FleetError(Exception):
-    """Something went wrong in a way that one sentence can tell."""
+    """An error that one sentence can tell; `exit_code` is that of a command that ends with it."""
 
     exit_code = 1
 
@@ -39,14 +39,14 @@ class ApiError(FleetError):
 
 
 class ApiUnavailable(ApiError):
-    """No answer, or one that means "later"; nothing is known about what was asked."""
+    """The API gave no answer, or one that means "later"; whether the request was carried out is unknown."""
 
     def __init__(self, sentence: str, *, answered: bool = False, retry_after_seconds: float | None = None) -> None:
         super().__init__(sentence)
-        #: something was answered, if nothing that can be used: it may fail for this one question only, so the next one
-        #: is worth asking now
+        #: True: the API answered, though with nothing that can be used. It may fail for this one request only, so the
+        #: next request is worth sending now
         self.answered = answered
-        #: how long the API itself asks us to wait
+        #: how long the API itself asks us to wait; None: it does not say
         self.retry_after_seconds = retry_after_seconds
 
 
@@ -55,7 +55,7 @@ class KeyRefused(ApiUnavailable):
 
 
 class ApiRejected(ApiError):
-    """A definite no of the API."""
+    """The API refused the request definitely; asking again will not help."""
 
 
 class AlreadyClaimed(ApiRejected):
@@ -81,7 +81,7 @@ class LedgerUnusable(LedgerError):
 
 
 class BadMessage(FleetError):
-    """A message that must not be acted on."""
+    """The message must not be acted on: not ours, broken, too large, or of another version."""
 
 
 class DeployError(FleetError):

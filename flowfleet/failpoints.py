@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from flowfleet.errors import FleetError, SettingsError
 
-#: every failpoint there is: the step of DESIGN §3 and the moment in it
+#: the names of all failpoints: the step of DESIGN §3 and the moment in it
 NAMES = frozenset(
     {
         "claim.after_ledger",
@@ -57,7 +57,7 @@ class Failpoints:
         return cls(actions)
 
     def hit(self, name: str) -> None:
-        """Do what is set for this place: nothing, as a rule."""
+        """Die, freeze or raise if this failpoint is set; as a rule none is, and nothing happens."""
         action = self.actions.get(name)
         if action == "kill":
             os.kill(os.getpid(), signal.SIGKILL)

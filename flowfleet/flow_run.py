@@ -1,4 +1,4 @@
-"""FlowRun, Route, Offer and Message: the facts that poller and workers must agree on."""
+"""Flow run: the run, route, offer and message, the facts that poller and workers must agree on."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12
 
 @dataclass(frozen=True, slots=True, order=True)
 class Route:
-    """What decides who can run a run: one Celery queue each.
+    """What decides who can run a run; each route has a Celery queue.
 
     `scope` is the pool's or tenant's uuid, `name` the work queue's name or the sorted labels joined by commas (a comma
     in a label is escaped: `labels`). The text form is `BACKEND/SCOPE/NAME` with `name` percent-encoded.
@@ -59,26 +59,26 @@ class Route:
 
 
 def _escaped(label: str) -> str:
-    # only what would be mistaken: the text form encodes the whole name once more, and a message is short
+    # only % and comma, which would be misread: the text form encodes the whole name once more, and a message is short
     return label.replace("%", "%25").replace(",", "%2C")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlowRun:
-    """A run that the API would hand out: what the leader knows of it before it claims."""
+    """A run that the API would hand out, with what the leader knows of it before it claims the run."""
 
     run_id: str
     name: str
     route: Route
-    #: when it is to start, aware UTC
+    #: when the run is to start, aware UTC
     due: datetime
-    #: what stands at the API: Prefect 1 also hands out Running runs, of which a task is to be tried again
+    #: the state at the API: Prefect 1 also hands out Running runs, of which a task is to be tried again
     state: str = "Scheduled"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Offer:
-    """What a worker offers to run; pollers only narrow it."""
+    """What a worker offers to run; the offer filter of a poller only narrows it."""
 
     backend: str
     pools: tuple[str, ...] = ()  # Prefect 3 pool names
@@ -86,11 +86,11 @@ class Offer:
     work_queues: tuple[str, ...] = ()  # empty = all queues of the pools
     labels: tuple[str, ...] = ()  # Prefect 1, sorted
     tenant: str | None = None
-    #: how it starts runs: process, docker, or a plugged-in deployer's name
+    #: how the worker starts runs: process, docker, or the name of a plugged-in deployer
     deploy: str = "process"
 
     def serves(self, route: Route) -> bool:
-        """Whether a worker with this offer can run what comes on this route."""
+        """Whether a worker with this offer can run the runs of this route."""
         if route.backend != self.backend:
             return False
         if self.backend == "prefect3":
@@ -103,7 +103,7 @@ class Offer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """The nudge in Redis: no command, no secret; the claim id is the fence."""
+    """The message that tells a worker to take a run: no command, no secret; the claim id is the fence."""
 
     run_id: str
     claim: str

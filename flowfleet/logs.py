@@ -1,4 +1,4 @@
-"""Logs: one format for every part, run id and claim on every line that has them, JSON by option, secrets blackened."""
+"""Logs: one format for every part, run id and claim on every line that has them, JSON by option, secrets redacted."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from typing import Any, TextIO
 from urllib.parse import quote
 
 MASK = "***"
-#: shorter "secrets" would blacken half of every line
+#: shorter "secrets" would redact half of every line
 _SHORTEST_SECRET = 4
 #: the part between scheme and host of an address, up to the last @ before the path
-# bounded in front of what decides: flows print lines of a megabyte without a break
+# the scheme is bounded in length, since flows print lines of a megabyte without a break
 _USERINFO = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{0,30}://)(?P<user>[^\s/:@]*)(?::[^\s/]*)?@")
 _AUTHORIZATION = re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,}")
-#: what every log record has; all else came by `extra`
+#: the attributes of every log record; all others came by `extra`
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "data"}
-#: these come first, so that lines about one run line up
+#: fields that come first, so that lines about one run line up
 _FIRST = ("run_id", "claim", "worker", "route")
 
 
 class Redactor:
-    """Blackens known secrets, and the credentials in any address, known or not."""
+    """Redactor of known secrets, and of the credentials in any address, known or not."""
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
         self._secrets: tuple[str, ...] = ()
@@ -33,7 +33,7 @@ class Redactor:
             self.keep(secret)
 
     def keep(self, secret: str) -> None:
-        """Blacken this one too from now on, also in its percent-encoded form."""
+        """Redact this secret too from now on, also in its percent-encoded form."""
         forms = {form for form in (secret, quote(secret, safe="")) if len(form) >= _SHORTEST_SECRET}
         # longest first: a secret that contains another must not leave its rest behind
         self._secrets = tuple(sorted({*self._secrets, *forms}, key=len, reverse=True))
@@ -54,12 +54,12 @@ def _masked_userinfo(found: re.Match[str]) -> str:
 
 
 def redact_url(url: str) -> str:
-    """The address without its credentials, for sentences and answers."""
+    """The address without its credentials, for messages and answers."""
     return _USERINFO.sub(_masked_userinfo, url)
 
 
 def fields_of(record: logging.LogRecord) -> dict[str, Any]:
-    """What was given by `extra`, run id and claim first."""
+    """The fields that were given by `extra`, run id and claim first."""
     given = {name: value for name, value in vars(record).items() if name not in _STANDARD and value is not None}
     first = {name: given.pop(name) for name in _FIRST if name in given}
     return {**first, **given}
@@ -71,7 +71,7 @@ def _moment(record: logging.LogRecord) -> str:
 
 
 class _Formatter(logging.Formatter):
-    """What both formats share: the trace, and the redactor that sees the finished line."""
+    """Base of both formats: the traceback, and the redactor."""
 
     def __init__(self, redact: Redactor) -> None:
         super().__init__()
@@ -88,10 +88,10 @@ class _Formatter(logging.Formatter):
 
 
 class TextFormatter(_Formatter):
-    """`2026-01-31T12:00:00.000Z INFO    poller.loop: run claimed  run_id=… claim=… slots=4`."""
+    """Lines of text: `2026-01-31T12:00:00.000Z INFO    poller.loop: run claimed  run_id=… claim=… slots=4`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line, and the traceback below it if there is one."""
+        """One line, and the traceback below it if there is one; the redactor sees the finished text."""
         line = f"{_moment(record)} {record.levelname:<7} {record.name}: {record.getMessage()}"
         fields = " ".join(f"{name}={_shown(value)}" for name, value in fields_of(record).items())
         if fields:
@@ -104,7 +104,7 @@ class JsonFormatter(_Formatter):
     """One JSON object a line: at, level, logger, message, then the fields."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line."""
+        """One line of JSON."""
         line: dict[str, Any] = {
             "at": _moment(record),
             "level": record.levelname,
@@ -118,7 +118,7 @@ class JsonFormatter(_Formatter):
         return json.dumps(self._cleaned(line), ensure_ascii=False, default=str)
 
     def _cleaned(self, value: Any) -> Any:
-        # before the JSON is written: a secret with a quote in it looks different afterwards
+        # redacted before the JSON is written: a secret with a quote in it looks different afterwards
         if isinstance(value, str):
             return self.redact(value)
         if isinstance(value, Mapping):
@@ -158,12 +158,12 @@ def configure(
 
 
 def set_level(level: str) -> None:
-    """Log from this level on: where it stands was found late."""
+    """Log from this level on; for a level that is known only after `configure`."""
     logging.getLogger().setLevel(level)
 
 
 def keep_secret(secret: str | None) -> None:
-    """Blacken a secret that was found later, for example the key in Prefect's own profile."""
+    """Redact a secret that was found later, for example the key in Prefect's own profile; None does nothing."""
     if not secret:
         return
     for handler in logging.getLogger().handlers:
@@ -172,7 +172,7 @@ def keep_secret(secret: str | None) -> None:
 
 
 def redact(text: str) -> str:
-    """Blacken text for people as the log lines of this process are blackened."""
+    """Redact text for people in the same way as the log lines of this process."""
     for handler in logging.getLogger().handlers:
         if isinstance(handler.formatter, _Formatter):
             return handler.formatter.redact(text)

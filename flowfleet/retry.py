@@ -17,19 +17,19 @@ T = TypeVar("T")
 
 #: how often an outage that goes on is logged again
 REPEAT_SECONDS = 30.0
-#: a refused key is not cured by asking fast
+#: the pause after a refused key, which asking fast does not cure
 REFUSED_SECONDS = 60.0
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 10.0
-#: an API that asks for more patience than this is asked again all the same: nobody would notice that it is back
+#: an API that asks for a longer pause than this is asked again all the same: nobody would notice that it is back
 LONGEST_ASKED_SECONDS = 3600.0
-#: how long a launch waits. An API that does not answer for so long gets the run back; the leader would take it at 60 s
+#: how long a launch waits. The run is handed back to an API that is silent for so long; the leader would do so at 60 s
 LAUNCH_API_SECONDS = 45.0
 LAUNCH_LEDGER_SECONDS = 15.0
 
 
 class OutageLog:
-    """Logs that a neighbour does not answer: at once, again each 30 s, and when it is back."""
+    """Log of the outages of one neighbour: a line at once, again each 30 s, and when the neighbour is back."""
 
     def __init__(self, neighbour: str, logger: logging.Logger, clock: Callable[[], float] = time.monotonic) -> None:
         self._neighbour = neighbour
@@ -45,7 +45,7 @@ class OutageLog:
         return self._since is not None
 
     def failed(self, error: Exception, *, next_try: float) -> None:
-        """Note that the neighbour did not answer; it is asked again in `next_try` seconds."""
+        """Note that the neighbour did not answer; the next request follows in `next_try` seconds."""
         now = self._clock()
         if self._since is None:
             self._since = now
@@ -75,11 +75,11 @@ def backoff(attempt: int, *, first: float = 0.5, most: float = 10.0) -> float:
 
 
 class RetrySchedule:
-    """Tells a loop when to ask a neighbour again: after growing pauses while it does not answer."""
+    """Schedule by which a loop asks a neighbour again: after growing pauses while the neighbour does not answer."""
 
     def __init__(self, what: str, clock: Callable[[], float], jitter: Callable[[], float] = random.random) -> None:
         self.error: FleetError | None = None
-        #: how many outages there have been: who depends on the part tells by it that one has passed unseen
+        #: how many outages there have been: a part that was busy elsewhere notices by it that one has passed
         self.count = 0
         self._outage_log = OutageLog(what, logger, clock)
         self._clock = clock
@@ -119,7 +119,7 @@ class RetrySchedule:
         self._outage_log.failed(error, next_try=wait)
 
     def hurry(self) -> None:
-        """End the pause: what the neighbour failed for may be cured."""
+        """End the pause: the cause of the failure may be gone."""
         self._next = 0.0
 
     def over(self) -> None:
@@ -130,7 +130,7 @@ class RetrySchedule:
 
 @dataclass(frozen=True, kw_only=True)
 class BoundedRetry:
-    """Repeats a request for a limited time, or until the worker stops (`hurried`): for a launch, which holds a slot."""
+    """Retry of a request for a time, or until the worker stops (`hurried`): for a launch, which holds a slot."""
 
     hurried: Callable[[], bool]
     api_seconds: float = LAUNCH_API_SECONDS
@@ -139,7 +139,7 @@ class BoundedRetry:
     clock: Callable[[], float] = time.monotonic
 
     def with_ledger(self, ask: Callable[[], T]) -> T:
-        """Repeat a move of the ledger with the same ids: one that was carried out is answered as moved again."""
+        """Repeat a move of the ledger with the same ids: a move that was carried out is answered as moved again."""
         deadline = self.clock() + self.ledger_seconds
         tries = 0
         while True:

@@ -1,7 +1,8 @@
-"""Hangup: SIGHUP makes a poller or worker read its secrets again instead of ending it.
+"""Signals: SIGHUP makes a poller or worker read its secrets again instead of ending it.
 
 A refused key is looked for again without any signal too, every few seconds, so that a replaced file is enough. The
-others are read whenever they are needed (`secret_files.py`); here the signal only makes that known.
+other secrets are read whenever they are needed (`settings/secret_files.py`); for them the signal only means that a
+change is found and logged at once.
 """
 
 from __future__ import annotations
@@ -22,27 +23,27 @@ LOOK_SECONDS = 5.0
 
 
 class SecretHolder(Protocol):
-    """Who holds secrets that can be looked for again: the API's client, and the files of the others."""
+    """A holder of secrets that can be looked for again: the connector of the API, and `SecretFiles` for the others."""
 
     @property
     def key_refused(self) -> bool:
-        """Whether the last answer refused them."""
+        """Whether the last answer refused the secrets."""
 
     def renew(self) -> bool:
-        """Look for them again; True when they are others now."""
+        """Look for the secrets again; True when they have changed."""
 
 
 class ReloadOnHangup:
-    """Takes the signal from the first moment on, and acts on it once there is something to act on."""
+    """Handler of SIGHUP: it takes the signal from the first moment on, and acts on it once `serve` is called."""
 
     def __init__(self, *, look_seconds: float = LOOK_SECONDS) -> None:
         self._look_seconds = look_seconds
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._reader, False)
         os.set_blocking(self._writer, False)
-        #: set whenever the credentials have changed, for those who wait for that
+        #: set after each signal and whenever the credentials have changed, for callers of `wait`
         self.changed = threading.Event()
-        #: called when something else may be asked with
+        #: called after a reload, when other credentials may be in use
         self.then: Callable[[], None] = lambda: None
 
     def install(self) -> None:
@@ -50,34 +51,34 @@ class ReloadOnHangup:
         signal.signal(signal.SIGHUP, self._on_signal)
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        with contextlib.suppress(BlockingIOError):  # it is full of signals that nobody has seen to yet
+        with contextlib.suppress(BlockingIOError):  # the pipe is full of signals that the thread has not handled yet
             os.write(self._writer, b"!")
 
-    def serve(self, *keyholders: SecretHolder) -> None:
-        """Start the thread."""
-        threading.Thread(target=self._run, args=keyholders, name="hangup", daemon=True).start()
+    def serve(self, *holders: SecretHolder) -> None:
+        """Start the thread that lets these holders look for their secrets again."""
+        threading.Thread(target=self._run, args=holders, name="hangup", daemon=True).start()
 
     def wait(self, seconds: float) -> None:
         """Sleep, but no longer than until the credentials have changed."""
         self.changed.wait(seconds)
         self.changed.clear()
 
-    def _run(self, *keyholders: SecretHolder) -> None:
+    def _run(self, *holders: SecretHolder) -> None:
         while True:
             try:
-                self.look(*keyholders)
+                self.look(*holders)
             except Exception:  # the next signal must find this thread alive
                 logger.exception("secrets could not be read again")
 
-    def look(self, *keyholders: SecretHolder) -> None:
-        """Wait for a signal, or for the next time to look after a refused key."""
-        rung = bool(select.select([self._reader], [], [], self._look_seconds)[0])
-        if rung:
+    def look(self, *holders: SecretHolder) -> None:
+        """Wait for a signal, or for the next time to look after a refused key; then renew secrets if there is cause."""
+        signalled = bool(select.select([self._reader], [], [], self._look_seconds)[0])
+        if signalled:
             os.read(self._reader, 4096)
             logger.info("hangup: secrets are read again")
-        if not rung and not any(keyholder.key_refused for keyholder in keyholders):
+        if not signalled and not any(holder.key_refused for holder in holders):
             return
-        renewed = [keyholder.renew() for keyholder in keyholders]  # of all, whatever the first says
-        if rung or any(renewed):
+        renewed = [holder.renew() for holder in holders]  # of all, whatever the first answers
+        if signalled or any(renewed):
             self.changed.set()
             self.then()

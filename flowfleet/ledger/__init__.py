@@ -1,4 +1,4 @@
-"""The ledger: all claims, the roster and the gate, moved only by named, atomic transitions."""
+"""Ledger: all claims, the roster and the gate, moved only by named, atomic transitions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Ledger", "connect"]
 
 @dataclass(frozen=True, kw_only=True)
 class Ledger:
-    """The doors of one fleet's ledger."""
+    """The ledger of one fleet: its claims, roster, gate and hints, over one store."""
 
     claims: Claims
     roster: Roster
@@ -25,18 +25,19 @@ class Ledger:
     store: Store
 
     def check(self) -> Server:
-        """Ask the server who it is: `LedgerUnusable` is what waiting cannot cure, `LedgerUnavailable` no answer."""
+        """Check the server: `LedgerUnusable` means what waiting cannot cure, `LedgerUnavailable` means no answer."""
         return self.store.check()
 
     def close(self) -> None:
-        """Let go of all connections."""
+        """Close all connections."""
         self.store.close()
 
 
 def connect(url: str, fleet: str, *, socket_timeout: float = 5.0, login: Login | None = None) -> Ledger:
     """The ledger of a fleet at `redis://…` or `redis+socket://…`; no server need be there yet (see `Ledger.check`).
 
-    `login` is asked by each connection that is opened, since a password may change; without it the address has it.
+    Each connection that is opened asks `login` for user and password, since a password may change. Without `login` the
+    address has them.
     """
     store = open_store(url, fleet, socket_timeout=socket_timeout, login=login)
     return Ledger(claims=Claims(store), roster=Roster(store), gate=Gate(store), hints=Hints(store), store=store)

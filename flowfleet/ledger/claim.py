@@ -1,4 +1,4 @@
-"""Claim: the record of our right to one attempt at a run, what moves answer, and how their fields are read."""
+"""Claim: the record of our right to one attempt at a run, the answers of moves, and the readers of their fields."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ class Claim:
     handle: Mapping[str, Any] | None = None
     exit: Mapping[str, Any] | None = None  # Exit.to_record without the run's output, when ended
     reason: str | None = None  # why it is returning
-    #: returning with its owner's proof that user code never began: only then may the API take it back from Launching
+    #: returning with its owner's proof that user code never began: only then may the run be handed back from Launching
     never_began: bool = False
     since: float = 0.0  # unix seconds by the Redis clock; for display only
     moves: int = 0  # grows with each transition and renewal: a leader tells "has not moved" by it, never by a clock
-    #: the server process under which its owner last wrote it (or it was made): one from before the gate shut may be
-    #: behind what its worker has done
+    #: run id of the Redis process under which the owner last wrote the claim (or the claim was made): a claim that was
+    #: written before the gate shut may be behind what its worker has done
     process: str = ""
     v: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a transition did: moved, or refused with the reason and the claim that stood in the way."""
+    """The result of a transition: moved, or refused with the reason and the claim that stood in the way."""
 
     moved: bool
     refusal: Refusal | None = None
@@ -52,7 +52,7 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Held:
-    """A claim as its worker holds it: what a renewal carries, and what re-asserts it after a loss of Redis."""
+    """A claim as its worker holds it: each renewal carries it, and writes it again after a loss of Redis."""
 
     run_id: str
     claim: str
@@ -69,7 +69,7 @@ class Held:
 
 @dataclass(frozen=True, kw_only=True)
 class Lease:
-    """The leader's numbers, which workers read from the ledger."""
+    """The leader's numbers (renewal interval, TTL of a claim, adoption grace), which workers read from the ledger."""
 
     renew_seconds: float = 5.0
     ttl_seconds: float = 20.0
@@ -82,12 +82,12 @@ class Renewal:
 
     #: run ids of held claims that somebody wants cancelled
     cancelled: frozenset[str] = frozenset()
-    #: held claims that are no longer this worker's (handed back, judged, another claim): run id → why
+    #: held claims that no longer belong to this worker (handed back, judged, replaced by another claim): run id → why
     fenced: Mapping[str, Refusal] = field(default_factory=dict)
     #: claims that the ledger had lost, or was behind with, and that this renewal wrote again
     reasserted: frozenset[str] = frozenset()
     gate_open: bool = False
-    #: False: the ledger has no row of this process (lost, forgotten, or another has the name): sign on again
+    #: False: the ledger has no row of this process (lost, forgotten, or another has the name), so it must sign on again
     signed_on: bool = True
     #: what the operator wants of this identity: active, paused or draining
     wanted: str = "active"
@@ -97,18 +97,18 @@ class Renewal:
 
 
 def pairs(flat: Sequence[str]) -> dict[str, str]:
-    """Field names and values, as Redis answers them in turn."""
+    """A dict of the fields whose names and values Redis answers in turn."""
     return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
 def read_outcome(answer: Sequence[Any]) -> Outcome:
-    """What a script answers: done or not, why not, the claim's fields."""
+    """Read the answer of a script: moved or not, the refusal, and the fields of the claim."""
     done, why, flat = answer
     return Outcome(moved=bool(done), refusal=Refusal(why) if why else None, claim=read_claim(pairs(flat)))
 
 
 def read_claim(fields: Mapping[str, str]) -> Claim | None:
-    """A claim from its fields; None when there is none, or when it is of a version that this one cannot read."""
+    """Read a claim from its fields; None for no fields, or for a version that this flowfleet cannot read."""
     if not fields or fields.get("v") != str(VERSION):
         return None
     return Claim(
@@ -134,7 +134,7 @@ def read_claim(fields: Mapping[str, str]) -> Claim | None:
 
 
 def read_record(fields: dict[str, Any]) -> Mapping[str, Any]:
-    """A claim that is gone, from its JSON."""
+    """Read the record of a claim that is gone; `fields` is its decoded JSON and is changed in place."""
     for name in ("handle", "exit"):
         fields[name] = json.loads(fields[name]) if fields.get(name) else None
     for name, kind in (("attempt", int), ("moves", int), ("since", float), ("gone_at", float)):
@@ -144,7 +144,7 @@ def read_record(fields: dict[str, Any]) -> Mapping[str, Any]:
 
 
 def read_lease(numbers: Sequence[str]) -> Lease:
-    """The leader's numbers, or the standard ones where it has written none."""
+    """Read the leader's numbers (renewal, TTL, grace); where the leader has written none, the defaults hold."""
     standard = Lease()
     values = [float(text) if text else None for text in numbers]
     return Lease(
@@ -155,11 +155,11 @@ def read_lease(numbers: Sequence[str]) -> Lease:
 
 
 def read_routes(texts: Iterable[str]) -> list[Route]:
-    """The routes among these texts, in their order."""
+    """The routes among these texts, in their order; texts that are no route are left out."""
     routes = []
     for text in texts:
         try:
             routes.append(Route.parse(text))
         except BadMessage:
-            continue  # of a later version: no worker of this one can serve it
+            continue  # a route of a later version, which no worker of this version can serve
     return routes

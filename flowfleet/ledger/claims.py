@@ -1,4 +1,4 @@
-"""Claims: our rights to one attempt at a run each, and the only doors through which a claim moves."""
+"""Claims: all claims of a fleet, and the only methods that move a claim."""
 
 from __future__ import annotations
 
@@ -43,21 +43,21 @@ HANDLE_LIMIT = 4096
 
 
 class Claims:
-    """All moves of claims. Each is one Lua script; each says what it refused.
+    """All moves of claims. Each move is one Lua script, and its outcome says why a move was refused.
 
-    Every method raises `LedgerUnavailable` when Redis does not answer; then nobody knows whether it was carried out,
-    and repeating it with the same ids is safe (a repeat of a move that was done answers moved=True).
+    Every method raises `LedgerUnavailable` when Redis does not answer. Then nobody knows whether the move was carried
+    out, and repeating it with the same ids is safe (a repeat of a move that was done answers moved=True).
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    # the leader's (each carries its term)
+    # moves of the leader, each with the leader's term; `give_back` and `drop` are open to the owner too
 
     def claim(
         self, term: int, runs: Sequence[FlowRun], call: str, *, policy: str, attempts: Mapping[str, int]
     ) -> list[Outcome]:
-        """Nothing → claiming, for each run of one bulk call (≤ 10), slots counted in the script, in order."""
+        """Make a claim (claiming) for each run of one bulk call (≤ 10), in order; the script counts the slots."""
         flat: list[str | int] = []
         for run in runs:
             flat += [run.run_id, claim_id(call, run.run_id), str(run.route), run.name[:NAME_LIMIT]]
@@ -66,11 +66,11 @@ class Claims:
         return [read_outcome(answer) for answer in answers]
 
     def accept(self, term: int, run_id: str, claim: str) -> Outcome:
-        """Claiming → queued: the API has said yes."""
+        """Move a claim from claiming to queued: the API has accepted the run as ours."""
         return self._move("accept", term, run_id, claim)
 
     def refuse(self, term: int, run_id: str, claim: str, reason: str) -> Outcome:
-        """Claiming → dropped: the API has said no."""
+        """Drop a claiming claim: the API has refused the run."""
         return self._move("refuse", term, run_id, claim, reason[:REASON_LIMIT])
 
     def give_back(
@@ -83,60 +83,62 @@ class Claims:
         worker: str | None = None,
         never_began: bool = False,
     ) -> Outcome:
-        """Queued or taken → returning, by leader (term) or owner (worker).
+        """Move a claim from queued or taken to returning, by the leader (`term`) or the owner (`worker`).
 
-        Starting → returning only by the owner with `never_began` proof. Who gave it back tells the API, then drops.
-        A worker that finds it returning by the leader leaves it to the leader.
+        From starting only the owner may do so, with the proof `never_began`. Whoever gave the claim back hands the run
+        back at the API, then drops the claim. A worker leaves a claim alone that the leader has given back.
         """
         _one_of(term, worker)
         proof = "1" if never_began else "0"
         return self._move("give_back", run_id, claim, reason[:REASON_LIMIT], _text(term), worker or "", proof)
 
     def drop(self, run_id: str, claim: str, *, term: int | None = None, worker: str | None = None) -> Outcome:
-        """Returning → dropped: the API has the run as Scheduled again (or it is no longer ours)."""
+        """Drop a returning claim: the API has the run as Scheduled again (or the run is no longer ours)."""
         _one_of(term, worker)
         return self._move("drop", run_id, claim, _text(term), worker or "")
 
-    # the worker's
+    # moves of a worker
 
     def take(self, run_id: str, claim: str, worker: str, nonce: str) -> Outcome:
-        """Queued → taken. Refused while the gate is shut.
+        """Move a claim from queued to taken. Refused while the gate is shut.
 
-        The same nonce taking twice is told yes twice: within its process a worker launches each claim id only once.
+        A repeat by the same nonce is answered with yes again: within its process a worker launches each claim id only
+        once.
         """
         return self._move("take", run_id, claim, worker, nonce)
 
     def start(self, run_id: str, claim: str, worker: str, nonce: str) -> Outcome:
-        """Taken → starting, before the fork. Refused when cancelled, handed back, or while the gate is shut.
+        """Move a claim from taken to starting, before the fork.
 
-        A question without an answer may be repeated by the same process (same nonce) until it is answered; it must not
-        fork before. Another process of this worker is refused (state): only the run's folder tells it what happened.
+        Refused when the claim was cancelled or handed back, or while the gate is shut. A request without an answer may
+        be repeated by the same process (same nonce) until it is answered; that process must not fork before. Another
+        process of this worker is refused (state): only the run's folder tells that process what happened.
         """
         return self._move("start", run_id, claim, worker, nonce)
 
     def run(self, run_id: str, claim: str, worker: str, handle: Mapping[str, Any]) -> Outcome:
-        """Starting → running: the deployment exists."""
+        """Move a claim from starting to running: the started run exists and has a handle."""
         return self._move("run", run_id, claim, worker, _handle(handle))
 
     def end(self, run_id: str, claim: str, worker: str, exit: Mapping[str, Any]) -> Outcome:  # noqa: A002 (its name on disk)
-        """Starting or running → ended: the exit is on the worker's disk."""
+        """Move a claim from starting or running to ended: the exit is on the worker's disk."""
         return self._move("end", run_id, claim, worker, _exit(exit))
 
     def release(self, run_id: str, claim: str, worker: str, outcome: str) -> Outcome:
-        """Ended → dropped: the API has accepted the report, or needed none. `outcome` goes to the record."""
+        """Drop an ended claim: the API has accepted the report, or needed none. `outcome` goes to the record."""
         return self._move("release", run_id, claim, worker, outcome[:REASON_LIMIT])
 
     def adopt(self, run_id: str, claim: str, worker: str, nonce: str) -> Outcome:
-        """A dead worker's claim becomes that of another worker of its host, whatever its state from taken to ended.
+        """Give a dead worker's claim to another worker of the same host; any state from taken to ended stays as it is.
 
-        Only for whoever holds, or has held since that worker died, the lock of its state folder.
+        Only a worker that holds, or has held since the owner died, the lock of the owner's state folder may do so.
         """
         return self._move("adopt", run_id, claim, worker, nonce)
 
     def renew(self, worker: str, nonce: str, beat: int, held: Sequence[Held]) -> Renewal:
-        """One renewal for all; also moves a missing claim of this worker back, and writes again what Redis has lost.
+        """Renew all held claims in one call; moves missing ones back, and writes again those that Redis has lost.
 
-        `beat` grows with each renewal of one nonce: one that was overtaken on its way changes nothing.
+        `beat` grows with each renewal of one nonce: one that a later one has overtaken on its way changes nothing.
         """
         flat: list[str | int] = []
         for item in held:
@@ -155,14 +157,14 @@ class Claims:
             routes=tuple(sorted(read_routes(routes))),
         )
 
-    # anybody's
+    # open to anybody
 
     def cancel(self, run_id: str) -> Outcome:
-        """Set the cancel field."""
+        """Set the cancel field of the run's claim, whatever its state, and hint workers."""
         return self._move("cancel", run_id)
 
     def get(self, run_id: str) -> Claim | None:
-        """The live claim of a run."""
+        """The live claim of a run; None when there is none, or one of a version that this flowfleet cannot read."""
         found: Any = self._store.ask(lambda client: client.hgetall(self._store.key(f"claim:{run_id}")))
         return read_claim(found)
 

@@ -1,4 +1,4 @@
-"""Gate: shut when Redis is another process than the one that the leader has accepted; and the leader's term."""
+"""Gate: the election of the leader, and the gate, shut while Redis is not the process that the leader has accepted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flowfleet.ledger.store import Store
 
 @dataclass(frozen=True, kw_only=True)
 class Leader:
-    """Who leads."""
+    """The leading poller, as the ledger has it: the nonce of its process, its term, and a beat that grows."""
 
     name: str
     host: str
@@ -22,7 +22,7 @@ class Leader:
 
 
 class Gate:
-    """Election, gate and the leader's numbers; scripts compare the gate with the server's own run id (INFO server)."""
+    """Election, gate and the leader's numbers. Scripts compare the gate with the server's own run id (INFO server)."""
 
     def __init__(self, store: Store, *, gap: random.Random | None = None) -> None:
         self._store = store
@@ -37,7 +37,7 @@ class Gate:
         return int(self._store.script("gate")[2]) == 0
 
     def open(self, term: int, server: str) -> bool:
-        """Accept this server process (its run id as read when the sweep began); False if it changed meanwhile."""
+        """Accept this server process (its run id as read when the sweep began); False if it or the term has changed."""
         return bool(self._store.script("open", term, server))
 
     def server(self) -> str:
@@ -45,7 +45,7 @@ class Gate:
         return str(self._store.script("gate")[1])
 
     def leader(self) -> Leader | None:
-        """Who leads, as written."""
+        """The leader, as the ledger has it; None when nobody leads."""
         found: Any = self._store.ask(lambda client: client.hgetall(self._store.key("leader")))
         if not found.get("nonce"):
             return None
@@ -58,26 +58,26 @@ class Gate:
         )
 
     def elect(self, name: str, host: str, nonce: str, seen: Leader | None) -> int | None:
-        """Take the lead when the written leader is still exactly `seen` (term and beat): the new term, or None.
+        """Become leader if the leader in the ledger is still exactly `seen` (term and beat); the new term, or None.
 
         The caller has watched `seen` for the leader's time by its own clock; one that resigned need not be watched.
-        Terms grow with gaps of chance, so that two leaders around a loss of Redis's last writes never share one.
+        Terms grow by random gaps, so that two leaders around a loss of Redis's last writes never share a term.
         """
         beat: tuple[str | int, str | int] = (seen.term, seen.beat) if seen else ("", "")
         term = self._store.script("elect", name[:200], host[:200], nonce, *beat, self._gap.randrange(10_000))
         return int(term) if term else None
 
     def lead(self, term: int, nonce: str, lease: Lease) -> bool:
-        """The leader's beat (and its numbers); False when another has been elected."""
+        """Move the leader's beat and write its numbers; False when another leader has been elected."""
         numbers = (lease.renew_seconds, lease.ttl_seconds, lease.grace_seconds)
         return bool(self._store.script("lead", term, nonce, *numbers))
 
     def lease(self) -> Lease:
-        """The leader's numbers, or the standard ones where no leader has written any."""
+        """The leader's numbers, or the defaults where no leader has written any."""
         names = ("renew_seconds", "ttl_seconds", "grace_seconds")
         found: Any = self._store.ask(lambda client: client.hmget(self._store.key("lease"), names))
         return read_lease(found)
 
     def resign(self, term: int) -> None:
-        """Leave the lead, so that a standby need not wait."""
+        """Give up the lead, so that a standby need not wait. The term stays, so the next one is higher."""
         self._store.script("resign", term)

@@ -1,4 +1,4 @@
-"""Hints: publish/subscribe of "look now"; nothing is lost when one is lost, since everybody also looks by himself."""
+"""Hints: published messages that say "look now". One may get lost, since every part also looks without them."""
 
 from __future__ import annotations
 
@@ -20,46 +20,46 @@ Listener = Callable[[str, str], None]
 
 
 class Hints:
-    """The fleet's one channel."""
+    """The fleet's one publish/subscribe channel."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
     def publish(self, kind: str, text: str = "") -> None:
-        """Tell everybody who listens; raises the errors of the ledger."""
+        """Send a hint of one of `KINDS` to all subscribers; raises the errors of the ledger."""
         assert kind in KINDS, kind
         body = json.dumps({"kind": kind, "text": text[:200]})
         self._store.ask(lambda client: client.publish(self._store.key("hints"), body))
 
     def listen(self, callback: Listener) -> Subscription:
-        """Call `callback(kind, text)` from a daemon thread until closed; outages of Redis are outlived."""
+        """Call `callback(kind, text)` from a daemon thread until closed; the subscription outlives outages of Redis."""
         return Subscription(self._store, callback)
 
 
 class Subscription:
-    """One subscription, kept up by its own thread."""
+    """A subscription to the hints; its own thread keeps it up, and renews it after an outage of Redis."""
 
     def __init__(self, store: Store, callback: Listener) -> None:
         self._store = store
         self._callback = callback
         self._closed = threading.Event()
-        #: set while the subscription stands
+        #: set while Redis has the subscription
         self.subscribed = threading.Event()
-        self._thread = threading.Thread(target=self._keep_listening, name="flowfleet-hints", daemon=True)
+        self._thread = threading.Thread(target=self._keep_subscribed, name="flowfleet-hints", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """End the thread."""
+        """End the subscription and its thread."""
         self._closed.set()
         if self._thread is not threading.current_thread():
             self._thread.join(timeout=5)
 
-    def _keep_listening(self) -> None:
+    def _keep_subscribed(self) -> None:
         pause = 0.2
         while not self._closed.is_set():
             try:
                 with self._store.errors():
-                    self._listen()
+                    self._receive()
             except LedgerError as exc:
                 logger.debug("hints interrupted", extra={"error": str(exc), "next_try_seconds": pause})
             was_subscribed = self.subscribed.is_set()
@@ -67,7 +67,7 @@ class Subscription:
             pause = 0.2 if was_subscribed else min(pause * 2, 5.0)
             self._closed.wait(pause)
 
-    def _listen(self) -> None:
+    def _receive(self) -> None:
         pubsub: Any = self._store.client.pubsub()  # type: ignore[no-untyped-call]
         try:
             pubsub.subscribe(self._store.key("hints"))

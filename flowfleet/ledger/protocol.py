@@ -1,4 +1,4 @@
-"""Protocol: docs/protocol.md, printed from the transition table so that page and code cannot differ."""
+"""Protocol: the text of docs/protocol.md, printed from the transition table so that page and code cannot differ."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ All under `flowfleet:FLEET:`
 
 
 def render(transitions: Sequence[Transition] = TRANSITIONS) -> str:
-    """The whole page."""
+    """The whole text of docs/protocol.md."""
     built = [row for row in transitions if row.built]
     later = [row for row in transitions if not row.built]
     parts = [_HEAD, "## The moves\n", _table(built), "## Crashes\n", _crashes(built)]

@@ -17,12 +17,12 @@ WANTED = ("active", "paused", "draining")
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One worker, as it describes itself; `wanted` is the operator's, `live` the leader's."""
+    """The row of one worker, as it describes itself; the operator sets `wanted`, and the leader decides on `live`."""
 
     worker: str  # NAME@HOST
     nonce: str
     offer: Offer
-    #: the routes whose queues it consumes now: only these count when slots are counted
+    #: the routes whose queues the worker consumes now: only these count when slots are counted
     routes: tuple[Route, ...]
     slots: int
     version: str
@@ -39,13 +39,13 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Due:
-    """What the leader last saw waiting at the API for one route."""
+    """The runs that the leader last saw due at the API on one route."""
 
     route: Route
     due: int
-    at_least: bool
+    at_least: bool  # True: the API lists no more than `due`
     oldest: float | None  # unix seconds of the oldest scheduled time
-    at: float
+    at: float  # unix seconds at which the leader saw them
 
 
 class Roster:
@@ -55,11 +55,12 @@ class Roster:
         self._store = store
 
     def sign_on(self, row: Row, over: Row | None = None) -> Row | None:
-        """Write the row (wanted and note are kept over restarts); None when it is done.
+        """Write the worker's row (wanted and note are kept over restarts); None when that is done.
 
         Otherwise the answer is the row of a live worker of this name with another nonce. The caller watches for a TTL
-        of its own clock whether its beat moves (or knows by the lock of the state folder that it is dead), then signs
-        on `over` it: done only if that row has not moved meanwhile. One that signed off or lapsed needs no watching.
+        by its own clock whether that row's beat moves (or knows by the lock of the state folder that the other worker
+        is dead), then signs on `over` it, which is done only if that row has not moved meanwhile. The row of a worker
+        that signed off or lapsed needs no watching. Raises `LedgerUnusable` for a row of a newer flowfleet.
         """
         nonce, beat = (over.nonce, str(over.beat)) if over else ("", "")
         fields = {
@@ -72,10 +73,10 @@ class Roster:
             "v": str(row.v),
         }
         flat = [text for item in fields.items() for text in item]
-        standing = self._store.script("sign_on", row.worker, nonce, beat, *flat)
-        if not standing:
+        blocking = self._store.script("sign_on", row.worker, nonce, beat, *flat)
+        if not blocking:
             return None
-        other = _row(standing)
+        other = _row(blocking)
         if other is None:
             raise LedgerUnusable(
                 f"worker {row.worker} is signed on by a newer flowfleet; stop that one, or choose another --name"
@@ -88,7 +89,7 @@ class Roster:
         return bool(self._store.script("update", row.worker, row.nonce, *flat))
 
     def sign_off(self, worker: str, nonce: str) -> None:
-        """The worker ends in order: no longer live. Its row stays (its runs may go on)."""
+        """Mark the worker as no longer live, since it ends in order. Its row stays (its runs may go on)."""
         self._store.script("sign_off", worker, nonce)
 
     def rows(self) -> list[Row]:
@@ -97,25 +98,25 @@ class Roster:
         return sorted((row for row in rows if row), key=lambda row: row.worker)
 
     def lapse(self, term: int, worker: str, beat: int) -> None:
-        """The leader saw no new beat for a TTL: not live any more, unless the beat has moved since."""
+        """Mark a worker as no longer live, unless its beat has moved since: the leader saw no new beat for a TTL."""
         self._store.script("lapse", term, worker, beat)
 
     def want(self, worker: str, state: str, note: str = "") -> bool:
-        """The operator's word: active, paused or draining; False when the worker is unknown."""
+        """Set what the operator wants of a worker: active, paused or draining; False when the worker is unknown."""
         assert state in WANTED, state
         return bool(self._store.script("want", worker, state, note[:200]))
 
     def forget(self, worker: str) -> bool:
-        """Remove a row; refused (False) while it is live."""
+        """Remove a worker's row; False (refused) while the worker is live, or when it is unknown."""
         return bool(self._store.script("forget", worker))
 
     def know(self, routes: Sequence[Route]) -> None:
-        """Add routes to the known ones; hints workers when one is new."""
+        """Add routes to the known ones; a hint tells workers when one is new."""
         if routes:
             self._store.script("know", *map(str, routes))
 
     def unlearn(self, routes: Sequence[Route]) -> None:
-        """Take away routes that exist no more at the API; one that a claim is on stays for now."""
+        """Remove routes that exist no more at the API from the known ones; a route with a claim stays for now."""
         if routes:
             self._store.script("unlearn", *map(str, routes))
 
@@ -125,7 +126,7 @@ class Roster:
         return sorted(read_routes(found))
 
     def note_due(self, term: int, due: Sequence[Due]) -> None:
-        """Write what is due per route (all of it: routes left out are gone)."""
+        """Write how many runs are due per route; `due` replaces what stood there, so routes left out are gone."""
         flat: list[str] = []
         for item in due:
             body = {"due": item.due, "at_least": item.at_least, "oldest": item.oldest, "at": item.at}
@@ -133,13 +134,13 @@ class Roster:
         self._store.script("note_due", term, *flat)
 
     def due(self) -> list[Due]:
-        """What is due per route, as the leader last saw it."""
+        """The due runs per route, as the leader last saw them."""
         found: Any = self._store.ask(lambda client: client.hgetall(self._store.key("due")))
         return [Due(route=route, **json.loads(found[text])) for text in sorted(found) for route in read_routes([text])]
 
 
 def _described(row: Row) -> dict[str, str]:
-    """What the worker says of itself, as fields."""
+    """The worker's description of itself, as fields of its row."""
     return {
         "offer": json.dumps(asdict(row.offer)),
         "routes": json.dumps([str(route) for route in row.routes]),

@@ -1,8 +1,8 @@
 """Store: the connection to Redis, the fleet's key prefix, and the Lua scripts by name.
 
-The only place that talks to the client library: every error of it leaves here as `LedgerUnavailable` (wait and ask
-again) or `LedgerUnusable` (waiting cannot cure it). Nothing is retried but one reconnect, so a script may run twice for
-one call.
+All use of the client library goes through a store: every error of the library leaves here as `LedgerUnavailable` (wait
+and ask again) or `LedgerUnusable` (waiting cannot cure it). Nothing is retried but one reconnect, so a script may run
+twice for one call.
 """
 
 from __future__ import annotations
@@ -35,28 +35,28 @@ _SCHEME = re.compile(r"[a-z][a-z+-]{1,20}")
 
 @dataclass(frozen=True, kw_only=True)
 class Server:
-    """The Redis or Valkey that answers, as `check` and `doctor` see it."""
+    """The Redis or Valkey server that answers, as `check` describes it."""
 
     version: str
-    process: str  # its run id: another after each start
-    persistent: bool  # append-only file, or snapshots
+    process: str  # the server's run id: another after each start
+    persistent: bool  # the append-only file is on, or snapshots are made
     eviction: str  # maxmemory-policy
     software: str = "redis"
 
 
 class Store:
-    """One fleet's keys in one Redis. Threads may share it."""
+    """The keys of one fleet in one Redis. Threads may share a store."""
 
     def __init__(self, client: redis.Redis, address: str, fleet: str) -> None:
         self.client = client
-        self.address = address  # without its password, for sentences
+        self.address = address  # without its password, for messages
         self.fleet = fleet
         self.prefix = f"flowfleet:{fleet}:"
         self._scripts: dict[str, tuple[str, str]] = {}
         self._prelude = lua_table() + _read("prelude")
 
     def key(self, name: str) -> str:
-        """A key of this fleet."""
+        """The full name of one of this fleet's keys."""
         return self.prefix + name
 
     def script(self, name: str, *args: str | float) -> Any:
@@ -69,7 +69,7 @@ class Store:
                 return self.client.eval(source, 1, self.prefix, *map(str, args))
 
     def ask(self, command: Callable[[redis.Redis], T]) -> T:
-        """Run a plain command with the errors of this store."""
+        """Run a plain command; errors of the client library become ours (see `errors`)."""
         with self.errors():
             return command(self.client)
 
@@ -78,12 +78,12 @@ class Store:
         self.ask(lambda client: client.hincrby(self.key("counters"), name[:100], by))
 
     def counts(self) -> dict[str, int]:
-        """All counters."""
+        """All counters of the fleet."""
         found: Any = self.ask(lambda client: client.hgetall(self.key("counters")))
         return {name: int(value) for name, value in found.items()}
 
     def check(self) -> Server:
-        """Ask who answers. Raises `LedgerUnusable` with the remedy for a cluster or a server that is too old."""
+        """Ask which server it is. Raises `LedgerUnusable` with the remedy for a cluster, a replica or an old one."""
         info: Any = self.ask(lambda client: client.info())
         if info.get("cluster_enabled") == 1 or info.get("redis_mode") == "cluster":
             raise LedgerUnusable(
@@ -108,7 +108,7 @@ class Store:
         )
 
     def close(self) -> None:
-        """Let go of all connections."""
+        """Close all connections."""
         self.client.close()
 
     @contextmanager
@@ -139,13 +139,13 @@ class Store:
     def _source(self, name: str) -> tuple[str, str]:
         if name not in self._scripts:
             source = self._prelude + _read(name)
-            # the name under which Redis keeps a script; nothing is protected by it
+            # SHA-1 is the name under which Redis keeps a script; nothing is protected by it
             self._scripts[name] = (source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
         return self._scripts[name]
 
 
 def open_store(url: str, fleet: str, *, socket_timeout: float = 5.0, login: Login | None = None) -> Store:
-    """A store for a URL and a fleet; needs no live server. Raises `LedgerUnusable` for what cannot be an address."""
+    """A store for a URL and a fleet; needs no live server. Raises `LedgerUnusable` for an unusable address or name."""
     if not _FLEET.fullmatch(fleet):
         raise LedgerUnusable(
             f"--fleet {fleet[:80]!r}: use letters, digits, dot, dash and underscore, at most 64 of them"
@@ -184,14 +184,14 @@ def open_store(url: str, fleet: str, *, socket_timeout: float = 5.0, login: Logi
 
 
 def redacted(url: str) -> str:
-    """The URL without user and password, whatever stands in them: they end at the last @ of all."""
+    """The URL without user and password; whatever characters these contain, they end at the last @ of the URL."""
     scheme, mark, rest = url.partition("://")
     place = rest.rpartition("@")[2].partition("?")[0].partition("#")[0]
     return f"{scheme}://{place}" if mark else "(no address)"
 
 
 def _place(parts: SplitResult) -> dict[str, Any]:
-    """Where the server is. Raises `ValueError` for what is no address."""
+    """The arguments that tell the client where the server is. Raises `ValueError` for what is no address."""
     if parts.scheme not in _SCHEMES:
         raise ValueError("not a scheme of ours")
     return _socket_place(parts) if parts.scheme == "redis+socket" else _port_place(parts)
@@ -218,7 +218,11 @@ def _socket_place(parts: SplitResult) -> dict[str, Any]:
 
 
 def _of_answer(exc: redis.exceptions.ResponseError, address: str) -> LedgerUnavailable | LedgerUnusable:
-    """A refusal that the client has no class for, by its code: the first word of the answer, which is protocol."""
+    """Our error for an error answer of Redis.
+
+    The client library has no class for most of them. They are told by their code: the first word of the answer, which
+    belongs to the protocol of Redis.
+    """
     if isinstance(exc, redis.exceptions.MovedError | redis.exceptions.ClusterCrossSlotError):
         return LedgerUnusable(f"Redis at {address} is a cluster, which Celery cannot use; give a standalone server")
     if isinstance(exc, redis.exceptions.ClusterDownError):

@@ -1,4 +1,4 @@
-"""Transition: one row of the table that says how claims may move, who moves them, and what a crash leaves.
+"""Transitions: the table that says how claims may move, who moves them, and what a crash leaves.
 
 The Lua scripts get sources and targets from `TRANSITIONS`, docs/protocol.md is printed from it, and the model test
 counts that each row and each of its refusals is taken.
@@ -12,7 +12,7 @@ from enum import StrEnum
 
 
 class State(StrEnum):
-    """Where a claim stands."""
+    """The state of a claim."""
 
     CLAIMING = "claiming"
     QUEUED = "queued"
@@ -26,7 +26,7 @@ class State(StrEnum):
 
 
 class Refusal(StrEnum):
-    """Why a transition was refused; nothing was changed."""
+    """The reason why a transition was refused; nothing was changed."""
 
     KNOWN = "known"  # claim: the run has a claim already, or this claim id has been used up
     NO_SLOT = "no-slot"  # claim: no free slot for the route, or none in all
@@ -56,20 +56,20 @@ REFUSALS: Mapping[Refusal, str] = {
 
 
 class Mover(StrEnum):
-    """Who may ask for a move."""
+    """The part that may ask for a move."""
 
     LEADER = "the leader"
     WORKER = "any worker"
     OWNER = "its worker"
 
 
-#: what each move on a named claim can meet
+#: the refusals that every move of a named claim can meet
 _FOUND = (Refusal.UNKNOWN, Refusal.OTHER_CLAIM, Refusal.VERSION)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Transition:
-    """One row: `sources` empty = there was no claim before, `target` None = there is none after."""
+    """One row of the table: empty `sources`: there was no claim before; `target` None: there is none after."""
 
     name: str
     script: str
@@ -78,11 +78,11 @@ class Transition:
     target: State | None
     refusals: tuple[Refusal, ...]
     sentence: str
-    #: what a crash right after it leaves, and who heals that
+    #: what a crash right after the move leaves, and who heals that
     crash: str
     #: False: the place is kept for a later version, no script moves it yet
     built: bool = True
-    #: True: the state is as it was, something else of the claim changes
+    #: True: the state stays as it was (whatever `target` says), and something else of the claim changes
     stays: bool = False
 
 

@@ -1,1 +1,1 @@
-"""The monitor: reads the ledger and tells people; it never writes."""
+"""Monitor: what reads the ledger and tells people about it; the monitor never writes."""

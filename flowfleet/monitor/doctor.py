@@ -1,4 +1,4 @@
-"""Check: one thing that must be right for a fleet to work, with what was found and the remedy."""
+"""Doctor: the checks of what must be right for a fleet to work, each with what was found and the remedy."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from flowfleet.monitor.redis_server import RedisServer, is_cluster
 from flowfleet.monitor.snapshot import Snapshot, bracketed
 from flowfleet.monitor.status import span
 
-#: the oldest Redis that has what our scripts use
+#: the oldest version of Redis that has what our scripts use
 OLDEST_REDIS = (6, 2)
-#: so many of a kind are named one by one
+#: so many other agents are named one by one, the rest are counted
 NAMED = 5
 #: clocks further apart than this make states and logs hard to read
 SKEW_SECONDS = 5.0
 
 
 class CheckStatus(StrEnum):
-    """How a check went. Only FAIL makes `doctor` end with 5."""
+    """The result of a check. Only FAIL makes `doctor` end with 5."""
 
     OK = "ok"
     WARN = "warn"
@@ -34,7 +34,7 @@ class CheckStatus(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One check's result."""
+    """One check: its result, what was found, and the remedy."""
 
     name: str
     verdict: CheckStatus
@@ -44,7 +44,7 @@ class Check:
     @property
     def sentence(self) -> str:
         """What was found, and what to do about it."""
-        # a refusal by the settings or the ledger is written to stand in longer sentences too
+        # an error of the settings or the ledger may begin in lower case, since it stands within longer sentences too
         found = self.found[:1].upper() + self.found[1:] if self.found.partition(" ")[0].isalpha() else self.found
         return f"{found.rstrip('.')}. {self.remedy}".rstrip()
 
@@ -54,7 +54,7 @@ class Check:
 
 
 def redis_checks(server: RedisServer, clock: Callable[[], float] = time.time) -> Iterator[Check]:
-    """Reachable, not a cluster, new enough, keeps what it is given, and agrees about the time."""
+    """Checks of Redis: it is reachable, no cluster and new enough, keeps its data, and its clock agrees with ours."""
     try:
         info = server.info()
         appendonly, save, now = server.config("appendonly"), server.config("save"), server.now()
@@ -95,7 +95,7 @@ def _version(info: Mapping[str, Any]) -> Check:
 
 
 def _persistence(info: Mapping[str, Any], appendonly: str | None, save: str | None) -> Check:
-    # where CONFIG is not allowed, as with many hosted ones, INFO still tells of the append-only file
+    # where CONFIG is not allowed, as on many hosted servers, INFO still tells of the append-only file
     if appendonly == "yes" or str(info.get("aof_enabled")) == "1":
         if info.get("aof_last_write_status", "ok") != "ok":
             return Check(
@@ -144,14 +144,14 @@ def _clock(name: str, skew: float, whose: str) -> Check:
 
 
 def api_checks(probe: Callable[[], ServerInfo]) -> Iterator[Check]:
-    """Reachable, one that we can use, and agrees about the time."""
+    """Checks of the API: it is reachable, we can use it, and its clock agrees with ours."""
     try:
         info = probe()
     except SettingsError as error:
         yield Check(name="api", verdict=CheckStatus.FAIL, found=str(error))
         return
     except ApiError as error:
-        # all others name a remedy of their own, or are a definite answer of what is at that address
+        # every other error names a remedy of its own, or is a definite answer of the server at that address
         away = isinstance(error, ApiUnavailable) and not isinstance(error, KeyRefused)
         remedy = "Start the API, or correct --api." if away else ""
         yield Check(name="api", verdict=CheckStatus.FAIL, found=str(error), remedy=remedy)
@@ -162,12 +162,12 @@ def api_checks(probe: Callable[[], ServerInfo]) -> Iterator[Check]:
 
 
 def _api_name(info: ServerInfo) -> str:
-    # Prefect 1 tells no version of its own
+    # a Prefect 1 server does not tell its version
     return f"Prefect {info.version}" if info.backend == "prefect3" else "Prefect 1"
 
 
 def fleet_checks(snapshot: Snapshot) -> Iterator[Check]:
-    """A leader, an open gate, live workers, versions that agree, and nothing due that nobody serves."""
+    """Checks of the fleet: a leader, an open gate, live workers, equal versions, and no due runs that nobody serves."""
     leader = snapshot.leader
     yield Check(
         name="leader",
@@ -218,7 +218,7 @@ def _odd_ones(snapshot: Snapshot) -> Iterator[Check]:
 
 
 def label_checks(api: ApiClient, snapshot: Snapshot, clock: Callable[[], float] = time.time) -> Iterator[Check]:
-    """Prefect 1: nobody else takes the runs of this fleet's labels, and no due run has labels that nobody has."""
+    """Checks at Prefect 1: no other agent takes runs of this fleet's labels, and each due run has an agent for it."""
     offers = tuple(dict.fromkeys(worker.row.offer for worker in snapshot.workers if worker.row.live))
     if api.backend != "prefect1" or not offers:
         return
@@ -240,7 +240,10 @@ def label_checks(api: ApiClient, snapshot: Snapshot, clock: Callable[[], float] 
 
 
 def _rivals_of(api: ApiClient, offers: Sequence[Offer], snapshot: Snapshot) -> list[Rival]:
-    """Who takes runs of the live workers' labels: not the poller itself, which lately asked for workers that left."""
+    """The agents that take runs of the live workers' labels, without the poller's own.
+
+    The poller itself would count as a rival where it lately asked for runs of workers that have left since.
+    """
     mark, left = Mark(fleet=snapshot.fleet), tuple(dict.fromkeys(worker.row.offer for worker in snapshot.workers))
     found = api.rivals(offers, mark)
     if not found or set(left) == set(offers):

@@ -1,4 +1,4 @@
-"""Explanation: why a run is, or is not, running: one sentence, then the evidence."""
+"""Explain: why a run is, or is not, running, as one sentence with the evidence for it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flowfleet.monitor.status import span
 
 @dataclass(frozen=True, kw_only=True)
 class Explanation:
-    """One sentence, and what it rests on."""
+    """The answer of `explain`: one sentence, and the evidence that it rests on."""
 
     run_id: str
     sentence: str
@@ -104,7 +104,7 @@ def _of_waiting(state: RunState, snapshot: Snapshot, place: Place | None) -> str
 
 
 def _hindrance(snapshot: Snapshot, place: Place | None) -> str:
-    """What keeps it from being claimed, what its user can change first."""
+    """The reason why a due run is not claimed; reasons that its user can change come first."""
     at_api = _hindrance_at_api(place) if place else None
     if at_api:
         return at_api
@@ -145,7 +145,7 @@ def _hindrance_at_api(place: Place) -> str | None:
 
 
 def _hindrance_of_route(snapshot: Snapshot, place: Place) -> str:
-    """Live workers serve it, so they take no new runs, or no slot is free, or nothing hinders."""
+    """The reason when live workers serve the route: they take no new runs, or no slot is free, or nothing hinders."""
     if place.route.backend != "prefect1":
         able, where = f"serves its queue {place.pool}/{place.route.name}", f"on {place.pool}/{place.route.name}"
     elif place.route.labels:
@@ -167,7 +167,7 @@ def _hindrance_of_route(snapshot: Snapshot, place: Place) -> str:
 
 
 def _hindrance_anywhere(snapshot: Snapshot) -> str:
-    """The broadest reason, for a run of which nobody says where it waits."""
+    """The broadest reason, for a run whose place at the API is unknown."""
     alive = [worker for worker in snapshot.workers if worker.state == "active"]
     if not alive:
         return f"the fleet {snapshot.fleet} has no active worker"

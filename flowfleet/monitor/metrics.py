@@ -18,19 +18,19 @@ from flowfleet.page.server import Handler, PageAnswer
 
 
 class LedgerCollector(Collector):
-    """All gauges that the ledger knows; no run id is ever a label."""
+    """Collector of all gauges that come from the ledger; no run id is ever a label."""
 
     def __init__(self, take: Callable[[], Snapshot], leads: Callable[[], bool] = lambda: True) -> None:
-        """Only who leads shows the ledger's gauges: two pollers would count everything twice."""
+        """Only a poller that `leads` shows the ledger's gauges: two pollers would count everything twice."""
         self._take = take
         self._leads = leads
 
     def describe(self) -> Iterator[Metric]:
-        """Nothing: without this the registry would ask Redis while it is put together."""
+        """No gauges: without this method a registry would ask Redis while the process is put together."""
         return iter(())
 
     def collect(self) -> Iterator[Metric]:
-        """The gauges of this moment; without Redis only that it is away."""
+        """The gauges of this moment; when Redis does not answer, only the version and that Redis is away."""
         yield build_info()
         if not self._leads():
             return
@@ -55,7 +55,7 @@ def our_version() -> str:
 
 
 def build_info() -> Metric:
-    """Which version runs, the same in each part."""
+    """The gauge that names the running version, the same in poller and worker."""
     info = GaugeMetricFamily("flowfleet_build_info", "The version that runs.", labels=["version"])
     info.add_metric([our_version()], 1)
     return info
@@ -83,7 +83,7 @@ def _of_queues(snapshot: Snapshot) -> Iterator[Metric]:
 
 
 def workers_wanted(snapshot: Snapshot, queue: RouteQueue) -> int:
-    """How many workers this route could use: what runs, is claimed and is due, over the slots of a usual worker."""
+    """Number of workers that this route could use: its running, claimed and due runs over a usual worker's slots."""
     serving = [
         worker.row.slots for worker in snapshot.workers if worker.row.live and worker.row.offer.serves(queue.route)
     ]

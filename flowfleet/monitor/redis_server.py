@@ -1,4 +1,4 @@
-"""RedisServer: the Redis process behind a fleet as it describes itself, and the lengths of the fleet's queues."""
+"""Redis server: the Redis process behind a fleet as it describes itself, and the lengths of the fleet's queues."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flowfleet.ledger.store import Store
 
 @dataclass(frozen=True, kw_only=True)
 class QueueLength:
-    """What lies in one queue."""
+    """The number of messages in one queue, and the age of the oldest."""
 
     length: int
     #: unix seconds at which the oldest message was sent; None when empty or unreadable
@@ -22,19 +22,19 @@ class QueueLength:
 
 
 class RedisServer:
-    """Reads only; every method raises `LedgerUnavailable` or `LedgerUnusable` with a sentence."""
+    """Read-only view of a Redis server; every method raises `LedgerUnavailable` or `LedgerUnusable` with a sentence."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self.address = store.address
 
     def info(self) -> Mapping[str, Any]:
-        """INFO, all of it."""
+        """All fields of INFO."""
         answer: Any = self._store.ask(lambda client: client.info())
         return dict(answer)
 
     def config(self, name: str) -> str | None:
-        """One value of CONFIG GET; None where the server does not allow to ask, as many hosted ones do."""
+        """One value of CONFIG GET; None where the server forbids the command, as many hosted servers do."""
         try:
             answer: Any = self._store.ask(lambda client: client.config_get(name))
         except LedgerUnusable:
@@ -73,7 +73,7 @@ def is_cluster(info: Mapping[str, Any]) -> bool:
 
 
 def version_of(info: Mapping[str, Any]) -> str:
-    """The version that people know: Valkey tells Redis clients 7.2.4 beside its own."""
+    """The version that people know: for Valkey its own, beside which it tells clients of Redis 7.2.4."""
     return str(info.get("valkey_version") or info.get("redis_version") or "unknown")
 
 
@@ -81,7 +81,7 @@ def _sent_at(message: str | None) -> float | None:
     if not message:
         return None
     try:
-        # anything may lie in a queue, also what is no message of ours
+        # a queue may hold anything, also what is no message of ours
         return float(json.loads(message)["headers"]["enqueued_at"])
     except (ValueError, TypeError, KeyError):
         return None

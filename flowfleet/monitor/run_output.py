@@ -1,4 +1,4 @@
-"""Output: what a run has printed, from this host's own records or from the page of the worker that has it."""
+"""Run output: what a run has printed, from this host's own records or from the page of the worker that has it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CONNECT_SECONDS, _READ_SECONDS = 5.0, 60.0
 
 
 class NoOutput(FleetError):
-    """The output of this run is not to be had from here."""
+    """The output of this run cannot be had from this host."""
 
 
 def state_home(environ: Mapping[str, str]) -> Path:
@@ -28,7 +28,7 @@ def state_home(environ: Mapping[str, str]) -> Path:
 
 
 def local_log(home: Path, run_id: str) -> Path | None:
-    """The newest output file of a run among the workers of this host."""
+    """The newest output file of a run among the workers of this host; None when there is none."""
     found = [path for path in home.glob(f"*/*/runs/{run_id}.*/log") if path.is_file()]
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
@@ -36,12 +36,12 @@ def local_log(home: Path, run_id: str) -> Path | None:
 def read_local(
     log: Path, *, follow: bool, ended: Callable[[], bool], wait: Callable[[float], None] = time.sleep
 ) -> Iterator[bytes]:
-    """The file's bytes; with `follow` until the run has ended."""
+    """The bytes of an output file; with `follow` also what is added until the run has ended."""
     with log.open("rb") as file:
         file.seek(_first_byte(file))
         begun = False
         while True:
-            # asked before reading: what comes after the end was seen is still read
+            # asked before reading, so that what was written until the run ended is still read
             over = not follow or ended()
             while piece := file.read(_PIECE):
                 # the rest of the hole's last block reads as zeros
@@ -55,15 +55,15 @@ def read_local(
 
 
 def _first_byte(file: BinaryIO) -> int:
-    """Behind the hole at the head of a log that its worker keeps below a cap."""
+    """The offset behind the hole at the head of a log that its worker keeps below a cap."""
     try:
         return os.lseek(file.fileno(), 0, os.SEEK_DATA)
-    except (AttributeError, OSError):  # no such call here, or nothing but a hole
+    except (AttributeError, OSError):  # this system has no SEEK_DATA, or the file is nothing but a hole
         return 0
 
 
 def read_remote(address: str, run_id: str, *, follow: bool, token: str | None) -> Iterator[bytes]:
-    """The output as the worker's page gives it. Raises `NoOutput`."""
+    """The output as the page of the run's worker gives it. Raises `NoOutput`."""
     url = f"{address.rstrip('/')}/api/runs/{run_id}/log"
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
@@ -81,7 +81,7 @@ def read_remote(address: str, run_id: str, *, follow: bool, token: str | None) -
                 raise NoOutput(
                     f"The worker at {address} has no output of the run {run_id} (it says {answer.status_code})."
                 )
-            # what has come, however little: iter_content would wait until a whole piece is there
+            # read1 returns what has come, however little; iter_content would wait until a whole piece is there
             while piece := answer.raw.read1(_PIECE):
                 yield piece
     except (requests.RequestException, HTTPError) as error:

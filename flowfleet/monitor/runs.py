@@ -1,4 +1,4 @@
-"""Run view: live claims and those that are gone, in one list for `flowfleet runs`."""
+"""Runs: live claims and those that are gone, in one list for `flowfleet runs`."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from flowfleet.monitor.snapshot import Snapshot, claim_json, iso, route_name
 from flowfleet.monitor.status import PLAIN_WIDTH, span
 from flowfleet.monitor.status import table as plain_table
 
-#: the state of a claim that is gone; its record says how it went
+#: the state shown for a claim that is gone; its record says how the claim went
 GONE = "gone"
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunFilter:
-    """Which runs are asked for; None = any."""
+    """The runs that are asked for; None = any."""
 
     state: str | None = None
     route: str | None = None  # a part of the route, or of its name
@@ -32,7 +32,7 @@ class RunFilter:
 
 
 def parse_since(text: str) -> float:
-    """Seconds of `90s`, `10m`, `2h`, `1d`."""
+    """Seconds of `90s`, `10m`, `2h`, `1d`; raises `SettingsError` for other text."""
     found = re.fullmatch(r"(\d+)([smhd])", text)
     if not found:
         raise SettingsError(f"--since cannot be {text!r}: give a number with s, m, h or d, such as 10m.")
@@ -40,13 +40,16 @@ def parse_since(text: str) -> float:
 
 
 def names(records: Iterable[Mapping[str, Any]], claims: Iterable[Claim]) -> dict[str, str]:
-    """Run → its name, of those that live and those that are gone."""
+    """Run id → run name, of the live claims and of those that are gone."""
     gone = {str(record.get("run_id")): str(record.get("name") or "") for record in records}
     return gone | {claim.run_id: claim.name or "" for claim in claims}
 
 
 def whole_id(given: str, known: Mapping[str, str]) -> str:
-    """The run's whole id where its name or the beginning of its id was given."""
+    """The whole id of the run with this name, or whose id begins so; a whole id is returned as it is.
+
+    Raises `SettingsError` unless exactly one run fits.
+    """
     if re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", given.lower()):
         return given.lower()
     found = [run_id for run_id, name in known.items() if run_id.startswith(given.lower()) or name == given]
@@ -58,7 +61,7 @@ def whole_id(given: str, known: Mapping[str, str]) -> str:
 
 
 def parse_state(text: str) -> str:
-    """A state of a claim, or `gone`."""
+    """Check that the text is a state of a claim, or `gone`; raises `SettingsError` when it is not."""
     states = (*State, GONE)
     if text not in states:
         raise SettingsError(f"--state cannot be {text!r}: use one of {', '.join(states)}.")
@@ -106,12 +109,12 @@ def _fits(run: Mapping[str, Any], wanted: RunFilter, now: float) -> bool:
 
 
 def to_json(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Without what is only for the table."""
+    """The runs as JSON, without the fields that only the table needs."""
     return [{name: value for name, value in run.items() if name not in ("queue", "since_unix")} for run in runs]
 
 
 def table(runs: Sequence[Mapping[str, Any]], now: float, width: int = PLAIN_WIDTH) -> RenderableType:
-    """The list for people."""
+    """The runs as a table for people."""
     columns = ("RUN", "ID", "STATE", "WORKER", "AGO", "END")
     rows = [
         (

@@ -16,30 +16,30 @@ from flowfleet.monitor.redis_server import QueueLength, RedisServer, version_of
 
 #: version of the JSON form
 SCHEMA = 1
-#: claims that hold a slot: their group may be alive
+#: states of claims that hold a slot: their process group may be alive
 BUSY = frozenset({State.TAKEN, State.STARTING, State.RUNNING, State.MISSING})
-#: claims whose user code may be running
+#: states of claims whose user code may be running
 RUNNING = frozenset({State.STARTING, State.RUNNING, State.MISSING})
-#: claims that wait for a worker
+#: states of claims that wait for a worker
 WAITING = frozenset({State.CLAIMING, State.QUEUED})
 
 
 @dataclass(frozen=True, kw_only=True)
 class RouteQueue:
-    """One route: what waits at the API, and what lies in Redis."""
+    """The queue of one route: the runs that wait at the API, and the messages in Redis."""
 
     route: Route
     due: int
-    at_least: bool
+    at_least: bool  # True: the API lists no more than `due`
     oldest_due_seconds: float | None
-    depth: int
-    oldest_age_seconds: float | None
+    depth: int  # messages in Redis
+    oldest_age_seconds: float | None  # since the oldest message was sent
     eligible_workers: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Worker:
-    """One worker with what it does now."""
+    """One worker: its row in the roster, and how many of its slots are busy now."""
 
     row: Row
     busy: int
@@ -57,12 +57,12 @@ class Worker:
 
     @property
     def state(self) -> str:
-        """What the operator wants of it, or `offline` when it does not live."""
+        """The state that the operator wants of the worker, or `offline` when the worker does not live."""
         return self.row.wanted if self.row.live else "offline"
 
     @property
     def free(self) -> int:
-        """Slots that can take a run now."""
+        """The number of slots that can take a run now."""
         return max(0, self.row.slots - self.busy) if self.state == "active" else 0
 
 
@@ -100,7 +100,7 @@ class Snapshot:
 
     @property
     def pool_names(self) -> dict[str, str]:
-        """Pool uuid → name."""
+        """Pool uuid → pool name, as the workers tell them."""
         rows = [worker.row.offer for worker in self.workers]
         return {uuid: name for offer in rows for uuid, name in zip(offer.pool_ids, offer.pools, strict=False)}
 
@@ -169,7 +169,7 @@ def _since(moment: float | None, now: float) -> float | None:
 
 
 def iso(moment: float) -> str:
-    """ISO 8601 in UTC."""
+    """A moment in unix seconds as ISO 8601 text in UTC."""
     return datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -179,7 +179,7 @@ def bracketed(labels: Iterable[str]) -> str:
 
 
 def route_name(route: Route, pool_names: Mapping[str, str]) -> str:
-    """POOL/QUEUE or the labels, where the pool's name is known; else the route with its id cut short."""
+    """The labels of a Prefect 1 route, else POOL/QUEUE; a pool whose name is unknown appears as its id, cut short."""
     if route.backend == "prefect1":
         return ",".join(route.labels) or "(no labels)"
     return f"{pool_names.get(route.scope, route.scope[:8])}/{route.name}"
@@ -213,7 +213,7 @@ def _worker_json(worker: Worker) -> dict[str, Any]:
 
 
 def claim_json(claim: Claim) -> dict[str, Any]:
-    """A live claim as `runs` of the status."""
+    """A live claim as one item of `runs` in `flowfleet status --json`."""
     handle = claim.handle
     return {
         "run_id": claim.run_id,

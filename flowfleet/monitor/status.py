@@ -13,10 +13,10 @@ from rich.text import Text
 from flowfleet.ledger.claims import State
 from flowfleet.monitor.snapshot import Snapshot, Worker
 
-#: a pipe or a file gets what a small terminal would show
+#: columns of a pipe or a file, which get what a small terminal would show
 PLAIN_WIDTH = 80
 _GAP = 2
-#: a name that is cut further says nothing
+#: names are cut no further than this: a shorter piece says nothing
 _SHORTEST_NAME = 8
 _COLOURS = {
     "active": "green",
@@ -32,7 +32,7 @@ _COLOURS = {
 
 
 def console(file: IO[str] | None = None) -> Console:
-    """Standard output: colour and the terminal's width where there is one, 80 plain columns elsewhere."""
+    """The console of standard output: colour and the width of a terminal, else 80 plain columns."""
     found = Console(file=file)
     return found if found.is_terminal else Console(file=file, width=PLAIN_WIDTH, no_color=True, highlight=False)
 
@@ -49,7 +49,7 @@ def span(seconds: float | None) -> str:
 
 
 def status(snapshot: Snapshot, *, runs: int = 20, width: int = PLAIN_WIDTH) -> RenderableType:
-    """The whole page: head, queues, workers, and at most `runs` runs."""
+    """The whole status: head, queues, workers, and at most `runs` runs."""
     parts: list[RenderableType] = [_head(snapshot)]
     if snapshot.queues:
         parts += ["", _queues(snapshot, width)]
@@ -90,7 +90,7 @@ def table(
 ) -> Table:
     """A plain table no wider than `width`: only the columns of `names` are cut, the widest of them first.
 
-    The library would take from numbers and names alike.
+    rich itself would shorten numbers and names alike.
     """
     widths = [
         max([len(title), *(len(row[place]) for row in rows)]) if rows else len(title)
@@ -130,7 +130,7 @@ def _coloured_count(count: int, *, needed: bool) -> Text:
 
 
 def workers_table(workers: tuple[Worker, ...], width: int = PLAIN_WIDTH) -> Table:
-    """The roster, with slots as busy/total."""
+    """The roster as a table, with slots as busy/total."""
     columns = ("WORKER", "STATE", "BUSY", "SERVES", "VERSION", "SEEN")
     rows = [
         (

@@ -1,4 +1,4 @@
-"""Page: the small HTTP server of poller and worker, for health, metrics, logs and the nudge to poll."""
+"""Server: the small HTTP server of poller and worker, for health, metrics, logs and the request to poll now."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from flowfleet.errors import FleetError, SettingsError
 
 logger = logging.getLogger(__name__)
 
-#: these tell nothing that needs guarding, and probes of orchestrators carry no token
+#: paths without a token: they tell nothing that needs guarding, and probes of orchestrators carry none
 OPEN_PATHS = frozenset({"/api/health", "/api/ready"})
-#: a client that says nothing for this long is let go
+#: a client that sends nothing for this long is disconnected
 _SILENCE_SECONDS = 10.0
 _BODY_LIMIT = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class PageRequest:
-    """What was asked."""
+    """A request to the page."""
 
     method: str
     path: str
@@ -38,7 +38,7 @@ class PageRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class PageAnswer:
-    """What to say. `body` may come in pieces, for a log that is followed."""
+    """The answer of a handler. `body` may come in pieces, for a log that is followed."""
 
     status: int = 200
     body: bytes | Iterator[bytes] = b""
@@ -51,7 +51,7 @@ class PageAnswer:
 
     @classmethod
     def text(cls, text: str, status: int = 200) -> PageAnswer:
-        """A plain answer."""
+        """A plain-text answer."""
         return cls(status=status, body=text.encode())
 
 
@@ -71,7 +71,7 @@ def parse_address(text: str) -> tuple[str, int]:
         raise SettingsError(f"The address {text!r} cannot be served: only http is, so {remedy}.")
     if port is None:
         raise SettingsError(f"The address {text!r} has no port: {remedy}.")
-    # as Prefect 1's agents take it, and as their deployments write it: http://:8080
+    # no host means all addresses: Prefect 1's agents take http://:8080 so, and their deployments write it
     return host or "0.0.0.0", port
 
 
@@ -92,11 +92,11 @@ class Page:
         self._server = server
         self._thread = thread
         host, port = server.server_name, server.server_port
-        #: where it is served: a port 0 that was asked for has become a real one
+        #: the address of the page: a port 0 that was asked for has become a real one
         self.address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     def show(self, handlers: Mapping[str, Handler]) -> None:
-        """Serve these paths from now on instead."""
+        """Replace all handlers: serve these paths from now on."""
         self._server.handlers = handlers
 
     def close(self) -> None:
@@ -107,9 +107,10 @@ class Page:
 
 
 def serve(address: str, handlers: Mapping[str, Handler], token: Callable[[], str | None]) -> Page:
-    """Serve these paths from threads of their own. A path that ends with `/` has all below it.
+    """Serve these paths from threads of their own. A path that ends with `/` also stands for all paths below it.
 
-    Off loopback every path but health and ready asks for the bearer token of now, and is refused while there is none.
+    On an address that other machines can reach, every path but health and ready asks for the current bearer token, and
+    is refused while there is none.
     Raises `SettingsError` when the address cannot be served.
     """
     host, port = parse_address(address)
@@ -154,20 +155,20 @@ class _Server(ThreadingHTTPServer):
         super().__init__((host, port), _Exchange)
 
     def server_bind(self) -> None:
-        # the standard one asks DNS for this host's full name, which can take seconds where DNS is away
+        # the base class asks DNS for this host's full name, which can take seconds where DNS is away
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hangs up is nobody's error."""
+        """Log at debug level only: a client that hangs up is no error."""
         del request
         logger.debug("page client went away", extra={"client": client_address[0]})
 
     def find(self, path: str) -> Handler | None:
-        """The handler of a path: its own, or that of the longest folder above it."""
-        handlers = self.handlers  # others may be shown at any time
+        """The handler of a path: its own, or that of the longest folder above it; None when there is none."""
+        handlers = self.handlers  # `show` may replace them at any time
         if path in handlers:
             return handlers[path]
         above = [name for name in handlers if name.endswith("/") and path.startswith(name)]
@@ -200,7 +201,7 @@ class _Exchange(BaseHTTPRequestHandler):
         self._send(self._refusal(request.path) or self._answer(request))
 
     def _refusal(self, path: str) -> PageAnswer | None:
-        """Why this is not answered, judged before it is said whether the path exists."""
+        """The refusal of a request without the right token, else None; made before the path is looked up."""
         if self.server.loopback or path in OPEN_PATHS:
             return None
         token = self.server.token()

@@ -1,4 +1,4 @@
-"""Front: the page of a poller or worker from its first moment, when all there is to tell is what it waits for."""
+"""Startup: the page of a poller or worker from its first moment, when all there is to tell is what it waits for."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from flowfleet.page.server import Handler, Page, PageAnswer, PageRequest, serve
 
 
 class StartupPage:
-    """Says that it is alive and not ready, until `show` gives it the handlers of the whole part.
+    """The page of a process that starts: alive but not ready, until `show` gives it the handlers of the whole part.
 
-    Whoever probes the process must not take one that waits patiently for a dead one.
+    A probe must not take a process that waits patiently for a dead one.
     """
 
     def __init__(self, token: Callable[[], str | None], *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -23,11 +23,11 @@ class StartupPage:
         self._page: Page | None = None
         self._address: str | None = None
         self._handlers: Mapping[str, Handler] = self._early()
-        #: who must answer next; empty = nobody
+        #: the neighbour that must answer next; empty = none
         self.waits_for = ""
 
     def open(self, address: str | None) -> None:
-        """Serve at this address, or nowhere; moves there. Raises `SettingsError` when it cannot be served."""
+        """Serve at this address only; None serves nowhere. Raises `SettingsError` when the address cannot be served."""
         if address == self._address:
             return
         self.close()
@@ -36,13 +36,13 @@ class StartupPage:
             self._address = address
 
     def show(self, handlers: Mapping[str, Handler]) -> None:
-        """Serve these from now on."""
+        """Serve these handlers from now on."""
         self._handlers = handlers
         if self._page is not None:
             self._page.show(handlers)
 
     def close(self) -> None:
-        """Serve nothing."""
+        """Stop serving."""
         if self._page is not None:
             self._page.close()
         self._page = self._address = None
