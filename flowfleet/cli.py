@@ -17,7 +17,7 @@ import flowfleet.api
 from flowfleet.api.client import ApiClient, Place, RunState, StateType
 from flowfleet.commands.program import CHECKS_FAILED, Group, run
 from flowfleet.commands.show_config import PrefectValues
-from flowfleet.commands.worker_control import asked
+from flowfleet.commands.worker_control import open_ledger
 from flowfleet.errors import ApiError, LedgerError, SettingsError
 from flowfleet.ledger import Ledger, connect
 from flowfleet.monitor import doctor as doctors
@@ -25,7 +25,7 @@ from flowfleet.monitor import explain as explanations
 from flowfleet.monitor import run_output, runs
 from flowfleet.monitor.metrics import our_version
 from flowfleet.monitor.redis_server import RedisServer
-from flowfleet.monitor.snapshot import Snapshot, take
+from flowfleet.monitor.snapshot import Snapshot, take_snapshot
 from flowfleet.monitor.status import console, status
 from flowfleet.settings.classes import Common, LogsSettings, PollerSettings, UpSettings, WorkerSettings
 from flowfleet.settings.click_options import known_keys, options, read_config
@@ -49,7 +49,7 @@ def program() -> None:
 
 
 def _page(ledger: Ledger, out: Console) -> RenderableType:
-    return status(take(ledger), runs=max(5, out.height - 20), width=out.width)
+    return status(take_snapshot(ledger), runs=max(5, out.height - 20), width=out.width)
 
 
 def _watch(ledger: Ledger, out: Console) -> None:
@@ -77,21 +77,21 @@ def status_command(settings: Common, *, as_json: bool, watch: bool) -> None:
     flowfleet status --watch        the same, live
     flowfleet status --json         for programs
     """  # noqa: D301 - click reads the escape
-    with asked(settings) as ledger:
+    with open_ledger(settings) as ledger:
         if watch:
             _watch(ledger, console())
         elif as_json:
-            click.echo(json.dumps(take(ledger).to_json(), indent=2))
+            click.echo(json.dumps(take_snapshot(ledger).to_json(), indent=2))
         else:
             out = console()
-            out.print(status(take(ledger), width=out.width))
+            out.print(status(take_snapshot(ledger), width=out.width))
 
 
 @program.command()
 @options(Common, level="WARNING")
 def top(settings: Common) -> None:
     """Watch the fleet live."""
-    with asked(settings) as ledger:
+    with open_ledger(settings) as ledger:
         _watch(ledger, console())
 
 
@@ -109,8 +109,8 @@ def runs_command(
     seconds = runs.parse_since(since) if since else None
     state = runs.parse_state(state) if state else None
     wanted = runs.RunFilter(state=state, route=route, worker=worker, since_seconds=seconds)
-    with asked(settings) as ledger:
-        snapshot = take(ledger)
+    with open_ledger(settings) as ledger:
+        snapshot = take_snapshot(ledger)
         found = runs.collect(snapshot, ledger.claims.records(limit=_RECORDS), wanted)
     if as_json:
         click.echo(json.dumps(runs.to_json(found), indent=2))
@@ -134,9 +134,9 @@ def explain_command(settings: Common, run_id: str, *, as_json: bool) -> None:
     flowfleet explain calm-otter
     flowfleet explain 0a1b2c3d --json
     """  # noqa: D301 - click reads the escape
-    with asked(settings) as ledger:
+    with open_ledger(settings) as ledger:
         records = [dict(record) for record in ledger.claims.records(limit=_RECORDS)]
-        snapshot = take(ledger)
+        snapshot = take_snapshot(ledger)
     known = runs.names(records, snapshot.claims)
     run_id = runs.whole_id(run_id, known)
     record = next((record for record in records if record.get("run_id") == run_id), None)
@@ -171,7 +171,7 @@ def _at_api(settings: Common, run_id: str) -> tuple[RunState | None, Place | Non
 @options(LogsSettings, level="WARNING")
 def logs_command(settings: LogsSettings, run_id: str, *, follow: bool) -> None:
     """Show what a run has printed."""
-    with asked(settings) as ledger:
+    with open_ledger(settings) as ledger:
         live, records = ledger.claims.live(), ledger.claims.records(limit=_RECORDS)
         claims = {claim.run_id: claim.worker for claim in live}
         gone = {str(record["run_id"]): record.get("worker") for record in reversed(records)}
@@ -224,7 +224,7 @@ def _checks(settings: Common) -> list[doctors.Check]:
         checks = list(doctors.redis_checks(RedisServer(ledger.store)))
         checks += doctors.api_checks(lambda: api().probe())
         if not any(check.verdict == doctors.CheckStatus.FAIL for check in checks if check.name.startswith("redis")):
-            snapshot = take(ledger)
+            snapshot = take_snapshot(ledger)
             checks += doctors.fleet_checks(snapshot)
             if any(check.name == "api" and check.verdict == doctors.CheckStatus.OK for check in checks):
                 checks += doctors.label_checks(_as_leader(settings, api().backend, snapshot), snapshot)

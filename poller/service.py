@@ -17,7 +17,7 @@ from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import Message
 from flowfleet.ledger import Ledger
 from flowfleet.monitor.metrics import LedgerCollector
-from flowfleet.monitor.snapshot import take
+from flowfleet.monitor.snapshot import take_snapshot
 from flowfleet.page.startup import StartupPage
 from flowfleet.retry import RetrySchedule
 from flowfleet.settings.classes import PollerSettings
@@ -185,7 +185,9 @@ class PollerService:
             self._parts.metrics,
             self._parts.inbox,
         )
-        metrics.registry.register(LedgerCollector(lambda: take(ledger), lambda: self.leadership.term is not None))
+        metrics.registry.register(
+            LedgerCollector(lambda: take_snapshot(ledger), lambda: self.leadership.term is not None)
+        )
         startup_page.show(handlers(self.health, metrics, self.poke))
         subscription = ledger.hints.listen(lambda kind, _: inbox.put(kind))
         self._leadership_thread.start()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from flowfleet.ledger import connect
-from flowfleet.monitor.snapshot import take
+from flowfleet.monitor.snapshot import take_snapshot
 from tests import processes
 from tests.rest import Rest
 from tests.valkey import free_port
@@ -251,7 +251,7 @@ class World:
         """What `status` would say, without starting the command: for waits that ask again and again."""
         ledger = connect(self.redis_url, self.fleet, socket_timeout=60)
         try:
-            return take(ledger).to_json()
+            return take_snapshot(ledger).to_json()
         finally:
             ledger.close()
 

@@ -34,7 +34,7 @@ class BackgroundJobs:
         self._order = itertools.count()
         self._busy = False
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name=f"errands-{neighbour}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"background-{neighbour}", daemon=True)
 
     def start(self) -> None:
         """Start the thread."""
@@ -117,17 +117,17 @@ class BackgroundJobs:
             self._outage.failed(exc, next_try=wait)
             self._push(self._clock() + wait, tries + 1, job)
         except FleetError as exc:
-            logger.error("an errand was refused", extra={"neighbour": self._neighbour, "error": str(exc)})
+            logger.error("a background job was refused", extra={"neighbour": self._neighbour, "error": str(exc)})
         except OSError as exc:  # a full or failing disk: there may be room later for what the job writes
             wait = backoff(tries, first=2.0, most=60.0)
             logger.error(
-                "an errand met an error of this host",
+                "a background job met an error of this host",
                 extra={"neighbour": self._neighbour, "error": str(exc), "next_try_seconds": round(wait, 1)},
             )
             self._push(self._clock() + wait, tries + 1, job)
         except Exception:  # a fault of ours in one job must not end all others
             again = tries < FAULTS
-            logger.exception("an errand failed", extra={"neighbour": self._neighbour, "again": again})
+            logger.exception("a background job failed", extra={"neighbour": self._neighbour, "again": again})
             if again:
                 self._push(self._clock() + backoff(tries, first=2.0, most=60.0), tries + 1, job)
         else:

@@ -126,8 +126,10 @@ def serve(settings: WorkerSettings, environ: Mapping[str, str], host_program: Ho
     startup_page.waits_for = ""
     logs.set_level(settings.log_level)
     layers, interpreter = interpreter_of(settings, environ, api.backend)
-    warm = settings.warm_start and api.backend == "prefect1" and warm_client.possible(interpreter, abilities)
-    own = plugged_in or process_deployer(host, abilities, warm_client.program(interpreter, layers) if warm else None)
+    warm = settings.warm_start and api.backend == "prefect1" and warm_client.is_possible(interpreter, abilities)
+    own = plugged_in or process_deployer(
+        host, abilities, warm_client.parent_program(interpreter, layers) if warm else None
+    )
     host_program.leave_with(own.close)
     deployer = host_program.deployer(own, api, settings)
     state = sign_on.open_state(settings, host, environ)

@@ -264,7 +264,7 @@ class Agent:
 
     # -- inside
 
-    def deploy_order(self, spec: StartSpec) -> Any:
+    def deploy_spec(self, spec: StartSpec) -> Any:
         """Call `deploy_flow` for a claimed run; returns its text, or the started run of another deployer."""
         self.submitting_flow_runs.add(spec.run_id)
         return self.deploy_flow(flow_run_records.fetch_one(self._graphql(), spec.run_id))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from flowfleet.errors import SettingsError
-from flowfleet.local.child import remember, remembered, script
+from flowfleet.local.child import console_script, remember, remembered
 from flowfleet.local.data_folder import DataFolder
 
 #: a poller that has a claim in hand waits a minute for the API, and then gives up by itself
@@ -28,7 +28,7 @@ class PollerProcess:
     @classmethod
     def start(cls, name: str, env: Mapping[str, str], folder: DataFolder) -> Self:
         """Start `NAME start`; a process that a killed agent of this folder has left is ended first."""
-        program = script(name)
+        program = console_script(name)
         if program is None:
             raise SettingsError(f"The command {name} is not installed beside this Python: install flowfleet again.")
         note = folder.note(name)

@@ -80,7 +80,7 @@ def run(agent: Agent) -> None:
         _take_signals()
         with contextlib.suppress(_Asked):
             agent.setup()
-            _Life(agent, settings, stack).live()
+            _AgentRun(agent, settings, stack).live()
 
 
 def _handlers() -> list[logging.Handler]:
@@ -96,7 +96,7 @@ def _on_early_signal(_number: int, _frame: FrameType | None) -> None:
     raise _Asked
 
 
-class _Life:
+class _AgentRun:
     """One start of an agent, to its end; the exit stack closes all that was opened, the last first."""
 
     def __init__(self, agent: Agent, settings: WorkerSettings, stack: ExitStack) -> None:
@@ -246,7 +246,7 @@ def _by_method(agent: Agent, spec: StartSpec, deployer: ExternalDeployer) -> Sta
     now = _now.under_way = _UnderWay(spec=spec, deployer=deployer)
     text = ""
     try:
-        text = agent.deploy_order(spec)
+        text = agent.deploy_spec(spec)
     except Exception:
         if not now.started:
             raise

@@ -12,24 +12,24 @@ from flowfleet import ledger as ledgers
 from flowfleet.errors import FleetError, LedgerUnavailable
 from flowfleet.ledger import Ledger
 from flowfleet.ledger.roster import Roster, Row
-from flowfleet.monitor.snapshot import take
+from flowfleet.monitor.snapshot import take_snapshot
 from flowfleet.monitor.status import console, workers_table
 from flowfleet.settings.classes import Common
 from flowfleet.settings.click_options import options
 
 
 @contextmanager
-def asked(settings: Common) -> Iterator[Ledger]:
+def open_ledger(settings: Common) -> Iterator[Ledger]:
     """The ledger for a command that does not wait for Redis; raises `LedgerUnavailable` when Redis does not answer."""
     ledger = ledgers.connect(settings.redis, settings.fleet)
     try:
-        must_answer(ledger)
+        check_redis(ledger)
         yield ledger
     finally:
         ledger.close()
 
 
-def must_answer(ledger: Ledger) -> None:
+def check_redis(ledger: Ledger) -> None:
     """Check that Redis answers; raises `LedgerUnavailable` with the remedy, for commands that do not wait for Redis."""
     try:
         ledger.check()
@@ -101,7 +101,7 @@ def _intent_command(name: str, state: str, help_text: str) -> click.Command:
     @click.option("--note", default="", metavar="TEXT", help="Why, for those who look at the roster.")
     @options(Common, command="worker", level="WARNING")
     def command(settings: Common, workers: tuple[str, ...], *, every: bool, note: str) -> None:
-        with asked(settings) as ledger:
+        with open_ledger(settings) as ledger:
             for worker in _chosen(ledger.roster, workers, every=every):
                 identity = want(ledger.roster, worker, state, note)
                 click.echo(_WORDS[state].format(worker=identity))
@@ -125,8 +125,8 @@ def _chosen(roster: Roster, workers: tuple[str, ...], *, every: bool) -> list[st
 @options(Common, command="worker", level="WARNING")
 def list_workers(settings: Common, *, as_json: bool, every: bool) -> None:
     """Show the workers of the fleet."""
-    with asked(settings) as ledger:
-        snapshot = take(ledger)
+    with open_ledger(settings) as ledger:
+        snapshot = take_snapshot(ledger)
     if as_json:
         rows = snapshot.to_json()["workers"]
         click.echo(json.dumps([row for row in rows if every or row["state"] != "offline"], indent=2))
@@ -147,7 +147,7 @@ def list_workers(settings: Common, *, as_json: bool, every: bool) -> None:
 @options(Common, command="worker", level="WARNING")
 def forget_worker(settings: Common, worker: str) -> None:
     """Take a worker whose host is gone for good off the roster; its claims stay: lost runs are not judged yet."""
-    with asked(settings) as ledger:
+    with open_ledger(settings) as ledger:
         identity = forget(ledger.roster, worker)
         held = sum(claim.worker == identity for claim in ledger.claims.live())
     click.echo(f"{identity} is forgotten.")

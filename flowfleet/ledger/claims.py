@@ -204,7 +204,7 @@ def _text(number: int | None) -> str:
 def _handle(handle: Mapping[str, Any] | None) -> str:
     text = json.dumps(handle) if handle else ""
     if len(text) > HANDLE_LIMIT:
-        raise ValueError(f"a deployment's handle has at most {HANDLE_LIMIT} bytes as JSON, this one has {len(text)}")
+        raise ValueError(f"a started run's handle has at most {HANDLE_LIMIT} bytes as JSON, this one has {len(text)}")
     return text
 
 

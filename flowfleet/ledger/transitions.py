@@ -147,7 +147,7 @@ TRANSITIONS: tuple[Transition, ...] = (
         sources=(State.STARTING,),
         target=State.RUNNING,
         refusals=(*_FOUND, Refusal.OWNER, Refusal.STATE),
-        sentence="The deployment exists and has a handle.",
+        sentence="The started run exists and has a handle.",
         crash="The run goes on. The next worker process on the host adopts it by the handle on disk.",
     ),
     Transition(
@@ -157,7 +157,7 @@ TRANSITIONS: tuple[Transition, ...] = (
         sources=(State.STARTING, State.RUNNING),
         target=State.ENDED,
         refusals=(*_FOUND, Refusal.OWNER, Refusal.STATE),
-        sentence="The deployment has ended, or could not be started, and its exit is on the worker's disk.",
+        sentence="The started run has ended, or could not be started, and its exit is on the worker's disk.",
         crash="The report is undelivered. It lies in the outbox of the host, whose next worker process sends it.",
     ),
     Transition(

@@ -232,7 +232,7 @@ def last_lines(log: Path, count: int = _LAST_LINES) -> list[str]:
         return []
 
 
-def death(part: Part, how: str) -> PartDied:
+def part_died(part: Part, how: str) -> PartDied:
     """The error about a part that has failed, with the end of its log; `how` says in words what happened."""
     lines = "\n".join(f"    {line}" for line in last_lines(part.log)) or "    (it wrote nothing)"
     return PartDied(f"The {part.name} {how}. The end of {part.log}:\n{lines}")
@@ -251,14 +251,14 @@ def wait_ready(
     while not ready():
         how = part.ended()
         if how is not None:
-            raise death(part, f"{how} while it was starting")
+            raise part_died(part, f"{how} while it was starting")
         if clock() - began > seconds:
-            raise death(part, f"was not ready after {seconds:.0f} s")
+            raise part_died(part, f"was not ready after {seconds:.0f} s")
         pause(_POLL_SECONDS)
     return clock() - began
 
 
-def script(name: str, which: Callable[[str], str | None] = shutil.which) -> str | None:
+def console_script(name: str, which: Callable[[str], str | None] = shutil.which) -> str | None:
     """The path of a console script: beside our own interpreter, else on PATH; None when there is none."""
     beside = Path(sys.executable).with_name(name)
     return str(beside) if beside.is_file() else which(name)

@@ -112,6 +112,6 @@ def _of_outbox(snapshot: Snapshot) -> Iterator[Metric]:
     yield GaugeMetricFamily("flowfleet_outbox_oldest_seconds", "Age of the oldest of them.", value=oldest)
 
 
-def page(registry: CollectorRegistry) -> Handler:
+def metrics_handler(registry: CollectorRegistry) -> Handler:
     """The handler of `/metrics`."""
     return lambda _request: PageAnswer(body=generate_latest(registry), content_type=CONTENT_TYPE_LATEST)

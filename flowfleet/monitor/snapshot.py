@@ -121,7 +121,7 @@ class Snapshot:
         }
 
 
-def take(ledger: Ledger) -> Snapshot:
+def take_snapshot(ledger: Ledger) -> Snapshot:
     """Read the fleet. The parts are read one after the other, so they may differ by what happened meanwhile."""
     server = RedisServer(ledger.store)
     info, now = server.info(), server.now()

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit, urlunsplit
 import requests
 
 from flowfleet.errors import SettingsError
-from flowfleet.local.child import ChildCommand, ChildProcess, script
+from flowfleet.local.child import ChildCommand, ChildProcess, console_script
 from flowfleet.local.data_folder import DataFolder
 from flowfleet.settings.classes import UpSettings
 from flowfleet.settings.option import Origin
@@ -134,7 +134,7 @@ def answers(address: str) -> bool:
 
 
 def _program(name: str) -> str:
-    found = script(name)
+    found = console_script(name)
     if found is None:
         raise SettingsError(f"The command {name} is not installed beside {sys.executable}: install flowfleet again.")
     return found

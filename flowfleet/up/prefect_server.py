@@ -8,7 +8,7 @@ from importlib import metadata
 import requests
 
 from flowfleet.errors import SettingsError
-from flowfleet.local.child import ChildCommand, ChildProcess, script
+from flowfleet.local.child import ChildCommand, ChildProcess, console_script
 from flowfleet.local.data_folder import DataFolder, is_free
 
 NAME = "server"
@@ -19,7 +19,7 @@ HOST = "127.0.0.1"
 
 def prefect_command() -> str:
     """The path of the `prefect` program; raises `SettingsError` with the remedy when there is none of version 3."""
-    found = script("prefect")
+    found = console_script("prefect")
     remedy = "pip install 'flowfleet[demo]', or give the address of a running one with --api"
     if found is None:
         raise SettingsError(f"There is no Prefect server to start, since prefect is not installed: {remedy}.")

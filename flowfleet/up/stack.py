@@ -16,10 +16,10 @@ from typing import Any
 
 import flowfleet.api
 from flowfleet import ledger as ledgers
-from flowfleet.commands.worker_control import must_answer
+from flowfleet.commands.worker_control import check_redis
 from flowfleet.errors import ApiUnavailable, FleetError, KeyRefused
 from flowfleet.local import redis_process
-from flowfleet.local.child import AdoptedProcess, Part, death, remembered, wait_ready
+from flowfleet.local.child import AdoptedProcess, Part, part_died, remembered, wait_ready
 from flowfleet.local.data_folder import DataFolder
 from flowfleet.logs import redact_url
 from flowfleet.settings.classes import UpSettings
@@ -159,7 +159,7 @@ class Stack:
             self._ready(part, lambda: redis_process.answers(url), redis_process.READY_SECONDS, what)
         ledger = ledgers.connect(self.settings.redis, self.settings.fleet)
         try:
-            must_answer(ledger)
+            check_redis(ledger)
         finally:
             ledger.close()
         if not own:
@@ -239,7 +239,7 @@ class Stack:
         for part in self.parts:
             how = part.ended()
             if how is not None:
-                raise death(part, f"{how}, and flowfleet up ends with it")
+                raise part_died(part, f"{how}, and flowfleet up ends with it")
 
     def stop(self, hurry: Callable[[], bool]) -> None:
         """Stop workers, poller, server and Redis, in this order, so that each still has what it needs to end in order.

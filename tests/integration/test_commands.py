@@ -14,7 +14,7 @@ import pytest
 from flowfleet.flow_run import FlowRun, Offer, Route
 from flowfleet.ledger import connect
 from flowfleet.ledger.roster import Due, Row
-from flowfleet.monitor.snapshot import take
+from flowfleet.monitor.snapshot import take_snapshot
 from flowfleet.settings.click_options import known_keys
 from tests.valkey import Valkey, free_port
 from tests.waiting import SCALE
@@ -71,7 +71,7 @@ def test_a_worker_is_listed_paused_drained_and_resumed_by_name(fleet_of_one):
 
         assert done.returncode == 0, done.stderr
         assert "worker@h1" in done.stdout
-        assert take(ledger).workers[0].state == state
+        assert take_snapshot(ledger).workers[0].state == state
     (row,) = json.loads(_run("flowfleet", "worker", "list", "--json", **variables).stdout)
     assert (row["name"], row["host"], row["slots"], row["busy"]) == ("worker", "h1", 2, 0)
 

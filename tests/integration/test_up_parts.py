@@ -19,7 +19,15 @@ from flowfleet.flow_run import Offer
 from flowfleet.ledger import connect
 from flowfleet.ledger.roster import Row
 from flowfleet.local import redis_process
-from flowfleet.local.child import AdoptedProcess, ChildCommand, ChildProcess, PartDied, death, remembered, wait_ready
+from flowfleet.local.child import (
+    AdoptedProcess,
+    ChildCommand,
+    ChildProcess,
+    PartDied,
+    part_died,
+    remembered,
+    wait_ready,
+)
 from flowfleet.local.data_folder import DataFolder, default_path, free_port, is_free
 from flowfleet.settings.classes import UpSettings
 from flowfleet.up import leftover_runs, prefect_server
@@ -107,7 +115,7 @@ def test_a_part_that_never_gets_ready_is_told_too(folder):
     part = _child(folder, "import time; time.sleep(60)", grace=0.2)
     with pytest.raises(PartDied, match="was not ready after 0 s"):
         wait_ready(part, lambda: False, 0.2)
-    assert "(it wrote nothing)" in str(death(part, "ended"))
+    assert "(it wrote nothing)" in str(part_died(part, "ended"))
     part.stop()
 
 
@@ -215,10 +223,10 @@ def test_no_redis_to_start_is_one_sentence_with_three_remedies(monkeypatch):
 
 def test_no_prefect_or_an_old_one_is_one_sentence(monkeypatch):
     monkeypatch.setattr(prefect_server.metadata, "version", lambda name: "2.20.1")
-    monkeypatch.setattr(prefect_server, "script", lambda name: "/x/prefect")
+    monkeypatch.setattr(prefect_server, "console_script", lambda name: "/x/prefect")
     with pytest.raises(SettingsError, match=r"prefect is version 2\.20\.1"):
         prefect_server.prefect_command()
-    monkeypatch.setattr(prefect_server, "script", lambda name: None)
+    monkeypatch.setattr(prefect_server, "console_script", lambda name: None)
     with pytest.raises(SettingsError, match="not installed") as caught:
         prefect_server.prefect_command()
 

@@ -35,7 +35,7 @@ VERSION = ("-m", "prefect", "version")
 
 def parent_of(environ: dict[str, str], python_path: str | None = None) -> ForkServerProgram:
     given = Interpreter(path=python_path or str(python()), prefect="1.4.1")
-    return warm_client.program(given, EnvironmentLayers(base=environ))
+    return warm_client.parent_program(given, EnvironmentLayers(base=environ))
 
 
 class WarmBench:
@@ -415,7 +415,7 @@ def test_where_no_parent_can_be_runs_begin_cold_and_that_is_told_once(tmp_path, 
 
 def test_only_a_prefect_that_is_known_is_loaded():
     for prefect, known in (("1.4.1", True), ("0.15.13", False), ("3.4.0", False)):
-        assert warm_client.possible(Interpreter(path="python", prefect=prefect), FULL) is known
+        assert warm_client.is_possible(Interpreter(path="python", prefect=prefect), FULL) is known
 
 
 def test_a_parent_for_the_c_locale_takes_on_the_runs_of_its_worker(tmp_path):

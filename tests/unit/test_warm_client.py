@@ -22,11 +22,11 @@ SERVER = f"""
 import os, sys, time
 sys.path.append({str(ROOT)!r})
 from workers.shim import forkserver, framing
-control = forkserver.control_of(int(sys.argv[1]))
+control = forkserver.control_socket(int(sys.argv[1]))
 delay, again = open(os.environ["TOLD"]).read().split()
 time.sleep(float(delay))
 framing.send(control, {{"fit": again == "fit", "why": again, "again": again == "again"}})
-forkserver.settle(sys.argv[2], int(sys.argv[3]), name="like-warm", title="")
+forkserver.prepare_process(sys.argv[2], int(sys.argv[3]), name="like-warm", title="")
 forkserver.serve(control, unfit=lambda request: "never")
 """
 

@@ -194,7 +194,7 @@ class ExternalDeployer:
         except DeployError:
             raise
         except (Exception, SystemExit) as exc:
-            logger.exception("a deployment failed", extra={"run_id": spec.run_id, "claim": spec.claim})
+            logger.exception("a run could not be deployed", extra={"run_id": spec.run_id, "claim": spec.claim})
             raise StartFailed(f"Run {spec.run_id} could not be started: {_words(exc)}.") from exc
         if not isinstance(answer, str) and hasattr(answer, "handle"):
             return answer
@@ -226,7 +226,7 @@ class ExternalDeployer:
             _win(folder, doubtful=False)
             atomic_files.write_json(folder.path / "started.json", handle)
         except OSError as exc:  # the run is deployed all the same; whoever adopts it knows less of it
-            logger.error("deployment not written down", extra={"run_id": folder.run_id, "error": str(exc)})
+            logger.error("handle of a run not written down", extra={"run_id": folder.run_id, "error": str(exc)})
         return self._follow(ExternalRun(folder, handle, self._watch.forget))
 
     def _follow(self, run: ExternalRun) -> StartedRun:

@@ -63,7 +63,7 @@ class ProcessDeployer:
             return self._settle_start(spec, str(exc))
         status = answer.get("status")
         if status == "started":
-            return SubprocessRun(RunFolder(spec.folder), self._parts(), started=answer["started"])
+            return SubprocessRun(RunFolder(spec.folder), self._host_facts(), started=answer["started"])
         if status == "taken":  # a second start of the same attempt: the shim that won the start file has the run
             return self._settle_start(spec, "its start file is taken")
         sentence = str(answer.get("error") or "its shim did not say why")
@@ -129,7 +129,7 @@ class ProcessDeployer:
         if started is None and record is None and not run.shim_alive():
             # the command waits at its gate until started.json is written, and ends there with its shim
             run.write_exit(Exit(error="its shim was killed before the command began"), begun=False)
-        return SubprocessRun(run, self._parts(), started=started or start)
+        return SubprocessRun(run, self._host_facts(), started=started or start)
 
     def _await_birth(self, run: RunFolder) -> None:
         for _ in range(_BIRTH_LOOKS):
@@ -142,9 +142,9 @@ class ProcessDeployer:
         if run.exit_record() is None:
             end = Exit(unknown=True, why="its host restarted while it ran")
             run.write_exit(end, begun=True)
-        return SubprocessRun(run, self._parts(), started=run.started() or run.start() or {}, over=True)
+        return SubprocessRun(run, self._host_facts(), started=run.started() or run.start() or {}, over=True)
 
-    def _parts(self) -> HostFacts:
+    def _host_facts(self) -> HostFacts:
         return HostFacts(host=self._host, abilities=self._abilities)
 
     def close(self) -> None:

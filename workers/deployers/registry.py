@@ -40,6 +40,6 @@ def process_deployer(host: Host, abilities: Abilities, parent: ForkServerProgram
     descriptors = raise_descriptors()
     warm = None
     if parent is not None:
-        warm = warm_client.starter(parent, abilities, descriptors=descriptors)
+        warm = warm_client.new_client(parent, abilities, descriptors=descriptors)
         warm.start()
     return ProcessDeployer(host=host, abilities=abilities, warm=warm, descriptors=descriptors)

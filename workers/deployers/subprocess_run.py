@@ -61,7 +61,7 @@ class RunWakeup:
         if fd is not None:
             self._epoll.register(fd, select.EPOLLIN)
 
-    def ring_in(self, seconds: float) -> None:
+    def wake_in(self, seconds: float) -> None:
         """Wake once after this time."""
         if seconds <= 0:
             self._wake()
@@ -75,7 +75,7 @@ class RunWakeup:
             if not self._epoll.closed:
                 os.write(self._writer, b"!")
 
-    def answer(self) -> None:
+    def clear(self) -> None:
         """Clear the wakeups of `ring_in`; the end of the watched process stays readable."""
         with contextlib.suppress(BlockingIOError):
             os.read(self._reader, 64)
@@ -93,18 +93,20 @@ def _run_wakeup(abilities: Abilities) -> RunWakeup | None:
     try:
         return RunWakeup() if abilities.pidfd else None
     except OSError as exc:  # no descriptor is left: the run is polled each second
-        logger.warning("run has no doorbell", extra={"error": str(exc)})
+        logger.warning("run has no wakeup", extra={"error": str(exc)})
         return None
 
 
 class SubprocessRun:
     """A started run that is a subprocess of this host."""
 
-    def __init__(self, folder: RunFolder, parts: HostFacts, *, started: Mapping[str, Any], over: bool = False) -> None:
+    def __init__(
+        self, folder: RunFolder, host_facts: HostFacts, *, started: Mapping[str, Any], over: bool = False
+    ) -> None:
         self._folder = folder
-        self._parts = parts
+        self._host_facts = host_facts
         self._started = started
-        self._wakeup = _run_wakeup(parts.abilities)
+        self._wakeup = _run_wakeup(host_facts.abilities)
         self._shim: process_handles.ProcessHandle | None = None
         self._command: process_handles.ProcessHandle | None = None
         self._exit: Exit | None = None
@@ -137,7 +139,7 @@ class SubprocessRun:
         if self._exit is not None:
             return self._exit
         if self._wakeup:
-            self._wakeup.answer()
+            self._wakeup.clear()
         if self._shim is not None:
             if self._shim.alive():
                 return None
@@ -190,11 +192,11 @@ class SubprocessRun:
 
     def _take_shim(self) -> process_handles.ProcessHandle | None:
         pid, start = int(self._started.get("pid") or 0), self._folder.path / "start"
-        if self._started.get("pid_ns") != self._parts.host.pid_ns:
+        if self._started.get("pid_ns") != self._host_facts.host.pid_ns:
             # the shim is in another container with the same volume: its pids mean nothing here, but its lock does
             return process_handles.LockHandle(pid, start, ours=False)
         ticks = self._started.get("ticks")
-        if not self._parts.abilities.pidfd or ticks is None:  # None: started by a worker in plain mode
+        if not self._host_facts.abilities.pidfd or ticks is None:  # None: started by a worker in plain mode
             return process_handles.LockHandle(pid, start)
         try:
             return process_handles.PidfdHandle.take(pid, ticks)
@@ -204,10 +206,10 @@ class SubprocessRun:
 
     def _take_command(self) -> process_handles.ProcessHandle | None:
         pid = self._started.get("command_pid")
-        if not pid or self._started.get("pid_ns") != self._parts.host.pid_ns:
+        if not pid or self._started.get("pid_ns") != self._host_facts.host.pid_ns:
             return None
         ticks = self._started.get("command_ticks")
-        if not self._parts.abilities.pidfd or ticks is None:
+        if not self._host_facts.abilities.pidfd or ticks is None:
             return self._poll_command(int(pid))
         try:
             return process_handles.PidfdHandle.take(int(pid), ticks)
@@ -236,7 +238,7 @@ class SubprocessRun:
         fd = process.fileno() if process else None
         self._wakeup.watch(fd)
         if fd is None:
-            self._wakeup.ring_in(0.0)  # no descriptor tells the end: poll at once, and again and again
+            self._wakeup.wake_in(0.0)  # no descriptor tells the end: poll at once, and again and again
 
     def _lost_shim(self) -> None:
         assert self._shim is not None
@@ -257,13 +259,13 @@ class SubprocessRun:
     def _again(self) -> None:
         self._watch_none()
         if self._wakeup is not None:
-            self._wakeup.ring_in(_AGAIN_SECONDS)
+            self._wakeup.wake_in(_AGAIN_SECONDS)
 
     # -- the end
 
     def _cleared(self) -> bool:
         """Whether nothing of the run is left; what is left is killed here, since no shim does it any more."""
-        if self._over or (self._folder.cleared() and self._parts.abilities.subreaper):
+        if self._over or (self._folder.cleared() and self._host_facts.abilities.subreaper):
             return True
         if self._over_since is None:
             self._over_since = time.monotonic()
@@ -283,7 +285,7 @@ class SubprocessRun:
             self._folder.write_exit(end, begun=False)
             return end
         end = Exit(unknown=True, stopped_by=self._stopped_by, ended_at=time.time())
-        if self._command is not None and self._parts.abilities.pidfd_info:
+        if self._command is not None and self._host_facts.abilities.pidfd_info:
             status = self._command.exit_status()
             if status is None and self._waiting_for_init():
                 return None
@@ -308,7 +310,7 @@ class SubprocessRun:
         self._folder.drop_work()
 
     def _signal_members(self, number: signal.Signals) -> int:
-        if self._started.get("pid_ns") != self._parts.host.pid_ns:
+        if self._started.get("pid_ns") != self._host_facts.host.pid_ns:
             return 0
         return process_handles.signal_members(
             self._folder.run_id,

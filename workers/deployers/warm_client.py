@@ -39,7 +39,7 @@ _REASONS = 20
 _ROOM = {"FLOWFLEET_ROOM": "-" * 4096}
 
 
-def program(interpreter: Interpreter, layers: EnvironmentLayers) -> ForkServerProgram:
+def parent_program(interpreter: Interpreter, layers: EnvironmentLayers) -> ForkServerProgram:
     """The program of a warm parent for this Python, in the environment that all runs share, but without their paths."""
     env = layers.build({}, {"PYTHONPATH": None}, run_id="", claim="") | _ROOM
     file = str(Path(warm_parent.__file__).resolve())
@@ -48,7 +48,7 @@ def program(interpreter: Interpreter, layers: EnvironmentLayers) -> ForkServerPr
     )
 
 
-def starter(parent: ForkServerProgram, abilities: Abilities, *, descriptors: int) -> WarmClient:
+def new_client(parent: ForkServerProgram, abilities: Abilities, *, descriptors: int) -> WarmClient:
     """A client for this warm parent, not started yet."""
     fork_client = ForkClient(
         program=parent,
@@ -60,7 +60,7 @@ def starter(parent: ForkServerProgram, abilities: Abilities, *, descriptors: int
     return WarmClient(fork_client)
 
 
-def possible(interpreter: Interpreter, abilities: Abilities) -> bool:
+def is_possible(interpreter: Interpreter, abilities: Abilities) -> bool:
     """Whether a warm parent is worth a try: on Linux, with one of the versions of prefect in `PREFECTS`."""
     return syscalls.LINUX and abilities.proc and interpreter.prefect in PREFECTS
 

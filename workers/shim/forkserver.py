@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # the shim does without typing
 
 
 def serve(
-    control: socket.socket, *, unfit: spawn.Unfit | None = None, stale: Callable[[], bool] = lambda: False
+    control: socket.socket, *, unfit: spawn.ColdReason | None = None, stale: Callable[[], bool] = lambda: False
 ) -> None:
     """Fork a shim for each connection until the worker closes the control socket or dies.
 
@@ -53,7 +53,7 @@ def serve(
             return
 
 
-def _fork_shim(control: socket.socket, fd: int, unfit: spawn.Unfit | None) -> None:
+def _fork_shim(control: socket.socket, fd: int, unfit: spawn.ColdReason | None) -> None:
     with socket.socket(fileno=fd) as connection:
         try:
             pid = os.fork()
@@ -80,13 +80,13 @@ def _limit_descriptors(soft: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 
 
-def control_of(fd: int) -> socket.socket:
+def control_socket(fd: int) -> socket.socket:
     """The control socket that the worker has left open; no started program inherits it."""
     os.set_inheritable(fd, False)  # noqa: FBT003
     return socket.socket(fileno=fd)
 
 
-def settle(mode: str, descriptors: int, *, name: str, title: str) -> None:
+def prepare_process(mode: str, descriptors: int, *, name: str, title: str) -> None:
     """Prepare this process to fork at any time: signals, limits, names, memory."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the shims
     if mode == "reap":
@@ -105,8 +105,8 @@ def settle(mode: str, descriptors: int, *, name: str, title: str) -> None:
 
 def main() -> None:
     """Run until the worker is gone."""
-    control = control_of(int(sys.argv[1]))
-    settle(sys.argv[2], int(sys.argv[3]), name="flowfleet-fork", title="flowfleet launcher")
+    control = control_socket(int(sys.argv[1]))
+    prepare_process(sys.argv[2], int(sys.argv[3]), name="flowfleet-fork", title="flowfleet launcher")
     serve(control)
 
 

@@ -31,7 +31,7 @@ class ProcessTree:
         self.max_rss_kib = 0
         self.cpu_seconds = 0.0
 
-    def grow(self, root: int) -> None:
+    def set_root(self, root: int) -> None:
         """Note the pid of the forked command, also the id of its group."""
         self._root = root
 
@@ -60,7 +60,7 @@ class ProcessTree:
                 return True
             self._reap(end.si_pid)
 
-    def fell(self) -> tuple[int, int]:
+    def kill_group(self) -> tuple[int, int]:
         """Kill the group of an ended command; returns its exit code or minus its signal, and how many outlived it."""
         leftovers = self._count_leftovers()
         self.signal(signal.SIGKILL)

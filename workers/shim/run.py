@@ -33,7 +33,7 @@ _TICK_SECONDS = 5.0
 _REQUEST_SECONDS = 30.0
 
 
-def serve(connection: socket.socket, unfit: spawn.Unfit | None = None) -> None:
+def serve(connection: socket.socket, unfit: spawn.ColdReason | None = None) -> None:
     """Be the shim of the one run whose request comes over this connection; returns when the run is gone.
 
     With `unfit` the command may be a fork of this process (see `spawn.fork`).
@@ -82,7 +82,7 @@ class Shim:
     """One run from its start file to the end of its group."""
 
     def __init__(
-        self, request: dict[str, Any], connection: socket.socket, wake: int, unfit: spawn.Unfit | None = None
+        self, request: dict[str, Any], connection: socket.socket, wake: int, unfit: spawn.ColdReason | None = None
     ) -> None:
         self._request = request
         self._unfit = unfit
@@ -119,7 +119,7 @@ class Shim:
             log = os.open(self._path("log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             self._child = spawn.fork(self._request, self._folder, log, proc=self._proc, unfit=self._unfit)
             forked_at = time.time()
-            self._tree.grow(self._child.pid)
+            self._tree.set_root(self._child.pid)
             os.close(log)
             cap = log_cap.LogCap(self._path("log"), int(self._request["log_limit"]), holes=self._holes)
             started = {**identity, "command_pid": self._child.pid, "id": str(self._child.pid)}
@@ -180,8 +180,8 @@ class Shim:
                 if not data:
                     break
         os.close(self._child.report)
-        trouble, cold = spawn.told(words)
-        return spawn.explain(trouble, self._request, self._folder) if trouble else None, cold
+        trouble, cold = spawn.parse_report(words)
+        return spawn.failure_record(trouble, self._request, self._folder) if trouble else None, cold
 
     def _never_began(self, trouble: dict[str, Any]) -> None:
         self._clear()
@@ -229,7 +229,7 @@ class Shim:
     # -- the end
 
     def _finish(self, started_at: float, spare: int) -> None:
-        code, leftovers = self._tree.fell()
+        code, leftovers = self._tree.kill_group()
         by_kernel = code == -signal.SIGKILL and self._stopped_by is None
         record = {
             "v": 1,

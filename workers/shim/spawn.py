@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # the shim does without typing
     from typing import Any, NoReturn
 
     #: why the process that was forked must execute its command; None = it can be the command by itself
-    Unfit = Callable[[dict[str, Any]], str | None]
+    ColdReason = Callable[[dict[str, Any]], str | None]
 
 #: of the range -1000 … 1000: out of memory, the kernel kills a run before its shim, the worker or Redis
 _OOM_SCORE = 500
@@ -63,7 +63,9 @@ class GatedCommand:
             self._gate = -1
 
 
-def fork(request: dict[str, Any], folder: str, log: int, *, proc: bool, unfit: Unfit | None = None) -> GatedCommand:
+def fork(
+    request: dict[str, Any], folder: str, log: int, *, proc: bool, unfit: ColdReason | None = None
+) -> GatedCommand:
     """Fork the command in a group of its own; it waits at a gate, and ends there if its shim dies.
 
     `unfit` is given where this process can be the command without executing it (a warm parent's), and says why not.
@@ -103,7 +105,7 @@ def fork(request: dict[str, Any], folder: str, log: int, *, proc: bool, unfit: U
 
 
 def _become(
-    request: dict[str, Any], folder: str, log: int, gate: int, reporter: int, *, proc: bool, unfit: Unfit | None
+    request: dict[str, Any], folder: str, log: int, gate: int, reporter: int, *, proc: bool, unfit: ColdReason | None
 ) -> NoReturn:
     step = "prepare"
     try:
@@ -132,7 +134,7 @@ def _become(
     os._exit(127)
 
 
-def _reason(unfit: Unfit, request: dict[str, Any]) -> str | None:
+def _reason(unfit: ColdReason, request: dict[str, Any]) -> str | None:
     try:
         return unfit(request)
     except Exception as exc:  # noqa: BLE001 - a check that fails costs the run nothing but its warm start
@@ -162,7 +164,7 @@ def _raise_oom_score() -> None:
         pass  # a courtesy to the host; the run does not depend on it
 
 
-def told(words: bytes) -> tuple[dict[str, Any] | None, str | None]:
+def parse_report(words: bytes) -> tuple[dict[str, Any] | None, str | None]:
     """Parse the text of the report pipe: what kept the command from being executed, and why it started cold."""
     trouble = why = None
     for line in words.splitlines():
@@ -174,7 +176,7 @@ def told(words: bytes) -> tuple[dict[str, Any] | None, str | None]:
     return trouble, why
 
 
-def explain(trouble: dict[str, Any], request: dict[str, Any], folder: str) -> dict[str, Any]:
+def failure_record(trouble: dict[str, Any], request: dict[str, Any], folder: str) -> dict[str, Any]:
     """The sentence for what kept the command from being executed."""
     step, number = trouble["step"], trouble["errno"]
     place = request["cwd"] or os.path.join(folder, "work")

@@ -55,7 +55,7 @@ def main() -> None:
         _refuse(int(sys.argv[1]))
         return
     spawn, prefect1_engine, forkserver, framing = _load("spawn", "prefect1_engine", "forkserver", "framing")
-    control = forkserver.control_of(int(sys.argv[1]))
+    control = forkserver.control_socket(int(sys.argv[1]))
     try:
         parent = prefect1_engine.LoadedPrefect.load(control.fileno())
     except prefect1_engine.CannotWarmStart as exc:
@@ -65,7 +65,7 @@ def main() -> None:
         # but only for now: packages may be in the middle of an installation
         framing.send(control, {"fit": False, "why": f"{type(exc).__name__}: {exc}", "again": True})
         return
-    forkserver.settle(sys.argv[2], int(sys.argv[3]), name="flowfleet-warm", title="flowfleet warm parent")
+    forkserver.prepare_process(sys.argv[2], int(sys.argv[3]), name="flowfleet-warm", title="flowfleet warm parent")
     framing.send(control, {"fit": True})
     try:
         forkserver.serve(control, unfit=parent.unfit, stale=parent.stale)
