@@ -27,8 +27,9 @@ from flowfleet.monitor.metrics import our_version
 from flowfleet.monitor.redis_server import RedisServer
 from flowfleet.monitor.snapshot import Snapshot, take_snapshot
 from flowfleet.monitor.status import console, status
-from flowfleet.settings.classes import Common, LogsSettings, PollerSettings, UpSettings, WorkerSettings
+from flowfleet.settings.classes import LogsSettings, PollerSettings, UpSettings, WorkerSettings
 from flowfleet.settings.click_options import known_keys, options, read_config
+from flowfleet.settings.common import Common
 from flowfleet.settings.option import machine_facts, options_of, resolve
 from flowfleet.up.command import up
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from flowfleet.commands import units
-from flowfleet.settings.classes import Common, PollerSettings, WorkerSettings
+from flowfleet.settings.classes import PollerSettings, WorkerSettings
+from flowfleet.settings.common import Common
 
 
 def conf(common: Mapping[str, Any], of_worker: Mapping[str, Any]) -> str:

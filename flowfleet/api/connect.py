@@ -22,7 +22,7 @@ from flowfleet.api.prefect3.settings import prefect_settings
 from flowfleet.api.transport.address import Address
 from flowfleet.api.transport.session import Session
 from flowfleet.errors import KeyRefused, SettingsError
-from flowfleet.settings.classes import Common
+from flowfleet.settings.common import Common
 from flowfleet.settings.option import refresh
 
 logger = logging.getLogger(__name__)

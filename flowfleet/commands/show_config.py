@@ -15,7 +15,7 @@ from flowfleet.api.prefect3.access import found_url, home_of
 from flowfleet.api.prefect3.settings import prefect_settings
 from flowfleet.errors import SettingsError
 from flowfleet.logs import MASK, redact_url
-from flowfleet.settings.classes import Common
+from flowfleet.settings.common import Common
 from flowfleet.settings.option import Origin, options_of
 
 C = TypeVar("C", bound=Common)

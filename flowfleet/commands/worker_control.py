@@ -14,8 +14,8 @@ from flowfleet.ledger import Ledger
 from flowfleet.ledger.roster import Roster, Row
 from flowfleet.monitor.snapshot import take_snapshot
 from flowfleet.monitor.status import console, workers_table
-from flowfleet.settings.classes import Common
 from flowfleet.settings.click_options import options
+from flowfleet.settings.common import Common
 
 
 @contextmanager

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from flowfleet.errors import SettingsError
 from flowfleet.ledger.claims import Lease
-from flowfleet.settings.option import Option, Origin, ValueKind, setting
+from flowfleet.settings.common import (
+    Common,
+    agent_address_option,
+    agent_config_option,
+    api_option,
+    cloud_logs_option,
+    labels_option,
+    name_option,
+    pools_option,
+    redis_option,
+    state_dir_option,
+    work_queues_option,
+)
+from flowfleet.settings.option import Option, ValueKind, setting
 from flowfleet.settings.values import (
-    ADDRESS,
     COUNT,
     DAYS,
-    FILE,
     FOLDER,
     GRACE,
     LABEL,
-    NAME,
     NUMBER,
     PAIR,
     PORT,
@@ -35,162 +44,18 @@ LEASE_MARGIN_SECONDS = 3.0
 #: ends the help of options that are accepted but not acted on yet, so that they promise nothing
 _NOT_YET = "This version only records it: lost runs are not judged yet."
 
-# options that more than one command has
-
-
-def _called() -> Option:
-    return Option(flag="-n --name", kind=NAME, help="This part's name. With the host's it is its identity, NAME@HOST.")
-
-
-def _pools(meaning: str) -> Option:
-    return Option(flag="--pool", named="POOLS", separator=",", kind=shown_as("NAME"), help=meaning)
-
-
-def _work_queues(meaning: str) -> Option:
-    return Option(flag="--work-queue", named="WORK_QUEUES", separator=",", kind=shown_as("NAME"), help=meaning)
-
-
-def _labels(meaning: str) -> Option:
-    return Option(flag="-l --label", named="LABELS", separator=",", kind=LABEL, help=meaning)
-
-
-def _state_dir(meaning: str) -> Option:
-    return Option(flag="--state-dir", kind=FOLDER, help=f"{meaning} (default: under XDG_STATE_HOME).")
-
-
-def _agent_address() -> Option:
-    return Option(flag="--agent-address", kind=ADDRESS, help="Serve health, metrics and the like here.")
-
-
-def _agent_config_id() -> Option:
-    return Option(
-        flag="--agent-config-id",
-        kind=shown_as("ID"),
-        help="Prefect 1: the agent config at the API whose settings win over those given here.",
-    )
-
-
-def _api(meaning: str) -> Option:
-    return Option(flag="-a --api", kind=shown_as("URL"), help=meaning)
-
-
-def _redis(meaning: str) -> Option:
-    return Option(flag="-r --redis", secret=True, by_file=True, kind=shown_as("URL"), help=meaning)
-
-
-def _cloud_logs(meaning: str) -> Option:
-    return Option(flag="--cloud-logs/--no-cloud-logs", kind=SWITCH, help=meaning)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Common:
-    """The settings that every command has."""
-
-    #: None = the address that Prefect's own command finds
-    api: str | None = setting(
-        None,
-        _api("Address of the Prefect API (default: as Prefect's own command finds it)."),
-    )
-    backend: str = setting(
-        "auto",
-        Option(
-            flag="--backend",
-            kind=one_of("auto", "prefect1", "prefect3"),
-            help="Which API that is (default: auto, by Prefect's own settings or by asking it).",
-        ),
-    )
-    key: str | None = setting(
-        None,
-        Option(
-            flag="-k --key",
-            secret=True,
-            by_file=True,
-            kind=shown_as("KEY"),
-            help="API key; better by FLOWFLEET_KEY_FILE, since flags show in process lists.",
-        ),
-    )
-    token: str | None = setting(
-        None,
-        Option(
-            flag="-t --token",
-            named="API_TOKEN",
-            secret=True,
-            kind=shown_as("TOKEN"),
-            help="API token, the older name of the key.",
-        ),
-    )
-    tenant_id: str | None = setting(None, Option(flag="--tenant-id", kind=shown_as("ID"), help="Prefect 1's tenant."))
-    #: may hold the password, so it is shown only through `logs.redact_url`
-    redis: str = setting(
-        "redis://127.0.0.1:6379/0",
-        _redis("Redis of the fleet, redis://HOST:PORT/DB or redis+socket:///PATH (default: redis://127.0.0.1:6379/0)."),
-    )
-    redis_password: str | None = setting(
-        None,
-        Option(
-            named="REDIS_PASSWORD", secret=True, by_file=True, help="Password of Redis when it is not in the address."
-        ),
-    )
-    ca_file: Path | None = setting(None, Option(flag="--ca-file", kind=FILE, help="Certificates to trust at the API."))
-    api_read_seconds: float = setting(
-        30.0,
-        Option(
-            named="API_READ_SECONDS",
-            kind=SECONDS,
-            help="How long an answer of the API may take (default: 30); one to many states twice that.",
-        ),
-    )
-    fleet: str = setting(
-        "default",
-        Option(flag="--fleet", kind=NAME, help="The pollers and workers that work together (default: default)."),
-    )
-    name: str = setting("worker", _called())
-    #: this machine's host name; tests set another
-    host: str = setting(
-        "localhost",
-        Option(named="HOST", kind=NAME, help="This host's name in the fleet, where its own is not unique."),
-    )
-    log_level: str = setting(
-        "INFO",
-        Option(
-            flag="--log-level",
-            kind=one_of("DEBUG", "INFO", "WARNING", "ERROR"),
-            help="How much to log (default: {level}).",
-        ),
-    )
-    log_format: str = setting(
-        "text",
-        Option(flag="--log-format", kind=one_of("text", "json"), help="How log lines look (default: text)."),
-    )
-    page_token: str | None = setting(
-        None,
-        Option(
-            named="PAGE_TOKEN",
-            secret=True,
-            by_file=True,
-            help="What our own pages ask for, beyond health, when they are served off loopback.",
-        ),
-    )
-    #: field name (or option key, for parts of a field) → where its value came from
-    origins: Mapping[str, Origin] = field(default_factory=dict, repr=False, compare=False)
-
-    @property
-    def identity(self) -> str:
-        """The part's identity in the fleet, NAME@HOST."""
-        return f"{self.name}@{self.host}"
-
 
 @dataclass(frozen=True, kw_only=True)
 class PollerSettings(Common):
     """The settings of `poller start`."""
 
-    name: str = setting("agent", _called())
-    pools: tuple[str, ...] = setting((), _pools("Only claim for this pool (repeatable)."))
-    work_queues: tuple[str, ...] = setting((), _work_queues("Only claim from this work queue (repeatable)."))
-    labels: tuple[str, ...] = setting((), _labels("Only claim for workers with this label (repeatable)."))
+    name: str = setting("agent", name_option())
+    pools: tuple[str, ...] = setting((), pools_option("Only claim for this pool (repeatable)."))
+    work_queues: tuple[str, ...] = setting((), work_queues_option("Only claim from this work queue (repeatable)."))
+    labels: tuple[str, ...] = setting((), labels_option("Only claim for workers with this label (repeatable)."))
     max_polls: int | None = setting(None, Option(flag="--max-polls", kind=NUMBER, help="End after this many polls."))
-    agent_config_id: str | None = setting(None, _agent_config_id())
-    agent_address: str | None = setting(None, _agent_address())
+    agent_config_id: str | None = setting(None, agent_config_option())
+    agent_address: str | None = setting(None, agent_address_option())
     require_api: bool = setting(
         False,
         Option(
@@ -200,7 +65,7 @@ class PollerSettings(Common):
         ),
     )
     cloud_logs: bool = setting(
-        True, _cloud_logs("Say on the log page of a run that nobody here can take why (default: yes).")
+        True, cloud_logs_option("Say on the log page of a run that nobody here can take why (default: yes).")
     )
     on_lost_run: str = setting(
         "report",
@@ -254,9 +119,11 @@ class PollerSettings(Common):
 class WorkerSettings(Common):
     """The settings of `worker start`."""
 
-    pools: tuple[str, ...] = setting(("flowfleet",), _pools("Run what this pool has (repeatable; default: flowfleet)."))
-    work_queues: tuple[str, ...] = setting((), _work_queues("Only this work queue of the pools (repeatable)."))
-    labels: tuple[str, ...] = setting((), _labels("Prefect 1: a label that this worker has (repeatable)."))
+    pools: tuple[str, ...] = setting(
+        ("flowfleet",), pools_option("Run what this pool has (repeatable; default: flowfleet).")
+    )
+    work_queues: tuple[str, ...] = setting((), work_queues_option("Only this work queue of the pools (repeatable)."))
+    labels: tuple[str, ...] = setting((), labels_option("Prefect 1: a label that this worker has (repeatable)."))
     hostname_label: bool = setting(
         True,
         Option(
@@ -265,7 +132,7 @@ class WorkerSettings(Common):
             help="Prefect 1: the host's name is a label too (default: yes).",
         ),
     )
-    agent_config_id: str | None = setting(None, _agent_config_id())
+    agent_config_id: str | None = setting(None, agent_config_option())
     slots: int = setting(
         1, Option(flag="-c --slots", kind=COUNT, help="Runs at the same time (default: the CPU cores).")
     )
@@ -300,7 +167,9 @@ class WorkerSettings(Common):
             help="Copy the runs' output to this worker's own (default: no).",
         ),
     )
-    cloud_logs: bool = setting(True, _cloud_logs("Write lines of ours to the run's log at the API (default: yes)."))
+    cloud_logs: bool = setting(
+        True, cloud_logs_option("Write lines of ours to the run's log at the API (default: yes).")
+    )
     python: Path | None = setting(
         None,
         Option(
@@ -333,8 +202,8 @@ class WorkerSettings(Common):
             help="How long a stop waits for runs, and a run gets between TERM and KILL (default: 30).",
         ),
     )
-    state_dir: Path | None = setting(None, _state_dir("Where this worker keeps its runs' records"))
-    agent_address: str | None = setting(None, _agent_address())
+    state_dir: Path | None = setting(None, state_dir_option("Where this worker keeps its runs' records"))
+    agent_address: str | None = setting(None, agent_address_option())
     task_events: bool = setting(
         False,
         Option(
@@ -377,7 +246,7 @@ class WorkerSettings(Common):
 class LogsSettings(Common):
     """The settings of `flowfleet logs`."""
 
-    state_dir: Path | None = setting(None, _state_dir("Where the workers of this host keep their runs' records"))
+    state_dir: Path | None = setting(None, state_dir_option("Where the workers of this host keep their runs' records"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -386,11 +255,11 @@ class UpSettings(Common):
 
     api: str | None = setting(
         None,
-        _api("Use the Prefect API at this address (default: start a Prefect server)."),
+        api_option("Use the Prefect API at this address (default: start a Prefect server)."),
     )
     redis: str = setting(
         "redis://127.0.0.1:6379/0",
-        _redis("Use the Redis at redis://HOST:PORT/DB or redis+socket:///PATH (default: start one)."),
+        redis_option("Use the Redis at redis://HOST:PORT/DB or redis+socket:///PATH (default: start one)."),
     )
     # `up` names its parts itself and works with Prefect 3 only, so these three are no options here
     name: str = setting("worker")
@@ -400,7 +269,7 @@ class UpSettings(Common):
         1, Option(flag="-c --slots", kind=COUNT, help="Slots of each worker (default: the CPU cores).")
     )
     workers: int = setting(1, Option(flag="--workers", kind=COUNT, help="How many workers (default: 1)."))
-    pools: tuple[str, ...] = setting(("flowfleet",), _pools("Serve this pool (repeatable; default: flowfleet)."))
+    pools: tuple[str, ...] = setting(("flowfleet",), pools_option("Serve this pool (repeatable; default: flowfleet)."))
     data_dir: Path | None = setting(
         None,
         Option(

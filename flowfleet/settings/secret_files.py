@@ -8,7 +8,7 @@ from collections.abc import Collection
 
 from flowfleet.errors import SettingsError
 from flowfleet.ledger.login import Login, without_login
-from flowfleet.settings.classes import Common
+from flowfleet.settings.common import Common
 from flowfleet.settings.option import refresh
 
 logger = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
-from flowfleet.settings.classes import Common
+from flowfleet.settings.common import Common
 from flowfleet.settings.option import options_of
 
 logger = logging.getLogger(__name__)

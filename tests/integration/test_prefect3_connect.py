@@ -14,7 +14,7 @@ from flowfleet.api.transport.responses import Refused
 from flowfleet.api.transport.session import Session
 from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused
 from flowfleet.flow_run import Offer
-from flowfleet.settings.classes import Common
+from flowfleet.settings.common import Common
 from tests.prefect_server import PrefectServer
 
 POOL = Offer(backend="prefect3", pools=("guarded",))

@@ -7,7 +7,8 @@ import pytest
 
 from flowfleet.api import Connector, connect
 from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused, SettingsError
-from flowfleet.settings.classes import Common, PollerSettings, WorkerSettings
+from flowfleet.settings.classes import PollerSettings, WorkerSettings
+from flowfleet.settings.common import Common
 from flowfleet.settings.option import resolve
 from tests.lawless_api import LawlessApi
 from tests.scripted_graphql import HELLO, Said, ScriptedGraphQL, error, page

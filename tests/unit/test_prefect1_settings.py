@@ -12,7 +12,8 @@ from flowfleet.api.prefect1.access import find_access
 from flowfleet.api.prefect1.defaults import agent, applied
 from flowfleet.api.prefect1.settings import Prefect1Settings
 from flowfleet.errors import SettingsError
-from flowfleet.settings.classes import Common, PollerSettings, WorkerSettings
+from flowfleet.settings.classes import PollerSettings, WorkerSettings
+from flowfleet.settings.common import Common
 from flowfleet.settings.option import resolve
 
 TENANT = "11111111-2222-3333-4444-555555555555"

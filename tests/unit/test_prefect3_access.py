@@ -13,7 +13,8 @@ from flowfleet.api.client import Job, RunState, StateType
 from flowfleet.api.prefect3.access import find_address
 from flowfleet.api.prefect3.settings import prefect_settings
 from flowfleet.errors import SettingsError
-from flowfleet.settings.classes import Common, WorkerSettings
+from flowfleet.settings.classes import WorkerSettings
+from flowfleet.settings.common import Common
 from flowfleet.settings.option import resolve
 
 URL = "PREFECT_API_URL"

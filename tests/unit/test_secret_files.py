@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from flowfleet.ledger.login import Login, without_login
-from flowfleet.settings.classes import Common
+from flowfleet.settings.common import Common
 from flowfleet.settings.option import resolve
 from flowfleet.settings.secret_files import SecretFiles
 from flowfleet.signals import ReloadOnHangup

@@ -8,8 +8,9 @@ from click.testing import CliRunner
 
 from flowfleet.commands import program
 from flowfleet.errors import SettingsError
-from flowfleet.settings.classes import LEASE_MARGIN_SECONDS, Common, PollerSettings, UpSettings, WorkerSettings
+from flowfleet.settings.classes import LEASE_MARGIN_SECONDS, PollerSettings, UpSettings, WorkerSettings
 from flowfleet.settings.click_options import known_keys, options, read_config
+from flowfleet.settings.common import Common
 from flowfleet.settings.option import options_of, refresh, resolve, secrets_of
 from workers.runs.launch import MARGIN_SECONDS
 

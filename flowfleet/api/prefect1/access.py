@@ -13,7 +13,7 @@ from flowfleet.api.found import Found
 from flowfleet.api.prefect1.settings import Prefect1Settings
 from flowfleet.api.transport.address import Address, parse_url
 from flowfleet.errors import SettingsError
-from flowfleet.settings.classes import Common
+from flowfleet.settings.common import Common
 
 _EXAMPLE = "http://HOST:4200"
 _CLOUD = "api.prefect.io"

@@ -18,7 +18,8 @@ from flowfleet.api.prefect1.client import Prefect1
 from flowfleet.api.prefect1.defaults import identity
 from flowfleet.errors import SettingsError
 from flowfleet.settings import values
-from flowfleet.settings.classes import Common, PollerSettings, WorkerSettings
+from flowfleet.settings.classes import PollerSettings, WorkerSettings
+from flowfleet.settings.common import Common
 from flowfleet.settings.option import Origin, options_of
 
 logger = logging.getLogger(__name__)

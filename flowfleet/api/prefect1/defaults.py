@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 from flowfleet.api.prefect1.settings import Prefect1Settings, list_of
 from flowfleet.errors import SettingsError
-from flowfleet.settings.classes import Common, PollerSettings, WorkerSettings
+from flowfleet.settings.classes import PollerSettings, WorkerSettings
+from flowfleet.settings.common import Common
 from flowfleet.settings.option import Origin, options_of, read
 
 C = TypeVar("C", bound=Common)

@@ -13,7 +13,7 @@ from flowfleet.api.found import Found
 from flowfleet.api.prefect3.settings import prefect_settings
 from flowfleet.api.transport.address import Address, parse_url
 from flowfleet.errors import SettingsError
-from flowfleet.settings.classes import Common
+from flowfleet.settings.common import Common
 from flowfleet.settings.option import refresh
 
 #: headers that are the client's own business, not a setting's
