@@ -13,8 +13,8 @@ import click
 from rich.console import Console, RenderableType
 from rich.live import Live
 
-import flowfleet.api
 from flowfleet.api.client import ApiClient, Place, RunState, StateType
+from flowfleet.api.connect import connect as connect_api
 from flowfleet.commands.program import CHECKS_FAILED, Group, run
 from flowfleet.commands.show_config import PrefectValues
 from flowfleet.commands.worker_control import open_ledger
@@ -159,7 +159,7 @@ def _at_api(settings: Common, run_id: str) -> tuple[RunState | None, Place | Non
     Such an error does not end the command: the ledger's half of the answer stands alone.
     """
     try:
-        api = flowfleet.api.connect(settings, os.environ)
+        api = connect_api(settings, os.environ)
         state = api.states([run_id]).get(run_id)
         return state, api.place(run_id) if state and state.kind is StateType.SCHEDULED else None, ""
     except (ApiError, SettingsError) as error:
@@ -215,7 +215,7 @@ def doctor_command(settings: Common, *, as_json: bool) -> int:
 
 
 def _checks(settings: Common) -> list[doctors.Check]:
-    api = cache(lambda: flowfleet.api.connect(settings, os.environ))
+    api = cache(lambda: connect_api(settings, os.environ))
     try:
         ledger = connect(settings.redis, settings.fleet)
     except LedgerError as error:  # the address of Redis is unusable: the API is checked all the same
@@ -239,7 +239,7 @@ def _checks(settings: Common) -> list[doctors.Check]:
 def _as_leader(settings: Common, backend: str, snapshot: Snapshot) -> ApiClient:
     """The API, asked under the leader's name, by which Prefect 1 tells the fleet's own agents from others."""
     name = snapshot.leader.name if snapshot.leader else settings.name
-    return flowfleet.api.connect(replace(settings, backend=backend, name=name), os.environ)
+    return connect_api(replace(settings, backend=backend, name=name), os.environ)
 
 
 @program.command("config")

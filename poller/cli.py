@@ -15,7 +15,8 @@ import click
 
 import flowfleet.ledger
 from flowfleet import logs
-from flowfleet.api import ApiClient, Connector
+from flowfleet.api.client import ApiClient
+from flowfleet.api.connect import Connector
 from flowfleet.api.prefect1 import agent_config
 from flowfleet.commands.install import command as install_command
 from flowfleet.commands.program import Group, run

@@ -12,9 +12,9 @@ from typing import Any
 
 from celery.worker import state as celery_state
 
-from flowfleet import api as apis
 from flowfleet import broker
 from flowfleet.api.client import ApiClient, Mark
+from flowfleet.api.connect import connect
 from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import FlowRun, Message, Offer, claim_id
 from flowfleet.ledger.roster import Row
@@ -74,7 +74,7 @@ class WorkerWorld:
         self._number = 0
 
     def _connect(self) -> ApiClient:
-        return apis.connect(self.settings, {"HOME": str(self.folder)})
+        return connect(self.settings, {"HOME": str(self.folder)})
 
     # the worker
 

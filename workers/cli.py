@@ -14,10 +14,10 @@ from typing import Any
 
 import click
 
-from flowfleet import api as apis
 from flowfleet import broker, logs
 from flowfleet import ledger as ledgers
 from flowfleet.api.client import ApiClient
+from flowfleet.api.connect import Connector
 from flowfleet.api.prefect1 import agent_config
 from flowfleet.commands import install, program, worker_control
 from flowfleet.failpoints import Failpoints
@@ -112,7 +112,7 @@ def serve(settings: WorkerSettings, environ: Mapping[str, str], host_program: Ho
     environ = dict(environ)  # as it was: flows that use Celery themselves keep its variables
     _take_off_celery()
     mode = resolve_mode(settings.on_stop, environ, in_container=runs_in_container(environ))
-    connector = apis.Connector(settings, environ)
+    connector = Connector(settings, environ)
     secrets = SecretFiles(settings)
     reload.serve(connector, secrets)
     startup_page = StartupPage(secrets.page_token)
@@ -187,7 +187,7 @@ def _leave_nothing(service: WorkerService, subscription: Subscription) -> None:
 
 
 def _enter(
-    connector: apis.Connector, settings: WorkerSettings, *, wait: Callable[[float], None]
+    connector: Connector, settings: WorkerSettings, *, wait: Callable[[float], None]
 ) -> tuple[ApiClient, WorkerSettings]:
     """Connect to the API: its client, and the settings completed by Prefect's own; waits until the API answers."""
     entered: list[tuple[ApiClient, WorkerSettings]] = []

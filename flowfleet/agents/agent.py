@@ -15,10 +15,10 @@ from concurrent.futures import Executor, Future
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-import flowfleet.api
 from flowfleet.agents import arguments, flow_run_records
 from flowfleet.agents.flow_run_records import FlowRunRecord
 from flowfleet.api.client import ApiClient, LogLine, Mark, StateType, Verdict
+from flowfleet.api.connect import connect
 from flowfleet.errors import AlreadyClaimed, ApiError, ApiUnavailable
 from flowfleet.flow_run import FlowRun, Offer, Route
 from flowfleet.settings.classes import WorkerSettings
@@ -76,7 +76,7 @@ class Agent:
     def client(self) -> ApiClient:
         """The client of the Prefect API, connected at first use."""
         if self._client is None:
-            self._client = flowfleet.api.connect(self.settings(), os.environ)
+            self._client = connect(self.settings(), os.environ)
         return self._client
 
     @property

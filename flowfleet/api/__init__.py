@@ -1,7 +1,1 @@
-"""The API room: one client per Prefect API behind one Protocol."""
-
-from flowfleet.api.client import ApiClient
-from flowfleet.api.connect import Connector, connect
-from flowfleet.api.prefect3.access import found_url
-
-__all__ = ["ApiClient", "Connector", "connect", "found_url"]
+"""API: what poller and workers ask of a Prefect API, one client for each of the two behind one Protocol."""

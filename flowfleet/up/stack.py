@@ -14,8 +14,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import flowfleet.api
 from flowfleet import ledger as ledgers
+from flowfleet.api.connect import connect
+from flowfleet.api.prefect3.access import found_url
 from flowfleet.commands.worker_control import check_redis
 from flowfleet.errors import ApiUnavailable, FleetError, KeyRefused
 from flowfleet.local import redis_process
@@ -191,7 +192,7 @@ class Stack:
             )
             return
         try:
-            info = flowfleet.api.connect(self.settings, self.environ).probe()
+            info = connect(self.settings, self.environ).probe()
         except KeyRefused:
             raise  # the error names its own remedy
         except ApiUnavailable as error:
@@ -203,7 +204,7 @@ class Stack:
 
         Nothing is said of the address that an earlier `up` told a user to export: that server is our own.
         """
-        found = flowfleet.api.found_url(self.environ)
+        found = found_url(self.environ)
         last = self.folder.last_port(prefect_server.NAME)
         if found and (last is None or found[0].rstrip("/") != prefect_server.api_url(last)):
             url, source = redact_url(found[0]), found[1]

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from flowfleet.api import connect
 from flowfleet.api.client import Mark, StateType
+from flowfleet.api.connect import connect
 from flowfleet.api.prefect3.client import Prefect3
 from flowfleet.api.transport.address import Address
 from flowfleet.api.transport.responses import Refused

@@ -8,7 +8,7 @@ import uuid
 
 import pytest
 
-from flowfleet import api as apis
+from flowfleet.api.connect import connect
 from flowfleet.errors import UnsupportedRun
 from tests.waiting import until
 from tests.worker_world import WorkerWorld
@@ -119,7 +119,7 @@ def test_a_start_that_fails_is_told_on_the_run(world):
 
 def test_a_template_reads_the_environment_of_the_worker_but_nothing_of_ours(world):
     environ = {"HOME": "/h", "SITE": "north", "FLOWFLEET_REDIS": "redis://:secret@there", "FLOWFLEET_PAGE_TOKEN": "t"}
-    client = apis.connect(world.settings, environ)
+    client = connect(world.settings, environ)
     open_one = world.create("true", env={"S": "{{ $SITE }}"})
     secret = world.create("true", env={"S": "{{ $FLOWFLEET_REDIS }}"})
 

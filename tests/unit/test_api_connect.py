@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from flowfleet.api import Connector, connect
+from flowfleet.api.connect import Connector, connect
 from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused, SettingsError
 from flowfleet.settings.classes import PollerSettings, WorkerSettings
 from flowfleet.settings.common import Common

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from flowfleet import logs
-from flowfleet.api import connect
 from flowfleet.api.client import Job, RunState, StateType
+from flowfleet.api.connect import connect
 from flowfleet.api.prefect3.access import find_address
 from flowfleet.api.prefect3.settings import prefect_settings
 from flowfleet.errors import SettingsError
