@@ -28,7 +28,7 @@ from workers.host import Abilities, Host
 from workers.interpreter import Interpreter
 from workers.runs.start_spec import StartSpecBuilder
 from workers.service import WorkerParts, WorkerService
-from workers.state.run_folders import StateFolder
+from workers.state.state_folder import StateFolder
 
 #: ends at once, as an engine that has reported
 TELLS = "import json,os,urllib.request as u;"

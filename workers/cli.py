@@ -43,7 +43,7 @@ from workers.lifecycle.consumer import forget_stop, require_hooks
 from workers.lifecycle.stop_signals import leave_at_once, resolve_mode
 from workers.runs.start_spec import StartSpecBuilder
 from workers.service import WorkerParts, WorkerService
-from workers.state.run_folders import StateFolder
+from workers.state.state_folder import StateFolder
 
 logger = logging.getLogger(__name__)
 

@@ -41,7 +41,7 @@ from workers.runs.takeover import Takeover, scopes_of
 from workers.state.attempts import Attempt, Attempts
 from workers.state.ledger_view import LedgerView
 from workers.state.pruner import Pruner
-from workers.state.run_folders import StateFolder
+from workers.state.state_folder import StateFolder
 
 logger = logging.getLogger(__name__)
 

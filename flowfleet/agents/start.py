@@ -40,7 +40,8 @@ from workers.host import Abilities, Host
 from workers.interpreter import interpreter_of
 from workers.runs.start_spec import StartSpecBuilder
 from workers.service import WorkerService
-from workers.state.run_folders import RunFolders, state_root
+from workers.state.run_folders import RunFolders
+from workers.state.state_folder import state_root
 
 if TYPE_CHECKING:
     from flowfleet.agents.agent import Agent

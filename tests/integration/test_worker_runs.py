@@ -12,7 +12,7 @@ from flowfleet.api.connect import connect
 from flowfleet.errors import UnsupportedRun
 from tests.waiting import until
 from tests.worker_world import WorkerWorld
-from workers.state.run_folders import StateFolder
+from workers.state.state_folder import StateFolder
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

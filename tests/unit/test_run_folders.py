@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from workers.deployment import Exit
-from workers.state.run_folders import RunFolders, StateFolder, StateLocked
+from workers.state.run_folders import RunFolders
+from workers.state.state_folder import StateFolder, StateLocked
 
 DAY = 24 * 3600.0
 ROOT = Path(__file__).parents[2]
@@ -50,7 +51,7 @@ def test_a_kill_frees_the_lock(tmp_path):
 import os, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
-from workers.state.run_folders import StateFolder
+from workers.state.state_folder import StateFolder
 state = StateFolder.open(Path({str(tmp_path)!r}), "machine", "worker")
 os.kill(os.getpid(), signal.SIGKILL)
 """

@@ -9,7 +9,7 @@ import pytest
 from tests.ledger_world import row
 from workers.host import Host
 from workers.lifecycle.sign_on import NameTaken, dead_predecessor
-from workers.state.run_folders import StateFolder
+from workers.state.state_folder import StateFolder
 
 BEFORE = Host(name="a", machine_id="m" * 32, boot_id="boot-1", pid_ns=1)
 NOW = dataclasses.replace(BEFORE, boot_id="boot-2")

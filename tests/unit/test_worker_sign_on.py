@@ -11,7 +11,7 @@ from flowfleet.settings.classes import WorkerSettings
 from tests.ledger_world import row
 from workers.host import Host
 from workers.lifecycle.sign_on import NameTaken, open_state, predecessor, sign_on, until_answered
-from workers.state.run_folders import state_root
+from workers.state.state_folder import state_root
 
 HOST = Host(name="h", machine_id="m" * 32, boot_id="boot-1", pid_ns=1)
 

@@ -9,7 +9,7 @@ import pytest
 
 from workers.runs.takeover import Takeover
 from workers.state.pruner import Pruner
-from workers.state.run_folders import StateFolder
+from workers.state.state_folder import StateFolder
 
 ROUTE = "prefect3/11111111-1111-4111-8111-111111111111/default"
 

@@ -14,7 +14,7 @@ from flowfleet.retry import OutageLog
 from flowfleet.settings.classes import WorkerSettings
 from workers.background import KEY_SECONDS
 from workers.host import Host
-from workers.state.run_folders import StateFolder, StateLocked, state_root
+from workers.state.state_folder import StateFolder, StateLocked, state_root
 
 logger = logging.getLogger(__name__)
 

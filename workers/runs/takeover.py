@@ -17,7 +17,8 @@ from typing import Any
 
 from flowfleet.flow_run import Offer
 from workers.shim import atomic_files
-from workers.state.run_folders import OutboxFolder, RunFolder, RunFolders, StateFolder, StateLocked
+from workers.state.run_folders import OutboxFolder, RunFolder, RunFolders
+from workers.state.state_folder import StateFolder, StateLocked
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 
-from workers.state.run_folders import RunFolders, StateFolder, StateLocked
+from workers.state.run_folders import RunFolders
+from workers.state.state_folder import StateFolder, StateLocked
 
 logger = logging.getLogger(__name__)
 
