@@ -1,4 +1,4 @@
-"""The API room: one client per Prefect API behind one Protocol."""
+"""API: one client for each of the two Prefect APIs, behind one Protocol."""
 
 from flowfleet.api.client import ApiClient
 from flowfleet.api.connect import Connector, connect
