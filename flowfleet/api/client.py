@@ -1,4 +1,4 @@
-"""ApiClient: what poller and workers ask of a Prefect API, whichever it is."""
+"""Client: the Protocol by which poller and workers use a Prefect API, whichever version it is, and its records."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class StateType(StrEnum):
 
     @property
     def terminal(self) -> bool:
-        """True for an end."""
+        """Whether a run in this state has ended."""
         return self in (StateType.COMPLETED, StateType.FAILED, StateType.CRASHED, StateType.CANCELLED)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunState:
-    """What the API says of a run."""
+    """The state of one run, as the API tells it."""
 
     run_id: str
     run_name: str
@@ -41,86 +41,93 @@ class RunState:
     name: str  # the state's own name: Submitted, Launching, AwaitingRetry, …
     message: str = ""
     scheduled: datetime | None = None  # the state's scheduled time
-    call: str | None = None  # the transition id (Prefect 3) or the claim's mark (Prefect 1)
-    infrastructure: str | None = None
-    at: datetime | None = None
+    call: str | None = None  # the state's transition id (Prefect 3), or the call id in its context (Prefect 1)
+    infrastructure: str | None = None  # the run's infrastructure mark (Prefect 3)
+    at: datetime | None = None  # when the state was written
     #: True when the run comes back by itself though its state is Running (Prefect 1: a task to retry later)
     comes_back: bool = False
-    #: True when it is Scheduled or Paused but only its own process can go on with it (Prefect 3: a retry or a pause
-    #: inside the process): the API hands it to nobody, so when that process is gone an end must be reported
+    #: True when the run is Scheduled or Paused but only its own process can continue it (Prefect 3: a retry or a pause
+    #: inside the process): the API hands such a run to nobody, so when the process is gone an end must be reported
     held: bool = False
 
 
 class Verdict(StrEnum):
-    """What the API made of a state that we wrote."""
+    """The outcome of a state that we wrote to the API."""
 
     ACCEPTED = "accepted"
-    REFUSED = "refused"  # definitely not; `state` is what stands there
+    REFUSED = "refused"  # definitely not written; the answer's `state` is the one that the run has
     UNSURE = "unsure"  # no definite answer: ask again with the same ids, then settle
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """The verdict, why, and what stands at the API now (None = the run is gone, or not known)."""
+    """The API's answer to one write: the verdict, the reason, and the run's state now.
+
+    A `state` of None means that the run is gone, or that its state is not known.
+    """
 
     verdict: Verdict
     reason: str = ""
     state: RunState | None = None
     gone: bool = False
-    #: UNSURE since the API does not answer at all now: whatever else is asked would wait as long for nothing
+    #: set when the verdict is UNSURE because the API does not answer at all now: any other request would wait as long
+    #: for nothing
     silence: ApiUnavailable | None = None
 
     @classmethod
     def unsure(cls, error: ApiError, state: RunState | None = None) -> Answer:
-        """What an error of the API says about the state that we wrote: nothing."""
+        """The answer for an error of the API, which says nothing about the state that we wrote."""
         silence = error if isinstance(error, ApiUnavailable) and not error.answered else None
         return cls(verdict=Verdict.UNSURE, reason=str(error), state=state, silence=silence)
 
     @property
     def being_cancelled(self) -> bool:
-        """Refused since somebody cancels the run: who gives it back unbegun says that it is done."""
+        """Whether the write was refused because somebody is cancelling the run.
+
+        Whoever wanted to hand back such a run before it began reports it as Cancelled instead.
+        """
         return self.verdict is Verdict.REFUSED and self.state is not None and self.state.kind is StateType.CANCELLING
 
 
 @dataclass(frozen=True, kw_only=True)
 class UnfitRun:
-    """A run that is due and that nobody here can take, though it may be right for others; it stays Scheduled."""
+    """A due run that no worker here can start. Others may be able to, so the run stays Scheduled."""
 
     run_id: str
     name: str
-    #: one sentence for its log page: what it asks for, and who could run it
+    #: one sentence for the run's log page: what the run asks for, and who could run it
     reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class DueRuns:
-    """What waits at the API for one route."""
+    """The runs that wait at the API for one route."""
 
     route: Route
     runs: tuple[FlowRun, ...]  # claimable now or within the asked time, in the server's order
     due: int  # how many are due now
-    at_least: bool = False  # the API lists no more than this
-    oldest: datetime | None = None
-    #: how many runs of its pool, whichever, the API has room for (None = all that are listed)
+    at_least: bool = False  # True when more may be due than `due` says, since the API lists no more
+    oldest: datetime | None = None  # since when the oldest of them is due
+    #: how many runs of the route's pool, from whichever queue, the API has room for (None = all that are listed)
     room: int | None = None
-    #: counted in `due`, but asking for what no offer here can do (Prefect 1: storage, run_config)
+    #: runs that are counted in `due` but ask for what no offer here can do (Prefect 1: storage, run_config)
     unfit: tuple[UnfitRun, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rival:
-    """Somebody else at the API who would take the same runs: an agent of Prefect 1 with the same labels."""
+    """Another agent at the API that would take the same runs: an agent of Prefect 1 with the same labels."""
 
     name: str
     type: str
     labels: tuple[str, ...]
-    #: when it last asked for runs
+    #: when the agent last asked for runs
     seen: datetime | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unfinished:
-    """A run that the API shows as ours (of this fleet) and not ended: for the sweep."""
+    """A run that the API shows as this fleet's and as not ended; the leader's sweep reads these."""
 
     state: RunState
     route: Route | None
@@ -144,12 +151,12 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What to run: asked of the API by the worker, never through Redis."""
+    """What to run. The worker asks the API for it; it never goes through Redis."""
 
     state: RunState
-    #: the command of pool, deployment or run; None = the backend's engine
+    #: the command of pool, deployment or run; None = the engine of this Prefect
     command: tuple[str, ...] | None = None
-    #: None takes a variable of the worker's own away
+    #: the run's environment variables; None removes a variable that the worker's own environment has
     env: Mapping[str, str | None] = field(default_factory=dict)
     working_dir: str | None = None
     flow_id: str | None = None
@@ -163,7 +170,7 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class LogLine:
-    """A line of ours on the run's own log page."""
+    """A log line that we write on the run's own log page."""
 
     run_id: str
     message: str
@@ -173,11 +180,11 @@ class LogLine:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerInfo:
-    """Which API answers, and how far its clock is from ours."""
+    """The API that answers, its version, and the difference between its clock and ours."""
 
     backend: str
     version: str
-    skew_seconds: float  # its clock minus ours
+    skew_seconds: float  # the server's clock minus ours
     #: the tenant whose runs we see, by name, where there are several
     tenant: str | None = None
 
@@ -191,14 +198,15 @@ class Mark:
 
 
 class ApiClient(Protocol):
-    """One Prefect API. Every method raises `ApiUnavailable` (ask again later) or `ApiRejected` (a definite no).
+    """A client of one Prefect API. Every method raises `ApiUnavailable` (ask again later) or `ApiRejected` (a no).
 
     Methods that write states answer with a `Verdict` instead of raising, except `KeyRefused`, which says nothing
-    about any run. Retry of single requests lives inside (api/session.py), bounded; loops retry above it.
+    about any run. Single requests are retried inside, within bounds (api/transport/session.py); loops retry above.
     """
 
+    #: prefect1 or prefect3
     backend: str
-    #: where it is, as it may be shown and written down
+    #: the API's address without secrets, as it may be shown and written down
     address: str
 
     @property
@@ -206,92 +214,121 @@ class ApiClient(Protocol):
         """Whether the last answer refused our credentials."""
 
     def renew(self) -> bool:
-        """Look for the credentials where they came from; True when they are others now."""
+        """Read the credentials again from where they came from; True when they have changed."""
 
     def probe(self) -> ServerInfo:
-        """Ask who answers. Raises `ApiRejected` with the remedy when it is no usable Prefect API (too old, not one)."""
+        """Ask which API answers.
+
+        Raises `ApiRejected` with the remedy when what answers is no usable Prefect API (too old, or something else).
+        """
 
     def resolve(self, offer: Offer, *, create: bool) -> Offer:
-        """Fill in the server's ids of the offer (pool uuids, tenant); `create` makes missing pools."""
+        """Fill in the server's ids of the offer (pool uuids, tenant); `create` makes missing pools and work queues."""
 
     def routes(self, offer: Offer) -> list[Route]:
-        """The routes that exist now for this offer (each work queue of its pools)."""
+        """The routes that exist now for this offer (Prefect 3: one for each work queue of its pools)."""
 
-    # knowing and claiming: the leader
+    # listing and claiming, by the leader
     def due(self, offers: Sequence[Offer], *, within_seconds: float, limit: int) -> list[DueRuns]:
-        """Runs due now or within the given seconds that these offers may run, limits, pauses, priority observed."""
+        """List the runs that are due now or within the given seconds and that these offers may run.
+
+        The server's limits, pauses and priorities are observed. One request lists at most `limit` runs.
+        """
 
     def count_due(self, offers: Sequence[Offer]) -> list[DueRuns]:
-        """Only count what is due, for pools that no live worker serves (polling would mark them READY)."""
+        """Only count the due runs, for offers that no live worker serves.
+
+        Listing the runs would make these offers look served: their pools READY, or their agent alive.
+        """
 
     def claim(self, runs: Sequence[FlowRun], call: str, mark: Mark) -> dict[str, Answer]:
-        """Scheduled → Submitted for ≤ 10 runs in one call with the transition id `call`; never raises for one run."""
+        """Move at most 10 runs from Scheduled to Submitted in one call with the id `call`.
+
+        The call id stands in the state that is written (Prefect 3: as its transition id). Never raises because of one
+        run: each run has its own answer.
+        """
 
     def settle(self, run_id: str, call: str) -> Answer:
         """Read whether the run is claimed by this very call: ACCEPTED, REFUSED or UNSURE (no answer)."""
 
     def unserved(self, offers: Sequence[Offer]) -> list[UnfitRun]:
-        """Due runs that no agent known to the API could take, whichever fleet's it is (Prefect 1: by their labels)."""
+        """Due runs that no agent known to the API could take, of this fleet or not (Prefect 1: because of labels)."""
 
     def reinstate(self, run_id: str, claim: str, mark: Mark) -> Answer:
         """Write back the state of a run that the API has put back to Scheduled though its process lives.
 
-        Prefect 1's Lazarus does so (source: Prefect Server); REFUSED where the run is not Scheduled, or nobody does so.
+        Prefect 1's Lazarus puts runs back (source: Prefect Server). REFUSED when the run is not Scheduled, and at an
+        API where nothing puts runs back.
         """
 
     def rivals(self, offers: Sequence[Offer], mark: Mark) -> list[Rival]:
-        """Others that take the runs of these offers too and know nothing of this fleet's ledger."""
+        """Other agents that take the runs of these offers too and know nothing of this fleet's ledger."""
 
     def hand_back(
         self, run_id: str, call: str, due: datetime, mark: Mark, reason: str, *, never_began: bool = False
     ) -> Answer:
-        """Submitted → Scheduled at the old time, if it is still ours; clears the infrastructure mark.
+        """Move a run from Submitted to Scheduled at its old time, if it is still ours; clear the infrastructure mark.
 
         Launching goes back only with `never_began`, its host's proof that user code did not and will not begin: what a
         leader sees in a ledger that has lost writes may be behind what a worker has done.
-        REFUSED = it is not ours any more (ended, cancelled, somebody else's), or may have begun.
+        REFUSED = the run is not ours any more (ended, cancelled, somebody else's), or may have begun.
         """
 
     def unfinished(self, mark: Mark) -> list[Unfinished]:
         """Every run that this fleet has Submitted, Launching or started and that has not ended."""
 
     def online(self, pool: str, name: str, interval_seconds: float) -> None:
-        """Show the fleet as one online worker of the pool (Prefect 3: heartbeat by that name)."""
+        """Show the fleet as one online worker of the pool (Prefect 3: a worker's heartbeat with the given name)."""
 
     def offline(self, pool: str, name: str) -> None:
-        """Take that sign down."""
+        """Remove the worker that `online` shows from the pool; it may be gone already."""
 
-    # taking and ending: workers
+    # taking and ending, by workers
     def job(self, run_id: str) -> Job:
-        """What to run. Raises `RunGone`, or `UnsupportedRun` naming what cannot be resolved."""
+        """Ask what to run; the job's state also tells of a cancel that came after the claim.
+
+        Raises `RunGone`, or `UnsupportedRun` naming what cannot be resolved.
+        """
 
     def launching(self, run_id: str, call: str, claim: str, mark: Mark) -> Answer:
-        """Submitted → Launching, the second lock; the same claim id again is ACCEPTED, another's is REFUSED."""
+        """Move a run from Submitted to Launching, as a second lock beside the ledger's.
+
+        A repeat with the same claim id is ACCEPTED, another claim id is REFUSED.
+        """
 
     def started(self, run_id: str, mark: Mark, pid: int) -> None:
-        """Write the infrastructure mark `flowfleet:FLEET:HOST:PID`."""
+        """Write the infrastructure mark `flowfleet:FLEET:HOST:PID` (Prefect 3)."""
 
     def started_line(self, mark: Mark, pid: int) -> str:
-        """The line of a run's log page that says that its process was started."""
+        """The line for a run's log page that says that its process was started."""
 
     def states(self, run_ids: Sequence[str]) -> dict[str, RunState]:
         """The states of many runs in one request; a run that is left out does not exist any more."""
 
     def place(self, run_id: str) -> Place | None:
-        """Where a run waits, for people who ask; None when it has no such place."""
+        """Where a run waits and what holds it back there, for `explain`; None when the run waits in no such place."""
 
     def report(self, run_id: str, kind: StateType, message: str, mark: Mark) -> Answer:
-        """Propose an end (CRASHED, FAILED or CANCELLED); REFUSED when the API has it ended already."""
+        """Propose an end (CRASHED, FAILED or CANCELLED).
+
+        REFUSED when the run has ended already at the API, or is Scheduled or Paused there and will go on by itself.
+        """
 
     def log(self, lines: Sequence[LogLine]) -> None:
-        """Append lines of ours to the logs of runs."""
+        """Append our lines to the log pages of their runs."""
 
-    # the child
+    # the engine: the child process of a run
     def engine_command(self, python: str, job: Job, prefect: str) -> tuple[str, ...]:
-        """The engine's argv for an interpreter and its prefect ("" where nobody knows): `PYTHON -m prefect.engine`."""
+        """The engine's argv, such as `PYTHON -m prefect.engine`.
+
+        `python` is the interpreter and `prefect` the version of prefect in it, "" when that is not known.
+        """
 
     def engine_defaults(self, job: Job) -> dict[str, str]:
-        """Variables of the child that hold only where neither its worker nor its run says otherwise."""
+        """Environment variables of the engine that hold only where neither its worker nor its run sets them."""
 
     def engine_environment(self, run_id: str, job: Job) -> Mapping[str, str | None]:
-        """The forced environment of the child: API address, credentials, run id; None takes a variable away."""
+        """Environment variables that the engine must have: API address, credentials, run id.
+
+        They win over every other layer. None removes a variable that the worker's own environment has.
+        """

@@ -1,4 +1,4 @@
-"""Door: the way to the Prefect API that is meant: which of the two it is, by settings or by asking, and its client."""
+"""Connect: the connector, which learns from settings or by asking which Prefect API is meant, and opens its client."""
 
 from __future__ import annotations
 
@@ -33,10 +33,12 @@ _PREFECT3 = "PREFECT_API_URL"
 
 
 class Connector:
-    """Reads the settings when it is made, and asks only in `open`, and only where they leave it open.
+    """A connector opens the client of the Prefect API that the settings mean.
 
-    Whoever waits for the API calls `open` until it answers. It holds the secrets of whatever is behind it, also before
-    that is known, so a replaced key is found at SIGHUP and after a refusal.
+    The settings are read when the connector is made. The API is asked which Prefect it is only in `open`, and only
+    where the settings leave that undecided. Whoever waits for the API calls `open` until the API answers. The connector
+    holds the secrets of either Prefect, also before it is known which one answers, so a replaced key is found at SIGHUP
+    and after a refusal.
     """
 
     def __init__(
@@ -48,15 +50,15 @@ class Connector:
         home: Path | None = None,
         pause: Callable[[float], object] = time.sleep,
     ) -> None:
-        """Raises `SettingsError` when no address is set anywhere, or one that cannot be used."""
+        """Raises `SettingsError` when no address is set anywhere, or when the address cannot be used."""
         self._settings, self._environ, self._pause = settings, environ, pause
         self._folder, self._home = folder or Path.cwd(), home or home_of(environ)
-        #: prefect1, prefect3, or None = it has to be asked
+        #: prefect1, prefect3, or None = the API has to be asked
         self.backend = decide(settings, environ, self._folder, self._home)
         self._client: ApiClient | None = None
         self._refused = False
         self._last: Access | None = None
-        # what is wrong with the settings of the one that is meant is told now
+        # read here already, so that an error in the settings of the Prefect that is meant is told at once
         self._source = AccessSource(settings, environ, self._folder, self._home) if self.backend != "prefect1" else None
         self._shown = self._credentials() if self.backend != "prefect1" else (None, self._access().address)
 
@@ -66,16 +68,17 @@ class Connector:
         return self._client.key_refused if self._client else self._refused
 
     def renew(self) -> bool:
-        """Look for the credentials again; True when they are others now."""
+        """Read the credentials again; True when they have changed."""
         if self._client:
             return self._client.renew()
         before, self._shown = self._shown, self._credentials()
         return self._shown != before
 
     def open(self) -> ApiClient:
-        """The client. Where it has to be asked which one: raises `ApiUnavailable` while nobody answers.
+        """The client; where the settings do not tell which Prefect is meant, the API is asked first.
 
-        `ApiRejected` is for an address where neither is, `SettingsError` for settings that name two that both are.
+        Raises `ApiUnavailable` while nobody answers, `ApiRejected` for an address where neither Prefect is, and
+        `SettingsError` for settings that name two addresses which both answer.
         """
         if self._client is None:
             self._refused = False
@@ -89,9 +92,9 @@ class Connector:
         return self._client
 
     def client_for(self, settings: Common) -> ApiClient:
-        """The opened client as a part with these settings uses it: they name its agent, and what its runs get.
+        """The opened client for a part with these settings, which name the agent and what its runs get.
 
-        Raises what `open` raises, and `ApiRejected` for a tenant that is not there.
+        Raises what `open` raises, and `ApiRejected` for a tenant that does not exist.
         """
         client = self.open()
         if self.backend == "prefect1":
@@ -100,10 +103,10 @@ class Connector:
         return client
 
     def defaults(self, settings: C) -> C:
-        """The settings of a command, with what Prefect 1's own agent settings say where nothing nearer does."""
+        """The settings of a command, with the values of Prefect 1's own agent settings where nothing nearer is set."""
         return prefect1_defaults.applied(settings, self._found1()) if self.backend == "prefect1" else settings
 
-    # which one
+    # which Prefect it is
 
     def _ask(self) -> str:
         session = self._session()
@@ -111,7 +114,7 @@ class Connector:
         trouble: SettingsError | None = None
         try:
             candidates.append(detect.prefect1(self._graphql(self._access())))
-        except SettingsError as error:  # it only matters where Prefect 3 is not there
+        except SettingsError as error:  # this error only matters where Prefect 3 does not answer
             trouble = error
         try:
             backend = detect.choose(candidates, hint=lambda: self._nearby(session.address))
@@ -121,7 +124,7 @@ class Connector:
         return backend
 
     def _nearby(self, address: Address) -> str:
-        """What is there where people often mean another path of the same server."""
+        """What answers at the other path of the same server, with or without `/api`, which people often mean."""
         other = address.url.removesuffix("/api") if address.url.endswith("/api") else f"{address.url}/api"
         there = replace(address, url=other)
         if other.endswith("/api"):
@@ -136,7 +139,7 @@ class Connector:
         return Prefect1Settings(self._environ, self._home)
 
     def _access(self) -> Access:
-        """Read anew each time: secret files and Prefect 1's own may have been replaced."""
+        """Prefect 1's access, read anew each time: secret files and Prefect 1's own files may have been replaced."""
         try:
             self._last = find_access(refresh(self._settings), self._found1())
         except SettingsError as error:
@@ -146,7 +149,7 @@ class Connector:
         return self._last
 
     def _source_now(self) -> tuple[AccessSource, Address]:
-        assert self._source is not None  # of Prefect 3, or of both
+        assert self._source is not None  # only called where Prefect 3 is meant, or may be
         try:
             return self._source, self._source.look()
         except SettingsError as error:
@@ -154,7 +157,7 @@ class Connector:
             return self._source, self._source.address
 
     def _credentials(self) -> tuple[Address | None, Address | None]:
-        """What is shown at either API."""
+        """The addresses with the credentials that Prefect 3 and Prefect 1 would get; None where there is none."""
         of3 = self._source_now()[1] if self._source else None
         try:
             return of3, self._access().address
@@ -201,7 +204,7 @@ class Connector:
 
 
 def decide(settings: Common, environ: Mapping[str, str], folder: Path, home: Path) -> str | None:
-    """Which API the settings mean, None where it has to be asked; raises `SettingsError` where they name none."""
+    """Which API the settings mean, None where the API has to be asked; raises `SettingsError` where they name none."""
     if settings.backend in ("prefect1", "prefect3"):
         return settings.backend
     if settings.backend != "auto":
@@ -224,5 +227,8 @@ def connect(
     home: Path | None = None,
     pause: Callable[[float], object] = time.sleep,
 ) -> ApiClient:
-    """The client of the API that is meant, for those who do not wait: raises what `Connector` and its `open` raise."""
+    """The client of the API that the settings mean, for callers that do not wait for it.
+
+    Raises what `Connector` and its `open` raise.
+    """
     return Connector(settings, environ, folder=folder, home=home, pause=pause).open()

@@ -1,4 +1,4 @@
-"""Backends: which of the two Prefect APIs answers at an address, asked in the words of each."""
+"""Detect: which of the two Prefect APIs answers at an address, found by one question to each."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from flowfleet.api.transport.responses import CredentialsRefused, Refused
 from flowfleet.api.transport.session import ASKED_TRIES, Session
 from flowfleet.errors import ApiError, ApiRejected, ApiUnavailable, KeyRefused, SettingsError
 
-#: both questions are answered from memory
+#: how long an answer may take; servers answer both questions from memory
 _SECONDS = 10.0
 
 
 class NotThere(ApiRejected):
-    """Neither Prefect API is where it was looked for."""
+    """Neither Prefect API is at the address that was asked."""
 
 
 class Detection(Enum):
-    """What one question showed."""
+    """What the answer to one question shows."""
 
     YES = "it is"
     NO = "something else answers"
@@ -39,25 +39,25 @@ class ProbeResult:
 
     @property
     def no_line(self) -> bool:
-        """Nobody was there to hear the question."""
+        """Whether no answer came at all: there was no connection, or it broke, or the time ran out."""
         return self.error is not None and isinstance(self.error.__cause__, requests.exceptions.RequestException)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One API that may be there."""
+    """One Prefect API that may be at an address, and the question that shows whether it is there."""
 
     backend: str
-    #: in words, with the question that tells it
+    #: the API's name and the question, in words for error texts
     name: str
     question: str
-    #: where it would be, as it may be shown
+    #: the address, as it may be shown
     shown: str
     ask: Callable[[], ProbeResult]
 
 
 def prefect3(session: Session, *, tries: int = ASKED_TRIES) -> Candidate:
-    """Prefect 3 tells its version, or says in its own words that it does not tell it to us."""
+    """The candidate for Prefect 3, which tells its version, or refuses it to us with an error in its own form."""
 
     def answered() -> bool:
         try:
@@ -77,7 +77,7 @@ def prefect3(session: Session, *, tries: int = ASKED_TRIES) -> Candidate:
 
 
 def prefect1(graphql: GraphQL, *, tries: int = ASKED_TRIES) -> Candidate:
-    """Prefect 1 greets; whatever it says, it says it in GraphQL."""
+    """The candidate for Prefect 1, which answers `hello`; any answer in GraphQL, errors too, shows that it is there."""
 
     def answered() -> bool:
         try:
@@ -112,10 +112,10 @@ def _heard(answered: Callable[[], bool]) -> ProbeResult:
 
 
 def choose(candidates: Sequence[Candidate], *, hint: Callable[[], str] = lambda: "") -> str:
-    """The backend of the one that answers.
+    """The backend of the candidate that answers.
 
-    Raises `ApiUnavailable` where waiting may help, and `ApiRejected` with the `hint` where none of them is there.
-    Where both are, at two addresses, nothing says which is meant: that is a `SettingsError`.
+    Raises `ApiUnavailable` where waiting may help, and `ApiRejected` with the `hint` where no candidate is there.
+    Where both answer, at two addresses, nothing says which is meant: that is a `SettingsError`.
     """
     heard: list[tuple[Candidate, ProbeResult]] = []
     one_place = len({candidate.shown for candidate in candidates}) == 1
@@ -123,7 +123,7 @@ def choose(candidates: Sequence[Candidate], *, hint: Callable[[], str] = lambda:
         found = candidate.ask()
         heard.append((candidate, found))
         if one_place and (found.verdict is Detection.YES or found.no_line):
-            break  # the other question would only meet the same
+            break  # both questions go to this address, so the other one can tell nothing more
     there = [candidate for candidate, found in heard if found.verdict is Detection.YES]
     if len(there) > 1:
         places = " and ".join(f"{candidate.name} at {candidate.shown}" for candidate in there)
@@ -135,7 +135,7 @@ def choose(candidates: Sequence[Candidate], *, hint: Callable[[], str] = lambda:
 
 
 def _none(heard: Sequence[tuple[Candidate, ProbeResult]], *, one_place: bool, hint: Callable[[], str]) -> ApiError:
-    """Why none of them is there: what may pass is told first."""
+    """The error that tells why no candidate is there; a trouble that may pass comes before a definite no."""
     for verdict, kind in ((Detection.AWAY, ApiUnavailable), (Detection.REFUSED, KeyRefused)):
         errors = [found.error for _, found in heard if found.verdict is verdict and found.error]
         if len(errors) == 1 or (errors and one_place and verdict is Detection.AWAY):
@@ -155,7 +155,7 @@ def _answer(heard: ProbeResult) -> str:
 
 
 def remedy(candidate: Candidate) -> str:
-    """Words to append where this one is there; empty where it is not."""
+    """Words to append to an error where this candidate is there; empty where it is not."""
     try:
         found = candidate.ask()
     except ApiRejected:

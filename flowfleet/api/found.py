@@ -1,4 +1,4 @@
-"""Found: one setting of Prefect's own, with the place where it was found; and how its files are read."""
+"""Found: one setting of Prefect's own, with the place where it was found; and the reader of its TOML files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flowfleet.errors import SettingsError
 
 @dataclass(frozen=True)
 class Found:
-    """One setting and where it was found; the value may be a secret, so it does not show."""
+    """One setting and where it was found; the value may be a secret, so `repr` does not show it."""
 
     value: str
     source: str
@@ -22,7 +22,7 @@ class Found:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The content of a TOML file, empty where there is none; raises `SettingsError` without showing any of it."""
+    """The content of a TOML file, empty where there is none; raises `SettingsError` without showing any content."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):

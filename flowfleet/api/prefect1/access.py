@@ -1,4 +1,4 @@
-"""Access: where a Prefect 1 API is, with which key and tenant: flag, FLOWFLEET_*, then as its own command finds it."""
+"""Access: a Prefect 1 API's address, key and tenant: by flag, FLOWFLEET_*, then as Prefect 1's command finds them."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ _NO_KEY = (
 
 @dataclass(frozen=True, kw_only=True)
 class Access:
-    """Where the API is, what to show there, and which kind of Prefect 1 it is."""
+    """The address with its credentials, the tenant, and which kind of Prefect 1 it is."""
 
     address: Address
-    #: the tenant's id where one is set; else the API knows the key's own, or a server's first
+    #: the tenant's id where one is set; None: the API tells the tenant of the key, or the server's first
     tenant: str | None
     #: `server` or `cloud`, in Prefect 1's own words
     server_backend: str
 
 
 def find_access(settings: Common, found: Prefect1Settings) -> Access:
-    """Address, key and tenant, each from the nearest place that has it; raises `SettingsError`."""
+    """Find address, key and tenant, each in the nearest place that has it; raises `SettingsError`."""
     named = Found(settings.api, "--api") if settings.api else found_url(found)
     bare, user = parse_url(named.value, named.source, example=_EXAMPLE)
     key = settings.key or settings.token or _value(found.key(bare))
@@ -49,13 +49,13 @@ def find_access(settings: Common, found: Prefect1Settings) -> Access:
 
 
 def found_url(found: Prefect1Settings) -> Found:
-    """The address that Prefect 1's own settings name, and where."""
+    """The address that Prefect 1's own settings name, and where they name it."""
     of_server = not found.given("backend") and _means_server(found)
     return (of_server and found.get("server.endpoint")) or found.url
 
 
 def _means_server(found: Prefect1Settings) -> bool:
-    """Only a server is described, though nobody said that it is the one to use."""
+    """Whether the settings describe a Prefect Server and no Cloud, though none of them says which to use."""
     of_cloud = any(map(found.given, ("cloud.api", "cloud.endpoint", "cloud.api_key")))
     return not of_cloud and any(map(found.given, ("server.host", "server.port", "server.endpoint")))
 
@@ -88,7 +88,7 @@ def _tenant(settings: Common, found: Prefect1Settings, url: str) -> str | None:
 def _authorization(key: str | None, user: str | None) -> str | None:
     if user is None:
         return f"Bearer {key}" if key else None
-    # as Prefect 1's client, which engines use too: what stands in the address wins, and is latin-1 (requests 2.x)
+    # as Prefect 1's client does, which engines use too: the login in the address wins, and is latin-1 (requests 2.x)
     try:
         login = user.encode("latin-1")
     except UnicodeEncodeError as error:

@@ -1,7 +1,7 @@
-"""AgentConfig: the settings that a Prefect 1 API keeps under `--agent-config-id`, laid over those given here.
+"""Agent config: the settings that a Prefect 1 API keeps under `--agent-config-id`, laid over those given here.
 
-Its entries are named like the arguments of the reference's agents. They win, as is documented there. What is an agent
-there is a poller and its workers here, so each of them takes the entries that are its own.
+The entries are named like the arguments of the reference's agents. They win, as the reference documents. What is one
+agent in the reference is a poller and its workers here, so each part takes the entries that concern it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ S = TypeVar("S", PollerSettings, WorkerSettings)
 
 @dataclass(frozen=True, kw_only=True)
 class _Entry:
-    """One argument of the reference: the setting that it is here, and how its JSON is read (ValueError, TypeError)."""
+    """One entry: our setting for it, and the reader of its JSON, which raises ValueError or TypeError."""
 
     field: str
     read: Callable[[Any], Any]
@@ -84,7 +84,7 @@ def _pairs(value: Any) -> tuple[str, ...]:
 
 _BOTH = (PollerSettings, WorkerSettings)
 _ENTRIES = {
-    # a worker's name is its identity, and its address a port of its host: those of many cannot be one
+    # for the poller alone: a worker's name is its identity and its address a port of its host, so many cannot share one
     "name": _Entry(field="name", read=_name, wants="some text", of=(PollerSettings,)),
     "agent_address": _Entry(field="agent_address", read=_text, wants="an address", of=(PollerSettings,)),
     "max_polls": _Entry(field="max_polls", read=_count, wants=values.NUMBER.wants, of=(PollerSettings,)),
@@ -97,13 +97,13 @@ _ENTRIES = {
     "show_flow_logs": _Entry(field="show_flow_logs", read=_switch, wants="true or false", of=(WorkerSettings,)),
     "hostname_label": _Entry(field="hostname_label", read=_switch, wants="true or false", of=(WorkerSettings,)),
 }
-#: given by whoever starts the agent: it is how the config was found
+#: entries that are skipped silently: the id is how this config was found
 _NO_MATTER = frozenset({"agent_config_id"})
 _SECRET = frozenset({"env_vars"})
 
 
 def applied(settings: S, api: ApiClient) -> S:
-    """The settings with the agent config laid over them, if one is named: connect to the API with these anew.
+    """The settings with the agent config laid over them, if they name one; the caller connects anew with the result.
 
     Raises `ApiRejected` for a config that does not exist, and `SettingsError` for one that cannot be used.
     """
@@ -123,7 +123,7 @@ def applied(settings: S, api: ApiClient) -> S:
 
 
 def lay_over(settings: S, config: Mapping[str, Any], config_id: str) -> S:
-    """The settings with the entries of this config over them; null is no entry."""
+    """The settings with the entries of this config laid over them; an entry that is null is ignored."""
     given = {name: value for name, value in config.items() if value is not None and name not in _NO_MATTER}
     unknown = sorted(set(given) - set(_ENTRIES))
     if unknown:

@@ -1,4 +1,4 @@
-"""Agents: how the fleet stands in a Prefect 1 server's list of agents, and what that list hands out to it."""
+"""Agents: the fleet's entries in a Prefect 1 server's list of agents, and the runs that the server gives to them."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ logger = logging.getLogger(__name__)
 
 #: the server lists at most so many runs to one agent (source: Prefect Server)
 WINDOW = 25
-#: an agent that has not asked for a minute counts as gone in the UI; one request can be signed by one agent only
+#: an agent signs a request at least this often: one that has not asked for a minute counts as gone in the UI, and a
+#: request can be signed by one agent only
 STAMP_SECONDS = 45.0
-#: so many questions go into one request
+#: the most agents whose runs are asked for in one request
 _MOST = 20
 
 
 @dataclass(frozen=True, order=True)
 class RegisteredAgent:
-    """One line in the server's list: a label set of live workers, and how these start runs."""
+    """One entry in the server's list of agents: a label set of live workers, and the type, by how these start runs."""
 
     labels: tuple[str, ...]
     type: str = "LocalAgent"
@@ -35,18 +36,18 @@ class RegisteredAgent:
 
 @dataclass(frozen=True, kw_only=True)
 class AgentQueue:
-    """What the server hands out to one agent."""
+    """The runs that the server hands out to one agent."""
 
     run_ids: tuple[str, ...]
 
     @property
     def full(self) -> bool:
-        """It may have more."""
+        """Whether more runs may wait than the server lists."""
         return len(self.run_ids) >= WINDOW
 
 
 class AgentRegistry:
-    """Registers an agent for each label set, once; and asks for all of them in one request."""
+    """The fleet's agents at the server: each label set is registered once, and one request asks for the runs of all."""
 
     def __init__(
         self,
@@ -68,18 +69,23 @@ class AgentRegistry:
         return frozenset(self._ids.values())
 
     def any_id(self) -> str | None:
-        """One of them, to sign a claim with: the server notes who has a run."""
+        """The id of any of our agents, to sign a claim with: the server notes who has a run. None without agents."""
         return next(iter(self._ids.values()), None)
 
     def ready(
         self, tenant: str, agents: Sequence[RegisteredAgent], before: datetime
     ) -> dict[RegisteredAgent, AgentQueue]:
-        """What is due for each agent until then; one that the server refuses is left out, with a line in our log."""
+        """List what is due before the given time, by agent.
+
+        An agent whose runs the server refuses to list is left out, with a line in our log. Raises `ApiRejected` when
+        the server lists the runs of no agent in a request, or refuses to register an agent.
+        """
         ids = {agent: self._registered(tenant, agent) for agent in agents}
         found: dict[RegisteredAgent, AgentQueue] = {}
         waiting = sorted(ids, key=lambda agent: self._stamped.get(agent, float("-inf")))
         while waiting:
-            # whoever was silent for longest signs the request; further ones only when they would count as gone
+            # the agent that was silent for longest signs the request; the others sign one of their own only when they
+            # would count as gone
             found |= self._ask(tenant, waiting[:_MOST], ids[waiting[0]], before)
             self._stamped[waiting[0]] = now = self._clock()
             waiting = [

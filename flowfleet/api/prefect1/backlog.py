@@ -1,4 +1,4 @@
-"""Backlog: what is due at a Prefect 1 API, for whom, and who else would take it."""
+"""Backlog: the due runs of a Prefect 1 API, by route, and the other agents that would take them."""
 
 from __future__ import annotations
 
@@ -16,23 +16,26 @@ from flowfleet.api.prefect1.states import Run
 from flowfleet.api.transport.reading import instant, reading, rows
 from flowfleet.flow_run import FlowRun, Offer, Route
 
-#: a task that is due is left to its own process for so long, which waits for the same moment (source: prefect 1.4.1)
+#: how long a due task is left to its run's own process, which waits for the same moment (source: prefect 1.4.1)
 LATE_SECONDS = 3.0
-#: a run that is due for longer and that nobody takes is told about
+#: how long a run must be due before it counts as one that nobody takes
 UNSERVED_SECONDS = 60.0
-#: an agent that has not asked for so long does not count
+#: an agent that has not asked for runs for so long does not count
 SEEN_SECONDS = 120.0
 _MOST = 50
 _TYPES = {"process": "LocalAgent", "docker": "DockerAgent"}
 
 
 def agent_of(offer: Offer) -> RegisteredAgent:
-    """How workers with this offer stand in the server's list."""
+    """The entry of workers with this offer in the server's list of agents."""
     return RegisteredAgent(labels=tuple(sorted(offer.labels)), type=_TYPES.get(offer.deploy, "LocalAgent"))
 
 
 class Backlog:
-    """One request for the ids of all label sets, and one more for what these runs are, if there are any."""
+    """The due runs of a Prefect 1 API.
+
+    A poll is one request for the run ids of all label sets, and one more for the facts of these runs, if there are any.
+    """
 
     def __init__(self, runs: Runs, agents: AgentRegistry, now: Callable[[], datetime]) -> None:
         """`now` is the server's time."""
@@ -43,7 +46,10 @@ class Backlog:
     def due(
         self, tenant: str, offers: Sequence[Offer], *, within_seconds: float, noted: Callable[[Sequence[Run]], None]
     ) -> list[DueRuns]:
-        """What the API would hand out, by the labels of the runs, the earliest first."""
+        """List what the API would hand out, by route (the labels of the runs), the earliest first.
+
+        `noted` is called with the rows that were read.
+        """
         now = self._now()
         agents = sorted({agent_of(offer) for offer in offers})
         queues = self._agents.ready(tenant, agents, now + timedelta(seconds=within_seconds))
@@ -74,7 +80,7 @@ class Backlog:
         return found
 
     def count(self, tenant: str, offers: Sequence[Offer]) -> list[DueRuns]:
-        """Count what workers that are away would take, without asking in their name."""
+        """Count what workers that are not there now would take, without asking for runs as an agent of theirs."""
         now = self._now()
         waiting = self._waiting(tenant, now, limit=200)
         by_route: dict[Route, list[Run]] = defaultdict(list)
@@ -94,7 +100,7 @@ class Backlog:
         ]
 
     def unserved(self, tenant: str) -> list[UnfitRun]:
-        """Runs that have been due for a while and whose labels no agent has that asks for runs."""
+        """Runs that have been due for UNSERVED_SECONDS and whose labels no agent has that asks for runs."""
         runs = self._waiting(tenant, self._now() - timedelta(seconds=UNSERVED_SECONDS), limit=_MOST)
         if not runs:
             return []
@@ -108,7 +114,7 @@ class Backlog:
         ]
 
     def rivals(self, tenant: str, offers: Sequence[Offer]) -> list[Rival]:
-        """Agents that would take runs of these offers and are none of ours: of another name, type or label set."""
+        """Agents that would take runs of these offers and are not ours: they have another name, type or label set."""
         ours, known = {agent_of(offer) for offer in offers}, identity(self._agents.name)
         return [
             agent

@@ -1,4 +1,4 @@
-"""Change: one state to be written at a Prefect 1 API, and the one mutation that writes many."""
+"""Changes: the states to be written at a Prefect 1 API, and the one mutation that writes many of them."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ class Change:
 
     alias: str
     target: str  # flow_run_id | task_run_id
-    item: str
+    item: str  # the id of that flow run or task run
     version: int | None
     state: Mapping[str, Any]
 
     @property
     def field(self) -> str:
-        """The root field that writes it."""
+        """The root field of GraphQL that writes this state."""
         return "set_flow_run_states" if self.target == "flow_run_id" else "set_task_run_states"
 
 
 def mutation(changes: Sequence[Change]) -> tuple[str, dict[str, Any]]:
-    """The document that writes them, and its variables."""
+    """The GraphQL document that writes these changes, and its variables."""
     head = ", ".join(f"${change.alias}: {change.field}_input!" for change in changes)
     body = " ".join(
         f"{change.alias}: {change.field}(input: ${change.alias}) {{ states {{ id status message }} }}"
@@ -41,12 +41,12 @@ def mutation(changes: Sequence[Change]) -> tuple[str, dict[str, Any]]:
 
 
 def of_run(run: Run, state: Mapping[str, Any], alias: str = "r0") -> Change:
-    """A state of the flow run itself."""
+    """The change that writes a state of the flow run itself."""
     return Change(alias=alias, target="flow_run_id", item=run.run_id, version=run.version, state=state)
 
 
 def claiming(run: Run, number: int, stamp: Stamp, now: datetime) -> list[Change]:
-    """Submitted: the run, if it is Scheduled, and its tasks that are due."""
+    """The changes that claim a run: Submitted for the run itself, if it is Scheduled, and for its due tasks."""
     changes = []
     if run.state == "Scheduled":
         changes.append(of_run(run, submitted(run.serialized, stamp), alias=f"r{number}"))
@@ -65,9 +65,10 @@ def claiming(run: Run, number: int, stamp: Stamp, now: datetime) -> list[Change]
 
 
 def _claimable(task: Task, stamp: Stamp, now: datetime) -> Mapping[str, Any] | None:
-    """What Submitted goes over: a task that is due, or what stood below an earlier claim of this fleet.
+    """The state that Submitted is written over, None for a task that is not to be claimed.
 
-    The ledger has granted the run to this claim, so that one is dead.
+    It is that of a task that is due, or the one before an earlier claim of this fleet: the ledger has granted the run
+    to this claim, so the earlier one is dead.
     """
     if task.due(now):
         return task.serialized
@@ -77,7 +78,7 @@ def _claimable(task: Task, stamp: Stamp, now: datetime) -> Mapping[str, Any] | N
 
 
 def ends_of_tasks(tasks: Sequence[Task], state: Mapping[str, Any]) -> list[Change]:
-    """This end for the tasks that are under way."""
+    """The changes that write this end to the tasks that are under way."""
     # left Running they would keep a restart from running them again
     return [
         Change(alias=f"t{number}", target="task_run_id", item=task.task_run_id, version=task.version, state=state)

@@ -1,4 +1,4 @@
-"""Prefect1: the ApiClient of a Prefect 1 API (Prefect Server, or Cloud of that time), over GraphQL."""
+"""Client: the `ApiClient` of a Prefect 1 API (Prefect Server, or Cloud of that time), over GraphQL."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ from flowfleet.flow_run import FlowRun, Offer, Route
 
 logger = logging.getLogger(__name__)
 
-#: an engine says so often that it lives; one that has said nothing for so much longer is gone (source: prefect 1.4.1)
+#: how long after its last heartbeat an engine counts as gone; engines send them much more often (source: prefect 1.4.1)
 HEARTBEAT_GONE = timedelta(seconds=180)
 _PAGE = 100
 _LEVELS = ((40, "ERROR"), (30, "WARNING"), (20, "INFO"), (0, "DEBUG"))
 
 
 class Prefect1:
-    """One Prefect 1 API, seen by one tenant."""
+    """The client of one Prefect 1 API, for one tenant."""
 
     backend = "prefect1"
 
@@ -63,11 +63,11 @@ class Prefect1:
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """`labels`, `deploy`, `log_level` and `cloud_logs` are what a worker gives to its children."""
+        """`labels`, `deploy`, `log_level` and `cloud_logs` are what a worker gives to its engines."""
         self.graphql = graphql
         self.address = graphql.address.shown
         self._tenant = tenant
-        #: of the workers that were asked for
+        #: the tenants of the offers that this client has listed runs for
         self._tenants: set[str] = set()
         self._server_backend = server_backend
         self._deploy = deploy
@@ -92,20 +92,18 @@ class Prefect1:
 
     @property
     def key_refused(self) -> bool:
-        """Whether the last answer refused our credentials."""
         return self.graphql.key_refused
 
     def renew(self) -> bool:
-        """Look for the credentials again."""
         return self.graphql.renew()
 
     def probe(self) -> ServerInfo:
-        """The question that the reference agent asks before it begins."""
+        # the question that the reference agent asks before it begins
         self._asked("query { hello }", "hello")
         return ServerInfo(backend=self.backend, version="1.x", skew_seconds=self.graphql.skew_seconds)
 
     def _asked(self, document: str, field: str) -> Any:
-        """A question of the start. What a GraphQL API says of it may pass, so it is asked again and ends nothing."""
+        """The answer to a question at the start; an error in it may pass, so it raises `ApiUnavailable`: ask again."""
         try:
             reply = self.graphql.ask(document, tries=ASKED_TRIES)
         except QueryRejected as rejected:
@@ -117,7 +115,7 @@ class Prefect1:
         return reply.data[field]
 
     def resolve(self, offer: Offer, *, create: bool) -> Offer:
-        """Fill in the tenant."""
+        # only the tenant has to be filled in
         del create
         return Offer(
             backend=self.backend, labels=tuple(sorted(set(offer.labels))), tenant=self._tenant_id(), deploy=offer.deploy
@@ -168,14 +166,14 @@ class Prefect1:
         return found[0]
 
     def routes(self, offer: Offer) -> list[Route]:
-        """None beforehand: which label sets there are, only the listed runs tell, and the poller keeps those."""
+        # none beforehand: only the listed runs tell which label sets there are, and the poller keeps those
         del offer
         return []
 
-    # knowing and claiming
+    # listing and claiming
 
     def due(self, offers: Sequence[Offer], *, within_seconds: float, limit: int) -> list[DueRuns]:
-        """What the API would hand out within the given seconds, at most 25 runs for each label set."""
+        # the server sets the limit: it lists at most 25 runs for each label set
         del limit
         found: list[DueRuns] = []
         for tenant, own in self._by_tenant(offers).items():
@@ -183,7 +181,7 @@ class Prefect1:
         return found
 
     def _by_tenant(self, offers: Sequence[Offer]) -> dict[str, list[Offer]]:
-        """By the tenants of the workers: a server that was set up anew has another for those started since."""
+        """The offers by their workers' tenants: a server that was set up anew has another for workers started since."""
         found: dict[str, list[Offer]] = {}
         for offer in offers:
             found.setdefault(offer.tenant or self._tenant_id(), []).append(offer)
@@ -191,39 +189,35 @@ class Prefect1:
         return found
 
     def count_due(self, offers: Sequence[Offer]) -> list[DueRuns]:
-        """Count without asking as an agent: what nobody serves must not look served."""
+        # counted without asking as an agent: what nobody serves must not look served
         return [due for tenant, own in self._by_tenant(offers).items() for due in self._backlog.count(tenant, own)]
 
     def unserved(self, offers: Sequence[Offer]) -> list[UnfitRun]:
-        """Runs whose labels nobody has."""
         return [one for tenant in self._by_tenant(offers) for one in self._backlog.unserved(tenant)]
 
     def rivals(self, offers: Sequence[Offer], mark: Mark) -> list[Rival]:
-        """Other agents that asked for runs lately and would take ours."""
+        # only agents that have asked for runs lately count
         del mark
         return [one for tenant, own in self._by_tenant(offers).items() for one in self._backlog.rivals(tenant, own)]
 
     def claim(self, runs: Sequence[FlowRun], call: str, mark: Mark) -> dict[str, Answer]:
-        """Scheduled → Submitted."""
         return self._writes.claim(runs, call, mark, self._agents.any_id())
 
     def settle(self, run_id: str, call: str) -> Answer:
-        """Read whether the run is claimed by this call."""
         return self._writes.settle(run_id, call)
 
     def hand_back(
         self, run_id: str, call: str, due: datetime, mark: Mark, reason: str, *, never_began: bool = False
     ) -> Answer:
-        """Submitted → Scheduled; a run that its engine has begun is Running and stays."""
+        # there is no Launching: a run that its engine has begun is Running and stays
         del never_began
         return self._writes.hand_back(run_id, call, due, mark, reason)
 
     def reinstate(self, run_id: str, claim: str, mark: Mark) -> Answer:
-        """Scheduled → what it was."""
         return self._writes.reinstate(run_id, claim, mark)
 
     def unfinished(self, mark: Mark) -> list[Unfinished]:
-        """Runs whose last claim was this fleet's, and late retries of which task runs are Submitted by it."""
+        # runs whose last claim was this fleet's, and late retries whose task runs are Submitted by this fleet
         found: list[Unfinished] = []
         last = ""
         while True:
@@ -234,7 +228,7 @@ class Prefect1:
             if last:
                 where["id"] = {"_gt": last}
             claim = literal({"state": {"_eq": SUBMITTED}})
-            # Running ones first: one of them says that the run's process has come
+            # Running tasks first: one of them says that the run's process has come
             tasks = literal({"state": {"_in": [SUBMITTED, "Running"]}})
             extra = (
                 f"task_runs(where: {tasks}, order_by: {{state: asc}}, limit: 20) "
@@ -262,15 +256,16 @@ class Prefect1:
         return run.heartbeat is not None and self._now() - run.heartbeat > HEARTBEAT_GONE
 
     def online(self, pool: str, name: str, interval_seconds: float) -> None:
-        """Nothing: an agent shows as alive by asking for runs."""
+        # nothing to do: an agent shows as alive by asking for runs
+        pass
 
     def offline(self, pool: str, name: str) -> None:
-        """Nothing: an agent that no longer asks counts as gone after a minute."""
+        # nothing to do: an agent that no longer asks counts as gone after a minute
+        pass
 
     # taking and ending
 
     def job(self, run_id: str) -> Job:
-        """What to run, and whether a cancel came between claim and now."""
         run = self._writes.read(run_id, JOB_FIELDS)
         with reading("for what a run is"):
             job = job_of(run, self._deploy)
@@ -278,24 +273,24 @@ class Prefect1:
         return job
 
     def launching(self, run_id: str, call: str, claim: str, mark: Mark) -> Answer:
-        """Ask whether it is still ours."""
+        # there is no Launching: only ask whether the run is still Submitted by our call
         del claim, mark
         return self._writes.launching(run_id, call)
 
     def started(self, run_id: str, mark: Mark, pid: int) -> None:
-        """Nothing but the line on the run's log page, which the worker writes."""
+        # nothing to do: only the line on the run's log page tells, and the worker writes that
+        pass
 
     def started_line(self, mark: Mark, pid: int) -> str:
-        """In the words of the reference agent."""
+        # the words of the reference agent
         del mark
         return f"Submitted for execution: PID: {pid}"
 
     def states(self, run_ids: Sequence[str]) -> dict[str, RunState]:
-        """The states of many runs."""
         return {run_id: run.to_state() for run_id, run in self._runs.many(run_ids).items()}
 
     def place(self, run_id: str) -> Place | None:
-        """Its labels decide, and whether a worker like ours can start it at all."""
+        # the run's labels decide, and whether a worker like ours can start the run at all
         run = self._runs.one(run_id, JOB_FIELDS)
         why = unfit(run.row, self._deploy)
         limit = None if why is None else f"no worker here can start it: {why[:1].lower()}{why[1:]}"
@@ -305,11 +300,9 @@ class Prefect1:
         return Route.of_labels(str(run.row.get("tenant_id") or self._tenant_id()), run.labels)
 
     def report(self, run_id: str, kind: StateType, message: str, mark: Mark) -> Answer:
-        """Propose an end."""
         return self._writes.report(run_id, kind, message, mark)
 
     def log(self, lines: Sequence[LogLine]) -> None:
-        """Append to the runs' log pages."""
         if not lines:
             return
         logs = [
@@ -328,17 +321,16 @@ class Prefect1:
         if error is not None:
             raise ApiRejected(f"the Prefect API at {self.address} takes no log lines: {error.message}")
 
-    # the child
+    # the engine: the child process of a run
 
     def engine_command(self, python: str, job: Job, prefect: str) -> tuple[str, ...]:
-        """`prefect execute flow-run`."""
+        # `prefect execute flow-run`
         return engine_command(python, job, prefect)
 
     def engine_defaults(self, job: Job) -> dict[str, str]:
-        """Log level, heartbeats from a thread, logs to the API."""
+        # log level, heartbeats from a thread, logs to the API
         del job
         return self._engine.defaults()
 
     def engine_environment(self, run_id: str, job: Job) -> dict[str, str | None]:
-        """Address, credentials, ids."""
         return self._engine.forced(run_id, job, url=self.graphql.engine_url, key=self.graphql.key, tenant=self._tenant)

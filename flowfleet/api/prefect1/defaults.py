@@ -1,4 +1,4 @@
-"""Defaults: what Prefect 1's own agent settings say, where no flag, variable or config file of ours says otherwise."""
+"""Defaults: the values of Prefect 1's own agent settings, which hold where no flag, variable or file of ours is set."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from flowfleet.settings.option import Origin, options_of, read
 
 C = TypeVar("C", bound=Common)
 
-#: who gives a value comes before Prefect's own settings
+#: the kinds of origin that win over Prefect's own settings
 _NEARER = ("flag", "variable", "secret-file", "config", "agent config")
 _TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 
 
 @dataclass(frozen=True, kw_only=True)
 class AgentDefaults:
-    """How we stand in Prefect 1's list of agents, and what an agent passes on to its runs."""
+    """Our entry in Prefect 1's list of agents, and what an agent passes on to its runs."""
 
     name: str
     config_id: str | None
@@ -34,10 +34,10 @@ class AgentDefaults:
 
 
 def agent(settings: Common, found: Prefect1Settings) -> AgentDefaults:
-    """What the client of the API must know of the part that uses it, by its settings with these defaults."""
+    """What the API client must know of the poller or worker that uses it; `settings` have these defaults already."""
     name = settings.name
     if settings.origins.get("name", Origin("default")).kind == "prefect1":
-        name = found.text("cloud.agent.name")  # there it may have blanks, which an identity may not
+        name = found.text("cloud.agent.name")  # an agent's name may have blanks, which our identity may not
     labels: tuple[str, ...] = getattr(settings, "agent_labels", ()) or getattr(settings, "labels", ())
     return AgentDefaults(
         name=name,
@@ -50,7 +50,7 @@ def agent(settings: Common, found: Prefect1Settings) -> AgentDefaults:
 
 
 def applied(settings: C, found: Prefect1Settings) -> C:
-    """The same settings with Prefect 1's own as defaults; raises `SettingsError` for one that cannot be used."""
+    """The settings with Prefect 1's own as defaults; raises `SettingsError` for a value that cannot be used."""
     known = {field.name for field in fields(settings)}
     taken: dict[str, Any] = {}
     origins = dict(settings.origins)
@@ -75,7 +75,7 @@ def _values(settings: Common, found: Prefect1Settings) -> dict[str, tuple[Any, s
     if logs:
         values["cloud_logs"] = (_switch(logs.value, logs.source), logs.source)
     if isinstance(settings, WorkerSettings):
-        # a poller's labels only leave workers out, and which ones there are is for the workers to say
+        # a poller's labels only filter the workers' offers: which labels there are is for the workers to say
         labels = list_of(found.value("cloud.agent.labels"))
         if labels:
             values["labels"] = (read(options["labels"], labels[0], labels[1]), labels[1])
@@ -90,7 +90,7 @@ def _values(settings: Common, found: Prefect1Settings) -> dict[str, tuple[Any, s
 
 
 def identity(name: str) -> str:
-    """An agent's name may be any text, a part's only what can stand in keys and folders."""
+    """An agent's name, which may be any text, as the name of a poller or worker, which must fit keys and folders."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("._-")[:64] or "agent"
 
 
@@ -101,7 +101,7 @@ def _switch(text: str, source: str) -> bool:
 
 
 def _environment(found: Prefect1Settings) -> tuple[tuple[str, ...], str] | None:
-    """The variables that Prefect 1's agent gives to every run: a table of a file, or Python's text of one."""
+    """The variables that Prefect 1's agent gives to every run: a table in a file, or a Python dict written as text."""
     written = found.value("cloud.agent.env_vars")
     if written is None:
         table = found.table("cloud.agent.env_vars")

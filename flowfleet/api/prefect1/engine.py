@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 from flowfleet.api.client import Job
 
-#: a prefect of before calls the engine by its older name
+#: an older prefect has another name for the engine's command
 _FLOW_RUN_SINCE = (0, 13)
 
 
 def engine_command(python: str, job: Job, prefect: str) -> tuple[str, ...]:
-    """`prefect execute flow-run`, which a prefect of before 0.13 knows as `cloud-flow`.
+    """The argv of the engine: `prefect execute flow-run`, which a prefect before 0.13 knows as `cloud-flow`.
 
-    That of the interpreter counts, whatever the flow was registered with: 1.4.1 has no `cloud-flow` any more. Where
-    nobody has asked the interpreter (an image), it is that of the flow, as in the reference.
+    The version in the interpreter counts, whatever the flow was registered with: 1.4.1 has no `cloud-flow` any more.
+    Where nobody has asked the interpreter (an image), the version of the flow counts, as in the reference.
     """
     version = prefect or str(job.variables.get("core_version") or "")
     numbers = tuple(int(part) for part in version.partition("+")[0].split(".")[:2] if part.isdigit())
@@ -25,7 +25,7 @@ def engine_command(python: str, job: Job, prefect: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings:
-    """What all engines of one worker get."""
+    """The settings that all engines of one worker get."""
 
     server_backend: str  # server | cloud
     labels: Sequence[str]
@@ -33,7 +33,7 @@ class EngineSettings:
     cloud_logs: bool
 
     def defaults(self) -> dict[str, str]:
-        """What holds where neither worker nor run says anything.
+        """Variables that hold where neither worker nor run sets them.
 
         Heartbeats from a thread of the engine save the second process that sends them, half a CPU-second and 55 MiB a
         run, and which a killed engine leaves behind (measured).
@@ -42,7 +42,7 @@ class EngineSettings:
         return {"PREFECT__LOGGING__LEVEL": self.log_level, "PREFECT__CLOUD__HEARTBEAT_MODE": "thread", **logs}
 
     def forced(self, run_id: str, job: Job, *, url: str, key: str | None, tenant: str | None) -> dict[str, str | None]:
-        """What nobody else may say; None takes a variable away that the worker's own environment has."""
+        """Variables that the engine must have; None removes a variable that the worker's own environment has."""
         # a run may switch its logs off, and never on
         logs = {} if self.cloud_logs else {"PREFECT__CLOUD__SEND_FLOW_RUN_LOGS": "false"}
         return {

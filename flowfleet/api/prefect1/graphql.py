@@ -1,4 +1,4 @@
-"""GraphQL: requests to a Prefect 1 API as its own client makes them, with an answer for each root field."""
+"""GraphQL: requests to a Prefect 1 API as Prefect 1's own client makes them, with an answer for each root field."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from flowfleet.api.transport.flavour import Disposition, Flavour
 from flowfleet.api.transport.session import TRIES, Session
 from flowfleet.errors import ApiRejected, ApiUnavailable
 
-#: the version whose traffic this is: Cloud reads its rules for old clients off it, and all of 1.x read its states
+#: the prefect version that we speak as: Cloud chooses its rules for old clients by it, and all of 1.x read its states
 CORE_VERSION = "1.4.1"
 _API_ERROR = "API_ERROR"
-#: Prefect Server's own words for the same, which its gateway gives no code of its own
+#: Prefect Server's message for the same error, to which its gateway gives no code of its own
 _INTERNAL = "Unable to complete operation. An internal API error occurred."
-#: what Server's gateway says while a service behind it restarts: that has no code of its own either, only the one that
-#: every error of a state update has too
+#: the message of Server's gateway while a service behind it restarts: this error has no code of its own either, only
+#: the one that every error of a state update has too
 _GATEWAY = re.compile(r"request to \S+ failed, reason: |invalid json response body at ")
 _UNAUTHENTICATED = "UNAUTHENTICATED"
 _MALFORMED = "Malformed Authorization header"
@@ -40,7 +40,7 @@ class GraphError:
 
 
 class QueryRejected(ApiRejected):
-    """Errors and no data at all; `errors` are for callers that know what they mean."""
+    """An answer with errors and no data at all; `errors` are for callers that know what they mean."""
 
     def __init__(self, sentence: str, errors: tuple[GraphError, ...]) -> None:
         super().__init__(sentence)
@@ -49,38 +49,38 @@ class QueryRejected(ApiRejected):
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back: by root field (or its alias), None where that field failed."""
+    """The answer to one document: data by root field (or its alias), None where that field failed, and the errors."""
 
     data: Mapping[str, Any]
     errors: tuple[GraphError, ...] = field(default=())
 
     def error_of(self, alias: str) -> GraphError | None:
-        """The first error of this root field, or else one that is of none."""
+        """The first error of this root field, or else the first that belongs to no field; None without either."""
         own = (error for error in self.errors if error.path[:1] == (alias,))
         return next(own, next((error for error in self.errors if not error.path), None))
 
 
 class GraphQL:
-    """Thread-safe, as its session is."""
+    """GraphQL requests over one session; thread-safe, as the session is."""
 
     def __init__(self, session: Session, *, tenant: str | None = None) -> None:
         self._session = session
-        #: sent with each request where there is a key; set it once the API has told which one a key is for
+        #: the tenant's id, sent with each request where there is a key; set it once the API has told the key's tenant
         self.tenant = tenant
 
     @property
     def address(self) -> Address:
-        """Where the API is."""
+        """The API's address."""
         return self._session.address
 
     @property
     def key_refused(self) -> bool:
-        """Whether the last answer refused our key."""
+        """Whether the last answer refused our credentials."""
         return self._session.key_refused
 
     @property
     def bulk_seconds(self) -> float:
-        """How long the answer to many states may take."""
+        """How long the answer to a bulk of states may take."""
         return self._session.bulk_seconds
 
     @property
@@ -90,18 +90,18 @@ class GraphQL:
 
     @property
     def proven(self) -> bool:
-        """A Prefect 1 API has answered here."""
+        """Whether a Prefect 1 API has ever answered here."""
         return self._session.reader.proven
 
     @property
     def key(self) -> str | None:
-        """The key that goes with each request now, which runs get too; a secret."""
+        """The key that is sent now, and that runs get too; a secret. None where there is none."""
         kind, _, key = (self._session.authorization or "").partition(" ")
         return key if kind == "Bearer" else None
 
     @property
     def engine_url(self) -> str:
-        """The address as engines get it: with the user and password that stood in ours; then it is a secret."""
+        """The address as engines get it: with the user and password of our own address; then it is a secret."""
         kind, _, login = (self._session.authorization or "").partition(" ")
         url = self.address.url
         if kind != "Basic":
@@ -111,11 +111,11 @@ class GraphQL:
         return f"{scheme}://{quote(user, safe='')}:{quote(password, safe='')}@{rest}"
 
     def renew(self) -> bool:
-        """Look for the credentials again; True when they are others now."""
+        """Read the credentials again; True when they have changed."""
         return self._session.renew()
 
     def close(self) -> None:
-        """Let go of this thread's connection."""
+        """Close this thread's connection."""
         self._session.close()
 
     def ask(
@@ -127,14 +127,14 @@ class GraphQL:
         seconds: float | None = None,
         tries: int = TRIES,
     ) -> Reply:
-        """One query or mutation, repeated as a whole where the API says "later".
+        """Send one query or mutation, repeated as a whole where the API says "later"; `agent` is the id that signs it.
 
         Raises `ApiUnavailable`, `KeyRefused`, or `ApiRejected` (of it `QueryRejected` for errors without any data).
         A read that timed out is not repeated here, as in `Session.call`.
         """
         match = _ROOT_FIELD.search(document)
         named = match[1] if match else "the query"
-        # the variables are JSON within JSON: so does Prefect's own client, and so some servers want them
+        # the variables are JSON within JSON, as Prefect's own client sends them and as some servers want them
         body = {"query": document, "variables": json.dumps(variables)}
         answer = self._session.call(
             "POST", "", body, named=named, headers=self._headers(agent), seconds=seconds, tries=tries
@@ -160,7 +160,7 @@ class GraphQL:
         if errors:
             where = self.address.shown
             raise QueryRejected(f"the Prefect API at {where} refuses {named}: {_reason(answer)[:300]}", errors)
-        # GraphQL names each field that was asked for, or says why not: this was cut off on its way
+        # GraphQL names each field that was asked for, or says why not: this answer was cut off on its way
         raise ApiUnavailable(f"the Prefect API at {self.address.shown} answers {named} with nothing", answered=True)
 
 
@@ -170,7 +170,7 @@ def is_graphql(body: Any) -> bool:
 
 
 def _errors(body: Any) -> Iterator[GraphError]:
-    """The entries of `errors`, as far as they are any."""
+    """The entries of `errors`, as far as the JSON has them."""
     entries = body.get("errors") if isinstance(body, Mapping) else None
     for entry in entries if isinstance(entries, list) else ():
         if not isinstance(entry, Mapping):
@@ -192,7 +192,7 @@ def _reason(body: Any) -> str:
 
 
 def _disposition(answer: requests.Response) -> Disposition:
-    if b'"errors"' not in answer.content:  # most answers, and some of them are large
+    if b'"errors"' not in answer.content:  # so most answers are not parsed here, and some of them are large
         return Disposition.PLAIN
     try:
         errors = list(_errors(answer.json()))

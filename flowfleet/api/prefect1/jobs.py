@@ -1,4 +1,4 @@
-"""Job: what a Prefect 1 run asks to be started (source: prefect 1.4.1, measured)."""
+"""Jobs: what a Prefect 1 run asks to be started (source: prefect 1.4.1, measured)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from flowfleet.api.client import Job
 from flowfleet.api.prefect1.states import Run
 from flowfleet.errors import UnsupportedRun
 
-#: what a run needs beyond its state
+#: the fields of a run that tell what to start
 JOB_FIELDS = "run_config flow { id name core_version storage }"
 #: what each kind of worker can start: the types of run_config, and the storages that it cannot load from
 _CAN = {
@@ -25,7 +25,8 @@ def _type(value: Any) -> str | None:
 def unfit(row: Mapping[str, Any], deploy: str) -> str | None:
     """Why a worker of this kind cannot start the run, as one sentence; None when it can.
 
-    A plugged-in deployer is asked when it comes to it: only itself knows what it can do.
+    For a plugged-in deployer only a missing storage counts: the deployer itself knows what it can do, and tells when
+    it is to start the run.
     """
     flow = row.get("flow") or {}
     storage, config = _type(flow.get("storage")), _type(row.get("run_config"))

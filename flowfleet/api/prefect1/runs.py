@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 _FIELDS = "id tenant_id name version state serialized_state state_timestamp scheduled_start_time labels heartbeat"
 _TASK_FIELDS = "id version state serialized_state"
 _STATE_FIELDS = "version state serialized_state"
-#: tasks that are neither over nor not begun: they say whether a run comes back, and what a dead process left behind
+#: states of open tasks: these tell whether a run comes back by itself, and what a dead process has left behind
 _OPEN = (*sorted(WAITING), SUBMITTED, "Running")
-#: so many of them are read of one run, and so many runs in one request
+#: the most tasks that are read of one run, and the most runs in one request
 _MOST_TASKS = 500
 _PAGE = 100
 
@@ -41,7 +41,7 @@ def literal(value: Any) -> str:
 
 
 class Runs:
-    """Thread-safe: it keeps nothing."""
+    """The reader of runs. Thread-safe, since it keeps nothing."""
 
     def __init__(self, graphql: GraphQL) -> None:
         self._graphql = graphql
@@ -63,7 +63,7 @@ class Runs:
         return found
 
     def where(self, where: Mapping[str, Any], extra: str, *, order: str = "", limit: int | None = None) -> list[Run]:
-        """Runs by any condition."""
+        """Runs by any condition; `extra` are more fields to read of each run."""
         arguments = [f"where: {literal(where)}"]
         if order:
             arguments.append(f"order_by: {order}")
@@ -74,7 +74,7 @@ class Runs:
             return [Run.read(row) for row in rows(answer)]
 
     def versions(self, run_id: str, after: int) -> Sequence[Json]:
-        """The states of a run since a version of it, the oldest first."""
+        """The states of a run that were written after a version of it, the oldest first."""
         where = literal({"id": {"_eq": run_id}})
         since = literal({"version": {"_gt": after}})
         states = f"states(where: {since}, order_by: {{version: asc}}) {{ {_STATE_FIELDS} }}"
@@ -84,7 +84,7 @@ class Runs:
         return found
 
     def ask(self, query: str, field: str, *, tries: int = TRIES) -> Any:
-        """One root field of one query; raises `ApiRejected` when it cannot be answered."""
+        """The answer for one root field of a query; raises `ApiRejected` when the API refuses to tell it."""
         reply = self._graphql.ask(query, tries=tries)
         error, where = reply.error_of(field), self._graphql.address.shown
         if error is not None:
@@ -101,27 +101,27 @@ def _open_tasks() -> str:
 
 
 def states_since(version: int | None) -> str:
-    """The states of a run that were written after a version of it, to be read with the run itself."""
+    """The query's part for the states of a run that were written after a version of it; empty for None."""
     if version is None:
         return ""
     return f"states(where: {literal({'version': {'_gt': version}})}) {{ {_STATE_FIELDS} }} "
 
 
 def last_states(number: int) -> str:
-    """The newest states of a run, to be read with the run itself."""
+    """The query's part for the newest states of a run, to be read with the run itself."""
     return f"states(order_by: {{version: desc}}, limit: {number}) {{ {_STATE_FIELDS} }} "
 
 
 def late_tasks(before: datetime) -> str:
-    """The tasks of a run that are due: `get_runs_in_queue` hands their run out for them."""
+    """The query's part for the tasks of a run that are due: `get_runs_in_queue` hands out a run for these, too."""
     where = literal({"state_start_time": {"_lte": before}})
     return f"task_runs(where: {where}, limit: {_MOST_TASKS}) {{ {_TASK_FIELDS} }} "
 
 
 def claimable(run_ids: Collection[str], before: datetime) -> dict[str, Any]:
-    """What of the handed-out runs an agent may take: those that are Scheduled, and Running ones with a task due.
+    """The condition for runs that an agent may take: those that are Scheduled, and Running ones with a due task.
 
-    All else is somebody's already; the server lists it all the same (source: prefect 1.4.1 and Prefect Server).
+    Any other run is somebody's already; the server lists it all the same (source: prefect 1.4.1 and Prefect Server).
     """
     late = {"state": {"_eq": "Running"}, "task_runs": {"state_start_time": {"_lte": before}}}
     return {"id": {"_in": sorted(run_ids)}, "_or": [{"state": {"_eq": "Scheduled"}}, late]}

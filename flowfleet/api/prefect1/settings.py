@@ -1,8 +1,8 @@
-"""Prefect1Settings: the settings of Prefect 1's own command, found where it looks, in its order.
+"""Settings: the settings of Prefect 1's own command, found where that command looks, in the same order.
 
-Nearest first: PREFECT__SECTION__KEY in the environment, `backend.toml`, the user's `config.toml`, its defaults. In
-values `${key}` and `$VARIABLE` stand for other settings and variables. Logins that `prefect auth login` has kept are
-in `auth.toml`, by the host of the API. Read by `tomllib`, since prefect itself is never imported here.
+Nearest first: PREFECT__SECTION__KEY in the environment, `backend.toml`, the user's `config.toml`, Prefect's defaults.
+In values `${key}` and `$VARIABLE` stand for other settings and variables. Logins that `prefect auth login` has kept are
+in `auth.toml`, by the host of the API. The files are read by `tomllib`, since prefect itself is never imported here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from flowfleet import logs
 from flowfleet.api.found import Found, read_toml
 from flowfleet.errors import SettingsError
 
-#: as far as we ask for them, from prefect 1.4.1
+#: the defaults of prefect 1.4.1, as far as we read them
 _DEFAULTS: Mapping[str, str] = {
     "home_dir": "~/.prefect",
     "backend": "cloud",
@@ -33,21 +33,21 @@ _DEFAULTS: Mapping[str, str] = {
 _PREFIX = "PREFECT__"
 _DEFAULT = "default"
 _OF_ENVIRONMENT = " in the environment"
-#: each of these says on purpose that a Prefect 1 API is there
+#: settings of which each says on purpose that there is a Prefect 1 API
 _NAME_AN_API = ("cloud.api", "cloud.endpoint", "server.endpoint", "server.host", "server.port", "cloud.api_key")
-#: where keys have stood in the course of time; what prefect 1.4.1 reads comes first
+#: the settings that have held the key over time; the one that prefect 1.4.1 reads comes first
 _KEYS = ("cloud.api_key",)
 _OLDER_KEYS = ("cloud.agent.auth_token", "cloud.auth_token", "cloud.agent.api_token", "cloud.api_token")
 _SECRETS = ("api_key", "auth_token", "api_token", "password", "admin_secret")
 _REFERENCE = re.compile(r"\$\{(.[^${}]*)\}")
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
-#: references may go round in a circle
+#: how deep references are followed, since they may go round in a circle
 _DEPTH = 10
 
 
 @dataclass(frozen=True)
 class _Raw:
-    """A value as it was written, and where; it may be a secret."""
+    """A value as it was written, and where; the value may be a secret."""
 
     value: Any
     source: str
@@ -57,10 +57,10 @@ class _Raw:
 
 
 class Prefect1Settings:
-    """What applies to the user whose home is `home`."""
+    """Prefect 1's settings that apply to the user whose home is `home`."""
 
     def __init__(self, environ: Mapping[str, str], home: Path) -> None:
-        """Read it all; raises `SettingsError` for a file that is broken."""
+        """Read all files and variables; raises `SettingsError` for a file that is broken."""
         self._environ = environ
         self._home = home
         self._raw = {key: _Raw(value, _DEFAULT) for key, value in _DEFAULTS.items()}
@@ -77,21 +77,21 @@ class Prefect1Settings:
         self._keep_secrets()
 
     def get(self, key: str) -> Found | None:
-        """A setting as text, what it refers to filled in; None when it is empty or not there."""
+        """A setting as text, with its references filled in; None when the setting is empty or not there."""
         found = self._resolved(key, _DEPTH)
         return found if found.value else None
 
     def text(self, key: str) -> str:
-        """The same as plain text."""
+        """A setting as plain text, with its references filled in; empty when the setting is not there."""
         return self._resolved(key, _DEPTH).value
 
     def value(self, key: str) -> tuple[Any, str] | None:
-        """A setting as it was written (a list of a file, text of a variable) and where; None when it is not there."""
+        """A setting as it was written (a list in a file, text in a variable) and where; None when it is not there."""
         raw = self._raw.get(key)
         return (raw.value, raw.source) if raw else None
 
     def table(self, key: str) -> dict[str, tuple[str, str]]:
-        """The settings below this key, by the rest of their names: text and where."""
+        """The settings below this key, by the rest of their names: each with its text and where it was found."""
         inside = f"{key}."
         return {
             name.removeprefix(inside): (self.text(name), self._raw[name].source)
@@ -100,18 +100,18 @@ class Prefect1Settings:
         }
 
     def given(self, key: str) -> bool:
-        """Somebody has set it: it is not only a default."""
+        """Whether somebody has set this key, and it has not only a default."""
         return key in self._raw and self._raw[key].source != _DEFAULT and self._raw[key].value != ""
 
     @property
     def names_an_api(self) -> bool:
-        """They say on purpose that there is a Prefect 1 API."""
+        """Whether the settings say on purpose that there is a Prefect 1 API."""
         by_variable = self.given("backend") and self._raw["backend"].source.endswith(_OF_ENVIRONMENT)
         return by_variable or any(map(self.given, _NAME_AN_API))
 
     @property
     def left_behind(self) -> bool:
-        """Prefect 1's own command has been used here: it has a chosen backend, or a login."""
+        """Whether Prefect 1's own command has been used here: a backend was chosen, or a login is kept."""
         return self.given("backend") or bool(self._auth)
 
     @property
@@ -120,11 +120,11 @@ class Prefect1Settings:
         return self._resolved("cloud.api", _DEPTH)
 
     def key(self, url: str) -> Found | None:
-        """The key for this API; tokens of older versions only where there is none."""
+        """The key for the API at this address; tokens of older versions only where there is no key."""
         return self._first(_KEYS) or self._login(url, "api_key") or self._first(_OLDER_KEYS)
 
     def tenant(self, url: str) -> Found | None:
-        """The tenant's id for this API."""
+        """The tenant's id for the API at this address."""
         return self.get("cloud.tenant_id") or self._login(url, "tenant_id")
 
     def _first(self, keys: tuple[str, ...]) -> Found | None:
@@ -136,7 +136,7 @@ class Prefect1Settings:
         return Found(str(value), f"{name} in {self._auth_path}") if value else None
 
     def _resolved(self, key: str, depth: int) -> Found:
-        """What it refers to filled in; a default that refers to what somebody has set comes from there."""
+        """A setting with its references filled in; a default that refers to what somebody has set has that source."""
         raw = self._raw.get(key)
         if raw is None or depth == 0:
             return Found("", _DEFAULT)
@@ -147,7 +147,7 @@ class Prefect1Settings:
                 break
             other = self._resolved(match[1], depth - 1)
             text = text.replace(match[0], other.value, 1)
-            if raw.source == _DEFAULT and other.source != _DEFAULT:  # the last one is the nearest to the value
+            if raw.source == _DEFAULT and other.source != _DEFAULT:  # the last reference is the nearest to the value
                 source = other.source
         return Found(text, source)
 
@@ -161,7 +161,7 @@ class Prefect1Settings:
         return Path(self._expanded(text))
 
     def _keep_secrets(self) -> None:
-        """None of them may show in our logs, used or not."""
+        """Register all secrets with the log's redaction, whether they are used or not."""
         for key in self._raw:
             if key.endswith(_SECRETS):
                 logs.keep_secret(self.text(key))
@@ -183,7 +183,7 @@ def _text(value: Any) -> str:
 
 
 def _unquoted(text: str) -> str:
-    """Prefect reads values as Python's where they are any: quotes are none of a text's."""
+    """The text without quotes around it, since Prefect reads a value as a Python literal where it is one."""
     if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
         try:
             return str(ast.literal_eval(text))
@@ -193,13 +193,16 @@ def _unquoted(text: str) -> str:
 
 
 def _host_slug(url: str) -> str:
-    """The name of this API's table in auth.toml, as Prefect writes it."""
+    """The name that Prefect gives to this API's table in auth.toml."""
     slug = re.sub(r"[^-.a-z0-9]+", "-", (urlsplit(url).netloc or url).lower())
     return re.sub(r"-{2,}", "-", slug).strip("-")
 
 
 def list_of(found: tuple[Any, str] | None) -> tuple[tuple[str, ...], str] | None:
-    """A setting that is a list: a list of a file, Python's text of one, or texts with commas; None when it is empty."""
+    """A setting that is a list: a list in a file, a Python list as text, or texts with commas; None when it is empty.
+
+    Raises `SettingsError` for anything else.
+    """
     if found is None:
         return None
     value, source = found

@@ -1,4 +1,4 @@
-"""State: what a Prefect 1 run's state is, read from the API's rows and written as its JSON (source: prefect 1.4.1)."""
+"""States: the states of Prefect 1 runs, read from the API's rows and written as its JSON (source: prefect 1.4.1)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flowfleet.api.transport.reading import Json, instant
 from flowfleet.flow_run import claim_id
 
 SUBMITTED = "Submitted"
-#: states of which the API hands a run, or a task of it, out again at their start time
+#: states of a run or task at whose start time the API hands out the run again
 WAITING = frozenset({"Scheduled", "Retrying", "Queued", "Resume", "Paused"})
 _KINDS = {
     **dict.fromkeys(("Scheduled", "Retrying", "Queued", "Resume"), StateType.SCHEDULED),
@@ -28,30 +28,30 @@ _KINDS = {
 
 
 def kind_of(name: str) -> StateType:
-    """The kind of a state type; one that we do not know is taken for something that goes on."""
+    """The kind of a Prefect 1 state type; a type that we do not know counts as RUNNING."""
     return _KINDS.get(name, StateType.RUNNING)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stamp:
-    """What we write into a state's `context`, by which anybody knows whose claim it is."""
+    """Our entry in a state's `context`, which tells whose claim the state belongs to."""
 
     fleet: str
     call: str
     claim: str = ""
-    #: the version of the run before our write: another one in between was somebody else's
+    #: the version of the run before our write: any other version in between was written by somebody else
     version: int | None = None
-    #: a run handed back, or an end told, under this call: its repeat is known by it
+    #: the id of a hand-back, reported end or reinstatement, by which its repeat is recognised; empty for a claim
     done: str = ""
 
     def to_context(self) -> dict[str, Any]:
-        """The context of a state."""
+        """The stamp as the `context` of a state."""
         entries = {"fleet": self.fleet, "call": self.call, "claim": self.claim, "version": self.version}
         return {"flowfleet": {**entries, **({"done": self.done} if self.done else {})}}
 
     @classmethod
     def read(cls, serialized: Mapping[str, Any]) -> Stamp | None:
-        """The stamp of a state, if it has one of ours."""
+        """The stamp of a state; None when it has none."""
         context = serialized.get("context")
         ours = context.get("flowfleet") if isinstance(context, Mapping) else None
         if not isinstance(ours, Mapping) or not isinstance(ours.get("call"), str):
@@ -77,7 +77,7 @@ class Task:
 
     @classmethod
     def read(cls, row: Json) -> Task:
-        """One row of `task_runs`."""
+        """Read one row of `task_runs`."""
         serialized = row.get("serialized_state") or {}
         return cls(
             task_run_id=str(row["id"]),
@@ -87,19 +87,19 @@ class Task:
         )
 
     def due(self, now: datetime) -> bool:
-        """Whether the API hands its run out for it."""
+        """Whether the API hands out the run because of this task."""
         start = instant(self.serialized.get("start_time"))
         return self.state in WAITING and start is not None and start <= now
 
     @property
     def stamp(self) -> Stamp | None:
-        """Ours, where it is Submitted."""
+        """Our stamp, where the task is Submitted; else None."""
         return Stamp.read(self.serialized) if self.state == SUBMITTED else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One row of `flow_run`."""
+    """A flow run: one row of `flow_run`."""
 
     run_id: str
     name: str
@@ -109,15 +109,15 @@ class Run:
     labels: tuple[str, ...] = ()
     scheduled: datetime | None = None
     at: datetime | None = None
-    #: the last sign of life of its engine
+    #: the last sign of life of the run's engine
     heartbeat: datetime | None = None
     tasks: tuple[Task, ...] = ()
-    #: the row itself, for what only few ask
+    #: the row itself, for fields that only few callers need
     row: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
     def read(cls, row: Json) -> Run:
-        """Raises KeyError, TypeError or ValueError for what is no such row (see `answers.reading`)."""
+        """Read one row; raises KeyError, TypeError or ValueError for what is no such row (see `reading`)."""
         serialized = row.get("serialized_state") or {}
         return cls(
             run_id=str(row["id"]),
@@ -135,18 +135,20 @@ class Run:
 
     @property
     def stamp(self) -> Stamp | None:
-        """Ours, on the state that stands; of a late retry it stands on its task runs.
+        """Our stamp on the run's state or, for a late retry, on the states of its task runs; None where there is none.
 
-        These come first: a Running run that was written back after Lazarus bears a stamp too, of an earlier claim.
+        The task runs come first: a Running run that was written back after Lazarus bears a stamp too, of an earlier
+        claim.
         """
         of_tasks = (task.stamp for task in self.tasks if task.stamp) if self.state == "Running" else ()
         return next(iter(of_tasks), None) or Stamp.read(self.serialized)
 
     @property
     def kind(self) -> StateType:
-        """A Running run whose due tasks are Submitted waits for a process, as a Submitted one does.
+        """The kind of the run's state; PENDING for a late retry, a Running run whose due tasks are Submitted.
 
-        But for one with a Running task: its process has come, and the others wait for their turn.
+        Such a run waits for a process, as a Submitted one does. With a task that is Running it counts as RUNNING: its
+        process has come, and the other tasks wait for their turn.
         """
         waits = any(task.stamp for task in self.tasks) and all(task.state != "Running" for task in self.tasks)
         if self.state == "Running" and waits:
@@ -154,13 +156,13 @@ class Run:
         return kind_of(self.state)
 
     def claimed_by(self, call: str) -> bool:
-        """Whether it waits for a process under this call."""
+        """Whether the run waits for a process under this call."""
         stamp = self.stamp
         return stamp is not None and stamp.call == call and not stamp.done and self.kind is StateType.PENDING
 
     @property
     def start_time(self) -> datetime | None:
-        """When the state says that it starts; of a Submitted one, what the state before it said."""
+        """The earliest start time in the state, the state before Submitted or a Running run's tasks; else None."""
         inner = self.serialized.get("state")
         before = inner if self.state == SUBMITTED and isinstance(inner, Mapping) else {}
         times = [instant(state.get("start_time")) for state in (self.serialized, before)]
@@ -169,11 +171,11 @@ class Run:
         return min(filter(None, times), default=None)
 
     def as_running(self) -> RunState:
-        """The same for a late retry whose process may live."""
+        """The run's state as RUNNING, for a late retry whose process may live."""
         return replace(self.to_state(), kind=StateType.RUNNING, name=self.state)
 
     def to_state(self) -> RunState:
-        """What pollers and workers read."""
+        """The run's state as pollers and workers read it."""
         stamp, kind = self.stamp, self.kind
         return RunState(
             run_id=self.run_id,
@@ -188,11 +190,11 @@ class Run:
         )
 
 
-#: not ends yet, but orders that no write of ours may cover
+#: kinds that are no end yet, but that no write of ours may cover: somebody wants the run cancelled
 CANCELS = frozenset({StateType.CANCELLING})
-#: a run that somebody has put off is not to be started at its old time either
+#: these and Scheduled: a run that somebody has put off is not to be started at its old time either
 PUT_OFF = CANCELS | {StateType.SCHEDULED}
-#: and one that another agent has claimed, or an engine begun, is not to be started once more
+#: these and more: a run that another agent has claimed, or that an engine has begun, is not to be started once more
 THEIRS = PUT_OFF | {StateType.PENDING, StateType.RUNNING}
 
 # -- the JSON of states that we write
@@ -201,7 +203,7 @@ _NO_RESULT = {"type": "NoResultType", "__version__": CORE_VERSION}
 
 
 def plain(text: str) -> str:
-    """Without what no database of a server keeps (NUL, halves of surrogate pairs): it would refuse the whole state."""
+    """The text without what no server's database keeps (NUL, halves of surrogate pairs): it would refuse the state."""
     return text.replace("\x00", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
 
 
@@ -219,7 +221,7 @@ def written(name: str, message: str, stamp: Stamp | None = None, **more: Any) ->
 
 
 def submitted(before: Mapping[str, Any], stamp: Stamp, *, task: bool = False) -> dict[str, Any]:
-    """Submitted over what stood there; the words are the reference agent's."""
+    """Submitted, written over the state `before`; the message is the reference agent's."""
     message = "Submitted for execution." if task else "Submitted for execution"
     return written(SUBMITTED, message, stamp, state={"_result": _NO_RESULT, **before})
 
@@ -230,13 +232,13 @@ def stamp_of(mark: Mark, call: str, run: Run) -> Stamp:
 
 
 def scheduled_again(run: Run, due: datetime, stamp: Stamp, reason: str) -> dict[str, Any]:
-    """Scheduled at the time that it had."""
+    """Scheduled at the start time that the run had, else at `due`."""
     start = run.start_time or due
     return written("Scheduled", f"Handed back: {reason}", stamp, start_time=start.isoformat())
 
 
 def before_submitted(serialized: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The state over which Submitted was written."""
+    """The state over which this Submitted state was written; None when it tells none."""
     inner = serialized.get("state")
     return dict(inner) if isinstance(inner, Mapping) and inner.get("type") else None
 
@@ -258,7 +260,7 @@ def overtaken(versions: Sequence[Json], stamp: Stamp, *, kinds: Collection[State
         state = row.get("serialized_state") or {}
         kind = kind_of(str(row.get("state") or state.get("type") or ""))
         whose = Stamp.read(state)
-        # of two fleets the later one yields, or they would both; other agents never do
+        # of two fleets the later one yields, or both would; other agents never yield
         yields = whose is not None and not kind.terminal and bool(ours) and row["version"] >= ours[0]
         if not (kind.terminal or kind in kinds) or yields or (whose is not None and whose.fleet == stamp.fleet):
             continue

@@ -1,8 +1,8 @@
-"""Write: each state that flowfleet writes at a Prefect 1 API, and how it is known whether it stands.
+"""Writes: each state that flowfleet writes at a Prefect 1 API, and the proof that the state stands there.
 
 A Prefect Server takes any state over any other and has no version lock (source: Prefect Server), so every write reads
-first, names the version that it has read, and reads again, with the states that were written since: what of them is
-somebody else's was written in between, or at the very moment, and is given its due.
+first, names the version that it has read, and reads again, with the states that were written since. What somebody else
+wrote in between, or at the very same moment, is put back where our write must not cover it.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ logger = logging.getLogger(__name__)
 
 #: the most runs that one claim may carry
 CLAIM_LIMIT = 10
-#: so far our idea of the server's time may be from the poller's
+#: how far our estimate of the server's time may differ from the poller's
 _CLOCKS = timedelta(seconds=3)
 #: a row this old is read again before it is written over: a cancel may have come
 _FRESH_SECONDS = 1.0
 #: a state that was read so recently need not be read again before a run is launched
 _JUST_READ_SECONDS = 2.0
-#: as a rule our claim is the newest of them, and what it may have covered the one before
+#: how many of the newest states are read: as a rule our claim is the newest, and the one before is what it may cover
 _NEWEST = 4
 _ENDS = (StateType.CRASHED, StateType.FAILED, StateType.CANCELLED)
 
@@ -59,7 +59,7 @@ Answers = dict[str, Answer]
 
 
 class Writes:
-    """Claim, hand back, end, reinstate."""
+    """The writer of states: claim, hand back, report an end, reinstate."""
 
     def __init__(
         self,
@@ -73,13 +73,13 @@ class Writes:
         self._runs = runs
         self._clock = clock
         self._now = now
-        #: what was read lately, by run
+        #: the rows that were read lately and when, by run id
         self._seen: dict[str, tuple[float, Run]] = {}
 
     # reading
 
     def note(self, runs: Sequence[Run]) -> None:
-        """These rows were read just now."""
+        """Remember these rows, which were read just now."""
         now = self._clock()
         if len(self._seen) > 1000:
             self._seen = {key: value for key, value in self._seen.items() if now - value[0] < _JUST_READ_SECONDS}
@@ -90,7 +90,7 @@ class Writes:
         return run if self._clock() - at < seconds else None
 
     def read(self, run_id: str, extra: str = "") -> Run:
-        """The run as it truly stands: an end that our own write has covered is put back. Raises `RunGone`."""
+        """Read a run. A state of somebody else that our claim has covered is put back first. Raises `RunGone`."""
         run = self._runs.one(run_id, last_states(_NEWEST) + extra)
         stamp = run.stamp
         if stamp is None or stamp.done or stamp.version is None or run.state != SUBMITTED:
@@ -102,7 +102,7 @@ class Writes:
         return run if covered is None else self._put_back(run, covered)
 
     def _put_back(self, run: Run, covered: Mapping[str, Any]) -> Run:
-        """Write again what somebody else had written and we have covered."""
+        """Write again the state that somebody else had written and that ours has covered."""
         logger.warning(
             "a state was covered by ours and is put back",
             extra={"run_id": run.run_id, "state": covered.get("type"), "version": run.version},
@@ -114,7 +114,10 @@ class Writes:
     # claiming
 
     def claim(self, runs: Sequence[FlowRun], call: str, mark: Mark, agent: str | None) -> Answers:
-        """Scheduled → Submitted, and so the task runs that are due; `agent` signs it."""
+        """Move runs and their due task runs from Scheduled to Submitted; `agent` is the agent id that signs the claim.
+
+        Each run has its own answer. Raises `KeyRefused`, and ValueError for more than CLAIM_LIMIT runs.
+        """
         if len(runs) > CLAIM_LIMIT:
             raise ValueError(f"at most {CLAIM_LIMIT} runs in one claim, not {len(runs)}")
         if not runs:
@@ -138,7 +141,7 @@ class Writes:
 
     def _rows(self, runs: Sequence[FlowRun]) -> dict[str, Run]:
         rows = {run.run_id: row for run in runs if (row := self._lately(run.run_id, _FRESH_SECONDS)) is not None}
-        # a listing has only the tasks that are late: of a late retry the others count too
+        # a listing has only the tasks that are late, but for a late retry the other tasks count too
         rows = {run_id: row for run_id, row in rows.items() if row.state == "Scheduled"}
         missing = [run.run_id for run in runs if run.run_id not in rows]
         if missing:
@@ -146,7 +149,7 @@ class Writes:
         return rows
 
     def _read_refused(self, answers: Mapping[str, Answer], call: str) -> Answers:
-        """A refusal may be of the repeat of a write that was carried out: what stands there tells."""
+        """Read the runs whose claim was refused: the refusal may be of the repeat of a write that was carried out."""
         refused = [run_id for run_id, answer in answers.items() if answer.verdict is Verdict.UNSURE]
         if not refused:
             return {}
@@ -160,11 +163,14 @@ class Writes:
     # launching and handing back
 
     def launching(self, run_id: str, call: str) -> Answer:
-        """Nothing is written: what the engine is to find is Submitted, and a second one would be refused."""
+        """Ask whether the run is still Submitted by this call.
+
+        Nothing is written: what the engine is to find is Submitted, and a second Submitted would be refused.
+        """
         return _asked(lambda: _whose(run_id, self._lately(run_id, _JUST_READ_SECONDS) or self.read(run_id), call))
 
     def hand_back(self, run_id: str, call: str, due: datetime, mark: Mark, reason: str) -> Answer:
-        """Submitted → Scheduled at the time that it had; task runs of a late retry → what they were."""
+        """Move a run from Submitted to Scheduled at its old time; the task runs of a late retry to what they were."""
         done = str(uuid.uuid5(uuid.UUID(call), f"{run_id} handed back"))
 
         def changes(run: Run) -> Answer | list[Change]:
@@ -188,7 +194,7 @@ class Writes:
         return self._fenced(run_id, changes, kinds=THEIRS)
 
     def report(self, run_id: str, kind: StateType, message: str, mark: Mark) -> Answer:
-        """Propose an end; its tasks that were running have ended with it."""
+        """Propose an end for the run and for its tasks that were under way."""
         if kind not in _ENDS:
             raise ValueError(f"{kind} is no end that flowfleet reports")
         told = str(uuid.uuid5(uuid.UUID(run_id), plain(f"{kind} {message}")))
@@ -202,7 +208,7 @@ class Writes:
                 return Answer(verdict=verdict, reason=f"the run is {run.state} already", state=state)
             if run.state in WAITING:
                 return _refused(run, f"the run is {run.state}, it goes on")
-            # a cancel that came after the process was looked at has its end too, whatever the process died of
+            # a cancel that came after the process was looked at ends as Cancelled too, whatever the process died of
             name = (
                 "Cancelled"
                 if StateType.CANCELLED in (kind, state.kind) or state.kind is StateType.CANCELLING
@@ -214,12 +220,12 @@ class Writes:
 
         answer = self._fenced(run_id, changes, kinds=PUT_OFF)
         if answer.verdict is Verdict.REFUSED and answer.being_cancelled:
-            # the cancel that came meanwhile stands again and waits for its end: told once more
+            # the cancel that came meanwhile was put back and waits for its end, so the end is reported once more
             return replace(answer, verdict=Verdict.UNSURE)
         return answer
 
     def reinstate(self, run_id: str, claim: str, mark: Mark) -> Answer:
-        """Scheduled → what it was, where somebody has put a run back that has a process."""
+        """Move a run that has a process from Scheduled to its state before, where somebody has put it back."""
 
         def changes(run: Run) -> Answer | list[Change]:
             stamp = Stamp.read(run.serialized)
@@ -245,7 +251,7 @@ class Writes:
     ) -> Answer:
         """Read, decide, write with the version that was read, and read again what stands there.
 
-        Ends, and states of these `kinds`, that somebody has written meanwhile are put back.
+        Ends, and states of these `kinds`, that somebody else has written meanwhile are put back.
         """
 
         def carry_out() -> Answer:
@@ -269,7 +275,7 @@ class Writes:
             return _refused(self._put_back(after, covered), f"somebody made it {covered.get('type')} meanwhile")
         failed = [error.message for change in changes if (error := reply.error_of(change.alias)) is not None]
         if not failed and not any(change.target == "flow_run_id" for change in changes):
-            # a late retry: only its tasks were written, and they bear no sign of it
+            # a late retry: only the tasks were written, and their states bear no sign of it
             return Answer(verdict=Verdict.ACCEPTED, state=after.to_state())
         again = decide(after)
         if isinstance(again, Answer):
@@ -283,7 +289,7 @@ class Writes:
 
 
 def _asked(work: Callable[[], Answer]) -> Answer:
-    """The answer, where a run that is gone is a no and an API that cannot be asked says nothing."""
+    """The answer of `work`: REFUSED when the run is gone, UNSURE when the API cannot be asked; raises `KeyRefused`."""
     try:
         return work()
     except RunGone as gone:
@@ -298,7 +304,7 @@ def _covered(run: Run, after: Run, kinds: frozenset[StateType]) -> dict[str, Any
     """What somebody else wrote to the run between our two readings, if our own write stands over it."""
     stamp = Stamp.read(after.serialized)
     if run.version is None or stamp is None or not stamp.done:
-        return None  # theirs came last and stands
+        return None  # the other's state came last and stands
     found = overtaken(after.row.get("states") or (), replace(stamp, version=run.version), kinds=kinds)
     # our own end over a cancel that is under way is the end of that cancel
     if found is not None and found.get("type") == "Cancelling" and after.kind is StateType.CANCELLED:
@@ -311,7 +317,7 @@ def _refused(run: Run, reason: str) -> Answer:
 
 
 def _before(run: Run | None, call: str, now: datetime) -> Answer | None:
-    """What needs no write: a run that is gone, ours already, or not to be had."""
+    """The answer for a run that needs no write: gone, ours already, or not to be had; None for a run to be claimed."""
     if run is None:
         return Answer(verdict=Verdict.REFUSED, reason="the run does not exist any more", gone=True)
     if run.claimed_by(call):
@@ -327,9 +333,9 @@ def _before(run: Run | None, call: str, now: datetime) -> Answer | None:
 
 
 def _answers_of(changes: Sequence[Change], reply: Reply) -> Answer:
-    """ACCEPTED, or UNSURE with the reason: what a refusal means only the run itself can tell.
+    """ACCEPTED, or UNSURE with the reason, since only the run itself can tell what a refusal means.
 
-    Of a run that was Scheduled its own state decides; of a late retry any task of it that we have.
+    For a run that was Scheduled the write of its own state decides; for a late retry one accepted task is enough.
     """
     deciding = [change for change in changes if change.target == "flow_run_id"] or list(changes)
     reasons = []

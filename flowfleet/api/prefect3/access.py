@@ -1,4 +1,4 @@
-"""Discovery: where a Prefect 3 API is, with which credentials: flag, FLOWFLEET_*, then as Prefect itself finds it."""
+"""Access: a Prefect 3 API's address and credentials: by flag, FLOWFLEET_*, then as Prefect itself finds them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flowfleet.errors import SettingsError
 from flowfleet.settings.common import Common
 from flowfleet.settings.option import refresh
 
-#: headers that are the client's own business, not a setting's
+#: headers that the client sets itself, so that no setting may
 _PROTECTED = frozenset({"user-agent", "prefect-csrf-token", "prefect-csrf-client"})
 #: settings that are about this machine's server and command, of no use to a flow run
 _NOT_FOR_RUNS = ("PREFECT_SERVER_", "PREFECT_UI_", "PREFECT_CLI_", "PREFECT_API_DATABASE_")
@@ -27,7 +27,7 @@ _NOT_PASSED = frozenset({"PREFECT_PROFILE", "PREFECT_PROFILES_PATH", "PREFECT_HO
 
 
 class AccessSource:
-    """Where address and credentials come from: found once at start, looked at again when a key was replaced."""
+    """The source of address and credentials: they are found at the start, and again when a key was replaced."""
 
     def __init__(self, settings: Common, environ: Mapping[str, str], folder: Path, home: Path) -> None:
         self._settings, self._environ, self._folder, self._home = settings, environ, folder, home
@@ -39,7 +39,7 @@ class AccessSource:
         return self._find(refresh(self._settings))
 
     def for_runs(self) -> Mapping[str, str]:
-        """The settings that a run's engine gets, with the credentials of now."""
+        """The settings that a run's engine gets, with the present credentials."""
         return self._for_runs
 
     def _find(self, settings: Common) -> Address:
@@ -55,16 +55,16 @@ class AccessSource:
 
 
 def _keep_secrets(found: Mapping[str, Found]) -> None:
-    """What Prefect's own settings hold must not show in our logs either, used or not."""
+    """Register the secrets in Prefect's own settings with the log's redaction, whether they are used or not."""
     for name, item in found.items():
         if name.endswith(_SECRET_SETTINGS):
             logs.keep_secret(item.value)
-            # user:password, of which the second half is the secret
+            # in user:password the second half is the secret
             logs.keep_secret(item.value.partition(":")[2])
 
 
 def find_address(settings: Common, environ: Mapping[str, str], found: Mapping[str, Found]) -> Address:
-    """Address, credentials and trust, each from the nearest place that has it."""
+    """Find address, credentials and CA file, each in the nearest place that has it; raises `SettingsError`."""
     url, source = settings.api, "--api"
     if not url and "PREFECT_API_URL" in found:
         url, source = found["PREFECT_API_URL"].value, f"PREFECT_API_URL ({found['PREFECT_API_URL'].source})"
@@ -81,7 +81,7 @@ def find_address(settings: Common, environ: Mapping[str, str], found: Mapping[st
 
 
 def no_address() -> SettingsError:
-    """The error where nothing names an API."""
+    """The error for settings that name no API."""
     return SettingsError(
         "no Prefect API is set, give its address by --api http://HOST:4200/api, by PREFECT_API_URL, or by "
         "`prefect config set PREFECT_API_URL=…`; that of Prefect 1 by --api http://HOST:4200 or PREFECT__CLOUD__API"
@@ -89,13 +89,13 @@ def no_address() -> SettingsError:
 
 
 def found_url(environ: Mapping[str, str], *, folder: Path | None = None) -> tuple[str, str] | None:
-    """The address that Prefect's own settings name, and where; None when they name none."""
+    """The address that Prefect's own settings name, and where they name it; None when they name none."""
     found = prefect_settings(environ, folder or Path.cwd(), home_of(environ)).get("PREFECT_API_URL")
     return (found.value, f"PREFECT_API_URL, {found.source}") if found else None
 
 
 def home_of(environ: Mapping[str, str]) -> Path:
-    """Where this user's own files are."""
+    """The home folder of this user: HOME of the environment, else the system's."""
     return Path(environ["HOME"]) if environ.get("HOME") else Path.home()
 
 
@@ -104,7 +104,7 @@ def _text(found: Mapping[str, Found], name: str) -> str:
 
 
 def _authorization(settings: Common, found: Mapping[str, Found], user: str | None) -> str | None:
-    """A key is a bearer token; a self-hosted server's auth string (or the address's user) is basic."""
+    """The `Authorization` header: Bearer for a key, Basic for a server's auth string or the user in the address."""
     key = settings.key or settings.token
     auth_string = _text(found, "PREFECT_API_AUTH_STRING") or user
     if not key and not auth_string:
@@ -139,7 +139,7 @@ def _ca_file(settings: Common, environ: Mapping[str, str], found: Mapping[str, F
 
 
 def _for_runs(found: Mapping[str, Found], address: Address, settings: Common) -> dict[str, str]:
-    """The settings that a run's engine gets, as it starts in a folder where none of these files are."""
+    """The settings that a run's engine gets, since the engine starts in a folder where none of these files are."""
     passed = {
         name: item.value
         for name, item in found.items()

@@ -1,4 +1,4 @@
-"""Backlog: what is due at a Prefect 3 API, listed for claiming or only counted."""
+"""Backlog: the due runs of a Prefect 3 API, listed for claiming or only counted."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ logger = logging.getLogger(__name__)
 
 #: the most runs that one request lists
 LIST_LIMIT = 200
-#: queues that are asked for one by one, at most, when an answer did not list everything
+#: the most queues that are asked for one by one when an answer did not list everything
 MOST_QUEUES = 20
-#: what a poller may claim ahead of its time: where a limit leaves room for a few, no later run may take their place
+#: how far ahead of its time a poller may claim a run: where a limit leaves room for a few, no later run may take their
+#: place
 NEAR_SECONDS = 5.0
 
 
 def wanted_queues(offers: Sequence[Offer]) -> dict[tuple[str, str], tuple[str, ...]]:
-    """(pool name, pool id) → the queues that any offer takes there; none named = all of them."""
+    """The queues that the offers take, by (pool name, pool id); an empty tuple means all queues of the pool."""
     wanted: dict[tuple[str, str], set[str] | None] = {}
     for offer in offers:
         for pool in zip(offer.pools, offer.pool_ids, strict=True):
@@ -40,33 +41,36 @@ def wanted_queues(offers: Sequence[Offer]) -> dict[tuple[str, str], tuple[str, .
 
 
 class Backlog:
-    """One request per pool and poll, and more only when that cannot list everything; queue names are known before."""
+    """The due runs of a Prefect 3 API.
+
+    A poll is one request per pool, and more only when that cannot list everything; queue names are cached.
+    """
 
     def __init__(self, session: Session, pools: Pools, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._session = session
         self._pools = pools
         self._now = now
-        #: where to go on when there are more hidden queues than are asked for at a time
+        #: where to go on next time when there are more hidden queues than are asked for at a time
         self._turn = 0
 
     def server_now(self) -> datetime:
-        """The time by the server's clock, as far as it is known."""
+        """The time by the server's clock, as far as the skew is known."""
         return self._now() + timedelta(seconds=self._session.skew_seconds)
 
     def due(self, offers: Sequence[Offer], *, within_seconds: float, limit: int) -> list[DueRuns]:
-        """The runs that the API would hand out, in its own order; limits, pauses and priorities are the server's."""
+        """List the runs that the API would hand out, in its order; limits, pauses and priorities are the server's."""
         limit = max(1, min(limit, LIST_LIMIT))
         now = self.server_now()
         body = {"scheduled_before": iso(now + timedelta(seconds=within_seconds)), "limit": limit}
         return self._each(offers, lambda pool, pool_id, queues: self._list(pool, pool_id, queues, body, now))
 
     def count_due(self, offers: Sequence[Offer]) -> list[DueRuns]:
-        """Count by queries that leave the queues' status alone."""
+        """Count due runs by queries that do not change the queues' status."""
         now = self.server_now()
         return self._each(offers, lambda pool, pool_id, queues: self._count(pool, pool_id, queues, now))
 
     def _each(self, offers: Sequence[Offer], ask: Callable[[str, str, Sequence[str]], list[DueRuns]]) -> list[DueRuns]:
-        """The answers for all pools; one that was deleted under way holds up no other."""
+        """The answers for all pools; a pool that was deleted under way does not hold up the others."""
         found: list[DueRuns] = []
         for (pool, pool_id), queues in sorted(wanted_queues(offers).items()):
             try:
@@ -81,10 +85,10 @@ class Backlog:
     def _list(
         self, pool: str, pool_id: str, queues: Sequence[str], body: Mapping[str, Any], now: datetime
     ) -> list[DueRuns]:
-        """One answer, and more of them where it may hide what a free worker could run.
+        """List one pool's due runs by one request, and by more where its answer may hide what a free worker could run.
 
-        It hides runs when it is full, and when the pool has a limit: the server cuts the answer to the room that is
-        left, by the queues' priority and over all that is due within the asked time.
+        An answer hides runs when it is full, and when the pool has a limit: the server cuts the answer to the room that
+        is left, by the queues' priority and over all that is due within the asked time.
         """
         if queues:
             names = self._existing(pool, queues)
@@ -116,9 +120,10 @@ class Backlog:
         )
 
     def _hidden(self, wanted: Sequence[str], shown: _Listed) -> Sequence[str]:
-        """The queues that are to be asked for by themselves: their workers may be idle.
+        """The queues that are to be asked for one by one, since their workers may be idle.
 
-        Not one that filled the answer alone, since it would show the same; and none when nothing is near.
+        A queue that filled the answer alone is left out, since it would show the same; there are none when the answer
+        lists no run.
         """
         if not shown.runs:
             return []
@@ -151,7 +156,7 @@ class Backlog:
         return self._counted(pool, pool_id, query, total) if total else []
 
     def _counted(self, pool: str, pool_id: str, query: Json, total: int) -> list[DueRuns]:
-        known = self._pools.queues(pool, anew=True)  # also for whether they are paused
+        known = self._pools.queues(pool, anew=True)  # anew, also to know which are paused
         body = {**query, "sort": "NEXT_SCHEDULED_START_TIME_ASC", "limit": LIST_LIMIT}
         by_route: dict[Route, list[FlowRun]] = {}
         for item in rows(self._session.post("/flow_runs/filter", body)):
@@ -165,12 +170,12 @@ class Backlog:
             for route, runs in by_route.items()
         ]
         if len(counted) == 1 and total > LIST_LIMIT and len(known) == 1:
-            # one queue only, so the whole count is its own
+            # the pool has one queue only, so the whole count is that queue's
             return [replace(counted[0], due=total, at_least=False)]
         return counted
 
     def _existing(self, pool: str, names: Sequence[str]) -> list[str]:
-        """The server answers 404 for all when one queue is unknown, so only those that exist are asked for."""
+        """The queues that exist among the named: the server answers 404 for all when one queue is unknown."""
         if not names:
             return []
         there = {str(queue["name"]) for queue in self._pools.queues(pool).values()}
@@ -182,21 +187,21 @@ class Backlog:
         due = instant(run.get("next_scheduled_start_time") or run.get("expected_start_time"))
         queue = self._pools.queue_name(pool, queue_id)
         if due is None or queue is None:
-            return None  # deleted or rescheduled under our eyes
+            return None  # deleted or rescheduled between the two answers
         route = Route("prefect3", pool_id, queue)
         return FlowRun(run_id=str(run["id"]), name=str(run.get("name") or run["id"]), route=route, due=due)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Listed:
-    """One answer of the API."""
+    """One answer of the API that lists due runs."""
 
     runs: tuple[FlowRun, ...]
-    room: int  # so many it lists: pool and queues have room for them
-    full: bool  # it may be cut off at the limit of our question
+    room: int  # how many the answer lists: pool and queues have room for so many
+    full: bool  # True when the answer may be cut off at the limit of our request
 
     def by_route(self, now: datetime) -> list[DueRuns]:
-        """The answer by queue, in its order."""
+        """The runs by queue, in the order of the answer."""
         by_route: dict[Route, list[FlowRun]] = {}
         for run in self.runs:
             by_route.setdefault(run.route, []).append(run)
@@ -206,9 +211,10 @@ class _Listed:
 def _joined(
     answers: Sequence[_Listed], order: Mapping[str, int], limit: int, now: datetime, *, limited: bool
 ) -> list[DueRuns]:
-    """The answers as one, by the queues' priority: the first as it is, of the others no more than `limit` runs in all.
+    """Join the answers into one, by the queues' priority: all of the first, and at most `limit` runs of the others.
 
-    Together they may list more than the pool has room for, since each is cut by itself: `room` says how many.
+    Together the answers may list more than the pool has room for, since each is cut by itself: `room` says how many
+    runs the pool has room for.
     """
     first, *others = answers
     share = max(1, limit // max(1, len(others)))
@@ -223,7 +229,7 @@ def _joined(
             taken = each.runs if answer is first else each.runs[:share]
             parts.setdefault(each.route, {}).update((run.run_id, run) for run in taken)
     joined = [
-        # within its queue the server goes by time
+        # within a queue the server goes by time
         replace(
             counts[route],
             runs=tuple(sorted(runs.values(), key=lambda run: run.due)),

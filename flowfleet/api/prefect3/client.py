@@ -1,4 +1,4 @@
-"""Prefect3: the ApiClient of a Prefect 3 server or Prefect Cloud, over REST."""
+"""Client: the `ApiClient` of a Prefect 3 server or Prefect Cloud, over REST."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from flowfleet.flow_run import FlowRun, Offer, Route
 
 logger = logging.getLogger(__name__)
 
-#: states in which a run of ours may still have a process, and those that wait inside one
+#: types of states in which a run of ours may still have a process, and names of those in which it waits inside one
 _UNFINISHED = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING, StateType.PAUSED)
 _IN_PROCESS = ("AwaitingRetry",)
 _PAGE = 200
@@ -48,7 +48,7 @@ _NOBODY = "00000000-0000-4000-8000-000000000000"
 
 
 class Prefect3:
-    """One Prefect 3 API; what it knows of pools, deployments and flows is at most 30 s old."""
+    """The client of one Prefect 3 API; its facts about pools and deployments are at most 30 s old."""
 
     backend = "prefect3"
 
@@ -62,7 +62,7 @@ class Prefect3:
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """`settings` are the PREFECT_* settings that children get, `worker` is the name that they give as theirs."""
+        """`settings` are the PREFECT_* settings that engines get, `worker` is the worker's name that they show."""
         self._session = session
         self.address = session.address.shown
         self._engine = EngineSettings(
@@ -79,15 +79,13 @@ class Prefect3:
 
     @property
     def key_refused(self) -> bool:
-        """Whether the last answer refused our credentials."""
         return self._session.key_refused
 
     def renew(self) -> bool:
-        """Look for the credentials again."""
         return self._session.renew()
 
     def probe(self) -> ServerInfo:
-        """Ask for the version, and whether claims can be made in bulk."""
+        # ask for the version, and whether claims can be made in bulk
         where, reader = self._session.address.shown, self._session.reader
         try:
             version = self._session.get("/admin/version", tries=ASKED_TRIES)
@@ -113,50 +111,41 @@ class Prefect3:
         self._claims_in_bulk = True
 
     def resolve(self, offer: Offer, *, create: bool) -> Offer:
-        """Pool names → uuids."""
         with reading("for a pool"):
             resolved = self._pools.resolve(offer, create=create)
         if resolved.pool_ids:
-            self._session.reader.proven = True  # workers ask for their pools only, never who answers
+            self._session.reader.proven = True  # workers only ask for their pools, and never call `probe`
         return resolved
 
     def routes(self, offer: Offer) -> list[Route]:
-        """One route for each work queue of the offer's pools."""
         with reading("for the queues of a pool"):
             return self._pools.routes(offer)
 
-    # knowing and claiming
+    # listing and claiming
 
     def due(self, offers: Sequence[Offer], *, within_seconds: float, limit: int) -> list[DueRuns]:
-        """What the API would hand out within the given seconds."""
         with reading("for what is due"):
             return self._backlog.due(offers, within_seconds=within_seconds, limit=limit)
 
     def count_due(self, offers: Sequence[Offer]) -> list[DueRuns]:
-        """How much is due, without marking anything READY."""
         with reading("for what is due"):
             return self._backlog.count_due(offers)
 
     def claim(self, runs: Sequence[FlowRun], call: str, mark: Mark) -> dict[str, Answer]:
-        """Scheduled → Submitted."""
         return self._writes.claim(runs, call, mark)
 
     def settle(self, run_id: str, call: str) -> Answer:
-        """Read whether the run is claimed by this call."""
         return self._writes.settle(run_id, call)
 
     def hand_back(
         self, run_id: str, call: str, due: datetime, mark: Mark, reason: str, *, never_began: bool = False
     ) -> Answer:
-        """Submitted (with proof also Launching) → Scheduled at its old time."""
         return self._writes.hand_back(run_id, call, due, mark, reason, never_began=never_began)
 
     def unfinished(self, mark: Mark) -> list[Unfinished]:
-        """Our runs that have not ended, in whichever pool: a pool that nobody offers any more may still have some.
-
-        The infrastructure mark cannot be asked for, so all unfinished runs of the server are looked at. Pages go by
-        the ids that were seen, not by an offset, which a run that ends meanwhile would shift.
-        """
+        # Runs of whichever pool: a pool that nobody offers any more may still have some.
+        # The infrastructure mark cannot be asked for, so all unfinished runs of the server are looked at. Pages go by
+        # the ids that were seen, not by an offset, which a run that ends meanwhile would shift.
         seen: list[str] = []
         ours: list[Unfinished] = []
         while True:
@@ -180,29 +169,28 @@ class Prefect3:
         return rows(self._session.post("/flow_runs/filter", {"flow_runs": flow_runs, "limit": _PAGE}))
 
     def unserved(self, offers: Sequence[Offer]) -> list[UnfitRun]:
-        """None is told: a run's pool is its own choice, and `status` shows what waits there."""
+        # none: a run names its own pool, and `status` shows what waits there
         del offers
         return []
 
     def reinstate(self, run_id: str, claim: str, mark: Mark) -> Answer:
-        """Nobody puts a running run back here."""
+        # nothing at Prefect 3 puts a running run back
         del run_id, claim, mark
         return Answer(verdict=Verdict.REFUSED, reason="Prefect 3 puts no run back that has a process")
 
     def rivals(self, offers: Sequence[Offer], mark: Mark) -> list[Rival]:
-        """None: the server's own locks keep workers of one pool apart."""
+        # none: the server's own locks keep workers of one pool apart
         del offers, mark
         return []
 
     def online(self, pool: str, name: str, interval_seconds: float) -> None:
-        """A worker's heartbeat in the pool's page."""
+        # a worker's heartbeat, which the pool's page shows
         self._session.post(
             f"/work_pools/{quote(pool, safe='')}/workers/heartbeat",
             {"name": name, "heartbeat_interval_seconds": max(1, round(interval_seconds))},
         )
 
     def offline(self, pool: str, name: str) -> None:
-        """Sign that worker off; it may be gone already."""
         try:
             self._session.call("DELETE", f"/work_pools/{quote(pool, safe='')}/workers/{quote(name, safe='')}")
         except Refused as refused:
@@ -212,40 +200,34 @@ class Prefect3:
     # taking and ending
 
     def job(self, run_id: str) -> Job:
-        """What to run."""
         run = self._writes.read(run_id)
         with reading("for what a run is"):
             return self._jobs.job(run)
 
     def launching(self, run_id: str, call: str, claim: str, mark: Mark) -> Answer:
-        """Submitted → Launching."""
         return self._writes.launching(run_id, call, claim, mark)
 
     def started(self, run_id: str, mark: Mark, pid: int) -> None:
-        """Write whose process the run is."""
         worker = quote(mark.worker or "", safe="@")
         self._writes.set_infrastructure(run_id, f"{mark_prefix(mark)}{worker}:{pid}")
 
     def started_line(self, mark: Mark, pid: int) -> str:
-        """In our own words."""
         return f"Submitted for execution by {mark.worker}: PID {pid}."
 
     def states(self, run_ids: Sequence[str]) -> dict[str, RunState]:
-        """The states of many runs."""
         return {run_id: state_of(run) for run_id, run in self._writes.read_many(run_ids).items()}
 
     def place(self, run_id: str) -> Place | None:
-        """Pool and queue of a run, with their pauses and limits."""
+        # pool and queue of the run, with their pauses and limits
         with reading("for where a run waits"):
             return self._places.place(run_id)
 
     def report(self, run_id: str, kind: StateType, message: str, mark: Mark) -> Answer:
-        """Propose an end; the sentence stands alone, since people read it in the UI."""
+        # the sentence stands alone, without our mark, since people read it in the UI
         del mark
         return self._writes.report(run_id, kind, message)
 
     def log(self, lines: Sequence[LogLine]) -> None:
-        """Append to the runs' log pages."""
         body = [
             {
                 "name": "prefect.flow_runs.worker",
@@ -259,20 +241,20 @@ class Prefect3:
         if body:
             self._session.post("/logs/", body)
 
-    # the child
+    # the engine: the child process of a run
 
     def engine_command(self, python: str, job: Job, prefect: str) -> tuple[str, ...]:
-        """The engine of any version."""
+        # the same for any version of prefect
         del job, prefect
         return engine_command(python)
 
     def engine_defaults(self, job: Job) -> dict[str, str]:
-        """None."""
+        # no defaults
         del job
         return {}
 
     def engine_environment(self, run_id: str, job: Job) -> dict[str, str]:
-        """Address, credentials, run id and attribution."""
+        # beside the address, credentials and run id also the attribution: the names of worker, flow and deployment
         return self._engine.forced(run_id, job, url=self._session.address.url)
 
 
@@ -281,12 +263,12 @@ def _unfinished(run: Json, mark: Mark) -> Unfinished | None:
     prefix = mark_prefix(mark)
     infrastructure = state.infrastructure or ""
     launched = infrastructure.startswith(prefix)
-    # whose claim it is only its state says: the mark may be of an earlier life, and another fleet has the run now
+    # only the state tells whose claim it is: the mark may be from an earlier attempt, and another fleet has the run now
     claimed = state.message.startswith(mark_message(mark, ""))
     if not (claimed if state.kind is StateType.PENDING else launched):
         return None
     if state.kind in (StateType.SCHEDULED, StateType.PAUSED) and not state.held:
-        return None  # it went back to the queue, or is suspended without a process, and its old mark stayed
+        return None  # the run went back to the queue, or is suspended without a process, and its old mark stayed
     route = None
     if run.get("work_pool_id") and run.get("work_queue_name"):
         route = Route("prefect3", str(run["work_pool_id"]), str(run["work_queue_name"]))

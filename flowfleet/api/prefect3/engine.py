@@ -9,21 +9,24 @@ from flowfleet.api.client import Job
 
 
 def engine_command(python: str) -> tuple[str, ...]:
-    """The flow engine itself: one import of prefect, where `prefect flow-run execute` has two."""
+    """The argv of the flow engine itself: one import of prefect, where `prefect flow-run execute` has two."""
     return (python, "-m", "prefect.engine")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings:
-    """What all engines of one worker get."""
+    """The settings that all engines of one worker get."""
 
-    #: asked each time, since credentials change while we run: the user's PREFECT_* settings
+    #: returns the user's PREFECT_* settings; called for each run, since credentials change while we run
     settings: Callable[[], Mapping[str, str]]
     #: the name by which the server shows who runs a flow
     worker: str | None
 
     def forced(self, run_id: str, job: Job, *, url: str) -> dict[str, str]:
-        """Address, credentials, run id and attribution; other settings only where the run does not say otherwise."""
+        """Variables that the engine must have: address, credentials, run id and attribution.
+
+        Other settings are among them only where the run does not set them itself.
+        """
         forced = {
             name: value
             for name, value in {"PREFECT_API_URL": url, **self.settings()}.items()

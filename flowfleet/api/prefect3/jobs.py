@@ -1,4 +1,4 @@
-"""Job: what a Prefect 3 run asks to be started: its deployment, flow and pool put together."""
+"""Jobs: what a Prefect 3 run asks to be started, put together from its deployment, flow and pool."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ from flowfleet.api.transport.responses import Refused
 from flowfleet.api.transport.session import Session
 from flowfleet.errors import UnsupportedRun
 
-#: a flow never changes its name, and when it is deleted its runs go with it: its answer may be old
+#: how long an answer about a flow is kept: a flow never changes its name, and its runs are deleted with it
 FLOW_SECONDS = 3600.0
 
 
 class Jobs:
-    """Reads a run's deployment, flow, pool and variables; all but the run and its flow are believed for 30 s."""
+    """The reader of jobs: of a run's deployment, flow, pool and variables.
+
+    Answers about all but the run and its flow are kept for 30 s, those about a flow for an hour.
+    """
 
     def __init__(
         self,
@@ -39,7 +42,7 @@ class Jobs:
         self._flows = ExpiringCache(FLOW_SECONDS, clock)
 
     def job(self, run: Json) -> Job:
-        """The job of a run whose JSON is given."""
+        """The job of a run whose JSON is given; raises `UnsupportedRun` naming what cannot be resolved."""
         name = run.get("name") or run["id"]
         if not run.get("deployment_id"):
             raise UnsupportedRun(f"the run {name} has no deployment, so nothing says where its flow is")
@@ -85,7 +88,7 @@ class Jobs:
             item: Json = kept.get((path, item_id), lambda: self._session.get(f"{path}{item_id}"))
         except Refused as refused:
             if refused.status == HTTPStatus.NOT_FOUND:
-                # no RunGone: the run is still there, and given back it would be refused by the server for ever
+                # not RunGone: the run is still there, and if it were handed back the server would refuse it for ever
                 raise UnsupportedRun(f"{what} was deleted, so nothing says what to run") from refused
             raise
         return item
@@ -108,7 +111,7 @@ def _argv(command: Any) -> tuple[str, ...]:
     try:
         return tuple(shlex.split(str(command)))
     except ValueError as error:
-        # never with its text: a filled-in placeholder may be a secret
+        # never with the command's text: a filled-in placeholder may be a secret
         raise UnsupportedRun(
             "the job variable command has an open quotation mark or ends with a backslash, correct it in the job "
             "variables of the pool, the deployment or the run"
@@ -116,7 +119,7 @@ def _argv(command: Any) -> tuple[str, ...]:
 
 
 def _texts(env: Any) -> dict[str, str]:
-    """Environment values as text; one without a value is left out."""
+    """Environment variables with their values as text; a variable without a value is left out."""
     if not env:
         return {}
     if not isinstance(env, Mapping):

@@ -1,4 +1,4 @@
-"""Places: where a run waits at Prefect 3, and what the API itself holds it back with."""
+"""Places: the pool and queue in which a run waits at Prefect 3, and the pause or limit that holds it back there."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _BUSY = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
 
 
 class Places:
-    """Asked for one run by a person, so nothing is cached."""
+    """The reader of places. A person asks for one run, so nothing is cached."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
 
     def place(self, run_id: str) -> Place | None:
-        """The run's pool and queue; None when it, or its pool, is not there or it never had one."""
+        """The run's pool and queue; None when the run, pool or queue does not exist, or the run never had a pool."""
         try:
             run = self._session.get(f"/flow_runs/{quote(run_id, safe='')}", tries=ASKED_TRIES)
             pool_name, queue_name = run.get("work_pool_name"), run.get("work_queue_name")

@@ -1,4 +1,4 @@
-"""PoolTemplate: the base job template of the pools that flowfleet creates, as the Prefect UI shows it in a form."""
+"""Pool template: the base job template of the pools that flowfleet creates, which the Prefect UI shows as a form."""
 
 from __future__ import annotations
 

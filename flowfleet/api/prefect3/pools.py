@@ -1,4 +1,4 @@
-"""Pool: Prefect 3's work pools and their queues: made, found by name, and kept for a short while."""
+"""Pools: Prefect 3's work pools and their queues: created, found by name, and cached for a short while."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from flowfleet.api.transport.session import Session
 from flowfleet.errors import ApiRejected, SettingsError
 from flowfleet.flow_run import Offer, Route
 
-#: answers about pools, queues and deployments are believed for so long
+#: how long answers about pools and deployments are kept
 FRESH_SECONDS = 30.0
 _DESCRIPTION = "Runs of this pool are claimed by a flowfleet poller and run by its workers."
 _NEEDED = frozenset({"command", "env", "working_dir"})
@@ -25,7 +25,7 @@ _PAGE = 200
 
 
 class ExpiringCache:
-    """A small thread-safe memory of answers, each believed for some seconds."""
+    """A small thread-safe cache of answers, each kept for some seconds."""
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._seconds = seconds
@@ -34,7 +34,7 @@ class ExpiringCache:
         self._kept: dict[Any, tuple[float, Any]] = {}
 
     def get(self, key: Any, ask: Callable[[], Any]) -> Any:
-        """The kept answer, or a new one; what `ask` raises is not kept."""
+        """The kept answer, or a new one from `ask`; what `ask` raises is not kept."""
         now = self._clock()
         with self._lock:
             if key in self._kept and now - self._kept[key][0] < self._seconds:
@@ -47,23 +47,26 @@ class ExpiringCache:
         return answer
 
     def forget(self, key: Any) -> None:
-        """Ask again next time."""
+        """Drop the kept answer, so that the next `get` asks anew."""
         with self._lock:
             self._kept.pop(key, None)
 
 
 class Pools:
-    """The work pools that this client was asked about."""
+    """The work pools that this client was asked about, and their queues, each cached for a short while."""
 
     def __init__(self, session: Session, clock: Callable[[], float] = time.monotonic) -> None:
         self._session = session
         self._pools = ExpiringCache(FRESH_SECONDS, clock)
         self._queues = ExpiringCache(FRESH_SECONDS * 10, clock)  # an unknown queue id refreshes them at once
-        #: whether there is a limit changes seldom, and the limit itself is kept by the server at once
+        #: whether a pool has a limit changes seldom, and the server itself enforces a new limit at once
         self._limits = ExpiringCache(FRESH_SECONDS * 10, clock)
 
     def resolve(self, offer: Offer, *, create: bool) -> Offer:
-        """The offer with its pools' uuids; `create` makes missing pools and queues."""
+        """The offer with its pools' uuids; `create` makes missing pools and queues.
+
+        Raises `SettingsError` for a pool that is missing, cannot be created or cannot be served.
+        """
         ids = []
         for name in offer.pools:
             pool = self._found(name) or (self._create(name) if create else None)
@@ -88,20 +91,20 @@ class Pools:
         return limit is not None
 
     def queues(self, name: str, *, anew: bool = False) -> dict[str, Mapping[str, Any]]:
-        """The pool's queues by id."""
+        """The pool's queues by id, at most 5 minutes old; `anew` asks the API now."""
         if anew:
             self._queues.forget(name)
         queues: dict[str, Mapping[str, Any]] = self._queues.get(name, lambda: self._list_queues(name))
         return queues
 
     def forget(self, name: str) -> None:
-        """Ask anew about a pool that was not as it was known."""
+        """Drop what is cached about a pool, since the pool has turned out to be different."""
         self._pools.forget(name)
         self._queues.forget(name)
         self._limits.forget(name)
 
     def queue_name(self, pool: str, queue_id: str) -> str | None:
-        """The name of a queue; a queue that is not known yet is asked for."""
+        """The name of a queue, None when it does not exist; for a queue that is not cached the API is asked anew."""
         queue = self.queues(pool).get(queue_id) or self.queues(pool, anew=True).get(queue_id)
         return str(queue["name"]) if queue else None
 
@@ -170,7 +173,11 @@ class Pools:
 
 
 def _check_type(pool: Mapping[str, Any]) -> None:
-    """Ours and `process` are served; another type only if its template says command, env and working folder."""
+    """Raise `SettingsError` for a pool that cannot be served.
+
+    Pools of our own type and of type `process` are served, any other only if its template has command, env and working
+    folder.
+    """
     if pool["type"] in (POOL_TYPE, "process"):
         return
     configured = set((pool.get("base_job_template") or {}).get("job_configuration") or {})

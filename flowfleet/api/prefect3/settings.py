@@ -1,7 +1,7 @@
-"""PrefectSettings: Prefect's own settings, found in the files and variables where its own command looks, in its order.
+"""Settings: Prefect's own settings, found in the files and variables where Prefect's command looks, in the same order.
 
 Nearest first: PREFECT_* environment, `.env`, `prefect.toml`, `pyproject.toml` [tool.prefect], the active profile of
-`profiles.toml`. Read by `tomllib`, since prefect itself is never imported here.
+`profiles.toml`. The files are read by `tomllib`, since prefect itself is never imported here.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def prefect_settings(environ: Mapping[str, str], folder: Path, home: Path) -> di
 
 def _layers(environ: Mapping[str, str], folder: Path, home: Path) -> Iterator[tuple[str, dict[str, str]]]:
     own = {name.upper(): value for name, value in environ.items() if name.upper().startswith("PREFECT_")}
-    # PREFECT__… are the facts of one run (a worker started inside a flow would pass them on), no settings
+    # PREFECT__… are no settings but the facts of one run, which a worker started inside a flow would pass on
     yield "environment", {name: value for name, value in own.items() if not name.startswith("PREFECT__")}
     dotenv = _dotenv(folder / ".env")
     yield ".env", dotenv
@@ -63,7 +63,7 @@ def _expand(text: str, near: Mapping[str, str], home: Path) -> Path:
 
 
 def _profile(path: Path, own: Mapping[str, str]) -> tuple[str, dict[str, str]]:
-    """The active profile: PREFECT_PROFILE, else the file's own choice."""
+    """The name and settings of the active profile: that of PREFECT_PROFILE, else the file's own choice."""
     data = read_toml(path)
     name = own.get("PREFECT_PROFILE") or data.get("active") or ""
     profile = data.get("profiles", {}).get(name)
@@ -73,7 +73,7 @@ def _profile(path: Path, own: Mapping[str, str]) -> tuple[str, dict[str, str]]:
 
 
 def _flat(table: Any, prefix: str = "PREFECT") -> dict[str, str]:
-    """`[api] url = …` as PREFECT_API_URL."""
+    """A TOML table by variable names: `[api] url = …` becomes PREFECT_API_URL."""
     flat: dict[str, str] = {}
     if not isinstance(table, Mapping):
         return flat

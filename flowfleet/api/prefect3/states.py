@@ -1,4 +1,4 @@
-"""Answers: Prefect 3's JSON of runs and states, read into RunState, and what a written state came to."""
+"""States: Prefect 3's JSON of runs and states, read into `RunState`, and the server's answer to a written state."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from flowfleet.api.transport.reading import Json, instant
 
 
 def state_of(run: Json, state: Json | None = None) -> RunState:
-    """What a run's JSON says; `state` where an answer carries a newer one than the run."""
+    """The state of a run by its JSON; `state` is given where an answer carries a newer state than the run."""
     state = state or run.get("state") or {}
     details = state.get("state_details") or {}
     kind = StateType(state.get("type") or run.get("state_type") or StateType.PENDING)
@@ -26,17 +26,17 @@ def state_of(run: Json, state: Json | None = None) -> RunState:
 
 
 def _held(run: Json, kind: StateType, details: Json) -> bool:
-    """Does the run wait inside its own process? The server hands such a run to nobody, so its death must be told."""
+    """Whether the run waits in its own process: the server hands such a run to nobody, so its death must be told."""
     if kind is StateType.SCHEDULED:
         return bool((run.get("empirical_policy") or {}).get("retry_type") == "in_process")
     return kind is StateType.PAUSED and not details.get("pause_reschedule")
 
 
 def answer_of(run: Json, result: Json, transition: str) -> Answer:
-    """What the orchestration made of our state; by `status` and state, never by HTTP code.
+    """The server's answer to the state that we wrote, read from `status` and state, never from the HTTP code.
 
-    ACCEPT with our transition id, or a REJECT that shows our own id (a repeat of a call that got through), is ours.
-    No state at all says nothing: an error inside the server, after which either may be true.
+    ACCEPT with our transition id, or a REJECT that shows our own id (a repeat of a call that got through), means that
+    our state stands. No state at all says nothing: an error inside the server, after which either may be true.
     """
     state = result.get("state")
     reason = str((result.get("details") or {}).get("reason") or "")

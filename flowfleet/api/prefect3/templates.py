@@ -1,4 +1,4 @@
-"""Template: a pool's base job template, filled with the job variables of deployment and run."""
+"""Templates: a pool's base job template, filled with the job variables of deployment and run."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _PLACEHOLDER = re.compile(r"{{\s*([\w.\-\[\]$]+)\s*}}")
 _STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
 _VARIABLE = "prefect.variables."
 _BLOCK = "prefect.blocks."
-#: a declared variable that has no value: its key leaves the result, in a text it leaves a gap (as Prefect does it)
+#: stands for a declared variable that has no value: its key is left out, within a text it is empty (as Prefect does it)
 _UNSET: Any = object()
 
 
 def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Job variables of one layer over another: `env` key by key, everything else as a whole."""
+    """Lay the job variables of one layer over another: `env` key by key, everything else as a whole."""
     merged = {**under, **over}
     if isinstance(under.get("env"), Mapping) and isinstance(over.get("env"), Mapping):
         merged["env"] = {**under["env"], **over["env"]}
@@ -26,7 +26,7 @@ def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def spread(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys (`env.FOO`) as nested ones; within one layer the nested form wins over the dotted one."""
+    """The variables with dotted keys (`env.FOO`) as nested ones; in one layer the nested form wins over the dotted."""
     nested: dict[str, Any] = {}
     for key, value in variables.items():
         if "." not in key:
@@ -56,7 +56,7 @@ def fill(
     environ: Mapping[str, str],
     context: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The job configuration: template defaults ← each layer, then placeholders.
+    """The job configuration: the template's defaults, each layer laid over them, and then the placeholders filled.
 
     `variable` looks up a Prefect variable and raises `KeyError` when there is none; `context` is what the template's
     `name` may use (`ctx.flow_run.name`). Raises `UnsupportedRun` naming the placeholder that has no value.
@@ -78,7 +78,7 @@ def fill(
 
 
 class _Filler:
-    """Replaces placeholders; a text that is one placeholder takes the value with its type."""
+    """The replacer of placeholders; a text that is one placeholder as a whole becomes the value with its type."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class _Filler:
         self._context = context
 
     def fill(self, item: Any, where: str, *, given: bool = False) -> Any:
-        """Fill one node; `given` = it came from a job variable, where only the server's own references are filled."""
+        """Fill one node; `given`: it came from a job variable, where only the server's own references are filled."""
         if isinstance(item, Mapping):
             filled = {key: self.fill(value, f"{where}, {key}", given=given) for key, value in item.items()}
             return {key: value for key, value in filled.items() if value is not _UNSET}
@@ -148,7 +148,7 @@ class _Filler:
 
 
 def _look_up(values: Mapping[str, Any], name: str) -> Any:
-    """`a.b[0]` in nested values."""
+    """The value at a path such as `a.b[0]` in nested values, _UNSET where there is none."""
     place: Any = values
     for key, index in _STEP.findall(name):
         if key and isinstance(place, Mapping) and key in place:

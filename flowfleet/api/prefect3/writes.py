@@ -1,4 +1,4 @@
-"""Transition: each state that flowfleet writes at a Prefect 3 API, fenced by the state that it expects there."""
+"""Writes: each state that flowfleet writes at a Prefect 3 API, fenced by the state that it expects there."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from flowfleet.flow_run import FlowRun, claim_id
 
 #: the most runs that one bulk call may carry
 CLAIM_LIMIT = 10
-#: a state that was read so recently need not be read again before the next, itself fenced, write
+#: a state that was read so recently need not be read again before the next write, which is fenced itself
 _JUST_READ_SECONDS = 5.0
 _PAGE = 200
 _ENDS = (StateType.CRASHED, StateType.FAILED, StateType.CANCELLED)
 
 
 def mark_message(mark: Mark, words: str) -> str:
-    """`flowfleet FLEET …`, by which a sweep knows our states."""
+    """The message of a state: `flowfleet FLEET …`, by which a sweep recognises our states."""
     return f"flowfleet {quote(mark.fleet, safe='')} {words}"
 
 
 def mark_prefix(mark: Mark) -> str:
-    """How the infrastructure marks of this fleet begin."""
+    """The beginning of this fleet's infrastructure marks."""
     return f"flowfleet:{quote(mark.fleet, safe='')}:"
 
 
 class Writes:
-    """Claim, launch, hand back, end.
+    """The writer of states: claim, launch, hand back, report an end.
 
     Every write goes by `bulk_set_state`, whose filter says what must stand there: plain `set_state` takes Launching on
     a Crashed run and Scheduled on a finished one. Every write has a transition id that its repeat has too.
@@ -53,7 +53,7 @@ class Writes:
     # reading
 
     def read(self, run_id: str) -> Json:
-        """The run's JSON; raises `RunGone`."""
+        """Read the run's JSON; raises `RunGone`."""
         try:
             run: Json = self._session.get(f"/flow_runs/{run_id}")
         except Refused as refused:
@@ -65,7 +65,7 @@ class Writes:
         return run
 
     def read_many(self, run_ids: Sequence[str]) -> dict[str, Json]:
-        """The JSON of many runs, 200 a request; a run that is left out does not exist."""
+        """Read the JSON of many runs, 200 in a request; a run that is left out does not exist."""
         found: dict[str, Json] = {}
         for start in range(0, len(run_ids), _PAGE):
             part = list(run_ids[start : start + _PAGE])
@@ -90,7 +90,10 @@ class Writes:
     # claiming
 
     def claim(self, runs: Sequence[FlowRun], call: str, mark: Mark) -> dict[str, Answer]:
-        """Scheduled → Submitted."""
+        """Move runs from Scheduled to Submitted in one call.
+
+        Each run has its own answer. Raises `KeyRefused`, and ValueError for more than CLAIM_LIMIT runs.
+        """
         if len(runs) > CLAIM_LIMIT:
             raise ValueError(f"at most {CLAIM_LIMIT} runs in one claim, not {len(runs)}")
         if not runs:
@@ -119,7 +122,7 @@ class Writes:
         return answers
 
     def _settle_answered(self, run_ids: Sequence[str], call: str) -> dict[str, Answer]:
-        """Read the runs about which an answered call said nothing; it is over, so what stands there is definite."""
+        """Read the runs about which an answered call said nothing; the call is over, so their states are definite."""
         try:
             there = self.read_many(run_ids)
         except KeyRefused:
@@ -143,7 +146,7 @@ class Writes:
     # launching and handing back
 
     def launching(self, run_id: str, call: str, claim: str, mark: Mark) -> Answer:
-        """Submitted → Launching; the transition id is the claim, so that a repeat is known as ours."""
+        """Move a run from Submitted to Launching; the claim id is the transition id, so a repeat is seen to be ours."""
 
         def fence(stands: RunState) -> Answer | None:
             if stands.call == claim and stands.name == "Launching":
@@ -161,7 +164,10 @@ class Writes:
     def hand_back(
         self, run_id: str, call: str, due: datetime, mark: Mark, reason: str, *, never_began: bool = False
     ) -> Answer:
-        """Submitted → Scheduled at the time that it had; Launching only with the proof that user code never began."""
+        """Move a run from Submitted to Scheduled at its old time.
+
+        A run in Launching goes back only with the proof that user code never began (`never_began`).
+        """
         back = str(uuid.uuid5(uuid.UUID(call), f"{run_id} handed back"))
         ours = {call, claim_id(call, run_id)}
         names = ["Submitted", "Launching"] if never_began else ["Submitted"]
@@ -173,7 +179,7 @@ class Writes:
             if stands.call not in ours or stands.kind is not StateType.PENDING:
                 return Answer(verdict=Verdict.REFUSED, reason=f"the run is {stands.name}, not ours", state=stands)
             if stands.name not in names:
-                # the ledger has lost how far it was: only the host knows whether it began
+                # the ledger has lost how far the run was: only the host knows whether user code began
                 return Answer(verdict=Verdict.REFUSED, reason=f"the run is {stands.name}, it may begin", state=stands)
             # after a reschedule only the state knows the run's time; a run that never had one keeps the caller's
             when[0] = stands.scheduled or due
@@ -191,7 +197,7 @@ class Writes:
         return self._fenced(run_id, fence, expected, state)
 
     def report(self, run_id: str, kind: StateType, message: str) -> Answer:
-        """Propose an end."""
+        """Propose an end; REFUSED when the run has ended already, or goes on by itself."""
         if kind not in _ENDS:
             raise ValueError(f"{kind} is no end that flowfleet reports")
         told = str(uuid.uuid5(uuid.UUID(run_id), f"{kind} {message}"))
@@ -203,7 +209,7 @@ class Writes:
                 return Answer(verdict=verdict, reason=f"the run is {stands.name} already", state=stands)
             if stands.kind in (StateType.SCHEDULED, StateType.PAUSED) and not stands.held:
                 return Answer(verdict=Verdict.REFUSED, reason=f"the run is {stands.name}, it goes on", state=stands)
-            # what stands there now and no other: a run that ends or is handed out anew meanwhile stays as it is
+            # only over the state that was read: a run that ends or is handed out anew meanwhile stays as it is
             expected["state"] = {
                 "operator": "and_",
                 "type": {"any_": [stands.kind.value]},
@@ -214,7 +220,7 @@ class Writes:
         return self._fenced(run_id, fence, expected, _state(kind, kind.value.title(), told, message))
 
     def set_infrastructure(self, run_id: str, text: str | None) -> None:
-        """Write or clear the infrastructure mark."""
+        """Write the infrastructure mark, or clear it with None; raises `RunGone`."""
         try:
             self._session.call("PATCH", f"/flow_runs/{run_id}", {"infrastructure_pid": text})
         except Refused as refused:
@@ -232,7 +238,7 @@ class Writes:
         state: Mapping[str, Any] | Callable[[], Mapping[str, Any]],
         just_read: RunState | None = None,
     ) -> Answer:
-        """Read, let `fence` decide, write with the expected state as filter; a write that missed is read again."""
+        """Read, let `fence` decide, write with the expected state as filter; after a write that missed, read again."""
         stands = None
         try:
             stands = just_read or state_of(self.read(run_id))
@@ -276,7 +282,7 @@ def _state(kind: StateType, name: str, transition: str, message: str) -> dict[st
 
 
 def _answers_of(run_id: str, name: str, results: Mapping[str, Json], transition: str) -> Answer:
-    """What became of one run of a bulk call; a result that cannot be read says no more than none at all."""
+    """The answer for one run of a bulk call; a result that cannot be read is UNSURE, as one without a state is."""
     try:
         with reading("for a state"):
             return answer_of({"id": run_id, "name": name}, results[run_id], transition)

@@ -1,1 +1,1 @@
-"""Transport: HTTP to a Prefect API, whichever it is: session, retry, and what an answer means."""
+"""Transport: HTTP to a Prefect API, whichever it is: session, retry, and the meaning of responses."""

@@ -1,4 +1,4 @@
-"""Address: where a Prefect API is, what we show there, and whom we trust there."""
+"""Address: the URL of a Prefect API, the credentials that we send there, and the certificates that we trust."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flowfleet.errors import SettingsError
 
 @dataclass(frozen=True, kw_only=True)
 class Address:
-    """Where the API is and what to show there."""
+    """The URL of an API, the credentials and headers that go with each request, and how its certificate is checked."""
 
     url: str
     authorization: str | None = field(default=None, repr=False)
@@ -30,7 +30,10 @@ class Address:
 
 
 def parse_url(url: str, source: str, *, example: str) -> tuple[str, str | None]:
-    """The address without user and password, and these as `user:password`; raises `SettingsError`."""
+    """The URL without user and password, and these as `user:password`, or None when the URL has none.
+
+    Raises `SettingsError`, which names the `source` of the URL.
+    """
     complaint = f"{source} is not the address of a Prefect API, it should look like {example}"
     try:
         parts = urlsplit(url.strip())

@@ -1,4 +1,4 @@
-"""Dialect: what a session must know of the Prefect API at its other end: its remedies, and how its own answers look."""
+"""Flavour: what a session must know of one of the two Prefect APIs: remedies for errors, and the form of responses."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from flowfleet.api.transport.address import Address
 
 
 class Disposition(Enum):
-    """What an answer says beside its content."""
+    """The disposition of a response: plain, to be repeated later, or a refusal of our credentials."""
 
     PLAIN = "plain"
-    #: it has no room, or a part behind it does not answer: ask again
+    #: the API has no room, or a part behind it does not answer: ask again
     LATER = "later"
-    #: it refuses our credentials
+    #: the API refuses our credentials
     REFUSED = "refused"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Flavour:
-    """One Prefect API's ways."""
+    """What is special to one of the two Prefect APIs."""
 
     #: what to do about refused credentials
     key_remedy: str
     #: what to do about a certificate that is not trusted
     ca_remedy: str
-    #: it may ask for CSRF tokens with requests that change something
+    #: whether the API may ask for CSRF tokens with requests that change something
     csrf: bool
-    #: whether it is Prefect itself that says no, in this JSON
+    #: whether this JSON of a refusal comes from Prefect itself, and not from something in front of it
     own: Callable[[Any], bool]
-    #: its reason for a no, from the JSON of the answer
+    #: the API's reason for a refusal, from the JSON of the response
     reason: Callable[[Any], str]
     #: what is most often wrong with an address that is no API, to be appended to a sentence
     hint: Callable[[Address], str]
-    #: what it says in the body of an answer whose status says that all is well
+    #: the disposition that the body of a response tells, where its status says that all is well
     disposition: Callable[[requests.Response], Disposition] = lambda _answer: Disposition.PLAIN
 
 
 def _own(body: Any) -> bool:
-    """`detail` by its routes, `exception_message` by its database."""
+    """Whether this is an error of Prefect 3: its routes give a `detail`, its database errors an `exception_message`."""
     return isinstance(body, dict) and any(isinstance(body.get(key), str) for key in ("detail", "exception_message"))
 
 

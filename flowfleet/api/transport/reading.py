@@ -1,4 +1,4 @@
-"""Reading: the JSON of an answer taken apart, with one error for what does not have the right shape."""
+"""Reading: helpers to take the JSON of an answer apart, with one error for what does not have the right shape."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ Json = Mapping[str, Any]
 
 @contextmanager
 def reading(what: str) -> Iterator[None]:
-    """Turns an answer of the wrong shape (200 with null, {}, half a run) into `ApiUnavailable`: it says nothing.
+    """Turn an answer of the wrong shape (200 with null, {}, half a run) into `ApiUnavailable`, since it tells nothing.
 
-    It may be of this one question only, so it counts as answered. What was in it is not shown, it may be anything.
+    The fault may be of this one question only, so the error counts as answered. The content is not shown, since it may
+    be anything.
     """
     try:
         yield
@@ -33,14 +34,14 @@ def reading(what: str) -> Iterator[None]:
 
 
 def rows(answer: Any) -> list[Any]:
-    """The answer as the list that it must be: `{}` for one would read as "none of them are there"."""
+    """The answer as the list that it must be; raises TypeError, since `{}` would read as "none of them are there"."""
     if not isinstance(answer, list):
         raise TypeError(f"a list was asked for, not {type(answer).__name__}")
     return answer
 
 
 def instant(text: str | None) -> datetime | None:
-    """An ISO time of the API as aware UTC."""
+    """An ISO time of the API as aware UTC; None for an empty text or None."""
     if not text:
         return None
     at = datetime.fromisoformat(text)
@@ -48,5 +49,5 @@ def instant(text: str | None) -> datetime | None:
 
 
 def iso(at: datetime) -> str:
-    """The API's form of a time."""
+    """A time as the ISO text in UTC that the API reads."""
     return at.astimezone(UTC).isoformat()

@@ -1,4 +1,4 @@
-"""Judge: what one answer over HTTP means, or its absence: the JSON that was asked for, or which of our errors."""
+"""Responses: what one HTTP response means, or its absence: the JSON that was asked for, or which of our errors."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from flowfleet.api.transport.flavour import Disposition, Flavour
 from flowfleet.errors import ApiError, ApiRejected, ApiUnavailable, KeyRefused
 
 CONNECT_SECONDS = 5.0
-#: answers that mean "later"; SQLite servers give 503 at once when two writers meet
+#: statuses that mean "later"; SQLite servers give 503 at once when two writers meet
 _LATER = frozenset({408, 429, 502, 503})
 _REFUSALS = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
-#: what stands for the content of an answer that is no JSON
+#: stands for the content of a response that is no JSON
 _NO_JSON = object()
 
 
 class Refused(ApiRejected):
-    """An answer with a definite 4xx; `status` and `detail` are for callers that know what it means."""
+    """A response with a definite 4xx; `status` and `detail` are for callers that know what they mean."""
 
     def __init__(self, sentence: str, status: int, detail: str) -> None:
         super().__init__(sentence)
@@ -33,7 +33,7 @@ class Refused(ApiRejected):
 
 
 class CredentialsRefused(KeyRefused):
-    """An answer that refuses our credentials; `body` is its JSON, by which callers know whose answer it is."""
+    """A response that refuses our credentials; `body` is its JSON, by which callers know who has answered."""
 
     def __init__(self, sentence: str, body: Any) -> None:
         super().__init__(sentence)
@@ -41,20 +41,24 @@ class CredentialsRefused(KeyRefused):
 
 
 class ResponseReader:
-    """Knows the address, the dialect that is spoken there, and whether a Prefect API was ever heard."""
+    """The reader of the responses from one address: returns their JSON, or raises the error that they mean.
+
+    It knows the flavour of the API at the address, and whether a Prefect API has ever answered there.
+    """
 
     def __init__(self, address: Address, flavour: Flavour) -> None:
         self._address = address
         self._flavour = flavour
-        #: a Prefect API has answered here: what is none now is a proxy's page, or an ingress without a server behind it
+        #: True once a Prefect API has answered here: any other answer since is from a proxy, or from an ingress without
+        #: a server behind it
         self.proven = False
 
     def disposition(self, answer: requests.Response) -> Disposition:
-        """How an answer sounds, beside what it says."""
+        """The disposition of a response: plain, to be repeated later, or a refusal of our credentials."""
         return Disposition.REFUSED if answer.status_code in _REFUSALS else self._flavour.disposition(answer)
 
     def put_off(self, named: str, answer: requests.Response, disposition: Disposition) -> ApiUnavailable | None:
-        """The error for an answer that means "later", with the time it names; None = it is definite."""
+        """The error for a response that means "later", with the time that it names; None for a definite response."""
         by_itself = disposition is Disposition.LATER
         if answer.status_code not in _LATER and not by_itself:
             return None
@@ -66,7 +70,7 @@ class ResponseReader:
         )
 
     def content(self, named: str, answer: requests.Response, disposition: Disposition) -> Any:
-        """The JSON of a definite answer, None for an empty one.
+        """The JSON of a definite response, None for an empty one.
 
         Raises `CredentialsRefused` (401, 403), `Refused` (any other 4xx) or `ApiUnavailable`.
         """
@@ -114,13 +118,13 @@ class ResponseReader:
     def _unreadable(self, named: str, answer: requests.Response) -> ApiError:
         said = answer.headers.get("Content-Type", "something")
         if "json" in said.lower():
-            # cut off, or garbled on the way: whoever says JSON may well be the API
+            # cut off, or garbled on the way: a response that calls itself JSON may well be the API's
             where = self._address.shown
             return ApiUnavailable(f"the Prefect API at {where} answers {named} with JSON that cannot be read")
         return self.no_api(f"{named} is answered with {said} instead of JSON")
 
     def silence(self, error: requests.exceptions.RequestException, seconds: float) -> ApiError:
-        """The error for no answer within so many seconds, or for a connection that failed."""
+        """The error for no response within the given seconds, or for a connection that failed."""
         where = self._address.shown
         if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in _causes(error)):
             return ApiRejected(
@@ -131,7 +135,10 @@ class ResponseReader:
         return ApiUnavailable(f"the Prefect API at {where} cannot be reached: {_reason(error, seconds)}")
 
     def no_api(self, what: str) -> ApiError:
-        """The error for an answer that no Prefect API gives: a wrong address, or for now something in front of it."""
+        """The error for a response that no Prefect API gives.
+
+        The address is wrong; where an API has answered before, something in front of it answers for now.
+        """
         where = self._address.shown
         if self.proven:
             return ApiUnavailable(f"the Prefect API at {where} is not there now: {what}")
@@ -169,7 +176,7 @@ def _retry_after(answer: requests.Response) -> float | None:
 
 
 def _reason(error: BaseException, seconds: float) -> str:
-    """Why there was no answer, without the address (which may hold a password)."""
+    """Why there was no response, without the address (which may hold a password)."""
     if isinstance(error, requests.exceptions.ReadTimeout):
         return f"no answer within {seconds:g} s"
     if isinstance(error, requests.exceptions.ConnectTimeout):
@@ -179,7 +186,7 @@ def _reason(error: BaseException, seconds: float) -> str:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and everything that it grew from: requests and urllib3 put causes into arguments too."""
+    """The error and everything that caused it: requests and urllib3 put causes into arguments too."""
     left: list[object] = [error]
     seen: set[int] = set()
     while left:

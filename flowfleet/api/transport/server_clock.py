@@ -1,4 +1,4 @@
-"""ServerClock: how far the clock of a Prefect API is from ours, by the `Date` header of its answers."""
+"""Server clock: the difference between the clock of a Prefect API and ours, by the `Date` header of its responses."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ KNOWN_SECONDS = 2.0
 
 
 class ServerClock:
-    """The last samples of one server's clock; threads may share it."""
+    """The last samples of one server's clock; threads may share the object."""
 
     def __init__(self) -> None:
-        self._ahead: deque[float] = deque(maxlen=20)  # its clock minus ours, sample by sample
+        self._ahead: deque[float] = deque(maxlen=20)  # the server's clock minus ours, sample by sample
 
     @property
     def skew_seconds(self) -> float:
-        """Its clock minus ours; 0 where it is less than the header can tell."""
+        """The server's clock minus ours; 0 when the difference is less than the header can tell."""
         ahead = max(list(self._ahead), default=0.0) + 0.5  # half of what the header cuts off
         return ahead if abs(ahead) > KNOWN_SECONDS else 0.0
 
     def note(self, header: str) -> None:
-        """Learn from one answer.
+        """Take a sample from the `Date` header of one response.
 
         The header is cut to whole seconds and, on a busy server, seconds old: every error makes the server look slow,
         none makes it look fast, so the highest of the last samples is the nearest to the truth.

@@ -25,13 +25,13 @@ from flowfleet.errors import ApiUnavailable, SettingsError
 
 logger = logging.getLogger(__name__)
 
-#: how long an answer may take, and how much longer one that stands for many states
+#: how long a response may take
 READ_SECONDS = 30.0
-#: ten runs behind a busy SQLite pass ten seconds
+#: how many times as long the response to a bulk of states may take: ten runs behind a busy SQLite pass ten seconds
 BULK_TIMES = 2.0
-#: a request is tried this often in all, and no new try begins after so many seconds
+#: a request is tried this often in all, and no new try begins RETRY_WINDOW_SECONDS after the first
 TRIES = 5
-#: the same where somebody waits for the answer, or whoever asks says at once that there is none and asks again
+#: the tries of a request for whose answer somebody waits, or whose caller tells of the failure at once and asks again
 ASKED_TRIES = 2
 RETRY_WINDOW_SECONDS = 30.0
 _CHANGES = frozenset({"POST", "PUT", "PATCH", "DELETE"})
@@ -39,19 +39,19 @@ _CHANGES = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
 @dataclass(frozen=True)
 class _Asked:
-    """One request."""
+    """One request to be sent."""
 
     method: str
     path: str
     body: Any
-    #: how it is called in logs and errors
+    #: the request's name in logs and errors
     named: str
     headers: Mapping[str, str]
     seconds: float
 
 
 class _Headers(requests.auth.AuthBase):
-    """Puts our headers on each request; being an `auth`, it also keeps a user's .netrc from replacing them."""
+    """The `auth` that puts our headers on each request; as an `auth` it also keeps a .netrc from replacing them."""
 
     def __init__(self, headers: Callable[[], Mapping[str, str]]) -> None:
         self._headers = headers
@@ -62,7 +62,7 @@ class _Headers(requests.auth.AuthBase):
 
 
 class Session:
-    """Thread-safe: one keep-alive `requests.Session` per thread."""
+    """HTTP requests to one Prefect API, with retries. Thread-safe: one keep-alive `requests.Session` per thread."""
 
     def __init__(
         self,
@@ -76,13 +76,13 @@ class Session:
         read_seconds: float = READ_SECONDS,
         find_again: Callable[[], Address] | None = None,
     ) -> None:
-        """`find_again` looks for the credentials anew: at SIGHUP and after a refusal they may be others."""
+        """`find_again` reads the credentials anew: at SIGHUP and after a refusal they may have changed."""
         self.address = address
         self._flavour = flavour
         self._find_again = find_again
         self._renewing = threading.Lock()
         self.reader = ResponseReader(address, flavour)
-        #: the last answer refused our key
+        #: whether the last response refused our credentials
         self.key_refused = False
         self._pause = pause
         self._clock = clock
@@ -100,7 +100,7 @@ class Session:
 
     @property
     def bulk_seconds(self) -> float:
-        """How long the answer to a bulk of states may take."""
+        """How long the response to a bulk of states may take."""
         return BULK_TIMES * self._read_seconds
 
     @property
@@ -110,7 +110,7 @@ class Session:
 
     @property
     def authorization(self) -> str | None:
-        """What is shown there as `Authorization` now; a secret."""
+        """The `Authorization` header that is sent now; a secret."""
         return self._headers.get("Authorization")
 
     def _headers_for(self, address: Address) -> dict[str, str]:
@@ -120,7 +120,7 @@ class Session:
         return headers
 
     def renew(self) -> bool:
-        """Look for the credentials again; True when they are others now. The address stays what it was."""
+        """Read the credentials again; True when they have changed. The address stays what it was."""
         if self._find_again is None:
             return False
         with self._renewing:
@@ -138,11 +138,11 @@ class Session:
         return True
 
     def get(self, path: str, **options: Any) -> Any:
-        """GET → the answer's JSON."""
+        """Send a GET and return the JSON of the response; options and errors are those of `call`."""
         return self.call("GET", path, **options)
 
     def post(self, path: str, body: Any, **options: Any) -> Any:
-        """POST → the answer's JSON."""
+        """Send a POST and return the JSON of the response; options and errors are those of `call`."""
         return self.call("POST", path, body, **options)
 
     def call(
@@ -156,9 +156,9 @@ class Session:
         seconds: float | None = None,
         tries: int = TRIES,
     ) -> Any:
-        """One request with its retries → JSON (None for an empty answer).
+        """Send one request, with its retries, and return the JSON of the response (None for an empty one).
 
-        `named` is how logs and errors call it (`METHOD PATH`), `headers` go with this request only.
+        `named` is the request's name in logs and errors (default: `METHOD PATH`), `headers` go with this request only.
         Raises `ApiUnavailable` (later), `KeyRefused` (401, 403) or `Refused` (any other 4xx). A read that timed out
         is not repeated here: the server may still be at work on it, and callers know whether repeating is harmless.
         """
@@ -187,7 +187,7 @@ class Session:
         raise AssertionError("unreachable: tries is at least 1")
 
     def _send(self, asked: _Asked) -> tuple[requests.Response, Disposition]:
-        """One exchange; once more when the server asks for a CSRF token, or refuses a key that has been replaced."""
+        """Send a request, again when the server asks for a CSRF token, or refuses a key that has been replaced."""
         used = self._headers
         answer = self._exchange_with_csrf(asked)
         disposition = self.reader.disposition(answer)
@@ -246,14 +246,14 @@ class Session:
         return http
 
     def close(self) -> None:
-        """Let go of this thread's connection; those of other threads go with their threads."""
+        """Close this thread's connection; those of other threads end with their threads."""
         http: requests.Session | None = getattr(self._local, "http", None)
         if http is not None:
             http.close()
             self._local.http = None
 
     def _fetch_csrf(self, seconds: float) -> bool:
-        """Get a token where the server asks for them; False = it does not, so a 403 means what it says."""
+        """Fetch a CSRF token; False when the server does not use them, so that a 403 means what it says."""
         path = f"/csrf-token?client={self._csrf_client}"
         answer = self._exchange(_Asked("GET", path, None, f"GET {path}", {}, seconds))
         if answer.status_code != HTTPStatus.OK:
