@@ -127,9 +127,8 @@ def serve(settings: WorkerSettings, environ: Mapping[str, str], host_program: Ho
     logs.set_level(settings.log_level)
     layers, interpreter = interpreter_of(settings, environ, api.backend)
     warm = settings.warm_start and api.backend == "prefect1" and warm_client.is_possible(interpreter, abilities)
-    own = plugged_in or process_deployer(
-        host, abilities, warm_client.parent_program(interpreter, layers) if warm else None
-    )
+    parent = warm_client.parent_program(interpreter, layers) if warm else None
+    own = plugged_in or process_deployer(host, abilities, parent)
     host_program.leave_with(own.close)
     deployer = host_program.deployer(own, api, settings)
     state = sign_on.open_state(settings, host, environ)
@@ -154,7 +153,17 @@ def serve(settings: WorkerSettings, environ: Mapping[str, str], host_program: Ho
         launched=host_program.launched,
         leave=host_program.leave,
     )
-    service = WorkerService(parts)
+    return _run(WorkerService(parts), ledger, reload, startup_page, host_program)
+
+
+def _run(
+    service: WorkerService,
+    ledger: Ledger,
+    reload: ReloadOnHangup,
+    startup_page: StartupPage,
+    host_program: HostProgram,
+) -> int:
+    """Connect the joined worker to what wakes, asks and stops it, and run it to its end; the exit code."""
     reload.then = service.to_api.retry
     # neither this nor the page is closed again: their threads end with the process, and waiting for them would lengthen
     # each stop

@@ -9,6 +9,7 @@ import json
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,142 @@ def test_the_shim_needs_python_3_9_its_standard_library_and_its_own_folder_whate
     for level, module, *names in relative:
         assert (level, module) == (1, None), f"only `from . import …`, not {module}"
         assert all((SHIM / f"{each}.py").is_file() for each in names)
+
+
+#: how long a file and a function may be, in lines
+LONGEST_FILE = 350
+LONGEST_FUNCTION = 60
+#: the two APIs have the same parts, told apart by their packages
+TWINS = {"flowfleet.api.prefect1", "flowfleet.api.prefect3"}
+#: a Protocol with fewer methods is met by classes that do not mean it
+TELLING = 3
+
+
+@cache
+def trees() -> dict[str, ast.Module]:
+    """The parsed modules of the product by their names; what `up --demo` runs is the user's."""
+    return {name: ast.parse(path.read_text()) for name, path in modules().items() if not is_example(name)}
+
+
+def classes() -> list[tuple[str, ast.ClassDef]]:
+    """The public classes with their modules."""
+    return [
+        (name, node)
+        for name, tree in trees().items()
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    ]
+
+
+def aliases() -> list[tuple[str, str]]:
+    """Names like those of classes that are given to types, with their modules."""
+    return [
+        (name, target.id)
+        for name, tree in trees().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name) and re.match(r"[A-Z][a-z]", target.id)
+    ]
+
+
+def test_a_public_class_name_has_one_meaning_in_the_whole_house():
+    places: dict[str, list[str]] = {}
+    for module, name in [*((module, node.name) for module, node in classes()), *aliases()]:
+        places.setdefault(name, []).append(module)
+    several = {name: found for name, found in places.items() if len(found) > 1}
+
+    assert {
+        name: found for name, found in several.items() if {module.rpartition(".")[0] for module in found} != TWINS
+    } == {}
+
+
+def test_files_and_functions_are_short():
+    files = {name: len(path.read_text().splitlines()) for name, path in modules().items()}
+    functions = {
+        f"{name}.{node.name}": node.end_lineno - node.lineno + 1
+        for name, tree in trees().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef)
+    }
+
+    assert {name: lines for name, lines in files.items() if lines > LONGEST_FILE} == {}
+    assert {name: lines for name, lines in functions.items() if lines > LONGEST_FUNCTION} == {}
+
+
+def drawn() -> set[Path]:
+    """The files and folders that the picture of the house in docs/design.md shows, from the packages on."""
+    text = (Path(__file__).parents[2] / "docs" / "design.md").read_text()
+    picture = text.partition("## The house")[2].partition("\n## ")[0]
+    found, way = set(), []
+    for line in re.findall(r"^ {4}( *)(\S+)  +\S.*$", picture, flags=re.MULTILINE):
+        depth = len(line[0]) // 4
+        way[depth:] = [line[1].rstrip("/")]
+        found.add(Path(*way) if line[1].endswith("/") else Path(*way).with_suffix(".py"))
+    return found
+
+
+def test_the_house_is_drawn_as_it_is_room_by_room():
+    roots = {path.parent.parent: name for name, path in modules().items() if name in ("flowfleet", "poller", "workers")}
+    (root,) = set(roots)
+    rooms = {Path("flowfleet"), Path("poller"), Path("workers")}
+    for room in ("flowfleet", "workers"):
+        rooms |= {path.relative_to(root) for path in (root / room).iterdir() if path.name[0] not in "_."}
+    rooms |= {
+        path.relative_to(root) for path in (root / "flowfleet" / "api").iterdir() if (path / "__init__.py").exists()
+    }
+
+    assert drawn() == rooms
+
+
+def public(node: ast.ClassDef) -> dict[str, ast.FunctionDef]:
+    return {each.name: each for each in node.body if isinstance(each, ast.FunctionDef) and each.name[0] != "_"}
+
+
+def has(node: ast.ClassDef) -> set[str]:
+    """The names of its methods and attributes, those that the constructor sets among them."""
+    names = set(public(node))
+    for each in ast.walk(node):
+        if isinstance(each, ast.Attribute) and isinstance(each.ctx, ast.Store) and ast.unparse(each.value) == "self":
+            names.add(each.attr)
+        elif isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name):
+            names.add(each.target.id)
+    return names
+
+
+def is_protocol(node: ast.ClassDef) -> bool:
+    return any(isinstance(base, ast.Name) and base.id == "Protocol" for base in node.bases)
+
+
+def described() -> dict[tuple[str, str], set[str]]:
+    """Which methods of a class a Protocol describes: those of each that it fulfils."""
+    protocols = [set(public(node)) for _, node in classes() if is_protocol(node) and len(public(node)) >= TELLING]
+    return {
+        (module, node.name): set().union(*(names for names in protocols if names <= has(node)))
+        for module, node in classes()
+        if not is_protocol(node)
+    }
+
+
+def test_the_protocols_and_those_that_fulfil_them_are_found():
+    found = {name for (_, name), methods in described().items() if methods}
+
+    assert {"Prefect1", "Prefect3", "SubprocessRun", "ExternalRun", "ProcessDeployer", "PidfdHandle"} <= found
+
+
+def test_a_public_method_is_described_once_by_its_protocol_or_else_by_itself():
+    by_protocol = described()
+    silent, twice = [], []
+    for module, node in classes():
+        of_protocol = by_protocol.get((module, node.name), set())
+        for name, method in public(node).items():
+            if ast.get_docstring(method) is None and name not in of_protocol:
+                silent.append(f"{module}.{node.name}.{name}")
+            if ast.get_docstring(method) is not None and name in of_protocol:
+                twice.append(f"{module}.{node.name}.{name}")
+
+    assert silent == []
+    assert twice == []
 
 
 @pytest.mark.parametrize("module", ["poller.cli", "workers.cli", "flowfleet.cli"])

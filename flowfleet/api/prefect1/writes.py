@@ -12,10 +12,11 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from flowfleet.api.client import Answer, Mark, StateType, Verdict
+from flowfleet.api.prefect1.answers import answer_of_mutation, answer_of_run, answer_without_write, refused
 from flowfleet.api.prefect1.changes import Change, claiming, ends_of_tasks, mutation, of_run
 from flowfleet.api.prefect1.runs import Runs, last_states, states_since
 from flowfleet.api.prefect1.states import (
@@ -44,8 +45,6 @@ logger = logging.getLogger(__name__)
 
 #: the most runs that one claim may carry
 CLAIM_LIMIT = 10
-#: how far our estimate of the server's time may differ from the poller's
-_CLOCKS = timedelta(seconds=3)
 #: a row this old is read again before it is written over: a cancel may have come
 _FRESH_SECONDS = 1.0
 #: a state that was read so recently need not be read again before a run is launched
@@ -124,7 +123,9 @@ class Writes:
             return {}
         try:
             rows, now = self._rows(runs), self._now()
-            answers = {run.run_id: answer for run in runs if (answer := _before(rows.get(run.run_id), call, now))}
+            answers = {
+                run.run_id: answer for run in runs if (answer := answer_without_write(rows.get(run.run_id), call, now))
+            }
             changes = {
                 run.run_id: claiming(rows[run.run_id], number, stamp_of(mark, call, rows[run.run_id]), now)
                 for number, run in enumerate(runs)
@@ -132,7 +133,7 @@ class Writes:
             }
             if changes:
                 reply = self._write([each for own in changes.values() for each in own], agent=agent)
-                answers |= {run_id: _answers_of(own, reply) for run_id, own in changes.items()}
+                answers |= {run_id: answer_of_mutation(own, reply) for run_id, own in changes.items()}
             return answers | self._read_refused(answers, call)
         except KeyRefused:
             raise
@@ -150,15 +151,15 @@ class Writes:
 
     def _read_refused(self, answers: Mapping[str, Answer], call: str) -> Answers:
         """Read the runs whose claim was refused: the refusal may be of the repeat of a write that was carried out."""
-        refused = [run_id for run_id, answer in answers.items() if answer.verdict is Verdict.UNSURE]
-        if not refused:
+        unsure = [run_id for run_id, answer in answers.items() if answer.verdict is Verdict.UNSURE]
+        if not unsure:
             return {}
-        there = self._runs.many(refused)
-        return {run_id: _whose(run_id, there.get(run_id), call, answers[run_id].reason) for run_id in refused}
+        there = self._runs.many(unsure)
+        return {run_id: answer_of_run(run_id, there.get(run_id), call, answers[run_id].reason) for run_id in unsure}
 
     def settle(self, run_id: str, call: str) -> Answer:
         """Read whether this very call has the run."""
-        return _asked(lambda: _whose(run_id, self.read(run_id), call))
+        return _asked(lambda: answer_of_run(run_id, self.read(run_id), call))
 
     # launching and handing back
 
@@ -167,7 +168,9 @@ class Writes:
 
         Nothing is written: what the engine is to find is Submitted, and a second Submitted would be refused.
         """
-        return _asked(lambda: _whose(run_id, self._lately(run_id, _JUST_READ_SECONDS) or self.read(run_id), call))
+        return _asked(
+            lambda: answer_of_run(run_id, self._lately(run_id, _JUST_READ_SECONDS) or self.read(run_id), call)
+        )
 
     def hand_back(self, run_id: str, call: str, due: datetime, mark: Mark, reason: str) -> Answer:
         """Move a run from Submitted to Scheduled at its old time; the task runs of a late retry to what they were."""
@@ -178,7 +181,7 @@ class Writes:
             if stamp is not None and stamp.done == done:
                 return Answer(verdict=Verdict.ACCEPTED, state=run.to_state())
             if not run.claimed_by(call):
-                return _refused(run, f"the run is {run.state}, not ours")
+                return refused(run, f"the run is {run.state}, not ours")
             back = [
                 Change(
                     alias=f"t{number}", target="task_run_id", item=task.task_run_id, version=task.version, state=before
@@ -207,7 +210,7 @@ class Writes:
                 verdict = Verdict.ACCEPTED if ours else Verdict.REFUSED
                 return Answer(verdict=verdict, reason=f"the run is {run.state} already", state=state)
             if run.state in WAITING:
-                return _refused(run, f"the run is {run.state}, it goes on")
+                return refused(run, f"the run is {run.state}, it goes on")
             # a cancel that came after the process was looked at ends as Cancelled too, whatever the process died of
             name = (
                 "Cancelled"
@@ -232,11 +235,11 @@ class Writes:
             if run.state != "Scheduled" and stamp is not None and stamp.done == claim:
                 return Answer(verdict=Verdict.ACCEPTED, state=run.to_state())
             if run.state != "Scheduled" or (stamp is not None and stamp.done):
-                return _refused(run, f"the run is {run.state}")
+                return refused(run, f"the run is {run.state}")
             versions = self._runs.versions(run_id, 0)
             stood_before = [str(row.get("state")) for row in versions if row.get("state") != "Scheduled"]
             if stood_before and kind_of(stood_before[-1]).terminal:
-                return _refused(run, f"the run was restarted after it was {stood_before[-1]}")
+                return refused(run, f"the run was restarted after it was {stood_before[-1]}")
             before = [row for row in versions if row.get("state") in ("Running", "Cancelling")]
             stood = dict(before[-1]["serialized_state"]) if before else written("Running", "Running flow.")
             back = Stamp(fleet=mark.fleet, call=claim, claim=claim, version=run.version, done=claim)
@@ -272,7 +275,7 @@ class Writes:
         after = self._runs.one(run.run_id, states_since(run.version))
         covered = _covered(run, after, kinds)
         if covered is not None:
-            return _refused(self._put_back(after, covered), f"somebody made it {covered.get('type')} meanwhile")
+            return refused(self._put_back(after, covered), f"somebody made it {covered.get('type')} meanwhile")
         failed = [error.message for change in changes if (error := reply.error_of(change.alias)) is not None]
         if not failed and not any(change.target == "flow_run_id" for change in changes):
             # a late retry: only the tasks were written, and their states bear no sign of it
@@ -310,49 +313,3 @@ def _covered(run: Run, after: Run, kinds: frozenset[StateType]) -> dict[str, Any
     if found is not None and found.get("type") == "Cancelling" and after.kind is StateType.CANCELLED:
         return None
     return found
-
-
-def _refused(run: Run, reason: str) -> Answer:
-    return Answer(verdict=Verdict.REFUSED, reason=reason, state=run.to_state())
-
-
-def _before(run: Run | None, call: str, now: datetime) -> Answer | None:
-    """The answer for a run that needs no write: gone, ours already, or not to be had; None for a run to be claimed."""
-    if run is None:
-        return Answer(verdict=Verdict.REFUSED, reason="the run does not exist any more", gone=True)
-    if run.claimed_by(call):
-        return Answer(verdict=Verdict.ACCEPTED, state=run.to_state())
-    late = run.state == "Running" and any(task.due(now) for task in run.tasks)
-    if late and any(task.state == "Running" for task in run.tasks):
-        return _refused(run, "another task of the run is Running, its process is left alone")
-    if run.state != "Scheduled" and not late:
-        return _refused(run, f"the run is {run.state}, not to be claimed")
-    if not late and run.start_time is not None and run.start_time > now + _CLOCKS:
-        return _refused(run, "the run has been put off")
-    return None
-
-
-def _answers_of(changes: Sequence[Change], reply: Reply) -> Answer:
-    """ACCEPTED, or UNSURE with the reason, since only the run itself can tell what a refusal means.
-
-    For a run that was Scheduled the write of its own state decides; for a late retry one accepted task is enough.
-    """
-    deciding = [change for change in changes if change.target == "flow_run_id"] or list(changes)
-    reasons = []
-    for change in deciding:
-        error = reply.error_of(change.alias)
-        result = reply.data.get(change.alias)
-        states = result.get("states") if isinstance(result, Mapping) else None
-        status = states[0].get("status") if isinstance(states, list) and states else None
-        if error is None and status == "SUCCESS":
-            return Answer(verdict=Verdict.ACCEPTED)
-        reasons.append(error.message if error is not None else f"the API answers {status}")
-    return Answer(verdict=Verdict.UNSURE, reason="; ".join(reasons)[:300])
-
-
-def _whose(run_id: str, run: Run | None, call: str, reason: str = "") -> Answer:
-    if run is None:
-        return Answer(verdict=Verdict.REFUSED, reason=f"the run {run_id} does not exist any more", gone=True)
-    if run.claimed_by(call):
-        return Answer(verdict=Verdict.ACCEPTED, state=run.to_state())
-    return _refused(run, reason or f"the run is {run.state}, not claimed by this call")

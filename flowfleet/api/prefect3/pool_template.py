@@ -9,7 +9,7 @@ POOL_TYPE = "flowfleet"
 
 def base_job_template() -> dict[str, Any]:
     """The template: each variable of the form stands in the job configuration under its own name."""
-    properties = _properties()
+    properties = {**_of_each_run(), **_of_containers()}
     return {
         "job_configuration": {name: f"{{{{ {name} }}}}" for name in properties},
         "variables": {
@@ -20,14 +20,16 @@ def base_job_template() -> dict[str, Any]:
     }
 
 
-def _properties() -> dict[str, Any]:
-    words = {"type": "array", "items": {"type": "string"}, "default": []}
+def _text() -> dict[str, Any]:
+    return {"anyOf": [{"type": "string"}, {"type": "null"}], "default": None}
+
+
+def _of_each_run() -> dict[str, Any]:
     return {
         "command": {
             "title": "Command",
             "description": "The command that starts a run. Empty: the Prefect engine of the worker's Python.",
-            "anyOf": [{"type": "string"}, {"type": "null"}],
-            "default": None,
+            **_text(),
         },
         "env": {
             "title": "Environment Variables",
@@ -39,14 +41,18 @@ def _properties() -> dict[str, Any]:
         "working_dir": {
             "title": "Working Directory",
             "description": "The folder on the worker's host in which a run starts. Empty: a new one each time.",
-            "anyOf": [{"type": "string"}, {"type": "null"}],
-            "default": None,
+            **_text(),
         },
+    }
+
+
+def _of_containers() -> dict[str, Any]:
+    words = {"type": "array", "items": {"type": "string"}, "default": []}
+    return {
         "image": {
             "title": "Image",
             "description": "For workers that deploy containers: the image with the flow and its packages.",
-            "anyOf": [{"type": "string"}, {"type": "null"}],
-            "default": None,
+            **_text(),
             "examples": ["docker.io/prefecthq/prefect:3-latest"],
         },
         "image_pull_policy": {
@@ -64,8 +70,7 @@ def _properties() -> dict[str, Any]:
         "memory": {
             "title": "Memory Limit",
             "description": "For containers: the memory that a run may use, such as 512m or 2g.",
-            "anyOf": [{"type": "string"}, {"type": "null"}],
-            "default": None,
+            **_text(),
         },
         "cpus": {
             "title": "CPU Limit",
@@ -76,8 +81,7 @@ def _properties() -> dict[str, Any]:
         "user": {
             "title": "User",
             "description": "For containers: the user and group that the run has inside, as USER or USER:GROUP.",
-            "anyOf": [{"type": "string"}, {"type": "null"}],
-            "default": None,
+            **_text(),
         },
         "labels": {
             "title": "Labels",
