@@ -167,7 +167,7 @@ def _run(
     reload.then = service.to_api.retry
     # neither this nor the page is closed again: their threads end with the process, and waiting for them would lengthen
     # each stop
-    subscription = ledger.hints.listen(partial(_heard, service))
+    subscription = ledger.hints.listen(partial(_on_hint, service))
     host_program.leave_with(partial(_leave_nothing, service, subscription))
     host_program.begun(service)
     service.stop_signals.install()
@@ -283,7 +283,7 @@ def _prove_and_sign_on(ledger: Ledger, row: Row, state: StateFolder, host: Host)
     sign_on.sign_on(ledger.roster, row, predecessor=predecessor, watch_seconds=seconds)
 
 
-def _heard(service: WorkerService, kind: str, _text: str) -> None:
+def _on_hint(service: WorkerService, kind: str, _text: str) -> None:
     if kind in ("routes", "wanted", "cancel"):
         service.heartbeat.nudge()
 

@@ -63,7 +63,7 @@ class AgentEnded(FleetError):
     """A part that an agent cannot do without has ended."""
 
 
-class _Asked(BaseException):
+class _StopRequested(BaseException):
     """SIGINT or SIGTERM arrived before there was a worker to stop."""
 
 
@@ -79,7 +79,7 @@ def run(agent: Agent) -> None:
             stack.callback(signal.signal, number, signal.getsignal(number) or signal.SIG_DFL)
         stack.callback(agent.cleanup)
         _take_signals()
-        with contextlib.suppress(_Asked):
+        with contextlib.suppress(_StopRequested):
             agent.setup()
             _AgentRun(agent, settings, stack).live()
 
@@ -94,7 +94,7 @@ def _take_signals() -> None:
 
 
 def _on_early_signal(_number: int, _frame: FrameType | None) -> None:
-    raise _Asked
+    raise _StopRequested
 
 
 class _AgentRun:
@@ -235,7 +235,7 @@ def _data_path(environ: dict[str, str]) -> Path:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _UnderWay:
+class _StartUnderWay:
     """The start that this thread is working on; LocalAgent's own `deploy_flow` adds the started run to it."""
 
     spec: StartSpec
@@ -244,7 +244,7 @@ class _UnderWay:
 
 
 def _by_method(agent: Agent, spec: StartSpec, deployer: ExternalDeployer) -> StartedRun | str:
-    now = _now.under_way = _UnderWay(spec=spec, deployer=deployer)
+    now = _now.under_way = _StartUnderWay(spec=spec, deployer=deployer)
     text = ""
     try:
         text = agent.deploy_spec(spec)
@@ -261,7 +261,7 @@ def _by_method(agent: Agent, spec: StartSpec, deployer: ExternalDeployer) -> Sta
 def deploy(agent: LocalAgent, flow_run: FlowRunRecord) -> str:
     """Start a flow run as a process of this host: by the worker that is starting this run, or else by hand."""
     run_id = str(flow_run["id"])
-    now: _UnderWay | None = getattr(_now, "under_way", None)
+    now: _StartUnderWay | None = getattr(_now, "under_way", None)
     if now is None or now.spec.run_id != run_id:
         return _by_hand(agent, run_id)
     spec = now.spec

@@ -148,7 +148,7 @@ class Connector:
             logger.warning("credentials could not be read again", extra={"error": str(error)})
         return self._last
 
-    def _source_now(self) -> tuple[AccessSource, Address]:
+    def _current_source(self) -> tuple[AccessSource, Address]:
         assert self._source is not None  # only called where Prefect 3 is meant, or may be
         try:
             return self._source, self._source.look()
@@ -158,17 +158,17 @@ class Connector:
 
     def _credentials(self) -> tuple[Address | None, Address | None]:
         """The addresses with the credentials that Prefect 3 and Prefect 1 would get; None where there is none."""
-        of3 = self._source_now()[1] if self._source else None
+        of3 = self._current_source()[1] if self._source else None
         try:
             return of3, self._access().address
         except SettingsError:
             return of3, None
 
     def _session(self) -> Session:
-        source, address = self._source_now()
-        return Session(address, find_again=source.look, **self._manners())
+        source, address = self._current_source()
+        return Session(address, find_again=source.look, **self._session_options())
 
-    def _manners(self) -> dict[str, Any]:
+    def _session_options(self) -> dict[str, Any]:
         return {"pause": self._pause, "read_seconds": self._settings.api_read_seconds}
 
     def _graphql(self, access: Access) -> GraphQL:
@@ -176,7 +176,7 @@ class Connector:
             return self._access().address
 
         return GraphQL(
-            Session(access.address, flavour=PREFECT1, find_again=look, **self._manners()), tenant=access.tenant
+            Session(access.address, flavour=PREFECT1, find_again=look, **self._session_options()), tenant=access.tenant
         )
 
     def _prefect3(self) -> Prefect3:

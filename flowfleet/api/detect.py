@@ -34,7 +34,7 @@ class Detection(Enum):
 class ProbeResult:
     """The outcome of one question."""
 
-    verdict: Detection
+    detection: Detection
     error: ApiError | None = None
 
     @property
@@ -72,7 +72,7 @@ def prefect3(session: Session, *, tries: int = ASKED_TRIES) -> Candidate:
         name="Prefect 3",
         question="GET /admin/version",
         shown=session.address.shown,
-        ask=lambda: _heard(answered),
+        ask=lambda: _probe(answered),
     )
 
 
@@ -94,11 +94,11 @@ def prefect1(graphql: GraphQL, *, tries: int = ASKED_TRIES) -> Candidate:
         name="Prefect 1",
         question="POST {query {hello}}",
         shown=graphql.address.shown,
-        ask=lambda: _heard(answered),
+        ask=lambda: _probe(answered),
     )
 
 
-def _heard(answered: Callable[[], bool]) -> ProbeResult:
+def _probe(answered: Callable[[], bool]) -> ProbeResult:
     try:
         return ProbeResult(Detection.YES if answered() else Detection.NO)
     except KeyRefused as error:
@@ -117,41 +117,41 @@ def choose(candidates: Sequence[Candidate], *, hint: Callable[[], str] = lambda:
     Raises `ApiUnavailable` where waiting may help, and `ApiRejected` with the `hint` where no candidate is there.
     Where both answer, at two addresses, nothing says which is meant: that is a `SettingsError`.
     """
-    heard: list[tuple[Candidate, ProbeResult]] = []
+    results: list[tuple[Candidate, ProbeResult]] = []
     one_place = len({candidate.shown for candidate in candidates}) == 1
     for candidate in candidates:
         found = candidate.ask()
-        heard.append((candidate, found))
-        if one_place and (found.verdict is Detection.YES or found.no_line):
+        results.append((candidate, found))
+        if one_place and (found.detection is Detection.YES or found.no_line):
             break  # both questions go to this address, so the other one can tell nothing more
-    there = [candidate for candidate, found in heard if found.verdict is Detection.YES]
+    there = [candidate for candidate, found in results if found.detection is Detection.YES]
     if len(there) > 1:
         places = " and ".join(f"{candidate.name} at {candidate.shown}" for candidate in there)
         flags = " or ".join(f"--backend {candidate.backend}" for candidate in there)
         raise SettingsError(f"the settings name {places}, and both answer: say which is meant by {flags}")
     if there:
         return there[0].backend
-    raise _none(heard, one_place=one_place, hint=hint)
+    raise _none(results, one_place=one_place, hint=hint)
 
 
-def _none(heard: Sequence[tuple[Candidate, ProbeResult]], *, one_place: bool, hint: Callable[[], str]) -> ApiError:
+def _none(results: Sequence[tuple[Candidate, ProbeResult]], *, one_place: bool, hint: Callable[[], str]) -> ApiError:
     """The error that tells why no candidate is there; a trouble that may pass comes before a definite no."""
-    for verdict, kind in ((Detection.AWAY, ApiUnavailable), (Detection.REFUSED, KeyRefused)):
-        errors = [found.error for _, found in heard if found.verdict is verdict and found.error]
-        if len(errors) == 1 or (errors and one_place and verdict is Detection.AWAY):
+    for detection, kind in ((Detection.AWAY, ApiUnavailable), (Detection.REFUSED, KeyRefused)):
+        errors = [found.error for _, found in results if found.detection is detection and found.error]
+        if len(errors) == 1 or (errors and one_place and detection is Detection.AWAY):
             return errors[0]
         if errors:
             return kind(f"no Prefect API answers: {'; '.join(map(str, errors))}")
     told = " and ".join(
         f"{_answer(found)} to {candidate.name}'s {candidate.question}" + ("" if one_place else f" at {candidate.shown}")
-        for candidate, found in heard
+        for candidate, found in results
     )
-    where = heard[0][0].shown if one_place else "what the settings name"
+    where = results[0][0].shown if one_place else "what the settings name"
     return NotThere(f"{where} is no Prefect API: it answers {told}{hint()}")
 
 
-def _answer(heard: ProbeResult) -> str:
-    return str(heard.error.status) if isinstance(heard.error, Refused) else "something else"
+def _answer(found: ProbeResult) -> str:
+    return str(found.error.status) if isinstance(found.error, Refused) else "something else"
 
 
 def remedy(candidate: Candidate) -> str:
@@ -160,4 +160,4 @@ def remedy(candidate: Candidate) -> str:
         found = candidate.ask()
     except ApiRejected:
         return ""
-    return f", but {candidate.name} is at {candidate.shown}" if found.verdict is Detection.YES else ""
+    return f", but {candidate.name} is at {candidate.shown}" if found.detection is Detection.YES else ""

@@ -38,7 +38,7 @@ _CHANGES = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Request:
     """One request to be sent."""
 
     method: str
@@ -162,7 +162,7 @@ class Session:
         Raises `ApiUnavailable` (later), `KeyRefused` (401, 403) or `Refused` (any other 4xx). A read that timed out
         is not repeated here: the server may still be at work on it, and callers know whether repeating is harmless.
         """
-        asked = _Asked(method, path, body, named or f"{method} {path}", headers or {}, seconds or self._read_seconds)
+        asked = _Request(method, path, body, named or f"{method} {path}", headers or {}, seconds or self._read_seconds)
         began = self._clock()
         for attempt in range(1, tries + 1):
             try:
@@ -186,7 +186,7 @@ class Session:
             self._pause(wait)
         raise AssertionError("unreachable: tries is at least 1")
 
-    def _send(self, asked: _Asked) -> tuple[requests.Response, Disposition]:
+    def _send(self, asked: _Request) -> tuple[requests.Response, Disposition]:
         """Send a request, again when the server asks for a CSRF token, or refuses a key that has been replaced."""
         used = self._headers
         answer = self._exchange_with_csrf(asked)
@@ -199,7 +199,7 @@ class Session:
         self.key_refused = disposition is Disposition.REFUSED
         return answer, disposition
 
-    def _exchange_with_csrf(self, asked: _Asked) -> requests.Response:
+    def _exchange_with_csrf(self, asked: _Request) -> requests.Response:
         answer = self._exchange(asked)
         if (
             answer.status_code == HTTPStatus.FORBIDDEN
@@ -210,7 +210,7 @@ class Session:
             answer = self._exchange(asked)
         return answer
 
-    def _exchange(self, asked: _Asked) -> requests.Response:
+    def _exchange(self, asked: _Request) -> requests.Response:
         headers = dict(asked.headers)
         if self._csrf_token and asked.method in _CHANGES:
             headers |= {"Prefect-Csrf-Token": self._csrf_token, "Prefect-Csrf-Client": self._csrf_client}
@@ -255,7 +255,7 @@ class Session:
     def _fetch_csrf(self, seconds: float) -> bool:
         """Fetch a CSRF token; False when the server does not use them, so that a 403 means what it says."""
         path = f"/csrf-token?client={self._csrf_client}"
-        answer = self._exchange(_Asked("GET", path, None, f"GET {path}", {}, seconds))
+        answer = self._exchange(_Request("GET", path, None, f"GET {path}", {}, seconds))
         if answer.status_code != HTTPStatus.OK:
             return False
         try:
