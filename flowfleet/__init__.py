@@ -1,4 +1,4 @@
-"""flowfleet: the shared language of pollers and workers, and the classes of Prefect 1's agents."""
+"""Flowfleet: the shared language of pollers and workers, and the classes of Prefect 1's agents."""
 
 from __future__ import annotations
 

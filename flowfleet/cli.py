@@ -1,4 +1,4 @@
-"""CLI: the `flowfleet` command, for everything on one machine and for questions to a fleet."""
+"""Command line: the `flowfleet` command, for everything on one machine and for questions to a fleet."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from flowfleet.monitor.snapshot import Snapshot, take_snapshot
 from flowfleet.monitor.status import console, status
 from flowfleet.settings.classes import LogsSettings, PollerSettings, UpSettings, WorkerSettings
 from flowfleet.settings.click_options import known_keys, options, read_config
-from flowfleet.settings.common import Common
+from flowfleet.settings.common import CommonSettings
 from flowfleet.settings.option import machine_facts, options_of, resolve
 from flowfleet.up.command import up
 
@@ -69,8 +69,8 @@ def _watch(ledger: Ledger, out: Console) -> None:
 @program.command("status")
 @click.option("--json", "as_json", is_flag=True, help="As JSON, in a form that stays.")
 @click.option("--watch", is_flag=True, help="Show it anew each second.")
-@options(Common, level="WARNING")
-def status_command(settings: Common, *, as_json: bool, watch: bool) -> None:
+@options(CommonSettings, level="WARNING")
+def status_command(settings: CommonSettings, *, as_json: bool, watch: bool) -> None:
     """Show queues, workers and runs of the fleet.
 
     \b
@@ -89,8 +89,8 @@ def status_command(settings: Common, *, as_json: bool, watch: bool) -> None:
 
 
 @program.command()
-@options(Common, level="WARNING")
-def top(settings: Common) -> None:
+@options(CommonSettings, level="WARNING")
+def top(settings: CommonSettings) -> None:
     """Watch the fleet live."""
     with open_ledger(settings) as ledger:
         _watch(ledger, console())
@@ -102,9 +102,15 @@ def top(settings: Common) -> None:
 @click.option("--route", metavar="TEXT", help="Only those whose queue has this in its name.")
 @click.option("--worker", metavar="NAME[@HOST]", help="Only those of this worker.")
 @click.option("--since", metavar="SPAN", help="Only those of the last 90s, 10m, 2h or 1d.")
-@options(Common, level="WARNING")
+@options(CommonSettings, level="WARNING")
 def runs_command(
-    settings: Common, *, as_json: bool, state: str | None, route: str | None, worker: str | None, since: str | None
+    settings: CommonSettings,
+    *,
+    as_json: bool,
+    state: str | None,
+    route: str | None,
+    worker: str | None,
+    since: str | None,
 ) -> None:
     """List the runs of the fleet, also the ended ones of the last day."""
     seconds = runs.parse_since(since) if since else None
@@ -125,8 +131,8 @@ def runs_command(
 @program.command("explain")
 @click.argument("run_id", metavar="RUN")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-@options(Common, level="WARNING")
-def explain_command(settings: Common, run_id: str, *, as_json: bool) -> None:
+@options(CommonSettings, level="WARNING")
+def explain_command(settings: CommonSettings, run_id: str, *, as_json: bool) -> None:
     """Say why a run is, or is not, running: one sentence, then the evidence.
 
     RUN is its name, its id, or the beginning of its id.
@@ -153,7 +159,7 @@ def explain_command(settings: Common, run_id: str, *, as_json: bool) -> None:
         click.echo(f"\nThe API could not be asked: {trouble}", err=True)
 
 
-def _at_api(settings: Common, run_id: str) -> tuple[RunState | None, Place | None, str]:
+def _at_api(settings: CommonSettings, run_id: str) -> tuple[RunState | None, Place | None, str]:
     """The run's state and place at the API, and why the API could not be asked, if so.
 
     Such an error does not end the command: the ledger's half of the answer stands alone.
@@ -198,8 +204,8 @@ def logs_command(settings: LogsSettings, run_id: str, *, follow: bool) -> None:
 
 @program.command("doctor")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-@options(Common, level="WARNING")
-def doctor_command(settings: Common, *, as_json: bool) -> int:
+@options(CommonSettings, level="WARNING")
+def doctor_command(settings: CommonSettings, *, as_json: bool) -> int:
     """Check Redis, the API and the fleet; exit 5 if something is wrong."""
     checks = _checks(settings)
     failed = any(check.verdict == doctors.CheckStatus.FAIL for check in checks)
@@ -214,7 +220,7 @@ def doctor_command(settings: Common, *, as_json: bool) -> int:
     return CHECKS_FAILED if failed else 0
 
 
-def _checks(settings: Common) -> list[doctors.Check]:
+def _checks(settings: CommonSettings) -> list[doctors.Check]:
     api = cache(lambda: connect_api(settings, os.environ))
     try:
         ledger = connect(settings.redis, settings.fleet)
@@ -236,7 +242,7 @@ def _checks(settings: Common) -> list[doctors.Check]:
     return checks
 
 
-def _as_leader(settings: Common, backend: str, snapshot: Snapshot) -> ApiClient:
+def _as_leader(settings: CommonSettings, backend: str, snapshot: Snapshot) -> ApiClient:
     """The API, asked under the leader's name, by which Prefect 1 tells the fleet's own agents from others."""
     name = snapshot.leader.name if snapshot.leader else settings.name
     return connect_api(replace(settings, backend=backend, name=name), os.environ)
@@ -244,16 +250,16 @@ def _as_leader(settings: Common, backend: str, snapshot: Snapshot) -> ApiClient:
 
 @program.command("config")
 @click.pass_context
-@options(Common)
-def config_command(ctx: click.Context, settings: Common) -> None:
+@options(CommonSettings)
+def config_command(ctx: click.Context, settings: CommonSettings) -> None:
     """Show every setting with its value and where that came from."""
-    given = {name: option.key for name, option in options_of(Common) if option.flags}
+    given = {name: option.key for name, option in options_of(CommonSettings) if option.flags}
     flags = {
         key: getattr(settings, name)
         for name, key in given.items()
         if name in settings.origins and settings.origins[name].kind == "flag"
     }
-    common = {name for name, _ in options_of(Common)}
+    common = {name for name, _ in options_of(CommonSettings)}
     found = PrefectValues.of(settings, os.environ)
     for line in found.lines(found.with_defaults(settings), {"name"}):
         click.echo(line)

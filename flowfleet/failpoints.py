@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from flowfleet.errors import FleetError, SettingsError
 
-#: the names of all failpoints: the step of DESIGN §3 and the moment in it
+#: the names of all failpoints: the step of docs/design.md, The way of a run, and the moment in it
 NAMES = frozenset(
     {
         "claim.after_ledger",

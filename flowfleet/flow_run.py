@@ -78,7 +78,7 @@ class FlowRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Offer:
-    """What a worker offers to run; the offer filter of a poller only narrows it."""
+    """What a worker offers to run; the offer filter of a poller only limits it."""
 
     backend: str
     pools: tuple[str, ...] = ()  # Prefect 3 pool names

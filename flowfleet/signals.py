@@ -33,7 +33,7 @@ class SecretHolder(Protocol):
         """Look for the secrets again; True when they have changed."""
 
 
-class ReloadOnHangup:
+class ReloadOnSighup:
     """Handler of SIGHUP: it takes the signal from the first moment on, and acts on it once `serve` is called."""
 
     def __init__(self, *, look_seconds: float = LOOK_SECONDS) -> None:
@@ -56,7 +56,7 @@ class ReloadOnHangup:
 
     def serve(self, *holders: SecretHolder) -> None:
         """Start the thread that lets these holders look for their secrets again."""
-        threading.Thread(target=self._run, args=holders, name="hangup", daemon=True).start()
+        threading.Thread(target=self._run, args=holders, name="sighup", daemon=True).start()
 
     def wait(self, seconds: float) -> None:
         """Sleep, but no longer than until the credentials have changed."""
@@ -75,7 +75,7 @@ class ReloadOnHangup:
         signalled = bool(select.select([self._reader], [], [], self._look_seconds)[0])
         if signalled:
             os.read(self._reader, 4096)
-            logger.info("hangup: secrets are read again")
+            logger.info("SIGHUP: secrets are read again")
         if not signalled and not any(holder.key_refused for holder in holders):
             return
         renewed = [holder.renew() for holder in holders]  # of all, whatever the first answers

@@ -1,4 +1,4 @@
-"""Banner: what a poller of Prefect 1 prints and logs when it starts, as the reference's agent does."""
+"""Banner: what a poller of Prefect 1 prints and logs when it starts, as Prefect 1's own agent does."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 from flowfleet.flow_run import FlowRun, Offer, Route
 from flowfleet.ledger.claims import Claim, State
-from flowfleet.ledger.roster import Row
+from flowfleet.ledger.roster import WorkerRow
 
 #: claims that wait for a worker: they will need a slot that no worker counts as its own yet
 WAITING = frozenset({State.CLAIMING, State.QUEUED})
@@ -95,7 +95,7 @@ def _covers(other: Offer, offer: Offer) -> bool:
     return other.tenant == offer.tenant and (fewer or offer.labels == other.labels)
 
 
-def listing_plan(rows: Iterable[Row], backend: str, offer_filter: OfferFilter) -> ListingPlan:
+def listing_plan(rows: Iterable[WorkerRow], backend: str, offer_filter: OfferFilter) -> ListingPlan:
     """Plan a listing from the rows of the roster: what to list, what to count, where to show as online."""
     active: list[Offer] = []
     other: list[Offer] = []
@@ -148,7 +148,7 @@ class Capacity:
         return True
 
 
-def free_capacity(rows: Iterable[Row], claims: Sequence[Claim]) -> Capacity:
+def free_capacity(rows: Iterable[WorkerRow], claims: Sequence[Claim]) -> Capacity:
     """Count the free slots of live, active workers as the claim script does."""
     held: dict[str, int] = {}
     for claim in claims:

@@ -28,7 +28,7 @@ from flowfleet.settings.classes import PollerSettings
 from flowfleet.settings.click_options import options
 from flowfleet.settings.secret_files import SecretFiles
 from flowfleet.settings.unused import tell_unused
-from flowfleet.signals import ReloadOnHangup
+from flowfleet.signals import ReloadOnSighup
 from poller.hints_inbox import HintsInbox
 from poller.metrics import PollerMetrics
 from poller.service import PollerParts, PollerService
@@ -113,7 +113,7 @@ def poll(settings: PollerSettings) -> int:
     inbox = HintsInbox()
     stop = PollerShutdown(inbox)
     stop.install()
-    reload = ReloadOnHangup()
+    reload = ReloadOnSighup()
     reload.install()
     secrets = SecretFiles(settings)
     connector = Connector(settings, os.environ)

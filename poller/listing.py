@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from flowfleet.api.client import ApiClient, DueRuns, UnfitRun
 from flowfleet.errors import ApiRejected
 from flowfleet.flow_run import FlowRun, Offer, Route
-from flowfleet.ledger.roster import Due
+from flowfleet.ledger.roster import RouteDue
 from poller.capacity import ListingPlan
 from poller.metrics import PollerMetrics
 from poller.presence import Presence
@@ -74,7 +74,7 @@ class Listing:
         """The listed runs that nobody here can take."""
         return [each for due in self._listed for each in due.unfit]
 
-    def shun(self, run_ids: Collection[str], seconds: float) -> None:
+    def put_off(self, run_ids: Collection[str], seconds: float) -> None:
         """Do not propose these runs for so many seconds: they were refused just now."""
         now = self._clock.monotonic()
         self._shunned = {run_id: until for run_id, until in self._shunned.items() if until > now}
@@ -122,14 +122,14 @@ class Listing:
         waits = [wait for run in self.runs() if (wait := run.due.timestamp() - lead_seconds - server_now) > 0]
         return min(waits, default=None)
 
-    def due(self, server_now: float) -> list[Due]:
+    def due(self, server_now: float) -> list[RouteDue]:
         """The rows for the ledger: what waits at the API, per route."""
-        rows: dict[Route, Due] = {}
+        rows: dict[Route, RouteDue] = {}
         for found in (*self._counted, *self._listed):
             claimed = [run for run in found.runs if run.run_id in self._gone and run.due.timestamp() <= server_now]
             left = [run.due for run in found.runs if run.run_id not in self._gone and run.due.timestamp() <= server_now]
             oldest: datetime | None = min(left, default=found.oldest if not claimed else None)
-            rows[found.route] = Due(
+            rows[found.route] = RouteDue(
                 route=found.route,
                 due=max(len(left), found.due - len(claimed)),
                 at_least=found.at_least,

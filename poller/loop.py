@@ -12,7 +12,7 @@ from flowfleet.api.client import ApiClient
 from flowfleet.errors import ApiError, LedgerError
 from flowfleet.flow_run import FlowRun
 from flowfleet.ledger.claims import Claim, Claims
-from flowfleet.ledger.roster import Roster, Row
+from flowfleet.ledger.roster import Roster, WorkerRow
 from flowfleet.retry import RetrySchedule
 from poller.capacity import ListingPlan, OfferFilter, free_capacity, listing_plan
 from poller.claiming import Claimer
@@ -189,7 +189,7 @@ class Loop:
         self._unfit.new_term()
         self._next_poll = self._next_sweep = 0.0
 
-    def _ask(self, term: int, rows: Sequence[Row]) -> None:
+    def _ask(self, term: int, rows: Sequence[WorkerRow]) -> None:
         """Do all that may need the API. Raises `ApiError`; then the rest waits for the next try."""
         plan = listing_plan(rows, self._api.backend, self._offer_filter)
         was_open, is_open = self._was_open, self._gatekeeper.tend(term, ask=True)
@@ -213,7 +213,7 @@ class Loop:
             self._presence.check_clock()
             self._tidy()
 
-    def _poll(self, term: int, rows: Sequence[Row], plan: ListingPlan, *, is_open: bool) -> None:
+    def _poll(self, term: int, rows: Sequence[WorkerRow], plan: ListingPlan, *, is_open: bool) -> None:
         live = self._claims.live()
         listed = self._must_list(rows, live, is_open=is_open)
         if listed:
@@ -247,7 +247,7 @@ class Loop:
             self._interval = min(self._interval * 2, self._pace.idle_seconds)
         return self._interval * (0.95 + 0.05 * self._jitter())
 
-    def _must_list(self, rows: Sequence[Row], live: Sequence[Claim], *, is_open: bool) -> bool:
+    def _must_list(self, rows: Sequence[WorkerRow], live: Sequence[Claim], *, is_open: bool) -> bool:
         age = self.listing.age_seconds
         if age < self._pace.gap_seconds:
             return False
@@ -257,22 +257,22 @@ class Loop:
             return False
         return FREED in self._hints or (is_open and bool(self._chosen(rows, live)))
 
-    def _chosen(self, rows: Sequence[Row], live: Sequence[Claim]) -> list[FlowRun]:
+    def _chosen(self, rows: Sequence[WorkerRow], live: Sequence[Claim]) -> list[FlowRun]:
         claimed = {claim.run_id for claim in live}
         runs = [
             run for run in self.listing.claimable(self._server_now(), self._lead_seconds) if run.run_id not in claimed
         ]
         return free_capacity(rows, live).choose(runs, self.listing.rooms())
 
-    def _claim(self, term: int, rows: Sequence[Row], live: Sequence[Claim]) -> int:
+    def _claim(self, term: int, rows: Sequence[WorkerRow], live: Sequence[Claim]) -> int:
         """Claim what can start now, ten at a time; return how many are on their way. Raises `ApiUnavailable`."""
         published = 0
         while runs := self._chosen(rows, live):
             claimed = self._claimer.claim(term, runs)
             published += len(claimed.published)
             self.listing.gone(claimed.published)
-            self.listing.shun(claimed.refused, self._pace.shun_seconds)
-            self.listing.shun(claimed.no_slot, self._pace.glance_seconds / 2)
+            self.listing.put_off(claimed.refused, self._pace.shun_seconds)
+            self.listing.put_off(claimed.no_slot, self._pace.glance_seconds / 2)
             if claimed.silence:
                 raise claimed.silence
             if claimed.no_slot or claimed.gate_shut or self.listing.age_seconds > self._pace.fresh_seconds:

@@ -42,7 +42,7 @@ class PollerHealth:
         }
 
     def ready(self) -> bool:
-        """True when this poller does its duty now: it leads, has polled and reaches the API, or it stands by.
+        """True when this poller works as it should: it leads, has polled and reaches the API, or it stands by.
 
         A loop that hangs or does not reach Redis is not ready in either role.
         """

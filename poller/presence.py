@@ -1,4 +1,4 @@
-"""Presence: the fleet's standing at the API beside its runs: online pools, known routes, the server's clock."""
+"""Presence: what the API shows of the fleet, the routes that the fleet learns there, and the server's clock."""
 
 from __future__ import annotations
 

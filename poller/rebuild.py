@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from flowfleet.api.client import ApiClient, Mark, StateType, Unfinished, Verdict
+from flowfleet.api.client import ApiClient, Mark, StateType, UnfinishedRun, Verdict
 from flowfleet.errors import ApiRejected
 from flowfleet.failpoints import Failpoints
 from flowfleet.ledger.claims import Claims
@@ -90,7 +90,7 @@ class Sweep:
     def _engine_start_seconds(self) -> float:
         return 0.0 if self._api.backend == "prefect3" else ENGINE_START_SECONDS
 
-    def _first_seen(self, found: Unfinished) -> float:
+    def _first_seen(self, found: UnfinishedRun) -> float:
         """When the sweep first saw this run as Submitted and unknown, by our own clock.
 
         The state's own age says less: it counts from the claim, and the start may come minutes after that.
@@ -103,7 +103,7 @@ class Sweep:
             )
         return self._waiting.get((state.run_id, state.call), now)
 
-    def _give_back(self, found: Unfinished) -> None:
+    def _give_back(self, found: UnfinishedRun) -> None:
         state = found.state
         due = found.due or state.scheduled or datetime.now(UTC)
         if state.call is None:
@@ -122,7 +122,7 @@ class Sweep:
             logger.warning("run handed back", extra={"run_id": state.run_id, "reason": "unknown to the ledger"})
 
 
-def _never_launched(found: Unfinished) -> bool:
+def _never_launched(found: UnfinishedRun) -> bool:
     """Whether the state alone says that nothing was started: Launching always comes before the fork.
 
     The infrastructure mark says nothing here. The server never clears it, so a run in its second life (resumed after a

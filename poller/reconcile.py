@@ -13,7 +13,7 @@ from flowfleet.api.client import ApiClient, Mark, StateType, Verdict
 from flowfleet.errors import ApiRejected
 from flowfleet.failpoints import Failpoints
 from flowfleet.ledger.claims import Claim, Claims, State
-from flowfleet.ledger.roster import Roster, Row
+from flowfleet.ledger.roster import Roster, WorkerRow
 from poller.claiming import Claimer, term_checked
 from poller.metrics import PollerMetrics
 
@@ -105,7 +105,7 @@ class Reconciler:
         self.begin_anew()
         self._ours.clear()
 
-    def lapse(self, term: int, rows: Sequence[Row]) -> None:
+    def lapse(self, term: int, rows: Sequence[WorkerRow]) -> None:
         """Mark workers as no longer live whose beat has stood still for a TTL."""
         self._worker_watch.keep([row.worker for row in rows])
         for row in rows:
@@ -115,7 +115,7 @@ class Reconciler:
                 self._metrics.lapsed.inc()
                 logger.warning("worker lapsed", extra={"worker": row.worker, "silent_seconds": round(still, 1)})
 
-    def tend(self, term: int, claims: Sequence[Claim], rows: Sequence[Row]) -> int:
+    def tend(self, term: int, claims: Sequence[Claim], rows: Sequence[WorkerRow]) -> int:
         """Settle, hand back and finish claims that have stood too long; return how many claims were moved.
 
         The API is asked, so this is called only while the API answers. Raises as its parts do, `ApiRejected` excepted:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from flowfleet.api.client import ApiClient, Mark, Verdict
 from flowfleet.ledger.claims import Claim, Claims, State
-from flowfleet.ledger.roster import Row
+from flowfleet.ledger.roster import WorkerRow
 from poller.listing import Listing
 from poller.metrics import PollerMetrics
 
@@ -41,7 +41,7 @@ class Reinstater:
         #: called after each answer of the API
         self.progressed: Callable[[], None] = lambda: None
 
-    def answer(self, listing: Listing, live: Sequence[Claim], rows: Sequence[Row]) -> None:
+    def answer(self, listing: Listing, live: Sequence[Claim], rows: Sequence[WorkerRow]) -> None:
         """Take runs that have a process out of the listing; write back the state of those the API calls Scheduled.
 
         A run that the API calls Running waits for a retry inside its own process, and is left to it. Raises

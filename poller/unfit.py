@@ -1,4 +1,4 @@
-"""Unfit runs: due runs that nobody here can take; each is told once, in our log and on its own log page."""
+"""Unfit runs: due runs that nobody here can take; each is reported once, in our log and on its own log page."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from flowfleet.api.client import ApiClient, LogLine, UnfitRun
 from flowfleet.errors import ApiError, ApiRejected, ApiUnavailable
 from flowfleet.flow_run import Offer
-from flowfleet.ledger.roster import Row
+from flowfleet.ledger.roster import WorkerRow
 from poller.listing import Clock
 
 logger = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class UnfitRuns:
             self._note(run, PATIENCE_SECONDS)
         self._send()
 
-    def look(self, rows: Sequence[Row]) -> None:
+    def look(self, rows: Sequence[WorkerRow]) -> None:
         """Ask, each minute, for due runs that no worker of ours nor any other agent has the labels for (Prefect 1)."""
         if self._api.backend != "prefect1":
             return

@@ -19,7 +19,7 @@ from workers.host import Abilities, Host
 from workers.state.run_folders import RunFolder, RunFolders
 
 
-def new_launcher() -> ForkClient:
+def new_fork_client() -> ForkClient:
     # in plain mode this stands for an init that reaps at once, as launchd does; the one of a sandbox takes seconds
     return ForkClient(reap_orphans=True)
 
@@ -34,7 +34,7 @@ class BenchOfRuns:
 
     def __post_init__(self):
         self._shared = self.fork_client is not None
-        self.fork_client = self.fork_client or new_launcher()
+        self.fork_client = self.fork_client or new_fork_client()
         self.records = RunFolders(self.path / "runs")
         self.records.path.mkdir(parents=True)
         self.deployer = self.new_deployer(self.fork_client)

@@ -9,8 +9,8 @@ from typing import Any
 
 from flowfleet.flow_run import FlowRun, Offer, Route, claim_id
 from flowfleet.ledger import Ledger, connect
-from flowfleet.ledger.claims import Claim, Held, Lease, Outcome, State
-from flowfleet.ledger.roster import Row
+from flowfleet.ledger.claims import Claim, HeldClaim, Lease, Outcome, State
+from flowfleet.ledger.roster import WorkerRow
 
 DUE = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 POOL = "11111111-1111-4111-8111-111111111111"
@@ -24,10 +24,12 @@ def flow_run(where: Route | None = None) -> FlowRun:
     return FlowRun(run_id=str(uuid.uuid4()), name="a run", route=where or route(), due=DUE)
 
 
-def row(worker: str = "w@h", *, nonce: str = "n1", slots: int = 4, routes: tuple[Route, ...] | None = None) -> Row:
+def row(
+    worker: str = "w@h", *, nonce: str = "n1", slots: int = 4, routes: tuple[Route, ...] | None = None
+) -> WorkerRow:
     served = routes if routes is not None else (route(),)
     offer = Offer(backend="prefect3", pools=("p",), pool_ids=(POOL,), work_queues=("ä", "b"))
-    return Row(worker=worker, nonce=nonce, offer=offer, routes=served, slots=slots, version="0.1.0")
+    return WorkerRow(worker=worker, nonce=nonce, offer=offer, routes=served, slots=slots, version="0.1.0")
 
 
 @dataclass
@@ -56,7 +58,7 @@ class LedgerWorld:
     def open(self) -> None:
         assert self.gate.open(self.term, self.gate.server())
 
-    def up(self, *rows: Row) -> LedgerWorld:
+    def up(self, *rows: WorkerRow) -> LedgerWorld:
         """A leader, an open gate, and these workers (default: w@h with 4 slots)."""
         self.lead()
         self.open()
@@ -115,9 +117,9 @@ class LedgerWorld:
         self.ledger.store.client.hset(self.ledger.store.key("gate"), "server", "another")
 
 
-def held(about: Claim, state: State | None = None, **changes: Any) -> Held:
+def held(about: Claim, state: State | None = None, **changes: Any) -> HeldClaim:
     """The claim as its worker holds it."""
-    mine = Held(
+    mine = HeldClaim(
         run_id=about.run_id,
         claim=about.claim,
         call=about.call,

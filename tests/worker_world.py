@@ -17,7 +17,7 @@ from flowfleet.api.client import ApiClient, Mark
 from flowfleet.api.connect import connect
 from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import FlowRun, Message, Offer, claim_id
-from flowfleet.ledger.roster import Row
+from flowfleet.ledger.roster import WorkerRow
 from flowfleet.settings.classes import WorkerSettings
 from tests.lawless_api import LawlessApi
 from tests.ledger_world import LedgerWorld
@@ -81,7 +81,7 @@ class WorkerWorld:
     def build(self, *, failpoints: Failpoints | None = None, mode: str = "detach") -> WorkerService:
         host = Host.probe({"FLOWFLEET_MACHINE_ID": "m" * 32})
         self._number += 1
-        row = Row(
+        row = WorkerRow(
             worker=self.worker,
             nonce=f"nonce-{self._number}",
             offer=self.offer,
@@ -136,7 +136,7 @@ class WorkerWorld:
         self.code = None
         self.code = service.run()
 
-    def _row(self) -> Row:
+    def _row(self) -> WorkerRow:
         return next(row for row in self.ledger.roster.rows() if row.worker == self.worker)
 
     def stop(self) -> int:

@@ -1,1 +1,1 @@
-"""workers: from Redis to the child and back to the API."""
+"""Workers: take claimed runs from Redis, run them on their host, and report their ends to the API."""

@@ -1,4 +1,4 @@
-"""Worker: the `worker` command, where a worker is put together from its parts."""
+"""Command line: the `worker` command, which builds a worker from its parts and runs it."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import Offer
 from flowfleet.ledger import Ledger
 from flowfleet.ledger.hints import Subscription
-from flowfleet.ledger.roster import Row
+from flowfleet.ledger.roster import WorkerRow
 from flowfleet.page.startup import StartupPage
 from flowfleet.settings.classes import WorkerSettings
 from flowfleet.settings.click_options import options
 from flowfleet.settings.secret_files import SecretFiles
 from flowfleet.settings.unused import tell_unused
-from flowfleet.signals import ReloadOnHangup
+from flowfleet.signals import ReloadOnSighup
 from workers import page as worker_page
 from workers.deployers import external, warm_client
 from workers.deployers.registry import adopting_deployer, plugged_in_deployer, process_deployer
@@ -80,7 +80,7 @@ for _command in (install.command(WorkerSettings, "worker"), *worker_control.work
 
 
 @dataclass(frozen=True, kw_only=True)
-class HostProgram:
+class EmbeddingProgram:
     """What a Python program adds to the worker that runs in its process (flowfleet/agents)."""
 
     #: what SIGTERM and SIGINT do until the worker is there
@@ -102,10 +102,12 @@ class HostProgram:
             self.leaving.callback(step)
 
 
-def serve(settings: WorkerSettings, environ: Mapping[str, str], host_program: HostProgram = HostProgram()) -> int:
+def serve(
+    settings: WorkerSettings, environ: Mapping[str, str], embedding: EmbeddingProgram = EmbeddingProgram()
+) -> int:
     """Build the worker, run it to its end, and return the exit code."""
-    host_program.early()
-    reload = ReloadOnHangup()
+    embedding.early()
+    reload = ReloadOnSighup()
     reload.install()
     require_hooks()
     failpoints = Failpoints.from_environment(environ)
@@ -120,7 +122,7 @@ def serve(settings: WorkerSettings, environ: Mapping[str, str], host_program: Ho
     startup_page.waits_for = "the Prefect API"
     ledger = ledgers.connect(settings.redis, settings.fleet, login=secrets.login)
     host, abilities = Host.probe(environ), _abilities(environ)
-    below = "process" if host_program.leaving and settings.deploy == external.ExternalDeployer.kind else settings.deploy
+    below = "process" if embedding.leaving and settings.deploy == external.ExternalDeployer.kind else settings.deploy
     plugged_in = plugged_in_deployer(below)
     api, settings = _enter(connector, settings, wait=reload.wait)
     startup_page.waits_for = ""
@@ -129,11 +131,11 @@ def serve(settings: WorkerSettings, environ: Mapping[str, str], host_program: Ho
     warm = settings.warm_start and api.backend == "prefect1" and warm_client.is_possible(interpreter, abilities)
     parent = warm_client.parent_program(interpreter, layers) if warm else None
     own = plugged_in or process_deployer(host, abilities, parent)
-    host_program.leave_with(own.close)
-    deployer = host_program.deployer(own, api, settings)
+    embedding.leave_with(own.close)
+    deployer = embedding.deployer(own, api, settings)
     state = sign_on.open_state(settings, host, environ)
-    host_program.leave_with(state.close)
-    host_program.leave_with(ledger.close)
+    embedding.leave_with(state.close)
+    embedding.leave_with(ledger.close)
     row = _join_fleet(ledger, settings, api, state, host, startup_page=startup_page, wait=reload.wait)
     parts = WorkerParts(
         settings=settings,
@@ -150,26 +152,26 @@ def serve(settings: WorkerSettings, environ: Mapping[str, str], host_program: Ho
         failpoints=failpoints,
         mode=mode,
         count_refused=lambda _reason: ledger.claims.count("messages-refused"),
-        launched=host_program.launched,
-        leave=host_program.leave,
+        launched=embedding.launched,
+        leave=embedding.leave,
     )
-    return _run(WorkerService(parts), ledger, reload, startup_page, host_program)
+    return _run(WorkerService(parts), ledger, reload, startup_page, embedding)
 
 
 def _run(
     service: WorkerService,
     ledger: Ledger,
-    reload: ReloadOnHangup,
+    reload: ReloadOnSighup,
     startup_page: StartupPage,
-    host_program: HostProgram,
+    embedding: EmbeddingProgram,
 ) -> int:
     """Connect the joined worker to what wakes, asks and stops it, and run it to its end; the exit code."""
     reload.then = service.to_api.retry
     # neither this nor the page is closed again: their threads end with the process, and waiting for them would lengthen
     # each stop
     subscription = ledger.hints.listen(partial(_on_hint, service))
-    host_program.leave_with(partial(_leave_nothing, service, subscription))
-    host_program.begun(service)
+    embedding.leave_with(partial(_leave_nothing, service, subscription))
+    embedding.begun(service)
     service.stop_signals.install()
     startup_page.show(worker_page.handlers(service.health))
     return service.run()
@@ -232,7 +234,7 @@ def _join_fleet(
     *,
     startup_page: StartupPage,
     wait: Callable[[float], None],
-) -> Row:
+) -> WorkerRow:
     """Sign on, and return the worker's row; the page says which neighbour is waited for."""
     startup_page.waits_for = "Redis"
     sign_on.check_ledger(ledger)
@@ -244,7 +246,7 @@ def _join_fleet(
     return row
 
 
-def _row(settings: WorkerSettings, api: ApiClient, nonce: str, *, wait: Callable[[float], None]) -> Row:
+def _row(settings: WorkerSettings, api: ApiClient, nonce: str, *, wait: Callable[[float], None]) -> WorkerRow:
     offered = Offer(
         backend=api.backend,
         pools=settings.pools if api.backend == "prefect3" else (),
@@ -256,7 +258,7 @@ def _row(settings: WorkerSettings, api: ApiClient, nonce: str, *, wait: Callable
     resolved: list[Offer] = []
     sign_on.until_answered(api.probe, "the Prefect API", wait=wait)
     sign_on.until_answered(lambda: resolved.append(api.resolve(offered, create=True)), "the Prefect API", wait=wait)
-    return Row(
+    return WorkerRow(
         worker=settings.identity,
         nonce=nonce,
         offer=resolved[0],
@@ -268,7 +270,7 @@ def _row(settings: WorkerSettings, api: ApiClient, nonce: str, *, wait: Callable
     )
 
 
-def _sign_on(ledger: Ledger, row: Row, state: StateFolder, host: Host, api: ApiClient) -> None:
+def _sign_on(ledger: Ledger, row: WorkerRow, state: StateFolder, host: Host, api: ApiClient) -> None:
     sign_on.until_answered(lambda: _prove_and_sign_on(ledger, row, state, host), "Redis")
     state.remember(boot_id=host.boot_id, nonce=row.nonce, fleet=ledger.store.fleet, api=api.address, worker=row.worker)
     serves: Mapping[str, object] = (
@@ -277,7 +279,7 @@ def _sign_on(ledger: Ledger, row: Row, state: StateFolder, host: Host, api: ApiC
     logger.info("worker joins the fleet", extra={"worker": row.worker, "slots": row.slots, **serves})
 
 
-def _prove_and_sign_on(ledger: Ledger, row: Row, state: StateFolder, host: Host) -> None:
+def _prove_and_sign_on(ledger: Ledger, row: WorkerRow, state: StateFolder, host: Host) -> None:
     seconds = ledger.gate.lease().ttl_seconds
     predecessor = sign_on.dead_predecessor(ledger.roster, state, host, row.worker, watch_seconds=seconds)
     sign_on.sign_on(ledger.roster, row, predecessor=predecessor, watch_seconds=seconds)
@@ -289,7 +291,7 @@ def _on_hint(service: WorkerService, kind: str, _text: str) -> None:
 
 
 def main() -> None:
-    """The console script."""
+    """Run the `worker` command, and exit with its code."""
     code = program.run(cli, name="worker")
     logging.shutdown()
     with contextlib.suppress(OSError):  # nobody reads it any more

@@ -1,4 +1,4 @@
-"""Deployment: what a deployer is asked to start, the started run that it returns, and `Exit`, how that run ended.
+"""Plug-in edge: what a deployer is asked to start, the started run that it returns, and `Exit`, how that run ended.
 
 The two Protocols are the edge between the supervisor, which knows claims and the ledger, and the deployers, which
 know processes and containers. A handle is plain JSON: it goes to disk and back, so that the runs of a plugged-in
@@ -22,7 +22,7 @@ EXTERNAL = "external"
 
 @dataclass(frozen=True, kw_only=True)
 class Exit:
-    """How a started run ended; None in a field means that the fact is not known.
+    """The end of a started run; None in a field means that the fact is not known.
 
     Exactly one of `code` and `signal` is set, unless `unknown` (nobody could see the end: the shim was killed),
     `error` (the run never began: no such interpreter, no permission) or `let_go` says why there is neither.
@@ -38,7 +38,7 @@ class Exit:
     let_go: str | None = None
     #: the kernel killed the run since memory had run out
     oom: bool = False
-    #: who ended the run: None (the run itself), "term" or "kill" (the worker), "deadline" (dead man's switch)
+    #: who ended the run: None (the run itself), "term" or "kill" (the worker)
     stopped_by: str | None = None
     #: Unix time of start and end
     started_at: float | None = None
@@ -98,7 +98,7 @@ def _signal_name(number: int) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class StartSpec:
-    """What a deployer is asked to start: the finished command, environment and place of one attempt at a run."""
+    """The finished command, environment, folder and limits of one attempt at a run, as a deployer gets them."""
 
     #: the run's id at the Prefect API
     run_id: str
@@ -177,7 +177,7 @@ class StartedRun(Protocol):
 
 
 class Deployer(Protocol):
-    """Starts runs of one kind and finds them again.
+    """A deployer starts runs of one kind and finds them again.
 
     `start` and `adopt` are called by several threads at once, one for each launch. What keeps a run from being started
     twice is the start file, `start` in the run's folder, which only one process can create. A deployer creates it

@@ -15,7 +15,7 @@ from flowfleet.errors import LedgerError
 from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import Message, Route
 from flowfleet.ledger.claims import Claims
-from flowfleet.ledger.roster import Roster, Row
+from flowfleet.ledger.roster import Roster, WorkerRow
 from flowfleet.retry import BoundedRetry
 from flowfleet.settings.classes import WorkerSettings
 from workers.background import BackgroundJobs
@@ -51,7 +51,7 @@ class WorkerParts:
     """The parts of a worker, as its command or a test has built them."""
 
     settings: WorkerSettings
-    row: Row
+    row: WorkerRow
     app: App
     claims: Claims
     roster: Roster
@@ -199,7 +199,7 @@ class WorkerService:
             **self._shared(),
         )
 
-    # -- the worker as its slots see it (`Room`)
+    # -- the worker as its slots see it (`SlotOwner`)
 
     def accepting(self) -> bool:
         return self.ledger_view.accepting

@@ -26,7 +26,7 @@ from flowfleet.settings.classes import WorkerSettings
 if TYPE_CHECKING:
     from workers.deployment import StartSpec
 
-#: the reference asks for runs that are due within so many seconds
+#: Prefect 1's own agent asks for runs that are due within so many seconds
 _AHEAD_SECONDS = 10.0
 _MOST_RUNS = 25
 _NO_TENANT = "00000000-0000-0000-0000-000000000000"

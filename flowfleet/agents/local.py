@@ -85,7 +85,7 @@ class LocalAgent(Agent):
 
         Flowfleet calls this method; your program and an override of the method may call it too. While `start` runs,
         the process is one of the worker's: watched, adopted, reported. After a call by hand nobody looks after the
-        process, as in the reference. Raises `UnsupportedRun` (a ValueError) for a run that a process cannot run.
+        process, as with Prefect 1's own agent. Raises `UnsupportedRun` (a ValueError) where no process can run it.
         """
         from flowfleet.agents import start  # noqa: PLC0415 - Celery is heavy, and only the start of a run needs it
 

@@ -26,7 +26,7 @@ from flowfleet.agents.poller_process import PollerProcess
 from flowfleet.api.client import ApiClient
 from flowfleet.errors import FleetError, LedgerError
 from flowfleet.flow_run import Route
-from flowfleet.ledger.claims import Held, State
+from flowfleet.ledger.claims import HeldClaim, State
 from flowfleet.local import redis_process
 from flowfleet.local.child import Part, wait_ready
 from flowfleet.local.data_folder import DataFolder, default_path
@@ -119,7 +119,7 @@ class _AgentRun:
         heartbeat.start()
         self._stack.callback(self._end_poller)
         with ExitStack() as leaving:
-            cli.serve(self._settings, self._environ, self._host_program(leaving))
+            cli.serve(self._settings, self._environ, self._embedding(leaving))
         if self._failure is not None:
             raise self._failure
 
@@ -149,8 +149,8 @@ class _AgentRun:
 
     # -- the worker, in this process
 
-    def _host_program(self, leaving: ExitStack) -> cli.HostProgram:
-        return cli.HostProgram(
+    def _embedding(self, leaving: ExitStack) -> cli.EmbeddingProgram:
+        return cli.EmbeddingProgram(
             early=lambda: None,
             deployer=self._deployer,
             launched=self._launched,
@@ -288,7 +288,7 @@ def _by_hand(agent: LocalAgent, run_id: str) -> str:
     folder = RunFolders(path).create(run_id, claim, {})
     assert folder is not None
     job = agent.client.job(run_id)
-    held = Held(
+    held = HeldClaim(
         run_id=run_id,
         claim=claim,
         call=claim,
@@ -322,7 +322,7 @@ class HeartbeatThread:
         self._beat = beat
         self._period_seconds = period_seconds
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="agent-heartbeat", daemon=True)
 
     def start(self) -> None:
         """Start the thread."""

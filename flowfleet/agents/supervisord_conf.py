@@ -7,7 +7,7 @@ from typing import Any
 
 from flowfleet.commands import units
 from flowfleet.settings.classes import PollerSettings, WorkerSettings
-from flowfleet.settings.common import Common
+from flowfleet.settings.common import CommonSettings
 
 
 def conf(common: Mapping[str, Any], of_worker: Mapping[str, Any]) -> str:
@@ -19,7 +19,7 @@ def conf(common: Mapping[str, Any], of_worker: Mapping[str, Any]) -> str:
     return "\n".join([worker.rstrip(), "", *secrets, f"[program:{program}"])
 
 
-def _text(part: str, cls: type[Common], flags: Mapping[str, Any]) -> str:
+def _text(part: str, cls: type[CommonSettings], flags: Mapping[str, Any]) -> str:
     given = {key: value for key, value in flags.items() if value is not None and value != ()}
     return units.supervisor(
         units.Unit(part=part, cls=cls, flags=given, program=units.program_path(part), **units.here())

@@ -126,7 +126,7 @@ class Rival:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Unfinished:
+class UnfinishedRun:
     """A run that the API shows as this fleet's and as not ended; the leader's sweep reads these."""
 
     state: RunState
@@ -138,7 +138,7 @@ class Unfinished:
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a run waits at the API, and what holds it back there, for `explain`."""
+    """The place at the API where a run waits, and what holds it back there, for `explain`."""
 
     route: Route
     #: the pool's name; empty at Prefect 1, where only labels count
@@ -151,7 +151,7 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What to run. The worker asks the API for it; it never goes through Redis."""
+    """The job of a run: command, environment, folder. The worker asks the API for it; it never goes through Redis."""
 
     state: RunState
     #: the command of pool, deployment or run; None = the engine of this Prefect
@@ -191,7 +191,7 @@ class ServerInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class Mark:
-    """Who we are at the API: `flowfleet FLEET …` in state messages, `flowfleet:FLEET:HOST:PID` as infrastructure."""
+    """The fleet's mark at the API: `flowfleet FLEET …` in messages, `flowfleet:FLEET:HOST:PID` as infrastructure."""
 
     fleet: str
     worker: str | None = None
@@ -274,7 +274,7 @@ class ApiClient(Protocol):
         REFUSED = the run is not ours any more (ended, cancelled, somebody else's), or may have begun.
         """
 
-    def unfinished(self, mark: Mark) -> list[Unfinished]:
+    def unfinished(self, mark: Mark) -> list[UnfinishedRun]:
         """Every run that this fleet has Submitted, Launching or started and that has not ended."""
 
     def online(self, pool: str, name: str, interval_seconds: float) -> None:

@@ -22,12 +22,12 @@ from flowfleet.api.prefect3.settings import prefect_settings
 from flowfleet.api.transport.address import Address
 from flowfleet.api.transport.session import Session
 from flowfleet.errors import KeyRefused, SettingsError
-from flowfleet.settings.common import Common
+from flowfleet.settings.common import CommonSettings
 from flowfleet.settings.option import refresh
 
 logger = logging.getLogger(__name__)
 
-C = TypeVar("C", bound=Common)
+C = TypeVar("C", bound=CommonSettings)
 
 _PREFECT3 = "PREFECT_API_URL"
 
@@ -43,7 +43,7 @@ class Connector:
 
     def __init__(
         self,
-        settings: Common,
+        settings: CommonSettings,
         environ: Mapping[str, str],
         *,
         folder: Path | None = None,
@@ -91,7 +91,7 @@ class Connector:
             self._client = self._prefect3() if backend == "prefect3" else self._prefect1(self.defaults(self._settings))
         return self._client
 
-    def client_for(self, settings: Common) -> ApiClient:
+    def client_for(self, settings: CommonSettings) -> ApiClient:
         """The opened client for a part with these settings, which name the agent and what its runs get.
 
         Raises what `open` raises, and `ApiRejected` for a tenant that does not exist.
@@ -187,7 +187,7 @@ class Connector:
             self._session(), settings=self._source.for_runs, environ=open_to_flows, worker=self._settings.identity
         )
 
-    def _prefect1(self, settings: Common) -> Prefect1:
+    def _prefect1(self, settings: CommonSettings) -> Prefect1:
         access, found = self._access(), self._found1()
         agent = prefect1_defaults.agent(settings, found)
         return Prefect1(
@@ -203,7 +203,7 @@ class Connector:
         )
 
 
-def decide(settings: Common, environ: Mapping[str, str], folder: Path, home: Path) -> str | None:
+def decide(settings: CommonSettings, environ: Mapping[str, str], folder: Path, home: Path) -> str | None:
     """Which API the settings mean, None where the API has to be asked; raises `SettingsError` where they name none."""
     if settings.backend in ("prefect1", "prefect3"):
         return settings.backend
@@ -220,7 +220,7 @@ def decide(settings: Common, environ: Mapping[str, str], folder: Path, home: Pat
 
 
 def connect(
-    settings: Common,
+    settings: CommonSettings,
     environ: Mapping[str, str],
     *,
     folder: Path | None = None,

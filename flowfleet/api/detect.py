@@ -9,7 +9,7 @@ from enum import Enum
 import requests
 
 from flowfleet.api.prefect1.graphql import GraphQL, QueryRejected, is_graphql
-from flowfleet.api.transport.responses import CredentialsRefused, Refused
+from flowfleet.api.transport.responses import CredentialsRefused, ResponseRefused
 from flowfleet.api.transport.session import ASKED_TRIES, Session
 from flowfleet.errors import ApiError, ApiRejected, ApiUnavailable, KeyRefused, SettingsError
 
@@ -151,7 +151,7 @@ def _none(results: Sequence[tuple[Candidate, ProbeResult]], *, one_place: bool, 
 
 
 def _answer(found: ProbeResult) -> str:
-    return str(found.error.status) if isinstance(found.error, Refused) else "something else"
+    return str(found.error.status) if isinstance(found.error, ResponseRefused) else "something else"
 
 
 def remedy(candidate: Candidate) -> str:

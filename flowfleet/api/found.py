@@ -11,14 +11,14 @@ from flowfleet.errors import SettingsError
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundSetting:
     """One setting and where it was found; the value may be a secret, so `repr` does not show it."""
 
     value: str
     source: str
 
     def __repr__(self) -> str:
-        return f"Found(source={self.source!r})"
+        return f"FoundSetting(source={self.source!r})"
 
 
 def read_toml(path: Path) -> dict[str, Any]:

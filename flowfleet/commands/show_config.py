@@ -15,10 +15,10 @@ from flowfleet.api.prefect3.access import found_url, home_of
 from flowfleet.api.prefect3.settings import prefect_settings
 from flowfleet.errors import SettingsError
 from flowfleet.logs import MASK, redact_url
-from flowfleet.settings.common import Common
+from flowfleet.settings.common import CommonSettings
 from flowfleet.settings.option import Origin, options_of
 
-C = TypeVar("C", bound=Common)
+C = TypeVar("C", bound=CommonSettings)
 
 #: Prefect 3's own credentials, in the order in which Prefect 3 takes them
 _CREDENTIALS = ("PREFECT_API_AUTH_STRING", "PREFECT_API_KEY")
@@ -34,7 +34,7 @@ class PrefectValues:
     prefect1: Prefect1Settings
 
     @classmethod
-    def of(cls, settings: Common, environ: Mapping[str, str]) -> PrefectValues:
+    def of(cls, settings: CommonSettings, environ: Mapping[str, str]) -> PrefectValues:
         """Read Prefect's own settings; raises `SettingsError` for a file that is broken."""
         found = Prefect1Settings(environ, home_of(environ))
         try:
@@ -47,7 +47,7 @@ class PrefectValues:
         """The settings as a part would use them: with the defaults that Prefect 1's own settings give."""
         return applied(settings, self.prefect1) if self.backend == "prefect1" else settings
 
-    def lines(self, settings: Common, left_out: Collection[str]) -> Iterator[str]:
+    def lines(self, settings: CommonSettings, left_out: Collection[str]) -> Iterator[str]:
         """One line for each option, `key = value  (origin)`; the fields in `left_out` are skipped."""
         for name, option in options_of(type(settings)):
             if name in left_out or option.for_tests:
@@ -68,7 +68,7 @@ class PrefectValues:
                 value, origin = self._theirs(settings, name, value, str(origin))
             yield f"{option.key} = {_shown(value)}  ({origin})"
 
-    def _theirs(self, settings: Common, name: str, value: str | None, origin: str) -> tuple[str | None, str]:
+    def _theirs(self, settings: CommonSettings, name: str, value: str | None, origin: str) -> tuple[str | None, str]:
         """The value and origin from Prefect's own settings, where we have no value of our own."""
         if name == "backend" and value == "auto" and self.backend:
             return value, f"{origin}; here {self.backend}"
@@ -88,7 +88,7 @@ class PrefectValues:
         found = found_url(self.environ)
         return (redact_url(found[0]), found[1]) if found else None
 
-    def _key(self, settings: Common) -> tuple[str, str] | None:
+    def _key(self, settings: CommonSettings) -> tuple[str, str] | None:
         if self.backend == "prefect1":
             key = self.prefect1.key(settings.api or found_url1(self.prefect1).value)
             return (MASK, key.source) if key else None

@@ -22,7 +22,7 @@ from flowfleet.errors import SettingsError
 from flowfleet.settings.classes import WorkerSettings
 from flowfleet.settings.option import Option, options_of
 
-#: options in the order of the reference's generator; all others follow in the order of the settings class
+#: options in the order of the generator of Prefect 1's agent; all others follow in the order of the settings class
 _FIRST = ("show-flow-logs", "label", "import-path", "key", "token", "tenant-id", "agent-config-id")
 #: how long a stop may take in addition to the time that the runs get
 _STOP_SECONDS = 30

@@ -11,15 +11,15 @@ import click
 from flowfleet import ledger as ledgers
 from flowfleet.errors import FleetError, LedgerUnavailable
 from flowfleet.ledger import Ledger
-from flowfleet.ledger.roster import Roster, Row
+from flowfleet.ledger.roster import Roster, WorkerRow
 from flowfleet.monitor.snapshot import take_snapshot
 from flowfleet.monitor.status import console, workers_table
 from flowfleet.settings.click_options import options
-from flowfleet.settings.common import Common
+from flowfleet.settings.common import CommonSettings
 
 
 @contextmanager
-def open_ledger(settings: Common) -> Iterator[Ledger]:
+def open_ledger(settings: CommonSettings) -> Iterator[Ledger]:
     """The ledger for a command that does not wait for Redis; raises `LedgerUnavailable` when Redis does not answer."""
     ledger = ledgers.connect(settings.redis, settings.fleet)
     try:
@@ -49,7 +49,7 @@ class WorkerAlive(FleetError):
     exit_code = 2
 
 
-def find(roster: Roster, given: str) -> Row:
+def find(roster: Roster, given: str) -> WorkerRow:
     """The worker with this identity, or with this name where only one host has it; raises `UnknownWorker`."""
     rows = roster.rows()
     exact = [row for row in rows if row.worker == given]
@@ -62,7 +62,7 @@ def find(roster: Roster, given: str) -> Row:
     raise UnknownWorker(f"No worker {given!r} is known: {known}.")
 
 
-def _listed(rows: list[Row]) -> str:
+def _listed(rows: list[WorkerRow]) -> str:
     return ", ".join(sorted(row.worker for row in rows))
 
 
@@ -99,8 +99,8 @@ def _intent_command(name: str, state: str, help_text: str) -> click.Command:
     @click.argument("workers", nargs=-1, metavar="[NAME@HOST]...")
     @click.option("--all", "every", is_flag=True, help="Every worker of the fleet.")
     @click.option("--note", default="", metavar="TEXT", help="Why, for those who look at the roster.")
-    @options(Common, command="worker", level="WARNING")
-    def command(settings: Common, workers: tuple[str, ...], *, every: bool, note: str) -> None:
+    @options(CommonSettings, command="worker", level="WARNING")
+    def command(settings: CommonSettings, workers: tuple[str, ...], *, every: bool, note: str) -> None:
         with open_ledger(settings) as ledger:
             for worker in _chosen(ledger.roster, workers, every=every):
                 identity = want(ledger.roster, worker, state, note)
@@ -122,8 +122,8 @@ def _chosen(roster: Roster, workers: tuple[str, ...], *, every: bool) -> list[st
 @click.command("list")
 @click.option("--json", "as_json", is_flag=True, help="As JSON, like `workers` of flowfleet status --json.")
 @click.option("--all", "every", is_flag=True, help="Also workers that do not live any more.")
-@options(Common, command="worker", level="WARNING")
-def list_workers(settings: Common, *, as_json: bool, every: bool) -> None:
+@options(CommonSettings, command="worker", level="WARNING")
+def list_workers(settings: CommonSettings, *, as_json: bool, every: bool) -> None:
     """Show the workers of the fleet."""
     with open_ledger(settings) as ledger:
         snapshot = take_snapshot(ledger)
@@ -144,8 +144,8 @@ def list_workers(settings: Common, *, as_json: bool, every: bool) -> None:
 
 @click.command("forget")
 @click.argument("worker", metavar="NAME@HOST")
-@options(Common, command="worker", level="WARNING")
-def forget_worker(settings: Common, worker: str) -> None:
+@options(CommonSettings, command="worker", level="WARNING")
+def forget_worker(settings: CommonSettings, worker: str) -> None:
     """Take a worker whose host is gone for good off the roster; its claims stay: lost runs are not judged yet."""
     with open_ledger(settings) as ledger:
         identity = forget(ledger.roster, worker)

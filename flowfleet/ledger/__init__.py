@@ -9,7 +9,7 @@ from flowfleet.ledger.gate import Gate
 from flowfleet.ledger.hints import Hints
 from flowfleet.ledger.login import Login
 from flowfleet.ledger.roster import Roster
-from flowfleet.ledger.store import Server, Store, open_store
+from flowfleet.ledger.store import ServerFacts, Store, open_store
 
 __all__ = ["Ledger", "connect"]
 
@@ -24,7 +24,7 @@ class Ledger:
     hints: Hints
     store: Store
 
-    def check(self) -> Server:
+    def check(self) -> ServerFacts:
         """Check the server: `LedgerUnusable` means what waiting cannot cure, `LedgerUnavailable` means no answer."""
         return self.store.check()
 

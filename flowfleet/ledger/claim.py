@@ -51,7 +51,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Held:
+class HeldClaim:
     """A claim as its worker holds it: each renewal carries it, and writes it again after a loss of Redis."""
 
     run_id: str

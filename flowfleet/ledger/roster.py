@@ -16,7 +16,7 @@ WANTED = ("active", "paused", "draining")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class WorkerRow:
     """The row of one worker, as it describes itself; the operator sets `wanted`, and the leader decides on `live`."""
 
     worker: str  # NAME@HOST
@@ -38,7 +38,7 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Due:
+class RouteDue:
     """The runs that the leader last saw due at the API on one route."""
 
     route: Route
@@ -54,7 +54,7 @@ class Roster:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def sign_on(self, row: Row, over: Row | None = None) -> Row | None:
+    def sign_on(self, row: WorkerRow, over: WorkerRow | None = None) -> WorkerRow | None:
         """Write the worker's row (wanted and note are kept over restarts); None when that is done.
 
         Otherwise the answer is the row of a live worker of this name with another nonce. The caller watches for a TTL
@@ -83,7 +83,7 @@ class Roster:
             )
         return other
 
-    def update(self, row: Row) -> bool:
+    def update(self, row: WorkerRow) -> bool:
         """Write what changed (offer, routes served, slots); False when another process has this name now."""
         flat = [text for item in _described(row).items() for text in item]
         return bool(self._store.script("update", row.worker, row.nonce, *flat))
@@ -92,7 +92,7 @@ class Roster:
         """Mark the worker as no longer live, since it ends in order. Its row stays (its runs may go on)."""
         self._store.script("sign_off", worker, nonce)
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[WorkerRow]:
         """All workers, lapsed ones too, by name; rows of another version are left out."""
         rows = (_row(flat) for flat in self._store.script("rows"))
         return sorted((row for row in rows if row), key=lambda row: row.worker)
@@ -125,7 +125,7 @@ class Roster:
         found: Any = self._store.ask(lambda client: client.smembers(self._store.key("routes")))
         return sorted(read_routes(found))
 
-    def note_due(self, term: int, due: Sequence[Due]) -> None:
+    def note_due(self, term: int, due: Sequence[RouteDue]) -> None:
         """Write how many runs are due per route; `due` replaces what stood there, so routes left out are gone."""
         flat: list[str] = []
         for item in due:
@@ -133,13 +133,15 @@ class Roster:
             flat += [str(item.route), json.dumps(body)]
         self._store.script("note_due", term, *flat)
 
-    def due(self) -> list[Due]:
+    def due(self) -> list[RouteDue]:
         """The due runs per route, as the leader last saw them."""
         found: Any = self._store.ask(lambda client: client.hgetall(self._store.key("due")))
-        return [Due(route=route, **json.loads(found[text])) for text in sorted(found) for route in read_routes([text])]
+        return [
+            RouteDue(route=route, **json.loads(found[text])) for text in sorted(found) for route in read_routes([text])
+        ]
 
 
-def _described(row: Row) -> dict[str, str]:
+def _described(row: WorkerRow) -> dict[str, str]:
     """The worker's description of itself, as fields of its row."""
     return {
         "offer": json.dumps(asdict(row.offer)),
@@ -152,14 +154,14 @@ def _described(row: Row) -> dict[str, str]:
     }
 
 
-def _row(flat: Sequence[str]) -> Row | None:
+def _row(flat: Sequence[str]) -> WorkerRow | None:
     fields = dict(zip(flat[::2], flat[1::2], strict=True))
     if fields.get("v") != str(VERSION):
         return None
     offer: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(fields["offer"]).items()
     }
-    return Row(
+    return WorkerRow(
         worker=fields["worker"],
         nonce=fields["nonce"],
         offer=Offer(**offer),

@@ -34,7 +34,7 @@ _SCHEME = re.compile(r"[a-z][a-z+-]{1,20}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Server:
+class ServerFacts:
     """The Redis or Valkey server that answers, as `check` describes it."""
 
     version: str
@@ -82,7 +82,7 @@ class Store:
         found: Any = self.ask(lambda client: client.hgetall(self.key("counters")))
         return {name: int(value) for name, value in found.items()}
 
-    def check(self) -> Server:
+    def check(self) -> ServerFacts:
         """Ask which server it is. Raises `LedgerUnusable` with the remedy for a cluster, a replica or an old one."""
         info: Any = self.ask(lambda client: client.info())
         if info.get("cluster_enabled") == 1 or info.get("redis_mode") == "cluster":
@@ -99,7 +99,7 @@ class Store:
                 f"Redis at {self.address} is a replica and takes no writes; give the address of its primary"
             )
         persistent = info.get("aof_enabled") == 1 or (int(info.get("rdb_last_save_time", 0)) > 0 and self._snapshots())
-        return Server(
+        return ServerFacts(
             version=str(info.get("valkey_version", version)),
             process=str(info.get("run_id", "")),
             persistent=persistent,

@@ -11,7 +11,7 @@ from flowfleet.flow_run import Route
 from flowfleet.ledger import Ledger
 from flowfleet.ledger.claims import Claim, State
 from flowfleet.ledger.gate import Leader
-from flowfleet.ledger.roster import Due, Row
+from flowfleet.ledger.roster import RouteDue, WorkerRow
 from flowfleet.monitor.redis_server import QueueLength, RedisServer, version_of
 
 #: version of the JSON form
@@ -38,10 +38,10 @@ class RouteQueue:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Worker:
+class WorkerStatus:
     """One worker: its row in the roster, and how many of its slots are busy now."""
 
-    row: Row
+    row: WorkerRow
     busy: int
     seen_seconds_ago: float
 
@@ -76,7 +76,7 @@ class Snapshot:
     gate_open: bool
     leader: Leader | None
     queues: tuple[RouteQueue, ...]
-    workers: tuple[Worker, ...]
+    workers: tuple[WorkerStatus, ...]
     claims: tuple[Claim, ...]
 
     @property
@@ -136,7 +136,7 @@ def take_snapshot(ledger: Ledger) -> Snapshot:
         leader=ledger.gate.leader(),
         queues=tuple(_queues(routes, due, waiting, rows, now)),
         workers=tuple(
-            Worker(
+            WorkerStatus(
                 row=row,
                 busy=sum(claim.worker == row.worker and claim.state in BUSY for claim in claims),
                 seen_seconds_ago=max(0.0, now - row.seen),
@@ -148,7 +148,11 @@ def take_snapshot(ledger: Ledger) -> Snapshot:
 
 
 def _queues(
-    routes: Sequence[Route], due: Sequence[Due], waiting: Sequence[QueueLength], rows: Sequence[Row], now: float
+    routes: Sequence[Route],
+    due: Sequence[RouteDue],
+    waiting: Sequence[QueueLength],
+    rows: Sequence[WorkerRow],
+    now: float,
 ) -> Iterable[RouteQueue]:
     by_route = {one.route: one for one in due}
     for route, lying in zip(routes, waiting, strict=True):
@@ -196,7 +200,7 @@ def _queue_json(queue: RouteQueue) -> dict[str, Any]:
     }
 
 
-def _worker_json(worker: Worker) -> dict[str, Any]:
+def _worker_json(worker: WorkerStatus) -> dict[str, Any]:
     row = worker.row
     return {
         "name": worker.name,

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flowfleet.ledger.claims import State
-from flowfleet.monitor.snapshot import Snapshot, Worker
+from flowfleet.monitor.snapshot import Snapshot, WorkerStatus
 
 #: columns of a pipe or a file, which get what a small terminal would show
 PLAIN_WIDTH = 80
@@ -129,7 +129,7 @@ def _coloured_count(count: int, *, needed: bool) -> Text:
     return Text(str(count), style="red" if needed and not count else "")
 
 
-def workers_table(workers: tuple[Worker, ...], width: int = PLAIN_WIDTH) -> Table:
+def workers_table(workers: tuple[WorkerStatus, ...], width: int = PLAIN_WIDTH) -> Table:
     """The roster as a table, with slots as busy/total."""
     columns = ("WORKER", "STATE", "BUSY", "SERVES", "VERSION", "SEEN")
     rows = [

@@ -8,7 +8,7 @@ from pathlib import Path
 from flowfleet.errors import SettingsError
 from flowfleet.ledger.claims import Lease
 from flowfleet.settings.common import (
-    Common,
+    CommonSettings,
     agent_address_option,
     agent_config_option,
     api_option,
@@ -46,7 +46,7 @@ _NOT_YET = "This version only records it: lost runs are not judged yet."
 
 
 @dataclass(frozen=True, kw_only=True)
-class PollerSettings(Common):
+class PollerSettings(CommonSettings):
     """The settings of `poller start`."""
 
     name: str = setting("agent", name_option())
@@ -116,7 +116,7 @@ class PollerSettings(Common):
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorkerSettings(Common):
+class WorkerSettings(CommonSettings):
     """The settings of `worker start`."""
 
     pools: tuple[str, ...] = setting(
@@ -243,14 +243,14 @@ class WorkerSettings(Common):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LogsSettings(Common):
+class LogsSettings(CommonSettings):
     """The settings of `flowfleet logs`."""
 
     state_dir: Path | None = setting(None, state_dir_option("Where the workers of this host keep their runs' records"))
 
 
 @dataclass(frozen=True, kw_only=True)
-class UpSettings(Common):
+class UpSettings(CommonSettings):
     """The settings of `flowfleet up`."""
 
     api: str | None = setting(

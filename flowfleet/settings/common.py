@@ -65,7 +65,7 @@ def cloud_logs_option(meaning: str) -> Option:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Common:
+class CommonSettings:
     """The settings that every command has."""
 
     #: None = the address that Prefect's own command finds

@@ -8,7 +8,7 @@ from collections.abc import Collection
 
 from flowfleet.errors import SettingsError
 from flowfleet.ledger.login import Login, without_login
-from flowfleet.settings.common import Common
+from flowfleet.settings.common import CommonSettings
 from flowfleet.settings.option import refresh
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ class SecretFiles:
     #: always False: each new connection reads the file by itself, so the reload need not look for a new login
     key_refused = False
 
-    def __init__(self, settings: Common) -> None:
+    def __init__(self, settings: CommonSettings) -> None:
         self._settings = settings
         self._reading = threading.Lock()
         self._complaint = ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
-from flowfleet.settings.common import Common
+from flowfleet.settings.common import CommonSettings
 from flowfleet.settings.option import options_of
 
 logger = logging.getLogger(__name__)
@@ -18,7 +18,7 @@ _UNUSED: Mapping[str, Mapping[str, str]] = {
 _GIVEN = ("flag", "variable", "config")
 
 
-def tell_unused(settings: Common, backend: str) -> None:
+def tell_unused(settings: CommonSettings, backend: str) -> None:
     """Log a warning for each unused setting that somebody has given: runs would go elsewhere than was meant."""
     flags = {name: option.flags[-1].partition("/")[0] for name, option in options_of(type(settings)) if option.flags}
     for name, instead in _UNUSED.get(backend, {}).items():

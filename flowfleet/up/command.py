@@ -23,7 +23,7 @@ from flowfleet.settings.click_options import options
 from flowfleet.up.demo import Demo, DemoRun, session_of
 from flowfleet.up.live_table import LiveTable
 from flowfleet.up.safe_stream import SafeStream
-from flowfleet.up.stack import Stack, StackSignals, Stopped
+from flowfleet.up.stack import Stack, StackSignals, StopRequested
 
 _LOOK_SECONDS = 0.5
 #: a demo that hangs must not hang a pipeline for ever
@@ -62,7 +62,7 @@ def up(settings: UpSettings, *, demo: bool, exit_after: bool) -> int:
     try:
         stack.start()
         code = _serve(stack, signals, out, demo=demo, exit_after=exit_after)
-    except Stopped:
+    except StopRequested:
         code = CHECKS_FAILED if exit_after else 0
     finally:
         _end(stack, signals)
@@ -85,7 +85,7 @@ def _end(stack: Stack, signals: StackSignals) -> None:
 def _serve(stack: Stack, signals: StackSignals, out: Console, *, demo: bool, exit_after: bool) -> int:
     """Print the addresses, run the demo if asked for, and watch the parts until the end is asked for.
 
-    Returns the exit code after a demo with `exit_after`; otherwise it is left only by an error such as `Stopped`.
+    Returns the exit code after a demo with `exit_after`; otherwise it is left only by an error such as `StopRequested`.
     """
     say = _sayer(out)
     state = stack.state()

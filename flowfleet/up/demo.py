@@ -14,7 +14,7 @@ from urllib.parse import quote
 from flowfleet.api.client import StateType
 from flowfleet.api.prefect3.access import find_address
 from flowfleet.api.prefect3.settings import prefect_settings
-from flowfleet.api.transport.responses import Refused
+from flowfleet.api.transport.responses import ResponseRefused
 from flowfleet.api.transport.session import Session
 from flowfleet.errors import ApiUnavailable, LedgerUnavailable
 from flowfleet.ledger import Ledger
@@ -144,7 +144,7 @@ class Demo:
         while True:
             try:
                 self._session.get(f"/work_pools/{quote(self._pool, safe='')}")
-            except Refused:
+            except ResponseRefused:
                 if time.monotonic() > until:
                     raise
                 pause(0.2)

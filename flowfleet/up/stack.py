@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 Say = Callable[[str], None]
 
 
-class Stopped(FleetError):
+class StopRequested(FleetError):
     """The end of `up` was asked for, by a signal or because nobody reads its output any more."""
 
     exit_code = 0
@@ -65,11 +65,11 @@ class StackSignals:
         self.unheard = True
 
     def pause(self, seconds: float) -> None:
-        """Wait a little; raises `Stopped` once the end is asked for."""
+        """Wait a little; raises `StopRequested` once the end is asked for."""
         until = time.monotonic() + seconds
         while True:
             if self.first is not None or self.unheard:
-                raise Stopped("The end was asked for.")
+                raise StopRequested("The end was asked for.")
             left = until - time.monotonic()
             if left <= 0:
                 return

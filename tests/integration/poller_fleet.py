@@ -15,8 +15,8 @@ from flowfleet.broker import queue_key
 from flowfleet.errors import LedgerUnavailable
 from flowfleet.flow_run import Message, Offer, Route
 from flowfleet.ledger import connect
-from flowfleet.ledger.claims import Held, State
-from flowfleet.ledger.roster import Row
+from flowfleet.ledger.claims import HeldClaim, State
+from flowfleet.ledger.roster import WorkerRow
 from tests.lawless_api import LawlessApi
 from tests.valkey import Valkey
 from tests.world import World
@@ -36,7 +36,7 @@ class StandIn(threading.Thread):
         self.ledger = connect(fleet.valkey.url, fleet.world.fleet)
         self.nonce = uuid.uuid4().hex
         #: run id → what it holds and until when
-        self.held: dict[str, tuple[Held, float]] = {}
+        self.held: dict[str, tuple[HeldClaim, float]] = {}
         self.takes = True
         self.renews = True
         self.errors: list[BaseException] = []
@@ -47,7 +47,7 @@ class StandIn(threading.Thread):
 
     def _sign_on(self) -> None:
         offer = Offer(backend="prefect3", pools=(self._fleet.world.pool,), pool_ids=(self._fleet.pool_id,))
-        row = Row(
+        row = WorkerRow(
             worker=self.identity,
             nonce=self.nonce,
             offer=offer,
@@ -110,7 +110,7 @@ class StandIn(threading.Thread):
         self._fleet.started_at[message.run_id] = time.time()
         claims.run(message.run_id, message.claim, self.identity, {"kind": "process", "host": "test", "id": "1"})
         self._fleet.api.write(message.run_id, "RUNNING")
-        held = Held(
+        held = HeldClaim(
             run_id=message.run_id,
             claim=message.claim,
             call=taken.call,

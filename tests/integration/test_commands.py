@@ -13,7 +13,7 @@ import pytest
 
 from flowfleet.flow_run import FlowRun, Offer, Route
 from flowfleet.ledger import connect
-from flowfleet.ledger.roster import Due, Row
+from flowfleet.ledger.roster import RouteDue, WorkerRow
 from flowfleet.monitor.snapshot import take_snapshot
 from flowfleet.settings.click_options import known_keys
 from tests.valkey import Valkey, free_port
@@ -42,10 +42,12 @@ def fleet_of_one(valkey, request):
     name = f"commands-{abs(hash(request.node.name))}"
     ledger = connect(valkey.tcp_url, name)
     offer = Offer(backend="prefect3", pools=("flowfleet",), pool_ids=(POOL,))
-    ledger.roster.sign_on(Row(worker="worker@h1", nonce="n", offer=offer, routes=(ROUTE,), slots=2, version="0.1.0"))
+    ledger.roster.sign_on(
+        WorkerRow(worker="worker@h1", nonce="n", offer=offer, routes=(ROUTE,), slots=2, version="0.1.0")
+    )
     ledger.roster.know([ROUTE])
     term = ledger.gate.elect("agent", "h1", "n1", None)
-    ledger.roster.note_due(term, [Due(route=ROUTE, due=50, at_least=False, oldest=None, at=0.0)])
+    ledger.roster.note_due(term, [RouteDue(route=ROUTE, due=50, at_least=False, oldest=None, at=0.0)])
     yield ledger, {"FLOWFLEET_REDIS": valkey.tcp_url, "FLOWFLEET_FLEET": name}
     ledger.close()
 

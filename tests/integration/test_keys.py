@@ -164,7 +164,7 @@ def test_a_key_of_a_profile_never_shows_in_the_logs(parts, kind, style):
     process = parts.start(kind, **environ)
     until(lambda: refused(process), 40, "the refusal")
     process.send_signal(signal.SIGHUP)
-    until(lambda: "hangup" in process.log.read_text(), 10, "the hangup")
+    until(lambda: "SIGHUP" in process.log.read_text(), 10, "the hangup")
     text = process.log.read_text()
     assert RIGHT not in text
     assert "unused-password-99" not in text

@@ -8,7 +8,7 @@ import pytest
 
 from flowfleet.errors import LedgerUnusable
 from flowfleet.ledger.claims import State
-from flowfleet.ledger.roster import Due
+from flowfleet.ledger.roster import RouteDue
 from tests.ledger_world import LedgerWorld, route, row
 from tests.valkey import Valkey
 
@@ -133,8 +133,8 @@ def test_routes_are_added_and_never_doubled(world):
 
 
 def test_what_is_due_is_replaced_as_a_whole_and_only_by_the_leader(world):
-    first = [Due(route=route("a"), due=50, at_least=True, oldest=10.5, at=20.0)]
-    second = [Due(route=route("b"), due=0, at_least=False, oldest=None, at=21.0)]
+    first = [RouteDue(route=route("a"), due=50, at_least=True, oldest=10.5, at=20.0)]
+    second = [RouteDue(route=route("b"), due=0, at_least=False, oldest=None, at=21.0)]
     world.roster.note_due(world.term, first)
     assert world.roster.due() == first
     world.roster.note_due(world.term, second)

@@ -17,7 +17,7 @@ import redis
 from flowfleet.errors import SettingsError
 from flowfleet.flow_run import Offer
 from flowfleet.ledger import connect
-from flowfleet.ledger.roster import Row
+from flowfleet.ledger.roster import WorkerRow
 from flowfleet.local import redis_process
 from flowfleet.local.child import (
     AdoptedProcess,
@@ -31,7 +31,7 @@ from flowfleet.local.child import (
 from flowfleet.local.data_folder import DataFolder, default_path, free_port, is_free
 from flowfleet.settings.classes import UpSettings
 from flowfleet.up import leftover_runs, prefect_server
-from flowfleet.up.stack import Stack, StackSignals, Stopped
+from flowfleet.up.stack import Stack, StackSignals, StopRequested
 from tests import processes
 from tests.bench_of_runs import BenchOfRuns
 from tests.waiting import SCALE, until
@@ -245,9 +245,9 @@ def test_our_server_gets_nothing_of_the_users_prefect(folder):
 def test_signals_are_taken_even_where_they_were_ignored():
     code = (
         "import os, signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
-        "from flowfleet.up.stack import StackSignals, Stopped\n"
+        "from flowfleet.up.stack import StackSignals, StopRequested\n"
         "signals = StackSignals(); signals.install(); os.kill(os.getpid(), signal.SIGINT)\n"
-        "try:\n    signals.pause(5)\nexcept Stopped:\n    print('stopped', signals.first)"
+        "try:\n    signals.pause(5)\nexcept StopRequested:\n    print('stopped', signals.first)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
 
@@ -272,7 +272,7 @@ def test_up_resumes_its_own_workers_and_no_others(folder, valkey, wanted, word):
     try:
         for worker in ("worker@h", "worker@other", "mine@h"):
             offer = Offer(backend="prefect3", pools=("p",))
-            ledger.roster.sign_on(Row(worker=worker, nonce="n", offer=offer, routes=(), slots=1, version="1"))
+            ledger.roster.sign_on(WorkerRow(worker=worker, nonce="n", offer=offer, routes=(), slots=1, version="1"))
             ledger.roster.want(worker, wanted)
         stack = Stack(settings=settings, folder=folder, environ={}, say=said.append, pause=lambda seconds: None)
         stack.resume(["worker"])
@@ -319,7 +319,7 @@ def test_the_port_of_its_own_leftover_server_is_free_again_when_it_is_looked_at(
     wait_ready(left, left.log.read_text, 20)
     stack = _stack(folder, UpSettings(port=port))
     monkeypatch.setattr(stack, "_start_redis", _stop_here)
-    with pytest.raises(Stopped):
+    with pytest.raises(StopRequested):
         stack.start()
 
     assert left.ended() == "was killed by signal 15"
@@ -327,7 +327,7 @@ def test_the_port_of_its_own_leftover_server_is_free_again_when_it_is_looked_at(
 
 
 def _stop_here(*_, **__):
-    raise Stopped("far enough")
+    raise StopRequested("far enough")
 
 
 def _stack(folder, settings, say=lambda sentence: None):
@@ -362,13 +362,13 @@ def test_the_runs_of_a_worker_that_died_are_ended_after_the_workers_and_before_t
     stack.parts += [poller, worker]
     stack.say = lambda sentence: told.append((sentence, poller.ended(), worker.ended()))
     try:
-        order = bench.sh("trap '' TERM; sleep 300")
-        run = bench.start(order)
+        spec = bench.sh("trap '' TERM; sleep 300")
+        run = bench.start(spec)
         os.killpg(worker.pid, signal.SIGKILL)
         stack.stop(lambda: False)
 
-        assert bench.living(order) == []
-        assert not bench.folder(order).shim_alive()
+        assert bench.living(spec) == []
+        assert not bench.folder(spec).shim_alive()
         assert bench.end_of(run).stopped_by == "kill"
     finally:
         bench.close()
@@ -380,12 +380,12 @@ def test_the_runs_of_a_worker_that_died_are_ended_after_the_workers_and_before_t
 def test_a_run_whose_shim_was_killed_too_is_ended(folder):
     bench = BenchOfRuns(folder.path / "state" / "machine" / "worker", Abilities.probe({}))
     try:
-        order = bench.sh("sleep 300")
-        bench.start(order)
-        os.kill(bench.folder(order).started()["pid"], signal.SIGKILL)
+        spec = bench.sh("sleep 300")
+        bench.start(spec)
+        os.kill(bench.folder(spec).started()["pid"], signal.SIGKILL)
         assert leftover_runs.end_all(folder.path / "state", {}) == 1
 
-        assert bench.living(order) == []
+        assert bench.living(spec) == []
     finally:
         bench.close()
 
@@ -521,7 +521,7 @@ def test_a_terminal_that_closes_twice_is_no_hurry():
     assert signals.second is None
     unheard = StackSignals()
     unheard.note_unheard()
-    with pytest.raises(Stopped):
+    with pytest.raises(StopRequested):
         unheard.pause(60)
     unheard._note(signal.SIGINT, None)
 
@@ -536,7 +536,7 @@ def test_an_api_that_prefect_would_find_is_said_not_to_be_used_and_our_own_is_no
     theirs = {"PREFECT_API_URL": "http://:secret@box:4200/api", "HOME": str(tmp_path)}
     ours = {"PREFECT_API_URL": prefect_server.api_url(folder.port("server")), "HOME": str(tmp_path)}
     for stack.environ in (theirs, ours):
-        with pytest.raises(Stopped):
+        with pytest.raises(StopRequested):
             stack._start_server(own=True)
     (news,) = [sentence for sentence in said if "starts" not in sentence]
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.waiting import until
 from tests.worker_world import WorkerWorld
-from workers import background as errands_module
+from workers import background as background_module
 from workers.reporting import endings as endings_module
 from workers.shim import atomic_files
 
@@ -24,7 +24,7 @@ def world(valkey, tmp_path):
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch):
     monkeypatch.setattr(endings_module, "DISK_SECONDS", 0.2)
-    monkeypatch.setattr(errands_module, "backoff", lambda _tries, **_: 0.05)
+    monkeypatch.setattr(background_module, "backoff", lambda _tries, **_: 0.05)
 
 
 class FullDisk:

@@ -9,13 +9,13 @@ from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
-from flowfleet.api.client import Answer, DueRuns, RunState, ServerInfo, StateType, Unfinished, Verdict
+from flowfleet.api.client import Answer, DueRuns, RunState, ServerInfo, StateType, UnfinishedRun, Verdict
 from flowfleet.errors import ApiError, ApiUnavailable, KeyRefused, LedgerUnavailable
 from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import FlowRun, Offer, Route, claim_id
 from flowfleet.ledger.claims import Claim, Lease, Outcome, Refusal, State
 from flowfleet.ledger.gate import Leader
-from flowfleet.ledger.roster import Due, Row
+from flowfleet.ledger.roster import RouteDue, WorkerRow
 from flowfleet.retry import RetrySchedule
 from poller.capacity import OfferFilter
 from poller.claiming import Claimer
@@ -195,9 +195,9 @@ class FakeClaims:
 
 class FakeRoster:
     def __init__(self) -> None:
-        self.table: dict[str, Row] = {}
+        self.table: dict[str, WorkerRow] = {}
         self.listing: set[Route] = set()
-        self.noted: list[Due] = []
+        self.noted: list[RouteDue] = []
         self.notes = 0
         self.forgetful: set[str] = set()  # workers that renew, but know their claims no more
         self.claims: FakeClaims | None = None
@@ -205,9 +205,9 @@ class FakeRoster:
 
     def add(self, worker: str = "worker@a", slots: int = 4, **more: Any) -> None:
         given = {"offer": OFFER, "routes": (ROUTE,), "nonce": "n", "version": "0.1.0"} | more
-        self.table[worker] = Row(worker=worker, slots=slots, **given)
+        self.table[worker] = WorkerRow(worker=worker, slots=slots, **given)
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[WorkerRow]:
         if self.away:
             raise LedgerUnavailable("Redis is away")
         return list(self.table.values())
@@ -232,7 +232,7 @@ class FakeRoster:
     def routes(self) -> list[Route]:
         return sorted(self.listing)
 
-    def note_due(self, term: int, due: Sequence[Due]) -> None:
+    def note_due(self, term: int, due: Sequence[RouteDue]) -> None:
         self.notes += 1
         self.noted = list(due)
 
@@ -350,10 +350,10 @@ class FakeApi:
         self.runs[run_id] = replace(state, kind=StateType.SCHEDULED, name="Scheduled", call=None, scheduled=due)
         return Answer(verdict=Verdict.ACCEPTED, state=self.runs[run_id])
 
-    def unfinished(self, mark: Any) -> list[Unfinished]:
+    def unfinished(self, mark: Any) -> list[UnfinishedRun]:
         self._ask("unfinished")
         return [
-            Unfinished(state=state, route=ROUTE, due=self.due_at[state.run_id], worker=state.infrastructure)
+            UnfinishedRun(state=state, route=ROUTE, due=self.due_at[state.run_id], worker=state.infrastructure)
             for state in self.runs.values()
             if state.kind in (StateType.PENDING, StateType.RUNNING)
         ]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from flowfleet.api.client import Answer, DueRuns, LogLine, RunState, StateType, Unfinished, UnfitRun, Verdict
+from flowfleet.api.client import Answer, DueRuns, LogLine, RunState, StateType, UnfinishedRun, UnfitRun, Verdict
 from flowfleet.flow_run import FlowRun, Offer, Route
 from tests.unit.poller_world import FakeApi, Time, World
 
@@ -146,7 +146,7 @@ class FakePrefect1(FakeApi):
         self._arrive()
         return super().settle(run_id, call)
 
-    def unfinished(self, mark: Any) -> list[Unfinished]:
+    def unfinished(self, mark: Any) -> list[UnfinishedRun]:
         self._arrive()
         return super().unfinished(mark)
 
@@ -219,7 +219,7 @@ class Labelled(World):
         return changed
 
     def wait(self, seconds: float, gather_seconds: float = 0.0) -> frozenset[str]:
-        """The bell: hints of workers that subscribe come a moment after the round."""
+        """Wait for a hint: hints of workers that subscribe come a moment after the round."""
         if self.subscribe():
             self.time.now += min(seconds, 0.05)
             self.rings.add("freed")

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.bench_of_runs import BenchOfRuns, new_launcher
+from tests.bench_of_runs import BenchOfRuns, new_fork_client
 from tests.unit.test_shim import FULL, IGNORES_TERM, is_alive, read_pid
 from tests.waiting import until
 from workers.deployers import process_handles
@@ -45,7 +45,7 @@ print(json.dumps(end.to_record()), flush=True)
 
 @pytest.fixture(scope="module")
 def fork_client():
-    fork_client = new_launcher()
+    fork_client = new_fork_client()
     yield fork_client
     fork_client.close()
 
@@ -199,13 +199,13 @@ def test_the_end_rings_though_the_shim_was_killed(full_bench, tmp_path):
     assert poll.poll(50) == []  # it must not spin while the command lives
 
     (tmp_path / "go").touch()
-    rings = 0
+    wakeups = 0
     while started_run.poll() is None:
         assert poll.poll(60_000)
-        rings += 1
+        wakeups += 1
 
     assert started_run.poll().code == 6 or not full_bench.abilities.pidfd_info
-    assert rings < 40
+    assert wakeups < 40
 
 
 def test_a_command_whose_shim_was_killed_before_adoption_is_watched_to_its_end(bench, tmp_path):
@@ -385,9 +385,9 @@ def test_a_record_without_a_pid_lets_no_signal_go_to_our_own_group(tmp_path):
     before = signal.signal(signal.SIGURG, lambda number, _frame: heard.append(number))
     lock = atomic_files.create_once(tmp_path / "start", {})
     try:
-        grip = process_handles.LockHandle(0, tmp_path / "start")
-        assert grip.alive()
-        grip.send(signal.SIGURG)
+        handle = process_handles.LockHandle(0, tmp_path / "start")
+        assert handle.alive()
+        handle.send(signal.SIGURG)
     finally:
         signal.signal(signal.SIGURG, before)
         os.close(lock)

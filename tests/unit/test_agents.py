@@ -389,14 +389,14 @@ def test_a_heart_beats_at_once_and_goes_on_whatever_a_beat_raises(monkeypatch):
         beats.append(1)
         raise ValueError("the user's")
 
-    heart = HeartbeatThread(beat, lambda: 0.01)
-    heart.start()
+    heartbeat = HeartbeatThread(beat, lambda: 0.01)
+    heartbeat.start()
     until(lambda: len(beats) > 2, 20, "three beats")
-    join, given = heart._thread.join, []  # a second is not enough where the thread stalls
-    monkeypatch.setattr(heart._thread, "join", lambda seconds: (given.append(seconds), join(60.0)))
-    heart.close()
+    join, given = heartbeat._thread.join, []  # a second is not enough where the thread stalls
+    monkeypatch.setattr(heartbeat._thread, "join", lambda seconds: (given.append(seconds), join(60.0)))
+    heartbeat.close()
     assert given == [1.0]
-    assert not heart._thread.is_alive()
+    assert not heartbeat._thread.is_alive()
 
 
 def test_a_start_outside_of_the_main_thread_is_refused_in_a_sentence():

@@ -1,4 +1,4 @@
-"""Door: which of the two Prefect APIs is meant, by the settings or by asking, and what is said where there is none."""
+"""Connect: which of the two Prefect APIs is meant, by the settings or by asking, and the error where there is none."""
 
 import socket
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import pytest
 from flowfleet.api.connect import Connector, connect
 from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused, SettingsError
 from flowfleet.settings.classes import PollerSettings, WorkerSettings
-from flowfleet.settings.common import Common
+from flowfleet.settings.common import CommonSettings
 from flowfleet.settings.option import resolve
 from tests.lawless_api import LawlessApi
 from tests.scripted_graphql import HELLO, Said, ScriptedGraphQL, error, page
@@ -42,7 +42,7 @@ def home(tmp_path):
 
 
 def connector(home, environ=None, settings=None, **given) -> Connector:
-    return Connector(settings or Common(**given), environ or {}, folder=home, home=home, pause=lambda _: None)
+    return Connector(settings or CommonSettings(**given), environ or {}, folder=home, home=home, pause=lambda _: None)
 
 
 # by the settings alone
@@ -168,10 +168,10 @@ def test_an_address_where_neither_is_says_what_was_tried(home, prefect1):
     prefect1.say(page(404))
     tried = r"is no Prefect API: it answers 404 to Prefect 3's GET /admin/version and 404 to Prefect 1's POST \{query"
     with pytest.raises(ApiRejected, match=tried):
-        connect(Common(api=prefect1.url), {}, folder=home, home=home)
+        connect(CommonSettings(api=prefect1.url), {}, folder=home, home=home)
     prefect1.say(page())
     with pytest.raises(ApiRejected, match="it answers something else to Prefect 3's"):
-        connect(Common(api=prefect1.url), {}, folder=home, home=home)
+        connect(CommonSettings(api=prefect1.url), {}, folder=home, home=home)
 
 
 def test_another_path_of_the_same_server_is_a_remedy(home, prefect1):

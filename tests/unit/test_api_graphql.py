@@ -9,7 +9,7 @@ import pytest
 
 from flowfleet.api.prefect1.graphql import PREFECT1, GraphError, GraphQL, QueryRejected, Reply
 from flowfleet.api.transport.address import Address
-from flowfleet.api.transport.responses import Refused
+from flowfleet.api.transport.responses import ResponseRefused
 from flowfleet.api.transport.session import Session
 from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused
 from tests.scripted_graphql import HELLO, Said, ScriptedGraphQL, error, page
@@ -89,7 +89,7 @@ def test_errors_without_any_data_are_a_definite_no(server, data):
 
 def test_400_is_a_definite_no_with_the_apis_own_words(server):
     server.say(Said({"errors": [error('Cannot query field "x"')]}, 400))
-    with pytest.raises(Refused, match=r'refuses get_runs with 400 Bad Request: Cannot query field "x"'):
+    with pytest.raises(ResponseRefused, match=r'refuses get_runs with 400 Bad Request: Cannot query field "x"'):
         client(server).ask(QUERY)
     assert len(server.asked) == 1
 

@@ -14,7 +14,7 @@ import pytest
 
 from flowfleet.api.transport import server_clock
 from flowfleet.api.transport.address import Address
-from flowfleet.api.transport.responses import Refused
+from flowfleet.api.transport.responses import ResponseRefused
 from flowfleet.api.transport.session import Session
 from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused, SettingsError
 from tests.lawless_api import LawlessApi
@@ -153,7 +153,7 @@ def test_refused_credentials_are_a_kind_of_later(api, status):
 
 
 def test_a_definite_no_carries_its_status_and_is_not_asked_again(api):
-    with pytest.raises(Refused, match="404 Not Found") as caught:
+    with pytest.raises(ResponseRefused, match="404 Not Found") as caught:
         session(api).get("/work_pools/nowhere")
     assert caught.value.status == 404
     assert api.counted() == 1

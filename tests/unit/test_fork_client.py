@@ -1,4 +1,4 @@
-"""The launcher: its fork server dies or hangs, and runs neither end nor start twice."""
+"""The fork client: its fork server dies or hangs, and runs neither end nor start twice."""
 
 from __future__ import annotations
 

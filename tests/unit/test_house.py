@@ -5,10 +5,12 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import importlib.util
+import io
 import json
 import re
 import subprocess
 import sys
+import tokenize
 from functools import cache
 from pathlib import Path
 
@@ -200,6 +202,46 @@ def test_a_public_method_is_described_once_by_its_protocol_or_else_by_itself():
 
     assert silent == []
     assert twice == []
+
+
+def names_of(node: ast.AST) -> set[str]:
+    """The names that a piece of code uses or makes, words of its texts among them (fields, options, states)."""
+    names = {getattr(node, field, None) for field in ("id", "attr", "name", "arg", "module")}
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        names |= set(re.findall(r"\w+", node.value)) if len(node.value) < 80 else set()
+    return {part for name in names if isinstance(name, str) for part in name.split(".")}
+
+
+def mentioned() -> list[tuple[str, str]]:
+    """What docstrings and comments of the product set in backticks as a name of ours, and the files that they name."""
+    found = []
+    for module, path in modules().items():
+        for token in tokenize.generate_tokens(io.StringIO(path.read_text()).readline):
+            if token.type == tokenize.COMMENT or (token.type == tokenize.STRING and token.string.startswith('"""')):
+                found += [
+                    (module, name)
+                    for name in re.findall(
+                        r"`([a-z_]+(?:\.[a-z_]\w*)+|[a-z]+(?:_[a-z]+)+|[A-Z][a-z]\w+)`", token.string
+                    )
+                ]
+                found += [(module, name) for name in re.findall(r"\b(\w+\.py)\b", token.string)]
+    return found
+
+
+#: Prefect's own
+FOREIGN = {"set_state"}
+
+
+def test_what_docstrings_and_comments_name_is_there():
+    names = FOREIGN | {part for tree in trees().values() for node in ast.walk(tree) for part in names_of(node)}
+    files = {path.name for path in modules().values()}
+    dead = [
+        (module, name)
+        for module, name in mentioned()
+        if not (name in files if name.endswith(".py") else set(name.split(".")) <= names)
+    ]
+
+    assert dead == []
 
 
 @pytest.mark.parametrize("module", ["poller.cli", "workers.cli", "flowfleet.cli"])

@@ -16,11 +16,11 @@ import pytest
 
 PACKAGES = ("flowfleet", "poller", "workers")
 #: user code that is shipped: what `up --demo` runs is no part of the product's own modules
-EXAMPLES = ("flowfleet.up.flows", "flowfleet.up.examples")
+EXAMPLES = ("flowfleet.up.flows",)
 #: where rooms may meet that do not know each other
 JOINERS = ("flowfleet", "flowfleet.cli", "flowfleet.agents", "flowfleet.up")
 
-#: rooms by floor: each may use its own floor and those before it (DESIGN.md §4; docs/design.md draws it)
+#: rooms by floor: each may use its own floor and those before it (docs/design.md draws them)
 WORKERS = (
     ("workers.shim", "workers.deployment"),
     ("workers.state", "workers.host", "workers.background", "workers.environment"),

@@ -45,7 +45,7 @@ def rows(*added):
     return roster.rows()
 
 
-# --- credit
+# --- capacity
 
 
 def test_slots_that_are_held_or_waited_for_are_not_free():
@@ -156,7 +156,7 @@ def test_offers_for_another_api_are_not_ours():
     assert listing_plan(table, "prefect3", OfferFilter()).offers == ()
 
 
-# --- what is known
+# --- the listing
 
 
 def test_due_counts_follow_claims_and_keep_at_least():
@@ -184,7 +184,7 @@ def test_what_was_refused_is_left_alone_for_a_while_only():
     time = Time()
     listing = Listing(time.clock)
     listing.renew([DueRuns(route=ROUTE, runs=(run(1),), due=1)], time.now)
-    listing.shun([run(1).run_id], 5)
+    listing.put_off([run(1).run_id], 5)
     assert listing.claimable(START.timestamp(), 0) == []
 
     time.now += 5.1

@@ -13,7 +13,7 @@ from flowfleet.api.prefect1.defaults import agent, applied
 from flowfleet.api.prefect1.settings import Prefect1Settings
 from flowfleet.errors import SettingsError
 from flowfleet.settings.classes import PollerSettings, WorkerSettings
-from flowfleet.settings.common import Common
+from flowfleet.settings.common import CommonSettings
 from flowfleet.settings.option import resolve
 
 TENANT = "11111111-2222-3333-4444-555555555555"
@@ -34,7 +34,7 @@ def write(home: Path, name: str, text: str) -> Path:
 
 
 def access(home, environ=None, **settings):
-    return find_access(Common(**settings), Prefect1Settings(environ or {}, home))
+    return find_access(CommonSettings(**settings), Prefect1Settings(environ or {}, home))
 
 
 def worker(home, environ, flags=None, config=None):

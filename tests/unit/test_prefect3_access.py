@@ -14,7 +14,7 @@ from flowfleet.api.prefect3.access import find_address
 from flowfleet.api.prefect3.settings import prefect_settings
 from flowfleet.errors import SettingsError
 from flowfleet.settings.classes import WorkerSettings
-from flowfleet.settings.common import Common
+from flowfleet.settings.common import CommonSettings
 from flowfleet.settings.option import resolve
 
 URL = "PREFECT_API_URL"
@@ -40,7 +40,7 @@ def profile(home: Path, text: str) -> None:
 
 def address(folder, home, environ=None, **settings):
     environ = environ or {}
-    return find_address(Common(**settings), environ, prefect_settings(environ, folder, home))
+    return find_address(CommonSettings(**settings), environ, prefect_settings(environ, folder, home))
 
 
 def test_the_ladder_is_walked_rung_by_rung(folder, home):
@@ -151,7 +151,7 @@ def test_children_get_the_settings_that_were_found(folder, home):
     profile(home, 'active = "p"\n[profiles.p]\n' + settings)
     (folder / ".env").write_text('PREFECT_API_KEY="k"\nOTHER=1\n')
     environ = {"PREFECT__FLOW_RUN_ID": "of somebody else", "PREFECT_HOME": ""}
-    client = connect(Common(name="w", host="h"), environ, folder=folder, home=home)
+    client = connect(CommonSettings(name="w", host="h"), environ, folder=folder, home=home)
     run_id = "11111111-1111-4111-8111-111111111111"
     env = client.engine_environment(run_id, _job({}))
     assert env == {
@@ -167,7 +167,7 @@ def test_children_get_the_settings_that_were_found(folder, home):
 
 def test_a_key_given_to_us_goes_to_children_too(folder, home):
     environ = {URL: "http://h/api", "PREFECT_API_AUTH_STRING": "a:b"}
-    client = connect(Common(key="ours"), environ, folder=folder, home=home)
+    client = connect(CommonSettings(key="ours"), environ, folder=folder, home=home)
     env = client.engine_environment("r", _job({}))
     assert env["PREFECT_API_KEY"] == "ours"
     assert "PREFECT_API_AUTH_STRING" not in env
@@ -189,7 +189,7 @@ def test_what_prefects_own_settings_hold_never_shows_in_our_logs(folder, home, s
     stream = io.StringIO()
     handler = logs.configure("DEBUG", style, stream=stream)
     try:
-        connect(Common(), {}, folder=folder, home=home)
+        connect(CommonSettings(), {}, folder=folder, home=home)
         secrets = [
             "url-pass-1",
             "profile-key-2",
@@ -220,7 +220,7 @@ def test_a_key_that_was_replaced_is_used_by_us_and_by_the_runs(folder, home):
     # Prefect's own profile is looked at again too
     bare = {URL: "http://api/api"}
     profile(home, 'active = "p"\n[profiles.p]\nPREFECT_API_KEY = "third-key"\n')
-    client = connect(Common(), bare, folder=folder, home=home)
+    client = connect(CommonSettings(), bare, folder=folder, home=home)
     profile(home, 'active = "p"\n[profiles.p]\nPREFECT_API_KEY = "fourth-key"\n')
     assert client.renew() is True
     assert client.engine_environment("r", job)["PREFECT_API_KEY"] == "fourth-key"

@@ -8,10 +8,10 @@ import signal
 import pytest
 
 from flowfleet.ledger.login import Login, without_login
-from flowfleet.settings.common import Common
+from flowfleet.settings.common import CommonSettings
 from flowfleet.settings.option import resolve
 from flowfleet.settings.secret_files import SecretFiles
-from flowfleet.signals import ReloadOnHangup
+from flowfleet.signals import ReloadOnSighup
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def made(tmp_path):
     write("key", "key-one")
     environ = {f"FLOWFLEET_{name.upper()}_FILE": str(tmp_path / name) for name in ("redis", "key")}
     environ["FLOWFLEET_PAGE_TOKEN_FILE"] = str(tmp_path / "token")
-    return SecretFiles(resolve(Common, {}, environ, {})), write
+    return SecretFiles(resolve(CommonSettings, {}, environ, {})), write
 
 
 def test_each_new_connection_and_each_request_uses_what_the_file_has_then(made):
@@ -96,7 +96,7 @@ class Holder:
 
 
 def test_a_hangup_has_every_holder_look_again_and_a_refusal_too():
-    reload = ReloadOnHangup(look_seconds=0.01)
+    reload = ReloadOnSighup(look_seconds=0.01)
     told = []
     reload.then = lambda: told.append(True)
     quiet, changing = Holder(), Holder(changed=True)

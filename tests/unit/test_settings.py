@@ -10,11 +10,11 @@ from flowfleet.commands import program
 from flowfleet.errors import SettingsError
 from flowfleet.settings.classes import LEASE_MARGIN_SECONDS, PollerSettings, UpSettings, WorkerSettings
 from flowfleet.settings.click_options import known_keys, options, read_config
-from flowfleet.settings.common import Common
+from flowfleet.settings.common import CommonSettings
 from flowfleet.settings.option import options_of, refresh, resolve, secrets_of
 from workers.runs.launch import MARGIN_SECONDS
 
-CLASSES = (Common, PollerSettings, WorkerSettings, UpSettings)
+CLASSES = (CommonSettings, PollerSettings, WorkerSettings, UpSettings)
 
 
 @pytest.fixture(autouse=True)
@@ -40,11 +40,11 @@ def test_each_rung_beats_the_ones_below(tmp_path):
             flags |= rung[0]
             environ |= rung[1]
             config |= rung[2]
-        settings = resolve(Common, flags, environ, config)
+        settings = resolve(CommonSettings, flags, environ, config)
 
         assert settings.key == rungs[start][3]
         assert settings.origins["key"].kind == rungs[start][4]
-    assert resolve(Common, {}, {}, {}).key is None
+    assert resolve(CommonSettings, {}, {}, {}).key is None
 
 
 def test_machine_facts_stand_above_the_default_and_below_all_else():
@@ -53,11 +53,11 @@ def test_machine_facts_stand_above_the_default_and_below_all_else():
     assert resolve(WorkerSettings, {}, {}, {}, facts).slots == 6
     assert resolve(WorkerSettings, {}, {}, {"slots": 3}, facts).slots == 3
     assert resolve(WorkerSettings, {}, {}, {}, facts).origins["slots"].kind == "machine"
-    assert resolve(Common, {}, {}, {}, facts).host == "h1"
+    assert resolve(CommonSettings, {}, {}, {}, facts).host == "h1"
 
 
 def test_empty_variable_counts_as_not_given():
-    assert resolve(Common, {}, {"FLOWFLEET_FLEET": ""}, {}).fleet == "default"
+    assert resolve(CommonSettings, {}, {"FLOWFLEET_FLEET": ""}, {}).fleet == "default"
 
 
 def test_lists_come_from_flags_variables_and_toml():
@@ -111,9 +111,9 @@ def test_the_shortest_leases_that_renewals_can_keep_are_taken():
         (WorkerSettings, {"keep-logs-size": "big"}, {}, {}, ("--keep-logs-size", "500M")),
         (PollerSettings, {"lease-seconds": "nan"}, {}, {}, ("--lease-seconds",)),
         (PollerSettings, {}, {"FLOWFLEET_REQUIRE_API": "perhaps"}, {}, ("FLOWFLEET_REQUIRE_API", "true or false")),
-        (Common, {"fleet": "a b"}, {}, {}, ("--fleet", "'a b'")),
-        (Common, {}, {"FLOWFLEET_KEY_FILE": "/does/not/exist"}, {}, ("FLOWFLEET_KEY_FILE", "/does/not/exist")),
-        (Common, {"backend": "prefect2"}, {}, {}, ("--backend", "prefect3")),
+        (CommonSettings, {"fleet": "a b"}, {}, {}, ("--fleet", "'a b'")),
+        (CommonSettings, {}, {"FLOWFLEET_KEY_FILE": "/does/not/exist"}, {}, ("FLOWFLEET_KEY_FILE", "/does/not/exist")),
+        (CommonSettings, {"backend": "prefect2"}, {}, {}, ("--backend", "prefect3")),
         (UpSettings, {"port": "70000"}, {}, {}, ("--port", "65535")),
     ],
 )
@@ -132,13 +132,15 @@ def test_sizes_are_read_with_their_units():
 
 
 def test_redis_password_apart_goes_into_the_address_percent_encoded():
-    settings = resolve(Common, {"redis": "redis://box:6379/1"}, {"FLOWFLEET_REDIS_PASSWORD": "p@ss/word"}, {})
+    settings = resolve(CommonSettings, {"redis": "redis://box:6379/1"}, {"FLOWFLEET_REDIS_PASSWORD": "p@ss/word"}, {})
 
     assert settings.redis == "redis://:p%40ss%2Fword@box:6379/1"
 
 
 def test_a_password_in_the_address_is_kept_over_the_one_apart():
-    settings = resolve(Common, {}, {"FLOWFLEET_REDIS": "redis://:in@box/0", "FLOWFLEET_REDIS_PASSWORD": "apart"}, {})
+    settings = resolve(
+        CommonSettings, {}, {"FLOWFLEET_REDIS": "redis://:in@box/0", "FLOWFLEET_REDIS_PASSWORD": "apart"}, {}
+    )
 
     assert settings.redis == "redis://:in@box/0"
 
@@ -148,7 +150,7 @@ def test_secret_files_are_read_again(tmp_path):
     key.write_text("first")
     redis.write_text("redis://:one@box/0")
     environ = {"FLOWFLEET_KEY_FILE": str(key), "FLOWFLEET_REDIS_FILE": str(redis)}
-    settings = resolve(Common, {}, environ, {})
+    settings = resolve(CommonSettings, {}, environ, {})
     key.write_text("second")
     redis.write_text("redis://:two@box/0")
 
@@ -168,7 +170,7 @@ def test_a_password_file_that_is_replaced_changes_the_password_only(tmp_path, gi
     password = tmp_path / "password"
     password.write_text("one")
     environ = {"FLOWFLEET_REDIS": given, "FLOWFLEET_REDIS_PASSWORD_FILE": str(password)}
-    settings = resolve(Common, {}, environ, {})
+    settings = resolve(CommonSettings, {}, environ, {})
     password.write_text("two")
 
     assert refresh(settings).redis == renewed
@@ -179,7 +181,9 @@ def test_only_the_secrets_that_are_asked_for_are_read_again(tmp_path):
     key, token = tmp_path / "key", tmp_path / "token"
     key.write_text("key-one")
     token.write_text("token-one")
-    settings = resolve(Common, {}, {"FLOWFLEET_KEY_FILE": str(key), "FLOWFLEET_PAGE_TOKEN_FILE": str(token)}, {})
+    settings = resolve(
+        CommonSettings, {}, {"FLOWFLEET_KEY_FILE": str(key), "FLOWFLEET_PAGE_TOKEN_FILE": str(token)}, {}
+    )
     key.unlink()
     token.write_text("token-two")
 
@@ -187,14 +191,17 @@ def test_only_the_secrets_that_are_asked_for_are_read_again(tmp_path):
 
 
 def test_a_password_is_known_as_a_secret_in_the_form_of_the_address_and_as_it_is_sent():
-    settings = resolve(Common, {"redis": "redis://:p%40ss%2fword@box/0"}, {}, {})
+    settings = resolve(CommonSettings, {"redis": "redis://:p%40ss%2fword@box/0"}, {}, {})
 
     assert set(secrets_of(settings)) == {"p%40ss%2fword", "p@ss/word"}
 
 
 def test_secrets_do_not_show_in_the_repr():
     settings = resolve(
-        Common, {"key": "kkkk-secret", "token": "tttt-secret"}, {"FLOWFLEET_REDIS": "redis://:rrrr-secret@box"}, {}
+        CommonSettings,
+        {"key": "kkkk-secret", "token": "tttt-secret"},
+        {"FLOWFLEET_REDIS": "redis://:rrrr-secret@box"},
+        {},
     )
 
     assert "secret" not in repr(settings)
@@ -311,7 +318,7 @@ def test_a_bare_group_shows_its_help_and_succeeds(capsys):
 
 def test_an_unexpected_error_ends_with_1_and_a_trace_without_secrets(capsys):
     @click.command()
-    @options(Common)
+    @options(CommonSettings)
     def command(settings):
         raise RuntimeError(f"no luck with {settings.key}")
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from flowfleet.errors import StartFailed
-from tests.bench_of_runs import BenchOfRuns, new_launcher
+from tests.bench_of_runs import BenchOfRuns, new_fork_client
 from tests.waiting import until
 from workers.host import Abilities
 from workers.shim import syscalls
@@ -34,7 +34,7 @@ time.sleep(300)
 
 @pytest.fixture(scope="module")
 def fork_client():
-    fork_client = new_launcher()
+    fork_client = new_fork_client()
     yield fork_client
     fork_client.close()
 

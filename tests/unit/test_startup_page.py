@@ -1,4 +1,4 @@
-"""Front: the page of a part that waits for its neighbours, and how it becomes the page of the whole part."""
+"""Startup page: the page of a part that waits for its neighbours, and how it becomes the page of the whole part."""
 
 import threading
 

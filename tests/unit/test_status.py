@@ -17,14 +17,14 @@ from flowfleet.flow_run import Offer, Route
 from flowfleet.ledger import connect
 from flowfleet.ledger.claims import Claim, State
 from flowfleet.ledger.gate import Leader
-from flowfleet.ledger.roster import Row
+from flowfleet.ledger.roster import WorkerRow
 from flowfleet.monitor import runs
 from flowfleet.monitor.doctor import CheckStatus, _eviction, _persistence, _version, api_checks, fleet_checks
 from flowfleet.monitor.explain import explain
 from flowfleet.monitor.metrics import LedgerCollector, workers_wanted
 from flowfleet.monitor.redis_server import queue_key
 from flowfleet.monitor.run_output import local_log, read_local
-from flowfleet.monitor.snapshot import RouteQueue, Snapshot, Worker
+from flowfleet.monitor.snapshot import RouteQueue, Snapshot, WorkerStatus
 from flowfleet.monitor.status import span, status
 
 POOL = "11111111-1111-4111-8111-111111111111"
@@ -34,7 +34,7 @@ AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC).timestamp()
 
 def _row(name="worker@host-1", *, slots=4, live=True, wanted="active", pools=("flowfleet",), version="0.1.0"):
     offer = Offer(backend="prefect3", pools=pools, pool_ids=(POOL,))
-    return Row(
+    return WorkerRow(
         worker=name, nonce="n", offer=offer, routes=(ROUTE,), slots=slots, version=version, live=live, wanted=wanted
     )
 
@@ -74,7 +74,7 @@ def _snapshot(*, claims=(), due=0, at_least=False, rows=None, leader=True, gate_
                 eligible_workers=eligible,
             ),
         ),
-        workers=tuple(Worker(row=row, busy=busy[row.worker], seen_seconds_ago=1.5) for row in rows),
+        workers=tuple(WorkerStatus(row=row, busy=busy[row.worker], seen_seconds_ago=1.5) for row in rows),
         claims=tuple(claims),
     )
 

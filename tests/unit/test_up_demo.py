@@ -22,7 +22,7 @@ from flowfleet.up import poller_and_workers
 from flowfleet.up.command import too_long
 from flowfleet.up.demo import EXAMPLES, Demo, DemoRun, flows_folder, session_of
 from flowfleet.up.live_table import LiveTable, demo_table
-from flowfleet.up.stack import StackSignals, Stopped
+from flowfleet.up.stack import StackSignals, StopRequested
 
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -292,7 +292,7 @@ def test_a_pause_ends_when_the_end_is_asked_for():
     signals = StackSignals()
     signals.pause(0.0)
     signals._note(15, None)
-    with pytest.raises(Stopped):
+    with pytest.raises(StopRequested):
         signals.pause(60.0)
     signals._note(2, None)
 

@@ -11,7 +11,7 @@ import pytest
 from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused, LedgerUnavailable, LedgerUnusable
 from flowfleet.retry import BoundedRetry, OutageLog, backoff
 from tests.waiting import until
-from workers import background as errands_module
+from workers import background as background_module
 from workers.background import BackgroundJobs
 
 
@@ -38,8 +38,8 @@ def background():
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch):
-    monkeypatch.setattr(errands_module, "backoff", lambda tries, **_: 0.01)
-    monkeypatch.setattr(errands_module, "KEY_SECONDS", 0.01)
+    monkeypatch.setattr(background_module, "backoff", lambda tries, **_: 0.01)
+    monkeypatch.setattr(background_module, "KEY_SECONDS", 0.01)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_a_definite_no_and_an_endless_fault_are_given_up(background):
     background.post(refused)
     until(background.idle, 20, "both to be given up")
     assert tries.count("refused") == 1
-    assert tries.count("fault") == errands_module.FAULTS + 1
+    assert tries.count("fault") == background_module.FAULTS + 1
 
 
 def test_trouble_with_the_disk_is_never_given_up(background):
@@ -81,16 +81,16 @@ def test_trouble_with_the_disk_is_never_given_up(background):
 
     def full():
         tries.append(1)
-        if len(tries) < 3 * errands_module.FAULTS:
+        if len(tries) < 3 * background_module.FAULTS:
             raise OSError(errno.ENOSPC, "no space left")
 
     background.post(full)
     until(background.idle, 10, "the disk to have room")
-    assert len(tries) == 3 * errands_module.FAULTS
+    assert len(tries) == 3 * background_module.FAULTS
 
 
 def test_one_job_that_waits_for_its_neighbour_does_not_hold_the_others_up(background, monkeypatch):
-    monkeypatch.setattr(errands_module, "backoff", lambda tries, **_: 600.0)
+    monkeypatch.setattr(background_module, "backoff", lambda tries, **_: 600.0)
     done = threading.Event()
 
     def away():
@@ -112,7 +112,7 @@ def test_what_was_put_off_on_purpose_can_be_hurried(background):
 
 
 def test_what_waits_for_a_neighbour_that_answers_again_is_tried_at_once(background, monkeypatch):
-    monkeypatch.setattr(errands_module, "KEY_SECONDS", 600.0)
+    monkeypatch.setattr(background_module, "KEY_SECONDS", 600.0)
     tries = []
 
     def job():

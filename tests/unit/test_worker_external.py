@@ -1,4 +1,4 @@
-"""External deployments: given away by a callable, watched at the API, never deployed twice."""
+"""External runs: given to a callable, watched at the API, never started twice."""
 
 from __future__ import annotations
 

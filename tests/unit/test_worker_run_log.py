@@ -1,4 +1,4 @@
-"""Logbook: lines of ours at the API, all at once or, with `--no-cloud-logs`, none."""
+"""Run log: lines of ours at the API, all at once or, with `--no-cloud-logs`, none."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class FakeApi:
         self.lines += [line.message for line in lines]
 
 
-class FakeErrands:
+class FakeJobs:
     def __init__(self):
         self.jobs = []
 
@@ -25,7 +25,7 @@ class FakeErrands:
 
 @pytest.mark.parametrize(("enabled", "sent"), [(True, ["one", "two"]), (False, [])])
 def test_lines_are_sent_together_or_not_at_all(enabled, sent):
-    api, background = FakeApi(), FakeErrands()
+    api, background = FakeApi(), FakeJobs()
     run_log = RunLog(api, background, enabled=enabled)
     run_log.say("r", "one")
     run_log.say("r", "two")

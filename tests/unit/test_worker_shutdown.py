@@ -1,4 +1,4 @@
-"""Farewell: what becomes of runs at a stop, and what is said of those that are left."""
+"""Shutdown: what becomes of runs at a stop, and what is said of those that are left."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 import pytest
 
 from flowfleet.flow_run import Offer, Route
-from flowfleet.ledger.claims import Held, State
-from flowfleet.ledger.roster import Row
+from flowfleet.ledger.claims import HeldClaim, State
+from flowfleet.ledger.roster import WorkerRow
 from workers.lifecycle.shutdown import WorkerShutdown
 from workers.state.attempts import Attempt, Attempts
 from workers.state.run_folders import RunFolder
@@ -67,7 +67,7 @@ class World:
         self.folder = tmp_path
         offer = Offer(backend="prefect3", pools=("p",))
         self.shutdown = WorkerShutdown(
-            row=Row(worker="w@h", nonce="n", offer=offer, routes=(), slots=2, version="0"),
+            row=WorkerRow(worker="w@h", nonce="n", offer=offer, routes=(), slots=2, version="0"),
             mode=mode,
             grace=5.0,
             attempts=self.attempts,
@@ -86,7 +86,7 @@ class World:
             self.later.pop(at)()
 
     def add(self, run_id, state):
-        held = Held(
+        held = HeldClaim(
             run_id=run_id,
             claim="c",
             call="k",

@@ -1,4 +1,4 @@
-"""Siblings: whose run it is when several names of one host have been at it, told by the disk alone."""
+"""Takeover: whose run it is when several names of one host have been at it, told by the disk alone."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class Host:
         return state.runs.create(run_id, claim, {"route": ROUTE, "fleet": "f", "api": "http://api", **facts})
 
     def kept(self, state, *, may_live=False, api="http://api", scopes=frozenset()):
-        siblings = Takeover(
+        takeover = Takeover(
             own=state, fleet="f", api=api, scopes=frozenset(scopes),
             take_reports=lambda outbox: len(list(outbox)), may_live=lambda _last: may_live,
         )  # fmt: skip
-        return {(folder.state_folder.name, folder.key) for folder in siblings.take_over()}
+        return {(folder.state_folder.name, folder.key) for folder in takeover.take_over()}
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Process handles: holds on processes that are not our children, safe against reused pids, and the members of a run."""
+"""Process handles: references to processes that are not our children, safe against reused pids; members of a run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CREATED_SLACK_SECONDS = 2.0
 
 
 class ProcessHandle(Protocol):
-    """A hold on one process that need not be our child; it never means another process that has got the same pid."""
+    """A handle on one process that need not be our child; it never means another process that has got the same pid."""
 
     pid: int
 
@@ -41,7 +41,7 @@ class ProcessHandle(Protocol):
 
 
 class PidfdHandle:
-    """A hold on a process by a pidfd."""
+    """A handle on a process by a pidfd."""
 
     def __init__(self, pid: int, fd: int) -> None:
         self.pid = pid
@@ -88,7 +88,7 @@ class PidfdHandle:
 
 
 class LockHandle:
-    """A hold on a shim by the lock that it keeps on its start file; works on every platform, in any pid namespace."""
+    """A handle on a shim by the lock that it keeps on its start file; works on every platform, in any pid namespace."""
 
     def __init__(self, pid: int, path: Path, *, ours: bool = True) -> None:
         self.pid = pid
@@ -114,7 +114,7 @@ class LockHandle:
 
 
 class PolledHandle:
-    """A hold on a process by its pid and the span in which it was started, for platforms without pidfd."""
+    """A handle on a process by its pid and the span in which it was started, for platforms without pidfd."""
 
     def __init__(self, pid: int, earliest: float, latest: float) -> None:
         self.pid = pid

@@ -76,7 +76,7 @@ class RunWakeup:
                 os.write(self._writer, b"!")
 
     def clear(self) -> None:
-        """Clear the wakeups of `ring_in`; the end of the watched process stays readable."""
+        """Clear the wakeups of `wake_in`; the end of the watched process stays readable."""
         with contextlib.suppress(BlockingIOError):
             os.read(self._reader, 64)
 

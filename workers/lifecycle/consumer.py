@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 FAULTS = (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError)
 
 
-class Room(Protocol):
+class SlotOwner(Protocol):
     """The worker as its slots see it: whether there is room for a run, and which queues are read."""
 
     def accepting(self) -> bool:
@@ -104,7 +104,7 @@ class Slots:
     """The slots of one worker, wired into Celery's consumer at each connection (each reconnect makes a new channel)."""
 
     slots: int
-    room: Room
+    room: SlotOwner
     wakeup: Wakeup = field(default_factory=Wakeup)
     stopping: bool = False
     #: called with the time (by the sender's clock) at which an accepted message was sent

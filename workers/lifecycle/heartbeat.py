@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from flowfleet.errors import LedgerError
-from flowfleet.ledger.claims import Claims, Held, Refusal, Renewal, State
-from flowfleet.ledger.roster import Roster, Row
+from flowfleet.ledger.claims import Claims, HeldClaim, Refusal, Renewal, State
+from flowfleet.ledger.roster import Roster, WorkerRow
 from flowfleet.retry import OutageLog
 from workers.shim.syscalls import boot_clock
 from workers.state.attempts import Attempt, Attempts
@@ -40,7 +40,7 @@ class Heartbeat:
         *,
         claims: Claims,
         roster: Roster,
-        row: Row,
+        row: WorkerRow,
         attempts: Attempts,
         ledger_view: LedgerView,
         watcher: Watcher,
@@ -118,7 +118,7 @@ class Heartbeat:
         self._on_answer()
         return renewal
 
-    def _held(self) -> list[Held]:
+    def _held(self) -> list[HeldClaim]:
         watched = self._clock() - self._watcher.seen < WATCH_SECONDS
         if not watched:
             logger.error("the supervisor does not answer, running claims are not renewed")
@@ -145,7 +145,7 @@ class Heartbeat:
             self._roster.update(row)
             self._row = row
 
-    def _act(self, renewal: Renewal, held: list[Held]) -> None:
+    def _act(self, renewal: Renewal, held: list[HeldClaim]) -> None:
         if renewal.reasserted:
             logger.warning("the ledger had lost claims that are written again", extra={"runs": len(renewal.reasserted)})
         for one in held:

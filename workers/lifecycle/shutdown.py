@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from flowfleet.errors import LedgerError
 from flowfleet.ledger.claims import State
-from flowfleet.ledger.roster import Roster, Row
+from flowfleet.ledger.roster import Roster, WorkerRow
 from workers.background import BackgroundJobs
 from workers.deployment import Deployer
 from workers.lifecycle.heartbeat import Heartbeat
@@ -34,7 +34,7 @@ _ENDS = "this worker stops, and ends its runs: a second signal leaves them as th
 class WorkerShutdown:
     """The orderly end of one worker, once Celery's loop has ended."""
 
-    row: Row
+    row: WorkerRow
     #: what becomes of runs at a stop: detach, wait or cancel
     mode: str
     #: seconds that runs get to end by themselves, and again once they were told to

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 from flowfleet.errors import ApiUnavailable, FleetError, KeyRefused, LedgerUnavailable, SettingsError
 from flowfleet.ledger import Ledger
-from flowfleet.ledger.roster import Roster, Row
+from flowfleet.ledger.roster import Roster, WorkerRow
 from flowfleet.retry import OutageLog
 from flowfleet.settings.classes import WorkerSettings
 from workers.background import KEY_SECONDS
@@ -78,7 +78,7 @@ def until_answered(
 
 def sign_on(
     roster: Roster,
-    row: Row,
+    row: WorkerRow,
     *,
     predecessor: str | None,
     watch_seconds: float = WATCH_SECONDS,
@@ -105,7 +105,7 @@ def sign_on(
 
 
 def gives_sign_of_life(
-    roster: Roster, other: Row, seconds: float, clock: Callable[[], float], wait: Callable[[float], None]
+    roster: Roster, other: WorkerRow, seconds: float, clock: Callable[[], float], wait: Callable[[float], None]
 ) -> bool:
     """Whether the worker of the row `other` gives a sign of life within `seconds`."""
     deadline = clock() + seconds

@@ -1,4 +1,4 @@
-"""Endings: the way of an ended run from the supervisor to the ledger, to the API, and out of this worker's hands."""
+"""Endings: the steps of an ended run: record it in the ledger, ask the API, report if needed, release the claim."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from flowfleet.api.client import Answer, ApiClient, RunState, StateType, Verdict
 from flowfleet.errors import ApiRejected, ApiUnavailable, LedgerUnavailable
 from flowfleet.failpoints import Failpoints
-from flowfleet.ledger.claims import Claims, Held, Outcome, Refusal, State
+from flowfleet.ledger.claims import Claims, HeldClaim, Outcome, Refusal, State
 from workers.background import BackgroundJobs
 from workers.deployment import Exit
 from workers.reporting.exit_table import SECOND_LOOK_SECONDS, Decision, Step, decide, for_cancelled
@@ -124,7 +124,7 @@ class Endings:
         )
         self._settle(attempt.held.run_id, attempt.held.claim, "lost")
 
-    def _release(self, ended: Report | Held, outcome: str) -> None:
+    def _release(self, ended: Report | HeldClaim, outcome: str) -> None:
         run_id, claim = ended.run_id, ended.claim
         owner = ended.worker if isinstance(ended, Report) else self._worker
 

@@ -1,4 +1,4 @@
-"""Exit table: from how a started run ended and what the API says of it to what the API is to be told."""
+"""Exit table: what the API is told of an ended run, by how the run ended and what the API says of it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SILENT_END = "exited 0 without reporting an end"
 
 
 class Step(StrEnum):
-    """What to do about an ended run."""
+    """The next step for an ended run."""
 
     RELEASE = "release"  # nothing to tell: the API has the run's end, or the run comes back by itself
     LOOK_AGAIN = "look-again"
@@ -25,7 +25,7 @@ class Step(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """What to do about an ended run, and what the ledger and the API are told."""
+    """The decision about an ended run: the next step, and what the ledger and the API are told."""
 
     step: Step
     #: how the run ended, for the ledger's record of the claim

@@ -21,7 +21,7 @@ from typing import Any
 
 from flowfleet.errors import BadMessage, LedgerUnavailable
 from flowfleet.flow_run import Route
-from flowfleet.ledger.claims import Claims, Held, Refusal, State
+from flowfleet.ledger.claims import Claims, HeldClaim, Refusal, State
 from workers.background import BackgroundJobs
 from workers.deployment import Deployer
 from workers.runs.hand_back import HandBack
@@ -144,10 +144,10 @@ class Adoption:
         self.on_alive(attempt.key)
         return True
 
-    def _note_running(self, held: Held, handle: Mapping[str, Any]) -> None:
+    def _note_running(self, held: HeldClaim, handle: Mapping[str, Any]) -> None:
         self.claims.run(held.run_id, held.claim, self.worker, dict(fit_handle(handle) or {}))
 
-    def _held_by_ledger(self, folder: RunFolder) -> Held | None:
+    def _held_by_ledger(self, folder: RunFolder) -> HeldClaim | None:
         # the worker may have been killed between the move to `taken` and the note of the claim's facts
         try:
             claim = self.claims.get(folder.run_id)
@@ -161,7 +161,7 @@ class Adoption:
         return held
 
 
-def held_from_intent(folder: RunFolder) -> Held | None:
+def held_from_intent(folder: RunFolder) -> HeldClaim | None:
     """The claim as its run folder has it; None when the claim was never taken or the record cannot be read."""
     intent = folder.intent() or {}
     if "call" not in intent:
@@ -172,7 +172,7 @@ def held_from_intent(folder: RunFolder) -> Held | None:
     elif folder.started() is not None:
         state = State.RUNNING
     try:
-        return Held(
+        return HeldClaim(
             run_id=folder.run_id,
             claim=folder.claim,
             call=str(intent["call"]),

@@ -41,7 +41,7 @@ class CancelAndFence:
             self._supervisor.stop(attempt.key, kill=True)
 
     def fenced(self, attempt: Attempt, refusal: Refusal) -> None:
-        """Act on the ledger's word that the claim is not ours; renewals say so until the attempt is marked fenced."""
+        """Deal with a claim that is not ours by the ledger; each renewal says so until the attempt is marked fenced."""
         ours = False
         if refusal is Refusal.OWNER:
             try:

@@ -16,7 +16,7 @@ from flowfleet.api.client import Answer, ApiClient, Job, Mark, StateType, Verdic
 from flowfleet.errors import ApiRejected, ApiUnavailable, DeployError, LedgerUnavailable, RunGone
 from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import Message
-from flowfleet.ledger.claims import Claims, Held, Refusal, State
+from flowfleet.ledger.claims import Claims, HeldClaim, Refusal, State
 from flowfleet.retry import BoundedRetry
 from workers.background import BackgroundJobs
 from workers.deployment import Deployer, Exit, StartedRun
@@ -177,7 +177,7 @@ class Launch:
         self._return(attempt, f"the API refused the launch: {answer.reason}")
         return False
 
-    def _ask_launching(self, held: Held) -> Answer:
+    def _ask_launching(self, held: HeldClaim) -> Answer:
         answer = self.api.launching(held.run_id, held.call, held.claim, self.mark)
         if answer.verdict is Verdict.UNSURE:
             raise ApiUnavailable(f"no definite answer to the launch of run {held.run_id}: {answer.reason}")
@@ -244,12 +244,12 @@ class Launch:
             logger.warning("handle does not fit the ledger", extra={**attempt.fields, "kind": handle.get("kind")})
             self.run_log.say(held.run_id, sentence, logging.WARNING)
 
-    def _note_running(self, held: Held, handle: Mapping[str, Any]) -> None:
+    def _note_running(self, held: HeldClaim, handle: Mapping[str, Any]) -> None:
         self.claims.run(held.run_id, held.claim, self.worker, handle)
 
-    def _tell_started(self, held: Held, handle: Mapping[str, Any]) -> None:
+    def _tell_started(self, held: HeldClaim, handle: Mapping[str, Any]) -> None:
         pid = int(handle.get("command_pid") or handle.get("pid") or 0)
-        # what the callable of an external run has answered, as the reference's agent writes it
+        # what the callable of an external run has answered, as Prefect 1's own agent writes it
         says = f"Submitted for execution: {handle['id']}" if handle.get("kind") == "external" else None
         self.run_log.say(held.run_id, says or self.api.started_line(self.mark, pid))
         self.to_api.post(lambda: self.api.started(held.run_id, self.mark, pid))

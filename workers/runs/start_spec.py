@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from flowfleet.api.client import ApiClient, Job
-from flowfleet.ledger.claims import Held
+from flowfleet.ledger.claims import HeldClaim
 from workers.deployment import StartSpec
 from workers.environment import EnvironmentLayers
 from workers.interpreter import Interpreter, resolve_command
@@ -22,7 +22,7 @@ class StartSpecBuilder:
     log_limit: int
     stop_grace: float
 
-    def make(self, held: Held, job: Job, folder: RunFolder, *, not_after: float | None) -> StartSpec:
+    def make(self, held: HeldClaim, job: Job, folder: RunFolder, *, not_after: float | None) -> StartSpec:
         """Make the start spec of one attempt; raises `StartFailed` when its command cannot be found.
 
         `not_after` is the time by the boot-time clock after which user code must not begin; None = no limit.

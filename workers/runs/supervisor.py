@@ -32,7 +32,7 @@ OnEnd = Callable[[Attempt], None]
 
 
 class Supervisor:
-    """The watch over all started runs of a worker, by one selector in one thread."""
+    """The supervisor thread, which watches all started runs of a worker by one selector."""
 
     def __init__(
         self,

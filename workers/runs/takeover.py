@@ -34,7 +34,7 @@ def _scope(route: object) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Takeover:
-    """The takeover from dead siblings, done once before the first message is fetched."""
+    """The takeover from dead workers of other names on this host, once, before the first message is fetched."""
 
     #: the state folder of this worker
     own: StateFolder
@@ -43,7 +43,7 @@ class Takeover:
     api: str
     #: `scopes_of` our offer
     scopes: frozenset[str]
-    #: moves the reports of a sibling into our own outbox, and tells how many
+    #: moves the reports of such a worker into our own outbox, and tells how many
     take_reports: Callable[[OutboxFolder], int]
     #: whether the worker of this record (of another boot) may live on another machine, of whose disk this is a copy
     may_live: Callable[[Mapping[str, Any]], bool]

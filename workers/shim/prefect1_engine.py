@@ -1,7 +1,7 @@
 """Prefect 1 engine: how a fork of the warm parent becomes one, equal to one that was started afresh.
 
 What prefect 1.4.1 keeps from its import on is made anew from the run's environment: configuration, context, loggers
-(source: prefect 1.4.1; measured: shared/reference/prefect1-cost.md §3). What cannot be made anew, since interpreter,
+(source: prefect 1.4.1, measured). What cannot be made anew, since interpreter,
 C library or a package have read it once, must be as it was, else `LoadedPrefect.unfit` says why and the command is
 executed.
 
@@ -143,7 +143,7 @@ class LoadedPrefect:
         if name is not None:
             return f"its variable {name} is read once at the start"
         if not _settable(env):
-            return "the kernel should judge its environment"
+            return "its environment may be too large for the kernel"
         try:
             return self._shadowed(env)
         except OSError as exc:

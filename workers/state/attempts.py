@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from flowfleet.ledger.claims import HANDLE_LIMIT, Claim, Held, State
+from flowfleet.ledger.claims import HANDLE_LIMIT, Claim, HeldClaim, State
 from workers.deployment import Exit, StartedRun
 from workers.state.run_folders import RunFolder
 
@@ -19,7 +19,7 @@ from workers.state.run_folders import RunFolder
 class Attempt:
     """One attempt at a run as this worker holds it."""
 
-    held: Held
+    held: HeldClaim
     folder: RunFolder
     started_run: StartedRun | None = None
     exit: Exit | None = None
@@ -163,9 +163,9 @@ def fit_handle(handle: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     return {name: value if isinstance(value, int) else str(value)[:200] for name, value in known.items() if value}
 
 
-def held_from_claim(claim: Claim, state: State) -> Held:
+def held_from_claim(claim: Claim, state: State) -> HeldClaim:
     """The claim as its worker holds it, made of the ledger's answer to a move; `state` is the worker's own."""
-    return Held(
+    return HeldClaim(
         run_id=claim.run_id,
         claim=claim.claim,
         call=claim.call,
@@ -180,7 +180,7 @@ def held_from_claim(claim: Claim, state: State) -> Held:
     )
 
 
-def held_to_intent(held: Held) -> dict[str, Any]:
+def held_to_intent(held: HeldClaim) -> dict[str, Any]:
     """The facts of a claim for the run's folder, so that the next worker can hold it without the ledger."""
     return {
         "call": held.call,

@@ -36,7 +36,7 @@ class StateFolder:
 
     @classmethod
     def open_path(cls, path: Path) -> StateFolder:
-        """Open a state folder by its own path, such as a sibling's; raises `StateLocked` when its lock is held."""
+        """Open the state folder at this path, perhaps another worker's; raises `StateLocked` if its lock is held."""
         for folder in (path, path / "runs", path / "outbox"):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.chmod(0o700)

@@ -9,11 +9,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from flowfleet import logs
-from flowfleet.api.found import Found
+from flowfleet.api.found import FoundSetting
 from flowfleet.api.prefect1.settings import Prefect1Settings
 from flowfleet.api.transport.address import Address, parse_url
 from flowfleet.errors import SettingsError
-from flowfleet.settings.common import Common
+from flowfleet.settings.common import CommonSettings
 
 _EXAMPLE = "http://HOST:4200"
 _CLOUD = "api.prefect.io"
@@ -35,9 +35,9 @@ class Access:
     server_backend: str
 
 
-def find_access(settings: Common, found: Prefect1Settings) -> Access:
+def find_access(settings: CommonSettings, found: Prefect1Settings) -> Access:
     """Find address, key and tenant, each in the nearest place that has it; raises `SettingsError`."""
-    named = Found(settings.api, "--api") if settings.api else found_url(found)
+    named = FoundSetting(settings.api, "--api") if settings.api else found_url(found)
     bare, user = parse_url(named.value, named.source, example=_EXAMPLE)
     key = settings.key or settings.token or _value(found.key(bare))
     backend = _server_backend(settings, found, url=bare, key=key)
@@ -48,7 +48,7 @@ def find_access(settings: Common, found: Prefect1Settings) -> Access:
     return Access(address=address, tenant=_tenant(settings, found, bare), server_backend=backend)
 
 
-def found_url(found: Prefect1Settings) -> Found:
+def found_url(found: Prefect1Settings) -> FoundSetting:
     """The address that Prefect 1's own settings name, and where they name it."""
     of_server = not found.given("backend") and _means_server(found)
     return (of_server and found.get("server.endpoint")) or found.url
@@ -60,7 +60,7 @@ def _means_server(found: Prefect1Settings) -> bool:
     return not of_cloud and any(map(found.given, ("server.host", "server.port", "server.endpoint")))
 
 
-def _server_backend(settings: Common, found: Prefect1Settings, *, url: str, key: str | None) -> str:
+def _server_backend(settings: CommonSettings, found: Prefect1Settings, *, url: str, key: str | None) -> str:
     if found.given("backend"):
         chosen = found.get("backend")
         if chosen is None or chosen.value not in _BACKENDS:
@@ -72,8 +72,8 @@ def _server_backend(settings: Common, found: Prefect1Settings, *, url: str, key:
     return "server" if not key and named and urlsplit(url).hostname != _CLOUD else "cloud"
 
 
-def _tenant(settings: Common, found: Prefect1Settings, url: str) -> str | None:
-    tenant = Found(settings.tenant_id, "--tenant-id") if settings.tenant_id else found.tenant(url)
+def _tenant(settings: CommonSettings, found: Prefect1Settings, url: str) -> str | None:
+    tenant = FoundSetting(settings.tenant_id, "--tenant-id") if settings.tenant_id else found.tenant(url)
     if tenant is None:
         return None
     try:
@@ -99,12 +99,12 @@ def _authorization(key: str | None, user: str | None) -> str | None:
     return "Basic " + base64.b64encode(login).decode()
 
 
-def _ca_file(settings: Common) -> Path | None:
+def _ca_file(settings: CommonSettings) -> Path | None:
     path = settings.ca_file
     if path is not None and not path.exists():
         raise SettingsError(f"the CA file {path} does not exist, correct --ca-file")
     return path
 
 
-def _value(found: Found | None) -> str | None:
+def _value(found: FoundSetting | None) -> str | None:
     return found.value if found else None

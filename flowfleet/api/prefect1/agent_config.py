@@ -1,7 +1,7 @@
 """Agent config: the settings that a Prefect 1 API keeps under `--agent-config-id`, laid over those given here.
 
-The entries are named like the arguments of the reference's agents. They win, as the reference documents. What is one
-agent in the reference is a poller and its workers here, so each part takes the entries that concern it.
+The entries are named like the arguments of Prefect 1's own agents. They win, as is documented there. What is one
+agent there is a poller and its workers here, so each part takes the entries that concern it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from flowfleet.api.prefect1.defaults import identity
 from flowfleet.errors import SettingsError
 from flowfleet.settings import values
 from flowfleet.settings.classes import PollerSettings, WorkerSettings
-from flowfleet.settings.common import Common
+from flowfleet.settings.common import CommonSettings
 from flowfleet.settings.option import Origin, options_of
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class _Entry:
     field: str
     read: Callable[[Any], Any]
     wants: str
-    of: tuple[type[Common], ...]
+    of: tuple[type[CommonSettings], ...]
 
 
 def _text(value: Any) -> str:
@@ -154,7 +154,7 @@ def _read(entry: _Entry, name: str, value: Any, config_id: str) -> Any:
         ) from error
 
 
-def _tell_loser(settings: Common, field: str, value: Any, config_id: str) -> None:
+def _tell_loser(settings: CommonSettings, field: str, value: Any, config_id: str) -> None:
     origin = settings.origins.get(field)
     if origin is None or origin.kind in ("default", "machine"):
         return

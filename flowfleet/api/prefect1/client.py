@@ -19,7 +19,7 @@ from flowfleet.api.client import (
     RunState,
     ServerInfo,
     StateType,
-    Unfinished,
+    UnfinishedRun,
     UnfitRun,
 )
 from flowfleet.api.prefect1.agents import AgentRegistry
@@ -98,7 +98,7 @@ class Prefect1:
         return self.graphql.renew()
 
     def probe(self) -> ServerInfo:
-        # the question that the reference agent asks before it begins
+        # the question that Prefect 1's own agent asks before it begins
         self._asked("query { hello }", "hello")
         return ServerInfo(backend=self.backend, version="1.x", skew_seconds=self.graphql.skew_seconds)
 
@@ -216,9 +216,9 @@ class Prefect1:
     def reinstate(self, run_id: str, claim: str, mark: Mark) -> Answer:
         return self._writes.reinstate(run_id, claim, mark)
 
-    def unfinished(self, mark: Mark) -> list[Unfinished]:
+    def unfinished(self, mark: Mark) -> list[UnfinishedRun]:
         # runs whose last claim was this fleet's, and late retries whose task runs are Submitted by this fleet
-        found: list[Unfinished] = []
+        found: list[UnfinishedRun] = []
         last = ""
         while True:
             where: dict[str, Any] = {
@@ -241,7 +241,7 @@ class Prefect1:
                 return found
             last = page[-1].run_id
 
-    def _unfinished(self, run: Run, mark: Mark) -> Unfinished | None:
+    def _unfinished(self, run: Run, mark: Mark) -> UnfinishedRun | None:
         claims = [Stamp.read(row.get("serialized_state") or {}) for row in run.row.get("states") or ()]
         stamp = run.stamp or next(iter(claims), None)
         if stamp is None or stamp.fleet != mark.fleet:
@@ -250,7 +250,7 @@ class Prefect1:
         if run.state == "Running" and state.kind is StateType.PENDING and not self._silent(run):
             # a late retry whose process may be at other tasks: only its heartbeat tells
             state = run.as_running()
-        return Unfinished(state=state, route=self._route(run), due=run.start_time or run.scheduled)
+        return UnfinishedRun(state=state, route=self._route(run), due=run.start_time or run.scheduled)
 
     def _silent(self, run: Run) -> bool:
         return run.heartbeat is not None and self._now() - run.heartbeat > HEARTBEAT_GONE
@@ -282,7 +282,7 @@ class Prefect1:
         pass
 
     def started_line(self, mark: Mark, pid: int) -> str:
-        # the words of the reference agent
+        # the words of Prefect 1's own agent
         del mark
         return f"Submitted for execution: PID: {pid}"
 

@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 from flowfleet.api.prefect1.settings import Prefect1Settings, list_of
 from flowfleet.errors import SettingsError
 from flowfleet.settings.classes import PollerSettings, WorkerSettings
-from flowfleet.settings.common import Common
+from flowfleet.settings.common import CommonSettings
 from flowfleet.settings.option import Origin, options_of, read
 
-C = TypeVar("C", bound=Common)
+C = TypeVar("C", bound=CommonSettings)
 
 #: the kinds of origin that win over Prefect's own settings
 _NEARER = ("flag", "variable", "secret-file", "config", "agent config")
@@ -33,7 +33,7 @@ class AgentDefaults:
     cloud_logs: bool
 
 
-def agent(settings: Common, found: Prefect1Settings) -> AgentDefaults:
+def agent(settings: CommonSettings, found: Prefect1Settings) -> AgentDefaults:
     """What the API client must know of the poller or worker that uses it; `settings` have these defaults already."""
     name = settings.name
     if settings.origins.get("name", Origin("default")).kind == "prefect1":
@@ -62,7 +62,7 @@ def applied(settings: C, found: Prefect1Settings) -> C:
     return replace(settings, **taken, origins=origins) if taken else settings
 
 
-def _values(settings: Common, found: Prefect1Settings) -> dict[str, tuple[Any, str]]:
+def _values(settings: CommonSettings, found: Prefect1Settings) -> dict[str, tuple[Any, str]]:
     options = dict(options_of(type(settings)))
     values: dict[str, tuple[Any, str]] = {}
     name = found.get("cloud.agent.name")

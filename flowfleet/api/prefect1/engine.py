@@ -15,7 +15,7 @@ def engine_command(python: str, job: Job, prefect: str) -> tuple[str, ...]:
     """The argv of the engine: `prefect execute flow-run`, which a prefect before 0.13 knows as `cloud-flow`.
 
     The version in the interpreter counts, whatever the flow was registered with: 1.4.1 has no `cloud-flow` any more.
-    Where nobody has asked the interpreter (an image), the version of the flow counts, as in the reference.
+    Where nobody has asked the interpreter (an image), the version of the flow counts, as with Prefect 1's own agent.
     """
     version = prefect or str(job.variables.get("core_version") or "")
     numbers = tuple(int(part) for part in version.partition("+")[0].split(".")[:2] if part.isdigit())

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from flowfleet import logs
-from flowfleet.api.found import Found, read_toml
+from flowfleet.api.found import FoundSetting, read_toml
 from flowfleet.errors import SettingsError
 
 #: the defaults of prefect 1.4.1, as far as we read them
@@ -76,7 +76,7 @@ class Prefect1Settings:
         self._auth = read_toml(self._auth_path)
         self._keep_secrets()
 
-    def get(self, key: str) -> Found | None:
+    def get(self, key: str) -> FoundSetting | None:
         """A setting as text, with its references filled in; None when the setting is empty or not there."""
         found = self._resolved(key, _DEPTH)
         return found if found.value else None
@@ -115,31 +115,31 @@ class Prefect1Settings:
         return self.given("backend") or bool(self._auth)
 
     @property
-    def url(self) -> Found:
+    def url(self) -> FoundSetting:
         """The address of the API."""
         return self._resolved("cloud.api", _DEPTH)
 
-    def key(self, url: str) -> Found | None:
+    def key(self, url: str) -> FoundSetting | None:
         """The key for the API at this address; tokens of older versions only where there is no key."""
         return self._first(_KEYS) or self._login(url, "api_key") or self._first(_OLDER_KEYS)
 
-    def tenant(self, url: str) -> Found | None:
+    def tenant(self, url: str) -> FoundSetting | None:
         """The tenant's id for the API at this address."""
         return self.get("cloud.tenant_id") or self._login(url, "tenant_id")
 
-    def _first(self, keys: tuple[str, ...]) -> Found | None:
+    def _first(self, keys: tuple[str, ...]) -> FoundSetting | None:
         return next((found for found in map(self.get, keys) if found), None)
 
-    def _login(self, url: str, name: str) -> Found | None:
+    def _login(self, url: str, name: str) -> FoundSetting | None:
         login = self._auth.get(_host_slug(url))
         value = login.get(name) if isinstance(login, Mapping) else None
-        return Found(str(value), f"{name} in {self._auth_path}") if value else None
+        return FoundSetting(str(value), f"{name} in {self._auth_path}") if value else None
 
-    def _resolved(self, key: str, depth: int) -> Found:
+    def _resolved(self, key: str, depth: int) -> FoundSetting:
         """A setting with its references filled in; a default that refers to what somebody has set has that source."""
         raw = self._raw.get(key)
         if raw is None or depth == 0:
-            return Found("", _DEFAULT)
+            return FoundSetting("", _DEFAULT)
         text, source = self._expanded(_text(raw.value)), raw.source
         for _ in range(_DEPTH):
             match = _REFERENCE.search(text)
@@ -149,7 +149,7 @@ class Prefect1Settings:
             text = text.replace(match[0], other.value, 1)
             if raw.source == _DEFAULT and other.source != _DEFAULT:  # the last reference is the nearest to the value
                 source = other.source
-        return Found(text, source)
+        return FoundSetting(text, source)
 
     def _expanded(self, text: str) -> str:
         text = _VARIABLE.sub(lambda match: self._environ.get(match[1] or match[2], match[0]), text)

@@ -34,7 +34,7 @@ def kind_of(name: str) -> StateType:
 
 @dataclass(frozen=True, kw_only=True)
 class Stamp:
-    """Our entry in a state's `context`, which tells whose claim the state belongs to."""
+    """The fleet's mark in the `context` of a Prefect 1 state, which tells whose claim the state belongs to."""
 
     fleet: str
     call: str
@@ -221,7 +221,7 @@ def written(name: str, message: str, stamp: Stamp | None = None, **more: Any) ->
 
 
 def submitted(before: Mapping[str, Any], stamp: Stamp, *, task: bool = False) -> dict[str, Any]:
-    """Submitted, written over the state `before`; the message is the reference agent's."""
+    """Submitted, written over the state `before`; the message is that of Prefect 1's own agent."""
     message = "Submitted for execution." if task else "Submitted for execution"
     return written(SUBMITTED, message, stamp, state={"_result": _NO_RESULT, **before})
 

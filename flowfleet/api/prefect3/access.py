@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from flowfleet import logs
-from flowfleet.api.found import Found
+from flowfleet.api.found import FoundSetting
 from flowfleet.api.prefect3.settings import prefect_settings
 from flowfleet.api.transport.address import Address, parse_url
 from flowfleet.errors import SettingsError
-from flowfleet.settings.common import Common
+from flowfleet.settings.common import CommonSettings
 from flowfleet.settings.option import refresh
 
 #: headers that the client sets itself, so that no setting may
@@ -29,7 +29,7 @@ _NOT_PASSED = frozenset({"PREFECT_PROFILE", "PREFECT_PROFILES_PATH", "PREFECT_HO
 class AccessSource:
     """The source of address and credentials: they are found at the start, and again when a key was replaced."""
 
-    def __init__(self, settings: Common, environ: Mapping[str, str], folder: Path, home: Path) -> None:
+    def __init__(self, settings: CommonSettings, environ: Mapping[str, str], folder: Path, home: Path) -> None:
         self._settings, self._environ, self._folder, self._home = settings, environ, folder, home
         self._for_runs: dict[str, str] = {}
         self.address = self._find(settings)
@@ -42,7 +42,7 @@ class AccessSource:
         """The settings that a run's engine gets, with the present credentials."""
         return self._for_runs
 
-    def _find(self, settings: Common) -> Address:
+    def _find(self, settings: CommonSettings) -> Address:
         found = prefect_settings(self._environ, self._folder, self._home)
         _keep_secrets(found)
         address = find_address(settings, self._environ, found)
@@ -54,7 +54,7 @@ class AccessSource:
         return address
 
 
-def _keep_secrets(found: Mapping[str, Found]) -> None:
+def _keep_secrets(found: Mapping[str, FoundSetting]) -> None:
     """Register the secrets in Prefect's own settings with the log's redaction, whether they are used or not."""
     for name, item in found.items():
         if name.endswith(_SECRET_SETTINGS):
@@ -63,7 +63,7 @@ def _keep_secrets(found: Mapping[str, Found]) -> None:
             logs.keep_secret(item.value.partition(":")[2])
 
 
-def find_address(settings: Common, environ: Mapping[str, str], found: Mapping[str, Found]) -> Address:
+def find_address(settings: CommonSettings, environ: Mapping[str, str], found: Mapping[str, FoundSetting]) -> Address:
     """Find address, credentials and CA file, each in the nearest place that has it; raises `SettingsError`."""
     url, source = settings.api, "--api"
     if not url and "PREFECT_API_URL" in found:
@@ -99,11 +99,11 @@ def home_of(environ: Mapping[str, str]) -> Path:
     return Path(environ["HOME"]) if environ.get("HOME") else Path.home()
 
 
-def _text(found: Mapping[str, Found], name: str) -> str:
+def _text(found: Mapping[str, FoundSetting], name: str) -> str:
     return found[name].value if name in found else ""
 
 
-def _authorization(settings: Common, found: Mapping[str, Found], user: str | None) -> str | None:
+def _authorization(settings: CommonSettings, found: Mapping[str, FoundSetting], user: str | None) -> str | None:
     """The `Authorization` header: Bearer for a key, Basic for a server's auth string or the user in the address."""
     key = settings.key or settings.token
     auth_string = _text(found, "PREFECT_API_AUTH_STRING") or user
@@ -116,7 +116,7 @@ def _authorization(settings: Common, found: Mapping[str, Found], user: str | Non
     return None
 
 
-def _custom_headers(found: Mapping[str, Found]) -> dict[str, str]:
+def _custom_headers(found: Mapping[str, FoundSetting]) -> dict[str, str]:
     text = _text(found, "PREFECT_CLIENT_CUSTOM_HEADERS")
     if not text:
         return {}
@@ -130,7 +130,7 @@ def _custom_headers(found: Mapping[str, Found]) -> dict[str, str]:
     return {name: value for name, value in headers.items() if name.lower() not in _PROTECTED}
 
 
-def _ca_file(settings: Common, environ: Mapping[str, str], found: Mapping[str, Found]) -> Path | None:
+def _ca_file(settings: CommonSettings, environ: Mapping[str, str], found: Mapping[str, FoundSetting]) -> Path | None:
     text = _text(found, "PREFECT_API_SSL_CERT_FILE") or environ.get("SSL_CERT_FILE", "")
     path = settings.ca_file or (Path(text) if text else None)
     if path is not None and not path.exists():
@@ -138,7 +138,7 @@ def _ca_file(settings: Common, environ: Mapping[str, str], found: Mapping[str, F
     return path
 
 
-def _for_runs(found: Mapping[str, Found], address: Address, settings: Common) -> dict[str, str]:
+def _for_runs(found: Mapping[str, FoundSetting], address: Address, settings: CommonSettings) -> dict[str, str]:
     """The settings that a run's engine gets, since the engine starts in a folder where none of these files are."""
     passed = {
         name: item.value

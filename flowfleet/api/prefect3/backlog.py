@@ -15,7 +15,7 @@ from flowfleet.api.client import DueRuns, StateType
 from flowfleet.api.prefect3.pools import Pools
 from flowfleet.api.prefect3.states import state_of
 from flowfleet.api.transport.reading import Json, instant, iso, rows
-from flowfleet.api.transport.responses import Refused
+from flowfleet.api.transport.responses import ResponseRefused
 from flowfleet.api.transport.session import Session
 from flowfleet.flow_run import FlowRun, Offer, Route
 
@@ -75,7 +75,7 @@ class Backlog:
         for (pool, pool_id), queues in sorted(wanted_queues(offers).items()):
             try:
                 found += ask(pool, pool_id, queues)
-            except Refused as refused:
+            except ResponseRefused as refused:
                 if refused.status != HTTPStatus.NOT_FOUND:
                     raise
                 self._pools.forget(pool)

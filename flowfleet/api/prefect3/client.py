@@ -21,7 +21,7 @@ from flowfleet.api.client import (
     RunState,
     ServerInfo,
     StateType,
-    Unfinished,
+    UnfinishedRun,
     UnfitRun,
     Verdict,
 )
@@ -33,7 +33,7 @@ from flowfleet.api.prefect3.pools import Pools
 from flowfleet.api.prefect3.states import state_of
 from flowfleet.api.prefect3.writes import Writes, mark_message, mark_prefix
 from flowfleet.api.transport.reading import Json, instant, iso, reading, rows
-from flowfleet.api.transport.responses import Refused
+from flowfleet.api.transport.responses import ResponseRefused
 from flowfleet.api.transport.session import ASKED_TRIES, Session
 from flowfleet.errors import ApiRejected
 from flowfleet.flow_run import FlowRun, Offer, Route
@@ -89,7 +89,7 @@ class Prefect3:
         where, reader = self._session.address.shown, self._session.reader
         try:
             version = self._session.get("/admin/version", tries=ASKED_TRIES)
-        except Refused as refused:
+        except ResponseRefused as refused:
             answers = f"it answers {refused.status} to /admin/version"
             raise ApiRejected(f"{where} is not a Prefect 3 API: {answers}{reader.hint()}") from refused
         if not isinstance(version, str):
@@ -103,7 +103,7 @@ class Prefect3:
         nothing = {"flow_runs": {"id": {"any_": [_NOBODY]}}, "state": {"type": "SCHEDULED"}}
         try:
             self._session.post("/flow_runs/bulk_set_state", nothing)
-        except Refused as refused:
+        except ResponseRefused as refused:
             raise ApiRejected(
                 f"the Prefect server at {self._session.address.shown} has version {version}, "
                 "which cannot claim runs in bulk (flow_runs/bulk_set_state), upgrade the server to the newest Prefect 3"
@@ -142,12 +142,12 @@ class Prefect3:
     ) -> Answer:
         return self._writes.hand_back(run_id, call, due, mark, reason, never_began=never_began)
 
-    def unfinished(self, mark: Mark) -> list[Unfinished]:
+    def unfinished(self, mark: Mark) -> list[UnfinishedRun]:
         # Runs of whichever pool: a pool that nobody offers any more may still have some.
         # The infrastructure mark cannot be asked for, so all unfinished runs of the server are looked at. Pages go by
         # the ids that were seen, not by an offset, which a run that ends meanwhile would shift.
         seen: list[str] = []
-        ours: list[Unfinished] = []
+        ours: list[UnfinishedRun] = []
         while True:
             with reading("for unfinished runs"):
                 page = self._unfinished_page(seen)
@@ -193,7 +193,7 @@ class Prefect3:
     def offline(self, pool: str, name: str) -> None:
         try:
             self._session.call("DELETE", f"/work_pools/{quote(pool, safe='')}/workers/{quote(name, safe='')}")
-        except Refused as refused:
+        except ResponseRefused as refused:
             if refused.status != HTTPStatus.NOT_FOUND:
                 raise
 
@@ -258,7 +258,7 @@ class Prefect3:
         return self._engine.forced(run_id, job, url=self._session.address.url)
 
 
-def _unfinished(run: Json, mark: Mark) -> Unfinished | None:
+def _unfinished(run: Json, mark: Mark) -> UnfinishedRun | None:
     state = state_of(run)
     prefix = mark_prefix(mark)
     infrastructure = state.infrastructure or ""
@@ -275,7 +275,7 @@ def _unfinished(run: Json, mark: Mark) -> Unfinished | None:
     worker = None
     if launched:
         worker = unquote(infrastructure.removeprefix(prefix).rpartition(":")[0]) or None
-    return Unfinished(
+    return UnfinishedRun(
         state=state,
         route=route,
         due=state.scheduled or instant(run.get("expected_start_time")),

@@ -14,7 +14,7 @@ from flowfleet.api.prefect3.pools import FRESH_SECONDS, ExpiringCache, Pools
 from flowfleet.api.prefect3.states import state_of
 from flowfleet.api.prefect3.templates import fill
 from flowfleet.api.transport.reading import Json
-from flowfleet.api.transport.responses import Refused
+from flowfleet.api.transport.responses import ResponseRefused
 from flowfleet.api.transport.session import Session
 from flowfleet.errors import UnsupportedRun
 
@@ -69,7 +69,7 @@ class Jobs:
             raise UnsupportedRun(f"the run {run.get('name')} is in no work pool")
         try:
             template = self._pools.read(pool_name).get("base_job_template") or {}
-        except Refused as refused:
+        except ResponseRefused as refused:
             if refused.status == HTTPStatus.NOT_FOUND:
                 raise UnsupportedRun(
                     f"the work pool {pool_name!r} of the run {run.get('name')} was deleted, so nobody can run it"
@@ -86,7 +86,7 @@ class Jobs:
     def _kept(self, kept: ExpiringCache, path: str, item_id: str, what: str) -> Json:
         try:
             item: Json = kept.get((path, item_id), lambda: self._session.get(f"{path}{item_id}"))
-        except Refused as refused:
+        except ResponseRefused as refused:
             if refused.status == HTTPStatus.NOT_FOUND:
                 # not RunGone: the run is still there, and if it were handed back the server would refuse it for ever
                 raise UnsupportedRun(f"{what} was deleted, so nothing says what to run") from refused
@@ -98,7 +98,7 @@ class Jobs:
             found = self._fresh.get(
                 ("/variables/", name), lambda: self._session.get(f"/variables/name/{quote(name, safe='')}")
             )
-        except Refused as refused:
+        except ResponseRefused as refused:
             if refused.status == HTTPStatus.NOT_FOUND:
                 raise KeyError(name) from refused
             raise

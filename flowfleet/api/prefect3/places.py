@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 from flowfleet.api.client import Place, StateType
-from flowfleet.api.transport.responses import Refused
+from flowfleet.api.transport.responses import ResponseRefused
 from flowfleet.api.transport.session import ASKED_TRIES, Session
 from flowfleet.flow_run import Route
 
@@ -31,7 +31,7 @@ class Places:
                 return None
             pool = self._session.get(f"/work_pools/{quote(pool_name, safe='')}")
             queue = self._session.get(f"/work_pools/{quote(pool_name, safe='')}/queues/{quote(queue_name, safe='')}")
-        except Refused as refused:
+        except ResponseRefused as refused:
             if refused.status == HTTPStatus.NOT_FOUND:
                 return None
             raise

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from flowfleet.api.prefect3.pool_template import POOL_TYPE, base_job_template
 from flowfleet.api.transport.reading import rows
-from flowfleet.api.transport.responses import Refused
+from flowfleet.api.transport.responses import ResponseRefused
 from flowfleet.api.transport.session import Session
 from flowfleet.errors import ApiRejected, SettingsError
 from flowfleet.flow_run import Offer, Route
@@ -79,7 +79,7 @@ class Pools:
         return replace(offer, pool_ids=tuple(ids))
 
     def read(self, name: str) -> Mapping[str, Any]:
-        """The pool by name, at most 30 s old; raises `Refused` (404) when it is gone."""
+        """The pool by name, at most 30 s old; raises `ResponseRefused` (404) when it is gone."""
         pool: Mapping[str, Any] = self._pools.get(
             name, lambda: self._session.get(f"/work_pools/{quote(name, safe='')}")
         )
@@ -134,7 +134,7 @@ class Pools:
         self._pools.forget(name)
         try:
             return self.read(name)
-        except Refused as refused:
+        except ResponseRefused as refused:
             if refused.status == HTTPStatus.NOT_FOUND:
                 return None
             raise
@@ -153,7 +153,7 @@ class Pools:
         }
         try:
             pool: Mapping[str, Any] = self._session.post("/work_pools/", body)
-        except Refused as refused:
+        except ResponseRefused as refused:
             if refused.status == HTTPStatus.CONFLICT:  # another worker was quicker
                 return self._found(name)
             raise ApiRejected(f"the work pool {name!r} cannot be created: {refused.detail}") from refused
@@ -166,7 +166,7 @@ class Pools:
                 continue
             try:
                 self._session.post(f"/work_pools/{quote(pool, safe='')}/queues", {"name": name})
-            except Refused as refused:
+            except ResponseRefused as refused:
                 if refused.status != HTTPStatus.CONFLICT:
                     raise
             self._queues.forget(pool)

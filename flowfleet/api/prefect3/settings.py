@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from flowfleet.api.found import Found, read_toml
+from flowfleet.api.found import FoundSetting, read_toml
 from flowfleet.errors import SettingsError
 
 #: settings that are tables themselves, so their keys are no setting names
@@ -22,13 +22,13 @@ _DOTENV_LINE = re.compile(
 )
 
 
-def prefect_settings(environ: Mapping[str, str], folder: Path, home: Path) -> dict[str, Found]:
+def prefect_settings(environ: Mapping[str, str], folder: Path, home: Path) -> dict[str, FoundSetting]:
     """All PREFECT_* settings that apply in `folder` for the user whose home is `home`, by their variable names."""
-    found: dict[str, Found] = {}
+    found: dict[str, FoundSetting] = {}
     for source, values in _layers(environ, folder, home):
         for name, value in values.items():
             if value != "":
-                found.setdefault(name, Found(value, source))
+                found.setdefault(name, FoundSetting(value, source))
     return found
 
 

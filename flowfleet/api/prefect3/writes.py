@@ -14,7 +14,7 @@ from urllib.parse import quote
 from flowfleet.api.client import Answer, Mark, RunState, StateType, Verdict
 from flowfleet.api.prefect3.states import answer_of, state_of
 from flowfleet.api.transport.reading import Json, iso, reading, rows
-from flowfleet.api.transport.responses import Refused
+from flowfleet.api.transport.responses import ResponseRefused
 from flowfleet.api.transport.session import Session
 from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused, RunGone
 from flowfleet.flow_run import FlowRun, claim_id
@@ -56,7 +56,7 @@ class Writes:
         """Read the run's JSON; raises `RunGone`."""
         try:
             run: Json = self._session.get(f"/flow_runs/{run_id}")
-        except Refused as refused:
+        except ResponseRefused as refused:
             if refused.status == HTTPStatus.NOT_FOUND:
                 raise RunGone(f"the run {run_id} does not exist any more") from refused
             raise
@@ -223,7 +223,7 @@ class Writes:
         """Write the infrastructure mark, or clear it with None; raises `RunGone`."""
         try:
             self._session.call("PATCH", f"/flow_runs/{run_id}", {"infrastructure_pid": text})
-        except Refused as refused:
+        except ResponseRefused as refused:
             if refused.status == HTTPStatus.NOT_FOUND:
                 raise RunGone(f"the run {run_id} does not exist any more") from refused
             raise

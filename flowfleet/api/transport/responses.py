@@ -23,7 +23,7 @@ _REFUSALS = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 _NO_JSON = object()
 
 
-class Refused(ApiRejected):
+class ResponseRefused(ApiRejected):
     """A response with a definite 4xx; `status` and `detail` are for callers that know what they mean."""
 
     def __init__(self, sentence: str, status: int, detail: str) -> None:
@@ -72,7 +72,7 @@ class ResponseReader:
     def content(self, named: str, answer: requests.Response, disposition: Disposition) -> Any:
         """The JSON of a definite response, None for an empty one.
 
-        Raises `CredentialsRefused` (401, 403), `Refused` (any other 4xx) or `ApiUnavailable`.
+        Raises `CredentialsRefused` (401, 403), `ResponseRefused` (any other 4xx) or `ApiUnavailable`.
         """
         status = answer.status_code
         if disposition is Disposition.REFUSED:
@@ -111,7 +111,7 @@ class ResponseReader:
         detail = "no JSON" if body is _NO_JSON else self._flavour.reason(body)[:300]
         # where no question was ever answered, the address itself may be wrong
         hint = self.hint() if status == HTTPStatus.NOT_FOUND and not self.proven else ""
-        return Refused(
+        return ResponseRefused(
             f"the Prefect API at {where} refuses {named} with {_status(status)}: {detail}{hint}", status, detail
         )
 

@@ -159,8 +159,8 @@ class Session:
         """Send one request, with its retries, and return the JSON of the response (None for an empty one).
 
         `named` is the request's name in logs and errors (default: `METHOD PATH`), `headers` go with this request only.
-        Raises `ApiUnavailable` (later), `KeyRefused` (401, 403) or `Refused` (any other 4xx). A read that timed out
-        is not repeated here: the server may still be at work on it, and callers know whether repeating is harmless.
+        Raises `ApiUnavailable` (later), `KeyRefused` (401, 403) or `ResponseRefused` (any other 4xx). A read that timed
+        out is not repeated here: the server may still be at work on it, and callers know whether repeating is harmless.
         """
         asked = _Request(method, path, body, named or f"{method} {path}", headers or {}, seconds or self._read_seconds)
         began = self._clock()
