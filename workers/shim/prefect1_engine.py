@@ -143,7 +143,7 @@ class LoadedPrefect:
         if name is not None:
             return f"its variable {name} is read once at the start"
         if not _settable(env):
-            return "its environment may be too large for the kernel"
+            return "the kernel should judge its environment"
         try:
             return self._shadowed(env)
         except OSError as exc:
