@@ -90,9 +90,9 @@ class WorkerWorld:
             version="0.1.0",
         )
         self.state = StateFolder.open(self.settings.state_dir, host.machine_id, self.settings.name)
-        ledger_view = self.ledger.roster.sign_on(row)
-        if ledger_view is not None:
-            assert self.ledger.roster.sign_on(row, over=ledger_view) is None
+        other = self.ledger.roster.sign_on(row)
+        if other is not None:
+            assert self.ledger.roster.sign_on(row, over=other) is None
         layers = layers_of(self.settings, worker_layer(os.environ, python=None, own_prefix=None), self.client.backend)
         parts = WorkerParts(
             settings=self.settings,

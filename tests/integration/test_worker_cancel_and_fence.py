@@ -62,8 +62,8 @@ def test_a_run_that_has_an_end_at_the_api_is_left_alone_and_its_true_exit_is_log
 def name_taken(world, caplog):
     """Another process has signed on over our row, as a machine of the same host name would while we were cut off."""
     other = dataclasses.replace(world._row(), nonce="another-machine")
-    while (ledger_view := world.ledger.roster.sign_on(other, over=world._row())) is not None:
-        assert ledger_view.nonce != other.nonce
+    while (blocking := world.ledger.roster.sign_on(other, over=world._row())) is not None:
+        assert blocking.nonce != other.nonce
     refusal_heard(world, caplog)
 
 

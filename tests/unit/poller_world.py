@@ -196,7 +196,7 @@ class FakeClaims:
 class FakeRoster:
     def __init__(self) -> None:
         self.table: dict[str, WorkerRow] = {}
-        self.listing: set[Route] = set()
+        self.known: set[Route] = set()
         self.noted: list[RouteDue] = []
         self.notes = 0
         self.forgetful: set[str] = set()  # workers that renew, but know their claims no more
@@ -223,14 +223,14 @@ class FakeRoster:
         self.table[worker] = replace(self.table[worker], beat=self.table[worker].beat + 1)
 
     def know(self, routes: Sequence[Route]) -> None:
-        self.listing.update(routes)
+        self.known.update(routes)
 
     def unlearn(self, routes: Sequence[Route]) -> None:
         claimed = {claim.route for claim in self.claims.by_run.values()} if self.claims else set()
-        self.listing.difference_update(set(routes) - claimed)
+        self.known.difference_update(set(routes) - claimed)
 
     def routes(self) -> list[Route]:
-        return sorted(self.listing)
+        return sorted(self.known)
 
     def note_due(self, term: int, due: Sequence[RouteDue]) -> None:
         self.notes += 1

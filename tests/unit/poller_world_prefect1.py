@@ -212,7 +212,7 @@ class Labelled(World):
         """What each worker does on the hint `routes`; True when a row has changed, which hints `freed`."""
         changed = False
         for worker, row in self.roster.table.items():
-            served = tuple(sorted(listing for listing in self.roster.listing if row.offer.serves(listing)))
+            served = tuple(sorted(route for route in self.roster.known if row.offer.serves(route)))
             if row.live and served != row.routes:
                 self.roster.table[worker] = replace(row, routes=served)
                 changed = True

@@ -101,7 +101,7 @@ def test_a_leader_whose_loop_hangs_stops_its_counter():
     assert gate.written.beat == beat
 
 
-def test_the_tender_says_an_outage_and_survives_it():
+def test_the_leadership_thread_says_an_outage_and_survives_it():
     time, gate = Time(), FakeGate()
     outage = RetrySchedule("Redis", time.clock.monotonic)
     elected = threading.Event()

@@ -483,13 +483,13 @@ def test_the_route_of_a_queue_that_was_deleted_is_taken_away_and_comes_back_with
     world = World()
     world.roster.add()
     deleted, foreign = (Route("prefect3", scope, "old") for scope in (POOL, "22222222-2222-4222-8222-222222222222"))
-    world.roster.listing = {deleted, foreign}
+    world.roster.known = {deleted, foreign}
     world.rounds(1)
-    assert world.roster.listing == {ROUTE, foreign}
+    assert world.roster.known == {ROUTE, foreign}
 
     world.api.routes = lambda offer: [ROUTE, deleted]
     world.rounds(610)
-    assert world.roster.listing == {ROUTE, foreign, deleted}
+    assert world.roster.known == {ROUTE, foreign, deleted}
 
 
 def test_a_new_route_is_made_known():
@@ -497,4 +497,4 @@ def test_a_new_route_is_made_known():
     world.roster.add()
     world.rounds(1)
 
-    assert world.roster.listing == {ROUTE}
+    assert world.roster.known == {ROUTE}

@@ -72,7 +72,7 @@ def test_a_label_set_that_is_new_is_claimed_when_a_worker_has_subscribed_and_not
     begun, polls = world.time.now, world.api.count("due")
     world.loop.round()
     assert claimed(world) == []  # nobody reads its queue yet
-    assert route("x", "y") in world.roster.listing
+    assert route("x", "y") in world.roster.known
 
     while not claimed(world):
         world.loop._hints |= world.wait(2.0)
@@ -87,16 +87,16 @@ def test_an_hour_unseen_takes_a_label_set_out_of_the_known_routes_but_not_one_th
     world = world_with("x", "y")
     gone, stays = world.api.add(labels=("x",)), world.api.add(labels=("y",))
     world.rounds(5)
-    assert world.roster.listing == {route("x"), route("y")}
+    assert world.roster.known == {route("x"), route("y")}
     world.claims.be(stays, State.RUNNING, "worker@a")
     world.api.be(stays, StateType.RUNNING, "Running")
     world.claims.done(gone)
     world.api.be(gone, StateType.COMPLETED, "Success")
 
     world.rounds(3400)
-    assert world.roster.listing == {route("x"), route("y")}
+    assert world.roster.known == {route("x"), route("y")}
     world.rounds(1000)
-    assert world.roster.listing == {route("y")}
+    assert world.roster.known == {route("y")}
 
     again = world.api.add(labels=("x",))
     world.rounds(15)
@@ -105,16 +105,16 @@ def test_an_hour_unseen_takes_a_label_set_out_of_the_known_routes_but_not_one_th
 
 def test_a_new_leader_and_one_whose_api_was_away_watch_for_an_hour_before_they_unlearn():
     world = world_with("x")
-    world.roster.listing = {route("x")}
+    world.roster.known = {route("x")}
     world.rounds(3000)
     world.api.trouble = away
     world.rounds(900)
     world.api.trouble = lambda name: None
     world.rounds(3300)
-    assert world.roster.listing == {route("x")}
+    assert world.roster.known == {route("x")}
 
     world.rounds(1300)
-    assert world.roster.listing == set()
+    assert world.roster.known == set()
 
 
 def test_the_pollers_labels_only_narrow_for_whom_it_asks():
@@ -448,7 +448,7 @@ def test_many_echoes_at_once_are_written_back_in_turns():
 @pytest.mark.parametrize("seconds", [0.5, 3.0, 20.0, 45.0])
 def test_a_claim_that_is_carried_out_after_its_time_out_is_still_ours_and_published_once(seconds):
     world = world_with("x")
-    world.roster.listing = {route("x")}
+    world.roster.known = {route("x")}
     world.subscribe()
     world.api.late = [seconds]
     run = world.api.add()
@@ -461,7 +461,7 @@ def test_a_claim_that_is_carried_out_after_its_time_out_is_still_ours_and_publis
 
 def test_an_unsettled_claim_costs_few_requests():
     world = world_with("x")
-    world.roster.listing = {route("x")}
+    world.roster.known = {route("x")}
     world.subscribe()
     world.api.late = [1000.0]
     run = world.api.add()
@@ -473,7 +473,7 @@ def test_an_unsettled_claim_costs_few_requests():
 
 def test_a_claim_that_the_server_refuses_for_ever_is_given_up():
     world = world_with("x")
-    world.roster.listing = {route("x")}
+    world.roster.known = {route("x")}
     world.subscribe()
     world.api.late = [1e9]
     run = world.api.add()

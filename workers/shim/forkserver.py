@@ -17,9 +17,10 @@ import sys
 import warnings  # noqa: F401 - os.execvpe would import it later
 
 if __name__ == "__main__":  # started as a file: its folder becomes a package by a name that nobody else has
-    __package__ = "flowfleet_shim"
-    sys.modules[__package__] = type(sys)(__package__)
-    sys.modules[__package__].__path__ = [os.path.dirname(os.path.abspath(__file__))]
+    sys.modules["flowfleet_shim"] = type(sys)("flowfleet_shim")
+    sys.modules["flowfleet_shim"].__path__ = [os.path.dirname(os.path.abspath(__file__))]
+    # relative imports go by the spec; `__package__` alone would do until Python 3.14 only
+    __spec__ = type(sys.__spec__)("flowfleet_shim.forkserver", None)
 
 from . import framing, run, spawn, syscalls
 
