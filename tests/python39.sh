@@ -55,5 +55,5 @@ done
 if command -v dpkg >/dev/null && unpack && is_one "$destination/python"; then exit 0; fi
 if fetch && is_one "$destination/python"; then exit 0; fi
 rm -rf "$destination"
-echo "no Python 3.9 is here, and none can be had: the tests that run the shim in it will be left out"
-[ "${CI:-}" != true ]
+# whoever needs it decides: those tests skip on a laptop and fail in CI, all others run
+echo "no Python 3.9 is here, and none can be had: the tests that run the shim in it will say so"

@@ -32,12 +32,11 @@ from flowfleet.settings.secret_files import SecretFiles
 from flowfleet.settings.unused import tell_unused
 from flowfleet.signals import ReloadOnSighup
 from workers import page as worker_page
-from workers.deployers import external, warm_client
+from workers.deployers import warm_client
 from workers.deployers.registry import adopting_deployer, plugged_in_deployer, process_deployer
-from workers.deployment import Deployer
-from workers.environment import EnvironmentLayers
+from workers.deployment import EXTERNAL, Deployer
 from workers.host import Abilities, Host, runs_in_container
-from workers.interpreter import Interpreter, interpreter_of
+from workers.interpreter import interpreter_of
 from workers.lifecycle import sign_on
 from workers.lifecycle.consumer import forget_stop, require_hooks
 from workers.lifecycle.stop_signals import leave_at_once, resolve_mode
@@ -122,7 +121,7 @@ def serve(
     startup_page.waits_for = "the Prefect API"
     ledger = ledgers.connect(settings.redis, settings.fleet, login=secrets.login)
     host, abilities = Host.probe(environ), _abilities(environ)
-    below = "process" if embedding.leaving and settings.deploy == external.ExternalDeployer.kind else settings.deploy
+    below = "process" if embedding.leaving and settings.deploy == EXTERNAL else settings.deploy
     plugged_in = plugged_in_deployer(below)
     api, settings = _enter(connector, settings, wait=reload.wait)
     startup_page.waits_for = ""
@@ -147,7 +146,7 @@ def serve(
         roster=ledger.roster,
         api=api,
         deployer=deployer,
-        start_specs=_start_specs(settings, api, layers, interpreter),
+        start_specs=StartSpecBuilder.of(settings, api, layers, interpreter),
         state=state,
         failpoints=failpoints,
         mode=mode,
@@ -211,18 +210,6 @@ def _enter(
     sign_on.until_answered(ask, "the Prefect API", wait=wait)
     tell_unused(settings, entered[0][0].backend)
     return entered[0]
-
-
-def _start_specs(
-    settings: WorkerSettings, api: ApiClient, layers: EnvironmentLayers, interpreter: Interpreter
-) -> StartSpecBuilder:
-    return StartSpecBuilder(
-        api=api,
-        layers=layers,
-        interpreter=interpreter,
-        log_limit=settings.log_limit,
-        stop_grace=settings.stop_grace,
-    )
 
 
 def _join_fleet(

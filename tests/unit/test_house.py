@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
-import importlib.util
 import io
 import json
 import re
@@ -17,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from flowfleet import errors
-from tests.unit.test_imports import is_example, modules
+from tests.unit.test_imports import folder, is_example, modules
 
 WATCH = """
 import importlib, json, sys
@@ -47,7 +46,7 @@ def test_importing_the_whole_product_does_no_work_and_brings_no_prefect():
 
 
 #: what runs in the interpreter of the flows, or in a shim that is forked there: the whole folder
-SHIM = Path(importlib.util.find_spec("workers.shim").origin).parent
+SHIM = folder("workers.shim")
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in SHIM.glob("*.py")))
@@ -142,8 +141,7 @@ def drawn() -> set[Path]:
 
 
 def test_the_house_is_drawn_as_it_is_room_by_room():
-    roots = {path.parent.parent: name for name, path in modules().items() if name in ("flowfleet", "poller", "workers")}
-    (root,) = set(roots)
+    root = folder("flowfleet").parent
     rooms = {Path("flowfleet"), Path("poller"), Path("workers")}
     for room in ("flowfleet", "workers"):
         rooms |= {path.relative_to(root) for path in (root / room).iterdir() if path.name[0] not in "_."}

@@ -18,7 +18,7 @@ PACKAGES = ("flowfleet", "poller", "workers")
 #: user code that is shipped: what `up --demo` runs is no part of the product's own modules
 EXAMPLES = ("flowfleet.up.flows",)
 #: where rooms may meet that do not know each other
-JOINERS = ("flowfleet", "flowfleet.cli", "flowfleet.agents", "flowfleet.up")
+JOINERS = ("flowfleet.cli", "flowfleet.agents", "flowfleet.up")
 
 #: rooms by floor: each may use its own floor and those before it (docs/design.md draws them)
 WORKERS = (
@@ -93,7 +93,7 @@ def within(name: str, *rooms: str) -> bool:
 
 
 def joins(module: str) -> bool:
-    return module in PACKAGES or within(module, *JOINERS[1:])
+    return module in PACKAGES or within(module, *JOINERS)
 
 
 @cache
@@ -205,7 +205,7 @@ def test_each_room_stands_on_a_floor(package, table):
     placed = {room for floor in table for room in floor}
     free = {*JOINERS, "flowfleet.local"} if package == "flowfleet" else set()
 
-    assert placed | free - {"flowfleet"} == rooms
+    assert placed | free == rooms
 
 
 def test_no_module_needs_itself_by_way_of_others():

@@ -14,7 +14,7 @@ from flowfleet.errors import BadMessage, FleetError
 from workers.lifecycle.consumer import Slots, Wakeup, check_message, guard_read, require_hooks
 
 
-class FakeRoom:
+class FakeOwner:
     def __init__(self, *keys, accepting=True):
         self.keys = set(keys)
         self.open = accepting
@@ -43,7 +43,7 @@ def no_requests():
 
 
 def test_a_task_that_hands_its_run_over_is_counted_once():
-    slots = Slots(2, FakeRoom("run.claim"))
+    slots = Slots(2, FakeOwner("run.claim"))
     celery_state.requests["run.claim"] = object()
     assert slots.in_use() == 1
     celery_state.requests["other.claim"] = object()
@@ -53,14 +53,14 @@ def test_a_task_that_hands_its_run_over_is_counted_once():
 
 @pytest.mark.parametrize(("keys", "room"), [((), True), (("a",), True), (("a", "b"), False), (("a", "b", "c"), False)])
 def test_more_adopted_runs_than_slots_let_nothing_in(keys, room):
-    assert Slots(2, FakeRoom(*keys)).has_room() is room
+    assert Slots(2, FakeOwner(*keys)).has_room() is room
 
 
 def test_a_worker_that_stops_or_does_not_accept_fetches_nothing():
-    slots = Slots(2, FakeRoom())
+    slots = Slots(2, FakeOwner())
     slots.stopping = True
     assert not slots.has_room()
-    assert not Slots(2, FakeRoom(accepting=False)).has_room()
+    assert not Slots(2, FakeOwner(accepting=False)).has_room()
 
 
 def test_the_bell_rings_once_for_many_rings_and_never_blocks():
@@ -124,7 +124,7 @@ def test_a_time_limit_is_refused_and_none_passes(limit):
         check_message(**parts)
 
 
-class ListeningRoom(FakeRoom):
+class ListeningOwner(FakeOwner):
     def __init__(self):
         super().__init__()
         self.heard = []
@@ -150,7 +150,7 @@ class FakeRequest:
 
 
 def test_a_message_that_celery_cannot_read_is_acknowledged_and_gives_its_slot_back():
-    room = ListeningRoom()
+    room = ListeningOwner()
     slots = Slots(1, room)
     bad = FakeMessage(message())
 
@@ -166,7 +166,7 @@ def test_a_message_that_celery_cannot_read_is_acknowledged_and_gives_its_slot_ba
 
 
 def test_a_copy_that_celery_cannot_read_leaves_the_slot_of_the_first_alone():
-    slots = Slots(1, ListeningRoom())
+    slots = Slots(1, ListeningOwner())
     bad = FakeMessage(message())
     celery_state.task_reserved(FakeRequest(bad.headers["id"]))
 

@@ -104,7 +104,7 @@ class Slots:
     """The slots of one worker, wired into Celery's consumer at each connection (each reconnect makes a new channel)."""
 
     slots: int
-    room: SlotOwner
+    owner: SlotOwner
     wakeup: Wakeup = field(default_factory=Wakeup)
     stopping: bool = False
     #: called with the time (by the sender's clock) at which an accepted message was sent
@@ -116,11 +116,11 @@ class Slots:
         Both are counted by id, since a task that hands its run over is both for a moment.
         """
         # a copy of the dict's keys: pool threads change it, and Celery's WeakSets may not be iterated at all
-        return len(set(celery_state.requests.copy()) | self.room.occupying())
+        return len(set(celery_state.requests.copy()) | self.owner.occupying())
 
     def has_room(self) -> bool:
         """Whether one more message may be fetched."""
-        return not self.stopping and self.room.accepting() and self.in_use() < self.slots
+        return not self.stopping and self.owner.accepting() and self.in_use() < self.slots
 
     def step(self) -> type[bootsteps.StartStopStep]:
         """The bootstep class; Celery makes an instance of it for each consumer."""
@@ -143,31 +143,31 @@ class Slots:
         # the method of the class, below Celery's own override on the instance, which would count requests only
         original = type(qos).can_consume.__get__(qos)
         qos.can_consume = lambda: self.has_room() and bool(original())
-        guarded = guard_read(channel._brpop_read, self.room.refused)  # noqa: SLF001 - kombu has no other place
+        guarded = guard_read(channel._brpop_read, self.owner.refused)  # noqa: SLF001 - kombu has no other place
         channel._brpop_read = guarded  # noqa: SLF001 - closing a channel reads once more by this name
         channel.handlers["BRPOP"] = guarded
         if not hasattr(consumer, "flowfleet_handler"):
             consumer.flowfleet_handler = consumer.create_task_handler
             consumer.create_task_handler = lambda: self.wrap(consumer.flowfleet_handler())
-        self.room.serving(frozenset())
+        self.owner.serving(frozenset())
         self.subscribe(consumer)
         consumer.hub.add_reader(self.wakeup.fileno(), self._on_wakeup, consumer)
 
     def _on_wakeup(self, consumer: Any) -> None:
         self.wakeup.clear()
         if self.stopping:
-            self.room.serving(frozenset())
+            self.owner.serving(frozenset())
         else:
             self.subscribe(consumer)
 
     def subscribe(self, consumer: Any) -> None:
         """Read the queues of all routes that are to be served; may be called in Celery's own thread only."""
-        routes = frozenset(self.room.routes())
+        routes = frozenset(self.owner.routes())
         for route in sorted(routes):
             if not consumer.task_consumer.consuming_from(queue_name(route)):
                 consumer.app.amqp.queues.add(queue_of(route))
                 consumer.add_task_queue(queue_name(route))
-        self.room.serving(routes)
+        self.owner.serving(routes)
 
     def wrap(self, handler: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """Put a check before Celery's handler: a message that does not pass is acknowledged and goes no further."""
@@ -201,7 +201,7 @@ class Slots:
     def _refuse(self, message: Any, reason: str) -> None:
         if not message.acknowledged:
             message.ack_log_error(logger, consumer_errors())
-        self.room.refused(reason)
+        self.owner.refused(reason)
 
 
 def consumer_errors() -> tuple[type[BaseException], ...]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from flowfleet.api.client import ApiClient, Job
 from flowfleet.ledger.claims import HeldClaim
+from flowfleet.settings.classes import WorkerSettings
 from workers.deployment import StartSpec
 from workers.environment import EnvironmentLayers
 from workers.interpreter import Interpreter, resolve_command
@@ -21,6 +22,19 @@ class StartSpecBuilder:
     interpreter: Interpreter
     log_limit: int
     stop_grace: float
+
+    @classmethod
+    def of(
+        cls, settings: WorkerSettings, api: ApiClient, layers: EnvironmentLayers, interpreter: Interpreter
+    ) -> StartSpecBuilder:
+        """The builder of a worker with these settings."""
+        return cls(
+            api=api,
+            layers=layers,
+            interpreter=interpreter,
+            log_limit=settings.log_limit,
+            stop_grace=settings.stop_grace,
+        )
 
     def make(self, held: HeldClaim, job: Job, folder: RunFolder, *, not_after: float | None) -> StartSpec:
         """Make the start spec of one attempt; raises `StartFailed` when its command cannot be found.

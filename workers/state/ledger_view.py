@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from flowfleet.flow_run import Offer, Route
 from flowfleet.ledger.claims import Lease, Renewal
@@ -23,7 +22,6 @@ class LedgerView:
     served: frozenset[Route] = frozenset()
     #: adoption is done and the platform is ready
     ready: bool = False
-    _changed: threading.Event = field(default_factory=threading.Event)
 
     def tell(self, renewal: Renewal, sent: float) -> None:
         """Note the answer to a renewal that was sent at `sent`, by `clock`."""
