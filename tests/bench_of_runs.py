@@ -7,14 +7,14 @@ import os
 import signal
 import sys
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from tests.waiting import until
 from workers.deployers.fork_client import ForkClient
 from workers.deployers.process import ProcessDeployer
 from workers.deployers.process_handles import members
-from workers.deployment import Exit, StartedRun, StartSpec
+from workers.deployment import Exit, RunLimits, StartedRun, StartSpec
 from workers.host import Abilities, Host
 from workers.state.run_folders import RunFolder, RunFolders
 
@@ -50,8 +50,10 @@ class BenchOfRuns:
         env = {"PATH": os.environ["PATH"], "FLOWFLEET_RUN_ID": run_id, "FLOWFLEET_CLAIM": claim}
         facts = {
             "run_id": run_id, "claim": claim, "argv": argv, "env": {**env, **changes.pop("env", {})}, "cwd": None,
-            "folder": folder.path, "not_after": None, "log_limit": 1 << 20, "stop_grace": 60.0,
+            "folder": folder.path, "not_after": None,
         }  # fmt: skip
+        own = {limit.name: changes.pop(limit.name) for limit in fields(RunLimits) if limit.name in changes}
+        facts["limits"] = RunLimits(**{"log_limit": 1 << 20, "stop_grace": 60.0, **own})
         spec = StartSpec(**{**facts, **changes})
         self.start_specs.append(spec)
         return spec

@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +109,7 @@ class WorkerWorld:
                 api=self.client,
                 layers=layers,
                 interpreter=self.interpreter,
-                log_limit=1 << 20,
-                stop_grace=self.run_grace,
+                settings=replace(self.settings, log_limit=1 << 20, stop_grace=self.run_grace),
             ),
             state=self.state,
             failpoints=failpoints or Failpoints(),

@@ -34,7 +34,7 @@ from flowfleet.signals import ReloadOnSighup
 from workers import page as worker_page
 from workers.deployers import warm_client
 from workers.deployers.registry import adopting_deployer, plugged_in_deployer, process_deployer
-from workers.deployment import EXTERNAL, Deployer
+from workers.deployment import EXTERNAL, Deployer, DeployerContext, RunLimits
 from workers.host import Abilities, Host, runs_in_container
 from workers.interpreter import interpreter_of
 from workers.lifecycle import sign_on
@@ -129,11 +129,14 @@ def serve(
     layers, interpreter = interpreter_of(settings, environ, api.backend)
     warm = settings.warm_start and api.backend == "prefect1" and warm_client.is_possible(interpreter, abilities)
     parent = warm_client.parent_program(interpreter, layers) if warm else None
-    own = plugged_in or process_deployer(host, abilities, parent)
-    embedding.leave_with(own.close)
-    deployer = embedding.deployer(own, api, settings)
     state = sign_on.open_state(settings, host, environ)
     embedding.leave_with(state.close)
+    context = DeployerContext(
+        host=host.name, environment=layers.base, limits=RunLimits.of(settings, {}, {}), state_folder=state.path
+    )
+    own = plugged_in(context) if plugged_in else process_deployer(host, abilities, parent)
+    embedding.leave_with(own.close)
+    deployer = embedding.deployer(own, api, settings)
     embedding.leave_with(ledger.close)
     row = _join_fleet(ledger, settings, api, state, host, startup_page=startup_page, wait=reload.wait)
     parts = WorkerParts(
@@ -146,7 +149,7 @@ def serve(
         roster=ledger.roster,
         api=api,
         deployer=deployer,
-        start_specs=StartSpecBuilder.of(settings, api, layers, interpreter),
+        start_specs=StartSpecBuilder(settings=settings, api=api, layers=layers, interpreter=interpreter),
         state=state,
         failpoints=failpoints,
         mode=mode,

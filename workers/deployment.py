@@ -3,14 +3,14 @@
 The two Protocols are the edge between the supervisor, which knows claims and the ledger, and the deployers, which
 know processes and containers. A handle is plain JSON: it goes to disk and back, so that the runs of a plugged-in
 deployer can be adopted as well. A deployer of another package is an entry point in the group `flowfleet.deployers`:
-each worker calls it once, without arguments, and gets an object with the methods of `Deployer`.
+each worker calls it once, with its `DeployerContext`, and gets an object with the methods of `Deployer`.
 """
 
 from __future__ import annotations
 
 import signal as signals
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -97,6 +97,55 @@ def _signal_name(number: int) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RunLimits:
+    """The limits of one run, which travel whole from the worker's settings and the run's job variables to the shim.
+
+    Each field is a setting of the worker by the same name. A run asks for another value where its field says which it
+    may have: by the job variable of that name, or by FLOWFLEET_ and the name in capitals among its own variables.
+    """
+
+    #: seconds between TERM and KILL when the run is stopped
+    stop_grace: float
+    #: soft cap of the output file (`log` in the run's folder) in bytes; 0 = no cap
+    log_limit: int
+
+    @classmethod
+    def of(cls, settings: object, variables: Mapping[str, Any], env: Mapping[str, str | None]) -> RunLimits:
+        """The limits of a run with these job variables and variables of its own, in a worker with these settings.
+
+        Raises `StartFailed` for a value that the run asks for and that cannot be used.
+        """
+        values = {}
+        for limit in fields(cls):
+            values[limit.name] = getattr(settings, limit.name)
+            asked = _asked(limit.name, variables, env)
+            if asked is not None and "asked" in limit.metadata:
+                values[limit.name] = limit.metadata["asked"](values[limit.name], *asked)
+        return cls(**values)
+
+
+def _asked(name: str, variables: Mapping[str, Any], env: Mapping[str, str | None]) -> tuple[str, Any] | None:
+    """What the run asks for, after the words for where it does; None when it does not."""
+    variable = f"FLOWFLEET_{name.upper()}"
+    given = {f"the job variable {name}": variables.get(name), f"the run's variable {variable}": env.get(variable)}
+    return next(((where, value) for where, value in given.items() if value not in (None, "")), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeployerContext:
+    """The facts of the worker that a deployer is made with."""
+
+    #: the host's name, for handles
+    host: str
+    #: the worker's environment as its runs may see it, without flowfleet's own variables
+    environment: Mapping[str, str] = field(repr=False)
+    #: the limits of a run that asks for none of its own
+    limits: RunLimits
+    #: the worker's own folder on this host, which outlives it
+    state_folder: Path
+
+
+@dataclass(frozen=True, kw_only=True)
 class StartSpec:
     """The finished command, environment, folder and limits of one attempt at a run, as a deployer gets them."""
 
@@ -106,8 +155,8 @@ class StartSpec:
     claim: str
     #: the command and its arguments; a command without a slash is looked for on the PATH of `env`
     argv: Sequence[str]
-    #: the whole environment of the child; never written to disk
-    env: Mapping[str, str]
+    #: the whole environment of a process on this host; never written to disk
+    env: Mapping[str, str] = field(repr=False)
     #: the folder to start in; None = an empty folder of its own, `work` in the run's folder, which the deployer makes
     #: and the worker removes at the end
     cwd: str | None
@@ -115,10 +164,13 @@ class StartSpec:
     folder: Path
     #: boot-time clock (CLOCK_BOOTTIME) in seconds after which user code must not begin any more; None = no limit
     not_after: float | None
-    #: soft cap of the output file (`log` in the run's folder) in bytes; 0 = no cap
-    log_limit: int
-    #: seconds between TERM and KILL when the run is stopped
-    stop_grace: float
+    limits: RunLimits
+    #: what `env` has that does not come from this host: of the engine, of `--env` and of the run, for deployers whose
+    #: runs are elsewhere (a container)
+    carried_env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    #: all job variables of the run (image, networks, …), as pool, deployment and run set them; at Prefect 1
+    #: `run_config`, `storage` and `core_version`
+    variables: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 class StartedRun(Protocol):

@@ -10,8 +10,8 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 
+from flowfleet.api.client import Job
 from flowfleet.errors import SettingsError
 from flowfleet.settings.classes import WorkerSettings
 
@@ -30,27 +30,18 @@ class EnvironmentLayers:
     #: None = each run starts in an empty folder of its own
     home: str | None = None
 
-    def build(
-        self,
-        job: Mapping[str, str | None],
-        forced: Mapping[str, str | None],
-        *,
-        run_id: str,
-        claim: str,
-        defaults: Mapping[str, str] = MappingProxyType({}),
-        working_dir: str | None = None,
-    ) -> dict[str, str]:
-        """Build the whole environment of one run.
+    def of_host(self, working_dir: str | None = None) -> dict[str, str]:
+        """The variables that runs have from this host; `working_dir` is the folder that the run names, or None."""
+        path = self._python_path(self.base.get("PYTHONPATH"), working_dir)
+        return {**self.base, **({"PYTHONPATH": path} if path else {}), **self.extra}
 
-        `job` has the run's own variables, `forced` those that the engine must have; a value None removes the variable.
-        `defaults` hold where no other layer sets the variable. `working_dir` is the folder that the run names, or None.
-        """
-        laid: dict[str, str | None] = {**defaults, **self.base}
-        path = self._python_path(laid.get("PYTHONPATH"), working_dir)
-        if path:
-            laid["PYTHONPATH"] = path
-        laid |= {**self.extra, **job, **forced, "FLOWFLEET_RUN_ID": run_id, "FLOWFLEET_CLAIM": claim}
-        return {name: value for name, value in laid.items() if value is not None}
+    def of_run(self, job: Job, *, claim: str) -> dict[str, str]:
+        """The variables that a run has wherever it is started: of its engine, of `--env`, and its own."""
+        return _set({**job.engine_defaults, **self.extra, **_own(job, claim)})
+
+    def build(self, job: Job, *, claim: str) -> dict[str, str]:
+        """Build the whole environment of one run as a process of this host."""
+        return _set({**job.engine_defaults, **self.of_host(job.working_dir), **_own(job, claim)})
 
     def _python_path(self, inherited: str | None, working_dir: str | None) -> str:
         known = [inherited] if inherited else []
@@ -59,6 +50,15 @@ class EnvironmentLayers:
         else:
             entries = [working_dir or self.home, *known, *self.import_paths]
         return os.pathsep.join(entries)
+
+
+def _own(job: Job, claim: str) -> dict[str, str | None]:
+    marks = {"FLOWFLEET_RUN_ID": job.state.run_id, "FLOWFLEET_CLAIM": claim}
+    return {**job.env, **job.engine_env, **marks}
+
+
+def _set(layers: Mapping[str, str | None]) -> dict[str, str]:
+    return {name: value for name, value in layers.items() if value is not None}
 
 
 def absolute_paths(paths: Sequence[str], folder: Path) -> tuple[str, ...]:

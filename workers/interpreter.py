@@ -150,7 +150,7 @@ def interpreter_of(
     base = worker_layer(environ, python=settings.python, own_prefix=own)
     try:
         chosen = choose_interpreter(
-            layers_of(settings, base, backend).build({}, {}, run_id="", claim=""),
+            layers_of(settings, base, backend).of_host(),
             python=settings.python,
             backend=backend,
             fallback=sys.executable,

@@ -157,15 +157,20 @@ class Job:
     #: the command of pool, deployment or run; None = the engine of this Prefect
     command: tuple[str, ...] | None = None
     #: the run's environment variables; None removes a variable that the worker's own environment has
-    env: Mapping[str, str | None] = field(default_factory=dict)
+    env: Mapping[str, str | None] = field(default_factory=dict, repr=False)
+    #: environment variables of the engine that hold only where neither its worker nor its run sets them
+    engine_defaults: Mapping[str, str] = field(default_factory=dict, repr=False)
+    #: environment variables that the engine must have: API address, credentials, run id. They win over every other
+    #: layer, and None removes a variable that the worker's own environment has
+    engine_env: Mapping[str, str | None] = field(default_factory=dict, repr=False)
     working_dir: str | None = None
     flow_id: str | None = None
     flow_name: str | None = None
     deployment_id: str | None = None
     deployment_name: str | None = None
     pool: str | None = None
-    #: all resolved job variables, for deployers of other kinds
-    variables: Mapping[str, Any] = field(default_factory=dict)
+    #: all resolved job variables, for limits and for deployers of other kinds
+    variables: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -324,11 +329,5 @@ class ApiClient(Protocol):
         `python` is the interpreter and `prefect` the version of prefect in it, "" when that is not known.
         """
 
-    def engine_defaults(self, job: Job) -> dict[str, str]:
-        """Environment variables of the engine that hold only where neither its worker nor its run sets them."""
-
-    def engine_environment(self, run_id: str, job: Job) -> Mapping[str, str | None]:
-        """Environment variables that the engine must have: API address, credentials, run id.
-
-        They win over every other layer. None removes a variable that the worker's own environment has.
-        """
+    def equip(self, job: Job) -> Job:
+        """The job with its engine's layers of environment, as `job` gives it; for one that was put together here."""

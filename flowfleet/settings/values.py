@@ -45,12 +45,6 @@ def _from_zero(text: str) -> float:
     return float(text)
 
 
-def _port(text: str) -> int:
-    if not 0 < int(text) < 65536:
-        raise ValueError(text)
-    return int(text)
-
-
 def _size(text: str) -> int:
     found = re.fullmatch(r"(\d+)\s*([kmgt]?)(?:i?b)?", text.strip().lower())
     if not found:
@@ -96,6 +90,17 @@ def _some(text: str) -> str:
     return text
 
 
+def between(least: int, most: int, *, what: str = "a whole number", metavar: str = "N") -> ValueKind:
+    """The kind of a whole number in this range, both ends included."""
+
+    def parse(text: str) -> int:
+        if not least <= int(text) <= most:
+            raise ValueError(text)
+        return int(text)
+
+    return ValueKind(parse=parse, wants=f"{what} from {least} to {most}", metavar=metavar)
+
+
 def one_of(*choices: str) -> ValueKind:
     """The kind of a value that is one of these words."""
     return ValueKind(choices=choices)
@@ -107,7 +112,7 @@ NUMBER = ValueKind(parse=_number, wants="a whole number from 0 up", metavar="N")
 SECONDS = ValueKind(parse=_above_zero, wants="a number of seconds above 0", metavar="SECONDS")
 GRACE = ValueKind(parse=_from_zero, wants="a number of seconds from 0 up", metavar="SECONDS")
 DAYS = ValueKind(parse=_from_zero, wants="a number of days from 0 up", metavar="DAYS")
-PORT = ValueKind(parse=_port, wants="a port from 1 to 65535", metavar="PORT")
+PORT = between(1, 65535, what="a port", metavar="PORT")
 ADDRESS = ValueKind(
     parse=_address,
     wants="http://HOST:PORT with the port, for example http://127.0.0.1:8080",

@@ -22,7 +22,7 @@ def test_a_plain_run_is_the_engine_in_a_folder_of_its_own(pool):
     assert job.pool == pool.name
     assert job.state.kind is StateType.SCHEDULED
     assert pool.client.engine_command("/x/bin/python", job, "3.4.1") == ("/x/bin/python", "-m", "prefect.engine")
-    env = pool.client.engine_environment(run, job)
+    env = job.engine_env
     assert env["PREFECT_API_URL"] == pool.api_url
     assert env["PREFECT__FLOW_RUN_ID"] == run
     assert env["PREFECT__FLOW_NAME"] == job.flow_name

@@ -19,8 +19,11 @@ from workers.host import Host
 class Mine:
     kind = "mine"
 
-    def __init__(self):
-        self._below = ProcessDeployer(host=Host.probe(os.environ), abilities=Abilities.probe(os.environ))
+    def __init__(self, context):
+        assert context.state_folder.is_dir() and context.limits.stop_grace == 30.0
+        assert "MINE_NOTES" in context.environment
+        host = dataclasses.replace(Host.probe(os.environ), name=context.host)
+        self._below = ProcessDeployer(host=host, abilities=Abilities.probe(os.environ))
 
     def start(self, spec):
         self._note("started " + " ".join(spec.argv[1:]))

@@ -121,7 +121,8 @@ from tests.bench_of_runs import *
 from workers.host import Abilities
 abilities = Abilities.plain() if {mode_of(bench) == "plain"} else Abilities.probe({{}})
 spec = StartSpec(run_id={spec.run_id!r}, claim={spec.claim!r}, argv={spec.argv!r}, env=dict(os.environ), cwd=None,
-                 folder=Path({str(spec.folder)!r}), not_after=None, log_limit=1 << 20, stop_grace=60.0)
+                 folder=Path({str(spec.folder)!r}), not_after=None,
+                 limits=RunLimits(log_limit=1 << 20, stop_grace=60.0))
 run = ProcessDeployer(host=Host.probe({{}}), abilities=abilities).start(spec)
 print(run.handle["command_pid"], flush=True)
 os.kill(os.getpid(), signal.SIGKILL)

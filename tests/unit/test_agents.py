@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
@@ -99,11 +100,10 @@ class Api:
     def log(self, lines: list[LogLine]) -> None:
         self.lines += lines
 
-    def engine_defaults(self, job: Job) -> dict[str, str]:
-        return {"PREFECT__LOGGING__LEVEL": "INFO", "A": "default"}
-
-    def engine_environment(self, run_id: str, job: Job) -> dict[str, str | None]:
-        return {"PREFECT__CONTEXT__FLOW_RUN_ID": run_id, "PREFECT__CONTEXT__FLOW_ID": job.flow_id, "GONE": None}
+    def equip(self, job: Job) -> Job:
+        forced = {"PREFECT__CONTEXT__FLOW_RUN_ID": job.state.run_id, "PREFECT__CONTEXT__FLOW_ID": job.flow_id}
+        defaults = {"PREFECT__LOGGING__LEVEL": "INFO", "A": "default"}
+        return replace(job, engine_defaults=defaults, engine_env={**forced, "GONE": None})
 
 
 class Mine(Agent):

@@ -45,14 +45,13 @@ def environment(tmp_path, **given):
         api=api,
         layers=layers_of(settings, base, "prefect1"),
         interpreter=Interpreter(path="/x/python", prefect="1.4.1"),
-        log_limit=1,
-        stop_grace=1.0,
+        settings=settings,
     )
     state = RunState(run_id=RUN, run_name="n", kind=StateType.PENDING, name="Submitted")
     job = Job(state=state, env=facts["run"], working_dir=facts["working_dir"], flow_id=FLOW)
     run = flow_run()
     held = HeldClaim(run_id=RUN, claim="claim", call="call", state=State.TAKEN, route=run.route, name="n", due=run.due)
-    return start_specs.make(held, job, RunFolder(tmp_path), not_after=None)
+    return start_specs.make(held, api.equip(job), RunFolder(tmp_path), not_after=None)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +160,7 @@ def test_at_prefect_3_a_run_keeps_its_own_empty_folder_and_import_paths_come_fir
     layers = layers_of(settings, {"PYTHONPATH": "/old"}, "prefect3")
 
     assert layers.home is None
-    env = layers.build({}, {}, run_id="r", claim="c")
+    env = layers.of_host()
     assert env["PYTHONPATH"] == f"{Path.home()}/mine:/b:/old"
 
 

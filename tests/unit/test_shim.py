@@ -450,8 +450,8 @@ os.setsid()
 abilities = {{name: mode == "full" for name in ("proc", "subreaper", "holes")}}
 request = {{
     "run_id": "run", "claim": "claim", "folder": str(folder), "argv": ["sh", "-c", script], "env": dict(os.environ),
-    "path": os.environ["PATH"], "cwd": None, "umask": 0o22, "not_after": None, "log_limit": 1, "stop_grace": 1.0,
-    "handle": {{}}, "abilities": abilities,
+    "path": os.environ["PATH"], "cwd": None, "umask": 0o22, "not_after": None,
+    "limits": {{"log_limit": 1, "stop_grace": 1.0}}, "handle": {{}}, "abilities": abilities,
 }}
 ours, theirs = socket.socketpair()
 began = time.monotonic()

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from flowfleet.api.client import Job, RunState, StateType
 from flowfleet.errors import SettingsError, StartFailed
 from workers.environment import EnvironmentLayers, absolute_paths, parse_pairs, worker_layer
 from workers.interpreter import choose_interpreter, prefect_version, resolve_command
+
+STATE = RunState(run_id="r", run_name="n", kind=StateType.PENDING, name="Submitted")
 
 
 def python(folder: Path, version: str | None) -> Path:
@@ -28,7 +31,8 @@ def test_later_layers_win_and_run_and_claim_are_set():
         import_paths=("/one", "/two"),
         extra={"B": "env", "C": "env", "D": "env"},
     )
-    env = layers.build({"C": "job", "D": "job", "E": "job"}, {"D": "forced"}, run_id="r", claim="c")
+    job = Job(state=STATE, env={"C": "job", "D": "job", "E": "job"}, engine_env={"D": "forced"})
+    env = layers.build(job, claim="c")
     assert env == {
         "A": "worker",
         "B": "env",
@@ -39,6 +43,19 @@ def test_later_layers_win_and_run_and_claim_are_set():
         "FLOWFLEET_RUN_ID": "r",
         "FLOWFLEET_CLAIM": "c",
     }
+
+
+def test_what_a_run_carries_elsewhere_has_nothing_of_this_host():
+    layers = EnvironmentLayers(
+        base={"A": "worker", "B": "worker", "PYTHONPATH": "/old"}, import_paths=("/one",), extra={"B": "env"}
+    )
+    job = Job(
+        state=STATE, env={"C": "job", "D": None}, engine_defaults={"C": "x", "E": "engine"}, engine_env={"F": "!"}
+    )
+    assert layers.of_run(job, claim="c") == {
+        "B": "env", "C": "job", "E": "engine", "F": "!", "FLOWFLEET_RUN_ID": "r", "FLOWFLEET_CLAIM": "c",
+    }  # fmt: skip
+    assert layers.build(job, claim="c") == {**layers.of_host(), **layers.of_run(job, claim="c")}
 
 
 def test_nothing_of_our_own_leaks_into_a_run():

@@ -13,7 +13,7 @@ import pytest
 from flowfleet.api.client import RunState, StateType
 from flowfleet.errors import ApiUnavailable, StartFailed, UnsupportedRun
 from workers.deployers.external import COMES_BACK_SECONDS, DOUBT_SECONDS, ExternalDeployer, ExternalWatch
-from workers.deployment import Exit, StartSpec
+from workers.deployment import Exit, RunLimits, StartSpec
 from workers.reporting.exit_table import Step, decide
 from workers.state.run_folders import RunFolder
 
@@ -63,8 +63,8 @@ class World:
 
     def spec(self) -> StartSpec:
         return StartSpec(
-            run_id=RUN, claim=CLAIM, argv=["x"], env={}, cwd=None, folder=self.path, not_after=None, log_limit=1,
-            stop_grace=1.0,
+            run_id=RUN, claim=CLAIM, argv=["x"], env={}, cwd=None, folder=self.path, not_after=None,
+            limits=RunLimits(log_limit=1, stop_grace=1.0),
         )  # fmt: skip
 
     def seen(self, said: RunState | None, after: float = 0.0) -> None:

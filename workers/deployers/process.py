@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import time
@@ -100,8 +101,7 @@ class ProcessDeployer:
             "cwd": spec.cwd,
             "umask": self._umask,
             "not_after": spec.not_after,
-            "log_limit": spec.log_limit,
-            "stop_grace": spec.stop_grace,
+            "limits": dataclasses.asdict(spec.limits),
             "handle": {"kind": self.kind, "host": host.name, "boot_id": host.boot_id, "pid_ns": host.pid_ns},
             "abilities": {
                 "proc": abilities.proc,

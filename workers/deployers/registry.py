@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from importlib import metadata
 
 from flowfleet.api.client import ApiClient
@@ -10,7 +12,7 @@ from flowfleet.settings.classes import WorkerSettings
 from workers.deployers import external, warm_client
 from workers.deployers.fork_client import ForkServerProgram
 from workers.deployers.process import ProcessDeployer
-from workers.deployment import Deployer
+from workers.deployment import Deployer, DeployerContext
 from workers.host import Abilities, Host, raise_descriptors
 
 DEPLOYERS = "flowfleet.deployers"
@@ -21,18 +23,26 @@ def adopting_deployer(own: Deployer, api: ApiClient, settings: WorkerSettings) -
     return external.ExternalDeployer(None, below=own, watch=external.ExternalWatch(api.states), host=settings.host)
 
 
-def plugged_in_deployer(kind: str) -> Deployer | None:
-    """The deployer that an installed package has registered under this name; None for "process", which is our own.
+def plugged_in_deployer(kind: str) -> Callable[[DeployerContext], Deployer] | None:
+    """What makes the deployer that an installed package has registered under this name; None for "process", our own.
 
-    Raises `SettingsError` when no installed package names it.
+    A class or function that takes no argument is called without the context. Raises `SettingsError` when no installed
+    package names the kind.
     """
     if kind == ProcessDeployer.kind:
         return None
     found = [entry for entry in metadata.entry_points(group=DEPLOYERS) if entry.name == kind]
     if not found:
         raise SettingsError(f"--deploy {kind} is unknown, use process or the name of an installed deployer")
-    deployer: Deployer = found[0].load()()
-    return deployer
+    make: Callable[..., Deployer] = found[0].load()
+    return make if _takes_an_argument(make) else lambda _context: make()
+
+
+def _takes_an_argument(make: Callable[..., object]) -> bool:
+    try:
+        return bool(inspect.signature(make).parameters)
+    except ValueError:  # of a class written in C nobody can tell
+        return True
 
 
 def process_deployer(host: Host, abilities: Abilities, parent: ForkServerProgram | None) -> Deployer:

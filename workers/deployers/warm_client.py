@@ -41,7 +41,8 @@ _ROOM = {"FLOWFLEET_ROOM": "-" * 4096}
 
 def parent_program(interpreter: Interpreter, layers: EnvironmentLayers) -> ForkServerProgram:
     """The program of a warm parent for this Python, in the environment that all runs share, but without their paths."""
-    env = layers.build({}, {"PYTHONPATH": None}, run_id="", claim="") | _ROOM
+    env = layers.of_host() | _ROOM
+    env.pop("PYTHONPATH", None)
     file = str(Path(warm_parent.__file__).resolve())
     return ForkServerProgram(
         argv=(interpreter.path, file), env=env, name="warm parent", greeting_seconds=_GREETING_SECONDS

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from flowfleet.api.client import ApiClient, Job
 from flowfleet.ledger.claims import HeldClaim
 from flowfleet.settings.classes import WorkerSettings
-from workers.deployment import StartSpec
+from workers.deployment import RunLimits, StartSpec
 from workers.environment import EnvironmentLayers
 from workers.interpreter import Interpreter, resolve_command
 from workers.state.run_folders import RunFolder
@@ -20,36 +20,16 @@ class StartSpecBuilder:
     api: ApiClient
     layers: EnvironmentLayers
     interpreter: Interpreter
-    log_limit: int
-    stop_grace: float
-
-    @classmethod
-    def of(
-        cls, settings: WorkerSettings, api: ApiClient, layers: EnvironmentLayers, interpreter: Interpreter
-    ) -> StartSpecBuilder:
-        """The builder of a worker with these settings."""
-        return cls(
-            api=api,
-            layers=layers,
-            interpreter=interpreter,
-            log_limit=settings.log_limit,
-            stop_grace=settings.stop_grace,
-        )
+    settings: WorkerSettings
 
     def make(self, held: HeldClaim, job: Job, folder: RunFolder, *, not_after: float | None) -> StartSpec:
-        """Make the start spec of one attempt; raises `StartFailed` when its command cannot be found.
+        """Make the start spec of one attempt.
+
+        Raises `StartFailed` when its command cannot be found, or for a limit that it asks for and cannot have.
 
         `not_after` is the time by the boot-time clock after which user code must not begin; None = no limit.
         """
-        forced = self.api.engine_environment(held.run_id, job)
-        env = self.layers.build(
-            job.env,
-            forced,
-            run_id=held.run_id,
-            claim=held.claim,
-            defaults=self.api.engine_defaults(job),
-            working_dir=job.working_dir,
-        )
+        env = self.layers.build(job, claim=held.claim)
         if job.command:
             argv = resolve_command(job.command, env, self.interpreter.path)
         else:
@@ -62,6 +42,7 @@ class StartSpecBuilder:
             cwd=job.working_dir or self.layers.home,
             folder=folder.path,
             not_after=not_after,
-            log_limit=self.log_limit,
-            stop_grace=self.stop_grace,
+            limits=RunLimits.of(self.settings, job.variables, job.env),
+            carried_env=self.layers.of_run(job, claim=held.claim),
+            variables=job.variables,
         )

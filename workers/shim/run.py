@@ -85,6 +85,7 @@ class Shim:
         self, request: dict[str, Any], connection: socket.socket, wake: int, unfit: spawn.ColdReason | None = None
     ) -> None:
         self._request = request
+        self._limits = request["limits"]
         self._unfit = unfit
         self._folder = str(request["folder"])
         self._connection = connection
@@ -121,7 +122,7 @@ class Shim:
             forked_at = time.time()
             self._tree.set_root(self._child.pid)
             os.close(log)
-            cap = log_cap.LogCap(self._path("log"), int(self._request["log_limit"]), holes=self._holes)
+            cap = log_cap.LogCap(self._path("log"), int(self._limits["log_limit"]), holes=self._holes)
             started = {**identity, "command_pid": self._child.pid, "id": str(self._child.pid)}
             started["command_started_at"] = forked_at
             started["command_ticks"] = syscalls.start_ticks(self._child.pid) if self._proc else None
@@ -156,7 +157,7 @@ class Shim:
             "ticks": syscalls.start_ticks(pid) if self._proc else None,
             "shim_started_at": time.time(),
             "boot_clock": syscalls.boot_clock(),
-            "stop_grace": self._request["stop_grace"],
+            "stop_grace": self._limits["stop_grace"],
         }
 
     def _reserve_record(self) -> int:
@@ -217,7 +218,7 @@ class Shim:
         for number in os.read(self._wake, 4096):
             if number in (signal.SIGTERM, signal.SIGINT) and self._stopped_by is None:
                 self._stopped_by = "term"
-                self._kill_at = time.monotonic() + float(self._request["stop_grace"])
+                self._kill_at = time.monotonic() + float(self._limits["stop_grace"])
                 self._tree.signal(signal.SIGTERM)
             elif number == signal.SIGUSR1:
                 self._kill()

@@ -270,7 +270,7 @@ class Prefect1:
         with reading("for what a run is"):
             job = job_of(run, self._deploy)
         self._writes.note([run])
-        return job
+        return self.equip(job)
 
     def launching(self, run_id: str, call: str, claim: str, mark: Mark) -> Answer:
         # there is no Launching: only ask whether the run is still Submitted by our call
@@ -327,10 +327,5 @@ class Prefect1:
         # `prefect execute flow-run`
         return engine_command(python, job, prefect)
 
-    def engine_defaults(self, job: Job) -> dict[str, str]:
-        # log level, heartbeats from a thread, logs to the API
-        del job
-        return self._engine.defaults()
-
-    def engine_environment(self, run_id: str, job: Job) -> dict[str, str | None]:
-        return self._engine.forced(run_id, job, url=self.graphql.engine_url, key=self.graphql.key, tenant=self._tenant)
+    def equip(self, job: Job) -> Job:
+        return self._engine.equip(job, url=self.graphql.engine_url, key=self.graphql.key, tenant=self._tenant)

@@ -202,7 +202,7 @@ class Prefect3:
     def job(self, run_id: str) -> Job:
         run = self._writes.read(run_id)
         with reading("for what a run is"):
-            return self._jobs.job(run)
+            return self.equip(self._jobs.job(run))
 
     def launching(self, run_id: str, call: str, claim: str, mark: Mark) -> Answer:
         return self._writes.launching(run_id, call, claim, mark)
@@ -248,14 +248,8 @@ class Prefect3:
         del job, prefect
         return engine_command(python)
 
-    def engine_defaults(self, job: Job) -> dict[str, str]:
-        # no defaults
-        del job
-        return {}
-
-    def engine_environment(self, run_id: str, job: Job) -> dict[str, str]:
-        # beside the address, credentials and run id also the attribution: the names of worker, flow and deployment
-        return self._engine.forced(run_id, job, url=self._session.address.url)
+    def equip(self, job: Job) -> Job:
+        return self._engine.equip(job, url=self._session.address.url)
 
 
 def _unfinished(run: Json, mark: Mark) -> UnfinishedRun | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flowfleet.api.client import Job
 
@@ -22,8 +22,8 @@ class EngineSettings:
     #: the name by which the server shows who runs a flow
     worker: str | None
 
-    def forced(self, run_id: str, job: Job, *, url: str) -> dict[str, str]:
-        """Variables that the engine must have: address, credentials, run id and attribution.
+    def equip(self, job: Job, *, url: str) -> Job:
+        """The job with the variables that its engine must have: address, credentials, run id and attribution.
 
         Other settings are among them only where the run does not set them itself.
         """
@@ -40,4 +40,4 @@ class EngineSettings:
             "PREFECT__DEPLOYMENT_NAME": job.deployment_name,
         }
         forced |= {name: value for name, value in attribution.items() if value}
-        return {**forced, "PREFECT__FLOW_RUN_ID": run_id}
+        return replace(job, engine_env={**forced, "PREFECT__FLOW_RUN_ID": job.state.run_id})

@@ -1,0 +1,52 @@
+"""The plug-in edge: what limits a run has, and how a deployer of another package is made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+from flowfleet.api.client import Job, RunState, StateType
+from flowfleet.settings.classes import WorkerSettings
+from workers.deployers import registry
+from workers.deployment import DeployerContext, RunLimits
+
+CONTEXT = DeployerContext(
+    host="here", environment={"K": "hunter2"}, limits=RunLimits(stop_grace=1.0, log_limit=1), state_folder=Path("/s")
+)
+
+
+def test_a_run_that_asks_for_nothing_has_the_limits_of_its_worker():
+    limits = RunLimits.of(WorkerSettings(stop_grace=7.0, log_limit=5), {"stop_grace": 1.0}, {})
+    assert (limits.stop_grace, limits.log_limit) == (7.0, 5)
+
+
+@dataclass
+class WithContext:
+    context: DeployerContext
+
+
+def register(monkeypatch, make) -> None:
+    entry = SimpleNamespace(name="mine", load=lambda: make)
+    monkeypatch.setattr(registry.metadata, "entry_points", lambda **_: [entry])
+
+
+def test_a_plugged_in_deployer_gets_the_context(monkeypatch):
+    register(monkeypatch, WithContext)
+    assert registry.plugged_in_deployer("mine")(CONTEXT).context is CONTEXT
+
+
+def test_one_that_takes_no_argument_is_called_without(monkeypatch):
+    class Plain:
+        pass
+
+    register(monkeypatch, Plain)
+    assert registry.plugged_in_deployer("process") is None
+    assert isinstance(registry.plugged_in_deployer("mine")(CONTEXT), Plain)
+
+
+def test_secrets_show_in_no_record():
+    state = RunState(run_id="r", run_name="n", kind=StateType.PENDING, name="Submitted")
+    secret = {"K": "hunter2"}
+    job = Job(state=state, env=secret, engine_defaults=secret, engine_env=secret, variables=secret)
+    assert "hunter2" not in repr(job) + repr(CONTEXT)
