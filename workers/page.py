@@ -94,7 +94,7 @@ class WorkerHealth:
 
     def metrics_text(self) -> bytes:
         """The text of the metrics page, with the gauges as they are now."""
-        self.metrics.outbox.set(self.outbox.pending())
+        self.metrics.outbox.set(self.outbox.count())
         self.metrics.redis_up.set(1.0 if self.ledger_view.connected else 0.0)
         return self.metrics.page()
 

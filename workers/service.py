@@ -140,23 +140,17 @@ class WorkerService:
             take_again=self.claim_adoption.again,
             **self._shared(),
         )
+        self.outbox = Outbox(parts.state.outbox)
         self.endings = Endings(
             worker=worker,
+            mark=self._mark,
+            outbox=self.outbox,
             runs=parts.state.runs,
             run_log=self.run_log,
             on_settled=self._settled,
             take_again=self.claim_adoption.again,
             **self._shared(),
         )
-        self.outbox = Outbox(
-            folder=parts.state.outbox,
-            api=parts.api,
-            background=self.to_api,
-            mark=self._mark,
-            on_answer=self.endings.answered,
-            failpoints=parts.failpoints,
-        )
-        self.endings.outbox = self.outbox
 
     def _join_renewal(self) -> None:
         parts = self._parts
@@ -306,7 +300,7 @@ class WorkerService:
 
     def _adopt(self) -> None:
         folders = self._takeover().take_over()
-        reports = {report.key for report in self.outbox.resend()}
+        reports = {report.key for report in self.endings.resend()}
         adoption = Adoption(
             worker=self._parts.row.worker,
             claims=self._parts.claims,

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from flowfleet.api.client import Answer, ApiClient, RunState, StateType, Verdict
+from flowfleet.api.client import Answer, ApiClient, Mark, RunState, StateType, Verdict
 from flowfleet.errors import ApiRejected, ApiUnavailable, LedgerUnavailable
 from flowfleet.failpoints import Failpoints
 from flowfleet.ledger.claims import Claims, HeldClaim, Outcome, Refusal, State
@@ -28,7 +28,11 @@ DISK_SECONDS = 10.0
 
 
 class Endings:
-    """The steps of each end: `ended` in the ledger, a look at the API, a report if one is due, and the release."""
+    """The steps of each end: `ended` in the ledger, a look at the API, a report if one is due, and the release.
+
+    A report goes to the disk before it goes to the API, and is sent again until the API has answered. Its file goes
+    only when the run is settled, so a crash at any point sends it once more.
+    """
 
     def __init__(
         self,
@@ -37,7 +41,9 @@ class Endings:
         claims: Claims,
         api: ApiClient,
         worker: str,
+        mark: Mark,
         runs: RunFolders,
+        outbox: Outbox,
         to_ledger: BackgroundJobs,
         to_api: BackgroundJobs,
         run_log: RunLog,
@@ -50,7 +56,9 @@ class Endings:
         self._claims = claims
         self._api = api
         self._worker = worker
+        self._mark = mark
         self._runs = runs
+        self._outbox = outbox
         self._to_ledger = to_ledger
         self._to_api = to_api
         self._run_log = run_log
@@ -63,32 +71,18 @@ class Endings:
         self._lock = threading.Lock()
         #: key of an ended attempt → (when to look at its state at the API, whether it was looked at before)
         self._looks: dict[str, tuple[float, bool]] = {}
-        self.outbox: Outbox | None = None  # set once by the service, since each of the two needs the other
 
     def ended(self, attempt: Attempt) -> None:
         """Begin the steps for a run of ours that has ended and whose exit is on disk."""
         self._failpoints.hit("end.before_record")
         self._to_ledger.post(lambda: self._record(attempt.key))
 
-    def answered(self, report: Report, answer: Answer) -> None:
-        """Act on the API's definite answer to a report: release the claim, or look at the run again."""
-        state = answer.state
-        if answer.verdict is Verdict.ACCEPTED:
-            self._run_log.say(report.run_id, report.message, logging.ERROR)
-            logger.info("end reported", extra={"run_id": report.run_id, "claim": report.claim, "kind": report.kind})
-            self._release(report, report.kind.value.lower())
-        elif answer.gone or (state is not None and state.kind.terminal):
-            outcome = "gone" if answer.gone or state is None else state.kind.value.lower()
-            self._release(report, outcome)
-        elif self._attempts.get(report.key) is None:
-            logger.warning(
-                "report refused and dropped",
-                extra={"run_id": report.run_id, "claim": report.claim, "reason": answer.reason},
-            )
-            self._release(report, "refused")
-        else:
-            # the API has another state than when we looked: look again and decide anew
-            self._look(report.key, SECOND_LOOK_SECONDS, before=True)
+    def resend(self) -> list[Report]:
+        """Send again all reports that an earlier worker has left in the outbox, and return them."""
+        reports = self._outbox.to_send()
+        for report in reports:
+            self._post(report)
+        return reports
 
     # -- the ledger
 
@@ -143,8 +137,7 @@ class Endings:
         folder = self._runs.find(run_id, claim)
         if folder.path.exists():
             folder.settle()
-        if self.outbox is not None:
-            self.outbox.delivered(run_id, claim)
+        self._outbox.remove(run_id, claim)
         attempt = self._attempts.remove(f"{run_id}.{claim}")
         logger.info("run settled", extra={"run_id": run_id, "claim": claim, "outcome": outcome})
         self._on_settled(attempt, outcome)
@@ -208,17 +201,48 @@ class Endings:
             self._tell(attempt, decision)
 
     def _tell(self, attempt: Attempt, decision: Decision) -> None:
-        assert self.outbox is not None
-        self.outbox.put(self._report(attempt, decision))
+        report = self._report(attempt, decision)
+        self._outbox.put(report)
+        self._post(report)
 
     def _keep(self, attempt: Attempt, end: Exit) -> None:
         # the report that is sent if the API turns out to have no end of its own
-        assert self.outbox is not None
         running = RunState(
             run_id=attempt.held.run_id, run_name=attempt.held.name, kind=StateType.RUNNING, name="Running"
         )
         decision = decide(end, running, backend=self._api.backend, looked_before=True)
-        self.outbox.keep(self._report(attempt, decision))
+        self._outbox.put_aside(self._report(attempt, decision))
+
+    def _post(self, report: Report) -> None:
+        self._to_api.post(lambda: self._send(report))
+
+    def _send(self, report: Report) -> None:
+        self._failpoints.hit("end.before_report")
+        answer = self._api.report(report.run_id, report.kind, report.message, self._mark)
+        if answer.verdict is Verdict.UNSURE:
+            raise ApiUnavailable(f"no definite answer to the report of run {report.run_id}: {answer.reason}")
+        self._failpoints.hit("end.after_report")
+        self._act_on(report, answer)
+
+    def _act_on(self, report: Report, answer: Answer) -> None:
+        """Release the claim, or look at the run again, as the API's definite answer to a report says."""
+        state = answer.state
+        if answer.verdict is Verdict.ACCEPTED:
+            self._run_log.say(report.run_id, report.message, logging.ERROR)
+            logger.info("end reported", extra={"run_id": report.run_id, "claim": report.claim, "kind": report.kind})
+            self._release(report, report.kind.value.lower())
+        elif answer.gone or (state is not None and state.kind.terminal):
+            outcome = "gone" if answer.gone or state is None else state.kind.value.lower()
+            self._release(report, outcome)
+        elif self._attempts.get(report.key) is None:
+            logger.warning(
+                "report refused and dropped",
+                extra={"run_id": report.run_id, "claim": report.claim, "reason": answer.reason},
+            )
+            self._release(report, "refused")
+        else:
+            # the API has another state than when we looked: look again and decide anew
+            self._look(report.key, SECOND_LOOK_SECONDS, before=True)
 
     def _no_room(self, attempt: Attempt, exc: OSError) -> None:
         logger.error(

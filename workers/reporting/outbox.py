@@ -1,16 +1,13 @@
-"""Outbox: reports go to the disk before they go to the API, and are sent again until the API has answered."""
+"""Outbox: the reports on this worker's disk that the API has not accepted yet."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flowfleet.api.client import Answer, ApiClient, Mark, StateType, Verdict
-from flowfleet.errors import ApiUnavailable
-from flowfleet.failpoints import Failpoints
-from workers.background import BackgroundJobs
+from flowfleet.api.client import StateType
 from workers.state.run_folders import OutboxFolder
 
 logger = logging.getLogger(__name__)
@@ -48,48 +45,26 @@ class Report:
         )
 
 
-#: called with the report and the API's definite answer
-OnAnswer = Callable[[Report, Answer], None]
-
-
 class Outbox:
-    """The reports of one worker. A file goes only by `delivered`, so a crash at any point sends it once more."""
+    """The reports of one worker, one file each."""
 
-    def __init__(
-        self,
-        *,
-        folder: OutboxFolder,
-        api: ApiClient,
-        background: BackgroundJobs,
-        mark: Mark,
-        on_answer: OnAnswer,
-        failpoints: Failpoints,
-    ) -> None:
+    def __init__(self, folder: OutboxFolder) -> None:
         self._folder = folder
-        self._api = api
-        self._background = background
-        self._mark = mark
-        self._on_answer = on_answer
-        self._failpoints = failpoints
 
     def put(self, report: Report) -> None:
-        """Keep the report and send it; the report is on disk once this returns."""
+        """Keep a report that is to be sent; it is on disk once this returns."""
         self._folder.put(report.run_id, report.claim, {**report.to_record(), "looked": True})
-        self._background.post(lambda: self._send(report))
 
-    def keep(self, report: Report) -> None:
+    def put_aside(self, report: Report) -> None:
         """Keep a report that must not be sent yet: the API could not be asked whether it has an end already.
 
         A report of the same attempt that is on disk already stays as it is.
         """
-        if not self.holds(report.run_id, report.claim):
+        if self._folder.get(report.run_id, report.claim) is None:
             self._folder.put(report.run_id, report.claim, {**report.to_record(), "looked": False})
 
-    def resend(self) -> list[Report]:
-        """Send again all reports that an earlier worker has left here, and return them.
-
-        Reports that it only kept (`keep`) are not sent: adoption looks at the folders of their runs.
-        """
+    def to_send(self) -> list[Report]:
+        """The reports that are to be sent; those `put_aside` are not: adoption looks at the folders of their runs."""
         reports = []
         for record in self._folder:
             if not record.get("looked", True):
@@ -98,8 +73,6 @@ class Outbox:
                 reports.append(Report.from_record(record))
             except (KeyError, ValueError) as exc:
                 logger.error("report cannot be read and is left alone", extra={"error": repr(exc)})
-        for report in reports:
-            self._background.post(lambda report=report: self._send(report))  # type: ignore[misc]
         return reports
 
     def take_over(self, left: OutboxFolder) -> int:
@@ -113,22 +86,10 @@ class Outbox:
             moved += 1
         return moved
 
-    def pending(self) -> int:
+    def count(self) -> int:
         """How many reports the API has not accepted yet."""
         return sum(1 for _ in self._folder)
 
-    def holds(self, run_id: str, claim: str) -> bool:
-        """Whether there is a report of this attempt."""
-        return self._folder.get(run_id, claim) is not None
-
-    def delivered(self, run_id: str, claim: str) -> None:
-        """Remove the report of this attempt: nothing more is to be told about it."""
+    def remove(self, run_id: str, claim: str) -> None:
+        """Remove the report of this attempt, if there is one: nothing more is to be told about it."""
         self._folder.remove(run_id, claim)
-
-    def _send(self, report: Report) -> None:
-        self._failpoints.hit("end.before_report")
-        answer = self._api.report(report.run_id, report.kind, report.message, self._mark)
-        if answer.verdict is Verdict.UNSURE:
-            raise ApiUnavailable(f"no definite answer to the report of run {report.run_id}: {answer.reason}")
-        self._failpoints.hit("end.after_report")
-        self._on_answer(report, answer)
