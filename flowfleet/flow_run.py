@@ -89,6 +89,10 @@ class Offer:
     #: how the worker starts runs: process, docker, or the name of a plugged-in deployer
     deploy: str = "process"
 
+    def is_for(self, backend: str) -> bool:
+        """Whether the offer is one to this Prefect API: workers of both may share a ledger."""
+        return self.backend == backend
+
     def serves(self, route: Route) -> bool:
         """Whether a worker with this offer can run the runs of this route."""
         if route.backend != self.backend:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
+from flowfleet.api import traits
 from flowfleet.flow_run import FlowRun, Offer, Route
 from flowfleet.ledger.claims import Claim, State
 from flowfleet.ledger.roster import WorkerRow
@@ -40,7 +41,7 @@ class OfferFilter:
             for queue in offer.work_queues or self.work_queues
             if not self.work_queues or queue in self.work_queues
         )
-        if offer.backend == "prefect3":
+        if not traits.of(offer.backend).by_labels:
             if not pairs or (offer.work_queues and not queues):
                 return None
             return replace(
@@ -72,7 +73,7 @@ def left_over(offer: Offer, taken: Sequence[Offer]) -> list[Offer]:
     Where the `taken` offers name some queues of a pool and the offer takes all of them, the pool is left whole: nobody
     has the names of the other queues.
     """
-    if offer.backend != "prefect3":
+    if traits.of(offer.backend).by_labels:
         return [] if any(_covers(other, offer) for other in taken) else [offer]
     whole: list[tuple[str, str]] = []
     parts: list[Offer] = []
@@ -101,7 +102,7 @@ def listing_plan(rows: Iterable[WorkerRow], backend: str, offer_filter: OfferFil
     other: list[Offer] = []
     online: set[str] = set()
     for row in rows:
-        offer = offer_filter.apply(row.offer) if row.offer.backend == backend else None
+        offer = offer_filter.apply(row.offer) if row.offer.is_for(backend) else None
         if offer is None:
             continue
         if row.live:

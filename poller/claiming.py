@@ -138,12 +138,8 @@ class Claimer:
         return answers
 
     def _doubted(self, answer: Answer) -> Answer:
-        """Turn a refusal into UNSURE where it proves nothing: at Prefect 1, for a run that is still Scheduled.
-
-        The first call, which got no answer, may yet be carried out, and until it is, or for 30 s, the server refuses
-        its repeat (source: Prefect Server). At Prefect 3 the repeat is taken, or the refusal is final.
-        """
-        if self._api.backend == "prefect1" and answer.verdict is Verdict.REFUSED and _unclaimed(answer):
+        """Turn a refusal into UNSURE where it proves nothing: of a run that is still Scheduled, and may be ours yet."""
+        if self._api.traits.refuses_for_a_while and answer.verdict is Verdict.REFUSED and _unclaimed(answer):
             return replace(answer, verdict=Verdict.UNSURE)
         return answer
 
@@ -165,8 +161,8 @@ class Claimer:
             return False
         if answer.verdict is Verdict.REFUSED:
             term_checked(self._claims.refuse(term, claim.run_id, claim.claim, answer.reason))
-            if self._api.backend == "prefect1" and _unclaimed(answer):
-                # refused for now: for 30 s after a claim that was handed back; it is tried again until it works
+            if self._api.traits.refuses_for_a_while and _unclaimed(answer):
+                # also after a claim that was handed back; it is tried again until it works
                 logger.debug("claim refused for now", extra={**names, "reason": answer.reason})
                 return False
             self._metrics.lost.inc()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
+from flowfleet.api import traits
 from flowfleet.api.client import ApiClient, DueRuns, UnfitRun
 from flowfleet.errors import ApiRejected
 from flowfleet.flow_run import FlowRun, Offer, Route
@@ -103,7 +104,7 @@ class Listing:
         for run in near:
             own = (run.due.timestamp() > server_now, run.due)
             # a run never comes before one that stands in front of it in its own pool
-            pool = run.route if run.route.backend == "prefect1" else run.route.scope
+            pool = run.route if traits.of(run.route.backend).by_labels else run.route.scope
             turn = reached[pool] = max(own, reached.get(pool, own))
             turns.append((turn, run))
         return [run for _, run in sorted(turns, key=lambda item: item[0])]
@@ -206,7 +207,7 @@ class Lister:
 
 
 def _names(offer: Offer) -> dict[str, object]:
-    return {"pools": offer.pools} if offer.backend == "prefect3" else {"labels": list(offer.labels)}
+    return {"labels": list(offer.labels)} if traits.of(offer.backend).by_labels else {"pools": offer.pools}
 
 
 def _by_pool(offer: Offer) -> Sequence[Offer]:

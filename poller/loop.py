@@ -259,9 +259,8 @@ class Loop:
 
     def _chosen(self, rows: Sequence[WorkerRow], live: Sequence[Claim]) -> list[FlowRun]:
         claimed = {claim.run_id for claim in live}
-        runs = [
-            run for run in self.listing.claimable(self._server_now(), self._lead_seconds) if run.run_id not in claimed
-        ]
+        claimable = self.listing.claimable(self._server_now(), self._pace.lead_seconds)
+        runs = [run for run in claimable if run.run_id not in claimed]
         return free_capacity(rows, live).choose(runs, self.listing.rooms())
 
     def _claim(self, term: int, rows: Sequence[WorkerRow], live: Sequence[Claim]) -> int:
@@ -282,11 +281,6 @@ class Loop:
             live = self._claims.live()
         return published
 
-    @property
-    def _lead_seconds(self) -> float:
-        # Prefect 3's engine waits for the scheduled time by itself; Prefect 1's would start at once
-        return self._pace.lead_seconds if self._api.backend == "prefect3" else 0.0
-
     def _server_now(self) -> float:
         return self._clock.wall() + self._presence.skew_seconds
 
@@ -295,7 +289,7 @@ class Loop:
         waits = [self._pace.glance_seconds, self._next_poll - now]
         if self._hints:
             waits.append(self._pace.gap_seconds - self.listing.age_seconds)
-        next_due = self.listing.next_due(self._server_now(), self._lead_seconds)
+        next_due = self.listing.next_due(self._server_now(), self._pace.lead_seconds)
         if next_due is not None:
             waits.append(next_due)
         if self.api_outage.away:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterable
 
+from flowfleet.api import traits
 from flowfleet.api.client import ApiClient
 from flowfleet.errors import ApiRejected, SettingsError
 from flowfleet.flow_run import Offer, Route
@@ -45,7 +46,8 @@ class Presence:
         self._shown: dict[str, float] = {}
         self._learned: dict[Offer, float] = {}
         self._routes: set[Route] = set()
-        #: Prefect 1: when each route was listed last, since when listings have come without a gap, and the last of them
+        #: when each route was listed last, where only runs tell of it; since when listings have come without a gap, and
+        #: the last of them
         self._seen: dict[Route, float] = {}
         self._watching_since, self._listed_at = float("inf"), float("-inf")
         self._tidied = 0.0
@@ -118,20 +120,20 @@ class Presence:
         if now - self._listed_at > GAP_SECONDS:
             self._watching_since = now
         self._listed_at = now
-        if self._api.backend == "prefect1":
+        if self._api.traits.routes_from_runs:
             self._seen.update(dict.fromkeys(routes, now))
         self.know(routes)
 
     def _unlearn_labels(self) -> None:
         """Unlearn label sets that no run has had for an hour; one with a claim stays, any comes back with a run."""
         now = self._clock()
-        if self._api.backend != "prefect1" or now - self._tidied < LEARN_SECONDS:
+        if not self._api.traits.routes_from_runs or now - self._tidied < LEARN_SECONDS:
             return
         self._tidied = now
         gone = [
             route
             for route in self._roster.routes()
-            if route.backend == "prefect1"
+            if traits.of(route.backend).routes_from_runs
             and now - max(self._seen.get(route, 0.0), self._watching_since) >= UNSEEN_SECONDS
         ]
         self._roster.unlearn(gone)
@@ -149,7 +151,7 @@ class Presence:
     def _unlearn(self, offer: Offer, there: Collection[Route]) -> None:
         """Unlearn the offer's routes that the API has no longer; else those of each queue ever made would stay."""
         gone = [route for route in self._roster.routes() if offer.serves(route) and route not in there]
-        if offer.backend == "prefect3" and gone:
+        if gone and not traits.of(offer.backend).routes_from_runs:
             self._roster.unlearn(gone)
             self._routes.difference_update(gone)
 
@@ -161,7 +163,7 @@ class Presence:
         return (*plan.idle, *left_over(own, (*plan.offers, *plan.idle)))
 
     def _own_offer(self) -> Offer | None:
-        if not self._offer_filter.pools or self._api.backend != "prefect3":
+        if not self._offer_filter.pools or self._api.traits.by_labels:
             return None
         now = self._clock()
         if self._own is None and (self._own_at is None or now - self._own_at >= HEARTBEAT_SECONDS):

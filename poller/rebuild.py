@@ -19,7 +19,7 @@ from poller.metrics import PollerMetrics
 logger = logging.getLogger(__name__)
 
 SUBMITTED = "Submitted"
-#: Prefect 1 has no Launching: a run stays Submitted until its engine, which loads the flow first, has written Running.
+#: where there is no Launching a run stays Submitted until its engine, which loads the flow first, has written Running.
 #: A sweep comes when no start is possible any more, so what is still Submitted after this has no engine.
 ENGINE_START_SECONDS = 60.0
 
@@ -88,7 +88,7 @@ class Sweep:
 
     @property
     def _engine_start_seconds(self) -> float:
-        return 0.0 if self._api.backend == "prefect3" else ENGINE_START_SECONDS
+        return 0.0 if self._api.traits.has_launching else ENGINE_START_SECONDS
 
     def _first_seen(self, found: UnfinishedRun) -> float:
         """When the sweep first saw this run as Submitted and unknown, by our own clock.

@@ -166,7 +166,7 @@ class Reconciler:
             return False
         settled = self._claimer.settle(term, claim, at_last=in_state >= SETTLE_SECONDS)
         self._settle_at.pop(claim.claim, None)
-        if not settled and self._api.backend == "prefect1":
+        if not settled and self._api.traits.refuses_for_a_while:
             self._settle_at[claim.claim] = self._clock() + SETTLE_AGAIN_SECONDS
         return settled
 

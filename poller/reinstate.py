@@ -47,7 +47,7 @@ class Reinstater:
         A run that the API calls Running waits for a retry inside its own process, and is left to it. Raises
         `ApiUnavailable` when the API falls silent.
         """
-        if self._api.backend != "prefect1":
+        if not self._api.traits.requeues_running:
             return
         started = {claim.run_id: claim for claim in live if claim.state in STARTED}
         listed = listing.take_out(started.keys())

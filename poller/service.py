@@ -110,7 +110,7 @@ class PollerService:
             metrics=parts.metrics,
             offer_filter=self._offer_filter,
             redis_outage=RetrySchedule("Redis", CLOCK.monotonic),
-            pace=Pace.of(api.backend, idle_seconds=settings.idle_seconds),
+            pace=Pace.of(api.traits, idle_seconds=settings.idle_seconds),
             max_polls=settings.max_polls,
             tidy=return_free_memory,
         )
@@ -194,7 +194,7 @@ class PollerService:
         return_free_memory()
         names = {"identity": settings.identity, "fleet": settings.fleet, "pid": os.getpid()}
         logger.info("poller started", extra=names)
-        if self._parts.api.backend == "prefect1":
+        if self._parts.api.traits.greets:
             banner.greet(settings.identity, settings.labels)
         try:
             self.loop.run()

@@ -70,10 +70,8 @@ class UnfitRuns:
 
     def look(self, rows: Sequence[WorkerRow]) -> None:
         """Ask, each minute, for due runs that no worker of ours nor any other agent has the labels for (Prefect 1)."""
-        if self._api.backend != "prefect1":
-            return
         now = self._clock.monotonic()
-        self._offers.update((row.offer, now) for row in rows if row.live and row.offer.backend == "prefect1")
+        self._offers.update((row.offer, now) for row in rows if row.live and row.offer.is_for(self._api.backend))
         if now < self._next_look:
             return
         self._next_look = now + LOOK_SECONDS

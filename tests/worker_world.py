@@ -94,7 +94,7 @@ class WorkerWorld:
         other = self.ledger.roster.sign_on(row)
         if other is not None:
             assert self.ledger.roster.sign_on(row, over=other) is None
-        layers = layers_of(self.settings, worker_layer(os.environ, python=None, own_prefix=None), self.client.backend)
+        layers = layers_of(self.settings, worker_layer(os.environ, python=None, own_prefix=None), self.client.traits)
         parts = WorkerParts(
             settings=self.settings,
             row=row,

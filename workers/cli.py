@@ -126,8 +126,8 @@ def serve(
     api, settings = _enter(connector, settings, wait=reload.wait)
     startup_page.waits_for = ""
     logs.set_level(settings.log_level)
-    layers, interpreter = interpreter_of(settings, environ, api.backend)
-    warm = settings.warm_start and api.backend == "prefect1" and warm_client.is_possible(interpreter, abilities)
+    layers, interpreter = interpreter_of(settings, environ, api.traits)
+    warm = settings.warm_start and api.traits.engine_forks and warm_client.is_possible(interpreter, abilities)
     parent = warm_client.parent_program(interpreter, layers) if warm else None
     state = sign_on.open_state(settings, host, environ)
     embedding.leave_with(state.close)
@@ -239,9 +239,9 @@ def _join_fleet(
 def _row(settings: WorkerSettings, api: ApiClient, nonce: str, *, wait: Callable[[float], None]) -> WorkerRow:
     offered = Offer(
         backend=api.backend,
-        pools=settings.pools if api.backend == "prefect3" else (),
+        pools=() if api.traits.by_labels else settings.pools,
         work_queues=settings.work_queues,
-        labels=settings.agent_labels if api.backend == "prefect1" else settings.labels,
+        labels=settings.agent_labels if api.traits.by_labels else settings.labels,
         tenant=settings.tenant_id,
         deploy=settings.deploy,
     )
@@ -264,7 +264,7 @@ def _sign_on(ledger: Ledger, row: WorkerRow, state: StateFolder, host: Host, api
     sign_on.until_answered(lambda: _prove_and_sign_on(ledger, row, state, host), "Redis")
     state.remember(boot_id=host.boot_id, nonce=row.nonce, fleet=ledger.store.fleet, api=api.address, worker=row.worker)
     serves: Mapping[str, object] = (
-        {"labels": sorted(row.offer.labels)} if api.backend == "prefect1" else {"pools": ", ".join(row.offer.pools)}
+        {"labels": sorted(row.offer.labels)} if api.traits.by_labels else {"pools": ", ".join(row.offer.pools)}
     )
     logger.info("worker joins the fleet", extra={"worker": row.worker, "slots": row.slots, **serves})
 

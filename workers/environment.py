@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flowfleet.api.client import Job
+from flowfleet.api.traits import Traits
 from flowfleet.errors import SettingsError
 from flowfleet.settings.classes import WorkerSettings
 
@@ -26,7 +27,7 @@ class EnvironmentLayers:
     import_paths: tuple[str, ...] = ()
     #: the variables of `--env`
     extra: Mapping[str, str] = field(default_factory=dict)
-    #: the folder where runs that name none start, first on their PYTHONPATH too (Prefect 1: as its own agent does);
+    #: the folder where runs that name none start, first on their PYTHONPATH too;
     #: None = each run starts in an empty folder of its own
     home: str | None = None
 
@@ -113,12 +114,12 @@ def _own_environments(environ: Mapping[str, str], own_prefix: Path | None) -> li
     return found
 
 
-def layers_of(settings: WorkerSettings, base: Mapping[str, str], backend: str) -> EnvironmentLayers:
+def layers_of(settings: WorkerSettings, base: Mapping[str, str], traits: Traits) -> EnvironmentLayers:
     """The layers of a worker with these settings; relative import paths start at the current folder."""
     folder = Path.cwd()
     return EnvironmentLayers(
         base=base,
         import_paths=absolute_paths(settings.import_paths, folder),
         extra=parse_pairs(settings.env),
-        home=str(folder) if backend == "prefect1" else None,
+        home=str(folder) if traits.runs_start_at_the_worker else None,
     )

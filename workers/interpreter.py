@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from flowfleet.api.traits import Traits
 from flowfleet.errors import SettingsError, StartFailed
 from flowfleet.settings.classes import WorkerSettings
 from workers.deployment import EXTERNAL
@@ -31,8 +32,6 @@ except ImportError:  # Prefect 1 runs on Python 3.6 and 3.7 too
 print(version("prefect"))
 """
 _ASK_SECONDS = 20.0
-#: the main versions of prefect that fit each API
-_MAJORS = {"prefect3": ("3",), "prefect1": ("0", "1")}
 _PYTHON_NAMES = ("python", "python3")
 
 
@@ -46,7 +45,7 @@ class Interpreter:
 
 
 def choose_interpreter(
-    env: Mapping[str, str], *, python: Path | None, backend: str, fallback: str | None = None
+    env: Mapping[str, str], *, python: Path | None, traits: Traits, fallback: str | None = None
 ) -> Interpreter:
     """The interpreter for flows: the given one, else the first on PATH that has a fitting prefect, else `fallback`.
 
@@ -58,17 +57,17 @@ def choose_interpreter(
         version = prefect_version(str(python), env)
         if version is None:
             raise SettingsError(f"--python {python} has no prefect, install it there or give another --python")
-        return _fitting(Interpreter(path=str(python), prefect=version), backend)
+        return _fitting(Interpreter(path=str(python), prefect=version), traits)
     misfit = None
     for path in _candidates(env.get("PATH", os.defpath), fallback):
         version = prefect_version(path, env)
         if version is not None:
             found = Interpreter(path=path, prefect=version)
-            if _fits(found, backend):
+            if _fits(found, traits):
                 return found
             misfit = misfit or found
     if misfit is not None:
-        return _fitting(misfit, backend)
+        return _fitting(misfit, traits)
     raise SettingsError("no Python on PATH has prefect, install prefect or name an interpreter with --python")
 
 
@@ -83,14 +82,13 @@ def _candidates(path: str, fallback: str | None) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _fits(interpreter: Interpreter, backend: str) -> bool:
-    majors = _MAJORS.get(backend)
-    return majors is None or interpreter.prefect.split(".")[0] in majors
+def _fits(interpreter: Interpreter, traits: Traits) -> bool:
+    return interpreter.prefect.split(".")[0] in traits.prefect_versions
 
 
-def _fitting(interpreter: Interpreter, backend: str) -> Interpreter:
-    if not _fits(interpreter, backend):
-        wanted = _MAJORS[backend][-1]
+def _fitting(interpreter: Interpreter, traits: Traits) -> Interpreter:
+    if not _fits(interpreter, traits):
+        wanted = traits.prefect_versions[-1]
         raise SettingsError(
             f"{interpreter.path} has prefect {interpreter.prefect}, which does not fit an API of Prefect {wanted}, "
             f"name the Python of an environment with prefect {wanted} by --python"
@@ -136,7 +134,7 @@ def resolve_command(command: Sequence[str], env: Mapping[str, str], interpreter:
 
 
 def interpreter_of(
-    settings: WorkerSettings, environ: Mapping[str, str], backend: str
+    settings: WorkerSettings, environ: Mapping[str, str], traits: Traits
 ) -> tuple[EnvironmentLayers, Interpreter]:
     """Choose the Python that runs the flows of this worker, and make the environment layers that go with it.
 
@@ -145,23 +143,23 @@ def interpreter_of(
     """
     if settings.deploy not in ("process", EXTERNAL):
         base = worker_layer(environ, python=None, own_prefix=None)
-        return layers_of(settings, base, backend), Interpreter(path="python", prefect="")
+        return layers_of(settings, base, traits), Interpreter(path="python", prefect="")
     own = Path(sys.prefix)
     base = worker_layer(environ, python=settings.python, own_prefix=own)
     try:
         chosen = choose_interpreter(
-            layers_of(settings, base, backend).of_host(),
+            layers_of(settings, base, traits).of_host(),
             python=settings.python,
-            backend=backend,
+            traits=traits,
             fallback=sys.executable,
         )
     except SettingsError:
         if settings.deploy == "process":
             raise
         # perhaps no run ever needs an interpreter of this host
-        return layers_of(settings, base, backend), Interpreter(path="python", prefect="")
+        return layers_of(settings, base, traits), Interpreter(path="python", prefect="")
     if settings.python is None and chosen.path == sys.executable:
         # the worker's own Python, and not on PATH: flows should find the commands beside it all the same
         base = worker_layer(environ, python=Path(sys.executable), own_prefix=None)
     logger.info("interpreter for flows", extra={"python": chosen.path, "prefect": chosen.prefect})
-    return layers_of(settings, base, backend), chosen
+    return layers_of(settings, base, traits), chosen

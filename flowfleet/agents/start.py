@@ -274,7 +274,7 @@ def deploy(agent: LocalAgent, flow_run: FlowRunRecord) -> str:
 def _by_hand(agent: LocalAgent, run_id: str) -> str:
     settings, environ = agent.settings(), dict(os.environ)
     host, abilities = Host.probe(environ), Abilities.probe(environ)
-    layers, interpreter = interpreter_of(settings, environ, agent.client.backend)
+    layers, interpreter = interpreter_of(settings, environ, agent.client.traits)
     specs = StartSpecBuilder(settings=settings, api=agent.client, layers=layers, interpreter=interpreter)
     path = state_root(settings, environ) / "by-hand"
     path.mkdir(mode=0o700, parents=True, exist_ok=True)

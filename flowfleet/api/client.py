@@ -8,6 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Protocol
 
+from flowfleet.api.traits import Traits
 from flowfleet.errors import ApiError, ApiUnavailable
 from flowfleet.flow_run import FlowRun, Offer, Route
 
@@ -211,6 +212,8 @@ class ApiClient(Protocol):
 
     #: prefect1 or prefect3
     backend: str
+    #: how this API behaves
+    traits: Traits
     #: the API's address without secrets, as it may be shown and written down
     address: str
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from flowfleet.api import traits
 from flowfleet.api.client import ApiClient, Mark, Rival, ServerInfo
 from flowfleet.errors import ApiError, ApiUnavailable, KeyRefused, LedgerError, SettingsError
 from flowfleet.flow_run import Offer
@@ -162,8 +163,8 @@ def api_checks(probe: Callable[[], ServerInfo]) -> Iterator[Check]:
 
 
 def _api_name(info: ServerInfo) -> str:
-    # a Prefect 1 server does not tell its version
-    return f"Prefect {info.version}" if info.backend == "prefect3" else "Prefect 1"
+    there = traits.of(info.backend)
+    return f"Prefect {info.version if there.tells_version else there.prefect_versions[-1]}"
 
 
 def fleet_checks(snapshot: Snapshot) -> Iterator[Check]:
@@ -206,8 +207,8 @@ def _odd_ones(snapshot: Snapshot) -> Iterator[Check]:
     unserved = [queue for queue in snapshot.queues if queue.due and not queue.eligible_workers]
     if unserved:
         names = ", ".join(
-            bracketed(queue.route.labels) if queue.route.backend == "prefect1" else snapshot.route_name(queue.route)
-            for queue in unserved
+            bracketed(route.labels) if traits.of(route.backend).by_labels else snapshot.route_name(route)
+            for route in (queue.route for queue in unserved)
         )
         yield Check(
             name="unserved",
@@ -218,9 +219,9 @@ def _odd_ones(snapshot: Snapshot) -> Iterator[Check]:
 
 
 def label_checks(api: ApiClient, snapshot: Snapshot, clock: Callable[[], float] = time.time) -> Iterator[Check]:
-    """Checks at Prefect 1: no other agent takes runs of this fleet's labels, and each due run has an agent for it."""
+    """Checks where agents compete: no other takes runs of this fleet's labels, and each due run has an agent for it."""
     offers = tuple(dict.fromkeys(worker.row.offer for worker in snapshot.workers if worker.row.live))
-    if api.backend != "prefect1" or not offers:
+    if not api.traits.has_rivals or not offers:
         return
     try:
         rivals, unserved = _rivals_of(api, offers, snapshot), api.unserved(offers)

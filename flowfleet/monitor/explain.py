@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from flowfleet.api import traits
 from flowfleet.api.client import Place, RunState, StateType
 from flowfleet.ledger.claims import Claim, State
 from flowfleet.monitor.snapshot import WAITING, RouteQueue, Snapshot, bracketed, claim_json
@@ -66,7 +67,7 @@ def explain(
 
 
 def _place_json(place: Place) -> dict[str, Any]:
-    if place.route.backend == "prefect1":
+    if traits.of(place.route.backend).by_labels:
         return {"labels": list(place.route.labels)}
     return {"pool": place.pool, "queue": place.route.name}
 
@@ -118,7 +119,7 @@ def _hindrance(snapshot: Snapshot, place: Place | None) -> str:
 
 
 def _unserved(snapshot: Snapshot, place: Place) -> str:
-    if place.route.backend != "prefect1":
+    if not traits.of(place.route.backend).by_labels:
         return f"no live worker of the fleet {snapshot.fleet} serves its queue {place.pool}/{place.route.name}"
     offers = [worker.row.offer for worker in snapshot.workers if worker.row.live]
     there = sorted({offer.labels for offer in offers if offer.tenant == place.route.scope})
@@ -146,7 +147,7 @@ def _hindrance_at_api(place: Place) -> str | None:
 
 def _hindrance_of_route(snapshot: Snapshot, place: Place) -> str:
     """The reason when live workers serve the route: they take no new runs, or no slot is free, or nothing hinders."""
-    if place.route.backend != "prefect1":
+    if not traits.of(place.route.backend).by_labels:
         able, where = f"serves its queue {place.pool}/{place.route.name}", f"on {place.pool}/{place.route.name}"
     elif place.route.labels:
         able, where = f"has {_labels(place)}", f"with {_labels(place)}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from flowfleet.api import traits
 from flowfleet.flow_run import Route
 from flowfleet.ledger import Ledger
 from flowfleet.ledger.claims import Claim, State
@@ -184,7 +185,7 @@ def bracketed(labels: Iterable[str]) -> str:
 
 def route_name(route: Route, pool_names: Mapping[str, str]) -> str:
     """The labels of a Prefect 1 route, else POOL/QUEUE; a pool whose name is unknown appears as its id, cut short."""
-    if route.backend == "prefect1":
+    if traits.of(route.backend).by_labels:
         return ",".join(route.labels) or "(no labels)"
     return f"{pool_names.get(route.scope, route.scope[:8])}/{route.name}"
 

@@ -9,7 +9,8 @@ from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
-from flowfleet.api.client import Answer, DueRuns, RunState, ServerInfo, StateType, UnfinishedRun, Verdict
+from flowfleet.api import traits
+from flowfleet.api.client import Answer, DueRuns, RunState, ServerInfo, StateType, UnfinishedRun, UnfitRun, Verdict
 from flowfleet.errors import ApiError, ApiUnavailable, KeyRefused, LedgerUnavailable
 from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import FlowRun, Offer, Route, claim_id
@@ -241,6 +242,7 @@ class FakeApi:
     """Runs and their states; each method is one request, and its answers can be bent."""
 
     backend = "prefect3"
+    traits = traits.of(backend)
     address = "http://api"
     key_refused = False
 
@@ -302,6 +304,9 @@ class FakeApi:
     def count_due(self, offers: Sequence[Offer]) -> list[DueRuns]:
         self._ask("count_due")
         return [replace(found, runs=()) for found in self._listed(0.0)]
+
+    def unserved(self, offers: Sequence[Offer]) -> list[UnfitRun]:
+        return []
 
     def _listed(self, within_seconds: float) -> list[DueRuns]:
         now, until = self._time.moment(), self._time.moment(within_seconds)
@@ -398,7 +403,7 @@ class World:
         self.rings: set[str] = set()
         self.failpoints = failpoints or Failpoints()
         self.offer_filter = OfferFilter(**offer_filter)
-        self.pace = pace or Pace()
+        self.pace = pace or Pace.of(self.api.traits, idle_seconds=10.0)
         self.build()
 
     def build(self) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from flowfleet.api import traits
 from flowfleet.api.client import Answer, DueRuns, LogLine, RunState, StateType, UnfinishedRun, UnfitRun, Verdict
 from flowfleet.flow_run import FlowRun, Offer, Route
 from tests.unit.poller_world import FakeApi, Time, World
@@ -27,6 +28,7 @@ class FakePrefect1(FakeApi):
     """Answers as the client of Prefect 1 does; what that must guarantee is told in its comments."""
 
     backend = "prefect1"
+    traits = traits.of(backend)
 
     def __init__(self, time: Time) -> None:
         super().__init__(time)

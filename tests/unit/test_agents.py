@@ -20,6 +20,7 @@ from flowfleet import Agent, DockerAgent, LocalAgent
 from flowfleet.agents import arguments
 from flowfleet.agents.flow_run_records import FlowRunRecord, fetch
 from flowfleet.agents.start import HeartbeatThread
+from flowfleet.api import traits
 from flowfleet.api.client import Answer, DueRuns, Job, LogLine, ServerInfo, StateType, Verdict
 from flowfleet.errors import AlreadyClaimed, ApiUnavailable, FleetError, SettingsError, UnsupportedRun
 from flowfleet.flow_run import FlowRun, Offer, Route
@@ -53,6 +54,7 @@ class Api:
     """What an agent asks of its API, answered from rows; it keeps what was written."""
 
     backend = "prefect1"
+    traits = traits.of(backend)
     address = "http://fake"
 
     def __init__(self, *rows: dict[str, Any]) -> None:

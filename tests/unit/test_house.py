@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from flowfleet import errors
-from tests.unit.test_imports import folder, is_example, modules
+from tests.unit.test_imports import folder, is_example, modules, within
 
 WATCH = """
 import importlib, json, sys
@@ -200,6 +200,66 @@ def test_a_public_method_is_described_once_by_its_protocol_or_else_by_itself():
 
     assert silent == []
     assert twice == []
+
+
+#: where it may be asked which Prefect it is: elsewhere a trait says what differs (flowfleet/api/traits.py)
+KNOWERS = ("flowfleet.api", "flowfleet.settings", "flowfleet.flow_run")
+#: these are still to be rewritten
+NOT_YET = ("flowfleet.commands.show_config",)
+BACKENDS = {"prefect1", "prefect3"}
+LOOK_UPS = {"get", "pop", "setdefault"}
+
+
+def asks_which_prefect(tree: ast.AST) -> list[int]:
+    """The lines that compare a backend, look something up by it, or have its name in a `match` or as a key."""
+
+    def is_backend(part: ast.AST) -> bool:
+        return any(
+            (isinstance(node, ast.Name) and node.id == "backend")
+            or (isinstance(node, ast.Attribute) and node.attr == "backend")
+            or (isinstance(node, ast.Constant) and node.value in BACKENDS)
+            for node in ast.walk(part)
+        )
+
+    def asking(node: ast.AST) -> list[ast.AST]:
+        parts = [getattr(node, field, None) for field in ("left", "subject", "pattern", "slice")]
+        parts += [*getattr(node, "comparators", ()), *getattr(node, "keys", ())]
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in LOOK_UPS:
+            parts += node.args[:1]
+        return [part for part in parts if part is not None]
+
+    return [part.lineno for node in ast.walk(tree) for part in asking(node) if is_backend(part)]
+
+
+def test_nobody_outside_the_api_asks_which_prefect_it_is():
+    asked = {name: asks_which_prefect(tree) for name, tree in trees().items() if not within(name, *KNOWERS, *NOT_YET)}
+
+    assert {name: lines for name, lines in asked.items() if lines} == {}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "row.offer.backend == other",
+        "found = 0.0 if self._api.backend != 'prefect1' else 1.0",
+        "backend in ('a', 'b')",
+        "name in ('prefect1', 'auto')",
+        "match api.backend:\n    case _: pass",
+        "match which:\n    case 'prefect3': pass",
+        "MAJORS = {'prefect3': ('3',)}",
+        "MAJORS[backend]",
+        "MAJORS.get(backend)",
+    ],
+)
+def test_a_question_which_prefect_it_is_is_seen(code):
+    assert asks_which_prefect(ast.parse(code))
+
+
+@pytest.mark.parametrize(
+    "code", ["traits.of(route.backend).by_labels", "Offer(backend=api.backend)", "{'backend': backend}", "f(backend)"]
+)
+def test_a_backend_that_is_passed_on_asks_nothing(code):
+    assert asks_which_prefect(ast.parse(code)) == []
 
 
 def names_of(node: ast.AST) -> set[str]:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from flowfleet.api import traits
 from flowfleet.api.client import DueRuns
 from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused, SettingsError
 from flowfleet.failpoints import Failpoints
@@ -348,7 +349,7 @@ def test_metrics_have_the_names_of_the_design_and_no_run_id():
 @pytest.mark.parametrize(("backend", "busy"), [("prefect3", 4.0), ("prefect1", 1.0)])
 def test_the_loops_pace_is_that_of_the_settings_and_of_the_api(backend, busy):
     settings = PollerSettings(host="h", idle_seconds=7.5)
-    nobody = SimpleNamespace(backend=backend)
+    nobody = SimpleNamespace(backend=backend, traits=traits.of(backend))
     ledger = SimpleNamespace(gate=nobody, claims=nobody, roster=nobody)
     service = PollerService(
         PollerParts(

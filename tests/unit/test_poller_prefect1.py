@@ -164,7 +164,7 @@ def test_nothing_is_claimed_before_its_time_and_then_at_once():
 
 
 def test_a_run_that_is_cancelled_while_it_waits_for_its_time_is_not_even_asked_for():
-    world = world_with("x", pace=Pace(fresh_seconds=2.0))
+    world = world_with("x")
     run = world.api.add(29.0)
     world.rounds(26.0)
     world.api.be(run, StateType.CANCELLED, "Cancelled")
@@ -489,7 +489,7 @@ def test_a_claim_that_the_server_refuses_for_ever_is_given_up():
 
 def test_a_run_that_was_handed_back_is_tried_again_until_the_server_has_forgotten_its_last_claim(caplog):
     caplog.set_level(logging.INFO)
-    world = world_with("x")
+    world = world_with("x", pace=Pace(lead_seconds=0.0))
     run = world.api.add()
     world.rounds(2)
     first = world.claims.by_run[run]

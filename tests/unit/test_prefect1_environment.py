@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from flowfleet.api import traits
 from flowfleet.api.client import Job, RunState, StateType
 from flowfleet.api.prefect1.client import Prefect1
 from flowfleet.api.prefect1.graphql import PREFECT1, GraphQL
@@ -43,7 +44,7 @@ def environment(tmp_path, **given):
     base = worker_layer(facts["inherited"], python=None, own_prefix=None)
     start_specs = StartSpecBuilder(
         api=api,
-        layers=layers_of(settings, base, "prefect1"),
+        layers=layers_of(settings, base, traits.of("prefect1")),
         interpreter=Interpreter(path="/x/python", prefect="1.4.1"),
         settings=settings,
     )
@@ -157,7 +158,7 @@ def test_a_run_without_a_folder_starts_where_the_worker_was_started(tmp_path):
 
 def test_at_prefect_3_a_run_keeps_its_own_empty_folder_and_import_paths_come_first(tmp_path):
     settings = WorkerSettings(import_paths=("~/mine", "/b"))
-    layers = layers_of(settings, {"PYTHONPATH": "/old"}, "prefect3")
+    layers = layers_of(settings, {"PYTHONPATH": "/old"}, traits.of("prefect3"))
 
     assert layers.home is None
     env = layers.of_host()

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from flowfleet.api import traits
 from flowfleet.api.client import Place, Rival, RunState, ServerInfo, StateType, UnfitRun
 from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused
 from flowfleet.flow_run import Offer, Route
@@ -123,6 +124,7 @@ class Api(SimpleNamespace):
     """What the checks of labels ask."""
 
     backend = "prefect1"
+    traits = traits.of(backend)
 
     def rivals(self, offers, mark):
         assert mark.fleet == "default"
@@ -195,7 +197,7 @@ def test_runs_that_no_agent_can_take_are_told():
 
 def test_a_fleet_without_workers_and_another_api_have_no_rivals():
     assert checks([rival()], rows=[worker("x", live=False)]) == []
-    assert list(label_checks(SimpleNamespace(backend="prefect3"), _snapshot())) == []
+    assert list(label_checks(SimpleNamespace(traits=traits.of("prefect3")), _snapshot())) == []
 
 
 def test_rivals_that_cannot_be_asked_for_are_no_failure():

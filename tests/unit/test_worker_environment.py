@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from flowfleet.api import traits
 from flowfleet.api.client import Job, RunState, StateType
 from flowfleet.errors import SettingsError, StartFailed
 from workers.environment import EnvironmentLayers, absolute_paths, parse_pairs, worker_layer
@@ -86,7 +87,7 @@ def test_the_first_python_on_path_that_has_prefect_is_chosen(tmp_path):
     chosen = python(tmp_path / "b", "3.4.1")
     python(tmp_path / "c", "3.9.9")
     path = os.pathsep.join(str(tmp_path / name) for name in "abc")
-    found = choose_interpreter({"PATH": path}, python=None, backend="prefect3")
+    found = choose_interpreter({"PATH": path}, python=None, traits=traits.of("prefect3"))
     assert (found.path, found.prefect) == (str(chosen), "3.4.1")
 
 
@@ -94,17 +95,19 @@ def test_no_prefect_is_one_sentence_and_the_fallback_is_the_last_one_asked(tmp_p
     python(tmp_path / "a", None)
     env = {"PATH": str(tmp_path / "a")}
     with pytest.raises(SettingsError, match="no Python on PATH has prefect"):
-        choose_interpreter(env, python=None, backend="prefect3")
+        choose_interpreter(env, python=None, traits=traits.of("prefect3"))
     fallback = python(tmp_path / "own", "3.1.0")
-    assert choose_interpreter(env, python=None, backend="prefect3", fallback=str(fallback)).path == str(fallback)
+    assert choose_interpreter(env, python=None, traits=traits.of("prefect3"), fallback=str(fallback)).path == str(
+        fallback
+    )
 
 
 def test_a_prefect_that_does_not_fit_the_api_is_refused(tmp_path):
     old = python(tmp_path / "a", "2.20.1")
     with pytest.raises(SettingsError, match=r"has prefect 2\.20\.1, which does not fit"):
-        choose_interpreter({"PATH": "/bin"}, python=old, backend="prefect3")
+        choose_interpreter({"PATH": "/bin"}, python=old, traits=traits.of("prefect3"))
     one = python(tmp_path / "b", "1.4.1")
-    assert choose_interpreter({"PATH": "/bin"}, python=one, backend="prefect1").prefect == "1.4.1"
+    assert choose_interpreter({"PATH": "/bin"}, python=one, traits=traits.of("prefect1")).prefect == "1.4.1"
 
 
 @pytest.mark.parametrize(
@@ -114,13 +117,13 @@ def test_the_first_python_with_a_prefect_of_the_right_age_is_chosen(tmp_path, ba
     python(tmp_path / "a", "2.20.1")
     chosen = python(tmp_path / "b", fitting)
     path = os.pathsep.join(str(tmp_path / name) for name in "ab")
-    assert choose_interpreter({"PATH": path}, python=None, backend=backend).path == str(chosen)
+    assert choose_interpreter({"PATH": path}, python=None, traits=traits.of(backend)).path == str(chosen)
 
 
 def test_a_host_that_has_only_the_newer_prefect_is_told_what_to_do_for_the_older_api(tmp_path):
     new = python(tmp_path / "a", "3.4.1")
     with pytest.raises(SettingsError) as failure:
-        choose_interpreter({"PATH": str(tmp_path / "a")}, python=None, backend="prefect1", fallback=str(new))
+        choose_interpreter({"PATH": str(tmp_path / "a")}, python=None, traits=traits.of("prefect1"), fallback=str(new))
     assert str(failure.value) == (
         f"{new} has prefect 3.4.1, which does not fit an API of Prefect 1, "
         "name the Python of an environment with prefect 1 by --python"
@@ -141,9 +144,9 @@ def test_import_paths_are_made_absolute_where_the_worker_starts(tmp_path, monkey
 @pytest.mark.parametrize(("version", "words"), [(None, "has no prefect"), ("", "has no prefect")])
 def test_a_given_python_without_prefect_is_named(tmp_path, version, words):
     with pytest.raises(SettingsError, match=words):
-        choose_interpreter({"PATH": "/bin"}, python=python(tmp_path / "a", version), backend="prefect3")
+        choose_interpreter({"PATH": "/bin"}, python=python(tmp_path / "a", version), traits=traits.of("prefect3"))
     with pytest.raises(SettingsError, match="is no program that can be run"):
-        choose_interpreter({"PATH": "/bin"}, python=tmp_path / "nothing", backend="prefect3")
+        choose_interpreter({"PATH": "/bin"}, python=tmp_path / "nothing", traits=traits.of("prefect3"))
 
 
 def test_prefect_is_asked_for_without_being_imported(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from flowfleet.api import traits
 from flowfleet.api.client import RunState, StateType
 from workers.deployment import Exit
 from workers.reporting.exit_table import Step, decide, for_cancelled
@@ -14,7 +15,7 @@ def state(kind, name="", **facts):
 
 
 def decided(exit_, kind, *, looked=False, backend="prefect3", name="", **facts):
-    return decide(exit_, state(kind, name, **facts), backend=backend, looked_before=looked)
+    return decide(exit_, state(kind, name, **facts), traits=traits.of(backend), looked_before=looked)
 
 
 @pytest.mark.parametrize("end", [Exit(code=0), Exit(code=3), Exit(signal=9), Exit(unknown=True), Exit(error="no")])
@@ -27,7 +28,7 @@ def test_a_finished_state_is_never_written_over(end, kind):
 
 @pytest.mark.parametrize("end", [Exit(code=0), Exit(code=3)])
 def test_a_run_that_the_api_does_not_know_any_more_is_released(end):
-    assert decide(end, None, backend="prefect3", looked_before=False).outcome == "gone"
+    assert decide(end, None, traits=traits.of("prefect3"), looked_before=False).outcome == "gone"
 
 
 @pytest.mark.parametrize(("kind", "name"), [(StateType.PAUSED, "Suspended"), (StateType.SCHEDULED, "AwaitingRetry")])

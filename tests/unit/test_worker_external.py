@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from flowfleet.api import traits
 from flowfleet.api.client import RunState, StateType
 from flowfleet.errors import ApiUnavailable, StartFailed, UnsupportedRun
 from workers.deployers.external import COMES_BACK_SECONDS, DOUBT_SECONDS, ExternalDeployer, ExternalWatch
@@ -88,7 +89,10 @@ def test_a_deployment_lives_until_its_run_has_ended_at_the_api(tmp_path):
         assert run.poll() is None
     world.seen(state(StateType.COMPLETED))
     assert run.poll().code == 0
-    assert decide(run.poll(), state(StateType.COMPLETED), backend="prefect1", looked_before=False).step is Step.RELEASE
+    assert (
+        decide(run.poll(), state(StateType.COMPLETED), traits=traits.of("prefect1"), looked_before=False).step
+        is Step.RELEASE
+    )
 
 
 def test_a_run_that_is_gone_is_over(tmp_path):
@@ -178,7 +182,7 @@ def test_a_run_whose_worker_was_killed_while_it_was_deployed_is_watched_and_not_
     world.seen(state(StateType.PENDING), after=DOUBT_SECONDS - 1)
     assert run.poll() is None
     world.seen(state(StateType.PENDING), after=2)
-    decision = decide(run.poll(), state(StateType.PENDING), backend="prefect1", looked_before=False)
+    decision = decide(run.poll(), state(StateType.PENDING), traits=traits.of("prefect1"), looked_before=False)
     assert (decision.kind, decision.step) == (StateType.FAILED, Step.TELL)
     assert "killed while it was deployed" in decision.message
 
@@ -203,14 +207,14 @@ def test_a_run_that_comes_back_by_itself_is_let_go_once_no_process_of_it_can_wai
     assert run.poll() is None
     comes_back = state(StateType.RUNNING, comes_back=True)
     world.seen(comes_back, after=COMES_BACK_SECONDS + 1)
-    assert decide(run.poll(), comes_back, backend="prefect1", looked_before=False).step is Step.RELEASE
+    assert decide(run.poll(), comes_back, traits=traits.of("prefect1"), looked_before=False).step is Step.RELEASE
 
 
 def test_a_stop_lets_go_of_it_and_says_that_it_may_go_on(tmp_path):
     world = World(tmp_path)
     run = world.deployer.start(world.spec())
     run.stop()
-    decision = decide(run.poll(), state(StateType.RUNNING), backend="prefect1", looked_before=False)
+    decision = decide(run.poll(), state(StateType.RUNNING), traits=traits.of("prefect1"), looked_before=False)
     assert decision.kind is StateType.FAILED
     assert "not watched any more: it took longer than --run-timeout" in decision.message
     assert Exit.from_record(run.poll().to_record()) == run.poll()

@@ -190,7 +190,7 @@ class Endings:
         if attempt.fenced:
             self._lost(attempt, "fenced")
             return
-        decision = decide(attempt.exit, state, backend=self._api.backend, looked_before=looked_before)
+        decision = decide(attempt.exit, state, traits=self._api.traits, looked_before=looked_before)
         if attempt.cancelled:
             decision = for_cancelled(decision)
         if decision.step is Step.LOOK_AGAIN:
@@ -210,7 +210,7 @@ class Endings:
         running = RunState(
             run_id=attempt.held.run_id, run_name=attempt.held.name, kind=StateType.RUNNING, name="Running"
         )
-        decision = decide(end, running, backend=self._api.backend, looked_before=True)
+        decision = decide(end, running, traits=self._api.traits, looked_before=True)
         self._outbox.put_aside(self._report(attempt, decision))
 
     def _post(self, report: Report) -> None:

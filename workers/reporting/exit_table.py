@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from flowfleet import logs
 from flowfleet.api.client import RunState, StateType
+from flowfleet.api.traits import Traits
 from workers.deployment import Exit
 
 #: the last state of an engine that exits 0 may still be on its way: the API is looked at again after this time
@@ -35,7 +36,7 @@ class Decision:
     message: str = ""
 
 
-def decide(exit_: Exit, state: RunState | None, *, backend: str, looked_before: bool) -> Decision:
+def decide(exit_: Exit, state: RunState | None, *, traits: Traits, looked_before: bool) -> Decision:
     """Look up in the exit table what to do about a run that ended this way while the API shows this state.
 
     `state` None means that the API does not know the run any more; `looked_before` that this is the second look.
@@ -53,11 +54,11 @@ def decide(exit_: Exit, state: RunState | None, *, backend: str, looked_before: 
     if exit_.ok and not looked_before:
         return Decision(step=Step.LOOK_AGAIN)
     words = SILENT_END + "." if exit_.ok else f"{exit_}.{last_words(exit_)}"
-    return _tell(f"The flow run's process {words}", state.kind, backend)
+    return _tell(f"The flow run's process {words}", state.kind, traits)
 
 
-def _tell(message: str, stands: StateType, backend: str) -> Decision:
-    kind = StateType.FAILED if backend == "prefect1" else StateType.CRASHED  # Prefect 1 has no Crashed state
+def _tell(message: str, stands: StateType, traits: Traits) -> Decision:
+    kind = StateType.CRASHED if traits.has_crashed else StateType.FAILED
     if stands is StateType.CANCELLING:
         kind = StateType.CANCELLED
     return Decision(step=Step.TELL, outcome=kind.value.lower(), kind=kind, message=message)

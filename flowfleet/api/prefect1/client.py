@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from flowfleet.api import traits
 from flowfleet.api.client import (
     Answer,
     DueRuns,
@@ -47,6 +48,7 @@ class Prefect1:
     """The client of one Prefect 1 API, for one tenant."""
 
     backend = "prefect1"
+    traits = traits.of(backend)
 
     def __init__(
         self,

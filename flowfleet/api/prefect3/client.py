@@ -10,6 +10,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote, unquote
 
+from flowfleet.api import traits
 from flowfleet.api.client import (
     Answer,
     DueRuns,
@@ -51,6 +52,7 @@ class Prefect3:
     """The client of one Prefect 3 API; its facts about pools and deployments are at most 30 s old."""
 
     backend = "prefect3"
+    traits = traits.of(backend)
 
     def __init__(
         self,
