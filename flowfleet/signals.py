@@ -7,15 +7,13 @@ change is found and logged at once.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-import select
 import signal
 import threading
 from collections.abc import Callable
-from types import FrameType
 from typing import Protocol
+
+from flowfleet.wakeup import Wakeup
 
 logger = logging.getLogger(__name__)
 
@@ -38,21 +36,15 @@ class ReloadOnSighup:
 
     def __init__(self, *, look_seconds: float = LOOK_SECONDS) -> None:
         self._look_seconds = look_seconds
-        self._reader, self._writer = os.pipe()
-        os.set_blocking(self._reader, False)
-        os.set_blocking(self._writer, False)
+        self._signalled = Wakeup()
         #: set after each signal and whenever the credentials have changed, for callers of `wait`
         self.changed = threading.Event()
         #: called after a reload, when other credentials may be in use
         self.then: Callable[[], None] = lambda: None
 
     def install(self) -> None:
-        """Take SIGHUP; a handler may take no lock, so it leaves one byte for the thread."""
-        signal.signal(signal.SIGHUP, self._on_signal)
-
-    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        with contextlib.suppress(BlockingIOError):  # the pipe is full of signals that the thread has not handled yet
-            os.write(self._writer, b"!")
+        """Take SIGHUP; a handler may take no lock, so it only wakes the thread."""
+        signal.signal(signal.SIGHUP, lambda _number, _frame: self._signalled.wake())
 
     def serve(self, *holders: SecretHolder) -> None:
         """Start the thread that lets these holders look for their secrets again."""
@@ -72,9 +64,9 @@ class ReloadOnSighup:
 
     def look(self, *holders: SecretHolder) -> None:
         """Wait for a signal, or for the next time to look after a refused key; then renew secrets if there is cause."""
-        signalled = bool(select.select([self._reader], [], [], self._look_seconds)[0])
+        signalled = self._signalled.wait(self._look_seconds)
         if signalled:
-            os.read(self._reader, 4096)
+            self._signalled.clear()
             logger.info("SIGHUP: secrets are read again")
         if not signalled and not any(holder.key_refused for holder in holders):
             return

@@ -128,6 +128,45 @@ def test_files_and_functions_are_short():
     assert {name: lines for name, lines in functions.items() if lines > LONGEST_FUNCTION} == {}
 
 
+def uses(tree: ast.Module, library: str, *functions: str) -> bool:
+    """Whether a module uses one of these functions of a library module, by whatever name it imports either."""
+    names = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+        if alias.name == library
+    }
+    return any(
+        (isinstance(node, ast.Attribute) and node.attr in functions and ast.unparse(node.value) in names)
+        or (
+            isinstance(node, ast.ImportFrom)
+            and node.module == library
+            and any(alias.name in functions for alias in node.names)
+        )
+        for node in ast.walk(tree)
+    )
+
+
+@pytest.mark.parametrize(
+    ("file", "library", "functions"),
+    [
+        ("flowfleet.wakeup", "os", ("pipe", "pipe2", "eventfd")),
+        ("workers.deployers.fork_client", "socket", ("socketpair",)),  # its channels to other processes
+    ],
+)
+def test_what_is_done_in_one_file_is_done_nowhere_else_outside_the_shim(file, library, functions):
+    users = {name for name, tree in trees().items() if uses(tree, library, *functions)}
+
+    assert {name for name in users if not within(name, "workers.shim")} == {file}
+
+
+@pytest.mark.parametrize("text", ["import os as x\nx.pipe()", "from os import pipe as x", "import os\ny = os.pipe"])
+def test_a_function_is_found_by_whatever_name_it_is_imported(text):
+    assert uses(ast.parse(text), "os", "pipe")
+    assert not uses(ast.parse(text), "os", "read")
+
+
 def drawn() -> set[Path]:
     """The files and folders that the picture of the house in docs/design.md shows, from the packages on."""
     text = (Path(__file__).parents[2] / "docs" / "design.md").read_text()

@@ -33,7 +33,7 @@ WORKERS = (
 )
 FLOWFLEET = (
     ("flowfleet.logs",),
-    ("flowfleet.errors", "flowfleet.flow_run", "flowfleet.retry", "flowfleet.signals", "flowfleet.failpoints"),
+    tuple(f"flowfleet.{name}" for name in ("errors", "flow_run", "retry", "wakeup", "signals", "failpoints")),
     ("flowfleet.ledger", "flowfleet.broker"),
     ("flowfleet.settings",),
     ("flowfleet.api",),

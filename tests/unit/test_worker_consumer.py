@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import select
 import uuid
 
 import pytest
@@ -11,7 +10,7 @@ from celery.worker import state as celery_state
 from celery.worker.consumer import Consumer
 
 from flowfleet.errors import BadMessage, FleetError
-from workers.lifecycle.consumer import Slots, Wakeup, check_message, guard_read, require_hooks
+from workers.lifecycle.consumer import Slots, check_message, guard_read, require_hooks
 
 
 class FakeOwner:
@@ -61,15 +60,6 @@ def test_a_worker_that_stops_or_does_not_accept_fetches_nothing():
     slots.stopping = True
     assert not slots.has_room()
     assert not Slots(2, FakeOwner(accepting=False)).has_room()
-
-
-def test_the_bell_rings_once_for_many_rings_and_never_blocks():
-    wakeup = Wakeup()
-    for _ in range(100_000):
-        wakeup.wake()
-    assert select.select([wakeup], [], [], 0)[0]
-    wakeup.clear()
-    assert not select.select([wakeup], [], [], 0)[0]
 
 
 def message(**changes):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import os
@@ -14,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from flowfleet.wakeup import Wakeup
 from workers.deployers import process_handles
 from workers.deployment import Exit, Handle
 from workers.host import Abilities, Host
@@ -43,10 +43,8 @@ class RunWakeup:
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._watched: int | None = None
-        self._reader, self._writer = os.pipe()
-        os.set_blocking(self._reader, False)
-        os.set_blocking(self._writer, False)
-        self._epoll.register(self._reader, select.EPOLLIN)
+        self._timed = Wakeup()
+        self._epoll.register(self._timed, select.EPOLLIN)
         self._lock = threading.Lock()
 
     def fileno(self) -> int:
@@ -73,20 +71,18 @@ class RunWakeup:
     def _wake(self) -> None:
         with self._lock:
             if not self._epoll.closed:
-                os.write(self._writer, b"!")
+                self._timed.wake()
 
     def clear(self) -> None:
         """Clear the wakeups of `wake_in`; the end of the watched process stays readable."""
-        with contextlib.suppress(BlockingIOError):
-            os.read(self._reader, 64)
+        self._timed.clear()
 
     def close(self) -> None:
         """Close all descriptors."""
         with self._lock:
             if not self._epoll.closed:
                 self._epoll.close()
-                os.close(self._reader)
-                os.close(self._writer)
+                self._timed.close()
 
 
 def _run_wakeup(abilities: Abilities) -> RunWakeup | None:

@@ -7,10 +7,8 @@ before the worker starts, since without them a worker would fetch more than it c
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -29,6 +27,7 @@ from flowfleet.broker import queue_name, queue_of
 from flowfleet.errors import BadMessage, FleetError
 from flowfleet.flow_run import MESSAGE_LIMIT, TASK_NAME, Message, Route
 from flowfleet.settings.classes import WorkerSettings
+from flowfleet.wakeup import Wakeup
 
 logger = logging.getLogger(__name__)
 
@@ -73,30 +72,6 @@ def require_hooks() -> None:
             f"Celery {celery.__version__} with kombu {kombu.__version__} lacks {', '.join(missing)}, "
             f"without which slots cannot be kept, install celery 5.6 or 5.7"
         )
-
-
-class Wakeup:
-    """Wakes Celery's loop from other threads and from signal handlers: one descriptor, no lock."""
-
-    def __init__(self) -> None:
-        self._reader, self._writer = os.pipe()
-        os.set_blocking(self._reader, False)
-        os.set_blocking(self._writer, False)
-
-    def fileno(self) -> int:
-        """The descriptor that turns readable when somebody wakes the loop."""
-        return self._reader
-
-    def wake(self) -> None:
-        """Wake the loop; safe in a signal handler."""
-        with contextlib.suppress(BlockingIOError):  # the pipe is full of wakes that the loop has not read yet
-            os.write(self._writer, b"!")
-
-    def clear(self) -> None:
-        """Empty the pipe: every wake so far is answered."""
-        with contextlib.suppress(BlockingIOError):
-            while os.read(self._reader, 4096):
-                pass
 
 
 @dataclass

@@ -6,15 +6,14 @@ them for Celery's loop), wakes the loop, and writes a byte for the watchdog thre
 
 from __future__ import annotations
 
-import contextlib
 import os
-import select
 import signal
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from flowfleet.wakeup import Wakeup
 from workers.lifecycle.consumer import Slots, ask_to_stop
 from workers.state.attempts import Attempts
 
@@ -54,12 +53,11 @@ class StopSignals:
     #: the number of the first signal that asked for the stop; None = nobody has
     first_signal: int | None = None
     hurried: bool = False
-    _pipe: tuple[int, int] = field(default_factory=os.pipe)
+    _asked: Wakeup = field(default_factory=Wakeup)
     _done: threading.Event = field(default_factory=threading.Event)
 
     def install(self) -> None:
         """Handle SIGTERM and SIGINT from now on; an ignored SIGINT (a shell's background job) stays ignored."""
-        os.set_blocking(self._pipe[1], False)
         signal.signal(signal.SIGTERM, self._handle)
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, self._handle)
@@ -82,8 +80,7 @@ class StopSignals:
         self.attempts.close()
         ask_to_stop()
         self.slots.wakeup.wake()
-        with contextlib.suppress(BlockingIOError):
-            os.write(self._pipe[1], b"!")
+        self._asked.wake()
 
     def _handle(self, number: int, _frame: Any) -> None:
         self.request(number)
@@ -93,6 +90,6 @@ class StopSignals:
         self._done.set()
 
     def _watch(self) -> None:
-        select.select([self._pipe[0]], [], [])
+        self._asked.wait()
         if not self._done.wait(WATCHDOG_SECONDS):
             self.leave(0)

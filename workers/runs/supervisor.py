@@ -5,9 +5,7 @@ Its thread does nothing that can wait for a network: what follows from an end is
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import queue
 import selectors
 import threading
@@ -15,6 +13,7 @@ import time
 from collections.abc import Callable
 
 from flowfleet.ledger.claims import State
+from flowfleet.wakeup import Wakeup
 from workers.deployment import Exit
 from workers.state.attempts import Attempt, Attempts
 
@@ -47,11 +46,9 @@ class Supervisor:
         self._run_timeout = run_timeout
         self._clock = clock
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._reader, self._writer = os.pipe()
-        os.set_blocking(self._reader, False)
-        os.set_blocking(self._writer, False)
+        self._wakeup = Wakeup()
         self._selector = selectors.DefaultSelector()
-        self._selector.register(self._reader, selectors.EVENT_READ, None)
+        self._selector.register(self._wakeup, selectors.EVENT_READ, None)
         #: key of a watched run → when to poll it although its descriptor is not readable
         self._ask_at: dict[str, float] = {}
         #: key of a watched run → when its --run-timeout is over
@@ -86,8 +83,7 @@ class Supervisor:
 
     def _post(self, action: Callable[[], None]) -> None:
         self._inbox.put(action)
-        with contextlib.suppress(BlockingIOError):  # the pipe is full of unread wakeups already
-            os.write(self._writer, b"!")
+        self._wakeup.wake()
 
     # -- inside the thread
 
@@ -112,9 +108,7 @@ class Supervisor:
             self._time_out(key)
 
     def _empty_inbox(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            while os.read(self._reader, 4096):
-                pass
+        self._wakeup.clear()
         while True:
             try:
                 action = self._inbox.get_nowait()
