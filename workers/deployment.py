@@ -14,8 +14,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
 
+from flowfleet.errors import StartFailed
+
 Handle = Mapping[str, Any]
 
+#: the least priority that a process can have
+MOST_NICE = 19
 #: the kind of the runs that a callable gives to another system; they need no interpreter of this host
 EXTERNAL = "external"
 
@@ -96,6 +100,16 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
+def _raised_nice(own: int, where: str, asked: object) -> int:
+    try:
+        number = int(str(asked))
+    except ValueError:
+        number = -1
+    if not 0 <= number <= MOST_NICE:
+        raise StartFailed(f"{where} is {str(asked)[:100]!r}, give a whole number from 0 to {MOST_NICE}")
+    return max(own, number)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunLimits:
     """The limits of one run, which travel whole from the worker's settings and the run's job variables to the shim.
@@ -108,6 +122,8 @@ class RunLimits:
     stop_grace: float
     #: soft cap of the output file (`log` in the run's folder) in bytes; 0 = no cap
     log_limit: int
+    #: added to the niceness of the worker, up to 19; a run may raise it
+    nice: int = field(default=0, metadata={"asked": _raised_nice})
 
     @classmethod
     def of(cls, settings: object, variables: Mapping[str, Any], env: Mapping[str, str | None]) -> RunLimits:

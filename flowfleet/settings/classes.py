@@ -33,6 +33,7 @@ from flowfleet.settings.values import (
     SECONDS,
     SIZE,
     SWITCH,
+    between,
     label,
     one_of,
     shown_as,
@@ -200,6 +201,14 @@ class WorkerSettings(CommonSettings):
             flag="--stop-grace",
             kind=GRACE,
             help="How long a stop waits for runs, and a run gets between TERM and KILL (default: 30).",
+        ),
+    )
+    nice: int = setting(
+        0,
+        Option(
+            flag="--nice",
+            kind=between(0, 19),
+            help="Run flows with this much less priority than this worker's own, up to 19 (default: 0).",
         ),
     )
     state_dir: Path | None = setting(None, state_dir_option("Where this worker keeps its runs' records"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import site
 import subprocess
 import sys
@@ -30,20 +31,24 @@ WHERE = """
         note("prefix:" + sys.prefix)
         note("venv:" + os.environ.get("VIRTUAL_ENV", "-"))
         note("path:" + os.environ["PATH"].split(os.pathsep)[0])
+        with open("/proc/self/stat") as stat:
+            note("nice:" + stat.read().rpartition(")")[2].split()[16])
 """
 
 
 def test_two_environments_on_one_worker(fleet, other):
     fleet.start_poller()
-    fleet.start_worker(slots=2)
+    fleet.start_worker("worker", "--nice", "2", slots=2)
     first = fleet.create_run(fleet.deploy(WHERE))
     command = f"{other}/bin/python -m prefect.engine"
-    second = fleet.create_run(fleet.deploy(WHERE, job_variables={"command": command}))
+    second = fleet.create_run(fleet.deploy(WHERE, job_variables={"command": command, "nice": 5}))
     for run in (first, second):
         fleet.wait_state(run, "Completed", seconds=90)
 
     assert f"prefix:{sys.prefix}" in fleet.words(first)
     assert f"prefix:{other}" in fleet.words(second)
+    assert f"nice:{os.nice(0) + 2}" in fleet.words(first)
+    assert f"nice:{os.nice(0) + 5}" in fleet.words(second)
 
 
 def test_a_flow_calls_the_console_script_of_the_environment_that_python_names(fleet, other):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,8 +26,10 @@ class Both:
         self.folder = folder
         self.flow = self.world.real.register("inside", labels=["any"], script=True)["inside"]
         self.world.start_poller()
-        self.warm = self.world.start_worker("forks", "any", "forked", slots=1)
-        self.cold = self.world.start_worker("executes", "any", "executed", slots=1, options=["--no-warm-start"])
+        self.warm = self.world.start_worker("forks", "any", "forked", slots=1, options=["--nice", "2"])
+        self.cold = self.world.start_worker(
+            "executes", "any", "executed", slots=1, options=["--no-warm-start", "--nice", "2"]
+        )
         until(lambda: "warm parent" in self.warm.text(), 60, "the warm parent")
 
     def look(self, label: str, *, spawn: bool = False, **config: Any) -> dict[str, Any]:
@@ -97,6 +100,7 @@ ODD = {
         "PREFECT__CLOUD__HEARTBEAT_MODE": "process",
         "PREFECT__CLOUD__SEND_FLOW_RUN_LOGS": "false",
         "PREFECT__FLOWS__CHECKPOINTING": "true",
+        "FLOWFLEET_NICE": "5",
         "FROM_THE_RUN": "grüße\n=two lines",
         "TMPDIR": "/tmp/",
         "PYTHONPATH": f"/no/such/folder:{FLOWS}::/tmp",
@@ -111,6 +115,7 @@ def test_the_one_engine_is_what_the_other_is(both, config):
     assert (warm["by"], cold["by"]) == (WARM, COLD)
     assert sorted(warm["seen"]) == sorted(cold["seen"])
     assert "\n".join(differences(warm["seen"], cold["seen"])) == ""
+    assert warm["seen"]["nice"] == os.nice(0) + int(config.get("env", {}).get("FLOWFLEET_NICE", 2))
     assert warm["left"] == cold["left"] == {".late": "finalized\n", ".atexit": "done"}
     assert warm["log"] == cold["log"]
     assert both.heard(warm["run"]) == both.heard(cold["run"])

@@ -106,6 +106,7 @@ def look(out, spawn):
         "cmdline": [part for part in (process / "cmdline").read_text().split("\0") if part],
         "shown": sorted(part for part in (process / "environ").read_text(errors="replace").split("\0") if part),
         "limits": [resource.getrlimit(one) for one in (resource.RLIMIT_NOFILE, resource.RLIMIT_CORE)],
+        "nice": int((process / "stat").read_text().rpartition(")")[2].split()[16]),
         "score": (process / "oom_score_adj").read_text(),
         "group": [os.getpgid(0) == os.getpid(), os.getsid(0) == os.getppid()],
         "spawned": child() if spawn else None,

@@ -210,6 +210,12 @@ def test_a_command_that_ignores_term_is_killed_after_the_grace(bench):
     assert end.ended_at - end.started_at >= 0.3
 
 
+@pytest.mark.parametrize("nice", [0, 3, 19])
+def test_a_run_is_as_much_nicer_than_its_worker_as_its_limits_say(bench, nice):
+    spec = bench.python("import os; print(os.nice(0))", nice=nice)
+    assert bench.run(spec).last_lines == (str(min(19, os.nice(0) + nice)),)
+
+
 def test_kill_does_not_wait_for_a_grace(bench):
     spec = bench.python(IGNORES_TERM, stop_grace=600.0)
     started_run = bench.start(spec)
@@ -451,7 +457,7 @@ abilities = {{name: mode == "full" for name in ("proc", "subreaper", "holes")}}
 request = {{
     "run_id": "run", "claim": "claim", "folder": str(folder), "argv": ["sh", "-c", script], "env": dict(os.environ),
     "path": os.environ["PATH"], "cwd": None, "umask": 0o22, "not_after": None,
-    "limits": {{"log_limit": 1, "stop_grace": 1.0}}, "handle": {{}}, "abilities": abilities,
+    "limits": {{"log_limit": 1, "stop_grace": 1.0, "nice": 0}}, "handle": {{}}, "abilities": abilities,
 }}
 ours, theirs = socket.socketpair()
 began = time.monotonic()

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
+
 from flowfleet.api.client import Job, RunState, StateType
+from flowfleet.errors import StartFailed
 from flowfleet.settings.classes import WorkerSettings
 from workers.deployers import registry
 from workers.deployment import DeployerContext, RunLimits
@@ -19,6 +22,31 @@ CONTEXT = DeployerContext(
 def test_a_run_that_asks_for_nothing_has_the_limits_of_its_worker():
     limits = RunLimits.of(WorkerSettings(stop_grace=7.0, log_limit=5), {"stop_grace": 1.0}, {})
     assert (limits.stop_grace, limits.log_limit) == (7.0, 5)
+
+
+@pytest.mark.parametrize(
+    ("variables", "env", "nice"),
+    [
+        ({}, {}, 4),
+        ({"nice": None}, {"FLOWFLEET_NICE": ""}, 4),
+        ({"nice": 9}, {}, 9),
+        ({"nice": "9"}, {}, 9),
+        ({}, {"FLOWFLEET_NICE": "9"}, 9),
+        ({"nice": 6}, {"FLOWFLEET_NICE": "9"}, 6),
+        ({"nice": 1}, {}, 4),
+    ],
+)
+def test_a_run_may_only_raise_the_niceness(variables, env, nice):
+    assert RunLimits.of(WorkerSettings(nice=4), variables, env).nice == nice
+
+
+@pytest.mark.parametrize("value", [20, -1, "much", 1.5, True, ["x"], "x" * 5000])
+@pytest.mark.parametrize("where", ["the job variable nice", "the run's variable FLOWFLEET_NICE"])
+def test_a_niceness_that_cannot_be_is_one_sentence(value, where):
+    given = ({"nice": value}, {}) if "job" in where else ({}, {"FLOWFLEET_NICE": str(value)})
+    with pytest.raises(StartFailed, match=f"^{where} is .*, give a whole number from 0 to 19$") as caught:
+        RunLimits.of(WorkerSettings(), *given)
+    assert len(str(caught.value)) < 250
 
 
 @dataclass

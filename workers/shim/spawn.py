@@ -109,7 +109,7 @@ def _become(
 ) -> NoReturn:
     step = "prepare"
     try:
-        _prepare(log, proc=proc)
+        _prepare(log, nice=request["limits"]["nice"], proc=proc)
         if not os.read(gate, 1):
             os._exit(127)  # the shim is gone: this run never began
         step = "cwd"
@@ -141,8 +141,9 @@ def _reason(unfit: ColdReason, request: dict[str, Any]) -> str | None:
         return f"{type(exc).__name__}: {exc}"
 
 
-def _prepare(log: int, *, proc: bool) -> None:
+def _prepare(log: int, *, nice: int, proc: bool) -> None:
     os.setpgid(0, 0)
+    os.nice(nice)
     signal.set_wakeup_fd(-1)
     for number in signal.valid_signals():
         if number not in (signal.SIGKILL, signal.SIGSTOP) and signal.getsignal(number) not in (signal.SIG_DFL, None):

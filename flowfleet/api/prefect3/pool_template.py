@@ -43,6 +43,12 @@ def _of_each_run() -> dict[str, Any]:
             "description": "The folder on the worker's host in which a run starts. Empty: a new one each time.",
             **_text(),
         },
+        "nice": {
+            "title": "Niceness",
+            "description": "How much less priority a run has than its worker, up to 19; at least the worker's --nice.",
+            "anyOf": [{"type": "integer", "minimum": 0, "maximum": 19}, {"type": "null"}],
+            "default": None,
+        },
     }
 
 
