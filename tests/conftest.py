@@ -6,7 +6,7 @@ import importlib.util
 import logging
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
 
+from tests.lawless_api import LawlessApi
 from tests.needs import missing, need
 from tests.prefect_server import PrefectServer
 from tests.up_runs import UpRun
@@ -130,3 +131,30 @@ def fleet(prefect_server: PrefectServer, valkey: Valkey, tmp_path: Path) -> Iter
     world = World(tmp_path, prefect_server.api_url, valkey.tcp_url)
     yield world
     world.close()
+
+
+@pytest.fixture
+def make_lawless(valkey: Valkey, tmp_path: Path) -> Iterator[Callable[[], World]]:
+    """As many fleets as a test wants, each on an API of its own that takes every state from everybody."""
+    made: list[tuple[World, LawlessApi]] = []
+
+    def make(api: LawlessApi | None = None) -> World:
+        api = (api or LawlessApi()).start()
+        folder = tmp_path / f"world{len(made)}"
+        folder.mkdir()
+        made.append((World(folder, api.api_url, valkey.tcp_url), api))
+        return made[-1][0]
+
+    try:
+        yield make
+        for world, _ in made:
+            world.close()
+    finally:
+        for _, api in made:
+            api.stop()
+
+
+@pytest.fixture
+def lawless(make_lawless: Callable[[], World]) -> World:
+    """One such fleet."""
+    return make_lawless()

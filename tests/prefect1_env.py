@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from tests import processes
 from tests.needs import need
 
 #: a folder that holds flow files, one flow each, named as the file is
@@ -32,9 +33,7 @@ def environment(home: Path, api_url: str, **extra: str) -> dict[str, str]:
 
     The heartbeat is a thread of the engine, as a process of its own costs an import of prefect for each run.
     """
-    own = ("PREFECT_", "FLOWFLEET_", "PYTHON")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(own)}
-    return kept | {
+    return processes.environment("PYTHON") | {
         "HOME": str(home),
         "PREFECT__HOME_DIR": str(home / ".prefect"),
         "PREFECT__USER_CONFIG_PATH": str(home / "no-config.toml"),

@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 
+from tests import processes
 from tests.valkey import free_port
 from tests.waiting import until
 
@@ -35,8 +36,7 @@ class PrefectServer:
 
     def environment(self) -> dict[str, str]:
         """What this server, or an engine or command that talks to it, runs with: nothing of the user's own Prefect."""
-        env = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "FLOWFLEET_"))}
-        env |= {
+        env = processes.environment() | {
             "PREFECT_HOME": str(self.folder / "home"),
             "PREFECT_API_URL": self.api_url,
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

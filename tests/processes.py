@@ -5,9 +5,33 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
-from tests.waiting import until
+from tests.waiting import SCALE, until
+
+
+def environment(*less: str) -> dict[str, str]:
+    """Ours without the user's own flowfleet and Prefect, and without what begins with one of `less`."""
+    own = ("FLOWFLEET_", "PREFECT_", *less)
+    return {name: value for name, value in os.environ.items() if not name.startswith(own)}
+
+
+def run(
+    *argv: str | Path, env: Mapping[str, str], cwd: Path | None = None, seconds: float = 60
+) -> subprocess.CompletedProcess[str]:
+    """A program to its end, with what it has said."""
+    return subprocess.run(
+        argv,
+        env=env,
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=seconds * SCALE,
+        check=False,
+    )
 
 
 def marked(variable: str, value: str) -> dict[int, str]:

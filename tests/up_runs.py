@@ -1,7 +1,6 @@
 """UpRun: one `flowfleet up` as a child, with a folder, a mark on all its processes, and its output in a file."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -25,9 +24,7 @@ class UpRun:
         self.scratch = folder / "tmp"
         self.scratch.mkdir(exist_ok=True)
         self.output = folder / "output"
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(("FLOWFLEET_", "PREFECT_"))}
-        self.env = {
-            **clean,
+        self.env = processes.environment() | {
             "HOME": str(folder),
             "TMPDIR": str(self.scratch),
             "XDG_STATE_HOME": str(folder / "xdg-state"),

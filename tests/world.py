@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ from typing import Any
 
 from flowfleet.ledger import connect
 from flowfleet.monitor.snapshot import take_snapshot
-from tests import processes
+from tests import processes, tiny_engine
 from tests.rest import Rest
 from tests.valkey import free_port
 from tests.waiting import SCALE, until
@@ -28,54 +29,12 @@ BIN = Path(sys.executable).parent
 MARK = "FFTEST_WORLD"
 
 #: what flow files begin with: `note(word)` appends a line to the run's own notes, so that flows count themselves
-PRELUDE = """
+PRELUDE = f"""
 import os, sys, time
+from pathlib import Path
 
-def note(word):
-    line = f"{word} {os.getpid()} {time.time():.6f} {os.environ.get('FFTEST_WHO', '-')}\\n".encode()
-    fd = os.open(os.path.join(os.environ["FFTEST_NOTES"], os.environ["FLOWFLEET_RUN_ID"]),
-                 os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    os.write(fd, line)
-    os.close(fd)
-
+{inspect.getsource(tiny_engine.note)}
 from prefect import flow, task
-"""
-
-#: stands in for the engine where a test needs many runs or a held one: `tiny.py SECONDS|hold EXIT-CODE`
-TINY = """
-import json, os, sys, time, urllib.request
-
-def note(word):
-    line = f"{word} {os.getpid()} {time.time():.6f} {os.environ.get('FFTEST_WHO', '-')}\\n".encode()
-    fd = os.open(os.path.join(os.environ["FFTEST_NOTES"], os.environ["FLOWFLEET_RUN_ID"]),
-                 os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    os.write(fd, line)
-    os.close(fd)
-
-def state(kind):
-    url = f"{os.environ['PREFECT_API_URL']}/flow_runs/{os.environ['FLOWFLEET_RUN_ID']}/set_state"
-    body = json.dumps({"state": {"type": kind, "name": kind.title()}}).encode()
-    for _ in range(200):
-        try:
-            urllib.request.urlopen(urllib.request.Request(url, body, {"Content-Type": "application/json"}), timeout=30)
-            return
-        except OSError:
-            time.sleep(0.05)
-
-hold, code = sys.argv[1], int(sys.argv[2])
-note("ran")
-state("RUNNING")
-gate = os.path.join(os.environ["FFTEST_NOTES"], "release")
-if hold == "hold":
-    end = time.monotonic() + 600
-    while not os.path.exists(gate) and time.monotonic() < end:
-        time.sleep(0.02)
-else:
-    time.sleep(float(hold))
-note("done")
-if code == 0:
-    state("COMPLETED")
-sys.exit(code)
 """
 
 
@@ -88,7 +47,7 @@ class Part:
         argv: Sequence[str],
         env: Mapping[str, str],
         folder: Path,
-        address: str,
+        address: str = "",
         cwd: Path | None = None,
     ) -> None:
         self.name = name
@@ -148,8 +107,17 @@ class Part:
         self.signal(signal.SIGKILL)
         self.wait()
 
+    def said(self) -> list[str]:
+        """What it has printed."""
+        return self.out.read_text(errors="replace").splitlines()
+
     def text(self) -> str:
+        """Its log."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def all_text(self) -> str:
+        """Its log and what it has printed."""
+        return self.text() + self.out.read_text(errors="replace")
 
     def tail(self, lines: int = 50) -> str:
         return "\n".join(self.text().splitlines()[-lines:])
@@ -158,28 +126,28 @@ class Part:
 class World:
     """`start_poller()`, `start_worker()`, `deploy(source)`, `create_run(…)`, `wait_state(…)`, `status()`."""
 
-    def __init__(self, folder: Path, api_url: str, redis_url: str, home: Path | None = None) -> None:
+    def __init__(self, folder: Path, api_url: str, redis_url: str, *, fleet: str = "") -> None:
         self.mark = uuid.uuid4().hex[:12]
-        self.fleet = f"t-{self.mark}"
+        self.fleet = fleet or f"t-{self.mark}"
         self.pool = f"pool-{self.mark}"
         self.folder = folder
         self.api_url = api_url
         self.redis_url = redis_url
-        self.api = Rest(api_url)
+        self.api: Any = Rest(api_url)
         self.notes_folder = folder / "notes"
-        self.home = home or folder / "prefect"
+        self.home = folder / "prefect"
         self.parts: list[Part] = []
         self.runs: list[str] = []
-        #: settings of every part; a test may add
-        self.env: dict[str, str] = {}
+        #: settings of every part; a test may add, or take away by None
+        self.env: dict[str, str | None] = {}
         for path in (self.notes_folder, self.home, folder / "flows", folder / "state"):
             path.mkdir(parents=True, exist_ok=True)
 
     # parts
 
-    def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    def environment(self, extra: Mapping[str, str | None] | None = None) -> dict[str, str]:
         """Of our commands, and through them of the flows: nothing of the user's own flowfleet or Prefect."""
-        env = {name: value for name, value in os.environ.items() if not name.startswith(("FLOWFLEET_", "PREFECT_"))}
+        env: dict[str, str | None] = dict(processes.environment())
         env |= {
             "PATH": f"{BIN}{os.pathsep}{env.get('PATH', '')}",
             "HOME": str(self.folder),
@@ -196,14 +164,14 @@ class World:
             "FFTEST_NOTES": str(self.notes_folder),
             MARK: self.mark,
         }
-        return env | self.env | dict(extra or {})
+        return {name: value for name, value in (env | self.env | dict(extra or {})).items() if value is not None}
 
     def start(
         self,
         command: str,
         name: str,
         options: Sequence[str] = (),
-        env: Mapping[str, str] | None = None,
+        env: Mapping[str, str | None] | None = None,
         before: Sequence[str] = (),
         address: str | None = None,
         cwd: Path | None = None,
@@ -212,10 +180,22 @@ class World:
         """One of the console scripts as a part; `before` is what runs it (`ip netns exec …`)."""
         address = address or f"http://127.0.0.1:{free_port()}"
         argv = [*before, str(BIN / command), "start", "--agent-address", address, *options]
+        part = self.part(name, argv, env, address, cwd)
+        return part.wait_ready() if wait else part
+
+    def part(
+        self,
+        name: str,
+        argv: Sequence[str],
+        env: Mapping[str, str | None] | None = None,
+        address: str = "",
+        cwd: Path | None = None,
+    ) -> Part:
+        """Any program as a part."""
         number = sum(part.name.startswith(f"{name}-") for part in self.parts) + 1
         part = Part(f"{name}-{number}", argv, self.environment(env), self.folder, address, cwd)
         self.parts.append(part)
-        return part.wait_ready() if wait else part
+        return part
 
     def start_poller(self, name: str = "agent", *options: str, **how: Any) -> Part:
         return self.start("poller", name, ["--name", name, *options], **how)
@@ -226,17 +206,12 @@ class World:
         offered = [item for pool in (pools or [self.pool]) for item in ("--pool", pool)]
         return self.start("worker", name, ["--name", name, "--slots", str(slots), *offered, *options], **how)
 
-    def command(self, *argv: str, seconds: float = 30) -> subprocess.CompletedProcess[str]:
+    def command(
+        self, *argv: str, seconds: float = 30, cwd: Path | None = None, **env: str | None
+    ) -> subprocess.CompletedProcess[str]:
         """A command that asks or orders, to its end."""
-        return subprocess.run(
-            [str(BIN / argv[0]), *argv[1:]],
-            env=self.environment(),
-            cwd=self.folder,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=seconds * SCALE,
-            check=False,
+        return processes.run(
+            BIN / argv[0], *argv[1:], env=self.environment(env), cwd=cwd or self.folder, seconds=seconds
         )
 
     def status(self) -> dict[str, Any]:
@@ -298,9 +273,7 @@ class World:
         """A deployment whose runs need no engine: they note `ran`, stay (seconds, or till `release`), note `done`."""
         pool = pool or self.pool
         until(lambda: self.api.pool(pool), 30, f"pool {pool}")
-        tiny = self.folder / "tiny.py"
-        tiny.write_text(TINY)
-        given = {"command": f"{sys.executable} -I {tiny} {hold} {code}", **(variables or {})}
+        given = {"command": f"{sys.executable} -I {tiny_engine.__file__} {hold} {code}", **(variables or {})}
         return self.api.deploy(
             f"tiny-{uuid.uuid4().hex[:8]}", pool, "none.py:go", str(self.folder), job_variables=given, **facts
         )
@@ -396,7 +369,7 @@ class World:
         for run_id in self.runs[:5]:
             said += [f"-- flowfleet explain {run_id} --", self._told("explain", run_id)]
             try:
-                said.append(f"at the API: {self.api.state(run_id)['name']}: {self.api.state(run_id)['message']}")
+                said.append(f"at the API: {self.api.history(run_id)}: {self.api.state(run_id)}")
             except (AssertionError, OSError) as error:
                 said.append(f"at the API: {error}")
             said.append(f"notes: {self.notes(run_id)}")

@@ -9,8 +9,6 @@ import sys
 
 import pytest
 
-from tests.world import BIN
-
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory):
@@ -92,15 +90,7 @@ def hostile(tmp_path):
 
 def test_our_commands_start_in_a_folder_full_of_our_names(fleet, hostile):
     for argv in (["flowfleet", "status", "--json"], ["worker", "--help"], ["poller", "--help"], ["worker", "list"]):
-        done = subprocess.run(
-            [str(BIN / argv[0]), *argv[1:]],
-            env=fleet.environment(),
-            cwd=hostile,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        done = fleet.command(*argv, cwd=hostile, seconds=60)
         assert done.returncode == 0, f"{argv}: {done.stderr}"
 
 

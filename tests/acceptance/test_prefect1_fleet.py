@@ -25,12 +25,12 @@ def world(tmp_path: Path, valkey: Any) -> Iterator[World1]:
 
 
 def checks(world: World1) -> list[dict[str, str]]:
-    done = world.world.command("flowfleet", "doctor", "--json")
+    done = world.command("flowfleet", "doctor", "--json")
     return list(json.loads(done.stdout)["checks"])
 
 
 def explained(world: World1, run_id: str) -> str:
-    return world.world.command("flowfleet", "explain", run_id).stdout.partition("\n")[0]
+    return world.command("flowfleet", "explain", run_id).stdout.partition("\n")[0]
 
 
 def test_a_label_set_that_nobody_has_seen_before_is_served_within_hints(world):
@@ -38,7 +38,7 @@ def test_a_label_set_that_nobody_has_seen_before_is_served_within_hints(world):
     poller = world.start_poller("agent", "--renew-seconds", "100", "--lease-seconds", "400")
     world.start_worker("one", "x", "y", tiny=True)
     assert world.wait_end(world.tiny_run("x")) == "Success"
-    world.world.wait_empty()
+    world.wait_empty()
     run_id = world.tiny_run("x", "y")
     assert poller.ask("/api/poke") == (200, "")
     begun = time.monotonic()
@@ -55,18 +55,18 @@ def test_what_keeps_a_run_waiting_is_told_by_its_labels(world):
     world.wait_state(held, "Running")
     lacks, bare, next_one = world.tiny_run("x", "gpu"), world.tiny_run(), world.tiny_run("x")
 
-    assert f"no live worker of the fleet {world.world.fleet} has the labels [gpu, x]; live ones have: [x, z]" in (
+    assert f"no live worker of the fleet {world.fleet} has the labels [gpu, x]; live ones have: [x, z]" in (
         explained(world, lacks)
     )
     assert "has no labels: such a run goes only to a worker without labels" in explained(world, bare)
-    until(lambda: any(queue["due"] for queue in world.world.seen()["queues"]), 15, "the waiting run to be counted")
+    until(lambda: any(queue["due"] for queue in world.seen()["queues"]), 15, "the waiting run to be counted")
     assert "waits for a free slot: all 1 of the workers that serve it are taken" in explained(world, next_one)
-    status = world.world.status()
+    status = world.status()
     assert [worker["labels"] for worker in status["workers"]] == [["x", "z"]]
     assert status["counts"]["due"] == 1
-    page = world.world.command("flowfleet", "status").stdout
+    page = world.command("flowfleet", "status").stdout
     assert max(map(len, page.splitlines())) <= 80
-    world.world.release()
+    world.release()
     assert world.wait_end(next_one) == "Success"
 
 

@@ -49,4 +49,4 @@ def test_a_killed_engines_heartbeat_helper_is_gone_and_its_run_failed(world, tmp
     assert world.wait_end(run_id, 20) == "Failed"
     assert not beating.is_running() or beating.status() == psutil.STATUS_ZOMBIE
     assert processes_of(run_id) == []
-    assert "killed by SIGKILL" in world.api.run(run_id)["state_message"]
+    assert "killed by SIGKILL" in world.message(run_id)

@@ -185,7 +185,7 @@ def test_a_server_behind_a_login_is_polled_and_its_runs_log_in_as_well(valkey, t
             until(lambda: "warm parent" in worker.text(), 60, "the warm parent")
         run_id = world.api.add_run(flow, labels=["x"])
         assert world.wait_end(run_id) == "Success"
-        world.world.wait_empty()
+        world.wait_empty()
         assert "run starts cold" not in worker.text()
         logs = list(tmp_path.glob("**/*.log"))
         assert worker.log in logs
@@ -202,7 +202,7 @@ def test_a_running_run_that_is_cancelled_at_the_api_ends_cancelled_by_its_own_en
     assert world.real.cancel(run_id)
     assert world.wait_end(run_id) == "Cancelled"
     assert world.api.history(run_id)[-3:] == ["Running", "Cancelling", "Cancelled"]
-    world.world.wait_empty()
+    world.wait_empty()
     assert world.api.state(run_id) == "Cancelled"
 
 
@@ -224,10 +224,10 @@ def test_a_flow_process_that_is_killed_is_failed_with_its_exit_within_seconds(bo
     given = {"begun": str(tmp_path / "begun"), "until": str(tmp_path / "until")}
     run_id = world.create_run(flows["waiting"], labels=["fleet"], parameters=given)
     until((tmp_path / "begun").exists, 60, "the task to begin")
-    claim = next(run for run in world.world.seen()["runs"] if run["run_id"] == run_id)
+    claim = next(run for run in world.seen()["runs"] if run["run_id"] == run_id)
     _kill_run(world, claim)
     world.wait_state(run_id, "Failed", seconds=5)
-    message = world.api.states(run_id)[-1]["message"]
+    message = world.message(run_id)
     assert "SIGKILL" in message
     assert [task["state"] for task in world.api.task_runs(run_id) if task["slug"].startswith("wait")] == ["Failed"]
 
@@ -241,7 +241,7 @@ def test_a_retry_after_ten_minutes_is_resumed_when_its_time_has_come(both):
     world, flows = both, both.flows
     run_id = world.create_run(flows["late_retry"], labels=["fleet"])
     until(lambda: "Retrying" in _kinds(world, run_id), 60, "the task to wait for its retry")
-    world.world.wait_empty()  # its process has ended, and the run is not held against it
+    world.wait_empty()  # its process has ended, and the run is not held against it
     assert world.api.state(run_id) == "Running"
     assert not [line for line in world.lines(run_id) if "exited" in line]
     (task,) = world.api.task_runs(run_id)
@@ -261,6 +261,6 @@ def test_a_run_with_a_working_folder_that_is_not_there_fails_with_host_and_folde
     world, flows = both, both.flows
     run_id = world.create_run(flows["plain"], labels=["fleet"], run_config={"working_dir": "/no/such/folder"})
     assert world.wait_end(run_id) == "Failed"
-    message = world.api.states(run_id)[-1]["message"]
+    message = world.message(run_id)
     assert "/no/such/folder" in message
     assert Path("/etc/hostname").read_text().strip() in message or "host" in message

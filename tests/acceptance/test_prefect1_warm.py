@@ -44,7 +44,7 @@ class Both:
             run_config={**config, "labels": ["any", label]} if config else None,
         )
         assert self.world.wait_end(run_id) == "Success", self.world.lines(run_id)
-        self.world.world.wait_empty()
+        self.world.wait_empty()
         told: dict[str, Any] = json.loads(out.read_text())
         claim = told["seen"]["environ"]["FLOWFLEET_CLAIM"]
         (log,) = self.folder.rglob(f"runs/{run_id}.{claim}/log")

@@ -94,10 +94,7 @@ class Reader:
         self.folder = folder
         self.work = folder / "work"
         self.work.mkdir()
-        self.env = {
-            name: value for name, value in os.environ.items() if not name.startswith(("FLOWFLEET_", "PREFECT_"))
-        }
-        self.env |= {
+        self.env = processes.environment() | {
             "HOME": str(folder),
             "XDG_DATA_HOME": str(folder / "data"),
             "XDG_STATE_HOME": str(folder / "state"),

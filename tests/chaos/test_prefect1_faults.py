@@ -40,7 +40,7 @@ def all_once(world: World1, runs: list[str], seconds: float = 90) -> None:
     until(lambda: all(world.api.state(run) == "Success" for run in runs), seconds, "all runs to succeed", pause=0.2)
     begun = {run: world.words(run) for run in runs}
     assert begun == {run: ["ran", "done"] for run in runs}
-    world.world.wait_empty()
+    world.wait_empty()
     assert {world.api.state(run) for run in runs} == {"Success"}
 
 
@@ -51,7 +51,7 @@ def test_a_hundred_runs_on_three_workers_under_two_pollers_run_once_each(fleet1)
         fleet1.start_worker(f"w{number}", "x", f"w{number}", slots=3, tiny=True)
     runs = [fleet1.tiny_run("x") for _ in range(100)]
     all_once(fleet1, runs, 120)
-    hosts = {fleet1.world.notes(run)[0][0] for run in runs}
+    hosts = {fleet1.notes(run)[0][0] for run in runs}
     assert hosts == {"ran"}
 
 
@@ -59,15 +59,15 @@ def test_the_worker_is_killed_ten_times_under_one_run_and_tells_its_true_exit(lo
     loose1.start_poller()
     worker = loose1.start_worker("w", "x", tiny=True)
     run_id = loose1.tiny_run("x", hold=True, code=7)
-    loose1.world.wait_note(run_id, "ran")
-    pid = loose1.world.notes(run_id)[0][1]
+    loose1.wait_note(run_id, "ran")
+    pid = loose1.notes(run_id)[0][1]
     for _ in range(10):
         worker.kill()
         worker = loose1.start_worker("w", "x", tiny=True)
-    loose1.world.release()
+    loose1.release()
     assert loose1.wait_end(run_id) == "Failed"
-    assert "code 7" in loose1.api.states(run_id)[-1]["message"]
-    assert [(note[0], note[1]) for note in loose1.world.notes(run_id)] == [("ran", pid), ("done", pid)]
+    assert "code 7" in loose1.message(run_id)
+    assert [(note[0], note[1]) for note in loose1.notes(run_id)] == [("ran", pid), ("done", pid)]
     assert loose1.api.history(run_id) == ["Scheduled", "Submitted", "Running", "Failed"]
 
 
@@ -167,12 +167,12 @@ def test_a_run_that_lazarus_puts_back_while_its_process_lives_goes_on_and_is_not
     poller = fleet1.start_poller()
     fleet1.start_worker("w", "x", tiny=True)
     run_id = fleet1.tiny_run("x", hold=True)
-    fleet1.world.wait_note(run_id, "ran")
+    fleet1.wait_note(run_id, "ran")
     fleet1.wait_state(run_id, "Running")
     fleet1.api.heartbeat(run_id, 700)
     assert fleet1.api.services.lazarus() == [run_id]
     assert fleet1.wait_state(run_id, "Running", seconds=30) == "Running"
-    fleet1.world.release()
+    fleet1.release()
     all_once(fleet1, [run_id])
     assert "flowfleet_runs_echoed_total 1.0" in poller.ask("/metrics")[1]
 
@@ -181,11 +181,11 @@ def test_a_run_whose_whole_host_process_group_was_killed_is_failed_though_nobody
     loose1.start_poller()
     loose1.start_worker("w", "x", tiny=True)
     run_id = loose1.tiny_run("x", hold=True)
-    loose1.world.wait_note(run_id, "ran")
+    loose1.wait_note(run_id, "ran")
     for handle in loose1.folder.glob(f"state/**/runs/{run_id}.*/started.json"):
         os.killpg(json.loads(handle.read_text())["command_pid"], signal.SIGKILL)
     assert loose1.wait_end(run_id, 10) == "Failed"
-    assert "SIGKILL" in loose1.api.states(run_id)[-1]["message"]
+    assert "SIGKILL" in loose1.message(run_id)
 
 
 def test_no_more_runs_go_at_once_than_there_are_slots_and_the_rest_waits_at_the_api(loose1):
@@ -193,12 +193,12 @@ def test_no_more_runs_go_at_once_than_there_are_slots_and_the_rest_waits_at_the_
     loose1.start_worker("w", "x", slots=2, tiny=True)
     runs = [loose1.tiny_run("x", hold=True) for _ in range(6)]
     until(lambda: sum("ran" in loose1.words(run) for run in runs) == 2, 60, "two runs to begin")
-    until(lambda: loose1.world.status()["counts"]["due"] == 4, 30, "the others to be counted as due")
+    until(lambda: loose1.status()["counts"]["due"] == 4, 30, "the others to be counted as due")
     states = lambda: sorted(loose1.api.state(run) for run in runs)  # noqa: E731
     until(lambda: states() == ["Running"] * 2 + ["Scheduled"] * 4, 30, "the two to run at the API")
-    loose1.world.release()
+    loose1.release()
     all_once(loose1, runs)
-    notes = [note for run in runs for note in loose1.world.notes(run)]
+    notes = [note for run in runs for note in loose1.notes(run)]
     steps = [1 if note[0] == "ran" else -1 for note in sorted(notes, key=lambda note: float(note[2]))]
     assert max(itertools.accumulate(steps)) == 2
 

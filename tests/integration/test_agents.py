@@ -68,21 +68,12 @@ class AgentWorld(World1):
         """It is started; what it prints is in `.out`, its logs are in `.log`."""
         path = self.folder / f"{name}.py"
         path.write_text(textwrap.dedent(source))
-        number = len(self.world.parts) + 1
         own = {"XDG_DATA_HOME": str(self.folder / "data"), "FLOWFLEET_PYTHON": str(self.tiny_python()), **env}
-        part = Part(
-            f"{name}-{number}", [sys.executable, str(path)], self.world.environment(own), self.folder, "", self.folder
-        )
-        self.world.parts.append(part)
-        return part
-
-    def said(self, part: Part) -> list[str]:
-        """What the program has printed."""
-        return part.out.read_text().splitlines()
+        return self.part(name, [sys.executable, str(path)], own)
 
     @contextmanager
     def ledger(self, redis_url: str = "") -> Iterator[Ledger]:
-        ledger = connect(redis_url or self.world.redis_url, self.world.fleet)
+        ledger = connect(redis_url or self.redis_url, self.fleet)
         try:
             yield ledger
         finally:
@@ -128,14 +119,14 @@ class AgentWorld(World1):
 
     def left(self) -> list[str]:
         """Processes of ours that live, but for the runs."""
-        return [line for line in processes.marked(MARK, self.world.mark).values() if "tiny.py" not in line]
+        return [line for line in processes.marked(MARK, self.mark).values() if "tiny_engine.py" not in line]
 
 
 @pytest.fixture
 def world1(tmp_path: Path, valkey: Valkey) -> Iterator[AgentWorld]:
     world = AgentWorld(tmp_path, valkey.tcp_url)
     yield world
-    world.world.release()  # what a program has started by itself is its own to end
+    world.release()  # what a program has started by itself is its own to end
     world.close()
 
 
@@ -154,7 +145,7 @@ def test_a_local_agent_runs_a_flow_by_the_real_engine_and_ends_after_its_polls(w
     )
     world1.serve(agent, learning=True)
     assert agent.wait(90) == 0, agent.tail()
-    assert world1.said(agent)[-1] == "returned"
+    assert agent.said()[-1] == "returned"
     # its run need not be over: it was started, and goes on
     assert world1.wait_end(run_id) == "Success"
     assert out.read_text() == "3"
@@ -171,7 +162,7 @@ def test_an_agent_brings_its_own_redis_and_calls_its_hooks(world1):
     world1.serve(agent, learning=True)
     assert agent.wait(90) == 0, agent.tail()
     assert world1.wait_end(run_id) == "Success"
-    said = world1.said(agent)
+    said = agent.said()
     assert said[0] == "startup"
     assert said[-2:] == ["shutdown", "returned"]
     assert "heartbeat" in said
@@ -185,7 +176,7 @@ def test_an_agent_may_be_started_again_in_one_program(world1, tmp_path):
     world1.hold_polls()
     agent = world1.program(TWICE.format(agent="LocalAgent" + with_polls(2)), **PATIENT)
     lives = world1.serve(agent, learning=False)
-    until(lambda: "returned" in world1.said(agent), 60, "the first start to end")
+    until(lambda: "returned" in agent.said(), 60, "the first start to end")
     second = world1.tiny_run("x")
     world1.hold_polls()
     (tmp_path / "again").touch()
@@ -203,7 +194,7 @@ def test_a_deploy_flow_of_one_s_own_is_asked_once_and_its_run_holds_a_slot_to_it
     until(lambda: any("Submitted for execution: Job: " in line for line in world1.lines(run_id)), 10, "its line")
 
     waiting = world1.tiny_run("x")
-    world1.world.release()
+    world1.release()
     assert (world1.wait_end(run_id), world1.wait_end(waiting, 90)) == ("Success", "Success")
     until(lambda: world1.claims() == [], 30, "both claims to be released")
     assert world1.deployed() == [run_id, waiting]  # one after the other: there is one slot
@@ -211,11 +202,10 @@ def test_a_deploy_flow_of_one_s_own_is_asked_once_and_its_run_holds_a_slot_to_it
 
 
 def test_what_a_deploy_flow_raises_fails_its_run(world1):
-    config = {"type": "LocalRun", "env": {"REFUSE": "1"}, "labels": ["x"], "working_dir": None}
-    run_id = world1.api.add_run(world1._tiny_flow(), labels=["x"], run_config=config)
+    run_id = world1.tiny_run("x", env={"REFUSE": "1"})
     agent = world1.program(OWN + 'Own(labels=["x"], hostname_label=False).start()\n')
     assert world1.wait_end(run_id) == "Failed"
-    assert "no quota left" in world1.api.states(run_id)[-1]["message"]
+    assert "no quota left" in world1.message(run_id)
     assert world1.deployed() == [run_id]
     assert agent.stop() == 0
 
@@ -240,11 +230,11 @@ def test_a_deploy_flow_that_calls_the_one_below_gets_a_process_of_the_worker(wor
     world1.wait_state(run_id, "Running")
     (claim,) = until(lambda: [one for one in world1.claims() if one.handle], 20, "the claim to have a handle")
     assert claim.handle["kind"] == "process"
-    until(lambda: any("PID: " in line for line in world1.said(agent)), 10, "its own words")
-    pid = int(world1.said(agent)[0].split()[1])
+    until(lambda: any("PID: " in line for line in agent.said()), 10, "its own words")
+    pid = int(agent.said()[0].split()[1])
     os.kill(pid, signal.SIGKILL)  # it is watched as any other
     assert world1.wait_end(run_id) == "Failed"
-    assert "SIGKILL" in world1.api.states(run_id)[-1]["message"]
+    assert "SIGKILL" in world1.message(run_id)
     assert agent.stop() == 0
 
 
@@ -255,11 +245,11 @@ def test_a_signal_ends_all_parts_in_order_and_the_runs_go_on(world1, number):
     world1.wait_state(run_id, "Running")
     agent.signal(number)
     assert agent.wait(30) == 0, agent.tail()
-    assert world1.said(agent)[-2:] == ["shutdown", "returned"]
+    assert agent.said()[-2:] == ["shutdown", "returned"]
     until(lambda: not any("poller start" in line for line in world1.left()), 10, "the poller to be gone")
 
     assert world1.api.state(run_id) == "Running"
-    world1.world.release()
+    world1.release()
     assert world1.wait_end(run_id) == "Success"
 
 
@@ -276,7 +266,7 @@ def test_the_runs_of_a_killed_agent_are_adopted_by_its_next_start_and_not_starte
 
     second = world1.program(source)
     until(lambda: "adopted" in second.text(), 60, "the run to be adopted")
-    world1.world.release()
+    world1.release()
     assert world1.wait_end(run_id) == "Success"
     until(lambda: world1.claims() == [], 30, "the claim to be released")
     assert len(world1.words(run_id)) == 2  # ran and done: once
@@ -318,6 +308,6 @@ def test_one_poll_by_hand_needs_no_redis_and_leaves_a_line_and_a_running_process
     """
     program = world1.program(source, FLOWFLEET_REDIS="redis://127.0.0.1:1/0")
     assert program.wait(60) == 0, program.tail()
-    assert world1.said(program) == ["True", "[]"]
+    assert program.said() == ["True", "[]"]
     assert world1.wait_end(run_id) == "Success"
     assert [line.split(":")[:2] for line in world1.lines(run_id)] == [["Submitted for execution", " PID"]]

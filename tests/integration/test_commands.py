@@ -1,13 +1,9 @@
 """Commands: the questions to a fleet as the installed program answers them, on a real Valkey."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 import uuid
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
 
@@ -16,24 +12,16 @@ from flowfleet.ledger import connect
 from flowfleet.ledger.roster import RouteDue, WorkerRow
 from flowfleet.monitor.snapshot import take_snapshot
 from flowfleet.settings.click_options import known_keys
+from tests import processes
 from tests.valkey import Valkey, free_port
-from tests.waiting import SCALE
+from tests.world import BIN
 
 POOL = "11111111-1111-4111-8111-111111111111"
 ROUTE = Route("prefect3", POOL, "default")
 
 
 def _run(*argv, **variables):
-    command = Path(sys.executable).with_name(argv[0])
-    environ = {name: value for name, value in os.environ.items() if not name.startswith(("FLOWFLEET_", "PREFECT_"))}
-    return subprocess.run(
-        [command, *argv[1:]],
-        env=environ | {"COLUMNS": "80"} | variables,
-        capture_output=True,
-        text=True,
-        timeout=60 * SCALE,
-        check=False,
-    )
+    return processes.run(BIN / argv[0], *argv[1:], env=processes.environment() | {"COLUMNS": "80"} | variables)
 
 
 @pytest.fixture

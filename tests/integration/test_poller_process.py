@@ -2,7 +2,6 @@
 
 import json
 import signal
-import subprocess
 import sys
 import time
 from datetime import datetime
@@ -14,7 +13,6 @@ from flowfleet.ledger.claims import State
 from tests.integration.poller_fleet import PollerFleet
 from tests.valkey import Valkey, free_port
 from tests.waiting import SCALE, stays, until
-from tests.world import BIN
 
 
 @pytest.fixture
@@ -339,16 +337,7 @@ def test_redis_that_restarts_empty_is_rebuilt_and_nothing_is_doubled(tmp_path):
 
 
 def command(fleet, *options, **env):
-    return subprocess.run(
-        [str(BIN / "poller"), "start", *options],
-        env=fleet.world.environment(env),
-        cwd=fleet.world.folder,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=False,
-    )
+    return fleet.world.command("poller", "start", *options, seconds=60, **env)
 
 
 def test_max_polls_ends_it_with_zero(fleet):

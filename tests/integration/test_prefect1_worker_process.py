@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from flowfleet.ledger import connect
-from tests.integration.test_worker_process import Hosts, ready
+from tests.integration.test_worker_process import ready, start
 from tests.prefect1_api import Prefect1Api
-from tests.waiting import SCALE
+from tests.world import World
 
 
 @pytest.fixture
@@ -26,10 +26,10 @@ def python(folder, version):
 
 
 @pytest.fixture
-def hosts(valkey, tmp_path, api):
-    made = Hosts(tmp_path, valkey.tcp_url, "")
-    del made.env["PREFECT_API_URL"]
+def fleet(valkey, tmp_path, api):
+    made = World(tmp_path, api.url, valkey.tcp_url)
     made.env |= {
+        "PREFECT_API_URL": None,
         "PREFECT__CLOUD__API": api.url,
         "PREFECT__BACKEND": "server",
         "FLOWFLEET_HOST": "this-host",
@@ -39,8 +39,8 @@ def hosts(valkey, tmp_path, api):
     made.close()
 
 
-def labels_of(hosts):
-    ledger = connect(hosts.env["FLOWFLEET_REDIS"], hosts.env["FLOWFLEET_FLEET"])
+def offer_of(fleet):
+    ledger = connect(fleet.redis_url, fleet.fleet)
     try:
         (row,) = ledger.roster.rows()
     finally:
@@ -58,18 +58,18 @@ def labels_of(hosts):
         (["--no-hostname-label", "-l", "x" * 200], ("x" * 200,)),
     ],
 )
-def test_a_worker_signs_on_with_the_labels_of_the_reference(hosts, api, options, labels):
-    ready(hosts, *options)
+def test_a_worker_signs_on_with_the_labels_of_the_reference(fleet, api, options, labels):
+    ready(fleet, *options)
 
-    assert labels_of(hosts) == (labels, api.tenant, "process")
+    assert offer_of(fleet) == (labels, api.tenant, "process")
 
 
-def test_an_agent_config_wins_over_flags_and_says_so(hosts, api):
+def test_an_agent_config_wins_over_flags_and_says_so(fleet, api):
     config = api.add_agent_config({"labels": ["of-the-api"], "hostname_label": False, "colour": "red"})
-    process, _ = ready(hosts, "--agent-config-id", config, "-l", "mine", "-f")
-    text = hosts.text(process)
+    worker = ready(fleet, "--agent-config-id", config, "-l", "mine", "-f")
+    text = worker.text()
 
-    assert labels_of(hosts)[0] == ("of-the-api",)
+    assert offer_of(fleet)[0] == ("of-the-api",)
     losing = [line for line in text.splitlines() if "the agent config wins" in line]
     assert len(losing) == 1
     assert "--label" in losing[0]
@@ -88,24 +88,24 @@ def test_an_agent_config_wins_over_flags_and_says_so(hosts, api):
         (["--python", "PYTHON3"], 2, "has prefect 3.4.1, which does not fit an API of Prefect 1"),
     ],
 )
-def test_what_cannot_be_used_is_one_sentence_and_the_documented_code(hosts, api, tmp_path, options, code, says):
+def test_what_cannot_be_used_is_one_sentence_and_the_documented_code(fleet, api, tmp_path, options, code, says):
     config = api.add_agent_config({"labels": "x"})
     words = {"CONFIG": config, "PYTHON3": str(python(tmp_path, "3.4.1"))}
-    process = hosts.start(*(words.get(word, word) for word in options))
+    worker = start(fleet, *(words.get(word, word) for word in options))
 
-    assert process.wait(30 * SCALE) == code
-    text = hosts.text(process)
+    assert worker.wait(30) == code
+    text = worker.text()
     assert says in text
     assert "Traceback" not in text
     assert "secret" not in text
     assert [line for line in text.splitlines() if line.startswith("Error")] == text.splitlines()[-1:]
 
 
-def test_a_host_that_has_only_prefect_3_says_so(hosts, tmp_path):
+def test_a_host_that_has_only_prefect_3_says_so(fleet, tmp_path):
     found = python(tmp_path, "3.4.1")
-    process = hosts.start(FLOWFLEET_PYTHON="", PATH=str(found.parent))
+    worker = start(fleet, FLOWFLEET_PYTHON="", PATH=str(found.parent))
 
-    assert process.wait(30 * SCALE) == 2
-    text = hosts.text(process)
+    assert worker.wait(30) == 2
+    text = worker.text()
     assert f"{found} has prefect 3.4.1, which does not fit an API of Prefect 1" in text
     assert "--python" in text

@@ -56,7 +56,7 @@ def install(folder: Path) -> Path:
 @pytest.fixture
 def world(tmp_path, valkey):
     made = World1(tmp_path, valkey.tcp_url)
-    made.world.env |= {
+    made.env |= {
         "PYTHONPATH": str(install(tmp_path)),
         "MINE_PYTHON": str(made.tiny_python()),
         "MINE_NOTES": str(tmp_path / "mine"),
@@ -66,21 +66,21 @@ def world(tmp_path, valkey):
 
 
 def start(world: World1):
-    return world.world.start_worker("w", "--deploy", "mine", "--label", "x", "--no-hostname-label", "--slots", "1")
+    return world.start("worker", "w", ["--deploy", "mine", "--label", "x", "--no-hostname-label", "--slots", "1"])
 
 
 def test_a_plugged_in_deployer_starts_runs_and_adopts_those_of_the_worker_before(world, tmp_path):
     world.start_poller()
     worker = start(world)
     run_id = world.tiny_run("x", hold=True, code=3)
-    world.world.wait_note(run_id, "ran")
+    world.wait_note(run_id, "ran")
     worker.kill()
     start(world)
     until(lambda: "adopted" in (tmp_path / "mine").read_text(), 30, "the next worker to adopt the run")
-    world.world.release()
+    world.release()
 
     assert world.wait_end(run_id) == "Failed"
-    assert "code 3" in world.api.states(run_id)[-1]["message"]
+    assert "code 3" in world.message(run_id)
     assert (tmp_path / "mine").read_text().splitlines() == ["started -m prefect execute flow-run", "adopted"]
     assert world.words(run_id) == ["ran", "done"]
 
@@ -96,7 +96,7 @@ def test_a_run_that_only_a_plugged_in_deployer_can_judge_is_handed_to_it(world, 
 
 
 def test_a_deployer_that_nobody_has_installed_is_one_sentence(world):
-    worker = world.world.start_worker("w", "--deploy", "theirs", wait=False)
+    worker = world.start("worker", "w", ["--deploy", "theirs"], wait=False)
 
     assert worker.wait(30) == 2
     assert worker.text().splitlines()[-1] == (
