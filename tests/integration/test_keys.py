@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-import sys
-import urllib.request
 import uuid
-from pathlib import Path
 
 import pytest
 
-from flowfleet.ledger import connect
 from tests.lawless_api import LawlessApi
 from tests.valkey import Valkey, free_port
-from tests.waiting import SCALE, until
+from tests.waiting import until
 
-BIN = Path(sys.executable).parent
 RIGHT, WRONG, NEXT = "right-key-3141", "wrong-key-2718", "next-key-1618"
 
 
@@ -35,154 +29,108 @@ class Keyed(LawlessApi):
         return answer
 
 
-class Parts:
-    """Pollers and workers with an environment of their own, against an API that takes one key only."""
-
-    def __init__(self, folder, redis_url, api):
-        self.folder, self.api = folder, api
-        self.key = folder / "key"
-        self.env = {
-            name: value for name, value in os.environ.items() if not name.startswith(("FLOWFLEET_", "PREFECT_"))
-        }
-        self.env |= {
-            "HOME": str(folder),
-            "XDG_STATE_HOME": str(folder / "state"),
-            "FLOWFLEET_REDIS": redis_url,
-            "FLOWFLEET_FLEET": f"k{os.getpid()}-{folder.name[-20:]}".replace("_", "-"),
-            "FLOWFLEET_LOG_LEVEL": "DEBUG",
-            "PREFECT_API_URL": api.api_url,
-        }
-        self.ledger = connect(redis_url, self.env["FLOWFLEET_FLEET"])
-        self.started = []
-
-    def write(self, key):
-        new = self.folder / "key.new"
-        new.write_text(f"{key}\n")
-        new.replace(self.key)
-
-    def start(self, kind, *args, **env):
-        log = self.folder / f"{kind}.log"
-        address = f"http://127.0.0.1:{free_port()}"
-        with log.open("w") as output:
-            process = subprocess.Popen(
-                [str(BIN / kind), "start", "--agent-address", address, *args],
-                env=self.env | env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=self.folder,
-            )  # fmt: skip
-        process.log, process.address = log, address
-        self.started.append(process)
-        return process
-
-    def close(self):
-        for process in self.started:
-            if process.poll() is None:
-                process.terminate()
-                process.wait(15 * SCALE)
-        self.ledger.close()
+@pytest.fixture
+def keyed():
+    return Keyed(authorization=f"Bearer {RIGHT}")
 
 
 @pytest.fixture
-def parts(valkey, tmp_path):
-    with Keyed(authorization=f"Bearer {RIGHT}") as api:
-        made = Parts(tmp_path, valkey.tcp_url, api)
-        yield made
-        made.close()
+def fleet(make_lawless, keyed):
+    """Pollers and workers on an API that takes one key only."""
+    world = make_lawless(keyed)
+    world.env["FLOWFLEET_LOG_LEVEL"] = "DEBUG"
+    return world
 
 
-def ready(process):
-    try:
-        with urllib.request.urlopen(f"{process.address}/api/ready", timeout=5) as answer:
-            return answer.status == 200
-    except OSError:
-        return False
+def start(fleet, kind, **env):
+    return fleet.start(kind, kind, env=env, wait=False)
 
 
-def refused(process):
-    return "refuses our credentials" in process.log.read_text()
+def write(path, text):
+    """Its whole text at once."""
+    new = path.with_suffix(".new")
+    new.write_text(f"{text}\n")
+    new.replace(path)
 
 
-@pytest.mark.parametrize("kind", ["poller", "worker"])
-def test_a_key_file_that_is_replaced_after_a_refusal_is_used_without_a_restart(parts, kind):
-    parts.write(WRONG)
-    process = parts.start(kind, FLOWFLEET_KEY_FILE=str(parts.key))
-    until(lambda: refused(process), 30, "the refusal")
-    assert not ready(process)
-    parts.write(RIGHT)
-    until(lambda: ready(process), 60, f"the part to be ready:\n{process.log.read_text()}")
-
-    text = process.log.read_text()
-    assert process.poll() is None
-    assert RIGHT not in text
-    assert WRONG not in text
+def wait_refused(part):
+    until(lambda: "refuses our credentials" in part.text(), 40, "the refusal")
 
 
 @pytest.mark.parametrize("kind", ["poller", "worker"])
-def test_a_hangup_ends_nothing_and_brings_the_new_key_into_use(parts, kind):
-    parts.write(RIGHT)
-    if kind == "poller":
-        # without a live worker there is nothing to ask the API for
-        beside = parts.start("worker", FLOWFLEET_KEY_FILE=str(parts.key))
-        until(lambda: ready(beside), 60, "the worker beside it to be ready")
-    process = parts.start(kind, FLOWFLEET_KEY_FILE=str(parts.key))
-    until(lambda: ready(process), 60, f"the part to be ready:\n{process.log.read_text()}")
+def test_a_key_file_that_is_replaced_after_a_refusal_is_used_without_a_restart(fleet, tmp_path, kind):
+    key = tmp_path / "key"
+    write(key, WRONG)
+    part = start(fleet, kind, FLOWFLEET_KEY_FILE=str(key))
+    wait_refused(part)
+    assert not part.ready()
+    write(key, RIGHT)
+    until(part.ready, 60, "the part to be ready")
+
+    assert RIGHT not in part.all_text()
+    assert WRONG not in part.all_text()
+
+
+@pytest.mark.parametrize("kind", ["poller", "worker"])
+def test_a_hangup_ends_nothing_and_brings_the_new_key_into_use(fleet, keyed, tmp_path, kind):
+    key = tmp_path / "key"
+    write(key, RIGHT)
+    # without a live worker there is nothing for a poller to ask the API for
+    parts = [start(fleet, each, FLOWFLEET_KEY_FILE=str(key)) for each in dict.fromkeys(("worker", kind))]
+    for part in parts:
+        until(part.ready, 60, f"{part.name} to be ready")
     # as keys are replaced in life: for a while both are right
-    parts.api.also_right = f"Bearer {NEXT}"
-    parts.write(NEXT)
-    process.send_signal(signal.SIGHUP)
-    until(lambda: "credentials for the Prefect API were read again" in process.log.read_text(), 10, "the new key")
-    parts.api.authorization, parts.api.also_right = parts.api.also_right, ""
+    keyed.also_right = f"Bearer {NEXT}"
+    write(key, NEXT)
+    part.signal(signal.SIGHUP)
+    until(lambda: "credentials for the Prefect API were read again" in part.text(), 10, "the new key")
+    keyed.authorization, keyed.also_right = keyed.also_right, ""
     if kind == "poller":
-        listed = parts.api.listed
-        urllib.request.urlopen(f"{process.address}/api/poke", timeout=60).close()
+        listed = keyed.listed
+        assert part.ask("/api/poke")[0] == 200
         # a request that was under way with the old key is refused, and then it asks again in a minute
-        until(lambda: parts.api.listed > listed, 90, "a listing with the new key")
-        until(lambda: ready(process), 20, "the poller to be ready")
-    assert process.poll() is None
-    text = process.log.read_text()
-    assert text.count("refuses our credentials") <= 1, "only what was under way with the old key"
-    assert NEXT not in text
+        until(lambda: keyed.listed > listed, 90, "a listing with the new key")
+        until(part.ready, 20, "the poller to be ready")
+    assert part.process.poll() is None
+    assert part.text().count("refuses our credentials") <= 1, "only what was under way with the old key"
+    assert NEXT not in part.all_text()
 
 
-def test_a_hangup_while_a_part_waits_for_redis_or_a_key_ends_nothing(parts):
-    process = parts.start("poller", FLOWFLEET_REDIS=f"redis://127.0.0.1:{free_port()}/0")
-    until(lambda: "does not answer" in process.log.read_text(), 30, "the waiting")
-    process.send_signal(signal.SIGHUP)
+def test_a_hangup_while_a_part_waits_for_redis_or_a_key_ends_nothing(fleet):
+    part = start(fleet, "poller", FLOWFLEET_REDIS=f"redis://127.0.0.1:{free_port()}/0")
+    until(lambda: "does not answer" in part.text(), 30, "the waiting")
+    part.signal(signal.SIGHUP)
     with pytest.raises(subprocess.TimeoutExpired):
-        process.wait(1.0)
+        part.wait(1.0)
 
 
 @pytest.mark.parametrize("kind", ["poller", "worker"])
 @pytest.mark.parametrize("style", ["text", "json"])
-def test_a_key_of_a_profile_never_shows_in_the_logs(parts, kind, style):
-    (parts.folder / ".prefect").mkdir()
-    (parts.folder / ".prefect" / "profiles.toml").write_text(
-        f'active = "ours"\n[profiles.ours]\nPREFECT_API_URL = "{parts.api.api_url}"\nPREFECT_API_KEY = "{RIGHT}"\n'
+def test_a_key_of_a_profile_never_shows_in_the_logs(fleet, keyed, kind, style):
+    (fleet.home / "profiles.toml").write_text(
+        f'active = "ours"\n[profiles.ours]\nPREFECT_API_URL = "{keyed.api_url}"\nPREFECT_API_KEY = "{RIGHT}"\n'
         'PREFECT_API_AUTH_STRING = "admin:unused-password-99"\n'
     )
-    environ = {"FLOWFLEET_LOG_FORMAT": style}
-    del parts.env["PREFECT_API_URL"]
-    parts.api.authorization = "Basic nothing-is-right"
-    process = parts.start(kind, **environ)
-    until(lambda: refused(process), 40, "the refusal")
-    process.send_signal(signal.SIGHUP)
-    until(lambda: "SIGHUP" in process.log.read_text(), 10, "the hangup")
-    text = process.log.read_text()
-    assert RIGHT not in text
-    assert "unused-password-99" not in text
+    keyed.authorization = "Basic nothing-is-right"
+    part = start(fleet, kind, FLOWFLEET_LOG_FORMAT=style, PREFECT_API_URL=None)
+    wait_refused(part)
+    part.signal(signal.SIGHUP)
+    until(lambda: "SIGHUP" in part.text(), 10, "the hangup")
+    assert RIGHT not in part.all_text()
+    assert "unused-password-99" not in part.all_text()
 
 
 class Guarded:
     """A Redis whose password changes, a poller and a worker that have its address from a file, and runs."""
 
-    def __init__(self, parts, redis):
-        self.parts, self.redis = parts, redis
-        self.file = parts.folder / "redis"
-        self.password = redis.password
+    def __init__(self, fleet, api, redis):
+        self.fleet, self.api, self.redis = fleet, api, redis
+        self.file = fleet.folder / "redis"
 
-    def write(self, scheme):
+    def write(self, scheme, password=""):
+        """Its address, with the password that it has or that it will have."""
         address = {"redis": self.redis.tcp_url, "redis+socket": self.redis.socket_url}[scheme]
-        new = self.parts.folder / "redis.new"
-        new.write_text(f"{address}\n")
-        new.replace(self.file)
+        write(self.file, address.replace(self.redis.password, password or self.redis.password))
 
     def change(self, password):
         """Another password, and nobody may stay on the strength of the old one."""
@@ -194,57 +142,45 @@ class Guarded:
 
     def run(self):
         """One run, from Scheduled to started by the worker."""
-        started = self.parts.folder / f"started-{uuid.uuid4().hex}"
-        run_id = self.parts.api.add_run(job_variables={"command": f"touch {started}"})
-
-        def story():
-            return [process.log.read_text()[-3000:] for process in self.parts.started]
-
-        try:
-            until(started.exists, 60, "the run to start")
-            until(lambda: self.parts.api.state(run_id)["type"] == "CRASHED", 30, "its end, without an engine's report")
-        except AssertionError as error:
-            raise AssertionError("\n".join([str(error), *story()])) from error
+        started = self.fleet.folder / f"started-{uuid.uuid4().hex}"
+        run_id = self.api.add_run(job_variables={"command": f"touch {started}"})
+        until(started.exists, 60, "the run to start")
+        until(lambda: self.api.state(run_id)["type"] == "CRASHED", 30, "its end, without an engine's report")
 
 
 @pytest.mark.parametrize("scheme", ["redis", "redis+socket"])
-def test_a_password_of_redis_that_is_replaced_in_its_file_is_used_without_a_restart(parts, scheme):
+def test_a_password_of_redis_that_is_replaced_in_its_file_is_used_without_a_restart(fleet, keyed, scheme):
     passwords = ["first-secret-11", "second-secret-22", "third-secret-33"]
     with Valkey.private(tcp=True, password=passwords[0]) as redis:
-        guarded = Guarded(parts, redis)
+        guarded = Guarded(fleet, keyed, redis)
         guarded.write(scheme)
-        del parts.env["FLOWFLEET_REDIS"]
-        parts.env |= {"FLOWFLEET_REDIS_FILE": str(guarded.file), "FLOWFLEET_KEY": RIGHT}
-        processes = [parts.start("worker"), parts.start("poller")]
-        for process in processes:
-            until(lambda one=process: ready(one), 60, f"the part to be ready:\n{process.log.read_text()}")
+        fleet.env |= {"FLOWFLEET_REDIS": None, "FLOWFLEET_REDIS_FILE": str(guarded.file), "FLOWFLEET_KEY": RIGHT}
+        parts = [start(fleet, "worker"), start(fleet, "poller")]
+        for part in parts:
+            until(part.ready, 60, f"{part.name} to be ready")
         guarded.run()
 
         # in order: the file, the signal, the server
-        redis.password = passwords[1]
-        guarded.write(scheme)
-        redis.password = passwords[0]
-        for process in processes:
-            process.send_signal(signal.SIGHUP)
-            until(lambda one=process: "login at Redis" in one.log.read_text(), 10, "the new login")
+        guarded.write(scheme, passwords[1])
+        for part in parts:
+            part.signal(signal.SIGHUP)
+            until(lambda part=part: "login at Redis" in part.text(), 10, "the new login")
         guarded.change(passwords[1])
         guarded.run()
-        assert not any(refused_by_redis(process) for process in processes)
+        assert not any(refused_by_redis(part) for part in parts)
 
         # the other way round, and without a signal
         guarded.change(passwords[2])
-        for process in processes:
-            until(lambda one=process: refused_by_redis(one), 30, "the refusal")
+        for part in parts:
+            until(lambda part=part: refused_by_redis(part), 30, "the refusal")
         guarded.write(scheme)
         guarded.run()
 
-        for process in processes:
-            assert process.poll() is None
-            text = process.log.read_text()
-            assert not any(password in text for password in passwords)
-            process.terminate()
-        assert [process.wait(20 * SCALE) for process in processes] == [0, 0]
+        for part in parts:
+            assert part.process.poll() is None
+            assert not any(password in part.all_text() for password in passwords)
+        assert [part.stop(20) for part in parts] == [0, 0]
 
 
-def refused_by_redis(process):
-    return "refuses our password" in process.log.read_text()
+def refused_by_redis(part):
+    return "refuses our password" in part.text()

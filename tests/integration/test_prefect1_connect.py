@@ -1,80 +1,26 @@
 """The commands at a Prefect 1 API: found as its own command finds it, waited for, and refused in one sentence."""
 
-import os
+import json
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-import requests
 
 from tests.prefect1_api import Prefect1Api
 from tests.valkey import free_port
-from tests.waiting import SCALE, until
+from tests.waiting import until
+from tests.world import BIN, Part, World
 
-BIN = Path(sys.executable).parent
 KEY = "the-right-key"
 NO_TENANT = "99999999-2222-3333-4444-555555555555"
 
 
-class Commands:
-    """Starts our commands with an environment of their own, as a user of Prefect 1 would have it."""
-
-    def __init__(self, folder: Path, redis_url: str) -> None:
-        self.folder = folder
-        self.redis_url = redis_url
-        self._running: list[tuple[subprocess.Popen[bytes], Path]] = []
-
-    def environment(self, **env: str) -> dict[str, str]:
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT", "FLOWFLEET_"))}
-        ours = {"HOME": str(self.folder), "FLOWFLEET_REDIS": self.redis_url, "FLOWFLEET_FLEET": self.folder.name[-40:]}
-        return {**clean, "XDG_STATE_HOME": str(self.folder / "state"), **ours, **env}
-
-    def run(self, *argv: str, **env: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [str(BIN / argv[0]), *argv[1:]],
-            env=self.environment(**env),
-            cwd=self.folder,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=60 * SCALE,
-            check=False,
-        )
-
-    def start(self, *argv: str, **env: str) -> tuple[subprocess.Popen[bytes], Path]:
-        log = self.folder / f"{len(self._running)}.log"
-        with log.open("wb") as out:
-            process = subprocess.Popen(
-                [str(BIN / argv[0]), *argv[1:]],
-                env=self.environment(**env),
-                cwd=self.folder,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-            )
-        self._running.append((process, log))
-        return process, log
-
-    def python_of(self, version: str) -> str:
-        """An interpreter that says no more than which Prefect it has."""
-        python = self.folder / "python"
-        python.write_text(f"#!/bin/sh\necho {version}\n")
-        python.chmod(0o755)
-        return str(python)
-
-    def close(self) -> None:
-        for process, _ in self._running:
-            process.kill()
-            process.wait(10)
-
-
 @pytest.fixture
-def commands(valkey, tmp_path) -> Iterator[Commands]:
+def world(valkey, tmp_path) -> Iterator[World]:
+    """Commands with an environment as a user of Prefect 1 would have it: nothing says where the API is."""
     (tmp_path / ".prefect").mkdir()
-    made = Commands(tmp_path, valkey.tcp_url)
+    made = World(tmp_path, "", valkey.tcp_url)
+    made.env |= {"PREFECT_API_URL": None, "PREFECT_HOME": None, "PREFECT_LOGGING_LEVEL": None}
     yield made
     made.close()
 
@@ -91,115 +37,111 @@ def keyed() -> Iterator[Prefect1Api]:
         yield served
 
 
-def says(log: Path, words: str) -> None:
-    until(lambda: words in log.read_text(), 30, f"{words!r} in:\n{log.read_text()}")
+@pytest.fixture
+def python(tmp_path) -> str:
+    """An interpreter that says no more than which Prefect it has."""
+    path = tmp_path / "python"
+    path.write_text("#!/bin/sh\necho 1.4.1\n")
+    path.chmod(0o755)
+    return str(path)
 
 
-def test_a_poller_starts_with_prefect_1s_own_settings_alone(commands, api):
-    done = commands.run("poller", "start", "--max-polls", "1", PREFECT__SERVER__ENDPOINT=api.url)
+def start(world: World, part: str, *options: str, **env: str) -> Part:
+    return world.start(part, part, options, env, wait=False)
+
+
+def says(part: Part, words: str) -> None:
+    until(lambda: words in part.text(), 30, f"{words!r} in:\n{part.text()}")
+
+
+def test_a_poller_starts_with_prefect_1s_own_settings_alone(world, api):
+    done = world.command("poller", "start", "--max-polls", "1", PREFECT__SERVER__ENDPOINT=api.url)
     assert done.returncode == 0, done.stderr
     assert "backend=prefect1" in done.stderr
 
 
-def test_a_poller_and_a_worker_ask_an_address_which_api_it_is(commands, api):
-    address = f"http://127.0.0.1:{free_port()}"
-    worker, log = commands.start(
-        "worker",
-        "start",
-        "--api",
-        api.url,
-        "--python",
-        commands.python_of("1.4.1"),
-        "--agent-address",
-        address,
-        "-l",
-        "a",
-    )
-    done = commands.run("poller", "start", "--max-polls", "1", "--api", f"{api.url}/graphql")
+def test_a_poller_and_a_worker_ask_an_address_which_api_it_is(world, api, python):
+    worker = start(world, "worker", "--api", api.url, "--python", python, "-l", "a")
+    done = world.command("poller", "start", "--max-polls", "1", "--api", f"{api.url}/graphql")
     assert done.returncode == 0, done.stderr
-    says(log, "the API was asked which it is")
-    says(log, "worker joins the fleet")
-    assert "a" in log.read_text().partition("worker joins the fleet")[2].partition("labels=")[2].splitlines()[0]
-    assert worker.poll() is None, log.read_text()
+    says(worker, "the API was asked which it is")
+    says(worker, "worker joins the fleet")
+    assert "a" in worker.text().partition("worker joins the fleet")[2].partition("labels=")[2].splitlines()[0]
+    assert worker.process.poll() is None, worker.text()
 
 
-@pytest.mark.parametrize("part", ["poller", "worker"])
+@pytest.mark.parametrize("kind", ["poller", "worker"])
 @pytest.mark.parametrize("known", [False, True])
-def test_an_api_that_is_down_is_waited_for_and_a_stop_ends_the_waiting(commands, part, known):
+def test_an_api_that_is_down_is_waited_for_and_a_stop_ends_the_waiting(world, kind, known):
     url = f"http://127.0.0.1:{free_port()}"
     env = {"PREFECT__CLOUD__API": url} if known else {"FLOWFLEET_API": url}
-    address = f"http://127.0.0.1:{free_port()}"
-    if known and part == "poller":
-        of_address, env["PREFECT__CLOUD__AGENT__AGENT_ADDRESS"] = [], address
+    if known and kind == "poller":
+        address = f"http://127.0.0.1:{free_port()}"
+        argv = [str(BIN / kind), "start"]
+        part = world.part(kind, argv, {**env, "PREFECT__CLOUD__AGENT__AGENT_ADDRESS": address}, address)
     else:
-        of_address = ["--agent-address", address]
-    process, log = commands.start(part, "start", *of_address, **env)
-    says(log, "does not answer, waiting")
-    assert "Connection refused" in log.read_text()
-    health, ready = (requests.get(address + path, timeout=10) for path in ("/api/health", "/api/ready"))
-    assert (health.status_code, ready.status_code) == (200, 503)  # a probe must not end it for waiting
-    assert health.json()["waits_for"] == ready.json()["waits_for"] == "the Prefect API"
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(10 * SCALE) == 0
+        part = start(world, kind, **env)
+    says(part, "does not answer, waiting")
+    assert "Connection refused" in part.text()
+    (health, alive), (ready, waits) = part.ask("/api/health"), part.ask("/api/ready")
+    assert (health, ready) == (200, 503)  # a probe must not end it for waiting
+    assert json.loads(alive)["waits_for"] == json.loads(waits)["waits_for"] == "the Prefect API"
+    assert part.stop(10) == 0
 
 
-def test_an_api_that_comes_up_later_is_found(commands):
+def test_an_api_that_comes_up_later_is_found(world):
     port = free_port()
-    process, log = commands.start("poller", "start", "--max-polls", "1", FLOWFLEET_API=f"http://127.0.0.1:{port}")
-    says(log, "does not answer, waiting")
+    poller = start(world, "poller", "--max-polls", "1", FLOWFLEET_API=f"http://127.0.0.1:{port}")
+    says(poller, "does not answer, waiting")
     with Prefect1Api(port=port):
-        assert process.wait(40 * SCALE) == 0
-    assert "answers again" in log.read_text()
+        assert poller.wait(40) == 0
+    assert "answers again" in poller.text()
 
 
-@pytest.mark.parametrize("part", ["poller", "worker"])
-def test_the_page_of_who_waits_becomes_that_of_who_works(commands, part):
-    port, address = free_port(), f"http://127.0.0.1:{free_port()}"
-    api = f"http://127.0.0.1:{port}"
-    python = commands.python_of("1.4.1")
-    of_worker = ("--python", python) if part == "worker" else ()
-    process, log = commands.start(part, "start", "--api", api, "--agent-address", address, *of_worker)
-    says(log, "does not answer, waiting")
+@pytest.mark.parametrize("kind", ["poller", "worker"])
+def test_the_page_of_who_waits_becomes_that_of_who_works(world, python, kind):
+    port = free_port()
+    of_worker = ("--python", python) if kind == "worker" else ()
+    part = start(world, kind, "--api", f"http://127.0.0.1:{port}", *of_worker)
+    says(part, "does not answer, waiting")
     with Prefect1Api(port=port):
-        until(lambda: requests.get(f"{address}/api/ready", timeout=10).ok, 40, f"it to be ready:\n{log.read_text()}")
-        assert "flowfleet_" in requests.get(f"{address}/metrics", timeout=10).text
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(20 * SCALE) == 0
+        part.wait_ready()
+        assert "flowfleet_" in part.ask("/metrics")[1]
+        assert part.stop(20) == 0
 
 
-def test_require_api_and_questions_end_with_three_and_five(commands):
+def test_require_api_and_questions_end_with_three_and_five(world):
     url = f"http://127.0.0.1:{free_port()}"
-    done = commands.run("poller", "start", "--require-api", "--api", url)
+    done = world.command("poller", "start", "--require-api", "--api", url)
     assert done.returncode == 3
     assert done.stderr.splitlines()[-1].startswith(f"Error: The Prefect API at {url} cannot be reached")
-    done = commands.run("flowfleet", "doctor", "--api", url)
+    done = world.command("flowfleet", "doctor", "--api", url)
     assert done.returncode == 5
     assert "cannot be reached" in done.stdout
 
 
 @pytest.mark.parametrize("flag", ["-k", "--key", "-t", "--token"])
-def test_with_a_key_or_its_older_name_the_cloud_tells_the_tenant(commands, keyed, flag):
+def test_with_a_key_or_its_older_name_the_cloud_tells_the_tenant(world, keyed, flag):
     env = {"PREFECT__BACKEND": "cloud", "PREFECT__CLOUD__API": keyed.url}
-    done = commands.run("poller", "start", "--max-polls", "1", "--log-level", "debug", flag, KEY, **env)
+    done = world.command("poller", "start", "--max-polls", "1", "--log-level", "debug", flag, KEY, **env)
     assert done.returncode == 0, done.stderr
     assert keyed.counted("auth_info") > 0
     assert KEY not in done.stderr
 
 
 @pytest.mark.parametrize("env", [{}, {"PREFECT__BACKEND": "cloud"}])
-def test_a_replaced_key_is_taken_at_sighup_without_a_restart(commands, keyed, env):
-    key = commands.folder / "key"
+def test_a_replaced_key_is_taken_at_sighup_without_a_restart(world, keyed, tmp_path, env):
+    key = tmp_path / "key"
     key.write_text("the-wrong-key")
-    process, log = commands.start(
-        "poller", "start", "--max-polls", "1", FLOWFLEET_API=keyed.url, FLOWFLEET_KEY_FILE=str(key), **env
-    )
-    says(log, "refuses our credentials")
-    assert "set PREFECT__CLOUD__API_KEY or FLOWFLEET_KEY_FILE" in log.read_text()
+    env = {"FLOWFLEET_API": keyed.url, "FLOWFLEET_KEY_FILE": str(key), **env}
+    poller = start(world, "poller", "--max-polls", "1", **env)
+    says(poller, "refuses our credentials")
+    assert "set PREFECT__CLOUD__API_KEY or FLOWFLEET_KEY_FILE" in poller.text()
     key.write_text(KEY)
-    process.send_signal(signal.SIGHUP)
-    assert process.wait(30 * SCALE) == 0, log.read_text()
-    assert "the-wrong-key" not in log.read_text()
-    assert KEY not in log.read_text()
+    poller.signal(signal.SIGHUP)
+    assert poller.wait(30) == 0, poller.text()
+    assert "the-wrong-key" not in poller.all_text()
+    assert KEY not in poller.all_text()
 
 
 WRONG = [
@@ -216,19 +158,19 @@ WRONG = [
 
 @pytest.mark.parametrize("part", ["poller", "worker"])
 @pytest.mark.parametrize(("env", "options", "code", "words"), WRONG)
-def test_what_is_wrong_is_one_sentence(commands, api, part, env, options, code, words):
+def test_what_is_wrong_is_one_sentence(world, api, part, env, options, code, words):
     told = [option.replace("API/", f"{api.url}/") for option in options]
-    done = commands.run(part, "start", *told, **{"PREFECT__CLOUD__API": api.url, **env})
+    done = world.command(part, "start", *told, **{"PREFECT__CLOUD__API": api.url, **env})
     assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
     assert words in done.stderr.splitlines()[-1]
     assert done.stderr.splitlines()[-1].startswith("Error: ")
 
 
 @pytest.mark.parametrize("name", ["config.toml", "auth.toml", "backend.toml"])
-def test_a_broken_file_of_prefects_is_one_sentence(commands, api, name):
-    path = commands.folder / ".prefect" / name
+def test_a_broken_file_of_prefects_is_one_sentence(world, api, tmp_path, name):
+    path = tmp_path / ".prefect" / name
     path.write_text("[cloud\n")
-    done = commands.run("worker", "start", PREFECT__CLOUD__API=api.url)
+    done = world.command("worker", "start", PREFECT__CLOUD__API=api.url)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == f"Error: {path} is not valid TOML, correct it or move it away."
 
@@ -244,13 +186,13 @@ def test_a_broken_file_of_prefects_is_one_sentence(commands, api, name):
         ),
     ],
 )
-def test_what_is_wrong_with_a_worker_is_one_sentence(commands, api, options, env, words):
-    done = commands.run("worker", "start", *options, **{"PREFECT__CLOUD__API": api.url, **env})
+def test_what_is_wrong_with_a_worker_is_one_sentence(world, api, options, env, words):
+    done = world.command("worker", "start", *options, **{"PREFECT__CLOUD__API": api.url, **env})
     assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
     assert words in done.stderr.splitlines()[-1]
 
 
-def test_config_shows_what_prefect_1s_own_settings_add(commands):
+def test_config_shows_what_prefect_1s_own_settings_add(world):
     env = {
         "PREFECT__SERVER__HOST": "http://mine",
         "PREFECT__BACKEND": "server",
@@ -258,7 +200,7 @@ def test_config_shows_what_prefect_1s_own_settings_add(commands):
         "PREFECT__CLOUD__AGENT__LEVEL": "DEBUG",
         "PREFECT__CLOUD__AGENT__AUTH_TOKEN": "top-secret",
     }
-    done = commands.run("flowfleet", "config", **env)
+    done = world.command("flowfleet", "config", **env)
     assert done.returncode == 0, done.stderr
     for line in (
         "api = http://mine:4200  (PREFECT__SERVER__HOST in the environment)",

@@ -5,80 +5,48 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import signal
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from tests.ledger_world import other_claim, row
 from tests.processes import alive
-from tests.waiting import SCALE, until
+from tests.waiting import until
 from tests.worker_world import WorkerWorld
+from tests.world import World
 
-WORKER = Path(sys.executable).parent / "worker"
 HOST = "one-host"
 
 
-class OneHost:
-    """Starts workers of several names as processes on one host, on the world's ledger and API."""
+class OneHost(World):
+    """Starts workers of several names as processes on one host, on the ledger and API of a worker's world."""
 
     def __init__(self, world, folder):
-        self.world, self.folder = world, folder
-        self.env = {
-            name: value for name, value in os.environ.items() if not name.startswith(("FLOWFLEET_", "PREFECT_"))
-        }
+        super().__init__(folder, world.api.api_url, world.settings.redis, fleet=world.ledger.fleet)
+        self.ledger = world.ledger
         self.env |= {
-            "HOME": str(folder),
             "FLOWFLEET_PLAIN": os.environ.get("FLOWFLEET_TEST_PLAIN", ""),
             "FLOWFLEET_STATE_DIR": str(folder / "states"),
-            "FLOWFLEET_REDIS": world.settings.redis,
-            "FLOWFLEET_FLEET": world.ledger.fleet,
             "FLOWFLEET_HOST": HOST,
-            "PREFECT_API_URL": world.api.api_url,
         }
-        self.started = []
-        world.ledger.lead()
-        world.ledger.open()
+        self.ledger.lead()
+        self.ledger.open()
 
-    def start(self, name, *args, **env):
-        log = self.folder / f"{name}-{len(self.started)}.log"
-        with log.open("w") as output:
-            process = subprocess.Popen(
-                [str(WORKER), "start", "--name", name, "--slots", "2", *args],
-                env=self.env | env, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-            )  # fmt: skip
-        self.started.append((process, log))
-        return process
+    def serving(self, name, *options, **env):
+        """A worker of this name that can be given runs."""
+        nonces = {row.nonce for row in self.ledger.roster.rows()}
+        worker = self.start("worker", name, ["--name", name, "--slots", "2", *options], env, wait=False)
 
-    def serving(self, name, *args, **env):
-        nonces = {row.nonce for row in self.world.ledger.roster.rows()}
-        process = self.start(name, *args, **env)
-        until(
-            lambda: [row for row in self.world.ledger.roster.rows() if row.worker == f"{name}@{HOST}"
-                     and row.nonce not in nonces and row.routes and row.live],
-            30, f"{name} to serve",
-        )  # fmt: skip
-        return process
+        def serves():
+            rows = [row for row in self.ledger.roster.rows() if row.worker == f"{name}@{HOST}"]
+            return [row for row in rows if row.nonce not in nonces and row.routes and row.live]
 
-    def text(self, process):
-        return next(log for started, log in self.started if started is process).read_text()
+        until(serves, 30, f"{name} to serve")
+        return worker
 
     def folder_of(self, message):
         (found,) = (self.folder / "states").glob(f"*/*/runs/{message.task_id}")
         return found
-
-    def close(self):
-        for process, _ in self.started:
-            if process.poll() is None:
-                process.kill()
-            process.wait()
-        for record in (self.folder / "states").glob("*/*/runs/*/started.json"):
-            for name in ("command_pid", "pid"):
-                pid = json.loads(record.read_text()).get(name)
-                if pid and alive(pid):
-                    os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture
@@ -109,17 +77,12 @@ def owner(world, message):
     return claim.worker if claim else None
 
 
-def kill(process):
-    process.kill()
-    process.wait()
-
-
 def begin(world, host, folder, name="first", code=7):
-    process = host.serving(name)
+    worker = host.serving(name)
     message = run_of(world, folder, code)
     world.wait_state(message, "running", 30)
     until((folder / "mark").exists, 10, "the run to begin")
-    return process, message
+    return worker, message
 
 
 def end(world, folder, message, code=7):
@@ -133,9 +96,9 @@ def test_the_run_of_a_killed_worker_is_looked_after_and_reported_by_another_of_i
     first, message = begin(world, host, tmp_path)
     before = world.ledger.claims.get(message.run_id)
     assert before.worker == f"first@{HOST}"
-    kill(first)
+    first.kill()
     second = host.serving("second")
-    until(lambda: owner(world, message) == f"second@{HOST}", 10, f"the new owner:\n{host.text(second)}")
+    until(lambda: owner(world, message) == f"second@{HOST}", 10, f"the new owner:\n{second.text()}")
 
     after = world.ledger.claims.get(message.run_id)
     assert (after.claim, after.state, after.handle) == (before.claim, "running", before.handle)
@@ -149,32 +112,32 @@ def test_the_run_of_a_killed_worker_is_looked_after_and_reported_by_another_of_i
 
 def test_the_old_name_starts_again_at_once_and_leaves_its_run_to_the_living_keeper(world, host, tmp_path):
     first, message = begin(world, host, tmp_path)
-    kill(first)
+    first.kill()
     second = host.serving("second")
     until(lambda: owner(world, message) == f"second@{HOST}", 10, "the new owner")
     again = host.serving("first")
     assert owner(world, message) == f"second@{HOST}"
-    assert again.poll() is None
+    assert again.process.poll() is None
 
     # the keeper dies too: the next worker that starts takes the run, by whatever name
-    kill(second)
-    kill(again)
+    second.kill()
+    again.kill()
     third = host.serving("first")
-    until(lambda: owner(world, message) == f"first@{HOST}", 10, f"the old owner:\n{host.text(third)}")
+    until(lambda: owner(world, message) == f"first@{HOST}", 10, f"the old owner:\n{third.text()}")
     end(world, tmp_path, message)
 
 
 def test_a_keeper_killed_before_the_ledger_heard_of_it_asks_again_when_it_starts(world, host, tmp_path):
     first, message = begin(world, host, tmp_path)
-    kill(first)
+    first.kill()
     second = host.serving("second")
     until(lambda: owner(world, message) == f"second@{HOST}", 10, "the new owner")
-    kill(second)
+    second.kill()
     # as it stands on disk and in Redis when the crash came between the two
     world.ledger.set(world.ledger.claims.get(message.run_id), worker=f"first@{HOST}")
     assert json.loads((host.folder_of(message) / "keeper.json").read_text())["name"] == "second"
     second = host.serving("second")
-    until(lambda: owner(world, message) == f"second@{HOST}", 10, f"the new owner:\n{host.text(second)}")
+    until(lambda: owner(world, message) == f"second@{HOST}", 10, f"the new owner:\n{second.text()}")
     # and when Redis loses it later, the keeper takes it again instead of ending a run that is not its own
     world.ledger.set(world.ledger.claims.get(message.run_id), worker=f"first@{HOST}")
     until(lambda: owner(world, message) == f"second@{HOST}", 20, "the new owner again")
@@ -183,7 +146,7 @@ def test_a_keeper_killed_before_the_ledger_heard_of_it_asks_again_when_it_starts
 
 def test_a_run_that_ended_while_nobody_lived_is_reported_by_the_sibling(world, host, tmp_path):
     first, message = begin(world, host, tmp_path, code=9)
-    kill(first)
+    first.kill()
     (tmp_path / "gate").touch()
     until((host.folder_of(message) / "cleared").exists, 10, "the shim to record the exit")
     host.serving("second")
@@ -195,8 +158,8 @@ def test_a_living_sibling_and_one_of_another_fleet_or_api_are_left_alone(world, 
     first, message = begin(world, host, tmp_path)
     second = host.serving("second")
     assert owner(world, message) == f"first@{HOST}"
-    kill(second)
-    kill(first)
+    second.kill()
+    first.kill()
     folder = host.folder_of(message)
     intent = json.loads((folder / "intent.json").read_text())
     for stranger in (
@@ -205,10 +168,10 @@ def test_a_living_sibling_and_one_of_another_fleet_or_api_are_left_alone(world, 
     ):
         (folder / "intent.json").write_text(json.dumps(intent | stranger))
         third = host.serving("third")
-        until(lambda third=third: "adoption done" in host.text(third), 10, "the adoption")
+        until(lambda third=third: "adoption done" in third.text(), 10, "the adoption")
         assert not (folder / "keeper.json").exists()
         assert owner(world, message) == f"first@{HOST}"
-        kill(third)
+        third.kill()
     (folder / "intent.json").write_text(json.dumps(intent))
     host.serving("first")
     end(world, tmp_path, message)
@@ -217,7 +180,7 @@ def test_a_living_sibling_and_one_of_another_fleet_or_api_are_left_alone(world, 
 def test_a_run_that_never_began_goes_back_through_the_sibling(world, host, tmp_path):
     first = host.serving("first", FLOWFLEET_FAILPOINT="start.before_fork:kill")
     message = world.submit(f"open({str(tmp_path / 'mark')!r}, 'a').write('ran')")
-    first.wait(30 * SCALE)
+    first.wait(30)
     assert world.ledger.claims.get(message.run_id).state == "starting"
     host.serving("second")
     world.wait_gone(message, 30)
@@ -227,7 +190,7 @@ def test_a_run_that_never_began_goes_back_through_the_sibling(world, host, tmp_p
 
 def test_adoption_is_refused_to_a_worker_of_another_host_or_an_old_process(world, host, tmp_path):
     first, message = begin(world, host, tmp_path)
-    kill(first)
+    first.kill()
     claims = world.ledger.claims
     for name in ("other@elsewhere", f"other@{HOST}"):
         assert world.ledger.roster.sign_on(row(name, nonce="n")) is None
@@ -243,24 +206,22 @@ def test_adoption_is_refused_to_a_worker_of_another_host_or_an_old_process(world
 
 
 def test_a_real_worker_shows_what_its_runs_print_to_the_last_line(world, host):
-    process = host.serving("shows", "--show-flow-logs")
+    worker = host.serving("shows", "--show-flow-logs")
     message = world.submit("print('first'); print('gr\\xfcn'); print('no end', end=''); raise SystemExit(3)")
     name = world.api.runs[message.run_id]["name"]
     world.wait_gone(message, 30)
-    process.terminate()
-    assert process.wait(20 * SCALE) == 0
+    assert worker.stop(20) == 0
 
-    shown = [line for line in host.text(process).splitlines() if line.startswith(f"{name} | ")]
+    shown = [line for line in worker.all_text().splitlines() if line.startswith(f"{name} | ")]
     assert shown == [f"{name} | {text}" for text in ("first", "gr\xfcn", "no end")]
 
 
 def test_a_real_worker_that_waits_at_its_stop_ends_its_runs_after_the_grace(world, host):
-    process = host.serving("waits", "--on-stop", "wait", "--stop-grace", "1")
+    worker = host.serving("waits", "--on-stop", "wait", "--stop-grace", "1")
     message = world.submit("import time; time.sleep(600)")
     world.wait_state(message, "running", 30)
-    process.terminate()
-    assert process.wait(30 * SCALE) == 0
+    assert worker.stop(30) == 0
 
     assert world.ledger.claims.get(message.run_id) is None
     assert "was stopped by the worker" in world.api.state(message.run_id)["message"]
-    assert "no run is left" in host.text(process)
+    assert "no run is left" in worker.all_text()
