@@ -1,4 +1,4 @@
-"""Signals: SIGHUP makes a poller or worker read its secrets again instead of ending it.
+"""Signals: how a process takes them; SIGHUP makes a poller or worker read its secrets again instead of ending it.
 
 A refused key is looked for again without any signal too, every few seconds, so that a replaced file is enough. The
 other secrets are read whenever they are needed (`settings/secret_files.py`); for them the signal only means that a
@@ -7,10 +7,11 @@ change is found and logged at once.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from flowfleet.wakeup import Wakeup
@@ -18,6 +19,27 @@ from flowfleet.wakeup import Wakeup
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 5.0
+
+
+def take(*numbers: int, handler: Callable[[int], None], respect_ignored: bool) -> None:
+    """Call `handler` with the number of each of these signals that comes; it may take no lock.
+
+    With `respect_ignored` an ignored signal stays so: a shell starts a job in the background with SIGINT ignored.
+    """
+    for number in numbers:
+        if not (respect_ignored and signal.getsignal(number) is signal.SIG_IGN):
+            signal.signal(number, lambda number, _frame: handler(number))
+
+
+@contextlib.contextmanager
+def restored(*numbers: int) -> Iterator[None]:
+    """What these signals did before is what they do again after the block."""
+    before = {number: signal.getsignal(number) or signal.SIG_DFL for number in numbers}
+    try:
+        yield
+    finally:
+        for number, action in before.items():
+            signal.signal(number, action)
 
 
 class SecretHolder(Protocol):
@@ -34,17 +56,17 @@ class SecretHolder(Protocol):
 class ReloadOnSighup:
     """Handler of SIGHUP: it takes the signal from the first moment on, and acts on it once `serve` is called."""
 
-    def __init__(self, *, look_seconds: float = LOOK_SECONDS) -> None:
+    def __init__(self, then: Callable[[], None], *, look_seconds: float = LOOK_SECONDS) -> None:
+        """`then` is called after a reload, when other credentials may be in use."""
+        self._then = then
         self._look_seconds = look_seconds
         self._signalled = Wakeup()
         #: set after each signal and whenever the credentials have changed, for callers of `wait`
         self.changed = threading.Event()
-        #: called after a reload, when other credentials may be in use
-        self.then: Callable[[], None] = lambda: None
 
     def install(self) -> None:
-        """Take SIGHUP; a handler may take no lock, so it only wakes the thread."""
-        signal.signal(signal.SIGHUP, lambda _number, _frame: self._signalled.wake())
+        """Take SIGHUP."""
+        take(signal.SIGHUP, handler=lambda _number: self._signalled.wake(), respect_ignored=False)
 
     def serve(self, *holders: SecretHolder) -> None:
         """Start the thread that lets these holders look for their secrets again."""
@@ -73,4 +95,4 @@ class ReloadOnSighup:
         renewed = [holder.renew() for holder in holders]  # of all, whatever the first answers
         if signalled or any(renewed):
             self.changed.set()
-            self.then()
+            self._then()

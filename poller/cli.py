@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -31,7 +30,7 @@ from flowfleet.settings.unused import tell_unused
 from flowfleet.signals import ReloadOnSighup
 from poller.hints_inbox import HintsInbox
 from poller.metrics import PollerMetrics
-from poller.service import PollerParts, PollerService
+from poller.service import CLOCK, PollerParts, PollerService
 from poller.shutdown import PollerShutdown
 
 if TYPE_CHECKING:
@@ -70,13 +69,17 @@ def connect_api(connector: Connector, settings: PollerSettings) -> ConnectedApi:
 
 
 def wait_for_api(
-    ask: Callable[[], ConnectedApi], inbox: HintsInbox, stop: PollerShutdown, *, required: bool
+    ask: Callable[[], ConnectedApi],
+    outage: RetrySchedule,
+    inbox: HintsInbox,
+    stop: PollerShutdown,
+    *,
+    required: bool,
 ) -> ConnectedApi | None:
     """Ask until the API answers; None when a stop signal came first.
 
     Raises `ApiRejected` for what waiting cannot cure, and with `required` also `ApiUnavailable`.
     """
-    outage = RetrySchedule("the Prefect API", time.monotonic)
     while not stop.asked:
         try:
             connected = ask()
@@ -93,7 +96,7 @@ def wait_for_api(
 
 def wait_for_redis(settings: PollerSettings, login: Login, inbox: HintsInbox, stop: PollerShutdown) -> Ledger | None:
     """Connect until Redis answers; None when a stop signal came first. Raises `LedgerUnusable`."""
-    outage = RetrySchedule("Redis", time.monotonic)
+    outage = RetrySchedule("Redis", CLOCK.monotonic)
     while not stop.asked:
         try:
             ledger = flowfleet.ledger.connect(settings.redis, settings.fleet, login=login)
@@ -113,7 +116,13 @@ def poll(settings: PollerSettings) -> int:
     inbox = HintsInbox()
     stop = PollerShutdown(inbox)
     stop.install()
-    reload = ReloadOnSighup()
+    api_outage = RetrySchedule("the Prefect API", CLOCK.monotonic)
+
+    def ask_again() -> None:
+        api_outage.hurry()
+        inbox.put("poke")
+
+    reload = ReloadOnSighup(ask_again)
     reload.install()
     secrets = SecretFiles(settings)
     connector = Connector(settings, os.environ)
@@ -123,10 +132,11 @@ def poll(settings: PollerSettings) -> int:
     ledger = wait_for_redis(settings, secrets.login, inbox, stop)
     if ledger is None:
         return 0
-    reload.then = partial(inbox.put, "poke")
     reload.serve(connector, secrets)
     startup_page.waits_for = "the Prefect API"
-    connected = wait_for_api(partial(connect_api, connector, settings), inbox, stop, required=settings.require_api)
+    connected = wait_for_api(
+        partial(connect_api, connector, settings), api_outage, inbox, stop, required=settings.require_api
+    )
     if connected is None:
         return 0
     settings = connected.settings
@@ -139,6 +149,7 @@ def poll(settings: PollerSettings) -> int:
             api=connected.api,
             ledger=ledger,
             inbox=inbox,
+            api_outage=api_outage,
             publish=publisher(settings, secrets.login).publish,
             failpoints=failpoints,
             metrics=PollerMetrics(),
@@ -148,7 +159,6 @@ def poll(settings: PollerSettings) -> int:
     stop.then(service.loop.stop)
     stop.busy = lambda: service.loop.claim_in_hand
     stop.last = service.leadership.resign
-    reload.then = service.new_key
     if stop.asked:  # while the service was built
         return 0
     service.run(startup_page)

@@ -66,6 +66,7 @@ class Loop:
         metrics: PollerMetrics,
         offer_filter: OfferFilter,
         redis_outage: RetrySchedule,
+        api_outage: RetrySchedule,
         pace: Pace,
         max_polls: int | None = None,
         tidy: Callable[[], None] = lambda: None,
@@ -86,8 +87,7 @@ class Loop:
         self._max_polls = max_polls
         self._tidy = tidy
         self._jitter = jitter
-        self.redis_outage = redis_outage
-        self.api_outage = RetrySchedule("the Prefect API", clock.monotonic, jitter)
+        self.redis_outage, self.api_outage = redis_outage, api_outage
         self.polls = 0
         self.round_at = clock.monotonic()
         self.listing = Listing(clock)
@@ -108,10 +108,6 @@ class Loop:
     def stop(self) -> None:
         """Make no further round; the caller also puts a hint into the inbox, which wakes the loop."""
         self._stopping.set()
-
-    def hurry(self) -> None:
-        """Ask the API again without waiting for the end of the pause; the caller also wakes the loop by a hint."""
-        self.api_outage.hurry()
 
     @property
     def claim_in_hand(self) -> bool:

@@ -50,6 +50,7 @@ class PollerParts:
     api: ApiClient
     ledger: Ledger
     inbox: HintsInbox
+    api_outage: RetrySchedule
     publish: Callable[[Message], None]
     failpoints: Failpoints
     metrics: PollerMetrics
@@ -110,6 +111,7 @@ class PollerService:
             metrics=parts.metrics,
             offer_filter=self._offer_filter,
             redis_outage=RetrySchedule("Redis", CLOCK.monotonic),
+            api_outage=parts.api_outage,
             pace=Pace.of(api.traits, idle_seconds=settings.idle_seconds),
             max_polls=settings.max_polls,
             tidy=return_free_memory,
@@ -163,11 +165,6 @@ class PollerService:
             wait_seconds=lease.ttl_seconds + lease.renew_seconds,
         )
         return sweep, gatekeeper
-
-    def new_key(self) -> None:
-        """Ask the API now, since other credentials are in use."""
-        self.loop.hurry()
-        self._parts.inbox.put("poke")
 
     def poke(self) -> None:
         """Poll now; the hint also goes to the fleet, so that the leader polls if this poller does not lead."""

@@ -8,9 +8,9 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from types import FrameType
 
 from flowfleet.errors import LedgerError
+from flowfleet.signals import take
 from poller.hints_inbox import HintsInbox
 
 logger = logging.getLogger(__name__)
@@ -36,14 +36,13 @@ class PollerShutdown:
     def install(self) -> None:
         """Take both signals, whatever a shell has set for them: a job in the background starts with SIGINT ignored."""
         threading.Thread(target=self._cut_short, name="stop", daemon=True).start()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
+        take(signal.SIGTERM, signal.SIGINT, handler=self._on_signal, respect_ignored=False)
 
     def then(self, action: Callable[[], None]) -> None:
         """Register an action, which the signal handler calls when the end is asked for."""
         self._then.append(action)
 
-    def _on_signal(self, number: int, _: FrameType | None) -> None:
+    def _on_signal(self, number: int) -> None:
         if self.asked:
             os._exit(128 + number)
         self.asked = True

@@ -23,6 +23,7 @@ from flowfleet.settings.classes import WorkerSettings
 from tests.lawless_api import LawlessApi
 from tests.ledger_world import LedgerWorld
 from tests.waiting import SCALE, until
+from workers.background import BackgroundJobs
 from workers.deployers.process import ProcessDeployer
 from workers.environment import layers_of, worker_layer
 from workers.host import Abilities, Host
@@ -102,6 +103,7 @@ class WorkerWorld:
             claims=self.ledger.claims,
             roster=self.ledger.roster,
             api=self.client,
+            to_api=BackgroundJobs("the Prefect API"),
             deployer=ProcessDeployer(
                 host=host, abilities=Abilities.probe({"FLOWFLEET_PLAIN": os.environ.get("FLOWFLEET_TEST_PLAIN", "")})
             ),

@@ -32,6 +32,7 @@ from flowfleet.settings.secret_files import SecretFiles
 from flowfleet.settings.unused import tell_unused
 from flowfleet.signals import ReloadOnSighup
 from workers import page as worker_page
+from workers.background import BackgroundJobs
 from workers.deployers import warm_client
 from workers.deployers.registry import adopting_deployer, plugged_in_deployer, process_deployer
 from workers.deployment import EXTERNAL, Deployer, DeployerContext, RunLimits
@@ -106,7 +107,8 @@ def serve(
 ) -> int:
     """Build the worker, run it to its end, and return the exit code."""
     embedding.early()
-    reload = ReloadOnSighup()
+    to_api = BackgroundJobs("the Prefect API")
+    reload = ReloadOnSighup(to_api.retry)
     reload.install()
     require_hooks()
     failpoints = Failpoints.from_environment(environ)
@@ -148,6 +150,7 @@ def serve(
         claims=ledger.claims,
         roster=ledger.roster,
         api=api,
+        to_api=to_api,
         deployer=deployer,
         start_specs=StartSpecBuilder(settings=settings, api=api, layers=layers, interpreter=interpreter),
         state=state,
@@ -157,18 +160,16 @@ def serve(
         launched=embedding.launched,
         leave=embedding.leave,
     )
-    return _run(WorkerService(parts), ledger, reload, startup_page, embedding)
+    return _run(WorkerService(parts), ledger, startup_page, embedding)
 
 
 def _run(
     service: WorkerService,
     ledger: Ledger,
-    reload: ReloadOnSighup,
     startup_page: StartupPage,
     embedding: EmbeddingProgram,
 ) -> int:
     """Connect the joined worker to what wakes, asks and stops it, and run it to its end; the exit code."""
-    reload.then = service.to_api.retry
     # neither this nor the page is closed again: their threads end with the process, and waiting for them would lengthen
     # each stop
     subscription = ledger.hints.listen(partial(_on_hint, service))

@@ -56,6 +56,7 @@ class WorkerParts:
     claims: Claims
     roster: Roster
     api: ApiClient
+    to_api: BackgroundJobs
     deployer: Deployer
     start_specs: StartSpecBuilder
     state: StateFolder
@@ -79,7 +80,7 @@ class WorkerService:
         self.ledger_view = LedgerView(parts.row.offer)
         self.attempts = Attempts(on_change=self._changed)
         self.to_ledger = BackgroundJobs("Redis")
-        self.to_api = BackgroundJobs("the Prefect API")
+        self.to_api = parts.to_api
         self.supervisor = Supervisor(self.attempts, self._run_ended, run_timeout=settings.run_timeout)
         self.slots = Slots(settings.slots, self, on_arrival=self._arrived)
         self.stop_signals = StopSignals(self.slots, self.attempts, leave=parts.leave, guarded=parts.mode == "detach")

@@ -16,11 +16,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from flowfleet import ledger as ledgers
-from flowfleet import logs
+from flowfleet import logs, signals
 from flowfleet.agents import arguments
 from flowfleet.agents.poller_process import PollerProcess
 from flowfleet.api.client import ApiClient
@@ -54,7 +53,6 @@ logger = logging.getLogger(__name__)
 LAST_STARTS_SECONDS = 60.0
 _LOOK_SECONDS = 0.2
 _BEFORE_START = (State.CLAIMING, State.QUEUED, State.TAKEN, State.STARTING)
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _now = threading.local()
 
@@ -75,10 +73,9 @@ def run(agent: Agent) -> None:
     if not any(isinstance(handler.formatter, logs.TextFormatter | logs.JsonFormatter) for handler in _handlers()):
         logs.configure(settings.log_level, settings.log_format, secrets=secrets_of(settings))
     with ExitStack() as stack:
-        for number in _SIGNALS:
-            stack.callback(signal.signal, number, signal.getsignal(number) or signal.SIG_DFL)
+        stack.enter_context(signals.restored(signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
         stack.callback(agent.cleanup)
-        _take_signals()
+        signals.take(signal.SIGINT, signal.SIGTERM, handler=_on_early_signal, respect_ignored=False)
         with contextlib.suppress(_StopRequested):
             agent.setup()
             _AgentRun(agent, settings, stack).live()
@@ -88,12 +85,7 @@ def _handlers() -> list[logging.Handler]:
     return logging.getLogger().handlers
 
 
-def _take_signals() -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _on_early_signal)
-
-
-def _on_early_signal(_number: int, _frame: FrameType | None) -> None:
+def _on_early_signal(_number: int) -> None:
     raise _StopRequested
 
 

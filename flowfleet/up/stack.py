@@ -11,10 +11,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from flowfleet import ledger as ledgers
+from flowfleet import signals
 from flowfleet.api.connect import connect
 from flowfleet.api.prefect3.access import found_url
 from flowfleet.commands.worker_control import check_redis
@@ -40,8 +40,6 @@ class StopRequested(FleetError):
 class StackSignals:
     """The signals INT, TERM and HUP: the first asks for an orderly end, the second for a quick one."""
 
-    NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
     def __init__(self) -> None:
         self.first: int | None = None
         self.second: int | None = None
@@ -49,10 +47,9 @@ class StackSignals:
 
     def install(self) -> None:
         """Take the signals, also where a shell has set a background job to ignore them."""
-        for number in self.NUMBERS:
-            signal.signal(number, self._note)
+        signals.take(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, handler=self._note, respect_ignored=False)
 
-    def _note(self, number: int, _frame: FrameType | None) -> None:
+    def _note(self, number: int) -> None:
         # only a note: a handler runs between any two steps of the main thread, so it takes no lock and calls nothing
         if self.first is None:
             self.first = number

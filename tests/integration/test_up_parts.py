@@ -516,14 +516,14 @@ def test_a_closed_terminal_keeps_no_part_running(tmp_path):
 
 def test_a_terminal_that_closes_twice_is_no_hurry():
     signals = StackSignals()
-    signals._note(signal.SIGHUP, None)
-    signals._note(signal.SIGHUP, None)
+    signals._note(signal.SIGHUP)
+    signals._note(signal.SIGHUP)
     assert signals.second is None
     unheard = StackSignals()
     unheard.note_unheard()
     with pytest.raises(StopRequested):
         unheard.pause(60)
-    unheard._note(signal.SIGINT, None)
+    unheard._note(signal.SIGINT)
 
     assert unheard.second is None
 

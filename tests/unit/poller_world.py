@@ -471,6 +471,7 @@ class World:
             metrics=self.metrics,
             offer_filter=self.offer_filter,
             redis_outage=RetrySchedule("Redis", monotonic, lambda: 1.0),
+            api_outage=RetrySchedule("the Prefect API", monotonic, lambda: 1.0),
             pace=self.pace,
             max_polls=self.max_polls,
             jitter=lambda: 0.5,

@@ -151,6 +151,7 @@ def uses(tree: ast.Module, library: str, *functions: str) -> bool:
 @pytest.mark.parametrize(
     ("file", "library", "functions"),
     [
+        ("flowfleet.signals", "signal", ("signal", "set_wakeup_fd")),
         ("flowfleet.wakeup", "os", ("pipe", "pipe2", "eventfd")),
         ("workers.deployers.fork_client", "socket", ("socketpair",)),  # its channels to other processes
     ],

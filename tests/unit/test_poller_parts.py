@@ -357,6 +357,7 @@ def test_the_loops_pace_is_that_of_the_settings_and_of_the_api(backend, busy):
             api=nobody,
             ledger=ledger,
             inbox=HintsInbox(),
+            api_outage=RetrySchedule("the Prefect API", Time().clock.monotonic),
             publish=lambda _message: None,
             failpoints=Failpoints(),
             metrics=PollerMetrics(),

@@ -96,9 +96,8 @@ class Holder:
 
 
 def test_a_hangup_has_every_holder_look_again_and_a_refusal_too():
-    reload = ReloadOnSighup(look_seconds=0.01)
     told = []
-    reload.then = lambda: told.append(True)
+    reload = ReloadOnSighup(lambda: told.append(True), look_seconds=0.01)
     quiet, changing = Holder(), Holder(changed=True)
     reload.look(quiet, changing)
     assert (quiet.asked, changing.asked, told) == (0, 0, []), "nothing is wrong"

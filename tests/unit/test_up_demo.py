@@ -291,9 +291,9 @@ def test_workers_are_named_by_their_number():
 def test_a_pause_ends_when_the_end_is_asked_for():
     signals = StackSignals()
     signals.pause(0.0)
-    signals._note(15, None)
+    signals._note(15)
     with pytest.raises(StopRequested):
         signals.pause(60.0)
-    signals._note(2, None)
+    signals._note(2)
 
     assert (signals.first, signals.second) == (15, 2)

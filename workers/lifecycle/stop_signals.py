@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from flowfleet.signals import take
 from flowfleet.wakeup import Wakeup
 from workers.lifecycle.consumer import Slots, ask_to_stop
 from workers.state.attempts import Attempts
@@ -35,9 +36,7 @@ def resolve_mode(on_stop: str, environ: Mapping[str, str], *, in_container: bool
 
 def leave_at_once(leave: Callable[[int], Any] = os._exit) -> None:
     """Let SIGTERM and SIGINT end a worker that has begun nothing yet; `StopSignals.install` replaces these handlers."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, lambda _number, _frame: leave(0))
+    take(signal.SIGTERM, signal.SIGINT, handler=lambda _number: leave(0), respect_ignored=True)
 
 
 @dataclass
@@ -58,9 +57,8 @@ class StopSignals:
 
     def install(self) -> None:
         """Handle SIGTERM and SIGINT from now on; an ignored SIGINT (a shell's background job) stays ignored."""
-        signal.signal(signal.SIGTERM, self._handle)
-        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-            signal.signal(signal.SIGINT, self._handle)
+        take(signal.SIGTERM, handler=self.request, respect_ignored=False)
+        take(signal.SIGINT, handler=self.request, respect_ignored=True)
         self.watch()
 
     def watch(self) -> None:
@@ -81,9 +79,6 @@ class StopSignals:
         ask_to_stop()
         self.slots.wakeup.wake()
         self._asked.wake()
-
-    def _handle(self, number: int, _frame: Any) -> None:
-        self.request(number)
 
     def finished(self) -> None:
         """Tell the watchdog that the orderly stop has finished."""
