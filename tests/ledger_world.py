@@ -9,7 +9,7 @@ from typing import Any
 
 from flowfleet.flow_run import FlowRun, Offer, Route, claim_id
 from flowfleet.ledger import Ledger, connect
-from flowfleet.ledger.claims import Claim, HeldClaim, Lease, Outcome, State
+from flowfleet.ledger.claims import Claim, Lease, Outcome, State
 from flowfleet.ledger.roster import WorkerRow
 
 DUE = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
@@ -117,22 +117,9 @@ class LedgerWorld:
         self.ledger.store.client.hset(self.ledger.store.key("gate"), "server", "another")
 
 
-def held(about: Claim, state: State | None = None, **changes: Any) -> HeldClaim:
+def held(about: Claim, state: State | None = None, **changes: Any) -> Claim:
     """The claim as its worker holds it."""
-    mine = HeldClaim(
-        run_id=about.run_id,
-        claim=about.claim,
-        call=about.call,
-        route=about.route,
-        name=about.name,
-        due=about.due,
-        state=state or about.state,
-        attempt=about.attempt,
-        policy=about.policy,
-        handle=about.handle,
-        exit=about.exit,
-    )
-    return replace(mine, **changes)
+    return replace(about, state=state or about.state, **changes)
 
 
 def other_claim(claim: Claim) -> str:

@@ -25,7 +25,7 @@ from flowfleet.agents.poller_process import PollerProcess
 from flowfleet.api.client import ApiClient
 from flowfleet.errors import FleetError, LedgerError
 from flowfleet.flow_run import Route
-from flowfleet.ledger.claims import HeldClaim, State
+from flowfleet.ledger.claims import Claim, State
 from flowfleet.local import redis_process
 from flowfleet.local.child import Part, wait_ready
 from flowfleet.local.data_folder import DataFolder, default_path
@@ -274,7 +274,7 @@ def _by_hand(agent: LocalAgent, run_id: str) -> str:
     folder = RunFolders(path).create(run_id, claim, {})
     assert folder is not None
     job = agent.client.job(run_id)
-    held = HeldClaim(
+    held = Claim(
         run_id=run_id,
         claim=claim,
         call=claim,

@@ -15,7 +15,11 @@ from flowfleet.ledger.transitions import Refusal, State
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """Our right to one attempt at a run, as the ledger has it."""
+    """Our right to one attempt at a run, as the ledger has it, or as its worker holds it.
+
+    A worker's own has the state that its disk has, from taken to ended. Each renewal carries it, and writes it again
+    after a loss of Redis.
+    """
 
     run_id: str
     claim: str
@@ -48,23 +52,6 @@ class Outcome:
     moved: bool
     refusal: Refusal | None = None
     claim: Claim | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeldClaim:
-    """A claim as its worker holds it: each renewal carries it, and writes it again after a loss of Redis."""
-
-    run_id: str
-    claim: str
-    call: str
-    route: Route
-    name: str
-    due: datetime
-    state: State  # TAKEN, STARTING, RUNNING or ENDED as the worker's disk has it
-    attempt: int = 1
-    policy: str = "report"
-    handle: Mapping[str, Any] | None = None
-    exit: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

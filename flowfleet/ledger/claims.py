@@ -9,7 +9,6 @@ from typing import Any
 from flowfleet.flow_run import FlowRun, claim_id
 from flowfleet.ledger.claim import (
     Claim,
-    HeldClaim,
     Lease,
     Outcome,
     Renewal,
@@ -27,7 +26,6 @@ __all__ = [
     "TRANSITIONS",
     "Claim",
     "Claims",
-    "HeldClaim",
     "Lease",
     "Mover",
     "Outcome",
@@ -135,7 +133,7 @@ class Claims:
         """
         return self._move("adopt", run_id, claim, worker, nonce)
 
-    def renew(self, worker: str, nonce: str, beat: int, held: Sequence[HeldClaim]) -> Renewal:
+    def renew(self, worker: str, nonce: str, beat: int, held: Sequence[Claim]) -> Renewal:
         """Renew all held claims in one call; moves missing ones back, and writes again those that Redis has lost.
 
         `beat` grows with each renewal of one nonce: one that a later one has overtaken on its way changes nothing.

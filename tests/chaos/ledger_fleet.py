@@ -16,7 +16,7 @@ from typing import Any
 import redis
 
 from flowfleet.flow_run import claim_id
-from flowfleet.ledger.claims import Claim, HeldClaim, Outcome, Refusal, State
+from flowfleet.ledger.claims import Claim, Outcome, Refusal, State
 from tests.chaos.ledger_oracle import Asked, Facts, Tally, expected
 from tests.ledger_world import LedgerWorld, flow_run, held, row
 from tests.valkey import Valkey
@@ -63,7 +63,7 @@ class ApiRun:
 class Folder:
     """A run's folder on a worker's disk: it survives the worker."""
 
-    held: HeldClaim
+    held: Claim
     phase: str  # taken → starting → launched → forked → exited; or abandoned → given
     fenced: bool = False
     #: it has been another worker's of this host, so a loss of Redis may bring that owner back

@@ -15,7 +15,7 @@ from flowfleet.broker import queue_key
 from flowfleet.errors import LedgerUnavailable
 from flowfleet.flow_run import Message, Offer, Route
 from flowfleet.ledger import connect
-from flowfleet.ledger.claims import HeldClaim, State
+from flowfleet.ledger.claims import Claim, State
 from flowfleet.ledger.roster import WorkerRow
 from tests.lawless_api import LawlessApi
 from tests.valkey import Valkey
@@ -36,7 +36,7 @@ class StandIn(threading.Thread):
         self.ledger = connect(fleet.valkey.url, fleet.world.fleet)
         self.nonce = uuid.uuid4().hex
         #: run id → what it holds and until when
-        self.held: dict[str, tuple[HeldClaim, float]] = {}
+        self.held: dict[str, tuple[Claim, float]] = {}
         self.takes = True
         self.renews = True
         self.errors: list[BaseException] = []
@@ -110,7 +110,7 @@ class StandIn(threading.Thread):
         self._fleet.started_at[message.run_id] = time.time()
         claims.run(message.run_id, message.claim, self.identity, {"kind": "process", "host": "test", "id": "1"})
         self._fleet.api.write(message.run_id, "RUNNING")
-        held = HeldClaim(
+        held = Claim(
             run_id=message.run_id,
             claim=message.claim,
             call=taken.call,

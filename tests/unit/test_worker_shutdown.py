@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import pytest
 
 from flowfleet.flow_run import Offer, Route
-from flowfleet.ledger.claims import HeldClaim, State
+from flowfleet.ledger.claims import Claim, State
 from flowfleet.ledger.roster import WorkerRow
 from workers.lifecycle.shutdown import WorkerShutdown
 from workers.state.attempts import Attempt, Attempts
@@ -86,7 +86,7 @@ class World:
             self.later.pop(at)()
 
     def add(self, run_id, state):
-        held = HeldClaim(
+        held = Claim(
             run_id=run_id,
             claim="c",
             call="k",

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from flowfleet.flow_run import Route
-from flowfleet.ledger.claims import HeldClaim, State
+from flowfleet.ledger.claims import Claim, State
 from tests.waiting import until
 from workers.deployment import Exit
 from workers.runs.supervisor import Supervisor
@@ -65,7 +65,7 @@ class FakeDeployment:
 
 
 def attempt(number, started_run=None, state=State.RUNNING):
-    held = HeldClaim(
+    held = Claim(
         run_id=f"run{number}",
         claim="claim",
         call="call",

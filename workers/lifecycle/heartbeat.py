@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from flowfleet.errors import LedgerError
-from flowfleet.ledger.claims import Claims, HeldClaim, Refusal, Renewal, State
+from flowfleet.ledger.claims import Claim, Claims, Refusal, Renewal, State
 from flowfleet.ledger.roster import Roster, WorkerRow
 from flowfleet.retry import OutageLog
 from workers.shim.syscalls import boot_clock
@@ -118,7 +118,7 @@ class Heartbeat:
         self._on_answer()
         return renewal
 
-    def _held(self) -> list[HeldClaim]:
+    def _held(self) -> list[Claim]:
         watched = self._clock() - self._watcher.seen < WATCH_SECONDS
         if not watched:
             logger.error("the supervisor does not answer, running claims are not renewed")
@@ -145,7 +145,7 @@ class Heartbeat:
             self._roster.update(row)
             self._row = row
 
-    def _act(self, renewal: Renewal, held: list[HeldClaim]) -> None:
+    def _act(self, renewal: Renewal, held: list[Claim]) -> None:
         if renewal.reasserted:
             logger.warning("the ledger had lost claims that are written again", extra={"runs": len(renewal.reasserted)})
         for one in held:

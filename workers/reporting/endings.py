@@ -10,7 +10,7 @@ from collections.abc import Callable
 from flowfleet.api.client import Answer, ApiClient, Mark, RunState, StateType, Verdict
 from flowfleet.errors import ApiRejected, ApiUnavailable, LedgerUnavailable
 from flowfleet.failpoints import Failpoints
-from flowfleet.ledger.claims import Claims, HeldClaim, Outcome, Refusal, State
+from flowfleet.ledger.claims import Claim, Claims, Outcome, Refusal, State
 from workers.background import BackgroundJobs
 from workers.deployment import Exit
 from workers.reporting.exit_table import SECOND_LOOK_SECONDS, Decision, Step, decide, for_cancelled
@@ -118,7 +118,7 @@ class Endings:
         )
         self._settle(attempt.held.run_id, attempt.held.claim, "lost")
 
-    def _release(self, ended: Report | HeldClaim, outcome: str) -> None:
+    def _release(self, ended: Report | Claim, outcome: str) -> None:
         run_id, claim = ended.run_id, ended.claim
         owner = ended.worker if isinstance(ended, Report) else self._worker
 

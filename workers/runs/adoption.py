@@ -15,17 +15,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from flowfleet.errors import BadMessage, LedgerUnavailable
 from flowfleet.flow_run import Route
-from flowfleet.ledger.claims import Claims, HeldClaim, Refusal, State
+from flowfleet.ledger.claims import Claim, Claims, Refusal, State
 from workers.background import BackgroundJobs
 from workers.deployment import Deployer
 from workers.runs.hand_back import HandBack
-from workers.state.attempts import Attempt, Attempts, fit_handle, held_from_claim, held_to_intent
+from workers.state.attempts import Attempt, Attempts, fit_handle, held_to_intent
 from workers.state.run_folders import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -144,10 +144,10 @@ class Adoption:
         self.on_alive(attempt.key)
         return True
 
-    def _note_running(self, held: HeldClaim, handle: Mapping[str, Any]) -> None:
+    def _note_running(self, held: Claim, handle: Mapping[str, Any]) -> None:
         self.claims.run(held.run_id, held.claim, self.worker, dict(fit_handle(handle) or {}))
 
-    def _held_by_ledger(self, folder: RunFolder) -> HeldClaim | None:
+    def _held_by_ledger(self, folder: RunFolder) -> Claim | None:
         # the worker may have been killed between the move to `taken` and the note of the claim's facts
         try:
             claim = self.claims.get(folder.run_id)
@@ -156,12 +156,12 @@ class Adoption:
             return None
         if claim is None or claim.claim != folder.claim or claim.worker != self.worker:
             return None
-        held = held_from_claim(claim, State.TAKEN)
+        held = replace(claim, state=State.TAKEN)
         folder.note(**held_to_intent(held))
         return held
 
 
-def held_from_intent(folder: RunFolder) -> HeldClaim | None:
+def held_from_intent(folder: RunFolder) -> Claim | None:
     """The claim as its run folder has it; None when the claim was never taken or the record cannot be read."""
     intent = folder.intent() or {}
     if "call" not in intent:
@@ -172,7 +172,7 @@ def held_from_intent(folder: RunFolder) -> HeldClaim | None:
     elif folder.started() is not None:
         state = State.RUNNING
     try:
-        return HeldClaim(
+        return Claim(
             run_id=folder.run_id,
             claim=folder.claim,
             call=str(intent["call"]),

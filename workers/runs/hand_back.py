@@ -12,7 +12,7 @@ from collections.abc import Callable
 from flowfleet.api.client import Answer, ApiClient, Mark, StateType, Verdict
 from flowfleet.errors import ApiUnavailable
 from flowfleet.failpoints import Failpoints
-from flowfleet.ledger.claims import Claims, HeldClaim, Refusal
+from flowfleet.ledger.claims import Claim, Claims, Refusal
 from workers.background import BackgroundJobs
 from workers.state.attempts import Attempt, Attempts
 from workers.state.run_folders import RunFolder
@@ -75,7 +75,7 @@ class HandBack:
         else:
             self._to_api.post(lambda: self._tell(held, attempt.folder, reason, cancelled=cancelled))
 
-    def _tell(self, held: HeldClaim, folder: RunFolder, reason: str, *, cancelled: bool) -> None:
+    def _tell(self, held: Claim, folder: RunFolder, reason: str, *, cancelled: bool) -> None:
         if cancelled:
             answer = self._report_cancelled(held)
         else:
@@ -84,7 +84,7 @@ class HandBack:
                 answer = self._report_cancelled(held)
         self._told(held, folder, answer)
 
-    def _tell_lost(self, held: HeldClaim, folder: RunFolder, reason: str) -> None:
+    def _tell_lost(self, held: Claim, folder: RunFolder, reason: str) -> None:
         answer = self._api.hand_back(held.run_id, held.call, held.due, self._mark, reason, never_began=True)
         if answer.being_cancelled:
             # the state Cancelling carries no call's id: by now it may be about another attempt, of another claim
@@ -93,7 +93,7 @@ class HandBack:
                 answer = self._report_cancelled(held)
         self._told(held, folder, answer)
 
-    def _told(self, held: HeldClaim, folder: RunFolder, answer: Answer) -> None:
+    def _told(self, held: Claim, folder: RunFolder, answer: Answer) -> None:
         if answer.verdict is Verdict.UNSURE:
             raise ApiUnavailable(f"no definite answer to the hand-back of run {held.run_id}: {answer.reason}")
         if answer.verdict is Verdict.ACCEPTED:
@@ -101,10 +101,10 @@ class HandBack:
         self._failpoints.hit("return.after_api")
         self._to_ledger.post(lambda: self._drop(held, folder))
 
-    def _report_cancelled(self, held: HeldClaim) -> Answer:
+    def _report_cancelled(self, held: Claim) -> Answer:
         return self._api.report(held.run_id, StateType.CANCELLED, "Cancelled before it was started.", self._mark)
 
-    def _drop(self, held: HeldClaim, folder: RunFolder) -> None:
+    def _drop(self, held: Claim, folder: RunFolder) -> None:
         outcome = self._claims.drop(held.run_id, held.claim, worker=self._worker)
         if outcome.refusal is Refusal.STATE:
             # Redis had lost the claim, and a renewal that was under way as we heard of that has written it again

@@ -9,14 +9,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from flowfleet.api.client import Answer, ApiClient, Job, Mark, StateType, Verdict
 from flowfleet.errors import ApiRejected, ApiUnavailable, DeployError, LedgerUnavailable, RunGone
 from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import Message
-from flowfleet.ledger.claims import Claims, HeldClaim, Refusal, State
+from flowfleet.ledger.claims import Claim, Claims, Refusal, State
 from flowfleet.retry import BoundedRetry
 from workers.background import BackgroundJobs
 from workers.deployment import Deployer, Exit, StartedRun
@@ -24,7 +24,7 @@ from workers.reporting.run_log import RunLog
 from workers.runs.hand_back import HandBack
 from workers.runs.start_spec import StartSpecBuilder
 from workers.shim.syscalls import boot_clock
-from workers.state.attempts import Attempt, Attempts, fit_handle, held_from_claim, held_to_intent
+from workers.state.attempts import Attempt, Attempts, fit_handle, held_to_intent
 from workers.state.ledger_view import LedgerView
 from workers.state.run_folders import RunFolders
 
@@ -110,7 +110,7 @@ class Launch:
             folder.remove()
             return None
         self.failpoints.hit("take.after_move")
-        held = held_from_claim(outcome.claim, State.TAKEN)
+        held = replace(outcome.claim, state=State.TAKEN)
         folder.note(**held_to_intent(held))
         attempt = Attempt(held=held, folder=folder)
         self.attempts.prove([attempt.key], sent)
@@ -177,7 +177,7 @@ class Launch:
         self._return(attempt, f"the API refused the launch: {answer.reason}")
         return False
 
-    def _ask_launching(self, held: HeldClaim) -> Answer:
+    def _ask_launching(self, held: Claim) -> Answer:
         answer = self.api.launching(held.run_id, held.call, held.claim, self.mark)
         if answer.verdict is Verdict.UNSURE:
             raise ApiUnavailable(f"no definite answer to the launch of run {held.run_id}: {answer.reason}")
@@ -244,10 +244,10 @@ class Launch:
             logger.warning("handle does not fit the ledger", extra={**attempt.fields, "kind": handle.get("kind")})
             self.run_log.say(held.run_id, sentence, logging.WARNING)
 
-    def _note_running(self, held: HeldClaim, handle: Mapping[str, Any]) -> None:
+    def _note_running(self, held: Claim, handle: Mapping[str, Any]) -> None:
         self.claims.run(held.run_id, held.claim, self.worker, handle)
 
-    def _tell_started(self, held: HeldClaim, handle: Mapping[str, Any]) -> None:
+    def _tell_started(self, held: Claim, handle: Mapping[str, Any]) -> None:
         pid = int(handle.get("command_pid") or handle.get("pid") or 0)
         # what the callable of an external run has answered, as Prefect 1's own agent writes it
         says = f"Submitted for execution: {handle['id']}" if handle.get("kind") == "external" else None
@@ -265,7 +265,7 @@ class Launch:
                 folder.abandon("it was not taken")
                 folder.remove()
                 return
-            attempt = Attempt(held=held_from_claim(claim, State.TAKEN), folder=folder)
+            attempt = Attempt(held=replace(claim, state=State.TAKEN), folder=folder)
         if attempt is not None and attempt.started_run is None and attempt.exit is None:
             self._return(attempt, f"an unexpected error on {self.worker}")
 

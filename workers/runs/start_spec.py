@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from flowfleet.api.client import ApiClient, Job
-from flowfleet.ledger.claims import HeldClaim
+from flowfleet.ledger.claims import Claim
 from flowfleet.settings.classes import WorkerSettings
 from workers.deployment import RunLimits, StartSpec
 from workers.environment import EnvironmentLayers
@@ -22,7 +22,7 @@ class StartSpecBuilder:
     interpreter: Interpreter
     settings: WorkerSettings
 
-    def make(self, held: HeldClaim, job: Job, folder: RunFolder, *, not_after: float | None) -> StartSpec:
+    def make(self, held: Claim, job: Job, folder: RunFolder, *, not_after: float | None) -> StartSpec:
         """Make the start spec of one attempt.
 
         Raises `StartFailed` when its command cannot be found, or for a limit that it asks for and cannot have.

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from flowfleet.ledger.claims import HANDLE_LIMIT, Claim, HeldClaim, State
+from flowfleet.ledger.claims import HANDLE_LIMIT, Claim, State
 from workers.deployment import Exit, StartedRun
 from workers.state.run_folders import RunFolder
 
@@ -19,7 +19,7 @@ from workers.state.run_folders import RunFolder
 class Attempt:
     """One attempt at a run as this worker holds it."""
 
-    held: HeldClaim
+    held: Claim
     folder: RunFolder
     started_run: StartedRun | None = None
     exit: Exit | None = None
@@ -163,24 +163,7 @@ def fit_handle(handle: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     return {name: value if isinstance(value, int) else str(value)[:200] for name, value in known.items() if value}
 
 
-def held_from_claim(claim: Claim, state: State) -> HeldClaim:
-    """The claim as its worker holds it, made of the ledger's answer to a move; `state` is the worker's own."""
-    return HeldClaim(
-        run_id=claim.run_id,
-        claim=claim.claim,
-        call=claim.call,
-        route=claim.route,
-        name=claim.name,
-        due=claim.due,
-        state=state,
-        attempt=claim.attempt,
-        policy=claim.policy,
-        handle=claim.handle,
-        exit=claim.exit,
-    )
-
-
-def held_to_intent(held: HeldClaim) -> dict[str, Any]:
+def held_to_intent(held: Claim) -> dict[str, Any]:
     """The facts of a claim for the run's folder, so that the next worker can hold it without the ledger."""
     return {
         "call": held.call,
