@@ -15,8 +15,7 @@ from flowfleet.flow_run import Offer
 from flowfleet.ledger.claims import State
 from poller.listing import Clock
 from tests.prefect1_api import Faults, Prefect1Api
-from tests.unit.poller_world import Time
-from tests.unit.poller_world_prefect1 import Labelled
+from tests.unit.poller_world import Labelled, Time
 from tests.waiting import until
 
 

@@ -1,22 +1,30 @@
-"""A world for the poller's unit tests: a clock that only moves when told, a ledger and an API in memory."""
+"""A world for the poller's unit tests: a clock that only moves when told, a ledger and either API in memory."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
 from flowfleet.api import traits
-from flowfleet.api.client import Answer, DueRuns, RunState, ServerInfo, StateType, UnfinishedRun, UnfitRun, Verdict
-from flowfleet.errors import ApiError, ApiUnavailable, KeyRefused, LedgerUnavailable
+from flowfleet.api.client import (
+    Answer,
+    DueRuns,
+    LogLine,
+    RunState,
+    ServerInfo,
+    StateType,
+    UnfinishedRun,
+    UnfitRun,
+    Verdict,
+)
+from flowfleet.errors import ApiError, ApiUnavailable, KeyRefused
 from flowfleet.failpoints import Failpoints
-from flowfleet.flow_run import FlowRun, Offer, Route, claim_id
-from flowfleet.ledger.claims import Claim, Lease, Outcome, Refusal, State
-from flowfleet.ledger.gate import Leader
-from flowfleet.ledger.roster import RouteDue, WorkerRow
+from flowfleet.flow_run import FlowRun, Offer, Route
+from flowfleet.ledger.claims import Lease
 from flowfleet.retry import RetrySchedule
 from poller.capacity import OfferFilter
 from poller.claiming import Claimer
@@ -30,11 +38,21 @@ from poller.rebuild import Gatekeeper, Sweep
 from poller.reconcile import Reconciler
 from poller.reinstate import Reinstater
 from poller.unfit import UnfitRuns
+from tests.unit.memory_ledger import POOL, ROUTE, MemoryLedger
 
-POOL = "11111111-1111-4111-8111-111111111111"
-ROUTE = Route("prefect3", POOL, "default")
-OFFER = Offer(backend="prefect3", pools=("flowfleet",), pool_ids=(POOL,))
 START = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
+TENANT = "77777777-7777-4777-8777-777777777777"
+CALL = "22222222-2222-4222-8222-222222222222"
+#: as of Prefect Server: for so long it refuses a second Submitted of a run, whoever asks
+MEMORY_SECONDS = 30.0
+
+
+def offer(*labels: str, deploy: str = "process") -> Offer:
+    return Offer(backend="prefect1", labels=tuple(sorted(labels)), tenant=TENANT, deploy=deploy)
+
+
+def route(*labels: str) -> Route:
+    return Route.of_labels(TENANT, labels)
 
 
 class Time:
@@ -48,198 +66,8 @@ class Time:
         return START + timedelta(seconds=self.now - 1000.0 + seconds)
 
 
-class FakeGate:
-    def __init__(self) -> None:
-        self.written: Leader | None = None
-        self.process = "redis-1"
-        self.accepted: str | None = "redis-1"
-        self.claims: FakeClaims | None = None
-        self.away = False
-
-    def _answer(self) -> None:
-        if self.away:
-            raise LedgerUnavailable("Redis is away")
-
-    def is_open(self) -> bool:
-        self._answer()
-        return self.process == self.accepted
-
-    def empty(self) -> bool:
-        return self.claims is None or not self.claims.by_run
-
-    def open(self, term: int, server: str) -> bool:
-        if self.process != server:
-            return False
-        self.accepted = server
-        return True
-
-    def server(self) -> str:
-        self._answer()
-        return self.process
-
-    def leader(self) -> Leader | None:
-        self._answer()
-        return self.written
-
-    def elect(self, name: str, host: str, nonce: str, seen: Leader | None) -> int | None:
-        self._answer()
-        if self.written != seen:
-            return None
-        term = (seen.term if seen else 0) + 1
-        self.written = Leader(name=name, host=host, nonce=nonce, term=term, beat=0)
-        return term
-
-    def lead(self, term: int, nonce: str, lease: Lease) -> bool:
-        self._answer()
-        if self.written is None or self.written.term != term or self.written.nonce != nonce:
-            return False
-        self.written = replace(self.written, beat=self.written.beat + 1)
-        return True
-
-    def resign(self, term: int) -> None:
-        if self.written and self.written.term == term:
-            self.written = None
-
-
-class FakeClaims:
-    """The leader's moves by the transition table; slots are counted as the design says."""
-
-    def __init__(self, roster: FakeRoster, gate: FakeGate) -> None:
-        self.roster, self.gate = roster, gate
-        self.by_run: dict[str, Claim] = {}
-        self.dropped: list[tuple[str, str]] = []
-        self.away = False
-        gate.claims = roster.claims = self
-
-    def _term(self, term: int | None) -> Outcome | None:
-        if self.away:
-            raise LedgerUnavailable("Redis is away")
-        if term is not None and (self.gate.written is None or self.gate.written.term != term):
-            return Outcome(moved=False, refusal=Refusal.TERM)
-        return None
-
-    def claim(
-        self, term: int, runs: Sequence[FlowRun], call: str, *, policy: str, attempts: Mapping[str, int]
-    ) -> list[Outcome]:
-        assert len(runs) <= 10
-        return [self._term(term) or self._claim_one(run, call, policy) for run in runs]
-
-    def _claim_one(self, run: FlowRun, call: str, policy: str) -> Outcome:
-        if not self.gate.is_open():
-            return Outcome(moved=False, refusal=Refusal.GATE)
-        if run.run_id in self.by_run:
-            return Outcome(moved=False, refusal=Refusal.KNOWN, claim=self.by_run[run.run_id])
-        slots = sum(row.slots for row in self.roster.rows() if row.live and row.wanted == "active")
-        used = sum(1 for claim in self.by_run.values() if claim.state is not State.ENDED)
-        if used >= slots:
-            return Outcome(moved=False, refusal=Refusal.NO_SLOT)
-        claim = Claim(
-            run_id=run.run_id,
-            claim=claim_id(call, run.run_id),
-            call=call,
-            route=run.route,
-            state=State.CLAIMING,
-            name=run.name,
-            due=run.due,
-            policy=policy,
-        )
-        self.by_run[run.run_id] = claim
-        return Outcome(moved=True, claim=claim)
-
-    def _move(
-        self, run_id: str, claim: str, term: int | None, sources: set[State], to: State | None, **more
-    ) -> Outcome:
-        refused = self._term(term)
-        if refused:
-            return refused
-        found = self.by_run.get(run_id)
-        if found is None:
-            return Outcome(moved=False, refusal=Refusal.UNKNOWN)
-        if found.claim != claim:
-            return Outcome(moved=False, refusal=Refusal.OTHER_CLAIM, claim=found)
-        if found.state not in sources:
-            return Outcome(moved=False, refusal=Refusal.STATE, claim=found)
-        if to is None:
-            del self.by_run[run_id]
-            self.dropped.append((run_id, claim))
-        else:
-            self.by_run[run_id] = replace(found, state=to, moves=found.moves + 1, **more)
-        return Outcome(moved=True, claim=found)
-
-    def accept(self, term: int, run_id: str, claim: str) -> Outcome:
-        return self._move(run_id, claim, term, {State.CLAIMING}, State.QUEUED)
-
-    def refuse(self, term: int, run_id: str, claim: str, reason: str) -> Outcome:
-        return self._move(run_id, claim, term, {State.CLAIMING}, None)
-
-    def give_back(self, run_id, claim, reason, *, term=None, worker=None, never_began=False) -> Outcome:
-        return self._move(run_id, claim, term, {State.QUEUED, State.TAKEN}, State.RETURNING, reason=reason)
-
-    def drop(self, run_id, claim, *, term=None, worker=None) -> Outcome:
-        return self._move(run_id, claim, term, {State.RETURNING}, None)
-
-    def get(self, run_id: str) -> Claim | None:
-        return self.by_run.get(run_id)
-
-    def live(self) -> list[Claim]:
-        self._term(None)
-        return list(self.by_run.values())
-
-    # what a worker would do
-    def be(self, run_id: str, state: State, worker: str | None = None) -> None:
-        found = self.by_run[run_id]
-        self.by_run[run_id] = replace(found, state=state, worker=worker or found.worker, moves=found.moves + 1)
-
-    def done(self, run_id: str) -> None:
-        del self.by_run[run_id]
-
-
-class FakeRoster:
-    def __init__(self) -> None:
-        self.table: dict[str, WorkerRow] = {}
-        self.known: set[Route] = set()
-        self.noted: list[RouteDue] = []
-        self.notes = 0
-        self.forgetful: set[str] = set()  # workers that renew, but know their claims no more
-        self.claims: FakeClaims | None = None
-        self.away = False
-
-    def add(self, worker: str = "worker@a", slots: int = 4, **more: Any) -> None:
-        given = {"offer": OFFER, "routes": (ROUTE,), "nonce": "n", "version": "0.1.0"} | more
-        self.table[worker] = WorkerRow(worker=worker, slots=slots, **given)
-
-    def rows(self) -> list[WorkerRow]:
-        if self.away:
-            raise LedgerUnavailable("Redis is away")
-        return list(self.table.values())
-
-    def lapse(self, term: int, worker: str, beat: int) -> None:
-        if self.table[worker].beat == beat:
-            self.table[worker] = replace(self.table[worker], live=False)
-
-    def beat(self, worker: str = "worker@a") -> None:
-        for claim in list(self.claims.by_run.values()) if self.claims else ():
-            if claim.worker == worker and worker not in self.forgetful:
-                self.claims.by_run[claim.run_id] = replace(claim, moves=claim.moves + 1)
-        self.table[worker] = replace(self.table[worker], beat=self.table[worker].beat + 1)
-
-    def know(self, routes: Sequence[Route]) -> None:
-        self.known.update(routes)
-
-    def unlearn(self, routes: Sequence[Route]) -> None:
-        claimed = {claim.route for claim in self.claims.by_run.values()} if self.claims else set()
-        self.known.difference_update(set(routes) - claimed)
-
-    def routes(self) -> list[Route]:
-        return sorted(self.known)
-
-    def note_due(self, term: int, due: Sequence[RouteDue]) -> None:
-        self.notes += 1
-        self.noted = list(due)
-
-
 class FakeApi:
-    """Runs and their states; each method is one request, and its answers can be bent."""
+    """Runs and their states at Prefect 3; each method is one request, and its answers can be bent."""
 
     backend = "prefect3"
     traits = traits.of(backend)
@@ -265,11 +93,36 @@ class FakeApi:
         )
         return run_id
 
+    def add_many(self, number: int, seconds: float = 0.0) -> list[str]:
+        return [self.add(seconds) for _ in range(number)]
+
+    def be(self, run_id: str, kind: StateType, name: str, **facts: Any) -> None:
+        self.runs[run_id] = replace(self.runs[run_id], kind=kind, name=name, **facts)
+
+    def submitted(self, kind: StateType = StateType.PENDING, name: str = "Submitted", **facts: Any) -> str:
+        """A run that stands as ours and that no ledger knows."""
+        run_id = self.add()
+        self.be(run_id, kind, name, **{"call": CALL, "at": self._time.moment(-100000)} | facts)
+        return run_id
+
     def kind(self, run_id: str) -> StateType:
         return self.runs[run_id].kind
 
     def count(self, name: str) -> int:
         return self.asked.count(name)
+
+    def fail(self, *names: str, error: Exception | None = None, seconds: float = 0.0) -> None:
+        """From now on these questions (none named: all) raise the error, after so long; without one, no answer."""
+
+        def trouble(name: str) -> None:
+            if not names or name in names:
+                self._time.now += seconds
+                raise error or ApiUnavailable(f"no answer to {name}")
+
+        self.trouble = trouble
+
+    def heal(self) -> None:
+        self.trouble = lambda name: None
 
     def _ask(self, name: str) -> None:
         self.asked.append(name)
@@ -299,25 +152,33 @@ class FakeApi:
 
     def due(self, offers: Sequence[Offer], *, within_seconds: float, limit: int) -> list[DueRuns]:
         self._ask("due")
-        return self._listed(within_seconds)
+        return self._listed(offers, within_seconds)
 
     def count_due(self, offers: Sequence[Offer]) -> list[DueRuns]:
         self._ask("count_due")
-        return [replace(found, runs=()) for found in self._listed(0.0)]
+        return [replace(found, runs=(), unfit=()) for found in self._listed(offers, 0.0)]
 
     def unserved(self, offers: Sequence[Offer]) -> list[UnfitRun]:
         return []
 
-    def _listed(self, within_seconds: float) -> list[DueRuns]:
-        now, until = self._time.moment(), self._time.moment(within_seconds)
+    def _waits(self, state: RunState) -> bool:
+        return state.kind is StateType.SCHEDULED
+
+    def _routes_of(self, waiting: Sequence[RunState], offers: Sequence[Offer]) -> dict[Route, list[RunState]]:
+        return {ROUTE: list(waiting)}
+
+    def _listed(self, offers: Sequence[Offer], within_seconds: float) -> list[DueRuns]:
+        until = self._time.moment(within_seconds)
+        waiting = [state for run_id, state in self.runs.items() if self._waits(state) and self.due_at[run_id] <= until]
+        return [self._of_route(where, here) for where, here in self._routes_of(waiting, offers).items()]
+
+    def _of_route(self, where: Route, here: Sequence[RunState]) -> DueRuns:
         found = [
-            FlowRun(run_id=state.run_id, name=state.run_name, route=ROUTE, due=self.due_at[state.run_id])
-            for state in self.runs.values()
-            if state.kind is StateType.SCHEDULED and self.due_at[state.run_id] <= until
+            FlowRun(run_id=each.run_id, name=each.run_name, route=where, due=self.due_at[each.run_id]) for each in here
         ]
         found.sort(key=lambda run: run.due)
-        ready = [run.due for run in found if run.due <= now]
-        return [DueRuns(route=ROUTE, runs=tuple(found), due=len(ready), oldest=min(ready, default=None))]
+        ready = [run.due for run in found if run.due <= self._time.moment()]
+        return DueRuns(route=where, runs=tuple(found), due=len(ready), oldest=min(ready, default=None))
 
     def claim(self, runs: Sequence[FlowRun], call: str, mark: Any) -> dict[str, Answer]:
         unsure = self._write("claim")
@@ -326,10 +187,9 @@ class FakeApi:
         verdict, done = self.bent.pop(0) if self.bent else (None, True)
         answers = {}
         for run in runs:
-            state = self.runs[run.run_id]
-            claimable = state.kind is StateType.SCHEDULED
+            claimable = self.kind(run.run_id) is StateType.SCHEDULED
             if claimable and done:
-                self.runs[run.run_id] = replace(state, kind=StateType.PENDING, name="Submitted", call=call)
+                self.be(run.run_id, StateType.PENDING, "Submitted", call=call)
             truth = Verdict.ACCEPTED if claimable else Verdict.REFUSED
             answers[run.run_id] = Answer(verdict=verdict or truth, state=self.runs[run.run_id])
         return answers
@@ -352,7 +212,7 @@ class FakeApi:
         if state.kind is not StateType.PENDING or state.call != call:
             return Answer(verdict=Verdict.REFUSED, state=state)
         self.due_at[run_id] = due
-        self.runs[run_id] = replace(state, kind=StateType.SCHEDULED, name="Scheduled", call=None, scheduled=due)
+        self.be(run_id, StateType.SCHEDULED, "Scheduled", call=None, scheduled=due)
         return Answer(verdict=Verdict.ACCEPTED, state=self.runs[run_id])
 
     def unfinished(self, mark: Any) -> list[UnfinishedRun]:
@@ -372,9 +232,131 @@ class FakeApi:
         self.hidden.append(pool)
 
 
-def away(name: str) -> None:
-    """Trouble: no answer, whatever is asked."""
-    raise ApiUnavailable(f"no answer to {name}")
+class FakePrefect1(FakeApi):
+    """The same at Prefect 1: labels, a Submitted memory of 30 s, late commits, late retries; comments say the rest."""
+
+    backend = "prefect1"
+    traits = traits.of(backend)
+
+    def __init__(self, time: Time) -> None:
+        super().__init__(time)
+        self.labels: dict[str, tuple[str, ...]] = {}
+        #: seconds after which the next claim call is carried out, though it gets no answer
+        self.late: list[float] = []
+        self._coming: list[tuple[float, str, str]] = []
+        self._memory: dict[str, float] = {}
+        self.unfit: dict[str, str] = {}
+        self.late_retries: set[str] = set()
+        self.nobodys: list[UnfitRun] = []
+        self.asked_for: list[tuple[Offer, ...]] = []
+        self.lines: list[LogLine] = []
+        self.reinstated: list[tuple[str, str]] = []
+        self.restarted: set[str] = set()
+
+    def add(self, seconds: float = 0.0, name: str = "run", run_id: str | None = None, labels: Sequence[str] = ("x",)):
+        run_id = super().add(seconds, name, run_id)
+        self.labels[run_id] = tuple(labels)
+        return run_id
+
+    def routes(self, offer: Offer) -> list[Route]:
+        return []
+
+    def _arrive(self) -> None:
+        """What was sent long ago is carried out now."""
+        for at, run_id, call in list(self._coming):
+            if self._time.now >= at:
+                self._coming.remove((at, run_id, call))
+                if self.kind(run_id) is StateType.SCHEDULED:
+                    self._submit(run_id, call)
+
+    def _submit(self, run_id: str, call: str) -> None:
+        self._memory[run_id] = self._time.now
+        self.be(run_id, StateType.PENDING, "Submitted", call=call, at=self._time.moment())
+
+    def _waits(self, state: RunState) -> bool:
+        return super()._waits(state) or state.run_id in self.late_retries
+
+    def _routes_of(self, waiting: Sequence[RunState], offers: Sequence[Offer]) -> dict[Route, list[RunState]]:
+        by_route: dict[Route, list[RunState]] = {}
+        for state in sorted(waiting, key=lambda state: route(*self.labels[state.run_id])):
+            by_route.setdefault(route(*self.labels[state.run_id]), []).append(state)
+        return {where: here for where, here in by_route.items() if any(each.serves(where) for each in offers)}
+
+    def _listed(self, offers: Sequence[Offer], within_seconds: float) -> list[DueRuns]:
+        self._arrive()
+        return super()._listed(offers, within_seconds)
+
+    def _of_route(self, where: Route, here: Sequence[RunState]) -> DueRuns:
+        found = super()._of_route(where, here)
+        runs = [
+            replace(run, state="Running") if run.run_id in self.late_retries else run
+            for run in found.runs
+            if run.run_id not in self.unfit
+        ]
+        unfit = [
+            UnfitRun(run_id=state.run_id, name=state.run_name, reason=self.unfit[state.run_id])
+            for state in here
+            if state.run_id in self.unfit
+        ]
+        return replace(found, runs=tuple(runs), unfit=tuple(unfit))
+
+    def claim(self, runs: Sequence[FlowRun], call: str, mark: Any) -> dict[str, Answer]:
+        self._arrive()
+        unsure = self._write("claim")
+        if unsure:
+            return {run.run_id: unsure for run in runs}
+        if self.late:
+            at = self._time.now + self.late.pop(0)
+            for run in runs:
+                self._memory[run.run_id] = self._time.now
+                self._coming.append((at, run.run_id, call))
+            return {run.run_id: Answer(verdict=Verdict.UNSURE, reason="no answer in time") for run in runs}
+        return {run.run_id: self._claim_one(run.run_id, call) for run in runs}
+
+    def _claim_one(self, run_id: str, call: str) -> Answer:
+        state = self.runs[run_id]
+        if state.kind is StateType.PENDING and state.call == call:
+            return Answer(verdict=Verdict.ACCEPTED, state=state)
+        if state.kind is not StateType.SCHEDULED:
+            return Answer(verdict=Verdict.REFUSED, reason=f"the run is {state.name}", state=state)
+        if self._time.now - self._memory.get(run_id, float("-inf")) < MEMORY_SECONDS:
+            # not ours, and not anybody's either: what stands there is still Scheduled
+            return Answer(verdict=Verdict.REFUSED, reason="this run has already been submitted.", state=state)
+        self._submit(run_id, call)
+        return Answer(verdict=Verdict.ACCEPTED)
+
+    def settle(self, run_id: str, call: str) -> Answer:
+        self._arrive()
+        return super().settle(run_id, call)
+
+    def unfinished(self, mark: Any) -> list[UnfinishedRun]:
+        self._arrive()
+        return super().unfinished(mark)
+
+    def unserved(self, offers: Sequence[Offer]) -> list[UnfitRun]:
+        self._ask("unserved")
+        self.asked_for.append(tuple(offers))
+        return list(self.nobodys)
+
+    def reinstate(self, run_id: str, claim: str, mark: Any) -> Answer:
+        unsure = self._write("reinstate")
+        if unsure:
+            return unsure
+        if self.kind(run_id) is not StateType.SCHEDULED or run_id in self.restarted:
+            # that it ended before it was put back stands in its history
+            return Answer(verdict=Verdict.REFUSED, reason="somebody has restarted it", state=self.runs[run_id])
+        self.reinstated.append((run_id, claim))
+        self.be(run_id, StateType.RUNNING, "Running")
+        return Answer(verdict=Verdict.ACCEPTED, state=self.runs[run_id])
+
+    def log(self, lines: Sequence[LogLine]) -> None:
+        self._ask("log")
+        self.lines += lines
+
+    def lazarus(self, run_id: str) -> None:
+        """Put it back, whether it runs or not."""
+        self.due_at[run_id] = self._time.moment()
+        self.be(run_id, StateType.SCHEDULED, "Scheduled", call=None, scheduled=self._time.moment())
 
 
 class World:
@@ -385,18 +367,15 @@ class World:
         *,
         failpoints: Failpoints | None = None,
         pace: Pace | None = None,
-        api: Callable[[Time], FakeApi] | None = None,
         cloud_logs: bool = True,
         max_polls: int | None = None,
         **offer_filter: Any,
     ) -> None:
         self.time = Time()
-        self.api = (api or FakeApi)(self.time)
-        self.cloud_logs = cloud_logs
-        self.max_polls = max_polls
-        self.gate = FakeGate()
-        self.roster = FakeRoster()
-        self.claims = FakeClaims(self.roster, self.gate)
+        self.api = self.make_api(self.time)
+        self.cloud_logs, self.max_polls = cloud_logs, max_polls
+        self.ledger = MemoryLedger()
+        self.gate, self.roster, self.claims = self.ledger.gate, self.ledger.roster, self.ledger.claims
         self.published: list[Any] = []
         self.publish_trouble: Exception | None = None
         self.metrics = PollerMetrics()
@@ -406,69 +385,44 @@ class World:
         self.pace = pace or Pace.of(self.api.traits, idle_seconds=10.0)
         self.build()
 
+    def make_api(self, time: Time) -> Any:
+        """What the poller asks."""
+        return FakeApi(time)
+
     def build(self) -> None:
         """The poller's parts; called again it is another process with the same world."""
-        monotonic = self.time.clock.monotonic
-        parts: Any = SimpleNamespace(mark=SimpleNamespace(fleet="f", worker=None))
-        self.mark = parts.mark
+        api, claims, roster, clock = self.api, self.claims, self.roster, self.time.clock
+        failpoints, metrics, monotonic = self.failpoints, self.metrics, self.time.clock.monotonic
+        mark = self.mark = SimpleNamespace(fleet="f", worker=None)
+        nonce = uuid.uuid4().hex
         self.leadership = Leadership(
-            self.gate,
-            name="agent",
-            host="a",
-            nonce=uuid.uuid4().hex,
-            lease=Lease(),
-            leader_seconds=15.0,
-            clock=monotonic,
+            self.gate, name="agent", host="a", nonce=nonce, lease=Lease(), leader_seconds=15.0, clock=monotonic
         )
         self.claimer = Claimer(
-            self.api,
-            self.claims,
-            self.publish,
-            mark=parts.mark,
-            policy="report",
-            failpoints=self.failpoints,
-            metrics=self.metrics,
+            api, claims, self.publish, mark=mark, policy="report", failpoints=failpoints, metrics=metrics
         )
         self.reconciler = Reconciler(
-            self.api,
-            self.claims,
-            self.roster,
-            self.claimer,
-            mark=parts.mark,
-            failpoints=self.failpoints,
-            metrics=self.metrics,
-            clock=monotonic,
-            queued_seconds=60.0,
-            ttl_seconds=20.0,
-        )
-        self.sweep = Sweep(
-            self.api,
-            self.claims,
-            mark=parts.mark,
-            failpoints=self.failpoints,
-            metrics=self.metrics,
-            clock=monotonic,
-        )
-        self.gatekeeper = Gatekeeper(
-            self.gate, self.sweep, failpoints=self.failpoints, clock=monotonic, wait_seconds=25.0
-        )
-        self.presence = Presence(self.api, self.roster, fleet="f", offer_filter=self.offer_filter, clock=monotonic)
+            api, claims, roster, self.claimer, mark=mark, failpoints=failpoints, metrics=metrics, clock=monotonic,
+            queued_seconds=60.0, ttl_seconds=20.0,
+        )  # fmt: skip
+        self.sweep = Sweep(api, claims, mark=mark, failpoints=failpoints, metrics=metrics, clock=monotonic)
+        self.presence = Presence(api, roster, fleet="f", offer_filter=self.offer_filter, clock=monotonic)
         self.loop = Loop(
-            api=self.api,
-            claims=self.claims,
-            roster=self.roster,
+            api=api,
+            claims=claims,
+            roster=roster,
             leadership=self.leadership,
             claimer=self.claimer,
             reconciler=self.reconciler,
             sweep=self.sweep,
-            gatekeeper=self.gatekeeper,
+            gatekeeper=Gatekeeper(self.gate, self.sweep, failpoints=failpoints, clock=monotonic, wait_seconds=25.0),
             presence=self.presence,
-            lister=Lister(self.api, self.presence, clock=self.time.clock, metrics=self.metrics),
-            reinstater=Reinstater(self.api, self.claims, mark=parts.mark, metrics=self.metrics, clock=monotonic),
-            unfit=UnfitRuns(self.api, clock=self.time.clock, cloud_logs=self.cloud_logs),
+            lister=Lister(api, self.presence, clock=clock, metrics=metrics),
+            reinstater=Reinstater(api, claims, mark=mark, metrics=metrics, clock=monotonic),
+            unfit=UnfitRuns(api, clock=clock, cloud_logs=self.cloud_logs),
             inbox=self,
-            clock=self.time.clock,
-            metrics=self.metrics,
+            clock=clock,
+            metrics=metrics,
             offer_filter=self.offer_filter,
             redis_outage=RetrySchedule("Redis", monotonic, lambda: 1.0),
             api_outage=RetrySchedule("the Prefect API", monotonic, lambda: 1.0),
@@ -481,6 +435,14 @@ class World:
         if self.publish_trouble:
             raise self.publish_trouble
         self.published.append(message)
+
+    @property
+    def claimed(self) -> list[str]:
+        """The runs whose messages were sent, in order."""
+        return [message.run_id for message in self.published]
+
+    def metric(self, name: str) -> float | None:
+        return self.metrics.registry.get_sample_value(name)
 
     # the inbox of the loop: time passes
     def wait(self, seconds: float, gather_seconds: float = 0.0) -> frozenset[str]:
@@ -495,7 +457,7 @@ class World:
             if beat:
                 for worker in self.roster.table:
                     self.roster.beat(worker)
-            if not self.gate.away:
+            if not self.ledger.away:
                 self.leadership.tend()
             wait = self.loop.round()
             self.loop._hints |= self.wait(min(wait, until - self.time.now + 1e-6))
@@ -503,3 +465,35 @@ class World:
     def ring(self, kind: str) -> None:
         """A hint arrives now."""
         self.loop._hints.add(kind)
+
+    def ring_round(self, kind: str) -> None:
+        """A hint arrives, and the loop makes the round that it asks for."""
+        self.ring(kind)
+        self.loop.round()
+
+
+class Labelled(World):
+    """A poller at a Prefect 1 API, and workers that begin to serve a route as soon as they hear of it."""
+
+    def make_api(self, time: Time) -> Any:
+        return FakePrefect1(time)
+
+    def worker(self, *labels: str, worker: str = "worker@a", slots: int = 4, deploy: str = "process") -> None:
+        self.roster.add(worker, slots, offer=offer(*labels, deploy=deploy), routes=(), deploy=deploy)
+
+    def subscribe(self) -> bool:
+        """What each worker does on the hint `routes`; True when a row has changed, which hints `freed`."""
+        changed = False
+        for worker, row in self.roster.table.items():
+            served = tuple(sorted(route for route in self.roster.known if row.offer.serves(route)))
+            if row.live and served != row.routes:
+                self.roster.change(worker, routes=served)
+                changed = True
+        return changed
+
+    def wait(self, seconds: float, gather_seconds: float = 0.0) -> frozenset[str]:
+        """Wait for a hint: hints of workers that subscribe come a moment after the round."""
+        if self.subscribe():
+            self.rings.add("freed")
+            return super().wait(min(seconds, 0.05))
+        return super().wait(seconds, gather_seconds)

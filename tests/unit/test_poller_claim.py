@@ -7,7 +7,7 @@ from flowfleet.errors import ApiUnavailable
 from flowfleet.failpoints import FailpointRaised, Failpoints
 from flowfleet.ledger.claims import State
 from poller.leader import TermLost
-from tests.unit.poller_world import World, away
+from tests.unit.poller_world import World
 
 
 def world_with_run(**more):
@@ -34,34 +34,19 @@ def test_an_unsure_answer_is_asked_again_with_the_same_id(done):
     assert world.api.runs[run].call == world.claims.by_run[run].call
 
 
-def test_an_answer_that_stays_unsure_leaves_the_claim_to_be_settled():
+@pytest.mark.parametrize("silent", ["settle", "claim"], ids=["it stays unsure", "there is none"])
+def test_an_answer_that_settles_nothing_leaves_the_claim_to_be_settled(silent):
     world, run = world_with_run()
-    world.api.bent = [(Verdict.UNSURE, True)]
-
-    def trouble(name):
-        if name == "settle":
-            raise ApiUnavailable("no answer")
-
-    world.api.trouble = trouble
+    world.api.bent = [(Verdict.UNSURE, True)] if silent == "settle" else []
+    world.api.fail(silent)
     assert world.claimer.claim(1, runs_of(world)).silence
     assert world.claims.by_run[run].state is State.CLAIMING
     assert world.published == []
 
-    world.api.trouble = lambda name: None
+    world.api.heal()
     assert world.claimer.settle(1, world.claims.by_run[run])
     assert world.claims.by_run[run].state is State.QUEUED
-    assert len(world.published) == 1
-
-
-def test_no_answer_at_all_is_settled_later_too():
-    world, run = world_with_run()
-    world.api.trouble = lambda name: away(name) if name == "claim" else None
-    assert world.claimer.claim(1, runs_of(world)).silence
-    world.api.trouble = lambda name: None
-
-    world.claimer.settle(1, world.claims.by_run[run])
-
-    assert [message.run_id for message in world.published] == [run]
+    assert world.claimed == [run]
     assert world.api.kind(run) is StateType.PENDING
 
 
@@ -70,11 +55,10 @@ def test_an_api_that_falls_silent_is_waited_for_once_and_no_further_run_is_asked
     world = World()
     world.roster.add(slots=10)
     world.leadership.tend()
-    for _ in range(10):
-        world.api.add()
+    world.api.add_many(10)
     if hangs == "settle":
         world.api.bent = [(Verdict.UNSURE, False), (Verdict.UNSURE, False)]
-    world.api.trouble = lambda name: away(name) if name == hangs else None
+    world.api.fail(hangs)
     runs = runs_of(world)
     world.api.asked.clear()
 
@@ -88,12 +72,7 @@ def test_an_api_that_falls_silent_is_waited_for_once_and_no_further_run_is_asked
 def test_a_question_that_alone_breaks_the_server_is_no_silence():
     world, run = world_with_run()
     world.api.bent = [(Verdict.UNSURE, False), (Verdict.UNSURE, False)]
-
-    def trouble(name):
-        if name == "settle":
-            raise ApiUnavailable("500", answered=True)
-
-    world.api.trouble = trouble
+    world.api.fail("settle", error=ApiUnavailable("500", answered=True))
     assert world.claimer.claim(1, runs_of(world)).silence is None
     assert world.claimer.settle(1, world.claims.by_run[run]) is False
 
@@ -101,13 +80,8 @@ def test_a_question_that_alone_breaks_the_server_is_no_silence():
 def test_a_refused_run_is_dropped():
     world, run = world_with_run()
     runs = runs_of(world)
-    world.api.runs[run] = type(world.api.runs[run])(
-        run_id=run, run_name="run", kind=StateType.CANCELLED, name="Cancelled"
-    )
-
-    claimed = world.claimer.claim(1, runs)
-
-    assert claimed.refused == {run}
+    world.api.be(run, StateType.CANCELLED, "Cancelled")
+    assert world.claimer.claim(1, runs).refused == {run}
     assert world.claims.by_run == {}
     assert world.published == []
 
@@ -136,7 +110,7 @@ def test_a_leader_that_was_replaced_during_the_call_publishes_nothing():
     assert world.published == []
 
     world.claimer.settle(2, world.claims.by_run[run])  # what the new leader does
-    assert [message.run_id for message in world.published] == [run]
+    assert world.claimed == [run]
 
 
 @pytest.mark.parametrize(
@@ -168,7 +142,7 @@ def test_a_claim_that_vanished_from_the_ledger_is_not_published():
     world.claimer.claim(1, runs)
 
     assert world.published == []
-    world.api.trouble = lambda name: None
+    world.api.heal()
     world.sweep.run()
     assert world.api.kind(run) is StateType.SCHEDULED
 
@@ -176,11 +150,7 @@ def test_a_claim_that_vanished_from_the_ledger_is_not_published():
 def test_settling_never_claims_a_run_that_somebody_has_finished():
     world, run = world_with_run()
     world.claims.claim(1, runs_of(world), "33333333-3333-4333-8333-333333333333", policy="report", attempts={})
-    world.api.runs[run] = type(world.api.runs[run])(
-        run_id=run, run_name="run", kind=StateType.COMPLETED, name="Completed"
-    )
-
+    world.api.be(run, StateType.COMPLETED, "Completed")
     world.claimer.settle(1, world.claims.by_run[run])
-
     assert world.api.count("claim") == 0
     assert world.claims.by_run == {}

@@ -4,52 +4,36 @@ import logging
 
 import pytest
 
-from flowfleet.api.client import ServerInfo, StateType, Verdict
+from flowfleet.api.client import Answer, ServerInfo, StateType, Verdict
 from flowfleet.errors import ApiRejected, KeyRefused, LedgerUnavailable
 from flowfleet.flow_run import Route
 from flowfleet.ledger.claims import State
 from poller.listing import Clock
-from tests.unit.poller_world import POOL, ROUTE, World, away
+from tests.unit.memory_ledger import POOL, ROUTE
+from tests.unit.poller_world import World
 
 
-def test_a_due_run_is_claimed_submitted_and_published_once():
-    world = World()
-    world.roster.add()
+def test_a_due_run_is_claimed_submitted_and_published_once_and_its_route_made_known(world):
     run = world.api.add()
-
     world.rounds(30)
-
     assert world.api.kind(run) is StateType.PENDING
-    assert [message.run_id for message in world.published] == [run]
+    assert world.claimed == [run]
     assert world.published[0].claim == world.claims.by_run[run].claim
     assert world.claims.by_run[run].state is State.QUEUED
+    assert world.roster.known == {ROUTE}
 
 
-def test_no_more_is_claimed_than_there_are_slots_and_what_waits_is_noted():
+@pytest.mark.parametrize("slots", [4, 0])
+def test_no_more_is_claimed_than_there_are_slots_and_what_waits_is_noted_also_while_none_is_free(slots):
     world = World()
-    world.roster.add(slots=4)
-    for _ in range(50):
-        world.api.add()
-
+    world.roster.add(slots=slots)
+    world.api.add_many(50)
     world.rounds(30)
-
-    assert len(world.published) == 4
-    assert world.api.count("claim") == 1
+    assert len(world.published) == slots
+    assert world.api.count("claim") == bool(slots)
     (due,) = world.roster.noted
-    assert (due.route, due.due, due.at_least) == (ROUTE, 46, False)
+    assert (due.route, due.due, due.at_least) == (ROUTE, 50 - slots, False)
     assert due.oldest == pytest.approx(world.time.moment().timestamp() - 30, abs=1)
-
-
-def test_what_is_due_is_noted_also_while_no_slot_is_free():
-    world = World()
-    world.roster.add(slots=0)
-    for _ in range(50):
-        world.api.add()
-
-    world.rounds(15)
-
-    assert world.published == []
-    assert world.roster.noted[0].due == 50
 
 
 def test_idle_it_asks_at_most_eight_times_a_minute():
@@ -71,20 +55,16 @@ def test_a_freed_slot_claims_the_next_run_at_once():
     world.roster.add(slots=1)
     first, second = world.api.add(-2), world.api.add(-1)
     world.rounds(8)
-    assert [message.run_id for message in world.published] == [first]
+    assert world.claimed == [first]
 
     world.claims.done(first)
-    world.ring("freed")
-    world.loop.round()
+    world.ring_round("freed")
 
-    assert [message.run_id for message in world.published] == [first, second]
+    assert world.claimed == [first, second]
 
 
-def test_in_a_burst_a_run_costs_two_requests():
-    world = World()
-    world.roster.add(slots=4)
-    for _ in range(40):
-        world.api.add()
+def test_in_a_burst_a_run_costs_two_requests(world):
+    world.api.add_many(40)
     world.rounds(5)
     world.api.asked.clear()
 
@@ -93,16 +73,13 @@ def test_in_a_burst_a_run_costs_two_requests():
         world.claims.done(oldest)
         world.time.now += 2.5
         world.roster.beat()
-        world.ring("freed")
-        world.loop.round()
+        world.ring_round("freed")
 
     assert len(world.published) == 40
     assert len(world.api.asked) <= 2 * 36 + 3
 
 
-def test_what_comes_soon_after_something_happened_waits_four_seconds_at_most():
-    world = World()
-    world.roster.add(slots=4)
+def test_what_comes_soon_after_something_happened_waits_four_seconds_at_most(world):
     world.rounds(60)
     world.api.add()
     world.ring("poke")
@@ -114,61 +91,53 @@ def test_what_comes_soon_after_something_happened_waits_four_seconds_at_most():
         assert world.api.asked.count("due") == before + 1, f"within {seconds} s"
 
 
-def test_several_freed_slots_make_one_claim():
-    world = World()
-    world.roster.add(slots=4)
+def test_several_freed_slots_make_one_claim(world):
     runs = [world.api.add(index / 100 - 1) for index in range(8)]
     world.rounds(7)  # the last listing is too old to claim from
     world.api.asked.clear()
 
     for run in runs[:4]:
         world.claims.done(run)
-    world.ring("freed")
-    world.loop.round()
+    world.ring_round("freed")
 
     assert len(world.published) == 8
     assert world.api.asked == ["due", "claim"]
 
 
-def test_a_poke_lists_at_once():
-    world = World()
-    world.roster.add()
+def test_a_poke_lists_at_once(world):
     world.rounds(60)
     run = world.api.add()
 
-    world.ring("poke")
-    world.loop.round()
+    world.ring_round("poke")
 
-    assert [message.run_id for message in world.published] == [run]
+    assert world.claimed == [run]
 
 
-def test_pokes_in_a_row_are_not_a_way_to_flood_the_api():
-    world = World()
-    world.roster.add()
+def test_pokes_in_a_row_are_not_a_way_to_flood_the_api(world):
     world.rounds(60)
     world.api.asked.clear()
 
     for _ in range(200):
-        world.ring("poke")
-        world.loop.round()
+        world.ring_round("poke")
         world.time.now += 0.01
 
     assert world.api.count("due") <= 2 / world.pace.gap_seconds + 1
 
 
-def test_a_run_known_ahead_is_claimed_the_lead_before_its_time():
-    world = World()
-    world.roster.add()
+def watch_claims(world):
+    """When each run was claimed, by the server's clock."""
+    clock, claimed_at, publish = world.time.clock, {}, world.claimer._publish
+    world.claimer._publish = lambda message: (claimed_at.update({message.run_id: clock.wall()}), publish(message))
+    return claimed_at
+
+
+def test_a_run_known_ahead_is_claimed_the_lead_before_its_time(world):
     run = world.api.add(45)
     due = world.time.moment(45).timestamp()
-    claimed_at = []
-    publish = world.claimer._publish
-    world.claimer._publish = lambda message: (claimed_at.append(world.time.clock.wall()), publish(message))
-
+    claimed_at = watch_claims(world)
     world.rounds(60)
-
-    assert [message.run_id for message in world.published] == [run]
-    assert due - claimed_at[0] == pytest.approx(world.pace.lead_seconds, abs=0.1)
+    assert world.claimed == [run]
+    assert due - claimed_at[run] == pytest.approx(world.pace.lead_seconds, abs=0.1)
 
 
 @pytest.mark.parametrize("skew", [-3600.0, 3600.0])
@@ -177,13 +146,12 @@ def test_what_is_due_is_told_by_the_clock_of_the_api_not_by_ours(skew, caplog):
     servers = world.time.clock
     world.time.clock = Clock(monotonic=servers.monotonic, wall=lambda: servers.wall() - skew)
     world.build()
+    world.time.clock = servers
     world.api.probe = lambda: ServerInfo(backend="prefect3", version="3", skew_seconds=skew)
     world.presence.check_clock()
     world.roster.add()
     now, later = world.api.add(), world.api.add(45)
-    claimed_at = {}
-    publish = world.claimer._publish
-    world.claimer._publish = lambda message: (claimed_at.update({message.run_id: servers.wall()}), publish(message))
+    claimed_at = watch_claims(world)
     due = servers.wall() + 45
 
     world.rounds(2)
@@ -213,7 +181,7 @@ def test_a_run_that_is_due_comes_before_one_that_is_only_near():
 
     world.rounds(1)
 
-    assert [message.run_id for message in world.published] == [due]
+    assert world.claimed == [due]
 
 
 def test_nothing_is_polled_while_no_worker_is_live_only_counted():
@@ -228,9 +196,7 @@ def test_nothing_is_polled_while_no_worker_is_live_only_counted():
     assert world.roster.noted[0].due == 1
 
 
-def test_a_pool_is_shown_online_each_minute_and_offline_when_its_last_worker_is_gone():
-    world = World()
-    world.roster.add()
+def test_a_pool_is_shown_online_each_minute_and_offline_when_its_last_worker_is_gone(world):
     world.rounds(130)
     assert world.api.shown == ["flowfleet"] * 3
 
@@ -251,29 +217,17 @@ def test_a_paused_worker_gets_no_runs():
     assert world.api.count("due") == 0
 
 
-def test_one_refused_run_does_not_stop_the_others():
-    world = World()
-    world.roster.add()
-    lost = world.api.add(-1)
-    won = world.api.add()
+def test_one_refused_run_does_not_stop_the_others(world):
+    lost, won = world.api.add(-1), world.api.add()
     real = world.api.claim
-
-    def claim(runs, call, mark):
-        answers = real(runs, call, mark)
-        if lost in answers:
-            answers[lost] = type(answers[lost])(verdict=Verdict.REFUSED, reason="a limit")
-        return answers
-
-    world.api.claim = claim
+    refused = {lost: Answer(verdict=Verdict.REFUSED, reason="a limit")}
+    world.api.claim = lambda runs, *call: real(runs, *call) | (refused if lost in [run.run_id for run in runs] else {})
     world.rounds(3)
-
-    assert [message.run_id for message in world.published] == [won]
+    assert world.claimed == [won]
     assert lost not in world.claims.by_run
 
 
-def test_a_run_that_the_api_refuses_is_not_asked_for_again_and_again():
-    world = World()
-    world.roster.add()
+def test_a_run_that_the_api_refuses_is_not_asked_for_again_and_again(world):
     world.api.add()
     world.api.bent = [(Verdict.REFUSED, False)] * 1000
 
@@ -282,11 +236,9 @@ def test_a_run_that_the_api_refuses_is_not_asked_for_again_and_again():
     assert world.api.count("claim") <= 60 / world.pace.shun_seconds + 1
 
 
-def test_while_the_api_is_away_it_says_so_at_once_and_each_half_minute_and_goes_on_after(caplog):
-    world = World()
-    world.roster.add()
+def test_while_the_api_is_away_it_says_so_at_once_and_each_half_minute_and_goes_on_after(world, caplog):
     world.rounds(10)
-    world.api.trouble = away
+    world.api.fail()
     with caplog.at_level(logging.WARNING):
         world.rounds(95)
     said = [record for record in caplog.records if "does not answer" in record.message]
@@ -294,32 +246,20 @@ def test_while_the_api_is_away_it_says_so_at_once_and_each_half_minute_and_goes_
     assert all(record.next_try_seconds <= 10 for record in said)
 
     run = world.api.add()
-    world.api.trouble = lambda name: None
+    world.api.heal()
     world.rounds(12)
 
-    assert [message.run_id for message in world.published] == [run]
-
-
-def hang(world, *names, seconds=30.0):
-    """Let the API answer these questions only by a deadline that passes."""
-
-    def trouble(name):
-        if name in names:
-            world.time.now += seconds
-            away(name)
-
-    world.api.trouble = trouble
+    assert world.claimed == [run]
 
 
 @pytest.mark.parametrize("hangs", [("claim", "settle"), ("settle",)])
 def test_an_api_that_hangs_in_a_claim_ends_the_round_at_its_first_silence(hangs):
     world = World()
     world.roster.add(slots=10)
-    for _ in range(10):
-        world.api.add()
+    world.api.add_many(10)
     if hangs == ("settle",):
         world.api.bent = [(Verdict.UNSURE, True), (Verdict.UNSURE, True)]
-    hang(world, *hangs)
+    world.api.fail(*hangs, seconds=30.0)
     world.leadership.tend()
     for _ in range(5):
         began = world.time.now
@@ -328,7 +268,7 @@ def test_an_api_that_hangs_in_a_claim_ends_the_round_at_its_first_silence(hangs)
     assert world.loop.api_outage.away
     assert len(world.claims.by_run) == 10
 
-    world.api.trouble = lambda name: None
+    world.api.heal()
     world.rounds(15)
     assert len(world.published) == 10
 
@@ -336,15 +276,13 @@ def test_an_api_that_hangs_in_a_claim_ends_the_round_at_its_first_silence(hangs)
 def test_a_hand_back_that_gets_no_answer_ends_the_round_too():
     world = World()
     world.roster.add(slots=5)
-    for _ in range(5):
-        world.api.add()
+    world.api.add_many(5)
     world.rounds(58)
-    hang(world, "hand_back")
+    world.api.fail("hand_back", seconds=30.0)
     world.api.asked.clear()
     world.time.now += 10
     world.roster.beat()
     world.loop.round()
-
     assert world.api.asked == ["hand_back"]
     assert world.loop.api_outage.away
 
@@ -352,8 +290,7 @@ def test_a_hand_back_that_gets_no_answer_ends_the_round_too():
 def test_slow_answers_are_not_taken_for_a_loop_that_hangs():
     world = World()
     world.roster.add(slots=10)
-    for _ in range(10):
-        world.api.add()
+    world.api.add_many(10)
     world.api.bent = [(Verdict.UNSURE, False), (Verdict.UNSURE, False)]
     seen = []
 
@@ -368,120 +305,78 @@ def test_slow_answers_are_not_taken_for_a_loop_that_hangs():
     assert max(seen) <= 60
 
 
-def test_a_refused_key_is_tried_again_each_minute():
-    world = World()
-    world.roster.add()
+def test_a_refused_key_is_tried_again_each_minute(world):
     world.rounds(10)
-
-    def refuse(name):
-        raise KeyRefused("401")
-
-    world.api.trouble = refuse
+    world.api.fail(error=KeyRefused("401"))
     world.rounds(15)
     world.api.asked.clear()
     world.rounds(600)
-
     assert 9 <= len(world.api.asked) <= 11
-    assert world.metrics.registry.get_sample_value("flowfleet_key_refused") == 1
+    assert world.metric("flowfleet_key_refused") == 1
 
 
-def test_while_redis_is_away_it_waits_and_goes_on_after():
-    world = World()
-    world.roster.add()
+def test_while_redis_is_away_it_waits_and_goes_on_after(world):
     world.rounds(10)
-    world.roster.away = world.claims.away = True
+    world.ledger.away = True
     world.rounds(60)
     assert world.loop.redis_outage.away
     world.api.asked.clear()
     world.rounds(10)
     assert world.api.asked == []
 
-    world.roster.away = world.claims.away = False
+    world.ledger.away = False
     run = world.api.add()
     world.rounds(25)
 
-    assert [message.run_id for message in world.published] == [run]
+    assert world.claimed == [run]
 
 
-def test_an_unexpected_error_in_a_round_does_not_end_the_loop(caplog):
-    world = World()
-    world.roster.add()
-
-    def break_down(name):
-        raise ZeroDivisionError
-
-    world.api.trouble = break_down
-    with caplog.at_level(logging.ERROR):
-        world.rounds(5)
+def test_an_unexpected_error_in_a_round_does_not_end_the_loop(world, caplog):
+    world.api.fail(error=ZeroDivisionError())
+    world.rounds(5)
     assert "please report it" in caplog.text
-    world.api.trouble = lambda name: None
+    world.api.heal()
     run = world.api.add()
     world.rounds(15)
+    assert world.claimed == [run]
 
-    assert [message.run_id for message in world.published] == [run]
 
-
-def test_a_pool_that_takes_no_heartbeat_stops_nothing():
-    world = World()
-    world.roster.add()
+def test_a_pool_that_takes_no_heartbeat_stops_nothing(world):
     run = world.api.add()
-
-    def online(*_):
-        raise ApiRejected("no such pool")
-
-    world.api.online = online
+    world.api.fail("online", error=ApiRejected("no such pool"))
     world.rounds(10)
+    assert world.claimed == [run]
 
-    assert [message.run_id for message in world.published] == [run]
 
-
-def test_a_message_that_could_not_be_sent_is_never_sent_again_but_handed_back():
-    world = World()
-    world.roster.add()
+@pytest.fixture
+def unsent(world):
+    """A run whose message could not be sent."""
     run = world.api.add()
     world.publish_trouble = LedgerUnavailable("no")
     world.rounds(2)
-    first = world.claims.by_run[run].claim
     world.publish_trouble = None
+    return run
 
+
+def test_a_message_that_could_not_be_sent_is_never_sent_again_but_handed_back(world, unsent):
+    first = world.claims.by_run[unsent].claim
     world.rounds(50)
     assert world.published == []
 
     world.rounds(30)
-    assert [message.run_id for message in world.published] == [run]
+    assert world.claimed == [unsent]
     assert world.published[0].claim != first
 
 
-def test_max_polls_ends_it():
-    world = World()
-    world.roster.add()
-    world.loop._max_polls = 3
-    world.leadership.tend()
-
-    world.loop.run()
-
-    assert world.loop.polls == 3
-    assert world.gate.written is None  # it has resigned
-
-
-def test_an_orderly_end_gives_back_what_was_sent_nowhere():
-    world = World()
-    world.roster.add()
-    run = world.api.add()
-    world.publish_trouble = LedgerUnavailable("no")
-    world.rounds(2)
-
+def test_an_orderly_end_gives_back_what_was_sent_nowhere(world, unsent):
     world.loop.stop()
     world.loop.run()
-
-    assert world.api.kind(run) is StateType.SCHEDULED
+    assert world.api.kind(unsent) is StateType.SCHEDULED
     assert world.claims.by_run == {}
     assert world.gate.written is None
 
 
-def test_the_route_of_a_queue_that_was_deleted_is_taken_away_and_comes_back_with_it():
-    world = World()
-    world.roster.add()
+def test_the_route_of_a_queue_that_was_deleted_is_taken_away_and_comes_back_with_it(world):
     deleted, foreign = (Route("prefect3", scope, "old") for scope in (POOL, "22222222-2222-4222-8222-222222222222"))
     world.roster.known = {deleted, foreign}
     world.rounds(1)
@@ -490,11 +385,3 @@ def test_the_route_of_a_queue_that_was_deleted_is_taken_away_and_comes_back_with
     world.api.routes = lambda offer: [ROUTE, deleted]
     world.rounds(610)
     assert world.roster.known == {ROUTE, foreign, deleted}
-
-
-def test_a_new_route_is_made_known():
-    world = World()
-    world.roster.add()
-    world.rounds(1)
-
-    assert world.roster.known == {ROUTE}

@@ -24,7 +24,8 @@ from poller.listing import Listing
 from poller.metrics import PollerMetrics
 from poller.page import PollerHealth, handlers
 from poller.service import PollerParts, PollerService
-from tests.unit.poller_world import OFFER, POOL, ROUTE, START, FakeRoster, Time, World, away
+from tests.unit.memory_ledger import OFFER, POOL, ROUTE, MemoryLedger
+from tests.unit.poller_world import START, Time, World
 
 OTHER = Route("prefect3", POOL, "other")
 
@@ -40,7 +41,7 @@ def claim(number, state, worker=None, route=ROUTE):
 
 
 def rows(*added):
-    roster = FakeRoster()
+    roster = MemoryLedger().roster
     for worker, slots, more in added:
         roster.add(worker, slots, **more)
     return roster.rows()
@@ -49,36 +50,37 @@ def rows(*added):
 # --- capacity
 
 
-def test_slots_that_are_held_or_waited_for_are_not_free():
-    table = rows(("a", 4, {}))
-    held = [claim(1, State.RUNNING, "a"), claim(2, State.TAKEN, "a"), claim(3, State.QUEUED)]
-
-    assert len(free_capacity(table, held).choose([run(n) for n in range(10, 20)])) == 1
+BOTH = {"routes": (ROUTE, OTHER)}
+HELD = [claim(1, State.RUNNING, "a"), claim(2, State.TAKEN, "a"), claim(3, State.QUEUED)]
 
 
-def test_an_ended_claim_holds_no_slot():
-    table = rows(("a", 1, {}))
-
-    assert free_capacity(table, [claim(1, State.ENDED, "a")]).choose([run(9)]) == [run(9)]
-
-
-@pytest.mark.parametrize("more", [{"live": False}, {"wanted": "paused"}, {"wanted": "draining"}, {"routes": ()}])
-def test_only_a_live_active_worker_that_consumes_the_route_counts(more):
-    assert free_capacity(rows(("a", 4, more)), []).choose([run()]) == []
-
-
-def test_each_run_needs_a_worker_that_can_run_it():
-    table = rows(("a", 1, {"routes": (ROUTE,)}), ("b", 1, {"routes": (ROUTE, OTHER)}))
-
-    chosen = free_capacity(table, []).choose([run(1), run(2, OTHER), run(3), run(4, OTHER)])
-
-    assert chosen == [run(1), run(2, OTHER)]  # the worker that can only do one thing gave its slot first
-
-
-def test_what_waits_in_a_queue_has_its_slot_before_others():
-    table = rows(("a", 1, {"routes": (ROUTE, OTHER)}))
-
-    assert free_capacity(table, [claim(1, State.QUEUED, route=OTHER)]).choose([run(2)]) == []
+@pytest.mark.parametrize(
+    ("table", "claims", "asked", "chosen"),
+    [
+        pytest.param([("a", 4, {})], HELD, [run(7), run(8)], [run(7)], id="slots held or waited for are not free"),
+        pytest.param([("a", 1, {})], [claim(1, State.ENDED, "a")], [run()], [run()], id="an ended claim holds no slot"),
+        pytest.param([("a", 4, {"live": False})], [], [run()], [], id="a worker that does not live does not count"),
+        pytest.param([("a", 4, {"wanted": "paused"})], [], [run()], [], id="nor one that is paused"),
+        pytest.param([("a", 4, {"wanted": "draining"})], [], [run()], [], id="nor one that is drained"),
+        pytest.param([("a", 4, {"routes": ()})], [], [run()], [], id="nor one that does not consume the route"),
+        pytest.param(
+            [("a", 1, {}), ("b", 1, BOTH)],
+            [],
+            [run(1), run(2, OTHER), run(3), run(4, OTHER)],
+            [run(1), run(2, OTHER)],
+            id="each run needs a worker that can run it, and the one that can only do one thing gives its slot first",
+        ),
+        pytest.param(
+            [("a", 1, BOTH)],
+            [claim(1, State.QUEUED, route=OTHER)],
+            [run(2)],
+            [],
+            id="what waits in a queue has its slot before others",
+        ),
+    ],
+)
+def test_free_capacity_is_what_live_active_workers_have_left(table, claims, asked, chosen):
+    assert free_capacity(rows(*table), claims).choose(asked) == chosen
 
 
 # --- whom to ask for
@@ -96,32 +98,26 @@ def test_the_pollers_own_options_only_narrow():
 
 
 def test_offers_of_many_workers_are_asked_once_and_those_of_absent_ones_only_counted():
-    gone = replace(OFFER, pools=("old",), pool_ids=("O",))
-    want = listing_plan(
-        rows(("a", 1, {}), ("b", 1, {}), ("c", 1, {"offer": gone, "live": False}), ("d", 1, {"live": False})),
-        "prefect3",
-        OfferFilter(),
-    )
-
+    gone = {"offer": replace(OFFER, pools=("old",), pool_ids=("O",)), "live": False}
+    table = rows(("a", 1, {}), ("b", 1, {}), ("c", 1, gone), ("d", 1, {"live": False}))
+    want = listing_plan(table, "prefect3", OfferFilter())
     assert want.offers == (OFFER,)
     assert want.online == {"flowfleet"}
-    assert want.idle == (gone,)
+    assert want.idle == (gone["offer"],)
 
 
-def test_a_queue_whose_worker_is_away_is_counted_though_the_pool_has_another():
-    def queues(*names):
-        return replace(OFFER, work_queues=names)
-
-    live = ("a", 1, {"offer": queues("q2")})
-    away_by_name = listing_plan(
-        rows(live, ("b", 1, {"offer": queues("q1", "q2"), "live": False})), "prefect3", OfferFilter()
-    )
-    away_with_all = listing_plan(rows(live, ("b", 1, {"live": False})), "prefect3", OfferFilter())
-    served = listing_plan(rows(live, ("b", 1, {"offer": queues("q2"), "live": False})), "prefect3", OfferFilter())
-
-    assert away_by_name.idle == (queues("q1"),)
-    assert away_with_all.idle == (OFFER,)
-    assert served.idle == ()
+@pytest.mark.parametrize(
+    ("away", "counted"),
+    [
+        pytest.param(("q1", "q2"), [("q1",)], id="by its name"),
+        pytest.param((), [()], id="of a worker of all queues"),
+        pytest.param(("q2",), [], id="not one that is served"),
+    ],
+)
+def test_a_queue_whose_worker_is_away_is_counted_though_the_pool_has_another(away, counted):
+    live = ("a", 1, {"offer": replace(OFFER, work_queues=("q2",))})
+    table = rows(live, ("b", 1, {"offer": replace(OFFER, work_queues=away), "live": False}))
+    assert [each.work_queues for each in listing_plan(table, "prefect3", OfferFilter()).idle] == counted
 
 
 def test_a_count_of_a_whole_pool_says_nothing_about_a_queue_that_is_listed():
@@ -139,14 +135,9 @@ def test_a_pool_that_does_not_exist_yet_keeps_nothing_waiting(caplog):
     world = World(pools=("flowfleet", "tomorrow"))
     world.roster.add()
     found = world.api.add()
-
-    def resolve(offer, *, create):
-        raise SettingsError("there is no work pool 'tomorrow'")
-
-    world.api.resolve = resolve
+    world.api.fail("resolve", error=SettingsError("there is no work pool 'tomorrow'"))
     world.rounds(130)
-
-    assert [message.run_id for message in world.published][:1] == [found]
+    assert world.claimed[:1] == [found]
     assert not [record for record in caplog.records if record.exc_info]
     assert sum("cannot be found yet" in record.message for record in caplog.records) in (2, 3)
 
@@ -214,11 +205,9 @@ def test_an_outage_is_said_at_once_and_each_half_minute_with_the_next_try(caplog
 
 
 def test_a_refused_key_waits_a_minute_and_is_said_at_once_also_within_an_outage(caplog):
-    time = Time()
-    outage = RetrySchedule("the Prefect API", time.clock.monotonic, lambda: 1.0)
+    outage = RetrySchedule("the Prefect API", Time().clock.monotonic, lambda: 1.0)
     outage.failed(ApiUnavailable("no"))
     outage.failed(KeyRefused("401"))
-
     assert outage.wait_seconds() == 60
     assert outage.key_refused
     assert len(caplog.records) == 2
@@ -259,10 +248,8 @@ def test_the_bell_can_be_rung_by_a_signal_handler_while_it_is_waited_for():
 # --- listing
 
 
-def test_a_deleted_pool_does_not_keep_the_others_waiting():
-    world = World()
+def test_a_deleted_pool_does_not_keep_the_others_waiting(world):
     gone = Offer(backend="prefect3", pools=("gone",), pool_ids=("22222222-2222-4222-8222-222222222222",))
-    world.roster.add()
     world.roster.add("worker@b", offer=gone)
     found = world.api.add()
     real = world.api.due
@@ -274,96 +261,73 @@ def test_a_deleted_pool_does_not_keep_the_others_waiting():
 
     world.api.due = due
     world.rounds(10)
-
-    assert [message.run_id for message in world.published] == [found]
+    assert world.claimed == [found]
 
 
 # --- the page
 
 
 def page(world):
-    health = PollerHealth(world.loop, world.leadership, world.time.clock.monotonic)
     pokes = []
-    return handlers(health, world.metrics, lambda: pokes.append(1)), pokes
+    health = PollerHealth(world.loop, world.leadership, world.time.clock.monotonic)
+    paths = handlers(health, world.metrics, lambda: pokes.append(1))
+
+    def ask(path):
+        answer = paths[path](PageRequest(method="GET", path=path))
+        return answer.status, answer.body
+
+    return ask, pokes
 
 
-def ask(paths, path):
-    answer = paths[path](PageRequest(method="GET", path=path))
-    return answer.status, answer.body
-
-
-def test_health_is_fine_while_rounds_are_made_and_not_after():
-    world = World()
-    world.roster.add()
+def test_health_is_fine_while_rounds_are_made_and_not_after(world):
     world.rounds(10)
-    paths, _ = page(world)
-    status, body = ask(paths, "/api/health")
+    ask, pokes = page(world)
+    status, body = ask("/api/health")
     assert status == 200
     assert json.loads(body) | {"ok": True, "role": "leader", "api": "ok", "redis": "ok"} == json.loads(body)
-
-    world.time.now += 120  # no round all the while
-    assert ask(paths, "/api/health")[0] == 503
-    assert ask(paths, "/api/ready")[0] == 503
-
-
-def test_ready_says_no_while_the_api_is_away_but_health_says_yes():
-    world = World()
-    world.roster.add()
-    world.rounds(10)
-    world.api.trouble = away
-    world.rounds(30)
-    paths, _ = page(world)
-
-    assert ask(paths, "/api/ready")[0] == 503
-    assert ask(paths, "/api/health")[0] == 200
-
-
-def test_a_poke_is_passed_on():
-    paths, pokes = page(World())
-
-    assert ask(paths, "/api/poke")[0] == 200
+    assert ask("/api/poke")[0] == 200
     assert pokes == [1]
 
+    world.time.now += 120  # no round all the while
+    assert ask("/api/health")[0] == 503
+    assert ask("/api/ready")[0] == 503
 
-def test_metrics_have_the_names_of_the_design_and_no_run_id():
-    world = World()
-    world.roster.add()
+
+def test_ready_says_no_while_the_api_is_away_but_health_says_yes(world):
+    world.rounds(10)
+    world.api.fail()
+    world.rounds(30)
+    ask, _ = page(world)
+    assert ask("/api/ready")[0] == 503
+    assert ask("/api/health")[0] == 200
+
+
+def test_metrics_have_the_names_of_the_design_and_no_run_id(world):
     found = world.api.add()
     world.rounds(10)
-    text = ask(page(world)[0], "/metrics")[1].decode()
-
+    text = page(world)[0]("/metrics")[1].decode()
     assert "flowfleet_runs_claimed_total 1.0" in text
-    for name in (
-        "flowfleet_claims_lost_total",
-        "flowfleet_runs_handed_back_total",
-        "flowfleet_leases_lapsed_total",
-        "flowfleet_poll_duration_seconds_count",
-        "flowfleet_poll_errors_total",
-        "flowfleet_last_poll_timestamp_seconds",
-        "flowfleet_key_refused",
-    ):
-        assert name in text
+    names = "claims_lost_total runs_handed_back_total leases_lapsed_total poll_duration_seconds_count poll_errors_total"
+    for name in f"{names} last_poll_timestamp_seconds key_refused".split():
+        assert f"flowfleet_{name}" in text
     assert found not in text
 
 
 @pytest.mark.parametrize(("backend", "busy"), [("prefect3", 4.0), ("prefect1", 1.0)])
 def test_the_loops_pace_is_that_of_the_settings_and_of_the_api(backend, busy):
-    settings = PollerSettings(host="h", idle_seconds=7.5)
     nobody = SimpleNamespace(backend=backend, traits=traits.of(backend))
-    ledger = SimpleNamespace(gate=nobody, claims=nobody, roster=nobody)
-    service = PollerService(
-        PollerParts(
-            settings=settings,
-            api=nobody,
-            ledger=ledger,
-            inbox=HintsInbox(),
-            api_outage=RetrySchedule("the Prefect API", Time().clock.monotonic),
-            publish=lambda _message: None,
-            failpoints=Failpoints(),
-            metrics=PollerMetrics(),
-        )
+    parts = PollerParts(
+        settings=PollerSettings(host="h", idle_seconds=7.5),
+        api=nobody,
+        ledger=SimpleNamespace(gate=nobody, claims=nobody, roster=nobody),
+        inbox=HintsInbox(),
+        api_outage=RetrySchedule("the Prefect API", Time().clock.monotonic),
+        publish=lambda _message: None,
+        failpoints=Failpoints(),
+        metrics=PollerMetrics(),
     )
-    assert (service.loop._pace.busy_seconds, service.loop._pace.idle_seconds) == (busy, 7.5)
+    pace = PollerService(parts).loop._pace
+    assert (pace.busy_seconds, pace.idle_seconds) == (busy, 7.5)
 
 
 # --- several pools and queues
@@ -425,4 +389,4 @@ def test_a_pool_with_a_backlog_does_not_starve_the_next_one():
         world.rounds(3)
         done.update(world.claims.by_run)
         world.claims.by_run.clear()
-    assert [message.run_id for message in world.published] == [backlog[0].run_id, backlog[1].run_id, waiting.run_id]
+    assert world.claimed == [backlog[0].run_id, backlog[1].run_id, waiting.run_id]

@@ -1,7 +1,6 @@
 """The poller at Prefect 1: labels, unfit runs, reinstated runs, start times, and claims without version locks."""
 
 import logging
-from dataclasses import replace
 
 import pytest
 
@@ -10,8 +9,8 @@ from flowfleet.errors import ApiRejected, ApiUnavailable
 from flowfleet.ledger.claims import State
 from poller.capacity import OfferFilter, listing_plan
 from poller.pace import Pace
-from tests.unit.poller_world import FakeRoster, away
-from tests.unit.poller_world_prefect1 import Labelled, offer, route
+from tests.unit.memory_ledger import MemoryLedger
+from tests.unit.poller_world import Labelled, offer, route
 
 
 def world_with(*labels, slots=4, **more):
@@ -20,8 +19,9 @@ def world_with(*labels, slots=4, **more):
     return world
 
 
-def claimed(world):
-    return [message.run_id for message in world.published]
+@pytest.fixture
+def world():
+    return world_with("x")
 
 
 def running(world, *, worker="worker@a", **more):
@@ -32,10 +32,6 @@ def running(world, *, worker="worker@a", **more):
     world.claims.be(run, State.RUNNING, worker)
     world.api.be(run, StateType.RUNNING, "Running")
     return run
-
-
-def metric(world, name):
-    return world.metrics.registry.get_sample_value(name)
 
 
 def said(caplog, words):
@@ -61,7 +57,7 @@ def test_a_run_goes_to_a_worker_that_has_all_its_labels(run, worker, taken):
     found = world.api.add(labels=run)
     world.rounds(15)
 
-    assert claimed(world) == ([found] if taken else [])
+    assert world.claimed == ([found] if taken else [])
 
 
 def test_a_label_set_that_is_new_is_claimed_when_a_worker_has_subscribed_and_not_a_poll_later():
@@ -71,10 +67,10 @@ def test_a_label_set_that_is_new_is_claimed_when_a_worker_has_subscribed_and_not
     world.ring("poke")
     begun, polls = world.time.now, world.api.count("due")
     world.loop.round()
-    assert claimed(world) == []  # nobody reads its queue yet
+    assert world.claimed == []  # nobody reads its queue yet
     assert route("x", "y") in world.roster.known
 
-    while not claimed(world):
+    while not world.claimed:
         world.loop._hints |= world.wait(2.0)
         world.loop.round()
 
@@ -100,16 +96,15 @@ def test_an_hour_unseen_takes_a_label_set_out_of_the_known_routes_but_not_one_th
 
     again = world.api.add(labels=("x",))
     world.rounds(15)
-    assert again in claimed(world)
+    assert again in world.claimed
 
 
-def test_a_new_leader_and_one_whose_api_was_away_watch_for_an_hour_before_they_unlearn():
-    world = world_with("x")
+def test_a_new_leader_and_one_whose_api_was_away_watch_for_an_hour_before_they_unlearn(world):
     world.roster.known = {route("x")}
     world.rounds(3000)
-    world.api.trouble = away
+    world.api.fail()
     world.rounds(900)
-    world.api.trouble = lambda name: None
+    world.api.heal()
     world.rounds(3300)
     assert world.roster.known == {route("x")}
 
@@ -117,33 +112,36 @@ def test_a_new_leader_and_one_whose_api_was_away_watch_for_an_hour_before_they_u
     assert world.roster.known == set()
 
 
-def test_the_pollers_labels_only_narrow_for_whom_it_asks():
-    roster = FakeRoster()
-    for name, labels in (("a", ("x", "y")), ("b", ("y",)), ("c", ()), ("d", ("x",))):
-        roster.add(f"worker@{name}", offer=offer(*labels))
+def plan(rows, *wanted, live=()):
+    """Whom the poller asks for and whom it only counts, among workers of these labels."""
+    roster = MemoryLedger().roster
+    for number, labels in enumerate(rows):
+        roster.add(f"worker@{number}", offer=offer(*labels), live=labels in live)
+    found = listing_plan(roster.rows(), "prefect1", OfferFilter(labels=wanted))
+    return [each.labels for each in found.offers], [each.labels for each in found.idle]
 
-    def asked(*labels):
-        return [each.labels for each in listing_plan(roster.rows(), "prefect1", OfferFilter(labels=labels)).offers]
 
-    assert asked() == [("x", "y"), ("y",), (), ("x",)]
-    assert asked("x") == [("x", "y"), ("x",)]
-    assert asked("x", "y") == [("x", "y")]
-    assert asked("z") == []
+@pytest.mark.parametrize(
+    ("wanted", "asked"),
+    [
+        ((), [("x", "y"), ("y",), (), ("x",)]),
+        (("x",), [("x", "y"), ("x",)]),
+        (("x", "y"), [("x", "y")]),
+        (("z",), []),
+    ],
+)
+def test_the_pollers_labels_only_narrow_for_whom_it_asks(wanted, asked):
+    rows = [("x", "y"), ("y",), (), ("x",)]
+    assert plan(rows, *wanted, live=rows)[0] == asked
 
 
 def test_what_a_live_worker_has_the_labels_for_is_not_counted_once_more_for_one_that_is_away():
-    roster = FakeRoster()
-    roster.add("worker@a", offer=offer("x", "y"))
-    for name, labels in (("b", ("y",)), ("c", ("x", "y")), ("d", ()), ("e", ("z",))):
-        roster.add(f"worker@{name}", offer=offer(*labels), live=False)
-
-    assert [each.labels for each in listing_plan(roster.rows(), "prefect1", OfferFilter()).idle] == [(), ("z",)]
+    assert plan([("x", "y"), ("y",), ("y", "x"), (), ("z",)], live=[("x", "y")])[1] == [(), ("z",)]
 
 
-def test_runs_of_workers_that_are_away_are_counted():
-    world = world_with("x")
+def test_runs_of_workers_that_are_away_are_counted(world):
     world.worker("z", worker="worker@b")
-    world.roster.table["worker@b"] = replace(world.roster.table["worker@b"], live=False)
+    world.roster.change("worker@b", live=False)
     world.api.add(labels=("z",))
     world.rounds(40, beat=False)
 
@@ -153,14 +151,24 @@ def test_runs_of_workers_that_are_away_are_counted():
 # --- time
 
 
-def test_nothing_is_claimed_before_its_time_and_then_at_once():
-    world = world_with("x")
+def test_nothing_is_claimed_before_its_time_and_then_at_once(world):
     run = world.api.add(25.0)
     world.rounds(24.9)
-    assert claimed(world) == []
+    assert world.claimed == []
 
     world.rounds(0.4)
-    assert claimed(world) == [run]
+    assert world.claimed == [run]
+
+
+def test_an_old_listing_is_renewed_right_before_a_run_that_was_known_ahead_is_claimed(world):
+    world.rounds(60)
+    run = world.api.add(20.0)
+    world.ring("poke")
+    world.rounds(15.0)
+    world.api.asked.clear()
+    world.rounds(5.3)
+    assert world.claimed == [run]
+    assert world.api.asked[-2:] == ["due", "claim"]
 
 
 def test_a_run_that_is_cancelled_while_it_waits_for_its_time_is_not_even_asked_for():
@@ -174,26 +182,13 @@ def test_a_run_that_is_cancelled_while_it_waits_for_its_time_is_not_even_asked_f
     assert world.api.kind(run) is StateType.CANCELLED
 
 
-def test_an_old_listing_is_renewed_right_before_a_run_that_was_known_ahead_is_claimed():
-    world = world_with("x")
-    world.rounds(60)
-    run = world.api.add(20.0)
-    world.ring("poke")
-    world.rounds(15.0)
-    world.api.asked.clear()
-    world.rounds(5.3)
-
-    assert claimed(world) == [run]
-    assert world.api.asked[-2:] == ["due", "claim"]
-
-
 def test_of_runs_that_wait_the_oldest_comes_first_whatever_its_labels():
     world = world_with("x", "y", slots=1)
     world.api.add(-1, labels=("x",))
     oldest = world.api.add(-9, labels=("y",))
     world.rounds(5)
 
-    assert claimed(world) == [oldest]
+    assert world.claimed == [oldest]
 
 
 @pytest.mark.parametrize("polls", [0, 1, 3])
@@ -202,17 +197,15 @@ def test_max_polls_counts_polls_from_none_up(polls):
     world.api.add()
     world.leadership.tend()
     world.loop.run()
-
-    assert world.api.count("due") == polls
-    assert len(claimed(world)) == (1 if polls > 1 else 0)  # with the first poll its labels become known
+    assert world.api.count("due") == world.loop.polls == polls
+    assert len(world.claimed) == (1 if polls > 1 else 0)  # with the first poll its labels become known
     assert world.gate.written is None  # resigned in order
 
 
 # --- runs that nobody here can take
 
 
-def test_a_run_that_is_listed_as_unfit_is_told_once_and_stays(caplog):
-    world = world_with("x")
+def test_a_run_that_is_listed_as_unfit_is_told_once_and_stays(world, caplog):
     run = world.api.add()
     world.api.unfit[run] = "It needs a container, and no worker here starts any."
     world.rounds(600)
@@ -223,12 +216,11 @@ def test_a_run_that_is_listed_as_unfit_is_told_once_and_stays(caplog):
         (run, world.api.unfit[run], logging.WARNING)
     ]
     assert world.api.kind(run) is StateType.SCHEDULED
-    assert claimed(world) == []
+    assert world.claimed == []
     assert [(due.route, due.due) for due in world.roster.noted] == [(route("x"), 1)]
 
 
-def test_a_worker_that_only_restarts_makes_nothing_unfit(caplog):
-    world = world_with("x")
+def test_a_worker_that_only_restarts_makes_nothing_unfit(world, caplog):
     run = world.api.add()
     world.api.unfit[run] = "No worker here starts containers."
     world.rounds(9)
@@ -236,11 +228,10 @@ def test_a_worker_that_only_restarts_makes_nothing_unfit(caplog):
     world.rounds(20)
 
     assert said(caplog, "no worker can take") == []
-    assert claimed(world) == [run]
+    assert world.claimed == [run]
 
 
-def test_each_minute_it_asks_for_runs_that_no_labels_fit_and_tells_each_once(caplog):
-    world = world_with("x")
+def test_each_minute_it_asks_for_runs_that_no_labels_fit_and_tells_each_once(world, caplog):
     world.api.nobodys = [UnfitRun(run_id="r1", name="lone-wolf", reason="No agent has the label [gpu].")]
     world.rounds(28)
     assert world.api.count("unserved") == 0  # workers may only be signing on
@@ -252,29 +243,19 @@ def test_each_minute_it_asks_for_runs_that_no_labels_fit_and_tells_each_once(cap
     assert [line.run_id for line in world.api.lines] == ["r1"]
 
 
-def test_what_was_told_is_forgotten_when_the_run_was_gone_for_an_hour(caplog):
-    world = world_with("x")
+def test_what_was_told_is_forgotten_when_the_run_was_gone_for_an_hour(world, caplog):
     lone = UnfitRun(run_id="r1", name="lone-wolf", reason="No agent has the label [gpu].")
-    world.api.nobodys = [lone]
-    world.rounds(100)
-    world.api.nobodys = []
-    world.rounds(3500)
-    assert len(world.api.lines) == 1
-    world.api.nobodys = [lone]
-    world.rounds(100)
-    assert len(world.api.lines) == 1
-    world.api.nobodys = []
-    world.rounds(3800)
-    world.api.nobodys = [lone]
-    world.rounds(100)
-
-    assert len(world.api.lines) == 2
+    for gone_seconds, told in ((0, 1), (3500, 1), (3800, 2)):
+        world.api.nobodys = []
+        world.rounds(gone_seconds)
+        world.api.nobodys = [lone]
+        world.rounds(100)
+        assert len(world.api.lines) == told
 
 
-def test_a_worker_that_was_here_two_minutes_ago_still_counts_and_a_fleet_without_any_asks_nothing():
-    world = world_with("x")
+def test_a_worker_that_was_here_two_minutes_ago_still_counts_and_a_fleet_without_any_asks_nothing(world):
     world.rounds(95)
-    world.roster.table["worker@a"] = replace(world.roster.table["worker@a"], live=False)
+    world.roster.change(live=False)
     asked = world.api.count("unserved")
     world.rounds(130, beat=False)
     assert world.api.count("unserved") > asked
@@ -294,23 +275,21 @@ def test_without_cloud_logs_only_our_own_log_tells(caplog):
     assert world.api.count("log") == 0
 
 
-def test_a_log_page_that_cannot_be_written_ends_no_round_and_is_written_later():
-    world = world_with("x")
+def test_a_log_page_that_cannot_be_written_ends_no_round_and_is_written_later(world):
     unfit, good = world.api.add(), world.api.add(20.0)
     world.api.unfit[unfit] = "It needs a container."
-    world.api.trouble = lambda name: away(name) if name == "log" else None
+    world.api.fail("log")
     world.rounds(50)
 
-    assert claimed(world) == [good]
+    assert world.claimed == [good]
     assert not world.loop.api_outage.away
     assert 1 <= world.api.count("log") <= 2
-    world.api.trouble = lambda name: None
+    world.api.heal()
     world.rounds(70)
     assert [line.run_id for line in world.api.lines] == [unfit]
 
 
-def test_one_refused_line_does_not_take_the_others_with_it():
-    world = world_with("x")
+def test_one_refused_line_does_not_take_the_others_with_it(world):
     gone, there = world.api.add(), world.api.add()
     world.api.unfit = dict.fromkeys((gone, there), "It needs a container.")
 
@@ -326,25 +305,17 @@ def test_one_refused_line_does_not_take_the_others_with_it():
 
 
 @pytest.mark.parametrize("error", [ApiRejected("no such table"), ApiUnavailable("no answer")])
-def test_an_api_that_does_not_tell_what_is_unserved_is_no_outage(error):
-    world = world_with("x")
-
-    def trouble(name):
-        if name == "unserved":
-            raise error
-
-    world.api.trouble = trouble
+def test_an_api_that_does_not_tell_what_is_unserved_is_no_outage(world, error):
+    world.api.fail("unserved", error=error)
     world.rounds(200)
-
     assert world.api.count("unserved") >= 3
-    assert metric(world, "flowfleet_poll_errors_total") == 0
+    assert world.metric("flowfleet_poll_errors_total") == 0
 
 
 # --- reinstated runs
 
 
-def test_a_run_that_the_api_has_put_back_while_it_runs_is_written_back_and_never_claimed(caplog):
-    world = world_with("x")
+def test_a_run_that_the_api_has_put_back_while_it_runs_is_written_back_and_never_claimed(world, caplog):
     run = running(world)
     claim = world.claims.by_run[run].claim
     world.api.lazarus(run)
@@ -352,15 +323,14 @@ def test_a_run_that_the_api_has_put_back_while_it_runs_is_written_back_and_never
 
     assert world.api.reinstated == [(run, claim)]
     assert world.api.kind(run) is StateType.RUNNING
-    assert metric(world, "flowfleet_runs_echoed_total") == 1
+    assert world.metric("flowfleet_runs_echoed_total") == 1
     (line,) = said(caplog, "had put back a run that is running")
     assert (line.levelno, line.run_id, line.worker) == (logging.WARNING, run, "worker@a")
-    assert len(claimed(world)) == 1
+    assert len(world.claimed) == 1
     assert world.roster.noted == [] or world.roster.noted[0].due == 0
 
 
-def test_an_echo_that_cannot_be_written_back_is_tried_each_half_minute_and_neither_due_nor_a_reason_to_spin():
-    world = world_with("x")
+def test_an_echo_that_cannot_be_written_back_is_tried_each_half_minute_and_neither_due_nor_a_reason_to_spin(world):
     run = running(world)
     world.api.restarted.add(run)
     world.api.lazarus(run)
@@ -372,11 +342,10 @@ def test_an_echo_that_cannot_be_written_back_is_tried_each_half_minute_and_neith
     assert world.api.count("claim") == 0
     assert world.api.count("due") <= 14
     assert world.roster.noted[0].due == 0
-    assert metric(world, "flowfleet_runs_echoed_total") == 0
+    assert world.metric("flowfleet_runs_echoed_total") == 0
 
 
-def test_a_restarted_run_is_claimed_when_its_old_process_is_gone():
-    world = world_with("x")
+def test_a_restarted_run_is_claimed_when_its_old_process_is_gone(world):
     run = running(world)
     world.api.restarted.add(run)
     world.api.lazarus(run)
@@ -385,34 +354,31 @@ def test_a_restarted_run_is_claimed_when_its_old_process_is_gone():
     world.ring("freed")
     world.rounds(12)
 
-    assert claimed(world) == [run, run]
+    assert world.claimed == [run, run]
 
 
-def test_a_late_retry_whose_process_lives_is_left_to_it():
-    world = world_with("x")
+def test_a_late_retry_whose_process_lives_is_left_to_it(world):
     run = running(world)
     world.api.late_retries.add(run)
     world.rounds(60)
 
     assert world.api.count("reinstate") == 0
-    assert len(claimed(world)) == 1
+    assert len(world.claimed) == 1
     assert world.roster.noted[0].due == 0
 
 
-def test_an_echo_of_a_silent_worker_is_not_written_back():
-    world = world_with("x")
+def test_an_echo_of_a_silent_worker_is_not_written_back(world):
     run = running(world)
-    world.roster.table["worker@a"] = replace(world.roster.table["worker@a"], live=False)
+    world.roster.change(live=False)
     world.worker("x", worker="worker@b")
     world.api.lazarus(run)
     world.rounds(60, beat=False)
 
     assert world.api.count("reinstate") == 0
-    assert len(claimed(world)) == 1
+    assert len(world.claimed) == 1
 
 
-def test_a_run_whose_process_ended_while_the_api_listed_is_not_written_back():
-    world = world_with("x")
+def test_a_run_whose_process_ended_while_the_api_listed_is_not_written_back(world):
     run = running(world)
     world.api.lazarus(run)
     due = world.api.due
@@ -434,8 +400,7 @@ def test_many_echoes_at_once_are_written_back_in_turns():
     runs = [running(world) for _ in range(60)]
     for run in runs:
         world.api.lazarus(run)
-    world.ring("poke")
-    world.loop.round()
+    world.ring_round("poke")
     assert len(world.api.reinstated) == 25
 
     world.rounds(60)
@@ -445,46 +410,39 @@ def test_many_echoes_at_once_are_written_back_in_turns():
 # --- claims
 
 
-@pytest.mark.parametrize("seconds", [0.5, 3.0, 20.0, 45.0])
-def test_a_claim_that_is_carried_out_after_its_time_out_is_still_ours_and_published_once(seconds):
-    world = world_with("x")
+def claimed_late(world, seconds):
+    """A run whose claim gets no answer, and is carried out so many seconds later."""
     world.roster.known = {route("x")}
     world.subscribe()
     world.api.late = [seconds]
-    run = world.api.add()
-    world.rounds(60)
+    return world.api.add()
 
-    assert claimed(world) == [run]
+
+@pytest.mark.parametrize("seconds", [0.5, 3.0, 20.0, 45.0])
+def test_a_claim_that_is_carried_out_after_its_time_out_is_still_ours_and_published_once(world, seconds):
+    run = claimed_late(world, seconds)
+    world.rounds(60)
+    assert world.claimed == [run]
     assert world.claims.by_run[run].state is State.QUEUED
     assert world.api.runs[run].call == world.claims.by_run[run].call
 
 
-def test_an_unsettled_claim_costs_few_requests():
-    world = world_with("x")
-    world.roster.known = {route("x")}
-    world.subscribe()
-    world.api.late = [1000.0]
-    run = world.api.add()
+def test_an_unsettled_claim_costs_few_requests(world):
+    run = claimed_late(world, 1000.0)
     world.rounds(32)
-
-    assert claimed(world) == [run]
+    assert world.claimed == [run]
     assert world.api.count("claim") + world.api.count("settle") <= 30
 
 
-def test_a_claim_that_the_server_refuses_for_ever_is_given_up():
-    world = world_with("x")
-    world.roster.known = {route("x")}
-    world.subscribe()
-    world.api.late = [1e9]
-    run = world.api.add()
+def test_a_claim_that_the_server_refuses_for_ever_is_given_up(world):
+    run = claimed_late(world, 1e9)
     world.rounds(2)
     assert world.claims.by_run[run].state is State.CLAIMING
     first = world.claims.by_run[run].claim
     world.api._memory[run] = 1e9  # it remembers for ever
     world.rounds(160)
-
     assert (run, first) in world.claims.dropped
-    assert claimed(world) == []
+    assert world.claimed == []
 
 
 def test_a_run_that_was_handed_back_is_tried_again_until_the_server_has_forgotten_its_last_claim(caplog):
@@ -501,12 +459,12 @@ def test_a_run_that_was_handed_back_is_tried_again_until_the_server_has_forgotte
     world.api.asked.clear()
     world.rounds(45)
 
-    assert claimed(world) == [run, run]
+    assert world.claimed == [run, run]
     assert world.api.count("claim") <= 8
     assert world.api.count("due") <= 12
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
     assert said(caplog, "claim refused") == []
-    assert metric(world, "flowfleet_claims_lost_total") == 0
+    assert world.metric("flowfleet_claims_lost_total") == 0
 
 
 # --- the sweep
@@ -536,8 +494,7 @@ def test_an_engine_that_was_only_slow_keeps_its_run():
     assert world.api.count("unfinished") <= 5  # it does not look again and again
 
 
-def test_a_redis_that_lost_everything_gives_back_what_nobody_runs_a_minute_after_its_gate_opened():
-    world = world_with("x")
+def test_a_redis_that_lost_everything_gives_back_what_nobody_runs_a_minute_after_its_gate_opened(world):
     run = world.api.submitted()
     world.gate.process = "redis-2"
     world.rounds(30)
@@ -545,16 +502,16 @@ def test_a_redis_that_lost_everything_gives_back_what_nobody_runs_a_minute_after
     assert world.api.kind(run) is StateType.PENDING
 
     world.rounds(75)
-    assert claimed(world) == [run]
+    assert world.claimed == [run]
 
 
 def test_an_outage_in_the_middle_of_a_sweep_does_not_begin_the_wait_anew():
     world = world_with("x", slots=0)
     run = world.api.submitted()
     world.rounds(40)
-    world.api.trouble = away
+    world.api.fail()
     world.rounds(30)
-    world.api.trouble = lambda name: None
+    world.api.heal()
     world.rounds(12)
 
     assert world.api.kind(run) is StateType.SCHEDULED

@@ -2,10 +2,10 @@
 
 import pytest
 
-from flowfleet.api.client import RunState, StateType
+from flowfleet.api.client import StateType
 from flowfleet.failpoints import FailpointRaised, Failpoints
 from flowfleet.ledger.claims import State
-from tests.unit.poller_world import World, away
+from tests.unit.poller_world import World
 
 
 def queued(slots=1, **more):
@@ -31,50 +31,35 @@ def test_a_claim_that_nobody_takes_goes_back_after_a_minute_with_its_old_time():
 
     assert returned(world, run)
     assert world.api.due_at[run] == due
-    assert [message.run_id for message in world.published] == [run, run]  # claimed anew, under a new id
+    assert world.claimed == [run, run]  # claimed anew, under a new id
     assert len({message.claim for message in world.published}) == 2
 
 
 def test_an_outage_of_redis_begins_the_minute_anew():
     world, run = queued()
     world.rounds(50)
-    world.roster.away = True
+    world.ledger.away = True
     world.rounds(5)
-    world.roster.away = False
+    world.ledger.away = False
     world.rounds(40)
 
     assert not returned(world, run)
 
 
-def test_a_taken_claim_of_a_worker_that_renews_has_four_minutes():
+@pytest.mark.parametrize(
+    ("worker", "renews", "kept_seconds", "gone_seconds"),
+    [("worker@a", True, 230, 245), ("worker@a", False, 57, 65), ("ghost@b", True, 57, 66)],
+    ids=["four minutes for one that renews", "one for a silent one", "one for one that nobody knows"],
+)
+def test_a_taken_claim_goes_back_after_the_time_of_its_worker(worker, renews, kept_seconds, gone_seconds):
     world, run = queued()
-    world.claims.be(run, State.TAKEN, "worker@a")
-    world.rounds(230)
+    world.claims.be(run, State.TAKEN, worker)
+    world.rounds(kept_seconds, beat=renews)
     assert not returned(world, run)
 
-    world.rounds(15)
-
+    world.rounds(gone_seconds - kept_seconds, beat=renews)
     assert returned(world, run)
-
-
-def test_a_taken_claim_of_a_silent_worker_goes_back_after_a_minute():
-    world, run = queued()
-    world.claims.be(run, State.TAKEN, "worker@a")
-    world.rounds(57, beat=False)
-    assert not returned(world, run)
-
-    world.rounds(8, beat=False)
-
-    assert returned(world, run)
-    assert world.api.kind(run) is StateType.SCHEDULED
-
-
-def test_a_taken_claim_of_a_worker_that_nobody_knows_goes_back_after_a_minute():
-    world, run = queued()
-    world.claims.be(run, State.TAKEN, "ghost@b")
-    world.rounds(66)
-
-    assert returned(world, run)
+    assert renews or world.api.kind(run) is StateType.SCHEDULED
 
 
 @pytest.mark.parametrize("state", [State.STARTING, State.RUNNING, State.ENDED])
@@ -89,9 +74,8 @@ def test_what_may_have_started_is_never_touched(state):
 
 def test_a_run_that_is_no_longer_ours_at_the_api_is_only_dropped():
     world, run = queued()
-    world.api.runs[run] = RunState(run_id=run, run_name="run", kind=StateType.CANCELLED, name="Cancelled")
+    world.api.be(run, StateType.CANCELLED, "Cancelled")
     world.rounds(70)
-
     assert run not in world.claims.by_run
     assert world.api.kind(run) is StateType.CANCELLED
 
@@ -130,19 +114,17 @@ def test_a_live_worker_that_hands_back_itself_is_left_alone_for_a_while():
 
 def test_while_the_api_is_away_nothing_is_begun_to_be_handed_back():
     world, run = queued()
-    world.api.trouble = away
+    world.api.fail()
     world.rounds(300)
     assert world.claims.by_run[run].state in (State.QUEUED, State.RETURNING)
 
-    world.api.trouble = lambda name: None
+    world.api.heal()
     world.rounds(30)
 
     assert returned(world, run)
 
 
-def test_a_worker_whose_beat_stands_for_a_ttl_lapses_and_gets_no_runs():
-    world = World()
-    world.roster.add()
+def test_a_worker_whose_beat_stands_for_a_ttl_lapses_and_gets_no_runs(world):
     world.rounds(10)
     world.rounds(25, beat=False)
     world.api.add()
@@ -155,19 +137,12 @@ def test_a_worker_whose_beat_stands_for_a_ttl_lapses_and_gets_no_runs():
 # --- the sweep
 
 
-def submitted(world, **more):
-    run = world.api.add()
-    given = {"kind": StateType.PENDING, "name": "Submitted", "call": "22222222-2222-4222-8222-222222222222"} | more
-    world.api.runs[run] = RunState(run_id=run, run_name="run", **given)
-    return run
-
-
-def test_the_first_sweep_gives_back_what_is_submitted_and_unknown():
+@pytest.mark.parametrize("mark", [None, "flowfleet:f:a:17"], ids=["in its first life", "with the mark of its first"])
+def test_the_first_sweep_gives_back_what_is_submitted_and_unknown(mark):
     world = World()
     world.roster.add(slots=0)
-    run = submitted(world)
+    run = world.api.submitted(infrastructure=mark)
     world.rounds(10)
-
     assert world.api.kind(run) is StateType.SCHEDULED
 
 
@@ -179,25 +154,13 @@ def test_the_first_sweep_gives_back_what_is_submitted_and_unknown():
         {"kind": StateType.RUNNING, "name": "Running"},
     ],
 )
-def test_the_sweep_leaves_alone_and_counts_what_may_have_started(state, caplog):
-    world = World()
-    world.roster.add()
-    run = submitted(world, **state)
+def test_the_sweep_leaves_alone_and_counts_what_may_have_started(world, state, caplog):
+    run = world.api.submitted(**state)
     before = world.api.runs[run]
     world.rounds(2000)
-
     assert world.api.runs[run] == before
-    assert world.metrics.registry.get_sample_value("flowfleet_runs_unknown") == 1
+    assert world.metric("flowfleet_runs_unknown") == 1
     assert sum("unknown to the ledger" in record.message for record in caplog.records) == 1
-
-
-def test_the_sweep_gives_back_a_run_in_its_second_life_that_still_has_the_mark_of_its_first():
-    world = World()
-    world.roster.add(slots=0)
-    run = submitted(world, infrastructure="flowfleet:f:a:17")
-    world.rounds(10)
-
-    assert world.api.kind(run) is StateType.SCHEDULED
 
 
 def test_the_sweep_leaves_alone_what_the_ledger_knows():
@@ -218,13 +181,11 @@ def test_a_newcomer_does_not_wait():
     world.rounds(3)
 
     assert world.gate.accepted == "redis-1"
-    assert [message.run_id for message in world.published] == [run]
+    assert world.claimed == [run]
 
 
-def test_a_redis_that_lost_everything_waits_for_the_workers_and_sweeps_before_it_claims():
-    world = World()
-    world.roster.add()
-    unstarted, running = submitted(world), submitted(world, kind=StateType.RUNNING, name="Running")
+def test_a_redis_that_lost_everything_waits_for_the_workers_and_sweeps_before_it_claims(world):
+    unstarted, running = world.api.submitted(), world.api.submitted(StateType.RUNNING, "Running")
     world.gate.process = "redis-2"
     world.rounds(23)
     assert world.gate.accepted == "redis-1"
@@ -232,38 +193,27 @@ def test_a_redis_that_lost_everything_waits_for_the_workers_and_sweeps_before_it
     assert world.published == []
 
     world.rounds(10)
-
     assert world.gate.accepted == "redis-2"
     assert world.api.kind(running) is StateType.RUNNING
-    assert [message.run_id for message in world.published] == [unstarted]
+    assert world.claimed == [unstarted]
 
 
-def test_a_redis_that_restarted_with_its_claims_waits_too():
+@pytest.mark.parametrize(
+    ("meanwhile", "shut_seconds"),
+    [
+        (lambda world: None, 20),
+        (lambda world: world.rounds(20) or setattr(world.gate, "process", "redis-3"), 20),
+        (lambda world: world.api.fail(), 120),
+    ],
+    ids=["one that has its claims waits too", "another new one begins the wait anew", "no sweep, no end of the wait"],
+)
+def test_the_gate_of_a_redis_that_restarted_opens_after_wait_and_sweep(meanwhile, shut_seconds):
     world, _ = queued()
     world.gate.process = "redis-2"
-    world.rounds(20)
+    meanwhile(world)
+    world.rounds(shut_seconds)
     assert not world.gate.is_open()
 
-    world.rounds(15)
-    assert world.gate.is_open()
-
-
-def test_another_new_redis_while_the_gate_is_shut_begins_the_wait_anew():
-    world, _ = queued()
-    world.gate.process = "redis-2"
-    world.rounds(20)
-    world.gate.process = "redis-3"
-    world.rounds(20)
-    assert not world.gate.is_open()
-
-
-def test_the_gate_stays_shut_while_the_api_cannot_be_swept():
-    world, _ = queued()
-    world.gate.process = "redis-2"
-    world.api.trouble = away
-    world.rounds(120)
-    assert not world.gate.is_open()
-
-    world.api.trouble = lambda name: None
+    world.api.heal()
     world.rounds(30)
     assert world.gate.is_open()

@@ -1,0 +1,224 @@
+"""MemoryLedger: a ledger without Redis, whose claims move by the product's own table, and a clock moved by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from flowfleet.errors import LedgerUnavailable
+from flowfleet.flow_run import FlowRun, Offer, Route, claim_id
+from flowfleet.ledger.claims import Claim, Lease, Outcome, Refusal, State
+from flowfleet.ledger.gate import Leader
+from flowfleet.ledger.roster import RouteDue, WorkerRow
+from flowfleet.ledger.transitions import TRANSITIONS
+
+POOL = "11111111-1111-4111-8111-111111111111"
+ROUTE = Route("prefect3", POOL, "default")
+OFFER = Offer(backend="prefect3", pools=("flowfleet",), pool_ids=(POOL,))
+MOVES = {row.name: row for row in TRANSITIONS}
+
+
+class HandClock:
+    """Moved by hand; who sleeps moves it."""
+
+    def __init__(self, now: float = 1000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class MemoryLedger:
+    """Gate, claims and roster of one Redis; none of them answers while it is `away`."""
+
+    def __init__(self) -> None:
+        self.away = False
+        self.gate, self.claims, self.roster = MemoryGate(self), MemoryClaims(self), MemoryRoster(self)
+
+    def answer(self) -> None:
+        if self.away:
+            raise LedgerUnavailable("Redis is away")
+
+
+class MemoryGate:
+    def __init__(self, ledger: MemoryLedger) -> None:
+        self._ledger = ledger
+        self.written: Leader | None = None
+        self.process = "redis-1"
+        self.accepted: str | None = "redis-1"
+
+    def is_open(self) -> bool:
+        self._ledger.answer()
+        return self.process == self.accepted
+
+    def empty(self) -> bool:
+        return not self._ledger.claims.by_run
+
+    def open(self, term: int, server: str) -> bool:
+        if self.process != server:
+            return False
+        self.accepted = server
+        return True
+
+    def server(self) -> str:
+        self._ledger.answer()
+        return self.process
+
+    def leader(self) -> Leader | None:
+        self._ledger.answer()
+        return self.written
+
+    def elect(self, name: str, host: str, nonce: str, seen: Leader | None) -> int | None:
+        self._ledger.answer()
+        if self.written != seen:
+            return None
+        term = (seen.term if seen else 0) + 1
+        self.written = Leader(name=name, host=host, nonce=nonce, term=term, beat=0)
+        return term
+
+    def lead(self, term: int, nonce: str, lease: Lease) -> bool:
+        self._ledger.answer()
+        if self.written is None or (self.written.term, self.written.nonce) != (term, nonce):
+            return False
+        self.written = replace(self.written, beat=self.written.beat + 1)
+        return True
+
+    def resign(self, term: int) -> None:
+        if self.written and self.written.term == term:
+            self.written = None
+
+
+class MemoryClaims:
+    """The leader's moves; slots are counted as the design says."""
+
+    def __init__(self, ledger: MemoryLedger) -> None:
+        self._ledger = ledger
+        self.by_run: dict[str, Claim] = {}
+        self.dropped: list[tuple[str, str]] = []
+
+    def claim(
+        self, term: int, runs: Sequence[FlowRun], call: str, *, policy: str, attempts: Mapping[str, int]
+    ) -> list[Outcome]:
+        assert len(runs) <= 10
+        return [self._claim_one(term, run, call, policy) for run in runs]
+
+    def _claim_one(self, term: int, run: FlowRun, call: str, policy: str) -> Outcome:
+        rows = self._ledger.roster.rows()
+        slots = sum(row.slots for row in rows if row.live and row.wanted == "active")
+        used = sum(1 for claim in self.by_run.values() if claim.state is not State.ENDED)
+        for refusal, holds in (
+            (Refusal.TERM, self._replaced(term)),
+            (Refusal.GATE, not self._ledger.gate.is_open()),
+            (Refusal.KNOWN, run.run_id in self.by_run),
+            (Refusal.NO_SLOT, used >= slots),
+        ):
+            if holds:
+                return Outcome(moved=False, refusal=refusal, claim=self.by_run.get(run.run_id))
+        self.by_run[run.run_id] = Claim(
+            run_id=run.run_id, claim=claim_id(call, run.run_id), call=call, route=run.route, state=State.CLAIMING,
+            name=run.name, due=run.due, policy=policy,
+        )  # fmt: skip
+        return Outcome(moved=True, claim=self.by_run[run.run_id])
+
+    def _replaced(self, term: int | None) -> bool:
+        written = self._ledger.gate.leader()
+        return term is not None and (written is None or written.term != term)
+
+    def _move(self, name: str, run_id: str, claim: str, term: int | None, **changes: Any) -> Outcome:
+        found, move = self.by_run.get(run_id), MOVES[name]
+        if self._replaced(term):
+            return Outcome(moved=False, refusal=Refusal.TERM)
+        if found is None:
+            return Outcome(moved=False, refusal=Refusal.UNKNOWN)
+        if found.claim != claim:
+            return Outcome(moved=False, refusal=Refusal.OTHER_CLAIM, claim=found)
+        if found.state not in move.sources:
+            return Outcome(moved=False, refusal=Refusal.STATE, claim=found)
+        if move.target is None:
+            del self.by_run[run_id]
+            self.dropped.append((run_id, claim))
+        else:
+            self.by_run[run_id] = replace(found, state=move.target, moves=found.moves + 1, **changes)
+        return Outcome(moved=True, claim=found)
+
+    def accept(self, term: int, run_id: str, claim: str) -> Outcome:
+        return self._move("accept", run_id, claim, term)
+
+    def refuse(self, term: int, run_id: str, claim: str, reason: str) -> Outcome:
+        return self._move("refuse", run_id, claim, term)
+
+    def give_back(self, run_id, claim, reason, *, term=None, worker=None, never_began=False) -> Outcome:
+        return self._move("give back (leader)", run_id, claim, term, reason=reason)
+
+    def drop(self, run_id, claim, *, term=None, worker=None) -> Outcome:
+        return self._move("drop (leader)", run_id, claim, term)
+
+    def get(self, run_id: str) -> Claim | None:
+        return self.by_run.get(run_id)
+
+    def live(self) -> list[Claim]:
+        self._ledger.answer()
+        return list(self.by_run.values())
+
+    # what a worker would do
+    def be(self, run_id: str, state: State, worker: str | None = None) -> None:
+        found = self.by_run[run_id]
+        self.by_run[run_id] = replace(found, state=state, worker=worker or found.worker, moves=found.moves + 1)
+
+    def done(self, run_id: str) -> None:
+        del self.by_run[run_id]
+
+
+class MemoryRoster:
+    def __init__(self, ledger: MemoryLedger) -> None:
+        self._ledger = ledger
+        self.table: dict[str, WorkerRow] = {}
+        self.known: set[Route] = set()
+        self.noted: list[RouteDue] = []
+        self.forgetful: set[str] = set()  # workers that renew, but know their claims no more
+
+    def add(self, worker: str = "worker@a", slots: int = 4, **more: Any) -> None:
+        given = {"offer": OFFER, "routes": (ROUTE,), "nonce": "n", "version": "0.1.0"} | more
+        self.table[worker] = WorkerRow(worker=worker, slots=slots, **given)
+
+    def change(self, worker: str = "worker@a", **facts: Any) -> None:
+        self.table[worker] = replace(self.table[worker], **facts)
+
+    def sign_on(self, row: WorkerRow, over: WorkerRow | None = None) -> WorkerRow | None:
+        standing = self.table.get(row.worker)
+        if standing is not None and standing != over and standing.live:
+            return standing
+        self.table[row.worker] = row
+        return None
+
+    def rows(self) -> list[WorkerRow]:
+        self._ledger.answer()
+        return list(self.table.values())
+
+    def lapse(self, term: int, worker: str, beat: int) -> None:
+        if self.table[worker].beat == beat:
+            self.change(worker, live=False)
+
+    def beat(self, worker: str = "worker@a") -> None:
+        claims = self._ledger.claims.by_run
+        for claim in list(claims.values()):
+            if claim.worker == worker and worker not in self.forgetful:
+                claims[claim.run_id] = replace(claim, moves=claim.moves + 1)
+        self.change(worker, beat=self.table[worker].beat + 1)
+
+    def know(self, routes: Sequence[Route]) -> None:
+        self.known.update(routes)
+
+    def unlearn(self, routes: Sequence[Route]) -> None:
+        claimed = {claim.route for claim in self._ledger.claims.by_run.values()}
+        self.known.difference_update(set(routes) - claimed)
+
+    def routes(self) -> list[Route]:
+        return sorted(self.known)
+
+    def note_due(self, term: int, due: Sequence[RouteDue]) -> None:
+        self.noted = list(due)
