@@ -61,6 +61,7 @@ class Claimer:
         policy: str,
         failpoints: Failpoints,
         metrics: PollerMetrics,
+        progressed: Callable[[], object] = lambda: None,
         new_call: Callable[[], str] = lambda: str(uuid.uuid4()),
     ) -> None:
         self._api = api
@@ -70,11 +71,11 @@ class Claimer:
         self._policy = policy
         self._failpoints = failpoints
         self._metrics = metrics
+        #: called after each answer of the API, so that a claim with slow answers is not taken for a loop that hangs
+        self._progressed = progressed
         self._new_call = new_call
         #: True while a claim is between ledger, API and queue: an orderly end waits for it
         self.in_hand = False
-        #: called after each answer of the API, so that a claim with slow answers is not taken for a loop that hangs
-        self.progressed: Callable[[], None] = lambda: None
         #: ids of claims that the API accepted and the ledger has queued, but whose message could not be sent
         self.unpublished: set[str] = set()
 
@@ -145,12 +146,12 @@ class Claimer:
 
     def _claim_at_api(self, runs: Sequence[FlowRun], call: str) -> dict[str, Answer]:
         answers = dict(self._api.claim(runs, call, self._mark))
-        self.progressed()
+        self._progressed()
         return answers
 
     def _settle_at_api(self, run_id: str, call: str) -> Answer:
         answer = self._api.settle(run_id, call)
-        self.progressed()
+        self._progressed()
         return answer
 
     def _move(self, term: int, claim: Claim, answer: Answer | None) -> bool:

@@ -128,19 +128,18 @@ def poll(settings: PollerSettings) -> int:
     connector = Connector(settings, os.environ)
     startup_page = StartupPage(secrets.page_token)
     startup_page.open(connector.defaults(settings).agent_address)
-    startup_page.waits_for = "Redis"
-    ledger = wait_for_redis(settings, secrets.login, inbox, stop)
+    with startup_page.waiting_for("Redis"):
+        ledger = wait_for_redis(settings, secrets.login, inbox, stop)
     if ledger is None:
         return 0
     reload.serve(connector, secrets)
-    startup_page.waits_for = "the Prefect API"
-    connected = wait_for_api(
-        partial(connect_api, connector, settings), api_outage, inbox, stop, required=settings.require_api
-    )
+    with startup_page.waiting_for("the Prefect API"):
+        connected = wait_for_api(
+            partial(connect_api, connector, settings), api_outage, inbox, stop, required=settings.require_api
+        )
     if connected is None:
         return 0
     settings = connected.settings
-    startup_page.waits_for = ""
     startup_page.open(settings.agent_address)  # an agent config at the API may name another address
     logs.set_level(settings.log_level)
     service = PollerService(

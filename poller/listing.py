@@ -35,6 +35,7 @@ class Listing:
         self._at: float | None = None
         self._listed: tuple[DueRuns, ...] = ()
         self._counted: tuple[DueRuns, ...] = ()
+        self._counted_at = float("-inf")
         self._gone: set[str] = set()
         self._shunned: dict[str, float] = {}
 
@@ -52,13 +53,19 @@ class Listing:
         self._at = at
         self._gone.clear()
 
-    def tally(self, found: Iterable[DueRuns]) -> None:
-        """Replace the counts of what is due for workers that are away."""
+    @property
+    def count_age_seconds(self) -> float:
+        """Seconds since the API was asked for counts; infinite when it never was."""
+        return self._clock.monotonic() - self._counted_at
+
+    def tally(self, found: Iterable[DueRuns], at: float | None = None) -> None:
+        """Replace the counts of what is due for workers that are away; `at` is when they came, None = not asked for."""
         self._counted = tuple(found)
+        self._counted_at = self._counted_at if at is None else at
 
     def forget(self) -> None:
         """Forget the listing and the counts."""
-        self._at = None
+        self._at, self._counted_at = None, float("-inf")
         self._listed = self._counted = ()
 
     def gone(self, run_ids: Collection[str]) -> None:
@@ -161,11 +168,6 @@ class Lister:
         self._within_seconds = within_seconds
         self._count_seconds = count_seconds
         self._limit = limit
-        self._next_count = 0.0
-
-    def count_anew(self) -> None:
-        """Count again with the next listing, however recent the last count is."""
-        self._next_count = 0.0
 
     def list(self, plan: ListingPlan, listing: Listing) -> None:
         """Ask the API what is due, and put its answer into the listing. Raises `ApiUnavailable`."""
@@ -177,12 +179,12 @@ class Lister:
             idle = self._presence.idle_offers(plan)
             if not idle:
                 listing.tally(())
-            elif not plan.offers or now >= self._next_count:
+            elif not plan.offers or listing.count_age_seconds >= self._count_seconds:
                 counted = self._count(idle)
                 there |= {due.route for due in counted}
                 # of a route that is listed the listing knows more than the count, also when the queue is empty
-                listing.tally(due for due in counted if not any(offer.serves(due.route) for offer in plan.offers))
-                self._next_count = now + self._count_seconds
+                unlisted = [due for due in counted if not any(offer.serves(due.route) for offer in plan.offers)]
+                listing.tally(unlisted, now)
         self._metrics.last_poll.set(self._clock.wall())
         self._presence.listed(there)
 

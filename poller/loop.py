@@ -21,6 +21,7 @@ from poller.listing import Clock, Lister, Listing
 from poller.metrics import PollerMetrics
 from poller.pace import Pace
 from poller.presence import Presence
+from poller.progress import Progress
 from poller.rebuild import Gatekeeper, Sweep
 from poller.reconcile import Reconciler
 from poller.reinstate import Reinstater
@@ -67,6 +68,7 @@ class Loop:
         offer_filter: OfferFilter,
         redis_outage: RetrySchedule,
         api_outage: RetrySchedule,
+        progress: Progress,
         pace: Pace,
         max_polls: int | None = None,
         tidy: Callable[[], None] = lambda: None,
@@ -83,27 +85,23 @@ class Loop:
         self._clock = clock
         self._metrics = metrics
         self._offer_filter = offer_filter
+        self._progress = progress
         self._pace = pace
         self._max_polls = max_polls
         self._tidy = tidy
         self._jitter = jitter
         self.redis_outage, self.api_outage = redis_outage, api_outage
         self.polls = 0
-        self.round_at = clock.monotonic()
         self.listing = Listing(clock)
         self._stopping = threading.Event()
         self._term: int | None = None
+        self._began_at = 0.0
         self._outages = 0
         self._hints: set[str] = set()
         self._next_poll = self._next_sweep = 0.0
         self._interval = pace.busy_seconds
         self._claimed_at = float("-inf")
         self._was_open = True
-        claimer.progressed = reconciler.progressed = reinstater.progressed = self._progressed
-
-    def _progressed(self) -> None:
-        """Note that an answer came: a slow loop is not a hanging one."""
-        self.round_at = self._clock.monotonic()
 
     def stop(self) -> None:
         """Make no further round; the caller also puts a hint into the inbox, which wakes the loop."""
@@ -128,7 +126,7 @@ class Loop:
 
     def round(self) -> float:
         """Make one round; return the seconds until the next should come."""
-        self.round_at = self._clock.monotonic()
+        self._progress.note()
         term = self._leadership.term
         if term is None:
             self._term = None
@@ -149,7 +147,7 @@ class Loop:
             logger.exception("round failed unexpectedly, please report it")
             wait = self._pace.glance_seconds
         finally:
-            self.round_at = self._clock.monotonic()
+            self._progress.note()
         return wait
 
     def _lead(self, term: int) -> float:
@@ -158,7 +156,6 @@ class Loop:
         if self._outages != self.redis_outage.count:
             self._outages = self.redis_outage.count
             self._reconciler.begin_anew()
-            self._gatekeeper.begin_anew()
         if not self.redis_outage.may_ask():
             return self.redis_outage.wait_seconds()
         rows = self._roster.rows()
@@ -176,33 +173,29 @@ class Loop:
 
     def _begin(self, term: int) -> None:
         """Begin a new term: nothing that was known in an earlier term counts."""
-        self._term = term
+        self._term, self._began_at = term, self._clock.monotonic()
         self._reconciler.new_term()
-        self._gatekeeper.begin_anew()
         self._presence.new_term()
         self.listing.forget()
-        self._lister.count_anew()
-        self._unfit.new_term()
         self._next_poll = self._next_sweep = 0.0
 
     def _ask(self, term: int, rows: Sequence[WorkerRow]) -> None:
         """Do all that may need the API. Raises `ApiError`; then the rest waits for the next try."""
         plan = listing_plan(rows, self._api.backend, self._offer_filter)
-        was_open, is_open = self._was_open, self._gatekeeper.tend(term, ask=True)
+        was_open, is_open = self._was_open, self._gatekeeper.tend(term, self._outages)
         self._was_open = is_open
         if is_open and (self._reconciler.tend(term, self._claims.live(), rows) or not was_open):
             # runs that were handed back, now or by the sweep before the gate opened, are due at the API again
             self._hints.add("due")
-        self._progressed()
+        self._progress.note()
         self._poll(term, rows, plan, is_open=is_open)
-        self._progressed()
+        self._progress.note()
         self._presence.show(plan.online)
-        self._progressed()
+        self._progress.note()
         self._presence.learn(plan.offers + plan.idle)
-        self._progressed()
-        self._unfit.look(rows)
-        self._progressed()
-        now = self._clock.monotonic()
+        self._progress.note()
+        self._unfit.look(rows, self._began_at)
+        now = self._progress.note()
         if is_open and now >= min(self._next_sweep, self._sweep.again_at):
             self._sweep.run()
             self._next_sweep = now + self._pace.sweep_seconds

@@ -10,6 +10,7 @@ from flowfleet.page.server import Handler, PageAnswer, PageRequest
 from poller.leader import Leadership
 from poller.loop import Loop
 from poller.metrics import PollerMetrics
+from poller.progress import Progress
 
 #: a round lasts as long as its slowest call of the API, a bulk claim (60 s), so only more than that is a hang
 STALE_SECONDS = 90.0
@@ -20,14 +21,14 @@ METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 class PollerHealth:
     """The health of the loop, read from other threads."""
 
-    def __init__(self, loop: Loop, leadership: Leadership, clock: Callable[[], float]) -> None:
+    def __init__(self, loop: Loop, leadership: Leadership, progress: Progress) -> None:
         self._loop = loop
         self._leadership = leadership
-        self._clock = clock
+        self._progress = progress
 
     def working(self) -> bool:
         """True while the loop makes rounds."""
-        return self._clock() - self._loop.round_at < STALE_SECONDS
+        return self._progress.seconds_ago < STALE_SECONDS
 
     def describe(self) -> dict[str, Any]:
         """The fields that `/api/health` and `/api/ready` answer with."""
@@ -36,7 +37,7 @@ class PollerHealth:
             "role": "standby" if term is None else "leader",
             "term": term,
             "polls": self._loop.polls,
-            "last_round_seconds_ago": round(self._clock() - self._loop.round_at, 1),
+            "last_round_seconds_ago": round(self._progress.seconds_ago, 1),
             "api": "away" if self._loop.api_outage.away else "ok",
             "redis": "away" if self._loop.redis_outage.away else "ok",
         }

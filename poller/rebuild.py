@@ -149,28 +149,26 @@ class Gatekeeper:
         self._clock = clock
         #: a TTL, and a renewal more for the workers that reconnect late
         self._wait_seconds = wait_seconds
-        self._server: str | None = None
+        #: the process of Redis, the term and the number of outages for which the wait has begun
+        self._waits_for: tuple[str, int, int] | None = None
         self._since = 0.0
         self._looked = False
-
-    def begin_anew(self) -> None:
-        """Begin the wait anew: after an outage workers get the whole time again."""
-        self._server = None
 
     def wait_seconds(self) -> float:
         """Seconds that a shut gate still waits for workers before the sweep."""
         return max(0.0, self._since + self._wait_seconds - self._clock())
 
-    def tend(self, term: int, *, ask: bool) -> bool:
-        """Open a shut gate when its time has come; True when the gate is open. `ask`: the API may be asked now."""
+    def tend(self, term: int, outages: int) -> bool:
+        """Open a shut gate when its time has come; True when the gate is open.
+
+        With each term and after each outage the wait begins anew: workers get the whole time again.
+        """
         if self._gate.is_open():
-            self._server = None
+            self._waits_for = None
             return True
         server = self._gate.server()
-        if server != self._server:
-            self._server, self._since, self._looked = server, self._clock(), False
-        if not ask:
-            return False
+        if (server, term, outages) != self._waits_for:
+            self._waits_for, self._since, self._looked = (server, term, outages), self._clock(), False
         if not self._looked:
             # an empty ledger is that of a new fleet, or one that lost everything: the API knows which
             if self._gate.empty() and self._sweep.count() == 0:
@@ -190,5 +188,5 @@ class Gatekeeper:
         opened = self._gate.open(term, server)
         if opened:
             logger.info("gate opened", extra={"server": server, "term": term})
-            self._server = None
+            self._waits_for = None
         return opened

@@ -71,6 +71,7 @@ class Reconciler:
         failpoints: Failpoints,
         metrics: PollerMetrics,
         clock: Callable[[], float],
+        progressed: Callable[[], object] = lambda: None,
         queued_seconds: float,
         ttl_seconds: float,
     ) -> None:
@@ -92,7 +93,7 @@ class Reconciler:
         #: when an unsettled claim is to be looked at again
         self._settle_at: dict[str, float] = {}
         #: called after each answer of the API
-        self.progressed: Callable[[], None] = lambda: None
+        self._progressed = progressed
 
     def begin_anew(self) -> None:
         """Begin all watches anew, after an outage or with a new term."""
@@ -201,7 +202,7 @@ class Reconciler:
                 answer = self._api.report(
                     claim.run_id, StateType.CANCELLED, "Cancelled before it was started.", self._mark
                 )
-        self.progressed()
+        self._progressed()
         names = {"run_id": claim.run_id, "claim": claim.claim, "reason": reason}
         if answer.silence:
             raise answer.silence

@@ -30,7 +30,14 @@ class Reinstater:
     """Looks in each listing for runs that this fleet runs already, and reinstates them."""
 
     def __init__(
-        self, api: ApiClient, claims: Claims, *, mark: Mark, metrics: PollerMetrics, clock: Callable[[], float]
+        self,
+        api: ApiClient,
+        claims: Claims,
+        *,
+        mark: Mark,
+        metrics: PollerMetrics,
+        clock: Callable[[], float],
+        progressed: Callable[[], object] = lambda: None,
     ) -> None:
         self._api = api
         self._claims = claims
@@ -39,7 +46,7 @@ class Reinstater:
         self._clock = clock
         self._asked: dict[str, float] = {}
         #: called after each answer of the API
-        self.progressed: Callable[[], None] = lambda: None
+        self._progressed = progressed
 
     def answer(self, listing: Listing, live: Sequence[Claim], rows: Sequence[WorkerRow]) -> None:
         """Take runs that have a process out of the listing; write back the state of those the API calls Scheduled.
@@ -68,7 +75,7 @@ class Reinstater:
         if now is None or now.claim != claim.claim or now.state not in STARTED:
             return  # it ended while the API listed: whoever looks after its end finds its true state
         answer = self._api.reinstate(claim.run_id, claim.claim, self._mark)
-        self.progressed()
+        self._progressed()
         names = {"run_id": claim.run_id, "claim": claim.claim, "worker": claim.worker, "run_name": claim.name}
         if answer.silence:
             raise answer.silence

@@ -32,6 +32,7 @@ from poller.metrics import PollerMetrics
 from poller.pace import Pace
 from poller.page import PollerHealth, handlers
 from poller.presence import Presence
+from poller.progress import Progress
 from poller.rebuild import Gatekeeper, Sweep
 from poller.reconcile import Reconciler
 from poller.reinstate import Reinstater
@@ -62,6 +63,8 @@ class PollerService:
     def __init__(self, parts: PollerParts) -> None:
         self._parts = parts
         settings, ledger = parts.settings, parts.ledger
+        self._mark = Mark(fleet=settings.fleet)
+        self._progress = Progress(CLOCK.monotonic)
         self._offer_filter = OfferFilter(pools=settings.pools, work_queues=settings.work_queues, labels=settings.labels)
         self.leadership = Leadership(
             ledger.gate,
@@ -76,7 +79,7 @@ class PollerService:
             parts.api, ledger.roster, fleet=settings.fleet, offer_filter=self._offer_filter, clock=CLOCK.monotonic
         )
         self.loop = self._loop()
-        self.health = PollerHealth(self.loop, self.leadership, CLOCK.monotonic)
+        self.health = PollerHealth(self.loop, self.leadership, self._progress)
         self._leadership_thread = LeadershipThread(
             self.leadership,
             outage=self.loop.redis_outage,
@@ -101,7 +104,12 @@ class PollerService:
             presence=self.presence,
             lister=Lister(api, self.presence, clock=CLOCK, metrics=parts.metrics),
             reinstater=Reinstater(
-                api, ledger.claims, mark=Mark(fleet=settings.fleet), metrics=parts.metrics, clock=CLOCK.monotonic
+                api,
+                ledger.claims,
+                mark=self._mark,
+                metrics=parts.metrics,
+                clock=CLOCK.monotonic,
+                progressed=self._progress.note,
             ),
             unfit=UnfitRuns(
                 api, clock=CLOCK, cloud_logs=settings.cloud_logs, skew_seconds=lambda: self.presence.skew_seconds
@@ -112,6 +120,7 @@ class PollerService:
             offer_filter=self._offer_filter,
             redis_outage=RetrySchedule("Redis", CLOCK.monotonic),
             api_outage=parts.api_outage,
+            progress=self._progress,
             pace=Pace.of(api.traits, idle_seconds=settings.idle_seconds),
             max_polls=settings.max_polls,
             tidy=return_free_memory,
@@ -121,25 +130,26 @@ class PollerService:
         """The parts that move claims."""
         parts = self._parts
         settings, ledger = parts.settings, parts.ledger
-        mark = Mark(fleet=settings.fleet)
         claimer = Claimer(
             parts.api,
             ledger.claims,
             parts.publish,
-            mark=mark,
+            mark=self._mark,
             policy=settings.on_lost_run,
             failpoints=parts.failpoints,
             metrics=parts.metrics,
+            progressed=self._progress.note,
         )
         reconciler = Reconciler(
             parts.api,
             ledger.claims,
             ledger.roster,
             claimer,
-            mark=mark,
+            mark=self._mark,
             failpoints=parts.failpoints,
             metrics=parts.metrics,
             clock=CLOCK.monotonic,
+            progressed=self._progress.note,
             queued_seconds=settings.queued_seconds,
             ttl_seconds=settings.lease.ttl_seconds,
         )
@@ -152,7 +162,7 @@ class PollerService:
         sweep = Sweep(
             parts.api,
             parts.ledger.claims,
-            mark=Mark(fleet=parts.settings.fleet),
+            mark=self._mark,
             failpoints=parts.failpoints,
             metrics=parts.metrics,
             clock=CLOCK.monotonic,

@@ -58,21 +58,18 @@ class UnfitRuns:
         self._next_look = self._next_send = 0.0
         self._full_said = False
 
-    def new_term(self) -> None:
-        """Put the first look off: workers that we have not seen may live, and get the time to say so."""
-        self._next_look = self._clock.monotonic() + FIRST_LOOK_SECONDS
-
     def note(self, found: Iterable[UnfitRun]) -> None:
         """Note the runs that a listing calls unfit for every offer in it, and report those that stay so."""
         for run in found:
             self._note(run, PATIENCE_SECONDS)
         self._send()
 
-    def look(self, rows: Sequence[WorkerRow]) -> None:
+    def look(self, rows: Sequence[WorkerRow], term_began: float) -> None:
         """Ask, each minute, for due runs that no worker of ours nor any other agent has the labels for (Prefect 1)."""
         now = self._clock.monotonic()
         self._offers.update((row.offer, now) for row in rows if row.live and row.offer.is_for(self._api.backend))
-        if now < self._next_look:
+        # early in a term workers that we have not seen may live, and get the time to say so
+        if now < max(self._next_look, term_began + FIRST_LOOK_SECONDS):
             return
         self._next_look = now + LOOK_SECONDS
         self._offers = {offer: at for offer, at in self._offers.items() if now - at < AWAY_SECONDS}

@@ -120,13 +120,12 @@ def serve(
     reload.serve(connector, secrets)
     startup_page = StartupPage(secrets.page_token)
     startup_page.open(settings.agent_address)
-    startup_page.waits_for = "the Prefect API"
     ledger = ledgers.connect(settings.redis, settings.fleet, login=secrets.login)
     host, abilities = Host.probe(environ), _abilities(environ)
     below = "process" if embedding.leaving and settings.deploy == EXTERNAL else settings.deploy
     plugged_in = plugged_in_deployer(below)
-    api, settings = _enter(connector, settings, wait=reload.wait)
-    startup_page.waits_for = ""
+    with startup_page.waiting_for("the Prefect API"):
+        api, settings = _enter(connector, settings, wait=reload.wait)
     logs.set_level(settings.log_level)
     layers, interpreter = interpreter_of(settings, environ, api.traits)
     warm = settings.warm_start and api.traits.engine_forks and warm_client.is_possible(interpreter, abilities)
@@ -227,13 +226,12 @@ def _join_fleet(
     wait: Callable[[float], None],
 ) -> WorkerRow:
     """Sign on, and return the worker's row; the page says which neighbour is waited for."""
-    startup_page.waits_for = "Redis"
-    sign_on.check_ledger(ledger)
-    startup_page.waits_for = "the Prefect API"
-    row = _row(settings, api, sign_on.new_nonce(), wait=wait)
-    startup_page.waits_for = "Redis, or the end of an earlier worker of its name"
-    _sign_on(ledger, row, state, host, api)
-    startup_page.waits_for = ""
+    with startup_page.waiting_for("Redis"):
+        sign_on.check_ledger(ledger)
+    with startup_page.waiting_for("the Prefect API"):
+        row = _row(settings, api, sign_on.new_nonce(), wait=wait)
+    with startup_page.waiting_for("Redis, or the end of an earlier worker of its name"):
+        _sign_on(ledger, row, state, host, api)
     return row
 
 

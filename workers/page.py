@@ -79,7 +79,9 @@ class WorkerHealth:
 
     def ready(self) -> bool:
         """Whether the worker lives, has adopted its runs, is in touch with Redis, and is not stopping."""
-        return self.alive() and self.ledger_view.ready and self.ledger_view.connected and not self.slots.stopping
+        return (
+            self.alive() and self.ledger_view.ready.is_set() and self.ledger_view.connected and not self.slots.stopping
+        )
 
     def facts(self) -> dict[str, Any]:
         """The facts that the answers of health and ready carry."""

@@ -92,7 +92,9 @@ class WorkerService:
             busy=lambda: {attempt.key for attempt in self.attempts.all()},
         )
         self._mark = Mark(fleet=settings.fleet, worker=worker)
-        self._join()
+        self._join_ends()
+        self._join_renewal()
+        self._join_launch()
         self.health = WorkerHealth(
             worker=worker,
             watcher=self.supervisor,
@@ -119,17 +121,6 @@ class WorkerService:
             stop_signals=self.stop_signals,
         )
 
-    def _shared(self) -> dict[str, Any]:
-        """The parts that launches, hand-backs and endings all need."""
-        parts = self._parts
-        neighbours = {"claims": parts.claims, "api": parts.api, "to_ledger": self.to_ledger, "to_api": self.to_api}
-        return {"attempts": self.attempts, "failpoints": parts.failpoints, **neighbours}
-
-    def _join(self) -> None:
-        self._join_ends()
-        self._join_renewal()
-        self._join_launch()
-
     def _join_ends(self) -> None:
         parts, worker = self._parts, self._parts.row.worker
         self.run_log = RunLog(parts.api, self.to_api, enabled=parts.settings.cloud_logs)
@@ -139,7 +130,12 @@ class WorkerService:
             mark=self._mark,
             on_told=self._handed_back,
             take_again=self.claim_adoption.again,
-            **self._shared(),
+            attempts=self.attempts,
+            claims=parts.claims,
+            api=parts.api,
+            to_ledger=self.to_ledger,
+            to_api=self.to_api,
+            failpoints=parts.failpoints,
         )
         self.outbox = Outbox(parts.state.outbox)
         self.endings = Endings(
@@ -150,7 +146,12 @@ class WorkerService:
             run_log=self.run_log,
             on_settled=self._settled,
             take_again=self.claim_adoption.again,
-            **self._shared(),
+            attempts=self.attempts,
+            claims=parts.claims,
+            api=parts.api,
+            to_ledger=self.to_ledger,
+            to_api=self.to_api,
+            failpoints=parts.failpoints,
         )
 
     def _join_renewal(self) -> None:
@@ -191,7 +192,12 @@ class WorkerService:
             on_started=self._run_started,
             on_failed=self.endings.ended,
             retry=BoundedRetry(hurried=lambda: self.attempts.closed),
-            **self._shared(),
+            attempts=self.attempts,
+            claims=parts.claims,
+            api=parts.api,
+            to_ledger=self.to_ledger,
+            to_api=self.to_api,
+            failpoints=parts.failpoints,
         )
 
     # -- the worker as its slots see it (`SlotOwner`)
@@ -209,8 +215,7 @@ class WorkerService:
         # the roster has to say so at once, since only served routes count when slots are counted
         if self.slots.stopping:
             routes = frozenset()  # also where Celery connects once more on its way out
-        if routes != self.ledger_view.served:
-            self.ledger_view.served = routes
+        if self.ledger_view.serve(routes):
             self.heartbeat.nudge()
 
     def refused(self, reason: str) -> None:
@@ -258,7 +263,7 @@ class WorkerService:
     def _answered(self) -> None:
         self.slots.wakeup.wake()
         empty = not self.attempts.all() and self.slots.in_use() == 0
-        if self.ledger_view.wanted == "draining" and empty and self.ledger_view.ready:
+        if self.ledger_view.wanted == "draining" and empty and self.ledger_view.ready.is_set():
             logger.info("drained, this worker ends", extra={"worker": self._parts.row.worker})
             if self.stop_signals.first_signal is None:
                 self.stop_signals.request()
@@ -275,7 +280,7 @@ class WorkerService:
         self.heartbeat.start()
         self.heartbeat.nudge()
         self.pruner.start()
-        self.ledger_view.ready = True
+        self.ledger_view.ready.set()
         code = self._serve()
         self.shutdown.run()
         return code

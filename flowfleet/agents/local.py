@@ -63,8 +63,9 @@ class LocalAgent(Agent):
         """
         sources = (getattr(flow, name, None) for name in ("run_config", "environment", "storage"))
         labels = {label for source in sources for label in getattr(source, "labels", None) or ()}
-        given = {"labels": sorted(labels) or [_slug(str(flow.name))], "hostname_label": False, **arguments}
-        return cls(**given)
+        arguments.setdefault("labels", sorted(labels) or [_slug(str(flow.name))])
+        arguments.setdefault("hostname_label", False)
+        return cls(**arguments)
 
     @property
     def deploy_kind(self) -> str:

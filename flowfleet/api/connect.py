@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from flowfleet.api import detect
 from flowfleet.api.client import ApiClient
@@ -20,6 +20,7 @@ from flowfleet.api.prefect3.access import AccessSource, home_of, no_address
 from flowfleet.api.prefect3.client import Prefect3
 from flowfleet.api.prefect3.settings import prefect_settings
 from flowfleet.api.transport.address import Address
+from flowfleet.api.transport.flavour import PREFECT3, Flavour
 from flowfleet.api.transport.session import Session
 from flowfleet.errors import KeyRefused, SettingsError
 from flowfleet.settings.common import CommonSettings
@@ -166,18 +167,17 @@ class Connector:
 
     def _session(self) -> Session:
         source, address = self._current_source()
-        return Session(address, find_again=source.look, **self._session_options())
+        return self._session_to(address, source.look)
 
-    def _session_options(self) -> dict[str, Any]:
-        return {"pause": self._pause, "read_seconds": self._settings.api_read_seconds}
+    def _session_to(self, address: Address, look: Callable[[], Address], flavour: Flavour = PREFECT3) -> Session:
+        seconds = self._settings.api_read_seconds
+        return Session(address, flavour=flavour, find_again=look, pause=self._pause, read_seconds=seconds)
 
     def _graphql(self, access: Access) -> GraphQL:
         def look() -> Address:
             return self._access().address
 
-        return GraphQL(
-            Session(access.address, flavour=PREFECT1, find_again=look, **self._session_options()), tenant=access.tenant
-        )
+        return GraphQL(self._session_to(access.address, look, PREFECT1), tenant=access.tenant)
 
     def _prefect3(self) -> Prefect3:
         # what a deployment may name in `{{ $NAME }}`: our own password or page token is not for flows to read
@@ -194,7 +194,6 @@ class Connector:
             self._graphql(access),
             agent_name=agent.name,
             agent_config_id=agent.config_id,
-            tenant=access.tenant,
             server_backend=access.server_backend,
             labels=agent.labels,
             deploy=agent.deploy,

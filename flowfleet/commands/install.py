@@ -34,7 +34,7 @@ def command(cls: type[Any], part: str) -> click.Command:
         )
         click.echo(units.secrets_text(unit, kind) if secrets else _KINDS[kind](unit), nl=False)
 
-    install.__doc__ = f"""Print a supervisor or systemd unit that starts this {part} with the options given here.
+    text = f"""Print a supervisor or systemd unit that starts this {part} with the options given here.
 
     \b
     {part} install --for systemd | sudo tee /etc/systemd/system/flowfleet-{part}.service
@@ -54,4 +54,4 @@ def command(cls: type[Any], part: str) -> click.Command:
         click.option("--for", "kind", type=click.Choice(tuple(_KINDS)), help="What is to start it."),
     ):
         wrapped = decorate(wrapped)
-    return click.command("install")(wrapped)
+    return click.command("install", help=text)(wrapped)

@@ -95,10 +95,6 @@ class Page:
         #: the address of the page: a port 0 that was asked for has become a real one
         self.address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
-    def show(self, handlers: Mapping[str, Handler]) -> None:
-        """Replace all handlers: serve these paths from now on."""
-        self._server.handlers = handlers
-
     def close(self) -> None:
         """Stop listening; answers that are under way are cut off."""
         self._server.shutdown()
@@ -106,8 +102,8 @@ class Page:
         self._thread.join(timeout=5.0)
 
 
-def serve(address: str, handlers: Mapping[str, Handler], token: Callable[[], str | None]) -> Page:
-    """Serve these paths from threads of their own. A path that ends with `/` also stands for all paths below it.
+def serve(address: str, handlers: Callable[[], Mapping[str, Handler]], token: Callable[[], str | None]) -> Page:
+    """Serve the current handlers by path from threads of their own. A path with a `/` at its end has all paths below.
 
     On an address that other machines can reach, every path but health and ready asks for the current bearer token, and
     is refused while there is none.
@@ -146,7 +142,12 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 64
 
     def __init__(
-        self, family: int, host: str, port: int, handlers: Mapping[str, Handler], token: Callable[[], str | None]
+        self,
+        family: int,
+        host: str,
+        port: int,
+        handlers: Callable[[], Mapping[str, Handler]],
+        token: Callable[[], str | None],
     ) -> None:
         self.address_family = family
         self.handlers = handlers
@@ -168,7 +169,7 @@ class _Server(ThreadingHTTPServer):
 
     def find(self, path: str) -> Handler | None:
         """The handler of a path: its own, or that of the longest folder above it; None when there is none."""
-        handlers = self.handlers  # `show` may replace them at any time
+        handlers = self.handlers()  # they may be replaced at any time
         if path in handlers:
             return handlers[path]
         above = [name for name in handlers if name.endswith("/") and path.startswith(name)]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any
 
@@ -23,8 +24,7 @@ class StartupPage:
         self._page: Page | None = None
         self._address: str | None = None
         self._handlers: Mapping[str, Handler] = self._early()
-        #: the neighbour that must answer next; empty = none
-        self.waits_for = ""
+        self._waits_for: str | None = None
 
     def open(self, address: str | None) -> None:
         """Serve at this address only; None serves nowhere. Raises `SettingsError` when the address cannot be served."""
@@ -32,14 +32,19 @@ class StartupPage:
             return
         self.close()
         if address is not None:
-            self._page = serve(address, self._handlers, self._token)
+            self._page = serve(address, lambda: self._handlers, self._token)
             self._address = address
 
+    @contextmanager
+    def waiting_for(self, neighbour: str) -> Iterator[None]:
+        """Name the neighbour that must answer next, until the block is done."""
+        self._waits_for = neighbour
+        yield
+        self._waits_for = None
+
     def show(self, handlers: Mapping[str, Handler]) -> None:
-        """Serve these handlers from now on."""
-        self._handlers = handlers
-        if self._page is not None:
-            self._page.show(handlers)
+        """Serve these handlers from now on; nothing is waited for any more."""
+        self._handlers, self._waits_for = handlers, None
 
     def close(self) -> None:
         """Stop serving."""
@@ -63,9 +68,9 @@ class StartupPage:
     def _facts(self) -> dict[str, Any]:
         return {
             "role": "starting",
-            "waits_for": self.waits_for or None,
+            "waits_for": self._waits_for,
             "starting_for_seconds": round(self._clock() - self._since, 1),
         }
 
     def _sentence(self) -> str:
-        return f"it waits for {self.waits_for}" if self.waits_for else "it is being put together"
+        return f"it waits for {self._waits_for}" if self._waits_for else "it is being put together"

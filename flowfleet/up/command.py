@@ -52,7 +52,7 @@ def up(settings: UpSettings, *, demo: bool, exit_after: bool) -> int:
         raise click.UsageError("--exit is about the demo: use it with --demo.")
     signals = StackSignals()
     signals.install()
-    out = console(cast("TextIO", SafeStream(sys.stdout, signals.note_unheard)))
+    out = console(cast("TextIO", SafeStream(sys.stdout, signals.unheard.set)))
     folder = DataFolder.open((settings.data_dir or default_path(os.environ)).absolute())
     environ = dict(os.environ)
     config_file = click.get_current_context().params.get("config_file")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import signal
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -43,7 +44,8 @@ class StackSignals:
     def __init__(self) -> None:
         self.first: int | None = None
         self.second: int | None = None
-        self.unheard = False
+        #: set once nobody reads the output any more: `up` ends in order, and a signal that comes then is the first
+        self.unheard = threading.Event()
 
     def install(self) -> None:
         """Take the signals, also where a shell has set a background job to ignore them."""
@@ -57,15 +59,11 @@ class StackSignals:
             # a closed terminal sends its signal twice, by the kernel and by the shell: that is no hurry
             self.second = number
 
-    def note_unheard(self) -> None:
-        """Note that nobody reads the output any more: `up` ends in order, and a signal that comes then is the first."""
-        self.unheard = True
-
     def pause(self, seconds: float) -> None:
         """Wait a little; raises `StopRequested` once the end is asked for."""
         until = time.monotonic() + seconds
         while True:
-            if self.first is not None or self.unheard:
+            if self.first is not None or self.unheard.is_set():
                 raise StopRequested("The end was asked for.")
             left = until - time.monotonic()
             if left <= 0:

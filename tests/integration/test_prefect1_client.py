@@ -532,6 +532,6 @@ def test_a_late_retry_whose_task_was_taken_meanwhile_is_refused_without_a_write(
 
 
 def test_a_tenant_that_does_not_exist_is_said_by_its_id(server):
-    server.client._tenant = str(uuid.uuid4())
+    server.client.graphql.tenant = str(uuid.uuid4())
     with pytest.raises(ApiRejected, match="no tenant"):
         server.client.check_tenant()

@@ -34,6 +34,7 @@ from poller.loop import Loop
 from poller.metrics import PollerMetrics
 from poller.pace import Pace
 from poller.presence import Presence
+from poller.progress import Progress
 from poller.rebuild import Gatekeeper, Sweep
 from poller.reconcile import Reconciler
 from poller.reinstate import Reinstater
@@ -398,12 +399,14 @@ class World:
         self.leadership = Leadership(
             self.gate, name="agent", host="a", nonce=nonce, lease=Lease(), leader_seconds=15.0, clock=monotonic
         )
+        self.progress = Progress(monotonic)
         self.claimer = Claimer(
-            api, claims, self.publish, mark=mark, policy="report", failpoints=failpoints, metrics=metrics
-        )
+            api, claims, self.publish, mark=mark, policy="report", failpoints=failpoints, metrics=metrics,
+            progressed=self.progress.note,
+        )  # fmt: skip
         self.reconciler = Reconciler(
             api, claims, roster, self.claimer, mark=mark, failpoints=failpoints, metrics=metrics, clock=monotonic,
-            queued_seconds=60.0, ttl_seconds=20.0,
+            progressed=self.progress.note, queued_seconds=60.0, ttl_seconds=20.0,
         )  # fmt: skip
         self.sweep = Sweep(api, claims, mark=mark, failpoints=failpoints, metrics=metrics, clock=monotonic)
         self.presence = Presence(api, roster, fleet="f", offer_filter=self.offer_filter, clock=monotonic)
@@ -418,7 +421,9 @@ class World:
             gatekeeper=Gatekeeper(self.gate, self.sweep, failpoints=failpoints, clock=monotonic, wait_seconds=25.0),
             presence=self.presence,
             lister=Lister(api, self.presence, clock=clock, metrics=metrics),
-            reinstater=Reinstater(api, claims, mark=mark, metrics=metrics, clock=monotonic),
+            reinstater=Reinstater(
+                api, claims, mark=mark, metrics=metrics, clock=monotonic, progressed=self.progress.note
+            ),
             unfit=UnfitRuns(api, clock=clock, cloud_logs=self.cloud_logs),
             inbox=self,
             clock=clock,
@@ -426,6 +431,7 @@ class World:
             offer_filter=self.offer_filter,
             redis_outage=RetrySchedule("Redis", monotonic, lambda: 1.0),
             api_outage=RetrySchedule("the Prefect API", monotonic, lambda: 1.0),
+            progress=self.progress,
             pace=self.pace,
             max_polls=self.max_polls,
             jitter=lambda: 0.5,

@@ -36,7 +36,7 @@ def page():
     pages = []
 
     def start(host="127.0.0.1", token=None):
-        pages.append(serve(f"http://{host}:0", HANDLERS, token if callable(token) else lambda: token))
+        pages.append(serve(f"http://{host}:0", lambda: HANDLERS, token if callable(token) else lambda: token))
         return pages[-1].address.replace("0.0.0.0", "127.0.0.1")
 
     yield start
@@ -112,18 +112,18 @@ def test_many_ask_at_once(page):
 
 
 def test_a_closed_page_has_given_its_port_back():
-    page = serve("127.0.0.1:0", HANDLERS, lambda: None)
+    page = serve("127.0.0.1:0", lambda: HANDLERS, lambda: None)
     port = parse_address(page.address)[1]
     page.close()
 
-    serve(f"127.0.0.1:{port}", HANDLERS, lambda: None).close()
+    serve(f"127.0.0.1:{port}", lambda: HANDLERS, lambda: None).close()
 
 
 def test_a_port_in_use_is_one_sentence():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(SettingsError, match=f"port {port} is in use") as caught:
-            serve(f"http://127.0.0.1:{port}", HANDLERS, lambda: None)
+            serve(f"http://127.0.0.1:{port}", lambda: HANDLERS, lambda: None)
 
     assert caught.value.exit_code == 2
 
@@ -151,7 +151,7 @@ def test_an_address_without_a_host_is_all_of_them_as_at_prefect_1s_agents():
 
 def test_ipv6_loopback_is_served():
     try:
-        page = serve("http://[::1]:0", HANDLERS, lambda: None)
+        page = serve("http://[::1]:0", lambda: HANDLERS, lambda: None)
     except SettingsError:
         pytest.skip("this machine has no IPv6")
     try:
@@ -182,7 +182,7 @@ def run_folder(tmp_path):
 
 @pytest.fixture
 def worker_address(run_folder):
-    page = serve("127.0.0.1:0", worker_page.handlers(_Vitals(run_folder)), None)
+    page = serve("127.0.0.1:0", lambda: worker_page.handlers(_Vitals(run_folder)), None)
     yield page.address
     page.close()
 

@@ -295,7 +295,7 @@ def test_slow_answers_are_not_taken_for_a_loop_that_hangs():
     seen = []
 
     def slow(name):
-        seen.append(world.time.now - world.loop.round_at)
+        seen.append(world.progress.seconds_ago)
         world.time.now += 25
 
     world.api.trouble = slow

@@ -269,7 +269,7 @@ def test_a_deleted_pool_does_not_keep_the_others_waiting(world):
 
 def page(world):
     pokes = []
-    health = PollerHealth(world.loop, world.leadership, world.time.clock.monotonic)
+    health = PollerHealth(world.loop, world.leadership, world.progress)
     paths = handlers(health, world.metrics, lambda: pokes.append(1))
 
     def ask(path):

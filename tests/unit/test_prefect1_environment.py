@@ -33,8 +33,7 @@ def environment(tmp_path, **given):
     authorization = facts.pop("authorization", None) or (f"Bearer {facts['key']}" if facts["key"] else None)
     session = Session(Address(url="http://api.example:4200", authorization=authorization), flavour=PREFECT1)
     api = Prefect1(
-        GraphQL(session),
-        tenant=TENANT,
+        GraphQL(session, tenant=TENANT),
         server_backend="server",
         labels=("x", "y", "host"),
         log_level="INFO",

@@ -26,8 +26,8 @@ def ask(startup_page, path):
 
 def test_who_waits_is_alive_and_not_ready_and_says_what_it_waits_for(startup_page):
     startup_page.open("127.0.0.1:0")
-    startup_page.waits_for = "Redis"
-    health, ready = ask(startup_page, "/api/health"), ask(startup_page, "/api/ready")
+    with startup_page.waiting_for("Redis"):
+        health, ready = ask(startup_page, "/api/health"), ask(startup_page, "/api/ready")
 
     assert (health.status_code, ready.status_code) == (200, 503)
     assert health.json() == {"ok": True, "role": "starting", "waits_for": "Redis", "starting_for_seconds": 1}
@@ -39,8 +39,8 @@ def test_the_rest_comes_later_and_the_answer_says_so(startup_page):
     assert ask(startup_page, "/metrics").json() == {
         "error": "This is served after the start: it is being put together."
     }
-    startup_page.waits_for = "the Prefect API"
-    late = ask(startup_page, "/metrics")
+    with startup_page.waiting_for("the Prefect API"):
+        late = ask(startup_page, "/metrics")
     assert (late.status_code, "waits for the Prefect API" in late.text) == (503, True)
 
 
@@ -88,7 +88,7 @@ def test_what_is_shown_before_there_is_an_address_is_served_with_it(startup_page
 
 
 def test_an_address_in_use_is_named(startup_page):
-    other = serve("127.0.0.1:0", FULL, lambda: None)
+    other = serve("127.0.0.1:0", lambda: FULL, lambda: None)
     try:
         with pytest.raises(SettingsError, match="is in use, so choose another, or stop what has it"):
             startup_page.open(other.address)

@@ -54,9 +54,9 @@ class ExternalRun:
         self.folder = folder
         self.handle = dict(handle)
         #: True while nobody knows whether the callable has deployed the run
-        self.doubtful = doubtful
+        self._doubtful = doubtful
         #: since when the run has been seen waiting, by the watch's clock
-        self.waits_since: float | None = None
+        self._waits_since: float | None = None
         self._forget = forget
         self._end = folder.exit()
 
@@ -82,6 +82,25 @@ class ExternalRun:
 
     def close(self) -> None:
         self._forget(self)
+
+    def seen(self, state: RunState | None, now: float) -> None:
+        """Act on what the API says of the run (None: it is not there), asked at `now` by the watch's clock."""
+        if state is None or state.kind.terminal:
+            self.end(Exit(code=0, ended_at=time.time()))
+            return
+        if state.kind is StateType.RUNNING:
+            self._doubtful = False
+        returns = state.comes_back or (state.kind in (StateType.SCHEDULED, StateType.PAUSED) and not state.held)
+        if not returns and not (self._doubtful and state.kind is StateType.PENDING):
+            self._waits_since = None
+            return
+        if self._waits_since is None:
+            self._waits_since = now
+        waited = now - self._waits_since
+        if returns and waited >= COMES_BACK_SECONDS:
+            self.end(Exit(code=0, ended_at=time.time()))
+        elif not returns and waited >= DOUBT_SECONDS:
+            self.end(Exit(let_go=_DOUBTFUL, ended_at=time.time()))
 
     def end(self, end: Exit) -> None:
         """Note the end of the run, on disk first; a second end is ignored."""
@@ -146,26 +165,7 @@ class ExternalWatch:
             return
         self._outage.passed()
         for run in runs:
-            self._apply_state(run, states.get(run.folder.run_id))
-
-    def _apply_state(self, run: ExternalRun, state: RunState | None) -> None:
-        now = self._clock()
-        if state is None or state.kind.terminal:
-            run.end(Exit(code=0, ended_at=time.time()))
-            return
-        if state.kind is StateType.RUNNING:
-            run.doubtful = False
-        returns = state.comes_back or (state.kind in (StateType.SCHEDULED, StateType.PAUSED) and not state.held)
-        if not returns and not (run.doubtful and state.kind is StateType.PENDING):
-            run.waits_since = None
-            return
-        if run.waits_since is None:
-            run.waits_since = now
-        waited = now - run.waits_since
-        if returns and waited >= COMES_BACK_SECONDS:
-            run.end(Exit(code=0, ended_at=time.time()))
-        elif not returns and waited >= DOUBT_SECONDS:
-            run.end(Exit(let_go=_DOUBTFUL, ended_at=time.time()))
+            run.seen(states.get(run.folder.run_id), self._clock())
 
 
 class ExternalDeployer:

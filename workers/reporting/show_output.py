@@ -28,7 +28,6 @@ class _Tail:
     name: str
     offset: int = 0
     rest: bytes = b""
-    last: bool = False
 
 
 class OutputFollower:
@@ -40,6 +39,8 @@ class OutputFollower:
         self._troubled = False
         self._lock = threading.Lock()
         self._tails: dict[Path, _Tail] = {}
+        #: the files whose runs have ended
+        self._ended: set[Path] = set()
         self._thread = threading.Thread(target=self._run, name="flow-output", daemon=True)
         self._closed = threading.Event()
 
@@ -56,8 +57,7 @@ class OutputFollower:
     def finish(self, path: Path) -> None:
         """Copy what is left of this file, whose run has ended, and follow it no longer."""
         with self._lock:
-            if path in self._tails:
-                self._tails[path].last = True
+            self._ended |= self._tails.keys() & {path}
 
     def close(self) -> None:
         """Copy what is there and end the thread; waits for it a second at most."""
@@ -73,7 +73,7 @@ class OutputFollower:
     def copy(self) -> None:
         """Copy what is new in each followed file."""
         with self._lock:
-            tails = [(tail, tail.last) for tail in self._tails.values()]
+            tails = [(tail, tail.path in self._ended) for tail in self._tails.values()]
         for tail, last in tails:
             try:
                 self._copy(tail)
@@ -84,6 +84,7 @@ class OutputFollower:
             if last:
                 with self._lock:
                     self._tails.pop(tail.path, None)
+                    self._ended.discard(tail.path)
 
     def _failed(self, exc: Exception) -> None:
         if not self._troubled:

@@ -22,18 +22,15 @@ _LOOK_SECONDS = 0.02
 class ProcessTree:
     """The command's process group, and with a subreaper every orphan that it leaves."""
 
-    def __init__(self, *, proc: bool, subreaper: bool) -> None:
+    def __init__(self, root: int, *, proc: bool, subreaper: bool) -> None:
+        """`root` is the pid of the forked command, also the id of its group; 0 while nothing is forked."""
         self._proc = proc
         self._subreaper = subreaper and syscalls.become_subreaper()
-        self._root = 0
+        self._root = root
         self._status: int | None = None
         #: peak memory of the largest process and CPU time of all, of those that have ended
         self.max_rss_kib = 0
         self.cpu_seconds = 0.0
-
-    def set_root(self, root: int) -> None:
-        """Note the pid of the forked command, also the id of its group."""
-        self._root = root
 
     def signal(self, number: int) -> None:
         """Send a signal to the group."""

@@ -93,7 +93,8 @@ class Shim:
         abilities = request["abilities"]
         self._holes = bool(abilities["holes"])
         self._proc = bool(abilities["proc"])
-        self._tree = process_tree.ProcessTree(proc=self._proc, subreaper=bool(abilities["subreaper"]))
+        self._subreaper = bool(abilities["subreaper"])
+        self._tree = process_tree.ProcessTree(0, proc=self._proc, subreaper=False)
         self._child = spawn.GatedCommand(pid=0, report=-1)
         self._stopped_by: str | None = None
         self._kill_at: float | None = None
@@ -120,7 +121,8 @@ class Shim:
             log = os.open(self._path("log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             self._child = spawn.fork(self._request, self._folder, log, proc=self._proc, unfit=self._unfit)
             forked_at = time.time()
-            self._tree.set_root(self._child.pid)
+            # the command waits at its gate, so it can have no orphans before
+            self._tree = process_tree.ProcessTree(self._child.pid, proc=self._proc, subreaper=self._subreaper)
             os.close(log)
             cap = log_cap.LogCap(self._path("log"), int(self._limits["log_limit"]), holes=self._holes)
             started = {**identity, "command_pid": self._child.pid, "id": str(self._child.pid)}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flowfleet.flow_run import Offer, Route
 from flowfleet.ledger.claims import Lease, Renewal
@@ -20,12 +21,18 @@ class LedgerView:
     _renewed: float = 0.0
     #: the routes whose queues are consumed now, as the slots bootstep has them
     served: frozenset[Route] = frozenset()
-    #: adoption is done and the platform is ready
-    ready: bool = False
+    #: set once adoption is done and the platform is ready
+    ready: threading.Event = field(default_factory=threading.Event)
 
     def tell(self, renewal: Renewal, sent: float) -> None:
         """Note the answer to a renewal that was sent at `sent`, by `clock`."""
         self._renewal, self._renewed = renewal, sent
+
+    def serve(self, routes: frozenset[Route]) -> bool:
+        """Note the routes whose queues are consumed from now on; True when they are others than before."""
+        changed = routes != self.served
+        self.served = routes
+        return changed
 
     @property
     def lease(self) -> Lease:
@@ -50,7 +57,7 @@ class LedgerView:
     @property
     def accepting(self) -> bool:
         """Whether a message may be fetched now, as far as the ledger decides; free slots are counted elsewhere."""
-        return self.ready and self.gate_open and self.connected and self.wanted == "active"
+        return self.ready.is_set() and self.gate_open and self.connected and self.wanted == "active"
 
     def routes(self) -> frozenset[Route]:
         """Every route known to the fleet that our offer can serve; none until the first answer."""

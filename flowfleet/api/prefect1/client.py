@@ -56,7 +56,6 @@ class Prefect1:
         *,
         agent_name: str = "agent",
         agent_config_id: str | None = None,
-        tenant: str | None = None,
         server_backend: str = "server",
         labels: Sequence[str] = (),
         deploy: str = "process",
@@ -68,7 +67,6 @@ class Prefect1:
         """`labels`, `deploy`, `log_level` and `cloud_logs` are what a worker gives to its engines."""
         self.graphql = graphql
         self.address = graphql.address.shown
-        self._tenant = tenant
         #: the tenants of the offers that this client has listed runs for
         self._tenants: set[str] = set()
         self._server_backend = server_backend
@@ -124,10 +122,7 @@ class Prefect1:
         )
 
     def _tenant_id(self) -> str:
-        if self._tenant is None:
-            self._tenant = self._own_tenant() if self._server_backend == "cloud" else self._first_tenant()
-            self.graphql.tenant = self._tenant
-        return self._tenant
+        return self.graphql.tenant_id(self._own_tenant if self._server_backend == "cloud" else self._first_tenant)
 
     def _own_tenant(self) -> str:
         answer = self._runs.ask("query { auth_info { tenant_id } }", "auth_info", tries=ASKED_TRIES)
@@ -330,4 +325,4 @@ class Prefect1:
         return engine_command(python, job, prefect)
 
     def equip(self, job: Job) -> Job:
-        return self._engine.equip(job, url=self.graphql.engine_url, key=self.graphql.key, tenant=self._tenant)
+        return self._engine.equip(job, url=self.graphql.engine_url, key=self.graphql.key, tenant=self.graphql.tenant)

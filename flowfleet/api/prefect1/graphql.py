@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
@@ -65,7 +65,7 @@ class GraphQL:
 
     def __init__(self, session: Session, *, tenant: str | None = None) -> None:
         self._session = session
-        #: the tenant's id, sent with each request where there is a key; set it once the API has told the key's tenant
+        #: the tenant's id, sent with each request where there is a key; None until it is known
         self.tenant = tenant
 
     @property
@@ -91,7 +91,7 @@ class GraphQL:
     @property
     def proven(self) -> bool:
         """Whether a Prefect 1 API has ever answered here."""
-        return self._session.reader.proven
+        return self._session.reader.proven.is_set()
 
     @property
     def key(self) -> str | None:
@@ -109,6 +109,12 @@ class GraphQL:
         user, _, password = base64.b64decode(login).decode("latin-1").partition(":")
         scheme, _, rest = url.partition("://")
         return f"{scheme}://{quote(user, safe='')}:{quote(password, safe='')}@{rest}"
+
+    def tenant_id(self, ask: Callable[[], str]) -> str:
+        """The tenant's id; it is asked for once, where it was not given."""
+        if self.tenant is None:
+            self.tenant = ask()
+        return self.tenant
 
     def renew(self) -> bool:
         """Read the credentials again; True when they have changed."""
@@ -152,7 +158,7 @@ class GraphQL:
     def _read(self, answer: Any, named: str) -> Reply:
         if not is_graphql(answer):
             raise self._session.reader.no_api(f"{named} is answered with JSON that is not GraphQL's")
-        self._session.reader.proven = True
+        self._session.reader.proven.set()
         errors = tuple(_errors(answer))
         data = answer.get("data")
         if isinstance(data, Mapping) and data:

@@ -98,7 +98,7 @@ class Prefect3:
             raise ApiRejected(f"{where} is not a Prefect 3 API: it tells no version{reader.hint()}")
         if not self._claims_in_bulk:
             self._prove_bulk(version)
-        reader.proven = True
+        reader.proven.set()
         return ServerInfo(backend=self.backend, version=version, skew_seconds=self._session.skew_seconds)
 
     def _prove_bulk(self, version: str) -> None:
@@ -116,7 +116,7 @@ class Prefect3:
         with reading("for a pool"):
             resolved = self._pools.resolve(offer, create=create)
         if resolved.pool_ids:
-            self._session.reader.proven = True  # workers only ask for their pools, and never call `probe`
+            self._session.reader.proven.set()  # workers only ask for their pools, and never call `probe`
         return resolved
 
     def routes(self, offer: Offer) -> list[Route]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -49,9 +50,9 @@ class ResponseReader:
     def __init__(self, address: Address, flavour: Flavour) -> None:
         self._address = address
         self._flavour = flavour
-        #: True once a Prefect API has answered here: any other answer since is from a proxy, or from an ingress without
+        #: set once a Prefect API has answered here: any other answer since is from a proxy, or from an ingress without
         #: a server behind it
-        self.proven = False
+        self.proven = threading.Event()
 
     def disposition(self, answer: requests.Response) -> Disposition:
         """The disposition of a response: plain, to be repeated later, or a refusal of our credentials."""
@@ -103,14 +104,14 @@ class ResponseReader:
 
     def _refused(self, named: str, status: int, body: Any) -> ApiError:
         where = self._address.shown
-        if status == HTTPStatus.NOT_FOUND and self.proven and not self._flavour.own(body):
+        if status == HTTPStatus.NOT_FOUND and self.proven.is_set() and not self._flavour.own(body):
             return ApiUnavailable(
                 f"the Prefect API at {where} is not there now: {named} is answered with {_status(status)}, "
                 "but not in Prefect's words"
             )
         detail = "no JSON" if body is _NO_JSON else self._flavour.reason(body)[:300]
         # where no question was ever answered, the address itself may be wrong
-        hint = self.hint() if status == HTTPStatus.NOT_FOUND and not self.proven else ""
+        hint = self.hint() if status == HTTPStatus.NOT_FOUND and not self.proven.is_set() else ""
         return ResponseRefused(
             f"the Prefect API at {where} refuses {named} with {_status(status)}: {detail}{hint}", status, detail
         )
@@ -140,7 +141,7 @@ class ResponseReader:
         The address is wrong; where an API has answered before, something in front of it answers for now.
         """
         where = self._address.shown
-        if self.proven:
+        if self.proven.is_set():
             return ApiUnavailable(f"the Prefect API at {where} is not there now: {what}")
         return ApiRejected(f"{where} is not a Prefect API: {what}{self.hint()}")
 
