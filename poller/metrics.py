@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 
@@ -10,35 +12,24 @@ class PollerMetrics:
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry or CollectorRegistry()
-        self.claimed = Counter(
-            "flowfleet_runs_claimed", "Runs that the API accepted as Submitted by us", registry=self.registry
-        )
-        self.lost = Counter(
-            "flowfleet_claims_lost",
-            "Claims that the API refused: somebody or something came first",
-            registry=self.registry,
-        )
-        self.handed_back = Counter(
-            "flowfleet_runs_handed_back", "Runs given back to the API", ["reason"], registry=self.registry
-        )
-        self.lapsed = Counter("flowfleet_leases_lapsed", "Workers whose renewals have stopped", registry=self.registry)
-        self.reinstated = Counter(
+        counter, gauge = partial(Counter, registry=self.registry), partial(Gauge, registry=self.registry)
+        self.claimed = counter("flowfleet_runs_claimed", "Runs that the API accepted as Submitted by us")
+        self.lost = counter("flowfleet_claims_lost", "Claims that the API refused: somebody or something came first")
+        self.handed_back = counter("flowfleet_runs_handed_back", "Runs given back to the API", ["reason"])
+        self.lapsed = counter("flowfleet_leases_lapsed", "Workers whose renewals have stopped")
+        self.reinstated = counter(
             "flowfleet_runs_echoed",
             "Runs that the API had put back to Scheduled while they ran, and whose state was written again",
-            registry=self.registry,
         )
         self.poll_seconds = Histogram(
             "flowfleet_poll_duration_seconds", "How long the API took to list due runs", registry=self.registry
         )
-        self.poll_errors = Counter("flowfleet_poll_errors", "Rounds that ended with an error", registry=self.registry)
-        self.last_poll = Gauge(
-            "flowfleet_last_poll_timestamp_seconds", "When the API last listed due runs", registry=self.registry
-        )
-        self.key_refused = Gauge("flowfleet_key_refused", "1 while the API refuses our key", registry=self.registry)
-        self.unknown = Gauge(
+        self.poll_errors = counter("flowfleet_poll_errors", "Rounds that ended with an error")
+        self.last_poll = gauge("flowfleet_last_poll_timestamp_seconds", "When the API last listed due runs")
+        self.key_refused = gauge("flowfleet_key_refused", "1 while the API refuses our key")
+        self.unknown = gauge(
             "flowfleet_runs_unknown",
             "Runs that the API shows as launched by this fleet and that the ledger does not know",
-            registry=self.registry,
         )
 
     def text(self) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from http import HTTPStatus
 from typing import Any
 
 from flowfleet.page.server import Handler, PageAnswer, PageRequest
@@ -14,8 +13,6 @@ from poller.progress import Progress
 
 #: a round lasts as long as its slowest call of the API, a bulk claim (60 s), so only more than that is a hang
 STALE_SECONDS = 90.0
-#: the exposition format of Prometheus
-METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class PollerHealth:
@@ -26,11 +23,11 @@ class PollerHealth:
         self._leadership = leadership
         self._progress = progress
 
-    def working(self) -> bool:
+    def alive(self) -> bool:
         """True while the loop makes rounds."""
         return self._progress.seconds_ago < STALE_SECONDS
 
-    def describe(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
         """The fields that `/api/health` and `/api/ready` answer with."""
         term = self._leadership.term
         return {
@@ -47,7 +44,7 @@ class PollerHealth:
 
         A loop that hangs or does not reach Redis is not ready in either role.
         """
-        if not self.working() or self._loop.redis_outage.away:
+        if not self.alive() or self._loop.redis_outage.away:
             return False
         if self._leadership.term is None:
             return True
@@ -57,24 +54,13 @@ class PollerHealth:
 def handlers(health: PollerHealth, metrics: PollerMetrics, poke: Callable[[], None]) -> dict[str, Handler]:
     """The handlers of the poller's page, by path; `/api/poke` calls `poke`."""
 
-    def answer_health(_: PageRequest) -> PageAnswer:
-        ok = health.working()
-        return PageAnswer.json({"ok": ok, **health.describe()}, HTTPStatus.OK if ok else HTTPStatus.SERVICE_UNAVAILABLE)
-
-    def answer_ready(_: PageRequest) -> PageAnswer:
-        ok = health.ready()
-        return PageAnswer.json({"ok": ok, **health.describe()}, HTTPStatus.OK if ok else HTTPStatus.SERVICE_UNAVAILABLE)
-
     def answer_poke(_: PageRequest) -> PageAnswer:
         poke()
         return PageAnswer()  # an empty body, as the 1.x agent's
 
-    def answer_metrics(_: PageRequest) -> PageAnswer:
-        return PageAnswer(body=metrics.text(), content_type=METRICS_TYPE)
-
     return {
-        "/api/health": answer_health,
-        "/api/ready": answer_ready,
+        "/api/health": lambda _: PageAnswer.health(health.facts(), ok=health.alive()),
+        "/api/ready": lambda _: PageAnswer.health(health.facts(), ok=health.ready()),
         "/api/poke": answer_poke,
-        "/metrics": answer_metrics,
+        "/metrics": lambda _: PageAnswer.metrics(metrics.text()),
     }

@@ -84,7 +84,7 @@ class PollerService:
             self.leadership,
             outage=self.loop.redis_outage,
             changed=lambda: parts.inbox.put("term"),
-            working=self.health.working,
+            working=self.health.alive,
         )
 
     def _loop(self) -> Loop:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 from prometheus_client.registry import Collector
@@ -27,30 +28,21 @@ class WorkerMetrics:
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
         registry.register(_Build())
-        self.started = Counter("flowfleet_runs_started", "Runs started here.", registry=registry)
-        self.finished = Counter("flowfleet_runs_finished", "Runs settled here.", ["outcome"], registry=registry)
-        self.handed_back = Counter(
-            "flowfleet_runs_handed_back", "Runs given back to the API.", ["reason"], registry=registry
+        counter, histogram = partial(Counter, registry=registry), partial(Histogram, registry=registry)
+        self.started = counter("flowfleet_runs_started", "Runs started here.")
+        self.finished = counter("flowfleet_runs_finished", "Runs settled here.", ["outcome"])
+        self.handed_back = counter("flowfleet_runs_handed_back", "Runs given back to the API.", ["reason"])
+        self.refused = counter("flowfleet_messages_refused", "Messages refused here.")
+        self.queue_wait = histogram(
+            "flowfleet_queue_wait_seconds", "From the sending of a message to its arrival.", buckets=_WAITS
         )
-        self.refused = Counter("flowfleet_messages_refused", "Messages refused here.", registry=registry)
-        self.queue_wait = Histogram(
-            "flowfleet_queue_wait_seconds",
-            "From the sending of a message to its arrival.",
-            buckets=_WAITS,
-            registry=registry,
-        )
-        self.start_seconds = Histogram(
-            "flowfleet_start_seconds", "From taken to running.", buckets=_WAITS, registry=registry
-        )
-        self.lateness = Histogram(
+        self.start_seconds = histogram("flowfleet_start_seconds", "From taken to running.", buckets=_WAITS)
+        self.lateness = histogram(
             "flowfleet_start_lateness_seconds",
             "From the scheduled time to running; 0 for an engine that waits by itself.",
             buckets=(*_WAITS, 300, 1800, 7200),
-            registry=registry,
         )
-        self.duration = Histogram(
-            "flowfleet_run_duration_seconds", "From start to exit.", buckets=_DURATIONS, registry=registry
-        )
+        self.duration = histogram("flowfleet_run_duration_seconds", "From start to exit.", buckets=_DURATIONS)
         # about this worker's own disk and connection, which the ledger does not know
         self.outbox = Gauge("flowfleet_worker_outbox_length", "Reports on this worker's disk.", registry=registry)
         self.redis_up = Gauge("flowfleet_worker_redis_up", "Was the last renewal answered?", registry=registry)

@@ -25,17 +25,6 @@ _RUN_LOG = re.compile(r"/api/runs/([0-9a-f-]{36})/log")
 def handlers(health: WorkerHealth) -> Mapping[str, Handler]:
     """The handlers of the worker's page, by path."""
 
-    def answer_health(_: PageRequest) -> PageAnswer:
-        alive = health.alive()
-        return PageAnswer.json({"ok": alive, **health.facts()}, 200 if alive else 503)
-
-    def answer_ready(_: PageRequest) -> PageAnswer:
-        is_ready = health.ready()
-        return PageAnswer.json({"ok": is_ready, **health.facts()}, 200 if is_ready else 503)
-
-    def answer_metrics(_: PageRequest) -> PageAnswer:
-        return PageAnswer(body=health.metrics_text(), content_type="text/plain; version=0.0.4; charset=utf-8")
-
     def answer_log(request: PageRequest) -> PageAnswer:
         found = _RUN_LOG.fullmatch(request.path)
         if found is None:
@@ -47,9 +36,9 @@ def handlers(health: WorkerHealth) -> Mapping[str, Handler]:
         return PageAnswer.json({"error": f"this worker has no output of run {found[1]}"}, 404)
 
     return {
-        "/api/health": answer_health,
-        "/api/ready": answer_ready,
-        "/metrics": answer_metrics,
+        "/api/health": lambda _: PageAnswer.health(health.facts(), ok=health.alive()),
+        "/api/ready": lambda _: PageAnswer.health(health.facts(), ok=health.ready()),
+        "/metrics": lambda _: PageAnswer.metrics(health.metrics_text()),
         "/api/runs/": answer_log,
     }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 
 
 class State(StrEnum):
@@ -65,6 +66,8 @@ class Mover(StrEnum):
 
 #: the refusals that every move of a named claim can meet
 _FOUND = (Refusal.UNKNOWN, Refusal.OTHER_CLAIM, Refusal.VERSION)
+_OF_OWNER = (*_FOUND, Refusal.OWNER, Refusal.STATE)
+_OF_LEADER = (Refusal.TERM, *_FOUND, Refusal.STATE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +77,8 @@ class Transition:
     name: str
     script: str
     mover: Mover
-    sources: tuple[State, ...]
-    target: State | None
+    sources: tuple[State, ...] = ()
+    target: State | None = None
     refusals: tuple[Refusal, ...]
     sentence: str
     #: what a crash right after the move leaves, and who heals that
@@ -86,35 +89,31 @@ class Transition:
     stays: bool = False
 
 
+_by_leader = partial(Transition, mover=Mover.LEADER, refusals=_OF_LEADER)
+_by_owner = partial(Transition, mover=Mover.OWNER, refusals=_OF_OWNER)
+
 TRANSITIONS: tuple[Transition, ...] = (
-    Transition(
+    _by_leader(
         name="claim",
         script="claim",
-        mover=Mover.LEADER,
-        sources=(),
         target=State.CLAIMING,
         refusals=(Refusal.TERM, Refusal.GATE, Refusal.KNOWN, Refusal.NO_SLOT),
         sentence="We want this run: no claim of it exists, the gate is open and a slot is free for it.",
         crash="The API may or may not have been asked. The leader, or the next one, reads the run: "
         "claimed by this very call → accept, else refuse.",
     ),
-    Transition(
+    _by_leader(
         name="accept",
         script="accept",
-        mover=Mover.LEADER,
         sources=(State.CLAIMING,),
         target=State.QUEUED,
-        refusals=(Refusal.TERM, *_FOUND, Refusal.STATE),
         sentence="The API has said yes; the message may be published now.",
         crash="The message may never have been published. Nobody takes it, so the leader hands it back after 60 s.",
     ),
-    Transition(
+    _by_leader(
         name="refuse",
         script="refuse",
-        mover=Mover.LEADER,
         sources=(State.CLAIMING,),
-        target=None,
-        refusals=(Refusal.TERM, *_FOUND, Refusal.STATE),
         sentence="The API has said no.",
         crash="Nothing is left to heal.",
     ),
@@ -124,108 +123,88 @@ TRANSITIONS: tuple[Transition, ...] = (
         mover=Mover.WORKER,
         sources=(State.QUEUED,),
         target=State.TAKEN,
-        refusals=(Refusal.GATE, *_FOUND, Refusal.OWNER, Refusal.STATE),
+        refusals=(Refusal.GATE, *_OF_OWNER),
         sentence="A worker has the message and a free slot.",
         crash="The message is gone and nobody renews. The worker's next process hands it back, or the leader after "
         "60 s without renewal.",
     ),
-    Transition(
+    _by_owner(
         name="start",
         script="start",
-        mover=Mover.OWNER,
         sources=(State.TAKEN,),
         target=State.STARTING,
-        refusals=(Refusal.GATE, *_FOUND, Refusal.OWNER, Refusal.STATE, Refusal.CANCELLED),
+        refusals=(Refusal.GATE, *_OF_OWNER, Refusal.CANCELLED),
         sentence="User code may begin from now on, by this process of this worker and by no other.",
         crash="User code may or may not run. Only the host knows: its next worker process looks at the run's folder "
         "and goes on (run, end) or proves that it never began (give back with proof).",
     ),
-    Transition(
+    _by_owner(
         name="run",
         script="run",
-        mover=Mover.OWNER,
         sources=(State.STARTING,),
         target=State.RUNNING,
-        refusals=(*_FOUND, Refusal.OWNER, Refusal.STATE),
         sentence="The started run exists and has a handle.",
         crash="The run goes on. The next worker process on the host adopts it by the handle on disk.",
     ),
-    Transition(
+    _by_owner(
         name="end",
         script="end",
-        mover=Mover.OWNER,
         sources=(State.STARTING, State.RUNNING),
         target=State.ENDED,
-        refusals=(*_FOUND, Refusal.OWNER, Refusal.STATE),
         sentence="The started run has ended, or could not be started, and its exit is on the worker's disk.",
         crash="The report is undelivered. It lies in the outbox of the host, whose next worker process sends it.",
     ),
-    Transition(
+    _by_owner(
         name="release",
         script="release",
-        mover=Mover.OWNER,
         sources=(State.ENDED,),
-        target=None,
-        refusals=(*_FOUND, Refusal.OWNER, Refusal.STATE),
         sentence="The API has the report, or needed none.",
         crash="Nothing is left to heal; the record stays a day.",
     ),
-    Transition(
+    _by_leader(
         name="give back (leader)",
         script="give_back",
-        mover=Mover.LEADER,
         sources=(State.QUEUED, State.TAKEN),
         target=State.RETURNING,
         refusals=(Refusal.TERM, Refusal.GATE, *_FOUND, Refusal.STATE),
         sentence="Nobody took it, or its worker fell silent before user code could begin: back to the API.",
         crash="The API may still show Submitted. The leader repeats the hand-back, then drops.",
     ),
-    Transition(
+    _by_owner(
         name="give back (worker)",
         script="give_back",
-        mover=Mover.OWNER,
         sources=(State.QUEUED, State.TAKEN),
         target=State.RETURNING,
-        refusals=(Refusal.GATE, *_FOUND, Refusal.OWNER, Refusal.STATE),
+        refusals=(Refusal.GATE, *_OF_OWNER),
         sentence="The worker cannot or must not run it, and user code has not begun.",
         crash="As above: the leader finishes it when its owner has fallen silent.",
     ),
-    Transition(
+    _by_owner(
         name="give back (with proof)",
         script="give_back",
-        mover=Mover.OWNER,
         sources=(State.QUEUED, State.TAKEN, State.STARTING),
         target=State.RETURNING,
-        refusals=(Refusal.GATE, *_FOUND, Refusal.OWNER, Refusal.STATE),
+        refusals=(Refusal.GATE, *_OF_OWNER),
         sentence="The owner proves that user code never began and never will (its start file says abandoned).",
         crash="As above: the leader finishes it when its owner has fallen silent.",
     ),
-    Transition(
+    _by_leader(
         name="drop (leader)",
         script="drop",
-        mover=Mover.LEADER,
         sources=(State.RETURNING,),
-        target=None,
-        refusals=(Refusal.TERM, *_FOUND, Refusal.STATE),
         sentence="The API has the run as Scheduled again, or it is no longer ours.",
         crash="Nothing is left to heal; the run is due again at the API.",
     ),
-    Transition(
+    _by_owner(
         name="drop (worker)",
         script="drop",
-        mover=Mover.OWNER,
         sources=(State.RETURNING,),
-        target=None,
-        refusals=(*_FOUND, Refusal.OWNER, Refusal.STATE),
         sentence="The same, by the worker that gave it back.",
         crash="Nothing is left to heal; the run is due again at the API.",
     ),
-    Transition(
+    _by_owner(
         name="assert",
         script="renew",
-        mover=Mover.OWNER,
-        sources=(),
-        target=None,
         refusals=(Refusal.UNKNOWN, Refusal.OTHER_CLAIM, Refusal.OWNER, Refusal.STATE, Refusal.VERSION),
         sentence="Each renewal keeps the claims that a worker holds, and writes again (taken, starting, running, "
         "ended) what Redis has lost of them. What was handed back or released in order stays gone.",
@@ -236,7 +215,6 @@ TRANSITIONS: tuple[Transition, ...] = (
         script="adopt",
         mover=Mover.WORKER,
         sources=(State.TAKEN, State.STARTING, State.RUNNING, State.ENDED),
-        target=None,
         stays=True,
         refusals=(*_FOUND, Refusal.OWNER, Refusal.STATE),
         sentence="Another worker of the same host looks after the run from now on: its owner is dead, since the new "
@@ -244,35 +222,28 @@ TRANSITIONS: tuple[Transition, ...] = (
         crash="The run's folder names its new keeper before the ledger does. That one asks again when it starts, or, "
         "if it does not come back, the next worker of the host that starts.",
     ),
-    Transition(
+    _by_leader(
         name="miss",
         script="miss",
-        mover=Mover.LEADER,
         sources=(State.STARTING, State.RUNNING),
         target=State.MISSING,
-        refusals=(Refusal.TERM, *_FOUND, Refusal.STATE),
         sentence="No renewal for a TTL of the leader's clock. A renewal of its worker moves it back to where it was.",
         crash="The leader goes on watching it.",
         built=False,
     ),
-    Transition(
+    _by_leader(
         name="judge",
         script="judge",
-        mover=Mover.LEADER,
         sources=(State.MISSING,),
         target=State.JUDGED,
-        refusals=(Refusal.TERM, *_FOUND, Refusal.STATE),
         sentence="No sign of life in the grace either: the run is held for lost.",
         crash="The report to the API may be missing. The leader repeats it.",
         built=False,
     ),
-    Transition(
+    _by_leader(
         name="bury",
         script="bury",
-        mover=Mover.LEADER,
         sources=(State.JUDGED,),
-        target=None,
-        refusals=(Refusal.TERM, *_FOUND, Refusal.STATE),
         sentence="The API has been told that the run is lost.",
         crash="Nothing is left to heal.",
         built=False,

@@ -50,9 +50,14 @@ class PageAnswer:
         return cls(status=status, body=json.dumps(value, default=str).encode() + b"\n", content_type="application/json")
 
     @classmethod
-    def text(cls, text: str, status: int = 200) -> PageAnswer:
-        """A plain-text answer."""
-        return cls(status=status, body=text.encode())
+    def health(cls, facts: Mapping[str, Any], *, ok: bool) -> PageAnswer:
+        """The answer to a question for health or readiness: 200 or 503, and the facts in either case."""
+        return cls.json({"ok": ok, **facts}, HTTPStatus.OK if ok else HTTPStatus.SERVICE_UNAVAILABLE)
+
+    @classmethod
+    def metrics(cls, body: bytes) -> PageAnswer:
+        """Metrics in the exposition format of Prometheus."""
+        return cls(body=body, content_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 Handler = Callable[[PageRequest], PageAnswer]

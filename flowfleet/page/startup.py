@@ -53,17 +53,15 @@ class StartupPage:
         self._page = self._address = None
 
     def _early(self) -> dict[str, Handler]:
-        def health(_: PageRequest) -> PageAnswer:
-            return PageAnswer.json({"ok": True, **self._facts()})
-
-        def ready(_: PageRequest) -> PageAnswer:
-            return PageAnswer.json({"ok": False, **self._facts()}, HTTPStatus.SERVICE_UNAVAILABLE)
-
         def other(_: PageRequest) -> PageAnswer:
             sentence = f"This is served after the start: {self._sentence()}."
             return PageAnswer.json({"error": sentence}, HTTPStatus.SERVICE_UNAVAILABLE)
 
-        return {"/api/health": health, "/api/ready": ready, "/": other}
+        return {
+            "/api/health": lambda _: PageAnswer.health(self._facts(), ok=True),
+            "/api/ready": lambda _: PageAnswer.health(self._facts(), ok=False),
+            "/": other,
+        }
 
     def _facts(self) -> dict[str, Any]:
         return {

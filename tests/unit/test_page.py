@@ -23,7 +23,7 @@ def _broken(request):
 
 HANDLERS = {
     "/api/health": lambda request: PageAnswer.json({"ok": True}),
-    "/api/poke": lambda request: PageAnswer.text(request.method),
+    "/api/poke": lambda request: PageAnswer(body=request.method.encode()),
     "/api/runs/": lambda request: PageAnswer(body=iter([request.path.encode(), request.query.get("q", "").encode()])),
     "/api/away": _away,
     "/api/broken": _broken,
