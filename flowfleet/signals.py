@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
+from flowfleet.guard import guarded
 from flowfleet.wakeup import Wakeup
 
 logger = logging.getLogger(__name__)
@@ -79,10 +80,8 @@ class ReloadOnSighup:
 
     def _run(self, *holders: SecretHolder) -> None:
         while True:
-            try:
+            with guarded(logger, "secrets could not be read again"):  # the next signal must find this thread alive
                 self.look(*holders)
-            except Exception:  # the next signal must find this thread alive
-                logger.exception("secrets could not be read again")
 
     def look(self, *holders: SecretHolder) -> None:
         """Wait for a signal, or for the next time to look after a refused key; then renew secrets if there is cause."""

@@ -142,7 +142,7 @@ class Loop:
             self._metrics.poll_errors.inc()
             self.redis_outage.failed(exc)
             wait = self.redis_outage.wait_seconds()
-        except Exception:  # one run or answer that we do not understand must not end the loop for all others
+        except Exception:  # guards the loop: one run or answer that we do not understand must not end it
             self._metrics.poll_errors.inc()
             logger.exception("round failed unexpectedly, please report it")
             wait = self._pace.glance_seconds

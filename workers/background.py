@@ -125,7 +125,7 @@ class BackgroundJobs:
                 extra={"neighbour": self._neighbour, "error": str(exc), "next_try_seconds": round(wait, 1)},
             )
             self._push(self._clock() + wait, tries + 1, job)
-        except Exception:  # a fault of ours in one job must not end all others
+        except Exception:  # guards the loop: a fault of ours in one job must not end all others
             again = tries < FAULTS
             logger.exception("a background job failed", extra={"neighbour": self._neighbour, "again": again})
             if again:

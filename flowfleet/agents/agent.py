@@ -219,7 +219,7 @@ class Agent:
             return
         try:
             text = self.deploy_flow(flow_run)
-        except Exception as exc:  # whatever it is, the run's readers are told
+        except Exception as exc:  # guards us from the user's code: whatever it is, the run's readers are told
             self.logger.exception("deployment failed", extra={"run_id": run_id})
             self._say(run_id, str(exc), logging.ERROR)
             self.mark_failed(flow_run, exc)

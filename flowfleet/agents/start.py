@@ -25,6 +25,7 @@ from flowfleet.agents.poller_process import PollerProcess
 from flowfleet.api.client import ApiClient
 from flowfleet.errors import FleetError, LedgerError
 from flowfleet.flow_run import Route
+from flowfleet.guard import guarded
 from flowfleet.ledger.claims import Claim, State
 from flowfleet.local import redis_process
 from flowfleet.local.child import Part, wait_ready
@@ -167,10 +168,8 @@ class _AgentRun:
     def _launched(self, run_id: str) -> None:
         future: Future[None] = Future()
         future.set_result(None)
-        try:
+        with guarded(logger, "on_flow_run_deploy_attempt failed", run_id=run_id):  # or it would cost us a thread
             self._agent.on_flow_run_deploy_attempt(future, run_id)
-        except Exception:  # a hook of the user must not cost the worker a thread
-            logger.exception("on_flow_run_deploy_attempt failed", extra={"run_id": run_id})
 
     def _begun(self, service: WorkerService) -> None:
         # the worker is in the roster by now, so the first poll already knows what to ask for
@@ -240,7 +239,7 @@ def _by_method(agent: Agent, spec: StartSpec, deployer: ExternalDeployer) -> Sta
     text = ""
     try:
         text = agent.deploy_spec(spec)
-    except Exception:
+    except Exception:  # guards the worker from the user's code
         if not now.started:
             raise
         # the run's process is started: what the override meant to do after that must not fail the run
@@ -321,8 +320,6 @@ class HeartbeatThread:
 
     def _run(self) -> None:
         while not self._closed.is_set():
-            try:
+            with guarded(logger, "heartbeat failed", next_try_seconds=self._period_seconds()):  # its next call may work
                 self._beat()
-            except Exception:  # `beat` is the user's code, and its next call may work
-                logger.exception("heartbeat failed", extra={"next_try_seconds": self._period_seconds()})
             self._closed.wait(self._period_seconds())

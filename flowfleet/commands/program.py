@@ -61,7 +61,7 @@ def run(command: click.Command, arguments: Sequence[str] | None = None, *, name:
         # `… | head` has read enough; without this the interpreter complains once more at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception:  # the guard of the process: any error is logged, through the redactor
+    except Exception:  # guards the process: any error is logged, through the redactor
         if not logging.getLogger().handlers:
             logs.configure("INFO")
         logger.exception("unexpected error, please report it")

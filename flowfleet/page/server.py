@@ -227,7 +227,7 @@ class _Exchange(BaseHTTPRequestHandler):
             return handler(request)
         except FleetError as error:
             return PageAnswer.json({"error": str(error)}, HTTPStatus.SERVICE_UNAVAILABLE)
-        except Exception:  # the page must not take its process down, whatever a handler does
+        except Exception:  # guards the process, which the page must not take down
             logger.exception("page handler failed", extra={"path": request.path})
             return PageAnswer.json({"error": "This failed here, the log says why."}, HTTPStatus.INTERNAL_SERVER_ERROR)
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 from tests.unit.test_house import trees
-from tests.unit.test_imports import within
+from tests.unit.test_imports import modules, within
 
 #: what takes attributes by its own rules, by module: Celery's and kombu's hooks, a timer's `daemon`, the `auth` of a
 #: requests session, and what each thread has for itself (threading.local)
@@ -199,3 +199,14 @@ def test_no_method_only_sets_an_attribute():
 
 def test_parts_get_their_arguments_by_name_and_not_out_of_a_dictionary():
     assert wired(*trees().values()) == []
+
+
+def test_a_broad_except_is_rare_and_says_what_it_guards():
+    found = [
+        (name, line, modules()[name].read_text().splitlines()[line - 1])
+        for name, tree in trees().items()
+        for line in broad(tree)
+    ]
+
+    assert len(found) <= MOST_BROAD
+    assert [each for each in found if not GUARDED.search(each[2])] == []

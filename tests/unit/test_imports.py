@@ -33,7 +33,7 @@ WORKERS = (
 )
 FLOWFLEET = (
     ("flowfleet.logs",),
-    tuple(f"flowfleet.{name}" for name in ("errors", "flow_run", "retry", "wakeup", "signals", "failpoints")),
+    tuple(f"flowfleet.{name}" for name in ("errors", "flow_run", "guard", "retry", "wakeup", "signals", "failpoints")),
     ("flowfleet.ledger", "flowfleet.broker"),
     ("flowfleet.settings",),
     ("flowfleet.api",),

@@ -20,6 +20,7 @@ from typing import Any
 
 from flowfleet.api.client import RunState, StateType
 from flowfleet.errors import ApiError, DeployError, StartFailed
+from flowfleet.guard import guarded
 from flowfleet.retry import OutageLog
 from workers.deployment import EXTERNAL, Deployer, Exit, Handle, StartedRun, StartSpec
 from workers.shim import atomic_files
@@ -147,10 +148,8 @@ class ExternalWatch:
 
     def _run(self) -> None:
         while not self._closed.wait(self._seconds):
-            try:
+            with guarded(logger, "external runs could not be looked at"):  # one answer must not leave all unwatched
                 self.look()
-            except Exception:  # a fault with one answer must not leave all runs unwatched
-                logger.exception("external runs could not be looked at")
 
     def look(self) -> None:
         """Ask the API once about all runs; an error of the API is logged, and the runs stay watched."""
@@ -193,7 +192,7 @@ class ExternalDeployer:
             answer = self._deploy(spec)
         except DeployError:
             raise
-        except (Exception, SystemExit) as exc:
+        except (Exception, SystemExit) as exc:  # guards the worker from the user's code
             logger.exception("a run could not be deployed", extra={"run_id": spec.run_id, "claim": spec.claim})
             raise StartFailed(f"Run {spec.run_id} could not be started: {_words(exc)}.") from exc
         if not isinstance(answer, str) and hasattr(answer, "handle"):

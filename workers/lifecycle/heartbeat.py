@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from flowfleet.errors import LedgerError
+from flowfleet.guard import guarded
 from flowfleet.ledger.claims import Claim, Claims, Refusal, Renewal, State
 from flowfleet.ledger.roster import Roster, WorkerRow
 from flowfleet.retry import OutageLog
@@ -90,12 +91,11 @@ class Heartbeat:
             self._nudged.clear()
             if self._closed:
                 return
-            try:
-                self.renew()
-            except LedgerError as exc:  # also a password that was changed: it may be changed back
-                self._outage.failed(exc, next_try=self._pause())
-            except Exception:  # the worker's sign of life must not end with one fault
-                logger.exception("a renewal failed")
+            with guarded(logger, "a renewal failed"):  # the worker's sign of life must not end with one fault
+                try:
+                    self.renew()
+                except LedgerError as exc:  # also a password that was changed: it may be changed back
+                    self._outage.failed(exc, next_try=self._pause())
 
     def _pause(self) -> float:
         wanted = self._ledger_view.lease.renew_seconds

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from flowfleet.api.client import Answer, ApiClient, Job, Mark, StateType, Verdict
-from flowfleet.errors import ApiRejected, ApiUnavailable, DeployError, LedgerUnavailable, RunGone
+from flowfleet.errors import ApiRejected, ApiUnavailable, DeployError, FleetError, LedgerUnavailable, RunGone
 from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import Message
 from flowfleet.ledger.claims import Claim, Claims, Refusal, State
@@ -63,12 +63,12 @@ class Launch:
         """Take the claim and start its run; a fault of ours gives the claim away like any other way out."""
         try:
             self._launch(message)
-        except Exception:
+        except Exception:  # guards Celery's loop, and lets no claim go astray
             fields = {"run_id": message.run_id, "claim": message.claim}
             logger.exception("a launch failed", extra=fields)
             try:
                 self._recover(message)
-            except Exception as exc:  # noqa: BLE001 - the same full disk, as a rule: the claim is given away later
+            except (OSError, FleetError) as exc:  # the same full disk, as a rule
                 logger.warning("a failed launch is given away later", extra={**fields, "error": str(exc)})
                 self.to_ledger.post(lambda: self._recover(message))
 

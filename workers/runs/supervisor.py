@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from flowfleet.guard import guarded
 from flowfleet.ledger.claims import State
 from flowfleet.wakeup import Wakeup
 from workers.deployment import Exit
@@ -89,10 +90,8 @@ class Supervisor:
 
     def _run(self) -> None:
         while not self._closed:
-            try:
+            with guarded(logger, "the supervisor met an unexpected error"):  # or it would leave all runs unwatched
                 self._round()
-            except Exception:  # a fault with one run must not leave all others unwatched
-                logger.exception("the supervisor met an unexpected error")
 
     def _round(self) -> None:
         self.seen = self._clock()
@@ -131,11 +130,10 @@ class Supervisor:
         self._ask(key, woken=False)
 
     def _ask(self, key: str, *, woken: bool) -> None:
-        try:
+        with guarded(logger, "a run could not be asked", run_and_claim=key):  # the others must still be asked
             self._look(key, woken=woken)
-        except Exception:  # a fault with one run must not leave the others unwatched
-            logger.exception("a run could not be asked", extra={"run_and_claim": key})
-            self._ask_at[key] = self._clock() + POLL_SECONDS
+            return
+        self._ask_at[key] = self._clock() + POLL_SECONDS
 
     def _look(self, key: str, *, woken: bool) -> None:
         attempt = self._attempts.get(key)

@@ -35,15 +35,16 @@ def write_json(path: str | os.PathLike[str], record: Mapping[str, Any], *, sync:
     target = os.fspath(path)
     temporary = f"{target}.{os.getpid()}.tmp"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    whole = False
     try:
         _write(fd, record)
         if sync:
             os.fsync(fd)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        whole = True
     finally:
         os.close(fd)
+        if not whole:
+            os.unlink(temporary)
     os.replace(temporary, target)
     if sync:
         sync_folder(os.path.dirname(target))

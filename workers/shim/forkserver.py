@@ -70,7 +70,7 @@ def _fork_shim(control: socket.socket, fd: int, unfit: spawn.ColdReason | None) 
             run.serve(connection, unfit)
         except spawn.CommandBegan:
             raise  # this process is the command by now
-        except BaseException:  # noqa: BLE001, S110 - the shim has left its trace beside the run
+        except BaseException:  # noqa: BLE001, S110 - guards the forked child: the shim has left its trace beside the run
             pass
         os._exit(0)
 

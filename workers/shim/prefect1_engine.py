@@ -185,7 +185,7 @@ class LoadedPrefect:
             run("prefect")
         except (SystemExit, KeyboardInterrupt):
             raise
-        except BaseException as exc:  # noqa: BLE001 - as the interpreter does with what nobody has caught
+        except BaseException as exc:  # noqa: BLE001 - guards the user's code, as the interpreter does
             trace = _from_runpy(exc.__traceback__)
             sys.excepthook(type(exc), exc.with_traceback(trace), trace)
             sys.exit(1)

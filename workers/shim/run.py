@@ -48,7 +48,7 @@ def serve(connection: socket.socket, unfit: spawn.ColdReason | None = None) -> N
     syscalls.set_title(f"flowfleet shim of run {request['run_id']}")
     try:
         Shim(request, connection, wake, unfit).run()
-    except Exception as exc:  # no caller could report it: leave a trace beside the run, then end
+    except Exception as exc:  # guards the process: no caller could report it, so leave a trace beside the run, then end
         with open(os.path.join(request["folder"], "shim.error"), "a", encoding="utf-8") as file:
             file.write(f"{type(exc).__name__}: {exc}\n")
         raise

@@ -91,7 +91,7 @@ def fork(
             _become(request, folder, log, gate, reporter, proc=proc, unfit=unfit)
         except CommandBegan:
             raise
-        except BaseException:  # noqa: BLE001, S110 - the child must not go on as a second shim
+        except BaseException:  # noqa: BLE001, S110 - guards the forked child, which must not go on as a second shim
             pass
         os._exit(127)
     try:
@@ -137,7 +137,7 @@ def _become(
 def _reason(unfit: ColdReason, request: dict[str, Any]) -> str | None:
     try:
         return unfit(request)
-    except Exception as exc:  # noqa: BLE001 - a check that fails costs the run nothing but its warm start
+    except Exception as exc:  # noqa: BLE001 - guards the forked child: a failed check costs only its warm start
         return f"{type(exc).__name__}: {exc}"
 
 

@@ -61,7 +61,7 @@ def main() -> None:
     except prefect1_engine.CannotWarmStart as exc:
         framing.send(control, {"fit": False, "why": str(exc)})
         return
-    except Exception as exc:  # noqa: BLE001 - whatever prefect or a package beside it raises: runs start cold then
+    except Exception as exc:  # noqa: BLE001 - guards the process: whatever prefect raises, runs start cold
         # but only for now: packages may be in the middle of an installation
         framing.send(control, {"fit": False, "why": f"{type(exc).__name__}: {exc}", "again": True})
         return
