@@ -6,7 +6,8 @@ import json
 import os
 import sys
 import time
-from dataclasses import replace
+from contextlib import closing
+from dataclasses import asdict, replace
 from functools import cache
 
 import click
@@ -20,9 +21,9 @@ from flowfleet.commands.show_config import PrefectValues
 from flowfleet.commands.worker_control import open_ledger
 from flowfleet.errors import ApiError, LedgerError, SettingsError
 from flowfleet.ledger import Ledger, connect
-from flowfleet.monitor import doctor as doctors
 from flowfleet.monitor import explain as explanations
 from flowfleet.monitor import run_output, runs
+from flowfleet.monitor.doctor import FAIL, OK, WARN, Check, api_checks, fleet_checks, label_checks, redis_checks
 from flowfleet.monitor.metrics import our_version
 from flowfleet.monitor.redis_server import RedisServer
 from flowfleet.monitor.snapshot import Snapshot, take_snapshot
@@ -150,7 +151,7 @@ def explain_command(settings: CommonSettings, run_id: str, *, as_json: bool) -> 
     at_api, place, trouble = _at_api(settings, run_id)
     explanation = explanations.explain(run_id, snapshot, record, at_api, place)
     if as_json:
-        click.echo(json.dumps(explanation.to_json(), indent=2, default=str))
+        click.echo(json.dumps(asdict(explanation), indent=2, default=str))
         return
     click.echo(explanation.sentence)
     for name, value in explanation.evidence.items():
@@ -208,37 +209,35 @@ def logs_command(settings: LogsSettings, run_id: str, *, follow: bool) -> None:
 def doctor_command(settings: CommonSettings, *, as_json: bool) -> int:
     """Check Redis, the API and the fleet; exit 5 if something is wrong."""
     checks = _checks(settings)
-    failed = any(check.verdict == doctors.CheckStatus.FAIL for check in checks)
+    failed = any(check.verdict is FAIL for check in checks)
     if as_json:
-        click.echo(json.dumps({"ok": not failed, "checks": [check.to_json() for check in checks]}, indent=2))
+        click.echo(json.dumps({"ok": not failed, "checks": [asdict(check) for check in checks]}, indent=2))
     else:
         out = console()
-        colours = {doctors.CheckStatus.OK: "green", doctors.CheckStatus.WARN: "yellow", doctors.CheckStatus.FAIL: "red"}
+        colours = {OK: "green", WARN: "yellow", FAIL: "red"}
         for check in checks:
             out.print(f"[{colours[check.verdict]}]{check.verdict:<5}[/]", end="")
             out.print(f"{check.name}: {check.sentence}", markup=False, soft_wrap=True)
     return CHECKS_FAILED if failed else 0
 
 
-def _checks(settings: CommonSettings) -> list[doctors.Check]:
+def _checks(settings: CommonSettings) -> list[Check]:
     api = cache(lambda: connect_api(settings, os.environ))
     try:
         ledger = connect(settings.redis, settings.fleet)
     except LedgerError as error:  # the address of Redis is unusable: the API is checked all the same
-        failed = doctors.Check(name="redis", verdict=doctors.CheckStatus.FAIL, found=str(error))
-        return [failed, *doctors.api_checks(lambda: api().probe())]
-    try:
-        checks = list(doctors.redis_checks(RedisServer(ledger.store)))
-        checks += doctors.api_checks(lambda: api().probe())
-        if not any(check.verdict == doctors.CheckStatus.FAIL for check in checks if check.name.startswith("redis")):
+        return [Check("redis", FAIL, str(error)), *api_checks(lambda: api().probe())]
+    with closing(ledger):
+        checks = [*redis_checks(RedisServer(ledger.store)), *api_checks(lambda: api().probe())]
+        if any(check.verdict is FAIL for check in checks if check.name.startswith("redis")):
+            return checks
+        try:
             snapshot = take_snapshot(ledger)
-            checks += doctors.fleet_checks(snapshot)
-            if any(check.name == "api" and check.verdict == doctors.CheckStatus.OK for check in checks):
-                checks += doctors.label_checks(_as_leader(settings, api().backend, snapshot), snapshot)
-    except LedgerError as error:
-        checks.append(doctors.Check(name="fleet", verdict=doctors.CheckStatus.FAIL, found=str(error)))
-    finally:
-        ledger.close()
+            checks += fleet_checks(snapshot)
+            if any(check.name == "api" and check.verdict is OK for check in checks):
+                checks += label_checks(_as_leader(settings, api().backend, snapshot), snapshot)
+        except LedgerError as error:
+            checks.append(Check("fleet", FAIL, str(error)))
     return checks
 
 

@@ -33,7 +33,10 @@ class CheckStatus(StrEnum):
     FAIL = "fail"
 
 
-@dataclass(frozen=True, kw_only=True)
+OK, WARN, FAIL = CheckStatus.OK, CheckStatus.WARN, CheckStatus.FAIL
+
+
+@dataclass(frozen=True)
 class Check:
     """One check: its result, what was found, and the remedy."""
 
@@ -49,10 +52,6 @@ class Check:
         found = self.found[:1].upper() + self.found[1:] if self.found.partition(" ")[0].isalpha() else self.found
         return f"{found.rstrip('.')}. {self.remedy}".rstrip()
 
-    def to_json(self) -> dict[str, str]:
-        """The JSON form."""
-        return {"name": self.name, "verdict": str(self.verdict), "found": self.found, "remedy": self.remedy}
-
 
 def redis_checks(server: RedisServer, clock: Callable[[], float] = time.time) -> Iterator[Check]:
     """Checks of Redis: it is reachable, no cluster and new enough, keeps its data, and its clock agrees with ours."""
@@ -60,9 +59,9 @@ def redis_checks(server: RedisServer, clock: Callable[[], float] = time.time) ->
         info = server.info()
         appendonly, save, now = server.config("appendonly"), server.config("save"), server.now()
     except LedgerError as error:
-        yield Check(name="redis", verdict=CheckStatus.FAIL, found=str(error), remedy="Start Redis, or correct --redis.")
+        yield Check("redis", FAIL, str(error), "Start Redis, or correct --redis.")
         return
-    yield Check(name="redis", verdict=CheckStatus.OK, found=f"Redis at {server.address} answers.")
+    yield Check("redis", OK, f"Redis at {server.address} answers.")
     yield _cluster(info)
     yield _version(info)
     yield _persistence(info, appendonly, save)
@@ -72,13 +71,9 @@ def redis_checks(server: RedisServer, clock: Callable[[], float] = time.time) ->
 
 def _cluster(info: Mapping[str, Any]) -> Check:
     if is_cluster(info):
-        return Check(
-            name="redis mode",
-            verdict=CheckStatus.FAIL,
-            found="This is a node of a Redis Cluster, where our scripts cannot work on all keys at once.",
-            remedy="Use a standalone Redis or one behind Sentinel.",
-        )
-    return Check(name="redis mode", verdict=CheckStatus.OK, found="Redis is no cluster.")
+        found = "This is a node of a Redis Cluster, where our scripts cannot work on all keys at once."
+        return Check("redis mode", FAIL, found, "Use a standalone Redis or one behind Sentinel.")
+    return Check("redis mode", OK, "Redis is no cluster.")
 
 
 def _version(info: Mapping[str, Any]) -> Check:
@@ -86,62 +81,40 @@ def _version(info: Mapping[str, Any]) -> Check:
     found = str(info.get("valkey_version") or info.get("redis_version") or "0")
     parts = tuple(int(part) for part in found.split(".")[:2] if part.isdigit())
     if parts < OLDEST_REDIS:
-        return Check(
-            name="redis version",
-            verdict=CheckStatus.FAIL,
-            found=f"{name} {found} is too old.",
-            remedy="Use Redis 6.2 or newer, or Valkey.",
-        )
-    return Check(name="redis version", verdict=CheckStatus.OK, found=f"{name} {found}.")
+        return Check("redis version", FAIL, f"{name} {found} is too old.", "Use Redis 6.2 or newer, or Valkey.")
+    return Check("redis version", OK, f"{name} {found}.")
 
 
 def _persistence(info: Mapping[str, Any], appendonly: str | None, save: str | None) -> Check:
+    name = "redis persistence"
     # where CONFIG is not allowed, as on many hosted servers, INFO still tells of the append-only file
     if appendonly == "yes" or str(info.get("aof_enabled")) == "1":
         if info.get("aof_last_write_status", "ok") != "ok":
-            return Check(
-                name="redis persistence",
-                verdict=CheckStatus.FAIL,
-                found="The append-only file could not be written the last time.",
-                remedy="Look at the disk of the Redis host.",
-            )
-        return Check(name="redis persistence", verdict=CheckStatus.OK, found="The append-only file is on.")
+            found = "The append-only file could not be written the last time."
+            return Check(name, FAIL, found, "Look at the disk of the Redis host.")
+        return Check(name, OK, "The append-only file is on.")
     if save:
         found = "Only snapshots are kept, so a restart of Redis forgets the last minutes."
     else:
         found = "Nothing is kept, so a restart of Redis forgets every claim."
-    return Check(
-        name="redis persistence",
-        verdict=CheckStatus.WARN,
-        found=f"{found} The fleet then waits and rebuilds them from workers and API.",
-        remedy="Set appendonly yes.",
-    )
+    found = f"{found} The fleet then waits and rebuilds them from workers and API."
+    return Check(name, WARN, found, "Set appendonly yes.")
 
 
 def _eviction(info: Mapping[str, Any]) -> Check:
     policy, limit = str(info.get("maxmemory_policy", "unknown")), int(info.get("maxmemory", 0) or 0)
     if policy == "noeviction":
-        return Check(name="redis eviction", verdict=CheckStatus.OK, found="Nothing is evicted when memory is full.")
-    return Check(
-        name="redis eviction",
-        verdict=CheckStatus.FAIL if limit else CheckStatus.WARN,
-        found=f"With maxmemory-policy {policy}, Redis may throw claims away when memory is full.",
-        remedy="Set maxmemory-policy noeviction.",
-    )
+        return Check("redis eviction", OK, "Nothing is evicted when memory is full.")
+    found = f"With maxmemory-policy {policy}, Redis may throw claims away when memory is full."
+    return Check("redis eviction", FAIL if limit else WARN, found, "Set maxmemory-policy noeviction.")
 
 
 def _clock(name: str, skew: float, whose: str) -> Check:
     if abs(skew) <= SKEW_SECONDS:
-        return Check(
-            name=name, verdict=CheckStatus.OK, found=f"The clock of {whose} agrees with ours to {abs(skew):.1f} s."
-        )
+        return Check(name, OK, f"The clock of {whose} agrees with ours to {abs(skew):.1f} s.")
     direction = "ahead of" if skew > 0 else "behind"
-    return Check(
-        name=name,
-        verdict=CheckStatus.WARN,
-        found=f"The clock of {whose} is {abs(skew):.0f} s {direction} this machine's.",
-        remedy="Set both by NTP.",
-    )
+    found = f"The clock of {whose} is {abs(skew):.0f} s {direction} this machine's."
+    return Check(name, WARN, found, "Set both by NTP.")
 
 
 def api_checks(probe: Callable[[], ServerInfo]) -> Iterator[Check]:
@@ -149,73 +122,49 @@ def api_checks(probe: Callable[[], ServerInfo]) -> Iterator[Check]:
     try:
         info = probe()
     except SettingsError as error:
-        yield Check(name="api", verdict=CheckStatus.FAIL, found=str(error))
+        yield Check("api", FAIL, str(error))
         return
     except ApiError as error:
         # every other error names a remedy of its own, or is a definite answer of the server at that address
         away = isinstance(error, ApiUnavailable) and not isinstance(error, KeyRefused)
-        remedy = "Start the API, or correct --api." if away else ""
-        yield Check(name="api", verdict=CheckStatus.FAIL, found=str(error), remedy=remedy)
+        yield Check("api", FAIL, str(error), "Start the API, or correct --api." if away else "")
         return
     tenant = f", tenant {info.tenant}" if info.tenant else ""
-    yield Check(name="api", verdict=CheckStatus.OK, found=f"{_api_name(info)} answers{tenant}.")
-    yield _clock("api clock", info.skew_seconds, "the API")
-
-
-def _api_name(info: ServerInfo) -> str:
     there = traits.of(info.backend)
-    return f"Prefect {info.version if there.tells_version else there.prefect_versions[-1]}"
+    version = info.version if there.tells_version else there.prefect_versions[-1]
+    yield Check("api", OK, f"Prefect {version} answers{tenant}.")
+    yield _clock("api clock", info.skew_seconds, "the API")
 
 
 def fleet_checks(snapshot: Snapshot) -> Iterator[Check]:
     """Checks of the fleet: a leader, an open gate, live workers, equal versions, and no due runs that nobody serves."""
-    leader = snapshot.leader
-    yield Check(
-        name="leader",
-        verdict=CheckStatus.OK if leader else CheckStatus.WARN,
-        found=f"{leader.name}@{leader.host} leads." if leader else f"No poller leads the fleet {snapshot.fleet}.",
-        remedy="" if leader else "Start one: poller start.",
-    )
-    yield Check(
-        name="gate",
-        verdict=CheckStatus.OK if snapshot.gate_open else CheckStatus.WARN,
-        found="Runs may start."
-        if snapshot.gate_open
-        else "No run may start: the leader has not accepted this Redis yet.",
-        remedy="" if snapshot.gate_open else "Wait, or start a poller if none runs.",
-    )
+    leader, fleet = snapshot.leader, snapshot.fleet
+    if leader:
+        yield Check("leader", OK, f"{leader.name}@{leader.host} leads.")
+    else:
+        yield Check("leader", WARN, f"No poller leads the fleet {fleet}.", "Start one: poller start.")
+    if snapshot.gate_open:
+        yield Check("gate", OK, "Runs may start.")
+    else:
+        found = "No run may start: the leader has not accepted this Redis yet."
+        yield Check("gate", WARN, found, "Wait, or start a poller if none runs.")
     live = [worker for worker in snapshot.workers if worker.row.live]
-    free = snapshot.counts["free_slots"]
-    yield Check(
-        name="workers",
-        verdict=CheckStatus.OK if live else CheckStatus.WARN,
-        found=f"{len(live)} live, {free} free slots." if live else f"No worker lives in the fleet {snapshot.fleet}.",
-        remedy="" if live else "Start one: worker start.",
-    )
-    yield from _odd_ones(snapshot)
-
-
-def _odd_ones(snapshot: Snapshot) -> Iterator[Check]:
-    others = sorted({w.row.version for w in snapshot.workers if w.row.live and w.row.version != our_version()})
+    if live:
+        yield Check("workers", OK, f"{len(live)} live, {snapshot.counts['free_slots']} free slots.")
+    else:
+        yield Check("workers", WARN, f"No worker lives in the fleet {fleet}.", "Start one: worker start.")
+    others = sorted({worker.row.version for worker in live if worker.row.version != our_version()})
     if others:
-        yield Check(
-            name="versions",
-            verdict=CheckStatus.WARN,
-            found=f"Workers of other versions live ({', '.join(others)}), this is {our_version()}.",
-            remedy="Upgrade all, one after the other.",
-        )
-    unserved = [queue for queue in snapshot.queues if queue.due and not queue.eligible_workers]
+        found = f"Workers of other versions live ({', '.join(others)}), this is {our_version()}."
+        yield Check("versions", WARN, found, "Upgrade all, one after the other.")
+    unserved = [queue.route for queue in snapshot.queues if queue.due and not queue.eligible_workers]
     if unserved:
         names = ", ".join(
             bracketed(route.labels) if traits.of(route.backend).by_labels else snapshot.route_name(route)
-            for route in (queue.route for queue in unserved)
+            for route in unserved
         )
-        yield Check(
-            name="unserved",
-            verdict=CheckStatus.WARN,
-            found=f"Runs are due on {names}, which no active worker serves.",
-            remedy="Start a worker for it.",
-        )
+        found = f"Runs are due on {names}, which no active worker serves."
+        yield Check("unserved", WARN, found, "Start a worker for it.")
 
 
 def label_checks(api: ApiClient, snapshot: Snapshot, clock: Callable[[], float] = time.time) -> Iterator[Check]:
@@ -226,18 +175,14 @@ def label_checks(api: ApiClient, snapshot: Snapshot, clock: Callable[[], float] 
     try:
         rivals, unserved = _rivals_of(api, offers, snapshot), api.unserved(offers)
     except ApiError as error:
-        yield Check(name="rivals", verdict=CheckStatus.WARN, found=f"Other agents could not be asked for: {error}")
+        yield Check("rivals", WARN, f"Other agents could not be asked for: {error}")
         return
     yield from _rivals(rivals, clock())
     if unserved:
         first, more = unserved[0], len(unserved) - 1
         others = f" {more} more are due that no agent can take." if more else ""
-        yield Check(
-            name="labels",
-            verdict=CheckStatus.WARN,
-            found=f"The run {first.name} is due and no agent can take it: {first.reason.rstrip('.')}.{others}",
-            remedy="Start a worker that can, or correct the run.",
-        )
+        found = f"The run {first.name} is due and no agent can take it: {first.reason.rstrip('.')}.{others}"
+        yield Check("labels", WARN, found, "Start a worker that can, or correct the run.")
 
 
 def _rivals_of(api: ApiClient, offers: Sequence[Offer], snapshot: Snapshot) -> list[Rival]:
@@ -255,17 +200,14 @@ def _rivals_of(api: ApiClient, offers: Sequence[Offer], snapshot: Snapshot) -> l
 
 def _rivals(rivals: Sequence[Rival], now: float) -> Iterator[Check]:
     if not rivals:
-        yield Check(name="rivals", verdict=CheckStatus.OK, found="No other agent asks for the runs of this fleet.")
+        yield Check("rivals", OK, "No other agent asks for the runs of this fleet.")
     for rival in rivals[:NAMED]:
         asked = f"asked for runs {span(max(0.0, now - rival.seen.timestamp()))} ago" if rival.seen else "is registered"
-        yield Check(
-            name="rivals",
-            verdict=CheckStatus.WARN,
-            found=f"The agent {rival.name} ({rival.type}) with labels {bracketed(rival.labels)} {asked} "
-            "and takes the same runs without this fleet's ledger.",
-            remedy="Stop it, or give it other labels: a Prefect Server cannot keep a run from being started twice.",
+        found = (
+            f"The agent {rival.name} ({rival.type}) with labels {bracketed(rival.labels)} {asked} "
+            "and takes the same runs without this fleet's ledger."
         )
+        remedy = "Stop it, or give it other labels: a Prefect Server cannot keep a run from being started twice."
+        yield Check("rivals", WARN, found, remedy)
     if len(rivals) > NAMED:
-        yield Check(
-            name="rivals", verdict=CheckStatus.WARN, found=f"{len(rivals) - NAMED} more agents take the same runs."
-        )
+        yield Check("rivals", WARN, f"{len(rivals) - NAMED} more agents take the same runs.")

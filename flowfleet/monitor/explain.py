@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from flowfleet.api import traits
@@ -19,11 +19,7 @@ class Explanation:
 
     run_id: str
     sentence: str
-    evidence: Mapping[str, Any] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """The JSON form."""
-        return {"run_id": self.run_id, "sentence": self.sentence, "evidence": dict(self.evidence)}
+    evidence: Mapping[str, Any]
 
 
 def explain(

@@ -6,15 +6,12 @@ import math
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 
-from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from flowfleet.errors import LedgerError
 from flowfleet.ledger.claims import State
 from flowfleet.monitor.snapshot import RUNNING, WAITING, RouteQueue, Snapshot
-from flowfleet.page.server import Handler, PageAnswer
 
 
 class LedgerCollector(Collector):
@@ -110,8 +107,3 @@ def _of_outbox(snapshot: Snapshot) -> Iterator[Metric]:
     yield GaugeMetricFamily("flowfleet_outbox_length", "Ends that the API has not accepted yet.", value=len(since))
     oldest = max(0.0, snapshot.at - min(since)) if since else 0.0
     yield GaugeMetricFamily("flowfleet_outbox_oldest_seconds", "Age of the oldest of them.", value=oldest)
-
-
-def metrics_handler(registry: CollectorRegistry) -> Handler:
-    """The handler of `/metrics`."""
-    return lambda _request: PageAnswer(body=generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
