@@ -16,7 +16,21 @@ from workers.deployers.process import ProcessDeployer
 from workers.deployers.process_handles import members
 from workers.deployment import Exit, RunLimits, StartedRun, StartSpec
 from workers.host import Abilities, Host
+from workers.shim import syscalls
 from workers.state.run_folders import RunFolder, RunFolders
+
+FULL = Abilities.probe({})
+#: a command that says that it is there, and takes no TERM
+DEAF = "trap '' TERM; echo ready; while :; do sleep 0.05; done"
+
+
+def read_pid(path: Path) -> int:
+    return int(until(lambda: path.exists() and path.read_text().strip(), 20, f"a pid in {path.name}"))
+
+
+def is_alive(pid: int) -> bool:
+    fields = syscalls.stat_fields(pid)
+    return fields is not None and fields[0] not in "ZX"
 
 
 def new_fork_client() -> ForkClient:
@@ -41,8 +55,12 @@ class BenchOfRuns:
         self.start_specs: list[StartSpec] = []
         self.started_runs: list[StartedRun] = []
 
-    def new_deployer(self, fork_client: ForkClient | None = None) -> ProcessDeployer:
-        return ProcessDeployer(host=self.host, abilities=self.abilities, fork_client=fork_client)
+    def new_deployer(
+        self, fork_client: ForkClient | None = None, abilities: Abilities | None = None
+    ) -> ProcessDeployer:
+        """Another worker of this host as it is now."""
+        client, able = fork_client or self.fork_client, abilities or self.abilities
+        return ProcessDeployer(host=self.host, abilities=able, fork_client=client)
 
     def spec(self, *argv: str, **changes) -> StartSpec:
         run_id, claim = str(uuid.uuid4()), str(uuid.uuid4())
@@ -68,6 +86,16 @@ class BenchOfRuns:
         started_run = self.deployer.start(spec)
         self.started_runs.append(started_run)
         return started_run
+
+    def start_ready(self, spec: StartSpec) -> StartedRun:
+        """A run that has said so."""
+        started_run = self.start(spec)
+        until(lambda: b"ready" in (spec.folder / "log").read_bytes(), 20, "the command to be ready")
+        return started_run
+
+    def kill_shim(self, started_run: StartedRun, spec: StartSpec) -> None:
+        os.kill(started_run.handle["pid"], signal.SIGKILL)
+        until(lambda: not self.folder(spec).shim_alive(), 20, "the shim to die")
 
     def adopt(self, spec: StartSpec, deployer: ProcessDeployer | None = None) -> StartedRun | None:
         started_run = (deployer or self.deployer).adopt(spec.folder)

@@ -17,9 +17,8 @@ from typing import Any
 
 import pytest
 
-from tests.bench_of_runs import BenchOfRuns
+from tests.bench_of_runs import FULL, BenchOfRuns, is_alive
 from tests.prefect1_env import python
-from tests.unit.test_shim import FULL, is_alive
 from tests.waiting import SCALE, until
 from workers.deployers import process_handles, warm_client
 from workers.deployers.fork_client import ForkClient, ForkServerProgram

@@ -15,11 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.bench_of_runs import BenchOfRuns, new_fork_client
-from tests.unit.test_shim import FULL, IGNORES_TERM, is_alive, read_pid
+from tests.bench_of_runs import DEAF, BenchOfRuns, is_alive, read_pid
 from tests.waiting import until
 from workers.deployers import process_handles
-from workers.deployment import StartedRun
 from workers.host import Abilities
 from workers.shim import atomic_files, syscalls
 
@@ -43,29 +41,6 @@ print(json.dumps(end.to_record()), flush=True)
 """
 
 
-@pytest.fixture(scope="module")
-def fork_client():
-    fork_client = new_fork_client()
-    yield fork_client
-    fork_client.close()
-
-
-@pytest.fixture(params=[FULL, Abilities.plain()], ids=["full", "plain"])
-def bench(request, tmp_path, fork_client):
-    bench = BenchOfRuns(tmp_path, request.param, fork_client)
-    yield bench
-    bench.close()
-
-
-@pytest.fixture
-def full_bench(tmp_path, fork_client):
-    if not FULL.pidfd:
-        pytest.skip("this platform has no pidfd")
-    bench = BenchOfRuns(tmp_path, FULL, fork_client)
-    yield bench
-    bench.close()
-
-
 def mode_of(bench: BenchOfRuns) -> str:
     return "full" if bench.abilities.pidfd else "plain"
 
@@ -75,28 +50,18 @@ def gated(tmp_path: Path, then: str) -> str:
     return f"while [ ! -e {tmp_path}/go ]; do sleep 0.02; done; {then}"
 
 
-def kill_shim(bench: BenchOfRuns, started_run: StartedRun, spec) -> None:
-    os.kill(started_run.handle["pid"], signal.SIGKILL)
-    until(lambda: not bench.folder(spec).shim_alive(), 20, "the shim to die")
-
-
 def test_another_process_adopts_a_run_and_sees_its_true_exit(bench, tmp_path):
     spec = bench.sh(gated(tmp_path, "echo done; exit 42"))
     started_run = bench.start(spec)
-    handle = started_run.handle
     started_run.close()
     bench.fork_client.close()
 
-    second = subprocess.Popen(
-        [sys.executable, "-c", SECOND_WORKER, str(spec.folder), mode_of(bench)],
-        stdout=subprocess.PIPE, text=True, cwd=ROOT,
-    )  # fmt: skip
-    with second:
-        assert json.loads(second.stdout.readline()) == handle
+    argv = [sys.executable, "-c", SECOND_WORKER, str(spec.folder), mode_of(bench)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=ROOT) as second:
+        assert json.loads(second.stdout.readline()) == started_run.handle
         (tmp_path / "go").touch()
         record = json.loads(second.stdout.readline())
     assert second.returncode == 0
-
     assert (record["code"], record["signal"], record["unknown"]) == (42, None, False)
     assert record["last_lines"] == ["done"]
 
@@ -175,7 +140,7 @@ def test_the_descriptor_is_quiet_while_it_runs_and_rings_at_the_end(full_bench, 
 def test_when_the_shim_is_killed_the_run_goes_on_and_its_end_is_seen(bench, tmp_path):
     spec = bench.sh(gated(tmp_path, "exit 6"))
     started_run = bench.start(spec)
-    kill_shim(bench, started_run, spec)
+    bench.kill_shim(started_run, spec)
     assert started_run.poll() is None
     assert is_alive(started_run.handle["command_pid"])
 
@@ -194,7 +159,7 @@ def test_the_end_rings_though_the_shim_was_killed(full_bench, tmp_path):
     started_run = full_bench.start(spec)
     poll = select.poll()
     poll.register(started_run.fileno(), select.POLLIN)
-    kill_shim(full_bench, started_run, spec)
+    full_bench.kill_shim(started_run, spec)
     assert poll.poll(60_000)
     assert started_run.poll() is None
     assert poll.poll(50) == []  # it must not spin while the command lives
@@ -209,16 +174,20 @@ def test_the_end_rings_though_the_shim_was_killed(full_bench, tmp_path):
     assert wakeups < 40
 
 
-def test_a_command_whose_shim_was_killed_before_adoption_is_watched_to_its_end(bench, tmp_path):
+@pytest.mark.parametrize("slow_seconds", [10.0, 0.0], ids=["a slow disk at the start", "a quick one"])
+def test_a_command_whose_shim_was_killed_before_adoption_is_watched_to_its_end(bench, tmp_path, slow_seconds):
     spec = bench.sh(gated(tmp_path, "exit 6"))
     first = bench.start(spec)
-    kill_shim(bench, first, spec)
+    started = bench.folder(spec).started()
+    late = {**started, "shim_started_at": started["shim_started_at"] - slow_seconds}
+    atomic_files.write_json(spec.folder / "started.json", late)
+    bench.kill_shim(first, spec)
     first.close()
 
     adopted = bench.adopt(spec)
     assert adopted.poll() is None
+    assert is_alive(started["command_pid"])
     (tmp_path / "go").touch()
-
     assert bench.end_of(adopted).unknown or bench.end_of(adopted).code == 6
 
 
@@ -227,7 +196,7 @@ def test_when_both_are_dead_without_a_record_the_exit_is_unknown(bench, tmp_path
     first = bench.start(spec)
     first.close()
     command = first.handle["command_pid"]
-    kill_shim(bench, first, spec)
+    bench.kill_shim(first, spec)
     os.kill(command, signal.SIGKILL)
     until(lambda: not is_alive(command), 20, "the command to die")
 
@@ -242,7 +211,7 @@ def test_what_a_killed_shim_leaves_is_found_by_its_environment_and_killed(bench,
     spec = bench.sh(f"setsid sleep 300 & echo $! > {tmp_path}/pid; {gated(tmp_path, 'exit 0')}")
     started_run = bench.start(spec)
     daemon = read_pid(tmp_path / "pid")
-    kill_shim(bench, started_run, spec)
+    bench.kill_shim(started_run, spec)
     (tmp_path / "go").touch()
 
     bench.end_of(started_run)
@@ -250,16 +219,12 @@ def test_what_a_killed_shim_leaves_is_found_by_its_environment_and_killed(bench,
     assert not is_alive(daemon)
 
 
-def test_a_run_without_a_shim_can_still_be_stopped(bench, tmp_path):
-    spec = bench.python(IGNORES_TERM, stop_grace=0.2)
-    started_run = bench.start(spec)
-    until(lambda: b"ready" in (spec.folder / "log").read_bytes(), 20, "the handler to be set")
-    kill_shim(bench, started_run, spec)
-
+def test_a_run_without_a_shim_can_still_be_stopped(bench):
+    spec = bench.sh(DEAF, stop_grace=0.2)
+    started_run = bench.start_ready(spec)
+    bench.kill_shim(started_run, spec)
     started_run.stop()
-    end = bench.end_of(started_run)
-
-    assert end.stopped_by == "kill"
+    assert bench.end_of(started_run).stopped_by == "kill"
     assert bench.living(spec) == []
 
 
@@ -279,7 +244,7 @@ def test_a_shim_that_is_slow_to_start_its_command_is_waited_for_and_then_watched
     facts = {"pid": os.getpid(), "ticks": 1, "boot_id": bench.host.boot_id, "pid_ns": None, "run_id": spec.run_id}
     lock = atomic_files.create_once(spec.folder / "start", {"v": 1, "by": "shim", **facts})
     waits: list[float] = []
-    deployer = bench.new_deployer(bench.fork_client)
+    deployer = bench.new_deployer()
     deployer._wait = waits.append
 
     adopted = bench.adopt(spec, deployer)
@@ -294,84 +259,58 @@ def test_a_shim_that_is_slow_to_start_its_command_is_waited_for_and_then_watched
 # -- runs that cannot be held by a descriptor
 
 
-class NoDescriptors:
+def no_descriptors(monkeypatch, name="pidfd_open"):
     """As when the process has used up all that it may open."""
+    asked = []
 
-    def __init__(self, monkeypatch):
-        self.asked = 0
-        monkeypatch.setattr(os, "pidfd_open", self)
-
-    def __call__(self, _pid, _flags=0):
-        self.asked += 1
+    def refuse(*args):
+        asked.append(args)
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
+    monkeypatch.setattr(os, name, refuse)
+    return lambda: len(asked) == 2
 
-def test_a_run_of_a_plain_worker_is_adopted_alive_by_one_with_descriptors(full_bench, tmp_path):
-    full_bench.abilities = Abilities.plain()
-    plain = full_bench.new_deployer(full_bench.fork_client)
-    full_bench.abilities = FULL
+
+def no_start_time(monkeypatch):
+    monkeypatch.setattr(syscalls, "start_ticks", lambda _pid: None)
+    return lambda: True
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["its shim lives", "its shim was killed"])
+def test_a_run_of_a_plain_worker_is_adopted_alive_by_one_with_descriptors(full_bench, tmp_path, killed):
     spec = full_bench.sh(gated(tmp_path, "exit 6"))
-    plain.start(spec).close()
-
-    adopted = full_bench.adopt(spec)
-    assert adopted.poll() is None
-    assert adopted.fileno() is None, "nothing would ring: it is asked each second"
-    (tmp_path / "go").touch()
-
-    assert full_bench.end_of(adopted).code == 6
-
-
-def test_the_command_of_a_plain_worker_is_watched_on_when_its_shim_was_killed(full_bench, tmp_path):
-    full_bench.abilities = Abilities.plain()
-    plain = full_bench.new_deployer(full_bench.fork_client)
-    full_bench.abilities = FULL
-    spec = full_bench.sh(gated(tmp_path, "exit 6"))
-    first = plain.start(spec)
-    kill_shim(full_bench, first, spec)
+    first = full_bench.new_deployer(abilities=Abilities.plain()).start(spec)
+    if killed:
+        full_bench.kill_shim(first, spec)
     first.close()
 
     adopted = full_bench.adopt(spec)
     assert adopted.poll() is None
     assert is_alive(adopted.handle["command_pid"])
+    assert killed or adopted.fileno() is None, "nothing would ring: it is asked each second"
     (tmp_path / "go").touch()
+    end = full_bench.end_of(adopted)
+    assert end.unknown if killed else end.code == 6
 
-    assert full_bench.end_of(adopted).unknown
 
-
-def test_a_run_outlives_its_adoption_by_a_worker_without_descriptors_left(full_bench, tmp_path, monkeypatch):
+@pytest.mark.parametrize("lacks", [no_descriptors, no_start_time])
+def test_a_run_outlives_its_adoption_by_a_worker_that_has(full_bench, tmp_path, monkeypatch, lacks):
     spec = full_bench.sh(gated(tmp_path, "exit 6"))
     full_bench.start(spec).close()
-    none_left = NoDescriptors(monkeypatch)
-
+    was_met = lacks(monkeypatch)
     adopted = full_bench.adopt(spec)
-    assert none_left.asked == 2
+    assert was_met()
     assert adopted.poll() is None
+    if lacks is no_start_time:
+        monkeypatch.undo()
     (tmp_path / "go").touch()
-
-    assert full_bench.end_of(adopted).code == 6
-
-
-def test_a_start_time_that_cannot_be_read_is_no_end(full_bench, tmp_path, monkeypatch):
-    spec = full_bench.sh(gated(tmp_path, "exit 6"))
-    full_bench.start(spec).close()
-    monkeypatch.setattr(syscalls, "start_ticks", lambda _pid: None)
-
-    adopted = full_bench.adopt(spec)
-    assert adopted.poll() is None
-    monkeypatch.undo()
-    (tmp_path / "go").touch()
-
     assert full_bench.end_of(adopted).code == 6
 
 
 def test_a_lock_that_cannot_be_looked_at_is_no_end(tmp_path, monkeypatch):
     path = tmp_path / "start"
     lock = atomic_files.create_once(path, {})
-
-    def no_descriptor(*_args):
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-
-    monkeypatch.setattr(os, "open", no_descriptor)
+    no_descriptors(monkeypatch, "open")
     with pytest.raises(OSError, match="Too many open files"):
         atomic_files.locked(path)
     monkeypatch.undo()
@@ -393,24 +332,6 @@ def test_a_record_without_a_pid_lets_no_signal_go_to_our_own_group(tmp_path):
         signal.signal(signal.SIGURG, before)
         os.close(lock)
     assert heard == []
-
-
-@pytest.mark.parametrize("slow_seconds", [10.0, 0.0])
-def test_a_disk_that_was_slow_at_the_start_makes_no_living_command_dead(bench, tmp_path, slow_seconds):
-    spec = bench.sh(gated(tmp_path, "exit 6"))
-    first = bench.start(spec)
-    started = bench.folder(spec).started()
-    late = {**started, "shim_started_at": started["shim_started_at"] - slow_seconds}
-    atomic_files.write_json(spec.folder / "started.json", late)
-    kill_shim(bench, first, spec)
-    first.close()
-
-    adopted = bench.adopt(spec)
-    assert adopted.poll() is None
-    assert is_alive(started["command_pid"])
-    (tmp_path / "go").touch()
-
-    assert bench.end_of(adopted).unknown or bench.end_of(adopted).code == 6
 
 
 def test_a_process_started_outside_the_span_is_another_one():
@@ -445,7 +366,7 @@ def test_after_a_restart_of_the_host_pids_are_void(bench, tmp_path):
     spec = bench.sh(gated(tmp_path, "exit 0"))
     started_run = bench.start(spec)
     bench.host = replace(bench.host, boot_id="another")
-    later = bench.new_deployer(bench.fork_client)
+    later = bench.new_deployer()
 
     adopted = bench.adopt(spec, later)
     end = bench.end_of(adopted)
@@ -462,14 +383,14 @@ def test_after_a_restart_of_the_host_a_recorded_exit_still_counts(bench):
     bench.run(spec)
     bench.host = replace(bench.host, boot_id="another")
 
-    assert bench.end_of(bench.adopt(spec, bench.new_deployer(bench.fork_client))).code == 8
+    assert bench.end_of(bench.adopt(spec, bench.new_deployer())).code == 8
 
 
 def test_a_run_of_another_pid_namespace_is_judged_by_its_lock_and_never_signalled(full_bench, tmp_path):
     spec = full_bench.sh(gated(tmp_path, "exit 2"))
     full_bench.start(spec)
     full_bench.host = replace(full_bench.host, pid_ns=1)
-    foreign = full_bench.adopt(spec, full_bench.new_deployer(full_bench.fork_client))
+    foreign = full_bench.adopt(spec, full_bench.new_deployer())
 
     foreign.kill()
     assert foreign.poll() is None

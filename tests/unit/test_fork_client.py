@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from flowfleet.errors import StartFailed
-from tests.bench_of_runs import BenchOfRuns
-from tests.unit.test_shim import FULL, is_alive
+from tests.bench_of_runs import FULL, BenchOfRuns, is_alive
 from tests.waiting import until
 from workers.deployers.fork_client import ForkClient, own_program
 from workers.state.run_folders import RunFolder

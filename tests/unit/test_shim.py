@@ -16,69 +16,25 @@ from pathlib import Path
 import pytest
 
 from flowfleet.errors import StartFailed
-from tests.bench_of_runs import BenchOfRuns, new_fork_client
+from tests.bench_of_runs import DEAF, is_alive, read_pid
 from tests.waiting import until
-from workers.host import Abilities
 from workers.shim import syscalls
 from workers.state.run_folders import RunFolder
 
 ROOT = Path(__file__).parents[2]
-FULL = Abilities.probe({})
-IGNORES_TERM = """
-import signal, time
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
-print("ready", flush=True)
-time.sleep(300)
-"""
-
-
-@pytest.fixture(scope="module")
-def fork_client():
-    fork_client = new_fork_client()
-    yield fork_client
-    fork_client.close()
-
-
-@pytest.fixture(params=[FULL, Abilities.plain()], ids=["full", "plain"])
-def bench(request, tmp_path, fork_client):
-    bench = BenchOfRuns(tmp_path, request.param, fork_client)
-    yield bench
-    bench.close()
-
-
-@pytest.fixture
-def full_bench(tmp_path, fork_client):
-    if not FULL.subreaper:
-        pytest.skip("this platform has no subreaper")
-    bench = BenchOfRuns(tmp_path, FULL, fork_client)
-    yield bench
-    bench.close()
-
-
-def read_pid(path: Path) -> int:
-    return int(until(lambda: path.exists() and path.read_text().strip(), 20, f"a pid in {path.name}"))
-
-
-def is_alive(pid: int) -> bool:
-    fields = syscalls.stat_fields(pid)
-    return fields is not None and fields[0] not in "ZX"
 
 
 # -- exits
 
 
-@pytest.mark.parametrize("code", [0, 7, 137])
-def test_an_exit_code_is_the_true_one(bench, code):
-    end = bench.run(bench.sh(f"exit {code}"))
-
-    assert (end.code, end.signal, end.unknown, end.stopped_by) == (code, None, False, None)
+@pytest.mark.parametrize(
+    ("script", "code", "killed_by"),
+    [("exit 0", 0, None), ("exit 7", 7, None), ("exit 137", 137, None), ("kill -9 $$", None, signal.SIGKILL)],
+)
+def test_an_exit_code_or_a_signal_is_the_true_one(bench, script, code, killed_by):
+    end = bench.run(bench.sh(script))
+    assert (end.code, end.signal, end.unknown, end.stopped_by) == (code, killed_by, False, None)
     assert end.ok is (code == 0)
-
-
-def test_death_by_kill_is_told_apart_from_exit_137(bench):
-    end = bench.run(bench.sh("kill -9 $$"))
-
-    assert (end.code, end.signal, end.stopped_by) == (None, signal.SIGKILL, None)
 
 
 def test_a_record_tells_times_memory_and_cpu(bench):
@@ -98,19 +54,14 @@ def test_the_last_ten_lines_come_with_the_exit(bench):
 # -- what the command finds
 
 
-def test_the_command_starts_in_an_empty_folder_of_its_own_that_is_gone_at_the_end(bench):
+def test_the_command_starts_in_an_empty_folder_of_its_own_that_is_gone_at_the_end_or_where_it_was_asked_to(
+    bench, tmp_path
+):
     spec = bench.sh("pwd; ls -A | wc -l; touch here")
-
-    end = bench.run(spec)
-
-    assert end.last_lines == (str(spec.folder / "work"), "0")
+    assert bench.run(spec).last_lines == (str(spec.folder / "work"), "0")
     assert not (spec.folder / "work").exists()
 
-
-def test_the_command_starts_in_the_folder_that_was_asked_for(bench, tmp_path):
-    end = bench.run(bench.sh("pwd", cwd=str(tmp_path)))
-
-    assert end.last_lines == (str(tmp_path),)
+    assert bench.run(bench.sh("pwd", cwd=str(tmp_path))).last_lines == (str(tmp_path),)
     assert tmp_path.exists()
 
 
@@ -130,36 +81,18 @@ def test_a_child_of_the_command_can_wait_for_its_own_children(bench):
     assert end.code == 1
 
 
-def test_the_command_leads_a_group_of_its_own_in_the_session_of_its_shim(full_bench):
-    started_run = full_bench.start(full_bench.sh("sleep 60"))
-    handle = started_run.handle
-
-    assert os.getpgid(handle["command_pid"]) == handle["command_pid"]
-    assert os.getsid(handle["command_pid"]) == handle["pid"]
-    assert os.getsid(handle["pid"]) == handle["pid"]
-    started_run.kill()
-    full_bench.end_of(started_run)
-
-
-def test_the_kernel_takes_the_command_before_its_shim_when_memory_runs_out(full_bench):
-    started_run = full_bench.start(full_bench.sh("sleep 60"))
-    handle = started_run.handle
-    score = {name: int(Path(f"/proc/{handle[name]}/oom_score_adj").read_text()) for name in ("pid", "command_pid")}
-
-    assert score["command_pid"] > score["pid"]
-    started_run.kill()
-    full_bench.end_of(started_run)
-
-
-def test_a_shim_can_be_told_by_its_name_and_its_run(full_bench):
+def test_a_shim_can_be_told_by_its_name_and_its_run_and_outlives_its_command_in_a_group_of_its_own(full_bench):
     spec = full_bench.sh("sleep 60")
-    started_run = full_bench.start(spec)
-    pid = started_run.handle["pid"]
+    handle = full_bench.start(spec).handle
+    shim, command = handle["pid"], handle["command_pid"]
+    assert Path(f"/proc/{shim}/comm").read_text() == "flowfleet-shim\n"
+    assert spec.run_id in Path(f"/proc/{shim}/cmdline").read_text()
 
-    assert Path(f"/proc/{pid}/comm").read_text() == "flowfleet-shim\n"
-    assert spec.run_id in Path(f"/proc/{pid}/cmdline").read_text()
-    started_run.kill()
-    full_bench.end_of(started_run)
+    assert os.getpgid(command) == command
+    assert os.getsid(command) == os.getsid(shim) == shim
+    # the kernel takes the command first when memory runs out
+    score = {pid: int(Path(f"/proc/{pid}/oom_score_adj").read_text()) for pid in (shim, command)}
+    assert score[command] > score[shim]
 
 
 def test_the_environment_is_in_no_file_and_in_no_arguments(full_bench):
@@ -167,8 +100,6 @@ def test_the_environment_is_in_no_file_and_in_no_arguments(full_bench):
     started_run = full_bench.start(spec)
     handle = started_run.handle
     shown = Path(f"/proc/{handle['pid']}/cmdline").read_bytes() + Path(f"/proc/{handle['pid']}/environ").read_bytes()
-    started_run.kill()
-    full_bench.end_of(started_run)
 
     on_disk = b"".join(path.read_bytes() for path in spec.folder.rglob("*") if path.is_file())
     assert b"hush-4711" not in shown + on_disk
@@ -178,36 +109,44 @@ def test_the_environment_is_in_no_file_and_in_no_arguments(full_bench):
 # -- stops
 
 
-def test_a_polite_stop_ends_the_command_by_term(bench):
-    started_run = bench.start(bench.sh("exec sleep 60"))
-
+def politely(bench, started_run, spec):
     started_run.stop()
-    end = bench.end_of(started_run)
-
-    assert (end.signal, end.stopped_by) == (signal.SIGTERM, "term")
+    return started_run
 
 
-def test_a_command_that_cleans_up_at_term_keeps_its_code(bench):
-    spec = bench.sh("trap 'exit 5' TERM; echo ready; while :; do sleep 0.05; done")
-    started_run = bench.start(spec)
-    until(lambda: b"ready" in (spec.folder / "log").read_bytes(), 20, "the trap to be set")
-
+def at_once(bench, started_run, spec):
     started_run.stop()
-    end = bench.end_of(started_run)
+    started_run.kill()
+    return started_run
 
-    assert (end.code, end.stopped_by) == (5, "term")
 
-
-def test_a_command_that_ignores_term_is_killed_after_the_grace(bench):
-    spec = bench.python(IGNORES_TERM, stop_grace=0.3)
-    started_run = bench.start(spec)
-    until(lambda: b"ready" in (spec.folder / "log").read_bytes(), 20, "the trap to be set")
-
+def by_a_worker_that_dies(bench, started_run, spec):
     started_run.stop()
-    end = bench.end_of(started_run)
+    started_run.close()
+    bench.fork_client.close()
+    return bench.adopt(spec)
 
-    assert (end.signal, end.stopped_by) == (signal.SIGKILL, "kill")
-    assert end.ended_at - end.started_at >= 0.3
+
+TIDY = "trap 'exit 5' TERM; echo ready; while :; do sleep 0.05; done"
+
+
+@pytest.mark.parametrize(
+    ("script", "grace", "stop", "told", "seconds"),
+    [
+        pytest.param("echo ready; exec sleep 60", 60.0, politely, (None, signal.SIGTERM, "term"), 0, id="by TERM"),
+        pytest.param(TIDY, 60.0, politely, (5, None, "term"), 0, id="by TERM, and it keeps its code"),
+        pytest.param(DEAF, 0.3, politely, (None, signal.SIGKILL, "kill"), 0.3, id="by KILL after its grace"),
+        pytest.param(DEAF, 600.0, at_once, (None, signal.SIGKILL, "kill"), 0, id="by a kill, without its grace"),
+        pytest.param(
+            DEAF, 0.5, by_a_worker_that_dies, (None, signal.SIGKILL, "kill"), 0.5, id="also when its worker has died"
+        ),
+    ],
+)
+def test_a_command_is_stopped(bench, script, grace, stop, told, seconds):
+    spec = bench.sh(script, stop_grace=grace)
+    end = bench.end_of(stop(bench, bench.start_ready(spec), spec))
+    assert (end.code, end.signal, end.stopped_by) == told
+    assert end.ended_at - end.started_at >= seconds
 
 
 @pytest.mark.parametrize("nice", [0, 3, 19])
@@ -216,68 +155,25 @@ def test_a_run_is_as_much_nicer_than_its_worker_as_its_limits_say(bench, nice):
     assert bench.run(spec).last_lines == (str(min(19, os.nice(0) + nice)),)
 
 
-def test_kill_does_not_wait_for_a_grace(bench):
-    spec = bench.python(IGNORES_TERM, stop_grace=600.0)
-    started_run = bench.start(spec)
-    until(lambda: b"ready" in (spec.folder / "log").read_bytes(), 20, "the trap to be set")
-    started_run.stop()
-
-    started_run.kill()
-    end = bench.end_of(started_run)
-
-    assert (end.signal, end.stopped_by) == (signal.SIGKILL, "kill")
-
-
-def test_a_stop_goes_on_when_the_worker_dies_half_way(bench):
-    spec = bench.python(IGNORES_TERM, stop_grace=0.5)
-    started_run = bench.start(spec)
-    until(lambda: b"ready" in (spec.folder / "log").read_bytes(), 20, "the trap to be set")
-
-    started_run.stop()
-    started_run.close()
-    bench.fork_client.close()
-    end = bench.end_of(bench.adopt(spec))
-
-    assert (end.signal, end.stopped_by) == (signal.SIGKILL, "kill")
-
-
 # -- leftovers
 
 
-def test_a_grandchild_is_killed_when_the_command_has_ended(bench, tmp_path):
-    end = bench.run(bench.sh("sleep 300 & echo $! > ../../../pid; exit 3"))
-
+@pytest.mark.parametrize(
+    ("script", "in_its_group"),
+    [
+        pytest.param("sleep 300 & echo $! > ../../../pid; exit 3", True, id="a grandchild"),
+        pytest.param("env -i sleep 300 & echo $! > ../../../pid; exit 3", True, id="one without environment"),
+        pytest.param("setsid sh -c 'sleep 300 & echo $! > ../../../pid'; exit 3", False, id="a daemon without parent"),
+    ],
+)
+def test_what_a_command_leaves_is_killed_when_it_has_ended(bench, tmp_path, script, in_its_group):
+    spec = bench.sh(script)
+    end = bench.run(spec)
     assert end.code == 3
-    assert end.leftovers == 1
     assert not is_alive(read_pid(tmp_path / "pid"))
-
-
-def test_a_grandchild_without_environment_is_killed_with_its_group(bench, tmp_path):
-    spec = bench.sh("env -i sleep 300 & echo $! > ../../../pid; exit 3")
-    bench.run(spec)
-
-    assert not is_alive(read_pid(tmp_path / "pid"))
-    assert bench.folder(spec).cleared()  # by the shim itself, not by the worker's search
-
-
-def test_a_daemon_that_left_session_and_parent_is_killed_too(bench, tmp_path):
-    script = """
-import os, time
-if os.fork() == 0:
-    os.setsid()
-    if os.fork() == 0:
-        with open("../../../pid", "w") as file:
-            file.write(str(os.getpid()))
-        time.sleep(300)
-    os._exit(0)
-os.wait()
-while not os.path.exists("../../../pid"):
-    time.sleep(0.01)
-"""
-    end = bench.run(bench.python(script))
-
-    assert end.code == 0
-    assert not is_alive(read_pid(tmp_path / "pid"))
+    if in_its_group or bench.abilities.subreaper:
+        assert end.leftovers == 1
+        assert bench.folder(spec).cleared()  # by the shim itself, not by the worker's search
 
 
 def test_a_stop_reaches_the_whole_tree(bench, tmp_path):
@@ -291,12 +187,10 @@ def test_a_stop_reaches_the_whole_tree(bench, tmp_path):
 
 
 def test_orphans_are_reaped_while_the_run_goes_on(full_bench, tmp_path):
-    started_run = full_bench.start(full_bench.sh("(sh -c 'echo $$ > ../../../pid' &); sleep 60"))
+    full_bench.start(full_bench.sh("(sh -c 'echo $$ > ../../../pid' &); sleep 60"))
     orphan = read_pid(tmp_path / "pid")
 
     until(lambda: syscalls.stat_fields(orphan) is None, 20, "the orphan to be reaped")
-    started_run.kill()
-    full_bench.end_of(started_run)
 
 
 # -- what never begins
@@ -338,38 +232,28 @@ def test_a_working_folder_that_cannot_be_entered_is_named(bench, cwd, says):
     assert f"its working folder {cwd} {says} on {bench.host.name}." in str(failure.value)
 
 
-def test_a_run_whose_folder_is_gone_does_not_begin(bench, tmp_path):
-    spec = bench.sh(f"touch {tmp_path}/began")
-    bench.folder(spec).remove()
-
-    with pytest.raises(StartFailed, match="cannot be written"):
+@pytest.mark.parametrize(
+    ("spoil", "late", "says"),
+    [
+        pytest.param(lambda bench, spec: bench.folder(spec).remove(), 60, "cannot be written", id="gone"),
+        pytest.param(lambda bench, spec: None, -0.001, "too late", id="past its time, and it says so for ever"),
+        pytest.param(lambda bench, spec: bench.adopt(spec), 60, None, id="abandoned"),
+    ],
+)
+def test_a_run_does_not_begin_in_a_folder_that_is(bench, tmp_path, spoil, late, says):
+    spec = bench.sh(f"touch {tmp_path}/began", not_after=syscalls.boot_clock() + late)
+    assert spoil(bench, spec) is None
+    there = spec.folder.exists()
+    with pytest.raises(StartFailed, match=says):
         bench.start(spec)
     assert not (tmp_path / "began").exists()
-
-
-def test_a_start_after_its_time_does_not_begin_and_says_so_for_ever(bench, tmp_path):
-    spec = bench.sh(f"touch {tmp_path}/began", not_after=syscalls.boot_clock() - 0.001)
-
-    with pytest.raises(StartFailed, match="too late"):
-        bench.start(spec)
-
-    assert bench.adopt(spec) is None
-    assert not (tmp_path / "began").exists()
-    assert (spec.folder / "start").exists()
+    if there:
+        assert json.loads((spec.folder / "start").read_text())["by"] == ("abandoned" if late > 0 else "shim")
+        assert bench.adopt(spec) is None
 
 
 def test_a_start_before_its_time_begins(bench):
     assert bench.run(bench.sh("exit 4", not_after=syscalls.boot_clock() + 60)).code == 4
-
-
-def test_an_abandoned_folder_starts_nothing(bench, tmp_path):
-    spec = bench.sh(f"touch {tmp_path}/began")
-    assert bench.adopt(spec) is None
-
-    with pytest.raises(StartFailed):
-        bench.start(spec)
-    assert not (tmp_path / "began").exists()
-    assert json.loads((spec.folder / "start").read_text())["by"] == "abandoned"
 
 
 def test_of_many_starters_of_one_folder_one_starts(bench, tmp_path):

@@ -10,9 +10,8 @@ import subprocess
 import pytest
 
 from flowfleet.errors import StartFailed
-from tests.bench_of_runs import BenchOfRuns
+from tests.bench_of_runs import FULL, BenchOfRuns
 from tests.python39 import python39
-from tests.unit.test_shim import FULL
 from tests.waiting import until
 from workers.deployers.fork_client import ForkClient, own_program
 from workers.host import Abilities
