@@ -14,7 +14,8 @@ import click
 from rich.console import Console, RenderableType
 from rich.live import Live
 
-from flowfleet.api.client import ApiClient, Place, RunState, StateType
+from flowfleet.api.backlog import Place
+from flowfleet.api.client import ApiClient, RunState, StateType
 from flowfleet.api.connect import connect as connect_api
 from flowfleet.commands.program import CHECKS_FAILED, Group, run
 from flowfleet.commands.show_config import PrefectValues
@@ -167,8 +168,8 @@ def _at_api(settings: CommonSettings, run_id: str) -> tuple[RunState | None, Pla
     """
     try:
         api = connect_api(settings, os.environ)
-        state = api.states([run_id]).get(run_id)
-        return state, api.place(run_id) if state and state.kind is StateType.SCHEDULED else None, ""
+        state = api.ends.states([run_id]).get(run_id)
+        return state, api.backlog.place(run_id) if state and state.kind is StateType.SCHEDULED else None, ""
     except (ApiError, SettingsError) as error:
         return None, None, str(error)
 

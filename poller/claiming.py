@@ -11,7 +11,8 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from flowfleet.api.client import Answer, ApiClient, Mark, StateType, Verdict
+from flowfleet.api.client import Answer, ClaimApi, Mark, StateType, Verdict
+from flowfleet.api.traits import Traits
 from flowfleet.errors import ApiUnavailable, LedgerUnavailable
 from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import FlowRun, Message
@@ -53,12 +54,13 @@ class Claimer:
 
     def __init__(
         self,
-        api: ApiClient,
+        api: ClaimApi,
         claims: Claims,
         publish: Publish,
         *,
         mark: Mark,
         policy: str,
+        traits: Traits,
         failpoints: Failpoints,
         metrics: PollerMetrics,
         progressed: Callable[[], object] = lambda: None,
@@ -69,6 +71,7 @@ class Claimer:
         self._publish = publish
         self._mark = mark
         self._policy = policy
+        self._traits = traits
         self._failpoints = failpoints
         self._metrics = metrics
         #: called after each answer of the API, so that a claim with slow answers is not taken for a loop that hangs
@@ -140,7 +143,7 @@ class Claimer:
 
     def _doubted(self, answer: Answer) -> Answer:
         """Turn a refusal into UNSURE where it proves nothing: of a run that is still Scheduled, and may be ours yet."""
-        if self._api.traits.refuses_for_a_while and answer.verdict is Verdict.REFUSED and _unclaimed(answer):
+        if self._traits.refuses_for_a_while and answer.verdict is Verdict.REFUSED and _unclaimed(answer):
             return replace(answer, verdict=Verdict.UNSURE)
         return answer
 
@@ -162,7 +165,7 @@ class Claimer:
             return False
         if answer.verdict is Verdict.REFUSED:
             term_checked(self._claims.refuse(term, claim.run_id, claim.claim, answer.reason))
-            if self._api.traits.refuses_for_a_while and _unclaimed(answer):
+            if self._traits.refuses_for_a_while and _unclaimed(answer):
                 # also after a claim that was handed back; it is tried again until it works
                 logger.debug("claim refused for now", extra={**names, "reason": answer.reason})
                 return False

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from flowfleet.api import traits
-from flowfleet.api.client import ApiClient, DueRuns, UnfitRun
+from flowfleet.api.backlog import BacklogApi, DueRuns, UnfitRun
 from flowfleet.errors import ApiRejected
 from flowfleet.flow_run import FlowRun, Offer, Route
 from flowfleet.ledger.roster import RouteDue
@@ -152,7 +152,7 @@ class Lister:
 
     def __init__(
         self,
-        api: ApiClient,
+        api: BacklogApi,
         presence: Presence,
         *,
         clock: Clock,

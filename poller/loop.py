@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from flowfleet.api.client import ApiClient
 from flowfleet.errors import ApiError, LedgerError
 from flowfleet.flow_run import FlowRun
 from flowfleet.ledger.claims import Claim, Claims
@@ -50,7 +49,7 @@ class Loop:
     def __init__(
         self,
         *,
-        api: ApiClient,
+        backend: str,
         claims: Claims,
         roster: Roster,
         leadership: Leadership,
@@ -74,7 +73,7 @@ class Loop:
         tidy: Callable[[], None] = lambda: None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        self._api, self._claims, self._roster = api, claims, roster
+        self._backend, self._claims, self._roster = backend, claims, roster
         self._leadership = leadership
         self._claimer, self._reconciler, self._sweep, self._gatekeeper = claimer, reconciler, sweep, gatekeeper
         self._presence = presence
@@ -181,7 +180,7 @@ class Loop:
 
     def _ask(self, term: int, rows: Sequence[WorkerRow]) -> None:
         """Do all that may need the API. Raises `ApiError`; then the rest waits for the next try."""
-        plan = listing_plan(rows, self._api.backend, self._offer_filter)
+        plan = listing_plan(rows, self._backend, self._offer_filter)
         was_open, is_open = self._was_open, self._gatekeeper.tend(term, self._outages)
         self._was_open = is_open
         if is_open and (self._reconciler.tend(term, self._claims.live(), rows) or not was_open):

@@ -88,13 +88,13 @@ class Presence:
         for pool in online:
             if now >= self._shown.get(pool, 0.0):
                 try:
-                    self._api.online(pool, self._name, HEARTBEAT_SECONDS)
+                    self._api.presence.online(pool, self._name, HEARTBEAT_SECONDS)
                 except ApiRejected as exc:
                     logger.warning("pool takes no heartbeat", extra={"pool": pool, "error": str(exc)})
                 self._shown[pool] = now + HEARTBEAT_SECONDS
         for pool in [pool for pool, until in self._shown.items() if pool not in online and now >= until]:
             try:
-                self._api.offline(pool, self._name)
+                self._api.presence.offline(pool, self._name)
             except ApiRejected as exc:
                 logger.info("pool could not be told that no worker is left", extra={"pool": pool, "error": str(exc)})
             del self._shown[pool]
@@ -106,7 +106,7 @@ class Presence:
             if now < self._learned.get(offer, 0.0):
                 continue
             try:
-                routes = self._api.routes(offer)
+                routes = self._api.presence.routes(offer)
                 self.know(routes)
                 self._unlearn(offer, routes)
             except ApiRejected as exc:
@@ -172,7 +172,7 @@ class Presence:
                 backend=self._api.backend, pools=self._offer_filter.pools, work_queues=self._offer_filter.work_queues
             )
             try:
-                self._own = self._api.resolve(named, create=False)
+                self._own = self._api.presence.resolve(named, create=False)
             except (ApiRejected, SettingsError) as exc:
                 # a pool that does not exist yet, or is of a type that we cannot serve: it may be another tomorrow
                 logger.warning("pool of --pool cannot be found yet", extra={"pools": named.pools, "error": str(exc)})

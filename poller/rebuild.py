@@ -110,7 +110,7 @@ class Sweep:
             logger.warning("run was submitted under our name without a call id", extra={"run_id": state.run_id})
             return
         try:
-            answer = self._api.hand_back(state.run_id, state.call, due, self._mark, "unknown to the ledger")
+            answer = self._api.ends.hand_back(state.run_id, state.call, due, self._mark, "unknown to the ledger")
         except ApiRejected as exc:
             logger.warning("run cannot be handed back", extra={"run_id": state.run_id, "error": str(exc)})
             return

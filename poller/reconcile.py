@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Hashable, Sequence
 
-from flowfleet.api.client import ApiClient, Mark, StateType, Verdict
+from flowfleet.api.client import EndApi, Mark, StateType, Verdict
+from flowfleet.api.traits import Traits
 from flowfleet.errors import ApiRejected
 from flowfleet.failpoints import Failpoints
 from flowfleet.ledger.claims import Claim, Claims, State
@@ -62,13 +63,14 @@ class Reconciler:
 
     def __init__(
         self,
-        api: ApiClient,
+        api: EndApi,
         claims: Claims,
         roster: Roster,
         claimer: Claimer,
         *,
         mark: Mark,
         failpoints: Failpoints,
+        traits: Traits,
         metrics: PollerMetrics,
         clock: Callable[[], float],
         progressed: Callable[[], object] = lambda: None,
@@ -81,6 +83,7 @@ class Reconciler:
         self._claimer = claimer
         self._mark = mark
         self._failpoints = failpoints
+        self._traits = traits
         self._metrics = metrics
         self._queued_seconds = queued_seconds
         self._ttl_seconds = ttl_seconds
@@ -167,7 +170,7 @@ class Reconciler:
             return False
         settled = self._claimer.settle(term, claim, at_last=in_state >= SETTLE_SECONDS)
         self._settle_at.pop(claim.claim, None)
-        if not settled and self._api.traits.refuses_for_a_while:
+        if not settled and self._traits.refuses_for_a_while:
             self._settle_at[claim.claim] = self._clock() + SETTLE_AGAIN_SECONDS
         return settled
 

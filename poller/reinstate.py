@@ -74,7 +74,7 @@ class Reinstater:
         now = self._claims.get(claim.run_id)
         if now is None or now.claim != claim.claim or now.state not in STARTED:
             return  # it ended while the API listed: whoever looks after its end finds its true state
-        answer = self._api.reinstate(claim.run_id, claim.claim, self._mark)
+        answer = self._api.claims.reinstate(claim.run_id, claim.claim, self._mark)
         self._progressed()
         names = {"run_id": claim.run_id, "claim": claim.claim, "worker": claim.worker, "run_name": claim.name}
         if answer.silence:

@@ -93,7 +93,7 @@ class PollerService:
         claimer, reconciler = self._claimer_and_reconciler()
         sweep, gatekeeper = self._sweep_and_gatekeeper()
         return Loop(
-            api=api,
+            backend=api.backend,
             claims=ledger.claims,
             roster=ledger.roster,
             leadership=self.leadership,
@@ -102,7 +102,7 @@ class PollerService:
             sweep=sweep,
             gatekeeper=gatekeeper,
             presence=self.presence,
-            lister=Lister(api, self.presence, clock=CLOCK, metrics=parts.metrics),
+            lister=Lister(api.backlog, self.presence, clock=CLOCK, metrics=parts.metrics),
             reinstater=Reinstater(
                 api,
                 ledger.claims,
@@ -131,22 +131,24 @@ class PollerService:
         parts = self._parts
         settings, ledger = parts.settings, parts.ledger
         claimer = Claimer(
-            parts.api,
+            parts.api.claims,
             ledger.claims,
             parts.publish,
             mark=self._mark,
             policy=settings.on_lost_run,
+            traits=parts.api.traits,
             failpoints=parts.failpoints,
             metrics=parts.metrics,
             progressed=self._progress.note,
         )
         reconciler = Reconciler(
-            parts.api,
+            parts.api.ends,
             ledger.claims,
             ledger.roster,
             claimer,
             mark=self._mark,
             failpoints=parts.failpoints,
+            traits=parts.api.traits,
             metrics=parts.metrics,
             clock=CLOCK.monotonic,
             progressed=self._progress.note,

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from flowfleet.api.client import ApiClient, LogLine, UnfitRun
+from flowfleet.api.backlog import UnfitRun
+from flowfleet.api.client import ApiClient, LogLine
 from flowfleet.errors import ApiError, ApiRejected, ApiUnavailable
 from flowfleet.flow_run import Offer
 from flowfleet.ledger.roster import WorkerRow
@@ -76,7 +77,7 @@ class UnfitRuns:
         self._seen = {run_id: seen for run_id, seen in self._seen.items() if now - seen.last < KEPT_SECONDS}
         if self._offers:  # a fleet without workers is not in anybody's way
             try:
-                found = self._api.unserved(tuple(self._offers))
+                found = self._api.backlog.unserved(tuple(self._offers))
             except ApiError as exc:
                 logger.info("runs that nobody can take cannot be asked for now", extra={"error": str(exc)})
             else:

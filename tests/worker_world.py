@@ -48,8 +48,8 @@ class WorkerWorld:
         self.interpreter = Interpreter(path=sys.executable, prefect="3.8.8")
         self._put_together(redis_url, folder, api=self.api.api_url, slots=slots, **settings)
         self.api.add_pool()
-        self.offer = self.client.resolve(Offer(backend="prefect3", pools=("flowfleet",)), create=True)
-        (self.route,) = self.client.routes(self.offer)
+        self.offer = self.client.presence.resolve(Offer(backend="prefect3", pools=("flowfleet",)), create=True)
+        (self.route,) = self.client.presence.routes(self.offer)
         self.ledger.roster.know([self.route])
 
     def _put_together(self, redis_url: str, folder: Path, *, slots: int, **settings: Any) -> None:
@@ -108,7 +108,7 @@ class WorkerWorld:
                 host=host, abilities=Abilities.probe({"FLOWFLEET_PLAIN": os.environ.get("FLOWFLEET_TEST_PLAIN", "")})
             ),
             start_specs=StartSpecBuilder(
-                api=self.client,
+                api=self.client.jobs,
                 layers=layers,
                 interpreter=self.interpreter,
                 settings=replace(self.settings, log_limit=1 << 20, stop_grace=self.run_grace),
@@ -173,7 +173,7 @@ class WorkerWorld:
     def create(self, command: str | None = None, **variables: Any) -> FlowRun:
         """A scheduled run that starts this command line."""
         run_id = self.api.add_run(job_variables={"command": command, **variables})
-        due = until(lambda: self.client.due([self.offer], within_seconds=1, limit=50), 5, "due runs")
+        due = until(lambda: self.client.backlog.due([self.offer], within_seconds=1, limit=50), 5, "due runs")
         return next(run for one in due for run in one.runs if run.run_id == run_id)
 
     def claim(self, run: FlowRun) -> Message:
@@ -181,7 +181,7 @@ class WorkerWorld:
         call = f"00000000-0000-4000-8000-{int(run.run_id[:8], 16):012x}"
         (outcome,) = self.ledger.claim(run, call=call)
         assert outcome.moved, outcome
-        answer = self.client.claim([run], call, Mark(fleet=self.ledger.fleet))[run.run_id]
+        answer = self.client.claims.claim([run], call, Mark(fleet=self.ledger.fleet))[run.run_id]
         assert answer.verdict == "accepted", answer
         claim = claim_id(call, run.run_id)
         assert self.ledger.claims.accept(self.ledger.term, run.run_id, claim).moved

@@ -56,7 +56,9 @@ class WorkerWorld1(WorkerWorld):
         facts = {"api": self.api.url, "labels": labels, "hostname_label": False, **settings}
         self._put_together(redis_url, folder, slots=slots, **facts)
         self.flow = self.api.add_flow()
-        self.offer = self.client.resolve(Offer(backend="prefect1", labels=self.settings.agent_labels), create=True)
+        self.offer = self.client.presence.resolve(
+            Offer(backend="prefect1", labels=self.settings.agent_labels), create=True
+        )
         self.route = Route.of_labels(self.api.tenant, self.settings.agent_labels)
         self.ledger.roster.know([self.route])
 
@@ -76,7 +78,7 @@ class WorkerWorld1(WorkerWorld):
         run = self.api.run(run_id)
         (found,) = [
             run
-            for one in self.client.due([self.offer], within_seconds=60, limit=50)
+            for one in self.client.backlog.due([self.offer], within_seconds=60, limit=50)
             for run in one.runs
             if run.run_id == run_id
         ] or [FlowRun(run_id=run_id, name=run["name"], route=self.route, due=self.api.clock())]

@@ -151,7 +151,7 @@ def serve(
         api=api,
         to_api=to_api,
         deployer=deployer,
-        start_specs=StartSpecBuilder(settings=settings, api=api, layers=layers, interpreter=interpreter),
+        start_specs=StartSpecBuilder(settings=settings, api=api.jobs, layers=layers, interpreter=interpreter),
         state=state,
         failpoints=failpoints,
         mode=mode,
@@ -246,7 +246,9 @@ def _row(settings: WorkerSettings, api: ApiClient, nonce: str, *, wait: Callable
     )
     resolved: list[Offer] = []
     sign_on.until_answered(api.probe, "the Prefect API", wait=wait)
-    sign_on.until_answered(lambda: resolved.append(api.resolve(offered, create=True)), "the Prefect API", wait=wait)
+    sign_on.until_answered(
+        lambda: resolved.append(api.presence.resolve(offered, create=True)), "the Prefect API", wait=wait
+    )
     return WorkerRow(
         worker=settings.identity,
         nonce=nonce,

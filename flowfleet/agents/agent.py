@@ -176,9 +176,9 @@ class Agent:
         Your program may call this method. Flowfleet does not: the poller asks for all workers at once.
         """
         offer = Offer(backend="prefect1", labels=tuple(sorted(set(self.labels))), deploy=self.deploy_kind)
-        offer = self.client.resolve(offer, create=False)
+        offer = self.client.presence.resolve(offer, create=False)
         underway = set(self.submitting_flow_runs)
-        listed = self.client.due([offer], within_seconds=_AHEAD_SECONDS, limit=_MOST_RUNS)
+        listed = self.client.backlog.due([offer], within_seconds=_AHEAD_SECONDS, limit=_MOST_RUNS)
         runs = {run.run_id: run for due in listed for run in due.runs if run.run_id not in underway}
         self._seen.update(runs)
         return flow_run_records.fetch(self._graphql(), runs)
@@ -190,7 +190,7 @@ class Agent:
         Flowfleet does not: the poller does the same, with a claim in Redis.
         """
         run = self._flow_run(flow_run)
-        answer = self.client.claim([run], str(uuid.uuid4()), self._mark())[run.run_id]
+        answer = self.client.claims.claim([run], str(uuid.uuid4()), self._mark())[run.run_id]
         if answer.verdict is Verdict.UNSURE:
             raise ApiUnavailable(f"it is not known whether flow run {run.run_id} is Submitted: {answer.reason}")
         if answer.verdict is not Verdict.ACCEPTED:
@@ -233,7 +233,7 @@ class Agent:
         Your program may call this method. Flowfleet does not: it reports failures through the worker's outbox.
         """
         run_id = str(flow_run["id"])
-        answer = self.client.report(run_id, StateType.FAILED, str(exc), self._mark())
+        answer = self.client.ends.report(run_id, StateType.FAILED, str(exc), self._mark())
         self.logger.error("flow run failed", extra={"run_id": run_id, "error": repr(exc), "api": str(answer.verdict)})
 
     def agent_process(self, executor: Executor) -> bool:

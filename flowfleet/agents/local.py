@@ -101,7 +101,7 @@ class LocalAgent(Agent):
         config, flow = flow_run.get("run_config") or {}, flow_run.get("flow") or {}
         run_id, name = str(flow_run["id"]), str(flow_run.get("name") or "")
         state = RunState(run_id=run_id, run_name=name, kind=StateType.PENDING, name="Submitted")
-        job = self.client.equip(Job(state=state, flow_id=flow.get("id"), flow_name=flow.get("name")))
+        job = self.client.jobs.equip(Job(state=state, flow_id=flow.get("id"), flow_name=flow.get("name")))
         own = {str(key): str(value) for key, value in (config.get("env") or {}).items() if value is not None}
         ours = {key: str(value) for key, value in self.env_vars.items() if value is not None}
         env = {**job.engine_defaults, **ours, **own, **job.engine_env}

@@ -161,7 +161,7 @@ class _AgentRun:
             return _by_method(agent, spec, deployer)
 
         deployer = ExternalDeployer(
-            deploy if by_method else None, below=own, watch=ExternalWatch(api.states), host=settings.host
+            deploy if by_method else None, below=own, watch=ExternalWatch(api.ends.states), host=settings.host
         )
         return deployer
 
@@ -266,13 +266,13 @@ def _by_hand(agent: LocalAgent, run_id: str) -> str:
     settings, environ = agent.settings(), dict(os.environ)
     host, abilities = Host.probe(environ), Abilities.probe(environ)
     layers, interpreter = interpreter_of(settings, environ, agent.client.traits)
-    specs = StartSpecBuilder(settings=settings, api=agent.client, layers=layers, interpreter=interpreter)
+    specs = StartSpecBuilder(settings=settings, api=agent.client.jobs, layers=layers, interpreter=interpreter)
     path = state_root(settings, environ) / "by-hand"
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     claim = str(uuid.uuid4())
     folder = RunFolders(path).create(run_id, claim, {})
     assert folder is not None
-    job = agent.client.job(run_id)
+    job = agent.client.jobs.job(run_id)
     held = Claim(
         run_id=run_id,
         claim=claim,

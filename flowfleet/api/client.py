@@ -1,4 +1,4 @@
-"""Client: the Protocol by which poller and workers use a Prefect API, whichever version it is, and its records."""
+"""Client: the Protocols by which poller and workers use a Prefect API, whichever version it is, and their records."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Protocol
 
+from flowfleet.api.backlog import BacklogApi
 from flowfleet.api.traits import Traits
 from flowfleet.errors import ApiError, ApiUnavailable
 from flowfleet.flow_run import FlowRun, Offer, Route
@@ -91,42 +92,6 @@ class Answer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnfitRun:
-    """A due run that no worker here can start. Others may be able to, so the run stays Scheduled."""
-
-    run_id: str
-    name: str
-    #: one sentence for the run's log page: what the run asks for, and who could run it
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class DueRuns:
-    """The runs that wait at the API for one route."""
-
-    route: Route
-    runs: tuple[FlowRun, ...]  # claimable now or within the asked time, in the server's order
-    due: int  # how many are due now
-    at_least: bool = False  # True when more may be due than `due` says, since the API lists no more
-    oldest: datetime | None = None  # since when the oldest of them is due
-    #: how many runs of the route's pool, from whichever queue, the API has room for (None = all that are listed)
-    room: int | None = None
-    #: runs that are counted in `due` but ask for what no offer here can do (Prefect 1: storage, run_config)
-    unfit: tuple[UnfitRun, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rival:
-    """Another agent at the API that would take the same runs: an agent of Prefect 1 with the same labels."""
-
-    name: str
-    type: str
-    labels: tuple[str, ...]
-    #: when the agent last asked for runs
-    seen: datetime | None
-
-
-@dataclass(frozen=True, kw_only=True)
 class UnfinishedRun:
     """A run that the API shows as this fleet's and as not ended; the leader's sweep reads these."""
 
@@ -135,19 +100,6 @@ class UnfinishedRun:
     due: datetime | None
     #: `NAME@HOST` of the worker that launched it, if any did
     worker: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """The place at the API where a run waits, and what holds it back there, for `explain`."""
-
-    route: Route
-    #: the pool's name; empty at Prefect 1, where only labels count
-    pool: str
-    #: what is paused: "pool", "queue" or None
-    paused: str | None = None
-    #: the limit that leaves no room now, in words
-    limit: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,11 +155,103 @@ class Mark:
     worker: str | None = None
 
 
-class ApiClient(Protocol):
-    """A client of one Prefect API. Every method raises `ApiUnavailable` (ask again later) or `ApiRejected` (a no).
+class PresenceApi(Protocol):
+    """The part of a client that knows what workers offer, and shows the fleet to people."""
 
-    Methods that write states answer with a `Verdict` instead of raising, except `KeyRefused`, which says nothing
-    about any run. Single requests are retried inside, within bounds (api/transport/session.py); loops retry above.
+    def resolve(self, offer: Offer, *, create: bool) -> Offer:
+        """Fill in the server's ids of the offer (pool uuids, tenant); `create` makes missing pools and work queues."""
+
+    def routes(self, offer: Offer) -> list[Route]:
+        """The routes that exist now for this offer (Prefect 3: one for each work queue of its pools)."""
+
+    def online(self, pool: str, name: str, interval_seconds: float) -> None:
+        """Show the fleet as one online worker of the pool (Prefect 3: a worker's heartbeat with the given name)."""
+
+    def offline(self, pool: str, name: str) -> None:
+        """Remove the worker that `online` shows from the pool; it may be gone already."""
+
+
+class ClaimApi(Protocol):
+    """The part of a client by which runs become ours, from Scheduled to started."""
+
+    def claim(self, runs: Sequence[FlowRun], call: str, mark: Mark) -> dict[str, Answer]:
+        """Move at most 10 runs from Scheduled to Submitted in one call with the id `call`.
+
+        The call id stands in the state that is written (Prefect 3: as its transition id). Never raises because of one
+        run: each run has its own answer.
+        """
+
+    def settle(self, run_id: str, call: str) -> Answer:
+        """Read whether the run is claimed by this very call: ACCEPTED, REFUSED or UNSURE (no answer)."""
+
+    def launching(self, run_id: str, call: str, claim: str, mark: Mark) -> Answer:
+        """Move a run from Submitted to Launching, as a second lock beside the ledger's.
+
+        A repeat with the same claim id is ACCEPTED, another claim id is REFUSED.
+        """
+
+    def started(self, run_id: str, mark: Mark, pid: int) -> None:
+        """Write the infrastructure mark `flowfleet:FLEET:HOST:PID` (Prefect 3)."""
+
+    def started_line(self, mark: Mark, pid: int) -> str:
+        """The line for a run's log page that says that its process was started."""
+
+    def reinstate(self, run_id: str, claim: str, mark: Mark) -> Answer:
+        """Write back the state of a run that the API has put back to Scheduled though its process lives.
+
+        Prefect 1's Lazarus puts runs back (source: Prefect Server). REFUSED when the run is not Scheduled, and at an
+        API where nothing puts runs back.
+        """
+
+
+class EndApi(Protocol):
+    """The part of a client by which claimed runs end, or go back."""
+
+    def states(self, run_ids: Sequence[str]) -> dict[str, RunState]:
+        """The states of many runs in one request; a run that is left out does not exist any more."""
+
+    def hand_back(
+        self, run_id: str, call: str, due: datetime, mark: Mark, reason: str, *, never_began: bool = False
+    ) -> Answer:
+        """Move a run from Submitted to Scheduled at its old time, if it is still ours; clear the infrastructure mark.
+
+        Launching goes back only with `never_began`, its host's proof that user code did not and will not begin: what a
+        leader sees in a ledger that has lost writes may be behind what a worker has done.
+        REFUSED = the run is not ours any more (ended, cancelled, somebody else's), or may have begun.
+        """
+
+    def report(self, run_id: str, kind: StateType, message: str, mark: Mark) -> Answer:
+        """Propose an end (CRASHED, FAILED or CANCELLED).
+
+        REFUSED when the run has ended already at the API, or is Scheduled or Paused there and will go on by itself.
+        """
+
+
+class JobApi(Protocol):
+    """The part of a client that tells what to start for a run."""
+
+    def job(self, run_id: str) -> Job:
+        """Ask what to run; the job's state also tells of a cancel that came after the claim.
+
+        Raises `RunGone`, or `UnsupportedRun` naming what cannot be resolved.
+        """
+
+    def equip(self, job: Job) -> Job:
+        """The job with its engine's layers of environment, as `job` gives it; for one that was put together here."""
+
+    def engine_command(self, python: str, job: Job, prefect: str) -> tuple[str, ...]:
+        """The engine's argv, such as `PYTHON -m prefect.engine`.
+
+        `python` is the interpreter and `prefect` the version of prefect in it, "" when that is not known.
+        """
+
+
+class ApiClient(Protocol):
+    """A client of one Prefect API, with its parts, each by who uses it.
+
+    Every method, also of its parts, raises `ApiUnavailable` (ask again later) or `ApiRejected` (a no). Methods that
+    write states answer with a `Verdict` instead of raising, except `KeyRefused`, which says nothing about any run.
+    Single requests are retried inside, within bounds (api/transport/session.py); loops retry above.
     """
 
     #: prefect1 or prefect3
@@ -216,6 +260,11 @@ class ApiClient(Protocol):
     traits: Traits
     #: the API's address without secrets, as it may be shown and written down
     address: str
+    presence: PresenceApi
+    backlog: BacklogApi
+    claims: ClaimApi
+    ends: EndApi
+    jobs: JobApi
 
     @property
     def key_refused(self) -> bool:
@@ -230,107 +279,8 @@ class ApiClient(Protocol):
         Raises `ApiRejected` with the remedy when what answers is no usable Prefect API (too old, or something else).
         """
 
-    def resolve(self, offer: Offer, *, create: bool) -> Offer:
-        """Fill in the server's ids of the offer (pool uuids, tenant); `create` makes missing pools and work queues."""
-
-    def routes(self, offer: Offer) -> list[Route]:
-        """The routes that exist now for this offer (Prefect 3: one for each work queue of its pools)."""
-
-    # listing and claiming, by the leader
-    def due(self, offers: Sequence[Offer], *, within_seconds: float, limit: int) -> list[DueRuns]:
-        """List the runs that are due now or within the given seconds and that these offers may run.
-
-        The server's limits, pauses and priorities are observed. One request lists at most `limit` runs.
-        """
-
-    def count_due(self, offers: Sequence[Offer]) -> list[DueRuns]:
-        """Only count the due runs, for offers that no live worker serves.
-
-        Listing the runs would make these offers look served: their pools READY, or their agent alive.
-        """
-
-    def claim(self, runs: Sequence[FlowRun], call: str, mark: Mark) -> dict[str, Answer]:
-        """Move at most 10 runs from Scheduled to Submitted in one call with the id `call`.
-
-        The call id stands in the state that is written (Prefect 3: as its transition id). Never raises because of one
-        run: each run has its own answer.
-        """
-
-    def settle(self, run_id: str, call: str) -> Answer:
-        """Read whether the run is claimed by this very call: ACCEPTED, REFUSED or UNSURE (no answer)."""
-
-    def unserved(self, offers: Sequence[Offer]) -> list[UnfitRun]:
-        """Due runs that no agent known to the API could take, of this fleet or not (Prefect 1: because of labels)."""
-
-    def reinstate(self, run_id: str, claim: str, mark: Mark) -> Answer:
-        """Write back the state of a run that the API has put back to Scheduled though its process lives.
-
-        Prefect 1's Lazarus puts runs back (source: Prefect Server). REFUSED when the run is not Scheduled, and at an
-        API where nothing puts runs back.
-        """
-
-    def rivals(self, offers: Sequence[Offer], mark: Mark) -> list[Rival]:
-        """Other agents that take the runs of these offers too and know nothing of this fleet's ledger."""
-
-    def hand_back(
-        self, run_id: str, call: str, due: datetime, mark: Mark, reason: str, *, never_began: bool = False
-    ) -> Answer:
-        """Move a run from Submitted to Scheduled at its old time, if it is still ours; clear the infrastructure mark.
-
-        Launching goes back only with `never_began`, its host's proof that user code did not and will not begin: what a
-        leader sees in a ledger that has lost writes may be behind what a worker has done.
-        REFUSED = the run is not ours any more (ended, cancelled, somebody else's), or may have begun.
-        """
-
     def unfinished(self, mark: Mark) -> list[UnfinishedRun]:
         """Every run that this fleet has Submitted, Launching or started and that has not ended."""
 
-    def online(self, pool: str, name: str, interval_seconds: float) -> None:
-        """Show the fleet as one online worker of the pool (Prefect 3: a worker's heartbeat with the given name)."""
-
-    def offline(self, pool: str, name: str) -> None:
-        """Remove the worker that `online` shows from the pool; it may be gone already."""
-
-    # taking and ending, by workers
-    def job(self, run_id: str) -> Job:
-        """Ask what to run; the job's state also tells of a cancel that came after the claim.
-
-        Raises `RunGone`, or `UnsupportedRun` naming what cannot be resolved.
-        """
-
-    def launching(self, run_id: str, call: str, claim: str, mark: Mark) -> Answer:
-        """Move a run from Submitted to Launching, as a second lock beside the ledger's.
-
-        A repeat with the same claim id is ACCEPTED, another claim id is REFUSED.
-        """
-
-    def started(self, run_id: str, mark: Mark, pid: int) -> None:
-        """Write the infrastructure mark `flowfleet:FLEET:HOST:PID` (Prefect 3)."""
-
-    def started_line(self, mark: Mark, pid: int) -> str:
-        """The line for a run's log page that says that its process was started."""
-
-    def states(self, run_ids: Sequence[str]) -> dict[str, RunState]:
-        """The states of many runs in one request; a run that is left out does not exist any more."""
-
-    def place(self, run_id: str) -> Place | None:
-        """Where a run waits and what holds it back there, for `explain`; None when the run waits in no such place."""
-
-    def report(self, run_id: str, kind: StateType, message: str, mark: Mark) -> Answer:
-        """Propose an end (CRASHED, FAILED or CANCELLED).
-
-        REFUSED when the run has ended already at the API, or is Scheduled or Paused there and will go on by itself.
-        """
-
     def log(self, lines: Sequence[LogLine]) -> None:
         """Append our lines to the log pages of their runs."""
-
-    # the engine: the child process of a run
-    def engine_command(self, python: str, job: Job, prefect: str) -> tuple[str, ...]:
-        """The engine's argv, such as `PYTHON -m prefect.engine`.
-
-        `python` is the interpreter and `prefect` the version of prefect in it, "" when that is not known.
-        """
-
-    def equip(self, job: Job) -> Job:
-        """The job with its engine's layers of environment, as `job` gives it; for one that was put together here."""

@@ -100,7 +100,7 @@ class Connector:
         client = self.open()
         if self.backend == "prefect1":
             self._client = client = fitted = self._prefect1(settings)
-            fitted.check_tenant()
+            fitted.tenants.check()
         return client
 
     def defaults(self, settings: C) -> C:

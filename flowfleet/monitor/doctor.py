@@ -9,7 +9,8 @@ from enum import StrEnum
 from typing import Any
 
 from flowfleet.api import traits
-from flowfleet.api.client import ApiClient, Mark, Rival, ServerInfo
+from flowfleet.api.backlog import Rival
+from flowfleet.api.client import ApiClient, ServerInfo
 from flowfleet.errors import ApiError, ApiUnavailable, KeyRefused, LedgerError, SettingsError
 from flowfleet.flow_run import Offer
 from flowfleet.monitor.metrics import our_version
@@ -173,7 +174,7 @@ def label_checks(api: ApiClient, snapshot: Snapshot, clock: Callable[[], float] 
     if not api.traits.has_rivals or not offers:
         return
     try:
-        rivals, unserved = _rivals_of(api, offers, snapshot), api.unserved(offers)
+        rivals, unserved = _rivals_of(api, offers, snapshot), api.backlog.unserved(offers)
     except ApiError as error:
         yield Check("rivals", WARN, f"Other agents could not be asked for: {error}")
         return
@@ -190,11 +191,11 @@ def _rivals_of(api: ApiClient, offers: Sequence[Offer], snapshot: Snapshot) -> l
 
     The poller itself would count as a rival where it lately asked for runs of workers that have left since.
     """
-    mark, left = Mark(fleet=snapshot.fleet), tuple(dict.fromkeys(worker.row.offer for worker in snapshot.workers))
-    found = api.rivals(offers, mark)
+    left = tuple(dict.fromkeys(worker.row.offer for worker in snapshot.workers))
+    found = api.backlog.rivals(offers)
     if not found or set(left) == set(offers):
         return found
-    strangers = api.rivals(left, mark)
+    strangers = api.backlog.rivals(left)
     return [rival for rival in found if rival in strangers]
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from flowfleet.api import traits
-from flowfleet.api.client import Place, RunState, StateType
+from flowfleet.api.backlog import Place
+from flowfleet.api.client import RunState, StateType
 from flowfleet.ledger.claims import Claim, State
 from flowfleet.monitor.snapshot import WAITING, RouteQueue, Snapshot, bracketed, claim_json
 from flowfleet.monitor.status import span

@@ -33,7 +33,7 @@ class OnePool(Rest):
         if fields:
             self.call("POST", "/work_pools/", {"name": self.name, **fields})
         offer = Offer(backend="prefect3", pools=(self.name,), work_queues=work_queues)
-        self.offer = self.client.resolve(offer, create=True)
+        self.offer = self.client.presence.resolve(offer, create=True)
         return self
 
     def deployment(self, **facts: Any) -> str:
@@ -50,14 +50,14 @@ class OnePool(Rest):
         return dict(self.call("POST", f"/flow_runs/{run_id}/set_state", {"state": state, "force": False}))
 
     def due(self, within: float = 10, limit: int = 200) -> list[FlowRun]:
-        found = self.client.due([self.offer], within_seconds=within, limit=limit)
+        found = self.client.backlog.due([self.offer], within_seconds=within, limit=limit)
         return [run for each in found for run in each.runs]
 
     def claimed(self, run_id: str) -> str:
         """Claim the run; gives the id of the call."""
         call = str(uuid.uuid4())
         (run,) = [run for run in self.due(within=100_000) if run.run_id == run_id]
-        answer = self.client.claim([run], call, MARK)[run_id]
+        answer = self.client.claims.claim([run], call, MARK)[run_id]
         assert answer.verdict == "accepted", answer
         return call
 

@@ -35,14 +35,14 @@ class OneServer:
         return Prefect1(GraphQL(session))
 
     def offer(self, *labels: str, deploy: str = "process") -> Offer:
-        return self.client.resolve(Offer(backend="prefect1", labels=labels, deploy=deploy), create=False)
+        return self.client.presence.resolve(Offer(backend="prefect1", labels=labels, deploy=deploy), create=False)
 
     def scheduled(self, labels: Sequence[str] = ("x",), *, late: float = 1.0, **given: object) -> str:
         """A run that is due since so many seconds."""
         return self.api.add_run(self.flow, labels=labels, start=ago(late), **given)
 
     def due(self, *labels: str, deploy: str = "process") -> list[FlowRun]:
-        found = self.client.due([self.offer(*labels, deploy=deploy)], within_seconds=60, limit=100)
+        found = self.client.backlog.due([self.offer(*labels, deploy=deploy)], within_seconds=60, limit=100)
         return [run for each in found for run in each.runs]
 
     def listed(self, run_id: str, *labels: str) -> FlowRun:
@@ -52,6 +52,6 @@ class OneServer:
     def claimed(self, run: FlowRun) -> str:
         """Claimed as the leader does; the call id."""
         call = str(uuid.uuid4())
-        answer = self.client.claim([run], call, MARK)[run.run_id]
+        answer = self.client.claims.claim([run], call, MARK)[run.run_id]
         assert answer.verdict is Verdict.ACCEPTED, answer
         return call

@@ -53,11 +53,11 @@ def test_many_runs_are_claimed_in_one_request_and_each_has_its_own_answer(server
     ids = [server.scheduled() for _ in range(5)]
     runs = {run.run_id: run for run in server.due("x")}
     stranger = server.another_client()
-    stranger.due([server.offer("x")], within_seconds=60, limit=10)
-    theirs = stranger.claim([runs[ids[2]]], str(uuid.uuid4()), MARK)
+    stranger.backlog.due([server.offer("x")], within_seconds=60, limit=10)
+    theirs = stranger.claims.claim([runs[ids[2]]], str(uuid.uuid4()), MARK)
     asked = server.api.counted("set_flow_run_states")
 
-    answers = server.client.claim([runs[run_id] for run_id in ids], str(uuid.uuid4()), MARK)
+    answers = server.client.claims.claim([runs[run_id] for run_id in ids], str(uuid.uuid4()), MARK)
 
     assert theirs[ids[2]].verdict is Verdict.ACCEPTED
     assert server.api.counted("set_flow_run_states") == asked + 1
@@ -74,7 +74,7 @@ def test_two_claimers_of_one_run_have_one_winner(server):
         def race(call, run=run, start=start, verdicts=verdicts):
             client = server.another_client()
             start.wait()
-            verdicts[call] = client.claim([run], call, MARK)[run.run_id].verdict
+            verdicts[call] = client.claims.claim([run], call, MARK)[run.run_id].verdict
 
         threads = [threading.Thread(target=race, args=(call,)) for call in calls]
         for thread in threads:
@@ -91,13 +91,13 @@ def test_a_claim_whose_answer_is_lost_is_known_as_ours_when_it_is_repeated(serve
     run = server.listed(server.scheduled())
     call = str(uuid.uuid4())
     server.api.faults.lost("set_flow_run_states", times=-1)
-    first = server.client.claim([run], call, MARK)[run.run_id]
+    first = server.client.claims.claim([run], call, MARK)[run.run_id]
     server.api.faults.heal()
-    again = server.client.claim([run], call, MARK)[run.run_id]
+    again = server.client.claims.claim([run], call, MARK)[run.run_id]
 
     assert first.verdict is Verdict.UNSURE
     assert again.verdict is Verdict.ACCEPTED
-    assert server.client.settle(run.run_id, call).verdict is Verdict.ACCEPTED
+    assert server.client.claims.settle(run.run_id, call).verdict is Verdict.ACCEPTED
     assert server.api.history(run.run_id).count("Submitted") == 1
 
 
@@ -107,26 +107,26 @@ def test_a_claim_that_is_carried_out_after_its_time_out_is_settled_as_ours(serve
     server.api.faults.late("set_flow_run_states")
     with monkeypatch.context() as short:
         short.setattr(session, "BULK_TIMES", 1.0 / session.READ_SECONDS)
-        first = server.client.claim([run], call, MARK)[run.run_id]
+        first = server.client.claims.claim([run], call, MARK)[run.run_id]
     until(lambda: server.api.counted("set_flow_run_states"), 30, "the request to come")
     assert first.verdict is Verdict.UNSURE
-    assert server.client.settle(run.run_id, call).verdict is Verdict.REFUSED
+    assert server.client.claims.settle(run.run_id, call).verdict is Verdict.REFUSED
     server.api.faults.release()
     until(lambda: server.api.state(run.run_id) == "Submitted", 30, "the late request to be carried out")
-    assert server.client.settle(run.run_id, call).verdict is Verdict.ACCEPTED
+    assert server.client.claims.settle(run.run_id, call).verdict is Verdict.ACCEPTED
 
 
 def test_a_run_that_is_cancelled_before_its_claim_stays_cancelled(loose):
     run = loose.listed(loose.scheduled())
     loose.api.cancel(run.run_id)
     call = str(uuid.uuid4())
-    loose.client.claim([run], call, MARK)  # Server takes any state over any other
+    loose.client.claims.claim([run], call, MARK)  # Server takes any state over any other
 
-    job = loose.client.job(run.run_id)
+    job = loose.client.jobs.job(run.run_id)
 
     assert job.state.kind is StateType.CANCELLED
     assert loose.api.state(run.run_id) == "Cancelled"
-    back = loose.client.hand_back(run.run_id, call, run.due, MARK, "test")
+    back = loose.client.ends.hand_back(run.run_id, call, run.due, MARK, "test")
     assert back.verdict is Verdict.REFUSED
     assert loose.api.state(run.run_id) == "Cancelled"
 
@@ -137,10 +137,10 @@ def test_a_run_that_is_put_off_right_before_its_claim_is_not_started_at_its_old_
     _meanwhile(loose, "set_flow_run_states", lambda: _put_off(loose, run.run_id, later))
     call = loose.claimed(run)  # Server takes it
 
-    job = loose.client.job(run.run_id)
+    job = loose.client.jobs.job(run.run_id)
 
     assert (job.state.kind, job.state.scheduled) == (StateType.SCHEDULED, later)
-    assert loose.client.hand_back(run.run_id, call, run.due, MARK, "test").verdict is Verdict.REFUSED
+    assert loose.client.ends.hand_back(run.run_id, call, run.due, MARK, "test").verdict is Verdict.REFUSED
     assert instant(loose.api.states(run.run_id)[-1]["start_time"]) == later
 
 
@@ -158,21 +158,21 @@ def test_a_late_retry_of_which_another_task_runs_is_not_handed_back(server):
     call = server.claimed(run)
     server.api.write_task(run_id, "Running", slug="other")
 
-    assert server.client.hand_back(run_id, call, run.due, MARK, "test").verdict is Verdict.REFUSED
+    assert server.client.ends.hand_back(run_id, call, run.due, MARK, "test").verdict is Verdict.REFUSED
     assert {task["state"] for task in server.api.task_runs(run_id)} == {"Submitted", "Running"}
-    assert server.client.states([run_id])[run_id].kind is StateType.RUNNING
+    assert server.client.ends.states([run_id])[run_id].kind is StateType.RUNNING
 
 
 def test_a_hand_back_schedules_the_run_at_the_time_that_it_had(server):
     run = server.listed(server.scheduled(late=90))
     call = server.claimed(run)
-    answer = server.client.hand_back(run.run_id, call, run.due, MARK, "test")
+    answer = server.client.ends.hand_back(run.run_id, call, run.due, MARK, "test")
 
     assert answer.verdict is Verdict.ACCEPTED
     state = server.api.states(run.run_id)[-1]
     assert state["type"] == "Scheduled"
     assert abs(instant(state["start_time"]) - run.due) < timedelta(seconds=0.001)
-    assert server.client.hand_back(run.run_id, call, run.due, MARK, "test").verdict is Verdict.ACCEPTED
+    assert server.client.ends.hand_back(run.run_id, call, run.due, MARK, "test").verdict is Verdict.ACCEPTED
     assert server.api.history(run.run_id).count("Scheduled") == 2
     assert server.listed(run.run_id).due == run.due
 
@@ -182,14 +182,14 @@ def test_a_run_that_is_not_ours_any_more_is_not_handed_back(server, state):
     run = server.listed(server.scheduled())
     call = server.claimed(run)
     server.api.write(run.run_id, state)
-    assert server.client.hand_back(run.run_id, call, run.due, MARK, "test").verdict is Verdict.REFUSED
+    assert server.client.ends.hand_back(run.run_id, call, run.due, MARK, "test").verdict is Verdict.REFUSED
     assert server.api.state(run.run_id) == state
 
 
 def test_a_run_of_another_call_is_not_handed_back(server):
     run = server.listed(server.scheduled())
     server.claimed(run)
-    answer = server.client.hand_back(run.run_id, str(uuid.uuid4()), run.due, MARK, "test")
+    answer = server.client.ends.hand_back(run.run_id, str(uuid.uuid4()), run.due, MARK, "test")
     assert answer.verdict is Verdict.REFUSED
     assert server.api.state(run.run_id) == "Submitted"
 
@@ -206,14 +206,14 @@ def test_a_late_retry_is_claimed_by_its_task_and_handed_back_to_it(server):
     assert (task["state"], server.api.state(run_id)) == ("Submitted", "Running")
     stands = server.api.store.where("task_run_state", "version", task_run_id=task["id"])[-1]["serialized_state"]
     assert (stands["message"], stands["state"]["type"]) == ("Submitted for execution.", "Retrying")
-    job = server.client.job(run_id)
+    job = server.client.jobs.job(run_id)
     assert (job.state.kind, job.state.name, job.state.call) == (StateType.PENDING, "Submitted", call)
-    assert server.client.launching(run_id, call, claim_id(call, run_id), MARK).verdict is Verdict.ACCEPTED
+    assert server.client.claims.launching(run_id, call, claim_id(call, run_id), MARK).verdict is Verdict.ACCEPTED
 
-    assert server.client.hand_back(run_id, call, run.due, MARK, "test").verdict is Verdict.ACCEPTED
+    assert server.client.ends.hand_back(run_id, call, run.due, MARK, "test").verdict is Verdict.ACCEPTED
     (task,) = server.api.task_runs(run_id)
     assert task["state"] == "Retrying"
-    assert server.client.states([run_id])[run_id].comes_back
+    assert server.client.ends.states([run_id])[run_id].comes_back
     assert server.listed(run_id).due == run.due
 
 
@@ -221,7 +221,7 @@ def test_a_task_that_is_to_be_tried_later_brings_its_run_back_later(server):
     run_id = server.scheduled()
     server.api.write(run_id, "Running")
     server.api.write_task(run_id, "Retrying", **retrying(-600))
-    state = server.client.states([run_id])[run_id]
+    state = server.client.ends.states([run_id])[run_id]
     assert (state.kind, state.comes_back) == (StateType.RUNNING, True)
     assert server.due("x") == []
 
@@ -239,13 +239,13 @@ def test_an_end_is_told_and_takes_the_tasks_that_were_running_with_it(server):
     server.claimed(run)
     server.api.write(run.run_id, "Running")
     server.api.write_task(run.run_id, "Running")
-    answer = server.client.report(run.run_id, StateType.FAILED, "It was killed.", MARK)
+    answer = server.client.ends.report(run.run_id, StateType.FAILED, "It was killed.", MARK)
 
     assert answer.verdict is Verdict.ACCEPTED
     assert server.api.states(run.run_id)[-1]["message"] == "It was killed."
     assert server.api.state(run.run_id) == "Failed"
     assert [task["state"] for task in server.api.task_runs(run.run_id)] == ["Failed"]
-    assert server.client.report(run.run_id, StateType.FAILED, "It was killed.", MARK).verdict is Verdict.ACCEPTED
+    assert server.client.ends.report(run.run_id, StateType.FAILED, "It was killed.", MARK).verdict is Verdict.ACCEPTED
     assert server.api.history(run.run_id).count("Failed") == 1
 
 
@@ -254,7 +254,7 @@ def test_an_end_that_stands_is_not_overwritten(server, end):
     run = server.listed(server.scheduled())
     server.claimed(run)
     server.api.write(run.run_id, end, "its own")
-    answer = server.client.report(run.run_id, StateType.FAILED, "It was killed.", MARK)
+    answer = server.client.ends.report(run.run_id, StateType.FAILED, "It was killed.", MARK)
     assert answer.verdict is Verdict.REFUSED
     assert answer.state is not None
     assert answer.state.kind.terminal
@@ -267,7 +267,7 @@ def test_an_end_that_comes_while_we_write_is_put_back(loose, end):
     loose.claimed(run)
     loose.api.write(run.run_id, "Running")
     _meanwhile(loose, "set_flow_run_states", lambda: loose.api.write(run.run_id, end, "its own"))
-    answer = loose.client.report(run.run_id, StateType.FAILED, "It was killed.", MARK)
+    answer = loose.client.ends.report(run.run_id, StateType.FAILED, "It was killed.", MARK)
 
     assert answer.verdict is Verdict.REFUSED
     assert loose.api.states(run.run_id)[-1]["message"] == "its own"
@@ -278,7 +278,7 @@ def test_a_cancel_that_comes_while_we_hand_back_is_kept(loose):
     run = loose.listed(loose.scheduled())
     call = loose.claimed(run)
     _meanwhile(loose, "set_flow_run_states", lambda: loose.api.cancel(run.run_id))
-    assert loose.client.hand_back(run.run_id, call, run.due, MARK, "test").verdict is Verdict.REFUSED
+    assert loose.client.ends.hand_back(run.run_id, call, run.due, MARK, "test").verdict is Verdict.REFUSED
     assert loose.api.state(run.run_id) == "Cancelled"
 
 
@@ -302,17 +302,17 @@ def test_what_lazarus_has_put_back_is_running_again(server):
     server.api.write(run.run_id, "Scheduled", "Rescheduled by a Lazarus process.", start_time=ago(0).isoformat())
     claim = claim_id(call, run.run_id)
 
-    assert server.client.reinstate(run.run_id, claim, MARK).verdict is Verdict.ACCEPTED
+    assert server.client.claims.reinstate(run.run_id, claim, MARK).verdict is Verdict.ACCEPTED
     assert server.api.states(run.run_id)[-1]["message"] == "Running flow."
-    assert server.client.reinstate(run.run_id, claim, MARK).verdict is Verdict.ACCEPTED
+    assert server.client.claims.reinstate(run.run_id, claim, MARK).verdict is Verdict.ACCEPTED
     assert server.api.history(run.run_id).count("Running") == 2
 
 
 def test_a_run_that_we_have_handed_back_is_not_reinstated(server):
     run = server.listed(server.scheduled())
     call = server.claimed(run)
-    server.client.hand_back(run.run_id, call, run.due, MARK, "test")
-    assert server.client.reinstate(run.run_id, claim_id(call, run.run_id), MARK).verdict is Verdict.REFUSED
+    server.client.ends.hand_back(run.run_id, call, run.due, MARK, "test")
+    assert server.client.claims.reinstate(run.run_id, claim_id(call, run.run_id), MARK).verdict is Verdict.REFUSED
 
 
 def test_the_sweep_sees_what_this_fleet_has_submitted_or_begun_and_nothing_else(server):
@@ -367,9 +367,9 @@ def test_any_label_makes_a_route_that_leads_back_to_it(server, label):
 
 def test_many_label_sets_are_asked_for_in_one_request_and_stay_in_the_servers_list(server):
     offers = [server.offer(f"host{number}", "x") for number in range(4)]
-    server.client.due(offers, within_seconds=60, limit=100)
+    server.client.backlog.due(offers, within_seconds=60, limit=100)
     asked = server.api.counted("get_runs_in_queue")
-    server.client.due(offers, within_seconds=60, limit=100)
+    server.client.backlog.due(offers, within_seconds=60, limit=100)
 
     assert server.api.counted("get_runs_in_queue") == asked + 1
     agents = server.api.agents()
@@ -390,18 +390,18 @@ def test_many_label_sets_are_asked_for_in_one_request_and_stay_in_the_servers_li
 def test_a_run_that_no_worker_here_can_start_is_counted_and_not_handed_out(server, fields, words):
     flow = server.api.add_flow("odd", **fields)
     run_id = server.api.add_run(flow, labels=["x"], start=ago(1))
-    (found,) = server.client.due([server.offer("x")], within_seconds=60, limit=10)
+    (found,) = server.client.backlog.due([server.offer("x")], within_seconds=60, limit=10)
     assert (found.runs, found.due) == ((), 1)
     assert [one.run_id for one in found.unfit] == [run_id]
     assert words in found.unfit[0].reason
     with pytest.raises(UnsupportedRun, match=words):
-        server.client.job(run_id)
+        server.client.jobs.job(run_id)
 
 
 def test_a_universal_run_is_started_with_its_env(server):
     flow = server.api.add_flow("any", run_config={"type": "UniversalRun", "env": {"A": "b"}, "labels": ["x"]})
     run_id = server.api.add_run(flow, start=ago(1))
-    assert server.client.job(run_id).env == {"A": "b"}
+    assert server.client.jobs.job(run_id).env == {"A": "b"}
 
 
 def test_runs_whose_labels_nobody_has_are_told(server):
@@ -409,7 +409,7 @@ def test_runs_whose_labels_nobody_has_are_told(server):
     lonely = server.scheduled(("nobody", "here"), late=120)
     young = server.scheduled(("nobody",), late=1)
     server.due("x")
-    found = server.client.unserved([server.offer("x")])
+    found = server.client.backlog.unserved([server.offer("x")])
     assert [one.run_id for one in found] == [lonely]
     assert "nobody" in found[0].reason
     assert {served, young} & {one.run_id for one in found} == set()
@@ -417,54 +417,56 @@ def test_runs_whose_labels_nobody_has_are_told(server):
 
 def test_another_agent_with_our_labels_is_a_rival_and_we_are_none(server):
     server.due("x", "y")
-    assert server.client.rivals([server.offer("x", "y")], MARK) == []
+    assert server.client.backlog.rivals([server.offer("x", "y")]) == []
     other = OneServer.another_client(server)
-    other._agents.name = "stock"
-    other.due([server.offer("y", "z")], within_seconds=60, limit=10)
-    (rival,) = server.client.rivals([server.offer("x", "y")], MARK)
+    other.backlog._agents.name = "stock"
+    other.backlog.due([server.offer("y", "z")], within_seconds=60, limit=10)
+    (rival,) = server.client.backlog.rivals([server.offer("x", "y")])
     assert (rival.name, rival.type, rival.labels) == ("stock", "LocalAgent", ("y", "z"))
-    assert server.client.rivals([server.offer("x")], MARK) == []
+    assert server.client.backlog.rivals([server.offer("x")]) == []
 
 
 def test_runs_are_asked_for_by_the_tenants_of_the_workers(server):
-    server.client.due([server.offer("x")], within_seconds=60, limit=10)
+    server.client.backlog.due([server.offer("x")], within_seconds=60, limit=10)
     other = server.api.add_tenant("other")
     run_id = server.api.add_run(server.api.add_flow("theirs", tenant=other), labels=["x"], start=ago(1))
     offer = Offer(backend="prefect1", labels=("x",), tenant=other)
-    (found,) = server.client.due([offer], within_seconds=60, limit=10)
+    (found,) = server.client.backlog.due([offer], within_seconds=60, limit=10)
     assert [run.run_id for run in found.runs] == [run_id]
     assert found.route.scope == other
     server.claimed(found.runs[0])
     assert [one.state.run_id for one in server.client.unfinished(MARK)] == [run_id]
-    assert server.client.place(run_id).route == found.route
+    assert server.client.backlog.place(run_id).route == found.route
 
 
 def test_what_is_due_for_workers_that_are_away_is_counted_without_an_agent(server):
     server.scheduled(("x",), late=30)
     server.scheduled(("z",), late=30)
-    (counted,) = server.client.count_due([server.offer("x")])
+    (counted,) = server.client.backlog.count_due([server.offer("x")])
     assert (counted.due, counted.runs) == (1, ())
     assert server.api.agents() == []
 
 
 def test_a_job_says_what_to_run_and_the_engines_command_is_that_of_the_prefect_that_runs_it(server):
     run_id = server.scheduled(run_config={"type": "LocalRun", "env": {"A": 1}, "working_dir": "/srv", "labels": ["x"]})
-    job = server.client.job(run_id)
+    job = server.client.jobs.job(run_id)
     assert (job.env, job.working_dir, job.flow_name) == ({"A": "1"}, "/srv", "flow")
-    assert server.client.engine_command("/py", job, "1.4.1") == ("/py", "-m", "prefect", "execute", "flow-run")
+    assert server.client.jobs.engine_command("/py", job, "1.4.1") == ("/py", "-m", "prefect", "execute", "flow-run")
     old = server.api.add_flow("old", core_version="0.12.6+7.gabc")
-    job = server.client.job(server.api.add_run(old, labels=["x"]))
-    commands = [server.client.engine_command("/py", job, prefect)[-1] for prefect in ("", "0.12.6", "0.13.0", "1.4.1")]
+    job = server.client.jobs.job(server.api.add_run(old, labels=["x"]))
+    commands = [
+        server.client.jobs.engine_command("/py", job, prefect)[-1] for prefect in ("", "0.12.6", "0.13.0", "1.4.1")
+    ]
     assert commands == ["cloud-flow", "cloud-flow", "flow-run", "flow-run"]
 
 
 def test_a_run_that_is_gone_is_gone_for_all(server):
     nobody = str(uuid.uuid4())
     with pytest.raises(RunGone):
-        server.client.job(nobody)
-    assert server.client.settle(nobody, str(uuid.uuid4())).gone
-    assert server.client.report(nobody, StateType.FAILED, "x", MARK).gone
-    assert server.client.states([nobody]) == {}
+        server.client.jobs.job(nobody)
+    assert server.client.claims.settle(nobody, str(uuid.uuid4())).gone
+    assert server.client.ends.report(nobody, StateType.FAILED, "x", MARK).gone
+    assert server.client.ends.states([nobody]) == {}
 
 
 def test_log_lines_come_to_the_runs_page(server):
@@ -484,7 +486,11 @@ def test_an_agent_config_that_does_not_exist_is_said_by_its_id(server):
 
 def test_half_an_answer_is_no_no(server):
     server.api.faults.answered({"data": {}}, times=-1)
-    for question in (server.client.probe, lambda: server.client.states(["x"]), lambda: server.client.agent_config("x")):
+    for question in (
+        server.client.probe,
+        lambda: server.client.ends.states(["x"]),
+        lambda: server.client.agent_config("x"),
+    ):
         with pytest.raises(ApiUnavailable, match=r"half an answer|answers \w+ with nothing"):
             question()
     server.api.faults.heal()
@@ -506,7 +512,7 @@ def test_an_agent_is_registered_once_for_each_label_set_and_way_of_starting_with
     client = Prefect1(server.client.graphql, agent_name="named", agent_config_id=config)
     offers = [server.offer("x"), server.offer("x"), server.offer("x", deploy="docker"), server.offer("x", "y")]
     for _ in range(2):
-        client.due(offers, within_seconds=60, limit=10)
+        client.backlog.due(offers, within_seconds=60, limit=10)
 
     agents = server.api.agents()
     found = sorted((agent["type"], agent["labels"]) for agent in agents)
@@ -523,10 +529,10 @@ def test_a_late_retry_whose_task_was_taken_meanwhile_is_refused_without_a_write(
     server.api.write_task(run_id, "Retrying", slug="other", **retrying(-600))
     run = server.listed(run_id)
     server.api.write_task(run_id, "Running", slug="task")
-    server.client._writes._seen.clear()  # it was listed a while ago
+    server.client.claims._seen.clear()  # it was listed a while ago
     asked = server.api.counted()
 
-    answer = server.client.claim([run], str(uuid.uuid4()), MARK)[run_id]
+    answer = server.client.claims.claim([run], str(uuid.uuid4()), MARK)[run_id]
 
     assert (answer.verdict, server.api.counted()) == (Verdict.REFUSED, asked + 1)
 
@@ -534,4 +540,4 @@ def test_a_late_retry_whose_task_was_taken_meanwhile_is_refused_without_a_write(
 def test_a_tenant_that_does_not_exist_is_said_by_its_id(server):
     server.client.graphql.tenant = str(uuid.uuid4())
     with pytest.raises(ApiRejected, match="no tenant"):
-        server.client.check_tenant()
+        server.client.tenants.check()

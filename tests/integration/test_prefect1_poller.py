@@ -38,7 +38,7 @@ class Fleet(Labelled):
         return Prefect1(GraphQL(session), clock=lambda: time.now, now=self.server.clock)
 
     def worker(self, *labels: str, worker: str = "worker@a", slots: int = 4, deploy: str = "process") -> None:
-        offer = self.api.resolve(Offer(backend="prefect1", labels=labels, deploy=deploy), create=False)
+        offer = self.api.presence.resolve(Offer(backend="prefect1", labels=labels, deploy=deploy), create=False)
         self.roster.add(worker, slots, offer=offer, routes=(), deploy=deploy)
 
     def wait(self, seconds: float, gather_seconds: float = 0.0) -> frozenset[str]:
@@ -148,7 +148,7 @@ def test_a_run_that_was_handed_back_is_claimed_again_when_the_server_has_forgott
     fleet.rounds(3)
     claim = fleet.claims.by_run[run_id]
     fleet.claims.give_back(run_id, claim.claim, "the worker stops", worker="worker@a")
-    assert fleet.api.hand_back(run_id, claim.call, claim.due, fleet.mark, "the worker stops").verdict == "accepted"
+    assert fleet.api.ends.hand_back(run_id, claim.call, claim.due, fleet.mark, "the worker stops").verdict == "accepted"
     fleet.claims.drop(run_id, claim.claim, worker="worker@a")
     fleet.ring("freed")
     asked = fleet.server.counted()

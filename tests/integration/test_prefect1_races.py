@@ -62,11 +62,11 @@ def test_a_claim_yields_to_what_came_at_the_same_moment(loose, kind):
     tied(loose, run.run_id, kind)
 
     loose.api.writer.forget_submitted()
-    job = loose.client.job(run.run_id)
+    job = loose.client.jobs.job(run.run_id)
 
     assert job.state.call is None
-    assert loose.client.launching(run.run_id, call, claim_id(call, run.run_id), MARK).verdict is Verdict.REFUSED
-    assert loose.client.hand_back(run.run_id, call, run.due, MARK, "test").verdict is Verdict.REFUSED
+    assert loose.client.claims.launching(run.run_id, call, claim_id(call, run.run_id), MARK).verdict is Verdict.REFUSED
+    assert loose.client.ends.hand_back(run.run_id, call, run.due, MARK, "test").verdict is Verdict.REFUSED
     assert loose.api.state(run.run_id) == kind
 
 
@@ -83,7 +83,7 @@ def test_a_claim_over_another_agents_claim_yields_to_it(loose, kind):
     call = loose.claimed(run)
     loose.api.writer.forget_submitted()
 
-    assert loose.client.settle(run.run_id, call).verdict is Verdict.REFUSED
+    assert loose.client.claims.settle(run.run_id, call).verdict is Verdict.REFUSED
     assert (loose.api.state(run.run_id), loose.api.states(run.run_id)[-1]["message"]) == (kind, "by another agent")
 
 
@@ -91,16 +91,16 @@ def test_of_two_fleets_the_later_claim_yields_where_the_server_remembers_nothing
     loose.api.faults.submitted_seconds = 0.0
     other, theirs = loose.another_client(), Mark(fleet="other")
     run = loose.listed(loose.scheduled())
-    other.due([loose.offer("x")], within_seconds=60, limit=10)
+    other.backlog.due([loose.offer("x")], within_seconds=60, limit=10)
     first, second = str(uuid.uuid4()), str(uuid.uuid4())
 
-    assert other.claim([run], first, theirs)[run.run_id].verdict is Verdict.ACCEPTED
-    assert other.launching(run.run_id, first, "", theirs).verdict is Verdict.ACCEPTED
-    loose.client.claim([run], second, MARK)
+    assert other.claims.claim([run], first, theirs)[run.run_id].verdict is Verdict.ACCEPTED
+    assert other.claims.launching(run.run_id, first, "", theirs).verdict is Verdict.ACCEPTED
+    loose.client.claims.claim([run], second, MARK)
 
-    assert loose.client.job(run.run_id).state.call == first
-    assert loose.client.launching(run.run_id, second, "", MARK).verdict is Verdict.REFUSED
-    assert other.settle(run.run_id, first).verdict is Verdict.ACCEPTED
+    assert loose.client.jobs.job(run.run_id).state.call == first
+    assert loose.client.claims.launching(run.run_id, second, "", MARK).verdict is Verdict.REFUSED
+    assert other.claims.settle(run.run_id, first).verdict is Verdict.ACCEPTED
 
 
 def test_a_repeated_claim_does_not_yield_to_itself(loose):
@@ -108,7 +108,7 @@ def test_a_repeated_claim_does_not_yield_to_itself(loose):
     call = loose.claimed(run)
     row = loose.api.states(run.run_id)[-1]
     loose.api.writer.put("flow_run", run.run_id, row)
-    assert loose.client.settle(run.run_id, call).verdict is Verdict.ACCEPTED
+    assert loose.client.claims.settle(run.run_id, call).verdict is Verdict.ACCEPTED
 
 
 # an end, or a hand-back, and somebody else's word
@@ -120,7 +120,7 @@ def test_an_end_of_the_same_moment_as_ours_is_put_back(loose, end):
     loose.claimed(run)
     loose.api.write(run.run_id, "Running")
     meanwhile(loose, "set_flow_run_states", lambda: tied(loose, run.run_id, end), after=True)
-    answer = loose.client.report(run.run_id, StateType.FAILED, "It was killed.", MARK)
+    answer = loose.client.ends.report(run.run_id, StateType.FAILED, "It was killed.", MARK)
 
     assert answer.verdict is Verdict.REFUSED
     assert loose.api.state(run.run_id) == end
@@ -133,7 +133,7 @@ def test_a_hand_back_does_not_cover_an_engine_or_agent_that_came_meanwhile(loose
     loose.api.writer.forget_submitted()
     meanwhile(loose, "set_flow_run_states", lambda: loose.api.write(run.run_id, kind, "theirs"))
 
-    assert loose.client.hand_back(run.run_id, call, run.due, MARK, "test").verdict is Verdict.REFUSED
+    assert loose.client.ends.hand_back(run.run_id, call, run.due, MARK, "test").verdict is Verdict.REFUSED
     assert (loose.api.state(run.run_id), loose.api.states(run.run_id)[-1]["message"]) == (kind, "theirs")
 
 
@@ -152,9 +152,9 @@ def test_a_run_that_is_put_off_while_we_write_keeps_its_new_time(loose, ours):
     times: list[datetime] = []
     meanwhile(loose, "set_flow_run_states", lambda: times.append(_later(loose, run.run_id)))
     if ours == "ended":
-        answer = loose.client.report(run.run_id, StateType.FAILED, "It was killed.", MARK)
+        answer = loose.client.ends.report(run.run_id, StateType.FAILED, "It was killed.", MARK)
     else:
-        answer = loose.client.hand_back(run.run_id, call, run.due, MARK, "test")
+        answer = loose.client.ends.hand_back(run.run_id, call, run.due, MARK, "test")
 
     assert answer.verdict is Verdict.REFUSED
     assert answer.state is not None
@@ -171,7 +171,7 @@ def test_of_a_cancel_and_a_restart_before_our_write_the_restart_holds(loose):
         _later(loose, run.run_id)
 
     meanwhile(loose, "set_flow_run_states", both)
-    assert loose.client.hand_back(run.run_id, call, run.due, MARK, "test").verdict is Verdict.REFUSED
+    assert loose.client.ends.hand_back(run.run_id, call, run.due, MARK, "test").verdict is Verdict.REFUSED
     assert loose.api.state(run.run_id) == "Scheduled"
     assert instant(loose.api.states(run.run_id)[-1]["start_time"]) > run.due
 
@@ -189,10 +189,10 @@ def test_a_run_whose_cancel_came_after_its_process_was_looked_at_ends_as_cancell
     else:
         meanwhile(loose, "set_flow_run_states", lambda: loose.api.cancel(run.run_id))
         # whoever has only the report must not take this for a no: nobody else would end the run
-        assert loose.client.report(run.run_id, StateType.FAILED, "It was killed.", MARK).verdict is Verdict.UNSURE
+        assert loose.client.ends.report(run.run_id, StateType.FAILED, "It was killed.", MARK).verdict is Verdict.UNSURE
 
-    assert loose.client.report(run.run_id, StateType.FAILED, "It was killed.", MARK).verdict is Verdict.ACCEPTED
-    assert loose.client.report(run.run_id, StateType.FAILED, "It was killed.", MARK).verdict is Verdict.ACCEPTED
+    assert loose.client.ends.report(run.run_id, StateType.FAILED, "It was killed.", MARK).verdict is Verdict.ACCEPTED
+    assert loose.client.ends.report(run.run_id, StateType.FAILED, "It was killed.", MARK).verdict is Verdict.ACCEPTED
     assert loose.api.state(run.run_id) == "Cancelled"
 
 
@@ -208,15 +208,17 @@ def test_a_run_that_was_written_back_after_lazarus_comes_to_its_late_retry(serve
     first = server.claimed(run)
     server.api.write(run.run_id, "Running", "Running flow.")
     server.api.write(run.run_id, "Scheduled", "Rescheduled by a Lazarus process.", start_time=ago(0).isoformat())
-    assert server.client.reinstate(run.run_id, claim_id(first, run.run_id), MARK).verdict is Verdict.ACCEPTED
+    assert server.client.claims.reinstate(run.run_id, claim_id(first, run.run_id), MARK).verdict is Verdict.ACCEPTED
     server.api.write_task(run.run_id, "Retrying", **retrying(30))
 
     late = server.listed(run.run_id)
     call = server.claimed(late)
 
-    assert server.client.job(run.run_id).state.call == call
-    assert server.client.launching(run.run_id, call, claim_id(call, run.run_id), MARK).verdict is Verdict.ACCEPTED
-    assert server.client.hand_back(run.run_id, call, late.due, MARK, "test").verdict is Verdict.ACCEPTED
+    assert server.client.jobs.job(run.run_id).state.call == call
+    assert (
+        server.client.claims.launching(run.run_id, call, claim_id(call, run.run_id), MARK).verdict is Verdict.ACCEPTED
+    )
+    assert server.client.ends.hand_back(run.run_id, call, late.due, MARK, "test").verdict is Verdict.ACCEPTED
     assert [task["state"] for task in server.api.task_runs(run.run_id)] == ["Retrying"]
 
 
@@ -232,7 +234,7 @@ def test_a_run_of_which_a_task_runs_is_not_claimed_for_another_that_is_late(serv
     server.api.write_task(run_id, "Retrying", **retrying(30))
     server.api.write_task(run_id, "Running", slug="other")
     run = server.listed(run_id)
-    answer = server.client.claim([run], str(uuid.uuid4()), MARK)[run_id]
+    answer = server.client.claims.claim([run], str(uuid.uuid4()), MARK)[run_id]
 
     assert answer.verdict is Verdict.REFUSED
     assert {task["state"] for task in server.api.task_runs(run_id)} == {"Retrying", "Running"}
@@ -260,10 +262,10 @@ def test_a_late_retry_takes_over_tasks_that_a_dead_claim_has_left(server):
     run = server.listed(run_id)
     call = server.claimed(run)
 
-    assert server.client.job(run_id).state.call == call
-    assert server.client.settle(run_id, dead).verdict is Verdict.REFUSED
-    assert server.client.settle(run_id, call).verdict is Verdict.ACCEPTED
-    assert server.client.hand_back(run_id, call, run.due, MARK, "test").verdict is Verdict.ACCEPTED
+    assert server.client.jobs.job(run_id).state.call == call
+    assert server.client.claims.settle(run_id, dead).verdict is Verdict.REFUSED
+    assert server.client.claims.settle(run_id, call).verdict is Verdict.ACCEPTED
+    assert server.client.ends.hand_back(run_id, call, run.due, MARK, "test").verdict is Verdict.ACCEPTED
     assert [task["state"] for task in server.api.task_runs(run_id)] == ["Retrying", "Retrying"]
 
 
@@ -277,7 +279,7 @@ def test_many_hand_backs_do_not_make_states_grow(server):
         for each in (run_id, late):
             run = server.listed(each)
             call = server.claimed(run)
-            assert server.client.hand_back(each, call, run.due, MARK, "test").verdict is Verdict.ACCEPTED
+            assert server.client.ends.hand_back(each, call, run.due, MARK, "test").verdict is Verdict.ACCEPTED
         (task,) = server.api.task_runs(late)
         sizes.add((len(str(server.api.states(run_id)[-1])), len(str(task["serialized_state"]))))
     assert len({size // 10 for pair in sizes for size in pair}) <= 4
@@ -291,7 +293,7 @@ def test_text_that_no_database_keeps_is_told_without_it(server, text):
     run = server.listed(server.scheduled())
     server.claimed(run)
     server.api.write(run.run_id, "Running")
-    assert server.client.report(run.run_id, StateType.FAILED, text, MARK).verdict is Verdict.ACCEPTED
+    assert server.client.ends.report(run.run_id, StateType.FAILED, text, MARK).verdict is Verdict.ACCEPTED
     server.client.log([LogLine(run_id=run.run_id, message=text, at=ago(0), level=30)])
 
     told = [server.api.states(run.run_id)[-1]["message"], server.api.logs(run.run_id)[-1]["message"]]

@@ -341,13 +341,13 @@ os.kill(os.getpid(), 9)
 def test_a_heartbeat_helper_that_outlives_its_engine_is_gone_before_the_end_is_told(one, tmp_path, session):
     """`prefect heartbeat flow-run` kept a killed run alive for the server for as long as one watched."""
     one.start()
-    report, alive_then = one.client.report, []
+    report, alive_then = one.client.ends.report, []
 
     def watched(*given):
         alive_then.append(is_alive(int((tmp_path / "pid").read_text())))
         return report(*given)
 
-    one.client.report = watched
+    one.client.ends.report = watched
     message = one.submit(HELPER.format(path=str(tmp_path / "pid"), session=session))
     one.wait_gone(message)
 

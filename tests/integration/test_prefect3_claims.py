@@ -47,7 +47,7 @@ def test_two_claimers_of_one_run_have_one_winner(pool, deployment):
         def race(call: str, run: FlowRun = run, start: threading.Barrier = start, answers: dict = answers) -> None:
             client = pool.another_client()
             start.wait()
-            answers[call] = client.claim([run], call, MARK)[run.run_id].verdict
+            answers[call] = client.claims.claim([run], call, MARK)[run.run_id].verdict
 
         threads = [threading.Thread(target=race, args=(call,)) for call in calls]
         for thread in threads:
@@ -64,8 +64,8 @@ def test_a_batch_is_claimed_in_one_call_and_its_repeat_is_ours(pool, deployment)
     for _ in range(10):
         pool.scheduled(deployment, ago(2))
     runs, call = pool.due(), new_call()
-    first = pool.client.claim(runs, call, MARK)
-    again = pool.client.claim(runs, call, MARK)
+    first = pool.client.claims.claim(runs, call, MARK)
+    again = pool.client.claims.claim(runs, call, MARK)
     other = pool.another_client().claim(runs, new_call(), MARK)
     assert len(first) == 10
     assert {answer.verdict for answer in first.values()} == {Verdict.ACCEPTED}
@@ -77,11 +77,11 @@ def test_a_batch_is_claimed_in_one_call_and_its_repeat_is_ours(pool, deployment)
 def test_settle_knows_its_own_call_before_and_after_the_launch(pool, deployment):
     run = pool.scheduled(deployment, ago(2))
     call = pool.claimed(run)
-    assert pool.client.settle(run, call).verdict is Verdict.ACCEPTED
-    assert pool.client.settle(run, new_call()).verdict is Verdict.REFUSED
-    pool.client.launching(run, call, claim_id(call, run), MARK)
-    assert pool.client.settle(run, call).verdict is Verdict.ACCEPTED
-    assert pool.client.settle(new_call(), call).gone
+    assert pool.client.claims.settle(run, call).verdict is Verdict.ACCEPTED
+    assert pool.client.claims.settle(run, new_call()).verdict is Verdict.REFUSED
+    pool.client.claims.launching(run, call, claim_id(call, run), MARK)
+    assert pool.client.claims.settle(run, call).verdict is Verdict.ACCEPTED
+    assert pool.client.claims.settle(new_call(), call).gone
 
 
 def test_a_run_that_ended_since_it_was_listed_is_not_claimed(pool, deployment):
@@ -89,7 +89,7 @@ def test_a_run_that_ended_since_it_was_listed_is_not_claimed(pool, deployment):
     pool.scheduled(deployment, ago(2))
     (run,) = pool.due()
     pool.set_state(run.run_id, "CRASHED")
-    assert pool.client.claim([run], new_call(), MARK)[run.run_id].verdict is Verdict.REFUSED
+    assert pool.client.claims.claim([run], new_call(), MARK)[run.run_id].verdict is Verdict.REFUSED
     assert pool.state(run.run_id)["type"] == "CRASHED"
 
 
@@ -97,7 +97,7 @@ def test_a_run_that_was_moved_to_later_is_not_claimed(pool, deployment):
     pool.scheduled(deployment, ago(2))
     (run,) = pool.due()
     pool.set_state(run.run_id, "SCHEDULED", scheduled_time=ago(-3600).isoformat())
-    assert pool.client.claim([run], new_call(), MARK)[run.run_id].verdict is Verdict.REFUSED
+    assert pool.client.claims.claim([run], new_call(), MARK)[run.run_id].verdict is Verdict.REFUSED
     assert pool.state(run.run_id)["type"] == "SCHEDULED"
 
 
@@ -108,22 +108,22 @@ def test_a_deleted_run_is_gone_for_every_method(pool, deployment):
     pool.call("DELETE", f"/flow_runs/{run.run_id}")
     client, run_id = pool.client, run.run_id
     answers = [
-        client.claim([run], new_call(), MARK)[run_id],
-        client.settle(run_id, call),
-        client.launching(run_id, call, claim_id(call, run_id), MARK),
-        client.hand_back(run_id, call, run.due, MARK, "drill"),
-        client.report(run_id, StateType.CRASHED, "it ended", MARK),
+        client.claims.claim([run], new_call(), MARK)[run_id],
+        client.claims.settle(run_id, call),
+        client.claims.launching(run_id, call, claim_id(call, run_id), MARK),
+        client.ends.hand_back(run_id, call, run.due, MARK, "drill"),
+        client.ends.report(run_id, StateType.CRASHED, "it ended", MARK),
     ]
     assert [(answer.verdict, answer.gone) for answer in answers] == [(Verdict.REFUSED, True)] * 5
-    assert client.states([run_id]) == {}
+    assert client.ends.states([run_id]) == {}
 
 
 def test_launching_is_won_once(pool, deployment):
     run = pool.scheduled(deployment, ago(2))
     call = pool.claimed(run)
     claim = claim_id(call, run)
-    launched = pool.client.launching(run, call, claim, MARK)
-    repeated = pool.client.launching(run, call, claim, MARK)
+    launched = pool.client.claims.launching(run, call, claim, MARK)
+    repeated = pool.client.claims.launching(run, call, claim, MARK)
     foreign = pool.another_client().launching(run, call, new_call(), MARK)
     assert [answer.verdict for answer in (launched, repeated, foreign)] == ["accepted", "accepted", "refused"]
     assert foreign.state is not None
@@ -138,7 +138,7 @@ def test_launching_is_refused_on_what_is_not_ours(pool, deployment):
     pool.set_state(crashed, "CRASHED")
     for run in (ours, foreign, crashed):
         other = new_call()
-        assert pool.client.launching(run, other, claim_id(other, run), MARK).verdict is Verdict.REFUSED
+        assert pool.client.claims.launching(run, other, claim_id(other, run), MARK).verdict is Verdict.REFUSED
     assert pool.state(foreign)["state_details"]["transition_id"] == call
     assert pool.state(crashed)["type"] == "CRASHED"
 
@@ -147,9 +147,9 @@ def test_launching_right_after_the_job_was_read_needs_no_second_reading(pool, de
     """The fence is the server's filter; a handed-back run is refused even so."""
     run = pool.scheduled(deployment, ago(2))
     call = pool.claimed(run)
-    pool.client.job(run)
+    pool.client.jobs.job(run)
     pool.another_client().hand_back(run, call, ago(2), MARK, "drill")
-    assert pool.client.launching(run, call, claim_id(call, run), MARK).verdict is Verdict.REFUSED
+    assert pool.client.claims.launching(run, call, claim_id(call, run), MARK).verdict is Verdict.REFUSED
     assert pool.state(run)["type"] == "SCHEDULED"
 
 
@@ -159,11 +159,11 @@ def test_hand_back_keeps_the_time_and_clears_the_mark(pool, deployment, launched
     run = pool.scheduled(deployment, due)
     call = pool.claimed(run)
     if launched:
-        pool.client.launching(run, call, claim_id(call, run), MARK)
-        pool.client.started(run, MARK, 4711)
+        pool.client.claims.launching(run, call, claim_id(call, run), MARK)
+        pool.client.claims.started(run, MARK, 4711)
         assert pool.run(run)["infrastructure_pid"] == "flowfleet:test:worker@here:4711"
     for _ in range(2):  # a repeat is as good as the first
-        answer = pool.client.hand_back(run, call, due, MARK, "drill", never_began=launched)
+        answer = pool.client.ends.hand_back(run, call, due, MARK, "drill", never_began=launched)
         assert answer.verdict is Verdict.ACCEPTED
     after = pool.run(run)
     assert after["state_type"] == "SCHEDULED"
@@ -177,10 +177,10 @@ def test_a_launching_run_goes_back_only_with_the_proof_that_it_never_began(pool,
     """A ledger that has lost writes shows a started run as queued; its hand-back would start it twice."""
     run = pool.scheduled(deployment, ago(2))
     call = pool.claimed(run)
-    pool.client.launching(run, call, claim_id(call, run), MARK)
-    assert pool.client.hand_back(run, call, ago(2), MARK, "drill").verdict is Verdict.REFUSED
+    pool.client.claims.launching(run, call, claim_id(call, run), MARK)
+    assert pool.client.ends.hand_back(run, call, ago(2), MARK, "drill").verdict is Verdict.REFUSED
     assert pool.state(run)["name"] == "Launching"
-    assert pool.client.hand_back(run, call, ago(2), MARK, "drill", never_began=True).verdict is Verdict.ACCEPTED
+    assert pool.client.ends.hand_back(run, call, ago(2), MARK, "drill", never_began=True).verdict is Verdict.ACCEPTED
 
 
 def test_hand_back_takes_the_time_of_the_claimed_state_not_of_the_first_plan(pool, deployment):
@@ -188,7 +188,7 @@ def test_hand_back_takes_the_time_of_the_claimed_state_not_of_the_first_plan(poo
     moved = ago(30)
     pool.set_state(run, "SCHEDULED", scheduled_time=moved.isoformat())
     call = pool.claimed(run)
-    pool.client.hand_back(run, call, ago(3600), MARK, "drill")
+    pool.client.ends.hand_back(run, call, ago(3600), MARK, "drill")
     assert instant(pool.run(run)["next_scheduled_start_time"]) == moved
 
 
@@ -199,10 +199,10 @@ def test_hand_back_leaves_alone_what_is_not_ours_any_more(pool, deployment):
     running, crashed, foreign = runs
     pool.set_state(running, "RUNNING")
     pool.set_state(crashed, "CRASHED")
-    pool.client.hand_back(foreign, calls[2], ago(2), MARK, "drill")
+    pool.client.ends.hand_back(foreign, calls[2], ago(2), MARK, "drill")
     theirs = pool.claimed(foreign)
     for run, call in zip(runs, calls, strict=True):
-        assert pool.client.hand_back(run, call, ago(2), MARK, "drill").verdict is Verdict.REFUSED
+        assert pool.client.ends.hand_back(run, call, ago(2), MARK, "drill").verdict is Verdict.REFUSED
     assert pool.state(running)["type"] == "RUNNING"
     assert pool.state(crashed)["type"] == "CRASHED"
     assert pool.state(foreign)["state_details"]["transition_id"] == theirs
@@ -213,7 +213,7 @@ def test_what_changes_between_our_look_and_our_write_is_left_as_it_is(pool, depl
     """Only the filter of the write itself can see this."""
     run = pool.scheduled(deployment, ago(2))
     call = pool.claimed(run)
-    writes = pool.client._writes
+    writes = pool.client.claims
     bulk = writes._bulk
 
     def meddle(*args):
@@ -224,11 +224,11 @@ def test_what_changes_between_our_look_and_our_write_is_left_as_it_is(pool, depl
 
     monkeypatch.setattr(writes, "_bulk", meddle)
     if write == "launching":
-        answer = pool.client.launching(run, call, claim_id(call, run), MARK)
+        answer = pool.client.claims.launching(run, call, claim_id(call, run), MARK)
     elif write == "hand_back":
-        answer = pool.client.hand_back(run, call, ago(2), MARK, "drill")
+        answer = pool.client.ends.hand_back(run, call, ago(2), MARK, "drill")
     else:
-        answer = pool.client.report(run, StateType.CRASHED, "it exited with code 1", MARK)
+        answer = pool.client.ends.report(run, StateType.CRASHED, "it exited with code 1", MARK)
     assert answer.verdict is Verdict.REFUSED
     stands = {"launching": "Crashed", "hand_back": "Running", "report": "AwaitingRetry"}
     assert pool.state(run)["name"] == stands[write]
@@ -238,9 +238,9 @@ def test_an_end_is_accepted_once_and_overwrites_no_other(pool, deployment):
     run = pool.scheduled(deployment, ago(2))
     pool.claimed(run)
     pool.set_state(run, "RUNNING")
-    first = pool.client.report(run, StateType.CRASHED, "it exited with code 3", MARK)
-    again = pool.client.report(run, StateType.CRASHED, "it exited with code 3", MARK)
-    other = pool.client.report(run, StateType.FAILED, "something else", MARK)
+    first = pool.client.ends.report(run, StateType.CRASHED, "it exited with code 3", MARK)
+    again = pool.client.ends.report(run, StateType.CRASHED, "it exited with code 3", MARK)
+    other = pool.client.ends.report(run, StateType.FAILED, "something else", MARK)
     assert [answer.verdict for answer in (first, again, other)] == ["accepted", "accepted", "refused"]
     state = pool.state(run)
     assert (state["name"], state["message"]) == ("Crashed", "it exited with code 3")
@@ -251,7 +251,7 @@ def test_a_completed_run_stays_completed(pool, deployment):
     pool.claimed(run)
     pool.set_state(run, "RUNNING")
     pool.set_state(run, "COMPLETED")
-    answer = pool.client.report(run, StateType.CRASHED, "it exited with code 3", MARK)
+    answer = pool.client.ends.report(run, StateType.CRASHED, "it exited with code 3", MARK)
     assert answer.verdict is Verdict.REFUSED
     assert answer.state is not None
     assert answer.state.kind is StateType.COMPLETED
@@ -261,7 +261,7 @@ def test_a_completed_run_stays_completed(pool, deployment):
 def test_an_end_of_a_run_that_waits_to_start_anew_is_refused(pool, deployment):
     """It was rescheduled; Prefect 3 itself would take Crashed here and the run would never start again."""
     run = pool.scheduled(deployment, ago(2))
-    answer = pool.client.report(run, StateType.CRASHED, "late news", MARK)
+    answer = pool.client.ends.report(run, StateType.CRASHED, "late news", MARK)
     assert answer.verdict is Verdict.REFUSED
     assert pool.state(run)["type"] == "SCHEDULED"
 
@@ -274,10 +274,10 @@ def test_a_retry_inside_the_process_is_held_and_can_be_ended(pool, deployment):
     pool.call("PATCH", f"/flow_runs/{run}", {"empirical_policy": policy})
     pool.set_state(run, "RUNNING")
     pool.set_state(run, "FAILED")
-    state = pool.client.states([run])[run]
+    state = pool.client.ends.states([run])[run]
     assert (state.kind, state.name, state.held) == (StateType.SCHEDULED, "AwaitingRetry", True)
     assert pool.due(within=3600) == []
-    assert pool.client.report(run, StateType.CRASHED, "was killed by SIGKILL", MARK).verdict is Verdict.ACCEPTED
+    assert pool.client.ends.report(run, StateType.CRASHED, "was killed by SIGKILL", MARK).verdict is Verdict.ACCEPTED
     assert pool.state(run)["type"] == "CRASHED"
 
 
@@ -290,8 +290,8 @@ def test_a_paused_run_is_ended_only_if_it_waits_inside_its_process(pool, deploym
     later = ago(-600).isoformat()
     details = {"pause_timeout": later, "pause_key": "k", "pause_reschedule": leaves_its_process}
     assert pool.set_state(run, "PAUSED", **details)["status"] == "ACCEPT"
-    assert pool.client.states([run])[run].held is not leaves_its_process
-    assert pool.client.report(run, StateType.CRASHED, "was killed by SIGKILL", MARK).verdict is verdict
+    assert pool.client.ends.states([run])[run].held is not leaves_its_process
+    assert pool.client.ends.report(run, StateType.CRASHED, "was killed by SIGKILL", MARK).verdict is verdict
     assert pool.state(run)["type"] == ("PAUSED" if leaves_its_process else "CRASHED")
 
 
@@ -299,7 +299,7 @@ def test_a_cancelling_run_becomes_cancelled(pool, deployment):
     run = pool.scheduled(deployment, ago(2))
     pool.claimed(run)
     pool.set_state(run, "CANCELLING")
-    assert pool.client.report(run, StateType.CANCELLED, "stopped on request", MARK).verdict is Verdict.ACCEPTED
+    assert pool.client.ends.report(run, StateType.CANCELLED, "stopped on request", MARK).verdict is Verdict.ACCEPTED
     assert pool.state(run)["type"] == "CANCELLED"
 
 
@@ -307,7 +307,7 @@ def test_a_deployment_limit_refuses_the_second_claim(pool):
     deployment = pool.deployment(concurrency_limit=1)
     first, second = (pool.scheduled(deployment, ago(2)) for _ in range(2))
     runs = {run.run_id: run for run in pool.due()}
-    answers = pool.client.claim([runs[first], runs[second]], new_call(), MARK)
+    answers = pool.client.claims.claim([runs[first], runs[second]], new_call(), MARK)
     assert sorted(answer.verdict for answer in answers.values()) == ["accepted", "refused"]
     loser = next(run for run in (first, second) if answers[run].verdict is Verdict.REFUSED)
     assert pool.state(loser)["name"] == "AwaitingConcurrencySlot"
@@ -320,11 +320,11 @@ def test_the_sweep_finds_what_is_ours_and_nothing_else(pool, deployment):
     runs = {run.run_id: run for run in pool.due()}
     for run, owner in ((submitted, mark), (launched, mark), (running, mark), (ended, mark), (theirs, neighbour)):
         call = new_call()
-        pool.client.claim([runs[run]], call, owner)
+        pool.client.claims.claim([runs[run]], call, owner)
         if run in (launched, running, ended):
-            pool.client.launching(run, call, claim_id(call, run), owner)
-    pool.client.started(running, mark, 12)
-    pool.client.started(ended, mark, 13)
+            pool.client.claims.launching(run, call, claim_id(call, run), owner)
+    pool.client.claims.started(running, mark, 12)
+    pool.client.claims.started(ended, mark, 13)
     pool.set_state(running, "RUNNING")  # the engine's own state has no message of ours
     pool.set_state(ended, "RUNNING")
     pool.set_state(ended, "COMPLETED")
@@ -342,8 +342,8 @@ def test_a_run_that_another_fleet_claimed_in_its_second_life_is_not_ours_by_its_
     mark = Mark(fleet=f"fleet-{uuid.uuid4().hex[:6]}", worker="w@one")
     neighbour = Mark(fleet=mark.fleet + "-2")
     run = pool.scheduled(deployment, ago(9))
-    pool.client.started(run, mark, 12)
-    pool.client.claim(pool.due(), new_call(), neighbour)
+    pool.client.claims.started(run, mark, 12)
+    pool.client.claims.claim(pool.due(), new_call(), neighbour)
 
     assert pool.client.unfinished(mark) == []
     assert [item.state.run_id for item in pool.client.unfinished(neighbour)] == [run]
@@ -355,7 +355,7 @@ def test_a_suspended_run_has_no_process_and_is_not_unfinished_but_a_paused_one_i
     run = pool.scheduled(deployment, ago(9))
     pool.set_state(run, "PENDING")
     pool.set_state(run, "RUNNING")
-    pool.client.started(run, mark, 12)
+    pool.client.claims.started(run, mark, 12)
     timeout = ago(-300).isoformat()
     pool.set_state(run, "PAUSED", pause_timeout=timeout, pause_reschedule=leaves_its_process)
 
@@ -366,7 +366,7 @@ def test_the_sweep_reads_all_pages(pool, deployment, monkeypatch):
     monkeypatch.setattr("flowfleet.api.prefect3.client._PAGE", 2)
     mark = Mark(fleet=f"fleet-{uuid.uuid4().hex[:6]}")
     wanted = {pool.scheduled(deployment, ago(9)) for _ in range(5)}
-    pool.client.claim(pool.due(), new_call(), mark)
+    pool.client.claims.claim(pool.due(), new_call(), mark)
     assert {item.state.run_id for item in pool.client.unfinished(mark)} == wanted
 
 
@@ -383,7 +383,7 @@ def test_a_server_that_is_frozen_leaves_the_claim_unsure_and_a_repeat_settles_it
     finally:
         prefect_server.resume()
     assert answer.verdict is Verdict.UNSURE
-    assert pool.client.claim([run], call, MARK)[run.run_id].verdict is Verdict.ACCEPTED
+    assert pool.client.claims.claim([run], call, MARK)[run.run_id].verdict is Verdict.ACCEPTED
     assert pool.history(run.run_id).count("Submitted") == 1
 
 
@@ -393,5 +393,5 @@ def test_due_within_seconds_reaches_into_the_future(pool, deployment):
     assert pool.due(within=5) == []
     (run,) = pool.due(within=60)
     assert (run.run_id, run.due) == (later, due)
-    answer = pool.client.claim([run], new_call(), MARK)[later]
+    answer = pool.client.claims.claim([run], new_call(), MARK)[later]
     assert answer.verdict is Verdict.ACCEPTED, "a run may be claimed a little ahead"

@@ -39,11 +39,11 @@ def test_with_the_auth_string_of_a_profile_all_doors_open(guarded, tmp_path):
     )
     client = connect(CommonSettings(), {}, folder=tmp_path, home=tmp_path)
     assert client.probe().version
-    offer = client.resolve(POOL, create=True)
-    assert client.due([offer], within_seconds=1, limit=5) == []
-    client.online("guarded", "fleet", 60)
+    offer = client.presence.resolve(POOL, create=True)
+    assert client.backlog.due([offer], within_seconds=1, limit=5) == []
+    client.presence.online("guarded", "fleet", 60)
     nobody = "00000000-0000-4000-8000-000000000001"
-    assert client.report(nobody, StateType.CRASHED, "x", Mark(fleet="f")).gone
+    assert client.ends.report(nobody, StateType.CRASHED, "x", Mark(fleet="f")).gone
 
 
 @pytest.mark.parametrize("key", [None, "wrong"])

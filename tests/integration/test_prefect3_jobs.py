@@ -17,11 +17,11 @@ def pool(prefect_server):
 
 def test_a_plain_run_is_the_engine_in_a_folder_of_its_own(pool):
     run = pool.create_run(pool.deployment())
-    job = pool.client.job(run)
+    job = pool.client.jobs.job(run)
     assert (job.command, job.env, job.working_dir) == (None, {}, None)
     assert job.pool == pool.name
     assert job.state.kind is StateType.SCHEDULED
-    assert pool.client.engine_command("/x/bin/python", job, "3.4.1") == ("/x/bin/python", "-m", "prefect.engine")
+    assert pool.client.jobs.engine_command("/x/bin/python", job, "3.4.1") == ("/x/bin/python", "-m", "prefect.engine")
     env = job.engine_env
     assert env["PREFECT_API_URL"] == pool.api_url
     assert env["PREFECT__FLOW_RUN_ID"] == run
@@ -40,7 +40,7 @@ def test_job_variables_of_deployment_and_run_come_together(pool):
         }
     )
     run = pool.create_run(deployment, job_variables={"env": {"B": "run"}, "working_dir": "/srv/x", "cpus": 0.5})
-    job = pool.client.job(run)
+    job = pool.client.jobs.job(run)
     assert job.command == ("uv", "run", "--with", "a b", "python", "-m", "prefect.engine")
     assert job.env == {"A": "deployment", "B": "run", "V": "looked up"}
     assert job.working_dir == "/srv/x"
@@ -50,14 +50,14 @@ def test_job_variables_of_deployment_and_run_come_together(pool):
 def test_what_cannot_be_resolved_is_named(pool):
     run = pool.create_run(pool.deployment(job_variables={"env": {"X": "{{ prefect.variables.no_such_one }}"}}))
     with pytest.raises(UnsupportedRun, match="no Prefect variable 'no_such_one'"):
-        pool.client.job(run)
+        pool.client.jobs.job(run)
     run = pool.create_run(pool.deployment(), job_variables={"env": {"X": "{{ somewhere.else }}"}})
     with pytest.raises(UnsupportedRun, match=r"{{ somewhere\.else }}"):
-        pool.client.job(run)
+        pool.client.jobs.job(run)
 
 
 def test_a_deleted_run_is_gone(pool):
-    for ask in (pool.client.job, lambda run: pool.client.started(run, MARK, 1)):
+    for ask in (pool.client.jobs.job, lambda run: pool.client.claims.started(run, MARK, 1)):
         with pytest.raises(RunGone, match="does not exist any more"):
             ask(str(uuid.uuid4()))
 
@@ -69,7 +69,7 @@ def test_a_claimed_run_whose_deployment_was_deleted_says_so(pool):
     pool.claimed(run)
     pool.call("DELETE", f"/deployments/{deployment}")
     with pytest.raises(UnsupportedRun, match=r"the deployment of the run .* was deleted"):
-        pool.client.job(run)
+        pool.client.jobs.job(run)
 
 
 def test_the_second_run_of_a_deployment_asks_only_for_itself(pool):
@@ -78,9 +78,9 @@ def test_the_second_run_of_a_deployment_asks_only_for_itself(pool):
     asked: list[str] = []
     get = pool.client._session.get
     pool.client._session.get = lambda path, **options: asked.append(path) or get(path, **options)
-    pool.client.job(first)
+    pool.client.jobs.job(first)
     asked.clear()
-    pool.client.job(second)
+    pool.client.jobs.job(second)
     assert asked == [f"/flow_runs/{second}"]
 
 
@@ -89,11 +89,11 @@ def test_changes_are_seen_after_half_a_minute(pool):
     client = pool.another_client(clock=lambda: now[0])
     deployment = pool.deployment()
     run = pool.create_run(deployment)
-    assert client.job(run).env == {}
+    assert client.jobs.job(run).env == {}
     pool.call("PATCH", f"/deployments/{deployment}", {"job_variables": {"env": {"A": "new"}}})
-    assert client.job(run).env == {}
+    assert client.jobs.job(run).env == {}
     now[0] += 31
-    assert client.job(run).env == {"A": "new"}
+    assert client.jobs.job(run).env == {"A": "new"}
 
 
 def test_our_lines_stand_on_the_runs_log_page(pool):
@@ -109,7 +109,7 @@ def test_the_states_of_many_runs_are_one_request(pool):
     runs = [pool.create_run(deployment) for _ in range(3)]
     pool.set_state(runs[1], "CRASHED")
     missing = str(uuid.uuid4())
-    states = pool.client.states([*runs, missing])
+    states = pool.client.ends.states([*runs, missing])
     assert {run: states[run].kind for run in runs} == {
         runs[0]: StateType.SCHEDULED,
         runs[1]: StateType.CRASHED,

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from flowfleet.api.client import Place
+from flowfleet.api.backlog import Place
 from flowfleet.api.prefect3.pool_template import base_job_template
 from flowfleet.api.transport.session import Session
 from flowfleet.errors import ApiRejected, SettingsError
@@ -36,31 +36,31 @@ def test_a_missing_pool_is_made_with_our_template(pool):
     assert made["type"] == "flowfleet"
     assert made["base_job_template"] == base_job_template()
     assert pool.offer.pool_ids == (made["id"],)
-    assert pool.client.routes(pool.offer) == [Route("prefect3", made["id"], "default")]
+    assert pool.client.presence.routes(pool.offer) == [Route("prefect3", made["id"], "default")]
 
 
 def test_a_poller_makes_no_pool(pool):
     with pytest.raises(SettingsError, match=r"no work pool 'nowhere', start a worker with --pool nowhere"):
-        pool.client.resolve(offer("nowhere"), create=False)
+        pool.client.presence.resolve(offer("nowhere"), create=False)
     assert pool.pool("nowhere") is None
 
 
 def test_a_pool_named_prefect_cannot_be_made(pool):
     with pytest.raises(SettingsError, match="'Prefect-mine' cannot be created because Prefect keeps names"):
-        pool.client.resolve(offer("Prefect-mine"), create=True)
+        pool.client.presence.resolve(offer("Prefect-mine"), create=True)
 
 
 def test_pool_names_may_have_spaces_and_other_letters(pool):
     name = f"Größe x {uuid.uuid4().hex[:6]}"
-    resolved = pool.client.resolve(offer(name), create=True)
-    assert pool.client.routes(resolved)
-    pool.client.online(name, "fleet x", 60)
-    pool.client.offline(name, "fleet x")
+    resolved = pool.client.presence.resolve(offer(name), create=True)
+    assert pool.client.presence.routes(resolved)
+    pool.client.presence.online(name, "fleet x", 60)
+    pool.client.presence.offline(name, "fleet x")
 
 
 def test_a_name_that_the_server_refuses_is_told_with_its_reason(pool):
     with pytest.raises(ApiRejected, match=r"work pool 'a & b' cannot be created: .*name: String should match"):
-        pool.client.resolve(offer("a & b"), create=True)
+        pool.client.presence.resolve(offer("a & b"), create=True)
 
 
 def test_a_process_pool_is_served_by_its_own_template(prefect_server):
@@ -77,7 +77,7 @@ def test_a_process_pool_is_served_by_its_own_template(prefect_server):
         },
     }
     pool.open(type="process", base_job_template=template)
-    job = pool.client.job(pool.create_run(pool.deployment()))
+    job = pool.client.jobs.job(pool.create_run(pool.deployment()))
     assert job.command == ("uv", "run", "python", "-m", "prefect.engine")
     assert job.env == {"WHO": "pool"}
     assert job.working_dir == "/srv"
@@ -94,9 +94,9 @@ def test_missing_queues_are_made_and_only_they_are_served(prefect_server):
     pool = OnePool(prefect_server.api_url).open(work_queues=("fast",))
     scheduled = {queue: pool.scheduled(pool.deployment(work_queue_name=queue), ago(2)) for queue in ("fast", "default")}
     assert [run.run_id for run in pool.due()] == [scheduled["fast"]]
-    assert [route.name for route in pool.client.routes(pool.offer)] == ["fast"]
+    assert [route.name for route in pool.client.presence.routes(pool.offer)] == ["fast"]
     everything = Offer(backend="prefect3", pools=pool.offer.pools, pool_ids=pool.offer.pool_ids)
-    found = pool.client.due([pool.offer, everything], within_seconds=1, limit=50)
+    found = pool.client.backlog.due([pool.offer, everything], within_seconds=1, limit=50)
     assert {each.route.name for each in found} == {"fast", "default"}
 
 
@@ -149,7 +149,7 @@ def crowded(prefect_server):
 def test_a_crowded_queue_does_not_hide_what_is_due_on_another(crowded, monkeypatch, named):
     asked = counted(crowded, monkeypatch)
     offer = dataclasses.replace(crowded.offer, work_queues=named)
-    found = {each.route.name: each for each in crowded.client.due([offer], within_seconds=1, limit=6)}
+    found = {each.route.name: each for each in crowded.client.backlog.due([offer], within_seconds=1, limit=6)}
 
     assert set(found) == {"first", "last"}
     assert (found["last"].due, found["last"].at_least, len(found["last"].runs)) == (2, False, 2)
@@ -163,7 +163,7 @@ def test_a_crowded_queue_does_not_hide_what_is_due_on_another(crowded, monkeypat
 
 def test_an_answer_that_lists_everything_is_one_request(crowded, monkeypatch):
     asked = counted(crowded, monkeypatch)
-    found = crowded.client.due([crowded.offer], within_seconds=1, limit=50)
+    found = crowded.client.backlog.due([crowded.offer], within_seconds=1, limit=50)
 
     assert {each.route.name: (each.due, each.at_least) for each in found} == {"first": (7, False), "last": (2, False)}
     assert len(asked) == 1
@@ -174,7 +174,7 @@ def test_of_many_queues_some_are_asked_at_a_time_and_each_gets_its_turn(crowded,
     asked = counted(crowded, monkeypatch)
     seen = set()
     for _ in range(3):
-        found = crowded.client.due([crowded.offer], within_seconds=1, limit=6)
+        found = crowded.client.backlog.due([crowded.offer], within_seconds=1, limit=6)
         seen |= {each.route.name for each in found}
     assert len(asked) == 6
     assert seen == {"first", "last"}
@@ -194,7 +194,7 @@ def test_a_run_that_is_not_due_yet_hides_no_due_one_behind_the_pools_limit(limit
     now = limited.scheduled(limited.deployment(work_queue_name="low"), ago(2))
     limited.change_pool(limited.name, concurrency_limit=1)
 
-    high, low = limited.client.due([limited.offer], within_seconds=60, limit=50)
+    high, low = limited.client.backlog.due([limited.offer], within_seconds=60, limit=50)
 
     assert ([run.run_id for run in high.runs], high.due) == ([later], 0)
     assert ([run.run_id for run in low.runs], low.due) == ([now], 1)
@@ -207,7 +207,7 @@ def test_a_queue_that_fills_the_pools_limit_hides_no_other(limited):
         limited.scheduled(deployment, ago(2))
     limited.change_pool(limited.name, concurrency_limit=2)
 
-    found = limited.client.due([limited.offer], within_seconds=60, limit=50)
+    found = limited.client.backlog.due([limited.offer], within_seconds=60, limit=50)
 
     assert [(each.route.name, len(each.runs), each.at_least, each.room) for each in found] == [
         ("high", 2, True, 2),
@@ -219,18 +219,18 @@ def test_a_run_tells_where_it_waits_and_what_holds_it_back_there(pool):
     pool.make_queue(pool.name, "fast")
     deployment = pool.deployment(work_queue_name="fast")
     run, other = pool.scheduled(deployment, ago(2)), pool.scheduled(deployment, ago(2))
-    place = pool.client.place(run)
+    place = pool.client.backlog.place(run)
     assert place == Place(route=Route("prefect3", pool.offer.pool_ids[0], "fast"), pool=pool.name)
     pool.set_state(other, "RUNNING")
     pool.change_queue(pool.name, "fast", concurrency_limit=1)
-    assert pool.client.place(run).limit == "the queue fast is at its limit of 1"
+    assert pool.client.backlog.place(run).limit == "the queue fast is at its limit of 1"
     pool.change_pool(pool.name, concurrency_limit=1)
-    assert pool.client.place(run).limit == f"the pool {pool.name} is at its limit of 1"
+    assert pool.client.backlog.place(run).limit == f"the pool {pool.name} is at its limit of 1"
     pool.change_queue(pool.name, "fast", is_paused=True)
-    assert pool.client.place(run).paused == "queue"
+    assert pool.client.backlog.place(run).paused == "queue"
     pool.change_pool(pool.name, is_paused=True)
-    assert pool.client.place(run).paused == "pool"
-    assert pool.client.place(str(uuid.uuid4())) is None
+    assert pool.client.backlog.place(run).paused == "pool"
+    assert pool.client.backlog.place(str(uuid.uuid4())) is None
 
 
 def test_due_tells_how_many_and_since_when(pool):
@@ -240,9 +240,9 @@ def test_due_tells_how_many_and_since_when(pool):
     for _ in range(2):
         pool.scheduled(deployment, ago(5))
     pool.scheduled(deployment, ago(-30))
-    (found,) = pool.client.due([pool.offer], within_seconds=60, limit=50)
+    (found,) = pool.client.backlog.due([pool.offer], within_seconds=60, limit=50)
     assert (len(found.runs), found.due, found.oldest, found.at_least) == (4, 3, oldest, False)
-    (cut,) = pool.client.due([pool.offer], within_seconds=60, limit=2)
+    (cut,) = pool.client.backlog.due([pool.offer], within_seconds=60, limit=2)
     assert (len(cut.runs), cut.due, cut.at_least) == (2, 2, True)
 
 
@@ -272,12 +272,12 @@ def test_paused_pools_and_queues_hand_out_nothing_and_count_nothing(pool):
     pool.change_queue(pool.name, "default", is_paused=True)
     fresh = OnePool(pool.api_url)
     assert pool.due() == []
-    assert fresh.client.count_due([pool.offer]) == []
+    assert fresh.client.backlog.count_due([pool.offer]) == []
     pool.change_queue(pool.name, "default", is_paused=False)
     pool.change_pool(pool.name, is_paused=True)
     fresh = OnePool(pool.api_url)
     assert pool.due() == []
-    assert fresh.client.count_due([pool.offer]) == []
+    assert fresh.client.backlog.count_due([pool.offer]) == []
 
 
 def test_counting_tells_number_and_age_and_marks_nothing_ready(pool):
@@ -287,7 +287,7 @@ def test_counting_tells_number_and_age_and_marks_nothing_ready(pool):
     pool.scheduled(pool.deployment(), ago(3))
     pool.scheduled(pool.deployment(), ago(-300))
     pool.scheduled(pool.deployment(work_queue_name="other"), ago(3))
-    counted = {each.route.name: each for each in pool.client.count_due([pool.offer])}
+    counted = {each.route.name: each for each in pool.client.backlog.count_due([pool.offer])}
     assert {name: each.due for name, each in counted.items()} == {"default": 2, "other": 1}
     assert counted["default"].oldest == oldest
     assert pool.call("GET", f"/work_pools/{pool.name}/queues/default")["status"] == "NOT_READY"
@@ -304,17 +304,17 @@ def test_the_pool_shows_one_worker_online_until_it_is_signed_off(pool):
         workers = pool.call("POST", f"/work_pools/{pool.name}/workers/filter", {})
         return [worker["name"] for worker in workers if worker["status"] == "ONLINE"]
 
-    pool.client.online(pool.name, "flowfleet default", 60.0)
-    pool.client.online(pool.name, "flowfleet default", 60.0)
+    pool.client.presence.online(pool.name, "flowfleet default", 60.0)
+    pool.client.presence.online(pool.name, "flowfleet default", 60.0)
     assert online() == ["flowfleet default"]
-    pool.client.offline(pool.name, "flowfleet default")
+    pool.client.presence.offline(pool.name, "flowfleet default")
     assert online() == []
-    pool.client.offline(pool.name, "flowfleet default")
+    pool.client.presence.offline(pool.name, "flowfleet default")
 
 
 def test_a_run_of_a_minute_ahead_is_known(pool):
     due = ago(-45)
     pool.scheduled(pool.deployment(), due)
-    (found,) = pool.client.due([pool.offer], within_seconds=60, limit=50)
+    (found,) = pool.client.backlog.due([pool.offer], within_seconds=60, limit=50)
     assert (found.due, found.oldest) == (0, None)
     assert abs(found.runs[0].due - due) < timedelta(milliseconds=1)

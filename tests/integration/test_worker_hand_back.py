@@ -99,14 +99,14 @@ def test_a_lost_claim_that_a_late_renewal_has_written_again_goes_all_the_same(wo
 
 
 def test_a_run_that_somebody_has_claimed_since_redis_lost_ours_is_theirs_to_cancel(world, monkeypatch):
-    tell = world.client.hand_back
+    tell = world.client.ends.hand_back
 
     def claimed_meanwhile(run_id, *rest, **named):
         (outcome,) = world.ledger.claim(replace(flow_run(world.route), run_id=run_id))
         assert outcome.moved
         return tell(run_id, *rest, **named)
 
-    monkeypatch.setattr(world.client, "hand_back", claimed_meanwhile)
+    monkeypatch.setattr(world.client.ends, "hand_back", claimed_meanwhile)
     message, folder = broken_launch(world, "start.before_fork", lost_by_redis(world), cancelled_at_the_api(world))
     wait_handed_back(world, folder)
 

@@ -123,9 +123,9 @@ def test_a_template_reads_the_environment_of_the_worker_but_nothing_of_ours(worl
     open_one = world.create("true", env={"S": "{{ $SITE }}"})
     secret = world.create("true", env={"S": "{{ $FLOWFLEET_REDIS }}"})
 
-    assert client.job(open_one.run_id).env == {"S": "north"}
+    assert client.jobs.job(open_one.run_id).env == {"S": "north"}
     with pytest.raises(UnsupportedRun, match="FLOWFLEET_REDIS"):
-        client.job(secret.run_id)
+        client.jobs.job(secret.run_id)
 
 
 def test_a_message_delivered_three_times_is_one_start(world, tmp_path):

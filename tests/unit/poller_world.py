@@ -10,17 +10,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from flowfleet.api import traits
-from flowfleet.api.client import (
-    Answer,
-    DueRuns,
-    LogLine,
-    RunState,
-    ServerInfo,
-    StateType,
-    UnfinishedRun,
-    UnfitRun,
-    Verdict,
-)
+from flowfleet.api.backlog import DueRuns, UnfitRun
+from flowfleet.api.client import Answer, LogLine, RunState, ServerInfo, StateType, UnfinishedRun, Verdict
 from flowfleet.errors import ApiError, ApiUnavailable, KeyRefused
 from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import FlowRun, Offer, Route
@@ -68,7 +59,7 @@ class Time:
 
 
 class FakeApi:
-    """Runs and their states at Prefect 3; each method is one request, and its answers can be bent."""
+    """Runs and their states at Prefect 3, all parts of a client in one; each method is one request, and can be bent."""
 
     backend = "prefect3"
     traits = traits.of(backend)
@@ -76,6 +67,7 @@ class FakeApi:
     key_refused = False
 
     def __init__(self, time: Time) -> None:
+        self.claims = self.ends = self.backlog = self.presence = self
         self._time = time
         self.runs: dict[str, RunState] = {}
         self.due_at: dict[str, datetime] = {}
@@ -383,7 +375,7 @@ class World:
         self.rings: set[str] = set()
         self.failpoints = failpoints or Failpoints()
         self.offer_filter = OfferFilter(**offer_filter)
-        self.pace = pace or Pace.of(self.api.traits, idle_seconds=10.0)
+        self.pace = pace or Pace(lead_seconds=5.0 if self.api.traits.engine_waits else 0.0)
         self.build()
 
     def make_api(self, time: Time) -> Any:
@@ -401,17 +393,17 @@ class World:
         )
         self.progress = Progress(monotonic)
         self.claimer = Claimer(
-            api, claims, self.publish, mark=mark, policy="report", failpoints=failpoints, metrics=metrics,
-            progressed=self.progress.note,
+            api.claims, claims, self.publish, mark=mark, policy="report", traits=api.traits, failpoints=failpoints,
+            metrics=metrics, progressed=self.progress.note,
         )  # fmt: skip
         self.reconciler = Reconciler(
-            api, claims, roster, self.claimer, mark=mark, failpoints=failpoints, metrics=metrics, clock=monotonic,
-            progressed=self.progress.note, queued_seconds=60.0, ttl_seconds=20.0,
+            api.ends, claims, roster, self.claimer, mark=mark, traits=api.traits, failpoints=failpoints,
+            metrics=metrics, clock=monotonic, progressed=self.progress.note, queued_seconds=60.0, ttl_seconds=20.0,
         )  # fmt: skip
         self.sweep = Sweep(api, claims, mark=mark, failpoints=failpoints, metrics=metrics, clock=monotonic)
         self.presence = Presence(api, roster, fleet="f", offer_filter=self.offer_filter, clock=monotonic)
         self.loop = Loop(
-            api=api,
+            backend=api.backend,
             claims=claims,
             roster=roster,
             leadership=self.leadership,
@@ -420,7 +412,7 @@ class World:
             sweep=self.sweep,
             gatekeeper=Gatekeeper(self.gate, self.sweep, failpoints=failpoints, clock=monotonic, wait_seconds=25.0),
             presence=self.presence,
-            lister=Lister(api, self.presence, clock=clock, metrics=metrics),
+            lister=Lister(api.backlog, self.presence, clock=clock, metrics=metrics),
             reinstater=Reinstater(
                 api, claims, mark=mark, metrics=metrics, clock=monotonic, progressed=self.progress.note
             ),

@@ -21,7 +21,8 @@ from flowfleet.agents import arguments
 from flowfleet.agents.flow_run_records import FlowRunRecord, fetch
 from flowfleet.agents.start import HeartbeatThread
 from flowfleet.api import traits
-from flowfleet.api.client import Answer, DueRuns, Job, LogLine, ServerInfo, StateType, Verdict
+from flowfleet.api.backlog import DueRuns
+from flowfleet.api.client import Answer, Job, LogLine, ServerInfo, StateType, Verdict
 from flowfleet.errors import AlreadyClaimed, ApiUnavailable, FleetError, SettingsError, UnsupportedRun
 from flowfleet.flow_run import FlowRun, Offer, Route
 from tests.waiting import until
@@ -66,7 +67,7 @@ class Api:
         self.claimed: list[tuple[str, str]] = []
         self.reported: list[tuple[str, StateType, str]] = []
         self.lines: list[LogLine] = []
-        self.graphql = self
+        self.graphql = self.claims = self.ends = self.backlog = self.presence = self.jobs = self
 
     def ask(self, document: str) -> Any:
         self.queries.append(document)

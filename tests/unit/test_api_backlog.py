@@ -28,7 +28,7 @@ class Asked:
     def meet(self) -> None:
         """A client that knows nothing yet."""
         self.client = Prefect3(Session(Address(url=self.api.api_url)))
-        self.offer = self.client.resolve(Offer(backend="prefect3", pools=("flowfleet",)), create=True)
+        self.offer = self.client.presence.resolve(Offer(backend="prefect3", pools=("flowfleet",)), create=True)
 
     def limit(self, runs: int) -> None:
         self.pool["concurrency_limit"] = runs
@@ -39,7 +39,9 @@ class Asked:
             self.api.add_run(queue=queue, due_in=seconds)
 
     def due(self, limit: int = 200):
-        return {each.route.name: each for each in self.client.due([self.offer], within_seconds=60.0, limit=limit)}
+        return {
+            each.route.name: each for each in self.client.backlog.due([self.offer], within_seconds=60.0, limit=limit)
+        }
 
 
 @pytest.fixture

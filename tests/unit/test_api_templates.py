@@ -155,5 +155,5 @@ def test_what_cannot_be_used_is_named_but_never_quoted(name, value, sentence):
         api.runs[run]["job_variables"] = {name: value}
         client = Prefect3(Session(Address(url=api.api_url)))
         with pytest.raises(UnsupportedRun, match=sentence) as caught:
-            client.job(run)
+            client.jobs.job(run)
     assert "hunter2" not in str(caught.value)

@@ -42,7 +42,13 @@ FLOWFLEET = (
     ("flowfleet.commands",),
 )
 API = (
-    ("flowfleet.api.transport", "flowfleet.api.client", "flowfleet.api.traits", "flowfleet.api.found"),
+    (
+        "flowfleet.api.transport",
+        "flowfleet.api.client",
+        "flowfleet.api.backlog",
+        "flowfleet.api.traits",
+        "flowfleet.api.found",
+    ),
     ("flowfleet.api.prefect1", "flowfleet.api.prefect3"),
     ("flowfleet.api.detect",),
     ("flowfleet.api.connect",),

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from flowfleet.api import traits
-from flowfleet.api.client import DueRuns
+from flowfleet.api.backlog import DueRuns
 from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused, SettingsError
 from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import FlowRun, Offer, Route
@@ -315,7 +315,7 @@ def test_metrics_have_the_names_of_the_design_and_no_run_id(world):
 
 @pytest.mark.parametrize(("backend", "busy"), [("prefect3", 4.0), ("prefect1", 1.0)])
 def test_the_loops_pace_is_that_of_the_settings_and_of_the_api(backend, busy):
-    nobody = SimpleNamespace(backend=backend, traits=traits.of(backend))
+    nobody = SimpleNamespace(backend=backend, traits=traits.of(backend), claims=None, ends=None, backlog=None)
     parts = PollerParts(
         settings=PollerSettings(host="h", idle_seconds=7.5),
         api=nobody,

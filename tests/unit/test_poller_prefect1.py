@@ -4,11 +4,11 @@ import logging
 
 import pytest
 
-from flowfleet.api.client import StateType, UnfitRun
+from flowfleet.api.backlog import UnfitRun
+from flowfleet.api.client import StateType
 from flowfleet.errors import ApiRejected, ApiUnavailable
 from flowfleet.ledger.claims import State
 from poller.capacity import OfferFilter, listing_plan
-from poller.pace import Pace
 from tests.unit.memory_ledger import MemoryLedger
 from tests.unit.poller_world import Labelled, offer, route
 
@@ -447,7 +447,7 @@ def test_a_claim_that_the_server_refuses_for_ever_is_given_up(world):
 
 def test_a_run_that_was_handed_back_is_tried_again_until_the_server_has_forgotten_its_last_claim(caplog):
     caplog.set_level(logging.INFO)
-    world = world_with("x", pace=Pace(lead_seconds=0.0))
+    world = world_with("x")
     run = world.api.add()
     world.rounds(2)
     first = world.claims.by_run[run]

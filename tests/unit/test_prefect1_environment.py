@@ -42,7 +42,7 @@ def environment(tmp_path, **given):
     settings = WorkerSettings(env=facts["env"], import_paths=paths)
     base = worker_layer(facts["inherited"], python=None, own_prefix=None)
     start_specs = StartSpecBuilder(
-        api=api,
+        api=api.jobs,
         layers=layers_of(settings, base, traits.of("prefect1")),
         interpreter=Interpreter(path="/x/python", prefect="1.4.1"),
         settings=settings,
@@ -51,7 +51,7 @@ def environment(tmp_path, **given):
     job = Job(state=state, env=facts["run"], working_dir=facts["working_dir"], flow_id=FLOW)
     run = flow_run()
     held = Claim(run_id=RUN, claim="claim", call="call", state=State.TAKEN, route=run.route, name="n", due=run.due)
-    return start_specs.make(held, api.equip(job), RunFolder(tmp_path), not_after=None)
+    return start_specs.make(held, api.jobs.equip(job), RunFolder(tmp_path), not_after=None)
 
 
 @pytest.mark.parametrize(

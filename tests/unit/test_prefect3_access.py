@@ -153,7 +153,7 @@ def test_children_get_the_settings_that_were_found(folder, home):
     environ = {"PREFECT__FLOW_RUN_ID": "of somebody else", "PREFECT_HOME": ""}
     client = connect(CommonSettings(name="w", host="h"), environ, folder=folder, home=home)
     run_id = "11111111-1111-4111-8111-111111111111"
-    env = client.equip(_job({}, run_id)).engine_env
+    env = client.jobs.equip(_job({}, run_id)).engine_env
     assert env == {
         "PREFECT_API_URL": "http://p/api",
         "PREFECT_API_KEY": "k",
@@ -162,13 +162,13 @@ def test_children_get_the_settings_that_were_found(folder, home):
         "PREFECT__WORKER_NAME": "w@h",
         "PREFECT__FLOW_NAME": "flow",
     }
-    assert "PREFECT_LOGGING_LEVEL" not in client.equip(_job({"PREFECT_LOGGING_LEVEL": "ERROR"})).engine_env
+    assert "PREFECT_LOGGING_LEVEL" not in client.jobs.equip(_job({"PREFECT_LOGGING_LEVEL": "ERROR"})).engine_env
 
 
 def test_a_key_given_to_us_goes_to_children_too(folder, home):
     environ = {URL: "http://h/api", "PREFECT_API_AUTH_STRING": "a:b"}
     client = connect(CommonSettings(key="ours"), environ, folder=folder, home=home)
-    env = client.equip(_job({})).engine_env
+    env = client.jobs.equip(_job({})).engine_env
     assert env["PREFECT_API_KEY"] == "ours"
     assert "PREFECT_API_AUTH_STRING" not in env
 
@@ -211,11 +211,11 @@ def test_a_key_that_was_replaced_is_used_by_us_and_by_the_runs(folder, home):
     settings = resolve(WorkerSettings, {}, environ, {}, {"host": "h"})
     client = connect(settings, environ, folder=folder, home=home)
     job = Job(state=RunState(run_id="r", run_name="n", kind=StateType.PENDING, name="Pending"))
-    assert client.equip(job).engine_env["PREFECT_API_KEY"] == "first-key"
+    assert client.jobs.equip(job).engine_env["PREFECT_API_KEY"] == "first-key"
     assert client.renew() is False
     key.write_text("second-key")
     assert client.renew() is True
-    assert client.equip(job).engine_env["PREFECT_API_KEY"] == "second-key"
+    assert client.jobs.equip(job).engine_env["PREFECT_API_KEY"] == "second-key"
 
     # Prefect's own profile is looked at again too
     bare = {URL: "http://api/api"}
@@ -223,4 +223,4 @@ def test_a_key_that_was_replaced_is_used_by_us_and_by_the_runs(folder, home):
     client = connect(CommonSettings(), bare, folder=folder, home=home)
     profile(home, 'active = "p"\n[profiles.p]\nPREFECT_API_KEY = "fourth-key"\n')
     assert client.renew() is True
-    assert client.equip(job).engine_env["PREFECT_API_KEY"] == "fourth-key"
+    assert client.jobs.equip(job).engine_env["PREFECT_API_KEY"] == "fourth-key"

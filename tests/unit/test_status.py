@@ -11,7 +11,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from rich.console import Console
 
 from flowfleet import broker
-from flowfleet.api.client import Place, RunState, ServerInfo, StateType
+from flowfleet.api.backlog import Place
+from flowfleet.api.client import RunState, ServerInfo, StateType
 from flowfleet.errors import ApiUnavailable, LedgerUnavailable, SettingsError
 from flowfleet.flow_run import Offer, Route
 from flowfleet.ledger import connect

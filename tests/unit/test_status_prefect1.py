@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from flowfleet.api import traits
-from flowfleet.api.client import Place, Rival, RunState, ServerInfo, StateType, UnfitRun
+from flowfleet.api.backlog import Place, Rival, UnfitRun
+from flowfleet.api.client import RunState, ServerInfo, StateType
 from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused
 from flowfleet.flow_run import Offer, Route
 from flowfleet.monitor.doctor import CheckStatus, api_checks, fleet_checks, label_checks
@@ -126,8 +127,11 @@ class Api(SimpleNamespace):
     backend = "prefect1"
     traits = traits.of(backend)
 
-    def rivals(self, offers, mark):
-        assert mark.fleet == "default"
+    @property
+    def backlog(self):
+        return self
+
+    def rivals(self, offers):
         return [one for one in self.others if one.labels not in [each.labels for each in offers]]
 
     def unserved(self, offers):
@@ -202,7 +206,7 @@ def test_a_fleet_without_workers_and_another_api_have_no_rivals():
 
 def test_rivals_that_cannot_be_asked_for_are_no_failure():
     class Away(Api):
-        def rivals(self, offers, mark):
+        def rivals(self, offers):
             raise ApiUnavailable("no answer")
 
     (check,) = label_checks(Away(), snapshot("x", rows=[worker("x")]))

@@ -20,7 +20,7 @@ DEPLOYERS = "flowfleet.deployers"
 
 def adopting_deployer(own: Deployer, api: ApiClient, settings: WorkerSettings) -> Deployer:
     """The deployer of a worker, which also adopts the external runs that a Python agent of its host has left."""
-    return external.ExternalDeployer(None, below=own, watch=external.ExternalWatch(api.states), host=settings.host)
+    return external.ExternalDeployer(None, below=own, watch=external.ExternalWatch(api.ends.states), host=settings.host)
 
 
 def plugged_in_deployer(kind: str) -> Callable[[DeployerContext], Deployer] | None:

@@ -7,7 +7,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from flowfleet.api.client import Answer, ApiClient, Mark, RunState, StateType, Verdict
+from flowfleet.api.client import Answer, EndApi, Mark, RunState, StateType, Verdict
+from flowfleet.api.traits import Traits
 from flowfleet.errors import ApiRejected, ApiUnavailable, LedgerUnavailable
 from flowfleet.failpoints import Failpoints
 from flowfleet.ledger.claims import Claim, Claims, Outcome, Refusal, State
@@ -39,7 +40,8 @@ class Endings:
         *,
         attempts: Attempts,
         claims: Claims,
-        api: ApiClient,
+        api: EndApi,
+        traits: Traits,
         worker: str,
         mark: Mark,
         runs: RunFolders,
@@ -55,6 +57,7 @@ class Endings:
         self._attempts = attempts
         self._claims = claims
         self._api = api
+        self._traits = traits
         self._worker = worker
         self._mark = mark
         self._runs = runs
@@ -190,7 +193,7 @@ class Endings:
         if attempt.fenced:
             self._lost(attempt, "fenced")
             return
-        decision = decide(attempt.exit, state, traits=self._api.traits, looked_before=looked_before)
+        decision = decide(attempt.exit, state, traits=self._traits, looked_before=looked_before)
         if attempt.cancelled:
             decision = for_cancelled(decision)
         if decision.step is Step.LOOK_AGAIN:
@@ -210,7 +213,7 @@ class Endings:
         running = RunState(
             run_id=attempt.held.run_id, run_name=attempt.held.name, kind=StateType.RUNNING, name="Running"
         )
-        decision = decide(end, running, traits=self._api.traits, looked_before=True)
+        decision = decide(end, running, traits=self._traits, looked_before=True)
         self._outbox.put_aside(self._report(attempt, decision))
 
     def _post(self, report: Report) -> None:

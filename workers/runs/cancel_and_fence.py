@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from flowfleet.api.client import ApiClient, StateType
+from flowfleet.api.client import EndApi, StateType
 from flowfleet.errors import LedgerError
 from flowfleet.ledger.claims import Claims, Refusal, State
 from workers.background import BackgroundJobs
@@ -23,7 +23,7 @@ class CancelAndFence:
         worker: str,
         attempts: Attempts,
         claims: Claims,
-        api: ApiClient,
+        api: EndApi,
         supervisor: Supervisor,
         to_api: BackgroundJobs,
     ) -> None:

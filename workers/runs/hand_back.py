@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from flowfleet.api.client import Answer, ApiClient, Mark, StateType, Verdict
+from flowfleet.api.client import Answer, EndApi, Mark, StateType, Verdict
 from flowfleet.errors import ApiUnavailable
 from flowfleet.failpoints import Failpoints
 from flowfleet.ledger.claims import Claim, Claims, Refusal
@@ -28,7 +28,7 @@ class HandBack:
         *,
         attempts: Attempts,
         claims: Claims,
-        api: ApiClient,
+        api: EndApi,
         worker: str,
         mark: Mark,
         to_ledger: BackgroundJobs,

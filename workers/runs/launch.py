@@ -123,7 +123,7 @@ class Launch:
         """The job to run, if the run is still ours; None when the claim was given away instead."""
         held = attempt.held
         try:
-            job = self.retry.with_api(lambda: self.api.job(held.run_id))
+            job = self.retry.with_api(lambda: self.api.jobs.job(held.run_id))
         except ApiUnavailable as exc:
             self._return(attempt, f"the API did not answer {self.worker}: {exc}")
             return None
@@ -178,7 +178,7 @@ class Launch:
         return False
 
     def _ask_launching(self, held: Claim) -> Answer:
-        answer = self.api.launching(held.run_id, held.call, held.claim, self.mark)
+        answer = self.api.claims.launching(held.run_id, held.call, held.claim, self.mark)
         if answer.verdict is Verdict.UNSURE:
             raise ApiUnavailable(f"no definite answer to the launch of run {held.run_id}: {answer.reason}")
         return answer
@@ -251,8 +251,8 @@ class Launch:
         pid = int(handle.get("command_pid") or handle.get("pid") or 0)
         # what the callable of an external run has answered, as Prefect 1's own agent writes it
         says = f"Submitted for execution: {handle['id']}" if handle.get("kind") == "external" else None
-        self.run_log.say(held.run_id, says or self.api.started_line(self.mark, pid))
-        self.to_api.post(lambda: self.api.started(held.run_id, self.mark, pid))
+        self.run_log.say(held.run_id, says or self.api.claims.started_line(self.mark, pid))
+        self.to_api.post(lambda: self.api.claims.started(held.run_id, self.mark, pid))
 
     # -- ways out
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flowfleet.api.client import ApiClient, Job
+from flowfleet.api.client import Job, JobApi
 from flowfleet.ledger.claims import Claim
 from flowfleet.settings.classes import WorkerSettings
 from workers.deployment import RunLimits, StartSpec
@@ -17,7 +17,7 @@ from workers.state.run_folders import RunFolder
 class StartSpecBuilder:
     """The builder of start specs; its fields are what is the same for all runs of this worker."""
 
-    api: ApiClient
+    api: JobApi
     layers: EnvironmentLayers
     interpreter: Interpreter
     settings: WorkerSettings

@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from flowfleet.api.client import DueRuns, Rival, UnfitRun
+from flowfleet.api.backlog import DueRuns, Place, Rival, UnfitRun
 from flowfleet.api.prefect1.agents import AgentQueue, AgentRegistry, RegisteredAgent
 from flowfleet.api.prefect1.defaults import identity
 from flowfleet.api.prefect1.jobs import JOB_FIELDS, unfit
 from flowfleet.api.prefect1.runs import Runs, claimable, late_tasks, literal
 from flowfleet.api.prefect1.states import Run
+from flowfleet.api.prefect1.tenants import Tenants
 from flowfleet.api.transport.reading import instant, reading, rows
 from flowfleet.flow_run import FlowRun, Offer, Route
 
@@ -37,28 +38,42 @@ class Backlog:
     A poll is one request for the run ids of all label sets, and one more for the facts of these runs, if there are any.
     """
 
-    def __init__(self, runs: Runs, agents: AgentRegistry, now: Callable[[], datetime]) -> None:
-        """`now` is the server's time."""
+    def __init__(
+        self,
+        runs: Runs,
+        agents: AgentRegistry,
+        tenants: Tenants,
+        *,
+        deploy: str,
+        noted: Callable[[Sequence[Run]], None],
+        now: Callable[[], datetime],
+    ) -> None:
+        """`deploy` is how our worker starts runs, `noted` gets the rows of listed runs, `now` is the server's time."""
         self._runs = runs
         self._agents = agents
+        self._tenants = tenants
+        self._deploy = deploy
+        self._noted = noted
         self._now = now
 
-    def due(
-        self, tenant: str, offers: Sequence[Offer], *, within_seconds: float, noted: Callable[[Sequence[Run]], None]
-    ) -> list[DueRuns]:
-        """List what the API would hand out, by route (the labels of the runs), the earliest first.
+    def due(self, offers: Sequence[Offer], *, within_seconds: float, limit: int) -> list[DueRuns]:
+        # the server sets the limit: it lists at most 25 runs for each label set
+        del limit
+        within = timedelta(seconds=within_seconds)
+        by_tenant = self._tenants.by_tenant(offers)
+        return [due for tenant, own in by_tenant.items() for due in self._due(tenant, own, within)]
 
-        `noted` is called with the rows that were read.
-        """
+    def _due(self, tenant: str, offers: Sequence[Offer], within: timedelta) -> list[DueRuns]:
+        """List what the API would hand out, by route (the labels of the runs), the earliest first."""
         now = self._now()
         agents = sorted({agent_of(offer) for offer in offers})
-        queues = self._agents.ready(tenant, agents, now + timedelta(seconds=within_seconds))
+        queues = self._agents.ready(tenant, agents, now + within)
         ids = {run_id for queue in queues.values() for run_id in queue.run_ids}
         if not ids:
             return []
         late = now - timedelta(seconds=LATE_SECONDS)
         runs = self._runs.where(claimable(ids, late), late_tasks(late) + JOB_FIELDS)
-        noted(runs)
+        self._noted(runs)
         return self._by_route(tenant, offers, runs, queues, now)
 
     def _by_route(
@@ -79,8 +94,11 @@ class Backlog:
             found.append(_due_runs(route, waiting, serving, now, at_least=full))
         return found
 
-    def count(self, tenant: str, offers: Sequence[Offer]) -> list[DueRuns]:
-        """Count what workers that are not there now would take, without asking for runs as an agent of theirs."""
+    def count_due(self, offers: Sequence[Offer]) -> list[DueRuns]:
+        # counted without asking as an agent: what nobody serves must not look served
+        return [due for tenant, own in self._tenants.by_tenant(offers).items() for due in self._count(tenant, own)]
+
+    def _count(self, tenant: str, offers: Sequence[Offer]) -> list[DueRuns]:
         now = self._now()
         waiting = self._waiting(tenant, now, limit=200)
         by_route: dict[Route, list[Run]] = defaultdict(list)
@@ -99,7 +117,10 @@ class Backlog:
             for route, runs in by_route.items()
         ]
 
-    def unserved(self, tenant: str) -> list[UnfitRun]:
+    def unserved(self, offers: Sequence[Offer]) -> list[UnfitRun]:
+        return [one for tenant in self._tenants.by_tenant(offers) for one in self._unserved(tenant)]
+
+    def _unserved(self, tenant: str) -> list[UnfitRun]:
         """Runs that have been due for UNSERVED_SECONDS and whose labels no agent has that asks for runs."""
         runs = self._waiting(tenant, self._now() - timedelta(seconds=UNSERVED_SECONDS), limit=_MOST)
         if not runs:
@@ -113,7 +134,11 @@ class Backlog:
             if not any(offer.serves(Route.of_labels(tenant, run.labels)) for offer in offers)
         ]
 
-    def rivals(self, tenant: str, offers: Sequence[Offer]) -> list[Rival]:
+    def rivals(self, offers: Sequence[Offer]) -> list[Rival]:
+        # only agents that have asked for runs lately count
+        return [one for tenant, own in self._tenants.by_tenant(offers).items() for one in self._rivals(tenant, own)]
+
+    def _rivals(self, tenant: str, offers: Sequence[Offer]) -> list[Rival]:
         """Agents that would take runs of these offers and are not ours: they have another name, type or label set."""
         ours, known = {agent_of(offer) for offer in offers}, identity(self._agents.name)
         return [
@@ -123,6 +148,13 @@ class Backlog:
             and not (known == identity(agent.name) and RegisteredAgent(labels=agent.labels, type=agent.type) in ours)
             and any(_meet(agent.labels, offer.labels) for offer in offers)
         ]
+
+    def place(self, run_id: str) -> Place | None:
+        # the run's labels decide, and whether a worker like ours can start the run at all
+        run = self._runs.one(run_id, JOB_FIELDS)
+        why = unfit(run.row, self._deploy)
+        limit = None if why is None else f"no worker here can start it: {why[:1].lower()}{why[1:]}"
+        return Place(route=self._tenants.route(run), pool="", limit=limit)
 
     def _waiting(self, tenant: str, before: datetime, *, limit: int) -> list[Run]:
         where = {

@@ -1,4 +1,4 @@
-"""Engine: the command and the environment of a Prefect 1 engine (source: prefect 1.4.1, measured)."""
+"""Engine: the environment of a Prefect 1 engine (source: prefect 1.4.1, measured)."""
 
 from __future__ import annotations
 
@@ -6,21 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from flowfleet.api.client import Job
-
-#: an older prefect has another name for the engine's command
-_FLOW_RUN_SINCE = (0, 13)
-
-
-def engine_command(python: str, job: Job, prefect: str) -> tuple[str, ...]:
-    """The argv of the engine: `prefect execute flow-run`, which a prefect before 0.13 knows as `cloud-flow`.
-
-    The version in the interpreter counts, whatever the flow was registered with: 1.4.1 has no `cloud-flow` any more.
-    Where nobody has asked the interpreter (an image), the version of the flow counts, as with Prefect 1's own agent.
-    """
-    version = prefect or str(job.variables.get("core_version") or "")
-    numbers = tuple(int(part) for part in version.partition("+")[0].split(".")[:2] if part.isdigit())
-    old = len(numbers) > 1 and numbers < _FLOW_RUN_SINCE
-    return (python, "-m", "prefect", "execute", "cloud-flow" if old else "flow-run")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from flowfleet.api.client import Job
+from flowfleet.api.prefect1.engine import EngineSettings
+from flowfleet.api.prefect1.graphql import GraphQL
 from flowfleet.api.prefect1.states import Run
+from flowfleet.api.prefect1.writes import Writes
+from flowfleet.api.transport.reading import reading
 from flowfleet.errors import UnsupportedRun
 
 #: the fields of a run that tell what to start
@@ -16,6 +21,38 @@ _CAN = {
     "process": (frozenset({None, "LocalRun", "UniversalRun"}), frozenset({"Docker"})),
     "docker": (frozenset({None, "DockerRun", "UniversalRun"}), frozenset()),
 }
+#: an older prefect has another name for the engine's command
+_FLOW_RUN_SINCE = (0, 13)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Jobs:
+    """The reader of jobs for one worker."""
+
+    graphql: GraphQL
+    writes: Writes
+    engine: EngineSettings
+    #: how the worker starts runs
+    deploy: str
+
+    def job(self, run_id: str) -> Job:
+        run = self.writes.read(run_id, JOB_FIELDS)
+        with reading("for what a run is"):
+            job = job_of(run, self.deploy)
+        self.writes.note([run])
+        return self.equip(job)
+
+    def equip(self, job: Job) -> Job:
+        return self.engine.equip(job, url=self.graphql.engine_url, key=self.graphql.key, tenant=self.graphql.tenant)
+
+    def engine_command(self, python: str, job: Job, prefect: str) -> tuple[str, ...]:
+        # A prefect before 0.13 knows the command as `cloud-flow`. The version in the interpreter counts, whatever the
+        # flow was registered with: 1.4.1 has no `cloud-flow` any more. Where nobody has asked the interpreter (an
+        # image), the version of the flow counts, as with Prefect 1's own agent.
+        version = prefect or str(job.variables.get("core_version") or "")
+        numbers = tuple(int(part) for part in version.partition("+")[0].split(".")[:2] if part.isdigit())
+        old = len(numbers) > 1 and numbers < _FLOW_RUN_SINCE
+        return (python, "-m", "prefect", "execute", "cloud-flow" if old else "flow-run")
 
 
 def _type(value: Any) -> str | None:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from flowfleet.api.prefect1.graphql import GraphQL, QueryRejected
 from flowfleet.api.prefect1.states import SUBMITTED, WAITING, Run
 from flowfleet.api.transport.reading import Json, reading, rows
-from flowfleet.api.transport.session import TRIES
+from flowfleet.api.transport.session import ASKED_TRIES, TRIES
 from flowfleet.errors import ApiRejected, ApiUnavailable, RunGone
-
-if TYPE_CHECKING:
-    from flowfleet.api.prefect1.graphql import GraphQL
 
 _FIELDS = "id tenant_id name version state serialized_state state_timestamp scheduled_start_time labels heartbeat"
 _TASK_FIELDS = "id version state serialized_state"
@@ -92,6 +90,18 @@ class Runs:
         if field not in reply.data:
             # neither told nor refused, which GraphQL does not have: something on the way broke, and that is no "no"
             raise ApiUnavailable(f"the Prefect API at {where} gives half an answer, {field} is not in it")
+        return reply.data[field]
+
+    def ask_first(self, document: str, field: str) -> Any:
+        """The answer to a question at the start; an error in it may pass, so it raises `ApiUnavailable`: ask again."""
+        try:
+            reply = self._graphql.ask(document, tries=ASKED_TRIES)
+        except QueryRejected as rejected:
+            raise ApiUnavailable(str(rejected), answered=True) from rejected
+        error, where = reply.error_of(field), self._graphql.address.shown
+        if error is not None or field not in reply.data:
+            why = error.message if error else "nothing"
+            raise ApiUnavailable(f"the Prefect API at {where} answers {field} with: {why}", answered=True)
         return reply.data[field]
 
 

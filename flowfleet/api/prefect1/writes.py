@@ -15,7 +15,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from flowfleet.api.client import Answer, Mark, StateType, Verdict
+from flowfleet.api.client import Answer, Mark, RunState, StateType, Verdict
 from flowfleet.api.prefect1.answers import answer_of_mutation, answer_of_run, answer_without_write, refused
 from flowfleet.api.prefect1.changes import Change, claiming, ends_of_tasks, mutation, of_run
 from flowfleet.api.prefect1.runs import Runs, last_states, states_since
@@ -64,12 +64,14 @@ class Writes:
         self,
         graphql: GraphQL,
         runs: Runs,
+        signer: Callable[[], str | None],
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """`now` is the server's time."""
+        """`signer` tells the id of the agent that signs claims, `now` is the server's time."""
         self._graphql = graphql
         self._runs = runs
+        self._signer = signer
         self._clock = clock
         self._now = now
         #: the rows that were read lately and when, by run id
@@ -110,13 +112,13 @@ class Writes:
         self._write([change])
         return replace(run, state=str(covered["type"]), serialized=covered, version=None, tasks=())
 
+    def states(self, run_ids: Sequence[str]) -> dict[str, RunState]:
+        return {run_id: run.to_state() for run_id, run in self._runs.many(run_ids).items()}
+
     # claiming
 
-    def claim(self, runs: Sequence[FlowRun], call: str, mark: Mark, agent: str | None) -> Answers:
-        """Move runs and their due task runs from Scheduled to Submitted; `agent` is the agent id that signs the claim.
-
-        Each run has its own answer. Raises `KeyRefused`, and ValueError for more than CLAIM_LIMIT runs.
-        """
+    def claim(self, runs: Sequence[FlowRun], call: str, mark: Mark) -> Answers:
+        # of a run that is due for a late retry, its task runs are moved
         if len(runs) > CLAIM_LIMIT:
             raise ValueError(f"at most {CLAIM_LIMIT} runs in one claim, not {len(runs)}")
         if not runs:
@@ -132,7 +134,7 @@ class Writes:
                 if run.run_id not in answers
             }
             if changes:
-                reply = self._write([each for own in changes.values() for each in own], agent=agent)
+                reply = self._write([each for own in changes.values() for each in own], agent=self._signer())
                 answers |= {run_id: answer_of_mutation(own, reply) for run_id, own in changes.items()}
             return answers | self._read_refused(answers, call)
         except KeyRefused:
@@ -158,22 +160,33 @@ class Writes:
         return {run_id: answer_of_run(run_id, there.get(run_id), call, answers[run_id].reason) for run_id in unsure}
 
     def settle(self, run_id: str, call: str) -> Answer:
-        """Read whether this very call has the run."""
         return _asked(lambda: answer_of_run(run_id, self.read(run_id), call))
 
     # launching and handing back
 
-    def launching(self, run_id: str, call: str) -> Answer:
-        """Ask whether the run is still Submitted by this call.
-
-        Nothing is written: what the engine is to find is Submitted, and a second Submitted would be refused.
-        """
+    def launching(self, run_id: str, call: str, claim: str, mark: Mark) -> Answer:
+        # there is no Launching, so nothing is written and it is only asked whether the run is still Submitted by our
+        # call: what the engine is to find is Submitted, and a second Submitted would be refused
+        del claim, mark
         return _asked(
             lambda: answer_of_run(run_id, self._lately(run_id, _JUST_READ_SECONDS) or self.read(run_id), call)
         )
 
-    def hand_back(self, run_id: str, call: str, due: datetime, mark: Mark, reason: str) -> Answer:
-        """Move a run from Submitted to Scheduled at its old time; the task runs of a late retry to what they were."""
+    def started(self, run_id: str, mark: Mark, pid: int) -> None:
+        # nothing to do: only the line on the run's log page tells, and the worker writes that
+        pass
+
+    def started_line(self, mark: Mark, pid: int) -> str:
+        # the words of Prefect 1's own agent
+        del mark
+        return f"Submitted for execution: PID: {pid}"
+
+    def hand_back(
+        self, run_id: str, call: str, due: datetime, mark: Mark, reason: str, *, never_began: bool = False
+    ) -> Answer:
+        # there is no Launching: a run that its engine has begun is Running and stays; the task runs of a late retry go
+        # back to what they were
+        del never_began
         done = str(uuid.uuid5(uuid.UUID(call), f"{run_id} handed back"))
 
         def changes(run: Run) -> Answer | list[Change]:
@@ -197,7 +210,7 @@ class Writes:
         return self._fenced(run_id, changes, kinds=THEIRS)
 
     def report(self, run_id: str, kind: StateType, message: str, mark: Mark) -> Answer:
-        """Propose an end for the run and for its tasks that were under way."""
+        # also for its tasks that were under way
         if kind not in _ENDS:
             raise ValueError(f"{kind} is no end that flowfleet reports")
         told = str(uuid.uuid5(uuid.UUID(run_id), plain(f"{kind} {message}")))
@@ -228,8 +241,6 @@ class Writes:
         return answer
 
     def reinstate(self, run_id: str, claim: str, mark: Mark) -> Answer:
-        """Move a run that has a process from Scheduled to its state before, where somebody has put it back."""
-
         def changes(run: Run) -> Answer | list[Change]:
             stamp = Stamp.read(run.serialized)
             if run.state != "Scheduled" and stamp is not None and stamp.done == claim:

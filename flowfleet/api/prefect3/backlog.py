@@ -11,12 +11,13 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
-from flowfleet.api.client import DueRuns, StateType
+from flowfleet.api.backlog import DueRuns, Place, Rival, UnfitRun
+from flowfleet.api.client import StateType
 from flowfleet.api.prefect3.pools import Pools
 from flowfleet.api.prefect3.states import state_of
-from flowfleet.api.transport.reading import Json, instant, iso, rows
+from flowfleet.api.transport.reading import Json, instant, iso, reading, rows
 from flowfleet.api.transport.responses import ResponseRefused
-from flowfleet.api.transport.session import Session
+from flowfleet.api.transport.session import ASKED_TRIES, Session
 from flowfleet.flow_run import FlowRun, Offer, Route
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,9 @@ MOST_QUEUES = 20
 #: how far ahead of its time a poller may claim a run: where a limit leaves room for a few, no later run may take their
 #: place
 NEAR_SECONDS = 5.0
+
+#: runs in these states use up the limits of pools and queues
+_BUSY = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
 
 
 def wanted_queues(offers: Sequence[Offer]) -> dict[tuple[str, str], tuple[str, ...]]:
@@ -58,16 +62,63 @@ class Backlog:
         return self._now() + timedelta(seconds=self._session.skew_seconds)
 
     def due(self, offers: Sequence[Offer], *, within_seconds: float, limit: int) -> list[DueRuns]:
-        """List the runs that the API would hand out, in its order; limits, pauses and priorities are the server's."""
         limit = max(1, min(limit, LIST_LIMIT))
         now = self.server_now()
         body = {"scheduled_before": iso(now + timedelta(seconds=within_seconds)), "limit": limit}
-        return self._each(offers, lambda pool, pool_id, queues: self._list(pool, pool_id, queues, body, now))
+        with reading("for what is due"):
+            return self._each(offers, lambda pool, pool_id, queues: self._list(pool, pool_id, queues, body, now))
 
     def count_due(self, offers: Sequence[Offer]) -> list[DueRuns]:
-        """Count due runs by queries that do not change the queues' status."""
+        # by queries that do not change the queues' status
         now = self.server_now()
-        return self._each(offers, lambda pool, pool_id, queues: self._count(pool, pool_id, queues, now))
+        with reading("for what is due"):
+            return self._each(offers, lambda pool, pool_id, queues: self._count(pool, pool_id, queues, now))
+
+    def unserved(self, offers: Sequence[Offer]) -> list[UnfitRun]:
+        # none: a run names its own pool, and `status` shows what waits there
+        del offers
+        return []
+
+    def rivals(self, offers: Sequence[Offer]) -> list[Rival]:
+        # none: the server's own locks keep workers of one pool apart
+        del offers
+        return []
+
+    def place(self, run_id: str) -> Place | None:
+        # The run's pool and queue, with their pauses and limits; None also when one of these does not exist. A person
+        # asks for one run, so nothing is cached.
+        try:
+            run = self._session.get(f"/flow_runs/{quote(run_id, safe='')}", tries=ASKED_TRIES)
+            pool_name, queue_name = run.get("work_pool_name"), run.get("work_queue_name")
+            if not pool_name or not queue_name:
+                return None
+            pool = self._session.get(f"/work_pools/{quote(pool_name, safe='')}")
+            queue = self._session.get(f"/work_pools/{quote(pool_name, safe='')}/queues/{quote(queue_name, safe='')}")
+        except ResponseRefused as refused:
+            if refused.status == HTTPStatus.NOT_FOUND:
+                return None
+            raise
+        paused = "pool" if pool.get("is_paused") else "queue" if queue.get("is_paused") else None
+        return Place(
+            route=Route("prefect3", str(pool["id"]), str(queue_name)),
+            pool=str(pool_name),
+            paused=paused,
+            limit=self._reached(pool, queue),
+        )
+
+    def _reached(self, pool: Mapping[str, Any], queue: Mapping[str, Any]) -> str | None:
+        """The limit that leaves no room now, in words."""
+        in_pool = {"work_pools": {"name": {"any_": [pool["name"]]}}}
+        in_queue = {**in_pool, "work_pool_queues": {"name": {"any_": [queue["name"]]}}}
+        for what, owner, where in (("pool", pool, in_pool), ("queue", queue, in_queue)):
+            limit = owner.get("concurrency_limit")
+            if limit is not None and self._busy(where) >= limit:
+                return f"the {what} {owner['name']} is at its limit of {limit}"
+        return None
+
+    def _busy(self, where: Mapping[str, Any]) -> int:
+        states = {"flow_runs": {"state": {"type": {"any_": [kind.value for kind in _BUSY]}}}}
+        return int(self._session.post("/flow_runs/count", {**where, **states}))
 
     def _each(self, offers: Sequence[Offer], ask: Callable[[str, str, Sequence[str]], list[DueRuns]]) -> list[DueRuns]:
         """The answers for all pools; a pool that was deleted under way does not hold up the others."""

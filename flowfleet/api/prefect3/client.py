@@ -6,30 +6,25 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from http import HTTPStatus
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 from flowfleet.api import traits
+from flowfleet.api.backlog import BacklogApi
 from flowfleet.api.client import (
-    Answer,
-    DueRuns,
-    Job,
+    ClaimApi,
+    EndApi,
+    JobApi,
     LogLine,
     Mark,
-    Place,
-    Rival,
-    RunState,
+    PresenceApi,
     ServerInfo,
     StateType,
     UnfinishedRun,
-    UnfitRun,
-    Verdict,
 )
 from flowfleet.api.prefect3.backlog import Backlog
-from flowfleet.api.prefect3.engine import EngineSettings, engine_command
+from flowfleet.api.prefect3.engine import EngineSettings
 from flowfleet.api.prefect3.jobs import Jobs
-from flowfleet.api.prefect3.places import Places
 from flowfleet.api.prefect3.pools import Pools
 from flowfleet.api.prefect3.states import state_of
 from flowfleet.api.prefect3.writes import Writes, mark_message, mark_prefix
@@ -37,7 +32,7 @@ from flowfleet.api.transport.reading import Json, instant, iso, reading, rows
 from flowfleet.api.transport.responses import ResponseRefused
 from flowfleet.api.transport.session import ASKED_TRIES, Session
 from flowfleet.errors import ApiRejected
-from flowfleet.flow_run import FlowRun, Offer, Route
+from flowfleet.flow_run import Route
 
 logger = logging.getLogger(__name__)
 
@@ -67,15 +62,14 @@ class Prefect3:
         """`settings` are the PREFECT_* settings that engines get, `worker` is the worker's name that they show."""
         self._session = session
         self.address = session.address.shown
-        self._engine = EngineSettings(
-            settings=settings if callable(settings) else lambda: settings or {}, worker=worker
-        )
         self._claims_in_bulk = False
-        self._pools = Pools(session, clock)
-        self._jobs = Jobs(session, self._pools, environ or {}, clock)
-        self._backlog = Backlog(session, self._pools, now)
-        self._writes = Writes(session, clock)
-        self._places = Places(session)
+        pools, writes = Pools(session, clock), Writes(session, clock)
+        engine = EngineSettings(settings=settings if callable(settings) else lambda: settings or {}, worker=worker)
+        self.presence: PresenceApi = pools
+        self.backlog: BacklogApi = Backlog(session, pools, now)
+        self.claims: ClaimApi = writes
+        self.ends: EndApi = writes
+        self.jobs: JobApi = Jobs(session, pools, writes, engine=engine, environ=environ or {}, clock=clock)
 
     # who answers
 
@@ -112,38 +106,6 @@ class Prefect3:
             ) from refused
         self._claims_in_bulk = True
 
-    def resolve(self, offer: Offer, *, create: bool) -> Offer:
-        with reading("for a pool"):
-            resolved = self._pools.resolve(offer, create=create)
-        if resolved.pool_ids:
-            self._session.reader.proven.set()  # workers only ask for their pools, and never call `probe`
-        return resolved
-
-    def routes(self, offer: Offer) -> list[Route]:
-        with reading("for the queues of a pool"):
-            return self._pools.routes(offer)
-
-    # listing and claiming
-
-    def due(self, offers: Sequence[Offer], *, within_seconds: float, limit: int) -> list[DueRuns]:
-        with reading("for what is due"):
-            return self._backlog.due(offers, within_seconds=within_seconds, limit=limit)
-
-    def count_due(self, offers: Sequence[Offer]) -> list[DueRuns]:
-        with reading("for what is due"):
-            return self._backlog.count_due(offers)
-
-    def claim(self, runs: Sequence[FlowRun], call: str, mark: Mark) -> dict[str, Answer]:
-        return self._writes.claim(runs, call, mark)
-
-    def settle(self, run_id: str, call: str) -> Answer:
-        return self._writes.settle(run_id, call)
-
-    def hand_back(
-        self, run_id: str, call: str, due: datetime, mark: Mark, reason: str, *, never_began: bool = False
-    ) -> Answer:
-        return self._writes.hand_back(run_id, call, due, mark, reason, never_began=never_began)
-
     def unfinished(self, mark: Mark) -> list[UnfinishedRun]:
         # Runs of whichever pool: a pool that nobody offers any more may still have some.
         # The infrastructure mark cannot be asked for, so all unfinished runs of the server are looked at. Pages go by
@@ -170,65 +132,6 @@ class Prefect3:
             flow_runs["id"] = {"not_any_": list(seen)}
         return rows(self._session.post("/flow_runs/filter", {"flow_runs": flow_runs, "limit": _PAGE}))
 
-    def unserved(self, offers: Sequence[Offer]) -> list[UnfitRun]:
-        # none: a run names its own pool, and `status` shows what waits there
-        del offers
-        return []
-
-    def reinstate(self, run_id: str, claim: str, mark: Mark) -> Answer:
-        # nothing at Prefect 3 puts a running run back
-        del run_id, claim, mark
-        return Answer(verdict=Verdict.REFUSED, reason="Prefect 3 puts no run back that has a process")
-
-    def rivals(self, offers: Sequence[Offer], mark: Mark) -> list[Rival]:
-        # none: the server's own locks keep workers of one pool apart
-        del offers, mark
-        return []
-
-    def online(self, pool: str, name: str, interval_seconds: float) -> None:
-        # a worker's heartbeat, which the pool's page shows
-        self._session.post(
-            f"/work_pools/{quote(pool, safe='')}/workers/heartbeat",
-            {"name": name, "heartbeat_interval_seconds": max(1, round(interval_seconds))},
-        )
-
-    def offline(self, pool: str, name: str) -> None:
-        try:
-            self._session.call("DELETE", f"/work_pools/{quote(pool, safe='')}/workers/{quote(name, safe='')}")
-        except ResponseRefused as refused:
-            if refused.status != HTTPStatus.NOT_FOUND:
-                raise
-
-    # taking and ending
-
-    def job(self, run_id: str) -> Job:
-        run = self._writes.read(run_id)
-        with reading("for what a run is"):
-            return self.equip(self._jobs.job(run))
-
-    def launching(self, run_id: str, call: str, claim: str, mark: Mark) -> Answer:
-        return self._writes.launching(run_id, call, claim, mark)
-
-    def started(self, run_id: str, mark: Mark, pid: int) -> None:
-        worker = quote(mark.worker or "", safe="@")
-        self._writes.set_infrastructure(run_id, f"{mark_prefix(mark)}{worker}:{pid}")
-
-    def started_line(self, mark: Mark, pid: int) -> str:
-        return f"Submitted for execution by {mark.worker}: PID {pid}."
-
-    def states(self, run_ids: Sequence[str]) -> dict[str, RunState]:
-        return {run_id: state_of(run) for run_id, run in self._writes.read_many(run_ids).items()}
-
-    def place(self, run_id: str) -> Place | None:
-        # pool and queue of the run, with their pauses and limits
-        with reading("for where a run waits"):
-            return self._places.place(run_id)
-
-    def report(self, run_id: str, kind: StateType, message: str, mark: Mark) -> Answer:
-        # the sentence stands alone, without our mark, since people read it in the UI
-        del mark
-        return self._writes.report(run_id, kind, message)
-
     def log(self, lines: Sequence[LogLine]) -> None:
         body = [
             {
@@ -242,16 +145,6 @@ class Prefect3:
         ]
         if body:
             self._session.post("/logs/", body)
-
-    # the engine: the child process of a run
-
-    def engine_command(self, python: str, job: Job, prefect: str) -> tuple[str, ...]:
-        # the same for any version of prefect
-        del job, prefect
-        return engine_command(python)
-
-    def equip(self, job: Job) -> Job:
-        return self._engine.equip(job, url=self._session.address.url)
 
 
 def _unfinished(run: Json, mark: Mark) -> UnfinishedRun | None:

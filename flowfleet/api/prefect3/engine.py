@@ -1,4 +1,4 @@
-"""Engine: the command and the environment of a Prefect 3 engine."""
+"""Engine: the environment of a Prefect 3 engine."""
 
 from __future__ import annotations
 
@@ -6,11 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from flowfleet.api.client import Job
-
-
-def engine_command(python: str) -> tuple[str, ...]:
-    """The argv of the flow engine itself: one import of prefect, where `prefect flow-run execute` has two."""
-    return (python, "-m", "prefect.engine")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,10 +10,12 @@ from typing import Any
 from urllib.parse import quote
 
 from flowfleet.api.client import Job
+from flowfleet.api.prefect3.engine import EngineSettings
 from flowfleet.api.prefect3.pools import FRESH_SECONDS, ExpiringCache, Pools
 from flowfleet.api.prefect3.states import state_of
 from flowfleet.api.prefect3.templates import fill
-from flowfleet.api.transport.reading import Json
+from flowfleet.api.prefect3.writes import Writes
+from flowfleet.api.transport.reading import Json, reading
 from flowfleet.api.transport.responses import ResponseRefused
 from flowfleet.api.transport.session import Session
 from flowfleet.errors import UnsupportedRun
@@ -32,17 +34,35 @@ class Jobs:
         self,
         session: Session,
         pools: Pools,
+        writes: Writes,
+        *,
+        engine: EngineSettings,
         environ: Mapping[str, str],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._session = session
         self._pools = pools
+        self._writes = writes
+        self._engine = engine
         self._environ = environ
         self._fresh = ExpiringCache(FRESH_SECONDS, clock)
         self._flows = ExpiringCache(FLOW_SECONDS, clock)
 
-    def job(self, run: Json) -> Job:
-        """The job of a run whose JSON is given; raises `UnsupportedRun` naming what cannot be resolved."""
+    def job(self, run_id: str) -> Job:
+        run = self._writes.read(run_id)
+        with reading("for what a run is"):
+            return self.equip(self._job(run))
+
+    def equip(self, job: Job) -> Job:
+        return self._engine.equip(job, url=self._session.address.url)
+
+    def engine_command(self, python: str, job: Job, prefect: str) -> tuple[str, ...]:
+        # the flow engine itself, the same for any version: one import of prefect, where `prefect flow-run execute` has
+        # two
+        del job, prefect
+        return (python, "-m", "prefect.engine")
+
+    def _job(self, run: Json) -> Job:
         name = run.get("name") or run["id"]
         if not run.get("deployment_id"):
             raise UnsupportedRun(f"the run {name} has no deployment, so nothing says where its flow is")

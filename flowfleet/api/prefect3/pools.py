@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 from flowfleet.api.prefect3.pool_template import POOL_TYPE, base_job_template
-from flowfleet.api.transport.reading import rows
+from flowfleet.api.transport.reading import reading, rows
 from flowfleet.api.transport.responses import ResponseRefused
 from flowfleet.api.transport.session import Session
 from flowfleet.errors import ApiRejected, SettingsError
@@ -63,20 +63,21 @@ class Pools:
         self._limits = ExpiringCache(FRESH_SECONDS * 10, clock)
 
     def resolve(self, offer: Offer, *, create: bool) -> Offer:
-        """The offer with its pools' uuids; `create` makes missing pools and queues.
-
-        Raises `SettingsError` for a pool that is missing, cannot be created or cannot be served.
-        """
-        ids = []
-        for name in offer.pools:
-            pool = self._found(name) or (self._create(name) if create else None)
-            if pool is None:
-                raise SettingsError(f"there is no work pool {name!r}, start a worker with --pool {name} to create it")
-            _check_type(pool)
-            if create and offer.work_queues:
-                self._make_queues(name, offer.work_queues)
-            ids.append(str(pool["id"]))
+        # raises `SettingsError` for a pool that is missing, cannot be created or cannot be served
+        with reading("for a pool"):
+            ids = [self._resolved(name, offer, create=create) for name in offer.pools]
+        if ids:
+            self._session.reader.proven.set()  # workers only ask for their pools, and never call `probe`
         return replace(offer, pool_ids=tuple(ids))
+
+    def _resolved(self, name: str, offer: Offer, *, create: bool) -> str:
+        pool = self._found(name) or (self._create(name) if create else None)
+        if pool is None:
+            raise SettingsError(f"there is no work pool {name!r}, start a worker with --pool {name} to create it")
+        _check_type(pool)
+        if create and offer.work_queues:
+            self._make_queues(name, offer.work_queues)
+        return str(pool["id"])
 
     def read(self, name: str) -> Mapping[str, Any]:
         """The pool by name, at most 30 s old; raises `ResponseRefused` (404) when it is gone."""
@@ -109,14 +110,28 @@ class Pools:
         return str(queue["name"]) if queue else None
 
     def routes(self, offer: Offer) -> list[Route]:
-        """One route for each queue of the offer's pools."""
         found = []
-        for name, pool_id in zip(offer.pools, offer.pool_ids, strict=True):
-            for queue in self.queues(name, anew=True).values():
-                route = Route("prefect3", pool_id, str(queue["name"]))
-                if offer.serves(route):
-                    found.append(route)
+        with reading("for the queues of a pool"):
+            for name, pool_id in zip(offer.pools, offer.pool_ids, strict=True):
+                for queue in self.queues(name, anew=True).values():
+                    route = Route("prefect3", pool_id, str(queue["name"]))
+                    if offer.serves(route):
+                        found.append(route)
         return sorted(found)
+
+    def online(self, pool: str, name: str, interval_seconds: float) -> None:
+        # a worker's heartbeat, which the pool's page shows
+        self._session.post(
+            f"/work_pools/{quote(pool, safe='')}/workers/heartbeat",
+            {"name": name, "heartbeat_interval_seconds": max(1, round(interval_seconds))},
+        )
+
+    def offline(self, pool: str, name: str) -> None:
+        try:
+            self._session.call("DELETE", f"/work_pools/{quote(pool, safe='')}/workers/{quote(name, safe='')}")
+        except ResponseRefused as refused:
+            if refused.status != HTTPStatus.NOT_FOUND:
+                raise
 
     def _list_queues(self, name: str) -> dict[str, Mapping[str, Any]]:
         queues: dict[str, Mapping[str, Any]] = {}

@@ -64,7 +64,10 @@ class Writes:
             self._remember(state_of(run))
         return run
 
-    def read_many(self, run_ids: Sequence[str]) -> dict[str, Json]:
+    def states(self, run_ids: Sequence[str]) -> dict[str, RunState]:
+        return {run_id: state_of(run) for run_id, run in self._read_many(run_ids).items()}
+
+    def _read_many(self, run_ids: Sequence[str]) -> dict[str, Json]:
         """Read the JSON of many runs, 200 in a request; a run that is left out does not exist."""
         found: dict[str, Json] = {}
         for start in range(0, len(run_ids), _PAGE):
@@ -90,10 +93,6 @@ class Writes:
     # claiming
 
     def claim(self, runs: Sequence[FlowRun], call: str, mark: Mark) -> dict[str, Answer]:
-        """Move runs from Scheduled to Submitted in one call.
-
-        Each run has its own answer. Raises `KeyRefused`, and ValueError for more than CLAIM_LIMIT runs.
-        """
         if len(runs) > CLAIM_LIMIT:
             raise ValueError(f"at most {CLAIM_LIMIT} runs in one claim, not {len(runs)}")
         if not runs:
@@ -124,7 +123,7 @@ class Writes:
     def _settle_answered(self, run_ids: Sequence[str], call: str) -> dict[str, Answer]:
         """Read the runs about which an answered call said nothing; the call is over, so their states are definite."""
         try:
-            there = self.read_many(run_ids)
+            there = self._read_many(run_ids)
         except KeyRefused:
             raise
         except (ApiUnavailable, ApiRejected) as error:
@@ -132,7 +131,7 @@ class Writes:
         return {run_id: _whose(run_id, there.get(run_id), call) for run_id in run_ids}
 
     def settle(self, run_id: str, call: str) -> Answer:
-        """Read whether this very call (or the launch that followed it) has the run."""
+        # the launch that followed the call counts, too
         try:
             there = self.read(run_id)
         except RunGone as gone:
@@ -146,8 +145,7 @@ class Writes:
     # launching and handing back
 
     def launching(self, run_id: str, call: str, claim: str, mark: Mark) -> Answer:
-        """Move a run from Submitted to Launching; the claim id is the transition id, so a repeat is seen to be ours."""
-
+        # the claim id is the transition id, so a repeat is seen to be ours
         def fence(stands: RunState) -> Answer | None:
             if stands.call == claim and stands.name == "Launching":
                 return Answer(verdict=Verdict.ACCEPTED, state=stands)
@@ -164,10 +162,6 @@ class Writes:
     def hand_back(
         self, run_id: str, call: str, due: datetime, mark: Mark, reason: str, *, never_began: bool = False
     ) -> Answer:
-        """Move a run from Submitted to Scheduled at its old time.
-
-        A run in Launching goes back only with the proof that user code never began (`never_began`).
-        """
         back = str(uuid.uuid5(uuid.UUID(call), f"{run_id} handed back"))
         ours = {call, claim_id(call, run_id)}
         names = ["Submitted", "Launching"] if never_began else ["Submitted"]
@@ -185,7 +179,7 @@ class Writes:
             when[0] = stands.scheduled or due
             # before the state: a Scheduled run with an infrastructure mark would hang in Cancelling when cancelled
             if (stands.infrastructure or "").startswith(mark_prefix(mark)):
-                self.set_infrastructure(run_id, None)
+                self._set_infrastructure(run_id, None)
             return None
 
         def state() -> dict[str, Any]:
@@ -196,8 +190,14 @@ class Writes:
         expected = {"state": {"name": {"any_": names}}}
         return self._fenced(run_id, fence, expected, state)
 
-    def report(self, run_id: str, kind: StateType, message: str) -> Answer:
-        """Propose an end; REFUSED when the run has ended already, or goes on by itself."""
+    def reinstate(self, run_id: str, claim: str, mark: Mark) -> Answer:
+        # nothing at Prefect 3 puts a running run back
+        del run_id, claim, mark
+        return Answer(verdict=Verdict.REFUSED, reason="Prefect 3 puts no run back that has a process")
+
+    def report(self, run_id: str, kind: StateType, message: str, mark: Mark) -> Answer:
+        # the sentence stands alone, without our mark, since people read it in the UI
+        del mark
         if kind not in _ENDS:
             raise ValueError(f"{kind} is no end that flowfleet reports")
         told = str(uuid.uuid5(uuid.UUID(run_id), f"{kind} {message}"))
@@ -219,7 +219,14 @@ class Writes:
 
         return self._fenced(run_id, fence, expected, _state(kind, kind.value.title(), told, message))
 
-    def set_infrastructure(self, run_id: str, text: str | None) -> None:
+    def started(self, run_id: str, mark: Mark, pid: int) -> None:
+        worker = quote(mark.worker or "", safe="@")
+        self._set_infrastructure(run_id, f"{mark_prefix(mark)}{worker}:{pid}")
+
+    def started_line(self, mark: Mark, pid: int) -> str:
+        return f"Submitted for execution by {mark.worker}: PID {pid}."
+
+    def _set_infrastructure(self, run_id: str, text: str | None) -> None:
         """Write the infrastructure mark, or clear it with None; raises `RunGone`."""
         try:
             self._session.call("PATCH", f"/flow_runs/{run_id}", {"infrastructure_pid": text})

@@ -1,0 +1,84 @@
+"""Backlog: the runs that wait at a Prefect API: what is due, where it waits, and who else would take it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from flowfleet.flow_run import FlowRun, Offer, Route
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnfitRun:
+    """A due run that no worker here can start. Others may be able to, so the run stays Scheduled."""
+
+    run_id: str
+    name: str
+    #: one sentence for the run's log page: what the run asks for, and who could run it
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DueRuns:
+    """The runs that wait at the API for one route."""
+
+    route: Route
+    runs: tuple[FlowRun, ...]  # claimable now or within the asked time, in the server's order
+    due: int  # how many are due now
+    at_least: bool = False  # True when more may be due than `due` says, since the API lists no more
+    oldest: datetime | None = None  # since when the oldest of them is due
+    #: how many runs of the route's pool, from whichever queue, the API has room for (None = all that are listed)
+    room: int | None = None
+    #: runs that are counted in `due` but ask for what no offer here can do (Prefect 1: storage, run_config)
+    unfit: tuple[UnfitRun, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rival:
+    """Another agent at the API that would take the same runs: an agent of Prefect 1 with the same labels."""
+
+    name: str
+    type: str
+    labels: tuple[str, ...]
+    #: when the agent last asked for runs
+    seen: datetime | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """The place at the API where a run waits, and what holds it back there, for `explain`."""
+
+    route: Route
+    #: the pool's name; empty at Prefect 1, where only labels count
+    pool: str
+    #: what is paused: "pool", "queue" or None
+    paused: str | None = None
+    #: the limit that leaves no room now, in words
+    limit: str | None = None
+
+
+class BacklogApi(Protocol):
+    """The part of a client that tells what waits at the API."""
+
+    def due(self, offers: Sequence[Offer], *, within_seconds: float, limit: int) -> list[DueRuns]:
+        """List the runs that are due now or within the given seconds and that these offers may run.
+
+        The server's limits, pauses and priorities are observed. One request lists at most `limit` runs.
+        """
+
+    def count_due(self, offers: Sequence[Offer]) -> list[DueRuns]:
+        """Only count the due runs, for offers that no live worker serves.
+
+        Listing the runs would make these offers look served: their pools READY, or their agent alive.
+        """
+
+    def unserved(self, offers: Sequence[Offer]) -> list[UnfitRun]:
+        """Due runs that no agent known to the API could take, of this fleet or not (Prefect 1: because of labels)."""
+
+    def rivals(self, offers: Sequence[Offer]) -> list[Rival]:
+        """Other agents that take the runs of these offers too and know nothing of this fleet's ledger."""
+
+    def place(self, run_id: str) -> Place | None:
+        """Where a run waits and what holds it back there, for `explain`; None when the run waits in no such place."""
