@@ -1,8 +1,9 @@
-"""Retry: how long to wait for a neighbour (Redis, the Prefect API) that does not answer, and what the log says."""
+"""Retry: how a neighbour (Redis, the Prefect API) that does not answer is waited for, and what the log says."""
 
 from __future__ import annotations
 
 import logging
+import math
 import random
 import time
 from collections.abc import Callable
@@ -23,20 +24,28 @@ FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 10.0
 #: an API that asks for a longer pause than this is asked again all the same: nobody would notice that it is back
 LONGEST_ASKED_SECONDS = 3600.0
-#: how long a launch waits. The run is handed back to an API that is silent for so long; the leader would do so at 60 s
-LAUNCH_API_SECONDS = 45.0
-LAUNCH_LEDGER_SECONDS = 15.0
+#: what the log says of a neighbour that does not answer
+SAYS = "does not answer, waiting"
 
 
 class OutageLog:
     """Log of the outages of one neighbour: a line at once, again each 30 s, and when the neighbour is back."""
 
-    def __init__(self, neighbour: str, logger: logging.Logger, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        neighbour: str,
+        logger: logging.Logger,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        says: str = SAYS,
+        level: int = logging.WARNING,
+    ) -> None:
         self._neighbour = neighbour
         self._logger = logger
         self._clock = clock
+        self._says, self._level = says, level
         self._since: float | None = None
-        self._said = 0.0
+        self._said_at = 0.0
         self._kind: type[Exception] | None = None
 
     @property
@@ -49,24 +58,24 @@ class OutageLog:
         now = self._clock()
         if self._since is None:
             self._since = now
-        elif now - self._said < REPEAT_SECONDS and type(error) is self._kind:
+        elif now - self._said_at < REPEAT_SECONDS and type(error) is self._kind:
             return
-        self._said, self._kind = now, type(error)
+        self._said_at, self._kind = now, type(error)
         fields = {
             "neighbour": self._neighbour,
             "error": str(error),
             "away_seconds": round(now - self._since, 1),
             "next_try_seconds": round(next_try, 1),
         }
-        self._logger.warning("does not answer, waiting", extra=fields)
+        self._logger.log(self._level, self._says, extra=fields)
 
     def passed(self) -> None:
         """Note that the neighbour answered."""
         if self._since is None:
             return
-        away = self._clock() - self._since
+        fields = {"neighbour": self._neighbour, "away_seconds": round(self._clock() - self._since, 1)}
         self._since = None
-        self._logger.warning("answers again", extra={"neighbour": self._neighbour, "away_seconds": round(away, 1)})
+        self._logger.log(self._level, "answers again", extra=fields)
 
 
 def backoff(attempt: int, *, first: float = 0.5, most: float = 10.0) -> float:
@@ -77,14 +86,25 @@ def backoff(attempt: int, *, first: float = 0.5, most: float = 10.0) -> float:
 class RetrySchedule:
     """Schedule by which a loop asks a neighbour again: after growing pauses while the neighbour does not answer."""
 
-    def __init__(self, what: str, clock: Callable[[], float], jitter: Callable[[], float] = random.random) -> None:
+    def __init__(
+        self,
+        neighbour: str,
+        clock: Callable[[], float] = time.monotonic,
+        jitter: Callable[[], float] = random.random,
+        *,
+        first_seconds: float = FIRST_PAUSE_SECONDS,
+        longest_seconds: float = LONGEST_PAUSE_SECONDS,
+        says: str = SAYS,
+        level: int = logging.WARNING,
+    ) -> None:
         self.error: FleetError | None = None
         #: how many outages there have been: a part that was busy elsewhere notices by it that one has passed
         self.count = 0
-        self._outage_log = OutageLog(what, logger, clock)
+        self._outage_log = OutageLog(neighbour, logger, clock, says=says, level=level)
         self._clock = clock
         self._jitter = jitter
-        self._pause = FIRST_PAUSE_SECONDS
+        self._first_seconds, self._longest_seconds = first_seconds, longest_seconds
+        self._tries = 0
         self._next = 0.0
 
     @property
@@ -105,15 +125,17 @@ class RetrySchedule:
         """Seconds until it is time to ask."""
         return 0.0 if self.error is None else max(0.0, self._next - self._clock())
 
-    def failed(self, error: FleetError) -> None:
+    def failed(self, error: FleetError, *, most_seconds: float = math.inf) -> None:
         """Note a failed request: choose the next try, and log the outage unless it was logged lately."""
         if self.error is None:
-            self._pause = FIRST_PAUSE_SECONDS
+            self._tries = 0
             self.count += 1
-        wait = REFUSED_SECONDS if isinstance(error, KeyRefused) else self._pause * (0.7 + 0.3 * self._jitter())
+        pause = backoff(self._tries, first=self._first_seconds, most=self._longest_seconds)
+        wait = REFUSED_SECONDS if isinstance(error, KeyRefused) else pause * (0.7 + 0.3 * self._jitter())
         if isinstance(error, ApiUnavailable):
             wait = max(wait, min(error.retry_after_seconds or 0.0, LONGEST_ASKED_SECONDS))
-        self._pause = min(LONGEST_PAUSE_SECONDS, self._pause * 2)
+        wait = min(wait, most_seconds)
+        self._tries += 1
         self._next = self._clock() + wait
         self.error = error
         self._outage_log.failed(error, next_try=wait)
@@ -129,41 +151,39 @@ class RetrySchedule:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BoundedRetry:
-    """Retry of a request for a time, or until the worker stops (`hurried`): for a launch, which holds a slot."""
+class Retry:
+    """Repeats a request until its neighbour answers, a limit in time is over, or a stop is asked for."""
 
-    hurried: Callable[[], bool]
-    api_seconds: float = LAUNCH_API_SECONDS
-    ledger_seconds: float = LAUNCH_LEDGER_SECONDS
-    wait: Callable[[float], None] = time.sleep
+    #: sleeps; it may return early, at a stop or when other credentials may help: then the request is repeated at once
+    wait: Callable[[float], object] = time.sleep
+    #: whether a stop is asked for: then the request is not repeated
+    stopped: Callable[[], bool] = lambda: False
+    #: how long the request is repeated; None = without a limit
+    limit_seconds: float | None = None
+    #: whether a refused key is waited for, until there is another
+    awaits_key: bool = True
+    #: makes the schedule of one request, for a neighbour
+    schedule: Callable[[str], RetrySchedule] = RetrySchedule
     clock: Callable[[], float] = time.monotonic
 
-    def with_ledger(self, ask: Callable[[], T]) -> T:
-        """Repeat a move of the ledger with the same ids: a move that was carried out is answered as moved again."""
-        deadline = self.clock() + self.ledger_seconds
-        tries = 0
-        while True:
-            try:
-                return ask()
-            except LedgerUnavailable as exc:
-                if self.clock() > deadline or self.hurried():
-                    raise
-                logger.warning("no answer of Redis about a run in hand", extra={"error": str(exc)})
-            self.wait(backoff(tries, most=2.0))
-            tries += 1
+    def ask(self, neighbour: str, request: Callable[[], T]) -> T:
+        """The answer to the request; raises the last error of the neighbour after the limit and at a stop.
 
-    def with_api(self, ask: Callable[[], T]) -> T:
-        """Repeat a request to the API; not after a refused key, which says nothing about the run."""
-        deadline = self.clock() + self.api_seconds
-        tries = 0
+        Any other error passes through, since waiting does not cure it.
+        """
+        schedule = self.schedule(neighbour)
+        until = math.inf if self.limit_seconds is None else self.clock() + self.limit_seconds
         while True:
             try:
-                return ask()
-            except KeyRefused:
-                raise
-            except ApiUnavailable as exc:
-                if self.clock() > deadline or self.hurried():
+                answer = request()
+            except (ApiUnavailable, LedgerUnavailable) as error:
+                left = until - self.clock()
+                if left <= 0 or self.stopped() or (isinstance(error, KeyRefused) and not self.awaits_key):
                     raise
-                logger.warning("no answer of the API about a run in hand", extra={"error": str(exc)})
-            self.wait(backoff(tries, most=5.0))
-            tries += 1
+                schedule.failed(error, most_seconds=left)
+                self.wait(schedule.wait_seconds())
+                if self.stopped():
+                    raise
+            else:
+                schedule.over()
+                return answer

@@ -5,9 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import click
@@ -22,7 +20,7 @@ from flowfleet.commands.program import Group, run
 from flowfleet.errors import ApiUnavailable, LedgerUnavailable
 from flowfleet.failpoints import Failpoints
 from flowfleet.page.startup import StartupPage
-from flowfleet.retry import RetrySchedule
+from flowfleet.retry import Retry, RetrySchedule
 from flowfleet.settings.classes import PollerSettings
 from flowfleet.settings.click_options import options
 from flowfleet.settings.secret_files import SecretFiles
@@ -30,7 +28,7 @@ from flowfleet.settings.unused import tell_unused
 from flowfleet.signals import ReloadOnSighup
 from poller.hints_inbox import HintsInbox
 from poller.metrics import PollerMetrics
-from poller.service import CLOCK, PollerParts, PollerService
+from poller.service import PollerParts, PollerService
 from poller.shutdown import PollerShutdown
 
 if TYPE_CHECKING:
@@ -68,46 +66,11 @@ def connect_api(connector: Connector, settings: PollerSettings) -> ConnectedApi:
     return ConnectedApi(api=connector.client_for(settings), settings=settings, skew_seconds=info.skew_seconds)
 
 
-def wait_for_api(
-    ask: Callable[[], ConnectedApi],
-    outage: RetrySchedule,
-    inbox: HintsInbox,
-    stop: PollerShutdown,
-    *,
-    required: bool,
-) -> ConnectedApi | None:
-    """Ask until the API answers; None when a stop signal came first.
-
-    Raises `ApiRejected` for what waiting cannot cure, and with `required` also `ApiUnavailable`.
-    """
-    while not stop.asked:
-        try:
-            connected = ask()
-        except ApiUnavailable as exc:
-            if required:
-                raise
-            outage.failed(exc)
-            inbox.wait(outage.wait_seconds())
-            continue
-        outage.over()
-        return connected
-    return None
-
-
-def wait_for_redis(settings: PollerSettings, login: Login, inbox: HintsInbox, stop: PollerShutdown) -> Ledger | None:
-    """Connect until Redis answers; None when a stop signal came first. Raises `LedgerUnusable`."""
-    outage = RetrySchedule("Redis", CLOCK.monotonic)
-    while not stop.asked:
-        try:
-            ledger = flowfleet.ledger.connect(settings.redis, settings.fleet, login=login)
-            ledger.check()
-        except LedgerUnavailable as exc:
-            outage.failed(exc)
-            inbox.wait(outage.wait_seconds())
-            continue
-        outage.over()
-        return ledger
-    return None
+def connect_ledger(settings: PollerSettings, login: Login) -> Ledger:
+    """Connect to Redis, and ask whether it can be used."""
+    ledger = flowfleet.ledger.connect(settings.redis, settings.fleet, login=login)
+    ledger.check()
+    return ledger
 
 
 def poll(settings: PollerSettings) -> int:
@@ -116,7 +79,7 @@ def poll(settings: PollerSettings) -> int:
     inbox = HintsInbox()
     stop = PollerShutdown(inbox)
     stop.install()
-    api_outage = RetrySchedule("the Prefect API", CLOCK.monotonic)
+    api_outage = RetrySchedule("the Prefect API")
 
     def ask_again() -> None:
         api_outage.hurry()
@@ -128,17 +91,20 @@ def poll(settings: PollerSettings) -> int:
     connector = Connector(settings, os.environ)
     startup_page = StartupPage(secrets.page_token)
     startup_page.open(connector.defaults(settings).agent_address)
-    with startup_page.waiting_for("Redis"):
-        ledger = wait_for_redis(settings, secrets.login, inbox, stop)
-    if ledger is None:
-        return 0
-    reload.serve(connector, secrets)
-    with startup_page.waiting_for("the Prefect API"):
-        connected = wait_for_api(
-            partial(connect_api, connector, settings), api_outage, inbox, stop, required=settings.require_api
-        )
-    if connected is None:
-        return 0
+    retry = Retry(wait=inbox.wait, stopped=lambda: stop.asked)
+    try:
+        with startup_page.waiting_for("Redis"):
+            ledger = retry.ask("Redis", lambda: connect_ledger(settings, secrets.login))
+        if stop.asked:
+            return 0
+        reload.serve(connector, secrets)
+        with startup_page.waiting_for("the Prefect API"):
+            retry = replace(retry, limit_seconds=0.0 if settings.require_api else None)
+            connected = retry.ask("the Prefect API", lambda: connect_api(connector, settings))
+    except (LedgerUnavailable, ApiUnavailable):
+        if stop.asked:
+            return 0
+        raise  # --require-api
     settings = connected.settings
     startup_page.open(settings.agent_address)  # an agent config at the API may name another address
     logs.set_level(settings.log_level)

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import metadata
 from typing import Any
@@ -26,6 +26,7 @@ from flowfleet.ledger import Ledger
 from flowfleet.ledger.hints import Subscription
 from flowfleet.ledger.roster import WorkerRow
 from flowfleet.page.startup import StartupPage
+from flowfleet.retry import Retry
 from flowfleet.settings.classes import WorkerSettings
 from flowfleet.settings.click_options import options
 from flowfleet.settings.secret_files import SecretFiles
@@ -110,6 +111,7 @@ def serve(
     to_api = BackgroundJobs("the Prefect API")
     reload = ReloadOnSighup(to_api.retry)
     reload.install()
+    retry = replace(sign_on.RETRY, wait=reload.wait)
     require_hooks()
     failpoints = Failpoints.from_environment(environ)
     environ = dict(environ)  # as it was: flows that use Celery themselves keep its variables
@@ -125,7 +127,7 @@ def serve(
     below = "process" if embedding.leaving and settings.deploy == EXTERNAL else settings.deploy
     plugged_in = plugged_in_deployer(below)
     with startup_page.waiting_for("the Prefect API"):
-        api, settings = _enter(connector, settings, wait=reload.wait)
+        api, settings = _enter(connector, settings, retry)
     logs.set_level(settings.log_level)
     layers, interpreter = interpreter_of(settings, environ, api.traits)
     warm = settings.warm_start and api.traits.engine_forks and warm_client.is_possible(interpreter, abilities)
@@ -139,7 +141,7 @@ def serve(
     embedding.leave_with(own.close)
     deployer = embedding.deployer(own, api, settings)
     embedding.leave_with(ledger.close)
-    row = _join_fleet(ledger, settings, api, state, host, startup_page=startup_page, wait=reload.wait)
+    row = _join_fleet(ledger, settings, api, state, host, retry=retry, startup_page=startup_page)
     parts = WorkerParts(
         settings=settings,
         row=row,
@@ -199,20 +201,17 @@ def _leave_nothing(service: WorkerService, subscription: Subscription) -> None:
     forget_stop()
 
 
-def _enter(
-    connector: Connector, settings: WorkerSettings, *, wait: Callable[[float], None]
-) -> tuple[ApiClient, WorkerSettings]:
+def _enter(connector: Connector, settings: WorkerSettings, retry: Retry) -> tuple[ApiClient, WorkerSettings]:
     """Connect to the API: its client, and the settings completed by Prefect's own; waits until the API answers."""
-    entered: list[tuple[ApiClient, WorkerSettings]] = []
 
-    def ask() -> None:
+    def ask() -> tuple[ApiClient, WorkerSettings]:
         api = connector.open()
         fitted = agent_config.applied(connector.defaults(settings), api)
-        entered.append((connector.client_for(fitted), fitted))
+        return connector.client_for(fitted), fitted
 
-    sign_on.until_answered(ask, "the Prefect API", wait=wait)
-    tell_unused(settings, entered[0][0].backend)
-    return entered[0]
+    api, fitted = retry.ask("the Prefect API", ask)
+    tell_unused(settings, api.backend)
+    return api, fitted
 
 
 def _join_fleet(
@@ -222,20 +221,25 @@ def _join_fleet(
     state: StateFolder,
     host: Host,
     *,
+    retry: Retry,
     startup_page: StartupPage,
-    wait: Callable[[float], None],
 ) -> WorkerRow:
     """Sign on, and return the worker's row; the page says which neighbour is waited for."""
     with startup_page.waiting_for("Redis"):
-        sign_on.check_ledger(ledger)
+        retry.ask("Redis", ledger.check)
     with startup_page.waiting_for("the Prefect API"):
-        row = _row(settings, api, sign_on.new_nonce(), wait=wait)
+        row = _row(settings, api, sign_on.new_nonce(), retry)
     with startup_page.waiting_for("Redis, or the end of an earlier worker of its name"):
-        _sign_on(ledger, row, state, host, api)
+        retry.ask("Redis", lambda: _prove_and_sign_on(ledger, row, state, host))
+    state.remember(boot_id=host.boot_id, nonce=row.nonce, fleet=ledger.store.fleet, api=api.address, worker=row.worker)
+    serves: Mapping[str, object] = (
+        {"labels": sorted(row.offer.labels)} if api.traits.by_labels else {"pools": ", ".join(row.offer.pools)}
+    )
+    logger.info("worker joins the fleet", extra={"worker": row.worker, "slots": row.slots, **serves})
     return row
 
 
-def _row(settings: WorkerSettings, api: ApiClient, nonce: str, *, wait: Callable[[float], None]) -> WorkerRow:
+def _row(settings: WorkerSettings, api: ApiClient, nonce: str, retry: Retry) -> WorkerRow:
     offered = Offer(
         backend=api.backend,
         pools=() if api.traits.by_labels else settings.pools,
@@ -244,30 +248,17 @@ def _row(settings: WorkerSettings, api: ApiClient, nonce: str, *, wait: Callable
         tenant=settings.tenant_id,
         deploy=settings.deploy,
     )
-    resolved: list[Offer] = []
-    sign_on.until_answered(api.probe, "the Prefect API", wait=wait)
-    sign_on.until_answered(
-        lambda: resolved.append(api.presence.resolve(offered, create=True)), "the Prefect API", wait=wait
-    )
+    retry.ask("the Prefect API", api.probe)
     return WorkerRow(
         worker=settings.identity,
         nonce=nonce,
-        offer=resolved[0],
+        offer=retry.ask("the Prefect API", lambda: api.presence.resolve(offered, create=True)),
         routes=(),
         slots=settings.slots,
         version=metadata.version("flowfleet"),
         address=settings.agent_address,
         deploy=settings.deploy,
     )
-
-
-def _sign_on(ledger: Ledger, row: WorkerRow, state: StateFolder, host: Host, api: ApiClient) -> None:
-    sign_on.until_answered(lambda: _prove_and_sign_on(ledger, row, state, host), "Redis")
-    state.remember(boot_id=host.boot_id, nonce=row.nonce, fleet=ledger.store.fleet, api=api.address, worker=row.worker)
-    serves: Mapping[str, object] = (
-        {"labels": sorted(row.offer.labels)} if api.traits.by_labels else {"pools": ", ".join(row.offer.pools)}
-    )
-    logger.info("worker joins the fleet", extra={"worker": row.worker, "slots": row.slots, **serves})
 
 
 def _prove_and_sign_on(ledger: Ledger, row: WorkerRow, state: StateFolder, host: Host) -> None:

@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flowfleet.api.client import ApiClient, Mark
@@ -16,7 +16,6 @@ from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import Message, Route
 from flowfleet.ledger.claims import Claims
 from flowfleet.ledger.roster import Roster, WorkerRow
-from flowfleet.retry import BoundedRetry
 from flowfleet.settings.classes import WorkerSettings
 from workers.background import BackgroundJobs
 from workers.deployment import Deployer
@@ -34,7 +33,7 @@ from workers.reporting.show_output import OutputFollower
 from workers.runs.adoption import Adoption, ClaimAdoption
 from workers.runs.cancel_and_fence import CancelAndFence
 from workers.runs.hand_back import HandBack
-from workers.runs.launch import Launch
+from workers.runs.launch import API_RETRY, LEDGER_RETRY, Launch
 from workers.runs.start_spec import StartSpecBuilder
 from workers.runs.supervisor import Supervisor
 from workers.runs.takeover import Takeover, scopes_of
@@ -192,7 +191,8 @@ class WorkerService:
             run_log=self.run_log,
             on_started=self._run_started,
             on_failed=self.endings.ended,
-            retry=BoundedRetry(hurried=lambda: self.attempts.closed),
+            ledger_retry=replace(LEDGER_RETRY, wait=self.stop_signals.wait, stopped=lambda: self.attempts.closed),
+            api_retry=replace(API_RETRY, wait=self.stop_signals.wait, stopped=lambda: self.attempts.closed),
             attempts=self.attempts,
             claims=parts.claims,
             api=parts.api,

@@ -12,6 +12,7 @@ import redis
 
 from flowfleet.errors import LedgerError
 from flowfleet.ledger.store import Store
+from flowfleet.retry import RetrySchedule
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,9 @@ class Subscription:
         self._store = store
         self._callback = callback
         self._closed = threading.Event()
+        self._schedule = RetrySchedule(
+            "Redis", first_seconds=0.2, longest_seconds=5.0, says="hints interrupted", level=logging.DEBUG
+        )
         #: set while Redis has the subscription
         self.subscribed = threading.Event()
         self._thread = threading.Thread(target=self._keep_subscribed, name="flowfleet-hints", daemon=True)
@@ -55,17 +59,14 @@ class Subscription:
             self._thread.join(timeout=5)
 
     def _keep_subscribed(self) -> None:
-        pause = 0.2
         while not self._closed.is_set():
             try:
                 with self._store.errors():
                     self._receive()
             except LedgerError as exc:
-                logger.debug("hints interrupted", extra={"error": str(exc), "next_try_seconds": pause})
-            was_subscribed = self.subscribed.is_set()
+                self._schedule.failed(exc)
             self.subscribed.clear()
-            pause = 0.2 if was_subscribed else min(pause * 2, 5.0)
-            self._closed.wait(pause)
+            self._closed.wait(self._schedule.wait_seconds())
 
     def _receive(self) -> None:
         pubsub: Any = self._store.client.pubsub()  # type: ignore[no-untyped-call]
@@ -79,6 +80,7 @@ class Subscription:
                 if message is None:
                     continue
                 if message["type"] == "subscribe":
+                    self._schedule.over()
                     self.subscribed.set()
                 elif message["type"] == "message":
                     self._tell(str(message["data"]))

@@ -11,7 +11,7 @@ import pytest
 
 from flowfleet.api import traits
 from flowfleet.api.backlog import DueRuns
-from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused, SettingsError
+from flowfleet.errors import ApiRejected, SettingsError
 from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import FlowRun, Offer, Route
 from flowfleet.ledger.claims import Claim, State
@@ -181,44 +181,6 @@ def test_what_was_refused_is_left_alone_for_a_while_only():
 
     time.now += 5.1
     assert listing.claimable(START.timestamp(), 0) == [run(1)]
-
-
-# --- outages
-
-
-def test_an_outage_is_said_at_once_and_each_half_minute_with_the_next_try(caplog):
-    time = Time()
-    outage = RetrySchedule("the Prefect API", time.clock.monotonic, lambda: 1.0)
-    waits = []
-    for _ in range(30):
-        outage.failed(ApiUnavailable("no"))
-        waits.append(outage.wait_seconds())
-        time.now += waits[-1]
-    outage.over()
-
-    said = [record for record in caplog.records if "does not answer" in record.message]
-    assert waits[:5] == pytest.approx([1, 2, 4, 8, 10])
-    assert max(waits) == pytest.approx(10)
-    assert sum(waits) / 30 - 1 <= len(said) <= sum(waits) / 30 + 2
-    assert "answers again" in caplog.messages[-1]
-    assert outage.count == 1
-
-
-def test_a_refused_key_waits_a_minute_and_is_said_at_once_also_within_an_outage(caplog):
-    outage = RetrySchedule("the Prefect API", Time().clock.monotonic, lambda: 1.0)
-    outage.failed(ApiUnavailable("no"))
-    outage.failed(KeyRefused("401"))
-    assert outage.wait_seconds() == 60
-    assert outage.key_refused
-    assert len(caplog.records) == 2
-
-
-@pytest.mark.parametrize(("asked", "waits"), [(None, 1), (0.5, 1), (60, 60), (10**9, 3600)])
-def test_an_api_that_asks_for_patience_gets_it_within_reason(asked, waits):
-    outage = RetrySchedule("the Prefect API", Time().clock.monotonic, lambda: 1.0)
-    outage.failed(ApiUnavailable("429", retry_after_seconds=asked))
-
-    assert outage.wait_seconds() == waits
 
 
 # --- the hints inbox

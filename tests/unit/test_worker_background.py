@@ -1,31 +1,16 @@
-"""Background jobs and retries: what is repeated, how often, and what is said about it."""
+"""Background jobs: what is repeated, how often, and what is said about it."""
 
 from __future__ import annotations
 
 import errno
-import logging
 import threading
 
 import pytest
 
 from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused, LedgerUnavailable, LedgerUnusable
-from flowfleet.retry import BoundedRetry, OutageLog, backoff
 from tests.waiting import until
 from workers import background as background_module
 from workers.background import BackgroundJobs
-
-
-class Clock:
-    """Moved by hand; sleeping moves it."""
-
-    def __init__(self):
-        self.now = 1000.0
-
-    def __call__(self):
-        return self.now
-
-    def sleep(self, seconds):
-        self.now += seconds
 
 
 @pytest.fixture
@@ -123,60 +108,3 @@ def test_what_waits_for_a_neighbour_that_answers_again_is_tried_at_once(backgrou
     background.post(job)
     until(lambda: len(tries) == 1, 20, "the refusal")
     until(lambda: background.retry() or len(tries) == 2, 20, "the second try")
-
-
-def test_an_outage_is_said_at_once_each_30_s_and_at_its_end(caplog):
-    clock = Clock()
-    outage = OutageLog("Redis", logging.getLogger("workers.test"), clock)
-    with caplog.at_level(logging.INFO):
-        for _ in range(61):
-            outage.failed(LedgerUnavailable("away"), next_try=1.0)
-            clock.now += 1
-        assert outage.lasts
-        outage.passed()
-        outage.passed()
-    assert [record.levelname for record in caplog.records] == ["WARNING"] * 4
-    assert [record.away_seconds for record in caplog.records] == [0, 30, 60, 61]
-    assert caplog.records[0].next_try_seconds == 1.0
-    assert not outage.lasts
-
-
-def test_the_pause_doubles_up_to_its_limit():
-    assert [backoff(tries) for tries in (0, 1, 2, 3, 10, 10_000)] == [0.5, 1.0, 2.0, 4.0, 10.0, 10.0]
-
-
-def asked(error, *, times):
-    answers = iter([error] * times)
-
-    def ask():
-        for failure in answers:
-            raise failure
-        return "done"
-
-    return ask
-
-
-def test_a_launch_waits_for_the_ledger_and_for_the_api_but_not_for_ever():
-    clock = Clock()
-    retry = BoundedRetry(hurried=lambda: False, wait=clock.sleep, clock=clock)
-    assert retry.with_ledger(asked(LedgerUnavailable("x"), times=5)) == "done"
-    assert retry.with_api(asked(ApiUnavailable("x"), times=5)) == "done"
-    began = clock.now
-    with pytest.raises(ApiUnavailable):
-        retry.with_api(asked(ApiUnavailable("x"), times=1000))
-    assert 45 <= clock.now - began <= 55
-    began = clock.now
-    with pytest.raises(LedgerUnavailable):
-        retry.with_ledger(asked(LedgerUnavailable("x"), times=1000))
-    assert 15 <= clock.now - began <= 20
-
-
-def test_a_refused_key_and_a_stop_end_the_waiting():
-    clock = Clock()
-    retry = BoundedRetry(hurried=lambda: False, wait=clock.sleep, clock=clock)
-    with pytest.raises(KeyRefused):
-        retry.with_api(asked(KeyRefused("x"), times=1))
-    stopping = BoundedRetry(hurried=lambda: True, wait=clock.sleep, clock=clock)
-    with pytest.raises(ApiUnavailable):
-        stopping.with_api(asked(ApiUnavailable("x"), times=1))
-    assert clock.now == 1000.0

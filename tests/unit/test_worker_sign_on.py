@@ -6,11 +6,11 @@ import dataclasses
 
 import pytest
 
-from flowfleet.errors import ApiUnavailable, KeyRefused, LedgerUnavailable, SettingsError
+from flowfleet.errors import SettingsError
 from flowfleet.settings.classes import WorkerSettings
 from tests.ledger_world import row
 from workers.host import Host
-from workers.lifecycle.sign_on import NameTaken, open_state, predecessor, sign_on, until_answered
+from workers.lifecycle.sign_on import NameTaken, open_state, predecessor, sign_on
 from workers.state.state_folder import state_root
 
 HOST = Host(name="h", machine_id="m" * 32, boot_id="boot-1", pid_ns=1)
@@ -135,29 +135,3 @@ def test_a_state_folder_that_cannot_be_made_is_named_with_the_remedy(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(SettingsError, match="name another with --state-dir"):
         open_state(settings(tmp_path / "file"), HOST, {})
-
-
-def test_an_absent_neighbour_is_waited_for():
-    clock = Clock()
-    answers = iter([LedgerUnavailable("x"), LedgerUnavailable("x"), None])
-
-    def ask():
-        answer = next(answers)
-        if answer is not None:
-            raise answer
-
-    until_answered(ask, "Redis", wait=clock.sleep)
-    assert clock.now == 4.0
-
-
-def test_a_refused_key_is_shown_to_the_api_only_once_a_minute():
-    clock = Clock()
-    answers = iter([KeyRefused("x"), ApiUnavailable("x"), None])
-
-    def ask():
-        answer = next(answers)
-        if answer is not None:
-            raise answer
-
-    until_answered(ask, "the Prefect API", wait=clock.sleep)
-    assert clock.now == 62.0

@@ -73,7 +73,9 @@ def made(left):
 def test_the_first_request_stops_in_order_and_the_second_hurries():
     left = []
     stop_signals = made(left)
+    assert not stop_signals.wait(0)
     stop_signals.request(15)
+    assert stop_signals.wait(60), "whoever waits for a neighbour sees the stop at once"
     assert celery_state.should_stop == 0
     assert stop_signals.slots.stopping
     assert stop_signals.attempts.closed

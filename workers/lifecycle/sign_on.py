@@ -6,19 +6,19 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from functools import partial
 
-from flowfleet.errors import ApiUnavailable, FleetError, KeyRefused, LedgerUnavailable, SettingsError
-from flowfleet.ledger import Ledger
+from flowfleet.errors import FleetError, SettingsError
 from flowfleet.ledger.roster import Roster, WorkerRow
-from flowfleet.retry import OutageLog
+from flowfleet.retry import Retry, RetrySchedule
 from flowfleet.settings.classes import WorkerSettings
-from workers.background import KEY_SECONDS
 from workers.host import Host
 from workers.state.state_folder import StateFolder, StateLocked, state_root
 
 logger = logging.getLogger(__name__)
 
-RETRY_SECONDS = 2.0
+#: how a worker that starts waits for Redis and the API
+RETRY = Retry(schedule=partial(RetrySchedule, first_seconds=2.0, longest_seconds=2.0))
 #: seconds that another worker of our name is watched for a sign of life, where the leader has written no other TTL
 WATCH_SECONDS = 20.0
 _LOOK_SECONDS = 0.5
@@ -54,26 +54,6 @@ def open_state(
             raise SettingsError(
                 f"the state folder {root} cannot be used ({exc.strerror}), name another with --state-dir"
             ) from exc
-
-
-def until_answered(
-    ask: Callable[[], object],
-    neighbour: str,
-    *,
-    wait: Callable[[float], None] = time.sleep,
-) -> None:
-    """Repeat a request until the neighbour answers; the log says at once and each 30 s that it does not."""
-    outage = OutageLog(neighbour, logger)
-    while True:
-        try:
-            ask()
-        except (LedgerUnavailable, ApiUnavailable) as exc:
-            seconds = KEY_SECONDS if isinstance(exc, KeyRefused) else RETRY_SECONDS
-            outage.failed(exc, next_try=seconds)
-            wait(seconds)
-        else:
-            outage.passed()
-            return
 
 
 def sign_on(
@@ -133,11 +113,6 @@ def predecessor(state: StateFolder, host: Host) -> str | None:
         return None
     nonce = state.last.get("nonce")
     return nonce if isinstance(nonce, str) else None
-
-
-def check_ledger(ledger: Ledger) -> None:
-    """Wait until Redis answers; `LedgerUnusable` passes through, since waiting does not cure it."""
-    until_answered(ledger.check, "Redis")
 
 
 def dead_predecessor(

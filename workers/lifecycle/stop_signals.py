@@ -80,6 +80,10 @@ class StopSignals:
         self.slots.wakeup.wake()
         self._asked.wake()
 
+    def wait(self, seconds: float) -> bool:
+        """Sleep, but no longer than until a stop is asked for; whether it is."""
+        return self._asked.wait(seconds)
+
     def finished(self) -> None:
         """Tell the watchdog that the orderly stop has finished."""
         self._done.set()

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from flowfleet.api.client import Answer, ApiClient, Job, Mark, StateType, Verdict
@@ -17,7 +18,7 @@ from flowfleet.errors import ApiRejected, ApiUnavailable, DeployError, FleetErro
 from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import Message
 from flowfleet.ledger.claims import Claim, Claims, Refusal, State
-from flowfleet.retry import BoundedRetry
+from flowfleet.retry import Retry, RetrySchedule
 from workers.background import BackgroundJobs
 from workers.deployment import Deployer, Exit, StartedRun
 from workers.reporting.run_log import RunLog
@@ -32,6 +33,23 @@ logger = logging.getLogger(__name__)
 
 #: taken off the lease: time that a frozen worker may have lost between the check and the fork
 MARGIN_SECONDS = 3.0
+#: how a launch, which holds a slot, waits for Redis: a move is repeated with the same ids, and one that was carried out
+#: is answered as moved again
+LEDGER_RETRY = Retry(
+    limit_seconds=15.0,
+    schedule=partial(
+        RetrySchedule, first_seconds=0.5, longest_seconds=2.0, says="no answer of Redis about a run in hand"
+    ),
+)
+#: and for the API: the run is handed back to an API that is silent for so long; the leader would do so at 60 s. A
+#: refused key is not waited for: it says nothing about the run
+API_RETRY = Retry(
+    limit_seconds=45.0,
+    awaits_key=False,
+    schedule=partial(
+        RetrySchedule, first_seconds=0.5, longest_seconds=5.0, says="no answer of the API about a run in hand"
+    ),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +75,8 @@ class Launch:
     on_started: Callable[[str], None]
     #: called with each attempt whose start failed; its exit is on disk
     on_failed: Callable[[Attempt], None]
-    retry: BoundedRetry
+    ledger_retry: Retry
+    api_retry: Retry
 
     def __call__(self, message: Message) -> None:
         """Take the claim and start its run; a fault of ours gives the claim away like any other way out."""
@@ -98,7 +117,7 @@ class Launch:
         self.failpoints.hit("take.after_folder")
         sent = boot_clock()
         try:
-            outcome = self.retry.with_ledger(lambda: self.claims.take(run_id, claim, self.worker, self.nonce))
+            outcome = self.ledger_retry.ask("Redis", lambda: self.claims.take(run_id, claim, self.worker, self.nonce))
         except LedgerUnavailable as exc:
             # nobody knows whether the move was carried out; without renewals the leader hands the claim back
             logger.warning("take got no answer, left to the leader", extra={**fields, "error": str(exc)})
@@ -123,7 +142,7 @@ class Launch:
         """The job to run, if the run is still ours; None when the claim was given away instead."""
         held = attempt.held
         try:
-            job = self.retry.with_api(lambda: self.api.jobs.job(held.run_id))
+            job = self.api_retry.ask("the Prefect API", lambda: self.api.jobs.job(held.run_id))
         except ApiUnavailable as exc:
             self._return(attempt, f"the API did not answer {self.worker}: {exc}")
             return None
@@ -150,8 +169,8 @@ class Launch:
         held = attempt.held
         sent = boot_clock()
         try:
-            outcome = self.retry.with_ledger(
-                lambda: self.claims.start(held.run_id, held.claim, self.worker, self.nonce)
+            outcome = self.ledger_retry.ask(
+                "Redis", lambda: self.claims.start(held.run_id, held.claim, self.worker, self.nonce)
             )
         except LedgerUnavailable as exc:
             self._return(attempt, f"Redis did not answer {self.worker}: {exc}")
@@ -168,7 +187,7 @@ class Launch:
     def _launching(self, attempt: Attempt) -> bool:
         held = attempt.held
         try:
-            answer = self.retry.with_api(lambda: self._ask_launching(held))
+            answer = self.api_retry.ask("the Prefect API", lambda: self._ask_launching(held))
         except ApiUnavailable as exc:
             self._return(attempt, f"the API did not answer {self.worker}: {exc}")
             return False
