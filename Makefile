@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install prefect1 python39 up demo test test-tree test-wheel unit lint bench stress clean
+.PHONY: help install prefect1 python39 up demo test test-tree test-wheel unit lint bench mutants stress clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -19,6 +19,8 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+# names in tests/mutants.toml, none = all
+MUTANTS ?=
 # one session of pytest may take this long in all; .ci/run gives what is left of its own time
 SESSION_SECONDS ?= 3600
 # tests wait more than they compute, so several processes share the work of a suite
@@ -37,6 +39,7 @@ help:
 	@echo "make unit     the quick part: no network, no root"
 	@echo "make lint     ruff and mypy"
 	@echo "make bench    side by side with Prefect's own worker"
+	@echo "make mutants  60 seeded faults, one at a time, each of which a test must catch; takes 20 minutes"
 	@echo "make stress   the chaos and acceptance suites with their full numbers"
 	@echo "make clean    take away what the others made"
 
@@ -122,6 +125,9 @@ lint: install
 
 bench: install prefect1
 	@$(BIN)/python benchmarks/bench.py $(BENCH_ARGS)
+
+mutants: install
+	@$(BIN)/python tests/run_mutants.py $(MUTANTS)
 
 stress: install prefect1
 	@$(BIN)/python -m pytest -m "stress or slow" tests/chaos tests/integration tests/acceptance $(PYTEST_ARGS)
