@@ -104,9 +104,10 @@ class Trial:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 return "too long", ""
-        failed = [line for line in said.splitlines() if line.startswith(("FAILED", "ERROR"))]
         verdict = {0: "passed", 1: "failed"}.get(process.returncode, "broken")
-        return verdict, failed[0].split(" - ")[0].partition("::")[2] if failed else said[-300:] * (verdict == "broken")
+        failed = [line for line in said.splitlines() if line.startswith(("FAILED", "ERROR"))]
+        words = said[-300:] if verdict == "broken" else "by a test's time limit" if verdict == "failed" else ""
+        return verdict, failed[0].split(" - ")[0].partition("::")[2] if failed else words
 
 
 def try_one(tree: Path, mutant: Mutant) -> tuple[str, str]:
@@ -135,7 +136,7 @@ def main(args: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
         tests = sorted({test for mutant in mutants for test in mutant.tests})
         verdict, words = Trial(tree, Path(folder)).run(tests, CLEAN_SECONDS, "-n", str(given.jobs))
-    print(f"without a fault: {verdict} {words}({time.monotonic() - begun:.0f} s)", flush=True)
+    print(f"without a fault: {verdict} {words} ({time.monotonic() - begun:.0f} s)", flush=True)
     counts: dict[str, int] = {}
     with ThreadPoolExecutor(given.jobs) as pool:
         for mutant, (found, by) in zip(mutants, pool.map(lambda one: try_one(tree, one), mutants), strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -164,14 +165,14 @@ def test_the_same_call_again_is_told_that_it_has_claimed(world):
     assert first[0].claim == second[0].claim
 
 
-def test_another_call_finds_the_run_known(world):
-    run = flow_run()
-    world.claim(run)
+@pytest.mark.parametrize("state", [state for state in State if state not in (State.MISSING, State.JUDGED)])
+def test_another_call_finds_the_run_known_however_far_it_is(world, state):
+    about = world.bring(state)
 
-    (outcome,) = world.claim(run)
+    (outcome,) = world.claim(dataclasses.replace(flow_run(), run_id=about.run_id))
 
     assert outcome.refusal is Refusal.KNOWN
-    assert outcome.claim.run_id == run.run_id
+    assert outcome.claim.claim == about.claim
 
 
 def test_a_used_up_claim_id_is_not_claimed_again_but_the_run_is(world):

@@ -21,7 +21,7 @@ def test_each_old_text_stands_exactly_once_and_the_tests_that_must_catch_it_are_
     wrong += [f"{one.name}: there is no {test}" for one in mutants for test in one.tests if not _there(test)]
     wrong += [f"{name} stands twice" for name, n in Counter(one.name for one in mutants).items() if n > 1]
     assert not wrong, f"mend tests/mutants.toml (`at` says where to look): {wrong}"
-    assert len(mutants) == 60
+    assert len(mutants) >= 60
 
 
 def _there(test: str) -> bool:
