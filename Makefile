@@ -39,7 +39,7 @@ help:
 	@echo "make unit     the quick part: no network, no root"
 	@echo "make lint     ruff and mypy"
 	@echo "make bench    side by side with Prefect's own worker"
-	@echo "make mutants  60 seeded faults, one at a time, each of which a test must catch; takes 20 minutes"
+	@echo "make mutants  seeded faults, one at a time, each of which a test must catch; takes 10 minutes"
 	@echo "make stress   the chaos and acceptance suites with their full numbers"
 	@echo "make clean    take away what the others made"
 

@@ -58,6 +58,7 @@ def test_secrets_are_blackened_in_messages_fields_and_traces(logged, style):
 
     text = stream.getvalue()
     assert "s3cr" not in text
+    assert "t%2Fx" not in text
     assert "hidden" not in text
     assert "me:***@box" in text
 
