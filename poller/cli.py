@@ -121,9 +121,7 @@ def poll(settings: PollerSettings) -> int:
         )
     )
     service.presence.note_clock(connected.skew_seconds)
-    stop.then(service.loop.stop)
-    stop.busy = lambda: service.loop.claim_in_hand
-    stop.last = service.leadership.resign
+    stop.serve(stop=service.loop.stop, busy=lambda: service.loop.claim_in_hand, last=service.leadership.resign)
     if stop.asked:  # while the service was built
         return 0
     service.run(startup_page)

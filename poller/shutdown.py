@@ -25,29 +25,29 @@ class PollerShutdown:
 
     def __init__(self, inbox: HintsInbox) -> None:
         self._inbox = inbox
-        self._then: list[Callable[[], None]] = []
         self.asked = False
         self._event = threading.Event()
-        #: True while an end that takes too long must not be cut short yet
-        self.busy: Callable[[], bool] = lambda: False
-        #: called as the last thing before an end is cut short
-        self.last: Callable[[], None] = lambda: None
+        self._stop: Callable[[], None] = lambda: None
+        self._busy: Callable[[], bool] = lambda: False
+        self._last: Callable[[], None] = lambda: None
 
     def install(self) -> None:
         """Take both signals, whatever a shell has set for them: a job in the background starts with SIGINT ignored."""
         threading.Thread(target=self._cut_short, name="stop", daemon=True).start()
         take(signal.SIGTERM, signal.SIGINT, handler=self._on_signal, respect_ignored=False)
 
-    def then(self, action: Callable[[], None]) -> None:
-        """Register an action, which the signal handler calls when the end is asked for."""
-        self._then.append(action)
+    def serve(self, *, stop: Callable[[], None], busy: Callable[[], bool], last: Callable[[], None]) -> None:
+        """From now on call `stop`, in the signal handler, when the end is asked for.
+
+        While `busy`, an end that takes too long is not cut short yet; `last` is called right before it is.
+        """
+        self._stop, self._busy, self._last = stop, busy, last
 
     def _on_signal(self, number: int) -> None:
         if self.asked:
             os._exit(128 + number)
         self.asked = True
-        for action in self._then:
-            action()
+        self._stop()
         self._inbox.put("stop")
         self._event.set()
 
@@ -55,11 +55,11 @@ class PollerShutdown:
         """Cut a slow end short: an API that hangs must not keep it waiting, and the next leader does what is left."""
         self._event.wait()
         asked_at = time.monotonic()
-        while (took := time.monotonic() - asked_at) < STOP_SECONDS or (self.busy() and took < STOP_CLAIM_SECONDS):
+        while (took := time.monotonic() - asked_at) < STOP_SECONDS or (self._busy() and took < STOP_CLAIM_SECONDS):
             time.sleep(0.1)
         logger.warning("ended without waiting for an answer any longer", extra={"waited_seconds": round(took, 1)})
         try:
-            self.last()
+            self._last()
         except LedgerError as exc:
             logger.warning("could not resign, a standby will notice", extra={"error": str(exc)})
         logging.shutdown()

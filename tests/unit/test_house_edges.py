@@ -17,11 +17,6 @@ LIBRARY = {
     "workers.deployers.subprocess_run": {"timer"},
     "workers.lifecycle.consumer": {"qos", "channel", "consumer", "celery_state"},
 }
-#: to be mended with the waits and signals
-SIGNALS = {
-    "poller.cli": {"stop"},
-    "workers.lifecycle.stop_signals": {"self.slots"},
-}
 SETTING = {"setattr", "delattr"}
 BROAD = {"Exception", "BaseException"}
 #: what a broad except may guard
@@ -187,13 +182,12 @@ def test_what_the_house_forbids_is_seen():
 def test_nobody_sets_an_attribute_of_another_part():
     found = {name: set(foreign(tree)) for name, tree in trees().items() if not within(name, "workers.shim")}
 
-    assert {name: targets for name, targets in found.items() if targets} == LIBRARY | SIGNALS
+    assert {name: targets for name, targets in found.items() if targets} == LIBRARY
 
 
 def test_no_method_only_sets_an_attribute():
     assert {name: names for name, tree in trees().items() if (names := setters(tree))} == {
         "flowfleet.retry": ["hurry"],
-        "workers.state.attempts": ["close"],
     }
 
 

@@ -55,9 +55,10 @@ def test_more_adopted_runs_than_slots_let_nothing_in(keys, room):
     assert Slots(2, FakeOwner(*keys)).has_room() is room
 
 
-def test_a_worker_that_stops_or_does_not_accept_fetches_nothing():
+def test_a_worker_that_stops_or_does_not_accept_fetches_nothing(monkeypatch):
+    monkeypatch.setattr(celery_state, "should_stop", None)
     slots = Slots(2, FakeOwner())
-    slots.stopping = True
+    slots.stop()
     assert not slots.has_room()
     assert not Slots(2, FakeOwner(accepting=False)).has_room()
 

@@ -97,6 +97,12 @@ class Slots:
         """Whether one more message may be fetched."""
         return not self.stopping and self.owner.accepting() and self.in_use() < self.slots
 
+    def stop(self) -> None:
+        """Let no more messages in, and Celery's loop end at its next turn; safe in a signal handler."""
+        self.stopping = True
+        celery_state.should_stop = 0
+        self.wakeup.wake()
+
     def step(self) -> type[bootsteps.StartStopStep]:
         """The bootstep class; Celery makes an instance of it for each consumer."""
         slots = self
@@ -274,11 +280,6 @@ def register_task(app: Celery, launch: Callable[[Message], None]) -> None:
             logger.warning("message refused", extra={"error": str(exc)})
             return
         launch(message)
-
-
-def ask_to_stop() -> None:
-    """Let Celery's loop end at its next turn; safe in a signal handler."""
-    celery_state.should_stop = 0
 
 
 def forget_stop() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from flowfleet.signals import take
 from flowfleet.wakeup import Wakeup
-from workers.lifecycle.consumer import Slots, ask_to_stop
+from workers.lifecycle.consumer import Slots
 from workers.state.attempts import Attempts
 
 #: seconds after which the watchdog ends an orderly stop that hangs (a lost network, a stuck task); the disk has all
@@ -74,10 +74,8 @@ class StopSignals:
             self.leave(128 + number)
             return
         self.first_signal = number
-        self.slots.stopping = True
+        self.slots.stop()
         self.attempts.close()
-        ask_to_stop()
-        self.slots.wakeup.wake()
         self._asked.wake()
 
     def wait(self, seconds: float) -> bool:

@@ -44,7 +44,10 @@ class Attempt:
 
 @dataclass
 class Attempts:
-    """The table of attempts by key. `on_change` is called, outside the lock, when a slot may have become free."""
+    """The table of attempts by key. `on_change` is called, outside the lock, when a slot may have become free.
+
+    It takes no lock either.
+    """
 
     on_change: Callable[[], None] = lambda: None
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -66,8 +69,9 @@ class Attempts:
             return True
 
     def close(self) -> None:
-        """Let no more launches begin. This takes no lock, since a signal handler calls it."""
+        """Let no more launches begin, and tell that. This takes no lock, since a signal handler calls it."""
         self._closed = True
+        self.on_change()
 
     @property
     def closed(self) -> bool:
