@@ -12,23 +12,21 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowfleet import ledger as ledgers
 from flowfleet import logs, signals
 from flowfleet.agents import arguments
-from flowfleet.agents.poller_process import PollerProcess
 from flowfleet.api.client import ApiClient
 from flowfleet.errors import FleetError, LedgerError
 from flowfleet.flow_run import Route
 from flowfleet.guard import guarded
 from flowfleet.ledger.claims import Claim, State
 from flowfleet.local import redis_process
-from flowfleet.local.child import Part, wait_ready
+from flowfleet.local.child import Part, own_script, wait_ready
 from flowfleet.local.data_folder import DataFolder, default_path
 from flowfleet.settings.classes import WorkerSettings
 from flowfleet.settings.option import secrets_of
@@ -52,6 +50,8 @@ logger = logging.getLogger(__name__)
 
 #: after the last poll, what is claimed gets this long to be started
 LAST_STARTS_SECONDS = 60.0
+#: a poller that has a claim in hand waits a minute for the API, and then gives up by itself
+POLLER_STOP_SECONDS = 70.0
 _LOOK_SECONDS = 0.2
 _BEFORE_START = (State.CLAIMING, State.QUEUED, State.TAKEN, State.STARTING)
 
@@ -71,7 +71,8 @@ def run(agent: Agent) -> None:
     if threading.current_thread() is not threading.main_thread():
         raise AgentEnded(f"{type(agent).__name__}.start() takes signals, so call it in the main thread.")
     settings = agent.settings()
-    if not any(isinstance(handler.formatter, logs.TextFormatter | logs.JsonFormatter) for handler in _handlers()):
+    handlers = logging.getLogger().handlers
+    if not any(isinstance(handler.formatter, logs.TextFormatter | logs.JsonFormatter) for handler in handlers):
         logs.configure(settings.log_level, settings.log_format, secrets=secrets_of(settings))
     with ExitStack() as stack:
         stack.enter_context(signals.restored(signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
@@ -80,10 +81,6 @@ def run(agent: Agent) -> None:
         with contextlib.suppress(_StopRequested):
             agent.setup()
             _AgentRun(agent, settings, stack).live()
-
-
-def _handlers() -> list[logging.Handler]:
-    return logging.getLogger().handlers
 
 
 def _on_early_signal(_number: int) -> None:
@@ -98,8 +95,8 @@ class _AgentRun:
         self._settings = settings
         self._stack = stack
         self._environ = dict(os.environ)
-        self._folder = self._own_folder()
-        self._poller: PollerProcess | None = None
+        self._folder = self._open(agent.name, f"agent named {agent.name}", "give this one another name")
+        self._poller: Part | None = None
         self._failure: FleetError | None = None
         self._over = threading.Event()
 
@@ -118,10 +115,8 @@ class _AgentRun:
 
     # -- folder and Redis
 
-    def _own_folder(self) -> DataFolder:
-        path = _data_path(self._environ) / self._agent.name
-        remedy = "give this one another name"
-        folder = DataFolder.open(path, owner_is=f"agent named {self._agent.name}", remedy=remedy)
+    def _open(self, name: str, owner_is: str, remedy: str) -> DataFolder:
+        folder = DataFolder.open(default_path(self._environ) / "agents" / name, owner_is=owner_is, remedy=remedy)
         self._stack.callback(folder.close)
         return folder
 
@@ -130,12 +125,9 @@ class _AgentRun:
         if origin is not None and origin.kind not in ("default", "machine"):
             return self._settings.redis
         remedy = "agents of one host share a Redis that you give to each, by redis= or FLOWFLEET_REDIS"
-        folder = DataFolder.open(
-            _data_path(self._environ) / "redis.embedded", owner_is="agent with an embedded Redis", remedy=remedy
-        )
-        self._stack.callback(folder.close)
+        folder = self._open("redis.embedded", "agent with an embedded Redis", remedy)
         part, url = redis_process.start(folder, self._environ)
-        self._stack.callback(_stop, part)
+        self._stack.callback(part.stop)
         wait_ready(part, lambda: redis_process.answers(url), redis_process.READY_SECONDS)
         logger.info("embedded Redis is ready", extra={"url": url})
         return url
@@ -174,18 +166,22 @@ class _AgentRun:
     def _begun(self, service: WorkerService) -> None:
         # the worker is in the roster by now, so the first poll already knows what to ask for
         env = arguments.poller_environment(self._agent.given(), self._settings, self._environ)
-        self._poller = PollerProcess.start("poller", env, self._folder)
+        left = Part.left("poller", self._folder, grace=POLLER_STOP_SECONDS)
+        if left is not None:
+            left.stop()
+        argv = [own_script("poller"), "start"]
+        self._poller = Part.start("poller", self._folder, argv, env=env, log_mode=None, grace=POLLER_STOP_SECONDS)
         threading.Thread(target=self._attend, args=(service, self._poller), name="attend", daemon=True).start()
 
     def _leave(self, code: int) -> None:
         # the stop is cut short: of our processes only the runs may outlive it
         if self._poller is not None:
-            self._poller.kill()
+            self._poller.stop(hurry=lambda: True)
         os._exit(code)
 
     # -- the poller, a child process
 
-    def _attend(self, service: WorkerService, poller: PollerProcess) -> None:
+    def _attend(self, service: WorkerService, poller: Part) -> None:
         code = poller.wait()
         if self._over.is_set() or service.stop_signals.first_signal is not None:
             return
@@ -197,29 +193,18 @@ class _AgentRun:
 
     def _await_starts(self, service: WorkerService) -> None:
         """Wait until every claim of the last poll is started, at most `LAST_STARTS_SECONDS`."""
-        ledger = ledgers.connect(self._settings.redis, self._settings.fleet)
         until = time.monotonic() + LAST_STARTS_SECONDS
-        try:
+        with closing(ledgers.connect(self._settings.redis, self._settings.fleet)) as ledger:
             while time.monotonic() < until and service.stop_signals.first_signal is None:
                 with contextlib.suppress(LedgerError):
                     if not any(claim.state in _BEFORE_START for claim in ledger.claims.live()):
                         return
                 time.sleep(_LOOK_SECONDS)
-        finally:
-            ledger.close()
 
     def _end_poller(self) -> None:
         self._over.set()
         if self._poller is not None:
             self._poller.stop()
-
-
-def _stop(part: Part) -> None:
-    part.stop(lambda: False)
-
-
-def _data_path(environ: dict[str, str]) -> Path:
-    return default_path(environ) / "agents"
 
 
 # -- starting a run by the agent's `deploy_flow`
@@ -286,13 +271,10 @@ def _by_hand(agent: LocalAgent, run_id: str) -> str:
         handle=None,
         exit=None,
     )
-    deployer = ProcessDeployer(host=host, abilities=abilities)
-    try:
+    with closing(ProcessDeployer(host=host, abilities=abilities)) as deployer:
         started_run = deployer.start(specs.make(held, job, folder, not_after=None))
         started_run.close()
         return _pid(started_run)
-    finally:
-        deployer.close()
 
 
 def _pid(started_run: StartedRun) -> str:

@@ -1,4 +1,4 @@
-"""Child: one child process of `flowfleet up` or of an agent, in a session of its own, with its log file."""
+"""Child: one process of `flowfleet up` or of an agent, in a session of its own, with its log file."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import psutil
 
-from flowfleet.errors import FleetError
+from flowfleet.errors import FleetError, SettingsError
+from flowfleet.local.data_folder import DataFolder
 
 _LAST_LINES = 12
 _POLL_SECONDS = 0.05
@@ -29,164 +28,123 @@ class PartDied(FleetError):
     """A part ended by itself, or did not get ready."""
 
 
-class Part(Protocol):
-    """A process that `flowfleet up` or an agent is responsible for: it watches and stops the process."""
+class Part:
+    """A process that `flowfleet up` or an agent is responsible for: it watches and stops the process.
 
-    @property
-    def name(self) -> str:
-        """The part's name in logs, answers and `up.json`."""
-
-    @property
-    def pid(self) -> int:
-        """The part's process id."""
-
-    @property
-    def log(self) -> Path:
-        """The path of the part's log file."""
-
-    def ended(self) -> str | None:
-        """How the process ended, in words; None while it lives."""
-
-    def stop(self, hurry: Callable[[], bool]) -> None:
-        """End the process in order: TERM, its grace, then KILL to its whole group. Returns when it is gone.
-
-        The grace ends at once when `hurry` returns True.
-        """
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChildCommand:
-    """A command to start as a part, and how to stop its process."""
-
-    name: str
-    argv: Sequence[str]
-    env: Mapping[str, str]
-    cwd: Path
-    log: Path
-    #: seconds between TERM and KILL
-    grace: float = 10.0
-    #: True when each start writes a new log
-    fresh_log: bool = True
-    #: True when TERM goes to the whole process group: the `prefect` command is only the parent of its server
-    whole_group: bool = False
-
-
-class ChildProcess:
-    """A part that this program has started itself."""
-
-    def __init__(self, command: ChildCommand, note: Path) -> None:
-        self._command = command
-        self._note = note
-        with command.log.open("wb" if command.fresh_log else "ab") as log:
-            # a session of its own: Ctrl-C in the terminal is for `up` alone, which knows the order to stop in
-            self._process = subprocess.Popen(
-                list(command.argv),
-                env=dict(command.env),
-                cwd=command.cwd,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        remember(note, self._process.pid)
-
-    @property
-    def name(self) -> str:
-        return self._command.name
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
-    def log(self) -> Path:
-        return self._command.log
-
-    def ended(self) -> str | None:
-        code = self._process.poll()
-        if code is None:
-            return None
-        return f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-
-    def stop(self, hurry: Callable[[], bool] = lambda: False) -> None:
-        if self._process.poll() is None:
-            if self._command.whole_group:
-                os.killpg(self._process.pid, signal.SIGTERM)
-            else:
-                self._process.terminate()
-            wait_until(lambda: self._over() or hurry(), self._command.grace)
-        # even after an orderly end: what it may have left in its group has nobody else to end it
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_KILL_SECONDS)
-        self._note.unlink(missing_ok=True)
-
-    def _over(self) -> bool:
-        if self._process.poll() is None:
-            return False
-        return not (self._command.whole_group and group_alive(self._process.pid))
-
-
-class AdoptedProcess:
-    """A part that an earlier `up`, killed before it could clean up, has left running."""
+    This program has started it, or an earlier one, killed before it could clean up, has left it running.
+    """
 
     def __init__(
         self,
         name: str,
+        folder: DataFolder,
         process: psutil.Process,
-        log: Path,
-        note: Path,
+        child: subprocess.Popen[bytes] | None,
         *,
-        grace: float = 10.0,
-        whole_group: bool = False,
+        grace: float,
+        whole_group: bool,
     ) -> None:
         self.name = name
-        self.log = log
+        self.log = folder.log(name)
+        self._note = folder.note(name)
         self._process = process
-        self._note = note
+        self._child = child
         self._grace = grace
         self._whole_group = whole_group
 
+    @classmethod
+    def start(
+        cls,
+        name: str,
+        folder: DataFolder,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        cwd: Path | None = None,
+        log_mode: str | None = "wb",
+        grace: float = 10.0,
+        whole_group: bool = False,
+    ) -> Part:
+        """Start a process as a part, which gets `grace` seconds between TERM and KILL.
+
+        Each start writes a new log; `log_mode` "ab" goes on with the last one, and None prints where this program does.
+        With `whole_group` TERM goes to the whole process group: `prefect` is only the parent of its server.
+        """
+        with contextlib.ExitStack() as files:
+            log = files.enter_context(folder.log(name).open(log_mode)) if log_mode else None
+            # a session of its own: Ctrl-C in the terminal is for this program alone, which knows the order to stop in
+            child = subprocess.Popen(
+                argv,
+                env=env,
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=None if log is None else subprocess.STDOUT,
+                start_new_session=True,
+            )
+        process = psutil.Process(child.pid)
+        # a pid alone may be another process's tomorrow
+        note = {"pid": child.pid, "created": process.create_time()}
+        folder.note(name).write_text(json.dumps(note), encoding="utf-8")
+        return cls(name, folder, process, child, grace=grace, whole_group=whole_group)
+
+    @classmethod
+    def left(cls, name: str, folder: DataFolder, *, grace: float = 10.0, whole_group: bool = False) -> Part | None:
+        """The part of this name that an earlier program has left running, as its note says; None where it is gone."""
+        try:
+            facts = json.loads(folder.note(name).read_text(encoding="utf-8"))
+            process = psutil.Process(int(facts["pid"]))
+            # the time of creation derives from the boot time, which a clock step may move a little
+            if not _alive(process) or abs(process.create_time() - float(facts["created"])) >= 2.0:
+                return None
+        except (OSError, ValueError, KeyError, psutil.Error):
+            return None
+        return cls(name, folder, process, None, grace=grace, whole_group=whole_group)
+
     @property
     def pid(self) -> int:
+        """The process id, and that of the process group, which each part leads."""
         return int(self._process.pid)
 
+    @property
+    def adopted(self) -> bool:
+        """Whether an earlier program has left the process."""
+        return self._child is None
+
     def ended(self) -> str | None:
-        # the exit code of a process that is not our child cannot be seen
-        return None if _alive(self._process) else "has ended"
+        """How the process ended, in words; None while it lives."""
+        if self._child is None:
+            # the exit code of a process that is not our child cannot be seen
+            return None if _alive(self._process) else "has ended"
+        code = self._child.poll()
+        if code is None:
+            return None
+        return f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+
+    def wait(self) -> int | None:
+        """Wait for the end of the process, and return its exit code; None for one that is not our child."""
+        code: int | None = (self._child or self._process).wait()
+        return code
 
     def stop(self, hurry: Callable[[], bool] = lambda: False) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            if self._process.is_running():
-                # a part leads its process group, so its pid is the group's id too
+        """End the process in order: TERM, its grace, then KILL to its whole group. Returns when it is gone.
+
+        The grace ends at once when `hurry` returns True.
+        """
+        running = self._process.is_running()
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if running:
                 (os.killpg if self._whole_group else os.kill)(self.pid, signal.SIGTERM)
                 wait_until(lambda: self._over() or hurry(), self._grace)
+            # even after an orderly end: what it may have left in its group has nobody else to end it; but the pid of an
+            # adopted process that was gone already may be another's by now
+            if running or not self.adopted:
                 os.killpg(self.pid, signal.SIGKILL)
-                wait_until(lambda: not group_alive(self.pid), _KILL_SECONDS)
+        wait_until(lambda: self.ended() is not None and not group_alive(self.pid), _KILL_SECONDS)
         self._note.unlink(missing_ok=True)
 
     def _over(self) -> bool:
-        return not _alive(self._process) and not (self._whole_group and group_alive(self.pid))
-
-
-def remember(note: Path, pid: int) -> None:
-    """Write the pid and the time of creation into the note: a pid alone may be another process's tomorrow."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        note.write_text(json.dumps({"pid": pid, "created": psutil.Process(pid).create_time()}), encoding="utf-8")
-
-
-def remembered(note: Path) -> psutil.Process | None:
-    """The process that a note describes; None when it lives no more."""
-    try:
-        facts = json.loads(note.read_text(encoding="utf-8"))
-        process = psutil.Process(int(facts["pid"]))
-        # the time of creation derives from the boot time, which a clock step may move a little
-        if _alive(process) and abs(process.create_time() - float(facts["created"])) < 2.0:
-            return process
-    except (OSError, ValueError, KeyError, psutil.Error):
-        return None
-    return None
+        return self.ended() is not None and not (self._whole_group and group_alive(self.pid))
 
 
 def group_alive(group: int) -> bool:
@@ -212,53 +170,47 @@ def _alive(process: psutil.Process) -> bool:
         return False
 
 
-def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
-    """Call `condition` until it is true or the seconds are over; returns whether it was true."""
+def wait_until(condition: Callable[[], bool], seconds: float) -> None:
+    """Call `condition` until it is true or the seconds are over."""
     until = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > until:
-            return False
+    while not condition() and time.monotonic() <= until:
         time.sleep(_POLL_SECONDS)
-    return True
-
-
-def last_lines(log: Path, count: int = _LAST_LINES) -> list[str]:
-    """The last lines of a log; empty when it cannot be read."""
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - 16384))
-            return file.read().decode(errors="replace").splitlines()[-count:]
-    except OSError:
-        return []
 
 
 def part_died(part: Part, how: str) -> PartDied:
     """The error about a part that has failed, with the end of its log; `how` says in words what happened."""
-    lines = "\n".join(f"    {line}" for line in last_lines(part.log)) or "    (it wrote nothing)"
-    return PartDied(f"The {part.name} {how}. The end of {part.log}:\n{lines}")
+    lines: list[str] = []
+    with contextlib.suppress(OSError), part.log.open("rb") as file:
+        file.seek(max(0, part.log.stat().st_size - 16384))
+        lines = file.read().decode(errors="replace").splitlines()[-_LAST_LINES:]
+    text = "\n".join(f"    {line}" for line in lines) or "    (it wrote nothing)"
+    return PartDied(f"The {part.name} {how}. The end of {part.log}:\n{text}")
 
 
 def wait_ready(
-    part: Part,
-    ready: Callable[[], bool],
-    seconds: float,
-    *,
-    pause: Callable[[float], None] = time.sleep,
-    clock: Callable[[], float] = time.monotonic,
+    part: Part, ready: Callable[[], bool], seconds: float, *, pause: Callable[[float], None] = time.sleep
 ) -> float:
     """Wait until a part is ready and return the seconds it took. Raises `PartDied`; `pause` may raise to break off."""
-    began = clock()
+    began = time.monotonic()
     while not ready():
         how = part.ended()
         if how is not None:
             raise part_died(part, f"{how} while it was starting")
-        if clock() - began > seconds:
+        if time.monotonic() - began > seconds:
             raise part_died(part, f"was not ready after {seconds:.0f} s")
         pause(_POLL_SECONDS)
-    return clock() - began
+    return time.monotonic() - began
 
 
-def console_script(name: str, which: Callable[[str], str | None] = shutil.which) -> str | None:
+def console_script(name: str) -> str | None:
     """The path of a console script: beside our own interpreter, else on PATH; None when there is none."""
     beside = Path(sys.executable).with_name(name)
-    return str(beside) if beside.is_file() else which(name)
+    return str(beside) if beside.is_file() else shutil.which(name)
+
+
+def own_script(name: str) -> str:
+    """The path of a console script of ours; raises `SettingsError` when there is none."""
+    found = console_script(name)
+    if found is None:
+        raise SettingsError(f"The command {name} is not installed beside {sys.executable}: install flowfleet again.")
+    return found

@@ -11,7 +11,7 @@ from typing import Any
 import redis
 
 from flowfleet.errors import SettingsError
-from flowfleet.local.child import AdoptedProcess, ChildCommand, ChildProcess, Part, remembered
+from flowfleet.local.child import Part
 from flowfleet.local.data_folder import DataFolder
 
 NAME = "redis"
@@ -45,14 +45,13 @@ def start(folder: DataFolder, environ: Mapping[str, str]) -> tuple[Part, str]:
     """Start the embedded Redis, or adopt one that a killed `up` or agent has left; returns the part and its address."""
     data = folder.path / NAME
     data.mkdir(exist_ok=True, mode=0o700)
-    note = folder.note(NAME)
-    left = remembered(note)
+    left = Part.left(NAME, folder)
     port = folder.port(NAME, probe=left is None)
-    if left is not None and _works_in(port, data):
-        return AdoptedProcess(NAME, left, folder.log(NAME), note), url_of(port)
     if left is not None:
+        if _works_in(port, data):
+            return left, url_of(port)
         # it is ours, but not usable any more: two servers must not write one append-only file
-        AdoptedProcess(NAME, left, folder.log(NAME), note).stop()
+        left.stop()
         port = folder.port(NAME)
     options = {
         "bind": "127.0.0.1",
@@ -66,8 +65,7 @@ def start(folder: DataFolder, environ: Mapping[str, str]) -> tuple[Part, str]:
     }
     argv = [binary(), *(word for name, value in options.items() for word in (f"--{name}", value))]
     env = {name: value for name, value in environ.items() if not name.startswith(("FLOWFLEET_", "PREFECT_"))}
-    command = ChildCommand(name=NAME, argv=argv, env=env, cwd=data, log=folder.log(NAME), fresh_log=False)
-    return ChildProcess(command, note), url_of(port)
+    return Part.start(NAME, folder, argv, env=env, cwd=data, log_mode="ab"), url_of(port)
 
 
 def answers(url: str) -> bool:

@@ -9,8 +9,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import requests
 
-from flowfleet.errors import SettingsError
-from flowfleet.local.child import ChildCommand, ChildProcess, console_script
+from flowfleet.local.child import Part, own_script
 from flowfleet.local.data_folder import DataFolder
 from flowfleet.settings.classes import UpSettings
 from flowfleet.settings.option import Origin
@@ -94,11 +93,10 @@ def _without_password(url: str) -> str:
     return urlunsplit(parts._replace(netloc=f"{name}@{host}" if at and name else host))
 
 
-def start_poller(folder: DataFolder, env: Mapping[str, str], address: str, cwd: Path) -> ChildProcess:
+def start_poller(folder: DataFolder, env: Mapping[str, str], address: str, cwd: Path) -> Part:
     """Start the poller."""
-    argv = [_program(POLLER), "start", "--agent-address", address]
-    command = ChildCommand(name=POLLER, argv=argv, env=env, cwd=cwd, log=folder.log(POLLER), grace=STOP_GRACE_SECONDS)
-    return ChildProcess(command, folder.note(POLLER))
+    argv = [own_script(POLLER), "start", "--agent-address", address]
+    return Part.start(POLLER, folder, argv, env=env, cwd=cwd, grace=STOP_GRACE_SECONDS)
 
 
 def state_dir(folder: DataFolder) -> Path:
@@ -108,16 +106,14 @@ def state_dir(folder: DataFolder) -> Path:
 
 def start_worker(
     folder: DataFolder, env: Mapping[str, str], address: str, cwd: Path, *, name: str, slots: int, pools: Sequence[str]
-) -> ChildProcess:
+) -> Part:
     """Start one worker; its runs end with it, since they belong to this `up`."""
-    argv = [_program("worker"), "start", "--name", name, "--slots", str(slots), "--agent-address", address]
+    argv = [own_script("worker"), "start", "--name", name, "--slots", str(slots), "--agent-address", address]
     # the poller gets no pool: it claims for whatever its workers offer
     argv += [word for pool in pools for word in ("--pool", pool)]
     argv += ["--state-dir", str(state_dir(folder)), "--on-stop", "cancel"]
     argv += ["--stop-grace", f"{STOP_GRACE_SECONDS:g}"]
-    grace = 2 * STOP_GRACE_SECONDS + 5.0
-    command = ChildCommand(name=name, argv=argv, env=env, cwd=cwd, log=folder.log(name), grace=grace)
-    return ChildProcess(command, folder.note(name))
+    return Part.start(name, folder, argv, env=env, cwd=cwd, grace=2 * STOP_GRACE_SECONDS + 5.0)
 
 
 def worker_names(count: int) -> list[str]:
@@ -131,10 +127,3 @@ def answers(address: str) -> bool:
         return requests.get(f"{address}/api/ready", timeout=3.0).ok
     except requests.RequestException:
         return False
-
-
-def _program(name: str) -> str:
-    found = console_script(name)
-    if found is None:
-        raise SettingsError(f"The command {name} is not installed beside {sys.executable}: install flowfleet again.")
-    return found

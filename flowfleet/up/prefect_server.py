@@ -8,7 +8,7 @@ from importlib import metadata
 import requests
 
 from flowfleet.errors import SettingsError
-from flowfleet.local.child import ChildCommand, ChildProcess, console_script
+from flowfleet.local.child import Part, console_script
 from flowfleet.local.data_folder import DataFolder, is_free
 
 NAME = "server"
@@ -52,7 +52,7 @@ def environment(folder: DataFolder, environ: Mapping[str, str]) -> dict[str, str
     }
 
 
-def start(folder: DataFolder, environ: Mapping[str, str], port: int) -> ChildProcess:
+def start(folder: DataFolder, environ: Mapping[str, str], port: int) -> Part:
     """Start the server; it is ready when `answers` returns True."""
     home = folder.path / "prefect"
     home.mkdir(exist_ok=True, mode=0o700)
@@ -63,10 +63,7 @@ def start(folder: DataFolder, environ: Mapping[str, str], port: int) -> ChildPro
         "TMPDIR": str(folder.scratch),
     }
     argv = [prefect_command(), "server", "start", "--host", HOST, "--port", str(port)]
-    return ChildProcess(
-        ChildCommand(name=NAME, argv=argv, env=env, cwd=home, log=folder.log(NAME), grace=15.0, whole_group=True),
-        folder.note(NAME),
-    )
+    return Part.start(NAME, folder, argv, env=env, cwd=home, grace=15.0, whole_group=True)
 
 
 def api_url(port: int) -> str:

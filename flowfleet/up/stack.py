@@ -21,7 +21,7 @@ from flowfleet.api.prefect3.access import found_url
 from flowfleet.commands.worker_control import check_redis
 from flowfleet.errors import ApiUnavailable, FleetError, KeyRefused
 from flowfleet.local import redis_process
-from flowfleet.local.child import AdoptedProcess, Part, part_died, remembered, wait_ready
+from flowfleet.local.child import Part, part_died, wait_ready
 from flowfleet.local.data_folder import DataFolder
 from flowfleet.logs import redact_url
 from flowfleet.settings.classes import UpSettings
@@ -137,20 +137,17 @@ class Stack:
         for note in notes:
             if note.stem == redis_process.NAME:
                 continue
-            process = remembered(note)
-            if process is not None:
-                self.say(f"ending the {note.stem} (pid {process.pid}) that an earlier flowfleet up has left")
-                whole_group = note.stem == prefect_server.NAME
-                AdoptedProcess(
-                    note.stem, process, self.folder.log(note.stem), note, grace=25.0, whole_group=whole_group
-                ).stop()
+            part = Part.left(note.stem, self.folder, grace=25.0, whole_group=note.stem == prefect_server.NAME)
+            if part is not None:
+                self.say(f"ending the {part.name} (pid {part.pid}) that an earlier flowfleet up has left")
+                part.stop()
             note.unlink(missing_ok=True)
 
     def _start_redis(self, *, own: bool) -> None:
         if own:
             part, url = redis_process.start(self.folder, self.environ)
             self.settings = dataclasses.replace(self.settings, redis=url)
-            adopted = " (adopted, it was still running)" if isinstance(part, AdoptedProcess) else ""
+            adopted = " (adopted, it was still running)" if part.adopted else ""
             what = f"Redis at {url}{adopted}"
             self._ready(part, lambda: redis_process.answers(url), redis_process.READY_SECONDS, what)
         ledger = ledgers.connect(self.settings.redis, self.settings.fleet)

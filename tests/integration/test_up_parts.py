@@ -19,15 +19,7 @@ from flowfleet.flow_run import Offer
 from flowfleet.ledger import connect
 from flowfleet.ledger.roster import WorkerRow
 from flowfleet.local import redis_process
-from flowfleet.local.child import (
-    AdoptedProcess,
-    ChildCommand,
-    ChildProcess,
-    PartDied,
-    part_died,
-    remembered,
-    wait_ready,
-)
+from flowfleet.local.child import Part, PartDied, part_died, wait_ready
 from flowfleet.local.data_folder import DataFolder, default_path, free_port, is_free
 from flowfleet.settings.classes import UpSettings
 from flowfleet.up import leftover_runs, prefect_server
@@ -46,15 +38,7 @@ def folder(tmp_path):
 
 
 def _child(folder, code, name="part", **facts):
-    command = ChildCommand(
-        name=name,
-        argv=[sys.executable, "-c", code],
-        env=dict(os.environ),
-        cwd=folder.path,
-        log=folder.log(name),
-        **facts,
-    )
-    return ChildProcess(command, folder.note(name))
+    return Part.start(name, folder, [sys.executable, "-c", code], env=dict(os.environ), cwd=folder.path, **facts)
 
 
 def test_a_part_is_apart_logs_to_its_file_and_ends_in_order(folder):
@@ -121,18 +105,15 @@ def test_a_part_that_never_gets_ready_is_told_too(folder):
 
 def test_a_note_finds_its_process_and_no_other_with_the_same_pid(folder):
     part = _child(folder, "import time; time.sleep(60)")
-    note = folder.note("part")
-    assert remembered(note).pid == part.pid
-    facts = json.loads(note.read_text())
-    other = folder.note("other")
-    other.write_text(json.dumps({**facts, "created": facts["created"] - 100}))
-    assert remembered(other) is None
-    adopted = AdoptedProcess("part", remembered(note), part.log, note)
-    assert adopted.ended() is None
+    facts = json.loads(folder.note("part").read_text())
+    folder.note("other").write_text(json.dumps({**facts, "created": facts["created"] - 100}))
+    assert Part.left("other", folder) is None
+    adopted = Part.left("part", folder)
+    assert (adopted.pid, adopted.ended()) == (part.pid, None)
     part.stop()
 
     assert adopted.ended() == "has ended"
-    assert remembered(folder.note("nothing")) is None
+    assert Part.left("nothing", folder) is None
 
 
 def test_the_data_folder_is_for_one_up_at_a_time(tmp_path, folder):
@@ -184,7 +165,7 @@ def test_the_embedded_redis_keeps_what_it_is_given_and_throws_nothing_away(folde
             client.set("kept", "1")
     finally:
         part.stop()
-    assert remembered(folder.note("redis")) is None
+    assert Part.left("redis", folder) is None
     again, url = redis_process.start(folder, os.environ)
     try:
         wait_ready(again, lambda: redis_process.answers(url), 30)
@@ -199,8 +180,7 @@ def test_an_embedded_redis_that_still_runs_is_adopted_not_doubled(folder):
     wait_ready(first, lambda: redis_process.answers(url), 30)
     second, same = redis_process.start(folder, os.environ)
     try:
-        assert isinstance(second, AdoptedProcess)
-        assert (second.pid, same) == (first.pid, url)
+        assert (second.adopted, second.pid, same) == (True, first.pid, url)
     finally:
         second.stop()
 
@@ -256,11 +236,11 @@ def test_signals_are_taken_even_where_they_were_ignored():
 
 def test_the_ui_of_our_server_is_told_where_its_api_is(folder, monkeypatch):
     """Prefect's UI would look at port 4200, whatever port the server has."""
-    monkeypatch.setattr(prefect_server, "ChildProcess", lambda command, note: command)
+    monkeypatch.setattr(Part, "start", lambda name, folder, argv, *, env, **how: env)
     monkeypatch.setattr(prefect_server, "prefect_command", lambda: "/x/prefect")
-    command = prefect_server.start(folder, {"PREFECT_UI_API_URL": "http://elsewhere/api"}, 4711)
+    env = prefect_server.start(folder, {"PREFECT_UI_API_URL": "http://elsewhere/api"}, 4711)
 
-    assert command.env["PREFECT_UI_API_URL"] == "http://127.0.0.1:4711/api"
+    assert env["PREFECT_UI_API_URL"] == "http://127.0.0.1:4711/api"
 
 
 @pytest.mark.parametrize(("wanted", "word"), [("draining", "drained"), ("paused", "paused")])
@@ -294,7 +274,7 @@ def test_an_adopted_server_goes_with_all_that_it_has_started(folder):
     part = _child(folder, code)
     wait_ready(part, lambda: part.log.read_text().strip(), 20)
     grandchild = int(part.log.read_text())
-    AdoptedProcess("part", remembered(folder.note("part")), part.log, folder.note("part"), whole_group=True).stop()
+    Part.left("part", folder, whole_group=True).stop()
 
     assert not processes.alive(grandchild)
     assert part.ended() == "was killed by signal 15"
@@ -408,7 +388,7 @@ import os, sys
 from pathlib import Path
 from flowfleet.commands import program
 from flowfleet.up import command, stack
-from flowfleet.local.child import ChildCommand, ChildProcess, wait_ready
+from flowfleet.local.child import Part, wait_ready
 
 class Sleepers(stack.Stack):
     def start(self):
@@ -417,12 +397,7 @@ class Sleepers(stack.Stack):
             if "stubborn" in sys.argv[-1]:
                 code = "import signal; signal.signal(15, signal.SIG_IGN); " + code
             argv = [sys.executable, "-c", code]
-            part = ChildProcess(
-                ChildCommand(
-                    name=name, argv=argv, env=self.environ, cwd=Path("/"), log=self.folder.log(name), grace=60
-                ),
-                self.folder.note(name),
-            )
+            part = Part.start(name, self.folder, argv, env=self.environ, cwd=Path("/"), grace=60)
             self.parts.append(part)
             wait_ready(part, lambda: part.log.read_text(), 60)
         self.folder.write_state(self.state())

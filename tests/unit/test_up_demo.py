@@ -15,6 +15,7 @@ from rich.console import Console
 from flowfleet.api.client import StateType
 from flowfleet.api.transport.session import Address, Session
 from flowfleet.errors import LedgerUnavailable
+from flowfleet.local.child import Part
 from flowfleet.local.data_folder import DataFolder
 from flowfleet.settings.classes import UpSettings
 from flowfleet.settings.option import resolve
@@ -262,15 +263,15 @@ def test_up_serves_each_pool_that_a_list_names_wherever_the_list_stands(tmp_path
     by_file = resolve(UpSettings, {}, {}, {"pool": ["cpu"]})
     assert (by_variable.pools, by_variable.pool, by_file.pools) == (("cpu", "gpu"), "cpu", ("cpu",))
     folder = DataFolder.open(tmp_path / "data")
-    monkeypatch.setattr(poller_and_workers, "ChildProcess", lambda command, note: command)
+    monkeypatch.setattr(Part, "start", lambda name, folder, argv, **how: argv)
     try:
-        command = poller_and_workers.start_worker(
+        argv = poller_and_workers.start_worker(
             folder, {}, "http://h:1", tmp_path, name="worker", slots=2, pools=by_variable.pools
         )
     finally:
         folder.close()
 
-    assert " --pool cpu --pool gpu " in " ".join(command.argv)
+    assert " --pool cpu --pool gpu " in " ".join(argv)
 
 
 def test_a_demo_that_does_not_end_names_its_late_runs_and_where_to_look():
