@@ -184,17 +184,11 @@ def test_what_an_agent_was_given_reaches_worker_and_poller():
     assert "FLOWFLEET_LABELS" not in env  # the poller asks for what workers have
 
 
-def test_an_argument_that_nobody_knows_is_named():
+def test_what_cannot_be_an_argument_is_said_in_a_sentence(monkeypatch):
     with pytest.raises(TypeError, match=r"LocalAgent\(\) has no argument 'slotz'"):
         LocalAgent(slotz=4)
-
-
-def test_a_name_that_cannot_be_one_is_said_in_a_sentence():
     with pytest.raises(SettingsError, match="--name cannot be 'two words'"):
         LocalAgent("two words").settings()
-
-
-def test_labels_of_prefect_that_are_no_list_are_said_in_a_sentence(monkeypatch):
     monkeypatch.setenv("PREFECT__CLOUD__AGENT__LABELS", "{'a': 1}")
     with pytest.raises(SettingsError, match="PREFECT__CLOUD__AGENT__LABELS"):
         Agent()
@@ -212,15 +206,22 @@ def test_who_asks_for_no_agent_does_not_pay_for_them():
         flowfleet.Nobody  # noqa: B018
 
 
-def test_the_base_class_starts_nothing_by_itself():
-    with pytest.raises(NotImplementedError, match="override deploy_flow, or use LocalAgent"):
-        Agent().start()
-
-
-def test_the_docker_agent_says_that_containers_come_later():
-    with pytest.raises(UnsupportedRun, match="comes with a later version"):
-        DockerAgent().start()
+@pytest.mark.parametrize(
+    ("error", "agent", "words"),
+    [
+        (NotImplementedError, Agent, "override deploy_flow, or use LocalAgent"),
+        (UnsupportedRun, DockerAgent, "comes with a later version"),
+    ],
+)
+def test_the_base_class_starts_nothing_by_itself_and_containers_come_later(error, agent, words):
+    with pytest.raises(error, match=words):
+        agent().start()
     assert DockerAgent().settings().deploy == "docker"
+
+
+def test_a_start_outside_of_the_main_thread_is_refused_in_a_sentence():
+    with ThreadPoolExecutor(1) as executor, pytest.raises(FleetError, match="call it in the main thread"):
+        executor.submit(LocalAgent().start).result()
 
 
 def test_an_agent_of_a_flow_has_the_flow_s_labels_or_its_slug():
@@ -270,12 +271,15 @@ def test_flow_runs_come_in_the_order_of_their_states_start_times():
     assert fetch(api, []) == []
 
 
-def test_query_flow_runs_gives_what_is_due_but_for_what_is_being_submitted():
+def test_query_flow_runs_gives_what_is_due_but_for_what_is_being_submitted_until_its_attempt_has_ended():
     agent = an_agent(Api(row(1), row(2)))
     agent.submitting_flow_runs.add(run_id(1))
     assert [run.id for run in agent.query_flow_runs()] == [run_id(2)]
     (offer,) = agent.client.asked
     assert (offer.labels, offer.tenant, offer.deploy) == (("x",), TENANT, "external")
+    agent.on_flow_run_deploy_attempt(Future(), run_id(1))
+    agent.on_flow_run_deploy_attempt(fut=Future(), flow_run_id=run_id(1))
+    assert agent.submitting_flow_runs == set()
 
 
 def test_update_state_claims_a_run_outside_of_the_fleet_s_ledger():
@@ -287,33 +291,22 @@ def test_update_state_claims_a_run_outside_of_the_fleet_s_ledger():
         agent.update_state(row(1))
 
 
-def test_a_deployed_run_has_a_line_in_its_log():
-    agent = an_agent(Api(row(1)))
+@pytest.mark.parametrize(
+    ("given", "error", "verdict", "lines", "reported"),
+    [
+        ({}, None, Verdict.ACCEPTED, [("Submitted for execution: somewhere, flow as run-1", logging.INFO)], []),
+        ({}, ValueError("no room"), Verdict.ACCEPTED, [("no room", logging.ERROR)], [(StateType.FAILED, "no room")]),
+        ({}, None, Verdict.REFUSED, [], []),
+        ({"no_cloud_logs": True}, None, Verdict.ACCEPTED, [], []),
+    ],
+    ids=["it is told in its log", "it fails and is told", "another agent has it", "its agent is silenced"],
+)
+def test_a_run_is_deployed_and(given, error, verdict, lines, reported):
+    agent = an_agent(Api(row(1)), **given)
+    agent.error, agent.client.verdict = error, verdict
     assert agent.deploy_and_update_flow_run(FlowRunRecord.of(row(1))) is None
-    (line,) = agent.client.lines
-    assert line.message == "Submitted for execution: somewhere, flow as run-1"
-    assert agent.client.reported == []
-
-
-def test_a_deployment_that_fails_is_logged_and_fails_its_run():
-    agent = an_agent(Api(row(1)))
-    agent.error = ValueError("no room")
-    agent.deploy_and_update_flow_run(FlowRunRecord.of(row(1)))
-    assert agent.client.reported == [(run_id(1), StateType.FAILED, "no room")]
-    assert [(line.message, line.level) for line in agent.client.lines] == [("no room", logging.ERROR)]
-
-
-def test_a_run_that_another_agent_has_is_left_alone():
-    agent = an_agent(Api(row(1)))
-    agent.client.verdict = Verdict.REFUSED
-    agent.deploy_and_update_flow_run(FlowRunRecord.of(row(1)))
-    assert (agent.client.lines, agent.client.reported) == ([], [])
-
-
-def test_no_cloud_logs_silences_an_agent_s_own_lines():
-    agent = an_agent(Api(row(1)), no_cloud_logs=True)
-    agent.deploy_and_update_flow_run(FlowRunRecord.of(row(1)))
-    assert agent.client.lines == []
+    assert [(line.message, line.level) for line in agent.client.lines] == lines
+    assert agent.client.reported == [(run_id(1), *told) for told in reported]
 
 
 def test_one_poll_by_hand_deploys_what_it_finds_and_says_whether_it_found_any():
@@ -348,14 +341,6 @@ def test_the_variables_of_a_run_are_those_of_agent_run_and_engine_in_this_order(
 
 
 # hooks
-
-
-def test_an_attempt_ends_the_submitting_of_its_run():
-    agent = an_agent(Api())
-    agent.submitting_flow_runs.add(run_id(1))
-    agent.on_flow_run_deploy_attempt(Future(), run_id(1))
-    agent.on_flow_run_deploy_attempt(fut=Future(), flow_run_id=run_id(1))
-    assert agent.submitting_flow_runs == set()
 
 
 def test_set_up_calls_the_hook_and_then_connects_and_clean_up_calls_the_other():
@@ -402,11 +387,6 @@ def test_a_heart_beats_at_once_and_goes_on_whatever_a_beat_raises(monkeypatch):
     assert not heartbeat._thread.is_alive()
 
 
-def test_a_start_outside_of_the_main_thread_is_refused_in_a_sentence():
-    with ThreadPoolExecutor(1) as executor, pytest.raises(FleetError, match="call it in the main thread"):
-        executor.submit(LocalAgent().start).result()
-
-
 # a service
 
 
@@ -414,16 +394,13 @@ def test_the_supervisor_conf_has_a_program_for_the_worker_and_one_for_the_poller
     conf = LocalAgent.generate_supervisor_conf("token-123", ["a", "b c"], {"K": "v-secret"}, ["/p 1"], True)
     read = configparser.ConfigParser(interpolation=None)
     read.read_string(conf)
-    worker = read["program:flowfleet-worker"]["command"].split()
-    assert worker[1:5] == ["start", "-f", "-l", "a"]
-    assert read["program:flowfleet-poller"]["command"].endswith("start --backend prefect1")
-    assert "--backend prefect1" in read["program:flowfleet-worker"]["command"]
-    assert "token-123" not in conf
-    assert "v-secret" not in conf
+    worker, poller = (read[f"program:flowfleet-{part}"]["command"] for part in ("worker", "poller"))
+    assert worker.split()[1:5] == ["start", "-f", "-l", "a"]
+    assert poller.endswith("start --backend prefect1")
+    assert "--backend prefect1" in worker
+    assert not [secret for secret in ("token-123", "v-secret") if secret in conf]
 
-
-def test_the_supervisor_conf_takes_the_arguments_of_2021():
+    # the arguments of 2021
     conf = LocalAgent.generate_supervisor_conf(key="key-123", tenant_id="t", agent_config_id="c", labels=["x"])
-    assert conf.count("--tenant-id t") == 2
-    assert conf.count("--agent-config-id c") == 2
+    assert (conf.count("--tenant-id t"), conf.count("--agent-config-id c")) == (2, 2)
     assert "key-123" not in conf

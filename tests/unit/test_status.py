@@ -58,23 +58,17 @@ def _claim(state=State.RUNNING, *, run_id="22222222-2222-4222-8222-222222222222"
 def _snapshot(*, claims=(), due=0, at_least=False, rows=None, leader=True, gate_open=True, eligible=1):
     rows = [_row()] if rows is None else rows
     busy = {row.worker: sum(claim.worker == row.worker for claim in claims) for row in rows}
+    queue = RouteQueue(
+        route=ROUTE, due=due, at_least=at_least, oldest_due_seconds=125.0 if due else None, depth=0,
+        oldest_age_seconds=None, eligible_workers=eligible,
+    )  # fmt: skip
     return Snapshot(
         at=AT,
         fleet="default",
         redis_version="9.1.0",
         gate_open=gate_open,
         leader=Leader(name="agent", host="host-1", nonce="n", term=3, beat=9) if leader else None,
-        queues=(
-            RouteQueue(
-                route=ROUTE,
-                due=due,
-                at_least=at_least,
-                oldest_due_seconds=125.0 if due else None,
-                depth=0,
-                oldest_age_seconds=None,
-                eligible_workers=eligible,
-            ),
-        ),
+        queues=(queue,),
         workers=tuple(WorkerStatus(row=row, busy=busy[row.worker], seen_seconds_ago=1.5) for row in rows),
         claims=tuple(claims),
     )
@@ -95,29 +89,13 @@ def test_the_json_form_is_the_documented_one():
     assert form["redis"] == {"ok": True, "version": "9.1.0"}
     assert (form["gate"], form["leader"]) == ("open", {"name": "agent", "host": "host-1", "term": 3})
     assert form["queues"] == [
-        {
-            "route": str(ROUTE),
-            "due": 50,
-            "oldest_due_seconds": 125.0,
-            "depth": 0,
-            "oldest_age_seconds": None,
-            "eligible_workers": 1,
-        }
-    ]
+        {"route": str(ROUTE), "due": 50, "oldest_due_seconds": 125.0, "depth": 0, "oldest_age_seconds": None,
+         "eligible_workers": 1}
+    ]  # fmt: skip
     assert form["workers"] == [
-        {
-            "name": "worker",
-            "host": "host-1",
-            "state": "active",
-            "routes": [str(ROUTE)],
-            "labels": [],
-            "pools": ["flowfleet"],
-            "slots": 4,
-            "busy": 1,
-            "version": "0.1.0",
-            "seen_seconds_ago": 1.5,
-        }
-    ]
+        {"name": "worker", "host": "host-1", "state": "active", "routes": [str(ROUTE)], "labels": [],
+         "pools": ["flowfleet"], "slots": 4, "busy": 1, "version": "0.1.0", "seen_seconds_ago": 1.5}
+    ]  # fmt: skip
     (run,) = form["runs"]
     assert list(run) == ["run_id", "name", "route", "state", "claim", "attempt", "worker", "handle", "since"]
     assert run["handle"] == {"kind": "process", "host": "host-1", "id": "77"}
@@ -140,31 +118,22 @@ def test_only_active_live_workers_have_free_slots(row):
     assert _snapshot(rows=[row]).counts["free_slots"] == 0
 
 
+def test_an_empty_fleet_has_a_page_too_and_at_least_is_said():
+    text = _printed(status(_snapshot(rows=[], leader=False)))
+    assert "No worker is known" in text
+    assert "no leader" in text
+    assert "due at least 200" in _printed(status(_snapshot(due=200, at_least=True)))
+
+
 def test_the_page_names_50_due_runs_the_worker_and_its_slots_in_80_columns():
     claims = [_claim(run_id=f"{number:08d}-2222", worker="worker@" + "h" * 90) for number in range(30)]
     many = ("flowfleet", *(f"pool-{n}" for n in range(20)))
     rows = [_row(), _row("worker@" + "h" * 90), _row("other@host-2", pools=many)]
     text = _printed(status(_snapshot(claims=claims, due=50, rows=rows)))
-
     assert max(map(len, text.splitlines())) <= 80
-    assert "due 50" in text
-    assert "flowfleet/default" in text
-    assert "2m 5s" in text
-    assert "worker@host-1" in text
-    assert "0/4" in text
-    assert "and 10 more" in text
+    for word in ("due 50", "flowfleet/default", "2m 5s", "worker@host-1", "0/4", "and 10 more"):
+        assert word in text
     assert text.count("running") >= 20
-
-
-def test_an_empty_fleet_has_a_page_too():
-    text = _printed(status(_snapshot(rows=[], leader=False)))
-
-    assert "No worker is known" in text
-    assert "no leader" in text
-
-
-def test_at_least_is_said():
-    assert "due at least 200" in _printed(status(_snapshot(due=200, at_least=True)))
 
 
 @pytest.mark.parametrize(
@@ -217,12 +186,8 @@ def test_an_explanation_is_one_sentence_about_what_hinders(snapshot, record, sta
     assert words in explain("r", snapshot, record, state).sentence
 
 
-_DUE = RunState(
-    run_id="r", run_name="n", kind=StateType.SCHEDULED, name="Scheduled", scheduled=datetime.fromtimestamp(AT - 9, UTC)
-)
 _HERE = Place(route=ROUTE, pool="flowfleet")
 _ELSEWHERE = Route("prefect3", "99999999-9999-4999-8999-999999999999", "other")
-_FULL = [_claim(run_id=str(n)) for n in range(4)]
 
 
 @pytest.mark.parametrize(
@@ -239,7 +204,7 @@ _FULL = [_claim(run_id=str(n)) for n in range(4)]
         (_snapshot(rows=[_row(live=False)]), _HERE, "no live worker of the fleet default serves its queue flowfleet/"),
         (_snapshot(rows=[_row(wanted="paused")]), _HERE, "takes new runs: worker@host-1 (paused)."),
         (
-            _snapshot(claims=_FULL, due=50, at_least=True),
+            _snapshot(claims=FULL, due=50, at_least=True),
             _HERE,
             "all 4 of the workers that serve it are taken, and at least 50 runs are due on flowfleet/default.",
         ),
@@ -249,36 +214,42 @@ _FULL = [_claim(run_id=str(n)) for n in range(4)]
     ],
 )
 def test_the_explanation_of_a_due_run_is_about_its_own_queue(snapshot, place, words):
-    explanation = explain("r", snapshot, None, _DUE, place)
+    explanation = explain("r", snapshot, None, _state(scheduled=AT - 9), place)
 
     assert words in explanation.sentence
     assert explanation.evidence["place"]["pool"] == place.pool
 
 
 def test_a_run_that_is_not_due_or_waits_for_a_limit_of_its_deployment_says_so():
-    later = replace(_DUE, scheduled=datetime.fromtimestamp(AT + 90, UTC))
-    assert (
-        "It is scheduled to start in" in explain("r", _snapshot(), None, later, replace(_HERE, paused="pool")).sentence
-    )
+    later = _state(scheduled=AT + 90)
+    sentence = explain("r", _snapshot(), None, later, replace(_HERE, paused="pool")).sentence
+    assert "It is scheduled to start in" in sentence
     limited = replace(later, name="AwaitingConcurrencySlot")
     assert "concurrency limit" in explain("r", _snapshot(), None, limited, _HERE).sentence
 
 
 def test_idle_workers_of_other_pools_do_not_hide_that_its_own_are_busy():
     idle = replace(_row("idle@host-2"), offer=Offer(backend="prefect3", pools=("far",), pool_ids=(_ELSEWHERE.scope,)))
-    sentence = explain("r", _snapshot(claims=_FULL, due=5, rows=[_row(), idle]), None, _DUE, _HERE).sentence
+    busy = _snapshot(claims=FULL, due=5, rows=[_row(), idle])
+    sentence = explain("r", busy, None, _state(scheduled=AT - 9), _HERE).sentence
     assert "all 4 of the workers that serve it are taken, and 5 runs are due on flowfleet/default" in sentence
 
 
-def test_checks_of_redis_tell_what_is_wrong_with_it():
-    assert _version({"redis_version": "6.0.9"}).verdict == CheckStatus.FAIL
+@pytest.mark.parametrize(
+    ("check", "verdict"),
+    [
+        (_version({"redis_version": "6.0.9"}), CheckStatus.FAIL),
+        (_persistence({"aof_enabled": 1}, None, None), CheckStatus.OK),
+        (_persistence({"aof_enabled": 1, "aof_last_write_status": "err"}, None, None), CheckStatus.FAIL),
+        (_persistence({"aof_enabled": 0}, "no", ""), CheckStatus.WARN),
+        (_eviction({"maxmemory_policy": "allkeys-lru", "maxmemory": 100}), CheckStatus.FAIL),
+        (_eviction({"maxmemory_policy": "allkeys-lru", "maxmemory": 0}), CheckStatus.WARN),
+        (_eviction({"maxmemory_policy": "noeviction", "maxmemory": 100}), CheckStatus.OK),
+    ],
+)
+def test_checks_of_redis_tell_what_is_wrong_with_it(check, verdict):
+    assert check.verdict == verdict
     assert _version({"redis_version": "7.2.4", "valkey_version": "9.1.0"}).found == "Valkey 9.1.0."
-    assert _persistence({"aof_enabled": 1}, None, None).verdict == CheckStatus.OK
-    assert _persistence({"aof_enabled": 1, "aof_last_write_status": "err"}, None, None).verdict == CheckStatus.FAIL
-    assert _persistence({"aof_enabled": 0}, "no", "").verdict == CheckStatus.WARN
-    assert _eviction({"maxmemory_policy": "allkeys-lru", "maxmemory": 100}).verdict == CheckStatus.FAIL
-    assert _eviction({"maxmemory_policy": "allkeys-lru", "maxmemory": 0}).verdict == CheckStatus.WARN
-    assert _eviction({"maxmemory_policy": "noeviction", "maxmemory": 100}).verdict == CheckStatus.OK
 
 
 def test_checks_of_the_api_tell_its_absence_and_its_clock():
@@ -293,48 +264,40 @@ def test_checks_of_the_api_tell_its_absence_and_its_clock():
 
 
 def test_checks_of_the_fleet_tell_what_lacks():
-    verdicts = {check.name: check for check in fleet_checks(_snapshot(rows=[], leader=False, due=3, eligible=0))}
+    found = fleet_checks(_snapshot(rows=[], leader=False, due=3, eligible=0))
+    assert {check.name for check in found if check.verdict == CheckStatus.WARN} == {"leader", "workers", "unserved"}
+    assert "versions" in {check.name for check in fleet_checks(_snapshot(rows=[_row(version="0.0.1")]))}
 
-    assert {name for name, check in verdicts.items() if check.verdict == CheckStatus.WARN} == {
-        "leader",
-        "workers",
-        "unserved",
-    }
-    odd = {check.name for check in fleet_checks(_snapshot(rows=[_row(version="0.0.1")]))}
-    assert "versions" in odd
+
+def _gauges(take, **how):
+    registry = CollectorRegistry()
+    registry.register(LedgerCollector(take, **how))
+    return generate_latest(registry).decode()
+
+
+def _away():
+    raise LedgerUnavailable("gone")
 
 
 def test_metrics_are_the_ledgers_gauges_without_run_ids():
-    registry = CollectorRegistry()
-    registry.register(LedgerCollector(lambda: _snapshot(claims=[_claim(), _claim(State.ENDED, run_id="e")], due=9)))
-    text = generate_latest(registry).decode()
-
-    assert f'flowfleet_runs_due{{route="{ROUTE}"}} 9.0' in text
-    assert f'flowfleet_workers_wanted{{route="{ROUTE}"}} 3.0' in text
-    assert 'flowfleet_worker_slots{worker="worker@host-1"} 4.0' in text
-    assert "flowfleet_outbox_length 1.0" in text
-    assert "flowfleet_gate_open 1.0" in text
-    assert "flowfleet_redis_up 1.0" in text
+    text = _gauges(lambda: _snapshot(claims=[_claim(), _claim(State.ENDED, run_id="e")], due=9))
+    for line in (
+        f'runs_due{{route="{ROUTE}"}} 9.0',
+        f'workers_wanted{{route="{ROUTE}"}} 3.0',
+        'worker_slots{worker="worker@host-1"} 4.0',
+        "outbox_length 1.0",
+        "gate_open 1.0",
+        "redis_up 1.0",
+    ):
+        assert f"flowfleet_{line}" in text
     assert _claim().run_id not in text
 
 
-def test_metrics_without_redis_say_just_that():
-    def away():
-        raise LedgerUnavailable("gone")
-
-    registry = CollectorRegistry()
-    registry.register(LedgerCollector(away))
-    text = generate_latest(registry).decode()
-
+def test_metrics_without_redis_say_just_that_and_a_standby_leaves_the_ledger_to_the_leader():
+    text = _gauges(_away)
     assert "flowfleet_redis_up 0.0" in text
     assert "flowfleet_gate_open" not in text
-
-
-def test_metrics_of_a_standby_leave_the_ledger_to_the_leader():
-    registry = CollectorRegistry()
-    registry.register(LedgerCollector(_snapshot, leads=lambda: False))
-    text = generate_latest(registry).decode()
-
+    text = _gauges(_snapshot, leads=lambda: False)
     assert "flowfleet_build_info" in text
     assert "flowfleet_runs_due" not in text
 

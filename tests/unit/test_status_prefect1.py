@@ -8,13 +8,13 @@ import pytest
 
 from flowfleet.api import traits
 from flowfleet.api.backlog import Place, Rival, UnfitRun
-from flowfleet.api.client import RunState, ServerInfo, StateType
+from flowfleet.api.client import ServerInfo
 from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused
 from flowfleet.flow_run import Offer, Route
 from flowfleet.monitor.doctor import CheckStatus, api_checks, fleet_checks, label_checks
 from flowfleet.monitor.explain import explain
 from flowfleet.monitor.status import status
-from tests.unit.test_status import AT, _claim, _printed, _row, _snapshot
+from tests.unit.test_status import AT, FULL, _printed, _row, _snapshot, _state
 
 TENANT = "77777777-7777-4777-8777-777777777777"
 LONG = tuple(f"label-{number:03}" for number in range(40))
@@ -31,14 +31,7 @@ def snapshot(*labels, rows, **more):
 
 
 def due(*labels):
-    state = RunState(
-        run_id="r",
-        run_name="n",
-        kind=StateType.SCHEDULED,
-        name="Scheduled",
-        scheduled=datetime.fromtimestamp(AT - 9, UTC),
-    )
-    return state, Place(route=Route.of_labels(TENANT, labels), pool="")
+    return _state(scheduled=AT - 9), Place(route=Route.of_labels(TENANT, labels), pool="")
 
 
 def test_the_page_fits_80_columns_with_long_labels():
@@ -97,9 +90,8 @@ def test_an_explanation_names_the_labels_that_lack(asks, rows, words):
 @pytest.mark.parametrize(("asks", "end"), [(("x",), "5 runs are due with the label [x]."), ((), "due without labels.")])
 def test_a_full_worker_is_named_by_the_labels_too(asks, end):
     state, place = due(*asks)
-    full = [_claim(run_id=str(number)) for number in range(4)]
-    sentence = explain("r", snapshot(*asks, rows=[worker(*asks)], claims=full, due=5), None, state, place).sentence
-
+    full = snapshot(*asks, rows=[worker(*asks)], claims=FULL, due=5)
+    sentence = explain("r", full, None, state, place).sentence
     assert "all 4 of the workers that serve it are taken" in sentence
     assert sentence.endswith(end)
 
