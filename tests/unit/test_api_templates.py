@@ -10,6 +10,8 @@ from flowfleet.api.transport.session import Session
 from flowfleet.errors import UnsupportedRun
 from tests.lawless_api import LawlessApi
 
+ENV = {"env": "{{ env }}"}
+
 
 def filled(configuration, *layers, variables=None, prefect_variables=None, environ=None, context=None):
     known = prefect_variables or {}
@@ -29,27 +31,15 @@ def test_the_run_wins_over_the_deployment_and_that_over_the_pool():
     assert result == {"a": "pool", "b": "deployment", "c": "run"}
 
 
-def test_env_is_merged_key_by_key():
+def test_env_is_merged_key_by_key_by_dotted_keys_too_and_a_templates_own_table_is_the_ground():
     defaults = {"env": {"default": {"A": "pool", "B": "pool", "C": "pool"}}}
-    result = filled(
-        {"env": "{{ env }}"},
-        {"env": {"B": "deployment", "C": "deployment"}},
-        {"env": {"C": "run"}},
-        variables=defaults,
-    )
-    assert result["env"] == {"A": "pool", "B": "deployment", "C": "run"}
-
-
-def test_a_templates_own_env_table_is_the_ground():
-    result = filled({"env": {"FIXED": "1", "A": "template"}}, {"env": {"A": "deployment"}}, variables={"env": {}})
-    assert result["env"] == {"FIXED": "1", "A": "deployment"}
-
-
-def test_dotted_keys_reach_into_env():
-    result = filled(
-        {"env": "{{ env }}"}, {"env": {"A": "1", "B": "1"}}, {"env.B": "2", "env.C": "3"}, variables={"env": {}}
-    )
-    assert result["env"] == {"A": "1", "B": "2", "C": "3"}
+    layers = {"env": {"B": "deployment", "C": "deployment"}}, {"env": {"C": "run"}}
+    assert filled(ENV, *layers, variables=defaults)["env"] == {"A": "pool", "B": "deployment", "C": "run"}
+    dotted = {"env": {"A": "1", "B": "1"}}, {"env.B": "2", "env.C": "3"}
+    assert filled(ENV, *dotted, variables={"env": {}})["env"] == {"A": "1", "B": "2", "C": "3"}
+    own = {"env": {"FIXED": "1", "A": "template"}}
+    filled_in = filled(own, {"env": {"A": "deployment"}}, variables={"env": {}})
+    assert filled_in["env"] == {"FIXED": "1", "A": "deployment"}
 
 
 def test_within_one_layer_the_nested_form_wins():
@@ -64,23 +54,41 @@ def test_merging_changes_neither_side():
     assert (under, over) == ({"env": {"A": "1"}}, {"env": {"B": "2"}})
 
 
-def test_a_lone_placeholder_keeps_the_type_and_text_around_it_makes_text():
-    result = filled({"n": "{{ n }}", "s": "n={{ n }}"}, {"n": 3})
-    assert result == {"n": 3, "s": "n=3"}
+@pytest.mark.parametrize(
+    ("configuration", "given", "more", "result"),
+    [
+        ({"n": "{{ n }}", "s": "n={{ n }}"}, {"n": 3}, {}, {"n": 3, "s": "n=3"}),
+        ({"a": "{{ a }}", "b": "x{{ a }}"}, {}, {"variables": {"a": {"type": "string"}}}, {"b": "x"}),
+        ({"v": ["{{ box.v[1] }}:/", "{{ b }}"]}, {"box": {"v": ["a", "b"]}}, {"variables": {"b": {}}}, {"v": ["b:/"]}),
+        ({"a": "{{ $HOME }}/x"}, {}, {"environ": {"HOME": "/h"}}, {"a": "/h/x"}),
+        ({"name": "job-{{ ctx.run.name }}"}, {}, {"context": {"ctx": {"run": {"name": "fox"}}}}, {"name": "job-fox"}),
+    ],
+    ids=[
+        "a lone placeholder keeps the type, and text around it makes text",
+        "a declared variable without value leaves the result",
+        "lists and paths are filled",
+        "the worker's environment can be asked for",
+        "names may use the run",
+    ],
+)
+def test_placeholders_are_filled(configuration, given, more, result):
+    assert filled(configuration, given, **more) == result
 
 
-def test_a_declared_variable_without_value_leaves_the_result():
-    assert filled({"a": "{{ a }}", "b": "x{{ a }}"}, variables={"a": {"type": "string"}}) == {"b": "x"}
-
-
-def test_an_undeclared_placeholder_fails_the_run_by_its_name():
-    with pytest.raises(UnsupportedRun, match=r"command.*{{ python_path }} has no value"):
-        filled({"command": "{{ python_path }} -m prefect.engine"})
-
-
-def test_a_placeholder_inside_a_value_is_named_too():
-    with pytest.raises(UnsupportedRun, match=r"{{ elsewhere }}"):
-        filled({"env": "{{ env }}"}, {"env": {"A": "{{ elsewhere }}"}}, variables={"env": {}})
+@pytest.mark.parametrize(
+    ("configuration", "layers", "words"),
+    [
+        ({"command": "{{ python_path }} -m prefect.engine"}, [], r"command.*{{ python_path }} has no value"),
+        (ENV, [{"env": {"A": "{{ elsewhere }}"}}], r"{{ elsewhere }}"),
+        ({"a": "{{ prefect.variables.place }}"}, [], "no Prefect variable 'place'"),
+        ({"env": {"KEY": "{{ prefect.blocks.secret.mine }}"}}, [], r"prefect\.blocks\.secret\.mine"),
+        ({"a": "{{ $NOWHERE }}/x"}, [], "has no NOWHERE"),
+    ],
+    ids=["undeclared", "inside a value", "a Prefect variable", "a block", "a variable of the worker"],
+)
+def test_a_placeholder_without_value_fails_the_run_by_its_name(configuration, layers, words):
+    with pytest.raises(UnsupportedRun, match=words):
+        filled(configuration, *layers, variables={"env": {}})
 
 
 def test_prefect_variables_are_looked_up_also_inside_values():
@@ -91,34 +99,6 @@ def test_prefect_variables_are_looked_up_also_inside_values():
         variables={"env": {}},
     )
     assert result == {"a": "here", "env": {"WHERE": "in here"}}
-
-
-def test_a_missing_prefect_variable_is_named():
-    with pytest.raises(UnsupportedRun, match="no Prefect variable 'place'"):
-        filled({"a": "{{ prefect.variables.place }}"})
-
-
-def test_a_block_reference_is_named():
-    with pytest.raises(UnsupportedRun, match=r"prefect\.blocks\.secret\.mine"):
-        filled({"env": {"KEY": "{{ prefect.blocks.secret.mine }}"}})
-
-
-def test_the_workers_environment_can_be_asked_for():
-    assert filled({"a": "{{ $HOME }}/x"}, environ={"HOME": "/h"}) == {"a": "/h/x"}
-    with pytest.raises(UnsupportedRun, match="has no NOWHERE"):
-        filled({"a": "{{ $NOWHERE }}/x"})
-
-
-def test_names_may_use_the_run():
-    result = filled({"name": "job-{{ ctx.flow_run.name }}"}, context={"ctx": {"flow_run": {"name": "blue-fox"}}})
-    assert result == {"name": "job-blue-fox"}
-
-
-def test_lists_and_paths_are_filled():
-    result = filled(
-        {"volumes": ["{{ box.items[1] }}:/x", "{{ gone }}"]}, {"box": {"items": ["a", "b"]}}, variables={"gone": {}}
-    )
-    assert result == {"volumes": ["b:/x"]}
 
 
 def test_our_own_template_is_filled_from_nothing():

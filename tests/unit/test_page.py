@@ -1,7 +1,8 @@
 """Page: what is served, to whom, and the sentences about addresses that cannot be."""
 
 import socket
-import threading
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import requests
@@ -44,35 +45,48 @@ def page():
         one.close()
 
 
+def get(address, path, token=None):
+    header = {"Authorization": f"Bearer {token}"} if token else {}
+    return requests.get(f"{address}{path}", headers=header, timeout=60)
+
+
 def test_paths_prefixes_and_methods_reach_their_handlers(page):
     address = page()
-
-    assert requests.get(f"{address}/api/health", timeout=60).json() == {"ok": True}
+    assert get(address, "/api/health").json() == {"ok": True}
     assert requests.post(f"{address}/api/poke", data="x", timeout=60).text == "POST"
-    assert requests.get(f"{address}/api/runs/a%20b/log?q=1", timeout=60).text == "/api/runs/a b/log1"
+    assert get(address, "/api/runs/a%20b/log?q=1").text == "/api/runs/a b/log1"
     assert requests.head(f"{address}/api/poke", timeout=60).text == ""
-    assert requests.get(f"{address}/nothing", timeout=60).status_code == 404
+    assert get(address, "/nothing").status_code == 404
 
 
 def test_a_failing_handler_is_an_answer_and_the_page_lives_on(page):
     address = page()
-
-    away = requests.get(f"{address}/api/away", timeout=60)
+    away = get(address, "/api/away")
     assert (away.status_code, away.json()["error"]) == (503, "Redis does not answer.")
-    assert requests.get(f"{address}/api/broken", timeout=60).status_code == 500
-    assert requests.get(f"{address}/api/health", timeout=60).status_code == 200
+    assert get(address, "/api/broken").status_code == 500
+    assert get(address, "/api/health").status_code == 200
 
 
-def test_off_loopback_all_but_health_asks_for_the_token(page):
-    address = page("0.0.0.0", "page-token")
+@pytest.mark.parametrize(
+    ("path", "given", "status"),
+    [
+        ("/api/health", None, 200),
+        ("/api/poke", None, 401),
+        ("/nothing", None, 401),
+        ("/api/poke", "other", 401),
+        ("/api/poke", "page-token", 200),
+    ],
+)
+def test_off_loopback_all_but_health_asks_for_the_token(page, path, given, status):
+    assert get(page("0.0.0.0", "page-token"), path, given).status_code == status
 
-    assert requests.get(f"{address}/api/health", timeout=60).status_code == 200
-    assert requests.get(f"{address}/api/poke", timeout=60).status_code == 401
-    assert requests.get(f"{address}/nothing", timeout=60).status_code == 401
-    wrong = {"Authorization": "Bearer other"}
-    assert requests.get(f"{address}/api/poke", headers=wrong, timeout=60).status_code == 401
-    right = {"Authorization": "Bearer page-token"}
-    assert requests.get(f"{address}/api/poke", headers=right, timeout=60).status_code == 200
+
+def test_off_loopback_without_a_token_only_health_is_served(page):
+    address = page("0.0.0.0")
+    assert get(address, "/api/health").status_code == 200
+    poke = get(address, "/api/poke")
+    assert poke.status_code == 403
+    assert "FLOWFLEET_PAGE_TOKEN" in poke.json()["error"]
 
 
 def test_a_token_that_is_replaced_while_the_page_is_served_holds_at_once(page):
@@ -80,35 +94,15 @@ def test_a_token_that_is_replaced_while_the_page_is_served_holds_at_once(page):
     address = page("0.0.0.0", lambda: tokens[-1])
     codes = []
     for tokens[-1] in ("old-token", "new-token"):
-        for given in ("old-token", "new-token"):
-            header = {"Authorization": f"Bearer {given}"}
-            codes.append(requests.get(f"{address}/api/poke", headers=header, timeout=60).status_code)
-
+        codes += [get(address, "/api/poke", given).status_code for given in ("old-token", "new-token")]
     assert codes == [200, 401, 401, 200]
-
-
-def test_off_loopback_without_a_token_only_health_is_served(page):
-    address = page("0.0.0.0")
-
-    assert requests.get(f"{address}/api/health", timeout=60).status_code == 200
-    poke = requests.get(f"{address}/api/poke", timeout=60)
-    assert poke.status_code == 403
-    assert "FLOWFLEET_PAGE_TOKEN" in poke.json()["error"]
 
 
 def test_many_ask_at_once(page):
     address = page()
-    codes = []
-    threads = [
-        threading.Thread(target=lambda: codes.append(requests.get(f"{address}/api/health", timeout=60).status_code))
-        for _ in range(20)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-    assert codes == [200] * 20
+    with ThreadPoolExecutor(20) as threads:
+        answers = list(threads.map(lambda _: get(address, "/api/health"), range(20)))
+    assert [answer.status_code for answer in answers] == [200] * 20
 
 
 def test_a_closed_page_has_given_its_port_back():
@@ -141,7 +135,6 @@ def test_a_port_in_use_is_one_sentence():
 def test_an_address_that_is_none_is_one_sentence_with_the_remedy(address, word):
     with pytest.raises(SettingsError, match="http://HOST:PORT") as caught:
         parse_address(address)
-
     assert word in str(caught.value)
 
 
@@ -163,16 +156,6 @@ def test_ipv6_loopback_is_served():
 RUN = "0a1b2c3d-1111-4111-8111-111111111111"
 
 
-class _Vitals:
-    """A worker that has the output of one run."""
-
-    def __init__(self, path):
-        self._folder = RunFolder(path)
-
-    def folders_of(self, run_id):
-        return [self._folder] if run_id == RUN else []
-
-
 @pytest.fixture
 def run_folder(tmp_path):
     folder = tmp_path / f"{RUN}.claim"
@@ -182,7 +165,9 @@ def run_folder(tmp_path):
 
 @pytest.fixture
 def worker_address(run_folder):
-    page = serve("127.0.0.1:0", lambda: worker_page.handlers(_Vitals(run_folder)), None)
+    """A worker that has the output of one run."""
+    vitals = SimpleNamespace(folders_of=lambda run_id: [RunFolder(run_folder)] if run_id == RUN else [])
+    page = serve("127.0.0.1:0", lambda: worker_page.handlers(vitals), None)
     yield page.address
     page.close()
 

@@ -25,39 +25,61 @@ def state(tmp_path):
     state.close()
 
 
-def settled(records: RunFolders, run_id: str, *, age: float, now: float, size: int = 0):
+NOW = 100 * DAY
+
+
+def settled(records: RunFolders, run_id: str, *, age: float, size: int = 0):
     folder = records.create(run_id, "c", {})
     folder.log.write_bytes(b"x" * size)
     folder.settle()
-    os.utime(folder.path / "settled", (now - age, now - age))
+    os.utime(folder.path / "settled", (NOW - age, NOW - age))
     return folder
 
 
-def test_a_state_folder_is_for_its_owner_only(state, tmp_path):
+def test_settled_folders_go_after_seven_days(state):
+    settled(state.runs, "old", age=7 * DAY + 1)
+    settled(state.runs, "young", age=7 * DAY - 1)
+    state.runs.create("live", "c", {})
+    assert state.runs.prune(now=NOW) == ["old.c"]
+    assert [folder.run_id for folder in state.runs.scan()] == ["live", "young"]
+
+
+def test_the_oldest_go_first_when_all_take_too_much_room(state):
+    for number in range(4):
+        settled(state.runs, f"r{number}", age=1000.0 - number, size=1_000_000)
+    assert state.runs.prune(now=NOW, keep_bytes=2_500_000) == ["r0.c", "r1.c"]
+
+
+def test_a_hole_in_a_log_takes_no_room(state):
+    with settled(state.runs, "r", age=10.0).log.open("wb") as file:
+        file.truncate(10_000_000_000)
+    assert state.runs.prune(now=NOW) == []
+
+
+def test_busy_and_unsettled_folders_are_never_pruned(state):
+    settled(state.runs, "busy", age=50 * DAY, size=1000)
+    state.runs.create("unsettled", "c", {}).write_exit(Exit(code=0), begun=True)
+    assert state.runs.prune(now=NOW, keep_bytes=0, busy={"busy.c"}) == []
+    assert len(state.runs.scan()) == 2
+
+
+def test_a_state_folder_is_for_its_owner_only_and_locked_for_life(state, tmp_path):
     assert state.path == tmp_path / "machine" / "worker"
     assert stat.S_IMODE(state.path.stat().st_mode) == 0o700
-
-
-def test_a_state_folder_is_locked_for_life(state, tmp_path):
     with pytest.raises(StateLocked, match="named worker is running") as refusal:
         StateFolder.open(tmp_path, "machine", "worker")
     assert "--name" in str(refusal.value)
-
     StateFolder.open(tmp_path, "machine", "other").close()
 
 
 def test_a_kill_frees_the_lock(tmp_path):
     script = f"""
-import os, signal, sys
-sys.path.insert(0, {str(ROOT)!r})
-from pathlib import Path
+import os, signal, pathlib
 from workers.state.state_folder import StateFolder
-state = StateFolder.open(Path({str(tmp_path)!r}), "machine", "worker")
+state = StateFolder.open(pathlib.Path({str(tmp_path)!r}), "machine", "worker")
 os.kill(os.getpid(), signal.SIGKILL)
 """
-    done = subprocess.run([sys.executable, "-c", script], check=False)
-    assert done.returncode == -9
-
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == -9
     StateFolder.open(tmp_path, "machine", "worker").close()
 
 
@@ -82,12 +104,28 @@ def test_siblings_are_the_other_names_of_the_same_machine(state, tmp_path):
     assert [path.name for path in state.siblings()] == ["second"]
 
 
-def test_a_run_folder_is_made_once(state):
-    folder = state.runs.create("run", "claim", {"name": "merry-fox"})
+@pytest.fixture
+def folder(state):
+    return state.runs.create("run", "claim", {"name": "merry-fox"})
 
+
+def test_a_run_folder_is_made_once(state, folder):
     assert state.runs.create("run", "claim", {}) is None
     assert (folder.run_id, folder.claim, folder.key) == ("run", "claim", "run.claim")
     assert folder.intent() == {"v": 1, "run_id": "run", "claim": "claim", "name": "merry-fox"}
+
+
+def test_an_exit_survives_the_way_to_disk_and_back(folder):
+    end = Exit(code=3, max_rss_kib=4, last_lines=("a", "b"))
+    assert folder.exit() is None
+    folder.write_exit(end, begun=True)
+    assert folder.exit() == end
+
+
+@pytest.mark.parametrize("torn", ["", "{", "[]", "\0\0"])
+def test_a_torn_record_counts_as_none(folder, torn):
+    (folder.path / "exit.json").write_text(torn)
+    assert folder.exit() is None
 
 
 def test_a_folder_of_another_version_is_left_alone_and_named(state, caplog):
@@ -101,68 +139,11 @@ def test_a_folder_of_another_version_is_left_alone_and_named(state, caplog):
     assert state.runs.prune(now=1e12) == []
 
 
-def test_an_exit_survives_the_way_to_disk_and_back(state):
-    folder = state.runs.create("run", "claim", {})
-    end = Exit(code=3, max_rss_kib=4, last_lines=("a", "b"))
-    assert folder.exit() is None
-
-    folder.write_exit(end, begun=True)
-
-    assert folder.exit() == end
-
-
-@pytest.mark.parametrize("torn", ["", "{", "[]", "\0\0"])
-def test_a_torn_record_counts_as_none(state, torn):
-    folder = state.runs.create("run", "claim", {})
-    (folder.path / "exit.json").write_text(torn)
-
-    assert folder.exit() is None
-
-
 def test_only_unsettled_folders_are_looked_at_at_start(state):
     state.runs.create("old", "c", {}).settle()
     live = state.runs.create("live", "c", {})
 
     assert state.runs.unsettled() == [live]
-
-
-def test_settled_folders_go_after_seven_days(state):
-    now = 100 * DAY
-    settled(state.runs, "old", age=7 * DAY + 1, now=now)
-    settled(state.runs, "young", age=7 * DAY - 1, now=now)
-    state.runs.create("live", "c", {})
-
-    assert state.runs.prune(now=now) == ["old.c"]
-    assert [folder.run_id for folder in state.runs.scan()] == ["live", "young"]
-
-
-def test_the_oldest_go_first_when_all_take_too_much_room(state):
-    now = 100 * DAY
-    for number in range(4):
-        settled(state.runs, f"r{number}", age=1000.0 - number, now=now, size=1_000_000)
-
-    gone = state.runs.prune(now=now, keep_bytes=2_500_000)
-
-    assert gone == ["r0.c", "r1.c"]
-
-
-def test_a_hole_in_a_log_takes_no_room(state):
-    now = 100 * DAY
-    folder = settled(state.runs, "r", age=10.0, now=now)
-    with folder.log.open("wb") as file:
-        file.truncate(10_000_000_000)
-
-    assert state.runs.prune(now=now) == []
-
-
-def test_busy_and_unsettled_folders_are_never_pruned(state):
-    now = 100 * DAY
-    settled(state.runs, "busy", age=50 * DAY, now=now, size=1000)
-    unsettled = state.runs.create("unsettled", "c", {})
-    unsettled.write_exit(Exit(code=0), begun=True)
-
-    assert state.runs.prune(now=now, keep_bytes=0, busy={"busy.c"}) == []
-    assert len(state.runs.scan()) == 2
 
 
 def test_a_report_stays_in_the_outbox_until_it_is_accepted(state):

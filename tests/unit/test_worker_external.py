@@ -13,6 +13,7 @@ import pytest
 from flowfleet.api import traits
 from flowfleet.api.client import RunState, StateType
 from flowfleet.errors import ApiUnavailable, StartFailed, UnsupportedRun
+from tests.unit.memory_ledger import HandClock
 from workers.deployers.external import COMES_BACK_SECONDS, DOUBT_SECONDS, ExternalDeployer, ExternalWatch
 from workers.deployment import Exit, RunLimits, StartSpec
 from workers.reporting.exit_table import Step, decide
@@ -22,158 +23,133 @@ RUN = "aaaaaaaa-0000-4000-8000-000000000000"
 CLAIM = "bbbbbbbb-0000-4000-8000-000000000000"
 
 
-class Below:
-    """A deployer of processes that notes what it is asked."""
-
-    kind = "process"
-
-    def __init__(self) -> None:
-        self.asked: list[str] = []
-
-    def start(self, spec: StartSpec) -> Any:
-        self.asked.append("start")
-        return SimpleNamespace(handle={"run": spec.run_id})
-
-    def adopt(self, folder: Path) -> Any:
-        self.asked.append("adopt")
-
-    def close(self) -> None:
-        self.asked.append("close")
-
-
 class World:
-    """One deployer with a callable, a clock, and what the API says."""
+    """One deployer with a callable above one of processes, a clock, and what the API says."""
 
     def __init__(self, folder: Path, deploy: Any = lambda _order: "a place") -> None:
         self.path = folder / f"{RUN}.{CLAIM}"
         self.path.mkdir()
         self.folder = RunFolder(self.path)
-        self.now = 100.0
+        self.clock = HandClock()
         self.says: dict[str, RunState] | Exception = {RUN: state(StateType.PENDING)}
-        self.below = Below()
-        self.watch = ExternalWatch(self.states, seconds=3600.0, clock=lambda: self.now)
+        #: what the other deployer was asked
+        self.asked: list[str] = []
+        self.watch = ExternalWatch(self.states, seconds=3600.0, clock=self.clock)
         self.deployer = self.another(deploy)
+        self.spec = StartSpec(
+            run_id=RUN, claim=CLAIM, argv=["x"], env={}, cwd=None, folder=self.path, not_after=None,
+            limits=RunLimits(log_limit=1, stop_grace=1.0),
+        )  # fmt: skip
 
     def another(self, deploy: Any) -> ExternalDeployer:
-        return ExternalDeployer(deploy, below=self.below, watch=self.watch, host="here")
+        below: Any = SimpleNamespace(
+            kind="process",
+            start=lambda spec: self.asked.append("start") or SimpleNamespace(handle={"run": spec.run_id}),
+            adopt=lambda _folder: self.asked.append("adopt"),
+            close=lambda: self.asked.append("close"),
+        )
+        return ExternalDeployer(deploy, below=below, watch=self.watch, host="here")
 
     def states(self, run_ids: Sequence[str]) -> dict[str, RunState]:
         if isinstance(self.says, Exception):
             raise self.says
         return {run_id: self.says[run_id] for run_id in run_ids if run_id in self.says}
 
-    def spec(self) -> StartSpec:
-        return StartSpec(
-            run_id=RUN, claim=CLAIM, argv=["x"], env={}, cwd=None, folder=self.path, not_after=None,
-            limits=RunLimits(log_limit=1, stop_grace=1.0),
-        )  # fmt: skip
+    def start(self) -> Any:
+        return self.deployer.start(self.spec)
 
     def seen(self, said: RunState | None, after: float = 0.0) -> None:
         self.says = {RUN: said} if said else {}
-        self.now += after
+        self.clock.sleep(after)
         self.watch.look()
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
 
 
 def state(kind: StateType, **given: Any) -> RunState:
     return RunState(run_id=RUN, run_name="run", kind=kind, name=str(kind), **given)
 
 
-def test_a_deployment_lives_until_its_run_has_ended_at_the_api(tmp_path):
-    world = World(tmp_path)
-    run = world.deployer.start(world.spec())
+def decided(run: Any, said: RunState) -> Any:
+    return decide(run.poll(), said, traits=traits.of("prefect1"), looked_before=False)
+
+
+def test_a_deployment_lives_until_its_run_has_ended_at_the_api(world):
+    run = world.start()
     assert run.handle == {"v": 1, "kind": "external", "host": "here", "id": "a place"}
     assert (run.poll(), run.fileno(), run.begun()) == (None, None, True)
 
     for kind in (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING):
         world.seen(state(kind), after=10_000)
         assert run.poll() is None
+    world.says = ApiUnavailable("nobody answers")
+    world.watch.look()
+    assert run.poll() is None, "an API that does not answer changes nothing"
     world.seen(state(StateType.COMPLETED))
     assert run.poll().code == 0
-    assert (
-        decide(run.poll(), state(StateType.COMPLETED), traits=traits.of("prefect1"), looked_before=False).step
-        is Step.RELEASE
-    )
+    assert decided(run, state(StateType.COMPLETED)).step is Step.RELEASE
 
 
-def test_a_run_that_is_gone_is_over(tmp_path):
-    world = World(tmp_path)
-    run = world.deployer.start(world.spec())
+def test_a_run_that_is_gone_is_over(world):
+    run = world.start()
     world.seen(None)
     assert run.poll().ok
 
 
-def test_an_api_that_does_not_answer_changes_nothing(tmp_path):
-    world = World(tmp_path)
-    run = world.deployer.start(world.spec())
-    world.says = ApiUnavailable("nobody answers")
-    world.watch.look()
-    assert run.poll() is None
-
-
-def test_what_the_callable_raises_fails_the_run_in_a_sentence(tmp_path):
-    def deploy(_order: StartSpec) -> str:
-        raise ValueError("no quota left.")
-
-    world = World(tmp_path, deploy)
-    with pytest.raises(StartFailed, match=r"could not be started: no quota left\.$"):
-        world.deployer.start(world.spec())
-
-
-@pytest.mark.parametrize("error", [SystemExit(3), KeyError("x"), UnsupportedRun("of its own")])
-def test_whatever_a_callable_raises_ends_no_worker_and_gives_no_run_back(tmp_path, error):
+def raising(error: BaseException) -> Any:
     def deploy(_order: StartSpec) -> str:
         raise error
 
-    world = World(tmp_path, deploy)
-    with pytest.raises((StartFailed, UnsupportedRun)):
-        world.deployer.start(world.spec())
+    return deploy
 
 
-def test_a_process_that_the_callable_started_after_all_is_the_deployment(tmp_path):
-    world = World(tmp_path)
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (ValueError("no quota left."), r"could not be started: no quota left\.$"),
+        (SystemExit(3), "3"),
+        (KeyError("x"), "x"),
+        (UnsupportedRun("of its own"), "of its own"),
+    ],
+)
+def test_what_a_callable_raises_fails_the_run_in_a_sentence_and_ends_no_worker(tmp_path, error, says):
+    with pytest.raises((StartFailed, UnsupportedRun), match=says):
+        World(tmp_path, raising(error)).start()
 
-    def deploy(spec: StartSpec) -> Any:
-        return deployer.start_below(spec)
 
-    deployer = world.another(deploy)
-    assert deployer.start(world.spec()).handle == {"run": RUN}
+def test_a_process_that_the_callable_started_after_all_is_the_deployment(world):
+    deployer = world.another(lambda spec: deployer.start_below(spec))  # noqa: PLW0108 - it is not there yet
+    assert deployer.start(world.spec).handle == {"run": RUN}
     assert sorted(path.name for path in world.path.iterdir()) == []  # a crash from here on is the other deployer's
 
 
 @pytest.mark.parametrize(("answer", "place"), [(None, ""), (7, "7"), ({"a": 1}, "{'a': 1}"), ("x" * 999, "x" * 500)])
 def test_whatever_the_callable_returns_is_told_as_text(tmp_path, answer, place):
-    world = World(tmp_path, lambda _order: answer)
-    assert world.deployer.start(world.spec()).handle["id"] == place
+    assert World(tmp_path, lambda _order: answer).start().handle["id"] == place
 
 
-def test_the_next_worker_adopts_it_with_what_it_said(tmp_path):
-    world = World(tmp_path)
-    world.deployer.start(world.spec())
+def test_the_next_worker_adopts_it_with_what_it_said(world):
+    world.start()
     run = world.another(None).adopt(world.path)
     assert run.handle["id"] == "a place"
     world.seen(state(StateType.PENDING), after=DOUBT_SECONDS * 2)
     assert run.poll() is None
     world.seen(state(StateType.FAILED))
     assert run.poll().ok
-
-
-def test_an_end_that_was_seen_is_adopted_too(tmp_path):
-    world = World(tmp_path)
-    world.deployer.start(world.spec())
-    world.seen(state(StateType.COMPLETED))
-    assert world.another(None).adopt(world.path).poll().ok
+    assert world.another(None).adopt(world.path).poll().ok, "an end that was seen is adopted too"
 
 
 def test_a_run_whose_worker_was_killed_while_it_was_deployed_is_watched_and_not_deployed_again(tmp_path):
     class Killed(BaseException):
         pass
 
-    def deploy(_order: StartSpec) -> str:
-        raise Killed
-
+    deploy = raising(Killed())
     world = World(tmp_path, deploy)
     with pytest.raises(Killed):
-        world.deployer.start(world.spec())
+        world.start()
     run = world.another(deploy).adopt(world.path)
     assert run.begun()
     assert not world.folder.abandon("too late")
@@ -182,13 +158,12 @@ def test_a_run_whose_worker_was_killed_while_it_was_deployed_is_watched_and_not_
     world.seen(state(StateType.PENDING), after=DOUBT_SECONDS - 1)
     assert run.poll() is None
     world.seen(state(StateType.PENDING), after=2)
-    decision = decide(run.poll(), state(StateType.PENDING), traits=traits.of("prefect1"), looked_before=False)
+    decision = decided(run, state(StateType.PENDING))
     assert (decision.kind, decision.step) == (StateType.FAILED, Step.TELL)
     assert "killed while it was deployed" in decision.message
 
 
-def test_a_doubtful_one_that_is_seen_running_is_watched_to_its_end(tmp_path):
-    world = World(tmp_path)
+def test_a_doubtful_one_that_is_seen_running_is_watched_to_its_end(world):
     (world.path / "deploying.json").write_text(json.dumps({"v": 1}))
     run = world.deployer.adopt(world.path)
     world.seen(state(StateType.RUNNING))
@@ -197,34 +172,30 @@ def test_a_doubtful_one_that_is_seen_running_is_watched_to_its_end(tmp_path):
     assert run.poll() is None
 
 
-def test_a_run_that_comes_back_by_itself_is_let_go_once_no_process_of_it_can_wait_for_that(tmp_path):
-    world = World(tmp_path)
-    run = world.deployer.start(world.spec())
-    world.seen(state(StateType.RUNNING, comes_back=True))
-    world.seen(state(StateType.RUNNING, comes_back=True), after=COMES_BACK_SECONDS - 1)
+def test_a_run_that_comes_back_by_itself_is_let_go_once_no_process_of_it_can_wait_for_that(world):
+    run, comes_back = world.start(), state(StateType.RUNNING, comes_back=True)
+    world.seen(comes_back)
+    world.seen(comes_back, after=COMES_BACK_SECONDS - 1)
     world.seen(state(StateType.RUNNING))  # its own process went on
-    world.seen(state(StateType.RUNNING, comes_back=True))
+    world.seen(comes_back)
     assert run.poll() is None
-    comes_back = state(StateType.RUNNING, comes_back=True)
     world.seen(comes_back, after=COMES_BACK_SECONDS + 1)
-    assert decide(run.poll(), comes_back, traits=traits.of("prefect1"), looked_before=False).step is Step.RELEASE
+    assert decided(run, comes_back).step is Step.RELEASE
 
 
-def test_a_stop_lets_go_of_it_and_says_that_it_may_go_on(tmp_path):
-    world = World(tmp_path)
-    run = world.deployer.start(world.spec())
+def test_a_stop_lets_go_of_it_and_says_that_it_may_go_on(world):
+    run = world.start()
     run.stop()
-    decision = decide(run.poll(), state(StateType.RUNNING), traits=traits.of("prefect1"), looked_before=False)
+    decision = decided(run, state(StateType.RUNNING))
     assert decision.kind is StateType.FAILED
     assert "not watched any more: it took longer than --run-timeout" in decision.message
     assert Exit.from_record(run.poll().to_record()) == run.poll()
 
 
-def test_what_is_not_external_is_the_other_deployer_s(tmp_path):
-    world = World(tmp_path)
+def test_what_is_not_external_is_the_other_deployer_s(world):
     deployer = world.another(None)
-    assert deployer.start(world.spec()).handle == {"run": RUN}
+    assert deployer.start(world.spec).handle == {"run": RUN}
     assert world.folder.abandon("never begun")
     assert deployer.adopt(world.path) is None
     deployer.close()
-    assert world.below.asked == ["start", "adopt", "close"]
+    assert world.asked == ["start", "adopt", "close"]

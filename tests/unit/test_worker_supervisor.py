@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -64,127 +63,113 @@ class FakeDeployment:
         self.said.append("close")
 
 
-def attempt(number, started_run=None, state=State.RUNNING):
+def attempt(number, started_run=None, state=State.RUNNING, **more):
     held = Claim(
-        run_id=f"run{number}",
-        claim="claim",
-        call="call",
-        route=ROUTE,
-        name=f"n{number}",
+        run_id=f"run{number}", claim="claim", call="call", route=ROUTE, name=f"n{number}", state=state,
         due=datetime(2026, 1, 1, tzinfo=UTC),
-        state=state,
-    )
-    return Attempt(held=held, folder=RunFolder(Path(f"/nowhere/run{number}.claim")), started_run=started_run)
+    )  # fmt: skip
+    folder = RunFolder(Path(f"/nowhere/run{number}.claim"))
+    return Attempt(**{"held": held, "folder": folder, "started_run": started_run, **more})
+
+
+class Watched:
+    """A supervisor, its table, and the list of ends."""
+
+    def __init__(self, run_timeout=None):
+        self.attempts, self.ends = Attempts(), []
+        self.supervisor = Supervisor(self.attempts, self.ends.append, run_timeout=run_timeout)
+        self.supervisor.start()
+
+    def watch(self, started_run=None, number=1, **more):
+        one = attempt(number, started_run or FakeDeployment(), **more)
+        assert self.attempts.begin(one)
+        self.supervisor.watch(one.key)
+        return one.started_run
 
 
 @pytest.fixture
-def watched():
-    """A supervisor, its table, and the list of ends."""
-    attempts, ends = Attempts(), []
-    supervisor = Supervisor(attempts, ends.append, run_timeout=None)
-    supervisor.start()
-    yield supervisor, attempts, ends
-    supervisor.close()
-
-
-def watch(supervisor, attempts, one):
-    assert attempts.begin(one)
-    supervisor.watch(one.key)
-    return one.started_run
+def watched(request):
+    watched = Watched(getattr(request, "param", None))
+    yield watched
+    watched.supervisor.close()
 
 
 @pytest.mark.parametrize("descriptor", [True, False])
 def test_an_end_is_seen_and_handed_on_once(watched, descriptor):
-    supervisor, attempts, ends = watched
-    started_run = watch(supervisor, attempts, attempt(1, FakeDeployment(descriptor=descriptor)))
+    started_run = watched.watch(FakeDeployment(descriptor=descriptor))
     until(lambda: started_run.asked, 5, "the first look")
     started_run.end(Exit(code=4))
-    until(lambda: ends, 5, "the end")
-    assert [(one.key, one.exit.code, one.held.state) for one in ends] == [("run1.claim", 4, State.ENDED)]
-    assert attempts.occupying() == set()
+    until(lambda: watched.ends, 5, "the end")
+    assert [(one.key, one.exit.code, one.held.state) for one in watched.ends] == [("run1.claim", 4, State.ENDED)]
+    assert watched.attempts.occupying() == set()
     assert started_run.said == ["close"]
 
 
 def test_an_end_before_it_was_watched_is_seen(watched):
-    supervisor, attempts, ends = watched
     started_run = FakeDeployment()
     started_run.exit = Exit(code=0)
-    watch(supervisor, attempts, attempt(1, started_run))
-    until(lambda: ends, 5, "the end")
+    watched.watch(started_run)
+    until(lambda: watched.ends, 5, "the end")
 
 
 def test_a_leader_that_is_gone_while_its_group_is_not_keeps_the_slot(watched):
-    supervisor, attempts, ends = watched
-    started_run = watch(supervisor, attempts, attempt(1, FakeDeployment()))
+    started_run = watched.watch()
     started_run.ring()
     os.read(started_run.reader, 1)
     until(lambda: started_run.asked >= 1, 5, "a look")
-    assert attempts.occupying() == {"run1.claim"}
-    assert ends == []
+    assert watched.attempts.occupying() == {"run1.claim"}
+    assert watched.ends == []
     started_run.exit = Exit(signal=9)
     started_run.ring()
-    until(lambda: ends, 5, "the end when all of it is gone")
+    until(lambda: watched.ends, 5, "the end when all of it is gone")
 
 
 def test_a_descriptor_that_never_stops_ringing_does_not_keep_the_thread_spinning(watched):
-    supervisor, attempts, ends = watched
-    started_run = watch(supervisor, attempts, attempt(1, FakeDeployment()))
+    started_run = watched.watch()
     started_run.ring()
     until(lambda: started_run.asked > 50, 5, "the rings to be counted")
     before = started_run.asked
     until(lambda: started_run.asked >= before + 5, 5, "it to be asked on")
     assert started_run.asked < 200, "asked in steps, not as fast as the thread can"
     started_run.exit = Exit(code=1)
-    until(lambda: ends, 5, "the end")
+    until(lambda: watched.ends, 5, "the end")
 
 
 def test_a_broken_run_does_not_leave_the_others_unwatched(watched):
-    supervisor, attempts, ends = watched
-    broken = watch(supervisor, attempts, attempt(1, FakeDeployment(broken=True)))
-    good = watch(supervisor, attempts, attempt(2, FakeDeployment()))
+    broken, good = watched.watch(FakeDeployment(broken=True)), watched.watch(number=2)
     until(lambda: broken.asked, 5, "the broken one to be asked")
     good.end(Exit(code=0))
-    until(lambda: [one.key for one in ends] == ["run2.claim"], 5, "the other's end")
+    until(lambda: [one.key for one in watched.ends] == ["run2.claim"], 5, "the other's end")
 
 
 def test_a_run_is_stopped_or_killed_on_demand(watched):
-    supervisor, attempts, _ = watched
-    started_run = watch(supervisor, attempts, attempt(1, FakeDeployment()))
-    supervisor.stop("run1.claim")
-    supervisor.stop("run1.claim", kill=True)
-    supervisor.stop("unknown")
+    started_run = watched.watch()
+    watched.supervisor.stop("run1.claim")
+    watched.supervisor.stop("run1.claim", kill=True)
+    watched.supervisor.stop("unknown")
     until(lambda: started_run.said == ["stop", "kill"], 5, "both")
 
 
-def test_a_run_that_takes_longer_than_the_timeout_is_stopped():
-    attempts = Attempts()
-    supervisor = Supervisor(attempts, lambda _: None, run_timeout=0.05)
-    supervisor.start()
-    started_run = watch(supervisor, attempts, attempt(1, FakeDeployment()))
+@pytest.mark.parametrize("watched", [0.05], indirect=True)
+def test_a_run_that_takes_longer_than_the_timeout_is_stopped(watched):
+    started_run = watched.watch()
     until(lambda: started_run.said == ["stop"], 5, "the stop")
-    supervisor.close()
 
 
-def test_the_time_of_an_adopted_run_does_not_begin_anew(tmp_path):
-    attempts = Attempts()
-    supervisor = Supervisor(attempts, lambda _: None, run_timeout=3600)
-    supervisor.start()
-    old, young, plugged_in = (RunFolder(tmp_path / f"run{number}.claim") for number in range(3))
-    for folder in (old, young, plugged_in):
+@pytest.mark.parametrize("watched", [3600], indirect=True)
+def test_the_time_of_an_adopted_run_does_not_begin_anew(watched, tmp_path):
+    folders = old, young, plugged_in = [RunFolder(tmp_path / f"run{number}.claim") for number in range(3)]
+    for folder in folders:
         folder.path.mkdir()
         folder.note(v=1)
     atomic_files.write_json(old.path / "started.json", {"boot_clock": boot_clock() - 3601})
     atomic_files.write_json(young.path / "started.json", {"boot_clock": boot_clock() - 3000})
     long_ago = time.time() - 3601
     os.utime(plugged_in.path / "intent.json", (long_ago, long_ago))
-    started_runs = []
-    for number, folder in enumerate((old, young, plugged_in)):
-        one = replace(attempt(number, FakeDeployment()), folder=folder, adopted=True)
-        started_runs.append(watch(supervisor, attempts, one))
-    until(lambda: started_runs[0].said == started_runs[2].said == ["stop"], 5, "the stop of those whose time is over")
-    until(lambda: started_runs[1].asked, 5, "a look at the other")
-    assert started_runs[1].said == []
-    supervisor.close()
+    runs = [watched.watch(number=number, folder=folder, adopted=True) for number, folder in enumerate(folders)]
+    until(lambda: runs[0].said == runs[2].said == ["stop"], 5, "the stop of those whose time is over")
+    until(lambda: runs[1].asked, 5, "a look at the other")
+    assert runs[1].said == []
 
 
 def test_nothing_begins_after_the_close_but_adopted_runs():
