@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from flowfleet.errors import LedgerError
@@ -33,41 +34,29 @@ class Watcher(Protocol):
     seen: float
 
 
+@dataclass(kw_only=True)
 class Heartbeat:
     """The heartbeat thread: renews each `renew_seconds` of the lease, or at once when it is nudged."""
 
-    def __init__(
-        self,
-        *,
-        claims: Claims,
-        roster: Roster,
-        row: WorkerRow,
-        attempts: Attempts,
-        ledger_view: LedgerView,
-        watcher: Watcher,
-        on_fenced: Callable[[Attempt, Refusal], None],
-        on_cancelled: Callable[[Attempt], None],
-        on_answer: Callable[[], None],
-        take_again: Callable[[Attempt], bool] = lambda _attempt: False,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._claims = claims
-        self._roster = roster
-        self._row = row
-        self._attempts = attempts
-        self._ledger_view = ledger_view
-        self._watcher = watcher
-        self._on_fenced = on_fenced
-        self._on_cancelled = on_cancelled
-        self._on_answer = on_answer
-        #: called for a claim that the ledger has as another worker's: asks for it again if we took it over from a
-        #: dead worker, and tells whether it is ours now
-        self._take_again = take_again
-        self._clock = clock
-        self._beat = 0
-        self._nudged = threading.Event()
-        self._closed = False
-        self._outage = OutageLog("Redis", logger, clock)
+    claims: Claims
+    roster: Roster
+    row: WorkerRow
+    attempts: Attempts
+    ledger_view: LedgerView
+    watcher: Watcher
+    on_fenced: Callable[[Attempt, Refusal], None]
+    on_cancelled: Callable[[Attempt], None]
+    on_answer: Callable[[], None]
+    #: called for a claim that the ledger has as another worker's: asks for it again if we took it over from a
+    #: dead worker, and tells whether it is ours now
+    take_again: Callable[[Attempt], bool] = lambda _attempt: False
+    clock: Callable[[], float] = time.monotonic
+    _beat: int = field(default=0, init=False)
+    _nudged: threading.Event = field(default_factory=threading.Event, init=False)
+    _closed: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self._outage = OutageLog("Redis", logger, self.clock)
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def start(self) -> None:
@@ -98,69 +87,69 @@ class Heartbeat:
                     self._outage.failed(exc, next_try=self._pause())
 
     def _pause(self) -> float:
-        wanted = self._ledger_view.lease.renew_seconds
-        return wanted if self._ledger_view.gate_open and self._ledger_view.connected else min(SHUT_SECONDS, wanted)
+        wanted = self.ledger_view.lease.renew_seconds
+        return wanted if self.ledger_view.gate_open and self.ledger_view.connected else min(SHUT_SECONDS, wanted)
 
     def renew(self) -> Renewal:
         """Renew all claims at once and act on the answer; raises `LedgerUnavailable`."""
         self._write_routes()
         held = self._held()
         self._beat += 1
-        sent, sent_at = boot_clock(), self._clock()
-        renewal = self._claims.renew(self._row.worker, self._row.nonce, self._beat, held)
+        sent, sent_at = boot_clock(), self.clock()
+        renewal = self.claims.renew(self.row.worker, self.row.nonce, self._beat, held)
         self._outage.passed()
         if not renewal.signed_on:
             self._sign_on_again()
-        self._ledger_view.tell(renewal, sent_at)
+        self.ledger_view.tell(renewal, sent_at)
         kept = [f"{one.run_id}.{one.claim}" for one in held if one.run_id not in renewal.fenced]
-        self._attempts.prove(kept, sent)
+        self.attempts.prove(kept, sent)
         self._act(renewal, held)
-        self._on_answer()
+        self.on_answer()
         return renewal
 
     def _held(self) -> list[Claim]:
-        watched = self._clock() - self._watcher.seen < WATCH_SECONDS
+        watched = self.clock() - self.watcher.seen < WATCH_SECONDS
         if not watched:
             logger.error("the supervisor does not answer, running claims are not renewed")
         return [
             attempt.held
-            for attempt in self._attempts.all()
+            for attempt in self.attempts.all()
             if not attempt.fenced and (watched or attempt.held.state is not State.RUNNING)
         ]
 
     def _sign_on_again(self) -> None:
         """Sign on again: the ledger has lost our row (an empty Redis), or another process has our name."""
-        other = self._roster.sign_on(dataclasses.replace(self._row, beat=self._beat))
+        other = self.roster.sign_on(dataclasses.replace(self.row, beat=self._beat))
         if other is None:
-            logger.warning("the ledger had lost this worker, signed on again", extra={"worker": self._row.worker})
+            logger.warning("the ledger had lost this worker, signed on again", extra={"worker": self.row.worker})
         else:
-            logger.error("another process has this worker's name", extra={"worker": self._row.worker})
+            logger.error("another process has this worker's name", extra={"worker": self.row.worker})
 
     def _write_routes(self) -> None:
         # a stopping worker serves no route: it may wait hours for its runs, and what was claimed for it meanwhile would
         # lie in the queue and be handed back
-        routes = () if self._attempts.closed else tuple(sorted(self._ledger_view.served))
-        if routes != self._row.routes:
-            row = dataclasses.replace(self._row, routes=routes)
-            self._roster.update(row)
-            self._row = row
+        routes = () if self.attempts.closed else tuple(sorted(self.ledger_view.served))
+        if routes != self.row.routes:
+            row = dataclasses.replace(self.row, routes=routes)
+            self.roster.update(row)
+            self.row = row
 
     def _act(self, renewal: Renewal, held: list[Claim]) -> None:
         if renewal.reasserted:
             logger.warning("the ledger had lost claims that are written again", extra={"runs": len(renewal.reasserted)})
         for one in held:
-            attempt = self._attempts.get(f"{one.run_id}.{one.claim}")
+            attempt = self.attempts.get(f"{one.run_id}.{one.claim}")
             if attempt is None:
                 continue
             if one.run_id in renewal.fenced:
                 self._fence(attempt, renewal.fenced)
             elif one.run_id in renewal.cancelled and not attempt.cancelled:
-                changed = self._attempts.change(attempt.key, cancelled=True)
-                self._on_cancelled(changed or attempt)
+                changed = self.attempts.change(attempt.key, cancelled=True)
+                self.on_cancelled(changed or attempt)
 
     def _fence(self, attempt: Attempt, fenced: Mapping[str, Refusal]) -> None:
         refusal = fenced[attempt.held.run_id]
-        if refusal is Refusal.OWNER and self._take_again(attempt):
+        if refusal is Refusal.OWNER and self.take_again(attempt):
             return
         logger.warning("claim is not ours any more", extra={**attempt.fields, "refusal": str(refusal)})
-        self._on_fenced(attempt, refusal)
+        self.on_fenced(attempt, refusal)

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from flowfleet.api.client import Answer, EndApi, Mark, RunState, StateType, Verdict
 from flowfleet.api.traits import Traits
@@ -28,6 +29,7 @@ GATHER_SECONDS = 0.3
 DISK_SECONDS = 10.0
 
 
+@dataclass(kw_only=True)
 class Endings:
     """The steps of each end: `ended` in the ledger, a look at the API, a report if one is due, and the release.
 
@@ -35,54 +37,35 @@ class Endings:
     only when the run is settled, so a crash at any point sends it once more.
     """
 
-    def __init__(
-        self,
-        *,
-        attempts: Attempts,
-        claims: Claims,
-        api: EndApi,
-        traits: Traits,
-        worker: str,
-        mark: Mark,
-        runs: RunFolders,
-        outbox: Outbox,
-        to_ledger: BackgroundJobs,
-        to_api: BackgroundJobs,
-        run_log: RunLog,
-        failpoints: Failpoints,
-        on_settled: Callable[[Attempt | None, str], None],
-        take_again: Callable[[Attempt], bool] = lambda _attempt: False,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._attempts = attempts
-        self._claims = claims
-        self._api = api
-        self._traits = traits
-        self._worker = worker
-        self._mark = mark
-        self._runs = runs
-        self._outbox = outbox
-        self._to_ledger = to_ledger
-        self._to_api = to_api
-        self._run_log = run_log
-        self._failpoints = failpoints
-        #: called with the attempt (None when this process did not hold it) and the outcome once a run is settled
-        self._on_settled = on_settled
-        #: takes a claim over once more that the ledger gives to another worker; True when the claim is ours again
-        self._take_again = take_again
-        self._clock = clock
-        self._lock = threading.Lock()
-        #: key of an ended attempt → (when to look at its state at the API, whether it was looked at before)
-        self._looks: dict[str, tuple[float, bool]] = {}
+    attempts: Attempts
+    claims: Claims
+    api: EndApi
+    traits: Traits
+    worker: str
+    mark: Mark
+    runs: RunFolders
+    outbox: Outbox
+    to_ledger: BackgroundJobs
+    to_api: BackgroundJobs
+    run_log: RunLog
+    failpoints: Failpoints
+    #: called with the attempt (None when this process did not hold it) and the outcome once a run is settled
+    on_settled: Callable[[Attempt | None, str], None]
+    #: takes a claim over once more that the ledger gives to another worker; True when the claim is ours again
+    take_again: Callable[[Attempt], bool] = lambda _attempt: False
+    clock: Callable[[], float] = time.monotonic
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+    #: key of an ended attempt → (when to look at its state at the API, whether it was looked at before)
+    _looks: dict[str, tuple[float, bool]] = field(default_factory=dict, init=False)
 
     def ended(self, attempt: Attempt) -> None:
         """Begin the steps for a run of ours that has ended and whose exit is on disk."""
-        self._failpoints.hit("end.before_record")
-        self._to_ledger.post(lambda: self._record(attempt.key))
+        self.failpoints.hit("end.before_record")
+        self.to_ledger.post(lambda: self._record(attempt.key))
 
     def resend(self) -> list[Report]:
         """Send again all reports that an earlier worker has left in the outbox, and return them."""
-        reports = self._outbox.to_send()
+        reports = self.outbox.to_send()
         for report in reports:
             self._post(report)
         return reports
@@ -90,22 +73,22 @@ class Endings:
     # -- the ledger
 
     def _record(self, key: str) -> None:
-        attempt = self._attempts.get(key)
+        attempt = self.attempts.get(key)
         if attempt is None or attempt.exit is None:
             return
         held = attempt.held
         if attempt.fenced:
             self._lost(attempt, "fenced")
             return
-        outcome = self._claims.end(held.run_id, held.claim, self._worker, attempt.exit.to_record())
+        outcome = self.claims.end(held.run_id, held.claim, self.worker, attempt.exit.to_record())
         if _is_ended(outcome):
-            self._failpoints.hit("end.after_record")
+            self.failpoints.hit("end.after_record")
             self._look(key, GATHER_SECONDS, before=False)
         elif outcome.refusal is Refusal.UNKNOWN:
             # a ledger that lost its data: the next renewal writes the claim again, or says that it is not ours
             raise LedgerUnavailable(f"the ledger does not know the ended run {held.run_id} yet")
-        elif outcome.refusal is Refusal.OWNER and self._take_again(attempt):
-            self._to_ledger.post(lambda: self._record(key))
+        elif outcome.refusal is Refusal.OWNER and self.take_again(attempt):
+            self.to_ledger.post(lambda: self._record(key))
         else:
             self._lost(attempt, str(outcome.refusal))
 
@@ -114,19 +97,19 @@ class Endings:
         logger.warning(
             "ended run is not ours any more", extra={**attempt.fields, "why": why, "exit": str(attempt.exit)}
         )
-        self._run_log.say(
+        self.run_log.say(
             attempt.held.run_id,
-            f"The process of an earlier attempt at this flow run on {self._worker} {attempt.exit}.",
+            f"The process of an earlier attempt at this flow run on {self.worker} {attempt.exit}.",
             logging.WARNING,
         )
         self._settle(attempt.held.run_id, attempt.held.claim, "lost")
 
     def _release(self, ended: Report | Claim, outcome: str) -> None:
         run_id, claim = ended.run_id, ended.claim
-        owner = ended.worker if isinstance(ended, Report) else self._worker
+        owner = ended.worker if isinstance(ended, Report) else self.worker
 
         def release() -> None:
-            done = self._claims.release(run_id, claim, owner, outcome)
+            done = self.claims.release(run_id, claim, owner, outcome)
             if not done.moved:
                 logger.info(
                     "claim was gone before its release",
@@ -134,29 +117,29 @@ class Endings:
                 )
             self._settle(run_id, claim, outcome)
 
-        self._to_ledger.post(release)
+        self.to_ledger.post(release)
 
     def _settle(self, run_id: str, claim: str, outcome: str) -> None:
-        folder = self._runs.find(run_id, claim)
+        folder = self.runs.find(run_id, claim)
         if folder.path.exists():
             folder.settle()
-        self._outbox.remove(run_id, claim)
-        attempt = self._attempts.remove(f"{run_id}.{claim}")
+        self.outbox.remove(run_id, claim)
+        attempt = self.attempts.remove(f"{run_id}.{claim}")
         logger.info("run settled", extra={"run_id": run_id, "claim": claim, "outcome": outcome})
-        self._on_settled(attempt, outcome)
+        self.on_settled(attempt, outcome)
 
     # -- the API
 
     def _look(self, key: str, after: float, *, before: bool) -> None:
         with self._lock:
-            self._looks[key] = (self._clock() + after, before)
-        self._to_api.post(self._look_at_all, after=after)
+            self._looks[key] = (self.clock() + after, before)
+        self.to_api.post(self._look_at_all, after=after)
 
     def _look_at_all(self) -> None:
-        now = self._clock() + 0.05
+        now = self.clock() + 0.05
         with self._lock:
             due = {key: before for key, (at, before) in self._looks.items() if at <= now}
-        attempts = {key: attempt for key in due if (attempt := self._attempts.get(key)) is not None}
+        attempts = {key: attempt for key in due if (attempt := self.attempts.get(key)) is not None}
         if attempts:
             states = self._states(list(attempts.values()))
             for key, attempt in attempts.items():
@@ -174,7 +157,7 @@ class Endings:
 
     def _states(self, attempts: list[Attempt]) -> dict[str, RunState]:
         try:
-            return self._api.states([attempt.held.run_id for attempt in attempts])
+            return self.api.states([attempt.held.run_id for attempt in attempts])
         except ApiUnavailable:
             for attempt in attempts:
                 if attempt.exit is not None and not attempt.exit.ok:
@@ -193,7 +176,7 @@ class Endings:
         if attempt.fenced:
             self._lost(attempt, "fenced")
             return
-        decision = decide(attempt.exit, state, traits=self._traits, looked_before=looked_before)
+        decision = decide(attempt.exit, state, traits=self.traits, looked_before=looked_before)
         if attempt.cancelled:
             decision = for_cancelled(decision)
         if decision.step is Step.LOOK_AGAIN:
@@ -205,7 +188,7 @@ class Endings:
 
     def _tell(self, attempt: Attempt, decision: Decision) -> None:
         report = self._report(attempt, decision)
-        self._outbox.put(report)
+        self.outbox.put(report)
         self._post(report)
 
     def _keep(self, attempt: Attempt, end: Exit) -> None:
@@ -213,31 +196,31 @@ class Endings:
         running = RunState(
             run_id=attempt.held.run_id, run_name=attempt.held.name, kind=StateType.RUNNING, name="Running"
         )
-        decision = decide(end, running, traits=self._traits, looked_before=True)
-        self._outbox.put_aside(self._report(attempt, decision))
+        decision = decide(end, running, traits=self.traits, looked_before=True)
+        self.outbox.put_aside(self._report(attempt, decision))
 
     def _post(self, report: Report) -> None:
-        self._to_api.post(lambda: self._send(report))
+        self.to_api.post(lambda: self._send(report))
 
     def _send(self, report: Report) -> None:
-        self._failpoints.hit("end.before_report")
-        answer = self._api.report(report.run_id, report.kind, report.message, self._mark)
+        self.failpoints.hit("end.before_report")
+        answer = self.api.report(report.run_id, report.kind, report.message, self.mark)
         if answer.verdict is Verdict.UNSURE:
             raise ApiUnavailable(f"no definite answer to the report of run {report.run_id}: {answer.reason}")
-        self._failpoints.hit("end.after_report")
+        self.failpoints.hit("end.after_report")
         self._act_on(report, answer)
 
     def _act_on(self, report: Report, answer: Answer) -> None:
         """Release the claim, or look at the run again, as the API's definite answer to a report says."""
         state = answer.state
         if answer.verdict is Verdict.ACCEPTED:
-            self._run_log.say(report.run_id, report.message, logging.ERROR)
+            self.run_log.say(report.run_id, report.message, logging.ERROR)
             logger.info("end reported", extra={"run_id": report.run_id, "claim": report.claim, "kind": report.kind})
             self._release(report, report.kind.value.lower())
         elif answer.gone or (state is not None and state.kind.terminal):
             outcome = "gone" if answer.gone or state is None else state.kind.value.lower()
             self._release(report, outcome)
-        elif self._attempts.get(report.key) is None:
+        elif self.attempts.get(report.key) is None:
             logger.warning(
                 "report refused and dropped",
                 extra={"run_id": report.run_id, "claim": report.claim, "reason": answer.reason},
@@ -260,7 +243,7 @@ class Endings:
             claim=attempt.held.claim,
             kind=decision.kind,
             message=decision.message,
-            worker=self._worker,
+            worker=self.worker,
         )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from flowfleet.api.client import Answer, EndApi, Mark, StateType, Verdict
 from flowfleet.errors import ApiUnavailable
@@ -20,75 +21,62 @@ from workers.state.run_folders import RunFolder
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True)
 class HandBack:
     """The hand-back of claims; every step is repeated until its neighbour, Redis or the API, has answered."""
 
-    def __init__(
-        self,
-        *,
-        attempts: Attempts,
-        claims: Claims,
-        api: EndApi,
-        worker: str,
-        mark: Mark,
-        to_ledger: BackgroundJobs,
-        to_api: BackgroundJobs,
-        failpoints: Failpoints,
-        on_told: Callable[[str], None] = lambda _reason: None,
-        take_again: Callable[[Attempt], bool] = lambda _attempt: False,
-    ) -> None:
-        self._attempts = attempts
-        self._claims = claims
-        self._api = api
-        self._worker = worker
-        self._mark = mark
-        self._to_ledger = to_ledger
-        self._to_api = to_api
-        self._failpoints = failpoints
-        #: called with a short reason once the API has the run back
-        self._on_told = on_told
-        #: takes a claim over once more that the ledger gives to another worker; True when the claim is ours again
-        self._take_again = take_again
+    attempts: Attempts
+    claims: Claims
+    api: EndApi
+    worker: str
+    mark: Mark
+    to_ledger: BackgroundJobs
+    to_api: BackgroundJobs
+    failpoints: Failpoints
+    #: called with a short reason once the API has the run back
+    on_told: Callable[[str], None] = lambda _reason: None
+    #: takes a claim over once more that the ledger gives to another worker; True when the claim is ours again
+    take_again: Callable[[Attempt], bool] = lambda _attempt: False
 
     def give(self, attempt: Attempt, reason: str, *, cancelled: bool = False) -> None:
         """Hand back an attempt that is taken or starting; its folder must not be able to start any more."""
         logger.info("run is handed back", extra={**attempt.fields, "reason": reason})
-        self._to_ledger.post(lambda: self._give(attempt, reason, cancelled=cancelled))
+        self.to_ledger.post(lambda: self._give(attempt, reason, cancelled=cancelled))
 
     def _give(self, attempt: Attempt, reason: str, *, cancelled: bool) -> None:
         held = attempt.held
-        outcome = self._claims.give_back(held.run_id, held.claim, reason, worker=self._worker, never_began=True)
-        if outcome.refusal is Refusal.OWNER and self._take_again(attempt):
-            outcome = self._claims.give_back(held.run_id, held.claim, reason, worker=self._worker, never_began=True)
-        self._attempts.remove(attempt.key)
+        outcome = self.claims.give_back(held.run_id, held.claim, reason, worker=self.worker, never_began=True)
+        if outcome.refusal is Refusal.OWNER and self.take_again(attempt):
+            outcome = self.claims.give_back(held.run_id, held.claim, reason, worker=self.worker, never_began=True)
+        self.attempts.remove(attempt.key)
         lost = outcome.refusal is Refusal.UNKNOWN
         if not outcome.moved and not lost:
             # the leader has taken the claim back and tells the API itself, or the claim is somebody else's
             logger.info("nothing to hand back", extra={**attempt.fields, "refusal": str(outcome.refusal)})
             _close(attempt.folder)
             return
-        self._failpoints.hit("return.after_ledger")
+        self.failpoints.hit("return.after_ledger")
         if lost:
             # perhaps Redis has lost the claim: then nobody else ever tells the API, and the call's id fences our write
             logger.warning("claim is unknown to the ledger, handed back all the same", extra=attempt.fields)
-            self._to_api.post(lambda: self._tell_lost(held, attempt.folder, reason))
+            self.to_api.post(lambda: self._tell_lost(held, attempt.folder, reason))
         else:
-            self._to_api.post(lambda: self._tell(held, attempt.folder, reason, cancelled=cancelled))
+            self.to_api.post(lambda: self._tell(held, attempt.folder, reason, cancelled=cancelled))
 
     def _tell(self, held: Claim, folder: RunFolder, reason: str, *, cancelled: bool) -> None:
         if cancelled:
             answer = self._report_cancelled(held)
         else:
-            answer = self._api.hand_back(held.run_id, held.call, held.due, self._mark, reason, never_began=True)
+            answer = self.api.hand_back(held.run_id, held.call, held.due, self.mark, reason, never_began=True)
             if answer.being_cancelled:
                 answer = self._report_cancelled(held)
         self._told(held, folder, answer)
 
     def _tell_lost(self, held: Claim, folder: RunFolder, reason: str) -> None:
-        answer = self._api.hand_back(held.run_id, held.call, held.due, self._mark, reason, never_began=True)
+        answer = self.api.hand_back(held.run_id, held.call, held.due, self.mark, reason, never_began=True)
         if answer.being_cancelled:
             # the state Cancelling carries no call's id: by now it may be about another attempt, of another claim
-            claim = self._claims.get(held.run_id)
+            claim = self.claims.get(held.run_id)
             if claim is None or claim.claim == held.claim:
                 answer = self._report_cancelled(held)
         self._told(held, folder, answer)
@@ -97,20 +85,20 @@ class HandBack:
         if answer.verdict is Verdict.UNSURE:
             raise ApiUnavailable(f"no definite answer to the hand-back of run {held.run_id}: {answer.reason}")
         if answer.verdict is Verdict.ACCEPTED:
-            self._on_told("not started")
-        self._failpoints.hit("return.after_api")
-        self._to_ledger.post(lambda: self._drop(held, folder))
+            self.on_told("not started")
+        self.failpoints.hit("return.after_api")
+        self.to_ledger.post(lambda: self._drop(held, folder))
 
     def _report_cancelled(self, held: Claim) -> Answer:
-        return self._api.report(held.run_id, StateType.CANCELLED, "Cancelled before it was started.", self._mark)
+        return self.api.report(held.run_id, StateType.CANCELLED, "Cancelled before it was started.", self.mark)
 
     def _drop(self, held: Claim, folder: RunFolder) -> None:
-        outcome = self._claims.drop(held.run_id, held.claim, worker=self._worker)
+        outcome = self.claims.drop(held.run_id, held.claim, worker=self.worker)
         if outcome.refusal is Refusal.STATE:
             # Redis had lost the claim, and a renewal that was under way as we heard of that has written it again
             reason = "it was handed back while Redis had lost it"
-            self._claims.give_back(held.run_id, held.claim, reason, worker=self._worker, never_began=True)
-            self._claims.drop(held.run_id, held.claim, worker=self._worker)
+            self.claims.give_back(held.run_id, held.claim, reason, worker=self.worker, never_began=True)
+            self.claims.drop(held.run_id, held.claim, worker=self.worker)
         _close(folder)
 
 
