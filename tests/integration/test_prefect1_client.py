@@ -467,6 +467,7 @@ def test_a_run_that_is_gone_is_gone_for_all(server):
     assert server.client.claims.settle(nobody, str(uuid.uuid4())).gone
     assert server.client.ends.report(nobody, StateType.FAILED, "x", MARK).gone
     assert server.client.ends.states([nobody]) == {}
+    assert server.client.backlog.place(nobody) is None
 
 
 def test_log_lines_come_to_the_runs_page(server):

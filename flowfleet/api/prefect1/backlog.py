@@ -151,7 +151,9 @@ class Backlog:
 
     def place(self, run_id: str) -> Place | None:
         # the run's labels decide, and whether a worker like ours can start the run at all
-        run = self._runs.one(run_id, JOB_FIELDS)
+        run = self._runs.many([run_id], JOB_FIELDS).get(run_id)
+        if run is None:
+            return None
         why = unfit(run.row, self._deploy)
         limit = None if why is None else f"no worker here can start it: {why[:1].lower()}{why[1:]}"
         return Place(route=self._tenants.route(run), pool="", limit=limit)
