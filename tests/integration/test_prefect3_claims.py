@@ -66,7 +66,7 @@ def test_a_batch_is_claimed_in_one_call_and_its_repeat_is_ours(pool, deployment)
     runs, call = pool.due(), new_call()
     first = pool.client.claims.claim(runs, call, MARK)
     again = pool.client.claims.claim(runs, call, MARK)
-    other = pool.another_client().claim(runs, new_call(), MARK)
+    other = pool.another_client().claims.claim(runs, new_call(), MARK)
     assert len(first) == 10
     assert {answer.verdict for answer in first.values()} == {Verdict.ACCEPTED}
     assert {answer.verdict for answer in again.values()} == {Verdict.ACCEPTED}
@@ -124,7 +124,7 @@ def test_launching_is_won_once(pool, deployment):
     claim = claim_id(call, run)
     launched = pool.client.claims.launching(run, call, claim, MARK)
     repeated = pool.client.claims.launching(run, call, claim, MARK)
-    foreign = pool.another_client().launching(run, call, new_call(), MARK)
+    foreign = pool.another_client().claims.launching(run, call, new_call(), MARK)
     assert [answer.verdict for answer in (launched, repeated, foreign)] == ["accepted", "accepted", "refused"]
     assert foreign.state is not None
     assert foreign.state.name == "Launching"
@@ -148,7 +148,7 @@ def test_launching_right_after_the_job_was_read_needs_no_second_reading(pool, de
     run = pool.scheduled(deployment, ago(2))
     call = pool.claimed(run)
     pool.client.jobs.job(run)
-    pool.another_client().hand_back(run, call, ago(2), MARK, "drill")
+    pool.another_client().ends.hand_back(run, call, ago(2), MARK, "drill")
     assert pool.client.claims.launching(run, call, claim_id(call, run), MARK).verdict is Verdict.REFUSED
     assert pool.state(run)["type"] == "SCHEDULED"
 
@@ -379,7 +379,7 @@ def test_a_server_that_is_frozen_leaves_the_claim_unsure_and_a_repeat_settles_it
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(session, "BULK_TIMES", 0.5 / session.READ_SECONDS)
-            answer = hasty.claim([run], call, MARK)[run.run_id]
+            answer = hasty.claims.claim([run], call, MARK)[run.run_id]
     finally:
         prefect_server.resume()
     assert answer.verdict is Verdict.UNSURE
