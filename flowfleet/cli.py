@@ -30,9 +30,10 @@ from flowfleet.monitor.redis_server import RedisServer
 from flowfleet.monitor.snapshot import Snapshot, take_snapshot
 from flowfleet.monitor.status import console, status
 from flowfleet.settings.classes import LogsSettings, PollerSettings, UpSettings, WorkerSettings
-from flowfleet.settings.click_options import known_keys, options, read_config
+from flowfleet.settings.click_options import options, read_config
 from flowfleet.settings.common import CommonSettings
-from flowfleet.settings.option import machine_facts, options_of, resolve
+from flowfleet.settings.layers import machine_facts, resolve
+from flowfleet.settings.option import options_of
 from flowfleet.up.command import up
 
 _WATCH_SECONDS = 1.0
@@ -253,21 +254,20 @@ def _as_leader(settings: CommonSettings, backend: str, snapshot: Snapshot) -> Ap
 @options(CommonSettings)
 def config_command(ctx: click.Context, settings: CommonSettings) -> None:
     """Show every setting with its value and where that came from."""
-    given = {name: option.key for name, option in options_of(CommonSettings) if option.flags}
+    options_here = options_of(CommonSettings)
     flags = {
-        key: getattr(settings, name)
-        for name, key in given.items()
-        if name in settings.origins and settings.origins[name].kind == "flag"
+        option.key: getattr(settings, name)
+        for name, option in options_here.items()
+        if settings.origin(name).kind == "flag"
     }
-    common = {name for name, _ in options_of(CommonSettings)}
-    found = PrefectValues.of(settings, os.environ)
-    for line in found.lines(found.with_defaults(settings), {"name"}):
+    found = PrefectValues(settings, os.environ)
+    for line in found.lines(settings, {"name"}):
         click.echo(line)
     for command, cls in (("poller", PollerSettings), ("worker", WorkerSettings), ("flowfleet", UpSettings)):
-        config = read_config(ctx.params["config_file"], command, known_keys())
+        config = read_config(ctx.params["config_file"], command)
         click.echo(f"\n[{command}]" + ("  # flowfleet up" if cls is UpSettings else ""))
         of_part = resolve(cls, flags, os.environ, config, machine_facts())
-        for line in found.lines(found.with_defaults(of_part), common - {"name"}):
+        for line in found.lines(of_part, options_here.keys() - {"name"}):
             click.echo(line)
 
 

@@ -15,6 +15,7 @@ from flowfleet import logs
 from flowfleet.api.client import ApiClient
 from flowfleet.api.connect import Connector
 from flowfleet.api.prefect1 import agent_config
+from flowfleet.api.unused import tell_unused
 from flowfleet.commands.install import command as install_command
 from flowfleet.commands.program import Group, run
 from flowfleet.errors import ApiUnavailable, LedgerUnavailable
@@ -24,7 +25,6 @@ from flowfleet.retry import Retry, RetrySchedule
 from flowfleet.settings.classes import PollerSettings
 from flowfleet.settings.click_options import options
 from flowfleet.settings.secret_files import SecretFiles
-from flowfleet.settings.unused import tell_unused
 from flowfleet.signals import ReloadOnSighup
 from poller.hints_inbox import HintsInbox
 from poller.metrics import PollerMetrics

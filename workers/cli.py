@@ -19,6 +19,7 @@ from flowfleet import ledger as ledgers
 from flowfleet.api.client import ApiClient
 from flowfleet.api.connect import Connector
 from flowfleet.api.prefect1 import agent_config
+from flowfleet.api.unused import tell_unused
 from flowfleet.commands import install, program, worker_control
 from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import Offer
@@ -30,7 +31,6 @@ from flowfleet.retry import Retry
 from flowfleet.settings.classes import WorkerSettings
 from flowfleet.settings.click_options import options
 from flowfleet.settings.secret_files import SecretFiles
-from flowfleet.settings.unused import tell_unused
 from flowfleet.signals import ReloadOnSighup
 from workers import page as worker_page
 from workers.background import BackgroundJobs

@@ -9,8 +9,9 @@ from flowfleet.api.prefect1.defaults import applied
 from flowfleet.api.prefect1.settings import Prefect1Settings
 from flowfleet.api.prefect3.access import home_of
 from flowfleet.settings.classes import PollerSettings, WorkerSettings
-from flowfleet.settings.click_options import known_keys, read_config
-from flowfleet.settings.option import Option, machine_facts, options_of, resolve
+from flowfleet.settings.click_options import read_config
+from flowfleet.settings.layers import machine_facts, resolve
+from flowfleet.settings.option import Option, options_of
 
 NAME = "agent"
 #: variables that the agent decides for its poller, whatever the environment says for other programs
@@ -31,7 +32,7 @@ def key_of(name: str) -> str:
 
 def check_options(cls: type, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options of `worker start` that were given as keywords, by option key; raises `TypeError` for others."""
-    known = {option.key for settings in (WorkerSettings, PollerSettings) for _, option in options_of(settings)}
+    known = {option.key for settings in (WorkerSettings, PollerSettings) for option in options_of(settings).values()}
     for name in options:
         if key_of(name) not in known:
             raise TypeError(f"{cls.__name__}() has no argument {name!r}, and worker start no option --{key_of(name)}")
@@ -40,9 +41,9 @@ def check_options(cls: type, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def worker_settings(given: Mapping[str, Any], environ: Mapping[str, str]) -> WorkerSettings:
     """The settings of the agent's worker, from arguments, variables, the config file, Prefect 1's own settings."""
-    keys = {option.key for _, option in options_of(WorkerSettings)} - _POLLER_ONLY
+    keys = {option.key for option in options_of(WorkerSettings).values()} - _POLLER_ONLY
     flags = {key: value for key, value in given.items() if key in keys}
-    config = read_config(environ.get("FLOWFLEET_CONFIG"), "worker", known_keys())
+    config = read_config(environ.get("FLOWFLEET_CONFIG"), "worker")
     settings = resolve(WorkerSettings, flags, environ, config, {**machine_facts(), "name": NAME})
     return applied(settings, Prefect1Settings(environ, home_of(environ)))
 
@@ -57,7 +58,7 @@ def poller_environment(
 ) -> dict[str, str]:
     """The environment of the agent's poller, which gets its options by variables: process lists show flags."""
     env = {name: value for name, value in environ.items() if name not in _DECIDED}
-    for _, option in options_of(PollerSettings):
+    for option in options_of(PollerSettings).values():
         if option.key in given and option.key not in _WORKER_ONLY:
             env[option.variable] = _as_text(option, given[option.key])
     # the poller uses the Redis, fleet and host that the worker has found
@@ -72,6 +73,6 @@ def variables(pairs: Iterable[str]) -> dict[str, str]:
 def _as_text(option: Option, value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
-    if option.separator is not None and isinstance(value, list | tuple):
-        return option.separator.join(map(str, value))
+    if option.kind.separator is not None and isinstance(value, list | tuple):
+        return option.kind.separator.join(map(str, value))
     return str(value)

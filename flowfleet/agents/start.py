@@ -29,7 +29,7 @@ from flowfleet.local import redis_process
 from flowfleet.local.child import Part, own_script, wait_ready
 from flowfleet.local.data_folder import DataFolder, default_path
 from flowfleet.settings.classes import WorkerSettings
-from flowfleet.settings.option import secrets_of
+from flowfleet.settings.layers import secrets_of
 from workers import cli
 from workers.deployers.external import ExternalDeployer, ExternalWatch
 from workers.deployers.process import ProcessDeployer
@@ -121,8 +121,7 @@ class _AgentRun:
         return folder
 
     def _redis(self) -> str:
-        origin = self._settings.origins.get("redis")
-        if origin is not None and origin.kind not in ("default", "machine"):
+        if self._settings.origin("redis").kind != "default":
             return self._settings.redis
         remedy = "agents of one host share a Redis that you give to each, by redis= or FLOWFLEET_REDIS"
         folder = self._open("redis.embedded", "agent with an embedded Redis", remedy)

@@ -24,7 +24,7 @@ from flowfleet.api.transport.flavour import PREFECT3, Flavour
 from flowfleet.api.transport.session import Session
 from flowfleet.errors import KeyRefused, SettingsError
 from flowfleet.settings.common import CommonSettings
-from flowfleet.settings.option import refresh
+from flowfleet.settings.layers import refresh
 
 logger = logging.getLogger(__name__)
 
@@ -189,16 +189,15 @@ class Connector:
 
     def _prefect1(self, settings: CommonSettings) -> Prefect1:
         access, found = self._access(), self._found1()
-        agent = prefect1_defaults.agent(settings, found)
         return Prefect1(
             self._graphql(access),
-            agent_name=agent.name,
-            agent_config_id=agent.config_id,
+            agent_name=prefect1_defaults.agent_name(settings, found),
+            agent_config_id=getattr(settings, "agent_config_id", None),
             server_backend=access.server_backend,
-            labels=agent.labels,
-            deploy=agent.deploy,
-            log_level=agent.log_level,
-            cloud_logs=agent.cloud_logs,
+            labels=getattr(settings, "agent_labels", ()) or getattr(settings, "labels", ()),
+            deploy=getattr(settings, "deploy", "process"),
+            log_level=found.log_level_of_runs,
+            cloud_logs=getattr(settings, "cloud_logs", True),
         )
 
 

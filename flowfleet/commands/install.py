@@ -7,8 +7,8 @@ from typing import Any
 import click
 
 from flowfleet.commands import units
-from flowfleet.settings.click_options import click_option
-from flowfleet.settings.option import machine_facts, options_of, resolve
+from flowfleet.settings.click_options import taken_flags, with_options
+from flowfleet.settings.layers import machine_facts, resolve
 
 _KINDS = {"supervisor": units.supervisor, "systemd": units.systemd}
 
@@ -19,7 +19,7 @@ def command(cls: type[Any], part: str) -> click.Command:
     def install(kind: str | None, *, secrets: bool, user: str | None, config_file: str | None, **given: Any) -> None:
         if kind is None:
             raise click.UsageError("Say what is to start it: --for systemd or --for supervisor")
-        flags = {option.key: given.pop(option.dest, None) for _, option in options_of(cls) if option.flags}
+        flags = taken_flags(cls, given)
         # a value that cannot be used is refused now, and not by a service that does not start
         resolve(cls, flags, {}, {}, machine_facts())
         facts = units.here()
@@ -43,10 +43,7 @@ def command(cls: type[Any], part: str) -> click.Command:
     Keys, passwords and values of --env do not stand in it; --secrets prints the file that they belong in. Variables
     that you have set now are not looked at: a service does not have them.
     """
-    wrapped: Any = install
-    for _, option in reversed(options_of(cls)):
-        if option.flags:
-            wrapped = click_option(option, "INFO")(wrapped)
+    wrapped: Any = with_options(cls, install)
     for decorate in (
         click.option("config_file", "--config", metavar="FILE", help="A TOML file with settings, named in the unit."),
         click.option("--run-as", "user", metavar="USER", help="Who is to run it (default: you)."),

@@ -95,7 +95,7 @@ class Unit:
         return _STOP_SECONDS + 2 * round(grace)  # once to wait for the runs, once between TERM and KILL
 
     def _given(self) -> Iterator[tuple[Option, Any]]:
-        options = {option.key: option for _, option in options_of(self.cls)}
+        options = {option.key: option for option in options_of(self.cls).values()}
         ordered = [*(key for key in _FIRST if key in options), *(key for key in options if key not in _FIRST)]
         for key in ordered:
             value = self.flags.get(key)
@@ -107,14 +107,14 @@ def is_secret(option: Option, value: Any) -> bool:
     """Whether this value must not be shown; an address is secret only when it has a password in it."""
     if isinstance(value, str) and "://" in value:
         return bool(urlsplit(value).password)
-    return option.secret or option.kind.masked is not None
+    return option.kind.masked is not None
 
 
 def _flag_words(option: Option, value: Any) -> list[str]:
     if option.kind.switch:
         yes, _, no = option.flags[-1].partition("/")
         return [(option.flags[0].partition("/")[0] if len(option.flags) > 1 else yes) if value else no]
-    values = value if option.separator is not None else (value,)
+    values = value if option.several else (value,)
     return [word for each in values for word in (option.flags[0], str(each))]
 
 
@@ -200,10 +200,8 @@ def _systemd_word(plain: str) -> str:
 def _environment_text(unit: Unit) -> str:
     lines = []
     for option, value in unit.secrets:
-        text = (
-            value if isinstance(value, str) else str(option.separator).join(_one_line(option, each) for each in value)
-        )
-        quoted = re.sub(r'(["\\`$])', r"\\\1", text)
+        pieces = [value] if isinstance(value, str) else [_one_line(option, each) for each in value]
+        quoted = re.sub(r'(["\\`$])', r"\\\1", str(option.kind.separator).join(pieces))
         lines.append(f'{option.variable}="{quoted}"')
     return _lines(*lines)
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from redis.credentials import CredentialProvider
+
+from flowfleet.errors import SettingsError
+from flowfleet.logs import redact_url
 
 
 class Login(CredentialProvider):
@@ -29,3 +32,25 @@ def without_login(url: str) -> str:
     scheme, _, rest = url.partition("://")
     place = urlsplit(url).netloc
     return f"{scheme}://{place.rpartition('@')[2]}{rest[len(place) :]}"
+
+
+def with_password(url: str, password: str | None) -> str:
+    """The address with the password that was given apart from it, unless it has its own."""
+    try:
+        parts = urlsplit(url)
+        has_password = parts.password is not None
+    except ValueError as error:
+        raise SettingsError(f"The Redis address {redact_url(url)} cannot be read: {error}.") from error
+    if not password or has_password:
+        return url
+    user, at, host = parts.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=f"{user}:{quote(password, safe='')}@{host if at else parts.netloc}"))
+
+
+def without_password(url: str, password: str | None) -> str:
+    """The address as it was given: without the password that came apart from it, but with its user."""
+    parts = urlsplit(url)
+    if not password or parts.password != quote(password, safe=""):
+        return url
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{parts.username}@{host}" if parts.username else host))

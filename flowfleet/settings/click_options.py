@@ -7,9 +7,9 @@ import functools
 import logging
 import os
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import click
@@ -17,18 +17,24 @@ import click
 from flowfleet import logs
 from flowfleet.errors import SettingsError
 from flowfleet.settings.classes import PollerSettings, UpSettings, WorkerSettings
-from flowfleet.settings.option import Option, machine_facts, options_of, resolve, secrets_of
+from flowfleet.settings.common import CommonSettings
+from flowfleet.settings.layers import machine_facts, resolve, secrets_of
+from flowfleet.settings.option import Option, options_of
 
 logger = logging.getLogger(__name__)
 
-P = ParamSpec("P")
-R = TypeVar("R")
-S = TypeVar("S")
+F = TypeVar("F", bound=Callable[..., Any])
 
 TABLES = ("poller", "worker", "flowfleet")
 
 
-def read_config(path: str | None, command: str, known: frozenset[str]) -> dict[str, Any]:
+def known_keys() -> frozenset[str]:
+    """Every option key that any command has: one config file serves them all."""
+    classes = (PollerSettings, WorkerSettings, UpSettings)
+    return frozenset(option.key for cls in classes for option in options_of(cls).values())
+
+
+def read_config(path: str | None, command: str) -> dict[str, Any]:
     """The settings of a TOML file for one command: its top level, and over it the table named like the command."""
     if path is None:
         return {}
@@ -38,81 +44,73 @@ def read_config(path: str | None, command: str, known: frozenset[str]) -> dict[s
         raise SettingsError(f"The config file {path} cannot be read ({error.strerror}).") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"The config file {path} is not valid TOML: {error}.") from error
-    merged = {key: value for key, value in whole.items() if not isinstance(value, dict)}
-    for key, table in whole.items():
-        if isinstance(table, dict):
-            if key not in TABLES:
-                raise SettingsError(
-                    f"The config file {path} has the table [{key}]: use [poller], [worker], [flowfleet]."
-                )
-            _check_keys(table, known, path)
-            if key == command:
-                merged.update(table)
-    _check_keys(merged, known, path)
-    return {key.replace("_", "-"): value for key, value in merged.items()}
-
-
-def _check_keys(table: Mapping[str, Any], known: frozenset[str], path: str) -> None:
-    for key in table:
-        if key.replace("_", "-") not in known:
+    tables = {key: value for key, value in whole.items() if isinstance(value, dict)}
+    top = {key: value for key, value in whole.items() if key not in tables}
+    known = known_keys()
+    for name, table in (*tables.items(), (command, top)):
+        if name not in TABLES:
+            raise SettingsError(f"The config file {path} has the table [{name}]: use [poller], [worker], [flowfleet].")
+        for key in (key for key in table if key.replace("_", "-") not in known):
             near = difflib.get_close_matches(key.replace("_", "-"), known, n=1)
             remedy = f"did you mean {near[0]}?" if near else "flowfleet config shows all of them."
             raise SettingsError(f"The config file {path} has the setting {key!r}, which does not exist: {remedy}")
+    return {key.replace("_", "-"): value for key, value in (top | tables.get(command, {})).items()}
 
 
-def click_option(option: Option, level: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """The click option of a setting; its help names the variable. Its default is None: `resolve` finds the value."""
-    text = f"{option.help.replace('{level}', level)}  [{option.variable}]"
-    if option.kind.switch:
-        return click.option(option.dest, *option.flags, default=None, help=text)
-    metavar = option.kind.metavar or "|".join(option.kind.choices) or None
-    several = option.separator is not None
-    return click.option(option.dest, *option.flags, type=str, multiple=several, metavar=metavar, help=text)
+def with_options(cls: type[CommonSettings], function: F, level: str = "INFO") -> F:
+    """Give a function the click options of a settings class, whose helps name the variables.
+
+    Their default is None, since `resolve` finds the value. `level` is the command's own default of --log-level.
+    """
+    for option in reversed([option for option in options_of(cls).values() if option.flags]):
+        function = click.option(
+            _dest(option),
+            *option.flags,
+            default=None,
+            multiple=option.several,
+            metavar=option.kind.metavar,
+            help=f"{option.help.replace('{level}', level)}  [{option.variable}]",
+        )(function)
+    return function
+
+
+def taken_flags(cls: type[CommonSettings], given: dict[str, Any]) -> dict[str, Any]:
+    """The flags that click has given to such a function, by option key; they are taken out of `given`."""
+    return {option.key: given.pop(_dest(option), None) for option in options_of(cls).values() if option.flags}
+
+
+def _dest(option: Option) -> str:
+    return f"option_{option.name}"
 
 
 def options(
-    cls: type[S], *, command: str = "flowfleet", level: str = "INFO"
-) -> Callable[[Callable[..., R]], Callable[..., R]]:
+    cls: type[CommonSettings], *, command: str = "flowfleet", level: str = "INFO"
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Give a command the options of a settings class; it is called with one frozen instance as `settings`.
 
     Logging is set up on the way, since only here the level, the format and the secrets are known. `level` is the
     default of commands that only ask: their answer is what people want to see.
     """
 
-    def decorate(function: Callable[..., R]) -> Callable[..., R]:
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
-        def wrapper(*args: Any, config_file: str | None, **given: Any) -> R:
-            flags = {option.key: given.pop(option.dest, None) for _, option in options_of(cls) if option.flags}
-            config = read_config(config_file, command, known_keys())
-            settings: Any = resolve(cls, flags, os.environ, config, {**machine_facts(), "log_level": level})
+        def wrapper(*args: Any, config_file: str | None, **given: Any) -> Any:
+            flags = taken_flags(cls, given)
+            config = read_config(config_file, command)
+            settings = resolve(cls, flags, os.environ, config, {**machine_facts(), "log_level": level})
             logs.configure(settings.log_level, settings.log_format, secrets=secrets_of(settings))
-            _warn_of_password(flags)
+            if urlsplit(flags["redis"] or "").password:
+                logger.warning(
+                    "the Redis password shows in the process list: give it by FLOWFLEET_REDIS or FLOWFLEET_REDIS_FILE"
+                )
             return function(*args, settings=settings, **given)
 
-        wrapped: Callable[..., R] = wrapper
-        for _, option in reversed(options_of(cls)):
-            if option.flags:
-                wrapped = click_option(option, level)(wrapped)
         return click.option(
             "config_file",
             "--config",
             envvar="FLOWFLEET_CONFIG",
             metavar="FILE",
             help="A TOML file with settings.  [FLOWFLEET_CONFIG]",
-        )(wrapped)
+        )(with_options(cls, wrapper, level))
 
     return decorate
-
-
-def _warn_of_password(flags: Mapping[str, Any]) -> None:
-    url = flags.get("redis")
-    if url and "@" in url and urlsplit(url).password:
-        logger.warning(
-            "the Redis password shows in the process list: give it by FLOWFLEET_REDIS or FLOWFLEET_REDIS_FILE"
-        )
-
-
-def known_keys() -> frozenset[str]:
-    """Every option key that any command has: one config file serves them all."""
-    classes = (PollerSettings, WorkerSettings, UpSettings)
-    return frozenset(option.key for cls in classes for _, option in options_of(cls))

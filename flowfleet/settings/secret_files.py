@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Collection
 
 from flowfleet.errors import SettingsError
 from flowfleet.ledger.login import Login, without_login
 from flowfleet.settings.common import CommonSettings
-from flowfleet.settings.option import refresh
+from flowfleet.settings.layers import refresh
 
 logger = logging.getLogger(__name__)
 
-_REDIS = ("redis", "redis_password")
-_PAGE = ("page_token",)
+_LOGIN, _TOKEN = "login at Redis", "page token"
+_FIELDS = {_LOGIN: ("redis", "redis_password"), _TOKEN: ("page_token",)}
 
 
 class SecretFiles:
@@ -32,45 +31,35 @@ class SecretFiles:
         self._reading = threading.Lock()
         self._complaint = ""
         #: passed to every client of Redis
-        self.login = Login(self._redis)
+        self.login = Login(lambda: self._read(_LOGIN).redis)
 
     def page_token(self) -> str | None:
         """The token that our own pages ask for now; None when none is set."""
-        self._read(_PAGE)
-        return self._settings.page_token
+        return self._read(_TOKEN).page_token
 
     def renew(self) -> bool:
         """Read all secrets again now; True when one of them has changed."""
         before = self._settings
-        self._read(_REDIS)
-        self._read(_PAGE)
-        return self._settings != before
+        return [self._read(secret) for secret in _FIELDS][-1] != before
 
-    def _redis(self) -> str:
-        self._read(_REDIS)
-        return self._settings.redis
-
-    def _read(self, names: Collection[str]) -> None:
+    def _read(self, secret: str) -> CommonSettings:
         with self._reading:
+            before = self._settings
             try:
-                found = refresh(self._settings, names)
+                found = refresh(before, _FIELDS[secret])
             except SettingsError as error:
-                self._complain(str(error))
-                return
-            if without_login(found.redis) != without_login(self._settings.redis):
+                return self._complain(str(error))
+            if without_login(found.redis) != without_login(before.redis):
                 # a password is for one server only, and the clients know no other
-                self._complain("the address of Redis has changed, which needs a restart")
-                return
-            changed, self._settings, self._complaint = found != self._settings, found, ""
-        if changed:
-            logger.info("a replaced secret is in use from now on", extra={"secret": _words(names)})
+                return self._complain("the address of Redis has changed, which needs a restart")
+            self._settings, self._complaint = found, ""
+        if found != before:
+            logger.info("a replaced secret is in use from now on", extra={"secret": secret})
+        return found
 
-    def _complain(self, why: str) -> None:
+    def _complain(self, why: str) -> CommonSettings:
         """Warn once for each reason: a part that waits for Redis opens a connection each second."""
         if why != self._complaint:
             self._complaint = why
             logger.warning("a secret could not be read again, the last one stays in use", extra={"error": why})
-
-
-def _words(names: Collection[str]) -> str:
-    return "page token" if "page_token" in names else "login at Redis"
+        return self._settings

@@ -4,45 +4,47 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from flowfleet import logs
-from flowfleet.settings.option import ValueKind
 
 #: in characters; routes are made of labels, and the messages that carry them must stay short
 LABEL_LENGTH = 255
 _SIZES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
-def _name(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", text):
-        raise ValueError(text)
-    return text
+@dataclass(frozen=True, kw_only=True)
+class ValueKind:
+    """A kind of value: how it is parsed from text, and how it is described to people."""
+
+    #: raises ValueError for a text that is no such value
+    parse: Callable[[str], Any] = str
+    #: what a right value looks like, for the error about a wrong one
+    wants: str = "text"
+    metavar: str | None = None
+    choices: tuple[str, ...] = ()
+    switch: bool = False
+    #: None = one value; else the text that separates several values in the variable
+    separator: str | None = None
+    #: gives what people may see of a value that may hold a secret; None = the whole value
+    masked: Callable[[str], str] | None = None
+    #: True when the value may stand in a file that the variable with _FILE at its end names
+    by_file: bool = False
 
 
-def _count(text: str) -> int:
-    if int(text) < 1:
-        raise ValueError(text)
-    return int(text)
+def _text(accepts: Callable[[str], object]) -> Callable[[str], str]:
+    """The parser of a text that stays as it is."""
 
+    def parse(text: str) -> str:
+        if not accepts(text):
+            raise ValueError(text)
+        return text
 
-def _above_zero(text: str) -> float:
-    if not (math.isfinite(float(text)) and float(text) > 0):
-        raise ValueError(text)
-    return float(text)
-
-
-def _number(text: str) -> int:
-    if int(text) < 0:
-        raise ValueError(text)
-    return int(text)
-
-
-def _from_zero(text: str) -> float:
-    if not (math.isfinite(float(text)) and float(text) >= 0):
-        raise ValueError(text)
-    return float(text)
+    return parse
 
 
 def _size(text: str) -> int:
@@ -52,18 +54,10 @@ def _size(text: str) -> int:
     return int(found[1]) * _SIZES[found[2]]
 
 
-def _address(text: str) -> str:
-    """An address where a page can be served: plain HTTP, with a port; raises ValueError for others."""
+def _is_address(text: str) -> bool:
+    """Whether a page can be served at this address: plain HTTP, with a port."""
     parts = urlsplit(text if "://" in text else f"http://{text}")
-    if parts.scheme != "http" or parts.port is None:
-        raise ValueError(text)
-    return text
-
-
-def _pair(text: str) -> str:
-    if "=" not in text.lstrip("="):
-        raise ValueError(text)
-    return text
+    return parts.scheme == "http" and parts.port is not None
 
 
 def _pair_masked(text: str) -> str:
@@ -72,55 +66,74 @@ def _pair_masked(text: str) -> str:
     return f"{name}={logs.MASK}" if equals else logs.MASK
 
 
-def label(text: str) -> str:
-    """A label that Prefect 1 accepts: any text that is not empty or too long; raises ValueError for others."""
-    if not text.strip() or len(text) > LABEL_LENGTH:
-        raise ValueError(text)
-    return text
+def _secret_masked(text: str) -> str:
+    return logs.redact_url(text) if "://" in text else logs.MASK
 
 
-def shown_as(name: str) -> ValueKind:
+def secret(name: str, *, by_file: bool = True) -> ValueKind:
+    """The kind of any text that is a secret, or an address that may have one in it."""
+    return replace(shown_as(name), masked=_secret_masked, by_file=by_file)
+
+
+def shown_as(name: str, separator: str | None = None) -> ValueKind:
     """The kind of any text but an empty one; `name` stands for the value in the help."""
-    return ValueKind(parse=_some, wants="some text", metavar=name)
+    return ValueKind(parse=_text(str.strip), wants="some text", metavar=name, separator=separator)
 
 
-def _some(text: str) -> str:
-    if not text.strip():
-        raise ValueError(text)
-    return text
+def between(least: float, most: float = math.inf, of: Callable[[str], float] = int) -> ValueKind:
+    """The kind of a number in this range, both ends included."""
 
-
-def between(least: int, most: int, *, what: str = "a whole number", metavar: str = "N") -> ValueKind:
-    """The kind of a whole number in this range, both ends included."""
-
-    def parse(text: str) -> int:
-        if not least <= int(text) <= most:
+    def parse(text: str) -> float:
+        number = of(text)
+        if not least <= number <= most or number == math.inf:
             raise ValueError(text)
-        return int(text)
+        return number
 
-    return ValueKind(parse=parse, wants=f"{what} from {least} to {most}", metavar=metavar)
+    end = "up" if most == math.inf else f"to {most}"
+    return ValueKind(parse=parse, wants=f"a whole number from {least} {end}", metavar="N")
 
 
 def one_of(*choices: str) -> ValueKind:
     """The kind of a value that is one of these words."""
-    return ValueKind(choices=choices)
+    return ValueKind(choices=choices, metavar="|".join(choices))
 
 
-NAME = ValueKind(parse=_name, wants="letters, digits, dots, dashes and underscores (at most 64)", metavar="NAME")
-COUNT = ValueKind(parse=_count, wants="a whole number from 1 up", metavar="N")
-NUMBER = ValueKind(parse=_number, wants="a whole number from 0 up", metavar="N")
-SECONDS = ValueKind(parse=_above_zero, wants="a number of seconds above 0", metavar="SECONDS")
-GRACE = ValueKind(parse=_from_zero, wants="a number of seconds from 0 up", metavar="SECONDS")
-DAYS = ValueKind(parse=_from_zero, wants="a number of days from 0 up", metavar="DAYS")
-PORT = between(1, 65535, what="a port", metavar="PORT")
+NAME = ValueKind(
+    parse=_text(re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}").fullmatch),
+    wants="letters, digits, dots, dashes and underscores (at most 64)",
+    metavar="NAME",
+)
+NAMES = shown_as("NAME", ",")
+COUNT = between(1)
+NUMBER = between(0)
+PORT = replace(between(1, 65535), wants="a port from 1 to 65535", metavar="PORT")
+GRACE = replace(between(0, of=float), wants="a number of seconds from 0 up", metavar="SECONDS")
+SECONDS = replace(between(math.nextafter(0, 1), of=float), wants="a number of seconds above 0", metavar="SECONDS")
+DAYS = replace(between(0, of=float), wants="a number of days from 0 up", metavar="DAYS")
 ADDRESS = ValueKind(
-    parse=_address,
+    parse=_text(_is_address),
     wants="http://HOST:PORT with the port, for example http://127.0.0.1:8080",
     metavar="http://HOST:PORT",
 )
 SIZE = ValueKind(parse=_size, wants="a size such as 500M or 1G", metavar="SIZE")
-LABEL = ValueKind(parse=label, wants=f"some text of at most {LABEL_LENGTH} characters", metavar="LABEL")
-PAIR = ValueKind(parse=_pair, wants="NAME=VALUE", metavar="K=V", masked=_pair_masked)
+LABELS = ValueKind(
+    # what Prefect 1 accepts
+    parse=_text(lambda text: text.strip() and len(text) <= LABEL_LENGTH),
+    wants=f"some text of at most {LABEL_LENGTH} characters",
+    metavar="LABEL",
+    separator=",",
+)
+PAIRS = ValueKind(
+    parse=_text(lambda text: "=" in text.lstrip("=")),
+    wants="NAME=VALUE",
+    metavar="K=V",
+    separator="\n",  # values hold commas
+    masked=_pair_masked,
+)
+PATH = ValueKind(parse=Path, wants="a path", metavar="PATH")
 FILE = ValueKind(parse=Path, wants="a path", metavar="FILE")
 FOLDER = ValueKind(parse=Path, wants="a path", metavar="FOLDER")
 SWITCH = ValueKind(switch=True)
+#: of a variable that only tests set; it is not shown to people
+FOR_TESTS = ValueKind()
+SECRET = ValueKind(masked=_secret_masked, by_file=True)

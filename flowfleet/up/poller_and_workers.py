@@ -5,14 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
 import requests
 
+from flowfleet.ledger.login import without_password
 from flowfleet.local.child import Part, own_script
 from flowfleet.local.data_folder import DataFolder
 from flowfleet.settings.classes import UpSettings
-from flowfleet.settings.option import Origin
 from flowfleet.up.prefect_server import environment as server_environment
 
 POLLER = "poller"
@@ -61,7 +60,7 @@ def environment(
     }
     env |= {name: value for name, value in given.items() if value}
     env = _by_file(env, settings, own_redis=own_redis)
-    if settings.origins.get("log_level", Origin("machine")).kind != "machine":
+    if settings.origin("log_level").kind not in ("machine", "default"):
         # our own default is for log lines between the output of `up`; the parts log to files, with their own default
         env["FLOWFLEET_LOG_LEVEL"] = settings.log_level
     # so that flows find the commands of the environment that runs them
@@ -76,21 +75,14 @@ def _by_file(env: Mapping[str, str], settings: UpSettings, *, own_redis: bool) -
     """The environment with secrets that were given by a file left there: the parts read a replaced file again."""
     by_file = dict(env)
     for name, variable in (("key", "KEY"), ("redis", "REDIS"), ("redis_password", "REDIS_PASSWORD")):
-        origin = settings.origins.get(name, Origin("default"))
+        origin = settings.origin(name)
         if origin.kind == "secret-file" and not (own_redis and name.startswith("redis")):
             by_file.pop(f"FLOWFLEET_{variable}", None)
             # the parts may be started in another folder
             by_file[f"FLOWFLEET_{variable}_FILE"] = str(Path(origin.name).absolute())
             if name == "redis_password" and "FLOWFLEET_REDIS" in by_file:
-                by_file["FLOWFLEET_REDIS"] = _without_password(by_file["FLOWFLEET_REDIS"])
+                by_file["FLOWFLEET_REDIS"] = without_password(settings.redis, settings.redis_password)
     return by_file
-
-
-def _without_password(url: str) -> str:
-    parts = urlsplit(url)
-    user, at, host = parts.netloc.rpartition("@")
-    name = user.partition(":")[0]
-    return urlunsplit(parts._replace(netloc=f"{name}@{host}" if at and name else host))
 
 
 def start_poller(folder: DataFolder, env: Mapping[str, str], address: str, cwd: Path) -> Part:

@@ -17,7 +17,7 @@ from typing import Any
 from flowfleet import ledger as ledgers
 from flowfleet import signals
 from flowfleet.api.connect import connect
-from flowfleet.api.prefect3.access import found_url
+from flowfleet.api.prefect3.access import layer
 from flowfleet.commands.worker_control import check_redis
 from flowfleet.errors import ApiUnavailable, FleetError, KeyRefused
 from flowfleet.local import redis_process
@@ -196,11 +196,11 @@ class Stack:
 
         Nothing is said of the address that an earlier `up` told a user to export: that server is our own.
         """
-        found = found_url(self.environ)
+        found = layer(self.environ)("api")
         last = self.folder.last_port(prefect_server.NAME)
-        if found and (last is None or found[0].rstrip("/") != prefect_server.api_url(last)):
-            url, source = redact_url(found[0]), found[1]
-            self.say(f"the API at {url} ({source}) is not used: flowfleet up --api {url} would use it")
+        if found and (last is None or found.value.rstrip("/") != prefect_server.api_url(last)):
+            url = redact_url(found.value)
+            self.say(f"the API at {url} ({found.source}) is not used: flowfleet up --api {url} would use it")
 
     def _ready(self, part: Part, ready: Callable[[], bool], seconds: float, what: str) -> None:
         self.parts.append(part)

@@ -9,7 +9,7 @@ import pytest
 from flowfleet.api.prefect1.agent_config import lay_over
 from flowfleet.errors import SettingsError
 from flowfleet.settings.classes import PollerSettings, WorkerSettings
-from flowfleet.settings.option import resolve
+from flowfleet.settings.layers import resolve
 
 CONFIG = {
     "name": "of-the-api",

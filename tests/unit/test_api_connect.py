@@ -9,7 +9,7 @@ from flowfleet.api.connect import Connector, connect
 from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused, SettingsError
 from flowfleet.settings.classes import PollerSettings, WorkerSettings
 from flowfleet.settings.common import CommonSettings
-from flowfleet.settings.option import resolve
+from flowfleet.settings.layers import resolve
 from tests.lawless_api import LawlessApi
 from tests.scripted_graphql import HELLO, Said, ScriptedGraphQL, error, page
 

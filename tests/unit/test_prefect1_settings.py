@@ -9,12 +9,12 @@ import pytest
 
 from flowfleet import logs
 from flowfleet.api.prefect1.access import find_access
-from flowfleet.api.prefect1.defaults import agent, applied
+from flowfleet.api.prefect1.defaults import agent_name, applied
 from flowfleet.api.prefect1.settings import Prefect1Settings
 from flowfleet.errors import SettingsError
 from flowfleet.settings.classes import PollerSettings, WorkerSettings
 from flowfleet.settings.common import CommonSettings
-from flowfleet.settings.option import resolve
+from flowfleet.settings.layers import resolve
 
 TENANT = "11111111-2222-3333-4444-555555555555"
 OTHER = "99999999-2222-3333-4444-555555555555"
@@ -293,14 +293,14 @@ def test_the_agents_address_is_the_pollers_and_its_labels_are_the_workers(home):
 def test_an_agents_name_may_have_blanks_and_an_identity_not(home):
     found = Prefect1Settings({"PREFECT__CLOUD__AGENT__NAME": "the big agent"}, home)
     assert applied(PollerSettings(), found).name == "the-big-agent"
-    assert agent(applied(PollerSettings(), found), found).name == "the big agent"
-    assert agent(resolve(PollerSettings, {"name": "ours"}, {}, {}), found).name == "ours"
+    assert agent_name(applied(PollerSettings(), found), found) == "the big agent"
+    assert agent_name(resolve(PollerSettings, {"name": "ours"}, {}, {}), found) == "ours"
 
 
 def test_the_log_level_of_runs_is_prefects_own(home):
-    assert agent(WorkerSettings(), Prefect1Settings({}, home)).log_level == "INFO"
+    assert Prefect1Settings({}, home).log_level_of_runs == "INFO"
     write(home, "config.toml", '[logging]\nlevel = "debug"\n')
-    assert agent(WorkerSettings(), Prefect1Settings({}, home)).log_level == "DEBUG"
+    assert Prefect1Settings({}, home).log_level_of_runs == "DEBUG"
 
 
 def test_nothing_set_leaves_our_own_settings_as_they_are(home):

@@ -15,7 +15,7 @@ from flowfleet.api.prefect3.settings import prefect_settings
 from flowfleet.errors import SettingsError
 from flowfleet.settings.classes import WorkerSettings
 from flowfleet.settings.common import CommonSettings
-from flowfleet.settings.option import resolve
+from flowfleet.settings.layers import resolve
 
 URL = "PREFECT_API_URL"
 

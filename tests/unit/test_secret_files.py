@@ -9,7 +9,7 @@ import pytest
 
 from flowfleet.ledger.login import Login, without_login
 from flowfleet.settings.common import CommonSettings
-from flowfleet.settings.option import resolve
+from flowfleet.settings.layers import resolve
 from flowfleet.settings.secret_files import SecretFiles
 from flowfleet.signals import ReloadOnSighup
 

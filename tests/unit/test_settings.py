@@ -9,9 +9,10 @@ from click.testing import CliRunner
 from flowfleet.commands import program
 from flowfleet.errors import SettingsError
 from flowfleet.settings.classes import LEASE_MARGIN_SECONDS, PollerSettings, UpSettings, WorkerSettings
-from flowfleet.settings.click_options import known_keys, options, read_config
+from flowfleet.settings.click_options import options, read_config
 from flowfleet.settings.common import CommonSettings
-from flowfleet.settings.option import options_of, refresh, resolve, secrets_of
+from flowfleet.settings.layers import refresh, resolve, secrets_of
+from flowfleet.settings.option import options_of
 from workers.runs.launch import MARGIN_SECONDS
 
 CLASSES = (CommonSettings, PollerSettings, WorkerSettings, UpSettings)
@@ -209,7 +210,7 @@ def test_secrets_do_not_show_in_the_repr():
 
 def test_every_option_has_its_own_variable_flag_and_help():
     for cls in CLASSES:
-        options_here = [option for _, option in options_of(cls)]
+        options_here = list(options_of(cls).values())
         keys = [option.key for option in options_here]
         variables = [option.variable for option in options_here]
         flags = [flag for option in options_here for flag in option.flags]
@@ -226,8 +227,8 @@ def test_config_file_has_a_top_level_for_all_and_a_table_for_one(tmp_path):
     path = tmp_path / "fleet.toml"
     path.write_text('fleet = "blue"\n[worker]\nslots = 2\n[poller]\nmax_polls = 5\n')
 
-    assert read_config(str(path), "worker", known_keys()) == {"fleet": "blue", "slots": 2}
-    assert read_config(str(path), "poller", known_keys()) == {"fleet": "blue", "max-polls": 5}
+    assert read_config(str(path), "worker") == {"fleet": "blue", "slots": 2}
+    assert read_config(str(path), "poller") == {"fleet": "blue", "max-polls": 5}
 
 
 @pytest.mark.parametrize(
@@ -238,7 +239,7 @@ def test_a_wrong_config_file_is_one_sentence(tmp_path, text, word):
     path = tmp_path / "fleet.toml"
     path.write_text(text)
     with pytest.raises(SettingsError) as caught:
-        read_config(str(path), "worker", known_keys())
+        read_config(str(path), "worker")
 
     assert word in str(caught.value)
     assert str(path) in str(caught.value)
@@ -271,7 +272,7 @@ def test_the_command_gets_one_frozen_instance(monkeypatch, tmp_path):
 def test_help_names_the_variable_of_every_flag():
     for cls in CLASSES:
         text = " ".join(CliRunner().invoke(_command(cls, []), ["--help"], terminal_width=200).output.split())
-        for _, option in options_of(cls):
+        for option in options_of(cls).values():
             if option.flags:
                 assert f"[{option.variable}]" in text, option
 
@@ -284,7 +285,7 @@ def test_up_offers_no_option_that_it_would_ignore():
 
 
 def test_help_promises_nothing_that_this_version_does_not_do():
-    text = {option.key: option.help for _, option in options_of(PollerSettings)}
+    text = {option.key: option.help for option in options_of(PollerSettings).values()}
     for key in ("on-lost-run", "max-attempts", "adopt-grace"):
         assert "only records it: lost runs are not judged yet" in text[key]
     assert "nobody here can take" in text["cloud-logs"]

@@ -19,7 +19,8 @@ import poller.cli
 import workers.cli
 from flowfleet.commands import units
 from flowfleet.settings.classes import PollerSettings, WorkerSettings
-from flowfleet.settings.option import options_of, resolve
+from flowfleet.settings.click_options import taken_flags
+from flowfleet.settings.layers import resolve
 
 PARTS = {
     "worker": (workers.cli.cli, workers.cli.start, WorkerSettings),
@@ -116,7 +117,7 @@ def settings_of(part, words, environ, config):
     _, start, cls = PARTS[part]
     assert words[1] == "start"
     context = start.make_context("start", list(words[2:]))
-    flags = {option.key: context.params.get(option.dest) for _, option in options_of(cls) if option.flags}
+    flags = taken_flags(cls, dict(context.params))
     return resolve(cls, flags, environ, config)
 
 

@@ -6,9 +6,9 @@ import logging
 
 import pytest
 
+from flowfleet.api.unused import tell_unused
 from flowfleet.settings.classes import PollerSettings, WorkerSettings
-from flowfleet.settings.option import resolve
-from flowfleet.settings.unused import tell_unused
+from flowfleet.settings.layers import resolve
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from flowfleet.errors import LedgerUnavailable
 from flowfleet.local.child import Part
 from flowfleet.local.data_folder import DataFolder
 from flowfleet.settings.classes import UpSettings
-from flowfleet.settings.option import resolve
+from flowfleet.settings.layers import resolve
 from flowfleet.up import poller_and_workers
 from flowfleet.up.command import too_long
 from flowfleet.up.demo import EXAMPLES, Demo, DemoRun, flows_folder, session_of

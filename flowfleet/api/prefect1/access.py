@@ -9,15 +9,18 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from flowfleet import logs
-from flowfleet.api.found import FoundSetting
 from flowfleet.api.prefect1.settings import Prefect1Settings
 from flowfleet.api.transport.address import Address, parse_url
 from flowfleet.errors import SettingsError
 from flowfleet.settings.common import CommonSettings
+from flowfleet.settings.layers import Found, Layer
+from flowfleet.settings.option import Origin
 
 _EXAMPLE = "http://HOST:4200"
 _CLOUD = "api.prefect.io"
 _BACKENDS = ("server", "cloud")
+#: tokens of older versions, which hold only where there is no key
+_OLDER_KEYS = ("cloud.agent.auth_token", "cloud.auth_token", "cloud.agent.api_token", "cloud.api_token")
 _NO_KEY = (
     "You have not set an API key for authentication at {shown}: set PREFECT__CLOUD__API_KEY or FLOWFLEET_KEY_FILE, or "
     "sign in by `prefect auth login --key KEY`; for a Prefect Server of your own set PREFECT__BACKEND=server"
@@ -37,21 +40,36 @@ class Access:
 
 def find_access(settings: CommonSettings, found: Prefect1Settings) -> Access:
     """Find address, key and tenant, each in the nearest place that has it; raises `SettingsError`."""
-    named = FoundSetting(settings.api, "--api") if settings.api else found_url(found)
+    named = Found(settings.api, Origin("flag", "--api")) if settings.api else found_url(found)
     bare, user = parse_url(named.value, named.source, example=_EXAMPLE)
-    key = settings.key or settings.token or _value(found.key(bare))
+    theirs = layer(found, bare)
+    key = settings.key or settings.token or _value(theirs("key"))
     backend = _server_backend(settings, found, url=bare, key=key)
     if backend == "cloud" and not key:
         raise SettingsError(_NO_KEY.format(shown=bare))
     logs.keep_secret(key)
     address = Address(url=bare, authorization=_authorization(key, user), ca_file=_ca_file(settings))
-    return Access(address=address, tenant=_tenant(settings, found, bare), server_backend=backend)
+    return Access(address=address, tenant=_tenant(settings, theirs("tenant_id")), server_backend=backend)
 
 
-def found_url(found: Prefect1Settings) -> FoundSetting:
+def layer(found: Prefect1Settings, url: str) -> Layer:
+    """Prefect 1's own address, and its own key and tenant for the API at this one, as a layer of settings."""
+
+    def of_prefect(name: str) -> Found | None:
+        if name == "key":
+            older = (each for each in map(found.get, _OLDER_KEYS) if each)
+            return found.get("cloud.api_key") or found.login(url, "api_key") or next(older, None)
+        if name == "tenant_id":
+            return found.get("cloud.tenant_id") or found.login(url, "tenant_id")
+        return found_url(found) if name == "api" else None
+
+    return of_prefect
+
+
+def found_url(found: Prefect1Settings) -> Found:
     """The address that Prefect 1's own settings name, and where they name it."""
     of_server = not found.given("backend") and _means_server(found)
-    return (of_server and found.get("server.endpoint")) or found.url
+    return (of_server and found.get("server.endpoint")) or found.resolved("cloud.api")
 
 
 def _means_server(found: Prefect1Settings) -> bool:
@@ -64,16 +82,16 @@ def _server_backend(settings: CommonSettings, found: Prefect1Settings, *, url: s
     if found.given("backend"):
         chosen = found.get("backend")
         if chosen is None or chosen.value not in _BACKENDS:
-            source = chosen.source if chosen else "backend"
-            raise SettingsError(f"{source} cannot be {chosen.value if chosen else ''!r}, use server or cloud")
-        return chosen.value
+            source, value = (chosen.source, chosen.value) if chosen else ("backend", "")
+            raise SettingsError(f"{source} cannot be {value!r}, use server or cloud")
+        return str(chosen.value)
     # Prefect's own default is Cloud, and it ends there without a key: an address that is not Cloud's tells more
     named = bool(settings.api) or found.given("cloud.api") or _means_server(found)
     return "server" if not key and named and urlsplit(url).hostname != _CLOUD else "cloud"
 
 
-def _tenant(settings: CommonSettings, found: Prefect1Settings, url: str) -> str | None:
-    tenant = FoundSetting(settings.tenant_id, "--tenant-id") if settings.tenant_id else found.tenant(url)
+def _tenant(settings: CommonSettings, theirs: Found | None) -> str | None:
+    tenant = Found(settings.tenant_id, Origin("flag", "--tenant-id")) if settings.tenant_id else theirs
     if tenant is None:
         return None
     try:
@@ -106,5 +124,5 @@ def _ca_file(settings: CommonSettings) -> Path | None:
     return path
 
 
-def _value(found: FoundSetting | None) -> str | None:
+def _value(found: Found | None) -> str | None:
     return found.value if found else None

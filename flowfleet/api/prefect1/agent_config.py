@@ -6,7 +6,6 @@ agent there is a poller and its workers here, so each part takes the entries tha
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import uuid
 from collections.abc import Callable, Mapping
@@ -20,6 +19,7 @@ from flowfleet.errors import SettingsError
 from flowfleet.settings import values
 from flowfleet.settings.classes import PollerSettings, WorkerSettings
 from flowfleet.settings.common import CommonSettings
+from flowfleet.settings.layers import Found, add
 from flowfleet.settings.option import Origin, options_of
 
 logger = logging.getLogger(__name__)
@@ -27,11 +27,11 @@ logger = logging.getLogger(__name__)
 S = TypeVar("S", PollerSettings, WorkerSettings)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class _Entry:
-    """One entry: our setting for it, and the reader of its JSON, which raises ValueError or TypeError."""
+    """One entry: its name in the config, and the reader of its JSON, which raises ValueError or TypeError."""
 
-    field: str
+    name: str
     read: Callable[[Any], Any]
     wants: str
     of: tuple[type[CommonSettings], ...]
@@ -48,7 +48,7 @@ def _name(value: Any) -> str:
 
 
 def _labels(value: Any) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(values.label(_text(label)) for label in _list(value)))
+    return tuple(dict.fromkeys(values.LABELS.parse(_text(label)) for label in _list(value)))
 
 
 def _paths(value: Any) -> tuple[str, ...]:
@@ -82,20 +82,20 @@ def _pairs(value: Any) -> tuple[str, ...]:
     return tuple(f"{name}={each}" for name, each in value.items())
 
 
-_BOTH = (PollerSettings, WorkerSettings)
+_POLLER, _WORKER, _BOTH = (PollerSettings,), (WorkerSettings,), (PollerSettings, WorkerSettings)
+_A_LABEL = f"a list of texts of at most {values.LABEL_LENGTH} characters"
+#: by our field; name and address are for the poller alone: a worker's name is its identity and its address a port of
+#: its host, so many cannot share one
 _ENTRIES = {
-    # for the poller alone: a worker's name is its identity and its address a port of its host, so many cannot share one
-    "name": _Entry(field="name", read=_name, wants="some text", of=(PollerSettings,)),
-    "agent_address": _Entry(field="agent_address", read=_text, wants="an address", of=(PollerSettings,)),
-    "max_polls": _Entry(field="max_polls", read=_count, wants=values.NUMBER.wants, of=(PollerSettings,)),
-    "labels": _Entry(
-        field="labels", read=_labels, wants=f"a list of texts of at most {values.LABEL_LENGTH} characters", of=_BOTH
-    ),
-    "no_cloud_logs": _Entry(field="cloud_logs", read=lambda value: not _switch(value), wants="true or false", of=_BOTH),
-    "env_vars": _Entry(field="env", read=_pairs, wants="a table of names and texts", of=(WorkerSettings,)),
-    "import_paths": _Entry(field="import_paths", read=_paths, wants="a list of texts", of=(WorkerSettings,)),
-    "show_flow_logs": _Entry(field="show_flow_logs", read=_switch, wants="true or false", of=(WorkerSettings,)),
-    "hostname_label": _Entry(field="hostname_label", read=_switch, wants="true or false", of=(WorkerSettings,)),
+    "name": _Entry("name", _name, "some text", _POLLER),
+    "agent_address": _Entry("agent_address", _text, "an address", _POLLER),
+    "max_polls": _Entry("max_polls", _count, values.NUMBER.wants, _POLLER),
+    "labels": _Entry("labels", _labels, _A_LABEL, _BOTH),
+    "cloud_logs": _Entry("no_cloud_logs", lambda value: not _switch(value), "true or false", _BOTH),
+    "env": _Entry("env_vars", _pairs, "a table of names and texts", _WORKER),
+    "import_paths": _Entry("import_paths", _paths, "a list of texts", _WORKER),
+    "show_flow_logs": _Entry("show_flow_logs", _switch, "true or false", _WORKER),
+    "hostname_label": _Entry("hostname_label", _switch, "true or false", _WORKER),
 }
 #: entries that are skipped silently: the id is how this config was found
 _NO_MATTER = frozenset({"agent_config_id"})
@@ -125,44 +125,45 @@ def applied(settings: S, api: ApiClient) -> S:
 def lay_over(settings: S, config: Mapping[str, Any], config_id: str) -> S:
     """The settings with the entries of this config laid over them; an entry that is null is ignored."""
     given = {name: value for name, value in config.items() if value is not None and name not in _NO_MATTER}
-    unknown = sorted(set(given) - set(_ENTRIES))
+    unknown = sorted(set(given) - {entry.name for entry in _ENTRIES.values()})
     if unknown:
         logger.warning(
             "settings of the agent config are not known here and ignored",
             extra={"agent_config": config_id, "settings": ", ".join(unknown)},
         )
-    changes: dict[str, Any] = {}
-    for name, value in given.items():
-        entry = _ENTRIES.get(name)
-        if entry is not None and type(settings) in entry.of:
-            changes[entry.field] = _read(entry, name, value, config_id)
-    origins = dict(settings.origins)
-    for field, value in changes.items():
-        _tell_loser(settings, field, value, config_id)
-        origins[field] = Origin("agent config", config_id)
-    return dataclasses.replace(settings, **changes, origins=origins)
+
+    def of_config(field: str) -> Found | None:
+        entry = _ENTRIES.get(field)
+        if entry is None or entry.name not in given or type(settings) not in entry.of:
+            return None
+        return Found(_read(entry, given[entry.name], config_id), Origin("agent config", config_id))
+
+    laid_over = add(settings, of_config)
+    for field, origin in settings.origins.items():
+        _tell_loser(field, origin, settings, laid_over)
+    return laid_over
 
 
-def _read(entry: _Entry, name: str, value: Any, config_id: str) -> Any:
+def _read(entry: _Entry, value: Any, config_id: str) -> Any:
     try:
         return entry.read(value)
     except (TypeError, ValueError) as error:
-        shown = "" if name in _SECRET else f" {value!r}"
+        shown = "" if entry.name in _SECRET else f" {value!r}"
         raise SettingsError(
-            f"the agent config {config_id} has {name}{shown[:200]}, which must be {entry.wants}: correct it at the "
-            "API, or start without --agent-config-id"
+            f"the agent config {config_id} has {entry.name}{shown[:200]}, which must be {entry.wants}: correct it at "
+            "the API, or start without --agent-config-id"
         ) from error
 
 
-def _tell_loser(settings: CommonSettings, field: str, value: Any, config_id: str) -> None:
-    origin = settings.origins.get(field)
-    if origin is None or origin.kind in ("default", "machine"):
-        return
-    before = getattr(settings, field)
-    same = set(before) == set(value) if field == "labels" else before == value
-    if not same:
-        flag = next(option.flags[-1] for name, option in options_of(type(settings)) if name == field)
+def _tell_loser(field: str, origin: Origin, before: CommonSettings, after: CommonSettings) -> None:
+    given, wins = getattr(before, field), getattr(after, field)
+    same = set(given) == set(wins) if field == "labels" else given == wins
+    if not same and origin.kind != "machine":
         logger.warning(
             "the agent config wins over what was given here",
-            extra={"agent_config": config_id, "setting": flag.partition("/")[0], "given_by": str(origin)},
+            extra={
+                "agent_config": after.origin(field).name,
+                "setting": f"--{options_of(type(after))[field].key}",
+                "given_by": str(origin),
+            },
         )

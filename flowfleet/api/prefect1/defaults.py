@@ -1,92 +1,54 @@
-"""Defaults: the values of Prefect 1's own agent settings, which hold where no flag, variable or file of ours is set."""
+"""Defaults: Prefect 1's own agent settings, a layer that stands below the flags, variables and files of ours."""
 
 from __future__ import annotations
 
 import ast
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
-from flowfleet.api.prefect1.settings import Prefect1Settings, list_of
+from flowfleet.api.prefect1.settings import Prefect1Settings
 from flowfleet.errors import SettingsError
 from flowfleet.settings.classes import PollerSettings, WorkerSettings
 from flowfleet.settings.common import CommonSettings
-from flowfleet.settings.option import Origin, options_of, read
+from flowfleet.settings.layers import Found, add
+from flowfleet.settings.option import options_of
 
 C = TypeVar("C", bound=CommonSettings)
 
-#: the kinds of origin that win over Prefect's own settings
-_NEARER = ("flag", "variable", "secret-file", "config", "agent config")
-_TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
+#: Prefect 1's settings by the names of our fields
+_TEXTS = {"name": "cloud.agent.name", "log_level": "cloud.agent.level", "cloud_logs": "cloud.send_flow_run_logs"}
+_ADDRESS, _LABELS, _VARIABLES = "cloud.agent.agent_address", "cloud.agent.labels", "cloud.agent.env_vars"
+_A_LIST = "a list of labels, write it as ['a', 'b'] or a,b"
+_A_TABLE = "a table of variables, write it as {'NAME': 'VALUE'}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class AgentDefaults:
-    """Our entry in Prefect 1's list of agents, and what an agent passes on to its runs."""
-
-    name: str
-    config_id: str | None
-    labels: tuple[str, ...]
-    deploy: str
-    log_level: str
-    cloud_logs: bool
-
-
-def agent(settings: CommonSettings, found: Prefect1Settings) -> AgentDefaults:
-    """What the API client must know of the poller or worker that uses it; `settings` have these defaults already."""
-    name = settings.name
-    if settings.origins.get("name", Origin("default")).kind == "prefect1":
-        name = found.text("cloud.agent.name")  # an agent's name may have blanks, which our identity may not
-    labels: tuple[str, ...] = getattr(settings, "agent_labels", ()) or getattr(settings, "labels", ())
-    return AgentDefaults(
-        name=name,
-        config_id=getattr(settings, "agent_config_id", None),
-        labels=labels,
-        deploy=getattr(settings, "deploy", "process"),
-        log_level=found.text("logging.level").upper() or "INFO",
-        cloud_logs=getattr(settings, "cloud_logs", True),
-    )
+def agent_name(settings: CommonSettings, found: Prefect1Settings) -> str:
+    """Our name in Prefect 1's list of agents, which may have blanks, unlike our identity."""
+    return found.text(_TEXTS["name"]) if settings.origin("name").kind == "prefect" else settings.name
 
 
 def applied(settings: C, found: Prefect1Settings) -> C:
     """The settings with Prefect 1's own as defaults; raises `SettingsError` for a value that cannot be used."""
-    known = {field.name for field in fields(settings)}
-    taken: dict[str, Any] = {}
-    origins = dict(settings.origins)
-    for name, (value, source) in _values(settings, found).items():
-        if name not in known or origins.get(name, Origin("default")).kind in _NEARER:
-            continue
-        taken[name] = value
-        origins[name] = Origin("prefect1", source)
-    return replace(settings, **taken, origins=origins) if taken else settings
+    options = options_of(type(settings))
 
+    def of_agent(name: str) -> Found | None:
+        if name in _TEXTS:
+            theirs = found.get(_TEXTS[name])
+        elif name == "agent_address" and isinstance(settings, PollerSettings):
+            # the address of the agent that polls: a worker on the same host cannot have it too
+            theirs = found.get(_ADDRESS)
+        elif name == "labels" and isinstance(settings, WorkerSettings):
+            # a poller's labels only filter the workers' offers: which labels there are is for the workers to say
+            theirs = _labels(found)
+        else:
+            return _variables(found) if name == "env" else None
+        if theirs is None:
+            return None
+        value = identity(theirs.value) if name == "name" else options[name].read(theirs.value, theirs.source)
+        return Found(value, theirs.origin)
 
-def _values(settings: CommonSettings, found: Prefect1Settings) -> dict[str, tuple[Any, str]]:
-    options = dict(options_of(type(settings)))
-    values: dict[str, tuple[Any, str]] = {}
-    name = found.get("cloud.agent.name")
-    if name:
-        values["name"] = (identity(name.value), name.source)
-    level = found.get("cloud.agent.level")
-    if level:
-        values["log_level"] = (read(options["log_level"], level.value, level.source), level.source)
-    logs = found.get("cloud.send_flow_run_logs")
-    if logs:
-        values["cloud_logs"] = (_switch(logs.value, logs.source), logs.source)
-    if isinstance(settings, WorkerSettings):
-        # a poller's labels only filter the workers' offers: which labels there are is for the workers to say
-        labels = list_of(found.value("cloud.agent.labels"))
-        if labels:
-            values["labels"] = (read(options["labels"], labels[0], labels[1]), labels[1])
-        env = _environment(found)
-        if env:
-            values["env"] = env
-    address = found.get("cloud.agent.agent_address")
-    if address and isinstance(settings, PollerSettings):
-        # the address of the agent that polls: a worker on the same host cannot have it too
-        values["agent_address"] = (read(options["agent_address"], address.value, address.source), address.source)
-    return values
+    return add(settings, of_agent)
 
 
 def identity(name: str) -> str:
@@ -94,24 +56,37 @@ def identity(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("._-")[:64] or "agent"
 
 
-def _switch(text: str, source: str) -> bool:
-    if text.lower() not in (*_TRUE, *_FALSE):
-        raise SettingsError(f"{source} cannot be {text!r}: use true or false")
-    return text.lower() in _TRUE
-
-
-def _environment(found: Prefect1Settings) -> tuple[tuple[str, ...], str] | None:
-    """The variables that Prefect 1's agent gives to every run: a table in a file, or a Python dict written as text."""
-    written = found.value("cloud.agent.env_vars")
+def _labels(found: Prefect1Settings) -> Found | None:
+    """The labels: a list in a file, a Python list as text, or texts with commas; None when there are none."""
+    written = found.written(_LABELS)
     if written is None:
-        table = found.table("cloud.agent.env_vars")
-        source = next((where for _, where in table.values()), "")
-        return (tuple(f"{name}={value}" for name, (value, _) in table.items()), source) if table else None
-    value, source = written
+        return None
+    items = written.value
+    while isinstance(items, str):
+        is_literal = items.strip()[:1] in {"[", "(", "{", "'", '"'}
+        split = [item.strip() for item in items.split(",") if item.strip()]
+        items = _literal(items, written, _A_LIST) if is_literal else split
+    if not isinstance(items, list | tuple | set) or not all(isinstance(item, str) and item for item in items):
+        raise SettingsError(f"{written.source} is not {_A_LIST}")
+    return Found(tuple(items), written.origin) if items else None
+
+
+def _variables(found: Prefect1Settings) -> Found | None:
+    """The variables that Prefect 1's agent gives to every run: a table in a file, or a Python dict written as text."""
+    table = found.table(_VARIABLES)
+    written = found.written(_VARIABLES) or next(iter(table.values()), None)
+    if written is None:
+        return None
+    pairs: Any = {name: each.value for name, each in table.items()}
+    if found.written(_VARIABLES):
+        pairs = _literal(str(written.value).strip() or "{}", written, _A_TABLE)
+        if not isinstance(pairs, Mapping) or not all(isinstance(name, str) for name in pairs):
+            raise SettingsError(f"{written.source} is not {_A_TABLE}")
+    return Found(tuple(f"{name}={value}" for name, value in pairs.items()), written.origin) if pairs else None
+
+
+def _literal(text: str, written: Found, wants: str) -> Any:
     try:
-        pairs = ast.literal_eval(str(value).strip() or "{}")
+        return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
-        raise SettingsError(f"{source} is not a table of variables, write it as {{'NAME': 'VALUE'}}") from error
-    if not isinstance(pairs, Mapping) or not all(isinstance(name, str) for name in pairs):
-        raise SettingsError(f"{source} is not a table of variables, write it as {{'NAME': 'VALUE'}}")
-    return (tuple(f"{name}={value}" for name, value in pairs.items()), source) if pairs else None
+        raise SettingsError(f"{written.source} is not {wants}") from error

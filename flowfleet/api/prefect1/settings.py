@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from flowfleet import logs
-from flowfleet.api.found import FoundSetting, read_toml
-from flowfleet.errors import SettingsError
+from flowfleet.api.settings_files import flat, read_toml, text_of
+from flowfleet.settings.layers import Found
+from flowfleet.settings.option import Origin
 
 #: the defaults of prefect 1.4.1, as far as we read them
 _DEFAULTS: Mapping[str, str] = {
@@ -31,29 +31,15 @@ _DEFAULTS: Mapping[str, str] = {
     "logging.level": "INFO",
 }
 _PREFIX = "PREFECT__"
-_DEFAULT = "default"
+_DEFAULT = Origin("default")
 _OF_ENVIRONMENT = " in the environment"
 #: settings of which each says on purpose that there is a Prefect 1 API
 _NAME_AN_API = ("cloud.api", "cloud.endpoint", "server.endpoint", "server.host", "server.port", "cloud.api_key")
-#: the settings that have held the key over time; the one that prefect 1.4.1 reads comes first
-_KEYS = ("cloud.api_key",)
-_OLDER_KEYS = ("cloud.agent.auth_token", "cloud.auth_token", "cloud.agent.api_token", "cloud.api_token")
 _SECRETS = ("api_key", "auth_token", "api_token", "password", "admin_secret")
 _REFERENCE = re.compile(r"\$\{(.[^${}]*)\}")
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 #: how deep references are followed, since they may go round in a circle
 _DEPTH = 10
-
-
-@dataclass(frozen=True)
-class _Raw:
-    """A value as it was written, and where; the value may be a secret."""
-
-    value: Any
-    source: str
-
-    def __repr__(self) -> str:
-        return f"_Raw(source={self.source!r})"
 
 
 class Prefect1Settings:
@@ -63,12 +49,13 @@ class Prefect1Settings:
         """Read all files and variables; raises `SettingsError` for a file that is broken."""
         self._environ = environ
         self._home = home
-        self._raw = {key: _Raw(value, _DEFAULT) for key, value in _DEFAULTS.items()}
+        self._raw = {key: Found(value, _DEFAULT) for key, value in _DEFAULTS.items()}
         for name, default in (("USER_CONFIG_PATH", "config.toml"), ("BACKEND_CONFIG_PATH", "backend.toml")):
             path = self._path(environ.get(_PREFIX + name) or f"~/.prefect/{default}")
-            self._raw |= {key: _Raw(value, f"{key} in {path}") for key, value in _flat(read_toml(path))}
+            values = flat(read_toml(path), lambda start, key: f"{start}.{key}" if start else key)
+            self._raw |= {key: _found(value, f"{key} in {path}") for key, value in values}
         self._raw |= {
-            name.removeprefix(_PREFIX).lower().replace("__", "."): _Raw(value, f"{name}{_OF_ENVIRONMENT}")
+            name.removeprefix(_PREFIX).lower().replace("__", "."): _found(value, f"{name}{_OF_ENVIRONMENT}")
             for name, value in environ.items()
             if name.startswith(_PREFIX)
         }
@@ -76,37 +63,36 @@ class Prefect1Settings:
         self._auth = read_toml(self._auth_path)
         self._keep_secrets()
 
-    def get(self, key: str) -> FoundSetting | None:
+    def get(self, key: str) -> Found | None:
         """A setting as text, with its references filled in; None when the setting is empty or not there."""
-        found = self._resolved(key, _DEPTH)
+        found = self.resolved(key)
         return found if found.value else None
 
     def text(self, key: str) -> str:
         """A setting as plain text, with its references filled in; empty when the setting is not there."""
-        return self._resolved(key, _DEPTH).value
+        return str(self.resolved(key).value)
 
-    def value(self, key: str) -> tuple[Any, str] | None:
-        """A setting as it was written (a list in a file, text in a variable) and where; None when it is not there."""
-        raw = self._raw.get(key)
-        return (raw.value, raw.source) if raw else None
+    def written(self, key: str) -> Found | None:
+        """A setting as it was written: a list in a file, text in a variable."""
+        return self._raw.get(key)
 
-    def table(self, key: str) -> dict[str, tuple[str, str]]:
-        """The settings below this key, by the rest of their names: each with its text and where it was found."""
+    def table(self, key: str) -> dict[str, Found]:
+        """The settings below this key, by the rest of their names."""
         inside = f"{key}."
         return {
-            name.removeprefix(inside): (self.text(name), self._raw[name].source)
-            for name in self._raw
+            name.removeprefix(inside): Found(self.text(name), raw.origin)
+            for name, raw in self._raw.items()
             if name.startswith(inside)
         }
 
     def given(self, key: str) -> bool:
         """Whether somebody has set this key, and it has not only a default."""
-        return key in self._raw and self._raw[key].source != _DEFAULT and self._raw[key].value != ""
+        return key in self._raw and self._raw[key].origin != _DEFAULT and self._raw[key].value != ""
 
     @property
     def names_an_api(self) -> bool:
         """Whether the settings say on purpose that there is a Prefect 1 API."""
-        by_variable = self.given("backend") and self._raw["backend"].source.endswith(_OF_ENVIRONMENT)
+        by_variable = self.given("backend") and self._raw["backend"].origin.name.endswith(_OF_ENVIRONMENT)
         return by_variable or any(map(self.given, _NAME_AN_API))
 
     @property
@@ -115,41 +101,31 @@ class Prefect1Settings:
         return self.given("backend") or bool(self._auth)
 
     @property
-    def url(self) -> FoundSetting:
-        """The address of the API."""
-        return self._resolved("cloud.api", _DEPTH)
+    def log_level_of_runs(self) -> str:
+        """The log level that an agent passes on to its runs."""
+        return self.text("logging.level").upper() or "INFO"
 
-    def key(self, url: str) -> FoundSetting | None:
-        """The key for the API at this address; tokens of older versions only where there is no key."""
-        return self._first(_KEYS) or self._login(url, "api_key") or self._first(_OLDER_KEYS)
-
-    def tenant(self, url: str) -> FoundSetting | None:
-        """The tenant's id for the API at this address."""
-        return self.get("cloud.tenant_id") or self._login(url, "tenant_id")
-
-    def _first(self, keys: tuple[str, ...]) -> FoundSetting | None:
-        return next((found for found in map(self.get, keys) if found), None)
-
-    def _login(self, url: str, name: str) -> FoundSetting | None:
+    def login(self, url: str, name: str) -> Found | None:
+        """What `prefect auth login` has kept for the API at this address: its `api_key` or `tenant_id`."""
         login = self._auth.get(_host_slug(url))
         value = login.get(name) if isinstance(login, Mapping) else None
-        return FoundSetting(str(value), f"{name} in {self._auth_path}") if value else None
+        return _found(str(value), f"{name} in {self._auth_path}") if value else None
 
-    def _resolved(self, key: str, depth: int) -> FoundSetting:
+    def resolved(self, key: str, depth: int = _DEPTH) -> Found:
         """A setting with its references filled in; a default that refers to what somebody has set has that source."""
         raw = self._raw.get(key)
         if raw is None or depth == 0:
-            return FoundSetting("", _DEFAULT)
-        text, source = self._expanded(_text(raw.value)), raw.source
+            return Found("", _DEFAULT)
+        text, origin = self._expanded(text_of(raw.value)), raw.origin
         for _ in range(_DEPTH):
             match = _REFERENCE.search(text)
             if not match:
                 break
-            other = self._resolved(match[1], depth - 1)
+            other = self.resolved(match[1], depth - 1)
             text = text.replace(match[0], other.value, 1)
-            if raw.source == _DEFAULT and other.source != _DEFAULT:  # the last reference is the nearest to the value
-                source = other.source
-        return FoundSetting(text, source)
+            if raw.origin == _DEFAULT and other.origin != _DEFAULT:  # the last reference is the nearest to the value
+                origin = other.origin
+        return Found(text, origin)
 
     def _expanded(self, text: str) -> str:
         text = _VARIABLE.sub(lambda match: self._environ.get(match[1] or match[2], match[0]), text)
@@ -170,16 +146,8 @@ class Prefect1Settings:
                 logs.keep_secret(str(login.get("api_key") or ""))
 
 
-def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def _found(value: Any, source: str) -> Found:
+    return Found(value, Origin("prefect", source))
 
 
 def _unquoted(text: str) -> str:
@@ -196,28 +164,3 @@ def _host_slug(url: str) -> str:
     """The name that Prefect gives to this API's table in auth.toml."""
     slug = re.sub(r"[^-.a-z0-9]+", "-", (urlsplit(url).netloc or url).lower())
     return re.sub(r"-{2,}", "-", slug).strip("-")
-
-
-def list_of(found: tuple[Any, str] | None) -> tuple[tuple[str, ...], str] | None:
-    """A setting that is a list: a list in a file, a Python list as text, or texts with commas; None when it is empty.
-
-    Raises `SettingsError` for anything else.
-    """
-    if found is None:
-        return None
-    value, source = found
-    items = _items(value, source) if isinstance(value, str) else value
-    if not isinstance(items, list | tuple | set) or not all(isinstance(item, str) and item for item in items):
-        raise SettingsError(f"{source} is not a list of labels, write it as ['a', 'b'] or a,b")
-    return (tuple(items), source) if items else None
-
-
-def _items(text: str, source: str) -> Any:
-    stripped = text.strip()
-    if stripped[:1] not in ("[", "(", "{", "'", '"'):
-        return [item.strip() for item in stripped.split(",") if item.strip()]
-    try:
-        value = ast.literal_eval(stripped)
-    except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
-        raise SettingsError(f"{source} is not a list of labels, write it as ['a', 'b'] or a,b") from error
-    return _items(value, source) if isinstance(value, str) else value

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from flowfleet import logs
-from flowfleet.api.found import FoundSetting
 from flowfleet.api.prefect3.settings import prefect_settings
 from flowfleet.api.transport.address import Address, parse_url
 from flowfleet.errors import SettingsError
 from flowfleet.settings.common import CommonSettings
-from flowfleet.settings.option import refresh
+from flowfleet.settings.layers import Found, Layer, refresh
+from flowfleet.settings.option import Origin
 
 #: headers that the client sets itself, so that no setting may
 _PROTECTED = frozenset({"user-agent", "prefect-csrf-token", "prefect-csrf-client"})
@@ -23,6 +23,8 @@ _NOT_FOR_RUNS = ("PREFECT_SERVER_", "PREFECT_UI_", "PREFECT_CLI_", "PREFECT_API_
 #: settings of Prefect that are secrets, and headers that carry one
 _SECRET_SETTINGS = ("_KEY", "_AUTH_STRING", "_PASSWORD", "_TOKEN", "_SECRET")
 _SECRET_HEADER = re.compile(r"(?i)auth|key|token|secret|cookie|password")
+#: Prefect's settings by the names of our fields, in the order in which Prefect takes them
+_OWN = {"api": ("PREFECT_API_URL",), "key": ("PREFECT_API_AUTH_STRING", "PREFECT_API_KEY")}
 _NOT_PASSED = frozenset({"PREFECT_PROFILE", "PREFECT_PROFILES_PATH", "PREFECT_HOME"})
 
 
@@ -54,7 +56,7 @@ class AccessSource:
         return address
 
 
-def _keep_secrets(found: Mapping[str, FoundSetting]) -> None:
+def _keep_secrets(found: Mapping[str, Found]) -> None:
     """Register the secrets in Prefect's own settings with the log's redaction, whether they are used or not."""
     for name, item in found.items():
         if name.endswith(_SECRET_SETTINGS):
@@ -63,7 +65,7 @@ def _keep_secrets(found: Mapping[str, FoundSetting]) -> None:
             logs.keep_secret(item.value.partition(":")[2])
 
 
-def find_address(settings: CommonSettings, environ: Mapping[str, str], found: Mapping[str, FoundSetting]) -> Address:
+def find_address(settings: CommonSettings, environ: Mapping[str, str], found: Mapping[str, Found]) -> Address:
     """Find address, credentials and CA file, each in the nearest place that has it; raises `SettingsError`."""
     url, source = settings.api, "--api"
     if not url and "PREFECT_API_URL" in found:
@@ -88,10 +90,15 @@ def no_address() -> SettingsError:
     )
 
 
-def found_url(environ: Mapping[str, str], *, folder: Path | None = None) -> tuple[str, str] | None:
-    """The address that Prefect's own settings name, and where they name it; None when they name none."""
-    found = prefect_settings(environ, folder or Path.cwd(), home_of(environ)).get("PREFECT_API_URL")
-    return (found.value, f"PREFECT_API_URL, {found.source}") if found else None
+def layer(environ: Mapping[str, str]) -> Layer:
+    """Prefect 3's own address and credentials in this folder, as a layer of settings."""
+
+    def of_prefect(name: str) -> Found | None:
+        found = prefect_settings(environ, Path.cwd(), home_of(environ)) if name in _OWN else {}
+        own = next((own for own in _OWN.get(name, ()) if own in found), None)
+        return Found(found[own].value, Origin("prefect", f"{own}, {found[own].source}")) if own else None
+
+    return of_prefect
 
 
 def home_of(environ: Mapping[str, str]) -> Path:
@@ -99,11 +106,11 @@ def home_of(environ: Mapping[str, str]) -> Path:
     return Path(environ["HOME"]) if environ.get("HOME") else Path.home()
 
 
-def _text(found: Mapping[str, FoundSetting], name: str) -> str:
+def _text(found: Mapping[str, Found], name: str) -> str:
     return found[name].value if name in found else ""
 
 
-def _authorization(settings: CommonSettings, found: Mapping[str, FoundSetting], user: str | None) -> str | None:
+def _authorization(settings: CommonSettings, found: Mapping[str, Found], user: str | None) -> str | None:
     """The `Authorization` header: Bearer for a key, Basic for a server's auth string or the user in the address."""
     key = settings.key or settings.token
     auth_string = _text(found, "PREFECT_API_AUTH_STRING") or user
@@ -116,7 +123,7 @@ def _authorization(settings: CommonSettings, found: Mapping[str, FoundSetting], 
     return None
 
 
-def _custom_headers(found: Mapping[str, FoundSetting]) -> dict[str, str]:
+def _custom_headers(found: Mapping[str, Found]) -> dict[str, str]:
     text = _text(found, "PREFECT_CLIENT_CUSTOM_HEADERS")
     if not text:
         return {}
@@ -130,7 +137,7 @@ def _custom_headers(found: Mapping[str, FoundSetting]) -> dict[str, str]:
     return {name: value for name, value in headers.items() if name.lower() not in _PROTECTED}
 
 
-def _ca_file(settings: CommonSettings, environ: Mapping[str, str], found: Mapping[str, FoundSetting]) -> Path | None:
+def _ca_file(settings: CommonSettings, environ: Mapping[str, str], found: Mapping[str, Found]) -> Path | None:
     text = _text(found, "PREFECT_API_SSL_CERT_FILE") or environ.get("SSL_CERT_FILE", "")
     path = settings.ca_file or (Path(text) if text else None)
     if path is not None and not path.exists():
@@ -138,7 +145,7 @@ def _ca_file(settings: CommonSettings, environ: Mapping[str, str], found: Mappin
     return path
 
 
-def _for_runs(found: Mapping[str, FoundSetting], address: Address, settings: CommonSettings) -> dict[str, str]:
+def _for_runs(found: Mapping[str, Found], address: Address, settings: CommonSettings) -> dict[str, str]:
     """The settings that a run's engine gets, since the engine starts in a folder where none of these files are."""
     passed = {
         name: item.value

@@ -20,11 +20,11 @@ _GIVEN = ("flag", "variable", "config")
 
 def tell_unused(settings: CommonSettings, backend: str) -> None:
     """Log a warning for each unused setting that somebody has given: runs would go elsewhere than was meant."""
-    flags = {name: option.flags[-1].partition("/")[0] for name, option in options_of(type(settings)) if option.flags}
     for name, instead in _UNUSED.get(backend, {}).items():
-        origin = settings.origins.get(name)
-        if name in flags and origin is not None and origin.kind in _GIVEN:
+        origin = settings.origin(name)
+        if origin.kind in _GIVEN:
+            shown = f"--{options_of(type(settings))[name].key}"
             logger.warning(
                 "a setting has no meaning at this API and is ignored",
-                extra={"setting": flags[name], "given_by": str(origin), "backend": backend, "use_instead": instead},
+                extra={"setting": shown, "given_by": str(origin), "backend": backend, "use_instead": instead},
             )
