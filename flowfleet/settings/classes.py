@@ -11,6 +11,8 @@ from flowfleet.settings import values as kind
 from flowfleet.settings.common import NAME_HELP, URL, CommonSettings
 from flowfleet.settings.option import NO_FLAG, setting
 
+Texts = tuple[str, ...]
+
 #: a worker begins nothing in the last seconds of its lease, so a shorter one would let nothing begin
 LEASE_MARGIN_SECONDS = 3.0
 
@@ -24,33 +26,31 @@ _AGENT_CONFIG = "Prefect 1: the agent config at the API whose settings win over 
 class PollerSettings(CommonSettings):
     """The settings of `poller start`."""
 
-    name: str = setting("agent", kind.NAME, NAME_HELP, "-n")
-    pools: tuple[str, ...] = setting((), kind.NAMES, "Only claim for this pool (repeatable).")
-    work_queues: tuple[str, ...] = setting((), kind.NAMES, "Only claim from this work queue (repeatable).")
-    labels: tuple[str, ...] = setting((), kind.LABELS, "Only claim for workers with this label (repeatable).", "-l")
-    max_polls: int | None = setting(None, kind.NUMBER, "End after this many polls.")
-    agent_config_id: str | None = setting(None, kind.shown_as("ID"), _AGENT_CONFIG)
-    agent_address: str | None = setting(None, kind.ADDRESS, _AGENT_ADDRESS)
+    name: str = setting("agent", NAME_HELP, kind.NAME, "-n")
+    pools: Texts = setting((), "Only claim for this pool (repeatable).", kind.NAMES)
+    work_queues: Texts = setting((), "Only claim from this work queue (repeatable).", kind.NAMES)
+    labels: Texts = setting((), "Only claim for workers with this label (repeatable).", kind.LABELS, "-l")
+    max_polls: int | None = setting(None, "End after this many polls.", kind.NUMBER)
+    agent_config_id: str | None = setting(None, _AGENT_CONFIG, kind.shown_as("ID"))
+    agent_address: str | None = setting(None, _AGENT_ADDRESS, kind.ADDRESS)
     require_api: bool = setting(
-        False, kind.SWITCH, "End with exit code 3 when the API cannot be reached at the start, instead of waiting."
+        False, "End with exit code 3 when the API cannot be reached at the start, instead of waiting."
     )
-    cloud_logs: bool = setting(
-        True, kind.SWITCH, "Say on the log page of a run that nobody here can take why (default: yes)."
-    )
+    cloud_logs: bool = setting(True, "Say on the log page of a run that nobody here can take why (default: yes).")
     on_lost_run: str = setting(
         "report",
-        kind.one_of("report", "requeue"),
         f"What becomes of a run whose host is lost (default: report). {_NOT_YET}",
+        kind.one_of("report", "requeue"),
     )
-    max_attempts: int = setting(3, kind.COUNT, f"Start a lost run again at most this often (default: 3). {_NOT_YET}")
+    max_attempts: int = setting(3, f"Start a lost run again at most this often (default: 3). {_NOT_YET}", kind.COUNT)
     lease_seconds: float = setting(
-        Lease.ttl_seconds, kind.SECONDS, "Without a renewal for this long a run counts as missing (default: 20)."
+        Lease.ttl_seconds, "Without a renewal for this long a run counts as missing (default: 20).", kind.SECONDS
     )
-    renew_seconds: float = setting(Lease.renew_seconds, kind.SECONDS, "Workers renew this often (default: 5).")
+    renew_seconds: float = setting(Lease.renew_seconds, "Workers renew this often (default: 5).", kind.SECONDS)
     adopt_grace: float = setting(
         Lease.grace_seconds,
-        kind.SECONDS,
         f"A missing run's host may come back for this long (default: 120). {_NOT_YET}",
+        kind.SECONDS,
     )
     leader_seconds: float = 15.0
     queued_seconds: float = 60.0
@@ -75,64 +75,55 @@ class PollerSettings(CommonSettings):
 class WorkerSettings(CommonSettings):
     """The settings of `worker start`."""
 
-    pools: tuple[str, ...] = setting(
-        ("flowfleet",), kind.NAMES, "Run what this pool has (repeatable; default: flowfleet)."
-    )
-    work_queues: tuple[str, ...] = setting((), kind.NAMES, "Only this work queue of the pools (repeatable).")
-    labels: tuple[str, ...] = setting((), kind.LABELS, "Prefect 1: a label that this worker has (repeatable).", "-l")
-    hostname_label: bool = setting(True, kind.SWITCH, "Prefect 1: the host's name is a label too (default: yes).")
-    agent_config_id: str | None = setting(None, kind.shown_as("ID"), _AGENT_CONFIG)
-    slots: int = setting(1, kind.COUNT, "Runs at the same time (default: the CPU cores).", "-c")
-    deploy: str = setting("process", kind.shown_as("process|NAME"), "How runs are started (default: process).")
-    env: tuple[str, ...] = setting(
-        (), kind.PAIRS, "A variable for every run (repeatable; in the variable one a line).", "-e"
-    )
-    import_paths: tuple[str, ...] = setting(
-        (), kind.shown_as("PATH", ":"), "A folder for the runs' PYTHONPATH (repeatable).", "-p"
+    pools: Texts = setting(("flowfleet",), "Run what this pool has (repeatable; default: flowfleet).", kind.NAMES)
+    work_queues: Texts = setting((), "Only this work queue of the pools (repeatable).", kind.NAMES)
+    labels: Texts = setting((), "Prefect 1: a label that this worker has (repeatable).", kind.LABELS, "-l")
+    hostname_label: bool = setting(True, "Prefect 1: the host's name is a label too (default: yes).")
+    agent_config_id: str | None = setting(None, _AGENT_CONFIG, kind.shown_as("ID"))
+    slots: int = setting(1, "Runs at the same time (default: the CPU cores).", kind.COUNT, "-c")
+    deploy: str = setting("process", "How runs are started (default: process).", kind.shown_as("process|NAME"))
+    env: Texts = setting((), "A variable for every run (repeatable; in the variable one a line).", kind.PAIRS, "-e")
+    import_paths: Texts = setting(
+        (), "A folder for the runs' PYTHONPATH (repeatable).", kind.shown_as("PATH", ":"), "-p"
     )
     show_flow_logs: bool = setting(
-        False,
-        kind.SWITCH,
-        "Copy the runs' output to this worker's own (default: no).",
-        "-f --show-flow-logs/--hide-flow-logs",
+        False, "Copy the runs' output to this worker's own (default: no).", told="-f --show-flow-logs/--hide-flow-logs"
     )
-    cloud_logs: bool = setting(True, kind.SWITCH, "Write lines of ours to the run's log at the API (default: yes).")
+    cloud_logs: bool = setting(True, "Write lines of ours to the run's log at the API (default: yes).")
     python: Path | None = setting(
-        None, kind.PATH, "The flows' interpreter (default: the one on PATH that has prefect)."
+        None, "The flows' interpreter (default: the one on PATH that has prefect).", kind.PATH
     )
-    warm_start: bool = setting(
-        True, kind.SWITCH, "Prefect 1: fork engines from a process that has prefect loaded (default: yes)."
-    )
+    warm_start: bool = setting(True, "Prefect 1: fork engines from a process that has prefect loaded (default: yes).")
     on_stop: str = setting(
         "auto",
-        kind.one_of("auto", "detach", "wait", "cancel"),
         "What becomes of the runs when this worker is stopped (default: auto).",
+        kind.one_of("auto", "detach", "wait", "cancel"),
     )
     stop_grace: float = setting(
-        30.0, kind.GRACE, "How long a stop waits for runs, and a run gets between TERM and KILL (default: 30)."
+        30.0, "How long a stop waits for runs, and a run gets between TERM and KILL (default: 30).", kind.GRACE
     )
     nice: int = setting(
-        0, kind.between(0, 19), "Run flows with this much less priority than this worker's own, up to 19 (default: 0)."
+        0, "Run flows with this much less priority than this worker's own, up to 19 (default: 0).", kind.between(0, 19)
     )
     state_dir: Path | None = setting(
-        None, kind.FOLDER, "Where this worker keeps its runs' records (default: under XDG_STATE_HOME)."
+        None, "Where this worker keeps its runs' records (default: under XDG_STATE_HOME).", kind.FOLDER
     )
-    agent_address: str | None = setting(None, kind.ADDRESS, _AGENT_ADDRESS)
-    task_events: bool = setting(False, kind.SWITCH, "Send Celery's task events, for Flower (default: no).", "-E")
-    run_timeout: float | None = setting(None, kind.SECONDS, "End a run that takes longer.")
+    agent_address: str | None = setting(None, _AGENT_ADDRESS, kind.ADDRESS)
+    task_events: bool = setting(False, "Send Celery's task events, for Flower (default: no).", told="-E")
+    run_timeout: float | None = setting(None, "End a run that takes longer.", kind.SECONDS)
     keep_logs_days: float = setting(
-        7.0, kind.DAYS, "Keep ended runs' output and records this long (default: 7).", "--keep-logs"
+        7.0, "Keep ended runs' output and records this long (default: 7).", kind.DAYS, "--keep-logs"
     )
     keep_logs_bytes: int = setting(
-        1 << 30, kind.SIZE, "Keep at most this much of it (default: 1G).", "--keep-logs-size"
+        1 << 30, "Keep at most this much of it (default: 1G).", kind.SIZE, "--keep-logs-size"
     )
     log_limit: int = 50 << 20
     #: None = this machine's own; only tests set these two
-    machine_id: str | None = setting(None, kind.FOR_TESTS, "For tests.", NO_FLAG)
-    boot_id: str | None = setting(None, kind.FOR_TESTS, "For tests.", NO_FLAG)
+    machine_id: str | None = setting(None, "For tests.", kind.FOR_TESTS, NO_FLAG)
+    boot_id: str | None = setting(None, "For tests.", kind.FOR_TESTS, NO_FLAG)
 
     @property
-    def agent_labels(self) -> tuple[str, ...]:
+    def agent_labels(self) -> Texts:
         """The labels at Prefect 1, in the order of Prefect 1's own agent: sorted, then the host's name."""
         given = tuple(sorted(set(self.labels)))
         return (*given, self.host) if self.hostname_label and self.host not in given else given
@@ -143,7 +134,7 @@ class LogsSettings(CommonSettings):
     """The settings of `flowfleet logs`."""
 
     state_dir: Path | None = setting(
-        None, kind.FOLDER, "Where the workers of this host keep their runs' records (default: under XDG_STATE_HOME)."
+        None, "Where the workers of this host keep their runs' records (default: under XDG_STATE_HOME).", kind.FOLDER
     )
 
 
@@ -151,24 +142,24 @@ class LogsSettings(CommonSettings):
 class UpSettings(CommonSettings):
     """The settings of `flowfleet up`."""
 
-    api: str | None = setting(None, URL, "Use the Prefect API at this address (default: start a Prefect server).", "-a")
+    api: str | None = setting(None, "Use the Prefect API at this address (default: start a Prefect server).", URL, "-a")
     redis: str = setting(
         CommonSettings.redis,
-        kind.secret("URL"),
         "Use the Redis at redis://HOST:PORT/DB or redis+socket:///PATH (default: start one).",
+        kind.secret("URL"),
         "-r",
     )
     # `up` names its parts itself and works with Prefect 3 only, so these three are no options here
     name: str = "worker"
     backend: str = "prefect3"
     tenant_id: str | None = None
-    slots: int = setting(1, kind.COUNT, "Slots of each worker (default: the CPU cores).", "-c")
-    workers: int = setting(1, kind.COUNT, "How many workers (default: 1).")
-    pools: tuple[str, ...] = setting(("flowfleet",), kind.NAMES, "Serve this pool (repeatable; default: flowfleet).")
+    slots: int = setting(1, "Slots of each worker (default: the CPU cores).", kind.COUNT, "-c")
+    workers: int = setting(1, "How many workers (default: 1).", kind.COUNT)
+    pools: Texts = setting(("flowfleet",), "Serve this pool (repeatable; default: flowfleet).", kind.NAMES)
     data_dir: Path | None = setting(
-        None, kind.FOLDER, "Where Redis and the Prefect server keep their data (default: under XDG_DATA_HOME)."
+        None, "Where Redis and the Prefect server keep their data (default: under XDG_DATA_HOME).", kind.FOLDER
     )
-    port: int | None = setting(None, kind.PORT, "Port of the Prefect server (default: a free one).")
+    port: int | None = setting(None, "Port of the Prefect server (default: a free one).", kind.PORT)
 
     @property
     def pool(self) -> str:

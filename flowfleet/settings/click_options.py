@@ -19,7 +19,7 @@ from flowfleet.errors import SettingsError
 from flowfleet.settings.classes import PollerSettings, UpSettings, WorkerSettings
 from flowfleet.settings.common import CommonSettings
 from flowfleet.settings.layers import machine_facts, resolve, secrets_of
-from flowfleet.settings.option import Option, options_of
+from flowfleet.settings.option import options_of
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def with_options(cls: type[CommonSettings], function: F, level: str = "INFO") ->
     """
     for option in reversed([option for option in options_of(cls).values() if option.flags]):
         function = click.option(
-            _dest(option),
+            f"option_{option.name}",
             *option.flags,
             default=None,
             multiple=option.several,
@@ -76,11 +76,7 @@ def with_options(cls: type[CommonSettings], function: F, level: str = "INFO") ->
 
 def taken_flags(cls: type[CommonSettings], given: dict[str, Any]) -> dict[str, Any]:
     """The flags that click has given to such a function, by option key; they are taken out of `given`."""
-    return {option.key: given.pop(_dest(option), None) for option in options_of(cls).values() if option.flags}
-
-
-def _dest(option: Option) -> str:
-    return f"option_{option.name}"
+    return {option.key: given.pop(f"option_{option.name}", None) for option in options_of(cls).values() if option.flags}
 
 
 def options(

@@ -19,40 +19,40 @@ class CommonSettings:
 
     #: None = the address that Prefect's own command finds
     api: str | None = setting(
-        None, URL, "Address of the Prefect API (default: as Prefect's own command finds it).", "-a"
+        None, "Address of the Prefect API (default: as Prefect's own command finds it).", URL, "-a"
     )
     backend: str = setting(
         "auto",
-        one_of("auto", "prefect1", "prefect3"),
         "Which API that is (default: auto, by Prefect's own settings or by asking it).",
+        one_of("auto", "prefect1", "prefect3"),
     )
     key: str | None = setting(
-        None, secret("KEY"), "API key; better by FLOWFLEET_KEY_FILE, since flags show in process lists.", "-k"
+        None, "API key; better by FLOWFLEET_KEY_FILE, since flags show in process lists.", secret("KEY"), "-k"
     )
     token: str | None = setting(
-        None, secret("TOKEN", by_file=False), "API token, the older name of the key.", "-t API_TOKEN"
+        None, "API token, the older name of the key.", secret("TOKEN", by_file=False), "-t API_TOKEN"
     )
-    tenant_id: str | None = setting(None, shown_as("ID"), "Prefect 1's tenant.")
+    tenant_id: str | None = setting(None, "Prefect 1's tenant.", shown_as("ID"))
     #: may hold the password, so it is shown only through `logs.redact_url`
     redis: str = setting(
         "redis://127.0.0.1:6379/0",
-        secret("URL"),
         "Redis of the fleet, redis://HOST:PORT/DB or redis+socket:///PATH (default: redis://127.0.0.1:6379/0).",
+        secret("URL"),
         "-r",
     )
-    redis_password: str | None = setting(None, SECRET, "Password of Redis when it is not in the address.", NO_FLAG)
-    ca_file: Path | None = setting(None, FILE, "Certificates to trust at the API.")
+    redis_password: str | None = setting(None, "Password of Redis when it is not in the address.", SECRET, NO_FLAG)
+    ca_file: Path | None = setting(None, "Certificates to trust at the API.", FILE)
     api_read_seconds: float = setting(
-        30.0, SECONDS, "How long an answer of the API may take (default: 30); one to many states twice that.", NO_FLAG
+        30.0, "How long an answer of the API may take (default: 30); one to many states twice that.", SECONDS, NO_FLAG
     )
-    fleet: str = setting("default", NAME, "The pollers and workers that work together (default: default).")
-    name: str = setting("worker", NAME, NAME_HELP, "-n")
+    fleet: str = setting("default", "The pollers and workers that work together (default: default).", NAME)
+    name: str = setting("worker", NAME_HELP, NAME, "-n")
     #: this machine's host name; tests set another
-    host: str = setting("localhost", NAME, "This host's name in the fleet, where its own is not unique.", NO_FLAG)
-    log_level: str = setting("INFO", one_of("DEBUG", "INFO", "WARNING", "ERROR"), "How much to log (default: {level}).")
-    log_format: str = setting("text", one_of("text", "json"), "How log lines look (default: text).")
+    host: str = setting("localhost", "This host's name in the fleet, where its own is not unique.", NAME, NO_FLAG)
+    log_level: str = setting("INFO", "How much to log (default: {level}).", one_of("DEBUG", "INFO", "WARNING", "ERROR"))
+    log_format: str = setting("text", "How log lines look (default: text).", one_of("text", "json"))
     page_token: str | None = setting(
-        None, SECRET, "What our own pages ask for, beyond health, when they are served off loopback.", NO_FLAG
+        None, "What our own pages ask for, beyond health, when they are served off loopback.", SECRET, NO_FLAG
     )
     #: where each field's value came from; a field that is not there has its default
     origins: Mapping[str, Origin] = field(default_factory=dict, repr=False, compare=False)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flowfleet.errors import SettingsError
-from flowfleet.settings.values import ValueKind
+from flowfleet.settings.values import SWITCH, ValueKind
 
 #: told of a setting that has a variable only
 NO_FLAG = "no flag"
@@ -21,9 +21,9 @@ class Option:
 
     #: the field's
     name: str
-    kind: ValueKind
     #: `{level}` in it stands for the command's own default of --log-level
     help: str
+    kind: ValueKind
     #: a short flag, a long one (`--a` or `--a/--b`), a variable without FLOWFLEET_; or that there is no flag
     told: str
 
@@ -104,9 +104,9 @@ class Origin:
         return f"{words.get(self.kind, self.kind)} {self.name}".strip()
 
 
-def setting(default: Any, kind: ValueKind, help: str, told: str = "") -> Any:  # noqa: A002 - as click calls it
+def setting(default: Any, help: str, kind: ValueKind = SWITCH, told: str = "") -> Any:  # noqa: A002 - click's word
     """A dataclass field of a settings class that is an option; `told` is what does not follow from its name."""
-    return dataclasses.field(default=default, repr=not kind.masked, metadata={_OPTION: (kind, help, told)})
+    return dataclasses.field(default=default, repr=not kind.masked, metadata={_OPTION: (help, kind, told)})
 
 
 def options_of(cls: type[Any]) -> dict[str, Option]:

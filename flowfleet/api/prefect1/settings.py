@@ -8,6 +8,7 @@ in `auth.toml`, by the host of the API. The files are read by `tomllib`, since p
 from __future__ import annotations
 
 import ast
+import contextlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -61,7 +62,13 @@ class Prefect1Settings:
         }
         self._auth_path = self._path(self.text("home_dir")) / "auth.toml"
         self._auth = read_toml(self._auth_path)
-        self._keep_secrets()
+        # all secrets are registered with the log's redaction, whether they are used or not
+        for key in self._raw:
+            if key.endswith(_SECRETS):
+                logs.keep_secret(self.text(key))
+        for login in self._auth.values():
+            if isinstance(login, Mapping):
+                logs.keep_secret(str(login.get("api_key") or ""))
 
     def get(self, key: str) -> Found | None:
         """A setting as text, with its references filled in; None when the setting is empty or not there."""
@@ -106,8 +113,9 @@ class Prefect1Settings:
         return self.text("logging.level").upper() or "INFO"
 
     def login(self, url: str, name: str) -> Found | None:
-        """What `prefect auth login` has kept for the API at this address: its `api_key` or `tenant_id`."""
-        login = self._auth.get(_host_slug(url))
+        """What `prefect auth login` has kept for the API at this address, by its host: `api_key` or `tenant_id`."""
+        slug = re.sub(r"[^-.a-z0-9]+", "-", (urlsplit(url).netloc or url).lower())
+        login = self._auth.get(re.sub(r"-{2,}", "-", slug).strip("-"))
         value = login.get(name) if isinstance(login, Mapping) else None
         return _found(str(value), f"{name} in {self._auth_path}") if value else None
 
@@ -131,36 +139,15 @@ class Prefect1Settings:
         text = _VARIABLE.sub(lambda match: self._environ.get(match[1] or match[2], match[0]), text)
         if text == "~" or text.startswith("~/"):
             text = str(self._home) + text[1:]
-        return _unquoted(text)
+        if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+            # Prefect reads a value as a Python literal where it is one
+            with contextlib.suppress(ValueError, SyntaxError):
+                return str(ast.literal_eval(text))
+        return text
 
     def _path(self, text: str) -> Path:
         return Path(self._expanded(text))
 
-    def _keep_secrets(self) -> None:
-        """Register all secrets with the log's redaction, whether they are used or not."""
-        for key in self._raw:
-            if key.endswith(_SECRETS):
-                logs.keep_secret(self.text(key))
-        for login in self._auth.values():
-            if isinstance(login, Mapping):
-                logs.keep_secret(str(login.get("api_key") or ""))
-
 
 def _found(value: Any, source: str) -> Found:
     return Found(value, Origin("prefect", source))
-
-
-def _unquoted(text: str) -> str:
-    """The text without quotes around it, since Prefect reads a value as a Python literal where it is one."""
-    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
-        try:
-            return str(ast.literal_eval(text))
-        except (ValueError, SyntaxError):
-            return text
-    return text
-
-
-def _host_slug(url: str) -> str:
-    """The name that Prefect gives to this API's table in auth.toml."""
-    slug = re.sub(r"[^-.a-z0-9]+", "-", (urlsplit(url).netloc or url).lower())
-    return re.sub(r"-{2,}", "-", slug).strip("-")
