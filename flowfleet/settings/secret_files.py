@@ -40,20 +40,21 @@ class SecretFiles:
     def renew(self) -> bool:
         """Read all secrets again now; True when one of them has changed."""
         before = self._settings
-        return [self._read(secret) for secret in _FIELDS][-1] != before
+        for secret in _FIELDS:
+            self._read(secret)
+        return self._settings != before
 
     def _read(self, secret: str) -> CommonSettings:
         with self._reading:
-            before = self._settings
             try:
-                found = refresh(before, _FIELDS[secret])
+                found = refresh(self._settings, _FIELDS[secret])
             except SettingsError as error:
                 return self._complain(str(error))
-            if without_login(found.redis) != without_login(before.redis):
+            if without_login(found.redis) != without_login(self._settings.redis):
                 # a password is for one server only, and the clients know no other
                 return self._complain("the address of Redis has changed, which needs a restart")
-            self._settings, self._complaint = found, ""
-        if found != before:
+            changed, self._settings, self._complaint = found != self._settings, found, ""
+        if changed:
             logger.info("a replaced secret is in use from now on", extra={"secret": secret})
         return found
 
