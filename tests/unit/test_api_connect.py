@@ -76,14 +76,10 @@ def test_the_flag_decides_whatever_else_is_set(home):
     assert connector(home, both, backend="prefect1").open().address == "http://one"
 
 
-def test_no_address_at_all_is_one_sentence_with_both_remedies(home):
-    with pytest.raises(SettingsError, match=r"no Prefect API is set.*PREFECT_API_URL.*PREFECT__CLOUD__API"):
-        connector(home)
-
-
 @pytest.mark.parametrize(
     ("given", "words"),
     [
+        ({}, r"no Prefect API is set.*PREFECT_API_URL.*PREFECT__CLOUD__API"),
         ({"backend": "prefect1"}, "You have not set an API key"),
         ({"backend": "prefect1", "api": "http://h", "tenant_id": "mine"}, "--tenant-id cannot be 'mine'"),
         ({"backend": "prefect3"}, "no Prefect API is set"),
@@ -104,13 +100,10 @@ def test_an_address_alone_is_asked_which_api_it_is(home, prefect3, prefect1):
     assert connector(home, api=f"{prefect1.url}/graphql").open().address == f"{prefect1.url}/graphql"
 
 
-def test_it_is_asked_once(home, prefect1):
+def test_it_is_asked_once_and_a_prefect_3_not_whether_it_is_prefect_1(home, prefect1, prefect3):
     opened = connector(home, api=prefect1.url)
     assert opened.open() is opened.open()
     assert [asked.method for asked in prefect1.asked] == ["GET", "POST"]
-
-
-def test_a_prefect_3_is_not_asked_whether_it_is_prefect_1(home, prefect3):
     connector(home, api=prefect3.api_url).open()
     assert prefect3.counted() == 1
 
@@ -127,16 +120,12 @@ def test_what_prefect_1s_settings_lack_matters_only_where_prefect_3_is_not_there
         connector(home, of_cloud, api=prefect1.url).open()
 
 
-def test_two_addresses_are_both_asked_and_the_one_that_answers_is_meant(home, prefect3, prefect1):
-    prefect1.say(page(404))
-    environ = {"PREFECT_API_URL": prefect3.api_url, "PREFECT__CLOUD__API": prefect1.url}
-    assert connector(home, environ).open().backend == "prefect3"
-
-
-def test_two_addresses_that_both_answer_need_a_word(home, prefect3, prefect1):
-    environ = {"PREFECT_API_URL": prefect3.api_url, "PREFECT__CLOUD__API": prefect1.url}
+def test_of_two_addresses_the_one_that_answers_is_meant_and_two_that_do_need_a_word(home, prefect3, prefect1):
+    both = connector(home, {"PREFECT_API_URL": prefect3.api_url, "PREFECT__CLOUD__API": prefect1.url})
     with pytest.raises(SettingsError, match=r"both answer: say which is meant by --backend prefect3 or --backend pref"):
-        connector(home, environ).open()
+        both.open()
+    prefect1.say(page(404))
+    assert both.open().backend == "prefect3"
 
 
 # nobody there
@@ -147,6 +136,9 @@ def test_nobody_there_is_asked_again_by_whoever_waits(home, nowhere):
     for _ in range(2):
         with pytest.raises(ApiUnavailable, match=f"the Prefect API at {nowhere} cannot be reached: Connection refused"):
             waiting.open()
+    both = connector(home, {"PREFECT_API_URL": f"{nowhere}/api", "PREFECT__CLOUD__API": nowhere})
+    with pytest.raises(ApiUnavailable, match=f"no Prefect API answers: .*{nowhere}/api cannot.*{nowhere} cannot"):
+        both.open()
 
 
 def test_an_api_that_comes_back_is_found(home, prefect1):
@@ -156,12 +148,6 @@ def test_an_api_that_comes_back_is_found(home, prefect1):
         waiting.open()
     prefect1.say({"data": {"hello": "x"}})
     assert waiting.open().backend == "prefect1"
-
-
-def test_two_addresses_that_are_both_away_are_both_told(home, nowhere):
-    environ = {"PREFECT_API_URL": f"{nowhere}/api", "PREFECT__CLOUD__API": nowhere}
-    with pytest.raises(ApiUnavailable, match=f"no Prefect API answers: .*{nowhere}/api cannot.*{nowhere} cannot"):
-        connector(home, environ).open()
 
 
 def test_an_address_where_neither_is_says_what_was_tried(home, prefect1):
@@ -207,13 +193,18 @@ def test_a_key_that_both_refuse_names_both_remedies(home, prefect1):
         connector(home, {"PREFECT_API_KEY": "x", "PREFECT__CLOUD__API_KEY": "y"}, api=prefect1.url).open()
 
 
+def keyed(home, prefect1, environ=None):
+    """A connector whose key stands in a file, and that file."""
+    key = home / "key"
+    key.write_text("first")
+    environ = {**(environ or {}), "FLOWFLEET_KEY_FILE": str(key)}
+    return connector(home, environ, resolve(PollerSettings, {"api": prefect1.url}, environ, {})), key
+
+
 @pytest.mark.parametrize("environ", [{}, {"PREFECT__BACKEND": "cloud"}])
 def test_a_replaced_key_is_found_before_and_after_the_api_is_known(home, prefect1, environ):
     prefect1.say(Said({}, 401))
-    key = home / "key"
-    key.write_text("first")
-    environ = {**environ, "FLOWFLEET_KEY_FILE": str(key)}
-    held = connector(home, environ, resolve(PollerSettings, {"api": prefect1.url}, environ, {}))
+    held, key = keyed(home, prefect1, environ)
     with pytest.raises(KeyRefused):
         held.open()
     assert held.key_refused
@@ -234,10 +225,7 @@ def test_a_replaced_key_is_found_before_and_after_the_api_is_known(home, prefect
 
 
 def test_a_key_file_that_is_just_being_replaced_ends_nothing(home, prefect1, caplog):
-    key = home / "key"
-    key.write_text("first")
-    environ = {"FLOWFLEET_KEY_FILE": str(key)}
-    held = connector(home, environ, resolve(PollerSettings, {"api": prefect1.url}, environ, {}))
+    held, key = keyed(home, prefect1)
     key.write_text("")
     assert held.open().backend == "prefect1"
     assert "credentials could not be read again" in caplog.text

@@ -25,16 +25,25 @@ def server() -> Iterator[ScriptedGraphQL]:
         yield served
 
 
+HELLO_QUERY = "query { hello }"
+
+
 def client(
-    server: ScriptedGraphQL, pauses: list[float] | None = None, *, path: str = "", key: str = "", **options
+    server: ScriptedGraphQL, pauses: list[float] | None = None, *, path: str = "", key: str = "", tenant=None, **options
 ) -> GraphQL:
-    tenant = options.pop("tenant", None)
     address = Address(url=server.url + path, authorization=f"Bearer {key}" if key else None)
-    noted = pauses if pauses is not None else []
-    return GraphQL(
-        Session(address, flavour=PREFECT1, pause=noted.append, dice=lambda: 0.5, **options),
-        tenant=tenant,
-    )
+    pause = [].append if pauses is None else pauses.append
+    return GraphQL(Session(address, flavour=PREFECT1, pause=pause, dice=lambda: 0.5, **options), tenant=tenant)
+
+
+def refusal(server: ScriptedGraphQL, error: type[Exception], match: str, *, query: str = HELLO_QUERY, **how):
+    """The error that the question meets, which says this."""
+    pauses: list[float] = []
+    options = {name: how.pop(name) for name in ("path", "key") if name in how}
+    with pytest.raises(error, match=match) as caught:
+        client(server, pauses, **options).ask(query, **how)
+    assert pauses == [] or "tries" in how
+    return caught.value
 
 
 def test_a_request_is_what_prefect_1s_own_client_sends(server):
@@ -48,18 +57,14 @@ def test_a_request_is_what_prefect_1s_own_client_sends(server):
     assert asked.headers["X-PREFECT-AGENT-ID"] == "agent-id"
 
 
-def test_no_variables_are_null_in_json(server):
-    client(server).ask("query { hello }")
+def test_without_a_key_no_tenant_is_told_without_an_agent_no_agent_and_no_variables_are_null_in_json(server):
+    client(server, tenant=TENANT).ask(HELLO_QUERY)
     assert server.asked[0].body["variables"] == "null"
-
-
-def test_without_a_key_no_tenant_is_told_and_without_an_agent_no_agent(server):
-    client(server, tenant=TENANT).ask("query { hello }")
     assert not {"Authorization", "X-PREFECT-TENANT-ID", "X-PREFECT-AGENT-ID"} & set(server.asked[0].headers)
 
 
 def test_an_address_that_ends_in_graphql_is_used_as_it_stands(server):
-    assert client(server, path="/graphql").ask("query { hello }").data == HELLO["data"]
+    assert client(server, path="/graphql").ask(HELLO_QUERY).data == HELLO["data"]
     assert server.asked[0].path == "/graphql"
 
 
@@ -81,16 +86,15 @@ def test_an_error_without_a_path_is_every_fields():
 @pytest.mark.parametrize("data", [None, {}])
 def test_errors_without_any_data_are_a_definite_no(server, data):
     server.say({"data": data, "errors": [error("no such field", code="GRAPHQL_VALIDATION_FAILED"), error("nor that")]})
-    with pytest.raises(QueryRejected, match=r"refuses get_runs: no such field; nor that$") as caught:
-        client(server).ask(QUERY)
-    assert caught.value.errors[0].code == "GRAPHQL_VALIDATION_FAILED"
+    caught = refusal(server, QueryRejected, r"refuses get_runs: no such field; nor that$", query=QUERY)
+    assert caught.errors[0].code == "GRAPHQL_VALIDATION_FAILED"
     assert len(server.asked) == 1
 
 
 def test_400_is_a_definite_no_with_the_apis_own_words(server):
     server.say(Said({"errors": [error('Cannot query field "x"')]}, 400))
-    with pytest.raises(ResponseRefused, match=r'refuses get_runs with 400 Bad Request: Cannot query field "x"'):
-        client(server).ask(QUERY)
+    words = r'refuses get_runs with 400 Bad Request: Cannot query field "x"'
+    refusal(server, ResponseRefused, words, query=QUERY)
     assert len(server.asked) == 1
 
 
@@ -99,7 +103,7 @@ def test_refused_credentials_by_status(server, status):
     server.say(Said({"errors": []}, status))
     asked = client(server, key="k")
     with pytest.raises(KeyRefused, match="set PREFECT__CLOUD__API_KEY or FLOWFLEET_KEY_FILE"):
-        asked.ask("query { hello }")
+        asked.ask(HELLO_QUERY)
     assert asked.key_refused
     assert len(server.asked) == 1, "no CSRF token is asked for, that is Prefect 3's"
 
@@ -113,16 +117,16 @@ def test_refused_credentials_in_the_body(server, entry, status):
     asked = client(server, key="k")
     said = entry["message"] if status == 200 else "400 Bad Request to hello"
     with pytest.raises(KeyRefused, match=re.escape(f"refuses our credentials ({said}), set")):
-        asked.ask("query { hello }")
+        asked.ask(HELLO_QUERY)
     assert asked.key_refused
-    asked.ask("query { hello }")
+    asked.ask(HELLO_QUERY)
     assert not asked.key_refused
 
 
 def test_a_key_that_has_been_replaced_is_found_again_at_a_refusal(server):
     server.authorization = "Bearer new"
     asked = client(server, key="old", find_again=lambda: Address(url=server.url, authorization="Bearer new"))
-    assert asked.ask("query { hello }").data == HELLO["data"]
+    assert asked.ask(HELLO_QUERY).data == HELLO["data"]
     assert [request.headers["Authorization"] for request in server.asked] == ["Bearer old", "Bearer new"]
     assert not asked.key_refused
     assert asked.key == "new", "runs get it too"
@@ -140,51 +144,42 @@ def test_a_key_that_has_been_replaced_is_found_again_at_a_refusal(server):
 def test_an_error_of_the_apis_own_is_asked_again_a_few_times(server, entry):
     server.say({"data": {"a": None}, "errors": [entry]}, {"data": {"a": None}, "errors": [entry]}, HELLO)
     pauses: list[float] = []
-    assert client(server, pauses).ask("query { hello }").data == HELLO["data"]
+    assert client(server, pauses).ask(HELLO_QUERY).data == HELLO["data"]
     assert pauses == [0.5, 1.0]
 
 
 def test_an_error_of_the_apis_own_that_stays_is_no_answer(server):
     server.say({"data": None, "errors": [error("x", code="API_ERROR")]})
-    with pytest.raises(ApiUnavailable, match="answers with an error of its own to hello, try again later") as caught:
-        client(server).ask("query { hello }", tries=2)
-    assert caught.value.answered, "another question may be answered"
+    words = "answers with an error of its own to hello, try again later"
+    assert refusal(server, ApiUnavailable, words, tries=2).answered, "another question may be answered"
     assert len(server.asked) == 2
 
 
-def test_429_is_asked_again_after_its_time(server):
-    server.say(Said({}, 429, {"Retry-After": "7"}), HELLO)
+@pytest.mark.parametrize(
+    ("first", "waits"), [(Said({}, 429, {"Retry-After": "7"}), [7.0]), (Said(drop=True), [0.5])], ids=["429", "broken"]
+)
+def test_429_is_asked_again_after_its_time_and_so_is_a_broken_line(server, first, waits):
+    server.say(first, HELLO)
     pauses: list[float] = []
-    client(server, pauses).ask("query { hello }")
-    assert pauses == [7.0]
+    assert client(server, pauses).ask(HELLO_QUERY).data == HELLO["data"]
+    assert pauses == waits
 
 
 def test_429_with_a_long_time_is_left_to_the_caller(server):
     server.say(Said({}, 429, {"Retry-After": "180"}))
-    with pytest.raises(ApiUnavailable, match="429 Too Many Requests") as caught:
-        client(server).ask("query { hello }")
-    assert caught.value.retry_after_seconds == 180
+    assert refusal(server, ApiUnavailable, "429 Too Many Requests").retry_after_seconds == 180
     assert len(server.asked) == 1
 
 
 @pytest.mark.parametrize("status", [500, 504])
 def test_5xx_is_no_answer(server, status):
     server.say(page(status))
-    with pytest.raises(ApiUnavailable, match=str(status)):
-        client(server).ask("query { hello }")
-
-
-def test_a_broken_line_is_asked_again(server):
-    server.say(Said(drop=True), HELLO)
-    assert client(server).ask("query { hello }").data == HELLO["data"]
+    refusal(server, ApiUnavailable, str(status))
 
 
 def test_silence_is_not_asked_again(server):
     server.say(Said(mute=True))
-    pauses: list[float] = []
-    with pytest.raises(ApiUnavailable, match=r"no answer within 0\.2 s"):
-        client(server, pauses).ask("query { hello }", seconds=0.2)
-    assert pauses == []
+    refusal(server, ApiUnavailable, r"no answer within 0\.2 s", seconds=0.2)
     until(lambda: server.asked, 20, "the server to read what it was asked")
     assert len(server.asked) == 1
 
@@ -195,7 +190,7 @@ def test_no_server_is_no_answer():
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"
     session = Session(Address(url=url), flavour=PREFECT1, pause=lambda _: None)
     with pytest.raises(ApiUnavailable, match="Connection refused"):
-        GraphQL(session).ask("query { hello }")
+        GraphQL(session).ask(HELLO_QUERY)
 
 
 @pytest.mark.parametrize("answer", [page(), ["hello"], {"title": "Prefect"}, "hello"])
@@ -203,30 +198,28 @@ def test_what_is_not_graphql_is_no_prefect_1_api(server, answer):
     server.say(answer)
     asked = client(server, path="/api")
     with pytest.raises(ApiRejected, match=r"is not a Prefect API: hello is answered .* has no /api at its end"):
-        asked.ask("query { hello }")
+        asked.ask(HELLO_QUERY)
     assert not asked.proven
 
 
 def test_a_404_of_an_address_that_never_answered_has_the_remedy(server):
     server.say(page(404))
-    with pytest.raises(ApiRejected, match=r"refuses hello with 404 Not Found: .* has no /api at its end"):
-        client(server, path="/api").ask("query { hello }")
+    refusal(server, ApiRejected, r"refuses hello with 404 Not Found: .* has no /api at its end", path="/api")
 
 
 @pytest.mark.parametrize("answer", [page(), page(404), {"title": "welcome"}])
 def test_what_is_not_graphql_any_more_is_a_proxy_in_front_of_an_api_that_is_away(server, answer):
     asked = client(server)
-    asked.ask("query { hello }")
+    asked.ask(HELLO_QUERY)
     assert asked.proven
     server.say(answer)
     with pytest.raises(ApiUnavailable, match="is not there now"):
-        asked.ask("query { hello }")
+        asked.ask(HELLO_QUERY)
 
 
 def test_json_that_is_broken_is_no_answer_also_before_anybody_is_known_there(server):
     server.say(Said(b'{"data": {"hel'))
-    with pytest.raises(ApiUnavailable, match="answers hello with JSON that cannot be read"):
-        client(server).ask("query { hello }")
+    refusal(server, ApiUnavailable, "answers hello with JSON that cannot be read")
 
 
 def test_an_answer_of_nulls_is_an_answer(server):

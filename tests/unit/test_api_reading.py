@@ -1,12 +1,12 @@
 """Answers that settle nothing: what the client makes of null states, broken lines, 503s and refused keys."""
 
-import threading
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from flowfleet.api.client import Mark, StateType, Verdict
+from flowfleet.api.client import Answer, Mark, StateType, Verdict
 from flowfleet.api.prefect3.client import Prefect3
 from flowfleet.api.transport.address import Address
 from flowfleet.api.transport.session import Session
@@ -38,6 +38,22 @@ class Asked:
     def claim(self, runs: list[FlowRun]) -> set[Verdict]:
         return {answer.verdict for answer in self.client.claims.claim(runs, self.call, MARK).values()}
 
+    def claim_one(self, run: FlowRun, call: str | None = None) -> Answer:
+        return self.client.claims.claim([run], call or self.call, MARK)[run.run_id]
+
+    def settle(self, run: FlowRun) -> Answer:
+        return self.client.claims.settle(run.run_id, self.call)
+
+    def launch(self, run: FlowRun, call: str | None = None) -> Answer:
+        call = call or self.call
+        return self.client.claims.launching(run.run_id, call, claim_id(call, run.run_id), MARK)
+
+    def hand_back(self, run: FlowRun) -> Answer:
+        return self.client.ends.hand_back(run.run_id, self.call, run.due, MARK, "drill")
+
+    def report(self, run: FlowRun) -> Answer:
+        return self.client.ends.report(run.run_id, StateType.CRASHED, "it ended", MARK)
+
 
 @pytest.fixture(params=[True, False], ids=["honest", "lawless"])
 def asked(request: pytest.FixtureRequest) -> Iterator[Asked]:
@@ -51,26 +67,28 @@ def honest() -> Iterator[Asked]:
         yield Asked(api)
 
 
-def test_a_null_abort_of_a_claim_that_was_made_is_settled_as_ours(asked):
+@pytest.mark.parametrize(
+    ("fault", "verdict", "state"),
+    [
+        pytest.param({"kind": "null_abort_after"}, Verdict.ACCEPTED, "Submitted", id="null abort of one that was made"),
+        pytest.param({"kind": "null_abort"}, Verdict.REFUSED, "Scheduled", id="null abort of one that was not made"),
+        pytest.param({"times": -1}, Verdict.UNSURE, "Scheduled", id="503 to the end"),
+    ],
+)
+def test_a_claim_without_a_clear_answer_is_settled_by_a_look(asked, fault, verdict, state):
     runs = asked.runs(3)
-    asked.api.fail(BULK, "null_abort_after")
-    assert asked.claim(runs) == {Verdict.ACCEPTED}
-
-
-def test_a_null_abort_of_a_claim_that_was_not_made_is_settled_as_refused(asked):
-    runs = asked.runs(3)
-    asked.api.fail(BULK, "null_abort")
-    assert asked.claim(runs) == {Verdict.REFUSED}
-    assert {asked.api.state(run.run_id)["name"] for run in runs} == {"Scheduled"}
+    asked.api.fail(BULK, **fault)
+    assert asked.claim(runs) == {verdict}
+    assert {asked.api.state(run.run_id)["name"] for run in runs} == {state}
 
 
 def test_a_null_abort_that_cannot_be_read_up_stays_unsure(asked):
-    runs = asked.runs()
+    (run,) = asked.runs()
     asked.api.fail(BULK, "null_abort_after")
     asked.api.fail("flow_runs/filter", times=-1)
-    assert asked.claim(runs) == {Verdict.UNSURE}
+    assert asked.claim_one(run).verdict is Verdict.UNSURE
     asked.api.heal()
-    assert asked.client.claims.settle(runs[0].run_id, asked.call).verdict is Verdict.ACCEPTED
+    assert asked.settle(run).verdict is Verdict.ACCEPTED
 
 
 def test_a_run_that_the_answer_leaves_out_is_refused_only_after_a_look(honest):
@@ -90,64 +108,43 @@ def test_a_line_that_breaks_after_the_claim_was_made_is_ours_by_the_repeat(hones
     assert honest.api.history(runs[0].run_id) == ["Scheduled", "Submitted"]
 
 
-def test_503_to_the_end_leaves_a_claim_unsure(asked):
-    runs = asked.runs(2)
-    asked.api.fail(BULK, times=-1)
-    assert asked.claim(runs) == {Verdict.UNSURE}
-
-
-def test_a_refused_key_says_nothing_about_any_run(asked):
+@pytest.mark.parametrize("ask", [Asked.claim_one, Asked.settle, Asked.launch, Asked.hand_back, Asked.report])
+def test_a_refused_key_says_nothing_about_any_run(asked, ask):
     (run,) = asked.runs()
     asked.api.fail("flow_runs", times=-1, status=401)
-    for ask in (
-        lambda: asked.client.claims.claim([run], asked.call, MARK),
-        lambda: asked.client.claims.settle(run.run_id, asked.call),
-        lambda: asked.client.claims.launching(run.run_id, asked.call, claim_id(asked.call, run.run_id), MARK),
-        lambda: asked.client.ends.hand_back(run.run_id, asked.call, run.due, MARK, "drill"),
-        lambda: asked.client.ends.report(run.run_id, StateType.CRASHED, "x", MARK),
-        lambda: asked.client.ends.states([run.run_id]),
-    ):
-        with pytest.raises(KeyRefused):
-            ask()
+    with pytest.raises(KeyRefused):
+        ask(asked, run)
+    with pytest.raises(KeyRefused):
+        asked.client.ends.states([run.run_id])
 
 
 def test_a_null_abort_of_the_launch_is_settled_by_reading(asked):
     (run,) = asked.runs()
     asked.claim([run])
-    claim = claim_id(asked.call, run.run_id)
-    asked.api.fail(BULK, "null_abort")
-    assert asked.client.claims.launching(run.run_id, asked.call, claim, MARK).verdict is Verdict.UNSURE
-    asked.api.fail(BULK, "null_abort_after")
-    assert asked.client.claims.launching(run.run_id, asked.call, claim, MARK).verdict is Verdict.ACCEPTED
+    for fault, verdict in (("null_abort", Verdict.UNSURE), ("null_abort_after", Verdict.ACCEPTED)):
+        asked.api.fail(BULK, fault)
+        assert asked.launch(run).verdict is verdict
 
 
 @pytest.mark.parametrize("fault", ["drop_after", "null_abort_after"])
-def test_a_hand_back_and_an_end_whose_answer_was_lost_are_known_as_ours(honest, fault):
-    one, two = honest.runs(2)
-    honest.claim([one, two])
+@pytest.mark.parametrize(("write", "state"), [(Asked.hand_back, "Scheduled"), (Asked.report, "Crashed")])
+def test_a_hand_back_and_an_end_whose_answer_was_lost_are_known_as_ours(honest, fault, write, state):
+    (run,) = honest.runs()
+    honest.claim([run])
     honest.api.fail(BULK, fault)
-    assert honest.client.ends.hand_back(one.run_id, honest.call, one.due, MARK, "drill").verdict is Verdict.ACCEPTED
-    honest.api.fail(BULK, fault)
-    assert honest.client.ends.report(two.run_id, StateType.CRASHED, "it ended", MARK).verdict is Verdict.ACCEPTED
-    assert honest.api.history(one.run_id) == ["Scheduled", "Submitted", "Scheduled"]
-    assert honest.api.history(two.run_id) == ["Scheduled", "Submitted", "Crashed"]
+    assert write(honest, run).verdict is Verdict.ACCEPTED
+    assert honest.api.history(run.run_id) == ["Scheduled", "Submitted", state]
 
 
-def test_the_lawless_api_lets_two_claimers_have_one_run():
+@pytest.mark.parametrize("honest", [True, False])
+def test_the_lawless_api_lets_two_claimers_have_one_run_and_the_honest_one_does_not(honest):
     """That is what it is for: whoever leans on the server's lock fails here."""
-    with LawlessApi() as api:
+    with LawlessApi(honest=honest) as api:
         asked = Asked(api)
         (run,) = asked.runs()
-        for _ in range(2):
-            answer = asked.client.claims.claim([run], str(uuid.uuid4()), MARK)[run.run_id]
-            assert answer.verdict is Verdict.ACCEPTED
-        assert api.history(run.run_id) == ["Scheduled", "Submitted", "Submitted"]
-
-
-def test_the_honest_one_does_not(honest):
-    (run,) = honest.runs()
-    verdicts = [honest.client.claims.claim([run], str(uuid.uuid4()), MARK)[run.run_id].verdict for _ in range(2)]
-    assert verdicts == [Verdict.ACCEPTED, Verdict.REFUSED]
+        verdicts = [asked.claim_one(run, str(uuid.uuid4())).verdict for _ in range(2)]
+        assert verdicts == [Verdict.ACCEPTED, Verdict.REFUSED if honest else Verdict.ACCEPTED]
+        assert api.history(run.run_id) == ["Scheduled", *["Submitted"] * (1 if honest else 2)]
 
 
 def test_a_server_without_bulk_claims_is_refused_with_its_version(honest):
@@ -183,7 +180,7 @@ def test_what_a_run_costs_in_requests(honest):
     before = honest.api.counted()
     honest.claim([second])
     honest.client.jobs.job(second.run_id)
-    honest.client.claims.launching(second.run_id, honest.call, claim_id(honest.call, second.run_id), MARK)
+    honest.launch(second)
     honest.client.claims.started(second.run_id, MARK, 1)
     assert honest.api.counted() - before == 4
 
@@ -203,36 +200,27 @@ def test_a_deleted_pool_holds_up_no_other(honest):
 def test_many_threads_claim_through_one_client(honest):
     """The supervisor, the tasks and the outbox of a worker share one client."""
     runs = honest.runs(60)
-    batches = [runs[start : start + 5] for start in range(0, 60, 5)]
-    verdicts: list[Verdict] = []
 
-    def claim(batch: list[FlowRun]) -> None:
-        call = str(uuid.uuid4())
-        verdicts.extend(answer.verdict for answer in honest.client.claims.claim(batch, call, MARK).values())
+    def claim(start: int) -> list[Verdict]:
+        call, batch = str(uuid.uuid4()), runs[start : start + 5]
+        answers = [*honest.client.claims.claim(batch, call, MARK).values()]
         for run in batch:
-            claimed = claim_id(call, run.run_id)
             honest.client.jobs.job(run.run_id)
-            verdicts.append(honest.client.claims.launching(run.run_id, call, claimed, MARK).verdict)
+            answers.append(honest.launch(run, call))
+        return [answer.verdict for answer in answers]
 
-    threads = [threading.Thread(target=claim, args=(batch,)) for batch in batches]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(12) as threads:
+        verdicts = [verdict for batch in threads.map(claim, range(0, 60, 5)) for verdict in batch]
     assert verdicts == [Verdict.ACCEPTED] * 120
 
 
 @pytest.mark.parametrize(("status", "silent"), [(503, True), (504, True), (500, False)])
-def test_no_answer_at_all_is_told_apart_from_one_that_settles_nothing(asked, status, silent):
+@pytest.mark.parametrize("ask", [Asked.claim_one, Asked.settle, Asked.hand_back])
+def test_no_answer_at_all_is_told_apart_from_one_that_settles_nothing(asked, ask, status, silent):
     (run,) = asked.runs()
     asked.api.fail("flow_runs", times=-1, status=status)
-    for answer in (
-        asked.client.claims.claim([run], asked.call, MARK)[run.run_id],
-        asked.client.claims.settle(run.run_id, asked.call),
-        asked.client.ends.hand_back(run.run_id, asked.call, run.due, MARK, "drill"),
-    ):
-        assert answer.verdict is Verdict.UNSURE
-        assert bool(answer.silence) is silent
+    answer = ask(asked, run)
+    assert (answer.verdict, bool(answer.silence)) == (Verdict.UNSURE, silent)
 
 
 # --- what is no answer of Prefect's
@@ -252,10 +240,8 @@ def test_once_proven_a_proxys_page_is_no_fact_about_anything(asked, status):
     ):
         with pytest.raises(ApiUnavailable, match="is not there now"):
             ask()
-    answer = asked.client.claims.settle(run.run_id, asked.call)
-    assert (answer.verdict, answer.gone, bool(answer.silence)) == (Verdict.UNSURE, False, True)
-    answer = asked.client.ends.hand_back(run.run_id, asked.call, run.due, MARK, "drill")
-    assert (answer.verdict, answer.gone, bool(answer.silence)) == (Verdict.UNSURE, False, True)
+    for answer in (asked.settle(run), asked.hand_back(run)):
+        assert (answer.verdict, answer.gone, bool(answer.silence)) == (Verdict.UNSURE, False, True)
 
 
 def test_one_that_was_only_probed_is_proven_too(honest):
@@ -276,14 +262,8 @@ def test_json_of_the_wrong_shape_says_nothing_and_breaks_nothing(asked, body):
     (run,) = asked.runs()
     asked.claim([run])
     asked.api.fail("", "json", times=-1, body=body)
-    claim = claim_id(asked.call, run.run_id)
-    for answer in (
-        asked.client.claims.claim([run], asked.call, MARK)[run.run_id],
-        asked.client.claims.settle(run.run_id, asked.call),
-        asked.client.claims.launching(run.run_id, asked.call, claim, MARK),
-        asked.client.ends.hand_back(run.run_id, asked.call, run.due, MARK, "drill"),
-        asked.client.ends.report(run.run_id, StateType.CRASHED, "x", MARK),
-    ):
+    for ask in (asked.claim_one, asked.settle, asked.launch, asked.hand_back, asked.report):
+        answer = ask(run)
         # of a list of runs the empty one is a right answer: they are gone
         assert answer.verdict is Verdict.UNSURE or (body == [] and answer.gone)
         assert answer.silence is None

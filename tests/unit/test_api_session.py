@@ -5,6 +5,8 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -27,23 +29,15 @@ def api() -> Iterator[LawlessApi]:
         yield served
 
 
-class Pauses:
-    """Notes the waits instead of waiting."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-
-    def __call__(self, seconds: float) -> None:
-        self.seconds.append(seconds)
-
-
-def session(api: LawlessApi, pauses: Pauses | None = None, **options) -> Session:
+def session(api: LawlessApi, pauses: list[float] | None = None, **options) -> Session:
     address = options.pop("address", Address(url=api.api_url))
-    return Session(address, pause=pauses or Pauses(), dice=lambda: 0.5, **options)
+    noted = [] if pauses is None else pauses
+    return Session(address, **{"pause": noted.append, "dice": lambda: 0.5, **options})
 
 
-def raw_server(answer: bytes) -> tuple[HTTPServer, str]:
-    """A server that gives every request the same bytes."""
+@contextmanager
+def raw_server(answer: bytes) -> Iterator[str]:
+    """The address of a server that gives every request the same bytes."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -52,18 +46,19 @@ def raw_server(answer: bytes) -> tuple[HTTPServer, str]:
         def log_message(self, *args: object) -> None:
             pass
 
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    return server, f"http://127.0.0.1:{server.server_address[1]}/api"
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/api"
+        server.shutdown()
 
 
 @pytest.mark.parametrize("status", [408, 429, 502, 503])
 def test_answers_that_mean_later_are_asked_again(api, status):
     api.fail("GET /health", times=2, status=status)
-    pauses = Pauses()
+    pauses = []
     assert session(api, pauses).get("/health") is True
-    assert len(pauses.seconds) == 2
-    assert pauses.seconds[1] > pauses.seconds[0], "the wait grows"
+    assert len(pauses) == 2
+    assert pauses[1] > pauses[0], "the wait grows"
 
 
 def test_the_next_try_is_said(api, caplog):
@@ -76,37 +71,32 @@ def test_the_next_try_is_said(api, caplog):
 
 
 def test_waits_are_spread_by_chance(api):
-    waits = set()
+    pauses: list[float] = []
     for chance in (0.0, 0.5, 0.99):
         api.fail("GET /health")
-        pauses = Pauses()
-        Session(Address(url=api.api_url), pause=pauses, dice=lambda chance=chance: chance).get("/health")
-        waits.add(pauses.seconds[0])
-    assert len(waits) == 3
+        session(api, pauses, dice=lambda chance=chance: chance).get("/health")
+    assert len(set(pauses)) == len(pauses) == 3
 
 
-def test_retry_after_is_honoured(api):
+def test_retry_after_is_honoured_in_seconds_and_as_a_date(api):
+    pauses: list[float] = []
     api.fail("GET /health", status=429, Retry_After="7")
-    pauses = Pauses()
     session(api, pauses).get("/health")
-    assert pauses.seconds == [7.0]
+    assert pauses == [7.0]
 
-
-def test_retry_after_as_a_date_is_honoured(api):
     began = time.monotonic()
     at = format_datetime(datetime.now(UTC) + timedelta(seconds=20), usegmt=True)
     api.fail("GET /health", status=503, Retry_After=at)
-    pauses = Pauses()
     session(api, pauses).get("/health")
-    assert 18.9 - (time.monotonic() - began) < pauses.seconds[0] <= 20  # the date has whole seconds
+    assert 18.9 - (time.monotonic() - began) < pauses[1] <= 20  # the date has whole seconds
 
 
 def test_a_retry_after_beyond_the_window_is_left_to_the_caller(api):
     api.fail("GET /health", status=429, Retry_After="3600")
-    pauses = Pauses()
+    pauses = []
     with pytest.raises(ApiUnavailable, match="429 Too Many Requests") as caught:
         session(api, pauses).get("/health")
-    assert pauses.seconds == []
+    assert pauses == []
     assert caught.value.retry_after_seconds == 3600
 
 
@@ -118,14 +108,13 @@ def test_tries_are_limited(api):
 
 
 def test_a_refused_connection_is_asked_again_and_then_told():
+    pauses: list[float] = []
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
-        pauses = Pauses()
-        gone = Session(Address(url=f"http://127.0.0.1:{port}/api"), pause=pauses)
+        gone = Session(Address(url=f"http://127.0.0.1:{unused.getsockname()[1]}/api"), pause=pauses.append)
         with pytest.raises(ApiUnavailable, match="Connection refused"):
             gone.get("/health")
-    assert len(pauses.seconds) == 4
+    assert len(pauses) == 4
 
 
 def test_a_broken_line_is_asked_again(api):
@@ -136,10 +125,10 @@ def test_a_broken_line_is_asked_again(api):
 
 def test_silence_is_not_asked_again(api):
     api.fail("GET /health", "mute")
-    pauses = Pauses()
+    pauses = []
     with pytest.raises(ApiUnavailable, match=r"no answer within 0\.2 s"):
         session(api, pauses, read_seconds=0.2).get("/health")
-    assert pauses.seconds == []
+    assert pauses == []
     until(lambda: api.counted("GET /health"), 20, "the server to read what it was asked")
     assert api.counted("GET /health") == 1
 
@@ -165,21 +154,16 @@ def test_500_is_no_answer_about_anything(api):
         session(api).get("/health")
 
 
-def test_credentials_and_headers_go_with_each_request():
+def test_credentials_and_headers_go_with_each_request_and_no_netrc_replaces_them(tmp_path, monkeypatch):
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login someone password else\n")
+    netrc.chmod(0o600)
     with LawlessApi(authorization="Bearer secret") as api:
         right = Address(url=api.api_url, authorization="Bearer secret", headers={"X-Team": "a"})
         assert session(api, address=right).get("/health") is True
         with pytest.raises(KeyRefused):
             session(api).get("/health")
-
-
-def test_a_netrc_does_not_replace_our_credentials(tmp_path, monkeypatch):
-    netrc = tmp_path / "netrc"
-    netrc.write_text("machine 127.0.0.1 login someone password else\n")
-    netrc.chmod(0o600)
-    monkeypatch.setenv("NETRC", str(netrc))
-    with LawlessApi(authorization="Bearer secret") as api:
-        right = Address(url=api.api_url, authorization="Bearer secret")
+        monkeypatch.setenv("NETRC", str(netrc))
         assert session(api, address=right).get("/health") is True
 
 
@@ -191,39 +175,30 @@ def test_csrf_tokens_are_fetched_where_the_server_wants_them():
         assert api.counted("csrf-token") == 1, "one token serves all"
 
 
-def test_where_csrf_is_off_a_403_is_a_refusal(api):
+def test_where_csrf_is_off_it_costs_nothing_and_a_403_is_a_refusal(api):
+    session(api).post("/flow_runs/count", {})
+    assert api.counted() == 1
     api.fail("POST /flow_runs/count", status=403)
     with pytest.raises(KeyRefused):
         session(api).post("/flow_runs/count", {})
-
-
-def test_csrf_costs_nothing_where_it_is_off(api):
-    session(api).post("/flow_runs/count", {})
-    assert api.counted() == 1
 
 
 def test_secrets_show_in_no_error_and_no_repr(api):
     address = Address(url="http://user:hunter2@127.0.0.1:1/api", authorization="Bearer hunter2")
     assert "hunter2" not in repr(Address(url=api.api_url, authorization="Bearer hunter2", headers={"a": "hunter2"}))
     with pytest.raises(ApiUnavailable) as caught:
-        Session(address, pause=Pauses()).get("/health")
+        Session(address, pause=[].append).get("/health")
     assert "hunter2" not in str(caught.value)
     assert "127.0.0.1:1" in str(caught.value)
 
 
 def test_a_web_page_is_no_api():
-    body = b"<html>hello</html>"
-    server, url = raw_server(
-        b"HTTP/1.0 200 OK\r\nContent-Type: text/html\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
-    )
-    try:
+    page = b"HTTP/1.0 200 OK\r\nContent-Type: text/html\r\nContent-Length: 18\r\n\r\n<html>hello</html>"
+    with raw_server(page) as url:
         with pytest.raises(ApiRejected, match=r"is not a Prefect API: .* text/html instead of JSON"):
-            Session(Address(url=url), pause=Pauses()).get("/admin/version")
+            Session(Address(url=url), pause=[].append).get("/admin/version")
         with pytest.raises(ApiRejected, match="usually ends in /api"):
-            Session(Address(url=url.removesuffix("/api")), pause=Pauses()).get("/admin/version")
-    finally:
-        server.shutdown()
-        server.server_close()
+            Session(Address(url=url.removesuffix("/api")), pause=[].append).get("/admin/version")
 
 
 @pytest.mark.parametrize("ahead", [-3600, 0, 7])
@@ -231,49 +206,40 @@ def test_the_date_header_tells_a_skewed_clock(ahead, monkeypatch):
     now = datetime(2026, 1, 1, 12, 0, 0, 900_000, tzinfo=UTC)
     monkeypatch.setattr(server_clock, "time", SimpleNamespace(time=now.timestamp))
     at = format_datetime(now + timedelta(seconds=ahead), usegmt=True).encode()
-    server, url = raw_server(b"HTTP/1.0 200 OK\r\nDate: %s\r\nContent-Length: 4\r\n\r\ntrue" % at)
-    try:
-        client = Session(Address(url=url), pause=Pauses())
+    with raw_server(b"HTTP/1.0 200 OK\r\nDate: %s\r\nContent-Length: 4\r\n\r\ntrue" % at) as url:
+        client = Session(Address(url=url), pause=[].append)
         client.get("/health")
-        assert client.skew_seconds == pytest.approx(ahead, abs=0.5)
-        assert bool(client.skew_seconds) == bool(ahead), "less than the header can tell is no skew"
-    finally:
-        server.shutdown()
-        server.server_close()
+    assert client.skew_seconds == pytest.approx(ahead, abs=0.5)
+    assert bool(client.skew_seconds) == bool(ahead), "less than the header can tell is no skew"
 
 
 def test_threads_share_one_session_object(api):
     client = session(api)
-    answers: list[bool] = []
 
-    def ask() -> None:
-        for _ in range(20):
-            answers.append(client.get("/health"))
+    def ask(_number: int) -> list[bool]:
+        answers = [client.get("/health") for _ in range(20)]
         client.close()
+        return answers
 
-    threads = [threading.Thread(target=ask) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert answers == [True] * 160
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(ask, range(8))) == [[True] * 20] * 8
 
 
-def keyed(api: LawlessApi, key: str) -> Address:
-    return Address(url=api.api_url, authorization=f"Bearer {key}")
+def keyed(api: LawlessApi, find_again) -> Session:
+    """A session with the old key, while the API has a new one."""
+    api.authorization = "Bearer new-key"
+    return session(api, address=Address(url=api.api_url, authorization="Bearer old-key"), find_again=find_again)
 
 
 def test_a_refused_key_is_looked_for_again_and_its_successor_is_used_at_once(api):
-    api.authorization = "Bearer new-key"
-    asked = session(api, address=keyed(api, "old-key"), find_again=lambda: keyed(api, "new-key"))
+    asked = keyed(api, lambda: Address(url=api.api_url, authorization="Bearer new-key"))
     assert asked.get("/health") is True
     assert api.counted("/health") == 2
     assert not asked.key_refused
 
 
 def test_a_refused_key_that_is_still_the_same_is_not_tried_twice(api):
-    api.authorization = "Bearer new-key"
-    asked = session(api, address=keyed(api, "old-key"), find_again=lambda: keyed(api, "old-key"))
+    asked = keyed(api, lambda: Address(url=api.api_url, authorization="Bearer old-key"))
     with pytest.raises(KeyRefused):
         asked.get("/health")
     assert api.counted("/health") == 1
@@ -284,8 +250,7 @@ def test_a_key_file_that_is_just_being_replaced_ends_nothing(api, caplog):
     def find_again() -> Address:
         raise SettingsError("FLOWFLEET_KEY_FILE names /key, which is empty.")
 
-    api.authorization = "Bearer new-key"
-    asked = session(api, address=keyed(api, "old-key"), find_again=find_again)
+    asked = keyed(api, find_again)
     with pytest.raises(KeyRefused):
         asked.get("/health")
     assert asked.renew() is False

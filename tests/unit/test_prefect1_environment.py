@@ -103,28 +103,22 @@ def test_an_address_with_a_login_reaches_the_run_as_its_own_client_reads_it(tmp_
     assert "PREFECT__CLOUD__API_KEY" not in env
 
 
-def test_a_run_may_switch_its_logs_off_and_never_on(tmp_path):
+@pytest.mark.parametrize("layer", ["inherited", "env", "run"])
+def test_a_run_may_switch_its_logs_off_and_never_on(tmp_path, layer):
     name = "PREFECT__CLOUD__SEND_FLOW_RUN_LOGS"
-    for layer in ({"inherited": {name: "false"}}, {"env": (f"{name}=false",)}, {"run": {name: "false"}}):
-        assert environment(tmp_path, **layer).env[name] == "false"
-    for layer in ({"inherited": {name: "true"}}, {"env": (f"{name}=true",)}, {"run": {name: "true"}}):
-        assert environment(tmp_path, cloud_logs=False, **layer).env[name] == "false"
+    for said, logs in (("false", True), ("true", False)):
+        given = {layer: (f"{name}={said}",) if layer == "env" else {name: said}}
+        assert environment(tmp_path, cloud_logs=logs, **given).env[name] == "false"
 
 
-def test_other_variables_come_from_worker_then_flag_then_run(tmp_path):
-    inherited = {"A": "worker", "B": "worker", "C": "worker", "FLOWFLEET_REDIS": "secret", "CELERY_X": "1"}
-    env = environment(tmp_path, inherited=inherited, env=("B=flag", "C=flag"), run={"C": "run"}).env
-
-    assert {name: env[name] for name in "ABC"} == {"A": "worker", "B": "flag", "C": "run"}
+def test_other_variables_come_from_worker_then_flag_then_run_which_takes_one_away_by_null(tmp_path):
+    inherited = dict.fromkeys("ABCDE", "worker") | {"FLOWFLEET_REDIS": "secret", "CELERY_X": "1"}
+    run = {"C": "run", "D": None, "E": None}
+    env = environment(tmp_path, inherited=inherited, env=("B=flag", "C=flag", "E=flag"), run=run).env
+    assert {name: env.get(name) for name in "ABCDE"} == {"A": "worker", "B": "flag", "C": "run", "D": None, "E": None}
+    assert not {"D", "E", "FLOWFLEET_REDIS"} & set(env)
     assert env["CELERY_X"] == "1"
-    assert "FLOWFLEET_REDIS" not in env
     assert (env["FLOWFLEET_RUN_ID"], env["FLOWFLEET_CLAIM"]) == (RUN, "claim")
-
-
-def test_a_run_takes_a_variable_away_by_null(tmp_path):
-    env = environment(tmp_path, inherited={"A": "worker"}, env=("B=flag",), run={"A": None, "B": None}).env
-
-    assert not {"A", "B"} & set(env)
 
 
 @pytest.mark.parametrize(

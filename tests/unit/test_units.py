@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import configparser
 import getpass
-import os
 import re
 import shlex
 import shutil
@@ -41,39 +40,31 @@ NASTY = (
 )
 
 
-@pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch):
-    for name in list(os.environ):
-        if name.startswith("FLOWFLEET_"):
-            monkeypatch.delenv(name)
-
-
 def install(part, kind, *words):
     done = CliRunner().invoke(PARTS[part][0], ["install", "--for", kind, *words], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done.output
 
 
-def section(text, name):
-    """As configparser reads it, with the choices of supervisor's own reader (source: supervisor 4.2)."""
+def read(text):
+    """A file of supervisor, by configparser with the choices of supervisor's own reader (source: supervisor 4.2)."""
     reader = configparser.RawConfigParser(inline_comment_prefixes=(";", "#"), strict=False)
     reader.read_string(text)
-    return dict(reader[name])
+    return reader
 
 
 def program(text):
     """The command of supervisor's program and its environment."""
-    reader = configparser.RawConfigParser(inline_comment_prefixes=(";", "#"), strict=False)
-    reader.read_string(text)
+    reader = read(text)
     (name,) = [name for name in reader.sections() if name.startswith("program:")]
     values = {key: value % {"here": "wrong"} for key, value in reader[name].items()}
     return shlex.split(values["command"]), values
 
 
 def directives(text):
-    """Each directive of a service file, in order."""
+    """The directives of a service file."""
     lines = [line for line in text.splitlines() if line and line[0] not in "#["]
-    return [tuple(line.split("=", 1)) for line in lines]
+    return dict(line.split("=", 1) for line in lines)
 
 
 def systemd_words(command):
@@ -125,7 +116,7 @@ def as_started(part, kind, words, folder):
     """The settings of the part that this unit starts."""
     unit, secrets = install(part, kind, *words), install(part, kind, "--secrets", *words)
     if kind == "systemd":
-        command = systemd_words(dict(directives(unit))["ExecStart"])
+        command = systemd_words(directives(unit)["ExecStart"])
         return settings_of(part, command, shell_variables(secrets, folder), {})
     command, values = program(unit)
     if secrets:
@@ -188,10 +179,9 @@ def test_options_come_in_the_order_of_the_reference_and_are_never_glued():
 
 
 @pytest.mark.parametrize("part", ["worker", "poller"])
-def test_a_unit_starts_the_console_script_by_its_absolute_path_as_me_and_from_here(part):
-    facts = dict(directives(install(part, "systemd")))
+def test_a_unit_starts_the_console_script_by_its_absolute_path_as_me_and_from_here(part, monkeypatch):
+    facts = directives(install(part, "systemd"))
     command, values = program(install(part, "supervisor"))
-
     assert Path(command[0]).is_absolute()
     assert Path(command[0]).name == part
     assert systemd_words(facts["ExecStart"])[:2] == command[:2]
@@ -201,41 +191,41 @@ def test_a_unit_starts_the_console_script_by_its_absolute_path_as_me_and_from_he
     # a worker that was drained has ended in order, and stays down
     assert restarts == (("always", "true") if part == "poller" else ("on-failure", "unexpected"))
     assert (values["stopasgroup"], values["killasgroup"], values["stopsignal"]) == ("false", "false", "TERM")
-    assert dict(directives(install(part, "systemd", "--run-as", "flows")))["User"] == "flows"
+    assert directives(install(part, "systemd", "--run-as", "flows"))["User"] == "flows"
+
+    monkeypatch.setattr(units.sys, "executable", "/no/such/python")
+    assert Path(units.program_path(part)).is_absolute()
 
 
 def test_a_worker_that_detaches_leaves_its_runs_to_go_on():
-    facts = dict(directives(install("worker", "systemd")))
-
+    facts = directives(install("worker", "systemd"))
     assert (facts["KillMode"], facts["OOMPolicy"]) == ("process", "continue")
     assert facts["ExecStart"].endswith("start --on-stop detach")
 
 
 @pytest.mark.parametrize("mode", ["wait", "cancel"])
 def test_a_worker_that_does_not_detach_gets_the_time_that_its_runs_get(mode):
-    facts = dict(directives(install("worker", "systemd", "--on-stop", mode, "--stop-grace", "100")))
-    _, values = program(install("worker", "supervisor", "--on-stop", mode, "--stop-grace", "100"))
-
+    words = ["--on-stop", mode, "--stop-grace", "100"]
+    facts = directives(install("worker", "systemd", *words))
+    _, values = program(install("worker", "supervisor", *words))
     assert facts["KillMode"] == "mixed"
     assert "detach" not in facts["ExecStart"]
     assert int(facts["TimeoutStopSec"]) == int(values["stopwaitsecs"]) > 200
 
 
 def test_a_poller_that_ends_by_itself_is_not_started_again():
-    assert dict(directives(install("poller", "systemd", "--max-polls", "3")))["Restart"] == "on-failure"
+    assert directives(install("poller", "systemd", "--max-polls", "3"))["Restart"] == "on-failure"
 
 
 def test_two_workers_of_one_host_get_units_of_two_names():
     text = install("worker", "systemd", "--name", "second", "-k", "sek")
-
-    assert dict(directives(text))["EnvironmentFile"] == "/etc/flowfleet/worker-second.env"
+    assert directives(text)["EnvironmentFile"] == "/etc/flowfleet/worker-second.env"
     assert "flowfleet-worker-second.service" in text
-    assert section(install("worker", "supervisor", "--name", "second"), "program:flowfleet-worker-second")
+    assert read(install("worker", "supervisor", "--name", "second"))["program:flowfleet-worker-second"]
 
 
 def test_secrets_of_a_worker_with_a_config_file_go_there():
     command, values = program(text := install("worker", "supervisor", "--config", "/x/f.toml", "-k", "sek"))
-
     assert command[-2:] == ["--config", "/x/f.toml"]
     assert "environment" not in values
     assert "to add to /x/f.toml" in text
@@ -267,9 +257,3 @@ def test_the_whole_of_the_nasty_values_passes_systemds_own_reader(tmp_path):
     said = subprocess.run([analyze, "verify", "--man=no", str(path)], capture_output=True, text=True, check=False)
 
     assert (said.returncode, said.stdout, said.stderr) == (0, "", "")
-
-
-def test_a_program_is_named_without_a_path(monkeypatch):
-    monkeypatch.setattr(units.sys, "executable", "/no/such/python")
-
-    assert Path(units.program_path("worker")).is_absolute()

@@ -17,13 +17,22 @@ from workers.interpreter import choose_interpreter, prefect_version, resolve_com
 STATE = RunState(run_id="r", run_name="n", kind=StateType.PENDING, name="Submitted")
 
 
-def python(folder: Path, version: str | None) -> Path:
-    """A program that answers as an interpreter with this prefect."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "python"
-    path.write_text(f"#!/bin/sh\n{f'echo {version}' if version else 'exit 1'}\n")
-    path.chmod(0o755)
-    return path
+@pytest.fixture
+def python(tmp_path):
+    """Makes programs that answer as an interpreter with this prefect, each in a folder of its own."""
+
+    def make(name: str, version: str | None) -> Path:
+        path = tmp_path / name / "python"
+        path.parent.mkdir()
+        path.write_text(f"#!/bin/sh\n{f'echo {version}' if version else 'exit 1'}\n")
+        path.chmod(0o755)
+        return path
+
+    return make
+
+
+def on_path(*pythons: Path) -> dict[str, str]:
+    return {"PATH": os.pathsep.join(str(path.parent) for path in pythons)}
 
 
 def test_later_layers_win_and_run_and_claim_are_set():
@@ -82,53 +91,56 @@ def test_pairs_are_read_and_a_broken_one_is_named_without_its_value():
         parse_pairs(["SECRET"])
 
 
-def test_the_first_python_on_path_that_has_prefect_is_chosen(tmp_path):
-    python(tmp_path / "a", None)
-    chosen = python(tmp_path / "b", "3.4.1")
-    python(tmp_path / "c", "3.9.9")
-    path = os.pathsep.join(str(tmp_path / name) for name in "abc")
-    found = choose_interpreter({"PATH": path}, python=None, traits=traits.of("prefect3"))
-    assert (found.path, found.prefect) == (str(chosen), "3.4.1")
-
-
-def test_no_prefect_is_one_sentence_and_the_fallback_is_the_last_one_asked(tmp_path):
-    python(tmp_path / "a", None)
-    env = {"PATH": str(tmp_path / "a")}
-    with pytest.raises(SettingsError, match="no Python on PATH has prefect"):
-        choose_interpreter(env, python=None, traits=traits.of("prefect3"))
-    fallback = python(tmp_path / "own", "3.1.0")
-    assert choose_interpreter(env, python=None, traits=traits.of("prefect3"), fallback=str(fallback)).path == str(
-        fallback
-    )
-
-
-def test_a_prefect_that_does_not_fit_the_api_is_refused(tmp_path):
-    old = python(tmp_path / "a", "2.20.1")
-    with pytest.raises(SettingsError, match=r"has prefect 2\.20\.1, which does not fit"):
-        choose_interpreter({"PATH": "/bin"}, python=old, traits=traits.of("prefect3"))
-    one = python(tmp_path / "b", "1.4.1")
-    assert choose_interpreter({"PATH": "/bin"}, python=one, traits=traits.of("prefect1")).prefect == "1.4.1"
+def choose(env: dict[str, str], backend: str = "prefect3", python: Path | None = None, fallback: Path | None = None):
+    other = str(fallback) if fallback else None
+    return choose_interpreter(env, python=python, traits=traits.of(backend), fallback=other)
 
 
 @pytest.mark.parametrize(
-    ("backend", "fitting"), [("prefect1", "0.15.13"), ("prefect1", "1.4.1"), ("prefect3", "3.4.0")]
+    ("first", "backend", "fitting"),
+    [
+        (None, "prefect3", "3.4.1"),
+        ("2.20.1", "prefect3", "3.4.0"),
+        ("2.20.1", "prefect1", "0.15.13"),
+        ("2.20.1", "prefect1", "1.4.1"),
+    ],
 )
-def test_the_first_python_with_a_prefect_of_the_right_age_is_chosen(tmp_path, backend, fitting):
-    python(tmp_path / "a", "2.20.1")
-    chosen = python(tmp_path / "b", fitting)
-    path = os.pathsep.join(str(tmp_path / name) for name in "ab")
-    assert choose_interpreter({"PATH": path}, python=None, traits=traits.of(backend)).path == str(chosen)
+def test_the_first_python_on_path_that_has_a_prefect_of_the_right_age_is_chosen(python, first, backend, fitting):
+    chosen = python("b", fitting)
+    found = choose(on_path(python("a", first), chosen, python("c", "3.9.9")), backend)
+    assert (found.path, found.prefect) == (str(chosen), fitting)
 
 
-def test_a_host_that_has_only_the_newer_prefect_is_told_what_to_do_for_the_older_api(tmp_path):
-    new = python(tmp_path / "a", "3.4.1")
+def test_no_prefect_is_one_sentence_and_the_fallback_is_the_last_one_asked(python):
+    env, fallback = on_path(python("a", None)), python("own", "3.1.0")
+    with pytest.raises(SettingsError, match="no Python on PATH has prefect"):
+        choose(env)
+    assert choose(env, fallback=fallback).path == str(fallback)
+
+
+def test_a_prefect_that_does_not_fit_the_api_is_refused(python):
+    with pytest.raises(SettingsError, match=r"has prefect 2\.20\.1, which does not fit"):
+        choose({"PATH": "/bin"}, python=python("a", "2.20.1"))
+    assert choose({"PATH": "/bin"}, "prefect1", python=python("b", "1.4.1")).prefect == "1.4.1"
+
+
+def test_a_host_that_has_only_the_newer_prefect_is_told_what_to_do_for_the_older_api(python):
+    new = python("a", "3.4.1")
     with pytest.raises(SettingsError) as failure:
-        choose_interpreter({"PATH": str(tmp_path / "a")}, python=None, traits=traits.of("prefect1"), fallback=str(new))
+        choose(on_path(new), "prefect1", fallback=new)
     assert str(failure.value) == (
         f"{new} has prefect 3.4.1, which does not fit an API of Prefect 1, "
         "name the Python of an environment with prefect 1 by --python"
     )
     assert failure.value.exit_code == 2
+
+
+@pytest.mark.parametrize("version", [None, ""])
+def test_a_given_python_without_prefect_is_named(python, tmp_path, version):
+    with pytest.raises(SettingsError, match="has no prefect"):
+        choose({"PATH": "/bin"}, python=python("a", version))
+    with pytest.raises(SettingsError, match="is no program that can be run"):
+        choose({"PATH": "/bin"}, python=tmp_path / "nothing")
 
 
 def test_import_paths_are_made_absolute_where_the_worker_starts(tmp_path, monkeypatch):
@@ -141,22 +153,13 @@ def test_import_paths_are_made_absolute_where_the_worker_starts(tmp_path, monkey
         absolute_paths(("~nobody-of-this-name/x",), tmp_path)
 
 
-@pytest.mark.parametrize(("version", "words"), [(None, "has no prefect"), ("", "has no prefect")])
-def test_a_given_python_without_prefect_is_named(tmp_path, version, words):
-    with pytest.raises(SettingsError, match=words):
-        choose_interpreter({"PATH": "/bin"}, python=python(tmp_path / "a", version), traits=traits.of("prefect3"))
-    with pytest.raises(SettingsError, match="is no program that can be run"):
-        choose_interpreter({"PATH": "/bin"}, python=tmp_path / "nothing", traits=traits.of("prefect3"))
-
-
 def test_prefect_is_asked_for_without_being_imported(tmp_path):
     """A module that says that it was imported would spoil the answer."""
-    package = tmp_path / "prefect"
-    package.mkdir()
-    (package / "__init__.py").write_text("print('imported')")
-    info = tmp_path / "prefect-3.7.7.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: prefect\nVersion: 3.7.7\n")
+    metadata = "Metadata-Version: 2.1\nName: prefect\nVersion: 3.7.7\n"
+    files = {"prefect/__init__.py": "print('imported')", "prefect-3.7.7.dist-info/METADATA": metadata}
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(text)
     assert prefect_version(sys.executable, {"PYTHONPATH": str(tmp_path)}) == "3.7.7"
 
 
@@ -173,13 +176,16 @@ def test_an_interpreter_older_than_our_own_is_asked_as_it_understands_it(tmp_pat
     assert prefect_version(sys.executable, {"PYTHONPATH": str(tmp_path)}) == "1.2.3"
 
 
-def test_a_command_is_looked_up_in_the_path_of_the_run(tmp_path):
-    inside = python(tmp_path / "a", "3.0")
-    env = {"PATH": str(tmp_path / "a")}
-    assert resolve_command(("python", "-m", "x"), env, "/other/python") == (str(inside), "-m", "x")
-    assert resolve_command(("python3", "-m", "x"), env, "/other/python") == ("/other/python", "-m", "x")
-    assert resolve_command(("./run.sh", "a"), env, "/other/python") == ("./run.sh", "a")
+def test_a_command_is_looked_up_in_the_path_of_the_run(python):
+    inside = python("a", "3.0")
+
+    def resolved(*words):
+        return resolve_command(words, on_path(inside), "/other/python")
+
+    assert resolved("python", "-m", "x") == (str(inside), "-m", "x")
+    assert resolved("python3", "-m", "x") == ("/other/python", "-m", "x")
+    assert resolved("./run.sh", "a") == ("./run.sh", "a")
     with pytest.raises(StartFailed, match="no program 'uv' on the PATH of the run"):
-        resolve_command(("uv", "run"), env, "/other/python")
+        resolved("uv", "run")
     with pytest.raises(StartFailed, match="empty"):
-        resolve_command((), env, "/other/python")
+        resolved()
