@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 from flowfleet.errors import LedgerUnavailable
@@ -16,7 +17,13 @@ from flowfleet.ledger.transitions import TRANSITIONS
 POOL = "11111111-1111-4111-8111-111111111111"
 ROUTE = Route("prefect3", POOL, "default")
 OFFER = Offer(backend="prefect3", pools=("flowfleet",), pool_ids=(POOL,))
+START = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 MOVES = {row.name: row for row in TRANSITIONS}
+
+
+def a_claim(run_id: str = "run", state: State = State.RUNNING, **facts: Any) -> Claim:
+    given = {"claim": "claim", "call": "call", "route": ROUTE, "name": f"the {run_id}", "due": START} | facts
+    return Claim(run_id=run_id, state=state, **given)
 
 
 class HandClock:

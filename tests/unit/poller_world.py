@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,9 +30,8 @@ from poller.rebuild import Gatekeeper, Sweep
 from poller.reconcile import Reconciler
 from poller.reinstate import Reinstater
 from poller.unfit import UnfitRuns
-from tests.unit.memory_ledger import POOL, ROUTE, MemoryLedger
+from tests.unit.memory_ledger import POOL, ROUTE, START, MemoryLedger
 
-START = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 TENANT = "77777777-7777-4777-8777-777777777777"
 CALL = "22222222-2222-4222-8222-222222222222"
 #: as of Prefect Server: for so long it refuses a second Submitted of a run, whoever asks

@@ -14,7 +14,7 @@ from flowfleet.api.backlog import DueRuns
 from flowfleet.errors import ApiRejected, SettingsError
 from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import FlowRun, Offer, Route
-from flowfleet.ledger.claims import Claim, State
+from flowfleet.ledger.claims import State
 from flowfleet.page.server import PageRequest
 from flowfleet.retry import RetrySchedule
 from flowfleet.settings.classes import PollerSettings
@@ -24,8 +24,8 @@ from poller.listing import Listing
 from poller.metrics import PollerMetrics
 from poller.page import PollerHealth, handlers
 from poller.service import PollerParts, PollerService
-from tests.unit.memory_ledger import OFFER, POOL, ROUTE, MemoryLedger
-from tests.unit.poller_world import START, Time, World
+from tests.unit.memory_ledger import OFFER, POOL, ROUTE, START, MemoryLedger, a_claim
+from tests.unit.poller_world import Time, World
 
 OTHER = Route("prefect3", POOL, "other")
 
@@ -35,9 +35,7 @@ def run(number=0, route=ROUTE, due=START):
 
 
 def claim(number, state, worker=None, route=ROUTE):
-    return Claim(
-        run_id=run(number).run_id, claim="c", call="k", route=route, state=state, name="r", due=START, worker=worker
-    )
+    return a_claim(run(number).run_id, state, worker=worker, route=route)
 
 
 def rows(*added):

@@ -13,9 +13,9 @@ from flowfleet.api.prefect1.client import Prefect1
 from flowfleet.api.prefect1.graphql import PREFECT1, GraphQL
 from flowfleet.api.transport.address import Address
 from flowfleet.api.transport.session import Session
-from flowfleet.ledger.claims import Claim, State
+from flowfleet.ledger.claims import State
 from flowfleet.settings.classes import WorkerSettings
-from tests.ledger_world import flow_run
+from tests.unit.memory_ledger import a_claim
 from workers.environment import layers_of, worker_layer
 from workers.interpreter import Interpreter
 from workers.runs.start_spec import StartSpecBuilder
@@ -49,9 +49,7 @@ def environment(tmp_path, **given):
     )
     state = RunState(run_id=RUN, run_name="n", kind=StateType.PENDING, name="Submitted")
     job = Job(state=state, env=facts["run"], working_dir=facts["working_dir"], flow_id=FLOW)
-    run = flow_run()
-    held = Claim(run_id=RUN, claim="claim", call="call", state=State.TAKEN, route=run.route, name="n", due=run.due)
-    return start_specs.make(held, api.jobs.equip(job), RunFolder(tmp_path), not_after=None)
+    return start_specs.make(a_claim(RUN, State.TAKEN), api.jobs.equip(job), RunFolder(tmp_path), not_after=None)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from flowfleet.api.client import RunState, ServerInfo, StateType
 from flowfleet.errors import ApiUnavailable, LedgerUnavailable, SettingsError
 from flowfleet.flow_run import Offer, Route
 from flowfleet.ledger import connect
-from flowfleet.ledger.claims import Claim, State
+from flowfleet.ledger.claims import State
 from flowfleet.ledger.gate import Leader
 from flowfleet.ledger.roster import WorkerRow
 from flowfleet.monitor import runs
@@ -27,9 +27,8 @@ from flowfleet.monitor.redis_server import queue_key
 from flowfleet.monitor.run_output import local_log, read_local
 from flowfleet.monitor.snapshot import RouteQueue, Snapshot, WorkerStatus
 from flowfleet.monitor.status import span, status
+from tests.unit.memory_ledger import POOL, ROUTE, a_claim
 
-POOL = "11111111-1111-4111-8111-111111111111"
-ROUTE = Route("prefect3", POOL, "default")
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC).timestamp()
 
 
@@ -41,18 +40,8 @@ def _row(name="worker@host-1", *, slots=4, live=True, wanted="active", pools=("f
 
 
 def _claim(state=State.RUNNING, *, run_id="22222222-2222-4222-8222-222222222222", worker="worker@host-1", **facts):
-    return Claim(
-        run_id=run_id,
-        claim="33333333-3333-4333-8333-333333333333",
-        call="44444444-4444-4444-8444-444444444444",
-        route=ROUTE,
-        state=state,
-        name="brave-heron",
-        due=datetime.fromtimestamp(AT - 60, UTC),
-        worker=worker,
-        since=AT - 5,
-        **facts,
-    )
+    due = datetime.fromtimestamp(AT - 60, UTC)
+    return a_claim(run_id, state, worker=worker, name="brave-heron", due=due, since=AT - 5, **facts)
 
 
 def _snapshot(*, claims=(), due=0, at_least=False, rows=None, leader=True, gate_open=True, eligible=1):

@@ -2,10 +2,8 @@
 
 import ast
 import io
-import json
 import threading
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,69 +22,76 @@ from flowfleet.up.command import too_long
 from flowfleet.up.demo import EXAMPLES, Demo, DemoRun, flows_folder, session_of
 from flowfleet.up.live_table import LiveTable, demo_table
 from flowfleet.up.stack import StackSignals, StopRequested
+from tests.lawless_http import HttpError, Server, handler
 
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
-class Api(BaseHTTPRequestHandler):
+class Api:
     """As much of Prefect's API as the demo needs; the pool is there at the second question."""
 
-    def _answer(self, body, code=200):
-        text = json.dumps(body).encode()
-        self.send_response(code)
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
+    def __init__(self):
+        self.asked, self.posted, self.answers = 0, [], {}
+        self.server = Server(("127.0.0.1", 0), handler(self, prefix=""))
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
-    def do_GET(self):
-        self.server.asked += 1
-        self._answer({"id": "p"}, 200 if self.server.asked > 1 else 404)
+    def answer(self, method, path, body, headers):
+        if method == "GET":
+            self.asked += 1
+            if self.asked > 1:
+                return {"id": "p"}
+            raise HttpError(404, "no such pool")
+        self.posted.append((path, body))
+        if path.endswith("/filter"):
+            return self.answers[path]
+        if path.endswith("/create_flow_run"):
+            number = sum(path.endswith("/create_flow_run") for path, _ in self.posted)
+            raise HttpError(201, "", body={"id": f"run-{number}", "name": f"name-{number}"})
+        raise HttpError(201, "", body={"id": f"{path.strip('/')}-{body['name']}"})
 
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.posted.append((self.path, body))
-        if self.path.endswith("/filter"):
-            self._answer(self.server.answers[self.path])
-        elif self.path.endswith("/create_flow_run"):
-            number = sum(path.endswith("/create_flow_run") for path, _ in self.server.posted)
-            self._answer({"id": f"run-{number}", "name": f"name-{number}"}, 201)
-        else:
-            self._answer({"id": f"{self.path.strip('/')}-{body['name']}"}, 201)
-
-    def log_message(self, *args):
-        pass
+    def stop(self):
+        self.server.shutdown()
+        self.server.server_close()
 
 
 @pytest.fixture
 def api():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Api)
-    server.asked, server.posted, server.answers = 0, [], {}
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    api = Api()
+    yield api
+    api.stop()
 
 
-class Claims:
+def _claims(away=False):
     """A ledger with one live claim and one that is gone."""
+    live = [SimpleNamespace(run_id="run-1", worker="worker@a"), SimpleNamespace(run_id="run-3", worker=None)]
+    gone = [{"run_id": "run-2", "worker": "worker@b"}, {"run_id": "other", "worker": "worker@c"}]
 
-    def __init__(self, away=False):
-        self.away = away
-
-    def live(self):
-        if self.away:
+    def ask():
+        if away:
             raise LedgerUnavailable("gone")
-        return [SimpleNamespace(run_id="run-1", worker="worker@a"), SimpleNamespace(run_id="run-3", worker=None)]
+        return live
 
-    def records(self, limit):
-        return [{"run_id": "run-2", "worker": "worker@b"}, {"run_id": "other", "worker": "worker@c"}]
+    return SimpleNamespace(claims=SimpleNamespace(live=ask, records=lambda limit: gone))
 
 
-def _demo(api, claims=None):
-    session = Session(Address(url=f"http://127.0.0.1:{api.server_port}"), pause=lambda seconds: None)
-    demo = Demo(session, "pool x", SimpleNamespace(claims=claims or Claims()))
+def _demo(api):
+    address = Address(url=f"http://127.0.0.1:{api.server.server_address[1]}")
+    demo = Demo(Session(address, pause=lambda seconds: None), "pool x", _claims())
     demo.begin(pause=lambda seconds: None)
     return demo
+
+
+def _shown(width, show):
+    out = io.StringIO()
+    show(Console(file=out, width=width, no_color=True))
+    return out.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = DataFolder.open(tmp_path / "data")
+    yield folder
+    folder.close()
 
 
 def _state(number, kind, **facts):
@@ -150,98 +155,74 @@ def test_a_look_without_redis_or_api_keeps_what_was_known(api):
     demo = _demo(api)
     api.answers = {"/flow_runs/filter": [_state(1, "RUNNING")], "/task_runs/filter": []}
     demo.look()
-    demo._ledger = SimpleNamespace(claims=Claims(away=True))
+    demo._ledger = _claims(away=True)
     assert demo.look()[0].worker == "worker@a"
-    api.shutdown()
-    api.server_close()
-
+    api.stop()
     assert demo.look()[0].state == "Running"
 
 
 @pytest.mark.parametrize("width", [80, 140])
 def test_the_table_fits_and_tells_state_progress_worker_and_time(api, width):
     demo = _demo(api)
+    start, end = "2026-01-02T03:04:05Z", "2026-01-02T03:04:06Z"
+    ended = _state(4, "COMPLETED", start_time=start, end_time=end)
     api.answers = {
-        "/flow_runs/filter": [
-            _state(1, "RUNNING", start_time="2026-01-02T03:04:05Z"),
-            _state(4, "COMPLETED", start_time="2026-01-02T03:04:05Z", end_time="2026-01-02T03:04:06Z"),
-            _state(5, "CRASHED"),
-        ],
+        "/flow_runs/filter": [_state(1, "RUNNING", start_time=start), ended, _state(5, "CRASHED")],
         "/task_runs/filter": [{"flow_run_id": "run-1", "state_type": "COMPLETED"}] * 4,
     }
-    out = io.StringIO()
-    Console(file=out, width=width, no_color=True).print(demo_table(demo.look(), AT + timedelta(minutes=2), width))
-    text = out.getvalue()
-
+    table = demo_table(demo.look(), AT + timedelta(minutes=2), width)
+    text = _shown(width, lambda console: console.print(table))
     assert max(map(len, text.splitlines())) <= width
-    assert "####.... 4/8" in text
-    assert "2m 0s" in text
-    assert "Crashed ok" in text
-    assert "Completed !" in text  # it was meant to fail
-    assert "worker@a" in text
+    for word in ("####.... 4/8", "2m 0s", "Crashed ok", "Completed !", "worker@a"):  # ! was meant to fail
+        assert word in text
 
 
 def test_without_a_terminal_each_change_is_one_line(api):
     demo = _demo(api)
-    out = io.StringIO()
-    with LiveTable(Console(file=out, width=80, no_color=True)) as show:
-        show.update(demo.runs)
-        show.update(demo.runs)
-        api.answers = {"/flow_runs/filter": [_state(1, "RUNNING")], "/task_runs/filter": []}
-        show.update(demo.look())
-    lines = out.getvalue().splitlines()
 
+    def show(console):
+        with LiveTable(console) as table:
+            table.update(demo.runs)
+            table.update(demo.runs)
+            api.answers = {"/flow_runs/filter": [_state(1, "RUNNING")], "/task_runs/filter": []}
+            table.update(demo.look())
+
+    lines = _shown(80, show).splitlines()
     assert lines.count("longer name-1: Running on worker@a") == 1
     assert sum(line.startswith("longer name-1:") for line in lines) == 2
 
 
-def test_the_parts_get_where_everything_is_by_variables_and_nothing_of_the_users_that_stands_in_the_way(tmp_path):
-    folder = DataFolder.open(tmp_path / "data")
+def test_the_parts_get_where_everything_is_by_variables_and_nothing_of_the_users_that_stands_in_the_way(folder):
     user = {
-        "PATH": "/bin",
-        "PREFECT_API_KEY": "k",
-        "FLOWFLEET_SLOTS": "9",
-        "FLOWFLEET_NAME": "mine",
-        "FLOWFLEET_REDIS_FILE": "/x",
-        "FLOWFLEET_ENV": "A=1",
-    }
+        "PATH": "/bin", "PREFECT_API_KEY": "k", "FLOWFLEET_SLOTS": "9", "FLOWFLEET_NAME": "mine",
+        "FLOWFLEET_REDIS_FILE": "/x", "FLOWFLEET_ENV": "A=1",
+    }  # fmt: skip
     settings = resolve(UpSettings, {"api": "http://h/api", "key": "kk", "log-level": "debug"}, {}, {})
-    try:
-        ours = poller_and_workers.environment(folder, user, settings, own_server=True, own_redis=True)
-        theirs = poller_and_workers.environment(folder, user, settings, own_server=False, own_redis=True)
-    finally:
-        folder.close()
-
-    assert (ours["FLOWFLEET_API"], ours["FLOWFLEET_KEY"], ours["FLOWFLEET_LOG_LEVEL"]) == (
-        "http://h/api",
-        "kk",
-        "DEBUG",
+    ours, theirs = (
+        poller_and_workers.environment(folder, user, settings, own_server=own, own_redis=True) for own in (True, False)
     )
+    given = (ours["FLOWFLEET_API"], ours["FLOWFLEET_KEY"], ours["FLOWFLEET_LOG_LEVEL"])
+    assert given == ("http://h/api", "kk", "DEBUG")
     assert ours["FLOWFLEET_ENV"] == "A=1"
     assert not {"FLOWFLEET_SLOTS", "FLOWFLEET_NAME", "FLOWFLEET_REDIS_FILE", "PREFECT_API_KEY"} & set(ours)
     assert theirs["PREFECT_API_KEY"] == "k"
     assert "FLOWFLEET_PYTHON" not in theirs
 
 
-def test_secrets_that_were_given_by_file_reach_the_parts_by_file(tmp_path, monkeypatch):
+def test_secrets_that_were_given_by_file_reach_the_parts_by_file(folder, tmp_path, monkeypatch):
     """Else a replaced key would never be read again."""
     monkeypatch.chdir(tmp_path)
     for name, text in (("key", "kkkk"), ("redis", "redis://:rrrr@box/0"), ("password", "pppp")):
         (tmp_path / name).write_text(text)
-    folder = DataFolder.open(tmp_path / "data")
 
     def parts(environ, *, own_redis=False):
         settings = resolve(UpSettings, {"api": "http://h/api"}, environ, {})
         env = poller_and_workers.environment(folder, environ, settings, own_server=False, own_redis=own_redis)
         return {name[10:]: value for name, value in env.items() if name.startswith("FLOWFLEET_")}
 
-    try:
-        whole = parts({"FLOWFLEET_KEY_FILE": "key", "FLOWFLEET_REDIS_FILE": "redis"})
-        apart = parts({"FLOWFLEET_REDIS": "redis://me@box/0", "FLOWFLEET_REDIS_PASSWORD_FILE": "password"})
-        ours = parts({"FLOWFLEET_REDIS_PASSWORD_FILE": "password"}, own_redis=True)
-    finally:
-        folder.close()
-
+    whole = parts({"FLOWFLEET_KEY_FILE": "key", "FLOWFLEET_REDIS_FILE": "redis"})
+    apart = parts({"FLOWFLEET_REDIS": "redis://me@box/0", "FLOWFLEET_REDIS_PASSWORD_FILE": "password"})
+    ours = parts({"FLOWFLEET_REDIS_PASSWORD_FILE": "password"}, own_redis=True)
     assert (whole["KEY_FILE"], whole["REDIS_FILE"]) == (str(tmp_path / "key"), str(tmp_path / "redis"))
     assert not {"KEY", "REDIS"} & set(whole)
     assert (apart["REDIS"], apart["REDIS_PASSWORD_FILE"]) == ("redis://me@box/0", str(tmp_path / "password"))
@@ -257,20 +238,15 @@ def test_a_users_own_api_is_reached_with_the_users_key_and_ours_without(tmp_path
     assert session_of(given, environ, tmp_path).address.authorization == "Bearer users-key"
 
 
-def test_up_serves_each_pool_that_a_list_names_wherever_the_list_stands(tmp_path, monkeypatch):
+def test_up_serves_each_pool_that_a_list_names_wherever_the_list_stands(folder, tmp_path, monkeypatch):
     """One variable and one config file serve worker and `up` alike, and there pools are a list."""
     by_variable = resolve(UpSettings, {}, {"FLOWFLEET_POOLS": "cpu,gpu"}, {})
     by_file = resolve(UpSettings, {}, {}, {"pool": ["cpu"]})
     assert (by_variable.pools, by_variable.pool, by_file.pools) == (("cpu", "gpu"), "cpu", ("cpu",))
-    folder = DataFolder.open(tmp_path / "data")
     monkeypatch.setattr(Part, "start", lambda name, folder, argv, **how: argv)
-    try:
-        argv = poller_and_workers.start_worker(
-            folder, {}, "http://h:1", tmp_path, name="worker", slots=2, pools=by_variable.pools
-        )
-    finally:
-        folder.close()
-
+    argv = poller_and_workers.start_worker(
+        folder, {}, "http://h:1", tmp_path, name="worker", slots=2, pools=by_variable.pools
+    )
     assert " --pool cpu --pool gpu " in " ".join(argv)
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from flowfleet.flow_run import Route
-from flowfleet.ledger.claims import Claim, State
+from flowfleet.ledger.claims import State
+from tests.unit.memory_ledger import a_claim
 from tests.waiting import until
 from workers.deployment import Exit
 from workers.runs.supervisor import Supervisor
@@ -18,8 +17,6 @@ from workers.shim import atomic_files
 from workers.shim.syscalls import boot_clock
 from workers.state.attempts import Attempt, Attempts
 from workers.state.run_folders import RunFolder
-
-ROUTE = Route("prefect3", "11111111-1111-4111-8111-111111111111", "default")
 
 
 class FakeDeployment:
@@ -64,12 +61,8 @@ class FakeDeployment:
 
 
 def attempt(number, started_run=None, state=State.RUNNING, **more):
-    held = Claim(
-        run_id=f"run{number}", claim="claim", call="call", route=ROUTE, name=f"n{number}", state=state,
-        due=datetime(2026, 1, 1, tzinfo=UTC),
-    )  # fmt: skip
     folder = RunFolder(Path(f"/nowhere/run{number}.claim"))
-    return Attempt(**{"held": held, "folder": folder, "started_run": started_run, **more})
+    return Attempt(**{"held": a_claim(f"run{number}", state), "folder": folder, "started_run": started_run, **more})
 
 
 class Watched:
