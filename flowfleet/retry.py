@@ -96,13 +96,16 @@ class RetrySchedule:
         longest_seconds: float = LONGEST_PAUSE_SECONDS,
         says: str = SAYS,
         level: int = logging.WARNING,
+        wake: Callable[[], None] = lambda: None,
     ) -> None:
+        """`wake` wakes the loop that waits for the end of a pause."""
         self.error: FleetError | None = None
         #: how many outages there have been: a part that was busy elsewhere notices by it that one has passed
         self.count = 0
         self._outage_log = OutageLog(neighbour, logger, clock, says=says, level=level)
         self._clock = clock
         self._jitter = jitter
+        self._wake = wake
         self._first_seconds, self._longest_seconds = first_seconds, longest_seconds
         self._tries = 0
         self._next = 0.0
@@ -141,8 +144,9 @@ class RetrySchedule:
         self._outage_log.failed(error, next_try=wait)
 
     def hurry(self) -> None:
-        """End the pause: the cause of the failure may be gone."""
+        """End the pause, and wake the loop: the cause of the failure may be gone."""
         self._next = 0.0
+        self._wake()
 
     def over(self) -> None:
         """Note that the neighbour answered."""

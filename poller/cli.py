@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -79,13 +80,8 @@ def poll(settings: PollerSettings) -> int:
     inbox = HintsInbox()
     stop = PollerShutdown(inbox)
     stop.install()
-    api_outage = RetrySchedule("the Prefect API")
-
-    def ask_again() -> None:
-        api_outage.hurry()
-        inbox.put("poke")
-
-    reload = ReloadOnSighup(ask_again)
+    api_outage = RetrySchedule("the Prefect API", wake=partial(inbox.put, "poke"))
+    reload = ReloadOnSighup(api_outage.hurry)
     reload.install()
     secrets = SecretFiles(settings)
     connector = Connector(settings, os.environ)

@@ -186,9 +186,7 @@ def test_nobody_sets_an_attribute_of_another_part():
 
 
 def test_no_method_only_sets_an_attribute():
-    assert {name: names for name, tree in trees().items() if (names := setters(tree))} == {
-        "flowfleet.retry": ["hurry"],
-    }
+    assert {name: names for name, tree in trees().items() if (names := setters(tree))} == {}
 
 
 def test_parts_get_their_arguments_by_name_and_not_out_of_a_dictionary():

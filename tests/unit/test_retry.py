@@ -104,12 +104,15 @@ def test_an_api_that_asks_for_patience_gets_it_within_reason(asked, waits, clock
 
 
 def test_a_hurry_ends_the_pause_and_a_new_outage_begins_with_the_first(clock):
-    outage = RetrySchedule("Redis", clock, lambda: 0.0, first_seconds=0.2, longest_seconds=5.0)
+    woken = []
+    outage = RetrySchedule(
+        "Redis", clock, lambda: 0.0, first_seconds=0.2, longest_seconds=5.0, wake=lambda: woken.append(clock.now)
+    )
     outage.failed(SILENT)
     outage.failed(SILENT)
     assert (outage.may_ask(), outage.wait_seconds()) == (False, pytest.approx(0.4 * 0.7))
     outage.hurry()
-    assert (outage.may_ask(), outage.wait_seconds()) == (True, 0.0)
+    assert (outage.may_ask(), outage.wait_seconds(), woken) == (True, 0.0, [1000])
     outage.over()
     outage.failed(SILENT)
     assert outage.wait_seconds() == pytest.approx(0.2 * 0.7)
