@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from flowfleet.api.client import Answer, ClaimApi, Mark, StateType, Verdict
 from flowfleet.api.traits import Traits
@@ -49,38 +49,25 @@ def term_checked(outcome: Outcome) -> Outcome:
     return outcome
 
 
+@dataclass
 class Claimer:
     """Claims runs, and settles claims whose result at the API is not known."""
 
-    def __init__(
-        self,
-        api: ClaimApi,
-        claims: Claims,
-        publish: Publish,
-        *,
-        mark: Mark,
-        policy: str,
-        traits: Traits,
-        failpoints: Failpoints,
-        metrics: PollerMetrics,
-        progressed: Callable[[], object] = lambda: None,
-        new_call: Callable[[], str] = lambda: str(uuid.uuid4()),
-    ) -> None:
-        self._api = api
-        self._claims = claims
-        self._publish = publish
-        self._mark = mark
-        self._policy = policy
-        self._traits = traits
-        self._failpoints = failpoints
-        self._metrics = metrics
-        #: called after each answer of the API, so that a claim with slow answers is not taken for a loop that hangs
-        self._progressed = progressed
-        self._new_call = new_call
-        #: True while a claim is between ledger, API and queue: an orderly end waits for it
-        self.in_hand = False
-        #: ids of claims that the API accepted and the ledger has queued, but whose message could not be sent
-        self.unpublished: set[str] = set()
+    api: ClaimApi
+    claims: Claims
+    publish: Publish
+    mark: Mark
+    policy: str
+    traits: Traits
+    failpoints: Failpoints
+    metrics: PollerMetrics
+    #: called after each answer of the API, so that a claim with slow answers is not taken for a loop that hangs
+    progressed: Callable[[], object] = lambda: None
+    new_call: Callable[[], str] = lambda: str(uuid.uuid4())
+    #: True while a claim is between ledger, API and queue: an orderly end waits for it
+    in_hand: bool = field(default=False, init=False)
+    #: ids of claims that the API accepted and the ledger has queued, but whose message could not be sent
+    unpublished: set[str] = field(default_factory=set, init=False)
 
     def claim(self, term: int, runs: Sequence[FlowRun]) -> ClaimResult:
         """Claim up to ten runs with one call. Raises `TermLost`, `LedgerUnavailable`, `KeyRefused`."""
@@ -91,9 +78,9 @@ class Claimer:
             self.in_hand = False
 
     def _claim(self, term: int, runs: Sequence[FlowRun]) -> ClaimResult:
-        call = self._new_call()
+        call = self.new_call()
         runs = runs[:BATCH]
-        outcomes = self._claims.claim(term, runs, call, policy=self._policy, attempts={})
+        outcomes = self.claims.claim(term, runs, call, policy=self.policy, attempts={})
         ours: dict[str, tuple[FlowRun, Claim]] = {}
         refused: set[str] = set()
         no_slot: set[str] = set()
@@ -108,7 +95,7 @@ class Claimer:
                 gate_shut = True
             else:
                 refused.add(run.run_id)
-        self._failpoints.hit("claim.after_ledger")
+        self.failpoints.hit("claim.after_ledger")
         answers = self._submit(call, [run for run, _ in ours.values()]) if ours else {}
         published = {run_id for run_id, (_, claim) in ours.items() if self._move(term, claim, answers.get(run_id))}
         refused |= set(ours) - published
@@ -127,7 +114,7 @@ class Claimer:
         claims are left to be settled when it answers again.
         """
         answers = self._claim_at_api(runs, call)
-        self._failpoints.hit("claim.after_api")
+        self.failpoints.hit("claim.after_api")
         unsure = [run for run in runs if _verdict(answers.get(run.run_id)) is Verdict.UNSURE]
         if not unsure or _silence(answers):
             return answers
@@ -143,18 +130,18 @@ class Claimer:
 
     def _doubted(self, answer: Answer) -> Answer:
         """Turn a refusal into UNSURE where it proves nothing: of a run that is still Scheduled, and may be ours yet."""
-        if self._traits.refuses_for_a_while and answer.verdict is Verdict.REFUSED and _unclaimed(answer):
+        if self.traits.refuses_for_a_while and answer.verdict is Verdict.REFUSED and _unclaimed(answer):
             return replace(answer, verdict=Verdict.UNSURE)
         return answer
 
     def _claim_at_api(self, runs: Sequence[FlowRun], call: str) -> dict[str, Answer]:
-        answers = dict(self._api.claim(runs, call, self._mark))
-        self._progressed()
+        answers = dict(self.api.claim(runs, call, self.mark))
+        self.progressed()
         return answers
 
     def _settle_at_api(self, run_id: str, call: str) -> Answer:
-        answer = self._api.settle(run_id, call)
-        self._progressed()
+        answer = self.api.settle(run_id, call)
+        self.progressed()
         return answer
 
     def _move(self, term: int, claim: Claim, answer: Answer | None) -> bool:
@@ -164,33 +151,33 @@ class Claimer:
             logger.warning("claim unsettled", extra={**names, "reason": answer.reason if answer else "no answer"})
             return False
         if answer.verdict is Verdict.REFUSED:
-            term_checked(self._claims.refuse(term, claim.run_id, claim.claim, answer.reason))
-            if self._traits.refuses_for_a_while and _unclaimed(answer):
+            term_checked(self.claims.refuse(term, claim.run_id, claim.claim, answer.reason))
+            if self.traits.refuses_for_a_while and _unclaimed(answer):
                 # also after a claim that was handed back; it is tried again until it works
                 logger.debug("claim refused for now", extra={**names, "reason": answer.reason})
                 return False
-            self._metrics.lost.inc()
+            self.metrics.lost.inc()
             logger.info("claim refused", extra={**names, "reason": answer.reason})
             return False
-        outcome = term_checked(self._claims.accept(term, claim.run_id, claim.claim))
+        outcome = term_checked(self.claims.accept(term, claim.run_id, claim.claim))
         if not outcome.moved:
             # the ledger lost or changed it meanwhile: no worker may start it now, and the sweep gives it back
             logger.warning("claim gone from the ledger", extra={**names, "refusal": outcome.refusal})
             return False
-        self._failpoints.hit("claim.after_accept")
-        self._metrics.claimed.inc()
+        self.failpoints.hit("claim.after_accept")
+        self.metrics.claimed.inc()
         return self._send(claim)
 
     def _send(self, claim: Claim) -> bool:
         names = {"run_id": claim.run_id, "claim": claim.claim, "route": str(claim.route)}
         try:
-            self._publish(Message(run_id=claim.run_id, claim=claim.claim, route=claim.route))
+            self.publish(Message(run_id=claim.run_id, claim=claim.claim, route=claim.route))
         except LedgerUnavailable as exc:
             # perhaps it arrived all the same, so it is not sent again; the hand-back of queued claims heals it
             self.unpublished.add(claim.claim)
             logger.warning("message not sent", extra={**names, "error": str(exc)})
             return True
-        self._failpoints.hit("claim.after_publish")
+        self.failpoints.hit("claim.after_publish")
         logger.info("run claimed", extra={**names, "run_name": claim.name})
         return True
 

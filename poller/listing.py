@@ -147,50 +147,40 @@ class Listing:
         return list(rows.values())
 
 
+@dataclass(frozen=True)
 class Lister:
     """Lists runs of pools that a live worker serves, only counts those of others: listing marks a pool as served."""
 
-    def __init__(
-        self,
-        api: BacklogApi,
-        presence: Presence,
-        *,
-        clock: Clock,
-        metrics: PollerMetrics,
-        within_seconds: float = 60.0,
-        count_seconds: float = 30.0,
-        limit: int = 200,
-    ) -> None:
-        self._api = api
-        self._presence = presence
-        self._clock = clock
-        self._metrics = metrics
-        self._within_seconds = within_seconds
-        self._count_seconds = count_seconds
-        self._limit = limit
+    api: BacklogApi
+    presence: Presence
+    clock: Clock
+    metrics: PollerMetrics
+    within_seconds: float = 60.0
+    count_seconds: float = 30.0
+    limit: int = 200
 
     def list(self, plan: ListingPlan, listing: Listing) -> None:
         """Ask the API what is due, and put its answer into the listing. Raises `ApiUnavailable`."""
-        with self._metrics.poll_seconds.time():
+        with self.metrics.poll_seconds.time():
             found = self._due(plan.offers) if plan.offers else []
-            now = self._clock.monotonic()
+            now = self.clock.monotonic()
             listing.renew(found, now)
             there = {due.route for due in found}
-            idle = self._presence.idle_offers(plan)
+            idle = self.presence.idle_offers(plan)
             if not idle:
                 listing.tally(())
-            elif not plan.offers or listing.count_age_seconds >= self._count_seconds:
+            elif not plan.offers or listing.count_age_seconds >= self.count_seconds:
                 counted = self._count(idle)
                 there |= {due.route for due in counted}
                 # of a route that is listed the listing knows more than the count, also when the queue is empty
                 unlisted = [due for due in counted if not any(offer.serves(due.route) for offer in plan.offers)]
                 listing.tally(unlisted, now)
-        self._metrics.last_poll.set(self._clock.wall())
-        self._presence.listed(there)
+        self.metrics.last_poll.set(self.clock.wall())
+        self.presence.listed(there)
 
     def _due(self, offers: Sequence[Offer]) -> Sequence[DueRuns]:
         try:
-            return self._api.due(offers, within_seconds=self._within_seconds, limit=self._limit)
+            return self.api.due(offers, within_seconds=self.within_seconds, limit=self.limit)
         except ApiRejected as exc:
             if len(offers) == 1 and len(offers[0].pools) <= 1:
                 logger.warning("due runs cannot be listed", extra={**_names(offers[0]), "error": str(exc)})
@@ -202,7 +192,7 @@ class Lister:
         found: list[DueRuns] = []
         for part in [part for offer in offers for part in _by_pool(offer)]:
             try:
-                found += self._api.count_due([part])
+                found += self.api.count_due([part])
             except ApiRejected as exc:
                 logger.info("due runs cannot be counted", extra={**_names(part), "error": str(exc)})
         return found

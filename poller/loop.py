@@ -6,6 +6,7 @@ import logging
 import random
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from flowfleet.errors import ApiError, LedgerError
@@ -43,62 +44,44 @@ class Inbox(Protocol):
         """
 
 
+@dataclass(kw_only=True)
 class Loop:
     """The loop of rounds until it is stopped. One bad run, one bad answer, one outage never ends the loop."""
 
-    def __init__(
-        self,
-        *,
-        backend: str,
-        claims: Claims,
-        roster: Roster,
-        leadership: Leadership,
-        claimer: Claimer,
-        reconciler: Reconciler,
-        sweep: Sweep,
-        gatekeeper: Gatekeeper,
-        presence: Presence,
-        lister: Lister,
-        reinstater: Reinstater,
-        unfit: UnfitRuns,
-        inbox: Inbox,
-        clock: Clock,
-        metrics: PollerMetrics,
-        offer_filter: OfferFilter,
-        redis_outage: RetrySchedule,
-        api_outage: RetrySchedule,
-        progress: Progress,
-        pace: Pace,
-        max_polls: int | None = None,
-        tidy: Callable[[], None] = lambda: None,
-        jitter: Callable[[], float] = random.random,
-    ) -> None:
-        self._backend, self._claims, self._roster = backend, claims, roster
-        self._leadership = leadership
-        self._claimer, self._reconciler, self._sweep, self._gatekeeper = claimer, reconciler, sweep, gatekeeper
-        self._presence = presence
-        self._lister = lister
-        self._reinstater = reinstater
-        self._unfit = unfit
-        self._inbox = inbox
-        self._clock = clock
-        self._metrics = metrics
-        self._offer_filter = offer_filter
-        self._progress = progress
-        self._pace = pace
-        self._max_polls = max_polls
-        self._tidy = tidy
-        self._jitter = jitter
-        self.redis_outage, self.api_outage = redis_outage, api_outage
+    backend: str
+    claims: Claims
+    roster: Roster
+    leadership: Leadership
+    claimer: Claimer
+    reconciler: Reconciler
+    sweep: Sweep
+    gatekeeper: Gatekeeper
+    presence: Presence
+    lister: Lister
+    reinstater: Reinstater
+    unfit: UnfitRuns
+    inbox: Inbox
+    clock: Clock
+    metrics: PollerMetrics
+    offer_filter: OfferFilter
+    redis_outage: RetrySchedule
+    api_outage: RetrySchedule
+    progress: Progress
+    pace: Pace
+    max_polls: int | None = None
+    tidy: Callable[[], None] = lambda: None
+    jitter: Callable[[], float] = random.random
+
+    def __post_init__(self) -> None:
         self.polls = 0
-        self.listing = Listing(clock)
+        self.listing = Listing(self.clock)
         self._stopping = threading.Event()
         self._term: int | None = None
         self._began_at = 0.0
         self._outages = 0
         self._hints: set[str] = set()
         self._next_poll = self._next_sweep = 0.0
-        self._interval = pace.busy_seconds
+        self._interval = self.pace.busy_seconds
         self._claimed_at = float("-inf")
         self._was_open = True
 
@@ -109,7 +92,7 @@ class Loop:
     @property
     def claim_in_hand(self) -> bool:
         """True while a claim is between ledger, API and queue."""
-        return self._claimer.in_hand
+        return self.claimer.in_hand
 
     def run(self) -> None:
         """Make rounds until `stop`, or until `max_polls` polls are done; then end in order."""
@@ -117,36 +100,36 @@ class Loop:
             wait = self.round()
             if self._done():
                 break
-            self._hints |= self._inbox.wait(wait, self._pace.gather_seconds)
+            self._hints |= self.inbox.wait(wait, self.pace.gather_seconds)
         self.finish()
 
     def _done(self) -> bool:
-        return self._stopping.is_set() or (self._max_polls is not None and self.polls >= self._max_polls)
+        return self._stopping.is_set() or (self.max_polls is not None and self.polls >= self.max_polls)
 
     def round(self) -> float:
         """Make one round; return the seconds until the next should come."""
-        self._progress.note()
-        term = self._leadership.term
+        self.progress.note()
+        term = self.leadership.term
         if term is None:
             self._term = None
             self._hints.clear()
-            return self._pace.glance_seconds
+            return self.pace.glance_seconds
         try:
             wait = self._lead(term)
         except TermLost:
-            self._leadership.lose(term)
-            wait = self._pace.gap_seconds
+            self.leadership.lose(term)
+            wait = self.pace.gap_seconds
         except LedgerError as exc:
             # refused passwords too: a Redis that is being set up anew may cure them
-            self._metrics.poll_errors.inc()
+            self.metrics.poll_errors.inc()
             self.redis_outage.failed(exc)
             wait = self.redis_outage.wait_seconds()
         except Exception:  # guards the loop: one run or answer that we do not understand must not end it
-            self._metrics.poll_errors.inc()
+            self.metrics.poll_errors.inc()
             logger.exception("round failed unexpectedly, please report it")
-            wait = self._pace.glance_seconds
+            wait = self.pace.glance_seconds
         finally:
-            self._progress.note()
+            self.progress.note()
         return wait
 
     def _lead(self, term: int) -> float:
@@ -154,100 +137,100 @@ class Loop:
             self._begin(term)
         if self._outages != self.redis_outage.count:
             self._outages = self.redis_outage.count
-            self._reconciler.begin_anew()
+            self.reconciler.begin_anew()
         if not self.redis_outage.may_ask():
             return self.redis_outage.wait_seconds()
-        rows = self._roster.rows()
+        rows = self.roster.rows()
         self.redis_outage.over()
-        self._reconciler.lapse(term, rows)
+        self.reconciler.lapse(term, rows)
         if not self.api_outage.may_ask():
-            return min(self._pace.glance_seconds, self.api_outage.wait_seconds())
+            return min(self.pace.glance_seconds, self.api_outage.wait_seconds())
         try:
             self._ask(term, rows)
         except ApiError as exc:
-            self._metrics.poll_errors.inc()
+            self.metrics.poll_errors.inc()
             self.api_outage.failed(exc)
-        self._metrics.key_refused.set(self.api_outage.key_refused)
+        self.metrics.key_refused.set(self.api_outage.key_refused)
         return self._wait_seconds()
 
     def _begin(self, term: int) -> None:
         """Begin a new term: nothing that was known in an earlier term counts."""
-        self._term, self._began_at = term, self._clock.monotonic()
-        self._reconciler.new_term()
-        self._presence.new_term()
+        self._term, self._began_at = term, self.clock.monotonic()
+        self.reconciler.new_term()
+        self.presence.new_term()
         self.listing.forget()
         self._next_poll = self._next_sweep = 0.0
 
     def _ask(self, term: int, rows: Sequence[WorkerRow]) -> None:
         """Do all that may need the API. Raises `ApiError`; then the rest waits for the next try."""
-        plan = listing_plan(rows, self._backend, self._offer_filter)
-        was_open, is_open = self._was_open, self._gatekeeper.tend(term, self._outages)
+        plan = listing_plan(rows, self.backend, self.offer_filter)
+        was_open, is_open = self._was_open, self.gatekeeper.tend(term, self._outages)
         self._was_open = is_open
-        if is_open and (self._reconciler.tend(term, self._claims.live(), rows) or not was_open):
+        if is_open and (self.reconciler.tend(term, self.claims.live(), rows) or not was_open):
             # runs that were handed back, now or by the sweep before the gate opened, are due at the API again
             self._hints.add("due")
-        self._progress.note()
+        self.progress.note()
         self._poll(term, rows, plan, is_open=is_open)
-        self._progress.note()
-        self._presence.show(plan.online)
-        self._progress.note()
-        self._presence.learn(plan.offers + plan.idle)
-        self._progress.note()
-        self._unfit.look(rows, self._began_at)
-        now = self._progress.note()
-        if is_open and now >= min(self._next_sweep, self._sweep.again_at):
-            self._sweep.run()
-            self._next_sweep = now + self._pace.sweep_seconds
-            self._presence.check_clock()
-            self._tidy()
+        self.progress.note()
+        self.presence.show(plan.online)
+        self.progress.note()
+        self.presence.learn(plan.offers + plan.idle)
+        self.progress.note()
+        self.unfit.look(rows, self._began_at)
+        now = self.progress.note()
+        if is_open and now >= min(self._next_sweep, self.sweep.again_at):
+            self.sweep.run()
+            self._next_sweep = now + self.pace.sweep_seconds
+            self.presence.check_clock()
+            self.tidy()
 
     def _poll(self, term: int, rows: Sequence[WorkerRow], plan: ListingPlan, *, is_open: bool) -> None:
-        live = self._claims.live()
+        live = self.claims.live()
         listed = self._must_list(rows, live, is_open=is_open)
         if listed:
-            self._lister.list(plan, self.listing)
+            self.lister.list(plan, self.listing)
             self.polls += 1
             self.api_outage.over()
-            self._reinstater.answer(self.listing, live, rows)
-            self._unfit.note(self.listing.unfit())
+            self.reinstater.answer(self.listing, live, rows)
+            self.unfit.note(self.listing.unfit())
         published = (
-            self._claim(term, rows, live) if is_open and self.listing.age_seconds <= self._pace.fresh_seconds else 0
+            self._claim(term, rows, live) if is_open and self.listing.age_seconds <= self.pace.fresh_seconds else 0
         )
         if FREED in self._hints and not listed:
             # the freed slot was answered from the listing at hand; runs that are newer at the API are looked for soon
             self._hints.discard(FREED)
-            self._next_poll = min(self._next_poll, self._clock.monotonic() + self._pace.busy_seconds)
+            self._next_poll = min(self._next_poll, self.clock.monotonic() + self.pace.busy_seconds)
         if not listed and not published:
             return
-        self._roster.note_due(term, self.listing.due(self._server_now()))
+        self.roster.note_due(term, self.listing.due(self._server_now()))
         if listed:
-            self._next_poll = self._clock.monotonic() + self._pause(claimed=published > 0)
+            self._next_poll = self.clock.monotonic() + self._pause(claimed=published > 0)
             self._hints.clear()
 
     def _pause(self, *, claimed: bool) -> float:
         """Seconds until the next listing: `busy_seconds` while something happens, up to `idle_seconds` else."""
-        now = self._clock.monotonic()
+        now = self.clock.monotonic()
         if claimed:
             self._claimed_at = now
         if claimed or self._hints:
-            self._interval = self._pace.busy_seconds
-        elif now - self._claimed_at >= self._pace.linger_seconds:
-            self._interval = min(self._interval * 2, self._pace.idle_seconds)
-        return self._interval * (0.95 + 0.05 * self._jitter())
+            self._interval = self.pace.busy_seconds
+        elif now - self._claimed_at >= self.pace.linger_seconds:
+            self._interval = min(self._interval * 2, self.pace.idle_seconds)
+        return self._interval * (0.95 + 0.05 * self.jitter())
 
     def _must_list(self, rows: Sequence[WorkerRow], live: Sequence[Claim], *, is_open: bool) -> bool:
         age = self.listing.age_seconds
-        if age < self._pace.gap_seconds:
+        if age < self.pace.gap_seconds:
             return False
-        if self.api_outage.away or self._clock.monotonic() >= self._next_poll or self._hints & POKES:
+        if self.api_outage.away or self.clock.monotonic() >= self._next_poll or self._hints & POKES:
             return True
-        if age <= self._pace.fresh_seconds:
+        if age <= self.pace.fresh_seconds:
             return False
         return FREED in self._hints or (is_open and bool(self._chosen(rows, live)))
 
     def _chosen(self, rows: Sequence[WorkerRow], live: Sequence[Claim]) -> list[FlowRun]:
         claimed = {claim.run_id for claim in live}
-        claimable = self.listing.claimable(self._server_now(), self._pace.lead_seconds)
+        claimable = self.listing.claimable(self._server_now(), self.pace.lead_seconds)
         runs = [run for run in claimable if run.run_id not in claimed]
         return free_capacity(rows, live).choose(runs, self.listing.rooms())
 
@@ -255,44 +238,44 @@ class Loop:
         """Claim what can start now, ten at a time; return how many are on their way. Raises `ApiUnavailable`."""
         published = 0
         while runs := self._chosen(rows, live):
-            claimed = self._claimer.claim(term, runs)
+            claimed = self.claimer.claim(term, runs)
             published += len(claimed.published)
             self.listing.gone(claimed.published)
-            self.listing.put_off(claimed.refused, self._pace.shun_seconds)
-            self.listing.put_off(claimed.no_slot, self._pace.glance_seconds / 2)
+            self.listing.put_off(claimed.refused, self.pace.shun_seconds)
+            self.listing.put_off(claimed.no_slot, self.pace.glance_seconds / 2)
             if claimed.silence:
                 raise claimed.silence
-            if claimed.no_slot or claimed.gate_shut or self.listing.age_seconds > self._pace.fresh_seconds:
+            if claimed.no_slot or claimed.gate_shut or self.listing.age_seconds > self.pace.fresh_seconds:
                 break
             if self._stopping.is_set():
                 break
-            live = self._claims.live()
+            live = self.claims.live()
         return published
 
     def _server_now(self) -> float:
-        return self._clock.wall() + self._presence.skew_seconds
+        return self.clock.wall() + self.presence.skew_seconds
 
     def _wait_seconds(self) -> float:
-        now = self._clock.monotonic()
-        waits = [self._pace.glance_seconds, self._next_poll - now]
+        now = self.clock.monotonic()
+        waits = [self.pace.glance_seconds, self._next_poll - now]
         if self._hints:
-            waits.append(self._pace.gap_seconds - self.listing.age_seconds)
-        next_due = self.listing.next_due(self._server_now(), self._pace.lead_seconds)
+            waits.append(self.pace.gap_seconds - self.listing.age_seconds)
+        next_due = self.listing.next_due(self._server_now(), self.pace.lead_seconds)
         if next_due is not None:
             waits.append(next_due)
         if self.api_outage.away:
-            waits = [self._pace.glance_seconds, self.api_outage.wait_seconds()]
+            waits = [self.pace.glance_seconds, self.api_outage.wait_seconds()]
         return max(0.02, min(waits))
 
     def finish(self) -> None:
         """End in order: settle or hand back claims that no worker could take, then leave the lead to another poller."""
-        term = self._leadership.term
+        term = self.leadership.term
         try:
             if term is not None and term == self._term:
-                self._reconciler.clear(term, self._claims.live())
+                self.reconciler.clear(term, self.claims.live())
         except (ApiError, LedgerError, TermLost) as exc:
             logger.warning("not all claims could be settled, the next leader will", extra={"error": str(exc)})
         try:
-            self._leadership.resign()
+            self.leadership.resign()
         except LedgerError as exc:
             logger.warning("could not resign, a standby will notice", extra={"error": str(exc)})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from flowfleet.page.server import Handler, PageAnswer, PageRequest
@@ -15,28 +16,28 @@ from poller.progress import Progress
 STALE_SECONDS = 90.0
 
 
+@dataclass(frozen=True)
 class PollerHealth:
     """The health of the loop, read from other threads."""
 
-    def __init__(self, loop: Loop, leadership: Leadership, progress: Progress) -> None:
-        self._loop = loop
-        self._leadership = leadership
-        self._progress = progress
+    loop: Loop
+    leadership: Leadership
+    progress: Progress
 
     def alive(self) -> bool:
         """True while the loop makes rounds."""
-        return self._progress.seconds_ago < STALE_SECONDS
+        return self.progress.seconds_ago < STALE_SECONDS
 
     def facts(self) -> dict[str, Any]:
         """The fields that `/api/health` and `/api/ready` answer with."""
-        term = self._leadership.term
+        term = self.leadership.term
         return {
             "role": "standby" if term is None else "leader",
             "term": term,
-            "polls": self._loop.polls,
-            "last_round_seconds_ago": round(self._progress.seconds_ago, 1),
-            "api": "away" if self._loop.api_outage.away else "ok",
-            "redis": "away" if self._loop.redis_outage.away else "ok",
+            "polls": self.loop.polls,
+            "last_round_seconds_ago": round(self.progress.seconds_ago, 1),
+            "api": "away" if self.loop.api_outage.away else "ok",
+            "redis": "away" if self.loop.redis_outage.away else "ok",
         }
 
     def ready(self) -> bool:
@@ -44,11 +45,11 @@ class PollerHealth:
 
         A loop that hangs or does not reach Redis is not ready in either role.
         """
-        if not self.alive() or self._loop.redis_outage.away:
+        if not self.alive() or self.loop.redis_outage.away:
             return False
-        if self._leadership.term is None:
+        if self.leadership.term is None:
             return True
-        return self._loop.polls > 0 and not self._loop.api_outage.away
+        return self.loop.polls > 0 and not self.loop.api_outage.away
 
 
 def handlers(health: PollerHealth, metrics: PollerMetrics, poke: Callable[[], None]) -> dict[str, Handler]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from flowfleet.api.client import ApiClient, Mark, StateType, UnfinishedRun, Verdict
@@ -24,28 +25,19 @@ SUBMITTED = "Submitted"
 ENGINE_START_SECONDS = 60.0
 
 
+@dataclass
 class Sweep:
     """Compares the API's unfinished runs of this fleet with the ledger."""
 
-    def __init__(
-        self,
-        api: ApiClient,
-        claims: Claims,
-        *,
-        mark: Mark,
-        failpoints: Failpoints,
-        metrics: PollerMetrics,
-        clock: Callable[[], float],
-    ) -> None:
-        self._api = api
-        self._clock = clock
-        self._claims = claims
-        self._mark = mark
-        self._failpoints = failpoints
-        self._metrics = metrics
-        self._said: frozenset[str] = frozenset()
-        #: by run and call of each run that was Submitted and unknown: when that was seen first, by our monotonic clock
-        self._waiting: dict[tuple[str, str | None], float] = {}
+    api: ApiClient
+    claims: Claims
+    mark: Mark
+    failpoints: Failpoints
+    metrics: PollerMetrics
+    clock: Callable[[], float]
+    _said: frozenset[str] = field(default=frozenset(), init=False)
+    #: by run and call of each run that was Submitted and unknown: when that was seen first, by our monotonic clock
+    _waiting: dict[tuple[str, str | None], float] = field(default_factory=dict, init=False)
 
     @property
     def again_at(self) -> float:
@@ -54,24 +46,24 @@ class Sweep:
 
     def count(self) -> int:
         """Count the unfinished runs of this fleet that the API shows, and touch none."""
-        return len(self._api.unfinished(self._mark))
+        return len(self.api.unfinished(self.mark))
 
     def run(self) -> int:
         """Make one full sweep; return how many unfinished runs of this fleet the API showed.
 
         Raises `ApiUnavailable` when the sweep could not be done in full.
         """
-        unfinished = self._api.unfinished(self._mark)
+        unfinished = self.api.unfinished(self.mark)
         launched: set[str] = set()
         waiting: dict[tuple[str, str | None], float] = {}
         for found in unfinished:
             # asked run by run and after the listing: what was claimed meanwhile is known here, since the ledger hears
             # of each claim before the API does
-            if self._claims.get(found.state.run_id) is not None:
+            if self.claims.get(found.state.run_id) is not None:
                 continue
             if _never_launched(found):
                 seen = self._first_seen(found)
-                if self._clock() - seen >= self._engine_start_seconds:
+                if self.clock() - seen >= self._engine_start_seconds:
                     self._give_back(found)
                 else:
                     waiting[found.state.run_id, found.state.call] = seen
@@ -83,19 +75,19 @@ class Sweep:
                         extra={"run_id": found.state.run_id, "state": found.state.name, "worker": found.worker},
                     )
         self._said, self._waiting = frozenset(launched), waiting
-        self._metrics.unknown.set(len(launched))
+        self.metrics.unknown.set(len(launched))
         return len(unfinished)
 
     @property
     def _engine_start_seconds(self) -> float:
-        return 0.0 if self._api.traits.has_launching else ENGINE_START_SECONDS
+        return 0.0 if self.api.traits.has_launching else ENGINE_START_SECONDS
 
     def _first_seen(self, found: UnfinishedRun) -> float:
         """When the sweep first saw this run as Submitted and unknown, by our own clock.
 
         The state's own age says less: it counts from the claim, and the start may come minutes after that.
         """
-        state, now = found.state, self._clock()
+        state, now = found.state, self.clock()
         if (state.run_id, state.call) not in self._waiting and self._engine_start_seconds:
             logger.info(
                 "run is submitted and unknown to the ledger, looked at again before it is given back",
@@ -110,15 +102,15 @@ class Sweep:
             logger.warning("run was submitted under our name without a call id", extra={"run_id": state.run_id})
             return
         try:
-            answer = self._api.ends.hand_back(state.run_id, state.call, due, self._mark, "unknown to the ledger")
+            answer = self.api.ends.hand_back(state.run_id, state.call, due, self.mark, "unknown to the ledger")
         except ApiRejected as exc:
             logger.warning("run cannot be handed back", extra={"run_id": state.run_id, "error": str(exc)})
             return
         if answer.silence:
             raise answer.silence
-        self._failpoints.hit("return.after_api")
+        self.failpoints.hit("return.after_api")
         if answer.verdict is Verdict.ACCEPTED:
-            self._metrics.handed_back.labels("unknown").inc()
+            self.metrics.handed_back.labels("unknown").inc()
             logger.warning("run handed back", extra={"run_id": state.run_id, "reason": "unknown to the ledger"})
 
 
@@ -131,61 +123,53 @@ def _never_launched(found: UnfinishedRun) -> bool:
     return found.state.kind is StateType.PENDING and found.state.name == SUBMITTED
 
 
+@dataclass
 class Gatekeeper:
     """Opens the gate for a new Redis process: after a TTL in which workers could re-assert, and a full sweep."""
 
-    def __init__(
-        self,
-        gate: Gate,
-        sweep: Sweep,
-        *,
-        failpoints: Failpoints,
-        clock: Callable[[], float],
-        wait_seconds: float,
-    ) -> None:
-        self._gate = gate
-        self._sweep = sweep
-        self._failpoints = failpoints
-        self._clock = clock
-        #: a TTL, and a renewal more for the workers that reconnect late
-        self._wait_seconds = wait_seconds
-        #: the process of Redis, the term and the number of outages for which the wait has begun
-        self._waits_for: tuple[str, int, int] | None = None
-        self._since = 0.0
-        self._looked = False
+    gate: Gate
+    sweep: Sweep
+    failpoints: Failpoints
+    clock: Callable[[], float]
+    #: a TTL, and a renewal more for the workers that reconnect late
+    wait_seconds: float
+    #: the process of Redis, the term and the number of outages for which the wait has begun
+    _waits_for: tuple[str, int, int] | None = field(default=None, init=False)
+    _since: float = field(default=0.0, init=False)
+    _looked: bool = field(default=False, init=False)
 
-    def wait_seconds(self) -> float:
+    def left_seconds(self) -> float:
         """Seconds that a shut gate still waits for workers before the sweep."""
-        return max(0.0, self._since + self._wait_seconds - self._clock())
+        return max(0.0, self._since + self.wait_seconds - self.clock())
 
     def tend(self, term: int, outages: int) -> bool:
         """Open a shut gate when its time has come; True when the gate is open.
 
         With each term and after each outage the wait begins anew: workers get the whole time again.
         """
-        if self._gate.is_open():
+        if self.gate.is_open():
             self._waits_for = None
             return True
-        server = self._gate.server()
+        server = self.gate.server()
         if (server, term, outages) != self._waits_for:
-            self._waits_for, self._since, self._looked = (server, term, outages), self._clock(), False
+            self._waits_for, self._since, self._looked = (server, term, outages), self.clock(), False
         if not self._looked:
             # an empty ledger is that of a new fleet, or one that lost everything: the API knows which
-            if self._gate.empty() and self._sweep.count() == 0:
+            if self.gate.empty() and self.sweep.count() == 0:
                 return self._open(term, server)
             self._looked = True
             logger.warning(
                 "Redis is another process than before: nothing is claimed until workers have told what they run",
-                extra={"server": server, "wait_seconds": round(self.wait_seconds(), 1)},
+                extra={"server": server, "wait_seconds": round(self.left_seconds(), 1)},
             )
-        if self.wait_seconds() > 0:
+        if self.left_seconds() > 0:
             return False
-        self._sweep.run()
+        self.sweep.run()
         return self._open(term, server)
 
     def _open(self, term: int, server: str) -> bool:
-        self._failpoints.hit("gate.before_open")
-        opened = self._gate.open(term, server)
+        self.failpoints.hit("gate.before_open")
+        opened = self.gate.open(term, server)
         if opened:
             logger.info("gate opened", extra={"server": server, "term": term})
             self._waits_for = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Hashable, Sequence
+from dataclasses import dataclass, field
 
 from flowfleet.api.client import EndApi, Mark, StateType, Verdict
 from flowfleet.api.traits import Traits
@@ -58,45 +59,30 @@ class StallWatch:
         self._seen.clear()
 
 
+@dataclass
 class Reconciler:
     """The leader's look, once a round, at all live claims and all workers."""
 
-    def __init__(
-        self,
-        api: EndApi,
-        claims: Claims,
-        roster: Roster,
-        claimer: Claimer,
-        *,
-        mark: Mark,
-        failpoints: Failpoints,
-        traits: Traits,
-        metrics: PollerMetrics,
-        clock: Callable[[], float],
-        progressed: Callable[[], object] = lambda: None,
-        queued_seconds: float,
-        ttl_seconds: float,
-    ) -> None:
-        self._api = api
-        self._claims = claims
-        self._roster = roster
-        self._claimer = claimer
-        self._mark = mark
-        self._failpoints = failpoints
-        self._traits = traits
-        self._metrics = metrics
-        self._queued_seconds = queued_seconds
-        self._ttl_seconds = ttl_seconds
-        self._claim_watch = StallWatch(clock)
-        self._state_watch = StallWatch(clock)
-        self._worker_watch = StallWatch(clock)
-        self._clock = clock
-        #: ids of claims that this very leader is handing back, or whose hand-back is unsettled: nobody else is at them
-        self._ours: set[str] = set()
-        #: when an unsettled claim is to be looked at again
-        self._settle_at: dict[str, float] = {}
-        #: called after each answer of the API
-        self._progressed = progressed
+    api: EndApi
+    claims: Claims
+    roster: Roster
+    claimer: Claimer
+    mark: Mark
+    failpoints: Failpoints
+    traits: Traits
+    metrics: PollerMetrics
+    clock: Callable[[], float]
+    queued_seconds: float
+    ttl_seconds: float
+    #: called after each answer of the API
+    progressed: Callable[[], object] = lambda: None
+    #: ids of claims that this very leader is handing back, or whose hand-back is unsettled: nobody else is at them
+    _ours: set[str] = field(default_factory=set, init=False)
+    #: when an unsettled claim is to be looked at again
+    _settle_at: dict[str, float] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self._claim_watch, self._state_watch, self._worker_watch = (StallWatch(self.clock) for _ in range(3))
 
     def begin_anew(self) -> None:
         """Begin all watches anew, after an outage or with a new term."""
@@ -114,9 +100,9 @@ class Reconciler:
         self._worker_watch.keep([row.worker for row in rows])
         for row in rows:
             still = self._worker_watch.unmoved_seconds(row.worker, (row.nonce, row.beat))
-            if row.live and still >= self._ttl_seconds:
-                self._roster.lapse(term, row.worker, row.beat)
-                self._metrics.lapsed.inc()
+            if row.live and still >= self.ttl_seconds:
+                self.roster.lapse(term, row.worker, row.beat)
+                self.metrics.lapsed.inc()
                 logger.warning("worker lapsed", extra={"worker": row.worker, "silent_seconds": round(still, 1)})
 
     def tend(self, term: int, claims: Sequence[Claim], rows: Sequence[WorkerRow]) -> int:
@@ -128,7 +114,7 @@ class Reconciler:
         """
         self._claim_watch.keep([claim.claim for claim in claims])
         self._settle_at = {claim.claim: at for claim in claims if (at := self._settle_at.get(claim.claim)) is not None}
-        self._claimer.unpublished.intersection_update([claim.claim for claim in claims])
+        self.claimer.unpublished.intersection_update([claim.claim for claim in claims])
         self._state_watch.keep([claim.claim for claim in claims])
         live = {row.worker for row in rows if row.live}
         moved = 0
@@ -154,7 +140,7 @@ class Reconciler:
             return self._settle(term, claim, in_state)
         if claim.state is State.QUEUED and claim.cancel:
             return self.hand_back(term, claim, "cancelled")
-        if claim.state is State.QUEUED and in_state >= self._queued_seconds:
+        if claim.state is State.QUEUED and in_state >= self.queued_seconds:
             return self.hand_back(term, claim, "queued-too-long")
         if claim.state is State.TAKEN and (still >= TAKEN_SILENT_SECONDS or in_state >= TAKEN_SECONDS):
             return self.hand_back(term, claim, "taken-too-long")
@@ -165,58 +151,58 @@ class Reconciler:
         return False
 
     def _settle(self, term: int, claim: Claim, in_state: float) -> bool:
-        now = self._clock()
+        now = self.clock()
         if now < self._settle_at.get(claim.claim, now):
             return False
-        settled = self._claimer.settle(term, claim, at_last=in_state >= SETTLE_SECONDS)
+        settled = self.claimer.settle(term, claim, at_last=in_state >= SETTLE_SECONDS)
         self._settle_at.pop(claim.claim, None)
-        if not settled and self._traits.refuses_for_a_while:
-            self._settle_at[claim.claim] = self._clock() + SETTLE_AGAIN_SECONDS
+        if not settled and self.traits.refuses_for_a_while:
+            self._settle_at[claim.claim] = self.clock() + SETTLE_AGAIN_SECONDS
         return settled
 
     def clear(self, term: int, claims: Sequence[Claim]) -> None:
         """Clear up before the end: settle what is unsettled, hand back what no worker can see, finish what we began."""
         for claim in claims:
             if claim.state is State.CLAIMING:
-                self._claimer.settle(term, claim)
-            elif claim.state is State.QUEUED and claim.claim in self._claimer.unpublished:
+                self.claimer.settle(term, claim)
+            elif claim.state is State.QUEUED and claim.claim in self.claimer.unpublished:
                 self.hand_back(term, claim, "not-sent")
             elif claim.state is State.RETURNING and claim.claim in self._ours:
                 self._finish(term, claim, claim.reason or "returning")
 
     def hand_back(self, term: int, claim: Claim, reason: str) -> bool:
         """Move a queued or taken claim to returning, hand its run back at the API, drop the claim; True if dropped."""
-        outcome = term_checked(self._claims.give_back(claim.run_id, claim.claim, reason, term=term))
+        outcome = term_checked(self.claims.give_back(claim.run_id, claim.claim, reason, term=term))
         if not outcome.moved:
             return False
         self._ours.add(claim.claim)
-        self._failpoints.hit("return.after_ledger")
+        self.failpoints.hit("return.after_ledger")
         return self._finish(term, claim, reason)
 
     def _finish(self, term: int, claim: Claim, reason: str) -> bool:
         if claim.cancel:
             # somebody wants the run cancelled: whoever removes its waiting claim reports that; user code never began
-            answer = self._api.report(claim.run_id, StateType.CANCELLED, "Cancelled before it was started.", self._mark)
+            answer = self.api.report(claim.run_id, StateType.CANCELLED, "Cancelled before it was started.", self.mark)
         else:
-            answer = self._api.hand_back(
-                claim.run_id, claim.call, claim.due, self._mark, reason, never_began=claim.never_began
+            answer = self.api.hand_back(
+                claim.run_id, claim.call, claim.due, self.mark, reason, never_began=claim.never_began
             )
             if answer.being_cancelled:
-                answer = self._api.report(
-                    claim.run_id, StateType.CANCELLED, "Cancelled before it was started.", self._mark
+                answer = self.api.report(
+                    claim.run_id, StateType.CANCELLED, "Cancelled before it was started.", self.mark
                 )
-        self._progressed()
+        self.progressed()
         names = {"run_id": claim.run_id, "claim": claim.claim, "reason": reason}
         if answer.silence:
             raise answer.silence
         if answer.verdict is Verdict.UNSURE:
             logger.warning("hand-back unsettled", extra={**names, "answer": answer.reason})
             return False
-        self._failpoints.hit("return.after_api")
-        term_checked(self._claims.drop(claim.run_id, claim.claim, term=term))
+        self.failpoints.hit("return.after_api")
+        term_checked(self.claims.drop(claim.run_id, claim.claim, term=term))
         self._ours.discard(claim.claim)
         if answer.verdict is Verdict.ACCEPTED:
-            self._metrics.handed_back.labels(reason).inc()
+            self.metrics.handed_back.labels(reason).inc()
             logger.warning("run handed back, or cancelled if that was wanted", extra={**names, "run_name": claim.name})
         else:
             logger.info("run is no longer ours, claim dropped", extra={**names, "answer": answer.reason})

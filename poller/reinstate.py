@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from flowfleet.api.client import ApiClient, Mark, Verdict
 from flowfleet.ledger.claims import Claim, Claims, State
@@ -26,27 +27,18 @@ MOST = 25
 STARTED = frozenset({State.STARTING, State.RUNNING})
 
 
+@dataclass
 class Reinstater:
     """Looks in each listing for runs that this fleet runs already, and reinstates them."""
 
-    def __init__(
-        self,
-        api: ApiClient,
-        claims: Claims,
-        *,
-        mark: Mark,
-        metrics: PollerMetrics,
-        clock: Callable[[], float],
-        progressed: Callable[[], object] = lambda: None,
-    ) -> None:
-        self._api = api
-        self._claims = claims
-        self._mark = mark
-        self._metrics = metrics
-        self._clock = clock
-        self._asked: dict[str, float] = {}
-        #: called after each answer of the API
-        self._progressed = progressed
+    api: ApiClient
+    claims: Claims
+    mark: Mark
+    metrics: PollerMetrics
+    clock: Callable[[], float]
+    #: called after each answer of the API
+    progressed: Callable[[], object] = lambda: None
+    _asked: dict[str, float] = field(default_factory=dict, init=False)
 
     def answer(self, listing: Listing, live: Sequence[Claim], rows: Sequence[WorkerRow]) -> None:
         """Take runs that have a process out of the listing; write back the state of those the API calls Scheduled.
@@ -54,12 +46,12 @@ class Reinstater:
         A run that the API calls Running waits for a retry inside its own process, and is left to it. Raises
         `ApiUnavailable` when the API falls silent.
         """
-        if not self._api.traits.requeues_running:
+        if not self.api.traits.requeues_running:
             return
         started = {claim.run_id: claim for claim in live if claim.state in STARTED}
         listed = listing.take_out(started.keys())
         owners = {row.worker for row in rows if row.live}
-        now = self._clock()
+        now = self.clock()
         self._asked = {run_id: at for run_id, at in self._asked.items() if now - at < AGAIN_SECONDS}
         candidates = [
             run
@@ -67,20 +59,20 @@ class Reinstater:
             if run.state != "Running" and run.run_id not in self._asked and started[run.run_id].worker in owners
         ]
         for run in candidates[:MOST]:
-            self._asked[run.run_id] = self._clock()
+            self._asked[run.run_id] = self.clock()
             self._write_back(started[run.run_id])
 
     def _write_back(self, claim: Claim) -> None:
-        now = self._claims.get(claim.run_id)
+        now = self.claims.get(claim.run_id)
         if now is None or now.claim != claim.claim or now.state not in STARTED:
             return  # it ended while the API listed: whoever looks after its end finds its true state
-        answer = self._api.claims.reinstate(claim.run_id, claim.claim, self._mark)
-        self._progressed()
+        answer = self.api.claims.reinstate(claim.run_id, claim.claim, self.mark)
+        self.progressed()
         names = {"run_id": claim.run_id, "claim": claim.claim, "worker": claim.worker, "run_name": claim.name}
         if answer.silence:
             raise answer.silence
         if answer.verdict is Verdict.ACCEPTED:
-            self._metrics.reinstated.inc()
+            self.metrics.reinstated.inc()
             logger.warning("the API had put back a run that is running, its state is written again", extra=names)
         elif answer.verdict is Verdict.UNSURE:
             logger.warning("the API has put back a run that is running", extra={**names, "answer": answer.reason})

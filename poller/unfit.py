@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from flowfleet.api.backlog import UnfitRun
@@ -38,26 +38,20 @@ class _Seen:
     told: bool = False
 
 
+@dataclass
 class UnfitRuns:
     """Reports unfit runs and remembers which it has reported; its own errors never end a round."""
 
-    def __init__(
-        self,
-        api: ApiClient,
-        *,
-        clock: Clock,
-        cloud_logs: bool,
-        skew_seconds: Callable[[], float] = lambda: 0.0,
-    ) -> None:
-        self._api = api
-        self._clock = clock
-        self._cloud_logs = cloud_logs
-        self._skew_seconds = skew_seconds
-        self._seen: dict[str, _Seen] = {}
-        self._offers: dict[Offer, float] = {}
-        self._lines: list[LogLine] = []
-        self._next_look = self._next_send = 0.0
-        self._full_said = False
+    api: ApiClient
+    clock: Clock
+    cloud_logs: bool
+    skew_seconds: Callable[[], float] = lambda: 0.0
+    _seen: dict[str, _Seen] = field(default_factory=dict, init=False)
+    _offers: dict[Offer, float] = field(default_factory=dict, init=False)
+    _lines: list[LogLine] = field(default_factory=list, init=False)
+    _next_look: float = field(default=0.0, init=False)
+    _next_send: float = field(default=0.0, init=False)
+    _full_said: bool = field(default=False, init=False)
 
     def note(self, found: Iterable[UnfitRun]) -> None:
         """Note the runs that a listing calls unfit for every offer in it, and report those that stay so."""
@@ -67,8 +61,8 @@ class UnfitRuns:
 
     def look(self, rows: Sequence[WorkerRow], term_began: float) -> None:
         """Ask, each minute, for due runs that no worker of ours nor any other agent has the labels for (Prefect 1)."""
-        now = self._clock.monotonic()
-        self._offers.update((row.offer, now) for row in rows if row.live and row.offer.is_for(self._api.backend))
+        now = self.clock.monotonic()
+        self._offers.update((row.offer, now) for row in rows if row.live and row.offer.is_for(self.api.backend))
         # early in a term workers that we have not seen may live, and get the time to say so
         if now < max(self._next_look, term_began + FIRST_LOOK_SECONDS):
             return
@@ -77,7 +71,7 @@ class UnfitRuns:
         self._seen = {run_id: seen for run_id, seen in self._seen.items() if now - seen.last < KEPT_SECONDS}
         if self._offers:  # a fleet without workers is not in anybody's way
             try:
-                found = self._api.backlog.unserved(tuple(self._offers))
+                found = self.api.backlog.unserved(tuple(self._offers))
             except ApiError as exc:
                 logger.info("runs that nobody can take cannot be asked for now", extra={"error": str(exc)})
             else:
@@ -86,7 +80,7 @@ class UnfitRuns:
         self._send()
 
     def _note(self, run: UnfitRun, after_seconds: float) -> None:
-        now = self._clock.monotonic()
+        now = self.clock.monotonic()
         seen = self._seen.get(run.run_id)
         if seen is None:
             if len(self._seen) >= KEPT:
@@ -101,8 +95,8 @@ class UnfitRuns:
     def _tell(self, run: UnfitRun) -> None:
         names = {"run_id": run.run_id, "run_name": run.name, "reason": run.reason}
         logger.warning("no worker can take this run, it stays Scheduled", extra=names)
-        if self._cloud_logs:
-            at = datetime.fromtimestamp(self._clock.wall() + self._skew_seconds(), UTC)
+        if self.cloud_logs:
+            at = datetime.fromtimestamp(self.clock.wall() + self.skew_seconds(), UTC)
             self._lines.append(LogLine(run_id=run.run_id, message=run.reason, at=at, level=logging.WARNING))
 
     def _say_full(self) -> None:
@@ -112,7 +106,7 @@ class UnfitRuns:
 
     def _send(self) -> None:
         """Send the lines that the API does not have yet; after a failure, once a minute."""
-        now = self._clock.monotonic()
+        now = self.clock.monotonic()
         while self._lines and now >= self._next_send:
             batch, self._lines = self._lines[:BATCH], self._lines[BATCH:]
             try:
@@ -125,7 +119,7 @@ class UnfitRuns:
     def _log(self, lines: Sequence[LogLine]) -> None:
         """Write lines to the log pages; a refused one must not take the others with it. Raises `ApiUnavailable`."""
         try:
-            self._api.log(lines)
+            self.api.log(lines)
         except ApiRejected as exc:
             if len(lines) > 1:
                 for line in lines:

@@ -286,7 +286,7 @@ def test_the_loops_pace_is_that_of_the_settings_and_of_the_api(backend, busy):
         failpoints=Failpoints(),
         metrics=PollerMetrics(),
     )
-    pace = PollerService(parts).loop._pace
+    pace = PollerService(parts).loop.pace
     assert (pace.busy_seconds, pace.idle_seconds) == (busy, 7.5)
 
 
