@@ -85,7 +85,7 @@ class Trial:
 
     def run(self, tests: Iterable[str], seconds: float, *more: str) -> tuple[str, str]:
         """Run these tests; the verdict (passed, failed, broken, too long), and the first test that failed."""
-        argv = [str(self._python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout=120", *more, *tests]
+        argv = [str(self._python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout=200", *more, *tests]
         with subprocess.Popen(
             argv,
             cwd=self.copy,
