@@ -55,7 +55,6 @@ def test_another_process_adopts_a_run_and_sees_its_true_exit(bench, tmp_path):
     started_run = bench.start(spec)
     started_run.close()
     bench.fork_client.close()
-
     argv = [sys.executable, "-c", SECOND_WORKER, str(spec.folder), mode_of(bench)]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=ROOT) as second:
         assert json.loads(second.stdout.readline()) == started_run.handle
@@ -70,9 +69,7 @@ def test_a_run_that_ended_while_no_worker_was_there_is_found_with_its_exit(bench
     spec = bench.sh("echo bye; exit 9")
     bench.start(spec).close()
     until(lambda: bench.folder(spec).cleared(), 20, "the run to end")
-
     end = bench.end_of(bench.adopt(spec))
-
     assert (end.code, end.last_lines) == (9, ("bye",))
     assert not bench.folder(spec).work.exists()
 
@@ -105,7 +102,6 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 def test_a_folder_without_a_start_is_abandoned_for_ever(bench):
     spec = bench.sh("true")
-
     assert bench.adopt(spec) is None
     assert bench.adopt(spec) is None
     assert bench.folder(spec).start()["by"] == "abandoned"
@@ -114,10 +110,8 @@ def test_a_folder_without_a_start_is_abandoned_for_ever(bench):
 def test_an_adopted_run_is_stopped_through_its_shim(bench, tmp_path):
     spec = bench.sh(gated(tmp_path, "exit 0"))
     bench.start(spec).close()
-
     adopted = bench.adopt(spec)
     adopted.stop()
-
     assert bench.end_of(adopted).stopped_by == "term"
 
 
@@ -127,9 +121,7 @@ def test_the_descriptor_is_quiet_while_it_runs_and_rings_at_the_end(full_bench, 
     poll.register(started_run.fileno(), select.POLLIN)
     assert started_run.poll() is None
     assert poll.poll(50) == []
-
     (tmp_path / "go").touch()
-
     assert poll.poll(60_000)
     assert started_run.poll().code == 3
 
@@ -143,10 +135,8 @@ def test_when_the_shim_is_killed_the_run_goes_on_and_its_end_is_seen(bench, tmp_
     bench.kill_shim(started_run, spec)
     assert started_run.poll() is None
     assert is_alive(started_run.handle["command_pid"])
-
     (tmp_path / "go").touch()
     end = bench.end_of(started_run)
-
     if bench.abilities.pidfd_info:  # the kernel still tells
         assert (end.code, end.unknown) == (6, False)
     else:
@@ -183,7 +173,6 @@ def test_a_command_whose_shim_was_killed_before_adoption_is_watched_to_its_end(b
     atomic_files.write_json(spec.folder / "started.json", late)
     bench.kill_shim(first, spec)
     first.close()
-
     adopted = bench.adopt(spec)
     assert adopted.poll() is None
     assert is_alive(started["command_pid"])
@@ -199,10 +188,8 @@ def test_when_both_are_dead_without_a_record_the_exit_is_unknown(bench, tmp_path
     bench.kill_shim(first, spec)
     os.kill(command, signal.SIGKILL)
     until(lambda: not is_alive(command), 20, "the command to die")
-
     adopted = bench.adopt(spec)
     end = bench.end_of(adopted)
-
     assert (end.unknown, adopted.begun()) == (True, True)
     assert "unknown" in str(end)
 
@@ -213,9 +200,7 @@ def test_what_a_killed_shim_leaves_is_found_by_its_environment_and_killed(bench,
     daemon = read_pid(tmp_path / "pid")
     bench.kill_shim(started_run, spec)
     (tmp_path / "go").touch()
-
     bench.end_of(started_run)
-
     assert not is_alive(daemon)
 
 
@@ -232,9 +217,7 @@ def test_a_shim_killed_at_its_gate_means_that_the_command_never_began(bench):
     spec = bench.sh("true")
     lock = atomic_files.create_once(spec.folder / "start", {"v": 1, "by": "shim", "pid": 4_000_000, "ticks": 1})
     os.close(lock)  # as when the shim dies between its start file and started.json
-
     adopted = bench.adopt(spec)
-
     assert "before the command began" in bench.end_of(adopted).error
     assert adopted.begun() is False
 
@@ -246,9 +229,7 @@ def test_a_shim_that_is_slow_to_start_its_command_is_waited_for_and_then_watched
     waits: list[float] = []
     deployer = bench.new_deployer()
     deployer._wait = waits.append
-
     adopted = bench.adopt(spec, deployer)
-
     assert sum(waits) == pytest.approx(2.0)
     assert adopted.poll() is None
     assert adopted.begun() is True
@@ -283,7 +264,6 @@ def test_a_run_of_a_plain_worker_is_adopted_alive_by_one_with_descriptors(full_b
     if killed:
         full_bench.kill_shim(first, spec)
     first.close()
-
     adopted = full_bench.adopt(spec)
     assert adopted.poll() is None
     assert is_alive(adopted.handle["command_pid"])
@@ -336,7 +316,6 @@ def test_a_record_without_a_pid_lets_no_signal_go_to_our_own_group(tmp_path):
 
 def test_a_process_started_outside_the_span_is_another_one():
     us = psutil.Process().create_time()
-
     assert process_handles.PolledHandle(os.getpid(), us - 60, us).alive()
     assert not process_handles.PolledHandle(os.getpid(), us - 60, us - 10).alive()
     assert not process_handles.PolledHandle(os.getpid(), us + 10, us + 60).alive()
@@ -367,11 +346,9 @@ def test_after_a_restart_of_the_host_pids_are_void(bench, tmp_path):
     started_run = bench.start(spec)
     bench.host = replace(bench.host, boot_id="another")
     later = bench.new_deployer()
-
     adopted = bench.adopt(spec, later)
     end = bench.end_of(adopted)
     adopted.kill()
-
     assert end.unknown
     assert "its host restarted while it ran" in str(end)
     assert started_run.poll() is None or started_run.poll().stopped_by is None
@@ -382,7 +359,6 @@ def test_after_a_restart_of_the_host_a_recorded_exit_still_counts(bench):
     spec = bench.sh("exit 8")
     bench.run(spec)
     bench.host = replace(bench.host, boot_id="another")
-
     assert bench.end_of(bench.adopt(spec, bench.new_deployer())).code == 8
 
 
@@ -391,10 +367,8 @@ def test_a_run_of_another_pid_namespace_is_judged_by_its_lock_and_never_signalle
     full_bench.start(spec)
     full_bench.host = replace(full_bench.host, pid_ns=1)
     foreign = full_bench.adopt(spec, full_bench.new_deployer())
-
     foreign.kill()
     assert foreign.poll() is None
     (tmp_path / "go").touch()
-
     end = full_bench.end_of(foreign)
     assert (end.code, end.stopped_by) == (2, None)

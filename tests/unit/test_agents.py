@@ -133,11 +133,9 @@ def test_the_arguments_of_2020_stand_in_their_order():
     agent = Agent("name", ["b", "a"], {"K": "v"}, 3, "http://127.0.0.1:8080", True)
     assert (agent.name, agent.labels, agent.env_vars) == ("name", ["b", "a"], {"K": "v"})
     assert (agent.max_polls, agent.agent_address, agent.log_to_cloud) == (3, "http://127.0.0.1:8080", False)
-
     local = LocalAgent("name", ["a"], {"K": "v"}, ["/p"], True, False, 3, "http://127.0.0.1:8080", True)
     assert (local.import_paths, local.show_flow_logs, local.labels) == (["/p"], True, ["a"])
     assert (local.max_polls, local.agent_address, local.log_to_cloud) == (3, "http://127.0.0.1:8080", False)
-
     docker = DockerAgent("name", ["a"], {}, 3, "http://h:1", False, "unix://s", True, ["/v"], True, "net", False)
     assert (docker.base_url, docker.no_pull, docker.volumes) == ("unix://s", True, ["/v"])
     assert (docker.show_flow_logs, docker.networks, docker.docker_interface) == (True, ["net"], False)
@@ -176,7 +174,6 @@ def test_what_an_agent_was_given_reaches_worker_and_poller():
     assert (settings.labels, settings.hostname_label, settings.slots) == (("a,b", "x"), False, 4)
     assert (settings.env, settings.import_paths) == (("K=v=1",), ("/p",))
     assert (settings.cloud_logs, settings.run_timeout, settings.agent_address) == (False, 5.0, None)
-
     env = arguments.poller_environment(agent.given(), settings, {"FLOWFLEET_LABELS": "others", "PATH": "/bin"})
     assert env["FLOWFLEET_BACKEND"] == "prefect1"
     assert (env["FLOWFLEET_MAX_POLLS"], env["FLOWFLEET_AGENT_ADDRESS"]) == ("3", "http://127.0.0.1:1")
@@ -399,7 +396,6 @@ def test_the_supervisor_conf_has_a_program_for_the_worker_and_one_for_the_poller
     assert poller.endswith("start --backend prefect1")
     assert "--backend prefect1" in worker
     assert not [secret for secret in ("token-123", "v-secret") if secret in conf]
-
     # the arguments of 2021
     conf = LocalAgent.generate_supervisor_conf(key="key-123", tenant_id="t", agent_config_id="c", labels=["x"])
     assert (conf.count("--tenant-id t"), conf.count("--agent-config-id c")) == (2, 2)

@@ -58,9 +58,7 @@ def test_a_later_run_of_a_high_queue_does_not_use_up_the_room_that_a_due_one_nee
     asked.limit(1)
     asked.add("high", 40)
     asked.add("low", -1)
-
     found = asked.due()
-
     assert list(found) == ["high", "low"]
     assert (found["low"].due, len(found["low"].runs), found["low"].room) == (1, 1, 1)
     assert (found["high"].due, len(found["high"].runs)) == (0, 1), "known ahead, so that it starts on time"
@@ -70,9 +68,7 @@ def test_a_full_queue_does_not_hide_another_behind_the_pools_limit(asked):
     asked.limit(2)
     asked.add("high", -3, -2, -1)
     asked.add("low", -1, -1)
-
     found = asked.due()
-
     assert {name: len(each.runs) for name, each in found.items()} == {"high": 2, "low": 2}
     assert {each.room for each in found.values()} == {2}
     assert found["high"].at_least
@@ -83,7 +79,6 @@ def test_a_queues_own_limit_is_kept_by_each_answer(asked):
     asked.api._queue("flowfleet", "low")["concurrency_limit"] = 1
     asked.add("high", -3, -2, -1)
     asked.add("low", -1, -1)
-
     assert {name: len(each.runs) for name, each in asked.due().items()} == {"high": 3, "low": 1}
 
 
@@ -114,9 +109,7 @@ def test_what_a_full_answer_shows_stays_whole_and_first(asked):
         asked.add(f"q{number}", -9)
     asked.add("high", *[-1] * 15)
     asked.add("low", *[-5] * 5)
-
     found = asked.due(limit=20)
-
     runs = [run for each in found.values() for run in each.runs]
     assert [run.route.name for run in runs[:20]] == ["high"] * 15 + ["low"] * 5
     assert len(found) == 19

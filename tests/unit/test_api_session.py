@@ -83,7 +83,6 @@ def test_retry_after_is_honoured_in_seconds_and_as_a_date(api):
     api.fail("GET /health", status=429, Retry_After="7")
     session(api, pauses).get("/health")
     assert pauses == [7.0]
-
     began = time.monotonic()
     at = format_datetime(datetime.now(UTC) + timedelta(seconds=20), usegmt=True)
     api.fail("GET /health", status=503, Retry_After=at)

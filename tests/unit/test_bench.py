@@ -96,7 +96,6 @@ def test_a_websocket_is_counted_once_and_passed_both_ways(proxy: CountingProxy):
         said = b""
         while b"hello" not in said:
             said += client.recv(100)
-
     assert said.endswith(b"said: hello")
     assert proxy.counts() == {Call("fleet-engine", False, "WEBSOCKET /events/in"): 1}
 
@@ -124,20 +123,17 @@ def test_children_are_told_from_their_executor_by_door_or_by_client():
             Call("stock-engine", False, "POST /a"): 13,
         }
     )
-
     assert requests_of("fleet", counts) == ({"POST /a": 3}, 12)
     assert requests_of("stock", counts) == ({"POST /a": 11}, 13)
 
 
 def test_a_route_that_a_round_did_not_use_counts_as_nothing_there():
     merged = report.merge([{"n": 1, "routes": {"a": 2}}, {"n": 3, "routes": {}}, {"n": 2, "routes": {}}])
-
     assert merged == {"n": 2, "routes": {"a": 0}}
 
 
 def test_runs_that_one_round_lost_are_not_hidden_by_the_others():
     merged = report.merge([{"runs": 40, "completed": done} for done in (40, 40, 12)])
-
     assert merged == {"runs": 40, "completed": 12}
 
 
@@ -145,7 +141,6 @@ def test_runs_that_one_round_lost_are_not_hidden_by_the_others():
 def test_what_is_unknown_in_one_round_is_unknown_wherever_it_stands(place: int):
     values = [1.0, 2.0, 3.0]
     values[place] = math.nan
-
     assert math.isnan(report.merge([{"n": value} for value in values])["n"])
 
 
@@ -154,7 +149,6 @@ def test_a_run_scheduled_ahead_that_never_started_misses_both_bars(place: int):
     late = [0.1, 0.2, 0.3]
     late[place] = math.nan
     found = report.bars({"ahead": {"fleet": extremes(late)}})
-
     assert [(bar.name, bar.ok) for bar in found] == [
         ("ahead: earliest start, s", False),
         ("ahead: latest start, s", False),
@@ -217,7 +211,6 @@ def test_every_table_has_ratios_to_stock_and_fits_a_terminal():
 
 def test_one_side_alone_is_printed_without_ratios():
     printed = report.lines(every_part(fleet=5.0))
-
     assert any(line.split() == ["runs", "per", "minute", "-", "5.00", "-"] for line in printed)
 
 

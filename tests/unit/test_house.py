@@ -41,7 +41,6 @@ def test_importing_the_whole_product_does_no_work_and_brings_no_prefect():
         [sys.executable, "-B", "-c", WATCH, json.dumps(names)], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr
-
     assert json.loads(done.stdout.splitlines()[-1]) == {"seen": [], "prefect": False}
 
 
@@ -60,7 +59,6 @@ def test_the_shim_needs_python_3_9_its_standard_library_and_its_own_folder_whate
             relative.append((node.level, node.module, *(alias.name for alias in node.names)))
         elif isinstance(node, ast.ImportFrom):
             absolute.add(node.module.partition(".")[0])
-
     assert absolute <= sys.stdlib_module_names
     for level, module, *names in relative:
         assert (level, module) == (1, None), f"only `from . import …`, not {module}"
@@ -109,7 +107,6 @@ def test_a_public_class_name_has_one_meaning_in_the_whole_house():
     for module, name in [*((module, node.name) for module, node in classes()), *aliases()]:
         places.setdefault(name, []).append(module)
     several = {name: found for name, found in places.items() if len(found) > 1}
-
     assert {
         name: found for name, found in several.items() if {module.rpartition(".")[0] for module in found} != TWINS
     } == {}
@@ -123,7 +120,6 @@ def test_files_and_functions_are_short():
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef)
     }
-
     assert {name: lines for name, lines in files.items() if lines > LONGEST_FILE} == {}
     assert {name: lines for name, lines in functions.items() if lines > LONGEST_FUNCTION} == {}
 
@@ -158,7 +154,6 @@ def uses(tree: ast.Module, library: str, *functions: str) -> bool:
 )
 def test_what_is_done_in_one_file_is_done_nowhere_else_outside_the_shim(file, library, functions):
     users = {name for name, tree in trees().items() if uses(tree, library, *functions)}
-
     assert {name for name in users if not within(name, "workers.shim")} == {file}
 
 
@@ -188,7 +183,6 @@ def test_the_house_is_drawn_as_it_is_room_by_room():
     rooms |= {
         path.relative_to(root) for path in (root / "flowfleet" / "api").iterdir() if (path / "__init__.py").exists()
     }
-
     assert drawn() == rooms
 
 
@@ -223,7 +217,6 @@ def described() -> dict[tuple[str, str], set[str]]:
 
 def test_the_protocols_and_those_that_fulfil_them_are_found():
     found = {name for (_, name), methods in described().items() if methods}
-
     assert {"Prefect1", "Prefect3", "SubprocessRun", "ExternalRun", "ProcessDeployer", "PidfdHandle"} <= found
 
 
@@ -237,7 +230,6 @@ def test_a_public_method_is_described_once_by_its_protocol_or_else_by_itself():
                 silent.append(f"{module}.{node.name}.{name}")
             if ast.get_docstring(method) is not None and name in of_protocol:
                 twice.append(f"{module}.{node.name}.{name}")
-
     assert silent == []
     assert twice == []
 
@@ -273,7 +265,6 @@ def asks_which_prefect(tree: ast.AST) -> list[int]:
 
 def test_nobody_outside_the_api_asks_which_prefect_it_is():
     asked = {name: asks_which_prefect(tree) for name, tree in trees().items() if not within(name, *KNOWERS, *NOT_YET)}
-
     assert {name: lines for name, lines in asked.items() if lines} == {}
 
 
@@ -338,7 +329,6 @@ def test_what_docstrings_and_comments_name_is_there():
         for module, name in mentioned()
         if not (name in files if name.endswith(".py") else set(name.split(".")) <= names)
     ]
-
     assert dead == []
 
 
@@ -346,7 +336,6 @@ def test_what_docstrings_and_comments_name_is_there():
 def test_a_command_on_windows_is_one_sentence_that_names_the_remedy(module):
     code = f"import sys; sys.modules['fcntl'] = None; from {module} import main; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
-
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "Error: flowfleet needs Linux or macOS, so on Windows run it inside WSL.\n"
 
@@ -363,7 +352,6 @@ def test_the_drawn_tree_of_errors_is_the_real_one():
         for name, each in vars(errors).items()
         if isinstance(each, type) and issubclass(each, Exception)
     }
-
     assert drawn == real
 
 

@@ -165,7 +165,6 @@ def broad(tree: ast.Module) -> Iterator[int]:
 
 def test_what_the_house_forbids_is_seen():
     tree = ast.parse(SAMPLE)
-
     assert foreign(tree).count("self.other") == 1
     assert foreign(tree).count("other") == 6
     assert len(foreign(tree)) == 7
@@ -181,7 +180,6 @@ def test_what_the_house_forbids_is_seen():
 
 def test_nobody_sets_an_attribute_of_another_part():
     found = {name: set(foreign(tree)) for name, tree in trees().items() if not within(name, "workers.shim")}
-
     assert {name: targets for name, targets in found.items() if targets} == LIBRARY
 
 
@@ -199,6 +197,5 @@ def test_a_broad_except_is_rare_and_says_what_it_guards():
         for name, tree in trees().items()
         for line in broad(tree)
     ]
-
     assert len(found) <= MOST_BROAD
     assert [each for each in found if not GUARDED.search(each[2])] == []

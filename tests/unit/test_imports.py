@@ -211,7 +211,6 @@ def test_each_room_stands_on_a_floor(package, table):
     rooms = {".".join(module.split(".")[:depth]) for module in modules() if within(module, package)} - {package}
     placed = {room for floor in table for room in floor}
     free = {*JOINERS, "flowfleet.local"} if package == "flowfleet" else set()
-
     assert placed | free == rooms
 
 
@@ -252,7 +251,6 @@ def taken_names() -> set[str]:
 def test_no_module_is_named_like_a_dependency_or_a_standard_module():
     taken = taken_names()
     assert {"celery", "redis", "select", "queue"} <= taken
-
     assert [module for module in modules() if module.rpartition(".")[2] in taken] == []
 
 

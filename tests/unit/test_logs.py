@@ -22,28 +22,23 @@ def logged():
     return start
 
 
-def test_a_text_line_has_time_level_place_message_and_run_and_claim_first(logged):
+def test_a_text_line_has_time_level_place_message_and_run_and_claim_first_and_no_field_that_is_none(logged):
     logger, stream = logged()
     logger.info("run taken", extra={"slots": 3, "claim": "c1", "run_id": "r1", "wait": 0.25, "why": "two words"})
-
     line = stream.getvalue()
     assert line.endswith(
         'INFO    workers.runs.launch: run taken  run_id=r1 claim=c1 slots=3 wait=0.25 why="two words"\n'
     )
     assert line[:20].count(":") == 2
 
-
-def test_fields_that_are_none_are_left_out(logged):
     logger, stream = logged()
     logger.info("quiet", extra={"run_id": None})
-
     assert stream.getvalue().endswith("quiet\n")
 
 
 def test_a_json_line_is_one_object_with_the_fields(logged):
     logger, stream = logged("json")
     logger.warning("late", extra={"run_id": "r1", "routes": {"a": 1}})
-
     line = json.loads(stream.getvalue())
     assert (line["message"], line["level"], line["run_id"], line["routes"]) == ("late", "WARNING", "r1", {"a": 1})
 
@@ -55,7 +50,6 @@ def test_secrets_are_blackened_in_messages_fields_and_traces(logged, style):
         int('bad s3cr"t/x')
     except ValueError:
         logger.exception('at s3cr"t/x', extra={"url": "redis://me:hidden@box/0", "deep": {"a": ["s3cr%22t%2Fx"]}})
-
     text = stream.getvalue()
     assert "s3cr" not in text
     assert "t%2Fx" not in text
@@ -82,7 +76,6 @@ def test_a_secret_found_later_is_kept_too(logged):
     logger, stream = logged()
     logs.keep_secret("found-later")
     logger.info("key is found-later")
-
     assert "found-later" not in stream.getvalue()
 
 
@@ -90,7 +83,6 @@ def test_a_second_configure_replaces_the_first(logged):
     _, first = logged()
     logger, second = logged()
     logger.info("once")
-
     assert first.getvalue() == ""
     assert second.getvalue().count("once") == 1
 

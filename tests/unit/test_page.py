@@ -109,7 +109,6 @@ def test_a_closed_page_has_given_its_port_back():
     page = serve("127.0.0.1:0", lambda: HANDLERS, lambda: None)
     port = parse_address(page.address)[1]
     page.close()
-
     serve(f"127.0.0.1:{port}", lambda: HANDLERS, lambda: None).close()
 
 
@@ -118,7 +117,6 @@ def test_a_port_in_use_is_one_sentence():
         port = taken.getsockname()[1]
         with pytest.raises(SettingsError, match=f"port {port} is in use") as caught:
             serve(f"http://127.0.0.1:{port}", lambda: HANDLERS, lambda: None)
-
     assert caught.value.exit_code == 2
 
 
@@ -175,7 +173,6 @@ def worker_address(run_folder):
 def test_a_worker_serves_all_of_a_runs_output(run_folder, worker_address):
     (run_folder / "log").write_bytes(b"a line\n" * 400_000)  # 2.8 MB
     pieces = read_remote(worker_address, RUN, follow=False, token=None)
-
     assert b"".join(pieces) == b"a line\n" * 400_000
     with pytest.raises(NoOutput, match="404"):
         next(read_remote(worker_address, RUN.replace("0a", "0b"), follow=False, token=None))
@@ -192,5 +189,4 @@ def test_a_runs_output_is_followed_on_another_host_until_the_run_has_ended(run_f
     with log.open("ab") as file:
         file.write(b"third\n")
     (run_folder / "exit.json").write_text('{"v": 1}')
-
     assert b"".join(pieces) == b"third\n"

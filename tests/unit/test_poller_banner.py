@@ -17,7 +17,6 @@ def test_the_letters_are_for_terminals_and_the_two_lines_for_all(caplog):
     greet("agent@host", ["y", "x"], out=screen)
     greet("agent@host", [], out=pipe)
     greet("agent@host", [], out=asked, shown=True)
-
     assert (screen.getvalue().rstrip("\n"), pipe.getvalue()) == (BANNER.rstrip("\n"), "")
     assert asked.getvalue() == screen.getvalue()
     assert max(map(len, BANNER.splitlines())) < 60

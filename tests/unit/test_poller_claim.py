@@ -25,9 +25,7 @@ def runs_of(world):
 def test_an_unsure_answer_is_asked_again_with_the_same_id(done):
     world, run = world_with_run()
     world.api.bent = [(Verdict.UNSURE, done)]
-
     claimed = world.claimer.claim(1, runs_of(world))
-
     assert claimed.published == {run}
     assert world.api.kind(run) is StateType.PENDING
     assert len(world.published) == 1
@@ -42,7 +40,6 @@ def test_an_answer_that_settles_nothing_leaves_the_claim_to_be_settled(silent):
     assert world.claimer.claim(1, runs_of(world)).silence
     assert world.claims.by_run[run].state is State.CLAIMING
     assert world.published == []
-
     world.api.heal()
     assert world.claimer.settle(1, world.claims.by_run[run])
     assert world.claims.by_run[run].state is State.QUEUED
@@ -61,9 +58,7 @@ def test_an_api_that_falls_silent_is_waited_for_once_and_no_further_run_is_asked
     world.api.fail(hangs)
     runs = runs_of(world)
     world.api.asked.clear()
-
     claimed = world.claimer.claim(1, runs)
-
     assert claimed.silence
     assert world.api.asked == (["claim"] if hangs == "claim" else ["claim", "claim", "settle"])
     assert {claim.state for claim in world.claims.live()} == {State.CLAIMING}
@@ -90,7 +85,6 @@ def test_another_term_claims_nothing_and_asks_nothing():
     world, _ = world_with_run()
     runs = runs_of(world)
     world.api.asked.clear()
-
     with pytest.raises(TermLost):
         world.claimer.claim(0, runs)
     assert world.api.asked == []
@@ -108,7 +102,6 @@ def test_a_leader_that_was_replaced_during_the_call_publishes_nothing():
     with pytest.raises(TermLost):
         world.claimer.claim(1, runs)
     assert world.published == []
-
     world.claimer.settle(2, world.claims.by_run[run])  # what the new leader does
     assert world.claimed == [run]
 
@@ -121,11 +114,9 @@ def test_a_crash_after_each_step_loses_no_run_and_publishes_none_twice(place):
     with pytest.raises(FailpointRaised):
         world.claimer.claim(1, runs_of(world))
     at_crash = len(world.published)
-
     world.failpoints = Failpoints()
     world.build()  # another process; it is elected after 15 s
     world.rounds(150)
-
     claims = [message.claim for message in world.published]
     assert len(claims) == len(set(claims))
     assert {message.run_id for message in world.published} == {run}
@@ -138,9 +129,7 @@ def test_a_claim_that_vanished_from_the_ledger_is_not_published():
     world, run = world_with_run()
     runs = runs_of(world)
     world.api.trouble = lambda name: world.claims.by_run.clear() if name == "claim" else None
-
     world.claimer.claim(1, runs)
-
     assert world.published == []
     world.api.heal()
     world.sweep.run()

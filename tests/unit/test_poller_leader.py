@@ -44,7 +44,6 @@ def test_a_standby_takes_over_after_fifteen_seconds_without_a_beat(race):
     assert race.second.tend() is None
     race.time.now += 0.2
     assert race.second.tend() == 2
-
     assert race.first.tend() is None  # it comes back and finds another
     assert race.first.term is None
 

@@ -42,9 +42,7 @@ def test_idle_it_asks_at_most_eight_times_a_minute():
         world.roster.add(f"worker@{number}")
     world.rounds(60)
     world.api.asked.clear()
-
     world.rounds(1800)
-
     assert len(world.api.asked) / 30 <= 8
     assert world.api.count("due") / 30 >= 6  # and it looks at least each ten seconds
     assert world.api.count("online") == 30
@@ -56,10 +54,8 @@ def test_a_freed_slot_claims_the_next_run_at_once():
     first, second = world.api.add(-2), world.api.add(-1)
     world.rounds(8)
     assert world.claimed == [first]
-
     world.claims.done(first)
     world.ring_round("freed")
-
     assert world.claimed == [first, second]
 
 
@@ -67,14 +63,12 @@ def test_in_a_burst_a_run_costs_two_requests(world):
     world.api.add_many(40)
     world.rounds(5)
     world.api.asked.clear()
-
     for _ in range(36):
         oldest = next(iter(world.claims.by_run))
         world.claims.done(oldest)
         world.time.now += 2.5
         world.roster.beat()
         world.ring_round("freed")
-
     assert len(world.published) == 40
     assert len(world.api.asked) <= 2 * 36 + 3
 
@@ -84,7 +78,6 @@ def test_what_comes_soon_after_something_happened_waits_four_seconds_at_most(wor
     world.api.add()
     world.ring("poke")
     world.rounds(1)
-
     for seconds in (4, 8, 12):  # since the last thing that happened
         before = world.api.asked.count("due")
         world.rounds(4)
@@ -95,11 +88,9 @@ def test_several_freed_slots_make_one_claim(world):
     runs = [world.api.add(index / 100 - 1) for index in range(8)]
     world.rounds(7)  # the last listing is too old to claim from
     world.api.asked.clear()
-
     for run in runs[:4]:
         world.claims.done(run)
     world.ring_round("freed")
-
     assert len(world.published) == 8
     assert world.api.asked == ["due", "claim"]
 
@@ -107,20 +98,16 @@ def test_several_freed_slots_make_one_claim(world):
 def test_a_poke_lists_at_once(world):
     world.rounds(60)
     run = world.api.add()
-
     world.ring_round("poke")
-
     assert world.claimed == [run]
 
 
 def test_pokes_in_a_row_are_not_a_way_to_flood_the_api(world):
     world.rounds(60)
     world.api.asked.clear()
-
     for _ in range(200):
         world.ring_round("poke")
         world.time.now += 0.01
-
     assert world.api.count("due") <= 2 / world.pace.gap_seconds + 1
 
 
@@ -168,7 +155,6 @@ def test_a_run_that_is_not_due_within_the_lead_takes_no_slot():
     world.roster.add(slots=1)
     world.api.add(30)
     world.rounds(10)
-
     assert world.claims.by_run == {}
     assert world.roster.noted[0].due == 0
 
@@ -178,18 +164,14 @@ def test_a_run_that_is_due_comes_before_one_that_is_only_near():
     world.roster.add(slots=1)
     world.api.add(2, run_id="00000000-0000-4000-8000-000000000001")
     due = world.api.add(0, run_id="00000000-0000-4000-8000-000000000002")
-
     world.rounds(1)
-
     assert world.claimed == [due]
 
 
 def test_nothing_is_polled_while_no_worker_is_live_only_counted():
     world = World(pools=("flowfleet",))
     world.api.add()
-
     world.rounds(120)
-
     assert world.api.count("due") == 0
     assert world.api.count("online") == 0
     assert 6 <= world.api.count("count_due") <= 16
@@ -199,9 +181,7 @@ def test_nothing_is_polled_while_no_worker_is_live_only_counted():
 def test_a_pool_is_shown_online_each_minute_and_offline_when_its_last_worker_is_gone(world):
     world.rounds(130)
     assert world.api.shown == ["flowfleet"] * 3
-
     world.rounds(100, beat=False)  # the worker's renewals have stopped: it lapses after a TTL
-
     assert not world.roster.table["worker@a"].live
     assert world.api.hidden == ["flowfleet"]
 
@@ -210,9 +190,7 @@ def test_a_paused_worker_gets_no_runs():
     world = World()
     world.roster.add(wanted="paused")
     world.api.add()
-
     world.rounds(30)
-
     assert world.published == []
     assert world.api.count("due") == 0
 
@@ -230,9 +208,7 @@ def test_one_refused_run_does_not_stop_the_others(world):
 def test_a_run_that_the_api_refuses_is_not_asked_for_again_and_again(world):
     world.api.add()
     world.api.bent = [(Verdict.REFUSED, False)] * 1000
-
     world.rounds(60)
-
     assert world.api.count("claim") <= 60 / world.pace.shun_seconds + 1
 
 
@@ -244,11 +220,9 @@ def test_while_the_api_is_away_it_says_so_at_once_and_each_half_minute_and_goes_
     said = [record for record in caplog.records if "does not answer" in record.message]
     assert 3 <= len(said) <= 4
     assert all(record.next_try_seconds <= 10 for record in said)
-
     run = world.api.add()
     world.api.heal()
     world.rounds(12)
-
     assert world.claimed == [run]
 
 
@@ -300,7 +274,6 @@ def test_slow_answers_are_not_taken_for_a_loop_that_hangs():
 
     world.api.trouble = slow
     world.rounds(1)
-
     assert world.api.count("settle") >= 10
     assert max(seen) <= 60
 
@@ -323,11 +296,9 @@ def test_while_redis_is_away_it_waits_and_goes_on_after(world):
     world.api.asked.clear()
     world.rounds(10)
     assert world.api.asked == []
-
     world.ledger.away = False
     run = world.api.add()
     world.rounds(25)
-
     assert world.claimed == [run]
 
 
@@ -362,7 +333,6 @@ def test_a_message_that_could_not_be_sent_is_never_sent_again_but_handed_back(wo
     first = world.claims.by_run[unsent].claim
     world.rounds(50)
     assert world.published == []
-
     world.rounds(30)
     assert world.claimed == [unsent]
     assert world.published[0].claim != first
@@ -381,7 +351,6 @@ def test_the_route_of_a_queue_that_was_deleted_is_taken_away_and_comes_back_with
     world.roster.known = {deleted, foreign}
     world.rounds(1)
     assert world.roster.known == {ROUTE, foreign}
-
     world.api.routes = lambda offer: [ROUTE, deleted]
     world.rounds(610)
     assert world.roster.known == {ROUTE, foreign, deleted}

@@ -86,7 +86,6 @@ def test_free_capacity_is_what_live_active_workers_have_left(table, claims, aske
 
 def test_the_pollers_own_options_only_narrow():
     offer = Offer(backend="prefect3", pools=("a", "b"), pool_ids=("A", "B"), work_queues=("x", "y"))
-
     assert OfferFilter().apply(offer) == offer
     narrowed = OfferFilter(pools=("b", "c"), work_queues=("y", "z")).apply(offer)
     assert narrowed == Offer(backend="prefect3", pools=("b",), pool_ids=("B",), work_queues=("y",))
@@ -125,7 +124,6 @@ def test_a_count_of_a_whole_pool_says_nothing_about_a_queue_that_is_listed():
     world.api.due = lambda *_, **__: []
     world.api.count_due = lambda _: [DueRuns(route=route, runs=(), due=3) for route in (ROUTE, OTHER)]
     world.rounds(3)
-
     assert [(due.route, due.due) for due in world.roster.noted] == [(ROUTE, 3)]
 
 
@@ -142,7 +140,6 @@ def test_a_pool_that_does_not_exist_yet_keeps_nothing_waiting(caplog):
 
 def test_offers_for_another_api_are_not_ours():
     table = rows(("a", 1, {"offer": Offer(backend="prefect1", tenant=POOL, labels=("x",))}))
-
     assert listing_plan(table, "prefect3", OfferFilter()).offers == ()
 
 
@@ -155,9 +152,7 @@ def test_due_counts_follow_claims_and_keep_at_least():
     early = [run(n, due=START - timedelta(seconds=60 - n)) for n in range(3)]
     listing.renew([DueRuns(route=ROUTE, runs=tuple(early), due=200, at_least=True, oldest=early[0].due)], time.now)
     listing.gone([early[0].run_id])
-
     (due,) = listing.due(START.timestamp())
-
     assert (due.due, due.at_least) == (199, True)
     assert due.oldest == early[1].due.timestamp()
 
@@ -166,7 +161,6 @@ def test_a_run_that_two_offers_list_is_there_once():
     listing = Listing(Time().clock)
     listed = DueRuns(route=ROUTE, runs=(run(1),), due=1)
     listing.renew([listed, listed], 1000.0)
-
     assert listing.claimable(START.timestamp(), 0) == [run(1)]
 
 
@@ -176,7 +170,6 @@ def test_what_was_refused_is_left_alone_for_a_while_only():
     listing.renew([DueRuns(route=ROUTE, runs=(run(1),), due=1)], time.now)
     listing.put_off([run(1).run_id], 5)
     assert listing.claimable(START.timestamp(), 0) == []
-
     time.now += 5.1
     assert listing.claimable(START.timestamp(), 0) == [run(1)]
 
@@ -188,7 +181,6 @@ def test_rings_that_come_together_wake_once():
     inbox = HintsInbox()
     for kind in ("freed", "freed", "poke"):
         inbox.put(kind)
-
     assert inbox.wait(5, 0.01) == {"freed", "poke"}
     assert inbox.wait(0) == frozenset()
 
@@ -247,7 +239,6 @@ def test_health_is_fine_while_rounds_are_made_and_not_after(world):
     assert json.loads(body) | {"ok": True, "role": "leader", "api": "ok", "redis": "ok"} == json.loads(body)
     assert ask("/api/poke")[0] == 200
     assert pokes == [1]
-
     world.time.now += 120  # no round all the while
     assert ask("/api/health")[0] == 503
     assert ask("/api/ready")[0] == 503
@@ -309,10 +300,8 @@ def test_no_more_is_chosen_than_the_pool_has_room_for_whoever_is_free():
     )
     busy_and_idle = rows(("a", 1, {"routes": (ROUTE,)}), ("b", 4, {"routes": (LOW,)}))
     free = free_capacity(busy_and_idle, [claim(9, State.RUNNING, "a")])
-
     chosen = free.choose(listing.claimable(START.timestamp(), 0), listing.rooms())
     assert chosen == [run(3, LOW), run(4, LOW)]  # the first queue's only worker is busy, its runs keep nobody waiting
-
     listing.gone([chosen[0].run_id])
     assert free.choose(listing.claimable(START.timestamp(), 0), listing.rooms()) == [run(4, LOW)]
 
@@ -326,7 +315,6 @@ def test_pools_take_turns_by_the_age_of_their_heads_and_keep_their_own_order():
     first = [at(1, 10, ROUTE), at(2, 50, ROUTE), at(3, 1, ROUTE)]
     other = [at(4, 30, ELSEWHERE), at(5, 5, ELSEWHERE)]
     listing.renew([listed(ROUTE, *first), listed(ELSEWHERE, *other)], 0)
-
     assert listing.claimable(START.timestamp(), 0) == [other[0], first[0], first[1], other[1], first[2]]
 
 

@@ -56,7 +56,6 @@ def test_a_run_goes_to_a_worker_that_has_all_its_labels(run, worker, taken):
     world = world_with(*worker)
     found = world.api.add(labels=run)
     world.rounds(15)
-
     assert world.claimed == ([found] if taken else [])
 
 
@@ -69,11 +68,9 @@ def test_a_label_set_that_is_new_is_claimed_when_a_worker_has_subscribed_and_not
     world.loop.round()
     assert world.claimed == []  # nobody reads its queue yet
     assert route("x", "y") in world.roster.known
-
     while not world.claimed:
         world.loop._hints |= world.wait(2.0)
         world.loop.round()
-
     assert world.time.now - begun < 0.1  # the time of the hints alone
     assert world.api.count("due") == polls + 1
     assert world.claims.by_run[run].route == route("x", "y")
@@ -107,7 +104,6 @@ def test_a_new_leader_and_one_whose_api_was_away_watch_for_an_hour_before_they_u
     world.api.heal()
     world.rounds(3300)
     assert world.roster.known == {route("x")}
-
     world.rounds(1300)
     assert world.roster.known == set()
 
@@ -144,7 +140,6 @@ def test_runs_of_workers_that_are_away_are_counted(world):
     world.roster.change("worker@b", live=False)
     world.api.add(labels=("z",))
     world.rounds(40, beat=False)
-
     assert [(due.route, due.due) for due in world.roster.noted] == [(route("z"), 1)]
 
 
@@ -155,7 +150,6 @@ def test_nothing_is_claimed_before_its_time_and_then_at_once(world):
     run = world.api.add(25.0)
     world.rounds(24.9)
     assert world.claimed == []
-
     world.rounds(0.4)
     assert world.claimed == [run]
 
@@ -177,7 +171,6 @@ def test_a_run_that_is_cancelled_while_it_waits_for_its_time_is_not_even_asked_f
     world.rounds(26.0)
     world.api.be(run, StateType.CANCELLED, "Cancelled")
     world.rounds(10.0)
-
     assert world.api.count("claim") == 0
     assert world.api.kind(run) is StateType.CANCELLED
 
@@ -187,7 +180,6 @@ def test_of_runs_that_wait_the_oldest_comes_first_whatever_its_labels():
     world.api.add(-1, labels=("x",))
     oldest = world.api.add(-9, labels=("y",))
     world.rounds(5)
-
     assert world.claimed == [oldest]
 
 
@@ -209,7 +201,6 @@ def test_a_run_that_is_listed_as_unfit_is_told_once_and_stays(world, caplog):
     run = world.api.add()
     world.api.unfit[run] = "It needs a container, and no worker here starts any."
     world.rounds(600)
-
     (line,) = said(caplog, "no worker can take this run")
     assert (line.levelno, line.run_id, line.reason) == (logging.WARNING, run, world.api.unfit[run])
     assert [(each.run_id, each.message, each.level) for each in world.api.lines] == [
@@ -226,7 +217,6 @@ def test_a_worker_that_only_restarts_makes_nothing_unfit(world, caplog):
     world.rounds(9)
     del world.api.unfit[run]
     world.rounds(20)
-
     assert said(caplog, "no worker can take") == []
     assert world.claimed == [run]
 
@@ -236,7 +226,6 @@ def test_each_minute_it_asks_for_runs_that_no_labels_fit_and_tells_each_once(wor
     world.rounds(28)
     assert world.api.count("unserved") == 0  # workers may only be signing on
     world.rounds(600)
-
     assert 9 <= world.api.count("unserved") <= 11
     assert world.api.asked_for[-1] == (offer("x"),)
     assert [record.run_id for record in said(caplog, "no worker can take")] == ["r1"]
@@ -261,7 +250,6 @@ def test_a_worker_that_was_here_two_minutes_ago_still_counts_and_a_fleet_without
     assert world.api.count("unserved") > asked
     asked = world.api.count("unserved")
     world.rounds(600, beat=False)
-
     assert world.api.count("unserved") == asked
 
 
@@ -270,7 +258,6 @@ def test_without_cloud_logs_only_our_own_log_tells(caplog):
     run = world.api.add()
     world.api.unfit[run] = "It needs a container."
     world.rounds(60)
-
     assert len(said(caplog, "no worker can take")) == 1
     assert world.api.count("log") == 0
 
@@ -280,7 +267,6 @@ def test_a_log_page_that_cannot_be_written_ends_no_round_and_is_written_later(wo
     world.api.unfit[unfit] = "It needs a container."
     world.api.fail("log")
     world.rounds(50)
-
     assert world.claimed == [good]
     assert not world.loop.api_outage.away
     assert 1 <= world.api.count("log") <= 2
@@ -300,7 +286,6 @@ def test_one_refused_line_does_not_take_the_others_with_it(world):
 
     world.api.log = log
     world.rounds(100)
-
     assert [line.run_id for line in world.api.lines] == [there]
 
 
@@ -320,7 +305,6 @@ def test_a_run_that_the_api_has_put_back_while_it_runs_is_written_back_and_never
     claim = world.claims.by_run[run].claim
     world.api.lazarus(run)
     world.rounds(15)
-
     assert world.api.reinstated == [(run, claim)]
     assert world.api.kind(run) is StateType.RUNNING
     assert world.metric("flowfleet_runs_echoed_total") == 1
@@ -337,7 +321,6 @@ def test_an_echo_that_cannot_be_written_back_is_tried_each_half_minute_and_neith
     world.rounds(30)
     world.api.asked.clear()
     world.rounds(120)
-
     assert 3 <= world.api.count("reinstate") <= 5
     assert world.api.count("claim") == 0
     assert world.api.count("due") <= 14
@@ -353,7 +336,6 @@ def test_a_restarted_run_is_claimed_when_its_old_process_is_gone(world):
     world.claims.done(run)
     world.ring("freed")
     world.rounds(12)
-
     assert world.claimed == [run, run]
 
 
@@ -361,7 +343,6 @@ def test_a_late_retry_whose_process_lives_is_left_to_it(world):
     run = running(world)
     world.api.late_retries.add(run)
     world.rounds(60)
-
     assert world.api.count("reinstate") == 0
     assert len(world.claimed) == 1
     assert world.roster.noted[0].due == 0
@@ -373,7 +354,6 @@ def test_an_echo_of_a_silent_worker_is_not_written_back(world):
     world.worker("x", worker="worker@b")
     world.api.lazarus(run)
     world.rounds(60, beat=False)
-
     assert world.api.count("reinstate") == 0
     assert len(world.claimed) == 1
 
@@ -390,7 +370,6 @@ def test_a_run_whose_process_ended_while_the_api_listed_is_not_written_back(worl
 
     world.api.due = slow
     world.rounds(15)
-
     assert world.api.count("reinstate") == 0
     assert world.api.kind(run) is StateType.SCHEDULED
 
@@ -402,7 +381,6 @@ def test_many_echoes_at_once_are_written_back_in_turns():
         world.api.lazarus(run)
     world.ring_round("poke")
     assert len(world.api.reinstated) == 25
-
     world.rounds(60)
     assert {run for run, _ in world.api.reinstated} == set(runs)
 
@@ -476,7 +454,6 @@ def test_what_is_submitted_and_unknown_is_given_back_only_when_no_engine_can_be_
     world.rounds(55)
     assert world.api.kind(run) is StateType.PENDING
     sweeps = world.api.count("unfinished")
-
     world.rounds(10)
     assert world.api.kind(run) is StateType.SCHEDULED
     assert world.api.count("unfinished") == sweeps + 1
@@ -488,7 +465,6 @@ def test_an_engine_that_was_only_slow_keeps_its_run():
     world.rounds(50)
     world.api.be(run, StateType.RUNNING, "Running")
     world.rounds(1300)
-
     assert world.api.kind(run) is StateType.RUNNING
     assert world.api.count("hand_back") == 0
     assert world.api.count("unfinished") <= 5  # it does not look again and again
@@ -500,7 +476,6 @@ def test_a_redis_that_lost_everything_gives_back_what_nobody_runs_a_minute_after
     world.rounds(30)
     assert world.gate.accepted == "redis-2"
     assert world.api.kind(run) is StateType.PENDING
-
     world.rounds(75)
     assert world.claimed == [run]
 
@@ -513,5 +488,4 @@ def test_an_outage_in_the_middle_of_a_sweep_does_not_begin_the_wait_anew():
     world.rounds(30)
     world.api.heal()
     world.rounds(12)
-
     assert world.api.kind(run) is StateType.SCHEDULED

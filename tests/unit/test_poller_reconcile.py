@@ -26,9 +26,7 @@ def test_a_claim_that_nobody_takes_goes_back_after_a_minute_with_its_old_time():
     due = world.api.due_at[run]
     world.rounds(57)
     assert not returned(world, run)
-
     world.rounds(6)
-
     assert returned(world, run)
     assert world.api.due_at[run] == due
     assert world.claimed == [run, run]  # claimed anew, under a new id
@@ -42,7 +40,6 @@ def test_an_outage_of_redis_begins_the_minute_anew():
     world.rounds(5)
     world.ledger.away = False
     world.rounds(40)
-
     assert not returned(world, run)
 
 
@@ -56,7 +53,6 @@ def test_a_taken_claim_goes_back_after_the_time_of_its_worker(worker, renews, ke
     world.claims.be(run, State.TAKEN, worker)
     world.rounds(kept_seconds, beat=renews)
     assert not returned(world, run)
-
     world.rounds(gone_seconds - kept_seconds, beat=renews)
     assert returned(world, run)
     assert renews or world.api.kind(run) is StateType.SCHEDULED
@@ -67,7 +63,6 @@ def test_what_may_have_started_is_never_touched(state):
     world, run = queued()
     world.claims.be(run, state, "worker@a")
     world.rounds(1000, beat=False)
-
     assert world.claims.by_run[run].state is state
     assert world.api.count("hand_back") == 0
 
@@ -89,11 +84,9 @@ def test_a_hand_back_that_a_crash_cut_short_is_finished_by_the_next_leader(place
     with pytest.raises(FailpointRaised):
         world.reconciler.hand_back(world.leadership.term, world.claims.by_run[run], "test")
     assert world.claims.by_run[run].state is State.RETURNING
-
     world.failpoints = Failpoints()
     world.build()
     world.rounds(60)
-
     assert returned(world, run)
     assert world.published[-1].claim == world.claims.by_run[run].claim
 
@@ -103,12 +96,10 @@ def test_a_live_worker_that_hands_back_itself_is_left_alone_for_a_while():
     world.claims.be(run, State.RETURNING, "worker@a")
     world.rounds(200)  # it renews the claim all the while, so it is at it
     assert world.api.count("hand_back") == 0
-
     world.roster.forgetful.add("worker@a")
     world.rounds(65)
     assert world.api.count("hand_back") == 0
     world.rounds(10)
-
     assert returned(world, run)
 
 
@@ -117,10 +108,8 @@ def test_while_the_api_is_away_nothing_is_begun_to_be_handed_back():
     world.api.fail()
     world.rounds(300)
     assert world.claims.by_run[run].state in (State.QUEUED, State.RETURNING)
-
     world.api.heal()
     world.rounds(30)
-
     assert returned(world, run)
 
 
@@ -129,7 +118,6 @@ def test_a_worker_whose_beat_stands_for_a_ttl_lapses_and_gets_no_runs(world):
     world.rounds(25, beat=False)
     world.api.add()
     world.rounds(20, beat=False)
-
     assert not world.roster.table["worker@a"].live
     assert world.published == []
 
@@ -166,7 +154,6 @@ def test_the_sweep_leaves_alone_and_counts_what_may_have_started(world, state, c
 def test_the_sweep_leaves_alone_what_the_ledger_knows():
     world, run = queued()
     world.sweep.run()
-
     assert world.api.kind(run) is StateType.PENDING
 
 
@@ -179,7 +166,6 @@ def test_a_newcomer_does_not_wait():
     world.roster.add()
     run = world.api.add()
     world.rounds(3)
-
     assert world.gate.accepted == "redis-1"
     assert world.claimed == [run]
 
@@ -191,7 +177,6 @@ def test_a_redis_that_lost_everything_waits_for_the_workers_and_sweeps_before_it
     assert world.gate.accepted == "redis-1"
     assert world.api.kind(unstarted) is StateType.PENDING
     assert world.published == []
-
     world.rounds(10)
     assert world.gate.accepted == "redis-2"
     assert world.api.kind(running) is StateType.RUNNING
@@ -213,7 +198,6 @@ def test_the_gate_of_a_redis_that_restarted_opens_after_wait_and_sweep(meanwhile
     meanwhile(world)
     world.rounds(shut_seconds)
     assert not world.gate.is_open()
-
     world.api.heal()
     world.rounds(30)
     assert world.gate.is_open()

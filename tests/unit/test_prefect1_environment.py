@@ -96,7 +96,6 @@ def test_what_is_forced_wins_over_every_layer_and_is_taken_away_where_there_is_n
 def test_an_address_with_a_login_reaches_the_run_as_its_own_client_reads_it(tmp_path):
     basic = "Basic " + base64.b64encode("ann:p:/@ß".encode("latin-1")).decode()
     env = environment(tmp_path, authorization=basic).env
-
     assert env["PREFECT__CLOUD__API"] == "http://ann:p%3A%2F%40%C3%9F@api.example:4200"
     assert "PREFECT__CLOUD__API_KEY" not in env
 
@@ -138,7 +137,6 @@ def test_other_variables_come_from_worker_then_flag_then_run_which_takes_one_awa
 )
 def test_pythonpath_is_folder_then_inherited_then_import_paths(tmp_path, given, path):
     wanted = path.format(cwd=Path.cwd(), home=Path.home())
-
     assert environment(tmp_path, **given).env["PYTHONPATH"] == wanted
 
 
@@ -150,7 +148,6 @@ def test_a_run_without_a_folder_starts_where_the_worker_was_started(tmp_path):
 def test_at_prefect_3_a_run_keeps_its_own_empty_folder_and_import_paths_come_first(tmp_path):
     settings = WorkerSettings(import_paths=("~/mine", "/b"))
     layers = layers_of(settings, {"PYTHONPATH": "/old"}, traits.of("prefect3"))
-
     assert layers.home is None
     env = layers.of_host()
     assert env["PYTHONPATH"] == f"{Path.home()}/mine:/b:/old"

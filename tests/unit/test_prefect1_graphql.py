@@ -132,7 +132,6 @@ def test_a_document_with_one_wrong_field_does_nothing_of_the_others(api):
     run = api.add_run(api.add_flow())
     good = f'cancel_flow_run(input: {{flow_run_id: "{run}"}}) {{ state }}'
     refused(api, f"mutation {{ {good} cancel_flow_runs(input: {{}}) {{ state }} }}")
-
     assert api.history(run) == ["Scheduled"]
 
 

@@ -201,7 +201,6 @@ def test_a_key_that_was_replaced_is_used_by_us_and_by_the_runs(project):
     key.write_text("second-key")
     assert client.renew() is True
     assert engine_env(client)["PREFECT_API_KEY"] == "second-key"
-
     # Prefect's own profile is looked at again too
     project.profile('PREFECT_API_KEY = "third-key"')
     client = project.connect({URL: "http://api/api"})

@@ -76,7 +76,6 @@ def test_an_outage_is_said_at_once_and_each_half_minute_with_the_next_try(caplog
         waits.append(outage.wait_seconds())
         clock.now += waits[-1]
     outage.over()
-
     said = [record for record in caplog.records if "does not answer" in record.message]
     assert waits[:5] == pytest.approx([1, 2, 4, 8, 10])
     assert max(waits) == pytest.approx(10)
@@ -89,7 +88,6 @@ def test_a_refused_key_waits_a_minute_and_is_said_at_once_also_within_an_outage(
     outage = RetrySchedule("the Prefect API", clock, lambda: 1.0)
     outage.failed(AWAY)
     outage.failed(REFUSED)
-
     assert outage.wait_seconds() == 60
     assert outage.key_refused
     assert len(caplog.records) == 2
@@ -99,7 +97,6 @@ def test_a_refused_key_waits_a_minute_and_is_said_at_once_also_within_an_outage(
 def test_an_api_that_asks_for_patience_gets_it_within_reason(asked, waits, clock):
     outage = RetrySchedule("the Prefect API", clock, lambda: 1.0)
     outage.failed(ApiUnavailable("429", retry_after_seconds=asked))
-
     assert outage.wait_seconds() == waits
 
 
@@ -152,7 +149,6 @@ def test_an_outage_is_said_at_once_each_30_s_and_at_its_end(caplog, clock):
 )
 def test_a_neighbour_is_asked_until_it_answers(retry, errors, seconds, clock):
     request = failing(*errors)
-
     assert timed(retry, clock).ask("Redis", request) == "done"
     assert (request.sent, clock.now) == (len(errors) + 1, pytest.approx(1000 + seconds))
 
@@ -161,7 +157,6 @@ def test_a_neighbour_is_asked_until_it_answers(retry, errors, seconds, clock):
 def test_a_launch_waits_for_redis_and_for_the_api_but_not_for_ever(retry, error, seconds, clock, caplog):
     with pytest.raises(type(error)):
         timed(retry, clock).ask("Redis", failing(*[error] * 1000))
-
     assert clock.now == pytest.approx(1000 + seconds)
     assert {record.message.partition(" of ")[0] for record in caplog.records} == {"no answer"}
 
@@ -170,7 +165,6 @@ def test_an_api_that_asks_for_more_patience_than_there_is_is_asked_once_more_at_
     request = failing(*[ApiUnavailable("429", retry_after_seconds=600)] * 2)
     with pytest.raises(ApiUnavailable):
         timed(API_RETRY, clock).ask("the Prefect API", request)
-
     assert (request.sent, clock.now) == (2, 1045)
 
 
@@ -187,7 +181,6 @@ def test_some_errors_are_not_waited_for(retry, error, clock, caplog):
     request = failing(error)
     with pytest.raises(type(error)):
         timed(retry, clock).ask("the Prefect API", request)
-
     assert (request.sent, clock.now, caplog.records) == (1, 1000, [])
 
 
@@ -196,14 +189,12 @@ def test_a_stop_ends_the_wait_and_nothing_more_is_asked(clock):
     request = failing(*[AWAY] * 9)
     with pytest.raises(ApiUnavailable):
         timed(Retry(stopped=lambda: clock.now >= 1005), clock).ask("the Prefect API", request)
-
     assert (request.sent, clock.now) == (3, 1005)
 
 
 def test_other_credentials_end_the_wait_after_a_refused_key(clock):
     clock.until = 1005
     request = failing(REFUSED)
-
     assert timed(Retry(), clock).ask("the Prefect API", request) == "done"
     assert (request.sent, clock.now) == (2, 1005)
 

@@ -87,11 +87,9 @@ def test_another_boot_id_is_noticed(state, tmp_path):
     assert not state.boot_changed("boot-1")
     state.remember(boot_id="boot-1", nonce="n1", fleet="default")
     state.close()
-
     again = StateFolder.open(tmp_path, "machine", "worker")
     state._lock = os.dup(again._lock)
     again.close()
-
     assert again.last["nonce"] == "n1"
     assert not again.boot_changed("boot-1")
     assert again.boot_changed("boot-2")
@@ -100,7 +98,6 @@ def test_another_boot_id_is_noticed(state, tmp_path):
 def test_siblings_are_the_other_names_of_the_same_machine(state, tmp_path):
     StateFolder.open(tmp_path, "machine", "second").close()
     StateFolder.open(tmp_path, "elsewhere", "third").close()
-
     assert [path.name for path in state.siblings()] == ["second"]
 
 
@@ -133,7 +130,6 @@ def test_a_folder_of_another_version_is_left_alone_and_named(state, caplog):
     folder.note(v=2)
     with caplog.at_level("WARNING"):
         assert state.runs.scan() == []
-
     assert [(record.folder, record.v) for record in caplog.records] == [("run.claim", 2)]
     folder.settle()
     assert state.runs.prune(now=1e12) == []
@@ -142,14 +138,12 @@ def test_a_folder_of_another_version_is_left_alone_and_named(state, caplog):
 def test_only_unsettled_folders_are_looked_at_at_start(state):
     state.runs.create("old", "c", {}).settle()
     live = state.runs.create("live", "c", {})
-
     assert state.runs.unsettled() == [live]
 
 
 def test_a_report_stays_in_the_outbox_until_it_is_accepted(state):
     state.outbox.put("run", "claim", {"state": "Crashed"})
     (state.outbox.path / "torn.json").write_text("{")
-
     assert list(state.outbox) == [{"v": 1, "run_id": "run", "claim": "claim", "state": "Crashed"}]
     state.outbox.remove("run", "claim")
     state.outbox.remove("run", "claim")

@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,6 @@ def test_an_exit_code_or_a_signal_is_the_true_one(bench, script, code, killed_by
 
 def test_a_record_tells_times_memory_and_cpu(bench):
     end = bench.run(bench.python("x = bytearray(50_000_000); sum(range(3_000_000))"))
-
     assert end.started_at <= end.ended_at
     assert 48_000 < end.max_rss_kib < 500_000
     assert 0 < end.cpu_seconds < 60
@@ -47,7 +47,6 @@ def test_a_record_tells_times_memory_and_cpu(bench):
 
 def test_the_last_ten_lines_come_with_the_exit(bench):
     end = bench.run(bench.sh("seq 1 30; echo to stderr >&2; exit 1"))
-
     assert end.last_lines == (*map(str, range(22, 31)), "to stderr")
 
 
@@ -60,14 +59,12 @@ def test_the_command_starts_in_an_empty_folder_of_its_own_that_is_gone_at_the_en
     spec = bench.sh("pwd; ls -A | wc -l; touch here")
     assert bench.run(spec).last_lines == (str(spec.folder / "work"), "0")
     assert not (spec.folder / "work").exists()
-
     assert bench.run(bench.sh("pwd", cwd=str(tmp_path))).last_lines == (str(tmp_path),)
     assert tmp_path.exists()
 
 
 def test_the_command_has_default_signal_handlers_an_empty_mask_and_no_foreign_descriptors(bench):
     end = bench.run(bench.sh("grep -E 'Sig(Blk|Ign)' /proc/self/status; ls /proc/self/fd | tr '\\n' ' '"))
-
     # 32 and 33 are glibc's own: nobody can change them, and make leaves them ignored
     ours = ~(0b11 << 31)
     assert [int(line.split()[-1], 16) & ours for line in end.last_lines[:2]] == [0, 0]
@@ -77,7 +74,6 @@ def test_the_command_has_default_signal_handlers_an_empty_mask_and_no_foreign_de
 def test_a_child_of_the_command_can_wait_for_its_own_children(bench):
     # an ignored SIGCHLD is inherited, and turns each `false` into a success
     end = bench.run(bench.python("import subprocess; raise SystemExit(subprocess.call(['false']))"))
-
     assert end.code == 1
 
 
@@ -87,7 +83,6 @@ def test_a_shim_can_be_told_by_its_name_and_its_run_and_outlives_its_command_in_
     shim, command = handle["pid"], handle["command_pid"]
     assert Path(f"/proc/{shim}/comm").read_text() == "flowfleet-shim\n"
     assert spec.run_id in Path(f"/proc/{shim}/cmdline").read_text()
-
     assert os.getpgid(command) == command
     assert os.getsid(command) == os.getsid(shim) == shim
     # the kernel takes the command first when memory runs out
@@ -100,7 +95,6 @@ def test_the_environment_is_in_no_file_and_in_no_arguments(full_bench):
     started_run = full_bench.start(spec)
     handle = started_run.handle
     shown = Path(f"/proc/{handle['pid']}/cmdline").read_bytes() + Path(f"/proc/{handle['pid']}/environ").read_bytes()
-
     on_disk = b"".join(path.read_bytes() for path in spec.folder.rglob("*") if path.is_file())
     assert b"hush-4711" not in shown + on_disk
     assert b"hush-4711" not in Path(f"/proc/{full_bench.fork_client.pid}/environ").read_bytes()
@@ -179,17 +173,14 @@ def test_what_a_command_leaves_is_killed_when_it_has_ended(bench, tmp_path, scri
 def test_a_stop_reaches_the_whole_tree(bench, tmp_path):
     started_run = bench.start(bench.sh("sleep 300 & echo $! > ../../../pid; wait"))
     child = read_pid(tmp_path / "pid")
-
     started_run.stop()
     bench.end_of(started_run)
-
     assert not is_alive(child)
 
 
 def test_orphans_are_reaped_while_the_run_goes_on(full_bench, tmp_path):
     full_bench.start(full_bench.sh("(sh -c 'echo $$ > ../../../pid' &); sleep 60"))
     orphan = read_pid(tmp_path / "pid")
-
     until(lambda: syscalls.stat_fields(orphan) is None, 20, "the orphan to be reaped")
 
 
@@ -212,10 +203,8 @@ def test_a_command_that_cannot_be_executed_is_named(bench, tmp_path, argv, says)
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     spec = bench.spec(*(word.format(tmp=tmp_path) for word in argv))
-
     with pytest.raises(StartFailed) as failure:
         bench.start(spec)
-
     assert says.format(tmp=tmp_path) in str(failure.value)
     assert spec.run_id in str(failure.value)
     adopted = bench.adopt(spec)
@@ -227,7 +216,6 @@ def test_a_command_that_cannot_be_executed_is_named(bench, tmp_path, argv, says)
 def test_a_working_folder_that_cannot_be_entered_is_named(bench, cwd, says):
     with pytest.raises(StartFailed) as failure:
         bench.start(bench.sh("true", cwd=cwd))
-
     # which host it is matters: the others may have that folder
     assert f"its working folder {cwd} {says} on {bench.host.name}." in str(failure.value)
 
@@ -258,41 +246,34 @@ def test_a_start_before_its_time_begins(bench):
 
 def test_of_many_starters_of_one_folder_one_starts(bench, tmp_path):
     spec = bench.sh(f"echo began >> {tmp_path}/began; sleep 0.2")
-    got: list[object] = []
     barrier = threading.Barrier(4)
 
-    def start():
+    def start(_number):
         barrier.wait()
-        got.append(bench.start(spec))
+        return bench.start(spec)
 
-    threads = [threading.Thread(target=start) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
+    with ThreadPoolExecutor(4) as threads:
+        got = list(threads.map(start, range(4)))
     assert {bench.end_of(started_run).code for started_run in got} == {0}
     assert len({started_run.handle["command_pid"] for started_run in got}) == 1
     assert (tmp_path / "began").read_text() == "began\n"
 
 
 def test_an_adopter_and_a_starter_never_both_win(full_bench, tmp_path):
-    for round_ in range(20):
-        spec = full_bench.sh(f"touch {tmp_path}/began{round_}")
-        barrier = threading.Barrier(2)
-        abandoned: list[bool] = []
+    barrier = threading.Barrier(2)
 
-        def abandon(spec=spec, barrier=barrier, abandoned=abandoned):
-            barrier.wait()
-            abandoned.append(full_bench.folder(spec).abandon("a test"))
-
-        thread = threading.Thread(target=abandon)
-        thread.start()
+    def abandon(spec):
         barrier.wait()
-        with contextlib.suppress(StartFailed):
-            full_bench.run(spec)
-        thread.join()
-        assert (tmp_path / f"began{round_}").exists() is not abandoned[0]
+        return full_bench.folder(spec).abandon("a test")
+
+    with ThreadPoolExecutor(1) as thread:
+        for round_ in range(20):
+            spec = full_bench.sh(f"touch {tmp_path}/began{round_}")
+            abandoned = thread.submit(abandon, spec)
+            barrier.wait()
+            with contextlib.suppress(StartFailed):
+                full_bench.run(spec)
+            assert (tmp_path / f"began{round_}").exists() is not abandoned.result()
 
 
 # -- output
@@ -300,9 +281,7 @@ def test_an_adopter_and_a_starter_never_both_win(full_bench, tmp_path):
 
 def test_ten_megabytes_are_cut_to_the_cap_with_the_newest_kept_and_no_line_torn(bench):
     spec = bench.python("for i in range(400_000): print(f'line {i:015d}')", log_limit=1 << 20)
-
     end = bench.run(spec)
-
     kept = (spec.folder / "log").read_bytes().lstrip(b"\0").decode().splitlines()
     assert 40_000 < len(kept) <= (1 << 20) / 21 + 1
     assert kept == [f"line {i:015d}" for i in range(400_000 - len(kept), 400_000)]
@@ -313,7 +292,6 @@ def test_ten_megabytes_are_cut_to_the_cap_with_the_newest_kept_and_no_line_torn(
 def test_files_of_a_run_are_for_its_owner_only(bench):
     spec = bench.sh("echo hello")
     bench.run(spec)
-
     for path in (spec.folder, *spec.folder.iterdir()):
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path.name
 
@@ -323,7 +301,6 @@ def test_a_run_whose_folder_is_removed_under_it_leaves_no_process(full_bench):
     started_run = full_bench.start(spec)
     pid = started_run.handle["pid"]
     full_bench.folder(spec).remove()
-
     until(lambda: not is_alive(pid), 10, "the shim to end")
     assert full_bench.living(spec) == []
 
@@ -372,7 +349,6 @@ os.fork = fork
 @pytest.mark.parametrize("mode", ["full", "plain"])
 def test_a_host_without_room_for_one_more_process_is_told_as_such_and_at_once(tmp_path, mode):
     record = lone_shim(tmp_path, mode, "true", NO_ROOM)
-
     sentence = f"no process could be forked for it: {os.strerror(errno.EAGAIN)}"
     assert record["answer"] == {"status": "failed", "error": sentence}
     assert (record["begun"], record["error"]) == (False, sentence)
@@ -401,7 +377,6 @@ syscalls.oom_kills = lambda: int((folder / "oom").read_text())
 def test_a_death_by_kill_is_the_kernels_if_it_has_killed_meanwhile(tmp_path, before, script, oom):
     (tmp_path / "oom").write_text(before)
     record = lone_shim(tmp_path, "full", script.format(oom=tmp_path / "oom"), COUNTED)
-
     assert record["oom"] is oom
 
 
@@ -419,5 +394,4 @@ def count():
 syscalls.oom_kills = count
 """
     record = lone_shim(tmp_path, "full", script, looks)
-
     assert record["oom"] is True

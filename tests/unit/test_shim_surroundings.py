@@ -40,7 +40,6 @@ def test_the_oldest_python_of_flows_is_a_real_one():
 def test_python_3_9_starts_a_run_and_records_its_exit(old):
     spec = old.sh("echo said; exit 7")
     end = old.run(spec)
-
     assert (end.code, end.signal) == (7, None)
     assert (spec.folder / "log").read_text() == "said\n"
     assert old.folder(spec).cleared()
@@ -53,7 +52,6 @@ def test_python_3_9_ends_a_run_by_the_signal_of_a_cancel(old, tmp_path):
     run = old.start(spec)
     until((tmp_path / "up").exists, 10, "the run to be up")
     run.stop()
-
     end = old.end_of(run)
     assert (end.code, end.stopped_by) == (3, "term")
     assert (tmp_path / "asked").read_text() == "asked\n"
@@ -64,7 +62,6 @@ def test_python_3_9_kills_a_run_that_ignores_the_signal_once_its_grace_is_over(o
     run = old.start(spec)
     until((tmp_path / "up").exists, 10, "the run to be up")
     run.stop()
-
     assert old.end_of(run).signal == signal.SIGKILL
 
 
@@ -95,7 +92,6 @@ def test_a_fork_server_beside_a_users_folder_workers_starts_runs(hostile, tmp_pa
     program = dataclasses.replace(own_program(), env={**os.environ, "PYTHONPATH": str(hostile)})
     fork_client = ForkClient(program=program)
     bench = BenchOfRuns(tmp_path, FULL, fork_client=fork_client)
-
     assert bench.run(bench.sh("exit 5", cwd=str(hostile))).code == 5
     bench.close()
     fork_client.close()

@@ -16,7 +16,6 @@ def test_a_signal_that_is_ignored_stays_so_where_that_is_wished(respect):
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         take(signal.SIGUSR1, handler=came.append, respect_ignored=respect)
         signal.raise_signal(signal.SIGUSR1)
-
     assert came == [signal.SIGUSR1] * (not respect)
 
 
@@ -29,6 +28,5 @@ def test_signals_do_again_after_a_block_what_they_did_before():
             signal.raise_signal(signal.SIGUSR1)
         signal.raise_signal(signal.SIGUSR1)
         signal.raise_signal(signal.SIGUSR2)
-
     assert (first, second) == ([signal.SIGUSR1, signal.SIGUSR2], [signal.SIGUSR1])
     assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL

@@ -1,12 +1,13 @@
 """Startup page: the page of a part that waits for its neighbours, and how it becomes the page of the whole part."""
 
+import socket
 import threading
 
 import pytest
 import requests
 
 from flowfleet.errors import SettingsError
-from flowfleet.page.server import PageAnswer, serve
+from flowfleet.page.server import PageAnswer
 from flowfleet.page.startup import StartupPage
 from tests.waiting import until
 
@@ -28,17 +29,13 @@ def test_who_waits_is_alive_and_not_ready_and_says_what_it_waits_for(startup_pag
     startup_page.open("127.0.0.1:0")
     with startup_page.waiting_for("Redis"):
         health, ready = ask(startup_page, "/api/health"), ask(startup_page, "/api/ready")
-
+    starting = {"role": "starting", "waits_for": "Redis"}
     assert (health.status_code, ready.status_code) == (200, 503)
-    assert health.json() == {"ok": True, "role": "starting", "waits_for": "Redis", "starting_for_seconds": 1}
-    assert ready.json() == {"ok": False, "role": "starting", "waits_for": "Redis", "starting_for_seconds": 2}
+    assert health.json() == {"ok": True, **starting, "starting_for_seconds": 1}
+    assert ready.json() == {"ok": False, **starting, "starting_for_seconds": 2}
 
-
-def test_the_rest_comes_later_and_the_answer_says_so(startup_page):
-    startup_page.open("127.0.0.1:0")
-    assert ask(startup_page, "/metrics").json() == {
-        "error": "This is served after the start: it is being put together."
-    }
+    early = {"error": "This is served after the start: it is being put together."}
+    assert ask(startup_page, "/metrics").json() == early
     with startup_page.waiting_for("the Prefect API"):
         late = ask(startup_page, "/metrics")
     assert (late.status_code, "waits for the Prefect API" in late.text) == (503, True)
@@ -73,24 +70,18 @@ def test_another_address_is_moved_to_and_none_ends_it(startup_page):
     assert startup_page._page.address == first
     startup_page.show(FULL)
     startup_page.open("http://127.0.0.1:0")
-
     assert ask(startup_page, "/api/health").json() == {"whole": True}
     with pytest.raises(requests.ConnectionError):
         requests.get(first + "/api/health", timeout=60)
     startup_page.open(None)
     assert startup_page._page is None
 
-
-def test_what_is_shown_before_there_is_an_address_is_served_with_it(startup_page):
-    startup_page.show(FULL)
+    startup_page.show(FULL)  # before there is an address: it is served with it
     startup_page.open("127.0.0.1:0")
     assert ask(startup_page, "/api/health").json() == {"whole": True}
 
 
 def test_an_address_in_use_is_named(startup_page):
-    other = serve("127.0.0.1:0", lambda: FULL, lambda: None)
-    try:
-        with pytest.raises(SettingsError, match="is in use, so choose another, or stop what has it"):
-            startup_page.open(other.address)
-    finally:
-        other.close()
+    words = "is in use, so choose another, or stop what has it"
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SettingsError, match=words):
+        startup_page.open(f"127.0.0.1:{taken.getsockname()[1]}")

@@ -97,7 +97,6 @@ def test_counts_tell_waiting_from_running_and_do_not_promise_slots_twice():
         for number, state in enumerate([State.CLAIMING, State.QUEUED, State.TAKEN, State.STARTING, State.ENDED])
     ]
     snapshot = _snapshot(claims=claims[:4])
-
     assert snapshot.counts == {"due": 0, "outstanding": 3, "running": 1, "free_slots": 0, "outbox": 0}
     assert _snapshot(claims=claims[4:]).counts["outbox"] == 1
 
@@ -134,7 +133,6 @@ def test_spans_are_for_people(seconds, words):
 
 def test_the_queue_key_is_the_brokers():
     store = connect("redis://127.0.0.1:1/0", "blue").store
-
     assert queue_key(store, ROUTE) == broker.queue_key("blue", ROUTE)
 
 
@@ -204,7 +202,6 @@ _ELSEWHERE = Route("prefect3", "99999999-9999-4999-8999-999999999999", "other")
 )
 def test_the_explanation_of_a_due_run_is_about_its_own_queue(snapshot, place, words):
     explanation = explain("r", snapshot, None, _state(scheduled=AT - 9), place)
-
     assert words in explanation.sentence
     assert explanation.evidence["place"]["pool"] == place.pool
 
@@ -293,7 +290,6 @@ def test_metrics_without_redis_say_just_that_and_a_standby_leaves_the_ledger_to_
 
 def test_workers_wanted_counts_due_and_running_over_the_usual_size():
     snapshot = _snapshot(claims=FULL, due=5)
-
     assert workers_wanted(snapshot, snapshot.queues[0]) == 3
 
 
@@ -345,5 +341,4 @@ def test_local_output_begins_behind_the_hole_that_its_cap_has_left(tmp_path):
     with log.open("wb") as file:
         file.seek(1 << 20)
         file.write(b"\0" * 100 + b"kept\0line\n")
-
     assert b"".join(read_local(log, follow=False, ended=lambda: True)) == b"kept\0line\n"

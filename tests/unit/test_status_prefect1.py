@@ -37,14 +37,12 @@ def due(*labels):
 def test_the_page_fits_80_columns_with_long_labels():
     rows = [worker(*LONG), worker("x", name="worker@" + "h" * 90)]
     text = _printed(status(snapshot(*LONG, rows=rows, due=50)))
-
     assert max(map(len, text.splitlines())) <= 80
     assert "label-000,label-001" in text
 
 
 def test_the_json_form_has_the_labels_of_each_worker_and_their_routes():
     form = snapshot("x", "a, b", rows=[worker("a, b", "x"), worker(name="plain@host-2")]).to_json()
-
     assert [each["labels"] for each in form["workers"]] == [["a, b", "x"], []]
     assert [each["pools"] for each in form["workers"]] == [[], []]
     assert Route.parse(form["queues"][0]["route"]).labels == ("a, b", "x")
@@ -82,7 +80,6 @@ def test_a_queue_is_called_by_its_labels():
 def test_an_explanation_names_the_labels_that_lack(asks, rows, words):
     state, place = due(*asks)
     explanation = explain("r", snapshot(*asks, rows=rows), None, state, place)
-
     assert words in explanation.sentence
     assert explanation.evidence["place"] == {"labels": list(asks), "paused": None, "limit": None}
 
@@ -142,7 +139,6 @@ def checks(others=(), nobodys=(), rows=None):
 
 def test_a_foreign_agent_with_our_labels_is_warned_of():
     (check,) = checks([rival()])
-
     assert check.verdict == CheckStatus.WARN
     assert check.found == (
         "The agent agent (LocalAgent) with labels [x, y] asked for runs 12s ago "
@@ -183,7 +179,6 @@ def test_an_error_with_a_remedy_of_its_own_gets_no_second_one(error, remedy):
 def test_runs_that_no_agent_can_take_are_told():
     lone = [UnfitRun(run_id=str(n), name=f"wolf-{n}", reason="No agent has the label [gpu].") for n in range(3)]
     check = checks(nobodys=lone)[-1]
-
     assert (check.name, check.verdict) == ("labels", CheckStatus.WARN)
     assert check.found == (
         "The run wolf-0 is due and no agent can take it: No agent has the label [gpu]. "

@@ -21,7 +21,6 @@ def test_the_page_about_the_protocol_is_what_the_table_says():
     page = Path(__file__).parents[2] / "docs" / "protocol.md"
     if not page.parent.exists():
         pytest.skip("the docs are not here: this is a wheel without its source tree")
-
     assert page.read_text() == render(), "print it again: see the head of docs/protocol.md"
 
 

@@ -131,7 +131,6 @@ def test_a_worker_is_started_with_the_very_values_that_were_given(kind, tmp_path
     words += ["-k", "k$ey'\"\\ #;%s`", "-r", "redis://:p%40w$@host:1/0", "--tenant-id", "t t", "--agent-config-id", "c"]
     words += ["-a", "http://host:4200", "--python", "/a b/python"]
     settings = as_started("worker", kind, words, tmp_path)
-
     assert settings.labels == NASTY
     assert settings.import_paths == NASTY
     assert settings.env == tuple(f"A={value}" for value in NASTY)
@@ -146,7 +145,6 @@ def test_a_poller_is_started_with_the_very_values_that_were_given(kind, tmp_path
     words = ["--require-api", "--lease-seconds", "30", "-a", "http://user:secret@host:4200"]
     words += [word for value in NASTY for word in ("-l", value)]
     settings = as_started("poller", kind, words, tmp_path)
-
     assert settings.labels == NASTY
     assert settings.require_api
     assert settings.lease.ttl_seconds == 30
@@ -160,7 +158,6 @@ def test_no_secret_stands_in_a_unit(part, kind):
     if part == "worker":
         words += ["-e", "A=sek-5"]
     text = install(part, kind, *words)
-
     assert "sek" not in text
     assert "--secrets" in text
     assert "install -D -m 600" in text
@@ -171,7 +168,6 @@ def test_no_secret_stands_in_a_unit(part, kind):
 def test_options_come_in_the_order_of_the_reference_and_are_never_glued():
     words = ["--agent-config-id", "C", "--tenant-id", "T", "-p", "x", "-p", "y", "-l", "b", "-l", "a", "-f", "-k", "K"]
     command, _ = program(install("worker", "supervisor", *words))
-
     assert command[2:] == [
         *("-f", "-l", "b", "-l", "a", "-p", "x", "-p", "y", "--tenant-id", "T", "--agent-config-id", "C"),
         *("--on-stop", "detach"),
@@ -192,7 +188,6 @@ def test_a_unit_starts_the_console_script_by_its_absolute_path_as_me_and_from_he
     assert restarts == (("always", "true") if part == "poller" else ("on-failure", "unexpected"))
     assert (values["stopasgroup"], values["killasgroup"], values["stopsignal"]) == ("false", "false", "TERM")
     assert directives(install(part, "systemd", "--run-as", "flows"))["User"] == "flows"
-
     monkeypatch.setattr(units.sys, "executable", "/no/such/python")
     assert Path(units.program_path(part)).is_absolute()
 
@@ -242,7 +237,6 @@ def test_secrets_of_a_worker_with_a_config_file_go_there():
 )
 def test_what_a_unit_cannot_hold_is_one_sentence(words, says):
     done = CliRunner().invoke(workers.cli.cli, ["install", "--for", "systemd", *words])
-
     assert done.exit_code != 0
     assert says in str(done.exception)
 
@@ -255,5 +249,4 @@ def test_the_whole_of_the_nasty_values_passes_systemds_own_reader(tmp_path):
     path = tmp_path / "flowfleet-worker.service"
     path.write_text(install("worker", "systemd", *words))
     said = subprocess.run([analyze, "verify", "--man=no", str(path)], capture_output=True, text=True, check=False)
-
     assert (said.returncode, said.stdout, said.stderr) == (0, "", "")

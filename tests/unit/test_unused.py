@@ -27,6 +27,5 @@ def test_what_was_given_for_the_other_api_is_named(caplog, cls, flags, environ, 
     settings = resolve(cls, flags, environ, {})
     with caplog.at_level(logging.WARNING):
         tell_unused(settings, backend)
-
     assert [record.setting for record in caplog.records] == told
     assert all(record.use_instead and record.given_by for record in caplog.records)

@@ -117,7 +117,6 @@ def test_each_flow_is_registered_once_and_each_example_gets_a_run(api):
     demo = _demo(api)
     deployments = [body for path, body in api.posted if path == "/deployments/"]
     runs = [(path, body) for path, body in api.posted if path.endswith("/create_flow_run")]
-
     assert api.asked == 2
     assert len(deployments) == len({example.flow for example in EXAMPLES}) == 5
     assert deployments[0]["entrypoint"] == "longer.py:longer"
@@ -233,7 +232,6 @@ def test_a_users_own_api_is_reached_with_the_users_key_and_ours_without(tmp_path
     environ = {"HOME": str(tmp_path), "PREFECT_API_KEY": "users-key"}
     own = UpSettings(api="http://127.0.0.1:1/api")
     given = resolve(UpSettings, {"api": "http://127.0.0.1:1/api"}, {}, {})
-
     assert session_of(own, environ, tmp_path).address.authorization is None
     assert session_of(given, environ, tmp_path).address.authorization == "Bearer users-key"
 
@@ -254,7 +252,6 @@ def test_a_demo_that_does_not_end_names_its_late_runs_and_where_to_look():
     late = DemoRun(run_id="1", name="calm-otter", example=EXAMPLES[0], state="Running", kind=StateType.RUNNING)
     done = DemoRun(run_id="2", name="other", example=EXAMPLES[0], state="Completed", kind=StateType.COMPLETED)
     error = too_long((late, done), Path("/data/logs"))
-
     assert error.exit_code == 5
     assert "longer calm-otter (Running). The logs in /data/logs" in str(error)
     assert "other" not in str(error)
@@ -272,5 +269,4 @@ def test_a_pause_ends_when_the_end_is_asked_for():
     with pytest.raises(StopRequested):
         signals.pause(60.0)
     signals._note(2)
-
     assert (signals.first, signals.second) == (15, 2)

@@ -99,7 +99,6 @@ def test_what_fails_for_now_is_tried_again_and_what_never_fits_is_not(fake):
     until(lambda: warm_client._failures == {"again"}, 10, "the first try")
     fake.tell("0 fit")
     until(lambda: warm_client.ready, 10, "the second")
-
     fake.tell("0 never")
     never = fake.start()
     until(lambda: not never._thread.is_alive(), 10, "the end of its thread")

@@ -81,7 +81,6 @@ def test_a_deployment_lives_until_its_run_has_ended_at_the_api(world):
     run = world.start()
     assert run.handle == {"v": 1, "kind": "external", "host": "here", "id": "a place"}
     assert (run.poll(), run.fileno(), run.begun()) == (None, None, True)
-
     for kind in (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING):
         world.seen(state(kind), after=10_000)
         assert run.poll() is None

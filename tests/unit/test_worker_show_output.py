@@ -7,49 +7,61 @@ import io
 import logging
 import os
 
+import pytest
+
 from tests.waiting import until
 from workers.reporting import show_output
 from workers.reporting.show_output import OutputFollower
 
 
-def test_lines_come_whole_and_prefixed_and_the_last_one_without_its_end_too(tmp_path):
-    stream, log = io.StringIO(), tmp_path / "log"
-    output = OutputFollower(stream)
-    output.follow(log, "blue-fox")
-    output.copy()
-    log.write_bytes(b"one\ntw")
-    output.copy()
-    assert stream.getvalue() == "blue-fox | one\n"
-    with log.open("ab") as file:
+class Followed:
+    """The output of a run, and what is shown of it."""
+
+    def __init__(self, log):
+        self.log, self.stream = log, io.StringIO()
+        self.output = OutputFollower(self.stream)
+
+    def follow(self, name="a", text=None, **how):
+        if text is not None:
+            self.log.write_bytes(text)
+        self.output.follow(self.log, name, **how)
+        self.output.copy()
+        return self.shown()
+
+    def shown(self, text=None):
+        """All that is shown, after the output has become this."""
+        if text is not None:
+            self.log.write_bytes(text)
+            self.output.copy()
+        return self.stream.getvalue()
+
+
+@pytest.fixture
+def followed(tmp_path):
+    return Followed(tmp_path / "log")
+
+
+def test_lines_come_whole_and_prefixed_and_the_last_one_without_its_end_too(followed):
+    followed.follow("blue-fox")
+    assert followed.shown(b"one\ntw") == "blue-fox | one\n"
+    with followed.log.open("ab") as file:
         file.write("o\nünï".encode() + b"\xff")
-    output.copy()
-    output.finish(log)
-    output.copy()
-    output.copy()
-    assert stream.getvalue() == "blue-fox | one\nblue-fox | two\nblue-fox | ünï\ufffd\n"
+    followed.output.copy()
+    followed.output.finish(followed.log)
+    followed.output.copy()
+    followed.output.copy()
+    assert followed.shown() == "blue-fox | one\nblue-fox | two\nblue-fox | ünï\ufffd\n"
 
 
-def test_an_adopted_run_is_followed_from_now_and_a_cut_file_from_its_start(tmp_path):
-    stream, log = io.StringIO(), tmp_path / "log"
-    log.write_bytes(b"old line\n")
-    output = OutputFollower(stream)
-    output.follow(log, "a", from_now=True)
-    output.copy()
-    assert stream.getvalue() == ""
-    log.write_bytes(b"new\n")
-    output.copy()
-    log.write_bytes(b"\0" * 4096 + b"after a hole\n")
-    output.copy()
-    assert stream.getvalue() == "a | new\na | after a hole\n"
+def test_an_adopted_run_is_followed_from_now_and_a_cut_file_from_its_start(followed):
+    assert followed.follow(text=b"old line\n", from_now=True) == ""
+    assert followed.shown(b"new\n") == "a | new\n"
+    assert followed.shown(b"\0" * 4096 + b"after a hole\n") == "a | new\na | after a hole\n"
 
 
-def test_the_login_of_an_address_is_blackened_as_in_our_own_lines(tmp_path):
-    stream, log = io.StringIO(), tmp_path / "log"
-    log.write_bytes(b"for url: http://ann:secret@h:4200/\n")
-    output = OutputFollower(stream)
-    output.follow(log, "a")
-    output.copy()
-    assert stream.getvalue() == "a | for url: http://ann:***@h:4200/\n"
+def test_the_login_of_an_address_is_blackened_as_in_our_own_lines(followed):
+    shown = followed.follow(text=b"for url: http://ann:secret@h:4200/\n")
+    assert shown == "a | for url: http://ann:***@h:4200/\n"
 
 
 def test_two_runs_are_told_apart(tmp_path, monkeypatch):
@@ -105,14 +117,9 @@ def test_a_stdout_of_another_encoding_shows_what_it_can(tmp_path):
     assert raw.getvalue() == b"a | gr?n\n"
 
 
-def test_a_line_without_an_end_is_shown_in_pieces(tmp_path, monkeypatch):
+def test_a_line_without_an_end_is_shown_in_pieces(followed, monkeypatch):
     monkeypatch.setattr(show_output, "_LONGEST_LINE", 100_000)
-    stream = io.StringIO()
-    output = OutputFollower(stream)
-    (tmp_path / "log").write_bytes(b"x" * 200_000)
-    output.follow(tmp_path / "log", "a")
-    output.copy()
-    assert len(stream.getvalue()) > 100_000
-    output.finish(tmp_path / "log")
-    output.copy()
-    assert stream.getvalue().count("x") == 200_000
+    assert len(followed.follow(text=b"x" * 200_000)) > 100_000
+    followed.output.finish(followed.log)
+    followed.output.copy()
+    assert followed.shown().count("x") == 200_000

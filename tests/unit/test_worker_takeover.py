@@ -117,7 +117,6 @@ def test_old_outputs_of_a_name_that_does_not_come_back_are_pruned_and_a_living_o
     kept_by_us = host.run(dead, "open")
     dead.close()
     pruner = Pruner(own, keep_days=7, keep_bytes=1 << 30, busy=frozenset)
-
     assert pruner.prune() == ["old.c", "old.c"]
     assert [folder.path.exists() for folder in old] == [False, True, False]
     assert new.path.exists()
