@@ -1,7 +1,5 @@
 """Adoption: a run outlives its worker, and the next one finds it with its true exit."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os

@@ -1,7 +1,5 @@
 """Agents: the reference's classes with their documented arguments and methods, over a hand-written API."""
 
-from __future__ import annotations
-
 import configparser
 import logging
 import socket

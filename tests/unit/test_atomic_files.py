@@ -1,7 +1,5 @@
 """Records on disk: whole or not there, created once, locked while their creator lives."""
 
-from __future__ import annotations
-
 import errno
 import os
 import threading

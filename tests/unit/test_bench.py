@@ -1,7 +1,5 @@
 """Bench: its proxy loses and alters nothing while it counts, and its bars are judged as written."""
 
-from __future__ import annotations
-
 import math
 import socket
 import threading

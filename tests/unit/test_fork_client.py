@@ -1,7 +1,5 @@
 """The fork client: its fork server dies or hangs, and runs neither end nor start twice."""
 
-from __future__ import annotations
-
 import os
 import resource
 import signal

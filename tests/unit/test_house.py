@@ -1,7 +1,5 @@
 """House: nothing works at import, and the wheel says truly what is in it."""
 
-from __future__ import annotations
-
 import ast
 import importlib.metadata
 import io

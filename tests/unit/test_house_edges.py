@@ -1,7 +1,5 @@
 """Edges of the house: parts are handed in, no part sets the attributes of another, and a broad except says why."""
 
-from __future__ import annotations
-
 import ast
 import re
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Direction of imports: read from the source, so that nothing can go round it."""
 
-from __future__ import annotations
-
 import ast
 import importlib.metadata
 import importlib.util

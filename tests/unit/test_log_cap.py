@@ -1,7 +1,5 @@
 """The log of a run: kept below its cap by a hole or by copying, and its last lines."""
 
-from __future__ import annotations
-
 import pytest
 
 from workers.shim import log_cap

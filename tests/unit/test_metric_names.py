@@ -1,7 +1,5 @@
 """Metric names: each that people are promised is shown by exactly the part where it happens."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

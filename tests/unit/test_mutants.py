@@ -1,7 +1,5 @@
 """The list of seeded mutants fits the product: what a change moves or rewrites is mended there too."""
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The environment of a local run at Prefect 1: each row of the reference's table, and which layer wins."""
 
-from __future__ import annotations
-
 import base64
 from pathlib import Path
 

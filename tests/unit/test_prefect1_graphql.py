@@ -1,7 +1,5 @@
 """The local Prefect 1 API's GraphQL: documents, variables, selections and filters, with no network."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """Retry: how long a neighbour is waited for, what ends the wait, and what is said about it."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import logging

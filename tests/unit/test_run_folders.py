@@ -1,7 +1,5 @@
 """The state folder: its lock, run folders, outbox, and what is pruned."""
 
-from __future__ import annotations
-
 import os
 import stat
 import subprocess

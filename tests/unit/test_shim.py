@@ -1,7 +1,5 @@
 """The shim: true exits, stops, leftovers and start failures, with all abilities and in plain mode."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import json

@@ -1,7 +1,5 @@
 """The shim in surroundings that are not ours: the oldest Python of flows, and folders with our names in them."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import signal

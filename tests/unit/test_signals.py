@@ -1,7 +1,5 @@
 """Signals: taken with a handler, left ignored where that is wished, and given back."""
 
-from __future__ import annotations
-
 import signal
 
 import pytest

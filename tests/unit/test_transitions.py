@@ -1,7 +1,5 @@
 """The transition table against the scripts and the page that come from it."""
 
-from __future__ import annotations
-
 import re
 from importlib.resources import files
 from pathlib import Path

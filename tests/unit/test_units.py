@@ -1,7 +1,5 @@
 """Units: what `install` prints is read back as supervisor and systemd read it, and means what was asked for."""
 
-from __future__ import annotations
-
 import configparser
 import getpass
 import re

@@ -1,7 +1,5 @@
 """Unused settings: a pool at Prefect 1, a label at Prefect 3."""
 
-from __future__ import annotations
-
 import logging
 
 import pytest

@@ -1,7 +1,5 @@
 """Wakeup: woken by threads and signal handlers, until it is cleared."""
 
-from __future__ import annotations
-
 import os
 import select
 import threading

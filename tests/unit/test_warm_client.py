@@ -1,7 +1,5 @@
 """The worker's side of a warm parent: it never holds up a stop or a launch, and is tried again after bad luck."""
 
-from __future__ import annotations
-
 import os
 import socket
 import sys

@@ -1,7 +1,5 @@
 """Background jobs: what is repeated, how often, and what is said about it."""
 
-from __future__ import annotations
-
 import errno
 import threading
 

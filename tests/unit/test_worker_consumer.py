@@ -1,7 +1,5 @@
 """Slots: what counts as in use, when a message is fetched, and which messages may pass."""
 
-from __future__ import annotations
-
 import json
 import uuid
 

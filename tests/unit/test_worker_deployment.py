@@ -1,7 +1,5 @@
 """The plug-in edge: what limits a run has, and how a deployer of another package is made."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace

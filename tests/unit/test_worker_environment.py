@@ -1,7 +1,5 @@
 """A run's environment, interpreter and command."""
 
-from __future__ import annotations
-
 import os
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The exit table: each row, and the sentences that people read."""
 
-from __future__ import annotations
-
 import pytest
 
 from flowfleet.api import traits

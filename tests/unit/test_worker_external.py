@@ -1,7 +1,5 @@
 """External runs: given to a callable, watched at the API, never started twice."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Abilities and host: probed, switched off as a whole, and told by their sentences."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 

@@ -1,7 +1,5 @@
 """Run log: lines of ours at the API, all at once or, with `--no-cloud-logs`, none."""
 
-from __future__ import annotations
-
 import pytest
 
 from workers.reporting.run_log import RunLog

@@ -1,7 +1,5 @@
 """`--show-flow-logs`: whole lines behind the run's name, none lost at the end, none twice."""
 
-from __future__ import annotations
-
 import errno
 import io
 import logging

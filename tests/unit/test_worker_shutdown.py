@@ -1,7 +1,5 @@
 """Shutdown: what becomes of runs at a stop, and what is said of those that are left."""
 
-from __future__ import annotations
-
 import logging
 from types import SimpleNamespace
 

@@ -1,7 +1,5 @@
 """Sign-on: whose name it is, and who has to be watched first, on this host or under another boot of it."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import pytest

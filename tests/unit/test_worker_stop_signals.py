@@ -1,7 +1,5 @@
 """Stopping: which mode, which code, and how long."""
 
-from __future__ import annotations
-
 import pytest
 from celery.worker import state as celery_state
 

@@ -1,7 +1,5 @@
 """The supervisor and the table of attempts: every end is seen, whatever the others do."""
 
-from __future__ import annotations
-
 import os
 import time
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Takeover: whose run it is when several names of one host have been at it, told by the disk alone."""
 
-from __future__ import annotations
-
 import os
 import time
 
