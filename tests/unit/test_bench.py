@@ -125,28 +125,26 @@ def test_children_are_told_from_their_executor_by_door_or_by_client():
     assert requests_of("stock", counts) == ({"POST /a": 11}, 13)
 
 
-def test_a_route_that_a_round_did_not_use_counts_as_nothing_there():
-    merged = report.merge([{"n": 1, "routes": {"a": 2}}, {"n": 3, "routes": {}}, {"n": 2, "routes": {}}])
-    assert merged == {"n": 2, "routes": {"a": 0}}
-
-
-def test_runs_that_one_round_lost_are_not_hidden_by_the_others():
-    merged = report.merge([{"runs": 40, "completed": done} for done in (40, 40, 12)])
-    assert merged == {"runs": 40, "completed": 12}
+@pytest.mark.parametrize(
+    ("rounds", "merged"),
+    [
+        ([{"n": 1, "routes": {"a": 2}}, {"n": 3, "routes": {}}, {"n": 2, "routes": {}}], {"n": 2, "routes": {"a": 0}}),
+        ([{"runs": 40, "completed": done} for done in (40, 40, 12)], {"runs": 40, "completed": 12}),
+    ],
+    ids=["a route that a round did not use counts as nothing there", "lost runs are not hidden by other rounds"],
+)
+def test_of_several_rounds_the_middle_counts(rounds, merged):
+    assert report.merge(rounds) == merged
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_what_is_unknown_in_one_round_is_unknown_wherever_it_stands(place: int):
-    values = [1.0, 2.0, 3.0]
+def test_what_is_unknown_in_one_round_is_unknown_wherever_it_stands_and_misses_both_bars(place: int):
+    values = [0.1, 0.2, 0.3]
     values[place] = math.nan
     assert math.isnan(report.merge([{"n": value} for value in values])["n"])
 
-
-@pytest.mark.parametrize("place", [0, 1, 2])
-def test_a_run_scheduled_ahead_that_never_started_misses_both_bars(place: int):
-    late = [0.1, 0.2, 0.3]
-    late[place] = math.nan
-    found = report.bars({"ahead": {"fleet": extremes(late)}})
+    # a run scheduled ahead that never started
+    found = report.bars({"ahead": {"fleet": extremes(values)}})
     assert [(bar.name, bar.ok) for bar in found] == [
         ("ahead: earliest start, s", False),
         ("ahead: latest start, s", False),
@@ -185,51 +183,39 @@ def test_every_table_has_ratios_to_stock_and_fits_a_terminal():
     results = every_part(stock=20.0, fleet=5.0)
     printed = [*report.lines(results), *report.bar_lines(report.bars(results))]
     rows = {line[2:36].strip(): line[37:].split() for line in printed}
-
     assert max(len(line) for line in printed) <= 80
+    alike = ["20.00", "5.00", "0.25"]
     for name in (
         "runs per minute",
         "CPU-seconds per run",
         "Scheduled→Pending, p95, s",
         "Pending→Running, p95, s",
-        "API requests per run, all",
         "1 worker",
         "4 workers",
         "worker, RSS",
         "above each engine, PSS per run",
     ):
-        # requests of a run are the executor's and its children's
-        assert rows[name] == (["40.00", "10.00", "0.25"] if "all" in name else ["20.00", "5.00", "0.25"]), name
+        assert rows[name] == alike, name
+    # requests of a run are the executor's and its children's
+    assert rows["API requests per run, all"] == ["40.00", "10.00", "0.25"]
     assert rows["poller, RSS"] == ["-", "5.00", "-"]
     assert rows["poller and worker, RSS"] == ["20.00", "10.00", "0.50"]
     assert rows["of them beside the engine"] == ["35.00", "5.00", "0.14"]
     assert "    20.00      5.00    0.25  GET /a" in printed
     assert sum("never" in line for line in printed) == 2
 
-
-def test_one_side_alone_is_printed_without_ratios():
-    printed = report.lines(every_part(fleet=5.0))
-    assert any(line.split() == ["runs", "per", "minute", "-", "5.00", "-"] for line in printed)
+    alone = report.lines(every_part(fleet=5.0))
+    assert any(line.split() == ["runs", "per", "minute", "-", "5.00", "-"] for line in alone)
 
 
 def test_bars_are_missed_on_the_wrong_side_of_their_number_only():
     latency = {"scheduled_to_pending": spread([1]), "pending_to_running": spread([1])}
     stock = {"runs": 2, "completed": 2, "runs_per_minute": 10.0, "own_requests_per_run": 12.0, "routes": {}}
     fleet = {"runs": 2, "completed": 2, "runs_per_minute": 13.0, "own_requests_per_run": 7.01, "routes": {}}
-    single = {
-        "stock": {"scheduled_to_running": spread([10.0]), **latency},
-        "fleet": {
-            "scheduled_to_running": spread([8.0]),
-            "own_requests_per_run": 10.0,
-            "runs": 7,
-            "completed": 6,
-            **latency,
-        },
-    }
+    one = {"scheduled_to_running": spread([8.0]), "own_requests_per_run": 10.0, "runs": 7, "completed": 6, **latency}
+    single = {"stock": {"scheduled_to_running": spread([10.0]), **latency}, "fleet": one}
     ahead = {"fleet": {"earliest": -0.61, "latest": 1.0}}
-
     found = report.bars({"burst": {"stock": stock, "fleet": fleet}, "single": single, "ahead": ahead})
-
     assert [(bar.name, bar.ok) for bar in found] == [
         ("burst: runs/min to stock", True),
         ("burst: runs completed", True),

@@ -143,7 +143,7 @@ def test_an_input_type_that_is_not_the_mutations_own_is_refused(api):
     assert "cancel_flow_run_input" in refused(api, text, {"input": {"flow_run_id": "1"}})
 
 
-@pytest.mark.parametrize("form", [json.dumps, dict, lambda given: json.dumps({**given})])
+@pytest.mark.parametrize("form", [json.dumps, dict])
 def test_variables_come_as_json_text_or_as_an_object(api, form):
     run = api.add_run(api.add_flow())
     text = "query($id: uuid!) { flow_run_by_pk(id: $id) { id } }"
@@ -181,11 +181,10 @@ def test_nested_rows_take_filters_orders_and_limits_of_their_own(api, three):
     ]
 
 
-def test_orders_go_by_several_columns_and_put_nulls_where_postgresql_does(api, three):
-    text = "query { flow_run(order_by: [{heartbeat: %s}, {name: desc}]) { name } }"
-    assert [row["name"] for row in ask(api, text % "asc")["flow_run"]] == ["b", "c", "a"]
-    assert [row["name"] for row in ask(api, text % "desc")["flow_run"]] == ["c", "a", "b"]
-    assert [row["name"] for row in ask(api, text % "desc_nulls_last")["flow_run"]] == ["b", "c", "a"]
+@pytest.mark.parametrize(("order", "found"), [("asc", "b c a"), ("desc", "c a b"), ("desc_nulls_last", "b c a")])
+def test_orders_go_by_several_columns_and_put_nulls_where_postgresql_does(api, three, order, found):
+    rows = ask(api, f"query {{ flow_run(order_by: [{{heartbeat: {order}}}, {{name: desc}}]) {{ name }} }}")["flow_run"]
+    assert " ".join(row["name"] for row in rows) == found
 
 
 def test_counts_and_single_rows_are_roots_too(api, three):

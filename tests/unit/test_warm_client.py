@@ -47,6 +47,11 @@ class Fake:
         warm_client.start()
         return warm_client
 
+    def ready(self) -> WarmClient:
+        warm_client = self.start()
+        until(lambda: warm_client.ready, 10, "the first")
+        return warm_client
+
 
 @pytest.fixture
 def fake(tmp_path):
@@ -69,8 +74,7 @@ def test_a_stop_in_the_moment_of_the_start_waits_for_no_loading(fake):
 
 
 def test_a_launch_that_meets_the_loading_goes_cold_soon(fake):
-    warm_client = fake.start()
-    until(lambda: warm_client.ready, 10, "the first")
+    warm_client = fake.ready()
     fake.tell("300 fit")
     assert warm_client._fork_client._lock.acquire(timeout=60)  # as the loading holds it
     begun = time.monotonic()
@@ -80,8 +84,7 @@ def test_a_launch_that_meets_the_loading_goes_cold_soon(fake):
 
 
 def test_a_launch_without_an_answer_ends_no_parent_that_came_later(fake):
-    warm_client = fake.start()
-    until(lambda: warm_client.ready, 10, "the first")
+    warm_client = fake.ready()
     fork_client = warm_client._fork_client
     old = fork_client._process
     os.kill(old.pid, 9)

@@ -17,7 +17,6 @@ class Host:
 
     def __init__(self, root):
         self.root = root
-        self.reports = []
 
     def open(self, name, *, boot="boot-1", **facts):
         state = StateFolder.open(self.root, "machine", name)
@@ -27,9 +26,16 @@ class Host:
     def run(self, state, run_id="r", claim="c", **facts):
         return state.runs.create(run_id, claim, {"route": ROUTE, "fleet": "f", "api": "http://api", **facts})
 
-    def kept(self, state, *, may_live=False, api="http://api", scopes=frozenset()):
+    def dead(self, *, boot="boot-1", **facts):
+        """The folder of a run whose worker is dead."""
+        state = self.open("dead", boot=boot)
+        folder = self.run(state, **facts)
+        state.close()
+        return folder
+
+    def kept(self, state=None, *, may_live=False, scopes=frozenset()):
         takeover = Takeover(
-            own=state, fleet="f", api=api, scopes=frozenset(scopes),
+            own=state or self.open("own"), fleet="f", api="http://api", scopes=frozenset(scopes),
             take_reports=lambda outbox: len(list(outbox)), may_live=lambda _last: may_live,
         )  # fmt: skip
         return {(folder.state_folder.name, folder.key) for folder in takeover.take_over()}
@@ -41,11 +47,9 @@ def host(tmp_path):
 
 
 def test_a_dead_siblings_runs_are_kept_and_a_living_ones_are_not(host):
-    dead, living = host.open("dead"), host.open("living")
-    host.run(dead), host.run(living, "other")
-    dead.close()
-    own = host.open("own")
-    assert host.kept(own) == {("dead", "r.c")}
+    host.dead()
+    host.run(host.open("living"), "other")
+    assert host.kept() == {("dead", "r.c")}
 
 
 def test_the_old_name_leaves_its_run_to_a_living_keeper_and_takes_it_from_a_dead_one(host):
@@ -79,25 +83,19 @@ def test_a_keeper_whose_folder_was_removed_keeps_nothing(host):
     ],
 )
 def test_only_runs_of_our_fleet_and_our_api_are_taken_over(host, facts, scopes, taken):
-    dead = host.open("dead")
-    host.run(dead, **facts)
-    dead.close()
-    assert bool(host.kept(host.open("own"), scopes=scopes)) is taken
+    host.dead(**facts)
+    assert bool(host.kept(scopes=scopes)) is taken
 
 
 def test_what_is_settled_stays_where_it_is(host):
-    dead = host.open("dead")
-    host.run(dead).settle()
-    dead.close()
-    assert host.kept(host.open("own")) == set()
+    host.dead().settle()
+    assert host.kept() == set()
 
 
 @pytest.mark.parametrize("may_live", [True, False])
 def test_of_another_boot_only_what_no_living_worker_may_have_is_taken(host, may_live):
-    dead = host.open("dead", boot="boot-0")
-    host.run(dead)
-    dead.close()
-    assert bool(host.kept(host.open("own"), may_live=may_live)) is not may_live
+    host.dead(boot="boot-0")
+    assert bool(host.kept(may_live=may_live)) is not may_live
 
 
 def settled(host, state, run_id, *, days_ago):
