@@ -98,13 +98,6 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert bench.end_of(adopted).code == 11
 
 
-def test_a_folder_without_a_start_is_abandoned_for_ever(bench):
-    spec = bench.sh("true")
-    assert bench.adopt(spec) is None
-    assert bench.adopt(spec) is None
-    assert bench.folder(spec).start()["by"] == "abandoned"
-
-
 def test_an_adopted_run_is_stopped_through_its_shim(bench, tmp_path):
     spec = bench.sh(gated(tmp_path, "exit 0"))
     bench.start(spec).close()
@@ -350,7 +343,6 @@ def test_after_a_restart_of_the_host_pids_are_void(bench, tmp_path):
     assert end.unknown
     assert "its host restarted while it ran" in str(end)
     assert started_run.poll() is None or started_run.poll().stopped_by is None
-    started_run.kill()
 
 
 def test_after_a_restart_of_the_host_a_recorded_exit_still_counts(bench):

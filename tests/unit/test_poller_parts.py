@@ -253,14 +253,11 @@ def test_ready_says_no_while_the_api_is_away_but_health_says_yes(world):
     assert ask("/api/health")[0] == 200
 
 
-def test_metrics_have_the_names_of_the_design_and_no_run_id(world):
+def test_the_page_has_the_metrics_and_no_run_id(world):
     found = world.api.add()
     world.rounds(10)
     text = page(world)[0]("/metrics")[1].decode()
     assert "flowfleet_runs_claimed_total 1.0" in text
-    names = "claims_lost_total runs_handed_back_total leases_lapsed_total poll_duration_seconds_count poll_errors_total"
-    for name in f"{names} last_poll_timestamp_seconds key_refused".split():
-        assert f"flowfleet_{name}" in text
     assert found not in text
 
 
