@@ -134,6 +134,23 @@ def fleet(prefect_server: PrefectServer, valkey: Valkey, tmp_path: Path) -> Iter
 
 
 @pytest.fixture
+def up(tmp_path: Path) -> Iterator[Callable[..., UpRun]]:
+    """As many `flowfleet up` as a test wants, each not started yet; none leaves a process."""
+    runs: list[UpRun] = []
+
+    def make(*options: str, folder: Path | None = None, **variables: str) -> UpRun:
+        place = folder or tmp_path / f"up-{len(runs)}"
+        place.mkdir(exist_ok=True)
+        runs.append(UpRun(place, *options, **variables))
+        return runs[-1]
+
+    make.runs = runs  # type: ignore[attr-defined] # for the report of a test that fails
+    yield make
+    left = {pid: what for run in runs for pid, what in run.close().items()}
+    assert left == {}
+
+
+@pytest.fixture
 def make_lawless(valkey: Valkey, tmp_path: Path) -> Iterator[Callable[[], World]]:
     """As many fleets as a test wants, each on an API of its own that takes every state from everybody."""
     made: list[tuple[World, LawlessApi]] = []

@@ -19,8 +19,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
 from flowfleet.api.prefect3.pool_template import base_job_template
-from tests.lawless_http import HttpError, Page, Server, handler
 from tests.lawless_rules import instant, matches, refusal
+from tests.loopback import HttpError, Loopback, Page
 
 #: what uses up the limits of pools and queues
 _BUSY = ("PENDING", "RUNNING")
@@ -60,24 +60,21 @@ class LawlessApi:
         self.faults: list[Fault] = []
         self._lock = threading.RLock()  # keeps our own tables whole; it guards no run from anybody
         self._muted = threading.Event()
-        self._server = Server(("127.0.0.1", port), handler(self))
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+        self._server = Loopback(self.answer, port=port)
 
     # life
 
     @property
     def api_url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}/api"
+        return f"{self._server.url}/api"
 
     def start(self) -> Self:
-        self._thread.start()
+        self._server.start()
         return self
 
     def stop(self) -> None:
         self._muted.set()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join(10)
+        self._server.stop()
 
     def __enter__(self) -> Self:
         return self.start()
@@ -145,6 +142,7 @@ class LawlessApi:
 
     def answer(self, method: str, path: str, body: Any, headers: Mapping[str, str]) -> Any:
         """The answer's JSON; raises `HttpError`, or `BrokenPipeError` when the line is to break."""
+        path = path.removeprefix("/api")
         what = f"{method} {_ID.sub('ID', path)}"
         with self._lock:
             self.requests[what] += 1
@@ -401,11 +399,7 @@ _ROUTES: list[tuple[str, str, Any]] = [
     ),
     ("GET", f"/flow_runs/{_NAME}", lambda api, key, _, __: _found(api.runs, key)),
     ("PATCH", f"/flow_runs/{_NAME}", lambda api, key, body, _: api._patch_run(key, body)),
-    (
-        "GET",
-        "/flow_run_states/",
-        lambda api, _, path: api.states.get(path.rpartition("=")[2], []),
-    ),
+    ("GET", "/flow_run_states/", lambda api, _, path: api.states.get(path.rpartition("=")[2], [])),
     ("POST", "/logs/", lambda api, body, _: api.logs.extend(body)),
     (
         "POST",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -30,6 +31,25 @@ def row(
     served = routes if routes is not None else (route(),)
     offer = Offer(backend="prefect3", pools=("p",), pool_ids=(POOL,), work_queues=("ä", "b"))
     return WorkerRow(worker=worker, nonce=nonce, offer=offer, routes=served, slots=slots, version="0.1.0")
+
+
+#: how each move of the table is asked for, of the claims, with term, worker and nonce
+ASKED: dict[str, Callable[..., Outcome]] = {
+    "accept": lambda c, ids, term, worker, nonce: c.accept(term, *ids),
+    "refuse": lambda c, ids, term, worker, nonce: c.refuse(term, *ids, "no"),
+    "take": lambda c, ids, term, worker, nonce: c.take(*ids, worker, nonce),
+    "start": lambda c, ids, term, worker, nonce: c.start(*ids, worker, nonce),
+    "run": lambda c, ids, term, worker, nonce: c.run(*ids, worker, {"id": 1}),
+    "end": lambda c, ids, term, worker, nonce: c.end(*ids, worker, {"code": 0, "last_lines": []}),
+    "release": lambda c, ids, term, worker, nonce: c.release(*ids, worker, "reported"),
+    "give back (leader)": lambda c, ids, term, worker, nonce: c.give_back(*ids, "late", term=term),
+    "give back (worker)": lambda c, ids, term, worker, nonce: c.give_back(*ids, "cannot", worker=worker),
+    "give back (with proof)": lambda c, ids, term, worker, nonce: c.give_back(
+        *ids, "cannot", worker=worker, never_began=True
+    ),
+    "drop (leader)": lambda c, ids, term, worker, nonce: c.drop(*ids, term=term),
+    "drop (worker)": lambda c, ids, term, worker, nonce: c.drop(*ids, worker=worker),
+}
 
 
 @dataclass
@@ -101,6 +121,10 @@ class LedgerWorld:
         assert found is not None
         assert found.state is state
         return found
+
+    def ask(self, move: str, run: str, claim: str, *, term: int, worker: str, nonce: str) -> Outcome:
+        """A move of the table."""
+        return ASKED[move](self.claims, (run, claim), term, worker, nonce)
 
     def set(self, claim: Claim, **fields: str) -> None:
         """Write into the claim past the scripts, as a later version would, or as a loss would leave it."""

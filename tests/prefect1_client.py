@@ -8,14 +8,14 @@ import os
 import selectors
 import signal
 import subprocess
-import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from tests.prefect1_env import FLOWS, environment, python
-from tests.prefect_server import free_port
+from tests.valkey import free_port
 from tests.waiting import SCALE, until
+from tests.world import Part
 
 
 class ClientError(Exception):
@@ -26,64 +26,28 @@ class ClientError(Exception):
         self.kind = kind
 
 
-class RealAgent:
+class RealAgent(Part):
     """A real LocalAgent; its runs are in its process group and end with it at `close`."""
 
-    def __init__(self, argv: Sequence[str], env: Mapping[str, str], folder: Path, name: str) -> None:
-        self.log_file = folder / f"{name}.log"
-        self.address = f"http://127.0.0.1:{free_port()}"
-        with self.log_file.open("ab") as log:
-            self.process = subprocess.Popen(
-                [*argv, "--agent-address", self.address],
-                env=dict(env),
-                cwd=folder,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-
-    def output(self) -> str:
-        """What it and its runs have said (runs only with `show_logs`)."""
-        return self.log_file.read_text(errors="replace")
-
-    def ready(self) -> Self:
-        """Wait until it polls."""
+    def polling(self) -> Self:
+        """Wait until it does."""
 
         def polls() -> bool:
-            assert self.process.poll() is None, self.output()[-3000:]
-            return "Waiting for flow runs" in self.output()
+            assert self.process.poll() is None, self.all_text()[-3000:]
+            return "Waiting for flow runs" in self.all_text()
 
         until(polls, 30, "the real agent's first poll")
         return self
 
     def poke(self) -> None:
         """Let it poll now: an idle one waits up to 10 s."""
-
-        def answered() -> bool:
-            try:
-                with urllib.request.urlopen(f"{self.address}/api/poke", timeout=5) as answer:
-                    return bool(answer.status == 200)
-            except OSError:
-                return False
-
-        until(answered, 20, "the real agent's page")
-
-    def interrupt(self) -> int:
-        """A Ctrl-C for the agent alone; the answer is its exit code."""
-        self.process.send_signal(signal.SIGINT)
-        return self.process.wait(30 * SCALE)
-
-    def kill(self) -> None:
-        """The agent alone; its runs go on [run]."""
-        self.process.kill()
-        self.process.wait(10)
+        until(lambda: self.ask("/api/poke", seconds=5)[0] == 200, 20, "the real agent's page")
 
     def close(self) -> None:
         """The end of it and of all that it started."""
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait(10)
+            os.killpg(self.pid, signal.SIGKILL)
+        self.wait(10)
 
 
 class Prefect1Client:
@@ -127,59 +91,24 @@ class Prefect1Client:
         return str(self._ask("create_project", name=name))
 
     def register(
-        self,
-        *names: str,
-        project: str = "real",
-        labels: Sequence[str] = ("real",),
-        script: bool = False,
-        run_config: Mapping[str, Any] | None = None,
-        idempotency_key: str | None = None,
+        self, *names: str, project: str = "real", labels: Sequence[str] = ("real",), **given: Any
     ) -> dict[str, str]:
         """Flow ids by name, of files in tests/prefect1_flows (all of them without a name) or of paths.
 
         They are stored pickled, or with `script` as the files themselves; the labels pin them to agents that have them.
+        Also `run_config` and `idempotency_key` may be given.
         """
         self.create_project(project)
         paths = [FLOWS / f"{name}.py" if "/" not in name else Path(name) for name in names]
         return {
-            path.stem: str(
-                self._ask(
-                    "register",
-                    path=str(path),
-                    project=project,
-                    labels=list(labels),
-                    script=script,
-                    run_config=run_config,
-                    idempotency_key=idempotency_key,
-                )
-            )
+            path.stem: str(self._ask("register", path=str(path), project=project, labels=list(labels), **given))
             for path in paths or sorted(FLOWS.glob("*.py"))
         }
 
-    def create_run(
-        self,
-        flow_id: str,
-        *,
-        labels: Sequence[str] | None = None,
-        parameters: Mapping[str, Any] | None = None,
-        run_config: Mapping[str, Any] | None = None,
-        start: str | None = None,
-        due_in: float | None = None,
-        name: str | None = None,
-    ) -> str:
-        """A run's id; `run_config` is a LocalRun's fields (or another's, with `type`), `start` an ISO time."""
-        return str(
-            self._ask(
-                "create_run",
-                flow_id=flow_id,
-                labels=None if labels is None else list(labels),
-                parameters=parameters,
-                run_config=run_config,
-                start=start,
-                due_in=due_in,
-                name=name,
-            )
-        )
+    def create_run(self, flow_id: str, **given: Any) -> str:
+        """A run's id, by `labels`, `parameters`, `run_config` (a LocalRun's fields, or another's with `type`),
+        `start` (an ISO time) or `due_in` seconds, and `name`."""
+        return str(self._ask("create_run", flow_id=flow_id, **given))
 
     def cancel(self, run_id: str) -> bool:
         return bool(self._ask("cancel", run_id=run_id))
@@ -212,7 +141,9 @@ class Prefect1Client:
         argv += ["--show-flow-logs"] if show_logs else []
         for label in labels:
             argv += ["--label", label]
-        agent = RealAgent([*argv, *arguments], self.environment(**(env or {})), self.folder, name)
+        address = f"http://127.0.0.1:{free_port()}"
+        argv += [*arguments, "--agent-address", address]
+        agent = RealAgent(name, argv, self.environment(**(env or {})), self.folder, address)
         self.agents.append(agent)
         return agent
 

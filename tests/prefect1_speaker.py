@@ -24,7 +24,7 @@ def create_project(name):
     return client.create_project(name)
 
 
-def register(path, project, labels, script, run_config, idempotency_key):
+def register(path, project, labels, script=False, run_config=None, idempotency_key=None):
     flow = extract_flow_from_file(file_path=path)
     if script or flow.storage is None:
         where = {"path": path, "stored_as_script": True} if script else {}
@@ -39,7 +39,7 @@ def config_of(given):
     return getattr(run_configs, fields.pop("type", "LocalRun"))(**fields)
 
 
-def create_run(flow_id, labels, parameters, run_config, start, due_in, name):
+def create_run(flow_id, labels=None, parameters=None, run_config=None, start=None, due_in=None, name=None):
     when = pendulum.parse(start) if start else None
     if due_in is not None:
         when = pendulum.now("utc") + timedelta(seconds=due_in)

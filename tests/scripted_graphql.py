@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Self
 
-from tests.lawless_http import HttpError, Page, Server, handler
+from tests.loopback import HttpError, Loopback, Page
 
 HELLO: Mapping[str, Any] = {"data": {"hello": "👋"}}
 
@@ -53,12 +53,11 @@ class ScriptedGraphQL:
         self.paths: dict[tuple[str, str], Said] = {}
         self._lock = threading.Lock()
         self._muted = threading.Event()
-        self._server = Server(("127.0.0.1", 0), handler(self, prefix=""))
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+        self._server = Loopback(self.answer)
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        return self._server.url
 
     def say(self, *answers: Said | Any) -> None:
         """From now on these, and the last of them for good."""
@@ -86,14 +85,12 @@ class ScriptedGraphQL:
         return answer if isinstance(answer, Said) else Said(answer)
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        self._server.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._muted.set()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join(10)
+        self._server.stop()
 
 
 def page(status: int = 200) -> Said:

@@ -30,10 +30,16 @@ from workers.host import Abilities, Host
 from workers.interpreter import Interpreter
 from workers.runs.start_spec import StartSpecBuilder
 from workers.service import WorkerParts, WorkerService
+from workers.state.run_folders import RunFolder
 from workers.state.state_folder import StateFolder
 
 #: ends at once, as an engine that has reported
 TELLS = "import json,os,urllib.request as u;"
+
+
+def command(code: str) -> str:
+    """The command line of a run that executes this Python."""
+    return f"{shlex.quote(sys.executable)} -c {shlex.quote(code)}"
 
 
 class Left(BaseException):
@@ -56,12 +62,7 @@ class WorkerWorld:
         self.ledger = LedgerWorld(redis_url)
         self.folder = folder
         self.settings = WorkerSettings(
-            redis=redis_url,
-            fleet=self.ledger.fleet,
-            host="here",
-            slots=slots,
-            state_dir=folder / "state",
-            **settings,
+            redis=redis_url, fleet=self.ledger.fleet, host="here", slots=slots, state_dir=folder / "state", **settings
         )
         self.client = self._connect()
         self.app = broker.make_app(redis_url, fleet=self.ledger.fleet)
@@ -189,13 +190,56 @@ class WorkerWorld:
 
     def submit(self, code: str = "pass", **variables: Any) -> Message:
         """A run of one line of Python, claimed and queued."""
-        return self.submit_command(f"{shlex.quote(sys.executable)} -c {shlex.quote(code)}", **variables)
+        return self.submit_command(command(code), **variables)
 
     def submit_command(self, command: str, **variables: Any) -> Message:
         """A run of this command line, claimed and queued."""
         message = self.claim(self.create(command, **variables))
         self.publisher.publish(message)
         return message
+
+    def holding(self, code: int = 0, gate: str = "gate") -> str:
+        """What a run executes that begins, waits for `release`, and ends with this code."""
+        gate = repr(str(self.folder / gate))
+        return f"import os,time\nwhile not os.path.exists({gate}): time.sleep(0.02)\nraise SystemExit({code})"
+
+    def begin(self, code: int = 0, gate: str = "gate") -> Message:
+        """Such a run, once it is running."""
+        message = self.submit(self.holding(code, gate))
+        self.wait_state(message, "running")
+        return message
+
+    def release(self, gate: str = "gate") -> None:
+        (self.folder / gate).touch()
+
+    def end(self, message: Message, code: int, seconds: float = 20) -> None:
+        """Let the run go on to its end, of which the API is told."""
+        self.release()
+        self.wait_gone(message, seconds)
+        assert f"exited with code {code}" in self.told(message)
+
+    def told(self, message: Message) -> str:
+        """What the state of the run says."""
+        return str(self.api.state(message.run_id)["message"])
+
+    def wait_free(self) -> None:
+        """Wait until no slot is in use."""
+        service = self.service
+        assert service is not None
+        until(lambda: service.slots.in_use() == 0, 10, "the slots to be free")
+
+    def marking(self) -> str:
+        """What a run executes to show that it has begun."""
+        return f"open({str(self.folder / 'mark')!r}, 'a').write('ran;')"
+
+    def marks(self) -> str:
+        """`ran;` for each run that has."""
+        path = self.folder / "mark"
+        return path.read_text() if path.exists() else ""
+
+    def run_folder(self, message: Message) -> RunFolder:
+        """Its folder on the worker's disk."""
+        return self.state.runs.get(message.run_id, message.claim)
 
     def finish(self, run_id: str) -> None:
         """What the engine writes at its end."""

@@ -180,8 +180,7 @@ class Ends:
 
 
 @pytest.fixture(
-    scope="module",
-    params=[pytest.param("able", id="able"), pytest.param("plain", id="plain", marks=pytest.mark.slow)],
+    scope="module", params=[pytest.param("able", id="able"), pytest.param("plain", id="plain", marks=pytest.mark.slow)]
 )
 def ends(
     request: pytest.FixtureRequest,
@@ -213,11 +212,6 @@ def ends(
         world.close()
 
 
-def test_a_run_completes_and_its_flow_ran_once(ends):
-    ends.end("completes", "Completed")
-    assert ends.world.words(ends.runs["completes"]) == ["ran"]
-
-
 def test_the_api_saw_each_step_of_it_in_order(ends):
     ends.end("completes", "Completed")
     history = ends.world.api.history(ends.runs["completes"])
@@ -232,14 +226,25 @@ def test_its_output_can_be_read_by_flowfleet_logs(ends):
     assert "the last line of it" in shown.stdout
 
 
-def test_parameters_arrive(ends):
-    ends.end("parameters", "Completed")
-    assert ends.world.words(ends.runs["parameters"]) == ["given"] * 3
-
-
-def test_an_async_flow_completes(ends):
-    ends.end("async", "Completed")
-    assert ends.world.words(ends.runs["async"]) == ["ran"]
+@pytest.mark.parametrize(
+    ("name", "end", "says", "words"),
+    [
+        pytest.param("completes", "Completed", "", ["ran"], id="it completes and its flow ran once"),
+        pytest.param("parameters", "Completed", "", ["given"] * 3, id="its parameters arrive"),
+        pytest.param("async", "Completed", "", ["ran"], id="an async flow completes"),
+        pytest.param("raises", "Failed", "the flow says no", ["ran"], id="one that raises is failed by its engine"),
+        pytest.param("exits3", "Crashed", "exited with code 3", ["ran"], id="exit 3 is a crash with that code"),
+        pytest.param("silent", "Crashed", "exited 0 without reporting an end", ["ran"], id="exit 0 in the middle too"),
+        pytest.param("killed", "Crashed", "SIGKILL", ["ran"], id="one that is killed is crashed with the signal"),
+        pytest.param("no interpreter", "Crashed", "/no/such/python", [], id="without its Python it says so"),
+        pytest.param("no folder", "Crashed", "/no/such/folder", [], id="without its folder it says so"),
+        pytest.param("no variable", "Crashed", "nobody_made_this", [], id="without its variable it says so"),
+    ],
+)
+def test_a_run_ends_as_its_flow_did_and_says_why(ends, name, end, says, words):
+    state = ends.end(name, end, *(("Failed",) if words == [] else ()))
+    assert says in (state["message"] or "")
+    assert ends.world.words(ends.runs[name]) == words
 
 
 def test_tasks_are_retried_inside_one_start(ends):
@@ -247,29 +252,6 @@ def test_tasks_are_retried_inside_one_start(ends):
     notes = ends.world.notes(ends.runs["retries"])
     assert [note[0] for note in notes] == ["try"] * 3
     assert len({note[1] for note in notes}) == 1
-
-
-def test_a_flow_that_raises_is_failed_by_its_engine_and_not_overwritten(ends):
-    state = ends.end("raises", "Failed")
-    assert "the flow says no" in state["message"]
-    assert ends.world.words(ends.runs["raises"]) == ["ran"]
-
-
-def test_exit_3_is_crashed_with_that_code(ends):
-    state = ends.end("exits3", "Crashed")
-    assert "exited with code 3" in state["message"]
-    assert ends.world.words(ends.runs["exits3"]) == ["ran"]
-
-
-def test_exit_0_in_the_middle_is_crashed_and_not_left_running(ends):
-    state = ends.end("silent", "Crashed")
-    assert "exited 0 without reporting an end" in state["message"]
-    assert ends.world.words(ends.runs["silent"]) == ["ran"]
-
-
-def test_a_flow_that_is_killed_is_crashed_with_the_signal(ends):
-    state = ends.end("killed", "Crashed")
-    assert "SIGKILL" in state["message"]
 
 
 def test_a_run_whose_shim_is_killed_goes_on_and_is_crashed_with_its_exit_or_that_nobody_saw_it(ends):
@@ -319,20 +301,6 @@ def test_the_environment_has_the_layers_and_nothing_of_ours_but_run_and_claim(en
     words = ends.world.words(ends.runs["environment"])
     assert "ours:FLOWFLEET_CLAIM,FLOWFLEET_RUN_ID" in words
     assert {"from:yes", "run:yes", "both:run"} <= set(words)
-
-
-@pytest.mark.parametrize(
-    ("name", "named"),
-    [
-        ("no interpreter", "/no/such/python"),
-        ("no folder", "/no/such/folder"),
-        ("no variable", "nobody_made_this"),
-    ],
-)
-def test_a_run_that_cannot_start_says_why_by_name(ends, name, named):
-    state = ends.end(name, "Crashed", "Failed")
-    assert named in state["message"]
-    assert ends.world.words(ends.runs[name]) == []
 
 
 def test_after_all_of_it_the_ledger_is_empty_and_nothing_runs(ends):

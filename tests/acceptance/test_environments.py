@@ -97,11 +97,7 @@ def test_our_commands_start_in_a_folder_full_of_our_names(fleet, hostile):
 def test_a_flow_folder_with_its_own_workers_and_poller_and_rich(fleet, hostile):
     fleet.start_poller(cwd=hostile)
     fleet.start_worker(cwd=hostile)
-    files = {
-        "workers/__init__.py": "WHOSE = 'mine'\n",
-        "poller.py": "WHOSE = 'mine'\n",
-        "rich.py": "WHOSE = 'mine'\n",
-    }
+    files = {"workers/__init__.py": "WHOSE = 'mine'\n", "poller.py": "WHOSE = 'mine'\n", "rich.py": "WHOSE = 'mine'\n"}
     run, _ = fleet.run(
         """
         import poller, workers

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 import json
-import pickle
 import re
 import signal
-import uuid
 
 import pytest
 
 from flowfleet.broker import key_prefix, queue_key
 from flowfleet.flow_run import Route
+from tests.broken_messages import broken, decoded
 from tests.waiting import stays, until
 
 
@@ -49,11 +47,6 @@ def claimed(world, deployment, client, key):
         lambda: next((item for item in client.lrange(key, 0, -1) if run in decoded(item)), None), 20, "the message"
     )
     return run, message
-
-
-def decoded(item):
-    """The body of a Celery envelope as text."""
-    return base64.b64decode(json.loads(item)["body"]).decode()
 
 
 def test_a_message_says_run_claim_and_route_and_no_more(frozen):
@@ -101,47 +94,6 @@ def test_a_run_whose_message_is_lost_is_handed_back_and_runs(frozen):
     history = fleet.api.history(run)
     assert history.count("Submitted") == 2
     fleet.wait_empty()
-
-
-def broken(message):
-    """Ten kinds of what has no business in the queue, and oversized, pickled and unknown-version ones."""
-    good = json.loads(message)
-    kwargs = json.loads(decoded(message))[1]
-
-    def envelope(body, **headers):
-        text = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return json.dumps(
-            {**good, "body": base64.b64encode(text).decode(), "headers": {**good["headers"], **headers}}
-        ).encode()
-
-    def with_kwargs(**change):
-        return envelope([[], {**kwargs, **change}, {}])
-
-    pickled = json.loads(envelope(pickle.dumps([[], kwargs, {}])))
-    pickled["content-type"] = "application/x-python-serialize"
-    pickled["content-encoding"] = "binary"
-    return {
-        "not UTF-8": b"\xff\xfe\x00\x80",
-        "not JSON": b"hello there",
-        "a JSON list": b"[1, 2, 3]",
-        "a JSON number": b"17",
-        "nested without end": b"[" * 3000,
-        "an empty object": b"{}",
-        "no headers": json.dumps({**good, "headers": {}}).encode(),
-        "no properties": json.dumps({key: value for key, value in good.items() if key != "properties"}).encode(),
-        "a body that is text": envelope("hi"),
-        "a body that is not JSON": envelope(b"{nope"),
-        "an unknown task": envelope([[], kwargs, {}], task="os.system"),
-        "arguments": envelope([["rm"], kwargs, {}]),
-        "one key more": with_kwargs(command="rm -rf /"),
-        "no such route": with_kwargs(route="../../etc"),
-        "another run than its id says": with_kwargs(run_id=str(uuid.uuid4())),
-        "callbacks": envelope([[], kwargs, {"callbacks": [{"task": "x"}]}]),
-        "a time limit": envelope([[], kwargs, {}], timelimit=5),
-        "oversized": with_kwargs(route="prefect3/" + "x" * 20_000_000),
-        "pickled": json.dumps(pickled).encode(),
-        "of an unknown version": with_kwargs(v=99),
-    }
 
 
 def test_broken_messages_are_refused_and_counted_and_the_worker_keeps_all_its_slots(frozen):

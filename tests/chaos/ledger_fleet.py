@@ -153,24 +153,9 @@ class LedgerFleet:
         return outcome
 
     def _send(self, a: Asked) -> Outcome:
-        c, ids = self.claims, (a.run, a.claim)
-        exit_ = {"code": 0, "last_lines": []}
-        sends: dict[str, Callable[[], Outcome]] = {
-            "accept": lambda: c.accept(a.term, *ids),
-            "refuse": lambda: c.refuse(a.term, *ids, "no"),
-            "take": lambda: c.take(*ids, a.worker, a.nonce),
-            "start": lambda: c.start(*ids, a.worker, a.nonce),
-            "run": lambda: c.run(*ids, a.worker, {"id": 1}),
-            "adopt": lambda: c.adopt(*ids, a.worker, a.nonce),
-            "end": lambda: c.end(*ids, a.worker, exit_),
-            "release": lambda: c.release(*ids, a.worker, "reported"),
-            "give back (leader)": lambda: c.give_back(*ids, "late", term=a.term),
-            "give back (worker)": lambda: c.give_back(*ids, "cannot", worker=a.worker),
-            "give back (with proof)": lambda: c.give_back(*ids, "cannot", worker=a.worker, never_began=True),
-            "drop (leader)": lambda: c.drop(*ids, term=a.term),
-            "drop (worker)": lambda: c.drop(*ids, worker=a.worker),
-        }
-        return sends[a.move]()
+        if a.move == "adopt":
+            return self.claims.adopt(a.run, a.claim, a.worker, a.nonce)
+        return self.world.ask(a.move, a.run, a.claim, term=a.term, worker=a.worker, nonce=a.nonce)
 
     def echo(self, again: Callable[[], Any]) -> None:
         """Keep a question that the network may deliver once more."""

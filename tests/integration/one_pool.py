@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from flowfleet.api.client import Mark
@@ -11,6 +11,7 @@ from flowfleet.api.prefect3.client import Prefect3
 from flowfleet.api.transport.address import Address
 from flowfleet.api.transport.session import Session
 from flowfleet.flow_run import FlowRun, Offer
+from tests.integration.claiming import ago
 from tests.rest import Rest
 
 MARK = Mark(fleet="test", worker="worker@here")
@@ -53,6 +54,11 @@ class OnePool(Rest):
         found = self.client.backlog.due([self.offer], within_seconds=within, limit=limit)
         return [run for each in found for run in each.runs]
 
+    def taken(self, deployment: str) -> tuple[str, str]:
+        """A run that we have claimed, and the call."""
+        run_id = self.scheduled(deployment, ago(2))
+        return run_id, self.claimed(run_id)
+
     def claimed(self, run_id: str) -> str:
         """Claim the run; gives the id of the call."""
         call = str(uuid.uuid4())
@@ -60,7 +66,3 @@ class OnePool(Rest):
         answer = self.client.claims.claim([run], call, MARK)[run_id]
         assert answer.verdict == "accepted", answer
         return call
-
-
-def ago(seconds: float) -> datetime:
-    return datetime.now(UTC) - timedelta(seconds=seconds)

@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any
 
-from flowfleet.api.client import Mark, Verdict
+from flowfleet.api.client import Answer, Mark, StateType, Verdict
 from flowfleet.api.prefect1.client import Prefect1
 from flowfleet.api.prefect1.graphql import PREFECT1, GraphQL
 from flowfleet.api.transport.address import Address
 from flowfleet.api.transport.session import Session
 from flowfleet.flow_run import FlowRun, Offer
-from tests.prefect1_api import Faults, Prefect1Api
+from tests.integration.claiming import ago
+from tests.prefect1_api import Prefect1Api
 
 MARK = Mark(fleet="test")
 
 
-def ago(seconds: float) -> datetime:
-    """So long ago, or ahead of now."""
-    return datetime.now(UTC) - timedelta(seconds=seconds)
+def since(seconds: float) -> dict[str, str]:
+    """Of a state that is to begin again: the time for it came so long ago."""
+    return {"start_time": ago(seconds).isoformat()}
 
 
 class OneServer:
-    """With one flow; `strict` has Cloud's locks, else it is as Server is."""
+    """With one flow."""
 
-    def __init__(self, *, strict: bool) -> None:
-        self.api = Prefect1Api(faults=Faults() if strict else Faults.like_server()).start()
+    def __init__(self, api: Prefect1Api) -> None:
+        self.api = api
         self.client = self.another_client()
         self.flow = self.api.add_flow()
 
@@ -55,3 +57,45 @@ class OneServer:
         answer = self.client.claims.claim([run], call, MARK)[run.run_id]
         assert answer.verdict is Verdict.ACCEPTED, answer
         return call
+
+    def taken(self) -> tuple[FlowRun, str]:
+        """A run that we have claimed, and the call."""
+        run = self.listed(self.scheduled())
+        return run, self.claimed(run)
+
+    def retrying(self, seconds_ago: float) -> str:
+        """A Running run whose task is to be tried again since so long."""
+        run_id = self.scheduled()
+        self.api.write(run_id, "Running")
+        self.api.write_task(run_id, "Retrying", **since(seconds_ago))
+        return run_id
+
+    def put_off(self, run_id: str) -> datetime:
+        """Somebody schedules the run for an hour later."""
+        later = ago(-3600)
+        self.api.write(run_id, "Scheduled", start_time=later.isoformat())
+        return later
+
+    def hand_back(self, run: FlowRun, call: str) -> Answer:
+        return self.client.ends.hand_back(run.run_id, call, run.due, MARK, "test")
+
+    def report(self, run: FlowRun) -> Answer:
+        """The end of a run whose process was killed."""
+        return self.client.ends.report(run.run_id, StateType.FAILED, "It was killed.", MARK)
+
+    def meanwhile(self, field: str, step: Callable[[], object], *, after: bool = False) -> None:
+        """Do this once, right before the next request with this field is sent, or right after it was answered."""
+        ask, done = self.client.graphql.ask, []
+
+        def asked(document: str, *rest: Any, **how: Any) -> Any:
+            mine = field in document and not done
+            if mine:
+                done.append(True)
+            if mine and not after:
+                step()
+            reply = ask(document, *rest, **how)
+            if mine and after:
+                step()
+            return reply
+
+        self.client.graphql.ask = asked

@@ -11,10 +11,8 @@ import pytest
 
 from flowfleet.flow_run import claim_id
 from flowfleet.ledger.claims import TRANSITIONS, Claim, Refusal, State
-from tests.ledger_world import DUE, LedgerWorld, flow_run, held, other_claim, route, row
+from tests.ledger_world import ASKED, DUE, LedgerWorld, flow_run, held, other_claim, route, row
 from tests.valkey import Valkey
-
-EXIT = {"code": 3, "last_lines": ["a", "b"]}
 
 
 @pytest.fixture
@@ -22,32 +20,13 @@ def world(valkey: Valkey) -> LedgerWorld:
     return LedgerWorld(valkey.url).up()
 
 
-#: how each move of the table is asked for
-ASK: dict[str, Callable[..., Any]] = {
-    "accept": lambda w, run, claim, term, worker, nonce: w.claims.accept(term, run, claim),
-    "refuse": lambda w, run, claim, term, worker, nonce: w.claims.refuse(term, run, claim, "no"),
-    "take": lambda w, run, claim, term, worker, nonce: w.claims.take(run, claim, worker, nonce),
-    "start": lambda w, run, claim, term, worker, nonce: w.claims.start(run, claim, worker, nonce),
-    "run": lambda w, run, claim, term, worker, nonce: w.claims.run(run, claim, worker, {"id": 1}),
-    "end": lambda w, run, claim, term, worker, nonce: w.claims.end(run, claim, worker, EXIT),
-    "release": lambda w, run, claim, term, worker, nonce: w.claims.release(run, claim, worker, "reported"),
-    "give back (leader)": lambda w, run, claim, term, worker, nonce: w.claims.give_back(run, claim, "late", term=term),
-    "give back (worker)": lambda w, run, claim, term, worker, nonce: w.claims.give_back(
-        run, claim, "cannot", worker=worker
-    ),
-    "give back (with proof)": lambda w, run, claim, term, worker, nonce: w.claims.give_back(
-        run, claim, "cannot", worker=worker, never_began=True
-    ),
-    "drop (leader)": lambda w, run, claim, term, worker, nonce: w.claims.drop(run, claim, term=term),
-    "drop (worker)": lambda w, run, claim, term, worker, nonce: w.claims.drop(run, claim, worker=worker),
-}
-MOVES = [row for row in TRANSITIONS if row.name in ASK]
+MOVES = [row for row in TRANSITIONS if row.name in ASKED]
 BUILT = {row.name for row in TRANSITIONS if row.built}
 
 
 def ask(world: LedgerWorld, move: str, about: Claim, **changes: Any) -> Any:
     asked = {"run": about.run_id, "claim": about.claim, "term": world.term, "worker": "w@h", "nonce": "n1", **changes}
-    return ASK[move](world, **asked)
+    return world.ask(move, **asked)
 
 
 def cases(pick: Callable[[Any], Any]) -> list[Any]:
@@ -56,7 +35,7 @@ def cases(pick: Callable[[Any], Any]) -> list[Any]:
 
 def test_every_move_of_the_table_is_asked_for_here():
     # claim and assert have tests of their own below; adopt, which keeps its state, has them in test_worker_takeover.py
-    assert set(ASK) | {"claim", "assert", "adopt"} == BUILT
+    assert set(ASKED) | {"claim", "assert", "adopt"} == BUILT
 
 
 @pytest.mark.parametrize(("move", "source"), cases(lambda row: row.sources))

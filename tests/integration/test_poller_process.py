@@ -357,7 +357,7 @@ def test_require_api_ends_with_three_when_there_is_none(fleet):
 
 
 def test_an_address_that_is_no_prefect_api_is_one_sentence(fleet):
-    done = command(fleet, PREFECT_API_URL=f"http://127.0.0.1:{fleet.api._server.server_address[1]}/nothing")
+    done = command(fleet, PREFECT_API_URL=f"{fleet.api.api_url}/nothing")
 
     assert done.returncode == 3
     assert done.stderr.splitlines()[-1].startswith("Error: ")

@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
 import requests
 
-from tests.prefect1_api import Faults, Prefect1Api
+from tests.prefect1_api import Prefect1Api
 from tests.prefect1_plain import Prefect1Plain
 
 ALREADY = "State update failed: this run has already been submitted."
-
-
-@pytest.fixture
-def api() -> Iterator[Prefect1Api]:
-    with Prefect1Api() as api:
-        yield api
-
-
-@pytest.fixture
-def loose() -> Iterator[Prefect1Api]:
-    """As the open-source Server."""
-    with Prefect1Api(faults=Faults.like_server()) as api:
-        yield api
-
-
-def plain(api: Prefect1Api) -> Prefect1Plain:
-    return Prefect1Plain(api.url)
 
 
 def codes(answer):
@@ -39,9 +21,8 @@ def codes(answer):
 # states
 
 
-def test_a_state_raises_the_version_and_is_kept_with_its_history(api):
-    run = api.add_run(api.add_flow())
-    answer = plain(api).set_states((run, "Running", 1))
+def test_a_state_raises_the_version_and_is_kept_with_its_history(api, asker, run):
+    answer = asker.set_states((run, "Running", 1))
 
     assert answer == {"data": {"set_flow_run_states": {"states": [{"id": run, "status": "SUCCESS", "message": None}]}}}
     row = api.run(run)
@@ -51,63 +32,57 @@ def test_a_state_raises_the_version_and_is_kept_with_its_history(api):
     assert api.history(run) == ["Scheduled", "Running"]
 
 
-def test_a_second_submission_is_refused_whatever_version_it_brings(api):
-    run = api.add_run(api.add_flow())
-    assert "errors" not in plain(api).set_states((run, "Submitted", 1))
+def test_a_second_submission_is_refused_whatever_version_it_brings(api, asker, run):
+    assert "errors" not in asker.set_states((run, "Submitted", 1))
 
     for version in (1, 2, None):
-        answer = plain(api).set_states((run, "Submitted", version))
+        answer = asker.set_states((run, "Submitted", version))
         assert answer["data"] == {"set_flow_run_states": None}
         assert [error["message"] for error in answer["errors"]] == [ALREADY]
     assert api.history(run) == ["Scheduled", "Submitted"]
 
 
-def test_of_many_that_submit_at_once_one_gets_the_run(api):
-    run = api.add_run(api.add_flow())
+def test_of_many_that_submit_at_once_one_gets_the_run(api, asker, run):
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda _: plain(api).set_states((run, "Submitted", 1)), range(8)))
+        answers = list(pool.map(lambda _: asker.set_states((run, "Submitted", 1)), range(8)))
     assert sum("errors" not in answer for answer in answers) == 1
     assert api.history(run) == ["Scheduled", "Submitted"]
 
 
-def test_a_cancelled_run_cannot_be_submitted(api):
-    run = api.add_run(api.add_flow())
+def test_a_cancelled_run_cannot_be_submitted(api, asker, run):
     api.cancel(run)
-    answer = plain(api).set_states((run, "Submitted", None))
+    answer = asker.set_states((run, "Submitted", None))
     assert "State update failed" in answer["errors"][0]["message"]
 
 
-def test_an_old_version_is_refused_with_the_code_that_clients_look_at(api):
-    run = api.add_run(api.add_flow())
+def test_an_old_version_is_refused_with_the_code_that_clients_look_at(api, asker, run):
     api.write(run, "Running")
-    assert codes(plain(api).set_states((run, "Failed", 1))) == [(["set_flow_run_states"], "VERSION_LOCKING_ERROR")]
-    assert "errors" not in plain(api).set_states((run, "Failed", 2))
+    assert codes(asker.set_states((run, "Failed", 1))) == [(["set_flow_run_states"], "VERSION_LOCKING_ERROR")]
+    assert "errors" not in asker.set_states((run, "Failed", 2))
 
 
-def test_a_state_over_a_finished_one_is_taken(api):
-    run = api.add_run(api.add_flow())
+def test_a_state_over_a_finished_one_is_taken(api, asker, run):
     api.write(run, "Success")
-    assert "errors" not in plain(api).set_states((run, "Running", None))
+    assert "errors" not in asker.set_states((run, "Running", None))
     assert api.state(run) == "Running"
 
 
 @pytest.mark.parametrize(
     "state", [{"type": "Lost"}, {"message": "none"}, {"type": "Failed", "message": "x" * 1_000_001}]
 )
-def test_what_is_no_state_or_too_large_is_refused(api, state):
-    run = api.add_run(api.add_flow())
-    answer = plain(api).mutation(
+def test_what_is_no_state_or_too_large_is_refused(api, asker, run, state):
+    answer = asker.mutation(
         "set_flow_run_states", "states { id }", states={"flow_run_id": run, "version": 1, "state": state}
     )
     assert "State update failed" in answer["errors"][0]["message"]
     assert api.history(run) == ["Scheduled"]
 
 
-def test_a_list_fails_as_a_whole_while_the_rest_of_it_is_applied(api):
+def test_a_list_fails_as_a_whole_while_the_rest_of_it_is_applied(api, asker):
     flow = api.add_flow()
     first, second, third = (api.add_run(flow) for _ in range(3))
     api.write(second, "Submitted")
-    answer = plain(api).set_states((first, "Submitted", 1), (second, "Submitted", 1), (third, "Submitted", 1))
+    answer = asker.set_states((first, "Submitted", 1), (second, "Submitted", 1), (third, "Submitted", 1))
 
     assert answer["data"] == {"set_flow_run_states": None}
     assert len(answer["errors"]) == 1
@@ -115,11 +90,11 @@ def test_a_list_fails_as_a_whole_while_the_rest_of_it_is_applied(api):
     assert len(api.history(second)) == 2
 
 
-def test_aliases_each_have_an_answer_or_an_error_with_their_path(api):
+def test_aliases_each_have_an_answer_or_an_error_with_their_path(api, asker):
     flow = api.add_flow()
     first, second, third = (api.add_run(flow) for _ in range(3))
     api.write(second, "Submitted")
-    answer = plain(api).set_by_alias((first, "Submitted", 1), (second, "Submitted", 1), (third, "Submitted", 1))
+    answer = asker.set_by_alias((first, "Submitted", 1), (second, "Submitted", 1), (third, "Submitted", 1))
 
     assert answer["data"] == {
         "r0": {"states": [{"id": first, "status": "SUCCESS"}]},
@@ -129,32 +104,30 @@ def test_aliases_each_have_an_answer_or_an_error_with_their_path(api):
     assert [(error["path"], error["message"]) for error in answer["errors"]] == [(["r1"], ALREADY)]
 
 
-def test_submitted_notes_the_agent_of_the_header_and_other_states_leave_it(api):
-    agent = plain(api).done("register_agent", "id", tenant_id=api.tenant, type="LocalAgent", name="a", labels=[])["id"]
+def test_submitted_notes_the_agent_of_the_header_and_other_states_leave_it(api, asker):
+    agent = asker.done("register_agent", "id", tenant_id=api.tenant, type="LocalAgent", name="a", labels=[])["id"]
     run = api.add_run(api.add_flow())
     Prefect1Plain(api.url, agent).set_states((run, "Submitted", 1))
-    plain(api).set_states((run, "Running", 2))
+    asker.set_states((run, "Running", 2))
     assert api.run(run)["agent_id"] == agent
     assert api.requests[1].headers["x-prefect-agent-id"] == agent
 
 
-def test_a_task_runs_only_while_its_flow_does(api):
-    run = api.add_run(api.add_flow())
+def test_a_task_runs_only_while_its_flow_does(api, asker, run):
     [task_run] = api.task_runs(run)
     state = {"task_run_id": task_run["id"], "version": 1, "state": {"type": "Running"}}
-    refused = plain(api).mutation("set_task_run_states", "states { id }", states=state)
+    refused = asker.mutation("set_task_run_states", "states { id }", states=state)
     assert refused["errors"][0]["message"].startswith("State update failed")
 
     api.write(run, "Running")
-    assert plain(api).done("set_task_run_states", "states { id }", states=state) == {"states": [{"id": task_run["id"]}]}
+    assert asker.done("set_task_run_states", "states { id }", states=state) == {"states": [{"id": task_run["id"]}]}
 
 
-def test_a_mapped_child_is_made_with_version_0_and_found_again(api):
-    run = api.add_run(api.add_flow())
+def test_a_mapped_child_is_made_with_version_0_and_found_again(api, asker, run):
     given = {"flow_run_id": run, "task_id": api.task_runs(run)[0]["task_id"], "map_index": 3}
-    first = plain(api).done("get_or_create_task_run_info", "id version serialized_state", **given)
+    first = asker.done("get_or_create_task_run_info", "id version serialized_state", **given)
     assert (first["version"], first["serialized_state"]["type"]) == (0, "Pending")
-    assert plain(api).done("get_or_create_task_run_info", "id version serialized_state", **given) == first
+    assert asker.done("get_or_create_task_run_info", "id version serialized_state", **given) == first
 
 
 # queue, cancel, creation, agents
@@ -162,20 +135,16 @@ def test_a_mapped_child_is_made_with_version_0_and_found_again(api):
 
 @pytest.mark.parametrize(
     ("wanted", "offered", "given"),
-    [
-        ([], [], True),
-        ([], ["x"], False),
-        (["x"], ["x", "y"], True),
-        (["x", "y"], ["x"], False),
-        (["x"], [], False),
-    ],
+    [([], [], True), ([], ["x"], False), (["x"], ["x", "y"], True), (["x", "y"], ["x"], False), (["x"], [], False)],
 )
-def test_a_run_is_given_to_agents_with_all_its_labels_and_without_labels_to_those_without(api, wanted, offered, given):
+def test_a_run_is_given_to_agents_with_all_its_labels_and_without_labels_to_those_without(
+    api, asker, wanted, offered, given
+):
     run = api.add_run(api.add_flow(), labels=wanted)
-    assert plain(api).queue(api.tenant, offered) == ([run] if given else [])
+    assert asker.queue(api.tenant, offered) == ([run] if given else [])
 
 
-def test_the_queue_gives_due_runs_of_the_tenant_the_longest_due_first(api):
+def test_the_queue_gives_due_runs_of_the_tenant_the_longest_due_first(api, asker):
     flow, now = api.add_flow(), api.clock()
     late, early = api.add_run(flow, start=now), api.add_run(flow, start=now - timedelta(hours=1))
     api.add_run(flow, start=now + timedelta(hours=1))
@@ -183,50 +152,46 @@ def test_the_queue_gives_due_runs_of_the_tenant_the_longest_due_first(api):
     done = api.add_run(flow)
     api.write(done, "Submitted")
 
-    assert plain(api).queue(api.tenant, before=now.isoformat()) == [early, late]
+    assert asker.queue(api.tenant, before=now.isoformat()) == [early, late]
 
 
-def test_a_running_run_is_in_the_queue_again_when_a_task_of_it_is_due(api):
-    run = api.add_run(api.add_flow())
+def test_a_running_run_is_in_the_queue_again_when_a_task_of_it_is_due(api, asker, run):
     api.write(run, "Running")
-    assert plain(api).queue(api.tenant) == []
+    assert asker.queue(api.tenant) == []
     api.write_task(run, "Retrying", start_time=api.clock().isoformat())
-    assert plain(api).queue(api.tenant) == [run]
+    assert asker.queue(api.tenant) == [run]
 
 
-def test_the_queue_stamps_the_agent_that_asks(api):
-    agent = plain(api).done(
-        "register_agent", "id", tenant_id=api.tenant, type="LocalAgent", name="a", labels=["b", "a"]
-    )
+def test_the_queue_stamps_the_agent_that_asks(api, asker):
+    agent = asker.done("register_agent", "id", tenant_id=api.tenant, type="LocalAgent", name="a", labels=["b", "a"])
     Prefect1Plain(api.url, agent["id"]).queue(api.tenant)
-    [row] = plain(api).ask("query { agent { id name type labels last_queried core_version } }")["agent"]
+    [row] = asker.ask("query { agent { id name type labels last_queried core_version } }")["agent"]
     assert row.pop("last_queried")
     assert row == {"id": agent["id"], "name": "a", "type": "LocalAgent", "labels": ["a", "b"], "core_version": "1.4.1"}
 
 
-def test_the_same_agent_keeps_its_id_and_another_label_makes_another(api):
+def test_the_same_agent_keeps_its_id_and_another_label_makes_another(api, asker):
     facts = {"tenant_id": api.tenant, "type": "LocalAgent", "name": "a"}
-    first = plain(api).done("register_agent", "id", labels=["a", "b"], **facts)
-    assert plain(api).done("register_agent", "id", labels=["b", "a"], **facts) == first
-    assert plain(api).done("register_agent", "id", labels=["b"], **facts) != first
+    first = asker.done("register_agent", "id", labels=["a", "b"], **facts)
+    assert asker.done("register_agent", "id", labels=["b", "a"], **facts) == first
+    assert asker.done("register_agent", "id", labels=["b"], **facts) != first
 
 
 @pytest.mark.parametrize(
     ("before", "after"),
     [("Scheduled", "Cancelled"), ("Submitted", "Cancelled"), ("Running", "Cancelling"), ("Success", "Success")],
 )
-def test_cancel_asks_a_running_run_ends_a_waiting_one_and_leaves_a_finished_one(api, before, after):
-    run = api.add_run(api.add_flow())
+def test_cancel_asks_a_running_run_ends_a_waiting_one_and_leaves_a_finished_one(api, asker, run, before, after):
     api.write(run, before)
-    assert plain(api).done("cancel_flow_run", "state", flow_run_id=run) == {"state": after}
+    assert asker.done("cancel_flow_run", "state", flow_run_id=run) == {"state": after}
     assert [each["state"] for each in api.task_runs(run)] == ["Cancelled" if after == "Cancelled" else "Pending"]
 
 
-def test_a_known_idempotency_key_gives_the_old_run(api):
+def test_a_known_idempotency_key_gives_the_old_run(api, asker):
     flow = api.add_flow()
-    first = plain(api).done("create_flow_run", "id", flow_id=flow, idempotency_key="k")
-    assert plain(api).done("create_flow_run", "id", flow_id=flow, idempotency_key="k") == first
-    assert plain(api).done("create_flow_run", "id", flow_id=flow, idempotency_key="l") != first
+    first = asker.done("create_flow_run", "id", flow_id=flow, idempotency_key="k")
+    assert asker.done("create_flow_run", "id", flow_id=flow, idempotency_key="k") == first
+    assert asker.done("create_flow_run", "id", flow_id=flow, idempotency_key="l") != first
 
 
 def test_labels_of_a_run_are_its_own_else_its_run_configs_else_the_flows(api):
@@ -238,17 +203,16 @@ def test_labels_of_a_run_are_its_own_else_its_run_configs_else_the_flows(api):
     assert api.run(api.add_run(flow, run_config=config, labels=[]))["labels"] == []
 
 
-def test_a_log_comes_in_a_list_or_alone(api):
-    run = api.add_run(api.add_flow())
+def test_a_log_comes_in_a_list_or_alone(api, asker, run):
     entry = {"flow_run_id": run, "name": "agent", "message": "one", "level": "INFO"}
-    assert plain(api).done("write_run_logs", "success", logs=[entry, {**entry, "message": "two"}]) == {"success": True}
-    assert plain(api).done("write_run_logs", "success", logs={**entry, "message": "three"}) == {"success": True}
+    assert asker.done("write_run_logs", "success", logs=[entry, {**entry, "message": "two"}]) == {"success": True}
+    assert asker.done("write_run_logs", "success", logs={**entry, "message": "three"}) == {"success": True}
     assert [log["message"] for log in api.logs(run)] == ["one", "two", "three"]
 
 
 def test_a_key_is_asked_for_where_there_is_one():
     with Prefect1Api(key="right") as api:
-        asker = plain(api)
+        asker = Prefect1Plain(api.url)
         assert asker.answer("{ hello }")["errors"][0]["extensions"]["code"] == "UNAUTHENTICATED"
         asker.headers["Authorization"] = "Bearer right"
         assert asker.ask("{ auth_info { tenant_id } }") == {"auth_info": {"tenant_id": api.tenant}}
@@ -267,29 +231,32 @@ def test_both_addresses_answer_and_no_other(api):
 # what Server does
 
 
-def test_server_ignores_versions_and_remembers_a_submission_for_half_a_minute_only(loose):
-    run = loose.add_run(loose.add_flow())
-    assert "errors" not in plain(loose).set_states((run, "Submitted", 7))
-    assert plain(loose).set_states((run, "Submitted", 1))["errors"][0]["message"] == ALREADY
-    loose.clock.advance(31)
-    assert "errors" not in plain(loose).set_states((run, "Submitted", 1))
-    loose.writer.forget_submitted()
-    assert "errors" not in plain(loose).set_states((run, "Submitted", 1))
-    assert loose.history(run) == ["Scheduled", "Submitted", "Submitted", "Submitted"]
+def test_server_ignores_versions_and_remembers_a_submission_for_half_a_minute_only(loose_api):
+    asker = Prefect1Plain(loose_api.url)
+    run = loose_api.add_run(loose_api.add_flow())
+    assert "errors" not in asker.set_states((run, "Submitted", 7))
+    assert asker.set_states((run, "Submitted", 1))["errors"][0]["message"] == ALREADY
+    loose_api.clock.advance(31)
+    assert "errors" not in asker.set_states((run, "Submitted", 1))
+    loose_api.writer.forget_submitted()
+    assert "errors" not in asker.set_states((run, "Submitted", 1))
+    assert loose_api.history(run) == ["Scheduled", "Submitted", "Submitted", "Submitted"]
 
 
-def test_server_lets_a_cancelled_run_be_submitted(loose):
-    run = loose.add_run(loose.add_flow())
-    loose.cancel(run)
-    assert "errors" not in plain(loose).set_states((run, "Submitted", 1))
+def test_server_lets_a_cancelled_run_be_submitted(loose_api):
+    asker = Prefect1Plain(loose_api.url)
+    run = loose_api.add_run(loose_api.add_flow())
+    loose_api.cancel(run)
+    assert "errors" not in asker.set_states((run, "Submitted", 1))
 
 
-def test_server_reads_75_rows_then_looks_at_labels_and_gives_25_ids(loose):
-    flow = loose.add_flow()
-    others = [loose.add_run(flow, labels=["other"]) for _ in range(70)]
-    mine = [loose.add_run(flow, labels=["mine"]) for _ in range(40)]
+def test_server_reads_75_rows_then_looks_at_labels_and_gives_25_ids(loose_api):
+    asker = Prefect1Plain(loose_api.url)
+    flow = loose_api.add_flow()
+    others = [loose_api.add_run(flow, labels=["other"]) for _ in range(70)]
+    mine = [loose_api.add_run(flow, labels=["mine"]) for _ in range(40)]
 
-    assert plain(loose).queue(loose.tenant, ["mine"]) == mine[:5]
-    assert plain(loose).queue(loose.tenant, ["other"]) == others[:25]
-    loose.faults.queue_window = loose.faults.queue_ids = None
-    assert plain(loose).queue(loose.tenant, ["mine"]) == mine
+    assert asker.queue(loose_api.tenant, ["mine"]) == mine[:5]
+    assert asker.queue(loose_api.tenant, ["other"]) == others[:25]
+    loose_api.faults.queue_window = loose_api.faults.queue_ids = None
+    assert asker.queue(loose_api.tenant, ["mine"]) == mine

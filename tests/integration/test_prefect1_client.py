@@ -1,6 +1,5 @@
 """The client of a Prefect 1 API, on one with Cloud's locks and on one with Server's rules."""
 
-import threading
 import uuid
 from datetime import timedelta
 
@@ -13,26 +12,9 @@ from flowfleet.api.transport import session
 from flowfleet.api.transport.reading import instant
 from flowfleet.errors import ApiRejected, ApiUnavailable, RunGone, UnsupportedRun
 from flowfleet.flow_run import Offer, claim_id
-from tests.integration.one_server import MARK, OneServer, ago
+from tests.integration.claiming import ago, race
+from tests.integration.one_server import MARK, OneServer, since
 from tests.waiting import until
-
-
-@pytest.fixture(params=["cloud", "server"])
-def server(request):
-    there = OneServer(strict=request.param == "cloud")
-    yield there
-    there.api.stop()
-
-
-@pytest.fixture
-def loose():
-    there = OneServer(strict=False)
-    yield there
-    there.api.stop()
-
-
-def retrying(seconds_ago: float) -> dict[str, str]:
-    return {"start_time": ago(seconds_ago).isoformat()}
 
 
 def test_a_claim_is_submitted_over_what_stood_there_and_says_whose_it_is(server):
@@ -67,22 +49,9 @@ def test_many_runs_are_claimed_in_one_request_and_each_has_its_own_answer(server
 def test_two_claimers_of_one_run_have_one_winner(server):
     for _ in range(8):
         run = server.listed(server.scheduled())
-        calls = [str(uuid.uuid4()), str(uuid.uuid4())]
-        start = threading.Barrier(2)
-        verdicts: dict[str, Verdict] = {}
-
-        def race(call, run=run, start=start, verdicts=verdicts):
-            client = server.another_client()
-            start.wait()
-            verdicts[call] = client.claims.claim([run], call, MARK)[run.run_id].verdict
-
-        threads = [threading.Thread(target=race, args=(call,)) for call in calls]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        verdicts = race(server.another_client, run)
         assert sorted(verdicts.values()) == ["accepted", "refused"]
-        winner = next(call for call in calls if verdicts[call] is Verdict.ACCEPTED)
+        winner = next(call for call in verdicts if verdicts[call] is Verdict.ACCEPTED)
         assert server.api.states(run.run_id)[-1]["context"]["flowfleet"]["call"] == winner
         assert server.api.history(run.run_id).count("Submitted") == 1
 
@@ -126,26 +95,22 @@ def test_a_run_that_is_cancelled_before_its_claim_stays_cancelled(loose):
 
     assert job.state.kind is StateType.CANCELLED
     assert loose.api.state(run.run_id) == "Cancelled"
-    back = loose.client.ends.hand_back(run.run_id, call, run.due, MARK, "test")
+    back = loose.hand_back(run, call)
     assert back.verdict is Verdict.REFUSED
     assert loose.api.state(run.run_id) == "Cancelled"
 
 
 def test_a_run_that_is_put_off_right_before_its_claim_is_not_started_at_its_old_time(loose):
     run = loose.listed(loose.scheduled())
-    later = ago(-3600)
-    _meanwhile(loose, "set_flow_run_states", lambda: _put_off(loose, run.run_id, later))
+    times = []
+    loose.meanwhile("set_flow_run_states", lambda: times.append(loose.put_off(run.run_id)))
     call = loose.claimed(run)  # Server takes it
 
     job = loose.client.jobs.job(run.run_id)
 
-    assert (job.state.kind, job.state.scheduled) == (StateType.SCHEDULED, later)
-    assert loose.client.ends.hand_back(run.run_id, call, run.due, MARK, "test").verdict is Verdict.REFUSED
-    assert instant(loose.api.states(run.run_id)[-1]["start_time"]) == later
-
-
-def _put_off(server: OneServer, run_id: str, later) -> None:
-    server.api.write(run_id, "Scheduled", start_time=later.isoformat())
+    assert (job.state.kind, job.state.scheduled) == (StateType.SCHEDULED, times[0])
+    assert loose.hand_back(run, call).verdict is Verdict.REFUSED
+    assert instant(loose.api.states(run.run_id)[-1]["start_time"]) == times[0]
 
 
 def test_a_late_retry_of_which_another_task_runs_is_not_handed_back(server):
@@ -153,7 +118,7 @@ def test_a_late_retry_of_which_another_task_runs_is_not_handed_back(server):
     run_id = server.api.add_run(flow, labels=["x"], start=ago(60))
     server.api.write(run_id, "Running")
     for slug in ("task", "other"):
-        server.api.write_task(run_id, "Retrying", slug=slug, **retrying(30))
+        server.api.write_task(run_id, "Retrying", slug=slug, **since(30))
     run = server.listed(run_id)
     call = server.claimed(run)
     server.api.write_task(run_id, "Running", slug="other")
@@ -166,38 +131,34 @@ def test_a_late_retry_of_which_another_task_runs_is_not_handed_back(server):
 def test_a_hand_back_schedules_the_run_at_the_time_that_it_had(server):
     run = server.listed(server.scheduled(late=90))
     call = server.claimed(run)
-    answer = server.client.ends.hand_back(run.run_id, call, run.due, MARK, "test")
+    answer = server.hand_back(run, call)
 
     assert answer.verdict is Verdict.ACCEPTED
     state = server.api.states(run.run_id)[-1]
     assert state["type"] == "Scheduled"
     assert abs(instant(state["start_time"]) - run.due) < timedelta(seconds=0.001)
-    assert server.client.ends.hand_back(run.run_id, call, run.due, MARK, "test").verdict is Verdict.ACCEPTED
+    assert server.hand_back(run, call).verdict is Verdict.ACCEPTED
     assert server.api.history(run.run_id).count("Scheduled") == 2
     assert server.listed(run.run_id).due == run.due
 
 
 @pytest.mark.parametrize("state", ["Running", "Success", "Failed", "Cancelled", "Scheduled"])
 def test_a_run_that_is_not_ours_any_more_is_not_handed_back(server, state):
-    run = server.listed(server.scheduled())
-    call = server.claimed(run)
+    run, call = server.taken()
     server.api.write(run.run_id, state)
-    assert server.client.ends.hand_back(run.run_id, call, run.due, MARK, "test").verdict is Verdict.REFUSED
+    assert server.hand_back(run, call).verdict is Verdict.REFUSED
     assert server.api.state(run.run_id) == state
 
 
 def test_a_run_of_another_call_is_not_handed_back(server):
-    run = server.listed(server.scheduled())
-    server.claimed(run)
+    run, _ = server.taken()
     answer = server.client.ends.hand_back(run.run_id, str(uuid.uuid4()), run.due, MARK, "test")
     assert answer.verdict is Verdict.REFUSED
     assert server.api.state(run.run_id) == "Submitted"
 
 
 def test_a_late_retry_is_claimed_by_its_task_and_handed_back_to_it(server):
-    run_id = server.scheduled()
-    server.api.write(run_id, "Running")
-    server.api.write_task(run_id, "Retrying", **retrying(30))
+    run_id = server.retrying(30)
     run = server.listed(run_id)
     assert run.state == "Running"
     call = server.claimed(run)
@@ -218,9 +179,7 @@ def test_a_late_retry_is_claimed_by_its_task_and_handed_back_to_it(server):
 
 
 def test_a_task_that_is_to_be_tried_later_brings_its_run_back_later(server):
-    run_id = server.scheduled()
-    server.api.write(run_id, "Running")
-    server.api.write_task(run_id, "Retrying", **retrying(-600))
+    run_id = server.retrying(-600)
     state = server.client.ends.states([run_id])[run_id]
     assert (state.kind, state.comes_back) == (StateType.RUNNING, True)
     assert server.due("x") == []
@@ -228,76 +187,37 @@ def test_a_task_that_is_to_be_tried_later_brings_its_run_back_later(server):
 
 def test_a_running_run_whose_task_is_not_late_enough_is_left_to_its_own_process(server, monkeypatch):
     monkeypatch.setattr(backlog, "LATE_SECONDS", 3600.0)
-    run_id = server.scheduled()
-    server.api.write(run_id, "Running")
-    server.api.write_task(run_id, "Retrying", **retrying(1800))
+    server.retrying(1800)
     assert server.due("x") == []
 
 
 def test_an_end_is_told_and_takes_the_tasks_that_were_running_with_it(server):
-    run = server.listed(server.scheduled())
-    server.claimed(run)
+    run, _ = server.taken()
     server.api.write(run.run_id, "Running")
     server.api.write_task(run.run_id, "Running")
-    answer = server.client.ends.report(run.run_id, StateType.FAILED, "It was killed.", MARK)
+    answer = server.report(run)
 
     assert answer.verdict is Verdict.ACCEPTED
     assert server.api.states(run.run_id)[-1]["message"] == "It was killed."
     assert server.api.state(run.run_id) == "Failed"
     assert [task["state"] for task in server.api.task_runs(run.run_id)] == ["Failed"]
-    assert server.client.ends.report(run.run_id, StateType.FAILED, "It was killed.", MARK).verdict is Verdict.ACCEPTED
+    assert server.report(run).verdict is Verdict.ACCEPTED
     assert server.api.history(run.run_id).count("Failed") == 1
 
 
 @pytest.mark.parametrize("end", ["Success", "Failed", "Cancelled", "Skipped", "TimedOut"])
 def test_an_end_that_stands_is_not_overwritten(server, end):
-    run = server.listed(server.scheduled())
-    server.claimed(run)
+    run, _ = server.taken()
     server.api.write(run.run_id, end, "its own")
-    answer = server.client.ends.report(run.run_id, StateType.FAILED, "It was killed.", MARK)
+    answer = server.report(run)
     assert answer.verdict is Verdict.REFUSED
     assert answer.state is not None
     assert answer.state.kind.terminal
     assert server.api.states(run.run_id)[-1]["message"] == "its own"
 
 
-@pytest.mark.parametrize("end", ["Success", "Cancelled"])
-def test_an_end_that_comes_while_we_write_is_put_back(loose, end):
-    run = loose.listed(loose.scheduled())
-    loose.claimed(run)
-    loose.api.write(run.run_id, "Running")
-    _meanwhile(loose, "set_flow_run_states", lambda: loose.api.write(run.run_id, end, "its own"))
-    answer = loose.client.ends.report(run.run_id, StateType.FAILED, "It was killed.", MARK)
-
-    assert answer.verdict is Verdict.REFUSED
-    assert loose.api.states(run.run_id)[-1]["message"] == "its own"
-    assert loose.api.state(run.run_id) == end
-
-
-def test_a_cancel_that_comes_while_we_hand_back_is_kept(loose):
-    run = loose.listed(loose.scheduled())
-    call = loose.claimed(run)
-    _meanwhile(loose, "set_flow_run_states", lambda: loose.api.cancel(run.run_id))
-    assert loose.client.ends.hand_back(run.run_id, call, run.due, MARK, "test").verdict is Verdict.REFUSED
-    assert loose.api.state(run.run_id) == "Cancelled"
-
-
-def _meanwhile(server: OneServer, field: str, step) -> None:
-    """Do this once, right before the next request with this field is sent."""
-    ask, done = server.client.graphql.ask, []
-
-    def asked(document, *rest, **how):
-        if field in document and not done:
-            done.append(True)
-            step()
-        return ask(document, *rest, **how)
-
-    server.client.graphql.ask = asked
-
-
 def test_what_lazarus_has_put_back_is_running_again(server):
-    run = server.listed(server.scheduled())
-    call = server.claimed(run)
+    run, call = server.taken()
     server.api.write(run.run_id, "Running", "Running flow.")
     server.api.write(run.run_id, "Scheduled", "Rescheduled by a Lazarus process.", start_time=ago(0).isoformat())
     claim = claim_id(call, run.run_id)
@@ -309,9 +229,8 @@ def test_what_lazarus_has_put_back_is_running_again(server):
 
 
 def test_a_run_that_we_have_handed_back_is_not_reinstated(server):
-    run = server.listed(server.scheduled())
-    call = server.claimed(run)
-    server.client.ends.hand_back(run.run_id, call, run.due, MARK, "test")
+    run, call = server.taken()
+    server.hand_back(run, call)
     assert server.client.claims.reinstate(run.run_id, claim_id(call, run.run_id), MARK).verdict is Verdict.REFUSED
 
 
@@ -335,9 +254,7 @@ def test_the_sweep_sees_what_this_fleet_has_submitted_or_begun_and_nothing_else(
 
 
 def test_a_late_retry_of_a_run_that_gives_signs_of_life_is_not_taken_for_one_that_never_began(server):
-    run_id = server.scheduled()
-    server.api.write(run_id, "Running")
-    server.api.write_task(run_id, "Retrying", **retrying(30))
+    run_id = server.retrying(30)
     server.claimed(server.listed(run_id))
     server.api.heartbeat(run_id)
     (alive,) = server.client.unfinished(MARK)
@@ -526,8 +443,8 @@ def test_a_late_retry_whose_task_was_taken_meanwhile_is_refused_without_a_write(
     flow = server.api.add_flow("two", tasks=("task", "other"))
     run_id = server.api.add_run(flow, labels=["x"], start=ago(60))
     server.api.write(run_id, "Running")
-    server.api.write_task(run_id, "Retrying", slug="task", **retrying(30))
-    server.api.write_task(run_id, "Retrying", slug="other", **retrying(-600))
+    server.api.write_task(run_id, "Retrying", slug="task", **since(30))
+    server.api.write_task(run_id, "Retrying", slug="other", **since(-600))
     run = server.listed(run_id)
     server.api.write_task(run_id, "Running", slug="task")
     server.client.claims._seen.clear()  # it was listed a while ago

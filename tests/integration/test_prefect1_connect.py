@@ -26,12 +26,6 @@ def world(valkey, tmp_path) -> Iterator[World]:
 
 
 @pytest.fixture
-def api() -> Iterator[Prefect1Api]:
-    with Prefect1Api() as served:
-        yield served
-
-
-@pytest.fixture
 def keyed() -> Iterator[Prefect1Api]:
     with Prefect1Api(key=KEY) as served:
         yield served

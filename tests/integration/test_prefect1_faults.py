@@ -5,24 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 
 import pytest
 import requests
 
-from tests.prefect1_api import Prefect1Api
 from tests.prefect1_plain import Prefect1Plain
 from tests.waiting import until
-
-
-@pytest.fixture
-def api() -> Iterator[Prefect1Api]:
-    with Prefect1Api() as api:
-        yield api
-
-
-def plain(api: Prefect1Api) -> Prefect1Plain:
-    return Prefect1Plain(api.url)
 
 
 def codes(answer):
@@ -36,59 +24,56 @@ def cancel_of(run):
 # lines that break
 
 
-def test_a_broken_request_does_nothing_and_then_the_api_is_well(api):
-    run = api.add_run(api.add_flow())
+def test_a_broken_request_does_nothing_and_then_the_api_is_well(api, asker, run):
     api.faults.broken("cancel_flow_run", status=502)
     api.faults.throttled("cancel_flow_run", retry_after=7)
     api.faults.answered(b"<html>", "cancel_flow_run")
     api.faults.dropped("cancel_flow_run")
     text = cancel_of(run)
 
-    assert plain(api).post(text).status_code == 502
-    throttled = plain(api).post(text)
+    assert asker.post(text).status_code == 502
+    throttled = asker.post(text)
     assert (throttled.status_code, throttled.headers["Retry-After"]) == (429, "7")
-    assert plain(api).post(text).text == "<html>"
+    assert asker.post(text).text == "<html>"
     with pytest.raises(requests.ConnectionError):
-        plain(api).post(text)
+        asker.post(text)
     assert api.history(run) == ["Scheduled"]
-    assert plain(api).ask(text)
+    assert asker.ask(text)
     assert api.counted("cancel_flow_run") == 5
 
 
-def test_an_answer_that_is_lost_after_the_commit_leaves_the_state_written(api):
+def test_an_answer_that_is_lost_after_the_commit_leaves_the_state_written(api, asker):
     flow = api.add_flow()
     first, second = api.add_run(flow), api.add_run(flow)
     api.faults.lost("cancel_flow_run")
     with pytest.raises(requests.ConnectionError):
-        plain(api).post(cancel_of(first))
+        asker.post(cancel_of(first))
     api.faults.broken_after("cancel_flow_run", status=503)
-    assert plain(api).post(cancel_of(second)).status_code == 503
+    assert asker.post(cancel_of(second)).status_code == 503
 
     assert [api.history(run) for run in (first, second)] == [["Scheduled", "Cancelled"]] * 2
 
 
-def test_a_hung_request_does_nothing_and_a_late_one_is_done_after_its_client_has_gone(api):
-    run = api.add_run(api.add_flow())
+def test_a_hung_request_does_nothing_and_a_late_one_is_done_after_its_client_has_gone(api, asker, run):
     text = cancel_of(run)
     api.faults.hung("cancel_flow_run")
     api.faults.late("cancel_flow_run")
     for _ in range(2):
         with pytest.raises(requests.ReadTimeout):
-            plain(api).post(text, timeout=0.2)
+            asker.post(text, timeout=0.2)
     until(lambda: api.counted("cancel_flow_run") == 2, 30, "both requests")
-    assert plain(api).ask("{ hello }")
+    assert asker.ask("{ hello }")
     assert api.history(run) == ["Scheduled"]
 
     api.faults.release()
     until(lambda: api.history(run) == ["Scheduled", "Cancelled"], 30, "the late cancel")
 
 
-def test_held_requests_are_done_at_once_when_they_are_let_go(api):
-    run = api.add_run(api.add_flow())
+def test_held_requests_are_done_at_once_when_they_are_let_go(api, asker, run):
     api.faults.held("set_flow_run_states", times=2)
     answers = []
     threads = [
-        threading.Thread(target=lambda: answers.append(plain(api).set_states((run, "Submitted", 1)))) for _ in range(2)
+        threading.Thread(target=lambda: answers.append(asker.set_states((run, "Submitted", 1)))) for _ in range(2)
     ]
     for thread in threads:
         thread.start()
@@ -100,31 +85,30 @@ def test_held_requests_are_done_at_once_when_they_are_let_go(api):
     assert sorted("errors" in answer for answer in answers) == [False, True]
 
 
-def test_one_field_is_refused_before_or_after_it_was_done_and_the_others_are_not(api):
+def test_one_field_is_refused_before_or_after_it_was_done_and_the_others_are_not(api, asker):
     flow = api.add_flow()
     runs = [api.add_run(flow) for _ in range(3)]
     api.faults.refused("set_flow_run_states", "not now", code="API_ERROR")
     api.faults.refused_after("set_flow_run_states")
-    answer = plain(api).set_by_alias(*((run, "Submitted", 1) for run in runs))
+    answer = asker.set_by_alias(*((run, "Submitted", 1) for run in runs))
 
     assert codes(answer) == [(["r0"], "API_ERROR"), (["r1"], "INTERNAL_SERVER_ERROR")]
     assert [api.state(run) for run in runs] == ["Scheduled", "Submitted", "Submitted"]
 
 
-def test_healing_ends_faults_without_number(api):
+def test_healing_ends_faults_without_number(api, asker):
     api.faults.broken(times=-1)
-    assert [plain(api).post("{ hello }").status_code for _ in range(3)] == [500, 500, 500]
+    assert [asker.post("{ hello }").status_code for _ in range(3)] == [500, 500, 500]
     api.faults.heal()
-    assert plain(api).ask("{ hello }")
+    assert asker.ask("{ hello }")
 
 
 # services
 
 
-def test_lazarus_brings_a_silent_run_back_three_times_and_then_fails_it(api):
-    run = api.add_run(api.add_flow())
+def test_lazarus_brings_a_silent_run_back_three_times_and_then_fails_it(api, asker, run):
     for _ in range(4):
-        plain(api).set_states((run, "Submitted", None))
+        asker.set_states((run, "Submitted", None))
         assert api.services.lazarus() == []
         api.clock.advance(601)
         assert api.services.lazarus() == [run]
@@ -132,14 +116,14 @@ def test_lazarus_brings_a_silent_run_back_three_times_and_then_fails_it(api):
     assert api.services.lazarus() == []
 
 
-def test_lazarus_leaves_runs_with_a_heartbeat_or_with_a_task_that_is_to_run(api):
+def test_lazarus_leaves_runs_with_a_heartbeat_or_with_a_task_that_is_to_run(api, asker):
     flow = api.add_flow()
     alive, retrying = api.add_run(flow), api.add_run(flow)
     for run in (alive, retrying):
         api.write(run, "Running")
     api.write_task(retrying, "Retrying", start_time=api.clock().isoformat())
     api.clock.advance(601)
-    plain(api).done("update_flow_run_heartbeat", "success", flow_run_id=alive)
+    asker.done("update_flow_run_heartbeat", "success", flow_run_id=alive)
     assert api.services.lazarus() == []
 
 

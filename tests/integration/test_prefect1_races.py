@@ -3,70 +3,30 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator
 from datetime import datetime
 
 import pytest
 
 from flowfleet.api.client import LogLine, Mark, StateType, Verdict
 from flowfleet.api.transport.reading import instant
-from flowfleet.errors import ApiUnavailable
 from flowfleet.flow_run import claim_id
-from tests.integration.one_server import MARK, OneServer, ago
-
-
-@pytest.fixture(params=["cloud", "server"])
-def server(request: pytest.FixtureRequest) -> Iterator[OneServer]:
-    there = OneServer(strict=request.param == "cloud")
-    yield there
-    there.api.stop()
-
-
-@pytest.fixture
-def loose() -> Iterator[OneServer]:
-    there = OneServer(strict=False)
-    yield there
-    there.api.stop()
-
-
-def meanwhile(server: OneServer, field: str, step: Callable[[], object], *, after: bool = False) -> None:
-    """Do this once, right before the next request with this field is sent, or right after it was answered."""
-    ask, done = server.client.graphql.ask, []
-
-    def asked(document, *rest, **how):
-        mine = field in document and not done
-        if mine:
-            done.append(True)
-        if mine and not after:
-            step()
-        reply = ask(document, *rest, **how)
-        if mine and after:
-            step()
-        return reply
-
-    server.client.graphql.ask = asked
-
-
-def tied(server: OneServer, run_id: str, kind: str, **fields: object) -> None:
-    """Written at the same moment as what stands there: the server keeps it in the history only."""
-    server.api.tie(run_id, kind, "at the same moment", **fields)
-
+from tests.integration.claiming import ago
+from tests.integration.one_server import MARK, OneServer, since
 
 # a claim and somebody else's word at the same moment
 
 
 @pytest.mark.parametrize("kind", ["Cancelled", "Submitted", "Running"])
 def test_a_claim_yields_to_what_came_at_the_same_moment(loose, kind):
-    run = loose.listed(loose.scheduled())
-    call = loose.claimed(run)
-    tied(loose, run.run_id, kind)
+    run, call = loose.taken()
+    loose.api.tie(run.run_id, kind, "at the same moment")
 
     loose.api.writer.forget_submitted()
     job = loose.client.jobs.job(run.run_id)
 
     assert job.state.call is None
     assert loose.client.claims.launching(run.run_id, call, claim_id(call, run.run_id), MARK).verdict is Verdict.REFUSED
-    assert loose.client.ends.hand_back(run.run_id, call, run.due, MARK, "test").verdict is Verdict.REFUSED
+    assert loose.hand_back(run, call).verdict is Verdict.REFUSED
     assert loose.api.state(run.run_id) == kind
 
 
@@ -79,7 +39,7 @@ def test_a_claim_over_another_agents_claim_yields_to_it(loose, kind):
         if kind == "Running":
             loose.api.write(run.run_id, "Running", "by another agent")
 
-    meanwhile(loose, "set_flow_run_states", theirs)
+    loose.meanwhile("set_flow_run_states", theirs)
     call = loose.claimed(run)
     loose.api.writer.forget_submitted()
 
@@ -104,8 +64,7 @@ def test_of_two_fleets_the_later_claim_yields_where_the_server_remembers_nothing
 
 
 def test_a_repeated_claim_does_not_yield_to_itself(loose):
-    run = loose.listed(loose.scheduled())
-    call = loose.claimed(run)
+    run, call = loose.taken()
     row = loose.api.states(run.run_id)[-1]
     loose.api.writer.put("flow_run", run.run_id, row)
     assert loose.client.claims.settle(run.run_id, call).verdict is Verdict.ACCEPTED
@@ -114,47 +73,41 @@ def test_a_repeated_claim_does_not_yield_to_itself(loose):
 # an end, or a hand-back, and somebody else's word
 
 
+@pytest.mark.parametrize("when", ["right before ours", "at the same moment"])
 @pytest.mark.parametrize("end", ["Success", "Cancelled"])
-def test_an_end_of_the_same_moment_as_ours_is_put_back(loose, end):
-    run = loose.listed(loose.scheduled())
-    loose.claimed(run)
+def test_an_end_that_comes_while_we_write_ours_is_put_back(loose, end, when):
+    run, _ = loose.taken()
     loose.api.write(run.run_id, "Running")
-    meanwhile(loose, "set_flow_run_states", lambda: tied(loose, run.run_id, end), after=True)
-    answer = loose.client.ends.report(run.run_id, StateType.FAILED, "It was killed.", MARK)
+    if when == "right before ours":
+        loose.meanwhile("set_flow_run_states", lambda: loose.api.write(run.run_id, end, "its own"))
+    else:
+        loose.meanwhile("set_flow_run_states", lambda: loose.api.tie(run.run_id, end, "its own"), after=True)
 
-    assert answer.verdict is Verdict.REFUSED
+    assert loose.report(run).verdict is Verdict.REFUSED
+    assert loose.api.states(run.run_id)[-1]["message"] == "its own"
     assert loose.api.state(run.run_id) == end
 
 
-@pytest.mark.parametrize("kind", ["Running", "Submitted"])
-def test_a_hand_back_does_not_cover_an_engine_or_agent_that_came_meanwhile(loose, kind):
-    run = loose.listed(loose.scheduled())
-    call = loose.claimed(run)
+@pytest.mark.parametrize(("kind", "message"), [("Running", "theirs"), ("Submitted", "theirs"), ("Cancelled", None)])
+def test_a_hand_back_does_not_cover_an_engine_an_agent_or_a_cancel_that_came_meanwhile(loose, kind, message):
+    run, call = loose.taken()
     loose.api.writer.forget_submitted()
-    meanwhile(loose, "set_flow_run_states", lambda: loose.api.write(run.run_id, kind, "theirs"))
+    theirs = lambda: loose.api.write(run.run_id, kind, message) if message else loose.api.cancel(run.run_id)  # noqa: E731
+    loose.meanwhile("set_flow_run_states", theirs)
 
-    assert loose.client.ends.hand_back(run.run_id, call, run.due, MARK, "test").verdict is Verdict.REFUSED
-    assert (loose.api.state(run.run_id), loose.api.states(run.run_id)[-1]["message"]) == (kind, "theirs")
-
-
-def _later(server: OneServer, run_id: str) -> datetime:
-    later = ago(-3600)
-    server.api.write(run_id, "Scheduled", start_time=later.isoformat())
-    return later
+    assert loose.hand_back(run, call).verdict is Verdict.REFUSED
+    assert loose.api.state(run.run_id) == kind
+    assert loose.api.states(run.run_id)[-1]["message"] == message or not message
 
 
 @pytest.mark.parametrize("ours", ["handed back", "ended"])
 def test_a_run_that_is_put_off_while_we_write_keeps_its_new_time(loose, ours):
-    run = loose.listed(loose.scheduled())
-    call = loose.claimed(run)
+    run, call = loose.taken()
     if ours == "ended":
         loose.api.write(run.run_id, "Running")
     times: list[datetime] = []
-    meanwhile(loose, "set_flow_run_states", lambda: times.append(_later(loose, run.run_id)))
-    if ours == "ended":
-        answer = loose.client.ends.report(run.run_id, StateType.FAILED, "It was killed.", MARK)
-    else:
-        answer = loose.client.ends.hand_back(run.run_id, call, run.due, MARK, "test")
+    loose.meanwhile("set_flow_run_states", lambda: times.append(loose.put_off(run.run_id)))
+    answer = loose.report(run) if ours == "ended" else loose.hand_back(run, call)
 
     assert answer.verdict is Verdict.REFUSED
     assert answer.state is not None
@@ -163,15 +116,14 @@ def test_a_run_that_is_put_off_while_we_write_keeps_its_new_time(loose, ours):
 
 
 def test_of_a_cancel_and_a_restart_before_our_write_the_restart_holds(loose):
-    run = loose.listed(loose.scheduled())
-    call = loose.claimed(run)
+    run, call = loose.taken()
 
     def both() -> None:
         loose.api.cancel(run.run_id)
-        _later(loose, run.run_id)
+        loose.put_off(run.run_id)
 
-    meanwhile(loose, "set_flow_run_states", both)
-    assert loose.client.ends.hand_back(run.run_id, call, run.due, MARK, "test").verdict is Verdict.REFUSED
+    loose.meanwhile("set_flow_run_states", both)
+    assert loose.hand_back(run, call).verdict is Verdict.REFUSED
     assert loose.api.state(run.run_id) == "Scheduled"
     assert instant(loose.api.states(run.run_id)[-1]["start_time"]) > run.due
 
@@ -181,35 +133,29 @@ def test_of_a_cancel_and_a_restart_before_our_write_the_restart_holds(loose):
 
 @pytest.mark.parametrize("when", ["before", "meanwhile"])
 def test_a_run_whose_cancel_came_after_its_process_was_looked_at_ends_as_cancelled(loose, when):
-    run = loose.listed(loose.scheduled())
-    loose.claimed(run)
+    run, _ = loose.taken()
     loose.api.write(run.run_id, "Running")
     if when == "before":
         loose.api.cancel(run.run_id)
     else:
-        meanwhile(loose, "set_flow_run_states", lambda: loose.api.cancel(run.run_id))
+        loose.meanwhile("set_flow_run_states", lambda: loose.api.cancel(run.run_id))
         # whoever has only the report must not take this for a no: nobody else would end the run
-        assert loose.client.ends.report(run.run_id, StateType.FAILED, "It was killed.", MARK).verdict is Verdict.UNSURE
+        assert loose.report(run).verdict is Verdict.UNSURE
 
-    assert loose.client.ends.report(run.run_id, StateType.FAILED, "It was killed.", MARK).verdict is Verdict.ACCEPTED
-    assert loose.client.ends.report(run.run_id, StateType.FAILED, "It was killed.", MARK).verdict is Verdict.ACCEPTED
+    assert loose.report(run).verdict is Verdict.ACCEPTED
+    assert loose.report(run).verdict is Verdict.ACCEPTED
     assert loose.api.state(run.run_id) == "Cancelled"
 
 
 # late retries
 
 
-def retrying(seconds_ago: float) -> dict[str, str]:
-    return {"start_time": ago(seconds_ago).isoformat()}
-
-
 def test_a_run_that_was_written_back_after_lazarus_comes_to_its_late_retry(server):
-    run = server.listed(server.scheduled())
-    first = server.claimed(run)
+    run, first = server.taken()
     server.api.write(run.run_id, "Running", "Running flow.")
     server.api.write(run.run_id, "Scheduled", "Rescheduled by a Lazarus process.", start_time=ago(0).isoformat())
     assert server.client.claims.reinstate(run.run_id, claim_id(first, run.run_id), MARK).verdict is Verdict.ACCEPTED
-    server.api.write_task(run.run_id, "Retrying", **retrying(30))
+    server.api.write_task(run.run_id, "Retrying", **since(30))
 
     late = server.listed(run.run_id)
     call = server.claimed(late)
@@ -231,7 +177,7 @@ def _two_tasks(server: OneServer) -> str:
 
 def test_a_run_of_which_a_task_runs_is_not_claimed_for_another_that_is_late(server):
     run_id = _two_tasks(server)
-    server.api.write_task(run_id, "Retrying", **retrying(30))
+    server.api.write_task(run_id, "Retrying", **since(30))
     server.api.write_task(run_id, "Running", slug="other")
     run = server.listed(run_id)
     answer = server.client.claims.claim([run], str(uuid.uuid4()), MARK)[run_id]
@@ -242,7 +188,7 @@ def test_a_run_of_which_a_task_runs_is_not_claimed_for_another_that_is_late(serv
 
 def test_the_sweep_leaves_a_silent_run_of_which_a_task_runs_to_the_zombie_killer(server):
     run_id = _two_tasks(server)
-    server.api.write_task(run_id, "Retrying", **retrying(30))
+    server.api.write_task(run_id, "Retrying", **since(30))
     server.claimed(server.listed(run_id))
     server.api.write_task(run_id, "Running", slug="other")
     server.api.heartbeat(run_id, 700)
@@ -256,9 +202,9 @@ def test_the_sweep_leaves_a_silent_run_of_which_a_task_runs_to_the_zombie_killer
 
 def test_a_late_retry_takes_over_tasks_that_a_dead_claim_has_left(server):
     run_id = _two_tasks(server)
-    server.api.write_task(run_id, "Retrying", **retrying(30))
+    server.api.write_task(run_id, "Retrying", **since(30))
     dead = server.claimed(server.listed(run_id))
-    server.api.write_task(run_id, "Retrying", slug="other", **retrying(20))
+    server.api.write_task(run_id, "Retrying", slug="other", **since(20))
     run = server.listed(run_id)
     call = server.claimed(run)
 
@@ -272,7 +218,7 @@ def test_a_late_retry_takes_over_tasks_that_a_dead_claim_has_left(server):
 def test_many_hand_backs_do_not_make_states_grow(server):
     run_id, late = server.scheduled(), server.scheduled()
     server.api.write(late, "Running")
-    server.api.write_task(late, "Retrying", **retrying(30))
+    server.api.write_task(late, "Retrying", **since(30))
     sizes = set()
     for _ in range(5):
         server.api.writer.forget_submitted()
@@ -290,8 +236,7 @@ def test_many_hand_backs_do_not_make_states_grow(server):
 
 @pytest.mark.parametrize("text", ["a\x00b", "a\udc80b"])
 def test_text_that_no_database_keeps_is_told_without_it(server, text):
-    run = server.listed(server.scheduled())
-    server.claimed(run)
+    run, _ = server.taken()
     server.api.write(run.run_id, "Running")
     assert server.client.ends.report(run.run_id, StateType.FAILED, text, MARK).verdict is Verdict.ACCEPTED
     server.client.log([LogLine(run_id=run.run_id, message=text, at=ago(0), level=30)])
@@ -299,9 +244,3 @@ def test_text_that_no_database_keeps_is_told_without_it(server, text):
     told = [server.api.states(run.run_id)[-1]["message"], server.api.logs(run.run_id)[-1]["message"]]
     assert all(words.startswith("a") and words.endswith("b") for words in told)
     assert all(words.encode() and "\x00" not in words for words in told)
-
-
-def test_half_an_answer_is_no_answer(server):
-    server.api.faults.answered({"data": {}}, times=-1)
-    with pytest.raises(ApiUnavailable, match="with nothing"):
-        server.client.probe()

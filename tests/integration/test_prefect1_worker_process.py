@@ -6,14 +6,7 @@ import pytest
 
 from flowfleet.ledger import connect
 from tests.integration.test_worker_process import ready, start
-from tests.prefect1_api import Prefect1Api
 from tests.world import World
-
-
-@pytest.fixture
-def api():
-    with Prefect1Api() as made:
-        yield made
 
 
 def python(folder, version):

@@ -1,6 +1,5 @@
 """Claims at a real Prefect 3 server: who wins, what a repeat says, what is handed back, what an end may overwrite."""
 
-import threading
 import uuid
 from datetime import datetime
 
@@ -9,13 +8,9 @@ import pytest
 from flowfleet.api.client import Mark, StateType, Verdict
 from flowfleet.api.transport import session
 from flowfleet.api.transport.reading import instant
-from flowfleet.flow_run import FlowRun, claim_id
-from tests.integration.one_pool import MARK, OnePool, ago
-
-
-@pytest.fixture
-def pool(prefect_server):
-    return OnePool(prefect_server.api_url).open()
+from flowfleet.flow_run import claim_id
+from tests.integration.claiming import ago, race
+from tests.integration.one_pool import MARK
 
 
 @pytest.fixture
@@ -40,22 +35,9 @@ def test_two_claimers_of_one_run_have_one_winner(pool, deployment):
     for _ in range(8):
         run_id = pool.scheduled(deployment, ago(1))
         (run,) = pool.due()
-        calls = [new_call(), new_call()]
-        start = threading.Barrier(2)
-        answers: dict[str, Verdict] = {}
-
-        def race(call: str, run: FlowRun = run, start: threading.Barrier = start, answers: dict = answers) -> None:
-            client = pool.another_client()
-            start.wait()
-            answers[call] = client.claims.claim([run], call, MARK)[run.run_id].verdict
-
-        threads = [threading.Thread(target=race, args=(call,)) for call in calls]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert sorted(answers.values()) == ["accepted", "refused"]
-        winner = next(call for call in calls if answers[call] is Verdict.ACCEPTED)
+        verdicts = race(pool.another_client, run)
+        assert sorted(verdicts.values()) == ["accepted", "refused"]
+        winner = next(call for call in verdicts if verdicts[call] is Verdict.ACCEPTED)
         assert pool.state(run_id)["state_details"]["transition_id"] == winner
         assert pool.history(run_id).count("Submitted") == 1
 
@@ -75,8 +57,7 @@ def test_a_batch_is_claimed_in_one_call_and_its_repeat_is_ours(pool, deployment)
 
 
 def test_settle_knows_its_own_call_before_and_after_the_launch(pool, deployment):
-    run = pool.scheduled(deployment, ago(2))
-    call = pool.claimed(run)
+    run, call = pool.taken(deployment)
     assert pool.client.claims.settle(run, call).verdict is Verdict.ACCEPTED
     assert pool.client.claims.settle(run, new_call()).verdict is Verdict.REFUSED
     pool.client.claims.launching(run, call, claim_id(call, run), MARK)
@@ -119,8 +100,7 @@ def test_a_deleted_run_is_gone_for_every_method(pool, deployment):
 
 
 def test_launching_is_won_once(pool, deployment):
-    run = pool.scheduled(deployment, ago(2))
-    call = pool.claimed(run)
+    run, call = pool.taken(deployment)
     claim = claim_id(call, run)
     launched = pool.client.claims.launching(run, call, claim, MARK)
     repeated = pool.client.claims.launching(run, call, claim, MARK)
@@ -145,8 +125,7 @@ def test_launching_is_refused_on_what_is_not_ours(pool, deployment):
 
 def test_launching_right_after_the_job_was_read_needs_no_second_reading(pool, deployment):
     """The fence is the server's filter; a handed-back run is refused even so."""
-    run = pool.scheduled(deployment, ago(2))
-    call = pool.claimed(run)
+    run, call = pool.taken(deployment)
     pool.client.jobs.job(run)
     pool.another_client().ends.hand_back(run, call, ago(2), MARK, "drill")
     assert pool.client.claims.launching(run, call, claim_id(call, run), MARK).verdict is Verdict.REFUSED
@@ -175,8 +154,7 @@ def test_hand_back_keeps_the_time_and_clears_the_mark(pool, deployment, launched
 
 def test_a_launching_run_goes_back_only_with_the_proof_that_it_never_began(pool, deployment):
     """A ledger that has lost writes shows a started run as queued; its hand-back would start it twice."""
-    run = pool.scheduled(deployment, ago(2))
-    call = pool.claimed(run)
+    run, call = pool.taken(deployment)
     pool.client.claims.launching(run, call, claim_id(call, run), MARK)
     assert pool.client.ends.hand_back(run, call, ago(2), MARK, "drill").verdict is Verdict.REFUSED
     assert pool.state(run)["name"] == "Launching"
@@ -211,8 +189,7 @@ def test_hand_back_leaves_alone_what_is_not_ours_any_more(pool, deployment):
 @pytest.mark.parametrize("write", ["launching", "hand_back", "report"])
 def test_what_changes_between_our_look_and_our_write_is_left_as_it_is(pool, deployment, monkeypatch, write):
     """Only the filter of the write itself can see this."""
-    run = pool.scheduled(deployment, ago(2))
-    call = pool.claimed(run)
+    run, call = pool.taken(deployment)
     writes = pool.client.claims
     bulk = writes._bulk
 
@@ -235,8 +212,7 @@ def test_what_changes_between_our_look_and_our_write_is_left_as_it_is(pool, depl
 
 
 def test_an_end_is_accepted_once_and_overwrites_no_other(pool, deployment):
-    run = pool.scheduled(deployment, ago(2))
-    pool.claimed(run)
+    run, _ = pool.taken(deployment)
     pool.set_state(run, "RUNNING")
     first = pool.client.ends.report(run, StateType.CRASHED, "it exited with code 3", MARK)
     again = pool.client.ends.report(run, StateType.CRASHED, "it exited with code 3", MARK)
@@ -247,8 +223,7 @@ def test_an_end_is_accepted_once_and_overwrites_no_other(pool, deployment):
 
 
 def test_a_completed_run_stays_completed(pool, deployment):
-    run = pool.scheduled(deployment, ago(2))
-    pool.claimed(run)
+    run, _ = pool.taken(deployment)
     pool.set_state(run, "RUNNING")
     pool.set_state(run, "COMPLETED")
     answer = pool.client.ends.report(run, StateType.CRASHED, "it exited with code 3", MARK)
@@ -268,8 +243,7 @@ def test_an_end_of_a_run_that_waits_to_start_anew_is_refused(pool, deployment):
 
 def test_a_retry_inside_the_process_is_held_and_can_be_ended(pool, deployment):
     """The server hands such a run to nobody, so with its process gone it would wait for ever."""
-    run = pool.scheduled(deployment, ago(2))
-    pool.claimed(run)
+    run, _ = pool.taken(deployment)
     policy = {"retries": 3, "retry_delay": 60}
     pool.call("PATCH", f"/flow_runs/{run}", {"empirical_policy": policy})
     pool.set_state(run, "RUNNING")
@@ -284,8 +258,7 @@ def test_a_retry_inside_the_process_is_held_and_can_be_ended(pool, deployment):
 @pytest.mark.parametrize(("leaves_its_process", "verdict"), [(False, Verdict.ACCEPTED), (True, Verdict.REFUSED)])
 def test_a_paused_run_is_ended_only_if_it_waits_inside_its_process(pool, deployment, leaves_its_process, verdict):
     """A suspended one has left its process on purpose and comes back as a Scheduled run."""
-    run = pool.scheduled(deployment, ago(2))
-    pool.claimed(run)
+    run, _ = pool.taken(deployment)
     pool.set_state(run, "RUNNING")
     later = ago(-600).isoformat()
     details = {"pause_timeout": later, "pause_key": "k", "pause_reschedule": leaves_its_process}
@@ -296,8 +269,7 @@ def test_a_paused_run_is_ended_only_if_it_waits_inside_its_process(pool, deploym
 
 
 def test_a_cancelling_run_becomes_cancelled(pool, deployment):
-    run = pool.scheduled(deployment, ago(2))
-    pool.claimed(run)
+    run, _ = pool.taken(deployment)
     pool.set_state(run, "CANCELLING")
     assert pool.client.ends.report(run, StateType.CANCELLED, "stopped on request", MARK).verdict is Verdict.ACCEPTED
     assert pool.state(run)["type"] == "CANCELLED"

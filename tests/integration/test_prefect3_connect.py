@@ -73,8 +73,7 @@ def test_the_servers_web_page_is_no_api(prefect_server, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "path",
-    ["/flow_runs/{id}", "/deployments/{id}", "/flows/{id}", "/variables/name/nothing", "/work_pools/nothing"],
+    "path", ["/flow_runs/{id}", "/deployments/{id}", "/flows/{id}", "/variables/name/nothing", "/work_pools/nothing"]
 )
 def test_what_prefect_itself_does_not_find_is_believed_to_be_gone(prefect_server, path):
     session = Session(Address(url=prefect_server.api_url))

@@ -6,13 +6,9 @@ import pytest
 
 from flowfleet.api.client import LogLine, StateType
 from flowfleet.errors import RunGone, UnsupportedRun
-from tests.integration.one_pool import MARK, OnePool, ago
+from tests.integration.claiming import ago
+from tests.integration.one_pool import MARK
 from tests.waiting import until
-
-
-@pytest.fixture
-def pool(prefect_server):
-    return OnePool(prefect_server.api_url).open()
 
 
 def test_a_plain_run_is_the_engine_in_a_folder_of_its_own(pool):

@@ -11,13 +11,9 @@ from flowfleet.api.prefect3.pool_template import base_job_template
 from flowfleet.api.transport.session import Session
 from flowfleet.errors import ApiRejected, SettingsError
 from flowfleet.flow_run import Offer, Route
-from tests.integration.one_pool import OnePool, ago
+from tests.integration.claiming import ago
+from tests.integration.one_pool import OnePool
 from tests.waiting import until
-
-
-@pytest.fixture
-def pool(prefect_server):
-    return OnePool(prefect_server.api_url).open()
 
 
 def offer(*pools: str, **fields) -> Offer:

@@ -4,29 +4,9 @@ import fcntl
 import json
 import os
 import socket
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import pytest
-
-from tests.up_runs import UpRun
+from tests.scripted_graphql import Said, ScriptedGraphQL
 from tests.valkey import Valkey, free_port
-
-
-@pytest.fixture
-def up(tmp_path):
-    runs = []
-
-    def make(*options, **variables):
-        folder = tmp_path / f"up-{len(runs)}"
-        folder.mkdir()
-        runs.append(UpRun(folder, *options, **variables))
-        return runs[-1]
-
-    make.runs = runs  # for the report of a test that fails
-    yield make
-    left = {pid: what for run in runs for pid, what in run.close().items()}
-    assert left == {}
 
 
 def _error(text):
@@ -96,29 +76,10 @@ def test_a_redis_cluster(up):
     assert "cluster" in _error(text)
 
 
-class _Shop(BaseHTTPRequestHandler):
-    """Some web server that is no Prefect API."""
-
-    def do_GET(self):
-        body = json.dumps({"error": "no such page"}).encode()
-        self.send_response(404)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *args):
-        pass
-
-
 def test_an_address_that_is_no_prefect_api_ends_with_3_and_takes_the_embedded_redis_down_again(up):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Shop)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        run = up("--api", f"http://127.0.0.1:{server.server_port}/api")
+    with ScriptedGraphQL(Said({"error": "no such page"}, 404)) as shop:
+        run = up("--api", f"{shop.url}/api")
         code, text = run.run()
-    finally:
-        server.shutdown()
-        server.server_close()
 
     assert code == 3
     assert "not a Prefect 3 API" in _error(text)

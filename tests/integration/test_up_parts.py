@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import termios
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -41,12 +42,29 @@ def _child(folder, code, name="part", **facts):
     return Part.start(name, folder, [sys.executable, "-c", code], env=dict(os.environ), cwd=folder.path, **facts)
 
 
+def _said(part):
+    """What it has written, once that is something."""
+    wait_ready(part, lambda: part.log.read_text().strip(), 20)
+    return part.log.read_text()
+
+
+#: starts a child, whose pid it prints, and sleeps; the two ignore TERM
+STUBBORN = """
+import signal, subprocess, sys, time
+signal.signal(15, signal.SIG_IGN)
+code = 'import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)'
+print(subprocess.Popen([sys.executable, '-c', code]).pid, flush=True)
+time.sleep(60)
+"""
+SLEEPS = "import time; time.sleep(60)"
+
+
 def test_a_part_is_apart_logs_to_its_file_and_ends_in_order(folder):
     code = (
         "import signal, sys, time\nsignal.signal(15, lambda *_: sys.exit(0))\nprint('up', flush=True)\ntime.sleep(60)"
     )
     part = _child(folder, code)
-    wait_ready(part, lambda: "up" in part.log.read_text(), 20)
+    assert _said(part) == "up\n"
 
     assert os.getsid(part.pid) == part.pid != os.getsid(0)
     assert part.ended() is None
@@ -56,15 +74,8 @@ def test_a_part_is_apart_logs_to_its_file_and_ends_in_order(folder):
 
 
 def test_a_part_that_ignores_term_is_killed_with_its_group(folder):
-    code = (
-        "import signal, subprocess, sys, time\nsignal.signal(15, signal.SIG_IGN)\n"
-        "code = 'import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)'\n"
-        "child = subprocess.Popen([sys.executable, '-c', code])\n"
-        "print(child.pid, flush=True)\ntime.sleep(60)"
-    )
-    part = _child(folder, code, grace=0.3)
-    wait_ready(part, lambda: part.log.read_text().strip(), 20)
-    grandchild = int(part.log.read_text())
+    part = _child(folder, STUBBORN, grace=0.3)
+    grandchild = int(_said(part))
     part.stop()
 
     assert part.ended() == "was killed by signal 9"
@@ -72,12 +83,8 @@ def test_a_part_that_ignores_term_is_killed_with_its_group(folder):
 
 
 def test_a_second_signal_cuts_the_grace_short(folder):
-    part = _child(
-        folder,
-        "import signal, time\nsignal.signal(15, signal.SIG_IGN)\nprint('x', flush=True)\ntime.sleep(60)",
-        grace=60,
-    )
-    wait_ready(part, part.log.read_text, 20)
+    part = _child(folder, STUBBORN, grace=60)
+    _said(part)
     part.stop(lambda: True)
 
     assert part.ended() == "was killed by signal 9"
@@ -96,7 +103,7 @@ def test_a_part_that_dies_while_starting_is_told_with_its_last_lines(folder):
 
 
 def test_a_part_that_never_gets_ready_is_told_too(folder):
-    part = _child(folder, "import time; time.sleep(60)", grace=0.2)
+    part = _child(folder, SLEEPS, grace=0.2)
     with pytest.raises(PartDied, match="was not ready after 0 s"):
         wait_ready(part, lambda: False, 0.2)
     assert "(it wrote nothing)" in str(part_died(part, "ended"))
@@ -104,7 +111,7 @@ def test_a_part_that_never_gets_ready_is_told_too(folder):
 
 
 def test_a_note_finds_its_process_and_no_other_with_the_same_pid(folder):
-    part = _child(folder, "import time; time.sleep(60)")
+    part = _child(folder, SLEEPS)
     facts = json.loads(folder.note("part").read_text())
     folder.note("other").write_text(json.dumps({**facts, "created": facts["created"] - 100}))
     assert Part.left("other", folder) is None
@@ -154,25 +161,26 @@ def test_ports_are_kept_from_start_to_start(folder):
         assert folder.port("server") != port
 
 
-def test_the_embedded_redis_keeps_what_it_is_given_and_throws_nothing_away(folder):
+@contextmanager
+def _redis(folder):
     part, url = redis_process.start(folder, os.environ)
     try:
         wait_ready(part, lambda: redis_process.answers(url), 30)
         with redis.Redis.from_url(url, decode_responses=True) as client:
-            assert client.config_get("appendonly") == {"appendonly": "yes"}
-            assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
-            assert client.config_get("bind") == {"bind": "127.0.0.1"}
-            client.set("kept", "1")
+            yield client
     finally:
         part.stop()
+
+
+def test_the_embedded_redis_keeps_what_it_is_given_and_throws_nothing_away(folder):
+    with _redis(folder) as client:
+        assert client.config_get("appendonly") == {"appendonly": "yes"}
+        assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
+        assert client.config_get("bind") == {"bind": "127.0.0.1"}
+        client.set("kept", "1")
     assert Part.left("redis", folder) is None
-    again, url = redis_process.start(folder, os.environ)
-    try:
-        wait_ready(again, lambda: redis_process.answers(url), 30)
-        with redis.Redis.from_url(url, decode_responses=True) as client:
-            assert client.get("kept") == "1"
-    finally:
-        again.stop()
+    with _redis(folder) as client:
+        assert client.get("kept") == "1"
 
 
 def test_an_embedded_redis_that_still_runs_is_adopted_not_doubled(folder):
@@ -266,14 +274,9 @@ def test_up_resumes_its_own_workers_and_no_others(folder, valkey, wanted, word):
 
 def test_an_adopted_server_goes_with_all_that_it_has_started(folder):
     """`prefect` is only the parent of its server, and need not pass the signal on."""
-    code = (
-        "import signal, subprocess, sys, time\n"
-        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
-        "print(child.pid, flush=True)\ntime.sleep(60)"
-    )
+    code = STUBBORN.replace("signal.SIG_IGN", "signal.SIG_DFL")
     part = _child(folder, code)
-    wait_ready(part, lambda: part.log.read_text().strip(), 20)
-    grandchild = int(part.log.read_text())
+    grandchild = int(_said(part))
     Part.left("part", folder, whole_group=True).stop()
 
     assert not processes.alive(grandchild)
@@ -296,7 +299,7 @@ def test_the_port_of_its_own_leftover_server_is_free_again_when_it_is_looked_at(
     port = free_port()
     code = f"import socket, time; s = socket.create_server(('127.0.0.1', {port})); print(1, flush=True); time.sleep(60)"
     left = _child(folder, code, name="server")
-    wait_ready(left, left.log.read_text, 20)
+    _said(left)
     stack = _stack(folder, UpSettings(port=port))
     monkeypatch.setattr(stack, "_start_redis", _stop_here)
     with pytest.raises(StopRequested):
@@ -304,6 +307,14 @@ def test_the_port_of_its_own_leftover_server_is_free_again_when_it_is_looked_at(
 
     assert left.ended() == "was killed by signal 15"
     assert is_free(port)
+
+
+@pytest.fixture
+def bench(folder):
+    """Runs of a worker of this `up`."""
+    made = BenchOfRuns(folder.path / "state" / "machine" / "worker", Abilities.probe({}))
+    yield made
+    made.close()
 
 
 def _stop_here(*_, **__):
@@ -324,7 +335,7 @@ class _Stubborn:
 
 
 def test_a_part_that_cannot_be_ended_keeps_no_other_from_it(folder):
-    first = _child(folder, "import time; time.sleep(60)", name="redis")
+    first = _child(folder, SLEEPS, name="redis")
     stack = _stack(folder, UpSettings())
     stack.parts += [first, _Stubborn()]
     with pytest.raises(OSError, match="a full disk"):
@@ -333,54 +344,41 @@ def test_a_part_that_cannot_be_ended_keeps_no_other_from_it(folder):
     assert first.ended() == "was killed by signal 15"
 
 
-def test_the_runs_of_a_worker_that_died_are_ended_after_the_workers_and_before_the_poller(folder):
+def test_the_runs_of_a_worker_that_died_are_ended_after_the_workers_and_before_the_poller(folder, bench):
     """A shim has a session of its own: killing the worker's group does not reach it."""
-    bench = BenchOfRuns(folder.path / "state" / "machine" / "worker", Abilities.probe({}))
     told = []
-    stack = _stack(folder, UpSettings(), told.append)
-    poller, worker = (_child(folder, "import time; time.sleep(60)", name=name) for name in ("poller", "worker"))
+    poller, worker = (_child(folder, SLEEPS, name=name) for name in ("poller", "worker"))
+    stack = _stack(folder, UpSettings(), lambda sentence: told.append((sentence, poller.ended(), worker.ended())))
     stack.parts += [poller, worker]
-    stack.say = lambda sentence: told.append((sentence, poller.ended(), worker.ended()))
-    try:
-        spec = bench.sh("trap '' TERM; sleep 300")
-        run = bench.start(spec)
-        os.killpg(worker.pid, signal.SIGKILL)
-        stack.stop(lambda: False)
+    spec = bench.sh("trap '' TERM; sleep 300")
+    run = bench.start(spec)
+    os.killpg(worker.pid, signal.SIGKILL)
+    stack.stop(lambda: False)
 
-        assert bench.living(spec) == []
-        assert not bench.folder(spec).shim_alive()
-        assert bench.end_of(run).stopped_by == "kill"
-    finally:
-        bench.close()
+    assert bench.living(spec) == []
+    assert not bench.folder(spec).shim_alive()
+    assert bench.end_of(run).stopped_by == "kill"
     ((sentence, poller_then, worker_then),) = told
     assert sentence.startswith("killed 1 run that a worker has left")
     assert (poller_then, worker_then) == (None, "was killed by signal 9")
 
 
-def test_a_run_whose_shim_was_killed_too_is_ended(folder):
-    bench = BenchOfRuns(folder.path / "state" / "machine" / "worker", Abilities.probe({}))
-    try:
-        spec = bench.sh("sleep 300")
-        bench.start(spec)
-        os.kill(bench.folder(spec).started()["pid"], signal.SIGKILL)
-        assert leftover_runs.end_all(folder.path / "state", {}) == 1
+def test_a_run_whose_shim_was_killed_too_is_ended(folder, bench):
+    spec = bench.sh("sleep 300")
+    bench.start(spec)
+    os.kill(bench.folder(spec).started()["pid"], signal.SIGKILL)
 
-        assert bench.living(spec) == []
-    finally:
-        bench.close()
+    assert leftover_runs.end_all(folder.path / "state", {}) == 1
+    assert bench.living(spec) == []
 
 
-def test_records_of_another_boot_and_of_runs_that_have_ended_kill_nobody(folder):
-    bench = BenchOfRuns(folder.path / "state" / "machine" / "worker", Abilities.probe({}))
-    try:
-        ended, other = bench.sh("exit 0"), bench.sh("sleep 300")
-        bench.run(ended)
-        bench.start(other)
-        assert leftover_runs.end_all(folder.path / "state", {"FLOWFLEET_BOOT_ID": "another"}) == 0
+def test_records_of_another_boot_and_of_runs_that_have_ended_kill_nobody(folder, bench):
+    ended, other = bench.sh("exit 0"), bench.sh("sleep 300")
+    bench.run(ended)
+    bench.start(other)
 
-        assert bench.living(other) != []
-    finally:
-        bench.close()
+    assert leftover_runs.end_all(folder.path / "state", {"FLOWFLEET_BOOT_ID": "another"}) == 0
+    assert bench.living(other) != []
 
 
 SLEEPERS = """
@@ -411,54 +409,55 @@ class _Sleepers:
     """A whole `flowfleet up` as a child, with two sleepers as its parts."""
 
     def __init__(self, data, **facts):
+        facts = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, **facts}
         argv = [sys.executable, "-c", SLEEPERS, "--data-dir", str(data)]
-        self.data = data
+        self.state = data / "up.json"
         self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, **facts)
 
     def ready(self):
-        path = self.data / "up.json"
-        until(path.exists, 30, "up.json")
-        return [part["pid"] for part in json.loads(path.read_text())["parts"].values()]
+        until(self.state.exists, 30, "up.json")
+        self.parts = [part["pid"] for part in json.loads(self.state.read_text())["parts"].values()]
 
     def ended(self):
+        """Its exit code, and what it has said that was not read yet; none of its parts is left."""
         code = self.process.wait(30 * SCALE)
-        assert not (self.data / "up.json").exists()
-        return code
+        assert not self.state.exists()
+        assert not any(map(processes.alive, self.parts))
+        if self.process.stdout is None:
+            return code, ""
+        with self.process.stdout as said:
+            return code, said.read()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_one_signal_ends_up_in_order_with_0(tmp_path, number):
-    up = _Sleepers(tmp_path / "data", stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    parts = up.ready()
+    up = _Sleepers(tmp_path / "data")
+    up.ready()
     up.process.send_signal(number)
+    code, said = up.ended()
 
-    assert up.ended() == 0
-    assert "stopping worker, redis" in up.process.stdout.read()
-    assert not any(map(processes.alive, parts))
-    up.process.stdout.close()
+    assert code == 0
+    assert "stopping worker, redis" in said
 
 
 def test_a_second_signal_hurries_and_shows_in_the_exit_code(tmp_path):
-    up = _Sleepers(tmp_path / "stubborn", stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    parts = up.ready()
+    up = _Sleepers(tmp_path / "stubborn")
+    up.ready()
     up.process.send_signal(signal.SIGTERM)
-    assert any(b"stopping worker, redis" in line for line in up.process.stdout)
+    assert any("stopping worker, redis" in line for line in up.process.stdout)
     up.process.send_signal(signal.SIGINT)
 
-    assert up.ended() == 128 + signal.SIGINT
-    assert not any(map(processes.alive, parts))
-    up.process.stdout.close()
+    assert up.ended()[0] == 128 + signal.SIGINT
 
 
 def test_a_part_that_dies_ends_up_with_1_and_the_others_with_it(tmp_path):
-    up = _Sleepers(tmp_path / "data", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    parts = up.ready()
-    os.kill(parts[0], signal.SIGKILL)
+    up = _Sleepers(tmp_path / "data", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    up.ready()
+    os.kill(up.parts[0], signal.SIGKILL)
 
-    assert up.ended() == 1
-    assert "The redis was killed by signal 9, and flowfleet up ends with it. The end of" in up.process.stderr.read()
-    assert not any(map(processes.alive, parts))
-    up.process.stderr.close()
+    assert up.ended()[0] == 1
+    with up.process.stderr as said:
+        assert "The redis was killed by signal 9, and flowfleet up ends with it. The end of" in said.read()
 
 
 def test_a_pipe_that_nobody_reads_any_more_keeps_no_part_running(tmp_path):
@@ -466,12 +465,11 @@ def test_a_pipe_that_nobody_reads_any_more_keeps_no_part_running(tmp_path):
     reader, writer = os.pipe()
     up = _Sleepers(tmp_path / "data", stdout=writer, stderr=writer)
     os.close(writer)
-    parts = up.ready()
+    up.ready()
     os.close(reader)
     up.process.send_signal(signal.SIGINT)
 
-    assert up.ended() == 0
-    assert not any(map(processes.alive, parts))
+    assert up.ended()[0] == 0
 
 
 def test_a_closed_terminal_keeps_no_part_running(tmp_path):
@@ -482,11 +480,10 @@ def test_a_closed_terminal_keeps_no_part_running(tmp_path):
 
     up = _Sleepers(tmp_path / "data", stdout=slave, stderr=slave, start_new_session=True, preexec_fn=own_terminal)
     os.close(slave)
-    parts = up.ready()
+    up.ready()
     os.close(master)  # the kernel sends SIGHUP, and each word from here on is an error
 
-    assert up.ended() == 0
-    assert not any(map(processes.alive, parts))
+    assert up.ended()[0] == 0
 
 
 def test_a_terminal_that_closes_twice_is_no_hurry():

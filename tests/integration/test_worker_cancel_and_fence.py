@@ -10,18 +10,6 @@ import pytest
 
 from flowfleet.failpoints import Failpoints
 from tests.waiting import stays, until
-from tests.worker_world import WorkerWorld
-
-
-@pytest.fixture
-def world(valkey, tmp_path):
-    made = WorkerWorld(valkey.tcp_url, tmp_path)
-    yield made
-    made.close()
-
-
-def waiting_code(path, code=0):
-    return f"import os,time\nwhile not os.path.exists({str(path)!r}): time.sleep(0.02)\nraise SystemExit({code})"
 
 
 def given_away(world, message):
@@ -30,12 +18,11 @@ def given_away(world, message):
     world.service.heartbeat.nudge()
 
 
-def test_a_run_that_is_not_ours_any_more_is_stopped_and_not_reported(world, tmp_path):
+def test_a_run_that_is_not_ours_any_more_is_stopped_and_not_reported(world):
     world.start()
-    message = world.submit(waiting_code(tmp_path / "gate"))
-    world.wait_state(message, "running")
+    message = world.begin()
     given_away(world, message)
-    folder = world.state.runs.get(message.run_id, message.claim)
+    folder = world.run_folder(message)
     until(folder.settled, 20, "the run to be stopped and settled")
 
     assert folder.exit_record()["stopped_by"] == "term"
@@ -44,15 +31,14 @@ def test_a_run_that_is_not_ours_any_more_is_stopped_and_not_reported(world, tmp_
     until(lambda: world.service.attempts.all() == [], 10, "the worker to let go of it")
 
 
-def test_a_run_that_has_an_end_at_the_api_is_left_alone_and_its_true_exit_is_logged(world, tmp_path):
+def test_a_run_that_has_an_end_at_the_api_is_left_alone_and_its_true_exit_is_logged(world):
     world.start()
-    message = world.submit(waiting_code(tmp_path / "gate", 5))
-    world.wait_state(message, "running")
+    message = world.begin(5)
     world.api.write(message.run_id, "CRASHED")
     given_away(world, message)
     until(lambda: world.service.attempts.get(message.task_id).fenced, 10, "the worker to know")
     stays(lambda: len(world.service.attempts.running()) == 1, 1.0, "the process to be left alone")
-    (tmp_path / "gate").touch()
+    world.release()
     until(lambda: any("exited with code 5" in line["message"] for line in world.api.logs), 10, "the log line")
 
     assert world.api.history(message.run_id)[-1] == "Crashed"
@@ -73,56 +59,48 @@ def refusal_heard(world, caplog):
     until(lambda: caplog.messages.count("claim is not ours any more") > before, 10, "a refused renewal")
 
 
-def test_runs_of_a_worker_whose_name_was_taken_live_and_end_in_order(world, tmp_path, caplog):
+def test_runs_of_a_worker_whose_name_was_taken_live_and_end_in_order(world, caplog):
     world.start()
-    message = world.submit(waiting_code(tmp_path / "gate", 5))
-    world.wait_state(message, "running")
+    message = world.begin(5)
     name_taken(world, caplog)
     refusal_heard(world, caplog)
     stays(lambda: len(world.service.attempts.running()) == 1, 1.0, "the process to be left alone")
-    (tmp_path / "gate").touch()
-    world.wait_gone(message, 30)
-
-    assert "exited with code 5" in world.api.state(message.run_id)["message"]
+    world.end(message, 5, 30)
 
 
-def test_a_run_of_a_worker_whose_name_was_taken_is_stopped_once_it_is_handed_out_anew(world, tmp_path, caplog):
+def test_a_run_of_a_worker_whose_name_was_taken_is_stopped_once_it_is_handed_out_anew(world, caplog):
     world.start()
-    message = world.submit(waiting_code(tmp_path / "gate"))
-    world.wait_state(message, "running")
+    message = world.begin()
     world.api.write(message.run_id, "SCHEDULED")
     name_taken(world, caplog)
-    folder = world.state.runs.get(message.run_id, message.claim)
+    folder = world.run_folder(message)
     until(lambda: folder.exit_record() is not None, 20, "the run to be stopped")
     assert folder.exit_record()["stopped_by"] == "term"
 
 
-def test_a_report_of_a_worker_whose_name_was_taken_is_delivered(world, tmp_path, caplog):
+def test_a_report_of_a_worker_whose_name_was_taken_is_delivered(world, caplog):
     world.start()
-    message = world.submit(waiting_code(tmp_path / "gate", 5))
-    world.wait_state(message, "running")
+    message = world.begin(5)
     world.api.fail("/set_state", times=-1)
-    (tmp_path / "gate").touch()
+    world.release()
     world.wait_state(message, "ended")
     name_taken(world, caplog)
     world.api.heal()
     world.wait_gone(message, 30)
 
-    assert "exited with code 5" in world.api.state(message.run_id)["message"]
+    assert "exited with code 5" in world.told(message)
 
 
-def test_a_claim_that_redis_has_lost_is_written_again_and_ends_in_order(world, tmp_path):
+def test_a_claim_that_redis_has_lost_is_written_again_and_ends_in_order(world):
     world.start()
-    message = world.submit(waiting_code(tmp_path / "gate", 4))
-    claim = world.wait_state(message, "running")
+    message = world.begin(4)
+    claim = world.ledger.claims.get(message.run_id)
     world.ledger.lose(claim)
     world.service.heartbeat.nudge()
     again = world.wait_state(message, "running")
     assert (again.worker, again.handle, again.due) == (claim.worker, claim.handle, claim.due)
     world.ledger.lose(again)
-    (tmp_path / "gate").touch()
-    world.wait_gone(message, 30)
-    assert "exited with code 4" in world.api.state(message.run_id)["message"]
+    world.end(message, 4, 30)
 
 
 def test_a_worker_whose_row_redis_has_lost_signs_on_again(world):
@@ -136,10 +114,9 @@ def test_a_worker_whose_row_redis_has_lost_signs_on_again(world):
     until(lambda: world._row().routes == (world.route,), 10, "its routes to be there")
 
 
-def test_a_cancel_in_the_ledger_ends_a_running_run_as_cancelled(world, tmp_path):
+def test_a_cancel_in_the_ledger_ends_a_running_run_as_cancelled(world):
     world.start()
-    message = world.submit(waiting_code(tmp_path / "gate"))
-    world.wait_state(message, "running")
+    message = world.begin()
     assert world.ledger.claims.cancel(message.run_id).moved
     world.service.heartbeat.nudge()
     world.wait_gone(message)
@@ -162,20 +139,20 @@ class Meanwhile(Failpoints):
 
 
 @pytest.mark.parametrize("place", ["start.after_move", "start.before_fork", "start.after_fork"])
-def test_a_cancel_between_the_right_to_start_and_the_running_run_is_not_lost(world, tmp_path, place):
+def test_a_cancel_between_the_right_to_start_and_the_running_run_is_not_lost(world, place):
     meanwhile = Meanwhile(world, place)
     world.start(failpoints=meanwhile)
-    code = f"open({str(tmp_path / 'm')!r}, 'a')\n{waiting_code(tmp_path / 'gate')}"
+    code = f"{world.marking()}\n{world.holding()}"
     message = meanwhile.message = world.claim(world.create(f"{sys.executable} -c {shlex.quote(code)}"))
     world.publisher.publish(message)
     world.wait_gone(message)
 
     assert world.api.state(message.run_id)["type"] == "CANCELLED"
     if place == "start.after_move":
-        assert not (tmp_path / "m").exists(), "nothing is started that is known to be cancelled"
+        assert world.marks() == "", "nothing is started that is known to be cancelled"
 
 
-def test_a_shut_gate_lets_no_message_in_and_its_opening_does(world, tmp_path):
+def test_a_shut_gate_lets_no_message_in_and_its_opening_does(world):
     world.start()
     world.ledger.shut()
     world.service.heartbeat.nudge()

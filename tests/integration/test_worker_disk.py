@@ -8,17 +8,9 @@ import os
 import pytest
 
 from tests.waiting import until
-from tests.worker_world import WorkerWorld
 from workers import background as background_module
 from workers.reporting import endings as endings_module
 from workers.shim import atomic_files
-
-
-@pytest.fixture
-def world(valkey, tmp_path):
-    made = WorkerWorld(valkey.tcp_url, tmp_path)
-    yield made
-    made.close()
 
 
 @pytest.fixture(autouse=True)
@@ -44,19 +36,13 @@ class FullDisk:
         self.outbox.put = self.put
 
 
-def waiting_code(path, code):
-    return f"import os,time\nwhile not os.path.exists({str(path)!r}): time.sleep(0.02)\nraise SystemExit({code})"
-
-
-def test_a_report_that_finds_no_room_holds_no_other_up_and_is_told_once_there_is_room(world, tmp_path):
+def test_a_report_that_finds_no_room_holds_no_other_up_and_is_told_once_there_is_room(world):
     world.start()
-    full, other = (world.submit(waiting_code(tmp_path / str(code), code)) for code in (3, 4))
+    full, other = (world.begin(code, gate=str(code)) for code in (3, 4))
     disk = FullDisk(world.state.outbox, full.run_id)
-    for message in (full, other):
-        world.wait_state(message, "running")
-    (tmp_path / "3").touch()
+    world.release("3")
     until(lambda: disk.refused, 10, "the first try")
-    (tmp_path / "4").touch()
+    world.release("4")
     world.wait_gone(other)
     tried = disk.refused
     until(lambda: disk.refused > tried + 3, 20, "more tries")
@@ -64,20 +50,18 @@ def test_a_report_that_finds_no_room_holds_no_other_up_and_is_told_once_there_is
     disk.empty()
     world.wait_gone(full)
 
-    assert "exited with code 3" in world.api.state(full.run_id)["message"]
-    assert "exited with code 4" in world.api.state(other.run_id)["message"]
+    assert "exited with code 3" in world.told(full)
+    assert "exited with code 4" in world.told(other)
 
 
-def test_while_the_api_is_away_one_report_without_room_leaves_the_others_kept(world, tmp_path):
+def test_while_the_api_is_away_one_report_without_room_leaves_the_others_kept(world):
     world.start()
-    full, other = (world.submit(waiting_code(tmp_path / str(code), code)) for code in (3, 4))
+    full, other = (world.begin(code, gate=str(code)) for code in (3, 4))
     disk = FullDisk(world.state.outbox, full.run_id)
-    for message in (full, other):
-        world.wait_state(message, "running")
     world.api.fail("", "status", times=-1, status=503)
-    (tmp_path / "3").touch()
+    world.release("3")
     until(lambda: disk.refused, 30, "the first try")
-    (tmp_path / "4").touch()
+    world.release("4")
     (kept,) = until(lambda: list(world.state.outbox), 90, "the other report to be on disk")
     assert kept["run_id"] == other.run_id
     world.api.heal()
@@ -85,7 +69,7 @@ def test_while_the_api_is_away_one_report_without_room_leaves_the_others_kept(wo
     world.wait_gone(full, 60)
     world.wait_gone(other, 60)
 
-    assert "exited with code 3" in world.api.state(full.run_id)["message"]
+    assert "exited with code 3" in world.told(full)
 
 
 class NoRoomToStart:
@@ -103,7 +87,7 @@ class NoRoomToStart:
 
 
 def test_a_start_that_fails_on_a_full_disk_gives_claim_and_slot_back_once_there_is_room(world, monkeypatch):
-    service = world.start()
+    world.start()
     disk = NoRoomToStart(monkeypatch)
     message = world.claim(world.create("no-such-program"))
     world.publisher.publish(message)
@@ -111,8 +95,8 @@ def test_a_start_that_fails_on_a_full_disk_gives_claim_and_slot_back_once_there_
     assert world.ledger.claims.get(message.run_id).state == "starting"
     disk.full = False
     until(lambda: world.ledger.claims.get(message.run_id) is None, 10, "the claim to be handed back")
-    until(lambda: service.slots.in_use() == 0, 5, "the slot to be free")
+    world.wait_free()
 
     assert world.api.state(message.run_id)["type"] == "SCHEDULED"
-    folder = world.state.runs.get(message.run_id, message.claim)
+    folder = world.run_folder(message)
     until(lambda: not folder.path.exists(), 5, "the folder to be removed")

@@ -10,14 +10,6 @@ from flowfleet.failpoints import Failpoints
 from flowfleet.ledger.claims import Refusal
 from tests.ledger_world import flow_run
 from tests.waiting import until
-from tests.worker_world import WorkerWorld
-
-
-@pytest.fixture
-def world(valkey, tmp_path):
-    made = WorkerWorld(valkey.tcp_url, tmp_path)
-    yield made
-    made.close()
 
 
 class Broken(Failpoints):
@@ -42,7 +34,7 @@ def broken_launch(world, place, *happens):
     message = broken.message = world.claim(world.create("/bin/true"))
     world.publisher.publish(message)
     until(lambda: broken.done, 10, "the launch to break off")
-    return message, world.state.runs.get(message.run_id, message.claim)
+    return message, world.run_folder(message)
 
 
 def cancelled_at_the_api(world):
@@ -54,7 +46,7 @@ def lost_by_redis(world):
 
 
 def wait_handed_back(world, folder):
-    until(lambda: world.service.slots.in_use() == 0, 10, "the slot to be free")
+    world.wait_free()
     until(lambda: not folder.path.exists(), 30, "the folder to be removed")
 
 

@@ -5,15 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.waiting import until
-from tests.worker_world import WorkerWorld
 from workers.deployers.process import ProcessDeployer
-
-
-@pytest.fixture
-def world(valkey, tmp_path):
-    made = WorkerWorld(valkey.tcp_url, tmp_path)
-    yield made
-    made.close()
 
 
 class Wordy:
@@ -49,13 +41,10 @@ def renewed(world):
 
 
 @pytest.mark.usefixtures("wordy")
-def test_a_run_whose_handle_the_ledger_cannot_take_goes_on_and_so_does_its_worker(world, tmp_path):
-    gate = tmp_path / "gate"
+def test_a_run_whose_handle_the_ledger_cannot_take_goes_on_and_so_does_its_worker(world):
     world.start()
-    message = world.submit(
-        f"import os,time\nwhile not os.path.exists({str(gate)!r}): time.sleep(0.02)\nraise SystemExit(5)"
-    )
-    claim = world.wait_state(message, "running")
+    message = world.begin(5)
+    claim = world.ledger.claims.get(message.run_id)
     assert claim.handle["kind"] == "process"
     assert "story" not in claim.handle
     renewed(world)
@@ -64,6 +53,4 @@ def test_a_run_whose_handle_the_ledger_cannot_take_goes_on_and_so_does_its_worke
     world.stop()
     world.start()
     renewed(world)
-    gate.touch()
-    world.wait_gone(message)
-    assert "exited with code 5" in world.api.state(message.run_id)["message"]
+    world.end(message, 5)

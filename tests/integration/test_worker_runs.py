@@ -11,30 +11,10 @@ import pytest
 from flowfleet.api.connect import connect
 from flowfleet.errors import UnsupportedRun
 from tests.waiting import until
-from tests.worker_world import WorkerWorld
+from tests.worker_world import command
 from workers.state.state_folder import StateFolder
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-
-
-@pytest.fixture
-def world(valkey, tmp_path):
-    made = WorkerWorld(valkey.tcp_url, tmp_path)
-    yield made
-    made.close()
-
-
-def marks(folder, name):
-    path = folder / name
-    return path.read_text().splitlines() if path.exists() else []
-
-
-def marking(folder, name, then=""):
-    return f"open({str(folder / name)!r}, 'a').write('ran\\n'); {then}"
-
-
-def waiting_code(path):
-    return f"import os,time\nwhile not os.path.exists({str(path)!r}): time.sleep(0.02)"
 
 
 def counted(world, metric):
@@ -43,26 +23,25 @@ def counted(world, metric):
     return next((float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"flowfleet_{metric} ")), 0.0)
 
 
-def test_a_run_goes_from_its_message_to_its_release(world, tmp_path):
+def test_a_run_goes_from_its_message_to_its_release(world):
     world.start()
-    gate = tmp_path / "gate"
-    message = world.submit(marking(tmp_path, "m", waiting_code(gate)))
+    message = world.submit(f"{world.marking()}\n{world.holding()}")
     claim = world.wait_state(message, "running")
     assert claim.worker == world.worker
     assert claim.handle["kind"] == "process"
     world.finish(message.run_id)
-    gate.touch()
+    world.release()
     record = world.wait_gone(message)
 
     assert record["reason"] == "completed"
-    assert marks(tmp_path, "m") == ["ran"]
+    assert world.marks() == "ran;"
     assert world.api.history(message.run_id) == ["Scheduled", "Submitted", "Launching", "Completed"]
     # what follows a start goes its own way, and may come after what follows the end
     mark = f"flowfleet:{world.ledger.fleet}:"
     until(lambda: str(world.api.runs[message.run_id]["infrastructure_pid"]).startswith(mark), 10, "the run's mark")
     said = "Submitted for execution by worker@here: PID"
     until(lambda: any(said in line["message"] for line in list(world.api.logs)), 10, "the line on its log page")
-    until(lambda: world.service.slots.in_use() == 0, 5, "the slot to be free")
+    world.wait_free()
     until(lambda: counted(world, 'runs_finished_total{outcome="completed"}') == 1, 5, "its outcome to be counted")
     until(lambda: counted(world, "run_duration_seconds_count") == 1, 5, "its duration to be counted")
     page = world.service.health.metrics_text().decode()
@@ -90,16 +69,14 @@ def test_an_exit_0_without_an_end_is_looked_at_twice_and_told(world):
     world.wait_gone(message)
 
     assert world.api.state(message.run_id)["type"] == "CRASHED"
-    assert "exited 0 without reporting an end" in world.api.state(message.run_id)["message"]
+    assert "exited 0 without reporting an end" in world.told(message)
 
 
-def test_a_run_that_waits_for_its_retry_is_released_without_a_word(world, tmp_path):
+def test_a_run_that_waits_for_its_retry_is_released_without_a_word(world):
     world.start()
-    gate = tmp_path / "gate"
-    message = world.submit(waiting_code(gate))
-    world.wait_state(message, "running")
+    message = world.begin()
     world.api.write(message.run_id, "SCHEDULED", "AwaitingRetry")
-    gate.touch()
+    world.release()
     record = world.wait_gone(message)
 
     assert record["reason"] == "awaitingretry"
@@ -128,34 +105,29 @@ def test_a_template_reads_the_environment_of_the_worker_but_nothing_of_ours(worl
         client.jobs.job(secret.run_id)
 
 
-def test_a_message_delivered_three_times_is_one_start(world, tmp_path):
+def test_a_message_delivered_three_times_is_one_start(world):
     world.start()
-    gate = tmp_path / "gate"
-    waits = f"until [ -e {gate} ]; do sleep 0.02; done"
-    message = world.claim(world.create(f"/bin/sh -c 'echo ran >> {tmp_path}/m; {waits}'"))
+    message = world.claim(world.create(command(f"{world.marking()}\n{world.holding()}")))
     for _ in range(3):
         world.publisher.publish(message)
     world.wait_state(message, "running")
     world.finish(message.run_id)
-    gate.touch()
+    world.release()
     world.wait_gone(message)
-    until(lambda: world.service.slots.in_use() == 0, 5, "the slots to be free")
+    world.wait_free()
 
-    assert marks(tmp_path, "m") == ["ran"]
+    assert world.marks() == "ran;"
 
 
-def test_no_more_messages_are_fetched_than_there_are_slots(world, tmp_path):
+def test_no_more_messages_are_fetched_than_there_are_slots(world):
     world.start()
-    gate = tmp_path / "gate"
-    first = [world.submit(waiting_code(gate)) for _ in range(2)]
-    for message in first:
-        world.wait_state(message, "running")
-    late = world.create(f"/bin/sh -c 'echo ran >> {tmp_path}/m'")
+    first = [world.begin() for _ in range(2)]
+    late = world.create(command(world.marking()))
     (outcome,) = world.ledger.claim(late)
     assert not outcome.moved, "the ledger counts the slots"
     until(lambda: world.service.slots.in_use() == 2, 5, "two slots in use")
     assert not world.service.slots.has_room()
-    gate.touch()
+    world.release()
     for message in first:
         world.finish(message.run_id)
         world.wait_gone(message)
@@ -164,29 +136,29 @@ def test_no_more_messages_are_fetched_than_there_are_slots(world, tmp_path):
     world.publisher.publish(message)
     world.wait_gone(message)
 
-    assert marks(tmp_path, "m") == ["ran"]
+    assert world.marks() == "ran;"
 
 
-def test_a_run_that_was_cancelled_before_its_start_is_never_started(world, tmp_path):
+def test_a_run_that_was_cancelled_before_its_start_is_never_started(world):
     world.start()
-    message = world.claim(world.create(f"/bin/sh -c 'echo ran >> {tmp_path}/m'"))
+    message = world.claim(world.create(command(world.marking())))
     world.api.write(message.run_id, "CANCELLING")
     world.publisher.publish(message)
     world.wait_gone(message)
 
-    assert marks(tmp_path, "m") == []
+    assert world.marks() == ""
     assert world.api.state(message.run_id)["type"] == "CANCELLED"
     assert counted(world, 'runs_handed_back_total{reason="not started"}') == 1
 
 
-def test_a_run_that_somebody_else_has_claimed_is_dropped_and_not_started(world, tmp_path):
+def test_a_run_that_somebody_else_has_claimed_is_dropped_and_not_started(world):
     world.start()
-    message = world.claim(world.create(f"/bin/sh -c 'echo ran >> {tmp_path}/m'"))
+    message = world.claim(world.create(command(world.marking())))
     world.api.write(message.run_id, "PENDING", "Submitted", transition_id="00000000-0000-4000-8000-00000000ffff")
     world.publisher.publish(message)
     world.wait_gone(message)
 
-    assert marks(tmp_path, "m") == []
+    assert world.marks() == ""
 
 
 def test_a_worker_prunes_old_outputs_as_it_starts_its_own_and_those_of_a_name_that_is_gone(world):

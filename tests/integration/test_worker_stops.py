@@ -10,16 +10,9 @@ import pytest
 from flowfleet.failpoints import Failpoints
 from flowfleet.ledger.claims import Lease
 from tests.waiting import SCALE, stays, until
-from tests.worker_world import Left, WorkerWorld
+from tests.worker_world import Left
 from workers.runs import launch as launch_module
 from workers.shim.syscalls import boot_clock
-
-
-@pytest.fixture
-def world(valkey, tmp_path):
-    made = WorkerWorld(valkey.tcp_url, tmp_path)
-    yield made
-    made.close()
 
 
 class Crash(Failpoints):
@@ -30,14 +23,10 @@ class Crash(Failpoints):
             raise Left
 
 
-def waiting_code(path, code=0):
-    return f"import os,time\nwhile not os.path.exists({str(path)!r}): time.sleep(0.02)\nraise SystemExit({code})"
-
-
-def test_a_detached_run_goes_on_and_the_next_worker_reports_its_true_exit(world, tmp_path):
+def test_a_detached_run_goes_on_and_the_next_worker_reports_its_true_exit(world):
     world.start()
-    message = world.submit(waiting_code(tmp_path / "gate", 7))
-    before = world.wait_state(message, "running")
+    message = world.begin(7)
+    before = world.ledger.claims.get(message.run_id)
     began = time.monotonic()
     assert world.stop() == 0
     assert time.monotonic() - began < 5 * SCALE
@@ -46,49 +35,43 @@ def test_a_detached_run_goes_on_and_the_next_worker_reports_its_true_exit(world,
     service = world.start()
     assert {attempt.key for attempt in service.attempts.running()} == {message.task_id}
     assert service.slots.in_use() == 1
-    (tmp_path / "gate").touch()
-    world.wait_gone(message)
-
-    assert "exited with code 7" in world.api.state(message.run_id)["message"]
-    assert before.handle["pid"] == world.state.runs.get(message.run_id, message.claim).started()["pid"]
+    world.end(message, 7)
+    assert before.handle["pid"] == world.run_folder(message).started()["pid"]
     assert world.api.history(message.run_id).count("Launching") == 1
 
 
-def test_a_run_that_ended_while_no_worker_lived_is_reported_by_the_next(world, tmp_path):
+def test_a_run_that_ended_while_no_worker_lived_is_reported_by_the_next(world):
     world.start()
-    message = world.submit(waiting_code(tmp_path / "gate", 9))
-    world.wait_state(message, "running")
+    message = world.begin(9)
     world.stop()
-    (tmp_path / "gate").touch()
-    folder = world.state.runs.get(message.run_id, message.claim)
+    world.release()
+    folder = world.run_folder(message)
     until(lambda: folder.exit_record() is not None, 10, "the shim to record the exit")
     assert world.api.state(message.run_id)["type"] == "PENDING"
     world.start()
     world.wait_gone(message)
 
-    assert "exited with code 9" in world.api.state(message.run_id)["message"]
+    assert "exited with code 9" in world.told(message)
 
 
-def test_cancel_mode_ends_the_runs_before_the_worker_goes(world, tmp_path):
+def test_cancel_mode_ends_the_runs_before_the_worker_goes(world):
     world.start(mode="cancel")
-    message = world.submit(waiting_code(tmp_path / "gate"))
-    world.wait_state(message, "running")
+    message = world.begin()
     assert world.stop() == 0
 
     assert world.ledger.claims.get(message.run_id) is None
-    assert "was stopped by the worker" in world.api.state(message.run_id)["message"]
+    assert "was stopped by the worker" in world.told(message)
 
 
-def test_wait_mode_waits_for_the_runs(world, tmp_path):
+def test_wait_mode_waits_for_the_runs(world):
     service = world.start(mode="wait")
-    message = world.submit(waiting_code(tmp_path / "gate", 4))
-    world.wait_state(message, "running")
+    message = world.begin(4)
     service.stop_signals.request()
     stays(world._thread.is_alive, 0.7, "the worker waits")
-    (tmp_path / "gate").touch()
+    world.release()
     assert world.stop() == 0
 
-    assert "exited with code 4" in world.api.state(message.run_id)["message"]
+    assert "exited with code 4" in world.told(message)
 
 
 @pytest.mark.parametrize("mode", ["wait", "cancel"])
@@ -98,7 +81,7 @@ def test_a_stopping_worker_serves_no_route_while_it_renews_what_it_still_has(wor
     service = world.start(mode=mode)
     message = world.submit(ignores)
     world.wait_state(message, "running")
-    log = world.state.runs.get(message.run_id, message.claim).log
+    log = world.run_folder(message).log
     until(lambda: log.read_text() == "on\n", 5, "the run to take no TERM")
     service.stop_signals.request()
     until(lambda: world._row().routes == (), 5, "the roster to show no route")
@@ -128,17 +111,17 @@ class Thawed(Failpoints):
             self.ahead = Lease().ttl_seconds
 
 
-def test_a_worker_that_thaws_past_its_lease_starts_nothing_and_hands_the_run_back(world, tmp_path, monkeypatch):
-    service = world.start(failpoints=Thawed(monkeypatch))
-    message = world.submit(f"open({str(tmp_path / 'm')!r}, 'a').write('ran')")
+def test_a_worker_that_thaws_past_its_lease_starts_nothing_and_hands_the_run_back(world, monkeypatch):
+    world.start(failpoints=Thawed(monkeypatch))
+    message = world.submit(world.marking())
     world.wait_gone(message)
-    until(lambda: service.slots.in_use() == 0, 5, "the slot to be free")
+    world.wait_free()
 
     assert world.api.history(message.run_id) == ["Scheduled", "Submitted", "Launching", "Scheduled"]
-    assert "too late" in world.api.state(message.run_id)["message"]
-    folder = world.state.runs.get(message.run_id, message.claim)
+    assert "too late" in world.told(message)
+    folder = world.run_folder(message)
     until(lambda: not folder.path.exists(), 5, "the folder to be removed")
-    assert not (tmp_path / "m").exists()
+    assert world.marks() == ""
 
 
 class LateDeployer:
@@ -154,22 +137,22 @@ class LateDeployer:
         return self.deployer.adopt(folder)
 
 
-def test_a_start_that_comes_too_late_at_its_shim_is_handed_back_and_no_fault_of_the_run(world, tmp_path):
+def test_a_start_that_comes_too_late_at_its_shim_is_handed_back_and_no_fault_of_the_run(world):
     service = world.start()
     object.__setattr__(service.launch, "deployer", LateDeployer(service.launch.deployer))
-    message = world.submit(f"open({str(tmp_path / 'm')!r}, 'a').write('ran')")
+    message = world.submit(world.marking())
     world.wait_gone(message)
 
     assert world.api.history(message.run_id) == ["Scheduled", "Submitted", "Launching", "Scheduled"]
-    assert not (tmp_path / "m").exists()
+    assert world.marks() == ""
 
 
 @pytest.mark.parametrize("place", ["take.after_folder", "take.after_move", "start.after_move", "start.before_fork"])
-def test_a_launch_that_breaks_off_before_the_fork_is_handed_back_by_the_next_worker(world, tmp_path, place):
+def test_a_launch_that_breaks_off_before_the_fork_is_handed_back_by_the_next_worker(world, place):
     world.start(failpoints=Crash({place: "raise"}))
-    message = world.submit(f"open({str(tmp_path / 'm')!r}, 'a').write('ran')")
+    message = world.submit(world.marking())
     state = "queued" if place == "take.after_folder" else "taken" if place == "take.after_move" else "starting"
-    folder = world.state.runs.get(message.run_id, message.claim)
+    folder = world.run_folder(message)
     until(folder.path.exists, 10, "the run's folder")
     world.wait_state(message, state)
     world.stop()
@@ -182,53 +165,53 @@ def test_a_launch_that_breaks_off_before_the_fork_is_handed_back_by_the_next_wor
         world.wait_gone(message)
         assert world.api.state(message.run_id)["type"] == "SCHEDULED"
 
-    assert not (tmp_path / "m").exists()
+    assert world.marks() == ""
 
 
 @pytest.mark.parametrize("place", ["start.after_fork", "start.after_running"])
-def test_a_launch_that_breaks_off_after_the_fork_is_adopted_by_the_next_worker(world, tmp_path, place):
+def test_a_launch_that_breaks_off_after_the_fork_is_adopted_by_the_next_worker(world, place):
     world.start(failpoints=Crash({place: "raise"}))
-    message = world.submit(f"open({str(tmp_path / 'm')!r}, 'a').write('ran;'); raise SystemExit(6)")
-    until((tmp_path / "m").exists, 10, "the run to begin")
+    message = world.submit(f"{world.marking()}; raise SystemExit(6)")
+    until(world.marks, 10, "the run to begin")
     world.stop()
     world.start()
     world.wait_gone(message)
 
-    assert (tmp_path / "m").read_text() == "ran;"
-    assert "exited with code 6" in world.api.state(message.run_id)["message"]
+    assert world.marks() == "ran;"
+    assert "exited with code 6" in world.told(message)
 
 
 @pytest.mark.parametrize("place", ["take.after_move", "start.after_move", "start.before_fork"])
-def test_a_fault_of_ours_before_the_fork_hands_the_run_back_at_once(world, tmp_path, place):
+def test_a_fault_of_ours_before_the_fork_hands_the_run_back_at_once(world, place):
     world.start(failpoints=Failpoints({place: "raise"}))
-    message = world.submit(f"open({str(tmp_path / 'm')!r}, 'a').write('ran')")
+    message = world.submit(world.marking())
     world.wait_gone(message)
-    until(lambda: world.service.slots.in_use() == 0, 5, "the slot to be free")
+    world.wait_free()
 
     assert world.api.state(message.run_id)["type"] == "SCHEDULED"
-    assert not (tmp_path / "m").exists()
-    folder = world.state.runs.get(message.run_id, message.claim)
+    assert world.marks() == ""
+    folder = world.run_folder(message)
     until(lambda: not folder.path.exists(), 5, "the folder to be removed")
 
 
-def test_a_fault_of_ours_after_the_fork_loses_nothing(world, tmp_path):
+def test_a_fault_of_ours_after_the_fork_loses_nothing(world):
     world.start(failpoints=Failpoints({"start.after_fork": "raise"}))
     message = world.submit("import time; time.sleep(0.3); raise SystemExit(6)")
     world.wait_gone(message)
 
-    assert "exited with code 6" in world.api.state(message.run_id)["message"]
+    assert "exited with code 6" in world.told(message)
 
 
 def test_a_start_that_failed_unsaid_is_told_by_the_next_worker(world):
     world.start(failpoints=Failpoints({"end.before_record": "raise"}))
     message = world.submit_command("/no/such/program")
-    folder = world.state.runs.get(message.run_id, message.claim)
+    folder = world.run_folder(message)
     until(lambda: folder.exit_record() is not None, 10, "the failed start to be on disk")
     world.stop()
     world.start()
     world.wait_gone(message)
 
-    assert "/no/such/program" in world.api.state(message.run_id)["message"]
+    assert "/no/such/program" in world.told(message)
 
 
 @pytest.mark.parametrize("place", ["end.before_report", "end.after_report", "end.after_record"])
@@ -237,24 +220,23 @@ def test_an_end_that_breaks_off_is_told_by_the_next_worker(world, place):
     message = world.submit("raise SystemExit(8)")
     world.wait_state(message, "ended")
     until(world.service.to_ledger.idle, 5, "the background jobs to be done")
-    until(lambda: world.service.slots.in_use() == 0, 5, "the slot to be free")
+    world.wait_free()
     world.stop()
     assert world.ledger.claims.get(message.run_id).state == "ended"
     world.start()
     world.wait_gone(message)
 
-    assert "exited with code 8" in world.api.state(message.run_id)["message"]
+    assert "exited with code 8" in world.told(message)
     assert world.api.history(message.run_id).count("Crashed") >= 1
     assert list(world.state.outbox) == []
 
 
-def test_a_report_is_on_disk_and_sent_again_until_the_api_takes_it(world, tmp_path):
+def test_a_report_is_on_disk_and_sent_again_until_the_api_takes_it(world):
     world.start()
-    message = world.submit(waiting_code(tmp_path / "gate", 3))
-    world.wait_state(message, "running")
+    message = world.begin(3)
     # a 500 is never asked again by the session: each try is one of the report itself
     world.api.fail("set_state", "status", times=-1, status=500)
-    (tmp_path / "gate").touch()
+    world.release()
     until(lambda: len(list(world.state.outbox)) == 1, 10, "the report to be on disk")
     sent = world.api.counted("set_state")
     until(lambda: world.api.counted("set_state") > sent, 20, "the report to be sent again")
@@ -263,31 +245,29 @@ def test_a_report_is_on_disk_and_sent_again_until_the_api_takes_it(world, tmp_pa
     world.api.heal()
     world.wait_gone(message, 40)
 
-    assert "exited with code 3" in world.api.state(message.run_id)["message"]
+    assert "exited with code 3" in world.told(message)
     assert list(world.state.outbox) == []
 
 
-def test_an_end_while_the_api_is_away_is_on_disk_and_told_when_it_is_back(world, tmp_path):
+def test_an_end_while_the_api_is_away_is_on_disk_and_told_when_it_is_back(world):
     world.start()
-    message = world.submit(waiting_code(tmp_path / "gate", 3))
-    world.wait_state(message, "running")
+    message = world.begin(3)
     world.api.fail("", "status", times=-1, status=503)
-    (tmp_path / "gate").touch()
+    world.release()
     (kept,) = until(lambda: list(world.state.outbox), 30, "the report to be on disk")
     assert "exited with code 3" in kept["message"]
     world.api.heal()
     world.wait_gone(message, 60)
 
-    assert "exited with code 3" in world.api.state(message.run_id)["message"]
+    assert "exited with code 3" in world.told(message)
     assert list(world.state.outbox) == []
 
 
-def test_an_end_that_was_only_kept_does_not_overwrite_what_the_engine_has_said(world, tmp_path):
+def test_an_end_that_was_only_kept_does_not_overwrite_what_the_engine_has_said(world):
     world.start()
-    message = world.submit(waiting_code(tmp_path / "gate", 3))
-    world.wait_state(message, "running")
+    message = world.begin(3)
     world.api.fail("", "status", times=-1, status=503)
-    (tmp_path / "gate").touch()
+    world.release()
     until(lambda: list(world.state.outbox), 30, "the report to be on disk")
     world.stop()
     world.api.write(message.run_id, "SCHEDULED", "AwaitingRetry")
@@ -299,16 +279,15 @@ def test_an_end_that_was_only_kept_does_not_overwrite_what_the_engine_has_said(w
     assert list(world.state.outbox) == []
 
 
-def test_a_draining_worker_takes_nothing_and_ends_when_it_is_empty(world, tmp_path):
+def test_a_draining_worker_takes_nothing_and_ends_when_it_is_empty(world):
     world.start()
-    message = world.submit(waiting_code(tmp_path / "gate", 2))
-    world.wait_state(message, "running")
+    message = world.begin(2)
     assert world.ledger.roster.want(world.worker, "draining")
     world.service.heartbeat.nudge()
     until(lambda: world.service.ledger_view.wanted == "draining", 5, "the order to arrive")
     assert not world.service.slots.has_room()
     assert world.code is None
-    (tmp_path / "gate").touch()
+    world.release()
     world.wait_ended()
 
     assert world.code == 0

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
-import sys
 
 import pytest
 
 from tests.ledger_world import other_claim, row
 from tests.processes import alive
 from tests.waiting import until
-from tests.worker_world import WorkerWorld
 from tests.world import World
 
 HOST = "one-host"
@@ -50,26 +47,10 @@ class OneHost(World):
 
 
 @pytest.fixture
-def world(valkey, tmp_path):
-    made = WorkerWorld(valkey.tcp_url, tmp_path)
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def host(world, tmp_path):
     made = OneHost(world, tmp_path)
     yield made
     made.close()
-
-
-def run_of(world, folder, code):
-    gate, mark = folder / "gate", folder / "mark"
-    text = (
-        f"import os,time\nopen({str(mark)!r},'a').write(f'{{os.getpid()}}\\n')\n"
-        f"while not os.path.exists({str(gate)!r}): time.sleep(0.02)\nraise SystemExit({code})"
-    )
-    return world.submit_command(f"{shlex.quote(sys.executable)} -c {shlex.quote(text)}")
 
 
 def owner(world, message):
@@ -77,44 +58,46 @@ def owner(world, message):
     return claim.worker if claim else None
 
 
-def begin(world, host, folder, name="first", code=7):
-    worker = host.serving(name)
-    message = run_of(world, folder, code)
+def wait_owner(world, message, name, seconds=10):
+    until(lambda: owner(world, message) == f"{name}@{HOST}", seconds, f"{name} to own the run")
+
+
+def begin(world, host, code=7):
+    """The first worker, and a run of it that has begun."""
+    worker = host.serving("first")
+    message = world.submit(f"{world.marking()}\n{world.holding(code)}")
     world.wait_state(message, "running", 30)
-    until((folder / "mark").exists, 10, "the run to begin")
+    until(world.marks, 10, "the run to begin")
     return worker, message
 
 
-def end(world, folder, message, code=7):
-    (folder / "gate").touch()
-    world.wait_gone(message, 30)
-    assert f"exited with code {code}" in world.api.state(message.run_id)["message"]
-    assert len((folder / "mark").read_text().splitlines()) == 1, "one start"
+def end(world, message, code=7):
+    world.end(message, code, 30)
+    assert world.marks() == "ran;", "one start"
 
 
-def test_the_run_of_a_killed_worker_is_looked_after_and_reported_by_another_of_its_host(world, host, tmp_path):
-    first, message = begin(world, host, tmp_path)
+def test_the_run_of_a_killed_worker_is_looked_after_and_reported_by_another_of_its_host(world, host):
+    first, message = begin(world, host)
     before = world.ledger.claims.get(message.run_id)
     assert before.worker == f"first@{HOST}"
     first.kill()
-    second = host.serving("second")
-    until(lambda: owner(world, message) == f"second@{HOST}", 10, f"the new owner:\n{second.text()}")
+    host.serving("second")
+    wait_owner(world, message, "second")
 
     after = world.ledger.claims.get(message.run_id)
     assert (after.claim, after.state, after.handle) == (before.claim, "running", before.handle)
-    pid = int((tmp_path / "mark").read_text())
-    assert alive(pid)
-    end(world, tmp_path, message)
+    assert alive(after.handle["command_pid"])
+    end(world, message)
     until((host.folder_of(message) / "settled").exists, 10, "the folder to be settled")
     record = next(one for one in world.ledger.claims.records() if one["claim"] == message.claim)
     assert record["by"] == f"second@{HOST}"
 
 
-def test_the_old_name_starts_again_at_once_and_leaves_its_run_to_the_living_keeper(world, host, tmp_path):
-    first, message = begin(world, host, tmp_path)
+def test_the_old_name_starts_again_at_once_and_leaves_its_run_to_the_living_keeper(world, host):
+    first, message = begin(world, host)
     first.kill()
     second = host.serving("second")
-    until(lambda: owner(world, message) == f"second@{HOST}", 10, "the new owner")
+    wait_owner(world, message, "second")
     again = host.serving("first")
     assert owner(world, message) == f"second@{HOST}"
     assert again.process.poll() is None
@@ -122,40 +105,40 @@ def test_the_old_name_starts_again_at_once_and_leaves_its_run_to_the_living_keep
     # the keeper dies too: the next worker that starts takes the run, by whatever name
     second.kill()
     again.kill()
-    third = host.serving("first")
-    until(lambda: owner(world, message) == f"first@{HOST}", 10, f"the old owner:\n{third.text()}")
-    end(world, tmp_path, message)
+    host.serving("first")
+    wait_owner(world, message, "first")
+    end(world, message)
 
 
-def test_a_keeper_killed_before_the_ledger_heard_of_it_asks_again_when_it_starts(world, host, tmp_path):
-    first, message = begin(world, host, tmp_path)
+def test_a_keeper_killed_before_the_ledger_heard_of_it_asks_again_when_it_starts(world, host):
+    first, message = begin(world, host)
     first.kill()
     second = host.serving("second")
-    until(lambda: owner(world, message) == f"second@{HOST}", 10, "the new owner")
+    wait_owner(world, message, "second")
     second.kill()
     # as it stands on disk and in Redis when the crash came between the two
     world.ledger.set(world.ledger.claims.get(message.run_id), worker=f"first@{HOST}")
     assert json.loads((host.folder_of(message) / "keeper.json").read_text())["name"] == "second"
     second = host.serving("second")
-    until(lambda: owner(world, message) == f"second@{HOST}", 10, f"the new owner:\n{second.text()}")
+    wait_owner(world, message, "second")
     # and when Redis loses it later, the keeper takes it again instead of ending a run that is not its own
     world.ledger.set(world.ledger.claims.get(message.run_id), worker=f"first@{HOST}")
-    until(lambda: owner(world, message) == f"second@{HOST}", 20, "the new owner again")
-    end(world, tmp_path, message)
+    wait_owner(world, message, "second", 20)
+    end(world, message)
 
 
-def test_a_run_that_ended_while_nobody_lived_is_reported_by_the_sibling(world, host, tmp_path):
-    first, message = begin(world, host, tmp_path, code=9)
+def test_a_run_that_ended_while_nobody_lived_is_reported_by_the_sibling(world, host):
+    first, message = begin(world, host, code=9)
     first.kill()
-    (tmp_path / "gate").touch()
+    world.release()
     until((host.folder_of(message) / "cleared").exists, 10, "the shim to record the exit")
     host.serving("second")
     world.wait_gone(message, 30)
-    assert "exited with code 9" in world.api.state(message.run_id)["message"]
+    assert "exited with code 9" in world.told(message)
 
 
-def test_a_living_sibling_and_one_of_another_fleet_or_api_are_left_alone(world, host, tmp_path):
-    first, message = begin(world, host, tmp_path)
+def test_a_living_sibling_and_one_of_another_fleet_or_api_are_left_alone(world, host):
+    first, message = begin(world, host)
     second = host.serving("second")
     assert owner(world, message) == f"first@{HOST}"
     second.kill()
@@ -174,22 +157,22 @@ def test_a_living_sibling_and_one_of_another_fleet_or_api_are_left_alone(world, 
         third.kill()
     (folder / "intent.json").write_text(json.dumps(intent))
     host.serving("first")
-    end(world, tmp_path, message)
+    end(world, message)
 
 
-def test_a_run_that_never_began_goes_back_through_the_sibling(world, host, tmp_path):
+def test_a_run_that_never_began_goes_back_through_the_sibling(world, host):
     first = host.serving("first", FLOWFLEET_FAILPOINT="start.before_fork:kill")
-    message = world.submit(f"open({str(tmp_path / 'mark')!r}, 'a').write('ran')")
+    message = world.submit(world.marking())
     first.wait(30)
     assert world.ledger.claims.get(message.run_id).state == "starting"
     host.serving("second")
     world.wait_gone(message, 30)
     assert world.api.state(message.run_id)["type"] == "SCHEDULED"
-    assert not (tmp_path / "mark").exists()
+    assert world.marks() == ""
 
 
-def test_adoption_is_refused_to_a_worker_of_another_host_or_an_old_process(world, host, tmp_path):
-    first, message = begin(world, host, tmp_path)
+def test_adoption_is_refused_to_a_worker_of_another_host_or_an_old_process(world, host):
+    first, message = begin(world, host)
     first.kill()
     claims = world.ledger.claims
     for name in ("other@elsewhere", f"other@{HOST}"):
@@ -223,5 +206,5 @@ def test_a_real_worker_that_waits_at_its_stop_ends_its_runs_after_the_grace(worl
     assert worker.stop(30) == 0
 
     assert world.ledger.claims.get(message.run_id) is None
-    assert "was stopped by the worker" in world.api.state(message.run_id)["message"]
+    assert "was stopped by the worker" in world.told(message)
     assert "no run is left" in worker.all_text()

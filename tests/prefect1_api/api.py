@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from requests.structures import CaseInsensitiveDict
 
+from tests.loopback import HttpError, Loopback
 from tests.prefect1_api.clock import Clock
 from tests.prefect1_api.documents import Field, Operation, operation, variables_of
 from tests.prefect1_api.errors import Invalid, Refusal
@@ -25,7 +26,6 @@ from tests.prefect1_api.mutations import Caller, checked, selected
 from tests.prefect1_api.queries import plan
 from tests.prefect1_api.rows import Rows
 from tests.prefect1_api.runs import Runs
-from tests.prefect1_api.server import Broken, Server, handler
 from tests.prefect1_api.services import Services
 from tests.prefect1_api.states import States
 from tests.prefect1_api.store import Store
@@ -65,22 +65,19 @@ class Prefect1Api(Rows):
         self.runs = Runs(self.store, self.writer, self.flows, self.faults, self.clock)
         self.services = Services(self.store, self.writer, self.clock, self.lock)
         self.tenant = self.add_tenant("default")
-        self._server = Server(("127.0.0.1", port), handler(self))
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+        self._server = Loopback(self._serve, port=port)
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        return self._server.url
 
     def start(self) -> Self:
-        self._thread.start()
+        self._server.start()
         return self
 
     def stop(self) -> None:
         self.faults.heal()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join(10)
+        self._server.stop()
         with self.lock:
             self.store.close()
 
@@ -97,8 +94,16 @@ class Prefect1Api(Rows):
 
     # requests
 
+    def _serve(self, method: str, path: str, body: Any, headers: Mapping[str, str]) -> Any:
+        if method != "POST":
+            raise HttpError(405, "", body={"errors": [{"message": "GraphQL is asked by POST here"}]})
+        if path.partition("?")[0] not in ("/", "/graphql"):
+            raise HttpError(404, "", body={"errors": [{"message": f"no {path} here"}]})
+        status, answer, more = self.answer(body, headers)
+        raise HttpError(status, "", more, answer)
+
     def answer(self, body: Any, headers: Mapping[str, str]) -> tuple[int, Any, Mapping[str, str]]:
-        """Status, body and headers of the answer; raises `Broken` when the line is to break."""
+        """Status, body and headers of the answer; raises `BrokenPipeError` when the line is to break."""
         kept = CaseInsensitiveDict(headers.items())
         basic = f"Basic {base64.b64encode(self.login.encode()).decode()}"
         if self.login and kept.get("Authorization") != basic:
@@ -131,7 +136,7 @@ class Prefect1Api(Rows):
         if fault.kind in ("status", "status_after", "answer"):
             wrong = {"errors": [{"message": fault.message}]}
             return fault.status, wrong if fault.body is None else fault.body, fault.headers
-        raise Broken
+        raise BrokenPipeError
 
     def _done(self, asked: Operation, headers: Mapping[str, str]) -> tuple[int, Any, Mapping[str, str]]:
         """Plan every field before the first is executed: what the schema does not have changes nothing."""
