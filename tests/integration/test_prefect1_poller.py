@@ -14,6 +14,7 @@ from flowfleet.api.transport.session import Session
 from flowfleet.flow_run import Offer
 from flowfleet.ledger.claims import State
 from poller.listing import Clock
+from poller.pace import Pace
 from tests.prefect1_api import Faults, Prefect1Api
 from tests.unit.poller_world import Labelled, Time
 from tests.waiting import until
@@ -27,7 +28,8 @@ class Fleet(Labelled):
         # else a slow machine's time would pass on the API's clock alone
         self.server.clock.stand_still()
         self.flow = self.server.add_flow()
-        super().__init__()
+        # listed as seldom as at Prefect 3: a claim is to be made from a listing that is not of this very moment
+        super().__init__(pace=Pace(lead_seconds=0.0))
 
     def make_api(self, time: Time) -> Prefect1:
         time.clock = Clock(monotonic=lambda: time.now, wall=lambda: self.server.clock().timestamp())
