@@ -82,6 +82,11 @@ class World1(World):
         self.runs.append(run_id)
         return run_id
 
+    def held(self, code: int = 0, *labels: str) -> tuple[str, int]:
+        """Such a run that stays till `release`, once it runs; and its process."""
+        run_id = self.tiny_run(*labels, hold=True, code=code)
+        return run_id, int(self.wait_note(run_id, "ran")[1])
+
     def create_run(self, flow_id: str, **given: Any) -> str:
         """A run by the real client."""
         run_id = self.real.create_run(flow_id, **given)

@@ -28,6 +28,9 @@ BIN = Path(sys.executable).parent
 #: stands in the environment of everything that a world starts, and of all that those start
 MARK = "FFTEST_WORLD"
 
+#: the names of good ends
+GOOD = ("Completed", "Success")
+
 #: what flow files begin with: `note(word)` appends a line to the run's own notes, so that flows count themselves
 PRELUDE = f"""
 import os, sys, time
@@ -315,6 +318,17 @@ class World:
             seconds,
             f"note {word!r} of run {run_id}",
         )
+
+    def held(self, code: int = 0) -> tuple[str, int]:
+        """A run of the tiny engine that stays till `release`, once it runs; and its process."""
+        run_id = self.create_run(self.deploy_tiny("hold", code))
+        return run_id, int(self.wait_note(run_id, "ran")[1])
+
+    def all_once(self, runs: Sequence[str], seconds: float = 60) -> None:
+        """Every run comes to its good end, and its user code ran once."""
+        for run_id in runs:
+            self.wait_state(run_id, *GOOD, seconds=seconds)
+        assert {run_id: self.words(run_id) for run_id in runs} == {run_id: ["ran", "done"] for run_id in runs}
 
     # the end
 

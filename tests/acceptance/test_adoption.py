@@ -53,8 +53,7 @@ def test_a_run_goes_on_through_ten_kills_of_its_worker(fleet):
     assert row["attempt"] == 1
 
     fleet.release()
-    state = fleet.wait_state(run, "Crashed")
-    assert "code 7" in state["message"]
+    assert "code 7" in fleet.wait_state(run, "Crashed")["message"]
     assert [note[:2] for note in fleet.notes(run)] == [["ran", pid]]
     fleet.wait_empty()
 
@@ -62,42 +61,37 @@ def test_a_run_goes_on_through_ten_kills_of_its_worker(fleet):
 def test_a_worker_that_is_stopped_leaves_its_run_to_the_next_one(fleet):
     fleet.start_poller()
     worker = fleet.start_worker("worker", "--on-stop", "detach")
-    run = fleet.create_run(fleet.deploy_tiny("hold"))
-    (_, pid, *_) = fleet.wait_note(run, "ran")
+    run, pid = fleet.held()
     assert worker.stop() == 0
-    assert processes.alive(int(pid))
+    assert processes.alive(pid)
     assert run in worker.text()
 
     fleet.release()
     fleet.wait_note(run, "done")
     fleet.start_worker()
     fleet.wait_empty()
-    assert fleet.api.state(run)["name"] == "Completed"
-    assert fleet.words(run) == ["ran", "done"]
+    fleet.all_once([run])
 
 
 def test_an_end_that_no_worker_saw_is_reported_by_the_next_one_with_its_code(fleet):
     fleet.start_poller()
     worker = fleet.start_worker()
-    run = fleet.create_run(fleet.deploy_tiny("hold", 9))
-    (_, pid, *_) = fleet.wait_note(run, "ran")
+    run, pid = fleet.held(9)
     worker.kill()
     fleet.release()
-    until(lambda: not processes.alive(int(pid)), 20, "the end of the run")
+    until(lambda: not processes.alive(pid), 20, "the end of the run")
 
     fleet.start_worker()
-    state = fleet.wait_state(run, "Crashed")
-    assert "code 9" in state["message"]
+    assert "code 9" in fleet.wait_state(run, "Crashed")["message"]
     fleet.wait_empty()
 
 
 def test_a_stop_with_on_stop_cancel_ends_the_runs_first(fleet):
     fleet.start_poller()
     worker = fleet.start_worker("worker", "--on-stop", "cancel", "--stop-grace", "5")
-    run = fleet.create_run(fleet.deploy_tiny("hold"))
-    (_, pid, *_) = fleet.wait_note(run, "ran")
+    run, pid = fleet.held()
     assert worker.stop() == 0
-    assert not processes.alive(int(pid))
+    assert not processes.alive(pid)
     fleet.wait_state(run, "Cancelled", "Crashed")
 
 
@@ -111,8 +105,7 @@ def test_a_report_is_on_disk_before_it_is_sent_and_survives_a_kill(fleet):
     assert fleet.api.state(run)["type"] not in ("CRASHED", "FAILED")
 
     fleet.start_worker()
-    state = fleet.wait_state(run, "Crashed")
-    assert "code 5" in state["message"]
+    assert "code 5" in fleet.wait_state(run, "Crashed")["message"]
     fleet.wait_empty()
     fleet.wait_told()
     assert fleet.words(run) == ["ran", "done"]

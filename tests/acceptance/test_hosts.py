@@ -81,9 +81,7 @@ def test_two_hosts_serve_one_pool_and_each_run_starts_once(machines):
     where = [world.notes(run)[0][3] for run in runs]
     assert sorted(where) == sorted([host.name for host in machines.hosts.values()] * 2)
     world.release()
-    for run in runs:
-        world.wait_state(run, "Completed")
-    assert [world.words(run) for run in runs] == [["ran", "done"]] * 4
+    world.all_once(runs)
     # a real flow on whichever host has room
     run, _ = world.run(
         """
@@ -122,8 +120,7 @@ def test_a_host_that_has_rebooted_reports_what_was_cut_off(machines):
     world = machines.world
     world.start_poller()
     worker = machines.start("east", slots=1)
-    run = world.create_run(world.deploy_tiny("hold"))
-    pid = int(world.wait_note(run, "ran")[1])
+    run, pid = world.held()
     until(lambda: world.seen()["counts"]["running"] == 1, 20, "it to run", pause=0.2)
     # what a power cut does: worker, shim and run at once (the shim first, since it must not see the run's end),
     # and another boot id

@@ -39,9 +39,7 @@ def says(part, *words):
 def test_redis_away_for_a_while(bridged):
     world, _, redis = bridged
     poller, worker = world.start_poller(), world.start_worker()
-    deployment, held = world.deploy_tiny(), world.deploy_tiny("hold")
-    run = world.create_run(held)
-    world.wait_note(run, "ran")
+    deployment, (run, _) = world.deploy_tiny(), world.held()
     until(lambda: world.seen()["counts"]["running"] == 1, 20, "it to run", pause=0.2)
     told = {part.name: says(part, "Redis") for part in (poller, worker)}
     redis.cut()
@@ -53,10 +51,8 @@ def test_redis_away_for_a_while(bridged):
     meanwhile = world.create_run(deployment)
     redis.mend()
 
-    world.wait_state(meanwhile, "Completed", seconds=90)
+    world.all_once([run, meanwhile], 90)
     world.wait_empty(seconds=60)
-    assert world.words(run) == ["ran", "done"]
-    assert world.words(meanwhile) == ["ran", "done"]
     assert poller.process.poll() is None
     assert worker.process.poll() is None
 
@@ -64,9 +60,7 @@ def test_redis_away_for_a_while(bridged):
 def test_the_api_away_for_a_while_keeps_the_report_on_disk_until_it_is_accepted(bridged):
     world, api, _ = bridged
     poller, worker = world.start_poller(), world.start_worker()
-    deployment, held = world.deploy_tiny(), world.deploy_tiny("hold", 6)
-    run = world.create_run(held)
-    world.wait_note(run, "ran")
+    deployment, (run, _) = world.deploy_tiny(), world.held(6)
     until(lambda: world.api.state(run)["name"] == "Running", 20, "it to be Running")
     told = {part.name: says(part, "API") for part in (poller, worker)}
     api.cut()
@@ -88,28 +82,16 @@ def test_the_api_away_for_a_while_keeps_the_report_on_disk_until_it_is_accepted(
     assert world.words(run) == ["ran", "done"]
 
 
-def test_parts_that_are_started_while_redis_is_away_wait_for_it(bridged):
-    world, _, redis = bridged
-    redis.cut()
-    poller = world.start_poller(wait=False)
-    worker = world.start_worker(wait=False)
-    for part in (poller, worker):
-        until(lambda part=part: "Redis" in part.text(), 40, f"{part.name} to say that Redis is away")
-    redis.mend()
-    for part in (poller, worker):
-        part.wait_ready()
-    world.wait_state(world.create_run(world.deploy_tiny()), "Completed")
-
-
-def test_parts_that_are_started_while_the_api_is_away_wait_for_it(bridged):
-    world, api, _ = bridged
-    api.cut()
-    poller = world.start_poller(wait=False)
-    worker = world.start_worker(wait=False)
-    for part in (poller, worker):
-        until(lambda part=part: "API" in part.text(), 60, f"{part.name} to say that the API is away")
-    api.mend()
-    for part in (poller, worker):
+@pytest.mark.parametrize(("away", "seconds"), [("Redis", 40), ("API", 60)])
+def test_parts_that_are_started_while_redis_or_the_api_is_away_wait_for_it(bridged, away, seconds):
+    world, api, redis = bridged
+    link = {"Redis": redis, "API": api}[away]
+    link.cut()
+    parts = [world.start_poller(wait=False), world.start_worker(wait=False)]
+    for part in parts:
+        until(lambda part=part: away in part.text(), seconds, f"{part.name} to say that {away} is away")
+    link.mend()
+    for part in parts:
         part.wait_ready()
     world.wait_state(world.create_run(world.deploy_tiny()), "Completed")
 

@@ -49,8 +49,7 @@ def test_twelve_runs_on_three_idle_workers_are_four_each(fleet):
     assert set(shares) == {"one", "two", "three"}
     assert all(3 <= share <= 5 for share in shares.values()), shares
     fleet.release()
-    for run in runs:
-        fleet.wait_state(run, "Completed")
+    fleet.all_once(runs)
 
 
 def test_one_worker_serves_two_pools(fleet):
@@ -58,17 +57,14 @@ def test_one_worker_serves_two_pools(fleet):
     fleet.start_poller()
     fleet.start_worker(pools=pools)
     runs = [fleet.create_run(fleet.deploy_tiny(pool=pool)) for pool in pools]
-    for run in runs:
-        fleet.wait_state(run, "Completed")
-    assert [fleet.words(run) for run in runs] == [["ran", "done"]] * 2
+    fleet.all_once(runs)
 
 
 def test_what_waits_stays_at_the_api_and_status_counts_it(fleet):
     fleet.start_poller()
     fleet.start_worker(slots=1)
+    first, _ = fleet.held()
     deployment = fleet.deploy_tiny("hold")
-    first = fleet.create_run(deployment)
-    fleet.wait_note(first, "ran")
     waiting = [fleet.create_run(deployment) for _ in range(50)]
 
     until(lambda: fleet.seen()["counts"]["due"] == 50, 40, "50 due runs in the ledger", pause=0.1)
@@ -84,15 +80,12 @@ def test_two_pollers_on_one_pool_claim_each_run_once_and_the_second_takes_over(f
     fleet.start_worker(slots=3)
     deployment = fleet.deploy_tiny()
     runs = [fleet.create_run(deployment) for _ in range(6)]
-    for run in runs:
-        fleet.wait_state(run, "Completed")
-    assert [fleet.words(run) for run in runs] == [["ran", "done"]] * 6
+    fleet.all_once(runs)
 
     leader = fleet.status()["leader"]
     pollers[leader["name"]].kill()
     later = fleet.create_run(deployment)
-    fleet.wait_state(later, "Completed", seconds=90)
-    assert fleet.words(later) == ["ran", "done"]
+    fleet.all_once([later], 90)
     now = fleet.status()["leader"]
     assert now["name"] != leader["name"]
     assert now["term"] > leader["term"]
@@ -108,8 +101,7 @@ def test_an_idle_worker_that_is_drained_ends_and_the_next_run_starts_elsewhere(f
     assert workers["one"].wait(30) == 0
 
     runs = [fleet.create_run(deployment) for _ in range(4)]
-    for run in runs:
-        fleet.wait_state(run, "Completed")
+    fleet.all_once(runs)
     assert set(places(fleet, runs)) == {"two"}
 
 
@@ -119,8 +111,7 @@ def test_a_pool_limit_of_one_is_never_exceeded(fleet):
     deployment = fleet.deploy_tiny(0.5)
     fleet.api.change_pool(fleet.pool, concurrency_limit=1)
     runs = [fleet.create_run(deployment) for _ in range(4)]
-    for run in runs:
-        fleet.wait_state(run, "Completed", seconds=120)
+    fleet.all_once(runs, 120)
 
     spans = sorted((float(notes[0][2]), float(notes[1][2])) for notes in map(fleet.notes, runs))
     assert all(earlier[1] <= later[0] for earlier, later in itertools.pairwise(spans)), spans
@@ -137,8 +128,7 @@ def test_a_paused_queue_holds_its_runs_and_lets_them_go(fleet):
     stays(lambda: fleet.api.state(held)["type"] == "SCHEDULED", 3, "the run of the paused queue is not claimed")
 
     fleet.api.change_queue(fleet.pool, "slowly", is_paused=False)
-    fleet.wait_state(held, "Completed", seconds=60)
-    assert fleet.words(held) == ["ran", "done"]
+    fleet.all_once([held])
 
 
 def test_runs_and_deployments_that_are_deleted_after_the_claim_disturb_nobody(fleet):
@@ -167,26 +157,12 @@ def test_runs_and_deployments_that_are_deleted_after_the_claim_disturb_nobody(fl
 
 
 def test_a_pool_of_type_process_is_served_by_its_own_template(fleet):
+    texts = {name: {"type": "string"} for name in ("name", "command", "working_dir")}
+    switch, env = {"type": "boolean", "default": True}, {"type": "object", "default": {"FROM_POOL": "yes"}}
+    properties = {**texts, "env": env, "labels": {"type": "object"}, "stream_output": switch}
     template = {
-        "job_configuration": {
-            "command": "{{ command }}",
-            "env": "{{ env }}",
-            "labels": "{{ labels }}",
-            "name": "{{ name }}",
-            "stream_output": "{{ stream_output }}",
-            "working_dir": "{{ working_dir }}",
-        },
-        "variables": {
-            "type": "object",
-            "properties": {
-                "name": {"type": "string"},
-                "env": {"type": "object", "default": {"FROM_POOL": "yes"}},
-                "labels": {"type": "object"},
-                "command": {"type": "string"},
-                "stream_output": {"type": "boolean", "default": True},
-                "working_dir": {"type": "string"},
-            },
-        },
+        "job_configuration": {name: f"{{{{ {name} }}}}" for name in properties},
+        "variables": {"type": "object", "properties": properties},
     }
     fleet.api.call("POST", "/work_pools/", {"name": fleet.pool, "type": "process", "base_job_template": template})
     fleet.start_poller()

@@ -35,9 +35,8 @@ class Rounds:
         # a claim whose message was lost holds its slot until it is handed back, and rounds must not wait for that
         self.worker = self.start()
         # it says nothing of its end to the API: its code can only come from the worker that is there at the end
-        held = world.deploy_tiny("hold", 7)
-        self.long = world.create_run(held)
-        (_, self.pid, *_) = world.wait_note(self.long, "ran")
+        self.long, pid = world.held(7)
+        self.pid = str(pid)
         self.deployment = world.deploy_tiny()
         (queue,) = world.status()["queues"]
         self.key = queue_key(world.fleet, Route.parse(queue["route"]))
@@ -72,9 +71,7 @@ class Rounds:
 
     def settle(self) -> None:
         """All that was created comes to its end, having begun once."""
-        for run in self.runs:
-            self.world.wait_state(run, "Completed", seconds=180)
-        assert {run: self.world.words(run) for run in self.runs} == {run: ["ran", "done"] for run in self.runs}
+        self.world.all_once(self.runs, 180)
         self.world.release()
         assert "code 7" in self.world.wait_state(self.long, "Crashed")["message"]
         assert [(note[0], note[1]) for note in self.world.notes(self.long)] == [("ran", self.pid), ("done", self.pid)]
@@ -160,9 +157,7 @@ def test_a_poller_killed_at_any_step_of_a_claim_loses_and_doubles_nothing(make_l
         assert poller.wait(60) == -9, step
         world.start_poller("agent-b", wait=False)
     for step, world in worlds.items():
-        for run in runs[step]:
-            world.wait_state(run, "Completed", seconds=180)
-        assert [world.words(run) for run in runs[step]] == [["ran", "done"]] * 3, step
+        world.all_once(runs[step], 180)
         world.wait_empty()
 
 
@@ -226,5 +221,4 @@ def test_a_worker_that_thaws_after_its_successor_has_started_starts_nothing(make
     second = world.start_worker(wait=False)
     until(lambda: second.process.poll() is not None or "lock" in second.text().lower(), 60, "the second to say so")
     first.signal(signal.SIGCONT)
-    world.wait_state(run, "Completed", seconds=200)
-    assert world.words(run) == ["ran", "done"]
+    world.all_once([run], 200)

@@ -8,7 +8,6 @@ from datetime import datetime
 
 import pytest
 
-from flowfleet.broker import queue_key
 from flowfleet.ledger.claims import State
 from tests.integration.poller_fleet import PollerFleet
 from tests.valkey import Valkey, free_port
@@ -257,23 +256,6 @@ def test_a_crash_at_each_step_of_the_claim_loses_no_run_and_starts_none_twice(va
     finally:
         for fleet in fleets.values():
             fleet.close()
-
-
-# on the real server: tests/acceptance/test_messages.py, in every run
-@pytest.mark.stress
-def test_a_lost_message_is_handed_back_within_a_minute_and_the_run_starts_later(fleet):
-    fleet.poller()
-    worker = fleet.worker("a")
-    worker.takes = False
-    (run,) = fleet.runs(1)
-    key = queue_key(fleet.world.fleet, fleet.route)
-    until(lambda: fleet.ledger.store.ask(lambda client: client.delete(key)), 20, "the message, which is lost now")
-    worker.takes = True
-
-    until(lambda: fleet.done([run]), 110, "the run to be completed", pause=0.2)
-
-    assert fleet.starts[run] == 1
-    assert fleet.api.history(run).count("Scheduled") == 2
 
 
 def test_what_is_submitted_by_this_fleet_and_unknown_to_it_is_handed_back_at_the_start(fleet):

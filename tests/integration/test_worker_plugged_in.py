@@ -72,8 +72,7 @@ def start(world: World1):
 def test_a_plugged_in_deployer_starts_runs_and_adopts_those_of_the_worker_before(world, tmp_path):
     world.start_poller()
     worker = start(world)
-    run_id = world.tiny_run("x", hold=True, code=3)
-    world.wait_note(run_id, "ran")
+    run_id, _ = world.held(3, "x")
     worker.kill()
     start(world)
     until(lambda: "adopted" in (tmp_path / "mine").read_text(), 30, "the next worker to adopt the run")
