@@ -1,7 +1,5 @@
 """BenchOfRuns: real subprocess runs below real shims, in a folder of the test; what is left is killed at the end."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

@@ -1,7 +1,5 @@
 """Broken messages: all kinds of what has no business in a route's queue, each made of a good message."""
 
-from __future__ import annotations
-
 import base64
 import json
 import pickle

@@ -1,7 +1,5 @@
 """Fixtures that all tests share: one Valkey and one Prefect server for a session, one world for a test."""
 
-from __future__ import annotations
-
 import importlib.util
 import logging
 import os

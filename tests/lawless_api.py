@@ -5,8 +5,6 @@ must never happen twice on it can only be kept by the ledger. With `honest=True`
 rules, as far as flowfleet leans on them.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import threading

@@ -1,7 +1,5 @@
 """Lawless rules: which runs a filter means, and what the real server would refuse (for `honest=True`)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any

@@ -1,7 +1,5 @@
 """Loopback: the HTTP server in front of the APIs that tests bring along."""
 
-from __future__ import annotations
-
 import json
 import threading
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """Needs: what a test asks of the machine; missing is a loud skip on a laptop and a failure where CI=true."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """Netns: hosts of one machine, each a network and UTS namespace with an address, a name, and ids of its own."""
 
-from __future__ import annotations
-
 import os
 import random
 import subprocess

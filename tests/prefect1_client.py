@@ -1,7 +1,5 @@
 """Prefect1Client: the real client and the real agent of prefect 1.4.1, in processes of their own environment."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,7 +1,5 @@
 """The environment of the real Prefect 1: where its interpreter is, and what its processes may see of this machine."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Prefect1Plain: asks the local Prefect 1 API by plain requests, as no client of ours or of Prefect's does."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any

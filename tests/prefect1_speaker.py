@@ -3,8 +3,6 @@
 `prefect1_client.Prefect1Client` starts one and keeps it, since each import of prefect costs half a second.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -1,7 +1,5 @@
 """World1: one fleet for one test on a Prefect 1 API of its own, with the real client and engine beside it."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Processes: the ones that carry a mark in their environment, found and ended without touching anybody else's."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

@@ -1,7 +1,5 @@
 """The oldest Python that the shim must run in: where the tests have one."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

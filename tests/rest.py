@@ -1,7 +1,5 @@
 """Rest: the calls that users make at a Prefect 3 API (flows, deployments, pools, runs), with patience for SQLite."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta

@@ -1,7 +1,5 @@
 """ScriptedGraphQL: a loopback server that says what a test tells it to, and keeps what it was asked."""
 
-from __future__ import annotations
-
 import json
 import threading
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """TcpBridge: a loopback relay in front of a real server, whose link can be cut and mended for one fleet alone."""
 
-from __future__ import annotations
-
 import contextlib
 import selectors
 import socket

@@ -4,8 +4,6 @@
 notes. What it writes is what the real one writes, in its order: Running, then the end.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -1,7 +1,5 @@
 """Waiting: conditions with deadlines, scaled by the speed of the machine; no test sleeps and hopes."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable

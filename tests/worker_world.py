@@ -1,7 +1,5 @@
 """WorkerWorld: one worker in this process on a real Valkey and a lawless API, and as much of a leader as it needs."""
 
-from __future__ import annotations
-
 import logging
 import os
 import shlex

@@ -1,7 +1,5 @@
 """WorkerWorld1: one worker in this process on a real Valkey and a local Prefect 1 API."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Any

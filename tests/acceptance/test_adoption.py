@@ -1,7 +1,5 @@
 """Adoption: a run outlives its worker, and the next worker of the host tells its true end."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """Documents: what they say of Prefect's worker and agents and of our own options is complete and true."""
 
-from __future__ import annotations
-
 import inspect
 import re
 import subprocess

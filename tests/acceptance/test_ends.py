@@ -1,7 +1,5 @@
 """Ends: one poller, one worker, a real server and engine; each way a run can end, fully able and in plain mode."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, field

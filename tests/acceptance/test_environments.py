@@ -1,7 +1,5 @@
 """Environments: which Python a run gets, and flow folders full of names that are also ours or our libraries'."""
 
-from __future__ import annotations
-
 import os
 import site
 import subprocess

@@ -1,7 +1,5 @@
 """Hosts: two workers on two hosts (network and UTS namespaces) that serve one pool."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Messages: repeated, lost, broken, foreign ones in the queue of a real route, and a worker that lives through them."""
 
-from __future__ import annotations
-
 import json
 import re
 import signal

@@ -1,7 +1,5 @@
 """Outages: API or Redis away for a while: each part says so, waits, and goes on."""
 
-from __future__ import annotations
-
 from urllib.parse import urlsplit
 
 import pytest

@@ -1,7 +1,5 @@
 """A fleet at a local Prefect 1 API as its people see it: new labels, doctor, explain, status, agent config, end."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Iterator

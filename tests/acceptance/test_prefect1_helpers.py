@@ -1,7 +1,5 @@
 """What the real Prefect 1 engine leaves behind when it is killed: its heartbeat helper, which kept a dead run alive."""
 
-from __future__ import annotations
-
 import os
 import signal
 

@@ -1,7 +1,5 @@
 """Prefect 1 flows, registered by the real client and run by the real engine, beside the real LocalAgent."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

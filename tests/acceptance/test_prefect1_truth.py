@@ -1,7 +1,5 @@
 """The local Prefect 1 API against the real, unmodified prefect 1.4.1: only what these show does it claim to be."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Engines forked from the warm parent, by the programs that users start, beside engines that were executed."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -4,8 +4,6 @@ The page's console blocks are the test: one terminal runs `flowfleet up`, a seco
 `<!-- readme: … -->` before a block says how a machine reads it; nothing is run that the page does not show.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import json
 import os

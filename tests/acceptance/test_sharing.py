@@ -1,7 +1,5 @@
 """Sharing: who gets which run, on real servers: workers, pollers, pools, queues, limits."""
 
-from __future__ import annotations
-
 import itertools
 import signal
 from collections import Counter

@@ -1,7 +1,5 @@
 """Arrivals: sees in a server's own command stream when a run is claimed and when its message reaches the queue."""
 
-from __future__ import annotations
-
 import threading
 import time
 from types import TracebackType

@@ -4,8 +4,6 @@ Every question to the ledger goes through `ask`, which compares its answer with 
 the network to deliver once more, later.
 """
 
-from __future__ import annotations
-
 import json
 import uuid
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Oracle: what each move must answer, told by the transition table alone, and the tally of what has been taken."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """The ledger against its model: any order of steps, crashes between any two, echoes, and the last writes lost."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator
 from contextlib import nullcontext

@@ -1,7 +1,5 @@
 """Prefect 1 with all that its server and the lines to it do wrong: no run is lost, and none is run twice."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import os

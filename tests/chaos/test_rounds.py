@@ -1,7 +1,5 @@
 """Rounds: a worker stopped or killed around the arrival of a message, over and over; nothing lost, nothing doubled."""
 
-from __future__ import annotations
-
 import random
 import signal
 import statistics

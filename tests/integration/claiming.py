@@ -1,7 +1,5 @@
 """Claiming: what tests of both clients need, to be early, late or at once."""
 
-from __future__ import annotations
-
 import threading
 import uuid
 from collections.abc import Callable

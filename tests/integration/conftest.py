@@ -1,7 +1,5 @@
 """Fixtures of the integration suite: worlds of one worker, and servers with our client of them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

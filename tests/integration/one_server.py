@@ -1,7 +1,5 @@
 """OneServer: a local Prefect 1 API and our client of it."""
 
-from __future__ import annotations
-
 import uuid
 from collections.abc import Callable, Sequence
 from datetime import datetime

@@ -1,7 +1,5 @@
 """Agents of Prefect 1 as Python programs use them: a real Redis, a local Prefect 1 API, processes of their own."""
 
-from __future__ import annotations
-
 import os
 import re
 import signal

@@ -24,6 +24,15 @@ def _run(*argv, **variables):
     return processes.run(BIN / argv[0], *argv[1:], env=processes.environment() | {"COLUMNS": "80"} | variables)
 
 
+def asked(code, *argv, says=(), errs=(), **variables):
+    """What the command answers: it ends with this code, and these words are in its output and among its errors."""
+    done = _run(*argv, **variables)
+    assert done.returncode == code, done.stderr
+    assert [words for words in says if words not in done.stdout] == []
+    assert [words for words in errs if words not in done.stderr] == []
+    return done
+
+
 @pytest.fixture
 def fleet_of_one(valkey, request):
     """A fleet with one idle worker of two slots, a leader, and 50 due runs."""
@@ -42,12 +51,9 @@ def fleet_of_one(valkey, request):
 
 def test_status_tells_50_due_runs_to_people_and_to_programs(fleet_of_one):
     _, variables = fleet_of_one
-    page = _run("flowfleet", "status", **variables)
+    page = asked(0, "flowfleet", "status", says=["due 50", "worker@h1"], **variables)
     form = json.loads(_run("flowfleet", "status", "--json", **variables).stdout)
 
-    assert page.returncode == 0, page.stderr
-    assert "due 50" in page.stdout
-    assert "worker@h1" in page.stdout
     assert "\x1b" not in page.stdout
     assert max(map(len, page.stdout.splitlines())) <= 80
     assert form["counts"] == {"due": 50, "outstanding": 0, "running": 0, "free_slots": 2, "outbox": 0}
@@ -57,10 +63,7 @@ def test_status_tells_50_due_runs_to_people_and_to_programs(fleet_of_one):
 def test_a_worker_is_listed_paused_drained_and_resumed_by_name(fleet_of_one):
     ledger, variables = fleet_of_one
     for order, state in (("pause", "paused"), ("drain", "draining"), ("resume", "active")):
-        done = _run("worker", order, "worker", "--note", "upgrade", **variables)
-
-        assert done.returncode == 0, done.stderr
-        assert "worker@h1" in done.stdout
+        asked(0, "worker", order, "worker", "--note", "upgrade", says=["worker@h1"], **variables)
         assert take_snapshot(ledger).workers[0].state == state
     (row,) = json.loads(_run("flowfleet", "worker", "list", "--json", **variables).stdout)
     assert (row["name"], row["host"], row["slots"], row["busy"]) == ("worker", "h1", 2, 0)
@@ -68,28 +71,22 @@ def test_a_worker_is_listed_paused_drained_and_resumed_by_name(fleet_of_one):
 
 def test_a_live_worker_is_not_forgotten_and_one_that_has_gone_is(fleet_of_one):
     ledger, variables = fleet_of_one
-    refused = _run("worker", "forget", "worker@h1", **variables)
-    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
-    assert "stop it first" in refused.stderr
+    refused = asked(2, "worker", "forget", "worker@h1", errs=["stop it first"], **variables)
+    assert refused.stderr.count("\n") == 1
     ledger.roster.sign_off("worker@h1", "n")
 
-    done = _run("worker", "forget", "worker@h1", **variables)
-    assert (done.returncode, done.stdout) == (0, "worker@h1 is forgotten.\n")
+    assert asked(0, "worker", "forget", "worker@h1", **variables).stdout == "worker@h1 is forgotten.\n"
     assert ledger.roster.rows() == []
     assert "lost runs are not judged yet" in " ".join(_run("worker", "forget", "--help").stdout.split())
 
 
 def test_an_unknown_worker_is_one_sentence_that_names_the_known(fleet_of_one):
-    done = _run("worker", "drain", "nobody", **fleet_of_one[1])
-
-    assert done.returncode == 2
-    assert "worker@h1" in done.stderr
+    asked(2, "worker", "drain", "nobody", errs=["worker@h1"], **fleet_of_one[1])
 
 
 def test_status_of_a_redis_that_is_not_there_is_one_sentence_and_4():
-    done = _run("flowfleet", "status", FLOWFLEET_REDIS=f"redis://:top-secret@127.0.0.1:{free_port()}/0")
+    done = asked(4, "flowfleet", "status", FLOWFLEET_REDIS=f"redis://:top-secret@127.0.0.1:{free_port()}/0")
 
-    assert done.returncode == 4
     assert done.stderr.startswith("Error: Redis at redis://")
     assert "top-secret" not in done.stderr
     assert done.stdout == ""
@@ -97,10 +94,9 @@ def test_status_of_a_redis_that_is_not_there_is_one_sentence_and_4():
 
 def test_doctor_judges_redis_api_and_fleet(fleet_of_one):
     _, variables = fleet_of_one
-    done = _run("flowfleet", "doctor", "--json", PREFECT_API_URL=f"http://127.0.0.1:{free_port()}/api", **variables)
+    done = asked(5, "flowfleet", "doctor", "--json", PREFECT_API_URL=f"http://127.0.0.1:{free_port()}/api", **variables)
     verdicts = {check["name"]: check["verdict"] for check in json.loads(done.stdout)["checks"]}
 
-    assert done.returncode == 5
     assert verdicts["api"] == "fail"
     assert verdicts["redis"] == verdicts["redis version"] == verdicts["redis eviction"] == verdicts["workers"] == "ok"
     assert verdicts["redis persistence"] == "warn"
@@ -108,22 +104,16 @@ def test_doctor_judges_redis_api_and_fleet(fleet_of_one):
 
 def test_doctor_sees_a_cluster_an_eviction_policy_and_a_wrong_password():
     with Valkey.private(tcp=True, config=["--cluster-enabled", "yes"]) as server:
-        done = _run("flowfleet", "doctor", FLOWFLEET_REDIS=server.tcp_url, PREFECT_API_URL="http://127.0.0.1:1/api")
-        assert done.returncode == 5
-        assert "Cluster" in done.stdout
-        asked = _run("flowfleet", "status", FLOWFLEET_REDIS=server.tcp_url)
-        assert asked.returncode == 4
-        assert "cluster" in asked.stderr
+        variables = {"FLOWFLEET_REDIS": server.tcp_url, "PREFECT_API_URL": "http://127.0.0.1:1/api"}
+        asked(5, "flowfleet", "doctor", says=["Cluster"], **variables)
+        asked(4, "flowfleet", "status", errs=["cluster"], FLOWFLEET_REDIS=server.tcp_url)
     evicting = ["--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru"]
     with Valkey.private(tcp=True, password="right-one", config=evicting) as server:
         variables = {"FLOWFLEET_REDIS": server.tcp_url, "PREFECT_API_URL": "http://127.0.0.1:1/api"}
-        done = _run("flowfleet", "doctor", **variables)
-        assert "fail redis eviction" in done.stdout
+        done = asked(5, "flowfleet", "doctor", says=["fail redis eviction"], **variables)
         assert "right-one" not in done.stdout + done.stderr
         wrong = {**variables, "FLOWFLEET_REDIS": server.tcp_url.replace("right-one", "wrong-one")}
-        done = _run("flowfleet", "doctor", **wrong)
-        assert done.returncode == 5
-        assert "refuses" in done.stdout
+        done = asked(5, "flowfleet", "doctor", says=["refuses"], **wrong)
         assert "wrong-one" not in done.stdout + done.stderr
 
 
@@ -132,14 +122,14 @@ def test_config_shows_each_setting_with_its_origin_and_no_secret(tmp_path):
     path.write_text('fleet = "blue"\n[worker]\nslots = 7\n')
     variables = {"FLOWFLEET_KEY": "top-secret", "FLOWFLEET_REDIS": "redis://:top-secret@box/0"}
     variables["FLOWFLEET_ENV"] = "DB_PASSWORD=top-secret=1\nPLAIN=top-secret"
-    done = _run("flowfleet", "config", "--config", str(path), "--log-level", "error", **variables)
-
-    assert done.returncode == 0, done.stderr
-    assert "fleet = blue  (config file fleet)" in done.stdout
-    assert "slots = 7  (config file slots)" in done.stdout
-    assert "log-level = ERROR  (flag --log-level)" in done.stdout
-    assert "redis = redis://:***@box/0  (variable FLOWFLEET_REDIS)" in done.stdout
-    assert "env = DB_PASSWORD=***, PLAIN=***  (variable FLOWFLEET_ENV)" in done.stdout
+    says = [
+        "fleet = blue  (config file fleet)",
+        "slots = 7  (config file slots)",
+        "log-level = ERROR  (flag --log-level)",
+        "redis = redis://:***@box/0  (variable FLOWFLEET_REDIS)",
+        "env = DB_PASSWORD=***, PLAIN=***  (variable FLOWFLEET_ENV)",
+    ]
+    done = asked(0, "flowfleet", "config", "--config", str(path), "--log-level", "error", says=says, **variables)
     assert "top-secret" not in done.stdout + done.stderr
 
 
@@ -147,18 +137,12 @@ def test_config_shows_each_setting_with_its_origin_and_no_secret(tmp_path):
     "argv", [["flowfleet"], ["flowfleet", "poller"], ["flowfleet", "worker"], ["poller"], ["worker"]]
 )
 def test_a_bare_command_is_help_and_success(argv):
-    done = _run(*argv)
-
-    assert done.returncode == 0
-    assert done.stdout.startswith("Usage: ")
+    assert asked(0, *argv).stdout.startswith("Usage: ")
 
 
 def test_explain_of_an_unknown_run_says_so(fleet_of_one):
-    run_id = "22222222-2222-4222-8222-222222222222"
-    done = _run("flowfleet", "explain", run_id, PREFECT_API_URL="http://127.0.0.1:1/api", **fleet_of_one[1])
-
-    assert done.returncode == 0
-    assert "knows nothing of it" in done.stdout
+    variables = {"PREFECT_API_URL": "http://127.0.0.1:1/api", **fleet_of_one[1]}
+    asked(0, "flowfleet", "explain", "22222222-2222-4222-8222-222222222222", says=["knows nothing of it"], **variables)
 
 
 def test_config_names_the_api_that_prefect_itself_would_find():
@@ -189,22 +173,15 @@ def test_a_run_is_found_by_its_name_and_by_the_beginning_of_its_id(fleet_of_one)
     (outcome,) = ledger.claims.claim(term, [run], str(uuid.uuid4()), policy="report", attempts={})
     assert outcome.moved, outcome
     for given in ("calm-otter", "0a1b", run_id.upper()):
-        done = _run("flowfleet", "explain", given, "--json", **variables)
-        assert done.returncode == 0, done.stderr
-        assert run_id in done.stdout
-    unknown = _run("flowfleet", "explain", "calm", **variables)
+        asked(0, "flowfleet", "explain", given, "--json", says=[run_id], **variables)
+    unknown = asked(2, "flowfleet", "explain", "calm", **variables)
 
-    assert unknown.returncode == 2
     assert unknown.stderr == "Error: No run of this fleet is named 'calm' or begins with it: give its whole id.\n"
 
 
 def test_an_unknown_state_is_refused_with_the_states_that_there_are(fleet_of_one):
-    done = _run("flowfleet", "runs", "--state", "nope", **fleet_of_one[1])
-
-    assert done.returncode == 2
-    assert "--state cannot be 'nope'" in done.stderr
-    assert "running" in done.stderr
-    assert "gone" in done.stderr
+    errs = ["--state cannot be 'nope'", "running", "gone"]
+    asked(2, "flowfleet", "runs", "--state", "nope", errs=errs, **fleet_of_one[1])
 
 
 @pytest.mark.parametrize("program", ["flowfleet", "poller", "worker"])
@@ -216,27 +193,23 @@ def test_each_program_tells_its_version_and_answers_to_both_spellings_of_help(pr
 def test_a_mistyped_key_of_the_config_file_is_answered_with_the_nearest(tmp_path):
     path = tmp_path / "fleet.toml"
     path.write_text("slotz = 3\n")
-    done = _run("flowfleet", "status", "--config", str(path))
-
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "'slotz', which does not exist: did you mean slots?" in done.stderr
+    errs = ["'slotz', which does not exist: did you mean slots?"]
+    assert asked(2, "flowfleet", "status", "--config", str(path), errs=errs).stderr.count("\n") == 1
 
 
-def test_what_is_raised_as_a_part_of_a_sentence_is_printed_as_a_whole_one():
-    done = _run("worker", "start", "--deploy", "rocket", "--ca-file", "/no/such.pem", PREFECT_API_URL="http://h/api")
-
-    assert done.returncode == 2
-    assert (
-        done.stderr
-        == "Error: The CA file /no/such.pem does not exist, correct --ca-file or PREFECT_API_SSL_CERT_FILE.\n"
-    )
-
-
-def test_an_empty_pool_is_refused_before_anything_is_asked():
-    done = _run("worker", "start", "--pool", "", PREFECT_API_URL="http://h/api")
-
-    assert done.returncode == 2
-    assert done.stderr == "Error: --pool cannot be '': it must be some text.\n"
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        pytest.param(
+            ("--deploy", "rocket", "--ca-file", "/no/such.pem"),
+            "The CA file /no/such.pem does not exist, correct --ca-file or PREFECT_API_SSL_CERT_FILE.",
+            id="what is raised as a part of a sentence is printed as a whole one",
+        ),
+        pytest.param(("--pool", ""), "--pool cannot be '': it must be some text.", id="an empty pool"),
+    ],
+)
+def test_what_cannot_be_used_is_one_sentence_before_anything_is_asked(options, error):
+    assert asked(2, "worker", "start", *options, PREFECT_API_URL="http://h/api").stderr == f"Error: {error}\n"
 
 
 def test_logs_looks_in_the_workers_state_folder_and_names_it_when_nothing_is_there(fleet_of_one, tmp_path):
@@ -246,28 +219,25 @@ def test_logs_looks_in_the_workers_state_folder_and_names_it_when_nothing_is_the
     (folder / "log").write_text("hello\n")
     for argv, variables in (([], {"FLOWFLEET_STATE_DIR": str(tmp_path)}), (["--state-dir", str(tmp_path)], {})):
         assert _run("flowfleet", "logs", run_id, *argv, **variables, **fleet_of_one[1]).stdout == "hello\n"
-    elsewhere = _run("flowfleet", "logs", run_id, XDG_STATE_HOME=str(tmp_path / "x"), **fleet_of_one[1])
-
-    assert elsewhere.returncode == 1
-    assert f"is not below {tmp_path}/x/flowfleet on this host" in elsewhere.stderr
-    assert "--state-dir" in elsewhere.stderr
+    errs = [f"is not below {tmp_path}/x/flowfleet on this host", "--state-dir"]
+    asked(1, "flowfleet", "logs", run_id, errs=errs, XDG_STATE_HOME=str(tmp_path / "x"), **fleet_of_one[1])
 
 
 def test_doctor_without_an_api_address_checks_all_else(fleet_of_one, tmp_path):
-    done = _run("flowfleet", "doctor", HOME=str(tmp_path), **fleet_of_one[1])
-
-    assert (done.returncode, done.stderr) == (5, "")
-    assert "fail api: No Prefect API is set, give its address by --api" in done.stdout
-    assert "ok   redis: Redis at" in done.stdout
-    assert "ok   workers: 1 live" in done.stdout
+    says = [
+        "fail api: No Prefect API is set, give its address by --api",
+        "ok   redis: Redis at",
+        "ok   workers: 1 live",
+    ]
+    assert asked(5, "flowfleet", "doctor", says=says, HOME=str(tmp_path), **fleet_of_one[1]).stderr == ""
 
 
 def test_doctor_with_an_address_that_is_no_redis_still_asks_the_api():
-    done = _run("flowfleet", "doctor", "--redis", "rediss://box/0", PREFECT_API_URL="http://127.0.0.1:1/api")
+    api = "http://127.0.0.1:1/api"
+    done = asked(5, "flowfleet", "doctor", "--redis", "rediss://box/0", says=["fail api: "], PREFECT_API_URL=api)
 
-    assert (done.returncode, done.stderr) == (5, "")
+    assert done.stderr == ""
     assert "begins with rediss://, which is not supported: use redis://HOST:PORT/DB" in " ".join(done.stdout.split())
-    assert "fail api: " in done.stdout
 
 
 def test_help_tells_each_commands_own_defaults():

@@ -1,7 +1,5 @@
 """Keys of the Prefect API: replaced while poller and worker run, and never shown."""
 
-from __future__ import annotations
-
 import signal
 import subprocess
 import uuid

@@ -1,7 +1,5 @@
 """Each script that moves a claim, alone: its way, its repeats and each of its refusals, on a real server."""
 
-from __future__ import annotations
-
 import dataclasses
 import uuid
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Gate and leader: one leads, by a term that each script checks; the gate knows the server process that it accepted."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,7 +1,5 @@
 """Renewal: what one script keeps, fences, repairs and answers, also after Redis has lost something."""
 
-from __future__ import annotations
-
 import pytest
 
 from flowfleet.ledger.claims import TRANSITIONS, Lease, Refusal, State

@@ -1,7 +1,5 @@
 """Roster: signing on and off, what the operator wants, routes and what is due on them."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

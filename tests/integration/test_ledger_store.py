@@ -1,7 +1,5 @@
 """Store and hints: addresses, what cannot be used, outages, counters, and "look now" over publish/subscribe."""
 
-from __future__ import annotations
-
 import socket
 import threading
 import time

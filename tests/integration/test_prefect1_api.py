@@ -1,7 +1,5 @@
 """The local Prefect 1 API over HTTP: rules of states, queue and cancel, strict and as Server has them."""
 
-from __future__ import annotations
-
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 

@@ -1,7 +1,5 @@
 """The local Prefect 1 API over HTTP: every fault that can be switched on, and what the server does by the clock."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import threading

@@ -1,7 +1,5 @@
 """The poller's rounds with the real client, on a local Prefect 1 API that has Server's rules; time moves by hand."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from datetime import timedelta
 

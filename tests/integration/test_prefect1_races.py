@@ -1,7 +1,5 @@
 """Two who write to one run at a Prefect 1 API at once: no word is lost, and nobody starts what another has begun."""
 
-from __future__ import annotations
-
 import uuid
 from datetime import datetime
 

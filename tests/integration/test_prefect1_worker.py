@@ -1,7 +1,5 @@
 """A worker in this process on a real Valkey and a local Prefect 1 API: its starts, and what it tells of the ends."""
 
-from __future__ import annotations
-
 import os
 import signal
 import socket

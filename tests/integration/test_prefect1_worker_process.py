@@ -1,7 +1,5 @@
 """`worker start` at a Prefect 1 API as a process of its own: labels, agent configs, a sentence for what is wrong."""
 
-from __future__ import annotations
-
 import pytest
 
 from flowfleet.ledger import connect

@@ -1,7 +1,5 @@
 """Claims that the ledger gives away or loses under a running worker."""
 
-from __future__ import annotations
-
 import dataclasses
 import shlex
 import sys

@@ -1,7 +1,5 @@
 """A worker whose disk is full: no end is lost, and none waits for another."""
 
-from __future__ import annotations
-
 import errno
 import os
 

@@ -1,7 +1,5 @@
 """Hand-backs that meet a cancel at the API or a loss of Redis on their way."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

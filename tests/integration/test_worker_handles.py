@@ -1,7 +1,5 @@
 """Handles of deployers that are not ours: one that is too large for the ledger costs the worker nothing."""
 
-from __future__ import annotations
-
 import pytest
 
 from tests.waiting import until

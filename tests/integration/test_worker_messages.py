@@ -1,7 +1,5 @@
 """Broken messages in a route's queue: each is refused, counted and acknowledged, and the worker lives on."""
 
-from __future__ import annotations
-
 from flowfleet.broker import key_prefix, queue_key
 from tests.broken_messages import broken
 from tests.waiting import until

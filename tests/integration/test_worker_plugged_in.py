@@ -1,7 +1,5 @@
 """A deployer from another package, by the entry-point group `flowfleet.deployers`: its runs start and are adopted."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """`worker start` as a process of its own: its exit codes, its sentences, its page."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import signal

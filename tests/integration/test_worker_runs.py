@@ -1,7 +1,5 @@
 """A worker in this process, on a real Valkey and an API without any law: one claim from its message to its release."""
 
-from __future__ import annotations
-
 import os
 import time
 import uuid

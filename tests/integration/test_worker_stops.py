@@ -1,7 +1,5 @@
 """Stops and restarts: a worker leaves its runs, and the next one on the host takes them over with their true ends."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Two worker names on one host: what the first leaves when it dies, the second looks after, to its true end."""
 
-from __future__ import annotations
-
 import json
 import os
 

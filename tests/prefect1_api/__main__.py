@@ -1,7 +1,5 @@
 """`python -m tests.prefect1_api`: the API in a process of its own, for benchmarks; the first line says where."""
 
-from __future__ import annotations
-
 import argparse
 import signal
 

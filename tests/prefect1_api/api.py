@@ -4,8 +4,6 @@ What it does is what prefect 1.4.1 was seen to need and the last public Server w
 and 5.4); `tests/acceptance/test_prefect1_truth.py` holds it to that with the real client, agent and engine.
 """
 
-from __future__ import annotations
-
 import base64
 import threading
 from collections.abc import Callable, Mapping

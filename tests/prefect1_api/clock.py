@@ -1,7 +1,5 @@
 """Clock: the API's own time, which a test can move on."""
 
-from __future__ import annotations
-
 import threading
 from datetime import UTC, datetime, timedelta
 

@@ -1,7 +1,5 @@
 """Errors: what the local Prefect 1 API answers instead of data."""
 
-from __future__ import annotations
-
 
 class Invalid(Exception):
     """The document asks for what the schema does not have: nothing is executed, HTTP 400."""

@@ -1,7 +1,5 @@
 """Faults: what the real server does differently from what one would wish, and what lines do to answers."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace

@@ -1,7 +1,5 @@
 """Flows: projects, flow groups, versions, tasks and edges, as registration makes them."""
 
-from __future__ import annotations
-
 import base64
 import gzip
 import json

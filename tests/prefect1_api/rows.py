@@ -1,7 +1,5 @@
 """Rows: what tests make, write and look at directly, without a client."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Mapping, Sequence
 from datetime import datetime

@@ -1,7 +1,5 @@
 """Rules: which states there are, and which writes of them are refused (prefect1.md 5.4, [srv])."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from datetime import datetime

@@ -1,7 +1,5 @@
 """Runs: how they are made, queued, cancelled, and how their task runs come to be."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Mapping
 from datetime import datetime

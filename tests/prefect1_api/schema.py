@@ -1,7 +1,5 @@
 """Schema: the tables of the local Prefect 1 API, their columns, and how they hang together."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 _COMMON = "id:uuid tenant_id:uuid created:time updated:time "

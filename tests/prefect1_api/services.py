@@ -1,7 +1,5 @@
 """Services: what the server does on its own by the clock, here one step at a call [srv]."""
 
-from __future__ import annotations
-
 import threading
 from datetime import datetime, timedelta
 from typing import Any

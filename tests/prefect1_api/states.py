@@ -1,7 +1,5 @@
 """States: how they are written to runs, with their history."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any

@@ -1,7 +1,5 @@
 """Store: the rows of the local Prefect 1 API, in SQLite; JSON is kept as text, times as UTC text that sorts."""
 
-from __future__ import annotations
-
 import json
 import sqlite3
 import uuid
