@@ -2,7 +2,6 @@
 
 import ast
 import io
-import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +21,7 @@ from flowfleet.up.command import too_long
 from flowfleet.up.demo import EXAMPLES, Demo, DemoRun, flows_folder, session_of
 from flowfleet.up.live_table import LiveTable, demo_table
 from flowfleet.up.stack import StackSignals, StopRequested
-from tests.lawless_http import HttpError, Server, handler
+from tests.loopback import HttpError, Loopback
 
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -32,8 +31,8 @@ class Api:
 
     def __init__(self):
         self.asked, self.posted, self.answers = 0, [], {}
-        self.server = Server(("127.0.0.1", 0), handler(self, prefix=""))
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.server = Loopback(self.answer)
+        self.server.start()
 
     def answer(self, method, path, body, headers):
         if method == "GET":
@@ -50,8 +49,7 @@ class Api:
         raise HttpError(201, "", body={"id": f"{path.strip('/')}-{body['name']}"})
 
     def stop(self):
-        self.server.shutdown()
-        self.server.server_close()
+        self.server.stop()
 
 
 @pytest.fixture
