@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from flowfleet.errors import FleetError, LedgerError
 from flowfleet.ledger.claims import Lease
@@ -21,6 +22,7 @@ class TermLost(FleetError):
     """A script refused our term: another poller has been elected."""
 
 
+@dataclass
 class Leadership:
     """The part of this poller in the election: a candidate, then perhaps the leader of one term.
 
@@ -28,22 +30,15 @@ class Leadership:
     its own monotonic clock. A leader that only believes that it leads is harmless: each script carries the term.
     """
 
-    def __init__(
-        self,
-        gate: Gate,
-        *,
-        name: str,
-        host: str,
-        nonce: str,
-        lease: Lease,
-        leader_seconds: float,
-        clock: Callable[[], float],
-    ) -> None:
-        self._gate = gate
-        self._name, self._host, self._nonce = name, host, nonce
-        self._lease = lease
-        self._leader_seconds = leader_seconds
-        self._clock = clock
+    gate: Gate
+    name: str
+    host: str
+    nonce: str
+    lease: Lease
+    leader_seconds: float
+    clock: Callable[[], float]
+
+    def __post_init__(self) -> None:
         self._seen: Leader | None = None
         self._seen_at = 0.0
         self._lock = threading.Lock()
@@ -64,27 +59,27 @@ class Leadership:
             if self._resigned:
                 return None
             if self._term is not None:
-                if self._gate.lead(self._term, self._nonce, self._lease):
+                if self.gate.lead(self._term, self.nonce, self.lease):
                     return self._term
                 self._stand_by(self._term)
             return self._watch()
 
     def _watch(self) -> int | None:
-        now = self._clock()
-        leader = self._gate.leader()
+        now = self.clock()
+        leader = self.gate.leader()
         if leader is not None:
             if self._seen is None or (leader.term, leader.beat) != (self._seen.term, self._seen.beat):
                 if self._seen is None or leader.term != self._seen.term:
                     logger.info("standing by", extra={"leader": f"{leader.name}@{leader.host}", "term": leader.term})
                 self._seen, self._seen_at = leader, now
                 return None
-            if now - self._seen_at < self._leader_seconds:
+            if now - self._seen_at < self.leader_seconds:
                 return None
-        term = self._gate.elect(self._name, self._host, self._nonce, leader)
+        term = self.gate.elect(self.name, self.host, self.nonce, leader)
         self._seen = None
         if term is not None:
             self._term = term
-            logger.info("elected", extra={"leader": f"{self._name}@{self._host}", "term": term})
+            logger.info("elected", extra={"leader": f"{self.name}@{self.host}", "term": term})
         return term
 
     def begin_anew(self) -> None:
@@ -109,28 +104,22 @@ class Leadership:
             self._resigned = True
             if self._term is not None:
                 term, self._term = self._term, None
-                self._gate.resign(term)
+                self.gate.resign(term)
                 logger.info("resigned", extra={"term": term})
 
 
+@dataclass
 class LeadershipThread:
     """The thread that tends the leadership, so that a slow answer of the API does not look like a dead leader."""
 
-    def __init__(
-        self,
-        leadership: Leadership,
-        *,
-        outage: RetrySchedule,
-        changed: Callable[[], None],
-        working: Callable[[], bool],
-        beat_seconds: float = BEAT_SECONDS,
-    ) -> None:
-        self._leadership = leadership
-        self._outage = outage
-        self._changed = changed
-        #: does the loop still make rounds? A leader whose loop hangs must not keep the others standing by
-        self._working = working
-        self._beat_seconds = beat_seconds
+    leadership: Leadership
+    outage: RetrySchedule
+    changed: Callable[[], None]
+    #: does the loop still make rounds? A leader whose loop hangs must not keep the others standing by
+    working: Callable[[], bool]
+    beat_seconds: float = BEAT_SECONDS
+
+    def __post_init__(self) -> None:
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="leadership", daemon=True)
 
@@ -147,19 +136,19 @@ class LeadershipThread:
     def _run(self) -> None:
         while not self._stopped.is_set():
             self._once()
-            self._stopped.wait(self._beat_seconds)
+            self._stopped.wait(self.beat_seconds)
 
     def _once(self) -> None:
-        before = self._leadership.term
-        if before is not None and not self._working():
+        before = self.leadership.term
+        if before is not None and not self.working():
             logger.error("the loop hangs, the lead is left to another", extra={"term": before})
             return
         try:
-            self._leadership.tend()
+            self.leadership.tend()
         except LedgerError as exc:
-            self._leadership.begin_anew()
-            self._outage.failed(exc)
+            self.leadership.begin_anew()
+            self.outage.failed(exc)
         else:
-            self._outage.over()
-        if self._leadership.term != before:
-            self._changed()
+            self.outage.over()
+        if self.leadership.term != before:
+            self.changed()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
 
 from flowfleet.api import traits
 from flowfleet.api.client import ApiClient
@@ -25,23 +26,18 @@ SKEW_NOISE_SECONDS = 1.5
 SKEW_WARN_SECONDS = 5.0
 
 
+@dataclass
 class Presence:
     """Shows the fleet as online, learns routes, and knows how far the server's clock is from ours."""
 
-    def __init__(
-        self,
-        api: ApiClient,
-        roster: Roster,
-        *,
-        fleet: str,
-        offer_filter: OfferFilter,
-        clock: Callable[[], float],
-    ) -> None:
-        self._api = api
-        self._roster = roster
-        self._name = f"flowfleet-{fleet}"
-        self._offer_filter = offer_filter
-        self._clock = clock
+    api: ApiClient
+    roster: Roster
+    fleet: str
+    offer_filter: OfferFilter
+    clock: Callable[[], float]
+
+    def __post_init__(self) -> None:
+        self._name = f"flowfleet-{self.fleet}"
         self.skew_seconds = 0.0
         self._shown: dict[str, float] = {}
         self._learned: dict[Offer, float] = {}
@@ -75,7 +71,7 @@ class Presence:
     def check_clock(self) -> None:
         """Probe the API again for the skew of its clock."""
         try:
-            self.note_clock(self._api.probe().skew_seconds)
+            self.note_clock(self.api.probe().skew_seconds)
         except ApiRejected as exc:
             logger.warning("the Prefect API cannot be used as it is now", extra={"error": str(exc)})
 
@@ -84,29 +80,29 @@ class Presence:
 
         A worker that only restarts is back before the minute is over, and no automation of the user sees it.
         """
-        now = self._clock()
+        now = self.clock()
         for pool in online:
             if now >= self._shown.get(pool, 0.0):
                 try:
-                    self._api.presence.online(pool, self._name, HEARTBEAT_SECONDS)
+                    self.api.presence.online(pool, self._name, HEARTBEAT_SECONDS)
                 except ApiRejected as exc:
                     logger.warning("pool takes no heartbeat", extra={"pool": pool, "error": str(exc)})
                 self._shown[pool] = now + HEARTBEAT_SECONDS
         for pool in [pool for pool, until in self._shown.items() if pool not in online and now >= until]:
             try:
-                self._api.presence.offline(pool, self._name)
+                self.api.presence.offline(pool, self._name)
             except ApiRejected as exc:
                 logger.info("pool could not be told that no worker is left", extra={"pool": pool, "error": str(exc)})
             del self._shown[pool]
 
     def learn(self, offers: Iterable[Offer]) -> None:
         """Learn, every ten minutes, which work queues the offered pools have, and which they have no longer."""
-        now = self._clock()
+        now = self.clock()
         for offer in offers:
             if now < self._learned.get(offer, 0.0):
                 continue
             try:
-                routes = self._api.presence.routes(offer)
+                routes = self.api.presence.routes(offer)
                 self.know(routes)
                 self._unlearn(offer, routes)
             except ApiRejected as exc:
@@ -116,27 +112,27 @@ class Presence:
 
     def listed(self, routes: Collection[Route]) -> None:
         """Learn the routes of one listing, and note when they were seen."""
-        now = self._clock()
+        now = self.clock()
         if now - self._listed_at > GAP_SECONDS:
             self._watching_since = now
         self._listed_at = now
-        if self._api.traits.routes_from_runs:
+        if self.api.traits.routes_from_runs:
             self._seen.update(dict.fromkeys(routes, now))
         self.know(routes)
 
     def _unlearn_labels(self) -> None:
         """Unlearn label sets that no run has had for an hour; one with a claim stays, any comes back with a run."""
-        now = self._clock()
-        if not self._api.traits.routes_from_runs or now - self._tidied < LEARN_SECONDS:
+        now = self.clock()
+        if not self.api.traits.routes_from_runs or now - self._tidied < LEARN_SECONDS:
             return
         self._tidied = now
         gone = [
             route
-            for route in self._roster.routes()
+            for route in self.roster.routes()
             if traits.of(route.backend).routes_from_runs
             and now - max(self._seen.get(route, 0.0), self._watching_since) >= UNSEEN_SECONDS
         ]
-        self._roster.unlearn(gone)
+        self.roster.unlearn(gone)
         self._routes.difference_update(gone)
         for route in gone:
             self._seen.pop(route, None)
@@ -145,14 +141,14 @@ class Presence:
         """Write routes into the ledger that were not known, so that workers begin to serve them."""
         new = set(routes) - self._routes
         if new:
-            self._roster.know(sorted(new))
+            self.roster.know(sorted(new))
             self._routes |= new
 
     def _unlearn(self, offer: Offer, there: Collection[Route]) -> None:
         """Unlearn the offer's routes that the API has no longer; else those of each queue ever made would stay."""
-        gone = [route for route in self._roster.routes() if offer.serves(route) and route not in there]
+        gone = [route for route in self.roster.routes() if offer.serves(route) and route not in there]
         if gone and not traits.of(offer.backend).routes_from_runs:
-            self._roster.unlearn(gone)
+            self.roster.unlearn(gone)
             self._routes.difference_update(gone)
 
     def idle_offers(self, plan: ListingPlan) -> tuple[Offer, ...]:
@@ -163,16 +159,16 @@ class Presence:
         return (*plan.idle, *left_over(own, (*plan.offers, *plan.idle)))
 
     def _own_offer(self) -> Offer | None:
-        if not self._offer_filter.pools or self._api.traits.by_labels:
+        if not self.offer_filter.pools or self.api.traits.by_labels:
             return None
-        now = self._clock()
+        now = self.clock()
         if self._own is None and (self._own_at is None or now - self._own_at >= HEARTBEAT_SECONDS):
             self._own_at = now
             named = Offer(
-                backend=self._api.backend, pools=self._offer_filter.pools, work_queues=self._offer_filter.work_queues
+                backend=self.api.backend, pools=self.offer_filter.pools, work_queues=self.offer_filter.work_queues
             )
             try:
-                self._own = self._api.presence.resolve(named, create=False)
+                self._own = self.api.presence.resolve(named, create=False)
             except (ApiRejected, SettingsError) as exc:
                 # a pool that does not exist yet, or is of a type that we cannot serve: it may be another tomorrow
                 logger.warning("pool of --pool cannot be found yet", extra={"pools": named.pools, "error": str(exc)})

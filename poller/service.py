@@ -188,22 +188,17 @@ class PollerService:
 
     def run(self, startup_page: StartupPage) -> None:
         """Show the page, tend the lead, and make rounds until the loop ends."""
-        settings, ledger, metrics, inbox = (
-            self._parts.settings,
-            self._parts.ledger,
-            self._parts.metrics,
-            self._parts.inbox,
+        parts, settings = self._parts, self._parts.settings
+        parts.metrics.registry.register(
+            LedgerCollector(lambda: take_snapshot(parts.ledger), lambda: self.leadership.term is not None)
         )
-        metrics.registry.register(
-            LedgerCollector(lambda: take_snapshot(ledger), lambda: self.leadership.term is not None)
-        )
-        startup_page.show(handlers(self.health, metrics, self.poke))
-        subscription = ledger.hints.listen(lambda kind, _: inbox.put(kind))
+        startup_page.show(handlers(self.health, parts.metrics, self.poke))
+        subscription = parts.ledger.hints.listen(lambda kind, _: parts.inbox.put(kind))
         self._leadership_thread.start()
         return_free_memory()
         names = {"identity": settings.identity, "fleet": settings.fleet, "pid": os.getpid()}
         logger.info("poller started", extra=names)
-        if self._parts.api.traits.greets:
+        if parts.api.traits.greets:
             banner.greet(settings.identity, settings.labels)
         try:
             self.loop.run()
