@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TextIO, cast
 
@@ -52,7 +52,7 @@ def up(settings: UpSettings, *, demo: bool, exit_after: bool) -> int:
         raise click.UsageError("--exit is about the demo: use it with --demo.")
     signals = StackSignals()
     signals.install()
-    out = console(cast("TextIO", SafeStream(sys.stdout, signals.unheard.set)))
+    out = console(cast("TextIO", SafeStream(sys.stdout, signals.end.wake)))
     folder = DataFolder.open((settings.data_dir or default_path(os.environ)).absolute())
     environ = dict(os.environ)
     config_file = click.get_current_context().params.get("config_file")
@@ -114,8 +114,7 @@ def _serve(stack: Stack, signals: StackSignals, out: Console, *, demo: bool, exi
 def run_demo(stack: Stack, out: Console) -> tuple[DemoRun, ...]:
     """Run the examples to their end, shown live; raises `DemoTooLong`."""
     settings = stack.settings
-    ledger = ledgers.connect(settings.redis, settings.fleet)
-    try:
+    with closing(ledgers.connect(settings.redis, settings.fleet)) as ledger:
         demo = Demo(session_of(settings, stack.environ, Path.cwd()), settings.pool, ledger)
         demo.begin(pause=stack.pause)
         with LiveTable(out) as show:
@@ -129,8 +128,6 @@ def run_demo(stack: Stack, out: Console) -> tuple[DemoRun, ...]:
             show.update(demo.runs)
         show.finish(demo.runs)
         return demo.runs
-    finally:
-        ledger.close()
 
 
 def too_long(runs: Sequence[DemoRun], logs: Path) -> DemoTooLong:

@@ -113,9 +113,10 @@ class Demo:
     def look(self) -> tuple[DemoRun, ...]:
         """Read all runs again; where the API or the ledger does not answer, the facts stay as they were."""
         ids = [run.run_id for run in self.runs]
+        wanted = {"flow_runs": {"id": {"any_": ids}}, "limit": _LIMIT}
         try:
-            states = self._read("/flow_runs/filter", {"flow_runs": {"id": {"any_": ids}}, "limit": _LIMIT})
-            tasks = self._read("/task_runs/filter", {"flow_runs": {"id": {"any_": ids}}, "limit": _LIMIT})
+            states = self._session.post("/flow_runs/filter", wanted)
+            tasks = self._session.post("/task_runs/filter", wanted)
         except ApiUnavailable:
             return self.runs
         known = {str(state["id"]): state for state in states}
@@ -134,22 +135,17 @@ class Demo:
             return {}
         return found | live
 
-    def _read(self, path: str, body: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-        answer: Sequence[Mapping[str, Any]] = self._session.post(path, body)
-        return answer
-
     def _await_pool(self, pause: Callable[[float], None]) -> None:
         """Wait for the pool, which the worker makes when it starts."""
         until = time.monotonic() + _POOL_SECONDS
         while True:
             try:
                 self._session.get(f"/work_pools/{quote(self._pool, safe='')}")
+                return
             except ResponseRefused:
                 if time.monotonic() > until:
                     raise
-                pause(0.2)
-            else:
-                return
+            pause(0.2)
 
     def _deploy(self, flow: str) -> str:
         folder = str(flows_folder())

@@ -6,8 +6,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import requests
-
 from flowfleet.ledger.login import without_password
 from flowfleet.local.child import Part, own_script
 from flowfleet.local.data_folder import DataFolder
@@ -74,12 +72,12 @@ def environment(
 def _by_file(env: Mapping[str, str], settings: UpSettings, *, own_redis: bool) -> dict[str, str]:
     """The environment with secrets that were given by a file left there: the parts read a replaced file again."""
     by_file = dict(env)
-    for name, variable in (("key", "KEY"), ("redis", "REDIS"), ("redis_password", "REDIS_PASSWORD")):
+    for name in ("key", "redis", "redis_password"):
         origin = settings.origin(name)
         if origin.kind == "secret-file" and not (own_redis and name.startswith("redis")):
-            by_file.pop(f"FLOWFLEET_{variable}", None)
+            by_file.pop(f"FLOWFLEET_{name.upper()}", None)
             # the parts may be started in another folder
-            by_file[f"FLOWFLEET_{variable}_FILE"] = str(Path(origin.name).absolute())
+            by_file[f"FLOWFLEET_{name.upper()}_FILE"] = str(Path(origin.name).absolute())
             if name == "redis_password" and "FLOWFLEET_REDIS" in by_file:
                 by_file["FLOWFLEET_REDIS"] = without_password(settings.redis, settings.redis_password)
     return by_file
@@ -111,11 +109,3 @@ def start_worker(
 def worker_names(count: int) -> list[str]:
     """The names of the workers: `worker` for a single one, else `worker-1` and so on."""
     return ["worker"] if count == 1 else [f"worker-{number}" for number in range(1, count + 1)]
-
-
-def answers(address: str) -> bool:
-    """True when the page at this address says that its part is ready."""
-    try:
-        return requests.get(f"{address}/api/ready", timeout=3.0).ok
-    except requests.RequestException:
-        return False

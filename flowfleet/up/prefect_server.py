@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import metadata
 
-import requests
-
 from flowfleet.errors import SettingsError
 from flowfleet.local.child import Part, console_script
 from flowfleet.local.data_folder import DataFolder, is_free
@@ -53,7 +51,7 @@ def environment(folder: DataFolder, environ: Mapping[str, str]) -> dict[str, str
 
 
 def start(folder: DataFolder, environ: Mapping[str, str], port: int) -> Part:
-    """Start the server; it is ready when `answers` returns True."""
+    """Start the server; it is ready when its API answers at `/health`."""
     home = folder.path / "prefect"
     home.mkdir(exist_ok=True, mode=0o700)
     env = environment(folder, environ) | {
@@ -69,11 +67,3 @@ def start(folder: DataFolder, environ: Mapping[str, str], port: int) -> Part:
 def api_url(port: int) -> str:
     """The API's address at this port."""
     return f"http://{HOST}:{port}/api"
-
-
-def answers(url: str) -> bool:
-    """True when the API at this address answers that it is healthy."""
-    try:
-        return requests.get(f"{url}/health", timeout=3.0).ok
-    except requests.RequestException:
-        return False

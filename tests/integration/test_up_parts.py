@@ -492,7 +492,7 @@ def test_a_terminal_that_closes_twice_is_no_hurry():
     signals._note(signal.SIGHUP)
     assert signals.second is None
     unheard = StackSignals()
-    unheard.unheard.set()
+    unheard.end.wake()
     with pytest.raises(StopRequested):
         unheard.pause(60)
     unheard._note(signal.SIGINT)
