@@ -6,7 +6,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, TextIO
 from urllib.parse import quote
@@ -65,9 +65,9 @@ def fields_of(record: logging.LogRecord) -> dict[str, Any]:
     return {**first, **given}
 
 
-def _moment(record: logging.LogRecord) -> str:
-    moment = datetime.fromtimestamp(record.created, UTC)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+def iso(moment: float) -> str:
+    """A moment in unix seconds as ISO 8601 text in UTC."""
+    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 class _Formatter(logging.Formatter):
@@ -92,7 +92,7 @@ class TextFormatter(_Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """One line, and the traceback below it if there is one; the redactor sees the finished text."""
-        line = f"{_moment(record)} {record.levelname:<7} {record.name}: {record.getMessage()}"
+        line = f"{iso(record.created)} {record.levelname:<7} {record.name}: {record.getMessage()}"
         fields = " ".join(f"{name}={_shown(value)}" for name, value in fields_of(record).items())
         if fields:
             line = f"{line}  {fields}"
@@ -106,7 +106,7 @@ class JsonFormatter(_Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """One line of JSON."""
         line: dict[str, Any] = {
-            "at": _moment(record),
+            "at": iso(record.created),
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
@@ -164,16 +164,16 @@ def set_level(level: str) -> None:
 
 def keep_secret(secret: str | None) -> None:
     """Redact a secret that was found later, for example the key in Prefect's own profile; None does nothing."""
-    if not secret:
-        return
-    for handler in logging.getLogger().handlers:
-        if isinstance(handler.formatter, _Formatter):
-            handler.formatter.redact.keep(secret)
+    if secret:
+        for redactor in _redactors():
+            redactor.keep(secret)
 
 
 def redact(text: str) -> str:
     """Redact text for people in the same way as the log lines of this process."""
-    for handler in logging.getLogger().handlers:
-        if isinstance(handler.formatter, _Formatter):
-            return handler.formatter.redact(text)
-    return Redactor()(text)
+    return next(_redactors(), Redactor())(text)
+
+
+def _redactors() -> Iterator[Redactor]:
+    formatters = (handler.formatter for handler in logging.getLogger().handlers)
+    return (formatter.redact for formatter in formatters if isinstance(formatter, _Formatter))

@@ -10,6 +10,9 @@ from typing import Any, Self
 from flowfleet.agents.agent import Agent
 from flowfleet.agents.flow_run_records import FlowRunRecord
 from flowfleet.api.client import Job, RunState, StateType
+from flowfleet.commands import units
+from flowfleet.settings.classes import PollerSettings, WorkerSettings
+from flowfleet.settings.common import CommonSettings
 
 #: the name that Docker Desktop gives to every host, so it identifies none
 _DOCKER_DESKTOP = "docker-desktop"
@@ -123,9 +126,7 @@ class LocalAgent(Agent):
         Your program calls this method; flowfleet does not. Key, token and variables do not stand in the text; its
         first lines say how to make the file that they belong in.
         """
-        from flowfleet.agents import supervisord_conf  # noqa: PLC0415 - only who wants the text needs it
-
-        given = {
+        common = {
             "backend": "prefect1",
             "token": token,
             "key": key,
@@ -138,7 +139,16 @@ class LocalAgent(Agent):
             "import-path": tuple(import_paths or ()),
             "show-flow-logs": show_flow_logs or None,
         }
-        return supervisord_conf.conf(given, of_worker)
+        worker = _supervisor_conf("worker", WorkerSettings, {**common, **of_worker})
+        # the whole text for a worker, followed by the poller's program: the two are one agent at Prefect 1
+        head, _, program = _supervisor_conf("poller", PollerSettings, common).partition("\n[program:")
+        secrets = [line for line in head.splitlines() if "Secrets" in line or "--secrets" in line]
+        return "\n".join([worker.rstrip(), "", *secrets, f"[program:{program}"])
+
+
+def _supervisor_conf(part: str, cls: type[CommonSettings], flags: Mapping[str, Any]) -> str:
+    program = units.program_path(part)
+    return units.supervisor(units.Unit(part=part, cls=cls, flags=flags, program=program, **units.here()))
 
 
 def _host() -> str:

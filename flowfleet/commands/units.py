@@ -8,6 +8,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import pwd
 import re
 import shlex
 import shutil
@@ -126,13 +127,8 @@ def program_path(part: str) -> str:
 
 def here() -> dict[str, str]:
     """The folder and the user of whoever asks for a unit."""
-    return {"folder": str(Path.cwd()), "user": getpass.getuser() if "USER" in os.environ else _login()}
-
-
-def _login() -> str:
-    import pwd  # noqa: PLC0415 - not everywhere
-
-    return pwd.getpwuid(os.getuid()).pw_name
+    user = getpass.getuser() if "USER" in os.environ else pwd.getpwuid(os.getuid()).pw_name
+    return {"folder": str(Path.cwd()), "user": user}
 
 
 # -- systemd
@@ -259,18 +255,14 @@ def supervisor(unit: Unit) -> str:
 
 
 def _supervisor_word(word: str) -> str:
-    return _no_comment(_specifiers(shlex.quote(word)))
+    # supervisor cuts each line at a blank and one of these, within quotes too; a pair of quotes in between stops it
+    return re.sub(r"(\s)([;#])", r"\1''\2", _specifiers(shlex.quote(word)))
 
 
 def _supervisor_path(path: str) -> str:
     if re.search(r"\s[;#]|^\s|\s$", path):
         raise SettingsError(f"supervisor cannot start anything in {path}, go to a folder without blanks in its name")
     return _specifiers(path)
-
-
-def _no_comment(quoted: str) -> str:
-    # supervisor cuts each line at a blank and one of these, within quotes too; a pair of quotes in between stops it
-    return re.sub(r"(\s)([;#])", r"\1''\2", quoted)
 
 
 def _toml_text(unit: Unit) -> str:

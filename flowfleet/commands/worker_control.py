@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import click
 
 from flowfleet import ledger as ledgers
 from flowfleet.errors import FleetError, LedgerUnavailable
 from flowfleet.ledger import Ledger
-from flowfleet.ledger.roster import Roster, WorkerRow
+from flowfleet.ledger.roster import Roster
 from flowfleet.monitor.snapshot import take_snapshot
 from flowfleet.monitor.status import console, workers_table
 from flowfleet.settings.click_options import options
@@ -20,75 +20,39 @@ from flowfleet.settings.common import CommonSettings
 
 @contextmanager
 def open_ledger(settings: CommonSettings) -> Iterator[Ledger]:
-    """The ledger for a command that does not wait for Redis; raises `LedgerUnavailable` when Redis does not answer."""
-    ledger = ledgers.connect(settings.redis, settings.fleet)
-    try:
-        check_redis(ledger)
+    """The ledger for a command that does not wait: raises `LedgerUnavailable`, with the remedy, where Redis is away."""
+    with closing(ledgers.connect(settings.redis, settings.fleet)) as ledger:
+        try:
+            ledger.check()
+        except LedgerUnavailable as error:
+            raise LedgerUnavailable(f"{error}: start it, or correct --redis or FLOWFLEET_REDIS.") from error
         yield ledger
-    finally:
-        ledger.close()
 
 
-def check_redis(ledger: Ledger) -> None:
-    """Check that Redis answers; raises `LedgerUnavailable` with the remedy, for commands that do not wait for Redis."""
-    try:
-        ledger.check()
-    except LedgerUnavailable as error:
-        raise LedgerUnavailable(f"{error}: start it, or correct --redis or FLOWFLEET_REDIS.") from error
-
-
-class UnknownWorker(FleetError):
-    """The roster has no such worker, or more than one."""
+class WorkerRefused(FleetError):
+    """The roster has no such worker, or more than one, or the worker lives and cannot be forgotten."""
 
     exit_code = 2
 
 
-class WorkerAlive(FleetError):
-    """A worker that lives cannot be forgotten."""
-
-    exit_code = 2
-
-
-def find(roster: Roster, given: str) -> WorkerRow:
-    """The worker with this identity, or with this name where only one host has it; raises `UnknownWorker`."""
-    rows = roster.rows()
-    exact = [row for row in rows if row.worker == given]
-    named = [row for row in rows if row.worker.rpartition("@")[0] == given]
-    if exact or len(named) == 1:
-        return (exact or named)[0]
+def find(roster: Roster, given: str) -> str:
+    """The identity of the worker with this identity or name; raises `WorkerRefused` unless exactly one fits."""
+    known = sorted(row.worker for row in roster.rows())
+    named = [worker for worker in known if worker.rpartition("@")[0] == given]
+    if given in known:
+        return given
+    if len(named) == 1:
+        return named[0]
     if named:
-        raise UnknownWorker(f"More than one worker is named {given!r}: say which of {_listed(named)}.")
-    known = f"known are {_listed(rows)}" if rows else "this fleet has no worker"
-    raise UnknownWorker(f"No worker {given!r} is known: {known}.")
-
-
-def _listed(rows: list[WorkerRow]) -> str:
-    return ", ".join(sorted(row.worker for row in rows))
-
-
-def want(roster: Roster, given: str, state: str, note: str = "") -> str:
-    """Write `active`, `paused` or `draining` for a worker and return its identity; raises `UnknownWorker`."""
-    worker = find(roster, given).worker
-    if not roster.want(worker, state, note):
-        raise UnknownWorker(f"The worker {worker} was forgotten meanwhile.")
-    return worker
-
-
-def forget(roster: Roster, given: str) -> str:
-    """Take a worker off the roster, on the operator's word that its host is gone, and return its identity.
-
-    Raises `UnknownWorker`, and `WorkerAlive` for a worker that still lives.
-    """
-    row = find(roster, given)
-    if not roster.forget(row.worker):
-        raise WorkerAlive(f"The worker {row.worker} still lives and cannot be forgotten: stop it first.")
-    return row.worker
+        raise WorkerRefused(f"More than one worker is named {given!r}: say which of {', '.join(named)}.")
+    others = f"known are {', '.join(known)}" if known else "this fleet has no worker"
+    raise WorkerRefused(f"No worker {given!r} is known: {others}.")
 
 
 _WORDS = {
-    "draining": "{worker} takes no new runs and ends when its last one has ended.",
-    "paused": "{worker} takes no new runs until it is resumed.",
-    "active": "{worker} takes runs again.",
+    "draining": "takes no new runs and ends when its last one has ended.",
+    "paused": "takes no new runs until it is resumed.",
+    "active": "takes runs again.",
 }
 
 
@@ -102,9 +66,11 @@ def _intent_command(name: str, state: str, help_text: str) -> click.Command:
     @options(CommonSettings, command="worker", level="WARNING")
     def command(settings: CommonSettings, workers: tuple[str, ...], *, every: bool, note: str) -> None:
         with open_ledger(settings) as ledger:
-            for worker in _chosen(ledger.roster, workers, every=every):
-                identity = want(ledger.roster, worker, state, note)
-                click.echo(_WORDS[state].format(worker=identity))
+            for given in _chosen(ledger.roster, workers, every=every):
+                worker = find(ledger.roster, given)
+                if not ledger.roster.want(worker, state, note):
+                    raise WorkerRefused(f"The worker {worker} was forgotten meanwhile.")
+                click.echo(f"{worker} {_WORDS[state]}")
 
     return command
 
@@ -148,7 +114,9 @@ def list_workers(settings: CommonSettings, *, as_json: bool, every: bool) -> Non
 def forget_worker(settings: CommonSettings, worker: str) -> None:
     """Take a worker whose host is gone for good off the roster; its claims stay: lost runs are not judged yet."""
     with open_ledger(settings) as ledger:
-        identity = forget(ledger.roster, worker)
+        identity = find(ledger.roster, worker)
+        if not ledger.roster.forget(identity):
+            raise WorkerRefused(f"The worker {identity} still lives and cannot be forgotten: stop it first.")
         held = sum(claim.worker == identity for claim in ledger.claims.live())
     click.echo(f"{identity} is forgotten.")
     if held:

@@ -12,7 +12,8 @@ from rich.console import RenderableType
 from flowfleet.errors import SettingsError
 from flowfleet.ledger.claims import Claim
 from flowfleet.ledger.transitions import State
-from flowfleet.monitor.snapshot import Snapshot, claim_json, iso, route_name
+from flowfleet.logs import iso
+from flowfleet.monitor.snapshot import Snapshot, claim_json, route_name
 from flowfleet.monitor.status import PLAIN_WIDTH, span
 from flowfleet.monitor.status import table as plain_table
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from flowfleet.api import traits
@@ -13,6 +12,7 @@ from flowfleet.ledger import Ledger
 from flowfleet.ledger.claims import Claim, State
 from flowfleet.ledger.gate import Leader
 from flowfleet.ledger.roster import RouteDue, WorkerRow
+from flowfleet.logs import iso
 from flowfleet.monitor.redis_server import QueueLength, RedisServer, version_of
 
 #: version of the JSON form
@@ -171,11 +171,6 @@ def _queues(
 
 def _since(moment: float | None, now: float) -> float | None:
     return None if moment is None else round(max(0.0, now - moment), 3)
-
-
-def iso(moment: float) -> str:
-    """A moment in unix seconds as ISO 8601 text in UTC."""
-    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def bracketed(labels: Iterable[str]) -> str:
