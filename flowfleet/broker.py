@@ -37,19 +37,14 @@ def key_prefix(fleet: str) -> str:
     return f"flowfleet:{fleet}:broker:"
 
 
-def queue_name(route: Route) -> str:
-    """The Celery queue of a route."""
-    return str(route)
-
-
 def queue_key(fleet: str, route: Route) -> str:
     """The Redis list behind the queue of a route: newest message at its head, oldest at its tail."""
-    return key_prefix(fleet) + queue_name(route)
+    return f"{key_prefix(fleet)}{route}"
 
 
 def queue_of(route: Route) -> Queue:
-    """The queue of a route with an exchange of its own, as Celery declares it."""
-    name = queue_name(route)
+    """The queue of a route, named as the route, with an exchange of its own, as Celery declares it."""
+    name = str(route)
     exchange: Any = Exchange(name, type="direct")  # type: ignore[no-untyped-call]
     queue: Queue = Queue(name, exchange, routing_key=name)  # type: ignore[no-untyped-call]
     return queue
@@ -150,14 +145,13 @@ class Publisher:
 
     def publish(self, message: Message) -> None:
         """Put the message into its route's queue; raises `LedgerUnavailable` when Redis may not have taken it."""
-        headers: dict[str, Any] = {"enqueued_at": time.time()}
         try:
             self._app.send_task(
                 TASK_NAME,
                 kwargs=message.to_kwargs(),
                 task_id=message.task_id,
                 queue=queue_of(message.route),
-                headers=headers,
+                headers={"enqueued_at": time.time()},
                 retry=False,
                 ignore_result=True,
             )

@@ -118,10 +118,10 @@ def runs_command(
     """List the runs of the fleet, also the ended ones of the last day."""
     seconds = runs.parse_since(since) if since else None
     state = runs.parse_state(state) if state else None
-    wanted = runs.RunFilter(state=state, route=route, worker=worker, since_seconds=seconds)
     with open_ledger(settings) as ledger:
         snapshot = take_snapshot(ledger)
-        found = runs.collect(snapshot, ledger.claims.records(limit=_RECORDS), wanted)
+        records = ledger.claims.records(limit=_RECORDS)
+    found = runs.collect(snapshot, records, state=state, route=route, worker=worker, since_seconds=seconds)
     if as_json:
         click.echo(json.dumps(runs.to_json(found), indent=2))
     elif found:

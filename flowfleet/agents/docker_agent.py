@@ -36,14 +36,7 @@ class DockerAgent(Agent):
         **options: Any,
     ) -> None:
         super().__init__(
-            name,
-            labels,
-            env_vars,
-            max_polls,
-            agent_address,
-            no_cloud_logs,
-            agent_config_id=agent_config_id,
-            **options,
+            name, labels, env_vars, max_polls, agent_address, no_cloud_logs, agent_config_id=agent_config_id, **options
         )
         self.base_url = base_url
         self.no_pull = bool(no_pull)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
@@ -53,18 +53,21 @@ class GraphQLQueries(Protocol):
         """Send a document; `.data` of the reply has the answers by root field."""
 
 
-def fetch(graphql: GraphQLQueries, run_ids: Iterable[str], *, now: datetime | None = None) -> list[FlowRunRecord]:
-    """These flow runs with all that the methods of an agent may look at, the first due first."""
-    ids = list(run_ids)
+def fetch(graphql: GraphQLQueries, run_ids: Iterable[str]) -> list[FlowRunRecord]:
+    """These flow runs with all that the methods of an agent may look at, by the time that their states name.
+
+    One without a time is due now, so it comes after all late ones.
+    """
+    ids, now = list(run_ids), datetime.now(UTC)
     if not ids:
         return []
-    until = (now or datetime.now(UTC)) - timedelta(seconds=_OWN_PROCESS_SECONDS)
+    until = now - timedelta(seconds=_OWN_PROCESS_SECONDS)
     fields = _FIELDS % json.dumps(until.isoformat())
     reply = graphql.ask(f"query {{ flow_run(where: {{id: {{_in: {json.dumps(ids)}}}}}) {{ {fields} }} }}")
     rows = reply.data.get("flow_run")
     if rows is None:
         raise ApiRejected(f"the API did not tell of the flow runs {', '.join(ids)}")
-    return in_order(FlowRunRecord.of(rows))
+    return sorted(FlowRunRecord.of(rows), key=lambda row: due_of(row) or now)
 
 
 def fetch_one(graphql: GraphQLQueries, run_id: str) -> FlowRunRecord:
@@ -73,12 +76,6 @@ def fetch_one(graphql: GraphQLQueries, run_id: str) -> FlowRunRecord:
     if not found:
         raise RunGone(f"the flow run {run_id} does not exist any more")
     return found[0]
-
-
-def in_order(rows: Sequence[FlowRunRecord]) -> list[FlowRunRecord]:
-    """The runs by the time that their states name; one without a time is due now, so it comes after all late ones."""
-    now = datetime.now(UTC)
-    return sorted(rows, key=lambda row: due_of(row) or now)
 
 
 def due_of(row: Mapping[str, Any]) -> datetime | None:

@@ -42,14 +42,7 @@ class LocalAgent(Agent):
     ) -> None:
         del storage_labels  # an argument of 0.14, where it had no effect any more
         super().__init__(
-            name,
-            labels,
-            env_vars,
-            max_polls,
-            agent_address,
-            no_cloud_logs,
-            agent_config_id=agent_config_id,
-            **options,
+            name, labels, env_vars, max_polls, agent_address, no_cloud_logs, agent_config_id=agent_config_id, **options
         )
         self.import_paths = list(import_paths or ())
         self.show_flow_logs = show_flow_logs

@@ -109,7 +109,15 @@ class _AgentRun:
         heartbeat.start()
         self._stack.callback(self._end_poller)
         with ExitStack() as leaving:
-            cli.serve(self._settings, self._environ, self._embedding(leaving))
+            embedding = cli.EmbeddingProgram(
+                early=lambda: None,
+                deployer=self._deployer,
+                launched=self._launched,
+                begun=self._begun,
+                leave=self._leave,
+                leaving=leaving,
+            )
+            cli.serve(self._settings, self._environ, embedding)
         if self._failure is not None:
             raise self._failure
 
@@ -132,16 +140,6 @@ class _AgentRun:
         return url
 
     # -- the worker, in this process
-
-    def _embedding(self, leaving: ExitStack) -> cli.EmbeddingProgram:
-        return cli.EmbeddingProgram(
-            early=lambda: None,
-            deployer=self._deployer,
-            launched=self._launched,
-            begun=self._begun,
-            leave=self._leave,
-            leaving=leaving,
-        )
 
     def _deployer(self, own: Deployer, api: ApiClient, settings: WorkerSettings) -> Deployer:
         agent = self._agent

@@ -70,22 +70,19 @@ def start(folder: DataFolder, environ: Mapping[str, str]) -> tuple[Part, str]:
 
 def answers(url: str) -> bool:
     """True when the Redis at this address has loaded its data and answers."""
-    client = redis.Redis.from_url(url, socket_timeout=2.0, socket_connect_timeout=2.0)
     try:
-        return bool(client.ping())
+        with redis.Redis.from_url(url, socket_timeout=2.0, socket_connect_timeout=2.0) as client:
+            return bool(client.ping())
     except redis.RedisError:
         return False
-    finally:
-        client.close()
 
 
 def _works_in(port: int, data: Path) -> bool:
     """True when the server at this port is the one with our data."""
-    client = redis.Redis.from_url(url_of(port), socket_timeout=2.0, socket_connect_timeout=2.0, decode_responses=True)
+    how: dict[str, Any] = {"socket_timeout": 2.0, "socket_connect_timeout": 2.0, "decode_responses": True}
     try:
-        found: Any = client.config_get("dir")
-        return Path(str(found.get("dir", ""))).resolve() == data.resolve()
+        with redis.Redis.from_url(url_of(port), **how) as client:
+            found: Any = client.config_get("dir")
     except redis.RedisError:
         return False
-    finally:
-        client.close()
+    return Path(str(found.get("dir", ""))).resolve() == data.resolve()

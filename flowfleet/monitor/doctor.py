@@ -14,7 +14,7 @@ from flowfleet.api.client import ApiClient, ServerInfo
 from flowfleet.errors import ApiError, ApiUnavailable, KeyRefused, LedgerError, SettingsError
 from flowfleet.flow_run import Offer
 from flowfleet.monitor.metrics import our_version
-from flowfleet.monitor.redis_server import RedisServer, is_cluster
+from flowfleet.monitor.redis_server import RedisServer
 from flowfleet.monitor.snapshot import Snapshot, bracketed
 from flowfleet.monitor.status import span
 
@@ -71,7 +71,7 @@ def redis_checks(server: RedisServer, clock: Callable[[], float] = time.time) ->
 
 
 def _cluster(info: Mapping[str, Any]) -> Check:
-    if is_cluster(info):
+    if str(info.get("cluster_enabled", "0")) == "1":
         found = "This is a node of a Redis Cluster, where our scripts cannot work on all keys at once."
         return Check("redis mode", FAIL, found, "Use a standalone Redis or one behind Sentinel.")
     return Check("redis mode", OK, "Redis is no cluster.")

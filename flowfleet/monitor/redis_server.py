@@ -67,11 +67,6 @@ def queue_key(store: Store, route: Route) -> str:
     return store.key(f"broker:{route}")
 
 
-def is_cluster(info: Mapping[str, Any]) -> bool:
-    """True when this server is a node of a Redis Cluster."""
-    return str(info.get("cluster_enabled", "0")) == "1"
-
-
 def version_of(info: Mapping[str, Any]) -> str:
     """The version that people know: for Valkey its own, beside which it tells clients of Redis 7.2.4."""
     return str(info.get("valkey_version") or info.get("redis_version") or "unknown")

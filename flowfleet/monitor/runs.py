@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from rich.console import RenderableType
@@ -20,16 +19,6 @@ from flowfleet.monitor.status import table as plain_table
 #: the state shown for a claim that is gone; its record says how the claim went
 GONE = "gone"
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunFilter:
-    """The runs that are asked for; None = any."""
-
-    state: str | None = None
-    route: str | None = None  # a part of the route, or of its name
-    worker: str | None = None
-    since_seconds: float | None = None
 
 
 def parse_since(text: str) -> float:
@@ -69,12 +58,32 @@ def parse_state(text: str) -> str:
     return text
 
 
-def collect(snapshot: Snapshot, records: Iterable[Mapping[str, Any]], wanted: RunFilter) -> list[dict[str, Any]]:
-    """The runs asked for: live ones first, then the gone ones, newest first."""
+def collect(
+    snapshot: Snapshot,
+    records: Iterable[Mapping[str, Any]],
+    *,
+    state: str | None = None,
+    route: str | None = None,
+    worker: str | None = None,
+    since_seconds: float | None = None,
+) -> list[dict[str, Any]]:
+    """The runs asked for (None = any), live ones first, then the gone ones, newest first.
+
+    `route` is a part of the route or of its name.
+    """
+
+    def fits(run: Mapping[str, Any]) -> bool:
+        its_worker = str(run["worker"] or "")
+        return (
+            (state is None or run["state"] == state)
+            and (route is None or route in str(run["route"]) or route in str(run["queue"]))
+            and (worker is None or worker in (its_worker, its_worker.rpartition("@")[0]))
+            and (since_seconds is None or snapshot.at - float(run["since_unix"]) <= since_seconds)
+        )
+
     names = snapshot.pool_names
     live = [_live(claim, names) for claim in reversed(snapshot.claims)]
-    gone = [_gone(record) for record in records]
-    return [run for run in live + gone if _fits(run, wanted, snapshot.at)]
+    return [run for run in (*live, *map(_gone, records)) if fits(run)]
 
 
 def _live(claim: Claim, pool_names: Mapping[str, str]) -> dict[str, Any]:
@@ -97,16 +106,6 @@ def _gone(record: Mapping[str, Any]) -> dict[str, Any]:
         "queue": str(record.get("route")),
         "since_unix": gone_at,
     }
-
-
-def _fits(run: Mapping[str, Any], wanted: RunFilter, now: float) -> bool:
-    worker = str(run["worker"] or "")
-    return (
-        (wanted.state is None or run["state"] == wanted.state)
-        and (wanted.route is None or wanted.route in str(run["route"]) or wanted.route in str(run["queue"]))
-        and (wanted.worker is None or wanted.worker in (worker, worker.rpartition("@")[0]))
-        and (wanted.since_seconds is None or now - float(run["since_unix"]) <= wanted.since_seconds)
-    )
 
 
 def to_json(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

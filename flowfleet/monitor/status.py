@@ -118,15 +118,11 @@ def _queues(snapshot: Snapshot, width: int) -> Table:
             f"{queue.due}+" if queue.at_least else str(queue.due),
             span(queue.oldest_due_seconds),
             str(queue.depth),
-            _coloured_count(queue.eligible_workers, needed=bool(queue.due)),
+            Text(str(queue.eligible_workers), style="red" if queue.due and not queue.eligible_workers else ""),
         )
         for queue in snapshot.queues
     ]
     return table(("QUEUE", *numbers), rows, right=numbers, names=("QUEUE",), width=width)
-
-
-def _coloured_count(count: int, *, needed: bool) -> Text:
-    return Text(str(count), style="red" if needed and not count else "")
 
 
 def workers_table(workers: tuple[WorkerStatus, ...], width: int = PLAIN_WIDTH) -> Table:

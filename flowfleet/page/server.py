@@ -90,23 +90,6 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-class Page:
-    """A page that is being served; `close` ends it."""
-
-    def __init__(self, server: _Server, thread: threading.Thread) -> None:
-        self._server = server
-        self._thread = thread
-        host, port = server.server_name, server.server_port
-        #: the address of the page: a port 0 that was asked for has become a real one
-        self.address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-    def close(self) -> None:
-        """Stop listening; answers that are under way are cut off."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join(timeout=5.0)
-
-
 def serve(address: str, handlers: Callable[[], Mapping[str, Handler]], token: Callable[[], str | None]) -> Page:
     """Serve the current handlers by path from threads of their own. A path with a `/` at its end has all paths below.
 
@@ -117,19 +100,18 @@ def serve(address: str, handlers: Callable[[], Mapping[str, Handler]], token: Ca
     host, port = parse_address(address)
     try:
         family, _, _, _, sockaddr = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        server = _Server(family, str(sockaddr[0]), port, handlers, token)
+        page = Page(family, str(sockaddr[0]), port, handlers, token)
     except socket.gaierror as error:
         raise SettingsError(f"The address {address} cannot be served: this machine does not know {host}.") from error
     except OSError as error:
         raise SettingsError(_why_not(address, port, error)) from error
-    if not server.loopback and token() is None:
+    if not page.loopback and token() is None:
         logger.warning(
             "only health and ready are served, since others can reach this address and no FLOWFLEET_PAGE_TOKEN is set",
             extra={"address": address},
         )
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.2}, name="page", daemon=True)
-    thread.start()
-    return Page(server, thread)
+    threading.Thread(target=page.serve_forever, kwargs={"poll_interval": 0.2}, name="page", daemon=True).start()
+    return page
 
 
 def _why_not(address: str, port: int, error: OSError) -> str:
@@ -140,7 +122,9 @@ def _why_not(address: str, port: int, error: OSError) -> str:
     return f"The address {address} cannot be served: {error.strerror or error}."
 
 
-class _Server(ThreadingHTTPServer):
+class Page(ThreadingHTTPServer):
+    """A page that is being served; `close` ends it."""
+
     daemon_threads = True
     #: closing must not wait for somebody who follows a log
     block_on_close = False
@@ -159,9 +143,17 @@ class _Server(ThreadingHTTPServer):
         self.token = token
         self.loopback = is_loopback(host)
         super().__init__((host, port), _Exchange)
+        host, port = self.server_name, self.server_port
+        #: the address of the page: a port 0 that was asked for has become a real one
+        self.address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    def close(self) -> None:
+        """Stop listening; answers that are under way are cut off."""
+        self.shutdown()
+        self.server_close()
 
     def server_bind(self) -> None:
-        # the base class asks DNS for this host's full name, which can take seconds where DNS is away
+        """Bind, but not as the base class: that asks DNS for this host's full name, for seconds where DNS is away."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
@@ -182,7 +174,7 @@ class _Server(ThreadingHTTPServer):
 
 
 class _Exchange(BaseHTTPRequestHandler):
-    server: _Server
+    server: Page
     timeout = _SILENCE_SECONDS
     server_version = "flowfleet"
     sys_version = ""
@@ -195,7 +187,8 @@ class _Exchange(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         # Prefect 1's agents are poked with GET and with POST
-        self.rfile.read(min(_length(self.headers.get("Content-Length")), _BODY_LIMIT))
+        length = self.headers.get("Content-Length", "")
+        self.rfile.read(min(int(length) if length.isdigit() else 0, _BODY_LIMIT))
         self._exchange()
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class names it so
@@ -246,7 +239,3 @@ class _Exchange(BaseHTTPRequestHandler):
         for piece in pieces:
             self.wfile.write(piece)
             self.wfile.flush()
-
-
-def _length(text: str | None) -> int:
-    return int(text) if text and text.isdigit() else 0

@@ -54,8 +54,8 @@ class StartupPage:
 
     def _early(self) -> dict[str, Handler]:
         def other(_: PageRequest) -> PageAnswer:
-            sentence = f"This is served after the start: {self._sentence()}."
-            return PageAnswer.json({"error": sentence}, HTTPStatus.SERVICE_UNAVAILABLE)
+            why = f"it waits for {self._waits_for}" if self._waits_for else "it is being put together"
+            return PageAnswer.json({"error": f"This is served after the start: {why}."}, HTTPStatus.SERVICE_UNAVAILABLE)
 
         return {
             "/api/health": lambda _: PageAnswer.health(self._facts(), ok=True),
@@ -69,6 +69,3 @@ class StartupPage:
             "waits_for": self._waits_for,
             "starting_for_seconds": round(self._clock() - self._since, 1),
         }
-
-    def _sentence(self) -> str:
-        return f"it waits for {self._waits_for}" if self._waits_for else "it is being put together"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import TextIO, cast
 
@@ -58,7 +59,8 @@ def up(settings: UpSettings, *, demo: bool, exit_after: bool) -> int:
     config_file = click.get_current_context().params.get("config_file")
     if config_file:
         environ["FLOWFLEET_CONFIG"] = str(Path(config_file).absolute())
-    stack = Stack(settings=settings, folder=folder, environ=environ, say=_sayer(out), pause=signals.pause)
+    say = partial(out.print, soft_wrap=True, markup=False, highlight=False)
+    stack = Stack(settings=settings, folder=folder, environ=environ, say=say, pause=signals.pause)
     try:
         stack.start()
         code = _serve(stack, signals, out, demo=demo, exit_after=exit_after)
@@ -67,10 +69,6 @@ def up(settings: UpSettings, *, demo: bool, exit_after: bool) -> int:
     finally:
         _end(stack, signals)
     return code if signals.second is None else 128 + signals.second
-
-
-def _sayer(out: Console) -> Callable[[str], None]:
-    return lambda sentence: out.print(sentence, soft_wrap=True, markup=False, highlight=False)
 
 
 def _end(stack: Stack, signals: StackSignals) -> None:
@@ -87,8 +85,7 @@ def _serve(stack: Stack, signals: StackSignals, out: Console, *, demo: bool, exi
 
     Returns the exit code after a demo with `exit_after`; otherwise it is left only by an error such as `StopRequested`.
     """
-    say = _sayer(out)
-    state = stack.state()
+    say, state = stack.say, stack.state()
     say(f"\nPrefect UI    {state['ui']}\npoller health {state['agent_address']}/api/ready")
     say(f"command line  export PREFECT_API_URL={state['api']} FLOWFLEET_REDIS={state['redis']}\n")
     code = 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -35,8 +34,6 @@ from flowfleet.up.poller_and_workers import (
     worker_names,
 )
 from flowfleet.wakeup import Wakeup
-
-logger = logging.getLogger(__name__)
 
 Say = Callable[[str], None]
 

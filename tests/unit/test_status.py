@@ -298,7 +298,7 @@ def test_runs_are_live_ones_and_gone_ones_filtered():
     snapshot = _snapshot(claims=[_claim()])
 
     def ids(**wanted):
-        return [run["run_id"] for run in runs.collect(snapshot, [record], runs.RunFilter(**wanted))]
+        return [run["run_id"] for run in runs.collect(snapshot, [record], **wanted)]
 
     assert ids() == [_claim().run_id, "g"]
     assert ids(state="gone") == ["g"]
@@ -307,9 +307,7 @@ def test_runs_are_live_ones_and_gone_ones_filtered():
     assert ids(since_seconds=600) == [_claim().run_id]
     assert ids(route="flowfleet/def") == [_claim().run_id]
     assert ids(route="nothing") == []
-    assert (
-        max(map(len, _printed(runs.table(runs.collect(snapshot, [record], runs.RunFilter()), AT)).splitlines())) <= 80
-    )
+    assert max(map(len, _printed(runs.table(runs.collect(snapshot, [record]), AT)).splitlines())) <= 80
 
 
 def test_a_span_that_is_none_is_one_sentence():

@@ -23,7 +23,7 @@ from celery.worker.consumer import Consumer
 from celery.worker.consumer.tasks import Tasks
 from kombu.transport import redis as redis_transport
 
-from flowfleet.broker import queue_name, queue_of
+from flowfleet.broker import queue_of
 from flowfleet.errors import BadMessage, FleetError
 from flowfleet.flow_run import MESSAGE_LIMIT, TASK_NAME, Message, Route
 from flowfleet.settings.classes import WorkerSettings
@@ -145,9 +145,9 @@ class Slots:
         """Read the queues of all routes that are to be served; may be called in Celery's own thread only."""
         routes = frozenset(self.owner.routes())
         for route in sorted(routes):
-            if not consumer.task_consumer.consuming_from(queue_name(route)):
+            if not consumer.task_consumer.consuming_from(str(route)):
                 consumer.app.amqp.queues.add(queue_of(route))
-                consumer.add_task_queue(queue_name(route))
+                consumer.add_task_queue(str(route))
         self.owner.serving(routes)
 
     def wrap(self, handler: Callable[[Any], Any]) -> Callable[[Any], Any]:
