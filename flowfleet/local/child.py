@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -28,29 +29,22 @@ class PartDied(FleetError):
     """A part ended by itself, or did not get ready."""
 
 
+@dataclass(frozen=True, kw_only=True)
 class Part:
     """A process that `flowfleet up` or an agent is responsible for: it watches and stops the process.
 
     This program has started it, or an earlier one, killed before it could clean up, has left it running.
     """
 
-    def __init__(
-        self,
-        name: str,
-        folder: DataFolder,
-        process: psutil.Process,
-        child: subprocess.Popen[bytes] | None,
-        *,
-        grace: float,
-        whole_group: bool,
-    ) -> None:
-        self.name = name
-        self.log = folder.log(name)
-        self._note = folder.note(name)
-        self._process = process
-        self._child = child
-        self._grace = grace
-        self._whole_group = whole_group
+    name: str
+    folder: DataFolder
+    process: psutil.Process
+    #: None: an earlier program has left the process
+    child: subprocess.Popen[bytes] | None
+    #: seconds between TERM and KILL
+    grace: float
+    #: True when TERM goes to the whole process group: the `prefect` command is only the parent of its server
+    whole_group: bool
 
     @classmethod
     def start(
@@ -65,10 +59,9 @@ class Part:
         grace: float = 10.0,
         whole_group: bool = False,
     ) -> Part:
-        """Start a process as a part, which gets `grace` seconds between TERM and KILL.
+        """Start a process as a part.
 
         Each start writes a new log; `log_mode` "ab" goes on with the last one, and None prints where this program does.
-        With `whole_group` TERM goes to the whole process group: `prefect` is only the parent of its server.
         """
         with contextlib.ExitStack() as files:
             log = files.enter_context(folder.log(name).open(log_mode)) if log_mode else None
@@ -86,7 +79,7 @@ class Part:
         # a pid alone may be another process's tomorrow
         note = {"pid": child.pid, "created": process.create_time()}
         folder.note(name).write_text(json.dumps(note), encoding="utf-8")
-        return cls(name, folder, process, child, grace=grace, whole_group=whole_group)
+        return cls(name=name, folder=folder, process=process, child=child, grace=grace, whole_group=whole_group)
 
     @classmethod
     def left(cls, name: str, folder: DataFolder, *, grace: float = 10.0, whole_group: bool = False) -> Part | None:
@@ -99,31 +92,36 @@ class Part:
                 return None
         except (OSError, ValueError, KeyError, psutil.Error):
             return None
-        return cls(name, folder, process, None, grace=grace, whole_group=whole_group)
+        return cls(name=name, folder=folder, process=process, child=None, grace=grace, whole_group=whole_group)
+
+    @property
+    def log(self) -> Path:
+        """The path of the log file."""
+        return self.folder.log(self.name)
 
     @property
     def pid(self) -> int:
         """The process id, and that of the process group, which each part leads."""
-        return int(self._process.pid)
+        return int(self.process.pid)
 
     @property
     def adopted(self) -> bool:
         """Whether an earlier program has left the process."""
-        return self._child is None
+        return self.child is None
 
     def ended(self) -> str | None:
         """How the process ended, in words; None while it lives."""
-        if self._child is None:
+        if self.child is None:
             # the exit code of a process that is not our child cannot be seen
-            return None if _alive(self._process) else "has ended"
-        code = self._child.poll()
+            return None if _alive(self.process) else "has ended"
+        code = self.child.poll()
         if code is None:
             return None
         return f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
 
     def wait(self) -> int | None:
         """Wait for the end of the process, and return its exit code; None for one that is not our child."""
-        code: int | None = (self._child or self._process).wait()
+        code: int | None = (self.child or self.process).wait()
         return code
 
     def stop(self, hurry: Callable[[], bool] = lambda: False) -> None:
@@ -131,20 +129,20 @@ class Part:
 
         The grace ends at once when `hurry` returns True.
         """
-        running = self._process.is_running()
+        running = self.process.is_running()
         with contextlib.suppress(ProcessLookupError, PermissionError):
             if running:
-                (os.killpg if self._whole_group else os.kill)(self.pid, signal.SIGTERM)
-                wait_until(lambda: self._over() or hurry(), self._grace)
+                (os.killpg if self.whole_group else os.kill)(self.pid, signal.SIGTERM)
+                wait_until(lambda: self._over() or hurry(), self.grace)
             # even after an orderly end: what it may have left in its group has nobody else to end it; but the pid of an
             # adopted process that was gone already may be another's by now
             if running or not self.adopted:
                 os.killpg(self.pid, signal.SIGKILL)
         wait_until(lambda: self.ended() is not None and not group_alive(self.pid), _KILL_SECONDS)
-        self._note.unlink(missing_ok=True)
+        self.folder.note(self.name).unlink(missing_ok=True)
 
     def _over(self) -> bool:
-        return self.ended() is not None and not (self._whole_group and group_alive(self.pid))
+        return self.ended() is not None and not (self.whole_group and group_alive(self.pid))
 
 
 def group_alive(group: int) -> bool:

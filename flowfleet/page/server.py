@@ -179,12 +179,6 @@ class _Exchange(BaseHTTPRequestHandler):
     server_version = "flowfleet"
     sys_version = ""
 
-    def do_GET(self) -> None:
-        self._exchange()
-
-    def do_HEAD(self) -> None:
-        self._exchange()
-
     def do_POST(self) -> None:
         # Prefect 1's agents are poked with GET and with POST
         length = self.headers.get("Content-Length", "")
@@ -198,6 +192,8 @@ class _Exchange(BaseHTTPRequestHandler):
         parts = urlsplit(self.path)
         request = PageRequest(method=self.command, path=unquote(parts.path), query=dict(parse_qsl(parts.query)))
         self._send(self._refusal(request.path) or self._answer(request))
+
+    do_GET = do_HEAD = _exchange  # noqa: N815 - the base class names them so
 
     def _refusal(self, path: str) -> PageAnswer | None:
         """The refusal of a request without the right token, else None; made before the path is looked up."""

@@ -10,6 +10,7 @@ from flowfleet.ledger.login import without_password
 from flowfleet.local.child import Part, own_script
 from flowfleet.local.data_folder import DataFolder
 from flowfleet.settings.classes import UpSettings
+from flowfleet.settings.option import options_of
 from flowfleet.up.prefect_server import environment as server_environment
 
 POLLER = "poller"
@@ -35,6 +36,8 @@ _DECIDED = (
     "MAX_POLLS",
     "REQUIRE_API",
 )
+#: settings of `up` that its parts are to have too
+_HANDED_ON = ("api", "key", "token", "ca_file", "redis", "fleet", "log_format")
 #: between TERM and KILL of a run and of the poller, when `up` is stopped
 STOP_GRACE_SECONDS = 10.0
 
@@ -46,17 +49,9 @@ def environment(
     env = server_environment(folder, environ) if own_server else dict(environ)
     for name in _DECIDED:
         env.pop(f"FLOWFLEET_{name}", None)
-    given = {
-        "FLOWFLEET_API": settings.api,
-        "FLOWFLEET_BACKEND": settings.backend,
-        "FLOWFLEET_KEY": settings.key,
-        "FLOWFLEET_API_TOKEN": settings.token,
-        "FLOWFLEET_CA_FILE": settings.ca_file and str(settings.ca_file),
-        "FLOWFLEET_REDIS": settings.redis,
-        "FLOWFLEET_FLEET": settings.fleet,
-        "FLOWFLEET_LOG_FORMAT": settings.log_format,
-    }
-    env |= {name: value for name, value in given.items() if value}
+    options = options_of(UpSettings)
+    env |= {options[name].variable: str(value) for name in _HANDED_ON if (value := getattr(settings, name))}
+    env["FLOWFLEET_BACKEND"] = settings.backend
     env = _by_file(env, settings, own_redis=own_redis)
     if settings.origin("log_level").kind not in ("machine", "default"):
         # our own default is for log lines between the output of `up`; the parts log to files, with their own default

@@ -35,8 +35,6 @@ from flowfleet.up.poller_and_workers import (
 )
 from flowfleet.wakeup import Wakeup
 
-Say = Callable[[str], None]
-
 
 class StopRequested(FleetError):
     """The end of `up` was asked for, by a signal or because nobody reads its output any more."""
@@ -79,7 +77,7 @@ class Stack:
     settings: UpSettings
     folder: DataFolder
     environ: Mapping[str, str]
-    say: Say
+    say: Callable[[str], None]
     pause: Callable[[float], None]
     parts: list[Part] = field(default_factory=list)
     agent_address: str = ""
