@@ -23,8 +23,8 @@ class NoOutput(FleetError):
 
 def state_home(environ: Mapping[str, str]) -> Path:
     """`$XDG_STATE_HOME/flowfleet`, under which each worker of this host has its folder."""
-    home = environ.get("XDG_STATE_HOME") or os.path.join(environ.get("HOME", "/"), ".local", "state")  # noqa: PTH118
-    return Path(home) / "flowfleet"
+    base = environ.get("XDG_STATE_HOME")
+    return (Path(base) if base else Path(environ.get("HOME") or Path.home()) / ".local" / "state") / "flowfleet"
 
 
 def local_log(home: Path, run_id: str) -> Path | None:

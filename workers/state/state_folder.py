@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flowfleet.errors import FleetError
+from flowfleet.monitor.run_output import state_home
 from flowfleet.settings.classes import WorkerSettings
 from workers.shim import atomic_files
 from workers.state.run_folders import VERSION, OutboxFolder, RunFolders
@@ -72,8 +73,4 @@ class StateFolder:
 
 def state_root(settings: WorkerSettings, environ: Mapping[str, str]) -> Path:
     """Where state folders of this user lie: `--state-dir`, else below XDG_STATE_HOME."""
-    if settings.state_dir is not None:
-        return settings.state_dir
-    base = environ.get("XDG_STATE_HOME")
-    home = Path(base) if base else Path(environ.get("HOME") or Path.home()) / ".local" / "state"
-    return home / "flowfleet"
+    return settings.state_dir or state_home(environ)
