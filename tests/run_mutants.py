@@ -105,7 +105,7 @@ class Trial:
                     os.killpg(process.pid, signal.SIGKILL)
                 return "too long", ""
         verdict = {0: "passed", 1: "failed"}.get(process.returncode, "broken")
-        failed = [line for line in said.splitlines() if line.startswith(("FAILED", "ERROR"))]
+        failed = [line for line in said.splitlines() if line.startswith(("FAILED tests", "ERROR tests"))]
         words = said[-300:] if verdict == "broken" else "by a test's time limit" if verdict == "failed" else ""
         return verdict, failed[0].split(" - ")[0].partition("::")[2] if failed else words
 
