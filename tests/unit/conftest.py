@@ -16,9 +16,7 @@ from workers.host import Abilities
 @pytest.fixture
 def world() -> World:
     """One worker of four slots."""
-    world = World()
-    world.roster.add()
-    return world
+    return World.of()
 
 
 @pytest.fixture(scope="module")

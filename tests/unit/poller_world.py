@@ -377,6 +377,13 @@ class World:
         self.pace = pace or Pace(lead_seconds=5.0 if self.api.traits.engine_waits else 0.0)
         self.build()
 
+    @classmethod
+    def of(cls, worker: str = "worker@a", slots: int = 4, **facts: Any) -> World:
+        """A world with this worker."""
+        world = cls()
+        world.roster.add(worker, slots, **facts)
+        return world
+
     def make_api(self, time: Time) -> Any:
         """What the poller asks."""
         return FakeApi(time)

@@ -10,22 +10,33 @@ from poller.leader import TermLost
 from tests.unit.poller_world import World
 
 
-def world_with_run(**more):
-    world = World(**more)
-    world.roster.add()
+@pytest.fixture
+def world(world):
     world.leadership.tend()
-    return world, world.api.add()
+    return world
+
+
+@pytest.fixture
+def run(world):
+    return world.api.add()
 
 
 def runs_of(world):
-    return list(world.api.due([], within_seconds=0, limit=10)[0].runs)
+    runs = list(world.api.due([], within_seconds=0, limit=10)[0].runs)
+    world.api.asked.clear()
+    return runs
+
+
+@pytest.fixture
+def runs(world, run):
+    """What the listing shows of it."""
+    return runs_of(world)
 
 
 @pytest.mark.parametrize("done", [True, False])
-def test_an_unsure_answer_is_asked_again_with_the_same_id(done):
-    world, run = world_with_run()
+def test_an_unsure_answer_is_asked_again_with_the_same_id(world, run, runs, done):
     world.api.bent = [(Verdict.UNSURE, done)]
-    claimed = world.claimer.claim(1, runs_of(world))
+    claimed = world.claimer.claim(1, runs)
     assert claimed.published == {run}
     assert world.api.kind(run) is StateType.PENDING
     assert len(world.published) == 1
@@ -33,11 +44,10 @@ def test_an_unsure_answer_is_asked_again_with_the_same_id(done):
 
 
 @pytest.mark.parametrize("silent", ["settle", "claim"], ids=["it stays unsure", "there is none"])
-def test_an_answer_that_settles_nothing_leaves_the_claim_to_be_settled(silent):
-    world, run = world_with_run()
+def test_an_answer_that_settles_nothing_leaves_the_claim_to_be_settled(world, run, runs, silent):
     world.api.bent = [(Verdict.UNSURE, True)] if silent == "settle" else []
     world.api.fail(silent)
-    assert world.claimer.claim(1, runs_of(world)).silence
+    assert world.claimer.claim(1, runs).silence
     assert world.claims.by_run[run].state is State.CLAIMING
     assert world.published == []
     world.api.heal()
@@ -49,50 +59,40 @@ def test_an_answer_that_settles_nothing_leaves_the_claim_to_be_settled(silent):
 
 @pytest.mark.parametrize("hangs", ["claim", "settle"])
 def test_an_api_that_falls_silent_is_waited_for_once_and_no_further_run_is_asked_for(hangs):
-    world = World()
-    world.roster.add(slots=10)
+    world = World.of(slots=10)
     world.leadership.tend()
     world.api.add_many(10)
+    runs = runs_of(world)
     if hangs == "settle":
         world.api.bent = [(Verdict.UNSURE, False), (Verdict.UNSURE, False)]
     world.api.fail(hangs)
-    runs = runs_of(world)
-    world.api.asked.clear()
     claimed = world.claimer.claim(1, runs)
     assert claimed.silence
     assert world.api.asked == (["claim"] if hangs == "claim" else ["claim", "claim", "settle"])
     assert {claim.state for claim in world.claims.live()} == {State.CLAIMING}
 
 
-def test_a_question_that_alone_breaks_the_server_is_no_silence():
-    world, run = world_with_run()
+def test_a_question_that_alone_breaks_the_server_is_no_silence(world, run, runs):
     world.api.bent = [(Verdict.UNSURE, False), (Verdict.UNSURE, False)]
     world.api.fail("settle", error=ApiUnavailable("500", answered=True))
-    assert world.claimer.claim(1, runs_of(world)).silence is None
+    assert world.claimer.claim(1, runs).silence is None
     assert world.claimer.settle(1, world.claims.by_run[run]) is False
 
 
-def test_a_refused_run_is_dropped():
-    world, run = world_with_run()
-    runs = runs_of(world)
+def test_a_refused_run_is_dropped(world, run, runs):
     world.api.be(run, StateType.CANCELLED, "Cancelled")
     assert world.claimer.claim(1, runs).refused == {run}
     assert world.claims.by_run == {}
     assert world.published == []
 
 
-def test_another_term_claims_nothing_and_asks_nothing():
-    world, _ = world_with_run()
-    runs = runs_of(world)
-    world.api.asked.clear()
+def test_another_term_claims_nothing_and_asks_nothing(world, run, runs):
     with pytest.raises(TermLost):
         world.claimer.claim(0, runs)
     assert world.api.asked == []
 
 
-def test_a_leader_that_was_replaced_during_the_call_publishes_nothing():
-    world, run = world_with_run()
-    runs = runs_of(world)
+def test_a_leader_that_was_replaced_during_the_call_publishes_nothing(world, run, runs):
 
     def trouble(name):
         if name == "claim":
@@ -109,10 +109,12 @@ def test_a_leader_that_was_replaced_during_the_call_publishes_nothing():
 @pytest.mark.parametrize(
     "place", ["claim.after_ledger", "claim.after_api", "claim.after_accept", "claim.after_publish"]
 )
-def test_a_crash_after_each_step_loses_no_run_and_publishes_none_twice(place):
-    world, run = world_with_run(failpoints=Failpoints({place: "raise"}))
+def test_a_crash_after_each_step_loses_no_run_and_publishes_none_twice(world, run, runs, place):
+    world.failpoints = Failpoints({place: "raise"})
+    world.build()
+    world.leadership.tend()
     with pytest.raises(FailpointRaised):
-        world.claimer.claim(1, runs_of(world))
+        world.claimer.claim(1, runs)
     at_crash = len(world.published)
     world.failpoints = Failpoints()
     world.build()  # another process; it is elected after 15 s
@@ -125,9 +127,7 @@ def test_a_crash_after_each_step_loses_no_run_and_publishes_none_twice(place):
     assert world.api.kind(run) is StateType.PENDING
 
 
-def test_a_claim_that_vanished_from_the_ledger_is_not_published():
-    world, run = world_with_run()
-    runs = runs_of(world)
+def test_a_claim_that_vanished_from_the_ledger_is_not_published(world, run, runs):
     world.api.trouble = lambda name: world.claims.by_run.clear() if name == "claim" else None
     world.claimer.claim(1, runs)
     assert world.published == []
@@ -136,9 +136,8 @@ def test_a_claim_that_vanished_from_the_ledger_is_not_published():
     assert world.api.kind(run) is StateType.SCHEDULED
 
 
-def test_settling_never_claims_a_run_that_somebody_has_finished():
-    world, run = world_with_run()
-    world.claims.claim(1, runs_of(world), "33333333-3333-4333-8333-333333333333", policy="report", attempts={})
+def test_settling_never_claims_a_run_that_somebody_has_finished(world, run, runs):
+    world.claims.claim(1, runs, "33333333-3333-4333-8333-333333333333", policy="report", attempts={})
     world.api.be(run, StateType.COMPLETED, "Completed")
     world.claimer.settle(1, world.claims.by_run[run])
     assert world.api.count("claim") == 0

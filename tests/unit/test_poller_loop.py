@@ -25,8 +25,7 @@ def test_a_due_run_is_claimed_submitted_and_published_once_and_its_route_made_kn
 
 @pytest.mark.parametrize("slots", [4, 0])
 def test_no_more_is_claimed_than_there_are_slots_and_what_waits_is_noted_also_while_none_is_free(slots):
-    world = World()
-    world.roster.add(slots=slots)
+    world = World.of(slots=slots)
     world.api.add_many(50)
     world.rounds(30)
     assert len(world.published) == slots
@@ -49,8 +48,7 @@ def test_idle_it_asks_at_most_eight_times_a_minute():
 
 
 def test_a_freed_slot_claims_the_next_run_at_once():
-    world = World()
-    world.roster.add(slots=1)
+    world = World.of(slots=1)
     first, second = world.api.add(-2), world.api.add(-1)
     world.rounds(8)
     assert world.claimed == [first]
@@ -151,8 +149,7 @@ def test_what_is_due_is_told_by_the_clock_of_the_api_not_by_ours(skew, caplog):
 
 
 def test_a_run_that_is_not_due_within_the_lead_takes_no_slot():
-    world = World()
-    world.roster.add(slots=1)
+    world = World.of(slots=1)
     world.api.add(30)
     world.rounds(10)
     assert world.claims.by_run == {}
@@ -160,8 +157,7 @@ def test_a_run_that_is_not_due_within_the_lead_takes_no_slot():
 
 
 def test_a_run_that_is_due_comes_before_one_that_is_only_near():
-    world = World()
-    world.roster.add(slots=1)
+    world = World.of(slots=1)
     world.api.add(2, run_id="00000000-0000-4000-8000-000000000001")
     due = world.api.add(0, run_id="00000000-0000-4000-8000-000000000002")
     world.rounds(1)
@@ -187,8 +183,7 @@ def test_a_pool_is_shown_online_each_minute_and_offline_when_its_last_worker_is_
 
 
 def test_a_paused_worker_gets_no_runs():
-    world = World()
-    world.roster.add(wanted="paused")
+    world = World.of(wanted="paused")
     world.api.add()
     world.rounds(30)
     assert world.published == []
@@ -228,8 +223,7 @@ def test_while_the_api_is_away_it_says_so_at_once_and_each_half_minute_and_goes_
 
 @pytest.mark.parametrize("hangs", [("claim", "settle"), ("settle",)])
 def test_an_api_that_hangs_in_a_claim_ends_the_round_at_its_first_silence(hangs):
-    world = World()
-    world.roster.add(slots=10)
+    world = World.of(slots=10)
     world.api.add_many(10)
     if hangs == ("settle",):
         world.api.bent = [(Verdict.UNSURE, True), (Verdict.UNSURE, True)]
@@ -248,8 +242,7 @@ def test_an_api_that_hangs_in_a_claim_ends_the_round_at_its_first_silence(hangs)
 
 
 def test_a_hand_back_that_gets_no_answer_ends_the_round_too():
-    world = World()
-    world.roster.add(slots=5)
+    world = World.of(slots=5)
     world.api.add_many(5)
     world.rounds(58)
     world.api.fail("hand_back", seconds=30.0)
@@ -262,8 +255,7 @@ def test_a_hand_back_that_gets_no_answer_ends_the_round_too():
 
 
 def test_slow_answers_are_not_taken_for_a_loop_that_hangs():
-    world = World()
-    world.roster.add(slots=10)
+    world = World.of(slots=10)
     world.api.add_many(10)
     world.api.bent = [(Verdict.UNSURE, False), (Verdict.UNSURE, False)]
     seen = []

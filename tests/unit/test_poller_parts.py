@@ -118,8 +118,7 @@ def test_a_queue_whose_worker_is_away_is_counted_though_the_pool_has_another(awa
 
 
 def test_a_count_of_a_whole_pool_says_nothing_about_a_queue_that_is_listed():
-    world = World()
-    world.roster.add(offer=replace(OFFER, work_queues=("other",)), routes=(OTHER,))
+    world = World.of(offer=replace(OFFER, work_queues=("other",)), routes=(OTHER,))
     world.roster.add("worker@b", live=False)
     world.api.due = lambda *_, **__: []
     world.api.count_due = lambda _: [DueRuns(route=route, runs=(), due=3) for route in (ROUTE, OTHER)]
@@ -317,8 +316,7 @@ def test_pools_take_turns_by_the_age_of_their_heads_and_keep_their_own_order():
 
 def test_a_pool_with_a_backlog_does_not_starve_the_next_one():
     both = Offer(backend="prefect3", pools=("a", "b"), pool_ids=(POOL, ELSEWHERE.scope))
-    world = World()
-    world.roster.add(slots=1, offer=both, routes=(ROUTE, ELSEWHERE))
+    world = World.of(slots=1, offer=both, routes=(ROUTE, ELSEWHERE))
     backlog = [run(number, ROUTE, START - timedelta(seconds=10 - number)) for number in range(5)]
     waiting = run(9, ELSEWHERE, START - timedelta(seconds=8.5))
     for each in (*backlog, waiting):
