@@ -11,7 +11,7 @@ import pytest
 
 from tests.prefect1_api import Faults
 from tests.waiting import until
-from tests.worker_world1 import WorkerWorld1
+from tests.worker_world import WorkerWorld1
 from workers.interpreter import Interpreter
 from workers.reporting import endings
 from workers.shim import syscalls
