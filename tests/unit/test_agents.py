@@ -277,13 +277,15 @@ def test_query_flow_runs_gives_what_is_due_but_for_what_is_being_submitted_until
     assert agent.submitting_flow_runs == set()
 
 
-def test_update_state_claims_a_run_outside_of_the_fleet_s_ledger():
+def test_update_state_claims_a_run_outside_of_the_fleet_s_ledger_and_mark_failed_writes_the_exception_s_text():
     agent = an_agent(Api(row(1)))
     assert agent.update_state(FlowRunRecord.of(row(1))) is None
     assert agent.client.claimed == [(run_id(1), "default.by-hand")]
     agent.client.verdict = Verdict.REFUSED
     with pytest.raises(AlreadyClaimed, match="State update failed"):
         agent.update_state(row(1))
+    assert agent.mark_failed(flow_run=FlowRunRecord.of(row(1)), exc=OSError("lost")) is None
+    assert agent.client.reported == [(run_id(1), StateType.FAILED, "lost")]
 
 
 @pytest.mark.parametrize(
@@ -315,12 +317,6 @@ def test_one_poll_by_hand_deploys_what_it_finds_and_says_whether_it_found_any():
         assert agent.agent_process(executor) is False
         agent.client.away = True
         assert agent.agent_process(executor) is False
-
-
-def test_mark_failed_writes_the_exception_s_text():
-    agent = an_agent(Api())
-    assert agent.mark_failed(flow_run=FlowRunRecord.of(row(1)), exc=OSError("lost")) is None
-    assert agent.client.reported == [(run_id(1), StateType.FAILED, "lost")]
 
 
 def test_the_variables_of_a_run_are_those_of_agent_run_and_engine_in_this_order():

@@ -147,13 +147,11 @@ def test_the_lawless_api_lets_two_claimers_have_one_run_and_the_honest_one_does_
         assert api.history(run.run_id) == ["Scheduled", *["Submitted"] * (1 if honest else 2)]
 
 
-def test_a_server_without_bulk_claims_is_refused_with_its_version(honest):
+def test_a_server_without_bulk_claims_and_what_answers_404_are_refused_with_the_remedy(honest):
     honest.api.fail(BULK, status=405)
     with pytest.raises(ApiRejected, match=r"has version 3\.8\.8, which cannot claim runs in bulk.*upgrade"):
         honest.client.probe()
 
-
-def test_what_answers_404_is_no_prefect_api(honest):
     stranger = Prefect3(Session(Address(url=honest.api.api_url.removesuffix("/api") + "/other")))
     with pytest.raises(ApiRejected, match=r"is not a Prefect 3 API: it answers 404.*usually ends in /api"):
         stranger.probe()

@@ -79,20 +79,18 @@ def test_each_promised_name_is_shown_where_it_happens_with_its_labels(parts):
         assert {name: registry.get(name) for name in promised} == promised
 
 
-def test_no_gauge_of_the_ledger_is_shown_twice(parts):
+def test_no_gauge_of_the_ledger_is_shown_twice_and_no_run_is_ever_a_label(parts):
     leader, poller, worker = parts
     assert set(leader) & set(worker) == set(EVERYWHERE)
     assert set(leader) & set(poller) == set()
     assert set(poller) & set(worker) == set(BOTH)
+
+    assert {label for registry in parts for labels in registry.values() for label in labels} <= {
+        "route", "worker", "reason", "outcome", "version",
+    }  # fmt: skip
 
 
 def test_every_part_tells_its_version_in_the_same_way(parts):
     leader, _, worker = parts  # a poller's page is the leader's registry and its own in one
     assert leader["flowfleet_build_info"] == worker["flowfleet_build_info"] == {"version"}
     assert f'flowfleet_build_info{{version="{our_version()}"}} 1.0' in WorkerMetrics().page().decode()
-
-
-def test_no_run_is_ever_a_label(parts):
-    assert {label for registry in parts for labels in registry.values() for label in labels} <= {
-        "route", "worker", "reason", "outcome", "version",
-    }  # fmt: skip

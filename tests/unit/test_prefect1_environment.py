@@ -138,7 +138,9 @@ def test_pythonpath_is_folder_then_inherited_then_import_paths(tmp_path, given, 
     assert environment(tmp_path, **given).env["PYTHONPATH"] == wanted
 
 
-def test_a_run_without_a_folder_starts_where_the_worker_was_started(tmp_path):
+def test_the_engine_is_started_by_the_flows_own_python_in_the_run_s_folder_or_the_worker_s(tmp_path):
+    assert environment(tmp_path).argv == ("/x/python", "-m", "prefect", "execute", "flow-run")
+
     assert environment(tmp_path).cwd == str(Path.cwd())
     assert environment(tmp_path, working_dir="/w").cwd == "/w"
 
@@ -149,7 +151,3 @@ def test_at_prefect_3_a_run_keeps_its_own_empty_folder_and_import_paths_come_fir
     assert layers.home is None
     env = layers.of_host()
     assert env["PYTHONPATH"] == f"{Path.home()}/mine:/b:/old"
-
-
-def test_the_engine_is_started_by_the_flows_own_python(tmp_path):
-    assert environment(tmp_path).argv == ("/x/python", "-m", "prefect", "execute", "flow-run")

@@ -36,14 +36,12 @@ def test_an_exit_code_or_a_signal_is_the_true_one(bench, script, code, killed_by
     assert end.ok is (code == 0)
 
 
-def test_a_record_tells_times_memory_and_cpu(bench):
+def test_a_record_tells_times_memory_cpu_and_the_last_ten_lines(bench):
     end = bench.run(bench.python("x = bytearray(50_000_000); sum(range(3_000_000))"))
     assert end.started_at <= end.ended_at
     assert 48_000 < end.max_rss_kib < 500_000
     assert 0 < end.cpu_seconds < 60
 
-
-def test_the_last_ten_lines_come_with_the_exit(bench):
     end = bench.run(bench.sh("seq 1 30; echo to stderr >&2; exit 1"))
     assert end.last_lines == (*map(str, range(22, 31)), "to stderr")
 

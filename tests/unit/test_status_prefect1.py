@@ -41,14 +41,12 @@ def test_the_page_fits_80_columns_with_long_labels():
     assert "label-000,label-001" in text
 
 
-def test_the_json_form_has_the_labels_of_each_worker_and_their_routes():
+def test_the_json_form_has_labels_and_routes_and_a_queue_is_called_by_its_labels():
     form = snapshot("x", "a, b", rows=[worker("a, b", "x"), worker(name="plain@host-2")]).to_json()
     assert [each["labels"] for each in form["workers"]] == [["a, b", "x"], []]
     assert [each["pools"] for each in form["workers"]] == [[], []]
     assert Route.parse(form["queues"][0]["route"]).labels == ("a, b", "x")
 
-
-def test_a_queue_is_called_by_its_labels():
     table = snapshot("a, b", "x", rows=[worker()])
     assert table.route_name(table.queues[0].route) == "a, b,x"
     assert table.route_name(Route.of_labels(TENANT, [])) == "(no labels)"
@@ -147,14 +145,12 @@ def test_a_foreign_agent_with_our_labels_is_warned_of():
     assert check.remedy.startswith("Stop it, or give it other labels")
 
 
-def test_many_foreign_agents_are_counted_and_none_is_fine():
+def test_many_foreign_agents_are_counted_and_the_pollers_own_of_a_worker_that_left_is_no_stranger():
     assert [check.verdict for check in checks()] == [CheckStatus.OK]
     found = checks([rival(str(number)) for number in range(8)])
     assert len(found) == 6
     assert found[-1].found == "3 more agents take the same runs."
 
-
-def test_the_pollers_own_agent_of_a_worker_that_left_is_no_stranger():
     left = replace(rival(), labels=("x", "z"))
     rows = [worker("x"), worker("x", "z", live=False)]
     assert [check.verdict for check in checks([left], rows=rows)] == [CheckStatus.OK]

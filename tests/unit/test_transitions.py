@@ -33,12 +33,10 @@ def test_each_script_asks_the_table_for_the_states_that_it_goes_from(row):
         assert "from_source(" in SCRIPTS[row.script]
 
 
-def test_no_move_starts_from_a_place_that_nothing_leads_to():
+def test_each_place_is_led_to_and_each_refusal_of_the_table_has_a_sentence_that_is_used():
     reached = {row.target for row in TRANSITIONS} | {State.TAKEN}
     assert {state for row in TRANSITIONS for state in row.sources} <= reached
 
-
-def test_each_refusal_of_the_table_has_a_sentence_and_each_sentence_is_used():
     assert {why for row in TRANSITIONS for why in row.refusals} == set(Refusal) == set(REFUSALS)
 
 

@@ -166,14 +166,12 @@ def test_only_a_predecessor_of_this_boot_is_certainly_dead(tmp_path):
     state.close()
 
 
-def test_the_state_folder_is_found_by_option_or_by_xdg_or_at_home(tmp_path):
+def test_the_state_folder_is_found_by_option_or_by_xdg_or_at_home_and_one_that_cannot_be_made_is_named(tmp_path):
     assert state_root(settings(tmp_path), {}) == tmp_path
     bare = WorkerSettings(host="h")
     assert str(state_root(bare, {"XDG_STATE_HOME": "/s", "HOME": "/h"})) == "/s/flowfleet"
     assert str(state_root(bare, {"HOME": "/h"})) == "/h/.local/state/flowfleet"
 
-
-def test_a_state_folder_that_cannot_be_made_is_named_with_the_remedy(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(SettingsError, match="name another with --state-dir"):
         open_state(settings(tmp_path / "file"), HOST, {})

@@ -2,6 +2,7 @@
 
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ class FakeDeployment:
         self.said = []
         self.broken = broken
         self.handle = {"kind": "fake"}
+        self.stop, self.kill, self.close = (partial(self.said.append, word) for word in ("stop", "kill", "close"))
 
     def fileno(self):
         return self.reader
@@ -47,15 +49,6 @@ class FakeDeployment:
         self.exit = exit_
         if self.writer is not None:
             self.ring()
-
-    def stop(self):
-        self.said.append("stop")
-
-    def kill(self):
-        self.said.append("kill")
-
-    def close(self):
-        self.said.append("close")
 
 
 def attempt(number, started_run=None, state=State.RUNNING, **more):
