@@ -34,6 +34,11 @@ def running(world, *, worker="worker@a", **more):
     return run
 
 
+@pytest.fixture
+def run(world):
+    return running(world)
+
+
 def said(caplog, words):
     return [record for record in caplog.records if words in record.message]
 
@@ -300,8 +305,7 @@ def test_an_api_that_does_not_tell_what_is_unserved_is_no_outage(world, error):
 # --- reinstated runs
 
 
-def test_a_run_that_the_api_has_put_back_while_it_runs_is_written_back_and_never_claimed(world, caplog):
-    run = running(world)
+def test_a_run_that_the_api_has_put_back_while_it_runs_is_written_back_and_never_claimed(world, run, caplog):
     claim = world.claims.by_run[run].claim
     world.api.lazarus(run)
     world.rounds(15)
@@ -314,8 +318,7 @@ def test_a_run_that_the_api_has_put_back_while_it_runs_is_written_back_and_never
     assert world.roster.noted == [] or world.roster.noted[0].due == 0
 
 
-def test_an_echo_that_cannot_be_written_back_is_tried_each_half_minute_and_neither_due_nor_a_reason_to_spin(world):
-    run = running(world)
+def test_an_echo_that_cannot_be_written_back_is_tried_each_half_minute_and_neither_due_nor_a_reason_to_spin(world, run):
     world.api.restarted.add(run)
     world.api.lazarus(run)
     world.rounds(30)
@@ -328,8 +331,7 @@ def test_an_echo_that_cannot_be_written_back_is_tried_each_half_minute_and_neith
     assert world.metric("flowfleet_runs_echoed_total") == 0
 
 
-def test_a_restarted_run_is_claimed_when_its_old_process_is_gone(world):
-    run = running(world)
+def test_a_restarted_run_is_claimed_when_its_old_process_is_gone(world, run):
     world.api.restarted.add(run)
     world.api.lazarus(run)
     world.rounds(40)
@@ -339,8 +341,7 @@ def test_a_restarted_run_is_claimed_when_its_old_process_is_gone(world):
     assert world.claimed == [run, run]
 
 
-def test_a_late_retry_whose_process_lives_is_left_to_it(world):
-    run = running(world)
+def test_a_late_retry_whose_process_lives_is_left_to_it(world, run):
     world.api.late_retries.add(run)
     world.rounds(60)
     assert world.api.count("reinstate") == 0
@@ -348,8 +349,7 @@ def test_a_late_retry_whose_process_lives_is_left_to_it(world):
     assert world.roster.noted[0].due == 0
 
 
-def test_an_echo_of_a_silent_worker_is_not_written_back(world):
-    run = running(world)
+def test_an_echo_of_a_silent_worker_is_not_written_back(world, run):
     world.roster.change(live=False)
     world.worker("x", worker="worker@b")
     world.api.lazarus(run)
@@ -358,8 +358,7 @@ def test_an_echo_of_a_silent_worker_is_not_written_back(world):
     assert len(world.claimed) == 1
 
 
-def test_a_run_whose_process_ended_while_the_api_listed_is_not_written_back(world):
-    run = running(world)
+def test_a_run_whose_process_ended_while_the_api_listed_is_not_written_back(world, run):
     world.api.lazarus(run)
     due = world.api.due
 

@@ -12,22 +12,18 @@ from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused, LedgerUnav
 from flowfleet.retry import OutageLog, Retry, RetrySchedule, backoff
 from flowfleet.signals import ReloadOnSighup
 from poller.hints_inbox import HintsInbox
+from tests.unit.memory_ledger import HandClock
 from workers.lifecycle import sign_on
 from workers.runs.launch import API_RETRY, LEDGER_RETRY
 
 
-class Clock:
+class Clock(HandClock):
     """Moved by hand; sleeping moves it, and is cut short at the moment `until`."""
 
-    def __init__(self):
-        self.now = 1000.0
-        self.until = float("inf")
-
-    def __call__(self):
-        return self.now
+    until = float("inf")
 
     def sleep(self, seconds):
-        self.now = min(self.now + seconds, max(self.now, self.until))
+        super().sleep(max(0.0, min(seconds, self.until - self.now)))
 
 
 @pytest.fixture
