@@ -9,7 +9,7 @@ import os
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 
 import click
@@ -23,7 +23,7 @@ from flowfleet.settings.option import options_of
 
 logger = logging.getLogger(__name__)
 
-F = TypeVar("F", bound=Callable[..., Any])
+Command = Callable[..., Any]
 
 TABLES = ("poller", "worker", "flowfleet")
 
@@ -57,7 +57,7 @@ def read_config(path: str | None, command: str) -> dict[str, Any]:
     return {key.replace("_", "-"): value for key, value in (top | tables.get(command, {})).items()}
 
 
-def with_options(cls: type[CommonSettings], function: F, level: str = "INFO") -> F:
+def with_options(cls: type[CommonSettings], function: Command, level: str = "INFO") -> Command:
     """Give a function the click options of a settings class, whose helps name the variables.
 
     Their default is None, since `resolve` finds the value. `level` is the command's own default of --log-level.
@@ -79,16 +79,14 @@ def taken_flags(cls: type[CommonSettings], given: dict[str, Any]) -> dict[str, A
     return {option.key: given.pop(f"option_{option.name}", None) for option in options_of(cls).values() if option.flags}
 
 
-def options(
-    cls: type[CommonSettings], *, command: str = "flowfleet", level: str = "INFO"
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def options(cls: type[CommonSettings], command: str = "flowfleet", level: str = "INFO") -> Callable[[Command], Command]:
     """Give a command the options of a settings class; it is called with one frozen instance as `settings`.
 
     Logging is set up on the way, since only here the level, the format and the secrets are known. `level` is the
     default of commands that only ask: their answer is what people want to see.
     """
 
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+    def decorate(function: Command) -> Command:
         @functools.wraps(function)
         def wrapper(*args: Any, config_file: str | None, **given: Any) -> Any:
             flags = taken_flags(cls, given)

@@ -17,6 +17,7 @@ from flowfleet.settings.common import CommonSettings
 from flowfleet.settings.option import Option, Origin, options_of
 
 S = TypeVar("S", bound=CommonSettings)
+Values = Mapping[str, Any]
 
 #: the kinds of layers, the nearest first
 LADDER = ("agent config", "flag", "variable", "secret-file", "config", "prefect", "machine", "default")
@@ -45,13 +46,7 @@ def machine_facts() -> dict[str, Any]:
     return {"host": platform.node() or "localhost", "slots": max(1, cores or 1)}
 
 
-def resolve(
-    cls: type[S],
-    flags: Mapping[str, Any],
-    environ: Mapping[str, str],
-    config: Mapping[str, Any],
-    facts: Mapping[str, Any] | None = None,
-) -> S:
+def resolve(cls: type[S], flags: Values, environ: Mapping[str, str], config: Values, facts: Values | None = None) -> S:
     """Fill a settings class: flag, then variable, then its secret file, then config file, then machine, then default.
 
     `flags` and `config` are by option key (`work-queue`); an absent flag is missing or None or (). Raises
@@ -116,7 +111,7 @@ def add(settings: S, layer: Layer) -> S:
         if found and LADDER.index(found.origin.kind) <= LADDER.index(settings.origin(name).kind):
             values[name], origins[name] = found.value, found.origin
     if "redis" in values or "redis_password" in values:
-        # in the address the password shows nowhere, while a flag shows in process lists
+        # the password may be given apart from the address, since addresses show in process lists
         bare = values.get("redis") or without_password(settings.redis, settings.redis_password)
         values["redis"] = with_password(bare, values.get("redis_password", settings.redis_password))
     return replace(settings, **values, origins=origins) if values else settings
