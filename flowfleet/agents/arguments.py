@@ -50,7 +50,7 @@ def worker_settings(given: Mapping[str, Any], environ: Mapping[str, str]) -> Wor
 
 def address_of_prefect(environ: Mapping[str, str]) -> str:
     """The address where Prefect 1's own settings have agents serve their page; empty = nowhere."""
-    return Prefect1Settings(environ, home_of(environ)).text("cloud.agent.agent_address")
+    return str(Prefect1Settings(environ, home_of(environ)).resolved("cloud.agent.agent_address").value)
 
 
 def poller_environment(
@@ -73,6 +73,6 @@ def variables(pairs: Iterable[str]) -> dict[str, str]:
 def _as_text(option: Option, value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
-    if option.kind.separator is not None and isinstance(value, list | tuple):
+    if option.kind.separator and isinstance(value, list | tuple):
         return option.kind.separator.join(map(str, value))
     return str(value)

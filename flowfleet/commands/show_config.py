@@ -57,7 +57,7 @@ class PrefectValues:
                 continue
             value, origin = getattr(completed, name), str(completed.origin(name))
             if option.kind.masked and value is not None:
-                value = tuple(map(option.kind.masked, value)) if option.several else option.kind.masked(value)
+                value = tuple(map(option.kind.masked, value)) if option.kind.separator else option.kind.masked(value)
             if name == "api" and value:
                 value = redact_url(value)
             if name == "log_level" and completed.origin(name).kind == "machine":

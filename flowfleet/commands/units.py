@@ -115,7 +115,7 @@ def _flag_words(option: Option, value: Any) -> list[str]:
     if option.kind.switch:
         yes, _, no = option.flags[-1].partition("/")
         return [(option.flags[0].partition("/")[0] if len(option.flags) > 1 else yes) if value else no]
-    values = value if option.several else (value,)
+    values = value if option.kind.separator else (value,)
     return [word for each in values for word in (option.flags[0], str(each))]
 
 

@@ -31,7 +31,7 @@ class PollerSettings(CommonSettings):
     work_queues: Texts = setting((), "Only claim from this work queue (repeatable).", kind.NAMES)
     labels: Texts = setting((), "Only claim for workers with this label (repeatable).", kind.LABELS, "-l")
     max_polls: int | None = setting(None, "End after this many polls.", kind.NUMBER)
-    agent_config_id: str | None = setting(None, _AGENT_CONFIG, kind.shown_as("ID"))
+    agent_config_id: str | None = setting(None, _AGENT_CONFIG, kind.text_as("ID"))
     agent_address: str | None = setting(None, _AGENT_ADDRESS, kind.ADDRESS)
     require_api: bool = setting(
         False, "End with exit code 3 when the API cannot be reached at the start, instead of waiting."
@@ -79,12 +79,12 @@ class WorkerSettings(CommonSettings):
     work_queues: Texts = setting((), "Only this work queue of the pools (repeatable).", kind.NAMES)
     labels: Texts = setting((), "Prefect 1: a label that this worker has (repeatable).", kind.LABELS, "-l")
     hostname_label: bool = setting(True, "Prefect 1: the host's name is a label too (default: yes).")
-    agent_config_id: str | None = setting(None, _AGENT_CONFIG, kind.shown_as("ID"))
+    agent_config_id: str | None = setting(None, _AGENT_CONFIG, kind.text_as("ID"))
     slots: int = setting(1, "Runs at the same time (default: the CPU cores).", kind.COUNT, "-c")
-    deploy: str = setting("process", "How runs are started (default: process).", kind.shown_as("process|NAME"))
+    deploy: str = setting("process", "How runs are started (default: process).", kind.text_as("process|NAME"))
     env: Texts = setting((), "A variable for every run (repeatable; in the variable one a line).", kind.PAIRS, "-e")
     import_paths: Texts = setting(
-        (), "A folder for the runs' PYTHONPATH (repeatable).", kind.shown_as("PATH", ":"), "-p"
+        (), "A folder for the runs' PYTHONPATH (repeatable).", kind.text_as("PATH", ":"), "-p"
     )
     show_flow_logs: bool = setting(
         False, "Copy the runs' output to this worker's own (default: no).", told="-f --show-flow-logs/--hide-flow-logs"
@@ -114,9 +114,7 @@ class WorkerSettings(CommonSettings):
     keep_logs_days: float = setting(
         7.0, "Keep ended runs' output and records this long (default: 7).", kind.DAYS, "--keep-logs"
     )
-    keep_logs_bytes: int = setting(
-        1 << 30, "Keep at most this much of it (default: 1G).", kind.SIZE, "--keep-logs-size"
-    )
+    keep_logs_bytes: int = setting(2**30, "Keep at most this much of it (default: 1G).", kind.SIZE, "--keep-logs-size")
     log_limit: int = 50 << 20
     #: None = this machine's own; only tests set these two
     machine_id: str | None = setting(None, "For tests.", kind.FOR_TESTS, NO_FLAG)

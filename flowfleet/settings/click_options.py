@@ -67,7 +67,7 @@ def with_options(cls: type[CommonSettings], function: Command, level: str = "INF
             f"option_{option.name}",
             *option.flags,
             default=None,
-            multiple=option.several,
+            multiple=bool(option.kind.separator),
             metavar=option.kind.metavar,
             help=f"{option.help.replace('{level}', level)}  [{option.variable}]",
         )(function)

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flowfleet.settings.option import NO_FLAG, Origin, setting
-from flowfleet.settings.values import FILE, NAME, SECONDS, SECRET, one_of, secret, shown_as
+from flowfleet.settings.values import FILE, NAME, SECONDS, SECRET, one_of, secret, text_as
 
 NAME_HELP = "This part's name. With the host's it is its identity, NAME@HOST."
-URL = shown_as("URL")
+URL = text_as("URL")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class CommonSettings:
     token: str | None = setting(
         None, "API token, the older name of the key.", secret("TOKEN", by_file=False), "-t API_TOKEN"
     )
-    tenant_id: str | None = setting(None, "Prefect 1's tenant.", shown_as("ID"))
+    tenant_id: str | None = setting(None, "Prefect 1's tenant.", text_as("ID"))
     #: may hold the password, so it is shown only through `logs.redact_url`
     redis: str = setting(
         "redis://127.0.0.1:6379/0",

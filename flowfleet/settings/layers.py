@@ -133,8 +133,7 @@ def refresh(settings: S, only: Collection[str] | None = None) -> S:
 
 def secrets_of(settings: CommonSettings) -> list[str]:
     """Every secret value in these settings, for the redactor."""
-    found = [getattr(settings, name) for name, option in options_of(type(settings)).items() if option.kind.masked]
-    secrets = [value for value in found if isinstance(value, str) and "://" not in value]
-    encoded = [urlsplit(value).password or "" for value in found if isinstance(value, str) and "://" in value]
-    secrets += [form for secret in encoded for form in (secret, unquote(secret))]
-    return [secret for secret in secrets if secret]
+    masked = [getattr(settings, name) for name, option in options_of(type(settings)).items() if option.kind.masked]
+    plain = [value for value in masked if isinstance(value, str) and "://" not in value]
+    encoded = [urlsplit(value).password or "" for value in masked if isinstance(value, str) and "://" in value]
+    return [secret for secret in (*plain, *encoded, *map(unquote, encoded)) if secret]

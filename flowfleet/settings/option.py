@@ -28,18 +28,13 @@ class Option:
     told: str
 
     @property
-    def several(self) -> bool:
-        """Whether the setting is a tuple of values."""
-        return self.kind.separator is not None
-
-    @property
     def flags(self) -> tuple[str, ...]:
         """The flags, one by one: the long one last."""
         told = tuple(word for word in self.told.split() if word.startswith("-"))
         if self.told == NO_FLAG or "--" in self.told:
             return told
         name = self.name.replace("_", "-")
-        name = name.removesuffix("s") if self.several else name  # such a flag is given once for each value
+        name = name.removesuffix("s") if self.kind.separator else name  # such a flag is given once for each value
         return (*told, f"--{name}/--no-{name}" if self.kind.switch else f"--{name}")
 
     @property
@@ -64,12 +59,10 @@ class Option:
 
         Raises `SettingsError` with one sentence that names the source, the value and what is wanted.
         """
-        if self.kind.separator is not None:
-            items = [given]
+        if self.kind.separator:
+            items = given if isinstance(given, list | tuple) else [given]
             if isinstance(given, str):
                 items = [item.strip() for item in given.split(self.kind.separator) if item.strip()]
-            elif isinstance(given, list | tuple):
-                items = list(given)
             return tuple(self._parse(str(item), source) for item in items)
         if self.kind.switch:
             if str(given).lower() not in _SWITCH:

@@ -36,7 +36,7 @@ class ValueKind:
     by_file: bool = False
 
 
-def _text(accepts: Callable[[str], object]) -> Callable[[str], str]:
+def _as_it_is(accepts: Callable[[str], object]) -> Callable[[str], str]:
     """The parser of a text that stays as it is."""
 
     def parse(text: str) -> str:
@@ -72,12 +72,12 @@ def _secret_masked(text: str) -> str:
 
 def secret(name: str, *, by_file: bool = True) -> ValueKind:
     """The kind of any text that is a secret, or an address that may have one in it."""
-    return replace(shown_as(name), masked=_secret_masked, by_file=by_file)
+    return replace(text_as(name), masked=_secret_masked, by_file=by_file)
 
 
-def shown_as(name: str, separator: str | None = None) -> ValueKind:
+def text_as(name: str, separator: str | None = None) -> ValueKind:
     """The kind of any text but an empty one; `name` stands for the value in the help."""
-    return ValueKind(parse=_text(str.strip), wants="some text", metavar=name, separator=separator)
+    return ValueKind(parse=_as_it_is(str.strip), wants="some text", metavar=name, separator=separator)
 
 
 def between(least: float, most: float = math.inf, of: Callable[[str], float] = int) -> ValueKind:
@@ -99,11 +99,11 @@ def one_of(*choices: str) -> ValueKind:
 
 
 NAME = ValueKind(
-    parse=_text(re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}").fullmatch),
+    parse=_as_it_is(re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}").fullmatch),
     wants="letters, digits, dots, dashes and underscores (at most 64)",
     metavar="NAME",
 )
-NAMES = shown_as("NAME", ",")
+NAMES = text_as("NAME", ",")
 COUNT = between(1)
 NUMBER = between(0)
 PORT = replace(between(1, 65535), wants="a port from 1 to 65535", metavar="PORT")
@@ -111,20 +111,20 @@ GRACE = replace(between(0, of=float), wants="a number of seconds from 0 up", met
 SECONDS = replace(between(math.nextafter(0, 1), of=float), wants="a number of seconds above 0", metavar="SECONDS")
 DAYS = replace(between(0, of=float), wants="a number of days from 0 up", metavar="DAYS")
 ADDRESS = ValueKind(
-    parse=_text(_is_address),
+    parse=_as_it_is(_is_address),
     wants="http://HOST:PORT with the port, for example http://127.0.0.1:8080",
     metavar="http://HOST:PORT",
 )
 SIZE = ValueKind(parse=_size, wants="a size such as 500M or 1G", metavar="SIZE")
 LABELS = ValueKind(
     # what Prefect 1 accepts
-    parse=_text(lambda text: text.strip() and len(text) <= LABEL_LENGTH),
+    parse=_as_it_is(lambda text: text.strip() and len(text) <= LABEL_LENGTH),
     wants=f"some text of at most {LABEL_LENGTH} characters",
     metavar="LABEL",
     separator=",",
 )
 PAIRS = ValueKind(
-    parse=_text(lambda text: "=" in text.lstrip("=")),
+    parse=_as_it_is(lambda text: "=" in text.lstrip("=")),
     wants="NAME=VALUE",
     metavar="K=V",
     separator="\n",  # values hold commas

@@ -9,7 +9,8 @@ import pytest
 
 from flowfleet import logs
 from flowfleet.api.prefect1.access import find_access
-from flowfleet.api.prefect1.defaults import agent_name, applied
+from flowfleet.api.prefect1.agents import agent_name
+from flowfleet.api.prefect1.defaults import applied
 from flowfleet.api.prefect1.settings import Prefect1Settings
 from flowfleet.errors import SettingsError
 from flowfleet.settings.classes import PollerSettings, WorkerSettings

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from flowfleet.api.client import ApiClient
+from flowfleet.api.prefect1.agents import identity
 from flowfleet.api.prefect1.client import Prefect1
-from flowfleet.api.prefect1.defaults import identity
 from flowfleet.errors import SettingsError
 from flowfleet.settings import values
 from flowfleet.settings.classes import PollerSettings, WorkerSettings

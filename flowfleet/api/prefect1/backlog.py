@@ -8,8 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from flowfleet.api.backlog import DueRuns, Place, Rival, UnfitRun
-from flowfleet.api.prefect1.agents import AgentQueue, AgentRegistry, RegisteredAgent
-from flowfleet.api.prefect1.defaults import identity
+from flowfleet.api.prefect1.agents import AgentQueue, AgentRegistry, RegisteredAgent, identity
 from flowfleet.api.prefect1.jobs import JOB_FIELDS, unfit
 from flowfleet.api.prefect1.runs import Runs, claimable, late_tasks, literal
 from flowfleet.api.prefect1.states import Run

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ast
-import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from flowfleet.api.prefect1.agents import identity
 from flowfleet.api.prefect1.settings import Prefect1Settings
 from flowfleet.errors import SettingsError
 from flowfleet.settings.classes import PollerSettings, WorkerSettings
@@ -21,11 +21,6 @@ _TEXTS = {"name": "cloud.agent.name", "log_level": "cloud.agent.level", "cloud_l
 _ADDRESS, _LABELS, _VARIABLES = "cloud.agent.agent_address", "cloud.agent.labels", "cloud.agent.env_vars"
 _A_LIST = "a list of labels, write it as ['a', 'b'] or a,b"
 _A_TABLE = "a table of variables, write it as {'NAME': 'VALUE'}"
-
-
-def agent_name(settings: CommonSettings, found: Prefect1Settings) -> str:
-    """Our name in Prefect 1's list of agents, which may have blanks, unlike our identity."""
-    return found.text(_TEXTS["name"]) if settings.origin("name").kind == "prefect" else settings.name
 
 
 def applied(settings: C, found: Prefect1Settings) -> C:
@@ -49,11 +44,6 @@ def applied(settings: C, found: Prefect1Settings) -> C:
         return Found(value, theirs.origin)
 
     return add(settings, of_agent)
-
-
-def identity(name: str) -> str:
-    """An agent's name, which may be any text, as the name of a poller or worker, which must fit keys and folders."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("._-")[:64] or "agent"
 
 
 def _labels(found: Prefect1Settings) -> Found | None:

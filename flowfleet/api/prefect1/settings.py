@@ -60,12 +60,12 @@ class Prefect1Settings:
             for name, value in environ.items()
             if name.startswith(_PREFIX)
         }
-        self._auth_path = self._path(self.text("home_dir")) / "auth.toml"
+        self._auth_path = self._path(self.resolved("home_dir").value) / "auth.toml"
         self._auth = read_toml(self._auth_path)
         # all secrets are registered with the log's redaction, whether they are used or not
         for key in self._raw:
             if key.endswith(_SECRETS):
-                logs.keep_secret(self.text(key))
+                logs.keep_secret(self.resolved(key).value)
         for login in self._auth.values():
             if isinstance(login, Mapping):
                 logs.keep_secret(str(login.get("api_key") or ""))
@@ -75,10 +75,6 @@ class Prefect1Settings:
         found = self.resolved(key)
         return found if found.value else None
 
-    def text(self, key: str) -> str:
-        """A setting as plain text, with its references filled in; empty when the setting is not there."""
-        return str(self.resolved(key).value)
-
     def written(self, key: str) -> Found | None:
         """A setting as it was written: a list in a file, text in a variable."""
         return self._raw.get(key)
@@ -87,7 +83,7 @@ class Prefect1Settings:
         """The settings below this key, by the rest of their names."""
         inside = f"{key}."
         return {
-            name.removeprefix(inside): Found(self.text(name), raw.origin)
+            name.removeprefix(inside): Found(self.resolved(name).value, raw.origin)
             for name, raw in self._raw.items()
             if name.startswith(inside)
         }
@@ -110,7 +106,7 @@ class Prefect1Settings:
     @property
     def log_level_of_runs(self) -> str:
         """The log level that an agent passes on to its runs."""
-        return self.text("logging.level").upper() or "INFO"
+        return str(self.resolved("logging.level").value).upper() or "INFO"
 
     def login(self, url: str, name: str) -> Found | None:
         """What `prefect auth login` has kept for the API at this address, by its host: `api_key` or `tenant_id`."""
@@ -120,7 +116,7 @@ class Prefect1Settings:
         return _found(str(value), f"{name} in {self._auth_path}") if value else None
 
     def resolved(self, key: str, depth: int = _DEPTH) -> Found:
-        """A setting with its references filled in; a default that refers to what somebody has set has that source."""
+        """A setting as text, empty where there is none; a default that refers to what somebody set has that source."""
         raw = self._raw.get(key)
         if raw is None or depth == 0:
             return Found("", _DEFAULT)
