@@ -93,14 +93,11 @@ def test_several_freed_slots_make_one_claim(world):
     assert world.api.asked == ["due", "claim"]
 
 
-def test_a_poke_lists_at_once(world):
+def test_a_poke_lists_at_once_and_pokes_in_a_row_are_not_a_way_to_flood_the_api(world):
     world.rounds(60)
     run = world.api.add()
     world.ring_round("poke")
     assert world.claimed == [run]
-
-
-def test_pokes_in_a_row_are_not_a_way_to_flood_the_api(world):
     world.rounds(60)
     world.api.asked.clear()
     for _ in range(200):

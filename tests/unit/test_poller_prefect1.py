@@ -202,15 +202,17 @@ def test_max_polls_counts_polls_from_none_up(polls):
 # --- runs that nobody here can take
 
 
-def test_a_run_that_is_listed_as_unfit_is_told_once_and_stays(world, caplog):
+@pytest.mark.parametrize("cloud_logs", [True, False])
+def test_a_run_that_is_listed_as_unfit_is_told_once_and_stays_and_cloud_logs_tell_it_too(caplog, cloud_logs):
+    world = world_with("x", cloud_logs=cloud_logs)
     run = world.api.add()
-    world.api.unfit[run] = "It needs a container, and no worker here starts any."
+    reason = world.api.unfit[run] = "It needs a container, and no worker here starts any."
     world.rounds(600)
     (line,) = said(caplog, "no worker can take this run")
-    assert (line.levelno, line.run_id, line.reason) == (logging.WARNING, run, world.api.unfit[run])
-    assert [(each.run_id, each.message, each.level) for each in world.api.lines] == [
-        (run, world.api.unfit[run], logging.WARNING)
-    ]
+    assert (line.levelno, line.run_id, line.reason) == (logging.WARNING, run, reason)
+    told = [(each.run_id, each.message, each.level) for each in world.api.lines]
+    assert told == [(run, reason, logging.WARNING)] * cloud_logs
+    assert world.api.count("log") == cloud_logs
     assert world.api.kind(run) is StateType.SCHEDULED
     assert world.claimed == []
     assert [(due.route, due.due) for due in world.roster.noted] == [(route("x"), 1)]
@@ -256,15 +258,6 @@ def test_a_worker_that_was_here_two_minutes_ago_still_counts_and_a_fleet_without
     asked = world.api.count("unserved")
     world.rounds(600, beat=False)
     assert world.api.count("unserved") == asked
-
-
-def test_without_cloud_logs_only_our_own_log_tells(caplog):
-    world = world_with("x", cloud_logs=False)
-    run = world.api.add()
-    world.api.unfit[run] = "It needs a container."
-    world.rounds(60)
-    assert len(said(caplog, "no worker can take")) == 1
-    assert world.api.count("log") == 0
 
 
 def test_a_log_page_that_cannot_be_written_ends_no_round_and_is_written_later(world):
