@@ -14,6 +14,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 from tests.lawless_api import LawlessApi
 from tests.needs import missing, need
+from tests.prefect1_world import World1
 from tests.prefect_server import PrefectServer
 from tests.up_runs import UpRun
 from tests.valkey import Valkey, binary
@@ -127,6 +128,14 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefect
 def fleet(prefect_server: PrefectServer, valkey: Valkey, tmp_path: Path) -> Iterator[World]:
     """A fleet of its own on the session's servers; nothing of it is left afterwards."""
     world = World(tmp_path, prefect_server.api_url, valkey.tcp_url)
+    yield world
+    world.close()
+
+
+@pytest.fixture
+def world1(tmp_path: Path, valkey: Valkey) -> Iterator[World1]:
+    """A fleet of its own on a Prefect 1 API of its own."""
+    world = World1(tmp_path, valkey.tcp_url)
     yield world
     world.close()
 

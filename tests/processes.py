@@ -17,7 +17,7 @@ def environment(*less: str) -> dict[str, str]:
 
 
 def run(
-    *argv: str | Path, env: Mapping[str, str], cwd: Path | None = None, seconds: float = 60
+    *argv: str | Path, env: Mapping[str, str], cwd: Path | None = None, seconds: float = 60, check: bool = False
 ) -> subprocess.CompletedProcess[str]:
     """A program to its end, with what it has said."""
     return subprocess.run(
@@ -28,7 +28,7 @@ def run(
         capture_output=True,
         text=True,
         timeout=seconds * SCALE,
-        check=False,
+        check=check,
     )
 
 

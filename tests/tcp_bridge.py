@@ -1,7 +1,6 @@
 """TcpBridge: a loopback relay in front of a real server, whose link can be cut and mended for one fleet alone."""
 
 import contextlib
-import selectors
 import socket
 import threading
 
@@ -74,26 +73,17 @@ class TcpBridge:
                     far.close()
                     continue
                 self._links |= {near, far}
-            threading.Thread(target=self._relay, args=(near, far), daemon=True).start()
+            for source, sink in ((near, far), (far, near)):
+                threading.Thread(target=self._relay, args=(source, sink), daemon=True).start()
 
-    def _relay(self, near: socket.socket, far: socket.socket) -> None:
-        other = {near: far, far: near}
-        with selectors.DefaultSelector() as selector:
-            for link in other:
-                selector.register(link, selectors.EVENT_READ)
-            try:
-                while True:
-                    for key, _ in selector.select():
-                        link = key.fileobj
-                        assert isinstance(link, socket.socket)
-                        data = link.recv(1 << 16)
-                        if not data:
-                            return
-                        other[link].sendall(data)
-            except OSError:
-                return
-            finally:
-                with self._lock:
-                    self._links -= {near, far}
-                near.close()
-                far.close()
+    def _relay(self, source: socket.socket, sink: socket.socket) -> None:
+        """One direction of a link; its end is that of the other too."""
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                sink.sendall(data)
+        with self._lock:
+            self._links -= {source, sink}
+        for link in (source, sink):
+            with contextlib.suppress(OSError):
+                link.shutdown(socket.SHUT_RDWR)
+            link.close()

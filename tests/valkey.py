@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import redis
@@ -100,11 +101,9 @@ class Valkey:
 
     @classmethod
     @contextmanager
-    def private(
-        cls, *, tcp: bool = False, aof: bool = False, password: str | None = None, config: Sequence[str] = ()
-    ) -> Iterator[Valkey]:
+    def private(cls, **how: Any) -> Iterator[Valkey]:
         """A started server in a short temporary folder (socket paths are limited to 107 bytes), gone at the end."""
-        server = cls(Path(tempfile.mkdtemp(prefix="ffvk")), tcp=tcp, aof=aof, password=password, config=config)
+        server = cls(Path(tempfile.mkdtemp(prefix="ffvk")), **how)
         try:
             server.start()
             yield server

@@ -12,7 +12,7 @@ import textwrap
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -329,6 +329,11 @@ class World:
         for run_id in runs:
             self.wait_state(run_id, *GOOD, seconds=seconds)
         assert {run_id: self.words(run_id) for run_id in runs} == {run_id: ["ran", "done"] for run_id in runs}
+
+    def kill_engine(self, run_id: str, kill: Callable[[int, int], None] = os.kill) -> None:
+        """SIGKILL for the run's process; by `os.killpg` for its whole group."""
+        (handle,) = self.folder.glob(f"state/**/runs/{run_id}.*/started.json")
+        kill(json.loads(handle.read_text())["command_pid"], signal.SIGKILL)
 
     # the end
 

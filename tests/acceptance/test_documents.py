@@ -1,9 +1,8 @@
 """Documents: what they say of Prefect's worker and agents and of our own options is complete and true."""
 
 import inspect
+import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,11 +10,11 @@ import pytest
 from flowfleet import Agent, DockerAgent, LocalAgent
 from flowfleet.settings.classes import PollerSettings, UpSettings, WorkerSettings
 from flowfleet.settings.option import options_of
-from tests import prefect1_env
+from tests import prefect1_env, processes
 from tests.needs import need
+from tests.world import BIN
 
 ROOT = Path(__file__).resolve().parents[2]
-BIN = Path(sys.executable).parent
 MAP = (ROOT / "docs" / "from-prefect-worker.md").read_text(encoding="utf-8")
 AGENTS = (ROOT / "docs" / "from-prefect-agent.md").read_text(encoding="utf-8")
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "SECURITY.md"])
@@ -23,10 +22,8 @@ FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 
 
 def help_of(*command: str) -> str:
-    done = subprocess.run(
-        [str(BIN / command[0]), *command[1:], "--help"], capture_output=True, text=True, timeout=60, check=True
-    )
-    return done.stdout
+    """Of one of the programs beside our Python, or of any by its path."""
+    return processes.run(BIN / command[0], *command[1:], "--help", env=os.environ, check=True).stdout
 
 
 def test_the_map_names_each_flag_of_the_stock_worker():
@@ -87,21 +84,10 @@ def rows_of(page: str, heading: str) -> list[list[str]]:
     return [row for row in rows[2:] if row[0] not in ("method", "---")]
 
 
-def of_agent(*words: str) -> str:
-    """The help of Prefect 1's own command."""
-    done = subprocess.run(
-        [str(prefect1_env.python()), "-m", "prefect", "agent", *words, "--help"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    return done.stdout
-
-
 @pytest.mark.parametrize("words", [("local", "start"), ("local", "install"), ("docker", "start")])
 def test_the_map_of_agents_names_each_flag_of_the_stock_agent(words):
-    flags = set(FLAG.findall(of_agent(*words))) - {"--help"}
+    help_text = help_of(str(prefect1_env.python()), "-m", "prefect", "agent", *words)  # of Prefect 1's own command
+    flags = set(FLAG.findall(help_text)) - {"--help"}
     assert len(flags) > 5
     assert {flag for flag in flags if f"`{flag}`" not in AGENTS} == set()
 

@@ -280,8 +280,7 @@ def test_a_suspended_run_frees_its_slot_and_comes_back(ends):
     run_id = ends.runs["suspends"]
     ends.end("suspends", "Suspended")
     until(lambda: run_id not in [run["run_id"] for run in ends.world.seen()["runs"]], 60, "its claim to go", pause=0.2)
-    answer = ends.world.api.call("POST", f"/flow_runs/{run_id}/resume", {})
-    assert answer["status"] == "ACCEPT"
+    assert ends.world.api.call("POST", f"/flow_runs/{run_id}/resume", {})["status"] == "ACCEPT"
 
     ends.end("suspends", "Completed")
     assert ends.world.words(run_id) == ["began", "began", "resumed"]

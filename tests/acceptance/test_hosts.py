@@ -129,6 +129,5 @@ def test_a_host_that_has_rebooted_reports_what_was_cut_off(machines):
     machines.hosts["east"].reboot()
 
     machines.start("east", slots=1)
-    state = world.wait_state(run, "Crashed", seconds=120)
-    assert "host restarted" in state["message"]
+    assert "host restarted" in world.wait_state(run, "Crashed", seconds=120)["message"]
     assert world.words(run) == ["ran"]

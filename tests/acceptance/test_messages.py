@@ -88,8 +88,7 @@ def test_a_run_whose_message_is_lost_is_handed_back_and_runs(frozen):
     worker.signal(signal.SIGCONT)
 
     fleet.all_once([run], 150)
-    history = fleet.api.history(run)
-    assert history.count("Submitted") == 2
+    assert fleet.api.history(run).count("Submitted") == 2
     fleet.wait_empty()
 
 

@@ -72,8 +72,7 @@ def test_the_api_away_for_a_while_keeps_the_report_on_disk_until_it_is_accepted(
     meanwhile = world.create_run(deployment)
     api.mend()
 
-    state = world.wait_state(run, "Crashed", seconds=90)
-    assert "code 6" in state["message"]
+    assert "code 6" in world.wait_state(run, "Crashed", seconds=90)["message"]
     world.wait_state(meanwhile, "Completed", seconds=90)
     world.wait_empty(seconds=60)
     world.wait_told()

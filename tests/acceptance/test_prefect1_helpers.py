@@ -4,17 +4,8 @@ import os
 import signal
 
 import psutil
-import pytest
 
-from tests.prefect1_world import World1
 from tests.waiting import until
-
-
-@pytest.fixture
-def world(tmp_path, valkey):
-    made = World1(tmp_path, valkey.tcp_url)
-    yield made
-    made.close()
 
 
 def processes_of(run_id):
@@ -29,12 +20,12 @@ def processes_of(run_id):
     return found
 
 
-def test_a_killed_engines_heartbeat_helper_is_gone_and_its_run_failed(world, tmp_path):
-    flow = world.real.register("waiting", labels=["fleet"])["waiting"]
-    world.start_poller()
-    world.start_worker("one", "fleet", options=["--env", "PREFECT__CLOUD__HEARTBEAT_MODE=process"])
+def test_a_killed_engines_heartbeat_helper_is_gone_and_its_run_failed(world1, tmp_path):
+    flow = world1.real.register("waiting", labels=["fleet"])["waiting"]
+    world1.start_poller()
+    world1.start_worker("one", "fleet", options=["--env", "PREFECT__CLOUD__HEARTBEAT_MODE=process"])
     given = {"begun": str(tmp_path / "begun"), "until": str(tmp_path / "until")}
-    run_id = world.create_run(flow, labels=["fleet"], parameters=given)
+    run_id = world1.create_run(flow, labels=["fleet"], parameters=given)
     until((tmp_path / "begun").exists, 60, "the task to begin")
 
     def helper():
@@ -44,7 +35,7 @@ def test_a_killed_engines_heartbeat_helper_is_gone_and_its_run_failed(world, tmp
     (engine,) = [one for one in processes_of(run_id) if "execute" in one.cmdline()]
     os.kill(engine.pid, signal.SIGKILL)
 
-    assert world.wait_end(run_id, 20) == "Failed"
+    assert world1.wait_end(run_id, 20) == "Failed"
     assert not beating.is_running() or beating.status() == psutil.STATUS_ZOMBIE
     assert processes_of(run_id) == []
-    assert "killed by SIGKILL" in world.message(run_id)
+    assert "killed by SIGKILL" in world1.message(run_id)

@@ -1,7 +1,6 @@
 """Prefect 1 flows, registered by the real client and run by the real engine, beside the real LocalAgent."""
 
 import json
-import os
 import re
 import signal
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ VOLATILE = re.compile(
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory, valkey: Any) -> Iterator[World1]:
+def world(tmp_path_factory: pytest.TempPathFactory, valkey: Any) -> Iterator[World1]:
     """A poller, two workers with labels of their own, a real LocalAgent, and all flows."""
     world = World1(tmp_path_factory.mktemp("prefect1"), valkey.tcp_url)
     try:
@@ -75,11 +74,10 @@ def _task_states(world: World1, task_run_id: str) -> list[dict[str, Any]]:
         ("failing", "Failed"),
     ],
 )
-def test_a_run_of_the_fleet_leaves_at_the_api_what_one_of_the_real_agent_leaves(both, tmp_path, flow, end):
-    world, flows = both, both.flows
+def test_a_run_of_the_fleet_leaves_at_the_api_what_one_of_the_real_agent_leaves(world, tmp_path, flow, end):
     given = {"parameters": {"out": str(tmp_path / "out")}} if flow == "parameters" else {}
-    ours = world.create_run(flows[flow], labels=["fleet"], **given)
-    theirs = world.create_run(flows[flow], labels=["real"], **given)
+    ours = world.create_run(world.flows[flow], labels=["fleet"], **given)
+    theirs = world.create_run(world.flows[flow], labels=["real"], **given)
     (agent,) = world.real.agents
     if flow == "retry":
         # it would start the run again when its engine takes three seconds more than the retry's time
@@ -100,34 +98,31 @@ def _all_said(lines: list[str]) -> bool:
     return all(any(words in line for line in lines) for words in ("PID: ", "Flow run "))
 
 
-def test_a_cached_result_is_taken_by_the_next_run_wherever_it_runs(both):
-    world, flows = both, both.flows
-    first = world.create_run(flows["cached"], labels=["real"])
+def test_a_cached_result_is_taken_by_the_next_run_wherever_it_runs(world):
+    first = world.create_run(world.flows["cached"], labels=["real"])
     assert world.wait_end(first) == "Success"
-    second = world.create_run(flows["cached"], labels=["fleet"])
+    second = world.create_run(world.flows["cached"], labels=["fleet"])
     assert world.wait_end(second) == "Success"
     kinds = {state for task in world.api.task_runs(second) for state in world.api.task_history(task["id"])}
     assert "Cached" in kinds
 
 
-def test_a_run_goes_to_the_worker_that_has_its_labels(both, tmp_path):
-    world, flows = both, both.flows
+def test_a_run_goes_to_the_worker_that_has_its_labels(world, tmp_path):
     for name in ("one", "two"):
         out = tmp_path / name
-        run_id = world.create_run(flows["environment"], labels=["fleet", name], parameters={"out": str(out)})
+        run_id = world.create_run(world.flows["environment"], labels=["fleet", name], parameters={"out": str(out)})
         assert world.wait_end(run_id) == "Success"
         labels = json.loads(out.read_text())["environ"]["PREFECT__CLOUD__AGENT__LABELS"]
         assert labels == repr(sorted(["fleet", name]))
 
 
-def test_the_environment_of_a_run_is_that_of_the_reference(both, tmp_path):
-    world, flows = both, both.flows
+def test_the_environment_of_a_run_is_that_of_the_reference(world, tmp_path):
     seen = {}
     for label in ("fleet,one", "real"):
         out = tmp_path / label
         config = {"env": {"OF_THE_RUN": "1"}, "working_dir": str(tmp_path), "labels": label.split(",")}
         run_id = world.create_run(
-            flows["environment"], labels=label.split(","), parameters={"out": str(out)}, run_config=config
+            world.flows["environment"], labels=label.split(","), parameters={"out": str(out)}, run_config=config
         )
         assert world.wait_end(run_id) == "Success"
         seen[label] = json.loads(out.read_text())
@@ -145,11 +140,13 @@ def test_the_environment_of_a_run_is_that_of_the_reference(both, tmp_path):
 
 
 @pytest.mark.parametrize("key", [None, "the-key"])
-def test_every_row_of_the_reference_s_table_stands_inside_a_run(both, tmp_path, key):
-    world, flows, label = both, both.flows, f"keyed-{key}"
+def test_every_row_of_the_reference_s_table_stands_inside_a_run(world, tmp_path, key):
+    label = f"keyed-{key}"
     env = {"PREFECT__BACKEND": "server", **({"PREFECT__CLOUD__API_KEY": key} if key else {})}
     world.start_worker(label, "z", label, "a", env=env)
-    run_id = world.create_run(flows["environment"], labels=["a", label], parameters={"out": str(tmp_path / "out")})
+    run_id = world.create_run(
+        world.flows["environment"], labels=["a", label], parameters={"out": str(tmp_path / "out")}
+    )
     assert world.wait_end(run_id) == "Success"
     seen = json.loads((tmp_path / "out").read_text())["environ"]
 
@@ -163,7 +160,7 @@ def test_every_row_of_the_reference_s_table_stands_inside_a_run(both, tmp_path, 
         "PREFECT__CLOUD__TENANT_ID": world.api.tenant if key else None,
         "PREFECT__CLOUD__AGENT__LABELS": repr(["a", label, "z"]),
         "PREFECT__CONTEXT__FLOW_RUN_ID": run_id,
-        "PREFECT__CONTEXT__FLOW_ID": flows["environment"],
+        "PREFECT__CONTEXT__FLOW_ID": world.flows["environment"],
         "PREFECT__CLOUD__USE_LOCAL_SECRETS": "false",
         "PREFECT__ENGINE__FLOW_RUNNER__DEFAULT_CLASS": "prefect.engine.cloud.CloudFlowRunner",
     }
@@ -192,10 +189,14 @@ def test_a_server_behind_a_login_is_polled_and_its_runs_log_in_as_well(valkey, t
         world.close()
 
 
-def test_a_running_run_that_is_cancelled_at_the_api_ends_cancelled_by_its_own_engine(both, tmp_path):
-    world, flows = both, both.flows
-    given = {"begun": str(tmp_path / "begun"), "until": str(tmp_path / "until")}
-    run_id = world.create_run(flows["waiting"], labels=["fleet"], parameters=given)
+def waiting(world: World1, folder: Path, **given: Any) -> str:
+    """A run that makes the file `begun`, and waits."""
+    files = {name: str(folder / name) for name in ("begun", "until")}
+    return world.create_run(world.flows["waiting"], labels=["fleet"], parameters=files, **given)
+
+
+def test_a_running_run_that_is_cancelled_at_the_api_ends_cancelled_by_its_own_engine(world, tmp_path):
+    run_id = waiting(world, tmp_path)
     until((tmp_path / "begun").exists, 60, "the task to begin")
     assert world.real.cancel(run_id)
     assert world.wait_end(run_id) == "Cancelled"
@@ -204,40 +205,28 @@ def test_a_running_run_that_is_cancelled_at_the_api_ends_cancelled_by_its_own_en
     assert world.api.state(run_id) == "Cancelled"
 
 
-def test_a_run_that_is_cancelled_while_it_waits_for_its_time_never_starts(both, tmp_path):
-    world, flows = both, both.flows
-    given = {"begun": str(tmp_path / "begun"), "until": str(tmp_path / "until")}
-    run_id = world.create_run(flows["waiting"], labels=["fleet"], parameters=given, due_in=20)
+def test_a_run_that_is_cancelled_while_it_waits_for_its_time_never_starts(world, tmp_path):
+    run_id = waiting(world, tmp_path, due_in=20)
     asked = world.api.counted("get_runs_in_queue")
     until(lambda: world.api.counted("get_runs_in_queue") > asked, 20, "the run to be listed")
     assert world.real.cancel(run_id)
-    witness = world.create_run(flows["plain"], labels=["fleet"], due_in=21)
+    witness = world.create_run(world.flows["plain"], labels=["fleet"], due_in=21)
     assert world.wait_end(witness, 90) == "Success"
     assert world.api.history(run_id) == ["Scheduled", "Cancelled"]
     assert not (tmp_path / "begun").exists()
 
 
-def test_a_flow_process_that_is_killed_is_failed_with_its_exit_within_seconds(both, tmp_path):
-    world, flows = both, both.flows
-    given = {"begun": str(tmp_path / "begun"), "until": str(tmp_path / "until")}
-    run_id = world.create_run(flows["waiting"], labels=["fleet"], parameters=given)
+def test_a_flow_process_that_is_killed_is_failed_with_its_exit_within_seconds(world, tmp_path):
+    run_id = waiting(world, tmp_path)
     until((tmp_path / "begun").exists, 60, "the task to begin")
-    claim = next(run for run in world.seen()["runs"] if run["run_id"] == run_id)
-    _kill_run(world, claim)
+    world.kill_engine(run_id)
     world.wait_state(run_id, "Failed", seconds=5)
-    message = world.message(run_id)
-    assert "SIGKILL" in message
+    assert "SIGKILL" in world.message(run_id)
     assert [task["state"] for task in world.api.task_runs(run_id) if task["slug"].startswith("wait")] == ["Failed"]
 
 
-def _kill_run(world: World1, claim: dict[str, Any]) -> None:
-    for handle in world.folder.glob(f"state/**/runs/{claim['run_id']}.*/started.json"):
-        os.kill(json.loads(handle.read_text())["command_pid"], signal.SIGKILL)
-
-
-def test_a_retry_after_ten_minutes_is_resumed_when_its_time_has_come(both):
-    world, flows = both, both.flows
-    run_id = world.create_run(flows["late_retry"], labels=["fleet"])
+def test_a_retry_after_ten_minutes_is_resumed_when_its_time_has_come(world):
+    run_id = world.create_run(world.flows["late_retry"], labels=["fleet"])
     until(lambda: "Retrying" in _kinds(world, run_id), 60, "the task to wait for its retry")
     world.wait_empty()  # its process has ended, and the run is not held against it
     assert world.api.state(run_id) == "Running"
@@ -255,9 +244,8 @@ def _kinds(world: World1, run_id: str) -> set[str]:
     return {state for task in world.api.task_runs(run_id) for state in world.api.task_history(task["id"])}
 
 
-def test_a_run_with_a_working_folder_that_is_not_there_fails_with_host_and_folder(both):
-    world, flows = both, both.flows
-    run_id = world.create_run(flows["plain"], labels=["fleet"], run_config={"working_dir": "/no/such/folder"})
+def test_a_run_with_a_working_folder_that_is_not_there_fails_with_host_and_folder(world):
+    run_id = world.create_run(world.flows["plain"], labels=["fleet"], run_config={"working_dir": "/no/such/folder"})
     assert world.wait_end(run_id) == "Failed"
     message = world.message(run_id)
     assert "/no/such/folder" in message

@@ -144,8 +144,7 @@ def test_runs_and_deployments_that_are_deleted_after_the_claim_disturb_nobody(fl
     fleet.api.call("DELETE", f"/flow_runs/{gone}")
     worker.signal(signal.SIGCONT)
 
-    state = fleet.wait_state(orphan, "Crashed", "Cancelled", "Failed")
-    assert "deployment" in state["message"]
+    assert "deployment" in fleet.wait_state(orphan, "Crashed", "Cancelled", "Failed")["message"]
     fleet.wait_empty()
     fleet.runs.clear()
     after = fleet.create_run(kept)

@@ -29,6 +29,11 @@ def extras():
         )
 
 
+def served(server):
+    """Options: this server, and a pool of the test's own."""
+    return ["--api", server.api_url, "--pool", f"pool-{uuid.uuid4().hex[:8]}"]
+
+
 def _port(url):
     return int(url.split(":")[2].split("/")[0])
 
@@ -69,8 +74,7 @@ def test_the_demo_says_which_runs_went_wrong_and_ends_with_5(up, tmp_path, prefe
     folder = tmp_path / "poison"
     folder.mkdir()
     (folder / "sitecustomize.py").write_text("import os\nif os.environ.get('FLOWFLEET_RUN_ID'):\n    os._exit(9)\n")
-    pool = f"pool-{uuid.uuid4().hex[:8]}"
-    options = ["--demo", "--exit", "--slots", "2", "--api", prefect_server.api_url, "--pool", pool]
+    options = ["--demo", "--exit", "--slots", "2", *served(prefect_server)]
     run = up(*options, FLOWFLEET_IMPORT_PATHS=str(folder))
     code, text = run.run(240)
 
@@ -110,8 +114,7 @@ def test_up_serves_a_users_flows_and_stops_in_order_with_its_runs(up, prefect_se
 
 
 def test_a_part_that_dies_is_told_with_its_last_lines_and_ends_up_with_1(up, prefect_server):
-    pool = f"pool-{uuid.uuid4().hex[:8]}"
-    run = up("--api", prefect_server.api_url, "--pool", pool).start()
+    run = up(*served(prefect_server)).start()
     state = run.ready()
     os.kill(state["parts"]["poller"]["pid"], signal.SIGKILL)
 
@@ -124,8 +127,7 @@ def test_a_part_that_dies_is_told_with_its_last_lines_and_ends_up_with_1(up, pre
 
 
 def test_after_kill_9_of_up_the_next_one_adopts_redis_and_ends_the_rest(up, prefect_server, tmp_path):
-    pool = f"pool-{uuid.uuid4().hex[:8]}"
-    options = ["--api", prefect_server.api_url, "--pool", pool]
+    options = served(prefect_server)
     first = up(*options, folder=tmp_path / "one").start()
     before = first.ready()
     first.process.kill()
@@ -151,8 +153,7 @@ def test_after_kill_9_of_up_the_next_one_adopts_redis_and_ends_the_rest(up, pref
 
 
 def test_secrets_given_to_up_are_in_no_process_list(up, prefect_server):
-    pool = f"pool-{uuid.uuid4().hex[:8]}"
-    run = up("--api", prefect_server.api_url, "--pool", pool, FLOWFLEET_KEY="very-secret-key").start()
+    run = up(*served(prefect_server), FLOWFLEET_KEY="very-secret-key").start()
     state = run.ready()
     shown = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
     logs = "".join(Path(part["log"]).read_text(errors="replace") for part in state["parts"].values())

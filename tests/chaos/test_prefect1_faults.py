@@ -1,9 +1,7 @@
 """Prefect 1 with all that its server and the lines to it do wrong: no run is lost, and none is run twice."""
 
 import itertools
-import json
 import os
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,14 +22,7 @@ def loose1(tmp_path: Path, valkey: Any) -> Iterator[World1]:
     world.close()
 
 
-@pytest.fixture
-def strict1(tmp_path: Path, valkey: Any) -> Iterator[World1]:
-    world = World1(tmp_path, valkey.tcp_url)
-    yield world
-    world.close()
-
-
-@pytest.fixture(params=["strict1", "loose1"], ids=["strict", "server"])
+@pytest.fixture(params=["world1", "loose1"], ids=["strict", "server"])
 def fleet1(request: pytest.FixtureRequest) -> World1:
     return request.getfixturevalue(request.param)
 
@@ -177,8 +168,7 @@ def test_a_run_whose_whole_host_process_group_was_killed_is_failed_though_nobody
     loose1.start_poller()
     loose1.start_worker("w", "x", tiny=True)
     run_id, _ = loose1.held(0, "x")
-    for handle in loose1.folder.glob(f"state/**/runs/{run_id}.*/started.json"):
-        os.killpg(json.loads(handle.read_text())["command_pid"], signal.SIGKILL)
+    loose1.kill_engine(run_id, os.killpg)
     assert loose1.wait_end(run_id, 10) == "Failed"
     assert "SIGKILL" in loose1.message(run_id)
 

@@ -105,9 +105,7 @@ def test_each_refusal_of_the_table_is_given_and_changes_nothing(world, move, ref
 def test_a_refusal_shows_the_claim_that_stood_in_the_way(world):
     claim = world.bring(State.QUEUED)
 
-    outcome = ask(world, "take", claim, claim=other_claim(claim))
-
-    assert outcome.claim == claim
+    assert ask(world, "take", claim, claim=other_claim(claim)).claim == claim
 
 
 # claim

@@ -107,9 +107,7 @@ def test_a_repeated_renewal_writes_nothing_again_that_went_meanwhile(world, work
     worker.renew(held(claim), beat=5)
     world.lose(claim)  # and its record has been cleared away
 
-    renewal = worker.renew(held(claim), beat=5)
-
-    assert renewal.fenced == {claim.run_id: Refusal.UNKNOWN}
+    assert worker.renew(held(claim), beat=5).fenced == {claim.run_id: Refusal.UNKNOWN}
     assert world.claims.get(claim.run_id) is None
 
 
@@ -133,9 +131,7 @@ def test_a_claim_that_is_no_longer_ours_is_fenced_with_the_reason_and_left_alone
         world.set(claim, v="2")
     before = world.ledger.store.client.hgetall(world.ledger.store.key(f"claim:{claim.run_id}"))
 
-    renewal = worker.renew(mine)
-
-    assert dict(renewal.fenced) == {claim.run_id: refusal}
+    assert dict(worker.renew(mine).fenced) == {claim.run_id: refusal}
     assert world.ledger.store.client.hgetall(world.ledger.store.key(f"claim:{claim.run_id}")) == before
 
 
@@ -177,9 +173,8 @@ def test_what_went_in_order_never_comes_back(world, worker, end, state):
     for gate in ("open", "shut"):
         if gate == "shut":
             world.shut()
-        renewal = worker.renew(held(claim, state))
 
-        assert renewal.fenced == {claim.run_id: Refusal.UNKNOWN}, gate
+        assert worker.renew(held(claim, state)).fenced == {claim.run_id: Refusal.UNKNOWN}, gate
         assert world.claims.get(claim.run_id) is None
 
 
@@ -260,9 +255,7 @@ def test_a_leftover_of_the_same_run_gives_way_to_a_claim_that_has_started(world,
     restart(world)
     newer = held(old, State.RUNNING, claim=other_claim(old))
 
-    renewal = worker.renew(newer)
-
-    assert renewal.reasserted == {old.run_id}
+    assert worker.renew(newer).reasserted == {old.run_id}
     assert world.claims.get(old.run_id).claim == newer.claim
     assert world.claims.records()[0]["move"] == "replace"
 
@@ -302,9 +295,7 @@ def test_a_started_claim_that_a_leader_is_giving_back_after_a_loss_is_its_hosts(
     world.open()
     world.claims.give_back(claim.run_id, claim.claim, "late", term=world.term)
 
-    renewal = worker.renew(held(claim, State.RUNNING))
-
-    assert renewal.reasserted == {claim.run_id}
+    assert worker.renew(held(claim, State.RUNNING)).reasserted == {claim.run_id}
     assert world.claims.get(claim.run_id).state is State.RUNNING
 
 
@@ -312,9 +303,7 @@ def test_a_lost_row_is_said_and_its_claims_are_kept_all_the_same(world, worker):
     claim = world.bring(State.RUNNING)
     world.ledger.store.client.delete(world.ledger.store.key("worker:w@h"), world.ledger.store.key("workers"))
 
-    renewal = worker.renew(held(claim))
-
-    assert not renewal.signed_on
+    assert not worker.renew(held(claim)).signed_on
     assert world.claims.get(claim.run_id).moves == claim.moves + 1
 
 

@@ -35,9 +35,7 @@ def test_a_second_process_is_shown_the_live_one_and_changes_nothing(world):
     world.roster.sign_on(row(nonce="n1"))
     before = only(world)
 
-    standing = world.roster.sign_on(row(nonce="n2"))
-
-    assert standing == before == only(world)
+    assert world.roster.sign_on(row(nonce="n2")) == before == only(world)
 
 
 def test_a_name_is_taken_over_only_while_its_beat_stands_still(world):

@@ -1,6 +1,7 @@
 """Real poller processes on a real Valkey and an API that takes every state from everybody."""
 
 import json
+import re
 import signal
 import sys
 import time
@@ -331,24 +332,21 @@ def test_max_polls_ends_it_with_zero(fleet):
     assert fleet.ledger.gate.leader() is None
 
 
-def test_require_api_ends_with_three_when_there_is_none(fleet):
-    done = command(fleet, "--require-api", PREFECT_API_URL=f"http://127.0.0.1:{free_port()}/api")
+@pytest.mark.parametrize(
+    ("options", "env", "code"),
+    [
+        pytest.param(("--require-api",), {"PREFECT_API_URL": "NOWHERE/api"}, 3, id="no API, and --require-api"),
+        pytest.param((), {"PREFECT_API_URL": "API/nothing"}, 3, id="an address that is no Prefect API"),
+        pytest.param((), {"FLOWFLEET_REDIS": "rediss-cluster://nowhere"}, 4, id="a Redis that cannot be used"),
+    ],
+)
+def test_what_waiting_cannot_cure_is_one_sentence_and_its_code(fleet, options, env, code):
+    places = {"NOWHERE": f"http://127.0.0.1:{free_port()}", "API": fleet.api.api_url}
+    told = {name: re.sub(r"^[A-Z]+", lambda place: places[place[0]], value) for name, value in env.items()}
+    done = command(fleet, *options, **told)
 
-    assert done.returncode == 3
+    assert done.returncode == code
     assert "Traceback" not in done.stderr
-
-
-def test_an_address_that_is_no_prefect_api_is_one_sentence(fleet):
-    done = command(fleet, PREFECT_API_URL=f"{fleet.api.api_url}/nothing")
-
-    assert done.returncode == 3
-    assert done.stderr.splitlines()[-1].startswith("Error: ")
-
-
-def test_a_redis_address_that_cannot_be_used_ends_with_four(fleet):
-    done = command(fleet, FLOWFLEET_REDIS="rediss-cluster://nowhere")
-
-    assert done.returncode in (2, 4)
     assert done.stderr.splitlines()[-1].startswith("Error: ")
 
 

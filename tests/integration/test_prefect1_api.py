@@ -7,13 +7,9 @@ import pytest
 import requests
 
 from tests.prefect1_api import Prefect1Api
-from tests.prefect1_plain import Prefect1Plain
+from tests.prefect1_plain import Prefect1Plain, codes
 
 ALREADY = "State update failed: this run has already been submitted."
-
-
-def codes(answer):
-    return [(error["path"], error["extensions"]["code"]) for error in answer.get("errors", [])]
 
 
 # states
@@ -49,8 +45,7 @@ def test_of_many_that_submit_at_once_one_gets_the_run(api, asker, run):
 
 def test_a_cancelled_run_cannot_be_submitted(api, asker, run):
     api.cancel(run)
-    answer = asker.set_states((run, "Submitted", None))
-    assert "State update failed" in answer["errors"][0]["message"]
+    assert "State update failed" in asker.set_states((run, "Submitted", None))["errors"][0]["message"]
 
 
 def test_an_old_version_is_refused_with_the_code_that_clients_look_at(api, asker, run):

@@ -91,12 +91,9 @@ def test_a_run_that_is_cancelled_before_its_claim_stays_cancelled(loose):
     call = str(uuid.uuid4())
     loose.client.claims.claim([run], call, MARK)  # Server takes any state over any other
 
-    job = loose.client.jobs.job(run.run_id)
-
-    assert job.state.kind is StateType.CANCELLED
+    assert loose.client.jobs.job(run.run_id).state.kind is StateType.CANCELLED
     assert loose.api.state(run.run_id) == "Cancelled"
-    back = loose.hand_back(run, call)
-    assert back.verdict is Verdict.REFUSED
+    assert loose.hand_back(run, call).verdict is Verdict.REFUSED
     assert loose.api.state(run.run_id) == "Cancelled"
 
 
@@ -131,9 +128,8 @@ def test_a_late_retry_of_which_another_task_runs_is_not_handed_back(server):
 def test_a_hand_back_schedules_the_run_at_the_time_that_it_had(server):
     run = server.listed(server.scheduled(late=90))
     call = server.claimed(run)
-    answer = server.hand_back(run, call)
 
-    assert answer.verdict is Verdict.ACCEPTED
+    assert server.hand_back(run, call).verdict is Verdict.ACCEPTED
     state = server.api.states(run.run_id)[-1]
     assert state["type"] == "Scheduled"
     assert abs(instant(state["start_time"]) - run.due) < timedelta(seconds=0.001)
@@ -195,9 +191,8 @@ def test_an_end_is_told_and_takes_the_tasks_that_were_running_with_it(server):
     run, _ = server.taken()
     server.api.write(run.run_id, "Running")
     server.api.write_task(run.run_id, "Running")
-    answer = server.report(run)
 
-    assert answer.verdict is Verdict.ACCEPTED
+    assert server.report(run).verdict is Verdict.ACCEPTED
     assert server.api.states(run.run_id)[-1]["message"] == "It was killed."
     assert server.api.state(run.run_id) == "Failed"
     assert [task["state"] for task in server.api.task_runs(run.run_id)] == ["Failed"]

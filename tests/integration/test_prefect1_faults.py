@@ -7,12 +7,8 @@ import threading
 import pytest
 import requests
 
-from tests.prefect1_plain import Prefect1Plain
+from tests.prefect1_plain import Prefect1Plain, codes
 from tests.waiting import until
-
-
-def codes(answer):
-    return [(error["path"], error["extensions"]["code"]) for error in answer.get("errors", [])]
 
 
 def cancel_of(run):

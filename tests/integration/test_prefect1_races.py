@@ -20,9 +20,8 @@ def test_a_claim_yields_to_what_came_at_the_same_moment(loose, kind):
     loose.api.tie(run.run_id, kind, "at the same moment")
 
     loose.api.writer.forget_submitted()
-    job = loose.client.jobs.job(run.run_id)
 
-    assert job.state.call is None
+    assert loose.client.jobs.job(run.run_id).state.call is None
     assert loose.client.claims.launching(run.run_id, call, claim_id(call, run.run_id), MARK).verdict is Verdict.REFUSED
     assert loose.hand_back(run, call).verdict is Verdict.REFUSED
     assert loose.api.state(run.run_id) == kind
@@ -178,9 +177,8 @@ def test_a_run_of_which_a_task_runs_is_not_claimed_for_another_that_is_late(serv
     server.api.write_task(run_id, "Retrying", **since(30))
     server.api.write_task(run_id, "Running", slug="other")
     run = server.listed(run_id)
-    answer = server.client.claims.claim([run], str(uuid.uuid4()), MARK)[run_id]
 
-    assert answer.verdict is Verdict.REFUSED
+    assert server.client.claims.claim([run], str(uuid.uuid4()), MARK)[run_id].verdict is Verdict.REFUSED
     assert {task["state"] for task in server.api.task_runs(run_id)} == {"Retrying", "Running"}
 
 

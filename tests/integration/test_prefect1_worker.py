@@ -52,9 +52,8 @@ def is_alive(pid):
 def test_a_run_goes_from_its_message_to_its_release_with_the_words_of_the_reference(world):
     world.start()
     message = world.submit("state('Running'); state('Success'); print(' '.join(sys.argv))")
-    record = world.wait_gone(message)
 
-    assert record["reason"] == "completed"
+    assert world.wait_gone(message)["reason"] == "completed"
     assert world.api.history(message.run_id) == ["Scheduled", "Submitted", "Running", "Success"]
     folder = world.state.runs.find(message.run_id, message.claim)
     assert folder.log.read_text().split()[-4:] == ["-m", "prefect", "execute", "flow-run"]
@@ -207,21 +206,26 @@ def test_an_engine_killed_after_its_last_state_leaves_that_as_it_is(world, kind)
 def test_an_engine_that_says_why_it_failed_and_exits_1_is_not_spoken_over(world):
     world.start()
     message = world.submit("state('Failed', message='Failed to load and execute flow run: x'); sys.exit(1)")
-    record = world.wait_gone(message)
 
-    assert record["reason"] == "failed"
+    assert world.wait_gone(message)["reason"] == "failed"
     assert world.api.run(message.run_id)["state_message"].startswith("Failed to load")
+
+
+def with_task(world, code):
+    """A run whose engine executes this code, in which TASK is the id of its task."""
+    run = world.create("")
+    (task,) = world.api.task_runs(run.run_id)
+    config = world.api.run(run.run_id)["run_config"]
+    config["env"]["CODE"] = f"TASK = {task['id']!r}; {code}"
+    with world.api.lock:
+        world.api.store.update("flow_run", run.run_id, run_config=config)
+    return run
 
 
 def test_a_run_with_a_task_to_retry_later_is_released_and_stays_running(world):
     world.start()
-    run = world.create("state('Running'); task(TASK, 'Retrying', start_time='2100-01-01T00:00:00+00:00')")
+    run = with_task(world, "state('Running'); task(TASK, 'Retrying', start_time='2100-01-01T00:00:00+00:00')")
     message = world.claim(run)
-    (task,) = world.api.task_runs(run.run_id)
-    config = world.api.run(run.run_id)["run_config"]
-    config["env"]["CODE"] = config["env"]["CODE"].replace("TASK", repr(task["id"]))
-    with world.api.lock:
-        world.api.store.update("flow_run", run.run_id, run_config=config)
     world.publisher.publish(message)
     world.wait_gone(message)
 
@@ -245,12 +249,7 @@ PAST = "2020-01-01T00:00:00+00:00"
 
 def late_retry(world, code):
     """A run that was left Running with a task to retry, claimed again now that its time has come."""
-    run = world.create(code)
-    (task,) = world.api.task_runs(run.run_id)
-    config = world.api.run(run.run_id)["run_config"]
-    config["env"]["CODE"] = f"TASK = {task['id']!r}; {code}"
-    with world.api.lock:
-        world.api.store.update("flow_run", run.run_id, run_config=config)
+    run = with_task(world, code)
     world.api.write(run.run_id, "Running")
     world.api.write_task(run.run_id, "Retrying", start_time=PAST)
     message = world.claim(world.listed(run.run_id))

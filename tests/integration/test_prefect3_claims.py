@@ -236,8 +236,7 @@ def test_a_completed_run_stays_completed(pool, deployment):
 def test_an_end_of_a_run_that_waits_to_start_anew_is_refused(pool, deployment):
     """It was rescheduled; Prefect 3 itself would take Crashed here and the run would never start again."""
     run = pool.scheduled(deployment, ago(2))
-    answer = pool.client.ends.report(run, StateType.CRASHED, "late news", MARK)
-    assert answer.verdict is Verdict.REFUSED
+    assert pool.client.ends.report(run, StateType.CRASHED, "late news", MARK).verdict is Verdict.REFUSED
     assert pool.state(run)["type"] == "SCHEDULED"
 
 

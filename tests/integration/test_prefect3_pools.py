@@ -48,8 +48,7 @@ def test_a_pool_named_prefect_cannot_be_made(pool):
 
 def test_pool_names_may_have_spaces_and_other_letters(pool):
     name = f"Größe x {uuid.uuid4().hex[:6]}"
-    resolved = pool.client.presence.resolve(offer(name), create=True)
-    assert pool.client.presence.routes(resolved)
+    assert pool.client.presence.routes(pool.client.presence.resolve(offer(name), create=True))
     pool.client.presence.online(name, "fleet x", 60)
     pool.client.presence.offline(name, "fleet x")
 

@@ -52,15 +52,13 @@ def install(folder: Path) -> Path:
 
 
 @pytest.fixture
-def world(tmp_path, valkey):
-    made = World1(tmp_path, valkey.tcp_url)
-    made.env |= {
+def world(tmp_path, world1):
+    world1.env |= {
         "PYTHONPATH": str(install(tmp_path)),
-        "MINE_PYTHON": str(made.tiny_python()),
+        "MINE_PYTHON": str(world1.tiny_python()),
         "MINE_NOTES": str(tmp_path / "mine"),
     }
-    yield made
-    made.close()
+    return world1
 
 
 def start(world: World1):

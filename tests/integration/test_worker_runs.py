@@ -29,9 +29,8 @@ def test_a_run_goes_from_its_message_to_its_release(world):
     assert claim.handle["kind"] == "process"
     world.finish(message.run_id)
     world.release()
-    record = world.wait_gone(message)
 
-    assert record["reason"] == "completed"
+    assert world.wait_gone(message)["reason"] == "completed"
     assert world.marks() == "ran;"
     assert world.api.history(message.run_id) == ["Scheduled", "Submitted", "Launching", "Completed"]
     # what follows a start goes its own way, and may come after what follows the end
@@ -75,9 +74,8 @@ def test_a_run_that_waits_for_its_retry_is_released_without_a_word(world):
     message = world.begin()
     world.api.write(message.run_id, "SCHEDULED", "AwaitingRetry")
     world.release()
-    record = world.wait_gone(message)
 
-    assert record["reason"] == "awaitingretry"
+    assert world.wait_gone(message)["reason"] == "awaitingretry"
     assert world.api.state(message.run_id)["name"] == "AwaitingRetry"
 
 

@@ -49,21 +49,9 @@ class States:
     def put(self, table: str, run_id: str, state: Mapping[str, Any]) -> Row:
         """Version + 1, the newest state in the run's own row, and one row more of history."""
         run = self._run(table, run_id)
-        now, kind, version = self._now(), state["type"], run["version"] + 1
-        facts = {
-            "message": state.get("message"),
-            "result": state.get("_result"),
-            "start_time": state.get("start_time"),
-            "timestamp": now,
-        }
-        history: dict[str, Any] = {
-            f"{table}_id": run_id,
-            "tenant_id": run["tenant_id"],
-            "version": version,
-            "state": kind,
-            "serialized_state": dict(state),
-        }
-        state_id = self._store.insert(f"{table}_state", **history, **facts)
+        kind, version = state["type"], run["version"] + 1
+        facts = self._facts(state)
+        state_id = self._remember(table, run, version, state, facts)
         row: dict[str, Any] = {f"state_{name}": value for name, value in facts.items()}
         row |= {"state_id": state_id, "state": kind, "version": version, "serialized_state": dict(state)}
         self._store.update(table, run_id, **row, **self._stamps(table, run, kind))
@@ -74,17 +62,17 @@ class States:
     def tie(self, run_id: str, state: Mapping[str, Any]) -> None:
         """One row of history with the version that stands already."""
         run = self._run("flow_run", run_id)
-        self._store.insert(
-            "flow_run_state",
-            flow_run_id=run_id,
-            tenant_id=run["tenant_id"],
-            version=run["version"],
-            state=state["type"],
-            serialized_state=dict(state),
-            message=state.get("message"),
-            start_time=state.get("start_time"),
-            timestamp=self._now(),
-        )
+        self._remember("flow_run", run, run["version"], state, self._facts(state))
+
+    def _facts(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        told = {"message": state.get("message"), "result": state.get("_result"), "start_time": state.get("start_time")}
+        return {**told, "timestamp": self._now()}
+
+    def _remember(self, table: str, run: Row, version: int, state: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+        """One row of history; its id."""
+        whose = {f"{table}_id": run["id"], "tenant_id": run["tenant_id"], "version": version}
+        what = {"state": state["type"], "serialized_state": dict(state)}
+        return self._store.insert(f"{table}_state", **whose, **what, **facts)
 
     def _stamps(self, table: str, run: Row, kind: str) -> dict[str, Any]:
         now = self._now()
