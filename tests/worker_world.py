@@ -169,6 +169,11 @@ class WorkerWorld:
         assert self.code is not None
         return self.code
 
+    def next_worker(self) -> None:
+        """An orderly stop, and the next process of the worker."""
+        self.stop()
+        self.start()
+
     def wait_ended(self, seconds: float = 20) -> None:
         """Wait until the worker has ended, by `stop` or by itself."""
         assert self._thread is not None

@@ -22,6 +22,13 @@ def world(valkey: Valkey, tmp_path: Path) -> Iterator[WorkerWorld]:
     made.close()
 
 
+@pytest.fixture(scope="module")
+def locked() -> Iterator[Valkey]:
+    """A server with a password of which an address can hold nothing as it is."""
+    with Valkey.private(tcp=True, password="p@ss:w/örd %#?") as server:
+        yield server
+
+
 @pytest.fixture
 def pool(prefect_server: PrefectServer) -> OnePool:
     """A fresh pool at a real Prefect 3 server."""

@@ -11,15 +11,6 @@ from flowfleet.flow_run import Message
 from flowfleet.ledger import connect
 from flowfleet.ledger.login import Login
 from tests.ledger_world import route
-from tests.valkey import Valkey
-
-PASSWORD = "p@ss:w/örd %#?"
-
-
-@pytest.fixture(scope="module")
-def locked():
-    with Valkey.private(tcp=True, password=PASSWORD) as server:
-        yield server
 
 
 def message() -> Message:

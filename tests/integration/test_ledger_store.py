@@ -15,14 +15,6 @@ from tests.ledger_world import LedgerWorld, held, route, row
 from tests.valkey import Valkey, free_port
 from tests.waiting import until
 
-PASSWORD = "p@ss:w/örd %"
-
-
-@pytest.fixture(scope="module")
-def locked():
-    with Valkey.private(tcp=True, password=PASSWORD) as server:
-        yield server
-
 
 def test_port_and_socket_lead_to_the_same_ledger_with_a_password(locked):
     by_port, by_socket = connect(locked.tcp_url, "x"), connect(locked.socket_url + "?virtual_host=0", "x")

@@ -139,11 +139,17 @@ def test_its_page_tells_how_it_is(fleet):
     assert "flowfleet_poll_duration_seconds_count" in poller.ask("/metrics")[1]
 
 
-def test_sigterm_ends_it_in_order_and_the_standby_takes_over_at_once(fleet):
+def two_pollers(fleet, **standby):
+    """The leader, with a standby and a worker beside it."""
     leader = fleet.poller("one")
     until(fleet.ledger.gate.leader, 10, "a leader")
-    fleet.poller("two", before=after(PATIENTLY))
+    fleet.poller("two", **standby)
     fleet.worker("a")
+    return leader
+
+
+def test_sigterm_ends_it_in_order_and_the_standby_takes_over_at_once(fleet):
+    leader = two_pollers(fleet, before=after(PATIENTLY))
 
     began = time.monotonic()
     assert leader.stop() == 0
@@ -199,10 +205,7 @@ def test_a_second_signal_cuts_the_end_short(fleet):
 
 
 def test_a_leader_that_is_killed_is_replaced_after_fifteen_seconds_and_not_before(fleet):
-    leader = fleet.poller("one")
-    until(fleet.ledger.gate.leader, 10, "a leader")
-    fleet.poller("two")
-    fleet.worker("a")
+    leader = two_pollers(fleet)
     seen = time.monotonic()
     beat = fleet.ledger.gate.leader().beat
     until(lambda: fleet.ledger.gate.leader().beat != beat, 10, "the counter to move")
@@ -216,10 +219,7 @@ def test_a_leader_that_is_killed_is_replaced_after_fifteen_seconds_and_not_befor
 
 
 def test_a_leader_that_was_frozen_comes_back_as_a_standby_and_doubles_nothing(fleet):
-    leader = fleet.poller("one")
-    until(fleet.ledger.gate.leader, 10, "a leader")
-    fleet.poller("two")
-    fleet.worker("a")
+    leader = two_pollers(fleet)
     leader.signal(signal.SIGSTOP)
     runs = fleet.runs(12)
     until(lambda: fleet.done(runs), 60, "the standby to do all")

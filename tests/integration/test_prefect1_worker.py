@@ -258,20 +258,19 @@ def late_retry(world, code):
     return message
 
 
-def test_a_late_retry_is_started_though_its_run_is_running(world):
+@pytest.mark.parametrize(
+    ("code", "end"),
+    [
+        pytest.param("task(TASK, 'Running'); task(TASK, 'Success'); state('Success')", "Success", id="it succeeds"),
+        pytest.param("os.kill(os.getpid(), 9)", "Failed", id="its engine dies at once"),
+    ],
+)
+def test_a_late_retry_is_started_though_its_run_is_running_and_comes_to_its_end(world, code, end):
     world.start()
-    message = late_retry(world, "task(TASK, 'Running'); task(TASK, 'Success'); state('Success')")
+    message = late_retry(world, code)
     world.wait_gone(message)
 
-    assert world.api.history(message.run_id) == ["Scheduled", "Running", "Success"]
-
-
-def test_a_late_retry_whose_engine_dies_at_once_is_failed(world):
-    world.start()
-    message = late_retry(world, "os.kill(os.getpid(), 9)")
-    world.wait_gone(message)
-
-    assert world.api.history(message.run_id) == ["Scheduled", "Running", "Failed"]
+    assert world.api.history(message.run_id) == ["Scheduled", "Running", end]
 
 
 def test_a_worker_adopts_a_run_of_the_one_before_and_tells_its_true_end(world):

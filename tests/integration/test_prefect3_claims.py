@@ -65,21 +65,17 @@ def test_settle_knows_its_own_call_before_and_after_the_launch(pool, deployment)
     assert pool.client.claims.settle(new_call(), call).gone
 
 
-def test_a_run_that_ended_since_it_was_listed_is_not_claimed(pool, deployment):
-    """Plain set_state would take it: Prefect 3 accepts Pending on a Crashed run."""
+@pytest.mark.parametrize(
+    ("kind", "put_off"),
+    # plain set_state would take the first: Prefect 3 accepts Pending on a Crashed run
+    [pytest.param("CRASHED", False, id="it ended"), pytest.param("SCHEDULED", True, id="it was moved to later")],
+)
+def test_a_run_that_has_changed_since_it_was_listed_is_not_claimed(pool, deployment, kind, put_off):
     pool.scheduled(deployment, ago(2))
     (run,) = pool.due()
-    pool.set_state(run.run_id, "CRASHED")
+    pool.set_state(run.run_id, kind, **({"scheduled_time": ago(-3600).isoformat()} if put_off else {}))
     assert pool.client.claims.claim([run], new_call(), MARK)[run.run_id].verdict is Verdict.REFUSED
-    assert pool.state(run.run_id)["type"] == "CRASHED"
-
-
-def test_a_run_that_was_moved_to_later_is_not_claimed(pool, deployment):
-    pool.scheduled(deployment, ago(2))
-    (run,) = pool.due()
-    pool.set_state(run.run_id, "SCHEDULED", scheduled_time=ago(-3600).isoformat())
-    assert pool.client.claims.claim([run], new_call(), MARK)[run.run_id].verdict is Verdict.REFUSED
-    assert pool.state(run.run_id)["type"] == "SCHEDULED"
+    assert pool.state(run.run_id)["type"] == kind
 
 
 def test_a_deleted_run_is_gone_for_every_method(pool, deployment):

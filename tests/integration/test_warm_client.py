@@ -97,6 +97,13 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmBench]:
         yield made.start()
 
 
+@pytest.fixture
+def fresh(tmp_path: Path) -> Iterator[WarmBench]:
+    """One for a test that breaks it."""
+    with warmed(tmp_path) as made:
+        yield made.start()
+
+
 # --- what is forked, and what is not
 
 
@@ -296,40 +303,36 @@ def test_a_forked_engine_holds_nothing_of_its_shim_and_is_found_by_its_marks(ben
     assert bench.bench.living(spec) == []
 
 
-def test_runs_of_a_killed_parent_go_on_and_the_next_ones_begin_cold_until_there_is_another(tmp_path, silent):
-    with warmed(tmp_path) as bench:
-        bench.start()
-        spec, first = hanging(bench, silent)
-        old = bench.fork_client.pid
-        os.kill(old, signal.SIGKILL)
-        until(lambda: not is_alive(old), 10, "the parent to be gone")
+def test_runs_of_a_killed_parent_go_on_and_the_next_ones_begin_cold_until_there_is_another(fresh, silent):
+    spec, first = hanging(fresh, silent)
+    old = fresh.fork_client.pid
+    os.kill(old, signal.SIGKILL)
+    until(lambda: not is_alive(old), 10, "the parent to be gone")
 
-        assert bench.cold() == "not asked"
-        bench.wait_ready()
-        assert bench.fork_client.pid != old
-        assert bench.cold() is None
-        assert first.poll() is None
-        # a new worker finds it and its true end
-        again = bench.bench.adopt(spec)
-        again.stop()
-        assert bench.bench.end_of(again).signal == signal.SIGTERM
+    assert fresh.cold() == "not asked"
+    fresh.wait_ready()
+    assert fresh.fork_client.pid != old
+    assert fresh.cold() is None
+    assert first.poll() is None
+    # a new worker finds it and its true end
+    again = fresh.bench.adopt(spec)
+    again.stop()
+    assert fresh.bench.end_of(again).signal == signal.SIGTERM
 
 
-def test_a_parent_killed_between_request_and_answer_starts_the_run_once(tmp_path):
-    with warmed(tmp_path) as bench:
-        bench.start()
-        for number in range(8):
-            if not is_alive(bench.fork_client.pid):
-                bench.cold()
-            bench.wait_ready()
-            pid = bench.fork_client.pid
-            killer = threading.Timer(0.0015 * number, os.kill, (pid, signal.SIGKILL))
-            killer.start()
-            spec = bench.spec()
-            end = bench.bench.run(spec)
-            killer.join()
-            assert end.code == 0
-            assert (spec.folder / "log").read_text() == "1.4.1\n"
+def test_a_parent_killed_between_request_and_answer_starts_the_run_once(fresh):
+    for number in range(8):
+        if not is_alive(fresh.fork_client.pid):
+            fresh.cold()
+        fresh.wait_ready()
+        pid = fresh.fork_client.pid
+        killer = threading.Timer(0.0015 * number, os.kill, (pid, signal.SIGKILL))
+        killer.start()
+        spec = fresh.spec()
+        end = fresh.bench.run(spec)
+        killer.join()
+        assert end.code == 0
+        assert (spec.folder / "log").read_text() == "1.4.1\n"
 
 
 def test_a_hanging_parent_is_given_up_and_the_run_begins_cold(tmp_path):
@@ -344,16 +347,14 @@ def test_a_hanging_parent_is_given_up_and_the_run_begins_cold(tmp_path):
         assert bench.cold() is None
 
 
-def test_a_parent_that_is_out_of_date_is_replaced(tmp_path):
-    with warmed(tmp_path) as bench:
-        bench.start()
-        first = bench.fork_client.pid
-        made(tmp_path / "home" / ".prefect", "config.toml", "[logging]\nlevel = 'DEBUG'\n")
+def test_a_parent_that_is_out_of_date_is_replaced(fresh, tmp_path):
+    first = fresh.fork_client.pid
+    made(tmp_path / "home" / ".prefect", "config.toml", "[logging]\nlevel = 'DEBUG'\n")
 
-        assert bench.cold() == "not asked"
-        bench.wait_ready()
-        assert bench.fork_client.pid != first
-        assert bench.cold() is None
+    assert fresh.cold() == "not asked"
+    fresh.wait_ready()
+    assert fresh.fork_client.pid != first
+    assert fresh.cold() is None
 
 
 def test_a_parent_ends_with_its_worker_also_while_it_is_loading(tmp_path):

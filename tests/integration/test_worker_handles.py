@@ -48,7 +48,6 @@ def test_a_run_whose_handle_the_ledger_cannot_take_goes_on_and_so_does_its_worke
     renewed(world)
     until(lambda: any("handle" in line["message"] for line in world.api.logs), 10, "the sentence on the run")
 
-    world.stop()
-    world.start()
+    world.next_worker()
     renewed(world)
     world.end(message, 5)

@@ -153,8 +153,7 @@ def test_a_launch_that_breaks_off_before_the_fork_is_handed_back_by_the_next_wor
     folder = world.run_folder(message)
     until(folder.path.exists, 10, "the run's folder")
     world.wait_state(message, state)
-    world.stop()
-    world.start()
+    world.next_worker()
     if place == "take.after_folder":
         # never taken: nothing to hand back here, the leader does it after its time
         until(lambda: not folder.path.exists(), 10, "the folder to be removed")
@@ -171,8 +170,7 @@ def test_a_launch_that_breaks_off_after_the_fork_is_adopted_by_the_next_worker(w
     world.start(failpoints=Crash({place: "raise"}))
     message = world.submit(f"{world.marking()}; raise SystemExit(6)")
     until(world.marks, 10, "the run to begin")
-    world.stop()
-    world.start()
+    world.next_worker()
     world.wait_gone(message)
 
     assert world.marks() == "ran;"
@@ -205,8 +203,7 @@ def test_a_start_that_failed_unsaid_is_told_by_the_next_worker(world):
     message = world.submit_command("/no/such/program")
     folder = world.run_folder(message)
     until(lambda: folder.exit_record() is not None, 10, "the failed start to be on disk")
-    world.stop()
-    world.start()
+    world.next_worker()
     world.wait_gone(message)
 
     assert "/no/such/program" in world.told(message)
@@ -229,13 +226,20 @@ def test_an_end_that_breaks_off_is_told_by_the_next_worker(world, place):
     assert list(world.state.outbox) == []
 
 
-def test_a_report_is_on_disk_and_sent_again_until_the_api_takes_it(world):
+def kept(world, where="", status=503):
+    """A run whose end the API does not take, with the report of it on disk."""
     world.start()
     message = world.begin(3)
-    # a 500 is never asked again by the session: each try is one of the report itself
-    world.api.fail("set_state", "status", times=-1, status=500)
+    world.api.fail(where, "status", times=-1, status=status)
     world.release()
-    until(lambda: len(list(world.state.outbox)) == 1, 10, "the report to be on disk")
+    (report,) = until(lambda: list(world.state.outbox), 30, "the report to be on disk")
+    assert "exited with code 3" in report["message"]
+    return message
+
+
+def test_a_report_is_on_disk_and_sent_again_until_the_api_takes_it(world):
+    # a 500 is never asked again by the session: each try is one of the report itself
+    message = kept(world, "set_state", 500)
     sent = world.api.counted("set_state")
     until(lambda: world.api.counted("set_state") > sent, 20, "the report to be sent again")
     assert world.ledger.claims.get(message.run_id).state == "ended"
@@ -248,12 +252,7 @@ def test_a_report_is_on_disk_and_sent_again_until_the_api_takes_it(world):
 
 
 def test_an_end_while_the_api_is_away_is_on_disk_and_told_when_it_is_back(world):
-    world.start()
-    message = world.begin(3)
-    world.api.fail("", "status", times=-1, status=503)
-    world.release()
-    (kept,) = until(lambda: list(world.state.outbox), 30, "the report to be on disk")
-    assert "exited with code 3" in kept["message"]
+    message = kept(world)
     world.api.heal()
     world.wait_gone(message, 60)
 
@@ -262,11 +261,7 @@ def test_an_end_while_the_api_is_away_is_on_disk_and_told_when_it_is_back(world)
 
 
 def test_an_end_that_was_only_kept_does_not_overwrite_what_the_engine_has_said(world):
-    world.start()
-    message = world.begin(3)
-    world.api.fail("", "status", times=-1, status=503)
-    world.release()
-    until(lambda: list(world.state.outbox), 30, "the report to be on disk")
+    message = kept(world)
     world.stop()
     world.api.write(message.run_id, "SCHEDULED", "AwaitingRetry")
     world.api.heal()
