@@ -16,9 +16,10 @@ from rich.live import Live
 
 from flowfleet.api.backlog import Place
 from flowfleet.api.client import ApiClient, RunState, StateType
+from flowfleet.api.connect import PrefectValues
 from flowfleet.api.connect import connect as connect_api
 from flowfleet.commands.program import CHECKS_FAILED, Group, run
-from flowfleet.commands.show_config import PrefectValues
+from flowfleet.commands.show_config import config_lines
 from flowfleet.commands.worker_control import open_ledger
 from flowfleet.errors import ApiError, LedgerError, SettingsError
 from flowfleet.ledger import Ledger, connect
@@ -261,13 +262,13 @@ def config_command(ctx: click.Context, settings: CommonSettings) -> None:
         if settings.origin(name).kind == "flag"
     }
     found = PrefectValues(settings, os.environ)
-    for line in found.lines(settings, {"name"}):
+    for line in config_lines(found, settings, {"name"}):
         click.echo(line)
     for command, cls in (("poller", PollerSettings), ("worker", WorkerSettings), ("flowfleet", UpSettings)):
         config = read_config(ctx.params["config_file"], command)
         click.echo(f"\n[{command}]" + ("  # flowfleet up" if cls is UpSettings else ""))
         of_part = resolve(cls, flags, os.environ, config, machine_facts())
-        for line in found.lines(of_part, options_here.keys() - {"name"}):
+        for line in config_lines(found, of_part, options_here.keys() - {"name"}):
             click.echo(line)
 
 

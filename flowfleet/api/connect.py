@@ -11,12 +11,14 @@ from typing import TypeVar
 
 from flowfleet.api import detect
 from flowfleet.api.client import ApiClient
+from flowfleet.api.prefect1 import access as access1
 from flowfleet.api.prefect1 import defaults as prefect1_defaults
 from flowfleet.api.prefect1.access import Access, find_access
 from flowfleet.api.prefect1.agents import agent_name
 from flowfleet.api.prefect1.client import Prefect1
 from flowfleet.api.prefect1.graphql import PREFECT1, GraphQL
 from flowfleet.api.prefect1.settings import Prefect1Settings
+from flowfleet.api.prefect3 import access as access3
 from flowfleet.api.prefect3.access import AccessSource, home_of, no_address
 from flowfleet.api.prefect3.client import Prefect3
 from flowfleet.api.prefect3.settings import prefect_settings
@@ -25,7 +27,7 @@ from flowfleet.api.transport.flavour import PREFECT3, Flavour
 from flowfleet.api.transport.session import Session
 from flowfleet.errors import KeyRefused, SettingsError
 from flowfleet.settings.common import CommonSettings
-from flowfleet.settings.layers import refresh
+from flowfleet.settings.layers import Found, add, refresh
 
 logger = logging.getLogger(__name__)
 
@@ -216,6 +218,35 @@ def decide(settings: CommonSettings, environ: Mapping[str, str], folder: Path, h
     if found.names_an_api or found.left_behind:
         return "prefect1"
     raise no_address()
+
+
+class PrefectValues:
+    """What Prefect's own settings add to ours, as far as it is known without asking the API."""
+
+    def __init__(self, settings: CommonSettings, environ: Mapping[str, str]) -> None:
+        """Read Prefect's own settings; raises `SettingsError` for a file that is broken."""
+        home = home_of(environ)
+        self._environ = environ
+        self._prefect1 = Prefect1Settings(environ, home)
+        #: prefect1 or prefect3; None = known only by asking the API, or no API is set
+        self.backend: str | None = None
+        try:
+            self.backend = decide(settings, environ, Path.cwd(), home)
+        except SettingsError:  # no API is set, which the lines show
+            return
+
+    def complete(self, settings: C) -> C:
+        """The settings as a part would use them: with what Prefect's own give where we have no value of our own."""
+        own = access3.layer(self._environ)
+        if self.backend == "prefect1":
+            settings = prefect1_defaults.applied(settings, self._prefect1)
+            own = access1.layer(self._prefect1, settings.api or access1.found_url(self._prefect1).value)
+
+        def where_none(name: str) -> Found | None:
+            given = settings.token if name == "key" else None
+            return own(name) if given is None and getattr(settings, name) is None else None
+
+        return add(settings, where_none)
 
 
 def connect(
