@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 import tomllib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from flowfleet.errors import SettingsError
+from dotenv import dotenv_values
 
-_DOTENV_LINE = re.compile(
-    r"""^\s*(?:export\s+)?(?P<name>[\w.]+)\s*=\s*(?:'(?P<single>[^']*)'|"(?P<double>(?:\\.|[^"\\])*)"|(?P<bare>[^\n]*?))\s*(?:\s\#.*)?$"""
-)
+from flowfleet.errors import SettingsError
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -55,21 +52,9 @@ def text_of(value: Any) -> str:
 
 
 def read_dotenv(path: Path, prefix: str) -> dict[str, str]:
-    """The variables of a .env file with this prefix: `export`, quotes and comments as usual there."""
+    """The variables of a .env file with this prefix, by the library that Prefect uses; empty without the file."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        return {}
+        found = dotenv_values(path)
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} cannot be read, correct it or move it away") from error
-    values: dict[str, str] = {}
-    for line in lines:
-        match = _DOTENV_LINE.match(line)
-        if not match or not match["name"].upper().startswith(prefix):
-            continue
-        if match["double"] is not None:
-            value = re.sub(r"\\(.)", lambda m: {"n": "\n", "t": "\t"}.get(m[1], m[1]), match["double"])
-        else:
-            value = match["single"] if match["single"] is not None else (match["bare"] or "")
-        values[match["name"].upper()] = value
-    return values
+    return {name.upper(): value or "" for name, value in found.items() if name.upper().startswith(prefix)}
