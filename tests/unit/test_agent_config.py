@@ -1,7 +1,5 @@
 """Agent config: settings kept at a Prefect 1 API win over those given to poller and worker."""
 
-from __future__ import annotations
-
 import logging
 
 import pytest
@@ -28,40 +26,29 @@ def warnings(caplog):
     return [record for record in caplog.records if record.levelno == logging.WARNING]
 
 
-def test_a_worker_takes_what_is_a_workers():
-    settings = lay_over(WorkerSettings(host="h", name="mine"), CONFIG, "c1")
-
-    assert (settings.name, settings.agent_address) == ("mine", None)
-    assert settings.agent_labels == ("a", "b", "with space, and comma")
-    assert settings.env == ("A=1", "B=x=y")
-    assert settings.import_paths == ("/one", "~/two")
-    assert (settings.cloud_logs, settings.show_flow_logs) == (False, True)
-    assert str(settings.origins["env"]) == "agent config c1"
-
-
-def test_a_poller_takes_what_is_a_pollers():
-    settings = lay_over(PollerSettings(), CONFIG, "c1")
-
-    assert (settings.name, settings.agent_address, settings.max_polls) == ("of-the-api", "http://127.0.0.1:8080", 3)
-    assert set(settings.labels) == {"a", "b", "with space, and comma"}
-    assert not settings.cloud_logs
+def test_worker_and_poller_take_what_is_theirs():
+    worker = lay_over(WorkerSettings(host="h", name="mine"), CONFIG, "c1")
+    assert (worker.name, worker.agent_address) == ("mine", None)
+    assert worker.agent_labels == ("a", "b", "with space, and comma")
+    assert worker.env == ("A=1", "B=x=y")
+    assert worker.import_paths == ("/one", "~/two")
+    assert (worker.cloud_logs, worker.show_flow_logs) == (False, True)
+    assert str(worker.origins["env"]) == "agent config c1"
+    poller = lay_over(PollerSettings(), CONFIG, "c1")
+    assert (poller.name, poller.agent_address, poller.max_polls) == ("of-the-api", "http://127.0.0.1:8080", 3)
+    assert set(poller.labels) == {"a", "b", "with space, and comma"}
+    assert not poller.cloud_logs
+    assert lay_over(PollerSettings(), {"name": "My agent!"}, "c1").name == "My-agent-", "an identity is made of it"
 
 
-def test_a_name_that_can_be_no_identity_is_made_one():
-    assert lay_over(PollerSettings(), {"name": "My agent!"}, "c1").name == "My-agent-"
-
-
-def test_each_flag_that_loses_gets_one_line_without_its_value(caplog):
+def test_each_flag_that_loses_gets_one_line_without_its_value_and_one_that_says_the_same_none(caplog):
+    lay_over(resolve(WorkerSettings, {"label": ("b", "a")}, {}, {}), {"labels": ["a", "b"]}, "c1")
+    assert warnings(caplog) == []
     flags = {"env": ("A=secret",), "label": ("mine",), "show-flow-logs": False}
-    settings = lay_over(
-        resolve(WorkerSettings, flags, {"FLOWFLEET_IMPORT_PATHS": "/mine"}, {}),
-        {**CONFIG, "hostname_label": True},
-        "c1",
-    )
-
+    given = resolve(WorkerSettings, flags, {"FLOWFLEET_IMPORT_PATHS": "/mine"}, {})
+    settings = lay_over(given, {**CONFIG, "hostname_label": True}, "c1")
     assert settings.env == ("A=1", "B=x=y")
-    told = {(record.setting, record.given_by) for record in warnings(caplog)}
-    assert told == {
+    assert {(record.setting, record.given_by) for record in warnings(caplog)} == {
         ("--env", "flag --env"),
         ("--label", "flag --label"),
         ("--show-flow-logs", "flag --show-flow-logs/--hide-flow-logs"),
@@ -70,15 +57,8 @@ def test_each_flag_that_loses_gets_one_line_without_its_value(caplog):
     assert "secret" not in caplog.text
 
 
-def test_a_flag_that_says_the_same_loses_nothing(caplog):
-    lay_over(resolve(WorkerSettings, {"label": ("b", "a")}, {}, {}), {"labels": ["a", "b"]}, "c1")
-
-    assert warnings(caplog) == []
-
-
 def test_unknown_settings_are_named_in_one_line_and_null_is_none(caplog):
     settings = lay_over(WorkerSettings(), {"volumes": ["/x"], "colour": "red", "labels": None}, "c1")
-
     (record,) = warnings(caplog)
     assert record.settings == "colour, volumes"
     assert settings.labels == ()
@@ -102,7 +82,6 @@ def test_unknown_settings_are_named_in_one_line_and_null_is_none(caplog):
 def test_a_wrong_type_is_one_sentence_that_names_it(entry, value):
     with pytest.raises(SettingsError) as failure:
         lay_over(WorkerSettings(), {entry: value}, "c1")
-
     assert f"agent config c1 has {entry}" in str(failure.value)
     assert "secret" not in str(failure.value)
     assert failure.value.exit_code == 2

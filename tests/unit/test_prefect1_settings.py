@@ -90,27 +90,32 @@ def test_references_that_go_round_in_a_circle_end(home):
 def test_a_server_that_is_described_is_the_one_that_is_meant(home):
     """Prefect 1's own default is Cloud, where it would end without a key."""
     found = access(home, {"PREFECT__SERVER__HOST": "http://mine"})
-    assert (found.address.url, found.server_backend, found.address.authorization) == (
-        "http://mine:4200",
-        "server",
-        None,
-    )
-    assert access(home, api="http://flag:4200").server_backend == "server"
+    assert (found.address.url, found.address.authorization) == ("http://mine:4200", None)
+    assert found.server_backend == access(home, api="http://flag:4200").server_backend == "server"
 
 
-@pytest.mark.parametrize("text", ["127.0.0.1:4200", "ftp://h", "http://h:port"])
-def test_an_address_that_is_none_names_its_setting(home, text):
-    with pytest.raises(
-        SettingsError, match=r"PREFECT__CLOUD__API in the environment is not the address .*http://HOST:4200"
-    ):
-        access(home, {"PREFECT__CLOUD__API": text})
+API = "PREFECT__CLOUD__API in the environment is not the address .*http://HOST:4200"
+ID = "cannot be 'mine': it must be a tenant's id such as"
 
 
-def test_a_backend_that_is_none_names_its_setting(home):
-    with pytest.raises(
-        SettingsError, match="PREFECT__BACKEND in the environment cannot be 'orion', use server or cloud"
-    ):
-        access(home, {"PREFECT__BACKEND": "orion", "PREFECT__CLOUD__API": "http://h"})
+@pytest.mark.parametrize(
+    ("environ", "settings", "says"),
+    [
+        ({"PREFECT__CLOUD__API": "127.0.0.1:4200"}, {}, API),
+        ({"PREFECT__CLOUD__API": "ftp://h"}, {}, API),
+        ({"PREFECT__CLOUD__API": "http://h:port"}, {}, API),
+        (
+            {"PREFECT__BACKEND": "orion"},
+            {},
+            "PREFECT__BACKEND in the environment cannot be 'orion', use server or cloud",
+        ),
+        ({}, {"tenant_id": "mine"}, f"^--tenant-id {ID}"),
+        ({"PREFECT__CLOUD__TENANT_ID": "mine"}, {}, f"^PREFECT__CLOUD__TENANT_ID in the environment {ID}"),
+    ],
+)
+def test_what_is_no_address_backend_or_tenant_names_its_setting(home, environ, settings, says):
+    with pytest.raises(SettingsError, match=says):
+        access(home, environ, **({} if says == API else {"api": "http://h:4200"}), **settings)
 
 
 # key and tenant
@@ -146,13 +151,10 @@ def test_the_ladder_of_the_key_is_walked_rung_by_rung(home):
 
 
 def test_logins_are_kept_by_the_host_of_the_api(home):
-    write(
-        home,
-        "auth.toml",
-        f'["api.prefect.io"]\napi_key = "of-cloud"\n[my-host-4200]\napi_key = "of-mine"\ntenant_id = "{OTHER}"\n',
-    )
-    mine = access(home, api="http://My_Host:4200/graphql")
-    assert (mine.address.authorization, mine.tenant) == ("Bearer of-mine", OTHER)
+    mine = f'[my-host-4200]\napi_key = "of-mine"\ntenant_id = "{OTHER}"\n'
+    write(home, "auth.toml", f'["api.prefect.io"]\napi_key = "of-cloud"\n{mine}')
+    found = access(home, api="http://My_Host:4200/graphql")
+    assert (found.address.authorization, found.tenant) == ("Bearer of-mine", OTHER)
     assert access(home, api="http://third:4200").address.authorization is None
 
 
@@ -176,18 +178,6 @@ def test_cloud_without_a_key_is_one_sentence_with_the_remedy(home):
             access(home, environ)
 
 
-@pytest.mark.parametrize(
-    ("settings", "environ", "source"),
-    [
-        ({"tenant_id": "mine"}, {}, "--tenant-id"),
-        ({}, {"PREFECT__CLOUD__TENANT_ID": "mine"}, "PREFECT__CLOUD__TENANT_ID in the environment"),
-    ],
-)
-def test_a_tenant_that_is_no_uuid_names_its_setting(home, settings, environ, source):
-    with pytest.raises(SettingsError, match=f"^{source} cannot be 'mine': it must be a tenant's id such as"):
-        access(home, environ, api="http://h:4200", **settings)
-
-
 @pytest.mark.parametrize("name", ["auth.toml", "config.toml", "backend.toml"])
 def test_a_broken_file_is_named_and_not_shown(home, name):
     path = write(home, name, 'key = "hunter2')
@@ -201,12 +191,9 @@ def test_what_they_hold_never_shows_in_our_logs(home):
     write(home, "auth.toml", '["api.prefect.io"]\napi_key = "login-1"\n[other]\napi_key = "login-2"\n')
     write(home, "config.toml", '[cloud.agent]\nauth_token = "token-3"\n')
     stream = io.StringIO()
-    handler = logs.configure("DEBUG", stream=stream)
-    try:
-        access(home, {"PREFECT__CLOUD__API_KEY": "key-4"}, api="http://u:url-5@h")
-        logging.getLogger("anybody").info("said login-1 login-2 token-3 key-4 url-5")
-    finally:
-        logging.getLogger().removeHandler(handler)
+    logs.configure("DEBUG", stream=stream)
+    access(home, {"PREFECT__CLOUD__API_KEY": "key-4"}, api="http://u:url-5@h")
+    logging.getLogger("anybody").info("said login-1 login-2 token-3 key-4 url-5")
     assert stream.getvalue().count(logs.MASK) == 5
     assert "hunter2" not in repr(Prefect1Settings({"PREFECT__CLOUD__API_KEY": "hunter2"}, home).get("cloud.api_key"))
 
@@ -241,9 +228,8 @@ def test_labels_of_a_file_may_be_a_list_or_its_text(home):
 
 @pytest.mark.parametrize("text", ["{'a': 1}", "['a'", "[1, 2]", "('a'", "['']", "[['a']]"])
 def test_labels_that_are_no_list_are_one_sentence(home, text):
-    with pytest.raises(
-        SettingsError, match=r"^PREFECT__CLOUD__AGENT__LABELS in the environment is not a list of labels"
-    ):
+    says = r"^PREFECT__CLOUD__AGENT__LABELS in the environment is not a list of labels"
+    with pytest.raises(SettingsError, match=says):
         worker(home, {"PREFECT__CLOUD__AGENT__LABELS": text})
 
 
@@ -277,18 +263,15 @@ def test_the_variables_of_every_run_may_be_a_table_of_the_file(home):
 
 
 def test_the_agents_address_is_the_pollers_and_its_labels_are_the_workers(home):
-    environ = {
-        "PREFECT__CLOUD__AGENT__AGENT_ADDRESS": "http://:8080",
-        "PREFECT__CLOUD__AGENT__LABELS": "['a']",
-    }
+    name = "PREFECT__CLOUD__AGENT__AGENT_ADDRESS"
+    environ = {name: "http://:8080", "PREFECT__CLOUD__AGENT__LABELS": "['a']"}
     poller = applied(PollerSettings(), Prefect1Settings(environ, home))
     assert (poller.agent_address, poller.labels) == ("http://:8080", ())
     assert worker(home, environ).agent_address is None
-    environ["PREFECT__CLOUD__AGENT__AGENT_ADDRESS"] = "http://127.0.0.1"
-    with pytest.raises(
-        SettingsError, match=r"AGENT_ADDRESS in the environment cannot be .*: it must be http://HOST:PORT"
-    ):
-        applied(PollerSettings(), Prefect1Settings(environ, home))
+    none = Prefect1Settings({**environ, name: "http://127.0.0.1"}, home)
+    says = r"AGENT_ADDRESS in the environment cannot be .*: it must be http://HOST:PORT"
+    with pytest.raises(SettingsError, match=says):
+        applied(PollerSettings(), none)
 
 
 def test_an_agents_name_may_have_blanks_and_an_identity_not(home):
@@ -298,12 +281,9 @@ def test_an_agents_name_may_have_blanks_and_an_identity_not(home):
     assert agent_name(resolve(PollerSettings, {"name": "ours"}, {}, {}), found) == "ours"
 
 
-def test_the_log_level_of_runs_is_prefects_own(home):
+def test_the_log_level_of_runs_is_prefects_own_and_nothing_set_leaves_our_own_settings_as_they_are(home):
+    settings = WorkerSettings()
+    assert applied(settings, Prefect1Settings({}, home)) is settings
     assert Prefect1Settings({}, home).log_level_of_runs == "INFO"
     write(home, "config.toml", '[logging]\nlevel = "debug"\n')
     assert Prefect1Settings({}, home).log_level_of_runs == "DEBUG"
-
-
-def test_nothing_set_leaves_our_own_settings_as_they_are(home):
-    settings = WorkerSettings()
-    assert applied(settings, Prefect1Settings({}, home)) is settings

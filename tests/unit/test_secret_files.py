@@ -1,7 +1,5 @@
 """SecretFiles: what is read again, what stays in use, and what a signal brings about."""
 
-from __future__ import annotations
-
 import os
 import signal
 
@@ -34,7 +32,6 @@ def test_each_new_connection_and_each_request_uses_what_the_file_has_then(made):
     before = secrets.login.get_credentials(), secrets.page_token()
     write("redis", "redis://bob:t%40wo@box:1/0")
     write("token", "token-two")
-
     assert before == (("one",), "token-one")
     assert (secrets.login.get_credentials(), secrets.page_token()) == (("bob", "t@wo"), "token-two")
 
@@ -43,7 +40,6 @@ def test_a_file_that_is_empty_for_a_moment_leaves_the_last_secret_in_use_and_is_
     secrets, write = made
     write("redis", "")
     write("key", "")  # and one that nobody asks for here is in nobody's way
-
     assert [secrets.login.get_credentials() for _ in range(3)] == [("one",)] * 3
     assert len(caplog.records) == 1
     assert "which is empty" in caplog.records[0].error
@@ -55,7 +51,6 @@ def test_a_file_that_is_empty_for_a_moment_leaves_the_last_secret_in_use_and_is_
 def test_a_password_for_another_server_is_not_told_to_this_one(made, caplog):
     secrets, write = made
     write("redis", "redis://:other@elsewhere:1/0")
-
     assert secrets.login.get_credentials() == ("one",)
     assert "restart" in caplog.records[0].error
     assert "other" not in caplog.text
@@ -66,7 +61,6 @@ def test_a_replaced_secret_is_told_of_without_its_value(made, caplog):
     caplog.set_level("INFO")
     assert not secrets.renew()
     write("token", "token-two")
-
     assert secrets.renew()
     assert [record.secret for record in caplog.records] == ["page token"]
     assert "token-two" not in caplog.text

@@ -1,6 +1,6 @@
 """Settings: each rung of the ladder, the sentences about wrong values, and that secrets do not show."""
 
-import os
+from pathlib import Path
 
 import click
 import pytest
@@ -16,13 +16,6 @@ from flowfleet.settings.option import options_of
 from workers.runs.launch import MARGIN_SECONDS
 
 CLASSES = (CommonSettings, PollerSettings, WorkerSettings, UpSettings)
-
-
-@pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch):
-    for name in list(os.environ):
-        if name.startswith("FLOWFLEET_"):
-            monkeypatch.delenv(name)
 
 
 def test_each_rung_beats_the_ones_below(tmp_path):
@@ -50,25 +43,18 @@ def test_each_rung_beats_the_ones_below(tmp_path):
 
 def test_machine_facts_stand_above_the_default_and_below_all_else():
     facts = {"slots": 6, "host": "h1"}
-
     assert resolve(WorkerSettings, {}, {}, {}, facts).slots == 6
     assert resolve(WorkerSettings, {}, {}, {"slots": 3}, facts).slots == 3
     assert resolve(WorkerSettings, {}, {}, {}, facts).origins["slots"].kind == "machine"
     assert resolve(CommonSettings, {}, {}, {}, facts).host == "h1"
 
 
-def test_empty_variable_counts_as_not_given():
-    assert resolve(CommonSettings, {}, {"FLOWFLEET_FLEET": ""}, {}).fleet == "default"
-
-
-def test_lists_come_from_flags_variables_and_toml():
+def test_lists_come_from_flags_variables_and_toml_and_values_of_env_may_hold_commas():
     assert resolve(WorkerSettings, {"pool": ("a", "b")}, {"FLOWFLEET_POOLS": "c"}, {}).pools == ("a", "b")
     assert resolve(WorkerSettings, {}, {"FLOWFLEET_POOLS": "c, d"}, {}).pools == ("c", "d")
     assert resolve(WorkerSettings, {}, {}, {"pool": ["e"]}).pools == ("e",)
     assert resolve(WorkerSettings, {"pool": ()}, {}, {}).pools == ("flowfleet",)
-
-
-def test_values_of_env_may_hold_commas():
+    assert resolve(CommonSettings, {}, {"FLOWFLEET_FLEET": ""}, {}).fleet == "default", "empty: not given"
     assert resolve(WorkerSettings, {}, {"FLOWFLEET_ENV": "A=1,2\nB=3"}, {}).env == ("A=1,2", "B=3")
 
 
@@ -81,7 +67,6 @@ def test_values_of_env_never_show():
 
 def test_parts_of_the_lease_are_options_of_their_own():
     settings = resolve(PollerSettings, {"lease-seconds": "9"}, {"FLOWFLEET_ADOPT_GRACE": "7.5"}, {"renew-seconds": 1})
-
     assert (settings.lease.ttl_seconds, settings.lease.grace_seconds, settings.lease.renew_seconds) == (9.0, 7.5, 1.0)
 
 
@@ -89,7 +74,6 @@ def test_parts_of_the_lease_are_options_of_their_own():
 def test_a_lease_that_renewals_cannot_keep_is_refused(ttl, renew):
     with pytest.raises(SettingsError) as caught:
         resolve(PollerSettings, {"lease-seconds": ttl}, {"FLOWFLEET_RENEW_SECONDS": renew}, {})
-
     assert caught.value.exit_code == 2
     words = (f"--lease-seconds {ttl} is too short for --renew-seconds {renew}", "three renewals", "3 seconds more")
     assert all(word in str(caught.value) for word in words)
@@ -121,7 +105,6 @@ def test_the_shortest_leases_that_renewals_can_keep_are_taken():
 def test_a_wrong_value_is_one_sentence_that_names_source_value_and_remedy(cls, flags, environ, config, words):
     with pytest.raises(SettingsError) as caught:
         resolve(cls, flags, environ, config)
-
     for word in words:
         assert word in str(caught.value)
     assert caught.value.exit_code == 2
@@ -132,29 +115,34 @@ def test_sizes_are_read_with_their_units():
     assert resolve(WorkerSettings, {"keep-logs-size": "10 MiB"}, {}, {}).keep_logs_bytes == 10 << 20
 
 
-def test_redis_password_apart_goes_into_the_address_percent_encoded():
-    settings = resolve(CommonSettings, {"redis": "redis://box:6379/1"}, {"FLOWFLEET_REDIS_PASSWORD": "p@ss/word"}, {})
+@pytest.mark.parametrize(
+    ("address", "password", "whole"),
+    [
+        ("redis://box:6379/1", "p@ss/word", "redis://:p%40ss%2Fword@box:6379/1"),
+        ("redis://:in@box/0", "apart", "redis://:in@box/0"),
+    ],
+)
+def test_a_password_apart_goes_into_the_address_percent_encoded_where_none_is(address, password, whole):
+    for flags, environ in (({"redis": address}, {}), ({}, {"FLOWFLEET_REDIS": address})):
+        environ["FLOWFLEET_REDIS_PASSWORD"] = password
+        assert resolve(CommonSettings, flags, environ, {}).redis == whole
 
-    assert settings.redis == "redis://:p%40ss%2Fword@box:6379/1"
+
+@pytest.fixture
+def files(tmp_path):
+    """Writes secrets into files, and returns the variables that name them."""
+
+    def write(**texts):
+        for name, text in texts.items():
+            (tmp_path / name).write_text(text)
+        return {f"FLOWFLEET_{name.upper()}_FILE": str(tmp_path / name) for name in texts}
+
+    return write
 
 
-def test_a_password_in_the_address_is_kept_over_the_one_apart():
-    settings = resolve(
-        CommonSettings, {}, {"FLOWFLEET_REDIS": "redis://:in@box/0", "FLOWFLEET_REDIS_PASSWORD": "apart"}, {}
-    )
-
-    assert settings.redis == "redis://:in@box/0"
-
-
-def test_secret_files_are_read_again(tmp_path):
-    key, redis = tmp_path / "key", tmp_path / "redis"
-    key.write_text("first")
-    redis.write_text("redis://:one@box/0")
-    environ = {"FLOWFLEET_KEY_FILE": str(key), "FLOWFLEET_REDIS_FILE": str(redis)}
-    settings = resolve(CommonSettings, {}, environ, {})
-    key.write_text("second")
-    redis.write_text("redis://:two@box/0")
-
+def test_secret_files_are_read_again(files):
+    settings = resolve(CommonSettings, {}, files(key="first", redis="redis://:one@box/0"), {})
+    files(key="second", redis="redis://:two@box/0")
     assert (refresh(settings).key, refresh(settings).redis) == ("second", "redis://:two@box/0")
 
 
@@ -167,66 +155,44 @@ def test_secret_files_are_read_again(tmp_path):
         ("redis://:own@box/0", "redis://:own@box/0"),
     ],
 )
-def test_a_password_file_that_is_replaced_changes_the_password_only(tmp_path, given, renewed):
-    password = tmp_path / "password"
-    password.write_text("one")
-    environ = {"FLOWFLEET_REDIS": given, "FLOWFLEET_REDIS_PASSWORD_FILE": str(password)}
-    settings = resolve(CommonSettings, {}, environ, {})
-    password.write_text("two")
-
+def test_a_password_file_that_is_replaced_changes_the_password_only(files, given, renewed):
+    settings = resolve(CommonSettings, {}, {"FLOWFLEET_REDIS": given, **files(redis_password="one")}, {})
+    files(redis_password="two")
     assert refresh(settings).redis == renewed
     assert refresh(refresh(settings)).redis == renewed
 
 
-def test_only_the_secrets_that_are_asked_for_are_read_again(tmp_path):
-    key, token = tmp_path / "key", tmp_path / "token"
-    key.write_text("key-one")
-    token.write_text("token-one")
-    settings = resolve(
-        CommonSettings, {}, {"FLOWFLEET_KEY_FILE": str(key), "FLOWFLEET_PAGE_TOKEN_FILE": str(token)}, {}
-    )
-    key.unlink()
-    token.write_text("token-two")
-
+def test_only_the_secrets_that_are_asked_for_are_read_again(files):
+    environ = files(key="key-one", page_token="token-one")
+    settings = resolve(CommonSettings, {}, environ, {})
+    Path(environ["FLOWFLEET_KEY_FILE"]).unlink()
+    files(page_token="token-two")
     assert refresh(settings, ["page_token"]).page_token == "token-two"
 
 
-def test_a_password_is_known_as_a_secret_in_the_form_of_the_address_and_as_it_is_sent():
+def test_a_password_is_known_as_a_secret_in_the_form_of_the_address_and_as_it_is_sent_and_no_secret_shows():
     settings = resolve(CommonSettings, {"redis": "redis://:p%40ss%2fword@box/0"}, {}, {})
-
     assert set(secrets_of(settings)) == {"p%40ss%2fword", "p@ss/word"}
+    flags, environ = {"key": "kkkk-secret", "token": "tttt-secret"}, {"FLOWFLEET_REDIS": "redis://:rrrr-secret@box"}
+    assert "secret" not in repr(resolve(CommonSettings, flags, environ, {}))
 
 
-def test_secrets_do_not_show_in_the_repr():
-    settings = resolve(
-        CommonSettings,
-        {"key": "kkkk-secret", "token": "tttt-secret"},
-        {"FLOWFLEET_REDIS": "redis://:rrrr-secret@box"},
-        {},
-    )
-
-    assert "secret" not in repr(settings)
-
-
-def test_every_option_has_its_own_variable_flag_and_help():
-    for cls in CLASSES:
-        options_here = list(options_of(cls).values())
-        keys = [option.key for option in options_here]
-        variables = [option.variable for option in options_here]
-        flags = [flag for option in options_here for flag in option.flags]
-
-        assert len(set(keys)) == len(keys)
-        assert len(set(variables)) == len(variables)
-        assert len(set(flags)) == len(flags)
-        for option in options_here:
-            assert option.variable.startswith("FLOWFLEET_"), option
-            assert option.help
+@pytest.mark.parametrize("cls", CLASSES)
+def test_every_option_has_its_own_variable_flag_and_help_which_names_the_variable(cls):
+    here = list(options_of(cls).values())
+    flags = [flag for option in here for flag in option.flags]
+    for each in ([option.key for option in here], [option.variable for option in here], flags):
+        assert len(set(each)) == len(each)
+    text = " ".join(CliRunner().invoke(_command(cls, []), ["--help"], terminal_width=200).output.split())
+    for option in here:
+        assert option.variable.startswith("FLOWFLEET_"), option
+        assert option.help
+        assert not option.flags or f"[{option.variable}]" in text, option
 
 
 def test_config_file_has_a_top_level_for_all_and_a_table_for_one(tmp_path):
     path = tmp_path / "fleet.toml"
     path.write_text('fleet = "blue"\n[worker]\nslots = 2\n[poller]\nmax_polls = 5\n')
-
     assert read_config(str(path), "worker") == {"fleet": "blue", "slots": 2}
     assert read_config(str(path), "poller") == {"fleet": "blue", "max-polls": 5}
 
@@ -240,7 +206,6 @@ def test_a_wrong_config_file_is_one_sentence(tmp_path, text, word):
     path.write_text(text)
     with pytest.raises(SettingsError) as caught:
         read_config(str(path), "worker")
-
     assert word in str(caught.value)
     assert str(path) in str(caught.value)
 
@@ -261,20 +226,11 @@ def test_the_command_gets_one_frozen_instance(monkeypatch, tmp_path):
     seen = []
     arguments = ["--pool", "a", "--pool", "b", "--no-cloud-logs", "-f", "--config", str(path), "-E"]
     result = CliRunner().invoke(_command(WorkerSettings, seen), arguments)
-
     assert result.exit_code == 0, result.output
     (settings,) = seen
     assert (settings.pools, settings.fleet, settings.slots) == (("a", "b"), "green", 9)
     assert (settings.cloud_logs, settings.show_flow_logs, settings.task_events) == (False, True, True)
     assert settings.host
-
-
-def test_help_names_the_variable_of_every_flag():
-    for cls in CLASSES:
-        text = " ".join(CliRunner().invoke(_command(cls, []), ["--help"], terminal_width=200).output.split())
-        for option in options_of(cls).values():
-            if option.flags:
-                assert f"[{option.variable}]" in text, option
 
 
 def test_up_offers_no_option_that_it_would_ignore():
@@ -302,7 +258,6 @@ def test_help_promises_nothing_that_this_version_does_not_do():
 def test_errors_leave_by_one_door(capsys, arguments, code, start):
     assert program.run(_command(WorkerSettings, []), arguments, name="worker") == code
     captured = capsys.readouterr()
-
     assert captured.err.startswith(start)
     assert captured.err.count("\n") == 1
     assert captured.out == ""
@@ -342,7 +297,6 @@ def test_an_unexpected_error_ends_with_1_and_a_trace_without_secrets(capsys):
 def test_labels_are_those_of_the_reference_agent(labels, hostname, shown):
     """Sorted, each once, then the host's name unless it is there or not wanted."""
     settings = resolve(WorkerSettings, {"label": labels, "hostname-label": hostname}, {}, {}, {"host": "h"})
-
     assert settings.agent_labels == shown
 
 
