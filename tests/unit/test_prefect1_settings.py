@@ -96,6 +96,7 @@ def test_a_server_that_is_described_is_the_one_that_is_meant(home):
 
 API = "PREFECT__CLOUD__API in the environment is not the address .*http://HOST:4200"
 ID = "cannot be 'mine': it must be a tenant's id such as"
+BACKEND = "PREFECT__BACKEND in the environment cannot be 'orion', use server or cloud"
 
 
 @pytest.mark.parametrize(
@@ -104,11 +105,7 @@ ID = "cannot be 'mine': it must be a tenant's id such as"
         ({"PREFECT__CLOUD__API": "127.0.0.1:4200"}, {}, API),
         ({"PREFECT__CLOUD__API": "ftp://h"}, {}, API),
         ({"PREFECT__CLOUD__API": "http://h:port"}, {}, API),
-        (
-            {"PREFECT__BACKEND": "orion"},
-            {},
-            "PREFECT__BACKEND in the environment cannot be 'orion', use server or cloud",
-        ),
+        ({"PREFECT__BACKEND": "orion"}, {}, BACKEND),
         ({}, {"tenant_id": "mine"}, f"^--tenant-id {ID}"),
         ({"PREFECT__CLOUD__TENANT_ID": "mine"}, {}, f"^PREFECT__CLOUD__TENANT_ID in the environment {ID}"),
     ],
