@@ -1,6 +1,6 @@
 """Broken messages in a route's queue: each is refused, counted and acknowledged, and the worker lives on."""
 
-from flowfleet.broker import key_prefix, queue_key
+from flowfleet.broker import Publisher, key_prefix, make_app, queue_key
 from tests.broken_messages import broken
 from tests.waiting import until
 from tests.worker_world import command
@@ -11,12 +11,9 @@ def test_the_worker_lives_through_every_kind_and_its_prefetch_is_whole(world, va
     fleet, key = world.ledger.fleet, queue_key(world.ledger.fleet, world.route)
     messages = [world.claim(world.create(command(world.holding(5)))) for _ in range(2)]
     with valkey.client() as client:
-        world.ledger.shut()  # the worker reads nothing
-        world.service.heartbeat.nudge()
-        until(lambda: not service.slots.has_room(), 5, "the worker to see the gate")
-        world.publisher.publish(messages[0])
-        kinds = broken(client.rpop(key))
-        world.ledger.open()
+        # a good one, from a queue that the worker does not read
+        Publisher(make_app(valkey.tcp_url, fleet=f"{fleet}-apart")).publish(messages[0])
+        kinds = broken(client.rpop(queue_key(f"{fleet}-apart", world.route)))
         for number, (kind, item) in enumerate(kinds.items(), start=1):
             client.lpush(key, item)
             until(
