@@ -68,6 +68,15 @@ class OneServer:
         self.api.write_task(run_id, "Retrying", **since(seconds_ago))
         return run_id
 
+    def two_tasks(self, *seconds_ago: float) -> str:
+        """A Running run of two tasks, of which the first are to be tried again since so long."""
+        flow = self.api.add_flow("two", tasks=("task", "other"))
+        run_id = self.api.add_run(flow, labels=["x"], start=ago(60))
+        self.api.write(run_id, "Running")
+        for slug, late in zip(("task", "other"), seconds_ago, strict=False):
+            self.api.write_task(run_id, "Retrying", slug=slug, **since(late))
+        return run_id
+
     def put_off(self, run_id: str) -> datetime:
         """Somebody schedules the run for an hour later."""
         later = ago(-3600)

@@ -13,7 +13,7 @@ from flowfleet.api.transport.reading import instant
 from flowfleet.errors import ApiRejected, ApiUnavailable, RunGone, UnsupportedRun
 from flowfleet.flow_run import Offer, claim_id
 from tests.integration.claiming import ago, race
-from tests.integration.one_server import MARK, OneServer, since
+from tests.integration.one_server import MARK, OneServer
 from tests.waiting import until
 
 
@@ -111,11 +111,7 @@ def test_a_run_that_is_put_off_right_before_its_claim_is_not_started_at_its_old_
 
 
 def test_a_late_retry_of_which_another_task_runs_is_not_handed_back(server):
-    flow = server.api.add_flow("two", tasks=("task", "other"))
-    run_id = server.api.add_run(flow, labels=["x"], start=ago(60))
-    server.api.write(run_id, "Running")
-    for slug in ("task", "other"):
-        server.api.write_task(run_id, "Retrying", slug=slug, **since(30))
+    run_id = server.two_tasks(30, 30)
     run = server.listed(run_id)
     call = server.claimed(run)
     server.api.write_task(run_id, "Running", slug="other")
@@ -435,11 +431,7 @@ def test_an_agent_is_registered_once_for_each_label_set_and_way_of_starting_with
 
 
 def test_a_late_retry_whose_task_was_taken_meanwhile_is_refused_without_a_write(server):
-    flow = server.api.add_flow("two", tasks=("task", "other"))
-    run_id = server.api.add_run(flow, labels=["x"], start=ago(60))
-    server.api.write(run_id, "Running")
-    server.api.write_task(run_id, "Retrying", slug="task", **since(30))
-    server.api.write_task(run_id, "Retrying", slug="other", **since(-600))
+    run_id = server.two_tasks(30, -600)
     run = server.listed(run_id)
     server.api.write_task(run_id, "Running", slug="task")
     server.client.claims._seen.clear()  # it was listed a while ago

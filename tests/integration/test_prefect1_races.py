@@ -9,7 +9,7 @@ from flowfleet.api.client import LogLine, Mark, StateType, Verdict
 from flowfleet.api.transport.reading import instant
 from flowfleet.flow_run import claim_id
 from tests.integration.claiming import ago
-from tests.integration.one_server import MARK, OneServer, since
+from tests.integration.one_server import MARK, since
 
 # a claim and somebody else's word at the same moment
 
@@ -165,16 +165,8 @@ def test_a_run_that_was_written_back_after_lazarus_comes_to_its_late_retry(serve
     assert [task["state"] for task in server.api.task_runs(run.run_id)] == ["Retrying"]
 
 
-def _two_tasks(server: OneServer) -> str:
-    flow = server.api.add_flow("two", tasks=("task", "other"))
-    run_id = server.api.add_run(flow, labels=["x"], start=ago(60))
-    server.api.write(run_id, "Running")
-    return run_id
-
-
 def test_a_run_of_which_a_task_runs_is_not_claimed_for_another_that_is_late(server):
-    run_id = _two_tasks(server)
-    server.api.write_task(run_id, "Retrying", **since(30))
+    run_id = server.two_tasks(30)
     server.api.write_task(run_id, "Running", slug="other")
     run = server.listed(run_id)
 
@@ -183,8 +175,7 @@ def test_a_run_of_which_a_task_runs_is_not_claimed_for_another_that_is_late(serv
 
 
 def test_the_sweep_leaves_a_silent_run_of_which_a_task_runs_to_the_zombie_killer(server):
-    run_id = _two_tasks(server)
-    server.api.write_task(run_id, "Retrying", **since(30))
+    run_id = server.two_tasks(30)
     server.claimed(server.listed(run_id))
     server.api.write_task(run_id, "Running", slug="other")
     server.api.heartbeat(run_id, 700)
@@ -197,8 +188,7 @@ def test_the_sweep_leaves_a_silent_run_of_which_a_task_runs_to_the_zombie_killer
 
 
 def test_a_late_retry_takes_over_tasks_that_a_dead_claim_has_left(server):
-    run_id = _two_tasks(server)
-    server.api.write_task(run_id, "Retrying", **since(30))
+    run_id = server.two_tasks(30)
     dead = server.claimed(server.listed(run_id))
     server.api.write_task(run_id, "Retrying", slug="other", **since(20))
     run = server.listed(run_id)
