@@ -93,7 +93,7 @@ def prefect1(graphql: GraphQL, *, tries: int = ASKED_TRIES) -> Candidate:
         backend="prefect1",
         name="Prefect 1",
         question="POST {query {hello}}",
-        shown=graphql.address.shown,
+        shown=graphql.session.address.shown,
         ask=lambda: _probe(answered),
     )
 

@@ -327,7 +327,7 @@ def test_another_agent_with_our_labels_is_a_rival_and_we_are_none(server):
     server.due("x", "y")
     assert server.client.backlog.rivals([server.offer("x", "y")]) == []
     other = OneServer.another_client(server)
-    other.backlog._agents.name = "stock"
+    other.backlog.agents.name = "stock"
     other.backlog.due([server.offer("y", "z")], within_seconds=60, limit=10)
     (rival,) = server.client.backlog.rivals([server.offer("x", "y")])
     assert (rival.name, rival.type, rival.labels) == ("stock", "LocalAgent", ("y", "z"))

@@ -104,7 +104,7 @@ def test_refused_credentials_by_status(server, status):
     asked = client(server, key="k")
     with pytest.raises(KeyRefused, match="set PREFECT__CLOUD__API_KEY or FLOWFLEET_KEY_FILE"):
         asked.ask(HELLO_QUERY)
-    assert asked.key_refused
+    assert asked.session.key_refused
     assert len(server.asked) == 1, "no CSRF token is asked for, that is Prefect 3's"
 
 
@@ -118,9 +118,9 @@ def test_refused_credentials_in_the_body(server, entry, status):
     said = entry["message"] if status == 200 else "400 Bad Request to hello"
     with pytest.raises(KeyRefused, match=re.escape(f"refuses our credentials ({said}), set")):
         asked.ask(HELLO_QUERY)
-    assert asked.key_refused
+    assert asked.session.key_refused
     asked.ask(HELLO_QUERY)
-    assert not asked.key_refused
+    assert not asked.session.key_refused
 
 
 def test_a_key_that_has_been_replaced_is_found_again_at_a_refusal(server):
@@ -128,7 +128,7 @@ def test_a_key_that_has_been_replaced_is_found_again_at_a_refusal(server):
     asked = client(server, key="old", find_again=lambda: Address(url=server.url, authorization="Bearer new"))
     assert asked.ask(HELLO_QUERY).data == HELLO["data"]
     assert [request.headers["Authorization"] for request in server.asked] == ["Bearer old", "Bearer new"]
-    assert not asked.key_refused
+    assert not asked.session.key_refused
     assert asked.key == "new", "runs get it too"
 
 
@@ -199,7 +199,7 @@ def test_what_is_not_graphql_is_no_prefect_1_api(server, answer):
     asked = client(server, path="/api")
     with pytest.raises(ApiRejected, match=r"is not a Prefect API: hello is answered .* has no /api at its end"):
         asked.ask(HELLO_QUERY)
-    assert not asked.proven
+    assert not asked.session.reader.proven.is_set()
 
 
 def test_a_404_of_an_address_that_never_answered_has_the_remedy(server):
@@ -211,7 +211,7 @@ def test_a_404_of_an_address_that_never_answered_has_the_remedy(server):
 def test_what_is_not_graphql_any_more_is_a_proxy_in_front_of_an_api_that_is_away(server, answer):
     asked = client(server)
     asked.ask(HELLO_QUERY)
-    assert asked.proven
+    assert asked.session.reader.proven.is_set()
     server.say(answer)
     with pytest.raises(ApiUnavailable, match="is not there now"):
         asked.ask(HELLO_QUERY)

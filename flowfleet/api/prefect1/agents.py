@@ -6,7 +6,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -49,23 +49,16 @@ class AgentQueue:
         return len(self.run_ids) >= WINDOW
 
 
+@dataclass
 class AgentRegistry:
     """The fleet's agents at the server: each label set is registered once, and one request asks for the runs of all."""
 
-    def __init__(
-        self,
-        graphql: GraphQL,
-        *,
-        name: str,
-        config_id: str | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._graphql = graphql
-        self.name = name
-        self._config_id = config_id
-        self._clock = clock
-        self._ids: dict[tuple[str, RegisteredAgent], str] = {}
-        self._stamped: dict[RegisteredAgent, float] = {}
+    graphql: GraphQL
+    name: str
+    config_id: str | None = None
+    clock: Callable[[], float] = time.monotonic
+    _ids: dict[tuple[str, RegisteredAgent], str] = field(default_factory=dict, init=False)
+    _stamped: dict[RegisteredAgent, float] = field(default_factory=dict, init=False)
 
     def ids(self) -> frozenset[str]:
         """The server's ids of our agents."""
@@ -90,7 +83,7 @@ class AgentRegistry:
             # the agent that was silent for longest signs the request; the others sign one of their own only when they
             # would count as gone
             found |= self._ask(tenant, waiting[:_MOST], ids[waiting[0]], before)
-            self._stamped[waiting[0]] = now = self._clock()
+            self._stamped[waiting[0]] = now = self.clock()
             waiting = [
                 agent
                 for place, agent in enumerate(waiting)
@@ -108,14 +101,14 @@ class AgentRegistry:
             name: {"before": before.isoformat(), "labels": list(agent.labels), "tenant_id": tenant}
             for name, agent in zip(names, agents, strict=True)
         }
-        reply = self._graphql.ask(f"mutation({head}) {{ {body} }}", inputs, agent=signed)
+        reply = self.graphql.ask(f"mutation({head}) {{ {body} }}", inputs, agent=signed)
         found: dict[RegisteredAgent, AgentQueue] = {}
         for name, agent in zip(names, agents, strict=True):
             queue = self._queue(reply, name, agent)
             if queue is not None:
                 found[agent] = queue
         if not found:
-            raise ApiRejected(f"the Prefect API at {self._graphql.address.shown} lists no runs: {_words(reply)}")
+            raise ApiRejected(f"the Prefect API at {self.graphql.session.address.shown} lists no runs: {_words(reply)}")
         return found
 
     def _queue(self, reply: Reply, name: str, agent: RegisteredAgent) -> AgentQueue | None:
@@ -132,7 +125,7 @@ class AgentRegistry:
             return known
         logger.info(
             "Registering agent...",
-            extra={"agent": self.name, "type": agent.type, "labels": list(agent.labels), "config_id": self._config_id},
+            extra={"agent": self.name, "type": agent.type, "labels": list(agent.labels), "config_id": self.config_id},
         )
         document = "mutation($input: register_agent_input!) { register_agent(input: $input) { id } }"
         described: dict[str, Any] = {
@@ -140,11 +133,11 @@ class AgentRegistry:
             "name": self.name,
             "labels": list(agent.labels),
             "tenant_id": tenant,
-            "agent_config_id": self._config_id,
+            "agent_config_id": self.config_id,
         }
-        reply = self._graphql.ask(document, {"input": described})
+        reply = self.graphql.ask(document, {"input": described})
         error = reply.error_of("register_agent")
-        where = self._graphql.address.shown
+        where = self.graphql.session.address.shown
         if error is not None:
             raise ApiRejected(f"the Prefect API at {where} registers no agent {self.name!r} for us: {error.message}")
         with reading("for an agent"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -31,48 +32,41 @@ def agent_of(offer: Offer) -> RegisteredAgent:
     return RegisteredAgent(labels=tuple(sorted(offer.labels)), type=_TYPES.get(offer.deploy, "LocalAgent"))
 
 
+@dataclass(frozen=True)
 class Backlog:
     """The due runs of a Prefect 1 API.
 
     A poll is one request for the run ids of all label sets, and one more for the facts of these runs, if there are any.
     """
 
-    def __init__(
-        self,
-        runs: Runs,
-        agents: AgentRegistry,
-        tenants: Tenants,
-        *,
-        deploy: str,
-        noted: Callable[[Sequence[Run]], None],
-        now: Callable[[], datetime],
-    ) -> None:
-        """`deploy` is how our worker starts runs, `noted` gets the rows of listed runs, `now` is the server's time."""
-        self._runs = runs
-        self._agents = agents
-        self._tenants = tenants
-        self._deploy = deploy
-        self._noted = noted
-        self._now = now
+    runs: Runs
+    agents: AgentRegistry
+    tenants: Tenants
+    #: how our worker starts runs
+    deploy: str
+    #: gets the rows of listed runs
+    noted: Callable[[Sequence[Run]], None]
+    #: the server's time
+    now: Callable[[], datetime]
 
     def due(self, offers: Sequence[Offer], *, within_seconds: float, limit: int) -> list[DueRuns]:
         # the server sets the limit: it lists at most 25 runs for each label set
         del limit
         within = timedelta(seconds=within_seconds)
-        by_tenant = self._tenants.by_tenant(offers)
+        by_tenant = self.tenants.by_tenant(offers)
         return [due for tenant, own in by_tenant.items() for due in self._due(tenant, own, within)]
 
     def _due(self, tenant: str, offers: Sequence[Offer], within: timedelta) -> list[DueRuns]:
         """List what the API would hand out, by route (the labels of the runs), the earliest first."""
-        now = self._now()
+        now = self.now()
         agents = sorted({agent_of(offer) for offer in offers})
-        queues = self._agents.ready(tenant, agents, now + within)
+        queues = self.agents.ready(tenant, agents, now + within)
         ids = {run_id for queue in queues.values() for run_id in queue.run_ids}
         if not ids:
             return []
         late = now - timedelta(seconds=LATE_SECONDS)
-        runs = self._runs.where(claimable(ids, late), late_tasks(late) + JOB_FIELDS)
-        self._noted(runs)
+        runs = self.runs.where(claimable(ids, late), late_tasks(late) + JOB_FIELDS)
+        self.noted(runs)
         return self._by_route(tenant, offers, runs, queues, now)
 
     def _by_route(
@@ -95,10 +89,10 @@ class Backlog:
 
     def count_due(self, offers: Sequence[Offer]) -> list[DueRuns]:
         # counted without asking as an agent: what nobody serves must not look served
-        return [due for tenant, own in self._tenants.by_tenant(offers).items() for due in self._count(tenant, own)]
+        return [due for tenant, own in self.tenants.by_tenant(offers).items() for due in self._count(tenant, own)]
 
     def _count(self, tenant: str, offers: Sequence[Offer]) -> list[DueRuns]:
-        now = self._now()
+        now = self.now()
         waiting = self._waiting(tenant, now, limit=200)
         by_route: dict[Route, list[Run]] = defaultdict(list)
         for run in waiting:
@@ -117,11 +111,11 @@ class Backlog:
         ]
 
     def unserved(self, offers: Sequence[Offer]) -> list[UnfitRun]:
-        return [one for tenant in self._tenants.by_tenant(offers) for one in self._unserved(tenant)]
+        return [one for tenant in self.tenants.by_tenant(offers) for one in self._unserved(tenant)]
 
     def _unserved(self, tenant: str) -> list[UnfitRun]:
         """Runs that have been due for UNSERVED_SECONDS and whose labels no agent has that asks for runs."""
-        runs = self._waiting(tenant, self._now() - timedelta(seconds=UNSERVED_SECONDS), limit=_MOST)
+        runs = self._waiting(tenant, self.now() - timedelta(seconds=UNSERVED_SECONDS), limit=_MOST)
         if not runs:
             return []
         offers = [
@@ -135,27 +129,27 @@ class Backlog:
 
     def rivals(self, offers: Sequence[Offer]) -> list[Rival]:
         # only agents that have asked for runs lately count
-        return [one for tenant, own in self._tenants.by_tenant(offers).items() for one in self._rivals(tenant, own)]
+        return [one for tenant, own in self.tenants.by_tenant(offers).items() for one in self._rivals(tenant, own)]
 
     def _rivals(self, tenant: str, offers: Sequence[Offer]) -> list[Rival]:
         """Agents that would take runs of these offers and are not ours: they have another name, type or label set."""
-        ours, known = {agent_of(offer) for offer in offers}, identity(self._agents.name)
+        ours, known = {agent_of(offer) for offer in offers}, identity(self.agents.name)
         return [
             agent
             for agent_id, agent in self._asking(tenant)
-            if agent_id not in self._agents.ids()
+            if agent_id not in self.agents.ids()
             and not (known == identity(agent.name) and RegisteredAgent(labels=agent.labels, type=agent.type) in ours)
             and any(_meet(agent.labels, offer.labels) for offer in offers)
         ]
 
     def place(self, run_id: str) -> Place | None:
         # the run's labels decide, and whether a worker like ours can start the run at all
-        run = self._runs.many([run_id], JOB_FIELDS).get(run_id)
+        run = self.runs.many([run_id], JOB_FIELDS).get(run_id)
         if run is None:
             return None
-        why = unfit(run.row, self._deploy)
+        why = unfit(run.row, self.deploy)
         limit = None if why is None else f"no worker here can start it: {why[:1].lower()}{why[1:]}"
-        return Place(route=self._tenants.route(run), pool="", limit=limit)
+        return Place(route=self.tenants.route(run), pool="", limit=limit)
 
     def _waiting(self, tenant: str, before: datetime, *, limit: int) -> list[Run]:
         where = {
@@ -163,12 +157,12 @@ class Backlog:
             "state": {"_eq": "Scheduled"},
             "state_start_time": {"_lte": before},
         }
-        return self._runs.where(where, JOB_FIELDS, order="{state_start_time: asc}", limit=limit)
+        return self.runs.where(where, JOB_FIELDS, order="{state_start_time: asc}", limit=limit)
 
     def _asking(self, tenant: str) -> list[tuple[str, Rival]]:
-        since = self._now() - timedelta(seconds=SEEN_SECONDS)
+        since = self.now() - timedelta(seconds=SEEN_SECONDS)
         where: dict[str, Any] = {"tenant_id": {"_eq": tenant}, "last_queried": {"_gte": since}}
-        answer = self._runs.ask(
+        answer = self.runs.ask(
             f"query {{ agent(where: {literal(where)}) {{ id name type labels last_queried }} }}", "agent"
         )
         with reading("for its agents"):

@@ -64,11 +64,11 @@ class Prefect1:
     ) -> None:
         """`labels`, `deploy`, `log_level` and `cloud_logs` are what a worker gives to its engines."""
         self.graphql = graphql
-        self.address = graphql.address.shown
+        self.address = graphql.session.address.shown
         self._agent_name = agent_name
 
         def server_now() -> datetime:
-            return now() + timedelta(seconds=graphql.skew_seconds)
+            return now() + timedelta(seconds=graphql.session.skew_seconds)
 
         self._now = server_now
         self._runs = Runs(graphql)
@@ -90,15 +90,15 @@ class Prefect1:
 
     @property
     def key_refused(self) -> bool:
-        return self.graphql.key_refused
+        return self.graphql.session.key_refused
 
     def renew(self) -> bool:
-        return self.graphql.renew()
+        return self.graphql.session.renew()
 
     def probe(self) -> ServerInfo:
         # the question that Prefect 1's own agent asks before it begins
         self._runs.ask_first("query { hello }", "hello")
-        return ServerInfo(backend=self.backend, version="1.x", skew_seconds=self.graphql.skew_seconds)
+        return ServerInfo(backend=self.backend, version="1.x", skew_seconds=self.graphql.session.skew_seconds)
 
     def agent_config(self, config_id: str) -> dict[str, Any]:
         """The settings that the API keeps for agents under this id."""

@@ -60,50 +60,25 @@ class Reply:
         return next(own, next((error for error in self.errors if not error.path), None))
 
 
+@dataclass
 class GraphQL:
     """GraphQL requests over one session; thread-safe, as the session is."""
 
-    def __init__(self, session: Session, *, tenant: str | None = None) -> None:
-        self._session = session
-        #: the tenant's id, sent with each request where there is a key; None until it is known
-        self.tenant = tenant
-
-    @property
-    def address(self) -> Address:
-        """The API's address."""
-        return self._session.address
-
-    @property
-    def key_refused(self) -> bool:
-        """Whether the last answer refused our credentials."""
-        return self._session.key_refused
-
-    @property
-    def bulk_seconds(self) -> float:
-        """How long the answer to a bulk of states may take."""
-        return self._session.bulk_seconds
-
-    @property
-    def skew_seconds(self) -> float:
-        """The server's clock minus ours."""
-        return self._session.skew_seconds
-
-    @property
-    def proven(self) -> bool:
-        """Whether a Prefect 1 API has ever answered here."""
-        return self._session.reader.proven.is_set()
+    session: Session
+    #: the tenant's id, sent with each request where there is a key; None until it is known
+    tenant: str | None = None
 
     @property
     def key(self) -> str | None:
         """The key that is sent now, and that runs get too; a secret. None where there is none."""
-        kind, _, key = (self._session.authorization or "").partition(" ")
+        kind, _, key = (self.session.authorization or "").partition(" ")
         return key if kind == "Bearer" else None
 
     @property
     def engine_url(self) -> str:
         """The address as engines get it: with the user and password of our own address; then it is a secret."""
-        kind, _, login = (self._session.authorization or "").partition(" ")
-        url = self.address.url
+        kind, _, login = (self.session.authorization or "").partition(" ")
+        url = self.session.address.url
         if kind != "Basic":
             return url
         user, _, password = base64.b64decode(login).decode("latin-1").partition(":")
@@ -115,14 +90,6 @@ class GraphQL:
         if self.tenant is None:
             self.tenant = ask()
         return self.tenant
-
-    def renew(self) -> bool:
-        """Read the credentials again; True when they have changed."""
-        return self._session.renew()
-
-    def close(self) -> None:
-        """Close this thread's connection."""
-        self._session.close()
 
     def ask(
         self,
@@ -142,7 +109,7 @@ class GraphQL:
         named = match[1] if match else "the query"
         # the variables are JSON within JSON, as Prefect's own client sends them and as some servers want them
         body = {"query": document, "variables": json.dumps(variables)}
-        answer = self._session.call(
+        answer = self.session.call(
             "POST", "", body, named=named, headers=self._headers(agent), seconds=seconds, tries=tries
         )
         return self._read(answer, named)
@@ -157,17 +124,19 @@ class GraphQL:
 
     def _read(self, answer: Any, named: str) -> Reply:
         if not is_graphql(answer):
-            raise self._session.reader.no_api(f"{named} is answered with JSON that is not GraphQL's")
-        self._session.reader.proven.set()
+            raise self.session.reader.no_api(f"{named} is answered with JSON that is not GraphQL's")
+        self.session.reader.proven.set()
         errors = tuple(_errors(answer))
         data = answer.get("data")
         if isinstance(data, Mapping) and data:
             return Reply(data, errors)
         if errors:
-            where = self.address.shown
+            where = self.session.address.shown
             raise QueryRejected(f"the Prefect API at {where} refuses {named}: {_reason(answer)[:300]}", errors)
         # GraphQL names each field that was asked for, or says why not: this answer was cut off on its way
-        raise ApiUnavailable(f"the Prefect API at {self.address.shown} answers {named} with nothing", answered=True)
+        raise ApiUnavailable(
+            f"the Prefect API at {self.session.address.shown} answers {named} with nothing", answered=True
+        )
 
 
 def is_graphql(body: Any) -> bool:

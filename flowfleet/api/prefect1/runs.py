@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -38,11 +39,11 @@ def literal(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
+@dataclass(frozen=True)
 class Runs:
     """The reader of runs. Thread-safe, since it keeps nothing."""
 
-    def __init__(self, graphql: GraphQL) -> None:
-        self._graphql = graphql
+    graphql: GraphQL
 
     def one(self, run_id: str, extra: str = "") -> Run:
         """A run with its open tasks; raises `RunGone`."""
@@ -83,8 +84,8 @@ class Runs:
 
     def ask(self, query: str, field: str, *, tries: int = TRIES) -> Any:
         """The answer for one root field of a query; raises `ApiRejected` when the API refuses to tell it."""
-        reply = self._graphql.ask(query, tries=tries)
-        error, where = reply.error_of(field), self._graphql.address.shown
+        reply = self.graphql.ask(query, tries=tries)
+        error, where = reply.error_of(field), self.graphql.session.address.shown
         if error is not None:
             raise ApiRejected(f"the Prefect API at {where} refuses to tell {field}: {error.message}")
         if field not in reply.data:
@@ -95,10 +96,10 @@ class Runs:
     def ask_first(self, document: str, field: str) -> Any:
         """The answer to a question at the start; an error in it may pass, so it raises `ApiUnavailable`: ask again."""
         try:
-            reply = self._graphql.ask(document, tries=ASKED_TRIES)
+            reply = self.graphql.ask(document, tries=ASKED_TRIES)
         except QueryRejected as rejected:
             raise ApiUnavailable(str(rejected), answered=True) from rejected
-        error, where = reply.error_of(field), self._graphql.address.shown
+        error, where = reply.error_of(field), self.graphql.session.address.shown
         if error is not None or field not in reply.data:
             why = error.message if error else "nothing"
             raise ApiUnavailable(f"the Prefect API at {where} answers {field} with: {why}", answered=True)

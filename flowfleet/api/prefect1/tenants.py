@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from flowfleet.api.prefect1.graphql import GraphQL
 from flowfleet.api.prefect1.runs import Runs, literal
@@ -13,33 +14,33 @@ from flowfleet.errors import ApiRejected
 from flowfleet.flow_run import Offer, Route
 
 
+@dataclass
 class Tenants:
     """The tenants of one client: its own, given or asked for once, and those of the offers that it has seen."""
 
-    def __init__(self, graphql: GraphQL, runs: Runs, *, server_backend: str) -> None:
-        self._graphql = graphql
-        self._runs = runs
-        self._server_backend = server_backend
-        self._seen: set[str] = set()
+    graphql: GraphQL
+    runs: Runs
+    server_backend: str
+    _seen: set[str] = field(default_factory=set, init=False)
 
     def own(self) -> str:
         """Our own tenant: the given one, else that of our key, else the server's first."""
-        return self._graphql.tenant_id(self._of_key if self._server_backend == "cloud" else self._first)
+        return self.graphql.tenant_id(self._of_key if self.server_backend == "cloud" else self._first)
 
     def _of_key(self) -> str:
-        answer = self._runs.ask("query { auth_info { tenant_id } }", "auth_info", tries=ASKED_TRIES)
+        answer = self.runs.ask("query { auth_info { tenant_id } }", "auth_info", tries=ASKED_TRIES)
         tenant = answer.get("tenant_id") if isinstance(answer, Mapping) else None
         if not tenant:
-            where = self._graphql.address.shown
+            where = self.graphql.session.address.shown
             raise ApiRejected(f"the Prefect API at {where} tells no tenant for our key, give it by --tenant-id")
         return str(tenant)
 
     def _first(self) -> str:
-        answer = self._runs.ask("query { tenant { id } }", "tenant", tries=ASKED_TRIES)
+        answer = self.runs.ask("query { tenant { id } }", "tenant", tries=ASKED_TRIES)
         with reading("for its tenants"):
             found = [str(row["id"]) for row in rows(answer)]
         if not found:
-            where = self._graphql.address.shown
+            where = self.graphql.session.address.shown
             raise ApiRejected(
                 f"the Prefect Server at {where} has no tenant, create one by `prefect server create-tenant`"
             )
@@ -47,9 +48,9 @@ class Tenants:
 
     def check(self) -> None:
         """Raises `ApiRejected` when the tenant that was given does not exist."""
-        tenant, shown = self.own(), self._graphql.address.shown
+        tenant, shown = self.own(), self.graphql.session.address.shown
         where = literal({"id": {"_eq": tenant}})
-        if not self._runs.ask_first(f"query {{ tenant(where: {where}) {{ id }} }}", "tenant"):
+        if not self.runs.ask_first(f"query {{ tenant(where: {where}) {{ id }} }}", "tenant"):
             raise ApiRejected(f"the Prefect API at {shown} has no tenant {tenant}, correct --tenant-id")
 
     def by_tenant(self, offers: Sequence[Offer]) -> dict[str, list[Offer]]:

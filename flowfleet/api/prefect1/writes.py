@@ -8,11 +8,10 @@ wrote in between, or at the very same moment, is put back where our write must n
 from __future__ import annotations
 
 import logging
-import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from datetime import UTC, datetime
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from flowfleet.api.client import Answer, Mark, RunState, StateType, Verdict
@@ -57,48 +56,40 @@ _ENDS = (StateType.CRASHED, StateType.FAILED, StateType.CANCELLED)
 Answers = dict[str, Answer]
 
 
+@dataclass
 class Writes:
     """The writer of states: claim, hand back, report an end, reinstate."""
 
-    def __init__(
-        self,
-        graphql: GraphQL,
-        runs: Runs,
-        signer: Callable[[], str | None],
-        clock: Callable[[], float] = time.monotonic,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
-    ) -> None:
-        """`signer` tells the id of the agent that signs claims, `now` is the server's time."""
-        self._graphql = graphql
-        self._runs = runs
-        self._signer = signer
-        self._clock = clock
-        self._now = now
-        #: the rows that were read lately and when, by run id
-        self._seen: dict[str, tuple[float, Run]] = {}
-
-    # reading
+    graphql: GraphQL
+    runs: Runs
+    #: the id of the agent that signs claims
+    signer: Callable[[], str | None]
+    clock: Callable[[], float]
+    #: the server's time
+    now: Callable[[], datetime]
+    #: the rows that were read lately and when, by run id
+    _seen: dict[str, tuple[float, Run]] = field(default_factory=dict, init=False)
 
     def note(self, runs: Sequence[Run]) -> None:
         """Remember these rows, which were read just now."""
-        now = self._clock()
+        now = self.clock()
         if len(self._seen) > 1000:
             self._seen = {key: value for key, value in self._seen.items() if now - value[0] < _JUST_READ_SECONDS}
         self._seen.update((run.run_id, (now, run)) for run in runs)
 
     def _lately(self, run_id: str, seconds: float) -> Run | None:
         at, run = self._seen.pop(run_id, (float("-inf"), None))
-        return run if self._clock() - at < seconds else None
+        return run if self.clock() - at < seconds else None
 
     def read(self, run_id: str, extra: str = "") -> Run:
         """Read a run. A state of somebody else that our claim has covered is put back first. Raises `RunGone`."""
-        run = self._runs.one(run_id, last_states(_NEWEST) + extra)
+        run = self.runs.one(run_id, last_states(_NEWEST) + extra)
         stamp = run.stamp
         if stamp is None or stamp.done or stamp.version is None or run.state != SUBMITTED:
             return run
         states = run.row.get("states") or []
         if len(states) == _NEWEST and all((row.get("version") or 0) > stamp.version for row in states):
-            states = self._runs.versions(run_id, stamp.version)
+            states = self.runs.versions(run_id, stamp.version)
         covered = overtaken(states, stamp, kinds=THEIRS)
         return run if covered is None else self._put_back(run, covered)
 
@@ -113,7 +104,7 @@ class Writes:
         return replace(run, state=str(covered["type"]), serialized=covered, version=None, tasks=())
 
     def states(self, run_ids: Sequence[str]) -> dict[str, RunState]:
-        return {run_id: run.to_state() for run_id, run in self._runs.many(run_ids).items()}
+        return {run_id: run.to_state() for run_id, run in self.runs.many(run_ids).items()}
 
     # claiming
 
@@ -124,7 +115,7 @@ class Writes:
         if not runs:
             return {}
         try:
-            rows, now = self._rows(runs), self._now()
+            rows, now = self._rows(runs), self.now()
             answers = {
                 run.run_id: answer for run in runs if (answer := answer_without_write(rows.get(run.run_id), call, now))
             }
@@ -134,7 +125,7 @@ class Writes:
                 if run.run_id not in answers
             }
             if changes:
-                reply = self._write([each for own in changes.values() for each in own], agent=self._signer())
+                reply = self._write([each for own in changes.values() for each in own], agent=self.signer())
                 answers |= {run_id: answer_of_mutation(own, reply) for run_id, own in changes.items()}
             return answers | self._read_refused(answers, call)
         except KeyRefused:
@@ -148,7 +139,7 @@ class Writes:
         rows = {run_id: row for run_id, row in rows.items() if row.state == "Scheduled"}
         missing = [run.run_id for run in runs if run.run_id not in rows]
         if missing:
-            rows |= self._runs.many(missing)
+            rows |= self.runs.many(missing)
         return rows
 
     def _read_refused(self, answers: Mapping[str, Answer], call: str) -> Answers:
@@ -156,7 +147,7 @@ class Writes:
         unsure = [run_id for run_id, answer in answers.items() if answer.verdict is Verdict.UNSURE]
         if not unsure:
             return {}
-        there = self._runs.many(unsure)
+        there = self.runs.many(unsure)
         return {run_id: answer_of_run(run_id, there.get(run_id), call, answers[run_id].reason) for run_id in unsure}
 
     def settle(self, run_id: str, call: str) -> Answer:
@@ -247,7 +238,7 @@ class Writes:
                 return Answer(verdict=Verdict.ACCEPTED, state=run.to_state())
             if run.state != "Scheduled" or (stamp is not None and stamp.done):
                 return refused(run, f"the run is {run.state}")
-            versions = self._runs.versions(run_id, 0)
+            versions = self.runs.versions(run_id, 0)
             stood_before = [str(row.get("state")) for row in versions if row.get("state") != "Scheduled"]
             if stood_before and kind_of(stood_before[-1]).terminal:
                 return refused(run, f"the run was restarted after it was {stood_before[-1]}")
@@ -283,7 +274,7 @@ class Writes:
         kinds: frozenset[StateType],
     ) -> Answer:
         reply = self._write(changes)
-        after = self._runs.one(run.run_id, states_since(run.version))
+        after = self.runs.one(run.run_id, states_since(run.version))
         covered = _covered(run, after, kinds)
         if covered is not None:
             return refused(self._put_back(after, covered), f"somebody made it {covered.get('type')} meanwhile")
@@ -299,7 +290,7 @@ class Writes:
 
     def _write(self, changes: Sequence[Change], agent: str | None = None) -> Reply:
         document, inputs = mutation(changes)
-        return self._graphql.ask(document, inputs, agent=agent, seconds=self._graphql.bulk_seconds)
+        return self.graphql.ask(document, inputs, agent=agent, seconds=self.graphql.session.bulk_seconds)
 
 
 def _asked(work: Callable[[], Answer]) -> Answer:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
@@ -44,22 +44,22 @@ def wanted_queues(offers: Sequence[Offer]) -> dict[tuple[str, str], tuple[str, .
     return {pool: tuple(sorted(queues or ())) for pool, queues in wanted.items()}
 
 
+@dataclass
 class Backlog:
     """The due runs of a Prefect 3 API.
 
     A poll is one request per pool, and more only when that cannot list everything; queue names are cached.
     """
 
-    def __init__(self, session: Session, pools: Pools, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
-        self._session = session
-        self._pools = pools
-        self._now = now
-        #: where to go on next time when there are more hidden queues than are asked for at a time
-        self._turn = 0
+    session: Session
+    pools: Pools
+    now: Callable[[], datetime]
+    #: where to go on next time when there are more hidden queues than are asked for at a time
+    _turn: int = field(default=0, init=False)
 
     def server_now(self) -> datetime:
         """The time by the server's clock, as far as the skew is known."""
-        return self._now() + timedelta(seconds=self._session.skew_seconds)
+        return self.now() + timedelta(seconds=self.session.skew_seconds)
 
     def due(self, offers: Sequence[Offer], *, within_seconds: float, limit: int) -> list[DueRuns]:
         limit = max(1, min(limit, LIST_LIMIT))
@@ -88,12 +88,12 @@ class Backlog:
         # The run's pool and queue, with their pauses and limits; None also when one of these does not exist. A person
         # asks for one run, so nothing is cached.
         try:
-            run = self._session.get(f"/flow_runs/{quote(run_id, safe='')}", tries=ASKED_TRIES)
+            run = self.session.get(f"/flow_runs/{quote(run_id, safe='')}", tries=ASKED_TRIES)
             pool_name, queue_name = run.get("work_pool_name"), run.get("work_queue_name")
             if not pool_name or not queue_name:
                 return None
-            pool = self._session.get(f"/work_pools/{quote(pool_name, safe='')}")
-            queue = self._session.get(f"/work_pools/{quote(pool_name, safe='')}/queues/{quote(queue_name, safe='')}")
+            pool = self.session.get(f"/work_pools/{quote(pool_name, safe='')}")
+            queue = self.session.get(f"/work_pools/{quote(pool_name, safe='')}/queues/{quote(queue_name, safe='')}")
         except ResponseRefused as refused:
             if refused.status == HTTPStatus.NOT_FOUND:
                 return None
@@ -118,7 +118,7 @@ class Backlog:
 
     def _busy(self, where: Mapping[str, Any]) -> int:
         states = {"flow_runs": {"state": {"type": {"any_": [kind.value for kind in _BUSY]}}}}
-        return int(self._session.post("/flow_runs/count", {**where, **states}))
+        return int(self.session.post("/flow_runs/count", {**where, **states}))
 
     def _each(self, offers: Sequence[Offer], ask: Callable[[str, str, Sequence[str]], list[DueRuns]]) -> list[DueRuns]:
         """The answers for all pools; a pool that was deleted under way does not hold up the others."""
@@ -129,7 +129,7 @@ class Backlog:
             except ResponseRefused as refused:
                 if refused.status != HTTPStatus.NOT_FOUND:
                     raise
-                self._pools.forget(pool)
+                self.pools.forget(pool)
                 logger.warning("pool or queue is gone, nothing is due there", extra={"pool": pool})
         return found
 
@@ -149,7 +149,7 @@ class Backlog:
         found = self._ask(pool, pool_id, body)
         order = self._by_priority(pool) if found.runs else {}
         wanted = [name for name in order if not queues or name in queues]
-        limited = len(wanted) > 1 and self._pools.limited(pool)
+        limited = len(wanted) > 1 and self.pools.limited(pool)
         if len(wanted) < 2 or not (found.full or limited):
             return found.by_route(now)
         if limited:
@@ -164,7 +164,7 @@ class Backlog:
         return _joined(answers, order, body["limit"], now, limited=limited)
 
     def _ask(self, pool: str, pool_id: str, body: Mapping[str, Any]) -> _Listed:
-        entries = rows(self._session.post(f"/work_pools/{quote(pool, safe='')}/get_scheduled_flow_runs", body))
+        entries = rows(self.session.post(f"/work_pools/{quote(pool, safe='')}/get_scheduled_flow_runs", body))
         runs = [self._flow_run(pool, pool_id, entry["flow_run"], str(entry["work_queue_id"])) for entry in entries]
         return _Listed(
             runs=tuple(run for run in runs if run is not None), room=len(entries), full=len(entries) >= body["limit"]
@@ -187,12 +187,12 @@ class Backlog:
     def _by_priority(self, pool: str) -> dict[str, int]:
         """The names of the pool's queues with their ranks, in the order in which the server serves them."""
         queues = sorted(
-            self._pools.queues(pool).values(), key=lambda queue: (queue.get("priority") or 0, str(queue["name"]))
+            self.pools.queues(pool).values(), key=lambda queue: (queue.get("priority") or 0, str(queue["name"]))
         )
         return {str(queue["name"]): rank for rank, queue in enumerate(queues)}
 
     def _count(self, pool: str, pool_id: str, queues: Sequence[str], now: datetime) -> list[DueRuns]:
-        if self._pools.read(pool).get("is_paused"):
+        if self.pools.read(pool).get("is_paused"):
             return []  # a paused pool hands out nothing
         query: dict[str, Any] = {
             "work_pools": {"name": {"any_": [pool]}},
@@ -203,14 +203,14 @@ class Backlog:
         }
         if queues:
             query["work_pool_queues"] = {"name": {"any_": list(queues)}}
-        total = int(self._session.post("/flow_runs/count", query))
+        total = int(self.session.post("/flow_runs/count", query))
         return self._counted(pool, pool_id, query, total) if total else []
 
     def _counted(self, pool: str, pool_id: str, query: Json, total: int) -> list[DueRuns]:
-        known = self._pools.queues(pool, anew=True)  # anew, also to know which are paused
+        known = self.pools.queues(pool, anew=True)  # anew, also to know which are paused
         body = {**query, "sort": "NEXT_SCHEDULED_START_TIME_ASC", "limit": LIST_LIMIT}
         by_route: dict[Route, list[FlowRun]] = {}
-        for item in rows(self._session.post("/flow_runs/filter", body)):
+        for item in rows(self.session.post("/flow_runs/filter", body)):
             queue_id = str(item["work_queue_id"])
             run = self._flow_run(pool, pool_id, item, queue_id)
             if run is None or known.get(queue_id, {}).get("is_paused") or state_of(item).held:
@@ -229,14 +229,14 @@ class Backlog:
         """The queues that exist among the named: the server answers 404 for all when one queue is unknown."""
         if not names:
             return []
-        there = {str(queue["name"]) for queue in self._pools.queues(pool).values()}
+        there = {str(queue["name"]) for queue in self.pools.queues(pool).values()}
         if not set(names) <= there:
-            there = {str(queue["name"]) for queue in self._pools.queues(pool, anew=True).values()}
+            there = {str(queue["name"]) for queue in self.pools.queues(pool, anew=True).values()}
         return [name for name in names if name in there]
 
     def _flow_run(self, pool: str, pool_id: str, run: Json, queue_id: str) -> FlowRun | None:
         due = instant(run.get("next_scheduled_start_time") or run.get("expected_start_time"))
-        queue = self._pools.queue_name(pool, queue_id)
+        queue = self.pools.queue_name(pool, queue_id)
         if due is None or queue is None:
             return None  # deleted or rescheduled between the two answers
         route = Route("prefect3", pool_id, queue)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shlex
-import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
@@ -24,37 +24,33 @@ from flowfleet.errors import UnsupportedRun
 FLOW_SECONDS = 3600.0
 
 
+@dataclass
 class Jobs:
     """The reader of jobs: of a run's deployment, flow, pool and variables.
 
     Answers about all but the run and its flow are kept for 30 s, those about a flow for an hour.
     """
 
-    def __init__(
-        self,
-        session: Session,
-        pools: Pools,
-        writes: Writes,
-        *,
-        engine: EngineSettings,
-        environ: Mapping[str, str],
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._session = session
-        self._pools = pools
-        self._writes = writes
-        self._engine = engine
-        self._environ = environ
-        self._fresh = ExpiringCache(FRESH_SECONDS, clock)
-        self._flows = ExpiringCache(FLOW_SECONDS, clock)
+    session: Session
+    pools: Pools
+    writes: Writes
+    engine: EngineSettings
+    environ: Mapping[str, str] = field(repr=False)
+    clock: Callable[[], float]
+    _fresh: ExpiringCache = field(init=False)
+    _flows: ExpiringCache = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._fresh = ExpiringCache(FRESH_SECONDS, self.clock)
+        self._flows = ExpiringCache(FLOW_SECONDS, self.clock)
 
     def job(self, run_id: str) -> Job:
-        run = self._writes.read(run_id)
+        run = self.writes.read(run_id)
         with reading("for what a run is"):
             return self.equip(self._job(run))
 
     def equip(self, job: Job) -> Job:
-        return self._engine.equip(job, url=self._session.address.url)
+        return self.engine.equip(job, url=self.session.address.url)
 
     def engine_command(self, python: str, job: Job, prefect: str) -> tuple[str, ...]:
         # the flow engine itself, the same for any version: one import of prefect, where `prefect flow-run execute` has
@@ -88,7 +84,7 @@ class Jobs:
         if not pool_name:
             raise UnsupportedRun(f"the run {run.get('name')} is in no work pool")
         try:
-            template = self._pools.read(pool_name).get("base_job_template") or {}
+            template = self.pools.read(pool_name).get("base_job_template") or {}
         except ResponseRefused as refused:
             if refused.status == HTTPStatus.NOT_FOUND:
                 raise UnsupportedRun(
@@ -99,13 +95,13 @@ class Jobs:
             template,
             [deployment.get("job_variables") or {}, run.get("job_variables") or {}],
             variable=self._variable,
-            environ=self._environ,
+            environ=self.environ,
             context={"ctx": {"flow": flow, "flow_run": run}},
         )
 
     def _kept(self, kept: ExpiringCache, path: str, item_id: str, what: str) -> Json:
         try:
-            item: Json = kept.get((path, item_id), lambda: self._session.get(f"{path}{item_id}"))
+            item: Json = kept.get((path, item_id), lambda: self.session.get(f"{path}{item_id}"))
         except ResponseRefused as refused:
             if refused.status == HTTPStatus.NOT_FOUND:
                 # not RunGone: the run is still there, and if it were handed back the server would refuse it for ever
@@ -116,7 +112,7 @@ class Jobs:
     def _variable(self, name: str) -> Any:
         try:
             found = self._fresh.get(
-                ("/variables/", name), lambda: self._session.get(f"/variables/name/{quote(name, safe='')}")
+                ("/variables/", name), lambda: self.session.get(f"/variables/name/{quote(name, safe='')}")
             )
         except ResponseRefused as refused:
             if refused.status == HTTPStatus.NOT_FOUND:

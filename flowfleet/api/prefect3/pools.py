@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
@@ -24,25 +23,25 @@ _NEEDED = frozenset({"command", "env", "working_dir"})
 _PAGE = 200
 
 
+@dataclass
 class ExpiringCache:
     """A small thread-safe cache of answers, each kept for some seconds."""
 
-    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._seconds = seconds
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._kept: dict[Any, tuple[float, Any]] = {}
+    seconds: float
+    clock: Callable[[], float]
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+    _kept: dict[Any, tuple[float, Any]] = field(default_factory=dict, init=False)
 
     def get(self, key: Any, ask: Callable[[], Any]) -> Any:
         """The kept answer, or a new one from `ask`; what `ask` raises is not kept."""
-        now = self._clock()
+        now = self.clock()
         with self._lock:
-            if key in self._kept and now - self._kept[key][0] < self._seconds:
+            if key in self._kept and now - self._kept[key][0] < self.seconds:
                 return self._kept[key][1]
         answer = ask()
         with self._lock:
             if len(self._kept) >= 1000:
-                self._kept = {k: v for k, v in self._kept.items() if now - v[0] < self._seconds}
+                self._kept = {k: v for k, v in self._kept.items() if now - v[0] < self.seconds}
             self._kept[key] = (now, answer)
         return answer
 
@@ -55,7 +54,7 @@ class ExpiringCache:
 class Pools:
     """The work pools that this client was asked about, and their queues, each cached for a short while."""
 
-    def __init__(self, session: Session, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, session: Session, clock: Callable[[], float]) -> None:
         self._session = session
         self._pools = ExpiringCache(FRESH_SECONDS, clock)
         self._queues = ExpiringCache(FRESH_SECONDS * 10, clock)  # an unknown queue id refreshes them at once

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any
 
 from flowfleet.errors import UnsupportedRun
@@ -77,22 +78,15 @@ def fill(
     return dict(filled)
 
 
+@dataclass(frozen=True, repr=False)
 class _Filler:
     """The replacer of placeholders; a text that is one placeholder as a whole becomes the value with its type."""
 
-    def __init__(
-        self,
-        values: Mapping[str, Any],
-        declared: frozenset[str],
-        variable: Callable[[str], Any],
-        environ: Mapping[str, str],
-        context: Mapping[str, Any],
-    ) -> None:
-        self._values = values
-        self._declared = declared
-        self._variable = variable
-        self._environ = environ
-        self._context = context
+    values: Mapping[str, Any]
+    declared: frozenset[str]
+    variable: Callable[[str], Any]
+    environ: Mapping[str, str]
+    context: Mapping[str, Any]
 
     def fill(self, item: Any, where: str, *, given: bool = False) -> Any:
         """Fill one node; `given`: it came from a job variable, where only the server's own references are filled."""
@@ -123,15 +117,15 @@ class _Filler:
         if name.startswith(_VARIABLE):
             return self._prefect_variable(name, where)
         if name.startswith("$"):
-            if name[1:] not in self._environ:
+            if name[1:] not in self.environ:
                 raise UnsupportedRun(
                     f"{where}: the worker's environment has no {name[1:]}, asked for by {{{{ {name} }}}}"
                 )
-            return self._environ[name[1:]]
-        value = _UNSET if given else _look_up({**self._values, **self._context}, name)
+            return self.environ[name[1:]]
+        value = _UNSET if given else _look_up({**self.values, **self.context}, name)
         if value is not _UNSET:
             return self.fill(value, where, given=True)
-        if name in self._declared and not given:
+        if name in self.declared and not given:
             return _UNSET
         raise UnsupportedRun(
             f"{where}: the placeholder {{{{ {name} }}}} has no value, set it in the job variables of the pool, "
@@ -140,7 +134,7 @@ class _Filler:
 
     def _prefect_variable(self, name: str, where: str) -> Any:
         try:
-            return self._variable(name.removeprefix(_VARIABLE))
+            return self.variable(name.removeprefix(_VARIABLE))
         except KeyError as error:
             raise UnsupportedRun(
                 f"{where}: there is no Prefect variable {name.removeprefix(_VARIABLE)!r}, asked for by {{{{ {name} }}}}"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from http import HTTPStatus
 from typing import Any
@@ -37,6 +37,7 @@ def mark_prefix(mark: Mark) -> str:
     return f"flowfleet:{quote(mark.fleet, safe='')}:"
 
 
+@dataclass
 class Writes:
     """The writer of states: claim, launch, hand back, report an end.
 
@@ -44,18 +45,15 @@ class Writes:
     a Crashed run and Scheduled on a finished one. Every write has a transition id that its repeat has too.
     """
 
-    def __init__(self, session: Session, clock: Callable[[], float] = time.monotonic) -> None:
-        self._session = session
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._seen: dict[str, tuple[float, RunState]] = {}
-
-    # reading
+    session: Session
+    clock: Callable[[], float]
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+    _seen: dict[str, tuple[float, RunState]] = field(default_factory=dict, init=False)
 
     def read(self, run_id: str) -> Json:
         """Read the run's JSON; raises `RunGone`."""
         try:
-            run: Json = self._session.get(f"/flow_runs/{run_id}")
+            run: Json = self.session.get(f"/flow_runs/{run_id}")
         except ResponseRefused as refused:
             if refused.status == HTTPStatus.NOT_FOUND:
                 raise RunGone(f"the run {run_id} does not exist any more") from refused
@@ -73,13 +71,13 @@ class Writes:
         for start in range(0, len(run_ids), _PAGE):
             part = list(run_ids[start : start + _PAGE])
             body = {"flow_runs": {"id": {"any_": part}}, "limit": _PAGE}
-            page = self._session.post("/flow_runs/filter", body)
+            page = self.session.post("/flow_runs/filter", body)
             with reading("for runs"):
                 found |= {state_of(run).run_id: run for run in rows(page)}
         return found
 
     def _remember(self, state: RunState) -> None:
-        now = self._clock()
+        now = self.clock()
         with self._lock:
             if len(self._seen) > 500:
                 self._seen = {k: v for k, v in self._seen.items() if now - v[0] < _JUST_READ_SECONDS}
@@ -88,7 +86,7 @@ class Writes:
     def _just_read(self, run_id: str) -> RunState | None:
         with self._lock:
             at, state = self._seen.pop(run_id, (0.0, None))
-        return state if state is not None and self._clock() - at < _JUST_READ_SECONDS else None
+        return state if state is not None and self.clock() - at < _JUST_READ_SECONDS else None
 
     # claiming
 
@@ -229,7 +227,7 @@ class Writes:
     def _set_infrastructure(self, run_id: str, text: str | None) -> None:
         """Write the infrastructure mark, or clear it with None; raises `RunGone`."""
         try:
-            self._session.call("PATCH", f"/flow_runs/{run_id}", {"infrastructure_pid": text})
+            self.session.call("PATCH", f"/flow_runs/{run_id}", {"infrastructure_pid": text})
         except ResponseRefused as refused:
             if refused.status == HTTPStatus.NOT_FOUND:
                 raise RunGone(f"the run {run_id} does not exist any more") from refused
@@ -274,7 +272,7 @@ class Writes:
         self, run_ids: Sequence[str], expected: Mapping[str, Any], state: Mapping[str, Any]
     ) -> dict[str, Mapping[str, Any]]:
         body = {"flow_runs": {"id": {"any_": list(run_ids)}, **expected}, "state": state, "force": False}
-        answer = self._session.post("/flow_runs/bulk_set_state", body, seconds=self._session.bulk_seconds)
+        answer = self.session.post("/flow_runs/bulk_set_state", body, seconds=self.session.bulk_seconds)
         with reading("for a state"):
             return {str(result["flow_run_id"]): result for result in rows(answer["results"])}
 

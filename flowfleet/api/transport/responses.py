@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
@@ -41,22 +42,22 @@ class CredentialsRefused(KeyRefused):
         self.body = body
 
 
+@dataclass
 class ResponseReader:
     """The reader of the responses from one address: returns their JSON, or raises the error that they mean.
 
     It knows the flavour of the API at the address, and whether a Prefect API has ever answered there.
     """
 
-    def __init__(self, address: Address, flavour: Flavour) -> None:
-        self._address = address
-        self._flavour = flavour
-        #: set once a Prefect API has answered here: any other answer since is from a proxy, or from an ingress without
-        #: a server behind it
-        self.proven = threading.Event()
+    address: Address
+    flavour: Flavour
+    #: set once a Prefect API has answered here: any other answer since is from a proxy, or from an ingress without
+    #: a server behind it
+    proven: threading.Event = field(default_factory=threading.Event, init=False)
 
     def disposition(self, answer: requests.Response) -> Disposition:
         """The disposition of a response: plain, to be repeated later, or a refusal of our credentials."""
-        return Disposition.REFUSED if answer.status_code in _REFUSALS else self._flavour.disposition(answer)
+        return Disposition.REFUSED if answer.status_code in _REFUSALS else self.flavour.disposition(answer)
 
     def put_off(self, named: str, answer: requests.Response, disposition: Disposition) -> ApiUnavailable | None:
         """The error for a response that means "later", with the time that it names; None for a definite response."""
@@ -65,7 +66,7 @@ class ResponseReader:
             return None
         answers = "with an error of its own" if by_itself else _status(answer.status_code)
         return ApiUnavailable(
-            f"the Prefect API at {self._address.shown} answers {answers} to {named}, try again later",
+            f"the Prefect API at {self.address.shown} answers {answers} to {named}, try again later",
             answered=by_itself,
             retry_after_seconds=_retry_after(answer),
         )
@@ -80,7 +81,7 @@ class ResponseReader:
             raise self._credentials_refused(named, answer)
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             raise ApiUnavailable(
-                f"the Prefect API at {self._address.shown} failed with {_status(status)} at {named}",
+                f"the Prefect API at {self.address.shown} failed with {_status(status)} at {named}",
                 # Prefect says 500 when this very question breaks it; a proxy says 504 for a server that hangs
                 answered=status == HTTPStatus.INTERNAL_SERVER_ERROR,
             )
@@ -96,20 +97,20 @@ class ResponseReader:
     def _credentials_refused(self, named: str, answer: requests.Response) -> CredentialsRefused:
         body, status = _json(answer), answer.status_code
         by_status = status >= HTTPStatus.BAD_REQUEST  # GraphQL refuses in the body of a 200
-        said = f"{_status(status)} to {named}" if by_status else self._flavour.reason(body)[:300]
+        said = f"{_status(status)} to {named}" if by_status else self.flavour.reason(body)[:300]
         return CredentialsRefused(
-            f"the Prefect API at {self._address.shown} refuses our credentials ({said}), {self._flavour.key_remedy}",
+            f"the Prefect API at {self.address.shown} refuses our credentials ({said}), {self.flavour.key_remedy}",
             body,
         )
 
     def _refused(self, named: str, status: int, body: Any) -> ApiError:
-        where = self._address.shown
-        if status == HTTPStatus.NOT_FOUND and self.proven.is_set() and not self._flavour.own(body):
+        where = self.address.shown
+        if status == HTTPStatus.NOT_FOUND and self.proven.is_set() and not self.flavour.own(body):
             return ApiUnavailable(
                 f"the Prefect API at {where} is not there now: {named} is answered with {_status(status)}, "
                 "but not in Prefect's words"
             )
-        detail = "no JSON" if body is _NO_JSON else self._flavour.reason(body)[:300]
+        detail = "no JSON" if body is _NO_JSON else self.flavour.reason(body)[:300]
         # where no question was ever answered, the address itself may be wrong
         hint = self.hint() if status == HTTPStatus.NOT_FOUND and not self.proven.is_set() else ""
         return ResponseRefused(
@@ -120,16 +121,16 @@ class ResponseReader:
         said = answer.headers.get("Content-Type", "something")
         if "json" in said.lower():
             # cut off, or garbled on the way: a response that calls itself JSON may well be the API's
-            where = self._address.shown
+            where = self.address.shown
             return ApiUnavailable(f"the Prefect API at {where} answers {named} with JSON that cannot be read")
         return self.no_api(f"{named} is answered with {said} instead of JSON")
 
     def silence(self, error: requests.exceptions.RequestException, seconds: float) -> ApiError:
         """The error for no response within the given seconds, or for a connection that failed."""
-        where = self._address.shown
+        where = self.address.shown
         if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in _causes(error)):
             return ApiRejected(
-                f"the certificate of the Prefect API at {where} is not trusted, {self._flavour.ca_remedy}"
+                f"the certificate of the Prefect API at {where} is not trusted, {self.flavour.ca_remedy}"
             )
         if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema):
             return ApiRejected(f"{where} is not an address of a Prefect API")
@@ -140,14 +141,14 @@ class ResponseReader:
 
         The address is wrong; where an API has answered before, something in front of it answers for now.
         """
-        where = self._address.shown
+        where = self.address.shown
         if self.proven.is_set():
             return ApiUnavailable(f"the Prefect API at {where} is not there now: {what}")
         return ApiRejected(f"{where} is not a Prefect API: {what}{self.hint()}")
 
     def hint(self) -> str:
         """What is most often wrong with an address that is no API."""
-        return self._flavour.hint(self._address)
+        return self.flavour.hint(self.address)
 
 
 def _status(status: int) -> str:
