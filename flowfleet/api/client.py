@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from flowfleet.api.backlog import BacklogApi
 from flowfleet.api.traits import Traits
-from flowfleet.errors import ApiError, ApiUnavailable
+from flowfleet.errors import ApiError, ApiUnavailable, KeyRefused, RunGone
 from flowfleet.flow_run import FlowRun, Offer, Route
 
 
@@ -77,8 +77,15 @@ class Answer:
     silence: ApiUnavailable | None = None
 
     @classmethod
-    def unsure(cls, error: ApiError, state: RunState | None = None) -> Answer:
-        """The answer for an error of the API, which says nothing about the state that we wrote."""
+    def to_error(cls, error: ApiError, state: RunState | None = None) -> Answer:
+        """The answer for an error of the API, which says nothing about the state that we wrote, unless the run is gone.
+
+        Raises `KeyRefused` again, which says nothing about any run.
+        """
+        if isinstance(error, KeyRefused):
+            raise error
+        if isinstance(error, RunGone):
+            return cls(verdict=Verdict.REFUSED, reason=str(error), gone=True)
         silence = error if isinstance(error, ApiUnavailable) and not error.answered else None
         return cls(verdict=Verdict.UNSURE, reason=str(error), state=state, silence=silence)
 

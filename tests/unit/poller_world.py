@@ -12,7 +12,7 @@ from typing import Any
 from flowfleet.api import traits
 from flowfleet.api.backlog import DueRuns, UnfitRun
 from flowfleet.api.client import Answer, LogLine, RunState, ServerInfo, StateType, UnfinishedRun, Verdict
-from flowfleet.errors import ApiError, ApiUnavailable, KeyRefused
+from flowfleet.errors import ApiError, ApiUnavailable
 from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import FlowRun, Offer, Route
 from flowfleet.ledger.claims import Lease
@@ -124,10 +124,8 @@ class FakeApi:
         """As the real client: what writes states answers that it is unsure, and raises only for a refused key."""
         try:
             self._ask(name)
-        except KeyRefused:
-            raise
         except ApiError as error:
-            return Answer.unsure(error)
+            return Answer.to_error(error)
         return None
 
     def probe(self) -> ServerInfo:

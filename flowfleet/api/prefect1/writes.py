@@ -34,7 +34,7 @@ from flowfleet.api.prefect1.states import (
     stamp_of,
     written,
 )
-from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused, RunGone
+from flowfleet.errors import ApiError
 from flowfleet.flow_run import FlowRun
 
 if TYPE_CHECKING:
@@ -128,10 +128,8 @@ class Writes:
                 reply = self._write([each for own in changes.values() for each in own], agent=self.signer())
                 answers |= {run_id: answer_of_mutation(own, reply) for run_id, own in changes.items()}
             return answers | self._read_refused(answers, call)
-        except KeyRefused:
-            raise
-        except (ApiUnavailable, ApiRejected) as error:
-            return {run.run_id: Answer.unsure(error) for run in runs}
+        except ApiError as error:
+            return {run.run_id: Answer.to_error(error) for run in runs}
 
     def _rows(self, runs: Sequence[FlowRun]) -> dict[str, Run]:
         rows = {run.run_id: row for run in runs if (row := self._lately(run.run_id, _FRESH_SECONDS)) is not None}
@@ -297,12 +295,8 @@ def _asked(work: Callable[[], Answer]) -> Answer:
     """The answer of `work`: REFUSED when the run is gone, UNSURE when the API cannot be asked; raises `KeyRefused`."""
     try:
         return work()
-    except RunGone as gone:
-        return Answer(verdict=Verdict.REFUSED, reason=str(gone), gone=True)
-    except KeyRefused:
-        raise
-    except (ApiUnavailable, ApiRejected) as error:
-        return Answer.unsure(error)
+    except ApiError as error:
+        return Answer.to_error(error)
 
 
 def _covered(run: Run, after: Run, kinds: frozenset[StateType]) -> dict[str, Any] | None:

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
@@ -16,7 +15,7 @@ from flowfleet.api.client import StateType
 from flowfleet.api.prefect3.pools import Pools
 from flowfleet.api.prefect3.states import state_of
 from flowfleet.api.transport.reading import Json, instant, iso, reading, rows
-from flowfleet.api.transport.responses import ResponseRefused
+from flowfleet.api.transport.responses import NotFound
 from flowfleet.api.transport.session import ASKED_TRIES, Session
 from flowfleet.flow_run import FlowRun, Offer, Route
 
@@ -94,10 +93,8 @@ class Backlog:
                 return None
             pool = self.session.get(f"/work_pools/{quote(pool_name, safe='')}")
             queue = self.session.get(f"/work_pools/{quote(pool_name, safe='')}/queues/{quote(queue_name, safe='')}")
-        except ResponseRefused as refused:
-            if refused.status == HTTPStatus.NOT_FOUND:
-                return None
-            raise
+        except NotFound:
+            return None
         paused = "pool" if pool.get("is_paused") else "queue" if queue.get("is_paused") else None
         return Place(
             route=Route("prefect3", str(pool["id"]), str(queue_name)),
@@ -126,9 +123,7 @@ class Backlog:
         for (pool, pool_id), queues in sorted(wanted_queues(offers).items()):
             try:
                 found += ask(pool, pool_id, queues)
-            except ResponseRefused as refused:
-                if refused.status != HTTPStatus.NOT_FOUND:
-                    raise
+            except NotFound:
                 self.pools.forget(pool)
                 logger.warning("pool or queue is gone, nothing is due there", extra={"pool": pool})
         return found

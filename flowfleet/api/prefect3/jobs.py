@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
@@ -16,7 +15,7 @@ from flowfleet.api.prefect3.states import state_of
 from flowfleet.api.prefect3.templates import fill
 from flowfleet.api.prefect3.writes import Writes
 from flowfleet.api.transport.reading import Json, reading
-from flowfleet.api.transport.responses import ResponseRefused
+from flowfleet.api.transport.responses import NotFound
 from flowfleet.api.transport.session import Session
 from flowfleet.errors import UnsupportedRun
 
@@ -85,12 +84,10 @@ class Jobs:
             raise UnsupportedRun(f"the run {run.get('name')} is in no work pool")
         try:
             template = self.pools.read(pool_name).get("base_job_template") or {}
-        except ResponseRefused as refused:
-            if refused.status == HTTPStatus.NOT_FOUND:
-                raise UnsupportedRun(
-                    f"the work pool {pool_name!r} of the run {run.get('name')} was deleted, so nobody can run it"
-                ) from refused
-            raise
+        except NotFound as error:
+            raise UnsupportedRun(
+                f"the work pool {pool_name!r} of the run {run.get('name')} was deleted, so nobody can run it"
+            ) from error
         return fill(
             template,
             [deployment.get("job_variables") or {}, run.get("job_variables") or {}],
@@ -102,11 +99,9 @@ class Jobs:
     def _kept(self, kept: ExpiringCache, path: str, item_id: str, what: str) -> Json:
         try:
             item: Json = kept.get((path, item_id), lambda: self.session.get(f"{path}{item_id}"))
-        except ResponseRefused as refused:
-            if refused.status == HTTPStatus.NOT_FOUND:
-                # not RunGone: the run is still there, and if it were handed back the server would refuse it for ever
-                raise UnsupportedRun(f"{what} was deleted, so nothing says what to run") from refused
-            raise
+        except NotFound as error:
+            # not RunGone: the run is still there, and if it were handed back the server would refuse it for ever
+            raise UnsupportedRun(f"{what} was deleted, so nothing says what to run") from error
         return item
 
     def _variable(self, name: str) -> Any:
@@ -114,10 +109,8 @@ class Jobs:
             found = self._fresh.get(
                 ("/variables/", name), lambda: self.session.get(f"/variables/name/{quote(name, safe='')}")
             )
-        except ResponseRefused as refused:
-            if refused.status == HTTPStatus.NOT_FOUND:
-                raise KeyError(name) from refused
-            raise
+        except NotFound as error:
+            raise KeyError(name) from error
         return found["value"]
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
 from flowfleet.api.prefect3.pool_template import POOL_TYPE, base_job_template
 from flowfleet.api.transport.reading import reading, rows
-from flowfleet.api.transport.responses import ResponseRefused
+from flowfleet.api.transport.responses import Conflict, NotFound, ResponseRefused
 from flowfleet.api.transport.session import Session
 from flowfleet.errors import ApiRejected, SettingsError
 from flowfleet.flow_run import Offer, Route
@@ -79,7 +79,7 @@ class Pools:
         return str(pool["id"])
 
     def read(self, name: str) -> Mapping[str, Any]:
-        """The pool by name, at most 30 s old; raises `ResponseRefused` (404) when it is gone."""
+        """The pool by name, at most 30 s old; raises `NotFound` when it is gone."""
         pool: Mapping[str, Any] = self._pools.get(
             name, lambda: self._session.get(f"/work_pools/{quote(name, safe='')}")
         )
@@ -126,11 +126,8 @@ class Pools:
         )
 
     def offline(self, pool: str, name: str) -> None:
-        try:
+        with suppress(NotFound):
             self._session.call("DELETE", f"/work_pools/{quote(pool, safe='')}/workers/{quote(name, safe='')}")
-        except ResponseRefused as refused:
-            if refused.status != HTTPStatus.NOT_FOUND:
-                raise
 
     def _list_queues(self, name: str) -> dict[str, Mapping[str, Any]]:
         queues: dict[str, Mapping[str, Any]] = {}
@@ -148,10 +145,8 @@ class Pools:
         self._pools.forget(name)
         try:
             return self.read(name)
-        except ResponseRefused as refused:
-            if refused.status == HTTPStatus.NOT_FOUND:
-                return None
-            raise
+        except NotFound:
+            return None
 
     def _create(self, name: str) -> Mapping[str, Any] | None:
         if name.lower().startswith("prefect"):
@@ -167,9 +162,9 @@ class Pools:
         }
         try:
             pool: Mapping[str, Any] = self._session.post("/work_pools/", body)
+        except Conflict:  # another worker was quicker
+            return self._found(name)
         except ResponseRefused as refused:
-            if refused.status == HTTPStatus.CONFLICT:  # another worker was quicker
-                return self._found(name)
             raise ApiRejected(f"the work pool {name!r} cannot be created: {refused.detail}") from refused
         return pool
 
@@ -178,11 +173,8 @@ class Pools:
         for name in names:
             if name in there:
                 continue
-            try:
+            with suppress(Conflict):
                 self._session.post(f"/work_pools/{quote(pool, safe='')}/queues", {"name": name})
-            except ResponseRefused as refused:
-                if refused.status != HTTPStatus.CONFLICT:
-                    raise
             self._queues.forget(pool)
 
 

@@ -7,16 +7,15 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
 from flowfleet.api.client import Answer, Mark, RunState, StateType, Verdict
 from flowfleet.api.prefect3.states import answer_of, state_of
 from flowfleet.api.transport.reading import Json, iso, reading, rows
-from flowfleet.api.transport.responses import ResponseRefused
+from flowfleet.api.transport.responses import NotFound
 from flowfleet.api.transport.session import Session
-from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused, RunGone
+from flowfleet.errors import ApiError, ApiUnavailable, RunGone
 from flowfleet.flow_run import FlowRun, claim_id
 
 #: the most runs that one bulk call may carry
@@ -54,10 +53,8 @@ class Writes:
         """Read the run's JSON; raises `RunGone`."""
         try:
             run: Json = self.session.get(f"/flow_runs/{run_id}")
-        except ResponseRefused as refused:
-            if refused.status == HTTPStatus.NOT_FOUND:
-                raise RunGone(f"the run {run_id} does not exist any more") from refused
-            raise
+        except NotFound as error:
+            raise RunGone(f"the run {run_id} does not exist any more") from error
         with reading("for a run"):
             self._remember(state_of(run))
         return run
@@ -104,10 +101,8 @@ class Writes:
         )
         try:
             results = self._bulk([run.run_id for run in runs], expected, state)
-        except KeyRefused:
-            raise
-        except (ApiUnavailable, ApiRejected) as error:
-            return {run.run_id: Answer.unsure(error) for run in runs}
+        except ApiError as error:
+            return {run.run_id: Answer.to_error(error) for run in runs}
         answers = {
             run.run_id: _answers_of(run.run_id, run.name, results, call) for run in runs if run.run_id in results
         }
@@ -122,40 +117,31 @@ class Writes:
         """Read the runs about which an answered call said nothing; the call is over, so their states are definite."""
         try:
             there = self._read_many(run_ids)
-        except KeyRefused:
-            raise
-        except (ApiUnavailable, ApiRejected) as error:
-            return {run_id: Answer.unsure(error) for run_id in run_ids}
+        except ApiError as error:
+            return {run_id: Answer.to_error(error) for run_id in run_ids}
         return {run_id: _whose(run_id, there.get(run_id), call) for run_id in run_ids}
 
     def settle(self, run_id: str, call: str) -> Answer:
         # the launch that followed the call counts, too
         try:
-            there = self.read(run_id)
-        except RunGone as gone:
-            return Answer(verdict=Verdict.REFUSED, reason=str(gone), gone=True)
-        except KeyRefused:
-            raise
-        except (ApiUnavailable, ApiRejected) as error:
-            return Answer.unsure(error)
-        return _whose(run_id, there, call)
+            return _whose(run_id, self.read(run_id), call)
+        except ApiError as error:
+            return Answer.to_error(error)
 
     # launching and handing back
 
     def launching(self, run_id: str, call: str, claim: str, mark: Mark) -> Answer:
         # the claim id is the transition id, so a repeat is seen to be ours
-        def fence(stands: RunState) -> Answer | None:
+        def decide(stands: RunState) -> Answer | _Write:
             if stands.call == claim and stands.name == "Launching":
                 return Answer(verdict=Verdict.ACCEPTED, state=stands)
             if stands.call != call or stands.name != "Submitted":
                 return Answer(verdict=Verdict.REFUSED, reason=f"the run is {stands.name}, not ours", state=stands)
-            return None
+            message = mark_message(mark, f"launching on {mark.worker or 'a worker'}")
+            state = _state(StateType.PENDING, "Launching", claim, message)
+            return _Write({"name": {"any_": ["Submitted"]}}, state)
 
-        state = _state(
-            StateType.PENDING, "Launching", claim, mark_message(mark, f"launching on {mark.worker or 'a worker'}")
-        )
-        expected = {"state": {"name": {"any_": ["Submitted"]}}}
-        return self._fenced(run_id, fence, expected, state, just_read=self._just_read(run_id))
+        return self._fenced(run_id, decide, just_read=self._just_read(run_id))
 
     def hand_back(
         self, run_id: str, call: str, due: datetime, mark: Mark, reason: str, *, never_began: bool = False
@@ -163,9 +149,8 @@ class Writes:
         back = str(uuid.uuid5(uuid.UUID(call), f"{run_id} handed back"))
         ours = {call, claim_id(call, run_id)}
         names = ["Submitted", "Launching"] if never_began else ["Submitted"]
-        when = [due]
 
-        def fence(stands: RunState) -> Answer | None:
+        def decide(stands: RunState) -> Answer | _Write:
             if stands.call == back:
                 return Answer(verdict=Verdict.ACCEPTED, state=stands)
             if stands.call not in ours or stands.kind is not StateType.PENDING:
@@ -173,20 +158,15 @@ class Writes:
             if stands.name not in names:
                 # the ledger has lost how far the run was: only the host knows whether user code began
                 return Answer(verdict=Verdict.REFUSED, reason=f"the run is {stands.name}, it may begin", state=stands)
-            # after a reschedule only the state knows the run's time; a run that never had one keeps the caller's
-            when[0] = stands.scheduled or due
             # before the state: a Scheduled run with an infrastructure mark would hang in Cancelling when cancelled
             if (stands.infrastructure or "").startswith(mark_prefix(mark)):
                 self._set_infrastructure(run_id, None)
-            return None
+            state = _state(StateType.SCHEDULED, "Scheduled", back, mark_message(mark, f"handed back: {reason}"))
+            # after a reschedule only the state knows the run's time; a run that never had one keeps the caller's
+            state["state_details"]["scheduled_time"] = iso(stands.scheduled or due)
+            return _Write({"name": {"any_": names}}, state)
 
-        def state() -> dict[str, Any]:
-            written = _state(StateType.SCHEDULED, "Scheduled", back, mark_message(mark, f"handed back: {reason}"))
-            written["state_details"]["scheduled_time"] = iso(when[0])
-            return written
-
-        expected = {"state": {"name": {"any_": names}}}
-        return self._fenced(run_id, fence, expected, state)
+        return self._fenced(run_id, decide)
 
     def reinstate(self, run_id: str, claim: str, mark: Mark) -> Answer:
         # nothing at Prefect 3 puts a running run back
@@ -199,23 +179,18 @@ class Writes:
         if kind not in _ENDS:
             raise ValueError(f"{kind} is no end that flowfleet reports")
         told = str(uuid.uuid5(uuid.UUID(run_id), f"{kind} {message}"))
-        expected: dict[str, Any] = {}
 
-        def fence(stands: RunState) -> Answer | None:
+        def decide(stands: RunState) -> Answer | _Write:
             if stands.kind.terminal:
                 verdict = Verdict.ACCEPTED if stands.call == told else Verdict.REFUSED
                 return Answer(verdict=verdict, reason=f"the run is {stands.name} already", state=stands)
             if stands.kind in (StateType.SCHEDULED, StateType.PAUSED) and not stands.held:
                 return Answer(verdict=Verdict.REFUSED, reason=f"the run is {stands.name}, it goes on", state=stands)
             # only over the state that was read: a run that ends or is handed out anew meanwhile stays as it is
-            expected["state"] = {
-                "operator": "and_",
-                "type": {"any_": [stands.kind.value]},
-                "name": {"any_": [stands.name]},
-            }
-            return None
+            expected = {"operator": "and_", "type": {"any_": [stands.kind.value]}, "name": {"any_": [stands.name]}}
+            return _Write(expected, _state(kind, kind.value.title(), told, message))
 
-        return self._fenced(run_id, fence, expected, _state(kind, kind.value.title(), told, message))
+        return self._fenced(run_id, decide)
 
     def started(self, run_id: str, mark: Mark, pid: int) -> None:
         worker = quote(mark.worker or "", safe="@")
@@ -228,45 +203,34 @@ class Writes:
         """Write the infrastructure mark, or clear it with None; raises `RunGone`."""
         try:
             self.session.call("PATCH", f"/flow_runs/{run_id}", {"infrastructure_pid": text})
-        except ResponseRefused as refused:
-            if refused.status == HTTPStatus.NOT_FOUND:
-                raise RunGone(f"the run {run_id} does not exist any more") from refused
-            raise
+        except NotFound as error:
+            raise RunGone(f"the run {run_id} does not exist any more") from error
 
     # the one way of writing
 
     def _fenced(
-        self,
-        run_id: str,
-        fence: Callable[[RunState], Answer | None],
-        expected: Mapping[str, Any],
-        state: Mapping[str, Any] | Callable[[], Mapping[str, Any]],
-        just_read: RunState | None = None,
+        self, run_id: str, decide: Callable[[RunState], Answer | _Write], just_read: RunState | None = None
     ) -> Answer:
-        """Read, let `fence` decide, write with the expected state as filter; after a write that missed, read again."""
+        """Read, decide, write with the expected state as filter; after a write that missed, read again."""
         stands = None
         try:
             stands = just_read or state_of(self.read(run_id))
-            decided = fence(stands)
-            if decided is not None:
-                return decided
-            written = state() if callable(state) else state
-            results = self._bulk([run_id], expected, written)
+            write = decide(stands)
+            if isinstance(write, Answer):
+                return write
+            results = self._bulk([run_id], {"state": write.expected}, write.state)
             if run_id in results:
-                transition = str(written["state_details"]["transition_id"])
+                transition = str(write.state["state_details"]["transition_id"])
                 answer = _answers_of(run_id, stands.run_name, results, transition)
                 if answer.verdict is not Verdict.UNSURE:
                     return answer
             stands = state_of(self.read(run_id))
-            return fence(stands) or Answer(
-                verdict=Verdict.UNSURE, reason="the server gave no definite answer", state=stands
-            )
-        except RunGone as gone:
-            return Answer(verdict=Verdict.REFUSED, reason=str(gone), gone=True)
-        except KeyRefused:
-            raise
-        except (ApiUnavailable, ApiRejected) as error:
-            return Answer.unsure(error, stands)
+            again = decide(stands)
+            if isinstance(again, Answer):
+                return again
+            return Answer(verdict=Verdict.UNSURE, reason="the server gave no definite answer", state=stands)
+        except ApiError as error:
+            return Answer.to_error(error, stands)
 
     def _bulk(
         self, run_ids: Sequence[str], expected: Mapping[str, Any], state: Mapping[str, Any]
@@ -277,13 +241,16 @@ class Writes:
             return {str(result["flow_run_id"]): result for result in rows(answer["results"])}
 
 
+@dataclass(frozen=True)
+class _Write:
+    """One write: the filter that says what must stand there, and the state."""
+
+    expected: Mapping[str, Any]
+    state: Mapping[str, Any]
+
+
 def _state(kind: StateType, name: str, transition: str, message: str) -> dict[str, Any]:
-    return {
-        "type": kind.value,
-        "name": name,
-        "message": message,
-        "state_details": {"transition_id": transition},
-    }
+    return {"type": kind.value, "name": name, "message": message, "state_details": {"transition_id": transition}}
 
 
 def _answers_of(run_id: str, name: str, results: Mapping[str, Json], transition: str) -> Answer:
@@ -292,7 +259,7 @@ def _answers_of(run_id: str, name: str, results: Mapping[str, Json], transition:
         with reading("for a state"):
             return answer_of({"id": run_id, "name": name}, results[run_id], transition)
     except ApiUnavailable as error:
-        return Answer.unsure(error)
+        return Answer.to_error(error)
 
 
 def _whose(run_id: str, there: Json | None, call: str) -> Answer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -32,6 +32,17 @@ class ResponseRefused(ApiRejected):
         super().__init__(sentence)
         self.status = status
         self.detail = detail
+
+
+class NotFound(ResponseRefused):
+    """A 404: what the path names does not exist."""
+
+
+class Conflict(ResponseRefused):
+    """A 409: what was to be made exists already."""
+
+
+_REFUSED: Mapping[int, type[ResponseRefused]] = {HTTPStatus.NOT_FOUND: NotFound, HTTPStatus.CONFLICT: Conflict}
 
 
 class CredentialsRefused(KeyRefused):
@@ -113,7 +124,8 @@ class ResponseReader:
         detail = "no JSON" if body is _NO_JSON else self.flavour.reason(body)[:300]
         # where no question was ever answered, the address itself may be wrong
         hint = self.hint() if status == HTTPStatus.NOT_FOUND and not self.proven.is_set() else ""
-        return ResponseRefused(
+        kind = _REFUSED.get(status, ResponseRefused)
+        return kind(
             f"the Prefect API at {where} refuses {named} with {_status(status)}: {detail}{hint}", status, detail
         )
 
