@@ -53,7 +53,21 @@ class Candidate:
     question: str
     #: the address, as it may be shown
     shown: str
-    ask: Callable[[], ProbeResult]
+    #: asks the question; False, or an `ApiRejected`, where something else answers
+    answered: Callable[[], bool]
+
+    def ask(self) -> ProbeResult:
+        """Ask the question, and tell what the answer shows."""
+        try:
+            return ProbeResult(Detection.YES if self.answered() else Detection.NO)
+        except KeyRefused as error:
+            return ProbeResult(Detection.REFUSED, error)
+        except ApiUnavailable as error:
+            return ProbeResult(Detection.AWAY, error)
+        except ApiRejected as error:
+            if isinstance(error.__cause__, requests.exceptions.RequestException):
+                raise  # no trusted certificate, or no address at all: the other question would meet the same
+            return ProbeResult(Detection.NO, error)
 
 
 def prefect3(session: Session, *, tries: int = ASKED_TRIES) -> Candidate:
@@ -72,7 +86,7 @@ def prefect3(session: Session, *, tries: int = ASKED_TRIES) -> Candidate:
         name="Prefect 3",
         question="GET /admin/version",
         shown=session.address.shown,
-        ask=lambda: _probe(answered),
+        answered=answered,
     )
 
 
@@ -94,21 +108,8 @@ def prefect1(graphql: GraphQL, *, tries: int = ASKED_TRIES) -> Candidate:
         name="Prefect 1",
         question="POST {query {hello}}",
         shown=graphql.session.address.shown,
-        ask=lambda: _probe(answered),
+        answered=answered,
     )
-
-
-def _probe(answered: Callable[[], bool]) -> ProbeResult:
-    try:
-        return ProbeResult(Detection.YES if answered() else Detection.NO)
-    except KeyRefused as error:
-        return ProbeResult(Detection.REFUSED, error)
-    except ApiUnavailable as error:
-        return ProbeResult(Detection.AWAY, error)
-    except ApiRejected as error:
-        if isinstance(error.__cause__, requests.exceptions.RequestException):
-            raise  # no trusted certificate, or no address at all: the other question would meet the same
-        return ProbeResult(Detection.NO, error)
 
 
 def choose(candidates: Sequence[Candidate], *, hint: Callable[[], str] = lambda: "") -> str:

@@ -216,9 +216,7 @@ def test_threads_share_one_session_object(api):
     client = session(api)
 
     def ask(_number: int) -> list[bool]:
-        answers = [client.get("/health") for _ in range(20)]
-        client.close()
-        return answers
+        return [client.get("/health") for _ in range(20)]
 
     with ThreadPoolExecutor(8) as threads:
         assert list(threads.map(ask, range(8))) == [[True] * 20] * 8

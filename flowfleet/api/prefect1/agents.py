@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: the server lists at most so many runs to one agent (source: Prefect Server)
+#: the server lists at most so many runs to one agent: then more may wait (source: Prefect Server)
 WINDOW = 25
 #: an agent signs a request at least this often: one that has not asked for a minute counts as gone in the UI, and a
 #: request can be signed by one agent only
@@ -35,18 +35,6 @@ class RegisteredAgent:
 
     labels: tuple[str, ...]
     type: str = "LocalAgent"
-
-
-@dataclass(frozen=True, kw_only=True)
-class AgentQueue:
-    """The runs that the server hands out to one agent."""
-
-    run_ids: tuple[str, ...]
-
-    @property
-    def full(self) -> bool:
-        """Whether more runs may wait than the server lists."""
-        return len(self.run_ids) >= WINDOW
 
 
 @dataclass
@@ -70,14 +58,14 @@ class AgentRegistry:
 
     def ready(
         self, tenant: str, agents: Sequence[RegisteredAgent], before: datetime
-    ) -> dict[RegisteredAgent, AgentQueue]:
-        """List what is due before the given time, by agent.
+    ) -> dict[RegisteredAgent, tuple[str, ...]]:
+        """The ids of the runs that are due before the given time, by agent.
 
         An agent whose runs the server refuses to list is left out, with a line in our log. Raises `ApiRejected` when
         the server lists the runs of no agent in a request, or refuses to register an agent.
         """
         ids = {agent: self._registered(tenant, agent) for agent in agents}
-        found: dict[RegisteredAgent, AgentQueue] = {}
+        found: dict[RegisteredAgent, tuple[str, ...]] = {}
         waiting = sorted(ids, key=lambda agent: self._stamped.get(agent, float("-inf")))
         while waiting:
             # the agent that was silent for longest signs the request; the others sign one of their own only when they
@@ -93,7 +81,7 @@ class AgentRegistry:
 
     def _ask(
         self, tenant: str, agents: Sequence[RegisteredAgent], signed: str, before: datetime
-    ) -> dict[RegisteredAgent, AgentQueue]:
+    ) -> dict[RegisteredAgent, tuple[str, ...]]:
         names = [f"q{number}" for number in range(len(agents))]
         head = ", ".join(f"${name}: get_runs_in_queue_input!" for name in names)
         body = " ".join(f"{name}: get_runs_in_queue(input: ${name}) {{ flow_run_ids }}" for name in names)
@@ -102,22 +90,20 @@ class AgentRegistry:
             for name, agent in zip(names, agents, strict=True)
         }
         reply = self.graphql.ask(f"mutation({head}) {{ {body} }}", inputs, agent=signed)
-        found: dict[RegisteredAgent, AgentQueue] = {}
-        for name, agent in zip(names, agents, strict=True):
-            queue = self._queue(reply, name, agent)
-            if queue is not None:
-                found[agent] = queue
+        queues = {agent: self._queue(reply, name, agent) for name, agent in zip(names, agents, strict=True)}
+        found = {agent: queue for agent, queue in queues.items() if queue is not None}
         if not found:
-            raise ApiRejected(f"the Prefect API at {self.graphql.session.address.shown} lists no runs: {_words(reply)}")
+            why = next((error.message for error in reply.errors), "no reason given")
+            raise ApiRejected(f"the Prefect API at {self.graphql.session.address.shown} lists no runs: {why}")
         return found
 
-    def _queue(self, reply: Reply, name: str, agent: RegisteredAgent) -> AgentQueue | None:
+    def _queue(self, reply: Reply, name: str, agent: RegisteredAgent) -> tuple[str, ...] | None:
         error = reply.error_of(name)
         if error is not None:
             logger.warning("due runs cannot be listed", extra={"labels": list(agent.labels), "error": error.message})
             return None
         with reading("for due runs"):
-            return AgentQueue(run_ids=tuple(map(str, rows(reply.data[name]["flow_run_ids"]))))
+            return tuple(map(str, rows(reply.data[name]["flow_run_ids"])))
 
     def _registered(self, tenant: str, agent: RegisteredAgent) -> str:
         known = self._ids.get((tenant, agent))
@@ -147,10 +133,6 @@ class AgentRegistry:
         logger.info("Registration successful!", extra={"agent": self.name, "agent_id": found})
         self._ids[tenant, agent] = found
         return found
-
-
-def _words(reply: Reply) -> str:
-    return next((error.message for error in reply.errors), "no reason given")
 
 
 def agent_name(settings: CommonSettings, found: Prefect1Settings) -> str:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 from flowfleet.api.backlog import DueRuns, Place, Rival, UnfitRun
-from flowfleet.api.prefect1.agents import AgentQueue, AgentRegistry, RegisteredAgent, identity
+from flowfleet.api.prefect1.agents import WINDOW, AgentRegistry, RegisteredAgent, identity
 from flowfleet.api.prefect1.jobs import JOB_FIELDS, unfit
-from flowfleet.api.prefect1.runs import Runs, claimable, late_tasks, literal
+from flowfleet.api.prefect1.runs import Runs, claimable, late_tasks
 from flowfleet.api.prefect1.states import Run
 from flowfleet.api.prefect1.tenants import Tenants
 from flowfleet.api.transport.reading import instant, reading, rows
@@ -59,31 +59,17 @@ class Backlog:
     def _due(self, tenant: str, offers: Sequence[Offer], within: timedelta) -> list[DueRuns]:
         """List what the API would hand out, by route (the labels of the runs), the earliest first."""
         now = self.now()
-        agents = sorted({agent_of(offer) for offer in offers})
-        queues = self.agents.ready(tenant, agents, now + within)
-        ids = {run_id for queue in queues.values() for run_id in queue.run_ids}
+        queues = self.agents.ready(tenant, sorted({agent_of(offer) for offer in offers}), now + within)
+        ids = {run_id for queue in queues.values() for run_id in queue}
         if not ids:
             return []
         late = now - timedelta(seconds=LATE_SECONDS)
         runs = self.runs.where(claimable(ids, late), late_tasks(late) + JOB_FIELDS)
         self.noted(runs)
-        return self._by_route(tenant, offers, runs, queues, now)
-
-    def _by_route(
-        self,
-        tenant: str,
-        offers: Sequence[Offer],
-        runs: Sequence[Run],
-        queues: Mapping[RegisteredAgent, AgentQueue],
-        now: datetime,
-    ) -> list[DueRuns]:
-        by_route: dict[Route, list[Run]] = defaultdict(list)
-        for run in runs:
-            by_route[Route.of_labels(tenant, run.labels)].append(run)
         found = []
-        for route, waiting in by_route.items():
+        for route, waiting in _by_route(tenant, runs).items():
             serving = [offer for offer in offers if offer.serves(route)]
-            full = any(queues[agent].full for offer in serving if (agent := agent_of(offer)) in queues)
+            full = any(len(queues[agent]) >= WINDOW for offer in serving if (agent := agent_of(offer)) in queues)
             found.append(_due_runs(route, waiting, serving, now, at_least=full))
         return found
 
@@ -94,11 +80,6 @@ class Backlog:
     def _count(self, tenant: str, offers: Sequence[Offer]) -> list[DueRuns]:
         now = self.now()
         waiting = self._waiting(tenant, now, limit=200)
-        by_route: dict[Route, list[Run]] = defaultdict(list)
-        for run in waiting:
-            route = Route.of_labels(tenant, run.labels)
-            if any(offer.serves(route) for offer in offers):
-                by_route[route].append(run)
         return [
             DueRuns(
                 route=route,
@@ -107,7 +88,8 @@ class Backlog:
                 at_least=len(waiting) >= 200,
                 oldest=min(filter(None, (run.start_time for run in runs)), default=None),
             )
-            for route, runs in by_route.items()
+            for route, runs in _by_route(tenant, waiting).items()
+            if any(offer.serves(route) for offer in offers)
         ]
 
     def unserved(self, offers: Sequence[Offer]) -> list[UnfitRun]:
@@ -162,9 +144,7 @@ class Backlog:
     def _asking(self, tenant: str) -> list[tuple[str, Rival]]:
         since = self.now() - timedelta(seconds=SEEN_SECONDS)
         where: dict[str, Any] = {"tenant_id": {"_eq": tenant}, "last_queried": {"_gte": since}}
-        answer = self.runs.ask(
-            f"query {{ agent(where: {literal(where)}) {{ id name type labels last_queried }} }}", "agent"
-        )
+        answer = self.runs.select("agent", where, "id name type labels last_queried")
         with reading("for its agents"):
             return [
                 (
@@ -178,6 +158,13 @@ class Backlog:
                 )
                 for row in rows(answer)
             ]
+
+
+def _by_route(tenant: str, runs: Sequence[Run]) -> dict[Route, list[Run]]:
+    by_route: dict[Route, list[Run]] = defaultdict(list)
+    for run in runs:
+        by_route[Route.of_labels(tenant, run.labels)].append(run)
+    return by_route
 
 
 def _due_runs(

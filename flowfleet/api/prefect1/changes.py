@@ -45,19 +45,18 @@ def of_run(run: Run, state: Mapping[str, Any], alias: str = "r0") -> Change:
     return Change(alias=alias, target="flow_run_id", item=run.run_id, version=run.version, state=state)
 
 
+def of_task(task: Task, state: Mapping[str, Any], alias: str) -> Change:
+    """The change that writes a state of one of its task runs."""
+    return Change(alias=alias, target="task_run_id", item=task.task_run_id, version=task.version, state=state)
+
+
 def claiming(run: Run, number: int, stamp: Stamp, now: datetime) -> list[Change]:
     """The changes that claim a run: Submitted for the run itself, if it is Scheduled, and for its due tasks."""
     changes = []
     if run.state == "Scheduled":
         changes.append(of_run(run, submitted(run.serialized, stamp), alias=f"r{number}"))
     changes += [
-        Change(
-            alias=f"r{number}t{place}",
-            target="task_run_id",
-            item=task.task_run_id,
-            version=task.version,
-            state=submitted(before, stamp, task=True),
-        )
+        of_task(task, submitted(before, stamp, task=True), f"r{number}t{place}")
         for place, task in enumerate(run.tasks)
         if (before := _claimable(task, stamp, now)) is not None
     ]
@@ -81,7 +80,5 @@ def ends_of_tasks(tasks: Sequence[Task], state: Mapping[str, Any]) -> list[Chang
     """The changes that write this end to the tasks that are under way."""
     # left Running they would keep a restart from running them again
     return [
-        Change(alias=f"t{number}", target="task_run_id", item=task.task_run_id, version=task.version, state=state)
-        for number, task in enumerate(tasks)
-        if task.state in ("Running", SUBMITTED)
+        of_task(task, state, f"t{number}") for number, task in enumerate(tasks) if task.state in ("Running", SUBMITTED)
     ]

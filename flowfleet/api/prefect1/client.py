@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -33,8 +33,6 @@ from flowfleet.api.prefect1.writes import Writes
 from flowfleet.api.transport.reading import iso, reading, rows
 from flowfleet.api.transport.session import ASKED_TRIES
 from flowfleet.errors import ApiRejected
-
-logger = logging.getLogger(__name__)
 
 #: how long after its last heartbeat an engine counts as gone; engines send them much more often (source: prefect 1.4.1)
 HEARTBEAT_GONE = timedelta(seconds=180)
@@ -66,18 +64,15 @@ class Prefect1:
         self.graphql = graphql
         self.address = graphql.session.address.shown
         self._agent_name = agent_name
-
-        def server_now() -> datetime:
-            return now() + timedelta(seconds=graphql.session.skew_seconds)
-
-        self._now = server_now
+        #: the server's time
+        self._now: Callable[[], datetime] = lambda: now() + timedelta(seconds=graphql.session.skew_seconds)
         self._runs = Runs(graphql)
         self.tenants = Tenants(graphql, self._runs, server_backend=server_backend)
         agents = AgentRegistry(graphql, name=agent_name, config_id=agent_config_id, clock=clock)
-        writes = Writes(graphql, self._runs, agents.any_id, clock, server_now)
+        writes = Writes(graphql, self._runs, agents.any_id, clock, self._now)
         self.presence: PresenceApi = self.tenants
         self.backlog: BacklogApi = Backlog(
-            self._runs, agents, self.tenants, deploy=deploy, noted=writes.note, now=server_now
+            self._runs, agents, self.tenants, deploy=deploy, noted=writes.note, now=self._now
         )
         self.claims: ClaimApi = writes
         self.ends: EndApi = writes
@@ -102,10 +97,7 @@ class Prefect1:
 
     def agent_config(self, config_id: str) -> dict[str, Any]:
         """The settings that the API keeps for agents under this id."""
-        where = literal({"id": {"_eq": config_id}})
-        answer = self._runs.ask(
-            f"query {{ agent_config(where: {where}) {{ settings }} }}", "agent_config", tries=ASKED_TRIES
-        )
+        answer = self._runs.select("agent_config", {"id": {"_eq": config_id}}, "settings", tries=ASKED_TRIES)
         with reading("for an agent config"):
             found = [dict(row["settings"] or {}) for row in rows(answer)]
         if not found:
@@ -147,7 +139,7 @@ class Prefect1:
         state = run.to_state()
         if run.state == "Running" and state.kind is StateType.PENDING and not self._silent(run):
             # a late retry whose process may be at other tasks: only its heartbeat tells
-            state = run.as_running()
+            state = replace(state, kind=StateType.RUNNING, name=run.state)
         return UnfinishedRun(state=state, route=self.tenants.route(run), due=run.start_time or run.scheduled)
 
     def _silent(self, run: Run) -> bool:

@@ -63,24 +63,33 @@ class Runs:
 
     def where(self, where: Mapping[str, Any], extra: str, *, order: str = "", limit: int | None = None) -> list[Run]:
         """Runs by any condition; `extra` are more fields to read of each run."""
-        arguments = [f"where: {literal(where)}"]
-        if order:
-            arguments.append(f"order_by: {order}")
-        if limit is not None:
-            arguments.append(f"limit: {limit}")
-        answer = self.ask(f"query {{ flow_run({', '.join(arguments)}) {{ {_FIELDS} {extra} }} }}", "flow_run")
+        answer = self.select("flow_run", where, f"{_FIELDS} {extra}", order=order, limit=limit)
         with reading("for runs"):
             return [Run.read(row) for row in rows(answer)]
 
     def versions(self, run_id: str, after: int) -> Sequence[Json]:
         """The states of a run that were written after a version of it, the oldest first."""
-        where = literal({"id": {"_eq": run_id}})
         since = literal({"version": {"_gt": after}})
         states = f"states(where: {since}, order_by: {{version: asc}}) {{ {_STATE_FIELDS} }}"
-        answer = self.ask(f"query {{ flow_run(where: {where}) {{ id {states} }} }}", "flow_run")
+        answer = self.select("flow_run", {"id": {"_eq": run_id}}, f"id {states}")
         with reading("for the history of a run"):
             found: list[Json] = [state for row in rows(answer) for state in rows(row["states"])]
         return found
+
+    def select(
+        self,
+        table: str,
+        where: Mapping[str, Any],
+        fields: str,
+        *,
+        order: str = "",
+        limit: int | None = None,
+        tries: int = TRIES,
+    ) -> Any:
+        """The rows of a table by any condition; errors are those of `ask`."""
+        arguments = {"where": literal(where), "order_by": order, "limit": limit}
+        given = ", ".join(f"{name}: {value}" for name, value in arguments.items() if value)
+        return self.ask(f"query {{ {table}({given}) {{ {fields} }} }}", table, tries=tries)
 
     def ask(self, query: str, field: str, *, tries: int = TRIES) -> Any:
         """The answer for one root field of a query; raises `ApiRejected` when the API refuses to tell it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -169,10 +169,6 @@ class Run:
         if self.state == "Running":
             times += [instant(task.serialized.get("start_time")) for task in self.tasks]
         return min(filter(None, times), default=None)
-
-    def as_running(self) -> RunState:
-        """The run's state as RUNNING, for a late retry whose process may live."""
-        return replace(self.to_state(), kind=StateType.RUNNING, name=self.state)
 
     def to_state(self) -> RunState:
         """The run's state as pollers and workers read it."""

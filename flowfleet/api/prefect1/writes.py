@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from flowfleet.api.client import Answer, Mark, RunState, StateType, Verdict
 from flowfleet.api.prefect1.answers import answer_of_mutation, answer_of_run, answer_without_write, refused
-from flowfleet.api.prefect1.changes import Change, claiming, ends_of_tasks, mutation, of_run
+from flowfleet.api.prefect1.changes import Change, claiming, ends_of_tasks, mutation, of_run, of_task
 from flowfleet.api.prefect1.runs import Runs, last_states, states_since
 from flowfleet.api.prefect1.states import (
     CANCELS,
@@ -52,8 +52,9 @@ _JUST_READ_SECONDS = 2.0
 _NEWEST = 4
 _ENDS = (StateType.CRASHED, StateType.FAILED, StateType.CANCELLED)
 
-
 Answers = dict[str, Answer]
+#: the answer for a run as it stands, or else the states to write
+Decide = Callable[[Run], Answer | list[Change]]
 
 
 @dataclass
@@ -99,8 +100,7 @@ class Writes:
             "a state was covered by ours and is put back",
             extra={"run_id": run.run_id, "state": covered.get("type"), "version": run.version},
         )
-        change = Change(alias="r0", target="flow_run_id", item=run.run_id, version=run.version, state=covered)
-        self._write([change])
+        self._write([of_run(run, covered)])
         return replace(run, state=str(covered["type"]), serialized=covered, version=None, tasks=())
 
     def states(self, run_ids: Sequence[str]) -> dict[str, RunState]:
@@ -149,7 +149,13 @@ class Writes:
         return {run_id: answer_of_run(run_id, there.get(run_id), call, answers[run_id].reason) for run_id in unsure}
 
     def settle(self, run_id: str, call: str) -> Answer:
-        return _asked(lambda: answer_of_run(run_id, self.read(run_id), call))
+        return self._claimed(run_id, call)
+
+    def _claimed(self, run_id: str, call: str, just_read: Run | None = None) -> Answer:
+        try:
+            return answer_of_run(run_id, just_read or self.read(run_id), call)
+        except ApiError as error:
+            return Answer.to_error(error)
 
     # launching and handing back
 
@@ -157,9 +163,7 @@ class Writes:
         # there is no Launching, so nothing is written and it is only asked whether the run is still Submitted by our
         # call: what the engine is to find is Submitted, and a second Submitted would be refused
         del claim, mark
-        return _asked(
-            lambda: answer_of_run(run_id, self._lately(run_id, _JUST_READ_SECONDS) or self.read(run_id), call)
-        )
+        return self._claimed(run_id, call, self._lately(run_id, _JUST_READ_SECONDS))
 
     def started(self, run_id: str, mark: Mark, pid: int) -> None:
         # nothing to do: only the line on the run's log page tells, and the worker writes that
@@ -185,9 +189,7 @@ class Writes:
             if not run.claimed_by(call):
                 return refused(run, f"the run is {run.state}, not ours")
             back = [
-                Change(
-                    alias=f"t{number}", target="task_run_id", item=task.task_run_id, version=task.version, state=before
-                )
+                of_task(task, before, f"t{number}")
                 for number, task in enumerate(run.tasks)
                 if task.stamp is not None and task.stamp.call == call and (before := before_submitted(task.serialized))
             ]
@@ -249,28 +251,19 @@ class Writes:
 
     # the one way of writing
 
-    def _fenced(
-        self, run_id: str, decide: Callable[[Run], Answer | list[Change]], *, kinds: frozenset[StateType]
-    ) -> Answer:
+    def _fenced(self, run_id: str, decide: Decide, *, kinds: frozenset[StateType]) -> Answer:
         """Read, decide, write with the version that was read, and read again what stands there.
 
         Ends, and states of these `kinds`, that somebody else has written meanwhile are put back.
         """
-
-        def carry_out() -> Answer:
+        try:
             run = self.read(run_id)
             decided = decide(run)
             return decided if isinstance(decided, Answer) else self._carry_out(run, decided, decide, kinds)
+        except ApiError as error:
+            return Answer.to_error(error)
 
-        return _asked(carry_out)
-
-    def _carry_out(
-        self,
-        run: Run,
-        changes: list[Change],
-        decide: Callable[[Run], Answer | list[Change]],
-        kinds: frozenset[StateType],
-    ) -> Answer:
+    def _carry_out(self, run: Run, changes: list[Change], decide: Decide, kinds: frozenset[StateType]) -> Answer:
         reply = self._write(changes)
         after = self.runs.one(run.run_id, states_since(run.version))
         covered = _covered(run, after, kinds)
@@ -289,14 +282,6 @@ class Writes:
     def _write(self, changes: Sequence[Change], agent: str | None = None) -> Reply:
         document, inputs = mutation(changes)
         return self.graphql.ask(document, inputs, agent=agent, seconds=self.graphql.session.bulk_seconds)
-
-
-def _asked(work: Callable[[], Answer]) -> Answer:
-    """The answer of `work`: REFUSED when the run is gone, UNSURE when the API cannot be asked; raises `KeyRefused`."""
-    try:
-        return work()
-    except ApiError as error:
-        return Answer.to_error(error)
 
 
 def _covered(run: Run, after: Run, kinds: frozenset[StateType]) -> dict[str, Any] | None:

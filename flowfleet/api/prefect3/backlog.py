@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from flowfleet.api.backlog import DueRuns, Place, Rival, UnfitRun
 from flowfleet.api.client import StateType
-from flowfleet.api.prefect3.pools import Pools
+from flowfleet.api.prefect3.pools import Pools, pool_path
 from flowfleet.api.prefect3.states import state_of
 from flowfleet.api.transport.reading import Json, instant, iso, reading, rows
 from flowfleet.api.transport.responses import NotFound
@@ -91,8 +91,8 @@ class Backlog:
             pool_name, queue_name = run.get("work_pool_name"), run.get("work_queue_name")
             if not pool_name or not queue_name:
                 return None
-            pool = self.session.get(f"/work_pools/{quote(pool_name, safe='')}")
-            queue = self.session.get(f"/work_pools/{quote(pool_name, safe='')}/queues/{quote(queue_name, safe='')}")
+            pool = self.session.get(pool_path(pool_name))
+            queue = self.session.get(pool_path(pool_name, "queues", queue_name))
         except NotFound:
             return None
         paused = "pool" if pool.get("is_paused") else "queue" if queue.get("is_paused") else None
@@ -159,7 +159,7 @@ class Backlog:
         return _joined(answers, order, body["limit"], now, limited=limited)
 
     def _ask(self, pool: str, pool_id: str, body: Mapping[str, Any]) -> _Listed:
-        entries = rows(self.session.post(f"/work_pools/{quote(pool, safe='')}/get_scheduled_flow_runs", body))
+        entries = rows(self.session.post(pool_path(pool, "get_scheduled_flow_runs"), body))
         runs = [self._flow_run(pool, pool_id, entry["flow_run"], str(entry["work_queue_id"])) for entry in entries]
         return _Listed(
             runs=tuple(run for run in runs if run is not None), room=len(entries), full=len(entries) >= body["limit"]
@@ -222,8 +222,6 @@ class Backlog:
 
     def _existing(self, pool: str, names: Sequence[str]) -> list[str]:
         """The queues that exist among the named: the server answers 404 for all when one queue is unknown."""
-        if not names:
-            return []
         there = {str(queue["name"]) for queue in self.pools.queues(pool).values()}
         if not set(names) <= there:
             there = {str(queue["name"]) for queue in self.pools.queues(pool, anew=True).values()}

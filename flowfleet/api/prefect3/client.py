@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -33,8 +32,6 @@ from flowfleet.api.transport.responses import ResponseRefused
 from flowfleet.api.transport.session import ASKED_TRIES, Session
 from flowfleet.errors import ApiRejected
 from flowfleet.flow_run import Route
-
-logger = logging.getLogger(__name__)
 
 #: types of states in which a run of ours may still have a process, and names of those in which it waits inside one
 _UNFINISHED = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING, StateType.PAUSED)

@@ -23,6 +23,11 @@ _NEEDED = frozenset({"command", "env", "working_dir"})
 _PAGE = 200
 
 
+def pool_path(pool: str, *steps: str) -> str:
+    """The path of a pool, or of something in it."""
+    return "/".join(("/work_pools", *(quote(step, safe="") for step in (pool, *steps))))
+
+
 @dataclass
 class ExpiringCache:
     """A small thread-safe cache of answers, each kept for some seconds."""
@@ -80,9 +85,7 @@ class Pools:
 
     def read(self, name: str) -> Mapping[str, Any]:
         """The pool by name, at most 30 s old; raises `NotFound` when it is gone."""
-        pool: Mapping[str, Any] = self._pools.get(
-            name, lambda: self._session.get(f"/work_pools/{quote(name, safe='')}")
-        )
+        pool: Mapping[str, Any] = self._pools.get(name, lambda: self._session.get(pool_path(name)))
         return pool
 
     def limited(self, name: str) -> bool:
@@ -121,22 +124,19 @@ class Pools:
     def online(self, pool: str, name: str, interval_seconds: float) -> None:
         # a worker's heartbeat, which the pool's page shows
         self._session.post(
-            f"/work_pools/{quote(pool, safe='')}/workers/heartbeat",
+            pool_path(pool, "workers", "heartbeat"),
             {"name": name, "heartbeat_interval_seconds": max(1, round(interval_seconds))},
         )
 
     def offline(self, pool: str, name: str) -> None:
         with suppress(NotFound):
-            self._session.call("DELETE", f"/work_pools/{quote(pool, safe='')}/workers/{quote(name, safe='')}")
+            self._session.call("DELETE", pool_path(pool, "workers", name))
 
     def _list_queues(self, name: str) -> dict[str, Mapping[str, Any]]:
         queues: dict[str, Mapping[str, Any]] = {}
         while True:
-            page = rows(
-                self._session.post(
-                    f"/work_pools/{quote(name, safe='')}/queues/filter", {"limit": _PAGE, "offset": len(queues)}
-                )
-            )
+            body = {"limit": _PAGE, "offset": len(queues)}
+            page = rows(self._session.post(pool_path(name, "queues", "filter"), body))
             queues |= {str(queue["id"]): queue for queue in page}
             if len(page) < _PAGE:
                 return queues
@@ -174,7 +174,7 @@ class Pools:
             if name in there:
                 continue
             with suppress(Conflict):
-                self._session.post(f"/work_pools/{quote(pool, safe='')}/queues", {"name": name})
+                self._session.post(pool_path(pool, "queues"), {"name": name})
             self._queues.forget(pool)
 
 

@@ -9,7 +9,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
@@ -61,47 +61,40 @@ class _Headers(requests.auth.AuthBase):
         return request
 
 
+@dataclass(eq=False, repr=False)
 class Session:
     """HTTP requests to one Prefect API, with retries. Thread-safe: one keep-alive `requests.Session` per thread."""
 
-    def __init__(
-        self,
-        address: Address,
-        *,
-        flavour: Flavour = PREFECT3,
-        user_agent: str = "flowfleet",
-        pause: Callable[[float], object] = time.sleep,
-        clock: Callable[[], float] = time.monotonic,
-        dice: Callable[[], float] = random.random,
-        read_seconds: float = READ_SECONDS,
-        find_again: Callable[[], Address] | None = None,
-    ) -> None:
-        """`find_again` reads the credentials anew: at SIGHUP and after a refusal they may have changed."""
-        self.address = address
-        self._flavour = flavour
-        self._find_again = find_again
-        self._renewing = threading.Lock()
-        self.reader = ResponseReader(address, flavour)
-        #: whether the last response refused our credentials
-        self.key_refused = False
-        self._pause = pause
-        self._clock = clock
-        self._dice = dice
-        self._read_seconds = read_seconds
-        self._user_agent = user_agent
-        self._headers = self._headers_for(address)
-        if address.insecure:
-            logger.warning("the certificate of the Prefect API is not checked", extra={"api": address.shown})
+    address: Address
+    flavour: Flavour = PREFECT3
+    user_agent: str = "flowfleet"
+    pause: Callable[[float], object] = time.sleep
+    clock: Callable[[], float] = time.monotonic
+    dice: Callable[[], float] = random.random
+    read_seconds: float = READ_SECONDS
+    #: reads the credentials anew: at SIGHUP and after a refusal they may have changed
+    find_again: Callable[[], Address] | None = None
+    reader: ResponseReader = field(init=False)
+    #: whether the last response refused our credentials
+    key_refused: bool = field(default=False, init=False)
+    _renewing: threading.Lock = field(default_factory=threading.Lock, init=False)
+    _headers: dict[str, str] = field(init=False)
+    _local: threading.local = field(default_factory=threading.local, init=False)
+    _csrf_client: str = field(default_factory=lambda: str(uuid.uuid4()), init=False)
+    _csrf_token: str | None = field(default=None, init=False)
+    _server_clock: ServerClock = field(default_factory=ServerClock, init=False)
+
+    def __post_init__(self) -> None:
+        self.reader = ResponseReader(self.address, self.flavour)
+        self._headers = self._headers_for(self.address)
+        if self.address.insecure:
+            logger.warning("the certificate of the Prefect API is not checked", extra={"api": self.address.shown})
             warnings.simplefilter("ignore", InsecureRequestWarning)  # once is enough
-        self._local = threading.local()
-        self._csrf_client = str(uuid.uuid4())
-        self._csrf_token: str | None = None
-        self._server_clock = ServerClock()
 
     @property
     def bulk_seconds(self) -> float:
         """How long the response to a bulk of states may take."""
-        return BULK_TIMES * self._read_seconds
+        return BULK_TIMES * self.read_seconds
 
     @property
     def skew_seconds(self) -> float:
@@ -114,18 +107,18 @@ class Session:
         return self._headers.get("Authorization")
 
     def _headers_for(self, address: Address) -> dict[str, str]:
-        headers = {**address.headers, "User-Agent": self._user_agent, "Accept": "application/json"}
+        headers = {**address.headers, "User-Agent": self.user_agent, "Accept": "application/json"}
         if address.authorization:
             headers["Authorization"] = address.authorization
         return headers
 
     def renew(self) -> bool:
         """Read the credentials again; True when they have changed. The address stays what it was."""
-        if self._find_again is None:
+        if self.find_again is None:
             return False
         with self._renewing:
             try:
-                found = self._find_again()
+                found = self.find_again()
             except SettingsError as error:  # a file that is being replaced: the next try finds it whole
                 logger.warning("credentials could not be read again", extra={"error": str(error)})
                 return False
@@ -162,8 +155,8 @@ class Session:
         Raises `ApiUnavailable` (later), `KeyRefused` (401, 403) or `ResponseRefused` (any other 4xx). A read that timed
         out is not repeated here: the server may still be at work on it, and callers know whether repeating is harmless.
         """
-        asked = _Request(method, path, body, named or f"{method} {path}", headers or {}, seconds or self._read_seconds)
-        began = self._clock()
+        asked = _Request(method, path, body, named or f"{method} {path}", headers or {}, seconds or self.read_seconds)
+        began = self.clock()
         for attempt in range(1, tries + 1):
             try:
                 answer, disposition = self._send(asked)
@@ -176,14 +169,14 @@ class Session:
                 if put_off is None:
                     return self.reader.content(asked.named, answer, disposition)
                 trouble, wait = put_off, put_off.retry_after_seconds
-            wait = wait if wait is not None else 0.25 * 2**attempt * (0.5 + self._dice())
-            if attempt == tries or self._clock() - began + wait > RETRY_WINDOW_SECONDS:
+            wait = wait if wait is not None else 0.25 * 2**attempt * (0.5 + self.dice())
+            if attempt == tries or self.clock() - began + wait > RETRY_WINDOW_SECONDS:
                 raise trouble
             logger.info(
                 "the Prefect API did not answer, next try follows",
                 extra={"request": asked.named, "attempt": attempt, "next_in_seconds": round(wait, 2)},
             )
-            self._pause(wait)
+            self.pause(wait)
         raise AssertionError("unreachable: tries is at least 1")
 
     def _send(self, asked: _Request) -> tuple[requests.Response, Disposition]:
@@ -203,7 +196,7 @@ class Session:
         answer = self._exchange(asked)
         if (
             answer.status_code == HTTPStatus.FORBIDDEN
-            and self._flavour.csrf
+            and self.flavour.csrf
             and asked.method in _CHANGES
             and self._fetch_csrf(asked.seconds)
         ):
@@ -244,13 +237,6 @@ class Session:
             http.mount("https://", adapter)
             self._local.http = http
         return http
-
-    def close(self) -> None:
-        """Close this thread's connection; those of other threads end with their threads."""
-        http: requests.Session | None = getattr(self._local, "http", None)
-        if http is not None:
-            http.close()
-            self._local.http = None
 
     def _fetch_csrf(self, seconds: float) -> bool:
         """Fetch a CSRF token; False when the server does not use them, so that a 403 means what it says."""
