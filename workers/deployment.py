@@ -224,9 +224,6 @@ class StartedRun(Protocol):
         saw, and one with `let_go` for a run that cannot be watched any more.
         """
 
-    def begun(self) -> bool:
-        """True if user code has begun or may still begin; False only with proof that it never will."""
-
     def stop(self) -> None:
         """Send TERM to the run, and KILL after the grace of its start spec; returns at once.
 

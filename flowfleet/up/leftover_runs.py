@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from flowfleet.local.child import wait_until
-from workers.deployers.subprocess_run import HostFacts, SubprocessRun
+from workers.deployers.subprocess_run import SubprocessRun
 from workers.host import Abilities, Host
 from workers.state.run_folders import RunFolder
 
@@ -36,12 +36,11 @@ def _still_there(run: SubprocessRun) -> bool:
 
 def _unsettled(state: Path, environ: Mapping[str, str]) -> Iterator[SubprocessRun]:
     """Runs of this boot that no worker has finished with; `SubprocessRun` checks that a pid is still its process."""
-    host = Host.probe(environ)
-    parts = HostFacts(host=host, abilities=Abilities.probe(environ))
+    host, abilities = Host.probe(environ), Abilities.probe(environ)
     for path in sorted(state.glob("*/*/runs/*.*")):
         folder = RunFolder(path)
         start = folder.started() or folder.start()
         if start is None or start.get("by") == "abandoned" or start.get("boot_id") != host.boot_id:
             continue
         if not folder.settled() and not folder.cleared():
-            yield SubprocessRun(folder, parts, started=start)
+            yield SubprocessRun(folder=folder, host=host, abilities=abilities, started=start)

@@ -18,6 +18,7 @@ from tests.waiting import until
 from workers.deployers import process_handles
 from workers.host import Abilities
 from workers.shim import atomic_files, syscalls
+from workers.state.run_folders import RunFolder
 
 ROOT = Path(__file__).parents[2]
 #: a second worker: finds one run by its folder, waits for its end on the descriptor, prints what it saw
@@ -181,7 +182,7 @@ def test_when_both_are_dead_without_a_record_the_exit_is_unknown(bench, tmp_path
     until(lambda: not is_alive(command), 20, "the command to die")
     adopted = bench.adopt(spec)
     end = bench.end_of(adopted)
-    assert (end.unknown, adopted.begun()) == (True, True)
+    assert (end.unknown, RunFolder(spec.folder).exit_record()["begun"]) == (True, True)
     assert "unknown" in str(end)
 
 
@@ -210,7 +211,7 @@ def test_a_shim_killed_at_its_gate_means_that_the_command_never_began(bench):
     os.close(lock)  # as when the shim dies between its start file and started.json
     adopted = bench.adopt(spec)
     assert "before the command began" in bench.end_of(adopted).error
-    assert adopted.begun() is False
+    assert RunFolder(spec.folder).exit_record()["begun"] is False
 
 
 def test_a_shim_that_is_slow_to_start_its_command_is_waited_for_and_then_watched(bench):
@@ -219,11 +220,11 @@ def test_a_shim_that_is_slow_to_start_its_command_is_waited_for_and_then_watched
     lock = atomic_files.create_once(spec.folder / "start", {"v": 1, "by": "shim", **facts})
     waits: list[float] = []
     deployer = bench.new_deployer()
-    deployer._wait = waits.append
+    deployer.wait = waits.append
     adopted = bench.adopt(spec, deployer)
     assert sum(waits) == pytest.approx(2.0)
     assert adopted.poll() is None
-    assert adopted.begun() is True
+    assert RunFolder(spec.folder).exit_record() is None
     os.close(lock)
     assert bench.end_of(adopted).error
 
@@ -296,7 +297,7 @@ def test_a_record_without_a_pid_lets_no_signal_go_to_our_own_group(tmp_path):
     before = signal.signal(signal.SIGURG, lambda number, _frame: heard.append(number))
     lock = atomic_files.create_once(tmp_path / "start", {})
     try:
-        handle = process_handles.LockHandle(0, tmp_path / "start")
+        handle = process_handles.by_lock(0, tmp_path / "start")
         assert handle.alive()
         handle.send(signal.SIGURG)
     finally:
@@ -307,9 +308,9 @@ def test_a_record_without_a_pid_lets_no_signal_go_to_our_own_group(tmp_path):
 
 def test_a_process_started_outside_the_span_is_another_one():
     us = psutil.Process().create_time()
-    assert process_handles.PolledHandle(os.getpid(), us - 60, us).alive()
-    assert not process_handles.PolledHandle(os.getpid(), us - 60, us - 10).alive()
-    assert not process_handles.PolledHandle(os.getpid(), us + 10, us + 60).alive()
+    assert process_handles.by_start_time(os.getpid(), us - 60, us).alive()
+    assert not process_handles.by_start_time(os.getpid(), us - 60, us - 10).alive()
+    assert not process_handles.by_start_time(os.getpid(), us + 10, us + 60).alive()
 
 
 # -- pids that mean nothing any more

@@ -204,7 +204,7 @@ def test_a_command_that_cannot_be_executed_is_named(bench, tmp_path, argv, says)
     assert says.format(tmp=tmp_path) in str(failure.value)
     assert spec.run_id in str(failure.value)
     adopted = bench.adopt(spec)
-    assert adopted.begun() is False
+    assert RunFolder(spec.folder).exit_record()["begun"] is False
     assert says.format(tmp=tmp_path) in bench.end_of(adopted).error
 
 

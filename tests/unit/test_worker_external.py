@@ -78,7 +78,7 @@ def decided(run: Any, said: RunState) -> Any:
 def test_a_deployment_lives_until_its_run_has_ended_at_the_api(world):
     run = world.start()
     assert run.handle == {"v": 1, "kind": "external", "host": "here", "id": "a place"}
-    assert (run.poll(), run.fileno(), run.begun()) == (None, None, True)
+    assert (run.poll(), run.fileno()) == (None, None)
     for kind in (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING):
         world.seen(state(kind), after=10_000)
         assert run.poll() is None
@@ -148,7 +148,7 @@ def test_a_run_whose_worker_was_killed_while_it_was_deployed_is_watched_and_not_
     with pytest.raises(Killed):
         world.start()
     run = world.another(deploy).adopt(world.path)
-    assert run.begun()
+    assert run.poll() is None
     assert not world.folder.abandon("too late")
 
     world.seen(state(StateType.PENDING))

@@ -39,9 +39,6 @@ class FakeDeployment:
             raise OSError("broken")
         return self.exit
 
-    def begun(self):
-        return True
-
     def ring(self):
         os.write(self.writer, b"!")
 

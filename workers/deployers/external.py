@@ -69,10 +69,6 @@ class ExternalRun:
         # the watch has seen the end at the API, or the run was let go
         return self._end
 
-    def begun(self) -> bool:
-        # it may have begun as soon as the callable was called
-        return True
-
     def stop(self) -> None:
         # there is no process to signal: the run is let go
         self.end(Exit(let_go=_TOO_LONG, stopped_by="term"))

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,29 +49,21 @@ def own_program(python: str = sys.executable) -> ForkServerProgram:
     return ForkServerProgram(argv=(python, "-I", "-S", "-E", file), env=env)
 
 
+@dataclass(kw_only=True)
 class ForkClient:
     """The client of one fork server; several threads may use it at once."""
 
-    def __init__(
-        self,
-        *,
-        program: ForkServerProgram | None = None,
-        on_demand: bool = True,
-        answer_seconds: float = 20.0,
-        reap_orphans: bool = True,
-        descriptors: int = 0,
-    ) -> None:
-        """`on_demand`: a launch starts the fork server if there is none; else a launch never waits for a start."""
-        self._program = program or own_program()
-        self._on_demand = on_demand
-        #: how many descriptors a run may open by default; 0 = as many as the worker
-        self._descriptors = descriptors
-        self._mode = "reap" if reap_orphans else "plain"
-        self._answer_seconds = answer_seconds
-        self._lock = threading.Lock()
-        self._aborted = False
-        self._process: subprocess.Popen[bytes] | None = None
-        self._control: socket.socket | None = None
+    program: ForkServerProgram = field(default_factory=own_program)
+    #: a launch starts the fork server if there is none; else a launch never waits for a start
+    on_demand: bool = True
+    answer_seconds: float = 20.0
+    reap_orphans: bool = True
+    #: how many descriptors a run may open by default; 0 = as many as the worker
+    descriptors: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+    _aborted: bool = field(default=False, init=False)
+    _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    _control: socket.socket | None = field(default=None, init=False)
 
     @property
     def pid(self) -> int | None:
@@ -84,27 +76,27 @@ class ForkClient:
         with ours:
             with theirs:
                 asked = self._hand_over(theirs)
-            ours.settimeout(self._answer_seconds)
+            ours.settimeout(self.answer_seconds)
             try:
                 framing.send(ours, request)
                 return framing.receive(ours)
             except TimeoutError as exc:
                 self._end(asked)  # the fork server hangs; a new one will be started for the next run
-                raise NoAnswer(f"no answer from the shim within {self._answer_seconds:.0f} s") from exc
+                raise NoAnswer(f"no answer from the shim within {self.answer_seconds:.0f} s") from exc
             except (OSError, EOFError) as exc:
                 raise NoAnswer("the launcher process ended before it answered") from exc
 
     def _hand_over(self, connection: socket.socket) -> subprocess.Popen[bytes] | None:
-        if not self._lock.acquire(timeout=-1 if self._on_demand else _TURN_SECONDS):
-            raise NoAnswer(f"the {self._program.name} process is being loaded")
+        if not self._lock.acquire(timeout=-1 if self.on_demand else _TURN_SECONDS):
+            raise NoAnswer(f"the {self.program.name} process is being loaded")
         try:
             for again in (True, False):
-                control = self._ready() if self._on_demand else self._running()
+                control = self._ready() if self.on_demand else self._running()
                 try:
                     socket.send_fds(control, [b"+"], [connection.fileno()])
                     return self._process
                 except (BrokenPipeError, ConnectionResetError) as exc:
-                    logger.warning("launcher replaced", extra={"pid": self.pid, "program": self._program.name})
+                    logger.warning("launcher replaced", extra={"pid": self.pid, "program": self.program.name})
                     self._discard()
                     if not again:
                         raise NoAnswer("the launcher process does not stay alive") from exc
@@ -114,12 +106,12 @@ class ForkClient:
 
     def _running(self) -> socket.socket:
         if self._control is None or self._gone():
-            raise NoAnswer(f"the {self._program.name} process is gone")
+            raise NoAnswer(f"the {self.program.name} process is gone")
         return self._control
 
     def _ready(self) -> socket.socket:
         if self._control is not None and self._gone():
-            logger.warning("launcher replaced", extra={"pid": self.pid, "program": self._program.name})
+            logger.warning("launcher replaced", extra={"pid": self.pid, "program": self.program.name})
             self._discard()
         if self._control is None:
             self._control = self._start()
@@ -146,23 +138,28 @@ class ForkClient:
         with theirs:
             try:
                 self._process = subprocess.Popen(
-                    [*self._program.argv, str(theirs.fileno()), self._mode, str(self._descriptors)],
+                    [
+                        *self.program.argv,
+                        str(theirs.fileno()),
+                        "reap" if self.reap_orphans else "plain",
+                        str(self.descriptors),
+                    ],
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
                     cwd="/",
-                    env=self._program.env,
+                    env=self.program.env,
                     start_new_session=True,
                 )
             except OSError as exc:
                 ours.close()
-                raise NoAnswer(f"the {self._program.name} process cannot be started: {exc.strerror}") from exc
+                raise NoAnswer(f"the {self.program.name} process cannot be started: {exc.strerror}") from exc
         if self._aborted:
             self._process.kill()
-        if self._program.greeting_seconds is not None:
-            self._await_greeting(ours, self._program.greeting_seconds)
-        logger.info("launcher started", extra={"pid": self._process.pid, "program": self._program.name})
+        if self.program.greeting_seconds is not None:
+            self._await_greeting(ours, self.program.greeting_seconds)
+        logger.info("launcher started", extra={"pid": self._process.pid, "program": self.program.name})
         return ours
 
     def _await_greeting(self, control: socket.socket, seconds: float) -> None:
@@ -173,7 +170,7 @@ class ForkClient:
             control.close()
             self._discard(kill=True)
             trouble = f"did not get ready within {seconds:.0f} s" if isinstance(exc, TimeoutError) else "ended at once"
-            raise NoAnswer(f"the {self._program.name} process {trouble}") from exc
+            raise NoAnswer(f"the {self.program.name} process {trouble}") from exc
         control.settimeout(None)
         if not greeting.get("fit"):
             control.close()

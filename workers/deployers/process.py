@@ -7,12 +7,14 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from flowfleet.errors import StartFailed
 from workers.deployers.fork_client import ForkClient, NoAnswer
-from workers.deployers.subprocess_run import HostFacts, SubprocessRun
+from workers.deployers.subprocess_run import SubprocessRun
+from workers.deployers.warm_client import WarmClient
 from workers.deployment import Exit, StartedRun, StartSpec
 from workers.host import Abilities, Host
 from workers.state.run_folders import RunFolder
@@ -23,37 +25,21 @@ _BIRTH_LOOKS = 100
 _BIRTH_PAUSE_SECONDS = 0.02
 
 
-class WarmStart(Protocol):
-    """A way to start a command below a shim without executing it."""
-
-    def launch(self, request: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        """Start a run and return the answer of its shim; None = start it cold."""
-
-    def close(self) -> None:
-        """End helper processes; runs go on."""
-
-
+@dataclass(kw_only=True)
 class ProcessDeployer:
     """Starts runs through one launcher, or a warm parent, and finds them again by their folders."""
 
     kind = "process"
 
-    def __init__(
-        self,
-        *,
-        host: Host,
-        abilities: Abilities,
-        fork_client: ForkClient | None = None,
-        warm: WarmStart | None = None,
-        descriptors: int = 0,
-        wait: Callable[[float], None] = time.sleep,
-    ) -> None:
-        self._host = host
-        self._abilities = abilities
-        self._fork_client = fork_client or ForkClient(reap_orphans=abilities.subreaper, descriptors=descriptors)
-        #: tried first; None = every run starts cold
-        self._warm = warm
-        self._wait = wait
+    host: Host
+    abilities: Abilities
+    fork_client: ForkClient | None = None
+    #: tried first; None = every run starts cold
+    warm: WarmClient | None = None
+    wait: Callable[[float], None] = time.sleep
+
+    def __post_init__(self) -> None:
+        self._fork_client = self.fork_client or ForkClient(reap_orphans=self.abilities.subreaper)
         self._umask = _umask()
 
     def start(self, spec: StartSpec) -> StartedRun:
@@ -64,14 +50,14 @@ class ProcessDeployer:
             return self._settle_start(spec, str(exc))
         status = answer.get("status")
         if status == "started":
-            return SubprocessRun(RunFolder(spec.folder), self._host_facts(), started=answer["started"])
+            return self._run(RunFolder(spec.folder), answer["started"])
         if status == "taken":  # a second start of the same attempt: the shim that won the start file has the run
             return self._settle_start(spec, "its start file is taken")
         sentence = str(answer.get("error") or "its shim did not say why")
         raise StartFailed(f"Run {spec.run_id} could not be started: {sentence}.")
 
     def _ask(self, request: dict[str, Any]) -> Mapping[str, Any]:
-        answer = self._warm.launch(request) if self._warm is not None else None
+        answer = self.warm.launch(request) if self.warm is not None else None
         return answer if answer is not None else self._ask_cold(request)
 
     def _ask_cold(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -89,7 +75,7 @@ class ProcessDeployer:
         return started_run
 
     def _request(self, spec: StartSpec) -> dict[str, Any]:
-        host, abilities = self._host, self._abilities
+        host, abilities = self.host, self.abilities
         return {
             "v": 1,
             "run_id": spec.run_id,
@@ -123,33 +109,33 @@ class ProcessDeployer:
         if record is not None and record.get("late"):
             run.drop_work()
             return None
-        if start.get("boot_id") not in (None, self._host.boot_id):
+        if start.get("boot_id") not in (None, self.host.boot_id):
             return self._from_another_boot(run)
         started = run.started()
         if started is None and record is None and not run.shim_alive():
             # the command waits at its gate until started.json is written, and ends there with its shim
             run.write_exit(Exit(error="its shim was killed before the command began"), begun=False)
-        return SubprocessRun(run, self._host_facts(), started=started or start)
+        return self._run(run, started or start)
 
     def _await_birth(self, run: RunFolder) -> None:
         for _ in range(_BIRTH_LOOKS):
             if run.started() is not None or run.exit_record() is not None or not run.shim_alive():
                 return
-            self._wait(_BIRTH_PAUSE_SECONDS)
+            self.wait(_BIRTH_PAUSE_SECONDS)
         # the shim is alive and slow (a hanging file system): its command may still begin, so the run is watched
 
     def _from_another_boot(self, run: RunFolder) -> StartedRun:
         if run.exit_record() is None:
             end = Exit(unknown=True, why="its host restarted while it ran")
             run.write_exit(end, begun=True)
-        return SubprocessRun(run, self._host_facts(), started=run.started() or run.start() or {}, over=True)
+        return self._run(run, run.started() or run.start() or {}, over=True)
 
-    def _host_facts(self) -> HostFacts:
-        return HostFacts(host=self._host, abilities=self._abilities)
+    def _run(self, folder: RunFolder, started: Mapping[str, Any], *, over: bool = False) -> SubprocessRun:
+        return SubprocessRun(folder=folder, host=self.host, abilities=self.abilities, started=started, over=over)
 
     def close(self) -> None:
-        if self._warm is not None:
-            self._warm.close()
+        if self.warm is not None:
+            self.warm.close()
         self._fork_client.close()
 
 

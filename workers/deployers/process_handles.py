@@ -7,7 +7,9 @@ import errno
 import os
 import select
 import signal
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -21,8 +23,6 @@ _CREATED_SLACK_SECONDS = 2.0
 
 class ProcessHandle(Protocol):
     """A handle on one process that need not be our child; it never means another process that has got the same pid."""
-
-    pid: int
 
     def alive(self) -> bool:
         """False once the process has ended, also while nobody has reaped it."""
@@ -40,12 +40,11 @@ class ProcessHandle(Protocol):
         """Close the descriptor; the process goes on."""
 
 
+@dataclass(frozen=True)
 class PidfdHandle:
     """A handle on a process by a pidfd."""
 
-    def __init__(self, pid: int, fd: int) -> None:
-        self.pid = pid
-        self._fd = fd
+    fd: int
 
     @classmethod
     def take(cls, pid: int, ticks: int) -> PidfdHandle | None:
@@ -57,7 +56,7 @@ class PidfdHandle:
             fd = os.pidfd_open(pid)
         except ProcessLookupError:
             return None
-        handle = cls(pid, fd)
+        handle = cls(fd)
         # in this order: what the descriptor holds can no longer be replaced while its start time is read
         seen = syscalls.start_ticks(pid)
         if seen == ticks and handle.alive():
@@ -70,37 +69,35 @@ class PidfdHandle:
 
     def alive(self) -> bool:
         poll = select.poll()
-        poll.register(self._fd, select.POLLIN)
+        poll.register(self.fd, select.POLLIN)
         return not poll.poll(0)
 
     def send(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
-            signal.pidfd_send_signal(self._fd, number)
+            signal.pidfd_send_signal(self.fd, number)
 
     def fileno(self) -> int | None:
-        return self._fd
+        return self.fd
 
     def exit_status(self) -> int | None:
-        return syscalls.pidfd_exit_status(self._fd)
+        return syscalls.pidfd_exit_status(self.fd)
 
     def close(self) -> None:
-        os.close(self._fd)
+        os.close(self.fd)
 
 
-class LockHandle:
-    """A handle on a shim by the lock that it keeps on its start file; works on every platform, in any pid namespace."""
+@dataclass
+class PolledHandle:
+    """A handle on a process without a descriptor, which is asked again and again whether it lives."""
 
-    def __init__(self, pid: int, path: Path, *, ours: bool = True) -> None:
-        self.pid = pid
-        self._path = path
-        self._ours = ours  # a pid of another namespace must not be signalled
-
-    def alive(self) -> bool:
-        # raises `OSError` where the lock cannot be read
-        return atomic_files.locked(self._path)
+    pid: int
+    #: whether the process lives; raises `OSError` where that cannot be told
+    alive: Callable[[], bool]
+    #: False for a pid of another namespace, which must not be signalled
+    ours: bool = True
 
     def send(self, number: signal.Signals) -> None:
-        if self._ours and self.alive():
+        if self.ours and self.alive():
             _kill(self.pid, number)
 
     def fileno(self) -> int | None:
@@ -113,34 +110,23 @@ class LockHandle:
         return
 
 
-class PolledHandle:
+def by_lock(pid: int, path: Path, *, ours: bool = True) -> PolledHandle:
+    """A handle on a shim by the lock that it keeps on its start file; works on every platform, in any pid namespace."""
+    return PolledHandle(pid, partial(atomic_files.locked, path), ours)
+
+
+def by_start_time(pid: int, earliest: float, latest: float) -> PolledHandle:
     """A handle on a process by its pid and the span in which it was started, for platforms without pidfd."""
 
-    def __init__(self, pid: int, earliest: float, latest: float) -> None:
-        self.pid = pid
-        self._earliest = earliest - _CREATED_SLACK_SECONDS
-        self._latest = latest + _CREATED_SLACK_SECONDS
-
-    def alive(self) -> bool:
+    def alive() -> bool:
         try:
-            process = psutil.Process(self.pid)
-            same = self._earliest <= process.create_time() <= self._latest
+            process = psutil.Process(pid)
+            same = earliest - _CREATED_SLACK_SECONDS <= process.create_time() <= latest + _CREATED_SLACK_SECONDS
             return same and process.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return False
 
-    def send(self, number: signal.Signals) -> None:
-        if self.alive():
-            _kill(self.pid, number)
-
-    def fileno(self) -> int | None:
-        return None
-
-    def exit_status(self) -> int | None:
-        return None
-
-    def close(self) -> None:
-        return
+    return PolledHandle(pid, alive)
 
 
 def members(run_id: str, claim: str, *, session: int, group: int) -> list[int]:

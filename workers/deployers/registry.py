@@ -10,7 +10,7 @@ from flowfleet.api.client import ApiClient
 from flowfleet.errors import SettingsError
 from flowfleet.settings.classes import WorkerSettings
 from workers.deployers import external, warm_client
-from workers.deployers.fork_client import ForkServerProgram
+from workers.deployers.fork_client import ForkClient, ForkServerProgram
 from workers.deployers.process import ProcessDeployer
 from workers.deployment import Deployer, DeployerContext
 from workers.host import Abilities, Host, raise_descriptors
@@ -52,4 +52,5 @@ def process_deployer(host: Host, abilities: Abilities, parent: ForkServerProgram
     if parent is not None:
         warm = warm_client.new_client(parent, abilities, descriptors=descriptors)
         warm.start()
-    return ProcessDeployer(host=host, abilities=abilities, warm=warm, descriptors=descriptors)
+    fork_client = ForkClient(reap_orphans=abilities.subreaper, descriptors=descriptors)
+    return ProcessDeployer(host=host, abilities=abilities, fork_client=fork_client, warm=warm)

@@ -9,12 +9,13 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from flowfleet.wakeup import Wakeup
 from workers.deployers import process_handles
+from workers.deployers.process_handles import ProcessHandle
 from workers.deployment import Exit, Handle
 from workers.host import Abilities, Host
 from workers.shim import log_cap
@@ -27,14 +28,6 @@ _HANDLE = ("kind", "host", "id", "boot_id", "pid_ns", "pid", "ticks", "command_p
 _INFO_SECONDS = 3.0
 _CLEAR_SECONDS = 5.0
 _AGAIN_SECONDS = 0.2
-
-
-@dataclass(frozen=True, kw_only=True)
-class HostFacts:
-    """The facts of the worker's host that a run needs."""
-
-    host: Host
-    abilities: Abilities
 
 
 class RunWakeup:
@@ -93,24 +86,27 @@ def _run_wakeup(abilities: Abilities) -> RunWakeup | None:
         return None
 
 
+@dataclass(kw_only=True)
 class SubprocessRun:
     """A started run that is a subprocess of this host."""
 
-    def __init__(
-        self, folder: RunFolder, host_facts: HostFacts, *, started: Mapping[str, Any], over: bool = False
-    ) -> None:
-        self._folder = folder
-        self._host_facts = host_facts
-        self._started = started
-        self._wakeup = _run_wakeup(host_facts.abilities)
-        self._shim: process_handles.ProcessHandle | None = None
-        self._command: process_handles.ProcessHandle | None = None
-        self._exit: Exit | None = None
-        self._stopped_by: str | None = None
-        self._over_since: float | None = None
-        self._closed = False
-        self._over = over
-        if not over:
+    folder: RunFolder
+    host: Host
+    abilities: Abilities
+    #: the handle on disk, or the record of the start file where there is none yet
+    started: Mapping[str, Any]
+    #: whether the run ended under another boot, so that no pid of it means anything
+    over: bool = False
+    _shim: ProcessHandle | None = field(default=None, init=False)
+    _command: ProcessHandle | None = field(default=None, init=False)
+    _exit: Exit | None = field(default=None, init=False)
+    _stopped_by: str | None = field(default=None, init=False)
+    _over_since: float | None = field(default=None, init=False)
+    _closed: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self._wakeup = _run_wakeup(self.abilities)
+        if not self.over:
             self._shim = self._take_shim()
             self._command = self._take_command()
         self._watch(self._shim or self._command)
@@ -120,9 +116,9 @@ class SubprocessRun:
     @property
     def handle(self) -> Handle:
         # the shim writes the pid of its command to disk once that is forked
-        if not self._started.get("command_pid"):
-            self._started = self._folder.started() or self._started
-        return {name: self._started.get(name) for name in _HANDLE}
+        if not self.started.get("command_pid"):
+            self.started = self.folder.started() or self.started
+        return {name: self.started.get(name) for name in _HANDLE}
 
     def fileno(self) -> int | None:
         # None also while the process that is watched has no descriptor of its own
@@ -149,23 +145,18 @@ class SubprocessRun:
             self._finish(end)
         return self._exit
 
-    def begun(self) -> bool:
-        # the proof is an exit record that says so
-        record = self._folder.exit_record()
-        return record is None or bool(record.get("begun", True))
-
     def stop(self) -> None:
         self._stopped_by = self._stopped_by or "term"
         if self._shim is not None and self._shim.alive():
             self._shim.send(signal.SIGTERM)
-        elif not self._over and self._exit is None:
+        elif not self.over and self._exit is None:
             self._signal_members(signal.SIGTERM)
-            timer = threading.Timer(float(self._started.get("stop_grace") or 0.0), self.kill)
+            timer = threading.Timer(float(self.started.get("stop_grace") or 0.0), self.kill)
             timer.daemon = True
             timer.start()
 
     def kill(self) -> None:
-        if self._exit is not None or self._over:
+        if self._exit is not None or self.over:
             return
         self._stopped_by = "kill"
         if self._shim is not None and self._shim.alive():
@@ -186,49 +177,41 @@ class SubprocessRun:
 
     # -- the processes that are watched
 
-    def _take_shim(self) -> process_handles.ProcessHandle | None:
-        pid, start = int(self._started.get("pid") or 0), self._folder.path / "start"
-        if self._started.get("pid_ns") != self._host_facts.host.pid_ns:
-            # the shim is in another container with the same volume: its pids mean nothing here, but its lock does
-            return process_handles.LockHandle(pid, start, ours=False)
-        ticks = self._started.get("ticks")
-        if not self._host_facts.abilities.pidfd or ticks is None:  # None: started by a worker in plain mode
-            return process_handles.LockHandle(pid, start)
-        try:
-            return process_handles.PidfdHandle.take(pid, ticks)
-        except OSError as exc:
-            self._without_descriptor(exc)
-            return process_handles.LockHandle(pid, start)
+    def _take_shim(self) -> ProcessHandle | None:
+        pid, ours = int(self.started.get("pid") or 0), self._of_our_namespace()
+        by_lock = process_handles.by_lock(pid, self.folder.path / "start", ours=ours)
+        # a shim in another container with the same volume: its pids mean nothing here, but its lock does
+        return self._take(pid, self.started.get("ticks"), lambda: by_lock) if ours else by_lock
 
-    def _take_command(self) -> process_handles.ProcessHandle | None:
-        pid = self._started.get("command_pid")
-        if not pid or self._started.get("pid_ns") != self._host_facts.host.pid_ns:
+    def _take_command(self) -> ProcessHandle | None:
+        pid = int(self.started.get("command_pid") or 0)
+        if not pid or not self._of_our_namespace():
             return None
-        ticks = self._started.get("command_ticks")
-        if not self._host_facts.abilities.pidfd or ticks is None:
-            return self._poll_command(int(pid))
-        try:
-            return process_handles.PidfdHandle.take(int(pid), ticks)
-        except OSError as exc:
-            self._without_descriptor(exc)
-            return self._poll_command(int(pid))
 
-    def _poll_command(self, pid: int) -> process_handles.ProcessHandle | None:
-        earliest = float(self._started.get("shim_started_at") or 0.0)
-        # between its own start and the command's the shim has written to a disk that may be slow
-        process = process_handles.PolledHandle(
-            pid, earliest, float(self._started.get("command_started_at") or earliest)
-        )
-        return process if process.alive() else None
+        def by_start_time() -> ProcessHandle | None:
+            earliest = float(self.started.get("shim_started_at") or 0.0)
+            # between its own start and the command's the shim has written to a disk that may be slow
+            latest = float(self.started.get("command_started_at") or earliest)
+            process = process_handles.by_start_time(pid, earliest, latest)
+            return process if process.alive() else None
 
-    def _without_descriptor(self, exc: OSError) -> None:
-        # a missing descriptor is never taken for the end: what is believed to be over is killed
-        logger.warning(
-            "run is watched without a descriptor",
-            extra={"run_id": self._folder.run_id, "claim": self._folder.claim, "error": str(exc)},
-        )
+        return self._take(pid, self.started.get("command_ticks"), by_start_time)
 
-    def _watch(self, process: process_handles.ProcessHandle | None) -> None:
+    def _take(
+        self, pid: int, ticks: int | None, without_descriptor: Callable[[], ProcessHandle | None]
+    ) -> ProcessHandle | None:
+        if self.abilities.pidfd and ticks is not None:  # None: started by a worker in plain mode
+            try:
+                return process_handles.PidfdHandle.take(pid, ticks)
+            except OSError as exc:
+                # a missing descriptor is never taken for the end: what is believed to be over is killed
+                logger.warning("run is watched without a descriptor", extra={**self.folder.fields, "error": str(exc)})
+        return without_descriptor()
+
+    def _of_our_namespace(self) -> bool:
+        return bool(self.started.get("pid_ns") == self.host.pid_ns)
+
+    def _watch(self, process: ProcessHandle | None) -> None:
         if self._wakeup is None:
             return
         fd = process.fileno() if process else None
@@ -241,10 +224,10 @@ class SubprocessRun:
         self._watch_none()
         self._shim.close()
         self._shim = None
-        if self._folder.exit_record() is None:
-            self._started = self._folder.started() or self._started
+        if self.folder.exit_record() is None:
+            self.started = self.folder.started() or self.started
             self._command = self._command or self._take_command()
-            logger.warning("shim was killed", extra={"run_id": self._folder.run_id, "claim": self._folder.claim})
+            logger.warning("shim was killed", extra=self.folder.fields)
             if self._command is not None:
                 self._watch(self._command)
 
@@ -261,7 +244,7 @@ class SubprocessRun:
 
     def _cleared(self) -> bool:
         """Whether nothing of the run is left; what is left is killed here, since no shim does it any more."""
-        if self._over or (self._folder.cleared() and self._host_facts.abilities.subreaper):
+        if self.over or (self.folder.cleared() and self.abilities.subreaper):
             return True
         if self._over_since is None:
             self._over_since = time.monotonic()
@@ -273,15 +256,15 @@ class SubprocessRun:
 
     def _outcome(self) -> Exit | None:
         """How the run ended; None = poll again, since the kernel may tell it in a moment."""
-        recorded = self._folder.exit()
+        recorded = self.folder.exit()
         if recorded is not None:
             return recorded
-        if self._folder.started() is None:
+        if self.folder.started() is None:
             end = Exit(error="its shim was killed before the command began", ended_at=time.time())
-            self._folder.write_exit(end, begun=False)
+            self.folder.write_exit(end, begun=False)
             return end
         end = Exit(unknown=True, stopped_by=self._stopped_by, ended_at=time.time())
-        if self._command is not None and self._host_facts.abilities.pidfd_info:
+        if self._command is not None and self.abilities.pidfd_info:
             status = self._command.exit_status()
             if status is None and self._waiting_for_init():
                 return None
@@ -290,7 +273,7 @@ class SubprocessRun:
                 end = dataclasses.replace(
                     end, unknown=False, code=code if code >= 0 else None, signal=-code if code < 0 else None
                 )
-        self._folder.write_exit(end, begun=True)
+        self.folder.write_exit(end, begun=True)
         return end
 
     def _waiting_for_init(self) -> bool:
@@ -302,16 +285,16 @@ class SubprocessRun:
         return True
 
     def _finish(self, end: Exit) -> None:
-        self._exit = dataclasses.replace(end, last_lines=log_cap.last_lines(self._folder.log))
-        self._folder.drop_work()
+        self._exit = dataclasses.replace(end, last_lines=log_cap.last_lines(self.folder.log))
+        self.folder.drop_work()
 
     def _signal_members(self, number: signal.Signals) -> int:
-        if self._started.get("pid_ns") != self._host_facts.host.pid_ns:
+        if not self._of_our_namespace():
             return 0
         return process_handles.signal_members(
-            self._folder.run_id,
-            self._folder.claim,
+            self.folder.run_id,
+            self.folder.claim,
             number,
-            session=int(self._started.get("pid") or 0),
-            group=int(self._started.get("command_pid") or 0),
+            session=int(self.started.get("pid") or 0),
+            group=int(self.started.get("command_pid") or 0),
         )

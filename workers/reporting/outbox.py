@@ -45,28 +45,28 @@ class Report:
         )
 
 
+@dataclass(frozen=True)
 class Outbox:
     """The reports of one worker, one file each."""
 
-    def __init__(self, folder: OutboxFolder) -> None:
-        self._folder = folder
+    folder: OutboxFolder
 
     def put(self, report: Report) -> None:
         """Keep a report that is to be sent; it is on disk once this returns."""
-        self._folder.put(report.run_id, report.claim, {**report.to_record(), "looked": True})
+        self.folder.put(report.run_id, report.claim, {**report.to_record(), "looked": True})
 
     def put_aside(self, report: Report) -> None:
         """Keep a report that must not be sent yet: the API could not be asked whether it has an end already.
 
         A report of the same attempt that is on disk already stays as it is.
         """
-        if self._folder.get(report.run_id, report.claim) is None:
-            self._folder.put(report.run_id, report.claim, {**report.to_record(), "looked": False})
+        if self.folder.get(report.run_id, report.claim) is None:
+            self.folder.put(report.run_id, report.claim, {**report.to_record(), "looked": False})
 
     def to_send(self) -> list[Report]:
         """The reports that are to be sent; those `put_aside` are not: adoption looks at the folders of their runs."""
         reports = []
-        for record in self._folder:
+        for record in self.folder:
             if not record.get("looked", True):
                 continue
             try:
@@ -81,15 +81,15 @@ class Outbox:
         for record in list(left):
             run_id, claim = str(record["run_id"]), str(record["claim"])
             rest = {name: value for name, value in record.items() if name not in ("v", "run_id", "claim")}
-            self._folder.put(run_id, claim, rest)
+            self.folder.put(run_id, claim, rest)
             left.remove(run_id, claim)
             moved += 1
         return moved
 
     def count(self) -> int:
         """How many reports the API has not accepted yet."""
-        return sum(1 for _ in self._folder)
+        return sum(1 for _ in self.folder)
 
     def remove(self, run_id: str, claim: str) -> None:
         """Remove the report of this attempt, if there is one: nothing more is to be told about it."""
-        self._folder.remove(run_id, claim)
+        self.folder.remove(run_id, claim)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from flowfleet.api.client import ApiClient, LogLine
@@ -18,20 +19,20 @@ GATHER_SECONDS = 0.5
 MOST_LINES = 2000
 
 
+@dataclass
 class RunLog:
     """The lines that wait to be sent to the API; with `enabled` False, lines are dropped at once."""
 
-    def __init__(self, api: ApiClient, background: BackgroundJobs, *, enabled: bool = True) -> None:
-        self._api = api
-        self._background = background
-        self._enabled = enabled
-        self._lock = threading.Lock()
-        self._lines: list[LogLine] = []
-        self._posted = False
+    api: ApiClient
+    background: BackgroundJobs
+    enabled: bool = True
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+    _lines: list[LogLine] = field(default_factory=list, init=False)
+    _posted: bool = field(default=False, init=False)
 
     def say(self, run_id: str, message: str, level: int = logging.INFO) -> None:
         """Put a line on the log page of a run."""
-        if not self._enabled:
+        if not self.enabled:
             return
         with self._lock:
             self._lines.append(LogLine(run_id=run_id, message=message, at=datetime.now(UTC), level=level))
@@ -39,14 +40,14 @@ class RunLog:
             post = not self._posted
             self._posted = True
         if post:
-            self._background.post(self._send, after=GATHER_SECONDS)
+            self.background.post(self._send, after=GATHER_SECONDS)
 
     def _send(self) -> None:
         with self._lock:
             lines = list(self._lines)
         try:
             if lines:
-                self._api.log(lines)
+                self.api.log(lines)
         except ApiRejected as exc:
             # a line is not worth more than one try: its run may be gone
             logger.warning("log lines were refused", extra={"lines": len(lines), "error": str(exc)})
@@ -56,4 +57,4 @@ class RunLog:
             self._posted = bool(self._lines)
             post = self._posted
         if post:
-            self._background.post(self._send)
+            self.background.post(self._send)

@@ -11,6 +11,7 @@ import selectors
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from flowfleet.guard import guarded
 from flowfleet.ledger.claims import State
@@ -31,36 +32,31 @@ MOST_WAKEUPS = 50
 OnEnd = Callable[[Attempt], None]
 
 
+@dataclass
 class Supervisor:
     """The supervisor thread, which watches all started runs of a worker by one selector."""
 
-    def __init__(
-        self,
-        attempts: Attempts,
-        on_end: OnEnd,
-        *,
-        run_timeout: float | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._attempts = attempts
-        self._on_end = on_end
-        self._run_timeout = run_timeout
-        self._clock = clock
-        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._wakeup = Wakeup()
+    attempts: Attempts
+    on_end: OnEnd
+    run_timeout: float | None = None
+    clock: Callable[[], float] = time.monotonic
+    _inbox: queue.SimpleQueue[Callable[[], None]] = field(default_factory=queue.SimpleQueue, init=False)
+    _wakeup: Wakeup = field(default_factory=Wakeup, init=False)
+    #: key of a watched run → when to poll it although its descriptor is not readable
+    _ask_at: dict[str, float] = field(default_factory=dict, init=False)
+    #: key of a watched run → when its --run-timeout is over
+    _stop_at: dict[str, float] = field(default_factory=dict, init=False)
+    #: key of a watched run → its descriptor in the selector
+    _registered: dict[str, int] = field(default_factory=dict, init=False)
+    #: key of a watched run → how often its descriptor was readable though the run had not ended
+    _wakeups: dict[str, int] = field(default_factory=dict, init=False)
+    _closed: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._wakeup, selectors.EVENT_READ, None)
-        #: key of a watched run → when to poll it although its descriptor is not readable
-        self._ask_at: dict[str, float] = {}
-        #: key of a watched run → when its --run-timeout is over
-        self._stop_at: dict[str, float] = {}
-        #: key of a watched run → its descriptor in the selector
-        self._registered: dict[str, int] = {}
-        #: key of a watched run → how often its descriptor was readable though the run had not ended
-        self._wakeups: dict[str, int] = {}
-        self._closed = False
         #: when the loop last went round, by `clock`: the heartbeat reads here whether the runs are watched at all
-        self.seen = clock()
+        self.seen = self.clock()
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
 
     def start(self) -> None:
@@ -94,12 +90,12 @@ class Supervisor:
                 self._round()
 
     def _round(self) -> None:
-        self.seen = self._clock()
+        self.seen = self.clock()
         nearest = min([*self._ask_at.values(), *self._stop_at.values()], default=self.seen + POLL_SECONDS)
-        events = self._selector.select(max(0.0, min(POLL_SECONDS, nearest - self._clock())))
+        events = self._selector.select(max(0.0, min(POLL_SECONDS, nearest - self.clock())))
         woken = {key.data for key, _ in events if key.data is not None}
         self._empty_inbox()
-        now = self._clock()
+        now = self.clock()
         for key in woken | {key for key, at in self._ask_at.items() if at <= now}:
             self._ask(key, woken=key in woken)
         for key in [key for key, at in self._stop_at.items() if at <= now]:
@@ -116,27 +112,27 @@ class Supervisor:
             action()
 
     def _watch(self, key: str) -> None:
-        attempt = self._attempts.get(key)
+        attempt = self.attempts.get(key)
         if attempt is None or attempt.started_run is None:
             return
         fd = attempt.started_run.fileno()
         if fd is not None:
             self._selector.register(fd, selectors.EVENT_READ, key)
             self._registered[key] = fd
-        if self._run_timeout is not None:
+        if self.run_timeout is not None:
             # an adopted run has used up a part of its time under the worker before
             age = attempt.folder.age_seconds() if attempt.adopted else 0.0
-            self._stop_at[key] = self._clock() + self._run_timeout - age
+            self._stop_at[key] = self.clock() + self.run_timeout - age
         self._ask(key, woken=False)
 
     def _ask(self, key: str, *, woken: bool) -> None:
         with guarded(logger, "a run could not be asked", run_and_claim=key):  # the others must still be asked
             self._look(key, woken=woken)
             return
-        self._ask_at[key] = self._clock() + POLL_SECONDS
+        self._ask_at[key] = self.clock() + POLL_SECONDS
 
     def _look(self, key: str, *, woken: bool) -> None:
-        attempt = self._attempts.get(key)
+        attempt = self.attempts.get(key)
         if attempt is None or attempt.started_run is None:
             self._unwatch(key)
             return
@@ -146,12 +142,12 @@ class Supervisor:
             self._ended(attempt, end)
         elif woken:
             # the leader of the run's group is gone and something of the group is not: polled without a wakeup too
-            self._ask_at[key] = self._clock() + GOING_SECONDS
+            self._ask_at[key] = self.clock() + GOING_SECONDS
             self._wakeups[key] = self._wakeups.get(key, 0) + 1
             if self._wakeups[key] > MOST_WAKEUPS:
                 self._unregister(key)  # a descriptor that stays readable would keep this thread spinning
         elif key not in self._registered or key in self._ask_at:
-            self._ask_at[key] = self._clock() + (GOING_SECONDS if key in self._wakeups else POLL_SECONDS)
+            self._ask_at[key] = self.clock() + (GOING_SECONDS if key in self._wakeups else POLL_SECONDS)
 
     def _unwatch(self, key: str) -> None:
         self._ask_at.pop(key, None)
@@ -167,13 +163,13 @@ class Supervisor:
     def _ended(self, attempt: Attempt, end: Exit) -> None:
         if attempt.started_run is not None:
             attempt.started_run.close()
-        moved = self._attempts.move(attempt.key, State.ENDED, exit_=end)
+        moved = self.attempts.move(attempt.key, State.ENDED, exit_=end)
         logger.info("run ended", extra={**attempt.fields, "exit": str(end)})
         if moved is not None:
-            self._on_end(moved)
+            self.on_end(moved)
 
     def _stop(self, key: str, *, kill: bool) -> None:
-        attempt = self._attempts.get(key)
+        attempt = self.attempts.get(key)
         if attempt is None or attempt.started_run is None or attempt.held.state is State.ENDED:
             return
         logger.info("run is being stopped", extra={**attempt.fields, "kill": kill})
@@ -183,7 +179,7 @@ class Supervisor:
             attempt.started_run.stop()
 
     def _time_out(self, key: str) -> None:
-        attempt = self._attempts.get(key)
+        attempt = self.attempts.get(key)
         if attempt is not None:
             logger.warning("run takes longer than --run-timeout", extra=attempt.fields)
             self._stop(key, kill=False)

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from workers.state.run_folders import RunFolders
@@ -22,22 +23,19 @@ logger = logging.getLogger(__name__)
 EACH_SECONDS = 600.0
 
 
+@dataclass
 class Pruner:
     """A thread that prunes the run folders every ten minutes. `busy` gives the keys of runs that stay in any case."""
 
-    def __init__(
-        self, state: StateFolder, *, keep_days: float, keep_bytes: int, busy: Callable[[], AbstractSet[str]]
-    ) -> None:
-        self._state = state
-        self._keep_seconds = keep_days * 86400
-        self._keep_bytes = keep_bytes
-        self._busy = busy
-        self._thread = threading.Thread(target=self._run, name="pruner", daemon=True)
-        self._closed = threading.Event()
+    state: StateFolder
+    keep_days: float
+    keep_bytes: int
+    busy: Callable[[], AbstractSet[str]]
+    _closed: threading.Event = field(default_factory=threading.Event, init=False)
 
     def start(self) -> None:
         """Start the thread."""
-        self._thread.start()
+        threading.Thread(target=self._run, name="pruner", daemon=True).start()
 
     def close(self) -> None:
         """Let the thread end."""
@@ -51,8 +49,8 @@ class Pruner:
     def prune(self) -> list[str]:
         """Prune once; returns the keys (RUN.CLAIM) of the removed folders."""
         try:
-            gone = self._prune(self._state.runs)
-            for path in self._state.siblings():
+            gone = self._prune(self.state.runs)
+            for path in self.state.siblings():
                 gone += self._prune_sibling(path)
         except OSError as exc:
             logger.warning("old run folders were not removed", extra={"error": str(exc)})
@@ -72,5 +70,5 @@ class Pruner:
 
     def _prune(self, runs: RunFolders) -> list[str]:
         return runs.prune(
-            now=time.time(), keep_seconds=self._keep_seconds, keep_bytes=self._keep_bytes, busy=self._busy()
+            now=time.time(), keep_seconds=self.keep_days * 86400, keep_bytes=self.keep_bytes, busy=self.busy()
         )

@@ -59,6 +59,11 @@ class RunFolder:
         return self.key.rpartition(".")[2]
 
     @property
+    def fields(self) -> dict[str, Any]:
+        """The fields that every log line about the folder carries."""
+        return {"run_id": self.run_id, "claim": self.claim}
+
+    @property
     def log(self) -> Path:
         """The file of what the run prints."""
         return self.path / "log"
@@ -184,11 +189,11 @@ class RunFolder:
         return total
 
 
+@dataclass(frozen=True)
 class RunFolders:
     """The run folders that lie in one worker's state folder."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    path: Path
 
     def create(self, run_id: str, claim: str, intent: Mapping[str, Any]) -> RunFolder | None:
         """Make the folder of an attempt, before the ledger is asked; None when it exists already."""
@@ -257,11 +262,11 @@ class RunFolders:
         return gone
 
 
+@dataclass(frozen=True)
 class OutboxFolder:
     """Reports that the API has not accepted yet, one file each."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    path: Path
 
     def put(self, run_id: str, claim: str, report: Mapping[str, Any]) -> None:
         """Keep a report; it is on disk once this returns."""
