@@ -31,7 +31,7 @@ from workers.environment import layers_of, worker_layer
 from workers.host import Abilities, Host
 from workers.interpreter import Interpreter
 from workers.runs.start_spec import StartSpecBuilder
-from workers.service import WorkerParts, WorkerService
+from workers.service import WorkerService
 from workers.state.run_folders import RunFolder
 from workers.state.state_folder import StateFolder
 
@@ -111,7 +111,7 @@ class WorkerWorld:
         if other is not None:
             assert self.ledger.roster.sign_on(row, over=other) is None
         layers = layers_of(self.settings, worker_layer(os.environ, python=None, own_prefix=None), self.client.traits)
-        parts = WorkerParts(
+        return WorkerService(
             settings=self.settings,
             row=row,
             app=broker.make_app(self.settings.redis, fleet=self.settings.fleet),
@@ -134,7 +134,6 @@ class WorkerWorld:
             count_refused=lambda _reason: self.ledger.claims.count("messages-refused"),
             leave=self.left.append,
         )
-        return WorkerService(parts)
 
     def start(self, **how: Any) -> WorkerService:
         """A worker that serves its route through an open gate."""

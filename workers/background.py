@@ -14,7 +14,7 @@ from flowfleet.retry import OutageLog, backoff
 
 logger = logging.getLogger(__name__)
 
-BackgroundJob = Callable[[], None]
+BackgroundJob = Callable[[], object]
 
 #: seconds until a refused key is tried again: most servers count refusals
 KEY_SECONDS = 60.0

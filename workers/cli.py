@@ -43,7 +43,7 @@ from workers.lifecycle import sign_on
 from workers.lifecycle.consumer import forget_stop, require_hooks
 from workers.lifecycle.stop_signals import leave_at_once, resolve_mode
 from workers.runs.start_spec import StartSpecBuilder
-from workers.service import WorkerParts, WorkerService
+from workers.service import WorkerService
 from workers.state.state_folder import StateFolder
 
 logger = logging.getLogger(__name__)
@@ -142,7 +142,7 @@ def serve(
     deployer = embedding.deployer(own, api, settings)
     embedding.leave_with(ledger.close)
     row = _join_fleet(ledger, settings, api, state, host, retry=retry, startup_page=startup_page)
-    parts = WorkerParts(
+    service = WorkerService(
         settings=settings,
         row=row,
         app=broker.make_app(
@@ -161,15 +161,10 @@ def serve(
         launched=embedding.launched,
         leave=embedding.leave,
     )
-    return _run(WorkerService(parts), ledger, startup_page, embedding)
+    return _run(service, ledger, startup_page, embedding)
 
 
-def _run(
-    service: WorkerService,
-    ledger: Ledger,
-    startup_page: StartupPage,
-    embedding: EmbeddingProgram,
-) -> int:
+def _run(service: WorkerService, ledger: Ledger, startup_page: StartupPage, embedding: EmbeddingProgram) -> int:
     """Connect the joined worker to what wakes, asks and stops it, and run it to its end; the exit code."""
     # neither this nor the page is closed again: their threads end with the process, and waiting for them would lengthen
     # each stop

@@ -148,10 +148,7 @@ def interpreter_of(
     base = worker_layer(environ, python=settings.python, own_prefix=own)
     try:
         chosen = choose_interpreter(
-            layers_of(settings, base, traits).of_host(),
-            python=settings.python,
-            traits=traits,
-            fallback=sys.executable,
+            layers_of(settings, base, traits).of_host(), python=settings.python, traits=traits, fallback=sys.executable
         )
     except SettingsError:
         if settings.deploy == "process":

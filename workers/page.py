@@ -12,9 +12,10 @@ from typing import Any
 from flowfleet.monitor.run_output import read_local
 from flowfleet.page.server import Handler, PageAnswer, PageRequest
 from workers.lifecycle.consumer import Slots
-from workers.lifecycle.heartbeat import WATCH_SECONDS, Watcher
+from workers.lifecycle.heartbeat import WATCH_SECONDS
 from workers.metrics import WorkerMetrics
 from workers.reporting.outbox import Outbox
+from workers.runs.supervisor import Supervisor
 from workers.state.attempts import Attempts
 from workers.state.ledger_view import LedgerView
 from workers.state.run_folders import RunFolder, RunFolders
@@ -54,7 +55,7 @@ class WorkerHealth:
     """The health of one worker, for its page. It only reads, and may be called from any thread."""
 
     worker: str
-    watcher: Watcher
+    supervisor: Supervisor
     ledger_view: LedgerView
     attempts: Attempts
     slots: Slots
@@ -64,7 +65,7 @@ class WorkerHealth:
 
     def alive(self) -> bool:
         """Whether the supervisor's loop, which watches all runs, still goes round."""
-        return time.monotonic() - self.watcher.seen < WATCH_SECONDS
+        return time.monotonic() - self.supervisor.seen < WATCH_SECONDS
 
     def ready(self) -> bool:
         """Whether the worker lives, has adopted its runs, is in touch with Redis, and is not stopping."""

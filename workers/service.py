@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from flowfleet.api.client import ApiClient, Mark
@@ -45,9 +46,9 @@ from workers.state.state_folder import StateFolder
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class WorkerParts:
-    """The parts of a worker, as its command or a test has built them."""
+@dataclass(kw_only=True)
+class WorkerService:
+    """The worker, put together from what its command or a test has built; `run` blocks until it has stopped."""
 
     settings: WorkerSettings
     row: WorkerRow
@@ -68,125 +69,121 @@ class WorkerParts:
     launched: Callable[[str], None] = lambda _run_id: None
     leave: Callable[[int], Any] = os._exit
 
-
-class WorkerService:
-    """The worker; `run` blocks until it has stopped and returns the exit code."""
-
-    def __init__(self, parts: WorkerParts) -> None:
-        self._parts = parts
-        settings, worker = parts.settings, parts.row.worker
+    def __post_init__(self) -> None:
+        settings, worker = self.settings, self.row.worker
         self.metrics = WorkerMetrics()
-        self.ledger_view = LedgerView(parts.row.offer)
+        self.ledger_view = LedgerView(self.row.offer)
         self.attempts = Attempts(on_change=self._changed)
         self.to_ledger = BackgroundJobs("Redis")
-        self.to_api = parts.to_api
         self.supervisor = Supervisor(self.attempts, self._run_ended, run_timeout=settings.run_timeout)
-        self.slots = Slots(settings.slots, self, on_arrival=self._arrived)
-        self.stop_signals = StopSignals(self.slots, self.attempts, leave=parts.leave, guarded=parts.mode == "detach")
+        self.slots = Slots(
+            settings.slots,
+            ledger_view=self.ledger_view,
+            attempts=self.attempts,
+            on_serving=self._serving,
+            on_refused=self._refused,
+            on_arrival=self._arrived,
+        )
+        self.stop_signals = StopSignals(self.slots, self.attempts, leave=self.leave, guarded=self.mode == "detach")
         self.output = OutputFollower() if settings.show_flow_logs else None
         self.pruner = Pruner(
-            parts.state,
+            self.state,
             keep_days=settings.keep_logs_days,
             keep_bytes=settings.keep_logs_bytes,
             busy=lambda: {attempt.key for attempt in self.attempts.all()},
         )
         self._mark = Mark(fleet=settings.fleet, worker=worker)
         self._join_ends()
-        self._join_renewal()
-        self._join_launch()
+        self._join_claims()
         self.health = WorkerHealth(
             worker=worker,
-            watcher=self.supervisor,
+            supervisor=self.supervisor,
             ledger_view=self.ledger_view,
             attempts=self.attempts,
             slots=self.slots,
             outbox=self.outbox,
             metrics=self.metrics,
-            runs=parts.state.runs,
+            runs=self.state.runs,
         )
         self.shutdown = WorkerShutdown(
-            row=parts.row,
-            mode=parts.mode,
+            row=self.row,
+            mode=self.mode,
             grace=settings.stop_grace,
             attempts=self.attempts,
             supervisor=self.supervisor,
             heartbeat=self.heartbeat,
             pruner=self.pruner,
             output=self.output,
-            roster=parts.roster,
-            deployer=parts.deployer,
+            roster=self.roster,
+            deployer=self.deployer,
             to_ledger=self.to_ledger,
             to_api=self.to_api,
             stop_signals=self.stop_signals,
         )
 
     def _join_ends(self) -> None:
-        parts, worker = self._parts, self._parts.row.worker
-        self.run_log = RunLog(parts.api, self.to_api, enabled=parts.settings.cloud_logs)
-        self.claim_adoption = ClaimAdoption(worker=worker, nonce=parts.row.nonce, claims=parts.claims)
+        worker = self.row.worker
+        self.run_log = RunLog(self.api, self.to_api, enabled=self.settings.cloud_logs)
+        self.claim_adoption = ClaimAdoption(worker=worker, nonce=self.row.nonce, claims=self.claims)
         self.hand_back = HandBack(
             worker=worker,
             mark=self._mark,
             on_told=self._handed_back,
             take_again=self.claim_adoption.again,
             attempts=self.attempts,
-            claims=parts.claims,
-            api=parts.api.ends,
+            claims=self.claims,
+            api=self.api.ends,
             to_ledger=self.to_ledger,
             to_api=self.to_api,
-            failpoints=parts.failpoints,
+            failpoints=self.failpoints,
         )
-        self.outbox = Outbox(parts.state.outbox)
+        self.outbox = Outbox(self.state.outbox)
         self.endings = Endings(
             worker=worker,
             mark=self._mark,
             outbox=self.outbox,
-            runs=parts.state.runs,
+            runs=self.state.runs,
             run_log=self.run_log,
             on_settled=self._settled,
             take_again=self.claim_adoption.again,
             attempts=self.attempts,
-            claims=parts.claims,
-            api=parts.api.ends,
-            traits=parts.api.traits,
+            claims=self.claims,
+            api=self.api.ends,
+            traits=self.api.traits,
             to_ledger=self.to_ledger,
             to_api=self.to_api,
-            failpoints=parts.failpoints,
+            failpoints=self.failpoints,
         )
 
-    def _join_renewal(self) -> None:
-        parts = self._parts
+    def _join_claims(self) -> None:
         cancel_and_fence = CancelAndFence(
-            worker=parts.row.worker,
+            worker=self.row.worker,
             attempts=self.attempts,
-            claims=parts.claims,
-            api=parts.api.ends,
+            claims=self.claims,
+            api=self.api.ends,
             supervisor=self.supervisor,
             to_api=self.to_api,
         )
         self.heartbeat = Heartbeat(
-            claims=parts.claims,
-            roster=parts.roster,
-            row=parts.row,
+            claims=self.claims,
+            roster=self.roster,
+            row=self.row,
             attempts=self.attempts,
             ledger_view=self.ledger_view,
-            watcher=self.supervisor,
+            supervisor=self.supervisor,
             on_fenced=cancel_and_fence.fenced,
             on_cancelled=cancel_and_fence.cancelled,
             on_answer=self._answered,
             take_again=self.claim_adoption.again,
         )
-
-    def _join_launch(self) -> None:
-        parts = self._parts
         self.launch = Launch(
-            worker=parts.row.worker,
-            nonce=parts.row.nonce,
+            worker=self.row.worker,
+            nonce=self.row.nonce,
             mark=self._mark,
-            deployer=parts.deployer,
-            start_specs=parts.start_specs,
+            deployer=self.deployer,
+            start_specs=self.start_specs,
             ledger_view=self.ledger_view,
-            runs=parts.state.runs,
+            runs=self.state.runs,
             hand_back=self.hand_back,
             run_log=self.run_log,
             on_started=self._run_started,
@@ -194,37 +191,26 @@ class WorkerService:
             ledger_retry=replace(LEDGER_RETRY, wait=self.stop_signals.wait, stopped=lambda: self.attempts.closed),
             api_retry=replace(API_RETRY, wait=self.stop_signals.wait, stopped=lambda: self.attempts.closed),
             attempts=self.attempts,
-            claims=parts.claims,
-            api=parts.api,
+            claims=self.claims,
+            api=self.api,
             to_ledger=self.to_ledger,
             to_api=self.to_api,
-            failpoints=parts.failpoints,
+            failpoints=self.failpoints,
         )
 
-    # -- the worker as its slots see it (`SlotOwner`)
+    # -- what the parts tell each other
 
-    def accepting(self) -> bool:
-        return self.ledger_view.accepting
-
-    def occupying(self) -> set[str]:
-        return self.attempts.occupying()
-
-    def routes(self) -> Iterable[Route]:
-        return self.ledger_view.routes()
-
-    def serving(self, routes: frozenset[Route]) -> None:
+    def _serving(self, routes: frozenset[Route]) -> None:
         # the roster has to say so at once, since only served routes count when slots are counted
         if self.slots.stopping:
             routes = frozenset()  # also where Celery connects once more on its way out
         if self.ledger_view.serve(routes):
             self.heartbeat.nudge()
 
-    def refused(self, reason: str) -> None:
+    def _refused(self, reason: str) -> None:
         logger.warning("message refused", extra={"reason": reason})
         self.metrics.refused.inc()
-        self.to_ledger.post(lambda: self._parts.count_refused(reason))
-
-    # -- what the parts tell each other
+        self.to_ledger.post(lambda: self.count_refused(reason))
 
     def _changed(self) -> None:
         self.slots.wakeup.wake()
@@ -237,19 +223,18 @@ class WorkerService:
 
     def _run_started(self, key: str) -> None:
         self.metrics.started.inc()
-        self.supervisor.watch(key)
-        attempt = self.attempts.get(key)
+        attempt = self._watch(key)
         if attempt is not None:
             self.metrics.start_seconds.observe(time.monotonic() - attempt.since)
             self.metrics.lateness.observe(max(0.0, time.time() - attempt.held.due.timestamp()))
-        if self.output is not None and attempt is not None:
-            self.output.follow(attempt.folder.log, attempt.held.name)
 
-    def _run_adopted(self, key: str) -> None:
+    def _watch(self, key: str, *, from_now: bool = False) -> Attempt | None:
+        """Watch a run that lives; of an adopted one (`from_now`) only what it prints from now on is shown."""
         self.supervisor.watch(key)
         attempt = self.attempts.get(key)
         if self.output is not None and attempt is not None:
-            self.output.follow(attempt.folder.log, attempt.held.name, from_now=True)
+            self.output.follow(attempt.folder.log, attempt.held.name, from_now=from_now)
+        return attempt
 
     def _run_ended(self, attempt: Attempt) -> None:
         if self.output is not None:
@@ -265,7 +250,7 @@ class WorkerService:
         self.slots.wakeup.wake()
         empty = not self.attempts.all() and self.slots.in_use() == 0
         if self.ledger_view.wanted == "draining" and empty and self.ledger_view.ready.is_set():
-            logger.info("drained, this worker ends", extra={"worker": self._parts.row.worker})
+            logger.info("drained, this worker ends", extra={"worker": self.row.worker})
             if self.stop_signals.first_signal is None:
                 self.stop_signals.request()
 
@@ -287,12 +272,11 @@ class WorkerService:
         return code
 
     def _takeover(self) -> Takeover:
-        parts = self._parts
         return Takeover(
-            own=parts.state,
-            fleet=parts.settings.fleet,
-            api=parts.api.address,
-            scopes=scopes_of(parts.row.offer),
+            own=self.state,
+            fleet=self.settings.fleet,
+            api=self.api.address,
+            scopes=scopes_of(self.row.offer),
             take_reports=self.outbox.take_over,
             may_live=self._may_live,
         )
@@ -300,7 +284,7 @@ class WorkerService:
     def _may_live(self, last: Mapping[str, Any]) -> bool:
         """Whether a worker that no lock proves dead may live: the roster has it as live, or Redis does not answer."""
         try:
-            rows = self._parts.roster.rows()
+            rows = self.roster.rows()
         except LedgerError:
             return True
         return any(row.worker == last.get("worker") and row.nonce == last.get("nonce") and row.live for row in rows)
@@ -309,14 +293,14 @@ class WorkerService:
         folders = self._takeover().take_over()
         reports = {report.key for report in self.endings.resend()}
         adoption = Adoption(
-            worker=self._parts.row.worker,
-            claims=self._parts.claims,
+            worker=self.row.worker,
+            claims=self.claims,
             claim_adoption=self.claim_adoption,
-            deployer=self._parts.deployer,
+            deployer=self.deployer,
             attempts=self.attempts,
             hand_back=self.hand_back,
             to_ledger=self.to_ledger,
-            on_alive=self._run_adopted,
+            on_alive=partial(self._watch, from_now=True),
             on_ended=self.endings.ended,
         )
         alive = adoption.adopt_all(folders, lambda run_id, claim: f"{run_id}.{claim}" in reports)
@@ -326,12 +310,12 @@ class WorkerService:
         try:
             self.launch(message)
         finally:
-            self._parts.launched(message.run_id)
+            self.launched(message.run_id)
 
     def _serve(self) -> int:
-        app = self._parts.app
+        app = self.app
         register_task(app, self._launch)
         app.steps["consumer"].add(self.slots.step())
-        worker = consumer.make_worker(app, self._parts.row.worker, self._parts.settings)
+        worker = consumer.make_worker(app, self.row.worker, self.settings)
         worker.start()
         return int(worker.exitcode or 0)

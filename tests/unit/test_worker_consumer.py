@@ -2,6 +2,7 @@
 
 import json
 import uuid
+from types import SimpleNamespace
 
 import pytest
 from celery.worker import state as celery_state
@@ -11,25 +12,11 @@ from flowfleet.errors import BadMessage, FleetError
 from workers.lifecycle.consumer import Slots, check_message, guard_read, require_hooks
 
 
-class FakeOwner:
-    def __init__(self, *keys, accepting=True):
-        self.keys = set(keys)
-        self.open = accepting
-
-    def accepting(self):
-        return self.open
-
-    def occupying(self):
-        return set(self.keys)
-
-    def routes(self):
-        return []
-
-    def serving(self, routes):
-        pass
-
-    def refused(self, reason):
-        raise AssertionError(reason)
+def slots(number, *keys, accepting=True, on_refused=pytest.fail):
+    """The slots of a worker that holds these runs."""
+    attempts = SimpleNamespace(occupying=lambda: set(keys))
+    ledger_view = SimpleNamespace(accepting=accepting, routes=frozenset)
+    return Slots(number, ledger_view, attempts, on_serving=lambda _routes: None, on_refused=on_refused)
 
 
 @pytest.fixture(autouse=True)
@@ -40,25 +27,25 @@ def no_requests():
 
 
 def test_a_task_that_hands_its_run_over_is_counted_once():
-    slots = Slots(2, FakeOwner("run.claim"))
+    two = slots(2, "run.claim")
     celery_state.requests["run.claim"] = object()
-    assert slots.in_use() == 1
+    assert two.in_use() == 1
     celery_state.requests["other.claim"] = object()
-    assert slots.in_use() == 2
-    assert not slots.has_room()
+    assert two.in_use() == 2
+    assert not two.has_room()
 
 
 @pytest.mark.parametrize(("keys", "room"), [((), True), (("a",), True), (("a", "b"), False), (("a", "b", "c"), False)])
 def test_more_adopted_runs_than_slots_let_nothing_in(keys, room):
-    assert Slots(2, FakeOwner(*keys)).has_room() is room
+    assert slots(2, *keys).has_room() is room
 
 
 def test_a_worker_that_stops_or_does_not_accept_fetches_nothing(monkeypatch):
     monkeypatch.setattr(celery_state, "should_stop", None)
-    slots = Slots(2, FakeOwner())
-    slots.stop()
-    assert not slots.has_room()
-    assert not Slots(2, FakeOwner(accepting=False)).has_room()
+    two = slots(2)
+    two.stop()
+    assert not two.has_room()
+    assert not slots(2, accepting=False).has_room()
 
 
 def message(**changes):
@@ -131,9 +118,8 @@ class FakeRequest:
 
 @pytest.mark.parametrize("copy", [False, True], ids=["it gives its slot back", "a copy leaves that of the first alone"])
 def test_a_message_that_celery_cannot_read_is_acknowledged(copy):
-    heard, owner, bad = [], FakeOwner(), FakeMessage(message())
-    owner.refused = heard.append
-    slots = Slots(1, owner)
+    heard, bad = [], FakeMessage(message())
+    one = slots(1, on_refused=heard.append)
     request = FakeRequest(bad.headers["id"])
     if copy:
         celery_state.task_reserved(request)
@@ -142,10 +128,10 @@ def test_a_message_that_celery_cannot_read_is_acknowledged(copy):
         celery_state.task_reserved(request)
         raise TypeError("cannot unpack")
 
-    assert slots.wrap(handler)(bad) is None
+    assert one.wrap(handler)(bad) is None
     assert bad.acknowledged
     assert heard == ["Celery cannot read it (TypeError)"]
-    assert slots.has_room() is not copy
+    assert one.has_room() is not copy
 
 
 def test_a_celery_without_the_hooks_is_refused_by_name(monkeypatch):

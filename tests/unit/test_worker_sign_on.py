@@ -12,7 +12,6 @@ from workers.lifecycle.sign_on import (
     NameTaken,
     dead_predecessor,
     open_state,
-    predecessor,
     sign_on,
 )
 from workers.state.state_folder import StateFolder, state_root
@@ -155,15 +154,6 @@ def test_a_sibling_that_looks_through_our_folder_is_waited_for(tmp_path):
 
     open_state(settings(tmp_path), HOST, {}, clock=lambda: 0.0, wait=wait).close()
     assert len(waits) == 3
-
-
-def test_only_a_predecessor_of_this_boot_is_certainly_dead(tmp_path):
-    state = open_state(settings(tmp_path), HOST, {})
-    assert predecessor(state, HOST) is None
-    state.remember(boot_id="boot-1", nonce="old")
-    assert predecessor(state, HOST) == "old"
-    assert predecessor(state, REBOOTED) is None
-    state.close()
 
 
 def test_the_state_folder_is_found_by_option_or_by_xdg_or_at_home_and_one_that_cannot_be_made_is_named(tmp_path):

@@ -3,11 +3,10 @@
 import pytest
 from celery.worker import state as celery_state
 
-from tests.unit.test_worker_consumer import FakeOwner
+from tests.unit.test_worker_consumer import slots
 from tests.waiting import stays, until
 from workers.host import runs_in_container
 from workers.lifecycle import stop_signals as stop_signals_module
-from workers.lifecycle.consumer import Slots
 from workers.lifecycle.shutdown import wait_for_runs
 from workers.lifecycle.stop_signals import StopSignals, resolve_mode
 from workers.state.attempts import Attempts
@@ -65,7 +64,7 @@ def test_a_process_namespace_of_its_own_is_a_container_unless_a_system_lives_in_
 
 
 def made(left):
-    return StopSignals(Slots(1, FakeOwner()), Attempts(), leave=left.append)
+    return StopSignals(slots(1), Attempts(), leave=left.append)
 
 
 def test_the_first_request_stops_in_order_and_the_second_hurries():
@@ -99,7 +98,7 @@ def test_only_a_stop_that_leaves_its_runs_is_watched(monkeypatch):
     monkeypatch.setattr(stop_signals_module, "WATCHDOG_SECONDS", 0.05)
     left, watched = [], []
     for seconds_left, guarded in ((left, False), (watched, True)):
-        stop_signals = StopSignals(Slots(1, FakeOwner()), Attempts(), leave=seconds_left.append, guarded=guarded)
+        stop_signals = StopSignals(slots(1), Attempts(), leave=seconds_left.append, guarded=guarded)
         stop_signals.watch()
         stop_signals.request(15)
     until(lambda: watched == [0], 5, "the watchdog of the other")

@@ -58,9 +58,8 @@ class ProcessDeployer:
 
     def _ask(self, request: dict[str, Any]) -> Mapping[str, Any]:
         answer = self.warm.launch(request) if self.warm is not None else None
-        return answer if answer is not None else self._ask_cold(request)
-
-    def _ask_cold(self, request: dict[str, Any]) -> dict[str, Any]:
+        if answer is not None:
+            return answer
         try:
             return self._fork_client.launch(request)
         except NoAnswer as exc:
@@ -89,11 +88,7 @@ class ProcessDeployer:
             "not_after": spec.not_after,
             "limits": dataclasses.asdict(spec.limits),
             "handle": {"kind": self.kind, "host": host.name, "boot_id": host.boot_id, "pid_ns": host.pid_ns},
-            "abilities": {
-                "proc": abilities.proc,
-                "subreaper": abilities.subreaper,
-                "holes": abilities.holes,
-            },
+            "abilities": {"proc": abilities.proc, "subreaper": abilities.subreaper, "holes": abilities.holes},
         }
 
     def adopt(self, folder: Path) -> StartedRun | None:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import celery
 import kombu
@@ -28,30 +28,13 @@ from flowfleet.errors import BadMessage, FleetError
 from flowfleet.flow_run import MESSAGE_LIMIT, TASK_NAME, Message, Route
 from flowfleet.settings.classes import WorkerSettings
 from flowfleet.wakeup import Wakeup
+from workers.state.attempts import Attempts
+from workers.state.ledger_view import LedgerView
 
 logger = logging.getLogger(__name__)
 
 #: the errors that Celery and kombu raise over a message that they cannot read; a body nested too deeply is one such
 FAULTS = (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError)
-
-
-class SlotOwner(Protocol):
-    """The worker as its slots see it: whether there is room for a run, and which queues are read."""
-
-    def accepting(self) -> bool:
-        """Whether a message may be fetched now, free slots aside."""
-
-    def occupying(self) -> set[str]:
-        """The key RUN.CLAIM of every run that takes up a slot: of all that are held and have not ended."""
-
-    def routes(self) -> Iterable[Route]:
-        """The routes whose queues are to be read."""
-
-    def serving(self, routes: frozenset[Route]) -> None:
-        """Note the routes whose queues are read from now on; an empty set when none are."""
-
-    def refused(self, reason: str) -> None:
-        """Note that a message was refused; the reason is a few words for the log."""
 
 
 def require_hooks() -> None:
@@ -79,7 +62,12 @@ class Slots:
     """The slots of one worker, wired into Celery's consumer at each connection (each reconnect makes a new channel)."""
 
     slots: int
-    owner: SlotOwner
+    ledger_view: LedgerView
+    attempts: Attempts
+    #: called with the routes whose queues are read from now on; with none when no queue is
+    on_serving: Callable[[frozenset[Route]], None]
+    #: called with the reason of each refused message, a few words for the log
+    on_refused: Callable[[str], None]
     wakeup: Wakeup = field(default_factory=Wakeup)
     stopping: bool = False
     #: called with the time (by the sender's clock) at which an accepted message was sent
@@ -91,11 +79,11 @@ class Slots:
         Both are counted by id, since a task that hands its run over is both for a moment.
         """
         # a copy of the dict's keys: pool threads change it, and Celery's WeakSets may not be iterated at all
-        return len(set(celery_state.requests.copy()) | self.owner.occupying())
+        return len(set(celery_state.requests.copy()) | self.attempts.occupying())
 
     def has_room(self) -> bool:
         """Whether one more message may be fetched."""
-        return not self.stopping and self.owner.accepting() and self.in_use() < self.slots
+        return not self.stopping and self.ledger_view.accepting and self.in_use() < self.slots
 
     def stop(self) -> None:
         """Let no more messages in, and Celery's loop end at its next turn; safe in a signal handler."""
@@ -124,31 +112,31 @@ class Slots:
         # the method of the class, below Celery's own override on the instance, which would count requests only
         original = type(qos).can_consume.__get__(qos)
         qos.can_consume = lambda: self.has_room() and bool(original())
-        guarded = guard_read(channel._brpop_read, self.owner.refused)  # noqa: SLF001 - kombu has no other place
+        guarded = guard_read(channel._brpop_read, self.on_refused)  # noqa: SLF001 - kombu has no other place
         channel._brpop_read = guarded  # noqa: SLF001 - closing a channel reads once more by this name
         channel.handlers["BRPOP"] = guarded
         if not hasattr(consumer, "flowfleet_handler"):
             consumer.flowfleet_handler = consumer.create_task_handler
             consumer.create_task_handler = lambda: self.wrap(consumer.flowfleet_handler())
-        self.owner.serving(frozenset())
+        self.on_serving(frozenset())
         self.subscribe(consumer)
         consumer.hub.add_reader(self.wakeup.fileno(), self._on_wakeup, consumer)
 
     def _on_wakeup(self, consumer: Any) -> None:
         self.wakeup.clear()
         if self.stopping:
-            self.owner.serving(frozenset())
+            self.on_serving(frozenset())
         else:
             self.subscribe(consumer)
 
     def subscribe(self, consumer: Any) -> None:
         """Read the queues of all routes that are to be served; may be called in Celery's own thread only."""
-        routes = frozenset(self.owner.routes())
+        routes = self.ledger_view.routes()
         for route in sorted(routes):
             if not consumer.task_consumer.consuming_from(str(route)):
                 consumer.app.amqp.queues.add(queue_of(route))
                 consumer.add_task_queue(str(route))
-        self.owner.serving(routes)
+        self.on_serving(routes)
 
     def wrap(self, handler: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """Put a check before Celery's handler: a message that does not pass is acknowledged and goes no further."""
@@ -182,7 +170,7 @@ class Slots:
     def _refuse(self, message: Any, reason: str) -> None:
         if not message.acknowledged:
             message.ack_log_error(logger, consumer_errors())
-        self.owner.refused(reason)
+        self.on_refused(reason)
 
 
 def consumer_errors() -> tuple[type[BaseException], ...]:

@@ -8,13 +8,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from flowfleet.errors import LedgerError
 from flowfleet.guard import guarded
 from flowfleet.ledger.claims import Claim, Claims, Refusal, Renewal, State
 from flowfleet.ledger.roster import Roster, WorkerRow
 from flowfleet.retry import OutageLog
+from workers.runs.supervisor import Supervisor
 from workers.shim.syscalls import boot_clock
 from workers.state.attempts import Attempt, Attempts
 from workers.state.ledger_view import LedgerView
@@ -27,13 +27,6 @@ SHUT_SECONDS = 1.0
 WATCH_SECONDS = 10.0
 
 
-class Watcher(Protocol):
-    """The supervisor, as far as the heartbeat needs it."""
-
-    #: monotonic clock: when its loop last went round
-    seen: float
-
-
 @dataclass(kw_only=True)
 class Heartbeat:
     """The heartbeat thread: renews each `renew_seconds` of the lease, or at once when it is nudged."""
@@ -43,7 +36,7 @@ class Heartbeat:
     row: WorkerRow
     attempts: Attempts
     ledger_view: LedgerView
-    watcher: Watcher
+    supervisor: Supervisor
     on_fenced: Callable[[Attempt, Refusal], None]
     on_cancelled: Callable[[Attempt], None]
     on_answer: Callable[[], None]
@@ -108,7 +101,7 @@ class Heartbeat:
         return renewal
 
     def _held(self) -> list[Claim]:
-        watched = self.clock() - self.watcher.seen < WATCH_SECONDS
+        watched = self.clock() - self.supervisor.seen < WATCH_SECONDS
         if not watched:
             logger.error("the supervisor does not answer, running claims are not renewed")
         return [

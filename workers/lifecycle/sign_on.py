@@ -70,13 +70,11 @@ def sign_on(
     `predecessor` is the nonce that our locked state folder was last used with under this boot: that process is dead,
     since we hold its lock, so nothing needs to be watched.
     """
+    watch = {"worker": row.worker, "seconds": watch_seconds}
     other = roster.sign_on(row)
     while other is not None:
         if other.nonce != predecessor:
-            logger.warning(
-                "a worker of this name has not signed off, watching it for a sign of life",
-                extra={"worker": row.worker, "seconds": watch_seconds},
-            )
+            logger.warning("a worker of this name has not signed off, watching it for a sign of life", extra=watch)
             if gives_sign_of_life(roster, other, watch_seconds, clock, wait):
                 raise NameTaken(
                     f"another worker named {row.worker} is alive in this fleet, give this one another --name"
@@ -104,17 +102,6 @@ def new_nonce() -> str:
     return uuid.uuid4().hex
 
 
-def predecessor(state: StateFolder, host: Host) -> str | None:
-    """The nonce of the process that held our state folder before us; None unless that process is certainly dead.
-
-    Under another boot id the folder may be a copy, or shared by two machines: then the ledger has to be watched.
-    """
-    if state.last is None or state.boot_changed(host.boot_id):
-        return None
-    nonce = state.last.get("nonce")
-    return nonce if isinstance(nonce, str) else None
-
-
 def dead_predecessor(
     roster: Roster,
     state: StateFolder,
@@ -127,14 +114,14 @@ def dead_predecessor(
 ) -> str | None:
     """The nonce of the process that had our folder before us, which is certainly dead; None when there was none.
 
-    Under another boot id the host has restarted, or the disk was copied, or two machines share the folder. Only the
+    Under our boot id it is dead, since we hold its lock, so nothing needs to be watched. Under another one the host has
+    restarted, or the disk was copied, or two machines share the folder: only the
     first leaves the old process silent, so it is watched; `NameTaken` is raised when it, or a later process of its
     worker, moves. `worker` is our own identity: `sign_on` deals with any other process that has it.
     """
-    if state.last is None or not state.boot_changed(host.boot_id):
-        return predecessor(state, host)
-    nonce, before = state.last.get("nonce"), state.last.get("worker")
-    for row in roster.rows():
+    last = state.last or {}
+    nonce, before = last.get("nonce"), last.get("worker")
+    for row in roster.rows() if state.boot_changed(host.boot_id) else ():
         if not row.live or not (row.nonce == nonce or (row.worker == before != worker)):
             continue
         logger.warning(

@@ -14,10 +14,9 @@ The claim of a run that a dead worker of another name has left (takeover.py) is 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
 
 from flowfleet.errors import BadMessage, LedgerUnavailable
 from flowfleet.flow_run import Route
@@ -70,7 +69,7 @@ class Adoption:
     hand_back: HandBack
     to_ledger: BackgroundJobs
     #: called with the key of each adopted run that is alive
-    on_alive: Callable[[str], None]
+    on_alive: Callable[[str], object]
     #: called with each adopted attempt that has ended
     on_ended: Callable[[Attempt], None]
 
@@ -87,16 +86,15 @@ class Adoption:
         return alive
 
     def _adopt_kept(self, folder: RunFolder) -> bool:
-        fields = {"run_id": folder.run_id, "claim": folder.claim}
         try:
             refusal = self.claim_adoption.claim(folder)
         except LedgerUnavailable as exc:
             # the folder may not be touched before the ledger has us as the owner; the run itself goes on without us
-            logger.warning("run of a dead worker is adopted later", extra={**fields, "error": str(exc)})
+            logger.warning("run of a dead worker is adopted later", extra={**folder.fields, "error": str(exc)})
             self.to_ledger.post(lambda: self._adopt_later(folder))
             return False
         if refusal is Refusal.OWNER:
-            logger.error("run belongs to a worker of another host and is left alone", extra=fields)
+            logger.error("run belongs to a worker of another host and is left alone", extra=folder.fields)
             return False
         # the next renewal meets any other refusal again, and knows what to do about it
         return self._adopt(folder)
@@ -106,7 +104,7 @@ class Adoption:
             self._adopt(folder)
 
     def _adopt(self, folder: RunFolder) -> bool:
-        fields = {"run_id": folder.run_id, "claim": folder.claim}
+        fields = folder.fields
         held = held_from_intent(folder) or self._held_by_ledger(folder)
         started_run = self.deployer.adopt(folder.path)
         if held is None:
@@ -139,13 +137,11 @@ class Adoption:
             return False
         self.attempts.move(attempt.key, State.RUNNING, handle=handle)
         # the predecessor may have died between the fork and this move; a repeat changes nothing
-        self.to_ledger.post(lambda: self._note_running(held, handle))
+        noted = dict(fit_handle(handle) or {})
+        self.to_ledger.post(lambda: self.claims.run(held.run_id, held.claim, self.worker, noted))
         logger.info("running run adopted", extra={**fields, "pid": handle.get("pid")})
         self.on_alive(attempt.key)
         return True
-
-    def _note_running(self, held: Claim, handle: Mapping[str, Any]) -> None:
-        self.claims.run(held.run_id, held.claim, self.worker, dict(fit_handle(handle) or {}))
 
     def _held_by_ledger(self, folder: RunFolder) -> Claim | None:
         # the worker may have been killed between the move to `taken` and the note of the claim's facts

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from flowfleet.api.client import Answer, EndApi, Mark, StateType, Verdict
+from flowfleet.api.client import EndApi, Mark, StateType, Verdict
 from flowfleet.errors import ApiUnavailable
 from flowfleet.failpoints import Failpoints
 from flowfleet.ledger.claims import Claim, Claims, Refusal
@@ -53,35 +53,21 @@ class HandBack:
         if not outcome.moved and not lost:
             # the leader has taken the claim back and tells the API itself, or the claim is somebody else's
             logger.info("nothing to hand back", extra={**attempt.fields, "refusal": str(outcome.refusal)})
-            _close(attempt.folder)
+            attempt.folder.remove()
             return
         self.failpoints.hit("return.after_ledger")
         if lost:
             # perhaps Redis has lost the claim: then nobody else ever tells the API, and the call's id fences our write
             logger.warning("claim is unknown to the ledger, handed back all the same", extra=attempt.fields)
-            self.to_api.post(lambda: self._tell_lost(held, attempt.folder, reason))
-        else:
-            self.to_api.post(lambda: self._tell(held, attempt.folder, reason, cancelled=cancelled))
+        self.to_api.post(lambda: self._tell(held, attempt.folder, reason, cancelled=cancelled and not lost, lost=lost))
 
-    def _tell(self, held: Claim, folder: RunFolder, reason: str, *, cancelled: bool) -> None:
-        if cancelled:
-            answer = self._report_cancelled(held)
-        else:
+    def _tell(self, held: Claim, folder: RunFolder, reason: str, *, cancelled: bool, lost: bool) -> None:
+        if not cancelled:
             answer = self.api.hand_back(held.run_id, held.call, held.due, self.mark, reason, never_began=True)
-            if answer.being_cancelled:
-                answer = self._report_cancelled(held)
-        self._told(held, folder, answer)
-
-    def _tell_lost(self, held: Claim, folder: RunFolder, reason: str) -> None:
-        answer = self.api.hand_back(held.run_id, held.call, held.due, self.mark, reason, never_began=True)
-        if answer.being_cancelled:
-            # the state Cancelling carries no call's id: by now it may be about another attempt, of another claim
-            claim = self.claims.get(held.run_id)
-            if claim is None or claim.claim == held.claim:
-                answer = self._report_cancelled(held)
-        self._told(held, folder, answer)
-
-    def _told(self, held: Claim, folder: RunFolder, answer: Answer) -> None:
+            # the state Cancelling carries no call's id: of a lost claim it may by now be about another attempt
+            cancelled = answer.being_cancelled and not (lost and self._claimed_anew(held))
+        if cancelled:
+            answer = self.api.report(held.run_id, StateType.CANCELLED, "Cancelled before it was started.", self.mark)
         if answer.verdict is Verdict.UNSURE:
             raise ApiUnavailable(f"no definite answer to the hand-back of run {held.run_id}: {answer.reason}")
         if answer.verdict is Verdict.ACCEPTED:
@@ -89,8 +75,9 @@ class HandBack:
         self.failpoints.hit("return.after_api")
         self.to_ledger.post(lambda: self._drop(held, folder))
 
-    def _report_cancelled(self, held: Claim) -> Answer:
-        return self.api.report(held.run_id, StateType.CANCELLED, "Cancelled before it was started.", self.mark)
+    def _claimed_anew(self, held: Claim) -> bool:
+        claim = self.claims.get(held.run_id)
+        return claim is not None and claim.claim != held.claim
 
     def _drop(self, held: Claim, folder: RunFolder) -> None:
         outcome = self.claims.drop(held.run_id, held.claim, worker=self.worker)
@@ -99,9 +86,4 @@ class HandBack:
             reason = "it was handed back while Redis had lost it"
             self.claims.give_back(held.run_id, held.claim, reason, worker=self.worker, never_began=True)
             self.claims.drop(held.run_id, held.claim, worker=self.worker)
-        _close(folder)
-
-
-def _close(folder: RunFolder) -> None:
-    # user code never began here, so there is no output to keep until it is pruned
-    folder.remove()
+        folder.remove()  # user code never began here, so there is no output to keep until it is pruned

@@ -252,19 +252,17 @@ class Launch:
             logger.info("run was cancelled while it was started", extra=attempt.fields)
             started_run.kill()
         logger.info("run started", extra={**attempt.fields, "pid": handle.get("pid")})
+        note = partial(self.claims.run, held.run_id, held.claim, self.worker, handle)
         try:
-            self.claims.run(held.run_id, held.claim, self.worker, handle)
+            note()
         except LedgerUnavailable:
-            self.to_ledger.post(lambda: self._note_running(held, handle))
+            self.to_ledger.post(note)
         self.failpoints.hit("start.after_running")
         self._tell_started(held, whole)
         if handle != whole:
             sentence = "The handle of its deployer is too large for the ledger or no JSON and is shown there in short."
             logger.warning("handle does not fit the ledger", extra={**attempt.fields, "kind": handle.get("kind")})
             self.run_log.say(held.run_id, sentence, logging.WARNING)
-
-    def _note_running(self, held: Claim, handle: Mapping[str, Any]) -> None:
-        self.claims.run(held.run_id, held.claim, self.worker, handle)
 
     def _tell_started(self, held: Claim, handle: Mapping[str, Any]) -> None:
         pid = int(handle.get("command_pid") or handle.get("pid") or 0)

@@ -51,13 +51,10 @@ class GatedCommand:
     def release(self) -> None:
         """Let the process execute the command."""
         os.write(self._gate, b"\n")
-        self._close_gate()
+        self.discard()
 
     def discard(self) -> None:
-        """Let the process end without executing anything."""
-        self._close_gate()
-
-    def _close_gate(self) -> None:
+        """Close the gate: a process that still waits there ends without executing anything."""
         if self._gate >= 0:
             os.close(self._gate)
             self._gate = -1

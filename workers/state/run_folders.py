@@ -262,7 +262,7 @@ class RunFolders:
         return gone
 
 
-@dataclass(frozen=True)
+@dataclass
 class OutboxFolder:
     """Reports that the API has not accepted yet, one file each."""
 
