@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from flowfleet.api.backlog import BacklogApi
 from flowfleet.api.traits import Traits
 from flowfleet.errors import ApiError, ApiUnavailable, KeyRefused, RunGone
 from flowfleet.flow_run import FlowRun, Offer, Route
+
+if TYPE_CHECKING:  # what only reads records of the API needs no HTTP
+    from flowfleet.api.transport.session import Session
 
 
 class StateType(StrEnum):
@@ -267,18 +270,13 @@ class ApiClient(Protocol):
     traits: Traits
     #: the API's address without secrets, as it may be shown and written down
     address: str
+    #: the HTTP session, which knows whether the last answer refused our credentials, and reads them again
+    session: Session
     presence: PresenceApi
     backlog: BacklogApi
     claims: ClaimApi
     ends: EndApi
     jobs: JobApi
-
-    @property
-    def key_refused(self) -> bool:
-        """Whether the last answer refused our credentials."""
-
-    def renew(self) -> bool:
-        """Read the credentials again from where they came from; True when they have changed."""
 
     def probe(self) -> ServerInfo:
         """Ask which API answers.

@@ -69,12 +69,12 @@ class Connector:
     @property
     def key_refused(self) -> bool:
         """Whether the last answer refused our credentials."""
-        return self._client.key_refused if self._client else self._refused
+        return self._client.session.key_refused if self._client else self._refused
 
     def renew(self) -> bool:
         """Read the credentials again; True when they have changed."""
         if self._client:
-            return self._client.renew()
+            return self._client.session.renew()
         before, self._shown = self._shown, self._credentials()
         return self._shown != before
 

@@ -72,8 +72,8 @@ def test_the_second_run_of_a_deployment_asks_only_for_itself(pool):
     deployment = pool.deployment()
     first, second = (pool.create_run(deployment) for _ in range(2))
     asked: list[str] = []
-    get = pool.client._session.get
-    pool.client._session.get = lambda path, **options: asked.append(path) or get(path, **options)
+    get = pool.client.session.get
+    pool.client.session.get = lambda path, **options: asked.append(path) or get(path, **options)
     pool.client.jobs.job(first)
     asked.clear()
     pool.client.jobs.job(second)

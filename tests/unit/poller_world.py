@@ -63,7 +63,6 @@ class FakeApi:
     backend = "prefect3"
     traits = traits.of(backend)
     address = "http://api"
-    key_refused = False
 
     def __init__(self, time: Time) -> None:
         self.claims = self.ends = self.backlog = self.presence = self

@@ -195,13 +195,13 @@ def test_a_key_that_was_replaced_is_used_by_us_and_by_the_runs(project):
     environ = {"FLOWFLEET_KEY_FILE": str(key), URL: "http://api/api"}
     client = project.connect(environ, resolve(WorkerSettings, {}, environ, {}, {"host": "h"}))
     assert engine_env(client)["PREFECT_API_KEY"] == "first-key"
-    assert client.renew() is False
+    assert client.session.renew() is False
     key.write_text("second-key")
-    assert client.renew() is True
+    assert client.session.renew() is True
     assert engine_env(client)["PREFECT_API_KEY"] == "second-key"
     # Prefect's own profile is looked at again too
     project.profile('PREFECT_API_KEY = "third-key"')
     client = project.connect({URL: "http://api/api"})
     project.profile('PREFECT_API_KEY = "fourth-key"')
-    assert client.renew() is True
+    assert client.session.renew() is True
     assert engine_env(client)["PREFECT_API_KEY"] == "fourth-key"

@@ -5,12 +5,11 @@ from __future__ import annotations
 import base64
 import uuid
 from dataclasses import dataclass
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from flowfleet import logs
 from flowfleet.api.prefect1.settings import Prefect1Settings
-from flowfleet.api.transport.address import Address, parse_url
+from flowfleet.api.transport.address import Address, existing, parse_url
 from flowfleet.errors import SettingsError
 from flowfleet.settings.common import CommonSettings
 from flowfleet.settings.layers import Found, Layer
@@ -43,12 +42,15 @@ def find_access(settings: CommonSettings, found: Prefect1Settings) -> Access:
     named = Found(settings.api, Origin("flag", "--api")) if settings.api else found_url(found)
     bare, user = parse_url(named.value, named.source, example=_EXAMPLE)
     theirs = layer(found, bare)
-    key = settings.key or settings.token or _value(theirs("key"))
+    own_key = theirs("key")
+    key = settings.key or settings.token or (own_key.value if own_key else None)
     backend = _server_backend(settings, found, url=bare, key=key)
     if backend == "cloud" and not key:
         raise SettingsError(_NO_KEY.format(shown=bare))
     logs.keep_secret(key)
-    address = Address(url=bare, authorization=_authorization(key, user), ca_file=_ca_file(settings))
+    address = Address(
+        url=bare, authorization=_authorization(key, user), ca_file=existing(settings.ca_file, "--ca-file")
+    )
     return Access(address=address, tenant=_tenant(settings, theirs("tenant_id")), server_backend=backend)
 
 
@@ -115,14 +117,3 @@ def _authorization(key: str | None, user: str | None) -> str | None:
             "engines cannot send: choose others"
         ) from error
     return "Basic " + base64.b64encode(login).decode()
-
-
-def _ca_file(settings: CommonSettings) -> Path | None:
-    path = settings.ca_file
-    if path is not None and not path.exists():
-        raise SettingsError(f"the CA file {path} does not exist, correct --ca-file")
-    return path
-
-
-def _value(found: Found | None) -> str | None:
-    return found.value if found else None

@@ -61,11 +61,11 @@ class Prefect1:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """`labels`, `deploy`, `log_level` and `cloud_logs` are what a worker gives to its engines."""
-        self.graphql = graphql
-        self.address = graphql.session.address.shown
+        self.graphql, self.session = graphql, graphql.session
+        self.address = self.session.address.shown
         self._agent_name = agent_name
         #: the server's time
-        self._now: Callable[[], datetime] = lambda: now() + timedelta(seconds=graphql.session.skew_seconds)
+        self._now: Callable[[], datetime] = lambda: now() + timedelta(seconds=self.session.skew_seconds)
         self._runs = Runs(graphql)
         self.tenants = Tenants(graphql, self._runs, server_backend=server_backend)
         agents = AgentRegistry(graphql, name=agent_name, config_id=agent_config_id, clock=clock)
@@ -81,19 +81,10 @@ class Prefect1:
         )
         self.jobs: JobApi = Jobs(graphql=graphql, writes=writes, engine=engine, deploy=deploy)
 
-    # who answers
-
-    @property
-    def key_refused(self) -> bool:
-        return self.graphql.session.key_refused
-
-    def renew(self) -> bool:
-        return self.graphql.session.renew()
-
     def probe(self) -> ServerInfo:
         # the question that Prefect 1's own agent asks before it begins
         self._runs.ask_first("query { hello }", "hello")
-        return ServerInfo(backend=self.backend, version="1.x", skew_seconds=self.graphql.session.skew_seconds)
+        return ServerInfo(backend=self.backend, version="1.x", skew_seconds=self.session.skew_seconds)
 
     def agent_config(self, config_id: str) -> dict[str, Any]:
         """The settings that the API keeps for agents under this id."""

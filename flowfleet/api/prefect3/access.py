@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flowfleet import logs
 from flowfleet.api.prefect3.settings import prefect_settings
-from flowfleet.api.transport.address import Address, parse_url
+from flowfleet.api.transport.address import Address, existing, parse_url
 from flowfleet.errors import SettingsError
 from flowfleet.settings.common import CommonSettings
 from flowfleet.settings.layers import Found, Layer, refresh
@@ -139,10 +139,7 @@ def _custom_headers(found: Mapping[str, Found]) -> dict[str, str]:
 
 def _ca_file(settings: CommonSettings, environ: Mapping[str, str], found: Mapping[str, Found]) -> Path | None:
     text = _text(found, "PREFECT_API_SSL_CERT_FILE") or environ.get("SSL_CERT_FILE", "")
-    path = settings.ca_file or (Path(text) if text else None)
-    if path is not None and not path.exists():
-        raise SettingsError(f"the CA file {path} does not exist, correct --ca-file or PREFECT_API_SSL_CERT_FILE")
-    return path
+    return existing(settings.ca_file or (Path(text) if text else None), "--ca-file or PREFECT_API_SSL_CERT_FILE")
 
 
 def _for_runs(found: Mapping[str, Found], address: Address, settings: CommonSettings) -> dict[str, str]:

@@ -57,7 +57,7 @@ class Prefect3:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """`settings` are the PREFECT_* settings that engines get, `worker` is the worker's name that they show."""
-        self._session = session
+        self.session = session
         self.address = session.address.shown
         self._claims_in_bulk = False
         pools, writes = Pools(session, clock), Writes(session, clock)
@@ -68,20 +68,11 @@ class Prefect3:
         self.ends: EndApi = writes
         self.jobs: JobApi = Jobs(session, pools, writes, engine=engine, environ=environ or {}, clock=clock)
 
-    # who answers
-
-    @property
-    def key_refused(self) -> bool:
-        return self._session.key_refused
-
-    def renew(self) -> bool:
-        return self._session.renew()
-
     def probe(self) -> ServerInfo:
         # ask for the version, and whether claims can be made in bulk
-        where, reader = self._session.address.shown, self._session.reader
+        where, reader = self.session.address.shown, self.session.reader
         try:
-            version = self._session.get("/admin/version", tries=ASKED_TRIES)
+            version = self.session.get("/admin/version", tries=ASKED_TRIES)
         except ResponseRefused as refused:
             answers = f"it answers {refused.status} to /admin/version"
             raise ApiRejected(f"{where} is not a Prefect 3 API: {answers}{reader.hint()}") from refused
@@ -90,15 +81,15 @@ class Prefect3:
         if not self._claims_in_bulk:
             self._prove_bulk(version)
         reader.proven.set()
-        return ServerInfo(backend=self.backend, version=version, skew_seconds=self._session.skew_seconds)
+        return ServerInfo(backend=self.backend, version=version, skew_seconds=self.session.skew_seconds)
 
     def _prove_bulk(self, version: str) -> None:
         nothing = {"flow_runs": {"id": {"any_": [_NOBODY]}}, "state": {"type": "SCHEDULED"}}
         try:
-            self._session.post("/flow_runs/bulk_set_state", nothing)
+            self.session.post("/flow_runs/bulk_set_state", nothing)
         except ResponseRefused as refused:
             raise ApiRejected(
-                f"the Prefect server at {self._session.address.shown} has version {version}, "
+                f"the Prefect server at {self.session.address.shown} has version {version}, "
                 "which cannot claim runs in bulk (flow_runs/bulk_set_state), upgrade the server to the newest Prefect 3"
             ) from refused
         self._claims_in_bulk = True
@@ -127,7 +118,7 @@ class Prefect3:
         }
         if seen:
             flow_runs["id"] = {"not_any_": list(seen)}
-        return rows(self._session.post("/flow_runs/filter", {"flow_runs": flow_runs, "limit": _PAGE}))
+        return rows(self.session.post("/flow_runs/filter", {"flow_runs": flow_runs, "limit": _PAGE}))
 
     def log(self, lines: Sequence[LogLine]) -> None:
         body = [
@@ -141,7 +132,7 @@ class Prefect3:
             for line in lines
         ]
         if body:
-            self._session.post("/logs/", body)
+            self.session.post("/logs/", body)
 
 
 def _unfinished(run: Json, mark: Mark) -> UnfinishedRun | None:

@@ -29,6 +29,13 @@ class Address:
         return f"{scheme}://{host.rpartition('@')[2]}{slash}{path.partition('?')[0]}"
 
 
+def existing(ca_file: Path | None, flags: str) -> Path | None:
+    """The CA file; raises `SettingsError`, which names these flags or variables, when it does not exist."""
+    if ca_file is not None and not ca_file.exists():
+        raise SettingsError(f"the CA file {ca_file} does not exist, correct {flags}")
+    return ca_file
+
+
 def parse_url(url: str, source: str, *, example: str) -> tuple[str, str | None]:
     """The URL without user and password, and these as `user:password`, or None when the URL has none.
 
