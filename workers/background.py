@@ -51,22 +51,17 @@ class BackgroundJobs:
 
     def hurry(self) -> None:
         """Do now the jobs that were put off on purpose (`after`); jobs that wait for their neighbour go on waiting."""
-        with self._changed:
-            self._jobs = [(0.0 if tries == 0 else when, order, tries, job) for when, order, tries, job in self._jobs]
-            heapq.heapify(self._jobs)
-            self._changed.notify_all()
+        self._do_now(lambda tries: tries == 0)
 
     def retry(self) -> None:
         """Try again now the jobs that wait for their neighbour: the neighbour may answer again."""
+        self._do_now(lambda tries: tries > 0)
+
+    def _do_now(self, chosen: Callable[[int], bool]) -> None:
         with self._changed:
-            self._jobs = [(0.0 if tries else when, order, tries, job) for when, order, tries, job in self._jobs]
+            self._jobs = [(0.0 if chosen(tries) else at, order, tries, job) for at, order, tries, job in self._jobs]
             heapq.heapify(self._jobs)
             self._changed.notify_all()
-
-    def idle(self) -> bool:
-        """Whether nothing is left to do, now or later."""
-        with self._changed:
-            return not self._jobs and not self._busy
 
     def wait_idle(self, seconds: float) -> bool:
         """Wait until everything is done; False when it is not after `seconds` or when the neighbour is away."""

@@ -96,7 +96,7 @@ def worker_layer(environ: Mapping[str, str], *, python: Path | None, own_prefix:
     if python is None:
         return env
     folder = python.parent
-    taken_off = {str(prefix / "bin") for prefix in _own_environments(environ, own_prefix)}
+    taken_off = {str(Path(prefix, "bin")) for prefix in (own_prefix, environ.get("VIRTUAL_ENV")) if prefix}
     path = [entry for entry in env.get("PATH", os.defpath).split(os.pathsep) if entry and entry not in taken_off]
     env["PATH"] = os.pathsep.join([str(folder), *(entry for entry in path if entry != str(folder))])
     env.pop("VIRTUAL_ENV", None)
@@ -105,13 +105,6 @@ def worker_layer(environ: Mapping[str, str], *, python: Path | None, own_prefix:
     if (folder.parent / "pyvenv.cfg").exists() or folder.name == "bin":
         env["VIRTUAL_ENV"] = str(folder.parent)
     return env
-
-
-def _own_environments(environ: Mapping[str, str], own_prefix: Path | None) -> list[Path]:
-    found = [own_prefix] if own_prefix else []
-    if active := environ.get("VIRTUAL_ENV"):
-        found.append(Path(active))
-    return found
 
 
 def layers_of(settings: WorkerSettings, base: Mapping[str, str], traits: Traits) -> EnvironmentLayers:

@@ -171,8 +171,7 @@ class WorkerService:
             attempts=self.attempts,
             ledger_view=self.ledger_view,
             supervisor=self.supervisor,
-            on_fenced=cancel_and_fence.fenced,
-            on_cancelled=cancel_and_fence.cancelled,
+            cancel_and_fence=cancel_and_fence,
             on_answer=self._answered,
             take_again=self.claim_adoption.again,
         )

@@ -34,28 +34,32 @@ def settled(records: RunFolders, run_id: str, *, age: float, size: int = 0):
     return folder
 
 
+def prune(state, **how):
+    return state.runs.prune(**{"now": NOW, "keep_seconds": 7 * DAY, "keep_bytes": 1 << 30, **how})
+
+
 def test_settled_folders_go_after_seven_days(state):
     settled(state.runs, "old", age=7 * DAY + 1)
     settled(state.runs, "young", age=7 * DAY - 1)
     state.runs.create("live", "c", {})
-    assert state.runs.prune(now=NOW) == ["old.c"]
+    assert prune(state) == ["old.c"]
     assert [folder.run_id for folder in state.runs.scan()] == ["live", "young"]
 
 
 def test_the_oldest_go_first_when_all_take_too_much_room_and_a_hole_takes_none(state):
     for number in range(4):
         settled(state.runs, f"r{number}", age=1000.0 - number, size=1_000_000)
-    assert state.runs.prune(now=NOW, keep_bytes=2_500_000) == ["r0.c", "r1.c"]
+    assert prune(state, keep_bytes=2_500_000) == ["r0.c", "r1.c"]
 
     with settled(state.runs, "r", age=10.0).log.open("wb") as file:
         file.truncate(10_000_000_000)
-    assert state.runs.prune(now=NOW) == []
+    assert prune(state) == []
 
 
 def test_busy_and_unsettled_folders_are_never_pruned(state):
     settled(state.runs, "busy", age=50 * DAY, size=1000)
     state.runs.create("unsettled", "c", {}).write_exit(Exit(code=0), begun=True)
-    assert state.runs.prune(now=NOW, keep_bytes=0, busy={"busy.c"}) == []
+    assert prune(state, keep_bytes=0, busy={"busy.c"}) == []
     assert len(state.runs.scan()) == 2
 
 
@@ -128,7 +132,7 @@ def test_a_folder_of_another_version_is_left_alone_and_named(state, caplog):
         assert state.runs.scan() == []
     assert [(record.folder, record.v) for record in caplog.records] == [("run.claim", 2)]
     folder.settle()
-    assert state.runs.prune(now=1e12) == []
+    assert prune(state, now=1e12) == []
 
 
 def test_only_unsettled_folders_are_looked_at_at_start(state):

@@ -15,6 +15,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,20 +47,20 @@ Deploy = Callable[[StartSpec], "StartedRun | str"]
 States = Callable[[Sequence[str]], Mapping[str, RunState]]
 
 
+@dataclass
 class ExternalRun:
     """One run in another system; its end is what the API says."""
 
-    def __init__(
-        self, folder: RunFolder, handle: Handle, forget: Callable[[ExternalRun], None], *, doubtful: bool = False
-    ) -> None:
-        self.folder = folder
-        self.handle = dict(handle)
-        #: True while nobody knows whether the callable has deployed the run
-        self._doubtful = doubtful
+    folder: RunFolder
+    handle: Handle
+    forget: Callable[[ExternalRun], None]
+    #: True while nobody knows whether the callable has deployed the run
+    doubtful: bool = False
+
+    def __post_init__(self) -> None:
         #: since when the run has been seen waiting, by the watch's clock
         self._waits_since: float | None = None
-        self._forget = forget
-        self._end = folder.exit()
+        self._end = self.folder.exit()
 
     def fileno(self) -> int | None:
         # no descriptor tells the end of an external run, so `poll` is called each second
@@ -78,7 +79,7 @@ class ExternalRun:
         self.end(Exit(let_go=_CANCELLED, stopped_by="kill"))
 
     def close(self) -> None:
-        self._forget(self)
+        self.forget(self)
 
     def seen(self, state: RunState | None, now: float) -> None:
         """Act on what the API says of the run (None: it is not there), asked at `now` by the watch's clock."""
@@ -86,9 +87,9 @@ class ExternalRun:
             self.end(Exit(code=0, ended_at=time.time()))
             return
         if state.kind is StateType.RUNNING:
-            self._doubtful = False
+            self.doubtful = False
         returns = state.comes_back or (state.kind in (StateType.SCHEDULED, StateType.PAUSED) and not state.held)
-        if not returns and not (self._doubtful and state.kind is StateType.PENDING):
+        if not returns and not (self.doubtful and state.kind is StateType.PENDING):
             self._waits_since = None
             return
         if self._waits_since is None:
@@ -189,7 +190,7 @@ class ExternalDeployer:
         except DeployError:
             raise
         except (Exception, SystemExit) as exc:  # guards the worker from the user's code
-            logger.exception("a run could not be deployed", extra={"run_id": spec.run_id, "claim": spec.claim})
+            logger.exception("a run could not be deployed", extra=folder.fields)
             raise StartFailed(f"Run {spec.run_id} could not be started: {_words(exc)}.") from exc
         if not isinstance(answer, str) and hasattr(answer, "handle"):
             return answer

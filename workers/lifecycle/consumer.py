@@ -169,13 +169,10 @@ class Slots:
 
     def _refuse(self, message: Any, reason: str) -> None:
         if not message.acknowledged:
-            message.ack_log_error(logger, consumer_errors())
+            # an acknowledgement that meets one of these errors lets the message come back and be refused again
+            transport = redis_transport.Transport
+            message.ack_log_error(logger, (*transport.connection_errors, *transport.channel_errors))
         self.on_refused(reason)
-
-
-def consumer_errors() -> tuple[type[BaseException], ...]:
-    """The errors that an acknowledgement may meet; the message then comes back and is refused again."""
-    return (*redis_transport.Transport.connection_errors, *redis_transport.Transport.channel_errors)
 
 
 def guard_read(read: Callable[..., Any], refused: Callable[[str], None]) -> Callable[..., Any]:

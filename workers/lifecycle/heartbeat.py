@@ -14,6 +14,7 @@ from flowfleet.guard import guarded
 from flowfleet.ledger.claims import Claim, Claims, Refusal, Renewal, State
 from flowfleet.ledger.roster import Roster, WorkerRow
 from flowfleet.retry import OutageLog
+from workers.runs.cancel_and_fence import CancelAndFence
 from workers.runs.supervisor import Supervisor
 from workers.shim.syscalls import boot_clock
 from workers.state.attempts import Attempt, Attempts
@@ -37,8 +38,7 @@ class Heartbeat:
     attempts: Attempts
     ledger_view: LedgerView
     supervisor: Supervisor
-    on_fenced: Callable[[Attempt, Refusal], None]
-    on_cancelled: Callable[[Attempt], None]
+    cancel_and_fence: CancelAndFence
     on_answer: Callable[[], None]
     #: called for a claim that the ledger has as another worker's: asks for it again if we took it over from a
     #: dead worker, and tells whether it is ours now
@@ -138,11 +138,11 @@ class Heartbeat:
                 self._fence(attempt, renewal.fenced)
             elif one.run_id in renewal.cancelled and not attempt.cancelled:
                 changed = self.attempts.change(attempt.key, cancelled=True)
-                self.on_cancelled(changed or attempt)
+                self.cancel_and_fence.cancelled(changed or attempt)
 
     def _fence(self, attempt: Attempt, fenced: Mapping[str, Refusal]) -> None:
         refusal = fenced[attempt.held.run_id]
         if refusal is Refusal.OWNER and self.take_again(attempt):
             return
         logger.warning("claim is not ours any more", extra={**attempt.fields, "refusal": str(refusal)})
-        self.on_fenced(attempt, refusal)
+        self.cancel_and_fence.fenced(attempt, refusal)

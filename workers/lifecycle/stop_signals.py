@@ -51,7 +51,6 @@ class StopSignals:
     guarded: bool = True
     #: the number of the first signal that asked for the stop; None = nobody has
     first_signal: int | None = None
-    hurried: bool = False
     _asked: Wakeup = field(default_factory=Wakeup)
     _done: threading.Event = field(default_factory=threading.Event)
 
@@ -69,7 +68,6 @@ class StopSignals:
     def request(self, number: int = signal.SIGTERM) -> None:
         """Ask for the stop, as a signal or a drained worker does; a second request ends the process at once."""
         if self.first_signal is not None:
-            self.hurried = True
             # nothing on disk needs us
             self.leave(128 + number)
             return

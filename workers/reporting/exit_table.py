@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from flowfleet import logs
@@ -54,14 +54,10 @@ def decide(exit_: Exit, state: RunState | None, *, traits: Traits, looked_before
     if exit_.ok and not looked_before:
         return Decision(step=Step.LOOK_AGAIN)
     words = SILENT_END + "." if exit_.ok else f"{exit_}.{last_words(exit_)}"
-    return _tell(f"The flow run's process {words}", state.kind, traits)
-
-
-def _tell(message: str, stands: StateType, traits: Traits) -> Decision:
     kind = StateType.CRASHED if traits.has_crashed else StateType.FAILED
-    if stands is StateType.CANCELLING:
+    if state.kind is StateType.CANCELLING:
         kind = StateType.CANCELLED
-    return Decision(step=Step.TELL, outcome=kind.value.lower(), kind=kind, message=message)
+    return Decision(step=Step.TELL, outcome=kind.value.lower(), kind=kind, message=f"The flow run's process {words}")
 
 
 def last_words(exit_: Exit, *, limit: int = 400) -> str:
@@ -80,9 +76,5 @@ def for_cancelled(decision: Decision) -> Decision:
     """The decision for a run that we ended because somebody cancelled it: Cancelled instead of a crash."""
     if decision.step is not Step.TELL:
         return decision
-    return Decision(
-        step=Step.TELL,
-        outcome=StateType.CANCELLED.value.lower(),
-        kind=StateType.CANCELLED,
-        message="Cancelled: the flow run's process was stopped.",
-    )
+    kind, message = StateType.CANCELLED, "Cancelled: the flow run's process was stopped."
+    return replace(decision, outcome=kind.value.lower(), kind=kind, message=message)

@@ -62,25 +62,6 @@ class LogCap:
         os.close(self._fd)
 
 
-def first_offset(fd: int) -> int:
-    """Where the kept part of a log begins: behind the hole at its head."""
-    size = os.fstat(fd).st_size
-    position = 0
-    if hasattr(os, "SEEK_DATA"):
-        try:
-            position = os.lseek(fd, 0, os.SEEK_DATA)
-        except OSError:  # nothing but a hole, or no such call on this file system
-            position = 0
-    # a hole frees whole blocks; the rest of its last block reads as zeros
-    while position < size:
-        data = os.pread(fd, _CHUNK, position)
-        kept = data.lstrip(b"\0")
-        if kept or not data:
-            return position + len(data) - len(kept)
-        position += len(data)
-    return size
-
-
 def last_lines(path: str | os.PathLike[str], *, count: int = 10, limit: int = 8192) -> tuple[str, ...]:
     """The last lines of a log, at most `limit` bytes of it; empty when there is none."""
     try:

@@ -121,12 +121,9 @@ def oom_kills() -> int:
     """How often the kernel has killed for want of memory since boot; -1 where it does not say."""
     try:
         with open("/proc/vmstat", "rb") as file:
-            for line in file:
-                if line.startswith(b"oom_kill "):
-                    return int(line.split()[1])
+            return next((int(line.split()[1]) for line in file if line.startswith(b"oom_kill ")), -1)
     except (OSError, ValueError):
         return -1
-    return -1
 
 
 def pidfd_exit_status(pidfd: int) -> int | None:

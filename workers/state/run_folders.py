@@ -33,8 +33,6 @@ from workers.shim.syscalls import boot_clock
 logger = logging.getLogger(__name__)
 
 VERSION = 1
-KEEP_SECONDS = 7 * 24 * 3600.0
-KEEP_BYTES = 1024**3
 
 
 @dataclass(frozen=True)
@@ -237,12 +235,7 @@ class RunFolders:
         return [folder for folder in self.scan() if not folder.settled()]
 
     def prune(
-        self,
-        *,
-        now: float,
-        keep_seconds: float = KEEP_SECONDS,
-        keep_bytes: int = KEEP_BYTES,
-        busy: AbstractSet[str] = frozenset(),
+        self, *, now: float, keep_seconds: float, keep_bytes: int, busy: AbstractSet[str] = frozenset()
     ) -> list[str]:
         """Remove settled folders that are too old, then the oldest until all take at most `keep_bytes`.
 
