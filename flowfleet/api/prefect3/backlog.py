@@ -52,26 +52,21 @@ class Backlog:
 
     session: Session
     pools: Pools
+    #: the time by the server's clock, as far as the skew is known
     now: Callable[[], datetime]
     #: where to go on next time when there are more hidden queues than are asked for at a time
     _turn: int = field(default=0, init=False)
 
-    def server_now(self) -> datetime:
-        """The time by the server's clock, as far as the skew is known."""
-        return self.now() + timedelta(seconds=self.session.skew_seconds)
-
     def due(self, offers: Sequence[Offer], *, within_seconds: float, limit: int) -> list[DueRuns]:
         limit = max(1, min(limit, LIST_LIMIT))
-        now = self.server_now()
+        now = self.now()
         body = {"scheduled_before": iso(now + timedelta(seconds=within_seconds)), "limit": limit}
-        with reading("for what is due"):
-            return self._each(offers, lambda pool, pool_id, queues: self._list(pool, pool_id, queues, body, now))
+        return self._each(offers, lambda pool, pool_id, queues: self._list(pool, pool_id, queues, body, now))
 
     def count_due(self, offers: Sequence[Offer]) -> list[DueRuns]:
         # by queries that do not change the queues' status
-        now = self.server_now()
-        with reading("for what is due"):
-            return self._each(offers, lambda pool, pool_id, queues: self._count(pool, pool_id, queues, now))
+        now = self.now()
+        return self._each(offers, lambda pool, pool_id, queues: self._count(pool, pool_id, queues, now))
 
     def unserved(self, offers: Sequence[Offer]) -> list[UnfitRun]:
         # none: a run names its own pool, and `status` shows what waits there
@@ -120,12 +115,13 @@ class Backlog:
     def _each(self, offers: Sequence[Offer], ask: Callable[[str, str, Sequence[str]], list[DueRuns]]) -> list[DueRuns]:
         """The answers for all pools; a pool that was deleted under way does not hold up the others."""
         found: list[DueRuns] = []
-        for (pool, pool_id), queues in sorted(wanted_queues(offers).items()):
-            try:
-                found += ask(pool, pool_id, queues)
-            except NotFound:
-                self.pools.forget(pool)
-                logger.warning("pool or queue is gone, nothing is due there", extra={"pool": pool})
+        with reading("for what is due"):
+            for (pool, pool_id), queues in sorted(wanted_queues(offers).items()):
+                try:
+                    found += ask(pool, pool_id, queues)
+                except NotFound:
+                    self.pools.forget(pool)
+                    logger.warning("pool or queue is gone, nothing is due there", extra={"pool": pool})
         return found
 
     def _list(
@@ -222,9 +218,9 @@ class Backlog:
 
     def _existing(self, pool: str, names: Sequence[str]) -> list[str]:
         """The queues that exist among the named: the server answers 404 for all when one queue is unknown."""
-        there = {str(queue["name"]) for queue in self.pools.queues(pool).values()}
-        if not set(names) <= there:
-            there = {str(queue["name"]) for queue in self.pools.queues(pool, anew=True).values()}
+        there = self.pools.queue_names(pool)
+        if not there.issuperset(names):
+            there = self.pools.queue_names(pool, anew=True)
         return [name for name in names if name in there]
 
     def _flow_run(self, pool: str, pool_id: str, run: Json, queue_id: str) -> FlowRun | None:

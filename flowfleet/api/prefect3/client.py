@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import unquote
 
@@ -63,7 +63,7 @@ class Prefect3:
         pools, writes = Pools(session, clock), Writes(session, clock)
         engine = EngineSettings(settings=settings if callable(settings) else lambda: settings or {}, worker=worker)
         self.presence: PresenceApi = pools
-        self.backlog: BacklogApi = Backlog(session, pools, now)
+        self.backlog: BacklogApi = Backlog(session, pools, lambda: now() + timedelta(seconds=session.skew_seconds))
         self.claims: ClaimApi = writes
         self.ends: EndApi = writes
         self.jobs: JobApi = Jobs(session, pools, writes, engine=engine, environ=environ or {}, clock=clock)

@@ -100,6 +100,10 @@ class Pools:
         queues: dict[str, Mapping[str, Any]] = self._queues.get(name, lambda: self._list_queues(name))
         return queues
 
+    def queue_names(self, name: str, *, anew: bool = False) -> set[str]:
+        """The names of the pool's queues, as `queues` has them."""
+        return {str(queue["name"]) for queue in self.queues(name, anew=anew).values()}
+
     def forget(self, name: str) -> None:
         """Drop what is cached about a pool, since the pool has turned out to be different."""
         self._pools.forget(name)
@@ -112,14 +116,11 @@ class Pools:
         return str(queue["name"]) if queue else None
 
     def routes(self, offer: Offer) -> list[Route]:
-        found = []
+        found: list[Route] = []
         with reading("for the queues of a pool"):
             for name, pool_id in zip(offer.pools, offer.pool_ids, strict=True):
-                for queue in self.queues(name, anew=True).values():
-                    route = Route("prefect3", pool_id, str(queue["name"]))
-                    if offer.serves(route):
-                        found.append(route)
-        return sorted(found)
+                found += [Route("prefect3", pool_id, queue) for queue in self.queue_names(name, anew=True)]
+        return sorted(filter(offer.serves, found))
 
     def online(self, pool: str, name: str, interval_seconds: float) -> None:
         # a worker's heartbeat, which the pool's page shows
@@ -169,7 +170,7 @@ class Pools:
         return pool
 
     def _make_queues(self, pool: str, names: Sequence[str]) -> None:
-        there = {queue["name"] for queue in self.queues(pool, anew=True).values()}
+        there = self.queue_names(pool, anew=True)
         for name in names:
             if name in there:
                 continue
