@@ -154,6 +154,8 @@ def configure(
     root.setLevel(level)
     # a line for each connection of the HTTP pool says nothing to an operator
     logging.getLogger("urllib3").setLevel(logging.WARNING)
+    # a line of a .env that is no setting is nobody's fault, and the file is read again and again
+    logging.getLogger("dotenv").setLevel(logging.ERROR)
     return handler
 
 

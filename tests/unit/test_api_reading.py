@@ -269,6 +269,14 @@ def test_json_of_the_wrong_shape_says_nothing_and_breaks_nothing(asked, body):
         asked.client.jobs.job(run.run_id)
 
 
+@pytest.mark.parametrize("body", [None, {}, [], 7, "x", [None], {"id": 1}])
+def test_a_place_of_the_wrong_shape_is_no_place(asked, body):
+    (run,) = asked.runs()
+    asked.api.fail("GET /work_pools/flowfleet", "json", times=-1, body=body)
+    with pytest.raises(ApiUnavailable, match="for where a run waits"):
+        asked.client.backlog.place(run.run_id)
+
+
 @pytest.mark.parametrize("body", [None, 7, "", {}, [None], [{}], {"id": 1}])
 def test_a_list_of_the_wrong_shape_is_no_list(asked, body):
     asked.api.fail("", "json", times=-1, body=body)

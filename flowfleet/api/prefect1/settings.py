@@ -120,7 +120,7 @@ class Prefect1Settings:
         raw = self._raw.get(key)
         if raw is None or depth == 0:
             return Found("", _DEFAULT)
-        text, origin = self._expanded(text_of(raw.value)), raw.origin
+        text, origin = self._expanded(str(raw.value) if isinstance(raw.value, list) else text_of(raw.value)), raw.origin
         for _ in range(_DEPTH):
             match = _REFERENCE.search(text)
             if not match:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -81,15 +82,17 @@ class Backlog:
     def place(self, run_id: str) -> Place | None:
         # The run's pool and queue, with their pauses and limits; None also when one of these does not exist. A person
         # asks for one run, so nothing is cached.
-        try:
-            run = self.session.get(f"/flow_runs/{quote(run_id, safe='')}", tries=ASKED_TRIES)
-            pool_name, queue_name = run.get("work_pool_name"), run.get("work_queue_name")
-            if not pool_name or not queue_name:
-                return None
-            pool = self.session.get(pool_path(pool_name))
-            queue = self.session.get(pool_path(pool_name, "queues", queue_name))
-        except NotFound:
+        with reading("for where a run waits"), suppress(NotFound):
+            return self._place(run_id)
+        return None
+
+    def _place(self, run_id: str) -> Place | None:
+        run = self.session.get(f"/flow_runs/{quote(run_id, safe='')}", tries=ASKED_TRIES)
+        pool_name, queue_name = run.get("work_pool_name"), run.get("work_queue_name")
+        if not pool_name or not queue_name:
             return None
+        pool = self.session.get(pool_path(pool_name))
+        queue = self.session.get(pool_path(pool_name, "queues", queue_name))
         paused = "pool" if pool.get("is_paused") else "queue" if queue.get("is_paused") else None
         return Place(
             route=Route("prefect3", str(pool["id"]), str(queue_name)),
