@@ -1,5 +1,6 @@
 """The poller's rounds with the real client, on a local Prefect 1 API that has Server's rules; time moves by hand."""
 
+import logging
 from collections.abc import Iterator
 from datetime import timedelta
 
@@ -75,7 +76,9 @@ def test_due_runs_of_all_labels_are_claimed_once_and_those_of_later_in_time(flee
     strange = fleet.run_of("gpu")
     fleet.rounds(15)
     assert sorted(fleet.ids()) == sorted([now, other])
-    fleet.rounds(7)
+    fleet.rounds(4.9)
+    assert later not in fleet.ids()
+    fleet.rounds(0.4)
 
     assert sorted(fleet.ids()) == sorted([now, other, later])
     for run_id in (now, other, later):
@@ -110,7 +113,7 @@ def test_a_run_that_is_cancelled_after_it_was_listed_stays_cancelled(fleet):
     assert fleet.server.history(run_id) == ["Scheduled", "Cancelled"]
 
 
-def test_what_lazarus_puts_back_is_written_back_and_not_run_twice(fleet):
+def test_what_lazarus_puts_back_is_written_back_and_not_run_twice(fleet, caplog):
     run_id = fleet.run_of("x")
     fleet.rounds(6)
     fleet.begun(run_id)
@@ -121,7 +124,10 @@ def test_what_lazarus_puts_back_is_written_back_and_not_run_twice(fleet):
 
     assert fleet.server.history(run_id) == ["Scheduled", "Submitted", "Running", "Scheduled", "Running"]
     assert fleet.ids() == [run_id]
-    assert fleet.metrics.registry.get_sample_value("flowfleet_runs_echoed_total") == 1
+    assert fleet.metric("flowfleet_runs_echoed_total") == 1
+    (line,) = [each for each in caplog.records if "had put back a run that is running" in each.message]
+    assert (line.levelno, line.run_id, line.worker) == (logging.WARNING, run_id, "worker@a")
+    assert fleet.roster.noted == [] or fleet.roster.noted[0].due == 0
     fleet.server.heartbeat(run_id)
     fleet.rounds(60)
     assert fleet.server.history(run_id)[-1] == "Running"
@@ -143,7 +149,7 @@ def test_a_run_that_its_user_restarts_before_its_old_process_is_gone_is_run_agai
     assert fleet.ids() == [run_id, run_id]
 
 
-def test_a_run_that_was_handed_back_is_claimed_again_when_the_server_has_forgotten_its_first_claim(fleet):
+def test_a_run_that_was_handed_back_is_claimed_again_when_the_server_has_forgotten_its_first_claim(fleet, caplog):
     run_id = fleet.run_of("x")
     fleet.rounds(3)
     claim = fleet.claims.by_run[run_id]
@@ -151,12 +157,18 @@ def test_a_run_that_was_handed_back_is_claimed_again_when_the_server_has_forgott
     assert fleet.api.ends.hand_back(run_id, claim.call, claim.due, fleet.mark, "the worker stops").verdict == "accepted"
     fleet.claims.drop(run_id, claim.claim, worker="worker@a")
     fleet.ring("freed")
-    asked = fleet.server.counted()
+    caplog.set_level(logging.INFO)
+    counted = fleet.server.counted
+    asked, claims, polls = counted(), counted("set_flow_run_states"), counted("get_runs_in_queue")
     fleet.rounds(45)
 
     assert fleet.ids() == [run_id, run_id]
     assert fleet.server.history(run_id) == ["Scheduled", "Submitted", "Scheduled", "Submitted"]
-    assert fleet.server.counted() - asked <= 45
+    assert counted() - asked <= 45
+    assert counted("set_flow_run_states") - claims <= 8
+    assert counted("get_runs_in_queue") - polls <= 12
+    assert [each for each in caplog.records if each.levelno >= logging.WARNING or "claim refused" in each.message] == []
+    assert fleet.metric("flowfleet_claims_lost_total") == 0
 
 
 @pytest.mark.parametrize("fault", ["lost", "late", "hung", "broken_after"])
@@ -200,6 +212,7 @@ def test_what_a_lost_ledger_leaves_submitted_goes_back_a_minute_later_and_is_run
     fleet.claims.by_run.clear()
     fleet.gate.process = "redis-2"
     fleet.rounds(80)
+    assert fleet.gate.accepted == "redis-2"
     assert fleet.server.history(run_id) == ["Scheduled", "Submitted"]
     fleet.rounds(45)
 

@@ -46,24 +46,6 @@ def said(caplog, words):
 # --- labels
 
 
-@pytest.mark.parametrize(
-    ("run", "worker", "taken"),
-    [
-        ((), (), True),
-        ((), ("x",), False),
-        (("x",), ("x", "y"), True),
-        (("x", "y"), ("x",), False),
-        (("x",), (), False),
-        (("with, comma", "50 %", "ünï"), ("50 %", "with, comma", "ünï"), True),
-    ],
-)
-def test_a_run_goes_to_a_worker_that_has_all_its_labels(run, worker, taken):
-    world = world_with(*worker)
-    found = world.api.add(labels=run)
-    world.rounds(15)
-    assert world.claimed == ([found] if taken else [])
-
-
 def test_a_label_set_that_is_new_is_claimed_when_a_worker_has_subscribed_and_not_a_poll_later():
     world = world_with("x", "y")
     world.rounds(60)
@@ -149,14 +131,6 @@ def test_runs_of_workers_that_are_away_are_counted(world):
 
 
 # --- time
-
-
-def test_nothing_is_claimed_before_its_time_and_then_at_once(world):
-    run = world.api.add(25.0)
-    world.rounds(24.9)
-    assert world.claimed == []
-    world.rounds(0.4)
-    assert world.claimed == [run]
 
 
 def test_an_old_listing_is_renewed_right_before_a_run_that_was_known_ahead_is_claimed(world):
@@ -298,19 +272,6 @@ def test_an_api_that_does_not_tell_what_is_unserved_is_no_outage(world, error):
 # --- reinstated runs
 
 
-def test_a_run_that_the_api_has_put_back_while_it_runs_is_written_back_and_never_claimed(world, run, caplog):
-    claim = world.claims.by_run[run].claim
-    world.api.lazarus(run)
-    world.rounds(15)
-    assert world.api.reinstated == [(run, claim)]
-    assert world.api.kind(run) is StateType.RUNNING
-    assert world.metric("flowfleet_runs_echoed_total") == 1
-    (line,) = said(caplog, "had put back a run that is running")
-    assert (line.levelno, line.run_id, line.worker) == (logging.WARNING, run, "worker@a")
-    assert len(world.claimed) == 1
-    assert world.roster.noted == [] or world.roster.noted[0].due == 0
-
-
 def test_an_echo_that_cannot_be_written_back_is_tried_each_half_minute_and_neither_due_nor_a_reason_to_spin(world, run):
     world.api.restarted.add(run)
     world.api.lazarus(run)
@@ -322,16 +283,6 @@ def test_an_echo_that_cannot_be_written_back_is_tried_each_half_minute_and_neith
     assert world.api.count("due") <= 14
     assert world.roster.noted[0].due == 0
     assert world.metric("flowfleet_runs_echoed_total") == 0
-
-
-def test_a_restarted_run_is_claimed_when_its_old_process_is_gone(world, run):
-    world.api.restarted.add(run)
-    world.api.lazarus(run)
-    world.rounds(40)
-    world.claims.done(run)
-    world.ring("freed")
-    world.rounds(12)
-    assert world.claimed == [run, run]
 
 
 def test_a_late_retry_whose_process_lives_is_left_to_it(world, run):
@@ -415,28 +366,6 @@ def test_a_claim_that_the_server_refuses_for_ever_is_given_up(world):
     assert world.claimed == []
 
 
-def test_a_run_that_was_handed_back_is_tried_again_until_the_server_has_forgotten_its_last_claim(caplog):
-    caplog.set_level(logging.INFO)
-    world = world_with("x")
-    run = world.api.add()
-    world.rounds(2)
-    first = world.claims.by_run[run]
-    world.time.now += 2
-    world.claims.give_back(run, first.claim, "worker-stops", worker="worker@a")
-    world.api.hand_back(run, first.call, first.due, None, "worker-stops")
-    world.claims.drop(run, first.claim, worker="worker@a")
-    world.ring("freed")
-    world.api.asked.clear()
-    world.rounds(45)
-
-    assert world.claimed == [run, run]
-    assert world.api.count("claim") <= 8
-    assert world.api.count("due") <= 12
-    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
-    assert said(caplog, "claim refused") == []
-    assert world.metric("flowfleet_claims_lost_total") == 0
-
-
 # --- the sweep
 
 
@@ -460,16 +389,6 @@ def test_an_engine_that_was_only_slow_keeps_its_run():
     assert world.api.kind(run) is StateType.RUNNING
     assert world.api.count("hand_back") == 0
     assert world.api.count("unfinished") <= 5  # it does not look again and again
-
-
-def test_a_redis_that_lost_everything_gives_back_what_nobody_runs_a_minute_after_its_gate_opened(world):
-    run = world.api.submitted()
-    world.gate.process = "redis-2"
-    world.rounds(30)
-    assert world.gate.accepted == "redis-2"
-    assert world.api.kind(run) is StateType.PENDING
-    world.rounds(75)
-    assert world.claimed == [run]
 
 
 def test_an_outage_in_the_middle_of_a_sweep_does_not_begin_the_wait_anew():
