@@ -94,7 +94,7 @@ class AgentRegistry:
         found = {agent: queue for agent, queue in queues.items() if queue is not None}
         if not found:
             why = next((error.message for error in reply.errors), "no reason given")
-            raise ApiRejected(f"the Prefect API at {self.graphql.session.address.shown} lists no runs: {why}")
+            raise ApiRejected(f"{self.graphql.session.address.api} lists no runs: {why}")
         return found
 
     def _queue(self, reply: Reply, name: str, agent: RegisteredAgent) -> tuple[str, ...] | None:
@@ -123,13 +123,13 @@ class AgentRegistry:
         }
         reply = self.graphql.ask(document, {"input": described})
         error = reply.error_of("register_agent")
-        where = self.graphql.session.address.shown
+        refusal = f"{self.graphql.session.address.api} registers no agent {self.name!r} for us"
         if error is not None:
-            raise ApiRejected(f"the Prefect API at {where} registers no agent {self.name!r} for us: {error.message}")
+            raise ApiRejected(f"{refusal}: {error.message}")
         with reading("for an agent"):
             found = str(reply.data["register_agent"]["id"] or "")
         if not found:
-            raise ApiRejected(f"the Prefect API at {where} registers no agent {self.name!r} for us: it gives no id")
+            raise ApiRejected(f"{refusal}: it gives no id")
         logger.info("Registration successful!", extra={"agent": self.name, "agent_id": found})
         self._ids[tenant, agent] = found
         return found

@@ -131,12 +131,9 @@ class GraphQL:
         if isinstance(data, Mapping) and data:
             return Reply(data, errors)
         if errors:
-            where = self.session.address.shown
-            raise QueryRejected(f"the Prefect API at {where} refuses {named}: {_reason(answer)[:300]}", errors)
+            raise QueryRejected(f"{self.session.address.api} refuses {named}: {_reason(answer)[:300]}", errors)
         # GraphQL names each field that was asked for, or says why not: this answer was cut off on its way
-        raise ApiUnavailable(
-            f"the Prefect API at {self.session.address.shown} answers {named} with nothing", answered=True
-        )
+        raise ApiUnavailable(f"{self.session.address.api} answers {named} with nothing", answered=True)
 
 
 def is_graphql(body: Any) -> bool:

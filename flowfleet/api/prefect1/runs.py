@@ -94,12 +94,12 @@ class Runs:
     def ask(self, query: str, field: str, *, tries: int = TRIES) -> Any:
         """The answer for one root field of a query; raises `ApiRejected` when the API refuses to tell it."""
         reply = self.graphql.ask(query, tries=tries)
-        error, where = reply.error_of(field), self.graphql.session.address.shown
+        error = reply.error_of(field)
         if error is not None:
-            raise ApiRejected(f"the Prefect API at {where} refuses to tell {field}: {error.message}")
+            raise ApiRejected(f"{self.graphql.session.address.api} refuses to tell {field}: {error.message}")
         if field not in reply.data:
             # neither told nor refused, which GraphQL does not have: something on the way broke, and that is no "no"
-            raise ApiUnavailable(f"the Prefect API at {where} gives half an answer, {field} is not in it")
+            raise ApiUnavailable(f"{self.graphql.session.address.api} gives half an answer, {field} is not in it")
         return reply.data[field]
 
     def ask_first(self, document: str, field: str) -> Any:
@@ -108,10 +108,10 @@ class Runs:
             reply = self.graphql.ask(document, tries=ASKED_TRIES)
         except QueryRejected as rejected:
             raise ApiUnavailable(str(rejected), answered=True) from rejected
-        error, where = reply.error_of(field), self.graphql.session.address.shown
+        error = reply.error_of(field)
         if error is not None or field not in reply.data:
             why = error.message if error else "nothing"
-            raise ApiUnavailable(f"the Prefect API at {where} answers {field} with: {why}", answered=True)
+            raise ApiUnavailable(f"{self.graphql.session.address.api} answers {field} with: {why}", answered=True)
         return reply.data[field]
 
 

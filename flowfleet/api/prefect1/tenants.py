@@ -31,8 +31,7 @@ class Tenants:
         answer = self.runs.ask("query { auth_info { tenant_id } }", "auth_info", tries=ASKED_TRIES)
         tenant = answer.get("tenant_id") if isinstance(answer, Mapping) else None
         if not tenant:
-            where = self.graphql.session.address.shown
-            raise ApiRejected(f"the Prefect API at {where} tells no tenant for our key, give it by --tenant-id")
+            raise ApiRejected(f"{self.graphql.session.address.api} tells no tenant for our key, give it by --tenant-id")
         return str(tenant)
 
     def _first(self) -> str:
@@ -48,10 +47,10 @@ class Tenants:
 
     def check(self) -> None:
         """Raises `ApiRejected` when the tenant that was given does not exist."""
-        tenant, shown = self.own(), self.graphql.session.address.shown
+        tenant = self.own()
         where = literal({"id": {"_eq": tenant}})
         if not self.runs.ask_first(f"query {{ tenant(where: {where}) {{ id }} }}", "tenant"):
-            raise ApiRejected(f"the Prefect API at {shown} has no tenant {tenant}, correct --tenant-id")
+            raise ApiRejected(f"{self.graphql.session.address.api} has no tenant {tenant}, correct --tenant-id")
 
     def by_tenant(self, offers: Sequence[Offer]) -> dict[str, list[Offer]]:
         """The offers by their workers' tenants: a server that was set up anew has another for workers started since."""

@@ -28,6 +28,11 @@ class Address:
         host, slash, path = rest.partition("/")
         return f"{scheme}://{host.rpartition('@')[2]}{slash}{path.partition('?')[0]}"
 
+    @property
+    def api(self) -> str:
+        """The API at this address, in the words of errors."""
+        return f"the Prefect API at {self.shown}"
+
 
 def existing(ca_file: Path | None, flags: str) -> Path | None:
     """The CA file; raises `SettingsError`, which names these flags or variables, when it does not exist."""

@@ -77,7 +77,7 @@ class ResponseReader:
             return None
         answers = "with an error of its own" if by_itself else _status(answer.status_code)
         return ApiUnavailable(
-            f"the Prefect API at {self.address.shown} answers {answers} to {named}, try again later",
+            f"{self.address.api} answers {answers} to {named}, try again later",
             answered=by_itself,
             retry_after_seconds=_retry_after(answer),
         )
@@ -92,7 +92,7 @@ class ResponseReader:
             raise self._credentials_refused(named, answer)
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             raise ApiUnavailable(
-                f"the Prefect API at {self.address.shown} failed with {_status(status)} at {named}",
+                f"{self.address.api} failed with {_status(status)} at {named}",
                 # Prefect says 500 when this very question breaks it; a proxy says 504 for a server that hangs
                 answered=status == HTTPStatus.INTERNAL_SERVER_ERROR,
             )
@@ -110,53 +110,45 @@ class ResponseReader:
         by_status = status >= HTTPStatus.BAD_REQUEST  # GraphQL refuses in the body of a 200
         said = f"{_status(status)} to {named}" if by_status else self.flavour.reason(body)[:300]
         return CredentialsRefused(
-            f"the Prefect API at {self.address.shown} refuses our credentials ({said}), {self.flavour.key_remedy}",
+            f"{self.address.api} refuses our credentials ({said}), {self.flavour.key_remedy}",
             body,
         )
 
     def _refused(self, named: str, status: int, body: Any) -> ApiError:
-        where = self.address.shown
         if status == HTTPStatus.NOT_FOUND and self.proven.is_set() and not self.flavour.own(body):
             return ApiUnavailable(
-                f"the Prefect API at {where} is not there now: {named} is answered with {_status(status)}, "
+                f"{self.address.api} is not there now: {named} is answered with {_status(status)}, "
                 "but not in Prefect's words"
             )
         detail = "no JSON" if body is _NO_JSON else self.flavour.reason(body)[:300]
         # where no question was ever answered, the address itself may be wrong
         hint = self.hint() if status == HTTPStatus.NOT_FOUND and not self.proven.is_set() else ""
         kind = _REFUSED.get(status, ResponseRefused)
-        return kind(
-            f"the Prefect API at {where} refuses {named} with {_status(status)}: {detail}{hint}", status, detail
-        )
+        return kind(f"{self.address.api} refuses {named} with {_status(status)}: {detail}{hint}", status, detail)
 
     def _unreadable(self, named: str, answer: requests.Response) -> ApiError:
         said = answer.headers.get("Content-Type", "something")
         if "json" in said.lower():
             # cut off, or garbled on the way: a response that calls itself JSON may well be the API's
-            where = self.address.shown
-            return ApiUnavailable(f"the Prefect API at {where} answers {named} with JSON that cannot be read")
+            return ApiUnavailable(f"{self.address.api} answers {named} with JSON that cannot be read")
         return self.no_api(f"{named} is answered with {said} instead of JSON")
 
     def silence(self, error: requests.exceptions.RequestException, seconds: float) -> ApiError:
         """The error for no response within the given seconds, or for a connection that failed."""
-        where = self.address.shown
         if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in _causes(error)):
-            return ApiRejected(
-                f"the certificate of the Prefect API at {where} is not trusted, {self.flavour.ca_remedy}"
-            )
+            return ApiRejected(f"the certificate of {self.address.api} is not trusted, {self.flavour.ca_remedy}")
         if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema):
-            return ApiRejected(f"{where} is not an address of a Prefect API")
-        return ApiUnavailable(f"the Prefect API at {where} cannot be reached: {_reason(error, seconds)}")
+            return ApiRejected(f"{self.address.shown} is not an address of a Prefect API")
+        return ApiUnavailable(f"{self.address.api} cannot be reached: {_reason(error, seconds)}")
 
     def no_api(self, what: str) -> ApiError:
         """The error for a response that no Prefect API gives.
 
         The address is wrong; where an API has answered before, something in front of it answers for now.
         """
-        where = self.address.shown
         if self.proven.is_set():
-            return ApiUnavailable(f"the Prefect API at {where} is not there now: {what}")
-        return ApiRejected(f"{where} is not a Prefect API: {what}{self.hint()}")
+            return ApiUnavailable(f"{self.address.api} is not there now: {what}")
+        return ApiRejected(f"{self.address.shown} is not a Prefect API: {what}{self.hint()}")
 
     def hint(self) -> str:
         """What is most often wrong with an address that is no API."""
