@@ -270,8 +270,8 @@ class WorkerService:
         self.shutdown.run()
         return code
 
-    def _takeover(self) -> Takeover:
-        return Takeover(
+    def _adopt(self) -> None:
+        takeover = Takeover(
             own=self.state,
             fleet=self.settings.fleet,
             api=self.api.address,
@@ -279,17 +279,7 @@ class WorkerService:
             take_reports=self.outbox.take_over,
             may_live=self._may_live,
         )
-
-    def _may_live(self, last: Mapping[str, Any]) -> bool:
-        """Whether a worker that no lock proves dead may live: the roster has it as live, or Redis does not answer."""
-        try:
-            rows = self.roster.rows()
-        except LedgerError:
-            return True
-        return any(row.worker == last.get("worker") and row.nonce == last.get("nonce") and row.live for row in rows)
-
-    def _adopt(self) -> None:
-        folders = self._takeover().take_over()
+        folders = takeover.take_over()
         reports = {report.key for report in self.endings.resend()}
         adoption = Adoption(
             worker=self.row.worker,
@@ -302,8 +292,16 @@ class WorkerService:
             on_alive=partial(self._watch, from_now=True),
             on_ended=self.endings.ended,
         )
-        alive = adoption.adopt_all(folders, lambda run_id, claim: f"{run_id}.{claim}" in reports)
+        alive = adoption.adopt_all(folders, reports)
         logger.info("adoption done", extra={"alive": alive, "reports": len(reports)})
+
+    def _may_live(self, last: Mapping[str, Any]) -> bool:
+        """Whether a worker that no lock proves dead may live: the roster has it as live, or Redis does not answer."""
+        try:
+            rows = self.roster.rows()
+        except LedgerError:
+            return True
+        return any(row.worker == last.get("worker") and row.nonce == last.get("nonce") and row.live for row in rows)
 
     def _launch(self, message: Message) -> None:
         try:

@@ -191,7 +191,8 @@ class ExternalDeployer:
             raise
         except (Exception, SystemExit) as exc:  # guards the worker from the user's code
             logger.exception("a run could not be deployed", extra=folder.fields)
-            raise StartFailed(f"Run {spec.run_id} could not be started: {_words(exc)}.") from exc
+            why = str(exc).strip().rstrip(".") or type(exc).__name__
+            raise StartFailed(f"Run {spec.run_id} could not be started: {why}.") from exc
         if not isinstance(answer, str) and hasattr(answer, "handle"):
             return answer
         return self._given_away(folder, "" if answer is None else str(answer))
@@ -242,8 +243,3 @@ def _win(folder: RunFolder, *, doubtful: bool) -> None:
     fd = atomic_files.create_once(folder.path / "start", {"v": 1, "by": ExternalDeployer.kind, "doubtful": doubtful})
     if fd is not None:
         os.close(fd)
-
-
-def _words(exc: BaseException) -> str:
-    text = str(exc).strip().rstrip(".")
-    return text or type(exc).__name__

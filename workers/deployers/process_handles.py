@@ -7,7 +7,7 @@ import errno
 import os
 import select
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -134,12 +134,8 @@ def members(run_id: str, claim: str, *, session: int, group: int) -> list[int]:
 
     Neither alone would do: a daemon leaves session and group, and a program may clear its environment.
     """
-    return [process.pid for process in _candidates() if _belongs(process, run_id, claim, session, group)]
-
-
-def _candidates() -> Iterable[psutil.Process]:
-    us = os.getpid()
-    return (process for process in psutil.process_iter() if process.pid != us)
+    others = (process for process in psutil.process_iter() if process.pid != os.getpid())
+    return [process.pid for process in others if _belongs(process, run_id, claim, session, group)]
 
 
 def _belongs(process: psutil.Process, run_id: str, claim: str, session: int, group: int) -> bool:

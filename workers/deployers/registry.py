@@ -50,7 +50,14 @@ def process_deployer(host: Host, abilities: Abilities, parent: ForkServerProgram
     descriptors = raise_descriptors()
     warm = None
     if parent is not None:
-        warm = warm_client.new_client(parent, abilities, descriptors=descriptors)
+        forks = ForkClient(
+            program=parent,
+            on_demand=False,
+            answer_seconds=warm_client.ANSWER_SECONDS,
+            reap_orphans=abilities.subreaper,
+            descriptors=descriptors,
+        )
+        warm = warm_client.WarmClient(forks)
         warm.start()
     fork_client = ForkClient(reap_orphans=abilities.subreaper, descriptors=descriptors)
     return ProcessDeployer(host=host, abilities=abilities, fork_client=fork_client, warm=warm)

@@ -28,7 +28,7 @@ PREFECTS = ("1.4.1",)
 _GREETING_SECONDS = 120.0
 #: a warm parent answers within some hundredths of a second; a run that waits longer for a frozen one could not be
 #: started cold in time
-_ANSWER_SECONDS = 8.0
+ANSWER_SECONDS = 8.0
 _PAUSE_SECONDS = 1.0
 _LONGEST_PAUSE_SECONDS = 300.0
 #: a parent that has lived for so long has not died of its start: the next one is loaded without a pause
@@ -47,18 +47,6 @@ def parent_program(interpreter: Interpreter, layers: EnvironmentLayers) -> ForkS
     return ForkServerProgram(
         argv=(interpreter.path, file), env=env, name="warm parent", greeting_seconds=_GREETING_SECONDS
     )
-
-
-def new_client(parent: ForkServerProgram, abilities: Abilities, *, descriptors: int) -> WarmClient:
-    """A client for this warm parent, not started yet."""
-    fork_client = ForkClient(
-        program=parent,
-        on_demand=False,
-        reap_orphans=abilities.subreaper,
-        descriptors=descriptors,
-        answer_seconds=_ANSWER_SECONDS,
-    )
-    return WarmClient(fork_client)
 
 
 def is_possible(interpreter: Interpreter, abilities: Abilities) -> bool:

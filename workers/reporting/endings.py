@@ -184,12 +184,9 @@ class Endings:
         elif decision.step is Step.RELEASE:
             self._release(attempt.held, decision.outcome)
         else:
-            self._tell(attempt, decision)
-
-    def _tell(self, attempt: Attempt, decision: Decision) -> None:
-        report = self._report(attempt, decision)
-        self.outbox.put(report)
-        self._post(report)
+            report = self._report(attempt, decision)
+            self.outbox.put(report)
+            self._post(report)
 
     def _keep(self, attempt: Attempt, end: Exit) -> None:
         # the report that is sent if the API turns out to have no end of its own

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -73,14 +74,14 @@ class Adoption:
     #: called with each adopted attempt that has ended
     on_ended: Callable[[Attempt], None]
 
-    def adopt_all(self, folders: Iterable[RunFolder], reported: Callable[[str, str], bool]) -> int:
+    def adopt_all(self, folders: Iterable[RunFolder], reported: AbstractSet[str]) -> int:
         """Adopt each of these unsettled run folders; returns how many of the runs are alive.
 
-        `reported` tells of a run id and claim id whether their report is being sent.
+        `reported` are the keys (RUN.CLAIM) of those whose report is being sent.
         """
         alive = 0
         for folder in folders:
-            if reported(folder.run_id, folder.claim):
+            if folder.key in reported:
                 continue  # the report of its end is on its way, and nothing else is left to do
             alive += self._adopt_kept(folder) if folder.changed_hands() else self._adopt(folder)
         return alive

@@ -75,12 +75,6 @@ def _fork_shim(control: socket.socket, fd: int, unfit: spawn.ColdReason | None) 
         os._exit(0)
 
 
-def _limit_descriptors(soft: int) -> None:
-    # the worker has raised its own limit; programs that use select() rely on the usual one
-    if soft:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-
-
 def control_socket(fd: int) -> socket.socket:
     """The control socket that the worker has left open; no started program inherits it."""
     os.set_inheritable(fd, False)  # noqa: FBT003
@@ -96,7 +90,9 @@ def prepare_process(mode: str, descriptors: int, *, name: str, title: str) -> No
         syscalls.become_subreaper()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    _limit_descriptors(descriptors)
+    if descriptors:
+        # the worker has raised its own limit; programs that use select() rely on the usual one
+        resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     syscalls.set_name(name)
     syscalls.set_title(title)
     gc.collect()
