@@ -5,8 +5,6 @@ taken off the process (`take_off_celery_variables`), since CELERY_BROKER_URL bea
 messages and ledger on two servers.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import MutableMapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Command line: the `flowfleet` command, for everything on one machine and for questions to a fleet."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -17,8 +17,6 @@ FleetError                      one sentence, and the exit code of a command tha
     └── StartFailed             no such interpreter, working folder missing, no permission
 """
 
-from __future__ import annotations
-
 
 class FleetError(Exception):
     """An error that one sentence can tell; `exit_code` is that of a command that ends with it."""

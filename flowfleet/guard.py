@@ -1,7 +1,5 @@
 """Guard: one turn of a loop, or one call of the user's code, whose fault is logged and ends nothing else."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Logs: one format for every part, run id and claim on every line that has them, JSON by option, secrets redacted."""
 
-from __future__ import annotations
-
 import json
 import logging
 import re

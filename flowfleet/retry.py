@@ -1,7 +1,5 @@
 """Retry: how a neighbour (Redis, the Prefect API) that does not answer is waited for, and what the log says."""
 
-from __future__ import annotations
-
 import logging
 import math
 import random

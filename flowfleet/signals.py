@@ -5,8 +5,6 @@ other secrets are read whenever they are needed (`settings/secret_files.py`); fo
 change is found and logged at once.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import signal

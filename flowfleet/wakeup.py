@@ -1,7 +1,5 @@
 """Wakeup: the one self-pipe, by which another thread or a signal handler wakes a thread that waits."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import select

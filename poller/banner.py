@@ -1,7 +1,5 @@
 """Banner: what a poller of Prefect 1 prints and logs when it starts, as Prefect 1's own agent does."""
 
-from __future__ import annotations
-
 import logging
 import sys
 from collections.abc import Sequence

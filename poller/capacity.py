@@ -4,8 +4,6 @@ The claim script counts the slots again and has the last word; this view only ke
 be refused anyway.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType

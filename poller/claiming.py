@@ -4,8 +4,6 @@ Order and crashes: the ledger has the claim (and its id) before the API hears of
 ask the API whose the run is. The message goes last, and never twice: what was lost on the way is handed back.
 """
 
-from __future__ import annotations
-
 import logging
 import uuid
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Hints inbox: what wakes the loop before its time: hints of the fleet, `/api/poke`, a signal."""
 
-from __future__ import annotations
-
 import queue
 import time
 

@@ -1,7 +1,5 @@
 """Leader: which poller of the fleet asks and claims; the others stand by and watch its counter."""
 
-from __future__ import annotations
-
 import logging
 import threading
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Listing: what the API says is due, what of it can be claimed now, and when the next run falls due."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace

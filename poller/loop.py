@@ -1,7 +1,5 @@
 """Loop: the leader's rounds: know what is due, claim what can start, sleep until a run falls due or a hint comes."""
 
-from __future__ import annotations
-
 import logging
 import random
 import threading

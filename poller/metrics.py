@@ -1,7 +1,5 @@
 """Metrics: the poller's own counters, histograms and gauges; those of the ledger belong to flowfleet/monitor."""
 
-from __future__ import annotations
-
 from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest

@@ -1,7 +1,5 @@
 """Page: the HTTP paths of the poller, `/api/health`, `/api/ready`, `/api/poke` and `/metrics`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any

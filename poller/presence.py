@@ -1,7 +1,5 @@
 """Presence: what the API shows of the fleet, the routes that the fleet learns there, and the server's clock."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass

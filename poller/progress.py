@@ -1,7 +1,5 @@
 """Progress: when the loop last came on, by which others tell a loop that hangs from one that is slow."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 

@@ -3,8 +3,6 @@
 Workers re-assert what they hold, the sweep finds what nobody holds; nothing else is needed to rebuild a ledger.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field

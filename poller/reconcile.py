@@ -4,8 +4,6 @@ How long a claim has not moved is what this leader saw by its own monotonic cloc
 saw.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, field

@@ -5,8 +5,6 @@ Such a run is not claimed: the ledger refuses a second claim of it. But as long 
 begin.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

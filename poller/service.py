@@ -1,7 +1,5 @@
 """Service: one poller, built from its parts, from the first election to its last log line."""
 
-from __future__ import annotations
-
 import ctypes
 import gc
 import logging

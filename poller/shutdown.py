@@ -1,7 +1,5 @@
 """Shutdown: SIGTERM and SIGINT, and how long an orderly end of a poller may take."""
 
-from __future__ import annotations
-
 import logging
 import os
 import signal

@@ -1,7 +1,5 @@
 """Unfit runs: due runs that nobody here can take; each is reported once, in our log and on its own log page."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field

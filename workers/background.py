@@ -1,7 +1,5 @@
 """Background jobs: a thread that does small jobs for one neighbour, each repeated until the neighbour has answered."""
 
-from __future__ import annotations
-
 import heapq
 import itertools
 import logging

@@ -1,7 +1,5 @@
 """Command line: the `worker` command, which builds a worker from its parts and runs it."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

@@ -4,8 +4,6 @@ They come in layers, and a later layer wins: defaults of the API's engine, the w
 `--env`, the run's own variables, and what the engine must have (PREFECT_*, FLOWFLEET_RUN_ID, FLOWFLEET_CLAIM).
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

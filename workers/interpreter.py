@@ -1,7 +1,5 @@
 """Interpreter: the Python that runs flows, how it is found, and the command that it is given."""
 
-from __future__ import annotations
-
 import logging
 import os
 import shutil

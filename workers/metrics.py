@@ -1,7 +1,5 @@
 """Metrics: the counters and histograms of one worker, and its page of metrics."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import partial
 

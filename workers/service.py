@@ -1,7 +1,5 @@
 """Service: one worker, put together from its parts, from its sign-on to its last log line."""
 
-from __future__ import annotations
-
 import logging
 import os
 import time

@@ -1,7 +1,5 @@
 """Arguments: how an agent's arguments become the settings of its worker and the environment of its poller."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Any
 

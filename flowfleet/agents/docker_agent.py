@@ -1,7 +1,5 @@
 """Docker agent: the class of Prefect 1's agent that starts containers, with its documented arguments."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Any
 

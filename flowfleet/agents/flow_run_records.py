@@ -1,7 +1,5 @@
 """Flow run records: flow runs as the methods of an agent get them, read by attribute or by item."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta

@@ -1,7 +1,5 @@
 """Local agent: the class of Prefect 1's agent that runs flow runs as processes of its own host."""
 
-from __future__ import annotations
-
 import re
 import socket
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,5 @@
 """Backlog: the runs that wait at a Prefect API: what is due, where it waits, and who else would take it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime

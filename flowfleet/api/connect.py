@@ -1,7 +1,5 @@
 """Connect: the connector, which learns from settings or by asking which Prefect API is meant, and opens its client."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """Detect: which of the two Prefect APIs answers at an address, found by one question to each."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum

@@ -1,7 +1,5 @@
 """Settings files: the readers of the TOML and `.env` files in which Prefect keeps its own settings."""
 
-from __future__ import annotations
-
 import json
 import tomllib
 from collections.abc import Callable, Collection, Iterator, Mapping

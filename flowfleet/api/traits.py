@@ -1,7 +1,5 @@
 """Traits: what differs between the two Prefect APIs that poller and workers must know, a field for each behaviour."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

@@ -1,7 +1,5 @@
 """Unused settings: those that were given but have no meaning at the API in use; each gets a warning."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 

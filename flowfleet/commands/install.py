@@ -1,7 +1,5 @@
 """Install: the command that prints a unit for a poller or worker; it installs nothing by itself."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import click

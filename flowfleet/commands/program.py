@@ -1,7 +1,5 @@
 """Program: the entry point of the three programs, where errors become a sentence and an exit code."""
 
-from __future__ import annotations
-
 import logging
 import os
 import sys

@@ -3,8 +3,6 @@
 Secrets never stand in a unit: they go into a file of their own, whose text `install --secrets` prints.
 """
 
-from __future__ import annotations
-
 import getpass
 import json
 import os

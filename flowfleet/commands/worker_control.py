@@ -1,7 +1,5 @@
 """Worker control: the commands that write to the ledger what an operator wants of a worker, which reads it there."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from contextlib import closing, contextmanager

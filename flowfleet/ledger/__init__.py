@@ -1,7 +1,5 @@
 """Ledger: all claims, the roster and the gate, moved only by named, atomic transitions."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from flowfleet.ledger.claims import Claims

@@ -1,7 +1,5 @@
 """Claim: the record of our right to one attempt at a run, the answers of moves, and the readers of their fields."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field

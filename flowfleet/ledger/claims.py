@@ -1,7 +1,5 @@
 """Claims: all claims of a fleet, and the only methods that move a claim."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Gate: the election of the leader, and the gate, shut while Redis is not the process that the leader has accepted."""
 
-from __future__ import annotations
-
 import random
 from dataclasses import dataclass
 from typing import Any

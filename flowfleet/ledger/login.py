@@ -1,7 +1,5 @@
 """Login: the user and password of Redis, which every connection asks for when it is opened."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit, urlunsplit

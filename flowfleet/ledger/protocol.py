@@ -1,7 +1,5 @@
 """Protocol: the text of docs/protocol.md, printed from the transition table so that page and code cannot differ."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from flowfleet.ledger.transitions import REFUSALS, TRANSITIONS, State, Transition

@@ -1,7 +1,5 @@
 """Roster: the workers of the fleet, what they offer, and what the operator wants of them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass

@@ -5,8 +5,6 @@ and ask again) or `LedgerUnusable` (waiting cannot cure it). Nothing is retried 
 twice for one call.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Callable, Iterator

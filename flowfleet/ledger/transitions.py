@@ -4,8 +4,6 @@ The Lua scripts get sources and targets from `TRANSITIONS`, docs/protocol.md is 
 counts that each row and each of its refusals is taken.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum

@@ -1,7 +1,5 @@
 """Redis process: a Valkey or Redis server of our own, with its data in the data folder."""
 
-from __future__ import annotations
-
 import importlib
 import shutil
 from collections.abc import Callable, Mapping

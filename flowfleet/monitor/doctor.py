@@ -1,7 +1,5 @@
 """Doctor: the checks of what must be right for a fleet to work, each with what was found and the remedy."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Explain: why a run is, or is not, running, as one sentence with the evidence for it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Metrics: the ledger's gauges for Prometheus, read anew at each scrape."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version

@@ -1,7 +1,5 @@
 """Redis server: the Redis process behind a fleet as it describes itself, and the lengths of the fleet's queues."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Run output: what a run has printed, from this host's own records or from the page of the worker that has it."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping

@@ -1,7 +1,5 @@
 """Runs: live claims and those that are gone, in one list for `flowfleet runs`."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

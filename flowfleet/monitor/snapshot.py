@@ -1,7 +1,5 @@
 """Snapshot: the fleet at one moment, read from the ledger, from which status, metrics and explanations are made."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Status: a snapshot as tables for people."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import IO, Literal

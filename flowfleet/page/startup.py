@@ -1,7 +1,5 @@
 """Startup: the page of a poller or worker from its first moment, when all there is to tell is what it waits for."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Settings classes: which options exist, their types, defaults and variables, and the frozen values of one command."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Click options: the settings as options of click commands, and the TOML file that `--config` names."""
 
-from __future__ import annotations
-
 import difflib
 import functools
 import logging

@@ -1,7 +1,5 @@
 """Common: the settings that every command has."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Layers: the ordered list of places where values of settings come from; the nearest one that has a value wins."""
 
-from __future__ import annotations
-
 import os
 import platform
 from collections.abc import Callable, Collection, Mapping

@@ -1,7 +1,5 @@
 """Option: one setting as people give it; its flags and its variable follow from the name of its field."""
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 from typing import Any

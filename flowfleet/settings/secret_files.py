@@ -1,7 +1,5 @@
 """Secret files: the login at Redis and the token of our own pages, which may be replaced while a part runs."""
 
-from __future__ import annotations
-
 import logging
 import threading
 

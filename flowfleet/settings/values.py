@@ -1,7 +1,5 @@
 """Values: the kinds of value that settings have, each parsed by one function and described by one phrase."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Demo: example flows registered as deployments, their runs, and how each is meant to end."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace

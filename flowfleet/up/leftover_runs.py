@@ -1,7 +1,5 @@
 """Leftover runs: runs whose worker died before it ended them; a shim outlives its worker, but must not outlive `up`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Live table: the progress of the demo's runs, as a table on a terminal and as lines elsewhere."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Self

@@ -1,7 +1,5 @@
 """Poller and workers: how `flowfleet up` starts them, by their console scripts."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Prefect server: a Prefect 3 server of our own, on SQLite, with its home in the data folder."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from importlib import metadata
 

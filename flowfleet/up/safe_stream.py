@@ -1,7 +1,5 @@
 """Safe stream: the output of `up` for people, until its pipe or terminal is gone."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Callable

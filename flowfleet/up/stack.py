@@ -1,7 +1,5 @@
 """Stack: all parts of one `flowfleet up`, started in order, watched, and stopped in the opposite order."""
 
-from __future__ import annotations
-
 import dataclasses
 import signal
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Fork client: the worker's side of a fork server; hands requests to the server and replaces it when it dies."""
 
-from __future__ import annotations
-
 import logging
 import os
 import socket

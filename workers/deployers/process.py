@@ -1,7 +1,5 @@
 """Process: the deployer of runs as subprocesses of this host, each below a shim that outlives the worker."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import os

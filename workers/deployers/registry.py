@@ -1,7 +1,5 @@
 """Registry: the deployers of a worker: for processes, plugged in by a package, or adopting what an agent has left."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable
 from importlib import metadata

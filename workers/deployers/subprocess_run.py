@@ -1,7 +1,5 @@
 """Subprocess run: one started subprocess, fresh or adopted, watched through its shim or, if that is dead, directly."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import os

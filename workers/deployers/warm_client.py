@@ -5,8 +5,6 @@ not. A warm parent is only ever a shorter way: while there is none, and for each
 started cold.
 """
 
-from __future__ import annotations
-
 import logging
 import threading
 import time

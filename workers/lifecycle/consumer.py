@@ -5,8 +5,6 @@ leans on five places inside Celery and kombu that are public by use and not by p
 before the worker starts, since without them a worker would fetch more than it can run.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import warnings

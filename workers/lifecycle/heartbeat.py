@@ -1,7 +1,5 @@
 """Heartbeat: one call to the ledger renews all that this worker holds, and its answer says what we have to do."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import threading

@@ -1,7 +1,5 @@
 """Shutdown: how a worker ends: what becomes of its runs, its last requests to Redis and the API, its sign-off."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Sign-on: a worker's row in the roster, its state folder, and the proof that no other process has its name."""
 
-from __future__ import annotations
-
 import logging
 import time
 import uuid

@@ -4,8 +4,6 @@ A signal handler may take no lock and may not wait, so it does three things that
 them for Celery's loop), wakes the loop, and writes a byte for the watchdog thread.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

@@ -1,7 +1,5 @@
 """Endings: the steps of an ended run: record it in the ledger, ask the API, report if needed, release the claim."""
 
-from __future__ import annotations
-
 import logging
 import threading
 import time

@@ -1,7 +1,5 @@
 """Exit table: what the API is told of an ended run, by how the run ended and what the API says of it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from enum import StrEnum
 

@@ -1,7 +1,5 @@
 """Run log: lines of ours on the runs' own log pages, sent together and at most a second late."""
 
-from __future__ import annotations
-
 import logging
 import threading
 from dataclasses import dataclass, field

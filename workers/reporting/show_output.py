@@ -1,7 +1,5 @@
 """Show output: what runs print is copied to the worker's own stdout, each line behind the run's name."""
 
-from __future__ import annotations
-
 import logging
 import os
 import sys

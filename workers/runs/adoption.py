@@ -11,8 +11,6 @@ What is done depends on what is found in each run folder that is not settled:
 The claim of a run that a dead worker of another name has left (takeover.py) is first made ours in the ledger too.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet

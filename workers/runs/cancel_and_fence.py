@@ -1,7 +1,5 @@
 """Cancel and fence: what becomes of a run whose claim was cancelled, or is not this worker's any more."""
 
-from __future__ import annotations
-
 import logging
 from dataclasses import dataclass
 

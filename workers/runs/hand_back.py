@@ -4,8 +4,6 @@ A crash in between leaves the claim `returning`, and the leader finishes it. A c
 API all the same.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass

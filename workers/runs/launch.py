@@ -4,8 +4,6 @@ Every way out leaves the claim with somebody: the supervisor (started), the endi
 hand-back (user code never began), or the leader (the ledger did not answer).
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """Start spec: how the API's job becomes the finished start spec for a deployer."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from flowfleet.api.client import Job, JobApi

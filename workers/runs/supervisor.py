@@ -3,8 +3,6 @@
 Its thread does nothing that can wait for a network: what follows from an end is handed on.
 """
 
-from __future__ import annotations
-
 import logging
 import queue
 import selectors

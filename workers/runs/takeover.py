@@ -7,8 +7,6 @@ lock is let go at once, so the old name starts again at any time: it finds its r
 them alone, or by a dead one and takes them back. A crash anywhere leaves each run with exactly one keeper.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Attempts: every claim that this worker holds now, until it is settled or given back, in a table behind one lock."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import threading

@@ -1,7 +1,5 @@
 """Ledger view: what the ledger last told this worker, and whether the worker may take runs now."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable

@@ -4,8 +4,6 @@ The folders of dead workers of other names are pruned too: a name that never com
 good.
 """
 
-from __future__ import annotations
-
 import logging
 import threading
 import time

@@ -14,8 +14,6 @@ STATE/runs/RUN.CLAIM/         one attempt at a run
 STATE/outbox/RUN.CLAIM.json   a report that the API has not accepted yet
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Access: a Prefect 1 API's address, key and tenant: by flag, FLOWFLEET_*, then as Prefect 1's command finds them."""
 
-from __future__ import annotations
-
 import base64
 import uuid
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ The entries are named like the arguments of Prefect 1's own agents. They win, as
 agent there is a poller and its workers here, so each part takes the entries that concern it.
 """
 
-from __future__ import annotations
-
 import logging
 import uuid
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """Backlog: the due runs of a Prefect 1 API, by route, and the other agents that would take them."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Changes: the states to be written at a Prefect 1 API, and the one mutation that writes many of them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime

@@ -1,7 +1,5 @@
 """Client: the `ApiClient` of a Prefect 1 API (Prefect Server, or Cloud of that time), over GraphQL."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace

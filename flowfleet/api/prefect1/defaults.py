@@ -1,7 +1,5 @@
 """Defaults: Prefect 1's own agent settings, a layer that stands below the flags, variables and files of ours."""
 
-from __future__ import annotations
-
 import ast
 from collections.abc import Mapping
 from typing import Any, TypeVar

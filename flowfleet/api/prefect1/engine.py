@@ -1,7 +1,5 @@
 """Engine: the environment of a Prefect 1 engine (source: prefect 1.4.1, measured)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 

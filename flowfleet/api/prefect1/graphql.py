@@ -1,7 +1,5 @@
 """GraphQL: requests to a Prefect 1 API as Prefect 1's own client makes them, with an answer for each root field."""
 
-from __future__ import annotations
-
 import base64
 import json
 import re

@@ -1,7 +1,5 @@
 """Jobs: what a Prefect 1 run asks to be started (source: prefect 1.4.1, measured)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Runs: reading flow runs, their tasks and their histories from a Prefect 1 API."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass

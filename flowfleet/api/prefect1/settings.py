@@ -5,8 +5,6 @@ In values `${key}` and `$VARIABLE` stand for other settings and variables. Login
 in `auth.toml`, by the host of the API. The files are read by `tomllib`, since prefect itself is never imported here.
 """
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import re

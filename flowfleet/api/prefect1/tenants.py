@@ -1,7 +1,5 @@
 """Tenants: the tenant whose runs a Prefect 1 API shows us, and with it what workers offer there."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 

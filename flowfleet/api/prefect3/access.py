@@ -1,7 +1,5 @@
 """Access: a Prefect 3 API's address and credentials: by flag, FLOWFLEET_*, then as Prefect itself finds them."""
 
-from __future__ import annotations
-
 import base64
 import json
 import re

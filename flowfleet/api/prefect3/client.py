@@ -1,7 +1,5 @@
 """Client: the `ApiClient` of a Prefect 3 server or Prefect Cloud, over REST."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta

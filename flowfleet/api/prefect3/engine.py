@@ -1,7 +1,5 @@
 """Engine: the environment of a Prefect 3 engine."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 

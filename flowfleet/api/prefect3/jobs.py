@@ -1,7 +1,5 @@
 """Jobs: what a Prefect 3 run asks to be started, put together from its deployment, flow and pool."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Pool template: the base job template of the pools that flowfleet creates, which the Prefect UI shows as a form."""
 
-from __future__ import annotations
-
 from typing import Any
 
 POOL_TYPE = "flowfleet"

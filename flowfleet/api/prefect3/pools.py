@@ -1,7 +1,5 @@
 """Pools: Prefect 3's work pools and their queues: created, found by name, and cached for a short while."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress

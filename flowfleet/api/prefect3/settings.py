@@ -4,8 +4,6 @@ Nearest first: PREFECT_* environment, `.env`, `prefect.toml`, `pyproject.toml` [
 `profiles.toml`. The files are read by `tomllib`, since prefect itself is never imported here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """States: Prefect 3's JSON of runs and states, read into `RunState`, and the server's answer to a written state."""
 
-from __future__ import annotations
-
 from flowfleet.api.client import Answer, RunState, StateType, Verdict
 from flowfleet.api.transport.reading import Json, instant
 

@@ -1,7 +1,5 @@
 """Templates: a pool's base job template, filled with the job variables of deployment and run."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping
 from copy import deepcopy

@@ -1,7 +1,5 @@
 """Address: the URL of a Prefect API, the credentials that we send there, and the certificates that we trust."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

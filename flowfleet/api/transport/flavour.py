@@ -1,7 +1,5 @@
 """Flavour: what a session must know of one of the two Prefect APIs: remedies for errors, and the form of responses."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum

@@ -1,7 +1,5 @@
 """Reading: helpers to take the JSON of an answer apart, with one error for what does not have the right shape."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Responses: what one HTTP response means, or its absence: the JSON that was asked for, or which of our errors."""
 
-from __future__ import annotations
-
 import ssl
 import threading
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """Server clock: the difference between the clock of a Prefect API and ours, by the `Date` header of its responses."""
 
-from __future__ import annotations
-
 import time
 from collections import deque
 from datetime import UTC

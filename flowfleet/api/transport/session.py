@@ -1,7 +1,5 @@
 """Session: HTTP to one Prefect API: credentials, CSRF, deadlines, retry, and the server's clock."""
 
-from __future__ import annotations
-
 import logging
 import random
 import threading
