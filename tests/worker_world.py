@@ -216,6 +216,14 @@ class WorkerWorld:
         self.publisher.publish(message)
         return message
 
+    def run(self, code: str = "pass", **variables: Any) -> Message:
+        """Such a run, once a worker has brought it to its end and its claim is settled."""
+        if self.service is None:
+            self.start()
+        message = self.submit(code, **variables)
+        self.wait_gone(message)
+        return message
+
     def holding(self, code: int = 0, gate: str = "gate") -> str:
         """What a run executes that begins, waits for `release`, and ends with this code."""
         gate = repr(str(self.folder / gate))

@@ -285,10 +285,6 @@ class World:
         """Let all held runs go on."""
         (self.notes_folder / "release").touch()
 
-    def hold_again(self) -> None:
-        """From now on `hold` holds again."""
-        (self.notes_folder / "release").unlink(missing_ok=True)
-
     def create_run(self, deployment: str, parameters: Mapping[str, Any] | None = None, **facts: Any) -> str:
         run_id = self.api.create_run(deployment, parameters, **facts)
         self.runs.append(run_id)

@@ -8,6 +8,7 @@ import threading
 import time
 import uuid
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,6 @@ class StandIn(threading.Thread):
         self.nonce = uuid.uuid4().hex
         #: run id → what it holds and until when
         self.held: dict[str, tuple[Claim, float]] = {}
-        self.takes = True
-        self.renews = True
         self.errors: list[BaseException] = []
         self._ended = threading.Event()
         self._beat = 0
@@ -76,7 +75,7 @@ class StandIn(threading.Thread):
 
     def _step(self) -> None:
         now = time.monotonic()
-        if self.renews and now >= self._next_beat:
+        if now >= self._next_beat:
             self._next_beat = now + RENEW_SECONDS
             self._beat += 1
             held = [item for item, _ in self.held.values()]
@@ -91,14 +90,15 @@ class StandIn(threading.Thread):
                 self._fleet.api.write(run_id, "COMPLETED")
                 self.ledger.claims.release(run_id, item.claim, self.identity, "completed")
                 del self.held[run_id]
-        if self.takes and len(self.held) < self.slots:
+        if len(self.held) < self.slots:
             self._take()
 
     def _take(self) -> None:
         body = self.ledger.store.ask(lambda client: client.rpop(queue_key(self._fleet.world.fleet, self._fleet.route)))
         if body is None:
             return
-        message = read_message(str(body))
+        _, kwargs, _ = json.loads(base64.b64decode(json.loads(str(body))["body"]))
+        message = Message.from_kwargs(kwargs)
         self._fleet.messages[message.task_id] += 1
         claims, who = self.ledger.claims, (self.identity, self.nonce)
         if not claims.take(message.run_id, message.claim, *who).moved:
@@ -110,32 +110,17 @@ class StandIn(threading.Thread):
         self._fleet.started_at[message.run_id] = time.time()
         claims.run(message.run_id, message.claim, self.identity, {"kind": "process", "host": "test", "id": "1"})
         self._fleet.api.write(message.run_id, "RUNNING")
-        held = Claim(
-            run_id=message.run_id,
-            claim=message.claim,
-            call=taken.call,
-            route=taken.route,
-            name=taken.name,
-            due=taken.due,
-            state=State.RUNNING,
-        )
+        held = replace(taken, state=State.RUNNING)
         until = float("inf") if self.seconds is None else time.monotonic() + self.seconds
         self.held[message.run_id] = (held, until)
-
-
-def read_message(body: str) -> Message:
-    """The message inside of what Celery puts into Redis."""
-    _, kwargs, _ = json.loads(base64.b64decode(json.loads(body)["body"]))
-    return Message.from_kwargs(kwargs)
 
 
 class PollerFleet:
     """One fleet: its API, its Valkey, its pollers and stand-ins."""
 
-    def __init__(self, folder: Path, valkey: Valkey, *, api: LawlessApi | None = None) -> None:
+    def __init__(self, folder: Path, valkey: Valkey) -> None:
         self.valkey = valkey
-        self.api = api or LawlessApi(honest=False)
-        self.api.start()
+        self.api = LawlessApi().start()
         folder.mkdir(parents=True, exist_ok=True)
         self.world = World(folder, self.api.api_url, valkey.url)
         self.world.env |= {"FLOWFLEET_RENEW_SECONDS": str(RENEW_SECONDS), "FLOWFLEET_LEASE_SECONDS": "4"}

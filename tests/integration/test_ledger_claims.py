@@ -236,50 +236,43 @@ def test_a_worker_that_owns_more_than_its_slots_takes_none_from_others(valkey):
 # the worker's
 
 
-def test_a_second_worker_is_refused_what_the_first_has_taken(world):
-    claim = world.bring(State.TAKEN)
-    world.roster.sign_on(row("x@h", nonce="n2"))
-
-    assert world.claims.take(claim.run_id, claim.claim, "x@h", "n2").refusal is Refusal.OWNER
-
-
-def test_a_process_whose_name_another_has_now_can_neither_take_nor_start(world):
-    queued, taken = world.bring(State.QUEUED), world.bring(State.TAKEN)
-    assert world.roster.sign_on(row(nonce="n2"), over=world.roster.rows()[0]) is None
-
-    assert world.claims.take(queued.run_id, queued.claim, "w@h", "n1").refusal is Refusal.OWNER
-    assert world.claims.start(taken.run_id, taken.claim, "w@h", "n1").refusal is Refusal.OWNER
+HAPPENS: dict[str, Callable[[LedgerWorld, Claim], Any]] = {
+    "another worker signs on": lambda world, claim: world.roster.sign_on(row("x@h", nonce="n2")),
+    "the next one signs on": lambda world, claim: world.roster.sign_on(row(nonce="n2"), over=world.roster.rows()[0]),
+    "its worker is forgotten": lambda world, claim: [world.roster.sign_off("w@h", "n1"), world.roster.forget("w@h")],
+    "it is cancelled": lambda world, claim: world.claims.cancel(claim.run_id),
+    "Redis is restarted": lambda world, claim: world.set(claim, process="an earlier one"),
+    "the gate is shut": lambda world, claim: world.shut(),
+    "the leader gives it back": lambda world, claim: ask(world, "give back (leader)", claim),
+    "it is missing": lambda world, claim: world.set(claim, state="missing", was=claim.state),
+}
 
 
-def test_a_forgotten_worker_starts_nothing(world):
-    claim = world.bring(State.TAKEN)
-    world.roster.sign_off("w@h", "n1")
-    assert world.roster.forget("w@h")
+@pytest.mark.parametrize(
+    ("state", "event", "who", "move", "refusal"),
+    [
+        (State.TAKEN, "another worker signs on", ("x@h", "n2"), "take", Refusal.OWNER),
+        (State.QUEUED, "the next one signs on", ("w@h", "n1"), "take", Refusal.OWNER),
+        (State.TAKEN, "the next one signs on", ("w@h", "n1"), "start", Refusal.OWNER),
+        (State.TAKEN, "the next one signs on", ("w@h", "n2"), "start", None),
+        (State.STARTING, "the next one signs on", ("w@h", "n2"), "start", Refusal.STATE),
+        (State.TAKEN, "its worker is forgotten", ("w@h", "n1"), "start", Refusal.OWNER),
+        (State.STARTING, "it is cancelled", ("w@h", "n1"), "start", Refusal.CANCELLED),
+        (State.QUEUED, "Redis is restarted", ("w@h", "n1"), "take", Refusal.GATE),
+        (State.QUEUED, "Redis is restarted", ("w@h", "n1"), "give back (worker)", Refusal.GATE),
+        (State.QUEUED, "Redis is restarted", ("w@h", "n1"), "give back (leader)", None),
+        (State.TAKEN, "the gate is shut", ("w@h", "n1"), "give back (worker)", None),
+        (State.TAKEN, "the leader gives it back", ("w@h", "n1"), "give back (worker)", Refusal.STATE),
+        (State.TAKEN, "the leader gives it back", ("w@h", "n1"), "drop (worker)", Refusal.OWNER),
+        (State.RUNNING, "it is missing", ("w@h", "n1"), "end", None),
+    ],
+)
+def test_what_happens_to_a_claim_decides_who_may_do_what_with_it(world, state, event, who, move, refusal):
+    claim = world.bring(state)
+    HAPPENS[event](world, claim)
 
-    assert world.claims.start(claim.run_id, claim.claim, "w@h", "n1").refusal is Refusal.OWNER
-
-
-def test_the_next_process_of_a_worker_may_start_what_is_only_taken_and_never_what_is_starting(world):
-    taken, starting = world.bring(State.TAKEN), world.bring(State.STARTING)
-    assert world.roster.sign_on(row(nonce="n2"), over=world.roster.rows()[0]) is None
-
-    assert world.claims.start(starting.run_id, starting.claim, "w@h", "n2").refusal is Refusal.STATE
-    assert world.claims.start(taken.run_id, taken.claim, "w@h", "n2").moved
-
-
-def test_a_repeated_start_is_told_of_a_cancel_that_came_meanwhile(world):
-    claim = world.bring(State.STARTING, cancelled=True)
-
-    assert world.claims.start(claim.run_id, claim.claim, "w@h", "n1").refusal is Refusal.CANCELLED
-
-
-def test_a_message_queued_before_redis_was_restarted_is_not_taken(world):
-    claim = world.bring(State.QUEUED)
-    world.set(claim, process="an earlier one")
-
-    assert ask(world, "take", claim).refusal is Refusal.GATE
-    assert ask(world, "give back (worker)", claim).refusal is Refusal.GATE
-    assert ask(world, "give back (leader)", claim).moved
+    outcome = ask(world, move, claim, worker=who[0], nonce=who[1])
+    assert (outcome.moved, outcome.refusal) == (refusal is None, refusal)
 
 
 def test_accepting_does_not_make_an_old_claim_fresh(world):
@@ -290,23 +283,6 @@ def test_accepting_does_not_make_an_old_claim_fresh(world):
     assert ask(world, "take", claim).refusal is Refusal.GATE
 
 
-def test_the_owner_may_give_back_what_it_has_taken_while_the_gate_is_shut(world):
-    claim = world.bring(State.TAKEN)
-    world.shut()
-
-    assert ask(world, "give back (worker)", claim).moved
-
-
-@pytest.mark.parametrize("move", ["give back (worker)", "drop (worker)"])
-def test_a_worker_leaves_to_the_leader_what_the_leader_gives_back(world, move):
-    claim = world.bring(State.TAKEN)
-    ask(world, "give back (leader)", claim)
-
-    outcome = ask(world, move, claim)
-
-    assert outcome.refusal is (Refusal.STATE if move.startswith("give") else Refusal.OWNER)
-
-
 def test_the_leader_finishes_what_a_worker_gives_back_and_sees_the_proof(world):
     claim = world.bring(State.STARTING)
     ask(world, "give back (with proof)", claim)
@@ -314,13 +290,6 @@ def test_the_leader_finishes_what_a_worker_gives_back_and_sees_the_proof(world):
 
     assert (returning.reason, returning.never_began) == ("cannot", True)
     assert ask(world, "drop (leader)", claim).moved
-
-
-def test_a_missing_claim_is_where_it_was_when_its_owner_speaks(world):
-    claim = world.bring(State.RUNNING)
-    world.set(claim, state="missing", was="running")
-
-    assert ask(world, "end", claim).moved
 
 
 def test_handle_and_exit_come_back_as_they_were_in_short(world):

@@ -5,6 +5,7 @@ import re
 import signal
 import sys
 import time
+from contextlib import closing
 from datetime import datetime
 
 import pytest
@@ -17,9 +18,8 @@ from tests.waiting import SCALE, stays, until
 
 @pytest.fixture
 def fleet(valkey, tmp_path):
-    fleet = PollerFleet(tmp_path, valkey)
-    yield fleet
-    fleet.close()
+    with closing(PollerFleet(tmp_path, valkey)) as made:
+        yield made
 
 
 def test_sixty_runs_with_two_pollers_and_two_workers_start_once_each(fleet):
@@ -78,16 +78,6 @@ def test_idle_requests_do_not_grow_with_the_workers(fleet):
     before = fleet.api.counted()
     most = before + 8 * 30 / 60 + 1
     stays(lambda: fleet.api.counted() <= most, 30, "eight requests a minute at most")
-
-
-def test_runs_that_wait_without_a_slot_are_counted_for_people(fleet):
-    fleet.poller()
-    fleet.worker("a", slots=1, seconds=None)
-    runs = fleet.runs(50)
-    until(lambda: fleet.starts, 20, "the first start")
-
-    until(lambda: [row.due for row in fleet.ledger.roster.due()] == [49], 30, "49 to be due")
-    until(lambda: fleet.kinds(runs) == {"SCHEDULED": 49, "RUNNING": 1}, 10, "one to run and no more")
 
 
 def test_a_run_scheduled_ahead_is_claimed_shortly_before_its_time(fleet):
@@ -234,29 +224,17 @@ def test_a_leader_that_was_frozen_comes_back_as_a_standby_and_doubles_nothing(fl
 
 # a real worker beside it: tests/chaos/test_rounds.py, in every run
 @pytest.mark.stress
-def test_a_crash_at_each_step_of_the_claim_loses_no_run_and_starts_none_twice(valkey, tmp_path):
-    places = ["claim.after_ledger", "claim.after_api", "claim.after_accept", "claim.after_publish"]
-    fleets = {place: PollerFleet(tmp_path / place, valkey) for place in places}
-    try:
-        runs = {}
-        for place, fleet in fleets.items():
-            fleet.worker("a")
-            poller = fleet.poller("one", env={"FLOWFLEET_FAILPOINT": f"{place}:kill"})
-            runs[place] = fleet.runs(3)
-            assert poller.wait(30) == -signal.SIGKILL
-            fleet.poller("two", wait=False)
-        for place, fleet in fleets.items():
-            until(
-                lambda fleet=fleet, place=place: fleet.done(runs[place]),
-                120,
-                f"all runs to end after {place}",
-                pause=0.2,
-            )
-            assert {fleet.starts[run] for run in runs[place]} == {1}
-            assert set(fleet.messages.values()) == {1}
-    finally:
-        for fleet in fleets.values():
-            fleet.close()
+@pytest.mark.parametrize("step", ["after_ledger", "after_api", "after_accept", "after_publish"])
+def test_a_crash_at_each_step_of_the_claim_loses_no_run_and_starts_none_twice(fleet, step):
+    fleet.worker("a")
+    poller = fleet.poller("one", env={"FLOWFLEET_FAILPOINT": f"claim.{step}:kill"})
+    runs = fleet.runs(3)
+    assert poller.wait(30) == -signal.SIGKILL
+    fleet.poller("two", wait=False)
+    until(lambda: fleet.done(runs), 120, "all runs to end", pause=0.2)
+
+    assert {fleet.starts[run] for run in runs} == {1}
+    assert set(fleet.messages.values()) == {1}
 
 
 def test_what_is_submitted_by_this_fleet_and_unknown_to_it_is_handed_back_at_the_start(fleet):
@@ -297,23 +275,19 @@ def test_a_claim_whose_answer_is_lost_is_settled(fleet, kind):
 
 
 def test_redis_that_restarts_empty_is_rebuilt_and_nothing_is_doubled(tmp_path):
-    with Valkey.private(tcp=True) as valkey:
-        fleet = PollerFleet(tmp_path, valkey)
-        try:
-            fleet.poller()
-            worker = fleet.worker("a", slots=4, seconds=None)
-            runs = fleet.runs(3)
-            until(lambda: len(worker.held) == 3, 30, "three running")
-            valkey.restart(kill=True, wipe=True)
-            more = fleet.runs(1)
+    with Valkey.private(tcp=True) as valkey, closing(PollerFleet(tmp_path, valkey)) as fleet:
+        fleet.poller()
+        worker = fleet.worker("a", slots=4, seconds=None)
+        runs = fleet.runs(3)
+        until(lambda: len(worker.held) == 3, 30, "three running")
+        valkey.restart(kill=True, wipe=True)
+        more = fleet.runs(1)
 
-            until(lambda: fleet.starts[more[0]], 90, "the fleet to go on", pause=0.2)
+        until(lambda: fleet.starts[more[0]], 90, "the fleet to go on", pause=0.2)
 
-            assert {fleet.starts[run] for run in runs + more} == {1}
-            live = {claim.run_id: claim.state for claim in fleet.ledger.claims.live()}
-            assert {live[run] for run in runs} == {State.RUNNING}
-        finally:
-            fleet.close()
+        assert {fleet.starts[run] for run in runs + more} == {1}
+        live = {claim.run_id: claim.state for claim in fleet.ledger.claims.live()}
+        assert {live[run] for run in runs} == {State.RUNNING}
 
 
 # --- commands that end

@@ -236,13 +236,6 @@ def test_server_ignores_versions_and_remembers_a_submission_for_half_a_minute_on
     assert loose_api.history(run) == ["Scheduled", "Submitted", "Submitted", "Submitted"]
 
 
-def test_server_lets_a_cancelled_run_be_submitted(loose_api):
-    asker = Prefect1Plain(loose_api.url)
-    run = loose_api.add_run(loose_api.add_flow())
-    loose_api.cancel(run)
-    assert "errors" not in asker.set_states((run, "Submitted", 1))
-
-
 def test_server_reads_75_rows_then_looks_at_labels_and_gives_25_ids(loose_api):
     asker = Prefect1Plain(loose_api.url)
     flow = loose_api.add_flow()

@@ -3,35 +3,49 @@
 import os
 import signal
 import socket
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 
+from tests.bench_of_runs import is_alive
 from tests.prefect1_api import Faults
 from tests.waiting import until
 from tests.worker_world import WorkerWorld1
 from workers.interpreter import Interpreter
 from workers.reporting import endings
-from workers.shim import syscalls
 
 HELD = "state('Running'); print('held', flush=True); time.sleep(300)"
 
 
-@pytest.fixture(params=["server", "strict"])
+@pytest.fixture(params=[Faults.like_server, Faults], ids=["server", "strict"])
 def world(request, valkey, tmp_path):
-    made = WorkerWorld1(
-        valkey.tcp_url, tmp_path, faults=Faults() if request.param == "strict" else Faults.like_server()
-    )
-    yield made
-    made.close()
+    with closing(WorkerWorld1(valkey.tcp_url, tmp_path, faults=request.param())) as made:
+        yield made
 
 
 @pytest.fixture
 def one(valkey, tmp_path):
-    made = WorkerWorld1(valkey.tcp_url, tmp_path)
-    yield made
-    made.close()
+    with closing(WorkerWorld1(valkey.tcp_url, tmp_path)) as made:
+        yield made
+
+
+def log(world, message):
+    """What the run has printed."""
+    return world.run_folder(message).log.read_text()
+
+
+def ended_at(world, message):
+    """When its process did."""
+    return world.run_folder(message).exit_record()["ended_at"]
+
+
+def failed(world, message):
+    """When the run was, and what its state says."""
+    stands = world.api.run(message.run_id)
+    assert stands["state"] == "Failed"
+    return datetime.fromisoformat(stands["state_timestamp"]).timestamp(), stands["state_message"]
 
 
 def started(world, message):
@@ -39,11 +53,6 @@ def started(world, message):
     claim = world.wait_state(message, "running")
     until(lambda: world.api.state(message.run_id) == "Running", 15, "the engine to say that it runs")
     return int(claim.handle["command_pid"])
-
-
-def is_alive(pid):
-    fields = syscalls.stat_fields(pid)
-    return fields is not None and fields[0] not in "ZX"
 
 
 # -- starts
@@ -55,9 +64,8 @@ def test_a_run_goes_from_its_message_to_its_release_with_the_words_of_the_refere
 
     assert world.wait_gone(message)["reason"] == "completed"
     assert world.api.history(message.run_id) == ["Scheduled", "Submitted", "Running", "Success"]
-    folder = world.state.runs.find(message.run_id, message.claim)
-    assert folder.log.read_text().split()[-4:] == ["-m", "prefect", "execute", "flow-run"]
-    pid = folder.started()["command_pid"]
+    assert log(world, message).split()[-4:] == ["-m", "prefect", "execute", "flow-run"]
+    pid = world.run_folder(message).started()["command_pid"]
     until(lambda: world.lines(message.run_id), 5, "the line on its log page")
     assert world.lines(message.run_id) == [("INFO", f"Submitted for execution: PID: {pid}")]
 
@@ -69,43 +77,32 @@ def test_the_interpreters_own_prefect_says_how_the_engine_is_called(one, prefect
     """1.4.1 has no `cloud-flow` any more, also for flows that were registered long ago."""
     one.interpreter = Interpreter(path=one.interpreter.path, prefect=prefect)
     one.flow = one.api.add_flow("old", core_version="0.12.6")
-    one.start()
-    message = one.submit("state('Running'); state('Success'); print(' '.join(sys.argv))")
-    one.wait_gone(message)
+    message = one.run("state('Running'); state('Success'); print(' '.join(sys.argv))")
 
-    printed = one.state.runs.find(message.run_id, message.claim).log.read_text().split()
-    assert printed[-4:] == ["-m", "prefect", "execute", word]
+    assert log(one, message).split()[-4:] == ["-m", "prefect", "execute", word]
 
 
 def test_a_run_starts_in_the_folder_of_the_worker_with_the_table_of_the_reference(one, tmp_path):
-    one.start()
     code = "print(os.getcwd(), os.environ['PYTHONPATH'].split(os.pathsep)[0], os.environ['MINE']); state('Success')"
-    first = one.submit(code, env={"MINE": "1"})
-    second = one.submit(code, env={"MINE": "2"}, working_dir=str(tmp_path))
-    one.wait_gone(first)
-    one.wait_gone(second)
+    runs = [one.run(code, env={"MINE": "1"}), one.run(code, env={"MINE": "2"}, working_dir=str(tmp_path))]
 
-    printed = [one.state.runs.find(each.run_id, each.claim).log.read_text().split() for each in (first, second)]
-    assert printed == [[str(Path.cwd()), str(Path.cwd()), "1"], [str(tmp_path), str(tmp_path), "2"]]
+    assert [log(one, each).split() for each in runs] == [
+        [str(Path.cwd()), str(Path.cwd()), "1"],
+        [str(tmp_path), str(tmp_path), "2"],
+    ]
 
 
 @pytest.mark.parametrize("faults", [Faults, Faults.like_server])
 def test_without_cloud_logs_not_a_line_of_ours_is_written_and_the_run_gets_the_switch(valkey, tmp_path, faults):
-    world = WorkerWorld1(valkey.tcp_url, tmp_path, faults=faults(), cloud_logs=False)
-    try:
-        world.start()
+    with closing(WorkerWorld1(valkey.tcp_url, tmp_path, faults=faults(), cloud_logs=False)) as world:
         name = "PREFECT__CLOUD__SEND_FLOW_RUN_LOGS"
-        good = world.submit(f"state('Success'); print(os.environ['{name}'])", env={name: "true"})
-        bad = world.submit("sys.exit(3)")
-        world.wait_gone(good)
-        world.wait_gone(bad)
-    finally:
+        good = world.run(f"state('Success'); print(os.environ['{name}'])", env={name: "true"})
+        bad = world.run("sys.exit(3)")
         world.stop()
 
-    assert world.api.state(bad.run_id) == "Failed"
-    assert world.state.runs.find(good.run_id, good.claim).log.read_text() == "false\n"
-    assert world.api.counted("write_run_logs") == 0
-    world.close()
+        assert world.api.state(bad.run_id) == "Failed"
+        assert log(world, good) == "false\n"
+        assert world.api.counted("write_run_logs") == 0
 
 
 @pytest.mark.parametrize("kind", ["Cancelled", "Failed", "Success"])
@@ -136,13 +133,10 @@ def test_a_run_that_somebody_else_has_submitted_since_is_left_to_them(world, tmp
 
 
 def test_a_working_dir_that_this_host_does_not_have_is_a_failed_run_that_names_both(world):
-    world.start()
-    message = world.submit("state('Success')", working_dir="/no/such/folder")
-    world.wait_gone(message)
+    message = world.run("state('Success')", working_dir="/no/such/folder")
 
-    stands = world.api.run(message.run_id)
-    assert stands["state"] == "Failed"
-    assert f"its working folder /no/such/folder does not exist on {socket.gethostname()}" in stands["state_message"]
+    _, says = failed(world, message)
+    assert f"its working folder /no/such/folder does not exist on {socket.gethostname()}" in says
     until(lambda: world.lines(message.run_id), 5, "the line on its log page")
     ((level, text),) = world.lines(message.run_id)
     assert level == "ERROR"
@@ -158,14 +152,10 @@ def test_a_working_dir_that_this_host_does_not_have_is_a_failed_run_that_names_b
     ],
 )
 def test_what_a_worker_cannot_start_is_failed_by_its_name(one, config, storage, says):
-    one.start()
     if storage:
         one.flow = one.api.add_flow("other", storage=storage)
-    message = one.submit("state('Success')", **config)
-    one.wait_gone(message)
 
-    assert one.api.state(message.run_id) == "Failed"
-    assert says in one.api.run(message.run_id)["state_message"]
+    assert says in failed(one, one.run("state('Success')", **config))[1]
 
 
 # -- ends
@@ -181,23 +171,17 @@ def test_what_a_worker_cannot_start_is_failed_by_its_name(one, config, storage, 
 )
 def test_an_engine_that_ends_badly_is_failed_within_5_seconds_with_its_sentence(world, monkeypatch, code, says):
     monkeypatch.setattr(endings, "SECOND_LOOK_SECONDS", 600.0)
-    world.start()
-    message = world.submit(code)
-    world.wait_gone(message)
+    message = world.run(code)
 
-    stands = world.api.run(message.run_id)
-    assert stands["state"] == "Failed"
-    assert says in stands["state_message"]
-    assert "last words" in stands["state_message"]
-    ended = world.state.runs.find(message.run_id, message.claim).exit_record()["ended_at"]
-    assert datetime.fromisoformat(stands["state_timestamp"]).timestamp() - ended < 5
+    at, text = failed(world, message)
+    assert says in text
+    assert "last words" in text
+    assert at - ended_at(world, message) < 5
 
 
 @pytest.mark.parametrize("kind", ["Success", "Failed", "Cancelled"])
 def test_an_engine_killed_after_its_last_state_leaves_that_as_it_is(world, kind):
-    world.start()
-    message = world.submit(f"state('Running'); state({kind!r}, message='by itself'); os.kill(os.getpid(), 9)")
-    world.wait_gone(message)
+    message = world.run(f"state('Running'); state({kind!r}, message='by itself'); os.kill(os.getpid(), 9)")
 
     assert world.api.history(message.run_id) == ["Scheduled", "Submitted", "Running", kind]
     assert world.api.run(message.run_id)["state_message"] == "by itself"
@@ -233,15 +217,11 @@ def test_a_run_with_a_task_to_retry_later_is_released_and_stays_running(world):
 
 
 def test_an_exit_0_that_leaves_the_run_running_is_looked_at_again_and_failed(world):
-    world.start()
-    message = world.submit("state('Running')")
-    world.wait_gone(message)
+    message = world.run("state('Running')")
 
-    stands = world.api.run(message.run_id)
-    assert stands["state"] == "Failed"
-    assert "exited 0 without reporting an end" in stands["state_message"]
-    ended = world.state.runs.find(message.run_id, message.claim).exit_record()["ended_at"]
-    assert datetime.fromisoformat(stands["state_timestamp"]).timestamp() - ended > 4.5
+    at, text = failed(world, message)
+    assert "exited 0 without reporting an end" in text
+    assert at - ended_at(world, message) > 4.5
 
 
 PAST = "2020-01-01T00:00:00+00:00"
@@ -282,8 +262,7 @@ def test_a_worker_adopts_a_run_of_the_one_before_and_tells_its_true_end(world):
     world.start()
     world.wait_gone(message)
 
-    assert "killed by SIGKILL" in world.api.run(message.run_id)["state_message"]
-    assert world.api.state(message.run_id) == "Failed"
+    assert "killed by SIGKILL" in failed(world, message)[1]
 
 
 def test_a_last_state_that_comes_late_is_waited_for(world, monkeypatch):
@@ -315,9 +294,7 @@ def test_an_engine_that_dies_while_its_run_is_cancelled_has_it_cancelled(world):
 
 
 def test_an_engine_that_cancels_itself_is_not_spoken_over(world):
-    world.start()
-    message = world.submit("state('Running'); state('Cancelled', message='by itself'); sys.exit(0)")
-    world.wait_gone(message)
+    message = world.run("state('Running'); state('Cancelled', message='by itself'); sys.exit(0)")
 
     assert world.api.run(message.run_id)["state_message"] == "by itself"
 
@@ -344,9 +321,8 @@ def test_a_heartbeat_helper_that_outlives_its_engine_is_gone_before_the_end_is_t
         return report(*given)
 
     one.client.ends.report = watched
-    message = one.submit(HELPER.format(path=str(tmp_path / "pid"), session=session))
-    one.wait_gone(message)
+    message = one.run(HELPER.format(path=str(tmp_path / "pid"), session=session))
 
-    assert one.api.state(message.run_id) == "Failed"
+    assert failed(one, message)
     assert alive_then == [False]
-    assert one.state.runs.find(message.run_id, message.claim).exit_record()["leftovers"] >= 1
+    assert one.run_folder(message).exit_record()["leftovers"] >= 1

@@ -450,16 +450,6 @@ def test_a_second_signal_hurries_and_shows_in_the_exit_code(tmp_path):
     assert up.ended()[0] == 128 + signal.SIGINT
 
 
-def test_a_part_that_dies_ends_up_with_1_and_the_others_with_it(tmp_path):
-    up = _Sleepers(tmp_path / "data", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    up.ready()
-    os.kill(up.parts[0], signal.SIGKILL)
-
-    assert up.ended()[0] == 1
-    with up.process.stderr as said:
-        assert "The redis was killed by signal 9, and flowfleet up ends with it. The end of" in said.read()
-
-
 def test_a_pipe_that_nobody_reads_any_more_keeps_no_part_running(tmp_path):
     """`make up | tee log`: at Ctrl-C the reader dies too, often first."""
     reader, writer = os.pipe()

@@ -61,9 +61,7 @@ def test_a_code_other_than_0_is_told_as_a_crash_with_its_sentence(world):
 
 
 def test_an_exit_0_without_an_end_is_looked_at_twice_and_told(world):
-    world.start()
-    message = world.submit("pass")
-    world.wait_gone(message)
+    message = world.run()
 
     assert world.api.state(message.run_id)["type"] == "CRASHED"
     assert "exited 0 without reporting an end" in world.told(message)
@@ -81,8 +79,7 @@ def test_a_run_that_waits_for_its_retry_is_released_without_a_word(world):
 
 def test_a_start_that_fails_is_told_on_the_run(world):
     world.start()
-    message = world.claim(world.create("/no/such/program"))
-    world.publisher.publish(message)
+    message = world.submit_command("/no/such/program")
     world.wait_gone(message)
 
     state = world.api.state(message.run_id)
@@ -99,20 +96,6 @@ def test_a_template_reads_the_environment_of_the_worker_but_nothing_of_ours(worl
     assert client.jobs.job(open_one.run_id).env == {"S": "north"}
     with pytest.raises(UnsupportedRun, match="FLOWFLEET_REDIS"):
         client.jobs.job(secret.run_id)
-
-
-def test_a_message_delivered_three_times_is_one_start(world):
-    world.start()
-    message = world.claim(world.create(command(f"{world.marking()}\n{world.holding()}")))
-    for _ in range(3):
-        world.publisher.publish(message)
-    world.wait_state(message, "running")
-    world.finish(message.run_id)
-    world.release()
-    world.wait_gone(message)
-    world.wait_free()
-
-    assert world.marks() == "ran;"
 
 
 def test_no_more_messages_are_fetched_than_there_are_slots(world):

@@ -38,20 +38,6 @@ def test_a_detached_run_goes_on_and_the_next_worker_reports_its_true_exit(world)
     assert world.api.history(message.run_id).count("Launching") == 1
 
 
-def test_a_run_that_ended_while_no_worker_lived_is_reported_by_the_next(world):
-    world.start()
-    message = world.begin(9)
-    world.stop()
-    world.release()
-    folder = world.run_folder(message)
-    until(lambda: folder.exit_record() is not None, 10, "the shim to record the exit")
-    assert world.api.state(message.run_id)["type"] == "PENDING"
-    world.start()
-    world.wait_gone(message)
-
-    assert "exited with code 9" in world.told(message)
-
-
 def test_cancel_mode_ends_the_runs_before_the_worker_goes(world):
     world.start(mode="cancel")
     message = world.begin()
@@ -111,8 +97,7 @@ class Thawed(Failpoints):
 
 def test_a_worker_that_thaws_past_its_lease_starts_nothing_and_hands_the_run_back(world, monkeypatch):
     world.start(failpoints=Thawed(monkeypatch))
-    message = world.submit(world.marking())
-    world.wait_gone(message)
+    message = world.run(world.marking())
     world.wait_free()
 
     assert world.api.history(message.run_id) == ["Scheduled", "Submitted", "Launching", "Scheduled"]
@@ -138,8 +123,7 @@ class LateDeployer:
 def test_a_start_that_comes_too_late_at_its_shim_is_handed_back_and_no_fault_of_the_run(world):
     service = world.start()
     object.__setattr__(service.launch, "deployer", LateDeployer(service.launch.deployer))
-    message = world.submit(world.marking())
-    world.wait_gone(message)
+    message = world.run(world.marking())
 
     assert world.api.history(message.run_id) == ["Scheduled", "Submitted", "Launching", "Scheduled"]
     assert world.marks() == ""
@@ -180,8 +164,7 @@ def test_a_launch_that_breaks_off_after_the_fork_is_adopted_by_the_next_worker(w
 @pytest.mark.parametrize("place", ["take.after_move", "start.after_move", "start.before_fork"])
 def test_a_fault_of_ours_before_the_fork_hands_the_run_back_at_once(world, place):
     world.start(failpoints=Failpoints({place: "raise"}))
-    message = world.submit(world.marking())
-    world.wait_gone(message)
+    message = world.run(world.marking())
     world.wait_free()
 
     assert world.api.state(message.run_id)["type"] == "SCHEDULED"
@@ -192,8 +175,7 @@ def test_a_fault_of_ours_before_the_fork_hands_the_run_back_at_once(world, place
 
 def test_a_fault_of_ours_after_the_fork_loses_nothing(world):
     world.start(failpoints=Failpoints({"start.after_fork": "raise"}))
-    message = world.submit("import time; time.sleep(0.3); raise SystemExit(6)")
-    world.wait_gone(message)
+    message = world.run("import time; time.sleep(0.3); raise SystemExit(6)")
 
     assert "exited with code 6" in world.told(message)
 
