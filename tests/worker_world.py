@@ -131,7 +131,7 @@ class WorkerWorld:
             state=self.state,
             failpoints=failpoints or Failpoints(),
             mode=mode,
-            count_refused=lambda _reason: self.ledger.claims.count("messages-refused"),
+            count_refused=lambda _reason: self.ledger.ledger.store.count("messages-refused"),
             leave=self.left.append,
         )
 

@@ -155,7 +155,7 @@ def serve(
         state=state,
         failpoints=failpoints,
         mode=mode,
-        count_refused=lambda _reason: ledger.claims.count("messages-refused"),
+        count_refused=lambda _reason: ledger.store.count("messages-refused"),
         launched=embedding.launched,
         leave=embedding.leave,
     )

@@ -153,8 +153,6 @@ class ServerInfo:
     backend: str
     version: str
     skew_seconds: float  # the server's clock minus ours
-    #: the tenant whose runs we see, by name, where there are several
-    tenant: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -176,14 +176,6 @@ class Claims:
         """
         return [read_record(json.loads(text)) for text in self._store.script("records", limit)]
 
-    def count(self, name: str) -> None:
-        """Add one to a counter of the fleet, such as refused messages by kind."""
-        self._store.count(name)
-
-    def counts(self) -> dict[str, int]:
-        """All counters of the fleet."""
-        return self._store.counts()
-
     def _move(self, script: str, *args: str | int) -> Outcome:
         return read_outcome(self._store.script(script, *args))
 

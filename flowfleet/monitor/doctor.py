@@ -128,10 +128,9 @@ def api_checks(probe: Callable[[], ServerInfo]) -> Iterator[Check]:
         away = isinstance(error, ApiUnavailable) and not isinstance(error, KeyRefused)
         yield Check("api", FAIL, str(error), "Start the API, or correct --api." if away else "")
         return
-    tenant = f", tenant {info.tenant}" if info.tenant else ""
     there = traits.of(info.backend)
     version = info.version if there.tells_version else there.prefect_versions[-1]
-    yield Check("api", OK, f"Prefect {version} answers{tenant}.")
+    yield Check("api", OK, f"Prefect {version} answers.")
     yield _clock("api clock", info.skew_seconds, "the API")
 
 

@@ -371,7 +371,7 @@ def test_records_tell_what_became_of_each_claim_newest_first(world):
     ]
     assert records[0]["exit"] == {"code": 0}
     assert world.claims.records(limit=1) == records[:1]
-    assert world.claims.counts() == {"refused": 1, "handed_back": 1}
+    assert world.ledger.store.counts() == {"refused": 1, "handed_back": 1}
 
 
 def test_records_older_than_a_day_and_beyond_ten_thousand_go(world):

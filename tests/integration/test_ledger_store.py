@@ -214,11 +214,11 @@ def test_a_full_redis_is_waited_for():
 
 def test_counters_outlive_processes(valkey):
     first, second = LedgerWorld(valkey.url), None
-    first.claims.count("bad-message")
+    first.ledger.store.count("bad-message")
     first.ledger.store.count("bad-message", 2)
     second = LedgerWorld(valkey.url, fleet=first.fleet)
 
-    assert second.claims.counts() == {"bad-message": 3}
+    assert second.ledger.store.counts() == {"bad-message": 3}
 
 
 # hints

@@ -17,7 +17,7 @@ def test_the_worker_lives_through_every_kind_and_its_prefetch_is_whole(world, va
         for number, (kind, item) in enumerate(kinds.items(), start=1):
             client.lpush(key, item)
             until(
-                lambda number=number: world.ledger.claims.counts().get("messages-refused") == number,
+                lambda number=number: world.ledger.ledger.store.counts().get("messages-refused") == number,
                 10,
                 f"the message ({kind}) to be refused and counted",
             )

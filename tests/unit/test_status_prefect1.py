@@ -8,7 +8,6 @@ import pytest
 
 from flowfleet.api import traits
 from flowfleet.api.backlog import Place, Rival, UnfitRun
-from flowfleet.api.client import ServerInfo
 from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused
 from flowfleet.flow_run import Offer, Route
 from flowfleet.monitor.doctor import CheckStatus, api_checks, fleet_checks, label_checks
@@ -101,11 +100,6 @@ def test_runs_due_for_labels_that_nobody_serves_are_named_by_the_checks():
     found = snapshot("x", "y", rows=[worker("z")], due=3, eligible=0)
     (check,) = [check for check in fleet_checks(found) if check.name == "unserved"]
     assert "Runs are due on [x, y], which no active worker serves." in check.found
-
-
-def test_the_api_is_named_with_its_tenant():
-    info = ServerInfo(backend="prefect1", version="2022.1", skew_seconds=0.0, tenant="default")
-    assert next(api_checks(lambda: info)).found == "Prefect 1 answers, tenant default."
 
 
 class Api(SimpleNamespace):
