@@ -163,10 +163,11 @@ def test_what_is_wrong_is_one_sentence(world, api, part, env, options, code, wor
 @pytest.mark.parametrize("name", ["config.toml", "auth.toml", "backend.toml"])
 def test_a_broken_file_of_prefects_is_one_sentence(world, api, tmp_path, name):
     path = tmp_path / ".prefect" / name
-    path.write_text("[cloud\n")
+    path.write_text('key = "hunter2')
     done = world.command("worker", "start", PREFECT__CLOUD__API=api.url)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == f"Error: {path} is not valid TOML, correct it or move it away."
+    assert "hunter2" not in done.stderr
 
 
 @pytest.mark.parametrize(

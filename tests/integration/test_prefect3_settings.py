@@ -74,6 +74,7 @@ CASES: dict[str, tuple[list[str], dict[str, str]]] = {
     "environment over all": ([".env", "prefect.toml"], {"with": "profiles", "PREFECT_API_URL": "http://env/api"}),
     "headers by variable": ([], {"PREFECT_CLIENT_CUSTOM_HEADERS": '{"X-Env": "e"}', "PREFECT_API_KEY": "k"}),
     "profiles path in .env": (["path.env"], {}),
+    "profiles path by variable": ([], {"with": "profiles", "PREFECT_PROFILES_PATH": "other.toml"}),
 }
 
 
@@ -84,6 +85,8 @@ def lay_out(folder, files, environ, home):
             (folder / ".env").write_text(f"PREFECT_PROFILES_PATH={home / 'other.toml'}\n")
         else:
             (folder / name).write_text(FILES[name])
+    if "PREFECT_PROFILES_PATH" in environ:
+        environ["PREFECT_PROFILES_PATH"] = str(home / "other.toml")
     (home / "other.toml").write_text('active = "x"\n[profiles.x]\nPREFECT_API_URL = "http://other/api"\n')
     if environ.pop("with", None):
         (home / ".prefect").mkdir(exist_ok=True)

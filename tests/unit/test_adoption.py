@@ -1,7 +1,6 @@
 """Adoption: a run outlives its worker, and the next one finds it with its true exit."""
 
 import errno
-import json
 import os
 import select
 import signal
@@ -21,23 +20,6 @@ from workers.shim import atomic_files, syscalls
 from workers.state.run_folders import RunFolder
 
 ROOT = Path(__file__).parents[2]
-#: a second worker: finds one run by its folder, waits for its end on the descriptor, prints what it saw
-SECOND_WORKER = """
-import json, os, select, sys, time
-from pathlib import Path
-from workers.host import Abilities
-from workers.deployers.process import ProcessDeployer
-from workers.host import Host
-folder, plain = Path(sys.argv[1]), sys.argv[2] == "plain"
-deployer = ProcessDeployer(host=Host.probe({}), abilities=Abilities.plain() if plain else Abilities.probe({}))
-run = deployer.adopt(folder)
-print(json.dumps(run.handle), flush=True)
-deadline = time.monotonic() + 30
-while (end := run.poll()) is None and time.monotonic() < deadline:
-    fd = run.fileno()
-    select.select([] if fd is None else [fd], [], [], 1.0)
-print(json.dumps(end.to_record()), flush=True)
-"""
 
 
 def mode_of(bench: BenchOfRuns) -> str:
@@ -47,30 +29,6 @@ def mode_of(bench: BenchOfRuns) -> str:
 def gated(tmp_path: Path, then: str) -> str:
     """A script that goes on when the test says so."""
     return f"while [ ! -e {tmp_path}/go ]; do sleep 0.02; done; {then}"
-
-
-def test_another_process_adopts_a_run_and_sees_its_true_exit(bench, tmp_path):
-    spec = bench.sh(gated(tmp_path, "echo done; exit 42"))
-    started_run = bench.start(spec)
-    started_run.close()
-    bench.fork_client.close()
-    argv = [sys.executable, "-c", SECOND_WORKER, str(spec.folder), mode_of(bench)]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=ROOT) as second:
-        assert json.loads(second.stdout.readline()) == started_run.handle
-        (tmp_path / "go").touch()
-        record = json.loads(second.stdout.readline())
-    assert second.returncode == 0
-    assert (record["code"], record["signal"], record["unknown"]) == (42, None, False)
-    assert record["last_lines"] == ["done"]
-
-
-def test_a_run_that_ended_while_no_worker_was_there_is_found_with_its_exit(bench):
-    spec = bench.sh("echo bye; exit 9")
-    bench.start(spec).close()
-    until(lambda: bench.folder(spec).cleared(), 20, "the run to end")
-    end = bench.end_of(bench.adopt(spec))
-    assert (end.code, end.last_lines) == (9, ("bye",))
-    assert not bench.folder(spec).work.exists()
 
 
 def test_a_run_started_by_a_worker_that_is_killed_goes_on(bench, tmp_path):

@@ -54,26 +54,6 @@ def test_what_counts_as_near_is_what_the_poller_claims_ahead():
     assert Pace().lead_seconds == NEAR_SECONDS
 
 
-def test_a_later_run_of_a_high_queue_does_not_use_up_the_room_that_a_due_one_needs(asked):
-    asked.limit(1)
-    asked.add("high", 40)
-    asked.add("low", -1)
-    found = asked.due()
-    assert list(found) == ["high", "low"]
-    assert (found["low"].due, len(found["low"].runs), found["low"].room) == (1, 1, 1)
-    assert (found["high"].due, len(found["high"].runs)) == (0, 1), "known ahead, so that it starts on time"
-
-
-def test_a_full_queue_does_not_hide_another_behind_the_pools_limit(asked):
-    asked.limit(2)
-    asked.add("high", -3, -2, -1)
-    asked.add("low", -1, -1)
-    found = asked.due()
-    assert {name: len(each.runs) for name, each in found.items()} == {"high": 2, "low": 2}
-    assert {each.room for each in found.values()} == {2}
-    assert found["high"].at_least
-
-
 def test_a_queues_own_limit_is_kept_by_each_answer(asked):
     asked.limit(3)
     asked.api._queue("flowfleet", "low")["concurrency_limit"] = 1

@@ -94,12 +94,6 @@ def test_settings_that_cannot_be_used_are_told_before_anybody_is_asked(home, giv
 # by asking
 
 
-def test_an_address_alone_is_asked_which_api_it_is(home, prefect3, prefect1):
-    assert connector(home, api=prefect3.api_url).open().backend == "prefect3"
-    assert connector(home, api=prefect1.url).open().backend == "prefect1"
-    assert connector(home, api=f"{prefect1.url}/graphql").open().address == f"{prefect1.url}/graphql"
-
-
 def test_it_is_asked_once_and_a_prefect_3_not_whether_it_is_prefect_1(home, prefect1, prefect3):
     opened = connector(home, api=prefect1.url)
     assert opened.open() is opened.open()

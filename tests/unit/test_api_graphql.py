@@ -2,7 +2,6 @@
 
 import json
 import re
-import socket
 from collections.abc import Iterator
 
 import pytest
@@ -182,15 +181,6 @@ def test_silence_is_not_asked_again(server):
     refusal(server, ApiUnavailable, r"no answer within 0\.2 s", seconds=0.2)
     until(lambda: server.asked, 20, "the server to read what it was asked")
     assert len(server.asked) == 1
-
-
-def test_no_server_is_no_answer():
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
-    session = Session(Address(url=url), flavour=PREFECT1, pause=lambda _: None)
-    with pytest.raises(ApiUnavailable, match="Connection refused"):
-        GraphQL(session).ask(HELLO_QUERY)
 
 
 @pytest.mark.parametrize("answer", [page(), ["hello"], {"title": "Prefect"}, "hello"])

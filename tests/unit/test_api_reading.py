@@ -91,15 +91,6 @@ def test_a_null_abort_that_cannot_be_read_up_stays_unsure(asked):
     assert asked.settle(run).verdict is Verdict.ACCEPTED
 
 
-def test_a_run_that_the_answer_leaves_out_is_refused_only_after_a_look(honest):
-    first, second = honest.runs(2)
-    honest.claim([first])
-    honest.client.claims.claim([second], str(uuid.uuid4()), MARK)
-    answers = honest.client.claims.claim([first, second], honest.call, MARK)
-    assert answers[first.run_id].verdict is Verdict.ACCEPTED, "our own claim of before"
-    assert answers[second.run_id].verdict is Verdict.REFUSED
-
-
 def test_a_line_that_breaks_after_the_claim_was_made_is_ours_by_the_repeat(honest):
     """The session asks again by itself: the second answer leaves the run out, and the look shows our id."""
     runs = honest.runs()
@@ -248,11 +239,6 @@ def test_one_that_was_only_probed_is_proven_too(honest):
     honest.api.fail("", "page", times=-1, status=404)
     with pytest.raises(ApiUnavailable, match="is not there now"):
         client.presence.resolve(honest.offer, create=False)
-
-
-def test_prefects_own_404_is_believed(asked):
-    asked.client.probe()
-    assert asked.client.claims.settle(str(uuid.uuid4()), asked.call).gone
 
 
 @pytest.mark.parametrize("body", [None, {}, [], 7, "x", [None], [{}], {"results": None}, {"state": "x", "id": 1}])

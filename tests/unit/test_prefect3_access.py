@@ -52,30 +52,6 @@ def project(tmp_path):
     return Project(tmp_path)
 
 
-def test_the_ladder_is_walked_rung_by_rung(project):
-    """Each nearer place beats all farther ones."""
-    project.profile('PREFECT_API_URL = "http://profile/api"')
-    assert project.address().url == "http://profile/api"
-    (project.folder / "pyproject.toml").write_text('[tool.prefect.api]\nurl = "http://pyproject/api"\n')
-    assert project.address().url == "http://pyproject/api"
-    (project.folder / "prefect.toml").write_text('[api]\nurl = "http://toml/api"\n')
-    assert project.address().url == "http://toml/api"
-    (project.folder / ".env").write_text("# mine\nexport PREFECT_API_URL='http://dotenv/api'  # near\n")
-    assert project.address().url == "http://dotenv/api"
-    environ = {URL: "http://environ/api"}
-    assert project.address(environ).url == "http://environ/api"
-    assert project.address(environ, api="http://flag/api/").url == "http://flag/api"
-
-
-def test_variables_may_name_the_profile_its_file_and_prefects_home(project):
-    project.profile(f'{URL} = "http://p/api"\n[profiles.b]\n{URL} = "http://b/api"')
-    assert project.address({"PREFECT_PROFILE": "b"}).url == "http://b/api"
-    home = project.profile(f'{URL} = "http://moved/api"', "elsewhere/profiles.toml").parent
-    assert project.address({"PREFECT_HOME": str(home)}).url == "http://moved/api"
-    file = project.profile(f'{URL} = "http://named/api"', "my.toml")
-    assert project.address({"PREFECT_PROFILES_PATH": str(file)}).url == "http://named/api"
-
-
 def test_no_address_is_one_sentence_with_the_remedy(project):
     with pytest.raises(SettingsError, match=r"no Prefect API is set.*--api.*PREFECT_API_URL.*prefect config set"):
         project.address()
@@ -109,6 +85,7 @@ def test_credentials_are_found_and_the_nearest_wins(project, environ, settings, 
 def test_user_and_password_leave_the_address(project):
     found = project.address({URL: "http://us%40er:hun%2Fter2@h:4200/api/"})
     assert (found.url, found.authorization) == ("http://h:4200/api", basic("us@er:hun/ter2"))
+    assert project.address({URL: "http://environ/api"}, api="http://flag/api/").url == "http://flag/api"
 
 
 def test_custom_headers_come_from_text_and_from_toml(project):

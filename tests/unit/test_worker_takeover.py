@@ -46,27 +46,6 @@ def host(tmp_path):
     return Host(tmp_path)
 
 
-def test_a_dead_siblings_runs_are_kept_and_a_living_ones_are_not(host):
-    host.dead()
-    host.run(host.open("living"), "other")
-    assert host.kept() == {("dead", "r.c")}
-
-
-def test_the_old_name_leaves_its_run_to_a_living_keeper_and_takes_it_from_a_dead_one(host):
-    first = host.open("first")
-    host.run(first)
-    first.close()
-    second = host.open("second")
-    assert host.kept(second) == {("first", "r.c")}
-    first = host.open("first")
-    assert host.kept(first) == set()
-    second.close()
-    third = host.open("third")
-    assert host.kept(third) == {("first", "r.c")}, "whoever starts next"
-    third.close()
-    assert host.kept(first) == {("first", "r.c")}
-
-
 def test_a_keeper_whose_folder_was_removed_keeps_nothing(host):
     first = host.open("first")
     host.run(first).keep_for("nobody")
