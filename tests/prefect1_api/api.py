@@ -20,7 +20,7 @@ from tests.prefect1_api.documents import Field, Operation, operation, variables_
 from tests.prefect1_api.errors import Invalid, Refusal
 from tests.prefect1_api.faults import Fault, Faults
 from tests.prefect1_api.flows import Flows
-from tests.prefect1_api.mutations import Caller, checked, selected
+from tests.prefect1_api.mutations import Caller, checked
 from tests.prefect1_api.queries import plan
 from tests.prefect1_api.rows import Rows
 from tests.prefect1_api.runs import Runs
@@ -170,8 +170,7 @@ class Prefect1Api(Rows):
         if kind == "mutation":
             mutation = checked(field)
             caller = Caller(headers.get("X-PREFECT-AGENT-ID"), headers.get("X-PREFECT-CORE-VERSION"))
-            given = field.arguments["input"]
-            return lambda: selected(field, mutation.action(self, given, caller))
+            return lambda: mutation.done(self, field, caller)
         if field.name == "hello":
             return lambda: "👋"
         if field.name == "auth_info":

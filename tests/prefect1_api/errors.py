@@ -12,15 +12,3 @@ class Refusal(Exception):
         super().__init__(message)
         self.message = message
         self.code = code
-
-
-class VersionLocked(Refusal):
-    """The version that came with a state is not the run's; the code is what clients look at [run]."""
-
-    def __init__(self, given: int, stands: int) -> None:
-        super().__init__(
-            f"State update failed: version {given} was given, the run has {stands}.", VERSION_LOCKING_ERROR
-        )
-
-
-VERSION_LOCKING_ERROR = "VERSION_LOCKING_ERROR"

@@ -14,6 +14,8 @@ from tests.prefect1_api.store import Row, Store
 SETTINGS = {"heartbeat_enabled": True, "lazarus_enabled": True, "version_locking_enabled": False}
 
 _MICROSECONDS = 1_000_000
+#: of a task
+_SWITCHES = ("mapped", "auto_generated", "is_reference_task", "is_root_task", "is_terminal_task")
 
 
 def unpacked(text: str) -> dict[str, Any]:
@@ -39,48 +41,39 @@ class Flows:
             raise Refusal("'Uniqueness violation.' There is a project of this name.")
         return self._store.insert("project", name=name, tenant_id=tenant_id, description=description)
 
-    def create(
-        self,
-        project_id: str,
-        flow: Mapping[str, Any],
-        *,
-        version_group_id: str | None = None,
-        idempotency_key: str | None = None,
-        active: bool = False,
-        description: str | None = None,
-    ) -> str:
-        """One version more of the flow of this name; the same key as the newest version's makes no new one."""
+    def create(self, project_id: str, flow: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+        """One version more of the flow of this name; the same key as the newest version's makes no new one.
+
+        `given` as in create_flow.
+        """
         project = self._store.get("project", project_id)
         if project is None:
             raise Refusal(f"no project {project_id}")
         group = self._group(project, flow["name"])
         older = self._store.where("flow", flow_group_id=group)
-        if idempotency_key and older and older[-1]["idempotency_key"] == idempotency_key:
+        key = given.get("idempotency_key")
+        if key and older and older[-1]["idempotency_key"] == key:
             return str(older[-1]["id"])
         for each in older:
             self._store.update("flow", each["id"], archived=True)
-        storage = flow.get("storage")
-        environment = flow.get("environment")
+        version_group = older[-1]["version_group_id"] if older else str(uuid.uuid4())
+        told = {name: flow.get(name) for name in ("name", "environment", "run_config", "schedule", "storage")}
         flow_id = self._store.insert(
             "flow",
             tenant_id=project["tenant_id"],
             project_id=project_id,
             flow_group_id=group,
-            name=flow["name"],
             version=len(older) + 1,
-            version_group_id=version_group_id or (older[-1]["version_group_id"] if older else str(uuid.uuid4())),
+            version_group_id=given.get("version_group_id") or version_group,
             archived=False,
             core_version=flow.get("__version__"),
-            description=description,
-            environment=environment,
+            description=given.get("description"),
             parameters=flow.get("parameters") or [],
-            run_config=flow.get("run_config"),
-            schedule=flow.get("schedule"),
-            is_schedule_active=active,
+            is_schedule_active=bool(given.get("set_schedule_active", True)),
             serialized_flow=dict(flow),
-            storage=storage,
             settings=SETTINGS,
-            idempotency_key=idempotency_key,
+            idempotency_key=key,
+            **told,
         )
         # a flow comes with its tasks inside, or they follow by register_tasks and register_edges [run]
         self.add_tasks(flow_id, flow.get("tasks") or [])
@@ -112,18 +105,12 @@ class Flows:
                 tenant_id=flow["tenant_id"],
                 flow_id=flow_id,
                 name=task.get("name") or task["slug"],
-                slug=task["slug"],
-                type=task.get("type"),
-                mapped=bool(task.get("mapped")),
                 max_retries=task.get("max_retries") or 0,
                 retry_delay=None if delay is None else delay // _MICROSECONDS,
-                cache_key=task.get("cache_key"),
                 trigger=(task.get("trigger") or {}).get("fn"),
                 tags=list(task.get("tags") or []),
-                auto_generated=bool(task.get("auto_generated")),
-                is_reference_task=bool(task.get("is_reference_task")),
-                is_root_task=bool(task.get("is_root_task")),
-                is_terminal_task=bool(task.get("is_terminal_task")),
+                **{name: task.get(name) for name in ("slug", "type", "cache_key")},
+                **{name: bool(task.get(name)) for name in _SWITCHES},
             )
 
     def add_edges(self, flow_id: str, edges: Sequence[Mapping[str, Any]]) -> None:

@@ -10,6 +10,7 @@ from tests.prefect1_api.documents import Field
 from tests.prefect1_api.errors import Invalid, Refusal
 from tests.prefect1_api.filters import listed
 from tests.prefect1_api.flows import unpacked
+from tests.prefect1_api.store import Row
 
 if TYPE_CHECKING:
     from tests.prefect1_api.api import Prefect1Api
@@ -23,7 +24,9 @@ class Caller:
     core_version: str | None
 
 
-Action = Callable[["Prefect1Api", Mapping[str, Any], Caller], dict[str, Any]]
+Given = Mapping[str, Any]
+#: answers all outputs, or the only one; nothing means that it was done
+Action = Callable[["Prefect1Api", Given, Caller], Any]
 
 
 @dataclass(frozen=True)
@@ -36,24 +39,18 @@ class Mutation:
     outputs: dict[str, frozenset[str]]
     action: Action
 
-
-MUTATIONS: dict[str, Mutation] = {}
-
-
-def _wanted(names: str) -> dict[str, bool]:
-    return {name.removesuffix("!"): name.endswith("!") for name in names.split()}
-
-
-def mutation(inputs: str, outputs: str, each: str = "") -> Callable[[Action], Action]:
-    """Register by the function's name; `name!` must be given, outputs are `a b` or `list{a b}`."""
-    head, _, inner = outputs.partition("{")
-    shape = {name: frozenset(inner.rstrip("}").split()) for name in head.split()}
-
-    def register(action: Action) -> Action:
-        MUTATIONS[action.__name__] = Mutation(_wanted(inputs), _wanted(each), shape, action)
-        return action
-
-    return register
+    def done(self, api: Prefect1Api, field: Field, caller: Caller) -> dict[str, Any]:
+        """Do it, and answer what was asked of its outputs."""
+        payload = self.action(api, field.arguments["input"], caller)
+        if len(self.outputs) == 1:
+            payload = dict.fromkeys(self.outputs, True if payload is None else payload)
+        answer = {}
+        for each in field.selection:
+            value = payload[each.name]
+            if each.selection:
+                value = [{inner.alias: row.get(inner.name) for inner in each.selection} for row in value]
+            answer[each.alias] = value
+        return answer
 
 
 def checked(field: Field) -> Mutation:
@@ -90,188 +87,138 @@ def _check_input(what: str, given: Any, known: Mapping[str, bool]) -> None:
         raise Invalid(f"{what} needs {', '.join(sorted(absent))}")
 
 
-def selected(field: Field, payload: Mapping[str, Any]) -> dict[str, Any]:
-    """What was asked of the payload."""
-    answer = {}
-    for each in field.selection:
-        value = payload[each.name]
-        if each.selection:
-            value = [{inner.alias: row.get(inner.name) for inner in each.selection} for row in value]
-        answer[each.alias] = value
-    return answer
+# what is done
 
 
-# registration
+def _create_flow(api: Prefect1Api, given: Given, caller: Caller) -> str:
+    flow = given["serialized_flow"]
+    return api.flows.create(given["project_id"], unpacked(flow) if isinstance(flow, str) else flow, given)
 
 
-@mutation("name! slug", "id")
-def create_tenant(api: Prefect1Api, given: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
-    return {"id": api.store.insert("tenant", name=given["name"], slug=given.get("slug") or given["name"], settings={})}
-
-
-@mutation("name! tenant_id! description", "id")
-def create_project(api: Prefect1Api, given: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
-    return {"id": api.flows.create_project(given["name"], given["tenant_id"], given.get("description"))}
-
-
-def _create_flow(api: Prefect1Api, given: Mapping[str, Any], flow: Mapping[str, Any]) -> dict[str, Any]:
-    made = api.flows.create(
-        given["project_id"],
-        flow,
-        version_group_id=given.get("version_group_id"),
-        idempotency_key=given.get("idempotency_key"),
-        active=bool(given.get("set_schedule_active", True)),
-        description=given.get("description"),
-    )
-    return {"id": made}
-
-
-_FLOW = "serialized_flow! project_id! version_group_id set_schedule_active description idempotency_key"
-
-
-@mutation(_FLOW, "id")
-def create_flow(api: Prefect1Api, given: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
-    return _create_flow(api, given, given["serialized_flow"])
-
-
-@mutation(_FLOW, "id")
-def create_flow_from_compressed_string(api: Prefect1Api, given: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
-    return _create_flow(api, given, unpacked(given["serialized_flow"]))
-
-
-@mutation("flow_id! serialized_tasks!", "success")
-def register_tasks(api: Prefect1Api, given: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
-    api.flows.add_tasks(given["flow_id"], listed(given["serialized_tasks"]))
-    return {"success": True}
-
-
-@mutation("flow_id! serialized_edges!", "success")
-def register_edges(api: Prefect1Api, given: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
-    api.flows.add_edges(given["flow_id"], listed(given["serialized_edges"]))
-    return {"success": True}
-
-
-@mutation("flow_id!", "success")
-def set_schedule_active(api: Prefect1Api, given: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
+def _set_schedule_active(api: Prefect1Api, given: Given, caller: Caller) -> None:
     api.flows.get(given["flow_id"])
     api.store.update("flow", given["flow_id"], is_schedule_active=True)
-    return {"success": True}
 
 
-# agents
-
-
-@mutation("type! name labels tenant_id! agent_config_id", "id")
-def register_agent(api: Prefect1Api, given: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
+def _register_agent(api: Prefect1Api, given: Given, caller: Caller) -> str:
     """The same tenant, name, type, core version and labels are the same agent [srv]."""
-    facts: dict[str, Any] = {
-        "tenant_id": given["tenant_id"],
-        "name": given.get("name"),
-        "type": given["type"],
-        "core_version": caller.core_version,
-        "labels": sorted(listed(given.get("labels") or [])),
-        "agent_config_id": given.get("agent_config_id"),
-    }
+    facts = {name: given.get(name) for name in ("tenant_id", "name", "type", "agent_config_id")}
+    facts |= {"core_version": caller.core_version, "labels": sorted(listed(given.get("labels") or []))}
     known = api.store.where("agent", **facts)
-    return {"id": known[0]["id"] if known else api.store.insert("agent", **facts)}
+    return str(known[0]["id"]) if known else api.store.insert("agent", **facts)
 
 
-@mutation("agent_id!", "success")
-def delete_agent(api: Prefect1Api, given: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
-    return {"success": api.store.delete("agent", given["agent_id"])}
-
-
-@mutation("before labels tenant_id!", "flow_run_ids")
-def get_runs_in_queue(api: Prefect1Api, given: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
+def _get_runs_in_queue(api: Prefect1Api, given: Given, caller: Caller) -> list[str]:
     if caller.agent_id:
         api.store.update("agent", caller.agent_id, last_queried=api.clock())
     labels = listed(given.get("labels") or [])
-    return {"flow_run_ids": api.runs.queue(given["tenant_id"], labels, given.get("before") or api.clock())}
+    return api.runs.queue(given["tenant_id"], labels, given.get("before") or api.clock())
 
 
-# runs
+def _create_flow_run(api: Prefect1Api, given: Given, caller: Caller) -> str:
+    return api.runs.create(given.get("flow_id") or api.flows.newest(given.get("version_group_id") or ""), given)
 
 
-@mutation(
-    "flow_id version_group_id flow_run_name parameters context run_config labels scheduled_start_time idempotency_key",
-    "id",
-)
-def create_flow_run(api: Prefect1Api, given: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
-    flow_id = given.get("flow_id") or api.flows.newest(given.get("version_group_id") or "")
-    return {"id": api.runs.create(flow_id, given)}
-
-
-@mutation("flow_run_id!", "state")
-def cancel_flow_run(api: Prefect1Api, given: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
-    return {"state": api.runs.cancel(given["flow_run_id"])}
-
-
-_STATUS = "states{id status message}"
-
-
-def _each_state(given: Mapping[str, Any], write: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> dict[str, Any]:
+def _set_states(api: Prefect1Api, given: Given, caller: Caller) -> list[dict[str, Any]]:
     """All of them are tried; one that is refused takes the whole answer with it, and the others stay done [srv]."""
     answers, refused = [], []
     for each in listed(given["states"]):
         try:
-            run = write(each)
+            if "flow_run_id" in each:
+                run = api.writer.write_flow(each["flow_run_id"], each["state"], each.get("version"), caller.agent_id)
+            else:
+                run = api.writer.write_task(each["task_run_id"], each["state"], each.get("version"))
         except Refusal as error:
             refused.append(error)
         else:
             answers.append({"id": run["id"], "status": "SUCCESS", "message": None})
     if refused:
         raise refused[0]
-    return {"states": answers}
+    return answers
 
 
-@mutation("states!", _STATUS, each="flow_run_id! version state!")
-def set_flow_run_states(api: Prefect1Api, given: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
-    def write(each: Mapping[str, Any]) -> Mapping[str, Any]:
-        return api.writer.write_flow(each["flow_run_id"], each["state"], each.get("version"), caller.agent_id)
-
-    return _each_state(given, write)
-
-
-@mutation("states!", _STATUS, each="task_run_id! version state!")
-def set_task_run_states(api: Prefect1Api, given: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
-    def write(each: Mapping[str, Any]) -> Mapping[str, Any]:
-        return api.writer.write_task(each["task_run_id"], each["state"], each.get("version"))
-
-    return _each_state(given, write)
-
-
-@mutation("flow_run_id! task_id! map_index", "id version serialized_state")
-def get_or_create_task_run_info(api: Prefect1Api, given: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
+def _task_run(api: Prefect1Api, given: Given, caller: Caller) -> Row:
     index = given.get("map_index")
     return api.runs.task_run_of(given["flow_run_id"], given["task_id"], -1 if index is None else index)
 
 
-@mutation("task_run_id! name!", "success")
-def set_task_run_name(api: Prefect1Api, given: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
-    api.store.update("task_run", given["task_run_id"], name=given["name"])
-    return {"success": True}
-
-
-@mutation("flow_run_id! name!", "success")
-def set_flow_run_name(api: Prefect1Api, given: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
-    api.store.update("flow_run", given["flow_run_id"], name=given["name"])
-    return {"success": True}
-
-
-@mutation("flow_run_id!", "success")
-def update_flow_run_heartbeat(api: Prefect1Api, given: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
-    api.store.update("flow_run", given["flow_run_id"], heartbeat=api.clock())
-    return {"success": True}
-
-
-_LOG = "flow_run_id task_run_id timestamp name level message info"
-
-
-@mutation("logs!", "success", each=_LOG)
-def write_run_logs(api: Prefect1Api, given: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
+def _write_run_logs(api: Prefect1Api, given: Given, caller: Caller) -> None:
     """A list, or the one object that `prefect execute flow-run` sends when it cannot load a flow [run]."""
     for each in listed(given["logs"]):
         run = api.runs.get(each.get("flow_run_id"))
         entry = {name: each.get(name) for name in _LOG.split()} | {"tenant_id": run["tenant_id"]}
         api.store.insert("log", **entry | {"timestamp": each.get("timestamp") or api.clock()})
-    return {"success": True}
+
+
+# the schema
+
+
+def _mutation(inputs: str, outputs: str, action: Action, *, each: str = "") -> Mutation:
+    """`name!` must be given, outputs are `a b` or `list{a b}`."""
+    names, _, inner = outputs.partition("{")
+    shape = {name: frozenset(inner.rstrip("}").split()) for name in names.split()}
+    return Mutation(_wanted(inputs), _wanted(each), shape, action)
+
+
+def _wanted(names: str) -> dict[str, bool]:
+    return {name.removesuffix("!"): name.endswith("!") for name in names.split()}
+
+
+def _change(table: str, *columns: str) -> Action:
+    """These columns of the row that `TABLE_id` names."""
+    return lambda api, given, _: api.store.update(
+        table, given[f"{table}_id"], **{name: given[name] for name in columns}
+    )
+
+
+_FLOW = "serialized_flow! project_id! version_group_id set_schedule_active description idempotency_key"
+_RUN = (
+    "flow_id version_group_id flow_run_name parameters context run_config labels scheduled_start_time idempotency_key"
+)
+_LOG = "flow_run_id task_run_id timestamp name level message info"
+_STATUS = "states{id status message}"
+
+MUTATIONS = {
+    # registration
+    "create_tenant": _mutation(
+        "name! slug", "id", lambda api, given, _: api.add_tenant(given["name"], given.get("slug") or "")
+    ),
+    "create_project": _mutation(
+        "name! tenant_id! description",
+        "id",
+        lambda api, given, _: api.flows.create_project(given["name"], given["tenant_id"], given.get("description")),
+    ),
+    "create_flow": _mutation(_FLOW, "id", _create_flow),
+    "create_flow_from_compressed_string": _mutation(_FLOW, "id", _create_flow),
+    "register_tasks": _mutation(
+        "flow_id! serialized_tasks!",
+        "success",
+        lambda api, given, _: api.flows.add_tasks(given["flow_id"], listed(given["serialized_tasks"])),
+    ),
+    "register_edges": _mutation(
+        "flow_id! serialized_edges!",
+        "success",
+        lambda api, given, _: api.flows.add_edges(given["flow_id"], listed(given["serialized_edges"])),
+    ),
+    "set_schedule_active": _mutation("flow_id!", "success", _set_schedule_active),
+    # agents
+    "register_agent": _mutation("type! name labels tenant_id! agent_config_id", "id", _register_agent),
+    "delete_agent": _mutation(
+        "agent_id!", "success", lambda api, given, _: api.store.delete("agent", given["agent_id"])
+    ),
+    "get_runs_in_queue": _mutation("before labels tenant_id!", "flow_run_ids", _get_runs_in_queue),
+    # runs
+    "create_flow_run": _mutation(_RUN, "id", _create_flow_run),
+    "cancel_flow_run": _mutation("flow_run_id!", "state", lambda api, given, _: api.runs.cancel(given["flow_run_id"])),
+    "set_flow_run_states": _mutation("states!", _STATUS, _set_states, each="flow_run_id! version state!"),
+    "set_task_run_states": _mutation("states!", _STATUS, _set_states, each="task_run_id! version state!"),
+    "get_or_create_task_run_info": _mutation(
+        "flow_run_id! task_id! map_index", "id version serialized_state", _task_run
+    ),
+    "set_task_run_name": _mutation("task_run_id! name!", "success", _change("task_run", "name")),
+    "set_flow_run_name": _mutation("flow_run_id! name!", "success", _change("flow_run", "name")),
+    "update_flow_run_heartbeat": _mutation(
+        "flow_run_id!", "success", lambda api, given, _: api.heartbeat(given["flow_run_id"])
+    ),
+    "write_run_logs": _mutation("logs!", "success", _write_run_logs, each=_LOG),
+}

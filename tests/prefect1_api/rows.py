@@ -26,9 +26,9 @@ class Rows:
     runs: Runs
     tenant: str
 
-    def add_tenant(self, name: str) -> str:
+    def add_tenant(self, name: str, slug: str = "") -> str:
         with self.lock:
-            return self.store.insert("tenant", name=name, slug=name, settings={})
+            return self.store.insert("tenant", name=name, slug=slug or name, settings={})
 
     def add_flow(
         self,
@@ -47,17 +47,9 @@ class Rows:
             tenant = tenant or self.tenant
             known = self.store.where("project", name=project, tenant_id=tenant)
             project_id = known[0]["id"] if known else self.flows.create_project(project, tenant)
-            return self.flows.create(
-                project_id,
-                {
-                    "name": name,
-                    "storage": dict(storage) if storage else None,
-                    "run_config": dict(run_config) if run_config else None,
-                    "tasks": [{"slug": slug, "name": slug} for slug in tasks],
-                    "__version__": core_version,
-                    **fields,
-                },
-            )
+            flow = {"name": name, "storage": storage, "run_config": run_config, "__version__": core_version, **fields}
+            flow.setdefault("tasks", [{"slug": slug, "name": slug} for slug in tasks])
+            return self.flows.create(project_id, flow, {"set_schedule_active": False})
 
     def add_run(
         self, flow_id: str, *, labels: Sequence[str] | None = None, start: datetime | None = None, **given: Any

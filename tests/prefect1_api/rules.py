@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from tests.prefect1_api.errors import Refusal, VersionLocked
+from tests.prefect1_api.errors import Refusal
 from tests.prefect1_api.faults import Faults
 from tests.prefect1_api.store import Row
 
@@ -33,9 +33,11 @@ def whole(state: Any) -> dict[str, Any]:
 
 
 def check_version(row: Row, version: int | None, faults: Faults) -> None:
-    """Cloud's lock: who writes with a version must have read the newest one."""
-    if faults.version_lock and version is not None and version != row["version"]:
-        raise VersionLocked(version, row["version"])
+    """Cloud's lock: who writes with a version must have read the newest one; clients look at the code [run]."""
+    stands = row["version"]
+    if faults.version_lock and version is not None and version != stands:
+        wrong = f"State update failed: version {version} was given, the run has {stands}."
+        raise Refusal(wrong, "VERSION_LOCKING_ERROR")
 
 
 def check_submitted(row: Row, last: datetime | None, now: datetime, faults: Faults) -> None:

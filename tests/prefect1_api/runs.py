@@ -21,6 +21,9 @@ tenant_id = ? and (
         and task_run.state in ({scheduled}) and task_run.state_start_time <= ?))
 )""".format(scheduled=", ".join(f"'{name}'" for name in sorted(SCHEDULED)))
 
+_EMPTY = {"context": {}, "cached_inputs": {}}
+_PENDING = {"type": "Pending", "message": "Task run created", **_EMPTY, "__version__": "1.4.1"}
+
 _ADJECTIVES = ("brave", "calm", "eager", "gentle", "lucky", "quiet", "swift", "wise")
 _ANIMALS = ("badger", "crane", "ferret", "heron", "lynx", "otter", "raven", "stoat")
 
@@ -56,29 +59,20 @@ class Runs:
             times_resurrected=0,
         )
         state = {"type": "Scheduled", "message": "Flow run scheduled.", "start_time": text_of(start)}
-        self._states.put("flow_run", run_id, {**state, "context": {}, "cached_inputs": {}, "__version__": "1.4.1"})
+        self._states.put("flow_run", run_id, {**state, **_EMPTY, "__version__": "1.4.1"})
         for task in self._store.where("task", flow_id=flow_id):
             task_run = self._task_run(flow["tenant_id"], run_id, task, -1)
-            self._states.put("task_run", task_run, _pending("Task run created"))
+            self._states.put("task_run", task_run, _PENDING)
         return run_id
 
     def _name(self) -> str:
-        number = next(self._numbers)
-        again, pair = divmod(number, len(_ADJECTIVES) * len(_ANIMALS))
+        again, pair = divmod(next(self._numbers), len(_ADJECTIVES) * len(_ANIMALS))
         first, second = divmod(pair, len(_ANIMALS))
         return f"{_ADJECTIVES[first]}-{_ANIMALS[second]}" + (f"-{again}" if again else "")
 
     def _task_run(self, tenant_id: str, run_id: str, task: Row, map_index: int) -> str:
-        return self._store.insert(
-            "task_run",
-            tenant_id=tenant_id,
-            flow_run_id=run_id,
-            task_id=task["id"],
-            map_index=map_index,
-            cache_key=task["cache_key"],
-            version=0,
-            run_count=0,
-        )
+        whose = {"tenant_id": tenant_id, "flow_run_id": run_id, "task_id": task["id"], "map_index": map_index}
+        return self._store.insert("task_run", **whose, cache_key=task["cache_key"], version=0, run_count=0)
 
     def task_run_of(self, run_id: str, task_id: str, map_index: int) -> Row:
         """The task run, made if it is a mapped child that is not there yet: it begins with version 0 [run]."""
@@ -90,7 +84,7 @@ class Runs:
             raise Refusal(f"no task {task_id}")
         made = self._task_run(run["tenant_id"], run_id, task, map_index)
         self._store.update("task_run", made, version=-1)
-        return self._states.put("task_run", made, _pending("Task run created"))
+        return self._states.put("task_run", made, _PENDING)
 
     def queue(self, tenant_id: str, labels: list[str], before: datetime | str) -> list[str]:
         """Ids of runs that an agent with these labels may take, the longest due first [srv]."""
@@ -108,21 +102,14 @@ class Runs:
         if run["state"] in FINISHED or run["state"] == "Cancelling":
             return str(run["state"])
         kind = "Cancelling" if run["state"] == "Running" else "Cancelled"
-        state = {
-            "type": kind,
-            "message": "Flow run is cancelled." if kind == "Cancelled" else "Flow run is cancelling.",
-        }
-        return str(self._states.put("flow_run", run_id, {**state, "context": {}, "cached_inputs": {}})["state"])
+        state = {"type": kind, "message": f"Flow run is {kind.lower()}.", **_EMPTY}
+        return str(self._states.put("flow_run", run_id, state)["state"])
 
     def get(self, run_id: str) -> Row:
         run = self._store.get("flow_run", run_id) if run_id else None
         if run is None:
             raise Refusal(f"no flow run {run_id}")
         return run
-
-
-def _pending(message: str) -> dict[str, Any]:
-    return {"type": "Pending", "message": message, "context": {}, "cached_inputs": {}, "__version__": "1.4.1"}
 
 
 def _fits(wanted: list[str], offered: set[str]) -> bool:
