@@ -16,12 +16,6 @@ from tests.world import World
 from workers.host import Abilities
 
 FLOWS: dict[str, str] = {
-    "completes": """
-        @flow
-        def go():
-            note("ran")
-            print("the last line of it")
-    """,
     "parameters": """
         @flow
         def go(name: str, times: int = 2):
@@ -50,110 +44,89 @@ FLOWS: dict[str, str] = {
         def go():
             shaky()
     """,
+}
+#: the whole of a flow without parameters
+BODIES: dict[str, str] = {
+    "completes": """
+        note("ran")
+        print("the last line of it")
+    """,
     "raises": """
-        @flow
-        def go():
-            note("ran")
-            raise ValueError("the flow says no")
+        note("ran")
+        raise ValueError("the flow says no")
     """,
     "exits3": """
-        @flow
-        def go():
-            note("ran")
-            os._exit(3)
+        note("ran")
+        os._exit(3)
     """,
     "silent": """
-        @flow
-        def go():
-            note("ran")
-            os._exit(0)
+        note("ran")
+        os._exit(0)
     """,
     "killed": """
         import signal
-
-        @flow
-        def go():
-            note("ran")
-            os.kill(os.getpid(), signal.SIGKILL)
+        note("ran")
+        os.kill(os.getpid(), signal.SIGKILL)
     """,
     "shimless": """
         import signal
-
-        @flow
-        def go():
-            note("ran")
-            os.kill(os.getppid(), signal.SIGKILL)
-            time.sleep(1)
-            note("went on")
-            os._exit(5)
+        note("ran")
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(1)
+        note("went on")
+        os._exit(5)
     """,
     "grandchild": """
         import subprocess
-
-        @flow
-        def go():
-            note("ran")
-            # it keeps the flow's own output open, as forgotten helpers do
-            child = subprocess.Popen(["sleep", "600"])
-            note(f"child-{child.pid}")
+        note("ran")
+        # it keeps the flow's own output open, as forgotten helpers do
+        child = subprocess.Popen(["sleep", "600"])
+        note(f"child-{child.pid}")
     """,
     "daemon": """
         import subprocess
-
-        @flow
-        def go():
-            note("ran")
+        note("ran")
+        if os.fork() == 0:
+            os.setsid()
             if os.fork() == 0:
-                os.setsid()
-                if os.fork() == 0:
-                    note(f"daemon-{os.getpid()}")
-                    if os.environ.get("FFTEST_FORGET"):
-                        # without the environment by which it could be known
-                        os.execve("/bin/sleep", ["sleep", "600"], {"FFTEST_WORLD": os.environ["FFTEST_WORLD"]})
-                    os.execv("/bin/sleep", ["sleep", "600"])
-                os._exit(0)
-            os.wait()
+                note(f"daemon-{os.getpid()}")
+                if os.environ.get("FFTEST_FORGET"):
+                    # without the environment by which it could be known
+                    os.execve("/bin/sleep", ["sleep", "600"], {"FFTEST_WORLD": os.environ["FFTEST_WORLD"]})
+                os.execv("/bin/sleep", ["sleep", "600"])
+            os._exit(0)
+        os.wait()
     """,
     "prints": """
-        @flow
-        def go():
-            note("ran")
-            line = "x" * 99
-            for _ in range(100_000):
-                print(line)
-            print("after ten megabytes")
+        note("ran")
+        line = "x" * 99
+        for _ in range(100_000):
+            print(line)
+        print("after ten megabytes")
     """,
     "suspends": """
         from prefect.flow_runs import suspend_flow_run
-
-        @flow
-        def go():
-            note("began")
-            suspend_flow_run(timeout=600)
-            note("resumed")
+        note("began")
+        suspend_flow_run(timeout=600)
+        note("resumed")
     """,
     "reschedules": """
         import json, urllib.request
-
-        @flow
-        def go():
-            note("began")
-            marker = os.path.join(os.environ["FFTEST_NOTES"], "again-" + os.environ["FLOWFLEET_RUN_ID"])
-            if not os.path.exists(marker):
-                open(marker, "w").close()
-                url = f"{os.environ['PREFECT_API_URL']}/flow_runs/{os.environ['FLOWFLEET_RUN_ID']}/set_state"
-                body = {"state": {"type": "SCHEDULED", "name": "AwaitingRetry"}, "force": True}
-                headers = {"Content-Type": "application/json"}
-                urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode(), headers), timeout=30)
-                os._exit(0)
+        note("began")
+        marker = os.path.join(os.environ["FFTEST_NOTES"], "again-" + os.environ["FLOWFLEET_RUN_ID"])
+        if not os.path.exists(marker):
+            open(marker, "w").close()
+            url = f"{os.environ['PREFECT_API_URL']}/flow_runs/{os.environ['FLOWFLEET_RUN_ID']}/set_state"
+            body = {"state": {"type": "SCHEDULED", "name": "AwaitingRetry"}, "force": True}
+            headers = {"Content-Type": "application/json"}
+            urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode(), headers), timeout=30)
+            os._exit(0)
     """,
     "environment": """
-        @flow
-        def go():
-            note("ours:" + ",".join(sorted(name for name in os.environ if name.startswith("FLOWFLEET_"))))
-            note("from:" + os.environ.get("FROM_WORKER", "-"))
-            note("run:" + os.environ.get("FROM_RUN", "-"))
-            note("both:" + os.environ.get("FROM_BOTH", "-"))
+        note("ours:" + ",".join(sorted(name for name in os.environ if name.startswith("FLOWFLEET_"))))
+        note("from:" + os.environ.get("FROM_WORKER", "-"))
+        note("run:" + os.environ.get("FROM_RUN", "-"))
+        note("both:" + os.environ.get("FROM_BOTH", "-"))
     """,
 }
 
@@ -194,7 +167,7 @@ def ends(
         world.start_poller()
         world.start_worker("worker", "--env", "FROM_WORKER=yes", "--env", "FROM_BOTH=worker", slots=3)
         made = Ends(world, plain)
-        for name, source in FLOWS.items():
+        for name, source in {**FLOWS, **{name: f"@flow\ndef go():{body}" for name, body in BODIES.items()}}.items():
             variables = {"env": {"FROM_RUN": "yes", "FROM_BOTH": "run"}} if name == "environment" else {}
             deployment = world.deploy(textwrap.dedent(source), name=name, job_variables=variables)
             parameters = {"name": "given", "times": 3} if name == "parameters" else {}

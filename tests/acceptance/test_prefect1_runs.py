@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.prefect1_world import World1
@@ -26,7 +27,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, valkey: Any) -> Iterator[Wor
         world.start_poller()
         world.start_worker("one", "fleet", "one", options=["--env", "FROM_THE_AGENT=yes"])
         world.start_worker("two", "fleet", "two")
-        world.real.start_agent(["real"], env={"FROM_THE_AGENT": "yes"}).polling()
+        world.real.start_agent(["real", "more"], env={"FROM_THE_AGENT": "yes"}).polling()
         yield world
     finally:
         world.close()
@@ -63,19 +64,30 @@ def _task_states(world: World1, task_run_id: str) -> list[dict[str, Any]]:
     return [row["serialized_state"] for row in rows]
 
 
+RAN = ["Pending", "Running", "Success"]
+CHILDREN = {("double", index): RAN for index in range(3)}
+
+
 @pytest.mark.parametrize(
-    ("flow", "end"),
+    ("flow", "end", "tasks"),
     [
-        ("plain", "Success"),
-        ("mapped", "Success"),
-        ("retry", "Success"),
-        ("parameters", "Success"),
-        ("script", "Success"),
-        ("failing", "Failed"),
+        ("plain", "Success", {("one", -1): RAN}),
+        (
+            "mapped",
+            "Success",
+            {("numbers", -1): RAN, ("double", -1): ["Pending", "Mapped"], ("total", -1): RAN, **CHILDREN},
+        ),
+        ("retry", "Success", {("second_time", -1): ["Pending", "Running", "Failed", "Retrying", "Running", "Success"]}),
+        ("parameters", "Success", None),
+        ("script", "Success", None),
+        ("failing", "Failed", None),
     ],
 )
-def test_a_run_of_the_fleet_leaves_at_the_api_what_one_of_the_real_agent_leaves(world, tmp_path, flow, end):
-    given = {"parameters": {"out": str(tmp_path / "out")}} if flow == "parameters" else {}
+def test_a_run_of_the_fleet_leaves_at_the_api_what_one_of_the_real_agent_leaves(world, tmp_path, flow, end, tasks):
+    given = {
+        "parameters": {"parameters": {"first": 40, "out": str(tmp_path / "out")}},
+        "plain": {"run_config": {"env": {"PREFECT__CLOUD__HEARTBEAT_MODE": "process"}}},
+    }.get(flow, {})
     ours = world.create_run(world.flows[flow], labels=["fleet"], **given)
     theirs = world.create_run(world.flows[flow], labels=["real"], **given)
     (agent,) = world.real.agents
@@ -92,6 +104,22 @@ def test_a_run_of_the_fleet_leaves_at_the_api_what_one_of_the_real_agent_leaves(
         until(lambda run_id=run_id: _all_said(world.lines(run_id)), 30, "the first and last lines on the log page")
     until(lambda: len(world.api.logs(ours)) == len(world.api.logs(theirs)), 20, "the last log lines of both")
     assert told(world, ours) == told(world, theirs)
+    assert world.api.history(theirs) == ["Scheduled", "Submitted", "Running", end]
+    assert tasks in (None, tasks_of(world, theirs))
+    assert flow != "parameters" or (tmp_path / "out").read_text() == "42"
+    if flow == "plain":
+        logs = {log["name"]: log["message"] for log in world.api.logs(theirs)}
+        assert logs["agent"].startswith("Submitted for execution: PID: ")
+        assert set(logs) == {"agent", "prefect.CloudFlowRunner", "prefect.CloudTaskRunner"}
+        assert world.api.run(theirs)["agent_id"] in [row["id"] for row in world.api.agents() if row["name"] == "agent"]
+
+
+def tasks_of(world: World1, run_id: str) -> dict[tuple[str, int], list[str]]:
+    """Task and map index -> what it went through."""
+    return {
+        (task["slug"].removesuffix("-1"), task["map_index"]): world.api.task_history(task["id"])
+        for task in world.api.task_runs(run_id)
+    }
 
 
 def _all_said(lines: list[str]) -> bool:
@@ -101,10 +129,11 @@ def _all_said(lines: list[str]) -> bool:
 def test_a_cached_result_is_taken_by_the_next_run_wherever_it_runs(world):
     first = world.create_run(world.flows["cached"], labels=["real"])
     assert world.wait_end(first) == "Success"
-    second = world.create_run(world.flows["cached"], labels=["fleet"])
-    assert world.wait_end(second) == "Success"
-    kinds = {state for task in world.api.task_runs(second) for state in world.api.task_history(task["id"])}
-    assert "Cached" in kinds
+    for label in ("fleet", "more"):
+        second = world.create_run(world.flows["cached"], labels=[label])
+        assert world.wait_end(second) == "Success"
+        assert "Cached" in tasks_of(world, second)[("costly", -1)]
+    assert world.api.history(first) == world.api.history(second) == ["Scheduled", "Submitted", "Running", "Success"]
 
 
 def test_a_run_goes_to_the_worker_that_has_its_labels(world, tmp_path):
@@ -133,6 +162,19 @@ def test_the_environment_of_a_run_is_that_of_the_reference(world, tmp_path):
     for name in sorted(names - own):
         assert ours["environ"].get(name) == theirs["environ"].get(name), name
     assert ours["cwd"] == theirs["cwd"] == str(tmp_path)
+    assert theirs["argv"][1:] == ["execute", "flow-run"]
+    assert theirs["environ"]["PREFECT__CONTEXT__FLOW_RUN_ID"] == run_id
+    wanted = {
+        "FROM_THE_AGENT": "yes",
+        "OF_THE_RUN": "1",
+        "PREFECT__CONTEXT__FLOW_ID": world.flows["environment"],
+        "PREFECT__CLOUD__API": world.api.url,
+        "PREFECT__CLOUD__AGENT__LABELS": "['more', 'real']",
+        "PREFECT__CLOUD__USE_LOCAL_SECRETS": "false",
+        "PREFECT__ENGINE__FLOW_RUNNER__DEFAULT_CLASS": "prefect.engine.cloud.CloudFlowRunner",
+        "PREFECT__BACKEND": "server",
+    }
+    assert {name: theirs["environ"].get(name) for name in wanted} == wanted
     assert ours["environ"]["PYTHONPATH"].split(":")[0] == str(tmp_path)
     assert ours["environ"]["OF_THE_RUN"] == "1"
     assert ours["environ"]["FROM_THE_AGENT"] == "yes"
@@ -189,18 +231,19 @@ def test_a_server_behind_a_login_is_polled_and_its_runs_log_in_as_well(valkey, t
         world.close()
 
 
-def waiting(world: World1, folder: Path, **given: Any) -> str:
+def waiting(world: World1, folder: Path, label: str = "fleet", **given: Any) -> str:
     """A run that makes the file `begun`, and waits."""
     files = {name: str(folder / name) for name in ("begun", "until")}
-    return world.create_run(world.flows["waiting"], labels=["fleet"], parameters=files, **given)
+    return world.create_run(world.flows["waiting"], labels=[label], parameters=files, **given)
 
 
-def test_a_running_run_that_is_cancelled_at_the_api_ends_cancelled_by_its_own_engine(world, tmp_path):
-    run_id = waiting(world, tmp_path)
+@pytest.mark.parametrize("label", ["fleet", "real"])
+def test_a_running_run_that_is_cancelled_at_the_api_ends_cancelled_by_its_own_engine(world, tmp_path, label):
+    run_id = waiting(world, tmp_path, label)
     until((tmp_path / "begun").exists, 60, "the task to begin")
     assert world.real.cancel(run_id)
     assert world.wait_end(run_id) == "Cancelled"
-    assert world.api.history(run_id)[-3:] == ["Running", "Cancelling", "Cancelled"]
+    assert world.api.history(run_id) == ["Scheduled", "Submitted", "Running", "Cancelling", "Cancelled"]
     world.wait_empty()
     assert world.api.state(run_id) == "Cancelled"
 
@@ -210,24 +253,47 @@ def test_a_run_that_is_cancelled_while_it_waits_for_its_time_never_starts(world,
     asked = world.api.counted("get_runs_in_queue")
     until(lambda: world.api.counted("get_runs_in_queue") > asked, 20, "the run to be listed")
     assert world.real.cancel(run_id)
+    assert [task["state"] for task in world.api.task_runs(run_id)] == ["Cancelled"] * 3
     witness = world.create_run(world.flows["plain"], labels=["fleet"], due_in=21)
     assert world.wait_end(witness, 90) == "Success"
     assert world.api.history(run_id) == ["Scheduled", "Cancelled"]
     assert not (tmp_path / "begun").exists()
 
 
-def test_a_flow_process_that_is_killed_is_failed_with_its_exit_within_seconds(world, tmp_path):
-    run_id = waiting(world, tmp_path)
+def processes_of(run_id: str) -> list[psutil.Process]:
+    """Every process that has this run in its environment."""
+    found = []
+    for process in psutil.process_iter(["pid"]):
+        try:
+            if process.environ().get("PREFECT__CONTEXT__FLOW_RUN_ID") == run_id:
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue
+    return found
+
+
+def test_a_flow_process_that_is_killed_is_failed_with_its_exit_within_seconds_and_its_helper_gone(world, tmp_path):
+    """Its heartbeat helper kept a dead run alive."""
+    config = {"env": {"PREFECT__CLOUD__HEARTBEAT_MODE": "process"}, "labels": ["fleet"]}
+    run_id = waiting(world, tmp_path, run_config=config)
     until((tmp_path / "begun").exists, 60, "the task to begin")
+
+    def helper() -> list[psutil.Process]:
+        return [one for one in processes_of(run_id) if "heartbeat" in one.cmdline()]
+
+    (beating,) = until(helper, 30, "the heartbeat helper")
     world.kill_engine(run_id)
     world.wait_state(run_id, "Failed", seconds=5)
-    assert "SIGKILL" in world.message(run_id)
+    assert not beating.is_running() or beating.status() == psutil.STATUS_ZOMBIE
+    assert processes_of(run_id) == []
+    assert "killed by SIGKILL" in world.message(run_id)
     assert [task["state"] for task in world.api.task_runs(run_id) if task["slug"].startswith("wait")] == ["Failed"]
 
 
-def test_a_retry_after_ten_minutes_is_resumed_when_its_time_has_come(world):
-    run_id = world.create_run(world.flows["late_retry"], labels=["fleet"])
-    until(lambda: "Retrying" in _kinds(world, run_id), 60, "the task to wait for its retry")
+@pytest.mark.parametrize("label", ["fleet", "real"])
+def test_a_retry_after_ten_minutes_is_resumed_when_its_time_has_come(world, label):
+    run_id = world.create_run(world.flows["late_retry"], labels=[label])
+    until(lambda: tasks_of(world, run_id)[("second_time", -1)][-1] == "Retrying", 60, "the task to wait for its retry")
     world.wait_empty()  # its process has ended, and the run is not held against it
     assert world.api.state(run_id) == "Running"
     assert not [line for line in world.lines(run_id) if "exited" in line]
@@ -236,12 +302,8 @@ def test_a_retry_after_ten_minutes_is_resumed_when_its_time_has_come(world):
     with world.api.lock:
         world.api.writer.put("task_run", task["id"], state)
     assert world.wait_end(run_id) == "Success"
-    assert "Submitted" in _kinds(world, run_id)
+    assert tasks_of(world, run_id)[("second_time", -1)][-3:] == ["Submitted", "Running", "Success"]
     assert world.api.history(run_id) == ["Scheduled", "Submitted", "Running", "Success"]
-
-
-def _kinds(world: World1, run_id: str) -> set[str]:
-    return {state for task in world.api.task_runs(run_id) for state in world.api.task_history(task["id"])}
 
 
 def test_a_run_with_a_working_folder_that_is_not_there_fails_with_host_and_folder(world):

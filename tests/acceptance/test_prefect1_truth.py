@@ -1,6 +1,8 @@
-"""The local Prefect 1 API against the real, unmodified prefect 1.4.1: only what these show does it claim to be."""
+"""The local Prefect 1 API against the real, unmodified prefect 1.4.1: only what these show does it claim to be.
 
-import json
+What a run of the real agent leaves there is in `test_prefect1_runs.py`, beside one of the fleet.
+"""
+
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,13 +37,6 @@ class Reality:
         assert self.api.state(run_id) in wanted, [*self.api.states(run_id), *self.api.logs(run_id)]
         return self.api.history(run_id)
 
-    def tasks(self, run_id: str) -> dict[tuple[str, int], list[str]]:
-        """Task and map index -> what it went through."""
-        runs = self.api.task_runs(run_id)
-        return {
-            (each["slug"].removesuffix("-1"), each["map_index"]): self.api.task_history(each["id"]) for each in runs
-        }
-
 
 @pytest.fixture(scope="module")
 def reality(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reality]:
@@ -74,107 +69,6 @@ def test_the_real_client_registers_every_flow_with_its_tasks_edges_and_labels(re
     assert rows["plain"]["storage"]["stored_as_script"] is False
     assert {tuple(row["run_config"]["labels"]) for row in rows.values()} == {("real",)}
     assert {row["core_version"] for row in rows.values()} == {"1.4.1"}
-
-
-def test_the_real_agent_and_engine_bring_runs_of_every_kind_to_their_end(reality):
-    out = reality.folder / "sum"
-    plain = reality.run("plain", run_config={"env": {"PREFECT__CLOUD__HEARTBEAT_MODE": "process"}, "labels": ["more"]})
-    runs = {name: reality.run(name) for name in ("mapped", "retry", "script", "failing", "cached")}
-    summed = reality.run("parameters", parameters={"first": 40, "out": str(out)})
-    poked(reality)
-
-    assert reality.ended(plain) == GOOD
-    assert reality.ended(runs["mapped"]) == GOOD
-    assert reality.ended(runs["script"]) == GOOD
-    assert reality.ended(runs["cached"]) == GOOD
-    assert reality.ended(summed) == GOOD
-    assert out.read_text() == "42"
-    assert reality.ended(runs["retry"]) == GOOD
-    assert reality.ended(runs["failing"], "Failed") == [*GOOD[:3], "Failed"]
-    assert reality.tasks(plain) == {("one", -1): ["Pending", "Running", "Success"]}
-    assert reality.tasks(runs["mapped"]) == {
-        ("numbers", -1): ["Pending", "Running", "Success"],
-        ("double", -1): ["Pending", "Mapped"],
-        ("total", -1): ["Pending", "Running", "Success"],
-    } | {("double", index): ["Pending", "Running", "Success"] for index in range(3)}
-    assert reality.tasks(runs["retry"]) == {
-        ("second_time", -1): ["Pending", "Running", "Failed", "Retrying", "Running", "Success"]
-    }
-
-    again = reality.run("cached")
-    poked(reality)
-    assert reality.ended(again) == GOOD
-    assert "Cached" in reality.tasks(again)[("costly", -1)]
-
-
-def test_the_real_agent_says_which_process_it_made_and_the_engine_logs_to_the_run(reality):
-    run = reality.run("plain")
-    poked(reality)
-    reality.ended(run)
-
-    names = {"agent", "prefect.CloudFlowRunner", "prefect.CloudTaskRunner"}
-    until(lambda: {log["name"] for log in reality.api.logs(run)} >= names, 30, "the lines of agent and engine")
-    logs = {log["name"]: log["message"] for log in reality.api.logs(run)}
-    assert logs["agent"].startswith("Submitted for execution: PID: ")
-    assert set(logs) == names
-    assert reality.api.run(run)["agent_id"] == reality.api.agents()[0]["id"]
-
-
-def test_the_engine_runs_with_the_agents_environment_the_runs_own_and_its_working_folder(reality):
-    out, place = reality.folder / "seen.json", reality.folder / "place"
-    place.mkdir()
-    config = {"env": {"FROM_THE_RUN": "yes"}, "working_dir": str(place), "labels": ["real"]}
-    run = reality.run("environment", parameters={"out": str(out)}, run_config=config)
-    poked(reality)
-    assert reality.ended(run) == GOOD
-
-    seen = json.loads(out.read_text())
-    assert seen["cwd"] == str(place)
-    assert seen["argv"][1:] == ["execute", "flow-run"]
-    wanted = {
-        "FROM_THE_AGENT": "yes",
-        "FROM_THE_RUN": "yes",
-        "PREFECT__CONTEXT__FLOW_RUN_ID": run,
-        "PREFECT__CONTEXT__FLOW_ID": reality.flows["environment"],
-        "PREFECT__CLOUD__API": reality.api.url,
-        "PREFECT__CLOUD__AGENT__LABELS": "['more', 'real']",
-        "PREFECT__CLOUD__USE_LOCAL_SECRETS": "false",
-        "PREFECT__ENGINE__FLOW_RUNNER__DEFAULT_CLASS": "prefect.engine.cloud.CloudFlowRunner",
-        "PREFECT__BACKEND": "server",
-    }
-    assert {name: seen["environ"].get(name) for name in wanted} == wanted
-
-
-def test_a_late_retry_ends_the_process_and_is_deployed_again_when_its_time_comes(reality):
-    run = reality.run("late_retry")
-    poked(reality)
-    until(lambda: [each["state"] for each in reality.api.task_runs(run)] == ["Retrying"], 60, "the task to be Retrying")
-    assert reality.api.state(run) == "Running"
-
-    # the hour is moved for the run: the agent asks with the time of this machine
-    [task_run] = reality.api.task_runs(run)
-    due = {**task_run["serialized_state"], "start_time": reality.api.runs.get(run)["created"]}
-    with reality.api.lock:
-        reality.api.writer.put("task_run", task_run["id"], due)
-    poked(reality)
-
-    assert reality.ended(run) == ["Scheduled", "Submitted", "Running", "Success"]
-    assert reality.tasks(run)[("second_time", -1)][-3:] == ["Submitted", "Running", "Success"]
-
-
-def test_the_real_cancel_ends_a_scheduled_run_at_once_and_a_running_one_by_its_own_engine(reality):
-    later = reality.run("plain", due_in=3600)
-    begun = reality.folder / "begun"
-    running = reality.run("waiting", parameters={"begun": str(begun), "until": str(reality.folder / "never")})
-    poked(reality)
-    until(begun.exists, 60, "the flow to run")
-
-    assert reality.real.cancel(later)
-    assert reality.real.cancel(running)
-
-    assert reality.api.history(later) == ["Scheduled", "Cancelled"]
-    assert [each["state"] for each in reality.api.task_runs(later)] == ["Cancelled"]
-    assert reality.ended(running, "Cancelled") == ["Scheduled", "Submitted", "Running", "Cancelling", "Cancelled"]
 
 
 def test_a_flow_that_cannot_be_loaded_fails_with_a_log_that_came_as_one_object(reality, tmp_path):

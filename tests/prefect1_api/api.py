@@ -1,7 +1,8 @@
 """Prefect1Api: the local Prefect 1 API, a real GraphQL server on loopback for tests.
 
 What it does is what prefect 1.4.1 was seen to need and the last public Server was read to do (prefect1.md, sections 5.1
-and 5.4); `tests/acceptance/test_prefect1_truth.py` holds it to that with the real client, agent and engine.
+and 5.4); `test_prefect1_truth.py` and `test_prefect1_runs.py` in `tests/acceptance` hold it to that with the real
+client, agent and engine.
 """
 
 import base64
