@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from tests.prefect1_env import FLOWS, environment, python
+from tests.prefect1_env import FLOWS_BY_NAME, environment, python
 from tests.valkey import free_port
 from tests.waiting import SCALE, until
 from tests.world import Part
@@ -91,21 +91,19 @@ class Prefect1Client:
     def register(
         self, *names: str, project: str = "real", labels: Sequence[str] = ("real",), **given: Any
     ) -> dict[str, str]:
-        """Flow ids by name, of files in tests/prefect1_flows (all of them without a name) or of paths.
+        """Flow ids by name, of flows in tests/prefect1_flows (all of them without a name) or of paths.
 
         They are stored pickled, or with `script` as the files themselves; the labels pin them to agents that have them.
-        Also `run_config` and `idempotency_key` may be given.
         """
         self.create_project(project)
-        paths = [FLOWS / f"{name}.py" if "/" not in name else Path(name) for name in names]
+        wanted = {Path(name).stem: name if "/" in name else str(FLOWS_BY_NAME[name]) for name in names or FLOWS_BY_NAME}
         return {
-            path.stem: str(self._ask("register", path=str(path), project=project, labels=list(labels), **given))
-            for path in paths or sorted(FLOWS.glob("*.py"))
+            name: str(self._ask("register", path=path, name=name, project=project, labels=list(labels), **given))
+            for name, path in wanted.items()
         }
 
     def create_run(self, flow_id: str, **given: Any) -> str:
-        """A run's id, by `labels`, `parameters`, `run_config` (a LocalRun's fields, or another's with `type`),
-        `start` (an ISO time) or `due_in` seconds, and `name`."""
+        """A run's id, by `labels`, `parameters`, `run_config` (a LocalRun's fields) and `due_in` seconds."""
         return str(self._ask("create_run", flow_id=flow_id, **given))
 
     def cancel(self, run_id: str) -> bool:
@@ -121,9 +119,6 @@ class Prefect1Client:
         """Version, state and message, as the real client reads them."""
         return dict(self._ask("info", run_id=run_id))
 
-    def graphql(self, query: str, variables: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        return dict(self._ask("graphql", query=query, variables=variables))
-
     # the agent
 
     def start_agent(
@@ -131,12 +126,11 @@ class Prefect1Client:
         labels: Sequence[str] = ("real",),
         *arguments: str,
         name: str = "agent",
-        show_logs: bool = True,
         env: Mapping[str, str] | None = None,
     ) -> RealAgent:
         """A real LocalAgent with just these labels; it is closed with us."""
         argv = [str(python()), "-m", "prefect", "agent", "local", "start", "--no-hostname-label", "--name", name]
-        argv += ["--show-flow-logs"] if show_logs else []
+        argv.append("--show-flow-logs")
         for label in labels:
             argv += ["--label", label]
         address = f"http://127.0.0.1:{free_port()}"

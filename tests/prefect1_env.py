@@ -1,13 +1,17 @@
 """The environment of the real Prefect 1: where its interpreter is, and what its processes may see of this machine."""
 
 import os
+import re
 from pathlib import Path
 
 from tests import processes
 from tests.needs import need
 
-#: a folder that holds flow files, one flow each, named as the file is
+#: a folder that holds files with flows
 FLOWS = Path(__file__).parent / "prefect1_flows"
+FLOWS_BY_NAME = {
+    name: path for path in sorted(FLOWS.glob("*.py")) for name in re.findall(r'Flow\("(\w+)"\)', path.read_text())
+}
 
 
 def interpreter() -> Path:

@@ -10,7 +10,7 @@ from datetime import timedelta
 
 import pendulum
 import prefect
-from prefect import run_configs
+from prefect.run_configs import LocalRun
 from prefect.serialization.state import StateSchema
 from prefect.storage import Local
 from prefect.utilities.storage import extract_flow_from_file
@@ -22,32 +22,21 @@ def create_project(name):
     return client.create_project(name)
 
 
-def register(path, project, labels, script=False, run_config=None, idempotency_key=None):
-    flow = extract_flow_from_file(file_path=path)
+def register(path, name, project, labels, script=False):
+    flow = extract_flow_from_file(file_path=path, flow_name=name)
     if script or flow.storage is None:
         where = {"path": path, "stored_as_script": True} if script else {}
         flow.storage = Local(add_default_labels=False, **where)
-    if run_config is not None:
-        flow.run_config = config_of(run_config)
-    return flow.register(project, labels=labels, no_url=True, idempotency_key=idempotency_key)
+    return flow.register(project, labels=labels, no_url=True)
 
 
-def config_of(given):
-    fields = dict(given)
-    return getattr(run_configs, fields.pop("type", "LocalRun"))(**fields)
-
-
-def create_run(flow_id, labels=None, parameters=None, run_config=None, start=None, due_in=None, name=None):
-    when = pendulum.parse(start) if start else None
-    if due_in is not None:
-        when = pendulum.now("utc") + timedelta(seconds=due_in)
+def create_run(flow_id, labels=None, parameters=None, run_config=None, due_in=None):
     return client.create_flow_run(
         flow_id=flow_id,
         labels=labels,
         parameters=parameters,
-        run_config=None if run_config is None else config_of(run_config),
-        scheduled_start_time=when,
-        run_name=name,
+        run_config=None if run_config is None else LocalRun(**run_config),
+        scheduled_start_time=None if due_in is None else pendulum.now("utc") + timedelta(seconds=due_in),
     )
 
 
@@ -63,10 +52,6 @@ def set_state(run_id, state, version):
 def info(run_id):
     found = client.get_flow_run_info(run_id)
     return {"version": found.version, "state": type(found.state).__name__, "message": found.state.message}
-
-
-def graphql(query, variables):
-    return client.graphql(query, variables=variables).to_dict()
 
 
 def main():

@@ -71,8 +71,7 @@ class World1(World):
         self, *labels: str, hold: bool = False, code: int = 0, env: dict[str, str] | None = None, **given: Any
     ) -> str:
         """A run whose engine is the tiny one."""
-        with self.api.lock:
-            flows = self.api.store.where("flow", name="tiny")
+        flows = self.api.rows("flow", name="tiny")
         flow = str(flows[0]["id"]) if flows else self.api.add_flow("tiny")
         env = {**({"TINY_HOLD": "1"} if hold else {}), **({"TINY_EXIT": str(code)} if code else {}), **(env or {})}
         config = {"type": "LocalRun", "env": env, "labels": list(labels), "working_dir": None}

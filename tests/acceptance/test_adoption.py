@@ -56,31 +56,24 @@ def test_a_run_goes_on_through_ten_kills_of_its_worker(fleet):
     fleet.wait_empty()
 
 
-def test_a_worker_that_is_stopped_leaves_its_run_to_the_next_one(fleet):
+@pytest.mark.parametrize(("code", "says"), [(0, None), (9, "code 9")])
+def test_an_end_that_no_worker_saw_after_a_stop_or_a_kill_is_told_by_the_next_one_with_its_code(fleet, code, says):
     fleet.start_poller()
     worker = fleet.start_worker("worker", "--on-stop", "detach")
-    run, pid = fleet.held()
-    assert worker.stop() == 0
+    run, pid = fleet.held(code)
+    if code:
+        worker.kill()
+    else:
+        assert worker.stop() == 0
+        assert run in worker.text()
     assert processes.alive(pid)
-    assert run in worker.text()
-
-    fleet.release()
-    fleet.wait_note(run, "done")
-    fleet.start_worker()
-    fleet.wait_empty()
-    fleet.all_once([run])
-
-
-def test_an_end_that_no_worker_saw_is_reported_by_the_next_one_with_its_code(fleet):
-    fleet.start_poller()
-    worker = fleet.start_worker()
-    run, pid = fleet.held(9)
-    worker.kill()
     fleet.release()
     until(lambda: not processes.alive(pid), 20, "the end of the run")
-
     fleet.start_worker()
-    assert "code 9" in fleet.wait_state(run, "Crashed")["message"]
+    if says:
+        assert says in fleet.wait_state(run, "Crashed")["message"]
+    else:
+        fleet.all_once([run])
     fleet.wait_empty()
 
 

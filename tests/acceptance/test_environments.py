@@ -75,27 +75,18 @@ def test_a_python_without_prefect_is_refused_with_a_sentence(fleet, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-@pytest.fixture
-def hostile(tmp_path):
-    """A folder with modules named like ours and like a library of ours, each of which breaks its importer."""
-    folder = tmp_path / "hostile"
+def test_in_a_folder_full_of_our_names_commands_start_and_a_flow_folder_may_have_its_own(fleet, tmp_path):
+    """Each module there breaks its importer; in the flow's folder each is the flow's."""
+    hostile = tmp_path / "hostile"
     for name in ("workers/__init__.py", "poller.py", "rich.py", "flowfleet.py", "celery.py", "redis.py"):
-        path = folder / name
+        path = hostile / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"raise RuntimeError('the wrong {name} was imported')\n")
-    return folder
-
-
-def test_our_commands_start_in_a_folder_full_of_our_names(fleet, hostile):
     for argv in (["flowfleet", "status", "--json"], ["worker", "--help"], ["poller", "--help"], ["worker", "list"]):
         done = fleet.command(*argv, cwd=hostile, seconds=60)
         assert done.returncode == 0, f"{argv}: {done.stderr}"
-
-
-def test_a_flow_folder_with_its_own_workers_and_poller_and_rich(fleet, hostile):
     fleet.start_poller(cwd=hostile)
     fleet.start_worker(cwd=hostile)
-    files = {"workers/__init__.py": "WHOSE = 'mine'\n", "poller.py": "WHOSE = 'mine'\n", "rich.py": "WHOSE = 'mine'\n"}
     run, _ = fleet.run(
         """
         import poller, workers
@@ -107,6 +98,6 @@ def test_a_flow_folder_with_its_own_workers_and_poller_and_rich(fleet, hostile):
         """,
         "Completed",
         seconds=90,
-        files=files,
+        files=dict.fromkeys(("workers/__init__.py", "poller.py", "rich.py"), "WHOSE = 'mine'\n"),
     )
     assert fleet.words(run) == ["poller-is-mine", "workers-is-mine"]

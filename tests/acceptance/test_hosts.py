@@ -64,22 +64,28 @@ def machines(prefect_server: PrefectServer, valkey: Valkey, tmp_path: Path) -> I
             host.close()
 
 
-def test_two_hosts_serve_one_pool_and_each_run_starts_once(machines):
+def test_two_hosts_serve_one_pool_each_run_starts_once_and_a_host_adopts_its_own_and_no_others(machines):
     world = machines.world
     world.start_poller()
-    for name in NAMES:
-        machines.start(name)
+    workers = {name: machines.start(name) for name in NAMES}
     rows = world.status()["workers"]
     assert {(row["name"], row["host"]) for row in rows} == {("worker", host.name) for host in machines.hosts.values()}
 
-    held = world.deploy_tiny("hold")
+    held = world.deploy_tiny("hold", 4)
     runs = [world.create_run(held) for _ in range(4)]
-    for run in runs:
-        world.wait_note(run, "ran")
-    where = [world.notes(run)[0][3] for run in runs]
-    assert sorted(where) == sorted([host.name for host in machines.hosts.values()] * 2)
+    notes = [world.wait_note(run, "ran") for run in runs]
+    assert sorted(note[3] for note in notes) == sorted([host.name for host in machines.hosts.values()] * 2)
+    until(lambda: world.seen()["counts"]["running"] == 4, 20, "all to run", pause=0.2)
+
+    workers["east"].kill()
+    machines.start("east")
+    assert all(processes.alive(int(note[1])) for note in notes)
+    owners = {run["worker"] for run in world.status()["runs"]}
+    assert owners == {f"worker@{host.name}" for host in machines.hosts.values()}
     world.release()
-    world.all_once(runs)
+    for run in runs:
+        assert "code 4" in world.wait_state(run, "Crashed")["message"]
+    assert [world.words(run) for run in runs] == [["ran", "done"]] * 4
     # a real flow on whichever host has room
     run, _ = world.run(
         """
@@ -91,27 +97,6 @@ def test_two_hosts_serve_one_pool_and_each_run_starts_once(machines):
         "Completed",
     )
     assert world.words(run)[0] in [host.name for host in machines.hosts.values()]
-
-
-def test_a_host_adopts_its_own_runs_and_leaves_the_others_alone(machines):
-    world = machines.world
-    world.start_poller()
-    workers = {name: machines.start(name, slots=1) for name in NAMES}
-    held = world.deploy_tiny("hold", 4)
-    runs = [world.create_run(held) for _ in range(2)]
-    pids = {world.wait_note(run, "ran")[3]: int(world.notes(run)[0][1]) for run in runs}
-    assert set(pids) == {host.name for host in machines.hosts.values()}
-    until(lambda: world.seen()["counts"]["running"] == 2, 20, "both to run", pause=0.2)
-
-    workers["east"].kill()
-    machines.start("east", slots=1)
-    assert all(processes.alive(pid) for pid in pids.values())
-    owners = {run["worker"] for run in world.status()["runs"]}
-    assert owners == {f"worker@{host.name}" for host in machines.hosts.values()}
-    world.release()
-    for run in runs:
-        assert "code 4" in world.wait_state(run, "Crashed")["message"]
-    assert [world.words(run) for run in runs] == [["ran", "done"]] * 2
 
 
 def test_a_host_that_has_rebooted_reports_what_was_cut_off(machines):

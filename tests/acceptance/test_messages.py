@@ -1,14 +1,13 @@
 """Messages: repeated, lost, broken, foreign ones in the queue of a real route, and a worker that lives through them."""
 
 import json
-import re
 import signal
 
 import pytest
 
-from flowfleet.broker import key_prefix, queue_key
+from flowfleet.broker import queue_key
 from flowfleet.flow_run import Route
-from tests.broken_messages import broken, decoded
+from tests.broken_messages import decoded
 from tests.waiting import stays, until
 
 
@@ -47,7 +46,7 @@ def claimed(world, deployment, client, key):
     return run, message
 
 
-def test_a_message_says_run_claim_and_route_and_no_more(frozen):
+def test_a_message_says_run_claim_and_route_and_no_more_and_delivered_three_times_is_one_start(frozen):
     fleet, worker, deployment, client, key = frozen
     run, message = claimed(fleet, deployment, client, key)
     args, kwargs, _ = json.loads(decoded(message))
@@ -61,13 +60,6 @@ def test_a_message_says_run_claim_and_route_and_no_more(frozen):
     assert headers["eta"] is None
     assert headers["expires"] is None
     assert len(message) < 4096
-    worker.signal(signal.SIGCONT)
-    fleet.wait_state(run, "Completed")
-
-
-def test_a_message_delivered_three_times_is_one_start(frozen):
-    fleet, worker, deployment, client, key = frozen
-    run, message = claimed(fleet, deployment, client, key)
     client.lpush(key, message, message)
     worker.signal(signal.SIGCONT)
     fleet.wait_state(run, "Completed")
@@ -90,32 +82,3 @@ def test_a_run_whose_message_is_lost_is_handed_back_and_runs(frozen):
     fleet.all_once([run], 150)
     assert fleet.api.history(run).count("Submitted") == 2
     fleet.wait_empty()
-
-
-def test_broken_messages_are_refused_and_counted_and_the_worker_keeps_all_its_slots(frozen):
-    fleet, worker, deployment, client, key = frozen
-    _, message = claimed(fleet, deployment, client, key)
-    kinds = broken(message)
-    client.lpush(key, *kinds.values())
-    worker.signal(signal.SIGCONT)
-    until(lambda: not client.exists(key), 30, "all messages to be fetched")
-
-    def refused():
-        text = worker.ask("/metrics")[1]
-        return sum(
-            float(n) for n in re.findall(r"^flowfleet_messages_refused_total(?:{[^}]*})? (\S+)$", text, re.MULTILINE)
-        )
-
-    until(lambda: refused() == len(kinds), 20, f"{len(kinds)} refused messages in its metrics, {refused()} so far")
-    unacked = key_prefix(fleet.fleet) + "unacked"
-    until(lambda: not client.hlen(unacked), 10, "nothing to be left unacknowledged")
-    # every slot is still there: three runs at once
-    held = fleet.deploy_tiny("hold")
-    runs = [fleet.create_run(held) for _ in range(3)]
-    for run in runs:
-        fleet.wait_note(run, "ran")
-    assert not client.hlen(unacked)
-    fleet.release()
-    fleet.all_once(runs)
-    assert worker.process.poll() is None
-    assert "rm -rf" not in worker.text()

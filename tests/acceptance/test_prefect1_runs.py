@@ -46,7 +46,10 @@ def plain(value: Any) -> Any:
 def told(world: World1, run_id: str) -> dict[str, Any]:
     """All that the API knows of a run in the end."""
     tasks = {
-        (task["slug"], task["map_index"]): [plain(state) for state in _task_states(world, task["id"])]
+        (task["slug"], task["map_index"]): [
+            plain(row["serialized_state"])
+            for row in world.api.rows("task_run_state", "version", task_run_id=task["id"])
+        ]
         for task in world.api.task_runs(run_id)
     }
     # an agent's lines bear its name, and ours are those of the worker
@@ -56,12 +59,6 @@ def told(world: World1, run_id: str) -> dict[str, Any]:
         for line in world.api.logs(run_id)
     )
     return {"states": [plain(state) for state in world.api.states(run_id)], "tasks": tasks, "logs": logs}
-
-
-def _task_states(world: World1, task_run_id: str) -> list[dict[str, Any]]:
-    with world.api.lock:
-        rows = world.api.store.where("task_run_state", "version", task_run_id=task_run_id)
-    return [row["serialized_state"] for row in rows]
 
 
 RAN = ["Pending", "Running", "Success"]
@@ -298,7 +295,7 @@ def test_a_retry_after_ten_minutes_is_resumed_when_its_time_has_come(world, labe
     assert world.api.state(run_id) == "Running"
     assert not [line for line in world.lines(run_id) if "exited" in line]
     (task,) = world.api.task_runs(run_id)
-    state = {**_task_states(world, task["id"])[-1], "start_time": "2026-01-01T00:00:00+00:00"}
+    state = {**task["serialized_state"], "start_time": "2026-01-01T00:00:00+00:00"}
     with world.api.lock:
         world.api.writer.put("task_run", task["id"], state)
     assert world.wait_end(run_id) == "Success"

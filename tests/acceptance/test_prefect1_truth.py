@@ -12,7 +12,7 @@ import pytest
 
 from tests.prefect1_api import Faults, Prefect1Api
 from tests.prefect1_client import ClientError, Prefect1Client
-from tests.prefect1_env import FLOWS, python
+from tests.prefect1_env import FLOWS, FLOWS_BY_NAME, python
 from tests.waiting import SCALE, until
 
 GOOD = ["Scheduled", "Submitted", "Running", "Success"]
@@ -57,12 +57,11 @@ def poked(reality: Reality) -> None:
 
 def test_the_real_client_registers_every_flow_with_its_tasks_edges_and_labels(reality):
     api = reality.api
-    with api.lock:
-        rows = {name: api.flows.get(flow_id) for name, flow_id in reality.flows.items()}
-        tasks = {task["slug"]: task for task in api.store.where("task", flow_id=reality.flows["mapped"])}
-        edges = api.store.where("edge", flow_id=reality.flows["mapped"])
+    rows = {name: api.rows("flow", id=flow_id)[0] for name, flow_id in reality.flows.items()}
+    tasks = [task["slug"] for task in api.rows("task", flow_id=reality.flows["mapped"])]
+    edges = api.rows("edge", flow_id=reality.flows["mapped"])
 
-    assert {row["name"] for row in rows.values()} == {path.stem for path in FLOWS.glob("*.py")}
+    assert {row["name"] for row in rows.values()} == set(FLOWS_BY_NAME)
     assert sorted(tasks) == ["double-1", "numbers-1", "total-1"]
     assert sorted((edge["key"], edge["mapped"]) for edge in edges) == [("doubled", False), ("number", True)]
     assert rows["script"]["storage"]["stored_as_script"] is True
@@ -144,10 +143,9 @@ def test_the_real_command_registers_a_file_and_the_second_time_finds_nothing_new
         subprocess.run(argv, env=reality.real.environment(), capture_output=True, text=True, timeout=120, check=True)
         for _ in range(2)
     ]
-    with reality.api.lock:
-        [project] = reality.api.store.where("project", name="by-command")
-        [flow] = reality.api.store.where("flow", project_id=project["id"])
-        tasks = reality.api.store.where("task", flow_id=flow["id"])
+    [project] = reality.api.rows("project", name="by-command")
+    [flow] = reality.api.rows("flow", project_id=project["id"])
+    tasks = reality.api.rows("task", flow_id=flow["id"])
     assert [task["slug"] for task in tasks] == ["where-1"]
     assert ["1 registered" in each.stdout or "1 skipped" in each.stdout for each in said] == [True, True], said
 

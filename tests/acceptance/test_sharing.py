@@ -34,6 +34,13 @@ def test_runs_on_two_workers_are_executed_once_each(fleet, number):
     assert set(places(fleet, runs)) == {"one", "two"}
     fleet.wait_empty()
 
+    def online():
+        rows = fleet.api.call("POST", f"/work_pools/{fleet.pool}/workers/filter", {})
+        return [row for row in rows if row["status"] == "ONLINE"]
+
+    (row,) = until(online, 60, "the pool to show one online worker, for both", pause=0.3)
+    assert fleet.fleet in row["name"]
+
 
 def test_twelve_runs_on_three_idle_workers_are_four_each(fleet):
     fleet.start_poller()
@@ -47,14 +54,6 @@ def test_twelve_runs_on_three_idle_workers_are_four_each(fleet):
     assert set(shares) == {"one", "two", "three"}
     assert all(3 <= share <= 5 for share in shares.values()), shares
     fleet.release()
-    fleet.all_once(runs)
-
-
-def test_one_worker_serves_two_pools(fleet):
-    pools = [f"{fleet.pool}-a", f"{fleet.pool}-b"]
-    fleet.start_poller()
-    fleet.start_worker(pools=pools)
-    runs = [fleet.create_run(fleet.deploy_tiny(pool=pool)) for pool in pools]
     fleet.all_once(runs)
 
 
@@ -103,29 +102,21 @@ def test_an_idle_worker_that_is_drained_ends_and_the_next_run_starts_elsewhere(f
     assert set(places(fleet, runs)) == {"two"}
 
 
-def test_a_pool_limit_of_one_is_never_exceeded(fleet):
+def test_one_worker_serves_two_pools_one_with_a_limit_that_is_never_exceeded_and_one_with_a_paused_queue(fleet):
+    limited, other = pools = [f"{fleet.pool}-a", f"{fleet.pool}-b"]
     fleet.start_poller()
-    fleet.start_worker(slots=3)
-    deployment = fleet.deploy_tiny(0.5)
-    fleet.api.change_pool(fleet.pool, concurrency_limit=1)
+    fleet.start_worker(slots=3, pools=pools)
+    deployment, free = fleet.deploy_tiny(0.5, pool=limited), fleet.deploy_tiny(pool=other)
+    fleet.api.change_pool(limited, concurrency_limit=1)
+    fleet.api.make_queue(other, "slowly", is_paused=True)
+    held = fleet.create_run(fleet.deploy_tiny(pool=other, work_queue_name="slowly"))
     runs = [fleet.create_run(deployment) for _ in range(4)]
-    fleet.all_once(runs, 120)
-
+    fleet.all_once([fleet.create_run(free), *runs], 120)
     spans = sorted((float(notes[0][2]), float(notes[1][2])) for notes in map(fleet.notes, runs))
     assert all(earlier[1] <= later[0] for earlier, later in itertools.pairwise(spans)), spans
-
-
-def test_a_paused_queue_holds_its_runs_and_lets_them_go(fleet):
-    fleet.start_poller()
-    fleet.start_worker()
-    deployment = fleet.deploy_tiny()
-    fleet.api.make_queue(fleet.pool, "slowly", is_paused=True)
-    held = fleet.create_run(fleet.deploy_tiny(work_queue_name="slowly"))
-    free = fleet.create_run(deployment)
-    fleet.wait_state(free, "Completed")
     stays(lambda: fleet.api.state(held)["type"] == "SCHEDULED", 3, "the run of the paused queue is not claimed")
 
-    fleet.api.change_queue(fleet.pool, "slowly", is_paused=False)
+    fleet.api.change_queue(other, "slowly", is_paused=False)
     fleet.all_once([held])
 
 
@@ -173,16 +164,3 @@ def test_a_pool_of_type_process_is_served_by_its_own_template(fleet):
         "Completed",
     )
     assert fleet.words(run) == ["yes"]
-
-
-def test_the_pool_shows_one_online_worker_while_a_worker_offers_it(fleet):
-    fleet.start_poller()
-    fleet.start_worker("one")
-    fleet.start_worker("two")
-
-    def online():
-        rows = fleet.api.call("POST", f"/work_pools/{fleet.pool}/workers/filter", {})
-        return [row for row in rows if row["status"] == "ONLINE"]
-
-    (row,) = until(online, 60, "an online worker in the pool", pause=0.3)
-    assert fleet.fleet in row["name"]

@@ -113,9 +113,11 @@ def test_up_serves_a_users_flows_and_stops_in_order_with_its_runs(up, prefect_se
     assert api.wait_state(run_id, "Crashed", "Cancelled", "Failed")["name"] != "Running"
 
 
-def test_a_part_that_dies_is_told_with_its_last_lines_and_ends_up_with_1(up, prefect_server):
-    run = up(*served(prefect_server)).start()
+def test_secrets_are_in_no_process_list_and_a_part_that_dies_is_told_and_ends_up_with_1(up, prefect_server):
+    run = up(*served(prefect_server), FLOWFLEET_KEY="very-secret-key").start()
     state = run.ready()
+    shown = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    logs = "".join(Path(part["log"]).read_text(errors="replace") for part in state["parts"].values())
     os.kill(state["parts"]["poller"]["pid"], signal.SIGKILL)
 
     assert run.wait(60) == 1
@@ -123,6 +125,8 @@ def test_a_part_that_dies_is_told_with_its_last_lines_and_ends_up_with_1(up, pre
     assert "The poller was killed by signal 9, and flowfleet up ends with it" in text
     assert state["parts"]["poller"]["log"] in text
     assert "poller started" in text
+    assert "very-secret-key" not in shown
+    assert "very-secret-key" not in logs + text + json.dumps(state)
     _nothing_left(run)
 
 
@@ -150,15 +154,3 @@ def test_after_kill_9_of_up_the_next_one_adopts_redis_and_ends_the_rest(up, pref
     assert second.wait(60) == 0
     until(lambda: first.left() == {}, 30, "the last process of the first one to be gone")
     _nothing_left(second)
-
-
-def test_secrets_given_to_up_are_in_no_process_list(up, prefect_server):
-    run = up(*served(prefect_server), FLOWFLEET_KEY="very-secret-key").start()
-    state = run.ready()
-    shown = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
-    logs = "".join(Path(part["log"]).read_text(errors="replace") for part in state["parts"].values())
-    run.signal(signal.SIGTERM)
-
-    assert run.wait(60) == 0
-    assert "very-secret-key" not in shown
-    assert "very-secret-key" not in logs + run.text() + json.dumps(state)

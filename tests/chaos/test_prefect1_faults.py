@@ -35,6 +35,7 @@ def all_once(world: World1, runs: list[str], seconds: float = 90) -> None:
 
 
 def test_a_hundred_runs_on_three_workers_under_two_pollers_run_once_each(fleet1):
+    """They are more than the server's window, and come all to their turn."""
     fleet1.start_poller("first")
     fleet1.start_poller("second")
     for number in range(3):
@@ -143,12 +144,6 @@ def _tend(world: World1, pollers: list[Part]) -> bool:
         if poller.process.poll() is not None:
             pollers[number] = world.start_poller(f"p{number}", wait=False)
     return False
-
-
-def test_more_runs_than_the_servers_window_come_all_to_their_turn(loose1):
-    loose1.start_poller()
-    loose1.start_worker("w", "x", slots=4, tiny=True)
-    all_once(loose1, [loose1.tiny_run("x") for _ in range(60)])
 
 
 def test_a_run_that_lazarus_puts_back_while_its_process_lives_goes_on_and_is_not_begun_again(fleet1):

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import partialmethod
 from typing import Any, Self
 
 #: what happens to a whole request …
@@ -62,6 +63,9 @@ class Faults:
 
     # requests that go wrong
 
+    def _met(self, kind: str, field: str = "", *, times: int = 1) -> None:
+        self._add(Fault(field, kind, times))
+
     def broken(self, field: str = "", *, status: int = 500, times: int = 1, body: Any = None, **headers: str) -> None:
         """This status, and nothing is done."""
         self._add(Fault(field, "status", times, status, headers, body))
@@ -75,25 +79,16 @@ class Faults:
         headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
         self._add(Fault(field, "status", times, 429, headers))
 
-    def dropped(self, field: str = "", *, times: int = 1) -> None:
-        """The line breaks before anything is done."""
-        self._add(Fault(field, "drop", times))
-
-    def lost(self, field: str = "", *, times: int = 1) -> None:
-        """Done, then the line breaks: the answer is lost after the commit."""
-        self._add(Fault(field, "lost", times))
-
-    def hung(self, field: str = "", *, times: int = 1) -> None:
-        """No answer until `release`, and nothing is done."""
-        self._add(Fault(field, "hang", times))
-
-    def held(self, field: str = "", *, times: int = 1) -> None:
-        """Held until `release`, then done and answered as ever: what two callers do at once can be made so."""
-        self._add(Fault(field, "held", times))
-
-    def late(self, field: str = "", *, times: int = 1) -> None:
-        """Held until `release`, then done, and the line breaks: a commit after the client's time-out."""
-        self._add(Fault(field, "late", times))
+    #: the line breaks before anything is done
+    dropped = partialmethod(_met, "drop")
+    #: done, then the line breaks: the answer is lost after the commit
+    lost = partialmethod(_met, "lost")
+    #: no answer until `release`, and nothing is done
+    hung = partialmethod(_met, "hang")
+    #: held until `release`, then done and answered as ever: what two callers do at once can be made so
+    held = partialmethod(_met, "held")
+    #: held until `release`, then done, and the line breaks: a commit after the client's time-out
+    late = partialmethod(_met, "late")
 
     def answered(self, body: Any, field: str = "", *, times: int = 1) -> None:
         """200 with this body (bytes: as they are), and nothing is done."""

@@ -93,6 +93,11 @@ class Rows:
             now = self.clock().timestamp() - seconds_ago
             self.store.update("flow_run", run_id, heartbeat=datetime.fromtimestamp(now, self.clock().tzinfo))
 
+    def rows(self, table: str, order: str = "rowid", **values: Any) -> list[Row]:
+        """All rows in which these columns have these values."""
+        with self.lock:
+            return self.store.where(table, order, **values)
+
     def run(self, run_id: str) -> Row:
         """All columns of the run."""
         with self.lock:
@@ -104,9 +109,7 @@ class Rows:
 
     def states(self, run_id: str) -> list[dict[str, Any]]:
         """All states that were written, whole, in their order."""
-        with self.lock:
-            rows = self.store.where("flow_run_state", "version", flow_run_id=run_id)
-        return [row["serialized_state"] for row in rows]
+        return [row["serialized_state"] for row in self.rows("flow_run_state", "version", flow_run_id=run_id)]
 
     def history(self, run_id: str) -> list[str]:
         """The types of all states that were written."""
@@ -114,19 +117,16 @@ class Rows:
 
     def task_runs(self, run_id: str) -> list[Row]:
         """The run's task runs, each with the slug of its task."""
-        with self.lock:
-            rows = self.store.where("task_run", "map_index, rowid", flow_run_id=run_id)
-            return [{**row, "slug": (self.store.get("task", row["task_id"]) or {}).get("slug")} for row in rows]
+        slugs = {task["id"]: task["slug"] for task in self.rows("task")}
+        rows = self.rows("task_run", "map_index, rowid", flow_run_id=run_id)
+        return [{**row, "slug": slugs.get(row["task_id"])} for row in rows]
 
     def task_history(self, task_run_id: str) -> list[str]:
-        with self.lock:
-            return [row["state"] for row in self.store.where("task_run_state", "version", task_run_id=task_run_id)]
+        return [row["state"] for row in self.rows("task_run_state", "version", task_run_id=task_run_id)]
 
     def logs(self, run_id: str) -> list[Row]:
         """The run's log entries, as they came."""
-        with self.lock:
-            return self.store.where("log", flow_run_id=run_id)
+        return self.rows("log", flow_run_id=run_id)
 
     def agents(self) -> list[Row]:
-        with self.lock:
-            return self.store.where("agent")
+        return self.rows("agent")
