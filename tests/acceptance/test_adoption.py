@@ -1,7 +1,5 @@
 """Adoption: a run outlives its worker, and the next worker of the host tells its true end."""
 
-import json
-
 import pytest
 
 from tests import processes
@@ -84,19 +82,3 @@ def test_a_stop_with_on_stop_cancel_ends_the_runs_first(fleet):
     assert worker.stop() == 0
     assert not processes.alive(pid)
     fleet.wait_state(run, "Cancelled", "Crashed")
-
-
-def test_a_report_is_on_disk_before_it_is_sent_and_survives_a_kill(fleet):
-    fleet.start_poller()
-    worker = fleet.start_worker(env={"FLOWFLEET_FAILPOINT": "end.before_report:kill"})
-    run = fleet.create_run(fleet.deploy_tiny(0, 5))
-    assert worker.wait(60) == -9
-    (report,) = (fleet.folder / "state").rglob("outbox/*.json")
-    assert run in json.dumps(json.loads(report.read_text())) + report.name
-    assert fleet.api.state(run)["type"] not in ("CRASHED", "FAILED")
-
-    fleet.start_worker()
-    assert "code 5" in fleet.wait_state(run, "Crashed")["message"]
-    fleet.wait_empty()
-    fleet.wait_told()
-    assert fleet.words(run) == ["ran", "done"]

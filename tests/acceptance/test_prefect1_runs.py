@@ -301,11 +301,3 @@ def test_a_retry_after_ten_minutes_is_resumed_when_its_time_has_come(world, labe
     assert world.wait_end(run_id) == "Success"
     assert tasks_of(world, run_id)[("second_time", -1)][-3:] == ["Submitted", "Running", "Success"]
     assert world.api.history(run_id) == ["Scheduled", "Submitted", "Running", "Success"]
-
-
-def test_a_run_with_a_working_folder_that_is_not_there_fails_with_host_and_folder(world):
-    run_id = world.create_run(world.flows["plain"], labels=["fleet"], run_config={"working_dir": "/no/such/folder"})
-    assert world.wait_end(run_id) == "Failed"
-    message = world.message(run_id)
-    assert "/no/such/folder" in message
-    assert Path("/etc/hostname").read_text().strip() in message or "host" in message

@@ -42,8 +42,8 @@ def test_runs_on_two_workers_are_executed_once_each(fleet, number):
     assert fleet.fleet in row["name"]
 
 
-def test_twelve_runs_on_three_idle_workers_are_four_each(fleet):
-    fleet.start_poller()
+def test_twelve_runs_under_two_pollers_on_three_idle_workers_are_four_each_and_the_second_takes_over(fleet):
+    pollers = {name: fleet.start_poller(name) for name in ("agent-a", "agent-b")}
     for name in ("one", "two", "three"):
         fleet.start_worker(name, slots=4, env={"FFTEST_WHO": name})
     deployment = fleet.deploy_tiny("hold")
@@ -55,6 +55,13 @@ def test_twelve_runs_on_three_idle_workers_are_four_each(fleet):
     assert all(3 <= share <= 5 for share in shares.values()), shares
     fleet.release()
     fleet.all_once(runs)
+
+    leader = fleet.status()["leader"]
+    pollers[leader["name"]].kill()
+    fleet.all_once([fleet.create_run(deployment)], 90)
+    now = fleet.status()["leader"]
+    assert now["name"] != leader["name"]
+    assert now["term"] > leader["term"]
 
 
 def test_what_waits_stays_at_the_api_and_status_counts_it(fleet):
@@ -70,22 +77,6 @@ def test_what_waits_stays_at_the_api_and_status_counts_it(fleet):
     assert sum(queue["due"] for queue in status["queues"]) == 50
     assert [run["run_id"] for run in status["runs"]] == [first]
     assert {fleet.api.state(run)["type"] for run in waiting} == {"SCHEDULED"}
-
-
-def test_two_pollers_on_one_pool_claim_each_run_once_and_the_second_takes_over(fleet):
-    pollers = {name: fleet.start_poller(name) for name in ("agent-a", "agent-b")}
-    fleet.start_worker(slots=3)
-    deployment = fleet.deploy_tiny()
-    runs = [fleet.create_run(deployment) for _ in range(6)]
-    fleet.all_once(runs)
-
-    leader = fleet.status()["leader"]
-    pollers[leader["name"]].kill()
-    later = fleet.create_run(deployment)
-    fleet.all_once([later], 90)
-    now = fleet.status()["leader"]
-    assert now["name"] != leader["name"]
-    assert now["term"] > leader["term"]
 
 
 def test_an_idle_worker_that_is_drained_ends_and_the_next_run_starts_elsewhere(fleet):

@@ -46,13 +46,18 @@ def test_a_hundred_runs_on_three_workers_under_two_pollers_run_once_each(fleet1)
     assert hosts == {"ran"}
 
 
-def test_the_worker_is_killed_ten_times_under_one_run_and_tells_its_true_exit(loose1):
+def test_the_worker_is_killed_ten_times_and_tells_a_true_exit_and_that_a_process_group_was_killed(loose1):
+    """Though nobody heartbeats."""
     loose1.start_poller()
     worker = loose1.start_worker("w", "x", tiny=True)
     run_id, pid = loose1.held(7, "x")
+    cut_off, _ = loose1.held(0, "x")
     for _ in range(10):
         worker.kill()
         worker = loose1.start_worker("w", "x", tiny=True)
+    loose1.kill_engine(cut_off, os.killpg)
+    assert loose1.wait_end(cut_off, 10) == "Failed"
+    assert "SIGKILL" in loose1.message(cut_off)
     loose1.release()
     assert loose1.wait_end(run_id) == "Failed"
     assert "code 7" in loose1.message(run_id)
@@ -157,15 +162,6 @@ def test_a_run_that_lazarus_puts_back_while_its_process_lives_goes_on_and_is_not
     fleet1.release()
     all_once(fleet1, [run_id])
     assert "flowfleet_runs_echoed_total 1.0" in poller.ask("/metrics")[1]
-
-
-def test_a_run_whose_whole_host_process_group_was_killed_is_failed_though_nobody_heartbeats(loose1):
-    loose1.start_poller()
-    loose1.start_worker("w", "x", tiny=True)
-    run_id, _ = loose1.held(0, "x")
-    loose1.kill_engine(run_id, os.killpg)
-    assert loose1.wait_end(run_id, 10) == "Failed"
-    assert "SIGKILL" in loose1.message(run_id)
 
 
 def test_no_more_runs_go_at_once_than_there_are_slots_and_the_rest_waits_at_the_api(loose1):

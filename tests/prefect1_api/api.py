@@ -6,7 +6,6 @@ client, agent and engine.
 """
 
 import base64
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,18 +15,13 @@ from typing import Any, Self
 from requests.structures import CaseInsensitiveDict
 
 from tests.loopback import HttpError, Loopback
-from tests.prefect1_api.clock import Clock
 from tests.prefect1_api.documents import Field, Operation, operation, variables_of
 from tests.prefect1_api.errors import Invalid, Refusal
 from tests.prefect1_api.faults import Fault, Faults
-from tests.prefect1_api.flows import Flows
-from tests.prefect1_api.mutations import Caller, checked
+from tests.prefect1_api.mutations import checked
 from tests.prefect1_api.queries import plan
 from tests.prefect1_api.rows import Rows
-from tests.prefect1_api.runs import Runs
 from tests.prefect1_api.services import Services
-from tests.prefect1_api.states import States
-from tests.prefect1_api.store import Store
 
 
 @dataclass(frozen=True)
@@ -51,19 +45,12 @@ class Prefect1Api(Rows):
     that comes whole is in `requests`, with the fault that it meets already its own.
     """
 
-    def __init__(self, *, faults: Faults | None = None, key: str = "", port: int = 0, path: str = ":memory:") -> None:
-        self.clock = Clock()
-        self.faults = faults or Faults()
+    def __init__(self, *, faults: Faults | None = None, key: str = "", port: int = 0) -> None:
+        super().__init__(faults or Faults())
         self.key = key
         self.login = ""
-        self.lock = threading.RLock()
         self.requests: list[Request] = []
-        self.store = Store(self.clock, path)
-        self.writer = States(self.store, self.faults, self.clock)
-        self.flows = Flows(self.store)
-        self.runs = Runs(self.store, self.writer, self.flows, self.faults, self.clock)
         self.services = Services(self.store, self.writer, self.clock, self.lock)
-        self.tenant = self.add_tenant("default")
         self._server = Loopback(self._serve, port=port)
 
     @property
@@ -169,9 +156,7 @@ class Prefect1Api(Rows):
 
     def _planned(self, kind: str, field: Field, headers: Mapping[str, str]) -> Callable[[], Any]:
         if kind == "mutation":
-            mutation = checked(field)
-            caller = Caller(headers.get("X-PREFECT-AGENT-ID"), headers.get("X-PREFECT-CORE-VERSION"))
-            return lambda: mutation.done(self, field, caller)
+            return partial(checked(field).done, self, field, headers)
         if field.name == "hello":
             return lambda: "👋"
         if field.name == "auth_info":

@@ -16,17 +16,11 @@ if TYPE_CHECKING:
     from tests.prefect1_api.api import Prefect1Api
 
 
-@dataclass(frozen=True)
-class Caller:
-    """Who asks, by the headers."""
-
-    agent_id: str | None
-    core_version: str | None
-
-
 Given = Mapping[str, Any]
+#: whatever the case of their names
+Headers = Mapping[str, str]
 #: answers all outputs, or the only one; nothing means that it was done
-Action = Callable[["Prefect1Api", Given, Caller], Any]
+Action = Callable[["Prefect1Api", Given, Headers], Any]
 
 
 @dataclass(frozen=True)
@@ -39,9 +33,9 @@ class Mutation:
     outputs: dict[str, frozenset[str]]
     action: Action
 
-    def done(self, api: Prefect1Api, field: Field, caller: Caller) -> dict[str, Any]:
+    def done(self, api: Prefect1Api, field: Field, headers: Headers) -> dict[str, Any]:
         """Do it, and answer what was asked of its outputs."""
-        payload = self.action(api, field.arguments["input"], caller)
+        payload = self.action(api, field.arguments["input"], headers)
         if len(self.outputs) == 1:
             payload = dict.fromkeys(self.outputs, True if payload is None else payload)
         answer = {}
@@ -90,42 +84,46 @@ def _check_input(what: str, given: Any, known: Mapping[str, bool]) -> None:
 # what is done
 
 
-def _create_flow(api: Prefect1Api, given: Given, caller: Caller) -> str:
+def _create_flow(api: Prefect1Api, given: Given, headers: Headers) -> str:
     flow = given["serialized_flow"]
     return api.flows.create(given["project_id"], unpacked(flow) if isinstance(flow, str) else flow, given)
 
 
-def _set_schedule_active(api: Prefect1Api, given: Given, caller: Caller) -> None:
+def _set_schedule_active(api: Prefect1Api, given: Given, headers: Headers) -> None:
     api.flows.get(given["flow_id"])
     api.store.update("flow", given["flow_id"], is_schedule_active=True)
 
 
-def _register_agent(api: Prefect1Api, given: Given, caller: Caller) -> str:
+def _register_agent(api: Prefect1Api, given: Given, headers: Headers) -> str:
     """The same tenant, name, type, core version and labels are the same agent [srv]."""
     facts = {name: given.get(name) for name in ("tenant_id", "name", "type", "agent_config_id")}
-    facts |= {"core_version": caller.core_version, "labels": sorted(listed(given.get("labels") or []))}
+    facts |= {
+        "core_version": headers.get("X-PREFECT-CORE-VERSION"),
+        "labels": sorted(listed(given.get("labels") or [])),
+    }
     known = api.store.where("agent", **facts)
     return str(known[0]["id"]) if known else api.store.insert("agent", **facts)
 
 
-def _get_runs_in_queue(api: Prefect1Api, given: Given, caller: Caller) -> list[str]:
-    if caller.agent_id:
-        api.store.update("agent", caller.agent_id, last_queried=api.clock())
+def _get_runs_in_queue(api: Prefect1Api, given: Given, headers: Headers) -> list[str]:
+    if agent_id := headers.get("X-PREFECT-AGENT-ID"):
+        api.store.update("agent", agent_id, last_queried=api.clock())
     labels = listed(given.get("labels") or [])
     return api.runs.queue(given["tenant_id"], labels, given.get("before") or api.clock())
 
 
-def _create_flow_run(api: Prefect1Api, given: Given, caller: Caller) -> str:
+def _create_flow_run(api: Prefect1Api, given: Given, headers: Headers) -> str:
     return api.runs.create(given.get("flow_id") or api.flows.newest(given.get("version_group_id") or ""), given)
 
 
-def _set_states(api: Prefect1Api, given: Given, caller: Caller) -> list[dict[str, Any]]:
+def _set_states(api: Prefect1Api, given: Given, headers: Headers) -> list[dict[str, Any]]:
     """All of them are tried; one that is refused takes the whole answer with it, and the others stay done [srv]."""
     answers, refused = [], []
     for each in listed(given["states"]):
         try:
             if "flow_run_id" in each:
-                run = api.writer.write_flow(each["flow_run_id"], each["state"], each.get("version"), caller.agent_id)
+                agent_id = headers.get("X-PREFECT-AGENT-ID")
+                run = api.writer.write_flow(each["flow_run_id"], each["state"], each.get("version"), agent_id)
             else:
                 run = api.writer.write_task(each["task_run_id"], each["state"], each.get("version"))
         except Refusal as error:
@@ -137,12 +135,12 @@ def _set_states(api: Prefect1Api, given: Given, caller: Caller) -> list[dict[str
     return answers
 
 
-def _task_run(api: Prefect1Api, given: Given, caller: Caller) -> Row:
+def _task_run(api: Prefect1Api, given: Given, headers: Headers) -> Row:
     index = given.get("map_index")
     return api.runs.task_run_of(given["flow_run_id"], given["task_id"], -1 if index is None else index)
 
 
-def _write_run_logs(api: Prefect1Api, given: Given, caller: Caller) -> None:
+def _write_run_logs(api: Prefect1Api, given: Given, headers: Headers) -> None:
     """A list, or the one object that `prefect execute flow-run` sends when it cannot load a flow [run]."""
     for each in listed(given["logs"]):
         run = api.runs.get(each.get("flow_run_id"))
@@ -203,9 +201,6 @@ MUTATIONS = {
     "set_schedule_active": _mutation("flow_id!", "success", _set_schedule_active),
     # agents
     "register_agent": _mutation("type! name labels tenant_id! agent_config_id", "id", _register_agent),
-    "delete_agent": _mutation(
-        "agent_id!", "success", lambda api, given, _: api.store.delete("agent", given["agent_id"])
-    ),
     "get_runs_in_queue": _mutation("before labels tenant_id!", "flow_run_ids", _get_runs_in_queue),
     # runs
     "create_flow_run": _mutation(_RUN, "id", _create_flow_run),

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from tests.prefect1_api.clock import Clock
+from tests.prefect1_api.faults import Faults
 from tests.prefect1_api.flows import Flows
 from tests.prefect1_api.runs import Runs
 from tests.prefect1_api.states import States
@@ -18,13 +19,13 @@ LOCAL_RUN = {"type": "LocalRun", "env": None, "working_dir": None, "labels": []}
 class Rows:
     """The half of `Prefect1Api` that tests hold; each call takes the lock."""
 
-    clock: Clock
-    lock: threading.RLock
-    store: Store
-    writer: States
-    flows: Flows
-    runs: Runs
-    tenant: str
+    def __init__(self, faults: Faults) -> None:
+        self.clock, self.lock, self.faults = Clock(), threading.RLock(), faults
+        self.store = Store(self.clock)
+        self.writer = States(self.store, faults, self.clock)
+        self.flows = Flows(self.store)
+        self.runs = Runs(self.store, self.writer, self.flows, faults, self.clock)
+        self.tenant = self.add_tenant("default")
 
     def add_tenant(self, name: str, slug: str = "") -> str:
         with self.lock:

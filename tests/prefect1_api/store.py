@@ -62,9 +62,9 @@ def _contains(stored: Any, wanted: Any) -> bool:
 class Store:
     """One connection; whoever uses it holds the API's lock."""
 
-    def __init__(self, now: Callable[[], datetime], path: str = ":memory:") -> None:
+    def __init__(self, now: Callable[[], datetime]) -> None:
         self._now = now
-        self._lines = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        self._lines = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
         self._lines.row_factory = sqlite3.Row
         self._lines.execute("pragma synchronous = off")
         self._lines.execute("pragma case_sensitive_like = on")
@@ -95,9 +95,6 @@ class Store:
         names = ", ".join(f'"{name}" = ?' for name in row)
         kept = [encode(kinds[name], value) for name, value in row.items()]
         self._lines.execute(f"update {table} set {names} where id = ?", [*kept, row_id])
-
-    def delete(self, table: str, row_id: str) -> bool:
-        return self._lines.execute(f"delete from {table} where id = ?", [row_id]).rowcount > 0
 
     def get(self, table: str, row_id: str) -> Row | None:
         found = self.where(table, id=row_id)
