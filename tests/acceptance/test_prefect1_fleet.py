@@ -62,15 +62,9 @@ def test_doctor_warns_of_a_foreign_agent_with_the_same_labels_and_of_runs_that_n
     assert found["rivals"]["verdict"] == "ok", found["rivals"]
     assert found["api"]["found"].startswith("Prefect 1 answers")
 
+    stock = {"name": "stock", "type": "LocalAgent", "labels": ["x", "y"]}
     with world1.api.lock:
-        world1.api.store.insert(
-            "agent",
-            tenant_id=world1.api.tenant,
-            name="stock",
-            type="LocalAgent",
-            labels=["x", "y"],
-            last_queried=datetime.now(UTC),
-        )
+        world1.api.store.insert("agent", tenant_id=world1.api.tenant, last_queried=datetime.now(UTC), **stock)
     (rival,) = [check for check in checks(world1) if check["name"] == "rivals"]
     assert rival["verdict"] == "warn"
     assert "The agent stock (LocalAgent) with labels [x, y] asked for runs" in rival["found"]

@@ -5,54 +5,40 @@ What a run of the real agent leaves there is in `test_prefect1_runs.py`, beside 
 
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
 from tests.prefect1_api import Faults, Prefect1Api
 from tests.prefect1_client import ClientError, Prefect1Client
 from tests.prefect1_env import FLOWS, FLOWS_BY_NAME, python
+from tests.prefect1_world import World1
+from tests.valkey import Valkey
 from tests.waiting import SCALE, until
 
 GOOD = ["Scheduled", "Submitted", "Running", "Success"]
 
 
-@dataclass(frozen=True)
-class Reality:
-    """The local API, the real client, and all flows registered by it."""
-
-    api: Prefect1Api
-    real: Prefect1Client
-    flows: dict[str, str]
-    folder: Path
-
-    def run(self, name: str, **given: object) -> str:
-        return self.real.create_run(self.flows[name], **given)  # type: ignore[arg-type]
-
-    def ended(self, run_id: str, *kinds: str) -> list[str]:
-        """Wait for its end, which is one of these; the answer is its history."""
-        wanted = kinds or ("Success",)
-        until(lambda: self.api.state(run_id) in ("Success", "Failed", "Cancelled"), 60, f"the end of {run_id}")
-        assert self.api.state(run_id) in wanted, [*self.api.states(run_id), *self.api.logs(run_id)]
-        return self.api.history(run_id)
-
-
 @pytest.fixture(scope="module")
-def reality(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reality]:
-    """One API, one speaker and one real agent (labels real, more) for the module."""
-    python()
-    folder = tmp_path_factory.mktemp("truth")
-    settings = {"PREFECT__CLOUD__CHECK_CANCELLATION_INTERVAL": "0.5", "PREFECT__CLOUD__AGENT__LEVEL": "DEBUG"}
-    with Prefect1Api() as api, Prefect1Client(folder, api.url, settings) as real:
-        flows = real.register()
-        world = Reality(api, real, flows, folder)
-        real.start_agent(("real", "more"), env={"FROM_THE_AGENT": "yes"})
+def reality(tmp_path_factory: pytest.TempPathFactory, valkey: Valkey) -> Iterator[World1]:
+    """All flows, and one real agent (labels real, more)."""
+    world = World1(tmp_path_factory.mktemp("truth"), valkey.tcp_url)
+    try:
+        world.flows = world.real.register()
+        world.real.settings["PREFECT__CLOUD__AGENT__LEVEL"] = "DEBUG"
+        world.real.start_agent(("real", "more"))
         yield world
+    finally:
+        world.close()
 
 
-def poked(reality: Reality) -> None:
-    reality.real.agents[0].polling().poke()
+def ended(world: World1, run_id: str, kind: str = "Success") -> list[str]:
+    """Wait for its end, which is of this kind; the answer is its history."""
+    assert world.wait_end(run_id) == kind, [*world.api.states(run_id), *world.api.logs(run_id)]
+    return world.api.history(run_id)
+
+
+def poked(world: World1) -> None:
+    world.real.agents[0].polling().poke()
 
 
 def test_the_real_client_registers_every_flow_with_its_tasks_edges_and_labels(reality):
@@ -77,7 +63,7 @@ def test_a_flow_that_cannot_be_loaded_fails_with_a_log_that_came_as_one_object(r
     path.unlink()
     poked(reality)
 
-    assert reality.ended(run, "Failed") == ["Scheduled", "Submitted", "Failed"]
+    assert ended(reality, run, "Failed") == ["Scheduled", "Submitted", "Failed"]
     assert "Failed to load and execute flow run" in reality.api.states(run)[-1]["message"]
     # it writes the state first
     until(lambda: "ERROR" in {log["level"] for log in reality.api.logs(run)}, 20, "the log of the failure")
@@ -92,14 +78,14 @@ def test_two_real_agents_that_claim_one_run_at_once_start_it_once(reality):
         agent.polling()
     reality.api.faults.held("set_flow_run_states", times=2)
     before = reality.api.counted("set_flow_run_states")
-    run = reality.run("plain", labels=["race"])
+    run = reality.create_run(reality.flows["plain"], labels=["race"])
     try:
         for agent in agents:
             agent.poke()
         # each has read the queue, and both claims are held before either is done
         until(lambda: reality.api.counted("set_flow_run_states") == before + 2, 14, "both claims")
         reality.api.faults.release()
-        assert reality.ended(run) == GOOD
+        assert ended(reality, run) == GOOD
         until(lambda: any("Completed deployment" in agent.all_text() for agent in agents), 30, "the winner to say so")
     finally:
         reality.api.faults.heal()
@@ -113,7 +99,7 @@ def test_two_real_agents_that_claim_one_run_at_once_start_it_once(reality):
 def test_a_lost_answer_makes_the_real_agent_give_up_a_run_that_it_owns(reality):
     claims = reality.api.counted("set_flow_run_states")
     reality.api.faults.lost("set_flow_run_states")
-    run = reality.run("plain")
+    run = reality.create_run(reality.flows["plain"])
     poked(reality)
     until(lambda: reality.api.counted("set_flow_run_states") >= claims + 2, 20, "the claim's repetition")
 
@@ -151,7 +137,7 @@ def test_the_real_command_registers_a_file_and_the_second_time_finds_nothing_new
 
 
 def test_the_real_client_meets_the_version_lock_and_the_refusal_of_a_second_submission(reality):
-    run = reality.run("plain", labels=["nobody"])
+    run = reality.create_run(reality.flows["plain"], labels=["nobody"])
     assert reality.real.set_state(run, "Submitted", version=1) == "Submitted"
 
     with pytest.raises(ClientError, match="already been submitted") as twice:

@@ -46,14 +46,12 @@ class Block:
         return [line.removeprefix("$ ").partition("  #")[0].strip() for line in self.lines if line.startswith("$ ")]
 
 
-def blocks(text: str) -> list[Block]:
-    """All fenced blocks of a page."""
-    found = re.finditer(r"(?:<!-- readme: (.*?) -->\n)?```(\w+)\n(.*?)```", text, flags=re.DOTALL)
-    return [Block(match[2], match[1] or "", tuple(match[3].splitlines())) for match in found]
-
-
 PAGE = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = blocks(PAGE)
+#: all fenced blocks of the page
+BLOCKS = [
+    Block(match[2], match[1] or "", tuple(match[3].splitlines()))
+    for match in re.finditer(r"(?:<!-- readme: (.*?) -->\n)?```(\w+)\n(.*?)```", PAGE, flags=re.DOTALL)
+]
 
 
 def only(reading: str) -> Block:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import uuid
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import redis
@@ -34,13 +35,9 @@ def served(server):
     return ["--api", server.api_url, "--pool", f"pool-{uuid.uuid4().hex[:8]}"]
 
 
-def _port(url):
-    return int(url.split(":")[2].split("/")[0])
-
-
-def _listens(port):
+def _listens(url):
     with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+        return probe.connect_ex(("127.0.0.1", urlsplit(url).port)) == 0
 
 
 def _nothing_left(run, state=None):
@@ -50,7 +47,7 @@ def _nothing_left(run, state=None):
     assert not (run.data / "tmp").exists()
     assert list((run.data / "parts").iterdir()) == []
     if state:
-        assert not any(_listens(_port(state[name])) for name in ("api", "redis", "agent_address"))
+        assert not any(_listens(state[name]) for name in ("api", "redis", "agent_address"))
 
 
 def test_the_demo_runs_to_its_end_each_run_as_meant_and_leaves_nothing(up):

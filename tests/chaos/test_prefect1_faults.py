@@ -42,8 +42,6 @@ def test_a_hundred_runs_on_three_workers_under_two_pollers_run_once_each(fleet1)
         fleet1.start_worker(f"w{number}", "x", f"w{number}", slots=3, tiny=True)
     runs = [fleet1.tiny_run("x") for _ in range(100)]
     all_once(fleet1, runs, 120)
-    hosts = {fleet1.notes(run)[0][0] for run in runs}
-    assert hosts == {"ran"}
 
 
 def test_the_worker_is_killed_ten_times_and_tells_a_true_exit_and_that_a_process_group_was_killed(loose1):

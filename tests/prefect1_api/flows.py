@@ -84,14 +84,8 @@ class Flows:
         found = self._store.where("flow_group", project_id=project["id"], name=name)
         if found:
             return str(found[0]["id"])
-        return self._store.insert(
-            "flow_group",
-            tenant_id=project["tenant_id"],
-            project_id=project["id"],
-            name=name,
-            settings=SETTINGS,
-            default_parameters={},
-        )
+        whose = {"tenant_id": project["tenant_id"], "project_id": project["id"]}
+        return self._store.insert("flow_group", **whose, name=name, settings=SETTINGS, default_parameters={})
 
     def add_tasks(self, flow_id: str, tasks: Sequence[Mapping[str, Any]]) -> None:
         flow = self.get(flow_id)
@@ -117,15 +111,9 @@ class Flows:
         flow = self.get(flow_id)
         ids = {task["slug"]: task["id"] for task in self._store.where("task", flow_id=flow_id)}
         for edge in edges:
-            self._store.insert(
-                "edge",
-                tenant_id=flow["tenant_id"],
-                flow_id=flow_id,
-                upstream_task_id=ids[edge["upstream_task"]["slug"]],
-                downstream_task_id=ids[edge["downstream_task"]["slug"]],
-                key=edge.get("key"),
-                mapped=bool(edge.get("mapped")),
-            )
+            ends = {f"{end}_task_id": ids[edge[f"{end}_task"]["slug"]] for end in ("upstream", "downstream")}
+            what = {"key": edge.get("key"), "mapped": bool(edge.get("mapped"))}
+            self._store.insert("edge", tenant_id=flow["tenant_id"], flow_id=flow_id, **ends, **what)
 
     def get(self, flow_id: str) -> Row:
         flow = self._store.get("flow", flow_id)

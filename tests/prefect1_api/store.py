@@ -25,24 +25,14 @@ def text_of(value: datetime | str) -> str:
 
 def encode(kind: str, value: Any) -> Any:
     """How a value is kept."""
-    if value is None:
-        return None
-    if kind == "json":
-        return json.dumps(value)
-    if kind == "time":
-        return text_of(value)
-    if kind == "bool":
-        return int(value)
-    return value
+    made = {"json": json.dumps, "time": text_of, "bool": int}.get(kind)
+    return made(value) if made and value is not None else value
 
 
 def decode(kind: str, value: Any) -> Any:
     """How a value is answered."""
-    if value is None:
-        return None
-    if kind == "json":
-        return json.loads(value)
-    return bool(value) if kind == "bool" else value
+    made = {"json": json.loads, "bool": bool}.get(kind)
+    return made(value) if made and value is not None else value
 
 
 def contains(stored: str | None, wanted: str) -> bool | None:

@@ -32,15 +32,8 @@ class Leaver:
 
 
 def described(handler):
-    shape = handler.formatter
-    to_stdout = getattr(handler, "stream", None) is sys.stdout
-    return [
-        type(handler).__name__,
-        handler.level,
-        getattr(shape, "_fmt", None),
-        getattr(shape, "datefmt", None),
-        to_stdout,
-    ]
+    shape = [getattr(handler.formatter, name, None) for name in ("_fmt", "datefmt")]
+    return [type(handler).__name__, handler.level, *shape, getattr(handler, "stream", None) is sys.stdout]
 
 
 def loggers():
