@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from flowfleet import errors
-from tests.unit.test_imports import folder, is_example, modules, within
+from tests.unit.test_imports import folder, is_example, modules, parsed, within
 
 WATCH = """
 import importlib, json, sys
@@ -75,7 +75,7 @@ TELLING = 3
 @cache
 def trees() -> dict[str, ast.Module]:
     """The parsed modules of the product by their names; what `up --demo` runs is the user's."""
-    return {name: ast.parse(path.read_text()) for name, path in modules().items() if not is_example(name)}
+    return {name: tree for name, tree in parsed().items() if not is_example(name)}
 
 
 def classes() -> list[tuple[str, ast.ClassDef]]:

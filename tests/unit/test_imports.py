@@ -73,10 +73,16 @@ def modules() -> dict[str, Path]:
     return found
 
 
+@cache
+def parsed() -> dict[str, ast.Module]:
+    """The modules of the product and of its examples by their names."""
+    return {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in modules().items()}
+
+
 def imports(module: str, path: Path) -> Iterator[str]:
     """All that a module imports, at its top or inside functions, as absolute dotted names."""
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed()[module]):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -252,10 +258,5 @@ def test_no_module_is_named_like_a_dependency_or_a_standard_module():
     assert [module for module in modules() if module.rpartition(".")[2] in taken] == []
 
 
-@pytest.mark.parametrize("package", PACKAGES)
-def test_the_first_line_of_each_module_says_what_it_is(package):
-    silent = []
-    for module, path in modules().items():
-        if module.partition(".")[0] == package and not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))):
-            silent.append(module)
-    assert silent == []
+def test_the_first_line_of_each_module_says_what_it_is():
+    assert [module for module, tree in parsed().items() if not ast.get_docstring(tree)] == []

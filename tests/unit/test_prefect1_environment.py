@@ -119,8 +119,6 @@ def test_other_variables_come_from_worker_then_flag_then_run_which_takes_one_awa
 @pytest.mark.parametrize(
     ("given", "path"),
     [
-        ({}, "{cwd}"),
-        ({"working_dir": "/work/dir"}, "/work/dir"),
         ({"inherited": {"PYTHONPATH": "/old:/older"}}, "{cwd}:/old:/older"),
         ({"inherited": {"PYTHONPATH": ""}}, "{cwd}"),
         ({"import_paths": ("/b", "/a")}, "{cwd}:/b:/a"),
@@ -136,13 +134,6 @@ def test_other_variables_come_from_worker_then_flag_then_run_which_takes_one_awa
 def test_pythonpath_is_folder_then_inherited_then_import_paths(tmp_path, given, path):
     wanted = path.format(cwd=Path.cwd(), home=Path.home())
     assert environment(tmp_path, **given).env["PYTHONPATH"] == wanted
-
-
-def test_the_engine_is_started_by_the_flows_own_python_in_the_run_s_folder_or_the_worker_s(tmp_path):
-    assert environment(tmp_path).argv == ("/x/python", "-m", "prefect", "execute", "flow-run")
-
-    assert environment(tmp_path).cwd == str(Path.cwd())
-    assert environment(tmp_path, working_dir="/w").cwd == "/w"
 
 
 def test_at_prefect_3_a_run_keeps_its_own_empty_folder_and_import_paths_come_first(tmp_path):

@@ -52,11 +52,6 @@ def project(tmp_path):
     return Project(tmp_path)
 
 
-def test_no_address_is_one_sentence_with_the_remedy(project):
-    with pytest.raises(SettingsError, match=r"no Prefect API is set.*--api.*PREFECT_API_URL.*prefect config set"):
-        project.address()
-
-
 @pytest.mark.parametrize("text", ["127.0.0.1:4200", "ftp://h/api", "http://", "http://h:port/api", "http://[::1/api"])
 def test_an_address_that_is_none_names_its_setting(project, text):
     with pytest.raises(SettingsError, match=r"PREFECT_API_URL \(environment\) is not the address"):

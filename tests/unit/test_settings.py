@@ -263,15 +263,6 @@ def test_errors_leave_by_one_door(capsys, arguments, code, start):
     assert captured.out == ""
 
 
-def test_a_bare_group_shows_its_help_and_succeeds(capsys):
-    @click.group(cls=program.Group)
-    def group():
-        """What it is."""
-
-    assert program.run(group, [], name="poller") == 0
-    assert "What it is." in capsys.readouterr().out
-
-
 def test_an_unexpected_error_ends_with_1_and_a_trace_without_secrets(capsys):
     @click.command()
     @options(CommonSettings)
