@@ -154,22 +154,6 @@ def test_an_error_of_the_apis_own_that_stays_is_no_answer(server):
     assert len(server.asked) == 2
 
 
-@pytest.mark.parametrize(
-    ("first", "waits"), [(Said({}, 429, {"Retry-After": "7"}), [7.0]), (Said(drop=True), [0.5])], ids=["429", "broken"]
-)
-def test_429_is_asked_again_after_its_time_and_so_is_a_broken_line(server, first, waits):
-    server.say(first, HELLO)
-    pauses: list[float] = []
-    assert client(server, pauses).ask(HELLO_QUERY).data == HELLO["data"]
-    assert pauses == waits
-
-
-def test_429_with_a_long_time_is_left_to_the_caller(server):
-    server.say(Said({}, 429, {"Retry-After": "180"}))
-    assert refusal(server, ApiUnavailable, "429 Too Many Requests").retry_after_seconds == 180
-    assert len(server.asked) == 1
-
-
 @pytest.mark.parametrize("status", [500, 504])
 def test_5xx_is_no_answer(server, status):
     server.say(page(status))
