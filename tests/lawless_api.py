@@ -8,7 +8,6 @@ rules, as far as flowfleet leans on them.
 import json
 import re
 import threading
-import time
 import uuid
 from collections import Counter
 from collections.abc import Mapping
@@ -111,14 +110,8 @@ class LawlessApi:
         with self._lock:
             if pool not in self.pools:
                 self.add_pool(pool)
-            deployment = self._create_deployment(
-                {
-                    "name": "lawless",
-                    "work_pool_name": pool,
-                    "work_queue_name": queue,
-                    "flow_id": self._flow("lawless")["id"],
-                }
-            )
+            place = {"work_pool_name": pool, "work_queue_name": queue}
+            deployment = self._create_deployment({"name": "lawless", "flow_id": self._flow("lawless")["id"], **place})
             due = datetime.now(UTC) + timedelta(seconds=due_in)
             state = {"type": "SCHEDULED", "state_details": {"scheduled_time": due.isoformat()}}
             return str(self._create_run(deployment["id"], {"state": state, **fields})["id"])
@@ -337,9 +330,6 @@ class LawlessApi:
             and (queues is None or run["work_queue_name"] in queues)
         ]
 
-    def _patch_run(self, run_id: str, body: Any) -> None:
-        _found(self.runs, run_id).update(body)
-
     def _beat(self, pool: str, body: Any) -> None:
         _found(self.pools, pool)
         self.workers[f"{pool}/{body['name']}"] += 1
@@ -396,7 +386,7 @@ _ROUTES: list[tuple[str, str, Any]] = [
         lambda api, key, body, _: api._propose(_found(api.runs, key)["id"], body["state"], bool(body.get("force"))),
     ),
     ("GET", f"/flow_runs/{_NAME}", lambda api, key, _, __: _found(api.runs, key)),
-    ("PATCH", f"/flow_runs/{_NAME}", lambda api, key, body, _: api._patch_run(key, body)),
+    ("PATCH", f"/flow_runs/{_NAME}", lambda api, key, body, _: _found(api.runs, key).update(body)),
     ("GET", "/flow_run_states/", lambda api, _, path: api.states.get(path.rpartition("=")[2], [])),
     ("POST", "/logs/", lambda api, body, _: api.logs.extend(body)),
     (
@@ -406,10 +396,3 @@ _ROUTES: list[tuple[str, str, Any]] = [
     ),
     ("GET", "/csrf-token", lambda api, _, path: api._csrf_token(path)),
 ]
-
-
-if __name__ == "__main__":
-    with LawlessApi() as served:
-        print(served.api_url, flush=True)
-        while True:
-            time.sleep(3600)

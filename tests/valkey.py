@@ -115,15 +115,17 @@ class Valkey:
     @property
     def socket_url(self) -> str:
         """`redis+socket://…`, as Celery writes it."""
-        login = f":{quote(self.password, safe='')}@" if self.password else ""
-        return f"redis+socket://{login}{self.socket}"
+        return f"redis+socket://{self._login}{self.socket}"
 
     @property
     def tcp_url(self) -> str:
         """`redis://127.0.0.1:PORT/0`; only with `tcp=True`."""
         assert self.port, "this server listens on its unix socket only: ask for tcp=True"
-        login = f":{quote(self.password, safe='')}@" if self.password else ""
-        return f"redis://{login}127.0.0.1:{self.port}/0"
+        return f"redis://{self._login}127.0.0.1:{self.port}/0"
+
+    @property
+    def _login(self) -> str:
+        return f":{quote(self.password, safe='')}@" if self.password else ""
 
     @property
     def url(self) -> str:
@@ -176,14 +178,9 @@ class Valkey:
         """A new server process at the same address; `wipe` takes the data away."""
         self._end(signal.SIGKILL if kill else signal.SIGTERM)
         if wipe:
-            self.wipe()
+            shutil.rmtree(self.folder / "appendonlydir", ignore_errors=True)
+            (self.folder / "dump.rdb").unlink(missing_ok=True)
         self.start()
-
-    def wipe(self) -> None:
-        """Remove the data files of a stopped server."""
-        assert self.process is None, "stop it first"
-        shutil.rmtree(self.folder / "appendonlydir", ignore_errors=True)
-        (self.folder / "dump.rdb").unlink(missing_ok=True)
 
     def freeze(self) -> None:
         """SIGSTOP: connections stay, answers do not come."""

@@ -12,6 +12,7 @@ from tests.prefect1_plain import Prefect1Plain
 from tests.prefect_server import PrefectServer
 from tests.valkey import Valkey
 from tests.worker_world import WorkerWorld
+from workers.service import WorkerService
 
 
 @pytest.fixture
@@ -20,6 +21,12 @@ def world(valkey: Valkey, tmp_path: Path) -> Iterator[WorkerWorld]:
     made = WorkerWorld(valkey.tcp_url, tmp_path)
     yield made
     made.close()
+
+
+@pytest.fixture
+def service(world: WorkerWorld) -> WorkerService:
+    """What that is, once it serves its route."""
+    return world.start()
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,11 @@
 """Renewal: what one script keeps, fences, repairs and answers, also after Redis has lost something."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
-from flowfleet.ledger.claims import TRANSITIONS, Lease, Refusal, State
+from flowfleet.ledger.claims import TRANSITIONS, Claim, Lease, Refusal, State
 from tests.ledger_world import LedgerWorld, held, other_claim, route, row
 from tests.valkey import Valkey
 from tests.waiting import until
@@ -135,13 +138,6 @@ def test_a_claim_that_is_no_longer_ours_is_fenced_with_the_reason_and_left_alone
     assert world.ledger.store.client.hgetall(world.ledger.store.key(f"claim:{claim.run_id}")) == before
 
 
-def test_a_judged_claim_is_fenced(world, worker):
-    claim = world.bring(State.RUNNING)
-    world.set(claim, state="judged")
-
-    assert worker.renew(held(claim, State.RUNNING)).fenced[claim.run_id] is Refusal.STATE
-
-
 def test_another_process_with_the_workers_name_keeps_nothing(world, worker):
     claim = world.bring(State.RUNNING)
     assert world.roster.sign_on(row(nonce="n2"), over=world.roster.rows()[0]) is None
@@ -152,13 +148,6 @@ def test_another_process_with_the_workers_name_keeps_nothing(world, worker):
     assert not renewal.signed_on
     assert world.claims.get(claim.run_id) == claim
     assert not worker.renew(held(claim), nonce="n2").fenced, "the new process goes on with it"
-
-
-def test_a_claim_that_its_own_worker_is_giving_back_is_not_fenced(world, worker):
-    claim = world.bring(State.RETURNING)
-
-    assert not worker.renew(held(claim, State.TAKEN)).fenced
-    assert world.claims.get(claim.run_id).state is State.RETURNING
 
 
 @pytest.mark.parametrize("end", ["released", "given back by its worker"])
@@ -178,12 +167,43 @@ def test_what_went_in_order_never_comes_back(world, worker, end, state):
         assert world.claims.get(claim.run_id) is None
 
 
-def test_what_its_worker_gave_back_with_proof_stays_gone_though_the_leader_finished_it(world, worker):
-    claim = world.bring(State.STARTING)
-    world.claims.give_back(claim.run_id, claim.claim, "no", worker="w@h", never_began=True)
-    world.claims.drop(claim.run_id, claim.claim, term=world.term)
+def move(world: LedgerWorld, claim: Claim, *moves: str) -> None:
+    for one in moves:
+        assert world.ask(one, claim.run_id, claim.claim, term=world.term, worker="w@h", nonce="n1").moved
 
-    assert worker.renew(held(claim, State.STARTING)).fenced == {claim.run_id: Refusal.UNKNOWN}
+
+HAPPENS: dict[str, Callable[[LedgerWorld, Claim], Any]] = {
+    "judged": lambda world, claim: world.set(claim, state="judged"),
+    "missing": lambda world, claim: world.set(claim, state="missing", was=claim.state),
+    "left as it is": lambda world, claim: None,
+    "given back with proof": lambda world, claim: move(world, claim, "give back (with proof)", "drop (leader)"),
+    "dropped by the leader": lambda world, claim: move(world, claim, "give back (leader)", "drop (leader)"),
+    "being given back": lambda world, claim: [restart(world), world.open(), move(world, claim, "give back (leader)")],
+}
+
+
+@pytest.mark.parametrize(
+    ("state", "event", "mine", "fenced", "after"),
+    [
+        (State.RUNNING, "judged", State.RUNNING, Refusal.STATE, State.JUDGED),
+        (State.RUNNING, "missing", State.RUNNING, None, State.RUNNING),
+        (State.RETURNING, "left as it is", State.TAKEN, None, State.RETURNING),
+        (State.STARTING, "given back with proof", State.STARTING, Refusal.UNKNOWN, None),
+        # these were queued or taken for all that Redis still knows of them, and have started on their host
+        (State.QUEUED, "dropped by the leader", State.RUNNING, None, State.RUNNING),
+        (State.TAKEN, "being given back", State.RUNNING, None, State.RUNNING),
+    ],
+)
+def test_a_claim_of_which_redis_says_something_else_is_kept_or_fenced(world, worker, state, event, mine, fenced, after):
+    claim = world.bring(state)
+    HAPPENS[event](world, claim)
+
+    renewal = worker.renew(held(claim, mine))
+    assert dict(renewal.fenced) == ({claim.run_id: fenced} if fenced else {})
+    assert renewal.reasserted == ({claim.run_id} if state in (State.QUEUED, State.TAKEN) else set())
+    found = world.claims.get(claim.run_id)
+    assert (found and found.state) == after
+    assert (world.claims.records() == []) == (fenced is not Refusal.UNKNOWN), "what is written again has no record"
 
 
 # after a loss
@@ -241,33 +261,17 @@ def test_no_start_is_repeated_for_a_claim_that_a_renewal_brought_to_starting(wor
     assert world.claims.start(claim.run_id, claim.claim, "w@h", "n1").refusal is Refusal.STATE
 
 
-def test_a_missing_claim_goes_back_to_where_it_was(world, worker):
-    claim = world.bring(State.RUNNING)
-    world.set(claim, state="missing", was="running")
-
-    worker.renew(held(claim, State.RUNNING))
-
-    assert world.claims.get(claim.run_id).state is State.RUNNING
-
-
-def test_a_leftover_of_the_same_run_gives_way_to_a_claim_that_has_started(world, worker):
+def test_a_leftover_of_the_same_run_gives_way_to_a_claim_that_has_started_and_to_no_other(world, worker):
     old = world.bring(State.TAKEN)
     restart(world)
+    idle = worker.renew(held(old, State.TAKEN, claim=other_claim(old)))
+    assert idle.fenced == {old.run_id: Refusal.OTHER_CLAIM}
+    assert world.claims.get(old.run_id).claim == old.claim
     newer = held(old, State.RUNNING, claim=other_claim(old))
 
     assert worker.renew(newer).reasserted == {old.run_id}
     assert world.claims.get(old.run_id).claim == newer.claim
     assert world.claims.records()[0]["move"] == "replace"
-
-
-def test_a_leftover_does_not_give_way_to_one_that_has_not_started(world, worker):
-    old = world.bring(State.TAKEN)
-    restart(world)
-
-    renewal = worker.renew(held(old, State.TAKEN, claim=other_claim(old)))
-
-    assert renewal.fenced == {old.run_id: Refusal.OTHER_CLAIM}
-    assert world.claims.get(old.run_id).claim == old.claim
 
 
 def test_a_claim_whose_owner_has_renewed_since_the_loss_is_no_leftover(world, worker):
@@ -278,25 +282,6 @@ def test_a_claim_whose_owner_has_renewed_since_the_loss_is_no_leftover(world, wo
     renewal = worker.renew(held(old, State.RUNNING, claim=other_claim(old)))
 
     assert renewal.fenced == {old.run_id: Refusal.OTHER_CLAIM}
-
-
-def test_a_started_claim_that_a_leader_dropped_after_a_loss_comes_back_from_its_host(world, worker):
-    claim = world.bring(State.QUEUED)  # all that Redis still knows of it
-    world.claims.give_back(claim.run_id, claim.claim, "late", term=world.term)
-    world.claims.drop(claim.run_id, claim.claim, term=world.term)
-
-    assert worker.renew(held(claim, State.RUNNING)).reasserted == {claim.run_id}
-    assert world.claims.records() == []
-
-
-def test_a_started_claim_that_a_leader_is_giving_back_after_a_loss_is_its_hosts(world, worker):
-    claim = world.bring(State.TAKEN)
-    restart(world)
-    world.open()
-    world.claims.give_back(claim.run_id, claim.claim, "late", term=world.term)
-
-    assert worker.renew(held(claim, State.RUNNING)).reasserted == {claim.run_id}
-    assert world.claims.get(claim.run_id).state is State.RUNNING
 
 
 def test_a_lost_row_is_said_and_its_claims_are_kept_all_the_same(world, worker):

@@ -58,8 +58,7 @@ def started(world, message):
 # -- starts
 
 
-def test_a_run_goes_from_its_message_to_its_release_with_the_words_of_the_reference(world):
-    world.start()
+def test_a_run_goes_from_its_message_to_its_release_with_the_words_of_the_reference(world, service):
     message = world.submit("state('Running'); state('Success'); print(' '.join(sys.argv))")
 
     assert world.wait_gone(message)["reason"] == "completed"
@@ -106,8 +105,7 @@ def test_without_cloud_logs_not_a_line_of_ours_is_written_and_the_run_gets_the_s
 
 
 @pytest.mark.parametrize("kind", ["Cancelled", "Failed", "Success"])
-def test_a_run_that_ended_while_it_waited_is_never_started(world, kind, tmp_path):
-    world.start()
+def test_a_run_that_ended_while_it_waited_is_never_started(world, service, kind, tmp_path):
     message = world.claim(world.create(f"open({str(tmp_path / 'ran')!r}, 'w')"))
     if kind == "Cancelled":
         assert world.api.cancel(message.run_id) == "Cancelled"
@@ -121,8 +119,7 @@ def test_a_run_that_ended_while_it_waited_is_never_started(world, kind, tmp_path
     assert world.api.history(message.run_id)[-1] == kind
 
 
-def test_a_run_that_somebody_else_has_submitted_since_is_left_to_them(world, tmp_path):
-    world.start()
+def test_a_run_that_somebody_else_has_submitted_since_is_left_to_them(world, service, tmp_path):
     message = world.claim(world.create(f"open({str(tmp_path / 'ran')!r}, 'w')"))
     world.api.write(message.run_id, "Submitted", "Submitted for execution")
     world.publisher.publish(message)
@@ -187,8 +184,7 @@ def test_an_engine_killed_after_its_last_state_leaves_that_as_it_is(world, kind)
     assert world.api.run(message.run_id)["state_message"] == "by itself"
 
 
-def test_an_engine_that_says_why_it_failed_and_exits_1_is_not_spoken_over(world):
-    world.start()
+def test_an_engine_that_says_why_it_failed_and_exits_1_is_not_spoken_over(world, service):
     message = world.submit("state('Failed', message='Failed to load and execute flow run: x'); sys.exit(1)")
 
     assert world.wait_gone(message)["reason"] == "failed"
@@ -206,8 +202,7 @@ def with_task(world, code):
     return run
 
 
-def test_a_run_with_a_task_to_retry_later_is_released_and_stays_running(world):
-    world.start()
+def test_a_run_with_a_task_to_retry_later_is_released_and_stays_running(world, service):
     run = with_task(world, "state('Running'); task(TASK, 'Retrying', start_time='2100-01-01T00:00:00+00:00')")
     message = world.claim(run)
     world.publisher.publish(message)
@@ -245,16 +240,14 @@ def late_retry(world, code):
         pytest.param("os.kill(os.getpid(), 9)", "Failed", id="its engine dies at once"),
     ],
 )
-def test_a_late_retry_is_started_though_its_run_is_running_and_comes_to_its_end(world, code, end):
-    world.start()
+def test_a_late_retry_is_started_though_its_run_is_running_and_comes_to_its_end(world, service, code, end):
     message = late_retry(world, code)
     world.wait_gone(message)
 
     assert world.api.history(message.run_id) == ["Scheduled", "Running", end]
 
 
-def test_a_worker_adopts_a_run_of_the_one_before_and_tells_its_true_end(world):
-    world.start()
+def test_a_worker_adopts_a_run_of_the_one_before_and_tells_its_true_end(world, service):
     message = world.submit(HELD)
     pid = started(world, message)
     world.stop()
@@ -281,8 +274,7 @@ def test_a_last_state_that_comes_late_is_waited_for(world, monkeypatch):
     assert world.api.state(message.run_id) == "Success"
 
 
-def test_an_engine_that_dies_while_its_run_is_cancelled_has_it_cancelled(world):
-    world.start()
+def test_an_engine_that_dies_while_its_run_is_cancelled_has_it_cancelled(world, service):
     message = world.submit(HELD)
     pid = started(world, message)
     assert world.api.cancel(message.run_id) == "Cancelling"

@@ -16,8 +16,7 @@ def given_away(world, message):
     world.service.heartbeat.nudge()
 
 
-def test_a_run_that_is_not_ours_any_more_is_stopped_and_not_reported(world):
-    world.start()
+def test_a_run_that_is_not_ours_any_more_is_stopped_and_not_reported(world, service):
     message = world.begin()
     given_away(world, message)
     folder = world.run_folder(message)
@@ -29,8 +28,7 @@ def test_a_run_that_is_not_ours_any_more_is_stopped_and_not_reported(world):
     until(lambda: world.service.attempts.all() == [], 10, "the worker to let go of it")
 
 
-def test_a_run_that_has_an_end_at_the_api_is_left_alone_and_its_true_exit_is_logged(world):
-    world.start()
+def test_a_run_that_has_an_end_at_the_api_is_left_alone_and_its_true_exit_is_logged(world, service):
     message = world.begin(5)
     world.api.write(message.run_id, "CRASHED")
     given_away(world, message)
@@ -57,8 +55,7 @@ def refusal_heard(world, caplog):
     until(lambda: caplog.messages.count("claim is not ours any more") > before, 10, "a refused renewal")
 
 
-def test_runs_of_a_worker_whose_name_was_taken_live_and_end_in_order(world, caplog):
-    world.start()
+def test_runs_of_a_worker_whose_name_was_taken_live_and_end_in_order(world, service, caplog):
     message = world.begin(5)
     name_taken(world, caplog)
     refusal_heard(world, caplog)
@@ -66,8 +63,7 @@ def test_runs_of_a_worker_whose_name_was_taken_live_and_end_in_order(world, capl
     world.end(message, 5, 30)
 
 
-def test_a_run_of_a_worker_whose_name_was_taken_is_stopped_once_it_is_handed_out_anew(world, caplog):
-    world.start()
+def test_a_run_of_a_worker_whose_name_was_taken_is_stopped_once_it_is_handed_out_anew(world, service, caplog):
     message = world.begin()
     world.api.write(message.run_id, "SCHEDULED")
     name_taken(world, caplog)
@@ -76,8 +72,7 @@ def test_a_run_of_a_worker_whose_name_was_taken_is_stopped_once_it_is_handed_out
     assert folder.exit_record()["stopped_by"] == "term"
 
 
-def test_a_report_of_a_worker_whose_name_was_taken_is_delivered(world, caplog):
-    world.start()
+def test_a_report_of_a_worker_whose_name_was_taken_is_delivered(world, service, caplog):
     message = world.begin(5)
     world.api.fail("/set_state", times=-1)
     world.release()
@@ -89,8 +84,7 @@ def test_a_report_of_a_worker_whose_name_was_taken_is_delivered(world, caplog):
     assert "exited with code 5" in world.told(message)
 
 
-def test_a_claim_that_redis_has_lost_is_written_again_and_ends_in_order(world):
-    world.start()
+def test_a_claim_that_redis_has_lost_is_written_again_and_ends_in_order(world, service):
     message = world.begin(4)
     claim = world.ledger.claims.get(message.run_id)
     world.ledger.lose(claim)
@@ -101,8 +95,7 @@ def test_a_claim_that_redis_has_lost_is_written_again_and_ends_in_order(world):
     world.end(message, 4, 30)
 
 
-def test_a_worker_whose_row_redis_has_lost_signs_on_again(world):
-    world.start()
+def test_a_worker_whose_row_redis_has_lost_signs_on_again(world, service):
     store = world.ledger.ledger.store
     store.client.delete(store.key(f"worker:{world.worker}"))
     store.client.srem(store.key("workers"), world.worker)
@@ -112,8 +105,7 @@ def test_a_worker_whose_row_redis_has_lost_signs_on_again(world):
     until(lambda: world._row().routes == (world.route,), 10, "its routes to be there")
 
 
-def test_a_cancel_in_the_ledger_ends_a_running_run_as_cancelled(world):
-    world.start()
+def test_a_cancel_in_the_ledger_ends_a_running_run_as_cancelled(world, service):
     message = world.begin()
     assert world.ledger.claims.cancel(message.run_id).moved
     world.service.heartbeat.nudge()
@@ -150,8 +142,7 @@ def test_a_cancel_between_the_right_to_start_and_the_running_run_is_not_lost(wor
         assert world.marks() == "", "nothing is started that is known to be cancelled"
 
 
-def test_a_shut_gate_lets_no_message_in_and_its_opening_does(world):
-    world.start()
+def test_a_shut_gate_lets_no_message_in_and_its_opening_does(world, service):
     world.ledger.shut()
     world.service.heartbeat.nudge()
     until(lambda: not world.service.slots.has_room(), 5, "the worker to see the gate")

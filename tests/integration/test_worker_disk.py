@@ -34,8 +34,7 @@ class FullDisk:
         self.outbox.put = self.put
 
 
-def test_a_report_that_finds_no_room_holds_no_other_up_and_is_told_once_there_is_room(world):
-    world.start()
+def test_a_report_that_finds_no_room_holds_no_other_up_and_is_told_once_there_is_room(world, service):
     full, other = (world.begin(code, gate=str(code)) for code in (3, 4))
     disk = FullDisk(world.state.outbox, full.run_id)
     world.release("3")
@@ -52,8 +51,7 @@ def test_a_report_that_finds_no_room_holds_no_other_up_and_is_told_once_there_is
     assert "exited with code 4" in world.told(other)
 
 
-def test_while_the_api_is_away_one_report_without_room_leaves_the_others_kept(world):
-    world.start()
+def test_while_the_api_is_away_one_report_without_room_leaves_the_others_kept(world, service):
     full, other = (world.begin(code, gate=str(code)) for code in (3, 4))
     disk = FullDisk(world.state.outbox, full.run_id)
     world.api.fail("", "status", times=-1, status=503)
@@ -84,8 +82,7 @@ class NoRoomToStart:
         return self.create(path, record)
 
 
-def test_a_start_that_fails_on_a_full_disk_gives_claim_and_slot_back_once_there_is_room(world, monkeypatch):
-    world.start()
+def test_a_start_that_fails_on_a_full_disk_gives_claim_and_slot_back_once_there_is_room(world, service, monkeypatch):
     disk = NoRoomToStart(monkeypatch)
     message = world.claim(world.create("no-such-program"))
     world.publisher.publish(message)

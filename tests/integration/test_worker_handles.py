@@ -39,8 +39,7 @@ def renewed(world):
 
 
 @pytest.mark.usefixtures("wordy")
-def test_a_run_whose_handle_the_ledger_cannot_take_goes_on_and_so_does_its_worker(world):
-    world.start()
+def test_a_run_whose_handle_the_ledger_cannot_take_goes_on_and_so_does_its_worker(world, service):
     message = world.begin(5)
     claim = world.ledger.claims.get(message.run_id)
     assert claim.handle["kind"] == "process"

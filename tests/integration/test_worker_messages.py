@@ -6,8 +6,7 @@ from tests.waiting import until
 from tests.worker_world import command
 
 
-def test_the_worker_lives_through_every_kind_and_its_prefetch_is_whole(world, valkey, caplog):
-    service = world.start()
+def test_the_worker_lives_through_every_kind_and_its_prefetch_is_whole(world, service, valkey, caplog):
     fleet, key = world.ledger.fleet, queue_key(world.ledger.fleet, world.route)
     messages = [world.claim(world.create(command(world.holding(5)))) for _ in range(2)]
     with valkey.client() as client:

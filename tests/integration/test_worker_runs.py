@@ -21,8 +21,7 @@ def counted(world, metric):
     return next((float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"flowfleet_{metric} ")), 0.0)
 
 
-def test_a_run_goes_from_its_message_to_its_release(world):
-    world.start()
+def test_a_run_goes_from_its_message_to_its_release(world, service):
     message = world.submit(f"{world.marking()}\n{world.holding()}")
     claim = world.wait_state(message, "running")
     assert claim.worker == world.worker
@@ -47,8 +46,7 @@ def test_a_run_goes_from_its_message_to_its_release(world):
     assert message.run_id not in page
 
 
-def test_a_code_other_than_0_is_told_as_a_crash_with_its_sentence(world):
-    world.start()
+def test_a_code_other_than_0_is_told_as_a_crash_with_its_sentence(world, service):
     message = world.submit("print('last words'); raise SystemExit(3)")
     record = world.wait_gone(message)
 
@@ -67,8 +65,7 @@ def test_an_exit_0_without_an_end_is_looked_at_twice_and_told(world):
     assert "exited 0 without reporting an end" in world.told(message)
 
 
-def test_a_run_that_waits_for_its_retry_is_released_without_a_word(world):
-    world.start()
+def test_a_run_that_waits_for_its_retry_is_released_without_a_word(world, service):
     message = world.begin()
     world.api.write(message.run_id, "SCHEDULED", "AwaitingRetry")
     world.release()
@@ -77,8 +74,7 @@ def test_a_run_that_waits_for_its_retry_is_released_without_a_word(world):
     assert world.api.state(message.run_id)["name"] == "AwaitingRetry"
 
 
-def test_a_start_that_fails_is_told_on_the_run(world):
-    world.start()
+def test_a_start_that_fails_is_told_on_the_run(world, service):
     message = world.submit_command("/no/such/program")
     world.wait_gone(message)
 
@@ -98,8 +94,7 @@ def test_a_template_reads_the_environment_of_the_worker_but_nothing_of_ours(worl
         client.jobs.job(secret.run_id)
 
 
-def test_no_more_messages_are_fetched_than_there_are_slots(world):
-    world.start()
+def test_no_more_messages_are_fetched_than_there_are_slots(world, service):
     first = [world.begin() for _ in range(2)]
     late = world.create(command(world.marking()))
     (outcome,) = world.ledger.claim(late)
@@ -118,8 +113,7 @@ def test_no_more_messages_are_fetched_than_there_are_slots(world):
     assert world.marks() == "ran;"
 
 
-def test_a_run_that_was_cancelled_before_its_start_is_never_started(world):
-    world.start()
+def test_a_run_that_was_cancelled_before_its_start_is_never_started(world, service):
     message = world.claim(world.create(command(world.marking())))
     world.api.write(message.run_id, "CANCELLING")
     world.publisher.publish(message)
@@ -130,8 +124,7 @@ def test_a_run_that_was_cancelled_before_its_start_is_never_started(world):
     assert counted(world, 'runs_handed_back_total{reason="not started"}') == 1
 
 
-def test_a_run_that_somebody_else_has_claimed_is_dropped_and_not_started(world):
-    world.start()
+def test_a_run_that_somebody_else_has_claimed_is_dropped_and_not_started(world, service):
     message = world.claim(world.create(command(world.marking())))
     world.api.write(message.run_id, "PENDING", "Submitted", transition_id="00000000-0000-4000-8000-00000000ffff")
     world.publisher.publish(message)

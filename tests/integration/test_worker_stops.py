@@ -21,8 +21,7 @@ class Crash(Failpoints):
             raise Left
 
 
-def test_a_detached_run_goes_on_and_the_next_worker_reports_its_true_exit(world):
-    world.start()
+def test_a_detached_run_goes_on_and_the_next_worker_reports_its_true_exit(world, service):
     message = world.begin(7)
     before = world.ledger.claims.get(message.run_id)
     began = time.monotonic()
@@ -120,8 +119,7 @@ class LateDeployer:
         return self.deployer.adopt(folder)
 
 
-def test_a_start_that_comes_too_late_at_its_shim_is_handed_back_and_no_fault_of_the_run(world):
-    service = world.start()
+def test_a_start_that_comes_too_late_at_its_shim_is_handed_back_and_no_fault_of_the_run(world, service):
     object.__setattr__(service.launch, "deployer", LateDeployer(service.launch.deployer))
     message = world.run(world.marking())
 
@@ -254,8 +252,7 @@ def test_an_end_that_was_only_kept_does_not_overwrite_what_the_engine_has_said(w
     assert list(world.state.outbox) == []
 
 
-def test_a_draining_worker_takes_nothing_and_ends_when_it_is_empty(world):
-    world.start()
+def test_a_draining_worker_takes_nothing_and_ends_when_it_is_empty(world, service):
     message = world.begin(2)
     assert world.ledger.roster.want(world.worker, "draining")
     world.service.heartbeat.nudge()
