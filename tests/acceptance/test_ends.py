@@ -183,14 +183,11 @@ def ends(
         world.close()
 
 
-def test_the_api_saw_each_step_of_it_in_order(ends):
+def test_the_api_saw_each_step_of_it_in_order_and_its_output_can_be_read_by_flowfleet_logs(ends):
     ends.end("completes", "Completed")
     history = ends.world.api.history(ends.runs["completes"])
     assert history == ["Scheduled", "Submitted", "Launching", "Running", "Completed"]
 
-
-def test_its_output_can_be_read_by_flowfleet_logs(ends):
-    ends.end("completes", "Completed")
     ends.wait_exit("completes")
     shown = ends.world.command("flowfleet", "logs", ends.runs["completes"])
     assert shown.returncode == 0, shown.stderr
@@ -218,11 +215,14 @@ def test_a_run_ends_as_its_flow_did_and_says_why(ends, name, end, says, words):
     assert ends.world.words(ends.runs[name]) == words
 
 
-def test_tasks_are_retried_inside_one_start(ends):
-    ends.end("retries", "Completed")
-    notes = ends.world.notes(ends.runs["retries"])
-    assert [note[0] for note in notes] == ["try"] * 3
-    assert len({note[1] for note in notes}) == 1
+@pytest.mark.parametrize(
+    ("name", "word", "times", "starts"), [("retries", "try", 3, 1), ("reschedules", "began", 2, 2)]
+)
+def test_tasks_are_retried_inside_one_start_and_a_run_that_awaits_a_retry_comes_back(ends, name, word, times, starts):
+    ends.end(name, "Completed")
+    notes = ends.world.notes(ends.runs[name])
+    assert [note[0] for note in notes] == [word] * times
+    assert len({note[1] for note in notes}) == starts
 
 
 def test_a_run_whose_shim_is_killed_goes_on_and_is_crashed_with_its_exit_or_that_nobody_saw_it(ends):
@@ -257,13 +257,6 @@ def test_a_suspended_run_frees_its_slot_and_comes_back(ends):
 
     ends.end("suspends", "Completed")
     assert ends.world.words(run_id) == ["began", "began", "resumed"]
-
-
-def test_a_run_that_awaits_a_retry_comes_back_by_itself(ends):
-    ends.end("reschedules", "Completed")
-    notes = ends.world.notes(ends.runs["reschedules"])
-    assert [note[0] for note in notes] == ["began", "began"]
-    assert len({note[1] for note in notes}) == 2
 
 
 def test_the_environment_has_the_layers_and_nothing_of_ours_but_run_and_claim(ends):

@@ -25,15 +25,12 @@ def frozen(fleet, valkey):
     (queue,) = fleet.status()["queues"]
     key = queue_key(fleet.fleet, Route.parse(queue["route"]))
     with valkey.client() as client:
-        # a pending read of the worker's would still swallow a message: its time at the server is short
-        until(lambda: not blocked(client), 15, "the frozen worker's pending read to end")
+        # a pending read of the worker's, the only client that waits at a list, would still swallow a message: its time
+        # at the server is short
+        flags = lambda: "".join(entry["flags"] for entry in client.client_list())  # noqa: E731
+        until(lambda: "b" not in flags(), 15, "the frozen worker's pending read to end")
         yield fleet, worker, deployment, client, key
     worker.signal(signal.SIGCONT)
-
-
-def blocked(client):
-    """Does any client wait at a list? (The worker is the only one that does.)"""
-    return any("b" in entry["flags"] for entry in client.client_list())
 
 
 def claimed(world, deployment, client, key):

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
+from tests import processes
 from tests.prefect1_world import World1
 from tests.waiting import until
 
@@ -98,7 +98,8 @@ def test_a_run_of_the_fleet_leaves_at_the_api_what_one_of_the_real_agent_leaves(
         agent.process.send_signal(signal.SIGCONT)
     # an engine sends its last lines after its last state, and an agent its one when it comes to it
     for run_id in (ours, theirs):
-        until(lambda run_id=run_id: _all_said(world.lines(run_id)), 30, "the first and last lines on the log page")
+        for words in ("PID: ", "Flow run "):
+            until(lambda run_id=run_id, words=words: words in str(world.lines(run_id)), 30, f"{words} on the log page")
     until(lambda: len(world.api.logs(ours)) == len(world.api.logs(theirs)), 20, "the last log lines of both")
     assert told(world, ours) == told(world, theirs)
     assert world.api.history(theirs) == ["Scheduled", "Submitted", "Running", end]
@@ -117,10 +118,6 @@ def tasks_of(world: World1, run_id: str) -> dict[tuple[str, int], list[str]]:
         (task["slug"].removesuffix("-1"), task["map_index"]): world.api.task_history(task["id"])
         for task in world.api.task_runs(run_id)
     }
-
-
-def _all_said(lines: list[str]) -> bool:
-    return all(any(words in line for line in lines) for words in ("PID: ", "Flow run "))
 
 
 def test_a_cached_result_is_taken_by_the_next_run_wherever_it_runs(world):
@@ -257,32 +254,19 @@ def test_a_run_that_is_cancelled_while_it_waits_for_its_time_never_starts(world,
     assert not (tmp_path / "begun").exists()
 
 
-def processes_of(run_id: str) -> list[psutil.Process]:
-    """Every process that has this run in its environment."""
-    found = []
-    for process in psutil.process_iter(["pid"]):
-        try:
-            if process.environ().get("PREFECT__CONTEXT__FLOW_RUN_ID") == run_id:
-                found.append(process)
-        except (psutil.Error, OSError):
-            continue
-    return found
-
-
 def test_a_flow_process_that_is_killed_is_failed_with_its_exit_within_seconds_and_its_helper_gone(world, tmp_path):
     """Its heartbeat helper kept a dead run alive."""
     config = {"env": {"PREFECT__CLOUD__HEARTBEAT_MODE": "process"}, "labels": ["fleet"]}
     run_id = waiting(world, tmp_path, run_config=config)
     until((tmp_path / "begun").exists, 60, "the task to begin")
 
-    def helper() -> list[psutil.Process]:
-        return [one for one in processes_of(run_id) if "heartbeat" in one.cmdline()]
-
+    marked = lambda: processes.marked("PREFECT__CONTEXT__FLOW_RUN_ID", run_id)  # noqa: E731
+    helper = lambda: [pid for pid, what in marked().items() if "heartbeat" in what]  # noqa: E731
     (beating,) = until(helper, 30, "the heartbeat helper")
     world.kill_engine(run_id)
     world.wait_state(run_id, "Failed", seconds=5)
-    assert not beating.is_running() or beating.status() == psutil.STATUS_ZOMBIE
-    assert processes_of(run_id) == []
+    assert not processes.alive(beating)
+    assert marked() == {}
     assert "killed by SIGKILL" in world.message(run_id)
     assert [task["state"] for task in world.api.task_runs(run_id) if task["slug"].startswith("wait")] == ["Failed"]
 

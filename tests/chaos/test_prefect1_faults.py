@@ -70,14 +70,11 @@ def test_pollers_that_are_killed_in_turn_lose_and_double_nothing(loose1):
     runs = []
     for number in range(2):
         runs += [loose1.tiny_run("x") for _ in range(4)]
-        until(lambda runs=runs: _submitted(loose1, runs), 60, "a run of the batch to be claimed")
+        states = lambda batch=runs[-4:]: {loose1.api.state(run) for run in batch}  # noqa: E731
+        until(lambda states=states: states() != {"Scheduled"}, 60, "a run of the batch to be claimed")
         pollers[number % 2].kill()
         pollers[number % 2] = loose1.start_poller(f"p{number % 2}", wait=False)
     all_once(loose1, runs, 120)
-
-
-def _submitted(world: World1, runs: list[str]) -> bool:
-    return any(world.api.state(run) != "Scheduled" for run in runs[-4:])
 
 
 FAULTS: dict[str, Callable[[Faults], None]] = {

@@ -119,17 +119,9 @@ def _fits(wanted: list[str], offered: set[str]) -> bool:
 
 def _labels(flow: Row, group: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
     """The first of these that is not null [srv]."""
-    for labels in (
-        given.get("labels"),
-        (given.get("run_config") or {}).get("labels"),
-        group.get("labels"),
-        (group.get("run_config") or {}).get("labels"),
-        (flow["run_config"] or {}).get("labels"),
-        (flow["environment"] or {}).get("labels"),
-    ):
-        if labels is not None:
-            return sorted(labels)
-    return []
+    told = (given, given.get("run_config"), group, group.get("run_config"), flow["run_config"], flow["environment"])
+    found = [each["labels"] for each in told if each and each.get("labels") is not None]
+    return sorted(found[0]) if found else []
 
 
 def _parameters(flow: Row, group: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
