@@ -1,4 +1,4 @@
-"""Messages: repeated, lost, broken, foreign ones in the queue of a real route, and a worker that lives through them."""
+"""Messages: what one says, and repeated and lost ones, in the queue of a real route."""
 
 import json
 import signal

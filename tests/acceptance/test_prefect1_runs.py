@@ -204,25 +204,21 @@ def test_every_row_of_the_reference_s_table_stands_inside_a_run(world, tmp_path,
 
 
 @pytest.mark.parametrize("warm", ["--warm-start", "--no-warm-start"])
-def test_a_server_behind_a_login_is_polled_and_its_runs_log_in_as_well(valkey, tmp_path, warm):
-    world = World1(tmp_path, valkey.tcp_url)
-    try:
-        flow = world.real.register("plain")["plain"]
-        world.api.login = "ann:pass/of@ann"
-        behind = world.api.url.replace("://", "://ann:pass%2Fof%40ann@")
-        world.start_poller(env={"FLOWFLEET_API": behind})
-        worker = world.start_worker("w", "x", options=(warm, "--log-level", "DEBUG"), env={"FLOWFLEET_API": behind})
-        if warm == "--warm-start":
-            until(lambda: "warm parent" in worker.text(), 60, "the warm parent")
-        run_id = world.api.add_run(flow, labels=["x"])
-        assert world.wait_end(run_id) == "Success"
-        world.wait_empty()
-        assert "run starts cold" not in worker.text()
-        logs = list(tmp_path.glob("**/*.log"))
-        assert worker.log in logs
-        assert not [log for log in logs if re.search("of(@|%40)ann", log.read_text(errors="replace"))]
-    finally:
-        world.close()
+def test_a_server_behind_a_login_is_polled_and_its_runs_log_in_as_well(world1, warm):
+    flow = world1.real.register("plain")["plain"]
+    world1.api.login = "ann:pass/of@ann"
+    behind = world1.api.url.replace("://", "://ann:pass%2Fof%40ann@")
+    world1.start_poller(env={"FLOWFLEET_API": behind})
+    worker = world1.start_worker("w", "x", options=(warm, "--log-level", "DEBUG"), env={"FLOWFLEET_API": behind})
+    if warm == "--warm-start":
+        until(lambda: "warm parent" in worker.text(), 60, "the warm parent")
+    run_id = world1.api.add_run(flow, labels=["x"])
+    assert world1.wait_end(run_id) == "Success"
+    world1.wait_empty()
+    assert "run starts cold" not in worker.text()
+    logs = list(world1.folder.glob("**/*.log"))
+    assert worker.log in logs
+    assert not [log for log in logs if re.search("of(@|%40)ann", log.read_text(errors="replace"))]
 
 
 def waiting(world: World1, folder: Path, label: str = "fleet", **given: Any) -> str:

@@ -1,5 +1,6 @@
 """The ledger against its model: any order of steps, crashes between any two, echoes, and the last writes lost."""
 
+import itertools
 import random
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -284,11 +285,9 @@ class LedgerMachine(RuleBasedStateMachine):
         claims = [(claim.run_id, claim.claim) for claim in live]
         claims += [(claim.run_id, other_claim(claim)) for claim in live]
         claims += [(run.run_id, claim_id(run.run_id, run.run_id)) for run in RUNS]
-        for run_id, claim in claims:
-            for worker in self.fleet.workers:
-                for asked_term in (term, term + 1):
-                    ids = {"run": run_id, "claim": claim, "term": asked_term}
-                    yield Asked(move=move, worker=worker.name, nonce=worker.nonce, **ids)
+        for (run_id, claim), worker, asked_term in itertools.product(claims, self.fleet.workers, (term, term + 1)):
+            ids = {"run": run_id, "claim": claim, "term": asked_term}
+            yield Asked(move=move, worker=worker.name, nonce=worker.nonce, **ids)
 
     def _ask_about_a_newer_claim(self, move: str, pick: int) -> None:
         live, leader, worker = self.fleet.claims.live(), self.fleet.gate.leader(), self.fleet.workers[0]

@@ -26,10 +26,6 @@ class Fault:
     code: str = "INTERNAL_SERVER_ERROR"
     released: threading.Event = field(default_factory=threading.Event)
 
-    def hold(self, seconds: float = 120.0) -> None:
-        """Wait for `release`; bounded, so that no thread outlives its test by much."""
-        self.released.wait(seconds)
-
 
 class Faults:
     """The switches: `Prefect1Api(faults=Faults.like_server())`, `api.faults.lost("set_flow_run_states")`."""

@@ -104,10 +104,9 @@ def _test(column: str, kind: str, test: str, operand: Any) -> Condition:
         if test == "_like":
             return Condition(f"{column} like ?", (operand,))
         return Condition(f"lower({column}) like ?", (str(operand).lower(),))
-    if test == "_contains" and kind == "json":
-        return Condition(f"json_contains({column}, ?)", (json.dumps(operand),))
-    if test == "_contained_in" and kind == "json":
-        return Condition(f"json_contains(?, {column})", (json.dumps(operand),))
+    if test in ("_contains", "_contained_in") and kind == "json":
+        sides = f"{column}, ?" if test == "_contains" else f"?, {column}"
+        return Condition(f"json_contains({sides})", (json.dumps(operand),))
     raise Invalid(f"no comparison {test!r} on {column} ({kind})")
 
 

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from tests.prefect1_api.clock import Clock
@@ -91,8 +91,7 @@ class Rows:
     def heartbeat(self, run_id: str, seconds_ago: float = 0.0) -> None:
         """The run's last sign of life."""
         with self.lock:
-            now = self.clock().timestamp() - seconds_ago
-            self.store.update("flow_run", run_id, heartbeat=datetime.fromtimestamp(now, self.clock().tzinfo))
+            self.store.update("flow_run", run_id, heartbeat=self.clock() - timedelta(seconds=seconds_ago))
 
     def rows(self, table: str, order: str = "rowid", **values: Any) -> list[Row]:
         """All rows in which these columns have these values."""

@@ -14,9 +14,7 @@ class States:
     """`write` obeys the rules, `put` obeys nobody."""
 
     def __init__(self, store: Store, faults: Faults, now: Callable[[], datetime]) -> None:
-        self._store = store
-        self._faults = faults
-        self._now = now
+        self._store, self._faults, self._now = store, faults, now
         #: Server's memory of who was submitted when [srv]
         self._submitted: dict[str, datetime] = {}
 
