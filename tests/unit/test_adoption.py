@@ -32,7 +32,7 @@ def gated(tmp_path: Path, then: str) -> str:
 
 
 def test_a_run_started_by_a_worker_that_is_killed_goes_on(bench, tmp_path):
-    spec = bench.sh(gated(tmp_path, "exit 11"))
+    spec = bench.sh(gated(tmp_path, "echo bye; exit 11"))
     first = f"""
 import os, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -54,7 +54,9 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert adopted.handle["command_pid"] == int(done.stdout)
     (tmp_path / "go").touch()
 
-    assert bench.end_of(adopted).code == 11
+    end = bench.end_of(adopted)
+    assert (end.code, end.last_lines) == (11, ("bye",))
+    assert not bench.folder(spec).work.exists()
 
 
 def test_an_adopted_run_is_stopped_through_its_shim(bench, tmp_path):
