@@ -22,6 +22,11 @@ def fleet(valkey, tmp_path):
         yield made
 
 
+@pytest.fixture
+def poller(fleet):
+    return fleet.poller()
+
+
 def test_sixty_runs_with_two_pollers_and_two_workers_start_once_each(fleet):
     fleet.poller("one")
     fleet.poller("two")
@@ -36,8 +41,7 @@ def test_sixty_runs_with_two_pollers_and_two_workers_start_once_each(fleet):
     until(lambda: fleet.ledger.claims.live() == [], 10, "the ledger to be empty")
 
 
-def test_a_freed_slot_is_filled_without_waiting_for_the_next_poll(fleet):
-    fleet.poller()
+def test_a_freed_slot_is_filled_without_waiting_for_the_next_poll(fleet, poller):
     fleet.worker("a", slots=1)
     runs = fleet.runs(20)
     until(lambda: fleet.starts, 15, "the first start")
@@ -46,8 +50,7 @@ def test_a_freed_slot_is_filled_without_waiting_for_the_next_poll(fleet):
     until(lambda: fleet.done(runs), 60, "all runs to be completed")
 
 
-def test_requests_in_a_burst_are_few(fleet):
-    fleet.poller()
+def test_requests_in_a_burst_are_few(fleet, poller):
     fleet.worker("a", slots=4, seconds=0.5)
     until(lambda: fleet.api.workers, 15, "the pool to be online")
     before = fleet.api.counted()
@@ -69,8 +72,7 @@ def longest_pause(fleet):
 
 
 @pytest.mark.slow
-def test_idle_requests_do_not_grow_with_the_workers(fleet):
-    fleet.poller()
+def test_idle_requests_do_not_grow_with_the_workers(fleet, poller):
     for name in "abcd":
         fleet.worker(name)
     until(lambda: fleet.api.workers, 15, "the pool to be online")
@@ -80,8 +82,7 @@ def test_idle_requests_do_not_grow_with_the_workers(fleet):
     stays(lambda: fleet.api.counted() <= most, 30, "eight requests a minute at most")
 
 
-def test_a_run_scheduled_ahead_is_claimed_shortly_before_its_time(fleet):
-    fleet.poller()
+def test_a_run_scheduled_ahead_is_claimed_shortly_before_its_time(fleet, poller):
     fleet.worker("a")
     (run,) = fleet.runs(1, due_in=14)
     due = datetime.fromisoformat(fleet.api.runs[run]["next_scheduled_start_time"]).timestamp()
@@ -119,8 +120,7 @@ def test_poke_wakes_the_leader_also_by_way_of_a_standby(fleet):
         until(lambda run=run: fleet.starts[run], 40, f"the run after poke {poked}")
 
 
-def test_its_page_tells_how_it_is(fleet):
-    poller = fleet.poller()
+def test_its_page_tells_how_it_is(fleet, poller):
     fleet.worker("a")
     until(lambda: fleet.api.workers, 15, "the pool to be online")
 
@@ -160,8 +160,7 @@ def test_sigint_works_also_where_the_shell_has_set_it_to_be_ignored(fleet):
     assert poller.wait(10) == 0
 
 
-def test_an_api_that_hangs_does_not_keep_an_orderly_end_waiting(fleet):
-    poller = fleet.poller()
+def test_an_api_that_hangs_does_not_keep_an_orderly_end_waiting(fleet, poller):
     fleet.worker("a")
     until(lambda: fleet.api.workers, 20, "the pool to be online")
     fleet.api.fail("", "mute", times=-1)
@@ -175,8 +174,7 @@ def test_an_api_that_hangs_does_not_keep_an_orderly_end_waiting(fleet):
     assert fleet.ledger.gate.leader() is None
 
 
-def test_a_second_signal_cuts_the_end_short(fleet):
-    poller = fleet.poller()
+def test_a_second_signal_cuts_the_end_short(fleet, poller):
     fleet.worker("a")
     fleet.api.fail("bulk_set_state", "mute", times=-1)
     fleet.runs(1)
@@ -251,8 +249,7 @@ def test_what_is_submitted_by_this_fleet_and_unknown_to_it_is_handed_back_at_the
     assert fleet.api.history(foreign)[-1] == "Submitted"
 
 
-def test_an_api_that_does_not_answer_for_a_while_is_outlived(fleet):
-    poller = fleet.poller()
+def test_an_api_that_does_not_answer_for_a_while_is_outlived(fleet, poller):
     fleet.worker("a")
     fleet.api.fail("", "status", times=-1, status=500)
     (run,) = fleet.runs(1)
@@ -263,8 +260,7 @@ def test_an_api_that_does_not_answer_for_a_while_is_outlived(fleet):
 
 
 @pytest.mark.parametrize("kind", ["drop_after", "null_abort", "null_abort_after"])
-def test_a_claim_whose_answer_is_lost_is_settled(fleet, kind):
-    fleet.poller()
+def test_a_claim_whose_answer_is_lost_is_settled(fleet, poller, kind):
     fleet.worker("a")
     fleet.api.fail("bulk_set_state", kind, times=1)
     runs = fleet.runs(3)

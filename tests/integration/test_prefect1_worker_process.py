@@ -73,7 +73,6 @@ def test_an_agent_config_wins_over_flags_and_says_so(fleet, api):
         (["-l", ""], 2, "--label cannot be ''"),
         (["-l", "x" * 256], 2, "at most 255 characters"),
         (["-e", "secret"], 2, "it must be NAME=VALUE"),
-        (["--agent-address", "http://127.0.0.1"], 2, "--agent-address"),
         (["--agent-config-id", "00000000-0000-4000-8000-000000000000"], 3, "has no agent config 00000000"),
         (["--agent-config-id", "CONFIG"], 2, "has labels 'x', which must be a list"),
         (["--python", "PYTHON3"], 2, "has prefect 3.4.1, which does not fit an API of Prefect 1"),

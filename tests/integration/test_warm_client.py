@@ -324,16 +324,14 @@ def test_a_parent_killed_between_request_and_answer_starts_the_run_once(fresh):
         assert (spec.folder / "log").read_text() == "1.4.1\n"
 
 
-def test_a_hanging_parent_is_given_up_and_the_run_begins_cold(tmp_path):
-    with warmed(tmp_path) as bench:
-        bench.start()
-        bench.fork_client._answer_seconds = 0.5
-        os.kill(bench.fork_client.pid, signal.SIGSTOP)
+def test_a_hanging_parent_is_given_up_and_the_run_begins_cold(fresh):
+    fresh.fork_client._answer_seconds = 0.5
+    os.kill(fresh.fork_client.pid, signal.SIGSTOP)
 
-        assert bench.cold() == "not asked"
-        bench.fork_client._answer_seconds = 20.0 * SCALE
-        bench.wait_ready()
-        assert bench.cold() is None
+    assert fresh.cold() == "not asked"
+    fresh.fork_client._answer_seconds = 20.0 * SCALE
+    fresh.wait_ready()
+    assert fresh.cold() is None
 
 
 def test_a_parent_that_is_out_of_date_is_replaced(fresh, tmp_path):
@@ -346,12 +344,10 @@ def test_a_parent_that_is_out_of_date_is_replaced(fresh, tmp_path):
     assert fresh.cold() is None
 
 
-def test_a_parent_ends_with_its_worker_also_while_it_is_loading(tmp_path):
-    with warmed(tmp_path) as bench:
-        bench.start()
-        pid = bench.fork_client.pid
-        bench.warm.close()
-        assert not is_alive(pid)
+def test_a_parent_ends_with_its_worker_also_while_it_is_loading(fresh, tmp_path):
+    pid = fresh.fork_client.pid
+    fresh.warm.close()
+    assert not is_alive(pid)
     (tmp_path / "second").mkdir()
     # it would load for longer than it is waited for
     with warmed(tmp_path / "second", with_code("import time; time.sleep(300)")) as bench:
