@@ -29,7 +29,7 @@ from flowfleet.settings.secret_files import SecretFiles
 from flowfleet.signals import ReloadOnSighup
 from poller.hints_inbox import HintsInbox
 from poller.metrics import PollerMetrics
-from poller.service import PollerParts, PollerService
+from poller.service import PollerService
 from poller.shutdown import PollerShutdown
 
 if TYPE_CHECKING:
@@ -105,16 +105,14 @@ def poll(settings: PollerSettings) -> int:
     startup_page.open(settings.agent_address)  # an agent config at the API may name another address
     logs.set_level(settings.log_level)
     service = PollerService(
-        PollerParts(
-            settings=settings,
-            api=connected.api,
-            ledger=ledger,
-            inbox=inbox,
-            api_outage=api_outage,
-            publish=publisher(settings, secrets.login).publish,
-            failpoints=failpoints,
-            metrics=PollerMetrics(),
-        )
+        settings=settings,
+        api=connected.api,
+        ledger=ledger,
+        inbox=inbox,
+        api_outage=api_outage,
+        publish=publisher(settings, secrets.login).publish,
+        failpoints=failpoints,
+        metrics=PollerMetrics(),
     )
     service.presence.note_clock(connected.skew_seconds)
     stop.serve(stop=service.loop.stop, busy=lambda: service.loop.claim_in_hand, last=service.leadership.resign)

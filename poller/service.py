@@ -41,9 +41,9 @@ logger = logging.getLogger(__name__)
 CLOCK = Clock(monotonic=time.monotonic, wall=time.time)
 
 
-@dataclass(frozen=True, kw_only=True)
-class PollerParts:
-    """The parts of a poller, as its command or a test has made them."""
+@dataclass(kw_only=True)
+class PollerService:
+    """The whole poller, put together from what its command or a test has made; `run` blocks until its loop ends."""
 
     settings: PollerSettings
     api: ApiClient
@@ -54,13 +54,8 @@ class PollerParts:
     failpoints: Failpoints
     metrics: PollerMetrics
 
-
-class PollerService:
-    """The whole poller; `run` blocks until its loop has ended."""
-
-    def __init__(self, parts: PollerParts) -> None:
-        self._parts = parts
-        settings, ledger = parts.settings, parts.ledger
+    def __post_init__(self) -> None:
+        settings, ledger = self.settings, self.ledger
         self._mark = Mark(fleet=settings.fleet)
         self._progress = Progress(CLOCK.monotonic)
         self._offer_filter = OfferFilter(pools=settings.pools, work_queues=settings.work_queues, labels=settings.labels)
@@ -74,20 +69,19 @@ class PollerService:
             clock=CLOCK.monotonic,
         )
         self.presence = Presence(
-            parts.api, ledger.roster, fleet=settings.fleet, offer_filter=self._offer_filter, clock=CLOCK.monotonic
+            self.api, ledger.roster, fleet=settings.fleet, offer_filter=self._offer_filter, clock=CLOCK.monotonic
         )
         self.loop = self._loop()
         self.health = PollerHealth(self.loop, self.leadership, self._progress)
         self._leadership_thread = LeadershipThread(
             self.leadership,
             outage=self.loop.redis_outage,
-            changed=lambda: parts.inbox.put("term"),
+            changed=lambda: self.inbox.put("term"),
             working=self.health.alive,
         )
 
     def _loop(self) -> Loop:
-        parts = self._parts
-        settings, api, ledger = parts.settings, parts.api, parts.ledger
+        settings, api, ledger = self.settings, self.api, self.ledger
         claimer, reconciler = self._claimer_and_reconciler()
         sweep, gatekeeper = self._sweep_and_gatekeeper()
         return Loop(
@@ -100,24 +94,24 @@ class PollerService:
             sweep=sweep,
             gatekeeper=gatekeeper,
             presence=self.presence,
-            lister=Lister(api.backlog, self.presence, clock=CLOCK, metrics=parts.metrics),
+            lister=Lister(api.backlog, self.presence, clock=CLOCK, metrics=self.metrics),
             reinstater=Reinstater(
                 api,
                 ledger.claims,
                 mark=self._mark,
-                metrics=parts.metrics,
+                metrics=self.metrics,
                 clock=CLOCK.monotonic,
                 progressed=self._progress.note,
             ),
             unfit=UnfitRuns(
                 api, clock=CLOCK, cloud_logs=settings.cloud_logs, skew_seconds=lambda: self.presence.skew_seconds
             ),
-            inbox=parts.inbox,
+            inbox=self.inbox,
             clock=CLOCK,
-            metrics=parts.metrics,
+            metrics=self.metrics,
             offer_filter=self._offer_filter,
             redis_outage=RetrySchedule("Redis", CLOCK.monotonic),
-            api_outage=parts.api_outage,
+            api_outage=self.api_outage,
             progress=self._progress,
             pace=Pace.of(api.traits, idle_seconds=settings.idle_seconds),
             max_polls=settings.max_polls,
@@ -126,28 +120,27 @@ class PollerService:
 
     def _claimer_and_reconciler(self) -> tuple[Claimer, Reconciler]:
         """The parts that move claims."""
-        parts = self._parts
-        settings, ledger = parts.settings, parts.ledger
+        settings, ledger = self.settings, self.ledger
         claimer = Claimer(
-            parts.api.claims,
+            self.api.claims,
             ledger.claims,
-            parts.publish,
+            self.publish,
             mark=self._mark,
             policy=settings.on_lost_run,
-            traits=parts.api.traits,
-            failpoints=parts.failpoints,
-            metrics=parts.metrics,
+            traits=self.api.traits,
+            failpoints=self.failpoints,
+            metrics=self.metrics,
             progressed=self._progress.note,
         )
         reconciler = Reconciler(
-            parts.api.ends,
+            self.api.ends,
             ledger.claims,
             ledger.roster,
             claimer,
             mark=self._mark,
-            failpoints=parts.failpoints,
-            traits=parts.api.traits,
-            metrics=parts.metrics,
+            failpoints=self.failpoints,
+            traits=self.api.traits,
+            metrics=self.metrics,
             clock=CLOCK.monotonic,
             progressed=self._progress.note,
             queued_seconds=settings.queued_seconds,
@@ -157,20 +150,19 @@ class PollerService:
 
     def _sweep_and_gatekeeper(self) -> tuple[Sweep, Gatekeeper]:
         """The parts that compare the ledger with the API."""
-        parts = self._parts
-        lease = parts.settings.lease
+        lease = self.settings.lease
         sweep = Sweep(
-            parts.api,
-            parts.ledger.claims,
+            self.api,
+            self.ledger.claims,
             mark=self._mark,
-            failpoints=parts.failpoints,
-            metrics=parts.metrics,
+            failpoints=self.failpoints,
+            metrics=self.metrics,
             clock=CLOCK.monotonic,
         )
         gatekeeper = Gatekeeper(
-            parts.ledger.gate,
+            self.ledger.gate,
             sweep,
-            failpoints=parts.failpoints,
+            failpoints=self.failpoints,
             clock=CLOCK.monotonic,
             wait_seconds=lease.ttl_seconds + lease.renew_seconds,
         )
@@ -178,25 +170,25 @@ class PollerService:
 
     def poke(self) -> None:
         """Poll now; the hint also goes to the fleet, so that the leader polls if this poller does not lead."""
-        self._parts.inbox.put("poke")
+        self.inbox.put("poke")
         try:
-            self._parts.ledger.hints.publish("poke", "")
+            self.ledger.hints.publish("poke", "")
         except LedgerError as exc:
             logger.debug("poke not passed on", extra={"error": str(exc)})
 
     def run(self, startup_page: StartupPage) -> None:
         """Show the page, tend the lead, and make rounds until the loop ends."""
-        parts, settings = self._parts, self._parts.settings
-        parts.metrics.registry.register(
-            LedgerCollector(lambda: take_snapshot(parts.ledger), lambda: self.leadership.term is not None)
+        settings = self.settings
+        self.metrics.registry.register(
+            LedgerCollector(lambda: take_snapshot(self.ledger), lambda: self.leadership.term is not None)
         )
-        startup_page.show(handlers(self.health, parts.metrics, self.poke))
-        subscription = parts.ledger.hints.listen(lambda kind, _: parts.inbox.put(kind))
+        startup_page.show(handlers(self.health, self.metrics, self.poke))
+        subscription = self.ledger.hints.listen(lambda kind, _: self.inbox.put(kind))
         self._leadership_thread.start()
         return_free_memory()
         names = {"identity": settings.identity, "fleet": settings.fleet, "pid": os.getpid()}
         logger.info("poller started", extra=names)
-        if parts.api.traits.greets:
+        if self.api.traits.greets:
             banner.greet(settings.identity, settings.labels)
         try:
             self.loop.run()

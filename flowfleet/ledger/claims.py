@@ -20,18 +20,7 @@ from flowfleet.ledger.claim import (
 from flowfleet.ledger.store import Store
 from flowfleet.ledger.transitions import TRANSITIONS, Mover, Refusal, State, Transition
 
-__all__ = [
-    "TRANSITIONS",
-    "Claim",
-    "Claims",
-    "Lease",
-    "Mover",
-    "Outcome",
-    "Refusal",
-    "Renewal",
-    "State",
-    "Transition",
-]
+__all__ = ["TRANSITIONS", "Claim", "Claims", "Lease", "Mover", "Outcome", "Refusal", "Renewal", "State", "Transition"]
 
 NAME_LIMIT = 200
 REASON_LIMIT = 500

@@ -23,7 +23,7 @@ from poller.hints_inbox import HintsInbox
 from poller.listing import Listing
 from poller.metrics import PollerMetrics
 from poller.page import PollerHealth, handlers
-from poller.service import PollerParts, PollerService
+from poller.service import PollerService
 from tests.unit.memory_ledger import OFFER, POOL, ROUTE, START, MemoryLedger, a_claim
 from tests.unit.poller_world import Time, World
 
@@ -263,7 +263,7 @@ def test_the_page_has_the_metrics_and_no_run_id(world):
 @pytest.mark.parametrize(("backend", "busy"), [("prefect3", 4.0), ("prefect1", 1.0)])
 def test_the_loops_pace_is_that_of_the_settings_and_of_the_api(backend, busy):
     nobody = SimpleNamespace(backend=backend, traits=traits.of(backend), claims=None, ends=None, backlog=None)
-    parts = PollerParts(
+    service = PollerService(
         settings=PollerSettings(host="h", idle_seconds=7.5),
         api=nobody,
         ledger=SimpleNamespace(gate=nobody, claims=nobody, roster=nobody),
@@ -273,7 +273,7 @@ def test_the_loops_pace_is_that_of_the_settings_and_of_the_api(backend, busy):
         failpoints=Failpoints(),
         metrics=PollerMetrics(),
     )
-    pace = PollerService(parts).loop.pace
+    pace = service.loop.pace
     assert (pace.busy_seconds, pace.idle_seconds) == (busy, 7.5)
 
 
