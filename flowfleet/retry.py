@@ -92,11 +92,12 @@ class RetrySchedule:
         *,
         first_seconds: float = FIRST_PAUSE_SECONDS,
         longest_seconds: float = LONGEST_PAUSE_SECONDS,
+        longest_asked_seconds: float = LONGEST_ASKED_SECONDS,
         says: str = SAYS,
         level: int = logging.WARNING,
         wake: Callable[[], None] = lambda: None,
     ) -> None:
-        """`wake` wakes the loop that waits for the end of a pause."""
+        """`wake` wakes the loop that waits for a pause to end; `longest_asked_seconds` bounds what an API asks for."""
         self.error: FleetError | None = None
         #: how many outages there have been: a part that was busy elsewhere notices by it that one has passed
         self.count = 0
@@ -105,6 +106,7 @@ class RetrySchedule:
         self._jitter = jitter
         self._wake = wake
         self._first_seconds, self._longest_seconds = first_seconds, longest_seconds
+        self._longest_asked_seconds = longest_asked_seconds
         self._tries = 0
         self._next = 0.0
 
@@ -134,7 +136,7 @@ class RetrySchedule:
         pause = backoff(self._tries, first=self._first_seconds, most=self._longest_seconds)
         wait = REFUSED_SECONDS if isinstance(error, KeyRefused) else pause * (0.7 + 0.3 * self._jitter())
         if isinstance(error, ApiUnavailable):
-            wait = max(wait, min(error.retry_after_seconds or 0.0, LONGEST_ASKED_SECONDS))
+            wait = max(wait, min(error.retry_after_seconds or 0.0, self._longest_asked_seconds))
         wait = min(wait, most_seconds)
         self._tries += 1
         self._next = self._clock() + wait

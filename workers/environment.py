@@ -20,11 +20,11 @@ class EnvironmentLayers:
     """The layers that all runs of one worker have in common."""
 
     #: the worker's own environment, cleaned by `worker_layer`
-    base: Mapping[str, str]
+    base: Mapping[str, str] = field(repr=False)
     #: for PYTHONPATH; absolute, since runs start in folders of their own
     import_paths: tuple[str, ...] = ()
     #: the variables of `--env`
-    extra: Mapping[str, str] = field(default_factory=dict)
+    extra: Mapping[str, str] = field(default_factory=dict, repr=False)
     #: the folder where runs that name none start, first on their PYTHONPATH too;
     #: None = each run starts in an empty folder of its own
     home: str | None = None

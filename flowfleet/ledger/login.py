@@ -37,8 +37,9 @@ def with_password(url: str, password: str | None) -> str:
     try:
         parts = urlsplit(url)
         has_password = parts.password is not None
-    except ValueError as error:
-        raise SettingsError(f"The Redis address {redact_url(url)} cannot be read: {error}.") from error
+    except ValueError:
+        # what is wrong with it would quote the password
+        raise SettingsError(f"The Redis address {redact_url(url)} cannot be read.") from None
     if not password or has_password:
         return url
     user, at, host = parts.netloc.rpartition("@")

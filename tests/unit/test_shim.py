@@ -17,7 +17,7 @@ import pytest
 from flowfleet.errors import StartFailed
 from tests.bench_of_runs import DEAF, is_alive, read_pid
 from tests.waiting import until
-from workers.shim import syscalls
+from workers.shim import spawn, syscalls
 from workers.state.run_folders import RunFolder
 
 ROOT = Path(__file__).parents[2]
@@ -146,6 +146,11 @@ def test_a_run_is_as_much_nicer_than_its_worker_as_its_limits_say(bench, nice):
 
 
 # -- leftovers
+
+
+def test_a_worker_of_before_an_upgrade_has_its_limits_in_the_request_itself():
+    assert spawn.limits_of({"log_limit": 1, "stop_grace": 2.0})["stop_grace"] == 2.0
+    assert spawn.limits_of({"limits": {"log_limit": 1}}) == {"log_limit": 1}
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from flowfleet.api.client import Job, RunState, StateType
 from flowfleet.errors import StartFailed
 from flowfleet.settings.classes import WorkerSettings
 from workers.deployers import registry
-from workers.deployment import DeployerContext, RunLimits
+from workers.deployment import Deployer, DeployerContext, RunLimits
 
 CONTEXT = DeployerContext(
     host="here", environment={"K": "hunter2"}, limits=RunLimits(stop_grace=1.0, log_limit=1), state_folder=Path("/s")
@@ -62,13 +62,18 @@ def test_a_plugged_in_deployer_gets_the_context(monkeypatch):
     assert registry.plugged_in_deployer("mine")(CONTEXT).context is CONTEXT
 
 
-def test_one_that_takes_no_argument_is_called_without(monkeypatch):
-    class Plain:
-        pass
-
-    register(monkeypatch, Plain)
+def test_process_is_our_own():
     assert registry.plugged_in_deployer("process") is None
-    assert isinstance(registry.plugged_in_deployer("mine")(CONTEXT), Plain)
+
+
+class OfOurProtocol(Deployer):
+    pass
+
+
+@pytest.mark.parametrize("make", [OfOurProtocol, lambda client=None: client, lambda *, client=None: client])
+def test_one_that_takes_no_argument_is_called_without(monkeypatch, make):
+    register(monkeypatch, make)
+    assert registry.plugged_in_deployer("mine")(CONTEXT) is not CONTEXT
 
 
 def test_secrets_show_in_no_record():

@@ -34,7 +34,7 @@ class ForkServerProgram:
     """The program that is started as a fork server; descriptor, mode and limit are added to its arguments."""
 
     argv: tuple[str, ...]
-    env: Mapping[str, str]
+    env: Mapping[str, str] = field(repr=False)
     name: str = "launcher"
     #: the program sends a greeting within this time, when it is ready; None = it is ready at once and sends none
     greeting_seconds: float | None = None

@@ -37,10 +37,9 @@ def plugged_in_deployer(kind: str) -> Callable[[DeployerContext], Deployer] | No
 
 
 def _takes_an_argument(make: Callable[..., object]) -> bool:
-    try:
-        return bool(inspect.signature(make).parameters)
-    except ValueError:  # of a class written in C nobody can tell
-        return True
+    # an optional argument of another name has another meaning, and a subclass of our Protocol shows `*args, **kwargs`
+    given = [item for item in inspect.signature(make).parameters.values() if item.kind < item.VAR_POSITIONAL]
+    return any(item.default is item.empty or item.name == "context" for item in given)
 
 
 def process_deployer(host: Host, abilities: Abilities, parent: ForkServerProgram | None) -> Deployer:

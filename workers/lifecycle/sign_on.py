@@ -8,15 +8,17 @@ from functools import partial
 
 from flowfleet.errors import FleetError, SettingsError
 from flowfleet.ledger.roster import Roster, WorkerRow
-from flowfleet.retry import Retry, RetrySchedule
+from flowfleet.retry import REPEAT_SECONDS, Retry, RetrySchedule
 from flowfleet.settings.classes import WorkerSettings
 from workers.host import Host
 from workers.state.state_folder import StateFolder, StateLocked, state_root
 
 logger = logging.getLogger(__name__)
 
-#: how a worker that starts waits for Redis and the API
-RETRY = Retry(schedule=partial(RetrySchedule, first_seconds=2.0, longest_seconds=2.0))
+#: how a worker that starts waits for Redis and the API; its earlier runs wait for it, whatever pause an API asks for
+RETRY = Retry(
+    schedule=partial(RetrySchedule, first_seconds=2.0, longest_seconds=2.0, longest_asked_seconds=REPEAT_SECONDS)
+)
 #: seconds that another worker of our name is watched for a sign of life, where the leader has written no other TTL
 WATCH_SECONDS = 20.0
 _LOOK_SECONDS = 0.5

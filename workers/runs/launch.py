@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from flowfleet.api.client import Answer, ApiClient, Job, Mark, StateType, Verdict
-from flowfleet.errors import ApiRejected, ApiUnavailable, DeployError, FleetError, LedgerUnavailable, RunGone
+from flowfleet.errors import ApiRejected, ApiUnavailable, DeployError, LedgerUnavailable, RunGone
 from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import Message
 from flowfleet.ledger.claims import Claim, Claims, Refusal, State
@@ -85,7 +85,7 @@ class Launch:
             logger.exception("a launch failed", extra=fields)
             try:
                 self._recover(message)
-            except (OSError, FleetError) as exc:  # the same full disk, as a rule
+            except Exception as exc:  # noqa: BLE001 - guards Celery's loop: a full disk, a deployer of the user
                 logger.warning("a failed launch is given away later", extra={**fields, "error": str(exc)})
                 self.to_ledger.post(lambda: self._recover(message))
 

@@ -85,7 +85,7 @@ class Shim:
         self, request: dict[str, Any], connection: socket.socket, wake: int, unfit: spawn.ColdReason | None = None
     ) -> None:
         self._request = request
-        self._limits = request["limits"]
+        self._limits = spawn.limits_of(request)
         self._unfit = unfit
         self._folder = str(request["folder"])
         self._connection = connection

@@ -106,7 +106,7 @@ def _become(
 ) -> NoReturn:
     step = "prepare"
     try:
-        _prepare(log, nice=request["limits"]["nice"], proc=proc)
+        _prepare(log, nice=limits_of(request).get("nice", 0), proc=proc)
         if not os.read(gate, 1):
             os._exit(127)  # the shim is gone: this run never began
         step = "cwd"
@@ -136,6 +136,12 @@ def _reason(unfit: ColdReason, request: dict[str, Any]) -> str | None:
         return unfit(request)
     except Exception as exc:  # noqa: BLE001 - guards the forked child: a failed check costs only its warm start
         return f"{type(exc).__name__}: {exc}"
+
+
+def limits_of(request: dict[str, Any]) -> dict[str, Any]:
+    """The limits of the run; a worker of before an upgrade, which starts this file, has them in the request itself."""
+    limits: dict[str, Any] = request.get("limits", request)
+    return limits
 
 
 def _prepare(log: int, *, nice: int, proc: bool) -> None:
