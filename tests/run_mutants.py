@@ -6,8 +6,6 @@ Each line says caught, NOT CAUGHT, or not applicable (the old text does not stan
 faults all named tests are run on a copy without any: they must pass. Exits with 1 unless they do and all are caught.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import os

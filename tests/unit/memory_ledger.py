@@ -1,7 +1,5 @@
 """MemoryLedger: a ledger without Redis, whose claims move by the product's own table, and a clock moved by hand."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
