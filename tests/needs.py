@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 from functools import cache
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
@@ -36,3 +37,11 @@ def namespaces() -> str:
         return f"network namespaces cannot be made here: {made.stderr.strip()}"
     subprocess.run(["ip", "netns", "del", name], check=False)
     return ""
+
+
+def python39() -> str:
+    """A real CPython 3.9, the oldest Python that the shim must run in."""
+    told = os.environ.get("FLOWFLEET_TEST_PYTHON39")
+    found = Path(told) if told else Path(__file__).parents[1] / ".python39" / "python"
+    need(found.exists(), f"a Python 3.9 at {found}: make it by `make python39`")
+    return str(found)

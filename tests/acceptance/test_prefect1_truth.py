@@ -84,6 +84,7 @@ def test_two_real_agents_that_claim_one_run_at_once_start_it_once(reality):
             agent.poke()
         # each has read the queue, and both claims are held before either is done
         until(lambda: reality.api.counted("set_flow_run_states") == before + 2, 14, "both claims")
+        assert reality.api.history(run) == ["Scheduled"]
         reality.api.faults.release()
         assert ended(reality, run) == GOOD
         until(lambda: any("Completed deployment" in agent.all_text() for agent in agents), 30, "the winner to say so")
@@ -120,6 +121,7 @@ def test_the_real_agent_fetches_its_settings_and_ends_after_its_last_poll(realit
     [row] = [each for each in reality.api.agents() if each["name"] == "configured"]
     assert (row["agent_config_id"], row["labels"], row["type"]) == (config, [], "LocalAgent")
     assert row["last_queried"]
+    assert row["core_version"] == "1.4.1"
 
 
 def test_the_real_command_registers_a_file_and_the_second_time_finds_nothing_new(reality):

@@ -1,7 +1,9 @@
 """Arrivals: sees in a server's own command stream when a run is claimed and when its message reaches the queue."""
 
+import re
 import threading
 import time
+from collections import Counter
 from typing import Any, Self
 
 import redis
@@ -48,6 +50,12 @@ class Arrivals:
     def wait_message(self, run_id: str, key: str, seconds: float) -> None:
         """The message of the run is in its queue."""
         self._wait(lambda verb, text: verb == "LPUSH" and key in text, seconds, f"the message of {run_id}")
+
+    def messages(self, fleet: str) -> Counter[str]:
+        """How often each message of the fleet was put into a queue, by its id."""
+        with self._news:
+            sent = [text for verb, text in self._lines if verb == "LPUSH" and fleet in text]
+        return Counter(found for text in sent for found in re.findall(r'"id": "(.+?)"', text))
 
     def forget(self) -> None:
         """Start the next round with an empty memory."""

@@ -82,9 +82,14 @@ def pause(seconds: float) -> None:
 
 
 @pytest.fixture
-def rounds(lawless, valkey):
-    with Arrivals(str(valkey.socket)) as arrivals:
-        yield Rounds(lawless, valkey, arrivals)
+def arrivals(valkey):
+    with Arrivals(str(valkey.socket)) as seen:
+        yield seen
+
+
+@pytest.fixture
+def rounds(lawless, valkey, arrivals):
+    return Rounds(lawless, valkey, arrivals)
 
 
 def numbers(ci: int, full: int):
@@ -143,7 +148,7 @@ CLAIM_STEPS = ("claim.after_ledger", "claim.after_api", "claim.after_accept", "c
 
 
 @pytest.mark.slow
-def test_a_poller_killed_at_any_step_of_a_claim_loses_and_doubles_nothing(make_lawless):
+def test_a_poller_killed_at_any_step_of_a_claim_loses_and_doubles_nothing(make_lawless, arrivals):
     worlds = {step: make_lawless() for step in CLAIM_STEPS}
     runs: dict[str, list[str]] = {}
     for step, world in worlds.items():
@@ -157,6 +162,7 @@ def test_a_poller_killed_at_any_step_of_a_claim_loses_and_doubles_nothing(make_l
     for step, world in worlds.items():
         world.all_once(runs[step], 180)
         world.wait_empty()
+        assert set(arrivals.messages(world.fleet).values()) == {1}, step
 
 
 WORKER_STEPS = (

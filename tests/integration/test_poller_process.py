@@ -220,21 +220,6 @@ def test_a_leader_that_was_frozen_comes_back_as_a_standby_and_doubles_nothing(fl
     assert set(fleet.messages.values()) == {1}
 
 
-# a real worker beside it: tests/chaos/test_rounds.py, in every run
-@pytest.mark.stress
-@pytest.mark.parametrize("step", ["after_ledger", "after_api", "after_accept", "after_publish"])
-def test_a_crash_at_each_step_of_the_claim_loses_no_run_and_starts_none_twice(fleet, step):
-    fleet.worker("a")
-    poller = fleet.poller("one", env={"FLOWFLEET_FAILPOINT": f"claim.{step}:kill"})
-    runs = fleet.runs(3)
-    assert poller.wait(30) == -signal.SIGKILL
-    fleet.poller("two", wait=False)
-    until(lambda: fleet.done(runs), 120, "all runs to end", pause=0.2)
-
-    assert {fleet.starts[run] for run in runs} == {1}
-    assert set(fleet.messages.values()) == {1}
-
-
 def test_what_is_submitted_by_this_fleet_and_unknown_to_it_is_handed_back_at_the_start(fleet):
     (run,) = fleet.runs(1)
     call = "22222222-2222-4222-8222-222222222222"

@@ -14,6 +14,7 @@ from flowfleet.errors import ApiRejected, ApiUnavailable, RunGone, UnsupportedRu
 from flowfleet.flow_run import Offer, claim_id
 from tests.integration.claiming import ago, race
 from tests.integration.one_server import MARK, OneServer
+from tests.prefect1_plain import Prefect1Plain
 from tests.waiting import until
 
 
@@ -262,6 +263,7 @@ def test_the_label_rule_is_the_servers_and_ours(server, run_labels, agent_labels
     run_id = server.scheduled(run_labels)
     found = server.due(*agent_labels)
     assert [run.run_id for run in found] == ([run_id] if given else [])
+    assert Prefect1Plain(server.api.url).queue(server.api.tenant, agent_labels) == ([run_id] if given else [])
     assert all(server.offer(*agent_labels).serves(run.route) for run in found)
 
 

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import threading
 
 import pytest
 import requests
@@ -61,22 +60,6 @@ def test_a_hung_request_does_nothing_and_a_late_one_is_done_after_its_client_has
 
     api.faults.release()
     until(lambda: api.history(run) == ["Scheduled", "Cancelled"], 30, "the late cancel")
-
-
-def test_held_requests_are_done_at_once_when_they_are_let_go(api, asker, run):
-    api.faults.held("set_flow_run_states", times=2)
-    answers = []
-    threads = [
-        threading.Thread(target=lambda: answers.append(asker.set_states((run, "Submitted", 1)))) for _ in range(2)
-    ]
-    for thread in threads:
-        thread.start()
-    until(lambda: api.counted("set_flow_run_states") == 2, 30, "both requests")
-    assert api.history(run) == ["Scheduled"]
-    api.faults.release()
-    for thread in threads:
-        thread.join(60)
-    assert sorted("errors" in answer for answer in answers) == [False, True]
 
 
 def test_one_field_is_refused_before_or_after_it_was_done_and_the_others_are_not(api, asker):

@@ -253,12 +253,15 @@ def test_a_retry_inside_the_process_is_held_and_can_be_ended(pool, deployment):
 @pytest.mark.parametrize(("leaves_its_process", "verdict"), [(False, Verdict.ACCEPTED), (True, Verdict.REFUSED)])
 def test_a_paused_run_is_ended_only_if_it_waits_inside_its_process(pool, deployment, leaves_its_process, verdict):
     """A suspended one has left its process on purpose and comes back as a Scheduled run."""
+    mark = Mark(fleet=f"fleet-{uuid.uuid4().hex[:6]}", worker="w@one")
     run, _ = pool.taken(deployment)
     pool.set_state(run, "RUNNING")
+    pool.client.claims.started(run, mark, 12)
     later = ago(-600).isoformat()
     details = {"pause_timeout": later, "pause_key": "k", "pause_reschedule": leaves_its_process}
     assert pool.set_state(run, "PAUSED", **details)["status"] == "ACCEPT"
     assert pool.client.ends.states([run])[run].held is not leaves_its_process
+    assert [item.state.run_id for item in pool.client.unfinished(mark)] == ([] if leaves_its_process else [run])
     assert pool.client.ends.report(run, StateType.CRASHED, "was killed by SIGKILL", MARK).verdict is verdict
     assert pool.state(run)["type"] == ("PAUSED" if leaves_its_process else "CRASHED")
 
@@ -314,19 +317,6 @@ def test_a_run_that_another_fleet_claimed_in_its_second_life_is_not_ours_by_its_
 
     assert pool.client.unfinished(mark) == []
     assert [item.state.run_id for item in pool.client.unfinished(neighbour)] == [run]
-
-
-@pytest.mark.parametrize("leaves_its_process", [True, False])
-def test_a_suspended_run_has_no_process_and_is_not_unfinished_but_a_paused_one_is(pool, deployment, leaves_its_process):
-    mark = Mark(fleet=f"fleet-{uuid.uuid4().hex[:6]}", worker="w@one")
-    run = pool.scheduled(deployment, ago(9))
-    pool.set_state(run, "PENDING")
-    pool.set_state(run, "RUNNING")
-    pool.client.claims.started(run, mark, 12)
-    timeout = ago(-300).isoformat()
-    pool.set_state(run, "PAUSED", pause_timeout=timeout, pause_reschedule=leaves_its_process)
-
-    assert [item.state.run_id for item in pool.client.unfinished(mark)] == ([] if leaves_its_process else [run])
 
 
 def test_the_sweep_reads_all_pages(pool, deployment, monkeypatch):

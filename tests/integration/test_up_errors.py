@@ -1,10 +1,11 @@
 """Errors of `up`: each is one sentence with its documented exit code, and nothing is left running."""
 
-import fcntl
 import json
 import os
 import socket
+from contextlib import closing
 
+from flowfleet.local.data_folder import DataFolder
 from tests.scripted_graphql import Said, ScriptedGraphQL
 from tests.valkey import Valkey, free_port
 
@@ -40,12 +41,11 @@ def test_a_folder_that_cannot_be_written(up):
 
 def test_a_second_up_in_the_same_folder(up):
     run = up("--redis", f"redis://127.0.0.1:{free_port()}/0")
-    run.data.mkdir()
-    with (run.data / "up.lock").open("w") as holder:
-        fcntl.flock(holder, fcntl.LOCK_EX)
-        os.write(holder.fileno(), b"4711")
+    with closing(DataFolder.open(run.data)):
+        error, _ = refused(run, 2)
 
-        assert "pid 4711" in refused(run, 2)[0]
+    assert f"pid {os.getpid()}" in error
+    assert "--data-dir" in error
 
 
 def test_a_redis_that_is_not_there(up):

@@ -123,13 +123,6 @@ def test_a_note_finds_its_process_and_no_other_with_the_same_pid(folder):
     assert Part.left("nothing", folder) is None
 
 
-def test_the_data_folder_is_for_one_up_at_a_time(tmp_path, folder):
-    with pytest.raises(SettingsError, match=f"pid {os.getpid()}") as caught:
-        DataFolder.open(folder.path)
-
-    assert "--data-dir" in str(caught.value)
-
-
 def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SettingsError, match="--data-dir"):

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from tests.bench_of_runs import FULL, BenchOfRuns
-from tests.python39 import python39
+from tests.needs import python39
 
 # the same facts of runs whose shim has the oldest Python
 from tests.unit.test_shim import (  # noqa: F401
