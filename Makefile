@@ -127,7 +127,7 @@ bench: install prefect1
 	@$(BIN)/python benchmarks/bench.py $(BENCH_ARGS)
 
 mutants: install
-	@$(BIN)/python tests/run_mutants.py $(MUTANTS)
+	@$(BIN)/python benchmarks/mutants.py $(MUTANTS)
 
 stress: install prefect1
 	@$(BIN)/python -m pytest -m "stress or slow" tests/chaos tests/integration tests/acceptance $(PYTEST_ARGS)

@@ -1,1 +1,1 @@
-"""Benchmarks: flowfleet beside Prefect's own worker."""
+"""Benchmarks: flowfleet beside Prefect's own worker, and the tests against seeded faults."""

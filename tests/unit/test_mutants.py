@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 import flowfleet
-from tests import run_mutants
+from benchmarks import mutants as seeded
 
 TREE = Path(__file__).parents[2]
 #: the tree too, or where the wheel is installed
@@ -12,8 +12,8 @@ PRODUCT = Path(flowfleet.__file__).parents[1]
 
 
 def test_each_old_text_stands_exactly_once_and_the_tests_that_must_catch_it_are_there():
-    mutants = run_mutants.read()
-    text = "\0".join(path.read_text() for path in run_mutants.sources(PRODUCT))
+    mutants = seeded.read()
+    text = "\0".join(path.read_text() for path in seeded.sources(PRODUCT))
     wrong = [f"{one.name}: its old text stands {n} times" for one in mutants if (n := text.count(one.old)) != 1]
     wrong += [f"{one.name}: changes nothing" for one in mutants if one.old == one.new]
     wrong += [f"{one.name}: there is no {test}" for one in mutants for test in one.tests if not _there(test)]

@@ -1,6 +1,6 @@
 """Seeded mutants: puts each fault of tests/mutants.toml into a copy of the tree, and runs the tests that must catch it.
 
-    python tests/run_mutants.py [--tree TREE] [--list FILE] [--jobs N] [NAME…]
+    python benchmarks/mutants.py [--tree TREE] [--list FILE] [--jobs N] [NAME…]
 
 Each line says caught, NOT CAUGHT, or not applicable (the old text does not stand there exactly once). Before the
 faults all named tests are run on a copy without any: they must pass. Exits with 1 unless they do and all are caught.
@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
+TREE = Path(__file__).resolve().parent.parent
 ROOMS = ("flowfleet", "poller", "workers")
 #: one mutant may take this long: a fault may let every wait of a test run out
 SECONDS = 300.0
@@ -53,7 +53,7 @@ class Mutant:
         path.write_text(path.read_text().replace(self.old, self.new))
 
 
-def read(path: Path = HERE / "mutants.toml") -> list[Mutant]:
+def read(path: Path = TREE / "tests/mutants.toml") -> list[Mutant]:
     """The mutants of a list."""
     return [Mutant(**{**row, "tests": tuple(row["tests"])}) for row in tomllib.loads(path.read_text())["mutant"]]
 
@@ -124,8 +124,8 @@ def main(args: Sequence[str]) -> int:
     """Try the mutants that are named, else all; 0 when all are caught."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME")
-    parser.add_argument("--tree", type=Path, default=HERE.parent)
-    parser.add_argument("--list", type=Path, default=HERE / "mutants.toml")
+    parser.add_argument("--tree", type=Path, default=TREE)
+    parser.add_argument("--list", type=Path, default=TREE / "tests/mutants.toml")
     parser.add_argument("--jobs", type=int, default=2)
     given = parser.parse_args(args)
     tree, known = given.tree.resolve(), {mutant.name: mutant for mutant in read(given.list)}
