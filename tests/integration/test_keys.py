@@ -1,5 +1,6 @@
 """Keys of the Prefect API: replaced while poller and worker run, and never shown."""
 
+import json
 import signal
 import subprocess
 import uuid
@@ -94,12 +95,17 @@ def test_a_hangup_ends_nothing_and_brings_the_new_key_into_use(fleet, keyed, tmp
     assert NEXT not in part.all_text()
 
 
-def test_a_hangup_while_a_part_waits_for_redis_or_a_key_ends_nothing(fleet):
-    part = start(fleet, "poller", FLOWFLEET_REDIS=f"redis://127.0.0.1:{free_port()}/0")
-    until(lambda: "does not answer" in part.text(), 30, "the waiting")
+@pytest.mark.parametrize("kind", ["poller", "worker"])
+def test_a_redis_that_is_away_is_waited_for_which_a_hangup_does_not_end_and_a_stop_does(fleet, kind):
+    part = start(fleet, kind, FLOWFLEET_REDIS=f"redis://127.0.0.1:{free_port()}/0")
+    until(lambda: "does not answer, waiting" in part.text(), 30, "the waiting")
     part.signal(signal.SIGHUP)
     with pytest.raises(subprocess.TimeoutExpired):
         part.wait(1.0)
+    status, body = part.ask("/api/health")
+    assert (status, json.loads(body)["waits_for"]) == (200, "Redis")
+    assert part.ask("/api/ready")[0] == 503
+    assert part.stop(10) == 0
 
 
 @pytest.mark.parametrize("kind", ["poller", "worker"])

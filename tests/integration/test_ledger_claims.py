@@ -331,11 +331,8 @@ def test_a_hand_back_names_one_mover(world):
 # cancel, reading, records
 
 
-def test_a_cancel_of_an_unknown_run_is_refused(world):
+def test_a_cancel_leaves_the_state_and_says_so_on_the_claim_if_there_is_one(world):
     assert world.claims.cancel(str(uuid.uuid4())).refusal is Refusal.UNKNOWN
-
-
-def test_a_cancel_leaves_the_state_and_says_so_on_the_claim(world):
     claim = world.bring(State.RUNNING)
 
     assert world.claims.cancel(claim.run_id).claim.cancel

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from flowfleet.ledger.claims import Lease, Refusal, State
+from flowfleet.ledger.claims import Lease, State
 from tests.ledger_world import LedgerWorld
 from tests.valkey import Valkey
 
@@ -102,23 +102,6 @@ def test_empty_tells_whether_there_is_any_claim(world):
     assert world.gate.empty()
     world.bring(State.ENDED)
     assert not world.gate.empty()
-
-
-@pytest.mark.parametrize("aof", [True, False])
-def test_a_restarted_redis_shuts_the_gate_with_and_without_its_data(aof):
-    with Valkey.private(tcp=True, aof=aof) as server:
-        world = LedgerWorld(server.url).up()
-        before = world.gate.server()
-        server.restart()
-
-        assert world.gate.server() != before
-        assert not world.gate.is_open()
-        assert (world.gate.leader() is not None) == aof
-        assert world.claim()[0].refusal is (Refusal.GATE if aof else Refusal.TERM)
-        if not aof:
-            world.lead()
-        world.open()
-        assert world.gate.is_open()
 
 
 def test_the_leaders_numbers_reach_the_workers(world):

@@ -305,16 +305,24 @@ def test_redis_without_its_data_is_rebuilt_from_the_hosts():
         assert renewal.reasserted == {claim.run_id for claim in claims}
         assert {c.run_id: c.state for c in world.claims.live()} == {c.run_id: c.state for c in claims}
         assert world.gate.leader() is None
+        assert world.claim()[0].refusal is Refusal.TERM
         world.lead()
         assert world.claim()[0].refusal is Refusal.GATE
+        world.open()
+        assert world.gate.is_open()
 
 
 def test_redis_with_its_data_lets_nothing_begin_until_the_gate_is_opened():
     with Valkey.private(tcp=True, aof=True) as server:
         world = LedgerWorld(server.url).up()
         queued, taken, running = world.bring(State.QUEUED), world.bring(State.TAKEN), world.bring(State.RUNNING)
+        before = world.gate.server()
         server.restart()
 
+        assert world.gate.server() != before
+        assert not world.gate.is_open()
+        assert world.gate.leader() is not None
+        assert world.claim()[0].refusal is Refusal.GATE
         assert world.claims.start(taken.run_id, taken.claim, "w@h", "n1").refusal is Refusal.GATE
         assert world.claims.take(queued.run_id, queued.claim, "w@h", "n1").refusal is Refusal.GATE
         assert world.claims.end(running.run_id, running.claim, "w@h", {"code": 0, "last_lines": []}).moved

@@ -303,10 +303,3 @@ def test_what_waiting_cannot_cure_is_one_sentence_and_its_code(fleet, options, e
     assert done.returncode == code
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("Error: ")
-
-
-def test_redis_that_is_not_there_is_waited_for(fleet):
-    poller = fleet.poller(wait=False, env={"FLOWFLEET_REDIS": f"redis://127.0.0.1:{free_port()}/0"})
-    until(lambda: "does not answer" in poller.text(), 20, "the outage to be said")
-
-    assert poller.stop(10) == 0

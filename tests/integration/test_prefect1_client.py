@@ -275,19 +275,6 @@ def test_any_label_makes_a_route_that_leads_back_to_it(server, label):
     assert type(run.route).parse(str(run.route)) == run.route
 
 
-def test_many_label_sets_are_asked_for_in_one_request_and_stay_in_the_servers_list(server):
-    offers = [server.offer(f"host{number}", "x") for number in range(4)]
-    server.client.backlog.due(offers, within_seconds=60, limit=100)
-    asked = server.api.counted("get_runs_in_queue")
-    server.client.backlog.due(offers, within_seconds=60, limit=100)
-
-    assert server.api.counted("get_runs_in_queue") == asked + 1
-    agents = server.api.agents()
-    assert {(agent["type"], agent["name"]) for agent in agents} == {("LocalAgent", "agent")}
-    assert sorted(tuple(agent["labels"]) for agent in agents) == sorted(offer.labels for offer in offers)
-    assert all(agent["last_queried"] for agent in agents)
-
-
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
@@ -306,12 +293,6 @@ def test_a_run_that_no_worker_here_can_start_is_counted_and_not_handed_out(serve
     assert words in found.unfit[0].reason
     with pytest.raises(UnsupportedRun, match=words):
         server.client.jobs.job(run_id)
-
-
-def test_a_universal_run_is_started_with_its_env(server):
-    flow = server.api.add_flow("any", run_config={"type": "UniversalRun", "env": {"A": "b"}, "labels": ["x"]})
-    run_id = server.api.add_run(flow, start=ago(1))
-    assert server.client.jobs.job(run_id).env == {"A": "b"}
 
 
 def test_runs_whose_labels_nobody_has_are_told(server):
@@ -362,6 +343,8 @@ def test_a_job_says_what_to_run_and_the_engines_command_is_that_of_the_prefect_t
     job = server.client.jobs.job(run_id)
     assert (job.env, job.working_dir, job.flow_name) == ({"A": "1"}, "/srv", "flow")
     assert server.client.jobs.engine_command("/py", job, "1.4.1") == ("/py", "-m", "prefect", "execute", "flow-run")
+    either = server.api.add_flow("any", run_config={"type": "UniversalRun", "env": {"A": "b"}, "labels": ["x"]})
+    assert server.client.jobs.job(server.api.add_run(either, start=ago(1))).env == {"A": "b"}
     old = server.api.add_flow("old", core_version="0.12.6+7.gabc")
     job = server.client.jobs.job(server.api.add_run(old, labels=["x"]))
     commands = [
@@ -418,14 +401,18 @@ def test_a_poll_asks_once_for_ids_and_once_for_what_they_are_and_lists_them_by_t
     assert server.api.counted() == asked + 2
 
 
-def test_an_agent_is_registered_once_for_each_label_set_and_way_of_starting_with_its_config(server):
+def test_many_label_sets_are_asked_for_in_one_request_by_agents_that_are_registered_once_with_their_config(server):
     config = str(uuid.uuid4())
     client = Prefect1(server.client.graphql, agent_name="named", agent_config_id=config)
     offers = [server.offer("x"), server.offer("x"), server.offer("x", deploy="docker"), server.offer("x", "y")]
+    asked = []
     for _ in range(2):
         client.backlog.due(offers, within_seconds=60, limit=10)
+        asked.append(server.api.counted("get_runs_in_queue"))
 
+    assert asked[1] == asked[0] + 1
     agents = server.api.agents()
+    assert all(agent["last_queried"] for agent in agents)
     found = sorted((agent["type"], agent["labels"]) for agent in agents)
     assert found == [("DockerAgent", ["x"]), ("LocalAgent", ["x"]), ("LocalAgent", ["x", "y"])]
     assert {(agent["name"], agent["agent_config_id"]) for agent in agents} == {("named", config)}

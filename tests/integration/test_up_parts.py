@@ -73,21 +73,14 @@ def test_a_part_is_apart_logs_to_its_file_and_ends_in_order(folder):
     assert not folder.note("part").exists()
 
 
-def test_a_part_that_ignores_term_is_killed_with_its_group(folder):
-    part = _child(folder, STUBBORN, grace=0.3)
+@pytest.mark.parametrize(("grace", "hurry"), [(0.3, False), (60, True)], ids=["after its grace", "at a second signal"])
+def test_a_part_that_ignores_term_is_killed_with_its_group(folder, grace, hurry):
+    part = _child(folder, STUBBORN, grace=grace)
     grandchild = int(_said(part))
-    part.stop()
+    part.stop(lambda: hurry)
 
     assert part.ended() == "was killed by signal 9"
     until(lambda: not processes.alive(grandchild), 5, "the grandchild to go")
-
-
-def test_a_second_signal_cuts_the_grace_short(folder):
-    part = _child(folder, STUBBORN, grace=60)
-    _said(part)
-    part.stop(lambda: True)
-
-    assert part.ended() == "was killed by signal 9"
 
 
 def test_a_part_that_dies_while_starting_is_told_with_its_last_lines(folder):
@@ -134,8 +127,11 @@ def test_the_data_folder_follows_xdg():
     assert default_path({"HOME": "/home/a"}) == Path("/home/a/.local/share/flowfleet")
 
 
-def test_up_json_is_whole_or_absent_and_goes_with_up(tmp_path):
+def test_up_json_is_whole_or_absent_and_goes_with_up_also_that_of_one_that_was_killed(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "up.json").write_text('{"parts": {"poller": {"pid": 4711}}}')
     opened = DataFolder.open(tmp_path / "data")
+    assert not opened.state_file.exists()
     opened.write_state({"api": "x"})
     assert json.loads(opened.state_file.read_text()) == {"api": "x"}
     assert list(opened.path.glob("*.new")) == []
@@ -255,8 +251,7 @@ def test_up_resumes_its_own_workers_and_no_others(folder, valkey, wanted, word):
             offer = Offer(backend="prefect3", pools=("p",))
             ledger.roster.sign_on(WorkerRow(worker=worker, nonce="n", offer=offer, routes=(), slots=1, version="1"))
             ledger.roster.want(worker, wanted)
-        stack = Stack(settings=settings, folder=folder, environ={}, say=said.append, pause=lambda seconds: None)
-        stack.resume(["worker"])
+        _stack(folder, settings, said.append).resume(["worker"])
         now = {row.worker: row.wanted for row in ledger.roster.rows()}
     finally:
         ledger.close()
@@ -275,15 +270,6 @@ def test_an_adopted_server_goes_with_all_that_it_has_started(folder):
     assert not processes.alive(grandchild)
     assert part.ended() == "was killed by signal 15"
     assert not folder.note("part").exists()
-
-
-def test_an_up_json_of_an_up_that_was_killed_is_gone_before_anything_is_started(tmp_path):
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "up.json").write_text('{"parts": {"poller": {"pid": 4711}}}')
-    opened = DataFolder.open(tmp_path / "data")
-
-    assert not opened.state_file.exists()
-    opened.close()
 
 
 def test_the_port_of_its_own_leftover_server_is_free_again_when_it_is_looked_at(folder, monkeypatch):

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from tests.valkey import Valkey, free_port
-from tests.waiting import SCALE, until
+from tests.waiting import SCALE
 
 
 def start(fleet, *options, **env):
@@ -95,16 +95,6 @@ def test_variables_of_celery_change_nothing_and_flows_keep_them(lawless, tmp_pat
     worker = ready(lawless, "--python", str(python), CELERY_BROKER_URL=nowhere, CELERY_BROKER_READ_URL=nowhere)
     assert "variables of Celery are ignored" in worker.text()
     assert (tmp_path / "seen").read_text().strip() == nowhere
-
-
-def test_a_redis_that_is_away_is_said_and_waited_for_and_a_stop_ends_the_waiting(lawless):
-    worker = start(lawless, FLOWFLEET_REDIS=f"redis://127.0.0.1:{free_port()}/0")
-    until(lambda: "does not answer, waiting" in worker.text(), 30, "the sentence")
-    status, body = worker.ask("/api/health")
-    assert (status, json.loads(body)["waits_for"]) == (200, "Redis")
-    assert worker.ask("/api/ready")[0] == 503
-    worker.signal(signal.SIGTERM)
-    assert worker.wait(10) == 0
 
 
 def test_a_refused_password_ends_with_4_and_never_shows_it(lawless):

@@ -217,22 +217,14 @@ def kept(world, where="", status=503):
     return message
 
 
-def test_a_report_is_on_disk_and_sent_again_until_the_api_takes_it(world):
-    # a 500 is never asked again by the session: each try is one of the report itself
-    message = kept(world, "set_state", 500)
+# a 500 is never asked again by the session: each try is one of the report itself
+@pytest.mark.parametrize(("where", "status"), [("set_state", 500), ("", 503)])
+def test_a_report_is_on_disk_and_sent_again_until_the_api_takes_it(world, where, status):
+    message = kept(world, where, status)
     sent = world.api.counted("set_state")
     until(lambda: world.api.counted("set_state") > sent, 20, "the report to be sent again")
     assert world.ledger.claims.get(message.run_id).state == "ended"
     until(lambda: world.service.slots.in_use() == 0, 5, "the slot to be free, though the end is not told yet")
-    world.api.heal()
-    world.wait_gone(message, 40)
-
-    assert "exited with code 3" in world.told(message)
-    assert list(world.state.outbox) == []
-
-
-def test_an_end_while_the_api_is_away_is_on_disk_and_told_when_it_is_back(world):
-    message = kept(world)
     world.api.heal()
     world.wait_gone(message, 60)
 
