@@ -254,6 +254,11 @@ class WorkerWorld:
         assert service is not None
         until(lambda: service.slots.in_use() == 0, 10, "the slots to be free")
 
+    def wait_handed_back(self, message: Message) -> None:
+        """Wait until nothing of a run that went back is left here."""
+        self.wait_free()
+        until(lambda: not self.run_folder(message).path.exists(), 30, "the folder to be removed")
+
     def marking(self) -> str:
         """What a run executes to show that it has begun."""
         return f"open({str(self.folder / 'mark')!r}, 'a').write('ran;')"

@@ -18,6 +18,7 @@ from tests.world import BIN
 
 POOL = "11111111-1111-4111-8111-111111111111"
 ROUTE = Route("prefect3", POOL, "default")
+NO_API = {"PREFECT_API_URL": "http://127.0.0.1:1/api"}
 
 
 def _run(*argv, **variables):
@@ -104,16 +105,14 @@ def test_doctor_judges_redis_api_and_fleet(fleet_of_one):
 
 def test_doctor_sees_a_cluster_an_eviction_policy_and_a_wrong_password():
     with Valkey.private(tcp=True, config=["--cluster-enabled", "yes"]) as server:
-        variables = {"FLOWFLEET_REDIS": server.tcp_url, "PREFECT_API_URL": "http://127.0.0.1:1/api"}
-        asked(5, "flowfleet", "doctor", says=["Cluster"], **variables)
+        asked(5, "flowfleet", "doctor", says=["Cluster"], FLOWFLEET_REDIS=server.tcp_url, **NO_API)
         asked(4, "flowfleet", "status", errs=["is a cluster, which Celery cannot use"], FLOWFLEET_REDIS=server.tcp_url)
     evicting = ["--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru"]
     with Valkey.private(tcp=True, password="right-one", config=evicting) as server:
-        variables = {"FLOWFLEET_REDIS": server.tcp_url, "PREFECT_API_URL": "http://127.0.0.1:1/api"}
-        done = asked(5, "flowfleet", "doctor", says=["fail redis eviction"], **variables)
+        done = asked(5, "flowfleet", "doctor", says=["fail redis eviction"], FLOWFLEET_REDIS=server.tcp_url, **NO_API)
         assert "right-one" not in done.stdout + done.stderr
-        wrong = {**variables, "FLOWFLEET_REDIS": server.tcp_url.replace("right-one", "wrong-one")}
-        done = asked(5, "flowfleet", "doctor", says=["refuses"], **wrong)
+        wrong = server.tcp_url.replace("right-one", "wrong-one")
+        done = asked(5, "flowfleet", "doctor", says=["refuses"], FLOWFLEET_REDIS=wrong, **NO_API)
         assert "wrong-one" not in done.stdout + done.stderr
 
 
@@ -141,7 +140,7 @@ def test_a_bare_command_is_help_and_success(argv):
 
 
 def test_explain_of_an_unknown_run_says_so(fleet_of_one):
-    variables = {"PREFECT_API_URL": "http://127.0.0.1:1/api", **fleet_of_one[1]}
+    variables = {**NO_API, **fleet_of_one[1]}
     asked(0, "flowfleet", "explain", "22222222-2222-4222-8222-222222222222", says=["knows nothing of it"], **variables)
 
 
@@ -233,8 +232,7 @@ def test_doctor_without_an_api_address_checks_all_else(fleet_of_one, tmp_path):
 
 
 def test_doctor_with_an_address_that_is_no_redis_still_asks_the_api():
-    api = "http://127.0.0.1:1/api"
-    done = asked(5, "flowfleet", "doctor", "--redis", "rediss://box/0", says=["fail api: "], PREFECT_API_URL=api)
+    done = asked(5, "flowfleet", "doctor", "--redis", "rediss://box/0", says=["fail api: "], **NO_API)
 
     assert done.stderr == ""
     assert "begins with rediss://, which is not supported: use redis://HOST:PORT/DB" in " ".join(done.stdout.split())

@@ -1,15 +1,20 @@
-"""Store and hints: addresses, what cannot be used, outages, counters, and "look now" over publish/subscribe."""
+"""Store, messages and hints: addresses, what cannot be used, outages, counters, and "look now" over pub/sub."""
 
+import json
 import socket
 import threading
 import time
+import uuid
 from contextlib import suppress
 
 import pytest
 
+from flowfleet.broker import Publisher, make_app, queue_key
 from flowfleet.errors import LedgerUnavailable, LedgerUnusable
+from flowfleet.flow_run import Message
 from flowfleet.ledger import connect
 from flowfleet.ledger.claims import State
+from flowfleet.ledger.login import Login
 from flowfleet.ledger.store import redacted
 from tests.ledger_world import LedgerWorld, held, route, row
 from tests.valkey import Valkey, free_port
@@ -205,6 +210,34 @@ def test_a_full_redis_is_waited_for():
             client.config_set("maxmemory", 1)
         with pytest.raises(LedgerUnavailable, match="cannot write now"):
             world.claim()
+
+
+# messages
+
+
+@pytest.mark.parametrize("way", ["tcp_url", "socket_url"])
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_message_reaches_the_queue_beside_the_ledger_with_a_password(locked, way, apart):
+    """The password stands in the address, or was given apart from it."""
+    url = plain = getattr(locked, way)
+    if apart:
+        login, _, place = url.rpartition("@")
+        plain = login.partition("://")[0] + "://" + place
+    fleet = f"f{uuid.uuid4().hex[:8]}"
+    sent = Message(run_id=str(uuid.uuid4()), claim=str(uuid.uuid4()), route=route())
+    Publisher(make_app(plain, fleet=fleet, login=Login(lambda: url) if apart else None)).publish(sent)
+
+    ledger = connect(url, fleet)
+    (raw,) = ledger.store.client.lrange(queue_key(fleet, sent.route), 0, -1)
+    assert json.loads(raw)["headers"]["id"] == sent.task_id
+    ledger.close()
+
+
+def test_a_refused_password_of_a_message_is_said_without_it(locked):
+    app = make_app(f"redis://:wrong-secret@127.0.0.1:{locked.port}/0", fleet="x")
+    with pytest.raises(LedgerUnavailable) as caught:
+        Publisher(app).publish(Message(run_id=str(uuid.uuid4()), claim=str(uuid.uuid4()), route=route()))
+    assert "wrong-secret" not in str(caught.value)
 
 
 # hints

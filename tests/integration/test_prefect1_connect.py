@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.integration.test_prefect1_worker_process import python
 from tests.prefect1_api import Prefect1Api
 from tests.valkey import free_port
 from tests.waiting import until
@@ -31,15 +32,6 @@ def keyed() -> Iterator[Prefect1Api]:
         yield served
 
 
-@pytest.fixture
-def python(tmp_path) -> str:
-    """An interpreter that says no more than which Prefect it has."""
-    path = tmp_path / "python"
-    path.write_text("#!/bin/sh\necho 1.4.1\n")
-    path.chmod(0o755)
-    return str(path)
-
-
 def start(world: World, part: str, *options: str, **env: str) -> Part:
     return world.start(part, part, options, env, wait=False)
 
@@ -54,8 +46,8 @@ def test_a_poller_starts_with_prefect_1s_own_settings_alone(world, api):
     assert "backend=prefect1" in done.stderr
 
 
-def test_a_poller_and_a_worker_ask_an_address_which_api_it_is(world, api, python):
-    worker = start(world, "worker", "--api", api.url, "--python", python, "-l", "a")
+def test_a_poller_and_a_worker_ask_an_address_which_api_it_is(world, api, tmp_path):
+    worker = start(world, "worker", "--api", api.url, "--python", str(python(tmp_path, "1.4.1")), "-l", "a")
     done = world.command("poller", "start", "--max-polls", "1", "--api", f"{api.url}/graphql")
     assert done.returncode == 0, done.stderr
     says(worker, "the API was asked which it is")
@@ -93,9 +85,9 @@ def test_an_api_that_comes_up_later_is_found(world):
 
 
 @pytest.mark.parametrize("kind", ["poller", "worker"])
-def test_the_page_of_who_waits_becomes_that_of_who_works(world, python, kind):
+def test_the_page_of_who_waits_becomes_that_of_who_works(world, tmp_path, kind):
     port = free_port()
-    of_worker = ("--python", python) if kind == "worker" else ()
+    of_worker = ("--python", str(python(tmp_path, "1.4.1"))) if kind == "worker" else ()
     part = start(world, kind, "--api", f"http://127.0.0.1:{port}", *of_worker)
     says(part, "does not answer, waiting")
     with Prefect1Api(port=port):

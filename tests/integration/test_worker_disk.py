@@ -90,8 +90,6 @@ def test_a_start_that_fails_on_a_full_disk_gives_claim_and_slot_back_once_there_
     assert world.ledger.claims.get(message.run_id).state == "starting"
     disk.full = False
     until(lambda: world.ledger.claims.get(message.run_id) is None, 10, "the claim to be handed back")
-    world.wait_free()
+    world.wait_handed_back(message)
 
     assert world.api.state(message.run_id)["type"] == "SCHEDULED"
-    folder = world.run_folder(message)
-    until(lambda: not folder.path.exists(), 5, "the folder to be removed")

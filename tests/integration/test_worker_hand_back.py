@@ -26,13 +26,13 @@ class Broken(Failpoints):
 
 
 def broken_launch(world, place, *happens):
-    """A run whose launch breaks off at `place` after these have happened to it; its message and its folder."""
+    """A run whose launch breaks off at `place` after these have happened to it; its message."""
     broken = Broken(place, *happens)
     world.start(failpoints=broken)
     message = broken.message = world.claim(world.create("/bin/true"))
     world.publisher.publish(message)
     until(lambda: broken.done, 10, "the launch to break off")
-    return message, world.run_folder(message)
+    return message
 
 
 def cancelled_at_the_api(world):
@@ -43,30 +43,25 @@ def lost_by_redis(world):
     return lambda message: world.ledger.lose(world.ledger.claims.get(message.run_id))
 
 
-def wait_handed_back(world, folder):
-    world.wait_free()
-    until(lambda: not folder.path.exists(), 30, "the folder to be removed")
-
-
 @pytest.mark.parametrize("place", ["take.after_move", "start.after_move", "start.before_fork"])
 def test_a_cancel_at_the_api_that_meets_a_hand_back_is_told_as_done(world, place):
-    message, folder = broken_launch(world, place, cancelled_at_the_api(world))
+    message = broken_launch(world, place, cancelled_at_the_api(world))
     world.wait_gone(message)
-    wait_handed_back(world, folder)
+    world.wait_handed_back(message)
 
     assert world.api.state(message.run_id)["type"] == "CANCELLED"
 
 
 def test_a_run_whose_claim_redis_has_lost_before_the_fork_goes_back_to_the_api(world):
-    message, folder = broken_launch(world, "start.before_fork", lost_by_redis(world))
-    wait_handed_back(world, folder)
+    message = broken_launch(world, "start.before_fork", lost_by_redis(world))
+    world.wait_handed_back(message)
 
     assert world.api.history(message.run_id) == ["Scheduled", "Submitted", "Launching", "Scheduled"]
 
 
 def test_a_cancel_of_a_run_whose_claim_redis_has_lost_is_told_as_done(world):
-    message, folder = broken_launch(world, "start.before_fork", lost_by_redis(world), cancelled_at_the_api(world))
-    wait_handed_back(world, folder)
+    message = broken_launch(world, "start.before_fork", lost_by_redis(world), cancelled_at_the_api(world))
+    world.wait_handed_back(message)
 
     assert world.api.state(message.run_id)["type"] == "CANCELLED"
 
@@ -81,8 +76,8 @@ def test_a_lost_claim_that_a_late_renewal_has_written_again_goes_all_the_same(wo
         return outcome
 
     monkeypatch.setattr(world.ledger.claims, "give_back", renewed_meanwhile)
-    message, folder = broken_launch(world, "start.before_fork", lost_by_redis(world), cancelled_at_the_api(world))
-    wait_handed_back(world, folder)
+    message = broken_launch(world, "start.before_fork", lost_by_redis(world), cancelled_at_the_api(world))
+    world.wait_handed_back(message)
 
     assert world.api.state(message.run_id)["type"] == "CANCELLED"
     assert world.ledger.claims.get(message.run_id) is None
@@ -97,7 +92,7 @@ def test_a_run_that_somebody_has_claimed_since_redis_lost_ours_is_theirs_to_canc
         return tell(run_id, *rest, **named)
 
     monkeypatch.setattr(world.client.ends, "hand_back", claimed_meanwhile)
-    message, folder = broken_launch(world, "start.before_fork", lost_by_redis(world), cancelled_at_the_api(world))
-    wait_handed_back(world, folder)
+    message = broken_launch(world, "start.before_fork", lost_by_redis(world), cancelled_at_the_api(world))
+    world.wait_handed_back(message)
 
     assert world.api.state(message.run_id)["type"] == "CANCELLING"

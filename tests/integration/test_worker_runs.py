@@ -46,23 +46,21 @@ def test_a_run_goes_from_its_message_to_its_release(world, service):
     assert message.run_id not in page
 
 
-def test_a_code_other_than_0_is_told_as_a_crash_with_its_sentence(world, service):
-    message = world.submit("print('last words'); raise SystemExit(3)")
-    record = world.wait_gone(message)
+@pytest.mark.parametrize(
+    ("started", "words"),
+    [
+        pytest.param(command("print('last words'); exit(3)"), ["exited with code 3", "last words"], id="a code"),
+        pytest.param(command("pass"), ["exited 0 without reporting an end"], id="no end, looked at twice"),
+        pytest.param("/no/such/program", ["/no/such/program"], id="no start"),
+    ],
+)
+def test_what_ends_without_a_word_is_told_as_a_crash_with_its_sentence(world, service, started, words):
+    message = world.submit_command(started)
 
-    state = world.api.state(message.run_id)
-    assert state["type"] == "CRASHED"
-    assert "exited with code 3" in state["message"]
-    assert "last words" in state["message"]
-    assert record["reason"] == "crashed"
-    assert list(world.state.outbox) == []
-
-
-def test_an_exit_0_without_an_end_is_looked_at_twice_and_told(world):
-    message = world.run()
-
+    assert world.wait_gone(message)["reason"] == "crashed"
     assert world.api.state(message.run_id)["type"] == "CRASHED"
-    assert "exited 0 without reporting an end" in world.told(message)
+    assert [each for each in words if each not in world.told(message)] == []
+    assert list(world.state.outbox) == []
 
 
 def test_a_run_that_waits_for_its_retry_is_released_without_a_word(world, service):
@@ -72,15 +70,6 @@ def test_a_run_that_waits_for_its_retry_is_released_without_a_word(world, servic
 
     assert world.wait_gone(message)["reason"] == "awaitingretry"
     assert world.api.state(message.run_id)["name"] == "AwaitingRetry"
-
-
-def test_a_start_that_fails_is_told_on_the_run(world, service):
-    message = world.submit_command("/no/such/program")
-    world.wait_gone(message)
-
-    state = world.api.state(message.run_id)
-    assert state["type"] == "CRASHED"
-    assert "/no/such/program" in state["message"]
 
 
 def test_a_template_reads_the_environment_of_the_worker_but_nothing_of_ours(world):

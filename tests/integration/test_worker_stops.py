@@ -97,12 +97,10 @@ class Thawed(Failpoints):
 def test_a_worker_that_thaws_past_its_lease_starts_nothing_and_hands_the_run_back(world, monkeypatch):
     world.start(failpoints=Thawed(monkeypatch))
     message = world.run(world.marking())
-    world.wait_free()
+    world.wait_handed_back(message)
 
     assert world.api.history(message.run_id) == ["Scheduled", "Submitted", "Launching", "Scheduled"]
     assert "too late" in world.told(message)
-    folder = world.run_folder(message)
-    until(lambda: not folder.path.exists(), 5, "the folder to be removed")
     assert world.marks() == ""
 
 
@@ -163,12 +161,10 @@ def test_a_launch_that_breaks_off_after_the_fork_is_adopted_by_the_next_worker(w
 def test_a_fault_of_ours_before_the_fork_hands_the_run_back_at_once(world, place):
     world.start(failpoints=Failpoints({place: "raise"}))
     message = world.run(world.marking())
-    world.wait_free()
+    world.wait_handed_back(message)
 
     assert world.api.state(message.run_id)["type"] == "SCHEDULED"
     assert world.marks() == ""
-    folder = world.run_folder(message)
-    until(lambda: not folder.path.exists(), 5, "the folder to be removed")
 
 
 def test_a_fault_of_ours_after_the_fork_loses_nothing(world):
@@ -217,14 +213,22 @@ def kept(world, where="", status=503):
     return message
 
 
-# a 500 is never asked again by the session: each try is one of the report itself
-@pytest.mark.parametrize(("where", "status"), [("set_state", 500), ("", 503)])
-def test_a_report_is_on_disk_and_sent_again_until_the_api_takes_it(world, where, status):
-    message = kept(world, where, status)
+def test_a_report_is_on_disk_and_sent_again_until_the_api_takes_it(world):
+    # a 500 is never asked again by the session: each try is one of the report itself
+    message = kept(world, "set_state", 500)
     sent = world.api.counted("set_state")
     until(lambda: world.api.counted("set_state") > sent, 20, "the report to be sent again")
     assert world.ledger.claims.get(message.run_id).state == "ended"
     until(lambda: world.service.slots.in_use() == 0, 5, "the slot to be free, though the end is not told yet")
+    world.api.heal()
+    world.wait_gone(message, 40)
+
+    assert "exited with code 3" in world.told(message)
+    assert list(world.state.outbox) == []
+
+
+def test_an_end_while_the_api_is_away_is_on_disk_and_told_when_it_is_back(world):
+    message = kept(world)
     world.api.heal()
     world.wait_gone(message, 60)
 
