@@ -31,16 +31,11 @@ def test_a_row_comes_back_as_the_worker_wrote_it(world):
     assert only(world).seen > 1_600_000_000
 
 
-def test_a_second_process_is_shown_the_live_one_and_changes_nothing(world):
+def test_a_second_process_is_shown_the_live_one_and_takes_its_name_over_only_while_its_beat_stands_still(world):
     world.roster.sign_on(row(nonce="n1"))
     before = only(world)
-
-    assert world.roster.sign_on(row(nonce="n2")) == before == only(world)
-
-
-def test_a_name_is_taken_over_only_while_its_beat_stands_still(world):
-    world.roster.sign_on(row(nonce="n1"))
     standing = world.roster.sign_on(row(nonce="n2"))
+    assert standing == before == only(world)
     world.claims.renew("w@h", "n1", 1, [])
 
     moved_on = world.roster.sign_on(row(nonce="n2"), over=standing)
@@ -74,7 +69,9 @@ def test_only_the_process_of_that_name_signs_it_off_or_updates_it(world):
 
 
 @pytest.mark.parametrize("wanted", ["paused", "draining"])
-def test_the_operators_word_outlives_the_workers_processes_and_its_own_updates(world, wanted):
+def test_the_operators_word_on_a_known_worker_outlives_its_processes_and_its_own_updates(world, wanted):
+    assert not world.roster.want("w@h", wanted)
+    assert world.roster.rows() == []
     world.roster.sign_on(row(nonce="n1"))
     assert world.roster.want("w@h", wanted, "kernel update")
     world.roster.update(row(nonce="n1"))
@@ -84,11 +81,6 @@ def test_the_operators_word_outlives_the_workers_processes_and_its_own_updates(w
     assert (only(world).wanted, only(world).note) == (wanted, "kernel update")
     assert world.roster.want("w@h", "active")
     assert (only(world).wanted, only(world).note) == ("active", "")
-
-
-def test_nothing_is_wanted_of_an_unknown_worker(world):
-    assert not world.roster.want("nobody@h", "paused")
-    assert world.roster.rows() == []
 
 
 def test_lapsing_needs_the_term_and_a_beat_that_stands_still(world):

@@ -207,15 +207,16 @@ def test_what_changes_between_our_look_and_our_write_is_left_as_it_is(pool, depl
     assert pool.state(run)["name"] == stands[write]
 
 
-def test_an_end_is_accepted_once_and_overwrites_no_other(pool, deployment):
+@pytest.mark.parametrize(("stands", "end"), [("RUNNING", StateType.CRASHED), ("CANCELLING", StateType.CANCELLED)])
+def test_an_end_is_accepted_once_and_overwrites_no_other(pool, deployment, stands, end):
     run, _ = pool.taken(deployment)
-    pool.set_state(run, "RUNNING")
-    first = pool.client.ends.report(run, StateType.CRASHED, "it exited with code 3", MARK)
-    again = pool.client.ends.report(run, StateType.CRASHED, "it exited with code 3", MARK)
+    pool.set_state(run, stands)
+    first = pool.client.ends.report(run, end, "it exited with code 3", MARK)
+    again = pool.client.ends.report(run, end, "it exited with code 3", MARK)
     other = pool.client.ends.report(run, StateType.FAILED, "something else", MARK)
     assert [answer.verdict for answer in (first, again, other)] == ["accepted", "accepted", "refused"]
     state = pool.state(run)
-    assert (state["name"], state["message"]) == ("Crashed", "it exited with code 3")
+    assert (state["name"], state["message"]) == (end.title(), "it exited with code 3")
 
 
 def test_a_completed_run_stays_completed(pool, deployment):
@@ -264,13 +265,6 @@ def test_a_paused_run_is_ended_only_if_it_waits_inside_its_process(pool, deploym
     assert [item.state.run_id for item in pool.client.unfinished(mark)] == ([] if leaves_its_process else [run])
     assert pool.client.ends.report(run, StateType.CRASHED, "was killed by SIGKILL", MARK).verdict is verdict
     assert pool.state(run)["type"] == ("PAUSED" if leaves_its_process else "CRASHED")
-
-
-def test_a_cancelling_run_becomes_cancelled(pool, deployment):
-    run, _ = pool.taken(deployment)
-    pool.set_state(run, "CANCELLING")
-    assert pool.client.ends.report(run, StateType.CANCELLED, "stopped on request", MARK).verdict is Verdict.ACCEPTED
-    assert pool.state(run)["type"] == "CANCELLED"
 
 
 def test_a_deployment_limit_refuses_the_second_claim(pool):

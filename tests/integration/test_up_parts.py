@@ -211,14 +211,6 @@ def test_no_prefect_or_an_old_one_is_one_sentence(monkeypatch):
     assert "--api" in str(caught.value)
 
 
-def test_our_server_gets_nothing_of_the_users_prefect(folder):
-    env = prefect_server.environment(folder, {"PREFECT_API_KEY": "k", "PREFECT_PROFILE": "cloud", "PATH": "/bin"})
-
-    assert env["PREFECT_HOME"] == str(folder.path / "prefect")
-    assert "PREFECT_API_KEY" not in env
-    assert "PREFECT_PROFILE" not in env
-
-
 def test_signals_are_taken_even_where_they_were_ignored():
     code = (
         "import os, signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
@@ -231,12 +223,16 @@ def test_signals_are_taken_even_where_they_were_ignored():
     assert done.stdout.split() == ["stopped", str(int(signal.SIGINT))]
 
 
-def test_the_ui_of_our_server_is_told_where_its_api_is(folder, monkeypatch):
+def test_our_server_gets_nothing_of_the_users_prefect_and_its_ui_is_told_where_its_api_is(folder, monkeypatch):
     """Prefect's UI would look at port 4200, whatever port the server has."""
+    theirs = {"PREFECT_UI_API_URL": "http://elsewhere/api", "PREFECT_API_KEY": "k", "PREFECT_PROFILE": "cloud"}
     monkeypatch.setattr(Part, "start", lambda name, folder, argv, *, env, **how: env)
     monkeypatch.setattr(prefect_server, "prefect_command", lambda: "/x/prefect")
-    env = prefect_server.start(folder, {"PREFECT_UI_API_URL": "http://elsewhere/api"}, 4711)
+    env = prefect_server.start(folder, theirs, 4711)
 
+    assert env["PREFECT_HOME"] == str(folder.path / "prefect")
+    assert "PREFECT_API_KEY" not in env
+    assert "PREFECT_PROFILE" not in env
     assert env["PREFECT_UI_API_URL"] == "http://127.0.0.1:4711/api"
 
 

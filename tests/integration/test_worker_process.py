@@ -73,13 +73,8 @@ def test_a_clone_of_a_machine_whose_worker_lives_is_refused_and_its_folder_named
 
 def test_two_machines_of_one_host_name_are_told_apart_before_the_second_takes_the_name(lawless, tmp_path):
     worker = ready(lawless, FLOWFLEET_HOST="twin", FLOWFLEET_MACHINE_ID="a" * 32)
-    second = start(
-        lawless,
-        FLOWFLEET_HOST="twin",
-        FLOWFLEET_MACHINE_ID="b" * 32,
-        FLOWFLEET_BOOT_ID="b",
-        XDG_STATE_HOME=str(tmp_path / "b"),
-    )
+    ids = {"FLOWFLEET_HOST": "twin", "FLOWFLEET_MACHINE_ID": "b" * 32, "FLOWFLEET_BOOT_ID": "b"}
+    second = start(lawless, XDG_STATE_HOME=str(tmp_path / "b"), **ids)
     assert second.wait(40) == 2
     assert "nother worker named worker@twin is alive" in second.text()
     assert worker.process.poll() is None
