@@ -138,7 +138,7 @@ def world_of(slots: int) -> Iterator[World1]:
         for name in ("real", *LABELS):
             (folder / name).mkdir()
         api = subprocess.Popen(
-            [sys.executable, "-m", "tests.prefect1_api", "--like-server"], cwd=ROOT, stdout=subprocess.PIPE
+            [sys.executable, "-m", "benchmarks.prefect1_api", "--like-server"], cwd=ROOT, stdout=subprocess.PIPE
         )
         stack.callback(_end, api)
         assert api.stdout is not None

@@ -1,6 +1,8 @@
 """The small parts: capacity, listing, retry schedules, the hints inbox, the page."""
 
+import io
 import json
+import logging
 import signal
 import time
 from dataclasses import replace
@@ -18,6 +20,7 @@ from flowfleet.ledger.claims import State
 from flowfleet.page.server import PageRequest
 from flowfleet.retry import RetrySchedule
 from flowfleet.settings.classes import PollerSettings
+from poller.banner import BANNER, greet
 from poller.capacity import OfferFilter, free_capacity, listing_plan
 from poller.hints_inbox import HintsInbox
 from poller.listing import Listing
@@ -26,6 +29,26 @@ from poller.page import PollerHealth, handlers
 from poller.service import PollerService
 from tests.unit.memory_ledger import OFFER, POOL, ROUTE, START, MemoryLedger, a_claim
 from tests.unit.poller_world import Time, World
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_the_letters_are_for_terminals_and_the_two_lines_for_all(caplog):
+    caplog.set_level(logging.INFO)
+    screen, pipe, asked = Terminal(), io.StringIO(), io.StringIO()
+    greet("agent@host", ["y", "x"], out=screen)
+    greet("agent@host", [], out=pipe)
+    greet("agent@host", [], out=asked, shown=True)
+    assert (screen.getvalue().rstrip("\n"), pipe.getvalue()) == (BANNER.rstrip("\n"), "")
+    assert asked.getvalue() == screen.getvalue()
+    assert max(map(len, BANNER.splitlines())) < 60
+    assert [record.message for record in caplog.records[:2]] == ["Starting the poller", "Waiting for flow runs..."]
+    assert caplog.records[0].labels == ["x", "y"]
+    assert caplog.records[2].labels == "those of its workers"
+
 
 OTHER = Route("prefect3", POOL, "other")
 

@@ -1,11 +1,13 @@
 """Settings: each rung of the ladder, the sentences about wrong values, and that secrets do not show."""
 
+import logging
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
 
+from flowfleet.api.unused import tell_unused
 from flowfleet.commands import program
 from flowfleet.errors import SettingsError
 from flowfleet.settings.classes import LEASE_MARGIN_SECONDS, PollerSettings, UpSettings, WorkerSettings
@@ -14,6 +16,27 @@ from flowfleet.settings.common import CommonSettings
 from flowfleet.settings.layers import refresh, resolve, secrets_of
 from flowfleet.settings.option import options_of
 from workers.runs.launch import MARGIN_SECONDS
+
+
+@pytest.mark.parametrize(
+    ("cls", "flags", "environ", "backend", "told"),
+    [
+        (WorkerSettings, {"pool": ("p",)}, {}, "prefect1", ["--pool"]),
+        (WorkerSettings, {}, {"FLOWFLEET_WORK_QUEUES": "q"}, "prefect1", ["--work-queue"]),
+        (PollerSettings, {"pool": ("p",), "work-queue": ("q",)}, {}, "prefect1", ["--pool", "--work-queue"]),
+        (WorkerSettings, {"label": ("l",), "hostname-label": False}, {}, "prefect3", ["--label", "--hostname-label"]),
+        (PollerSettings, {"label": ("l",)}, {}, "prefect3", ["--label"]),
+        (WorkerSettings, {"label": ("l",)}, {}, "prefect1", []),
+        (WorkerSettings, {"pool": ("p",)}, {}, "prefect3", []),
+    ],
+)
+def test_what_was_given_for_the_other_api_is_named(caplog, cls, flags, environ, backend, told):
+    settings = resolve(cls, flags, environ, {})
+    with caplog.at_level(logging.WARNING):
+        tell_unused(settings, backend)
+    assert [record.setting for record in caplog.records] == told
+    assert all(record.use_instead and record.given_by for record in caplog.records)
+
 
 CLASSES = (CommonSettings, PollerSettings, WorkerSettings, UpSettings)
 

@@ -4,12 +4,31 @@ import errno
 import io
 import logging
 import os
+from types import SimpleNamespace
 
 import pytest
 
 from tests.waiting import until
 from workers.reporting import show_output
+from workers.reporting.run_log import RunLog
 from workers.reporting.show_output import OutputFollower
+
+
+@pytest.mark.parametrize(("enabled", "sent"), [(True, ["one", "two"]), (False, [])])
+def test_lines_are_sent_together_or_not_at_all(enabled, sent):
+    lines, jobs = [], []
+    api = SimpleNamespace(log=lines.extend)
+
+    def post(job, *, after):
+        jobs.append(job)
+
+    run_log = RunLog(api, SimpleNamespace(post=post), enabled=enabled)
+    run_log.say("r", "one")
+    run_log.say("r", "two")
+    assert len(jobs) == (1 if enabled else 0)
+    for job in jobs:
+        job()
+    assert [line.message for line in lines] == sent
 
 
 class Followed:

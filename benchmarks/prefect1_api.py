@@ -1,4 +1,4 @@
-"""`python -m tests.prefect1_api`: the API in a process of its own, for benchmarks; the first line says where."""
+"""The local Prefect 1 API of the tests in a process of its own; the first line says where."""
 
 import argparse
 import signal
