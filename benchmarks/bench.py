@@ -28,7 +28,7 @@ from benchmarks import agents, parts, processes, report
 from benchmarks.parts import World, say
 from benchmarks.proxy import CountingProxy
 from benchmarks.runs import Api, TooLong
-from benchmarks.sides import BIN, Fleet, Side, Stock, environment, running
+from benchmarks.sides import BIN, Fleet, Side, Stock, environment, running, stopping
 from tests.prefect_server import PrefectServer
 from tests.valkey import Valkey
 
@@ -91,15 +91,8 @@ def world_of(options: argparse.Namespace) -> Iterator[tuple[World, dict[str, Sid
         world = World(
             api, proxy, folder, deployments, {"fleet": (valkey.pid,)}, seconds_per_run=options.seconds_per_run
         )
-        try:
+        with stopping(*sides.values()):
             yield world, sides
-        except BaseException:
-            for side in sides.values():
-                print(side.tails(), file=sys.stderr)
-            raise
-        finally:
-            for side in sides.values():
-                side.stop()
 
 
 def measure(options: argparse.Namespace, world: World, sides: dict[str, Side]) -> report.Results:

@@ -111,17 +111,26 @@ class Side:
 
 
 @contextmanager
+def stopping(*sides: Side) -> Iterator[None]:
+    """Stop these sides behind the block, and print the ends of their logs where it fails."""
+    try:
+        yield
+    except BaseException:
+        for side in sides:
+            print(side.tails(), file=sys.stderr)
+        raise
+    finally:
+        for side in sides:
+            side.stop()
+
+
+@contextmanager
 def running(side: Side, workers: int = 1) -> Iterator[Side]:
     """The side's programs, from ready to gone."""
-    try:
+    with stopping(side):
         side.start(workers)
         yield side
         side.check()
-    except BaseException:
-        print(side.tails(), file=sys.stderr)
-        raise
-    finally:
-        side.stop()
 
 
 class Stock(Side):

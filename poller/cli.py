@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-import flowfleet.ledger
+from flowfleet import ledger as ledgers
 from flowfleet import logs
 from flowfleet.api.client import ApiClient
 from flowfleet.api.connect import Connector
@@ -34,7 +34,6 @@ from poller.shutdown import PollerShutdown
 
 if TYPE_CHECKING:
     from flowfleet.broker import Publisher
-    from flowfleet.ledger import Ledger
     from flowfleet.ledger.login import Login
 
 logger = logging.getLogger(__name__)
@@ -67,13 +66,6 @@ def connect_api(connector: Connector, settings: PollerSettings) -> ConnectedApi:
     return ConnectedApi(api=connector.client_for(settings), settings=settings, skew_seconds=info.skew_seconds)
 
 
-def connect_ledger(settings: PollerSettings, login: Login) -> Ledger:
-    """Connect to Redis, and ask whether it can be used."""
-    ledger = flowfleet.ledger.connect(settings.redis, settings.fleet, login=login)
-    ledger.check()
-    return ledger
-
-
 def poll(settings: PollerSettings) -> int:
     """Run a poller until it is told to end; return its exit code."""
     failpoints = Failpoints.from_environment(os.environ)
@@ -87,10 +79,11 @@ def poll(settings: PollerSettings) -> int:
     connector = Connector(settings, os.environ)
     startup_page = StartupPage(secrets.page_token)
     startup_page.open(connector.defaults(settings).agent_address)
+    ledger = ledgers.connect(settings.redis, settings.fleet, login=secrets.login)
     retry = Retry(wait=inbox.wait, stopped=lambda: stop.asked)
     try:
         with startup_page.waiting_for("Redis"):
-            ledger = retry.ask("Redis", lambda: connect_ledger(settings, secrets.login))
+            retry.ask("Redis", ledger.check)
         if stop.asked:
             return 0
         reload.serve(connector, secrets)

@@ -178,17 +178,15 @@ class Reconciler:
         return self._finish(term, claim, reason)
 
     def _finish(self, term: int, claim: Claim, reason: str) -> bool:
-        if claim.cancel:
-            # somebody wants the run cancelled: whoever removes its waiting claim reports that; user code never began
-            answer = self.api.report(claim.run_id, StateType.CANCELLED, "Cancelled before it was started.", self.mark)
-        else:
+        cancelled = claim.cancel
+        if not cancelled:
             answer = self.api.hand_back(
                 claim.run_id, claim.call, claim.due, self.mark, reason, never_began=claim.never_began
             )
-            if answer.being_cancelled:
-                answer = self.api.report(
-                    claim.run_id, StateType.CANCELLED, "Cancelled before it was started.", self.mark
-                )
+            cancelled = answer.being_cancelled
+        if cancelled:
+            # somebody wants the run cancelled: whoever removes its waiting claim reports that; user code never began
+            answer = self.api.report(claim.run_id, StateType.CANCELLED, "Cancelled before it was started.", self.mark)
         self.progressed()
         names = {"run_id": claim.run_id, "claim": claim.claim, "reason": reason}
         if answer.silence:

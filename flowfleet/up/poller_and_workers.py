@@ -64,13 +64,13 @@ def environment(
 
 def _by_file(env: Mapping[str, str], settings: UpSettings, *, own_redis: bool) -> dict[str, str]:
     """The environment with secrets that were given by a file left there: the parts read a replaced file again."""
-    by_file = dict(env)
+    by_file, options = dict(env), options_of(UpSettings)
     for name in ("key", "redis", "redis_password"):
         origin = settings.origin(name)
         if origin.kind == "secret-file" and not (own_redis and name.startswith("redis")):
-            by_file.pop(f"FLOWFLEET_{name.upper()}", None)
+            by_file.pop(options[name].variable, None)
             # the parts may be started in another folder
-            by_file[f"FLOWFLEET_{name.upper()}_FILE"] = str(Path(origin.name).absolute())
+            by_file[options[name].file_variable] = str(Path(origin.name).absolute())
             if name == "redis_password" and "FLOWFLEET_REDIS" in by_file:
                 by_file["FLOWFLEET_REDIS"] = without_password(settings.redis, settings.redis_password)
     return by_file

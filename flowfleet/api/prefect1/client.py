@@ -90,9 +90,8 @@ class Prefect1:
         with reading("for an agent config"):
             found = [dict(row["settings"] or {}) for row in rows(answer)]
         if not found:
-            raise ApiRejected(
-                f"the Prefect API at {self.address} has no agent config {config_id}, correct --agent-config-id"
-            )
+            api = self.session.address.api
+            raise ApiRejected(f"{api} has no agent config {config_id}, correct --agent-config-id")
         return found[0]
 
     def unfinished(self, mark: Mark) -> list[UnfinishedRun]:
@@ -151,4 +150,4 @@ class Prefect1:
         reply = self.graphql.ask(document, {"input": {"logs": logs}})
         error = reply.error_of("write_run_logs")
         if error is not None:
-            raise ApiRejected(f"the Prefect API at {self.address} takes no log lines: {error.message}")
+            raise ApiRejected(f"{self.session.address.api} takes no log lines: {error.message}")

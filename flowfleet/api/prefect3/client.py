@@ -48,18 +48,18 @@ class Prefect3:
         self,
         session: Session,
         *,
-        settings: Callable[[], Mapping[str, str]] | Mapping[str, str] | None = None,
+        settings: Callable[[], Mapping[str, str]] = dict,
         environ: Mapping[str, str] | None = None,
         worker: str | None = None,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """`settings` are the PREFECT_* settings that engines get, `worker` is the worker's name that they show."""
+        """`settings` gives the PREFECT_* settings that engines get, `worker` is the worker's name that they show."""
         self.session = session
         self.address = session.address.shown
         self._claims_in_bulk = False
         pools, writes = Pools(session, clock), Writes(session, clock)
-        engine = EngineSettings(settings=settings if callable(settings) else lambda: settings or {}, worker=worker)
+        engine = EngineSettings(settings=settings, worker=worker)
         self.presence: PresenceApi = pools
         self.backlog: BacklogApi = Backlog(session, pools, lambda: now() + timedelta(seconds=session.skew_seconds))
         self.claims: ClaimApi = writes
