@@ -49,16 +49,13 @@ class BenchOfRuns:
         self.fork_client = self.fork_client or new_fork_client()
         self.records = RunFolders(self.path / "runs")
         self.records.path.mkdir(parents=True)
-        self.deployer = self.new_deployer(self.fork_client)
+        self.deployer = self.new_deployer()
         self.start_specs: list[StartSpec] = []
         self.started_runs: list[StartedRun] = []
 
-    def new_deployer(
-        self, fork_client: ForkClient | None = None, abilities: Abilities | None = None
-    ) -> ProcessDeployer:
+    def new_deployer(self, abilities: Abilities | None = None) -> ProcessDeployer:
         """Another worker of this host as it is now."""
-        client, able = fork_client or self.fork_client, abilities or self.abilities
-        return ProcessDeployer(host=self.host, abilities=able, fork_client=client)
+        return ProcessDeployer(host=self.host, abilities=abilities or self.abilities, fork_client=self.fork_client)
 
     def spec(self, *argv: str, **changes) -> StartSpec:
         run_id, claim = str(uuid.uuid4()), str(uuid.uuid4())

@@ -7,10 +7,10 @@ from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from flowfleet.api.client import StateType
 from flowfleet.api.prefect3.access import find_address
+from flowfleet.api.prefect3.pools import pool_path
 from flowfleet.api.prefect3.settings import prefect_settings
 from flowfleet.api.transport.responses import ResponseRefused
 from flowfleet.api.transport.session import Session
@@ -138,7 +138,7 @@ class Demo:
         until = time.monotonic() + _POOL_SECONDS
         while True:
             try:
-                self._session.get(f"/work_pools/{quote(self._pool, safe='')}")
+                self._session.get(pool_path(self._pool))
                 return
             except ResponseRefused:
                 if time.monotonic() > until:

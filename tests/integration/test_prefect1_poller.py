@@ -13,7 +13,6 @@ from flowfleet.api.transport.session import Session
 from flowfleet.flow_run import Offer
 from flowfleet.ledger.claims import State
 from poller.listing import Clock
-from poller.pace import Pace
 from tests.prefect1_api import Faults, Prefect1Api
 from tests.unit.poller_world import Labelled, Time
 from tests.waiting import until
@@ -27,8 +26,7 @@ class Fleet(Labelled):
         # else a slow machine's time would pass on the API's clock alone
         self.server.clock.stand_still()
         self.flow = self.server.add_flow()
-        # listed as seldom as at Prefect 3: a claim is to be made from a listing that is not of this very moment
-        super().__init__(pace=Pace(lead_seconds=0.0))
+        super().__init__()
 
     def make_api(self, time: Time) -> Prefect1:
         time.clock = Clock(monotonic=lambda: time.now, wall=lambda: self.server.clock().timestamp())
@@ -59,9 +57,6 @@ class Fleet(Labelled):
         self.server.write(run_id, "Running")
         self.server.heartbeat(run_id)
 
-    def ids(self) -> list[str]:
-        return [message.run_id for message in self.published]
-
 
 @pytest.fixture
 def fleet() -> Iterator[Fleet]:
@@ -75,12 +70,12 @@ def test_due_runs_of_all_labels_are_claimed_once_and_those_of_later_in_time(flee
     now, other, later = fleet.run_of("x"), fleet.run_of("x", "y"), fleet.run_of("y", seconds=20)
     strange = fleet.run_of("gpu")
     fleet.rounds(15)
-    assert sorted(fleet.ids()) == sorted([now, other])
+    assert sorted(fleet.claimed) == sorted([now, other])
     fleet.rounds(4.9)
-    assert later not in fleet.ids()
+    assert later not in fleet.claimed
     fleet.rounds(0.4)
 
-    assert sorted(fleet.ids()) == sorted([now, other, later])
+    assert sorted(fleet.claimed) == sorted([now, other, later])
     for run_id in (now, other, later):
         assert fleet.server.history(run_id) == ["Scheduled", "Submitted"]
         ours = fleet.server.states(run_id)[-1]["context"]["flowfleet"]
@@ -97,10 +92,10 @@ def test_a_run_that_is_put_off_after_it_was_listed_is_not_claimed_before_its_new
     put_off = (fleet.server.clock() + timedelta(seconds=40)).isoformat()
     fleet.server.write(run_id, "Scheduled", start_time=put_off)
     fleet.rounds(30)
-    assert fleet.ids() == []
+    assert fleet.claimed == []
 
     fleet.rounds(15)
-    assert fleet.ids() == [run_id]
+    assert fleet.claimed == [run_id]
 
 
 def test_a_run_that_is_cancelled_after_it_was_listed_stays_cancelled(fleet):
@@ -109,7 +104,7 @@ def test_a_run_that_is_cancelled_after_it_was_listed_stays_cancelled(fleet):
     assert fleet.server.cancel(run_id) == "Cancelled"
     fleet.rounds(10)
 
-    assert fleet.ids() == []
+    assert fleet.claimed == []
     assert fleet.server.history(run_id) == ["Scheduled", "Cancelled"]
 
 
@@ -123,7 +118,7 @@ def test_what_lazarus_puts_back_is_written_back_and_not_run_twice(fleet, caplog)
     fleet.rounds(15)
 
     assert fleet.server.history(run_id) == ["Scheduled", "Submitted", "Running", "Scheduled", "Running"]
-    assert fleet.ids() == [run_id]
+    assert fleet.claimed == [run_id]
     assert fleet.metric("flowfleet_runs_echoed_total") == 1
     (line,) = [each for each in caplog.records if "had put back a run that is running" in each.message]
     assert (line.levelno, line.run_id, line.worker) == (logging.WARNING, run_id, "worker@a")
@@ -141,12 +136,12 @@ def test_a_run_that_its_user_restarts_before_its_old_process_is_gone_is_run_agai
     fleet.server.write(run_id, "Scheduled", start_time=fleet.server.clock().isoformat())
     fleet.rounds(40)
     assert fleet.server.history(run_id)[-2:] == ["Success", "Scheduled"]
-    assert fleet.ids() == [run_id]
+    assert fleet.claimed == [run_id]
 
     fleet.claims.done(run_id)
     fleet.ring("freed")
     fleet.rounds(15)
-    assert fleet.ids() == [run_id, run_id]
+    assert fleet.claimed == [run_id, run_id]
 
 
 def test_a_run_that_was_handed_back_is_claimed_again_when_the_server_has_forgotten_its_first_claim(fleet, caplog):
@@ -162,7 +157,7 @@ def test_a_run_that_was_handed_back_is_claimed_again_when_the_server_has_forgott
     asked, claims, polls = counted(), counted("set_flow_run_states"), counted("get_runs_in_queue")
     fleet.rounds(45)
 
-    assert fleet.ids() == [run_id, run_id]
+    assert fleet.claimed == [run_id, run_id]
     assert fleet.server.history(run_id) == ["Scheduled", "Submitted", "Scheduled", "Submitted"]
     assert counted() - asked <= 45
     assert counted("set_flow_run_states") - claims <= 8
@@ -187,7 +182,7 @@ def test_a_claim_whose_answer_is_lost_is_ours_all_the_same_and_sent_once(fleet, 
         until(lambda: fleet.server.state(run_id) == "Submitted", 30, "the late commit")
     fleet.rounds(50)
 
-    assert fleet.ids() == [run_id]
+    assert fleet.claimed == [run_id]
     claim = fleet.claims.by_run[run_id]
     assert fleet.server.history(run_id) == ["Scheduled", "Submitted"]
     assert fleet.server.states(run_id)[-1]["context"]["flowfleet"]["claim"] == claim.claim
@@ -203,7 +198,7 @@ def test_a_run_for_kubernetes_stays_scheduled_and_says_so_once_on_its_page(fleet
         (line,) = fleet.server.logs(each)
         assert line["level"] == "WARNING"
         assert word in line["message"]
-    assert fleet.ids() == []
+    assert fleet.claimed == []
 
 
 def test_what_a_lost_ledger_leaves_submitted_goes_back_a_minute_later_and_is_run(fleet):
@@ -216,7 +211,7 @@ def test_what_a_lost_ledger_leaves_submitted_goes_back_a_minute_later_and_is_run
     assert fleet.server.history(run_id) == ["Scheduled", "Submitted"]
     fleet.rounds(45)
 
-    assert fleet.ids() == [run_id, run_id]
+    assert fleet.claimed == [run_id, run_id]
     assert fleet.server.history(run_id) == ["Scheduled", "Submitted", "Scheduled", "Submitted"]
 
 

@@ -35,12 +35,11 @@ def client(
     return GraphQL(Session(address, flavour=PREFECT1, pause=pause, dice=lambda: 0.5, **options), tenant=tenant)
 
 
-def refusal(server: ScriptedGraphQL, error: type[Exception], match: str, *, query: str = HELLO_QUERY, **how):
+def refusal(server: ScriptedGraphQL, error: type[Exception], match: str, *, query=HELLO_QUERY, path="", **how):
     """The error that the question meets, which says this."""
     pauses: list[float] = []
-    options = {name: how.pop(name) for name in ("path", "key") if name in how}
     with pytest.raises(error, match=match) as caught:
-        client(server, pauses, **options).ask(query, **how)
+        client(server, pauses, path=path).ask(query, **how)
     assert pauses == [] or "tries" in how
     return caught.value
 

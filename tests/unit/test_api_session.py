@@ -1,4 +1,4 @@
-"""Session: retry, credentials, CSRF, deadlines, clocks, and what errors may show."""
+"""Session: whom it trusts, retry, credentials, CSRF, deadlines, clocks, and what errors may show."""
 
 import logging
 import shutil
@@ -25,6 +25,7 @@ from flowfleet.api.transport.session import Session
 from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused, SettingsError
 from tests.lawless_api import LawlessApi
 from tests.needs import need
+from tests.scripted_graphql import ScriptedGraphQL, page
 from tests.waiting import until
 
 
@@ -99,8 +100,10 @@ def raw_server(answer: bytes) -> Iterator[str]:
 
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}/api"
-        server.shutdown()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}/api"
+        finally:
+            server.shutdown()
 
 
 @pytest.mark.parametrize("status", [408, 429, 502, 503])
@@ -243,12 +246,11 @@ def test_secrets_show_in_no_error_and_no_repr(api):
 
 
 def test_a_web_page_is_no_api():
-    page = b"HTTP/1.0 200 OK\r\nContent-Type: text/html\r\nContent-Length: 18\r\n\r\n<html>hello</html>"
-    with raw_server(page) as url:
+    with ScriptedGraphQL(page()) as door:
         with pytest.raises(ApiRejected, match=r"is not a Prefect API: .* text/html instead of JSON"):
-            Session(Address(url=url), pause=[].append).get("/admin/version")
+            Session(Address(url=f"{door.url}/api"), pause=[].append).get("/admin/version")
         with pytest.raises(ApiRejected, match="usually ends in /api"):
-            Session(Address(url=url.removesuffix("/api")), pause=[].append).get("/admin/version")
+            Session(Address(url=door.url), pause=[].append).get("/admin/version")
 
 
 @pytest.mark.parametrize("ahead", [-3600, 0, 7])

@@ -87,12 +87,12 @@ def _text(node: ast.AST | None) -> str:
 
 def foreign(tree: ast.Module) -> list[str]:
     """The objects whose attributes are set or deleted by others: all but `self`, `cls` and the module's own records."""
-    own = {"self", "cls"}
+    own, own_records = {"self", "cls"}, records(tree)
     found = []
     allowed = {}
     for function in ast.walk(tree):
         if isinstance(function, ast.FunctionDef):
-            allowed |= dict.fromkeys(map(id, ast.walk(function)), known_records(function, records(tree)) | own)
+            allowed |= dict.fromkeys(map(id, ast.walk(function)), known_records(function, own_records) | own)
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load):
             target = _text(node.value)

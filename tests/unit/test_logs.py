@@ -1,4 +1,4 @@
-"""Logs: the format, the fields, and that no secret comes through."""
+"""Logs: the format, the fields, that no secret comes through, and that a guarded fault goes no further."""
 
 import io
 import json

@@ -48,6 +48,11 @@ def test_a_standby_takes_over_after_fifteen_seconds_without_a_beat(race):
     assert race.first.term is None
 
 
+def test_only_one_of_two_standbys_wins(race):
+    race.time.now += 16
+    assert [race.second.tend(), race.third.tend()] == [2, None]
+
+
 def test_an_outage_begins_the_watch_anew(race):
     race.time.now += 14
     race.second.begin_anew()

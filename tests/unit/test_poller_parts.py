@@ -1,4 +1,4 @@
-"""The small parts: capacity, listing, retry schedules, the hints inbox, the page."""
+"""The small parts: the banner, capacity, listing, the hints inbox, the page."""
 
 import io
 import json

@@ -325,7 +325,7 @@ def test_many_echoes_at_once_are_written_back_in_turns():
     world.ring_round("poke")
     assert len(world.api.reinstated) == 25
     world.rounds(60)
-    assert {run for run, _ in world.api.reinstated} == set(runs)
+    assert set(world.api.reinstated) == {(run, world.claims.by_run[run].claim) for run in runs}
 
 
 # --- claims

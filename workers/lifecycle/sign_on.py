@@ -115,9 +115,9 @@ def dead_predecessor(
     """The nonce of the process that had our folder before us, which is certainly dead; None when there was none.
 
     Under our boot id it is dead, since we hold its lock, so nothing needs to be watched. Under another one the host has
-    restarted, or the disk was copied, or two machines share the folder: only the
-    first leaves the old process silent, so it is watched; `NameTaken` is raised when it, or a later process of its
-    worker, moves. `worker` is our own identity: `sign_on` deals with any other process that has it.
+    restarted, or the disk was copied, or two machines share the folder: only the first leaves the old process silent,
+    so it is watched; `NameTaken` is raised when it, or a later process of its worker, moves. `worker` is our own
+    identity: `sign_on` deals with any other process that has it.
     """
     last = state.last or {}
     nonce, before = last.get("nonce"), last.get("worker")

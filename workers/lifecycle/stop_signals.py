@@ -1,7 +1,7 @@
 """Stop signals: what SIGTERM and SIGINT do to a worker, and what becomes of its runs.
 
-A signal handler may take no lock and may not wait, so it does three things that need neither: it sets flags (one of
-them for Celery's loop), wakes the loop, and writes a byte for the watchdog thread.
+A signal handler may take no lock and may not wait, so it does two things that need neither: it sets flags (one of them
+for Celery's loop), and wakes the loop, the watchdog thread, and launches that wait for a neighbour.
 """
 
 import os
