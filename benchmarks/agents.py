@@ -23,7 +23,7 @@ from benchmarks.parts import say
 from benchmarks.proxy import CountingProxy
 from benchmarks.report import Bar
 from benchmarks.runs import wait
-from benchmarks.sides import BIN, Fleet, Side, running
+from benchmarks.sides import BIN, Fleet, Side, running, stopping
 from tests.prefect1_client import Prefect1Client
 from tests.prefect1_env import environment, python
 from tests.valkey import Valkey
@@ -163,11 +163,8 @@ def world_of(slots: int) -> Iterator[World1]:
                 "PYTHONUNBUFFERED": "1",
             }
             sides[name] = kind(name, home, env, slots)
-        try:
+        with stopping(*sides.values()):
             yield World1(url, client, flow, proxy, sides, valkey.pid)
-        finally:
-            for side in sides.values():
-                side.stop()
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

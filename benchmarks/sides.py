@@ -88,10 +88,6 @@ class Side:
         self.parts.clear()
         processes.end_all(self.mark)
 
-    def main(self, prefix: str) -> int:
-        """The pid of the first program whose name begins so."""
-        return next(part.process.pid for part in self.parts if part.name.startswith(prefix))
-
     def helpers(self) -> tuple[list[Process], list[Process]]:
         """What is neither a program that we started nor part of an engine: the parents of engines, and others."""
         programs = {part.process.pid for part in self.parts}

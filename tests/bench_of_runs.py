@@ -1,6 +1,5 @@
 """BenchOfRuns: real subprocess runs below real shims, in a folder of the test; what is left is killed at the end."""
 
-import contextlib
 import os
 import signal
 import sys
@@ -8,13 +7,13 @@ import uuid
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from tests import processes
 from tests.waiting import until
 from workers.deployers.fork_client import ForkClient
 from workers.deployers.process import ProcessDeployer
 from workers.deployers.process_handles import members
 from workers.deployment import Exit, RunLimits, StartedRun, StartSpec
 from workers.host import Abilities, Host
-from workers.shim import syscalls
 from workers.state.run_folders import RunFolder, RunFolders
 
 FULL = Abilities.probe({})
@@ -24,11 +23,6 @@ DEAF = "trap '' TERM; echo ready; while :; do sleep 0.05; done"
 
 def read_pid(path: Path) -> int:
     return int(until(lambda: path.exists() and path.read_text().strip(), 20, f"a pid in {path.name}"))
-
-
-def is_alive(pid: int) -> bool:
-    fields = syscalls.stat_fields(pid)
-    return fields is not None and fields[0] not in "ZX"
 
 
 def new_fork_client() -> ForkClient:
@@ -113,8 +107,7 @@ class BenchOfRuns:
     def close(self) -> None:
         for spec in self.start_specs:
             for pid in self.living(spec):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+                processes.kill(pid)
             shim = (self.folder(spec).start() or {}).get("pid")
             if shim:
                 until(lambda spec=spec: not self.folder(spec).shim_alive(), 10, f"the shim {shim} to end")

@@ -241,14 +241,13 @@ def up(tmp_path: Path) -> Iterator[Callable[..., UpRun]]:
 
 
 @pytest.fixture
-def make_lawless(valkey: Valkey, tmp_path: Path) -> Iterator[Callable[[], World]]:
+def make_lawless(valkey: Valkey, tmp_path: Path) -> Iterator[Callable[..., World]]:
     """As many fleets as a test wants, each on an API of its own that takes every state from everybody."""
     made: list[tuple[World, LawlessApi]] = []
 
     def make(api: LawlessApi | None = None) -> World:
         api = (api or LawlessApi()).start()
         folder = tmp_path / f"world{len(made)}"
-        folder.mkdir()
         made.append((World(folder, api.api_url, valkey.tcp_url), api))
         return made[-1][0]
 
@@ -262,6 +261,6 @@ def make_lawless(valkey: Valkey, tmp_path: Path) -> Iterator[Callable[[], World]
 
 
 @pytest.fixture
-def lawless(make_lawless: Callable[[], World]) -> World:
+def lawless(make_lawless: Callable[..., World]) -> World:
     """One such fleet."""
     return make_lawless()

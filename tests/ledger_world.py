@@ -39,7 +39,7 @@ ASKED: dict[str, Callable[..., Outcome]] = {
     "refuse": lambda c, ids, term, worker, nonce: c.refuse(term, *ids, "no"),
     "take": lambda c, ids, term, worker, nonce: c.take(*ids, worker, nonce),
     "start": lambda c, ids, term, worker, nonce: c.start(*ids, worker, nonce),
-    "run": lambda c, ids, term, worker, nonce: c.run(*ids, worker, {"id": 1}),
+    "run": lambda c, ids, term, worker, nonce: c.run(*ids, worker, {"kind": "process", "id": 7}),
     "end": lambda c, ids, term, worker, nonce: c.end(*ids, worker, {"code": 0, "last_lines": []}),
     "release": lambda c, ids, term, worker, nonce: c.release(*ids, worker, "reported"),
     "give back (leader)": lambda c, ids, term, worker, nonce: c.give_back(*ids, "late", term=term),
@@ -49,6 +49,18 @@ ASKED: dict[str, Callable[..., Outcome]] = {
     ),
     "drop (leader)": lambda c, ids, term, worker, nonce: c.drop(*ids, term=term),
     "drop (worker)": lambda c, ids, term, worker, nonce: c.drop(*ids, worker=worker),
+}
+_WAY = ("accept", "take", "start", "run", "end")
+#: the ordinary way of a claim to each state, and out of the ledger (None); it is given back from taken
+WAYS: dict[State | None, tuple[str, ...]] = {
+    None: ("refuse",),
+    State.CLAIMING: (),
+    State.QUEUED: _WAY[:1],
+    State.TAKEN: _WAY[:2],
+    State.STARTING: _WAY[:3],
+    State.RUNNING: _WAY[:4],
+    State.ENDED: _WAY,
+    State.RETURNING: _WAY[:2],
 }
 
 
@@ -96,25 +108,12 @@ class LedgerWorld:
         claim = outcome.claim
         assert claim is not None, outcome
         ids = (claim.run_id, claim.claim)
+        for move in WAYS[state]:
+            assert self.ask(move, *ids, worker=worker, nonce=nonce).moved, move
         if state is None:
-            assert self.claims.refuse(self.term, *ids, "no").moved
             return claim
-        steps: dict[State, Any] = {
-            State.QUEUED: lambda: self.claims.accept(self.term, *ids),
-            State.TAKEN: lambda: self.claims.take(*ids, worker, nonce),
-            State.STARTING: lambda: self.claims.start(*ids, worker, nonce),
-            State.RUNNING: lambda: self.claims.run(*ids, worker, {"kind": "process", "id": 7}),
-            State.ENDED: lambda: self.claims.end(*ids, worker, {"code": 0, "last_lines": []}),
-        }
         if state is State.RETURNING:
-            for step in (State.QUEUED, State.TAKEN):
-                assert steps[step]().moved
             assert self.claims.give_back(*ids, "tired", worker=worker).moved
-        elif state is not State.CLAIMING:
-            for name, step in steps.items():
-                assert step().moved, name
-                if name is state:
-                    break
         if cancelled:
             assert self.claims.cancel(claim.run_id).moved
         found = self.claims.get(claim.run_id)
@@ -122,9 +121,11 @@ class LedgerWorld:
         assert found.state is state
         return found
 
-    def ask(self, move: str, run: str, claim: str, *, term: int, worker: str, nonce: str) -> Outcome:
-        """A move of the table."""
-        return ASKED[move](self.claims, (run, claim), term, worker, nonce)
+    def ask(
+        self, move: str, run: str, claim: str, *, term: int | None = None, worker: str = "w@h", nonce: str = "n1"
+    ) -> Outcome:
+        """A move of the table, by the leader of now or by a worker."""
+        return ASKED[move](self.claims, (run, claim), self.term if term is None else term, worker, nonce)
 
     def set(self, claim: Claim, **fields: str) -> None:
         """Write into the claim past the scripts, as a later version would, or as a loss would leave it."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from tests.prefect1_env import FLOWS_BY_NAME, environment, python
+from tests.prefect1_env import environment, flows_by_name, python
 from tests.valkey import free_port
 from tests.waiting import SCALE, until
 from tests.world import Part
@@ -96,7 +96,8 @@ class Prefect1Client:
         They are stored pickled, or with `script` as the files themselves; the labels pin them to agents that have them.
         """
         self.create_project(project)
-        wanted = {Path(name).stem: name if "/" in name else str(FLOWS_BY_NAME[name]) for name in names or FLOWS_BY_NAME}
+        ours = flows_by_name()
+        wanted = {Path(name).stem: name if "/" in name else str(ours[name]) for name in names or ours}
         return {
             name: str(self._ask("register", path=path, name=name, project=project, labels=list(labels), **given))
             for name, path in wanted.items()

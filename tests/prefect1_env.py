@@ -2,6 +2,7 @@
 
 import os
 import re
+from functools import cache
 from pathlib import Path
 
 from tests import processes
@@ -9,9 +10,13 @@ from tests.needs import need
 
 #: a folder that holds files with flows
 FLOWS = Path(__file__).parent / "prefect1_flows"
-FLOWS_BY_NAME = {
-    name: path for path in sorted(FLOWS.glob("*.py")) for name in re.findall(r'Flow\("(\w+)"\)', path.read_text())
-}
+
+
+@cache
+def flows_by_name() -> dict[str, Path]:
+    """The file of each flow."""
+    files = sorted(FLOWS.glob("*.py"))
+    return {name: path for path in files for name in re.findall(r'Flow\("(\w+)"\)', path.read_text())}
 
 
 def interpreter() -> Path:

@@ -58,8 +58,3 @@ class Prefect1Plain:
 
 def listed(states: Sequence[tuple[str, str, int | None]]) -> list[Mapping[str, Any]]:
     return [{"flow_run_id": run, "version": version, "state": {"type": kind}} for run, kind, version in states]
-
-
-def codes(answer: Mapping[str, Any]) -> list[tuple[list[str], str]]:
-    """Where each error of an answer is, and its code."""
-    return [(error["path"], error["extensions"]["code"]) for error in answer.get("errors", [])]

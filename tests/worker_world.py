@@ -292,7 +292,7 @@ class WorkerWorld:
     def _traces(self, message: Message) -> list[str]:
         """What the worker still has of a claim. Its outcome is counted last of all, which is not seen from here."""
         assert self.service is not None
-        folder = self.state.runs.get(message.run_id, message.claim)
+        folder = self.run_folder(message)
         traces = {
             "attempt": self.service.attempts.get(message.task_id) is not None,
             "report": self.state.outbox.get(message.run_id, message.claim) is not None,

@@ -245,13 +245,6 @@ class World:
 
     # flows
 
-    def file(self, name: str, source: str) -> Path:
-        """A file in the flows' folder."""
-        path = self.folder / "flows" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(textwrap.dedent(source))
-        return path
-
     def deploy(
         self, source: str, *, name: str = "flow", pool: str = "", files: Mapping[str, str] | None = None, **facts: Any
     ) -> str:

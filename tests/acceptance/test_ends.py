@@ -1,6 +1,5 @@
 """Ends: one poller, one worker, a real server and engine; each way a run can end, fully able and in plain mode."""
 
-import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -169,7 +168,7 @@ def ends(
         made = Ends(world, plain)
         for name, source in {**FLOWS, **{name: f"@flow\ndef go():{body}" for name, body in BODIES.items()}}.items():
             variables = {"env": {"FROM_RUN": "yes", "FROM_BOTH": "run"}} if name == "environment" else {}
-            deployment = world.deploy(textwrap.dedent(source), name=name, job_variables=variables)
+            deployment = world.deploy(source, name=name, job_variables=variables)
             parameters = {"name": "given", "times": 3} if name == "parameters" else {}
             made.runs[name] = world.create_run(deployment, parameters)
         for name, variables in {

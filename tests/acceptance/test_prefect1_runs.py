@@ -91,14 +91,14 @@ def test_a_run_of_the_fleet_leaves_at_the_api_what_one_of_the_real_agent_leaves(
     if flow == "retry":
         # it would start the run again when its engine takes three seconds more than the retry's time
         world.wait_state(theirs, "Running", end)
-        agent.process.send_signal(signal.SIGSTOP)
+        agent.signal(signal.SIGSTOP)
     try:
         assert (world.wait_end(ours), world.wait_end(theirs)) == (end, end)
     finally:
-        agent.process.send_signal(signal.SIGCONT)
+        agent.signal(signal.SIGCONT)
     # an engine sends its last lines after its last state, and an agent its one when it comes to it
     for run_id in (ours, theirs):
-        for words in ("PID: ", "Flow run "):
+        for words in ("PID: ", f"Flow run {end.upper()}"):
             until(lambda run_id=run_id, words=words: words in str(world.lines(run_id)), 30, f"{words} on the log page")
     until(lambda: len(world.api.logs(ours)) == len(world.api.logs(theirs)), 20, "the last log lines of both")
     assert told(world, ours) == told(world, theirs)
@@ -109,7 +109,8 @@ def test_a_run_of_the_fleet_leaves_at_the_api_what_one_of_the_real_agent_leaves(
         logs = {log["name"]: log["message"] for log in world.api.logs(theirs)}
         assert logs["agent"].startswith("Submitted for execution: PID: ")
         assert set(logs) == {"agent", "prefect.CloudFlowRunner", "prefect.CloudTaskRunner"}
-        assert world.api.run(theirs)["agent_id"] in [row["id"] for row in world.api.agents() if row["name"] == "agent"]
+        (real,) = [row["id"] for row in world.api.agents() if row["labels"] == ["more", "real"]]
+        assert world.api.run(theirs)["agent_id"] == real
 
 
 def tasks_of(world: World1, run_id: str) -> dict[tuple[str, int], list[str]]:

@@ -3,17 +3,17 @@
 What a run of the real agent leaves there is in `test_prefect1_runs.py`, beside one of the fleet.
 """
 
-import subprocess
 from collections.abc import Iterator
 
 import pytest
 
+from tests import processes
 from tests.prefect1_api import Faults, Prefect1Api
 from tests.prefect1_client import ClientError, Prefect1Client
-from tests.prefect1_env import FLOWS, FLOWS_BY_NAME, python
+from tests.prefect1_env import FLOWS, flows_by_name, python
 from tests.prefect1_world import World1
 from tests.valkey import Valkey
-from tests.waiting import SCALE, until
+from tests.waiting import until
 
 GOOD = ["Scheduled", "Submitted", "Running", "Success"]
 
@@ -47,7 +47,7 @@ def test_the_real_client_registers_every_flow_with_its_tasks_edges_and_labels(re
     tasks = [task["slug"] for task in api.rows("task", flow_id=reality.flows["mapped"])]
     edges = api.rows("edge", flow_id=reality.flows["mapped"])
 
-    assert {row["name"] for row in rows.values()} == set(FLOWS_BY_NAME)
+    assert {row["name"] for row in rows.values()} == set(flows_by_name())
     assert sorted(tasks) == ["double-1", "numbers-1", "total-1"]
     assert sorted((edge["key"], edge["mapped"]) for edge in edges) == [("doubled", False), ("number", True)]
     assert rows["script"]["storage"]["stored_as_script"] is True
@@ -114,7 +114,7 @@ def test_a_lost_answer_makes_the_real_agent_give_up_a_run_that_it_owns(reality):
 def test_the_real_agent_fetches_its_settings_and_ends_after_its_last_poll(reality):
     config = reality.api.add_agent_config({"labels": ["of the settings"]})
     agent = reality.real.start_agent((), "--agent-config-id", config, "--max-polls", "1", name="configured")
-    assert agent.process.wait(60 * SCALE) == 0
+    assert agent.wait(60) == 0
 
     assert reality.api.counted("agent_config") == 1
     assert f"Loaded agent config {config}" in agent.all_text()
@@ -127,10 +127,7 @@ def test_the_real_agent_fetches_its_settings_and_ends_after_its_last_poll(realit
 def test_the_real_command_registers_a_file_and_the_second_time_finds_nothing_new(reality):
     argv = [str(python()), "-m", "prefect", "register", "--project", "by-command", "--path", str(FLOWS / "script.py")]
     reality.real.create_project("by-command")
-    said = [
-        subprocess.run(argv, env=reality.real.environment(), capture_output=True, text=True, timeout=120, check=True)
-        for _ in range(2)
-    ]
+    said = [processes.run(*argv, env=reality.real.environment(), seconds=120, check=True) for _ in range(2)]
     [project] = reality.api.rows("project", name="by-command")
     [flow] = reality.api.rows("flow", project_id=project["id"])
     tasks = reality.api.rows("task", flow_id=flow["id"])
@@ -176,5 +173,5 @@ def test_under_the_servers_own_rules_a_cancelled_run_can_be_submitted_again_and_
         api.clock.advance(31)
         real.set_state(run, "Submitted")
         argv = [str(python()), "-m", "prefect", "get", "flow-runs"]
-        listed = subprocess.run(argv, env=real.environment(), capture_output=True, text=True, timeout=120, check=False)
+        listed = processes.run(*argv, env=real.environment(), seconds=120)
         assert "brave-badger" in listed.stdout, listed.stderr

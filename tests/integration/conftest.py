@@ -29,13 +29,6 @@ def service(world: WorkerWorld) -> WorkerService:
     return world.start()
 
 
-@pytest.fixture(scope="module")
-def locked() -> Iterator[Valkey]:
-    """A server with a password of which an address can hold nothing as it is."""
-    with Valkey.private(tcp=True, password="p@ss:w/örd %#?") as server:
-        yield server
-
-
 @pytest.fixture
 def pool(prefect_server: PrefectServer) -> OnePool:
     """A fresh pool at a real Prefect 3 server."""

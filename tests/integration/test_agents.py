@@ -6,7 +6,7 @@ import signal
 import sys
 import textwrap
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +69,8 @@ class AgentWorld(World1):
         own = {"XDG_DATA_HOME": str(self.folder / "data"), "FLOWFLEET_PYTHON": str(self.tiny_python()), **env}
         return self.part(name, [sys.executable, str(path)], own)
 
-    @contextmanager
-    def ledger(self, redis_url: str = "") -> Iterator[Ledger]:
-        ledger = connect(redis_url or self.redis_url, self.fleet)
-        try:
-            yield ledger
-        finally:
-            ledger.close()
+    def ledger(self, redis_url: str = "") -> closing[Ledger]:
+        return closing(connect(redis_url or self.redis_url, self.fleet))
 
     def claims(self) -> list[Any]:
         with self.ledger() as ledger:

@@ -23,8 +23,7 @@ BUILT = {row.name for row in TRANSITIONS if row.built}
 
 
 def ask(world: LedgerWorld, move: str, about: Claim, **changes: Any) -> Any:
-    asked = {"run": about.run_id, "claim": about.claim, "term": world.term, "worker": "w@h", "nonce": "n1", **changes}
-    return world.ask(move, **asked)
+    return world.ask(move, **{"run": about.run_id, "claim": about.claim, **changes})
 
 
 def cases(pick: Callable[[Any], Any]) -> list[Any]:

@@ -165,7 +165,7 @@ def test_what_went_in_order_never_comes_back(world, worker, end, state):
 
 def move(world: LedgerWorld, claim: Claim, *moves: str) -> None:
     for one in moves:
-        assert world.ask(one, claim.run_id, claim.claim, term=world.term, worker="w@h", nonce="n1").moved
+        assert world.ask(one, claim.run_id, claim.claim).moved
 
 
 HAPPENS: dict[str, Callable[[LedgerWorld, Claim], Any]] = {

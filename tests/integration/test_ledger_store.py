@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
@@ -19,6 +20,13 @@ from flowfleet.ledger.store import redacted
 from tests.ledger_world import LedgerWorld, held, route, row
 from tests.valkey import Valkey, free_port
 from tests.waiting import until
+
+
+@pytest.fixture(scope="module")
+def locked() -> Iterator[Valkey]:
+    """A server with a password of which an address can hold nothing as it is."""
+    with Valkey.private(tcp=True, password="p@ss:w/örd %#?") as server:
+        yield server
 
 
 def test_port_and_socket_lead_to_the_same_ledger_with_a_password(locked):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import json
-import re
 import signal
 import sys
 import threading
@@ -25,6 +23,7 @@ from flowfleet.flow_run import Message, Offer, Route
 from flowfleet.ledger import connect
 from flowfleet.ledger.claims import Claim, State
 from flowfleet.ledger.roster import WorkerRow
+from tests.broken_messages import decoded
 from tests.lawless_api import LawlessApi
 from tests.valkey import Valkey, free_port
 from tests.waiting import SCALE, stays, until
@@ -105,7 +104,7 @@ class StandIn(threading.Thread):
         body = self.ledger.store.ask(lambda client: client.rpop(queue_key(self._fleet.world.fleet, self._fleet.route)))
         if body is None:
             return
-        _, kwargs, _ = json.loads(base64.b64decode(json.loads(str(body))["body"]))
+        _, kwargs, _ = json.loads(decoded(str(body)))
         message = Message.from_kwargs(kwargs)
         self._fleet.messages[message.task_id] += 1
         claims, who = self.ledger.claims, (self.identity, self.nonce)
@@ -129,7 +128,6 @@ class PollerFleet:
     def __init__(self, folder: Path, valkey: Valkey) -> None:
         self.valkey = valkey
         self.api = LawlessApi().start()
-        folder.mkdir(parents=True, exist_ok=True)
         self.world = World(folder, self.api.api_url, valkey.url)
         self.world.env |= {"FLOWFLEET_RENEW_SECONDS": str(RENEW_SECONDS), "FLOWFLEET_LEASE_SECONDS": "4"}
         self.pool_id = str(self.api.add_pool(self.world.pool)["id"])
@@ -442,14 +440,14 @@ def test_max_polls_ends_it_with_zero(fleet):
 @pytest.mark.parametrize(
     ("options", "env", "code"),
     [
-        pytest.param(("--require-api",), {"PREFECT_API_URL": "NOWHERE/api"}, 3, id="no API, and --require-api"),
-        pytest.param((), {"PREFECT_API_URL": "API/nothing"}, 3, id="an address that is no Prefect API"),
+        pytest.param(("--require-api",), {"PREFECT_API_URL": "{nowhere}/api"}, 3, id="no API, and --require-api"),
+        pytest.param((), {"PREFECT_API_URL": "{api}/nothing"}, 3, id="an address that is no Prefect API"),
         pytest.param((), {"FLOWFLEET_REDIS": "rediss-cluster://nowhere"}, 4, id="a Redis that cannot be used"),
     ],
 )
 def test_what_waiting_cannot_cure_is_one_sentence_and_its_code(fleet, options, env, code):
-    places = {"NOWHERE": f"http://127.0.0.1:{free_port()}", "API": fleet.api.api_url}
-    told = {name: re.sub(r"^[A-Z]+", lambda place: places[place[0]], value) for name, value in env.items()}
+    places = {"nowhere": f"http://127.0.0.1:{free_port()}", "api": fleet.api.api_url}
+    told = {name: value.format(**places) for name, value in env.items()}
     done = command(fleet, *options, **told)
 
     assert done.returncode == code

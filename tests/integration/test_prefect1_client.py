@@ -89,8 +89,7 @@ def test_a_claim_that_is_carried_out_after_its_time_out_is_settled_as_ours(serve
 def test_a_run_that_is_cancelled_before_its_claim_stays_cancelled(loose):
     run = loose.listed(loose.scheduled())
     loose.api.cancel(run.run_id)
-    call = str(uuid.uuid4())
-    loose.client.claims.claim([run], call, MARK)  # Server takes any state over any other
+    call = loose.claimed(run)  # Server takes any state over any other
 
     assert loose.client.jobs.job(run.run_id).state.kind is StateType.CANCELLED
     assert loose.api.state(run.run_id) == "Cancelled"

@@ -49,11 +49,11 @@ def test_of_two_fleets_the_later_claim_yields_where_the_server_remembers_nothing
     other, theirs = loose.another_client(), Mark(fleet="other")
     run = loose.listed(loose.scheduled())
     other.backlog.due([loose.offer("x")], within_seconds=60, limit=10)
-    first, second = str(uuid.uuid4()), str(uuid.uuid4())
+    first = str(uuid.uuid4())
 
     assert other.claims.claim([run], first, theirs)[run.run_id].verdict is Verdict.ACCEPTED
     assert other.claims.launching(run.run_id, first, "", theirs).verdict is Verdict.ACCEPTED
-    loose.client.claims.claim([run], second, MARK)
+    second = loose.claimed(run)
 
     assert loose.client.jobs.job(run.run_id).state.call == first
     assert loose.client.claims.launching(run.run_id, second, "", MARK).verdict is Verdict.REFUSED
@@ -85,16 +85,24 @@ def test_an_end_that_comes_while_we_write_ours_is_put_back(loose, end, when):
     assert loose.api.state(run.run_id) == end
 
 
-@pytest.mark.parametrize(("kind", "message"), [("Running", "theirs"), ("Submitted", "theirs"), ("Cancelled", None)])
+@pytest.mark.parametrize(
+    ("kind", "message"), [("Running", "theirs"), ("Submitted", "theirs"), ("Cancelled", "Flow run is cancelled.")]
+)
 def test_a_hand_back_does_not_cover_an_engine_an_agent_or_a_cancel_that_came_meanwhile(loose, kind, message):
     run, call = loose.taken()
     loose.api.writer.forget_submitted()
-    theirs = lambda: loose.api.write(run.run_id, kind, message) if message else loose.api.cancel(run.run_id)  # noqa: E731
+
+    def theirs():
+        if kind == "Cancelled":
+            loose.api.cancel(run.run_id)
+        else:
+            loose.api.write(run.run_id, kind, message)
+
     loose.meanwhile("set_flow_run_states", theirs)
 
     assert loose.hand_back(run, call).verdict is Verdict.REFUSED
     assert loose.api.state(run.run_id) == kind
-    assert loose.api.states(run.run_id)[-1]["message"] == message or not message
+    assert loose.api.states(run.run_id)[-1]["message"] == message
 
 
 @pytest.mark.parametrize("ours", ["handed back", "ended"])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench_of_runs import is_alive
+from tests import processes
 from tests.prefect1_api import Faults
 from tests.waiting import until
 from tests.worker_world import WorkerWorld1
@@ -105,8 +105,8 @@ def test_without_cloud_logs_not_a_line_of_ours_is_written_and_the_run_gets_the_s
 
 
 @pytest.mark.parametrize("kind", ["Cancelled", "Failed", "Success", "Submitted"])
-def test_a_run_that_ended_or_went_to_somebody_else_while_it_waited_is_never_started(world, service, kind, tmp_path):
-    message = world.claim(world.create(f"open({str(tmp_path / 'ran')!r}, 'w')"))
+def test_a_run_that_ended_or_went_to_somebody_else_while_it_waited_is_never_started(world, service, kind):
+    message = world.claim(world.create(world.marking()))
     if kind == "Cancelled":
         assert world.api.cancel(message.run_id) == "Cancelled"
     else:
@@ -115,7 +115,7 @@ def test_a_run_that_ended_or_went_to_somebody_else_while_it_waited_is_never_star
     until(lambda: world.ledger.claims.get(message.run_id) is None, 15, "the claim to be dropped")
 
     assert world.api.history(message.run_id) == ["Scheduled", "Submitted", kind]
-    assert not (tmp_path / "ran").exists()
+    assert world.marks() == ""
 
 
 def test_a_working_dir_that_this_host_does_not_have_is_a_failed_run_that_names_both(world):
@@ -272,7 +272,7 @@ def test_an_engine_that_dies_while_its_run_is_cancelled_has_it_cancelled(world, 
     world.wait_gone(message)
 
     assert world.api.history(message.run_id)[-2:] == ["Cancelling", "Cancelled"]
-    assert not is_alive(pid)
+    assert not processes.alive(pid)
 
 
 HELPER = """
@@ -293,12 +293,12 @@ def test_a_heartbeat_helper_that_outlives_its_engine_is_gone_before_the_end_is_t
     report, alive_then = one.client.ends.report, []
 
     def watched(*given):
-        alive_then.append(is_alive(int((tmp_path / "pid").read_text())))
+        alive_then.append(processes.alive(int((tmp_path / "pid").read_text())))
         return report(*given)
 
     one.client.ends.report = watched
     message = one.run(HELPER.format(path=str(tmp_path / "pid"), session=session))
 
-    assert failed(one, message)
+    failed(one, message)
     assert alive_then == [False]
     assert one.run_folder(message).exit_record()["leftovers"] >= 1

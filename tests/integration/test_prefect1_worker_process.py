@@ -1,5 +1,7 @@
 """`worker start` at a Prefect 1 API as a process of its own: labels, agent configs, a sentence for what is wrong."""
 
+from contextlib import closing
+
 import pytest
 
 from flowfleet.ledger import connect
@@ -31,11 +33,8 @@ def fleet(valkey, tmp_path, api):
 
 
 def offer_of(fleet):
-    ledger = connect(fleet.redis_url, fleet.fleet)
-    try:
+    with closing(connect(fleet.redis_url, fleet.fleet)) as ledger:
         (row,) = ledger.roster.rows()
-    finally:
-        ledger.close()
     return row.offer.labels, row.offer.tenant, row.offer.deploy
 
 

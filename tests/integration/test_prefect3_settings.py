@@ -2,13 +2,13 @@
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 
 import pytest
 
 from flowfleet.api.prefect3.settings import prefect_settings
+from tests import processes
 from tests.needs import need
 
 ASK = """
@@ -107,7 +107,7 @@ def answers(tmp_path_factory):
         environ["PREFECT_HOME"] = str(home / ".prefect")
         cases.append({"name": name, "folder": str(folder), "environ": environ})
         ours[name] = prefect_settings(environ, folder, home)
-    env = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")} | {"HOME": str(root)}
+    env = processes.environment() | {"HOME": str(root)}
     asked = subprocess.run(
         [sys.executable, "-c", ASK],
         input=json.dumps(cases),

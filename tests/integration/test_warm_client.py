@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from tests.bench_of_runs import FULL, BenchOfRuns, is_alive
+from tests import processes
+from tests.bench_of_runs import FULL, BenchOfRuns
 from tests.prefect1_env import python
 from tests.waiting import SCALE, until
 from workers.deployers import process_handles, warm_client
@@ -32,8 +33,8 @@ from workers.shim import syscalls, warm_parent
 VERSION = ("-m", "prefect", "version")
 
 
-def parent_of(environ: dict[str, str], python_path: str | None = None) -> ForkServerProgram:
-    given = Interpreter(path=python_path or str(python()), prefect="1.4.1")
+def parent_of(environ: dict[str, str]) -> ForkServerProgram:
+    given = Interpreter(path=str(python()), prefect="1.4.1")
     return warm_client.parent_program(given, EnvironmentLayers(base=environ))
 
 
@@ -285,7 +286,7 @@ def test_a_forked_engine_holds_nothing_of_its_shim_and_is_found_by_its_marks(ben
     assert len(opened) == 4
     os.kill(shim, signal.SIGKILL)
     until(lambda: not bench.bench.folder(spec).shim_alive(), 10, "the lock of the shim to be free")
-    assert is_alive(pid)
+    assert processes.alive(pid)
     assert process_handles.members(spec.run_id, spec.claim, session=0, group=0) == [pid]
     started_run.kill()
     bench.bench.end_of(started_run)
@@ -296,7 +297,7 @@ def test_runs_of_a_killed_parent_go_on_and_the_next_ones_begin_cold_until_there_
     spec, first = hanging(fresh, silent)
     old = fresh.fork_client.pid
     os.kill(old, signal.SIGKILL)
-    until(lambda: not is_alive(old), 10, "the parent to be gone")
+    until(lambda: not processes.alive(old), 10, "the parent to be gone")
 
     assert fresh.cold() == "not asked"
     fresh.wait_ready()
@@ -311,7 +312,7 @@ def test_runs_of_a_killed_parent_go_on_and_the_next_ones_begin_cold_until_there_
 
 def test_a_parent_killed_between_request_and_answer_starts_the_run_once(fresh):
     for number in range(8):
-        if not is_alive(fresh.fork_client.pid):
+        if not processes.alive(fresh.fork_client.pid):
             fresh.cold()
         fresh.wait_ready()
         pid = fresh.fork_client.pid
@@ -347,7 +348,7 @@ def test_a_parent_that_is_out_of_date_is_replaced(fresh, tmp_path):
 def test_a_parent_ends_with_its_worker_also_while_it_is_loading(fresh, tmp_path):
     pid = fresh.fork_client.pid
     fresh.warm.close()
-    assert not is_alive(pid)
+    assert not processes.alive(pid)
     (tmp_path / "second").mkdir()
     # it would load for longer than it is waited for
     with warmed(tmp_path / "second", with_code("import time; time.sleep(300)")) as bench:
@@ -356,7 +357,7 @@ def test_a_parent_ends_with_its_worker_also_while_it_is_loading(fresh, tmp_path)
         begun = time.monotonic()
         bench.warm.close()
         assert time.monotonic() - begun < 30
-        assert not is_alive(pid)
+        assert not processes.alive(pid)
 
 
 # --- where there can be none

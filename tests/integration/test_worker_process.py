@@ -31,8 +31,7 @@ def test_its_page_and_its_orderly_stop(lawless):
     assert 'flowfleet_build_info{version="' in metrics
     assert worker.ask("/api/runs/00000000-0000-4000-8000-000000000000/log")[0] == 404
     began = time.monotonic()
-    worker.signal(signal.SIGTERM)
-    assert worker.wait(10) == 0
+    assert worker.stop(10) == 0
     assert time.monotonic() - began < 5 * SCALE
     assert "worker stopped, no run is left" in worker.text()
 
@@ -46,8 +45,7 @@ def test_a_worker_whose_sigint_a_shell_has_ignored_still_ends_at_sigterm(lawless
     worker.signal(signal.SIGINT)
     with pytest.raises(subprocess.TimeoutExpired):
         worker.wait(0.5)
-    worker.signal(signal.SIGTERM)
-    assert worker.wait(10) == 0
+    assert worker.stop(10) == 0
 
 
 def test_a_second_worker_of_the_name_is_refused_and_named(lawless):

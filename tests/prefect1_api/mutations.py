@@ -162,11 +162,9 @@ def _wanted(names: str) -> dict[str, bool]:
     return {name.removesuffix("!"): name.endswith("!") for name in names.split()}
 
 
-def _change(table: str, *columns: str) -> Action:
-    """These columns of the row that `TABLE_id` names."""
-    return lambda api, given, _: api.store.update(
-        table, given[f"{table}_id"], **{name: given[name] for name in columns}
-    )
+def _rename(table: str) -> Action:
+    """The name of the row that `TABLE_id` names."""
+    return lambda api, given, _: api.store.update(table, given[f"{table}_id"], name=given["name"])
 
 
 _FLOW = "serialized_flow! project_id! version_group_id set_schedule_active description idempotency_key"
@@ -210,8 +208,8 @@ MUTATIONS = {
     "get_or_create_task_run_info": _mutation(
         "flow_run_id! task_id! map_index", "id version serialized_state", _task_run
     ),
-    "set_task_run_name": _mutation("task_run_id! name!", "success", _change("task_run", "name")),
-    "set_flow_run_name": _mutation("flow_run_id! name!", "success", _change("flow_run", "name")),
+    "set_task_run_name": _mutation("task_run_id! name!", "success", _rename("task_run")),
+    "set_flow_run_name": _mutation("flow_run_id! name!", "success", _rename("flow_run")),
     "update_flow_run_heartbeat": _mutation(
         "flow_run_id!", "success", lambda api, given, _: api.heartbeat(given["flow_run_id"])
     ),

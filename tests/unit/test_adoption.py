@@ -12,7 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.bench_of_runs import DEAF, BenchOfRuns, is_alive, read_pid
+from tests import processes
+from tests.bench_of_runs import DEAF, BenchOfRuns, read_pid
 from tests.waiting import until
 from workers.deployers import process_handles
 from workers.host import Abilities
@@ -86,7 +87,7 @@ def test_when_the_shim_is_killed_the_run_goes_on_and_its_end_is_seen(bench, tmp_
     started_run = bench.start(spec)
     bench.kill_shim(started_run, spec)
     assert started_run.poll() is None
-    assert is_alive(started_run.handle["command_pid"])
+    assert processes.alive(started_run.handle["command_pid"])
     (tmp_path / "go").touch()
     end = bench.end_of(started_run)
     if bench.abilities.pidfd_info:  # the kernel still tells
@@ -127,7 +128,7 @@ def test_a_command_whose_shim_was_killed_before_adoption_is_watched_to_its_end(b
     first.close()
     adopted = bench.adopt(spec)
     assert adopted.poll() is None
-    assert is_alive(started["command_pid"])
+    assert processes.alive(started["command_pid"])
     (tmp_path / "go").touch()
     assert bench.end_of(adopted).unknown or bench.end_of(adopted).code == 6
 
@@ -139,7 +140,7 @@ def test_when_both_are_dead_without_a_record_the_exit_is_unknown(bench, tmp_path
     command = first.handle["command_pid"]
     bench.kill_shim(first, spec)
     os.kill(command, signal.SIGKILL)
-    until(lambda: not is_alive(command), 20, "the command to die")
+    until(lambda: not processes.alive(command), 20, "the command to die")
     adopted = bench.adopt(spec)
     end = bench.end_of(adopted)
     assert (end.unknown, RunFolder(spec.folder).exit_record()["begun"]) == (True, True)
@@ -153,7 +154,7 @@ def test_what_a_killed_shim_leaves_is_found_by_its_environment_and_killed(bench,
     bench.kill_shim(started_run, spec)
     (tmp_path / "go").touch()
     bench.end_of(started_run)
-    assert not is_alive(daemon)
+    assert not processes.alive(daemon)
 
 
 def test_a_run_without_a_shim_can_still_be_stopped(bench):
@@ -218,7 +219,7 @@ def test_a_run_of_a_plain_worker_is_adopted_alive_by_one_with_descriptors(full_b
     first.close()
     adopted = full_bench.adopt(spec)
     assert adopted.poll() is None
-    assert is_alive(adopted.handle["command_pid"])
+    assert processes.alive(adopted.handle["command_pid"])
     assert killed or adopted.fileno() is None, "nothing would ring: it is asked each second"
     (tmp_path / "go").touch()
     end = full_bench.end_of(adopted)

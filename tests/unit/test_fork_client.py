@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from flowfleet.errors import StartFailed
-from tests.bench_of_runs import FULL, BenchOfRuns, is_alive
+from tests import processes
+from tests.bench_of_runs import FULL, BenchOfRuns
 from workers.deployers.fork_client import ForkClient, own_program
 
 ROOT = Path(__file__).parents[2]
@@ -86,7 +87,7 @@ def test_the_fork_server_carries_nothing_of_the_workers_environment_and_ends_wit
     pid = bench.fork_client.pid
     assert b"hush-4711" not in Path(f"/proc/{pid}/environ").read_bytes()
     bench.fork_client.close()
-    assert not is_alive(pid)
+    assert not processes.alive(pid)
 
 
 def test_many_threads_start_runs_at_once(bench):

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from flowfleet.errors import StartFailed
-from tests.bench_of_runs import DEAF, is_alive, read_pid
+from tests import processes
+from tests.bench_of_runs import DEAF, read_pid
 from tests.waiting import until
 from workers.shim import spawn, syscalls
 from workers.state.run_folders import RunFolder
@@ -165,7 +166,7 @@ def test_what_a_command_leaves_is_killed_when_it_has_ended(bench, tmp_path, scri
     spec = bench.sh(script)
     end = bench.run(spec)
     assert end.code == 3
-    assert not is_alive(read_pid(tmp_path / "pid"))
+    assert not processes.alive(read_pid(tmp_path / "pid"))
     if in_its_group or bench.abilities.subreaper:
         assert end.leftovers == 1
         assert bench.folder(spec).cleared()  # by the shim itself, not by the worker's search
@@ -176,7 +177,7 @@ def test_a_stop_reaches_the_whole_tree(bench, tmp_path):
     child = read_pid(tmp_path / "pid")
     started_run.stop()
     bench.end_of(started_run)
-    assert not is_alive(child)
+    assert not processes.alive(child)
 
 
 def test_orphans_are_reaped_while_the_run_goes_on(full_bench, tmp_path):
@@ -302,7 +303,7 @@ def test_a_run_whose_folder_is_removed_under_it_leaves_no_process(full_bench):
     started_run = full_bench.start(spec)
     pid = started_run.handle["pid"]
     full_bench.folder(spec).remove()
-    until(lambda: not is_alive(pid), 10, "the shim to end")
+    until(lambda: not processes.alive(pid), 10, "the shim to end")
     assert full_bench.living(spec) == []
 
 
