@@ -136,7 +136,7 @@ def test_pythonpath_is_folder_then_inherited_then_import_paths(tmp_path, given, 
     assert environment(tmp_path, **given).env["PYTHONPATH"] == wanted
 
 
-def test_at_prefect_3_a_run_keeps_its_own_empty_folder_and_import_paths_come_first(tmp_path):
+def test_at_prefect_3_a_run_keeps_its_own_empty_folder_and_import_paths_come_first():
     settings = WorkerSettings(import_paths=("~/mine", "/b"))
     layers = layers_of(settings, {"PYTHONPATH": "/old"}, traits.of("prefect3"))
     assert layers.home is None

@@ -32,12 +32,9 @@ class Project:
         self.folder.mkdir()
         (self.home / ".prefect").mkdir(parents=True)
 
-    def profile(self, settings: str, place: str = "home/.prefect/profiles.toml") -> Path:
+    def profile(self, settings: str) -> None:
         """The active profile with these settings."""
-        path = self.path / place
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(f'active = "p"\n[profiles.p]\n{settings}\n')
-        return path
+        (self.home / ".prefect" / "profiles.toml").write_text(f'active = "p"\n[profiles.p]\n{settings}\n')
 
     def address(self, environ=None, **settings):
         environ = environ or {}
@@ -80,6 +77,9 @@ def test_credentials_are_found_and_the_nearest_wins(project, environ, settings, 
 def test_user_and_password_leave_the_address(project):
     found = project.address({URL: "http://us%40er:hun%2Fter2@h:4200/api/"})
     assert (found.url, found.authorization) == ("http://h:4200/api", basic("us@er:hun/ter2"))
+
+
+def test_the_flag_beats_the_environment(project):
     assert project.address({URL: "http://environ/api"}, api="http://flag/api/").url == "http://flag/api"
 
 

@@ -31,10 +31,10 @@ def clock():
     return Clock()
 
 
-def timed(retry, clock, **changes):
+def timed(retry, clock):
     """The retry by this clock, without jitter."""
     schedule = functools.partial(retry.schedule, clock=clock, jitter=lambda: 1.0)
-    return dataclasses.replace(retry, wait=clock.sleep, clock=clock, schedule=schedule, **changes)
+    return dataclasses.replace(retry, wait=clock.sleep, clock=clock, schedule=schedule)
 
 
 def failing(*errors):
@@ -137,6 +137,7 @@ def test_an_outage_is_said_at_once_each_30_s_and_at_its_end(caplog, clock):
         (Retry(), (REFUSED, SILENT), 60 + 2),
         (sign_on.RETRY, (SILENT, SILENT), 2 + 2),
         (sign_on.RETRY, (REFUSED, AWAY), 60 + 2),
+        (sign_on.RETRY, (ApiUnavailable("429", retry_after_seconds=3600),), 30),
         (LEDGER_RETRY, (SILENT,) * 5, 0.5 + 1 + 2 + 2 + 2),
         (API_RETRY, (AWAY,) * 5, 0.5 + 1 + 2 + 4 + 5),
     ],

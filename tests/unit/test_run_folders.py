@@ -2,7 +2,6 @@
 
 import os
 import stat
-from pathlib import Path
 
 import pytest
 
@@ -11,7 +10,6 @@ from workers.state.run_folders import RunFolders
 from workers.state.state_folder import StateFolder, StateLocked
 
 DAY = 24 * 3600.0
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -112,8 +110,7 @@ def test_a_torn_record_counts_as_none(folder, torn):
     assert folder.exit() is None
 
 
-def test_a_folder_of_another_version_is_left_alone_and_named(state, caplog):
-    folder = state.runs.create("run", "claim", {})
+def test_a_folder_of_another_version_is_left_alone_and_named(state, folder, caplog):
     folder.note(v=2)
     with caplog.at_level("WARNING"):
         assert state.runs.scan() == []

@@ -1,4 +1,4 @@
-"""Settings: each rung of the ladder, the sentences about wrong values, and that secrets do not show."""
+"""Settings: each rung of the ladder, wrong values, that no secret shows, and what an API has no use for."""
 
 import logging
 from pathlib import Path

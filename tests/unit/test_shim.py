@@ -146,12 +146,12 @@ def test_a_run_is_as_much_nicer_than_its_worker_as_its_limits_say(bench, nice):
     assert bench.run(spec).last_lines == (str(min(19, os.nice(0) + nice)),)
 
 
-# -- leftovers
-
-
 def test_a_worker_of_before_an_upgrade_has_its_limits_in_the_request_itself():
     assert spawn.limits_of({"log_limit": 1, "stop_grace": 2.0})["stop_grace"] == 2.0
     assert spawn.limits_of({"limits": {"log_limit": 1}}) == {"log_limit": 1}
+
+
+# -- leftovers
 
 
 @pytest.mark.parametrize(

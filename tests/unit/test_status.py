@@ -235,6 +235,9 @@ def test_idle_workers_of_other_pools_do_not_hide_that_its_own_are_busy():
 )
 def test_checks_of_redis_tell_what_is_wrong_with_it(check, verdict):
     assert check.verdict == verdict
+
+
+def test_a_valkey_is_called_by_its_own_version():
     assert _version({"redis_version": "7.2.4", "valkey_version": "9.1.0"}).found == "Valkey 9.1.0."
 
 

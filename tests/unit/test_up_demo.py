@@ -73,7 +73,7 @@ def _claims(away=False):
 
 
 def _demo(api):
-    address = Address(url=f"http://127.0.0.1:{api.server.server_address[1]}")
+    address = Address(url=api.server.url)
     demo = Demo(Session(address, pause=lambda seconds: None), "pool x", _claims())
     demo.begin(pause=lambda seconds: None)
     return demo

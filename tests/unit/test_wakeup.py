@@ -1,4 +1,4 @@
-"""Wakeup: woken by threads and signal handlers, until it is cleared."""
+"""Wakeup: woken by threads and signal handlers, until it is cleared; and how signals are taken and given back."""
 
 import os
 import select

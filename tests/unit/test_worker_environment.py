@@ -1,4 +1,4 @@
-"""A run's environment, interpreter and command."""
+"""A run's environment, interpreter and command, and what its host is and can do."""
 
 import dataclasses
 import os
@@ -102,7 +102,7 @@ def test_nothing_of_our_own_leaks_into_a_run():
     assert env == {"PATH": "/bin", "X": "1"}
 
 
-def test_python_brings_its_environment_and_takes_the_workers_off(tmp_path):
+def test_python_brings_its_environment_and_takes_the_workers_off():
     environ = {
         "PATH": os.pathsep.join(["/own/bin", "/active/bin", "/usr/bin", "/x/bin"]),
         "VIRTUAL_ENV": "/active",

@@ -35,7 +35,7 @@ def test_a_run_whose_deployer_fails_at_the_start_and_at_the_first_look_is_found_
         nonce="n",
         mark=Mark(fleet="f"),
         claims=Mock(take=Mock(return_value=moved), start=Mock(return_value=moved)),
-        api=Mock(jobs=jobs, address="", **{"jobs.launching": accepted, "claims.launching": accepted}),
+        api=Mock(jobs=jobs, address="", **{"claims.launching": accepted}),
         deployer=Mock(start=start, adopt=Mock(side_effect=[EngineAway, found])),
         start_specs=Mock(make=lambda _held, _job, folder, **_: SimpleNamespace(folder=folder.path)),
         attempts=Attempts(),

@@ -1,4 +1,4 @@
-"""`--show-flow-logs`: whole lines behind the run's name, none lost at the end, none twice."""
+"""`--show-flow-logs`: whole lines behind the run's name, none lost, none twice; and lines of ours for the API."""
 
 import errno
 import io

@@ -18,13 +18,13 @@ class Host:
     def __init__(self, root):
         self.root = root
 
-    def open(self, name, *, boot="boot-1", **facts):
+    def open(self, name, *, boot="boot-1"):
         state = StateFolder.open(self.root, "machine", name)
-        state.remember(boot_id=boot, nonce=f"n-{name}", fleet="f", api="http://api", worker=f"{name}@h", **facts)
+        state.remember(boot_id=boot, nonce=f"n-{name}", fleet="f", api="http://api", worker=f"{name}@h")
         return state
 
-    def run(self, state, run_id="r", claim="c", **facts):
-        return state.runs.create(run_id, claim, {"route": ROUTE, "fleet": "f", "api": "http://api", **facts})
+    def run(self, state, run_id="r", **facts):
+        return state.runs.create(run_id, "c", {"route": ROUTE, "fleet": "f", "api": "http://api", **facts})
 
     def dead(self, *, boot="boot-1", **facts):
         """The folder of a run whose worker is dead."""
@@ -44,6 +44,16 @@ class Host:
 @pytest.fixture
 def host(tmp_path):
     return Host(tmp_path)
+
+
+def test_a_run_goes_on_to_a_third_name_when_its_keeper_dies_and_not_while_it_lives(host):
+    host.dead()
+    second = host.open("second")
+    assert host.kept(second) == {("dead", "r.c")}
+    first = host.open("dead")
+    assert host.kept(first) == set()
+    second.close()
+    assert host.kept(host.open("third")) == {("dead", "r.c")}
 
 
 def test_a_keeper_whose_folder_was_removed_keeps_nothing(host):
