@@ -9,12 +9,7 @@ from flowfleet.settings.classes import WorkerSettings
 from tests.ledger_world import row
 from tests.unit.memory_ledger import HandClock, MemoryLedger
 from workers.host import Host
-from workers.lifecycle.sign_on import (
-    NameTaken,
-    dead_predecessor,
-    open_state,
-    sign_on,
-)
+from workers.lifecycle.sign_on import NameTaken, dead_predecessor, open_state, sign_on
 from workers.state.state_folder import StateFolder, state_root
 
 HOST = Host(name="h", machine_id="m" * 32, boot_id="boot-1", pid_ns=1)
