@@ -35,11 +35,12 @@ from workers.background import BackgroundJobs
 from workers.deployers import warm_client
 from workers.deployers.registry import adopting_deployer, plugged_in_deployer, process_deployer
 from workers.deployment import EXTERNAL, Deployer, DeployerContext, RunLimits
-from workers.host import Abilities, Host, runs_in_container
+from workers.host import Abilities, Host
 from workers.interpreter import interpreter_of
 from workers.lifecycle import sign_on
 from workers.lifecycle.consumer import forget_stop, require_hooks
-from workers.lifecycle.stop_signals import leave_at_once, resolve_mode
+from workers.lifecycle.stop_plan import StopPlan, enclosure_of
+from workers.lifecycle.stop_signals import leave_at_once
 from workers.runs.start_spec import StartSpecBuilder
 from workers.service import WorkerService
 from workers.state.state_folder import StateFolder
@@ -114,7 +115,6 @@ def serve(
     failpoints = Failpoints.from_environment(environ)
     environ = dict(environ)  # as it was: flows that use Celery themselves keep its variables
     _take_off_celery()
-    mode = resolve_mode(settings.on_stop, environ, in_container=runs_in_container(environ))
     connector = Connector(settings, environ)
     secrets = SecretFiles(settings)
     reload.serve(connector, secrets)
@@ -140,6 +140,8 @@ def serve(
     deployer = embedding.deployer(own, api, settings)
     embedding.leave_with(ledger.close)
     row = _join_fleet(ledger, settings, api, state, host, retry=retry, startup_page=startup_page)
+    plan = StopPlan.of(settings, enclosure_of(environ))
+    plan.say()
     service = WorkerService(
         settings=settings,
         row=row,
@@ -154,7 +156,7 @@ def serve(
         start_specs=StartSpecBuilder(settings=settings, api=api.jobs, layers=layers, interpreter=interpreter),
         state=state,
         failpoints=failpoints,
-        mode=mode,
+        mode=plan.mode,
         count_refused=lambda _reason: ledger.store.count("messages-refused"),
         launched=embedding.launched,
         leave=embedding.leave,

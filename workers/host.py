@@ -76,28 +76,6 @@ def _pid_ns() -> int | None:
         return None
 
 
-def runs_in_container(environ: Mapping[str, str], root: Path = Path("/")) -> bool:
-    """Whether we are in a container, whose process namespace ends with its first process.
-
-    Docker and Podman leave a file, Podman and systemd the variable `container`, Kubernetes its own. Where none of them
-    does, a process namespace other than the host's is a sign, unless a system's own init is its first process: such a
-    namespace outlives us (WSL). So a worker in a bare `unshare --pid` waits for its runs; `--on-stop detach` says
-    otherwise.
-    """
-    marked = (root / ".dockerenv").exists() or (root / "run/.containerenv").exists()
-    named = bool(environ.get("container") or environ.get("KUBERNETES_SERVICE_HOST"))
-    return os.getpid() == 1 or marked or named or _own_process_namespace(root / "proc")
-
-
-def _own_process_namespace(proc: Path) -> bool:
-    try:
-        space = str((proc / "self/ns/pid").readlink())
-        first = (proc / "1/comm").read_text().strip()
-    except OSError:
-        return False  # not Linux, or /proc does not tell
-    return space != HOST_PID_NAMESPACE and first not in INITS
-
-
 @dataclass(frozen=True, kw_only=True)
 class Abilities:
     """What this host can do: an ability is True only where it works. Without any, a worker runs in plain mode."""
@@ -118,7 +96,7 @@ class Abilities:
         """Find out what works here; `FLOWFLEET_PLAIN=1` switches every ability off."""
         if environ.get("FLOWFLEET_PLAIN") == "1":
             return cls.plain()
-        proc = syscalls.start_ticks(os.getpid()) is not None
+        proc = _proc_is_ours() and syscalls.start_ticks(os.getpid()) is not None
         pidfd, pidfd_info = _probe_pidfd()
         return cls(
             proc=proc,
@@ -143,6 +121,14 @@ class Abilities:
         if not self.holes:
             sentences.append("Lines can be lost when the output of a run is cut to its cap.")
         return sentences
+
+
+def _proc_is_ours() -> bool:
+    # in a new process namespace /proc may still be that of the old one, where each pid means another process
+    try:
+        return str(Path("/proc/self").readlink()) == str(os.getpid())
+    except OSError:
+        return False
 
 
 def _probe_pidfd() -> tuple[bool, bool]:

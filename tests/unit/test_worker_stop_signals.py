@@ -1,14 +1,13 @@
-"""Stopping: which mode, which code, and how long."""
+"""Stopping: which code, and how long."""
 
 import pytest
 from celery.worker import state as celery_state
 
 from tests.unit.test_worker_consumer import slots
 from tests.waiting import stays, until
-from workers.host import runs_in_container
 from workers.lifecycle import stop_signals as stop_signals_module
 from workers.lifecycle.shutdown import wait_for_runs
-from workers.lifecycle.stop_signals import StopSignals, resolve_mode
+from workers.lifecycle.stop_signals import StopSignals
 from workers.state.attempts import Attempts
 
 
@@ -16,51 +15,6 @@ from workers.state.attempts import Attempts
 def celery_goes_on():
     yield
     celery_state.should_stop = None
-
-
-@pytest.mark.parametrize(
-    ("given", "environ", "container", "mode"),
-    [
-        ("auto", {}, False, "detach"),
-        ("auto", {"INVOCATION_ID": "x"}, False, "wait"),
-        ("auto", {}, True, "wait"),
-        ("detach", {"INVOCATION_ID": "x"}, True, "detach"),
-        ("cancel", {}, False, "cancel"),
-    ],
-)
-def test_auto_detaches_where_runs_can_outlive_the_worker(given, environ, container, mode):
-    assert resolve_mode(given, environ, in_container=container) == mode
-
-
-def test_a_container_is_known_by_its_marks(tmp_path):
-    assert not runs_in_container({}, tmp_path)
-    (tmp_path / ".dockerenv").touch()
-    assert runs_in_container({}, tmp_path)
-
-
-@pytest.mark.parametrize("name", ["KUBERNETES_SERVICE_HOST", "container"])
-def test_a_container_is_known_by_its_variables(tmp_path, name):
-    assert runs_in_container({name: "x"}, tmp_path)
-    assert not runs_in_container({name: ""}, tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("space", "first", "contained"),
-    [
-        ("pid:[4026531836]", "systemd", False),
-        ("pid:[4026531836]", "tini", False),
-        ("pid:[4026532201]", "tini", True),
-        ("pid:[4026532201]", "bash", True),
-        ("pid:[4026532201]", "init", False),
-        ("pid:[4026532201]", "systemd", False),
-    ],
-)
-def test_a_process_namespace_of_its_own_is_a_container_unless_a_system_lives_in_it(tmp_path, space, first, contained):
-    (tmp_path / "proc/self/ns").mkdir(parents=True)
-    (tmp_path / "proc/self/ns/pid").symlink_to(space)
-    (tmp_path / "proc/1").mkdir()
-    (tmp_path / "proc/1/comm").write_text(f"{first}\n")
-    assert runs_in_container({}, tmp_path) is contained
 
 
 def made(left):

@@ -1,4 +1,4 @@
-"""Stop signals: what SIGTERM and SIGINT do to a worker, and what becomes of its runs.
+"""Stop signals: what SIGTERM and SIGINT do to a worker.
 
 A signal handler may take no lock and may not wait, so it does two things that need neither: it sets flags (one of them
 for Celery's loop), and wakes the loop, the watchdog thread, and launches that wait for a neighbour.
@@ -7,7 +7,7 @@ for Celery's loop), and wakes the loop, the watchdog thread, and launches that w
 import os
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,17 +19,6 @@ from workers.state.attempts import Attempts
 #: seconds after which the watchdog ends an orderly stop that hangs (a lost network, a stuck task); the disk has all
 #: that a kill -9 needs
 WATCHDOG_SECONDS = 5.0
-
-
-def resolve_mode(on_stop: str, environ: Mapping[str, str], *, in_container: bool) -> str:
-    """Choose what becomes of runs at a stop: detach, wait or cancel.
-
-    `auto` is detach where runs can outlive us, else wait. They cannot in a container, nor in a systemd unit (which sets
-    INVOCATION_ID), since it kills its whole group.
-    """
-    if on_stop != "auto":
-        return on_stop
-    return "wait" if in_container or environ.get("INVOCATION_ID") else "detach"
 
 
 def leave_at_once(leave: Callable[[int], Any] = os._exit) -> None:
