@@ -12,7 +12,7 @@ from tests.waiting import until
 from workers.deployers.fork_client import ForkClient
 from workers.deployers.process import ProcessDeployer
 from workers.deployers.process_handles import members
-from workers.deployment import Exit, RunLimits, StartedRun, StartSpec
+from workers.deployment import Exit, RunLimits, StartedRun, StartSpec, StopReason
 from workers.host import Abilities, Host
 from workers.state.run_folders import RunFolder, RunFolders
 
@@ -81,6 +81,14 @@ class BenchOfRuns:
         started_run = self.start(spec)
         until(lambda: b"ready" in (spec.folder / "log").read_bytes(), 20, "the command to be ready")
         return started_run
+
+    def stop(self, started_run: StartedRun, spec: StartSpec, *, kill: bool = False) -> None:
+        """As a worker does it that stops: first the reason, then the signal."""
+        self.folder(spec).write_stop(StopReason.WORKER, "worker@here")
+        if kill:
+            started_run.kill()
+        else:
+            started_run.stop()
 
     def kill_shim(self, started_run: StartedRun, spec: StartSpec) -> None:
         os.kill(started_run.handle["pid"], signal.SIGKILL)

@@ -27,6 +27,7 @@ from tests.prefect1_api import Faults, Prefect1Api
 from tests.waiting import SCALE, until
 from workers.background import BackgroundJobs
 from workers.deployers.process import ProcessDeployer
+from workers.deployment import StopReason
 from workers.environment import layers_of, worker_layer
 from workers.host import Abilities, Host
 from workers.interpreter import Interpreter
@@ -182,7 +183,7 @@ class WorkerWorld:
     def close(self) -> None:
         if self.service is not None:
             for attempt in self.service.attempts.running():
-                self.service.supervisor.stop(attempt.key, kill=True)
+                self.service.supervisor.stop(attempt.key, StopReason.CANCEL, kill=True)
             self.stop()
         self.ledger.ledger.close()
         self.api.stop()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import signal as signals
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,8 +21,28 @@ Handle = Mapping[str, Any]
 
 #: the least priority that a process can have
 MOST_NICE = 19
+#: a run cannot hold up the stop of its host for longer than a day
+LONGEST_GRACE_SECONDS = 86400
 #: the kind of the runs that a callable gives to another system; they need no interpreter of this host
 EXTERNAL = "external"
+
+
+class StopReason(StrEnum):
+    """The reason for which a worker ends a run; its name stands in the run's folder before any signal goes."""
+
+    WORKER = "worker-stopped"
+    CANCEL = "cancelled"
+    TIMEOUT = "run-timeout"
+    FENCE = "fenced"
+
+
+#: each reason as the end of "was stopped …"
+_STOPPED = {
+    StopReason.WORKER: "with its worker {worker}",
+    StopReason.CANCEL: "since it was cancelled",
+    StopReason.TIMEOUT: "since it took longer than --run-timeout",
+    StopReason.FENCE: "since it was not its worker's any more",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +65,11 @@ class Exit:
     oom: bool = False
     #: who ended the run: None (the run itself), "term" or "kill" (the worker)
     stopped_by: str | None = None
+    #: the `StopReason` of a stop by the worker, and NAME@HOST of that worker
+    stop_reason: str | None = None
+    stop_worker: str | None = None
+    #: name of a signal to the shim that was not its worker's, and was ignored → how often it came
+    ignored: Mapping[str, int] = field(default_factory=dict)
     #: Unix time of start and end
     started_at: float | None = None
     ended_at: float | None = None
@@ -64,6 +90,7 @@ class Exit:
         """The JSON form for disk and ledger."""
         record = {name: getattr(self, name) for name in self.__dataclass_fields__}
         record["last_lines"] = list(self.last_lines)
+        record["ignored"] = dict(self.ignored)
         return record
 
     @classmethod
@@ -71,6 +98,7 @@ class Exit:
         """Read `to_record` back; unknown keys are ignored, so that an older reader survives a newer writer."""
         known = {name: record[name] for name in cls.__dataclass_fields__ if name in record}
         known["last_lines"] = tuple(known.get("last_lines") or ())
+        known["ignored"] = known.get("ignored") or {}
         return cls(**known)
 
     def __str__(self) -> str:  # noqa: PLR0911 - one sentence for each way to end
@@ -79,18 +107,25 @@ class Exit:
         if self.let_go:
             return f"is not watched any more: {self.let_go}"
         if self.unknown:
-            return f"ended, exit unknown ({self.why or 'its supervisor process was killed'})"
+            how = f"was stopped {self._why_stopped}" if self.stopped_by else "ended"
+            return f"{how}, exit unknown ({self.why or 'its supervisor process was killed'})"
         if self.signal is not None:
             name = _signal_name(self.signal)
             if self.oom:
                 return f"was killed by {name}: the kernel ran out of memory"
             if self.stopped_by:
-                return f"was stopped by the worker ({name})"
+                return f"was stopped {self._why_stopped} ({name})"
             hint = " (often the kernel's out-of-memory killer)" if self.signal == signals.SIGKILL else ""
             return f"was killed by {name}{hint}"
         if self.stopped_by:
-            return f"was stopped by the worker and exited with code {self.code}"
+            return f"was stopped {self._why_stopped} and exited with code {self.code}"
         return f"exited with code {self.code}"
+
+    @property
+    def _why_stopped(self) -> str:
+        # a shim or worker of before an upgrade tells no reason, one of after it perhaps another
+        words = {str(reason): said for reason, said in _STOPPED.items()}.get(self.stop_reason or "", "by the worker")
+        return words.format(worker=self.stop_worker)
 
 
 def _signal_name(number: int) -> str:
@@ -110,6 +145,18 @@ def _raised_nice(own: int, where: str, asked: object) -> int:
     return max(own, number)
 
 
+def _own_grace(_own: float, where: str, asked: object) -> float:
+    try:
+        seconds = float(str(asked))
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= LONGEST_GRACE_SECONDS:
+        raise StartFailed(
+            f"{where} is {str(asked)[:100]!r}, give a number of seconds from 0 to {LONGEST_GRACE_SECONDS}"
+        )
+    return seconds
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunLimits:
     """The limits of one run, which travel whole from the worker's settings and the run's job variables to the shim.
@@ -118,8 +165,8 @@ class RunLimits:
     may have: by the job variable of that name, or by FLOWFLEET_ and the name in capitals among its own variables.
     """
 
-    #: seconds between TERM and KILL when the run is stopped
-    stop_grace: float
+    #: seconds that a stop waits for the run, and again between TERM and KILL; a run may have its own
+    stop_grace: float = field(metadata={"asked": _own_grace})
     #: soft cap of the output file (`log` in the run's folder) in bytes; 0 = no cap
     log_limit: int
     #: added to the niceness of the worker, up to 19; a run may raise it

@@ -73,7 +73,7 @@ class WorkerService:
         self.ledger_view = LedgerView(self.row.offer)
         self.attempts = Attempts(on_change=self._changed)
         self.to_ledger = BackgroundJobs("Redis")
-        self.supervisor = Supervisor(self.attempts, self._run_ended, run_timeout=settings.run_timeout)
+        self.supervisor = Supervisor(self.attempts, self._run_ended, worker=worker, run_timeout=settings.run_timeout)
         self.slots = Slots(
             settings.slots,
             ledger_view=self.ledger_view,

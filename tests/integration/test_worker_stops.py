@@ -9,6 +9,7 @@ from flowfleet.failpoints import Failpoints
 from flowfleet.ledger.claims import Lease
 from tests.waiting import SCALE, stays, until
 from tests.worker_world import Left
+from workers.deployment import StopReason
 from workers.runs import launch as launch_module
 from workers.shim.syscalls import boot_clock
 
@@ -43,7 +44,7 @@ def test_cancel_mode_ends_the_runs_before_the_worker_goes(world):
     assert world.stop() == 0
 
     assert world.ledger.claims.get(message.run_id) is None
-    assert "was stopped by the worker" in world.told(message)
+    assert f"was stopped with its worker {world.worker}" in world.told(message)
 
 
 def test_wait_mode_waits_for_the_runs(world):
@@ -77,7 +78,7 @@ def test_a_stopping_worker_serves_no_route_while_it_renews_what_it_still_has(wor
     assert world.ledger.claims.get(message.run_id).state == "running"
     (outcome,) = world.ledger.claim(world.create("true"))
     assert not outcome.moved, "nothing is claimed for it"
-    service.supervisor.stop(message.task_id, kill=True)
+    service.supervisor.stop(message.task_id, StopReason.CANCEL, kill=True)
     assert world.stop() == 0
 
 

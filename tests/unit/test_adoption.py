@@ -16,6 +16,7 @@ from tests import processes
 from tests.bench_of_runs import DEAF, BenchOfRuns, read_pid
 from tests.waiting import until
 from workers.deployers import process_handles
+from workers.deployment import StopReason
 from workers.host import Abilities
 from workers.shim import atomic_files, syscalls
 from workers.state.run_folders import RunFolder
@@ -64,8 +65,44 @@ def test_an_adopted_run_is_stopped_through_its_shim(bench, tmp_path):
     spec = bench.sh(gated(tmp_path, "exit 0"))
     bench.start(spec).close()
     adopted = bench.adopt(spec)
+    bench.stop(adopted, spec)
+    end = bench.end_of(adopted)
+    assert (end.stopped_by, bench.folder(spec).exit_record()["stopped_by"]) == ("term", "term")
+
+
+@pytest.mark.parametrize("kill", [False, True])
+def test_a_run_whose_disk_has_no_room_for_the_reason_is_stopped_past_its_shim(bench, kill):
+    spec = bench.sh(DEAF, stop_grace=0.2)
+    started_run = bench.start_ready(spec)
+    (started_run.kill if kill else started_run.stop)()
+    end = bench.end_of(started_run)
+    assert (end.signal, end.stopped_by, end.ignored) == (signal.SIGKILL, "kill", {})
+    assert "was stopped by the worker" in str(end)
+
+
+def test_a_shim_of_before_an_upgrade_is_asked_without_a_reason(bench):
+    spec = bench.sh("trap 'exit 3' USR1; echo ready; while :; do sleep 0.02; done")
+    bench.start_ready(spec).close()
+    started = bench.folder(spec).started()
+    del started["needs_reason"]
+    atomic_files.write_json(spec.folder / "started.json", started)
+    adopted = bench.adopt(spec)
     adopted.stop()
-    assert bench.end_of(adopted).stopped_by == "term"
+    # this one is new, and says so
+    os.kill(adopted.handle["command_pid"], signal.SIGUSR1)
+    assert bench.end_of(adopted).ignored == {"SIGTERM": 1}
+
+
+def test_the_reason_that_a_shim_of_before_an_upgrade_does_not_record_is_known_all_the_same(tmp_path):
+    folder = RunFolder(tmp_path / "run.claim")
+    folder.path.mkdir()
+    folder.write_stop(StopReason.TIMEOUT, "w@h")
+    for told, words in (
+        ({"signal": 15, "stopped_by": "term"}, "--run-timeout"),
+        ({"signal": 15}, "was killed by SIGTERM"),
+    ):
+        atomic_files.write_json(folder.path / "exit.json", {"v": 1, **told})
+        assert words in str(folder.exit())
 
 
 def test_the_descriptor_is_quiet_while_it_runs_and_rings_at_the_end(full_bench, tmp_path):
@@ -161,8 +198,10 @@ def test_a_run_without_a_shim_can_still_be_stopped(bench):
     spec = bench.sh(DEAF, stop_grace=0.2)
     started_run = bench.start_ready(spec)
     bench.kill_shim(started_run, spec)
-    started_run.stop()
-    assert bench.end_of(started_run).stopped_by == "kill"
+    bench.stop(started_run, spec)
+    end = bench.end_of(started_run)
+    assert (end.stopped_by, end.stop_reason) == ("kill", StopReason.WORKER)
+    assert bench.folder(spec).exit_record()["stop_worker"] == "worker@here"
     assert bench.living(spec) == []
 
 

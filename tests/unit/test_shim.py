@@ -101,18 +101,18 @@ def test_the_environment_is_in_no_file_and_in_no_arguments(full_bench):
 
 
 def politely(bench, started_run, spec):
-    started_run.stop()
+    bench.stop(started_run, spec)
     return started_run
 
 
 def at_once(bench, started_run, spec):
-    started_run.stop()
-    started_run.kill()
+    bench.stop(started_run, spec)
+    bench.stop(started_run, spec, kill=True)
     return started_run
 
 
 def by_a_worker_that_dies(bench, started_run, spec):
-    started_run.stop()
+    bench.stop(started_run, spec)
     started_run.close()
     bench.fork_client.close()
     return bench.adopt(spec)
@@ -138,6 +138,31 @@ def test_a_command_is_stopped(bench, script, grace, stop, told, seconds):
     end = bench.end_of(stop(bench, bench.start_ready(spec), spec))
     assert (end.code, end.signal, end.stopped_by) == told
     assert end.ended_at - end.started_at >= seconds
+    # whoever reads the record, at whatever time
+    record = bench.folder(spec).exit_record()
+    assert (record["stop_reason"], record["stop_worker"]) == ("worker-stopped", "worker@here")
+    assert "was stopped with its worker worker@here" in str(end)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGQUIT", "SIGALRM", "SIGHUP"])
+def test_a_signal_to_its_parent_by_a_run_is_counted_and_ignored(bench, name):
+    spec = bench.python(f"import os, signal\nos.kill(os.getppid(), signal.{name})\nraise SystemExit(4)")
+    end = bench.run(spec)
+    assert (end.code, end.unknown, end.stopped_by) == (4, False, None)
+    assert end.ignored == ({name: 1} if name != "SIGHUP" else {})
+
+
+@pytest.mark.parametrize("reason", ['{"v": 1, "reason": "worker-stopped", "claim": "another"}', "{", "[]"])
+def test_a_reason_that_is_not_for_this_claim_is_none(bench, reason):
+    spec = bench.sh("echo ready; read _ < ../../../gate; exit 4")
+    os.mkfifo(bench.path / "gate")
+    started_run = bench.start_ready(spec)
+    (spec.folder / "stop.json").write_text(reason)
+    os.kill(started_run.handle["pid"], signal.SIGTERM)
+    with (bench.path / "gate").open("w") as gate:
+        gate.write("go\n")
+    end = bench.end_of(started_run)
+    assert (end.code, end.stopped_by, end.ignored) == (4, None, {"SIGTERM": 1})
 
 
 @pytest.mark.parametrize("nice", [0, 3, 19])
@@ -173,9 +198,10 @@ def test_what_a_command_leaves_is_killed_when_it_has_ended(bench, tmp_path, scri
 
 
 def test_a_stop_reaches_the_whole_tree(bench, tmp_path):
-    started_run = bench.start(bench.sh("sleep 300 & echo $! > ../../../pid; wait"))
+    spec = bench.sh("sleep 300 & echo $! > ../../../pid; wait")
+    started_run = bench.start(spec)
     child = read_pid(tmp_path / "pid")
-    started_run.stop()
+    bench.stop(started_run, spec)
     bench.end_of(started_run)
     assert not processes.alive(child)
 

@@ -18,8 +18,29 @@ CONTEXT = DeployerContext(
 
 
 def test_a_run_that_asks_for_nothing_has_the_limits_of_its_worker():
-    limits = RunLimits.of(WorkerSettings(stop_grace=7.0, log_limit=5), {"stop_grace": 1.0}, {})
+    limits = RunLimits.of(WorkerSettings(stop_grace=7.0, log_limit=5), {"log_limit": 1}, {"FLOWFLEET_LOG_LIMIT": "1"})
     assert (limits.stop_grace, limits.log_limit) == (7.0, 5)
+
+
+@pytest.mark.parametrize(
+    ("variables", "env", "grace"),
+    [
+        ({"stop_grace": None}, {"FLOWFLEET_STOP_GRACE": ""}, 7.0),
+        ({"stop_grace": 90}, {}, 90.0),
+        ({"stop_grace": 0}, {}, 0.0),
+        ({}, {"FLOWFLEET_STOP_GRACE": "2.5"}, 2.5),
+    ],
+)
+def test_a_run_may_have_a_shorter_or_a_longer_time_at_a_stop(variables, env, grace):
+    assert RunLimits.of(WorkerSettings(stop_grace=7.0), variables, env).stop_grace == grace
+
+
+@pytest.mark.parametrize("value", [-1, 86401, "nan", "inf", "long", True, ["x"], "x" * 5000])
+def test_a_time_at_a_stop_that_cannot_be_is_one_sentence(value):
+    with pytest.raises(
+        StartFailed, match=r"^the job variable stop_grace is .*, give a number of seconds from 0 to 86400$"
+    ):
+        RunLimits.of(WorkerSettings(), {"stop_grace": value}, {})
 
 
 @pytest.mark.parametrize(

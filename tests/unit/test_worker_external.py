@@ -13,7 +13,7 @@ from flowfleet.api.client import RunState, StateType
 from flowfleet.errors import ApiUnavailable, StartFailed, UnsupportedRun
 from tests.unit.memory_ledger import HandClock
 from workers.deployers.external import COMES_BACK_SECONDS, DOUBT_SECONDS, ExternalDeployer, ExternalWatch
-from workers.deployment import Exit, RunLimits, StartSpec
+from workers.deployment import Exit, RunLimits, StartSpec, StopReason
 from workers.reporting.exit_table import Step, decide
 from workers.state.run_folders import RunFolder
 
@@ -180,12 +180,22 @@ def test_a_run_that_comes_back_by_itself_is_let_go_once_no_process_of_it_can_wai
     assert decided(run, comes_back).step is Step.RELEASE
 
 
-def test_a_stop_lets_go_of_it_and_says_that_it_may_go_on(world):
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [
+        (StopReason.TIMEOUT, "it took longer than --run-timeout allows"),
+        (StopReason.WORKER, "its worker w@h was stopped"),
+        (None, "it was told to end"),
+    ],
+)
+def test_a_stop_lets_go_of_it_and_says_that_it_may_go_on(world, reason, words):
     run = world.start()
+    if reason is not None:
+        world.folder.write_stop(reason, "w@h")
     run.stop()
     decision = decided(run, state(StateType.RUNNING))
     assert decision.kind is StateType.FAILED
-    assert "not watched any more: it took longer than --run-timeout" in decision.message
+    assert f"not watched any more: {words}; where it was deployed it may go on" in decision.message
     assert Exit.from_record(run.poll().to_record()) == run.poll()
 
 

@@ -32,7 +32,7 @@ class World:
         self.folder = tmp_path
         # a run that is told to stop has ended and is told at once
         supervisor = Part(self.said, "supervisor")
-        supervisor.stop = lambda key: self.stopped.append(self.attempts.remove(key).key)
+        supervisor.stop = lambda key, _reason: self.stopped.append(self.attempts.remove(key).key)
         names = ("heartbeat", "pruner", "output", "roster", "deployer", "to_ledger", "to_api")
         self.shutdown = WorkerShutdown(
             row=WorkerRow(worker="w@h", nonce="n", offer=OFFER, routes=(), slots=2, version="0"),

@@ -10,7 +10,7 @@ import pytest
 from flowfleet.ledger.claims import State
 from tests.unit.memory_ledger import a_claim
 from tests.waiting import until
-from workers.deployment import Exit
+from workers.deployment import Exit, StopReason
 from workers.runs.supervisor import Supervisor
 from workers.shim import atomic_files
 from workers.shim.syscalls import boot_clock
@@ -58,7 +58,7 @@ class Watched:
 
     def __init__(self, run_timeout=None):
         self.attempts, self.ends = Attempts(), []
-        self.supervisor = Supervisor(self.attempts, self.ends.append, run_timeout=run_timeout)
+        self.supervisor = Supervisor(self.attempts, self.ends.append, worker="w@h", run_timeout=run_timeout)
         self.supervisor.start()
 
     def watch(self, started_run=None, number=1, **more):
@@ -125,9 +125,10 @@ def test_a_broken_run_does_not_leave_the_others_unwatched(watched):
 
 def test_a_run_is_stopped_or_killed_on_demand(watched):
     started_run = watched.watch()
-    watched.supervisor.stop("run1.claim")
-    watched.supervisor.stop("run1.claim", kill=True)
-    watched.supervisor.stop("unknown")
+    # its folder cannot be written, and that keeps no run alive
+    watched.supervisor.stop("run1.claim", StopReason.FENCE)
+    watched.supervisor.stop("run1.claim", StopReason.CANCEL, kill=True)
+    watched.supervisor.stop("unknown", StopReason.CANCEL)
     until(lambda: started_run.said == ["stop", "kill"], 5, "both")
 
 

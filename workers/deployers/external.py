@@ -23,7 +23,7 @@ from flowfleet.api.client import RunState, StateType
 from flowfleet.errors import ApiError, DeployError, StartFailed
 from flowfleet.guard import guarded
 from flowfleet.retry import OutageLog
-from workers.deployment import EXTERNAL, Deployer, Exit, Handle, StartedRun, StartSpec
+from workers.deployment import EXTERNAL, Deployer, Exit, Handle, StartedRun, StartSpec, StopReason
 from workers.shim import atomic_files
 from workers.state.run_folders import RunFolder
 
@@ -38,7 +38,12 @@ COMES_BACK_SECONDS = 630.0
 DOUBT_SECONDS = 600.0
 _TEXT_LIMIT = 500
 
-_TOO_LONG = "it took longer than --run-timeout allows, or was told to end; where it was deployed it may go on"
+_GOES_ON = "where it was deployed it may go on"
+_TOLD = {
+    StopReason.TIMEOUT: "it took longer than --run-timeout allows",
+    StopReason.WORKER: "its worker {by} was stopped",
+    StopReason.FENCE: "it is not its worker's any more",
+}
 _CANCELLED = "it was cancelled; where it was deployed it ends by itself"
 _DOUBTFUL = "its worker was killed while it was deployed, and it has not begun since"
 
@@ -72,11 +77,18 @@ class ExternalRun:
 
     def stop(self) -> None:
         # there is no process to signal: the run is let go
-        self.end(Exit(let_go=_TOO_LONG, stopped_by="term"))
+        stop = self.folder.stop_record() or {}
+        told = {str(reason): words for reason, words in _TOLD.items()}.get(
+            str(stop.get("reason")), "it was told to end"
+        )
+        self._let_go(f"{told.format(by=stop.get('by'))}; {_GOES_ON}", "term")
 
     def kill(self) -> None:
         # there is no process to signal: the run was cancelled and is let go
-        self.end(Exit(let_go=_CANCELLED, stopped_by="kill"))
+        self._let_go(_CANCELLED, "kill")
+
+    def _let_go(self, why: str, by: str) -> None:
+        self.end(self.folder.with_reason(Exit(let_go=why, stopped_by=by)))
 
     def close(self) -> None:
         self.forget(self)

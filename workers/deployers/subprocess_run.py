@@ -99,6 +99,8 @@ class SubprocessRun:
     _command: ProcessHandle | None = field(default=None, init=False)
     _exit: Exit | None = field(default=None, init=False)
     _stopped_by: str | None = field(default=None, init=False)
+    #: whether the run was signalled past its shim, which then knows of no stop
+    _signalled: bool = field(default=False, init=False)
     _over_since: float | None = field(default=None, init=False)
     _closed: bool = field(default=False, init=False)
 
@@ -145,10 +147,10 @@ class SubprocessRun:
 
     def stop(self) -> None:
         self._stopped_by = self._stopped_by or "term"
-        if self._shim is not None and self._shim.alive():
+        if self._shim is not None and self._shim.alive() and self._shim_obeys():
             self._shim.send(signal.SIGTERM)
         elif not self.over and self._exit is None:
-            self._signal_members(signal.SIGTERM)
+            self._signalled |= self._signal_members(signal.SIGTERM) > 0
             timer = threading.Timer(float(self.started.get("stop_grace") or 0.0), self.kill)
             timer.daemon = True
             timer.start()
@@ -157,10 +159,14 @@ class SubprocessRun:
         if self._exit is not None or self.over:
             return
         self._stopped_by = "kill"
-        if self._shim is not None and self._shim.alive():
+        if self._shim is not None and self._shim.alive() and self._shim_obeys():
             self._shim.send(signal.SIGUSR1)
         else:
-            self._signal_members(signal.SIGKILL)
+            self._signalled |= self._signal_members(signal.SIGKILL) > 0
+
+    def _shim_obeys(self) -> bool:
+        # a shim of before an upgrade asks for no reason; and where the disk had no room for it, none is to be had
+        return not self.started.get("needs_reason") or self.folder.stop_record() is not None
 
     def close(self) -> None:
         if self._closed:
@@ -271,6 +277,7 @@ class SubprocessRun:
                 end = dataclasses.replace(
                     end, unknown=False, code=code if code >= 0 else None, signal=-code if code < 0 else None
                 )
+        end = self.folder.with_reason(end)
         self.folder.write_exit(end, begun=True)
         return end
 
@@ -283,6 +290,8 @@ class SubprocessRun:
         return True
 
     def _finish(self, end: Exit) -> None:
+        if self._signalled and end.stopped_by is None:
+            end = self.folder.with_reason(dataclasses.replace(end, stopped_by=self._stopped_by))
         self._exit = dataclasses.replace(end, last_lines=log_cap.last_lines(self.folder.log))
         self.folder.drop_work()
 

@@ -9,7 +9,7 @@ from flowfleet.errors import LedgerError
 from flowfleet.ledger.claims import State
 from flowfleet.ledger.roster import Roster, WorkerRow
 from workers.background import BackgroundJobs
-from workers.deployment import Deployer
+from workers.deployment import Deployer, StopReason
 from workers.lifecycle.heartbeat import Heartbeat
 from workers.lifecycle.stop_signals import StopSignals
 from workers.reporting.show_output import OutputFollower
@@ -81,7 +81,7 @@ class WorkerShutdown:
             for attempt in self.attempts.running():
                 if attempt.key not in stopped:
                     stopped.add(attempt.key)
-                    self.supervisor.stop(attempt.key)
+                    self.supervisor.stop(attempt.key, StopReason.WORKER)
 
         self._wait(self.grace + TELL_SECONDS, meanwhile=stop_all)
 

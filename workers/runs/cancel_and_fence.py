@@ -7,6 +7,7 @@ from flowfleet.api.client import EndApi, StateType
 from flowfleet.errors import LedgerError
 from flowfleet.ledger.claims import Claims, Refusal, State
 from workers.background import BackgroundJobs
+from workers.deployment import StopReason
 from workers.runs.supervisor import Supervisor
 from workers.state.attempts import Attempt, Attempts
 
@@ -28,7 +29,7 @@ class CancelAndFence:
         """Kill a run that somebody wants cancelled; the ledger refuses the start of a run that has not begun."""
         if attempt.started_run is not None:
             # the engine writes Crashed on a bare TERM, so none is sent
-            self.supervisor.stop(attempt.key, kill=True)
+            self.supervisor.stop(attempt.key, StopReason.CANCEL, kill=True)
 
     def fenced(self, attempt: Attempt, refusal: Refusal) -> None:
         """Deal with a claim that is not ours by the ledger; each renewal says so until the attempt is marked fenced."""
@@ -68,4 +69,4 @@ class CancelAndFence:
         if state is not None and state.kind.terminal:
             logger.warning("run goes on though it has an end at the API", extra=attempt.fields)
         else:
-            self.supervisor.stop(attempt.key)
+            self.supervisor.stop(attempt.key, StopReason.FENCE)

@@ -18,7 +18,7 @@ from flowfleet.flow_run import Message
 from flowfleet.ledger.claims import Claim, Claims, Refusal, State
 from flowfleet.retry import Retry, RetrySchedule
 from workers.background import BackgroundJobs
-from workers.deployment import Deployer, Exit, StartedRun
+from workers.deployment import Deployer, Exit, StartedRun, StopReason
 from workers.reporting.run_log import RunLog
 from workers.runs.hand_back import HandBack
 from workers.runs.start_spec import StartSpecBuilder
@@ -244,11 +244,11 @@ class Launch:
         now = self.attempts.get(attempt.key)
         if now is not None and now.fenced:
             logger.warning("claim was lost while its run was started", extra=attempt.fields)
-            started_run.stop()
+            now.stop(StopReason.FENCE, self.worker)
         elif now is not None and now.cancelled:
             # the cancel came while there was no process to kill yet, and it is told only once
             logger.info("run was cancelled while it was started", extra=attempt.fields)
-            started_run.kill()
+            now.stop(StopReason.CANCEL, self.worker, kill=True)
         logger.info("run started", extra={**attempt.fields, "pid": handle.get("pid")})
         note = partial(self.claims.run, held.run_id, held.claim, self.worker, handle)
         try:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from flowfleet.guard import guarded
 from flowfleet.ledger.claims import State
 from flowfleet.wakeup import Wakeup
-from workers.deployment import Exit
+from workers.deployment import Exit, StopReason
 from workers.state.attempts import Attempt, Attempts
 
 logger = logging.getLogger(__name__)
@@ -36,6 +36,8 @@ class Supervisor:
 
     attempts: Attempts
     on_end: OnEnd
+    #: NAME@HOST of this worker
+    worker: str
     run_timeout: float | None = None
     clock: Callable[[], float] = time.monotonic
     _inbox: queue.SimpleQueue[Callable[[], None]] = field(default_factory=queue.SimpleQueue, init=False)
@@ -65,9 +67,9 @@ class Supervisor:
         """Watch the started run of this attempt from now on."""
         self._post(lambda: self._watch(key))
 
-    def stop(self, key: str, *, kill: bool = False) -> None:
+    def stop(self, key: str, reason: StopReason, *, kill: bool = False) -> None:
         """Ask the thread to stop the run of this attempt: TERM, its grace, then KILL; with `kill`, KILL immediately."""
-        self._post(lambda: self._stop(key, kill=kill))
+        self._post(lambda: self._stop(key, reason, kill=kill))
 
     def close(self) -> None:
         """End the thread; the runs go on."""
@@ -161,23 +163,19 @@ class Supervisor:
     def _ended(self, attempt: Attempt, end: Exit) -> None:
         if attempt.started_run is not None:
             attempt.started_run.close()
+        end = attempt.folder.with_reason(end)
         moved = self.attempts.move(attempt.key, State.ENDED, exit_=end)
         logger.info("run ended", extra={**attempt.fields, "exit": str(end)})
         if moved is not None:
             self.on_end(moved)
 
-    def _stop(self, key: str, *, kill: bool) -> None:
+    def _stop(self, key: str, reason: StopReason, *, kill: bool = False) -> None:
         attempt = self.attempts.get(key)
-        if attempt is None or attempt.started_run is None or attempt.held.state is State.ENDED:
-            return
-        logger.info("run is being stopped", extra={**attempt.fields, "kill": kill})
-        if kill:
-            attempt.started_run.kill()
-        else:
-            attempt.started_run.stop()
+        if attempt is not None and attempt.held.state is not State.ENDED:
+            attempt.stop(reason, self.worker, kill=kill)
 
     def _time_out(self, key: str) -> None:
         attempt = self.attempts.get(key)
         if attempt is not None:
             logger.warning("run takes longer than --run-timeout", extra=attempt.fields)
-            self._stop(key, kill=False)
+            self._stop(key, StopReason.TIMEOUT)

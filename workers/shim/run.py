@@ -1,9 +1,10 @@
 """Shim: the small process above one run, which starts its command, records how it ended and clears its group.
 
 It is forked from the worker's launcher and outlives both. Only the shim sends signals to the run's group: the worker
-asks by SIGTERM (polite, then KILL after the grace) or SIGUSR1 (KILL now). Its own exit means that nothing of the run
-is left. Standard library only, and nothing is imported after the fork: a package upgraded under a running worker
-must not mix new code into old.
+writes why into the run's folder (stop.json), and then asks by SIGTERM (polite, then KILL after the grace) or SIGUSR1
+(KILL now). Without that file a signal is somebody else's, a flow's that signals its parent: it is counted and ignored.
+The shim's own exit means that nothing of the run is left. Standard library only, and nothing is imported after the
+fork: a package upgraded under a running worker must not mix new code into old.
 
 The order of its steps is what makes a start provable on disk:
 
@@ -29,6 +30,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # the shim does without typing
     from typing import Any
 
+#: signals that would end the shim; a worker never sends them
+_STRAY = ("SIGQUIT", "SIGUSR2", "SIGALRM", "SIGVTALRM", "SIGPROF", "SIGPOLL", "SIGPWR", "SIGSTKFLT")
 _TICK_SECONDS = 5.0
 _REQUEST_SECONDS = 30.0
 
@@ -72,7 +75,8 @@ def _catch_signals() -> int:
     os.set_blocking(reader, False)
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGCHLD):
+    strays = [getattr(signal, name) for name in _STRAY if hasattr(signal, name)]
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGCHLD, *strays):
         signal.signal(number, lambda _number, _frame: None)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     return reader
@@ -98,6 +102,12 @@ class Shim:
         self._child = spawn.GatedCommand(pid=0, report=-1)
         self._stopped_by: str | None = None
         self._kill_at: float | None = None
+        #: why the worker has stopped the run: what stop.json said when the last signal came
+        self._stop: dict[str, Any] = {}
+        #: the command has ended
+        self._over = False
+        #: name of a signal that was ignored → how often
+        self._ignored: dict[str, int] = {}
         #: the kernel's count of its kills at the last two ticks; the older one counts, since a large process takes its
         #: time between kill and end
         self._oom_kills = (self._count_oom_kills(),) * 2
@@ -160,6 +170,8 @@ class Shim:
             "shim_started_at": time.time(),
             "boot_clock": syscalls.boot_clock(),
             "stop_grace": self._limits["stop_grace"],
+            # this shim obeys no signal without stop.json
+            "needs_reason": True,
         }
 
     def _reserve_record(self) -> int:
@@ -218,12 +230,25 @@ class Shim:
         if self._wake not in self._ready:
             return
         for number in os.read(self._wake, 4096):
-            if number in (signal.SIGTERM, signal.SIGINT) and self._stopped_by is None:
-                self._stopped_by = "term"
-                self._kill_at = time.monotonic() + float(self._limits["stop_grace"])
-                self._tree.signal(signal.SIGTERM)
-            elif number == signal.SIGUSR1:
-                self._kill()
+            if number != signal.SIGCHLD:
+                self._obey(number)
+
+    def _obey(self, number: int) -> None:
+        stop = atomic_files.read_json(self._path("stop.json")) or {}
+        asks = number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+        if not asks or stop.get("claim") != self._request["claim"]:
+            name = signal.Signals(number).name
+            self._ignored[name] = self._ignored.get(name, 0) + 1
+            return
+        if self._over:
+            return  # the command has ended by itself: nobody has stopped it
+        self._stop = stop
+        if number == signal.SIGUSR1:
+            self._kill()
+        elif self._stopped_by is None:
+            self._stopped_by = "term"
+            self._kill_at = time.monotonic() + float(self._limits["stop_grace"])
+            self._tree.signal(signal.SIGTERM)
 
     def _kill(self) -> None:
         self._stopped_by, self._kill_at = "kill", None
@@ -232,6 +257,8 @@ class Shim:
     # -- the end
 
     def _finish(self, started_at: float, spare: int) -> None:
+        self._over = True
+        self._wait(timeout=0.0)  # signals that came with the end are counted too
         code, leftovers = self._tree.kill_group()
         by_kernel = code == -signal.SIGKILL and self._stopped_by is None
         record = {
@@ -243,6 +270,9 @@ class Shim:
             "signal": -code if code < 0 else None,
             "oom": by_kernel and 0 <= self._oom_kills[0] < self._count_oom_kills(),
             "stopped_by": self._stopped_by,
+            "stop_reason": self._stop.get("reason"),
+            "stop_worker": self._stop.get("by"),
+            "ignored": self._ignored,
             "started_at": started_at,
             "ended_at": time.time(),
             "max_rss_kib": self._tree.max_rss_kib,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -9,8 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flowfleet.ledger.claims import HANDLE_LIMIT, Claim, State
-from workers.deployment import Exit, StartedRun
+from workers.deployment import Exit, StartedRun, StopReason
 from workers.state.run_folders import RunFolder
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,23 @@ class Attempt:
     def fields(self) -> dict[str, Any]:
         """The fields that every log line about the attempt carries."""
         return {"run_id": self.held.run_id, "claim": self.held.claim, "run_name": self.held.name}
+
+    def stop(self, reason: StopReason, worker: str, *, kill: bool = False) -> None:
+        """End the started run: TERM, its grace, then KILL, or KILL at once; its folder says why before any signal goes.
+
+        `worker` is our own NAME@HOST. Returns at once.
+        """
+        if self.started_run is None:
+            return
+        logger.info("run is being stopped", extra={**self.fields, "reason": str(reason), "kill": kill})
+        try:
+            self.folder.write_stop(reason, worker)
+        except OSError as exc:  # a full disk keeps no run alive
+            logger.error("reason of a stop not written", extra={**self.fields, "error": str(exc)})
+        if kill:
+            self.started_run.kill()
+        else:
+            self.started_run.stop()
 
 
 @dataclass

@@ -7,6 +7,7 @@ STATE/runs/RUN.CLAIM/         one attempt at a run
     start                     created exclusively: by the shim, or as "abandoned" by an adopter
     started.json              by the shim: who shim and command are (the handle)
     log                       what the run prints
+    stop.json                 by the worker, before it sends any signal: why it ends the run
     exit.json                 by the shim, or by the worker if the shim was killed: how it ended
     cleared                   by the shim: nothing of the run is left
     keeper.json               by a worker of another name that looks after the run since this one died (takeover.py)
@@ -20,11 +21,11 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from workers.deployment import Exit
+from workers.deployment import Exit, StopReason
 from workers.shim import atomic_files
 from workers.shim.syscalls import boot_clock
 
@@ -118,7 +119,29 @@ class RunFolder:
     def exit(self) -> Exit | None:
         """How the run ended; None when there is no record yet."""
         record = self.exit_record()
-        return Exit.from_record(record) if record else None
+        return self.with_reason(Exit.from_record(record)) if record else None
+
+    def write_stop(self, reason: StopReason, worker: str) -> None:
+        """Write down why this worker (NAME@HOST) is about to end the run; on disk once this returns.
+
+        A shim obeys no signal before. A later reason replaces an earlier one.
+        """
+        facts = {"reason": reason.value, "claim": self.claim, "by": worker, "boot_clock": boot_clock()}
+        atomic_files.write_json(self.path / "stop.json", {"v": VERSION, **facts})
+
+    def stop_record(self) -> dict[str, Any] | None:
+        """The record of why a worker ends the run; None when none has done so."""
+        return atomic_files.read_json(self.path / "stop.json")
+
+    def with_reason(self, end: Exit) -> Exit:
+        """The same end with the reason of the stop, where whoever saw it did not know it.
+
+        That is a shim of before an upgrade, or a deployer that has none.
+        """
+        if end.stopped_by is None or end.stop_reason is not None:
+            return end
+        stop = self.stop_record() or {}
+        return replace(end, stop_reason=stop.get("reason"), stop_worker=stop.get("by"))
 
     def write_exit(self, end: Exit, *, begun: bool) -> None:
         """Record an end that no shim recorded; `begun` tells whether user code may have begun."""

@@ -39,6 +39,11 @@ _FIELDS = {
         "How much less priority a run has than its worker, up to 19; at least the worker's --nice.",
         {"type": "integer", "minimum": 0, "maximum": 19},
     ),
+    "stop_grace": _optional(
+        "Stop Grace",
+        "Seconds that a stop of its worker waits for a run, and gives it between TERM and KILL. Empty: the worker's.",
+        {"type": "number", "minimum": 0, "maximum": 86400},
+    ),
     "image": _text(
         "Image",
         "For workers that deploy containers: the image with the flow and its packages.",
