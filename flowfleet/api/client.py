@@ -134,6 +134,8 @@ class Job:
     pool: str | None = None
     #: all resolved job variables, for limits and for deployers of other kinds
     variables: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    #: sentences for the run's log page about what was asked for and is not there
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,6 @@ import uuid
 import pytest
 
 from flowfleet.api.connect import connect
-from flowfleet.errors import UnsupportedRun
 from tests.waiting import until
 from tests.worker_world import command
 from workers.state.state_folder import StateFolder
@@ -72,15 +71,22 @@ def test_a_run_that_waits_for_its_retry_is_released_without_a_word(world, servic
     assert world.api.state(message.run_id)["name"] == "AwaitingRetry"
 
 
-def test_a_template_reads_the_environment_of_the_worker_but_nothing_of_ours(world):
+def test_the_pools_template_reads_the_environment_of_the_worker_but_nothing_of_ours_and_a_deployment_reads_none(world):
     environ = {"HOME": "/h", "SITE": "north", "FLOWFLEET_REDIS": "redis://:secret@there", "FLOWFLEET_PAGE_TOKEN": "t"}
-    client = connect(world.settings, environ)
-    open_one = world.create("true", env={"S": "{{ $SITE }}"})
-    secret = world.create("true", env={"S": "{{ $FLOWFLEET_REDIS }}"})
+    configuration = world.api.pools["flowfleet"]["base_job_template"]["job_configuration"]
+    configuration["env"] = {"SITE": "{{ $SITE }}", "OURS": "-{{ $FLOWFLEET_REDIS }}-"}
+    run = world.create("true", env={"MINE": "{{ $SITE }} {{ $FLOWFLEET_REDIS }}"})
 
-    assert client.jobs.job(open_one.run_id).env == {"S": "north"}
-    with pytest.raises(UnsupportedRun, match="FLOWFLEET_REDIS"):
-        client.jobs.job(secret.run_id)
+    job = connect(world.settings, environ).jobs.job(run.run_id)
+    assert job.env == {"SITE": "north", "OURS": "--", "MINE": "{{ $SITE }} {{ $FLOWFLEET_REDIS }}"}
+
+
+def test_a_run_that_names_a_variable_that_is_not_there_begins_and_its_log_page_says_so(world, service):
+    message = world.submit(world.marking(), env={"PLACE": "{{ prefect.variables.no_such }}"})
+    world.wait_gone(message)
+    assert world.marks() == "ran;"
+    said = "There is no Prefect variable 'no_such'; job variable env, PLACE has an empty text instead."
+    until(lambda: any(said == line["message"] for line in list(world.api.logs)), 10, "the line on its log page")
 
 
 def test_no_more_messages_are_fetched_than_there_are_slots(world, service):

@@ -213,6 +213,8 @@ class Launch:
         if now is None or now.fenced or boot_clock() >= not_after:
             self._return(attempt, f"it was too late to start it on {self.worker}")
             return
+        for remark in job.remarks:
+            self.run_log.say(attempt.held.run_id, remark, logging.WARNING)
         self.failpoints.hit("start.before_fork")
         try:
             spec = self.start_specs.make(attempt.held, job, attempt.folder, not_after=not_after)

@@ -1,16 +1,17 @@
 """Jobs: what a Prefect 3 run asks to be started, put together from its deployment, flow and pool."""
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
+from flowfleet import logs
 from flowfleet.api.client import Job
 from flowfleet.api.prefect3.engine import EngineSettings
 from flowfleet.api.prefect3.pools import FRESH_SECONDS, ExpiringCache, Pools
 from flowfleet.api.prefect3.states import state_of
-from flowfleet.api.prefect3.templates import fill
+from flowfleet.api.prefect3.templates import Filled, fill
 from flowfleet.api.prefect3.writes import Writes
 from flowfleet.api.transport.reading import Json, reading
 from flowfleet.api.transport.responses import NotFound
@@ -62,7 +63,8 @@ class Jobs:
         deployment = self._kept(self._fresh, "/deployments/", run["deployment_id"], f"the deployment of the run {name}")
         flow = self._kept(self._flows, "/flows/", run["flow_id"], f"the flow of the run {name}")
         pool_name = run.get("work_pool_name") or deployment.get("work_pool_name")
-        configuration = self._configuration(run, deployment, flow, pool_name)
+        filled = self._filled(run, deployment, flow, pool_name)
+        configuration = filled.configuration
         command = configuration.get("command")
         return Job(
             state=state_of(run),
@@ -75,9 +77,10 @@ class Jobs:
             deployment_name=deployment.get("name"),
             pool=pool_name,
             variables=configuration,
+            remarks=filled.remarks,
         )
 
-    def _configuration(self, run: Json, deployment: Json, flow: Json, pool_name: str | None) -> dict[str, Any]:
+    def _filled(self, run: Json, deployment: Json, flow: Json, pool_name: str | None) -> Filled:
         if not pool_name:
             raise UnsupportedRun(f"the run {run.get('name')} is in no work pool")
         try:
@@ -89,7 +92,7 @@ class Jobs:
         return fill(
             template,
             [deployment.get("job_variables") or {}, run.get("job_variables") or {}],
-            variable=self._variable,
+            references=self,
             environ=self.environ,
             context={"ctx": {"flow": flow, "flow_run": run}},
         )
@@ -102,7 +105,9 @@ class Jobs:
             raise UnsupportedRun(f"{what} was deleted, so nothing says what to run") from error
         return item
 
-    def _variable(self, name: str) -> Any:
+    # -- the references of templates
+
+    def variable(self, name: str) -> Any:
         try:
             found = self._fresh.get(
                 ("/variables/", name), lambda: self.session.get(f"/variables/name/{quote(name, safe='')}")
@@ -110,6 +115,38 @@ class Jobs:
         except NotFound as error:
             raise KeyError(name) from error
         return found["value"]
+
+    def block(self, kind: str, name: str) -> Mapping[str, Any]:
+        return self._block(f"/block_types/slug/{quote(kind, safe='')}/block_documents/name/{quote(name, safe='')}")
+
+    def block_by_id(self, document_id: str) -> Mapping[str, Any]:
+        return self._block(f"/block_documents/{quote(document_id, safe='')}")
+
+    def _block(self, path: str) -> Mapping[str, Any]:
+        # never kept: a password that was replaced a moment ago is the one to use
+        try:
+            document = self.session.get(f"{path}?include_secrets=true")
+        except NotFound as error:
+            raise KeyError(path) from error
+        data: Mapping[str, Any] = document["data"]
+        for secret in _secrets(document):
+            logs.keep_secret(secret)
+        return data
+
+
+def _secrets(document: Json) -> Iterator[str]:
+    """The secret texts of a block, by the fields that its schema calls secret (`value`, `login.password`, `keys.*`)."""
+    fields = (document.get("block_schema") or {}).get("fields") or {}
+    for path in fields.get("secret_fields") or ():
+        yield from _texts_in(document["data"].get(str(path).partition(".")[0]))
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts_in(item)
 
 
 def _argv(command: Any) -> tuple[str, ...]:

@@ -33,7 +33,7 @@ class ExpiringCache:
     seconds: float
     clock: Callable[[], float]
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
-    _kept: dict[Any, tuple[float, Any]] = field(default_factory=dict, init=False)
+    _kept: dict[Any, tuple[float, Any]] = field(default_factory=dict, init=False, repr=False)
 
     def get(self, key: Any, ask: Callable[[], Any]) -> Any:
         """The kept answer, or a new one from `ask`; what `ask` raises is not kept."""
