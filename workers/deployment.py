@@ -220,8 +220,8 @@ class StartSpec:
     argv: Sequence[str]
     #: the whole environment of a process on this host; never written to disk
     env: Mapping[str, str] = field(repr=False)
-    #: the folder to start in; None = an empty folder of its own, `work` in the run's folder, which the deployer makes
-    #: and the worker removes at the end
+    #: the folder to start in, a relative one begins where the worker was started; None = an empty folder of its own,
+    #: `work` in the run's folder, which the deployer makes and the worker removes at the end
     cwd: str | None
     #: the run's folder STATE/runs/RUN.CLAIM, which exists already
     folder: Path

@@ -47,7 +47,7 @@ class EnvironmentLayers:
         if self.home is None:
             entries = [*self.import_paths, *known]
         else:
-            entries = [working_dir or self.home, *known, *self.import_paths]
+            entries = [str(Path(self.home, working_dir or "")), *known, *self.import_paths]
         return os.pathsep.join(entries)
 
 

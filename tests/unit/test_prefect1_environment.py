@@ -126,6 +126,7 @@ def test_other_variables_come_from_worker_then_flag_then_run_which_takes_one_awa
             {"working_dir": "/w", "inherited": {"PYTHONPATH": "/old"}, "import_paths": ("/b", "/a")},
             "/w:/old:/b:/a",
         ),
+        ({"working_dir": "w"}, "{cwd}/w"),
         ({"import_paths": ("~/mine", "rel", "./dot")}, "{cwd}:{home}/mine:{cwd}/rel:{cwd}/dot"),
         ({"import_paths": ("/b",), "env": ("PYTHONPATH=/flag",)}, "/flag"),
         ({"import_paths": ("/b",), "env": ("PYTHONPATH=/flag",), "run": {"PYTHONPATH": "/run"}}, "/run"),

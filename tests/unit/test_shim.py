@@ -240,12 +240,31 @@ def test_a_command_that_cannot_be_executed_is_named(bench, tmp_path, argv, says)
     assert says.format(tmp=tmp_path) in bench.end_of(adopted).error
 
 
-@pytest.mark.parametrize(("cwd", "says"), [("/no/such/folder", "does not exist"), ("/etc/passwd", "is not a folder")])
-def test_a_working_folder_that_cannot_be_entered_is_named(bench, cwd, says):
+@pytest.mark.parametrize(
+    ("cwd", "says"),
+    [
+        ("/no/such/folder", "/no/such/folder does not exist"),
+        ("/etc/passwd", "/etc/passwd is not a folder"),
+        ("no/such", "{here}/no/such does not exist"),
+        ("~/flows", "{here}/~/flows does not exist"),
+    ],
+)
+def test_a_working_folder_that_cannot_be_entered_is_named_as_it_was_tried(bench, monkeypatch, tmp_path, cwd, says):
+    monkeypatch.chdir(tmp_path)
+    bench.deployer = bench.new_deployer()
     with pytest.raises(StartFailed) as failure:
         bench.start(bench.sh("true", cwd=cwd))
     # which host it is matters: the others may have that folder
-    assert f"its working folder {cwd} {says} on {bench.host.name}." in str(failure.value)
+    assert f"its working folder {says.format(here=tmp_path)} on {bench.host.name}." in str(failure.value)
+
+
+def test_a_relative_working_folder_begins_where_the_worker_was_started(bench, monkeypatch, tmp_path):
+    (tmp_path / "flows" / "deep").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "flows")
+    bench.deployer = bench.new_deployer()
+    monkeypatch.chdir("/")
+    for cwd, place in {"deep": "flows/deep", ".": "flows", "..": ""}.items():
+        assert bench.run(bench.sh("pwd -P", cwd=cwd)).last_lines == (str(tmp_path / place),)
 
 
 @pytest.mark.parametrize(

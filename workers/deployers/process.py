@@ -5,7 +5,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ class ProcessDeployer:
     #: tried first; None = every run starts cold
     warm: WarmClient | None = None
     wait: Callable[[float], None] = time.sleep
+    #: where a relative working folder of a run begins: the folder where the worker was started, as for a stock worker
+    folder: Path = field(default_factory=Path.cwd)
 
     def __post_init__(self) -> None:
         self._fork_client = self.fork_client or ForkClient(reap_orphans=self.abilities.subreaper)
@@ -81,7 +83,8 @@ class ProcessDeployer:
             "argv": list(spec.argv),
             "env": dict(spec.env),
             "path": spec.env.get("PATH", os.defpath),
-            "cwd": spec.cwd,
+            # the launcher is in another folder, so this must be absolute
+            "cwd": str(self.folder / spec.cwd) if spec.cwd else None,
             "umask": self._umask,
             "not_after": spec.not_after,
             "limits": dataclasses.asdict(spec.limits),
