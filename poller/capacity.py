@@ -105,7 +105,7 @@ def listing_plan(rows: Iterable[WorkerRow], backend: str, offer_filter: OfferFil
             continue
         if row.live:
             online.update(offer.pools)
-        (active if row.live and row.wanted == "active" else other).append(offer)
+        (active if row.takes_runs else other).append(offer)
     idle = [left for offer in other for left in left_over(offer, active)]
     return ListingPlan(offers=tuple(dict.fromkeys(active)), online=frozenset(online), idle=tuple(dict.fromkeys(idle)))
 
@@ -153,7 +153,7 @@ def free_capacity(rows: Iterable[WorkerRow], claims: Sequence[Claim]) -> Capacit
     for claim in claims:
         if claim.worker is not None and claim.state not in SLOTLESS:
             held[claim.worker] = held.get(claim.worker, 0) + 1
-    takers = [row for row in rows if row.live and row.wanted == "active"]
+    takers = [row for row in rows if row.takes_runs]
     return Capacity(
         free={row.worker: max(0, row.slots - held.get(row.worker, 0)) for row in takers},
         routes={row.worker: frozenset(row.routes) for row in takers},

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from flowfleet.flow_run import FlowRun, claim_id
 from flowfleet.ledger.claim import (
@@ -25,6 +25,10 @@ __all__ = ["TRANSITIONS", "Claim", "Claims", "Lease", "Mover", "Outcome", "Refus
 NAME_LIMIT = 200
 REASON_LIMIT = 500
 HANDLE_LIMIT = 4096
+
+#: why a worker yields: it stops, the operator's word keeps it from taking runs, or it takes runs and only finishes what
+#: dead workers were handing back
+Yields = Literal["stopping", "idle", "finishing"]
 
 
 class Claims:
@@ -119,6 +123,16 @@ class Claims:
         Only a worker that holds, or has held since the owner died, the lock of the owner's state folder may do so.
         """
         return self._move("adopt", run_id, claim, worker, nonce)
+
+    def yield_waiting(self, worker: str, nonce: str, how: Yields, reason: str) -> list[Claim]:
+        """Move the queued claims that no other live, active worker can take to returning; their messages go too.
+
+        The answer is all that this process is to hand back at the API and to drop: also what an earlier call without an
+        answer has moved, and what workers that do not live any more were handing back.
+        """
+        _, flat = self._store.script("yield", worker, nonce, how, reason[:REASON_LIMIT])
+        claims = (read_claim(pairs(fields)) for fields in flat)
+        return sorted((claim for claim in claims if claim), key=lambda claim: (claim.due, claim.run_id))
 
     def renew(self, worker: str, nonce: str, beat: int, held: Sequence[Claim]) -> Renewal:
         """Renew all held claims in one call; moves missing ones back, and writes again those that Redis has lost.

@@ -1,6 +1,7 @@
 """Gate: the election of the leader, and the gate, shut while Redis is not the process that the leader has accepted."""
 
 import random
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,6 +77,41 @@ class Gate:
         found: Any = self._store.ask(lambda client: client.hmget(self._store.key("lease"), names))
         return read_lease(found)
 
-    def resign(self, term: int) -> None:
-        """Give up the lead, so that a standby need not wait. The term stays, so the next one is higher."""
-        self._store.script("resign", term)
+    def resign(self, term: int, to: Collection[str] = ()) -> bool:
+        """Give up the lead, so that a standby need not wait. The term stays, so the next one is higher.
+
+        With nonces of pollers that stand by, only while one of them is still listed; False when none is, and then
+        nothing is done.
+        """
+        return bool(self._store.script("resign", term, *to))
+
+    def stand_by(self, nonce: str) -> None:
+        """Move the counter of a poller that stands by."""
+        self._store.script("stand_by", nonce)
+
+    def stand_down(self, nonce: str) -> bool:
+        """Take a poller off those that stand by, since it ends; whether another one leads."""
+        return bool(self._store.script("stand_down", nonce))
+
+    def standbys(self) -> dict[str, int]:
+        """The counters of the pollers that stand by, by nonce; one that was killed stays until it is forgotten."""
+        found: Any = self._store.ask(lambda client: client.hgetall(self._store.key("standbys")))
+        return {nonce: int(counter) for nonce, counter in found.items()}
+
+    def forget_standbys(self, nonces: Collection[str]) -> None:
+        """Forget pollers whose counters do not move; one that lives after all is back with its next move."""
+        if nonces:
+            self._store.ask(lambda client: client.hdel(self._store.key("standbys"), *nonces))
+
+    def order_leave(self) -> None:
+        """Say the word that lets all pollers claim nothing, give back and end."""
+        self._store.script("leave", 1)
+
+    def withdraw_leave(self) -> None:
+        """Take the word back: a poller is started on purpose."""
+        self._store.script("leave", 0)
+
+    def leave_ordered(self) -> bool:
+        """Whether the word stands."""
+        found: Any = self._store.ask(lambda client: client.exists(self._store.key("leave")))
+        return bool(found)

@@ -52,12 +52,16 @@ a higher term, only if term and beat are still the ones that it saw. Terms have 
 elected around a loss of the last writes never share one. No key of the ledger expires, and no script decides by a
 clock: the clock of the Redis host is written down for display and for clearing away old records.
 
+A poller that stands by moves a counter of its own. A leader that stops gives the lead up to a poller whose counter it
+has seen move; where there is none it first gives back everything that has not begun. Of two pollers that stop at once,
+one finds the other gone, and gives back.
+
 ## Slots
 
-A claim needs a free slot in all, and on its route. Free in all: the slots of live, active workers, less the claims
-that they own (`ended` ones have given their slot back), less everything claiming or queued. Free on a route: the same
-over the workers that consume this route, less what is claiming or queued on any route that one of these workers
-consumes.
+A claim needs a free slot in all, and on its route. Free in all: the slots of live, active workers that do not stop,
+less the claims that they own (`ended` ones have given their slot back), less everything claiming or queued. Free on a
+route: the same over the workers that consume this route, less what is claiming or queued on any route that one of these
+workers consumes.
 
 ## Keys
 
@@ -70,6 +74,8 @@ All under `flowfleet:FLEET:`
 | `workers`, `worker:NAME@HOST` | the roster; one hash each |
 | `routes`, `due` | known routes; what waits at the API on each |
 | `leader`, `lease`, `gate` | who leads; the leader's numbers; the accepted server process |
+| `standbys` | the counters of the pollers that stand by |
+| `leave` | there: all pollers claim nothing, give back and end (`flowfleet leave`); gone with the next `poller start` |
 | `counters` | what must be counted beyond one process |
 | `hints` | a channel, not a key: "look now"; nothing depends on it |
 """

@@ -29,10 +29,16 @@ class WorkerRow:
     facts: Mapping[str, Any] | None = None
     wanted: str = "active"  # active | paused | draining
     live: bool = True
+    leaving: bool = False  # it stops, and has yielded what waited for it
     beat: int = 0
     seen: float = 0.0  # unix seconds by the Redis clock; for display only
     note: str = ""
     v: int = 1
+
+    @property
+    def takes_runs(self) -> bool:
+        """Whether runs may be sent to the worker, as the scripts decide it."""
+        return self.live and self.wanted == "active" and not self.leaving
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +177,7 @@ def _row(flat: Sequence[str]) -> WorkerRow | None:
         facts=json.loads(fields["facts"]),
         wanted=fields["wanted"],
         live=fields["live"] == "1",
+        leaving=fields.get("leaving") == "1",
         beat=int(fields["beat"]),
         seen=float(fields["seen"]),
         note=fields["note"],

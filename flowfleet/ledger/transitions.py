@@ -36,6 +36,7 @@ class Refusal(StrEnum):
     OWNER = "owner"  # the claim belongs to another worker, or another process has this worker's name now
     STATE = "state"  # the claim is not in a state from which this goes
     CANCELLED = "cancelled"  # start: a cancel came first
+    SERVED = "served"  # yield: another worker takes what waits on this route
     VERSION = "version"  # written by a newer flowfleet
 
 
@@ -51,6 +52,7 @@ REFUSALS: Mapping[Refusal, str] = {
     Refusal.OWNER: "the claim is another worker's, or another process has this worker's name now",
     Refusal.STATE: "the claim is not in a state from which this goes",
     Refusal.CANCELLED: "somebody wants the run cancelled",
+    Refusal.SERVED: "another live, active worker takes what waits on this route",
 }
 
 
@@ -185,6 +187,19 @@ TRANSITIONS: tuple[Transition, ...] = (
         refusals=(Refusal.GATE, *_OF_OWNER),
         sentence="The owner proves that user code never began and never will (its start file says abandoned).",
         crash="As above: the leader finishes it when its owner has fallen silent.",
+    ),
+    Transition(
+        name="yield",
+        script="yield",
+        mover=Mover.WORKER,
+        sources=(State.QUEUED,),
+        target=State.RETURNING,
+        refusals=(Refusal.GATE, Refusal.SERVED, Refusal.OWNER, Refusal.VERSION),
+        sentence="A worker stops, or takes no new runs: what waits on routes that no other live, active worker serves "
+        "is the worker's to hand back from now on, and its message leaves the queue. A stopping worker is marked in "
+        "the same step, so that nothing is claimed for it any more.",
+        crash="As above: the leader finishes it when the worker has fallen silent, and so does any worker that looks "
+        "for what dead ones were handing back.",
     ),
     _by_leader(
         name="drop (leader)",

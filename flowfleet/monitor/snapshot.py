@@ -56,8 +56,10 @@ class WorkerStatus:
 
     @property
     def state(self) -> str:
-        """The state that the operator wants of the worker, or `offline` when the worker does not live."""
-        return self.row.wanted if self.row.live else "offline"
+        """The state that the operator wants of the worker; `draining` when it stops, `offline` when it is gone."""
+        if not self.row.live:
+            return "offline"
+        return "draining" if self.row.leaving else self.row.wanted
 
     @property
     def free(self) -> int:
@@ -163,7 +165,7 @@ def _queues(
             oldest_due_seconds=_since(known.oldest if known else None, now),
             depth=lying.length,
             oldest_age_seconds=_since(lying.oldest, now),
-            eligible_workers=sum(row.live and row.wanted == "active" and row.offer.serves(route) for row in rows),
+            eligible_workers=sum(row.takes_runs and row.offer.serves(route) for row in rows),
         )
 
 

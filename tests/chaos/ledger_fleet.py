@@ -14,8 +14,8 @@ from typing import Any
 import redis
 
 from flowfleet.flow_run import claim_id
-from flowfleet.ledger.claims import Claim, Outcome, Refusal, State
-from tests.chaos.ledger_oracle import Asked, Facts, Tally, expected
+from flowfleet.ledger.claims import Claim, Outcome, Refusal, State, Yields
+from tests.chaos.ledger_oracle import Asked, Facts, Tally, expected, expected_of_yield
 from tests.ledger_world import LedgerWorld, flow_run, held, row
 from tests.valkey import Valkey
 
@@ -79,6 +79,8 @@ class WorkerModel:
     folders: dict[str, Folder] = field(default_factory=dict)
     #: claim → server process of the last proof that it is ours: what the shim's not_after comes from
     permits: dict[str, str] = field(default_factory=dict)
+    #: claim → the claim that this process hands back though it never took it, and whether the API has been told
+    yielded: dict[str, tuple[Claim, bool]] = field(default_factory=dict)
 
 
 @dataclass
@@ -269,7 +271,7 @@ class LedgerFleet:
         restarted: list[Folder] = []
         if not worker.alive:
             worker.nonce, worker.beat, worker.alive = uuid.uuid4().hex, 0, True
-            worker.permits = {}
+            worker.permits, worker.yielded = {}, {}
             for folder in worker.folders.values():
                 if folder.phase in ("starting", "launched", "forked"):
                     restarted.append(folder)
@@ -285,7 +287,7 @@ class LedgerFleet:
             self._worker_asks(worker, "start", folder.held.run_id, folder.held.claim)
 
     def crash(self, worker: WorkerModel) -> None:
-        worker.alive, worker.permits = False, {}
+        worker.alive, worker.permits, worker.yielded = False, {}, {}
 
     def take_over(self, worker: WorkerModel, dead: WorkerModel, *, answered: bool) -> None:
         """All folders of a dead worker of this host have a new keeper on disk, then in the ledger."""
@@ -317,6 +319,47 @@ class LedgerFleet:
         if outcome.moved and outcome.claim:
             self.api[run_id].hand_back(outcome.claim.call, never_began=claim)
             self._worker_asks(worker, "drop (worker)", run_id, claim)
+
+    def yield_waiting(self, worker: WorkerModel, how: Yields, *, answered: bool, nonce: str = "") -> None:
+        """What waits for nobody else goes back, and what dead workers were handing back is this one's."""
+        nonce = nonce or worker.nonce
+        before = {run.run_id: self.hash(f"claim:{run.run_id}") for run in RUNS}
+        open_, process, _ = self.store.script("gate")
+        rows = self.world.roster.rows()
+        facts = {
+            "named": any(one.worker == worker.name and one.nonce == nonce for one in rows),
+            "gate_open": bool(open_),
+            "process": process,
+            "served": any(one.takes_runs and one.worker != worker.name for one in rows),
+        }
+        send = lambda: self.claims.yield_waiting(worker.name, nonce, how, "idle")  # noqa: E731
+        yielded = {claim.claim: claim for claim in send()}
+        self.echo(send)
+        for run_id, claim in before.items():
+            if not claim:
+                continue
+            refusal = expected_of_yield(claim, **facts)
+            moves = refusal is None and how != "finishing"
+            if moves:
+                assert yielded[claim["claim"]].state is State.RETURNING
+            elif claim["state"] != "returning":
+                assert claim["claim"] not in yielded
+                assert self.hash(f"claim:{run_id}")["state"] == claim["state"]
+            if refusal is not Refusal.STATE and how != "finishing":
+                self.tally.add("yield", refusal, claim["state"])
+        if answered:
+            worker.yielded |= {claim: (found, False) for claim, found in yielded.items() if claim not in worker.yielded}
+
+    def finish_yielded(self, worker: WorkerModel, key: str, *, answered: bool = True) -> None:
+        """The next step with what was yielded: the API, then the ledger."""
+        claim, told = worker.yielded[key]
+        if not told:
+            self.api[claim.run_id].hand_back(claim.call, never_began=claim.claim if claim.never_began else "")
+            worker.yielded[key] = (claim, answered)
+            return
+        self._worker_asks(worker, "drop (worker)", claim.run_id, claim.claim)
+        if answered:
+            del worker.yielded[key]
 
     def work(self, worker: WorkerModel, claim: str, *, answered: bool = True) -> None:
         """The next step with a folder."""
@@ -448,6 +491,8 @@ class LedgerFleet:
                 self.renew(worker)
                 for claim in list(worker.folders):
                     self.work(worker, claim)
+                for claim in list(worker.yielded):
+                    self.finish_yielded(worker, claim)
             assert self.open_gate(poller)
             for claim in self.claims.live():
                 self.pick_up(poller, claim)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from flowfleet.ledger.claims import TRANSITIONS, Mover, Refusal, State
 
 TABLE = {row.name: row for row in TRANSITIONS if row.built}
-#: claim and assert have shapes of their own
-NAMED = tuple(name for name in TABLE if name not in ("claim", "assert"))
+#: claim, assert and yield have shapes of their own
+NAMED = tuple(name for name in TABLE if name not in ("claim", "assert", "yield"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +84,21 @@ def _expected_of_adopt(asked: Asked, facts: Facts) -> Refusal | None:
     if State(claim["state"]) not in TABLE["adopt"].sources:
         return Refusal.STATE
     return None if claim["worker"].rpartition("@")[2] == asked.worker.rpartition("@")[2] else Refusal.OWNER
+
+
+def expected_of_yield(
+    claim: Mapping[str, str], *, named: bool, gate_open: bool, process: str, served: bool
+) -> Refusal | None:
+    """What becomes of one claim: `named` is whether who asks has its name, `served` whether another one takes runs."""
+    if not named:
+        return Refusal.OWNER
+    if claim["v"] != "1":
+        return Refusal.VERSION
+    if State(claim["state"]) not in TABLE["yield"].sources:
+        return Refusal.STATE
+    if not gate_open or claim["process"] != process:
+        return Refusal.GATE
+    return Refusal.SERVED if served else None
 
 
 @dataclass

@@ -33,7 +33,7 @@ ACTIONS = (
     *("a_poller_finds_what_stands_too_long",) * 2,
     *("a_poller_is_elected", "a_poller_crashes", "the_leader_sweeps", "the_leader_opens_the_gate"),
     *("a_worker_gives_back_what_it_has_not_started", "a_worker_without_room_refuses_a_message") * 3,
-    *("a_worker_takes_over_what_a_dead_one_has_left",) * 4,
+    *("a_worker_takes_over_what_a_dead_one_has_left", "a_worker_yields", "a_worker_hands_back_what_it_has_yielded") * 4,
     *("a_worker_crashes", "a_worker_comes_back", "a_worker_lapses", "somebody_cancels"),
     *("redis_dies_and_loses_its_last_writes",) * 2,
     *("somebody_asks_for_what_must_be_refused",) * 4,
@@ -181,6 +181,32 @@ class LedgerMachine(RuleBasedStateMachine):
         worker, messages = self.fleet.workers[who], self.fleet.messages[::-1]
         if worker.alive and messages and messages[pick % len(messages)][1] not in worker.folders:
             self.fleet.refuse_message(worker, messages[pick % len(messages)], proof=pick % 2 == 0)
+
+    def a_worker_yields(self, who, pick, answered):
+        """It stops, is kept from taking runs, or looks for what dead ones have left; half the time it is the last."""
+        worker, other = self.fleet.workers[who], self.fleet.workers[1 - who]
+        if not worker.alive:
+            return
+        if pick % 2:
+            self._a_good_stretch(0, pick, 2, answered=True)  # up to queued, with a message
+            for found in self.fleet.world.roster.rows():
+                if found.worker == other.name:
+                    self.fleet.world.roster.lapse(self.fleet.pollers[0].term, found.worker, found.beat)
+        if pick % 5 == 0:
+            self.fleet.yield_waiting(worker, "stopping", answered=False, nonce="stranger")
+        live = self.fleet.claims.live()
+        if pick % 7 == 0 and live:
+            with self.fleet.newer(live[pick % len(live)]):
+                self.fleet.yield_waiting(worker, "idle", answered=False)
+        how = ("stopping", "idle", "finishing")[pick % 3]
+        self.fleet.yield_waiting(worker, how, answered=answered)
+        if how == "stopping" and pick % 4 == 0:
+            self.fleet.crash(worker)
+
+    def a_worker_hands_back_what_it_has_yielded(self, who, pick, answered):
+        worker = self.fleet.workers[who]
+        if worker.alive and worker.yielded:
+            self.fleet.finish_yielded(worker, sorted(worker.yielded)[pick % len(worker.yielded)], answered=answered)
 
     def a_worker_renews(self, who, pick, answered):
         if self.fleet.workers[who].alive:

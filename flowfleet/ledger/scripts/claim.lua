@@ -17,13 +17,9 @@ end
 local workers, free_in_all = {}, -waiting_in_all
 for _, worker in ipairs(redis.call('SMEMBERS', key('workers'))) do
   local row = read_row(worker)
-  if row and row.v == VERSION and row.live == '1' and row.wanted == 'active' then
-    local routes = {}
-    for _, route in ipairs(cjson.decode(row.routes)) do
-      routes[route] = true
-    end
+  if row and takes_runs(row) then
     local free = math.max(0, tonumber(row.slots) - (owned[worker] or 0))
-    workers[#workers + 1] = {routes = routes, free = free}
+    workers[#workers + 1] = {routes = routes_of(row), free = free}
     free_in_all = free_in_all + free
   end
 end

@@ -15,4 +15,5 @@ end
 -- A gap of chance: two leaders around a loss of the last writes of Redis must not share a term.
 local term = string.format('%d', (tonumber(leader.term) or 0) + 1 + gap)
 redis.call('HSET', key('leader'), 'name', name, 'host', host, 'nonce', nonce, 'term', term, 'beat', '0')
+redis.call('HDEL', key('standbys'), nonce)
 return term

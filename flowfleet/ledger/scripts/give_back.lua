@@ -28,6 +28,9 @@ end
 if not by_leader and claim.state == 'queued' and (not gate_open() or claim.process ~= process()) then
   return refused('gate', claim)
 end
+if claim.state == 'queued' then
+  take_off_queue(claim)
+end
 local by = by_leader and 'leader' or worker
 write_claim(claim, {state = 'returning', by = by, reason = reason, never_began = proof}, by_leader)
 return moved(claim)

@@ -5,6 +5,8 @@ local PREFIX = KEYS[1]
 local VERSION = '1'
 local KEPT_SECONDS = 86400
 local KEPT_RECORDS = 10000
+-- more than any queue has in order: what somebody else has put there may be without an end
+local QUEUE_LOOK = 1000
 local RANK = {claiming = 1, queued = 2, taken = 3, starting = 4, running = 5, ended = 6}
 
 local function key(...)
@@ -171,4 +173,28 @@ end
 -- Is this process the one that has the worker's name now? A forgotten or replaced one may begin nothing.
 local function has_name(worker, nonce)
   return redis.call('HGET', key('worker:', worker), 'nonce') == nonce
+end
+
+-- May runs be sent to this worker? It lives (its beat moves, see lapse), the operator wants it to take runs, and it does not stop.
+local function takes_runs(row)
+  return row.v == VERSION and row.live == '1' and row.wanted == 'active' and row.leaving ~= '1'
+end
+
+local function routes_of(row)
+  local routes = {}
+  for _, route in ipairs(cjson.decode(row.routes)) do
+    routes[route] = true
+  end
+  return routes
+end
+
+-- The message of a claim that goes back, if it still waits: the list is that of the route's Celery queue, and the envelope names
+-- the task RUN.CLAIM. One that a worker has fetched meets the refusal of `take`.
+local function take_off_queue(claim)
+  local queue, task = key('broker:', claim.route), claim.run_id .. '.' .. claim.claim
+  for _, message in ipairs(redis.call('LRANGE', queue, -QUEUE_LOOK, -1)) do
+    if string.find(message, task, 1, true) then
+      redis.call('LREM', queue, 0, message)
+    end
+  end
 end
