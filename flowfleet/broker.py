@@ -15,10 +15,11 @@ from kombu.connection import Connection
 from kombu.entity import Exchange, Queue
 from kombu.exceptions import OperationalError
 from kombu.transport import redis as redis_transport
-from redis.exceptions import RedisError
+from redis import exceptions
 
 from flowfleet.errors import LedgerUnavailable
 from flowfleet.flow_run import TASK_NAME, Message, Route
+from flowfleet.ledger.error_answers import answer_of
 from flowfleet.ledger.login import Login, without_login
 
 #: the type of an app, for modules that only hand it on and must not import Celery
@@ -56,13 +57,65 @@ def take_off_celery_variables(environ: MutableMapping[str, str]) -> list[str]:
     return names
 
 
+class _LostByErrors:
+    """A connection that counts as lost with each error answer; mixed into the classes of the client library.
+
+    kombu waits for a lost connection. Of an error answer (READONLY, MISCONF, NOREPLICAS, NOPERM, UNBLOCKED, …) it knows
+    no way on: it would end the worker, and the poller would keep a connection to a primary that became a replica.
+    """
+
+    _greets = False
+
+    def connect(self) -> None:
+        self._greet("connect")
+
+    def connect_check_health(self, *args: Any, **options: Any) -> None:
+        self._greet("connect_check_health", *args, **options)
+
+    def _greet(self, method: str, *args: Any, **options: Any) -> None:
+        # the greeting asks for what old servers refuse, and the client library passes over that
+        base: Any = super()
+        before, self._greets = self._greets, True
+        try:
+            getattr(base, method)(*args, **options)
+        except exceptions.ResponseError as exc:
+            raise exceptions.ConnectionError(answer_of(exc)[1]) from exc
+        finally:
+            self._greets = before
+
+    def read_response(self, *args: Any, **options: Any) -> Any:
+        base: Any = super()
+        try:
+            return base.read_response(*args, **options)
+        except exceptions.NoScriptError:
+            raise  # the client library loads the script
+        except exceptions.ResponseError as exc:
+            if self._greets:
+                raise
+            own: Any = self
+            own.disconnect()
+            raise exceptions.ConnectionError(answer_of(exc)[1]) from exc
+
+
 class _Channel(redis_transport.Channel):
-    """A channel that asks for the login whenever a connection is opened; kombu would keep the first login for ever."""
+    """A channel whose connections ask for the login whenever they are opened, and are lost by an error answer.
+
+    kombu would keep the first login for ever.
+    """
 
     def _connparams(self, asynchronous: bool = False) -> Any:
         found = super()._connparams(asynchronous=asynchronous)  # type: ignore[no-untyped-call]
         login = self.connection.client.transport_options["login"]
-        return {**found, "username": None, "password": None, "credential_provider": login}
+        # of TCP or of a socket, and with what kombu has added to it
+        kind = found["connection_class"]
+        lost_by_errors = type(kind.__name__, (_LostByErrors, kind), {})
+        return {
+            **found,
+            "username": None,
+            "password": None,
+            "credential_provider": login,
+            "connection_class": lost_by_errors,
+        }
 
 
 class _Transport(redis_transport.Transport):
@@ -120,6 +173,8 @@ def make_app(redis_url: str, *, fleet: str, login: Login | None = None, task_eve
         worker_enable_remote_control=task_events,  # Flower asks through it; we do not
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
+        # an error answer within a transaction is no lost connection, and ends no worker either
+        broker_channel_error_retry=True,
         broker_transport_options={
             "login": login or Login(lambda: redis_url),
             "global_keyprefix": key_prefix(fleet),
@@ -153,5 +208,5 @@ class Publisher:
                 retry=False,
                 ignore_result=True,
             )
-        except (OperationalError, RedisError, OSError) as exc:
+        except (OperationalError, exceptions.RedisError, OSError) as exc:
             raise LedgerUnavailable(f"Redis did not take the message of run {message.run_id}: {exc}") from exc

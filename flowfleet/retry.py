@@ -3,10 +3,11 @@
 import logging
 import math
 import random
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from flowfleet.errors import ApiUnavailable, FleetError, KeyRefused, LedgerUnavailable
 
@@ -24,6 +25,20 @@ LONGEST_PAUSE_SECONDS = 10.0
 LONGEST_ASKED_SECONDS = 3600.0
 #: what the log says of a neighbour that does not answer
 SAYS = "does not answer, waiting"
+
+
+class Outage(Protocol):
+    """An outage of a neighbour, as one part of a process meets it."""
+
+    @property
+    def lasts(self) -> bool:
+        """Whether the last answer failed."""
+
+    def failed(self, error: Exception, *, next_try: float) -> None:
+        """Note that the neighbour did not do what was asked; the next request follows in `next_try` seconds."""
+
+    def passed(self) -> None:
+        """Note that the neighbour did what was asked."""
 
 
 class OutageLog:
@@ -48,11 +63,9 @@ class OutageLog:
 
     @property
     def lasts(self) -> bool:
-        """Whether the neighbour is away: its last answer failed."""
         return self._since is not None
 
     def failed(self, error: Exception, *, next_try: float) -> None:
-        """Note that the neighbour did not answer; the next request follows in `next_try` seconds."""
         now = self._clock()
         if self._since is None:
             self._since = now
@@ -68,12 +81,61 @@ class OutageLog:
         self._logger.log(self._level, self._says, extra=fields)
 
     def passed(self) -> None:
-        """Note that the neighbour answered."""
         if self._since is None:
             return
         fields = {"neighbour": self._neighbour, "away_seconds": round(self._clock() - self._since, 1)}
         self._since = None
         self._logger.log(self._level, "answers again", extra=fields)
+
+
+class SharedOutage:
+    """Outage of one neighbour that several parts of a process meet.
+
+    It begins with the first of them that gets no answer, and is over when none is left without one: a neighbour that
+    answers some requests and refuses others is not said to be back.
+    """
+
+    def __init__(self, neighbour: str, logger: logging.Logger, clock: Callable[[], float] = time.monotonic) -> None:
+        self._log = OutageLog(neighbour, logger, clock)
+        self._lock = threading.Lock()
+        self._away: set[str] = set()
+
+    def of(self, part: str) -> Outage:
+        """The outage as the part of this name meets it."""
+        return _OutageOfPart(self, part)
+
+    def lasts_for(self, part: str) -> bool:
+        """Whether this part's last answer failed."""
+        return part in self._away
+
+    def failed(self, part: str, error: Exception, *, next_try: float) -> None:
+        """Note that this part got no answer."""
+        with self._lock:
+            self._away.add(part)
+            self._log.failed(error, next_try=next_try)
+
+    def passed(self, part: str) -> None:
+        """Note that this part got an answer."""
+        with self._lock:
+            self._away.discard(part)
+            if not self._away:
+                self._log.passed()
+
+
+@dataclass(frozen=True)
+class _OutageOfPart:
+    shared: SharedOutage
+    part: str
+
+    @property
+    def lasts(self) -> bool:
+        return self.shared.lasts_for(self.part)
+
+    def failed(self, error: Exception, *, next_try: float) -> None:
+        self.shared.failed(self.part, error, next_try=next_try)
+
+    def passed(self) -> None:
+        self.shared.passed(self.part)
 
 
 def backoff(attempt: int, *, first: float = 0.5, most: float = 10.0) -> float:

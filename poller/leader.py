@@ -42,6 +42,8 @@ class Leadership:
         self._lock = threading.Lock()
         self._term: int | None = None
         self._resigned = False
+        #: whether the last look has proved that Redis takes writes: our own, or one of another leader that was seen
+        self.proved = False
 
     @property
     def term(self) -> int | None:
@@ -54,10 +56,12 @@ class Leadership:
         Returns the term that this poller leads now, or None while it stands by.
         """
         with self._lock:
+            self.proved = False
             if self._resigned:
                 return None
             if self._term is not None:
                 if self.gate.lead(self._term, self.nonce, self.lease):
+                    self.proved = True
                     return self._term
                 self._stand_by(self._term)
             return self._watch()
@@ -69,12 +73,14 @@ class Leadership:
             if self._seen is None or (leader.term, leader.beat) != (self._seen.term, self._seen.beat):
                 if self._seen is None or leader.term != self._seen.term:
                     logger.info("standing by", extra={"leader": f"{leader.name}@{leader.host}", "term": leader.term})
+                self.proved = self._seen is not None
                 self._seen, self._seen_at = leader, now
                 return None
             if now - self._seen_at < self.leader_seconds:
                 return None
         term = self.gate.elect(self.name, self.host, self.nonce, leader)
         self._seen = None
+        self.proved = True
         if term is not None:
             self._term = term
             logger.info("elected", extra={"leader": f"{self.name}@{self.host}", "term": term})
@@ -147,6 +153,7 @@ class LeadershipThread:
             self.leadership.begin_anew()
             self.outage.failed(exc)
         else:
-            self.outage.over()
+            if self.leadership.proved:  # a Redis that takes no writes still answers a standby's reads
+                self.outage.over()
         if self.leadership.term != before:
             self.changed()

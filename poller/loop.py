@@ -138,6 +138,9 @@ class Loop:
             self.reconciler.begin_anew()
         if not self.redis_outage.may_ask():
             return self.redis_outage.wait_seconds()
+        # a write first: a Redis that takes none (a replica, a full one) answers all reads, and seems to be back
+        if self.redis_outage.away and self.leadership.tend() != term:
+            raise TermLost("another poller leads this fleet now")
         rows = self.roster.rows()
         self.redis_outage.over()
         self.reconciler.lapse(term, rows)

@@ -110,7 +110,7 @@ class PollerService:
             clock=CLOCK,
             metrics=self.metrics,
             offer_filter=self._offer_filter,
-            redis_outage=RetrySchedule("Redis", CLOCK.monotonic),
+            redis_outage=RetrySchedule("Redis", CLOCK.monotonic, longest_seconds=5.0),
             api_outage=self.api_outage,
             progress=self._progress,
             pace=Pace.of(api.traits, idle_seconds=settings.idle_seconds),

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from flowfleet.errors import ApiUnavailable, FleetError, KeyRefused, LedgerError
-from flowfleet.retry import OutageLog, backoff
+from flowfleet.retry import Outage, OutageLog, backoff
 
 logger = logging.getLogger(__name__)
 
@@ -23,10 +23,13 @@ FAULTS = 8
 class BackgroundJobs:
     """Runs jobs one after the other. A job that meets `ApiUnavailable` or an error of ledger or host is tried again."""
 
-    def __init__(self, neighbour: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, neighbour: str, clock: Callable[[], float] = time.monotonic, *, outage: Outage | None = None
+    ) -> None:
+        """`outage` is that of the neighbour, where other parts of the process meet it too."""
         self._neighbour = neighbour
         self._clock = clock
-        self._outage = OutageLog(neighbour, logger, clock)
+        self._outage = outage or OutageLog(neighbour, logger, clock)
         self._changed = threading.Condition()
         self._jobs: list[tuple[float, int, int, BackgroundJob]] = []
         self._order = itertools.count()

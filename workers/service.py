@@ -15,6 +15,7 @@ from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import Message, Route
 from flowfleet.ledger.claims import Claims
 from flowfleet.ledger.roster import Roster, WorkerRow
+from flowfleet.retry import SharedOutage
 from flowfleet.settings.classes import WorkerSettings
 from workers.background import BackgroundJobs
 from workers.deployment import Deployer
@@ -72,7 +73,9 @@ class WorkerService:
         self.metrics = WorkerMetrics()
         self.ledger_view = LedgerView(self.row.offer)
         self.attempts = Attempts(on_change=self._changed)
-        self.to_ledger = BackgroundJobs("Redis")
+        # reading messages, renewals and jobs meet the same outages of Redis, which are said once
+        self._outage = SharedOutage("Redis", logger)
+        self.to_ledger = BackgroundJobs("Redis", outage=self._outage.of("jobs"))
         self.supervisor = Supervisor(self.attempts, self._run_ended, worker=worker, run_timeout=settings.run_timeout)
         self.slots = Slots(
             settings.slots,
@@ -172,6 +175,7 @@ class WorkerService:
             cancel_and_fence=cancel_and_fence,
             on_answer=self._answered,
             take_again=self.claim_adoption.again,
+            outage=self._outage.of("renewals"),
         )
         self.launch = Launch(
             worker=self.row.worker,
@@ -311,6 +315,8 @@ class WorkerService:
         app = self.app
         register_task(app, self._launch)
         app.steps["consumer"].add(self.slots.step())
-        worker = consumer.make_worker(app, self.row.worker, self.settings)
+        worker = consumer.make_worker(
+            app, self.row.worker, self.settings, outage=self._outage.of("messages"), wait=self.stop_signals.wait
+        )
         worker.start()
         return int(worker.exitcode or 0)

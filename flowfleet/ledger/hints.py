@@ -70,9 +70,11 @@ class Subscription:
 
     def _receive(self) -> None:
         pubsub: Any = self._store.client.pubsub()  # type: ignore[no-untyped-call]
+        outages = self._store.outages
         try:
             pubsub.subscribe(self._store.key("hints"))
-            while not self._closed.is_set():
+            # after an outage it is made anew: a primary that became a replica would keep it, and hear no hint any more
+            while not self._closed.is_set() and self._store.outages == outages:
                 try:
                     message = pubsub.get_message(timeout=0.5)
                 except redis.exceptions.TimeoutError:

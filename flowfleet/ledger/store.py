@@ -1,8 +1,8 @@
 """Store: the connection to Redis, the fleet's key prefix, and the Lua scripts by name.
 
 All use of the client library goes through a store: every error of the library leaves here as `LedgerUnavailable` (wait
-and ask again) or `LedgerUnusable` (waiting cannot cure it). Nothing is retried but one reconnect, so a script may run
-twice for one call.
+and ask again) or `LedgerUnusable` (waiting cannot cure it, see `error_answers`). Nothing is retried but one reconnect,
+so a script may run twice for one call.
 """
 
 import hashlib
@@ -18,7 +18,8 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from flowfleet.errors import LedgerUnavailable, LedgerUnusable
+from flowfleet.errors import LedgerUnusable
+from flowfleet.ledger.error_answers import ledger_error
 from flowfleet.ledger.login import Login
 from flowfleet.ledger.transitions import lua_table
 
@@ -50,6 +51,10 @@ class Store:
         self.address = address  # without its password, for messages
         self.fleet = fleet
         self.prefix = f"flowfleet:{fleet}:"
+        #: how many outages are over: a subscription notices by it that the address may lead to another server now
+        self.outages = 0
+        self._refuses = False
+        self._answered = False
         self._scripts: dict[str, tuple[str, str]] = {}
         self._prelude = lua_table() + _read("prelude")
 
@@ -62,14 +67,25 @@ class Store:
         source, digest = self._source(name)
         with self.errors():
             try:
-                return self.client.evalsha(digest, 1, self.prefix, *map(str, args))
+                answer = self.client.evalsha(digest, 1, self.prefix, *map(str, args))
             except redis.exceptions.NoScriptError:
-                return self.client.eval(source, 1, self.prefix, *map(str, args))
+                answer = self.client.eval(source, 1, self.prefix, *map(str, args))
+        # a script is the most that we ask for: whoever may run one can use this server, so what fails later may pass
+        self._answered = True
+        return answer
 
     def ask(self, command: Callable[[redis.Redis], T]) -> T:
         """Run a plain command; errors of the client library become ours (see `errors`)."""
         with self.errors():
             return command(self.client)
+
+    def ask_if_allowed(self, command: Callable[[redis.Redis], T]) -> T | None:
+        """Run a plain command that a server may forbid, as many hosted ones do; None where it does."""
+        with self.errors():
+            try:
+                return command(self.client)
+            except redis.exceptions.ResponseError:
+                return None
 
     def count(self, name: str, by: int = 1) -> None:
         """Add to a counter that must outlive processes (bad messages, refusals)."""
@@ -96,11 +112,12 @@ class Store:
             raise LedgerUnusable(
                 f"Redis at {self.address} is a replica and takes no writes; give the address of its primary"
             )
-        persistent = info.get("aof_enabled") == 1 or (int(info.get("rdb_last_save_time", 0)) > 0 and self._snapshots())
+        saves: Any = self.ask_if_allowed(lambda client: client.config_get("save")) or {}
+        snapshots = int(info.get("rdb_last_save_time", 0)) > 0 and bool(saves.get("save"))
         return ServerFacts(
             version=str(info.get("valkey_version", version)),
             process=str(info.get("run_id", "")),
-            persistent=persistent,
+            persistent=info.get("aof_enabled") == 1 or snapshots,
             eviction=str(info.get("maxmemory_policy", "")),
             software=str(info.get("server_name", "redis")),
         )
@@ -114,25 +131,14 @@ class Store:
         """Turn what the client library raises into our two errors."""
         try:
             yield
-        except (redis.exceptions.AuthenticationError, redis.exceptions.NoPermissionError) as exc:
-            raise LedgerUnusable(
-                f"Redis at {self.address} refuses our password or user; set the right one in FLOWFLEET_REDIS"
-            ) from exc
-        except (redis.exceptions.OutOfMemoryError, redis.exceptions.ReadOnlyError) as exc:
-            raise LedgerUnavailable(f"Redis at {self.address} cannot write now ({_short(exc)})") from exc
-        except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError) as exc:
-            raise LedgerUnavailable(f"Redis at {self.address} does not answer ({_short(exc)})") from exc
-        except redis.exceptions.ResponseError as exc:
-            raise _of_answer(exc, self.address) from exc
         except redis.exceptions.RedisError as exc:
-            raise LedgerUnavailable(f"Redis at {self.address} does not answer ({_short(exc)})") from exc
-
-    def _snapshots(self) -> bool:
-        try:
-            answer: Any = self.ask(lambda client: client.config_get("save"))
-        except LedgerUnusable:
-            return False  # a managed Redis that hides its settings
-        return bool(answer.get("save"))
+            # a primary that became a replica keeps its connections, while the address may lead to its successor by now
+            self.client.connection_pool.disconnect(inuse_connections=False)
+            self._refuses = True
+            raise ledger_error(exc, self.address, answered=self._answered) from exc
+        if self._refuses:
+            self._refuses = False
+            self.outages += 1
 
     def _source(self, name: str) -> tuple[str, str]:
         if name not in self._scripts:
@@ -213,28 +219,6 @@ def _socket_place(parts: SplitResult) -> dict[str, Any]:
         raise ValueError("a socket has no host: perhaps a password that is not percent-encoded")
     database = (parse_qs(parts.query).get("virtual_host") or ["0"])[0]
     return {"unix_socket_path": unquote(parts.path), "db": int(database.strip("/") or 0)}
-
-
-def _of_answer(exc: redis.exceptions.ResponseError, address: str) -> LedgerUnavailable | LedgerUnusable:
-    """Our error for an error answer of Redis.
-
-    The client library has no class for most of them. They are told by their code: the first word of the answer, which
-    belongs to the protocol of Redis.
-    """
-    if isinstance(exc, redis.exceptions.MovedError | redis.exceptions.ClusterCrossSlotError):
-        return LedgerUnusable(f"Redis at {address} is a cluster, which Celery cannot use; give a standalone server")
-    if isinstance(exc, redis.exceptions.ClusterDownError):
-        return LedgerUnavailable(f"Redis at {address} has lost its primary ({_short(exc)})")
-    code = str(exc).partition(" ")[0]
-    if code in ("NOAUTH", "WRONGPASS", "NOPERM"):
-        return LedgerUnusable(f"Redis at {address} refuses our password or user; set the right one in FLOWFLEET_REDIS")
-    if code in ("MISCONF", "BUSY", "NOREPLICAS", "UNKILLABLE"):
-        return LedgerUnavailable(f"Redis at {address} cannot write now ({_short(exc)})")
-    return LedgerUnusable(f"Redis at {address} does not understand us ({_short(exc)}); is it Redis 6.2 or newer?")
-
-
-def _short(exc: Exception) -> str:
-    return " ".join(str(exc).split())[:200] or type(exc).__name__
 
 
 def _read(name: str) -> str:

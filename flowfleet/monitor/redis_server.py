@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flowfleet.errors import LedgerUnusable
 from flowfleet.flow_run import Route
 from flowfleet.ledger.store import Store
 
@@ -33,10 +32,7 @@ class RedisServer:
 
     def config(self, name: str) -> str | None:
         """One value of CONFIG GET; None where the server forbids the command, as many hosted servers do."""
-        try:
-            answer: Any = self._store.ask(lambda client: client.config_get(name))
-        except LedgerUnusable:
-            return None
+        answer: Any = self._store.ask_if_allowed(lambda client: client.config_get(name)) or {}
         return str(answer[name]) if name in answer else None
 
     def now(self) -> float:

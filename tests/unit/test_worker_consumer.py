@@ -9,7 +9,8 @@ from celery.worker import state as celery_state
 from celery.worker.consumer import Consumer
 
 from flowfleet.errors import BadMessage, FleetError
-from workers.lifecycle.consumer import Slots, check_message, guard_read, require_hooks
+from workers.lifecycle.consumer import Slots, guard_read, require_hooks
+from workers.lifecycle.messages import check_message
 
 
 def slots(number, *keys, accepting=True, on_refused=pytest.fail):

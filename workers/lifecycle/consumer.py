@@ -5,10 +5,10 @@ leans on five places inside Celery and kombu that are public by use and not by p
 before the worker starts, since without them a worker would fetch more than it can run.
 """
 
-import json
 import logging
+import random
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,10 +22,12 @@ from celery.worker.consumer.tasks import Tasks
 from kombu.transport import redis as redis_transport
 
 from flowfleet.broker import queue_of
-from flowfleet.errors import BadMessage, FleetError
-from flowfleet.flow_run import MESSAGE_LIMIT, TASK_NAME, Message, Route
+from flowfleet.errors import BadMessage, FleetError, LedgerUnavailable
+from flowfleet.flow_run import TASK_NAME, Message, Route
+from flowfleet.retry import Outage, backoff
 from flowfleet.settings.classes import WorkerSettings
 from flowfleet.wakeup import Wakeup
+from workers.lifecycle.messages import check_message
 from workers.state.attempts import Attempts
 from workers.state.ledger_view import LedgerView
 
@@ -33,6 +35,10 @@ logger = logging.getLogger(__name__)
 
 #: the errors that Celery and kombu raise over a message that they cannot read; a body nested too deeply is one such
 FAULTS = (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError)
+#: the pause before each new try to consume: its least, and what it grows to while Redis stays away
+SHORTEST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 5.0
+#: seconds of consuming that prove that Redis is back. A replica lets us connect, and refuses the first read at once
+PROOF_SECONDS = 1.0
 
 
 def require_hooks() -> None:
@@ -44,6 +50,11 @@ def require_hooks() -> None:
             ("kombu Channel._brpop_read", callable(getattr(redis_transport.Channel, "_brpop_read", None))),
             ("celery Consumer.create_task_handler", callable(getattr(Consumer, "create_task_handler", None))),
             ("celery Consumer.add_task_queue", callable(getattr(Consumer, "add_task_queue", None))),
+            ("celery Consumer.ensure_connected", callable(getattr(Consumer, "ensure_connected", None))),
+            (
+                "celery Consumer.on_connection_error_after_connected",
+                callable(getattr(Consumer, "on_connection_error_after_connected", None)),
+            ),
             ("celery worker state.requests", isinstance(getattr(celery_state, "requests", None), dict)),
         )
         if not there
@@ -187,34 +198,57 @@ def guard_read(read: Callable[..., Any], refused: Callable[[str], None]) -> Call
     return guarded
 
 
-def check_message(headers: Any, body: Any, content_type: Any, content_encoding: Any) -> Message:
-    """Check a message and return its content; raises `BadMessage` unless it is of the one kind that workers take."""
-    if not isinstance(headers, Mapping) or headers.get("task") != TASK_NAME:
-        raise BadMessage("not a message for this task")
-    if content_type != "application/json" or str(content_encoding).lower() != "utf-8":
-        raise BadMessage("not JSON in UTF-8")
-    if not isinstance(body, str | bytes) or len(body) > MESSAGE_LIMIT:
-        raise BadMessage(f"a body has at most {MESSAGE_LIMIT} bytes")
-    if any(headers.get(name) is not None for name in ("eta", "expires", "group")):
-        raise BadMessage("a message has neither eta nor expiry")
-    if headers.get("timelimit") not in (None, [None, None]):
-        raise BadMessage("a message has no time limit")
-    try:
-        content = json.loads(body)
-    except (ValueError, RecursionError) as exc:
-        raise BadMessage("a body that is not JSON") from exc
-    if not isinstance(content, list) or len(content) != 3 or content[0] not in ([], None):
-        raise BadMessage("a body is a list of no arguments, keyword arguments and options")
-    kwargs, embed = content[1], content[2]
-    if not isinstance(kwargs, dict) or not isinstance(embed, dict) or any(embed.values()):
-        raise BadMessage("a body carries keyword arguments and no callbacks")
-    message = Message.from_kwargs(kwargs)
-    if headers.get("id") != message.task_id:
-        raise BadMessage("the task id does not belong to the run and claim")
-    return message
+def waiting_consumer(outage: Outage, wait: Callable[[float], object], jitter: random.Random) -> type[Consumer]:
+    """The class of a consumer that waits before each new try; Celery makes the instance.
+
+    `wait` sleeps, but no longer than until a stop is asked for.
+    """
+
+    class WaitingConsumer(Consumer):  # type: ignore[misc]
+        """Celery's consumer with one way out of each error of Redis: said once, a pause, then connected anew."""
+
+        failures = 0
+
+        def ensure_connected(self, conn: Any) -> Any:
+            """Try once: the pause is that of every other error, and not kombu's, which grows to half a minute."""
+            conn.ensure_connection(max_retries=0, reraise_as_library_errors=False)
+            self.first_connection_attempt = False
+            return conn
+
+        def on_connection_error_before_connected(self, exc: Exception) -> None:
+            """Wait."""
+            self._pause(exc)
+
+        def on_connection_error_after_connected(self, exc: Exception) -> None:
+            """Drop the connection, then wait."""
+            super().on_connection_error_after_connected(exc)
+            self._pause(exc)
+
+        def _pause(self, exc: Exception) -> None:
+            # the longest grows from 2 s, and all of it is jitter: a fleet does not come back in one moment
+            longest = backoff(self.failures, first=2 * SHORTEST_PAUSE_SECONDS, most=LONGEST_PAUSE_SECONDS)
+            seconds = jitter.uniform(SHORTEST_PAUSE_SECONDS, longest)
+            self.failures += 1
+            outage.failed(LedgerUnavailable(f"no messages can be read from Redis: {exc}"), next_try=seconds)
+            wait(seconds)
+            celery_state.maybe_shutdown()
+
+        def on_ready(self) -> None:
+            """Count the outage as over when consuming has gone well for a moment."""
+            super().on_ready()
+            self.hub.call_later(PROOF_SECONDS, self._proved, self.failures)
+
+        def _proved(self, failures: int) -> None:
+            if failures == self.failures:
+                self.failures = 0
+                outage.passed()
+
+    return WaitingConsumer
 
 
-def make_worker(app: Celery, name: str, settings: WorkerSettings) -> Any:
+def make_worker(
+    app: Celery, name: str, settings: WorkerSettings, *, outage: Outage, wait: Callable[[float], object]
+) -> Any:
     """Make a Celery worker that reads no queue yet; its `start` blocks, and its `exitcode` tells how it ended."""
     base: Any = app.Worker
 
@@ -232,9 +266,14 @@ def make_worker(app: Celery, name: str, settings: WorkerSettings) -> Any:
         def set_process_status(self, info: str) -> None:
             """Set no process title: the process keeps the name of its command."""
 
-    # Celery's lines about each task say what our own lines say better
-    for noisy in ("celery.worker.strategy", "celery.app.trace", "celery.worker.consumer.consumer"):
-        logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLogger().level))
+    # Celery's lines about each task and each connection say what our own lines say better
+    for noisy, least in (
+        ("celery.worker.strategy", logging.WARNING),
+        ("celery.app.trace", logging.WARNING),
+        ("celery.worker.consumer.connection", logging.WARNING),
+        ("celery.worker.consumer.consumer", logging.ERROR),
+    ):
+        logging.getLogger(noisy).setLevel(max(least, logging.getLogger().level))
     with warnings.catch_warnings():
         # the warning is about pickle under root; we take JSON only, and flows may need root
         warnings.simplefilter("ignore", SecurityWarning)
@@ -249,6 +288,7 @@ def make_worker(app: Celery, name: str, settings: WorkerSettings) -> Any:
             without_mingle=True,
             without_heartbeat=True,
             loglevel=settings.log_level,
+            consumer_cls=waiting_consumer(outage, wait, random.Random()),
         )
 
 

@@ -11,7 +11,7 @@ from flowfleet.errors import LedgerError
 from flowfleet.guard import guarded
 from flowfleet.ledger.claims import Claim, Claims, Refusal, Renewal, State
 from flowfleet.ledger.roster import Roster, WorkerRow
-from flowfleet.retry import OutageLog
+from flowfleet.retry import Outage, OutageLog
 from workers.runs.cancel_and_fence import CancelAndFence
 from workers.runs.supervisor import Supervisor
 from workers.shim.syscalls import boot_clock
@@ -38,6 +38,8 @@ class Heartbeat:
     supervisor: Supervisor
     cancel_and_fence: CancelAndFence
     on_answer: Callable[[], None]
+    #: the outage of Redis, where other parts of the process meet it too
+    outage: Outage = field(default_factory=lambda: OutageLog("Redis", logger))
     #: called for a claim that the ledger has as another worker's: asks for it again if we took it over from a
     #: dead worker, and tells whether it is ours now
     take_again: Callable[[Attempt], bool] = lambda _attempt: False
@@ -45,13 +47,11 @@ class Heartbeat:
     _beat: int = field(default=0, init=False)
     _nudged: threading.Event = field(default_factory=threading.Event, init=False)
     _closed: bool = field(default=False, init=False)
-
-    def __post_init__(self) -> None:
-        self._outage = OutageLog("Redis", logger, self.clock)
-        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+    _thread: threading.Thread | None = field(default=None, init=False)
 
     def start(self) -> None:
         """Start the thread."""
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._thread.start()
 
     def nudge(self) -> None:
@@ -62,7 +62,7 @@ class Heartbeat:
         """End the thread."""
         self._closed = True
         self._nudged.set()
-        if self._thread.is_alive():
+        if self._thread is not None:
             self._thread.join(2.0)
 
     def _run(self) -> None:
@@ -75,7 +75,7 @@ class Heartbeat:
                 try:
                     self.renew()
                 except LedgerError as exc:  # also a password that was changed: it may be changed back
-                    self._outage.failed(exc, next_try=self._pause())
+                    self.outage.failed(exc, next_try=self._pause())
 
     def _pause(self) -> float:
         wanted = self.ledger_view.lease.renew_seconds
@@ -88,7 +88,7 @@ class Heartbeat:
         self._beat += 1
         sent, sent_at = boot_clock(), self.clock()
         renewal = self.claims.renew(self.row.worker, self.row.nonce, self._beat, held)
-        self._outage.passed()
+        self.outage.passed()
         if not renewal.signed_on:
             self._sign_on_again()
         self.ledger_view.tell(renewal, sent_at)

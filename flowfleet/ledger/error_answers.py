@@ -1,0 +1,74 @@
+"""Error answers: what an error of the client library means for us: wait and ask again, or use another Redis.
+
+A Redis that has once done what we ask and now answers with an error (a replica, a full disk, too few replicas, other
+rights) cannot do it now: that is waited for. Only before the first good answer can an error mean that this Redis is not
+usable at all.
+"""
+
+import re
+
+import redis
+
+from flowfleet.errors import LedgerUnavailable, LedgerUnusable
+
+#: the codes of errors for which the client library has a class; some of these classes lose the code of their answer
+_CODES: tuple[tuple[type[redis.exceptions.RedisError], str], ...] = (
+    (redis.exceptions.AuthenticationError, "NOAUTH"),
+    (redis.exceptions.NoPermissionError, "NOPERM"),
+    (redis.exceptions.ReadOnlyError, "READONLY"),
+    (redis.exceptions.OutOfMemoryError, "OOM"),
+    (redis.exceptions.ExecAbortError, "EXECABORT"),
+    (redis.exceptions.ClusterDownError, "CLUSTERDOWN"),
+    (redis.exceptions.ClusterCrossSlotError, "CROSSSLOT"),
+    (redis.exceptions.MovedError, "MOVED"),
+    (redis.exceptions.TryAgainError, "TRYAGAIN"),
+)
+_CODE = re.compile(r"[A-Z][A-Z0-9]{2,}(?= |$)")
+#: what Redis 6.2 puts before an error inside a script, whose own code follows (source: a 6.2.14, recorded)
+_WRAPPED = re.compile(r"Error running script \(call to \w+\): @user_script: ?\d+: (?:@user_script: ?\d+: )?-?")
+#: how an error of the script itself begins: ours, and no answer about what Redis can do now
+_SCRIPT_FAULT = re.compile(r"user_script: ?\d+: |Error compiling script")
+#: how servers tell, without a code, that a user may run a script but not a command in it: Redis 7 and Valkey, Redis 6.2
+_NO_RIGHT = ("ACL failure in script", "The user executing the script")
+_REFUSED = ("NOAUTH", "WRONGPASS", "NOPERM")
+_CLUSTER = ("MOVED", "CROSSSLOT")
+#: what a usable server may answer at the very first question
+_NOT_NOW = ("MISCONF", "BUSY", "NOREPLICAS", "UNKILLABLE", "READONLY", "OOM", "CLUSTERDOWN", "MASTERDOWN", "UNBLOCKED")
+
+
+def answer_of(exc: redis.exceptions.RedisError) -> tuple[str, str]:
+    """The code of an error answer and its text: the code is its first word, by the protocol of Redis.
+
+    An answer without a word of its own has the code ERR.
+    """
+    text = _WRAPPED.sub("", " ".join(str(exc).split()), count=1)[:200] or type(exc).__name__
+    code = next((code for kind, code in _CODES if isinstance(exc, kind)), None)
+    if code is None and text.startswith(_NO_RIGHT):
+        code = "NOPERM"
+    found = _CODE.match(text)
+    if code is None:
+        return (found[0] if found else "ERR"), text
+    return code, text if found else f"{code} {text}"
+
+
+def ledger_error(
+    exc: redis.exceptions.RedisError, address: str, *, answered: bool
+) -> LedgerUnavailable | LedgerUnusable:
+    """Our error for an error of the client library; `answered` says that this Redis has once done what we ask."""
+    code, text = answer_of(exc)
+    if not isinstance(exc, redis.exceptions.ResponseError | redis.exceptions.AuthenticationError):
+        return LedgerUnavailable(f"Redis at {address} does not answer ({text})")
+    if code == "ERR" and _SCRIPT_FAULT.match(text):
+        return LedgerUnusable(f"Redis at {address} {_sentence(code, text, wait=False)}")
+    wait = answered or code in _NOT_NOW
+    return (LedgerUnavailable if wait else LedgerUnusable)(f"Redis at {address} {_sentence(code, text, wait=wait)}")
+
+
+def _sentence(code: str, text: str, *, wait: bool) -> str:
+    if code in _REFUSED:
+        return f"refuses our password or user ({text}); set the right one in FLOWFLEET_REDIS"
+    if code in _CLUSTER:
+        return "is a cluster, which Celery cannot use; give a standalone server"
+    if code == "CLUSTERDOWN":
+        return f"has lost its primary ({text})"
+    return f"cannot do it now ({text})" if wait else f"does not understand us ({text}); is it Redis 6.2 or newer?"
