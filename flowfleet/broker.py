@@ -17,9 +17,9 @@ from kombu.exceptions import OperationalError
 from kombu.transport import redis as redis_transport
 from redis import exceptions
 
-from flowfleet.errors import LedgerUnavailable
+from flowfleet.errors import LedgerError, LedgerUnavailable
 from flowfleet.flow_run import TASK_NAME, Message, Route
-from flowfleet.ledger.error_answers import answer_of
+from flowfleet.ledger.error_answers import REFUSED, answer_of, ledger_error
 from flowfleet.ledger.login import Login, without_login
 
 #: the type of an app, for modules that only hand it on and must not import Celery
@@ -79,7 +79,7 @@ class _LostByErrors:
         try:
             getattr(base, method)(*args, **options)
         except exceptions.ResponseError as exc:
-            raise exceptions.ConnectionError(answer_of(exc)[1]) from exc
+            raise _lost(exc) from exc
         finally:
             self._greets = before
 
@@ -94,7 +94,21 @@ class _LostByErrors:
                 raise
             own: Any = self
             own.disconnect()
-            raise exceptions.ConnectionError(answer_of(exc)[1]) from exc
+            raise _lost(exc) from exc
+
+
+def _lost(exc: exceptions.ResponseError) -> exceptions.ConnectionError:
+    """The error of a lost connection for an error answer: it stands in kombu's list of what is waited for."""
+    code, text = answer_of(exc)
+    return exceptions.AuthenticationError(text) if code in REFUSED else exceptions.ConnectionError(text)
+
+
+def broker_error(exc: Exception, address: str) -> LedgerError:
+    """Our error for what Celery and kombu raise over Redis, in the words that the ledger has for it."""
+    cause = exc.__cause__ if isinstance(exc.__cause__, exceptions.ResponseError) else exc
+    if isinstance(cause, exceptions.RedisError):
+        return ledger_error(cause, address, answered=True)
+    return LedgerUnavailable(f"Redis at {address} does not answer ({cause})")
 
 
 class _Channel(redis_transport.Channel):

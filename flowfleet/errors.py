@@ -9,8 +9,9 @@ FleetError                      one sentence, and the exit code of a command tha
 │       ├── AlreadyClaimed      somebody else has this run
 │       └── RunGone             the run (or its deployment) does not exist any more
 ├── LedgerError                 Redis                                                          (exit 4)
-│   ├── LedgerUnavailable       no answer: wait and ask again
-│   └── LedgerUnusable          waiting cannot cure it: refused password, a cluster, too old
+│   ├── LedgerUnavailable       no answer, or one that says "not now": wait and ask again
+│   │   └── LoginRefused        our user or password, by a Redis that took them before
+│   └── LedgerUnusable          at the start, waiting cannot cure it: refused password, a cluster, too old
 ├── BadMessage                  a message that is not ours, broken, too large, or of another version
 └── DeployError                 a run that could not be started
     ├── UnsupportedRun          it asks for what this fleet cannot do (also a ValueError)
@@ -71,7 +72,11 @@ class LedgerError(FleetError):
 
 
 class LedgerUnavailable(LedgerError):
-    """Redis does not answer now; whether the last request was carried out is unknown."""
+    """Redis does not answer, or cannot do it now; whether the last request was carried out is unknown."""
+
+
+class LoginRefused(LedgerUnavailable):
+    """Redis refuses our user or password, or a right of theirs, and had taken them before: they may be changed back."""
 
 
 class LedgerUnusable(LedgerError):

@@ -9,7 +9,7 @@ import re
 
 import redis
 
-from flowfleet.errors import LedgerUnavailable, LedgerUnusable
+from flowfleet.errors import LedgerUnavailable, LedgerUnusable, LoginRefused
 
 #: the codes of errors for which the client library has a class; some of these classes lose the code of their answer
 _CODES: tuple[tuple[type[redis.exceptions.RedisError], str], ...] = (
@@ -30,7 +30,8 @@ _WRAPPED = re.compile(r"Error running script \(call to \w+\): @user_script: ?\d+
 _SCRIPT_FAULT = re.compile(r"user_script: ?\d+: |Error compiling script")
 #: how servers tell, without a code, that a user may run a script but not a command in it: Redis 7 and Valkey, Redis 6.2
 _NO_RIGHT = ("ACL failure in script", "The user executing the script")
-_REFUSED = ("NOAUTH", "WRONGPASS", "NOPERM")
+#: the codes that are about our user and password
+REFUSED = ("NOAUTH", "WRONGPASS", "NOPERM")
 _CLUSTER = ("MOVED", "CROSSSLOT")
 #: what a usable server may answer at the very first question
 _NOT_NOW = ("MISCONF", "BUSY", "NOREPLICAS", "UNKILLABLE", "READONLY", "OOM", "CLUSTERDOWN", "MASTERDOWN", "UNBLOCKED")
@@ -61,11 +62,12 @@ def ledger_error(
     if code == "ERR" and _SCRIPT_FAULT.match(text):
         return LedgerUnusable(f"Redis at {address} {_sentence(code, text, wait=False)}")
     wait = answered or code in _NOT_NOW
-    return (LedgerUnavailable if wait else LedgerUnusable)(f"Redis at {address} {_sentence(code, text, wait=wait)}")
+    kind = LedgerUnusable if not wait else LoginRefused if code in REFUSED else LedgerUnavailable
+    return kind(f"Redis at {address} {_sentence(code, text, wait=wait)}")
 
 
 def _sentence(code: str, text: str, *, wait: bool) -> str:
-    if code in _REFUSED:
+    if code in REFUSED:
         return f"refuses our password or user ({text}); set the right one in FLOWFLEET_REDIS"
     if code in _CLUSTER:
         return "is a cluster, which Celery cannot use; give a standalone server"

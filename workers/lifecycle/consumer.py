@@ -21,8 +21,8 @@ from celery.worker.consumer import Consumer
 from celery.worker.consumer.tasks import Tasks
 from kombu.transport import redis as redis_transport
 
-from flowfleet.broker import queue_of
-from flowfleet.errors import BadMessage, FleetError, LedgerUnavailable
+from flowfleet.broker import broker_error, queue_of
+from flowfleet.errors import BadMessage, FleetError
 from flowfleet.flow_run import TASK_NAME, Message, Route
 from flowfleet.retry import Outage, backoff
 from flowfleet.settings.classes import WorkerSettings
@@ -229,7 +229,7 @@ def waiting_consumer(outage: Outage, wait: Callable[[float], object], jitter: ra
             longest = backoff(self.failures, first=2 * SHORTEST_PAUSE_SECONDS, most=LONGEST_PAUSE_SECONDS)
             seconds = jitter.uniform(SHORTEST_PAUSE_SECONDS, longest)
             self.failures += 1
-            outage.failed(LedgerUnavailable(f"no messages can be read from Redis: {exc}"), next_try=seconds)
+            outage.failed(broker_error(exc, self.conninfo.as_uri()), next_try=seconds)
             wait(seconds)
             celery_state.maybe_shutdown()
 
