@@ -30,6 +30,8 @@ NAMES = frozenset(
         "end.before_report",
         "end.after_report",
         "gate.before_open",
+        "leave.after_ledger",
+        "leave.before_resign",
     }
 )
 ACTIONS = ("kill", "freeze", "raise")

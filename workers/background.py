@@ -64,6 +64,11 @@ class BackgroundJobs:
             heapq.heapify(self._jobs)
             self._changed.notify_all()
 
+    @property
+    def away(self) -> bool:
+        """Whether the neighbour does not answer now."""
+        return self._outage.lasts
+
     def wait_idle(self, seconds: float) -> bool:
         """Wait until everything is done; False when it is not after `seconds` or when the neighbour is away."""
         deadline = self._clock() + seconds

@@ -24,6 +24,7 @@ from workers.lifecycle.consumer import Slots, register_task
 from workers.lifecycle.heartbeat import Heartbeat
 from workers.lifecycle.shutdown import WorkerShutdown
 from workers.lifecycle.stop_signals import StopSignals
+from workers.lifecycle.yielding import Yielding
 from workers.metrics import WorkerMetrics
 from workers.page import WorkerHealth
 from workers.reporting.endings import Endings
@@ -120,6 +121,7 @@ class WorkerService:
             to_ledger=self.to_ledger,
             to_api=self.to_api,
             stop_signals=self.stop_signals,
+            yielding=self.yielding,
         )
 
     def _join_ends(self) -> None:
@@ -134,6 +136,15 @@ class WorkerService:
             attempts=self.attempts,
             claims=self.claims,
             api=self.api.ends,
+            to_ledger=self.to_ledger,
+            to_api=self.to_api,
+            failpoints=self.failpoints,
+        )
+        self.yielding = Yielding(
+            worker=worker,
+            nonce=self.row.nonce,
+            claims=self.claims,
+            hand_back=self.hand_back,
             to_ledger=self.to_ledger,
             to_api=self.to_api,
             failpoints=self.failpoints,
@@ -249,6 +260,7 @@ class WorkerService:
 
     def _answered(self) -> None:
         self.slots.wakeup.wake()
+        self.yielding.look(self.ledger_view.wanted)
         empty = not self.attempts.all() and self.slots.in_use() == 0
         if self.ledger_view.wanted == "draining" and empty and self.ledger_view.ready.is_set():
             logger.info("drained, this worker ends", extra={"worker": self.row.worker})

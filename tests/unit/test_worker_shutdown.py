@@ -42,6 +42,7 @@ class World:
             supervisor=supervisor,
             **{name: Part(self.said, name) for name in names},
             stop_signals=SimpleNamespace(first_signal=15, finished=lambda: None),
+            yielding=Part(self.said, "yielding"),
             clock=self.clock,
             wait=self.wait,
         )

@@ -12,6 +12,7 @@ from workers.background import BackgroundJobs
 from workers.deployment import Deployer, StopReason
 from workers.lifecycle.heartbeat import Heartbeat
 from workers.lifecycle.stop_signals import StopSignals
+from workers.lifecycle.yielding import Yielding
 from workers.reporting.show_output import OutputFollower
 from workers.runs.supervisor import Supervisor
 from workers.state.attempts import Attempts
@@ -47,6 +48,7 @@ class WorkerShutdown:
     to_ledger: BackgroundJobs
     to_api: BackgroundJobs
     stop_signals: StopSignals
+    yielding: Yielding
     clock: Callable[[], float] = time.monotonic
     wait: Callable[[float], None] = time.sleep
 
@@ -54,6 +56,7 @@ class WorkerShutdown:
         """Stop the worker: let no run begin any more, end or leave the runs, and sign off."""
         self.attempts.close()
         self.heartbeat.nudge()  # from here on nothing is claimed for this worker
+        self.yielding.leave()
         # Celery may also end by itself: then nobody has asked for the end of any run
         mode = self.mode if self.stop_signals.first_signal is not None else "detach"
         if mode == "detach":
@@ -63,6 +66,7 @@ class WorkerShutdown:
                 background.wait_idle(LAST_WORDS_SECONDS)
         else:
             self._end_runs(mode)
+        self.yielding.wait()
         self._sign_off()
         self.stop_signals.finished()
 

@@ -20,6 +20,23 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Return:
+    """One claim on its way back, once the ledger has it as returning, or has lost it."""
+
+    held: Claim
+    reason: str
+    #: None: no worker of this host has taken it, so nothing of it is on disk
+    folder: RunFolder | None
+    #: the words by which our metrics count it
+    counted_as: str
+    #: our proof that user code did not and will not begin, without which the API gives back no run in Launching
+    never_began: bool
+    cancelled: bool
+    lost: bool = False
+    on_done: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True, kw_only=True)
 class HandBack:
     """The hand-back of claims; every step is repeated until its neighbour, Redis or the API, has answered."""
 
@@ -41,6 +58,19 @@ class HandBack:
         logger.info("run is handed back", extra={**attempt.fields, "reason": reason})
         self.to_ledger.post(lambda: self._give(attempt, reason, cancelled=cancelled))
 
+    def finish(self, claim: Claim, on_done: Callable[[], None]) -> None:
+        """Finish the hand-back of a claim that the ledger has as returning by this worker, though it never took it."""
+        went = _Return(
+            held=claim,
+            reason=claim.reason or "not started",
+            folder=None,
+            counted_as="yielded",
+            never_began=claim.never_began,
+            cancelled=claim.cancel,
+            on_done=on_done,
+        )
+        self.to_api.post(lambda: self._tell(went))
+
     def _give(self, attempt: Attempt, reason: str, *, cancelled: bool) -> None:
         held = attempt.held
         outcome = self.claims.give_back(held.run_id, held.claim, reason, worker=self.worker, never_began=True)
@@ -57,31 +87,46 @@ class HandBack:
         if lost:
             # perhaps Redis has lost the claim: then nobody else ever tells the API, and the call's id fences our write
             logger.warning("claim is unknown to the ledger, handed back all the same", extra=attempt.fields)
-        self.to_api.post(lambda: self._tell(held, attempt.folder, reason, cancelled=cancelled and not lost, lost=lost))
+        went = _Return(
+            held=held,
+            reason=reason,
+            folder=attempt.folder,
+            counted_as="not started",
+            never_began=True,
+            cancelled=cancelled and not lost,
+            lost=lost,
+        )
+        self.to_api.post(lambda: self._tell(went))
 
-    def _tell(self, held: Claim, folder: RunFolder, reason: str, *, cancelled: bool, lost: bool) -> None:
+    def _tell(self, went: _Return) -> None:
+        held, cancelled = went.held, went.cancelled
         if not cancelled:
-            answer = self.api.hand_back(held.run_id, held.call, held.due, self.mark, reason, never_began=True)
+            answer = self.api.hand_back(
+                held.run_id, held.call, held.due, self.mark, went.reason, never_began=went.never_began
+            )
             # the state Cancelling carries no call's id: of a lost claim it may by now be about another attempt
-            cancelled = answer.being_cancelled and not (lost and self._claimed_anew(held))
+            cancelled = answer.being_cancelled and not (went.lost and self._claimed_anew(held))
         if cancelled:
             answer = self.api.report(held.run_id, StateType.CANCELLED, "Cancelled before it was started.", self.mark)
         if answer.verdict is Verdict.UNSURE:
             raise ApiUnavailable(f"no definite answer to the hand-back of run {held.run_id}: {answer.reason}")
         if answer.verdict is Verdict.ACCEPTED:
-            self.on_told("not started")
+            self.on_told(went.counted_as)
         self.failpoints.hit("return.after_api")
-        self.to_ledger.post(lambda: self._drop(held, folder))
+        self.to_ledger.post(lambda: self._drop(went))
 
     def _claimed_anew(self, held: Claim) -> bool:
         claim = self.claims.get(held.run_id)
         return claim is not None and claim.claim != held.claim
 
-    def _drop(self, held: Claim, folder: RunFolder) -> None:
+    def _drop(self, went: _Return) -> None:
+        held = went.held
         outcome = self.claims.drop(held.run_id, held.claim, worker=self.worker)
         if outcome.refusal is Refusal.STATE:
             # Redis had lost the claim, and a renewal that was under way as we heard of that has written it again
             reason = "it was handed back while Redis had lost it"
             self.claims.give_back(held.run_id, held.claim, reason, worker=self.worker, never_began=True)
             self.claims.drop(held.run_id, held.claim, worker=self.worker)
-        folder.remove()  # user code never began here, so there is no output to keep until it is pruned
+        if went.folder is not None:
+            went.folder.remove()  # user code never began here, so there is no output to keep until it is pruned
+        went.on_done()
