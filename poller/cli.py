@@ -84,6 +84,7 @@ def poll(settings: PollerSettings) -> int:
     try:
         with startup_page.waiting_for("Redis"):
             retry.ask("Redis", ledger.check)
+            retry.ask("Redis", ledger.gate.withdraw_leave)
         if stop.asked:
             return 0
         reload.serve(connector, secrets)
@@ -108,7 +109,7 @@ def poll(settings: PollerSettings) -> int:
         metrics=PollerMetrics(),
     )
     service.presence.note_clock(connected.skew_seconds)
-    stop.serve(stop=service.loop.stop, busy=lambda: service.loop.claim_in_hand, last=service.leadership.resign)
+    stop.serve(stop=service.loop.stop, busy=lambda: service.loop.busy, last=service.loop.departure.last_words)
     if stop.asked:  # while the service was built
         return 0
     service.run(startup_page)

@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from flowfleet.errors import FleetError, LedgerError
@@ -16,8 +16,37 @@ logger = logging.getLogger(__name__)
 BEAT_SECONDS = 3.0
 
 
+#: a poller whose counter the leader saw move so lately stands by: it moves with each beat, and is looked at as often
+STANDING_SECONDS = 2 * BEAT_SECONDS + 1.0
+#: and one that has not moved for so long is forgotten
+GONE_SECONDS = 60.0
+
+
 class TermLost(FleetError):
     """A script refused our term: another poller has been elected."""
+
+
+class Standbys:
+    """The pollers that stand by, as their leader sees them: by the moves of their counters, on its own clock."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        #: nonce → counter, since when it stands there, and whether it was ever seen to move
+        self._seen: dict[str, tuple[int, float, bool]] = {}
+
+    def note(self, counters: Mapping[str, int]) -> list[str]:
+        """Note the counters; the nonces of those that have not moved for so long that they are to be forgotten."""
+        now = self._clock()
+        seen, self._seen = self._seen, {}
+        for nonce, counter in counters.items():
+            before, since, moved = seen.get(nonce, (counter, now, False))
+            self._seen[nonce] = (counter, since, moved) if counter == before else (counter, now, True)
+        return [nonce for nonce, (_, since, _) in self._seen.items() if now - since >= GONE_SECONDS]
+
+    def moving(self) -> list[str]:
+        """The nonces of those that were lately seen to move."""
+        now = self._clock()
+        return [nonce for nonce, (_, at, moved) in self._seen.items() if moved and now - at < STANDING_SECONDS]
 
 
 @dataclass
@@ -42,8 +71,9 @@ class Leadership:
         self._lock = threading.Lock()
         self._term: int | None = None
         self._resigned = False
-        #: whether the last look has proved that Redis takes writes: our own, or one of another leader that was seen
+        #: whether the last look has proved that Redis takes writes, by a write of our own
         self.proved = False
+        self._standbys = Standbys(self.clock)
 
     @property
     def term(self) -> int | None:
@@ -62,9 +92,14 @@ class Leadership:
             if self._term is not None:
                 if self.gate.lead(self._term, self.nonce, self.lease):
                     self.proved = True
+                    self.gate.forget_standbys(self._standbys.note(self.gate.standbys()))
                     return self._term
                 self._stand_by(self._term)
-            return self._watch()
+            term = self._watch()
+            if term is None:
+                self.gate.stand_by(self.nonce)
+            self.proved = True
+            return term
 
     def _watch(self) -> int | None:
         now = self.clock()
@@ -73,14 +108,12 @@ class Leadership:
             if self._seen is None or (leader.term, leader.beat) != (self._seen.term, self._seen.beat):
                 if self._seen is None or leader.term != self._seen.term:
                     logger.info("standing by", extra={"leader": f"{leader.name}@{leader.host}", "term": leader.term})
-                self.proved = self._seen is not None
                 self._seen, self._seen_at = leader, now
                 return None
             if now - self._seen_at < self.leader_seconds:
                 return None
         term = self.gate.elect(self.name, self.host, self.nonce, leader)
         self._seen = None
-        self.proved = True
         if term is not None:
             self._term = term
             logger.info("elected", extra={"leader": f"{self.name}@{self.host}", "term": term})
@@ -102,6 +135,25 @@ class Leadership:
         self._term = None
         self._seen = None
 
+    def hand_over(self) -> bool:
+        """Give up the lead for good to a poller that stands by; False when none is seen to, and then we still lead."""
+        with self._lock:
+            others = self._standbys.moving()
+            if self._term is None or not others or not self.gate.resign(self._term, others):
+                return False
+            self._left(self._term)
+            return True
+
+    def stand_down(self) -> int | None:
+        """End as a poller that stands by; the term when nobody leads and we have to, before we end, else None."""
+        with self._lock:
+            if self._term is None and not self._resigned:
+                if not self.gate.stand_down(self.nonce):
+                    # the leader has ended too, and perhaps has left its claims to us
+                    self._term = self.gate.elect(self.name, self.host, self.nonce, None)
+                self._resigned = self._term is None
+            return self._term
+
     def resign(self) -> None:
         """Give up the lead for good, and write that down in the ledger, so that a standby need not wait."""
         with self._lock:
@@ -109,7 +161,11 @@ class Leadership:
             if self._term is not None:
                 term, self._term = self._term, None
                 self.gate.resign(term)
-                logger.info("resigned", extra={"term": term})
+                self._left(term)
+
+    def _left(self, term: int) -> None:
+        self._resigned, self._term = True, None
+        logger.info("resigned", extra={"term": term})
 
 
 @dataclass

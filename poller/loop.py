@@ -14,6 +14,7 @@ from flowfleet.ledger.roster import Roster, WorkerRow
 from flowfleet.retry import RetrySchedule
 from poller.capacity import ListingPlan, OfferFilter, free_capacity, listing_plan
 from poller.claiming import Claimer
+from poller.departure import Departure
 from poller.leader import Leadership, TermLost
 from poller.listing import Clock, Lister, Listing
 from poller.metrics import PollerMetrics
@@ -58,6 +59,7 @@ class Loop:
     lister: Lister
     reinstater: Reinstater
     unfit: UnfitRuns
+    departure: Departure
     inbox: Inbox
     clock: Clock
     metrics: PollerMetrics
@@ -88,34 +90,40 @@ class Loop:
         self._stopping.set()
 
     @property
-    def claim_in_hand(self) -> bool:
-        """True while a claim is between ledger, API and queue."""
-        return self.claimer.in_hand
+    def busy(self) -> bool:
+        """True while a claim is between ledger, API and queue, or the end gives back what has not begun."""
+        return self.claimer.in_hand or self.departure.under_way
 
     def run(self) -> None:
-        """Make rounds until `stop`, or until `max_polls` polls are done; then end in order."""
+        """Make rounds until `stop`, until all are told to leave, or until `max_polls` polls are done; end in order."""
         while not self._done():
             wait = self.round()
             if self._done():
                 break
             self._hints |= self.inbox.wait(wait, self.pace.gather_seconds)
-        self.finish()
+        if not self.departure.done:
+            self.departure.await_takes(self.inbox, self._stopping.is_set)
+        self.departure.finish(self._term)
 
     def _done(self) -> bool:
-        return self._stopping.is_set() or (self.max_polls is not None and self.polls >= self.max_polls)
+        polled = self.max_polls is not None and self.polls >= self.max_polls
+        return self._stopping.is_set() or self.departure.done or polled
 
     def round(self) -> float:
         """Make one round; return the seconds until the next should come."""
         self.progress.note()
         term = self.leadership.term
-        if term is None:
-            self._term = None
-            self._hints.clear()
-            return self.pace.glance_seconds
         try:
+            if self.redis_outage.may_ask():
+                self.departure.look(term)
+            if term is None:
+                self._term = None
+                self._hints.clear()
+                return self.pace.glance_seconds
             wait = self._lead(term)
         except TermLost:
-            self.leadership.lose(term)
+            if term is not None:
+                self.leadership.lose(term)
             wait = self.pace.gap_seconds
         except LedgerError as exc:
             # refused passwords too: a Redis that is being set up anew may cure them
@@ -167,6 +175,11 @@ class Loop:
         plan = listing_plan(rows, self.backend, self.offer_filter)
         was_open, is_open = self._was_open, self.gatekeeper.tend(term, self._outages)
         self._was_open = is_open
+        if self.departure.ordered:
+            if is_open:
+                self.departure.give_back(term, rows)
+            self.api_outage.over()
+            return
         if is_open and (self.reconciler.tend(term, self.claims.live(), rows) or not was_open):
             # runs that were handed back, now or by the sweep before the gate opened, are due at the API again
             self._hints.add("due")
@@ -264,19 +277,8 @@ class Loop:
         next_due = self.listing.next_due(self._server_now(), self.pace.lead_seconds)
         if next_due is not None:
             waits.append(next_due)
+        if self.departure.ordered:
+            waits = [self.pace.leaving_seconds]
         if self.api_outage.away:
             waits = [self.pace.glance_seconds, self.api_outage.wait_seconds()]
         return max(0.02, min(waits))
-
-    def finish(self) -> None:
-        """End in order: settle or hand back claims that no worker could take, then leave the lead to another poller."""
-        term = self.leadership.term
-        try:
-            if term is not None and term == self._term:
-                self.reconciler.clear(term, self.claims.live())
-        except (ApiError, LedgerError, TermLost) as exc:
-            logger.warning("not all claims could be settled, the next leader will", extra={"error": str(exc)})
-        try:
-            self.leadership.resign()
-        except LedgerError as exc:
-            logger.warning("could not resign, a standby will notice", extra={"error": str(exc)})

@@ -22,6 +22,7 @@ class Pace:
     #: meanwhile
     lead_seconds: float = 5.0
     sweep_seconds: float = 600.0  # time between two sweeps
+    leaving_seconds: float = 0.5  # how often a leader that was told to leave looks into the ledger
     shun_seconds: float = 5.0  # how long a refused run is not proposed again
 
     @classmethod

@@ -4,8 +4,9 @@ How long a claim has not moved is what this leader saw by its own monotonic cloc
 saw.
 """
 
+import contextlib
 import logging
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from flowfleet.api.client import EndApi, Mark, StateType, Verdict
@@ -27,6 +28,8 @@ TAKEN_SILENT_SECONDS = 60.0
 TAKEN_SECONDS = 240.0
 #: how long another leader may still be at work under its old term: longer than any one of its scripts and short calls
 FOREIGN_SECONDS = 10.0
+#: a queued claim that no worker takes any more goes back after so long: a worker that restarts is back sooner
+UNSERVED_SECONDS = 5.0
 #: a live worker that hands back a claim itself is left alone for longer than its API calls last
 OWNER_SECONDS = 70.0
 
@@ -81,12 +84,14 @@ class Reconciler:
 
     def __post_init__(self) -> None:
         self._claim_watch, self._state_watch, self._worker_watch = (StallWatch(self.clock) for _ in range(3))
+        self._served_watch = StallWatch(self.clock)
 
     def begin_anew(self) -> None:
         """Begin all watches anew, after an outage or with a new term."""
         self._claim_watch.begin_anew()
         self._state_watch.begin_anew()
         self._worker_watch.begin_anew()
+        self._served_watch.begin_anew()
 
     def new_term(self) -> None:
         """Forget the claims of an earlier term: they may be in somebody else's hands by now."""
@@ -103,8 +108,10 @@ class Reconciler:
                 self.metrics.lapsed.inc()
                 logger.warning("worker lapsed", extra={"worker": row.worker, "silent_seconds": round(still, 1)})
 
-    def tend(self, term: int, claims: Sequence[Claim], rows: Sequence[WorkerRow]) -> int:
+    def tend(self, term: int, claims: Sequence[Claim], rows: Sequence[WorkerRow], *, leaving: bool = False) -> int:
         """Settle, hand back and finish claims that have stood too long; return how many claims were moved.
+
+        While the fleet is `leaving`, what is queued goes back at once.
 
         The API is asked, so this is called only while the API answers. Raises as its parts do, `ApiRejected` excepted:
         one bad run must not keep the others waiting. An API that does not answer at all ends the look by
@@ -114,18 +121,22 @@ class Reconciler:
         self._settle_at = {claim.claim: at for claim in claims if (at := self._settle_at.get(claim.claim)) is not None}
         self.claimer.unpublished.intersection_update([claim.claim for claim in claims])
         self._state_watch.keep([claim.claim for claim in claims])
+        self._served_watch.keep([claim.claim for claim in claims])
         live = {row.worker for row in rows if row.live}
+        served = {route for row in rows if row.takes_runs for route in row.routes}
         moved = 0
         for claim in claims:
             still = self._claim_watch.unmoved_seconds(claim.claim, (claim.state, claim.moves))
             in_state = self._state_watch.unmoved_seconds(claim.claim, claim.state)
-            try:
-                moved += self._one(term, claim, still, in_state, owner_lives=claim.worker in live)
-            except ApiRejected as exc:
-                logger.warning(
-                    "claim cannot be reconciled now",
-                    extra={"run_id": claim.run_id, "claim": claim.claim, "state": claim.state, "error": str(exc)},
-                )
+            since = self._served_watch.unmoved_seconds(claim.claim, claim.route in served)
+            reason = "leaving" if leaving else None
+            if claim.route not in served and since >= UNSERVED_SECONDS:
+                reason = "no-worker-takes-it"
+            with _one_by_one(claim):
+                if claim.state is State.QUEUED and reason and not claim.cancel:
+                    moved += self.hand_back(term, claim, reason)
+                else:
+                    moved += self._one(term, claim, still, in_state, owner_lives=claim.worker in live)
         return moved
 
     def _one(self, term: int, claim: Claim, still: float, in_state: float, *, owner_lives: bool) -> bool:
@@ -158,15 +169,24 @@ class Reconciler:
             self._settle_at[claim.claim] = self.clock() + SETTLE_AGAIN_SECONDS
         return settled
 
-    def clear(self, term: int, claims: Sequence[Claim]) -> None:
-        """Clear up before the end: settle what is unsettled, hand back what no worker can see, finish what we began."""
-        for claim in claims:
+    def clear(self, term: int, *, last: bool) -> None:
+        """Clear up before the end: settle what is unsettled, hand back what no worker can see, finish what we began.
+
+        The `last` poller also hands back what no worker has taken yet, and finishes what no live worker is at.
+        """
+        for claim in self.claims.live():
             if claim.state is State.CLAIMING:
-                self.claimer.settle(term, claim)
-            elif claim.state is State.QUEUED and claim.claim in self.claimer.unpublished:
-                self.hand_back(term, claim, "not-sent")
-            elif claim.state is State.RETURNING and claim.claim in self._ours:
-                self._finish(term, claim, claim.reason or "returning")
+                with _one_by_one(claim):
+                    self.claimer.settle(term, claim)
+        live = {row.worker for row in self.roster.rows() if row.live}
+        for claim in self.claims.live():
+            unsent = claim.claim in self.claimer.unpublished
+            ours = claim.claim in self._ours or (last and claim.worker not in live)
+            with _one_by_one(claim):
+                if claim.state is State.QUEUED and (last or unsent):
+                    self.hand_back(term, claim, "not-sent" if unsent else "poller-stopped")
+                elif claim.state is State.RETURNING and ours:
+                    self._finish(term, claim, claim.reason or "returning")
 
     def hand_back(self, term: int, claim: Claim, reason: str) -> bool:
         """Move a queued or taken claim to returning, hand its run back at the API, drop the claim; True if dropped."""
@@ -203,3 +223,15 @@ class Reconciler:
         else:
             logger.info("run is no longer ours, claim dropped", extra={**names, "answer": answer.reason})
         return True
+
+
+@contextlib.contextmanager
+def _one_by_one(claim: Claim) -> Iterator[None]:
+    """Log a definite no of the API about one claim: it must not keep the others waiting."""
+    try:
+        yield
+    except ApiRejected as exc:
+        logger.warning(
+            "claim cannot be reconciled now",
+            extra={"run_id": claim.run_id, "claim": claim.claim, "state": claim.state, "error": str(exc)},
+        )

@@ -22,6 +22,7 @@ from flowfleet.settings.classes import PollerSettings
 from poller import banner
 from poller.capacity import OfferFilter
 from poller.claiming import Claimer
+from poller.departure import Departure
 from poller.hints_inbox import HintsInbox
 from poller.leader import Leadership, LeadershipThread
 from poller.listing import Clock, Lister
@@ -53,6 +54,8 @@ class PollerService:
     publish: Callable[[Message], None]
     failpoints: Failpoints
     metrics: PollerMetrics
+    #: whether the word of `flowfleet leave` ends this poller
+    ends_by_word: bool = True
 
     def __post_init__(self) -> None:
         settings, ledger = self.settings, self.ledger
@@ -105,6 +108,18 @@ class PollerService:
             ),
             unfit=UnfitRuns(
                 api, clock=CLOCK, cloud_logs=settings.cloud_logs, skew_seconds=lambda: self.presence.skew_seconds
+            ),
+            departure=Departure(
+                gate=ledger.gate,
+                claims=ledger.claims,
+                roster=ledger.roster,
+                leadership=self.leadership,
+                reconciler=reconciler,
+                sweep=sweep,
+                progress=self._progress,
+                failpoints=self.failpoints,
+                clock=CLOCK.monotonic,
+                ends_by_word=self.ends_by_word,
             ),
             inbox=self.inbox,
             clock=CLOCK,
@@ -196,7 +211,8 @@ class PollerService:
             self._leadership_thread.stop()
             subscription.close()
             startup_page.close()
-        logger.info("poller ended", extra={"identity": settings.identity, "polls": self.loop.polls})
+        ended = {"identity": settings.identity, "polls": self.loop.polls, **self.loop.departure.left()}
+        logger.log(logging.WARNING if "not_given_back" in ended else logging.INFO, "poller ended", extra=ended)
 
 
 def return_free_memory() -> None:

@@ -13,7 +13,8 @@ from poller.hints_inbox import HintsInbox
 
 logger = logging.getLogger(__name__)
 
-#: how long an orderly end waits for an answer of the API, and for the answer to a claim
+#: how long an orderly end waits for an answer of the API; while a claim is in hand, or what has not begun goes back, at
+#: most so much longer
 STOP_SECONDS = 5.0
 STOP_CLAIM_SECONDS = 60.0
 

@@ -1,6 +1,6 @@
 """MemoryLedger: a ledger without Redis, whose claims move by the product's own table, and a clock moved by hand."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -53,8 +53,12 @@ class MemoryGate:
     def __init__(self, ledger: MemoryLedger) -> None:
         self._ledger = ledger
         self.written: Leader | None = None
+        self.last_term = 0
         self.process = "redis-1"
         self.accepted: str | None = "redis-1"
+        self.counters: dict[str, int] = {}
+        #: that of `flowfleet leave`
+        self.word = False
 
     def is_open(self) -> bool:
         self._ledger.answer()
@@ -81,7 +85,9 @@ class MemoryGate:
         self._ledger.answer()
         if self.written != seen:
             return None
-        term = (seen.term if seen else 0) + 1
+        term = (seen.term if seen else self.last_term) + 1
+        self.last_term = term
+        self.counters.pop(nonce, None)
         self.written = Leader(name=name, host=host, nonce=nonce, term=term, beat=0)
         return term
 
@@ -92,9 +98,33 @@ class MemoryGate:
         self.written = replace(self.written, beat=self.written.beat + 1)
         return True
 
-    def resign(self, term: int) -> None:
+    def resign(self, term: int, to: Collection[str] = ()) -> bool:
+        if to and not self.counters.keys() & set(to):
+            return False
         if self.written and self.written.term == term:
             self.written = None
+        return True
+
+    def stand_by(self, nonce: str) -> None:
+        self._ledger.answer()
+        self.counters[nonce] = self.counters.get(nonce, 0) + 1
+
+    def stand_down(self, nonce: str) -> bool:
+        self._ledger.answer()
+        self.counters.pop(nonce, None)
+        return self.written is not None
+
+    def standbys(self) -> dict[str, int]:
+        self._ledger.answer()
+        return dict(self.counters)
+
+    def forget_standbys(self, nonces: Collection[str]) -> None:
+        for nonce in nonces:
+            del self.counters[nonce]
+
+    def leave_ordered(self) -> bool:
+        self._ledger.answer()
+        return self.word
 
 
 class MemoryClaims:

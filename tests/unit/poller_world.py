@@ -19,6 +19,7 @@ from flowfleet.ledger.claims import Lease
 from flowfleet.retry import RetrySchedule
 from poller.capacity import OfferFilter
 from poller.claiming import Claimer
+from poller.departure import Departure
 from poller.leader import Leadership
 from poller.listing import Clock, Lister
 from poller.loop import Loop
@@ -369,6 +370,7 @@ class World:
         self.metrics = PollerMetrics()
         self.rings: set[str] = set()
         self.failpoints = Failpoints()
+        self.ends_by_word = True
         self.offer_filter = OfferFilter(**offer_filter)
         # listed as seldom as at Prefect 3: a claim is to be made from a listing that is not of this very moment
         pace = Pace.of(self.api.traits, idle_seconds=Pace.idle_seconds)
@@ -421,6 +423,18 @@ class World:
                 api, claims, mark=mark, metrics=metrics, clock=monotonic, progressed=self.progress.note
             ),
             unfit=UnfitRuns(api, clock=clock, cloud_logs=self.cloud_logs),
+            departure=Departure(
+                gate=self.gate,
+                claims=claims,
+                roster=roster,
+                leadership=self.leadership,
+                reconciler=self.reconciler,
+                sweep=self.sweep,
+                progress=self.progress,
+                failpoints=failpoints,
+                clock=monotonic,
+                ends_by_word=self.ends_by_word,
+            ),
             inbox=self,
             clock=clock,
             metrics=metrics,
