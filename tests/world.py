@@ -233,6 +233,14 @@ class World:
         finally:
             ledger.close()
 
+    def records(self) -> list[Mapping[str, Any]]:
+        """The claims that are gone."""
+        ledger = connect(self.redis_url, self.fleet, socket_timeout=60)
+        try:
+            return list(ledger.claims.records())
+        finally:
+            ledger.close()
+
     def wait_told(self, seconds: float = 10) -> None:
         """No report is left on disk: a worker lets go of it only after the claim is gone from the ledger."""
         reports = lambda: list((self.folder / "state").rglob("outbox/*.json"))  # noqa: E731

@@ -1,5 +1,7 @@
 """Adoption: a run outlives its worker, and the next worker of the host tells its true end."""
 
+import signal
+
 import pytest
 
 from tests import processes
@@ -75,10 +77,35 @@ def test_an_end_that_no_worker_saw_after_a_stop_or_a_kill_is_told_by_the_next_on
     fleet.wait_empty()
 
 
-def test_a_stop_with_on_stop_cancel_ends_the_runs_first(fleet):
+def test_a_stop_that_ends_its_runs_says_so_before_and_tells_each_run_with_which_worker_it_was_stopped(fleet):
     fleet.start_poller()
-    worker = fleet.start_worker("worker", "--on-stop", "cancel", "--stop-grace", "5")
-    run, pid = fleet.held()
+    # as in a pod, where nothing says what to do; the tests' own environment does
+    worker = fleet.start_worker(
+        "worker", "--stop-grace", "1", slots=3, env={"FLOWFLEET_ON_STOP": None, "KUBERNETES_SERVICE_HOST": "10.0.0.1"}
+    )
+    assert "on stop: waits for its runs, then ends them" in worker.text()
+    assert "in a pod; Kubernetes itself kills after 30 s" in worker.text()
+    held = dict([fleet.held(), fleet.held()])
+    patient = fleet.create_run(fleet.deploy_tiny("3", variables={"stop_grace": 60}))
+    fleet.wait_note(patient, "ran")
+    worker.signal(signal.SIGTERM)
+    until(lambda: "waits for its runs" in worker.text().partition("this worker stops")[2], 10, "the worker to say so")
+    assert "runs=3 grace_seconds=60" in worker.text()
+    assert worker.wait(60) == 0
+    (name,) = {row["worker"] for row in fleet.records()}
+    for run, pid in held.items():
+        assert not processes.alive(pid)
+        state = fleet.wait_state(run, "Crashed")
+        assert state["message"].startswith(f"The flow run's process was stopped with its worker {name} (SIGTERM).")
+    assert fleet.wait_state(patient, "Completed"), "its own time was long enough"
+
+
+def test_a_run_whose_engine_writes_an_end_of_its_own_at_a_stop_is_told_on_its_log_page(fleet):
+    fleet.start_poller()
+    worker = fleet.start_worker("worker", "--on-stop", "cancel", "--stop-grace", "20", slots=1)
+    run = fleet.create_run(fleet.deploy(HELD))
+    fleet.wait_note(run, "ran")
     assert worker.stop() == 0
-    assert not processes.alive(pid)
-    fleet.wait_state(run, "Cancelled", "Crashed")
+    # by Prefect's own engine, at each TERM
+    assert "termination signal" in fleet.wait_state(run, "Crashed")["message"]
+    assert any("was stopped with its worker worker@" in line for line in fleet.api.logs(run))

@@ -75,6 +75,13 @@ BODIES: dict[str, str] = {
         note("went on")
         os._exit(5)
     """,
+    "parent": """
+        import signal
+        note("ran")
+        os.kill(os.getppid(), signal.SIGTERM)
+        time.sleep(1)
+        note("went on")
+    """,
     "grandchild": """
         import subprocess
         note("ran")
@@ -229,6 +236,15 @@ def test_a_run_whose_shim_is_killed_goes_on_and_is_crashed_with_its_exit_or_that
     told = Abilities.probe({}).pidfd_info and not ends.plain
     assert ("exited with code 5" if told else "exit unknown") in state["message"]
     assert [note[0] for note in ends.world.notes(ends.runs["shimless"])] == ["ran", "went"]
+
+
+def test_a_flow_that_signals_its_parent_goes_on_and_the_signal_is_noted(ends):
+    ends.end("parent", "Completed")
+    assert ends.world.words(ends.runs["parent"]) == ["ran", "went"]
+    ends.wait_exit("parent")
+    worker = ends.world.parts[1]
+    until(lambda: "ignored signals that were not its worker's" in worker.text(), 10, "the worker to note it")
+    assert 'signals="SIGTERM x 1"' in worker.text()
 
 
 @pytest.mark.parametrize(("name", "word"), [("grandchild", "child-"), ("daemon", "daemon-")])

@@ -248,6 +248,17 @@ def test_a_worker_adopts_a_run_of_the_one_before_and_tells_its_true_end(world, s
     assert "killed by SIGKILL" in failed(world, message)[1]
 
 
+def test_a_stop_gives_a_run_the_time_that_its_own_variable_says_and_its_state_tells_of_the_stop(one):
+    one.run_grace = 600.0
+    one.start(mode="cancel")
+    deaf = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {HELD}"
+    message = one.submit(deaf, env={"FLOWFLEET_STOP_GRACE": "0.3"})
+    started(one, message)
+    until(lambda: log(one, message) == "held\n", 10, "the engine to take no TERM")
+    assert one.stop() == 0
+    assert f"was stopped with its worker {one.worker} (SIGKILL)" in failed(one, message)[1]
+
+
 def test_a_last_state_that_comes_late_is_waited_for(world, monkeypatch):
     monkeypatch.setattr(endings, "SECOND_LOOK_SECONDS", 600.0)
     service = world.start()

@@ -62,6 +62,18 @@ def test_exit_0_without_an_end_is_looked_at_twice(kind):
     [
         (Exit(code=3), "exited with code 3"),
         (Exit(signal=9), "was killed by SIGKILL"),
+        (Exit(signal=15, stopped_by="term"), "process was stopped by the worker (SIGTERM)."),
+        (
+            Exit(signal=15, stopped_by="term", stop_reason="worker-stopped", stop_worker="w@h"),
+            "process was stopped with its worker w@h (SIGTERM).",
+        ),
+        (
+            Exit(code=0, stopped_by="term", stop_reason="worker-stopped", stop_worker="w@h"),
+            "w@h and exited with code 0.",
+        ),
+        (Exit(signal=15, stopped_by="term", stop_reason="run-timeout"), "since it took longer than --run-timeout"),
+        (Exit(signal=15, stopped_by="term", stop_reason="of-a-later-version"), "was stopped by the worker (SIGTERM)"),
+        (Exit(unknown=True, stopped_by="kill", stop_reason="fenced"), "not its worker's any more, exit unknown"),
         (Exit(signal=9, oom=True), "ran out of memory"),
         (Exit(unknown=True), "exit unknown"),
         (Exit(error="there is no program 'x'"), "could not be started: there is no program 'x'"),
@@ -69,11 +81,11 @@ def test_exit_0_without_an_end_is_looked_at_twice(kind):
     ],
 )
 def test_each_other_end_is_told_in_its_own_sentence(end, words):
-    decision = decided(end, StateType.RUNNING)
+    decision = decided(end, StateType.RUNNING, looked=True)
     assert decision.step is Step.TELL
     assert decision.kind is StateType.CRASHED
     assert words in decision.message
-    assert decided(end, StateType.RUNNING, backend="prefect1").kind is StateType.FAILED
+    assert decided(end, StateType.RUNNING, looked=True, backend="prefect1").kind is StateType.FAILED
 
 
 @pytest.mark.parametrize("ahead", [0, 370])

@@ -8,6 +8,7 @@ import pytest
 from flowfleet.ledger.claims import State
 from flowfleet.ledger.roster import WorkerRow
 from tests.unit.memory_ledger import OFFER, HandClock, a_claim
+from workers.deployment import StopReason
 from workers.lifecycle.shutdown import WorkerShutdown
 from workers.state.attempts import Attempt, Attempts
 from workers.state.run_folders import RunFolder
@@ -28,11 +29,13 @@ class World:
 
     def __init__(self, mode, tmp_path):
         self.said, self.stopped, self.attempts, self.clock = [], [], Attempts(), HandClock(0.0)
-        self.later = {}
+        #: key of a run that was told to stop → when, and why
+        self.told = {}
+        self.later, self.deaf = {}, set()
         self.folder = tmp_path
         # a run that is told to stop has ended and is told at once
         supervisor = Part(self.said, "supervisor")
-        supervisor.stop = lambda key, _reason: self.stopped.append(self.attempts.remove(key).key)
+        supervisor.stop = self.stop
         names = ("heartbeat", "pruner", "output", "roster", "deployer", "to_ledger", "to_api")
         self.shutdown = WorkerShutdown(
             row=WorkerRow(worker="w@h", nonce="n", offer=OFFER, routes=(), slots=2, version="0"),
@@ -47,13 +50,22 @@ class World:
             wait=self.wait,
         )
 
+    def stop(self, key, reason):
+        self.told[key] = (round(self.clock.now, 1), reason)
+        self.stopped.append(key)
+        if key not in self.deaf:
+            self.attempts.remove(key)
+
     def wait(self, seconds):
         self.clock.sleep(seconds)
         for at in [at for at in self.later if at <= self.clock.now]:
             self.later.pop(at)()
 
-    def add(self, run_id, state):
+    def add(self, run_id, state, grace=None):
         held, folder = a_claim(run_id, state, claim="c"), RunFolder(self.folder / f"{run_id}.c")
+        if grace is not None:
+            folder.path.mkdir()
+            folder.note(stop_grace=grace)
         attempt = Attempt(held=held, folder=folder, started_run=object() if state is State.RUNNING else None)
         self.attempts.begin(attempt)
         return attempt.key
@@ -109,3 +121,23 @@ def test_a_stop_that_takes_time_says_so_at_once(world, caplog, word):
     first = said(caplog)[0]
     assert word in first.message
     assert (first.worker, first.runs, first.grace_seconds) == ("w@h", 1, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("world", "ends"), [("wait", {"r1": 5, "r2": 60, "r3": 1}), ("cancel", {})], indirect=["world"]
+)
+def test_a_stop_waits_for_each_run_as_long_as_it_may_have(world, caplog, ends):
+    keys = [world.add("r1", State.RUNNING), world.add("r2", State.RUNNING, 60.0), world.add("r3", State.RUNNING, 1)]
+    world.shutdown.run()
+    assert said(caplog)[0].grace_seconds == 60.0
+    assert {key: why for key, (_, why) in world.told.items()} == dict.fromkeys(keys, StopReason.WORKER)
+    for key in keys:
+        assert world.told[key][0] == pytest.approx(ends.get(key.partition(".")[0], 0), abs=0.2)
+
+
+@pytest.mark.parametrize(("world", "seconds"), [("wait", 2 * 60 + 15), ("cancel", 60 + 15)], indirect=["world"])
+def test_a_run_that_does_not_end_holds_up_its_worker_no_longer_than_its_time_and_the_time_to_tell(world, seconds):
+    world.deaf.add(world.add("r1", State.RUNNING, 60.0))
+    world.shutdown.run()
+    assert world.clock.now == pytest.approx(seconds, abs=0.2)
+    assert len(world.stopped) == 1

@@ -6,7 +6,6 @@ from celery.worker import state as celery_state
 from tests.unit.test_worker_consumer import slots
 from tests.waiting import stays, until
 from workers.lifecycle import stop_signals as stop_signals_module
-from workers.lifecycle.shutdown import wait_for_runs
 from workers.lifecycle.stop_signals import StopSignals
 from workers.state.attempts import Attempts
 
@@ -57,18 +56,3 @@ def test_only_a_stop_that_leaves_its_runs_is_watched(monkeypatch):
         stop_signals.request(15)
     until(lambda: watched == [0], 5, "the watchdog of the other")
     stays(lambda: left == [], 0.3, "a stop that waits for its runs to be left alone")
-
-
-def test_waiting_for_runs_ends_with_the_last_one_or_with_the_grace():
-    now = [0.0]
-
-    def sleep(seconds):
-        now[0] += seconds
-
-    class Held(Attempts):
-        def all(self):
-            return [1] if now[0] < 3 else []
-
-    assert wait_for_runs(Held(), 10, clock=lambda: now[0], wait=sleep)
-    now[0] = 0.0
-    assert not wait_for_runs(Held(), 1, clock=lambda: now[0], wait=sleep)

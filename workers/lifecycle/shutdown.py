@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flowfleet.errors import LedgerError
 from flowfleet.ledger.claims import State
@@ -15,7 +15,7 @@ from workers.lifecycle.stop_signals import StopSignals
 from workers.lifecycle.yielding import Yielding
 from workers.reporting.show_output import OutputFollower
 from workers.runs.supervisor import Supervisor
-from workers.state.attempts import Attempts
+from workers.state.attempts import Attempt, Attempts
 from workers.state.pruner import Pruner
 
 logger = logging.getLogger(__name__)
@@ -24,9 +24,10 @@ logger = logging.getLogger(__name__)
 LAST_WORDS_SECONDS = 1.5
 #: seconds that runs which were told to end get beyond their grace: to be killed, looked at and reported
 TELL_SECONDS = 15.0
+_LOOK_SECONDS = 0.05
 
-_WAITS = "this worker stops, and waits for its runs before it ends them: a second signal leaves them as they are"
-_ENDS = "this worker stops, and ends its runs: a second signal leaves them as they are"
+_WAITS = "this worker stops, waits for its runs, and then ends those that are left: a second signal leaves them"
+_ENDS = "this worker stops, and ends its runs: a second signal leaves them"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ class WorkerShutdown:
     row: WorkerRow
     #: what becomes of runs at a stop: detach, wait or cancel
     mode: str
-    #: seconds that runs get to end by themselves, and again once they were told to
+    #: seconds that a run without a time of its own gets to end by itself, and again once it was told to
     grace: float
     attempts: Attempts
     supervisor: Supervisor
@@ -66,31 +67,31 @@ class WorkerShutdown:
                 background.wait_idle(LAST_WORDS_SECONDS)
         else:
             self._end_runs(mode)
+            self.to_api.wait_idle(LAST_WORDS_SECONDS)
         self.yielding.wait()
         self._sign_off()
         self.stop_signals.finished()
 
     def _end_runs(self, mode: str) -> None:
-        if self.attempts.all():
+        grace, stopped, begun = Graces(self.grace), set[str](), self.clock()
+        left = self.attempts.all()
+        if left:
             logger.info(
                 _WAITS if mode == "wait" else _ENDS,
-                extra={"worker": self.row.worker, "runs": len(self.attempts.all()), "grace_seconds": self.grace},
+                extra={"worker": self.row.worker, "runs": len(left), "grace_seconds": max(map(grace.of, left))},
             )
-        if mode == "wait" and self._wait(self.grace):
-            return
-        stopped: set[str] = set()
-
-        def stop_all() -> None:
-            # called at each look, again and again: a launch in hand may begin to run after the first look
+        while left:
+            # at each look again: a launch in hand may begin to run after the first one
             for attempt in self.attempts.running():
-                if attempt.key not in stopped:
+                waits = grace.of(attempt) if mode == "wait" else 0.0
+                if attempt.key not in stopped and self.clock() >= begun + waits:
                     stopped.add(attempt.key)
                     self.supervisor.stop(attempt.key, StopReason.WORKER)
-
-        self._wait(self.grace + TELL_SECONDS, meanwhile=stop_all)
-
-    def _wait(self, seconds: float, meanwhile: Callable[[], None] = lambda: None) -> bool:
-        return wait_for_runs(self.attempts, seconds, clock=self.clock, wait=self.wait, meanwhile=meanwhile)
+            longest = max(map(grace.of, left))
+            if self.clock() >= begun + longest * (2 if mode == "wait" else 1) + TELL_SECONDS:
+                return
+            self.wait(_LOOK_SECONDS)
+            left = self.attempts.all()
 
     def _sign_off(self) -> None:
         left = [attempt for attempt in self.attempts.all() if attempt.held.state is not State.ENDED]
@@ -115,22 +116,18 @@ class WorkerShutdown:
         )
 
 
-def wait_for_runs(
-    attempts: Attempts,
-    seconds: float | None,
-    *,
-    clock: Callable[[], float] = time.monotonic,
-    wait: Callable[[float], None] = time.sleep,
-    meanwhile: Callable[[], None] = lambda: None,
-) -> bool:
-    """Wait until no run is left and every end is reported; False when some are left after `seconds` (None = no limit).
+@dataclass
+class Graces:
+    """How long each run gets at the stop; read once from its folder, as it was started with."""
 
-    `meanwhile` is called at each look.
-    """
-    deadline = None if seconds is None else clock() + seconds
-    while attempts.all():
-        meanwhile()
-        if deadline is not None and clock() >= deadline:
-            return False
-        wait(0.05)
-    return True
+    standard: float
+    _known: dict[str, float] = field(default_factory=dict)
+
+    def of(self, attempt: Attempt) -> float:
+        """The seconds of this run; those of its worker while it is being started, or where it has none of its own."""
+        if attempt.key not in self._known:
+            own = attempt.folder.stop_grace()
+            if own is None:
+                return self.standard
+            self._known[attempt.key] = own
+        return self._known[attempt.key]

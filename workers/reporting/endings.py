@@ -59,6 +59,12 @@ class Endings:
     def ended(self, attempt: Attempt) -> None:
         """Begin the steps for a run of ours that has ended and whose exit is on disk."""
         self.failpoints.hit("end.before_record")
+        if attempt.exit is not None and attempt.exit.ignored:
+            signals = ", ".join(f"{name} x {count}" for name, count in attempt.exit.ignored.items())
+            logger.warning(
+                "the process above a run ignored signals that were not its worker's",
+                extra={**attempt.fields, "signals": signals},
+            )
         self.to_ledger.post(lambda: self._record(attempt.key))
 
     def resend(self) -> list[Report]:
@@ -180,6 +186,9 @@ class Endings:
         if decision.step is Step.LOOK_AGAIN:
             self._look(attempt.key, SECOND_LOOK_SECONDS, before=True)
         elif decision.step is Step.RELEASE:
+            if attempt.exit.stop_reason is not None and not attempt.cancelled:
+                # the engine has written an end of its own, which says nothing of the stop
+                self.run_log.say(attempt.held.run_id, f"The flow run's process {attempt.exit}.", logging.WARNING)
             self._release(attempt.held, decision.outcome)
         else:
             report = self._report(attempt, decision)

@@ -51,7 +51,8 @@ def decide(exit_: Exit, state: RunState | None, *, traits: Traits, looked_before
         return Decision(step=Step.RELEASE, outcome=(state.name or state.kind.value).lower())
     if exit_.ok and not looked_before:
         return Decision(step=Step.LOOK_AGAIN)
-    words = SILENT_END + "." if exit_.ok else f"{exit_}.{last_words(exit_)}"
+    silent = exit_.ok and exit_.stopped_by is None
+    words = SILENT_END + "." if silent else f"{exit_}.{last_words(exit_)}"
     kind = StateType.CRASHED if traits.has_crashed else StateType.FAILED
     if state.kind is StateType.CANCELLING:
         kind = StateType.CANCELLED

@@ -27,6 +27,9 @@ class StartSpecBuilder:
 
         `not_after` is the time by the boot-time clock after which user code must not begin; None = no limit.
         """
+        limits = RunLimits.of(self.settings, job.variables, job.env)
+        if limits.stop_grace != self.settings.stop_grace:
+            folder.note(stop_grace=limits.stop_grace)  # the worker that stops the run may be another one
         env = self.layers.build(job, claim=held.claim)
         if job.command:
             argv = resolve_command(job.command, env, self.interpreter.path)
@@ -40,7 +43,7 @@ class StartSpecBuilder:
             cwd=job.working_dir or self.layers.home,
             folder=folder.path,
             not_after=not_after,
-            limits=RunLimits.of(self.settings, job.variables, job.env),
+            limits=limits,
             carried_env=self.layers.of_run(job, claim=held.claim),
             variables=job.variables,
         )

@@ -78,6 +78,15 @@ class RunFolder:
         """Add facts to the intent (deadline, policy, name, …)."""
         atomic_files.write_json(self.path / "intent.json", {**(self.intent() or {"v": VERSION}), **facts})
 
+    def stop_grace(self) -> float | None:
+        """Seconds that the run gets at a stop, as it was started with; None where that stands nowhere."""
+        # what a run has asked for stands in the intent, whoever has started it; a shim notes all of its limits
+        for record in (self.intent(), self.started()):
+            seconds = (record or {}).get("stop_grace")
+            if isinstance(seconds, int | float):
+                return float(seconds)
+        return None
+
     def start(self) -> dict[str, Any] | None:
         """The record of the start file; its `by` is "shim", "abandoned" or "external". None = nobody won it yet."""
         path = self.path / "start"
