@@ -15,7 +15,8 @@ FleetError                      one sentence, and the exit code of a command tha
 ├── BadMessage                  a message that is not ours, broken, too large, or of another version
 └── DeployError                 a run that could not be started
     ├── UnsupportedRun          it asks for what this fleet cannot do (also a ValueError)
-    └── StartFailed             no such interpreter, working folder missing, no permission
+    ├── StartFailed             no such interpreter, working folder missing, no permission
+    └── UserCodeFailed          what the user has written to deploy it has raised; the text is the user's own
 """
 
 
@@ -97,3 +98,7 @@ class UnsupportedRun(DeployError, ValueError):
 
 class StartFailed(DeployError):
     """User code certainly did not begin; the sentence says why."""
+
+
+class UserCodeFailed(DeployError):
+    """The user's own code for deploying the run has raised; the text is what it said, and people are told just that."""

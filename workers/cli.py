@@ -35,6 +35,7 @@ from workers.background import BackgroundJobs
 from workers.deployers import warm_client
 from workers.deployers.registry import adopting_deployer, plugged_in_deployer, process_deployer
 from workers.deployment import EXTERNAL, Deployer, DeployerContext, RunLimits
+from workers.environment import EnvironmentLayers
 from workers.host import Abilities, Host
 from workers.interpreter import interpreter_of
 from workers.lifecycle import sign_on
@@ -87,6 +88,8 @@ class EmbeddingProgram:
     early: Callable[[], None] = leave_at_once
     #: the worker's deployer, made of the one that its settings name
     deployer: Callable[[Deployer, ApiClient, WorkerSettings], Deployer] = adopting_deployer
+    #: the layers of the runs' environment, made of those that the settings name, before any process is started
+    layers: Callable[[EnvironmentLayers, ApiClient, WorkerSettings], EnvironmentLayers] = lambda own, _api, _given: own
     #: called with the run id after each launch, whether it succeeded or failed
     launched: Callable[[str], None] = lambda _run_id: None
     #: called once the worker is joined, before it fetches its first message
@@ -128,6 +131,7 @@ def serve(
         api, settings = _enter(connector, settings, retry)
     logs.set_level(settings.log_level)
     layers, interpreter = interpreter_of(settings, environ, api.traits)
+    layers = embedding.layers(layers, api, settings)
     warm = settings.warm_start and api.traits.engine_forks and warm_client.is_possible(interpreter, abilities)
     parent = warm_client.parent_program(interpreter, layers) if warm else None
     state = sign_on.open_state(settings, host, environ)

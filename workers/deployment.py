@@ -57,6 +57,8 @@ class Exit:
     signal: int | None = None
     unknown: bool = False
     error: str | None = None
+    #: `error` is what the user's own code for deploying the run has said: people are told just that
+    own_words: bool = False
     #: for `unknown`: why nobody could see the end, if it was not the shim's death
     why: str | None = None
     #: why an external run is not watched any more though it may go on

@@ -23,16 +23,15 @@ class EnvironmentLayers:
     base: Mapping[str, str] = field(repr=False)
     #: for PYTHONPATH; absolute, since runs start in folders of their own
     import_paths: tuple[str, ...] = ()
-    #: the variables of `--env`
-    extra: Mapping[str, str] = field(default_factory=dict, repr=False)
+    #: the variables of `--env`, or of the agent whose worker this is; None takes a variable of a lower layer away
+    extra: Mapping[str, str | None] = field(default_factory=dict, repr=False)
     #: the folder where runs that name none start, first on their PYTHONPATH too;
     #: None = each run starts in an empty folder of its own
     home: str | None = None
 
     def of_host(self, working_dir: str | None = None) -> dict[str, str]:
         """The variables that runs have from this host; `working_dir` is the folder that the run names, or None."""
-        path = self._python_path(self.base.get("PYTHONPATH"), working_dir)
-        return {**self.base, **({"PYTHONPATH": path} if path else {}), **self.extra}
+        return _set(self._of_host(working_dir))
 
     def of_run(self, job: Job, *, claim: str) -> dict[str, str]:
         """The variables that a run has wherever it is started: of its engine, of `--env`, and its own."""
@@ -40,7 +39,11 @@ class EnvironmentLayers:
 
     def build(self, job: Job, *, claim: str) -> dict[str, str]:
         """Build the whole environment of one run as a process of this host."""
-        return _set({**job.engine_defaults, **self.of_host(job.working_dir), **_own(job, claim)})
+        return _set({**job.engine_defaults, **self._of_host(job.working_dir), **_own(job, claim)})
+
+    def _of_host(self, working_dir: str | None) -> dict[str, str | None]:
+        path = self._python_path(self.base.get("PYTHONPATH"), working_dir)
+        return {**self.base, **({"PYTHONPATH": path} if path else {}), **self.extra}
 
     def _python_path(self, inherited: str | None, working_dir: str | None) -> str:
         known = [inherited] if inherited else []

@@ -97,6 +97,15 @@ def test_what_a_run_carries_elsewhere_has_nothing_of_this_host():
     assert layers.build(job, claim="c") == {**layers.of_host(), **layers.of_run(job, claim="c")}
 
 
+def test_a_variable_of_the_worker_that_is_none_takes_those_below_away_and_none_above():
+    layers = EnvironmentLayers(
+        base={"HOST": "h", "PYTHONPATH": "/p", "OWN": "h"}, extra=dict.fromkeys(("HOST", "PYTHONPATH", "LOW", "OWN"))
+    )
+    job = Job(state=STATE, env={"OWN": "run"}, engine_defaults={"LOW": "default"})
+    assert layers.build(job, claim="c") == {"OWN": "run", "FLOWFLEET_RUN_ID": "r", "FLOWFLEET_CLAIM": "c"}
+    assert layers.of_host() == {}
+
+
 def test_nothing_of_our_own_leaks_into_a_run():
     env = worker_layer({"FLOWFLEET_REDIS": "secret", "PATH": "/bin", "X": "1"}, python=None, own_prefix=None)
     assert env == {"PATH": "/bin", "X": "1"}

@@ -88,6 +88,11 @@ def test_each_other_end_is_told_in_its_own_sentence(end, words):
     assert decided(end, StateType.RUNNING, looked=True, backend="prefect1").kind is StateType.FAILED
 
 
+def test_what_the_user_s_own_code_has_raised_is_told_as_it_is():
+    decision = decided(Exit(error="X happened", own_words=True), StateType.PENDING, backend="prefect1")
+    assert (decision.kind, decision.message) == (StateType.FAILED, "X happened")
+
+
 @pytest.mark.parametrize("ahead", [0, 370])
 def test_what_a_run_printed_last_is_told_without_the_login_of_an_address(ahead):
     line = "x" * ahead + " Forbidden for url: http://ann:pass%2Fof%40ann@h:4200/"

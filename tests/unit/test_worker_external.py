@@ -10,9 +10,16 @@ import pytest
 
 from flowfleet.api import traits
 from flowfleet.api.client import RunState, StateType
-from flowfleet.errors import ApiUnavailable, StartFailed, UnsupportedRun
+from flowfleet.errors import ApiUnavailable, UnsupportedRun, UserCodeFailed
 from tests.unit.memory_ledger import HandClock
-from workers.deployers.external import COMES_BACK_SECONDS, DOUBT_SECONDS, ExternalDeployer, ExternalWatch
+from workers.deployers.external import (
+    COMES_BACK_SECONDS,
+    DOUBT_SECONDS,
+    ExternalDeployer,
+    ExternalWatch,
+    InDoubt,
+    NotAsked,
+)
 from workers.deployment import Exit, RunLimits, StartSpec, StopReason
 from workers.reporting.exit_table import Step, decide
 from workers.state.run_folders import RunFolder
@@ -104,17 +111,39 @@ def raising(error: BaseException) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("error", "says"),
+    ("error", "kind", "says"),
     [
-        (ValueError("no quota left."), r"could not be started: no quota left\.$"),
-        (SystemExit(3), "3"),
-        (KeyError("x"), "x"),
-        (UnsupportedRun("of its own"), "of its own"),
+        (ValueError("no quota left."), UserCodeFailed, r"^no quota left\.$"),
+        (SystemExit(3), UserCodeFailed, "^3$"),
+        (KeyError(), UserCodeFailed, "^KeyError$"),
+        (UnsupportedRun("of its own"), UnsupportedRun, "^of its own$"),
     ],
 )
-def test_what_a_callable_raises_fails_the_run_in_a_sentence_and_ends_no_worker(tmp_path, error, says):
-    with pytest.raises((StartFailed, UnsupportedRun), match=says):
+def test_what_a_callable_raises_fails_the_run_in_its_own_words_and_ends_no_worker(tmp_path, error, kind, says):
+    with pytest.raises(kind, match=says):
         World(tmp_path, raising(error)).start()
+
+
+def test_a_callable_that_could_not_ask_leaves_no_doubt_that_the_run_is_not_deployed(tmp_path):
+    def deploy(_order: StartSpec) -> str:
+        raise NotAsked from ApiUnavailable("nobody answers")
+
+    world = World(tmp_path, deploy)
+    with pytest.raises(ApiUnavailable, match="nobody answers"):
+        world.start()
+    assert world.folder.abandon("not asked")
+    assert world.another(None).adopt(world.path) is None
+
+
+def test_a_run_of_which_the_callable_cannot_tell_is_watched_in_doubt_by_the_next_worker_too(tmp_path):
+    world = World(tmp_path, lambda _order: InDoubt(why="its own code is not sure"))
+    assert world.start().handle["doubtful"] is True
+    run = world.another(None).adopt(world.path)
+    world.seen(state(StateType.PENDING))
+    world.seen(state(StateType.PENDING), after=DOUBT_SECONDS - 1)
+    assert run.poll() is None
+    world.seen(state(StateType.PENDING), after=2)
+    assert "its own code is not sure, and it has not begun since" in decided(run, state(StateType.PENDING)).message
 
 
 def test_a_process_that_the_callable_started_after_all_is_the_deployment(world):

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flowfleet import logs
 from flowfleet.api.client import RunState, StateType
-from flowfleet.errors import ApiError, DeployError, StartFailed
+from flowfleet.errors import ApiError, DeployError, UserCodeFailed
 from flowfleet.guard import guarded
 from flowfleet.retry import OutageLog
 from workers.deployment import EXTERNAL, Deployer, Exit, Handle, StartedRun, StartSpec, StopReason
@@ -37,6 +38,7 @@ COMES_BACK_SECONDS = 630.0
 #: a run that may never have been deployed is given this long to be seen running
 DOUBT_SECONDS = 600.0
 _TEXT_LIMIT = 500
+_WORDS_LIMIT = 4000
 
 _GOES_ON = "where it was deployed it may go on"
 _TOLD = {
@@ -45,10 +47,23 @@ _TOLD = {
     StopReason.FENCE: "it is not its worker's any more",
 }
 _CANCELLED = "it was cancelled; where it was deployed it ends by itself"
-_DOUBTFUL = "its worker was killed while it was deployed, and it has not begun since"
+_KILLED = "its worker was killed while it was deployed"
+
+
+class NotAsked(Exception):
+    """The callable could not even ask the user's code to deploy the run; its cause, an `ApiError`, says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InDoubt:
+    """The answer of a callable that cannot tell whether the run is deployed."""
+
+    #: a part of a sentence for people
+    why: str
+
 
 #: deploys a run; returns a few words about what it has made, or a run that another deployer has started on its behalf
-Deploy = Callable[[StartSpec], "StartedRun | str"]
+Deploy = Callable[[StartSpec], "StartedRun | InDoubt | str"]
 States = Callable[[Sequence[str]], Mapping[str, RunState]]
 
 
@@ -59,8 +74,8 @@ class ExternalRun:
     folder: RunFolder
     handle: Handle
     forget: Callable[[ExternalRun], None]
-    #: True while nobody knows whether the callable has deployed the run
-    doubtful: bool = False
+    #: while nobody knows whether the callable has deployed the run: why that is so
+    doubt: str = ""
 
     def __post_init__(self) -> None:
         #: since when the run has been seen waiting, by the watch's clock
@@ -99,9 +114,9 @@ class ExternalRun:
             self.end(Exit(code=0, ended_at=time.time()))
             return
         if state.kind is StateType.RUNNING:
-            self.doubtful = False
+            self.doubt = ""
         returns = state.comes_back or (state.kind in (StateType.SCHEDULED, StateType.PAUSED) and not state.held)
-        if not returns and not (self.doubtful and state.kind is StateType.PENDING):
+        if not returns and not (self.doubt and state.kind is StateType.PENDING):
             self._waits_since = None
             return
         if self._waits_since is None:
@@ -110,7 +125,7 @@ class ExternalRun:
         if returns and waited >= COMES_BACK_SECONDS:
             self.end(Exit(code=0, ended_at=time.time()))
         elif not returns and waited >= DOUBT_SECONDS:
-            self.end(Exit(let_go=_DOUBTFUL, ended_at=time.time()))
+            self.end(Exit(let_go=f"{self.doubt}, and it has not begun since", ended_at=time.time()))
 
     def end(self, end: Exit) -> None:
         """Note the end of the run, on disk first; a second end is ignored."""
@@ -192,19 +207,23 @@ class ExternalDeployer:
         self._host = host
 
     def start(self, spec: StartSpec) -> StartedRun:
-        # a DeployError of the callable is raised as it is, anything else that it raises becomes StartFailed
+        # a DeployError of the callable is raised as it is, anything else that it raises becomes UserCodeFailed
         if self._deploy is None:
             return self._below.start(spec)
         folder = RunFolder(spec.folder)
         atomic_files.write_json(_marker(folder), {"v": 1, "host": self._host})
         try:
             answer = self._deploy(spec)
+        except NotAsked as exc:
+            _marker(folder).unlink(missing_ok=True)
+            raise exc.__cause__ or exc from exc
         except DeployError:
             raise
         except (Exception, SystemExit) as exc:  # guards the worker from the user's code
             logger.exception("a run could not be deployed", extra=folder.fields)
-            why = str(exc).strip().rstrip(".") or type(exc).__name__
-            raise StartFailed(f"Run {spec.run_id} could not be started: {why}.") from exc
+            raise UserCodeFailed(logs.redact(str(exc))[:_WORDS_LIMIT] or type(exc).__name__) from exc
+        if isinstance(answer, InDoubt):
+            return self._given_away(folder, "an unknown place", doubt=answer.why)
         if not isinstance(answer, str) and hasattr(answer, "handle"):
             return answer
         return self._given_away(folder, "" if answer is None else str(answer))
@@ -218,40 +237,43 @@ class ExternalDeployer:
         # a run that is not external is found by the deployer below
         run = RunFolder(folder)
         if run.start() is None and _marker(run).exists():
-            _win(run, doubtful=True)
+            _win(run, doubt=_KILLED)
         start = run.start() or {}
         if start.get("by") != self.kind:
             return self._below.adopt(folder)
-        handle = run.started() or self._handle("an unknown place")
-        return self._follow(ExternalRun(run, handle, self._watch.forget, doubtful=bool(start.get("doubtful"))))
+        doubt = str(start.get("doubt") or _KILLED) if start.get("doubtful") else ""
+        handle = run.started() or self._handle("an unknown place", doubt=doubt)
+        return self._follow(ExternalRun(run, handle, self._watch.forget, doubt=doubt))
 
     def close(self) -> None:
         self._watch.close()
         self._below.close()
 
-    def _given_away(self, folder: RunFolder, text: str) -> StartedRun:
-        handle = self._handle(text)
+    def _given_away(self, folder: RunFolder, text: str, *, doubt: str = "") -> StartedRun:
+        handle = self._handle(text, doubt=doubt)
         try:
-            _win(folder, doubtful=False)
+            _win(folder, doubt=doubt)
             atomic_files.write_json(folder.path / "started.json", handle)
         except OSError as exc:  # the run is deployed all the same; whoever adopts it knows less of it
             logger.error("handle of a run not written down", extra={"run_id": folder.run_id, "error": str(exc)})
-        return self._follow(ExternalRun(folder, handle, self._watch.forget))
+        return self._follow(ExternalRun(folder, handle, self._watch.forget, doubt=doubt))
 
     def _follow(self, run: ExternalRun) -> StartedRun:
         if run.poll() is None:
             self._watch.follow(run)
         return run
 
-    def _handle(self, text: str) -> dict[str, Any]:
-        return {"v": 1, "kind": self.kind, "host": self._host, "id": text[:_TEXT_LIMIT]}
+    def _handle(self, text: str, *, doubt: str = "") -> dict[str, Any]:
+        handle = {"v": 1, "kind": self.kind, "host": self._host, "id": text[:_TEXT_LIMIT]}
+        return {**handle, "doubtful": True} if doubt else handle
 
 
 def _marker(folder: RunFolder) -> Path:
     return folder.path / "deploying.json"
 
 
-def _win(folder: RunFolder, *, doubtful: bool) -> None:
-    fd = atomic_files.create_once(folder.path / "start", {"v": 1, "by": ExternalDeployer.kind, "doubtful": doubtful})
+def _win(folder: RunFolder, *, doubt: str) -> None:
+    record = {"v": 1, "by": ExternalDeployer.kind, "doubtful": bool(doubt), "doubt": doubt}
+    fd = atomic_files.create_once(folder.path / "start", record)
     if fd is not None:
         os.close(fd)

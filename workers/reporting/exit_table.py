@@ -51,12 +51,18 @@ def decide(exit_: Exit, state: RunState | None, *, traits: Traits, looked_before
         return Decision(step=Step.RELEASE, outcome=(state.name or state.kind.value).lower())
     if exit_.ok and not looked_before:
         return Decision(step=Step.LOOK_AGAIN)
-    silent = exit_.ok and exit_.stopped_by is None
-    words = SILENT_END + "." if silent else f"{exit_}.{last_words(exit_)}"
     kind = StateType.CRASHED if traits.has_crashed else StateType.FAILED
     if state.kind is StateType.CANCELLING:
         kind = StateType.CANCELLED
-    return Decision(step=Step.TELL, outcome=kind.value.lower(), kind=kind, message=f"The flow run's process {words}")
+    return Decision(step=Step.TELL, outcome=kind.value.lower(), kind=kind, message=_message(exit_))
+
+
+def _message(exit_: Exit) -> str:
+    if exit_.own_words and exit_.error:
+        return exit_.error  # as Prefect 1's own agent tells what a `deploy_flow` has raised
+    silent = exit_.ok and exit_.stopped_by is None
+    words = SILENT_END + "." if silent else f"{exit_}.{last_words(exit_)}"
+    return f"The flow run's process {words}"
 
 
 def last_words(exit_: Exit, *, limit: int = 400) -> str:

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from flowfleet.api.client import Answer, ApiClient, Job, Mark, StateType, Verdict
-from flowfleet.errors import ApiRejected, ApiUnavailable, DeployError, LedgerUnavailable, RunGone
+from flowfleet.errors import ApiRejected, ApiUnavailable, DeployError, LedgerUnavailable, RunGone, UserCodeFailed
 from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import Message
 from flowfleet.ledger.claims import Claim, Claims, Refusal, State
@@ -203,7 +203,7 @@ class Launch:
     def _deploy(self, attempt: Attempt, job: Job) -> None:
         key = attempt.key
         now = self.attempts.get(key)
-        not_after = self._not_after(key)
+        not_after = self.not_after(key)
         if self.attempts.closed:
             self._return(attempt, f"{self.worker} is stopping")
             return
@@ -222,10 +222,15 @@ class Launch:
         except DeployError as exc:
             self._not_started(attempt, exc)
             return
+        except (ApiUnavailable, RunGone) as exc:
+            # of a deployer that asks the API before anything begins; `_return` looks whether that is so
+            self._return(attempt, f"{self.worker} could not deploy it: {exc}")
+            return
         self.failpoints.hit("start.after_fork")
         self._running(attempt, started_run)
 
-    def _not_after(self, key: str) -> float:
+    def not_after(self, key: str) -> float:
+        """The time by the boot-time clock from which on this attempt must not begin any more, as its lease is now."""
         proof = self.attempts.proof(key)
         return (proof or boot_clock()) + self.ledger_view.lease.ttl_seconds - MARGIN_SECONDS
 
@@ -235,7 +240,8 @@ class Launch:
             # the shim came after the deadline and did not begin user code: nothing is wrong with the run itself
             self._return(attempt, f"it was too late to start it on {self.worker}")
             return
-        self._fail(attempt, str(error).removeprefix(f"Run {attempt.held.run_id} could not be started: "))
+        sentence = str(error).removeprefix(f"Run {attempt.held.run_id} could not be started: ")
+        self._fail(attempt, sentence, own_words=isinstance(error, UserCodeFailed))
 
     def _running(self, attempt: Attempt, started_run: StartedRun) -> None:
         held, whole = attempt.held, dict(started_run.handle)
@@ -268,7 +274,8 @@ class Launch:
         pid = int(handle.get("command_pid") or handle.get("pid") or 0)
         # what the callable of an external run has answered, as Prefect 1's own agent writes it
         says = f"Submitted for execution: {handle['id']}" if handle.get("kind") == "external" else None
-        self.run_log.say(held.run_id, says or self.api.claims.started_line(self.mark, pid))
+        if not handle.get("doubtful"):
+            self.run_log.say(held.run_id, says or self.api.claims.started_line(self.mark, pid))
         self.to_api.post(lambda: self.api.claims.started(held.run_id, self.mark, pid))
 
     # -- ways out
@@ -300,8 +307,9 @@ class Launch:
         else:
             self._running(attempt, started_run)
 
-    def _fail(self, attempt: Attempt, sentence: str) -> None:
-        end = Exit(error=sentence.rstrip("."), ended_at=time.time())
+    def _fail(self, attempt: Attempt, sentence: str, *, own_words: bool = False) -> None:
+        error = sentence if own_words else sentence.rstrip(".")
+        end = Exit(error=error, own_words=own_words, ended_at=time.time())
         logger.warning("run could not be started", extra={**attempt.fields, "error": sentence})
         if attempt.folder.exit_record() is None:
             attempt.folder.abandon("it could not be started")
