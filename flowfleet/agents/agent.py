@@ -11,28 +11,29 @@ import logging
 import os
 import uuid
 from collections.abc import Iterable, Mapping
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from flowfleet.agents import arguments, flow_run_records
+from flowfleet.agents import argument_kinds, arguments, flow_run_records, overrides
 from flowfleet.agents.flow_run_records import FlowRunRecord
+from flowfleet.agents.older_methods import OlderMethods
+from flowfleet.agents.starts import Starts
 from flowfleet.api.client import ApiClient, LogLine, Mark, StateType, Verdict
 from flowfleet.api.connect import connect
 from flowfleet.errors import AlreadyClaimed, ApiError, ApiUnavailable
 from flowfleet.flow_run import FlowRun, Offer, Route
 from flowfleet.settings.classes import WorkerSettings
 
-if TYPE_CHECKING:
-    from workers.deployment import StartSpec
-
 #: Prefect 1's own agent asks for runs that are due within so many seconds
 _AHEAD_SECONDS = 10.0
 _MOST_RUNS = 25
 _NO_TENANT = "00000000-0000-0000-0000-000000000000"
+#: by these words in an error Prefect 1's own agents know that a run is another agent's (source: prefect 0.9 to 1.4.1)
+_OF_ANOTHER = "State update failed"
 
 
-class Agent:
+class Agent(OlderMethods):
     """Polls for flow runs of Prefect 1 and deploys them: subclass it and override `deploy_flow`.
 
     The arguments of Prefect's releases of 2020 keep their order; `agent_config_id` and every option of `worker start`
@@ -44,20 +45,24 @@ class Agent:
         self,
         name: str | None = None,
         labels: Iterable[str] | None = None,
-        env_vars: Mapping[str, str] | None = None,
+        env_vars: Mapping[str, str | None] | None = None,
         max_polls: int | None = None,
         agent_address: str | None = None,
         no_cloud_logs: bool | None = None,
-        *,
+        *more: Any,
         agent_config_id: str | None = None,
         **options: Any,
     ) -> None:
+        given: dict[str, Any] = {"name": name, "labels": labels, "env_vars": env_vars, "max_polls": max_polls}
+        given |= {"agent_address": agent_address, "no_cloud_logs": no_cloud_logs}
+        argument_kinds.check(f"{type(self).__name__}()", given, more, agent_config_id=agent_config_id)
         self._options = arguments.check_options(type(self), options)
         found = arguments.worker_settings(self._options, os.environ)
         self._found_name = found.name
         self.name: str = name or found.name
         self.labels: list[str] = list(labels or found.labels)
-        self.env_vars: dict[str, str] = dict(env_vars or arguments.variables(found.env))
+        #: read at each start of a run; None takes a variable away that the run would have from this host
+        self.env_vars: dict[str, str | None] = dict(env_vars or arguments.variables(found.env))
         self.max_polls = max_polls
         self.agent_address: str = agent_address or arguments.address_of_prefect(os.environ)
         self.log_to_cloud: bool = found.cloud_logs if no_cloud_logs is None else not no_cloud_logs
@@ -69,6 +74,8 @@ class Agent:
         self.submitting_flow_runs: set[str] = set()
         self._client: ApiClient | None = None
         self._seen: dict[str, FlowRun] = {}
+        #: the runs that the worker is starting through these methods just now
+        self.starts = Starts()
 
     # -- what the worker and the poller of this agent need
 
@@ -87,9 +94,12 @@ class Agent:
     def become(self, api: ApiClient, settings: WorkerSettings) -> None:
         """Take over the worker's API client, and labels and variables that an agent config of the API has changed."""
         self._client = api
-        if self.agent_config_id is not None:
-            self.labels = list(settings.labels)
-            self.env_vars = arguments.variables(settings.env)
+        if self.agent_config_id is None:
+            return
+        self.labels = list(settings.labels)
+        env = arguments.variables(settings.env)
+        if env != {name: str(value) for name, value in self.env_vars.items() if value is not None}:
+            self.env_vars = dict(env)
 
     def given(self) -> dict[str, Any]:
         """The options that this agent gives to its worker and poller, by option key."""
@@ -128,7 +138,7 @@ class Agent:
         start.
         """
         del _loop_intervals  # the poller paces itself
-        if type(self).deploy_flow is Agent.deploy_flow:
+        if type(self).deploy_flow is Agent.deploy_flow and not overrides.deploys(self):
             raise NotImplementedError("Agent itself starts nothing: override deploy_flow, or use LocalAgent.")
         from flowfleet.agents import start  # noqa: PLC0415 - Celery is heavy, and only a start needs it
 
@@ -170,11 +180,13 @@ class Agent:
 
     # -- one run, by hand
 
-    def query_flow_runs(self) -> list[FlowRunRecord]:
+    def query_flow_runs(self, tenant_id: str | None = None) -> list[FlowRunRecord]:
         """Flow runs that this agent could deploy now or within ten seconds, the first due first.
 
-        Your program may call this method. Flowfleet does not: the poller asks for all workers at once.
+        Your program may call this method. Flowfleet does not: the poller asks for all workers at once. `tenant_id`, an
+        argument of 2019, has no effect: the tenant is that of the agent's settings.
         """
+        del tenant_id
         offer = Offer(backend="prefect1", labels=tuple(sorted(set(self.labels))), deploy=self.deploy_kind)
         offer = self.client.presence.resolve(offer, create=False)
         underway = set(self.submitting_flow_runs)
@@ -183,12 +195,16 @@ class Agent:
         self._seen.update(runs)
         return flow_run_records.fetch(self._graphql(), runs)
 
-    def update_state(self, flow_run: Mapping[str, Any]) -> None:
+    def update_state(self, flow_run: Mapping[str, Any], deployment_info: str | None = None) -> None:
         """Mark a flow run and its due task runs as Submitted; raises `AlreadyClaimed` when the API refuses that.
 
         Raises `ApiUnavailable` when it is not known whether the run is Submitted. Your program may call this method.
-        Flowfleet does not: the poller does the same, with a claim in Redis.
+        Flowfleet calls an override, before `deploy_flow`; the poller has marked the run by then, with a claim in Redis,
+        and this method leaves it alone. `deployment_info`, an argument of 2020, has no effect.
         """
+        del deployment_info
+        if self.starts.of(str(flow_run["id"])) is not None:
+            return
         run = self._flow_run(flow_run)
         answer = self.client.claims.claim([run], str(uuid.uuid4()), self._mark())[run.run_id]
         if answer.verdict is Verdict.UNSURE:
@@ -208,40 +224,57 @@ class Agent:
     def deploy_and_update_flow_run(self, flow_run: FlowRunRecord) -> None:
         """Call `update_state` and `deploy_flow`, and write a line to the run's log; an error stands there too.
 
-        An error of `deploy_flow` makes the run Failed. Your program may call this method. Flowfleet does not: the
-        worker does all of it under a claim.
+        An error of `deploy_flow` makes the run Failed; one that says "State update failed" leaves it to another agent.
+        Your program may call this method. Flowfleet calls it for a run that it has claimed; the worker writes the run's
+        state and log then.
         """
         run_id = str(flow_run["id"])
+        under_way = self.starts.of(run_id)
         try:
             self.update_state(flow_run)
-        except AlreadyClaimed as exc:
-            self.logger.debug("flow run left to another", extra={"run_id": run_id, "error": str(exc)})
-            return
-        try:
-            text = self.deploy_flow(flow_run)
+            text = self._deploy(flow_run)
         except Exception as exc:  # guards us from the user's code: whatever it is, the run's readers are told
+            if _OF_ANOTHER in str(exc):  # the words are all that there is: see there
+                self.logger.debug("flow run left to another", extra={"run_id": run_id, "error": str(exc)})
+                if under_way is not None:
+                    under_way.leave_to_another()
+                return
             self.logger.exception("deployment failed", extra={"run_id": run_id})
-            self._say(run_id, str(exc), logging.ERROR)
+            if under_way is None:
+                self._say(run_id, str(exc), logging.ERROR)
             self.mark_failed(flow_run, exc)
-        else:
-            self.logger.info("flow run deployed", extra={"run_id": run_id, "deployment": text})
+            return
+        self.logger.info("flow run deployed", extra={"run_id": run_id, "deployment": text})
+        if under_way is None:
             self._say(run_id, f"Submitted for execution: {text}", logging.INFO)
+        else:
+            under_way.answer(text)
 
     def mark_failed(self, flow_run: Mapping[str, Any], exc: Exception) -> None:
         """Set a flow run to Failed with the exception's text.
 
-        Your program may call this method. Flowfleet does not: it reports failures through the worker's outbox.
+        Your program may call this method. Flowfleet calls an override when `deploy_flow` has raised; it reports the
+        failure itself then, through the worker's outbox, and this method only notes it.
         """
         run_id = str(flow_run["id"])
+        under_way = self.starts.of(run_id)
+        if under_way is not None:
+            under_way.fail(exc)
+            return
         answer = self.client.ends.report(run_id, StateType.FAILED, str(exc), self._mark())
         self.logger.error("flow run failed", extra={"run_id": run_id, "error": repr(exc), "api": str(answer.verdict)})
 
-    def agent_process(self, executor: Executor) -> bool:
+    def agent_process(self, executor: Executor | str | None = None, tenant_id: str | None = None) -> bool:
         """Poll once by hand: query, and deploy each run in the executor; returns whether any run was found.
 
         Your program may call this method, but never while `start` runs. Flowfleet does not call it, since it knows
-        nothing of slots and of the ledger.
+        nothing of slots and of the ledger. `tenant_id`, the only argument in 2019, has no effect; without an executor
+        the method returns when all runs are deployed.
         """
+        del tenant_id
+        if executor is None or isinstance(executor, str):
+            with ThreadPoolExecutor() as own:
+                return self.agent_process(own)
         try:
             flow_runs = self.query_flow_runs()
         except ApiError:
@@ -264,14 +297,15 @@ class Agent:
 
     # -- inside
 
-    def deploy_spec(self, spec: StartSpec) -> Any:
-        """Call `deploy_flow` for a claimed run; returns its text, or the started run of another deployer."""
-        self.submitting_flow_runs.add(spec.run_id)
-        return self.deploy_flow(flow_run_records.fetch_one(self._graphql(), spec.run_id))
+    def _deploy(self, flow_run: FlowRunRecord) -> str:
+        # a program of 2019 has overridden `deploy_flows` instead
+        if overrides.is_overridden(self, "deploy_flow") or not overrides.is_overridden(self, "deploy_flows"):
+            return self.deploy_flow(flow_run)
+        self.deploy_flows([flow_run])
+        return ""
 
-    def _graphql(self) -> Any:
-        # only the client of Prefect 1 has `graphql`, and only Prefect 1 has agents
-        return self.client.graphql  # type: ignore[attr-defined]
+    def _graphql(self) -> flow_run_records.GraphQLQueries:
+        return flow_run_records.graphql_of(self.client)
 
     def _flow_run(self, flow_run: Mapping[str, Any]) -> FlowRun:
         run_id = str(flow_run["id"])

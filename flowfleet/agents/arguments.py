@@ -21,6 +21,18 @@ _DECIDED = frozenset(
 _POLLER_ONLY = frozenset({"max-polls", "agent-address"})
 #: option keys that go to the agent's worker, not to its poller
 _WORKER_ONLY = frozenset({"label"})
+#: options whose place an argument of the agent takes: given as well, they would have no effect
+_SAID_OTHERWISE = {
+    "label": "write labels=[…]",
+    "env": "write env_vars={…}",
+    "import-path": "write import_paths=[…], of LocalAgent",
+    "cloud-logs": "write no_cloud_logs=True or no_cloud_logs=False",
+    "hostname-label": "it is one of LocalAgent; here, write the host's name among the labels",
+    "deploy": "the class says how runs are started, and your own deploy_flow if it has one",
+    "backend": "agents are of Prefect 1",
+}
+#: the LocalAgent of 2019 started containers
+_OF_DOCKER = frozenset({"base_url", "no_pull", "volumes", "network", "networks", "docker_interface", "reg_allow_list"})
 
 
 def key_of(name: str) -> str:
@@ -32,6 +44,10 @@ def check_options(cls: type, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options of `worker start` that were given as keywords, by option key; raises `TypeError` for others."""
     known = {option.key for settings in (WorkerSettings, PollerSettings) for option in options_of(settings).values()}
     for name in options:
+        if key_of(name) in _SAID_OTHERWISE:
+            raise TypeError(f"{cls.__name__}() has no argument {name!r}: {_SAID_OTHERWISE[key_of(name)]}")
+        if name in _OF_DOCKER and key_of(name) not in known:
+            raise TypeError(f"{cls.__name__}() has no argument {name!r}: it is one of DockerAgent")
         if key_of(name) not in known:
             raise TypeError(f"{cls.__name__}() has no argument {name!r}, and worker start no option --{key_of(name)}")
     return {key_of(name): value for name, value in options.items() if value is not None}

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
+from flowfleet.api.client import ApiClient
 from flowfleet.errors import ApiRejected, RunGone
 
 #: a due retry is first left to the run's own process for so long
@@ -28,6 +29,15 @@ class FlowRunRecord(dict[str, Any]):
             return [cls.of(item) for item in value]
         return value
 
+    def copy(self) -> "FlowRunRecord":
+        """A shallow copy, which is a record too."""
+        return type(self)(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A copy of plain dicts."""
+        plain: dict[str, Any] = json.loads(json.dumps(self))
+        return plain
+
     def __getattr__(self, name: str) -> Any:
         try:
             return self[name]
@@ -47,8 +57,18 @@ class FlowRunRecord(dict[str, Any]):
 class GraphQLQueries(Protocol):
     """The part of the GraphQL client that this file needs."""
 
+    @property
+    def key(self) -> str | None:
+        """The key that is sent now; a secret. None where there is none."""
+
     def ask(self, document: str) -> Any:
         """Send a document; `.data` of the reply has the answers by root field."""
+
+
+def graphql_of(client: ApiClient) -> GraphQLQueries:
+    """The GraphQL client in this client: only that of Prefect 1 has one, and only Prefect 1 has agents."""
+    found: GraphQLQueries = client.graphql  # type: ignore[attr-defined]
+    return found
 
 
 def fetch(graphql: GraphQLQueries, run_ids: Iterable[str]) -> list[FlowRunRecord]:

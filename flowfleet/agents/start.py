@@ -9,42 +9,33 @@ import os
 import signal
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from flowfleet import ledger as ledgers
 from flowfleet import logs, signals
-from flowfleet.agents import arguments
+from flowfleet.agents import arguments, deploying, overrides, variables
+from flowfleet.agents.starts import StartUnderWay
 from flowfleet.api.client import ApiClient
 from flowfleet.errors import FleetError, LedgerError
-from flowfleet.flow_run import Route
 from flowfleet.guard import guarded
-from flowfleet.ledger.claims import Claim, State
+from flowfleet.ledger.claims import State
 from flowfleet.local import redis_process
 from flowfleet.local.child import Part, own_script, wait_ready
 from flowfleet.local.data_folder import DataFolder, default_path
 from flowfleet.settings.classes import WorkerSettings
 from flowfleet.settings.layers import secrets_of
 from workers import cli
-from workers.deployers.external import ExternalDeployer, ExternalWatch
-from workers.deployers.process import ProcessDeployer
+from workers.deployers.external import ExternalDeployer, ExternalWatch, InDoubt
 from workers.deployment import Deployer, StartedRun, StartSpec
-from workers.host import Abilities, Host
-from workers.interpreter import interpreter_of
-from workers.runs.start_spec import StartSpecBuilder
+from workers.environment import EnvironmentLayers
 from workers.service import WorkerService
-from workers.state.run_folders import RunFolders
-from workers.state.state_folder import state_root
+from workers.state.run_folders import RunFolder
 
 if TYPE_CHECKING:
     from flowfleet.agents.agent import Agent
-    from flowfleet.agents.flow_run_records import FlowRunRecord
-    from flowfleet.agents.local import LocalAgent
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +45,6 @@ LAST_STARTS_SECONDS = 60.0
 POLLER_STOP_SECONDS = 70.0
 _LOOK_SECONDS = 0.2
 _BEFORE_START = (State.CLAIMING, State.QUEUED, State.TAKEN, State.STARTING)
-
-_now = threading.local()
 
 
 class AgentEnded(FleetError):
@@ -80,7 +69,13 @@ def run(agent: Agent) -> None:
         signals.take(signal.SIGINT, signal.SIGTERM, handler=_on_early_signal, respect_ignored=False)
         with contextlib.suppress(_StopRequested):
             agent.setup()
-            _AgentRun(agent, settings, stack).live()
+            ignored = overrides.never_called(agent)
+            if ignored:
+                logger.warning(
+                    "methods are overridden that flowfleet never calls", extra={"methods": ", ".join(ignored)}
+                )
+            # once more: what `on_startup` has changed counts
+            _AgentRun(agent, agent.settings(), stack).live()
 
 
 def _on_early_signal(_number: int) -> None:
@@ -97,6 +92,8 @@ class _AgentRun:
         self._environ = dict(os.environ)
         self._folder = self._open(agent.name, f"agent named {agent.name}", "give this one another name")
         self._poller: Part | None = None
+        self._service: WorkerService | None = None
+        self._layers: EnvironmentLayers | None = None
         self._failure: FleetError | None = None
         self._over = threading.Event()
 
@@ -111,6 +108,7 @@ class _AgentRun:
         with ExitStack() as leaving:
             embedding = cli.EmbeddingProgram(
                 early=lambda: None,
+                layers=self._own_layers,
                 deployer=self._deployer,
                 launched=self._launched,
                 begun=self._begun,
@@ -141,18 +139,34 @@ class _AgentRun:
 
     # -- the worker, in this process
 
-    def _deployer(self, own: Deployer, api: ApiClient, settings: WorkerSettings) -> Deployer:
+    def _own_layers(self, layers: EnvironmentLayers, api: ApiClient, settings: WorkerSettings) -> EnvironmentLayers:
         agent = self._agent
         agent.become(api, settings)
-        by_method = agent.deploy_kind != "process" or getattr(agent, "own_variables", False)
+        self._layers = variables.with_variables_of(agent, layers)
+        return self._layers
 
-        def deploy(spec: StartSpec) -> StartedRun | str:
-            return _by_method(agent, spec, deployer)
+    def _deployer(self, own: Deployer, api: ApiClient, settings: WorkerSettings) -> Deployer:
+        agent = self._agent
+
+        def deploy(spec: StartSpec) -> StartedRun | InDoubt | str:
+            assert self._layers is not None
+            return deploying.by_method(agent, self._start_of(spec, deployer, self._layers))
 
         deployer = ExternalDeployer(
-            deploy if by_method else None, below=own, watch=ExternalWatch(api.ends.states), host=settings.host
+            deploy if overrides.asked(agent) else None,
+            below=own,
+            watch=ExternalWatch(api.ends.states),
+            host=settings.host,
         )
         return deployer
+
+    def _start_of(self, spec: StartSpec, deployer: ExternalDeployer, layers: EnvironmentLayers) -> StartUnderWay:
+        def not_after() -> float | None:
+            # user code may take longer than the lease that there was at its beginning, which is renewed meanwhile
+            service = self._service
+            return spec.not_after if service is None else service.launch.not_after(RunFolder(spec.folder).key)
+
+        return StartUnderWay(spec=spec, layers=layers, below=deployer.start_below, not_after=not_after)
 
     def _launched(self, run_id: str) -> None:
         future: Future[None] = Future()
@@ -161,6 +175,7 @@ class _AgentRun:
             self._agent.on_flow_run_deploy_attempt(future, run_id)
 
     def _begun(self, service: WorkerService) -> None:
+        self._service = service
         # the worker is in the roster by now, so the first poll already knows what to ask for
         env = arguments.poller_environment(self._agent.given(), self._settings, self._environ)
         left = Part.left("poller", self._folder, grace=POLLER_STOP_SECONDS)
@@ -202,81 +217,6 @@ class _AgentRun:
         self._over.set()
         if self._poller is not None:
             self._poller.stop()
-
-
-# -- starting a run by the agent's `deploy_flow`
-
-
-@dataclass(frozen=True, kw_only=True)
-class _StartUnderWay:
-    """The start that this thread is working on; LocalAgent's own `deploy_flow` adds the started run to it."""
-
-    spec: StartSpec
-    deployer: ExternalDeployer
-    started: list[StartedRun] = field(default_factory=list)
-
-
-def _by_method(agent: Agent, spec: StartSpec, deployer: ExternalDeployer) -> StartedRun | str:
-    now = _now.under_way = _StartUnderWay(spec=spec, deployer=deployer)
-    text = ""
-    try:
-        text = agent.deploy_spec(spec)
-    except Exception:  # guards the worker from the user's code
-        if not now.started:
-            raise
-        # the run's process is started: what the override meant to do after that must not fail the run
-        logger.exception("deploy_flow failed after its process was started", extra={"run_id": spec.run_id})
-    finally:
-        _now.under_way = None
-    return now.started[-1] if now.started else text
-
-
-def deploy(agent: LocalAgent, flow_run: FlowRunRecord) -> str:
-    """Start a flow run as a process of this host: by the worker that is starting this run, or else by hand."""
-    run_id = str(flow_run["id"])
-    now: _StartUnderWay | None = getattr(_now, "under_way", None)
-    if now is None or now.spec.run_id != run_id:
-        return _by_hand(agent, run_id)
-    spec = now.spec
-    if agent.own_variables:
-        spec = dataclasses.replace(spec, env={**spec.env, **agent.populate_env_vars(flow_run)})
-    now.started.append(now.deployer.start_below(spec))
-    return _pid(now.started[-1])
-
-
-def _by_hand(agent: LocalAgent, run_id: str) -> str:
-    settings, environ = agent.settings(), dict(os.environ)
-    host, abilities = Host.probe(environ), Abilities.probe(environ)
-    layers, interpreter = interpreter_of(settings, environ, agent.client.traits)
-    specs = StartSpecBuilder(settings=settings, api=agent.client.jobs, layers=layers, interpreter=interpreter)
-    path = state_root(settings, environ) / "by-hand"
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    claim = str(uuid.uuid4())
-    folder = RunFolders(path).create(run_id, claim, {})
-    assert folder is not None
-    job = agent.client.jobs.job(run_id)
-    held = Claim(
-        run_id=run_id,
-        claim=claim,
-        call=claim,
-        route=Route("prefect1", "", ""),
-        name=job.state.run_name,
-        due=datetime.now(UTC),
-        state=State.STARTING,
-        attempt=1,
-        policy="report",
-        handle=None,
-        exit=None,
-    )
-    with closing(ProcessDeployer(host=host, abilities=abilities)) as deployer:
-        started_run = deployer.start(specs.make(held, job, folder, not_after=None))
-        started_run.close()
-        return _pid(started_run)
-
-
-def _pid(started_run: StartedRun) -> str:
-    handle = started_run.handle
-    return f"PID: {handle.get('command_pid') or handle.get('pid')}"
 
 
 class HeartbeatThread:

@@ -2,12 +2,14 @@
 
 import configparser
 import logging
+import os
 import socket
 import subprocess
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,15 +17,19 @@ import pytest
 
 import flowfleet
 from flowfleet import Agent, DockerAgent, LocalAgent
-from flowfleet.agents import arguments
+from flowfleet.agents import arguments, deploying, overrides
 from flowfleet.agents.flow_run_records import FlowRunRecord, fetch
 from flowfleet.agents.start import HeartbeatThread
+from flowfleet.agents.starts import StartUnderWay
 from flowfleet.api import traits
 from flowfleet.api.backlog import DueRuns
 from flowfleet.api.client import Answer, Job, LogLine, ServerInfo, StateType, Verdict
 from flowfleet.errors import AlreadyClaimed, ApiUnavailable, FleetError, SettingsError, UnsupportedRun
 from flowfleet.flow_run import FlowRun, Offer, Route
 from tests.waiting import until
+from workers.deployers.external import InDoubt, NotAsked
+from workers.deployment import RunLimits, StartSpec
+from workers.environment import EnvironmentLayers
 
 TENANT = "11111111-1111-4111-8111-111111111111"
 HOST = socket.gethostname()
@@ -65,6 +71,7 @@ class Api:
         self.claimed: list[tuple[str, str]] = []
         self.reported: list[tuple[str, StateType, str]] = []
         self.lines: list[LogLine] = []
+        self.engine: dict[str, str | None] = {}
         self.graphql = self.claims = self.ends = self.backlog = self.presence = self.jobs = self
 
     def ask(self, document: str) -> Any:
@@ -103,6 +110,7 @@ class Api:
 
     def equip(self, job: Job) -> Job:
         forced = {"PREFECT__CONTEXT__FLOW_RUN_ID": job.state.run_id, "PREFECT__CONTEXT__FLOW_ID": job.flow_id}
+        forced |= self.engine
         defaults = {"PREFECT__LOGGING__LEVEL": "INFO", "A": "default"}
         return replace(job, engine_defaults=defaults, engine_env={**forced, "GONE": None})
 
@@ -192,6 +200,40 @@ def test_what_cannot_be_an_argument_is_said_in_a_sentence(monkeypatch):
 # classes
 
 
+def test_the_methods_of_2019_do_what_they_did():
+    class Of2019(Agent):
+        deployed: Any = ()
+
+        def deploy_flows(self, flow_runs: Any) -> None:
+            self.deployed = [*self.deployed, *(run.id for run in flow_runs)]
+
+    agent = an_agent(Api(row(1), row(2)), Of2019)
+    assert agent.query_tenant_id() == TENANT
+    assert len(agent.query_flow_runs(tenant_id=TENANT)) == 2
+    assert agent.agent_process(TENANT) is True
+    assert sorted(agent.deployed) == [run_id(1), run_id(2)]
+    agent.update_states([row(1)])
+    assert [run for run, _ in agent.client.claimed][2:] == [run_id(1)]
+    agent = an_agent(Api(row(1)))
+    agent.error = ValueError("asked")
+    with pytest.raises(ValueError, match="asked"):
+        agent.deploy_flows([row(1)])
+
+
+def test_a_process_that_an_own_deploy_flow_has_added_is_taken_off_when_it_has_ended(caplog):
+    agent = LocalAgent()
+    with caplog.at_level(logging.INFO, logger="agent"):
+        agent.processes |= {
+            ended := subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"]),
+            alive := subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE),
+        }
+        ended.wait(20)
+        agent.heartbeat()
+    assert agent.processes == {alive}
+    assert [(record.pid, record.code) for record in caplog.records] == [(ended.pid, 3)]
+    alive.communicate(b"\n")
+
+
 def test_who_asks_for_no_agent_does_not_pay_for_them():
     code = "import flowfleet, sys; print('flowfleet.agents' in sys.modules, 'celery' in sys.modules)"
     code += "; from flowfleet import LocalAgent; LocalAgent(); print('celery' in sys.modules)"
@@ -235,13 +277,36 @@ def test_an_overridden_deploy_flow_makes_external_deployments():
             return super().deploy_flow(flow_run)
 
     class Variables(LocalAgent):
-        def populate_env_vars(self, flow_run: Any) -> dict[str, str]:
+        def populate_env_vars(self, flow_run: Any) -> dict[str, str]:  # type: ignore[override]
             return {**super().populate_env_vars(flow_run), "MORE": "1"}
 
-    assert (Own().deploy_kind, Own().own_variables) == ("external", False)
+    class Of2019(LocalAgent):
+        def deploy_flows(self, flow_runs: Any) -> None:
+            raise NotImplementedError
+
+    class Docker(DockerAgent):
+        deploy_flow = Own.deploy_flow
+
+    assert [cls().deploy_kind for cls in (Own, Of2019, Docker)] == ["external"] * 3
+    assert [overrides.asked(cls()) for cls in (LocalAgent, Own, Variables)] == [False, True, True]
+    handed = LocalAgent()
+    handed.deploy_flow = str  # type: ignore[method-assign, assignment]
+    assert handed.deploy_kind == "external"
     # in a container, too: what runs elsewhere does not end with it
     assert (Own().settings().on_stop, Own(on_stop="wait").settings().on_stop) == ("detach", "wait")
-    assert (Variables().deploy_kind, Variables().own_variables) == ("process", True)
+    assert Variables().deploy_kind == "process"
+
+
+def test_overrides_that_are_never_called_are_named():
+    class Picky(LocalAgent):
+        def query_flow_runs(self, tenant_id: str | None = None) -> Any:
+            return super().query_flow_runs(tenant_id)[:1]
+
+        def _mark_flow_as_submitted(self, flow_run: Any) -> None:
+            raise NotImplementedError
+
+    assert overrides.never_called(Picky()) == ["query_flow_runs", "_mark_flow_as_submitted"]
+    assert overrides.never_called(LocalAgent()) == []
 
 
 # flow runs
@@ -306,6 +371,119 @@ def test_a_run_is_deployed_and(given, error, verdict, lines, reported):
     assert agent.client.reported == [(run_id(1), *told) for told in reported]
 
 
+class Launched:
+    """A run that a worker starts through the methods of an agent."""
+
+    def __init__(self, agent: Any, folder: Path, *, env: dict[str, str] | None = None) -> None:
+        self.agent = agent
+        self.started: list[StartSpec] = []
+        marks = {"FLOWFLEET_RUN_ID": run_id(1), "FLOWFLEET_CLAIM": "claim"}
+        spec = StartSpec(
+            run_id=run_id(1), claim="claim", argv=["x"], env=marks, cwd="/", folder=folder, not_after=1.0,
+            limits=RunLimits(log_limit=1, stop_grace=1.0),
+        )  # fmt: skip
+        self.start = StartUnderWay(
+            spec=spec, layers=EnvironmentLayers(base=env or {}, home="/home"), below=self.below, not_after=lambda: 2.0
+        )
+
+    def below(self, spec: StartSpec) -> Any:
+        self.started.append(spec)
+        return SimpleNamespace(handle={"pid": 7})
+
+    def answer(self) -> Any:
+        return deploying.by_method(self.agent, self.start)
+
+
+def test_a_run_under_way_is_updated_without_a_write_and_its_failure_is_told_by_the_worker(tmp_path):
+    class Own(Mine):
+        failed: Any = None
+
+        def deploy_flow(self, flow_run: Any) -> str:
+            self.update_state(flow_run)
+            with ThreadPoolExecutor(1) as executor:  # whatever thread asks
+                executor.submit(self.update_state, flow_run).result()
+            return super().deploy_flow(flow_run)
+
+        def mark_failed(self, flow_run: Any, exc: Exception) -> None:
+            self.failed = str(exc)
+            super().mark_failed(flow_run, exc)
+
+    agent = an_agent(Api(row(1)), Own)
+    assert Launched(agent, tmp_path).answer() == "somewhere, flow as run-1"
+    agent.error = ValueError("X happened")
+    with pytest.raises(ValueError, match=r"^X happened$"):
+        Launched(agent, tmp_path).answer()
+    assert agent.failed == "X happened"
+    assert (agent.client.claimed, agent.client.reported, agent.client.lines) == ([], [], [])
+    agent.update_state(row(1))
+    assert len(agent.client.claimed) == 1, "none is under way any more"
+
+
+def test_a_run_that_is_another_agent_s_is_neither_failed_nor_deployed(tmp_path):
+    class Own(Mine):
+        def update_state(self, flow_run: Any, deployment_info: Any = None) -> None:
+            raise RuntimeError("State update failed: somebody was here first")
+
+    agent = an_agent(Api(row(1)), Own)
+    answer = Launched(agent, tmp_path).answer()
+    assert isinstance(answer, InDoubt)
+    assert "could not be updated" in answer.why
+    assert agent.client.reported == []
+
+    class Skips(Mine):
+        def deploy_and_update_flow_run(self, flow_run: Any) -> None: ...
+
+    assert isinstance(Launched(an_agent(Api(row(1)), Skips), tmp_path).answer(), InDoubt)
+    with pytest.raises(NotAsked):
+        Launched(an_agent(Api()), tmp_path).answer()
+
+
+@pytest.mark.parametrize("year", [2020, 2022])
+def test_a_run_gets_what_an_override_of_its_variables_returns_and_its_marks(tmp_path, year):
+    class Variables(LocalAgent):
+        def deploy_flow(self, flow_run: Any) -> str:
+            flow_run.run_config.env["CHANGED"] = "by deploy_flow"
+            flow_run.run_config.working_dir = "/changed"
+            return super().deploy_flow(flow_run)
+
+        def taken(self, env: dict[str, str]) -> dict[str, Any]:
+            del env["HOSTVAR"], env["FLOWFLEET_CLAIM"]
+            return {**env, "NUMBER": 1, "NOTHING": None}
+
+    class Of2020(Variables):
+        def populate_env_vars(self, flow_run: Any) -> Any:  # type: ignore[override]
+            return self.taken(super().populate_env_vars(flow_run))
+
+    class Of2022(Variables):
+        def populate_env_vars(self, flow_run: Any, run_config: Any) -> Any:  # type: ignore[override]
+            assert (run_config.type, run_config.env["CHANGED"]) == ("LocalRun", "by deploy_flow")
+            return self.taken(super().populate_env_vars(flow_run, run_config=run_config))
+
+    launched = Launched(an_agent(Api(row(1)), {2020: Of2020, 2022: Of2022}[year]), tmp_path, env={"HOSTVAR": "h"})
+    assert launched.answer().handle == {"pid": 7}
+    (spec,) = launched.started
+    assert dict(spec.env) == {
+        "PREFECT__LOGGING__LEVEL": "INFO",
+        "A": "run",
+        "OF_THE_RUN": "r",
+        **ENGINE,
+        "PYTHONPATH": "/changed",
+        "CHANGED": "by deploy_flow",
+        "NUMBER": "1",
+        "FLOWFLEET_RUN_ID": run_id(1),
+        "FLOWFLEET_CLAIM": "claim",
+    }
+    assert (spec.cwd, spec.not_after) == ("/changed", 2.0)
+
+
+def test_an_override_that_returns_no_variables_is_told_so(tmp_path):
+    class Forgets(LocalAgent):
+        def populate_env_vars(self, flow_run: Any, run_config: Any = None) -> Any: ...
+
+    with pytest.raises(TypeError, match="populate_env_vars of Forgets returned a value of type NoneType, it must ret"):
+        Launched(an_agent(Api(row(1)), Forgets), tmp_path).answer()
+
+
 def test_one_poll_by_hand_deploys_what_it_finds_and_says_whether_it_found_any():
     agent = an_agent(Api(row(1), row(2)))
     with ThreadPoolExecutor(2) as executor:
@@ -319,16 +497,46 @@ def test_one_poll_by_hand_deploys_what_it_finds_and_says_whether_it_found_any():
         assert agent.agent_process(executor) is False
 
 
-def test_the_variables_of_a_run_are_those_of_agent_run_and_engine_in_this_order():
-    agent = an_agent(Api(), LocalAgent, env_vars={"A": "agent", "B": "agent"})
-    assert agent.populate_env_vars(FlowRunRecord.of(row(1))) == {
+ENGINE = {"PREFECT__CONTEXT__FLOW_RUN_ID": run_id(1), "PREFECT__CONTEXT__FLOW_ID": "f"}
+
+
+def test_the_variables_of_a_run_are_those_of_host_agent_run_and_engine_in_this_order(monkeypatch):
+    host = {"PATH": "/bin", "HOSTVAR": "h", "A": "host", "FLOWFLEET_KEY": "secret-key"}
+    monkeypatch.setattr(os, "environ", host)
+    agent = an_agent(Api(), LocalAgent, env_vars={"A": "agent", "B": "agent", "HOSTVAR": None, "OF_THE_RUN": None})
+    path = {"PATH": "/bin", "PYTHONPATH": str(Path.cwd())}
+    expected = {**path, "PREFECT__LOGGING__LEVEL": "INFO", "A": "run", "B": "agent", "OF_THE_RUN": "r", **ENGINE}
+    flow_run = FlowRunRecord.of(row(1))
+    assert agent.populate_env_vars(flow_run) == expected
+    # as 1.4.1 calls it: this run_config counts, a record or an object of prefect's own
+    run_config = SimpleNamespace(env={"A": 1, "B": None}, working_dir="/w")
+    del expected["B"], expected["OF_THE_RUN"]
+    assert agent.populate_env_vars(flow_run, run_config=run_config) == {**expected, "A": "1", "PYTHONPATH": "/w"}
+    agent.env_vars["LATER"] = 2
+    flow_run.run_config.env = None
+    assert agent.populate_env_vars(flow_run) == {**expected, "A": "agent", "B": "agent", "LATER": "2"}
+
+
+def test_the_variables_of_a_container_have_nothing_of_this_host(monkeypatch):
+    monkeypatch.setenv("HOSTVAR", "h")
+    agent = an_agent(Api(), DockerAgent, env_vars={"A": "agent", "B": "agent"}, no_cloud_logs=True)
+    agent.client.engine = {"PREFECT__CLOUD__API": "http://localhost:4200", "PREFECT__CLOUD__API_KEY": None}
+    env = agent.populate_env_vars(FlowRunRecord.of(row(1)), "an-image", run_config=None)
+    assert env == {
         "PREFECT__LOGGING__LEVEL": "INFO",
         "A": "run",
         "B": "agent",
         "OF_THE_RUN": "r",
-        "PREFECT__CONTEXT__FLOW_RUN_ID": run_id(1),
-        "PREFECT__CONTEXT__FLOW_ID": "f",
+        "GONE": "",
+        **ENGINE,
+        "PREFECT__CLOUD__API": "http://host.docker.internal:4200",
+        "PREFECT__CONTEXT__IMAGE": "an-image",
+        "PREFECT__CLOUD__API_KEY": "",
+        "PREFECT__CLOUD__AUTH_TOKEN": "",
+        "PREFECT__LOGGING__LOG_TO_CLOUD": "false",
     }
+    agent.env_vars["PREFECT__CLOUD__API"] = "http://given"
+    assert agent.populate_env_vars(FlowRunRecord.of(row(1)))["PREFECT__CLOUD__API"] == "http://given"
 
 
 # hooks
@@ -390,6 +598,9 @@ def test_the_supervisor_conf_has_a_program_for_the_worker_and_one_for_the_poller
     assert poller.endswith("start --backend prefect1")
     assert "--backend prefect1" in worker
     assert not [secret for secret in ("token-123", "v-secret") if secret in conf]
+    # in the order of 2020
+    old = LocalAgent.generate_supervisor_conf("T", ["l"], ["/p"], True)
+    assert old == LocalAgent.generate_supervisor_conf(token="T", labels=["l"], import_paths=["/p"], show_flow_logs=True)
     # the arguments of 2021
     conf = LocalAgent.generate_supervisor_conf(key="key-123", tenant_id="t", agent_config_id="c", labels=["x"])
     assert (conf.count("--tenant-id t"), conf.count("--agent-config-id c")) == (2, 2)
