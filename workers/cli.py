@@ -144,8 +144,6 @@ def serve(
     deployer = embedding.deployer(own, api, settings)
     embedding.leave_with(ledger.close)
     row = _join_fleet(ledger, settings, api, state, host, retry=retry, startup_page=startup_page)
-    plan = StopPlan.of(settings, enclosure_of(environ))
-    plan.say()
     service = WorkerService(
         settings=settings,
         row=row,
@@ -160,7 +158,7 @@ def serve(
         start_specs=StartSpecBuilder(settings=settings, api=api.jobs, layers=layers, interpreter=interpreter),
         state=state,
         failpoints=failpoints,
-        mode=plan.mode,
+        mode=_stop_mode(settings, environ),
         count_refused=lambda _reason: ledger.store.count("messages-refused"),
         launched=embedding.launched,
         leave=embedding.leave,
@@ -191,6 +189,13 @@ def _abilities(environ: Mapping[str, str]) -> Abilities:
     for sentence in abilities.missing():
         logger.warning(sentence)
     return abilities
+
+
+def _stop_mode(settings: WorkerSettings, environ: Mapping[str, str]) -> str:
+    """What a stop of this worker does with its runs; said at its start."""
+    plan = StopPlan.of(settings, enclosure_of(environ))
+    plan.say()
+    return plan.mode
 
 
 def _leave_nothing(service: WorkerService, subscription: Subscription) -> None:
