@@ -7,6 +7,7 @@ import pytest
 from flowfleet.ledger.claims import Lease, State
 from tests.ledger_world import LedgerWorld
 from tests.valkey import Valkey
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -106,3 +107,31 @@ def test_the_leaders_numbers_reach_the_workers(world):
 
     assert world.claims.renew("w@h", "n1", 1, []).lease == lease
     assert world.gate.lease() == lease
+
+
+def test_a_primary_that_followed_another_for_a_while_shuts_the_gate_since_it_has_lost_its_last_moves():
+    with Valkey.private(tcp=True) as server, Valkey.private(tcp=True) as other:
+        world = LedgerWorld(server.url).up()
+        claim = world.bring(State.QUEUED)
+        until_copied(other, server)
+        assert world.gate.is_open(), "a replica that comes changes nothing"
+        with other.client() as promoted, server.client() as primary:
+            promoted.execute_command("REPLICAOF", "NO", "ONE")
+            assert world.claims.take(claim.run_id, claim.claim, "w@h", "n1").moved
+            primary.execute_command("REPLICAOF", "127.0.0.1", other.port)
+            until(lambda: primary.info("replication")["master_link_status"] == "up", 20, "the copy")
+            primary.execute_command("REPLICAOF", "NO", "ONE")
+
+        assert world.claims.get(claim.run_id).state is State.QUEUED, "the move is lost"
+        assert not world.gate.is_open()
+        assert not world.claims.take(claim.run_id, claim.claim, "w2@h", "n2").moved
+        assert world.gate.open(world.term, world.gate.server())
+        assert not world.claims.take(claim.run_id, claim.claim, "w2@h", "n2").moved, (
+            "it is handed back, never taken twice"
+        )
+
+
+def until_copied(replica, primary):
+    with replica.client() as client:
+        client.execute_command("REPLICAOF", "127.0.0.1", primary.port)
+        until(lambda: client.info("replication")["master_link_status"] == "up", 20, "the copy")

@@ -6,17 +6,18 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 
 import pytest
 
 from flowfleet.broker import Publisher, make_app, queue_key
-from flowfleet.errors import LedgerUnavailable, LedgerUnusable
+from flowfleet.errors import LedgerUnavailable, LedgerUnusable, LoginRefused
 from flowfleet.flow_run import Message
 from flowfleet.ledger import connect
 from flowfleet.ledger.claims import State
 from flowfleet.ledger.login import Login
 from flowfleet.ledger.store import redacted
+from flowfleet.monitor.redis_server import RedisServer
 from tests.ledger_world import LedgerWorld, held, route, row
 from tests.valkey import Valkey, free_port
 from tests.waiting import until
@@ -57,6 +58,21 @@ def test_a_user_that_may_not_run_scripts_is_told_so(locked):
 
     with pytest.raises(LedgerUnusable, match="refuses our password or user"):
         ledger.gate.is_open()
+
+
+def test_rights_that_are_taken_later_are_waited_for_and_the_settings_may_stay_hidden(locked):
+    with locked.client() as client:
+        client.acl_setuser("strong", enabled=True, passwords=["+pw"], commands=["+@all", "-config"], keys=["*"])
+        ledger = connect(f"redis://strong:pw@127.0.0.1:{locked.port}/0", "x")
+        assert not ledger.gate.is_open()
+        assert not ledger.check().persistent
+        client.execute_command("ACL", "SETUSER", "strong", "-@all", "+auth", "+info")
+        for ask in (ledger.gate.is_open, lambda: ledger.hints.publish("poke")):
+            with pytest.raises(LoginRefused, match="refuses our password or user"):
+                ask()
+        assert RedisServer(ledger.store).config("appendonly") is None
+        client.execute_command("ACL", "SETUSER", "strong", "+@all")
+        assert not ledger.gate.is_open()
 
 
 def test_a_replica_is_refused_and_its_refused_writes_are_waited_for(valkey):
@@ -216,7 +232,7 @@ def test_a_full_redis_is_waited_for():
         world = LedgerWorld(server.url).up()
         with server.client() as client:
             client.config_set("maxmemory", 1)
-        with pytest.raises(LedgerUnavailable, match="cannot write now"):
+        with pytest.raises(LedgerUnavailable, match="cannot do it now"):
             world.claim()
 
 
@@ -246,6 +262,28 @@ def test_a_refused_password_of_a_message_is_said_without_it(locked):
     with pytest.raises(LedgerUnavailable) as caught:
         Publisher(app).publish(Message(run_id=str(uuid.uuid4()), claim=str(uuid.uuid4()), route=route()))
     assert "wrong-secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("way", ["tcp_url", "socket_url"])
+def test_a_message_that_redis_refuses_is_said_and_the_next_one_goes_by_a_new_connection(way):
+    """A demoted primary keeps its connections, while the address may lead to its successor."""
+    with Valkey.private(tcp=True) as server, server.client() as client:
+        # old servers do not know the name that the client library gives itself
+        client.acl_setuser("app", enabled=True, passwords=["+pw"], commands=["+@all", "-client"], keys=["*"])
+        publisher = Publisher(make_app(getattr(server, way).replace("://", "://app:pw@"), fleet="x"))
+        message = Message(run_id=str(uuid.uuid4()), claim=str(uuid.uuid4()), route=route())
+        publisher.publish(message)
+        before = {one["id"] for one in client.client_list() if one["user"] == "app"}
+        client.config_set("min-replicas-to-write", 1)
+        with pytest.raises(LedgerUnavailable, match="NOREPLICAS"):
+            publisher.publish(message)
+        client.config_set("min-replicas-to-write", 0)
+        publisher.publish(message)
+
+        assert client.llen(queue_key("x", message.route)) == 2
+        after = {one["id"] for one in client.client_list() if one["user"] == "app" and one["cmd"] == "lpush"}
+        assert len(after) == 1
+        assert not after & before
 
 
 # hints
@@ -312,6 +350,25 @@ def test_what_is_no_hint_is_passed_over(heard):
     until(lambda: found, 5, "the hint after them")
 
     assert found == [("poke", "")]
+
+
+def test_a_subscription_is_made_anew_after_refusals_too():
+    """The primary may be a replica now, where nobody publishes any more, and the address lead elsewhere."""
+    with Valkey.private(tcp=True) as server, server.client() as client:
+        world, found = LedgerWorld(server.url), []
+        subscribers = lambda: {one["id"] for one in client.client_list(_type="pubsub")}  # noqa: E731
+        with closing(world.ledger.hints.listen(lambda kind, _: found.append(kind))) as listening:
+            until(listening.subscribed.is_set, 5, "the subscription")
+            before = subscribers()
+            client.config_set("min-replicas-to-write", 1)
+            with pytest.raises(LedgerUnavailable):
+                world.roster.know([route("a")])
+            client.config_set("min-replicas-to-write", 0)
+            world.roster.know([route("a")])
+            until(lambda: subscribers() and not subscribers() & before, 10, "another connection")
+            until(listening.subscribed.is_set, 5, "the subscription again")
+            world.ledger.hints.publish("poke")
+            until(lambda: "poke" in found, 5, "the hint")
 
 
 def test_a_listener_outlives_an_outage():

@@ -109,7 +109,7 @@ def errors(tmp_path):
 def test_each_kind_of_refusal_is_said_once_and_waited_for(errors):
     world, parts = errors.world, (errors.poller, errors.worker)
     process = errors.redis.info("server")["run_id"]
-    deployment, (run, pid) = world.deploy_tiny(), world.held()
+    deployment, (_, pid) = world.deploy_tiny(), world.held()
     until(lambda: world.seen()["counts"]["running"] == 1, 20, "it to run")
     for code in FAULTS:
         logs = [Lines(part) for part in parts]
@@ -131,7 +131,9 @@ def test_each_kind_of_refusal_is_said_once_and_waited_for(errors):
         for log in logs:
             until(lambda log=log: log.having("answers again"), 10, f"{log.part.name} to say that it is over")
             assert len(log.having("neighbour=Redis")) == 2
-        until(lambda: len(world.seen()["runs"]) == 1, 20, "its end to be told, and the next fault to find nothing in hand")
+        until(
+            lambda: len(world.seen()["runs"]) == 1, 20, "its end to be told, and the next fault to find nothing in hand"
+        )
     os.kill(pid, 0)
     world.release()
     world.all_once(world.runs)

@@ -19,11 +19,17 @@ local function now()
   return string.format('%d.%06d', time[1], time[2])
 end
 
--- the id of this server process: a restart, an empty server and a promoted replica all have another
+-- the id of this server process: a restart, an empty server and a promoted replica all have another. So has a primary
+-- that was a replica for a while, since it has lost what its successor had not heard of: with each promotion Redis keeps
+-- the replication id of before as the second one, which is all zeros until then.
 local PROCESS
 local function process()
   if not PROCESS then
     PROCESS = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
+    local before = string.match(redis.call('INFO', 'replication'), 'master_replid2:(%x+)')
+    if before and string.find(before, '[^0]') then
+      PROCESS = PROCESS .. '-' .. before
+    end
   end
   return PROCESS
 end

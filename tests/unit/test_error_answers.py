@@ -1,0 +1,81 @@
+"""Error answers: which wait, which end a start, and how those of Redis 6.2 inside a script are read."""
+
+import pytest
+from redis import exceptions
+from redis._parsers import _RESP2Parser
+
+from flowfleet.errors import LedgerUnavailable, LedgerUnusable, LoginRefused
+from flowfleet.ledger.error_answers import answer_of, ledger_error
+
+#: what a Redis 6.2.14 puts around an error inside a script, recorded
+IN_SCRIPT = "ERR Error running script (call to f_872bc6701b4ac00ebb820e81652ffe2b4bc16f1b): @user_script:1: "
+CALL = IN_SCRIPT + "@user_script: 1: "
+#: and Valkey 9 behind it
+BEHIND = " script: on @user_script:1."
+
+
+def error(answer):
+    """What the client library makes of the answer of a server."""
+    return _RESP2Parser(4096).parse_error(answer)
+
+
+#: answers as recorded of Redis 6.2.14 and Valkey 9.1.2, with their code
+LATER = {
+    "NOREPLICAS Not enough good replicas to write.": "NOREPLICAS",
+    CALL + "-NOREPLICAS Not enough good replicas to write.": "NOREPLICAS",
+    "READONLY You can't write against a read only replica." + BEHIND: "READONLY",
+    CALL + "-READONLY You can't write against a read only replica.": "READONLY",
+    "OOM command not allowed when used memory > 'maxmemory'." + BEHIND: "OOM",
+    CALL + "-OOM command not allowed when used memory > 'maxmemory'.": "OOM",
+    CALL + "-MISCONF Redis is configured to save RDB snapshots, but it is currently not able to persist": "MISCONF",
+    "UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)": "UNBLOCKED",
+}
+RIGHTS = {
+    "NOAUTH Authentication required.": "NOAUTH",
+    "WRONGPASS invalid username-password pair or user is disabled.": "NOAUTH",
+    "NOPERM User app has no permissions to run the 'brpop' command": "NOPERM",
+    "ERR ACL failure in script: User app has no permissions to run the 'set' command" + BEHIND: "NOPERM",
+    CALL + "The user executing the script can't run this command or subcommand": "NOPERM",
+}
+ONCE_ANSWERED = {
+    "EXECABORT Transaction discarded because of previous errors.": "EXECABORT",
+    "TRYAGAIN Multiple keys request during rehashing of slot": "TRYAGAIN",
+    "WRONGTYPE Operation against a key holding the wrong kind of value" + BEHIND: "WRONGTYPE",
+    IN_SCRIPT + "WRONGTYPE Operation against a key holding the wrong kind of value": "WRONGTYPE",
+    "ERR unknown command 'EVALSHA', with args beginning with: ": "ERR",
+    "ERR no such upstream": "ERR",
+}
+#: faults of the script itself
+FAULTS = [
+    "ERR user_script:1: attempt to index local 'x' (a nil value)" + BEHIND,
+    IN_SCRIPT + "user_script:1: attempt to index local 'x' (a nil value)",
+    "ERR Error compiling script (new function): user_script:1: unexpected symbol near '<eof>'",
+]
+
+
+@pytest.mark.parametrize(("answer", "code"), [*LATER.items(), *RIGHTS.items(), *ONCE_ANSWERED.items()])
+def test_after_a_good_answer_every_error_answer_is_waited_for(answer, code):
+    found = ledger_error(error(answer), "redis://h:1/0", answered=True)
+
+    assert answer_of(error(answer))[0] == code
+    assert type(found) is (LoginRefused if answer in RIGHTS else LedgerUnavailable)
+    assert "user_script: 1" not in str(found), "the sentence has what Redis says, without the frame of 6.2"
+
+
+@pytest.mark.parametrize("answer", [*LATER, *RIGHTS, *ONCE_ANSWERED])
+def test_before_it_only_what_a_usable_server_says_is(answer):
+    kind = LedgerUnavailable if answer in LATER else LedgerUnusable
+    assert type(ledger_error(error(answer), "redis://h:1/0", answered=False)) is kind
+
+
+@pytest.mark.parametrize("answered", [False, True])
+@pytest.mark.parametrize("answer", FAULTS)
+def test_a_fault_of_a_script_is_ours_and_never_waited_for(answer, answered):
+    assert type(ledger_error(error(answer), "redis://h:1/0", answered=answered)) is LedgerUnusable
+
+
+@pytest.mark.parametrize("exc", [exceptions.ConnectionError("gone"), exceptions.TimeoutError("slow")])
+def test_no_answer_is_always_waited_for(exc):
+    found = ledger_error(exc, "redis://h:1/0", answered=False)
+    assert type(found) is LedgerUnavailable
+    assert "does not answer" in str(found)
