@@ -4,7 +4,7 @@ import json
 import os
 import sys
 import time
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import asdict, replace
 from functools import cache
 
@@ -16,6 +16,7 @@ from flowfleet.api.backlog import Place
 from flowfleet.api.client import ApiClient, RunState, StateType
 from flowfleet.api.connect import PrefectValues
 from flowfleet.api.connect import connect as connect_api
+from flowfleet.commands import leave
 from flowfleet.commands.program import CHECKS_FAILED, Group, run
 from flowfleet.commands.show_config import config_lines
 from flowfleet.commands.worker_control import open_ledger
@@ -48,6 +49,7 @@ def program() -> None:
     flowfleet up --demo        everything on this machine, with example runs
     flowfleet status           what waits, what runs, and where
     flowfleet explain RUN      why is my run (not) running
+    flowfleet leave            give back what has not begun, and end the fleet
     """  # noqa: D301 - click reads the escape
 
 
@@ -292,7 +294,17 @@ def _half(name: str) -> click.Command:
     return half
 
 
+def _substitute(
+    settings: CommonSettings, api: ApiClient, ledger: Ledger
+) -> AbstractContextManager[leave.LookAtSubstitute]:
+    """The poller inside `flowfleet leave`: another half, imported only when that is called."""
+    from poller.substitute import substitute  # noqa: PLC0415
+
+    return substitute(settings, api, ledger)
+
+
 program.add_command(up)
+program.add_command(leave.command(_substitute))
 program.add_command(_half("poller"))
 program.add_command(_half("worker"))
 

@@ -55,10 +55,12 @@ class Departure:
     progress: Progress
     failpoints: Failpoints
     clock: Callable[[], float]
-    #: False for the poller inside `flowfleet leave`, which stays until that command has seen the end
-    ends_by_word: bool = True
+    #: the poller inside `flowfleet leave` claims nothing, whatever is said, and stays until that command ends it
+    substitute: bool = False
     #: whether the word stands: nothing is claimed
     ordered: bool = field(default=False, init=False)
+    #: whether this leader has seen, by the word, that nothing is left which has not begun
+    cleared: bool = field(default=False, init=False)
     #: True once the word has been followed
     done: bool = field(default=False, init=False)
     _leader: Leader | None = field(default=None, init=False)
@@ -75,15 +77,16 @@ class Departure:
 
         A poller that stands by ends when it sees that the leader lives, which does all; else it takes over first.
         """
-        ordered = self.gate.leave_ordered()
+        ordered = self.substitute or self.gate.leave_ordered()
         if ordered != self.ordered:
             self.ordered, self._leader, self._swept = ordered, None, False
-            logger.warning("all pollers were told to leave" if ordered else "no poller is told to leave any more")
+            logger.info("all pollers are told to leave" if ordered else "no poller is told to leave any more")
         if not ordered or term is not None:
             return
+        self.cleared = self._swept = False
         leader = self.gate.leader()
         if leader is not None and self._leader is not None and leader.beat != self._leader.beat:
-            self.done = self.ends_by_word
+            self.done = not self.substitute
         self._leader = leader
 
     def give_back(self, term: int, rows: Sequence[WorkerRow]) -> None:
@@ -92,12 +95,14 @@ class Departure:
         Raises as `Reconciler.tend` and `Sweep.run` do.
         """
         self.reconciler.tend(term, self.claims.live(), rows, leaving=True)
+        self.cleared = False
         if any(claim.state in NOT_BEGUN for claim in self.claims.live()):
             return
         if not self._swept or self.clock() >= self.sweep.again_at:
             self.sweep.run()
             self._swept = True
-        self.done = self.ends_by_word and self.sweep.again_at == float("inf")
+        self.cleared = self.sweep.again_at == float("inf")
+        self.done = self.cleared and not self.substitute
 
     # -- the end
 

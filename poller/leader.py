@@ -119,6 +119,11 @@ class Leadership:
             logger.info("elected", extra={"leader": f"{self.name}@{self.host}", "term": term})
         return term
 
+    @property
+    def standbys(self) -> int:
+        """How many other pollers stand by, as far as this one leads and has seen their counters move."""
+        return len(self._standbys.moving()) if self._term is not None else 0
+
     def begin_anew(self) -> None:
         """Begin the watch anew after an outage of Redis: the leader could not move its counter either."""
         with self._lock:

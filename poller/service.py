@@ -54,8 +54,8 @@ class PollerService:
     publish: Callable[[Message], None]
     failpoints: Failpoints
     metrics: PollerMetrics
-    #: whether the word of `flowfleet leave` ends this poller
-    ends_by_word: bool = True
+    #: whether this is the poller inside `flowfleet leave`
+    substitute: bool = False
 
     def __post_init__(self) -> None:
         settings, ledger = self.settings, self.ledger
@@ -119,7 +119,7 @@ class PollerService:
                 progress=self._progress,
                 failpoints=self.failpoints,
                 clock=CLOCK.monotonic,
-                ends_by_word=self.ends_by_word,
+                substitute=self.substitute,
             ),
             inbox=self.inbox,
             clock=CLOCK,
@@ -192,27 +192,33 @@ class PollerService:
             logger.debug("poke not passed on", extra={"error": str(exc)})
 
     def run(self, startup_page: StartupPage) -> None:
-        """Show the page, tend the lead, and make rounds until the loop ends."""
+        """Show the page and work until the end."""
         settings = self.settings
         self.metrics.registry.register(
             LedgerCollector(lambda: take_snapshot(self.ledger), lambda: self.leadership.term is not None)
         )
         startup_page.show(handlers(self.health, self.metrics, self.poke))
-        subscription = self.ledger.hints.listen(lambda kind, _: self.inbox.put(kind))
-        self._leadership_thread.start()
         return_free_memory()
         names = {"identity": settings.identity, "fleet": settings.fleet, "pid": os.getpid()}
         logger.info("poller started", extra=names)
         if self.api.traits.greets:
             banner.greet(settings.identity, settings.labels)
         try:
+            self.work()
+        finally:
+            startup_page.close()
+        ended = {"identity": settings.identity, "polls": self.loop.polls, **self.loop.departure.left()}
+        logger.log(logging.WARNING if "not_given_back" in ended else logging.INFO, "poller ended", extra=ended)
+
+    def work(self) -> None:
+        """Listen to hints, tend the lead, and make rounds until the loop ends."""
+        subscription = self.ledger.hints.listen(lambda kind, _: self.inbox.put(kind))
+        self._leadership_thread.start()
+        try:
             self.loop.run()
         finally:
             self._leadership_thread.stop()
             subscription.close()
-            startup_page.close()
-        ended = {"identity": settings.identity, "polls": self.loop.polls, **self.loop.departure.left()}
-        logger.log(logging.WARNING if "not_given_back" in ended else logging.INFO, "poller ended", extra=ended)
 
 
 def return_free_memory() -> None:

@@ -265,10 +265,11 @@ def test_config_shows_all_that_a_config_file_may_hold_and_where_prefects_own_key
     assert "key = -  (default)" in _run("flowfleet", "config", HOME=str(tmp_path)).stdout
 
 
-HELPFUL = "flowfleet, flowfleet up, flowfleet status, flowfleet explain, poller, poller start, worker, worker start"
+OURS = ("flowfleet", "flowfleet up", "flowfleet status", "flowfleet explain", "flowfleet leave")
+HELPFUL = (*OURS, "poller", "poller start", "worker", "worker start")
 
 
-@pytest.mark.parametrize("command", HELPFUL.split(", "))
+@pytest.mark.parametrize("command", HELPFUL)
 def test_help_shows_examples_in_80_columns_whose_flags_exist(command):
     argv = command.split()
     text = _run(*argv, "--help").stdout

@@ -47,6 +47,8 @@ class StandIn(threading.Thread):
         self.held: dict[str, tuple[Claim, float]] = {}
         self.errors: list[BaseException] = []
         self._ended = threading.Event()
+        #: False: it renews, and leaves the messages where they are
+        self.takes = True
         self._beat = 0
         self._next_beat = 0.0
         self._sign_on()
@@ -97,7 +99,7 @@ class StandIn(threading.Thread):
                 self._fleet.api.write(run_id, "COMPLETED")
                 self.ledger.claims.release(run_id, item.claim, self.identity, "completed")
                 del self.held[run_id]
-        if len(self.held) < self.slots:
+        if self.takes and len(self.held) < self.slots:
             self._take()
 
     def _take(self) -> None:
@@ -297,6 +299,99 @@ def test_sigterm_ends_it_in_order_and_the_standby_takes_over_at_once(fleet):
     (run,) = fleet.runs(1)
     until(lambda: fleet.starts[run], 40, "the standby to claim")
     assert fleet.ledger.gate.leader().name == "two"
+
+
+class Queued:
+    """Runs that are queued for a live worker that takes none."""
+
+    def __init__(self, fleet, number):
+        self.fleet = fleet
+        self.worker = fleet.worker("a", slots=number)
+        self.worker.takes = False
+        self.runs = fleet.runs(number)
+        claims = fleet.ledger.claims
+        until(lambda: [claim.state for claim in claims.live()] == [State.QUEUED] * number, 30, "all to be queued")
+
+    def back(self):
+        return self.fleet.kinds(self.runs) == {"SCHEDULED": len(self.runs)} and not self.fleet.ledger.claims.live()
+
+    def messages(self):
+        key = queue_key(self.fleet.world.fleet, self.fleet.route)
+        return self.fleet.ledger.store.ask(lambda client: client.llen(key))
+
+
+def test_a_stop_without_a_standby_gives_back_what_is_queued_and_empties_the_queue(fleet, poller):
+    queued = Queued(fleet, 20)
+    began = time.monotonic()
+    assert poller.stop() == 0
+    assert time.monotonic() - began < 5 * SCALE
+    assert queued.back()
+    assert queued.messages() == 0
+    assert fleet.ledger.gate.leader() is None
+
+
+def test_a_restart_of_the_leader_beside_a_standby_bounces_no_run(fleet):
+    leader = two_pollers(fleet)
+    fleet.workers[0].takes = False
+    until(fleet.ledger.gate.standbys, 20, "the standby to stand by")
+    (seen,) = fleet.ledger.gate.standbys().values()
+    until(lambda: fleet.ledger.gate.standbys().popitem()[1] >= seen + 3, 30, "it to be seen")
+    runs = fleet.runs(2)
+    until(lambda: [claim.state for claim in fleet.ledger.claims.live()] == [State.QUEUED] * 2, 30, "all to be queued")
+    assert leader.stop() == 0
+    assert fleet.kinds(runs) == {"PENDING": 2}
+    fleet.workers[0].takes = True
+    until(lambda: fleet.done(runs), 40, "all to be done, by their first claims")
+    assert {len(fleet.api.history(run)) for run in runs} == {4}
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_of_two_pollers_that_are_both_stopped_the_last_gives_back(fleet, together):
+    leader = two_pollers(fleet)
+    fleet.workers[0].takes = False
+    standby = fleet.world.parts[-1]
+    runs = fleet.runs(3)
+    until(lambda: [claim.state for claim in fleet.ledger.claims.live()] == [State.QUEUED] * 3, 30, "all to be queued")
+    counter = fleet.ledger.gate.standbys()
+    until(lambda: fleet.ledger.gate.standbys() != counter, 20, "the standby's counter to move")
+    leader.signal(signal.SIGTERM)
+    if not together:
+        assert leader.wait() == 0
+    standby.signal(signal.SIGTERM)
+    assert (leader.wait(), standby.wait()) == (0, 0)
+    assert fleet.kinds(runs) == {"SCHEDULED": 3}
+    assert fleet.ledger.claims.live() == []
+
+
+def test_a_stop_whose_api_hangs_names_what_it_could_not_give_back_and_the_next_poller_does_it(fleet, poller):
+    queued = Queued(fleet, 2)
+    fleet.api.fail("", "mute", times=-1)
+    assert poller.stop(15) == 0
+    fleet.api.heal()
+    assert "runs could not be given back" in poller.text()
+    assert all(run in poller.text().splitlines()[-1] for run in queued.runs)
+    queued.worker.takes = True
+    fleet.poller("two")
+    until(lambda: fleet.done(queued.runs), 120, "the runs to be done after all")
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        pytest.param("return.after_ledger", marks=pytest.mark.slow),
+        # the rounds by hand in tests/unit/test_poller_departure.py look at each place
+        *(pytest.param(place, marks=pytest.mark.stress) for place in ("return.after_api", "leave.before_resign")),
+    ],
+)
+def test_a_poller_that_is_killed_in_its_stop_strands_no_run(fleet, place):
+    poller = fleet.poller(env={"FLOWFLEET_FAILPOINT": f"{place}:kill"})
+    queued = Queued(fleet, 2)
+    poller.signal(signal.SIGTERM)
+    assert poller.wait() == -signal.SIGKILL
+    queued.worker.takes = True
+    fleet.poller("two")
+    until(lambda: fleet.done(queued.runs), 120, "the runs to be done by the next poller")
+    assert set(fleet.starts.values()) == {1}
 
 
 def test_sigint_works_also_where_the_shell_has_set_it_to_be_ignored(fleet):

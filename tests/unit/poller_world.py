@@ -370,7 +370,7 @@ class World:
         self.metrics = PollerMetrics()
         self.rings: set[str] = set()
         self.failpoints = Failpoints()
-        self.ends_by_word = True
+        self.substitute = False
         self.offer_filter = OfferFilter(**offer_filter)
         # listed as seldom as at Prefect 3: a claim is to be made from a listing that is not of this very moment
         pace = Pace.of(self.api.traits, idle_seconds=Pace.idle_seconds)
@@ -433,7 +433,7 @@ class World:
                 progress=self.progress,
                 failpoints=failpoints,
                 clock=monotonic,
-                ends_by_word=self.ends_by_word,
+                substitute=self.substitute,
             ),
             inbox=self,
             clock=clock,

@@ -269,16 +269,28 @@ def test_by_the_word_a_standby_ends_as_soon_as_it_sees_its_leader_live_and_takes
     assert world.gate.written is None
 
 
-def test_a_word_that_is_taken_back_ends_nobody(world, run):
-    world.ends_by_word = False  # as inside the command, which stays to the end
-    world.build()
+def test_a_word_that_is_taken_back_in_time_ends_nobody(world, run):
+    world.claims.be(run, State.TAKEN, "worker@a")
     world.gate.word = True
-    world.rounds(30)
-    assert is_back(world, run)
-    assert not world.loop.departure.done
+    late = world.api.add()
+    world.rounds(12)
+    assert world.claimed == [run]
     world.gate.word = False
     world.rounds(12)
-    assert world.claimed == [run, run]
+    assert world.claimed == [run, late]
+    assert not world.loop.departure.done
+
+
+def test_the_poller_inside_the_command_claims_nothing_without_the_word_either_and_stays(world, run):
+    world.substitute = True
+    world.build()
+    world.rounds(30)
+    assert is_back(world, run)
+    assert (world.loop.departure.cleared, world.loop.departure.done) == (True, False)
+    world.rounds(60)
+    assert world.claimed == [run]
+    end(world)
+    assert world.gate.written is None
 
 
 def test_while_the_api_is_away_the_word_is_followed_later(world, run):
