@@ -12,6 +12,7 @@ from pathlib import Path
 from flowfleet.api.traits import Traits
 from flowfleet.errors import SettingsError, StartFailed
 from flowfleet.settings.classes import WorkerSettings
+from workers import shim
 from workers.deployment import EXTERNAL
 from workers.environment import EnvironmentLayers, layers_of, worker_layer
 
@@ -30,6 +31,8 @@ except ImportError:  # Prefect 1 runs on Python 3.6 and 3.7 too
 print(version("prefect"))
 """
 _ASK_SECONDS = 20.0
+#: what of the shim runs in the interpreter of the flows
+STARTERS = Path(shim.__file__).resolve().parent
 _PYTHON_NAMES = ("python", "python3")
 
 
@@ -40,6 +43,8 @@ class Interpreter:
     path: str
     #: the version of prefect; empty where no interpreter of this host was asked
     prefect: str
+    #: the folder of the files by which this interpreter can start an engine; None where it is not of this host
+    starters: Path | None = None
 
 
 def choose_interpreter(
@@ -55,12 +60,12 @@ def choose_interpreter(
         version = prefect_version(str(python), env)
         if version is None:
             raise SettingsError(f"--python {python} has no prefect, install it there or give another --python")
-        return _fitting(Interpreter(path=str(python), prefect=version), traits)
+        return _fitting(Interpreter(path=str(python), prefect=version, starters=STARTERS), traits)
     misfit = None
     for path in _candidates(env.get("PATH", os.defpath), fallback):
         version = prefect_version(path, env)
         if version is not None:
-            found = Interpreter(path=path, prefect=version)
+            found = Interpreter(path=path, prefect=version, starters=STARTERS)
             if _fits(found, traits):
                 return found
             misfit = misfit or found
@@ -72,7 +77,7 @@ def choose_interpreter(
 def _candidates(path: str, fallback: str | None) -> list[str]:
     found = []
     for folder in filter(None, path.split(os.pathsep)):
-        names = [str(Path(folder) / name) for name in _PYTHON_NAMES]
+        names = [str(Path(folder).absolute() / name) for name in _PYTHON_NAMES]
         # python and python3 of one folder are one interpreter, as a rule
         found += [name for name in names if os.access(name, os.X_OK)][:1]
     if fallback:
@@ -143,17 +148,19 @@ def interpreter_of(
         base = worker_layer(environ, python=None, own_prefix=None)
         return layers_of(settings, base, traits), Interpreter(path="python", prefect="")
     own = Path(sys.prefix)
-    base = worker_layer(environ, python=settings.python, own_prefix=own)
+    # runs start in other folders; not resolved, since the link of a virtual environment is what makes it one
+    python = settings.python.absolute() if settings.python else None
+    base = worker_layer(environ, python=python, own_prefix=own)
     try:
         chosen = choose_interpreter(
-            layers_of(settings, base, traits).of_host(), python=settings.python, traits=traits, fallback=sys.executable
+            layers_of(settings, base, traits).of_host(), python=python, traits=traits, fallback=sys.executable
         )
     except SettingsError:
         if settings.deploy == "process":
             raise
         # perhaps no run ever needs an interpreter of this host
         return layers_of(settings, base, traits), Interpreter(path="python", prefect="")
-    if settings.python is None and chosen.path == sys.executable:
+    if python is None and chosen.path == sys.executable:
         # the worker's own Python, and not on PATH: flows should find the commands beside it all the same
         base = worker_layer(environ, python=Path(sys.executable), own_prefix=None)
     logger.info("interpreter for flows", extra={"python": chosen.path, "prefect": chosen.prefect})

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from flowfleet.api.backlog import BacklogApi
@@ -249,10 +250,12 @@ class JobApi(Protocol):
     def equip(self, job: Job) -> Job:
         """The job with its engine's layers of environment, as `job` gives it; for one that was put together here."""
 
-    def engine_command(self, python: str, job: Job, prefect: str) -> tuple[str, ...]:
+    def engine_command(self, python: str, job: Job, prefect: str, starters: Path | None = None) -> tuple[str, ...]:
         """The engine's argv, such as `PYTHON -m prefect.engine`.
 
-        `python` is the interpreter and `prefect` the version of prefect in it, "" when that is not known.
+        `python` is the interpreter and `prefect` the version of prefect in it, "" when that is not known. `starters` is
+        a folder with files that start an engine as its own command does and do more; None = there is none where the
+        engine will run.
         """
 
 

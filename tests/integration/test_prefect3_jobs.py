@@ -1,6 +1,7 @@
 """Jobs at a real Prefect 3 server: what to run, put together from pool, deployment and run; logs and marks."""
 
 import uuid
+from pathlib import Path
 
 import pytest
 
@@ -17,7 +18,9 @@ def test_a_plain_run_is_the_engine_in_a_folder_of_its_own(pool):
     assert (job.command, job.env, job.working_dir) == (None, {}, None)
     assert job.pool == pool.name
     assert job.state.kind is StateType.SCHEDULED
-    assert pool.client.jobs.engine_command("/x/bin/python", job, "3.4.1") == ("/x/bin/python", "-m", "prefect.engine")
+    command = pool.client.jobs.engine_command
+    assert command("/x/python", job, "3.4.1", Path("/shim")) == ("/x/python", "/shim/prefect3_engine.py")
+    assert command("python", job, "") == ("python", "-m", "prefect.engine")
     env = job.engine_env
     assert env["PREFECT_API_URL"] == pool.api_url
     assert env["PREFECT__FLOW_RUN_ID"] == run

@@ -10,9 +10,10 @@ import pytest
 from flowfleet.api import traits
 from flowfleet.api.client import Job, RunState, StateType
 from flowfleet.errors import SettingsError, StartFailed
+from flowfleet.settings.classes import WorkerSettings
 from workers.environment import EnvironmentLayers, absolute_paths, parse_pairs, worker_layer
 from workers.host import Abilities, Host
-from workers.interpreter import choose_interpreter, prefect_version, resolve_command
+from workers.interpreter import choose_interpreter, interpreter_of, prefect_version, resolve_command
 
 
 def test_plain_mode_switches_everything_off():
@@ -169,6 +170,16 @@ def test_a_host_that_has_only_the_newer_prefect_is_told_what_to_do_for_the_older
         "name the Python of an environment with prefect 1 by --python"
     )
     assert failure.value.exit_code == 2
+
+
+def test_a_python_that_is_named_from_here_is_found_by_runs_that_start_elsewhere(python, tmp_path, monkeypatch):
+    python("a", "3.4.1")
+    monkeypatch.chdir(tmp_path)
+    given = WorkerSettings(python=Path("a/python"), deploy="process")
+    layers, named = interpreter_of(given, {"PATH": "/bin"}, traits.of("prefect3"))
+    _, found = interpreter_of(WorkerSettings(deploy="process"), {"PATH": "a:/bin"}, traits.of("prefect3"))
+    assert (named.path, found.path) == (f"{tmp_path}/a/python", f"{tmp_path}/a/python")
+    assert layers.base["PATH"].split(os.pathsep)[0] == f"{tmp_path}/a"
 
 
 @pytest.mark.parametrize("version", [None, ""])

@@ -34,7 +34,8 @@ class StartSpecBuilder:
         if job.command:
             argv = resolve_command(job.command, env, self.interpreter.path)
         else:
-            argv = self.api.engine_command(self.interpreter.path, job, self.interpreter.prefect)
+            python = self.interpreter
+            argv = self.api.engine_command(python.path, job, python.prefect, python.starters)
         return StartSpec(
             run_id=held.run_id,
             claim=held.claim,

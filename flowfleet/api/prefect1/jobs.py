@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from flowfleet.api.client import Job
@@ -43,7 +44,8 @@ class Jobs:
     def equip(self, job: Job) -> Job:
         return self.engine.equip(job, url=self.graphql.engine_url, key=self.graphql.key, tenant=self.graphql.tenant)
 
-    def engine_command(self, python: str, job: Job, prefect: str) -> tuple[str, ...]:
+    def engine_command(self, python: str, job: Job, prefect: str, starters: Path | None = None) -> tuple[str, ...]:
+        del starters
         # A prefect before 0.13 knows the command as `cloud-flow`. The version in the interpreter counts, whatever the
         # flow was registered with: 1.4.1 has no `cloud-flow` any more. Where nobody has asked the interpreter (an
         # image), the version of the flow counts, as with Prefect 1's own agent.

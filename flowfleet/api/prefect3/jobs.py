@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -18,6 +19,8 @@ from flowfleet.api.transport.responses import NotFound
 from flowfleet.api.transport.session import Session
 from flowfleet.errors import UnsupportedRun
 
+#: the engine with what a stock worker does around it
+_STARTER = "prefect3_engine.py"
 #: how long an answer about a flow is kept: a flow never changes its name, and its runs are deleted with it
 FLOW_SECONDS = 3600.0
 
@@ -50,11 +53,11 @@ class Jobs:
     def equip(self, job: Job) -> Job:
         return self.engine.equip(job, url=self.session.address.url)
 
-    def engine_command(self, python: str, job: Job, prefect: str) -> tuple[str, ...]:
+    def engine_command(self, python: str, job: Job, prefect: str, starters: Path | None = None) -> tuple[str, ...]:
         # the flow engine itself, the same for any version: one import of prefect, where `prefect flow-run execute` has
         # two
         del job, prefect
-        return (python, "-m", "prefect.engine")
+        return (python, "-m", "prefect.engine") if starters is None else (python, str(starters / _STARTER))
 
     def _job(self, run: Json) -> Job:
         name = run.get("name") or run["id"]

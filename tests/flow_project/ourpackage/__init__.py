@@ -1,0 +1,1 @@
+"""A package that comes with the flow, and is installed nowhere."""

@@ -1,0 +1,1 @@
+"""Imported when the flow is at work."""
