@@ -34,6 +34,7 @@ class StopReason(StrEnum):
     CANCEL = "cancelled"
     TIMEOUT = "run-timeout"
     FENCE = "fenced"
+    LINGER = "linger"
 
 
 #: each reason as the end of "was stopped …"
@@ -42,6 +43,7 @@ _STOPPED = {
     StopReason.CANCEL: "since it was cancelled",
     StopReason.TIMEOUT: "since it took longer than --run-timeout",
     StopReason.FENCE: "since it was not its worker's any more",
+    StopReason.LINGER: "since its run had ended before, and --linger was over",
 }
 
 

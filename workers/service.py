@@ -35,6 +35,7 @@ from workers.runs.adoption import Adoption, ClaimAdoption
 from workers.runs.cancel_and_fence import CancelAndFence
 from workers.runs.hand_back import HandBack
 from workers.runs.launch import API_RETRY, LEDGER_RETRY, Launch
+from workers.runs.lingering import Lingering
 from workers.runs.start_spec import StartSpecBuilder
 from workers.runs.supervisor import Supervisor
 from workers.runs.takeover import Takeover, scopes_of
@@ -188,6 +189,15 @@ class WorkerService:
             take_again=self.claim_adoption.again,
             outage=self._outage.of("renewals"),
         )
+        self.lingering = Lingering(
+            worker=self.row.worker,
+            attempts=self.attempts,
+            claims=self.claims,
+            api=self.api.ends,
+            supervisor=self.supervisor,
+            to_ledger=self.to_ledger,
+            linger=self.settings.linger,
+        )
         self.launch = Launch(
             worker=self.row.worker,
             nonce=self.row.nonce,
@@ -279,9 +289,11 @@ class WorkerService:
         self.heartbeat.start()
         self.heartbeat.nudge()
         self.pruner.start()
+        self.lingering.start()
         self.ledger_view.ready.set()
         code = self._serve()
         self.shutdown.run()
+        self.lingering.close()
         return code
 
     def _adopt(self) -> None:

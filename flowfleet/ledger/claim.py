@@ -36,6 +36,8 @@ class Claim:
     #: returning with its owner's proof that user code never began: only then may the run be handed back from Launching
     never_began: bool = False
     since: float = 0.0  # unix seconds by the Redis clock; for display only
+    lingers: str | None = None  # the end that the API shows while the run's process lives
+    lingers_since: float = 0.0  # since when that is known, as `since`
     moves: int = 0  # grows with each transition and renewal: a leader tells "has not moved" by it, never by a clock
     #: run id of the Redis process under which the owner last wrote the claim (or the claim was made): a claim that was
     #: written before the gate shut may be behind what its worker has done
@@ -113,6 +115,8 @@ def read_claim(fields: Mapping[str, str]) -> Claim | None:
         reason=fields.get("reason") or None,
         never_began=fields.get("never_began") == "1",
         since=float(fields.get("since", 0)),
+        lingers=fields.get("lingers") or None,
+        lingers_since=float(fields.get("lingers_since", 0)),
         moves=int(fields.get("moves", 0)),
         process=fields.get("process", ""),
     )

@@ -156,6 +156,13 @@ class Claims:
             routes=tuple(sorted(read_routes(routes))),
         )
 
+    def linger(self, run_id: str, claim: str, worker: str, state: str) -> Outcome:
+        """Note that the API shows this state, an end, though the run's process lives; "" takes the note away.
+
+        The claim's own state stays, and a loss of Redis loses the note. Refused when the claim is not this worker's.
+        """
+        return self._move("linger", run_id, claim, worker, state[:NAME_LIMIT])
+
     # open to anybody
 
     def cancel(self, run_id: str) -> Outcome:

@@ -38,7 +38,7 @@ def explain(
     if record:
         evidence["record"] = dict(record)
     if claim:
-        sentence = _of_claim(claim, snapshot)
+        sentence = _of_lingering(claim, snapshot, at_api) or _of_claim(claim, snapshot)
     elif at_api and at_api.kind == StateType.SCHEDULED:
         sentence = _of_waiting(at_api, snapshot, place)
         if place:
@@ -88,6 +88,20 @@ def _of_claim(claim: Claim, snapshot: Snapshot) -> str:
     if claim.cancel:
         sentence += " A cancel was asked for."
     return sentence
+
+
+def _of_lingering(claim: Claim, snapshot: Snapshot, at_api: RunState | None) -> str | None:
+    """The sentence about a run that has ended at the API while its process lives; None for any other."""
+    if claim.state is not State.RUNNING or (at_api and not at_api.kind.terminal) or not (at_api or claim.lingers):
+        return None
+    name = at_api.name if at_api else claim.lingers
+    at = at_api.at.timestamp() if at_api and at_api.at else claim.lingers_since
+    since = f", for {span(max(0.0, snapshot.at - at))}" if at else ""
+    return (
+        f"It has ended (the API says {name}), and its process on {claim.worker} has not{since}: "
+        "a thread, a hook or an exit handler of the flow may hold it up, and it keeps its slot. "
+        "A worker with --linger SECONDS kills such a process."
+    )
 
 
 def _of_waiting(state: RunState, snapshot: Snapshot, place: Place | None) -> str:

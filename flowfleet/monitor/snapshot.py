@@ -225,4 +225,5 @@ def claim_json(claim: Claim) -> dict[str, Any]:
         "worker": claim.worker,
         "handle": handle and {name: handle.get(name) for name in ("kind", "host", "id")},
         "since": iso(claim.since),
+        "lingers": {"state": claim.lingers, "since": iso(claim.lingers_since)} if claim.lingers else None,
     }

@@ -16,6 +16,8 @@ PLAIN_WIDTH = 80
 _GAP = 2
 #: names are cut no further than this: a shorter piece says nothing
 _SHORTEST_NAME = 8
+#: shown in place of the state of a run that has ended at the API while its process lives
+LINGERS = "lingers"
 _COLOURS = {
     "active": "green",
     "open": "green",
@@ -25,6 +27,7 @@ _COLOURS = {
     "offline": "red",
     str(State.RUNNING): "green",
     str(State.MISSING): "red",
+    LINGERS: "yellow",
     str(State.JUDGED): "red",
 }
 
@@ -145,7 +148,7 @@ def _runs(snapshot: Snapshot, limit: int, width: int) -> RenderableType:
         (
             claim.name,
             claim.run_id[:8],
-            _coloured(str(claim.state)),
+            _coloured(LINGERS if claim.lingers and claim.state is State.RUNNING else str(claim.state)),
             claim.worker or "-",
             span(max(0.0, snapshot.at - claim.since)),
         )
@@ -154,4 +157,7 @@ def _runs(snapshot: Snapshot, limit: int, width: int) -> RenderableType:
     columns = ("RUN", "ID", "STATE", "WORKER", "SINCE")
     made = table(columns, rows, right=("SINCE",), names=("RUN", "WORKER"), width=width)
     more = len(snapshot.claims) - limit
-    return Group(made, f"and {more} more, see flowfleet runs") if more > 0 else made
+    below = [f"and {more} more, see flowfleet runs"] if more > 0 else []
+    if any(claim.lingers for claim in snapshot.claims):
+        below.append("lingers: it has ended at the API, and its process has not; see flowfleet explain")
+    return Group(made, *below)

@@ -100,6 +100,11 @@ class WorkerSettings(CommonSettings):
     stop_grace: float = setting(
         30.0, "How long a stop waits for runs, and a run gets between TERM and KILL (default: 30).", kind.GRACE
     )
+    linger: float | None = setting(
+        None,
+        "Kill what is left of a run this long after its end was seen at the API (default: never).",
+        kind.SECONDS,
+    )
     nice: int = setting(
         0, "Run flows with this much less priority than this worker's own, up to 19 (default: 0).", kind.between(0, 19)
     )

@@ -108,4 +108,4 @@ def test_a_run_whose_engine_writes_an_end_of_its_own_at_a_stop_is_told_on_its_lo
     assert worker.stop() == 0
     # by Prefect's own engine, at each TERM
     assert "termination signal" in fleet.wait_state(run, "Crashed")["message"]
-    assert any("was stopped with its worker worker@" in line for line in fleet.api.logs(run))
+    assert any("was stopped with its worker worker@" in line for line in fleet.api.logs(run)), fleet.api.logs(run)

@@ -331,6 +331,21 @@ def test_a_hand_back_names_one_mover(world):
 # cancel, reading, records
 
 
+def test_its_worker_notes_that_the_api_shows_an_end_though_the_process_lives(world):
+    claim = world.bring(State.RUNNING)
+    linger = world.claims.linger
+    assert linger(claim.run_id, claim.claim, "other@h", "Completed").refusal is Refusal.OWNER
+    assert linger(claim.run_id, str(uuid.uuid4()), claim.worker, "Completed").refusal is Refusal.OTHER_CLAIM
+    assert linger(str(uuid.uuid4()), claim.claim, claim.worker, "Completed").refusal is Refusal.UNKNOWN
+
+    assert linger(claim.run_id, claim.claim, claim.worker, "Completed").claim.lingers == "Completed"
+    found = world.claims.get(claim.run_id)
+    assert (found.lingers, found.state, found.moves) == ("Completed", State.RUNNING, claim.moves)
+    assert linger(claim.run_id, claim.claim, claim.worker, "Completed").claim.lingers_since == found.lingers_since > 0
+    assert linger(claim.run_id, claim.claim, claim.worker, "").claim.lingers is None
+    assert world.claims.get(claim.run_id).lingers is None
+
+
 def test_a_cancel_leaves_the_state_and_says_so_on_the_claim_if_there_is_one(world):
     assert world.claims.cancel(str(uuid.uuid4())).refusal is Refusal.UNKNOWN
     claim = world.bring(State.RUNNING)

@@ -248,6 +248,18 @@ def test_a_worker_adopts_a_run_of_the_one_before_and_tells_its_true_end(world, s
     assert "killed by SIGKILL" in failed(world, message)[1]
 
 
+def test_a_process_that_outlives_the_end_of_its_run_is_killed_by_linger_while_that_end_stands(valkey, tmp_path):
+    with closing(WorkerWorld1(valkey.tcp_url, tmp_path, linger=1.0)) as world:
+        world.start()
+        over = world.submit(f"state('Running'); state('Success'); {HELD.partition(';')[2]}")
+        restarted = world.submit(f"state('Running'); state('Failed'); state('Running'); {HELD.partition(';')[2]}")
+        started(world, restarted)
+        world.wait_gone(over)
+        assert (world.api.state(over.run_id), world.api.state(restarted.run_id)) == ("Success", "Running")
+        assert world.run_folder(over).exit_record()["stop_reason"] == "linger"
+        assert world.ledger.claims.get(restarted.run_id).state == "running"
+
+
 def test_a_stop_gives_a_run_the_time_that_its_own_variable_says_and_its_state_tells_of_the_stop(one):
     one.run_grace = 600.0
     one.start(mode="cancel")

@@ -86,9 +86,32 @@ def test_the_json_form_is_the_documented_one():
          "pools": ["flowfleet"], "slots": 4, "busy": 1, "version": "0.1.0", "seen_seconds_ago": 1.5}
     ]  # fmt: skip
     (run,) = form["runs"]
-    assert list(run) == ["run_id", "name", "route", "state", "claim", "attempt", "worker", "handle", "since"]
+    assert list(run) == ["run_id", "name", "route", "state", "claim", "attempt", "worker", "handle", "since", "lingers"]
+    assert run["lingers"] is None
     assert run["handle"] == {"kind": "process", "host": "host-1", "id": "77"}
     assert form["counts"] == {"due": 50, "outstanding": 0, "running": 1, "free_slots": 3, "outbox": 0}
+
+
+def test_a_run_that_has_ended_while_its_process_has_not_is_told_by_status_and_explain():
+    claim = _claim(lingers="Completed", lingers_since=AT - 70)
+    snapshot = _snapshot(claims=[claim])
+    assert snapshot.to_json()["runs"][0]["lingers"] == {"state": "Completed", "since": "2026-01-02T03:02:55.000Z"}
+    text = " ".join(_printed(status(snapshot)).split())
+    assert "22222222 lingers worker@host-1" in text
+    assert "lingers: it has ended at the API, and its process has not" in text
+    assert "lingers" not in _printed(status(_snapshot(claims=[_claim()])))
+
+    at = datetime.fromtimestamp(AT - 20, UTC)
+    run = {"run_id": claim.run_id, "run_name": "n"}
+    over = RunState(**run, kind=StateType.FAILED, name="Failed", at=at)
+    on = RunState(**run, kind=StateType.RUNNING, name="Running")
+    for live, at_api, words in (
+        (claim, None, "It has ended (the API says Completed), and its process on worker@host-1 has not, for 1m 10s: "),
+        (_claim(), over, "It has ended (the API says Failed), and its process on worker@host-1 has not, for 20s: "),
+        (claim, on, "It runs on worker@host-1"),
+        (_claim(), None, "It runs on worker@host-1"),
+    ):
+        assert explain(live.run_id, _snapshot(claims=[live]), None, at_api).sentence.startswith(words)
 
 
 def test_counts_tell_waiting_from_running_and_do_not_promise_slots_twice():
