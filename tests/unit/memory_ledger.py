@@ -38,15 +38,20 @@ class HandClock:
 
 
 class MemoryLedger:
-    """Gate, claims and roster of one Redis; none of them answers while it is `away`."""
+    """Gate, claims and roster of one Redis: it answers nothing while `away`, and takes no write while it `refuses`."""
 
     def __init__(self) -> None:
-        self.away = False
+        self.away = self.refuses = False
         self.gate, self.claims, self.roster = MemoryGate(self), MemoryClaims(self), MemoryRoster(self)
 
     def answer(self) -> None:
         if self.away:
             raise LedgerUnavailable("Redis is away")
+
+    def write(self) -> None:
+        self.answer()
+        if self.refuses:
+            raise LedgerUnavailable("Redis takes no writes")
 
 
 class MemoryGate:
@@ -82,7 +87,7 @@ class MemoryGate:
         return self.written
 
     def elect(self, name: str, host: str, nonce: str, seen: Leader | None) -> int | None:
-        self._ledger.answer()
+        self._ledger.write()
         if self.written != seen:
             return None
         term = (seen.term if seen else self.last_term) + 1
@@ -92,7 +97,7 @@ class MemoryGate:
         return term
 
     def lead(self, term: int, nonce: str, lease: Lease) -> bool:
-        self._ledger.answer()
+        self._ledger.write()
         if self.written is None or (self.written.term, self.written.nonce) != (term, nonce):
             return False
         self.written = replace(self.written, beat=self.written.beat + 1)
@@ -139,6 +144,7 @@ class MemoryClaims:
         self, term: int, runs: Sequence[FlowRun], call: str, *, policy: str, attempts: Mapping[str, int]
     ) -> list[Outcome]:
         assert len(runs) <= 10
+        self._ledger.write()
         return [self._claim_one(term, run, call, policy) for run in runs]
 
     def _claim_one(self, term: int, run: FlowRun, call: str, policy: str) -> Outcome:
@@ -235,6 +241,7 @@ class MemoryRoster:
         return list(self.table.values())
 
     def lapse(self, term: int, worker: str, beat: int) -> None:
+        self._ledger.write()
         if self.table[worker].beat == beat:
             self.change(worker, live=False)
 
@@ -256,4 +263,5 @@ class MemoryRoster:
         return sorted(self.known)
 
     def note_due(self, term: int, due: Sequence[RouteDue]) -> None:
+        self._ledger.write()
         self.noted = list(due)

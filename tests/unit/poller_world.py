@@ -473,7 +473,7 @@ class World:
             if beat:
                 for worker in self.roster.table:
                     self.roster.beat(worker)
-            if not self.ledger.away:
+            if not (self.ledger.away or self.ledger.refuses):
                 self.leadership.tend()
             wait = self.loop.round()
             self.loop._hints |= self.wait(min(wait, until - self.time.now + 1e-6))

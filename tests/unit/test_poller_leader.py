@@ -95,3 +95,20 @@ def test_the_leadership_thread_says_an_outage_and_survives_it(race):
         assert not outage.away
     finally:
         leadership_thread.stop()
+
+
+def test_a_standby_believes_an_outage_over_when_it_has_seen_a_write(race):
+    outage = RetrySchedule("Redis", race.time.clock.monotonic)
+    thread = LeadershipThread(race.second, outage=outage, changed=lambda: None, working=lambda: True)
+    race.ledger.refuses = True
+    race.time.now += 16
+    thread._once()
+    assert outage.away, "it could not be elected"
+    for _ in range(5):
+        race.time.now += 2
+        thread._once()
+        assert outage.away, "that the leader's row can be read proves nothing"
+    race.ledger.refuses = False
+    race.first.tend()
+    thread._once()
+    assert not outage.away

@@ -8,6 +8,7 @@ from flowfleet.api.client import Answer, ServerInfo, StateType, Verdict
 from flowfleet.errors import ApiRejected, KeyRefused, LedgerUnavailable
 from flowfleet.flow_run import Route
 from flowfleet.ledger.claims import State
+from flowfleet.retry import SAYS
 from poller.listing import Clock
 from tests.unit.memory_ledger import POOL, ROUTE
 from tests.unit.poller_world import World
@@ -288,6 +289,22 @@ def test_while_redis_is_away_it_waits_and_goes_on_after(world):
     world.ledger.away = False
     run = world.api.add()
     world.rounds(25)
+    assert world.claimed == [run]
+
+
+def test_a_redis_that_takes_no_writes_is_not_back_because_it_answers_reads(world, caplog):
+    world.rounds(10)
+    world.ledger.refuses = True
+    run = world.api.add()
+    world.rounds(59, beat=False)
+    assert world.loop.redis_outage.count == 1
+    assert [record.message for record in caplog.records if "neighbour" in vars(record)] == [SAYS] * 2
+    world.ledger.refuses = False
+    world.rounds(10)
+
+    # no worker could renew meanwhile, so none is silent
+    assert world.roster.table["worker@a"].live
+    assert "worker lapsed" not in caplog.text
     assert world.claimed == [run]
 
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused, LedgerUnavailable
-from flowfleet.retry import OutageLog, Retry, RetrySchedule, backoff
+from flowfleet.retry import OutageLog, Retry, RetrySchedule, SharedOutage, backoff
 from flowfleet.signals import ReloadOnSighup
 from poller.hints_inbox import HintsInbox
 from tests.unit.memory_ledger import HandClock
@@ -85,6 +85,21 @@ def test_a_refused_key_waits_a_minute_and_is_said_at_once_also_within_an_outage(
     assert outage.wait_seconds() == 60
     assert outage.key_refused
     assert len(caplog.records) == 2
+
+
+def test_an_outage_that_several_parts_meet_is_said_once_and_is_over_when_none_is_left_in_it(caplog, clock):
+    shared = SharedOutage("Redis", logging.getLogger("x"), clock)
+    jobs, renewals = shared.of("jobs"), shared.of("renewals")
+    jobs.passed()
+    for one in (jobs, renewals, jobs):
+        one.failed(SILENT, next_try=1.0)
+    assert (jobs.lasts, shared.of("messages").lasts) == (True, False)
+    jobs.passed()
+    renewals.failed(SILENT, next_try=1.0)
+    assert len(caplog.records) == 1
+    assert not jobs.lasts
+    renewals.passed()
+    assert caplog.messages[1:] == ["answers again"]
 
 
 @pytest.mark.parametrize(("asked", "waits"), [(None, 1), (0.5, 1), (60, 60), (10**9, 3600)])

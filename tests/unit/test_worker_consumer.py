@@ -1,15 +1,17 @@
 """Slots: what counts as in use, when a message is fetched, and which messages may pass."""
 
 import json
+import random
 import uuid
 from types import SimpleNamespace
 
 import pytest
+from celery.exceptions import WorkerShutdown
 from celery.worker import state as celery_state
 from celery.worker.consumer import Consumer
 
 from flowfleet.errors import BadMessage, FleetError
-from workers.lifecycle.consumer import Slots, guard_read, require_hooks
+from workers.lifecycle.consumer import Slots, guard_read, require_hooks, waiting_consumer
 from workers.lifecycle.messages import check_message
 
 
@@ -140,6 +142,30 @@ def test_a_celery_without_the_hooks_is_refused_by_name(monkeypatch):
     monkeypatch.delattr(Consumer, "add_task_queue")
     with pytest.raises(FleetError, match=r"lacks celery Consumer\.add_task_queue"):
         require_hooks()
+
+
+def test_the_pause_before_each_new_try_is_said_and_grows_from_one_second_to_five(monkeypatch):
+    monkeypatch.setattr(celery_state, "should_stop", None)
+    said, slept = [], []
+    outage = SimpleNamespace(failed=lambda error, next_try: said.append((error, next_try)), passed=said.clear)
+    kind = waiting_consumer(outage, slept.append, random.Random(1))
+    waiting = object.__new__(kind)
+    waiting.conninfo = SimpleNamespace(as_uri=lambda: "redis://h:1/0")
+    for _ in range(200):
+        waiting.on_connection_error_before_connected(ConnectionError("READONLY"))
+    assert slept == [seconds for _, seconds in said]
+    assert 1 <= min(slept) < 1.2
+    assert slept[0] <= 2
+    assert slept[1] <= 4
+    assert 4.5 < max(slept) <= 5
+    assert str(said[0][0]) == "Redis at redis://h:1/0 does not answer (READONLY)"
+    waiting._proved(waiting.failures - 1)
+    assert said, "what failed since then proves nothing"
+    waiting._proved(waiting.failures)
+    assert not said
+    monkeypatch.setattr(celery_state, "should_stop", 0)
+    with pytest.raises(WorkerShutdown):
+        waiting.on_connection_error_before_connected(ConnectionError("READONLY"))
 
 
 @pytest.mark.parametrize("item", [b"[" * 3000, b"7x", b"\xff"])
