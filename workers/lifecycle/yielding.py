@@ -88,7 +88,8 @@ class Yielding:
             new = [claim for claim in found if claim.claim not in self._hands]
             self._hands |= {claim.claim: claim for claim in new}
             self._changed.notify_all()
-        self.failpoints.hit("leave.after_ledger")
+        if new:
+            self.failpoints.hit("leave.after_ledger")
         for claim in new:
             names = {"run_id": claim.run_id, "claim": claim.claim, "run_name": claim.name, "reason": claim.reason}
             logger.info("run waits for nobody else and is handed back", extra=names)
