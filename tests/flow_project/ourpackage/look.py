@@ -26,7 +26,7 @@ def _inherited():
     # the descriptor of the listing itself is closed again
     numbers = [int(path.name) for path in Path("/proc/self/fd").iterdir()]
     numbers = [number for number in numbers if number > 2 and os.path.lexists(f"/proc/self/fd/{number}")]
-    return sorted(_opened(number) for number in numbers if os.get_inheritable(number))
+    return sorted(str(Path(f"/proc/self/fd/{number}").readlink()) for number in numbers if os.get_inheritable(number))
 
 
 def _umask():
