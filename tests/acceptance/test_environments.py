@@ -65,6 +65,47 @@ def test_a_flow_calls_the_console_script_of_the_environment_that_python_names(fl
     assert {f"prefix:{other}", f"venv:{other}", f"path:{other}/bin"} <= set(words)
 
 
+def test_what_a_pull_step_installs_is_there_for_the_flow_and_what_was_imported_before_is_imported_anew(fleet, other):
+    """A step installs a project in place, and a newer version of a package that Prefect has loaded by then."""
+    (packages,) = other.glob("lib/python3*/site-packages")
+    install = f"""
+import pathlib
+packages = pathlib.Path({str(packages)!r})
+if (packages / "newer-2.dist-info").exists():
+    raise SystemExit
+(packages / "steps.pth").write_text({str(fleet.folder / "project")!r})
+(packages / "newer-2.dist-info").mkdir()
+(packages / "steps_loaded.py").write_text("VERSION = 2")
+"""
+    (fleet.folder / "project").mkdir()
+    (fleet.folder / "project" / "installed_in_place.py").touch()
+    (packages / "steps_loaded.py").write_text("VERSION = 1")
+    (packages / "early.pth").write_text("import steps_loaded\n")
+    (fleet.folder / "install.py").write_text(install)
+    shell = "prefect.deployments.steps.run_shell_script"
+    steps = [{shell: {"script": f"{other}/bin/python {fleet.folder}/install.py"}}]
+    fleet.start_poller()
+    fleet.start_worker("worker", "--python", f"{other}/bin/python", env={"PREFECT_LOGGING_LEVEL": "INFO"})
+    deployment = fleet.deploy("""
+        import installed_in_place, steps_loaded
+
+        @flow
+        def go():
+            note(f"version:{steps_loaded.VERSION}")
+            note("flow:" + os.environ.get("PREFECT__FLOW_ENTRYPOINT", "-"))
+    """)
+    facts = fleet.api.call("GET", f"/deployments/{deployment}")
+    fleet.api.call("PATCH", f"/deployments/{deployment}", {"pull_steps": [*steps, *facts["pull_steps"]]})
+    run = fleet.create_run(deployment)
+    fleet.wait_state(run, "Completed", seconds=90)
+    assert fleet.words(run) == ["version:2", "flow:flow.py:go"]
+    assert any("All deployment steps completed" in line for line in fleet.api.logs(run))
+    again = fleet.create_run(deployment)
+    fleet.wait_state(again, "Completed", seconds=90)
+    # nothing new was installed, so nothing was executed anew
+    assert fleet.words(again)[1] == "flow:-"
+
+
 def test_a_python_without_prefect_is_refused_with_a_sentence(fleet, tmp_path):
     bare = tmp_path / "bare"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True)
