@@ -16,13 +16,15 @@ PREFECT = {
 import asyncio
 from prefect import flows
 if __name__ == "__main__":
-    # a real one takes this out before it loads the flow
-    flows.os.environ.pop("PREFECT__CONTROL_PORT", None)
+    # a real one takes this out too before it loads the flow
+    flows.control.append(flows.os.environ.pop("PREFECT__CONTROL_PORT", None))
     asyncio.run(flows.load())
 """,
     "flows.py": """
 import json, os, sys
 from types import SimpleNamespace
+
+control = []
 
 def facts():
     main = sys.modules["__main__"]
@@ -33,7 +35,8 @@ def facts():
         "flags": str(sys.flags), "main": [main.__name__, main.__file__, main.__spec__.name, main.__package__],
         "leftovers": sorted(name for name in vars(main) if not name.startswith("__")),
         "ours": sorted(name for name in sys.modules if "flowfleet" in name or "prefect3" in name),
-        "cwd": os.getcwd(), "environ": dict(os.environ), "pid": os.getpid(), "files": sorted(os.listdir(".")),
+        "cwd": os.getcwd(), "environ": dict(os.environ), "pid": os.getpid(),
+        "control": control, "files": sorted(os.listdir(".")),
     }
 
 async def load():
@@ -214,5 +217,5 @@ def test_after_steps_that_installed_a_package_the_engine_is_executed_anew_with_a
     else:
         assert said[1:-1] == ["flushed"]
         assert after["environ"]["PREFECT__FLOW_ENTRYPOINT"] == "code/flow.py:go"
-        # the second engine takes it out again: it was there
+        assert after["control"] == ["1"]
         assert after["shown"][0] == [paper.python, "-m", "prefect.engine"]

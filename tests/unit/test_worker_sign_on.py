@@ -1,6 +1,7 @@
 """Sign-on: whose name it is, and who has to be watched first, on this host or under another boot of it."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
@@ -148,6 +149,7 @@ def test_a_sibling_that_looks_through_our_folder_is_waited_for(tmp_path):
 
 def test_the_state_folder_is_found_by_option_or_by_xdg_or_at_home_and_one_that_cannot_be_made_is_named(tmp_path):
     assert state_root(settings(tmp_path), {}) == tmp_path
+    assert state_root(settings(Path("here")), {}) == Path.cwd() / "here", "shims have another folder"
     bare = WorkerSettings(host="h")
     assert str(state_root(bare, {"XDG_STATE_HOME": "/s", "HOME": "/h"})) == "/s/flowfleet"
     assert str(state_root(bare, {"HOME": "/h"})) == "/h/.local/state/flowfleet"

@@ -73,4 +73,5 @@ class StateFolder:
 
 def state_root(settings: WorkerSettings, environ: Mapping[str, str]) -> Path:
     """Where state folders of this user lie: `--state-dir`, else below XDG_STATE_HOME."""
-    return settings.state_dir or state_home(environ)
+    # absolute: shims have another working folder
+    return (settings.state_dir or state_home(environ)).absolute()
