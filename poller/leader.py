@@ -68,6 +68,7 @@ class Leadership:
     def __post_init__(self) -> None:
         self._seen: Leader | None = None
         self._seen_at = 0.0
+        self._follows = False
         self._lock = threading.Lock()
         self._term: int | None = None
         self._resigned = False
@@ -79,6 +80,11 @@ class Leadership:
     def term(self) -> int | None:
         """The term that this poller leads; None while it stands by."""
         return self._term
+
+    @property
+    def follows(self) -> bool:
+        """Whether another poller leads, and its counter has been seen to move."""
+        return self._follows
 
     def tend(self) -> int | None:
         """Move our counter, or watch the leader's and take over when it stands still. Raises `LedgerUnavailable`.
@@ -108,12 +114,13 @@ class Leadership:
             if self._seen is None or (leader.term, leader.beat) != (self._seen.term, self._seen.beat):
                 if self._seen is None or leader.term != self._seen.term:
                     logger.info("standing by", extra={"leader": f"{leader.name}@{leader.host}", "term": leader.term})
+                self._follows = self._seen is not None
                 self._seen, self._seen_at = leader, now
                 return None
             if now - self._seen_at < self.leader_seconds:
                 return None
         term = self.gate.elect(self.name, self.host, self.nonce, leader)
-        self._seen = None
+        self._forget()
         if term is not None:
             self._term = term
             logger.info("elected", extra={"leader": f"{self.name}@{self.host}", "term": term})
@@ -127,7 +134,7 @@ class Leadership:
     def begin_anew(self) -> None:
         """Begin the watch anew after an outage of Redis: the leader could not move its counter either."""
         with self._lock:
-            self._seen = None
+            self._forget()
 
     def lose(self, term: int) -> None:
         """Stand by, since a script has refused this term; a newer term of ours is kept."""
@@ -138,7 +145,11 @@ class Leadership:
     def _stand_by(self, term: int) -> None:
         logger.warning("another poller leads now, standing by", extra={"term": term})
         self._term = None
-        self._seen = None
+        self._forget()
+
+    def _forget(self) -> None:
+        """Forget what was seen of another leader: its watch begins anew."""
+        self._seen, self._follows = None, False
 
     def hand_over(self) -> bool:
         """Give up the lead for good to a poller that stands by; False when none is seen to, and then we still lead."""

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 #: hints that say that something new may be due
 POKES = frozenset({"poke", "due", "wanted"})
 FREED = "freed"
+#: how long after its start a poll that came before its workers were ready is not counted (`Loop.awaits_workers`)
+SERVING_SECONDS = 20.0
 
 
 class Inbox(Protocol):
@@ -68,12 +70,16 @@ class Loop:
     api_outage: RetrySchedule
     progress: Progress
     pace: Pace
+    #: None = without an end; a standby counts the rounds in which it would have polled
     max_polls: int | None = None
+    #: whether a poll counts only when something could come of it: the gate is open, and what it has found is served
+    awaits_workers: bool = False
     tidy: Callable[[], None] = lambda: None
     jitter: Callable[[], float] = random.random
 
     def __post_init__(self) -> None:
         self.polls = 0
+        self._counted = 0
         self.listing = Listing(self.clock)
         self._stopping = threading.Event()
         self._term: int | None = None
@@ -106,7 +112,7 @@ class Loop:
         self.departure.finish(self._term)
 
     def _done(self) -> bool:
-        polled = self.max_polls is not None and self.polls >= self.max_polls
+        polled = self.max_polls is not None and self._counted >= self.max_polls
         return self._stopping.is_set() or self.departure.done or polled
 
     def round(self) -> float:
@@ -119,6 +125,7 @@ class Loop:
             if term is None:
                 self._term = None
                 self._hints.clear()
+                self._count_as_standby()
                 return self.pace.glance_seconds
             wait = self._lead(term)
         except TermLost:
@@ -137,6 +144,17 @@ class Loop:
         finally:
             self.progress.note()
         return wait
+
+    def _count_as_standby(self) -> None:
+        """Count a round in which we would have polled, while another poller does: else no standby would end by itself.
+
+        Nothing is counted before that one has been seen at work: a dead one is replaced first, and then the polls are
+        ours.
+        """
+        now = self.clock.monotonic()
+        if self.leadership.follows and now >= self._next_poll:
+            self._counted += 1
+            self._next_poll = now + self._pause(claimed=False)
 
     def _lead(self, term: int) -> float:
         if term != self._term:
@@ -204,6 +222,7 @@ class Loop:
         if listed:
             self.lister.list(plan, self.listing)
             self.polls += 1
+            self._counted += self._counts(rows, is_open=is_open)
             self.api_outage.over()
             self.reinstater.answer(self.listing, live, rows)
             self.unfit.note(self.listing.unfit())
@@ -220,6 +239,21 @@ class Loop:
         if listed:
             self._next_poll = self.clock.monotonic() + self._pause(claimed=published > 0)
             self._hints.clear()
+
+    def _counts(self, rows: Sequence[WorkerRow], *, is_open: bool) -> bool:
+        """Whether `max_polls` counts the listing that has just come: with `awaits_workers` not each does.
+
+        Where only runs tell which routes there are, the first listing teaches them, and a worker serves them a moment
+        later. With a single poll nothing would ever be claimed.
+        """
+        if not self.awaits_workers or self.clock.monotonic() - self._began_at > SERVING_SECONDS:
+            return True
+        active = [row for row in rows if row.takes_runs]
+        served = {route for row in active for route in row.routes}
+        coming = (run.route for run in self.listing.claimable(self._server_now(), self.pace.lead_seconds))
+        return is_open and all(
+            route in served or not any(row.offer.serves(route) for row in active) for route in coming
+        )
 
     def _pause(self, *, claimed: bool) -> float:
         """Seconds until the next listing: `busy_seconds` while something happens, up to `idle_seconds` else."""

@@ -56,6 +56,8 @@ class PollerService:
     metrics: PollerMetrics
     #: whether this is the poller inside `flowfleet leave`
     substitute: bool = False
+    #: see `Loop`
+    awaits_workers: bool = False
 
     def __post_init__(self) -> None:
         settings, ledger = self.settings, self.ledger
@@ -130,6 +132,7 @@ class PollerService:
             progress=self._progress,
             pace=Pace.of(api.traits, idle_seconds=settings.idle_seconds),
             max_polls=settings.max_polls,
+            awaits_workers=self.awaits_workers,
             tidy=return_free_memory,
         )
 

@@ -358,11 +358,12 @@ class World:
         *,
         cloud_logs: bool = True,
         max_polls: int | None = None,
+        awaits_workers: bool = False,
         **offer_filter: Any,
     ) -> None:
         self.time = Time()
         self.api = self.make_api(self.time)
-        self.cloud_logs, self.max_polls = cloud_logs, max_polls
+        self.cloud_logs, self.max_polls, self.awaits_workers = cloud_logs, max_polls, awaits_workers
         self.ledger = MemoryLedger()
         self.gate, self.roster, self.claims = self.ledger.gate, self.ledger.roster, self.ledger.claims
         self.published: list[Any] = []
@@ -444,6 +445,7 @@ class World:
             progress=self.progress,
             pace=self.pace,
             max_polls=self.max_polls,
+            awaits_workers=self.awaits_workers,
             jitter=lambda: 0.5,
         )
 

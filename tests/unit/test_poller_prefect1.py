@@ -10,7 +10,7 @@ from flowfleet.errors import ApiRejected, ApiUnavailable
 from flowfleet.ledger.claims import State
 from poller.capacity import OfferFilter, listing_plan
 from tests.unit.memory_ledger import MemoryLedger
-from tests.unit.poller_world import Labelled, offer, route
+from tests.unit.poller_world import Labelled, World, offer, route
 
 
 def world_with(*labels, slots=4, **more):
@@ -171,6 +171,62 @@ def test_max_polls_counts_polls_from_none_up(polls):
     assert world.api.count("due") == world.loop.polls == polls
     assert len(world.claimed) == (1 if polls > 1 else 0)  # with the first poll its labels become known
     assert world.gate.written is None  # resigned in order
+
+
+def test_the_single_poll_of_an_agent_is_that_which_a_worker_can_act_on():
+    world = world_with("x", max_polls=1, awaits_workers=True)
+    run = world.api.add()
+    world.leadership.tend()
+    world.loop.run()
+    assert world.claimed == [run]
+    assert world.api.count("due") == 2  # the first one taught the labels
+
+
+def test_a_worker_that_never_serves_what_is_due_holds_up_the_last_poll_for_a_while_only():
+    world = world_with("x", max_polls=1, awaits_workers=True)
+    world.subscribe = lambda: False
+    world.api.add()
+    world.leadership.tend()
+    begun = world.time.now
+    world.loop.run()
+    assert 20 <= world.time.now - begun < 60
+    assert world.claimed == []
+
+
+@pytest.mark.parametrize("polls", [1, 3])
+def test_a_standby_ends_after_as_many_rounds_of_a_leader_that_is_at_work(polls):
+    world = world_with("x", max_polls=polls)
+    leader = world.leadership
+    leader.tend()
+    world.build()  # another poller, of the same name, beside it
+    world.api.add()
+
+    def wait(seconds, gather_seconds=0.0):
+        leader.tend(), world.leadership.tend()
+        return World.wait(world, seconds, gather_seconds)
+
+    world.wait = wait
+    begun = world.time.now
+    world.loop.run()
+    assert 4 * (polls - 1) <= world.time.now - begun < 15 * polls  # at the pace of its own polls
+    assert world.api.count("due") == world.loop.polls == 0
+    assert world.gate.written.nonce == leader.nonce
+
+
+def test_a_standby_of_a_leader_that_is_dead_polls_in_its_place(world):
+    world.leadership.tend()
+    world.max_polls = 2
+    world.build()
+
+    def wait(seconds, gather_seconds=0.0):
+        world.leadership.tend()
+        return Labelled.wait(world, seconds, gather_seconds)
+
+    world.wait = wait
+    run = world.api.add()
+    world.loop.run()
+    assert world.loop.polls == 2
+    assert world.claimed == [run]
 
 
 # --- runs that nobody here can take
