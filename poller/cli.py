@@ -21,6 +21,7 @@ from flowfleet.commands.install import command as install_command
 from flowfleet.commands.program import Group, run
 from flowfleet.errors import ApiUnavailable, LedgerUnavailable
 from flowfleet.failpoints import Failpoints
+from flowfleet.local import lifeline
 from flowfleet.page.startup import StartupPage
 from flowfleet.retry import Retry, RetrySchedule
 from flowfleet.settings.classes import PollerSettings
@@ -66,8 +67,8 @@ def connect_api(connector: Connector, settings: PollerSettings) -> ConnectedApi:
     return ConnectedApi(api=connector.client_for(settings), settings=settings, skew_seconds=info.skew_seconds)
 
 
-def poll(settings: PollerSettings) -> int:
-    """Run a poller until it is told to end; return its exit code."""
+def poll(settings: PollerSettings, *, awaits_workers: bool = False) -> int:
+    """Run a poller until it is told to end; return its exit code. For `awaits_workers` see `Loop`."""
     failpoints = Failpoints.from_environment(os.environ)
     inbox = HintsInbox()
     stop = PollerShutdown(inbox)
@@ -107,6 +108,7 @@ def poll(settings: PollerSettings) -> int:
         publish=publisher(settings, secrets.login).publish,
         failpoints=failpoints,
         metrics=PollerMetrics(),
+        awaits_workers=awaits_workers,
     )
     service.presence.note_clock(connected.skew_seconds)
     stop.serve(stop=service.loop.stop, busy=lambda: service.loop.busy, last=service.loop.departure.last_words)
@@ -139,7 +141,8 @@ def start(settings: PollerSettings) -> int:
     poller start --backend prefect1 --api http://HOST:4200
     poller start --agent-address http://127.0.0.1:8080
     """  # noqa: D301 - click reads the escape
-    return poll(settings)
+    # the poller of a Python agent comes before that agent's worker is ready, and may have a single poll
+    return poll(settings, awaits_workers=lifeline.watch(os.environ))
 
 
 program.add_command(install_command(PollerSettings, "poller"))

@@ -10,6 +10,7 @@ import click
 
 from flowfleet import logs
 from flowfleet.errors import FleetError
+from flowfleet.local import lifeline
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,9 @@ def run(command: click.Command, arguments: Sequence[str] | None = None, *, name:
 
 
 def _say(sentence: str, code: int) -> int:
-    click.echo(f"Error: {_whole(logs.redact(sentence))}", err=True)
+    told = _whole(logs.redact(sentence))
+    lifeline.tell(told, os.environ)
+    click.echo(f"Error: {told}", err=True)
     return code
 
 

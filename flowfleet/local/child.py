@@ -17,8 +17,11 @@ from pathlib import Path
 import psutil
 
 from flowfleet.errors import FleetError, SettingsError
+from flowfleet.local import lifeline
 from flowfleet.local.data_folder import DataFolder
 
+#: how a part that has nothing to complain of ends, in the words of `Part.ended`
+ENDED_IN_ORDER = "ended with code 0"
 _LAST_LINES = 12
 _POLL_SECONDS = 0.05
 #: how long to wait after KILL, when only the kernel has something left to do
@@ -58,19 +61,23 @@ class Part:
         log_mode: str | None = "wb",
         grace: float = 10.0,
         whole_group: bool = False,
+        tied: bool = False,
     ) -> Part:
         """Start a process as a part.
 
         Each start writes a new log; `log_mode` "ab" goes on with the last one, and None prints where this program does.
+        A `tied` part is a program of ours that ends in order once this process is gone, even killed.
         """
+        words = folder.words(name)
+        words.unlink(missing_ok=True)
         with contextlib.ExitStack() as files:
             log = files.enter_context(folder.log(name).open(log_mode)) if log_mode else None
             # a session of its own: Ctrl-C in the terminal is for this program alone, which knows the order to stop in
             child = subprocess.Popen(
                 argv,
-                env=env,
+                env={**env, **lifeline.variables(words)} if tied else env,
                 cwd=cwd,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE if tied else subprocess.DEVNULL,
                 stdout=log,
                 stderr=None if log is None else subprocess.STDOUT,
                 start_new_session=True,
@@ -119,6 +126,13 @@ class Part:
             return None
         return f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
 
+    def last_words(self) -> str:
+        """The sentence with which a tied part has ended; empty where it had none to say."""
+        try:
+            return self.folder.words(self.name).read_text(encoding="utf-8").strip()
+        except OSError:
+            return ""
+
     def wait(self) -> int | None:
         """Wait for the end of the process, and return its exit code; None for one that is not our child."""
         code: int | None = (self.child or self.process).wait()
@@ -139,6 +153,8 @@ class Part:
             if running or not self.adopted:
                 os.killpg(self.pid, signal.SIGKILL)
         wait_until(lambda: self.ended() is not None and not group_alive(self.pid), _KILL_SECONDS)
+        if self.child is not None and self.child.stdin is not None:
+            self.child.stdin.close()  # not before: to a tied part its end is a second signal
         self.folder.note(self.name).unlink(missing_ok=True)
 
     def _over(self) -> bool:

@@ -69,6 +69,10 @@ class DataFolder:
         """The path of a part's pid note."""
         return self.notes / f"{name}.json"
 
+    def words(self, name: str) -> Path:
+        """The path of the sentence that a part has ended with."""
+        return self.notes / f"{name}.words"
+
     def log(self, name: str) -> Path:
         """The path of a part's log."""
         return self.logs / f"{name}.log"

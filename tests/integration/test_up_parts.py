@@ -116,6 +116,59 @@ def test_a_note_finds_its_process_and_no_other_with_the_same_pid(folder):
     assert Part.left("nothing", folder) is None
 
 
+#: starts a tied part, and where it is told to, a fork of itself that holds all of its descriptors
+KEEPER = """
+import os, sys, time
+from pathlib import Path
+from flowfleet.local.child import Part
+from flowfleet.local.data_folder import DataFolder
+folder = DataFolder.open(Path(sys.argv[1]))
+part = Part.start("part", folder, [sys.executable, "-c", sys.argv[2]], env=dict(os.environ), tied=True)
+if sys.argv[3] == "fork" and os.fork() == 0:
+    time.sleep(60)
+print(part.pid, flush=True)
+time.sleep(60)
+"""
+TIED = """
+import os, sys, time
+from flowfleet.local import lifeline
+assert lifeline.watch(os.environ) and not lifeline.watch(os.environ) and sys.stdin.read() == ""
+print("up", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("how", ["alone", "fork"])
+def test_a_tied_part_ends_with_the_program_that_started_it_also_when_that_is_killed(tmp_path, how):
+    argv = [sys.executable, "-c", KEEPER, str(tmp_path), TIED, how]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, start_new_session=True) as keeper:
+        pid = int(keeper.stdout.readline())
+        log = tmp_path / "logs" / "part.log"
+        until(lambda: "up" in log.read_text(), 20, "the part to watch")
+        assert processes.alive(pid)
+        try:
+            keeper.kill()
+            until(lambda: not processes.alive(pid), 10, "the part to end")
+        finally:
+            os.killpg(keeper.pid, signal.SIGKILL)
+
+
+def test_a_tied_part_is_stopped_by_one_signal_and_its_last_words_are_those_of_this_start(folder):
+    code = (
+        "import os, signal, sys, time\nfrom flowfleet.local import lifeline\nlifeline.watch(os.environ)\n"
+        "signal.signal(15, lambda *_: seen.append(1))\nseen = []\nprint('up', flush=True)\n"
+        "while not seen: time.sleep(0.01)\n"
+        "time.sleep(0.3)\nlifeline.tell(f'{len(seen)} signal.', os.environ)\nsys.exit(3)"
+    )
+    part = _child(folder, code, tied=True)
+    _said(part)
+    part.stop()
+    assert (part.ended(), part.last_words()) == ("ended with code 3", "1 signal.")
+    again = _child(folder, SLEEPS, tied=True)
+    assert again.last_words() == ""
+    again.stop()
+
+
 def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SettingsError, match="--data-dir"):

@@ -20,6 +20,17 @@ def made(left):
     return StopSignals(slots(1), Attempts(), leave=left.append)
 
 
+def test_an_end_without_a_signal_stops_in_order_too_and_ends_no_run_and_a_signal_after_it_is_the_first():
+    left = []
+    stop_signals = made(left)
+    stop_signals.end()
+    assert stop_signals.wait(60), "whoever waits for a neighbour sees the stop at once"
+    assert (stop_signals.slots.stopping, stop_signals.attempts.closed) == (True, True)
+    assert stop_signals.first_signal is None  # so that the shutdown leaves the runs, whatever its mode
+    stop_signals.request(15)
+    assert (stop_signals.first_signal, left) == (15, [])
+
+
 def test_the_first_request_stops_in_order_and_the_second_hurries():
     left = []
     stop_signals = made(left)

@@ -59,6 +59,10 @@ class StopSignals:
             self.leave(128 + number)
             return
         self.first_signal = number
+        self.end()
+
+    def end(self) -> None:
+        """Ask for a stop that leaves the runs as they are, in each mode: nobody has asked for the end of any."""
         self.slots.stop()
         self.attempts.close()
         self._asked.wake()
