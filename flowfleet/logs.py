@@ -16,6 +16,8 @@ _SHORTEST_SECRET = 4
 # the scheme is bounded in length, since flows print lines of a megabyte without a break
 _USERINFO = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{0,30}://)(?P<user>[^\s/:@]*)(?::[^\s/]*)?@")
 _AUTHORIZATION = re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,}")
+#: the loggers of the product's three packages
+_OWN_LOGGERS = ("flowfleet", "poller", "workers")
 #: the attributes of every log record; all others came by `extra`
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "data"}
 #: fields that come first, so that lines about one run line up
@@ -90,10 +92,7 @@ class TextFormatter(_Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """One line, and the traceback below it if there is one; the redactor sees the finished text."""
-        line = f"{iso(record.created)} {record.levelname:<7} {record.name}: {record.getMessage()}"
-        fields = " ".join(f"{name}={_shown(value)}" for name, value in fields_of(record).items())
-        if fields:
-            line = f"{line}  {fields}"
+        line = f"{iso(record.created)} {record.levelname:<7} {record.name}: {record.getMessage()}{_tail(record)}"
         trace = self.trace(record)
         return self.redact(f"{line}\n{trace}" if trace else line)
 
@@ -128,6 +127,12 @@ class JsonFormatter(_Formatter):
         return self.redact(str(value))
 
 
+def _tail(record: logging.LogRecord) -> str:
+    """The fields of the record as the end of its line."""
+    fields = " ".join(f"{name}={_shown(value)}" for name, value in fields_of(record).items())
+    return f"  {fields}" if fields else ""
+
+
 def _shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3f}".rstrip("0").rstrip(".")
@@ -157,9 +162,45 @@ def configure(
     return handler
 
 
+def join(level: str, style: str = "text", *, secrets: Iterable[str] = (), also: str = "") -> None:
+    """Set up the logs of a Python program that we are a part of, unless the program has done that by itself.
+
+    Its own handlers then get each line of ours once, with the fields in the text and without secrets, from `level` on;
+    `also` names a further logger whose lines are ours. The program's own lines and levels stay as they are.
+    """
+    handlers = logging.getLogger().handlers
+    if not handlers:
+        configure(level, style, secrets=secrets)
+    elif next(_redactors(), None) is None:
+        redact = Redactor(secrets)
+        for handler in handlers:
+            handler.setFormatter(_ForProgram(handler.formatter or logging.Formatter(), redact, also))
+        set_level(level)
+        if also:
+            logging.getLogger(also).setLevel(level)
+
+
+class _ForProgram(logging.Formatter):
+    """The format of a handler of the program, which knows neither our fields nor our secrets: we see to both."""
+
+    def __init__(self, within: logging.Formatter, redact: Redactor, also: str) -> None:
+        super().__init__()
+        self.redact = redact
+        self._within = within
+        self._also = also
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The text of the program's own format; of our lines with the fields, and redacted."""
+        if record.name != self._also and record.name.partition(".")[0] not in (*_OWN_LOGGERS, "celery"):
+            return self._within.format(record)
+        whole = {"msg": f"{record.getMessage()}{_tail(record)}", "args": None}
+        return self.redact(self._within.format(logging.makeLogRecord({**vars(record), **whole})))
+
+
 def set_level(level: str) -> None:
-    """Log from this level on; for a level that is known only after `configure`."""
-    logging.getLogger().setLevel(level)
+    """Log from this level on; for a level that is known only after `configure` or `join`."""
+    for name in _OWN_LOGGERS if any(_of_program()) else ("",):
+        logging.getLogger(name).setLevel(level)
 
 
 def keep_secret(secret: str | None) -> None:
@@ -176,4 +217,10 @@ def redact(text: str) -> str:
 
 def _redactors() -> Iterator[Redactor]:
     formatters = (handler.formatter for handler in logging.getLogger().handlers)
-    return (formatter.redact for formatter in formatters if isinstance(formatter, _Formatter))
+    yield from (formatter.redact for formatter in formatters if isinstance(formatter, _Formatter))
+    yield from (formatter.redact for formatter in _of_program())
+
+
+def _of_program() -> Iterator[_ForProgram]:
+    formatters = (handler.formatter for handler in logging.getLogger().handlers)
+    return (formatter for formatter in formatters if isinstance(formatter, _ForProgram))

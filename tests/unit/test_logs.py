@@ -110,3 +110,40 @@ def test_a_megabyte_without_a_break_is_looked_through_in_a_moment(piece):
     begun = time.process_time()
     logs.redact(piece * (1_000_000 // len(piece)))
     assert time.process_time() - begun < 20  # by a square law it would be hours
+
+
+@pytest.fixture
+def program(monkeypatch):
+    """The root logger of a program with one handler of its own, and what that has written."""
+    stream, root = io.StringIO(), logging.getLogger()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(logging.Formatter("mine %(message)s"))
+    monkeypatch.setattr(root, "handlers", [handler])
+    levels = {name: logging.getLogger(name).level for name in (*logs._OWN_LOGGERS, "agent", None)}
+    root.setLevel("WARNING")
+    yield stream
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+
+
+def test_a_program_with_logs_of_its_own_gets_each_line_of_ours_once_and_whole_and_keeps_its_own(program):
+    for _ in range(2):  # an agent may be started again
+        logs.join("INFO", secrets=["pass-word"], also="agent")
+    logs.set_level("INFO")
+    logs.keep_secret("found-later")
+    logging.getLogger("poller.loop").info("run %s", "claimed", extra={"run_id": "r", "url": "redis://:pass-word@h"})
+    logging.getLogger("agent").info("agent starts", extra={"key": "found-later"})
+    logging.getLogger("theirs").warning("pass-word", extra={"run_id": "r"})
+    logging.getLogger("theirs").info("below their level")
+    assert program.getvalue().splitlines() == [
+        "mine run claimed  run_id=r url=redis://:***@h",
+        "mine agent starts  key=***",
+        "mine pass-word",
+    ]
+
+
+def test_a_program_without_logs_of_its_own_gets_ours(program, monkeypatch):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    logs.join("INFO")
+    (handler,) = logging.getLogger().handlers
+    assert isinstance(handler.formatter, logs.TextFormatter)
