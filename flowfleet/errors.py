@@ -17,6 +17,10 @@ FleetError                      one sentence, and the exit code of a command tha
     ├── UnsupportedRun          it asks for what this fleet cannot do (also a ValueError)
     ├── StartFailed             no such interpreter, working folder missing, no permission
     └── UserCodeFailed          what the user has written to deploy it has raised; the text is the user's own
+
+
+    └── StartFailed             no such interpreter, no permission
+        └── FolderMissing       its working folder does not exist on this host (also a ValueError)
 """
 
 
@@ -102,3 +106,7 @@ class StartFailed(DeployError):
 
 class UserCodeFailed(DeployError):
     """The user's own code for deploying the run has raised; the text is what it said, and people are told just that."""
+
+
+class FolderMissing(StartFailed, ValueError):
+    """The run's working folder does not exist on this host."""

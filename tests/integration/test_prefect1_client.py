@@ -203,6 +203,16 @@ def test_an_end_that_stands_is_not_overwritten(server, end):
     assert server.api.states(run.run_id)[-1]["message"] == "its own"
 
 
+def test_a_run_that_waits_is_failed_by_hand_and_one_that_somebody_has_taken_is_left(server):
+    waiting, (taken, _) = server.scheduled(late=-3600), server.taken()
+    fail = server.client.ends.fail_waiting
+    assert [fail(waiting, "not wanted", MARK).verdict for _ in range(2)] == ["accepted", "accepted"]
+    assert server.api.history(waiting) == ["Scheduled", "Failed"]
+    assert server.api.states(waiting)[-1]["message"] == "not wanted"
+    assert fail(taken.run_id, "not wanted", MARK).verdict is Verdict.REFUSED
+    assert server.api.state(taken.run_id) == "Submitted"
+
+
 def test_what_lazarus_has_put_back_is_running_again(server):
     run, call = server.taken()
     server.api.write(run.run_id, "Running", "Running flow.")

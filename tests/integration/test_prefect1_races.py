@@ -85,6 +85,13 @@ def test_an_end_that_comes_while_we_write_ours_is_put_back(loose, end, when):
     assert loose.api.state(run.run_id) == end
 
 
+def test_a_run_that_another_agent_takes_while_it_is_failed_by_hand_is_left_to_it(loose):
+    run_id = loose.scheduled()
+    loose.meanwhile("set_flow_run_states", lambda: loose.api.write(run_id, "Submitted", "theirs"))
+    assert loose.client.ends.fail_waiting(run_id, "not wanted", MARK).verdict is Verdict.REFUSED
+    assert (loose.api.state(run_id), loose.api.states(run_id)[-1]["message"]) == ("Submitted", "theirs")
+
+
 @pytest.mark.parametrize(
     ("kind", "message"), [("Running", "theirs"), ("Submitted", "theirs"), ("Cancelled", "Flow run is cancelled.")]
 )

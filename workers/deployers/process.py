@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flowfleet.errors import StartFailed
+from flowfleet.errors import FolderMissing, StartFailed
 from workers.deployers.fork_client import ForkClient, NoAnswer
 from workers.deployers.subprocess_run import SubprocessRun
 from workers.deployers.warm_client import WarmClient
@@ -54,7 +54,8 @@ class ProcessDeployer:
         if status == "taken":  # a second start of the same attempt: the shim that won the start file has the run
             return self._settle_start(spec, "its start file is taken")
         sentence = str(answer.get("error") or "its shim did not say why")
-        raise StartFailed(f"Run {spec.run_id} could not be started: {sentence}.")
+        failed = StartFailed if spec.cwd is None or Path(spec.cwd).is_dir() else FolderMissing
+        raise failed(f"Run {spec.run_id} could not be started: {sentence}.")
 
     def _ask(self, request: dict[str, Any]) -> Mapping[str, Any]:
         answer = self.warm.launch(request) if self.warm is not None else None

@@ -204,7 +204,7 @@ class Writes:
         # also for its tasks that were under way
         if kind not in _ENDS:
             raise ValueError(f"{kind} is no end that flowfleet reports")
-        told = str(uuid.uuid5(uuid.UUID(run_id), plain(f"{kind} {message}")))
+        told = _told(run_id, kind, message)
 
         def changes(run: Run) -> Answer | list[Change]:
             stamp = Stamp.read(run.serialized)
@@ -230,6 +230,21 @@ class Writes:
             # the cancel that came meanwhile was put back and waits for its end, so the end is reported once more
             return replace(answer, verdict=Verdict.UNSURE)
         return answer
+
+    def fail_waiting(self, run_id: str, message: str, mark: Mark) -> Answer:
+        """Write Failed to a run that waits for its start time and that nobody has taken, as an agent by hand may."""
+        told = _told(run_id, StateType.FAILED, message)
+
+        def changes(run: Run) -> Answer | list[Change]:
+            stamp = Stamp.read(run.serialized)
+            if run.state == "Failed" and stamp is not None and stamp.done == told:
+                return Answer(verdict=Verdict.ACCEPTED, state=run.to_state())
+            if run.state not in WAITING:
+                return refused(run, f"the run is {run.state} meanwhile")
+            end = Stamp(fleet=mark.fleet, call=told, version=run.version, done=told)
+            return [of_run(run, written("Failed", message, end))]
+
+        return self._fenced(run_id, changes, kinds=THEIRS)
 
     def reinstate(self, run_id: str, claim: str, mark: Mark) -> Answer:
         def changes(run: Run) -> Answer | list[Change]:
@@ -282,6 +297,11 @@ class Writes:
     def _write(self, changes: Sequence[Change], agent: str | None = None) -> Reply:
         document, inputs = mutation(changes)
         return self.graphql.ask(document, inputs, agent=agent, seconds=self.graphql.session.bulk_seconds)
+
+
+def _told(run_id: str, kind: StateType, message: str) -> str:
+    """The id of a reported end, by which its repeat is recognised."""
+    return str(uuid.uuid5(uuid.UUID(run_id), plain(f"{kind} {message}")))
 
 
 def _covered(run: Run, after: Run, kinds: frozenset[StateType]) -> dict[str, Any] | None:
