@@ -72,8 +72,6 @@ class Leadership:
         self._lock = threading.Lock()
         self._term: int | None = None
         self._resigned = False
-        #: whether the last look has proved that Redis takes writes, by a write of our own
-        self.proved = False
         self._standbys = Standbys(self.clock)
 
     @property
@@ -92,19 +90,16 @@ class Leadership:
         Returns the term that this poller leads now, or None while it stands by.
         """
         with self._lock:
-            self.proved = False
             if self._resigned:
                 return None
             if self._term is not None:
                 if self.gate.lead(self._term, self.nonce, self.lease):
-                    self.proved = True
                     self.gate.forget_standbys(self._standbys.note(self.gate.standbys()))
                     return self._term
                 self._stand_by(self._term)
             term = self._watch()
             if term is None:
                 self.gate.stand_by(self.nonce)
-            self.proved = True
             return term
 
     def _watch(self) -> int | None:
@@ -225,7 +220,6 @@ class LeadershipThread:
             self.leadership.begin_anew()
             self.outage.failed(exc)
         else:
-            if self.leadership.proved:  # a Redis that takes no writes still answers a standby's reads
-                self.outage.over()
+            self.outage.over()  # each look ends with a write of ours: a Redis that takes none still answers reads
         if self.leadership.term != before:
             self.changed()

@@ -111,11 +111,11 @@ class MemoryGate:
         return True
 
     def stand_by(self, nonce: str) -> None:
-        self._ledger.answer()
+        self._ledger.write()
         self.counters[nonce] = self.counters.get(nonce, 0) + 1
 
     def stand_down(self, nonce: str) -> bool:
-        self._ledger.answer()
+        self._ledger.write()
         self.counters.pop(nonce, None)
         return self.written is not None
 
