@@ -1,5 +1,6 @@
 """Agents of Prefect 1 as Python programs use them: a real Redis, a local Prefect 1 API, processes of their own."""
 
+import json
 import os
 import re
 import signal
@@ -198,7 +199,8 @@ def test_what_a_deploy_flow_raises_fails_its_run(world1):
     run_id = world1.tiny_run("x", env={"REFUSE": "1"})
     agent = world1.program(OWN + 'Own(labels=["x"], hostname_label=False).start()\n')
     assert world1.wait_end(run_id) == "Failed"
-    assert "no quota left" in world1.message(run_id)
+    assert world1.message(run_id) == "no quota left"
+    until(lambda: "no quota left" in world1.lines(run_id), 20, "its line")
     assert world1.deployed() == [run_id]
     assert agent.stop() == 0
 
@@ -228,6 +230,118 @@ def test_a_deploy_flow_that_calls_the_one_below_gets_a_process_of_the_worker(wor
     os.kill(pid, signal.SIGKILL)  # it is watched as any other
     assert world1.wait_end(run_id) == "Failed"
     assert "SIGKILL" in world1.message(run_id)
+    assert agent.stop() == 0
+
+
+def test_env_vars_are_read_at_each_start_and_none_takes_a_variable_of_the_host_away(world1, tmp_path):
+    source = """
+    import os
+    from flowfleet import LocalAgent
+
+    class Renewing(LocalAgent):
+        def on_startup(self):
+            self.labels = ["x"]
+            self.heartbeat_period = 0.1
+        def heartbeat(self):
+            if os.path.exists("renew"):
+                self.env_vars["FFTEST_WHO"] = "renewed"
+
+    Renewing(labels=["other"], env_vars={"FFTEST_WHO": None}, hostname_label=False).start()
+    """
+    first = world1.tiny_run("x")
+    agent = world1.program(source, FFTEST_WHO="the-host")
+    assert world1.wait_end(first) == "Success"
+    assert world1.notes(first)[0][-1] == "-"
+    (tmp_path / "renew").touch()
+
+    def renewed() -> bool:
+        run_id = world1.tiny_run("x")
+        assert world1.wait_end(run_id) == "Success"
+        return bool(world1.notes(run_id)[0][-1] == "renewed")
+
+    until(renewed, 60, "a run with the renewed variable")
+    assert agent.stop() == 0
+
+
+@pytest.mark.parametrize("way", ["warm", "cold", "by hand"])
+def test_a_run_has_no_variable_that_the_agent_s_methods_have_taken_out(world1, tmp_path, way):
+    source = """
+    import os
+    from concurrent.futures import ThreadPoolExecutor
+    from flowfleet import LocalAgent
+
+    class Own(LocalAgent):
+        def populate_env_vars(self, flow_run, run_config=None):
+            env = super().populate_env_vars(flow_run, run_config=run_config)
+            del env["TAKEN_OUT"], env["FLOWFLEET_CLAIM"]
+            return env
+
+    way = os.environ["WAY"]
+    variables = {"NO_MORE": None, "KEPT": "k"}
+    agent = Own(labels=["x"], env_vars=variables, hostname_label=False, warm_start=way == "warm")
+    if way == "by hand":
+        with ThreadPoolExecutor(1) as executor:
+            agent.agent_process(executor)
+    else:
+        agent.start()
+    """
+    out = tmp_path / "told.json"
+    flow = world1.real.register("inside", labels=["x"], script=True)["inside"]
+    env = {"TAKEN_OUT": "t", "NO_MORE": "n", "FLOWFLEET_PYTHON": str(python())}
+    run_id = world1.create_run(flow, labels=["x"], parameters={"out": str(out), "spawn": False})
+    world1.hold_polls()
+    agent = world1.program(source, WAY=way, **env)
+    if way == "warm":
+        until(lambda: "warm parent" in agent.text(), 90, "the warm parent")
+    world1.api.faults.heal()
+    assert world1.wait_end(run_id, 120) == "Success", world1.lines(run_id)
+    told = json.loads(out.read_text())
+    seen = told["seen"]["environ"]
+    assert {name for name in ("TAKEN_OUT", "NO_MORE", "FLOWFLEET_PYTHON") if name in seen} == set()
+    assert (seen["KEPT"], seen["FLOWFLEET_RUN_ID"], len(seen["FLOWFLEET_CLAIM"])) == ("k", run_id, 36)
+    assert way == "by hand" or told["by"] == {"warm": "flowfleet-warm", "cold": "flowfleet-fork"}[way]
+
+
+def test_a_run_of_another_agent_is_left_as_it_is_and_one_that_is_slow_to_deploy_is_started(world1):
+    source = """
+    import time
+    from flowfleet import LocalAgent
+
+    class Own(LocalAgent):
+        def update_state(self, flow_run):
+            print("asked", flow_run.id, flush=True)
+            super().update_state(flow_run)
+            if flow_run.run_config.env.get("OF_ANOTHER"):
+                raise RuntimeError("State update failed: it is another agent's")
+
+        def deploy_flow(self, flow_run):
+            self.update_state(flow_run)
+            time.sleep(5)  # longer than the lease that the run has at this moment
+            return super().deploy_flow(flow_run)
+
+    Own(labels=["x"], hostname_label=False, slots=2).start()
+    """
+    left = world1.tiny_run("x", env={"OF_ANOTHER": "1"})
+    agent = world1.program(source, FLOWFLEET_LEASE_SECONDS="6", FLOWFLEET_RENEW_SECONDS="1")
+    (claim,) = until(lambda: [one for one in world1.claims() if one.handle], 60, "the claim to have a handle")
+    assert (claim.run_id, claim.handle["kind"], claim.handle["doubtful"]) == (left, "external", True)
+
+    def beat() -> int:
+        with world1.ledger() as ledger:
+            return ledger.roster.rows()[0].beat
+
+    before = beat()
+    until(lambda: beat() >= before + 2, 30, "the worker to know the lease")
+    slow = world1.tiny_run("x")
+    assert world1.wait_end(slow) == "Success"
+    assert world1.api.history(slow) == ["Scheduled", "Submitted", "Running", "Success"]
+    assert world1.api.history(left) == ["Scheduled", "Submitted"]
+    assert world1.lines(left) == []
+    assert [line for line in agent.said() if left in line] == [f"asked {left}"], "it was never handed out again"
+
+    world1.real.set_state(left, "Running")
+    world1.real.set_state(left, "Success")
+    until(lambda: world1.claims() == [], 30, "the claim to be released")
     assert agent.stop() == 0
 
 
