@@ -237,7 +237,7 @@ class Agent(OlderMethods):
             if _OF_ANOTHER in str(exc):  # the words are all that there is: see there
                 self.logger.debug("flow run left to another", extra={"run_id": run_id, "error": str(exc)})
                 if under_way is not None:
-                    under_way.leave_to_another()
+                    under_way.of_another.append(exc)
                 return
             self.logger.exception("deployment failed", extra={"run_id": run_id})
             if under_way is None:
@@ -248,7 +248,7 @@ class Agent(OlderMethods):
         if under_way is None:
             self._say(run_id, f"Submitted for execution: {text}", logging.INFO)
         else:
-            under_way.answer(text)
+            under_way.texts.append(text)
 
     def mark_failed(self, flow_run: Mapping[str, Any], exc: Exception) -> None:
         """Set a flow run to Failed with the exception's text.
@@ -259,7 +259,7 @@ class Agent(OlderMethods):
         run_id = str(flow_run["id"])
         under_way = self.starts.of(run_id)
         if under_way is not None:
-            under_way.fail(exc)
+            under_way.errors.append(exc)
             return
         answer = self.client.ends.report(run_id, StateType.FAILED, str(exc), self._mark())
         self.logger.error("flow run failed", extra={"run_id": run_id, "error": repr(exc), "api": str(answer.verdict)})

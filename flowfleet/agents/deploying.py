@@ -48,18 +48,18 @@ def by_method(agent: Agent, start: StartUnderWay) -> StartedRun | InDoubt | str:
         try:
             agent.deploy_and_update_flow_run(flow_run)
         except (Exception, SystemExit) as exc:  # noqa: BLE001 - guards the worker from the user's code
-            start.fail(exc)
+            start.errors.append(exc)
     if start.started:
         # the run's process is started: what an override meant to do after that must not fail the run
-        if start.error is not None:
+        for error in start.errors[-1:]:
             fields = {"run_id": run_id}
-            logger.error("deployment failed after its process was started", extra=fields, exc_info=start.error)
+            logger.error("deployment failed after its process was started", extra=fields, exc_info=error)
         return start.started[-1]
     if start.of_another:
         return InDoubt(why="the agent's own code said that its state could not be updated")
-    if start.error is not None:
-        raise start.error
-    return InDoubt(why="the agent's own code has not called deploy_flow") if start.text is None else start.text
+    if start.errors:
+        raise start.errors[-1]
+    return start.texts[-1] if start.texts else InDoubt(why="the agent's own code has not called deploy_flow")
 
 
 def deploy(agent: LocalAgent, flow_run: FlowRunRecord) -> str:

@@ -28,24 +28,12 @@ class StartUnderWay:
     #: until when the run may begin by its lease as it is now; None = it has none
     not_after: Callable[[], float | None] = lambda: None
     started: list[StartedRun] = field(default_factory=list)
-    #: what `deploy_flow` has returned; None while it has not
-    text: str | None = None
+    #: what `deploy_flow` has returned
+    texts: list[str] = field(default_factory=list)
     #: what the user's code has raised
-    error: BaseException | None = None
-    #: the user's code has found that the run is another agent's
-    of_another: bool = False
-
-    def answer(self, text: str) -> None:
-        """Note what `deploy_flow` has returned."""
-        self.text = text
-
-    def fail(self, error: BaseException) -> None:
-        """Note what the user's code has raised."""
-        self.error = error
-
-    def leave_to_another(self) -> None:
-        """Note that the run is another agent's."""
-        self.of_another = True
+    errors: list[BaseException] = field(default_factory=list)
+    #: by which it has told that the run is another agent's
+    of_another: list[BaseException] = field(default_factory=list)
 
 
 class Starts:
