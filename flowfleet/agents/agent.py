@@ -9,6 +9,7 @@ import contextlib
 import functools
 import logging
 import os
+import time
 import uuid
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -28,6 +29,8 @@ from flowfleet.settings.classes import WorkerSettings
 #: Prefect 1's own agent asks for runs that are due within so many seconds
 _AHEAD_SECONDS = 10.0
 _MOST_RUNS = 25
+#: kinds of states in which a run waits for its start time
+_WAITING = (StateType.SCHEDULED, StateType.PAUSED)
 _NO_TENANT = "00000000-0000-0000-0000-000000000000"
 #: by these words in an error Prefect 1's own agents know that a run is another agent's (source: prefect 0.9 to 1.4.1)
 _OF_ANOTHER = "State update failed"
@@ -222,7 +225,7 @@ class Agent(OlderMethods):
         raise NotImplementedError("override deploy_flow")
 
     def deploy_and_update_flow_run(self, flow_run: FlowRunRecord) -> None:
-        """Call `update_state` and `deploy_flow`, and write a line to the run's log; an error stands there too.
+        """Wait for the start time, call `update_state` and `deploy_flow`, and write a line to the run's log.
 
         An error of `deploy_flow` makes the run Failed; one that says "State update failed" leaves it to another agent.
         Your program may call this method. Flowfleet calls it for a run that it has claimed; the worker writes the run's
@@ -230,8 +233,12 @@ class Agent(OlderMethods):
         """
         run_id = str(flow_run["id"])
         under_way = self.starts.of(run_id)
+        if under_way is None:
+            self._await_start(flow_run)
+        ours = False
         try:
             self.update_state(flow_run)
+            ours = True
             text = self._deploy(flow_run)
         except Exception as exc:  # guards us from the user's code: whatever it is, the run's readers are told
             if _OF_ANOTHER in str(exc):  # the words are all that there is: see there
@@ -239,6 +246,8 @@ class Agent(OlderMethods):
                 if under_way is not None:
                     under_way.of_another.append(exc)
                 return
+            if not ours and isinstance(exc, ApiUnavailable):
+                raise  # nobody knows whose run it is: no end may be written
             self.logger.exception("deployment failed", extra={"run_id": run_id})
             if under_way is None:
                 self._say(run_id, str(exc), logging.ERROR)
@@ -251,8 +260,9 @@ class Agent(OlderMethods):
             under_way.texts.append(text)
 
     def mark_failed(self, flow_run: Mapping[str, Any], exc: Exception) -> None:
-        """Set a flow run to Failed with the exception's text.
+        """Set a flow run to Failed with the exception's text, also one that was never submitted.
 
+        A run that has ended stays as it is. Raises `ApiUnavailable` when it is not known whether the run is Failed.
         Your program may call this method. Flowfleet calls an override when `deploy_flow` has raised; it reports the
         failure itself then, through the worker's outbox, and this method only notes it.
         """
@@ -262,7 +272,15 @@ class Agent(OlderMethods):
             under_way.errors.append(exc)
             return
         answer = self.client.ends.report(run_id, StateType.FAILED, str(exc), self._mark())
-        self.logger.error("flow run failed", extra={"run_id": run_id, "error": repr(exc), "api": str(answer.verdict)})
+        if answer.verdict is Verdict.REFUSED and answer.state is not None and answer.state.kind in _WAITING:
+            answer = self._writes().fail_waiting(run_id, str(exc), self._mark())
+        fields = {"run_id": run_id, "error": repr(exc), "api": str(answer.verdict)}
+        if answer.verdict is Verdict.ACCEPTED:
+            self.logger.error("flow run failed", extra=fields)
+            return
+        self.logger.error("flow run could not be set to Failed", extra={**fields, "reason": answer.reason})
+        if answer.verdict is Verdict.UNSURE:
+            raise ApiUnavailable(f"it is not known whether flow run {run_id} is Failed: {answer.reason}") from exc
 
     def agent_process(self, executor: Executor | str | None = None, tenant_id: str | None = None) -> bool:
         """Poll once by hand: query, and deploy each run in the executor; returns whether any run was found.
@@ -303,6 +321,17 @@ class Agent(OlderMethods):
             return self.deploy_flow(flow_run)
         self.deploy_flows([flow_run])
         return ""
+
+    def _await_start(self, flow_run: FlowRunRecord) -> None:
+        # as Prefect 1's own agent does in its thread
+        seconds = flow_run_records.seconds_until_due(flow_run, lambda: self.client.probe().skew_seconds)
+        if seconds > 0:
+            self.logger.debug("waiting for the start time", extra={"run_id": flow_run["id"], "wait_seconds": seconds})
+            time.sleep(seconds)
+
+    def _writes(self) -> Any:
+        # only Prefect 1's agents end runs that have not begun
+        return self.client.ends
 
     def _graphql(self) -> flow_run_records.GraphQLQueries:
         return flow_run_records.graphql_of(self.client)

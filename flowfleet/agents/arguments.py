@@ -79,6 +79,13 @@ def poller_environment(
     return env | {"FLOWFLEET_REDIS": settings.redis, "FLOWFLEET_FLEET": settings.fleet, "FLOWFLEET_HOST": settings.host}
 
 
+def poller_settings(given: Mapping[str, Any], settings: WorkerSettings, environ: Mapping[str, str]) -> PollerSettings:
+    """The settings that the agent's poller will find, so that a wrong one is told before anything is started."""
+    config = read_config(environ.get("FLOWFLEET_CONFIG"), "poller")
+    flags = {key: value for key, value in given.items() if key not in _WORKER_ONLY}  # an error is to name the argument
+    return resolve(PollerSettings, flags, poller_environment(given, settings, environ), config, machine_facts())
+
+
 def variables(pairs: Iterable[str]) -> dict[str, str]:
     """The mapping that these `K=V` texts stand for."""
     return {name: value for name, _, value in (pair.partition("=") for pair in pairs)}

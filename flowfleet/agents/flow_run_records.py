@@ -1,7 +1,7 @@
 """Flow run records: flow runs as the methods of an agent get them, read by attribute or by item."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
@@ -10,6 +10,10 @@ from flowfleet.errors import ApiRejected, RunGone
 
 #: a due retry is first left to the run's own process for so long
 _OWN_PROCESS_SECONDS = 3
+#: a run that is late by more is due by any clock
+_LARGEST_SKEW = timedelta(minutes=10)
+#: the API tells whole seconds, so a smaller skew says nothing
+_SKEW_NOISE_SECONDS = 1.5
 _FIELDS = (
     "id version state serialized_state parameters scheduled_start_time run_config name "
     "flow { id name environment storage version core_version } "
@@ -107,3 +111,12 @@ def due_of(row: Mapping[str, Any]) -> datetime | None:
     except ValueError:
         return None
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def seconds_until_due(row: Mapping[str, Any], skew: Callable[[], float]) -> float:
+    """How long it is until a run is due by the server's clock; `skew` tells that clock's difference to ours."""
+    due = due_of(row)
+    if due is None or due < datetime.now(UTC) - _LARGEST_SKEW:
+        return 0.0
+    seconds = skew()
+    return (due - datetime.now(UTC)).total_seconds() - (seconds if abs(seconds) > _SKEW_NOISE_SECONDS else 0.0)

@@ -13,9 +13,7 @@ from flowfleet.agents.flow_run_records import FlowRunRecord
 from flowfleet.commands import units
 from flowfleet.settings.classes import PollerSettings, WorkerSettings
 from flowfleet.settings.common import CommonSettings
-
-#: the name that Docker Desktop gives to every host, so it identifies none
-_DOCKER_DESKTOP = "docker-desktop"
+from flowfleet.settings.host_label import label_of_host
 
 
 class LocalAgent(Agent):
@@ -53,7 +51,7 @@ class LocalAgent(Agent):
         self.show_flow_logs = bool(show_flow_logs)
         #: processes that an own `deploy_flow` has added; `heartbeat` looks after them, as in the reference
         self.processes: set[subprocess.Popen[Any]] = set()
-        host = _host()
+        host = label_of_host(socket.gethostname())
         if hostname_label and host not in self.labels:
             self.labels.append(host)
 
@@ -167,11 +165,6 @@ class LocalAgent(Agent):
 def _supervisor_conf(part: str, cls: type[CommonSettings], flags: Mapping[str, Any]) -> str:
     program = units.program_path(part)
     return units.supervisor(units.Unit(part=part, cls=cls, flags=flags, program=program, **units.here()))
-
-
-def _host() -> str:
-    name = socket.gethostname()
-    return socket.gethostbyname(name) if name == _DOCKER_DESKTOP else name
 
 
 def _are_paths(value: Any) -> bool:

@@ -21,9 +21,10 @@ from flowfleet.agents.starts import StartUnderWay
 from flowfleet.api.client import ApiClient
 from flowfleet.errors import FleetError, LedgerError
 from flowfleet.guard import guarded
-from flowfleet.ledger.claims import State
+from flowfleet.ledger.claims import Claim, State
+from flowfleet.ledger.roster import WorkerRow
 from flowfleet.local import redis_process
-from flowfleet.local.child import Part, own_script, wait_ready
+from flowfleet.local.child import ENDED_IN_ORDER, Part, own_script, wait_ready
 from flowfleet.local.data_folder import DataFolder, default_path
 from flowfleet.settings.classes import WorkerSettings
 from flowfleet.settings.layers import secrets_of
@@ -44,7 +45,8 @@ LAST_STARTS_SECONDS = 60.0
 #: a poller that has a claim in hand waits a minute for the API, and then gives up by itself
 POLLER_STOP_SECONDS = 70.0
 _LOOK_SECONDS = 0.2
-_BEFORE_START = (State.CLAIMING, State.QUEUED, State.TAKEN, State.STARTING)
+_COMING = (State.CLAIMING, State.QUEUED)
+_STARTING = (State.TAKEN, State.STARTING)
 
 
 class AgentEnded(FleetError):
@@ -60,13 +62,13 @@ def run(agent: Agent) -> None:
     if threading.current_thread() is not threading.main_thread():
         raise AgentEnded(f"{type(agent).__name__}.start() takes signals, so call it in the main thread.")
     settings = agent.settings()
-    handlers = logging.getLogger().handlers
-    if not any(isinstance(handler.formatter, logs.TextFormatter | logs.JsonFormatter) for handler in handlers):
-        logs.configure(settings.log_level, settings.log_format, secrets=secrets_of(settings))
+    of_poller = arguments.poller_settings(agent.given(), settings, os.environ)
+    logs.join(settings.log_level, settings.log_format, secrets=secrets_of(settings), also=agent.logger.name)
     with ExitStack() as stack:
         stack.enter_context(signals.restored(signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
         stack.callback(agent.cleanup)
         signals.take(signal.SIGINT, signal.SIGTERM, handler=_on_early_signal, respect_ignored=False)
+        failed: list[FleetError] = []
         with contextlib.suppress(_StopRequested):
             agent.setup()
             ignored = overrides.never_called(agent)
@@ -74,8 +76,12 @@ def run(agent: Agent) -> None:
                 logger.warning(
                     "methods are overridden that flowfleet never calls", extra={"methods": ", ".join(ignored)}
                 )
+            if of_poller.require_api:
+                agent.client.probe()  # an API that does not answer is waited for else
             # once more: what `on_startup` has changed counts
-            _AgentRun(agent, agent.settings(), stack).live()
+            _AgentRun(agent, agent.settings(), stack, failed).live()
+        if failed:
+            raise failed[0]
 
 
 def _on_early_signal(_number: int) -> None:
@@ -85,16 +91,18 @@ def _on_early_signal(_number: int) -> None:
 class _AgentRun:
     """One start of an agent, to its end; the exit stack closes all that was opened, the last first."""
 
-    def __init__(self, agent: Agent, settings: WorkerSettings, stack: ExitStack) -> None:
+    def __init__(self, agent: Agent, settings: WorkerSettings, stack: ExitStack, failed: list[FleetError]) -> None:
+        #: takes the error of a part that has ended by itself
+        self._failed = failed
         self._agent = agent
         self._settings = settings
         self._stack = stack
         self._environ = dict(os.environ)
         self._folder = self._open(agent.name, f"agent named {agent.name}", "give this one another name")
         self._poller: Part | None = None
+        self._embedded_redis: Part | None = None
         self._service: WorkerService | None = None
         self._layers: EnvironmentLayers | None = None
-        self._failure: FleetError | None = None
         self._over = threading.Event()
 
     def live(self) -> None:
@@ -116,8 +124,6 @@ class _AgentRun:
                 leaving=leaving,
             )
             cli.serve(self._settings, self._environ, embedding)
-        if self._failure is not None:
-            raise self._failure
 
     # -- folder and Redis
 
@@ -131,11 +137,16 @@ class _AgentRun:
             return self._settings.redis
         remedy = "agents of one host share a Redis that you give to each, by redis= or FLOWFLEET_REDIS"
         folder = self._open("redis.embedded", "agent with an embedded Redis", remedy)
-        part, url = redis_process.start(folder, self._environ)
-        self._stack.callback(part.stop)
-        wait_ready(part, lambda: redis_process.answers(url), redis_process.READY_SECONDS)
+        self._embedded_redis, url = redis_process.start(folder, self._environ)
+        self._stack.callback(self._end_redis, self._embedded_redis)
+        wait_ready(self._embedded_redis, lambda: redis_process.answers(url), redis_process.READY_SECONDS)
         logger.info("embedded Redis is ready", extra={"url": url})
+        self._attend("embedded Redis", self._embedded_redis)
         return url
+
+    def _end_redis(self, redis: Part) -> None:
+        self._over.set()
+        redis.stop()
 
     # -- the worker, in this process
 
@@ -180,43 +191,75 @@ class _AgentRun:
         env = arguments.poller_environment(self._agent.given(), self._settings, self._environ)
         left = Part.left("poller", self._folder, grace=POLLER_STOP_SECONDS)
         if left is not None:
+            logger.info("an earlier start of this agent has left a poller, which is ended", extra={"pid": left.pid})
             left.stop()
         argv = [own_script("poller"), "start"]
-        self._poller = Part.start("poller", self._folder, argv, env=env, log_mode=None, grace=POLLER_STOP_SECONDS)
-        threading.Thread(target=self._attend, args=(service, self._poller), name="attend", daemon=True).start()
+        self._poller = Part.start(
+            "poller", self._folder, argv, env=env, log_mode=None, grace=POLLER_STOP_SECONDS, tied=True
+        )
+        self._attend("poller", self._poller)
 
     def _leave(self, code: int) -> None:
         # the stop is cut short: of our processes only the runs may outlive it
+        self._over.set()
         if self._poller is not None:
             self._poller.stop(hurry=lambda: True)
+        if self._embedded_redis is not None:
+            self._embedded_redis.stop()  # in its own time, which is short: it writes what it has
         os._exit(code)
 
-    # -- the poller, a child process
+    # -- the parts, child processes
 
-    def _attend(self, service: WorkerService, poller: Part) -> None:
-        code = poller.wait()
-        if self._over.is_set() or service.stop_signals.first_signal is not None:
+    def _attend(self, name: str, part: Part) -> None:
+        threading.Thread(target=self._await_end, args=(name, part), name=f"{part.name}-attend", daemon=True).start()
+
+    def _await_end(self, name: str, part: Part) -> None:
+        """Wait for the end of a part, and let this agent end with it; its runs go on, since nobody has ended those."""
+        part.wait()
+        service = self._service
+        if self._over.is_set() or (service is not None and service.stop_signals.first_signal is not None):
             return
-        if code == 0 and self._agent.max_polls is not None:
+        how = part.ended()
+        if part is self._poller and service is not None and how == ENDED_IN_ORDER:
+            # by `max_polls`, given here or in the agent config, or because somebody has asked it to
+            logger.info("the poller has ended in order, and this agent ends with it", extra={"agent": self._agent.name})
             self._await_starts(service)
         else:
-            self._failure = AgentEnded(f"The poller of {type(self._agent).__name__} has ended with code {code}.")
-        service.stop_signals.request()
+            why = part.last_words() or ("see its log lines" if part is self._poller else f"see {part.log}")
+            self._failed.append(AgentEnded(f"The {name} of {type(self._agent).__name__} {how}: {why.rstrip('.')}."))
+        if service is None:
+            os.kill(os.getpid(), signal.SIGTERM)  # the main thread waits for a neighbour, or builds the worker
+        else:
+            service.stop_signals.end()
 
     def _await_starts(self, service: WorkerService) -> None:
-        """Wait until every claim of the last poll is started, at most `LAST_STARTS_SECONDS`."""
+        """Wait until what is claimed for this worker by now is started.
+
+        A claim gets at most `LAST_STARTS_SECONDS` to arrive; a start under way, which may be a `deploy_flow` that takes
+        its time, is waited for.
+        """
         until = time.monotonic() + LAST_STARTS_SECONDS
+        coming: set[str] | None = None
         with closing(ledgers.connect(self._settings.redis, self._settings.fleet)) as ledger:
-            while time.monotonic() < until and service.stop_signals.first_signal is None:
+            while service.stop_signals.first_signal is None:
+                starting = [attempt for attempt in service.attempts.all() if attempt.held.state in _STARTING]
                 with contextlib.suppress(LedgerError):
-                    if not any(claim.state in _BEFORE_START for claim in ledger.claims.live()):
-                        return
+                    now = {claim.claim for claim in ledger.claims.live() if _waits_for(service.row, claim)}
+                    # another poller may lead, and claim more for us all the time
+                    coming = now if coming is None else coming & now
+                if not starting and (coming == set() or time.monotonic() >= until):
+                    return
                 time.sleep(_LOOK_SECONDS)
 
     def _end_poller(self) -> None:
         self._over.set()
         if self._poller is not None:
             self._poller.stop()
+
+
+def _waits_for(row: WorkerRow, claim: Claim) -> bool:
+    """Whether the claim has yet to reach a worker, which may be this one."""
+    return claim.state in _COMING and row.offer.serves(claim.route)
 
 
 class HeartbeatThread:

@@ -7,6 +7,7 @@ from flowfleet.errors import SettingsError
 from flowfleet.ledger.claims import Lease
 from flowfleet.settings import values as kind
 from flowfleet.settings.common import NAME_HELP, URL, CommonSettings
+from flowfleet.settings.host_label import label_of_host
 from flowfleet.settings.option import NO_FLAG, setting
 
 Texts = tuple[str, ...]
@@ -28,7 +29,7 @@ class PollerSettings(CommonSettings):
     pools: Texts = setting((), "Only claim for this pool (repeatable).", kind.NAMES)
     work_queues: Texts = setting((), "Only claim from this work queue (repeatable).", kind.NAMES)
     labels: Texts = setting((), "Only claim for workers with this label (repeatable).", kind.LABELS, "-l")
-    max_polls: int | None = setting(None, "End after this many polls.", kind.NUMBER)
+    max_polls: int | None = setting(None, "End after this many polls; a standby counts its rounds.", kind.NUMBER)
     agent_config_id: str | None = setting(None, _AGENT_CONFIG, kind.text_as("ID"))
     agent_address: str | None = setting(None, _AGENT_ADDRESS, kind.ADDRESS)
     require_api: bool = setting(
@@ -126,8 +127,8 @@ class WorkerSettings(CommonSettings):
     @property
     def agent_labels(self) -> Texts:
         """The labels at Prefect 1, in the order of Prefect 1's own agent: sorted, then the host's name."""
-        given = tuple(sorted(set(self.labels)))
-        return (*given, self.host) if self.hostname_label and self.host not in given else given
+        given, host = tuple(sorted(set(self.labels))), label_of_host(self.host)
+        return (*given, host) if self.hostname_label and host not in given else given
 
 
 @dataclass(frozen=True, kw_only=True)

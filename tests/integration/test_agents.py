@@ -8,6 +8,7 @@ import sys
 import textwrap
 from collections.abc import Collection, Iterator
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from flowfleet.ledger import Ledger, connect
 from tests import processes
 from tests.prefect1_env import python
 from tests.prefect1_world import World1
-from tests.valkey import Valkey
-from tests.waiting import until
+from tests.valkey import Valkey, free_port
+from tests.waiting import SCALE, until
 from tests.world import MARK, Part
 
 #: an agent that deploys by its own means: it starts the tiny engine, and notes that it was asked
@@ -111,6 +112,11 @@ class AgentWorld(World1):
         path = self.folder / "deployed"
         return path.read_text().splitlines() if path.exists() else []
 
+    def embedded_redis(self) -> int:
+        """Its pid; the server writes over what /proc tells of it."""
+        (note,) = self.folder.glob("data/**/parts/redis.json")
+        return int(json.loads(note.read_text())["pid"])
+
     def left(self) -> list[str]:
         """Processes of ours that live, but for the runs."""
         return [line for line in processes.marked(MARK, self.mark).values() if "tiny_engine.py" not in line]
@@ -162,6 +168,39 @@ def test_an_agent_brings_its_own_redis_and_calls_its_hooks(world1):
     assert "heartbeat" in said
     assert f"attempt True {run_id}" in said
     until(lambda: world1.left() == [], 20, "poller, Redis and helpers to be gone")
+
+
+@pytest.mark.parametrize("by", ["its argument", "an agent config"])
+def test_a_single_poll_is_enough_and_its_run_goes_on_also_where_a_stop_ends_runs(world1, by):
+    run_id = world1.tiny_run("x", hold=True)
+    config = world1.api.add_agent_config({"max_polls": 1})
+    polls = "max_polls=1" if by == "its argument" else f'agent_config_id="{config}"'
+    agent = world1.program(
+        f'from flowfleet import LocalAgent\nLocalAgent(labels=["x"], hostname_label=False, {polls}, on_stop="wait",'
+        ' stop_grace=0).start()\nprint("returned")\n'
+    )
+    assert agent.wait(60) == 0, agent.tail()
+    assert agent.said()[-1] == "returned"
+    assert world1.api.state(run_id) in ("Submitted", "Running")
+    until(lambda: not any("poller start" in line for line in world1.left()), 10, "the poller to be gone")
+    world1.release()
+    assert world1.wait_end(run_id) == "Success"
+
+
+def test_an_agent_whose_poller_stands_by_ends_after_its_rounds_too_and_what_is_claimed_for_it_goes_on(world1):
+    source = 'from flowfleet import LocalAgent\nLocalAgent("{}", labels=["{}"], hostname_label=False{}).start()\n'
+    first = world1.program(source.format("first", "x", ""))
+    until(lambda: "elected" in first.text(), 60, "the first one's poller to lead")
+    world1.know("y")
+    run_id = world1.tiny_run("y", hold=True)
+    second = world1.program(source.format("second", "y", ", max_polls=3"), "second")
+    world1.wait_note(run_id, "ran")
+    assert second.wait(60) == 0, second.tail()
+    assert "standing by" in second.text()
+    assert "elected" not in second.text()
+    world1.release()
+    assert world1.wait_end(run_id) == "Success"
+    assert first.stop() == 0
 
 
 def test_an_agent_may_be_started_again_in_one_program(world1, tmp_path):
@@ -368,8 +407,10 @@ def test_the_runs_of_a_killed_agent_are_adopted_by_its_next_start_and_not_starte
     world1.wait_state(run_id, "Running")
     until(lambda: [one for one in world1.claims() if one.handle], 20, "the claim to be noted")
     first.kill()
-    pollers = [line for line in world1.left() if "poller start" in line]
-    assert len(pollers) == 1
+    until(lambda: world1.left() == [], 20, "all that the agent has started to be gone")
+    assert "the program that has started this process is gone" in first.text()
+    assert "resigned" in first.text()  # its poller has ended in order
+    assert world1.api.state(run_id) == "Running"
 
     second = world1.program(source)
     until(lambda: "adopted" in second.text(), 60, "the run to be adopted")
@@ -379,6 +420,68 @@ def test_the_runs_of_a_killed_agent_are_adopted_by_its_next_start_and_not_starte
     assert len(world1.words(run_id)) == 2  # ran and done: once
     assert len([line for line in world1.left() if "poller start" in line]) == 1
     assert second.stop() == 0
+
+
+def test_a_second_signal_leaves_nothing_but_the_runs(world1):
+    run_id = world1.tiny_run("x", hold=True)
+    agent = world1.program(
+        HOOKS + 'Hooked(labels=["x"], hostname_label=False, on_stop="wait").start()\n', FLOWFLEET_REDIS=""
+    )
+    world1.wait_state(run_id, "Running")
+    agent.signal(signal.SIGTERM)
+    until(lambda: "waits for its runs" in agent.text(), 20, "it to wait for its run")
+    redis = world1.embedded_redis()
+    assert agent.stop() == 128 + signal.SIGTERM
+    until(lambda: world1.left() == [] and not processes.alive(redis), 20, "poller, Redis and helpers to be gone")
+    assert world1.api.state(run_id) == "Running"
+
+
+def test_an_agent_whose_embedded_redis_dies_says_so_and_its_run_goes_on(world1):
+    run_id = world1.tiny_run("x", hold=True)
+    agent = world1.program(
+        'from flowfleet import LocalAgent\nLocalAgent(labels=["x"], hostname_label=False, on_stop="wait").start()\n',
+        FLOWFLEET_REDIS="",
+    )
+    world1.wait_state(run_id, "Running")
+    os.kill(world1.embedded_redis(), signal.SIGKILL)
+    assert agent.wait(60) == 1
+    assert re.search(
+        r"AgentEnded: The embedded Redis of LocalAgent was killed by signal 9: see \S+redis\.log\.$", agent.tail()
+    )
+    assert world1.api.state(run_id) == "Running"
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        pytest.param(
+            f'api="http://127.0.0.1:{free_port()}", require_api=True',
+            r"ApiUnavailable: the Prefect API at http://127\.0\.0\.1:\d+ cannot be reached: Connection refused",
+            id="no API, and require_api",
+        ),
+        pytest.param(
+            "agent_address=os.environ['FLOWFLEET_API']",
+            r"AgentEnded: The poller of LocalAgent ended with code 2: The address \S+ cannot be served: port \d+ is ",
+            id="an address that is taken",
+        ),
+    ],
+)
+def test_a_start_that_cannot_be_raises_with_its_reason(world1, options, says):
+    agent = world1.program(f"import os\nfrom flowfleet import LocalAgent\nLocalAgent({options}).start()\n")
+    assert agent.wait(60) == 1
+    assert re.search(says, agent.tail(1))
+    assert world1.left() == []
+
+
+def test_a_program_with_logs_of_its_own_gets_each_line_once(world1):
+    agent = world1.program(
+        'import logging\nlogging.basicConfig(format="mine %(message)s")\nfrom flowfleet import LocalAgent\n'
+        'LocalAgent(labels=["x"], hostname_label=False, max_polls=0).start()\n'
+    )
+    assert agent.wait(60) == 0, agent.tail()
+    for line in ("agent starts  type=LocalAgent labels=x", "worker joins the fleet  worker=agent@", "worker stopped,"):
+        found = [each for each in agent.text().splitlines() if line in each]
+        assert [each.startswith(f"mine {line}") for each in found] == [True], found
 
 
 def test_a_second_agent_with_an_embedded_redis_is_refused_in_a_sentence(world1):
@@ -418,3 +521,33 @@ def test_one_poll_by_hand_needs_no_redis_and_leaves_a_line_and_a_running_process
     assert program.said() == ["True", "[]"]
     assert world1.wait_end(run_id) == "Success"
     assert [line.split(":")[:2] for line in world1.lines(run_id)] == [["Submitted for execution", " PID"]]
+
+
+def test_by_hand_a_run_starts_at_its_time_one_that_never_began_is_failed_and_a_missing_folder_is_a_value_error(world1):
+    due = datetime.now(UTC) + timedelta(seconds=8)
+    soon, refused = world1.tiny_run("x", start=due), world1.tiny_run("y", start=due)
+    config = {"type": "LocalRun", "env": {}, "labels": ["z"], "working_dir": "/no/such/folder"}
+    world1.api.add_run(world1.api.rows("flow", name="tiny")[0]["id"], labels=["z"], run_config=config)
+    source = """
+    from concurrent.futures import ThreadPoolExecutor
+    from flowfleet import LocalAgent
+
+    soon, refusing, misplaced = (LocalAgent(labels=[label], hostname_label=False) for label in "xyz")
+    with ThreadPoolExecutor(2) as executor:
+        print(soon.agent_process(executor))
+        print(soon.agent_process(executor))  # it is under way
+        (refused,) = refusing.query_flow_runs()
+        refusing.mark_failed(refused, OSError("not here"))
+        try:
+            misplaced.deploy_flow(misplaced.query_flow_runs()[0])
+        except ValueError as exc:
+            print(exc)
+    """
+    program = world1.program(source, FLOWFLEET_REDIS="redis://127.0.0.1:1/0")
+    assert program.wait(60) == 0, program.tail()
+    assert program.said()[:2] == ["True", "False"]
+    assert "its working folder /no/such/folder does not exist on" in program.said()[2]
+    assert world1.wait_end(soon) == "Success"
+    _, _, at, _ = world1.wait_note(soon, "ran")
+    assert 0 <= float(at) - due.timestamp() < 5 * SCALE
+    assert (world1.api.history(refused), world1.message(refused)) == (["Scheduled", "Failed"], "not here")

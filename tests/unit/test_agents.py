@@ -26,6 +26,8 @@ from flowfleet.api.backlog import DueRuns
 from flowfleet.api.client import Answer, Job, LogLine, ServerInfo, StateType, Verdict
 from flowfleet.errors import AlreadyClaimed, ApiUnavailable, FleetError, SettingsError, UnsupportedRun
 from flowfleet.flow_run import FlowRun, Offer, Route
+from flowfleet.settings.classes import WorkerSettings
+from flowfleet.settings.layers import resolve
 from tests.waiting import until
 from workers.deployers.external import InDoubt, NotAsked
 from workers.deployment import RunLimits, StartSpec
@@ -102,6 +104,8 @@ class Api:
         return {run.run_id: Answer(verdict=self.verdict, reason="it is Submitted") for run in runs}
 
     def report(self, run_id: str, kind: StateType, message: str, mark: Any) -> Answer:
+        if self.away:
+            return Answer(verdict=Verdict.UNSURE, reason="nobody answers")
         self.reported.append((run_id, kind, message))
         return Answer(verdict=Verdict.ACCEPTED)
 
@@ -170,6 +174,21 @@ def test_the_local_agent_has_its_host_s_name_as_a_label_unless_told_otherwise():
     assert LocalAgent(labels=["x"], hostname_label=False).labels == ["x"]
 
 
+def test_a_host_that_is_named_like_all_others_is_labelled_by_its_ip_by_the_class_and_by_the_command(monkeypatch):
+    known = {"docker-desktop": "192.168.65.3"}
+    monkeypatch.setattr(socket, "gethostbyname", known.__getitem__)
+    monkeypatch.setattr(socket, "gethostname", lambda: "docker-desktop")
+    assert LocalAgent(labels=["x"]).labels == ["x", "192.168.65.3"]
+    command = resolve(WorkerSettings, {"label": ("x",)}, {}, {}, {"host": "docker-desktop"})
+    assert command.agent_labels == ("x", "192.168.65.3")
+
+    def unknown(_: str) -> str:
+        raise socket.gaierror
+
+    monkeypatch.setattr(socket, "gethostbyname", unknown)
+    assert LocalAgent(labels=["x"]).labels == ["x", "docker-desktop"]
+
+
 def test_what_an_agent_was_given_reaches_worker_and_poller():
     agent = LocalAgent(
         labels=["x", "a,b"], env_vars={"K": "v=1", "N": None}, import_paths=["/p"], max_polls=3, no_cloud_logs=True,
@@ -192,6 +211,8 @@ def test_what_cannot_be_an_argument_is_said_in_a_sentence(monkeypatch):
         LocalAgent(slotz=4)
     with pytest.raises(SettingsError, match="--name cannot be 'two words'"):
         LocalAgent("two words").settings()
+    with pytest.raises(SettingsError, match=r"--agent-address cannot be 'http://127\.0\.0\.1': .*with the port"):
+        LocalAgent(agent_address="http://127.0.0.1").start()
     monkeypatch.setenv("PREFECT__CLOUD__AGENT__LABELS", "{'a': 1}")
     with pytest.raises(SettingsError, match="PREFECT__CLOUD__AGENT__LABELS"):
         Agent()
@@ -351,6 +372,9 @@ def test_update_state_claims_a_run_outside_of_the_fleet_s_ledger_and_mark_failed
         agent.update_state(row(1))
     assert agent.mark_failed(flow_run=FlowRunRecord.of(row(1)), exc=OSError("lost")) is None
     assert agent.client.reported == [(run_id(1), StateType.FAILED, "lost")]
+    agent.client.away = True
+    with pytest.raises(ApiUnavailable, match=f"not known whether flow run {run_id(1)} is Failed: nobody answers"):
+        agent.mark_failed(row(1), OSError("lost"))
 
 
 @pytest.mark.parametrize(
