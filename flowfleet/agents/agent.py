@@ -309,18 +309,13 @@ class Agent(OlderMethods):
 
         `fut` is done; its result is None. An override should call this method of its base class too.
         """
-        del fut
         self.submitting_flow_runs.discard(flow_run_id)
+        error = fut.exception() if fut.done() and not fut.cancelled() else None
+        if error is not None:  # of `agent_process`: nobody else looks at its futures
+            self.logger.error("deployment attempt failed", extra={"run_id": flow_run_id, "error": repr(error)})
         self.logger.debug("deployment attempted", extra={"run_id": flow_run_id})
 
     # -- inside
-
-    def _deploy(self, flow_run: FlowRunRecord) -> str:
-        # a program of 2019 has overridden `deploy_flows` instead
-        if overrides.is_overridden(self, "deploy_flow") or not overrides.is_overridden(self, "deploy_flows"):
-            return self.deploy_flow(flow_run)
-        self.deploy_flows([flow_run])
-        return ""
 
     def _await_start(self, flow_run: FlowRunRecord) -> None:
         # as Prefect 1's own agent does in its thread

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from flowfleet.agents import overrides
 from flowfleet.agents.flow_run_records import graphql_of
 from flowfleet.flow_run import Offer
 
@@ -26,6 +27,12 @@ class OlderMethods:
         def heartbeat(self) -> None: ...
         def deploy_flow(self, flow_run: Any) -> str: ...
         def update_state(self, flow_run: Any) -> None: ...
+
+    def _deploy(self, flow_run: Any) -> str:
+        if overrides.is_overridden(self, "deploy_flow") or not overrides.is_overridden(self, "deploy_flows"):
+            return self.deploy_flow(flow_run)
+        self.deploy_flows([flow_run])  # a program of 2019 has overridden this one instead
+        return ""
 
     def deploy_flows(self, flow_runs: Iterable[Any]) -> None:
         """Call `deploy_flow` for each of these flow runs (2019).

@@ -246,6 +246,10 @@ class _AgentRun:
                 with contextlib.suppress(LedgerError):
                     now = {claim.claim for claim in ledger.claims.live() if _waits_for(service.row, claim)}
                     # another poller may lead, and claim more for us all the time
+                    if coming is None and (now or starting):
+                        logger.info(
+                            "what is claimed for this agent is still started", extra={"runs": len(now) + len(starting)}
+                        )
                     coming = now if coming is None else coming & now
                 if not starting and (coming == set() or time.monotonic() >= until):
                     return

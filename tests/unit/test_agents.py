@@ -521,6 +521,16 @@ def test_one_poll_by_hand_deploys_what_it_finds_and_says_whether_it_found_any():
         assert agent.agent_process(executor) is False
 
 
+def test_an_attempt_by_hand_that_raises_is_logged_since_nobody_looks_at_its_future(caplog):
+    agent = an_agent(Api(row(1)))
+    agent.client.verdict = Verdict.UNSURE
+    with ThreadPoolExecutor(1) as executor:
+        assert agent.agent_process(executor) is True
+    (said,) = [record for record in caplog.records if record.getMessage() == "deployment attempt failed"]
+    assert said.run_id == run_id(1)
+    assert "not known whether" in said.error
+
+
 ENGINE = {"PREFECT__CONTEXT__FLOW_RUN_ID": run_id(1), "PREFECT__CONTEXT__FLOW_ID": "f"}
 
 
