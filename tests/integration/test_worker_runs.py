@@ -1,11 +1,13 @@
 """A worker in this process, on a real Valkey and an API without any law: one claim from its message to its release."""
 
+import io
 import os
 import time
 import uuid
 
 import pytest
 
+from flowfleet import logs
 from flowfleet.api.connect import connect
 from tests.waiting import until
 from tests.worker_world import command
@@ -79,6 +81,16 @@ def test_the_pools_template_reads_the_environment_of_the_worker_but_nothing_of_o
 
     job = connect(world.settings, environ).jobs.job(run.run_id)
     assert job.env == {"SITE": "north", "OURS": "--", "MINE": "{{ $SITE }} {{ $FLOWFLEET_REDIS }}"}
+
+
+def test_a_secret_that_stands_in_a_command_or_folder_is_told_to_nobody(world, service):
+    """A block of the server may be where the name comes from, and the sentence goes to the API and to Redis."""
+    logs.configure("INFO", stream=io.StringIO())
+    logs.keep_secret("hush-4711")
+    for message in (world.submit_command("hush-4711 run"), world.submit(working_dir="/no/hush-4711")):
+        record = world.wait_gone(message)
+        assert "could not be started" in world.told(message)
+        assert "hush-4711" not in f"{world.told(message)} {record}"
 
 
 def test_a_run_that_names_a_variable_that_is_not_there_begins_and_its_log_page_says_so(world, service):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from flowfleet import logs
 from flowfleet.api.client import Answer, ApiClient, Job, Mark, StateType, Verdict
 from flowfleet.errors import ApiRejected, ApiUnavailable, DeployError, LedgerUnavailable, RunGone, UserCodeFailed
 from flowfleet.failpoints import Failpoints
@@ -308,6 +309,8 @@ class Launch:
             self._running(attempt, started_run)
 
     def _fail(self, attempt: Attempt, sentence: str, *, own_words: bool = False) -> None:
+        # it goes to the ledger and the API, and the name of a program or folder may have come out of a secret block
+        sentence = logs.redact(sentence)
         error = sentence if own_words else sentence.rstrip(".")
         end = Exit(error=error, own_words=own_words, ended_at=time.time())
         logger.warning("run could not be started", extra={**attempt.fields, "error": sentence})
