@@ -112,6 +112,7 @@ class WorkerService:
             row=self.row,
             mode=self.mode,
             grace=settings.stop_grace,
+            engine_crashes_on_term=self.api.traits.engine_crashes_on_term,
             attempts=self.attempts,
             supervisor=self.supervisor,
             heartbeat=self.heartbeat,

@@ -237,6 +237,13 @@ class EndApi(Protocol):
         REFUSED when the run has ended already at the API, or is Scheduled or Paused there and will go on by itself.
         """
 
+    def run_again(self, run_id: str, claim: str, message: str, mark: Mark) -> Answer:
+        """Move a run of this claim, whose processes are all seen to be gone, from Running back to Scheduled, due now.
+
+        Also from Submitted and Launching. A repeat with the same claim id is ACCEPTED. REFUSED in any other state, also
+        where the run waits for its own process.
+        """
+
 
 class JobApi(Protocol):
     """The part of a client that tells what to start for a run."""

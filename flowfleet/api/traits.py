@@ -34,6 +34,8 @@ class Traits:
     tells_version: bool
     #: the main versions of prefect whose engines fit, by the last of which people call the API
     prefect_versions: tuple[str, ...]
+    #: the engine takes a TERM for a crash of its run, and writes that before it ends (measured with prefect 3.8.8)
+    engine_crashes_on_term: bool
     #: the engine can be forked from a process that has prefect loaded
     engine_forks: bool
     #: runs that name no folder start in that of their worker, as with Prefect 1's own agent (prefect 1.4.1); elsewhere
@@ -54,6 +56,7 @@ _PREFECT1 = Traits(
     greets=True,
     tells_version=False,
     prefect_versions=("0", "1"),
+    engine_crashes_on_term=False,
     engine_forks=True,
     runs_start_at_the_worker=True,
 )
@@ -70,6 +73,7 @@ _PREFECT3 = Traits(
     greets=False,
     tells_version=True,
     prefect_versions=("3",),
+    engine_crashes_on_term=True,
     engine_forks=False,
     runs_start_at_the_worker=False,
 )

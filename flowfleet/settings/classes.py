@@ -38,7 +38,7 @@ class PollerSettings(CommonSettings):
     cloud_logs: bool = setting(True, "Say on the log page of a run that nobody here can take why (default: yes).")
     on_lost_run: str = setting(
         "report",
-        f"What becomes of a run whose host is lost (default: report). {_NOT_YET}",
+        "What becomes of a run that a stop of its worker ends (default: report). Lost hosts are not judged yet.",
         kind.one_of("report", "requeue"),
     )
     max_attempts: int = setting(3, f"Start a lost run again at most this often (default: 3). {_NOT_YET}", kind.COUNT)

@@ -100,6 +100,32 @@ def test_a_stop_that_ends_its_runs_says_so_before_and_tells_each_run_with_which_
     assert fleet.wait_state(patient, "Completed"), "its own time was long enough"
 
 
+def test_a_stop_puts_its_runs_back_where_the_fleet_starts_lost_runs_again(fleet):
+    fleet.start_poller("agent", "--on-lost-run", "requeue")
+    worker = fleet.start_worker("worker", "--on-stop", "cancel", "--stop-grace", "20", slots=1)
+    source = """
+        @flow
+        def go():
+            note("ran")
+            if not os.path.exists(os.path.join(os.environ["FFTEST_NOTES"], "release")):
+                time.sleep(600)
+    """
+    run = fleet.create_run(fleet.deploy(source))
+    (_, pid, *_) = fleet.wait_note(run, "ran")
+    assert worker.stop() == 0
+    assert not processes.alive(int(pid))
+    told = fleet.wait_state(run, "Scheduled", "AwaitingRetry", "Late")["message"]
+    assert "was stopped with its worker worker@" in told
+    assert "and the run is started again" in told
+
+    fleet.release()
+    fleet.start_worker("worker", slots=1)
+    fleet.wait_state(run, "Completed")
+    once = ["Scheduled", "Submitted", "Launching", "Running"]
+    assert [name for name in fleet.api.history(run) if name != "Late"] == [*once, *once, "Completed"]
+    assert fleet.words(run) == ["ran", "ran"]
+
+
 def test_a_run_whose_engine_writes_an_end_of_its_own_at_a_stop_is_told_on_its_log_page(fleet):
     fleet.start_poller()
     worker = fleet.start_worker("worker", "--on-stop", "cancel", "--stop-grace", "20", slots=1)

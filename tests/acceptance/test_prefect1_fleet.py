@@ -89,3 +89,21 @@ def test_no_poll_at_all_is_an_orderly_end_too(world1):
     assert world1.api.counted("get_runs_in_queue") == 0
     assert "Waiting for flow runs..." in poller.text()
     assert poller.out.read_text() == ""  # the large letters are for terminals
+
+
+def test_a_stop_puts_a_run_back_where_the_fleet_starts_lost_runs_again_and_its_task_runs_again(world1, tmp_path):
+    flows = world1.real.register(labels=["x"])
+    world1.start_poller("agent", "--on-lost-run", "requeue")
+    worker = world1.start_worker("one", "x", slots=1, options=["--on-stop", "cancel", "--stop-grace", "5"])
+    files = {name: str(tmp_path / name) for name in ("begun", "until")}
+    run_id = world1.create_run(flows["waiting"], parameters=files)
+    until((tmp_path / "begun").exists, 60, "the task to begin")
+    assert worker.stop() == 0
+    assert world1.api.state(run_id) == "Scheduled"
+    assert "was stopped with its worker one@" in world1.message(run_id)
+
+    (tmp_path / "until").touch()
+    world1.start_worker("one", "x", slots=1)
+    assert world1.wait_end(run_id) == "Success"
+    once = ["Scheduled", "Submitted", "Running"]
+    assert world1.api.history(run_id) == [*once, *once, "Success"]

@@ -121,6 +121,29 @@ def test_a_late_retry_of_which_another_task_runs_is_not_handed_back(server):
     assert server.client.ends.states([run_id])[run_id].kind is StateType.RUNNING
 
 
+def test_a_run_whose_processes_are_gone_runs_again_with_its_tasks_that_were_under_way(server):
+    run_id = server.two_tasks()
+    server.api.write_task(run_id, "Running", slug="task")
+    server.api.write_task(run_id, "Success", slug="other")
+    claim = str(uuid.uuid4())
+    for _ in range(2):  # the answer to the first try was lost
+        assert server.client.ends.run_again(run_id, claim, "it is started again", MARK).verdict is Verdict.ACCEPTED
+    assert [state["type"] for state in server.api.states(run_id)][-2:] == ["Running", "Scheduled"]
+    assert {task["slug"]: task["state"] for task in server.api.task_runs(run_id)} == {
+        "task": "Pending", "other": "Success",
+    }  # fmt: skip
+    assert server.listed(run_id).run_id == run_id
+
+
+@pytest.mark.parametrize("kind", ["Success", "Failed", "Cancelling", "Cancelled"])
+def test_a_run_that_has_ended_or_is_to_end_does_not_run_again(server, kind):
+    run_id = server.scheduled()
+    server.api.write(run_id, "Running")
+    server.api.write(run_id, kind)
+    answer = server.client.ends.run_again(run_id, str(uuid.uuid4()), "it is started again", MARK)
+    assert (answer.verdict, server.api.state(run_id)) == (Verdict.REFUSED, kind)
+
+
 def test_a_hand_back_schedules_the_run_at_the_time_that_it_had(server):
     run = server.listed(server.scheduled(late=90))
     call = server.claimed(run)

@@ -237,6 +237,30 @@ def test_an_end_of_a_run_that_waits_to_start_anew_is_refused(pool, deployment):
     assert pool.state(run)["type"] == "SCHEDULED"
 
 
+@pytest.mark.parametrize("begun", [True, False], ids=["it ran", "its engine was just starting"])
+def test_a_run_whose_processes_are_gone_runs_again_and_can_be_cancelled_at_once(pool, deployment, begun):
+    run, call = pool.taken(deployment)
+    pool.client.claims.started(run, MARK, 12)
+    if begun:
+        pool.set_state(run, "RUNNING")
+    for _ in range(2):  # the answer to the first try was lost
+        answer = pool.client.ends.run_again(run, claim_id(call, run), "the run is started again", MARK)
+        assert answer.verdict is Verdict.ACCEPTED
+    assert pool.state(run)["name"] == "Scheduled"
+    assert run in [item.run_id for item in pool.due()]
+    assert pool.client.ends.states([run])[run].infrastructure is None
+
+
+@pytest.mark.parametrize("states", [["COMPLETED"], ["CRASHED"], ["CANCELLING"], ["CANCELLED"]])
+def test_a_run_that_has_ended_or_is_to_end_does_not_run_again(pool, deployment, states):
+    run, call = pool.taken(deployment)
+    for state in ("RUNNING", *states):
+        pool.set_state(run, state)
+    answer = pool.client.ends.run_again(run, claim_id(call, run), "the run is started again", MARK)
+    assert answer.verdict is Verdict.REFUSED
+    assert pool.state(run)["type"] == states[-1]
+
+
 def test_a_retry_inside_the_process_is_held_and_can_be_ended(pool, deployment):
     """The server hands such a run to nobody, so with its process gone it would wait for ever."""
     run, _ = pool.taken(deployment)

@@ -265,7 +265,8 @@ def test_up_offers_no_option_that_it_would_ignore():
 
 def test_help_promises_nothing_that_this_version_does_not_do():
     text = {option.key: option.help for option in options_of(PollerSettings).values()}
-    for key in ("on-lost-run", "max-attempts", "adopt-grace"):
+    assert "Lost hosts are not judged yet" in text["on-lost-run"]
+    for key in ("max-attempts", "adopt-grace"):
         assert "only records it: lost runs are not judged yet" in text[key]
     assert "nobody here can take" in text["cloud-logs"]
 

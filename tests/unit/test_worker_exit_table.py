@@ -101,6 +101,26 @@ def test_what_a_run_printed_last_is_told_without_the_login_of_an_address(ahead):
     assert "pass" not in message
 
 
+@pytest.mark.parametrize(
+    ("kind", "facts", "then"),
+    [
+        (StateType.RUNNING, {}, StateType.SCHEDULED),
+        (StateType.PENDING, {}, StateType.SCHEDULED),
+        (StateType.CANCELLING, {}, StateType.CANCELLED),
+        (StateType.SCHEDULED, {"held": True}, StateType.CRASHED),
+        (StateType.SCHEDULED, {}, None),
+        (StateType.COMPLETED, {}, None),
+        (StateType.CRASHED, {}, None),
+    ],
+)
+def test_a_run_that_may_be_started_again_goes_back_unless_it_has_an_end_or_waits_for_its_own_process(kind, facts, then):
+    end = Exit(signal=9, stopped_by="kill", stop_reason="worker-stopped", stop_worker="w@h")
+    decision = decide(end, state(kind, **facts), traits=traits.of("prefect3"), looked_before=False, again=True)
+    assert decision.kind is then
+    if then is StateType.SCHEDULED:
+        assert "was stopped with its worker w@h (SIGKILL), and the run is started again." in decision.message
+
+
 def test_a_run_that_is_being_cancelled_is_told_as_cancelled():
     assert decided(Exit(signal=9), StateType.CANCELLING).kind is StateType.CANCELLED
     assert for_cancelled(decided(Exit(signal=9), StateType.RUNNING)).kind is StateType.CANCELLED

@@ -27,11 +27,11 @@ class Part:
 class World:
     """A shutdown of fakes around a real table of attempts; waiting moves the clock and does what is due by then."""
 
-    def __init__(self, mode, tmp_path):
+    def __init__(self, mode, tmp_path, *, crashes=True):
         self.said, self.stopped, self.attempts, self.clock = [], [], Attempts(), HandClock(0.0)
         #: key of a run that was told to stop → when, and why
         self.told = {}
-        self.later, self.deaf = {}, set()
+        self.later, self.deaf, self.killed = {}, set(), []
         self.folder = tmp_path
         # a run that is told to stop has ended and is told at once
         supervisor = Part(self.said, "supervisor")
@@ -41,6 +41,7 @@ class World:
             row=WorkerRow(worker="w@h", nonce="n", offer=OFFER, routes=(), slots=2, version="0"),
             mode=mode,
             grace=5.0,
+            engine_crashes_on_term=crashes,
             attempts=self.attempts,
             supervisor=supervisor,
             **{name: Part(self.said, name) for name in names},
@@ -50,7 +51,8 @@ class World:
             wait=self.wait,
         )
 
-    def stop(self, key, reason):
+    def stop(self, key, reason, *, kill):
+        self.killed += [key] if kill else []
         self.told[key] = (round(self.clock.now, 1), reason)
         self.stopped.append(key)
         if key not in self.deaf:
@@ -61,8 +63,8 @@ class World:
         for at in [at for at in self.later if at <= self.clock.now]:
             self.later.pop(at)()
 
-    def add(self, run_id, state, grace=None):
-        held, folder = a_claim(run_id, state, claim="c"), RunFolder(self.folder / f"{run_id}.c")
+    def add(self, run_id, state, grace=None, **facts):
+        held, folder = a_claim(run_id, state, claim="c", **facts), RunFolder(self.folder / f"{run_id}.c")
         if grace is not None:
             folder.path.mkdir()
             folder.note(stop_grace=grace)
@@ -141,3 +143,12 @@ def test_a_run_that_does_not_end_holds_up_its_worker_no_longer_than_its_time_and
     world.shutdown.run()
     assert world.clock.now == pytest.approx(seconds, abs=0.2)
     assert len(world.stopped) == 1
+
+
+@pytest.mark.parametrize("crashes", [True, False])
+def test_a_run_that_is_to_be_started_again_gets_no_term_where_its_engine_would_end_it_for_good(tmp_path, crashes):
+    world = World("cancel", tmp_path, crashes=crashes)
+    keys = [world.add("r1", State.RUNNING), world.add("r2", State.RUNNING, policy="requeue")]
+    world.shutdown.run()
+    assert world.stopped == keys
+    assert world.killed == (keys[1:] if crashes else [])

@@ -39,6 +39,7 @@ class WorkerShutdown:
     mode: str
     #: seconds that a run without a time of its own gets to end by itself, and again once it was told to
     grace: float
+    engine_crashes_on_term: bool
     attempts: Attempts
     supervisor: Supervisor
     heartbeat: Heartbeat
@@ -86,7 +87,9 @@ class WorkerShutdown:
                 waits = grace.of(attempt) if mode == "wait" else 0.0
                 if attempt.key not in stopped and self.clock() >= begun + waits:
                     stopped.add(attempt.key)
-                    self.supervisor.stop(attempt.key, StopReason.WORKER)
+                    # one that is to be started again gets no TERM where its engine would write an end of its own
+                    kill = self.engine_crashes_on_term and attempt.held.policy == "requeue"
+                    self.supervisor.stop(attempt.key, StopReason.WORKER, kill=kill)
             longest = max(map(grace.of, left))
             if self.clock() >= begun + longest * (2 if mode == "wait" else 1) + TELL_SECONDS:
                 return

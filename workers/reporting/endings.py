@@ -12,7 +12,7 @@ from flowfleet.errors import ApiRejected, ApiUnavailable, LedgerUnavailable
 from flowfleet.failpoints import Failpoints
 from flowfleet.ledger.claims import Claim, Claims, Outcome, Refusal, State
 from workers.background import BackgroundJobs
-from workers.deployment import Exit
+from workers.deployment import Exit, StopReason
 from workers.reporting.exit_table import SECOND_LOOK_SECONDS, Decision, Step, decide, for_cancelled
 from workers.reporting.outbox import Outbox, Report
 from workers.reporting.run_log import RunLog
@@ -180,7 +180,8 @@ class Endings:
         if attempt.fenced:
             self._lost(attempt, "fenced")
             return
-        decision = decide(attempt.exit, state, traits=self.traits, looked_before=looked_before)
+        again = _may_run_again(attempt)
+        decision = decide(attempt.exit, state, traits=self.traits, looked_before=looked_before, again=again)
         if attempt.cancelled:
             decision = for_cancelled(decision)
         if decision.step is Step.LOOK_AGAIN:
@@ -208,7 +209,12 @@ class Endings:
 
     def _send(self, report: Report) -> None:
         self.failpoints.hit("end.before_report")
-        answer = self.api.report(report.run_id, report.kind, report.message, self.mark)
+        if report.kind is StateType.SCHEDULED:
+            answer = self.api.run_again(report.run_id, report.claim, report.message, self.mark)
+        else:
+            answer = self.api.report(report.run_id, report.kind, report.message, self.mark)
+        if report.kind is StateType.SCHEDULED and answer.being_cancelled:
+            answer = self.api.report(report.run_id, StateType.CANCELLED, report.message, self.mark)
         if answer.verdict is Verdict.UNSURE:
             raise ApiUnavailable(f"no definite answer to the report of run {report.run_id}: {answer.reason}")
         self.failpoints.hit("end.after_report")
@@ -249,6 +255,13 @@ class Endings:
             message=decision.message,
             worker=self.worker,
         )
+
+
+def _may_run_again(attempt: Attempt) -> bool:
+    """Whether a run that its worker's stop has ended goes back to Scheduled: asked for, and seen to be gone whole."""
+    end = attempt.exit
+    stopped = end is not None and end.stop_reason == StopReason.WORKER and not attempt.cancelled
+    return stopped and attempt.held.policy == "requeue" and attempt.folder.cleared()
 
 
 def _is_ended(outcome: Outcome) -> bool:

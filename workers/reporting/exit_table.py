@@ -34,10 +34,13 @@ class Decision:
     message: str = ""
 
 
-def decide(exit_: Exit, state: RunState | None, *, traits: Traits, looked_before: bool) -> Decision:
+def decide(
+    exit_: Exit, state: RunState | None, *, traits: Traits, looked_before: bool, again: bool = False
+) -> Decision:
     """Look up in the exit table what to do about a run that ended this way while the API shows this state.
 
-    `state` None means that the API does not know the run any more; `looked_before` that this is the second look.
+    `state` None means that the API does not know the run any more; `looked_before` that this is the second look;
+    `again` that the run may be started once more, since nobody has ended it but the stop of its worker.
     """
     if state is None:
         return Decision(step=Step.RELEASE, outcome="gone")
@@ -51,6 +54,9 @@ def decide(exit_: Exit, state: RunState | None, *, traits: Traits, looked_before
         return Decision(step=Step.RELEASE, outcome=(state.name or state.kind.value).lower())
     if exit_.ok and not looked_before:
         return Decision(step=Step.LOOK_AGAIN)
+    if again and state.kind in (StateType.RUNNING, StateType.PENDING):
+        kind, message = StateType.SCHEDULED, f"The flow run's process {exit_}, and the run is started again."
+        return Decision(step=Step.TELL, outcome=kind.value.lower(), kind=kind, message=message)
     kind = StateType.CRASHED if traits.has_crashed else StateType.FAILED
     if state.kind is StateType.CANCELLING:
         kind = StateType.CANCELLED

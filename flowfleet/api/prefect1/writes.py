@@ -246,6 +246,22 @@ class Writes:
 
         return self._fenced(run_id, changes, kinds=THEIRS)
 
+    def run_again(self, run_id: str, claim: str, message: str, mark: Mark) -> Answer:
+        again = str(uuid.uuid5(uuid.UUID(claim), f"{run_id} runs again"))
+
+        def changes(run: Run) -> Answer | list[Change]:
+            stamp = Stamp.read(run.serialized)
+            if stamp is not None and stamp.done == again:
+                return Answer(verdict=Verdict.ACCEPTED, state=run.to_state())
+            if run.kind not in (StateType.RUNNING, StateType.PENDING):
+                return refused(run, f"the run is {run.state}")
+            done = Stamp(fleet=mark.fleet, call=again, version=run.version, done=again)
+            due = written("Scheduled", message, done, start_time=self.now().isoformat())
+            # the tasks first: an engine that comes at once must find none of them under way
+            return [*ends_of_tasks(run.tasks, written("Pending", message)), of_run(run, due)]
+
+        return self._fenced(run_id, changes, kinds=THEIRS)
+
     def reinstate(self, run_id: str, claim: str, mark: Mark) -> Answer:
         def changes(run: Run) -> Answer | list[Change]:
             stamp = Stamp.read(run.serialized)

@@ -6,7 +6,7 @@ import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
@@ -189,6 +189,24 @@ class Writes:
             # only over the state that was read: a run that ends or is handed out anew meanwhile stays as it is
             expected = {"operator": "and_", "type": {"any_": [stands.kind.value]}, "name": {"any_": [stands.name]}}
             return _Write(expected, _state(kind, kind.value.title(), told, message))
+
+        return self._fenced(run_id, decide)
+
+    def run_again(self, run_id: str, claim: str, message: str, mark: Mark) -> Answer:
+        again = str(uuid.uuid5(uuid.UUID(claim), f"{run_id} runs again"))
+
+        def decide(stands: RunState) -> Answer | _Write:
+            if stands.call == again:
+                return Answer(verdict=Verdict.ACCEPTED, state=stands)
+            if stands.kind not in (StateType.RUNNING, StateType.PENDING):
+                return Answer(verdict=Verdict.REFUSED, reason=f"the run is {stands.name}", state=stands)
+            # before the state: a Scheduled run with an infrastructure mark would hang in Cancelling when cancelled
+            if (stands.infrastructure or "").startswith(mark_prefix(mark)):
+                self._set_infrastructure(run_id, None)
+            state = _state(StateType.SCHEDULED, "Scheduled", again, mark_message(mark, message))
+            state["state_details"]["scheduled_time"] = iso(datetime.now(UTC))
+            expected = {"operator": "and_", "type": {"any_": [stands.kind.value]}, "name": {"any_": [stands.name]}}
+            return _Write(expected, state)
 
         return self._fenced(run_id, decide)
 
