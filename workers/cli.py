@@ -37,6 +37,7 @@ from workers.deployers.registry import adopting_deployer, plugged_in_deployer, p
 from workers.deployment import EXTERNAL, Deployer, DeployerContext, RunLimits
 from workers.environment import EnvironmentLayers
 from workers.host import Abilities, Host
+from workers.host_limits import HostLimits
 from workers.interpreter import interpreter_of
 from workers.lifecycle import sign_on
 from workers.lifecycle.consumer import forget_stop, require_hooks
@@ -115,6 +116,7 @@ def serve(
     reload.install()
     retry = replace(sign_on.RETRY, wait=reload.wait)
     require_hooks()
+    settings = replace(settings, slots=HostLimits.probe().fit(settings.slots))
     failpoints = Failpoints.from_environment(environ)
     environ = dict(environ)  # as it was: flows that use Celery themselves keep its variables
     _take_off_celery()

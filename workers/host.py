@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import resource
 import signal
 import socket
 import uuid
@@ -16,16 +14,11 @@ import psutil
 
 from workers.shim import syscalls
 
-logger = logging.getLogger(__name__)
-
 _MACHINE_ID_FILES = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
 #: the process namespace that Linux begins with; its number is fixed in the kernel
 HOST_PID_NAMESPACE = "pid:[4026531836]"
 #: names of the first process of a whole system
 INITS = ("systemd", "init")
-#: the highest soft limit that we set: some libraries still walk all descriptors that may be open, and a hard limit
-#: can be a billion
-MOST_DESCRIPTORS = 65536
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,16 +139,3 @@ def _probe_pidfd() -> tuple[bool, bool]:
         return False, False
     finally:
         os.close(fd)
-
-
-def raise_descriptors() -> int:
-    """Raise the soft limit of open files as far as it goes (a run takes five or so); returns the limit before."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MOST_DESCRIPTORS)
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return soft
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    except (OSError, ValueError) as exc:  # macOS has a limit of its own below the one that it reports
-        logger.info("limit of open files stays", extra={"limit": soft, "error": str(exc)})
-    return soft

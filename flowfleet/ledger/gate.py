@@ -21,14 +21,17 @@ class Leader:
 
 
 class Gate:
-    """Election, gate and the leader's numbers. Scripts compare the gate with the server's own run id (INFO server)."""
+    """Election, gate and the leader's numbers. Scripts compare the gate with the id of the server process.
+
+    It is the run id of INFO server, and after a promotion also the replication id that the server had before.
+    """
 
     def __init__(self, store: Store, *, gap: random.Random | None = None) -> None:
         self._store = store
         self._gap = gap or random.Random()
 
     def is_open(self) -> bool:
-        """True when the server's run id is the accepted one."""
+        """True when the server process is the accepted one."""
         return bool(self._store.script("gate")[0])
 
     def empty(self) -> bool:
@@ -36,11 +39,11 @@ class Gate:
         return int(self._store.script("gate")[2]) == 0
 
     def open(self, term: int, server: str) -> bool:
-        """Accept this server process (its run id as read when the sweep began); False if it or the term has changed."""
+        """Accept this server process (its id as read when the sweep began); False if it or the term has changed."""
         return bool(self._store.script("open", term, server))
 
     def server(self) -> str:
-        """The run id of the Redis process that answers now."""
+        """The id of the Redis process that answers now."""
         return str(self._store.script("gate")[1])
 
     def leader(self) -> Leader | None:

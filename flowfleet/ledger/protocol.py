@@ -39,11 +39,12 @@ A renewal that a later one has overtaken on its way changes nothing (its beat is
 ## The gate
 
 Each script that lets something begin compares the server's own run id (`INFO server`) with the one that the leader
-has accepted. A restart, an empty server and a promoted replica have another: the gate is shut until the leader has
-given workers a TTL to renew and has compared the API with the ledger once. `claim`, `take`, `start` and the leader's
-hand-back wait for that. A claim that was queued under an earlier server process is not taken any more, since its
-message may have been acted on without Redis knowing: the leader hands it back, and does so at the API only from
-Submitted, never from Launching or Running.
+has accepted. A restart, an empty server and a promoted replica have another, and so has a primary that was a replica
+for a while, since it may have lost its last writes (`master_replid2` of `INFO replication` is added to the id). Then
+the gate is shut until the leader has given workers a TTL to renew and has compared the API with the ledger once.
+`claim`, `take`, `start` and the leader's hand-back wait for that. A claim that was queued under an earlier server
+process is not taken any more, since its message may have been acted on without Redis knowing: the leader hands it back,
+and does so at the API only from Submitted, never from Launching or Running.
 
 ## The leader
 

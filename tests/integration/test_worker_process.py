@@ -79,6 +79,32 @@ def test_two_machines_of_one_host_name_are_told_apart_before_the_second_takes_th
     assert worker.ask("/api/ready")[0] == 200
 
 
+def limited(descriptors):
+    """What runs a command under this hard limit of open files."""
+    return ("sh", "-c", f'ulimit -n {descriptors} && exec "$@"', "-")
+
+
+def test_slots_that_the_limit_of_open_files_does_not_allow_are_cut_in_the_roster_too(lawless):
+    poller = lawless.start_poller()
+    worker = lawless.start_worker("worker", "--show-flow-logs", slots=24, before=limited(64))
+    (said,) = [line for line in worker.text().splitlines() if "open files are limited here" in line]
+    assert all(words in said for words in ("WARNING", "limit=64", "needed=280", "wanted=24", "slots=2"))
+    assert [row["slots"] for row in lawless.status()["workers"]] == [2]
+    deployment = lawless.deploy_tiny(0.2)
+    lawless.all_once([lawless.create_run(deployment) for _ in range(12)])
+    for part in (poller, worker):
+        assert "Traceback" not in part.text()
+        assert "Too many open files" not in part.text()
+    assert worker.stop(10) == 0
+
+
+def test_a_limit_of_open_files_for_not_even_one_slot_is_one_sentence_and_2(lawless):
+    worker = lawless.start("worker", "worker", before=limited(45), wait=False)
+    assert worker.wait(30) == 2
+    (line,) = worker.text().splitlines()
+    assert "Open files are limited to 45 here, and a worker with one slot needs 50" in line
+
+
 def test_variables_of_celery_change_nothing_and_flows_keep_them(lawless, tmp_path):
     nowhere = f"redis://127.0.0.1:{free_port()}/0"
     # stands for the interpreter of the flows: it is asked for its prefect in the environment that they get

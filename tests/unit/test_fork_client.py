@@ -113,7 +113,7 @@ def test_a_run_gets_the_limit_of_open_files_that_its_worker_was_started_with(ben
 
 def test_a_worker_raises_its_own_limit_of_open_files_as_far_as_it_goes():
     code = (
-        "import resource as r; from workers.host import raise_descriptors;"
+        "import resource as r; from workers.host_limits import raise_descriptors;"
         "r.setrlimit(r.RLIMIT_NOFILE, (100, 200)); print(raise_descriptors(), r.getrlimit(r.RLIMIT_NOFILE))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)

@@ -21,7 +21,7 @@ JOINERS = ("flowfleet.cli", "flowfleet.agents", "flowfleet.up")
 #: rooms by floor: each may use its own floor and those before it (docs/design.md draws them)
 WORKERS = (
     ("workers.shim", "workers.deployment"),
-    ("workers.state", "workers.host", "workers.background", "workers.environment"),
+    ("workers.state", "workers.host", "workers.host_limits", "workers.background", "workers.environment"),
     ("workers.interpreter", "workers.metrics", "workers.deployers", "workers.reporting"),
     ("workers.runs",),
     ("workers.lifecycle",),

@@ -11,7 +11,8 @@ from workers.deployers import external, warm_client
 from workers.deployers.fork_client import ForkClient, ForkServerProgram
 from workers.deployers.process import ProcessDeployer
 from workers.deployment import Deployer, DeployerContext
-from workers.host import Abilities, Host, raise_descriptors
+from workers.host import Abilities, Host
+from workers.host_limits import raise_descriptors
 
 DEPLOYERS = "flowfleet.deployers"
 
