@@ -157,7 +157,7 @@ class Gatekeeper:
                 return self._open(term, server)
             self._looked = True
             logger.warning(
-                "Redis is another process than before: nothing is claimed until workers have told what they run",
+                "Redis was restarted, replaced or promoted: nothing is claimed until workers have told what they run",
                 extra={"server": server, "wait_seconds": round(self.left_seconds(), 1)},
             )
         if self.left_seconds() > 0:

@@ -2,6 +2,7 @@
 
 import os
 import time
+from pathlib import Path
 
 import pytest
 
@@ -111,6 +112,8 @@ def test_each_kind_of_refusal_is_said_once_and_waited_for(errors):
     process = errors.redis.info("server")["run_id"]
     deployment, (_, pid) = world.deploy_tiny(), world.held()
     until(lambda: world.seen()["counts"]["running"] == 1, 20, "it to run")
+    files = Path(f"/proc/{errors.worker.pid}/fd")
+    before = len(list(files.iterdir()))
     for code in FAULTS:
         logs = [Lines(part) for part in parts]
         errors.refuse(code)
@@ -119,8 +122,9 @@ def test_each_kind_of_refusal_is_said_once_and_waited_for(errors):
         refused, waiting = errors.refusals(), world.create_run(deployment)
         stays(lambda: all(part.process.poll() is None for part in parts), SECONDS, f"the parts live through {code}")
         for log in logs:
-            (line,) = log.all()
-            assert "does not answer, waiting" in line
+            (line,) = log.having("does not answer, waiting")
+            # a replica has another history, which shuts the gate; the poller may say so first
+            assert len(log.all()) <= (2 if code == "READONLY" else 1)
             # a read that waits is told so first; what is asked next meets the refusal itself
             assert code in line or (code == "READONLY" and "UNBLOCKED" in line)
         assert errors.refusals() - refused < 5 * SECONDS, "no part asks in a tight loop"
@@ -134,6 +138,7 @@ def test_each_kind_of_refusal_is_said_once_and_waited_for(errors):
         until(
             lambda: len(world.seen()["runs"]) == 1, 20, "its end to be told, and the next fault to find nothing in hand"
         )
+    assert len(list(files.iterdir())) < before + 6, "no try leaves its connections open"
     os.kill(pid, 0)
     world.release()
     world.all_once(world.runs)

@@ -19,6 +19,7 @@ from celery.platforms import SecurityWarning
 from celery.worker import state as celery_state
 from celery.worker.consumer import Consumer
 from celery.worker.consumer.tasks import Tasks
+from kombu.common import ignore_errors
 from kombu.transport import redis as redis_transport
 
 from flowfleet.broker import broker_error, queue_of
@@ -208,15 +209,19 @@ def waiting_consumer(outage: Outage, wait: Callable[[float], object], jitter: ra
         """Celery's consumer with one way out of each error of Redis: said once, a pause, then connected anew."""
 
         failures = 0
+        opened: Any = None
 
         def ensure_connected(self, conn: Any) -> Any:
             """Try once: the pause is that of every other error, and not kombu's, which grows to half a minute."""
+            self.opened = conn
             conn.ensure_connection(max_retries=0, reraise_as_library_errors=False)
             self.first_connection_attempt = False
             return conn
 
         def on_connection_error_before_connected(self, exc: Exception) -> None:
-            """Wait."""
+            """Drop what is open, then wait: kombu writes to Redis before Celery has the connection, and leaves it."""
+            if self.opened is not None:
+                ignore_errors(self.opened, self.opened.close)  # type: ignore[no-untyped-call]
             self._pause(exc)
 
         def on_connection_error_after_connected(self, exc: Exception) -> None:
