@@ -1,10 +1,12 @@
 """Leftover runs: runs whose worker died before it ended them; a shim outlives its worker, but must not outlive `up`."""
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from flowfleet.local.child import wait_until
 from workers.deployers.subprocess_run import SubprocessRun
+from workers.deployment import StopReason
 from workers.host import Abilities, Host
 from workers.state.run_folders import RunFolder
 
@@ -17,6 +19,9 @@ def end_all(state: Path, environ: Mapping[str, str]) -> int:
     found = list(_unsettled(state, environ))
     try:
         alive = [run for run in found if run.poll() is None]
+        for run in alive:
+            with contextlib.suppress(OSError):  # a full disk keeps no run alive: it is killed past its shim then
+                run.folder.write_stop(StopReason.WORKER, f"{run.folder.path.parents[1].name}@{run.host.name}")
         wait_until(lambda: not [run for run in alive if _still_there(run)], _GONE_SECONDS)
     finally:
         for run in found:

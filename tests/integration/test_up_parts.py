@@ -385,7 +385,7 @@ def test_the_runs_of_a_worker_that_died_are_ended_after_the_workers_and_before_t
 
     assert bench.living(spec) == []
     assert not bench.folder(spec).shim_alive()
-    assert bench.end_of(run).stopped_by == "kill"
+    assert (bench.end_of(run).stopped_by, bench.end_of(run).stop_reason) == ("kill", "worker-stopped")
     ((sentence, poller_then, worker_then),) = told
     assert sentence.startswith("killed 1 run that a worker has left")
     assert (poller_then, worker_then) == (None, "was killed by signal 9")
