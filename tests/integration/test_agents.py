@@ -429,7 +429,7 @@ def test_a_second_signal_leaves_nothing_but_the_runs(world1):
     )
     world1.wait_state(run_id, "Running")
     agent.signal(signal.SIGTERM)
-    until(lambda: "waits for its runs" in agent.text(), 20, "it to wait for its run")
+    until(lambda: "a second signal leaves them" in agent.text(), 20, "it to wait for its run")
     redis = world1.embedded_redis()
     assert agent.stop() == 128 + signal.SIGTERM
     until(lambda: world1.left() == [] and not processes.alive(redis), 20, "poller, Redis and helpers to be gone")
