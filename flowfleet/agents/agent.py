@@ -78,7 +78,7 @@ class Agent(OlderMethods):
         self._client: ApiClient | None = None
         self._seen: dict[str, FlowRun] = {}
         #: the runs that the worker is starting through these methods just now
-        self.starts = Starts()
+        self.starts_under_way = Starts()
 
     # -- what the worker and the poller of this agent need
 
@@ -86,7 +86,7 @@ class Agent(OlderMethods):
     def client(self) -> ApiClient:
         """The client of the Prefect API, connected at first use."""
         if self._client is None:
-            self._client = connect(self.settings(), os.environ)
+            self._client = connect(self.worker_settings(), os.environ)
         return self._client
 
     @property
@@ -123,13 +123,13 @@ class Agent(OlderMethods):
         }
         return {**self._options, **{key: value for key, value in said.items() if value is not None}}
 
-    def settings(self) -> WorkerSettings:
+    def worker_settings(self) -> WorkerSettings:
         """The settings of this agent's worker."""
         return arguments.worker_settings(self.given(), os.environ)
 
     def _mark(self) -> Mark:
         # a run deployed by hand is in no ledger: the fleet's leader must not take it for a lost run of its own
-        return Mark(fleet=f"{self.settings().fleet}.by-hand")
+        return Mark(fleet=f"{self.worker_settings().fleet}.by-hand")
 
     # -- life
 
@@ -206,7 +206,7 @@ class Agent(OlderMethods):
         and this method leaves it alone. `deployment_info`, an argument of 2020, has no effect.
         """
         del deployment_info
-        if self.starts.of(str(flow_run["id"])) is not None:
+        if self.starts_under_way.of(str(flow_run["id"])) is not None:
             return
         run = self._flow_run(flow_run)
         answer = self.client.claims.claim([run], str(uuid.uuid4()), self._mark())[run.run_id]
@@ -232,7 +232,7 @@ class Agent(OlderMethods):
         state and log then.
         """
         run_id = str(flow_run["id"])
-        under_way = self.starts.of(run_id)
+        under_way = self.starts_under_way.of(run_id)
         if under_way is None:
             self._await_start(flow_run)
         ours = False
@@ -267,7 +267,7 @@ class Agent(OlderMethods):
         failure itself then, through the worker's outbox, and this method only notes it.
         """
         run_id = str(flow_run["id"])
-        under_way = self.starts.of(run_id)
+        under_way = self.starts_under_way.of(run_id)
         if under_way is not None:
             under_way.errors.append(exc)
             return

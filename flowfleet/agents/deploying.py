@@ -44,7 +44,7 @@ def by_method(agent: Agent, start: StartUnderWay) -> StartedRun | InDoubt | str:
         flow_run = fetch_one(graphql_of(agent.client), run_id)
     except ApiError as exc:
         raise NotAsked from exc
-    with agent.starts.hold(start):
+    with agent.starts_under_way.hold(start):
         try:
             agent.deploy_and_update_flow_run(flow_run)
         except (Exception, SystemExit) as exc:  # noqa: BLE001 - guards the worker from the user's code
@@ -64,7 +64,7 @@ def by_method(agent: Agent, start: StartUnderWay) -> StartedRun | InDoubt | str:
 
 def deploy(agent: LocalAgent, flow_run: FlowRunRecord) -> str:
     """Start a flow run as a process of this host: by the worker that is starting this run, or else by hand."""
-    start = agent.starts.of(str(flow_run["id"]))
+    start = agent.starts_under_way.of(str(flow_run["id"]))
     if start is None:
         return _by_hand(agent, flow_run)
     spec = dataclasses.replace(_as_asked(agent, start, flow_run), not_after=start.not_after())
@@ -82,7 +82,7 @@ def _as_asked(agent: LocalAgent, start: StartUnderWay, flow_run: FlowRunRecord) 
 
 def _by_hand(agent: LocalAgent, flow_run: FlowRunRecord) -> str:
     run_id = str(flow_run["id"])
-    settings, environ = agent.settings(), dict(os.environ)
+    settings, environ = agent.worker_settings(), dict(os.environ)
     host, abilities = Host.probe(environ), Abilities.probe(environ)
     layers, interpreter = interpreter_of(settings, environ, agent.client.traits)
     layers = variables.with_variables_of(agent, layers)
@@ -108,7 +108,7 @@ def _by_hand(agent: LocalAgent, flow_run: FlowRunRecord) -> str:
     )
     with closing(ProcessDeployer(host=host, abilities=abilities)) as deployer:
         start = StartUnderWay(spec=specs.make(held, job, folder, not_after=None), layers=layers, below=deployer.start)
-        with agent.starts.hold(start):
+        with agent.starts_under_way.hold(start):
             spec = _as_asked(agent, start, flow_run)
         started_run = deployer.start(spec)
         started_run.close()

@@ -94,7 +94,7 @@ class DockerAgent(Agent):
         `localhost` in the API's address becomes the host's name as containers know it, unless `env_vars` or the run
         name an address.
         """
-        start = self.starts.of(str(flow_run["id"]))
+        start = self.starts_under_way.of(str(flow_run["id"]))
         run_config = variables.run_config_of(flow_run, start) if run_config is None else run_config
         job = variables.job_of(self.client.jobs, flow_run, run_config)
         forced = {name: value or "" for name, value in job.engine_env.items()}

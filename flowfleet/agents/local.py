@@ -108,7 +108,7 @@ class LocalAgent(Agent):
         returns, with FLOWFLEET_RUN_ID and FLOWFLEET_CLAIM; without one the worker makes the same variables by itself.
         FLOWFLEET_* of this host are left out, since some are secret. `run_config` stands for that of the flow run.
         """
-        under_way = self.starts.of(str(flow_run["id"]))
+        under_way = self.starts_under_way.of(str(flow_run["id"]))
         run_config = variables.run_config_of(flow_run, under_way) if run_config is None else run_config
         job = variables.job_of(self.client.jobs, flow_run, run_config)
         if under_way is not None:

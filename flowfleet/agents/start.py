@@ -61,7 +61,7 @@ def run(agent: Agent) -> None:
     """Run an agent from its set-up to its clean-up. Raises `FleetError`, whose text is one sentence."""
     if threading.current_thread() is not threading.main_thread():
         raise AgentEnded(f"{type(agent).__name__}.start() takes signals, so call it in the main thread.")
-    settings = agent.settings()
+    settings = agent.worker_settings()
     of_poller = arguments.poller_settings(agent.given(), settings, os.environ)
     logs.join(settings.log_level, settings.log_format, secrets=secrets_of(settings), also=agent.logger.name)
     with ExitStack() as stack:
@@ -79,7 +79,7 @@ def run(agent: Agent) -> None:
             if of_poller.require_api:
                 agent.client.probe()  # an API that does not answer is waited for else
             # once more: what `on_startup` has changed counts
-            _AgentRun(agent, agent.settings(), stack, failed).live()
+            _AgentRun(agent, agent.worker_settings(), stack, failed).live()
         if failed:
             raise failed[0]
 

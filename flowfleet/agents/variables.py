@@ -45,7 +45,7 @@ class AgentVariables(Mapping[str, str | None]):
 
 def layers_here(agent: LocalAgent) -> EnvironmentLayers:
     """The layers of an agent whose program calls its methods by hand, before anything is started."""
-    settings = agent.settings()
+    settings = agent.worker_settings()
     base = worker_layer(os.environ, python=settings.python, own_prefix=Path(sys.prefix))
     return with_variables_of(agent, layers_of(settings, base, agent.client.traits))
 

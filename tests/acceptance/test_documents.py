@@ -102,7 +102,7 @@ def test_each_flag_that_the_map_of_agents_gives_for_ours_exists():
 def test_the_map_of_agents_names_each_method_and_argument_of_our_classes():
     for cls in (Agent, LocalAgent, DockerAgent):
         methods = {name for name, value in vars(cls).items() if not name.startswith("_") and inspect.isroutine(value)}
-        methods -= {"given", "settings", "become"}  # for our own parts
+        methods -= {"given", "worker_settings", "become"}  # for our own parts
         missing = {name for name in methods if f"`{name}(" not in AGENTS and f".{name}(" not in AGENTS}
         assert missing == set(), cls.__name__
         arguments = set(inspect.signature(cls).parameters) - {"options", "more"}

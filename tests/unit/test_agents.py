@@ -194,7 +194,7 @@ def test_what_an_agent_was_given_reaches_worker_and_poller():
         labels=["x", "a,b"], env_vars={"K": "v=1", "N": None}, import_paths=["/p"], max_polls=3, no_cloud_logs=True,
         agent_address="http://127.0.0.1:1", hostname_label=False, redis="redis://h:1/0", slots=4, run_timeout=5,
     )  # fmt: skip
-    settings = agent.settings()
+    settings = agent.worker_settings()
     assert (settings.backend, settings.name, settings.deploy) == ("prefect1", "agent", "process")
     assert (settings.labels, settings.hostname_label, settings.slots) == (("a,b", "x"), False, 4)
     assert (settings.env, settings.import_paths) == (("K=v=1",), ("/p",))
@@ -210,7 +210,7 @@ def test_what_cannot_be_an_argument_is_said_in_a_sentence(monkeypatch):
     with pytest.raises(TypeError, match=r"LocalAgent\(\) has no argument 'slotz'"):
         LocalAgent(slotz=4)
     with pytest.raises(SettingsError, match="--name cannot be 'two words'"):
-        LocalAgent("two words").settings()
+        LocalAgent("two words").worker_settings()
     with pytest.raises(SettingsError, match=r"--agent-address cannot be 'http://127\.0\.0\.1': .*with the port"):
         LocalAgent(agent_address="http://127.0.0.1").start()
     monkeypatch.setenv("PREFECT__CLOUD__AGENT__LABELS", "{'a': 1}")
@@ -274,7 +274,7 @@ def test_who_asks_for_no_agent_does_not_pay_for_them():
 def test_the_base_class_starts_nothing_by_itself_and_containers_come_later(error, agent, words):
     with pytest.raises(error, match=words):
         agent().start()
-    assert DockerAgent().settings().deploy == "docker"
+    assert DockerAgent().worker_settings().deploy == "docker"
 
 
 def test_a_start_outside_of_the_main_thread_is_refused_in_a_sentence():
@@ -314,8 +314,18 @@ def test_an_overridden_deploy_flow_makes_external_deployments():
     handed.deploy_flow = str  # type: ignore[method-assign, assignment]
     assert handed.deploy_kind == "external"
     # in a container, too: what runs elsewhere does not end with it
-    assert (Own().settings().on_stop, Own(on_stop="wait").settings().on_stop) == ("detach", "wait")
+    assert (Own().worker_settings().on_stop, Own(on_stop="wait").worker_settings().on_stop) == ("detach", "wait")
     assert Variables().deploy_kind == "process"
+
+
+def test_attributes_that_a_program_gives_its_agent_are_its_own():
+    class Own(Mine):
+        def __init__(self, **given: Any) -> None:
+            super().__init__(**given)
+            self.settings = self.config = self.options = self.runs = self.starts = self.api = {"k": "v"}
+
+    agent = Own(labels=["x"])
+    assert (agent.worker_settings().labels, agent.settings) == (("x",), {"k": "v"})
 
 
 def test_overrides_that_are_never_called_are_named():
