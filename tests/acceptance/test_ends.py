@@ -181,7 +181,7 @@ def ends(
         for name, variables in {
             "no interpreter": {"command": "/no/such/python -m prefect.engine"},
             "no folder": {"working_dir": "/no/such/folder"},
-            "no variable": {"env": {"X": "{{ prefect.variables.nobody_made_this }}"}},
+            "no block": {"env": {"X": "{{ prefect.blocks.secret.nobody-made-this }}"}},
         }.items():
             made.runs[name] = world.create_run(world.deploy_tiny(variables=variables))
         yield made
@@ -212,7 +212,7 @@ def test_the_api_saw_each_step_of_it_in_order_and_its_output_can_be_read_by_flow
         pytest.param("killed", "Crashed", "SIGKILL", ["ran"], id="one that is killed is crashed with the signal"),
         pytest.param("no interpreter", "Crashed", "/no/such/python", [], id="without its Python it says so"),
         pytest.param("no folder", "Crashed", "/no/such/folder", [], id="without its folder it says so"),
-        pytest.param("no variable", "Crashed", "nobody_made_this", [], id="without its variable it says so"),
+        pytest.param("no block", "Crashed", "no block 'nobody-made-this'", [], id="without its block it says so"),
     ],
 )
 def test_a_run_ends_as_its_flow_did_and_says_why(ends, name, end, says, words):

@@ -32,7 +32,9 @@ _FIELDS = {
         {"anyOf": [{"type": "string"}, {"type": "null"}]},
     ),
     "working_dir": _text(
-        "Working Directory", "The folder on the worker's host in which a run starts. Empty: a new one each time."
+        "Working Directory",
+        "The folder on the worker's host in which a run starts; a relative one begins where the worker was started. "
+        "Empty: a new one each time.",
     ),
     "nice": _optional(
         "Niceness",
