@@ -45,6 +45,7 @@ def test_cancel_mode_ends_the_runs_before_the_worker_goes(world):
 
     assert world.ledger.claims.get(message.run_id) is None
     assert f"was stopped with its worker {world.worker}" in world.told(message)
+    assert world.api.state(message.run_id)["type"] == "CRASHED", "nobody has asked for another start"
 
 
 def test_wait_mode_waits_for_the_runs(world):

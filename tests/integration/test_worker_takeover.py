@@ -204,5 +204,5 @@ def test_a_real_worker_that_waits_at_its_stop_ends_its_runs_after_the_grace(worl
     assert worker.stop(30) == 0
 
     assert world.ledger.claims.get(message.run_id) is None
-    assert "was stopped by the worker" in world.told(message)
+    assert "was stopped with its worker waits@one-host" in world.told(message)
     assert "no run is left" in worker.all_text()
