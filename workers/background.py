@@ -37,6 +37,11 @@ class BackgroundJobs:
         self._closed = False
         self._thread = threading.Thread(target=self._run, name=f"background-{neighbour}", daemon=True)
 
+    @property
+    def away(self) -> bool:
+        """Whether the neighbour is away: the last job failed for it."""
+        return self._outage.lasts
+
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
@@ -64,18 +69,13 @@ class BackgroundJobs:
             heapq.heapify(self._jobs)
             self._changed.notify_all()
 
-    @property
-    def away(self) -> bool:
-        """Whether the neighbour does not answer now."""
-        return self._outage.lasts
-
     def wait_idle(self, seconds: float) -> bool:
         """Wait until everything is done; False when it is not after `seconds` or when the neighbour is away."""
         deadline = self._clock() + seconds
         with self._changed:
             while self._jobs or self._busy:
                 left = deadline - self._clock()
-                if left <= 0 or self._outage.lasts:
+                if left <= 0 or self.away:
                     return False
                 self._changed.wait(min(left, 0.2))
         return True

@@ -127,7 +127,7 @@ def test_each_kind_of_refusal_is_said_once_and_waited_for(errors):
             assert len(log.all()) <= (2 if code == "READONLY" else 1)
             # a read that waits is told so first; what is asked next meets the refusal itself
             assert code in line or (code == "READONLY" and "UNBLOCKED" in line)
-        assert errors.refusals() - refused < 5 * SECONDS, "no part asks in a tight loop"
+        assert errors.refusals() - refused < 10 * SECONDS, "no part asks in a tight loop"
         errors.cure(code)
         cured = time.monotonic()
         world.wait_note(waiting, "done", 15)
@@ -138,7 +138,7 @@ def test_each_kind_of_refusal_is_said_once_and_waited_for(errors):
         until(
             lambda: len(world.seen()["runs"]) == 1, 20, "its end to be told, and the next fault to find nothing in hand"
         )
-    assert len(list(files.iterdir())) < before + 6, "no try leaves its connections open"
+    assert len(list(files.iterdir())) < before + 10, "no try leaves its connections open"
     os.kill(pid, 0)
     world.release()
     world.all_once(world.runs)
@@ -147,19 +147,25 @@ def test_each_kind_of_refusal_is_said_once_and_waited_for(errors):
     assert [part.stop(10) for part in parts] == [0, 0]
 
 
-def test_a_stop_amid_refusals_is_quick_and_its_runs_are_adopted(errors):
+@pytest.mark.parametrize("on_stop", ["detach", "cancel"])
+def test_a_stop_amid_refusals_is_quick_and_the_next_worker_tells_the_ends(errors, on_stop):
     world = errors.world
+    assert errors.worker.stop(10) == 0
+    worker = world.start_worker("worker", "--on-stop", on_stop)
     run, _ = world.held()
     until(lambda: world.seen()["counts"]["running"] == 1, 20, "it to run")
-    log = Lines(errors.worker)
+    log = Lines(worker)
     errors.refuse("NOREPLICAS")
     until(log.all, 10, "the worker to say it")
-    for part in (errors.worker, errors.poller):
+    for part in (worker, errors.poller):
         began = time.monotonic()
         assert part.stop(10) == 0
         assert time.monotonic() - began < 5 * SCALE
     errors.cure("NOREPLICAS")
     errors.start()
-    world.release()
-    world.all_once([run])
+    if on_stop == "detach":
+        world.release()
+        world.all_once([run])
+    else:
+        assert "was stopped by the worker" in world.wait_state(run, "Crashed")["message"]
     world.wait_empty()

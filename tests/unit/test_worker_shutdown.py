@@ -152,3 +152,16 @@ def test_a_run_that_is_to_be_started_again_gets_no_term_where_its_engine_would_e
     world.shutdown.run()
     assert world.stopped == keys
     assert world.killed == (keys[1:] if crashes else [])
+
+
+@pytest.mark.parametrize("world", ["wait", "cancel"], indirect=True)
+@pytest.mark.parametrize("away", [True, False])
+def test_ends_that_redis_cannot_be_told_are_not_waited_for(world, away):
+    world.add("r1", State.RUNNING)
+    untold = world.add("r2", State.ENDED)
+    object.__setattr__(world.shutdown, "to_ledger", SimpleNamespace(away=away, wait_idle=lambda _seconds: False))
+    world.shutdown.run()
+    assert [attempt.key for attempt in world.attempts.all()] == [untold]
+    # while a run still runs it is waited for, and ended, all the same
+    assert world.stopped
+    assert (world.clock.now < 7) is away

@@ -91,10 +91,15 @@ class WorkerShutdown:
                     kill = self.engine_crashes_on_term and attempt.held.policy == "requeue"
                     self.supervisor.stop(attempt.key, StopReason.WORKER, kill=kill)
             longest = max(map(grace.of, left))
-            if self.clock() >= begun + longest * (2 if mode == "wait" else 1) + TELL_SECONDS:
+            over = self.clock() >= begun + longest * (2 if mode == "wait" else 1) + TELL_SECONDS
+            if over or self._only_untold():
                 return
             self.wait(_LOOK_SECONDS)
             left = self.attempts.all()
+
+    def _only_untold(self) -> bool:
+        """Whether all that is left are ends that Redis cannot be told now: the next worker tells them, from disk."""
+        return self.to_ledger.away and all(one.held.state is State.ENDED for one in self.attempts.all())
 
     def _sign_off(self) -> None:
         left = [attempt for attempt in self.attempts.all() if attempt.held.state is not State.ENDED]
