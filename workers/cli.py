@@ -177,7 +177,8 @@ def _run(service: WorkerService, ledger: Ledger, startup_page: StartupPage, embe
     embedding.begun(service)
     service.stop_signals.install()
     startup_page.show(worker_page.handlers(service.health))
-    return service.run()
+    code = service.run()
+    return code or (program.DRAINED if service.draining.from_start else 0)
 
 
 def _take_off_celery() -> None:

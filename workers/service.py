@@ -21,6 +21,7 @@ from workers.background import BackgroundJobs
 from workers.deployment import Deployer
 from workers.lifecycle import consumer
 from workers.lifecycle.consumer import Slots, register_task
+from workers.lifecycle.draining import Draining
 from workers.lifecycle.heartbeat import Heartbeat
 from workers.lifecycle.shutdown import WorkerShutdown
 from workers.lifecycle.stop_signals import StopSignals
@@ -98,6 +99,14 @@ class WorkerService:
         self._mark = Mark(fleet=settings.fleet, worker=worker)
         self._join_ends()
         self._join_claims()
+        self.draining = Draining(
+            worker=worker,
+            ledger_view=self.ledger_view,
+            attempts=self.attempts,
+            slots=self.slots,
+            outbox=self.outbox,
+            stop_signals=self.stop_signals,
+        )
         self.health = WorkerHealth(
             worker=worker,
             supervisor=self.supervisor,
@@ -272,11 +281,7 @@ class WorkerService:
     def _answered(self) -> None:
         self.slots.wakeup.wake()
         self.yielding.look(self.ledger_view.wanted)
-        empty = not self.attempts.all() and self.slots.in_use() == 0
-        if self.ledger_view.wanted == "draining" and empty and self.ledger_view.ready.is_set():
-            logger.info("drained, this worker ends", extra={"worker": self.row.worker})
-            if self.stop_signals.first_signal is None:
-                self.stop_signals.request()
+        self.draining.look()
 
     # -- life
 

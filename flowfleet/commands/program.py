@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 USAGE = 2
 UNEXPECTED = 1
 CHECKS_FAILED = 5
+DRAINED = 7
 INTERRUPTED = 130
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from flowfleet.commands.program import DRAINED, USAGE
 from flowfleet.errors import SettingsError
 from flowfleet.settings.classes import WorkerSettings
 from flowfleet.settings.option import Option, options_of
@@ -79,11 +80,6 @@ class Unit:
     def detaches(self) -> bool:
         """Whether the worker's runs go on when the unit is stopped."""
         return self.part == "worker" and self.flags.get("on-stop") in (None, "detach")
-
-    @property
-    def endless(self) -> bool:
-        """Whether the part is restarted after any end; a drained worker and a poller after its polls are not."""
-        return self.part == "poller" and self.flags.get("max-polls") is None
 
     @property
     def stop_seconds(self) -> int:
@@ -160,10 +156,11 @@ def systemd(unit: Unit) -> str:
         # a dash means that the file need not be there
         f"EnvironmentFile={'' if unit.secrets else '-'}{_specifiers(unit.secrets_path('systemd'))}",
         f"ExecStart={_systemd_command(unit.words)}",
-        f"Restart={'always' if unit.endless else 'on-failure'}",
+        "# An orderly end is meant to last: a drained worker, a poller after `flowfleet leave` or its last poll.",
+        "Restart=on-failure",
         "RestartSec=2",
-        "# A setting that cannot be used is not cured by another start.",
-        "RestartPreventExitStatus=2",
+        "# A setting that cannot be used is not cured by another start, nor is a drain.",
+        f"RestartPreventExitStatus={USAGE} {DRAINED}",
         *kill,
         *oom,
         "KillSignal=SIGTERM",
@@ -243,7 +240,9 @@ def supervisor(unit: Unit) -> str:
         f"user={unit.user}",
         *environment,
         "autostart=true",
-        f"autorestart={'true' if unit.endless else 'unexpected'}",
+        "; an orderly end is meant to last: a drained worker, a poller after `flowfleet leave` or its last poll",
+        "autorestart=unexpected",
+        f"exitcodes=0,{DRAINED}",
         "stopsignal=TERM",
         f"stopwaitsecs={unit.stop_seconds}",
         "; only the part itself is stopped: what becomes of its runs is its own business",

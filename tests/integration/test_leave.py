@@ -66,6 +66,7 @@ def test_without_any_poller_the_command_itself_gives_back(world):
         ledger = connect(world.redis_url, world.fleet)
         leader = ledger.gate.leader()
         ledger.gate.resign(leader.term)  # else its time must pass first
+        ledger.close()
         leave_part = world.part("leave", [str(BIN / "flowfleet"), "leave"])
         until(lambda: are_back(world, runs), 40, "the runs to be back")
         assert leave_part.process.poll() is None, "it waits for the worker"
@@ -115,17 +116,21 @@ def test_runs_of_a_worker_that_is_gone_are_named_and_left_only_with_detach(world
 
 
 def test_a_poller_that_is_started_after_it_takes_the_word_back_and_drained_workers_wait_for_their_resume(world):
-    leave(world)
     world.start_poller()
-    worker = world.start_worker(wait=False)
-    deployment = world.deploy_tiny()
-    world.all_once([world.create_run(deployment)])
+    worker = world.start_worker()
     leave(world)
     assert worker.wait() == 0
     ledger = connect(world.redis_url, world.fleet)
     assert ledger.gate.leave_ordered()
     world.start_poller("agent-b")
     assert not ledger.gate.leave_ordered()
+    drained = world.start_worker(wait=False)
+    assert drained.wait() == 7
+    assert "worker resume" in drained.text()
+    assert world.command("worker", "resume", "--all").returncode == 0
+    world.start_worker()
+    world.all_once([world.create_run(world.deploy_tiny())])
+    ledger.close()
 
 
 def test_an_api_that_is_away_is_said_before_anything_is_drained(world):

@@ -258,3 +258,28 @@ def test_a_draining_worker_takes_nothing_and_ends_when_it_is_empty(world, servic
 
     assert world.code == 0
     assert world.ledger.claims.get(message.run_id) is None
+    assert not service.draining.from_start
+
+
+def test_a_worker_that_was_drained_before_adopts_what_it_had_and_says_why_it_ends(world, service, caplog):
+    message = world.begin(2)
+    world.stop()
+    assert world.ledger.roster.want(world.worker, "draining")
+    service = world.start()
+    world.end(message, 2)
+    world.wait_ended()
+
+    assert service.draining.from_start
+    assert any("worker resume" in record.message for record in caplog.records)
+
+
+def test_a_worker_that_was_drained_before_stays_until_the_reports_on_its_disk_are_told(world):
+    message = kept(world)
+    world.stop()
+    assert world.ledger.roster.want(world.worker, "draining")
+    world.start()
+    stays(world._thread.is_alive, 3, "it waits for the API")
+    world.api.heal()
+    world.wait_gone(message, 60)
+    world.wait_ended()
+    assert list(world.state.outbox) == []

@@ -181,9 +181,9 @@ def test_a_unit_starts_the_console_script_by_its_absolute_path_as_me_and_from_he
     assert systemd_words(facts["ExecStart"])[:2] == command[:2]
     assert facts["WorkingDirectory"] == values["directory"] == str(Path.cwd())
     assert facts["User"] == values["user"] == getpass.getuser()
-    restarts = (facts["Restart"], values["autorestart"])
-    # a worker that was drained has ended in order, and stays down
-    assert restarts == (("always", "true") if part == "poller" else ("on-failure", "unexpected"))
+    # a worker that was drained and a poller after `flowfleet leave` have ended in order, and stay down
+    assert (facts["Restart"], values["autorestart"]) == ("on-failure", "unexpected")
+    assert (facts["RestartPreventExitStatus"], values["exitcodes"]) == ("2 7", "0,7")
     assert (values["stopasgroup"], values["killasgroup"], values["stopsignal"]) == ("false", "false", "TERM")
     assert directives(install(part, "systemd", "--run-as", "flows"))["User"] == "flows"
     monkeypatch.setattr(units.sys, "executable", "/no/such/python")
@@ -204,10 +204,6 @@ def test_a_worker_that_does_not_detach_gets_the_time_that_its_runs_get(mode):
     assert facts["KillMode"] == "mixed"
     assert "detach" not in facts["ExecStart"]
     assert int(facts["TimeoutStopSec"]) == int(values["stopwaitsecs"]) > 200
-
-
-def test_a_poller_that_ends_by_itself_is_not_started_again():
-    assert directives(install("poller", "systemd", "--max-polls", "3"))["Restart"] == "on-failure"
 
 
 def test_two_workers_of_one_host_get_units_of_two_names():
