@@ -99,14 +99,7 @@ class WorkerService:
         self._mark = Mark(fleet=settings.fleet, worker=worker)
         self._join_ends()
         self._join_claims()
-        self.draining = Draining(
-            worker=worker,
-            ledger_view=self.ledger_view,
-            attempts=self.attempts,
-            slots=self.slots,
-            outbox=self.outbox,
-            stop_signals=self.stop_signals,
-        )
+        self.draining = Draining(worker, self.ledger_view, self.attempts, self.slots, self.outbox, self.stop_signals)
         self.health = WorkerHealth(
             worker=worker,
             supervisor=self.supervisor,

@@ -12,7 +12,7 @@ from workers.state.ledger_view import LedgerView
 logger = logging.getLogger(__name__)
 
 
-@dataclass(kw_only=True)
+@dataclass
 class Draining:
     """The drain of one worker, looked at after each renewal."""
 
