@@ -110,12 +110,12 @@ def test_what_a_stop_will_do_and_why_is_said_in_one_line(caplog, flag, enclosure
     plan = StopPlan.of(resolve(WorkerSettings, {"on-stop": flag, "stop-grace": 7}, {}, {}), enclosure)
     plan.say()
     (record,) = caplog.records
-    in_vain = mode == "detach" and enclosure is CONTAINER
-    assert (plan.mode, record.why, record.levelname) == (mode, why, "WARNING" if in_vain else "INFO")
+    bounded = mode == "detach" and enclosure is CONTAINER
+    assert (plan.mode, record.why, record.levelname) == (mode, why, "WARNING" if bounded else "INFO")
     assert record.message.startswith(
         "on stop: " + ("leaves" if mode == "detach" else "waits" if mode == "wait" else "ends")
     )
-    assert ("adopts" in record.message) is (mode == "detach" and not in_vain)
+    assert ("adopts" in record.message) is (mode == "detach" and not bounded)
     if mode != "detach":
         assert (record.grace_seconds, record.otherwise) == (7.0, "--on-stop detach")
 
@@ -133,4 +133,4 @@ def test_the_reason_names_the_place_where_the_option_was_given(environ, config, 
 
 def test_runs_in_another_system_are_left_since_they_are_there():
     plan = StopPlan.of(WorkerSettings(on_stop="detach", deploy="external"), CONTAINER)
-    assert (plan.mode, plan.why, plan.in_vain) == ("detach", "its runs are deployed elsewhere", False)
+    assert (plan.mode, plan.why, plan.bounded) == ("detach", "its runs are deployed elsewhere", False)

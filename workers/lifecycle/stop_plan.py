@@ -80,8 +80,8 @@ class StopPlan:
     why: str
     #: how long a run that asks for no time of its own is waited for, and gets between TERM and KILL
     grace: float
-    #: the runs are left, and end all the same
-    in_vain: bool = False
+    #: the runs are left, and end at the latest with the container or namespace that they are in
+    bounded: bool = False
 
     @classmethod
     def of(cls, settings: WorkerSettings, enclosure: Enclosure | None) -> StopPlan:
@@ -95,13 +95,17 @@ class StopPlan:
         why = f"as given by {settings.origin('on_stop')}"
         if enclosure is None:
             return cls(mode=mode, why=why, grace=grace)
-        in_vain = mode == "detach" and not enclosure.may_leave
-        return cls(mode=mode, why=f"{why}; {enclosure.words}", grace=grace, in_vain=in_vain)
+        bounded = mode == "detach" and not enclosure.may_leave
+        return cls(mode=mode, why=f"{why}; {enclosure.words}", grace=grace, bounded=bounded)
 
     def say(self) -> None:
         """Log the plan in one line, at the start of the worker."""
-        if self.in_vain:
-            logger.warning("on stop: leaves its runs, and they end all the same", extra={"why": self.why})
+        if self.bounded:
+            # the worker may be one of many processes there, or the one with which all end
+            logger.warning(
+                "on stop: leaves its runs running, and they end with the container that they are in",
+                extra={"why": self.why},
+            )
         elif self.mode == "detach":
             logger.info(
                 "on stop: leaves its runs running, the next worker on this host adopts them", extra={"why": self.why}
