@@ -198,6 +198,36 @@ def test_sigkill_at_message_arrival(rounds, number):
     assert rounds.codes == {-9}
 
 
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize("number", numbers(10, 100))
+def test_the_last_poller_stopped_around_a_claim_leaves_no_run_behind(lawless, arrivals, number):
+    chance = random.Random(4711)
+    lawless.start_worker(slots=4)
+    poller, deployment, ends = lawless.start_poller(), lawless.deploy_tiny(), Counter[str]()
+    for _ in range(number):
+        arrivals.forget()
+        runs = [lawless.create_run(deployment) for _ in range(2)]
+        poke = threading.Thread(target=poller.ask, args=("/api/poke",))
+        poke.start()
+        arrivals.wait_claim(runs[0], 30 * SCALE)
+        pause(chance.uniform(0.0, 0.015))
+        begun = time.monotonic()
+        assert poller.stop() == 0
+        assert time.monotonic() - begun < 5 * SCALE
+        poke.join()
+        # nobody is left but the worker: what it has not taken by now is back at the API, whatever moment it was
+        until(lambda: lawless.seen()["runs"] == [], 30, "the worker to be done with what it has", pause=0.1)
+        kinds = [lawless.api.state(run)["type"] for run in runs]
+        assert set(kinds) <= {"SCHEDULED", "COMPLETED"}, kinds
+        ends.update(kinds)
+        for run in runs:
+            if lawless.api.state(run)["type"] == "SCHEDULED":
+                assert lawless.words(run) == []
+        poller = lawless.start_poller()
+        lawless.all_once(runs)
+    print(f"runs at the end of their poller: {dict(ends)}")
+
+
 def bare_celery(redis_url: str) -> float:
     """How long an idle worker of Celery's own takes to end here and now."""
     code = (
