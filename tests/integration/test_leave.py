@@ -139,3 +139,23 @@ def test_an_api_that_is_away_is_said_before_anything_is_drained(world):
     assert "127.0.0.1:1" in done.stderr
     assert world.seen()["workers"][0]["state"] == "active"
     assert worker.process.poll() is None
+
+
+def test_at_prefect1_what_waited_is_scheduled_again_and_the_run_that_goes_on_keeps_its_worker(world1):
+    first, worker = world1.start_poller(), world1.start_worker("one", "x", tiny=True)
+    held, _ = world1.held(0, "x")
+    assert first.stop() == 0
+    poller = world1.start_poller(env=STUCK)
+    waits = world1.tiny_run("x")
+    poller.ask("/api/poke")
+    world1.wait_state(waits, "Submitted")
+
+    done = leave(world1, "--detach")
+
+    assert "only these go on" in done.stdout
+    assert world1.api.state(waits) == "Scheduled"
+    assert poller.wait() == 0
+    world1.release()
+    assert world1.wait_end(held) == "Success"
+    assert worker.wait() == 0
+    assert leave(world1).stdout.startswith("Nothing of the fleet")

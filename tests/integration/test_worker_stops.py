@@ -274,7 +274,7 @@ def test_a_worker_that_was_drained_before_adopts_what_it_had_and_says_why_it_end
 
 
 def test_a_worker_that_was_drained_before_stays_until_the_reports_on_its_disk_are_told(world):
-    message = kept(world)
+    message = kept(world, "set_state", 500)
     world.stop()
     assert world.ledger.roster.want(world.worker, "draining")
     world.start()
