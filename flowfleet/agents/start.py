@@ -221,6 +221,8 @@ class _AgentRun:
             return
         how = part.ended()
         if part is self._poller and service is not None and how == ENDED_IN_ORDER:
+            if self._is_drained(service):
+                return  # by `flowfleet leave`: the worker ends when its runs have, and this agent with it
             # by `max_polls`, given here or in the agent config, or because somebody has asked it to
             logger.info("the poller has ended in order, and this agent ends with it", extra={"agent": self._agent.name})
             self._await_starts(service)
@@ -231,6 +233,15 @@ class _AgentRun:
             os.kill(os.getpid(), signal.SIGTERM)  # the main thread waits for a neighbour, or builds the worker
         else:
             service.stop_signals.end()
+
+    def _is_drained(self, service: WorkerService) -> bool:
+        # the ledger is asked, since the worker's next renewal may not have told it yet
+        with (
+            contextlib.suppress(LedgerError),
+            closing(ledgers.connect(self._settings.redis, self._settings.fleet)) as it,
+        ):
+            return any(row.worker == service.row.worker and row.wanted == "draining" for row in it.roster.rows())
+        return False
 
     def _await_starts(self, service: WorkerService) -> None:
         """Wait until what is claimed for this worker by now is started.

@@ -21,8 +21,8 @@ from tests import processes
 from tests.prefect1_env import python
 from tests.prefect1_world import World1
 from tests.valkey import Valkey, free_port
-from tests.waiting import SCALE, until
-from tests.world import MARK, Part
+from tests.waiting import SCALE, stays, until
+from tests.world import BIN, MARK, Part
 
 #: an agent that deploys by its own means: it starts the tiny engine, and notes that it was asked
 OWN = """
@@ -201,6 +201,21 @@ def test_an_agent_whose_poller_stands_by_ends_after_its_rounds_too_and_what_is_c
     world1.release()
     assert world1.wait_end(run_id) == "Success"
     assert first.stop() == 0
+
+
+def test_flowfleet_leave_ends_an_agent_after_its_runs(world1):
+    agent = world1.program(
+        'from flowfleet import LocalAgent\nLocalAgent(labels=["x"], hostname_label=False).start()\nprint("returned")\n'
+    )
+    run_id = world1.tiny_run("x", hold=True)
+    world1.wait_note(run_id, "ran")
+    leave = world1.part("leave", [str(BIN / "flowfleet"), "leave"])
+    until(lambda: not any("poller start" in line for line in world1.left()), 30, "its poller to have left")
+    stays(lambda: agent.process.poll() is None, 2, "the agent waits for its run")
+    world1.release()
+    assert world1.wait_end(run_id) == "Success"
+    assert (leave.wait(60), agent.wait()) == (0, 0)
+    assert agent.said()[-1] == "returned"
 
 
 def test_an_agent_may_be_started_again_in_one_program(world1, tmp_path):
