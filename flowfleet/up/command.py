@@ -109,7 +109,7 @@ def _serve(stack: Stack, signals: StackSignals, out: Console, *, demo: bool, exi
 
 
 def run_demo(stack: Stack, out: Console) -> tuple[DemoRun, ...]:
-    """Run the examples to their end, shown live; raises `DemoTooLong`."""
+    """Run the examples to their end, shown live; raises `DemoNotDone`."""
     settings = stack.settings
     with closing(ledgers.connect(settings.redis, settings.fleet)) as ledger:
         demo = Demo(session_of(settings, stack.environ, Path.cwd()), settings.pool, ledger)
@@ -119,6 +119,8 @@ def run_demo(stack: Stack, out: Console) -> tuple[DemoRun, ...]:
             while not all(run.over for run in demo.look()):
                 show.update(demo.runs)
                 stack.check()
+                if stack.left:
+                    raise DemoNotDone(f"The demo is broken off: told to end were {', '.join(sorted(stack.left))}.")
                 stack.pause(_LOOK_SECONDS)
                 if time.monotonic() > until:
                     raise too_long(demo.runs, stack.folder.logs)
@@ -127,13 +129,13 @@ def run_demo(stack: Stack, out: Console) -> tuple[DemoRun, ...]:
         return demo.runs
 
 
-def too_long(runs: Sequence[DemoRun], logs: Path) -> DemoTooLong:
+def too_long(runs: Sequence[DemoRun], logs: Path) -> DemoNotDone:
     """The error about runs that have not ended in time."""
     late = ", ".join(f"{run.example.flow} {run.name} ({run.state})" for run in runs if not run.over)
-    return DemoTooLong(f"Not ended after {_DEMO_SECONDS:.0f} s: {late}. The logs in {logs} say what the parts did.")
+    return DemoNotDone(f"Not ended after {_DEMO_SECONDS:.0f} s: {late}. The logs in {logs} say what the parts did.")
 
 
-class DemoTooLong(FleetError):
-    """A run of the demo has not ended in time."""
+class DemoNotDone(FleetError):
+    """The demo has not come to its end: a run takes too long, or nobody is left to run it."""
 
     exit_code = CHECKS_FAILED

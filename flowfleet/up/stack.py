@@ -17,7 +17,7 @@ from flowfleet.api.prefect3.access import layer
 from flowfleet.commands.worker_control import open_ledger
 from flowfleet.errors import ApiUnavailable, FleetError, KeyRefused
 from flowfleet.local import redis_process
-from flowfleet.local.child import Part, part_died, wait_ready
+from flowfleet.local.child import ENDED_IN_ORDER, Part, part_died, wait_ready
 from flowfleet.local.data_folder import DataFolder
 from flowfleet.logs import redact_url
 from flowfleet.settings.classes import UpSettings
@@ -78,6 +78,8 @@ class Stack:
     say: Callable[[str], None]
     pause: Callable[[float], None]
     parts: list[Part] = field(default_factory=list)
+    #: parts that have ended in order, as they were told to
+    left: set[str] = field(default_factory=set)
     agent_address: str = ""
 
     def start(self) -> None:
@@ -196,11 +198,21 @@ class Stack:
         }
 
     def check(self) -> None:
-        """Raise `PartDied` when a part is no longer there."""
+        """Raise `PartDied` when a part is no longer there; a poller or worker that was told to end is only said.
+
+        `worker drain` and `flowfleet leave` tell them so, and go on to need Redis and the API.
+        """
         for part in self.parts:
             how = part.ended()
-            if how is not None:
+            if how == ENDED_IN_ORDER and part.name not in (redis_process.NAME, prefect_server.NAME):
+                self._say_left(part)
+            elif how is not None:
                 raise part_died(part, f"{how}, and flowfleet up ends with it")
+
+    def _say_left(self, part: Part) -> None:
+        if part.name not in self.left:
+            self.left.add(part.name)
+            self.say(f"the {part.name} has ended in order, as it was told to; the rest stays up")
 
     def stop(self, hurry: Callable[[], bool]) -> None:
         """Stop workers, poller, server and Redis, in this order, so that each still has what it needs to end in order.

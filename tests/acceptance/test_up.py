@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import uuid
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -124,6 +125,23 @@ def test_secrets_are_in_no_process_list_and_a_part_that_dies_is_told_and_ends_up
     assert "poller started" in text
     assert "very-secret-key" not in shown
     assert "very-secret-key" not in logs + text + json.dumps(state)
+    _nothing_left(run)
+
+
+def test_a_fleet_that_is_left_leaves_redis_and_server_up_until_the_end_of_up(up, prefect_server):
+    run = up(*served(prefect_server), FLOWFLEET_FLEET="gone").start()
+    state = run.ready()
+    flowfleet = Path(sys.executable).with_name("flowfleet")
+    done = processes.run(flowfleet, "leave", "-a", state["api"], "-r", state["redis"], env=run.env)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Nothing of the fleet gone is left at the Prefect API.")
+    for name in ("poller", "worker"):
+        said = f"the {name} has ended in order, as it was told to"
+        until(lambda said=said: said in run.text(), 10, said)
+    assert run.process.poll() is None
+    run.signal(signal.SIGINT)
+    assert run.wait(60) == 0, run.text()
     _nothing_left(run)
 
 
