@@ -28,7 +28,7 @@ control = []
 
 def facts():
     main = sys.modules["__main__"]
-    with open("/proc/self/cmdline") as line, open("/proc/self/comm") as name:
+    with open("/proc/self/cmdline", errors="surrogateescape") as line, open("/proc/self/comm") as name:
         shown = [line.read().rstrip("\\0").split("\\0"), name.read()]
     return {
         "argv": sys.argv, "orig_argv": getattr(sys, "orig_argv", None), "shown": shown, "path": sys.path,
@@ -128,6 +128,22 @@ def test_it_is_what_the_interpreter_makes_of_the_module_but_for_pythonpath(paper
         del facts["pid"], facts["environ"]["PYTHONPATH"]
     assert ours == own
     assert ours["ours"] == []
+
+
+@pytest.mark.parametrize("module", ["_ctypes", "site"])
+def test_a_python_that_lacks_what_others_have_runs_flows_too(paper, module):
+    """One built without libffi, and the `site` of an old virtualenv."""
+    (paper.given / f"{module}.py").write_text("raise ImportError('not built')" if module == "_ctypes" else "")
+    (facts,) = paper.run()
+    assert pythonpath(facts) == [str(paper.start), str(paper.given)]
+
+
+def test_an_interpreter_below_a_folder_whose_name_is_no_text_runs_flows_too(tmp_path):
+    python = tmp_path / os.fsdecode(b"caf\xe9") / "python"
+    python.parent.mkdir()
+    python.symlink_to(sys.executable)
+    (facts,) = Paper(tmp_path, str(python)).run()
+    assert facts["orig_argv"] == facts["shown"][0] == [str(python), "-m", "prefect.engine"]
 
 
 def test_the_folder_of_the_steps_is_first_on_both_paths_and_the_one_before_is_on_none(paper):

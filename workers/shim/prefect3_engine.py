@@ -177,7 +177,9 @@ def _is_interpreters(entry: str) -> bool:
 
 
 def _package_folders() -> list[str]:
-    return [*site.getsitepackages(), site.getusersitepackages()]
+    # virtual environments of an old virtualenv have a `site` without these functions
+    shared = site.getsitepackages() if hasattr(site, "getsitepackages") else []
+    return [*shared, site.getusersitepackages()] if hasattr(site, "getusersitepackages") else shared
 
 
 def installed() -> set[tuple[str, int, int]]:
@@ -207,9 +209,13 @@ def _show_as(argv: list[str]) -> None:
     path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "syscalls.py")
     spec: Any = importlib.util.spec_from_file_location("flowfleet_shim_syscalls", path)
     syscalls = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(syscalls)
-    sys.dont_write_bytecode = writes
-    syscalls.set_title("\0".join(argv))
+    try:
+        spec.loader.exec_module(syscalls)
+        syscalls.set_title("\0".join(argv))
+    except (ImportError, OSError):
+        pass  # a Python without ctypes, or linked statically: it shows this file, and runs flows as well as any
+    finally:
+        sys.dont_write_bytecode = writes
 
 
 def main() -> None:

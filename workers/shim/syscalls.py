@@ -48,7 +48,7 @@ def set_name(name: str) -> None:
 
 def set_title(title: str) -> None:
     """Set the command line that `ps` shows, written over our own arguments, as far as they have room."""
-    _overwrite(45, title.encode())
+    _overwrite(45, os.fsencode(title))
 
 
 def set_environ(pairs: Iterable[tuple[str, str]]) -> None:
