@@ -10,6 +10,7 @@ from flowfleet.ledger.roster import WorkerRow
 from tests.unit.memory_ledger import OFFER, HandClock, a_claim
 from workers.deployment import StopReason
 from workers.lifecycle.shutdown import WorkerShutdown
+from workers.shim import atomic_files
 from workers.state.attempts import Attempt, Attempts
 from workers.state.run_folders import RunFolder
 
@@ -148,10 +149,14 @@ def test_a_run_that_does_not_end_holds_up_its_worker_no_longer_than_its_time_and
 @pytest.mark.parametrize("crashes", [True, False])
 def test_a_run_that_is_to_be_started_again_gets_no_term_where_its_engine_would_end_it_for_good(tmp_path, crashes):
     world = World("cancel", tmp_path, crashes=crashes)
-    keys = [world.add("r1", State.RUNNING), world.add("r2", State.RUNNING, policy="requeue")]
+    begun = [("r1", "report", True), ("r2", "requeue", True), ("of a plugged-in deployer", "requeue", False)]
+    keys = [world.add(run_id, State.RUNNING, 9.0, policy=policy) for run_id, policy, _ in begun]
+    for key, (*_, by_shim) in zip(keys, begun, strict=True):
+        shim = {"shim_started_at": 1.0} if by_shim else {}
+        atomic_files.write_json(world.folder / key / "started.json", {"v": 1, "kind": "k", **shim})
     world.shutdown.run()
     assert world.stopped == keys
-    assert world.killed == (keys[1:] if crashes else [])
+    assert world.killed == (keys[1:2] if crashes else [])
 
 
 @pytest.mark.parametrize("world", ["wait", "cancel"], indirect=True)

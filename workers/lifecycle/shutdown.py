@@ -87,15 +87,18 @@ class WorkerShutdown:
                 waits = grace.of(attempt) if mode == "wait" else 0.0
                 if attempt.key not in stopped and self.clock() >= begun + waits:
                     stopped.add(attempt.key)
-                    # one that is to be started again gets no TERM where its engine would write an end of its own
-                    kill = self.engine_crashes_on_term and attempt.held.policy == "requeue"
-                    self.supervisor.stop(attempt.key, StopReason.WORKER, kill=kill)
+                    self.supervisor.stop(attempt.key, StopReason.WORKER, kill=self._kills(attempt))
             longest = max(map(grace.of, left))
             over = self.clock() >= begun + longest * (2 if mode == "wait" else 1) + TELL_SECONDS
             if over or self._only_untold():
                 return
             self.wait(_LOOK_SECONDS)
             left = self.attempts.all()
+
+    def _kills(self, attempt: Attempt) -> bool:
+        # A run that is to be started again gets no TERM where its engine would write an end of its own. One without a
+        # shim is not started again, since nobody says that it is gone whole, and so it gets its time.
+        return self.engine_crashes_on_term and attempt.held.policy == "requeue" and attempt.folder.has_shim()
 
     def _only_untold(self) -> bool:
         """Whether all that is left are ends that Redis cannot be told now: the next worker tells them, from disk."""

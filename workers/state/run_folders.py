@@ -87,6 +87,10 @@ class RunFolder:
                 return float(seconds)
         return None
 
+    def has_shim(self) -> bool:
+        """Whether the run was begun by a shim, which says in the end that nothing of it is left (`cleared`)."""
+        return "shim_started_at" in (self.started() or {})
+
     def start(self) -> dict[str, Any] | None:
         """The record of the start file; its `by` is "shim", "abandoned" or "external". None = nobody won it yet."""
         path = self.path / "start"
