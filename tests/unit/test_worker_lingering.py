@@ -133,6 +133,15 @@ def test_the_count_begins_anew_with_another_state(world, then):
     assert len(world.stopped) == 1
 
 
+def test_what_the_worker_before_has_noted_of_an_adopted_run_that_goes_on_is_taken_away_once(world):
+    world.begin("adopted", adopted=True)
+    world.begin("ours")
+    going_on = {"run_name": "n", "kind": StateType.RUNNING, "name": "Running"}
+    world.says = {run_id: RunState(run_id=run_id, **going_on) for run_id in ("adopted", "ours")}
+    world.go_on(120)
+    assert world.noted == [("adopted", 30.0, "")]
+
+
 @pytest.mark.parametrize(("error", "asked"), [(ApiUnavailable("away"), 10), (KeyRefused("no"), 5)])
 def test_an_api_that_does_not_answer_is_asked_again(world, error, asked):
     world.begin()

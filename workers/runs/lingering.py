@@ -57,6 +57,8 @@ class Lingering:
     clock: Callable[[], float] = time.monotonic
     #: by the key of the attempt
     _seen: dict[str, _Seen] = field(default_factory=dict, init=False)
+    #: keys of the attempts that were judged at least once
+    _judged: set[str] = field(default_factory=set, init=False)
     _refused: bool = field(default=False, init=False)
     _closed: threading.Event = field(default_factory=threading.Event, init=False)
 
@@ -98,6 +100,7 @@ class Lingering:
             if not attempt.fenced and now - attempt.since >= self._ask_seconds and not _is_elsewhere(attempt)
         }
         self._seen = {key: seen for key, seen in self._seen.items() if key in alive}
+        self._judged &= alive.keys()
         if not alive:
             return
         try:
@@ -112,11 +115,13 @@ class Lingering:
             self._judge(attempt, states.get(attempt.held.run_id))
 
     def _judge(self, attempt: Attempt, state: RunState | None) -> None:
-        seen = self._seen.get(attempt.key)
+        seen, first_look = self._seen.get(attempt.key), attempt.key not in self._judged
+        self._judged.add(attempt.key)
         if state is None or not state.kind.terminal:
-            if seen is not None:
-                del self._seen[attempt.key]
-                self._note(attempt, "")  # it was restarted, or put back
+            self._seen.pop(attempt.key, None)
+            # it was restarted, or put back; of an adopted run the worker before may have noted an end
+            if seen is not None or (attempt.adopted and first_look):
+                self._note(attempt, "")
             return
         end, now = (state.name, state.at), self.clock()
         if seen is None or seen.end != end:
