@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from flowfleet.errors import StartFailed
+from flowfleet.errors import FolderMissing, StartFailed
 from tests import processes
 from tests.bench_of_runs import DEAF, read_pid
 from tests.waiting import until
@@ -252,7 +252,9 @@ def test_a_command_that_cannot_be_executed_is_named(bench, tmp_path, argv, says)
 def test_a_working_folder_that_cannot_be_entered_is_named_as_it_was_tried(bench, monkeypatch, tmp_path, cwd, says):
     monkeypatch.chdir(tmp_path)
     bench.deployer = bench.new_deployer()
-    with pytest.raises(StartFailed) as failure:
+    (tmp_path / "elsewhere" / "no" / "such").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(FolderMissing) as failure:
         bench.start(bench.sh("true", cwd=cwd))
     # which host it is matters: the others may have that folder
     assert f"its working folder {says.format(here=tmp_path)} on {bench.host.name}." in str(failure.value)

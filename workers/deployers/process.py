@@ -54,7 +54,7 @@ class ProcessDeployer:
         if status == "taken":  # a second start of the same attempt: the shim that won the start file has the run
             return self._settle_start(spec, "its start file is taken")
         sentence = str(answer.get("error") or "its shim did not say why")
-        failed = StartFailed if spec.cwd is None or Path(spec.cwd).is_dir() else FolderMissing
+        failed = StartFailed if spec.cwd is None or (self.folder / spec.cwd).is_dir() else FolderMissing
         raise failed(f"Run {spec.run_id} could not be started: {sentence}.")
 
     def _ask(self, request: dict[str, Any]) -> Mapping[str, Any]:
