@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from flowfleet.api.client import Answer, EndApi, Mark, RunState, StateType, Verdict
 from flowfleet.api.traits import Traits
@@ -13,7 +13,7 @@ from flowfleet.failpoints import Failpoints
 from flowfleet.ledger.claims import Claim, Claims, Outcome, Refusal, State
 from workers.background import BackgroundJobs
 from workers.deployment import Exit, StopReason
-from workers.reporting.exit_table import SECOND_LOOK_SECONDS, Decision, Step, decide, for_cancelled
+from workers.reporting.exit_table import CANCELLED, SECOND_LOOK_SECONDS, Decision, Step, decide, for_cancelled
 from workers.reporting.outbox import Outbox, Report
 from workers.reporting.run_log import RunLog
 from workers.state.attempts import Attempt, Attempts
@@ -211,10 +211,11 @@ class Endings:
         self.failpoints.hit("end.before_report")
         if report.kind is StateType.SCHEDULED:
             answer = self.api.run_again(report.run_id, report.claim, report.message, self.mark)
-        else:
+            if answer.being_cancelled:
+                # by somebody, after we looked: it is not started again, and nobody may be told so
+                report = replace(report, kind=StateType.CANCELLED, message=CANCELLED)
+        if report.kind is not StateType.SCHEDULED:
             answer = self.api.report(report.run_id, report.kind, report.message, self.mark)
-        if report.kind is StateType.SCHEDULED and answer.being_cancelled:
-            answer = self.api.report(report.run_id, StateType.CANCELLED, report.message, self.mark)
         if answer.verdict is Verdict.UNSURE:
             raise ApiUnavailable(f"no definite answer to the report of run {report.run_id}: {answer.reason}")
         self.failpoints.hit("end.after_report")

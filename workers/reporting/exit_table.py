@@ -12,6 +12,8 @@ from workers.deployment import Exit
 SECOND_LOOK_SECONDS = 5.0
 
 SILENT_END = "exited 0 without reporting an end"
+#: the message of a run that somebody cancels and whose process we have ended
+CANCELLED = "Cancelled: the flow run's process was stopped."
 
 
 class Step(StrEnum):
@@ -87,5 +89,5 @@ def for_cancelled(decision: Decision) -> Decision:
     """The decision for a run that we ended because somebody cancelled it: Cancelled instead of a crash."""
     if decision.step is not Step.TELL:
         return decision
-    kind, message = StateType.CANCELLED, "Cancelled: the flow run's process was stopped."
-    return replace(decision, outcome=kind.value.lower(), kind=kind, message=message)
+    kind = StateType.CANCELLED
+    return replace(decision, outcome=kind.value.lower(), kind=kind, message=CANCELLED)
