@@ -143,8 +143,13 @@ def test_what_the_worker_before_has_noted_of_an_adopted_run_that_goes_on_is_take
 
 
 @pytest.mark.parametrize(("error", "asked"), [(ApiUnavailable("away"), 10), (KeyRefused("no"), 5)])
-def test_an_api_that_does_not_answer_is_asked_again(world, error, asked):
+@pytest.mark.parametrize("seen", [False, True], ids=["from the start", "while an end is to be told"])
+def test_an_api_that_does_not_answer_is_asked_again_no_more_often(world, error, asked, seen):
     world.begin()
+    if seen:
+        world.says = {"r1": ended("r1")}
+        world.go_on(30)
+        world.asked.clear()
     world.says = error
     world.go_on(301)
     assert len(world.asked) == asked

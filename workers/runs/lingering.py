@@ -59,7 +59,8 @@ class Lingering:
     _seen: dict[str, _Seen] = field(default_factory=dict, init=False)
     #: keys of the attempts that were judged at least once
     _judged: set[str] = field(default_factory=set, init=False)
-    _refused: bool = field(default=False, init=False)
+    #: seconds until the next look after one that got no answer, else None
+    _again_in: float | None = field(default=None, init=False)
     _closed: threading.Event = field(default_factory=threading.Event, init=False)
 
     def __post_init__(self) -> None:
@@ -83,8 +84,8 @@ class Lingering:
 
     def _pause(self) -> float:
         """Seconds until the next look."""
-        if self._refused:
-            return REFUSED_SECONDS
+        if self._again_in is not None:
+            return self._again_in
         due = [seen.since + self._sure_seconds for seen in self._seen.values() if not seen.told]
         if self.linger is not None:
             due += [seen.since + self.linger for seen in self._seen.values() if not seen.stopped]
@@ -106,10 +107,10 @@ class Lingering:
         try:
             states = self.api.states([attempt.held.run_id for attempt in alive.values()])
         except ApiError as exc:
-            self._refused = isinstance(exc, KeyRefused)
-            self._outage.failed(exc, next_try=self._pause())
+            self._again_in = REFUSED_SECONDS if isinstance(exc, KeyRefused) else self._ask_seconds
+            self._outage.failed(exc, next_try=self._again_in)
             return
-        self._refused = False
+        self._again_in = None
         self._outage.passed()
         for attempt in alive.values():
             self._judge(attempt, states.get(attempt.held.run_id))
