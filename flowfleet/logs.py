@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, TextIO
@@ -29,14 +30,17 @@ class Redactor:
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
         self._secrets: tuple[str, ...] = ()
+        # launches learn secrets of blocks at the same time, in threads of their own
+        self._keeping = threading.RLock()
         for secret in secrets:
             self.keep(secret)
 
     def keep(self, secret: str) -> None:
         """Redact this secret too from now on, also in its percent-encoded form."""
         forms = {form for form in (secret, quote(secret, safe="")) if len(form) >= _SHORTEST_SECRET}
-        # longest first: a secret that contains another must not leave its rest behind
-        self._secrets = tuple(sorted({*self._secrets, *forms}, key=len, reverse=True))
+        with self._keeping:
+            # longest first: a secret that contains another must not leave its rest behind
+            self._secrets = tuple(sorted({*self._secrets, *forms}, key=len, reverse=True))
 
     def __call__(self, text: str) -> str:
         """The text without secrets."""

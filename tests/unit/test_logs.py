@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import threading
 import time
 
 import pytest
@@ -95,6 +96,27 @@ def test_a_secret_found_later_is_kept_too(logged):
     logs.keep_secret("found-later")
     logger.info("key is found-later")
     assert "found-later" not in stream.getvalue()
+
+
+def test_a_secret_that_is_found_while_another_one_is_being_kept_is_not_lost():
+    class Slow(str):
+        """A secret whose length is asked for, for the last time when the others are about to be replaced."""
+
+        __slots__ = ()
+        asked, meanwhile = 0, {}
+
+        def __len__(self):
+            Slow.asked += 1
+            self.meanwhile.get(Slow.asked, bool)()
+            return super().__len__()
+
+    logs.Redactor().keep(Slow("first-secret"))
+    redact = logs.Redactor()
+    other = threading.Thread(target=redact.keep, args=("second-secret",))
+    Slow.meanwhile[2 * Slow.asked] = lambda: (other.start(), other.join(0.2))
+    redact.keep(Slow("first-secret"))
+    other.join()
+    assert redact("first-secret second-secret") == "*** ***"
 
 
 def test_a_second_configure_replaces_the_first(logged):
