@@ -173,6 +173,12 @@ def test_a_step_may_choose_the_folder_by_stepping_into_it(paper):
     assert (facts["cwd"], pythonpath(facts)[0], facts["path"][0]) == (clone, clone, clone)
 
 
+def test_a_folder_below_the_home_is_entered_as_by_a_stock_worker(paper):
+    clone = str(paper.start / "clone")
+    facts = paper.last("output['directory'] = '~/clone'", HOME=str(paper.start))
+    assert (facts["cwd"], pythonpath(facts)[0]) == (clone, clone)
+
+
 def test_where_the_steps_bring_no_code_it_is_fetched_from_the_deployments_own_path(paper):
     (paper.folder / "place" / "code").mkdir(parents=True)
     (paper.folder / "place" / "code" / "flow.py").touch()

@@ -113,7 +113,8 @@ class Workspace:
             await handlers.APILogHandler.aflush()
             self._execute_anew(folder, entrypoint)
         _search_first({*gained, self._start})
-        return output
+        # the engine enters it next, and would take a `~` for the name of a folder
+        return {**output, "directory": folder} if output.get("directory") else output
 
     def _execute_anew(self, folder: str, entrypoint: str) -> None:
         sys.stdout.flush()
