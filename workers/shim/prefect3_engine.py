@@ -114,7 +114,7 @@ class Workspace:
             self._execute_anew(folder, entrypoint)
         _search_first({*gained, self._start})
         # the engine enters it next, and would take a `~` for the name of a folder
-        return {**output, "directory": folder} if output.get("directory") else output
+        return {**output, "directory": folder} if isinstance(output, dict) and output.get("directory") else output
 
     def _execute_anew(self, folder: str, entrypoint: str) -> None:
         sys.stdout.flush()
