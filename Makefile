@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install prefect1 python39 up demo test test-tree test-wheel unit lint bench mutants stress clean
+.PHONY: help install prefect1 python39 up demo test test-tree test-wheel unit lint bench mutants stress chaos clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -23,6 +23,11 @@ BENCH_ARGS ?=
 MUTANTS ?=
 # one session of pytest may take this long in all; .ci/run gives what is left of its own time
 SESSION_SECONDS ?= 3600
+# of the crash matrix in `make stress`; real Prefect 3 has three of them
+SEEDS ?= 20
+# of `make chaos`
+SECONDS ?= 1800
+SEED ?=
 # tests wait more than they compute, so several processes share the work of a suite
 LANES ?= 2
 PYTEST = -m pytest -n $(LANES) --no-loadscope-reorder --session-timeout=$(SESSION_SECONDS) $(PYTEST_ARGS)
@@ -41,6 +46,7 @@ help:
 	@echo "make bench    side by side with Prefect's own worker"
 	@echo "make mutants  seeded faults, one at a time, each of which a test must catch; takes 10 minutes"
 	@echo "make stress   the chaos and acceptance suites with their full numbers"
+	@echo "make chaos    a monkey breaks parts at random while runs flow; SECONDS=1800, SEED=7 for a game once more"
 	@echo "make clean    take away what the others made"
 
 # A set-up by uv takes a quarter of pip's time; where uv cannot be had, pip does it.
@@ -130,7 +136,12 @@ mutants: install
 	@$(BIN)/python benchmarks/mutants.py $(MUTANTS)
 
 stress: install prefect1
-	@$(BIN)/python -m pytest -m "stress or slow" tests/chaos tests/integration tests/acceptance $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m "stress or slow" tests/chaos tests/integration tests/acceptance $(PYTEST_ARGS) \
+		--deselect tests/chaos/test_crash_matrix.py
+	@FLOWFLEET_TEST_SEEDS=$(SEEDS) $(BIN)/python -m pytest -n 4 -m "stress or slow" tests/chaos/test_crash_matrix.py $(PYTEST_ARGS)
+
+chaos: install
+	@$(BIN)/python -m tests.chaos.monkey $(SECONDS) $(SEED)
 
 clean:
 	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis $(VENV) $(PREFECT1) $(PYTHON39)

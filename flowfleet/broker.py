@@ -27,8 +27,11 @@ App = Celery
 
 #: seconds that a blocking read of the queues lasts: kombu waits for its end when it closes, so this bounds a stop
 READ_SECONDS = 0.25
-#: timeout of Celery's emulated acknowledgements: only messages taken off a queue and not yet started stand under it
-VISIBILITY_SECONDS = 3600
+#: time-out of Celery's emulated acknowledgements. Only messages that are off their queue and not yet begun stand under
+#: it, for moments; one that comes back although its worker lives is dropped, since its claim is taken
+VISIBILITY_SECONDS = 120
+#: how often workers look for messages whose time-out is over (Celery 5.7; 5.6 looks each 100 s)
+RESTORE_SECONDS = 10
 
 
 def key_prefix(fleet: str) -> str:
@@ -199,6 +202,8 @@ def make_app(redis_url: str, *, fleet: str, login: Login | None = None, task_eve
             "socket_keepalive": True,
             "health_check_interval": 25,
             "visibility_timeout": VISIBILITY_SECONDS,
+            "unacked_restore_interval": RESTORE_SECONDS,
+            "unacked_restore_throttle": 1,
         },
     )
     return app

@@ -17,7 +17,9 @@ from flowfleet.api.client import ApiClient, RunState, StateType
 from flowfleet.api.connect import PrefectValues
 from flowfleet.api.connect import connect as connect_api
 from flowfleet.commands import leave
+from flowfleet.commands.cancel import cancel
 from flowfleet.commands.program import CHECKS_FAILED, Group, run
+from flowfleet.commands.requeue import requeue
 from flowfleet.commands.show_config import config_lines
 from flowfleet.commands.worker_control import open_ledger
 from flowfleet.errors import ApiError, LedgerError, SettingsError
@@ -49,6 +51,8 @@ def program() -> None:
     flowfleet up --demo        everything on this machine, with example runs
     flowfleet status           what waits, what runs, and where
     flowfleet explain RUN      why is my run (not) running
+    flowfleet cancel RUN       end a run, wherever it is
+    flowfleet requeue RUN      start a run again
     flowfleet leave            give back what has not begun, and end the fleet
     """  # noqa: D301 - click reads the escape
 
@@ -304,6 +308,8 @@ def _substitute(
 
 
 program.add_command(up)
+program.add_command(cancel)
+program.add_command(requeue)
 program.add_command(leave.command(_substitute))
 program.add_command(_half("poller"))
 program.add_command(_half("worker"))

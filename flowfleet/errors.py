@@ -4,6 +4,7 @@ FleetError                      one sentence, and the exit code of a command tha
 ├── SettingsError               a setting, flag, variable or file that cannot be used           (exit 2)
 ├── ApiError                    the Prefect API                                                (exit 3)
 │   ├── ApiUnavailable          no answer, or one that says "later": ask again
+│   │   ├── ApiMaintenance      an answer that says so: waited for without end
 │   │   └── KeyRefused          401 or 403: says nothing about a run, asked again each 60 s
 │   └── ApiRejected             a definite no: asking again will not help
 │       ├── AlreadyClaimed      somebody else has this run
@@ -52,6 +53,10 @@ class ApiUnavailable(ApiError):
         self.answered = answered
         #: how long the API itself asks us to wait; None: it does not say
         self.retry_after_seconds = retry_after_seconds
+
+
+class ApiMaintenance(ApiUnavailable):
+    """The API says that it is in maintenance: it is waited for without end, and its silence counts from the end on."""
 
 
 class KeyRefused(ApiUnavailable):

@@ -149,3 +149,20 @@ def claim_id(call: str, run_id: str) -> str:
     be one per run and derivable by whoever settles the claim after a crash.
     """
     return str(uuid.uuid5(uuid.UUID(call), run_id))
+
+
+def is_claim_of(call: object, run_id: str, claim: str) -> bool:
+    """Whether `claim` is the claim id of this run in the bulk call with this id; the id may be anybody's text."""
+    try:
+        return claim_id(str(call), run_id) == claim
+    except ValueError:
+        return False
+
+
+def report_id(claim: str, kind: str) -> str:
+    """The id of the report of this kind of end of a claim, by which a repeat is recognised.
+
+    It is the same whoever sends the report: the worker, the next one on its host, or the leader for a host that is
+    away.
+    """
+    return str(uuid.uuid5(uuid.UUID(claim), f"reported {kind}"))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from flowfleet.errors import ApiUnavailable, FleetError, KeyRefused, LedgerUnavailable
+from flowfleet.errors import ApiMaintenance, ApiUnavailable, FleetError, KeyRefused, LedgerUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +69,8 @@ class OutageLog:
         now = self._clock()
         if self._since is None:
             self._since = now
+        elif self._kind is ApiMaintenance and type(error) is not ApiMaintenance:
+            self._since = now  # what was announced is over, and only the rest is an outage
         elif now - self._said_at < REPEAT_SECONDS and type(error) is self._kind:
             return
         self._said_at, self._kind = now, type(error)
@@ -138,6 +140,18 @@ class _OutageOfPart:
         self.shared.passed(self.part)
 
 
+def trouble_of(error: Exception) -> str:
+    """The trouble with the Prefect API in one word, as pages and status show it."""
+    if isinstance(error, KeyRefused):
+        return "key-refused"
+    return "maintenance" if isinstance(error, ApiMaintenance) else "away"
+
+
+def asked_seconds(error: Exception, most: float = LONGEST_ASKED_SECONDS) -> float:
+    """How long the API itself asks us to wait, within reason; 0.0 where it does not say."""
+    return min(error.retry_after_seconds or 0.0, most) if isinstance(error, ApiUnavailable) else 0.0
+
+
 def backoff(attempt: int, *, first: float = 0.5, most: float = 10.0) -> float:
     """Seconds before the next try: doubled each time, up to `most`."""
     return min(most, first * 2.0 ** min(attempt, 16))
@@ -182,6 +196,11 @@ class RetrySchedule:
         """Whether the neighbour refuses our key."""
         return isinstance(self.error, KeyRefused)
 
+    @property
+    def announced(self) -> bool:
+        """Whether the neighbour is away for a maintenance that it has announced, which is nobody's fault here."""
+        return isinstance(self.error, ApiMaintenance)
+
     def may_ask(self) -> bool:
         """Whether it is time to ask: always while the neighbour answers, else once the pause is over."""
         return self.error is None or self._clock() >= self._next
@@ -197,9 +216,7 @@ class RetrySchedule:
             self.count += 1
         pause = backoff(self._tries, first=self._first_seconds, most=self._longest_seconds)
         wait = REFUSED_SECONDS if isinstance(error, KeyRefused) else pause * (0.7 + 0.3 * self._jitter())
-        if isinstance(error, ApiUnavailable):
-            wait = max(wait, min(error.retry_after_seconds or 0.0, self._longest_asked_seconds))
-        wait = min(wait, most_seconds)
+        wait = min(max(wait, asked_seconds(error, self._longest_asked_seconds)), most_seconds)
         self._tries += 1
         self._next = self._clock() + wait
         self.error = error
@@ -224,7 +241,7 @@ class Retry:
     wait: Callable[[float], object] = time.sleep
     #: whether a stop is asked for: then the request is not repeated
     stopped: Callable[[], bool] = lambda: False
-    #: how long the request is repeated; None = without a limit
+    #: how long the request is repeated; None = without a limit. An announced maintenance does not count
     limit_seconds: float | None = None
     #: whether a refused key is waited for, until there is another
     awaits_key: bool = True
@@ -238,11 +255,15 @@ class Retry:
         Any other error passes through, since waiting does not cure it.
         """
         schedule = self.schedule(neighbour)
-        until = math.inf if self.limit_seconds is None else self.clock() + self.limit_seconds
+        until = self._until()
         while True:
             try:
                 answer = request()
             except (ApiUnavailable, LedgerUnavailable) as error:
+                if isinstance(error, ApiMaintenance):
+                    until = math.inf
+                elif math.isinf(until):
+                    until = self._until()  # it is over, and what comes after it counts from now on
                 left = until - self.clock()
                 if left <= 0 or self.stopped() or (isinstance(error, KeyRefused) and not self.awaits_key):
                     raise
@@ -253,3 +274,6 @@ class Retry:
             else:
                 schedule.over()
                 return answer
+
+    def _until(self) -> float:
+        return math.inf if self.limit_seconds is None else self.clock() + self.limit_seconds

@@ -4,19 +4,20 @@ The claim script counts the slots again and has the last word; this view only ke
 be refused anyway.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from flowfleet.api import traits
 from flowfleet.flow_run import FlowRun, Offer, Route
-from flowfleet.ledger.claims import Claim, State
+from flowfleet.ledger.claims import Claim, State, Tomb
 from flowfleet.ledger.roster import WorkerRow
 
 #: claims that wait for a worker: they will need a slot that no worker counts as its own yet
 WAITING = frozenset({State.CLAIMING, State.QUEUED})
 #: claims that use no slot any more: their process group is gone, or no worker ever had them
-SLOTLESS = frozenset({State.ENDED, State.JUDGED})
+SLOTLESS = frozenset({State.ENDED})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,9 +148,9 @@ class Capacity:
         return True
 
 
-def free_capacity(rows: Iterable[WorkerRow], claims: Sequence[Claim]) -> Capacity:
-    """Count the free slots of live, active workers as the claim script does."""
-    held: dict[str, int] = {}
+def free_capacity(rows: Iterable[WorkerRow], claims: Sequence[Claim], tombs: Sequence[Tomb] = ()) -> Capacity:
+    """Count the free slots of live, active workers as the claim script does: what is buried may live there."""
+    held = dict(Counter(tomb.worker for tomb in tombs))
     for claim in claims:
         if claim.worker is not None and claim.state not in SLOTLESS:
             held[claim.worker] = held.get(claim.worker, 0) + 1

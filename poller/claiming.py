@@ -61,6 +61,8 @@ class Claimer:
     metrics: PollerMetrics
     #: called after each answer of the API, so that a claim with slow answers is not taken for a loop that hangs
     progressed: Callable[[], object] = lambda: None
+    #: how often a run is started again by us, under the policy `requeue`
+    max_attempts: int = 0
     new_call: Callable[[], str] = lambda: str(uuid.uuid4())
     #: True while a claim is between ledger, API and queue: an orderly end waits for it
     in_hand: bool = field(default=False, init=False)
@@ -78,7 +80,7 @@ class Claimer:
     def _claim(self, term: int, runs: Sequence[FlowRun]) -> ClaimResult:
         call = self.new_call()
         runs = runs[:BATCH]
-        outcomes = self.claims.claim(term, runs, call, policy=self.policy, attempts={})
+        outcomes = self.claims.claim(term, runs, call, policy=self.policy, max_attempts=self.max_attempts)
         ours: dict[str, tuple[FlowRun, Claim]] = {}
         refused: set[str] = set()
         no_slot: set[str] = set()
@@ -154,7 +156,7 @@ class Claimer:
                 # also after a claim that was handed back; it is tried again until it works
                 logger.debug("claim refused for now", extra={**names, "reason": answer.reason})
                 return False
-            self.metrics.lost.inc()
+            self.metrics.refused.inc()
             logger.info("claim refused", extra={**names, "reason": answer.reason})
             return False
         outcome = term_checked(self.claims.accept(term, claim.run_id, claim.claim))

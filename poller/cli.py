@@ -77,7 +77,7 @@ def poll(settings: PollerSettings, *, awaits_workers: bool = False) -> int:
     reload = ReloadOnSighup(api_outage.hurry)
     reload.install()
     secrets = SecretFiles(settings)
-    connector = Connector(settings, os.environ)
+    connector = Connector(settings, os.environ, failpoints=failpoints)
     startup_page = StartupPage(secrets.page_token)
     startup_page.open(connector.defaults(settings).agent_address)
     ledger = ledgers.connect(settings.redis, settings.fleet, login=secrets.login)

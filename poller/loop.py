@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from flowfleet.errors import ApiError, LedgerError
+from flowfleet.errors import ApiError, FleetError, LedgerError
 from flowfleet.flow_run import FlowRun
 from flowfleet.ledger.claims import Claim, Claims
 from flowfleet.ledger.roster import Roster, WorkerRow
@@ -17,6 +17,7 @@ from poller.claiming import Claimer
 from poller.departure import Departure
 from poller.leader import Leadership, TermLost
 from poller.listing import Clock, Lister, Listing
+from poller.lost import LostRuns
 from poller.metrics import PollerMetrics
 from poller.pace import Pace
 from poller.presence import Presence
@@ -55,6 +56,7 @@ class Loop:
     leadership: Leadership
     claimer: Claimer
     reconciler: Reconciler
+    lost: LostRuns
     sweep: Sweep
     gatekeeper: Gatekeeper
     presence: Presence
@@ -75,6 +77,8 @@ class Loop:
     #: whether a poll counts only when something could come of it: the gate is open, and what it has found is served
     awaits_workers: bool = False
     tidy: Callable[[], None] = lambda: None
+    #: tells the fleet what keeps its leader from the API; None: nothing does
+    tell_api: Callable[[FleetError | None], None] = lambda _error: None
     jitter: Callable[[], float] = random.random
 
     def __post_init__(self) -> None:
@@ -162,6 +166,7 @@ class Loop:
         if self._outages != self.redis_outage.count:
             self._outages = self.redis_outage.count
             self.reconciler.begin_anew()
+            self.lost.begin_anew()
         if not self.redis_outage.may_ask():
             return self.redis_outage.wait_seconds()
         # a write first: a Redis that takes none (a replica, a full one) answers all reads, and seems to be back
@@ -178,12 +183,14 @@ class Loop:
             self.metrics.poll_errors.inc()
             self.api_outage.failed(exc)
         self.metrics.key_refused.set(self.api_outage.key_refused)
+        self.tell_api(self.api_outage.error)
         return self._wait_seconds()
 
     def _begin(self, term: int) -> None:
         """Begin a new term: nothing that was known in an earlier term counts."""
         self._term, self._began_at = term, self.clock.monotonic()
         self.reconciler.new_term()
+        self.lost.begin_anew()
         self.presence.new_term()
         self.listing.forget()
         self._next_poll = self._next_sweep = 0.0
@@ -198,7 +205,7 @@ class Loop:
                 self.departure.give_back(term, rows)
             self.api_outage.over()
             return
-        if is_open and (self.reconciler.tend(term, self.claims.live(), rows) or not was_open):
+        if is_open and (self._tend(term, rows) or not was_open):
             # runs that were handed back, now or by the sweep before the gate opened, are due at the API again
             self._hints.add("due")
         self.progress.note()
@@ -216,6 +223,12 @@ class Loop:
             self.presence.check_clock()
             self.tidy()
 
+    def _tend(self, term: int, rows: Sequence[WorkerRow]) -> int:
+        live = self.claims.live()
+        moved = self.reconciler.tend(term, live, rows)
+        self.progress.note()
+        return moved + self.lost.tend(term, live, rows)
+
     def _poll(self, term: int, rows: Sequence[WorkerRow], plan: ListingPlan, *, is_open: bool) -> None:
         live = self.claims.live()
         listed = self._must_list(rows, live, is_open=is_open)
@@ -226,6 +239,9 @@ class Loop:
             self.api_outage.over()
             self.reinstater.answer(self.listing, live, rows)
             self.unfit.note(self.listing.unfit())
+            blocked = self.lost.blocked(self.listing.runs(), live)
+            self.listing.put_off([run.run_id for run in blocked], self.pace.shun_seconds)
+            self.unfit.note(blocked, after_seconds=0.0)
         published = (
             self._claim(term, rows, live) if is_open and self.listing.age_seconds <= self.pace.fresh_seconds else 0
         )
@@ -280,7 +296,7 @@ class Loop:
         claimed = {claim.run_id for claim in live}
         claimable = self.listing.claimable(self._server_now(), self.pace.lead_seconds)
         runs = [run for run in claimable if run.run_id not in claimed]
-        return free_capacity(rows, live).choose(runs, self.listing.rooms())
+        return free_capacity(rows, live, self.lost.tombs).choose(runs, self.listing.rooms())
 
     def _claim(self, term: int, rows: Sequence[WorkerRow], live: Sequence[Claim]) -> int:
         """Claim what can start now, ten at a time; return how many are on their way. Raises `ApiUnavailable`."""
@@ -305,7 +321,7 @@ class Loop:
 
     def _wait_seconds(self) -> float:
         now = self.clock.monotonic()
-        waits = [self.pace.glance_seconds, self._next_poll - now]
+        waits = [self.pace.glance_seconds, self._next_poll - now, self.lost.wait_seconds]
         if self._hints:
             waits.append(self.pace.gap_seconds - self.listing.age_seconds)
         next_due = self.listing.next_due(self._server_now(), self.pace.lead_seconds)

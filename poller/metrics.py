@@ -12,7 +12,13 @@ class PollerMetrics:
         self.registry = registry or CollectorRegistry()
         counter, gauge = partial(Counter, registry=self.registry), partial(Gauge, registry=self.registry)
         self.claimed = counter("flowfleet_runs_claimed", "Runs that the API accepted as Submitted by us")
-        self.lost = counter("flowfleet_claims_lost", "Claims that the API refused: somebody or something came first")
+        self.refused = counter(
+            "flowfleet_claims_refused", "Claims that the API refused: somebody or something came first"
+        )
+        self.lost_runs = counter(
+            "flowfleet_claims_lost", "Claims of runs that were held for lost, their hosts being away"
+        )
+        self.ended = counter("flowfleet_runs_ended", "Runs whose end was told here, by who ended them", ["by"])
         self.handed_back = counter("flowfleet_runs_handed_back", "Runs given back to the API", ["reason"])
         self.lapsed = counter("flowfleet_leases_lapsed", "Workers whose renewals have stopped")
         self.reinstated = counter(

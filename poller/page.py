@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flowfleet.page.server import Handler, PageAnswer, PageRequest
+from flowfleet.retry import trouble_of
 from poller.leader import Leadership
 from poller.loop import Loop
 from poller.metrics import PollerMetrics
@@ -34,20 +35,22 @@ class PollerHealth:
             "term": term,
             "polls": self.loop.polls,
             "last_round_seconds_ago": round(self.progress.seconds_ago, 1),
-            "api": "away" if self.loop.api_outage.away else "ok",
+            "api": trouble_of(error) if (error := self.loop.api_outage.error) else "ok",
             "redis": "away" if self.loop.redis_outage.away else "ok",
         }
 
     def ready(self) -> bool:
         """True when this poller works as it should: it leads, has polled and reaches the API, or it stands by.
 
-        A loop that hangs or does not reach Redis is not ready in either role.
+        A loop that hangs or does not reach Redis is not ready in either role. An announced maintenance of the API says
+        nothing against the poller; what the API does after it counts.
         """
         if not self.alive() or self.loop.redis_outage.away:
             return False
         if self.leadership.term is None:
             return True
-        return self.loop.polls > 0 and not self.loop.api_outage.away
+        outage = self.loop.api_outage
+        return self.loop.polls > 0 and (not outage.away or outage.announced)
 
 
 def handlers(health: PollerHealth, metrics: PollerMetrics, poke: Callable[[], None]) -> dict[str, Handler]:

@@ -132,7 +132,7 @@ class Reconciler:
             reason = "leaving" if leaving else None
             if claim.route not in served and since >= UNSERVED_SECONDS:
                 reason = "no-worker-takes-it"
-            with _one_by_one(claim):
+            with one_by_one(claim):
                 if claim.state is State.QUEUED and reason and not claim.cancel:
                     moved += self.hand_back(term, claim, reason)
                 else:
@@ -176,13 +176,13 @@ class Reconciler:
         """
         for claim in self.claims.live():
             if claim.state is State.CLAIMING:
-                with _one_by_one(claim):
+                with one_by_one(claim):
                     self.claimer.settle(term, claim)
         live = {row.worker for row in self.roster.rows() if row.live}
         for claim in self.claims.live():
             unsent = claim.claim in self.claimer.unpublished
             ours = claim.claim in self._ours or (last and claim.worker not in live)
-            with _one_by_one(claim):
+            with one_by_one(claim):
                 if claim.state is State.QUEUED and (last or unsent):
                     self.hand_back(term, claim, "not-sent" if unsent else "poller-stopped")
                 elif claim.state is State.RETURNING and ours:
@@ -198,7 +198,7 @@ class Reconciler:
         return self._finish(term, claim, reason)
 
     def _finish(self, term: int, claim: Claim, reason: str) -> bool:
-        cancelled = claim.cancel
+        cancelled = bool(claim.cancel)
         if not cancelled:
             answer = self.api.hand_back(
                 claim.run_id, claim.call, claim.due, self.mark, reason, never_began=claim.never_began
@@ -206,7 +206,9 @@ class Reconciler:
             cancelled = answer.being_cancelled
         if cancelled:
             # somebody wants the run cancelled: whoever removes its waiting claim reports that; user code never began
-            answer = self.api.report(claim.run_id, StateType.CANCELLED, "Cancelled before it was started.", self.mark)
+            why = f" ({claim.cancel_why.rstrip('.')})" if claim.cancel_why else ""
+            message = f"Cancelled before it was started{why}."
+            answer = self.api.report(claim.run_id, StateType.CANCELLED, message, self.mark, claim=claim.claim)
         self.progressed()
         names = {"run_id": claim.run_id, "claim": claim.claim, "reason": reason}
         if answer.silence:
@@ -226,7 +228,7 @@ class Reconciler:
 
 
 @contextlib.contextmanager
-def _one_by_one(claim: Claim) -> Iterator[None]:
+def one_by_one(claim: Claim) -> Iterator[None]:
     """Log a definite no of the API about one claim: it must not keep the others waiting."""
     try:
         yield

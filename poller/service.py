@@ -14,12 +14,14 @@ from flowfleet.errors import LedgerError
 from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import Message
 from flowfleet.ledger import Ledger
+from flowfleet.ledger.api_troubles import LEADER, TroubleTeller
 from flowfleet.monitor.metrics import LedgerCollector
 from flowfleet.monitor.snapshot import take_snapshot
 from flowfleet.page.startup import StartupPage
 from flowfleet.retry import RetrySchedule
 from flowfleet.settings.classes import PollerSettings
 from poller import banner
+from poller.cancellation import Cancellation, CancellationThread, quiet_outage
 from poller.capacity import OfferFilter
 from poller.claiming import Claimer
 from poller.departure import Departure
@@ -27,6 +29,8 @@ from poller.hints_inbox import HintsInbox
 from poller.leader import Leadership, LeadershipThread
 from poller.listing import Clock, Lister
 from poller.loop import Loop
+from poller.lost import LostRuns
+from poller.lost_reports import LostReports
 from poller.metrics import PollerMetrics
 from poller.pace import Pace
 from poller.page import PollerHealth, handlers
@@ -84,6 +88,18 @@ class PollerService:
             changed=lambda: self.inbox.put("term"),
             working=self.health.alive,
         )
+        self._cancellation = CancellationThread(
+            Cancellation(
+                self.api.orders,
+                self.api.ends,
+                ledger.claims,
+                traits=self.api.traits,
+                failpoints=self.failpoints,
+                clock=CLOCK.monotonic,
+            ),
+            leads=lambda: self.leadership.term is not None,
+            outages=(quiet_outage("the Prefect API"), quiet_outage("Redis")),
+        )
 
     def _loop(self) -> Loop:
         settings, api, ledger = self.settings, self.api, self.ledger
@@ -96,6 +112,7 @@ class PollerService:
             leadership=self.leadership,
             claimer=claimer,
             reconciler=reconciler,
+            lost=self._lost_runs(),
             sweep=sweep,
             gatekeeper=gatekeeper,
             presence=self.presence,
@@ -134,6 +151,7 @@ class PollerService:
             max_polls=settings.max_polls,
             awaits_workers=self.awaits_workers,
             tidy=return_free_memory,
+            tell_api=TroubleTeller(store=self.ledger.store, part=LEADER).tell,
         )
 
     def _claimer_and_reconciler(self) -> tuple[Claimer, Reconciler]:
@@ -145,6 +163,7 @@ class PollerService:
             self.publish,
             mark=self._mark,
             policy=settings.on_lost_run,
+            max_attempts=settings.max_attempts,
             traits=self.api.traits,
             failpoints=self.failpoints,
             metrics=self.metrics,
@@ -165,6 +184,32 @@ class PollerService:
             ttl_seconds=settings.lease.ttl_seconds,
         )
         return claimer, reconciler
+
+    def _lost_runs(self) -> LostRuns:
+        """The part that watches what has started."""
+        api, claims = self.api, self.ledger.claims
+        reports = LostReports(
+            api.ends,
+            claims,
+            self.ledger.gate,
+            mark=self._mark,
+            traits=api.traits,
+            failpoints=self.failpoints,
+            metrics=self.metrics,
+            clock=CLOCK.monotonic,
+            progressed=self._progress.note,
+        )
+        return LostRuns(
+            claims,
+            api.life,
+            reports,
+            fleet=self.settings.fleet,
+            failpoints=self.failpoints,
+            clock=CLOCK.monotonic,
+            wall=CLOCK.wall,
+            lease=self.settings.lease,
+            runs_beat=api.traits.runs_beat,
+        )
 
     def _sweep_and_gatekeeper(self) -> tuple[Sweep, Gatekeeper]:
         """The parts that compare the ledger with the API."""
@@ -188,11 +233,18 @@ class PollerService:
 
     def poke(self) -> None:
         """Poll now; the hint also goes to the fleet, so that the leader polls if this poller does not lead."""
-        self.inbox.put("poke")
+        self._heard("poke")
         try:
             self.ledger.hints.publish("poke", "")
         except LedgerError as exc:
             logger.debug("poke not passed on", extra={"error": str(exc)})
+
+    def _heard(self, kind: str) -> None:
+        """Act on a hint: the loop looks for what is due, and the other thread for what is to be cancelled."""
+        if kind != "cancel":
+            self.inbox.put(kind)
+        if kind in ("cancel", "poke"):
+            self._cancellation.hurry()
 
     def run(self, startup_page: StartupPage) -> None:
         """Show the page and work until the end."""
@@ -215,11 +267,13 @@ class PollerService:
 
     def work(self) -> None:
         """Listen to hints, tend the lead, and make rounds until the loop ends."""
-        subscription = self.ledger.hints.listen(lambda kind, _: self.inbox.put(kind))
+        subscription = self.ledger.hints.listen(lambda kind, _: self._heard(kind))
         self._leadership_thread.start()
+        self._cancellation.start()
         try:
             self.loop.run()
         finally:
+            self._cancellation.stop()
             self._leadership_thread.stop()
             subscription.close()
 

@@ -51,10 +51,10 @@ class UnfitRuns:
     _next_send: float = field(default=0.0, init=False)
     _full_said: bool = field(default=False, init=False)
 
-    def note(self, found: Iterable[UnfitRun]) -> None:
-        """Note the runs that a listing calls unfit for every offer in it, and report those that stay so."""
+    def note(self, found: Iterable[UnfitRun], after_seconds: float = PATIENCE_SECONDS) -> None:
+        """Note the runs that a listing calls unfit for every offer in it, and report those that stay so for so long."""
         for run in found:
-            self._note(run, PATIENCE_SECONDS)
+            self._note(run, after_seconds)
         self._send()
 
     def look(self, rows: Sequence[WorkerRow], term_began: float) -> None:

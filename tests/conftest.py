@@ -142,6 +142,8 @@ def together(nodeid: str) -> str | None:
         return "environments"
     if path.endswith(("acceptance/test_prefect1_truth.py", "acceptance/test_prefect1_runs.py")):
         return path.rpartition("/")[2]
+    if path.endswith("chaos/test_ledger_model.py"):
+        return "model"  # one long test, so it comes among the first
     return "one Prefect server" if "integration/test_prefect3_" in path else None
 
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self
+from urllib.parse import unquote
 
 from flowfleet.api.prefect3.pool_template import base_job_template
 from tests.loopback import HttpError, Loopback, Page
@@ -30,6 +31,9 @@ def matches(run: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     if ids.get("any_") is not None and run["id"] not in ids["any_"]:
         return False
     if ids.get("not_any_") is not None and run["id"] in ids["not_any_"]:
+        return False
+    names = (wanted.get("name") or {}).get("any_")
+    if names is not None and run["name"] not in names:
         return False
     state = wanted.get("state") or {}
     tests = [
@@ -51,6 +55,8 @@ def refusal(stands: Mapping[str, Any], state: Mapping[str, Any]) -> tuple[str, s
         return "REJECT", "This run has already made this state transition."
     if stands["type"] in TERMINAL and state["type"] in TERMINAL:
         return "ABORT", "This run is already in a terminal state."
+    if stands["type"] == "CANCELLING" and state["type"] != "CANCELLED":
+        return "REJECT", "This run is cancelling. Only a transition to cancelled is allowed."
     if state["type"] == "PENDING" and stands["type"] == "PENDING" and state.get("name") == stands["name"]:
         return "ABORT", "This run is in a PENDING state and cannot transition to a PENDING state."
     if state["type"] == "PENDING" and stands["type"] in ("RUNNING", "CANCELLING", "CANCELLED"):
@@ -68,7 +74,7 @@ class Fault:
     """What goes wrong at requests whose `METHOD /path` contains `where`, so many times (-1 = always)."""
 
     where: str
-    kind: str  # "status" | "page" | "json" | "mute" | "drop_after" | "null_abort" | "null_abort_after"
+    kind: str  # "status" | "page" | "json" | "mute" | "late" | "drop_after" | "null_abort" | "null_abort_after"
     times: int = 1
     status: int = 503
     headers: dict[str, str] = field(default_factory=dict)
@@ -96,6 +102,7 @@ class LawlessApi:
         self.faults: list[Fault] = []
         self._lock = threading.RLock()  # keeps our own tables whole; it guards no run from anybody
         self._muted = threading.Event()
+        self._released = threading.Event()
         self._server = Loopback(self.answer, port=port)
 
     # life
@@ -110,6 +117,7 @@ class LawlessApi:
 
     def stop(self) -> None:
         self._muted.set()
+        self._released.set()
         self._server.stop()
 
     def __enter__(self) -> Self:
@@ -124,7 +132,8 @@ class LawlessApi:
         self, where: str, kind: str = "status", *, times: int = 1, status: int = 503, body: Any = None, **headers: str
     ) -> None:
         """Let the next requests go wrong: "status", "page" (a proxy's web page), "json" (200 with this body),
-        "mute" (no answer), "drop_after" (done, then the line breaks),
+        "mute" (no answer), "late" (held until `release`, then done, and the line breaks), "drop_after" (done, then the
+        line breaks),
         "null_abort" (bulk: nothing done, ABORT without a state), "null_abort_after" (the same, though it was done)."""
         with self._lock:
             self.faults.append(Fault(where, kind, times, status, headers, body))
@@ -133,6 +142,10 @@ class LawlessApi:
         """No faults any more."""
         with self._lock:
             self.faults.clear()
+
+    def release(self) -> None:
+        """What is held goes on."""
+        self._released.set()
 
     def counted(self, where: str = "") -> int:
         """How many requests had this in `METHOD /path`."""
@@ -186,6 +199,8 @@ class LawlessApi:
         if fault and fault.kind == "mute":
             self._muted.wait(60)
             raise BrokenPipeError
+        if fault and fault.kind == "late":
+            self._released.wait(120)
         if self.authorization and headers.get("Authorization") != self.authorization:
             raise HttpError(401, "Unauthorized")
         if (
@@ -200,7 +215,7 @@ class LawlessApi:
             answer = self._route(method, path, body)
         if fault and fault.kind == "null_abort_after":
             return _null_aborts([result["flow_run_id"] for result in answer["results"]])
-        if fault and fault.kind == "drop_after":
+        if fault and fault.kind in ("late", "drop_after"):
             raise BrokenPipeError
         return answer
 
@@ -374,7 +389,7 @@ class LawlessApi:
         self.workers[f"{pool}/{body['name']}"] += 1
 
     def _sign_off(self, pool: str, name: str) -> None:
-        if not self.workers.pop(f"{pool}/{name}", 0):
+        if not self.workers.pop(f"{unquote(pool)}/{unquote(name)}", 0):
             raise HttpError(404, "no such worker")
 
     def _csrf_token(self, path: str) -> dict[str, Any]:
@@ -426,6 +441,7 @@ _ROUTES: list[tuple[str, str, Any]] = [
     ),
     ("GET", f"/flow_runs/{_NAME}", lambda api, key, _, __: _found(api.runs, key)),
     ("PATCH", f"/flow_runs/{_NAME}", lambda api, key, body, _: _found(api.runs, key).update(body)),
+    ("DELETE", f"/flow_runs/{_NAME}", lambda api, key, _, __: api.runs.pop(_found(api.runs, key)["id"]) and None),
     ("GET", "/flow_run_states/", lambda api, _, path: api.states.get(path.rpartition("=")[2], [])),
     ("POST", "/logs/", lambda api, body, _: api.logs.extend(body)),
     (

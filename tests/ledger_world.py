@@ -47,6 +47,10 @@ ASKED: dict[str, Callable[..., Outcome]] = {
     "give back (with proof)": lambda c, ids, term, worker, nonce: c.give_back(
         *ids, "cannot", worker=worker, never_began=True
     ),
+    "miss": lambda c, ids, term, worker, nonce: c.miss(term, *ids),
+    "judge": lambda c, ids, term, worker, nonce: c.judge(term, *ids, reason="Lost."),
+    "bury": lambda c, ids, term, worker, nonce: c.bury(term, *ids, "crashed"),
+    "inherit": lambda c, ids, term, worker, nonce: c.inherit(term, *ids, outcome="crashed"),
     "drop (leader)": lambda c, ids, term, worker, nonce: c.drop(*ids, term=term),
     "drop (worker)": lambda c, ids, term, worker, nonce: c.drop(*ids, worker=worker),
 }
@@ -61,6 +65,8 @@ WAYS: dict[State | None, tuple[str, ...]] = {
     State.RUNNING: _WAY[:4],
     State.ENDED: _WAY,
     State.RETURNING: _WAY[:2],
+    State.MISSING: (*_WAY[:4], "miss"),
+    State.JUDGED: (*_WAY[:4], "miss", "judge"),
 }
 
 
@@ -71,6 +77,8 @@ class LedgerWorld:
     url: str
     fleet: str = field(default_factory=lambda: f"t{uuid.uuid4().hex[:12]}")
     term: int = 0
+    #: how often a run is started again under the policy `requeue`
+    most: int = 0
 
     def __post_init__(self) -> None:
         # an answer that comes late is no matter of these tests: what is gone says so at once
@@ -100,7 +108,9 @@ class LedgerWorld:
 
     def claim(self, *runs: FlowRun, call: str | None = None, term: int | None = None) -> list[Outcome]:
         asked = runs or (flow_run(),)
-        return self.claims.claim(term or self.term, asked, call or str(uuid.uuid4()), policy="report", attempts={})
+        return self.claims.claim(
+            term or self.term, asked, call or str(uuid.uuid4()), policy="report", max_attempts=self.most
+        )
 
     def bring(self, state: State | None, *, worker: str = "w@h", nonce: str = "n1", cancelled: bool = False) -> Claim:
         """A claim in this state (None: claimed and gone), by the ordinary way."""
@@ -136,6 +146,10 @@ class LedgerWorld:
         for claim in claims:
             self.ledger.store.client.delete(self.ledger.store.key(f"claim:{claim.run_id}"))
             self.ledger.store.client.srem(self.ledger.store.key("claims"), claim.run_id)
+
+    def give_up(self, claim: Claim) -> None:
+        """As `worker forget` leaves the claim."""
+        self.ledger.store.client.zadd(self.ledger.store.key("forgotten"), {claim.claim: 1.0})
 
     def shut(self) -> None:
         """As if Redis were another process than the accepted one."""

@@ -52,15 +52,27 @@ def marked(variable: str, value: str) -> dict[int, str]:
 def alive(pid: int) -> bool:
     """Is there such a process, and is it more than a zombie?"""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        return _stat(pid)[0] not in ("Z", "X")
     except OSError:
         return False
-    return stat.rpartition(")")[2].split()[0] not in ("Z", "X")
+
+
+def stopped(pid: int) -> bool:
+    """Is the process stopped by a signal? One that is gone is not."""
+    try:
+        return _stat(pid)[0] == "T"
+    except OSError:
+        return False
 
 
 def parent(pid: int) -> int:
     """Who started it, or adopted it."""
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return int(_stat(pid)[1])
+
+
+def _stat(pid: int) -> list[str]:
+    """What `/proc/PID/stat` has behind the command: the state's letter, the parent, ..."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 def kill(pid: int, number: signal.Signals = signal.SIGKILL) -> None:

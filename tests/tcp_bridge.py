@@ -1,14 +1,21 @@
-"""TcpBridge: a loopback relay in front of a real server, whose link can be cut and mended for one fleet alone."""
+"""TcpBridge: a loopback relay in front of a real server, whose link can be broken in many ways for one fleet alone."""
 
 import contextlib
 import socket
 import threading
+import time
 
 from tests.valkey import free_port
 
+TO_SERVER, TO_CLIENT = "to the server", "to the client"
+
 
 class TcpBridge:
-    """Listens at `host`, relays to `target`; `cut` resets all links and refuses new ones, `mend` listens again."""
+    """Listens at `host`, relays to `target`; `cut` resets all links and refuses new ones, `mend` listens again.
+
+    `hold` is a partition: links stay, and what is sent goes nowhere, or in one direction only, until `let_go`; then all
+    of it arrives, as over a network that sends again what was lost. `delay` is added to each direction.
+    """
 
     def __init__(self, target: tuple[str, int], host: str = "127.0.0.1") -> None:
         self.target = target
@@ -20,6 +27,10 @@ class TcpBridge:
         self.port = free_port()
         #: links accepted since the start
         self.accepted = 0
+        #: seconds by which each piece of data is late, in each direction
+        self.delay = 0.0
+        self._clear = {direction: threading.Event() for direction in (TO_SERVER, TO_CLIENT)}
+        self.let_go()
         self.mend()
 
     def mend(self) -> None:
@@ -50,7 +61,26 @@ class TcpBridge:
             with contextlib.suppress(OSError):
                 link.shutdown(socket.SHUT_RDWR)
 
-    close = cut
+    def close(self) -> None:
+        """The end: nothing is held any more either."""
+        self.cut()
+        self.let_go()
+
+    def hold(self, *directions: str) -> None:
+        """What is sent in these directions (both if none is named) is held."""
+        for direction in directions or (TO_SERVER, TO_CLIENT):
+            self._clear[direction].clear()
+
+    def let_go(self) -> None:
+        """All that was held goes on its way."""
+        for clear in self._clear.values():
+            clear.set()
+
+    def lead_to(self, target: tuple[str, int]) -> None:
+        """Every link is broken, and new ones lead to another server."""
+        self.cut()
+        self.target = target
+        self.mend()
 
     def _accept(self, listener: socket.socket) -> None:
         while True:
@@ -73,13 +103,16 @@ class TcpBridge:
                     far.close()
                     continue
                 self._links |= {near, far}
-            for source, sink in ((near, far), (far, near)):
-                threading.Thread(target=self._relay, args=(source, sink), daemon=True).start()
+            for source, sink, way in ((near, far, TO_SERVER), (far, near, TO_CLIENT)):
+                threading.Thread(target=self._relay, args=(source, sink, way), daemon=True).start()
 
-    def _relay(self, source: socket.socket, sink: socket.socket) -> None:
+    def _relay(self, source: socket.socket, sink: socket.socket, direction: str) -> None:
         """One direction of a link; its end is that of the other too."""
         with contextlib.suppress(OSError):
             while data := source.recv(1 << 16):
+                if self.delay:
+                    time.sleep(self.delay)
+                self._clear[direction].wait()
                 sink.sendall(data)
         with self._lock:
             self._links -= {source, sink}

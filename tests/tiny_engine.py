@@ -17,7 +17,8 @@ def note(word):
     """A line in the run's own notes."""
     run_id = os.environ.get("PREFECT__CONTEXT__FLOW_RUN_ID") or os.environ["FLOWFLEET_RUN_ID"]
     with Path(os.environ["FFTEST_NOTES"], run_id).open("ab", buffering=0) as notes:
-        notes.write(f"{word} {os.getpid()} {time.time():.6f} {os.environ.get('FFTEST_WHO', '-')}\n".encode())
+        who, claim = os.environ.get("FFTEST_WHO", "-"), os.environ.get("FLOWFLEET_CLAIM", "-")
+        notes.write(f"{word} {os.getpid()} {time.time():.6f} {who} {claim}\n".encode())
 
 
 def tell_prefect1(url, kind):
@@ -25,7 +26,12 @@ def tell_prefect1(url, kind):
     state = {"type": kind, "message": kind, "context": {}}
     run_id = os.environ["PREFECT__CONTEXT__FLOW_RUN_ID"]
     variables = {"input": {"states": [{"flow_run_id": run_id, "version": None, "state": state}]}}
-    post(url, {"query": query, "variables": json.dumps(variables)}, 10, lambda answer: answer.get("data"))
+    post(
+        url,
+        {"query": query, "variables": json.dumps(variables)},
+        10,
+        lambda answer: answer.get("data") and not answer.get("errors"),
+    )
 
 
 def tell_prefect3(kind):

@@ -81,6 +81,8 @@ class WorkerWorld:
 
     def _put_together(self, redis_url: str, folder: Path, *, slots: int, **settings: Any) -> None:
         self.ledger = LedgerWorld(redis_url)
+        #: the ledger as the worker reaches it
+        self.near = self.ledger.ledger
         self.folder = folder
         self.settings = WorkerSettings(
             redis=redis_url, fleet=self.ledger.fleet, host="here", slots=slots, state_dir=folder / "state", **settings
@@ -116,8 +118,8 @@ class WorkerWorld:
             settings=self.settings,
             row=row,
             app=broker.make_app(self.settings.redis, fleet=self.settings.fleet),
-            claims=self.ledger.claims,
-            roster=self.ledger.roster,
+            claims=self.near.claims,
+            roster=self.near.roster,
             api=self.client,
             to_api=BackgroundJobs("the Prefect API"),
             deployer=ProcessDeployer(
@@ -128,6 +130,7 @@ class WorkerWorld:
                 layers=layers,
                 interpreter=self.interpreter,
                 settings=replace(self.settings, log_limit=1 << 20, stop_grace=self.run_grace),
+                traits=self.client.traits,
             ),
             state=self.state,
             failpoints=failpoints or Failpoints(),

@@ -7,8 +7,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from flowfleet.errors import ApiUnavailable, FleetError, KeyRefused, LedgerError
-from flowfleet.retry import Outage, OutageLog, backoff
+from flowfleet.errors import ApiMaintenance, ApiUnavailable, FleetError, KeyRefused, LedgerError
+from flowfleet.retry import Outage, OutageLog, asked_seconds, backoff
 
 logger = logging.getLogger(__name__)
 
@@ -35,12 +35,20 @@ class BackgroundJobs:
         self._order = itertools.count()
         self._busy = False
         self._closed = False
+        self._error: FleetError | None = None
+        #: no job is done before: the neighbour itself has asked for the pause
+        self._not_before = 0.0
         self._thread = threading.Thread(target=self._run, name=f"background-{neighbour}", daemon=True)
 
     @property
     def away(self) -> bool:
         """Whether the neighbour is away: the last job failed for it."""
         return self._outage.lasts
+
+    @property
+    def error(self) -> FleetError | None:
+        """What the last job met of its neighbour; None where it did what was asked."""
+        return self._error
 
     def start(self) -> None:
         """Start the thread."""
@@ -65,6 +73,7 @@ class BackgroundJobs:
 
     def _do_now(self, chosen: Callable[[int], bool]) -> None:
         with self._changed:
+            self._not_before = 0.0
             self._jobs = [(0.0 if chosen(tries) else at, order, tries, job) for at, order, tries, job in self._jobs]
             heapq.heapify(self._jobs)
             self._changed.notify_all()
@@ -103,19 +112,24 @@ class BackgroundJobs:
         with self._changed:
             while not self._closed:
                 now = self._clock()
-                if self._jobs and self._jobs[0][0] <= now:
+                due = max(self._jobs[0][0], self._not_before) if self._jobs else 0.0
+                if self._jobs and due <= now:
                     _, _, tries, job = heapq.heappop(self._jobs)
                     self._busy = True
                     return tries, job
-                self._changed.wait(self._jobs[0][0] - now if self._jobs else None)
+                self._changed.wait(due - now if self._jobs else None)
         return None
 
     def _do(self, tries: int, job: BackgroundJob) -> None:
         try:
             job()
         except (ApiUnavailable, LedgerError) as exc:
-            wait = KEY_SECONDS if isinstance(exc, KeyRefused) else backoff(tries)
+            asked = asked_seconds(exc)
+            wait = max(KEY_SECONDS if isinstance(exc, KeyRefused) else backoff(tries), asked)
+            self._error = exc
             self._outage.failed(exc, next_try=wait)
+            if asked or isinstance(exc, ApiMaintenance):
+                self._not_before = self._clock() + wait  # it is asked of all, not of this one job
             self._push(self._clock() + wait, tries + 1, job)
         except FleetError as exc:
             logger.error("a background job was refused", extra={"neighbour": self._neighbour, "error": str(exc)})
@@ -132,4 +146,5 @@ class BackgroundJobs:
             if again:
                 self._push(self._clock() + backoff(tries, first=2.0, most=60.0), tries + 1, job)
         else:
+            self._error = None
             self._outage.passed()

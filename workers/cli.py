@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import click
@@ -18,10 +19,11 @@ from flowfleet.api.client import ApiClient
 from flowfleet.api.connect import Connector
 from flowfleet.api.prefect1 import agent_config
 from flowfleet.api.unused import tell_unused
-from flowfleet.commands import install, program, worker_control
+from flowfleet.commands import forget, install, program, worker_control
 from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import Offer
 from flowfleet.ledger import Ledger
+from flowfleet.ledger.api_troubles import TroubleTeller
 from flowfleet.ledger.hints import Subscription
 from flowfleet.ledger.roster import WorkerRow
 from flowfleet.page.startup import StartupPage
@@ -30,6 +32,7 @@ from flowfleet.settings.classes import WorkerSettings
 from flowfleet.settings.click_options import options
 from flowfleet.settings.secret_files import SecretFiles
 from flowfleet.signals import ReloadOnSighup
+from workers import host_cgroups
 from workers import page as worker_page
 from workers.background import BackgroundJobs
 from workers.deployers import warm_client
@@ -43,6 +46,7 @@ from workers.lifecycle import sign_on
 from workers.lifecycle.consumer import forget_stop, require_hooks
 from workers.lifecycle.stop_plan import StopPlan, enclosure_of
 from workers.lifecycle.stop_signals import leave_at_once
+from workers.runs.hooks import check_times
 from workers.runs.start_spec import StartSpecBuilder
 from workers.service import WorkerService
 from workers.state.state_folder import StateFolder
@@ -77,7 +81,7 @@ def start(settings: WorkerSettings) -> int:
     return serve(settings, os.environ)
 
 
-for _command in (install.command(WorkerSettings, "worker"), *worker_control.worker_commands):
+for _command in (install.command(WorkerSettings, "worker"), *worker_control.worker_commands, forget.forget_worker):
     cli.add_command(_command)
 
 
@@ -120,7 +124,7 @@ def serve(
     failpoints = Failpoints.from_environment(environ)
     environ = dict(environ)  # as it was: flows that use Celery themselves keep its variables
     _take_off_celery()
-    connector = Connector(settings, environ)
+    connector = Connector(settings, environ, failpoints=failpoints)
     secrets = SecretFiles(settings)
     reload.serve(connector, secrets)
     startup_page = StartupPage(secrets.page_token)
@@ -131,17 +135,15 @@ def serve(
     plugged_in = plugged_in_deployer(below)
     with startup_page.waiting_for("the Prefect API"):
         api, settings = _enter(connector, settings, retry)
-    logs.set_level(settings.log_level)
+    check_times(settings, api.traits)
     layers, interpreter = interpreter_of(settings, environ, api.traits)
     layers = embedding.layers(layers, api, settings)
     warm = settings.warm_start and api.traits.engine_forks and warm_client.is_possible(interpreter, abilities)
     parent = warm_client.parent_program(interpreter, layers) if warm else None
     state = sign_on.open_state(settings, host, environ)
     embedding.leave_with(state.close)
-    context = DeployerContext(
-        host=host.name, environment=layers.base, limits=RunLimits.of(settings, {}, {}), state_folder=state.path
-    )
-    own = plugged_in(context) if plugged_in else process_deployer(host, abilities, parent)
+    context = _context(settings, host, layers, state)
+    own = plugged_in(context) if plugged_in else process_deployer(host, abilities, parent, failpoints)
     embedding.leave_with(own.close)
     deployer = embedding.deployer(own, api, settings)
     embedding.leave_with(ledger.close)
@@ -157,15 +159,22 @@ def serve(
         api=api,
         to_api=to_api,
         deployer=deployer,
-        start_specs=StartSpecBuilder(settings=settings, api=api.jobs, layers=layers, interpreter=interpreter),
+        start_specs=StartSpecBuilder(settings, api.traits, api=api.jobs, layers=layers, interpreter=interpreter),
         state=state,
         failpoints=failpoints,
         mode=_stop_mode(settings, environ),
         count_refused=lambda _reason: ledger.store.count("messages-refused"),
+        tell_api=TroubleTeller(store=ledger.store, part=row.worker).tell,
         launched=embedding.launched,
         leave=embedding.leave,
     )
     return _run(service, ledger, startup_page, embedding)
+
+
+def _context(settings: WorkerSettings, host: Host, layers: EnvironmentLayers, state: StateFolder) -> DeployerContext:
+    return DeployerContext(
+        host=host.name, environment=layers.base, limits=RunLimits.of(settings, {}, {}), state_folder=state.path
+    )
 
 
 def _run(service: WorkerService, ledger: Ledger, startup_page: StartupPage, embedding: EmbeddingProgram) -> int:
@@ -191,6 +200,9 @@ def _abilities(environ: Mapping[str, str]) -> Abilities:
     abilities = Abilities.probe(environ)
     for sentence in abilities.missing():
         logger.warning(sentence)
+    if abilities.groups:
+        swept = host_cgroups.sweep(Path(abilities.groups))
+        logger.info("each run gets a control group", extra={"folder": abilities.groups, "swept": swept})
     return abilities
 
 
@@ -218,6 +230,7 @@ def _enter(connector: Connector, settings: WorkerSettings, retry: Retry) -> tupl
 
     api, fitted = retry.ask("the Prefect API", ask)
     tell_unused(settings, api.backend)
+    logs.set_level(fitted.log_level)
     return api, fitted
 
 
@@ -235,7 +248,7 @@ def _join_fleet(
     with startup_page.waiting_for("Redis"):
         retry.ask("Redis", ledger.check)
     with startup_page.waiting_for("the Prefect API"):
-        row = _row(settings, api, sign_on.new_nonce(), retry)
+        row = _row(settings, api, sign_on.new_nonce(), retry, host)
     with startup_page.waiting_for("Redis, or the end of an earlier worker of its name"):
         retry.ask("Redis", lambda: _prove_and_sign_on(ledger, row, state, host))
     state.remember(boot_id=host.boot_id, nonce=row.nonce, fleet=ledger.store.fleet, api=api.address, worker=row.worker)
@@ -246,7 +259,7 @@ def _join_fleet(
     return row
 
 
-def _row(settings: WorkerSettings, api: ApiClient, nonce: str, retry: Retry) -> WorkerRow:
+def _row(settings: WorkerSettings, api: ApiClient, nonce: str, retry: Retry, host: Host) -> WorkerRow:
     offered = Offer(
         backend=api.backend,
         pools=() if api.traits.by_labels else settings.pools,
@@ -265,6 +278,8 @@ def _row(settings: WorkerSettings, api: ApiClient, nonce: str, retry: Retry) -> 
         version=metadata.version("flowfleet"),
         address=settings.agent_address,
         deploy=settings.deploy,
+        boot_id=host.boot_id,
+        machine=host.fingerprint,
     )
 
 
@@ -274,8 +289,10 @@ def _prove_and_sign_on(ledger: Ledger, row: WorkerRow, state: StateFolder, host:
     sign_on.sign_on(ledger.roster, row, predecessor=predecessor, watch_seconds=seconds)
 
 
-def _on_hint(service: WorkerService, kind: str, _text: str) -> None:
-    if kind in ("routes", "wanted", "cancel"):
+def _on_hint(service: WorkerService, kind: str, text: str) -> None:
+    # a cancel concerns the one worker that holds the run: of a large fleet the others go on as they were
+    held = kind == "cancel" and any(attempt.held.run_id == text for attempt in service.attempts.all())
+    if held or kind in ("routes", "wanted"):
         service.heartbeat.nudge()
 
 

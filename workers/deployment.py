@@ -8,14 +8,14 @@ each worker calls it once, with its `DeployerContext`, and gets an object with t
 
 from __future__ import annotations
 
-import signal as signals
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
 from flowfleet.errors import StartFailed
+from workers.exit import Exit as Exit  # noqa: PLC0414 - a deployer of another package finds both here
+from workers.exit import StopReason as StopReason  # noqa: PLC0414
 
 Handle = Mapping[str, Any]
 
@@ -25,118 +25,6 @@ MOST_NICE = 19
 LONGEST_GRACE_SECONDS = 86400
 #: the kind of the runs that a callable gives to another system; they need no interpreter of this host
 EXTERNAL = "external"
-
-
-class StopReason(StrEnum):
-    """The reason for which a worker ends a run; its name stands in the run's folder before any signal goes."""
-
-    WORKER = "worker-stopped"
-    CANCEL = "cancelled"
-    TIMEOUT = "run-timeout"
-    FENCE = "fenced"
-    LINGER = "linger"
-
-
-#: each reason as the end of "was stopped …"
-_STOPPED = {
-    StopReason.WORKER: "with its worker {worker}",
-    StopReason.CANCEL: "since it was cancelled",
-    StopReason.TIMEOUT: "since it took longer than --run-timeout",
-    StopReason.FENCE: "since it was not its worker's any more",
-    StopReason.LINGER: "since its run had ended before, and --linger was over",
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Exit:
-    """The end of a started run; None in a field means that the fact is not known.
-
-    Exactly one of `code` and `signal` is set, unless `unknown` (nobody could see the end: the shim was killed),
-    `error` (the run never began: no such interpreter, no permission) or `let_go` says why there is neither.
-    """
-
-    code: int | None = None
-    signal: int | None = None
-    unknown: bool = False
-    error: str | None = None
-    #: `error` is what the user's own code for deploying the run has said: people are told just that
-    own_words: bool = False
-    #: for `unknown`: why nobody could see the end, if it was not the shim's death
-    why: str | None = None
-    #: why an external run is not watched any more though it may go on
-    let_go: str | None = None
-    #: the kernel killed the run since memory had run out
-    oom: bool = False
-    #: who ended the run: None (the run itself), "term" or "kill" (the worker)
-    stopped_by: str | None = None
-    #: the `StopReason` of a stop by the worker, and NAME@HOST of that worker
-    stop_reason: str | None = None
-    stop_worker: str | None = None
-    #: name of a signal to the shim that was not its worker's, and was ignored → how often it came
-    ignored: Mapping[str, int] = field(default_factory=dict)
-    #: Unix time of start and end
-    started_at: float | None = None
-    ended_at: float | None = None
-    #: peak memory of the largest process, and CPU time of all processes
-    max_rss_kib: int | None = None
-    cpu_seconds: float | None = None
-    #: processes of the run that were still alive after its command and had to be killed
-    leftovers: int = 0
-    #: the end of the run's output; its last line goes into the sentence that the API is told
-    last_lines: tuple[str, ...] = ()
-
-    @property
-    def ok(self) -> bool:
-        """True for exit code 0: the engine has reported its end by itself."""
-        return self.code == 0 and self.error is None
-
-    def to_record(self) -> dict[str, Any]:
-        """The JSON form for disk and ledger."""
-        record = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        record["last_lines"] = list(self.last_lines)
-        record["ignored"] = dict(self.ignored)
-        return record
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> Exit:
-        """Read `to_record` back; unknown keys are ignored, so that an older reader survives a newer writer."""
-        known = {name: record[name] for name in cls.__dataclass_fields__ if name in record}
-        known["last_lines"] = tuple(known.get("last_lines") or ())
-        known["ignored"] = known.get("ignored") or {}
-        return cls(**known)
-
-    def __str__(self) -> str:  # noqa: PLR0911 - one sentence for each way to end
-        if self.error:
-            return f"could not be started: {self.error}"
-        if self.let_go:
-            return f"is not watched any more: {self.let_go}"
-        if self.unknown:
-            how = f"was stopped {self._why_stopped}" if self.stopped_by else "ended"
-            return f"{how}, exit unknown ({self.why or 'its supervisor process was killed'})"
-        if self.signal is not None:
-            name = _signal_name(self.signal)
-            if self.oom:
-                return f"was killed by {name}: the kernel ran out of memory"
-            if self.stopped_by:
-                return f"was stopped {self._why_stopped} ({name})"
-            hint = " (often the kernel's out-of-memory killer)" if self.signal == signals.SIGKILL else ""
-            return f"was killed by {name}{hint}"
-        if self.stopped_by:
-            return f"was stopped {self._why_stopped} and exited with code {self.code}"
-        return f"exited with code {self.code}"
-
-    @property
-    def _why_stopped(self) -> str:
-        # a shim or worker of before an upgrade tells no reason, one of after it perhaps another
-        words = {str(reason): said for reason, said in _STOPPED.items()}.get(self.stop_reason or "", "by the worker")
-        return words.format(worker=self.stop_worker)
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signals.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 def _raised_nice(own: int, where: str, asked: object) -> int:
@@ -232,6 +120,11 @@ class StartSpec:
     #: boot-time clock (CLOCK_BOOTTIME) in seconds after which user code must not begin any more; None = no limit
     not_after: float | None
     limits: RunLimits
+    #: the run has to end by itself when its lease runs out (workers/shim/switch.py); only with deployers that say that
+    #: their runs can, by an attribute `has_switch` that is true
+    switch: bool = False
+    #: the command is an engine that takes a control session (Prefect 3): its shim keeps one with it
+    control: bool = False
     #: what `env` has that does not come from this host: of the engine, of `--env` and of the run, for deployers whose
     #: runs are elsewhere (a container)
     carried_env: Mapping[str, str] = field(default_factory=dict, repr=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import socket
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import psutil
 
+from workers import host_cgroups
 from workers.shim import syscalls
 
 _MACHINE_ID_FILES = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
@@ -30,6 +32,11 @@ class Host:
     boot_id: str
     #: the inode of the pid namespace; None where /proc does not tell
     pid_ns: int | None
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells this machine from others in the roster: its id itself is nobody else's business."""
+        return hashlib.sha256(self.machine_id.encode()).hexdigest()[:16]
 
     @classmethod
     def probe(cls, environ: Mapping[str, str]) -> Host:
@@ -83,6 +90,8 @@ class Abilities:
     holes: bool
     #: the exit of a process that is not our child can still be asked for
     pidfd_info: bool
+    #: the folder in which each run gets a control group of its own; "" = there is none
+    groups: str = ""
 
     @classmethod
     def probe(cls, environ: Mapping[str, str]) -> Abilities:
@@ -97,6 +106,7 @@ class Abilities:
             subreaper=syscalls.LINUX and proc,
             holes=syscalls.LINUX,
             pidfd_info=pidfd_info,
+            groups=str((host_cgroups.find_parent() if proc else None) or ""),
         )
 
     @classmethod

@@ -11,6 +11,8 @@ from typing import Any
 
 from flowfleet.monitor.run_output import read_local
 from flowfleet.page.server import Handler, PageAnswer, PageRequest
+from flowfleet.retry import trouble_of
+from workers.background import BackgroundJobs
 from workers.lifecycle.consumer import Slots
 from workers.lifecycle.heartbeat import WATCH_SECONDS
 from workers.metrics import WorkerMetrics
@@ -62,6 +64,7 @@ class WorkerHealth:
     outbox: Outbox
     metrics: WorkerMetrics
     runs: RunFolders
+    to_api: BackgroundJobs
 
     def alive(self) -> bool:
         """Whether the supervisor's loop, which watches all runs, still goes round."""
@@ -82,6 +85,8 @@ class WorkerHealth:
             "wanted": self.ledger_view.wanted,
             "gate": "open" if self.ledger_view.gate_open else "shut",
             "routes": sorted(map(str, self.ledger_view.served)),
+            "api": trouble_of(error) if (error := self.to_api.error) else "ok",
+            "unreported": self.outbox.count(),
         }
 
     def metrics_text(self) -> bytes:

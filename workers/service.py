@@ -2,17 +2,17 @@
 
 import logging
 import os
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from random import Random
 from typing import Any
 
 from flowfleet.api.client import ApiClient, Mark
 from flowfleet.broker import App
-from flowfleet.errors import LedgerError
+from flowfleet.errors import FleetError
 from flowfleet.failpoints import Failpoints
-from flowfleet.flow_run import Message, Route
+from flowfleet.flow_run import Route
 from flowfleet.ledger.claims import Claims
 from flowfleet.ledger.roster import Roster, WorkerRow
 from flowfleet.retry import SharedOutage
@@ -20,7 +20,8 @@ from flowfleet.settings.classes import WorkerSettings
 from workers.background import BackgroundJobs
 from workers.deployment import Deployer
 from workers.lifecycle import consumer
-from workers.lifecycle.consumer import Slots, register_task
+from workers.lifecycle.arrival import Arrival
+from workers.lifecycle.consumer import Slots
 from workers.lifecycle.draining import Draining
 from workers.lifecycle.heartbeat import Heartbeat
 from workers.lifecycle.shutdown import WorkerShutdown
@@ -30,16 +31,20 @@ from workers.metrics import WorkerMetrics
 from workers.page import WorkerHealth
 from workers.reporting.endings import Endings
 from workers.reporting.outbox import Outbox
+from workers.reporting.receipts import Receipts
 from workers.reporting.run_log import RunLog
 from workers.reporting.show_output import OutputFollower
-from workers.runs.adoption import Adoption, ClaimAdoption
-from workers.runs.cancel_and_fence import CancelAndFence
+from workers.runs.adoption import ClaimAdoption
+from workers.runs.answering import Answering
+from workers.runs.api_watch import ApiWatch
+from workers.runs.cancelling import Cancelling
 from workers.runs.hand_back import HandBack
+from workers.runs.hooks import Hooks
 from workers.runs.launch import API_RETRY, LEDGER_RETRY, Launch
+from workers.runs.leases import Leases
 from workers.runs.lingering import Lingering
 from workers.runs.start_spec import StartSpecBuilder
 from workers.runs.supervisor import Supervisor
-from workers.runs.takeover import Takeover, scopes_of
 from workers.state.attempts import Attempt, Attempts
 from workers.state.ledger_view import LedgerView
 from workers.state.pruner import Pruner
@@ -67,6 +72,7 @@ class WorkerService:
     mode: str = "detach"
     #: called with the reason of each refused message: counts it in the ledger for people, beside our own metric
     count_refused: Callable[[str], None] = lambda _reason: None
+    tell_api: Callable[[FleetError | None], None] = lambda _error: None
     #: called with the run id after each launch, whether it succeeded or failed
     launched: Callable[[str], None] = lambda _run_id: None
     leave: Callable[[int], Any] = os._exit
@@ -79,16 +85,149 @@ class WorkerService:
         # reading messages, renewals and jobs meet the same outages of Redis, which are said once
         self._outage = SharedOutage("Redis", logger)
         self.to_ledger = BackgroundJobs("Redis", outage=self._outage.of("jobs"))
-        self.supervisor = Supervisor(self.attempts, self._run_ended, worker=worker, run_timeout=settings.run_timeout)
+        self._mark = Mark(fleet=settings.fleet, worker=worker)
+        self.run_log = RunLog(self.api, self.to_api, enabled=settings.cloud_logs)
+        self.hooks = Hooks(
+            worker=worker,
+            api=self.api,
+            deployer=self.deployer,
+            start_specs=self.start_specs,
+            attempts=self.attempts,
+            run_log=self.run_log,
+            to_api=self.to_api,
+            failpoints=self.failpoints,
+        )
+        self.leases = Leases(attempts=self.attempts, ledger_view=self.ledger_view)
+        self.supervisor = Supervisor(
+            self.attempts,
+            self._run_ended,
+            worker=worker,
+            run_timeout=settings.run_timeout,
+            before_end=self.hooks.before_end,
+            overdue=self.leases.overdue,
+        )
         self.slots = Slots(
             settings.slots,
             ledger_view=self.ledger_view,
             attempts=self.attempts,
             on_serving=self._serving,
             on_refused=self._refused,
-            on_arrival=self._arrived,
+            on_arrival=self.metrics.arrived,
         )
         self.stop_signals = StopSignals(self.slots, self.attempts, leave=self.leave, guarded=self.mode == "detach")
+        self._join_ends()
+        self._join_claims()
+        self._join_stop()
+
+    def _join_ends(self) -> None:
+        worker = self.row.worker
+        self.claim_adoption = ClaimAdoption(worker=worker, nonce=self.row.nonce, claims=self.claims)
+        self.hand_back = HandBack(
+            worker=worker,
+            mark=self._mark,
+            on_told=self.metrics.count_handed_back,
+            take_again=self.claim_adoption.again,
+            attempts=self.attempts,
+            claims=self.claims,
+            api=self.api.ends,
+            to_ledger=self.to_ledger,
+            to_api=self.to_api,
+            failpoints=self.failpoints,
+        )
+        self.yielding = Yielding(
+            worker=worker,
+            nonce=self.row.nonce,
+            claims=self.claims,
+            hand_back=self.hand_back,
+            to_ledger=self.to_ledger,
+            to_api=self.to_api,
+            failpoints=self.failpoints,
+        )
+        self.outbox = Outbox(self.state.outbox)
+        self.answering = Answering(
+            host=self.claim_adoption,
+            name=self.state.path.name,
+            attempts=self.attempts,
+            runs=self.state.runs,
+            to_ledger=self.to_ledger,
+        )
+        self.endings = Endings(
+            worker=worker,
+            mark=self._mark,
+            outbox=self.outbox,
+            runs=self.state.runs,
+            run_log=self.run_log,
+            hooks=self.hooks,
+            cancel_at_api=self.api.orders.cancel,
+            on_settled=lambda one, outcome: self.metrics.settled(outcome, one.exit if one is not None else None),
+            on_fenced_end=self.answering.gone,
+            receipts=Receipts(choice=Random(self.row.nonce), count=self.metrics.count_receipt),
+            take_again=self.claim_adoption.again,
+            attempts=self.attempts,
+            claims=self.claims,
+            api=self.api.ends,
+            traits=self.api.traits,
+            to_ledger=self.to_ledger,
+            to_api=self.to_api,
+            failpoints=self.failpoints,
+        )
+
+    def _join_claims(self) -> None:
+        self.cancelling = Cancelling(
+            attempts=self.attempts,
+            supervisor=self.supervisor,
+            api=self.api,
+            to_api=self.to_api,
+            hit=self.failpoints.hit,
+        )
+        self.api_watch = ApiWatch(
+            mark=self._mark,
+            ledger_view=self.ledger_view,
+            claims=self.claims,
+            cancelling=self.cancelling,
+        )
+        self.heartbeat = Heartbeat(
+            claims=self.claims,
+            roster=self.roster,
+            row=self.row,
+            attempts=self.attempts,
+            ledger_view=self.ledger_view,
+            supervisor=self.supervisor,
+            cancelling=self.cancelling,
+            leases=self.leases,
+            api_watch=self.api_watch,
+            answering=self.answering,
+            on_answer=self._answered,
+            runs=self.state.runs,
+            take_again=self.claim_adoption.again,
+            outage=self._outage.of("renewals"),
+        )
+        self.launch = Launch(
+            worker=self.row.worker,
+            nonce=self.row.nonce,
+            mark=self._mark,
+            deployer=self.deployer,
+            start_specs=self.start_specs,
+            leases=self.leases,
+            runs=self.state.runs,
+            hand_back=self.hand_back,
+            run_log=self.run_log,
+            on_started=self._run_started,
+            on_cancelled=self.cancelling.act,
+            on_failed=self.endings.ended,
+            on_done=self.launched,
+            ledger_retry=replace(LEDGER_RETRY, wait=self.stop_signals.wait, stopped=lambda: self.attempts.closed),
+            api_retry=replace(API_RETRY, wait=self.stop_signals.wait, stopped=lambda: self.attempts.closed),
+            attempts=self.attempts,
+            claims=self.claims,
+            api=self.api,
+            to_ledger=self.to_ledger,
+            to_api=self.to_api,
+            failpoints=self.failpoints,
+        )
+
+    def _join_stop(self) -> None:
+        settings, worker = self.settings, self.row.worker
         self.output = OutputFollower() if settings.show_flow_logs else None
         self.pruner = Pruner(
             self.state,
@@ -96,9 +235,15 @@ class WorkerService:
             keep_bytes=settings.keep_logs_bytes,
             busy=lambda: {attempt.key for attempt in self.attempts.all()},
         )
-        self._mark = Mark(fleet=settings.fleet, worker=worker)
-        self._join_ends()
-        self._join_claims()
+        self.lingering = Lingering(
+            worker=worker,
+            attempts=self.attempts,
+            claims=self.claims,
+            api=self.api.ends,
+            supervisor=self.supervisor,
+            to_ledger=self.to_ledger,
+            linger=settings.linger,
+        )
         self.draining = Draining(worker, self.ledger_view, self.attempts, self.slots, self.outbox, self.stop_signals)
         self.health = WorkerHealth(
             worker=worker,
@@ -109,6 +254,7 @@ class WorkerService:
             outbox=self.outbox,
             metrics=self.metrics,
             runs=self.state.runs,
+            to_api=self.to_api,
         )
         self.shutdown = WorkerShutdown(
             row=self.row,
@@ -128,101 +274,6 @@ class WorkerService:
             yielding=self.yielding,
         )
 
-    def _join_ends(self) -> None:
-        worker = self.row.worker
-        self.run_log = RunLog(self.api, self.to_api, enabled=self.settings.cloud_logs)
-        self.claim_adoption = ClaimAdoption(worker=worker, nonce=self.row.nonce, claims=self.claims)
-        self.hand_back = HandBack(
-            worker=worker,
-            mark=self._mark,
-            on_told=self._handed_back,
-            take_again=self.claim_adoption.again,
-            attempts=self.attempts,
-            claims=self.claims,
-            api=self.api.ends,
-            to_ledger=self.to_ledger,
-            to_api=self.to_api,
-            failpoints=self.failpoints,
-        )
-        self.yielding = Yielding(
-            worker=worker,
-            nonce=self.row.nonce,
-            claims=self.claims,
-            hand_back=self.hand_back,
-            to_ledger=self.to_ledger,
-            to_api=self.to_api,
-            failpoints=self.failpoints,
-        )
-        self.outbox = Outbox(self.state.outbox)
-        self.endings = Endings(
-            worker=worker,
-            mark=self._mark,
-            outbox=self.outbox,
-            runs=self.state.runs,
-            run_log=self.run_log,
-            on_settled=self._settled,
-            take_again=self.claim_adoption.again,
-            attempts=self.attempts,
-            claims=self.claims,
-            api=self.api.ends,
-            traits=self.api.traits,
-            to_ledger=self.to_ledger,
-            to_api=self.to_api,
-            failpoints=self.failpoints,
-        )
-
-    def _join_claims(self) -> None:
-        cancel_and_fence = CancelAndFence(
-            worker=self.row.worker,
-            attempts=self.attempts,
-            claims=self.claims,
-            api=self.api.ends,
-            supervisor=self.supervisor,
-            to_api=self.to_api,
-        )
-        self.heartbeat = Heartbeat(
-            claims=self.claims,
-            roster=self.roster,
-            row=self.row,
-            attempts=self.attempts,
-            ledger_view=self.ledger_view,
-            supervisor=self.supervisor,
-            cancel_and_fence=cancel_and_fence,
-            on_answer=self._answered,
-            take_again=self.claim_adoption.again,
-            outage=self._outage.of("renewals"),
-        )
-        self.lingering = Lingering(
-            worker=self.row.worker,
-            attempts=self.attempts,
-            claims=self.claims,
-            api=self.api.ends,
-            supervisor=self.supervisor,
-            to_ledger=self.to_ledger,
-            linger=self.settings.linger,
-        )
-        self.launch = Launch(
-            worker=self.row.worker,
-            nonce=self.row.nonce,
-            mark=self._mark,
-            deployer=self.deployer,
-            start_specs=self.start_specs,
-            ledger_view=self.ledger_view,
-            runs=self.state.runs,
-            hand_back=self.hand_back,
-            run_log=self.run_log,
-            on_started=self._run_started,
-            on_failed=self.endings.ended,
-            ledger_retry=replace(LEDGER_RETRY, wait=self.stop_signals.wait, stopped=lambda: self.attempts.closed),
-            api_retry=replace(API_RETRY, wait=self.stop_signals.wait, stopped=lambda: self.attempts.closed),
-            attempts=self.attempts,
-            claims=self.claims,
-            api=self.api,
-            to_ledger=self.to_ledger,
-            to_api=self.to_api,
-            failpoints=self.failpoints,
-        )
-
     # -- what the parts tell each other
 
     def _serving(self, routes: frozenset[Route]) -> None:
@@ -240,18 +291,10 @@ class WorkerService:
     def _changed(self) -> None:
         self.slots.wakeup.wake()
 
-    def _arrived(self, sent_at: float) -> None:
-        self.metrics.queue_wait.observe(max(0.0, time.time() - sent_at))
-
-    def _handed_back(self, reason: str) -> None:
-        self.metrics.handed_back.labels(reason=reason).inc()
-
     def _run_started(self, key: str) -> None:
-        self.metrics.started.inc()
         attempt = self._watch(key)
         if attempt is not None:
-            self.metrics.start_seconds.observe(time.monotonic() - attempt.since)
-            self.metrics.lateness.observe(max(0.0, time.time() - attempt.held.due.timestamp()))
+            self.metrics.run_started(attempt.since, attempt.held.due)
 
     def _watch(self, key: str, *, from_now: bool = False) -> Attempt | None:
         """Watch a run that lives; of an adopted one (`from_now`) only what it prints from now on is shown."""
@@ -266,80 +309,42 @@ class WorkerService:
             self.output.finish(attempt.folder.log)
         self.endings.ended(attempt)
 
-    def _settled(self, attempt: Attempt | None, outcome: str) -> None:
-        self.metrics.finished.labels(outcome=outcome).inc()
-        if attempt is not None and attempt.exit is not None and attempt.exit.started_at and attempt.exit.ended_at:
-            self.metrics.duration.observe(max(0.0, attempt.exit.ended_at - attempt.exit.started_at))
-
     def _answered(self) -> None:
         self.slots.wakeup.wake()
+        self.tell_api(self.to_api.error)
         self.yielding.look(self.ledger_view.wanted)
         self.draining.look()
 
-    # -- life
-
     def run(self) -> int:
         """Adopt, serve and stop; the caller has signed the worker on."""
-        for part in (self.to_ledger, self.to_api, self.supervisor):
+        for part in (self.to_ledger, self.to_api, self.supervisor, self.hooks):
             part.start()
         if self.output is not None:
             self.output.start()
-        self._adopt()
-        self.heartbeat.start()
+        self._arrive()
+        for thread in (self.heartbeat, self.pruner, self.lingering, self.api_watch):
+            thread.start()
         self.heartbeat.nudge()
-        self.pruner.start()
-        self.lingering.start()
         self.ledger_view.ready.set()
-        code = self._serve()
+        outage, wait = self._outage.of("messages"), self.stop_signals.wait
+        code = consumer.serve(self.app, self.settings, self.slots, self.launch, outage=outage, wait=wait)
         self.shutdown.run()
         self.lingering.close()
+        self.api_watch.close()
         return code
 
-    def _adopt(self) -> None:
-        takeover = Takeover(
-            own=self.state,
+    def _arrive(self) -> None:
+        Arrival(
             fleet=self.settings.fleet,
             api=self.api.address,
-            scopes=scopes_of(self.row.offer),
-            take_reports=self.outbox.take_over,
-            may_live=self._may_live,
-        )
-        folders = takeover.take_over()
-        reports = {report.key for report in self.endings.resend()}
-        adoption = Adoption(
-            worker=self.row.worker,
-            claims=self.claims,
+            row=self.row,
+            state=self.state,
+            roster=self.roster,
             claim_adoption=self.claim_adoption,
             deployer=self.deployer,
-            attempts=self.attempts,
             hand_back=self.hand_back,
-            to_ledger=self.to_ledger,
+            endings=self.endings,
             on_alive=partial(self._watch, from_now=True),
-            on_ended=self.endings.ended,
-        )
-        alive = adoption.adopt_all(folders, reports)
-        logger.info("adoption done", extra={"alive": alive, "reports": len(reports)})
-
-    def _may_live(self, last: Mapping[str, Any]) -> bool:
-        """Whether a worker that no lock proves dead may live: the roster has it as live, or Redis does not answer."""
-        try:
-            rows = self.roster.rows()
-        except LedgerError:
-            return True
-        return any(row.worker == last.get("worker") and row.nonce == last.get("nonce") and row.live for row in rows)
-
-    def _launch(self, message: Message) -> None:
-        try:
-            self.launch(message)
-        finally:
-            self.launched(message.run_id)
-
-    def _serve(self) -> int:
-        app = self.app
-        register_task(app, self._launch)
-        app.steps["consumer"].add(self.slots.step())
-        worker = consumer.make_worker(
-            app, self.row.worker, self.settings, outage=self._outage.of("messages"), wait=self.stop_signals.wait
-        )
-        worker.start()
-        return int(worker.exitcode or 0)
+            on_cancelled=self.cancelling.resume,
+            before_end=self.hooks.before_end,
+        ).arrive()

@@ -86,7 +86,8 @@ def _by_hand(agent: LocalAgent, flow_run: FlowRunRecord) -> str:
     host, abilities = Host.probe(environ), Abilities.probe(environ)
     layers, interpreter = interpreter_of(settings, environ, agent.client.traits)
     layers = variables.with_variables_of(agent, layers)
-    specs = StartSpecBuilder(settings=settings, api=agent.client.jobs, layers=layers, interpreter=interpreter)
+    client = agent.client
+    specs = StartSpecBuilder(settings, client.traits, api=client.jobs, layers=layers, interpreter=interpreter)
     path = state_root(settings, environ) / "by-hand"
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     claim = str(uuid.uuid4())

@@ -175,7 +175,7 @@ class _AgentRun:
         def not_after() -> float | None:
             # user code may take longer than the lease that there was at its beginning, which is renewed meanwhile
             service = self._service
-            return spec.not_after if service is None else service.launch.not_after(RunFolder(spec.folder).key)
+            return spec.not_after if service is None else service.leases.deadline(RunFolder(spec.folder).key)
 
         return StartUnderWay(spec=spec, layers=layers, below=deployer.start_below, not_after=not_after)
 

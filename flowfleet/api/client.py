@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -10,12 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from flowfleet.api.backlog import BacklogApi
+from flowfleet.api.life import LifeApi
 from flowfleet.api.traits import Traits
+from flowfleet.api.transport.server_clock import ServerInfo
 from flowfleet.errors import ApiError, ApiUnavailable, KeyRefused, RunGone
 from flowfleet.flow_run import FlowRun, Offer, Route
 
 if TYPE_CHECKING:  # what only reads records of the API needs no HTTP
     from flowfleet.api.transport.session import Session
+
+
+def unguarded() -> None:
+    """No last look before a write."""
 
 
 class StateType(StrEnum):
@@ -56,6 +62,11 @@ class RunState:
     #: inside the process): the API hands such a run to nobody, so when the process is gone an end must be reported
     held: bool = False
 
+    @property
+    def waits(self) -> bool:
+        """Whether the run is Scheduled or Paused and comes back by itself: an end written now would take that away."""
+        return self.kind in (StateType.SCHEDULED, StateType.PAUSED) and not self.held
+
 
 class Verdict(StrEnum):
     """The outcome of a state that we wrote to the API."""
@@ -79,6 +90,8 @@ class Answer:
     #: set when the verdict is UNSURE because the API does not answer at all now: any other request would wait as long
     #: for nothing
     silence: ApiUnavailable | None = None
+    #: REFUSED because somebody has claimed the run since: what stands there is another attempt's, and is not covered
+    claimed_since: bool = False
 
     @classmethod
     def to_error(cls, error: ApiError, state: RunState | None = None) -> Answer:
@@ -147,15 +160,6 @@ class LogLine:
     message: str
     at: datetime
     level: int = 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServerInfo:
-    """The API that answers, its version, and the difference between its clock and ours."""
-
-    backend: str
-    version: str
-    skew_seconds: float  # the server's clock minus ours
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,18 +235,51 @@ class EndApi(Protocol):
         REFUSED = the run is not ours any more (ended, cancelled, somebody else's), or may have begun.
         """
 
-    def report(self, run_id: str, kind: StateType, message: str, mark: Mark) -> Answer:
-        """Propose an end (CRASHED, FAILED or CANCELLED).
+    def claimed_since(self, run_id: str, claim: str) -> bool:
+        """Whether somebody has claimed the run after this claim, by its history: a Running state names nobody."""
 
-        REFUSED when the run has ended already at the API, or is Scheduled or Paused there and will go on by itself.
+    def report(
+        self,
+        run_id: str,
+        kind: StateType,
+        message: str,
+        mark: Mark,
+        *,
+        claim: str | None = None,
+        still: Callable[[], object] = unguarded,
+    ) -> Answer:
+        """Propose an end (CRASHED, FAILED or CANCELLED) of this claim's attempt; None = of whichever stands there.
+
+        A repeat for the same claim, whoever sends it, is ACCEPTED (`flow_run.report_id`). REFUSED when the run has
+        ended already at the API, is Scheduled or Paused there and will go on by itself, or was claimed since.
+        `still` is called right before the write; what it raises ends the report unsent.
         """
 
     def run_again(self, run_id: str, claim: str, message: str, mark: Mark) -> Answer:
         """Move a run of this claim, whose processes are all seen to be gone, from Running back to Scheduled, due now.
 
         Also from Submitted and Launching. A repeat with the same claim id is ACCEPTED. REFUSED in any other state, also
-        where the run waits for its own process.
+        where the run waits for its own process, and when the run was claimed since.
         """
+
+
+class OrderApi(Protocol):
+    """The part of a client for what people order: which runs they cancel, and what they want of us for single runs."""
+
+    def under_cancel(self, runs: Mapping[str, Route]) -> dict[str, RunState]:
+        """Those of these runs that are being cancelled, or, where a cancel may be that at once, are Cancelled."""
+
+    def cancel(self, run_id: str, message: str) -> Answer:
+        """Cancel a run as a user does: Cancelling, or Cancelled where the API sees nothing that could run.
+
+        ACCEPTED when the run is one of these, also by somebody else's word; REFUSED when it has ended otherwise.
+        """
+
+    def restart(self, run_id: str, message: str, mark: Mark) -> Answer:
+        """Move a run that has ended or waits for its time to Scheduled, due now; REFUSED while it may be under way."""
+
+    def find(self, text: str) -> list[RunState]:
+        """The runs with this name, the newest first, else waiting ones whose id begins so; some when they are many."""
 
 
 class JobApi(Protocol):
@@ -256,6 +293,12 @@ class JobApi(Protocol):
 
     def equip(self, job: Job) -> Job:
         """The job with its engine's layers of environment, as `job` gives it; for one that was put together here."""
+
+    def hooks_command(self, python: str, job: Job, hooks: str, starters: Path | None) -> tuple[str, ...] | None:
+        """The argv of a process that runs these hooks ("cancellation", "crashed") of the flow of a run that has ended.
+
+        None = flows have none, or the job's command is not the engine.
+        """
 
     def engine_command(self, python: str, job: Job, prefect: str, starters: Path | None = None) -> tuple[str, ...]:
         """The engine's argv, such as `PYTHON -m prefect.engine`.
@@ -286,7 +329,9 @@ class ApiClient(Protocol):
     backlog: BacklogApi
     claims: ClaimApi
     ends: EndApi
+    orders: OrderApi
     jobs: JobApi
+    life: LifeApi
 
     def probe(self) -> ServerInfo:
         """Ask which API answers.

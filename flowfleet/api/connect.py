@@ -24,6 +24,7 @@ from flowfleet.api.transport.address import Address
 from flowfleet.api.transport.flavour import PREFECT3, Flavour
 from flowfleet.api.transport.session import Session
 from flowfleet.errors import KeyRefused, SettingsError
+from flowfleet.failpoints import Failpoints
 from flowfleet.settings.common import CommonSettings
 from flowfleet.settings.layers import Found, add, refresh
 
@@ -51,9 +52,11 @@ class Connector:
         folder: Path | None = None,
         home: Path | None = None,
         pause: Callable[[float], object] = time.sleep,
+        failpoints: Failpoints | None = None,
     ) -> None:
         """Raises `SettingsError` when no address is set anywhere, or when the address cannot be used."""
         self._settings, self._environ, self._pause = settings, environ, pause
+        self._failpoints = failpoints or Failpoints()
         self._folder, self._home = folder or Path.cwd(), home or home_of(environ)
         #: prefect1, prefect3, or None = the API has to be asked
         self.backend = decide(settings, environ, self._folder, self._home)
@@ -107,6 +110,9 @@ class Connector:
     def defaults(self, settings: C) -> C:
         """The settings of a command, with the values of Prefect 1's own agent settings where nothing nearer is set."""
         return prefect1_defaults.applied(settings, self._found1()) if self.backend == "prefect1" else settings
+
+    def _between(self) -> None:
+        self._failpoints.hit("report.between")
 
     # which Prefect it is
 
@@ -185,7 +191,11 @@ class Connector:
         open_to_flows = {name: value for name, value in self._environ.items() if not name.startswith("FLOWFLEET_")}
         assert self._source is not None
         return Prefect3(
-            self._session(), settings=self._source.for_runs, environ=open_to_flows, worker=self._settings.identity
+            self._session(),
+            settings=self._source.for_runs,
+            environ=open_to_flows,
+            worker=self._settings.identity,
+            between=self._between,
         )
 
     def _prefect1(self, settings: CommonSettings) -> Prefect1:
@@ -199,6 +209,7 @@ class Connector:
             deploy=getattr(settings, "deploy", "process"),
             log_level=found.log_level_of_runs,
             cloud_logs=getattr(settings, "cloud_logs", True),
+            between=self._between,
         )
 
 

@@ -26,6 +26,8 @@ class Traits:
     requeues_running: bool
     #: other agents can take the fleet's runs, for the server keeps no lasting lock on a claim (source: Prefect Server)
     has_rivals: bool
+    #: the engine of a run sends heartbeats to the API by itself; elsewhere the API hears of its worker alone
+    runs_beat: bool
     #: Crashed is a state; elsewhere a run whose process died is Failed
     has_crashed: bool
     #: who starts an agent is greeted by the agent's name in large letters (prefect 1.4.1)
@@ -36,6 +38,13 @@ class Traits:
     prefect_versions: tuple[str, ...]
     #: the engine takes a TERM for a crash of its run, and writes that before it ends (measured with prefect 3.8.8)
     engine_crashes_on_term: bool
+    #: how long a process may live on when its run is Cancelled: it may have written that itself, as Prefect 1's engine
+    #: does before its tasks end; elsewhere only `prefect flow-run execute`, 0.4 s before it ends (measured)
+    cancelled_ends_seconds: float
+    #: the engine takes a control session: it hears over it of a cancel, and says how it has ended (prefect 3.9.1)
+    engine_takes_session: bool
+    #: flows have hooks for a cancel and for a crash, which whoever writes that state runs
+    worker_runs_hooks: bool
     #: the engine can be forked from a process that has prefect loaded
     engine_forks: bool
     #: runs that name no folder start in that of their worker, as with Prefect 1's own agent (prefect 1.4.1); elsewhere
@@ -52,11 +61,15 @@ _PREFECT1 = Traits(
     has_launching=False,
     requeues_running=True,
     has_rivals=True,
+    runs_beat=True,
     has_crashed=False,
     greets=True,
     tells_version=False,
     prefect_versions=("0", "1"),
     engine_crashes_on_term=False,
+    cancelled_ends_seconds=20.0,
+    engine_takes_session=False,
+    worker_runs_hooks=False,
     engine_forks=True,
     runs_start_at_the_worker=True,
 )
@@ -69,11 +82,15 @@ _PREFECT3 = Traits(
     has_launching=True,
     requeues_running=False,
     has_rivals=False,
+    runs_beat=False,
     has_crashed=True,
     greets=False,
     tells_version=True,
     prefect_versions=("3",),
     engine_crashes_on_term=True,
+    cancelled_ends_seconds=5.0,
+    engine_takes_session=True,
+    worker_runs_hooks=True,
     engine_forks=False,
     runs_start_at_the_worker=False,
 )

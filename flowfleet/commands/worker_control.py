@@ -106,27 +106,10 @@ def list_workers(settings: CommonSettings, *, as_json: bool, every: bool) -> Non
         click.echo(f"{gone} that {'does' if gone == 1 else 'do'} not live any more: see --all.")
 
 
-@click.command("forget")
-@click.argument("worker", metavar="NAME@HOST")
-@options(CommonSettings, command="worker", level="WARNING")
-def forget_worker(settings: CommonSettings, worker: str) -> None:
-    """Take a worker whose host is gone for good off the roster; its claims stay: lost runs are not judged yet."""
-    with open_ledger(settings) as ledger:
-        identity = find(ledger.roster, worker)
-        if not ledger.roster.forget(identity):
-            raise WorkerRefused(f"The worker {identity} still lives and cannot be forgotten: stop it first.")
-        held = sum(claim.worker == identity for claim in ledger.claims.live())
-    click.echo(f"{identity} is forgotten.")
-    if held:
-        runs = "1 run stays" if held == 1 else f"{held} runs stay"
-        click.echo(f"{runs} claimed by it, since lost runs are not judged yet: set the state in the Prefect UI.")
-
-
 #: the commands that the `worker` group adds
 worker_commands: tuple[click.Command, ...] = (
     list_workers,
     _intent_command("drain", "draining", "Take no new runs and exit when empty; lasts over restarts until `resume`."),
     _intent_command("pause", "paused", "Take no new runs; lasts over restarts until `resume`."),
     _intent_command("resume", "active", "Take runs again."),
-    forget_worker,
 )

@@ -4,11 +4,30 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import IntEnum
 from typing import Any
 
 from flowfleet.errors import BadMessage
 from flowfleet.flow_run import VERSION, Route
 from flowfleet.ledger.transitions import Refusal, State
+
+
+class CancelHow(IntEnum):
+    """What a claim says about a cancel of its run; the higher one stays."""
+
+    NONE = 0
+    #: the API says Cancelling: the run is to end in order
+    ASKED = 1
+    #: the API shows an end of the run that is not ours, or no run at all, or somebody is in a hurry: KILL
+    OVER = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class CancelAsked:
+    """A cancel as a renewal tells its worker: how the run is to end, and who asked for it and why."""
+
+    how: CancelHow
+    why: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +48,11 @@ class Claim:
     attempt: int = 1
     policy: str = "report"  # --on-lost-run: report | requeue
     worker: str | None = None  # NAME@HOST of the owner
-    cancel: bool = False
+    cancel: CancelHow = CancelHow.NONE
+    cancel_why: str = ""  # who asked for the cancel, and why
     handle: Mapping[str, Any] | None = None
     exit: Mapping[str, Any] | None = None  # Exit.to_record without the run's output, when ended
-    reason: str | None = None  # why it is returning
+    reason: str | None = None  # why it is returning, or what the API is told of a lost run
     #: returning with its owner's proof that user code never began: only then may the run be handed back from Launching
     never_began: bool = False
     since: float = 0.0  # unix seconds by the Redis clock; for display only
@@ -42,7 +62,54 @@ class Claim:
     #: run id of the Redis process under which the owner last wrote the claim (or the claim was made): a claim that was
     #: written before the gate shut may be behind what its worker has done
     process: str = ""
+    #: the run ends by itself when its lease runs out: its worker has said so as it started it
+    switch: bool = False
+    #: boot id and machine id of the host that started it, as its worker's row had them
+    boot_id: str = ""
+    machine: str = ""
+    was: State | None = None  # what it was before it was missing
+    missed_at: float = 0.0  # unix seconds by the Redis clock since when it is missing; for display only
+    proof: str | None = None  # why no process of it can live; a judged claim without leaves a tombstone
     v: int = 1
+
+    @property
+    def host(self) -> str:
+        """HOST of its worker; empty where it has none."""
+        return (self.worker or "").rpartition("@")[2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tomb:
+    """The tombstone of a run that was told as lost while its process may live: no new claim of the run passes it."""
+
+    run_id: str
+    claim: str
+    route: Route
+    name: str
+    worker: str
+    attempt: int
+    policy: str
+    boot_id: str
+    machine: str
+    missed_at: float  # unix seconds by the Redis clock since when its host was not heard of; for display only
+    buried_at: float  # unix seconds by the Redis clock; for display only
+
+    @property
+    def host(self) -> str:
+        """HOST of its worker."""
+        return self.worker.rpartition("@")[2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Missed:
+    """A claim of this host that is missing, judged or buried, and that its worker's renewal does not hold.
+
+    The worker looks at its disk. Where no process of the claim is left it says so by `Claims.prove`.
+    """
+
+    run_id: str
+    claim: str
+    worker: str  # its owner, which may be another worker of this host
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,12 +134,14 @@ class Lease:
 class Renewal:
     """The answer to a worker's one renewal of everything that it holds."""
 
-    #: run ids of held claims that somebody wants cancelled
-    cancelled: frozenset[str] = frozenset()
+    #: held claims that somebody wants cancelled: run id → how, and why
+    cancelled: Mapping[str, CancelAsked] = field(default_factory=dict)
     #: held claims that no longer belong to this worker (handed back, judged, replaced by another claim): run id → why
     fenced: Mapping[str, Refusal] = field(default_factory=dict)
     #: claims that the ledger had lost, or was behind with, and that this renewal wrote again
     reasserted: frozenset[str] = frozenset()
+    #: what this host is asked to answer for
+    missed: tuple[Missed, ...] = ()
     gate_open: bool = False
     #: False: the ledger has no row of this process (lost, forgotten, or another has the name), so it must sign on again
     signed_on: bool = True
@@ -109,7 +178,8 @@ def read_claim(fields: Mapping[str, str]) -> Claim | None:
         attempt=int(fields["attempt"]),
         policy=fields["policy"],
         worker=fields.get("worker") or None,
-        cancel=fields.get("cancel") == "1",
+        cancel=CancelHow(int(fields.get("cancel") or 0)),
+        cancel_why=fields.get("cancel_why", ""),
         handle=json.loads(fields["handle"]) if fields.get("handle") else None,
         exit=json.loads(fields["exit"]) if fields.get("exit") else None,
         reason=fields.get("reason") or None,
@@ -119,7 +189,37 @@ def read_claim(fields: Mapping[str, str]) -> Claim | None:
         lingers_since=float(fields.get("lingers_since", 0)),
         moves=int(fields.get("moves", 0)),
         process=fields.get("process", ""),
+        switch=fields.get("switch") == "1",
+        boot_id=fields.get("boot_id", ""),
+        machine=fields.get("machine", ""),
+        was=State(fields["was"]) if fields.get("was") else None,
+        missed_at=float(fields.get("missed_at") or 0),
+        proof=fields.get("proof") or None,
     )
+
+
+def read_tomb(text: str) -> Tomb:
+    """Read a tombstone from its JSON, whose values are text."""
+    fields = json.loads(text)
+    return Tomb(
+        run_id=fields["run_id"],
+        claim=fields["claim"],
+        route=Route.parse(fields["route"]),
+        name=fields["name"],
+        worker=fields["worker"],
+        attempt=int(fields["attempt"] or 1),
+        policy=fields["policy"],
+        boot_id=fields["boot_id"],
+        machine=fields["machine"],
+        missed_at=float(fields["missed_at"] or 0),
+        buried_at=float(fields["buried_at"]),
+    )
+
+
+def read_cancelled(flat: Sequence[str]) -> dict[str, CancelAsked]:
+    """Read the cancels of a renewal's answer: run id, how and why in turn."""
+    each = zip(flat[::3], flat[1::3], flat[2::3], strict=True)
+    return {run_id: CancelAsked(how=CancelHow(int(how)), why=why) for run_id, how, why in each}
 
 
 def read_record(fields: dict[str, Any]) -> Mapping[str, Any]:

@@ -6,25 +6,51 @@ from typing import Any, Literal
 
 from flowfleet.flow_run import FlowRun, claim_id
 from flowfleet.ledger.claim import (
+    CancelAsked,
+    CancelHow,
     Claim,
     Lease,
+    Missed,
     Outcome,
     Renewal,
+    Tomb,
     pairs,
+    read_cancelled,
     read_claim,
     read_lease,
     read_outcome,
     read_record,
     read_routes,
+    read_tomb,
 )
 from flowfleet.ledger.store import Store
 from flowfleet.ledger.transitions import TRANSITIONS, Mover, Refusal, State, Transition
+from flowfleet.logs import redact
 
-__all__ = ["TRANSITIONS", "Claim", "Claims", "Lease", "Mover", "Outcome", "Refusal", "Renewal", "State", "Transition"]
+__all__ = [
+    "AGAIN",
+    "TRANSITIONS",
+    "CancelAsked",
+    "CancelHow",
+    "Claim",
+    "Claims",
+    "Lease",
+    "Missed",
+    "Mover",
+    "Outcome",
+    "Refusal",
+    "Renewal",
+    "State",
+    "Tomb",
+    "Transition",
+]
 
 NAME_LIMIT = 200
 REASON_LIMIT = 500
 HANDLE_LIMIT = 4096
+WHY_LIMIT = 200
+#: the outcome of a released or buried claim whose run is Scheduled once more, by us: its next claim is one more attempt
+AGAIN = "again"
 
 #: why a worker yields: it stops, the operator's word keeps it from taking runs, or it takes runs and only finishes what
 #: dead workers were handing back
@@ -44,14 +70,17 @@ class Claims:
     # moves of the leader, each with the leader's term; `give_back` and `drop` are open to the owner too
 
     def claim(
-        self, term: int, runs: Sequence[FlowRun], call: str, *, policy: str, attempts: Mapping[str, int]
+        self, term: int, runs: Sequence[FlowRun], call: str, *, policy: str, max_attempts: int = 0
     ) -> list[Outcome]:
-        """Make a claim (claiming) for each run of one bulk call (≤ 10), in order; the script counts the slots."""
+        """Make a claim (claiming) for each run of one bulk call (≤ 10), in order; the script counts the slots.
+
+        It counts the attempts: a run that we have started again `max_attempts` times is only reported if it is lost.
+        """
         flat: list[str | int] = []
         for run in runs:
             flat += [run.run_id, claim_id(call, run.run_id), str(run.route), run.name[:NAME_LIMIT]]
-            flat += [run.due.isoformat(), attempts.get(run.run_id, 1)]
-        answers = self._store.script("claim", term, call, policy, len(runs), *flat)
+            flat += [run.due.isoformat()]
+        answers = self._store.script("claim", term, call, policy, max_attempts, len(runs), *flat)
         return [read_outcome(answer) for answer in answers]
 
     def accept(self, term: int, run_id: str, claim: str) -> Outcome:
@@ -86,6 +115,36 @@ class Claims:
         _one_of(term, worker)
         return self._move("drop", run_id, claim, _text(term), worker or "")
 
+    def miss(self, term: int, run_id: str, claim: str, moves: int | None = None) -> Outcome:
+        """Move a claim from starting or running to missing, unless it has moved on from `moves`: nobody renews it."""
+        return self._move("miss", term, run_id, claim, _text(moves))
+
+    def judge(
+        self, term: int, run_id: str, claim: str, moves: int | None = None, *, proof: str = "", reason: str
+    ) -> Outcome:
+        """Move a claim from missing to judged, unless it has moved on: it is held for lost.
+
+        `reason` is what the API is told, kept for whoever repeats the report. `proof` is why no process of it can live;
+        what the host or a person has said already is kept.
+        """
+        return self._move("judge", term, run_id, claim, _text(moves), proof[:REASON_LIMIT], reason[:REASON_LIMIT])
+
+    def bury(self, term: int, run_id: str, claim: str, outcome: str) -> Outcome:
+        """Drop a judged claim: the API has been told. A claim without proof leaves a tombstone.
+
+        The outcome `AGAIN` says that the API has the run as Scheduled once more.
+        """
+        again = "1" if outcome == AGAIN else "0"
+        return self._move("bury", term, run_id, claim, outcome[:REASON_LIMIT], again)
+
+    def clear(self, term: int, run_id: str, claim: str) -> Outcome:
+        """Take a tombstone away: its host has another boot id. A repeat is refused (unknown)."""
+        return self._move("clear", term, run_id, claim)
+
+    def inherit(self, term: int, run_id: str, claim: str, moves: int | None = None, *, outcome: str) -> Outcome:
+        """Drop an ended claim of a host that is away, unless it has moved on: the leader has told its end."""
+        return self._move("inherit", term, run_id, claim, _text(moves), outcome[:REASON_LIMIT])
+
     # moves of a worker
 
     def take(self, run_id: str, claim: str, worker: str, nonce: str) -> Outcome:
@@ -96,14 +155,20 @@ class Claims:
         """
         return self._move("take", run_id, claim, worker, nonce)
 
-    def start(self, run_id: str, claim: str, worker: str, nonce: str) -> Outcome:
+    def start(
+        self, run_id: str, claim: str, worker: str, nonce: str, *, policy: str = "", switch: bool = False
+    ) -> Outcome:
         """Move a claim from taken to starting, before the fork.
+
+        `policy` is what the run itself asks for if it is lost (report or requeue; "" = what the poller was told). The
+        answer's claim has the one that holds: attempts are counted. `switch` says that the run ends by itself when its
+        lease runs out.
 
         Refused when the claim was cancelled or handed back, or while the gate is shut. A request without an answer may
         be repeated by the same process (same nonce) until it is answered; that process must not fork before. Another
         process of this worker is refused (state): only the run's folder tells that process what happened.
         """
-        return self._move("start", run_id, claim, worker, nonce)
+        return self._move("start", run_id, claim, worker, nonce, policy, "1" if switch else "0")
 
     def run(self, run_id: str, claim: str, worker: str, handle: Mapping[str, Any]) -> Outcome:
         """Move a claim from starting to running: the started run exists and has a handle."""
@@ -116,6 +181,13 @@ class Claims:
     def release(self, run_id: str, claim: str, worker: str, outcome: str) -> Outcome:
         """Drop an ended claim: the API has accepted the report, or needed none. `outcome` goes to the record."""
         return self._move("release", run_id, claim, worker, outcome[:REASON_LIMIT])
+
+    def prove(self, run_id: str, claim: str, worker: str, nonce: str, why: str) -> Outcome:
+        """Say for this host that no process of a missing, judged or buried claim is left; a tombstone goes.
+
+        Only a worker that holds, or has held since the owner died, the lock of the owner's state folder may do so.
+        """
+        return self._move("prove", run_id, claim, worker, nonce, why[:REASON_LIMIT])
 
     def adopt(self, run_id: str, claim: str, worker: str, nonce: str) -> Outcome:
         """Give a dead worker's claim to another worker of the same host; any state from taken to ended stays as it is.
@@ -143,12 +215,17 @@ class Claims:
         for item in held:
             flat += [item.run_id, item.claim, item.call, str(item.route), item.name[:NAME_LIMIT], item.due.isoformat()]
             flat += [item.state, item.attempt, item.policy, _handle(item.handle), _exit(item.exit)]
+            flat += ["1" if item.switch else "0"]
         answer = self._store.script("renew", worker, nonce, beat, len(held), *flat)
-        signed_on, gate_open, wanted, lease, routes, cancelled, fenced, reasserted = answer
+        signed_on, gate_open, wanted, lease, routes, cancelled, fenced, reasserted, missed = answer
         return Renewal(
-            cancelled=frozenset(cancelled),
+            cancelled=read_cancelled(cancelled),
             fenced={run: Refusal(why) for run, why in zip(fenced[::2], fenced[1::2], strict=True)},
             reasserted=frozenset(reasserted),
+            missed=tuple(
+                Missed(run_id=run_id, claim=claim, worker=owner)
+                for run_id, claim, owner in zip(missed[::3], missed[1::3], missed[2::3], strict=True)
+            ),
             gate_open=bool(gate_open),
             signed_on=bool(signed_on),
             wanted=wanted,
@@ -165,9 +242,13 @@ class Claims:
 
     # open to anybody
 
-    def cancel(self, run_id: str) -> Outcome:
-        """Set the cancel field of the run's claim, whatever its state, and hint workers."""
-        return self._move("cancel", run_id)
+    def cancel(self, run_id: str, claim: str | None = None, how: CancelHow = CancelHow.ASKED, why: str = "") -> Outcome:
+        """Say on the run's claim, whatever its state, that the run is to be cancelled, and hint its worker.
+
+        `claim` None = whichever claim the run has. `why` says who asked, and why. OVER is never lowered to ASKED. A
+        worker that writes its claim again after a loss of Redis loses what was said, so it is said again and again.
+        """
+        return self._move("cancel", run_id, claim or "", how.value, redact(why)[:WHY_LIMIT])
 
     def get(self, run_id: str) -> Claim | None:
         """The live claim of a run; None when there is none, or one of a version that this flowfleet cannot read."""
@@ -178,6 +259,15 @@ class Claims:
         """All live claims (`ended` ones with an undelivered report among them), oldest due first."""
         claims = (read_claim(pairs(flat)) for flat in self._store.script("live"))
         return sorted((claim for claim in claims if claim), key=lambda claim: (claim.due, claim.run_id))
+
+    def tombs(self) -> list[Tomb]:
+        """All tombstones, oldest first."""
+        return sorted(map(read_tomb, self._store.script("tombs")), key=lambda tomb: (tomb.buried_at, tomb.run_id))
+
+    def tomb(self, run_id: str) -> Tomb | None:
+        """The tombstone of a run; None when there is none."""
+        found: Any = self._store.ask(lambda client: client.hget(self._store.key("tombs"), run_id))
+        return read_tomb(found) if found else None
 
     def records(self, *, limit: int = 100) -> list[Mapping[str, Any]]:
         """Claims that are gone, newest first, for `explain` and `runs`: kept a day, at most 10,000.

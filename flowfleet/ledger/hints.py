@@ -16,7 +16,7 @@ from flowfleet.retry import RetrySchedule
 
 logger = logging.getLogger(__name__)
 
-KINDS = ("freed", "routes", "poke", "wanted", "cancel", "due")
+KINDS = ("freed", "routes", "poke", "wanted", "cancel", "due", "proved")
 Listener = Callable[[str, str], None]
 
 

@@ -18,6 +18,7 @@ moved again.
 
     claiming → queued → taken → starting → running → ended → gone
                   └───────┴─────────┴→ returning → gone
+                                    starting, running → missing → judged → gone
 """
 
 _TAIL = """\
@@ -32,9 +33,43 @@ A worker renews everything that it holds in one script. For each held claim the 
   a claim whose user code has begun and which a leader has dropped: only a loss of Redis can have led to that.
 - The run has another claim: the worker is told so, unless that other one is a leftover from before the loss and user
   code of this one has begun, which could only be after the other one was gone.
+- The claim is buried, or was forgotten: it stays gone, see below. One that the leader has inherited is left alone: its
+  owner looks at the API, and finds its end there.
 - Another process has the worker's name: nothing is kept; that process speaks for the worker now.
 
 A renewal that a later one has overtaken on its way changes nothing (its beat is lower).
+
+The answer also names what this host has not answered for: claims of its workers that are missing, judged or buried,
+and that the renewal does not hold. The worker looks at its disk, and says so (prove) where no process of theirs is
+left.
+
+## What is lost
+
+A claim that nobody renews for a TTL is missing, and judged after the grace, or at once with a proof: its host says so
+(prove), the roster's row of its worker has another boot id on the same machine, a person says so (forget), or the
+policy is `requeue`, the worker has said that the run ends by itself without a lease (`switch`), and that time is over.
+
+A buried claim without proof leaves a **tombstone** under the run's id: a process of it may live, on a host that nobody
+hears of. The tombstone keeps its claim from being written again, refuses every new claim of the run, and takes a slot
+of its worker while that one lives. It goes by the host's word, by another boot id (clear), or by forget, and by nothing
+else: no time takes it away. What was forgotten is kept by claim id (the last 10,000), and is refused whatever its host
+says when it is back.
+
+A run that we start again ourselves (after proof, or because its worker's stop has ended it) counts its attempts:
+`claim` gives the policy `requeue` only as often as the leader allows. Any other end begins the count anew.
+
+**A loss of Redis loses tombstones too.** What then keeps a run from being started beside its old process:
+
+- The gate is shut until each host had a TTL to renew. A host that comes back in that time writes its claim again, and
+  that refuses a second one as before. `miss`, `judge` and the rest wait for the gate, and the leader's watch begins
+  anew, so that nothing is held for lost because Redis was away.
+- A host that is still away after that has been cut off from Redis for longer than a lease. Runs with a switch have
+  ended. Its worker, if it lives, asks the API about each of its runs at every renewal interval, and stops what is
+  handed out anew: the new attempt's Submitted comes before its start. If it cannot reach the API either, its run can
+  run beside a new attempt, and that only after somebody has restarted by hand, while Redis lost its data and the host
+  was away, a run that was told as lost. That is what the docs name.
+- A tombstone that an older copy of Redis brings back is asked of its host with the next renewal, and goes. If the run
+  has a newer claim whose code has begun, that one replaces it: it could only begin after the tombstone had gone.
 
 ## The gate
 
@@ -42,9 +77,9 @@ Each script that lets something begin compares the server's own run id (`INFO se
 has accepted. A restart, an empty server and a promoted replica have another, and so has a primary that was a replica
 for a while, since it may have lost its last writes (`master_replid2` of `INFO replication` is added to the id). Then
 the gate is shut until the leader has given workers a TTL to renew and has compared the API with the ledger once.
-`claim`, `take`, `start` and the leader's hand-back wait for that. A claim that was queued under an earlier server
-process is not taken any more, since its message may have been acted on without Redis knowing: the leader hands it back,
-and does so at the API only from Submitted, never from Launching or Running.
+`claim`, `take`, `start`, `miss`, `judge` and the leader's hand-back wait for that. A claim that was
+queued under an earlier server process is not taken any more, since its message may have been acted on without Redis
+knowing: the leader hands it back, and does so at the API only from Submitted, never from Launching or Running.
 
 ## The leader
 
@@ -60,9 +95,9 @@ one finds the other gone, and gives back.
 ## Slots
 
 A claim needs a free slot in all, and on its route. Free in all: the slots of live, active workers that do not stop,
-less the claims that they own (`ended` ones have given their slot back), less everything claiming or queued. Free on a
-route: the same over the workers that consume this route, less what is claiming or queued on any route that one of these
-workers consumes.
+less the claims that they own (`ended` ones have given their slot back), less their tombstones, less everything
+claiming or queued. Free on a route: the same over the workers that consume this route, less what is claiming or queued
+on any route that one of these workers consumes.
 
 ## Keys
 
@@ -73,6 +108,10 @@ All under `flowfleet:FLEET:`
 | `claims`, `claim:RUN` | the run ids with a claim; one hash each |
 | `gone`, `records` | claims that are gone, by claim id: a day, at most 10,000; they keep a claim from coming back |
 | `workers`, `worker:NAME@HOST` | the roster; one hash each |
+| `tombs` | the tombstones: run id → JSON (claim, worker, boot id, since when, policy) |
+| `lost` | which claims are missing or judged, and whose |
+| `forgotten` | claim ids that `worker forget` has given up: the last 10,000 |
+| `attempts`, `attempted` | how often runs were started again by us: the last 10,000, of a week |
 | `routes`, `due` | known routes; what waits at the API on each |
 | `leader`, `lease`, `gate` | who leads; the leader's numbers; the accepted server process |
 | `standbys` | the counters of the pollers that stand by |
@@ -102,7 +141,9 @@ def _table(rows: Sequence[Transition]) -> str:
 
 
 def _sources(row: Transition) -> str:
-    return ", ".join(row.sources) or ("held by it" if row.script == "renew" else "no claim")
+    if row.script == "renew":
+        return "held by it"
+    return ", ".join(row.sources) or ("any" if row.stays else "no claim")
 
 
 def _target(row: Transition) -> str:

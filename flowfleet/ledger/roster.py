@@ -33,6 +33,8 @@ class WorkerRow:
     beat: int = 0
     seen: float = 0.0  # unix seconds by the Redis clock; for display only
     note: str = ""
+    boot_id: str = ""  # of its host: another one proves that what ran under the earlier one has ended
+    machine: str = ""  # the host's machine id: a boot id proves that only on the same machine
     v: int = 1
 
     @property
@@ -74,6 +76,8 @@ class Roster:
             "wanted": row.wanted,
             "note": row.note,
             "beat": str(row.beat),
+            "boot_id": row.boot_id,
+            "machine": row.machine,
             "v": str(row.v),
         }
         flat = [text for item in fields.items() for text in item]
@@ -110,9 +114,14 @@ class Roster:
         assert state in WANTED, state
         return bool(self._store.script("want", worker, state, note[:200]))
 
-    def forget(self, worker: str) -> bool:
-        """Remove a worker's row; False (refused) while the worker is live, or when it is unknown."""
-        return bool(self._store.script("forget", worker))
+    def forget(self, worker: str, seen: WorkerRow | None = None) -> list[str] | None:
+        """Remove a worker's row and give up what it has started; the answer is the run ids of that.
+
+        None (refused) when the worker is unknown, or live: then the caller watches for a TTL by its own clock whether
+        its beat moves, and gives the row that was `seen`.
+        """
+        done, given_up = self._store.script("forget", worker, *((seen.nonce, seen.beat) if seen else ("", "")))
+        return sorted(given_up) if done else None
 
     def know(self, routes: Sequence[Route]) -> None:
         """Add routes to the known ones; a hint tells workers when one is new."""
@@ -181,4 +190,6 @@ def _row(flat: Sequence[str]) -> WorkerRow | None:
         beat=int(fields["beat"]),
         seen=float(fields["seen"]),
         note=fields["note"],
+        boot_id=fields.get("boot_id", ""),
+        machine=fields.get("machine", ""),
     )

@@ -38,6 +38,8 @@ class Refusal(StrEnum):
     CANCELLED = "cancelled"  # start: a cancel came first
     SERVED = "served"  # yield: another worker takes what waits on this route
     VERSION = "version"  # written by a newer flowfleet
+    BURIED = "buried"  # the run was told as lost; a tombstone keeps its claims out while its process may live
+    FORGOTTEN = "forgotten"  # `worker forget` has given the claim up
 
 
 #: each refusal in words, for docs/protocol.md
@@ -53,6 +55,8 @@ REFUSALS: Mapping[Refusal, str] = {
     Refusal.STATE: "the claim is not in a state from which this goes",
     Refusal.CANCELLED: "somebody wants the run cancelled",
     Refusal.SERVED: "another live, active worker takes what waits on this route",
+    Refusal.BURIED: "a claim of the run was told as lost, and its process may live",
+    Refusal.FORGOTTEN: "`worker forget` has given the claim up",
 }
 
 
@@ -61,13 +65,16 @@ class Mover(StrEnum):
 
     LEADER = "the leader"
     WORKER = "any worker"
+    OPERATOR = "a person"
     OWNER = "its worker"
+    ANYBODY = "anybody"
 
 
 #: the refusals that every move of a named claim can meet
 _FOUND = (Refusal.UNKNOWN, Refusal.OTHER_CLAIM, Refusal.VERSION)
-_OF_OWNER = (*_FOUND, Refusal.OWNER, Refusal.STATE)
+_OF_OWNER = (*_FOUND, Refusal.OWNER, Refusal.FORGOTTEN, Refusal.STATE)
 _OF_LEADER = (Refusal.TERM, *_FOUND, Refusal.STATE)
+_OF_JUDGE = (Refusal.TERM, *_FOUND, Refusal.STATE, Refusal.GATE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +104,8 @@ TRANSITIONS: tuple[Transition, ...] = (
         name="claim",
         script="claim",
         target=State.CLAIMING,
-        refusals=(Refusal.TERM, Refusal.GATE, Refusal.KNOWN, Refusal.NO_SLOT),
-        sentence="We want this run: no claim of it exists, the gate is open and a slot is free for it.",
+        refusals=(Refusal.TERM, Refusal.GATE, Refusal.KNOWN, Refusal.BURIED, Refusal.NO_SLOT),
+        sentence="We want this run: it has no claim and no tombstone, the gate is open and a slot is free for it.",
         crash="The API may or may not have been asked. The leader, or the next one, reads the run: "
         "claimed by this very call → accept, else refuse.",
     ),
@@ -218,9 +225,12 @@ TRANSITIONS: tuple[Transition, ...] = (
     _by_owner(
         name="assert",
         script="renew",
-        refusals=(Refusal.UNKNOWN, Refusal.OTHER_CLAIM, Refusal.OWNER, Refusal.STATE, Refusal.VERSION),
+        refusals=(
+            *(Refusal.UNKNOWN, Refusal.OTHER_CLAIM, Refusal.OWNER, Refusal.STATE, Refusal.VERSION),
+            *(Refusal.BURIED, Refusal.FORGOTTEN),
+        ),
         sentence="Each renewal keeps the claims that a worker holds, and writes again (taken, starting, running, "
-        "ended) what Redis has lost of them. What was handed back or released in order stays gone.",
+        "ended) what Redis has lost of them. What was handed back, released, buried or forgotten stays gone.",
         crash="Nothing is left to heal; the next renewal says the same.",
     ),
     Transition(
@@ -229,37 +239,88 @@ TRANSITIONS: tuple[Transition, ...] = (
         mover=Mover.WORKER,
         sources=(State.TAKEN, State.STARTING, State.RUNNING, State.ENDED),
         stays=True,
-        refusals=(*_FOUND, Refusal.OWNER, Refusal.STATE),
+        refusals=(*_FOUND, Refusal.OWNER, Refusal.FORGOTTEN, Refusal.STATE),
         sentence="Another worker of the same host looks after the run from now on: its owner is dead, since the new "
         "one has held the lock of that one's state folder. Claim id and state stay.",
         crash="The run's folder names its new keeper before the ledger does. That one asks again when it starts, or, "
         "if it does not come back, the next worker of the host that starts.",
+    ),
+    Transition(
+        name="cancel",
+        script="cancel",
+        mover=Mover.ANYBODY,
+        stays=True,
+        refusals=_FOUND,
+        sentence="Somebody wants the run cancelled: the claim says how (1 in order, 2 at once), and who asked and why. "
+        "2 is never lowered to 1. No start is allowed any more, and each renewal tells its worker.",
+        crash="Nothing is left to heal. A worker that writes its claim again after a loss of Redis loses what was "
+        "said; the leader finds the run at the API and says it again.",
     ),
     _by_leader(
         name="miss",
         script="miss",
         sources=(State.STARTING, State.RUNNING),
         target=State.MISSING,
+        refusals=_OF_JUDGE,
         sentence="No renewal for a TTL of the leader's clock. A renewal of its worker moves it back to where it was.",
-        crash="The leader goes on watching it.",
-        built=False,
+        crash="The leader, or the next one, goes on watching it, from the beginning of the grace.",
+    ),
+    Transition(
+        name="prove",
+        script="prove",
+        mover=Mover.WORKER,
+        sources=(State.MISSING, State.JUDGED),
+        stays=True,
+        refusals=(*_FOUND, Refusal.OWNER, Refusal.STATE),
+        sentence="The run's host says that no process of the claim is left: its proof is noted, for the leader judges "
+        "and buries it without waiting. Of a claim that is buried it takes the tombstone away.",
+        crash="The worker says so again with its next renewal, as long as it is asked.",
+    ),
+    Transition(
+        name="forget",
+        script="forget",
+        mover=Mover.OPERATOR,
+        sources=(State.STARTING, State.RUNNING, State.MISSING, State.JUDGED),
+        stays=True,
+        refusals=(),
+        sentence="`worker forget`: a person says that the worker is gone for good. Everything that it has started is "
+        "proved dead by that, its tombstones go, and whatever it says of these claims later is refused.",
+        crash="The leader judges, tells and buries what was given up.",
     ),
     _by_leader(
         name="judge",
         script="judge",
         sources=(State.MISSING,),
         target=State.JUDGED,
-        sentence="No sign of life in the grace either: the run is held for lost.",
-        crash="The report to the API may be missing. The leader repeats it.",
-        built=False,
+        refusals=_OF_JUDGE,
+        sentence="No sign of life in the grace either, or a proof that its process has ended: the run is held for "
+        "lost. The claim keeps the words that the API is told, so that a repeat is the same write.",
+        crash="The report to the API may be missing. The leader, or the next one, repeats it.",
     ),
     _by_leader(
         name="bury",
         script="bury",
         sources=(State.JUDGED,),
-        sentence="The API has been told that the run is lost.",
+        sentence="The API has been told that the run is lost, or has it as Scheduled again. Without proof that its "
+        "process has ended a tombstone is left.",
+        crash="Nothing is left to heal. The tombstone stands until its host has answered, has another boot id, or was "
+        "forgotten.",
+    ),
+    Transition(
+        name="clear",
+        script="clear",
+        mover=Mover.LEADER,
+        refusals=(Refusal.TERM, Refusal.UNKNOWN, Refusal.OTHER_CLAIM),
+        sentence="The host of a tombstone has another boot id: what ran there has ended, and the tombstone goes.",
         crash="Nothing is left to heal.",
-        built=False,
+    ),
+    _by_leader(
+        name="inherit",
+        script="inherit",
+        sources=(State.ENDED,),
+        sentence="The run has ended, and its host fell silent before the API had its end: the leader has told it, by "
+        "the short exit in the ledger and under the transition id that the worker would use.",
+        crash="Nothing is left to heal. Its owner, back, finds it told.",
     ),
 )
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from flowfleet.api import traits
 from flowfleet.api.backlog import Rival
-from flowfleet.api.client import ApiClient, ServerInfo
+from flowfleet.api.client import ApiClient
+from flowfleet.api.transport.server_clock import ServerInfo
 from flowfleet.errors import ApiError, ApiUnavailable, KeyRefused, LedgerError, SettingsError
 from flowfleet.flow_run import Offer
 from flowfleet.monitor.metrics import our_version

@@ -4,10 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from flowfleet import certificate
 from flowfleet.api import traits
 from flowfleet.api.backlog import Place
 from flowfleet.api.client import RunState, StateType
-from flowfleet.ledger.claims import Claim, State
+from flowfleet.ledger.claims import CancelHow, Claim, State, Tomb
+from flowfleet.logs import iso
+from flowfleet.monitor.runs import LOSING_MOVES
 from flowfleet.monitor.snapshot import WAITING, RouteQueue, Snapshot, bracketed, claim_json
 from flowfleet.monitor.status import span
 
@@ -30,6 +33,30 @@ def explain(
 ) -> Explanation:
     """Explain a run by its live claim, else by what the API says of it and where it waits there, else by its record."""
     claim = next((claim for claim in snapshot.claims if claim.run_id == run_id), None)
+    end = _end(claim, record)
+    evidence = _evidence(claim, at_api, record, end)
+    tomb = next((tomb for tomb in snapshot.tombs if tomb.run_id == run_id), None)
+    if tomb:
+        evidence["lost"] = {"claim": tomb.claim, "worker": tomb.worker, "since": iso(tomb.missed_at)}
+    if claim:
+        sentence = _of_lingering(claim, snapshot, at_api) or f"{_of_claim(claim, snapshot)}{_told(end)}"
+    elif tomb:
+        sentence = _of_lost(tomb, snapshot, at_api)
+    elif at_api and at_api.kind == StateType.SCHEDULED:
+        sentence = _of_waiting(at_api, snapshot, place)
+        evidence |= _waiting_json(snapshot, place)
+    elif at_api:
+        sentence = _of_unheld(at_api, snapshot, end)
+    elif record:
+        sentence = f"{_of_record(record)}{_told(end)}"
+    else:
+        sentence = f"The fleet {snapshot.fleet} knows nothing of it: it was never claimed here, or more than a day ago."
+    return Explanation(run_id=run_id, sentence=sentence, evidence=evidence)
+
+
+def _evidence(
+    claim: Claim | None, at_api: RunState | None, record: Mapping[str, Any] | None, end: Mapping[str, Any] | None
+) -> dict[str, Any]:
     evidence: dict[str, Any] = {}
     if claim:
         evidence["claim"] = claim_json(claim)
@@ -37,28 +64,40 @@ def explain(
         evidence["api"] = {"state": at_api.name, "kind": str(at_api.kind), "message": at_api.message}
     if record:
         evidence["record"] = dict(record)
+    if end:
+        evidence["exit"] = end
+    return evidence
+
+
+def _end(claim: Claim | None, record: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """How the run's process ended, of its live claim if there is one, else of the last that is gone."""
     if claim:
-        sentence = _of_lingering(claim, snapshot, at_api) or _of_claim(claim, snapshot)
-    elif at_api and at_api.kind == StateType.SCHEDULED:
-        sentence = _of_waiting(at_api, snapshot, place)
-        if place:
-            evidence["place"] = {**_place_json(place), "paused": place.paused, "limit": place.limit}
-        evidence["queues"] = [
-            {"route": str(queue.route), "due": queue.due, "eligible_workers": queue.eligible_workers}
-            for queue in snapshot.queues
-        ]
-    elif at_api and at_api.kind.terminal:
-        sentence = f"It has ended: the API says {at_api.name}{_because(at_api.message)}."
-    elif at_api:
-        sentence = (
-            f"No worker of the fleet {snapshot.fleet} holds it, and the API says {at_api.name}: "
-            "another executor may have it."
-        )
-    elif record:
-        sentence = _of_record(record)
-    else:
-        sentence = f"The fleet {snapshot.fleet} knows nothing of it: it was never claimed here, or more than a day ago."
-    return Explanation(run_id=run_id, sentence=sentence, evidence=evidence)
+        return certificate.shown(claim.exit, lost=claim.state is State.JUDGED)
+    return certificate.shown(record.get("exit"), lost=record.get("move") in LOSING_MOVES) if record else None
+
+
+def _told(end: Mapping[str, Any] | None, said: str | None = None) -> str:
+    """The end as further sentences; empty where the API's message says it already."""
+    words = certificate.told(end)
+    return f" {words}" if end and words and end["sentence"] not in (said or "") else ""
+
+
+def _waiting_json(snapshot: Snapshot, place: Place | None) -> dict[str, Any]:
+    where = {"place": {**_place_json(place), "paused": place.paused, "limit": place.limit}} if place else {}
+    queues = [
+        {"route": str(queue.route), "due": queue.due, "eligible_workers": queue.eligible_workers}
+        for queue in snapshot.queues
+    ]
+    return {**where, "queues": queues}
+
+
+def _of_unheld(at_api: RunState, snapshot: Snapshot, end: Mapping[str, Any] | None) -> str:
+    if at_api.kind.terminal:
+        return f"It has ended: the API says {at_api.name}{_because(at_api.message)}.{_told(end, at_api.message)}"
+    return (
+        f"No worker of the fleet {snapshot.fleet} holds it, and the API says {at_api.name}: "
+        "another executor may have it."
+    )
 
 
 def _place_json(place: Place) -> dict[str, Any]:
@@ -79,15 +118,32 @@ def _of_claim(claim: Claim, snapshot: Snapshot) -> str:
         State.RUNNING: f"It runs on {where}, for {since}.",
         State.ENDED: f"It has ended on {where}, and its end is not yet accepted by the API, for {since}.",
         State.RETURNING: f"It is being handed back to the API{_because(claim.reason)}.",
-        State.MISSING: f"It was started on {where}, which has not been heard of for {since}.",
+        State.MISSING: f"It was started on {where}, which has not been heard of{_for_missing(claim, snapshot)}: "
+        "it is told as lost after --adopt-grace, unless its host comes back.",
         State.JUDGED: f"It was started on {where} and is counted as lost{_because(claim.reason)}.",
     }
     sentence = words[claim.state]
     if not snapshot.gate_open and claim.state in (State.QUEUED, State.TAKEN):
         sentence += " Nothing starts now, since the gate is shut: Redis was restarted or replaced."
     if claim.cancel:
-        sentence += " A cancel was asked for."
+        how = "A cancel at once" if claim.cancel is CancelHow.OVER else "A cancel"
+        sentence += f" {how} was asked for{_because(claim.cancel_why)}."
     return sentence
+
+
+def _for_missing(claim: Claim, snapshot: Snapshot) -> str:
+    return f" for {span(max(0.0, snapshot.at - claim.missed_at))}" if claim.missed_at else ""
+
+
+def _of_lost(tomb: Tomb, snapshot: Snapshot, at_api: RunState | None) -> str:
+    told = (
+        f"It was told as lost: {tomb.worker} has not been heard of for {span(max(0.0, snapshot.at - tomb.missed_at))}"
+    )
+    waits = "It is due again, and is not started" if at_api and at_api.kind == StateType.SCHEDULED else "It waits"
+    return (
+        f"{told}. {waits}: its earlier process may live on {tomb.host}. "
+        f"Bring that host back, or, if it is gone for good, `worker forget {tomb.worker}`."
+    )
 
 
 def _of_lingering(claim: Claim, snapshot: Snapshot, at_api: RunState | None) -> str | None:

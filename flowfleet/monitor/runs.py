@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import RenderableType
 
+from flowfleet import certificate
 from flowfleet.errors import SettingsError
 from flowfleet.ledger.claims import Claim
 from flowfleet.ledger.transitions import State
@@ -16,6 +17,10 @@ from flowfleet.monitor.status import table as plain_table
 
 #: the state shown for a claim that is gone; its record says how the claim went
 GONE = "gone"
+#: the moves by which a claim goes whose host is away
+LOSING_MOVES = frozenset({"bury"})
+#: from this width on a table tells what each run took
+_WIDE = 110
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -85,7 +90,13 @@ def collect(
 
 
 def _live(claim: Claim, pool_names: Mapping[str, str]) -> dict[str, Any]:
-    return claim_json(claim) | {"end": None, "queue": route_name(claim.route, pool_names), "since_unix": claim.since}
+    exit_ = certificate.shown(claim.exit, lost=claim.state is State.JUDGED)
+    return claim_json(claim) | {
+        "end": None,
+        "exit": exit_,
+        "queue": route_name(claim.route, pool_names),
+        "since_unix": claim.since,
+    }
 
 
 def _gone(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,6 +112,7 @@ def _gone(record: Mapping[str, Any]) -> dict[str, Any]:
         "handle": None,
         "since": iso(gone_at),
         "end": record.get("reason") or record.get("move"),
+        "exit": certificate.shown(record.get("exit"), lost=record.get("move") in LOSING_MOVES),
         "queue": str(record.get("route")),
         "since_unix": gone_at,
     }
@@ -113,7 +125,8 @@ def to_json(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def table(runs: Sequence[Mapping[str, Any]], now: float, width: int = PLAIN_WIDTH) -> RenderableType:
     """The runs as a table for people."""
-    columns = ("RUN", "ID", "STATE", "WORKER", "AGO", "END")
+    columns: tuple[str, ...] = ("RUN", "ID", "STATE", "WORKER", "AGO", "END", "BY")
+    wide = ("TOOK", "CPU", "MEMORY") if width >= _WIDE else ()
     rows = [
         (
             str(run["name"] or "-"),
@@ -122,7 +135,18 @@ def table(runs: Sequence[Mapping[str, Any]], now: float, width: int = PLAIN_WIDT
             str(run["worker"] or "-"),
             span(max(0.0, now - float(run["since_unix"]))),
             str(run["end"] or "-"),
+            str((run["exit"] or {}).get("ended_by") or "-"),
+            *(_took(run["exit"] or {}) if wide else ()),
         )
         for run in runs
     ]
-    return plain_table(columns, rows, right=("AGO",), names=("RUN", "WORKER", "END"), width=width)
+    return plain_table((*columns, *wide), rows, right=("AGO", *wide), names=("RUN", "WORKER", "END"), width=width)
+
+
+def _took(end: Mapping[str, Any]) -> tuple[str, str, str]:
+    wall, cpu, kib = end.get("wall_seconds"), end.get("cpu_seconds"), end.get("tree_peak_kib") or end.get("max_rss_kib")
+    return (
+        "-" if wall is None else certificate.duration(wall),
+        "-" if cpu is None else certificate.duration(cpu),
+        certificate.memory(kib) if kib else "-",
+    )

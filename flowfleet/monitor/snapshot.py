@@ -6,8 +6,9 @@ from typing import Any
 
 from flowfleet.api import traits
 from flowfleet.flow_run import Route
-from flowfleet.ledger import Ledger
-from flowfleet.ledger.claims import Claim, State
+from flowfleet.ledger import Ledger, api_troubles
+from flowfleet.ledger.api_troubles import ApiTrouble
+from flowfleet.ledger.claims import Claim, State, Tomb
 from flowfleet.ledger.gate import Leader
 from flowfleet.ledger.roster import RouteDue, WorkerRow
 from flowfleet.logs import iso
@@ -16,7 +17,7 @@ from flowfleet.monitor.redis_server import QueueLength, RedisServer, version_of
 #: version of the JSON form
 SCHEMA = 1
 #: states of claims that hold a slot: their process group may be alive
-BUSY = frozenset({State.TAKEN, State.STARTING, State.RUNNING, State.MISSING})
+BUSY = frozenset({State.TAKEN, State.STARTING, State.RUNNING, State.MISSING, State.JUDGED})
 #: states of claims whose user code may be running
 RUNNING = frozenset({State.STARTING, State.RUNNING, State.MISSING})
 #: states of claims that wait for a worker
@@ -79,6 +80,8 @@ class Snapshot:
     queues: tuple[RouteQueue, ...]
     workers: tuple[WorkerStatus, ...]
     claims: tuple[Claim, ...]
+    api_troubles: tuple[ApiTrouble, ...] = ()
+    tombs: tuple[Tomb, ...] = ()
 
     @property
     def counts(self) -> dict[str, int]:
@@ -119,6 +122,8 @@ class Snapshot:
             "workers": [_worker_json(worker) for worker in self.workers],
             "runs": [claim_json(claim) for claim in self.claims],
             "counts": self.counts,
+            "lost": [_tomb_json(tomb) for tomb in self.tombs],
+            "api_troubles": [{"part": one.part, "trouble": one.trouble} for one in self.api_troubles],
         }
 
 
@@ -127,6 +132,7 @@ def take_snapshot(ledger: Ledger) -> Snapshot:
     server = RedisServer(ledger.store)
     info, now = server.info(), server.now()
     rows, claims, due = ledger.roster.rows(), ledger.claims.live(), ledger.roster.due()
+    tombs = tuple(ledger.claims.tombs())
     routes = sorted({*ledger.roster.routes(), *(one.route for one in due)})
     waiting = server.waiting(routes)
     return Snapshot(
@@ -139,12 +145,15 @@ def take_snapshot(ledger: Ledger) -> Snapshot:
         workers=tuple(
             WorkerStatus(
                 row=row,
-                busy=sum(claim.worker == row.worker and claim.state in BUSY for claim in claims),
+                busy=sum(claim.worker == row.worker and claim.state in BUSY for claim in claims)
+                + sum(tomb.worker == row.worker for tomb in tombs),
                 seen_seconds_ago=max(0.0, now - row.seen),
             )
             for row in sorted(rows, key=lambda row: row.worker)
         ),
         claims=tuple(sorted(claims, key=lambda claim: (claim.since, claim.run_id))),
+        tombs=tombs,
+        api_troubles=api_troubles.read(ledger.store, [api_troubles.LEADER, *(row.worker for row in rows if row.live)]),
     )
 
 
@@ -212,6 +221,19 @@ def _worker_json(worker: WorkerStatus) -> dict[str, Any]:
     }
 
 
+def _tomb_json(tomb: Tomb) -> dict[str, Any]:
+    """A run that was told as lost, and whose process may live: one item of `lost` in `flowfleet status --json`."""
+    return {
+        "run_id": tomb.run_id,
+        "name": tomb.name,
+        "claim": tomb.claim,
+        "worker": tomb.worker,
+        "host": tomb.host,
+        "missing_since": iso(tomb.missed_at),
+        "told_at": iso(tomb.buried_at),
+    }
+
+
 def claim_json(claim: Claim) -> dict[str, Any]:
     """A live claim as one item of `runs` in `flowfleet status --json`."""
     handle = claim.handle
@@ -225,5 +247,6 @@ def claim_json(claim: Claim) -> dict[str, Any]:
         "worker": claim.worker,
         "handle": handle and {name: handle.get(name) for name in ("kind", "host", "id")},
         "since": iso(claim.since),
+        "missing_since": iso(claim.missed_at) if claim.missed_at else None,
         "lingers": {"state": claim.lingers, "since": iso(claim.lingers_since)} if claim.lingers else None,
     }

@@ -18,6 +18,11 @@ _GAP = 2
 _SHORTEST_NAME = 8
 #: shown in place of the state of a run that has ended at the API while its process lives
 LINGERS = "lingers"
+_TROUBLES = {
+    "key-refused": "The Prefect API refuses the key of",
+    "maintenance": "The Prefect API is in maintenance, waited for by",
+    "away": "The Prefect API does not answer",
+}
 _COLOURS = {
     "active": "green",
     "open": "green",
@@ -57,6 +62,10 @@ def status(snapshot: Snapshot, *, runs: int = 20, width: int = PLAIN_WIDTH) -> R
     parts += ["", workers_table(snapshot.workers, width) if snapshot.workers else "No worker is known in this fleet."]
     if snapshot.claims:
         parts += ["", _runs(snapshot, runs, width)]
+    if snapshot.tombs:
+        hosts = ", ".join(sorted({tomb.host for tomb in snapshot.tombs}))
+        told = f"{len(snapshot.tombs)} told as lost, their processes may live on {hosts}"
+        parts += ["", f"{told}: bring it back, or worker forget"]
     return Group(*parts)
 
 
@@ -75,7 +84,20 @@ def _head(snapshot: Snapshot) -> RenderableType:
         f"due {least}{counts['due']}   claimed {counts['outstanding']}   running {counts['running']}   "
         f"free slots {counts['free_slots']}   unreported {counts['outbox']}"
     )
+    for sentence in _troubles(snapshot):
+        head.append(f"\n{sentence}", style="red")
     return head
+
+
+def _troubles(snapshot: Snapshot) -> list[str]:
+    """What keeps parts of the fleet from the Prefect API, a sentence for each kind of trouble."""
+    parts: dict[str, list[str]] = {}
+    for one in snapshot.api_troubles:
+        parts.setdefault(one.trouble, []).append(one.part)
+    return [
+        f"{_TROUBLES.get(trouble, f'The Prefect API: {trouble}')}: {', '.join(names)}"
+        for trouble, names in sorted(parts.items())
+    ]
 
 
 Cell = str | Text

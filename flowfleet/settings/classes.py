@@ -15,8 +15,6 @@ Texts = tuple[str, ...]
 #: a worker begins nothing in the last seconds of its lease, so a shorter one would let nothing begin
 LEASE_MARGIN_SECONDS = 3.0
 
-#: ends the help of options that are accepted but not acted on yet, so that they promise nothing
-_NOT_YET = "This version only records it: lost runs are not judged yet."
 _AGENT_ADDRESS = "Serve health, metrics and the like here."
 _AGENT_CONFIG = "Prefect 1: the agent config at the API whose settings win over those given here."
 
@@ -38,17 +36,20 @@ class PollerSettings(CommonSettings):
     cloud_logs: bool = setting(True, "Say on the log page of a run that nobody here can take why (default: yes).")
     on_lost_run: str = setting(
         "report",
-        "What becomes of a run that a stop of its worker ends (default: report). Lost hosts are not judged yet.",
+        "What becomes of a run that its worker's stop ends, or whose host is lost: told as crashed, or started again "
+        "when no process of it can live any more (default: report).",
         kind.one_of("report", "requeue"),
     )
-    max_attempts: int = setting(3, f"Start a lost run again at most this often (default: 3). {_NOT_YET}", kind.COUNT)
+    max_attempts: int = setting(
+        3, "Under requeue, start a run again at most this often, then only report it (default: 3).", kind.COUNT
+    )
     lease_seconds: float = setting(
         Lease.ttl_seconds, "Without a renewal for this long a run counts as missing (default: 20).", kind.SECONDS
     )
     renew_seconds: float = setting(Lease.renew_seconds, "Workers renew this often (default: 5).", kind.SECONDS)
     adopt_grace: float = setting(
         Lease.grace_seconds,
-        f"A missing run's host may come back for this long (default: 120). {_NOT_YET}",
+        "A missing run's host may come back for this long, then the run is told as lost (default: 120).",
         kind.SECONDS,
     )
     leader_seconds: float = 15.0

@@ -51,7 +51,7 @@ def test_the_map_names_each_job_variable_of_a_process_pool():
 
 
 def test_each_variable_of_ours_that_a_document_names_exists():
-    known = {"FLOWFLEET_RUN_ID", "FLOWFLEET_CLAIM"}
+    known = {"FLOWFLEET_RUN_ID", "FLOWFLEET_CLAIM", "FLOWFLEET_TEST_SEED"}
     for settings in (PollerSettings, WorkerSettings, UpSettings):
         for option in options_of(settings).values():
             known |= {option.variable, option.file_variable}

@@ -116,3 +116,36 @@ def test_a_host_that_has_rebooted_reports_what_was_cut_off(machines):
     machines.start("east", slots=1)
     assert "host restarted" in world.wait_state(run, "Crashed", seconds=120)["message"]
     assert world.words(run) == ["ran"]
+
+
+def test_a_run_whose_host_is_lost_is_told_and_its_retry_waits_until_the_host_says_that_no_process_is_left(machines):
+    world, east = machines.world, machines.hosts["east"].name
+    world.start_poller("agent", "--lease-seconds", "6", "--renew-seconds", "1", "--adopt-grace", "3")
+    machines.start("east", slots=1)
+    run, pid = world.held()
+    until(lambda: world.seen()["counts"]["running"] == 1, 20, "it to run", pause=0.2)
+    for bridge in machines.links["east"]:
+        bridge.cut()
+
+    message = world.wait_state(run, "Crashed", seconds=6 + 3 + 15)["message"]
+    assert f"its host {east} (worker worker@{east})" in message
+    assert processes.alive(pid), "nobody has touched it"
+    [lost] = world.status()["lost"]
+    assert (lost["run_id"], lost["host"]) == (run, east)
+
+    # a retry in the UI, while another host has room
+    machines.start("west", slots=2)
+    world.api.call("POST", f"/flow_runs/{run}/set_state", {"state": {"type": "SCHEDULED", "name": "Scheduled"}})
+    until(lambda: [line for line in world.api.logs(run) if f"may live on {east}" in line], 30, "a word on its log page")
+    assert world.words(run) == ["ran"]
+
+    # its process ends, and its host is back
+    processes.kill(pid)
+    for bridge in machines.links["east"]:
+        bridge.mend()
+    until(lambda: world.words(run) == ["ran", "ran"], 60, "the retry to be started")
+    world.release()
+    world.wait_state(run, "Completed")
+    assert world.words(run) == ["ran", "ran", "done"]
+    assert world.status()["lost"] == []
+    assert len([line for line in world.api.logs(run) if "may live on" in line]) == 1

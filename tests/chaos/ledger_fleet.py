@@ -6,7 +6,7 @@ the network to deliver once more, later.
 
 import json
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,8 +14,8 @@ from typing import Any
 import redis
 
 from flowfleet.flow_run import claim_id
-from flowfleet.ledger.claims import Claim, Outcome, Refusal, State, Yields
-from tests.chaos.ledger_oracle import Asked, Facts, Tally, expected, expected_of_yield
+from flowfleet.ledger.claims import AGAIN, CancelHow, Claim, Missed, Outcome, Refusal, State, Yields
+from tests.chaos.ledger_oracle import TABLE, Asked, Facts, Tally, expected, expected_of_yield
 from tests.ledger_world import LedgerWorld, flow_run, held, row
 from tests.valkey import Valkey
 
@@ -47,6 +47,19 @@ class ApiRun:
             return False
         self.state, self.claim = "launching", claim
         return True
+
+    def lose(self, call: str, claim: str, *, again: bool) -> bool:
+        """The leader's word of a lost run, over nothing that is not of this claim; True when it is Scheduled again."""
+        ours = (self.state == "submitted" and self.call == call) or self.claim == claim
+        if ours and self.state in ("submitted", "launching", "running"):
+            self.state, self.call, self.claim = ("scheduled", "", "") if again else ("crashed", self.call, claim)
+            return again
+        return False
+
+    def restart(self) -> None:
+        """Somebody presses Retry in the UI."""
+        if self.state in ("crashed", "ended"):
+            self.state, self.call, self.claim = "scheduled", "", ""
 
     def hand_back(self, call: str, *, never_began: str = "") -> bool:
         """From Submitted; from Launching only with the proof of the claim that launched it."""
@@ -93,6 +106,17 @@ class PollerModel:
     hands: dict[str, tuple[Claim, str, bool]] = field(default_factory=dict)
 
 
+def _facts(common: Mapping[str, Any], claim: Any, record: Any, nonce: Any, tomb: Any, *, forgotten: bool) -> Facts:
+    return Facts(
+        claim=claim,
+        record=json.loads(record or "{}"),
+        row_nonce=nonce or "",
+        tomb=json.loads(tomb or "{}"),
+        forgotten=forgotten,
+        **common,
+    )
+
+
 class LedgerFleet:
     """Everything together, and what must always hold."""
 
@@ -115,6 +139,8 @@ class LedgerFleet:
         #: run id → claims whose user code has begun, in order; and those that still run
         self.begun: dict[str, list[str]] = {run.run_id: [] for run in RUNS}
         self.running: dict[str, set[str]] = {run.run_id: set() for run in RUNS}
+        #: run id → the lost claim that the API was told to start again
+        self.again: dict[str, str] = {}
 
     # -- the ledger
 
@@ -128,14 +154,16 @@ class LedgerFleet:
             pipe.hgetall(key(f"claim:{asked.run}"))
             pipe.hget(key("records"), asked.claim)
             pipe.hget(key(f"worker:{asked.worker}"), "nonce")
+            pipe.hget(key("tombs"), asked.run)
+            pipe.zscore(key("forgotten"), asked.claim)
         pipe.hgetall(key("leader"))
         *found, leader = pipe.execute()
         open_, process, _ = self.store.script("gate")
         term = int(leader["term"]) if leader.get("nonce") else -1
         common = {"gate_open": bool(open_), "process": process, "term": term}
         return [
-            Facts(claim=claim, record=json.loads(record or "{}"), row_nonce=nonce or "", **common)
-            for claim, record, nonce in zip(found[::3], found[1::3], found[2::3], strict=True)
+            _facts(common, claim, record, nonce, tomb, forgotten=score is not None)
+            for claim, record, nonce, tomb, score in zip(*(found[start::5] for start in range(5)), strict=True)
         ]
 
     def ask(self, asked: Asked, *, echo: bool = True) -> Outcome:
@@ -155,6 +183,15 @@ class LedgerFleet:
     def _send(self, a: Asked) -> Outcome:
         if a.move == "adopt":
             return self.claims.adopt(a.run, a.claim, a.worker, a.nonce)
+        if a.move == "cancel":
+            how = CancelHow.OVER if int(a.claim[-1], 16) % 2 else CancelHow.ASKED
+            return self.claims.cancel(a.run, a.claim, how, "why")
+        if a.move == "prove":
+            return self.claims.prove(a.run, a.claim, a.worker, a.nonce, "no process of it is left")
+        if a.move == "clear":
+            return self.claims.clear(a.term, a.run, a.claim)
+        if a.move == "bury" and self.again.get(a.run) == a.claim:
+            return self.claims.bury(a.term, a.run, a.claim, AGAIN)
         return self.world.ask(a.move, a.run, a.claim, term=a.term, worker=a.worker, nonce=a.nonce)
 
     def echo(self, again: Callable[[], Any]) -> None:
@@ -196,14 +233,17 @@ class LedgerFleet:
     def claim(self, poller: PollerModel, runs: list[int], *, answered: bool) -> None:
         self.calls += 1
         call, chosen = str(uuid.UUID(int=self.calls << 16, version=4)), [RUNS[i] for i in runs]
-        send = lambda: self.claims.claim(poller.term, chosen, call, policy="report", attempts={})  # noqa: E731
+        send = lambda: self.claims.claim(poller.term, chosen, call, policy="report")  # noqa: E731
         leader, open_ = self.gate.leader(), self.gate.is_open()
         known = {run.run_id for run in chosen if self.hash(f"claim:{run.run_id}")}
+        buried = {tomb.run_id for tomb in self.claims.tombs()}
         for run, outcome in zip(chosen, send(), strict=True):
             if leader is None or leader.term != poller.term:
                 assert outcome.refusal is Refusal.TERM
             elif run.run_id in known:
                 assert outcome.refusal is Refusal.KNOWN
+            elif run.run_id in buried:
+                assert outcome.refusal is Refusal.BURIED
             elif not open_:
                 assert outcome.refusal is Refusal.GATE
             else:
@@ -225,6 +265,23 @@ class LedgerFleet:
                 poller.hands[claim.claim] = (outcome.claim, "hand back", False)
         elif claim.state is State.RETURNING:
             poller.hands[claim.claim] = (claim, "hand back", False)
+        elif claim.state is State.MISSING:
+            self._leader_asks(poller, "judge", claim)
+        elif claim.state is State.JUDGED:
+            poller.hands[claim.claim] = (claim, "tell", False)
+
+    def miss(self, poller: PollerModel, claim: Claim) -> None:
+        """Nobody was heard of for a TTL: by then nothing that has not begun may begin any more."""
+        if self._leader_asks(poller, "miss", claim).moved:
+            for worker in self.workers:
+                worker.permits.pop(claim.claim, None)
+
+    def inherit(self, poller: PollerModel, claim: Claim) -> None:
+        """The leader tells the end of a run whose host is away."""
+        api = self.api[claim.run_id]
+        if api.claim == claim.claim and api.state in ("launching", "running"):
+            api.state = "ended"
+        self._leader_asks(poller, "inherit", claim)
 
     def go_on(self, poller: PollerModel, key: str, *, answered: bool = True) -> None:
         """The next step with a claim in hand."""
@@ -238,6 +295,14 @@ class LedgerFleet:
                 del poller.hands[key]
                 if verdict and outcome.moved:
                     self.messages.append((claim.run_id, claim.claim))
+        elif step == "tell":
+            if api.lose(claim.call, claim.claim, again=bool(claim.proof) and claim.moves % 2 == 0):
+                self.again[claim.run_id] = claim.claim
+            poller.hands[key] = (claim, "bury", False)
+        elif step == "bury":
+            self._leader_asks(poller, "bury", claim)
+            if answered:
+                del poller.hands[key]
         elif step == "hand back":
             api.hand_back(claim.call, never_began=claim.claim if claim.never_began else "")
             poller.hands[key] = (claim, "drop", False)
@@ -288,6 +353,40 @@ class LedgerFleet:
 
     def crash(self, worker: WorkerModel) -> None:
         worker.alive, worker.permits, worker.yielded = False, {}, {}
+
+    def reboot(self, poller: PollerModel) -> None:
+        """The host restarts, with all that ran on it; the leader sees another boot id."""
+        for worker in self.workers:
+            self.crash(worker)
+            self._all_end(worker)
+        for tomb in self.claims.tombs():
+            self.ask(Asked(move="clear", run=tomb.run_id, claim=tomb.claim, term=poller.term))
+
+    def _all_end(self, worker: WorkerModel) -> None:
+        for folder in worker.folders.values():
+            if folder.phase == "forked":
+                self.running[folder.held.run_id].discard(folder.held.claim)
+                self._set(folder, State.ENDED, "exited")
+
+    def forget(self, worker: WorkerModel, *, dead: bool) -> None:
+        """The operator's word that a worker is gone for good, which is true here; refused where nobody watched it."""
+        rows = {row.worker: row for row in self.world.roster.rows()}
+        if not dead:
+            if worker.name in rows and rows[worker.name].live:
+                assert self.world.roster.forget(worker.name) is None
+            return
+        self.crash(worker)
+        self._all_end(worker)
+        before = self.claims.live()
+        given_up = self.world.roster.forget(worker.name, rows.get(worker.name))
+        if worker.name not in rows:
+            assert given_up is None
+            return
+        assert given_up is not None
+        for claim in before:
+            if claim.worker == worker.name and claim.state in TABLE["forget"].sources:
+                assert claim.run_id in given_up
+                self.tally.add("forget", None, str(claim.state))
 
     def take_over(self, worker: WorkerModel, dead: WorkerModel, *, answered: bool) -> None:
         """All folders of a dead worker of this host have a new keeper on disk, then in the ledger."""
@@ -430,6 +529,9 @@ class LedgerFleet:
         outcome = self._worker_asks(worker, proof, run_id, claim)
         if outcome.refusal is Refusal.GATE:
             return
+        if outcome.refusal is Refusal.FORGOTTEN:
+            folder.phase = "done"
+            return
         self.api[run_id].hand_back(folder.held.call, never_began=claim)
         folder.phase = "given" if outcome.moved else "done"
 
@@ -467,8 +569,17 @@ class LedgerFleet:
                 worker.permits.pop(one.claim, None)
             elif one.claim in worker.permits:
                 worker.permits[one.claim] = server
+        for one in renewal.missed:
+            self._answer(worker, one)
         if not renewal.signed_on:
             self.sign_on(worker)
+
+    def _answer(self, worker: WorkerModel, missed: Missed) -> None:
+        """The host is asked for a claim: no folder of it means that no process of it is left."""
+        owner = next(one for one in self.workers if one.name == missed.worker)
+        mine = owner is worker or not owner.alive
+        if mine and not any(missed.claim in one.folders for one in self.workers):
+            self._worker_asks(worker, "prove", missed.run_id, missed.claim)
 
     # -- what must always hold
 
@@ -496,6 +607,7 @@ class LedgerFleet:
             assert self.open_gate(poller)
             for claim in self.claims.live():
                 self.pick_up(poller, claim)
+                self._end_what_nobody_holds(poller, claim)
             for key in list(poller.hands):
                 for _ in range(3):
                     if key in poller.hands:
@@ -503,10 +615,17 @@ class LedgerFleet:
             self.sweep()
             self.check()
         assert not any(worker.folders for worker in self.workers), self.workers
-        for claim in self.claims.live():
-            # What has started under an owner that holds it no more, brought back by a loss: the leader's `missing` will
-            # end it. Nothing else may be left.
-            assert self.lost, claim
-            assert claim.state in (State.STARTING, State.RUNNING, State.ENDED), claim
+        assert not self.claims.live()
+        assert not self.claims.tombs()
+        assert not self.hash("lost")
         states = {api.state for api in self.api.values()}
-        assert states <= {"scheduled", "ended"}, self.api
+        assert states <= {"scheduled", "ended", "crashed"} or self.lost, self.api
+
+    def _end_what_nobody_holds(self, poller: PollerModel, claim: Claim) -> None:
+        """A loss has brought it back under an owner that holds it no more: it is missed, or inherited."""
+        if any(claim.claim in worker.folders for worker in self.workers):
+            return
+        if claim.state in (State.STARTING, State.RUNNING):
+            self.miss(poller, claim)
+        elif claim.state is State.ENDED:
+            self.inherit(poller, claim)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from flowfleet.ledger.claims import TRANSITIONS, Mover, Refusal, State
 
 TABLE = {row.name: row for row in TRANSITIONS if row.built}
-#: claim, assert and yield have shapes of their own
-NAMED = tuple(name for name in TABLE if name not in ("claim", "assert", "yield"))
+#: claim, assert, yield and forget have shapes of their own
+NAMED = tuple(name for name in TABLE if name not in ("claim", "assert", "yield", "forget"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,27 +33,39 @@ class Facts:
     process: str
     term: int
     row_nonce: str
+    tomb: Mapping[str, str]
+    forgotten: bool
 
 
 def expected(asked: Asked, facts: Facts) -> Refusal | None:
     """The refusal, or None for a move (or the repeat of one)."""
     row, claim = TABLE[asked.move], facts.claim
+    if asked.move in ("prove", "clear") and (asked.move == "clear" or facts.tomb.get("claim") == asked.claim):
+        return _expected_of_tombs(asked, facts)
     if row.mover is Mover.LEADER and asked.term != facts.term:
         return Refusal.TERM
     if not claim or claim["claim"] != asked.claim:
         if row.target is None and not row.stays and facts.record.get("move") == asked.move:
             return None
+        if asked.move in ("end", "release") and facts.record.get("move") == "inherit":
+            return None
         return Refusal.OTHER_CLAIM if claim else Refusal.UNKNOWN
     if claim["v"] != "1":
         return Refusal.VERSION
+    if asked.move == "cancel":
+        return None
     if asked.move == "adopt":
         return _expected_of_adopt(asked, facts)
+    if asked.move == "prove":
+        return _expected_of_prove(asked, facts)
     by_leader = row.mover is Mover.LEADER
     if not by_leader and claim["worker"] not in ("", asked.worker):
         return Refusal.OWNER
+    if not by_leader and facts.forgotten:
+        return Refusal.FORGOTTEN
     if asked.move in ("take", "start") and facts.row_nonce != asked.nonce:
         return Refusal.OWNER
-    state = State(claim["state"])
+    state = State(claim["state"]) if by_leader else _as_its_worker_knows(claim)
     again = state is row.target
     if asked.move in ("take", "start"):
         again = again and claim["nonce"] == asked.nonce
@@ -66,11 +78,11 @@ def expected(asked: Asked, facts: Facts) -> Refusal | None:
     stale = not facts.gate_open or claim["process"] != facts.process
     if asked.move == "take" and stale:
         return Refusal.GATE
-    if asked.move in ("start", "give back (leader)") and not facts.gate_open:
+    if asked.move in ("start", "give back (leader)", "miss", "judge") and not facts.gate_open:
         return Refusal.GATE
     if row.target is State.RETURNING and not by_leader and state is State.QUEUED and stale:
         return Refusal.GATE
-    if asked.move == "start" and claim["cancel"] == "1":
+    if asked.move == "start" and claim["cancel"] != "0":
         return Refusal.CANCELLED
     if asked.move == "drop (worker)" and claim.get("by") != asked.worker:
         return Refusal.OWNER
@@ -81,9 +93,38 @@ def _expected_of_adopt(asked: Asked, facts: Facts) -> Refusal | None:
     claim = facts.claim
     if facts.row_nonce != asked.nonce:
         return Refusal.OWNER
-    if State(claim["state"]) not in TABLE["adopt"].sources:
+    if facts.forgotten:
+        return Refusal.FORGOTTEN
+    if _as_its_worker_knows(claim) not in TABLE["adopt"].sources:
         return Refusal.STATE
-    return None if claim["worker"].rpartition("@")[2] == asked.worker.rpartition("@")[2] else Refusal.OWNER
+    return None if _host(claim["worker"]) == _host(asked.worker) else Refusal.OWNER
+
+
+def _as_its_worker_knows(claim: Mapping[str, str]) -> State:
+    """The state of the claim for its worker's moves: a missing one whose worker speaks is where it was."""
+    state = State(claim["state"])
+    return State(claim["was"]) if state is State.MISSING else state
+
+
+def _expected_of_prove(asked: Asked, facts: Facts) -> Refusal | None:
+    if facts.row_nonce != asked.nonce or _host(facts.claim["worker"]) != _host(asked.worker):
+        return Refusal.OWNER
+    return None if State(facts.claim["state"]) in TABLE["prove"].sources else Refusal.STATE
+
+
+def _expected_of_tombs(asked: Asked, facts: Facts) -> Refusal | None:
+    if asked.move == "prove":
+        same = facts.row_nonce == asked.nonce and _host(facts.tomb["worker"]) == _host(asked.worker)
+        return None if same else Refusal.OWNER
+    if asked.term != facts.term:
+        return Refusal.TERM
+    if not facts.tomb:
+        return Refusal.UNKNOWN
+    return None if facts.tomb["claim"] == asked.claim else Refusal.OTHER_CLAIM
+
+
+def _host(worker: str) -> str:
+    return worker.rpartition("@")[2]
 
 
 def expected_of_yield(
@@ -115,6 +156,13 @@ class Tally:
 
     def missing(self) -> list[tuple[str, str]]:
         """What the table promises and nothing has taken yet."""
-        wanted = {(row.name, str(why)) for row in TABLE.values() for why in (*row.refusals, "moved")}
-        sources = {(row.name, str(state)) for row in TABLE.values() for state in row.sources}
-        return sorted(wanted - set(self.taken)) + sorted(sources - set(self.states))
+        answers, sources = self._promises()
+        return sorted(answers - set(self.taken)) + sorted(sources - set(self.states))
+
+    def promised(self) -> int:
+        """How much the table promises."""
+        return sum(map(len, self._promises()))
+
+    def _promises(self) -> tuple[set[tuple[str, str]], set[tuple[str, str]]]:
+        answers = {(row.name, str(why)) for row in TABLE.values() for why in (*row.refusals, "moved")}
+        return answers, {(row.name, str(state)) for row in TABLE.values() for state in row.sources}

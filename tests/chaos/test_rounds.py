@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from collections import Counter
-from pathlib import Path
 from typing import Any, Self
 
 import pytest
@@ -301,7 +300,7 @@ def test_a_worker_that_dies_at_any_step_of_a_run_loses_and_doubles_nothing(make_
         deployment = deployment or world.deploy_tiny(0, 3)
         runs[step] = world.create_run(deployment)
         if action == "freeze":
-            until(lambda worker=worker: stopped(worker.pid), 90, f"the worker to freeze at {step}")
+            until(lambda worker=worker: processes.stopped(worker.pid), 90, f"the worker to freeze at {step}")
             worker.kill()
         else:
             assert worker.wait(90) == -9, step
@@ -325,17 +324,12 @@ def test_a_report_is_on_disk_before_it_is_sent(make_lawless):
     assert world.api.state(run)["type"] == "RUNNING"
 
 
-def stopped(pid: int) -> bool:
-    """Is the process stopped by a signal?"""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
-
-
 def test_a_worker_that_thaws_after_its_successor_has_started_starts_nothing(make_lawless):
     world = make_lawless()
     world.start_poller()
     first = world.start_worker(env={"FLOWFLEET_FAILPOINT": "start.after_move:freeze"})
     run = world.create_run(world.deploy_tiny())
-    until(lambda: stopped(first.pid), 60, "the worker to freeze")
+    until(lambda: processes.stopped(first.pid), 60, "the worker to freeze")
     # the same host and name, so the folder is still locked: it must wait or refuse, and never run it twice
     second = world.start_worker(wait=False)
     until(lambda: second.process.poll() is not None or "lock" in second.text().lower(), 60, "the second to say so")

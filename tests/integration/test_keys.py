@@ -2,12 +2,14 @@
 
 import json
 import signal
+import socket
 import subprocess
 import uuid
 
 import pytest
 
 from tests.lawless_api import LawlessApi
+from tests.run_oracle import wrong
 from tests.valkey import Valkey, free_port
 from tests.waiting import until
 
@@ -93,6 +95,48 @@ def test_a_hangup_ends_nothing_and_brings_the_new_key_into_use(fleet, keyed, tmp
     assert part.process.poll() is None
     assert part.text().count("refuses our credentials") <= 1, "only what was under way with the old key"
     assert NEXT not in part.all_text()
+
+
+@pytest.mark.parametrize("how", ["by a hangup", pytest.param("by itself", marks=pytest.mark.stress)])
+def test_a_key_that_is_revoked_while_runs_end_and_are_claimed_is_said_and_loses_none(fleet, keyed, tmp_path, how):
+    key, gate = tmp_path / "key", tmp_path / "gate"
+    write(key, RIGHT)
+    fleet.env |= {"FLOWFLEET_KEY_FILE": str(key), "FLOWFLEET_RENEW_SECONDS": "1"}
+    parts = [start(fleet, "worker", FLOWFLEET_SLOTS="3"), start(fleet, "poller")]
+    for part in parts:
+        until(part.ready, 60, f"{part.name} to be ready")
+    started = [tmp_path / f"started-{number}" for number in range(3)]
+    held = "touch {}; until [ -e {} ]; do sleep 0.05; done; exit 3"
+    commands = [f"sh -c '{held.format(path, gate)}'" for path in started[:2]]
+    runs = [keyed.add_run(job_variables={"command": command}) for command in commands]
+    for path in started[:2]:
+        until(path.exists, 60, "the run to start")
+
+    keyed.authorization = f"Bearer {NEXT}"
+    runs.append(keyed.add_run(job_variables={"command": f"touch {started[2]}"}))
+    gate.touch()
+    assert parts[1].ask("/api/poke")[0] == 200
+    for part in parts:
+        wait_refused(part)
+    refused = [{"part": part, "trouble": "key-refused"} for part in ("leader", f"worker@{socket.gethostname()}")]
+    until(lambda: fleet.seen()["api_troubles"] == refused, 20, "status to say it")
+    assert "refuses the key of: leader, worker@" in fleet.command("flowfleet", "status").stdout
+    for part in parts:
+        code, body = part.ask("/api/health")
+        assert (code, json.loads(body)["api"]) == (200, "key-refused")
+    assert parts[1].ask("/api/ready")[0] == 503
+    until(lambda: json.loads(parts[0].ask("/api/health")[1])["unreported"] == 2, 20, "both ends to be kept")
+
+    write(key, NEXT)
+    if how == "by a hangup":
+        for part in parts:
+            part.signal(signal.SIGHUP)
+    for run_id in runs:
+        until(lambda run_id=run_id: keyed.state(run_id)["type"] == "CRASHED", 90, "its end")
+        assert wrong(run_id, [], keyed.history(run_id)) == []
+    assert started[2].exists()
+    assert ["exited with code 3" in keyed.state(run_id)["message"] for run_id in runs] == [True, True, False]
+    until(lambda: fleet.seen()["api_troubles"] == [], 20, "status to say it no longer")
 
 
 @pytest.mark.parametrize("kind", ["poller", "worker"])

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from flowfleet.flow_run import claim_id
-from flowfleet.ledger.claims import TRANSITIONS, Claim, Refusal, State
-from tests.ledger_world import ASKED, DUE, LedgerWorld, flow_run, held, other_claim, route, row
+from flowfleet.ledger.claims import TRANSITIONS, CancelHow, Claim, Refusal, State
+from tests.ledger_world import ASKED, DUE, WAYS, LedgerWorld, flow_run, held, other_claim, route, row
 from tests.valkey import Valkey
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -32,8 +33,10 @@ def cases(pick: Callable[[Any], Any]) -> list[Any]:
 
 def test_every_move_of_the_table_is_asked_for_here():
     # claim and assert have tests of their own below; adopt, which keeps its state, has them in test_worker_takeover.py,
-    # and yield, which moves many, in test_ledger_yield.py
-    assert set(ASKED) | {"claim", "assert", "adopt", "yield"} == BUILT
+    # yield, which moves many, in test_ledger_yield.py, prove, forget and clear in test_ledger_lost.py; cancel, which
+    # goes from any state, below
+    others = {"claim", "assert", "adopt", "yield", "cancel", "prove", "forget", "clear"}
+    assert set(ASKED) | others == BUILT
 
 
 @pytest.mark.parametrize(("move", "source"), cases(lambda row: row.sources))
@@ -55,7 +58,8 @@ def test_a_move_goes_from_each_of_its_states_and_repeating_it_says_moved_again(w
 
 @pytest.mark.parametrize(
     ("move", "state"),
-    cases(lambda row: [s for s in State if s not in (*row.sources, row.target, State.MISSING, State.JUDGED)]),
+    # what its worker says of a missing claim is said of the state that it had
+    cases(lambda row: [s for s in State if s not in (*row.sources, row.target, State.MISSING)]),
 )
 def test_a_move_is_refused_from_every_other_state_and_changes_nothing(world, move, state):
     claim = world.bring(state)
@@ -89,6 +93,8 @@ def test_each_refusal_of_the_table_is_given_and_changes_nothing(world, move, ref
         if claim.state is State.QUEUED and move != "take":
             world.set(claim, state="taken", worker="other@h")
         changes.update(worker="other@h", nonce="n9")
+    elif refusal is Refusal.FORGOTTEN:
+        world.give_up(claim)
     elif refusal is Refusal.CANCELLED:
         world.claims.cancel(claim.run_id)
     before = world.claims.get(claim.run_id)
@@ -108,14 +114,14 @@ def test_each_refusal_of_the_table_is_given_and_changes_nothing(world, move, ref
 
 def test_claiming_writes_down_what_a_hand_back_and_a_worker_will_need(world):
     run, call = flow_run(), str(uuid.uuid4())
-    (outcome,) = world.claims.claim(world.term, [run], call, policy="requeue", attempts={run.run_id: 3})
+    (outcome,) = world.claims.claim(world.term, [run], call, policy="requeue", max_attempts=3)
 
     claim = world.claims.get(run.run_id)
     assert outcome.moved
     assert outcome.claim == claim
     assert (claim.claim, claim.call, claim.route) == (claim_id(call, run.run_id), call, run.route)
-    assert (claim.state, claim.due, claim.attempt, claim.policy) == (State.CLAIMING, DUE, 3, "requeue")
-    assert (claim.worker, claim.cancel, claim.moves) == (None, False, 1)
+    assert (claim.state, claim.due, claim.attempt, claim.policy) == (State.CLAIMING, DUE, 1, "requeue")
+    assert (claim.worker, claim.cancel, claim.moves) == (None, CancelHow.NONE, 1)
 
 
 def test_claims_are_given_in_order_as_far_as_slots_are_free(world):
@@ -350,9 +356,47 @@ def test_a_cancel_leaves_the_state_and_says_so_on_the_claim_if_there_is_one(worl
     assert world.claims.cancel(str(uuid.uuid4())).refusal is Refusal.UNKNOWN
     claim = world.bring(State.RUNNING)
 
-    assert world.claims.cancel(claim.run_id).claim.cancel
+    assert world.claims.cancel(claim.run_id, why="u@h: wrong input").claim.cancel is CancelHow.ASKED
     found = world.claims.get(claim.run_id)
-    assert (found.cancel, found.state, found.moves) == (True, State.RUNNING, claim.moves)
+    assert (found.cancel, found.state, found.moves) == (CancelHow.ASKED, State.RUNNING, claim.moves)
+    assert found.cancel_why == "u@h: wrong input"
+    assert world.claims.cancel(claim.run_id, other_claim(claim)).refusal is Refusal.OTHER_CLAIM
+
+
+@pytest.mark.parametrize("state", [state for state in WAYS if state])
+def test_a_cancel_goes_from_every_state_and_one_in_a_hurry_is_never_taken_back(world, state):
+    claim = world.bring(state)
+    assert world.claims.cancel(claim.run_id, claim.claim, why="first").moved
+    assert world.claims.cancel(claim.run_id, claim.claim, why="second").claim.cancel_why == "first"
+    assert world.claims.cancel(claim.run_id, claim.claim, CancelHow.OVER, "third").moved
+    assert world.claims.cancel(claim.run_id, claim.claim, why="fourth").moved
+
+    found = world.claims.get(claim.run_id)
+    assert (found.state, found.cancel, found.cancel_why) == (state, CancelHow.OVER, "third")
+
+
+def test_why_a_run_is_cancelled_is_short_and_holds_no_secret(world):
+    claim = world.bring(State.RUNNING)
+    world.claims.cancel(claim.run_id, why="postgres://u:hunter2@h/db " + "x" * 500)
+
+    why = world.claims.get(claim.run_id).cancel_why
+    assert "hunter2" not in why
+    assert len(why) == 200
+
+
+def test_only_what_is_new_in_a_cancel_wakes_the_worker(world):
+    claim, heard = world.bring(State.RUNNING), []
+    listener = world.ledger.hints.listen(lambda kind, text: heard.append((kind, text)))
+    try:
+        until(listener.subscribed.is_set, 10, "the subscription")
+        for how in (CancelHow.ASKED, CancelHow.ASKED, CancelHow.OVER, CancelHow.OVER, CancelHow.ASKED):
+            world.claims.cancel(claim.run_id, how=how)
+        world.ledger.hints.publish("poke")
+        until(lambda: ("poke", "") in heard, 10, "the hint that comes last")
+    finally:
+        listener.close()
+
+    assert heard == [("cancel", claim.run_id)] * 2 + [("poke", "")]
 
 
 def test_claims_of_a_newer_version_are_left_out_and_left_alone(world):

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from flowfleet.ledger.claims import TRANSITIONS, Claim, Lease, Refusal, State
+from flowfleet.ledger.claims import TRANSITIONS, CancelAsked, CancelHow, Claim, Lease, Refusal, State
 from tests.ledger_world import LedgerWorld, held, other_claim, route, row
 from tests.valkey import Valkey
 from tests.waiting import until
@@ -74,8 +74,24 @@ def test_a_renewal_moves_the_counter_of_each_held_claim_and_nothing_else(world, 
 
 def test_cancels_come_with_the_renewal_of_the_run_and_no_other(world, worker):
     claim, other = world.bring(State.RUNNING, cancelled=True), world.bring(State.RUNNING)
+    hurried = world.bring(State.RUNNING)
+    world.claims.cancel(hurried.run_id, how=CancelHow.OVER, why="u@h: now")
 
-    assert worker.renew(held(claim), held(other)).cancelled == {claim.run_id}
+    assert worker.renew(held(claim), held(other), held(hurried)).cancelled == {
+        claim.run_id: CancelAsked(how=CancelHow.ASKED),
+        hurried.run_id: CancelAsked(how=CancelHow.OVER, why="u@h: now"),
+    }
+
+
+def test_a_cancel_is_lost_with_its_claim_and_can_be_said_again(world, worker):
+    claim = world.bring(State.RUNNING, cancelled=True)
+    world.lose(claim)
+
+    renewal = worker.renew(held(claim))
+    assert renewal.reasserted == {claim.run_id}
+    assert not renewal.cancelled
+    assert world.claims.cancel(claim.run_id, claim.claim).moved
+    assert claim.run_id in worker.renew(held(claim)).cancelled
 
 
 def test_a_lapsed_worker_is_live_again(world, worker):
@@ -126,6 +142,12 @@ def test_a_claim_that_is_no_longer_ours_is_fenced_with_the_reason_and_left_alone
         world.set(claim, worker="x@h")
     elif refusal is Refusal.STATE:
         world.claims.give_back(claim.run_id, claim.claim, "late", term=world.term)
+    elif refusal is Refusal.BURIED:
+        claim = world.bring(State.JUDGED)
+        mine = held(claim, State.RUNNING)
+        world.claims.bury(world.term, claim.run_id, claim.claim, "crashed")
+    elif refusal is Refusal.FORGOTTEN:
+        world.give_up(claim)
     else:
         world.set(claim, v="2")
     before = world.ledger.store.client.hgetall(world.ledger.store.key(f"claim:{claim.run_id}"))

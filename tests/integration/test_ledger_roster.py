@@ -96,11 +96,11 @@ def test_lapsing_needs_the_term_and_a_beat_that_stands_still(world):
 
 def test_a_live_worker_is_not_forgotten_and_a_gone_one_is(world):
     world.roster.sign_on(row())
-    assert not world.roster.forget("w@h")
+    assert world.roster.forget("w@h") is None
     world.roster.sign_off("w@h", "n1")
-    assert world.roster.forget("w@h")
+    assert world.roster.forget("w@h") == []
     assert world.roster.rows() == []
-    assert not world.roster.forget("w@h")
+    assert world.roster.forget("w@h") is None
 
 
 def test_a_row_of_a_newer_version_is_left_out_and_its_name_is_not_taken(world):

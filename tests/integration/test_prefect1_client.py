@@ -215,6 +215,33 @@ def test_an_end_is_told_and_takes_the_tasks_that_were_running_with_it(server):
     assert server.api.history(run.run_id).count("Failed") == 1
 
 
+@pytest.mark.parametrize("write", ["report", "run_again"])
+@pytest.mark.parametrize("begun", [True, False], ids=["it runs", "it waits for its process"])
+def test_nothing_is_written_over_a_run_that_somebody_else_has_claimed_since(server, write, begun):
+    run, call = server.taken()
+    ends, claim = server.client.ends, claim_id(call, run.run_id)
+    assert not ends.claimed_since(run.run_id, claim)
+    server.api.write(run.run_id, "Running")
+    assert not ends.claimed_since(run.run_id, claim)
+    states = ["Scheduled", "Submitted", *(["Running"] if begun else [])]
+    for state in states:
+        server.api.write(run.run_id, state)
+    if write == "report":
+        answer = ends.report(run.run_id, StateType.FAILED, "It was killed.", MARK, claim=claim)
+    else:
+        answer = ends.run_again(run.run_id, claim, "it is started again", MARK)
+    assert (answer.verdict, answer.claimed_since) == (Verdict.REFUSED, True)
+    assert server.api.state(run.run_id) == states[-1]
+
+
+def test_the_end_of_a_late_retry_is_told_though_an_earlier_attempt_was_claimed_by_somebody_else(server):
+    """Its claim stands at its task runs alone."""
+    run_id = server.retrying(30)
+    call = server.claimed(server.listed(run_id))
+    answer = server.client.ends.report(run_id, StateType.FAILED, "It was killed.", MARK, claim=claim_id(call, run_id))
+    assert answer.verdict is Verdict.ACCEPTED
+
+
 @pytest.mark.parametrize("end", ["Success", "Failed", "Cancelled", "Skipped", "TimedOut"])
 def test_an_end_that_stands_is_not_overwritten(server, end):
     run, _ = server.taken()

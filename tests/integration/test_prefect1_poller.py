@@ -163,7 +163,7 @@ def test_a_run_that_was_handed_back_is_claimed_again_when_the_server_has_forgott
     assert counted("set_flow_run_states") - claims <= 8
     assert counted("get_runs_in_queue") - polls <= 12
     assert [each for each in caplog.records if each.levelno >= logging.WARNING or "claim refused" in each.message] == []
-    assert fleet.metric("flowfleet_claims_lost_total") == 0
+    assert fleet.metric("flowfleet_claims_refused_total") == 0
 
 
 @pytest.mark.parametrize("fault", ["lost", "late", "hung", "broken_after"])

@@ -315,9 +315,9 @@ def test_a_heartbeat_helper_that_outlives_its_engine_is_gone_before_the_end_is_t
     one.start()
     report, alive_then = one.client.ends.report, []
 
-    def watched(*given):
+    def watched(*given, **named):
         alive_then.append(processes.alive(int((tmp_path / "pid").read_text())))
-        return report(*given)
+        return report(*given, **named)
 
     one.client.ends.report = watched
     message = one.run(HELPER.format(path=str(tmp_path / "pid"), session=session))

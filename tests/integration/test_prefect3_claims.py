@@ -187,15 +187,15 @@ def test_what_changes_between_our_look_and_our_write_is_left_as_it_is(pool, depl
     """Only the filter of the write itself can see this."""
     run, call = pool.taken(deployment)
     writes = pool.client.claims
-    bulk = writes._bulk
+    bulk = writes.fence.bulk
 
-    def meddle(*args):
+    def meddle(*args, **how):
         pool.set_state(run, "RUNNING" if write == "hand_back" else "CRASHED")
         if write == "report":
             pool.set_state(run, "SCHEDULED", "AwaitingRetry")  # a user's "retry"
-        return bulk(*args)
+        return bulk(*args, **how)
 
-    monkeypatch.setattr(writes, "_bulk", meddle)
+    monkeypatch.setattr(writes.fence, "bulk", meddle)
     if write == "launching":
         answer = pool.client.claims.launching(run, call, claim_id(call, run), MARK)
     elif write == "hand_back":
@@ -259,6 +259,34 @@ def test_a_run_that_has_ended_or_is_to_end_does_not_run_again(pool, deployment, 
     answer = pool.client.ends.run_again(run, claim_id(call, run), "the run is started again", MARK)
     assert answer.verdict is Verdict.REFUSED
     assert pool.state(run)["type"] == states[-1]
+
+
+@pytest.mark.parametrize("again", ["RUNNING", "PENDING"])
+@pytest.mark.parametrize("write", ["report", "run_again"])
+def test_nothing_is_written_over_a_run_that_somebody_else_has_claimed_since(pool, deployment, write, again):
+    run, call = pool.taken(deployment)
+    for state in ("RUNNING", "CRASHED", "SCHEDULED", "PENDING", again)[: 4 if again == "PENDING" else 5]:
+        pool.set_state(run, state)
+    ends, claim = pool.client.ends, claim_id(call, run)
+    for _ in range(2):
+        if write == "report":
+            answer = ends.report(run, StateType.CRASHED, "it exited with code 3", MARK, claim=claim)
+        else:
+            answer = ends.run_again(run, claim, "the run is started again", MARK)
+        assert (answer.verdict, answer.claimed_since) == (Verdict.REFUSED, True)
+    assert pool.state(run)["type"] == again
+
+
+def test_what_an_engine_writes_before_and_after_its_start_is_no_claim_of_somebody_else(pool, deployment):
+    """A command of Prefect's own writes a second Pending; a retry within the process and a forced state none."""
+    run, call = pool.taken(deployment)
+    claim = claim_id(call, run)
+    assert pool.client.claims.launching(run, call, claim, MARK).verdict is Verdict.ACCEPTED
+    assert pool.set_state(run, "PENDING", "Submitting")["status"] == "ACCEPT"
+    for state in ("RUNNING", "SCHEDULED", "RUNNING", "CRASHED", "RUNNING"):
+        pool.set_state(run, state)
+    answer = pool.client.ends.report(run, StateType.CRASHED, "it exited with code 3", MARK, claim=claim)
+    assert answer.verdict is Verdict.ACCEPTED
 
 
 def test_a_retry_inside_the_process_is_held_and_can_be_ended(pool, deployment):

@@ -255,8 +255,11 @@ def silent() -> Iterator[dict[str, str]]:
 
 def connected(started_run: Any) -> bool:
     """It has come as far as to ask its API."""
-    links = (str(one.readlink()) for one in Path(f"/proc/{started_run.handle['command_pid']}/fd").iterdir())
-    return any(link.startswith("socket:") for link in links)
+    files = Path(f"/proc/{started_run.handle['command_pid']}/fd")
+    try:
+        return any(str(one.readlink()).startswith("socket:") for one in files.iterdir())
+    except FileNotFoundError:
+        return False  # it has closed one meanwhile
 
 
 def hanging(bench: WarmBench, env: dict[str, str]) -> tuple[Any, Any]:

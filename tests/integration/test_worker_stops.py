@@ -188,7 +188,6 @@ def test_an_end_that_breaks_off_is_told_by_the_next_worker(world, place):
     world.start(failpoints=Failpoints({place: "raise"}))
     message = world.submit("raise SystemExit(8)")
     world.wait_state(message, "ended")
-    until(lambda: world.service.to_ledger.wait_idle(0), 5, "the background jobs to be done")
     world.wait_free()
     world.stop()
     assert world.ledger.claims.get(message.run_id).state == "ended"

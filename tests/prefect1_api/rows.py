@@ -88,6 +88,11 @@ class Rows:
         with self.lock:
             return self.runs.cancel(run_id)
 
+    def delete(self, run_id: str) -> None:
+        """Somebody deletes the run."""
+        with self.lock:
+            self.store.delete("flow_run", run_id)
+
     def heartbeat(self, run_id: str, seconds_ago: float = 0.0) -> None:
         """The run's last sign of life."""
         with self.lock:

@@ -86,6 +86,9 @@ class Store:
         kept = [encode(kinds[name], value) for name, value in row.items()]
         self._lines.execute(f"update {table} set {names} where id = ?", [*kept, row_id])
 
+    def delete(self, table: str, row_id: str) -> None:
+        self._lines.execute(f"delete from {table} where id = ?", [row_id])
+
     def get(self, table: str, row_id: str) -> Row | None:
         found = self.where(table, id=row_id)
         return found[0] if found else None

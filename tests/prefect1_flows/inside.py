@@ -84,8 +84,11 @@ def look(out, spawn):
         "blocked": sorted(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, ()))),
         "threads": sorted(thread.name for thread in threading.enumerate()),
         "main_thread": threading.current_thread() is threading.main_thread(),
+        # without sockets: the connection to the API comes and goes; tests/integration/test_warm_client.py looks at them
         "descriptors": sorted(
-            (int(one.name), str(one.readlink()).partition(":")[0]) for one in (process / "fd").iterdir() if one.exists()
+            (int(one.name), link)
+            for one in (process / "fd").iterdir()
+            if one.exists() and (link := str(one.readlink()).partition(":")[0]) != "socket"
         ),
         "gc": [gc.isenabled(), gc.get_threshold()],
         "recursion": sys.getrecursionlimit(),

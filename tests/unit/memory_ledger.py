@@ -1,13 +1,13 @@
 """MemoryLedger: a ledger without Redis, whose claims move by the product's own table, and a clock moved by hand."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from flowfleet.errors import LedgerUnavailable
 from flowfleet.flow_run import FlowRun, Offer, Route, claim_id
-from flowfleet.ledger.claims import Claim, Lease, Outcome, Refusal, State
+from flowfleet.ledger.claims import AGAIN, CancelHow, Claim, Lease, Outcome, Refusal, State, Tomb
 from flowfleet.ledger.gate import Leader
 from flowfleet.ledger.roster import RouteDue, WorkerRow
 from flowfleet.ledger.transitions import TRANSITIONS
@@ -139,29 +139,33 @@ class MemoryClaims:
         self._ledger = ledger
         self.by_run: dict[str, Claim] = {}
         self.dropped: list[tuple[str, str]] = []
+        self.tomb_of: dict[str, Tomb] = {}
+        self.attempts: dict[str, int] = {}
 
     def claim(
-        self, term: int, runs: Sequence[FlowRun], call: str, *, policy: str, attempts: Mapping[str, int]
+        self, term: int, runs: Sequence[FlowRun], call: str, *, policy: str, max_attempts: int = 0
     ) -> list[Outcome]:
         assert len(runs) <= 10
         self._ledger.write()
-        return [self._claim_one(term, run, call, policy) for run in runs]
+        return [self._claim_one(term, run, call, policy, max_attempts) for run in runs]
 
-    def _claim_one(self, term: int, run: FlowRun, call: str, policy: str) -> Outcome:
+    def _claim_one(self, term: int, run: FlowRun, call: str, policy: str, most: int) -> Outcome:
         rows = self._ledger.roster.rows()
         slots = sum(row.slots for row in rows if row.live and row.wanted == "active")
-        used = sum(1 for claim in self.by_run.values() if claim.state is not State.ENDED)
+        used = sum(1 for claim in self.by_run.values() if claim.state is not State.ENDED) + len(self.tomb_of)
         for refusal, holds in (
             (Refusal.TERM, self._replaced(term)),
             (Refusal.GATE, not self._ledger.gate.is_open()),
             (Refusal.KNOWN, run.run_id in self.by_run),
+            (Refusal.BURIED, run.run_id in self.tomb_of),
             (Refusal.NO_SLOT, used >= slots),
         ):
             if holds:
                 return Outcome(moved=False, refusal=refusal, claim=self.by_run.get(run.run_id))
+        attempt = self.attempts.get(run.run_id, 0) + 1
         self.by_run[run.run_id] = Claim(
             run_id=run.run_id, claim=claim_id(call, run.run_id), call=call, route=run.route, state=State.CLAIMING,
-            name=run.name, due=run.due, policy=policy,
+            name=run.name, due=run.due, policy=policy if attempt <= most else "report", attempt=attempt,
         )  # fmt: skip
         return Outcome(moved=True, claim=self.by_run[run.run_id])
 
@@ -197,6 +201,51 @@ class MemoryClaims:
 
     def drop(self, run_id, claim, *, term=None, worker=None) -> Outcome:
         return self._move("drop (leader)", run_id, claim, term)
+
+    def cancel(self, run_id, claim=None, how=CancelHow.ASKED, why="") -> Outcome:
+        self._ledger.write()
+        found = self.by_run.get(run_id)
+        if found is None or claim not in (None, found.claim):
+            return Outcome(moved=False, refusal=Refusal.OTHER_CLAIM if found else Refusal.UNKNOWN, claim=found)
+        if how > found.cancel:
+            self.by_run[run_id] = replace(found, cancel=how, cancel_why=why)
+        return Outcome(moved=True, claim=self.by_run[run_id])
+
+    def miss(self, term: int, run_id: str, claim: str, moves: int | None = None) -> Outcome:
+        if moves is not None and run_id in self.by_run and self.by_run[run_id].moves != moves:
+            return Outcome(moved=False, refusal=Refusal.STATE, claim=self.by_run[run_id])
+        was = self.by_run[run_id].state if run_id in self.by_run else None
+        return self._move("miss", run_id, claim, term, was=was)
+
+    def judge(self, term, run_id, claim, moves=None, *, proof="", reason) -> Outcome:
+        found = self.by_run.get(run_id)
+        if found and moves is not None and found.moves != moves:
+            return Outcome(moved=False, refusal=Refusal.STATE, claim=found)
+        done = self._move("judge", run_id, claim, term, reason=reason, proof=(found and found.proof) or proof or None)
+        return replace(done, claim=self.by_run[run_id]) if done.moved else done
+
+    def bury(self, term: int, run_id: str, claim: str, outcome: str) -> Outcome:
+        done = self._move("bury", run_id, claim, term)
+        if done.moved and outcome == AGAIN:
+            self.attempts[run_id] = done.claim.attempt
+        if done.moved and not done.claim.proof:
+            facts = {name: getattr(done.claim, name) for name in ("route", "name", "attempt", "policy", "boot_id")}
+            self.tomb_of[run_id] = Tomb(
+                run_id=run_id, claim=claim, worker=done.claim.worker, machine=done.claim.machine, missed_at=0.0,
+                buried_at=0.0, **facts,
+            )  # fmt: skip
+        return done
+
+    def clear(self, term: int, run_id: str, claim: str) -> Outcome:
+        gone = self.tomb_of.pop(run_id, None)
+        return Outcome(moved=gone is not None, refusal=None if gone else Refusal.UNKNOWN)
+
+    def inherit(self, term, run_id, claim, moves=None, *, outcome) -> Outcome:
+        return self._move("inherit", run_id, claim, term)
+
+    def tombs(self) -> list[Tomb]:
+        self._ledger.answer()
+        return list(self.tomb_of.values())
 
     def get(self, run_id: str) -> Claim | None:
         return self.by_run.get(run_id)

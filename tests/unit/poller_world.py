@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from types import SimpleNamespace
@@ -11,18 +11,22 @@ from typing import Any
 
 from flowfleet.api import traits
 from flowfleet.api.backlog import DueRuns, UnfitRun
-from flowfleet.api.client import Answer, LogLine, RunState, ServerInfo, StateType, UnfinishedRun, Verdict
+from flowfleet.api.client import Answer, LogLine, RunState, StateType, UnfinishedRun, Verdict
+from flowfleet.api.transport.server_clock import ServerInfo
 from flowfleet.errors import ApiError, ApiUnavailable
 from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import FlowRun, Offer, Route
 from flowfleet.ledger.claims import Lease
 from flowfleet.retry import RetrySchedule
+from poller.cancellation import Cancellation
 from poller.capacity import OfferFilter
 from poller.claiming import Claimer
 from poller.departure import Departure
 from poller.leader import Leadership
 from poller.listing import Clock, Lister
 from poller.loop import Loop
+from poller.lost import LostRuns
+from poller.lost_reports import LostReports
 from poller.metrics import PollerMetrics
 from poller.pace import Pace
 from poller.presence import Presence
@@ -64,9 +68,14 @@ class FakeApi:
     backend = "prefect3"
     traits = traits.of(backend)
     address = "http://api"
+    cancels: tuple[StateType, ...] = (StateType.CANCELLING,)
 
     def __init__(self, time: Time) -> None:
-        self.claims = self.ends = self.backlog = self.presence = self
+        self.claims = self.ends = self.backlog = self.presence = self.orders = self.life = self
+        self.lines: list[LogLine] = []
+        #: run id → the sign of life that the API tells
+        self.beats: dict[str, str] = {}
+        self.reports: list[tuple[str, StateType, str]] = []
         self._time = time
         self.runs: dict[str, RunState] = {}
         self.due_at: dict[str, datetime] = {}
@@ -206,6 +215,57 @@ class FakeApi:
         self.be(run_id, StateType.SCHEDULED, "Scheduled", call=None, scheduled=due)
         return Answer(verdict=Verdict.ACCEPTED, state=self.runs[run_id])
 
+    def report(self, run_id: str, kind: StateType, message: str, mark: Any, **guards: Any) -> Answer:
+        unsure = self._write("report")
+        if unsure:
+            return unsure
+        state = self.runs.get(run_id)
+        if state is None:
+            return Answer(verdict=Verdict.REFUSED, gone=True)
+        if state.kind.terminal:
+            return Answer(verdict=Verdict.REFUSED, state=state)
+        guards.get("still", lambda: None)()
+        self.reports.append((run_id, kind, message))
+        self.be(run_id, kind, kind.value.title(), message=message)
+        return Answer(verdict=Verdict.ACCEPTED, state=self.runs[run_id])
+
+    def states(self, run_ids: Sequence[str]) -> dict[str, RunState]:
+        self._ask("states")
+        return {run_id: self.runs[run_id] for run_id in run_ids if run_id in self.runs}
+
+    def under_cancel(self, runs: Mapping[str, Route]) -> dict[str, RunState]:
+        self._ask("under_cancel")
+        found = {run_id: self.runs[run_id] for run_id in runs if run_id in self.runs}
+        return {run_id: state for run_id, state in found.items() if state.kind in self.cancels}
+
+    def cancel(self, run_id: str, message: str) -> Answer:
+        """As Prefect 3: what waits without the mark of a process, and what is suspended, is Cancelled at once."""
+        unsure = self._write("cancel")
+        state = self.runs.get(run_id)
+        if unsure or state is None:
+            return unsure or Answer(verdict=Verdict.REFUSED, gone=True)
+        if state.kind.terminal and state.kind is not StateType.CANCELLED:
+            return Answer(verdict=Verdict.REFUSED, state=state)
+        if not state.kind.terminal:
+            waits = state.kind is StateType.SCHEDULED and not state.infrastructure
+            kind = StateType.CANCELLED if waits or state.name == "Suspended" else StateType.CANCELLING
+            self.be(run_id, kind, kind.value.title(), message=message)
+        return Answer(verdict=Verdict.ACCEPTED, state=self.runs[run_id])
+
+    def restart(self, run_id: str, message: str, mark: Any) -> Answer:
+        unsure = self._write("restart")
+        state = self.runs.get(run_id)
+        if unsure or state is None:
+            return unsure or Answer(verdict=Verdict.REFUSED, gone=True)
+        if not state.kind.terminal and state.kind is not StateType.SCHEDULED:
+            return Answer(verdict=Verdict.REFUSED, state=state)
+        self.be(run_id, StateType.SCHEDULED, "Scheduled", infrastructure=None, call=None)
+        return Answer(verdict=Verdict.ACCEPTED, state=self.runs[run_id])
+
+    def find(self, text: str) -> list[RunState]:
+        self._ask("find")
+        return [state for state in self.runs.values() if text in (state.run_name, state.run_id)]
+
     def unfinished(self, mark: Any) -> list[UnfinishedRun]:
         self._ask("unfinished")
         return [
@@ -213,6 +273,22 @@ class FakeApi:
             for state in self.runs.values()
             if state.kind in (StateType.PENDING, StateType.RUNNING)
         ]
+
+    def signs(self, silent: Sequence[Any], fleet: str) -> dict[str, str]:
+        self._ask("signs")
+        return {one.run_id: self.beats[one.run_id] for one in silent if one.run_id in self.beats}
+
+    def run_again(self, run_id: str, claim: str, message: str, mark: Any) -> Answer:
+        unsure = self._write("run_again")
+        if unsure:
+            return unsure
+        self.due_at[run_id] = self._time.moment()
+        self.be(run_id, StateType.SCHEDULED, "Scheduled", call=None, scheduled=self._time.moment())
+        return Answer(verdict=Verdict.ACCEPTED, state=self.runs[run_id])
+
+    def log(self, lines: Sequence[LogLine]) -> None:
+        self._ask("log")
+        self.lines += lines
 
     def online(self, pool: str, name: str, interval_seconds: float) -> None:
         self._ask("online")
@@ -228,6 +304,7 @@ class FakePrefect1(FakeApi):
 
     backend = "prefect1"
     traits = traits.of(backend)
+    cancels = (StateType.CANCELLING, StateType.CANCELLED)
 
     def __init__(self, time: Time) -> None:
         super().__init__(time)
@@ -240,7 +317,6 @@ class FakePrefect1(FakeApi):
         self.late_retries: set[str] = set()
         self.nobodys: list[UnfitRun] = []
         self.asked_for: list[tuple[Offer, ...]] = []
-        self.lines: list[LogLine] = []
         self.reinstated: list[tuple[str, str]] = []
         self.restarted: set[str] = set()
 
@@ -340,10 +416,6 @@ class FakePrefect1(FakeApi):
         self.be(run_id, StateType.RUNNING, "Running")
         return Answer(verdict=Verdict.ACCEPTED, state=self.runs[run_id])
 
-    def log(self, lines: Sequence[LogLine]) -> None:
-        self._ask("log")
-        self.lines += lines
-
     def lazarus(self, run_id: str) -> None:
         """Put it back, whether it runs or not."""
         self.due_at[run_id] = self._time.moment()
@@ -372,6 +444,7 @@ class World:
         self.rings: set[str] = set()
         self.failpoints = Failpoints()
         self.substitute = False
+        self.policy = "report"
         self.offer_filter = OfferFilter(**offer_filter)
         # listed as seldom as at Prefect 3: a claim is to be made from a listing that is not of this very moment
         pace = Pace.of(self.api.traits, idle_seconds=Pace.idle_seconds)
@@ -400,15 +473,28 @@ class World:
         )
         self.progress = Progress(monotonic)
         self.claimer = Claimer(
-            api.claims, claims, self.publish, mark=mark, policy="report", traits=api.traits, failpoints=failpoints,
-            metrics=metrics, progressed=self.progress.note,
+            api.claims, claims, self.publish, mark=mark, policy=self.policy, traits=api.traits, max_attempts=3,
+            failpoints=failpoints, metrics=metrics, progressed=self.progress.note,
         )  # fmt: skip
         self.reconciler = Reconciler(
             api.ends, claims, roster, self.claimer, mark=mark, traits=api.traits, failpoints=failpoints,
             metrics=metrics, clock=monotonic, progressed=self.progress.note, queued_seconds=60.0, ttl_seconds=20.0,
         )  # fmt: skip
+        self.lost = LostRuns(
+            claims,
+            api.life,
+            LostReports(
+                api.ends, claims, self.gate, mark=mark, traits=api.traits, failpoints=failpoints, metrics=metrics,
+                clock=monotonic, progressed=self.progress.note,
+            ),
+            fleet="f", failpoints=failpoints, clock=monotonic, wall=clock.wall, lease=Lease(),
+            runs_beat=api.traits.runs_beat,
+        )  # fmt: skip
         self.sweep = Sweep(api, claims, mark=mark, failpoints=failpoints, metrics=metrics, clock=monotonic)
         self.presence = Presence(api, roster, fleet="f", offer_filter=self.offer_filter, clock=monotonic)
+        self.cancellation = Cancellation(
+            api.orders, api.ends, claims, traits=api.traits, failpoints=failpoints, clock=monotonic
+        )
         self.loop = Loop(
             backend=api.backend,
             claims=claims,
@@ -416,6 +502,7 @@ class World:
             leadership=self.leadership,
             claimer=self.claimer,
             reconciler=self.reconciler,
+            lost=self.lost,
             sweep=self.sweep,
             gatekeeper=Gatekeeper(self.gate, self.sweep, failpoints=failpoints, clock=monotonic, wait_seconds=25.0),
             presence=self.presence,

@@ -58,6 +58,8 @@ os.kill(os.getpid(), signal.SIGKILL)
 
     end = bench.end_of(adopted)
     assert (end.code, end.last_lines) == (11, ("bye",))
+    assert bench.folder(spec).work.exists(), "the hooks of its flow may need it"
+    bench.folder(spec).settle()
     assert not bench.folder(spec).work.exists()
 
 

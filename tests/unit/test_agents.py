@@ -23,7 +23,8 @@ from flowfleet.agents.start import HeartbeatThread
 from flowfleet.agents.starts import StartUnderWay
 from flowfleet.api import traits
 from flowfleet.api.backlog import DueRuns
-from flowfleet.api.client import Answer, Job, LogLine, ServerInfo, StateType, Verdict
+from flowfleet.api.client import Answer, Job, LogLine, StateType, Verdict
+from flowfleet.api.transport.server_clock import ServerInfo
 from flowfleet.errors import AlreadyClaimed, ApiUnavailable, FleetError, SettingsError, UnsupportedRun
 from flowfleet.flow_run import FlowRun, Offer, Route
 from flowfleet.settings.classes import WorkerSettings
@@ -103,7 +104,7 @@ class Api:
         self.claimed += [(run.run_id, mark.fleet) for run in runs]
         return {run.run_id: Answer(verdict=self.verdict, reason="it is Submitted") for run in runs}
 
-    def report(self, run_id: str, kind: StateType, message: str, mark: Any) -> Answer:
+    def report(self, run_id: str, kind: StateType, message: str, mark: Any, **_: Any) -> Answer:
         if self.away:
             return Answer(verdict=Verdict.UNSURE, reason="nobody answers")
         self.reported.append((run_id, kind, message))

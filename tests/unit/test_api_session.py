@@ -22,7 +22,7 @@ from flowfleet.api.transport import server_clock
 from flowfleet.api.transport.address import Address
 from flowfleet.api.transport.responses import ResponseRefused
 from flowfleet.api.transport.session import Session
-from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused, SettingsError
+from flowfleet.errors import ApiMaintenance, ApiRejected, ApiUnavailable, KeyRefused, SettingsError
 from tests.lawless_api import LawlessApi
 from tests.needs import need
 from tests.scripted_graphql import ScriptedGraphQL, page
@@ -305,3 +305,19 @@ def test_a_key_file_that_is_just_being_replaced_ends_nothing(api, caplog):
         asked.get("/health")
     assert asked.renew() is False
     assert "credentials could not be read again" in caplog.text
+
+
+@pytest.mark.parametrize(("status", "announced"), [(503, True), (429, True), (200, False)])
+def test_a_maintenance_is_told_at_once_with_the_pause_that_the_api_asks_for(api, status, announced):
+    api.fail("GET /health", "json" if status == 200 else "status", status=status, body=True, **MAINTENANCE)
+    session = Session(Address(url=api.api_url), pause=lambda _: pytest.fail("whoever asks waits, and not the session"))
+    if not announced:
+        assert session.get("/health") is True
+        return
+    with pytest.raises(ApiMaintenance, match="is in maintenance") as raised:
+        session.get("/health")
+    assert raised.value.retry_after_seconds == 40
+    assert session.get("/health") is True
+
+
+MAINTENANCE = {"Prefect_Maintenance": "true", "Retry_After": "40"}

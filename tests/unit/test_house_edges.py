@@ -19,7 +19,7 @@ BROAD = {"Exception", "BaseException"}
 #: what a broad except may guard
 GUARDED = re.compile(r"#.*\b(loop|process|forked child|user's code)\b")
 #: how many there may be
-MOST_BROAD = 16
+MOST_BROAD = 17
 DICTS = re.compile(r"\b(dict|Mapping)\[str, Any\]")
 
 SAMPLE = """

@@ -20,8 +20,15 @@ JOINERS = ("flowfleet.cli", "flowfleet.agents", "flowfleet.up")
 
 #: rooms by floor: each may use its own floor and those before it (docs/design.md draws them)
 WORKERS = (
-    ("workers.shim", "workers.deployment"),
-    ("workers.state", "workers.host", "workers.host_limits", "workers.background", "workers.environment"),
+    ("workers.shim", "workers.exit", "workers.deployment"),
+    (
+        "workers.state",
+        "workers.host",
+        "workers.host_cgroups",
+        "workers.host_limits",
+        "workers.background",
+        "workers.environment",
+    ),
     ("workers.interpreter", "workers.metrics", "workers.deployers", "workers.reporting"),
     ("workers.runs",),
     ("workers.lifecycle",),
@@ -31,7 +38,10 @@ WORKERS = (
 )
 FLOWFLEET = (
     ("flowfleet.logs",),
-    tuple(f"flowfleet.{name}" for name in ("errors", "flow_run", "guard", "retry", "wakeup", "signals", "failpoints")),
+    tuple(
+        f"flowfleet.{name}"
+        for name in ("certificate", "errors", "flow_run", "guard", "retry", "wakeup", "signals", "failpoints")
+    ),
     ("flowfleet.ledger", "flowfleet.broker"),
     ("flowfleet.settings",),
     ("flowfleet.api",),
@@ -43,7 +53,9 @@ API = (
     (
         "flowfleet.api.transport",
         "flowfleet.api.client",
+        "flowfleet.api.life",
         "flowfleet.api.backlog",
+        "flowfleet.api.life",
         "flowfleet.api.traits",
         "flowfleet.api.unused",
         "flowfleet.api.settings_files",

@@ -9,6 +9,7 @@ from flowfleet.monitor.metrics import LedgerCollector, our_version
 from flowfleet.monitor.snapshot import Snapshot
 from poller.metrics import PollerMetrics
 from tests.unit.test_status import _claim, _snapshot
+from workers.exit import Exit
 from workers.metrics import WorkerMetrics
 
 LEADER = {
@@ -28,6 +29,7 @@ LEADER = {
 POLLER = {
     "flowfleet_runs_claimed_total": set(),
     "flowfleet_claims_lost_total": set(),
+    "flowfleet_claims_refused_total": set(),
     "flowfleet_runs_echoed_total": set(),
     "flowfleet_leases_lapsed_total": set(),
     "flowfleet_poll_duration_seconds": set(),
@@ -38,13 +40,14 @@ POLLER = {
 WORKER = {
     "flowfleet_runs_started_total": set(),
     "flowfleet_runs_finished_total": {"outcome"},
+    "flowfleet_receipts_total": {"result"},
     "flowfleet_queue_wait_seconds": set(),
     "flowfleet_start_seconds": set(),
     "flowfleet_start_lateness_seconds": set(),
     "flowfleet_run_duration_seconds": set(),
 }
-#: counted by whoever gives back
-BOTH = {"flowfleet_runs_handed_back_total": {"reason"}}
+#: counted by whoever gives back, and by whoever tells an end
+BOTH = {"flowfleet_runs_handed_back_total": {"reason"}, "flowfleet_runs_ended_total": {"by"}}
 EVERYWHERE = {"flowfleet_build_info": {"version"}}
 
 
@@ -68,8 +71,10 @@ def parts():
     """The names of each part, after everything has happened once."""
     poller, worker = PollerMetrics(), WorkerMetrics()
     poller.handed_back.labels("queued").inc()
+    poller.ended.labels("host-lost").inc()
     worker.handed_back.labels("not started").inc()
-    worker.finished.labels("completed").inc()
+    worker.receipts.labels("believed").inc()
+    worker.settled("completed", Exit(code=0))
     leader = leader_registry(lambda: _snapshot(claims=[_claim()], due=1))
     return shown(leader), shown(poller.registry), shown(worker.registry)
 
@@ -86,7 +91,7 @@ def test_no_gauge_of_the_ledger_is_shown_twice_and_no_run_is_ever_a_label(parts)
     assert set(poller) & set(worker) == set(BOTH)
 
     assert {label for registry in parts for labels in registry.values() for label in labels} <= {
-        "route", "worker", "reason", "outcome", "version",
+        "route", "worker", "reason", "outcome", "version", "result", "by",
     }  # fmt: skip
 
 
@@ -94,3 +99,13 @@ def test_every_part_tells_its_version_in_the_same_way(parts):
     leader, _, worker = parts  # a poller's page is the leader's registry and its own in one
     assert leader["flowfleet_build_info"] == worker["flowfleet_build_info"] == {"version"}
     assert f'flowfleet_build_info{{version="{our_version()}"}} 1.0' in WorkerMetrics().page().decode()
+
+
+def test_ends_are_counted_by_who_ended_the_run():
+    worker = WorkerMetrics()
+    for end in (Exit(code=0), Exit(signal=9, oom=True), Exit(code=1), None):
+        worker.settled("crashed", end)
+    page = worker.page().decode()
+    assert 'flowfleet_runs_ended_total{by="itself"} 2.0' in page
+    assert 'flowfleet_runs_ended_total{by="oom"} 1.0' in page
+    assert 'flowfleet_runs_finished_total{outcome="crashed"} 4.0' in page

@@ -136,7 +136,7 @@ def test_a_claim_that_vanished_from_the_ledger_is_not_published(world, run, runs
 
 
 def test_settling_never_claims_a_run_that_somebody_has_finished(world, run, runs):
-    world.claims.claim(1, runs, "33333333-3333-4333-8333-333333333333", policy="report", attempts={})
+    world.claims.claim(1, runs, "33333333-3333-4333-8333-333333333333", policy="report")
     world.api.be(run, StateType.COMPLETED, "Completed")
     world.claimer.settle(1, world.claims.by_run[run])
     assert world.api.count("claim") == 0

@@ -4,7 +4,8 @@ import logging
 
 import pytest
 
-from flowfleet.api.client import Answer, ServerInfo, StateType, Verdict
+from flowfleet.api.client import Answer, StateType, Verdict
+from flowfleet.api.transport.server_clock import ServerInfo
 from flowfleet.errors import ApiRejected, KeyRefused, LedgerUnavailable
 from flowfleet.flow_run import Route
 from flowfleet.ledger.claims import State

@@ -13,12 +13,12 @@ import pytest
 
 from flowfleet.api import traits
 from flowfleet.api.backlog import DueRuns
-from flowfleet.errors import ApiRejected, SettingsError
+from flowfleet.errors import ApiMaintenance, ApiRejected, ApiUnavailable, SettingsError
 from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import FlowRun, Offer, Route
 from flowfleet.ledger.claims import State
 from flowfleet.page.server import PageRequest
-from flowfleet.retry import RetrySchedule
+from flowfleet.retry import RetrySchedule, trouble_of
 from flowfleet.settings.classes import PollerSettings
 from poller.banner import BANNER, greet
 from poller.capacity import OfferFilter, free_capacity, listing_plan
@@ -275,6 +275,26 @@ def test_ready_says_no_while_the_api_is_away_but_health_says_yes(world):
     assert ask("/api/health")[0] == 200
 
 
+def test_an_announced_maintenance_of_the_api_says_nothing_against_the_poller_and_what_comes_after_it_does(world):
+    world.rounds(10)
+    ask, _ = page(world)
+    told = []
+    world.loop.tell_api = lambda error: told.append(error and trouble_of(error))
+    world.api.fail(error=ApiMaintenance("it says so"))
+    world.rounds(30)
+    status, body = ask("/api/ready")
+    assert (status, json.loads(body)["api"]) == (200, "maintenance")
+    world.api.fail(error=ApiUnavailable("500"))
+    world.rounds(60)
+    status, body = ask("/api/ready")
+    assert (status, json.loads(body)["api"]) == (503, "away")
+    world.api.heal()
+    world.rounds(60)
+    assert json.loads(ask("/api/ready")[1])["api"] == "ok"
+    assert list(dict.fromkeys(told)) == [None, "maintenance", "away"]
+    assert told[-1] is None
+
+
 def test_the_page_has_the_metrics_and_no_run_id(world):
     found = world.api.add()
     world.rounds(10)
@@ -285,11 +305,13 @@ def test_the_page_has_the_metrics_and_no_run_id(world):
 
 @pytest.mark.parametrize(("backend", "busy"), [("prefect3", 4.0), ("prefect1", 1.0)])
 def test_the_loops_pace_is_that_of_the_settings_and_of_the_api(backend, busy):
-    nobody = SimpleNamespace(backend=backend, traits=traits.of(backend), claims=None, ends=None, backlog=None)
+    nobody = SimpleNamespace(
+        backend=backend, traits=traits.of(backend), claims=None, ends=None, orders=None, life=None, backlog=None
+    )
     service = PollerService(
         settings=PollerSettings(host="h", idle_seconds=7.5),
         api=nobody,
-        ledger=SimpleNamespace(gate=nobody, claims=nobody, roster=nobody),
+        ledger=SimpleNamespace(gate=nobody, claims=nobody, roster=nobody, store=None),
         inbox=HintsInbox(),
         api_outage=RetrySchedule("the Prefect API", Time().clock.monotonic),
         publish=lambda _message: None,

@@ -44,6 +44,7 @@ def environment(tmp_path, **given):
         layers=layers_of(settings, base, traits.of("prefect1")),
         interpreter=Interpreter(path="/x/python", prefect="1.4.1"),
         settings=settings,
+        traits=traits.of("prefect1"),
     )
     state = RunState(run_id=RUN, run_name="n", kind=StateType.PENDING, name="Submitted")
     job = Job(state=state, env=facts["run"], working_dir=facts["working_dir"], flow_id=FLOW)

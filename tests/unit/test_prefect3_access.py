@@ -132,6 +132,7 @@ def test_children_get_the_settings_that_were_found(project):
         "PREFECT_API_KEY": "k",
         "PREFECT_LOGGING_LEVEL": "DEBUG",
         "PREFECT__FLOW_RUN_ID": run_id,
+        "PREFECT__ENABLE_CANCELLATION_AND_CRASHED_HOOKS": "false",
         "PREFECT__WORKER_NAME": "w@h",
         "PREFECT__FLOW_NAME": "flow",
     }

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused, LedgerUnavailable
+from flowfleet.errors import ApiMaintenance, ApiRejected, ApiUnavailable, KeyRefused, LedgerUnavailable
 from flowfleet.retry import OutageLog, Retry, RetrySchedule, SharedOutage, backoff
 from flowfleet.signals import ReloadOnSighup
 from poller.hints_inbox import HintsInbox
@@ -100,6 +100,20 @@ def test_an_outage_that_several_parts_meet_is_said_once_and_is_over_when_none_is
     assert not jobs.lasts
     renewals.passed()
     assert caplog.messages[1:] == ["answers again"]
+
+
+def test_an_announced_maintenance_is_waited_for_without_end_and_an_outage_after_it_is_counted_anew(caplog, clock):
+    ten_minutes = [ApiMaintenance("it says so", retry_after_seconds=30)] * 20
+    retry = timed(Retry(limit_seconds=5.0), clock)
+    assert retry.ask("the Prefect API", failing(*ten_minutes)) == "done"
+    assert clock.now >= 600
+    assert 20 <= sum("does not answer" in message for message in caplog.messages) <= 21
+
+    caplog.clear()
+    with pytest.raises(ApiUnavailable, match="x"):
+        retry.ask("the Prefect API", failing(*ten_minutes, *[AWAY] * 20))
+    away = [record for record in caplog.records if record.error == "x"]
+    assert away[0].away_seconds == 0
 
 
 @pytest.mark.parametrize(("asked", "waits"), [(None, 1), (0.5, 1), (60, 60), (10**9, 3600)])

@@ -1,5 +1,6 @@
 """The state folder: its lock, run folders, outbox, and what is pruned."""
 
+import json
 import os
 import stat
 
@@ -133,3 +134,16 @@ def test_a_report_stays_in_the_outbox_until_it_is_accepted(state):
     state.outbox.remove("run", "claim")
     assert list(state.outbox) == []
     assert state.outbox.get("run", "claim") is None
+
+
+def test_the_certificate_of_an_end_lies_beside_it_with_its_last_lines_redacted(folder, caplog):
+    lines = ("first", "redis://user:secret@redis.example.com:6379/0")
+    folder.certify(Exit(code=3, wall_seconds=2.0, last_lines=lines))
+    record = json.loads((folder.path / "certificate.json").read_text())
+    assert (record["ended_by"], record["sentence"], record["wall_seconds"]) == ("itself", "exited with code 3", 2.0)
+    assert record["last_lines"][0] == "first"
+    assert "secret" not in json.dumps(record)
+
+    folder.remove()
+    folder.certify(Exit(code=3))
+    assert "certificate of an end cannot be written" in caplog.text

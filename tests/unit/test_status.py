@@ -10,13 +10,15 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from rich.console import Console
 
-from flowfleet import broker
+from flowfleet import broker, certificate
 from flowfleet.api.backlog import Place
-from flowfleet.api.client import RunState, ServerInfo, StateType
+from flowfleet.api.client import RunState, StateType
+from flowfleet.api.transport.server_clock import ServerInfo
 from flowfleet.errors import ApiUnavailable, LedgerUnavailable, SettingsError
 from flowfleet.flow_run import Offer, Route
 from flowfleet.ledger import connect
-from flowfleet.ledger.claims import State
+from flowfleet.ledger.api_troubles import ApiTrouble
+from flowfleet.ledger.claims import CancelHow, State, Tomb
 from flowfleet.ledger.gate import Leader
 from flowfleet.ledger.roster import WorkerRow
 from flowfleet.monitor import runs
@@ -28,6 +30,7 @@ from flowfleet.monitor.run_output import local_log, read_local
 from flowfleet.monitor.snapshot import RouteQueue, Snapshot, WorkerStatus
 from flowfleet.monitor.status import span, status
 from tests.unit.memory_ledger import POOL, ROUTE, a_claim
+from workers.exit import Exit
 
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC).timestamp()
 
@@ -73,7 +76,10 @@ def test_the_json_form_is_the_documented_one():
     claim = _claim(handle={"kind": "process", "host": "host-1", "id": "77", "pid": 5})
     form = json.loads(json.dumps(_snapshot(claims=[claim], due=50).to_json()))
 
-    assert list(form) == ["schema", "at", "fleet", "redis", "gate", "leader", "queues", "workers", "runs", "counts"]
+    assert list(form) == [
+        "schema", "at", "fleet", "redis", "gate", "leader", "queues", "workers", "runs", "counts", "lost",
+        "api_troubles",
+    ]  # fmt: skip
     assert form["at"] == "2026-01-02T03:04:05.000Z"
     assert form["redis"] == {"ok": True, "version": "9.1.0"}
     assert (form["gate"], form["leader"]) == ("open", {"name": "agent", "host": "host-1", "term": 3})
@@ -86,10 +92,46 @@ def test_the_json_form_is_the_documented_one():
          "pools": ["flowfleet"], "slots": 4, "busy": 1, "version": "0.1.0", "seen_seconds_ago": 1.5}
     ]  # fmt: skip
     (run,) = form["runs"]
-    assert list(run) == ["run_id", "name", "route", "state", "claim", "attempt", "worker", "handle", "since", "lingers"]
+    assert list(run) == [
+        "run_id", "name", "route", "state", "claim", "attempt", "worker", "handle", "since", "missing_since", "lingers"
+    ]  # fmt: skip
     assert run["lingers"] is None
     assert run["handle"] == {"kind": "process", "host": "host-1", "id": "77"}
     assert form["counts"] == {"due": 50, "outstanding": 0, "running": 1, "free_slots": 3, "outbox": 0}
+
+
+def _tomb():
+    return Tomb(
+        run_id="22222222-2222-4222-8222-222222222222", claim="c", route=ROUTE, name="brave-heron", worker="w@host-2",
+        attempt=1, policy="report", boot_id="b", machine="m", missed_at=AT - 90, buried_at=AT - 30,
+    )  # fmt: skip
+
+
+def test_a_lost_run_is_shown_with_its_host_and_what_to_do():
+    snapshot = replace(_snapshot(), tombs=(_tomb(),))
+
+    assert snapshot.to_json()["lost"][0]["host"] == "host-2"
+    assert "1 told as lost, their processes may live on host-2" in _printed(status(snapshot, width=160), 160)
+    due = RunState(run_id=_tomb().run_id, run_name="r", kind=StateType.SCHEDULED, name="Scheduled")
+    sentence = explain(_tomb().run_id, snapshot, None, due).sentence
+    assert "w@host-2 has not been heard of for 1m 30s" in sentence
+    assert "is not started: its earlier process may live on host-2" in sentence
+    assert "worker forget w@host-2" in sentence
+
+
+def test_a_missing_run_is_explained_with_how_long_its_host_is_away():
+    claim = _claim(State.MISSING, missed_at=AT - 70)
+    sentence = explain(claim.run_id, _snapshot(claims=[claim]), None, None).sentence
+    assert "worker@host-1, which has not been heard of for 1m 10s" in sentence
+
+
+def test_what_keeps_parts_from_the_api_is_told_by_status():
+    troubles = [ApiTrouble(part=part, trouble="key-refused") for part in ("leader", "w@one")]
+    snapshot = replace(_snapshot(), api_troubles=(*troubles, ApiTrouble(part="w@two", trouble="maintenance")))
+    text = _printed(status(snapshot))
+    assert "The Prefect API refuses the key of: leader, w@one" in text
+    assert "The Prefect API is in maintenance, waited for by: w@two" in text
+    assert snapshot.to_json()["api_troubles"][0] == {"part": "leader", "trouble": "key-refused"}
 
 
 def test_a_run_that_has_ended_while_its_process_has_not_is_told_by_status_and_explain():
@@ -173,7 +215,13 @@ FULL = [_claim(run_id=str(number)) for number in range(4)]
         (_snapshot(claims=[_claim(run_id="r")]), None, None, "It runs on worker@host-1, for 5s."),
         (_snapshot(claims=[_claim(State.QUEUED, run_id="r", worker=None)]), None, None, "flowfleet/default"),
         (_snapshot(claims=[_claim(State.TAKEN, run_id="r")], gate_open=False), None, None, "the gate is shut"),
-        (_snapshot(claims=[_claim(run_id="r", cancel=True)]), None, None, "A cancel was asked for."),
+        (_snapshot(claims=[_claim(run_id="r", cancel=CancelHow.ASKED)]), None, None, "A cancel was asked for."),
+        (
+            _snapshot(claims=[_claim(run_id="r", cancel=CancelHow.OVER, cancel_why="u@h: now")]),
+            None,
+            None,
+            "A cancel at once was asked for (u@h: now).",
+        ),
         (_snapshot(), None, _state(scheduled=AT + 90), "to start in 1m 30s"),
         (_snapshot(leader=False), None, _state(), "due for 1m 30s and no poller is running"),
         (_snapshot(gate_open=False), None, _state(), "the gate is shut"),
@@ -334,6 +382,55 @@ def test_runs_are_live_ones_and_gone_ones_filtered():
     assert ids(route="flowfleet/def") == [_claim().run_id]
     assert ids(route="nothing") == []
     assert max(map(len, _printed(runs.table(runs.collect(snapshot, [record]), AT)).splitlines())) <= 80
+
+
+CERTIFICATE = Exit(
+    signal=9, oom=True, oom_kills=1, wall_seconds=200.0, cpu_seconds=41.0, max_rss_kib=524288, tree_peak_kib=716800
+).certificate()
+TOLD = (
+    "Its process was killed by SIGKILL: the kernel ran out of memory for it. It took 3 min 20 s, 41 s of CPU time and "
+    "up to 512 MiB of memory (700 MiB with all its processes and files)."
+)
+
+
+def test_how_a_run_has_ended_is_told_by_runs_under_names_that_stay():
+    gone = {"run_id": "g", "name": "old", "route": str(ROUTE), "worker": "w@h", "gone_at": AT - 700}
+    records = [{**gone, "exit": CERTIFICATE}, {**gone, "exit": None, "move": "bury"}, {**gone, "exit": None}]
+    snapshot = _snapshot(claims=[_claim(State.ENDED, exit=CERTIFICATE), _claim(State.JUDGED), _claim()])
+    found = runs.collect(snapshot, records)
+    ends = [run["exit"] for run in json.loads(json.dumps(runs.to_json(found)))]
+    assert [end and end["ended_by"] for end in ends] == [None, "host-lost", "oom", "oom", "host-lost", None]
+    assert list(ends[2]) == list(certificate.NAMES)
+    assert ends[2] == ends[3]
+    assert (ends[1]["sentence"], ends[1]["code"], ends[1]["cpu_seconds"]) == ("none, host lost", None, None)
+
+    narrow, wide = _printed(runs.table(found, AT)), _printed(runs.table(found, AT, 140), width=140)
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert "host-lost" in narrow
+    for word in ("BY", "oom", "3 min 20 s", "41 s", "700 MiB"):
+        assert word in wide
+
+
+@pytest.mark.parametrize(
+    ("claims", "record", "message", "words"),
+    [
+        ([_claim(State.ENDED, run_id="r", exit=CERTIFICATE)], None, None, f"for 5s. {TOLD}"),
+        ([_claim(State.JUDGED, run_id="r")], None, None, "counted as lost. Nobody has seen its process end"),
+        ([], {"reason": "crashed", "exit": CERTIFICATE}, None, f"(crashed). {TOLD}"),
+        ([], {"reason": "crashed", "exit": {"code": 3}}, None, "gone (crashed)."),
+        ([], {"reason": "lost", "move": "bury", "exit": None}, None, "has seen its process end: its host is lost."),
+        ([], {"reason": "x", "exit": CERTIFICATE}, "It failed.", f"the API says Failed (It failed). {TOLD}"),
+        ([], {"reason": "x", "exit": CERTIFICATE}, f"The flow run's process{TOLD[11:]}", "processes and files))."),
+    ],
+)  # fmt: skip
+def test_how_a_run_has_ended_is_told_by_explain_once(claims, record, message, words):
+    state = message and _state(StateType.FAILED, name="Failed", message=message)
+    explanation = explain("r", _snapshot(claims=claims), record, state or None)
+    assert explanation.sentence.endswith(words) or words in explanation.sentence
+    assert explanation.sentence.count("Its process") <= 1
+    assert explanation.sentence.count("ran out of memory") <= 1
+    if "exit" in explanation.evidence:
+        assert set(explanation.evidence["exit"]) == set(certificate.NAMES)
 
 
 def test_a_span_that_is_none_is_one_sentence():

@@ -48,7 +48,9 @@ def test_only_display_and_clean_up_look_at_the_clock_of_the_redis_host():
             "local function now",
             "redis.call('TIME')",
             "since = now()",
-            "gone_at = now()",
+            "_at = now()",
+            "key('attempted'), ",
+            "key('forgotten'), now()",
             "seen",
             "ZRANGEBYSCORE",
         )

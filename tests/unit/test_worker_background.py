@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused, LedgerUnavailable, LedgerUnusable
+from flowfleet.errors import ApiMaintenance, ApiRejected, ApiUnavailable, KeyRefused, LedgerUnavailable, LedgerUnusable
 from tests.unit.test_retry import failing
 from tests.waiting import until
 from workers import background as background_module
@@ -76,3 +76,18 @@ def test_what_waits_for_a_neighbour_that_answers_again_is_tried_at_once(backgrou
     background.post(job)
     until(lambda: job.sent == 1, 20, "the refusal")
     until(lambda: background.retry() or job.sent == 2, 20, "the second try")
+
+
+@pytest.mark.parametrize("error", [ApiUnavailable("429", retry_after_seconds=600.0), ApiMaintenance("it says so")])
+def test_what_an_api_asks_for_is_asked_of_all_jobs_and_ends_with_another_key(background, monkeypatch, error):
+    monkeypatch.setattr(background_module, "backoff", lambda tries, **_: 600.0)
+    first, later = failing(error), threading.Event()
+    background.post(first)
+    until(lambda: first.sent == 1, 20, "the answer")
+    background.post(later.set)
+    assert not later.wait(0.3)
+    assert background.error is error
+    background.retry()
+    assert later.wait(60)
+    until(lambda: first.sent == 2, 20, "the second try")
+    until(lambda: background.error is None, 20, "it to be over")

@@ -6,11 +6,18 @@ from types import SimpleNamespace
 
 import pytest
 
+from flowfleet.api import traits
 from flowfleet.api.client import Job, RunState, StateType
 from flowfleet.errors import StartFailed
+from flowfleet.ledger.claims import State
 from flowfleet.settings.classes import WorkerSettings
+from tests.unit.memory_ledger import a_claim
 from workers.deployers import registry
 from workers.deployment import Deployer, DeployerContext, RunLimits
+from workers.environment import EnvironmentLayers
+from workers.interpreter import Interpreter
+from workers.runs.start_spec import StartSpecBuilder
+from workers.state.run_folders import RunFolder
 
 CONTEXT = DeployerContext(
     host="here", environment={"K": "hunter2"}, limits=RunLimits(stop_grace=1.0, log_limit=1), state_folder=Path("/s")
@@ -105,3 +112,22 @@ def test_secrets_show_in_no_record():
     secret = {"K": "hunter2"}
     job = Job(state=state, env=secret, engine_defaults=secret, engine_env=secret, variables=secret)
     assert "hunter2" not in repr(job) + repr(CONTEXT)
+
+
+@pytest.mark.parametrize(
+    ("backend", "command", "control"),
+    [("prefect3", None, True), ("prefect3", ("sh", "-c", "true"), False), ("prefect1", None, False)],
+)
+def test_only_an_engine_of_prefect_3_that_we_start_ourselves_gets_a_control_session(
+    tmp_path, backend, command, control
+):
+    builder = StartSpecBuilder(
+        WorkerSettings(),
+        traits.of(backend),
+        api=SimpleNamespace(engine_command=lambda *_: ("engine",)),
+        layers=EnvironmentLayers(base={"PATH": "/bin"}),
+        interpreter=Interpreter(path="/x/python", prefect="3.9.1"),
+    )
+    job = Job(state=RunState(run_id="r", run_name="n", kind=StateType.PENDING, name="Submitted"), command=command)
+    spec = builder.make(a_claim("r", State.TAKEN), job, RunFolder(tmp_path), not_after=None)
+    assert spec.control is control

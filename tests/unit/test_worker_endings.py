@@ -7,7 +7,6 @@ from flowfleet.api.client import Answer, Mark, RunState, StateType, Verdict
 from flowfleet.failpoints import Failpoints
 from flowfleet.ledger.claims import Outcome
 from workers.reporting.endings import Endings
-from workers.reporting.exit_table import CANCELLED
 from workers.reporting.outbox import Report
 from workers.state.attempts import Attempts
 from workers.state.run_folders import RunFolders
@@ -18,7 +17,8 @@ def test_a_run_that_was_to_start_again_and_is_being_cancelled_is_told_as_cancell
     at_once, told, settled = SimpleNamespace(post=lambda job: job()), [], []
     report = Report(run_id="r", claim="c", kind=StateType.SCHEDULED, message="It is started again.", worker="w@h")
 
-    def take(_run_id, kind, message, _mark):
+    def take(_run_id, kind, message, _mark, *, claim):
+        assert claim == "c"
         told.append((kind, message))
         return Answer(verdict=Verdict.ACCEPTED)
 
@@ -30,13 +30,15 @@ def test_a_run_that_was_to_start_again_and_is_being_cancelled_is_told_as_cancell
         worker="w@h",
         mark=Mark(fleet="default"),
         runs=RunFolders(tmp_path),
-        outbox=SimpleNamespace(to_send=lambda: [report], remove=lambda *_: None),
+        outbox=SimpleNamespace(to_send=lambda: [report], put=lambda _report: None, remove=lambda *_: None),
         to_ledger=at_once,
         to_api=at_once,
         run_log=SimpleNamespace(say=lambda _run_id, words, _level: told.append(words)),
         failpoints=Failpoints(),
         on_settled=lambda _attempt, outcome: settled.append(outcome),
+        cancel_at_api=lambda *_: Answer(verdict=Verdict.ACCEPTED),
     )
     endings.resend()
-    assert told == [(StateType.CANCELLED, CANCELLED), CANCELLED]
+    sentence = "Cancelled. The flow run's process was stopped."
+    assert told == [(StateType.CANCELLED, sentence), sentence]
     assert settled == ["cancelled"]

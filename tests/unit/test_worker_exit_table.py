@@ -4,16 +4,18 @@ import pytest
 
 from flowfleet.api import traits
 from flowfleet.api.client import RunState, StateType
+from flowfleet.ledger.claims import CancelAsked, CancelHow
 from workers.deployment import Exit
-from workers.reporting.exit_table import Step, decide, for_cancelled
+from workers.reporting.exit_table import Step, decide
 
 
 def state(kind, name="", **facts):
     return RunState(run_id="r", run_name="n", kind=kind, name=name or kind.value.title(), **facts)
 
 
-def decided(exit_, kind, *, looked=False, backend="prefect3", name="", **facts):
-    return decide(exit_, state(kind, name, **facts), traits=traits.of(backend), looked_before=looked)
+def decided(exit_, kind, *, looked=False, backend="prefect3", name="", cancel=None, **facts):
+    stands = state(kind, name, **facts)
+    return decide(exit_, stands, traits=traits.of(backend), looked_before=looked, cancel=cancel)
 
 
 @pytest.mark.parametrize("end", [Exit(code=0), Exit(code=3), Exit(signal=9), Exit(unknown=True), Exit(error="no")])
@@ -121,7 +123,33 @@ def test_a_run_that_may_be_started_again_goes_back_unless_it_has_an_end_or_waits
         assert "was stopped with its worker w@h (SIGKILL), and the run is started again." in decision.message
 
 
-def test_a_run_that_is_being_cancelled_is_told_as_cancelled():
-    assert decided(Exit(signal=9), StateType.CANCELLING).kind is StateType.CANCELLED
-    assert for_cancelled(decided(Exit(signal=9), StateType.RUNNING)).kind is StateType.CANCELLED
-    assert for_cancelled(decided(Exit(code=0), StateType.COMPLETED)).step is Step.RELEASE
+ASKED = CancelAsked(how=CancelHow.ASKED, why="Ann: the wrong day")
+
+
+@pytest.mark.parametrize("end", [Exit(code=0), Exit(code=3), Exit(signal=9), Exit(unknown=True)])
+def test_a_run_that_is_being_cancelled_is_told_as_cancelled_at_once_however_it_has_ended(end):
+    for cancel in (None, ASKED):
+        decision = decided(end, StateType.CANCELLING, cancel=cancel)
+        assert (decision.step, decision.kind, decision.cancelling_first) == (Step.TELL, StateType.CANCELLED, False)
+    assert decision.message == f"Cancelled: Ann: the wrong day. The flow run's process {end}."
+
+
+def test_a_cancelled_run_that_the_api_does_not_show_so_is_cancelling_there_first():
+    for kind in (StateType.RUNNING, StateType.PENDING):
+        decision = decided(Exit(signal=9), kind, cancel=ASKED)
+        assert (decision.kind, decision.cancelling_first) == (StateType.CANCELLED, True)
+    assert decided(Exit(code=0), StateType.RUNNING, cancel=ASKED).step is Step.LOOK_AGAIN
+    assert decided(Exit(code=0), StateType.RUNNING, cancel=ASKED, looked=True).kind is StateType.CANCELLED
+    assert decided(Exit(signal=9), StateType.PAUSED, held=True, cancel=ASKED).kind is StateType.CANCELLED
+
+
+@pytest.mark.parametrize("kind", [StateType.COMPLETED, StateType.FAILED, StateType.CRASHED, StateType.CANCELLED])
+def test_a_cancelled_run_that_has_an_end_keeps_it(kind):
+    assert decided(Exit(code=0), kind, cancel=ASKED).step is Step.RELEASE
+
+
+def test_who_asked_for_a_cancel_is_told_without_secrets():
+    cancel = CancelAsked(how=CancelHow.ASKED, why="by http://ann:pass@h:4200/.")
+    message = decided(Exit(signal=9), StateType.CANCELLING, cancel=cancel).message
+    assert message.startswith("Cancelled: by http://")
+    assert "pass" not in message

@@ -10,6 +10,7 @@ from flowfleet.flow_run import Message
 from flowfleet.ledger.claims import Outcome, State
 from tests.unit.memory_ledger import a_claim
 from workers.runs.launch import API_RETRY, LEDGER_RETRY, Launch
+from workers.runs.leases import Leases
 from workers.shim import atomic_files
 from workers.state.attempts import Attempts
 from workers.state.run_folders import RunFolders
@@ -25,6 +26,7 @@ def launch_with(folder, start, **given):
     state = RunState(run_id=claim.run_id, run_name="r", kind=StateType.PENDING, name="Submitted", call=claim.call)
     moved = Mock(return_value=Outcome(moved=True, claim=claim))
     accepted = Mock(return_value=Answer(verdict=Verdict.ACCEPTED))
+    attempts = Attempts()
     launch = Launch(
         worker="w@h",
         nonce="n",
@@ -32,12 +34,15 @@ def launch_with(folder, start, **given):
         claims=Mock(take=moved, start=moved),
         api=Mock(jobs=Mock(job=Mock(return_value=Job(state=state))), address="", **{"claims.launching": accepted}),
         deployer=Mock(start=start, **given),
-        start_specs=Mock(make=lambda _held, _job, folder, **_: SimpleNamespace(folder=folder.path)),
-        attempts=Attempts(),
-        ledger_view=Mock(lease=SimpleNamespace(ttl_seconds=20.0)),
+        start_specs=Mock(make=lambda _held, _job, folder, **_: SimpleNamespace(folder=folder.path, switch=False)),
+        attempts=attempts,
+        leases=Leases(attempts=attempts, ledger_view=Mock(lease=SimpleNamespace(ttl_seconds=20.0))),
         runs=RunFolders(folder),
         failpoints=Failpoints(),
-        **{name: Mock() for name in ("hand_back", "run_log", "to_ledger", "to_api", "on_started", "on_failed")},
+        **{
+            name: Mock()
+            for name in ("hand_back", "run_log", "to_ledger", "to_api", "on_started", "on_failed", "on_cancelled")
+        },
         ledger_retry=LEDGER_RETRY,
         api_retry=API_RETRY,
     )

@@ -115,7 +115,7 @@ class ExternalRun:
             return
         if state.kind is StateType.RUNNING:
             self.doubt = ""
-        returns = state.comes_back or (state.kind in (StateType.SCHEDULED, StateType.PAUSED) and not state.held)
+        returns = state.comes_back or state.waits
         if not returns and not (self.doubt and state.kind is StateType.PENDING):
             self._waits_since = None
             return

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from flowfleet.errors import FolderMissing, StartFailed
+from flowfleet.failpoints import Failpoints
+from workers import host_cgroups
 from workers.deployers.fork_client import ForkClient, NoAnswer
 from workers.deployers.subprocess_run import SubprocessRun
 from workers.deployers.warm_client import WarmClient
@@ -37,6 +39,12 @@ class ProcessDeployer:
     wait: Callable[[float], None] = time.sleep
     #: where a relative working folder of a run begins: the folder where the worker was started, as for a stock worker
     folder: Path = field(default_factory=Path.cwd)
+    failpoints: Failpoints = field(default_factory=Failpoints)
+
+    @property
+    def has_switch(self) -> bool:
+        """Whether runs end by themselves when their lease runs out: an orphan has to come back to its shim for that."""
+        return self.abilities.proc and self.abilities.subreaper
 
     def __post_init__(self) -> None:
         self._fork_client = self.fork_client or ForkClient(reap_orphans=self.abilities.subreaper)
@@ -76,6 +84,7 @@ class ProcessDeployer:
 
     def _request(self, spec: StartSpec) -> dict[str, Any]:
         host, abilities = self.host, self.abilities
+        group = str(host_cgroups.group_of(Path(abilities.groups), spec.folder)) if abilities.groups else None
         return {
             "v": 1,
             "run_id": spec.run_id,
@@ -88,9 +97,13 @@ class ProcessDeployer:
             "cwd": str(self.folder / spec.cwd) if spec.cwd else None,
             "umask": self._umask,
             "not_after": spec.not_after,
+            "cgroup": group,
+            "switch": spec.switch,
             "limits": dataclasses.asdict(spec.limits),
+            "control": spec.control,
             "handle": {"kind": self.kind, "host": host.name, "boot_id": host.boot_id, "pid_ns": host.pid_ns},
             "abilities": {"proc": abilities.proc, "subreaper": abilities.subreaper, "holes": abilities.holes},
+            "failpoints": self.failpoints.of_shims(),
         }
 
     def adopt(self, folder: Path) -> StartedRun | None:
@@ -123,7 +136,7 @@ class ProcessDeployer:
 
     def _from_another_boot(self, run: RunFolder) -> StartedRun:
         if run.exit_record() is None:
-            end = Exit(unknown=True, why="its host restarted while it ran")
+            end = Exit(unknown=True, rebooted=True, why="its host restarted while it ran")
             run.write_exit(end, begun=True)
         return self._run(run, run.started() or run.start() or {}, over=True)
 

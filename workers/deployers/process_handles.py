@@ -7,7 +7,7 @@ import errno
 import os
 import select
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -150,9 +150,14 @@ def _belongs(process: psutil.Process, run_id: str, claim: str, session: int, gro
     return environment.get("FLOWFLEET_CLAIM") == claim and environment.get("FLOWFLEET_RUN_ID") == run_id
 
 
-def signal_members(run_id: str, claim: str, number: signal.Signals, *, session: int, group: int) -> int:
-    """Send a signal to what is left of a run whose shim is dead; returns how many processes there were."""
-    pids = members(run_id, claim, session=session, group=group)
+def signal_members(
+    run_id: str, claim: str, number: signal.Signals, *, session: int, group: int, also: Iterable[int] = ()
+) -> int:
+    """Send a signal to what is left of a run whose shim is dead; returns how many processes there were.
+
+    `also` are processes that are known to be the run's by other means.
+    """
+    pids = {*members(run_id, claim, session=session, group=group), *also}
     for pid in pids:
         _kill(pid, number)
     return len(pids)

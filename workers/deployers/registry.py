@@ -6,6 +6,7 @@ from importlib import metadata
 
 from flowfleet.api.client import ApiClient
 from flowfleet.errors import SettingsError
+from flowfleet.failpoints import Failpoints
 from flowfleet.settings.classes import WorkerSettings
 from workers.deployers import external, warm_client
 from workers.deployers.fork_client import ForkClient, ForkServerProgram
@@ -43,7 +44,9 @@ def _takes_an_argument(make: Callable[..., object]) -> bool:
     return any(item.default is item.empty or item.name == "context" for item in given)
 
 
-def process_deployer(host: Host, abilities: Abilities, parent: ForkServerProgram | None) -> Deployer:
+def process_deployer(
+    host: Host, abilities: Abilities, parent: ForkServerProgram | None, failpoints: Failpoints
+) -> Deployer:
     """The deployer of processes; with `parent` it also loads a warm parent and forks engines out of it."""
     descriptors = raise_descriptors()
     warm = None
@@ -58,4 +61,4 @@ def process_deployer(host: Host, abilities: Abilities, parent: ForkServerProgram
         warm = warm_client.WarmClient(forks)
         warm.start()
     fork_client = ForkClient(reap_orphans=abilities.subreaper, descriptors=descriptors)
-    return ProcessDeployer(host=host, abilities=abilities, fork_client=fork_client, warm=warm)
+    return ProcessDeployer(host=host, abilities=abilities, fork_client=fork_client, warm=warm, failpoints=failpoints)

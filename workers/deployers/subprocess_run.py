@@ -16,7 +16,7 @@ from workers.deployers import process_handles
 from workers.deployers.process_handles import ProcessHandle
 from workers.deployment import Exit, Handle
 from workers.host import Abilities, Host
-from workers.shim import log_cap
+from workers.shim import cgroup, log_cap, syscalls
 from workers.state.run_folders import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -146,23 +146,51 @@ class SubprocessRun:
         return self._exit
 
     def stop(self) -> None:
-        self._stopped_by = self._stopped_by or "term"
-        if self._shim is not None and self._shim.alive() and self._shim_obeys():
-            self._shim.send(signal.SIGTERM)
+        asked = self.folder.stop_record() or {}
+        shim = self._shim if self._shim is not None and self._shim.alive() and self._shim_obeys() else None
+        if asked.get("intent") and (shim is None or not self._tells_engine()):
+            # nobody can tell this engine of its cancel, and on a bare TERM it would write Crashed over that
+            self.kill()
+        elif shim is not None:
+            self._stopped_by = self._stopped_by or "term"
+            shim.send(signal.SIGTERM)
         elif not self.over and self._exit is None:
-            self._signalled |= self._signal_members(signal.SIGTERM) > 0
-            timer = threading.Timer(float(self.started.get("stop_grace") or 0.0), self.kill)
-            timer.daemon = True
-            timer.start()
+            self._after(float(asked.get("patience") or 0.0), self._term)
+
+    def _term(self) -> None:
+        if self._exit is not None:
+            return
+        self._stopped_by = self._stopped_by or "term"
+        self._signalled |= self._signal_members(signal.SIGTERM) > 0
+        self._after(float(self.started.get("stop_grace") or 0.0), self.kill)
+
+    def _after(self, seconds: float, action: Callable[[], None]) -> None:
+        if seconds <= 0:
+            action()
+            return
+        timer = threading.Timer(seconds, action)
+        timer.daemon = True
+        timer.start()
 
     def kill(self) -> None:
         if self._exit is not None or self.over:
             return
         self._stopped_by = "kill"
-        if self._shim is not None and self._shim.alive() and self._shim_obeys():
+        if self._shim is not None and self._shim.alive() and self._shim_obeys() and not self._shim_stands():
             self._shim.send(signal.SIGUSR1)
         else:
             self._signalled |= self._signal_members(signal.SIGKILL) > 0
+            if self._shim is not None and self._shim_stands():
+                self._shim.send(signal.SIGKILL)  # last: what it has below it would be nobody's otherwise
+
+    def _shim_stands(self) -> bool:
+        """Whether somebody has stopped the shim (SIGSTOP, a debugger): it obeys nothing, and its switch is dead."""
+        fields = syscalls.stat_fields(int(self.started.get("pid") or 0)) if self._of_our_namespace() else None
+        return fields is not None and fields[0] in "Tt"
+
+    def _tells_engine(self) -> bool:
+        # a shim of before an upgrade keeps no session with its engine, and one may have found no port for it
+        return bool((self.folder.started() or self.started).get("control"))
 
     def _shim_obeys(self) -> bool:
         # a shim of before an upgrade asks for no reason; and where the disk had no room for it, none is to be had
@@ -234,6 +262,13 @@ class SubprocessRun:
             logger.warning("shim was killed", extra=self.folder.fields)
             if self._command is not None:
                 self._watch(self._command)
+                self._go_on_stopping()
+
+    def _go_on_stopping(self) -> None:
+        # the shim that was asked to end the run is gone, perhaps in the middle of that, and nobody asks again
+        asked = self.folder.stop_record() or {}
+        if asked.get("claim") == self.folder.claim:
+            (self.kill if asked.get("kill") else self.stop)()
 
     def _watch_none(self) -> None:
         if self._wakeup is not None:
@@ -292,8 +327,9 @@ class SubprocessRun:
     def _finish(self, end: Exit) -> None:
         if self._signalled and end.stopped_by is None:
             end = self.folder.with_reason(dataclasses.replace(end, stopped_by=self._stopped_by))
+        if self._group and not self.over:
+            cgroup.remove(self._group)  # as its shim does at a run's end
         self._exit = dataclasses.replace(end, last_lines=log_cap.last_lines(self.folder.log))
-        self.folder.drop_work()
 
     def _signal_members(self, number: signal.Signals) -> int:
         if not self._of_our_namespace():
@@ -304,4 +340,11 @@ class SubprocessRun:
             number,
             session=int(self.started.get("pid") or 0),
             group=int(self.started.get("command_pid") or 0),
+            also=cgroup.members(self._group) if self._group else (),
         )
+
+    @property
+    def _group(self) -> str | None:
+        # named by run and claim, so that no other run can have it
+        group = self.started.get("cgroup")
+        return str(group) if group else None

@@ -251,6 +251,23 @@ def waiting_consumer(outage: Outage, wait: Callable[[float], object], jitter: ra
     return WaitingConsumer
 
 
+def serve(
+    app: Celery,
+    settings: WorkerSettings,
+    slots: Slots,
+    launch: Callable[[Message], None],
+    *,
+    outage: Outage,
+    wait: Callable[[float], object],
+) -> int:
+    """Launch what comes for the free slots until Celery's worker is told to end; its exit code."""
+    register_task(app, launch)
+    app.steps["consumer"].add(slots.step())
+    worker = make_worker(app, settings.identity, settings, outage=outage, wait=wait)
+    worker.start()
+    return int(worker.exitcode or 0)
+
+
 def make_worker(
     app: Celery, name: str, settings: WorkerSettings, *, outage: Outage, wait: Callable[[float], object]
 ) -> Any:

@@ -12,11 +12,16 @@ from flowfleet.guard import guarded
 from flowfleet.ledger.claims import Claim, Claims, Refusal, Renewal, State
 from flowfleet.ledger.roster import Roster, WorkerRow
 from flowfleet.retry import Outage, OutageLog
-from workers.runs.cancel_and_fence import CancelAndFence
+from workers.runs.answering import Answering
+from workers.runs.api_watch import ApiWatch
+from workers.runs.cancelling import Cancelling
+from workers.runs.leases import Leases
+from workers.runs.revived import RevivedClaims
 from workers.runs.supervisor import Supervisor
 from workers.shim.syscalls import boot_clock
 from workers.state.attempts import Attempt, Attempts
 from workers.state.ledger_view import LedgerView
+from workers.state.run_folders import RunFolders
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +41,12 @@ class Heartbeat:
     attempts: Attempts
     ledger_view: LedgerView
     supervisor: Supervisor
-    cancel_and_fence: CancelAndFence
+    cancelling: Cancelling
+    leases: Leases
+    api_watch: ApiWatch
+    answering: Answering
     on_answer: Callable[[], None]
+    runs: RunFolders
     #: the outage of Redis, where other parts of the process meet it too
     outage: Outage = field(default_factory=lambda: OutageLog("Redis", logger))
     #: called for a claim that the ledger has as another worker's: asks for it again if we took it over from a
@@ -91,10 +100,15 @@ class Heartbeat:
         self.outage.passed()
         if not renewal.signed_on:
             self._sign_on_again()
+        was_open = self.ledger_view.gate_open
         self.ledger_view.tell(renewal, sent_at)
         kept = [f"{one.run_id}.{one.claim}" for one in held if one.run_id not in renewal.fenced]
         self.attempts.prove(kept, sent)
+        self.leases.extend(kept)
+        self.api_watch.fencing.confirmed(kept)
         self._act(renewal, held)
+        if renewal.gate_open and not was_open:
+            RevivedClaims(worker=self.row.worker, claims=self.claims, attempts=self.attempts, runs=self.runs).release()
         self.on_answer()
         return renewal
 
@@ -128,19 +142,20 @@ class Heartbeat:
     def _act(self, renewal: Renewal, held: list[Claim]) -> None:
         if renewal.reasserted:
             logger.warning("the ledger had lost claims that are written again", extra={"runs": len(renewal.reasserted)})
+        for missed in renewal.missed:
+            self.answering.asked(missed)
         for one in held:
             attempt = self.attempts.get(f"{one.run_id}.{one.claim}")
             if attempt is None:
                 continue
             if one.run_id in renewal.fenced:
                 self._fence(attempt, renewal.fenced)
-            elif one.run_id in renewal.cancelled and not attempt.cancelled:
-                changed = self.attempts.change(attempt.key, cancelled=True)
-                self.cancel_and_fence.cancelled(changed or attempt)
+            elif one.run_id in renewal.cancelled:
+                self.cancelling.cancelled(attempt, renewal.cancelled[one.run_id])
 
     def _fence(self, attempt: Attempt, fenced: Mapping[str, Refusal]) -> None:
         refusal = fenced[attempt.held.run_id]
         if refusal is Refusal.OWNER and self.take_again(attempt):
             return
         logger.warning("claim is not ours any more", extra={**attempt.fields, "refusal": str(refusal)})
-        self.cancel_and_fence.fenced(attempt, refusal)
+        self.api_watch.refused(attempt, refusal)

@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from flowfleet.api.client import Answer, EndApi, Mark, RunState, StateType, Verdict
 from flowfleet.api.traits import Traits
@@ -13,8 +13,11 @@ from flowfleet.failpoints import Failpoints
 from flowfleet.ledger.claims import Claim, Claims, Outcome, Refusal, State
 from workers.background import BackgroundJobs
 from workers.deployment import Exit, StopReason
-from workers.reporting.exit_table import CANCELLED, SECOND_LOOK_SECONDS, Decision, Step, decide, for_cancelled
+from workers.reporting.delivery import Delivery
+from workers.reporting.end_hooks import EndHooks, NoHooks
+from workers.reporting.exit_table import SECOND_LOOK_SECONDS, Decision, Step, decide
 from workers.reporting.outbox import Outbox, Report
+from workers.reporting.receipts import Receipts
 from workers.reporting.run_log import RunLog
 from workers.state.attempts import Attempt, Attempts
 from workers.state.run_folders import RunFolders
@@ -31,8 +34,8 @@ DISK_SECONDS = 10.0
 class Endings:
     """The steps of each end: `ended` in the ledger, a look at the API, a report if one is due, and the release.
 
-    A report goes to the disk before it goes to the API, and is sent again until the API has answered. Its file goes
-    only when the run is settled, so a crash at any point sends it once more.
+    A report goes to the API by `Delivery`. Its file goes only when the run is settled, so a crash at any point sends it
+    once more.
     """
 
     attempts: Attempts
@@ -49,16 +52,39 @@ class Endings:
     failpoints: Failpoints
     #: called with the attempt (None when this process did not hold it) and the outcome once a run is settled
     on_settled: Callable[[Attempt | None, str], None]
+    #: cancels a run at the API as a user does, with this message
+    cancel_at_api: Callable[[str, str], Answer]
+    #: called with each attempt that has ended and whose claim is not ours any more
+    on_fenced_end: Callable[[Attempt], None] = lambda _attempt: None
     #: takes a claim over once more that the ledger gives to another worker; True when the claim is ours again
     take_again: Callable[[Attempt], bool] = lambda _attempt: False
+    receipts: Receipts = field(default_factory=Receipts)
+    hooks: EndHooks = field(default_factory=NoHooks)
     clock: Callable[[], float] = time.monotonic
-    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
-    #: key of an ended attempt → (when to look at its state at the API, whether it was looked at before)
-    _looks: dict[str, tuple[float, bool]] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self._lock = threading.Lock()
+        #: key of an ended attempt → (when to look at its state at the API, whether it was looked at before)
+        self._looks: dict[str, tuple[float, bool]] = {}
+        self._delivery = Delivery(
+            attempts=self.attempts,
+            api=self.api,
+            mark=self.mark,
+            outbox=self.outbox,
+            to_api=self.to_api,
+            run_log=self.run_log,
+            failpoints=self.failpoints,
+            release=self._release,
+            look_again=lambda key, after: self._look(key, after, before=True),
+            runs=self.runs,
+            hooks=self.hooks,
+        )
 
     def ended(self, attempt: Attempt) -> None:
         """Begin the steps for a run of ours that has ended and whose exit is on disk."""
         self.failpoints.hit("end.before_record")
+        if attempt.exit is not None:
+            attempt.folder.certify(attempt.exit)
         if attempt.exit is not None and attempt.exit.ignored:
             signals = ", ".join(f"{name} x {count}" for name, count in attempt.exit.ignored.items())
             logger.warning(
@@ -69,10 +95,7 @@ class Endings:
 
     def resend(self) -> list[Report]:
         """Send again all reports that an earlier worker has left in the outbox, and return them."""
-        reports = self.outbox.to_send()
-        for report in reports:
-            self._post(report)
-        return reports
+        return self._delivery.resend()
 
     # -- the ledger
 
@@ -84,10 +107,14 @@ class Endings:
         if attempt.fenced:
             self._lost(attempt, "fenced")
             return
-        outcome = self.claims.end(held.run_id, held.claim, self.worker, attempt.exit.to_record())
+        outcome = self.claims.end(held.run_id, held.claim, self.worker, attempt.exit.certificate())
         if _is_ended(outcome):
             self.failpoints.hit("end.after_record")
-            self._look(key, GATHER_SECONDS, before=False)
+            told = self.receipts.end_of(attempt)
+            if told is not None:
+                self._let_go(attempt, told.value.lower())
+            else:
+                self._look(key, GATHER_SECONDS, before=False)
         elif outcome.refusal is Refusal.UNKNOWN:
             # a ledger that lost its data: the next renewal writes the claim again, or says that it is not ours
             raise LedgerUnavailable(f"the ledger does not know the ended run {held.run_id} yet")
@@ -101,11 +128,13 @@ class Endings:
         logger.warning(
             "ended run is not ours any more", extra={**attempt.fields, "why": why, "exit": str(attempt.exit)}
         )
-        self.run_log.say(
-            attempt.held.run_id,
-            f"The process of an earlier attempt at this flow run on {self.worker} {attempt.exit}.",
-            logging.WARNING,
-        )
+        if attempt.refusal is not Refusal.FORGOTTEN:  # that one is told of by nobody
+            self.run_log.say(
+                attempt.held.run_id,
+                f"The process of an earlier attempt at this flow run on {self.worker} {attempt.exit}.",
+                logging.WARNING,
+            )
+        self.on_fenced_end(attempt)
         self._settle(attempt.held.run_id, attempt.held.claim, "lost")
 
     def _release(self, ended: Report | Claim, outcome: str) -> None:
@@ -180,66 +209,43 @@ class Endings:
         if attempt.fenced:
             self._lost(attempt, "fenced")
             return
+        self.receipts.compare(attempt, state)
         again = _may_run_again(attempt)
-        decision = decide(attempt.exit, state, traits=self.traits, looked_before=looked_before, again=again)
-        if attempt.cancelled:
-            decision = for_cancelled(decision)
+        decision = decide(
+            attempt.exit, state, traits=self.traits, looked_before=looked_before, again=again, cancel=attempt.cancel
+        )
         if decision.step is Step.LOOK_AGAIN:
             self._look(attempt.key, SECOND_LOOK_SECONDS, before=True)
         elif decision.step is Step.RELEASE:
-            if attempt.exit.stop_reason is not None and not attempt.cancelled:
-                # the engine has written an end of its own, which says nothing of the stop
-                self.run_log.say(attempt.held.run_id, f"The flow run's process {attempt.exit}.", logging.WARNING)
-            self._release(attempt.held, decision.outcome)
+            self._let_go(attempt, decision.outcome)
+        elif decision.cancelling_first:
+            self.to_api.post(lambda: self._cancel_first(attempt))
+        elif decision.kind is StateType.CANCELLED and self.hooks.wanted(attempt.folder):
+            self.hooks.run(attempt.folder, StateType.CANCELLING, lambda: self._look(attempt.key, 0.0, before=True))
         else:
-            report = self._report(attempt, decision)
-            self.outbox.put(report)
-            self._post(report)
+            self._delivery.put(self._report(attempt, decision))
+
+    def _cancel_first(self, attempt: Attempt) -> None:
+        # the history of a cancelled run is Cancelling and Cancelled, whoever has asked, and hooks run in between
+        why = attempt.cancel.why if attempt.cancel is not None else ""
+        answer = self.cancel_at_api(attempt.held.run_id, why)
+        if answer.verdict is Verdict.UNSURE:
+            raise ApiUnavailable(f"no definite answer to the cancel of run {attempt.held.run_id}: {answer.reason}")
+        self._look(attempt.key, 0.0 if answer.verdict is Verdict.ACCEPTED else SECOND_LOOK_SECONDS, before=True)
+
+    def _let_go(self, attempt: Attempt, outcome: str) -> None:
+        if attempt.exit is not None and attempt.exit.stop_reason is not None and not attempt.cancelled:
+            # the engine has written an end of its own, which says nothing of the stop
+            self.run_log.say(attempt.held.run_id, f"The flow run's process {attempt.exit}.", logging.WARNING)
+        self._release(attempt.held, outcome)
 
     def _keep(self, attempt: Attempt, end: Exit) -> None:
         # the report that is sent if the API turns out to have no end of its own
         running = RunState(
             run_id=attempt.held.run_id, run_name=attempt.held.name, kind=StateType.RUNNING, name="Running"
         )
-        decision = decide(end, running, traits=self.traits, looked_before=True)
+        decision = decide(end, running, traits=self.traits, looked_before=True, cancel=attempt.cancel)
         self.outbox.put_aside(self._report(attempt, decision))
-
-    def _post(self, report: Report) -> None:
-        self.to_api.post(lambda: self._send(report))
-
-    def _send(self, report: Report) -> None:
-        self.failpoints.hit("end.before_report")
-        if report.kind is StateType.SCHEDULED:
-            answer = self.api.run_again(report.run_id, report.claim, report.message, self.mark)
-            if answer.being_cancelled:
-                # by somebody, after we looked: it is not started again, and nobody may be told so
-                report = replace(report, kind=StateType.CANCELLED, message=CANCELLED)
-        if report.kind is not StateType.SCHEDULED:
-            answer = self.api.report(report.run_id, report.kind, report.message, self.mark)
-        if answer.verdict is Verdict.UNSURE:
-            raise ApiUnavailable(f"no definite answer to the report of run {report.run_id}: {answer.reason}")
-        self.failpoints.hit("end.after_report")
-        self._act_on(report, answer)
-
-    def _act_on(self, report: Report, answer: Answer) -> None:
-        """Release the claim, or look at the run again, as the API's definite answer to a report says."""
-        state = answer.state
-        if answer.verdict is Verdict.ACCEPTED:
-            self.run_log.say(report.run_id, report.message, logging.ERROR)
-            logger.info("end reported", extra={"run_id": report.run_id, "claim": report.claim, "kind": report.kind})
-            self._release(report, report.kind.value.lower())
-        elif answer.gone or (state is not None and state.kind.terminal):
-            outcome = "gone" if answer.gone or state is None else state.kind.value.lower()
-            self._release(report, outcome)
-        elif self.attempts.get(report.key) is None:
-            logger.warning(
-                "report refused and dropped",
-                extra={"run_id": report.run_id, "claim": report.claim, "reason": answer.reason},
-            )
-            self._release(report, "refused")
-        else:
-            # the API has another state than when we looked: look again and decide anew
-            self._look(report.key, SECOND_LOOK_SECONDS, before=True)
 
     def _no_room(self, attempt: Attempt, exc: OSError) -> None:
         logger.error(
@@ -259,10 +265,15 @@ class Endings:
 
 
 def _may_run_again(attempt: Attempt) -> bool:
-    """Whether a run that its worker's stop has ended goes back to Scheduled: asked for, and seen to be gone whole."""
+    """Whether the run goes back to Scheduled: its policy asks for that, and what has ended it is no fault of its own.
+
+    That is a stop of its worker, its dead man's switch or a restart of its host; and it is seen to be gone whole.
+    """
     end = attempt.exit
-    stopped = end is not None and end.stop_reason == StopReason.WORKER and not attempt.cancelled
-    return stopped and attempt.held.policy == "requeue" and attempt.folder.cleared()
+    if end is None or attempt.cancelled or attempt.held.policy != "requeue":
+        return False
+    stopped = end.stop_reason in (StopReason.WORKER, StopReason.SWITCH) and attempt.folder.cleared()
+    return end.rebooted or stopped
 
 
 def _is_ended(outcome: Outcome) -> bool:

@@ -3,17 +3,16 @@
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from flowfleet import logs
+from flowfleet import certificate, logs
 from flowfleet.api.client import RunState, StateType
 from flowfleet.api.traits import Traits
+from flowfleet.ledger.claims import CancelAsked, CancelHow
 from workers.deployment import Exit
 
 #: the last state of an engine that exits 0 may still be on its way: the API is looked at again after this time
 SECOND_LOOK_SECONDS = 5.0
 
 SILENT_END = "exited 0 without reporting an end"
-#: the message of a run that somebody cancels and whose process we have ended
-CANCELLED = "Cancelled: the flow run's process was stopped."
 
 
 class Step(StrEnum):
@@ -34,34 +33,43 @@ class Decision:
     #: the state to report; None unless `step` is TELL
     kind: StateType | None = None
     message: str = ""
+    #: the API does not show yet that the run is being cancelled: that is told first
+    cancelling_first: bool = False
 
 
-def decide(
-    exit_: Exit, state: RunState | None, *, traits: Traits, looked_before: bool, again: bool = False
+def decide(  # noqa: PLR0911 - a row of the table each
+    exit_: Exit,
+    state: RunState | None,
+    *,
+    traits: Traits,
+    looked_before: bool,
+    again: bool = False,
+    cancel: CancelAsked | None = None,
 ) -> Decision:
     """Look up in the exit table what to do about a run that ended this way while the API shows this state.
 
     `state` None means that the API does not know the run any more; `looked_before` that this is the second look;
-    `again` that the run may be started once more, since nobody has ended it but the stop of its worker.
+    `again` that the run may be started once more, since nobody has ended it but the stop of its worker; `cancel` is
+    what the claim says about a cancel.
     """
     if state is None:
         return Decision(step=Step.RELEASE, outcome="gone")
     if state.kind.terminal:
         return Decision(step=Step.RELEASE, outcome=state.kind.value.lower())
-    comes_back = (state.kind in (StateType.PAUSED, StateType.SCHEDULED) and not state.held) or (
-        exit_.ok and state.comes_back
-    )
-    if comes_back:
+    if state.waits or (exit_.ok and state.comes_back):
         # however the process ended: an end written now would take the run's next attempt away
         return Decision(step=Step.RELEASE, outcome=(state.name or state.kind.value).lower())
+    if state.kind is StateType.CANCELLING:
+        # an engine that was told of it writes nothing more, and no other end would be taken
+        return _cancelled(exit_, cancel or CancelAsked(how=CancelHow.ASKED, why=state.message))
     if exit_.ok and not looked_before:
         return Decision(step=Step.LOOK_AGAIN)
+    if cancel is not None:
+        return replace(_cancelled(exit_, cancel), cancelling_first=True)
     if again and state.kind in (StateType.RUNNING, StateType.PENDING):
         kind, message = StateType.SCHEDULED, f"The flow run's process {exit_}, and the run is started again."
         return Decision(step=Step.TELL, outcome=kind.value.lower(), kind=kind, message=message)
     kind = StateType.CRASHED if traits.has_crashed else StateType.FAILED
-    if state.kind is StateType.CANCELLING:
-        kind = StateType.CANCELLED
     return Decision(step=Step.TELL, outcome=kind.value.lower(), kind=kind, message=_message(exit_))
 
 
@@ -69,25 +77,25 @@ def _message(exit_: Exit) -> str:
     if exit_.own_words and exit_.error:
         return exit_.error  # as Prefect 1's own agent tells what a `deploy_flow` has raised
     silent = exit_.ok and exit_.stopped_by is None
-    words = SILENT_END + "." if silent else f"{exit_}.{last_words(exit_)}"
-    return f"The flow run's process {words}"
+    words = SILENT_END if silent else str(exit_)
+    return f"The flow run's process {words}.{last_words(exit_)}"
 
 
 def last_words(exit_: Exit, *, limit: int = 400) -> str:
-    """The last line that the run has printed, as a further sentence; empty if there is none.
-
-    The line is redacted: all who may read the run's states see it, and the run knows our key and address.
-    """
-    lines = [line.strip() for line in exit_.last_lines if line.strip()]
-    if not lines or exit_.error:
+    """What the run took and the last line that it has printed, as further sentences; empty where neither is known."""
+    if exit_.error:
         return ""
-    # redacted before it is cut, since half an address would not be recognised
-    return f" Its last output was: {logs.redact(lines[-1])[:limit]}"
+    took, line = certificate.usage(exit_.certificate()), exit_.last_line(limit=limit)
+    return f"{f' {took}' if took else ''}{f' Its last output was: {line}' if line else ''}"
 
 
-def for_cancelled(decision: Decision) -> Decision:
-    """The decision for a run that we ended because somebody cancelled it: Cancelled instead of a crash."""
-    if decision.step is not Step.TELL:
-        return decision
+def _cancelled(exit_: Exit, cancel: CancelAsked) -> Decision:
     kind = StateType.CANCELLED
-    return replace(decision, outcome=kind.value.lower(), kind=kind, message=CANCELLED)
+    message = cancelled_message(cancel.why, f"The flow run's process {exit_}.{last_words(exit_)}")
+    return Decision(step=Step.TELL, outcome=kind.value.lower(), kind=kind, message=message)
+
+
+def cancelled_message(why: str, how: str) -> str:
+    """The message of a cancelled run: who has asked for it and why, as far as that is known, and how the run ended."""
+    asked = logs.redact(why).strip().rstrip(".")
+    return f"Cancelled: {asked}. {how}" if asked else f"Cancelled. {how}"

@@ -21,8 +21,10 @@ from flowfleet.errors import BadMessage, LedgerUnavailable
 from flowfleet.flow_run import Route
 from flowfleet.ledger.claims import Claim, Claims, Refusal, State
 from workers.background import BackgroundJobs
-from workers.deployment import Deployer
+from workers.deployment import Deployer, Exit, Handle
+from workers.runs.cancelling import cancel_of
 from workers.runs.hand_back import HandBack
+from workers.runs.supervisor import BeforeEnd
 from workers.state.attempts import Attempt, Attempts, fit_handle, held_to_intent
 from workers.state.run_folders import RunFolder
 
@@ -71,6 +73,10 @@ class Adoption:
     on_alive: Callable[[str], object]
     #: called with each adopted attempt that has ended
     on_ended: Callable[[Attempt], None]
+    #: called with each adopted run that is alive, to go on with its cancel
+    on_cancelled: Callable[[Attempt], None]
+    #: called with each adopted run that is gone; True puts its end off until the third argument is called
+    before_end: BeforeEnd
 
     def adopt_all(self, folders: Iterable[RunFolder], reported: AbstractSet[str]) -> int:
         """Adopt each of these unsettled run folders; returns how many of the runs are alive.
@@ -115,7 +121,7 @@ class Adoption:
                 logger.error("run of an unknown claim is left alone", extra=fields)
                 started_run.close()
             return False
-        attempt = Attempt(held=held, folder=folder, started_run=started_run, adopted=True)
+        attempt = Attempt(held=held, folder=folder, started_run=started_run, adopted=True, cancel=cancel_of(folder))
         self.attempts.begin(attempt)
         failed = folder.exit() if started_run is None and not (folder.exit_record() or {}).get("late") else None
         if failed is not None:
@@ -130,9 +136,12 @@ class Adoption:
         end = started_run.poll()
         if end is not None:
             started_run.close()
-            moved = self.attempts.move(attempt.key, State.ENDED, handle=handle, exit_=end)
             logger.info("ended run adopted", extra={**fields, "exit": str(end)})
-            self.on_ended(moved or attempt)
+            if self.before_end(attempt, end, lambda: self._ended(attempt, end, handle)):
+                # its hooks keep its slot, in the ledger too
+                self.attempts.change(attempt.key, held=replace(attempt.held, state=State.RUNNING, exit=None))
+            else:
+                self._ended(attempt, end, handle)
             return False
         self.attempts.move(attempt.key, State.RUNNING, handle=handle)
         # the predecessor may have died between the fork and this move; a repeat changes nothing
@@ -140,7 +149,12 @@ class Adoption:
         self.to_ledger.post(lambda: self.claims.run(held.run_id, held.claim, self.worker, noted))
         logger.info("running run adopted", extra={**fields, "pid": handle.get("pid")})
         self.on_alive(attempt.key)
+        self.on_cancelled(attempt)
         return True
+
+    def _ended(self, attempt: Attempt, end: Exit, handle: Handle) -> None:
+        moved = self.attempts.move(attempt.key, State.ENDED, handle=handle, exit_=end)
+        self.on_ended(moved or attempt)
 
     def _held_by_ledger(self, folder: RunFolder) -> Claim | None:
         # the worker may have been killed between the move to `taken` and the note of the claim's facts
@@ -177,6 +191,7 @@ def held_from_intent(folder: RunFolder) -> Claim | None:
             state=state,
             attempt=int(intent.get("attempt", 1)),
             policy=str(intent.get("policy", "report")),
+            switch=bool(intent.get("switch", False)),
             handle=folder.started(),
             exit=folder.exit_record() if state is State.ENDED else None,
         )

@@ -13,6 +13,7 @@ from flowfleet.errors import ApiUnavailable
 from flowfleet.failpoints import Failpoints
 from flowfleet.ledger.claims import Claim, Claims, Refusal
 from workers.background import BackgroundJobs
+from workers.reporting.exit_table import cancelled_message
 from workers.state.attempts import Attempt, Attempts
 from workers.state.run_folders import RunFolder
 
@@ -32,6 +33,8 @@ class _Return:
     #: our proof that user code did not and will not begin, without which the API gives back no run in Launching
     never_began: bool
     cancelled: bool
+    #: who has asked for the cancel, and why
+    why: str = ""
     lost: bool = False
     on_done: Callable[[], None] = lambda: None
 
@@ -66,7 +69,8 @@ class HandBack:
             folder=None,
             counted_as="yielded",
             never_began=claim.never_began,
-            cancelled=claim.cancel,
+            cancelled=bool(claim.cancel),
+            why=claim.cancel_why,
             on_done=on_done,
         )
         self.to_api.post(lambda: self._tell(went))
@@ -76,7 +80,7 @@ class HandBack:
         outcome = self.claims.give_back(held.run_id, held.claim, reason, worker=self.worker, never_began=True)
         if outcome.refusal is Refusal.OWNER and self.take_again(attempt):
             outcome = self.claims.give_back(held.run_id, held.claim, reason, worker=self.worker, never_began=True)
-        self.attempts.remove(attempt.key)
+        now = self.attempts.remove(attempt.key)
         lost = outcome.refusal is Refusal.UNKNOWN
         if not outcome.moved and not lost:
             # the leader has taken the claim back and tells the API itself, or the claim is somebody else's
@@ -94,12 +98,13 @@ class HandBack:
             counted_as="not started",
             never_began=True,
             cancelled=cancelled and not lost,
+            why=now.cancel.why if now is not None and now.cancel is not None else "",
             lost=lost,
         )
         self.to_api.post(lambda: self._tell(went))
 
     def _tell(self, went: _Return) -> None:
-        held, cancelled = went.held, went.cancelled
+        held, cancelled, answer = went.held, went.cancelled, None
         if not cancelled:
             answer = self.api.hand_back(
                 held.run_id, held.call, held.due, self.mark, went.reason, never_began=went.never_began
@@ -107,7 +112,10 @@ class HandBack:
             # the state Cancelling carries no call's id: of a lost claim it may by now be about another attempt
             cancelled = answer.being_cancelled and not (went.lost and self._claimed_anew(held))
         if cancelled:
-            answer = self.api.report(held.run_id, StateType.CANCELLED, "Cancelled before it was started.", self.mark)
+            why = went.why or (answer.state.message if answer is not None and answer.state is not None else "")
+            message = cancelled_message(why, "It was not started.")
+            answer = self.api.report(held.run_id, StateType.CANCELLED, message, self.mark, claim=held.claim)
+        assert answer is not None
         if answer.verdict is Verdict.UNSURE:
             raise ApiUnavailable(f"no definite answer to the hand-back of run {held.run_id}: {answer.reason}")
         if answer.verdict is Verdict.ACCEPTED:

@@ -22,16 +22,15 @@ from workers.background import BackgroundJobs
 from workers.deployment import Deployer, Exit, StartedRun, StopReason
 from workers.reporting.run_log import RunLog
 from workers.runs.hand_back import HandBack
+from workers.runs.leases import Leases
+from workers.runs.lost_policy import asked_policy
 from workers.runs.start_spec import StartSpecBuilder
 from workers.shim.syscalls import boot_clock
 from workers.state.attempts import Attempt, Attempts, fit_handle, held_to_intent
-from workers.state.ledger_view import LedgerView
 from workers.state.run_folders import RunFolders
 
 logger = logging.getLogger(__name__)
 
-#: taken off the lease: time that a frozen worker may have lost between the check and the fork
-MARGIN_SECONDS = 3.0
 #: how a launch, which holds a slot, waits for Redis: a move is repeated with the same ids, and one that was carried out
 #: is answered as moved again
 LEDGER_RETRY = Retry(
@@ -63,7 +62,7 @@ class Launch:
     deployer: Deployer
     start_specs: StartSpecBuilder
     attempts: Attempts
-    ledger_view: LedgerView
+    leases: Leases
     runs: RunFolders
     hand_back: HandBack
     run_log: RunLog
@@ -72,8 +71,12 @@ class Launch:
     failpoints: Failpoints
     #: called with the key of each attempt whose run was started
     on_started: Callable[[str], None]
+    #: called with the key of each attempt whose run was cancelled while it was started
+    on_cancelled: Callable[[str], None]
     #: called with each attempt whose start failed; its exit is on disk
     on_failed: Callable[[Attempt], None]
+    #: called with the run id after each launch, whether it succeeded or failed
+    on_done: Callable[[str], None] = lambda _run_id: None
     ledger_retry: Retry
     api_retry: Retry
 
@@ -89,6 +92,8 @@ class Launch:
             except Exception as exc:  # noqa: BLE001 - guards Celery's loop: a full disk, a deployer of the user
                 logger.warning("a failed launch is given away later", extra={**fields, "error": str(exc)})
                 self.to_ledger.post(lambda: self._recover(message))
+        finally:
+            self.on_done(message.run_id)
 
     def _launch(self, message: Message) -> None:
         self.failpoints.hit("take.on_arrival")
@@ -99,8 +104,9 @@ class Launch:
             self._return(attempt, f"{self.worker} is stopping")
             return
         job = self._ask(attempt)
-        if job is not None and self._start(attempt):
-            self._deploy(attempt, job)
+        started = self._start(attempt, asked_policy(job)) if job is not None else None
+        if job is not None and started is not None:
+            self._deploy(started, job)
 
     # -- take
 
@@ -142,6 +148,7 @@ class Launch:
         held = attempt.held
         try:
             job = self.api_retry.ask("the Prefect API", lambda: self.api.jobs.job(held.run_id))
+            asked_policy(job)  # raises for what is no policy
         except ApiUnavailable as exc:
             self._return(attempt, f"the API did not answer {self.worker}: {exc}")
             return None
@@ -149,7 +156,7 @@ class Launch:
             self._return(attempt, "the run does not exist any more")
             return None
         except (DeployError, ApiRejected) as exc:
-            if self._start(attempt):
+            if self._start(attempt) is not None:
                 self._fail(attempt, _as_part(str(exc)))
             return None
         state = job.state
@@ -163,25 +170,36 @@ class Launch:
 
     # -- start
 
-    def _start(self, attempt: Attempt) -> bool:
-        """Move the claim to starting, then the run to Launching at the API; False when the claim was given away."""
-        held = attempt.held
-        sent = boot_clock()
+    def _start(self, attempt: Attempt, policy: str = "") -> Attempt | None:
+        """Move the claim to starting, then the run to Launching at the API; None when the claim was given away.
+
+        `policy` is what the run itself asks for if it is lost; the ledger counts starts and answers which one holds.
+        """
+        held, sent = attempt.held, boot_clock()
+        switch = bool(getattr(self.deployer, "has_switch", False)) and (policy or held.policy) == "requeue"
         try:
             outcome = self.ledger_retry.ask(
-                "Redis", lambda: self.claims.start(held.run_id, held.claim, self.worker, self.nonce)
+                "Redis",
+                lambda: self.claims.start(
+                    held.run_id, held.claim, self.worker, self.nonce, policy=policy, switch=switch
+                ),
             )
         except LedgerUnavailable as exc:
             self._return(attempt, f"Redis did not answer {self.worker}: {exc}")
-            return False
-        if not outcome.moved:
+            return None
+        if not outcome.moved or outcome.claim is None:
             cancelled = outcome.refusal is Refusal.CANCELLED
             self._return(attempt, f"the start was refused: {outcome.refusal}", cancelled=cancelled)
-            return False
-        self.attempts.move(attempt.key, State.STARTING)
+            return None
+        policy = outcome.claim.policy
+        held = replace(held, policy=policy, switch=outcome.claim.switch and policy == "requeue")
+        if held != attempt.held:
+            attempt.folder.note(**held_to_intent(held))  # for the next worker, before anything begins
+        attempt = self.attempts.change(attempt.key, held=held) or replace(attempt, held=held)
+        attempt = self.attempts.move(attempt.key, State.STARTING) or attempt
         self.attempts.prove([attempt.key], sent)
         self.failpoints.hit("start.after_move")
-        return self._launching(attempt)
+        return attempt if self._launching(attempt) else None
 
     def _launching(self, attempt: Attempt) -> bool:
         held = attempt.held
@@ -204,7 +222,7 @@ class Launch:
     def _deploy(self, attempt: Attempt, job: Job) -> None:
         key = attempt.key
         now = self.attempts.get(key)
-        not_after = self.not_after(key)
+        not_after = self.leases.deadline(key)
         if self.attempts.closed:
             self._return(attempt, f"{self.worker} is stopping")
             return
@@ -219,6 +237,8 @@ class Launch:
         self.failpoints.hit("start.before_fork")
         try:
             spec = self.start_specs.make(attempt.held, job, attempt.folder, not_after=not_after)
+            if spec.switch:
+                self.leases.write(attempt)
             started_run = self.deployer.start(spec)
         except DeployError as exc:
             self._not_started(attempt, exc)
@@ -229,11 +249,6 @@ class Launch:
             return
         self.failpoints.hit("start.after_fork")
         self._running(attempt, started_run)
-
-    def not_after(self, key: str) -> float:
-        """The time by the boot-time clock from which on this attempt must not begin any more, as its lease is now."""
-        proof = self.attempts.proof(key)
-        return (proof or boot_clock()) + self.ledger_view.lease.ttl_seconds - MARGIN_SECONDS
 
     def _not_started(self, attempt: Attempt, error: DeployError) -> None:
         record = attempt.folder.exit_record() or {}
@@ -255,9 +270,9 @@ class Launch:
             logger.warning("claim was lost while its run was started", extra=attempt.fields)
             now.stop(StopReason.FENCE, self.worker)
         elif now is not None and now.cancelled:
-            # the cancel came while there was no process to kill yet, and it is told only once
+            # the cancel came while there was no process to end yet
             logger.info("run was cancelled while it was started", extra=attempt.fields)
-            now.stop(StopReason.CANCEL, self.worker, kill=True)
+            self.on_cancelled(attempt.key)
         logger.info("run started", extra={**attempt.fields, "pid": handle.get("pid")})
         note = partial(self.claims.run, held.run_id, held.claim, self.worker, handle)
         try:

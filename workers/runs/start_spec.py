@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from flowfleet.api.client import Job, JobApi
+from flowfleet.api.traits import Traits
 from flowfleet.ledger.claims import Claim
 from flowfleet.settings.classes import WorkerSettings
 from workers.deployment import RunLimits, StartSpec
@@ -11,14 +12,15 @@ from workers.interpreter import Interpreter, resolve_command
 from workers.state.run_folders import RunFolder
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class StartSpecBuilder:
     """The builder of start specs; its fields are what is the same for all runs of this worker."""
 
+    settings: WorkerSettings
+    traits: Traits
     api: JobApi
     layers: EnvironmentLayers
     interpreter: Interpreter
-    settings: WorkerSettings
 
     def make(self, held: Claim, job: Job, folder: RunFolder, *, not_after: float | None) -> StartSpec:
         """Make the start spec of one attempt.
@@ -32,6 +34,7 @@ class StartSpecBuilder:
             folder.note(stop_grace=limits.stop_grace)  # the worker that stops the run may be another one
         env = self.layers.build(job, claim=held.claim)
         if job.command:
+            folder.note(engine=False)  # the worker that cancels the run may be another one
             argv = resolve_command(job.command, env, self.interpreter.path)
         else:
             python = self.interpreter
@@ -44,7 +47,30 @@ class StartSpecBuilder:
             cwd=job.working_dir or self.layers.home,
             folder=folder.path,
             not_after=not_after,
+            switch=held.switch,
             limits=limits,
+            # a command of the user's may hand the session on to any program, or keep one of its own with its engine
+            control=self.traits.engine_takes_session and not job.command,
             carried_env=self.layers.of_run(job, claim=held.claim),
             variables=job.variables,
+        )
+
+    def for_hooks(self, job: Job, hooks: str, *, run: RunFolder, folder: RunFolder) -> StartSpec | None:
+        """Make the start spec of a child that runs these hooks of an ended run, in the run's environment and folder.
+
+        `folder` is the child's own. None = nothing can run hooks of such a run.
+        """
+        python = self.interpreter
+        argv = self.api.hooks_command(python.path, job, hooks, python.starters)
+        if argv is None:
+            return None
+        return StartSpec(
+            run_id=run.run_id,
+            claim=folder.claim,
+            argv=argv,
+            env=self.layers.build(job, claim=folder.claim),
+            cwd=job.working_dir or self.layers.home or str(run.work),
+            folder=folder.path,
+            not_after=None,
+            limits=RunLimits.of(self.settings, job.variables, job.env),
         )

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from flowfleet.guard import guarded
 from flowfleet.ledger.claims import State
@@ -28,6 +29,7 @@ MOST_WAKEUPS = 50
 
 #: called in the supervisor's thread with each ended attempt
 OnEnd = Callable[[Attempt], None]
+BeforeEnd = Callable[[Attempt, Exit, Callable[[], None]], bool]
 
 
 @dataclass
@@ -39,6 +41,11 @@ class Supervisor:
     #: NAME@HOST of this worker
     worker: str
     run_timeout: float | None = None
+    #: called in the supervisor's thread with each run that is gone; True puts its end off until the third argument is
+    #: called, and the run keeps its slot
+    before_end: BeforeEnd = lambda _attempt, _end, _go_on: False
+    #: the keys of the runs whose dead man's switch should have ended them, and which live
+    overdue: Callable[[], list[str]] = list
     clock: Callable[[], float] = time.monotonic
     _inbox: queue.SimpleQueue[Callable[[], None]] = field(default_factory=queue.SimpleQueue, init=False)
     _wakeup: Wakeup = field(default_factory=Wakeup, init=False)
@@ -50,6 +57,8 @@ class Supervisor:
     _registered: dict[str, int] = field(default_factory=dict, init=False)
     #: key of a watched run → how often its descriptor was readable though the run had not ended
     _wakeups: dict[str, int] = field(default_factory=dict, init=False)
+    #: keys of the overdue runs that were told to end
+    _overdue: set[str] = field(default_factory=set, init=False)
     _closed: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
@@ -67,9 +76,25 @@ class Supervisor:
         """Watch the started run of this attempt from now on."""
         self._post(lambda: self._watch(key))
 
-    def stop(self, key: str, reason: StopReason, *, kill: bool = False) -> None:
-        """Ask the thread to stop the run of this attempt: TERM, its grace, then KILL; with `kill`, KILL immediately."""
-        self._post(lambda: self._stop(key, reason, kill=kill))
+    def stop(
+        self,
+        key: str,
+        reason: StopReason,
+        *,
+        kill: bool = False,
+        intent: bool = False,
+        patience: float = 0.0,
+        why: str = "",
+        written: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Ask the thread to stop the run of this attempt, as `Attempt.stop` does."""
+        self._post(
+            lambda: self._stop(key, reason, kill=kill, intent=intent, patience=patience, why=why, written=written)
+        )
+
+    def finish(self, key: str, end: Exit) -> None:
+        """Ask the thread to note the end of a run that `before_end` has put off."""
+        self._post(lambda: self._finish(key, end))
 
     def close(self) -> None:
         """End the thread; the runs go on."""
@@ -101,6 +126,7 @@ class Supervisor:
         for key in [key for key, at in self._stop_at.items() if at <= now]:
             del self._stop_at[key]
             self._time_out(key)
+        self._end_overdue()
 
     def _empty_inbox(self) -> None:
         self._wakeup.clear()
@@ -164,15 +190,33 @@ class Supervisor:
         if attempt.started_run is not None:
             attempt.started_run.close()
         end = attempt.folder.with_reason(end)
-        moved = self.attempts.move(attempt.key, State.ENDED, exit_=end)
         logger.info("run ended", extra={**attempt.fields, "exit": str(end)})
+        if not self.before_end(attempt, end, lambda: self.finish(attempt.key, end)):
+            self._finish(attempt.key, end)
+
+    def _finish(self, key: str, end: Exit) -> None:
+        moved = self.attempts.move(key, State.ENDED, exit_=end)
         if moved is not None:
             self.on_end(moved)
 
-    def _stop(self, key: str, reason: StopReason, *, kill: bool = False) -> None:
+    def _stop(self, key: str, reason: StopReason, **how: Any) -> None:
         attempt = self.attempts.get(key)
-        if attempt is not None and attempt.held.state is not State.ENDED:
-            attempt.stop(reason, self.worker, kill=kill)
+        if attempt is not None and attempt.held.state is not State.ENDED and not attempt.hooks:
+            attempt.stop(reason, self.worker, **how)
+
+    def _end_overdue(self) -> None:
+        """End the runs whose shim has not done it: it is frozen, or dead. Each round, until they are gone."""
+        keys = self.overdue()
+        for key in keys:
+            attempt = self.attempts.get(key)
+            if attempt is None or attempt.started_run is None:
+                continue
+            if key in self._overdue:
+                attempt.started_run.kill()
+            else:
+                logger.warning("lease of a run is over and it lives: it is killed", extra=attempt.fields)
+                self._stop(key, StopReason.SWITCH, kill=True)
+        self._overdue = set(keys)
 
     def _time_out(self, key: str) -> None:
         attempt = self.attempts.get(key)

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flowfleet.errors import LedgerError
 from flowfleet.flow_run import Offer
+from flowfleet.ledger.roster import Roster
 from workers.shim import atomic_files
 from workers.state.run_folders import OutboxFolder, RunFolder, RunFolders
 from workers.state.state_folder import StateFolder, StateLocked
@@ -100,3 +102,12 @@ class Takeover:
         """Whether these facts name our fleet and our API."""
         same_api = (self.api != "" and facts.get("api") == self.api) or _scope(facts.get("route")) in self.scopes
         return facts.get("fleet") == self.fleet and same_api
+
+
+def may_live(roster: Roster, last: Mapping[str, Any]) -> bool:
+    """Whether a worker that no lock proves dead may live: the roster has it as live, or Redis does not answer."""
+    try:
+        rows = roster.rows()
+    except LedgerError:
+        return True
+    return any(row.worker == last.get("worker") and row.nonce == last.get("nonce") and row.live for row in rows)

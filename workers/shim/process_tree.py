@@ -1,5 +1,9 @@
 """Process tree: all processes of one run, as its shim signals, reaps, counts and clears them.
 
+A process group alone would not do: a child with a session of its own, or a daemon, has left it. Where there is /proc,
+every process below the shim is found, and a subreaper has the orphans below it too. Without /proc (macOS) only the
+group can be signalled: what has left it goes on, and so does a daemon after the end of the run.
+
 Standard library only: part of the shim.
 """
 
@@ -13,10 +17,13 @@ from . import syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the shim does without typing
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 _CLEAR_SECONDS = 5.0
 _LOOK_SECONDS = 0.02
+#: a tree that forks faster than it is killed does not hold up the shim's loop for longer; it is killed on with the next
+#: look
+_KILL_SECONDS = 0.5
 
 
 class ProcessTree:
@@ -32,8 +39,34 @@ class ProcessTree:
         self.max_rss_kib = 0
         self.cpu_seconds = 0.0
 
-    def signal(self, number: int) -> None:
-        """Send a signal to the group."""
+    def signal_all(self, number: int) -> None:
+        """Send a signal once to each process of the run, the command and its group first."""
+        self._signal_group(number)
+        for pid, (ticks, group) in self._below().items():
+            if group != self._root:  # a second TERM ends programs that would have made good use of one
+                syscalls.signal_process(pid, ticks, number)
+
+    def kill_all(self) -> None:
+        """Kill each process of the run, until no look finds a new one."""
+        self._signal_group(signal.SIGKILL)
+        self._kill_below()
+
+    def _kill_below(self) -> None:
+        seen: set[tuple[int, int]] = set()
+        deadline = time.monotonic() + _KILL_SECONDS
+        while time.monotonic() < deadline:
+            new = {(pid, ticks) for pid, (ticks, _) in self._below().items()} - seen
+            if not new:
+                return
+            seen |= new
+            for pid, ticks in new:
+                syscalls.signal_process(pid, ticks, signal.SIGKILL)
+
+    def _below(self) -> Mapping[int, tuple[int, int]]:
+        # all below the shim: it has no other children than the run's. A pid with its start time and its group
+        return (syscalls.descendants() if self._proc and self._root else None) or {}
+
+    def _signal_group(self, number: int) -> None:
         if not self._root:
             return  # 0 would be our own group
         try:
@@ -60,7 +93,7 @@ class ProcessTree:
     def kill_group(self) -> tuple[int, int]:
         """Kill the group of an ended command; returns its exit code or minus its signal, and how many outlived it."""
         leftovers = self._count_leftovers()
-        self.signal(signal.SIGKILL)
+        self._signal_group(signal.SIGKILL)
         if self._status is None:
             self._reap(self._root)
         assert self._status is not None
@@ -72,11 +105,7 @@ class ProcessTree:
         while self._reap_all() or self._group_alive():
             if time.monotonic() > deadline:
                 return False
-            for pid in (syscalls.children() if self._proc else None) or ():
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
+            self._kill_below()  # no group any more: its number may be another's by now
             wait(_LOOK_SECONDS)
         return True
 

@@ -24,14 +24,26 @@ import signal
 import socket
 import time
 
-from . import atomic_files, framing, log_cap, process_tree, spawn, syscalls
+from . import (
+    atomic_files,
+    cgroup,
+    control_session,
+    failpoint,
+    framing,
+    log_cap,
+    oom_watch,
+    process_tree,
+    signal_pipe,
+    spawn,
+    stopping,
+    switch,
+    syscalls,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the shim does without typing
     from typing import Any
 
-#: signals that would end the shim; a worker never sends them
-_STRAY = ("SIGQUIT", "SIGUSR2", "SIGALRM", "SIGVTALRM", "SIGPROF", "SIGPOLL", "SIGPWR", "SIGSTKFLT")
 _TICK_SECONDS = 5.0
 _REQUEST_SECONDS = 30.0
 
@@ -42,7 +54,7 @@ def serve(connection: socket.socket, unfit: spawn.ColdReason | None = None) -> N
     With `unfit` the command may be a fork of this process (see `spawn.fork`).
     """
     _leave_the_launcher()
-    wake = _catch_signals()
+    wake = signal_pipe.catch_signals()
     connection.settimeout(_REQUEST_SECONDS)
     try:
         request = framing.receive(connection)
@@ -69,19 +81,6 @@ def _leave_the_launcher() -> None:
     syscalls.set_name("flowfleet-shim")
 
 
-def _catch_signals() -> int:
-    # each signal becomes a byte in a pipe that the loop reads; returns the reading end
-    reader, writer = os.pipe()
-    os.set_blocking(reader, False)
-    os.set_blocking(writer, False)
-    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    strays = [getattr(signal, name) for name in _STRAY if hasattr(signal, name)]
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGCHLD, *strays):
-        signal.signal(number, lambda _number, _frame: None)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    return reader
-
-
 class Shim:
     """One run from its start file to the end of its group."""
 
@@ -100,17 +99,18 @@ class Shim:
         self._subreaper = bool(abilities["subreaper"])
         self._tree = process_tree.ProcessTree(0, proc=self._proc, subreaper=False)
         self._child = spawn.GatedCommand(pid=0, report=-1)
-        self._stopped_by: str | None = None
-        self._kill_at: float | None = None
-        #: why the worker has stopped the run: what stop.json said when the last signal came
-        self._stop: dict[str, Any] = {}
+        self._session: control_session.ControlSession | None = None
+        self._stopping = self._plan_stop()
+        self._switch = switch.Switch(self._folder, request["not_after"] if request.get("switch") else None)
         #: the command has ended
         self._over = False
         #: name of a signal that was ignored → how often
         self._ignored: dict[str, int] = {}
-        #: the kernel's count of its kills at the last two ticks; the older one counts, since a large process takes its
-        #: time between kill and end
-        self._oom_kills = (self._count_oom_kills(),) * 2
+        #: the run's own control group, which its command enters before it begins; None = it has none
+        self._group: str | None = request.get("cgroup")
+        self._memory = oom_watch.OomWatch(proc=self._proc)
+        #: when the command began, by the clock that nobody sets
+        self._began = time.monotonic()
         self._ready: list[int] = []
 
     # -- from the start file to the end
@@ -126,17 +126,25 @@ class Shim:
         if lock is None:
             self._reply("taken")
             return
+        failpoint.hit(self._request, "shim.after_start_file")
         spare = self._reserve_record()  # the start file stays open, and so locked, for the life of this process
         try:
+            if self._request.get("control"):
+                self._session = control_session.ControlSession.open(self._hit)
+            if self._session is not None:
+                self._request["env"].update(self._session.variables())
             log = os.open(self._path("log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             self._child = spawn.fork(self._request, self._folder, log, proc=self._proc, unfit=self._unfit)
             forked_at = time.time()
             # the command waits at its gate, so it can have no orphans before
             self._tree = process_tree.ProcessTree(self._child.pid, proc=self._proc, subreaper=self._subreaper)
+            self._stopping = self._plan_stop()
             os.close(log)
             cap = log_cap.LogCap(self._path("log"), int(self._limits["log_limit"]), holes=self._holes)
             started = {**identity, "command_pid": self._child.pid, "id": str(self._child.pid)}
+            started["control"] = self._session is not None
             started["command_started_at"] = forked_at
+            started["cgroup"] = self._group
             started["command_ticks"] = syscalls.start_ticks(self._child.pid) if self._proc else None
             atomic_files.write_json(self._path("started.json"), started, sync=False)
         except spawn.CannotFork as exc:
@@ -146,16 +154,21 @@ class Shim:
             self._child.discard()
             self._never_began({"error": f"its folder {self._folder} cannot be written: {exc.strerror}"})
             return
-        started_at = time.time()
+        started_at, self._began = time.time(), time.monotonic()
         self._child.release()
         del self._request["env"]  # only the command needs it from here on
         trouble, cold = self._await_exec()
         if trouble is not None:
             self._never_began(trouble)
             return
+        failpoint.hit(self._request, "shim.after_exec")
         self._reply("started", started=started, cold=cold)
+        self._memory.open(self._group, self._child.pid)
         self._watch(cap)
         self._finish(started_at, spare)
+
+    def _plan_stop(self) -> stopping.Stopping:
+        return stopping.Stopping(self._tree, self._session, float(self._limits["stop_grace"]), self._hit)
 
     def _identity(self) -> dict[str, Any]:
         pid = os.getpid()
@@ -213,20 +226,29 @@ class Shim:
     def _watch(self, cap: log_cap.LogCap) -> None:
         next_tick = time.monotonic() + _TICK_SECONDS
         while not self._tree.ended():
-            self._wait(timeout=max(0.0, min(next_tick, self._kill_at or next_tick) - time.monotonic()))
             now = time.monotonic()
-            if self._kill_at is not None and now >= self._kill_at:
-                self._kill()
+            times = (next_tick, self._stopping.due, self._memory.next_look(now))
+            timeout = max(0.0, min(at for at in times if at is not None) - now)
+            self._wait(*self._memory.descriptors, timeout=self._switch.shortened(timeout))
+            self._memory.look()
+            now = time.monotonic()
+            if self._switch.over():
+                self._stopping.ask(self._stopping.record or switch.STOP, now, kill=True)
+            self._stopping.go_on(now)
             if now >= next_tick:
                 cap.apply()
-                self._oom_kills = (self._oom_kills[1], self._count_oom_kills())
+                self._memory.tick()
                 next_tick = now + _TICK_SECONDS
         cap.apply()
         cap.close()
 
     def _wait(self, *others: int, timeout: float | None = None) -> None:
-        """Sleep until a signal, one of the other descriptors, or the timeout; act on what signals ask."""
-        self._ready = select.select([self._wake, *others], [], [], timeout)[0]
+        """Sleep until a signal, one of the other descriptors, or the timeout; act on what signals and engine say."""
+        session = self._session.descriptors() if self._session is not None else []
+        self._ready = select.select([self._wake, *others, *session], [], [], timeout)[0]
+        if self._session is not None:
+            # before the signals: an engine that has just connected can still be told of its cancel
+            self._session.serve(self._ready)
         if self._wake not in self._ready:
             return
         for number in os.read(self._wake, 4096):
@@ -242,25 +264,19 @@ class Shim:
             return
         if self._over:
             return  # the command has ended by itself: nobody has stopped it
-        self._stop = stop
-        if number == signal.SIGUSR1:
-            self._kill()
-        elif self._stopped_by is None:
-            self._stopped_by = "term"
-            self._kill_at = time.monotonic() + float(self._limits["stop_grace"])
-            self._tree.signal(signal.SIGTERM)
-
-    def _kill(self) -> None:
-        self._stopped_by, self._kill_at = "kill", None
-        self._tree.signal(signal.SIGKILL)
+        self._stopping.ask(stop, time.monotonic(), kill=number == signal.SIGUSR1)
 
     # -- the end
 
     def _finish(self, started_at: float, spare: int) -> None:
         self._over = True
         self._wait(timeout=0.0)  # signals that came with the end are counted too
+        wall_seconds = time.monotonic() - self._began
         code, leftovers = self._tree.kill_group()
-        by_kernel = code == -signal.SIGKILL and self._stopped_by is None
+        if self._session is not None:
+            self._session.close()
+        stop = self._stopping
+        by_others = code == -signal.SIGKILL and stop.by != "kill"
         record = {
             "v": 1,
             "run_id": self._request["run_id"],
@@ -268,17 +284,20 @@ class Shim:
             "begun": True,
             "code": code if code >= 0 else None,
             "signal": -code if code < 0 else None,
-            "oom": by_kernel and 0 <= self._oom_kills[0] < self._count_oom_kills(),
-            "stopped_by": self._stopped_by,
-            "stop_reason": self._stop.get("reason"),
-            "stop_worker": self._stop.get("by"),
+            **self._memory.end(killed=by_others),
+            "stopped_by": stop.by,
+            "stop_reason": stop.record.get("reason"),
+            "stop_worker": stop.record.get("by"),
+            **(self._session.facts() if self._session is not None else {}),
             "ignored": self._ignored,
             "started_at": started_at,
             "ended_at": time.time(),
+            "wall_seconds": round(wall_seconds, 3),
             "max_rss_kib": self._tree.max_rss_kib,
             "cpu_seconds": round(self._tree.cpu_seconds, 3),
             "leftovers": leftovers,
         }
+        failpoint.hit(self._request, "shim.before_exit_record")
         try:
             self._write_record(record, spare)
         finally:  # even if the folder is gone: nothing of the run may stay
@@ -294,12 +313,13 @@ class Shim:
         atomic_files.sync_folder(self._folder)
 
     def _clear(self) -> bool:
-        return self._tree.clear(lambda seconds: self._wait(timeout=seconds))
+        gone = self._tree.clear(lambda seconds: self._wait(timeout=seconds))
+        return gone and (self._group is None or cgroup.clear(self._group, lambda seconds: self._wait(timeout=seconds)))
 
     # -- small things
 
-    def _count_oom_kills(self) -> int:
-        return syscalls.oom_kills() if self._proc else -1
+    def _hit(self, name: str) -> None:
+        failpoint.hit(self._request, name)
 
     def _reply(self, status: str, **facts: Any) -> None:
         try:

@@ -10,7 +10,7 @@ import json
 import os
 import signal
 
-from . import syscalls
+from . import cgroup, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the shim does without typing
@@ -106,7 +106,11 @@ def _become(
 ) -> NoReturn:
     step = "prepare"
     try:
+        if request.get("switch"):
+            syscalls.die_with_parent()  # without its shim nothing would end it in time
         _prepare(log, nice=limits_of(request).get("nice", 0), proc=proc)
+        if request.get("cgroup"):  # without it the run has less of a certificate, and goes on
+            cgroup.enter(request["cgroup"])
         if not os.read(gate, 1):
             os._exit(127)  # the shim is gone: this run never began
         step = "cwd"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import signal
 import struct
 import sys
 import time
@@ -19,9 +20,12 @@ if TYPE_CHECKING:  # the shim does without typing
 
 LINUX = sys.platform.startswith("linux")
 
+_PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
 _PR_SET_CHILD_SUBREAPER = 36
 _KEEP_SIZE_AND_PUNCH = 3  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
+_NONBLOCK_AND_CLOEXEC = os.O_NONBLOCK | getattr(os, "O_CLOEXEC", 0)  # as of eventfd and of inotify
+_IN_MODIFY = 2
 _PIDFD_GET_INFO = 0xC040FF0B
 _PIDFD_INFO_EXIT = 1 << 3
 
@@ -77,6 +81,11 @@ def become_subreaper() -> bool:
     return _prctl is not None and _prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
 
 
+def die_with_parent() -> bool:
+    """Let this process get a KILL when its parent ends, also after an exec; False where the platform cannot."""
+    return _prctl is not None and _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) == 0
+
+
 def punch_hole(fd: int, length: int) -> bool:
     """Give the first `length` bytes of a file back to the disk, offsets stay; False where that is not possible."""
     return _fallocate is not None and _fallocate(fd, _KEEP_SIZE_AND_PUNCH, 0, length) == 0
@@ -117,6 +126,83 @@ def _children_by_scan() -> list[int] | None:
     return [int(pid) for pid in pids if (fields := stat_fields(pid)) and fields[1] == us]
 
 
+def descendants() -> dict[int, tuple[int, int]] | None:
+    """All processes below us, ended ones that nobody waited for too: pid → (start ticks, group); None without /proc.
+
+    What is forked during the look may be missing.
+    """
+    found: dict[int, tuple[int, int]] = {}
+    below = _below_by_files() if os.path.exists(f"/proc/self/task/{os.getpid()}/children") else _below_by_scan()
+    for pid in below or ():
+        fields = stat_fields(pid)
+        if fields:
+            found[pid] = (int(fields[19]), int(fields[2]))
+    return None if below is None else found
+
+
+def _below_by_files() -> list[int]:
+    found: list[int] = []
+    todo = [os.getpid()]
+    while todo:
+        pid = todo.pop()
+        try:
+            threads = os.listdir(f"/proc/{pid}/task")
+        except OSError:
+            continue  # it has ended meanwhile
+        for thread in threads:
+            try:
+                with open(f"/proc/{pid}/task/{thread}/children", "rb") as file:
+                    todo += (new := [int(child) for child in file.read().split()])
+            except OSError:
+                continue
+            found += new
+    return found
+
+
+def _below_by_scan() -> list[int] | None:
+    # a kernel built without the children file still lists all processes
+    try:
+        pids = [name for name in os.listdir("/proc") if name.isdigit()]
+    except OSError:
+        return None
+    children_of: dict[str, list[str]] = {}
+    for pid in pids:
+        fields = stat_fields(pid)
+        if fields:
+            children_of.setdefault(fields[1], []).append(pid)
+    found: list[int] = []
+    todo = [str(os.getpid())]
+    while todo:
+        todo += (new := children_of.pop(todo.pop(), []))
+        found += map(int, new)
+    return found
+
+
+def signal_process(pid: int, ticks: int, number: int) -> None:
+    """Send a signal to the process that had this pid and start time; does nothing if it is gone.
+
+    Between the look and the signal its pid could become a stranger's; a pidfd, where there is one, keeps that out.
+    """
+    try:
+        if not hasattr(os, "pidfd_open") or not hasattr(signal, "pidfd_send_signal"):
+            os.kill(pid, number)
+            return
+        fd = os.pidfd_open(pid)
+        try:
+            if start_ticks(pid) == ticks:
+                signal.pidfd_send_signal(fd, number)
+        finally:
+            os.close(fd)
+    except ProcessLookupError:
+        pass
+    except OSError:  # a kernel without the call, or no descriptor is left
+        if start_ticks(pid) == ticks:
+            try:
+                os.kill(pid, number)
+            except (ProcessLookupError, PermissionError):
+                pass  # it is gone, or has become another user's
+
+
 def oom_kills() -> int:
     """How often the kernel has killed for want of memory since boot; -1 where it does not say."""
     try:
@@ -124,6 +210,22 @@ def oom_kills() -> int:
             return next((int(line.split()[1]) for line in file if line.startswith(b"oom_kill ")), -1)
     except (OSError, ValueError):
         return -1
+
+
+def event_counter() -> int:
+    """A descriptor that the kernel turns readable at an event; -1 where there is none."""
+    eventfd = getattr(_libc, "eventfd", None) if LINUX else None
+    return int(eventfd(0, _NONBLOCK_AND_CLOEXEC)) if eventfd is not None else -1
+
+
+def watch_file(path: str) -> int:
+    """A descriptor that turns readable whenever this file changes; -1 where that cannot be told."""
+    start = getattr(_libc, "inotify_init1", None) if LINUX else None
+    fd = int(start(_NONBLOCK_AND_CLOEXEC)) if start is not None else -1
+    if fd >= 0 and _libc.inotify_add_watch(fd, os.fsencode(path), _IN_MODIFY) < 0:
+        os.close(fd)
+        return -1
+    return fd
 
 
 def pidfd_exit_status(pidfd: int) -> int | None:

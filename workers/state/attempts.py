@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from flowfleet.ledger.claims import HANDLE_LIMIT, Claim, State
+from flowfleet.ledger.claims import HANDLE_LIMIT, CancelAsked, CancelHow, Claim, Refusal, State
 from workers.deployment import Exit, StartedRun, StopReason
 from workers.state.run_folders import RunFolder
 
@@ -28,7 +28,14 @@ class Attempt:
     adopted: bool = False
     #: the ledger says that the claim is not ours any more; the end of the run is logged and not reported
     fenced: bool = False
-    cancelled: bool = False
+    #: what the ledger, or the worker before us, says about a cancel of the run
+    cancel: CancelAsked | None = None
+    #: how far this process has gone in ending the run for that
+    stopped: CancelHow = CancelHow.NONE
+    #: the run is gone and its flow's hooks run, which keep its slot and its working folder
+    hooks: bool = False
+    #: the ledger's word by which it was fenced
+    refusal: Refusal | None = None
     #: since when this process holds the claim, by the monotonic clock
     since: float = field(default_factory=time.monotonic)
 
@@ -42,22 +49,41 @@ class Attempt:
         """The fields that every log line about the attempt carries."""
         return {"run_id": self.held.run_id, "claim": self.held.claim, "run_name": self.held.name}
 
-    def stop(self, reason: StopReason, worker: str, *, kill: bool = False) -> None:
+    @property
+    def cancelled(self) -> bool:
+        """Whether somebody wants the run cancelled."""
+        return self.cancel is not None
+
+    def stop(
+        self,
+        reason: StopReason,
+        worker: str,
+        *,
+        kill: bool = False,
+        intent: bool = False,
+        patience: float = 0.0,
+        why: str = "",
+        written: Callable[[], None] = lambda: None,
+    ) -> None:
         """End the started run: TERM, its grace, then KILL, or KILL at once; its folder says why before any signal goes.
 
-        `worker` is our own NAME@HOST. Returns at once.
+        `worker` is our own NAME@HOST; `intent`, `patience` and `why` are told in `RunFolder.write_stop`, and `written`
+        is called after it. Returns at once.
         """
         if self.started_run is None:
             return
         logger.info("run is being stopped", extra={**self.fields, "reason": str(reason), "kill": kill})
         try:
-            self.folder.write_stop(reason, worker)
+            self.folder.write_stop(reason, worker, kill=kill, intent=intent, patience=patience, why=why)
         except OSError as exc:  # a full disk keeps no run alive
             logger.error("reason of a stop not written", extra={**self.fields, "error": str(exc)})
-        if kill:
-            self.started_run.kill()
-        else:
-            self.started_run.stop()
+        try:
+            written()
+        finally:  # nobody asks for this stop again
+            if kill:
+                self.started_run.kill()
+            else:
+                self.started_run.stop()
 
 
 @dataclass
@@ -123,7 +149,7 @@ class Attempts:
             if handle is not None:
                 held = dataclasses.replace(held, handle=fit_handle(handle))
             if exit_ is not None:
-                held = dataclasses.replace(held, exit=exit_.to_record())
+                held = dataclasses.replace(held, exit=exit_.certificate())
             attempt = dataclasses.replace(attempt, held=held, exit=exit_ or attempt.exit)
             self._table[key] = attempt
         self.on_change()
@@ -148,8 +174,8 @@ class Attempts:
             return list(self._table.values())
 
     def occupying(self) -> set[str]:
-        """The keys of the attempts that take up a slot: all that have not ended."""
-        return {attempt.key for attempt in self.all() if attempt.held.state is not State.ENDED}
+        """The keys of the attempts that take up a slot: all that have not ended, and those whose hooks run."""
+        return {attempt.key for attempt in self.all() if attempt.hooks or attempt.held.state is not State.ENDED}
 
     def running(self) -> list[Attempt]:
         """The attempts whose started run lives."""
@@ -194,4 +220,5 @@ def held_to_intent(held: Claim) -> dict[str, Any]:
         "due": held.due.isoformat(),
         "attempt": held.attempt,
         "policy": held.policy,
+        "switch": held.switch,
     }

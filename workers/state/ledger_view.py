@@ -16,7 +16,8 @@ class LedgerView:
     offer: Offer
     clock: Callable[[], float] = time.monotonic
     _renewal: Renewal | None = None
-    _renewed: float = 0.0
+    #: when the last answered renewal was sent, by `clock`; None = none was
+    renewed_at: float | None = None
     #: the routes whose queues are consumed now, as the slots bootstep has them
     served: frozenset[Route] = frozenset()
     #: set once adoption is done and the platform is ready
@@ -24,7 +25,7 @@ class LedgerView:
 
     def tell(self, renewal: Renewal, sent: float) -> None:
         """Note the answer to a renewal that was sent at `sent`, by `clock`."""
-        self._renewal, self._renewed = renewal, sent
+        self._renewal, self.renewed_at = renewal, sent
 
     def serve(self, routes: frozenset[Route]) -> bool:
         """Note the routes whose queues are consumed from now on; True when they are others than before."""
@@ -50,7 +51,7 @@ class LedgerView:
     @property
     def connected(self) -> bool:
         """Whether a renewal was answered within the last TTL."""
-        return self._renewal is not None and self.clock() - self._renewed < self.lease.ttl_seconds
+        return self.renewed_at is not None and self.clock() - self.renewed_at < self.lease.ttl_seconds
 
     @property
     def accepting(self) -> bool:

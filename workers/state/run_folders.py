@@ -9,7 +9,9 @@ STATE/runs/RUN.CLAIM/         one attempt at a run
     log                       what the run prints
     stop.json                 by the worker, before it sends any signal: why it ends the run
     exit.json                 by the shim, or by the worker if the shim was killed: how it ended
+    certificate.json          by the worker: who ended the run and what it took, for people; nothing is decided by it
     cleared                   by the shim: nothing of the run is left
+    hooks/RUN.CLAIM-hooks/    a folder like this one, of the child that runs the flow's hooks after the end
     keeper.json               by a worker of another name that looks after the run since this one died (takeover.py)
     settled                   by the worker: nothing more has to be done; from here on the folder may be pruned
 STATE/outbox/RUN.CLAIM.json   a report that the API has not accepted yet
@@ -87,6 +89,10 @@ class RunFolder:
                 return float(seconds)
         return None
 
+    def is_engine(self) -> bool:
+        """Whether the run's command is the engine that its API's client has named, and none of the run's own."""
+        return bool((self.intent() or {}).get("engine", True))
+
     def has_shim(self) -> bool:
         """Whether the run was begun by a shim, which says in the end that nothing of it is left (`cleared`)."""
         return "shim_started_at" in (self.started() or {})
@@ -134,12 +140,25 @@ class RunFolder:
         record = self.exit_record()
         return self.with_reason(Exit.from_record(record)) if record else None
 
-    def write_stop(self, reason: StopReason, worker: str) -> None:
-        """Write down why this worker (NAME@HOST) is about to end the run; on disk once this returns.
+    def write_stop(
+        self,
+        reason: StopReason,
+        worker: str,
+        *,
+        kill: bool = False,
+        intent: bool = False,
+        patience: float = 0.0,
+        why: str = "",
+    ) -> None:
+        """Write down why this worker (NAME@HOST) is about to end the run, and how; on disk once this returns.
 
-        A shim obeys no signal before. A later reason replaces an earlier one.
+        A shim obeys no signal before. A later reason replaces an earlier one. `kill`: no TERM, KILL at once. `intent`:
+        the engine is told of the cancel over its control session before the TERM. `patience`: seconds that a command
+        which cancels itself has before the TERM; a TERM at the same time would make it lose that. `why`: who has asked
+        for a cancel, and why.
         """
         facts = {"reason": reason.value, "claim": self.claim, "by": worker, "boot_clock": boot_clock()}
+        facts |= {"kill": kill, "intent": intent, "patience": patience, "why": why}
         atomic_files.write_json(self.path / "stop.json", {"v": VERSION, **facts})
 
     def stop_record(self) -> dict[str, Any] | None:
@@ -159,6 +178,14 @@ class RunFolder:
     def write_exit(self, end: Exit, *, begun: bool) -> None:
         """Record an end that no shim recorded; `begun` tells whether user code may have begun."""
         atomic_files.write_json(self.path / "exit.json", {"v": VERSION, "begun": begun, **end.to_record()})
+
+    def certify(self, end: Exit) -> None:
+        """Write down who ended the run and what it took, with its last lines redacted; a full disk costs only that."""
+        record = {"v": VERSION, **end.certificate(), "last_lines": end.redacted_lines()}
+        try:
+            atomic_files.write_json(self.path / "certificate.json", record, sync=False)
+        except OSError as exc:
+            logger.warning("certificate of an end cannot be written", extra={**self.fields, "error": str(exc)})
 
     @property
     def state_folder(self) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,11 @@ _CLOCKS = timedelta(seconds=3)
 def refused(run: Run, reason: str) -> Answer:
     """REFUSED, with the run as it stands."""
     return Answer(verdict=Verdict.REFUSED, reason=reason, state=run.to_state())
+
+
+def refused_since(run: Run) -> Answer:
+    """REFUSED, since what stands there is the attempt of a later claim."""
+    return replace(refused(run, f"the run is {run.state}, claimed by somebody else since"), claimed_since=True)
 
 
 def answer_without_write(run: Run | None, call: str, now: datetime) -> Answer | None:

@@ -14,21 +14,27 @@ from flowfleet.api.client import (
     JobApi,
     LogLine,
     Mark,
+    OrderApi,
     PresenceApi,
-    ServerInfo,
     StateType,
     UnfinishedRun,
+    unguarded,
 )
+from flowfleet.api.life import LifeApi
 from flowfleet.api.prefect1.agents import AgentRegistry
 from flowfleet.api.prefect1.backlog import Backlog
 from flowfleet.api.prefect1.engine import EngineSettings
+from flowfleet.api.prefect1.fence import Fence
 from flowfleet.api.prefect1.graphql import GraphQL
 from flowfleet.api.prefect1.jobs import Jobs
+from flowfleet.api.prefect1.life import Life
+from flowfleet.api.prefect1.orders import Orders
 from flowfleet.api.prefect1.runs import Runs, literal
 from flowfleet.api.prefect1.states import SUBMITTED, Run, Stamp, plain
 from flowfleet.api.prefect1.tenants import Tenants
 from flowfleet.api.prefect1.writes import Writes
 from flowfleet.api.transport.reading import iso, reading, rows
+from flowfleet.api.transport.server_clock import ServerInfo
 from flowfleet.api.transport.session import ASKED_TRIES
 from flowfleet.errors import ApiRejected
 
@@ -57,8 +63,12 @@ class Prefect1:
         cloud_logs: bool = True,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        between: Callable[[], object] = unguarded,
     ) -> None:
-        """`labels`, `deploy`, `log_level` and `cloud_logs` are what a worker gives to its engines."""
+        """`labels`, `deploy`, `log_level` and `cloud_logs` are what a worker gives to its engines.
+
+        `between` is called between reading a run and writing its end or its way back.
+        """
         self.graphql, self.session = graphql, graphql.session
         self.address = self.session.address.shown
         self._agent_name = agent_name
@@ -67,13 +77,15 @@ class Prefect1:
         self._runs = Runs(graphql)
         self.tenants = Tenants(graphql, self._runs, server_backend=server_backend)
         agents = AgentRegistry(graphql, name=agent_name, config_id=agent_config_id, clock=clock)
-        writes = Writes(graphql, self._runs, agents.any_id, clock, self._now)
+        writes = Writes(self._runs, Fence(graphql, self._runs), agents.any_id, clock, self._now, between)
         self.presence: PresenceApi = self.tenants
         self.backlog: BacklogApi = Backlog(
             self._runs, agents, self.tenants, deploy=deploy, noted=writes.note, now=self._now
         )
         self.claims: ClaimApi = writes
         self.ends: EndApi = writes
+        self.orders: OrderApi = Orders(self._runs, writes, self.tenants)
+        self.life: LifeApi = Life(self._runs)
         engine = EngineSettings(
             server_backend=server_backend, labels=labels, log_level=log_level, cloud_logs=cloud_logs
         )

@@ -97,18 +97,26 @@ class GraphQL:
         agent: str | None = None,
         seconds: float | None = None,
         tries: int = TRIES,
+        fresh_until: float | None = None,
     ) -> Reply:
         """Send one query or mutation, repeated as a whole where the API says "later"; `agent` is the id that signs it.
 
         Raises `ApiUnavailable`, `KeyRefused`, or `ApiRejected` (of it `QueryRejected` for errors without any data).
-        A read that timed out is not repeated here, as in `Session.call`.
+        A read that timed out is not repeated here, and `fresh_until` acts, as in `Session.call`.
         """
         match = _ROOT_FIELD.search(document)
         named = match[1] if match else "the query"
         # the variables are JSON within JSON, as Prefect's own client sends them and as some servers want them
         body = {"query": document, "variables": json.dumps(variables)}
         answer = self.session.call(
-            "POST", "", body, named=named, headers=self._headers(agent), seconds=seconds, tries=tries
+            "POST",
+            "",
+            body,
+            named=named,
+            headers=self._headers(agent),
+            seconds=seconds,
+            tries=tries,
+            fresh_until=fresh_until,
         )
         return self._read(answer, named)
 

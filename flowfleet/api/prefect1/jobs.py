@@ -44,6 +44,11 @@ class Jobs:
     def equip(self, job: Job) -> Job:
         return self.engine.equip(job, url=self.graphql.engine_url, key=self.graphql.key, tenant=self.graphql.tenant)
 
+    def hooks_command(self, python: str, job: Job, hooks: str, starters: Path | None) -> tuple[str, ...] | None:
+        # state handlers are called by the engine alone
+        del python, job, hooks, starters
+        return None
+
     def engine_command(self, python: str, job: Job, prefect: str, starters: Path | None = None) -> tuple[str, ...]:
         del starters
         # A prefect before 0.13 knows the command as `cloud-flow`. The version in the interpreter counts, whatever the

@@ -269,3 +269,21 @@ def overtaken(versions: Sequence[Json], stamp: Stamp, *, kinds: Collection[State
 def _call_of(row: Json) -> str | None:
     stamp = Stamp.read(row.get("serialized_state") or {})
     return stamp.call if stamp else None
+
+
+def claimed_since(versions: Sequence[Json], claim: str) -> bool:
+    """Whether a claim of somebody else comes after this one among a run's states.
+
+    A claim is Submitted. That of a late retry stands in the states of task runs alone, and is not found here: then
+    nothing tells of another one, and False is the answer.
+    """
+    ours = others = False
+    for row in sorted(versions, key=lambda row: row.get("version") or 0):
+        state = row.get("serialized_state") or {}
+        if str(row.get("state") or state.get("type") or "") != SUBMITTED:
+            continue
+        stamp = Stamp.read(state)
+        mine = stamp is not None and stamp.claim == claim
+        ours |= mine
+        others |= ours and not mine
+    return others

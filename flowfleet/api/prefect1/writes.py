@@ -1,23 +1,23 @@
-"""Writes: each state that flowfleet writes at a Prefect 1 API, and the proof that the state stands there.
-
-A Prefect Server takes any state over any other and has no version lock (source: Prefect Server), so every write reads
-first, names the version that it has read, and reads again, with the states that were written since. What somebody else
-wrote in between, or at the very same moment, is put back where our write must not cover it.
-"""
+"""Writes: each state that flowfleet writes at a Prefect 1 API, and the proof that the state stands there."""
 
 from __future__ import annotations
 
-import logging
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
 
-from flowfleet.api.client import Answer, Mark, RunState, StateType, Verdict
-from flowfleet.api.prefect1.answers import answer_of_mutation, answer_of_run, answer_without_write, refused
-from flowfleet.api.prefect1.changes import Change, claiming, ends_of_tasks, mutation, of_run, of_task
-from flowfleet.api.prefect1.runs import Runs, last_states, states_since
+from flowfleet.api.client import Answer, Mark, RunState, StateType, Verdict, unguarded
+from flowfleet.api.prefect1.answers import (
+    answer_of_mutation,
+    answer_of_run,
+    answer_without_write,
+    refused,
+    refused_since,
+)
+from flowfleet.api.prefect1.changes import Change, claiming, ends_of_tasks, of_run, of_task
+from flowfleet.api.prefect1.fence import Fence
+from flowfleet.api.prefect1.runs import Runs
 from flowfleet.api.prefect1.states import (
     CANCELS,
     PUT_OFF,
@@ -27,20 +27,15 @@ from flowfleet.api.prefect1.states import (
     Run,
     Stamp,
     before_submitted,
+    claimed_since,
     kind_of,
-    overtaken,
     plain,
     scheduled_again,
     stamp_of,
     written,
 )
 from flowfleet.errors import ApiError
-from flowfleet.flow_run import FlowRun
-
-if TYPE_CHECKING:
-    from flowfleet.api.prefect1.graphql import GraphQL, Reply
-
-logger = logging.getLogger(__name__)
+from flowfleet.flow_run import FlowRun, report_id
 
 #: the most runs that one claim may carry
 CLAIM_LIMIT = 10
@@ -48,26 +43,24 @@ CLAIM_LIMIT = 10
 _FRESH_SECONDS = 1.0
 #: a state that was read so recently need not be read again before a run is launched
 _JUST_READ_SECONDS = 2.0
-#: how many of the newest states are read: as a rule our claim is the newest, and the one before is what it may cover
-_NEWEST = 4
 _ENDS = (StateType.CRASHED, StateType.FAILED, StateType.CANCELLED)
 
 Answers = dict[str, Answer]
-#: the answer for a run as it stands, or else the states to write
-Decide = Callable[[Run], Answer | list[Change]]
 
 
 @dataclass
 class Writes:
     """The writer of states: claim, hand back, report an end, reinstate."""
 
-    graphql: GraphQL
     runs: Runs
+    fence: Fence
     #: the id of the agent that signs claims
     signer: Callable[[], str | None]
     clock: Callable[[], float]
     #: the server's time
     now: Callable[[], datetime]
+    #: hit between reading a run and writing its end or its way back
+    between: Callable[[], object] = unguarded
     #: the rows that were read lately and when, by run id
     _seen: dict[str, tuple[float, Run]] = field(default_factory=dict, init=False)
 
@@ -84,24 +77,7 @@ class Writes:
 
     def read(self, run_id: str, extra: str = "") -> Run:
         """Read a run. A state of somebody else that our claim has covered is put back first. Raises `RunGone`."""
-        run = self.runs.one(run_id, last_states(_NEWEST) + extra)
-        stamp = run.stamp
-        if stamp is None or stamp.done or stamp.version is None or run.state != SUBMITTED:
-            return run
-        states = run.row.get("states") or []
-        if len(states) == _NEWEST and all((row.get("version") or 0) > stamp.version for row in states):
-            states = self.runs.versions(run_id, stamp.version)
-        covered = overtaken(states, stamp, kinds=THEIRS)
-        return run if covered is None else self._put_back(run, covered)
-
-    def _put_back(self, run: Run, covered: Mapping[str, Any]) -> Run:
-        """Write again the state that somebody else had written and that ours has covered."""
-        logger.warning(
-            "a state was covered by ours and is put back",
-            extra={"run_id": run.run_id, "state": covered.get("type"), "version": run.version},
-        )
-        self._write([of_run(run, covered)])
-        return replace(run, state=str(covered["type"]), serialized=covered, version=None, tasks=())
+        return self.fence.read(run_id, extra)
 
     def states(self, run_ids: Sequence[str]) -> dict[str, RunState]:
         return {run_id: run.to_state() for run_id, run in self.runs.many(run_ids).items()}
@@ -125,7 +101,7 @@ class Writes:
                 if run.run_id not in answers
             }
             if changes:
-                reply = self._write([each for own in changes.values() for each in own], agent=self.signer())
+                reply = self.fence.send([each for own in changes.values() for each in own], agent=self.signer())
                 answers |= {run_id: answer_of_mutation(own, reply) for run_id, own in changes.items()}
             return answers | self._read_refused(answers, call)
         except ApiError as error:
@@ -198,13 +174,29 @@ class Writes:
                 back.append(of_run(run, scheduled_again(run, due, again, reason)))
             return back
 
-        return self._fenced(run_id, changes, kinds=THEIRS)
+        return self.fence.write(run_id, changes, kinds=THEIRS, before=self.between)
 
-    def report(self, run_id: str, kind: StateType, message: str, mark: Mark) -> Answer:
+    def claimed_since(self, run_id: str, claim: str) -> bool:
+        return claimed_since(self.runs.versions(run_id, 0), claim)
+
+    def _overtaken(self, run: Run, claim: str | None) -> Answer | None:
+        """The refusal of a write over another attempt's state; None when what stands there is of this claim."""
+        return refused_since(run) if claim is not None and self.claimed_since(run.run_id, claim) else None
+
+    def report(
+        self,
+        run_id: str,
+        kind: StateType,
+        message: str,
+        mark: Mark,
+        *,
+        claim: str | None = None,
+        still: Callable[[], object] = unguarded,
+    ) -> Answer:
         # also for its tasks that were under way
         if kind not in _ENDS:
             raise ValueError(f"{kind} is no end that flowfleet reports")
-        told = _told(run_id, kind, message)
+        told = report_id(claim, kind) if claim else _told(run_id, kind, message)
 
         def changes(run: Run) -> Answer | list[Change]:
             stamp = Stamp.read(run.serialized)
@@ -215,17 +207,25 @@ class Writes:
                 return Answer(verdict=verdict, reason=f"the run is {run.state} already", state=state)
             if run.state in WAITING:
                 return refused(run, f"the run is {run.state}, it goes on")
+            if overtaken := self._overtaken(run, claim):
+                return overtaken
             # a cancel that came after the process was looked at ends as Cancelled too, whatever the process died of
             name = (
                 "Cancelled"
                 if StateType.CANCELLED in (kind, state.kind) or state.kind is StateType.CANCELLING
                 else "Failed"
             )
-            end = written(name, message, Stamp(fleet=mark.fleet, call=told, version=run.version, done=told))
+            end = written(
+                name, message, Stamp(fleet=mark.fleet, call=told, claim=claim or "", version=run.version, done=told)
+            )
             # the flow run first: a task that ends under a run that goes on would look as if it had ended by itself
             return [of_run(run, end), *ends_of_tasks(run.tasks, written(name, message))]
 
-        answer = self._fenced(run_id, changes, kinds=PUT_OFF)
+        def before() -> None:
+            self.between()
+            still()
+
+        answer = self.fence.write(run_id, changes, kinds=PUT_OFF, before=before)
         if answer.verdict is Verdict.REFUSED and answer.being_cancelled:
             # the cancel that came meanwhile was put back and waits for its end, so the end is reported once more
             return replace(answer, verdict=Verdict.UNSURE)
@@ -244,7 +244,7 @@ class Writes:
             end = Stamp(fleet=mark.fleet, call=told, version=run.version, done=told)
             return [of_run(run, written("Failed", message, end))]
 
-        return self._fenced(run_id, changes, kinds=THEIRS)
+        return self.fence.write(run_id, changes, kinds=THEIRS)
 
     def run_again(self, run_id: str, claim: str, message: str, mark: Mark) -> Answer:
         again = str(uuid.uuid5(uuid.UUID(claim), f"{run_id} runs again"))
@@ -255,12 +255,14 @@ class Writes:
                 return Answer(verdict=Verdict.ACCEPTED, state=run.to_state())
             if run.kind not in (StateType.RUNNING, StateType.PENDING):
                 return refused(run, f"the run is {run.state}")
+            if overtaken := self._overtaken(run, claim):
+                return overtaken
             done = Stamp(fleet=mark.fleet, call=again, version=run.version, done=again)
             due = written("Scheduled", message, done, start_time=self.now().isoformat())
             # the tasks first: an engine that comes at once must find none of them under way
             return [*ends_of_tasks(run.tasks, written("Pending", message)), of_run(run, due)]
 
-        return self._fenced(run_id, changes, kinds=THEIRS)
+        return self.fence.write(run_id, changes, kinds=THEIRS, before=self.between)
 
     def reinstate(self, run_id: str, claim: str, mark: Mark) -> Answer:
         def changes(run: Run) -> Answer | list[Change]:
@@ -278,55 +280,9 @@ class Writes:
             back = Stamp(fleet=mark.fleet, call=claim, claim=claim, version=run.version, done=claim)
             return [of_run(run, {**stood, "context": {**(stood.get("context") or {}), **back.to_context()}})]
 
-        return self._fenced(run_id, changes, kinds=CANCELS)
-
-    # the one way of writing
-
-    def _fenced(self, run_id: str, decide: Decide, *, kinds: frozenset[StateType]) -> Answer:
-        """Read, decide, write with the version that was read, and read again what stands there.
-
-        Ends, and states of these `kinds`, that somebody else has written meanwhile are put back.
-        """
-        try:
-            run = self.read(run_id)
-            decided = decide(run)
-            return decided if isinstance(decided, Answer) else self._carry_out(run, decided, decide, kinds)
-        except ApiError as error:
-            return Answer.to_error(error)
-
-    def _carry_out(self, run: Run, changes: list[Change], decide: Decide, kinds: frozenset[StateType]) -> Answer:
-        reply = self._write(changes)
-        after = self.runs.one(run.run_id, states_since(run.version))
-        covered = _covered(run, after, kinds)
-        if covered is not None:
-            return refused(self._put_back(after, covered), f"somebody made it {covered.get('type')} meanwhile")
-        failed = [error.message for change in changes if (error := reply.error_of(change.alias)) is not None]
-        if not failed and not any(change.target == "flow_run_id" for change in changes):
-            # a late retry: only the tasks were written, and their states bear no sign of it
-            return Answer(verdict=Verdict.ACCEPTED, state=after.to_state())
-        again = decide(after)
-        if isinstance(again, Answer):
-            return again
-        reason = "; ".join(failed) or "the write was accepted and does not stand there"
-        return Answer(verdict=Verdict.UNSURE, reason=reason[:300], state=after.to_state())
-
-    def _write(self, changes: Sequence[Change], agent: str | None = None) -> Reply:
-        document, inputs = mutation(changes)
-        return self.graphql.ask(document, inputs, agent=agent, seconds=self.graphql.session.bulk_seconds)
+        return self.fence.write(run_id, changes, kinds=CANCELS)
 
 
 def _told(run_id: str, kind: StateType, message: str) -> str:
     """The id of a reported end, by which its repeat is recognised."""
     return str(uuid.uuid5(uuid.UUID(run_id), plain(f"{kind} {message}")))
-
-
-def _covered(run: Run, after: Run, kinds: frozenset[StateType]) -> dict[str, Any] | None:
-    """What somebody else wrote to the run between our two readings, if our own write stands over it."""
-    stamp = Stamp.read(after.serialized)
-    if run.version is None or stamp is None or not stamp.done:
-        return None  # the other's state came last and stands
-    found = overtaken(after.row.get("states") or (), replace(stamp, version=run.version), kinds=kinds)
-    # our own end over a cancel that is under way is the end of that cancel
-    if found is not None and found.get("type") == "Cancelling" and after.kind is StateType.CANCELLED:
-        return None
-    return found

@@ -14,19 +14,25 @@ from flowfleet.api.client import (
     JobApi,
     LogLine,
     Mark,
+    OrderApi,
     PresenceApi,
-    ServerInfo,
     StateType,
     UnfinishedRun,
+    unguarded,
 )
+from flowfleet.api.life import LifeApi
 from flowfleet.api.prefect3.backlog import Backlog
 from flowfleet.api.prefect3.engine import EngineSettings
+from flowfleet.api.prefect3.fence import Fence
 from flowfleet.api.prefect3.jobs import Jobs
+from flowfleet.api.prefect3.life import Life
+from flowfleet.api.prefect3.orders import Orders
 from flowfleet.api.prefect3.pools import Pools
 from flowfleet.api.prefect3.states import state_of
 from flowfleet.api.prefect3.writes import Writes, mark_message, mark_prefix
 from flowfleet.api.transport.reading import Json, instant, iso, reading, rows
 from flowfleet.api.transport.responses import ResponseRefused
+from flowfleet.api.transport.server_clock import ServerInfo
 from flowfleet.api.transport.session import ASKED_TRIES, Session
 from flowfleet.errors import ApiRejected
 from flowfleet.flow_run import Route
@@ -53,17 +59,23 @@ class Prefect3:
         worker: str | None = None,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        between: Callable[[], object] = unguarded,
     ) -> None:
-        """`settings` gives the PREFECT_* settings that engines get, `worker` is the worker's name that they show."""
+        """`settings` gives the PREFECT_* settings that engines get, `worker` is the worker's name that they show.
+
+        `between` is called between reading a run and writing its end or its way back.
+        """
         self.session = session
         self.address = session.address.shown
         self._claims_in_bulk = False
-        pools, writes = Pools(session, clock), Writes(session, clock)
+        pools, writes = Pools(session, clock), Writes(session, Fence(session, clock), between)
         engine = EngineSettings(settings=settings, worker=worker)
         self.presence: PresenceApi = pools
         self.backlog: BacklogApi = Backlog(session, pools, lambda: now() + timedelta(seconds=session.skew_seconds))
         self.claims: ClaimApi = writes
         self.ends: EndApi = writes
+        self.orders: OrderApi = Orders(session, writes)
+        self.life: LifeApi = Life(session)
         self.jobs: JobApi = Jobs(session, pools, writes, engine=engine, environ=environ or {}, clock=clock)
 
     def probe(self) -> ServerInfo:
@@ -142,7 +154,7 @@ def _unfinished(run: Json, mark: Mark) -> UnfinishedRun | None:
     claimed = state.message.startswith(mark_message(mark, ""))
     if not (claimed if state.kind is StateType.PENDING else launched):
         return None
-    if state.kind in (StateType.SCHEDULED, StateType.PAUSED) and not state.held:
+    if state.waits:
         return None  # the run went back to the queue, or is suspended without a process, and its old mark stayed
     route = None
     if run.get("work_pool_id") and run.get("work_queue_name"):

@@ -21,6 +21,7 @@ from flowfleet.errors import UnsupportedRun
 
 #: the engine with what a stock worker does around it
 _STARTER = "prefect3_engine.py"
+_HOOKS = "prefect3_hooks.py"
 #: how long an answer about a flow is kept: a flow never changes its name, and its runs are deleted with it
 FLOW_SECONDS = 3600.0
 
@@ -58,6 +59,10 @@ class Jobs:
         # two
         del job, prefect
         return (python, "-m", "prefect.engine") if starters is None else (python, str(starters / _STARTER))
+
+    def hooks_command(self, python: str, job: Job, hooks: str, starters: Path | None) -> tuple[str, ...] | None:
+        # a command of the user's own has an interpreter of its own, which nobody knows
+        return None if job.command or starters is None else (python, str(starters / _HOOKS), hooks)
 
     def _job(self, run: Json) -> Job:
         name = run.get("name") or run["id"]

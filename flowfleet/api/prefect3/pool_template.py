@@ -46,6 +46,12 @@ _FIELDS = {
         "Seconds that a stop of its worker waits for a run, and gives it between TERM and KILL. Empty: the worker's.",
         {"type": "number", "minimum": 0, "maximum": 86400},
     ),
+    "on_lost_run": _optional(
+        "On Lost Run",
+        "What becomes of a run whose host is lost: report = it is told as crashed; requeue = it is started again, and "
+        "its process ends by itself when its worker cannot reach Redis in time. Empty: as the poller was told.",
+        {"type": "string", "enum": ["report", "requeue"]},
+    ),
     "image": _text(
         "Image",
         "For workers that deploy containers: the image with the flow and its packages.",

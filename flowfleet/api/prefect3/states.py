@@ -1,7 +1,10 @@
 """States: Prefect 3's JSON of runs and states, read into `RunState`, and the server's answer to a written state."""
 
+from collections.abc import Sequence
+
 from flowfleet.api.client import Answer, RunState, StateType, Verdict
 from flowfleet.api.transport.reading import Json, instant
+from flowfleet.flow_run import is_claim_of
 
 
 def state_of(run: Json, state: Json | None = None) -> RunState:
@@ -44,3 +47,22 @@ def answer_of(run: Json, result: Json, transition: str) -> Answer:
     if stands.call == transition and result.get("status") in ("ACCEPT", "REJECT"):
         return Answer(verdict=Verdict.ACCEPTED, reason=reason, state=stands)
     return Answer(verdict=Verdict.REFUSED, reason=reason or "somebody else wrote a state", state=stands)
+
+
+def claimed_since(history: Sequence[Json], run_id: str, claim: str) -> bool:
+    """Whether a claim of somebody else comes after this one in the run's history.
+
+    A claim is a Pending state with a transition id of the claimer's. Another Pending right behind it belongs to the
+    same attempt (`prefect flow-run execute` and others write a second one); after any other state it is a claim anew.
+    """
+    ours = others = False
+    before = None
+    for state in sorted(history, key=lambda state: str(state.get("timestamp") or "")):
+        kind = state.get("type")
+        if kind == StateType.PENDING.value:
+            call = (state.get("state_details") or {}).get("transition_id")
+            mine = call == claim or is_claim_of(call, run_id, claim)
+            ours |= mine
+            others |= ours and not mine and before != StateType.PENDING.value
+        before = kind
+    return others

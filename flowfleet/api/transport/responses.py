@@ -13,11 +13,13 @@ import requests
 
 from flowfleet.api.transport.address import Address
 from flowfleet.api.transport.flavour import Disposition, Flavour
-from flowfleet.errors import ApiError, ApiRejected, ApiUnavailable, KeyRefused
+from flowfleet.errors import ApiError, ApiMaintenance, ApiRejected, ApiUnavailable, KeyRefused
 
 CONNECT_SECONDS = 5.0
 #: statuses that mean "later"; SQLite servers give 503 at once when two writers meet
 _LATER = frozenset({408, 429, 502, 503})
+#: the header of an answer by which a Prefect API says that it is in maintenance (read in prefect 3.9.1)
+MAINTENANCE = "Prefect-Maintenance"
 _REFUSALS = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 #: stands for the content of a response that is no JSON
 _NO_JSON = object()
@@ -70,6 +72,11 @@ class ResponseReader:
 
     def put_off(self, named: str, answer: requests.Response, disposition: Disposition) -> ApiUnavailable | None:
         """The error for a response that means "later", with the time that it names; None for a definite response."""
+        if answer.status_code in _LATER and answer.headers.get(MAINTENANCE, "").lower() == "true":
+            return ApiMaintenance(
+                f"{self.address.api} is in maintenance, it says, and answers {_status(answer.status_code)} to {named}",
+                retry_after_seconds=_retry_after(answer),
+            )
         by_itself = disposition is Disposition.LATER
         if answer.status_code not in _LATER and not by_itself:
             return None

@@ -2,6 +2,7 @@
 
 import time
 from collections import deque
+from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 
@@ -34,3 +35,12 @@ class ServerClock:
         if date.tzinfo is None:
             date = date.replace(tzinfo=UTC)
         self._ahead.append(date.timestamp() - time.time())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerInfo:
+    """The API that answers, its version, and the difference between its clock and ours."""
+
+    backend: str
+    version: str
+    skew_seconds: float  # the server's clock minus ours

@@ -17,9 +17,10 @@ from urllib3.exceptions import InsecureRequestWarning
 
 from flowfleet.api.transport.address import Address
 from flowfleet.api.transport.flavour import PREFECT3, Disposition, Flavour
+from flowfleet.api.transport.freshness import ReadTooOld, boot_clock
 from flowfleet.api.transport.responses import CONNECT_SECONDS, ResponseReader
 from flowfleet.api.transport.server_clock import ServerClock
-from flowfleet.errors import ApiUnavailable, SettingsError
+from flowfleet.errors import ApiMaintenance, ApiUnavailable, SettingsError
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,8 @@ class _Request:
     named: str
     headers: Mapping[str, str]
     seconds: float
+    #: by the boot-time clock; None = always
+    fresh_until: float | None = None
 
 
 class _Headers(requests.auth.AuthBase):
@@ -68,6 +71,7 @@ class Session:
     user_agent: str = "flowfleet"
     pause: Callable[[float], object] = time.sleep
     clock: Callable[[], float] = time.monotonic
+    boot_clock: Callable[[], float] = boot_clock
     dice: Callable[[], float] = random.random
     read_seconds: float = READ_SECONDS
     #: reads the credentials anew: at SIGHUP and after a refusal they may have changed
@@ -146,26 +150,31 @@ class Session:
         headers: Mapping[str, str] | None = None,
         seconds: float | None = None,
         tries: int = TRIES,
+        fresh_until: float | None = None,
     ) -> Any:
         """Send one request, with its retries, and return the JSON of the response (None for an empty one).
 
         `named` is the request's name in logs and errors (default: `METHOD PATH`), `headers` go with this request only.
+        After `fresh_until` (boot-time clock) no try is sent, and `ReadTooOld` raised: the process may have been frozen.
         Raises `ApiUnavailable` (later), `KeyRefused` (401, 403) or `ResponseRefused` (any other 4xx). A read that timed
         out is not repeated here: the server may still be at work on it, and callers know whether repeating is harmless.
         """
-        asked = _Request(method, path, body, named or f"{method} {path}", headers or {}, seconds or self.read_seconds)
+        named = named or f"{method} {path}"
+        asked = _Request(method, path, body, named, headers or {}, seconds or self.read_seconds, fresh_until)
         began = self.clock()
         for attempt in range(1, tries + 1):
             try:
                 answer, disposition = self._send(asked)
             except ApiUnavailable as error:
-                if isinstance(error.__cause__, requests.exceptions.ReadTimeout):
+                if isinstance(error, ReadTooOld) or isinstance(error.__cause__, requests.exceptions.ReadTimeout):
                     raise
                 trouble, wait = error, None
             else:
                 put_off = self.reader.put_off(asked.named, answer, disposition)
                 if put_off is None:
                     return self.reader.content(asked.named, answer, disposition)
+                if isinstance(put_off, ApiMaintenance):
+                    raise put_off  # it lasts: whoever asks waits without end, and is not held up here
                 trouble, wait = put_off, put_off.retry_after_seconds
             wait = wait if wait is not None else 0.25 * 2**attempt * (0.5 + self.dice())
             if attempt == tries or self.clock() - began + wait > RETRY_WINDOW_SECONDS:
@@ -202,6 +211,10 @@ class Session:
         return answer
 
     def _exchange(self, asked: _Request) -> requests.Response:
+        if asked.fresh_until is not None and self.boot_clock() > asked.fresh_until:
+            raise ReadTooOld(
+                f"{asked.named} was not sent, since what it follows from was read too long ago", answered=True
+            )
         headers = dict(asked.headers)
         if self._csrf_token and asked.method in _CHANGES:
             headers |= {"Prefect-Csrf-Token": self._csrf_token, "Prefect-Csrf-Client": self._csrf_client}

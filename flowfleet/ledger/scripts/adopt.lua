@@ -8,6 +8,9 @@ end
 if not has_name(worker, nonce) then
   return refused('owner', claim)
 end
+if forgotten(claim_id) then
+  return refused('forgotten', claim)
+end
 if claim.state == 'missing' then
   claim.state = claim.was
 end
@@ -17,7 +20,7 @@ end
 if claim.worker == worker then
   return moved(claim)
 end
-if string.match(claim.worker, '@([^@]*)$') ~= string.match(worker, '@([^@]*)$') then
+if host_of(claim.worker) ~= host_of(worker) then
   return refused('owner', claim)
 end
 -- The nonce goes: the dead owner's process asks no start for it again. Not freshened, like the leader's moves: only the next

@@ -1,14 +1,20 @@
--- cancel: sets the cancel field of the run's claim, whatever its state. ARGV: run id
-local claim = read_claim(ARGV[1])
+-- cancel: somebody wants the run cancelled, whatever the state of its claim. ARGV: run id, claim id ('' = whichever stands), how, why
+-- What was asked for with more weight stays, and so does who asked first. The hint goes out only when something has changed, so
+-- that a leader which says the same at each of its looks wakes nobody.
+local run_id, claim_id, how, why = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local claim = read_claim(run_id)
 if not claim then
   return refused('unknown')
+end
+if claim_id ~= '' and claim.claim ~= claim_id then
+  return refused('other-claim', claim)
 end
 if claim.v ~= VERSION then
   return refused('version', claim)
 end
-if claim.cancel ~= '1' then
-  claim.cancel = '1'
-  redis.call('HSET', key('claim:', claim.run_id), 'cancel', '1')
+if tonumber(how) > tonumber(claim.cancel or '0') then
+  claim.cancel, claim.cancel_why = how, why
+  redis.call('HSET', key('claim:', run_id), 'cancel', how, 'cancel_why', why)
+  hint('cancel', run_id)
 end
-hint('cancel', claim.run_id)
 return moved(claim)

@@ -1,6 +1,6 @@
 -- claim: nothing -> claiming, for each run of one bulk call, in order, as far as slots are free.
--- ARGV: term, call, policy, number of runs, then per run: run id, claim id, route, name, due, attempt
-local term, call, policy, runs = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+-- ARGV: term, call, policy, most attempts, number of runs, then per run: run id, claim id, route, name, due
+local term, call, policy, most, runs = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 
 -- The free slots of live, active workers by what they own; `ended` claims hold none (their group is gone).
 local owned, waiting, waiting_in_all = {}, {}, 0
@@ -13,6 +13,13 @@ for _, run_id in ipairs(redis.call('SMEMBERS', key('claims'))) do
   elseif state ~= 'ended' and worker and worker ~= '' then
     owned[worker] = (owned[worker] or 0) + 1
   end
+end
+-- a buried process may live, and then it uses its host as before
+local tombs = {}
+for _, text in ipairs(redis.call('HVALS', key('tombs'))) do
+  local tomb = cjson.decode(text)
+  tombs[tomb.run_id] = true
+  owned[tomb.worker] = (owned[tomb.worker] or 0) + 1
 end
 local workers, free_in_all = {}, -waiting_in_all
 for _, worker in ipairs(redis.call('SMEMBERS', key('workers'))) do
@@ -44,7 +51,7 @@ end
 local answers = {}
 local stands, open = term_stands(term), gate_open()
 for i = 0, runs - 1 do
-  local at = 4 + i * 6
+  local at = 5 + i * 5
   local run_id, claim_id, route = ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
   local known = read_claim(run_id)
   local answer
@@ -56,14 +63,18 @@ for i = 0, runs - 1 do
     answer = refused('known', known)
   elseif read_record(claim_id) then
     answer = refused('known')
+  elseif tombs[run_id] then
+    answer = refused('buried')
   elseif not open then
     answer = refused('gate')
   elseif free_in_all < 1 or free_for(route) < 1 then
     answer = refused('no-slot')
   else
+    local attempt = (tonumber(redis.call('HGET', key('attempts'), run_id)) or 0) + 1
     local claim = {
       v = VERSION, run_id = run_id, claim = claim_id, call = call, route = route, state = 'claiming',
-      name = ARGV[at + 4], due = ARGV[at + 5], attempt = ARGV[at + 6], policy = policy, worker = '', cancel = '0',
+      name = ARGV[at + 4], due = ARGV[at + 5], attempt = tostring(attempt), worker = '', cancel = '0',
+      policy = attempt <= most and policy or 'report', most = tostring(most),
     }
     write_claim(claim, {})
     waiting[route] = (waiting[route] or 0) + 1

@@ -1,8 +1,32 @@
--- forget: removes a worker's row, unless it lives. ARGV: worker
-local row = read_row(ARGV[1])
-if not row or row.live == '1' then
-  return 0
+-- forget: removes a worker's row, and gives up what it has started. ARGV: worker, nonce seen, beat seen (both empty: none)
+-- Refused while it lives, unless its beat is still the one that was seen: the caller has watched it. The answer: {1, run ids} or {0}.
+local worker, nonce, beat = ARGV[1], ARGV[2], ARGV[3]
+local row = read_row(worker)
+if not row or (row.live == '1' and not (row.nonce == nonce and row.beat == beat)) then
+  return {0, {}}
 end
-redis.call('DEL', key('worker:', ARGV[1]))
-redis.call('SREM', key('workers'), ARGV[1])
-return 1
+local given_up = {}
+local function give_up(run_id, claim_id)
+  redis.call('ZADD', key('forgotten'), now(), claim_id)
+  given_up[#given_up + 1] = run_id
+end
+for _, run_id in ipairs(redis.call('SMEMBERS', key('claims'))) do
+  local claim = read_claim(run_id)
+  if claim and claim.v == VERSION and claim.worker == worker and from_source('forget', claim) then
+    give_up(run_id, claim.claim)
+    -- the operator's word is the proof; the leader tells the API
+    redis.call('HSET', key('claim:', run_id), 'proof', 'forgotten')
+  end
+end
+for _, text in ipairs(redis.call('HVALS', key('tombs'))) do
+  local tomb = cjson.decode(text)
+  if tomb.worker == worker then
+    give_up(tomb.run_id, tomb.claim)
+    redis.call('HDEL', key('tombs'), tomb.run_id)
+  end
+end
+redis.call('ZREMRANGEBYRANK', key('forgotten'), 0, -KEPT_RECORDS - 1)
+redis.call('DEL', key('worker:', worker))
+redis.call('SREM', key('workers'), worker)
+hint('proved', worker)
+return {1, given_up}

@@ -5,6 +5,7 @@ local PREFIX = KEYS[1]
 local VERSION = '1'
 local KEPT_SECONDS = 86400
 local KEPT_RECORDS = 10000
+local KEPT_ATTEMPTS_SECONDS = 7 * 86400
 -- more than any queue has in order: what somebody else has put there may be without an end
 local QUEUE_LOOK = 1000
 local RANK = {claiming = 1, queued = 2, taken = 3, starting = 4, running = 5, ended = 6}
@@ -101,6 +102,13 @@ local function write_claim(claim, changes, by_leader)
   end
   claim.moves = tostring((tonumber(claim.moves) or 0) + 1)
   claim.since = now()
+  if claim.state == 'missing' then
+    redis.call('HSET', key('lost'), claim.run_id, claim.worker)
+  elseif claim.was and claim.was ~= '' and claim.state ~= 'judged' then
+    -- it has been heard of again
+    claim.was, claim.missed_at, claim.proof = '', '', ''
+    redis.call('HDEL', key('lost'), claim.run_id)
+  end
   if not by_leader then
     claim.process = process()
   end
@@ -120,10 +128,30 @@ local function trim_records()
   end
 end
 
--- The claim goes; its record stays as what `explain` reads and as the tombstone that keeps it from coming back.
+-- How often a run was started again, by us: no key expires, so what is never asked for goes when it is old, or when there are too
+-- many. Any other end begins the count anew.
+local function count_attempts(claim, again)
+  if again then
+    redis.call('HSET', key('attempts'), claim.run_id, claim.attempt)
+    redis.call('ZADD', key('attempted'), now(), claim.run_id)
+    local old = redis.call('ZRANGE', key('attempted'), 0, -KEPT_RECORDS - 1)
+    if #old == 0 then
+      old = redis.call('ZRANGEBYSCORE', key('attempted'), '-inf', '(' .. (now() - KEPT_ATTEMPTS_SECONDS), 'LIMIT', 0, 100)
+    end
+    for _, run_id in ipairs(old) do
+      redis.call('HDEL', key('attempts'), run_id)
+      redis.call('ZREM', key('attempted'), run_id)
+    end
+  elseif redis.call('HDEL', key('attempts'), claim.run_id) == 1 then
+    redis.call('ZREM', key('attempted'), claim.run_id)
+  end
+end
+
+-- The claim goes; its record stays as what `explain` reads and keeps it from coming back.
 local function remove_claim(claim, move, by, reason)
   redis.call('DEL', key('claim:', claim.run_id))
   redis.call('SREM', key('claims'), claim.run_id)
+  redis.call('HDEL', key('lost'), claim.run_id)
   claim.move = move
   claim.by = by
   claim.reason = reason
@@ -136,6 +164,21 @@ end
 local function read_record(claim_id)
   local text = redis.call('HGET', key('records'), claim_id)
   return text and cjson.decode(text) or nil
+end
+
+-- The tombstone of a run whose buried claim may have a live process, or nil. Its values are text.
+local function read_tomb(run_id)
+  local text = redis.call('HGET', key('tombs'), run_id)
+  return text and cjson.decode(text) or nil
+end
+
+-- Was this claim given up by `worker forget`? Whatever becomes of its process, it says nothing about the run any more.
+local function forgotten(claim_id)
+  return redis.call('ZSCORE', key('forgotten'), claim_id) and true or false
+end
+
+local function host_of(worker)
+  return string.match(worker or '', '@([^@]*)$')
 end
 
 -- The claim that a move is about, or nil and the answer. `move` is a name of the table.
@@ -154,6 +197,13 @@ local function find(move, run_id, claim_id)
       return nil, moved(record)
     end
   end
+  if move == 'end' or move == 'release' then
+    -- the leader has told its end meanwhile: its owner comes to the same end by itself
+    local record = read_record(claim_id)
+    if record and record.move == 'inherit' then
+      return nil, moved(record)
+    end
+  end
   return nil, refused(claim and 'other-claim' or 'unknown', claim)
 end
 
@@ -165,6 +215,9 @@ local function find_own(move, run_id, claim_id, worker)
   end
   if claim.worker and claim.worker ~= '' and claim.worker ~= worker then
     return nil, refused('owner', claim)
+  end
+  if forgotten(claim_id) then
+    return nil, refused('forgotten', claim)
   end
   if claim.state == 'missing' then
     claim.state = claim.was

@@ -8,5 +8,6 @@ if not from_source('release', claim) then
   return refused('state', claim)
 end
 claim.outcome = outcome
+count_attempts(claim, outcome == 'again')
 remove_claim(claim, 'release', worker, outcome)
 return moved(claim)

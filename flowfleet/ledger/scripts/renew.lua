@@ -1,8 +1,8 @@
 -- renew: one renewal for all claims that a worker holds; writes again what Redis has lost of them.
 -- ARGV: worker, nonce, beat, number of held, then per held: run id, claim id, call, route, name, due, state, attempt, policy,
--- handle, exit
+-- handle, exit, switch
 local worker, nonce, beat, held = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-local cancelled, fenced, reasserted = {}, {}, {}
+local cancelled, fenced, reasserted, missed = {}, {}, {}, {}
 local open = gate_open()
 local row = read_row(worker)
 local mine = not row or row.nonce == nonce
@@ -37,8 +37,10 @@ local function keep(claim, h)
       redis.call('HSET', key('claim:', claim.run_id), 'process', process())
     end
   end
-  if claim.cancel == '1' then
+  if claim.cancel ~= '0' then
     cancelled[#cancelled + 1] = claim.run_id
+    cancelled[#cancelled + 1] = claim.cancel
+    cancelled[#cancelled + 1] = claim.cancel_why or ''
   end
 end
 
@@ -46,7 +48,7 @@ local function reassert(h)
   write_claim({
     v = VERSION, run_id = h.run_id, claim = h.claim, call = h.call, route = h.route, state = h.state, name = h.name,
     due = h.due, attempt = h.attempt, policy = h.policy, worker = worker, cancel = '0', nonce = '',
-    handle = h.handle, exit = h.exit,
+    handle = h.handle, exit = h.exit, switch = h.switch, boot_id = row and row.boot_id or '', machine = row and row.machine or '',
   }, {})
   reasserted[#reasserted + 1] = h.run_id
 end
@@ -54,6 +56,11 @@ end
 local function renew(h)
   local claim = read_claim(h.run_id)
   local started = RANK[h.state] >= RANK.starting
+  local tomb = read_tomb(h.run_id)
+  if forgotten(h.claim) then
+    fence(h.run_id, 'forgotten')
+    return
+  end
   if claim and claim.claim == h.claim then
     if claim.v ~= VERSION then
       fence(h.run_id, 'version')
@@ -75,7 +82,16 @@ local function renew(h)
     return
   end
   local record = read_record(h.claim)
-  if again then
+  if record and record.move == 'inherit' then
+    -- the leader has told its end: its owner comes to the same end by itself
+    return
+  end
+  if (tomb and tomb.claim == h.claim) or (record and record.move == 'bury') then
+    fence(h.run_id, 'buried')
+  elseif tomb and not (started and tomb.process ~= process()) then
+    -- no claim passes a tombstone, so this one is older, unless a loss of Redis has brought the tombstone back
+    fence(h.run_id, 'other-claim')
+  elseif again then
     fence(h.run_id, claim and 'other-claim' or 'unknown')
   elseif record and not (started and record.by == 'leader' and not claim) then
     -- gone in order. Only a started one that a leader dropped comes back: without a loss it could not have been dropped.
@@ -90,18 +106,21 @@ local function renew(h)
       -- an older claim, which Redis has brought back: this one could only start after that one was gone
       remove_claim(claim, 'replace', 'replaced', 'replaced by ' .. h.claim .. ' after a loss of Redis')
     end
+    redis.call('HDEL', key('tombs'), h.run_id)
     redis.call('HDEL', key('records'), h.claim)
     redis.call('ZREM', key('gone'), h.claim)
     reassert(h)
   end
 end
 
-local NAMES = {'run_id', 'claim', 'call', 'route', 'name', 'due', 'state', 'attempt', 'policy', 'handle', 'exit'}
+local NAMES = {'run_id', 'claim', 'call', 'route', 'name', 'due', 'state', 'attempt', 'policy', 'handle', 'exit', 'switch'}
+local holds = {}
 for i = 0, held - 1 do
   local h = {}
   for j, name in ipairs(NAMES) do
     h[name] = ARGV[4 + i * #NAMES + j]
   end
+  holds[h.claim] = true
   if not mine then
     fence(h.run_id, 'owner')
   elseif not stale then
@@ -114,6 +133,27 @@ if row and mine and not stale then
     hint('freed', worker)
   end
 end
+-- What this host has not answered for: claims that were not heard of for too long, and tombstones. It looks whether a process is left.
+local function ask_for(run_id, claim_id, owner)
+  if owner ~= '' and host_of(owner) == host_of(worker) and not holds[claim_id] then
+    for _, text in ipairs({run_id, claim_id, owner}) do
+      missed[#missed + 1] = text
+    end
+  end
+end
+if row and mine and not stale then
+  local lost = redis.call('HGETALL', key('lost'))
+  for i = 1, #lost, 2 do
+    local claim = host_of(lost[i + 1]) == host_of(worker) and read_claim(lost[i])
+    if claim then
+      ask_for(claim.run_id, claim.claim, claim.worker)
+    end
+  end
+  for _, text in ipairs(redis.call('HVALS', key('tombs'))) do
+    local tomb = cjson.decode(text)
+    ask_for(tomb.run_id, tomb.claim, tomb.worker)
+  end
+end
 local wanted = row and row.wanted or 'active'
 local lease = redis.call('HMGET', key('lease'), 'renew_seconds', 'ttl_seconds', 'grace_seconds')
 for i = 1, 3 do
@@ -121,4 +161,5 @@ for i = 1, 3 do
 end
 return {
   (row and mine) and 1 or 0, open and 1 or 0, wanted, lease, redis.call('SMEMBERS', key('routes')), cancelled, fenced, reasserted,
+  missed,
 }

@@ -1,7 +1,9 @@
--- start: taken -> starting, before the fork. ARGV: run id, claim id, worker, nonce
+-- start: taken -> starting, before the fork. ARGV: run id, claim id, worker, nonce, policy, switch
+-- The policy is what the run itself asks for if it is lost (empty: what the poller was told); its attempts are counted all the same.
+-- The switch is 1 where the run ends by itself when its lease runs out.
 -- The same nonce may ask again when its first question was not answered, and only then has not forked; any other process of
 -- this worker finds `starting` under another nonce and must look at the host first.
-local run_id, claim_id, worker, nonce = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local run_id, claim_id, worker, nonce, policy, switch = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local claim, answer = find_own('start', run_id, claim_id, worker)
 if not claim then
   return answer
@@ -16,10 +18,18 @@ end
 if not gate_open() then
   return refused('gate', claim)
 end
-if claim.cancel == '1' then
+if claim.cancel ~= '0' then
   return refused('cancelled', claim)
 end
 if not again then
-  write_claim(claim, {state = 'starting', nonce = nonce})
+  if policy == '' then
+    policy = claim.policy
+  elseif policy == 'requeue' and tonumber(claim.attempt) > (tonumber(claim.most) or 0) then
+    policy = 'report'
+  end
+  local row = read_row(worker)
+  write_claim(claim, {
+    state = 'starting', nonce = nonce, policy = policy, switch = switch, boot_id = row.boot_id or '', machine = row.machine or '',
+  })
 end
 return moved(claim)

@@ -8,6 +8,7 @@ import pytest
 
 from flowfleet.failpoints import Failpoints
 from tests.waiting import stays, until
+from workers.runs import cancelling
 
 
 def given_away(world, message):
@@ -22,7 +23,7 @@ def test_a_run_that_is_not_ours_any_more_is_stopped_and_not_reported(world, serv
     folder = world.run_folder(message)
     until(folder.settled, 20, "the run to be stopped and settled")
 
-    assert folder.exit_record()["stopped_by"] == "term"
+    assert folder.exit_record()["stopped_by"] == "kill", "no TERM, for which the engine would write Crashed"
     assert world.api.history(message.run_id) == ["Scheduled", "Submitted", "Launching"]
     assert world.ledger.claims.get(message.run_id).worker == "other@there"
     until(lambda: world.service.attempts.all() == [], 10, "the worker to let go of it")
@@ -67,9 +68,12 @@ def test_a_run_of_a_worker_whose_name_was_taken_is_stopped_once_it_is_handed_out
     message = world.begin()
     world.api.write(message.run_id, "SCHEDULED")
     name_taken(world, caplog)
+    refusal_heard(world, caplog)
+    stays(lambda: len(world.service.attempts.running()) == 1, 1.0, "the process to be left alone while nobody has it")
+    world.api.write(message.run_id, "PENDING", transition_id="00000000-0000-4000-8000-00000000ffff")
     folder = world.run_folder(message)
     until(lambda: folder.exit_record() is not None, 20, "the run to be stopped")
-    assert folder.exit_record()["stopped_by"] == "term"
+    assert folder.exit_record()["stop_reason"] == "fenced"
 
 
 def test_a_report_of_a_worker_whose_name_was_taken_is_delivered(world, service, caplog):
@@ -105,15 +109,6 @@ def test_a_worker_whose_row_redis_has_lost_signs_on_again(world, service):
     until(lambda: world._row().routes == (world.route,), 10, "its routes to be there")
 
 
-def test_a_cancel_in_the_ledger_ends_a_running_run_as_cancelled(world, service):
-    message = world.begin()
-    assert world.ledger.claims.cancel(message.run_id).moved
-    world.service.heartbeat.nudge()
-    world.wait_gone(message)
-
-    assert world.api.state(message.run_id)["type"] == "CANCELLED"
-
-
 class Meanwhile(Failpoints):
     """At this place the launch waits until somebody's cancel has reached the worker."""
 
@@ -123,13 +118,15 @@ class Meanwhile(Failpoints):
 
     def hit(self, name):
         if name == self.place:
+            self.world.api.write(self.message.run_id, "CANCELLING")
             assert self.world.ledger.claims.cancel(self.message.run_id).moved
             self.world.service.heartbeat.nudge()
             until(lambda: self.world.service.attempts.get(self.message.task_id).cancelled, 10, "the cancel to arrive")
 
 
 @pytest.mark.parametrize("place", ["start.after_move", "start.before_fork", "start.after_fork"])
-def test_a_cancel_between_the_right_to_start_and_the_running_run_is_not_lost(world, place):
+def test_a_cancel_between_the_right_to_start_and_the_running_run_is_not_lost(world, place, monkeypatch):
+    monkeypatch.setattr(cancelling, "PATIENCE_SECONDS", 0.1)
     meanwhile = Meanwhile(world, place)
     world.start(failpoints=meanwhile)
     code = f"{world.marking()}\n{world.holding()}"

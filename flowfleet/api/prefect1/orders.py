@@ -1,0 +1,96 @@
+"""Orders: what people want of single runs at a Prefect 1 API."""
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flowfleet.api.client import Answer, Mark, RunState, StateType, Verdict
+from flowfleet.api.prefect1.answers import refused
+from flowfleet.api.prefect1.changes import Change, of_run, of_task
+from flowfleet.api.prefect1.runs import Runs, literal
+from flowfleet.api.prefect1.states import SUBMITTED, THEIRS, WAITING, Run, Stamp, Task, written
+from flowfleet.api.prefect1.tenants import Tenants
+from flowfleet.api.prefect1.writes import Writes
+from flowfleet.api.transport.reading import reading
+from flowfleet.errors import ApiError
+from flowfleet.flow_run import Route
+
+_PAGE = 200
+_FOUND = 20
+_MOST_TASKS = 500
+#: states in which a task run keeps a restarted flow run from running it again
+_UNDONE = ("Failed", "TriggerFailed", "TimedOut", "ValidationFailed", "Cancelled", "Running", SUBMITTED)
+
+
+@dataclass(frozen=True)
+class Orders:
+    """The orders of people. Thread-safe, since it keeps nothing."""
+
+    runs: Runs
+    writes: Writes
+    tenants: Tenants
+
+    def under_cancel(self, runs: Mapping[str, Route]) -> dict[str, RunState]:
+        ids = sorted(runs)
+        found: dict[str, RunState] = {}
+        for start in range(0, len(ids), _PAGE):
+            where = {"id": {"_in": ids[start : start + _PAGE]}, "state": {"_in": ["Cancelling", "Cancelled"]}}
+            found |= {run.run_id: run.to_state() for run in self.runs.where(where, "")}
+        return found
+
+    def cancel(self, run_id: str, message: str) -> Answer:
+        # the server's own order: Cancelling while its engine runs, else Cancelled at once; it takes no message
+        del message
+        try:
+            run = self.runs.one(run_id)
+            if run.kind.terminal and run.kind is not StateType.CANCELLED:
+                return refused(run, f"the run is {run.state} already")
+            if run.kind not in (StateType.CANCELLING, StateType.CANCELLED):
+                order = literal({"flow_run_id": run_id})
+                self.runs.ask(f"mutation {{ cancel_flow_run(input: {order}) {{ state }} }}", "cancel_flow_run")
+                run = self.runs.one(run_id)
+        except ApiError as error:
+            return Answer.to_error(error)
+        if run.kind in (StateType.CANCELLING, StateType.CANCELLED):
+            return Answer(verdict=Verdict.ACCEPTED, state=run.to_state())
+        return refused(run, f"the run is {run.state} meanwhile")
+
+    def restart(self, run_id: str, message: str, mark: Mark) -> Answer:
+        # an engine runs again only those tasks that have no end, so what has failed begins anew, as by the server's
+        # own Restart
+        again, before = str(uuid.uuid4()), list[Run]()
+
+        def changes(run: Run) -> Answer | list[Change]:
+            # once written it may be claimed, and even begin, before it is read again
+            if before and not run.kind.terminal and (run.version or 0) > (before[0].version or 0):
+                return Answer(verdict=Verdict.ACCEPTED, state=run.to_state())
+            if not run.kind.terminal and run.state not in WAITING:
+                return refused(run, f"the run is {run.state}")
+            before.append(run)
+            done = Stamp(fleet=mark.fleet, call=again, version=run.version, done=again)
+            due = written("Scheduled", message, done, start_time=self.writes.now().isoformat())
+            pending = written("Pending", message)
+            undone = [of_task(task, pending, f"t{number}") for number, task in enumerate(self._undone(run))]
+            return [*undone, of_run(run, due)]
+
+        return self.writes.fence.write(run_id, changes, kinds=THEIRS)
+
+    def _undone(self, run: Run) -> list[Task]:
+        """The task runs of a run that has ended which are to run again; none of one that only waits."""
+        if not run.kind.terminal:
+            return []
+        where = literal({"state": {"_in": list(_UNDONE)}})
+        fields = f"id task_runs(where: {where}, limit: {_MOST_TASKS}) {{ id version state serialized_state }}"
+        answer = self.runs.select("flow_run", {"id": {"_eq": run.run_id}}, fields)
+        with reading("for the tasks of a run"):
+            return [Task.read(task) for row in answer for task in row["task_runs"]]
+
+    def find(self, text: str) -> list[RunState]:
+        where: dict[str, Any] = {"tenant_id": {"_in": self.tenants.all()}, "name": {"_eq": text}}
+        found = self.runs.where(where, "", order="{scheduled_start_time: desc}", limit=_FOUND)
+        if not found and len(text) >= 4:
+            waiting = {"tenant_id": {"_in": self.tenants.all()}, "state": {"_in": sorted(WAITING)}}
+            listed = self.runs.where(waiting, "", order="{scheduled_start_time: asc}", limit=_PAGE)
+            found = [run for run in listed if run.run_id.startswith(text.lower())]
+        return [run.to_state() for run in found]

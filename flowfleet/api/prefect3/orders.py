@@ -1,0 +1,104 @@
+"""Orders: what people want of single runs at a Prefect 3 API."""
+
+import re
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from flowfleet.api.client import Answer, Mark, RunState, StateType, Verdict
+from flowfleet.api.prefect3.fence import Write
+from flowfleet.api.prefect3.states import state_of
+from flowfleet.api.prefect3.writes import Writes, mark_message, new_state
+from flowfleet.api.transport.reading import iso, reading, rows
+from flowfleet.api.transport.session import Session
+from flowfleet.flow_run import Route
+
+_PAGE = 200
+_FOUND = 20
+_UNDER_WAY = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING, StateType.PAUSED)
+_WHOLE = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+@dataclass(frozen=True)
+class Orders:
+    """The orders of people. Thread-safe, since it keeps nothing."""
+
+    session: Session
+    writes: Writes
+
+    def under_cancel(self, runs: Mapping[str, Route]) -> dict[str, RunState]:
+        # of few runs by their ids, of many by their pools: one request each time, while few are being cancelled
+        cancelling: dict[str, Any] = {"state": {"type": {"any_": [StateType.CANCELLING.value]}}}
+        if len(runs) <= _PAGE:
+            return self._page({**cancelling, "id": {"any_": sorted(runs)}})
+        pools = {"work_pools": {"id": {"any_": sorted({route.scope for route in runs.values()})}}}
+        found: dict[str, RunState] = {}
+        while True:
+            # by the ids that were seen, not by an offset, which a run that ends meanwhile would shift
+            page = self._page({**cancelling, **({"id": {"not_any_": sorted(found)}} if found else {})}, pools)
+            found |= page
+            if len(page) < _PAGE:
+                return {run_id: state for run_id, state in found.items() if run_id in runs}
+
+    def _page(self, flow_runs: Mapping[str, Any], more: Mapping[str, Any] | None = None) -> dict[str, RunState]:
+        answer = self.session.post("/flow_runs/filter", {"flow_runs": flow_runs, "limit": _PAGE, **(more or {})})
+        with reading("for runs"):
+            return {state.run_id: state for state in map(state_of, rows(answer))}
+
+    def cancel(self, run_id: str, message: str) -> Answer:
+        transition = str(uuid.uuid4())
+
+        def decide(stands: RunState) -> Answer | Write:
+            if stands.kind in (StateType.CANCELLING, StateType.CANCELLED):
+                return Answer(verdict=Verdict.ACCEPTED, state=stands)
+            if stands.kind.terminal:
+                return Answer(verdict=Verdict.REFUSED, reason=f"the run is {stands.name} already", state=stands)
+            # never over an end that comes meanwhile; the server itself makes it Cancelled where nothing can run
+            expected = {"type": {"any_": [kind.value for kind in StateType if not kind.terminal]}}
+            return Write(expected, new_state(StateType.CANCELLING, "Cancelling", transition, message))
+
+        answer = self.writes.fence.write(run_id, decide)
+        if answer.state is not None and answer.state.kind is StateType.CANCELLED:
+            # told as a refusal of Cancelling, since the server has put its own Cancelled in its place
+            return Answer(verdict=Verdict.ACCEPTED, reason=answer.reason, state=answer.state)
+        return answer
+
+    def restart(self, run_id: str, message: str, mark: Mark) -> Answer:
+        transition = str(uuid.uuid4())
+
+        def decide(stands: RunState) -> Answer | Write:
+            if stands.call == transition:
+                return Answer(verdict=Verdict.ACCEPTED, state=stands)
+            if stands.kind in _UNDER_WAY or stands.held:
+                return Answer(verdict=Verdict.REFUSED, reason=f"the run is {stands.name}", state=stands)
+            # before the state: a Scheduled run with an infrastructure mark would hang in Cancelling when cancelled
+            if stands.infrastructure:
+                self.writes.set_infrastructure(run_id, None)
+            state = new_state(StateType.SCHEDULED, "Scheduled", transition, mark_message(mark, message))
+            state["state_details"]["scheduled_time"] = iso(datetime.now(UTC))
+            expected = {"operator": "and_", "type": {"any_": [stands.kind.value]}, "name": {"any_": [stands.name]}}
+            return Write(expected, state)
+
+        return self.writes.fence.write(run_id, decide)
+
+    def find(self, text: str) -> list[RunState]:
+        if _WHOLE.fullmatch(text.lower()):
+            return list(self._page({"id": {"any_": [text.lower()]}}).values())
+        named = {"flow_runs": {"name": {"any_": [text]}}, "sort": "EXPECTED_START_TIME_DESC", "limit": _FOUND}
+        waiting = {
+            "flow_runs": {"state": {"type": {"any_": [StateType.SCHEDULED.value]}}},
+            "sort": "EXPECTED_START_TIME_ASC",
+            "limit": _PAGE,
+        }
+        found = self._listed(named)
+        if not found and re.fullmatch(r"[0-9a-f-]{4,36}", text.lower()):
+            # the server has no question for the beginning of an id
+            found = [state for state in self._listed(waiting) if state.run_id.startswith(text.lower())]
+        return found
+
+    def _listed(self, body: Mapping[str, Any]) -> list[RunState]:
+        answer = self.session.post("/flow_runs/filter", dict(body))
+        with reading("for runs"):
+            return [state_of(run) for run in rows(answer)]

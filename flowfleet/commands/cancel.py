@@ -1,0 +1,255 @@
+"""Cancel: the command that ends runs by hand: first at the API, then on their claims, and waits until it is seen."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import click
+
+from flowfleet.api.client import ApiClient, Mark, RunState, StateType, Verdict
+from flowfleet.api.connect import connect
+from flowfleet.commands import chosen_run
+from flowfleet.commands.chosen_run import ChosenRun, NoSuchRun
+from flowfleet.commands.worker_control import open_ledger
+from flowfleet.errors import ApiUnavailable, FleetError, SettingsError
+from flowfleet.ledger import Ledger
+from flowfleet.ledger.claims import CancelHow, Claim, State
+from flowfleet.monitor.snapshot import take_snapshot
+from flowfleet.monitor.status import span
+from flowfleet.retry import Retry
+from flowfleet.settings.click_options import options
+from flowfleet.settings.common import CommonSettings
+
+_LOOK_SECONDS = 0.5
+#: how long Redis or the API may be away while an end is waited for
+_AWAY_SECONDS = 30.0
+#: how often the progress is told again though nothing has changed
+_REPEAT_SECONDS = 30.0
+_NAMED = 10
+
+
+class NotCancelled(FleetError):
+    """The run has ended, so that there is nothing to cancel."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ordered:
+    """A run whose cancel the API has accepted, or whose process is to end though the API shows an end."""
+
+    run: ChosenRun
+    #: the claim that was told; None: no worker of this fleet holds the run
+    claim: Claim | None
+    state: RunState | None
+
+
+@dataclass(kw_only=True)
+class CancelOrder:
+    """The whole of one `flowfleet cancel`."""
+
+    ledger: Ledger
+    api: ApiClient
+    mark: Mark
+    how: CancelHow
+    #: who asks, and why
+    whom: str
+    say: Callable[[str], None]
+    clock: Callable[[], float] = time.monotonic
+    pause: Callable[[float], None] = time.sleep
+
+    def order(self, run: ChosenRun) -> Ordered:
+        """Cancel the run at the API, and tell its claim once that is accepted; before that nothing is signalled.
+
+        An engine that was told to cancel while the API says Running would end and leave it Running. Raises
+        `NotCancelled`, and `ApiUnavailable` when the API gives no definite answer.
+        """
+        before = self.api.ends.states([run.run_id]).get(run.run_id)
+        answer = self.api.orders.cancel(run.run_id, f"Cancelled {self.whom}")
+        if answer.verdict is Verdict.UNSURE:
+            raise ApiUnavailable(
+                f"the Prefect API gave no definite answer to the cancel of {run.name} ({answer.reason}), "
+                "and no process was told: ask again"
+            )
+        # only now: the run may have been claimed while it was asked
+        claim = self.ledger.claims.get(run.run_id)
+        lives = claim is not None and claim.state is not State.ENDED
+        if answer.gone and not lives:
+            raise NoSuchRun(f"The run {run.name} does not exist any more.")
+        if answer.verdict is Verdict.REFUSED and not answer.gone and not (lives and self.how is CancelHow.OVER):
+            name = answer.state.name if answer.state else "an end"
+            still = f", and its process on {claim.worker} lives on: --now kills it" if claim and lives else ""
+            raise NotCancelled(f"{run.name} has ended already: the API says {name}{still}.")
+        if claim is not None and lives:
+            self.ledger.claims.cancel(run.run_id, claim.claim, self.how, self.whom)
+        elif before is not None and before.kind is StateType.SCHEDULED and not before.held:
+            # it waited with the mark of an old process: nobody else would ever end it
+            self.api.ends.report(run.run_id, StateType.CANCELLED, f"Cancelled {self.whom}", self.mark)
+        return Ordered(run=run, claim=claim, state=answer.state)
+
+    def wait(self, ordered: Sequence[Ordered]) -> list[tuple[ChosenRun, RunState | None]]:
+        """Wait until each run has ended and has no claim any more; how each has ended (None: it is deleted)."""
+        retry = Retry(wait=self.pause, limit_seconds=_AWAY_SECONDS)
+        began, said, said_at = self.clock(), "", 0.0
+        while True:
+            claims, states = retry.ask("Redis and the Prefect API", lambda: self._look(ordered))
+            left = [one for one in ordered if one.run.run_id in claims or _goes_on(states.get(one.run.run_id))]
+            if not left:
+                return [(one.run, states.get(one.run.run_id)) for one in ordered]
+            now, progress = self.clock(), _progress(left, claims, states)
+            if progress != said or now - said_at >= _REPEAT_SECONDS:
+                self.say(f"waiting for {span(now - began)}: {progress}")
+                said, said_at = progress, now
+            self.pause(_LOOK_SECONDS)
+
+    def _look(self, ordered: Sequence[Ordered]) -> tuple[dict[str, Claim], dict[str, RunState]]:
+        told = {one.run.run_id: one.claim.claim for one in ordered if one.claim}
+        live = self.ledger.claims.live()
+        claims = {claim.run_id: claim for claim in live if told.get(claim.run_id) == claim.claim}
+        # asked after the claims: what has none is told at the API by then
+        return claims, self.api.ends.states([one.run.run_id for one in ordered])
+
+
+def _goes_on(state: RunState | None) -> bool:
+    return state is not None and not state.kind.terminal
+
+
+def _progress(left: Sequence[Ordered], claims: dict[str, Claim], states: dict[str, RunState]) -> str:
+    if len(left) > 1:
+        return f"{len(left)} runs have not ended: {_joined([one.run.name for one in left])}"
+    run = left[0].run
+    claim, state = claims.get(run.run_id), states.get(run.run_id)
+    if claim is None:
+        shown = state.name if state else "nothing"
+        return f"the API says {shown}, and no worker of this fleet holds {run.name}: whoever runs it has to end it"
+    where = claim.worker or "no worker"
+    words = {
+        State.RUNNING: f"the process of {run.name} on {where} is being ended",
+        State.STARTING: f"{run.name} is being started on {where}, and ended then",
+        State.ENDED: f"the process of {run.name} on {where} has ended, and the API is being told",
+        State.MISSING: f"{run.name} was started on {where}, which has not been heard of",
+        State.JUDGED: f"{run.name} is counted as lost on {where}, and the API is being told",
+    }
+    return words.get(claim.state, f"{run.name} has not begun, and its claim is taken back")
+
+
+def _joined(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
+
+
+def _all_of(ledger: Ledger, what: str) -> list[Claim]:
+    """The live claims of a route, by its name or as POOL/QUEUE, or of a worker, by NAME or NAME@HOST."""
+    snapshot = take_snapshot(ledger)
+
+    def fits(claim: Claim) -> bool:
+        worker = claim.worker or ""
+        return what in (str(claim.route), snapshot.route_name(claim.route), worker, worker.rpartition("@")[0])
+
+    found = [claim for claim in snapshot.claims if claim.state is not State.ENDED and fits(claim)]
+    if not found:
+        known = sorted({snapshot.route_name(claim.route) for claim in snapshot.claims})
+        known += sorted({claim.worker for claim in snapshot.claims if claim.worker})
+        others = f"runs are claimed of {', '.join(known)}" if known else "it has no claimed run at all"
+        raise NoSuchRun(f"The fleet has no claimed run of {what!r}: {others}.")
+    return found
+
+
+def _agreed(claims: Sequence[Claim], what: str, *, yes: bool) -> bool:
+    """Whether these runs are really to be cancelled; asks on a terminal, and refuses elsewhere without `--yes`."""
+    begun = sum(claim.state in (State.STARTING, State.RUNNING, State.MISSING) for claim in claims)
+    counted = "1 run" if len(claims) == 1 else f"{len(claims)} runs"
+    sentence = f"{counted} of {what} would be cancelled, of which {begun} may have begun"
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        raise SettingsError(f"{sentence}: say --yes, since nobody can be asked here.")
+    return click.confirm(f"{sentence}. Go on?", err=True)
+
+
+def _told(ends: Sequence[tuple[ChosenRun, RunState | None]], seconds: float) -> int:
+    """Say how the runs have ended, and return the exit code: 1 when a single run has ended otherwise."""
+    otherwise = [(run, state) for run, state in ends if state is not None and state.kind is not StateType.CANCELLED]
+    if len(ends) == 1:
+        ((run, state),) = ends
+        if otherwise and state:
+            click.echo(f"{run.name} has ended by itself meanwhile: the API says {state.name}.", err=True)
+            return 1
+        click.echo(f"{run.name} is {state.name if state else 'deleted'}, after {span(seconds)}.")
+        return 0
+    click.echo(f"{len(ends) - len(otherwise)} runs are Cancelled, after {span(seconds)}.")
+    if otherwise:
+        named = _joined([f"{run.name} ({state.name})" for run, state in otherwise if state])
+        click.echo(f"Ended by themselves meanwhile: {named}.")
+    return 0
+
+
+@click.command("cancel")
+@click.argument("run", metavar="[RUN]", required=False)
+@click.option("--now", is_flag=True, help="Kill at once: no grace, no hook of the flow.")
+@click.option("--reason", default="", metavar="TEXT", help="Why, for those who look at the run.")
+@click.option("--no-wait", is_flag=True, help="Do not wait until the run has ended.")
+@click.option("--all-of", metavar="ROUTE|WORKER", help="All claimed runs of this POOL/QUEUE or NAME@HOST.")
+@click.option("--yes", is_flag=True, help="Ask nothing.")
+@options(CommonSettings, level="WARNING")
+def cancel(
+    settings: CommonSettings,
+    *,
+    run: str | None,
+    now: bool,
+    reason: str,
+    no_wait: bool,
+    all_of: str | None,
+    yes: bool,
+) -> int:
+    """Cancel a run at the API, end its process wherever it is, and wait until both are seen.
+
+    RUN is its name, its id, or the beginning of its id. Exit code 1 means that it has ended by itself before.
+
+    \b
+    flowfleet cancel calm-otter
+    flowfleet cancel 0a1b2c3d --now --reason "wrong input"
+    flowfleet cancel --all-of mine/default --yes
+    """  # noqa: D301 - click reads the escape
+    if (run is None) == (all_of is None):
+        raise click.UsageError("Which run? Give RUN, or --all-of ROUTE or WORKER.")
+    with open_ledger(settings) as ledger:
+        cancelling = CancelOrder(
+            ledger=ledger,
+            api=connect(settings, os.environ),
+            mark=Mark(fleet=settings.fleet),
+            how=CancelHow.OVER if now else CancelHow.ASKED,
+            whom=chosen_run.by_whom(settings, reason),
+            say=lambda line: click.echo(line, err=True),
+        )
+        if all_of is None:
+            chosen = [chosen_run.find(run or "", ledger, cancelling.api)]
+        else:
+            claims = _all_of(ledger, all_of)
+            if not _agreed(claims, all_of, yes=yes):
+                click.echo("Nothing is cancelled.", err=True)
+                return 1
+            chosen = [ChosenRun(claim.run_id, claim.name) for claim in claims]
+        began = cancelling.clock()
+        ordered = _order_all(cancelling, chosen)
+        if no_wait:
+            named = _joined([one.run.name for one in ordered])
+            click.echo(f"Cancelled at the API: {named}. How far the end is: flowfleet explain RUN.")
+            return 0
+        try:
+            return _told(cancelling.wait(ordered), cancelling.clock() - began)
+        except KeyboardInterrupt:
+            cancelling.say("Not waited for any longer: the cancel stands. flowfleet explain RUN tells how far it is.")
+            raise
+
+
+def _order_all(cancelling: CancelOrder, chosen: Sequence[ChosenRun]) -> list[Ordered]:
+    if len(chosen) == 1:
+        return [cancelling.order(chosen[0])]
+    ordered = []
+    for run in chosen:
+        try:
+            ordered.append(cancelling.order(run))
+        except (NotCancelled, NoSuchRun) as gone:  # among many, one may end by itself at any time
+            cancelling.say(str(gone))
+    return ordered

@@ -1,0 +1,2 @@
+-- tombs: all tombstones
+return redis.call('HVALS', key('tombs'))

@@ -1,0 +1,96 @@
+"""How soon a cancel at a real server reaches the process: many within a second, and real engines."""
+
+import re
+import statistics
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+
+import pytest
+
+from flowfleet.ledger import connect
+from flowfleet.ledger.claims import CancelHow
+from tests.waiting import SCALE, until
+
+#: from Cancelling at the API to the worker's first step against the process
+P95_SECONDS = 3.0
+#: what a worker says then
+_STOPPED = re.compile(r"^(\S+Z) .*run is being stopped.*\brun_id=(\S+)", re.MULTILINE)
+
+
+def stopped_at(worker):
+    """Run id → when its worker has begun to stop it, unix seconds."""
+    return {run: datetime.fromisoformat(at).timestamp() for at, run in reversed(_STOPPED.findall(worker.text()))}
+
+
+def cancel_all(fleet, runs):
+    """By as many users as it takes to be done within a second; run id → when its server has said yes."""
+
+    def cancel(run):
+        answer = fleet.api.call(
+            "POST", f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}}
+        )
+        assert answer["status"] == "ACCEPT", answer
+        return run, time.time()
+
+    with ThreadPoolExecutor(min(len(runs), 20)) as users:
+        return dict(users.map(cancel, runs))
+
+
+def hurry(fleet, runs):
+    """What is measured is over: a command would have 20 s to cancel itself."""
+    ledger = connect(fleet.redis_url, fleet.fleet)
+    try:
+        for run in runs:
+            ledger.claims.cancel(run, how=CancelHow.OVER)
+    finally:
+        ledger.close()
+
+
+def measured(fleet, worker, runs):
+    """Cancel them; the seconds from Cancelling to the worker's step, each, in order of size."""
+    began = time.time()
+    asked = cancel_all(fleet, runs)
+    print(f"{len(runs)} cancelled within {max(asked.values()) - began:.1f} s")
+    until(lambda: len(stopped_at(worker)) == len(runs), 60, "all to be stopped", pause=0.2)
+    hurry(fleet, runs)
+    fleet.wait_empty(120)
+    assert {fleet.api.state(run)["name"] for run in runs} == {"Cancelled"}
+    stopped = stopped_at(worker)
+    waits = sorted(stopped[run] - at for run, at in asked.items())
+    p95 = waits[max(0, round(0.95 * len(waits)) - 1)]
+    print(f"Cancelling to stop: median {statistics.median(waits):.2f} s, p95 {p95:.2f} s, most {waits[-1]:.2f} s")
+    return waits, p95
+
+
+@pytest.mark.parametrize("number", [20, pytest.param(200, marks=[pytest.mark.stress, pytest.mark.timeout(3600)])])
+def test_many_cancels_within_a_second_reach_their_processes_within_three(fleet, number):
+    fleet.start_poller()
+    worker = fleet.start_worker(slots=number)
+    deployment = fleet.deploy_tiny(variables={"command": "sleep 3000"})
+    runs = [fleet.create_run(deployment) for _ in range(number)]
+    until(
+        lambda: sum(run["state"] == "running" for run in fleet.seen()["runs"]) == number, 600, "all to run", pause=0.5
+    )
+    _, p95 = measured(fleet, worker, runs)
+    assert p95 <= P95_SECONDS * (1 if number > 20 else SCALE)
+
+
+@pytest.mark.stress
+@pytest.mark.timeout(1200)
+def test_cancels_of_real_engines_reach_them_within_three_seconds(fleet):
+    fleet.start_poller()
+    worker = fleet.start_worker(slots=8)
+    deployment = fleet.deploy(
+        """
+        @flow
+        def go():
+            note("ran")
+            time.sleep(3000)
+        """
+    )
+    runs = [fleet.create_run(deployment) for _ in range(8)]
+    for run in runs:
+        fleet.wait_note(run, "ran", seconds=300)
+    _, p95 = measured(fleet, worker, runs)
+    assert p95 <= P95_SECONDS

@@ -1,0 +1,279 @@
+"""Cancelled runs of a real worker and shim: told to the engine, ended whole, hooks once, Cancelled at last.
+
+The engine and its hooks are small programs of these tests, at an API that takes every state.
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from flowfleet.ledger.claims import CancelHow
+from tests.waiting import stays, until
+from workers.runs import cancelling, hooks
+
+#: an engine that takes its control session, and stops its run when it is told so
+ENGINE = """
+import os, signal, socket, sys, threading, time
+
+def say(word):
+    with open(os.environ["MARKS"], "a") as marks:
+        marks.write(word + ";")
+
+def listen(up):
+    port, token = os.environ["PREFECT__CONTROL_PORT"], os.environ["PREFECT__CONTROL_TOKEN"]
+    line = socket.create_connection(("127.0.0.1", int(port)))
+    line.sendall(token.encode() + b"\\n")
+    up.set()
+    if line.recv(1) == b"c":
+        say("told")
+        line.sendall(b"a")
+
+def session():
+    signal.signal(signal.SIGTERM, lambda *_: (say("term"), os._exit(0)))
+    up = threading.Event()
+    threading.Thread(target=listen, args=(up,), daemon=True).start()
+    up.wait()
+
+say("begun")
+exec(os.environ["CODE"])
+"""
+HOOKS = """
+import os, sys, time
+with open(os.environ["MARKS"], "a") as marks:
+    marks.write(f"{sys.argv[1]} in {os.path.basename(os.getcwd())};")
+print("a hook speaks")
+exec(os.environ.get("HOOK", ""))
+"""
+FOREVER = "session()\nwhile True: time.sleep(0.05)"
+
+
+@pytest.fixture
+def engine(world, tmp_path):
+    """The world's interpreter has our engine and our hooks."""
+    starters = tmp_path / "starters"
+    starters.mkdir()
+    (starters / "prefect3_engine.py").write_text(ENGINE)
+    (starters / "prefect3_hooks.py").write_text(HOOKS)
+    world.interpreter = replace(world.interpreter, path=sys.executable, starters=starters)
+    world.start()
+    return world
+
+
+def begin(world, code=FOREVER, hook="", **variables):
+    env = {"CODE": code, "MARKS": str(world.folder / "marks"), "HOOK": hook}
+    message = world.claim(world.create(None, env=env, **variables))
+    world.publisher.publish(message)
+    world.wait_state(message, "running")
+    until(lambda: "begun" in marks(world), 20, "the engine to begin")
+    return message
+
+
+def marks(world):
+    path = world.folder / "marks"
+    return path.read_text() if path.exists() else ""
+
+
+def cancel(world, message, *, state="CANCELLING", how=CancelHow.ASKED, why="Ann"):
+    """As a user does, and the leader finds it."""
+    if state:
+        world.api.write(message.run_id, state)
+    tell(world, message, how, why)
+
+
+def tell(world, message, how=CancelHow.ASKED, why="Ann"):
+    assert world.ledger.claims.cancel(message.run_id, message.claim, how, why).moved
+    world.service.heartbeat.nudge()
+
+
+def connected(world, message):
+    """Once the engine has its session; the shim closes its port then."""
+    until(lambda: world.run_folder(message).started(), 10, "the handle")
+    return message
+
+
+def history(world, message):
+    return world.api.history(message.run_id)[3:]
+
+
+def test_a_cancelled_engine_is_told_first_and_its_hook_runs_once_before_cancelled(engine):
+    message = begin(engine, code=FOREVER.replace("\n", "\nsay('up')\n"))
+    until(lambda: "up" in marks(engine), 10, "the session")
+    cancel(engine, message)
+    engine.wait_gone(message)
+
+    assert history(engine, message) == ["Cancelling", "Cancelled"]
+    assert marks(engine) == "begun;up;told;term;cancellation in work;"
+    assert engine.run_folder(message).exit_record()["intent"] == "acknowledged"
+    assert engine.told(message).startswith("Cancelled: Ann. The flow run's process was stopped since it was cancelled")
+    assert "a hook speaks" in engine.run_folder(message).log.read_text()
+    assert not engine.run_folder(message).work.exists()
+
+
+def test_the_slot_stays_taken_until_the_hook_has_ended(engine):
+    gate = engine.folder / "hook-gate"
+    wait = f"while not os.path.exists({str(gate)!r}): time.sleep(0.02)"
+    message = begin(engine, hook=wait)
+    cancel(engine, message)
+    until(lambda: "cancellation" in marks(engine), 20, "the hook to begin")
+    engine.service.heartbeat.nudge()
+    stays(lambda: engine.service.slots.in_use() == 1, 0.5, "the slot to be taken")
+    assert engine.ledger.claims.get(message.run_id).state == "running"
+    assert history(engine, message) == ["Cancelling"]
+    gate.touch()
+    engine.wait_gone(message)
+    assert history(engine, message) == ["Cancelling", "Cancelled"]
+
+
+def test_a_hook_outlives_its_worker_and_is_not_run_again_by_the_next(engine):
+    gate = engine.folder / "hook-gate"
+    wait = f"while not os.path.exists({str(gate)!r}): time.sleep(0.02)"
+    message = begin(engine, hook=wait)
+    cancel(engine, message)
+    until(lambda: "cancellation" in marks(engine), 20, "the hook to begin")
+    engine.next_worker()
+    stays(lambda: engine.service.slots.in_use() == 1, 0.5, "the slot to be taken")
+    gate.touch()
+    engine.wait_gone(message)
+    assert marks(engine).count("cancellation") == 1
+    assert history(engine, message) == ["Cancelling", "Cancelled"]
+
+
+@pytest.mark.parametrize("hook", ["raise SystemExit(3)", "os.kill(os.getpid(), 9)", "time.sleep(600)"])
+def test_a_hook_that_fails_or_hangs_changes_no_state(engine, hook, monkeypatch):
+    monkeypatch.setattr(engine.service.hooks, "seconds", 1.0)
+    message = begin(engine, hook=hook)
+    cancel(engine, message)
+    engine.wait_gone(message, 30)
+    assert marks(engine).count("cancellation") == 1
+    assert history(engine, message) == ["Cancelling", "Cancelled"]
+    if "sleep" in hook:
+        until(lambda: any("hooks took too long" in line["message"] for line in engine.api.logs), 10, "the line")
+
+
+def test_a_crash_hook_runs_where_our_crashed_is_taken_and_never_where_the_engine_wrote_it(engine):
+    message = begin(engine, code="os.kill(os.getpid(), 9)")
+    engine.wait_gone(message)
+    assert history(engine, message) == ["Crashed"]
+    assert marks(engine) == "begun;crashed in work;"
+
+    gate = engine.folder / "gate"
+    wait = f"while not os.path.exists({str(gate)!r}): time.sleep(0.02)\nos._exit(1)"
+    other = begin(engine, code=wait)
+    engine.api.write(other.run_id, "CRASHED")
+    gate.touch()
+    engine.wait_gone(other)
+    assert marks(engine).count("crashed") == 1
+
+
+def test_a_run_without_its_engine_has_no_hooks(engine, monkeypatch):
+    monkeypatch.setattr(cancelling, "PATIENCE_SECONDS", 0.5)
+    message = engine.begin()
+    cancel(engine, message)
+    engine.wait_gone(message)
+    assert history(engine, message) == ["Cancelling", "Cancelled"]
+    assert "was stopped since it was cancelled (SIGTERM)" in engine.told(message)
+    assert marks(engine) == ""
+
+
+def test_nothing_is_stopped_before_the_api_shows_it_and_a_restart_loses_nothing(engine):
+    message = begin(engine)
+    tell(engine, message)
+    until(lambda: engine.service.attempts.get(message.task_id).cancelled, 10, "the cancel to arrive")
+    stays(lambda: engine.run_folder(message).stop_record() is None, 1.0, "the run to be left alone")
+    engine.next_worker()
+    engine.api.write(message.run_id, "CANCELLING")
+    engine.service.heartbeat.nudge()
+    engine.wait_gone(message)
+    assert history(engine, message) == ["Cancelling", "Cancelled"]
+
+
+def test_a_cancel_while_the_worker_is_away_is_carried_out_by_the_next(engine):
+    message = begin(engine)
+    engine.stop()
+    engine.api.write(message.run_id, "CANCELLING")
+    assert engine.ledger.claims.cancel(message.run_id, message.claim).moved
+    engine.start()
+    engine.wait_gone(message)
+    assert history(engine, message) == ["Cancelling", "Cancelled"]
+    assert marks(engine).count("cancellation") == 1
+
+
+def test_an_api_that_is_away_delays_a_cancel_and_loses_it_not(engine):
+    message = begin(engine)
+    engine.api.write(message.run_id, "CANCELLING")
+    engine.api.fail("/flow_runs/filter", times=-1)
+    tell(engine, message)
+    until(lambda: engine.api.counted("/flow_runs/filter") >= 2, 20, "the API to be asked")
+    assert engine.run_folder(message).stop_record() is None
+    engine.api.heal()
+    engine.service.to_api.retry()
+    engine.wait_gone(message, 40)
+    assert history(engine, message) == ["Cancelling", "Cancelled"]
+
+
+def test_a_run_that_is_cancelled_at_the_api_is_killed_and_nothing_is_written_over_that(engine):
+    message = begin(engine, code="signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + FOREVER)
+    cancel(engine, message, state="CANCELLED", how=CancelHow.OVER)
+    engine.wait_gone(message)
+    assert history(engine, message) == ["Cancelled"]
+    assert engine.run_folder(message).exit_record()["stopped_by"] == "kill"
+    assert "cancellation" not in marks(engine)
+
+
+def test_a_cancel_in_a_hurry_kills_what_was_asked_politely_before(engine):
+    engine.run_grace = 60.0
+    engine.next_worker()
+    deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nwhile True: time.sleep(0.05)"
+    message = begin(engine, code=deaf)
+    cancel(engine, message)
+    until(lambda: engine.run_folder(message).stop_record(), 10, "the polite stop")
+    tell(engine, message, CancelHow.OVER)
+    engine.wait_gone(message)
+    assert history(engine, message) == ["Cancelling", "Cancelled"]
+
+
+def test_children_that_ignore_the_end_have_sessions_of_their_own_or_are_daemons_are_gone_at_cancelled(engine):
+    pids = engine.folder / "pids"
+    child = "import os,signal,time; signal.signal(15, signal.SIG_IGN); time.sleep(600)"
+    code = f"""
+import subprocess
+for number in range(3):
+    child = subprocess.Popen([sys.executable, "-c", {child!r}], start_new_session=number > 0)
+    open({str(pids)!r}, "a").write(f"{{child.pid}}\\n")
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        signal.signal(15, signal.SIG_IGN)
+        open({str(pids)!r}, "a").write(f"{{os.getpid()}}\\n")
+        time.sleep(600)
+    os._exit(0)
+{FOREVER}"""
+    message = begin(engine, code=code)
+    until(lambda: pids.exists() and pids.read_text().count("\n") == 4, 20, "the children")
+    cancel(engine, message)
+    engine.wait_gone(message, 30)
+    assert history(engine, message) == ["Cancelling", "Cancelled"]
+    alive = [pid for pid in pids.read_text().split() if Path("/proc", pid).exists()]
+    assert alive == []
+
+
+def test_a_report_that_is_refused_for_a_cancel_is_told_as_cancelled_also_after_a_restart(engine):
+    message = begin(engine, code="time.sleep(0.3)\nos._exit(7)")
+    engine.api.fail("/set_state", times=-1)
+    engine.api.fail("bulk_set_state", times=-1)
+    until(lambda: engine.state.outbox.get(message.run_id, message.claim), 20, "the report to be on the disk")
+    engine.stop()
+    engine.api.heal()
+    engine.api.write(message.run_id, "CANCELLING")
+    engine.api.honest = True
+    engine.start()
+    engine.wait_gone(message, 40)
+    assert history(engine, message) == ["Cancelling", "Cancelled"]
+    assert "exited with code 7" in engine.told(message)
+    assert marks(engine).count("cancellation") == 1
+
+
+def test_the_hooks_module_gives_them_a_minute():
+    assert hooks.HOOK_SECONDS == 60.0

@@ -1,0 +1,281 @@
+"""The leader and what it does not hear of: missing, judged, told and buried, by its own clock."""
+
+from dataclasses import replace
+
+import pytest
+
+from flowfleet.api.client import StateType
+from flowfleet.errors import ApiUnavailable
+from flowfleet.ledger.claims import State
+from tests.unit.memory_ledger import a_claim
+from tests.unit.poller_world import FakePrefect1, Time, World
+
+TTL, GRACE = 20.0, 120.0
+WORKER = "worker@a"
+
+
+def started(world: World, name: str = "run", *, worker: str = WORKER, **facts: object) -> str:
+    """A run of this worker that the API and the ledger show as running."""
+    run_id = world.api.add(name=name)
+    world.api.be(run_id, StateType.RUNNING, "Running")
+    given = {"claim": f"claim-{name}", "worker": worker, "boot_id": "boot-1", "machine": "m"} | facts
+    world.claims.by_run[run_id] = a_claim(run_id, **given)
+    return run_id
+
+
+def lonely(**facts: object) -> tuple[World, str]:
+    """A world whose one worker falls silent, and its one run."""
+    world = World.of(boot_id="boot-1", machine="m")
+    world.rounds(2.0)
+    return world, started(world, **facts)
+
+
+def state(world: World, run_id: str) -> State | None:
+    claim = world.claims.get(run_id)
+    return claim.state if claim else None
+
+
+def test_a_run_whose_host_is_silent_is_missing_after_a_lease_and_told_as_lost_after_the_grace():
+    world, run_id = lonely()
+
+    world.rounds(TTL - 2, beat=False)
+    assert state(world, run_id) is State.RUNNING
+    world.rounds(4, beat=False)
+    assert state(world, run_id) is State.MISSING
+    world.rounds(GRACE - 4, beat=False)
+    assert state(world, run_id) is State.MISSING
+    assert world.api.reports == []
+    world.rounds(6, beat=False)
+
+    assert state(world, run_id) is None
+    [(told, kind, message)] = world.api.reports
+    assert (told, kind) == (run_id, StateType.CRASHED)
+    assert "its host a (worker worker@a) has not been heard of since 2026-11-21 12:0" in message
+    assert "worker forget" in message
+    assert world.claims.tombs()[0].run_id == run_id
+    assert world.metric("flowfleet_claims_lost_total") == 1
+
+
+def test_a_host_that_is_heard_of_in_the_grace_has_its_run_back():
+    world, run_id = lonely()
+    world.rounds(TTL + 60, beat=False)
+    assert state(world, run_id) is State.MISSING
+    world.claims.be(run_id, State.RUNNING)
+
+    for _ in range(20):
+        world.rounds(10)
+    assert state(world, run_id) is State.RUNNING
+    assert world.api.reports == []
+
+
+def test_an_outage_of_redis_begins_the_watch_anew():
+    world, run_id = lonely()
+    world.rounds(TTL - 3, beat=False)
+    world.ledger.away = True
+    world.rounds(30, beat=False)
+    world.ledger.away = False
+    world.rounds(TTL - 5, beat=False)
+
+    assert state(world, run_id) is State.RUNNING
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "kept"),
+    [
+        (StateType.COMPLETED, "Completed", StateType.COMPLETED),
+        (StateType.SCHEDULED, "Scheduled", StateType.SCHEDULED),
+        (StateType.CANCELLING, "Cancelling", StateType.CANCELLED),
+        (StateType.PENDING, "Launching", StateType.CRASHED),
+    ],
+)
+def test_what_the_api_shows_decides_what_it_is_told(kind, name, kept):
+    world, run_id = lonely()
+    world.api.be(run_id, kind, name)
+    world.rounds(TTL + GRACE + 6, beat=False)
+
+    assert state(world, run_id) is None
+    assert world.api.kind(run_id) is kept
+    if kept is StateType.CANCELLED:
+        assert "its host is away; the process may still run there" in world.api.reports[0][2]
+
+
+def test_of_a_cancelled_run_that_is_proved_dead_nobody_says_that_its_process_may_live():
+    world, run_id = lonely()
+    world.api.be(run_id, StateType.CANCELLING, "Cancelling")
+    world.rounds(TTL + 3, beat=False)
+    world.roster.change(boot_id="boot-2")
+    world.rounds(3, beat=False)
+
+    (report,) = world.api.reports
+    assert report[2].startswith("Cancelled: its host is away. ")
+    assert "may still run" not in report[2]
+
+
+def test_a_proof_ends_the_grace_and_leaves_no_tombstone():
+    world, run_id = lonely()
+    world.rounds(TTL + 3, beat=False)
+    world.roster.change(boot_id="boot-2")
+    world.rounds(3, beat=False)
+
+    assert state(world, run_id) is None
+    assert "its host a was restarted" in world.api.reports[0][2]
+    assert world.claims.tombs() == []
+
+
+def test_another_machine_with_the_same_name_proves_nothing():
+    world, run_id = lonely()
+    world.rounds(TTL + 3, beat=False)
+    world.roster.change(boot_id="boot-2", machine="another")
+    world.rounds(10, beat=False)
+
+    assert state(world, run_id) is State.MISSING
+
+
+def test_what_a_person_has_given_up_waits_for_no_lease():
+    world, run_id = lonely(proof="forgotten")
+    world.rounds(4, beat=False)
+
+    assert world.api.kind(run_id) is StateType.CRASHED
+    assert "worker forget" in world.api.reports[0][2]
+    assert world.claims.tombs() == []
+
+
+def test_a_retry_of_a_lost_run_waits_for_its_host_and_its_user_is_told_once_why():
+    world, run_id = lonely()
+    world.rounds(TTL + GRACE + 6, beat=False)
+    world.api.due_at[run_id] = world.time.moment()
+    world.api.be(run_id, StateType.SCHEDULED, "Scheduled")
+    world.roster.change(live=True, boot_id="boot-1")
+    world.rounds(60)
+
+    assert world.published == []
+    [line] = world.api.lines
+    assert (line.run_id, "may live on a" in line.message, "worker forget" in line.message) == (run_id, True, True)
+
+    world.roster.change(boot_id="boot-2")
+    world.rounds(15)
+    assert [message.run_id for message in world.published] == [run_id]
+
+
+def test_a_buried_process_keeps_its_slot():
+    world, _ = lonely()
+    world.rounds(TTL + GRACE + 6, beat=False)
+    world.roster.change(live=True, slots=2)
+    world.api.add_many(3)
+    world.rounds(20)
+
+    assert len(world.published) == 1
+
+
+def test_most_of_the_runs_missing_at_once_are_waited_for_once_more(caplog):
+    world = World.of(boot_id="boot-1", machine="m")
+    world.rounds(2.0)
+    runs = [started(world, f"run-{number}") for number in range(3)]
+    world.rounds(TTL + GRACE + 6, beat=False)
+
+    assert {state(world, run_id) for run_id in runs} == {State.MISSING}
+    assert [record.missing for record in caplog.records if "more than half" in record.message] == [3]
+    world.rounds(TTL, beat=False)
+    assert {state(world, run_id) for run_id in runs} == {None}
+
+
+def test_a_worker_that_only_the_api_hears_of_is_waited_for_ten_minutes_and_told_as_cut_off():
+    world, run_id = lonely()
+    for number in range(64):
+        world.api.beats[run_id] = f"beat {number}"
+        world.rounds(10, beat=False)
+        if number == 58:
+            assert state(world, run_id) is State.MISSING
+
+    assert world.api.kind(run_id) is StateType.CRASHED
+    assert "is cut off from Redis since" in world.api.reports[0][2]
+
+
+class Beating(World):
+    """At Prefect 1, where runs beat."""
+
+    def make_api(self, time: Time) -> FakePrefect1:
+        return FakePrefect1(time)
+
+
+def test_a_run_that_beats_at_the_api_is_never_held_for_lost():
+    world = Beating.of()
+    world.rounds(2.0)
+    run_id = started(world)
+    for number in range(80):
+        world.api.beats[run_id] = f"beat {number}"
+        world.rounds(10, beat=False)
+    assert state(world, run_id) is State.MISSING
+
+    world.rounds(GRACE + 12, beat=False)  # its last beat was long ago
+    assert [kind for _, kind, _ in world.api.reports] == [StateType.FAILED]
+
+
+def test_a_lost_run_that_is_to_run_again_does_so_after_proof_alone():
+    world, run_id = lonely(policy="requeue")
+    world.rounds(TTL + GRACE + 6, beat=False)
+    assert world.api.kind(run_id) is StateType.CRASHED
+
+    world, run_id = lonely(policy="requeue", proof="forgotten")
+    world.rounds(4, beat=False)
+    assert world.api.kind(run_id) is not StateType.CRASHED
+    assert world.claims.attempts == {run_id: 1}
+
+
+def test_a_switch_that_has_run_out_is_a_proof_a_margin_after_the_grace():
+    world, run_id = lonely(policy="requeue", switch=True)
+    world.rounds(TTL + GRACE + 3, beat=False)
+    assert state(world, run_id) is State.MISSING
+    world.rounds(6, beat=False)
+
+    assert world.api.count("run_again") == 1
+    assert world.claims.tombs() == []
+
+
+def test_the_end_of_a_run_whose_host_is_away_is_told_by_the_leader():
+    world, run_id = lonely(state=State.ENDED, exit={"code": 3})
+    world.rounds(TTL + GRACE - 4, beat=False)
+    assert state(world, run_id) is State.ENDED
+    world.rounds(6, beat=False)
+
+    assert state(world, run_id) is None
+    assert world.api.reports[0][1] is StateType.CRASHED
+    assert "exited 3" in world.api.reports[0][2]
+
+
+def test_an_end_whose_host_lives_is_left_to_it():
+    world, run_id = lonely(state=State.ENDED, exit={"code": 3})
+    for _ in range(40):
+        world.roster.change(beat=world.roster.table[WORKER].beat + 1)
+        world.rounds(5, beat=False)
+
+    assert state(world, run_id) is State.ENDED
+
+
+def test_an_api_that_is_away_hears_of_a_lost_run_when_it_is_back():
+    world, run_id = lonely()
+    world.rounds(TTL + GRACE - 4, beat=False)
+    world.api.fail("report", error=ApiUnavailable("gone"))
+    world.rounds(60, beat=False)
+    assert state(world, run_id) is State.JUDGED
+    world.api.heal()
+    world.rounds(90, beat=False)
+
+    assert state(world, run_id) is None
+    assert world.api.kind(run_id) is StateType.CRASHED
+
+
+def test_a_leader_that_was_replaced_between_reading_and_writing_tells_nothing():
+    world, run_id = lonely()
+    world.rounds(TTL + GRACE - 4, beat=False)
+    asked = world.api.states
+
+    def replaced(run_ids):
+        world.gate.written = replace(world.gate.written, term=99)
+        return asked(run_ids)
+
+    world.api.states = replaced
+    world.rounds(6, beat=False)
+
+    assert world.api.reports == []
+    assert state(world, run_id) is State.JUDGED
