@@ -1,6 +1,7 @@
 """Rest: the calls that users make at a Prefect 3 API (flows, deployments, pools, runs), with patience for SQLite."""
 
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -22,12 +23,20 @@ class Rest:
         self.session.trust_env = False
 
     def call(self, method: str, path: str, body: Any = None, *, ok: Sequence[int] = ()) -> Any:
-        """The answer as JSON (None for 204); other codes than 2xx and `ok` fail, sudden 503s are asked again."""
+        """The answer as JSON (None for 204); other codes than 2xx and `ok` fail, sudden 503s are asked again.
+
+        So is what met a connection that the server closes after 5 idle seconds.
+        """
         deadline = time.monotonic() + 30 * SCALE
         while True:
-            answer = self.session.request(method, f"{self.api_url}{path}", json=body, timeout=60)
-            if answer.status_code not in LATER or time.monotonic() > deadline:
-                break
+            try:
+                answer = self.session.request(method, f"{self.api_url}{path}", json=body, timeout=60)
+            except requests.ConnectionError:
+                if time.monotonic() > deadline:
+                    raise
+            else:
+                if answer.status_code not in LATER or time.monotonic() > deadline:
+                    break
             time.sleep(0.1)
         assert answer.ok or answer.status_code in ok, f"{method} {path}: {answer.status_code} {answer.text[:500]}"
         return answer.json() if answer.content else None
@@ -73,7 +82,9 @@ class Rest:
         """A run, scheduled for now or later; its id."""
         due = datetime.now(UTC) + timedelta(seconds=in_seconds)
         state = {"type": "SCHEDULED", "state_details": {"scheduled_time": due.isoformat()}}
-        body = {"parameters": dict(parameters or {}), "state": state, **facts}
+        # a second try is to give the same run
+        key = str(uuid.uuid4())
+        body = {"parameters": dict(parameters or {}), "state": state, "idempotency_key": key, **facts}
         return str(self.call("POST", f"/deployments/{deployment}/create_flow_run", body)["id"])
 
     def run(self, run_id: str) -> dict[str, Any]:

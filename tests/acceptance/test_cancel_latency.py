@@ -10,17 +10,36 @@ import pytest
 
 from flowfleet.ledger import connect
 from flowfleet.ledger.claims import CancelHow
+from tests import processes
 from tests.waiting import SCALE, until
 
 #: from Cancelling at the API to the worker's first step against the process
 P95_SECONDS = 3.0
-#: what a worker says then
-_STOPPED = re.compile(r"^(\S+Z) .*run is being stopped.*\brun_id=(\S+)", re.MULTILINE)
+GRACE_SECONDS = 5
+OBEYS = """
+    @flow
+    def go():
+        note("ran")
+        time.sleep(3000)
+"""
+DEAF = """
+    @flow
+    def go():
+        note("ran")
+        while True:
+            try:
+                time.sleep(3000)
+            except BaseException:
+                pass
+"""
+#: what a worker says of the end of a run
+STOPPED, ENDED, HOOKS_OVER = "run is being stopped", "run ended", "hooks are over"
 
 
-def stopped_at(worker):
-    """Run id → when its worker has begun to stop it, unix seconds."""
-    return {run: datetime.fromisoformat(at).timestamp() for at, run in reversed(_STOPPED.findall(worker.text()))}
+def said_at(worker, what):
+    """Run id → when its worker has said this of it first, unix seconds."""
+    found = re.findall(rf"^(\S+Z) .*: {what} .*\brun_id=(\S+)", worker.text(), re.MULTILINE)
+    return {run: datetime.fromisoformat(at).timestamp() for at, run in reversed(found)}
 
 
 def cancel_all(fleet, runs):
@@ -52,15 +71,24 @@ def measured(fleet, worker, runs):
     began = time.time()
     asked = cancel_all(fleet, runs)
     print(f"{len(runs)} cancelled within {max(asked.values()) - began:.1f} s")
-    until(lambda: len(stopped_at(worker)) == len(runs), 60, "all to be stopped", pause=0.2)
+    until(lambda: len(said_at(worker, STOPPED)) == len(runs), 60, "all to be stopped", pause=0.2)
     hurry(fleet, runs)
     fleet.wait_empty(120)
     assert {fleet.api.state(run)["name"] for run in runs} == {"Cancelled"}
-    stopped = stopped_at(worker)
+    stopped = said_at(worker, STOPPED)
     waits = sorted(stopped[run] - at for run, at in asked.items())
     p95 = waits[max(0, round(0.95 * len(waits)) - 1)]
     print(f"Cancelling to stop: median {statistics.median(waits):.2f} s, p95 {p95:.2f} s, most {waits[-1]:.2f} s")
     return waits, p95
+
+
+def started(fleet, flows):
+    """A run of each of these flows, all of which have begun."""
+    deployed = {source: fleet.deploy(source) for source in set(flows.values())}
+    runs = [fleet.create_run(deployed[source]) for source in flows.values()]
+    for run in runs:
+        fleet.wait_note(run, "ran", seconds=300)
+    return runs
 
 
 @pytest.mark.parametrize("number", [20, pytest.param(200, marks=[pytest.mark.stress, pytest.mark.timeout(3600)])])
@@ -81,16 +109,36 @@ def test_many_cancels_within_a_second_reach_their_processes_within_three(fleet, 
 def test_cancels_of_real_engines_reach_them_within_three_seconds(fleet):
     fleet.start_poller()
     worker = fleet.start_worker(slots=8)
-    deployment = fleet.deploy(
-        """
-        @flow
-        def go():
-            note("ran")
-            time.sleep(3000)
-        """
-    )
-    runs = [fleet.create_run(deployment) for _ in range(8)]
-    for run in runs:
-        fleet.wait_note(run, "ran", seconds=300)
+    runs = started(fleet, dict.fromkeys(range(8), OBEYS))
     _, p95 = measured(fleet, worker, runs)
     assert p95 <= P95_SECONDS
+
+
+@pytest.mark.stress
+@pytest.mark.timeout(1800)
+def test_cancelled_engines_are_gone_and_told_within_their_grace_and_two_seconds(fleet):
+    """In each round of eight, half of the flows do not listen and get a KILL after the grace.
+
+    The hook child's own time does not count.
+    """
+    fleet.start_poller()
+    worker = fleet.start_worker("worker", "--stop-grace", str(GRACE_SECONDS), slots=8)
+    waits = []
+    for _ in range(3):
+        runs = started(fleet, {number: DEAF if number % 2 else OBEYS for number in range(8)})
+        cancel_all(fleet, runs)
+        told = {
+            run: datetime.fromisoformat(fleet.wait_state(run, "Cancelled", seconds=120)["timestamp"]).timestamp()
+            for run in runs
+        }
+        fleet.wait_empty()
+        stopped, ended, over = (said_at(worker, what) for what in (STOPPED, ENDED, HOOKS_OVER))
+        waits += [told[run] - stopped[run] - (over[run] - ended[run]) for run in runs]
+        assert not any(processes.alive(int(fleet.wait_note(run, "ran")[1])) for run in runs)
+    waits.sort()
+    p95 = waits[max(0, round(0.95 * len(waits)) - 1)]
+    print(
+        f"{len(waits)} cancels, stop to gone and told, grace {GRACE_SECONDS} s: "
+        f"median {statistics.median(waits):.2f} s, p95 {p95:.2f} s, most {waits[-1]:.2f} s"
+    )
+    assert p95 <= GRACE_SECONDS + 2
