@@ -114,7 +114,7 @@ class Leadership:
                 return None
             if now - self._seen_at < self.leader_seconds:
                 return None
-        term = self.gate.elect(self.name, self.host, self.nonce, leader)
+        term = self.gate.elect(self.name, self.host, self.nonce, leader, self.lease)
         self._forget()
         if term is not None:
             self._term = term
@@ -161,7 +161,7 @@ class Leadership:
             if self._term is None and not self._resigned:
                 if not self.gate.stand_down(self.nonce):
                     # the leader has ended too, and perhaps has left its claims to us
-                    self._term = self.gate.elect(self.name, self.host, self.nonce, None)
+                    self._term = self.gate.elect(self.name, self.host, self.nonce, None, self.lease)
                 self._resigned = self._term is None
             return self._term
 

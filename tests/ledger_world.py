@@ -87,7 +87,7 @@ class LedgerWorld:
 
     def lead(self) -> int:
         """A new leader, whoever led."""
-        term = self.gate.elect("agent", "h", uuid.uuid4().hex, self.gate.leader())
+        term = self.gate.elect("agent", "h", uuid.uuid4().hex, self.gate.leader(), Lease())
         assert term is not None
         leader = self.gate.leader()
         assert leader is not None

@@ -27,6 +27,7 @@ from tests.prefect1_api import Faults, Prefect1Api
 from tests.waiting import SCALE, until
 from workers.background import BackgroundJobs
 from workers.deployers.process import ProcessDeployer
+from workers.deployers.registry import adopting_deployer
 from workers.deployment import StopReason
 from workers.environment import layers_of, worker_layer
 from workers.host import Abilities, Host
@@ -122,8 +123,13 @@ class WorkerWorld:
             roster=self.near.roster,
             api=self.client,
             to_api=BackgroundJobs("the Prefect API"),
-            deployer=ProcessDeployer(
-                host=host, abilities=Abilities.probe({"FLOWFLEET_PLAIN": os.environ.get("FLOWFLEET_TEST_PLAIN", "")})
+            deployer=adopting_deployer(
+                ProcessDeployer(
+                    host=host,
+                    abilities=Abilities.probe({"FLOWFLEET_PLAIN": os.environ.get("FLOWFLEET_TEST_PLAIN", "")}),
+                ),
+                self.client,
+                self.settings,
             ),
             start_specs=StartSpecBuilder(
                 api=self.client.jobs,

@@ -59,20 +59,23 @@ class Gate:
             beat=int(found["beat"]),
         )
 
-    def elect(self, name: str, host: str, nonce: str, seen: Leader | None) -> int | None:
+    def elect(self, name: str, host: str, nonce: str, seen: Leader | None, lease: Lease) -> int | None:
         """Become leader if the leader in the ledger is still exactly `seen` (term and beat); the new term, or None.
+
+        The leader's numbers are written with it: a run that starts before the leader's first beat has a deadline that
+        the leader will count by.
 
         The caller has watched `seen` for the leader's time by its own clock; one that resigned need not be watched.
         Terms grow by random gaps, so that two leaders around a loss of Redis's last writes never share a term.
         """
         beat: tuple[str | int, str | int] = (seen.term, seen.beat) if seen else ("", "")
-        term = self._store.script("elect", name[:200], host[:200], nonce, *beat, self._gap.randrange(10_000))
+        who = (name[:200], host[:200], nonce)
+        term = self._store.script("elect", *who, *beat, self._gap.randrange(10_000), *_numbers(lease))
         return int(term) if term else None
 
     def lead(self, term: int, nonce: str, lease: Lease) -> bool:
         """Move the leader's beat and write its numbers; False when another leader has been elected."""
-        numbers = (lease.renew_seconds, lease.ttl_seconds, lease.grace_seconds)
-        return bool(self._store.script("lead", term, nonce, *numbers))
+        return bool(self._store.script("lead", term, nonce, *_numbers(lease)))
 
     def lease(self) -> Lease:
         """The leader's numbers, or the defaults where no leader has written any."""
@@ -118,3 +121,7 @@ class Gate:
         """Whether the word stands."""
         found: Any = self._store.ask(lambda client: client.exists(self._store.key("leave")))
         return bool(found)
+
+
+def _numbers(lease: Lease) -> tuple[float, float, float]:
+    return (lease.renew_seconds, lease.ttl_seconds, lease.grace_seconds)

@@ -149,3 +149,29 @@ def test_a_run_whose_host_is_lost_is_told_and_its_retry_waits_until_the_host_say
     assert world.words(run) == ["ran", "ran", "done"]
     assert world.status()["lost"] == []
     assert len([line for line in world.api.logs(run) if "may live on" in line]) == 1
+
+
+def test_a_run_under_requeue_whose_host_is_cut_off_ends_there_and_is_started_again_on_another(machines):
+    world = machines.world
+    world.start_poller(
+        "agent", "--on-lost-run", "requeue", "--lease-seconds", "8", "--renew-seconds", "1", "--adopt-grace", "2"
+    )
+    machines.start("east", slots=1)
+    run, pid = world.held()
+    until(lambda: world.seen()["counts"]["running"] == 1, 20, "it to run", pause=0.2)
+    machines.start("west", slots=1)
+    for bridge in machines.links["east"]:
+        bridge.cut()
+
+    until(lambda: not processes.alive(pid), 8 + 5, "its own switch to end it", pause=0.05)
+    assert world.words(run) == ["ran"], "nobody has started it before its end"
+    until(lambda: world.words(run) == ["ran", "ran"], 8 + 2 + 30, "it to be started again")
+    assert [note[3] for note in world.notes(run)] == [machines.hosts[name].name for name in NAMES]
+    for bridge in machines.links["east"]:
+        bridge.mend()
+    world.release()
+    world.wait_state(run, "Completed")
+    world.wait_empty()
+    assert world.words(run) == ["ran", "ran", "done"]
+    assert "Crashed" not in world.api.history(run)
+    assert world.status()["lost"] == []

@@ -14,7 +14,7 @@ from typing import Any
 import redis
 
 from flowfleet.flow_run import claim_id
-from flowfleet.ledger.claims import AGAIN, CancelHow, Claim, Missed, Outcome, Refusal, State, Yields
+from flowfleet.ledger.claims import AGAIN, CancelHow, Claim, Lease, Missed, Outcome, Refusal, State, Yields
 from tests.chaos.ledger_oracle import TABLE, Asked, Facts, Tally, expected, expected_of_yield
 from tests.ledger_world import LedgerWorld, flow_run, held, row
 from tests.valkey import Valkey
@@ -226,7 +226,7 @@ class LedgerFleet:
     # -- the leader's steps
 
     def elect(self, poller: PollerModel) -> None:
-        term = self.gate.elect(poller.name, "h", uuid.uuid4().hex, self.gate.leader())
+        term = self.gate.elect(poller.name, "h", uuid.uuid4().hex, self.gate.leader(), Lease())
         assert term is not None
         poller.term = term
 

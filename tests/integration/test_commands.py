@@ -13,7 +13,7 @@ import pytest
 
 from flowfleet.flow_run import FlowRun, Offer, Route
 from flowfleet.ledger import Ledger, connect
-from flowfleet.ledger.claims import Claim
+from flowfleet.ledger.claims import Claim, Lease
 from flowfleet.ledger.roster import RouteDue, WorkerRow
 from flowfleet.monitor.snapshot import take_snapshot
 from flowfleet.settings.click_options import known_keys
@@ -49,7 +49,7 @@ def fleet_of_one(valkey, request):
         WorkerRow(worker="worker@h1", nonce="n", offer=offer, routes=(ROUTE,), slots=2, version="0.1.0")
     )
     ledger.roster.know([ROUTE])
-    term = ledger.gate.elect("agent", "h1", "n1", None)
+    term = ledger.gate.elect("agent", "h1", "n1", None, Lease())
     ledger.roster.note_due(term, [RouteDue(route=ROUTE, due=50, at_least=False, oldest=None, at=0.0)])
     yield ledger, {"FLOWFLEET_REDIS": valkey.tcp_url, "FLOWFLEET_FLEET": name}
     ledger.close()
@@ -113,7 +113,7 @@ def test_what_a_forgotten_worker_has_started_is_asked_about_and_given_up(fleet_o
 
 
 def _running(ledger: Ledger) -> Claim:
-    term = ledger.gate.elect("p", "h", uuid.uuid4().hex, ledger.gate.leader())
+    term = ledger.gate.elect("p", "h", uuid.uuid4().hex, ledger.gate.leader(), Lease())
     ledger.gate.open(term, ledger.gate.server())
     run = FlowRun(run_id=str(uuid.uuid4()), name="r", route=ROUTE, due=datetime.now(UTC))
     [outcome] = ledger.claims.claim(term, [run], str(uuid.uuid4()), policy="report")
@@ -209,7 +209,7 @@ def test_config_shows_no_login_of_an_address(given):
 def test_a_run_is_found_by_its_name_and_by_the_beginning_of_its_id(fleet_of_one):
     ledger, variables = fleet_of_one
     run_id = "0a1b2c3d-1111-4111-8111-111111111111"
-    term = ledger.gate.elect("agent", "h1", "n1", None)
+    term = ledger.gate.elect("agent", "h1", "n1", None, Lease())
     assert ledger.gate.open(term, ledger.gate.server())
     run = FlowRun(run_id=run_id, name="calm-otter", route=ROUTE, due=datetime.now(UTC))
     (outcome,) = ledger.claims.claim(term, [run], str(uuid.uuid4()), policy="report")

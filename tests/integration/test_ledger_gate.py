@@ -16,7 +16,7 @@ def world(valkey: Valkey) -> LedgerWorld:
 
 
 def elect(world, nonce, seen=None):
-    return world.gate.elect("agent", f"host-{nonce}", nonce, seen)
+    return world.gate.elect("agent", f"host-{nonce}", nonce, seen, Lease())
 
 
 def test_a_newcomer_is_elected_and_written_down_and_may_ask_again(world):
@@ -106,6 +106,14 @@ def test_the_leaders_numbers_reach_the_workers(world):
     assert world.gate.lead(world.term, leader.nonce, lease)
 
     assert world.claims.renew("w@h", "n1", 1, []).lease == lease
+    assert world.gate.lease() == lease
+
+
+def test_the_leaders_numbers_come_with_its_election_so_that_no_run_starts_under_others(world):
+    lease = Lease(renew_seconds=0.25, ttl_seconds=1.0, grace_seconds=2.0)
+    assert world.gate.elect("agent", "h", "n1", None, lease)
+    assert world.gate.lease() == lease
+    assert not world.gate.elect("agent", "h", "n2", None, Lease())
     assert world.gate.lease() == lease
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from flowfleet.broker import Publisher, make_app, queue_key
 from flowfleet.flow_run import Message
-from flowfleet.ledger.claims import Refusal, State
+from flowfleet.ledger.claims import Lease, Refusal, State
 from flowfleet.ledger.roster import WorkerRow
 from tests.ledger_world import LedgerWorld, flow_run, route, row
 from tests.valkey import Valkey
@@ -198,7 +198,7 @@ def test_a_leader_gives_up_the_lead_only_to_a_poller_that_still_stands_by(world)
 
 def test_who_is_elected_stands_by_no_more(world):
     world.gate.stand_by("me")
-    assert world.gate.elect("two", "h", "me", world.gate.leader())
+    assert world.gate.elect("two", "h", "me", world.gate.leader(), Lease())
     assert world.gate.standbys() == {}
 
 

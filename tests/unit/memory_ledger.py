@@ -86,7 +86,7 @@ class MemoryGate:
         self._ledger.answer()
         return self.written
 
-    def elect(self, name: str, host: str, nonce: str, seen: Leader | None) -> int | None:
+    def elect(self, name: str, host: str, nonce: str, seen: Leader | None, lease: Lease) -> int | None:
         self._ledger.write()
         if self.written != seen:
             return None

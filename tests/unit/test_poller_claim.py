@@ -5,7 +5,7 @@ import pytest
 from flowfleet.api.client import StateType, Verdict
 from flowfleet.errors import ApiUnavailable
 from flowfleet.failpoints import FailpointRaised, Failpoints
-from flowfleet.ledger.claims import State
+from flowfleet.ledger.claims import Lease, State
 from poller.leader import TermLost
 from tests.unit.poller_world import World
 
@@ -96,7 +96,7 @@ def test_a_leader_that_was_replaced_during_the_call_publishes_nothing(world, run
 
     def trouble(name):
         if name == "claim":
-            world.gate.elect("b", "h", "b", world.gate.written)
+            world.gate.elect("b", "h", "b", world.gate.written, Lease())
 
     world.api.trouble = trouble
     with pytest.raises(TermLost):

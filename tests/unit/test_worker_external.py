@@ -235,3 +235,11 @@ def test_what_is_not_external_is_the_other_deployer_s(world):
     assert deployer.adopt(world.path) is None
     deployer.close()
     assert world.asked == ["start", "adopt", "close"]
+
+
+def test_the_deployer_of_a_worker_has_the_switch_of_the_one_below_and_one_with_a_callable_has_none(tmp_path):
+    world = World(tmp_path)
+    for below in (True, False):
+        own: Any = SimpleNamespace(kind="process", has_switch=below)
+        assert ExternalDeployer(None, below=own, watch=world.watch, host="here").has_switch is below
+        assert not ExternalDeployer(lambda _order: "", below=own, watch=world.watch, host="here").has_switch

@@ -206,6 +206,11 @@ class ExternalDeployer:
         self._watch = watch
         self._host = host
 
+    @property
+    def has_switch(self) -> bool:
+        """Whether runs end by themselves when their lease runs out: what a callable has deployed does not."""
+        return self._deploy is None and bool(getattr(self._below, "has_switch", False))
+
     def start(self, spec: StartSpec) -> StartedRun:
         # a DeployError of the callable is raised as it is, anything else that it raises becomes UserCodeFailed
         if self._deploy is None:

@@ -1,4 +1,5 @@
--- elect: takes the lead when the leader is still as seen. ARGV: name, host, nonce, term seen, beat seen (empty: nobody leads), gap
+-- elect: takes the lead when the leader is still as seen. ARGV: name, host, nonce, term seen, beat seen (empty: nobody leads), gap,
+-- renew, ttl, grace. The numbers come with the lead: what a worker starts before the first beat counts by them too.
 local name, host, nonce, seen_term, seen_beat, gap = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6])
 local leader = read_hash(key('leader')) or {}
 local leads = leader.nonce and leader.nonce ~= ''
@@ -15,5 +16,6 @@ end
 -- A gap of chance: two leaders around a loss of the last writes of Redis must not share a term.
 local term = string.format('%d', (tonumber(leader.term) or 0) + 1 + gap)
 redis.call('HSET', key('leader'), 'name', name, 'host', host, 'nonce', nonce, 'term', term, 'beat', '0')
+redis.call('HSET', key('lease'), 'renew_seconds', ARGV[7], 'ttl_seconds', ARGV[8], 'grace_seconds', ARGV[9])
 redis.call('HDEL', key('standbys'), nonce)
 return term
