@@ -105,6 +105,7 @@ def test_a_run_goes_on_while_its_worker_is_cut_off_and_the_pool_shows_that_it_li
 @pytest.mark.parametrize("state", ["CANCELLED", "CANCELLING", "gone"])
 def test_a_worker_that_is_cut_off_ends_what_is_cancelled_or_deleted(world, service, state):
     message = world.begin()
+    other = world.begin(4, "another gate")
     world.cut()
     if state == "gone":
         del world.api.runs[message.run_id]
@@ -115,6 +116,9 @@ def test_a_worker_that_is_cut_off_ends_what_is_cancelled_or_deleted(world, servi
     world.wait_gone(message)
     if state != "gone":
         assert world.api.state(message.run_id)["type"] == "CANCELLED"
+    assert world.lives(), "the other one is not touched"
+    world.release("another gate")
+    world.wait_gone(other)
 
 
 @pytest.mark.parametrize("begun", [True, False], ids=["it runs", "it waits for its process"])

@@ -238,19 +238,25 @@ def test_a_run_whose_worker_has_only_lost_its_name_is_ours(world):
     assert not world.attempts.get("r1.c").fenced
 
 
-def test_one_answer_without_a_run_ends_nothing_and_a_second_one_does(world):
-    world.begin()
-    world.refuse("state")
+@pytest.mark.parametrize(("living", "patience"), [(3, 30.0), (1, 120.0)], ids=["one of three", "all"])
+def test_a_run_counts_as_deleted_when_the_api_has_not_known_it_for_long(world, caplog, living, patience):
+    for number in range(1, living + 1):
+        world.begin(f"r{number}")
+        world.refuse("state", f"r{number}")
+
+    def look(after):
+        world.clock.now += after
+        world.watch.look()
+        return [key for key, _, _ in world.stopped]
+
     del world.shows["r1"]
-    world.watch.look()
-    assert world.stopped == []
+    assert look(0.0) == look(patience - 1.0) == []
     world.shows["r1"] = shown("RUNNING")
-    world.watch.look()
+    assert look(1.0) == [], "it was a fault of the API"
     del world.shows["r1"]
-    world.watch.look()
-    assert world.stopped == []
-    world.watch.look()
-    assert [key for key, _, _ in world.stopped] == ["r1.c"]
+    assert look(1.0) == look(patience - 1.0) == []
+    assert look(2.0) == ["r1.c"]
+    assert len([line for line in caplog.messages if "does not know runs" in line]) == 2
 
 
 # -- cut off from Redis

@@ -62,7 +62,7 @@ class World:
             on_settled=lambda _attempt, outcome: self.settled.append(outcome),
             receipts=self.receipts,
             cancel_at_api=lambda *_: Answer(verdict=Verdict.ACCEPTED),
-            clock=itertools.count(0.0, 10.0).__next__,
+            clock=itertools.count(0.0, 40.0).__next__,
         )
         self.folder = RunFolders(path).get("r", "c")
         self.end(end, **facts)
@@ -141,6 +141,7 @@ def test_a_run_that_does_not_exist_any_more_says_nothing_against_its_receipt(tmp
     world.end(GOOD)
     world.end(GOOD)
     assert world.settled == ["completed", "gone", "completed"]
+    assert world.asked == [["r"], ["r"]], "it was looked for twice"
 
 
 def test_about_one_end_in_twenty_is_asked_for_and_the_seed_says_which(tmp_path):

@@ -26,6 +26,10 @@ logger = logging.getLogger(__name__)
 
 #: ends wait this long for others, so that one request asks about all of them
 GATHER_SECONDS = 0.3
+#: a run that the API does not know is looked for once more before it counts as deleted
+GONE_LOOK_SECONDS = 30.0
+#: states of a claim in the ledger whose run has ended here: only an older copy of Redis can show them
+_NOT_BEGUN = frozenset({State.CLAIMING, State.QUEUED, State.TAKEN, State.RETURNING})
 #: a full disk is tried again this often
 DISK_SECONDS = 10.0
 
@@ -66,6 +70,8 @@ class Endings:
         self._lock = threading.Lock()
         #: key of an ended attempt → (when to look at its state at the API, whether it was looked at before)
         self._looks: dict[str, tuple[float, bool]] = {}
+        #: keys of ended attempts whose runs were not in the API's last answer
+        self._missed: set[str] = set()
         self._delivery = Delivery(
             attempts=self.attempts,
             api=self.api,
@@ -115,9 +121,10 @@ class Endings:
                 self._let_go(attempt, told.value.lower())
             else:
                 self._look(key, GATHER_SECONDS, before=False)
-        elif outcome.refusal is Refusal.UNKNOWN:
-            # a ledger that lost its data: the next renewal writes the claim again, or says that it is not ours
-            raise LedgerUnavailable(f"the ledger does not know the ended run {held.run_id} yet")
+        elif _is_behind(outcome):
+            # a ledger that lost its data, or its last writes: the next renewal writes the claim again, or says that
+            # it is not ours
+            raise LedgerUnavailable(f"the ledger does not know yet that run {held.run_id} has begun")
         elif outcome.refusal is Refusal.OWNER and self.take_again(attempt):
             self.to_ledger.post(lambda: self._record(key))
         else:
@@ -209,6 +216,12 @@ class Endings:
         if attempt.fenced:
             self._lost(attempt, "fenced")
             return
+        if state is None and attempt.key not in self._missed:
+            # a server without its data, or another one behind its address, knows no run at all
+            self._missed.add(attempt.key)
+            self._look(attempt.key, GONE_LOOK_SECONDS, before=looked_before)
+            return
+        self._missed.discard(attempt.key)
         self.receipts.compare(attempt, state)
         again = _may_run_again(attempt)
         decision = decide(
@@ -226,6 +239,9 @@ class Endings:
             self._delivery.put(self._report(attempt, decision))
 
     def _cancel_first(self, attempt: Attempt) -> None:
+        if self.api.claimed_since(attempt.held.run_id, attempt.held.claim):
+            self._let_go(attempt, "overtaken")  # the leader has told our end meanwhile, and somebody tries again
+            return
         # the history of a cancelled run is Cancelling and Cancelled, whoever has asked, and hooks run in between
         why = attempt.cancel.why if attempt.cancel is not None else ""
         answer = self.cancel_at_api(attempt.held.run_id, why)
@@ -274,6 +290,13 @@ def _may_run_again(attempt: Attempt) -> bool:
         return False
     stopped = end.stop_reason in (StopReason.WORKER, StopReason.SWITCH) and attempt.folder.cleared()
     return end.rebooted or stopped
+
+
+def _is_behind(outcome: Outcome) -> bool:
+    """Whether the ledger may know less of the claim than this host: it has none, an older one, or one not begun."""
+    if outcome.refusal is Refusal.STATE:
+        return outcome.claim is not None and outcome.claim.state in _NOT_BEGUN
+    return outcome.refusal in (Refusal.UNKNOWN, Refusal.OTHER_CLAIM)
 
 
 def _is_ended(outcome: Outcome) -> bool:

@@ -55,6 +55,8 @@ class ApiWatch:
             api=self.api.ends,
             traits=self.api.traits,
             supervisor=self.cancelling.supervisor,
+            ledger_view=self.ledger_view,
+            clock=self.clock,
             on_cancelled=self.cancelling.cancelled,
         )
         self._outage = OutageLog("the Prefect API", logger, self.clock)

@@ -6,7 +6,7 @@ their processes live. What follows stands in `fence_table`.
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -18,8 +18,13 @@ from workers.deployment import StopReason
 from workers.runs.fence_table import Fate, decide
 from workers.runs.supervisor import Supervisor
 from workers.state.attempts import Attempt, Attempts
+from workers.state.ledger_view import LedgerView
 
 logger = logging.getLogger(__name__)
+
+#: a run counts as deleted when the API has not known it for so many renewals; where it does not know most of them, for
+#: so many TTLs: 30 s and 2 min by default, as for the leader
+GONE_INTERVALS = 6
 
 
 @dataclass(kw_only=True)
@@ -32,14 +37,16 @@ class Fencing:
     api: EndApi
     traits: Traits
     supervisor: Supervisor
+    ledger_view: LedgerView
+    clock: Callable[[], float]
     #: ends a run of ours that somebody wants cancelled, where the ledger cannot tell us so
     on_cancelled: Callable[[Attempt, CancelAsked], None]
     #: key of an attempt → the ledger's last word about its claim; None = the claim is ours, but our name is another's
     _words: dict[str, Refusal | None] = field(default_factory=dict, init=False)
     #: key of an attempt → when the state was written that is known to be of our claim
     _ours_at: dict[str, datetime | None] = field(default_factory=dict, init=False)
-    #: keys of the attempts whose runs were not in the API's last answer
-    _missed: set[str] = field(default_factory=set, init=False)
+    #: key of an attempt → since when its run is not in the API's answers
+    _missed: dict[str, float] = field(default_factory=dict, init=False)
     #: keys of the attempts that were told to end
     _told: set[str] = field(default_factory=set, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
@@ -96,18 +103,32 @@ class Fencing:
         if not asked:
             return
         states = self.api.states([attempt.held.run_id for attempt in asked.values()])
+        kept = self._not_yet_gone([key for key, one in asked.items() if one.held.run_id not in states], len(asked))
         for key, attempt in asked.items():
-            self._judge(attempt, words.get(key, attempt.refusal), states.get(attempt.held.run_id))
+            if key not in kept:
+                self._judge(attempt, words.get(key, attempt.refusal), states.get(attempt.held.run_id))
+
+    def _not_yet_gone(self, missing: Collection[str], asked: int) -> set[str]:
+        """Those of the attempts without a run at the API that do not count as deleted yet.
+
+        A server that has lost its data, or another one behind its address, knows no run at all: where most are not
+        known, all are waited for longer.
+        """
+        now, lease = self.clock(), self.ledger_view.lease
+        patience = GONE_INTERVALS * (lease.ttl_seconds if 2 * len(missing) > asked else lease.renew_seconds)
+        self._missed = {key: self._missed.get(key, now) for key in missing}
+        kept = {key for key, since in self._missed.items() if now - since < patience}
+        if kept and now in self._missed.values():
+            logger.warning(
+                "the Prefect API does not know runs that live here, none is ended for that yet",
+                extra={"runs": len(kept), "of": asked, "waits_seconds": patience},
+            )
+        return kept
 
     def _judge(self, attempt: Attempt, refusal: Refusal | None, state: RunState | None) -> None:
         def claimed_since() -> bool:
             return state is not None and self._claimed_since(attempt, state)
 
-        if state is None and attempt.key not in self._missed:
-            self._missed.add(attempt.key)  # one answer without it may be a fault of the API's; the next look is soon
-            return
-        if state is not None:
-            self._missed.discard(attempt.key)
         fate = decide(refusal, state, claimed_since=claimed_since)
         shows = f"is {state.name} at the API" if state is not None else "does not exist at the API any more"
         if fate in (Fate.KILL, Fate.STOP):
