@@ -61,6 +61,8 @@ class RunState:
     #: True when the run is Scheduled or Paused but only its own process can continue it (Prefect 3: a retry or a pause
     #: inside the process): the API hands such a run to nobody, so when the process is gone an end must be reported
     held: bool = False
+    #: how the run is tried again (Prefect 3: its whole `empirical_policy`)
+    retry_policy: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def waits(self) -> bool:

@@ -303,6 +303,22 @@ def test_a_retry_inside_the_process_is_held_and_can_be_ended(pool, deployment):
     assert pool.state(run)["type"] == "CRASHED"
 
 
+@pytest.mark.parametrize("retrying", [True, False], ids=["it retries", "its retry waits"])
+def test_a_run_that_is_retried_inside_its_process_runs_again_when_that_is_gone(pool, deployment, retrying):
+    """The server hands nobody a run whose retry it holds for that process; one that waits for it is told as an end."""
+    run, call = pool.taken(deployment)
+    pool.call("PATCH", f"/flow_runs/{run}", {"empirical_policy": {"retries": 3, "retry_delay": 0}})
+    pool.set_state(run, "RUNNING")
+    pool.set_state(run, "FAILED")
+    if retrying:
+        assert pool.set_state(run, "RUNNING", "Retrying")["status"] == "ACCEPT"
+    answer = pool.client.ends.run_again(run, claim_id(call, run), "the run is started again", MARK)
+    assert answer.verdict is (Verdict.ACCEPTED if retrying else Verdict.REFUSED)
+    assert [found.run_id for found in pool.due()] == ([run] if retrying else [])
+    policy = pool.run(run)["empirical_policy"]
+    assert (policy["retries"], policy["retry_type"]) == (3, None if retrying else "in_process")
+
+
 @pytest.mark.parametrize(("leaves_its_process", "verdict"), [(False, Verdict.ACCEPTED), (True, Verdict.REFUSED)])
 def test_a_paused_run_is_ended_only_if_it_waits_inside_its_process(pool, deployment, leaves_its_process, verdict):
     """A suspended one has left its process on purpose and comes back as a Scheduled run."""

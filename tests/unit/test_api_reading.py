@@ -33,7 +33,14 @@ class Asked:
     def runs(self, number: int = 1) -> list[FlowRun]:
         for _ in range(number):
             self.api.add_run()
+        return self.listed()
+
+    def listed(self) -> list[FlowRun]:
         return [run for due in self.client.backlog.due([self.offer], within_seconds=1, limit=200) for run in due.runs]
+
+    def due(self) -> list[str]:
+        """The runs that the API hands out now."""
+        return [run.run_id for run in self.listed()]
 
     def claim(self, runs: list[FlowRun]) -> set[Verdict]:
         return {answer.verdict for answer in self.client.claims.claim(runs, self.call, MARK).values()}
@@ -53,6 +60,9 @@ class Asked:
 
     def report(self, run: FlowRun) -> Answer:
         return self.client.ends.report(run.run_id, StateType.CRASHED, "it ended", MARK)
+
+    def run_again(self, run: FlowRun) -> Answer:
+        return self.client.ends.run_again(run.run_id, claim_id(self.call, run.run_id), "it is started again", MARK)
 
 
 @pytest.fixture(params=[True, False], ids=["honest", "lawless"])
@@ -125,6 +135,55 @@ def test_a_hand_back_and_an_end_whose_answer_was_lost_are_known_as_ours(honest, 
     honest.api.fail(BULK, fault)
     assert write(honest, run).verdict is Verdict.ACCEPTED
     assert honest.api.history(run.run_id) == ["Scheduled", "Submitted", state]
+
+
+@pytest.fixture
+def retrying(honest: Asked) -> FlowRun:
+    """A run of a deployment with retries: after its first failure its own process runs it once more."""
+    (run,) = honest.runs()
+    honest.claim([run])
+    honest.launch(run)
+    honest.api.runs[run.run_id]["empirical_policy"] = {"retries": 3, "retry_delay": 7, "retry_type": "in_process"}
+    for state in (("RUNNING", None), ("SCHEDULED", "AwaitingRetry"), ("RUNNING", "Retrying")):
+        honest.api.write(run.run_id, *state)
+    return run
+
+
+def test_a_run_that_was_lost_while_its_own_process_tried_it_again_is_handed_out_anew(honest, retrying):
+    """With the retry in its process still noted the server hands it to nobody, and it stays Scheduled for ever."""
+    for _ in range(2):
+        assert honest.run_again(retrying).verdict is Verdict.ACCEPTED
+    assert honest.due() == [retrying.run_id]
+    policy = honest.api.runs[retrying.run_id]["empirical_policy"]
+    assert policy == {"retries": 3, "retry_delay": 7, "retry_type": None}, "all else stays as the deployment has it"
+
+
+@pytest.mark.parametrize("where", [BULK, "PATCH"])
+def test_a_crash_between_the_two_writes_that_start_a_run_again_leaves_it_to_be_started_again(honest, retrying, where):
+    honest.api.fail(where, times=-1)
+    assert honest.run_again(retrying).verdict is Verdict.UNSURE
+    assert honest.api.state(retrying.run_id)["name"] == "Retrying", "never Scheduled where nobody gets it"
+    honest.api.heal()
+    assert honest.run_again(retrying).verdict is Verdict.ACCEPTED
+    assert honest.due() == [retrying.run_id]
+
+
+def test_what_was_read_long_ago_does_not_take_a_retry_from_the_process_that_has_the_run_since(honest, retrying):
+    """A frozen leader: meanwhile the run was started again, and waits in its new process for its next try."""
+    boot = [0.0]
+
+    def somebody_else_has_it() -> None:
+        if not boot[0]:
+            boot[0] = 600.0
+            for state in (("CRASHED", None), ("SCHEDULED", "Scheduled"), ("PENDING", None), ("RUNNING", None)):
+                honest.api.write(retrying.run_id, *state)
+            honest.api.write(retrying.run_id, "SCHEDULED", "AwaitingRetry")
+
+    frozen = Session(Address(url=honest.api.api_url), boot_clock=lambda: boot[0])
+    client = Prefect3(frozen, between=somebody_else_has_it)
+    claim = claim_id(honest.call, retrying.run_id)
+    assert client.ends.run_again(retrying.run_id, claim, "it is started again", MARK).verdict is Verdict.REFUSED
+    assert honest.due() == []
 
 
 @pytest.mark.parametrize("honest", [True, False])

@@ -33,6 +33,8 @@ class Write:
 
     expected: Mapping[str, Any]
     state: Mapping[str, Any]
+    #: called right before the write with the time after which nothing may be sent: what else is to be written, first
+    first: Callable[[float], object] | None = None
 
 
 @dataclass
@@ -114,6 +116,8 @@ class Fence:
             if isinstance(write, Answer):
                 return write
             before()
+            if write.first is not None:
+                write.first(fresh_until)
             results = self.bulk([run_id], {"state": write.expected}, write.state, fresh_until=fresh_until)
             if run_id in results:
                 transition = str(write.state["state_details"]["transition_id"])

@@ -23,13 +23,19 @@ def state_of(run: Json, state: Json | None = None) -> RunState:
         infrastructure=run.get("infrastructure_pid"),
         at=instant(state.get("timestamp")),
         held=_held(run, kind, details),
+        retry_policy=run.get("empirical_policy") or {},
     )
+
+
+def retries_inside(policy: Json) -> bool:
+    """Whether a run's policy says that its own process tries it again: as long as it does, it is handed to nobody."""
+    return bool(policy.get("retry_type") == "in_process")
 
 
 def _held(run: Json, kind: StateType, details: Json) -> bool:
     """Whether the run waits in its own process: the server hands such a run to nobody, so its death must be told."""
     if kind is StateType.SCHEDULED:
-        return bool((run.get("empirical_policy") or {}).get("retry_type") == "in_process")
+        return retries_inside(run.get("empirical_policy") or {})
     return kind is StateType.PAUSED and not details.get("pause_reschedule")
 
 

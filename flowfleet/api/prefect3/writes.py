@@ -6,12 +6,13 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
 from flowfleet.api.client import Answer, Mark, RunState, StateType, Verdict, unguarded
 from flowfleet.api.prefect3.fence import Fence, Write, answers_of
-from flowfleet.api.prefect3.states import claimed_since, state_of
+from flowfleet.api.prefect3.states import claimed_since, retries_inside, state_of
 from flowfleet.api.transport.reading import Json, iso, reading, rows
 from flowfleet.api.transport.responses import NotFound
 from flowfleet.api.transport.session import Session
@@ -213,9 +214,19 @@ class Writes:
             state = new_state(StateType.SCHEDULED, "Scheduled", again, mark_message(mark, message))
             state["state_details"]["scheduled_time"] = iso(datetime.now(UTC))
             expected = {"operator": "and_", "type": {"any_": [stands.kind.value]}, "name": {"any_": [stands.name]}}
-            return Write(expected, state)
+            inside = retries_inside(stands.retry_policy)
+            return Write(expected, state, first=partial(self._end_retries_inside, stands) if inside else None)
 
         return self.fence.write(run_id, decide, before=self.between)
+
+    def _end_retries_inside(self, stands: RunState, fresh_until: float) -> None:
+        """Take from the run that its own process tries it again: with that, no server hands it out any more.
+
+        Before the state: a crash in between leaves a Running run, which is looked at again. The other way round it
+        would leave a Scheduled one that nobody gets.
+        """
+        policy = {**stands.retry_policy, "retry_type": None}
+        self._change(stands.run_id, {"empirical_policy": policy}, fresh_until)
 
     def started(self, run_id: str, mark: Mark, pid: int) -> None:
         worker = quote(mark.worker or "", safe="@")
@@ -226,8 +237,11 @@ class Writes:
 
     def set_infrastructure(self, run_id: str, text: str | None) -> None:
         """Write the infrastructure mark, or clear it with None; raises `RunGone`."""
+        self._change(run_id, {"infrastructure_pid": text})
+
+    def _change(self, run_id: str, change: Json, fresh_until: float | None = None) -> None:
         try:
-            self.session.call("PATCH", f"/flow_runs/{run_id}", {"infrastructure_pid": text})
+            self.session.call("PATCH", f"/flow_runs/{run_id}", change, fresh_until=fresh_until)
         except NotFound as error:
             raise RunGone(f"the run {run_id} does not exist any more") from error
 
