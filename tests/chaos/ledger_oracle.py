@@ -159,10 +159,6 @@ class Tally:
         answers, sources = self._promises()
         return sorted(answers - set(self.taken)) + sorted(sources - set(self.states))
 
-    def promised(self) -> int:
-        """How much the table promises."""
-        return sum(map(len, self._promises()))
-
     def _promises(self) -> tuple[set[tuple[str, str]], set[tuple[str, str]]]:
         answers = {(row.name, str(why)) for row in TABLE.values() for why in (*row.refusals, "moved")}
         return answers, {(row.name, str(state)) for row in TABLE.values() for state in row.sources}

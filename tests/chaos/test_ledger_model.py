@@ -42,8 +42,20 @@ ACTIONS = (
     *("the_clock_of_the_redis_host_jumps", "a_stranger_asserts_a_claim"),
 )
 
-#: the share of what the table promises that a few thousand random steps must meet; `make stress` wants all of it
-MET_IN_CI = 0.85
+#: what the table promises and the steps of CI, which are always the same, need not meet; `make stress` wants all of it
+NOT_IN_CI = {
+    ("adopt", "owner"),
+    ("clear", "other-claim"),
+    ("drop (worker)", "forgotten"),
+    ("forget", "running"),
+    ("forget", "starting"),
+    ("give back (with proof)", "forgotten"),
+    ("give back (with proof)", "queued"),
+    ("give back (worker)", "forgotten"),
+    ("judge", "gate"),
+    ("prove", "missing"),
+    ("yield", "gate"),
+}
 #: how many steps may go well: to each state, and more often to those that pass quickly
 STRETCHES = (1, 2, 2, 2, 3, 3, 3, 4, 5, 6, 7, 9)
 
@@ -405,8 +417,8 @@ def play(server: Valkey, tally: Tally, steps: int, *, examples: int, length: int
 def test_any_order_of_steps_starts_no_run_twice_and_loses_none(server):
     tally = Tally()
     print(f"{play(server, tally, 4_000, examples=80)} steps")
-    missing = tally.missing()
-    assert len(missing) <= (1 - MET_IN_CI) * tally.promised(), f"the table has what no example has taken: {missing}"
+    missing = set(tally.missing()) - NOT_IN_CI
+    assert not missing, "the table has what no example has taken"
 
 
 @pytest.mark.stress
