@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,11 +13,38 @@ import workers
 from flowfleet.api import traits
 from flowfleet.errors import SettingsError
 from flowfleet.settings.classes import WorkerSettings
+from tests.unit.test_prefect3_engine import PREFECT, Paper
+from workers.interpreter import STARTERS
 from workers.runs.hooks import check_times
 
 FILE = Path(workers.__file__).parent / "shim" / "prefect3_hooks.py"
 RUN = SimpleNamespace(state=SimpleNamespace(name="Cancelling"))
 LOGGER = logging.getLogger("hooks")
+#: what the program finds in a prefect of paper, beside the engine
+PAPER = {
+    "__init__.py": "flow = True",
+    "logging/loggers.py": """
+import logging
+def flow_run_logger(run, flow=None):
+    return logging.getLogger("hooks")
+""",
+    "client/__init__.py": "",
+    "client/orchestration.py": """
+from contextlib import contextmanager
+from types import SimpleNamespace
+@contextmanager
+def get_client(sync_client):
+    run = SimpleNamespace(deployment_id=1, state=SimpleNamespace(name="Crashed"))
+    yield SimpleNamespace(read_flow_run=lambda _: run, read_deployment=lambda _: SimpleNamespace())
+""",
+    "flows.py": PREFECT["flows.py"]
+    + """
+async def load_flow_from_flow_run(flow_run, ignore_storage, use_placeholder_flow):
+    from prefect.deployments.steps.core import run_steps
+    await run_steps(os.environ["STEPS"], deployment=SimpleNamespace(entrypoint="code/flow.py:go", path=None))
+    return SimpleNamespace(on_crashed_hooks=[lambda flow, flow_run, state: print(json.dumps(f"hook in {state.name}"))])
+""",
+}
 
 
 @pytest.fixture(scope="module")
@@ -53,3 +81,15 @@ def test_hooks_of_both_kinds_are_called_by_name_and_one_that_fails_is_told(progr
     assert [program.call(hook, "flow", RUN, LOGGER) for hook in (plain, waits, Fails())] == [True, True, False]
     assert called == [(name, "flow", RUN, "Cancelling") for name in ("plain", "waits")]
     assert "An error was encountered while running hook 'Fails'" in caplog.messages
+
+
+def test_steps_that_install_packages_again_for_the_hooks_run_no_engine_again(tmp_path):
+    paper = Paper(tmp_path, sys.executable)
+    for name, text in PAPER.items():
+        (paper.given / "prefect" / name).parent.mkdir(exist_ok=True)
+        (paper.given / "prefect" / name).write_text(text)
+    install = "import os, site; os.makedirs(os.path.join(site.getusersitepackages(), 'a-1.0.dist-info'))"
+    run_id = "00000000-0000-4000-8000-000000000001"
+    said = paper.run(str(STARTERS / "prefect3_hooks.py"), "crashed", STEPS=install, PREFECT__FLOW_RUN_ID=run_id)
+    assert said == ["hook in Crashed"]
+    assert list(tmp_path.rglob("a-1.0.dist-info"))

@@ -68,7 +68,9 @@ class StepsFinder:
 class Workspace:
     """The folder that the pull steps of this run make, on the paths of this process and of all that it starts."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, becomes_engine: bool = True) -> None:
+        """`becomes_engine`: this process may be executed anew as the engine, after steps that install packages."""
+        self._becomes_engine = becomes_engine
         self._start = os.getcwd()
         self._given = os.environ.get("PYTHONPATH")
         self._control = {name: value for name, value in os.environ.items() if name.startswith(_CONTROL)}
@@ -108,7 +110,7 @@ class Workspace:
         gained = [entry for entry in sys.path if entry not in searched]
         _put_first(folder, gained)
         entrypoint = getattr(deployment, "entrypoint", None)
-        if entrypoint and installed() != packages:
+        if self._becomes_engine and entrypoint and installed() != packages:
             handlers: Any = importlib.import_module("prefect.logging.handlers")
             await handlers.APILogHandler.aflush()
             self._execute_anew(folder, entrypoint)

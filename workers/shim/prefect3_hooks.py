@@ -36,7 +36,8 @@ def main(hooks: str) -> int:
     if not getattr(sys.flags, "safe_path", False):
         sys.path.insert(0, os.getcwd())
     engine: Any = _beside(_ENGINE)
-    finder: Any = engine.StepsFinder(engine.Workspace())
+    # an engine would run the flow a second time: the API takes Running over Crashed
+    finder: Any = engine.StepsFinder(engine.Workspace(becomes_engine=False))
     sys.meta_path.insert(0, finder)
     prefect: Any = importlib.import_module("prefect")
     assert prefect.flow, "its first use sets up the logs"
