@@ -1,7 +1,9 @@
 """Hooks: the times that must fit, and the program that runs them in the flow's interpreter."""
 
+import errno
 import importlib.util
 import logging
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +13,17 @@ import pytest
 
 import workers
 from flowfleet.api import traits
+from flowfleet.api.client import StateType
 from flowfleet.errors import SettingsError
+from flowfleet.failpoints import Failpoints
 from flowfleet.settings.classes import WorkerSettings
 from tests.unit.test_prefect3_engine import PREFECT, Paper
+from workers.deployment import Exit
 from workers.interpreter import STARTERS
-from workers.runs.hooks import check_times
+from workers.runs.hooks import Hooks, check_times
+from workers.shim import atomic_files
+from workers.state.attempts import Attempts
+from workers.state.run_folders import RunFolders
 
 FILE = Path(workers.__file__).parent / "shim" / "prefect3_hooks.py"
 RUN = SimpleNamespace(state=SimpleNamespace(name="Cancelling"))
@@ -93,3 +101,39 @@ def test_steps_that_install_packages_again_for_the_hooks_run_no_engine_again(tmp
     said = paper.run(str(STARTERS / "prefect3_hooks.py"), "crashed", STEPS=install, PREFECT__FLOW_RUN_ID=run_id)
     assert said == ["hook in Crashed"]
     assert list(tmp_path.rglob("a-1.0.dist-info"))
+
+
+def test_a_child_that_this_host_cannot_adopt_now_is_waited_for_and_not_taken_for_over(tmp_path):
+    run = RunFolders(tmp_path).create("run", "claim", {})
+    folder = run.path / "hooks" / "run.claim-hooks"
+    folder.mkdir(parents=True)
+    os.close(atomic_files.create_once(folder / "start", {"v": 1, "by": "shim"}))
+    child = SimpleNamespace(poll=lambda: Exit(code=0), close=lambda: None)
+    answers, jobs, gone_on = [OSError(errno.EMFILE, "too many open files"), child], [], []
+
+    def adopt(path):
+        assert path == folder
+        answer = answers.pop(0)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    hooks = Hooks(
+        worker="w@h",
+        api=SimpleNamespace(traits=traits.of("prefect3")),
+        deployer=SimpleNamespace(adopt=adopt),
+        start_specs=None,
+        attempts=Attempts(),
+        run_log=SimpleNamespace(say=lambda *said: pytest.fail(str(said))),
+        to_api=SimpleNamespace(post=jobs.append),
+        failpoints=Failpoints(),
+    )
+    hooks.run(run, StateType.CANCELLING, lambda: gone_on.append(True))
+    (job,) = jobs
+    with pytest.raises(OSError, match="too many"):
+        job()
+    assert gone_on == []
+    assert not (folder / "settled").exists()
+    job()
+    assert gone_on == [True]
+    assert (folder / "settled").exists()

@@ -135,6 +135,8 @@ class Hooks:
             go_on()
             return
         except (RunGone, ApiRejected, DeployError, OSError) as exc:
+            if isinstance(exc, OSError) and folder.start() is not None:
+                raise  # the child may live: it is adopted once this host can do so
             logger.warning("hooks cannot be run", extra={**run.fields, "error": str(exc)})
             self.run_log.say(run.run_id, f"The flow's on_{_HOOKS[state]} hooks cannot be run: {exc}", logging.WARNING)
             started_run = None
