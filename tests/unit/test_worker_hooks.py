@@ -16,13 +16,16 @@ from flowfleet.api import traits
 from flowfleet.api.client import StateType
 from flowfleet.errors import SettingsError
 from flowfleet.failpoints import Failpoints
+from flowfleet.ledger.claims import State
 from flowfleet.settings.classes import WorkerSettings
+from tests.unit.memory_ledger import a_claim
 from tests.unit.test_prefect3_engine import PREFECT, Paper
 from workers.deployment import Exit
 from workers.interpreter import STARTERS
+from workers.runs.adoption import Adoption
 from workers.runs.hooks import Hooks, check_times
 from workers.shim import atomic_files
-from workers.state.attempts import Attempts
+from workers.state.attempts import Attempts, held_to_intent
 from workers.state.run_folders import RunFolders
 
 FILE = Path(workers.__file__).parent / "shim" / "prefect3_hooks.py"
@@ -137,3 +140,35 @@ def test_a_child_that_this_host_cannot_adopt_now_is_waited_for_and_not_taken_for
     job()
     assert gone_on == [True]
     assert (folder / "settled").exists()
+
+
+@pytest.mark.parametrize("hooks", [True, False])
+def test_an_adopted_run_whose_hooks_are_over_at_once_has_ended_and_keeps_no_slot(tmp_path, hooks):
+    claim = a_claim()
+    folder = RunFolders(tmp_path).create(claim.run_id, claim.claim, held_to_intent(claim))
+    folder.write_exit(Exit(code=0), begun=True)
+    attempts, ended = Attempts(), []
+
+    def before_end(attempt, end, go_on):
+        assert attempts.occupying() == {attempt.key}
+        if hooks:
+            go_on()
+        return hooks
+
+    child = SimpleNamespace(handle={"kind": "process"}, poll=lambda: Exit(code=0), close=lambda: None)
+    Adoption(
+        worker="w@h",
+        claims=None,
+        claim_adoption=None,
+        deployer=SimpleNamespace(adopt=lambda _path: child),
+        attempts=attempts,
+        hand_back=None,
+        to_ledger=None,
+        on_alive=pytest.fail,
+        on_ended=ended.append,
+        on_cancelled=pytest.fail,
+        before_end=before_end,
+    ).adopt_all([folder], frozenset())
+    assert [(one.held.state, one.exit.code) for one in ended] == [(State.ENDED, 0)]
+    assert attempts.get(folder.key).held.state is State.ENDED
+    assert attempts.occupying() == set()

@@ -137,10 +137,9 @@ class Adoption:
         if end is not None:
             started_run.close()
             logger.info("ended run adopted", extra={**fields, "exit": str(end)})
-            if self.before_end(attempt, end, lambda: self._ended(attempt, end, handle)):
-                # its hooks keep its slot, in the ledger too
-                self.attempts.change(attempt.key, held=replace(attempt.held, state=State.RUNNING, exit=None))
-            else:
+            # its hooks keep its slot, in the ledger too; said first, since they may be over at once
+            self.attempts.change(attempt.key, held=replace(attempt.held, state=State.RUNNING, exit=None))
+            if not self.before_end(attempt, end, lambda: self._ended(attempt, end, handle)):
                 self._ended(attempt, end, handle)
             return False
         self.attempts.move(attempt.key, State.RUNNING, handle=handle)
