@@ -15,7 +15,9 @@ from pathlib import Path
 # flows of tests have its text too, so that they count themselves
 def note(word):
     """A line in the run's own notes."""
-    run_id = os.environ.get("PREFECT__CONTEXT__FLOW_RUN_ID") or os.environ["FLOWFLEET_RUN_ID"]
+    # Prefect 1, a worker of ours, a stock worker
+    names = ("PREFECT__CONTEXT__FLOW_RUN_ID", "FLOWFLEET_RUN_ID", "PREFECT__FLOW_RUN_ID")
+    run_id = next(os.environ[name] for name in names if name in os.environ)
     with Path(os.environ["FFTEST_NOTES"], run_id).open("ab", buffering=0) as notes:
         who, claim = os.environ.get("FFTEST_WHO", "-"), os.environ.get("FLOWFLEET_CLAIM", "-")
         notes.write(f"{word} {os.getpid()} {time.time():.6f} {who} {claim}\n".encode())
