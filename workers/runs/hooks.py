@@ -167,9 +167,9 @@ class Hooks:
             return
         child.started_run.close()
         logger.info("hooks are over", extra={**child.run.fields, "exit": str(end)})
-        if child.stopped and end.stopped_by is not None:
-            sentence = f"The process of the flow's hooks {end}."
-            self.run_log.say(child.run.run_id, sentence, logging.WARNING)
+        if not end.ok:
+            # a hook that raises is told of by the child itself; a child that is killed tells nothing
+            self.run_log.say(child.run.run_id, f"The process of the flow's hooks {end}.", logging.WARNING)
         self._end(child.run, child.folder, child.go_on)
 
     def _stop_in_time(self, child: _Child) -> None:
