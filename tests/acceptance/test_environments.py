@@ -106,6 +106,31 @@ if (packages / "newer-2.dist-info").exists():
     assert fleet.words(again)[1] == "flow:-"
 
 
+def test_what_steps_install_once_more_for_the_hooks_of_a_crashed_run_starts_its_flow_no_second_time(fleet, other):
+    (packages,) = other.glob("lib/python3*/site-packages")
+    script = f"rm -rf {packages}/again-1.dist-info\nmkdir {packages}/again-1.dist-info"
+    fleet.start_poller()
+    fleet.start_worker("worker", "--python", f"{other}/bin/python")
+    deployment = fleet.deploy("""
+        def crashed(flow, flow_run, state):
+            note("crash-hook")
+
+        @flow(on_crashed=[crashed])
+        def go():
+            note("ran")
+            time.sleep(600)
+    """)
+    facts = fleet.api.call("GET", f"/deployments/{deployment}")
+    steps = [{"prefect.deployments.steps.run_shell_script": {"script": script}}, *facts["pull_steps"]]
+    fleet.api.call("PATCH", f"/deployments/{deployment}", {"pull_steps": steps})
+    run = fleet.create_run(deployment)
+    fleet.wait_note(run, "ran", seconds=120)
+    fleet.kill_engine(run)
+    fleet.wait_empty(120)
+    assert fleet.words(run) == ["ran", "crash-hook"]
+    assert fleet.api.history(run)[-2:] == ["Running", "Crashed"]
+
+
 def test_a_python_without_prefect_is_refused_with_a_sentence(fleet, tmp_path):
     bare = tmp_path / "bare"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True)
