@@ -25,6 +25,7 @@ from poller.progress import Progress
 from poller.rebuild import Gatekeeper, Sweep
 from poller.reconcile import Reconciler
 from poller.reinstate import Reinstater
+from poller.restore import Restorer
 from poller.unfit import UnfitRuns
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class Loop:
     lost: LostRuns
     sweep: Sweep
     gatekeeper: Gatekeeper
+    restorer: Restorer
     presence: Presence
     lister: Lister
     reinstater: Reinstater
@@ -208,6 +210,9 @@ class Loop:
         if is_open and (self._tend(term, rows) or not was_open):
             # runs that were handed back, now or by the sweep before the gate opened, are due at the API again
             self._hints.add("due")
+        if is_open and not was_open:
+            # workers have had their time, and the sweep before the gate opened has found what none of them holds
+            self.restorer.restore(term, self.sweep.unknown)
         self.progress.note()
         self._poll(term, rows, plan, is_open=is_open)
         self.progress.note()
@@ -219,6 +224,7 @@ class Loop:
         now = self.progress.note()
         if is_open and now >= min(self._next_sweep, self.sweep.again_at):
             self.sweep.run()
+            self.restorer.restore(term, self.sweep.unknown)
             self._next_sweep = now + self.pace.sweep_seconds
             self.presence.check_clock()
             self.tidy()

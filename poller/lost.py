@@ -13,10 +13,10 @@ from flowfleet.api.life import LifeApi, Silent
 from flowfleet.errors import ApiRejected
 from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import FlowRun
-from flowfleet.ledger.claims import Claim, Claims, Lease, State, Tomb
+from flowfleet.ledger.claims import UNKNOWN_WORKER, Claim, Claims, Lease, State, Tomb
 from flowfleet.ledger.roster import WorkerRow
 from poller.claiming import term_checked
-from poller.lost_reports import LostReports
+from poller.lost_reports import LostReports, forget_command
 from poller.reconcile import StallWatch, one_by_one
 
 logger = logging.getLogger(__name__)
@@ -91,12 +91,12 @@ class LostRuns:
 
     def blocked(self, due: Sequence[FlowRun], live: Sequence[Claim]) -> list[UnfitRun]:
         """Those of the due runs that nobody may start, since an earlier process of theirs may live, with the reason."""
-        hosts = {claim.run_id: claim.host for claim in live if claim.state in (State.MISSING, State.JUDGED)}
-        hosts |= {tomb.run_id: tomb.host for tomb in self.tombs}
+        workers = {claim.run_id: claim.worker for claim in live if claim.state in (State.MISSING, State.JUDGED)}
+        workers |= {tomb.run_id: tomb.worker for tomb in self.tombs}
         return [
-            UnfitRun(run_id=run.run_id, name=run.name, reason=may_live(hosts[run.run_id]))
+            UnfitRun(run_id=run.run_id, name=run.name, reason=may_live(workers[run.run_id] or ""))
             for run in due
-            if run.run_id in hosts
+            if run.run_id in workers
         ]
 
     def _clear(self, term: int, by_worker: Mapping[str, WorkerRow]) -> None:
@@ -141,7 +141,12 @@ class LostRuns:
         if not missing:
             return
         silent = [
-            Silent(run_id=claim.run_id, worker=claim.worker or "", pools=row.offer.pools if row else ())
+            Silent(
+                run_id=claim.run_id,
+                worker=claim.worker or "",
+                pools=row.offer.pools if row else (),
+                pool_id=claim.route.scope,
+            )
             for claim in missing
             for row in [by_worker.get(claim.worker or "")]
         ]
@@ -183,9 +188,11 @@ class LostRuns:
         return self.reports.inherit(term, claim)
 
 
-def may_live(host: str) -> str:
+def may_live(worker: str) -> str:
     """Why a lost run is not started again, for people."""
-    return f"its earlier process may live on {host[:80]}: bring it back, or, if it is gone for good, `worker forget`"
+    host = "a host that nobody knows any more" if worker == UNKNOWN_WORKER else worker.rpartition("@")[2][:80]
+    remedy = f"bring it back, or, if it is gone for good, `{forget_command(worker)}`"
+    return f"its earlier process may live on {host}: {remedy}"
 
 
 def rebooted(started: Claim | Tomb, row: WorkerRow | None) -> bool:

@@ -10,7 +10,7 @@ from flowfleet.api.client import Answer, EndApi, Mark, RunState, StateType, Verd
 from flowfleet.api.traits import Traits
 from flowfleet.certificate import EndedBy
 from flowfleet.failpoints import Failpoints
-from flowfleet.ledger.claims import AGAIN, Claim, Claims, Outcome
+from flowfleet.ledger.claims import AGAIN, UNKNOWN_WORKER, Claim, Claims, Outcome
 from flowfleet.ledger.gate import Gate
 from poller.claiming import term_checked
 from poller.leader import TermLost
@@ -42,14 +42,17 @@ class LostReports:
     def words(self, claim: Claim, since: datetime, proof: str, *, cut_off: bool = False) -> str:
         """The sentences for people about a lost run; what names are in them is bounded."""
         where = f"its host {claim.host[:80]} (worker {(claim.worker or '')[:120]})"
+        if claim.worker == UNKNOWN_WORKER:
+            where = "its host, whose name was lost with the data of Redis,"
         at = f"{since:%Y-%m-%d %H:%M:%S} UTC"
         if proof:
             why = "its worker was given up by worker forget" if proof == "forgotten" else proof[:160]
             return f"The flow run was lost: {where} has not been heard of since {at}, and {why}."
         known = "is cut off from Redis" if cut_off else "has not been heard of"
+        forget = forget_command(claim.worker)
         return (
             f"The flow run was lost: {where} {known} since {at}. Its process may live on there: bring the host back, "
-            "or, if it is gone for good, run `worker forget`. Until then the run is not started again."
+            f"or, if it is gone for good, run `{forget}`. Until then the run is not started again."
         )
 
     def tell(self, term: int, claim: Claim) -> bool:
@@ -146,6 +149,11 @@ class LostReports:
         leader = self.gate.leader()
         if leader is None or leader.term != term:
             raise TermLost("another poller leads this fleet now")
+
+
+def forget_command(worker: str | None) -> str:
+    """The command that gives up the worker of a lost run; people know its name, unless Redis has lost it."""
+    return f"worker forget {UNKNOWN_WORKER}" if worker == UNKNOWN_WORKER else "worker forget"
 
 
 def _nothing_to_tell(state: RunState | None) -> str | None:

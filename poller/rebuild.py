@@ -1,6 +1,7 @@
 """Rebuild: the sweep for runs that the API shows as ours and the ledger does not know, and the gate opened after it.
 
-Workers re-assert what they hold, the sweep finds what nobody holds; nothing else is needed to rebuild a ledger.
+Workers re-assert what they hold, the sweep finds what nobody holds; of that, what was launched is restored afterwards
+(poller/restore.py). Nothing else is needed to rebuild a ledger.
 """
 
 import logging
@@ -33,7 +34,8 @@ class Sweep:
     failpoints: Failpoints
     metrics: PollerMetrics
     clock: Callable[[], float]
-    _said: frozenset[str] = field(default=frozenset(), init=False)
+    #: runs that the last sweep found launched by this fleet and unknown to the ledger; `Restorer` sees to them
+    unknown: tuple[UnfinishedRun, ...] = field(default=(), init=False)
     #: by run and call of each run that was Submitted and unknown: when that was seen first, by our monotonic clock
     _waiting: dict[tuple[str, str | None], float] = field(default_factory=dict, init=False)
 
@@ -52,7 +54,7 @@ class Sweep:
         Raises `ApiUnavailable` when the sweep could not be done in full.
         """
         unfinished = self.api.unfinished(self.mark)
-        launched: set[str] = set()
+        unknown: list[UnfinishedRun] = []
         waiting: dict[tuple[str, str | None], float] = {}
         for found in unfinished:
             # asked run by run and after the listing: what was claimed meanwhile is known here, since the ledger hears
@@ -66,14 +68,9 @@ class Sweep:
                 else:
                     waiting[found.state.run_id, found.state.call] = seen
             else:
-                launched.add(found.state.run_id)
-                if found.state.run_id not in self._said:
-                    logger.warning(
-                        "run launched by this fleet is unknown to the ledger, left alone",
-                        extra={"run_id": found.state.run_id, "state": found.state.name, "worker": found.worker},
-                    )
-        self._said, self._waiting = frozenset(launched), waiting
-        self.metrics.unknown.set(len(launched))
+                unknown.append(found)
+        self.unknown, self._waiting = tuple(unknown), waiting
+        self.metrics.unknown.set(len(unknown))
         return len(unfinished)
 
     @property

@@ -39,6 +39,7 @@ from poller.progress import Progress
 from poller.rebuild import Gatekeeper, Sweep
 from poller.reconcile import Reconciler
 from poller.reinstate import Reinstater
+from poller.restore import Restorer
 from poller.unfit import UnfitRuns
 
 logger = logging.getLogger(__name__)
@@ -115,6 +116,14 @@ class PollerService:
             lost=self._lost_runs(),
             sweep=sweep,
             gatekeeper=gatekeeper,
+            restorer=Restorer(
+                api.life,
+                api.ends,
+                ledger.claims,
+                fleet=settings.fleet,
+                metrics=self.metrics,
+                progressed=self._progress.note,
+            ),
             presence=self.presence,
             lister=Lister(api.backlog, self.presence, clock=CLOCK, metrics=self.metrics),
             reinstater=Reinstater(

@@ -13,7 +13,8 @@ from flowfleet.ledger.roster import WorkerRow
 from flowfleet.settings.click_options import options
 from flowfleet.settings.common import CommonSettings
 
-STARTED = frozenset({State.STARTING, State.RUNNING, State.MISSING, State.JUDGED})
+LOST = frozenset({State.MISSING, State.JUDGED})
+STARTED = frozenset({State.STARTING, State.RUNNING}) | LOST
 _LOOK_SECONDS = 0.5
 
 
@@ -43,14 +44,14 @@ def forget_worker(settings: CommonSettings, worker: str, *, yes: bool) -> None:
     They are told as lost, or started again where that was asked for. If its host comes back, it kills them.
     """
     with open_ledger(settings) as ledger:
-        identity = find(ledger.roster, worker)
+        identity = find(ledger.roster, worker, _owners_of_lost(ledger))
         seen, stake = _row(ledger, identity), Stake.of(ledger, identity)
         if stake.runs and not yes:
             click.echo(f"{identity} has started {_runs(stake.runs)} whose end nobody knows.", err=True)
             if not _agreed("Is its host gone for good, with all that ran on it?"):
                 raise WorkerRefused(f"{identity} is not forgotten: answer y, or give --yes.")
-        if seen.live or stake.switch:
-            watch(ledger, seen, ledger.gate.lease().ttl_seconds)
+        if seen is None or seen.live or stake.switch:
+            watch(ledger, identity, seen, ledger.gate.lease().ttl_seconds)
         given_up = ledger.roster.forget(identity, seen)
         if given_up is None:
             raise _lives(identity)
@@ -64,27 +65,36 @@ def forget_worker(settings: CommonSettings, worker: str, *, yes: bool) -> None:
 
 def watch(
     ledger: Ledger,
-    seen: WorkerRow,
+    worker: str,
+    seen: WorkerRow | None,
     seconds: float,
     *,
     clock: Callable[[], float] = time.monotonic,
     wait: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Watch a lease's time for a sign of life; by then what ends by itself without a lease has ended."""
-    click.echo(f"Watching {seen.worker} for {seconds:g} s for a sign of life …", err=True)
+    """Watch a lease's time for a sign of life; by then what ends by itself without a lease has ended.
+
+    A worker whose row Redis has lost (`seen` is None) gives one by signing on again.
+    """
+    click.echo(f"Watching {worker} for {seconds:g} s for a sign of life …", err=True)
     deadline = clock() + seconds
     while clock() < deadline:
         wait(_LOOK_SECONDS)
-        now = _row(ledger, seen.worker)
-        if (now.nonce, now.beat) != (seen.nonce, seen.beat):
-            raise _lives(seen.worker)
+        now = _row(ledger, worker)
+        if now is None and seen is not None:
+            raise WorkerRefused(f"The worker {worker} was forgotten meanwhile.")
+        if now is not None and (seen is None or (now.nonce, now.beat) != (seen.nonce, seen.beat)):
+            raise _lives(worker)
 
 
-def _row(ledger: Ledger, worker: str) -> WorkerRow:
-    for row in ledger.roster.rows():
-        if row.worker == worker:
-            return row
-    raise WorkerRefused(f"The worker {worker} was forgotten meanwhile.")
+def _row(ledger: Ledger, worker: str) -> WorkerRow | None:
+    return next((row for row in ledger.roster.rows() if row.worker == worker), None)
+
+
+def _owners_of_lost(ledger: Ledger) -> set[str]:
+    """Those that have something missing, judged or buried: Redis may have lost their rows."""
+    claims = {claim.worker for claim in ledger.claims.live() if claim.state in LOST and claim.worker}
+    return claims | {tomb.worker for tomb in ledger.claims.tombs()}
 
 
 def _lives(worker: str) -> WorkerRefused:

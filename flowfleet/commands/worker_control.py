@@ -1,7 +1,7 @@
 """Worker control: the commands that write to the ledger what an operator wants of a worker, which reads it there."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import closing, contextmanager
 
 import click
@@ -33,9 +33,12 @@ class WorkerRefused(FleetError):
     exit_code = 2
 
 
-def find(roster: Roster, given: str) -> str:
-    """The identity of the worker with this identity or name; raises `WorkerRefused` unless exactly one fits."""
-    known = sorted(row.worker for row in roster.rows())
+def find(roster: Roster, given: str, more: Collection[str] = ()) -> str:
+    """The identity of the worker with this identity or name; raises `WorkerRefused` unless exactly one fits.
+
+    `more` are identities of workers that the roster does not have.
+    """
+    known = sorted({row.worker for row in roster.rows()} | set(more))
     named = [worker for worker in known if worker.rpartition("@")[0] == given]
     if given in known:
         return given

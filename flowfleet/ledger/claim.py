@@ -11,6 +11,9 @@ from flowfleet.errors import BadMessage
 from flowfleet.flow_run import VERSION, Route
 from flowfleet.ledger.transitions import Refusal, State
 
+#: the owner of a restored claim whose worker the API does not name (Prefect 1); `worker forget` takes it as any other
+UNKNOWN_WORKER = "unknown@unknown"
+
 
 class CancelHow(IntEnum):
     """What a claim says about a cancel of its run; the higher one stays."""

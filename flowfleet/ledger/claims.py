@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from flowfleet.flow_run import FlowRun, claim_id
 from flowfleet.ledger.claim import (
+    UNKNOWN_WORKER,
     CancelAsked,
     CancelHow,
     Claim,
@@ -30,6 +31,7 @@ from flowfleet.logs import redact
 __all__ = [
     "AGAIN",
     "TRANSITIONS",
+    "UNKNOWN_WORKER",
     "CancelAsked",
     "CancelHow",
     "Claim",
@@ -118,6 +120,15 @@ class Claims:
     def miss(self, term: int, run_id: str, claim: str, moves: int | None = None) -> Outcome:
         """Move a claim from starting or running to missing, unless it has moved on from `moves`: nobody renews it."""
         return self._move("miss", term, run_id, claim, _text(moves))
+
+    def restore(self, term: int, run: FlowRun, claim: str, call: str, worker: str) -> Outcome:
+        """Make a missing claim of a run that the API shows as launched by us, and that Redis has lost altogether.
+
+        `worker` is the one that the API names, or `UNKNOWN_WORKER`. Whoever holds the claim corrects all of it with the
+        next renewal. Refused while the gate is shut: until then workers have time to say themselves what they hold.
+        """
+        names = (str(run.route), run.name[:NAME_LIMIT], run.due.isoformat(), worker)
+        return self._move("restore", term, run.run_id, claim, call, *names)
 
     def judge(
         self, term: int, run_id: str, claim: str, moves: int | None = None, *, proof: str = "", reason: str

@@ -19,6 +19,7 @@ moved again.
     claiming → queued → taken → starting → running → ended → gone
                   └───────┴─────────┴→ returning → gone
                                     starting, running → missing → judged → gone
+                       lost with Redis, and its host away ──┘
 """
 
 _TAIL = """\
@@ -63,6 +64,9 @@ A run that we start again ourselves (after proof, or because its worker's stop h
 - The gate is shut until each host had a TTL to renew. A host that comes back in that time writes its claim again, and
   that refuses a second one as before. `miss`, `judge` and the rest wait for the gate, and the leader's watch begins
   anew, so that nothing is held for lost because Redis was away.
+- What is launched at the API by then, and known to nobody, has lost both its host and Redis: the leader restores its
+  claim as missing, with what the API tells of it. Its grace begins then, so a host that is only late is still heard of:
+  its renewal brings the claim back as it has it. If it stays away the run is told as lost, and has a tombstone again.
 - A host that is still away after that has been cut off from Redis for longer than a lease. Runs with a switch have
   ended. Its worker, if it lives, asks the API about each of its runs at every renewal interval, and stops what is
   handed out anew: the new attempt's Submitted comes before its start. If it cannot reach the API either, its run can

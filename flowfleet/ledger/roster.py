@@ -118,7 +118,8 @@ class Roster:
         """Remove a worker's row and give up what it has started; the answer is the run ids of that.
 
         None (refused) when the worker is unknown, or live: then the caller watches for a TTL by its own clock whether
-        its beat moves, and gives the row that was `seen`.
+        its beat moves, and gives the row that was `seen`. One that has lost its row with Redis is known by its missing
+        and judged claims and its tombstones.
         """
         done, given_up = self._store.script("forget", worker, *((seen.nonce, seen.beat) if seen else ("", "")))
         return sorted(given_up) if done else None

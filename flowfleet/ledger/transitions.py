@@ -266,6 +266,16 @@ TRANSITIONS: tuple[Transition, ...] = (
         crash="The leader, or the next one, goes on watching it, from the beginning of the grace.",
     ),
     Transition(
+        name="restore",
+        script="restore",
+        mover=Mover.LEADER,
+        target=State.MISSING,
+        refusals=(Refusal.TERM, Refusal.KNOWN, Refusal.BURIED, Refusal.GATE),
+        sentence="The API shows a run as launched under this claim, of which no worker has told the ledger in the time "
+        "that the gate gave: Redis has lost it, and its host is away. From here on it is like one that was missed.",
+        crash="As after miss.",
+    ),
+    Transition(
         name="prove",
         script="prove",
         mover=Mover.WORKER,

@@ -217,6 +217,22 @@ class MemoryClaims:
         was = self.by_run[run_id].state if run_id in self.by_run else None
         return self._move("miss", run_id, claim, term, was=was)
 
+    def restore(self, term: int, run: FlowRun, claim: str, call: str, worker: str) -> Outcome:
+        self._ledger.write()
+        for refusal, holds in (
+            (Refusal.TERM, self._replaced(term)),
+            (Refusal.KNOWN, run.run_id in self.by_run or (run.run_id, claim) in self.dropped),
+            (Refusal.BURIED, run.run_id in self.tomb_of),
+            (Refusal.GATE, not self._ledger.gate.is_open()),
+        ):
+            if holds:
+                return Outcome(moved=False, refusal=refusal, claim=self.by_run.get(run.run_id))
+        self.by_run[run.run_id] = Claim(
+            run_id=run.run_id, claim=claim, call=call, route=run.route, state=State.MISSING, was=State.STARTING,
+            name=run.name, due=run.due, worker=worker,
+        )  # fmt: skip
+        return Outcome(moved=True, claim=self.by_run[run.run_id])
+
     def judge(self, term, run_id, claim, moves=None, *, proof="", reason) -> Outcome:
         found = self.by_run.get(run_id)
         if found and moves is not None and found.moves != moves:

@@ -12,6 +12,7 @@ from typing import Any
 from flowfleet.api import traits
 from flowfleet.api.backlog import DueRuns, UnfitRun
 from flowfleet.api.client import Answer, LogLine, RunState, StateType, UnfinishedRun, Verdict
+from flowfleet.api.life import LaunchedClaim
 from flowfleet.api.transport.server_clock import ServerInfo
 from flowfleet.errors import ApiError, ApiUnavailable
 from flowfleet.failpoints import Failpoints
@@ -34,6 +35,7 @@ from poller.progress import Progress
 from poller.rebuild import Gatekeeper, Sweep
 from poller.reconcile import Reconciler
 from poller.reinstate import Reinstater
+from poller.restore import Restorer
 from poller.unfit import UnfitRuns
 from tests.unit.memory_ledger import POOL, ROUTE, START, MemoryLedger
 
@@ -73,6 +75,8 @@ class FakeApi:
     def __init__(self, time: Time) -> None:
         self.claims = self.ends = self.backlog = self.presence = self.orders = self.life = self
         self.lines: list[LogLine] = []
+        #: run id → the claim under which it was launched, by its history
+        self.origins: dict[str, LaunchedClaim] = {}
         #: run id → the sign of life that the API tells
         self.beats: dict[str, str] = {}
         self.reports: list[tuple[str, StateType, str]] = []
@@ -277,6 +281,10 @@ class FakeApi:
     def signs(self, silent: Sequence[Any], fleet: str) -> dict[str, str]:
         self._ask("signs")
         return {one.run_id: self.beats[one.run_id] for one in silent if one.run_id in self.beats}
+
+    def origin(self, run_id: str, fleet: str) -> LaunchedClaim | None:
+        self._ask("origin")
+        return self.origins.get(run_id)
 
     def run_again(self, run_id: str, claim: str, message: str, mark: Any) -> Answer:
         unsure = self._write("run_again")
@@ -505,6 +513,7 @@ class World:
             lost=self.lost,
             sweep=self.sweep,
             gatekeeper=Gatekeeper(self.gate, self.sweep, failpoints=failpoints, clock=monotonic, wait_seconds=25.0),
+            restorer=Restorer(api.life, api.ends, claims, fleet="f", metrics=metrics, progressed=self.progress.note),
             presence=self.presence,
             lister=Lister(api.backlog, self.presence, clock=clock, metrics=metrics),
             reinstater=Reinstater(

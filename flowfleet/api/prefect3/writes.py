@@ -22,6 +22,8 @@ from flowfleet.flow_run import FlowRun, claim_id, report_id
 #: the most runs that one bulk call may carry
 CLAIM_LIMIT = 10
 _PAGE = 200
+#: what the message of Launching says before the worker's identity
+LAUNCHING_ON = "launching on "
 _ENDS = (StateType.CRASHED, StateType.FAILED, StateType.CANCELLED)
 
 
@@ -116,7 +118,7 @@ class Writes:
                 return Answer(verdict=Verdict.ACCEPTED, state=stands)
             if stands.call != call or stands.name != "Submitted":
                 return Answer(verdict=Verdict.REFUSED, reason=f"the run is {stands.name}, not ours", state=stands)
-            message = mark_message(mark, f"launching on {mark.worker or 'a worker'}")
+            message = mark_message(mark, f"{LAUNCHING_ON}{mark.worker or 'a worker'}")
             state = new_state(StateType.PENDING, "Launching", claim, message)
             return Write({"name": {"any_": ["Submitted"]}}, state)
 

@@ -20,7 +20,7 @@ end
 if claim.worker == worker then
   return moved(claim)
 end
-if host_of(claim.worker) ~= host_of(worker) then
+if not of_host(claim.worker, worker) then
   return refused('owner', claim)
 end
 -- The nonce goes: the dead owner's process asks no start for it again. Not freshened, like the leader's moves: only the next

@@ -8,6 +8,8 @@ local KEPT_RECORDS = 10000
 local KEPT_ATTEMPTS_SECONDS = 7 * 86400
 -- more than any queue has in order: what somebody else has put there may be without an end
 local QUEUE_LOOK = 1000
+-- as claim.py has it
+local UNKNOWN_WORKER = 'unknown@unknown'
 local RANK = {claiming = 1, queued = 2, taken = 3, starting = 4, running = 5, ended = 6}
 
 local function key(...)
@@ -181,6 +183,11 @@ local function host_of(worker)
   return string.match(worker or '', '@([^@]*)$')
 end
 
+-- Is this owner of the worker's host, as far as anybody knows? A restored claim may have an owner whom the API does not name.
+local function of_host(owner, worker)
+  return owner == UNKNOWN_WORKER or host_of(owner) == host_of(worker)
+end
+
 -- The claim that a move is about, or nil and the answer. `move` is a name of the table.
 local function find(move, run_id, claim_id)
   local claim = read_claim(run_id)
@@ -212,6 +219,10 @@ local function find_own(move, run_id, claim_id, worker)
   local claim, answer = find(move, run_id, claim_id)
   if not claim then
     return nil, answer
+  end
+  if claim.restored == '1' and (move == 'run' or move == 'end') then
+    -- whoever says how far it is has its process, whatever the API has named as its worker
+    claim.worker = worker
   end
   if claim.worker and claim.worker ~= '' and claim.worker ~= worker then
     return nil, refused('owner', claim)

@@ -11,7 +11,7 @@ if not entombed then
     return answer
   end
 end
-if not has_name(worker, nonce) or host_of((claim or tomb).worker) ~= host_of(worker) then
+if not has_name(worker, nonce) or not of_host((claim or tomb).worker, worker) then
   return refused('owner', claim)
 end
 if entombed then

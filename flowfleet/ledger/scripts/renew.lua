@@ -11,18 +11,35 @@ local stale = row and mine and beat < tonumber(row.beat)
 -- a repeat of the last one: what it had to write again is written; what is gone since then went in order
 local again = row and mine and beat == tonumber(row.beat)
 
+local NAMES = {'run_id', 'claim', 'call', 'route', 'name', 'due', 'state', 'attempt', 'policy', 'handle', 'exit', 'switch'}
+
 local function fence(run_id, why)
   fenced[#fenced + 1] = run_id
   fenced[#fenced + 1] = why
 end
 
+-- What the leader has put together from the API (see restore) gives way to what the worker knows.
+local function corrected(h, state)
+  local changes = {restored = '', worker = worker, nonce = ''}
+  for _, name in ipairs(NAMES) do
+    changes[name] = h[name]
+  end
+  changes.state = state
+  changes.boot_id, changes.machine = row and row.boot_id or '', row and row.machine or ''
+  return changes
+end
+
 -- Its owner speaks: the claim is as far as the worker's disk says, never less far than it was.
 local function keep(claim, h)
   local state = claim.state == 'missing' and claim.was or claim.state
-  local changes = {}
-  if RANK[h.state] > RANK[state] then
+  local changes
+  if claim.restored == '1' then
+    changes = corrected(h, RANK[h.state] > RANK[state] and h.state or state)
+  elseif RANK[h.state] > RANK[state] then
     -- no nonce: whoever held it before the loss asks no start for it again
     changes = {state = h.state, worker = worker, nonce = '', handle = h.handle, exit = h.exit}
+  end
+  if changes then
     reasserted[#reasserted + 1] = claim.run_id
     write_claim(claim, changes)
     if h.state == 'ended' then
@@ -64,7 +81,7 @@ local function renew(h)
   if claim and claim.claim == h.claim then
     if claim.v ~= VERSION then
       fence(h.run_id, 'version')
-    elseif claim.worker ~= '' and claim.worker ~= worker then
+    elseif claim.worker ~= '' and claim.worker ~= worker and claim.restored ~= '1' then
       fence(h.run_id, 'owner')
     elseif claim.state == 'returning' and claim.by == worker then
       redis.call('HINCRBY', key('claim:', h.run_id), 'moves', 1)
@@ -113,7 +130,6 @@ local function renew(h)
   end
 end
 
-local NAMES = {'run_id', 'claim', 'call', 'route', 'name', 'due', 'state', 'attempt', 'policy', 'handle', 'exit', 'switch'}
 local holds = {}
 for i = 0, held - 1 do
   local h = {}
@@ -135,7 +151,7 @@ if row and mine and not stale then
 end
 -- What this host has not answered for: claims that were not heard of for too long, and tombstones. It looks whether a process is left.
 local function ask_for(run_id, claim_id, owner)
-  if owner ~= '' and host_of(owner) == host_of(worker) and not holds[claim_id] then
+  if owner ~= '' and of_host(owner, worker) and not holds[claim_id] then
     for _, text in ipairs({run_id, claim_id, owner}) do
       missed[#missed + 1] = text
     end
@@ -144,7 +160,7 @@ end
 if row and mine and not stale then
   local lost = redis.call('HGETALL', key('lost'))
   for i = 1, #lost, 2 do
-    local claim = host_of(lost[i + 1]) == host_of(worker) and read_claim(lost[i])
+    local claim = of_host(lost[i + 1], worker) and read_claim(lost[i])
     if claim then
       ask_for(claim.run_id, claim.claim, claim.worker)
     end

@@ -1,0 +1,184 @@
+"""Runs that Redis has lost and no worker tells of: restored as missing, and told as lost if their host stays away."""
+
+import pytest
+
+from flowfleet.api.client import StateType
+from flowfleet.api.life import LaunchedClaim
+from flowfleet.errors import ApiRejected
+from flowfleet.ledger.claims import UNKNOWN_WORKER, State
+from tests.unit.memory_ledger import a_claim
+from tests.unit.poller_world import CALL, FakePrefect1, Time, World
+
+TTL, RENEW, GRACE = 20.0, 5.0, 120.0
+ORIGIN = LaunchedClaim(claim="claim", call=CALL, worker="worker@gone")
+
+
+def launched(
+    world: World, kind: StateType = StateType.RUNNING, name: str = "Running", origin: LaunchedClaim = ORIGIN
+) -> str:
+    """A run that the API shows as launched by this fleet and that no ledger knows."""
+    run_id = world.api.submitted(kind, name)
+    world.api.origins[run_id] = origin
+    return run_id
+
+
+def emptied(world: World) -> None:
+    """Redis has lost everything."""
+    world.claims.by_run.clear()
+    world.gate.process = "redis-2"
+
+
+@pytest.fixture
+def world() -> World:
+    made = World.of(slots=0)
+    made.rounds(2)
+    return made
+
+
+@pytest.mark.parametrize("shown", [(StateType.RUNNING, "Running"), (StateType.PENDING, "Launching")])
+def test_a_run_that_redis_has_lost_with_its_host_is_missing_when_workers_have_had_their_time(world, shown):
+    run_id = launched(world, *shown)
+    emptied(world)
+    world.rounds(TTL + RENEW - 2)
+    assert world.claims.get(run_id) is None
+    assert world.api.count("origin") == 0
+    world.rounds(4)
+
+    claim = world.claims.get(run_id)
+    assert (claim.state, claim.claim, claim.call) == (State.MISSING, "claim", CALL)
+    assert (claim.worker, claim.host, claim.policy) == ("worker@gone", "gone", "report")
+    assert world.metric("flowfleet_runs_unknown") == 0
+    assert world.api.reports == []
+
+
+def test_it_is_told_as_lost_after_the_grace_with_its_host_and_leaves_a_tombstone(world):
+    run_id = launched(world)
+    emptied(world)
+    world.rounds(TTL + RENEW + 2)
+    world.rounds(GRACE - 4)
+    assert world.api.reports == []
+    world.rounds(6)
+
+    [(told, kind, message)] = world.api.reports
+    assert (told, kind) == (run_id, StateType.CRASHED)
+    assert "its host gone (worker worker@gone) has not been heard of since" in message
+    assert "`worker forget`" in message
+    [tomb] = world.claims.tombs()
+    assert (tomb.run_id, tomb.worker) == (run_id, "worker@gone")
+
+
+def test_a_host_that_comes_back_in_the_grace_has_its_run_and_nothing_is_told(world):
+    run_id = launched(world)
+    emptied(world)
+    world.rounds(TTL + RENEW + 2 + GRACE - 10)
+    world.claims.be(run_id, State.RUNNING)
+
+    for _ in range(30):
+        world.claims.be(run_id, State.RUNNING)
+        world.rounds(10)
+    assert world.claims.get(run_id).state is State.RUNNING
+    assert world.api.reports == []
+
+
+def test_what_a_worker_tells_of_in_its_time_is_not_restored(world):
+    run_id = launched(world)
+    emptied(world)
+    world.rounds(TTL)
+    world.claims.by_run[run_id] = a_claim(run_id, claim="claim", worker="worker@a")
+    world.rounds(20)
+
+    assert world.claims.get(run_id).state is State.RUNNING
+    assert world.api.count("origin") == 0
+
+
+def test_a_run_that_somebody_else_launched_is_left_alone_and_named_once(world, caplog):
+    run_id = world.api.submitted(StateType.RUNNING, "Running")
+    before = world.api.runs[run_id]
+    emptied(world)
+    world.rounds(2000)
+
+    assert (world.claims.get(run_id), world.api.runs[run_id]) == (None, before)
+    assert world.metric("flowfleet_runs_unknown") == 1
+    assert [record.run_id for record in caplog.records if "left alone" in record.message] == [run_id]
+
+
+@pytest.mark.parametrize(
+    "now", [(StateType.COMPLETED, "Completed"), (StateType.SCHEDULED, "Scheduled")], ids=lambda now: now[1]
+)
+def test_a_run_that_has_gone_on_since_the_sweep_saw_it_is_not_restored(world, now):
+    run_id = launched(world)
+    seen = world.api.unfinished(None)
+    world.api.be(run_id, *now)
+    world.api.due_at[run_id] = world.time.moment(9000)
+
+    world.loop.restorer.restore(world.leadership.term, seen)
+    assert world.claims.get(run_id) is None
+    assert world.api.count("origin") == 0
+
+
+def test_an_api_that_tells_nothing_of_one_run_keeps_no_other_from_being_restored(world):
+    first, second = launched(world), launched(world)
+    asked = world.api.origin
+    world.api.origin = lambda run_id, fleet: asked(run_id, fleet) if run_id == second else refuse()
+    emptied(world)
+    world.rounds(TTL + RENEW + 2)
+    assert (world.claims.get(first), world.claims.get(second).state) == (None, State.MISSING)
+
+    world.api.origin = asked
+    world.rounds(700)
+    assert first in {run_id for run_id, _, _ in world.api.reports}
+
+
+def refuse() -> None:
+    raise ApiRejected("no")
+
+
+def test_an_api_that_is_silent_as_the_gate_opens_has_its_runs_restored_when_it_is_back(world):
+    run_id = launched(world)
+    emptied(world)
+    world.rounds(TTL + RENEW - 2)
+    world.api.fail("states", "origin")
+    world.rounds(20)
+    assert world.gate.is_open()
+    assert world.claims.get(run_id) is None
+    world.api.heal()
+    world.rounds(700)
+
+    assert [run for run, _, _ in world.api.reports] == [run_id]
+
+
+class Beating(World):
+    """At Prefect 1, which names no worker."""
+
+    def make_api(self, time: Time) -> FakePrefect1:
+        return FakePrefect1(time)
+
+
+def test_at_an_api_that_names_no_worker_the_message_says_so_and_what_to_do():
+    world = Beating.of(slots=0)
+    world.rounds(2)
+    run_id = launched(world, origin=LaunchedClaim(claim="claim", call=CALL))
+    emptied(world)
+    world.rounds(TTL + RENEW + 2)
+    assert world.claims.get(run_id).worker == UNKNOWN_WORKER
+    world.rounds(GRACE + 2)
+
+    [(_, kind, message)] = world.api.reports
+    assert kind is StateType.FAILED
+    assert "its host, whose name was lost with the data of Redis, has not been heard of since" in message
+    assert "`worker forget unknown@unknown`" in message
+
+
+def test_a_retry_of_a_run_whose_host_nobody_knows_waits_and_its_user_is_told_what_to_do(world):
+    run_id = launched(world, origin=LaunchedClaim(claim="claim", call=CALL))
+    emptied(world)
+    world.rounds(TTL + RENEW + GRACE + 4)
+    world.roster.change(slots=4)
+    world.api.due_at[run_id] = world.time.moment()
+    world.api.be(run_id, StateType.SCHEDULED, "Scheduled")
+    world.rounds(60)
+
+    assert world.published == []
+    [line] = world.api.lines
+    assert "may live on a host that nobody knows any more" in line.message
+    assert "`worker forget unknown@unknown`" in line.message
