@@ -15,6 +15,7 @@ from flowfleet.ledger.roster import WorkerRow
 
 DUE = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 POOL = "11111111-1111-4111-8111-111111111111"
+CALL = "22222222-2222-4222-8222-222222222222"
 
 
 def route(name: str = "default") -> Route:
@@ -48,6 +49,9 @@ ASKED: dict[str, Callable[..., Outcome]] = {
         *ids, "cannot", worker=worker, never_began=True
     ),
     "miss": lambda c, ids, term, worker, nonce: c.miss(term, *ids),
+    "restore": lambda c, ids, term, worker, nonce: c.restore(
+        term, replace(flow_run(), run_id=ids[0]), ids[1], CALL, worker
+    ),
     "judge": lambda c, ids, term, worker, nonce: c.judge(term, *ids, reason="Lost."),
     "bury": lambda c, ids, term, worker, nonce: c.bury(term, *ids, "crashed"),
     "inherit": lambda c, ids, term, worker, nonce: c.inherit(term, *ids, outcome="crashed"),

@@ -13,8 +13,19 @@ from typing import Any
 
 import redis
 
-from flowfleet.flow_run import claim_id
-from flowfleet.ledger.claims import AGAIN, CancelHow, Claim, Lease, Missed, Outcome, Refusal, State, Yields
+from flowfleet.flow_run import FlowRun, claim_id
+from flowfleet.ledger.claims import (
+    AGAIN,
+    UNKNOWN_WORKER,
+    CancelHow,
+    Claim,
+    Lease,
+    Missed,
+    Outcome,
+    Refusal,
+    State,
+    Yields,
+)
 from tests.chaos.ledger_oracle import TABLE, Asked, Facts, Tally, expected, expected_of_yield
 from tests.ledger_world import LedgerWorld, flow_run, held, row
 from tests.valkey import Valkey
@@ -31,6 +42,8 @@ class ApiRun:
     state: str = "scheduled"
     call: str = ""
     claim: str = ""
+    #: who has launched it, as far as the API tells
+    worker: str = UNKNOWN_WORKER
 
     def submit(self, call: str) -> bool:
         if self.state == "submitted" and self.call == call:
@@ -40,12 +53,13 @@ class ApiRun:
         self.state, self.call, self.claim = "submitted", call, ""
         return True
 
-    def launch(self, call: str, claim: str) -> bool:
+    def launch(self, call: str, claim: str, worker: str) -> bool:
         if self.state == "launching" and self.claim == claim:
             return True
         if self.state != "submitted" or self.call != call:
             return False
         self.state, self.claim = "launching", claim
+        self.worker = worker if int(claim[-1], 16) % 4 else UNKNOWN_WORKER
         return True
 
     def lose(self, call: str, claim: str, *, again: bool) -> bool:
@@ -223,6 +237,17 @@ class LedgerFleet:
         self.snapshots = []
         self.lost += lose
 
+    def lose_claims(self, runs: list[FlowRun]) -> None:
+        """Redis has lost the claims of these runs, as far as they are launched at the API, with its process."""
+        for run in runs:
+            if self.api[run.run_id].state in ("launching", "running"):
+                self.store.client.delete(self.store.key(f"claim:{run.run_id}"))
+                self.store.client.srem(self.store.key("claims"), run.run_id)
+                self.store.client.hdel(self.store.key("lost"), run.run_id)
+        self.snapshot()
+        self.restart_redis(0)
+        self.lost += 1
+
     # -- the leader's steps
 
     def elect(self, poller: PollerModel) -> None:
@@ -319,6 +344,13 @@ class LedgerFleet:
             if api.state == "submitted" and self.claims.get(run_id) is None:
                 api.hand_back(api.call)
 
+    def restore(self, poller: PollerModel, *, late: bool = False) -> None:
+        """What the API shows as launched and nobody knows; a leader that is `late` may ask when the run has ended."""
+        shown = {"launching", "running", *(("ended",) if late else ())}
+        for run_id, api in self.api.items():
+            if api.state in shown and self.claims.get(run_id) is None:
+                self.ask(Asked(move="restore", run=run_id, claim=api.claim, term=poller.term, worker=api.worker))
+
     def open_gate(self, poller: PollerModel) -> bool:
         """After a TTL: what has no proof under this server process may not begin any more. Then the sweep."""
         if self.gate.is_open():
@@ -377,14 +409,18 @@ class LedgerFleet:
             return
         self.crash(worker)
         self._all_end(worker)
-        before = self.claims.live()
+        before, tombs = self.claims.live(), self.claims.tombs()
         given_up = self.world.roster.forget(worker.name, rows.get(worker.name))
-        if worker.name not in rows:
+        silent = {State.MISSING, State.JUDGED}
+        known = {tomb.run_id for tomb in tombs if tomb.worker == worker.name}
+        known |= {claim.run_id for claim in before if claim.worker == worker.name and claim.state in silent}
+        if worker.name not in rows and not known:
             assert given_up is None
             return
         assert given_up is not None
         for claim in before:
-            if claim.worker == worker.name and claim.state in TABLE["forget"].sources:
+            gone = silent if worker.name not in rows else TABLE["forget"].sources
+            if claim.worker == worker.name and claim.state in gone:
                 assert claim.run_id in given_up
                 self.tally.add("forget", None, str(claim.state))
 
@@ -482,7 +518,7 @@ class LedgerFleet:
             folder.phase = "abandoned"
 
     def _when_starting(self, worker: WorkerModel, folder: Folder, answered: bool) -> None:
-        launched = self.api[folder.held.run_id].launch(folder.held.call, folder.held.claim)
+        launched = self.api[folder.held.run_id].launch(folder.held.call, folder.held.claim, worker.name)
         if answered:
             folder.phase = "launched" if launched else "abandoned"
 
@@ -576,8 +612,7 @@ class LedgerFleet:
 
     def _answer(self, worker: WorkerModel, missed: Missed) -> None:
         """The host is asked for a claim: no folder of it means that no process of it is left."""
-        owner = next(one for one in self.workers if one.name == missed.worker)
-        mine = owner is worker or not owner.alive
+        mine = all(one is worker or not one.alive for one in self.workers if one.name == missed.worker)
         if mine and not any(missed.claim in one.folders for one in self.workers):
             self._worker_asks(worker, "prove", missed.run_id, missed.claim)
 
@@ -613,13 +648,14 @@ class LedgerFleet:
                     if key in poller.hands:
                         self.go_on(poller, key)
             self.sweep()
+            self.restore(poller)
             self.check()
         assert not any(worker.folders for worker in self.workers), self.workers
         assert not self.claims.live()
         assert not self.claims.tombs()
         assert not self.hash("lost")
         states = {api.state for api in self.api.values()}
-        assert states <= {"scheduled", "ended", "crashed"} or self.lost, self.api
+        assert states <= {"scheduled", "ended", "crashed"}, self.api
 
     def _end_what_nobody_holds(self, poller: PollerModel, claim: Claim) -> None:
         """A loss has brought it back under an owner that holds it no more: it is missed, or inherited."""

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from flowfleet.ledger.claims import TRANSITIONS, Mover, Refusal, State
+from flowfleet.ledger.claims import TRANSITIONS, UNKNOWN_WORKER, Mover, Refusal, State
 
 TABLE = {row.name: row for row in TRANSITIONS if row.built}
 #: claim, assert, yield and forget have shapes of their own
@@ -40,6 +40,8 @@ class Facts:
 def expected(asked: Asked, facts: Facts) -> Refusal | None:
     """The refusal, or None for a move (or the repeat of one)."""
     row, claim = TABLE[asked.move], facts.claim
+    if asked.move == "restore":
+        return _expected_of_restore(asked, facts)
     if asked.move in ("prove", "clear") and (asked.move == "clear" or facts.tomb.get("claim") == asked.claim):
         return _expected_of_tombs(asked, facts)
     if row.mover is Mover.LEADER and asked.term != facts.term:
@@ -59,7 +61,8 @@ def expected(asked: Asked, facts: Facts) -> Refusal | None:
     if asked.move == "prove":
         return _expected_of_prove(asked, facts)
     by_leader = row.mover is Mover.LEADER
-    if not by_leader and claim["worker"] not in ("", asked.worker):
+    hearsay = claim.get("restored") == "1" and asked.move in ("run", "end")
+    if not by_leader and claim["worker"] not in ("", asked.worker) and not hearsay:
         return Refusal.OWNER
     if not by_leader and facts.forgotten:
         return Refusal.FORGOTTEN
@@ -97,7 +100,7 @@ def _expected_of_adopt(asked: Asked, facts: Facts) -> Refusal | None:
         return Refusal.FORGOTTEN
     if _as_its_worker_knows(claim) not in TABLE["adopt"].sources:
         return Refusal.STATE
-    return None if _host(claim["worker"]) == _host(asked.worker) else Refusal.OWNER
+    return None if _of_host(claim["worker"], asked.worker) else Refusal.OWNER
 
 
 def _as_its_worker_knows(claim: Mapping[str, str]) -> State:
@@ -107,14 +110,14 @@ def _as_its_worker_knows(claim: Mapping[str, str]) -> State:
 
 
 def _expected_of_prove(asked: Asked, facts: Facts) -> Refusal | None:
-    if facts.row_nonce != asked.nonce or _host(facts.claim["worker"]) != _host(asked.worker):
+    if facts.row_nonce != asked.nonce or not _of_host(facts.claim["worker"], asked.worker):
         return Refusal.OWNER
     return None if State(facts.claim["state"]) in TABLE["prove"].sources else Refusal.STATE
 
 
 def _expected_of_tombs(asked: Asked, facts: Facts) -> Refusal | None:
     if asked.move == "prove":
-        same = facts.row_nonce == asked.nonce and _host(facts.tomb["worker"]) == _host(asked.worker)
+        same = facts.row_nonce == asked.nonce and _of_host(facts.tomb["worker"], asked.worker)
         return None if same else Refusal.OWNER
     if asked.term != facts.term:
         return Refusal.TERM
@@ -123,8 +126,21 @@ def _expected_of_tombs(asked: Asked, facts: Facts) -> Refusal | None:
     return None if facts.tomb["claim"] == asked.claim else Refusal.OTHER_CLAIM
 
 
-def _host(worker: str) -> str:
-    return worker.rpartition("@")[2]
+def _expected_of_restore(asked: Asked, facts: Facts) -> Refusal | None:
+    claim, record = facts.claim, facts.record
+    if asked.term != facts.term:
+        return Refusal.TERM
+    if claim.get("claim") == asked.claim and claim["state"] == "missing" and claim.get("restored") == "1":
+        return None
+    if claim or (record and (record["move"], record["by"]) != ("drop (leader)", "leader")):
+        return Refusal.KNOWN
+    if facts.tomb:
+        return Refusal.BURIED
+    return None if facts.gate_open else Refusal.GATE
+
+
+def _of_host(owner: str, worker: str) -> bool:
+    return owner == UNKNOWN_WORKER or owner.rpartition("@")[2] == worker.rpartition("@")[2]
 
 
 def expected_of_yield(

@@ -35,6 +35,7 @@ ACTIONS = (
     *("a_worker_gives_back_what_it_has_not_started", "a_worker_without_room_refuses_a_message") * 3,
     *("a_worker_takes_over_what_a_dead_one_has_left", "a_worker_yields", "a_worker_hands_back_what_it_has_yielded") * 4,
     *("nobody_is_heard_of", "the_leader_goes_on_with_a_lost_run", "somebody_restarts_in_the_ui") * 3,
+    *("the_leader_restores_what_redis_has_lost",) * 2,
     *("the_leader_inherits", "the_host_reboots", "a_person_forgets_a_worker"),
     *("a_worker_crashes", "a_worker_comes_back", "a_worker_lapses", "somebody_cancels"),
     *("redis_dies_and_loses_its_last_writes",) * 2,
@@ -202,6 +203,16 @@ class LedgerMachine(RuleBasedStateMachine):
         for claim in self.fleet.claims.live():
             if claim.state is State.ENDED:
                 self.fleet.inherit(self.fleet.pollers[0], claim)
+
+    def the_leader_restores_what_redis_has_lost(self, who, pick, answered):
+        """What has been launched, with its host away until the gate is open; some of it is judged before it is back."""
+        if self.lossy:
+            self._a_good_stretch(0, pick, (5, 6, 7)[pick % 3], answered=True)
+            self.fleet.lose_claims(RUNS[pick % 2 :])
+        self.fleet.open_gate(self.fleet.pollers[0])
+        self.fleet.restore(self.fleet.pollers[0], late=not answered)
+        if pick % 4 == 0:
+            self._judge_all(0)
 
     def the_host_reboots(self, who, pick, answered):
         self.fleet.reboot(self.fleet.pollers[0])

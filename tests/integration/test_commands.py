@@ -112,6 +112,21 @@ def test_what_a_forgotten_worker_has_started_is_asked_about_and_given_up(fleet_o
     assert ledger.claims.get(claim.run_id).proof == "forgotten"
 
 
+def test_a_worker_whose_row_redis_has_lost_is_forgotten_by_what_was_restored_of_it_after_a_watch(fleet_of_one):
+    ledger, variables = fleet_of_one
+    claim, leader = _running(ledger), ledger.gate.leader()
+    ledger.store.client.delete(ledger.store.key(f"claim:{claim.run_id}"), ledger.store.key("claims"))
+    run = FlowRun(run_id=claim.run_id, name="r", route=ROUTE, due=claim.due)
+    assert ledger.claims.restore(leader.term, run, claim.claim, claim.call, "worker@gone").moved
+    assert ledger.gate.lead(leader.term, leader.nonce, Lease(ttl_seconds=1.0))
+
+    asked(2, "worker", "forget", "nobody@gone", errs=["worker@gone"], **variables)
+    asked(2, "worker", "forget", "worker@gone", errs=["1 run whose end nobody knows"], **variables)
+    says = ["worker@gone is forgotten", "1 run of it is given up"]
+    asked(0, "worker", "forget", "worker@gone", "--yes", says=says, errs=["Watching worker@gone for 1 s"], **variables)
+    assert ledger.claims.get(claim.run_id).proof == "forgotten"
+
+
 def _running(ledger: Ledger) -> Claim:
     term = ledger.gate.elect("p", "h", uuid.uuid4().hex, ledger.gate.leader(), Lease())
     ledger.gate.open(term, ledger.gate.server())

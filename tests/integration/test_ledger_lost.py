@@ -5,8 +5,8 @@ import uuid
 
 import pytest
 
-from flowfleet.ledger.claims import AGAIN, Claim, Refusal, State
-from tests.ledger_world import LedgerWorld, flow_run, held, row
+from flowfleet.ledger.claims import AGAIN, UNKNOWN_WORKER, Claim, Refusal, State
+from tests.ledger_world import CALL, LedgerWorld, flow_run, held, row
 from tests.valkey import Valkey
 
 
@@ -208,3 +208,144 @@ def test_a_run_says_as_it_is_started_what_becomes_of_it_if_it_is_lost(world, wan
     begun = world.claims.start(claim.run_id, claim.claim, "w@h", "n1", policy=wanted, switch=True).claim
 
     assert (begun.policy, begun.switch, begun.boot_id, begun.machine) == (policy, True, "boot-1", "m")
+
+
+def lost_with_redis(world: LedgerWorld, worker: str = "w@h") -> Claim:
+    """A running claim of this worker that Redis has lost, restored as the API shows it; as the worker holds it."""
+    claim = world.bring(State.RUNNING)
+    world.lose(claim)
+    assert restore(world, claim, worker=worker) is None
+    return held(claim, State.RUNNING, policy="requeue", attempt=2, switch=True, handle={"kind": "process", "id": 7})
+
+
+def restore(world: LedgerWorld, claim: Claim, *, worker: str = "w@h", term: int | None = None) -> Refusal | None:
+    return world.ask("restore", claim.run_id, claim.claim, worker=worker, term=term).refusal
+
+
+def test_a_claim_that_redis_has_lost_is_missing_again_with_what_the_api_tells_of_it(world):
+    claim = lost_with_redis(world)
+    found = world.claims.get(claim.run_id)
+
+    assert (found.state, found.was, found.claim, found.call) == (State.MISSING, State.STARTING, claim.claim, CALL)
+    assert (found.worker, found.policy, found.attempt, found.route) == ("w@h", "report", 1, claim.route)
+    assert restore(world, claim) is None, "a repeat"
+    assert [one.claim for one in renew(world).missed] == [claim.claim]
+    assert world.claims.judge(world.term, claim.run_id, claim.claim, found.moves, reason="Lost.").moved
+    assert world.claims.bury(world.term, claim.run_id, claim.claim, "crashed").moved
+    assert [tomb.worker for tomb in world.claims.tombs()] == ["w@h"]
+
+
+def test_nothing_is_restored_for_an_old_leader_beside_a_claim_or_tombstone_or_before_workers_had_their_time(world):
+    running, tomb, lost = world.bring(State.RUNNING), buried(world), world.bring(State.RUNNING)
+    world.lose(lost)
+    store = world.ledger.store
+    store.client.hdel(store.key("records"), tomb.claim)
+
+    assert restore(world, lost, term=world.term + 1) is Refusal.TERM
+    assert restore(world, running) is Refusal.KNOWN
+    assert restore(world, held(running, claim=str(uuid.uuid4()))) is Refusal.KNOWN
+    assert restore(world, tomb) is Refusal.BURIED
+    world.shut()
+    assert restore(world, lost) is Refusal.GATE
+    world.open()
+    assert restore(world, lost) is None
+
+
+def test_a_claim_that_has_gone_in_order_is_not_restored_and_one_that_a_leader_has_dropped_for_want_of_news_is(world):
+    released = world.bring(State.ENDED)
+    world.claims.release(released.run_id, released.claim, "w@h", "completed")
+    given_back, dropped = world.bring(State.RETURNING), world.bring(State.TAKEN)
+    world.claims.drop(given_back.run_id, given_back.claim, worker="w@h")
+    world.claims.give_back(dropped.run_id, dropped.claim, "late", term=world.term)
+    world.claims.drop(dropped.run_id, dropped.claim, term=world.term)
+
+    assert [restore(world, one) for one in (released, given_back, dropped)] == [Refusal.KNOWN, Refusal.KNOWN, None]
+
+
+@pytest.mark.parametrize("named", ["w@h", "earlier@h", UNKNOWN_WORKER], ids=["its own", "a sibling", "nobody"])
+def test_a_host_that_is_back_has_its_claim_as_its_disk_has_it_whomever_the_api_has_named(world, named):
+    claim = lost_with_redis(world, named)
+    answer = renew(world, claim)
+    found = world.claims.get(claim.run_id)
+
+    assert (dict(answer.fenced), answer.reasserted) == ({}, {claim.run_id})
+    assert (found.state, found.worker, found.handle, found.boot_id) == (State.RUNNING, "w@h", claim.handle, "boot-1")
+    assert (found.call, found.policy, found.attempt, found.switch) == (claim.call, "requeue", 2, True)
+    assert (found.was, found.missed_at) == (None, 0.0)
+    assert renew(world).missed == ()
+    assert dict(renew(world, claim, worker="x@h", nonce="nx").fenced) == {claim.run_id: Refusal.OWNER}
+
+
+def test_a_cancel_of_a_restored_claim_reaches_the_host_that_is_back(world):
+    claim = lost_with_redis(world)
+    world.claims.cancel(claim.run_id, why="by a test")
+    assert renew(world, claim).cancelled[claim.run_id].why == "by a test"
+
+
+@pytest.mark.parametrize("named", ["w@h", UNKNOWN_WORKER])
+@pytest.mark.parametrize("before", ["run", "end"])
+def test_what_a_host_says_of_its_run_before_its_first_renewal_counts(world, named, before):
+    claim = lost_with_redis(world, named)
+    assert world.ask(before, claim.run_id, claim.claim).moved
+    found = world.claims.get(claim.run_id)
+    assert (found.state, found.worker) == (State.RUNNING if before == "run" else State.ENDED, "w@h")
+    renew(world, held(claim, found.state))
+    assert world.claims.get(claim.run_id).policy == "requeue"
+
+
+def test_a_message_of_a_restored_claim_starts_and_gives_back_nothing(world):
+    claim = lost_with_redis(world, "earlier@gone")
+    assert world.ask("take", claim.run_id, claim.claim).refusal is Refusal.OWNER
+    assert world.ask("give back (with proof)", claim.run_id, claim.claim).refusal is Refusal.OWNER
+
+
+@pytest.mark.parametrize(("asked", "refusal"), [("w@h", None), ("x@other", Refusal.OWNER)])
+def test_the_host_of_a_restored_claim_answers_for_it_and_of_one_that_nobody_knows_any_host_does(world, asked, refusal):
+    world.roster.sign_on(row("x@other", nonce="nx"))
+    known, unknown = lost_with_redis(world), lost_with_redis(world, UNKNOWN_WORKER)
+    nonce = "n1" if asked == "w@h" else "nx"
+    missed = {one.claim for one in renew(world, worker=asked, nonce=nonce).missed}
+
+    assert missed == ({unknown.claim} if refusal else {known.claim, unknown.claim})
+    assert world.claims.prove(known.run_id, known.claim, asked, nonce, "gone").refusal is refusal
+    assert world.claims.prove(unknown.run_id, unknown.claim, asked, nonce, "gone").moved
+
+
+def test_a_newer_claim_that_its_host_holds_takes_the_place_of_a_restored_one(world):
+    claim = lost_with_redis(world)
+    newer = held(claim, claim=str(uuid.uuid4()))
+    assert renew(world, newer).reasserted == {claim.run_id}
+    assert world.claims.get(claim.run_id).claim == newer.claim
+
+
+@pytest.mark.parametrize("worker", ["gone@away", UNKNOWN_WORKER])
+@pytest.mark.parametrize("told", [False, True])
+def test_a_worker_whose_row_redis_has_lost_is_forgotten_by_what_it_has_left(world, worker, told):
+    claim = lost_with_redis(world, worker)
+    if told:
+        world.claims.judge(world.term, claim.run_id, claim.claim, reason="Lost.")
+        world.claims.bury(world.term, claim.run_id, claim.claim, "crashed")
+    assert world.roster.forget("nobody@h") is None
+    assert world.roster.forget(worker) == [claim.run_id]
+
+    assert world.claims.tombs() == []
+    if not told:
+        assert world.claims.get(claim.run_id).proof == "forgotten"
+    assert dict(renew(world, claim).fenced) == {claim.run_id: Refusal.FORGOTTEN}
+
+
+def test_a_worker_without_a_row_that_still_renews_is_not_forgotten(world):
+    claim = lost_with_redis(world)
+    store = world.ledger.store
+    store.client.delete(store.key("worker:w@h"))
+    store.client.srem(store.key("workers"), "w@h")
+    renew(world, claim)
+    assert world.roster.forget("w@h") is None
+
+
+def test_what_was_forgotten_before_is_proved_dead_as_it_is_restored(world):
+    claim = world.bring(State.RUNNING)
+    world.lose(claim)
+    world.give_up(claim)
+    assert restore(world, claim) is None
+    assert world.claims.get(claim.run_id).proof == "forgotten"

@@ -6,6 +6,7 @@ from datetime import timedelta
 import pytest
 
 from flowfleet.api.client import LogLine, StateType, Verdict
+from flowfleet.api.life import LaunchedClaim
 from flowfleet.api.prefect1 import backlog
 from flowfleet.api.prefect1.client import Prefect1
 from flowfleet.api.transport import session
@@ -298,6 +299,29 @@ def test_the_sweep_sees_what_this_fleet_has_submitted_or_begun_and_nothing_else(
     assert found[ours].state.at is not None
     assert found[begun].state.kind is StateType.RUNNING
     assert found[ours].route == runs[ours].route
+
+
+def test_the_history_of_a_run_tells_under_which_claim_of_ours_it_was_begun(server):
+    run = server.listed(server.scheduled())
+    life = server.client.life
+    assert life.origin(run.run_id, MARK.fleet) is None
+    call = server.claimed(run)
+    ours = LaunchedClaim(claim=claim_id(call, run.run_id), call=call)
+    for state in ("Running", "Cancelling"):
+        assert life.origin(run.run_id, MARK.fleet) == ours
+        server.api.write(run.run_id, state)
+    assert life.origin(run.run_id, MARK.fleet) == ours
+    assert life.origin(run.run_id, MARK.fleet + "-2") is None
+    server.api.write(run.run_id, "Cancelled")
+    assert life.origin(run.run_id, MARK.fleet) is None
+
+
+def test_a_run_that_another_agent_has_begun_since_has_no_claim_of_ours(server):
+    run = server.listed(server.scheduled())
+    server.claimed(run)
+    for state in ("Running", "Failed", "Scheduled", "Submitted", "Running"):
+        server.api.write(run.run_id, state)
+    assert server.client.life.origin(run.run_id, MARK.fleet) is None
 
 
 def test_a_late_retry_of_a_run_that_gives_signs_of_life_is_not_taken_for_one_that_never_began(server):

@@ -1,11 +1,13 @@
 """Claims at a real Prefect 3 server: who wins, what a repeat says, what is handed back, what an end may overwrite."""
 
 import uuid
+from dataclasses import replace
 from datetime import datetime
 
 import pytest
 
 from flowfleet.api.client import Mark, StateType, Verdict
+from flowfleet.api.life import LaunchedClaim, Silent, cut_off_name
 from flowfleet.api.transport import session
 from flowfleet.api.transport.reading import instant
 from flowfleet.flow_run import claim_id
@@ -379,6 +381,55 @@ def test_a_run_that_another_fleet_claimed_in_its_second_life_is_not_ours_by_its_
 
     assert pool.client.unfinished(mark) == []
     assert [item.state.run_id for item in pool.client.unfinished(neighbour)] == [run]
+
+
+def test_the_history_of_a_run_tells_under_which_claim_and_on_which_worker_it_was_launched(pool, deployment):
+    run, call = pool.taken(deployment)
+    life, claims, claim = pool.client.life, pool.client.claims, claim_id(call, run)
+    assert life.origin(run, MARK.fleet) is None, "nothing has been launched yet"
+    claims.launching(run, call, claim, MARK)
+    launched = LaunchedClaim(claim=claim, call=call, worker=MARK.worker)
+    for state, name in (("PENDING", "Submitting"), *((kind, None) for kind in ("RUNNING", "SCHEDULED", "RUNNING"))):
+        assert life.origin(run, MARK.fleet) == launched
+        assert pool.set_state(run, state, name)["status"] == "ACCEPT"
+    pool.set_state(run, "CANCELLING")
+    assert life.origin(run, MARK.fleet) == launched
+    assert life.origin(run, MARK.fleet + "-2") is None
+    pool.set_state(run, "CANCELLED")
+    assert life.origin(run, MARK.fleet) is None
+
+
+@pytest.mark.parametrize("whose", ["a stock worker", "another fleet"])
+def test_a_run_that_somebody_else_runs_in_its_second_life_has_no_claim_of_ours(pool, deployment, whose):
+    """Our mark of its first life stays, so the sweep finds it while it runs."""
+    neighbour = Mark(fleet=MARK.fleet + "-2", worker="w@two")
+    run, call = pool.taken(deployment)
+    pool.client.claims.launching(run, call, claim_id(call, run), MARK)
+    pool.client.claims.started(run, MARK, 12)
+    for state in ("RUNNING", "CRASHED", "SCHEDULED"):
+        pool.set_state(run, state)
+    if whose == "another fleet":
+        call = new_call()
+        pool.client.claims.claim([one for one in pool.due() if one.run_id == run], call, neighbour)
+        pool.client.claims.launching(run, call, claim_id(call, run), neighbour)
+    else:
+        pool.set_state(run, "PENDING", "Submitting")
+    pool.set_state(run, "RUNNING")
+
+    assert run in {item.state.run_id for item in pool.client.unfinished(MARK)}
+    assert pool.client.life.origin(run, MARK.fleet) is None
+    theirs = pool.client.life.origin(run, neighbour.fleet)
+    assert (theirs and theirs.worker) == ("w@two" if whose == "another fleet" else None)
+
+
+def test_a_worker_that_is_cut_off_is_found_by_the_pool_of_its_run_when_redis_has_lost_its_row(pool, deployment):
+    run, _ = pool.taken(deployment)
+    pool.client.presence.online(pool.name, cut_off_name("f", "w@one"), 30)
+    (pool_id,) = pool.offer.pool_ids
+    silent = Silent(run_id=run, worker="w@one", pool_id=pool_id)
+
+    assert set(pool.client.life.signs([silent], "f")) == {run}
+    assert pool.client.life.signs([replace(silent, worker="w@two")], "f") == {}
 
 
 def test_the_sweep_reads_all_pages(pool, deployment, monkeypatch):

@@ -1,0 +1,131 @@
+"""Redis loses everything: what a living worker runs is told to it again; what a lost host ran is told as lost."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests import processes
+from tests.prefect_server import PrefectServer
+from tests.valkey import Valkey
+from tests.waiting import stays, until
+from tests.world import Part, World
+
+RENEW, LEASE, GRACE = 0.5, 4.0, 4.0
+#: of what the leader does beside waiting, with room for a slow machine
+ROUNDS = 15.0
+HOLD = """
+@flow
+def go():
+    note("ran")
+    while not (Path(os.environ["FFTEST_NOTES"]) / "release").exists():
+        time.sleep(0.1)
+    note("done")
+"""
+
+
+@dataclass
+class Emptied:
+    """A fleet on a Redis of its own, and a worker whose host is `gone`."""
+
+    world: World
+    server: Valkey
+
+    def start(self, grace: float = GRACE) -> Part:
+        numbers = ("--lease-seconds", LEASE, "--renew-seconds", RENEW, "--adopt-grace", grace)
+        self.world.start_poller("agent", *map(str, numbers))
+        return self.world.start_worker("worker", slots=2, env={"FLOWFLEET_HOST": "gone"})
+
+    def running(self) -> tuple[str, int]:
+        """A run of the real engine that stays, and its process; the API and the ledger show it as running."""
+        run = self.world.create_run(self.world.deploy(HOLD))
+        pid = int(self.world.wait_note(run, "ran")[1])
+        self.world.wait_state(run, "Running")
+        until(lambda: self.world.seen()["counts"]["running"] == 1, 20, "it to run", pause=0.2)
+        return run, pid
+
+    def empty(self) -> None:
+        with self.server.client() as redis:
+            redis.flushall()
+
+    def lose_host(self, worker: Part, pid: int) -> None:
+        """What a power cut does, for good: worker, shim (first, since it must not see the run's end) and engine."""
+        worker.kill()
+        processes.kill(processes.parent(pid))
+        processes.kill(pid)
+        until(lambda: not processes.alive(pid), 10, "the engine to be dead")
+
+    def states(self) -> dict[str, str]:
+        return {run["run_id"]: run["state"] for run in self.world.seen()["runs"]}
+
+
+@pytest.fixture
+def emptied(prefect_server: PrefectServer, tmp_path: Path) -> Iterator[Emptied]:
+    with Valkey.private(tcp=True) as server:
+        world = World(tmp_path, prefect_server.api_url, server.tcp_url)
+        try:
+            yield Emptied(world, server)
+            world.close()
+        finally:
+            processes.sweep("FFTEST_WORLD", world.mark)
+
+
+def test_a_run_of_a_living_worker_is_known_again_and_nothing_is_told(emptied):
+    world = emptied.world
+    emptied.start()
+    run, pid = emptied.running()
+    emptied.empty()
+
+    until(lambda: emptied.states() == {run: "running"}, 20, "the worker to tell of it", pause=0.2)
+    until(lambda: world.seen()["gate"] == "open", LEASE + ROUNDS, "the gate to open", pause=0.2)
+    stays(lambda: emptied.states() == {run: "running"}, LEASE + GRACE + 2, "it is neither missing nor told")
+    assert processes.alive(pid)
+    world.release()
+    world.wait_state(run, "Completed")
+    assert "Crashed" not in world.api.history(run)
+    world.wait_empty()
+
+
+def test_a_run_whose_host_is_lost_with_the_data_of_redis_is_told_and_runs_of_others_are_not(emptied):
+    world = emptied.world
+    worker = emptied.start()
+    run, pid = emptied.running()
+    stock = f"{world.pool}-stock"
+    world.api.call("POST", "/work_pools/", {"name": stock, "type": "process"})
+    theirs = world.api.create_run(world.deploy(HOLD, pool=stock))
+    world.api.call("POST", f"/flow_runs/{theirs}/set_state", {"state": {"type": "RUNNING"}, "force": True})
+    emptied.lose_host(worker, pid)
+    emptied.empty()
+
+    message = world.wait_state(run, "Crashed", seconds=LEASE + RENEW + GRACE + ROUNDS)["message"]
+    assert "The flow run was lost: its host gone (worker worker@gone) has not been heard of since" in message
+    assert "bring the host back, or, if it is gone for good, run `worker forget`" in message
+    assert [(lost["run_id"], lost["host"]) for lost in world.status()["lost"]] == [(run, "gone")]
+    assert world.api.state(theirs)["type"] == "RUNNING"
+    assert world.words(run) == ["ran"]
+
+
+def test_a_host_that_redis_has_lost_is_forgotten_by_its_name_and_the_retry_starts_elsewhere(emptied):
+    world = emptied.world
+    worker = emptied.start(grace=600.0)
+    run, pid = emptied.running()
+    emptied.lose_host(worker, pid)
+    emptied.empty()
+    until(lambda: emptied.states() == {run: "missing"}, LEASE + ROUNDS, "it to be missing", pause=0.2)
+    assert world.seen()["workers"] == []
+
+    refused = world.command("flowfleet", "worker", "forget", "worker@elsewhere", "--yes")
+    assert (refused.returncode, "known are worker@gone" in refused.stderr) == (2, True)
+    done = world.command("flowfleet", "worker", "forget", "worker@gone", "--yes", seconds=60)
+    assert done.returncode == 0, done.stderr
+    assert "1 run of it is given up" in done.stdout
+    assert "given up by worker forget" in world.wait_state(run, "Crashed", seconds=ROUNDS)["message"]
+
+    world.start_worker(
+        "other", slots=1, env={"FLOWFLEET_HOST": "here", "XDG_STATE_HOME": str(world.folder / "state-2")}
+    )
+    world.api.call("POST", f"/flow_runs/{run}/set_state", {"state": {"type": "SCHEDULED", "name": "Scheduled"}})
+    until(lambda: world.words(run) == ["ran", "ran"], 60, "the retry to be started")
+    world.release()
+    world.wait_state(run, "Completed")
