@@ -211,8 +211,8 @@ class Loop:
             # runs that were handed back, now or by the sweep before the gate opened, are due at the API again
             self._hints.add("due")
         if is_open and not was_open:
-            # workers have had their time, and the sweep before the gate opened has found what none of them holds
-            self.restorer.restore(term, self.sweep.unknown)
+            # workers have had their time to say what they hold: what none of them has is restored at once
+            self._next_sweep = 0.0
         self.progress.note()
         self._poll(term, rows, plan, is_open=is_open)
         self.progress.note()

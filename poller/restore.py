@@ -86,7 +86,8 @@ class Restorer:
 
 
 def _over(state: RunState) -> bool:
-    return state.kind.terminal or state.waits
+    """Whether the run needs no word of ours: it has ended, or goes on by itself and needs no process for that."""
+    return state.kind.terminal or state.waits or state.comes_back
 
 
 def _flow_run(found: UnfinishedRun, route: Route) -> FlowRun:

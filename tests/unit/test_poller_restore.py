@@ -103,12 +103,19 @@ def test_a_run_that_somebody_else_launched_is_left_alone_and_named_once(world, c
 
 
 @pytest.mark.parametrize(
-    "now", [(StateType.COMPLETED, "Completed"), (StateType.SCHEDULED, "Scheduled")], ids=lambda now: now[1]
+    "now",
+    [
+        {"kind": StateType.COMPLETED, "name": "Completed"},
+        {"kind": StateType.SCHEDULED, "name": "Scheduled"},
+        # Prefect 1: the process has ended, and a task is to be tried later
+        {"kind": StateType.RUNNING, "name": "Running", "comes_back": True},
+    ],
+    ids=lambda now: now["name"],
 )
-def test_a_run_that_has_gone_on_since_the_sweep_saw_it_is_not_restored(world, now):
+def test_a_run_that_has_ended_or_goes_on_by_itself_is_not_restored(world, now):
     run_id = launched(world)
     seen = world.api.unfinished(None)
-    world.api.be(run_id, *now)
+    world.api.be(run_id, **now)
     world.api.due_at[run_id] = world.time.moment(9000)
 
     world.loop.restorer.restore(world.leadership.term, seen)
@@ -125,7 +132,7 @@ def test_an_api_that_tells_nothing_of_one_run_keeps_no_other_from_being_restored
     assert (world.claims.get(first), world.claims.get(second).state) == (None, State.MISSING)
 
     world.api.origin = asked
-    world.rounds(700)
+    world.rounds(600 + GRACE + 10)
     assert first in {run_id for run_id, _, _ in world.api.reports}
 
 
@@ -142,7 +149,9 @@ def test_an_api_that_is_silent_as_the_gate_opens_has_its_runs_restored_when_it_i
     assert world.gate.is_open()
     assert world.claims.get(run_id) is None
     world.api.heal()
-    world.rounds(700)
+    world.rounds(40)
+    assert world.claims.get(run_id).state is State.MISSING
+    world.rounds(GRACE)
 
     assert [run for run, _, _ in world.api.reports] == [run_id]
 
