@@ -409,17 +409,17 @@ def test_a_run_that_somebody_else_runs_in_its_second_life_has_no_claim_of_ours(p
     for state in ("RUNNING", "CRASHED", "SCHEDULED"):
         pool.set_state(run, state)
     if whose == "another fleet":
-        call = new_call()
-        pool.client.claims.claim([one for one in pool.due() if one.run_id == run], call, neighbour)
-        pool.client.claims.launching(run, call, claim_id(call, run), neighbour)
+        call, theirs = new_call(), pool.another_client().claims
+        theirs.claim([one for one in pool.due() if one.run_id == run], call, neighbour)
+        assert theirs.launching(run, call, claim_id(call, run), neighbour).verdict is Verdict.ACCEPTED
     else:
         pool.set_state(run, "PENDING", "Submitting")
     pool.set_state(run, "RUNNING")
 
     assert run in {item.state.run_id for item in pool.client.unfinished(MARK)}
     assert pool.client.life.origin(run, MARK.fleet) is None
-    theirs = pool.client.life.origin(run, neighbour.fleet)
-    assert (theirs and theirs.worker) == ("w@two" if whose == "another fleet" else None)
+    found = pool.client.life.origin(run, neighbour.fleet)
+    assert (found and found.worker) == ("w@two" if whose == "another fleet" else None)
 
 
 def test_a_worker_that_is_cut_off_is_found_by_the_pool_of_its_run_when_redis_has_lost_its_row(pool, deployment):
