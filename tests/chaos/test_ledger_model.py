@@ -379,7 +379,8 @@ class LedgerMachine(RuleBasedStateMachine):
         mine = held(claim, State.TAKEN) if newer else held(claim, State.TAKEN, claim=other_claim(claim))
         with self.fleet.newer(claim) if newer else nullcontext():
             renewal = self.fleet.claims.renew(worker.name, worker.nonce, worker.beat, [mine])
-        why = Refusal.VERSION if newer else Refusal.OTHER_CLAIM
+        (facts,) = self.fleet.facts(Asked(move="assert", run=claim.run_id, claim=mine.claim))
+        why = Refusal.FORGOTTEN if facts.forgotten else Refusal.VERSION if newer else Refusal.OTHER_CLAIM
         assert dict(renewal.fenced) == {claim.run_id: why}
         self.tally.add("assert", why)
 
