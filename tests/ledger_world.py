@@ -49,9 +49,6 @@ ASKED: dict[str, Callable[..., Outcome]] = {
         *ids, "cannot", worker=worker, never_began=True
     ),
     "miss": lambda c, ids, term, worker, nonce: c.miss(term, *ids),
-    "restore": lambda c, ids, term, worker, nonce: c.restore(
-        term, replace(flow_run(), run_id=ids[0]), ids[1], CALL, worker
-    ),
     "judge": lambda c, ids, term, worker, nonce: c.judge(term, *ids, reason="Lost."),
     "bury": lambda c, ids, term, worker, nonce: c.bury(term, *ids, "crashed"),
     "inherit": lambda c, ids, term, worker, nonce: c.inherit(term, *ids, outcome="crashed"),
@@ -140,6 +137,11 @@ class LedgerWorld:
     ) -> Outcome:
         """A move of the table, by the leader of now or by a worker."""
         return ASKED[move](self.claims, (run, claim), self.term if term is None else term, worker, nonce)
+
+    def restore(self, run: str, claim: str, *, worker: str = "w@h", term: int | None = None) -> Outcome:
+        """What a leader makes of a run that the API alone still knows."""
+        about = replace(flow_run(), run_id=run)
+        return self.claims.restore(self.term if term is None else term, about, claim, CALL, worker)
 
     def set(self, claim: Claim, **fields: str) -> None:
         """Write into the claim past the scripts, as a later version would, or as a loss would leave it."""

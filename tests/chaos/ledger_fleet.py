@@ -202,6 +202,8 @@ class LedgerFleet:
             return self.claims.cancel(a.run, a.claim, how, "why")
         if a.move == "prove":
             return self.claims.prove(a.run, a.claim, a.worker, a.nonce, "no process of it is left")
+        if a.move == "restore":
+            return self.world.restore(a.run, a.claim, worker=a.worker, term=a.term)
         if a.move == "clear":
             return self.claims.clear(a.term, a.run, a.claim)
         if a.move == "bury" and self.again.get(a.run) == a.claim:

@@ -33,9 +33,9 @@ def cases(pick: Callable[[Any], Any]) -> list[Any]:
 
 def test_every_move_of_the_table_is_asked_for_here():
     # claim and assert have tests of their own below; adopt, which keeps its state, has them in test_worker_takeover.py,
-    # yield, which moves many, in test_ledger_yield.py, prove, forget and clear in test_ledger_lost.py; cancel, which
-    # goes from any state, below
-    others = {"claim", "assert", "adopt", "yield", "cancel", "prove", "forget", "clear"}
+    # yield, which moves many, in test_ledger_yield.py, restore, prove, forget and clear in test_ledger_lost.py; cancel,
+    # which goes from any state, below
+    others = {"claim", "assert", "adopt", "yield", "cancel", "restore", "prove", "forget", "clear"}
     assert set(ASKED) | others == BUILT
 
 

@@ -219,7 +219,7 @@ def lost_with_redis(world: LedgerWorld, worker: str = "w@h") -> Claim:
 
 
 def restore(world: LedgerWorld, claim: Claim, *, worker: str = "w@h", term: int | None = None) -> Refusal | None:
-    return world.ask("restore", claim.run_id, claim.claim, worker=worker, term=term).refusal
+    return world.restore(claim.run_id, claim.claim, worker=worker, term=term).refusal
 
 
 def test_a_claim_that_redis_has_lost_is_missing_again_with_what_the_api_tells_of_it(world):
