@@ -265,9 +265,10 @@ class WorkerWorld:
         until(lambda: service.slots.in_use() == 0, 10, "the slots to be free")
 
     def wait_handed_back(self, message: Message) -> None:
-        """Wait until nothing of a run that went back is left here."""
+        """Wait until nothing of a run that went back is left to do here."""
         self.wait_free()
-        until(lambda: not self.run_folder(message).path.exists(), 30, "the folder to be removed")
+        folder = self.run_folder(message)
+        until(lambda: not folder.path.exists() or folder.settled(), 30, "the folder to be removed or settled")
 
     def marking(self) -> str:
         """What a run executes to show that it has begun."""
@@ -306,7 +307,7 @@ class WorkerWorld:
         traces = {
             "attempt": self.service.attempts.get(message.task_id) is not None,
             "report": self.state.outbox.get(message.run_id, message.claim) is not None,
-            # settled after an end, removed after a hand-back
+            # settled after an end, removed after a hand-back that the ledger has confirmed
             "folder": folder.path.exists() and not folder.settled(),
         }
         return [name for name, there in traces.items() if there]

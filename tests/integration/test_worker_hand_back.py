@@ -43,6 +43,21 @@ def lost_by_redis(world):
     return lambda message: world.ledger.lose(world.ledger.claims.get(message.run_id))
 
 
+def held_for_lost(world, *, buried):
+    """What a leader does that has not heard of the worker for too long."""
+
+    def happens(message):
+        ids, claims, term = (message.run_id, message.claim), world.ledger.claims, world.ledger.term
+        assert claims.miss(term, *ids).moved
+        assert claims.judge(term, *ids, reason="Lost.").moved
+        if buried:
+            world.api.write(message.run_id, "CRASHED")
+            assert claims.bury(term, *ids, "crashed").moved
+            assert claims.tomb(message.run_id) is not None
+
+    return happens
+
+
 @pytest.mark.parametrize("place", ["take.after_move", "start.after_move", "start.before_fork"])
 def test_a_cancel_at_the_api_that_meets_a_hand_back_is_told_as_done(world, place):
     message = broken_launch(world, place, cancelled_at_the_api(world))
@@ -96,3 +111,17 @@ def test_a_run_that_somebody_has_claimed_since_redis_lost_ours_is_theirs_to_canc
     world.wait_handed_back(message)
 
     assert world.api.state(message.run_id)["type"] == "CANCELLING"
+
+
+@pytest.mark.parametrize("buried", [True, False], ids=["buried", "judged"])
+def test_a_run_that_was_held_for_lost_before_it_began_is_answered_for_by_its_host(world, buried):
+    message = broken_launch(world, "start.before_fork", held_for_lost(world, buried=buried))
+    world.wait_handed_back(message)
+    world.service.heartbeat.renew()
+
+    claims = world.ledger.claims
+    if buried:
+        until(lambda: claims.tomb(message.run_id) is None, 10, "the tombstone to go")
+    else:
+        until(lambda: claims.get(message.run_id).proof, 10, "the word of the host")
+    assert world.api.history(message.run_id)[-1] == ("Crashed" if buried else "Launching")

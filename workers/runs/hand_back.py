@@ -1,7 +1,8 @@
 """Hand back: a claim whose user code never began goes back to the API as Scheduled: ledger, API, ledger, in this order.
 
 A crash in between leaves the claim `returning`, and the leader finishes it. A claim that Redis has lost is told to the
-API all the same.
+API all the same. A folder goes only where the ledger has confirmed the hand-back; else it stays until it is pruned, to
+prove that user code never began.
 """
 
 import logging
@@ -83,9 +84,10 @@ class HandBack:
         now = self.attempts.remove(attempt.key)
         lost = outcome.refusal is Refusal.UNKNOWN
         if not outcome.moved and not lost:
-            # the leader has taken the claim back and tells the API itself, or the claim is somebody else's
+            # the leader has taken the claim back and tells the API itself, or the claim is somebody else's, or it is
+            # held for lost: then this host is asked whether a process is left, and only the folder can answer
             logger.info("nothing to hand back", extra={**attempt.fields, "refusal": str(outcome.refusal)})
-            attempt.folder.remove()
+            attempt.folder.settle()
             return
         self.failpoints.hit("return.after_ledger")
         if lost:
@@ -135,6 +137,8 @@ class HandBack:
             reason = "it was handed back while Redis had lost it"
             self.claims.give_back(held.run_id, held.claim, reason, worker=self.worker, never_began=True)
             self.claims.drop(held.run_id, held.claim, worker=self.worker)
-        if went.folder is not None:
+        if went.folder is not None and went.lost:
+            went.folder.settle()  # the claim may have been buried: the folder is the proof that no process is left
+        elif went.folder is not None:
             went.folder.remove()  # user code never began here, so there is no output to keep until it is pruned
         went.on_done()
