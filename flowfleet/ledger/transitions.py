@@ -241,7 +241,8 @@ TRANSITIONS: tuple[Transition, ...] = (
         stays=True,
         refusals=(*_FOUND, Refusal.OWNER, Refusal.FORGOTTEN, Refusal.STATE),
         sentence="Another worker of the same host looks after the run from now on: its owner is dead, since the new "
-        "one has held the lock of that one's state folder. Claim id and state stay.",
+        "one has held the lock of that one's state folder. A host whose name has changed is the same one by its "
+        "machine and boot. Claim id and state stay.",
         crash="The run's folder names its new keeper before the ledger does. That one asks again when it starts, or, "
         "if it does not come back, the next worker of the host that starts.",
     ),

@@ -2,10 +2,12 @@
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 
-from tests.ledger_world import other_claim, row
+from flowfleet.ledger.claims import State
+from tests.ledger_world import LedgerWorld, other_claim, row
 from tests.processes import alive
 from tests.waiting import until
 from tests.world import World
@@ -22,18 +24,18 @@ class OneHost(World):
         self.env |= {
             "FLOWFLEET_PLAIN": os.environ.get("FLOWFLEET_TEST_PLAIN", ""),
             "FLOWFLEET_STATE_DIR": str(folder / "states"),
-            "FLOWFLEET_HOST": HOST,
         }
         self.ledger.lead()
         self.ledger.open()
 
-    def serving(self, name, *options, **env):
+    def serving(self, name, *options, host=HOST, **env):
         """A worker of this name that can be given runs."""
         nonces = {row.nonce for row in self.ledger.roster.rows()}
+        env = {"FLOWFLEET_HOST": host, **env}
         worker = self.start("worker", name, ["--name", name, "--slots", "2", *options], env, wait=False)
 
         def serves():
-            rows = [row for row in self.ledger.roster.rows() if row.worker == f"{name}@{HOST}"]
+            rows = [row for row in self.ledger.roster.rows() if row.worker == f"{name}@{host}"]
             return [row for row in rows if row.nonce not in nonces and row.routes and row.live]
 
         until(serves, 30, f"{name} to serve")
@@ -56,8 +58,8 @@ def owner(world, message):
     return claim.worker if claim else None
 
 
-def wait_owner(world, message, name, seconds=10):
-    until(lambda: owner(world, message) == f"{name}@{HOST}", seconds, f"{name} to own the run")
+def wait_owner(world, message, name, seconds=10, host=HOST):
+    until(lambda: owner(world, message) == f"{name}@{host}", seconds, f"{name} to own the run")
 
 
 def begin(world, host, code=7):
@@ -125,6 +127,22 @@ def test_a_keeper_killed_before_the_ledger_heard_of_it_asks_again_when_it_starts
     end(world, message)
 
 
+@pytest.mark.parametrize("ended", [False, True], ids=["alive", "ended"])
+def test_a_worker_whose_host_has_another_name_now_looks_after_its_runs(world, host, ended):
+    first, message = begin(world, host)
+    first.kill()
+    if ended:
+        world.release()
+        until((host.folder_of(message) / "cleared").exists, 10, "the shim to record the exit")
+    host.serving("first", host="renamed")
+    if not ended:
+        wait_owner(world, message, "first", host="renamed")
+        # also when Redis loses that later
+        world.ledger.set(world.ledger.claims.get(message.run_id), worker=f"first@{HOST}")
+        wait_owner(world, message, "first", 20, host="renamed")
+    end(world, message)
+
+
 def test_a_run_that_ended_while_nobody_lived_is_reported_by_the_sibling(world, host):
     first, message = begin(world, host, code=9)
     first.kill()
@@ -184,6 +202,35 @@ def test_adoption_is_refused_to_a_worker_of_another_host_or_an_old_process(world
     assert ask(f"other@{HOST}", "n") is None, "a repeat is told the same"
     other = other_claim(claims.get(message.run_id))
     assert claims.adopt(message.run_id, other, f"other@{HOST}", "n").refusal == "other-claim"
+
+
+HERE = {"machine": "m", "boot_id": "b"}
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "refusal"),
+    [
+        (HERE, HERE, None),
+        (HERE, HERE | {"boot_id": "another"}, "owner"),
+        (HERE, HERE | {"machine": "another"}, "owner"),
+        ({}, {}, "owner"),
+        (HERE, {}, "owner"),
+    ],
+    ids=["its name has changed", "another boot, perhaps a copy", "another machine", "nobody knows", "it does not tell"],
+)
+@pytest.mark.parametrize("state", [State.TAKEN, State.RUNNING])
+def test_a_host_of_another_name_is_the_same_one_by_machine_and_boot(valkey, state, before, now, refusal):
+    ledger = LedgerWorld(valkey.url).up(replace(row(), **before), replace(row("w@renamed"), **now))
+    claim = ledger.bring(state)
+    assert ledger.claims.adopt(claim.run_id, claim.claim, "w@renamed", "n1").refusal == refusal
+    assert ledger.claims.get(claim.run_id).worker == ("w@h" if refusal else "w@renamed")
+
+
+def test_a_host_is_told_by_what_it_was_when_the_run_began(valkey):
+    ledger = LedgerWorld(valkey.url).up(replace(row(), **HERE), replace(row("w@renamed"), **HERE))
+    claim = ledger.bring(State.RUNNING)
+    ledger.set(claim, boot_id="an earlier one")
+    assert ledger.claims.adopt(claim.run_id, claim.claim, "w@renamed", "n1").refusal == "owner"
 
 
 def test_a_real_worker_shows_what_its_runs_print_to_the_last_line(world, host):

@@ -35,7 +35,7 @@ class Host:
 
     def kept(self, state=None, *, may_live=False, scopes=frozenset()):
         takeover = Takeover(
-            own=state or self.open("own"), fleet="f", api="http://api", scopes=frozenset(scopes),
+            own=state or self.open("own"), worker="own@h", fleet="f", api="http://api", scopes=frozenset(scopes),
             take_reports=lambda outbox: len(list(outbox)), may_live=lambda _last: may_live,
         )  # fmt: skip
         return {(folder.state_folder.name, folder.key) for folder in takeover.take_over()}
@@ -60,6 +60,13 @@ def test_a_keeper_whose_folder_was_removed_keeps_nothing(host):
     first = host.open("first")
     host.run(first).keep_for("nobody")
     assert host.kept(first) == {("first", "r.c")}
+
+
+def test_a_run_that_was_begun_under_another_host_name_has_its_worker_named_as_its_keeper(host):
+    own = host.open("own")
+    before, ours = host.run(own, "before", worker="own@before"), host.run(own, "ours", worker="own@h")
+    assert host.kept(own) == {("own", "before.c"), ("own", "ours.c")}
+    assert [folder.changed_hands() for folder in (before, ours)] == [True, False]
 
 
 @pytest.mark.parametrize(

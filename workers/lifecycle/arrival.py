@@ -41,6 +41,7 @@ class Arrival:
         """Adopt all that is ours to look after, and send the reports again that are still to be sent."""
         takeover = Takeover(
             own=self.state,
+            worker=self.row.worker,
             fleet=self.fleet,
             api=self.api,
             scopes=scopes_of(self.row.offer),

@@ -8,7 +8,8 @@ What is done depends on what is found in each run folder that is not settled:
     report in the outbox     the report is sent again
     unknown version          the folder is left alone
 
-The claim of a run that a dead worker of another name has left (takeover.py) is first made ours in the ledger too.
+The claim of a run that a dead worker of another name has left, or we ourselves when our host had another name
+(takeover.py), is first made ours in the ledger too.
 """
 
 import logging

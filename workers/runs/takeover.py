@@ -5,6 +5,8 @@ in that folder, its keeper: the worker whose state folder is named, and who hold
 rule: who changes a keeper holds the lock of the keeper before, so that this one is dead and no other can be at it. The
 lock is let go at once, so the old name starts again at any time: it finds its runs kept by a living worker and leaves
 them alone, or by a dead one and takes them back. A crash anywhere leaves each run with exactly one keeper.
+
+A worker whose host has got another name is another one to the ledger, and names itself the keeper of its own runs.
 """
 
 import logging
@@ -38,6 +40,8 @@ class Takeover:
 
     #: the state folder of this worker
     own: StateFolder
+    #: who this worker is to the ledger, NAME@HOST
+    worker: str
     fleet: str
     #: the API's address, as it may be shown; hosts may reach one API by several, so the scope of a route counts too
     api: str
@@ -62,7 +66,7 @@ class Takeover:
                 self._take_from(sibling)
             finally:
                 sibling.close()
-        self._take_back_from_nobody()
+        self._take_back()
         return self._kept_by(self.own.path.name)
 
     def _take_from(self, dead: StateFolder) -> None:
@@ -80,10 +84,13 @@ class Takeover:
                 extra={"name_was": dead.path.name, "runs": len(runs), "reports": reports},
             )
 
-    def _take_back_from_nobody(self) -> None:
-        # runs in our folder whose keeper has no state folder any more: somebody has removed it
+    def _take_back(self) -> None:
+        # runs in our folder whose keeper has no state folder any more, since somebody has removed it, and those that we
+        # have begun under another host name, so that the ledger has them as another worker's
         for folder in self.own.runs.unsettled():
-            if not (self.own.path.parent / folder.keeper() / "lock").exists():
+            nobody = not (self.own.path.parent / folder.keeper() / "lock").exists()
+            begun_by = (folder.intent() or {}).get("worker", self.worker)
+            if nobody or (begun_by != self.worker and not folder.changed_hands()):
                 folder.keep_for(self.own.path.name)
 
     def _kept_by(self, name: str) -> list[RunFolder]:

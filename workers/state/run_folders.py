@@ -12,7 +12,7 @@ STATE/runs/RUN.CLAIM/         one attempt at a run
     certificate.json          by the worker: who ended the run and what it took, for people; nothing is decided by it
     cleared                   by the shim: nothing of the run is left
     hooks/RUN.CLAIM-hooks/    a folder like this one, of the child that runs the flow's hooks after the end
-    keeper.json               by a worker of another name that looks after the run since this one died (takeover.py)
+    keeper.json               by a worker of another NAME@HOST that looks after the run now (takeover.py)
     settled                   by the worker: nothing more has to be done; from here on the folder may be pruned
 STATE/outbox/RUN.CLAIM.json   a report that the API has not accepted yet
 """
@@ -201,7 +201,7 @@ class RunFolder:
         atomic_files.write_json(self.path / "keeper.json", {"v": VERSION, "name": name})
 
     def changed_hands(self) -> bool:
-        """True once the run has had another keeper, so that its owner in the ledger may be any worker of this host."""
+        """True once a keeper was named, so that the run's owner in the ledger may be any worker of this host."""
         return (self.path / "keeper.json").exists()
 
     def cleared(self) -> bool:
