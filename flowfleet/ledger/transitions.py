@@ -244,7 +244,8 @@ TRANSITIONS: tuple[Transition, ...] = (
         "one has held the lock of that one's state folder. A host whose name has changed is the same one by its "
         "machine and boot. Claim id and state stay.",
         crash="The run's folder names its new keeper before the ledger does. That one asks again when it starts, or, "
-        "if it does not come back, the next worker of the host that starts.",
+        "if it does not come back, the next worker of the host that starts. Where the ledger has it as another host's, "
+        "the folder names its first keeper again.",
     ),
     Transition(
         name="cancel",

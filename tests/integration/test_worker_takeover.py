@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from flowfleet.errors import LedgerUnavailable
 from flowfleet.ledger.claims import State
 from tests.ledger_world import LedgerWorld, other_claim, row
 from tests.processes import alive
@@ -202,6 +203,50 @@ def test_adoption_is_refused_to_a_worker_of_another_host_or_an_old_process(world
     assert ask(f"other@{HOST}", "n") is None, "a repeat is told the same"
     other = other_claim(claims.get(message.run_id))
     assert claims.adopt(message.run_id, other, f"other@{HOST}", "n").refusal == "other-claim"
+
+
+def test_a_run_that_the_ledger_has_as_another_hosts_goes_back_to_its_own_worker(world):
+    world.start()
+    message = world.begin(5)
+    folder = world.run_folder(message)
+    world.stop()
+    settings = world.settings
+    # its state folder does not tell where it ran, so only the ledger knows
+    world.settings = replace(settings, name="second", host="elsewhere")
+    world.worker = world.settings.identity
+    world.start()
+    assert world.service.attempts.all() == []
+    assert folder.keeper() == settings.name
+    world.stop()
+    world.settings, world.worker = settings, settings.identity
+    world.start()
+    assert [attempt.folder for attempt in world.service.attempts.running()] == [folder]
+    world.end(message, 5)
+
+
+def test_a_ledger_that_answers_later_that_a_run_is_another_hosts_gives_it_back_then(world, monkeypatch):
+    world.start()
+    message = world.begin(5)
+    folder = world.run_folder(message)
+    world.stop()
+    settings, asked, adopt = world.settings, [], world.near.claims.adopt
+
+    def away_at_first(*args):
+        asked.append(folder.keeper())
+        if len(asked) == 1:
+            raise LedgerUnavailable("Redis is away")
+        return adopt(*args)
+
+    monkeypatch.setattr(world.near.claims, "adopt", away_at_first)
+    world.settings = replace(settings, name="second", host="elsewhere")
+    world.worker = world.settings.identity
+    world.start()
+    until(lambda: folder.keeper() == settings.name, 10, "the run to be given back")
+    assert asked == ["second", "second"]
+    world.stop()
+    world.settings, world.worker = settings, settings.identity
+    world.start()
+    world.end(message, 5)
 
 
 HERE = {"machine": "m", "boot_id": "b"}

@@ -18,17 +18,17 @@ class Host:
     def __init__(self, root):
         self.root = root
 
-    def open(self, name, *, boot="boot-1"):
+    def open(self, name, *, boot="boot-1", host="h"):
         state = StateFolder.open(self.root, "machine", name)
-        state.remember(boot_id=boot, nonce=f"n-{name}", fleet="f", api="http://api", worker=f"{name}@h")
+        state.remember(boot_id=boot, nonce=f"n-{name}", fleet="f", api="http://api", worker=f"{name}@{host}")
         return state
 
     def run(self, state, run_id="r", **facts):
         return state.runs.create(run_id, "c", {"route": ROUTE, "fleet": "f", "api": "http://api", **facts})
 
-    def dead(self, *, boot="boot-1", **facts):
+    def dead(self, *, boot="boot-1", host="h", **facts):
         """The folder of a run whose worker is dead."""
-        state = self.open("dead", boot=boot)
+        state = self.open("dead", boot=boot, host=host)
         folder = self.run(state, **facts)
         state.close()
         return folder
@@ -92,6 +92,12 @@ def test_what_is_settled_stays_where_it_is(host):
 def test_of_another_boot_only_what_no_living_worker_may_have_is_taken(host, may_live):
     host.dead(boot="boot-0")
     assert bool(host.kept(may_live=may_live)) is not may_live
+
+
+def test_what_a_worker_of_another_host_name_has_left_stays_with_it_for_it_may_be_another_container(host):
+    folder = host.dead(host="container-2")
+    assert host.kept() == set()
+    assert folder.keeper() == "dead"
 
 
 def settled(host, state, run_id, *, days_ago):

@@ -93,21 +93,22 @@ class Adoption:
 
     def _adopt_kept(self, folder: RunFolder) -> bool:
         try:
-            refusal = self.claim_adoption.claim(folder)
+            return self._adopt_if_ours(folder)
         except LedgerUnavailable as exc:
             # the folder may not be touched before the ledger has us as the owner; the run itself goes on without us
             logger.warning("run of a dead worker is adopted later", extra={**folder.fields, "error": str(exc)})
-            self.to_ledger.post(lambda: self._adopt_later(folder))
+            self.to_ledger.post(lambda: self._adopt_if_ours(folder))
             return False
-        if refusal is Refusal.OWNER:
+
+    def _adopt_if_ours(self, folder: RunFolder) -> bool:
+        if self.claim_adoption.claim(folder) is Refusal.OWNER:
             logger.error("run belongs to a worker of another host and is left alone", extra=folder.fields)
+            if folder.keeper() != folder.state_folder.name:
+                # else its own worker would leave it to us when it starts again, and nobody would look after it
+                folder.keep_for(folder.state_folder.name)
             return False
         # the next renewal meets any other refusal again, and knows what to do about it
         return self._adopt(folder)
-
-    def _adopt_later(self, folder: RunFolder) -> None:
-        if self.claim_adoption.claim(folder) is not Refusal.OWNER:
-            self._adopt(folder)
 
     def _adopt(self, folder: RunFolder) -> bool:
         fields = folder.fields

@@ -6,7 +6,9 @@ rule: who changes a keeper holds the lock of the keeper before, so that this one
 lock is let go at once, so the old name starts again at any time: it finds its runs kept by a living worker and leaves
 them alone, or by a dead one and takes them back. A crash anywhere leaves each run with exactly one keeper.
 
-A worker whose host has got another name is another one to the ledger, and names itself the keeper of its own runs.
+A worker whose host has got another name is another one to the ledger, and names itself the keeper of its own runs. What
+a worker of another host name has left is not taken from it: it may be that of a container which has the same volume,
+whose runs nobody else can see.
 """
 
 import logging
@@ -28,6 +30,10 @@ logger = logging.getLogger(__name__)
 def scopes_of(offer: Offer) -> frozenset[str]:
     """The heads (`BACKEND/SCOPE`) of all routes that this offer can serve, made of the API's own ids."""
     return frozenset(f"{offer.backend}/{scope}" for scope in (*offer.pool_ids, offer.tenant) if scope)
+
+
+def _host(worker: str) -> str:
+    return worker.rpartition("@")[2]
 
 
 def _scope(route: object) -> str:
@@ -75,6 +81,14 @@ class Takeover:
             logger.warning("runs of another boot of this host are left alone", extra={"name_was": dead.path.name})
             return
         runs = [folder for folder in self._kept_by(dead.path.name) if self._ours(folder)]
+        was = str(last.get("worker", self.worker))
+        if _host(was) != _host(self.worker):
+            if runs:
+                logger.warning(
+                    "runs of a worker of another host name are left alone",
+                    extra={"name_was": dead.path.name, "worker_was": was, "runs": len(runs)},
+                )
+            return
         for folder in runs:
             folder.keep_for(self.own.path.name)
         reports = self.take_reports(dead.outbox) if self._same(last) else 0
