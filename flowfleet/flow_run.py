@@ -166,3 +166,8 @@ def report_id(claim: str, kind: str) -> str:
     away.
     """
     return str(uuid.uuid5(uuid.UUID(claim), f"reported {kind}"))
+
+
+def again_id(claim: str, run_id: str) -> str:
+    """The id of the state by which we start the run of a claim once more: where it stands, that was carried out."""
+    return str(uuid.uuid5(uuid.UUID(claim), f"{run_id} runs again"))

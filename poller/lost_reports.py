@@ -10,6 +10,7 @@ from flowfleet.api.client import Answer, EndApi, Mark, RunState, StateType, Verd
 from flowfleet.api.traits import Traits
 from flowfleet.certificate import EndedBy
 from flowfleet.failpoints import Failpoints
+from flowfleet.flow_run import again_id
 from flowfleet.ledger.claims import AGAIN, UNKNOWN_WORKER, Claim, Claims, Outcome
 from flowfleet.ledger.gate import Gate
 from poller.claiming import term_checked
@@ -64,7 +65,7 @@ class LostReports:
             return False
         state = self.api.states([claim.run_id]).get(claim.run_id)
         self.progressed()
-        outcome = _nothing_to_tell(state)
+        outcome = _nothing_to_tell(claim, state)
         if outcome is None and state is not None:
             outcome = self._write(term, claim, state)
         if outcome is None:
@@ -111,7 +112,7 @@ class LostReports:
             return "gone"
         if answer.claimed_since:
             return "claimed since"
-        if answer.verdict is Verdict.REFUSED and (outcome := _nothing_to_tell(answer.state)) is not None:
+        if answer.verdict is Verdict.REFUSED and (outcome := _nothing_to_tell(claim, answer.state)) is not None:
             return outcome
         extra = {"run_id": claim.run_id, "claim": claim.claim, "answer": answer.reason}
         logger.warning("a lost run cannot be told yet", extra={**extra, "next_try_seconds": AGAIN_SECONDS})
@@ -123,7 +124,7 @@ class LostReports:
             return False
         state = self.api.states([claim.run_id]).get(claim.run_id)
         self.progressed()
-        outcome = _nothing_to_tell(state)
+        outcome = _nothing_to_tell(claim, state)
         if outcome is None and state is not None and state.comes_back and (claim.exit or {}).get("code") == 0:
             outcome = state.name.lower()
         if outcome is None and state is not None:
@@ -156,10 +157,13 @@ def forget_command(worker: str | None) -> str:
     return f"worker forget {UNKNOWN_WORKER}" if worker == UNKNOWN_WORKER else "worker forget"
 
 
-def _nothing_to_tell(state: RunState | None) -> str | None:
+def _nothing_to_tell(claim: Claim, state: RunState | None) -> str | None:
     """The outcome where the API needs no word of ours: no such run, an end, or a run that goes on by itself."""
     if state is None:
         return "gone"
+    if state.kind is StateType.SCHEDULED and state.call and state.call == again_id(claim.claim, claim.run_id):
+        # by us: whoever wrote it had no answer, or did not live to note it
+        return AGAIN
     if state.kind.terminal or state.waits:
         return (state.name or state.kind.value).lower()
     return None

@@ -153,7 +153,10 @@ class Claims:
         return self._move("clear", term, run_id, claim)
 
     def inherit(self, term: int, run_id: str, claim: str, moves: int | None = None, *, outcome: str) -> Outcome:
-        """Drop an ended claim of a host that is away, unless it has moved on: the leader has told its end."""
+        """Drop an ended claim that its host does not renew, unless it has moved on: the leader has told its end.
+
+        The outcome `AGAIN` says that the API has the run as Scheduled once more, by its worker's word.
+        """
         return self._move("inherit", term, run_id, claim, _text(moves), outcome[:REASON_LIMIT])
 
     # moves of a worker

@@ -174,7 +174,7 @@ def started_again(world: LedgerWorld, run, most: int) -> Claim:
     return outcome.claim
 
 
-@pytest.mark.parametrize("how", ["lost", "stopped"])
+@pytest.mark.parametrize("how", ["lost", "stopped", "inherited"])
 def test_a_run_is_started_again_as_often_as_allowed_and_any_other_end_begins_anew(world, how):
     run, seen = flow_run(), []
     for _ in range(3):
@@ -186,6 +186,8 @@ def test_a_run_is_started_again_as_often_as_allowed_and_any_other_end_begins_ane
         if how == "lost":
             world.set(claim, proof="gone")
             assert world.claims.bury(world.term, *ids, AGAIN).moved
+        elif how == "inherited":
+            assert world.claims.inherit(world.term, *ids, outcome=AGAIN).moved
         else:
             assert world.claims.release(*ids, "w@h", AGAIN).moved
     assert seen == [(1, "requeue"), (2, "requeue"), (3, "report")]

@@ -257,7 +257,10 @@ class MemoryClaims:
         return Outcome(moved=gone is not None, refusal=None if gone else Refusal.UNKNOWN)
 
     def inherit(self, term, run_id, claim, moves=None, *, outcome) -> Outcome:
-        return self._move("inherit", run_id, claim, term)
+        done = self._move("inherit", run_id, claim, term)
+        if done.moved and outcome == AGAIN:
+            self.attempts[run_id] = done.claim.attempt
+        return done
 
     def tombs(self) -> list[Tomb]:
         self._ledger.answer()

@@ -16,7 +16,7 @@ from flowfleet.api.life import LaunchedClaim
 from flowfleet.api.transport.server_clock import ServerInfo
 from flowfleet.errors import ApiError, ApiUnavailable
 from flowfleet.failpoints import Failpoints
-from flowfleet.flow_run import FlowRun, Offer, Route
+from flowfleet.flow_run import FlowRun, Offer, Route, again_id
 from flowfleet.ledger.claims import Lease
 from flowfleet.retry import RetrySchedule
 from poller.cancellation import Cancellation
@@ -291,7 +291,8 @@ class FakeApi:
         if unsure:
             return unsure
         self.due_at[run_id] = self._time.moment()
-        self.be(run_id, StateType.SCHEDULED, "Scheduled", call=None, scheduled=self._time.moment())
+        call = again_id(claim, run_id)
+        self.be(run_id, StateType.SCHEDULED, "Scheduled", call=call, scheduled=self._time.moment())
         return Answer(verdict=Verdict.ACCEPTED, state=self.runs[run_id])
 
     def log(self, lines: Sequence[LogLine]) -> None:

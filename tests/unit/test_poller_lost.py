@@ -1,10 +1,11 @@
 """The leader and what it does not hear of: missing, judged, told and buried, by its own clock."""
 
+import uuid
 from dataclasses import replace
 
 import pytest
 
-from flowfleet.api.client import StateType
+from flowfleet.api.client import StateType, Verdict
 from flowfleet.errors import ApiUnavailable
 from flowfleet.ledger.claims import State
 from tests.unit.memory_ledger import a_claim
@@ -18,8 +19,8 @@ def started(world: World, name: str = "run", *, worker: str = WORKER, **facts: o
     """A run of this worker that the API and the ledger show as running."""
     run_id = world.api.add(name=name)
     world.api.be(run_id, StateType.RUNNING, "Running")
-    given = {"claim": f"claim-{name}", "worker": worker, "boot_id": "boot-1", "machine": "m"} | facts
-    world.claims.by_run[run_id] = a_claim(run_id, **given)
+    given = {"worker": worker, "boot_id": "boot-1", "machine": "m"} | facts
+    world.claims.by_run[run_id] = a_claim(run_id, claim=str(uuid.uuid5(uuid.NAMESPACE_DNS, name)), **given)
     return run_id
 
 
@@ -220,6 +221,43 @@ def test_a_lost_run_that_is_to_run_again_does_so_after_proof_alone():
     world.rounds(4, beat=False)
     assert world.api.kind(run_id) is not StateType.CRASHED
     assert world.claims.attempts == {run_id: 1}
+
+
+def answers_late(world: World) -> None:
+    """The API carries out what it is asked to run again, and its answer is lost."""
+    asked = world.api.run_again
+
+    def late(*args, **more):
+        return replace(asked(*args, **more), verdict=Verdict.UNSURE, reason="no answer within 60 s")
+
+    world.api.run_again = late
+
+
+def test_a_run_that_was_started_again_without_an_answer_counts_as_one_more_attempt():
+    world, run_id = lonely(policy="requeue", proof="forgotten", attempt=2)
+    answers_late(world)
+    world.rounds(20, beat=False)
+
+    assert world.claims.attempts == {run_id: 2}
+    assert world.claims.tombs() == []
+
+
+def test_a_run_that_its_worker_has_started_again_before_it_fell_silent_counts_as_one_more_attempt():
+    world, run_id = lonely(policy="requeue", state=State.ENDED, exit={"code": 3}, attempt=2)
+    claim = world.claims.get(run_id).claim
+    world.api.run_again(run_id, claim, "stopped", None)
+    world.rounds(TTL + GRACE + 6, beat=False)
+
+    assert state(world, run_id) is None
+    assert world.claims.attempts == {run_id: 2}
+
+
+def test_a_run_that_somebody_else_has_scheduled_begins_its_count_anew():
+    world, run_id = lonely(policy="requeue", proof="forgotten", attempt=2)
+    world.api.be(run_id, StateType.SCHEDULED, "Scheduled", call=str(uuid.uuid4()))
+    world.rounds(10, beat=False)
+
+    assert world.claims.attempts == {}
 
 
 def test_a_switch_that_has_run_out_is_a_proof_a_margin_after_the_grace():

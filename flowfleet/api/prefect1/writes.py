@@ -35,7 +35,7 @@ from flowfleet.api.prefect1.states import (
     written,
 )
 from flowfleet.errors import ApiError
-from flowfleet.flow_run import FlowRun, report_id
+from flowfleet.flow_run import FlowRun, again_id, report_id
 
 #: the most runs that one claim may carry
 CLAIM_LIMIT = 10
@@ -247,7 +247,7 @@ class Writes:
         return self.fence.write(run_id, changes, kinds=THEIRS)
 
     def run_again(self, run_id: str, claim: str, message: str, mark: Mark) -> Answer:
-        again = str(uuid.uuid5(uuid.UUID(claim), f"{run_id} runs again"))
+        again = again_id(claim, run_id)
 
         def changes(run: Run) -> Answer | list[Change]:
             stamp = Stamp.read(run.serialized)

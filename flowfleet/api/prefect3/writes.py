@@ -17,7 +17,7 @@ from flowfleet.api.transport.reading import Json, iso, reading, rows
 from flowfleet.api.transport.responses import NotFound
 from flowfleet.api.transport.session import Session
 from flowfleet.errors import ApiError, RunGone
-from flowfleet.flow_run import FlowRun, claim_id, report_id
+from flowfleet.flow_run import FlowRun, again_id, claim_id, report_id
 
 #: the most runs that one bulk call may carry
 CLAIM_LIMIT = 10
@@ -201,7 +201,7 @@ class Writes:
         return self.fence.write(run_id, decide, before=before)
 
     def run_again(self, run_id: str, claim: str, message: str, mark: Mark) -> Answer:
-        again = str(uuid.uuid5(uuid.UUID(claim), f"{run_id} runs again"))
+        again = again_id(claim, run_id)
 
         def decide(stands: RunState) -> Answer | Write:
             if stands.call == again:

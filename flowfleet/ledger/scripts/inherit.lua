@@ -11,6 +11,6 @@ if not from_source('inherit', claim) or (moves ~= '' and claim.moves ~= moves) t
   return refused('state', claim)
 end
 claim.outcome = outcome
-count_attempts(claim, false)
+count_attempts(claim, outcome == 'again')
 remove_claim(claim, 'inherit', 'leader', outcome)
 return moved(claim)
