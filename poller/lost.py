@@ -62,6 +62,7 @@ class LostRuns:
         """Begin all watches anew, after an outage or with a new term."""
         for watch in (self._moves, self._missing, self._life):
             watch.begin_anew()
+        self.reports.keep(())
         self._signs_at, self._signs = float("-inf"), {}
 
     def tend(self, term: int, claims: Sequence[Claim], rows: Sequence[WorkerRow]) -> int:
@@ -69,6 +70,7 @@ class LostRuns:
         by_worker = {row.worker: row for row in rows}
         for watch in (self._moves, self._missing, self._life):
             watch.keep([claim.claim for claim in claims])
+        self.reports.keep(claims)
         self._clear(term, by_worker)
         missing = [claim for claim in claims if claim.state is State.MISSING]
         self._ask_for_signs(missing, by_worker)

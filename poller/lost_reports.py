@@ -1,7 +1,7 @@
 """Lost reports: what the API is told of runs whose hosts are away, and how their claims go then."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -13,14 +13,19 @@ from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import again_id
 from flowfleet.ledger.claims import AGAIN, UNKNOWN_WORKER, Claim, Claims, Outcome
 from flowfleet.ledger.gate import Gate
+from poller.cancellation import FEW, MANY_GONE_SECONDS
 from poller.claiming import term_checked
 from poller.leader import TermLost
 from poller.metrics import PollerMetrics
+from poller.reconcile import StallWatch
 
 logger = logging.getLogger(__name__)
 
 #: what the API does not take now is told again after so long
 AGAIN_SECONDS = 5.0
+#: a run counts as deleted when each look of so long has not found it: one answer without it may be a fault of the API's,
+#: and what is held for gone is never told again
+GONE_SECONDS = 30.0
 
 
 @dataclass
@@ -39,6 +44,14 @@ class LostReports:
     progressed: Callable[[], object] = lambda: None
     #: claim → when it is to be told again
     _not_before: dict[str, float] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        #: for how long the API has not shown the run of a claim
+        self._absent = StallWatch(self.clock)
+
+    def keep(self, claims: Sequence[Claim]) -> None:
+        """Forget what was seen of all claims but these."""
+        self._absent.keep([claim.claim for claim in claims])
 
     def words(self, claim: Claim, since: datetime, proof: str, *, cut_off: bool = False) -> str:
         """The sentences for people about a lost run; what names are in them is bounded."""
@@ -63,9 +76,7 @@ class LostReports:
         """
         if not self._due(claim):
             return False
-        state = self.api.states([claim.run_id]).get(claim.run_id)
-        self.progressed()
-        outcome = _nothing_to_tell(claim, state)
+        state, outcome = self._read(claim)
         if outcome is None and state is not None:
             outcome = self._write(term, claim, state)
         if outcome is None:
@@ -79,6 +90,19 @@ class LostReports:
         names = {"run_id": claim.run_id, "claim": claim.claim, "worker": claim.worker, "outcome": outcome}
         logger.warning("lost run buried", extra={**names, "proof": claim.proof or "none"})
         return True
+
+    def _read(self, claim: Claim) -> tuple[RunState | None, str | None]:
+        """The run's state, and the outcome where nothing is to be told; neither while it cannot be found."""
+        state = self.api.states([claim.run_id]).get(claim.run_id)
+        self.progressed()
+        absent = self._absent.unmoved_seconds(claim.claim, state is None)
+        if state is None:
+            return None, "gone" if absent >= self._patience() else None
+        return state, _nothing_to_tell(claim, state)
+
+    def _patience(self) -> float:
+        """How long a run must be absent to count as deleted: longer while many are."""
+        return GONE_SECONDS if self._absent.count(True) <= FEW else MANY_GONE_SECONDS
 
     def _write(self, term: int, claim: Claim, state: RunState) -> str | None:
         """Write what is due; the outcome, or None when the API is to be asked again."""
@@ -108,11 +132,9 @@ class LostReports:
             raise answer.silence
         if answer.verdict is Verdict.ACCEPTED:
             return told
-        if answer.gone:
-            return "gone"
         if answer.claimed_since:
             return "claimed since"
-        if answer.verdict is Verdict.REFUSED and (outcome := _nothing_to_tell(claim, answer.state)) is not None:
+        if answer.verdict is Verdict.REFUSED and answer.state and (outcome := _nothing_to_tell(claim, answer.state)):
             return outcome
         extra = {"run_id": claim.run_id, "claim": claim.claim, "answer": answer.reason}
         logger.warning("a lost run cannot be told yet", extra={**extra, "next_try_seconds": AGAIN_SECONDS})
@@ -122,9 +144,7 @@ class LostReports:
         """Tell the end of a run whose host is away, by the short exit in the ledger; True when its claim is gone."""
         if not self._due(claim):
             return False
-        state = self.api.states([claim.run_id]).get(claim.run_id)
-        self.progressed()
-        outcome = _nothing_to_tell(claim, state)
+        state, outcome = self._read(claim)
         if outcome is None and state is not None and state.comes_back and (claim.exit or {}).get("code") == 0:
             outcome = state.name.lower()
         if outcome is None and state is not None:
@@ -157,10 +177,8 @@ def forget_command(worker: str | None) -> str:
     return f"worker forget {UNKNOWN_WORKER}" if worker == UNKNOWN_WORKER else "worker forget"
 
 
-def _nothing_to_tell(claim: Claim, state: RunState | None) -> str | None:
-    """The outcome where the API needs no word of ours: no such run, an end, or a run that goes on by itself."""
-    if state is None:
-        return "gone"
+def _nothing_to_tell(claim: Claim, state: RunState) -> str | None:
+    """The outcome where the API needs no word of ours: an end, or a run that goes on by itself."""
     if state.kind is StateType.SCHEDULED and state.call and state.call == again_id(claim.claim, claim.run_id):
         # by us: whoever wrote it had no answer, or did not live to note it
         return AGAIN

@@ -55,6 +55,10 @@ class StallWatch:
         for key in self._seen.keys() - set(keys):
             del self._seen[key]
 
+    def count(self, value: Hashable) -> int:
+        """How many keys had this value when they were looked at last."""
+        return sum(seen == value for seen, _ in self._seen.values())
+
     def begin_anew(self) -> None:
         """Forget all values: what was seen before an outage tells nothing."""
         self._seen.clear()

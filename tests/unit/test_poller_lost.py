@@ -8,6 +8,8 @@ import pytest
 from flowfleet.api.client import StateType, Verdict
 from flowfleet.errors import ApiUnavailable
 from flowfleet.ledger.claims import State
+from poller.cancellation import FEW, MANY_GONE_SECONDS
+from poller.lost_reports import AGAIN_SECONDS, GONE_SECONDS
 from tests.unit.memory_ledger import a_claim
 from tests.unit.poller_world import FakePrefect1, Time, World
 
@@ -288,6 +290,43 @@ def test_an_end_whose_host_lives_is_left_to_it():
         world.rounds(5, beat=False)
 
     assert state(world, run_id) is State.ENDED
+
+
+@pytest.mark.parametrize("facts", [{}, {"state": State.ENDED, "exit": {"code": 3}}], ids=["lost", "ended"])
+def test_a_run_that_the_api_does_not_show_for_a_moment_is_told_all_the_same(facts):
+    world, run_id = lonely(**facts)
+    world.rounds(TTL + GRACE - 2, beat=False)
+    there = world.api.runs.pop(run_id)
+    world.rounds(GONE_SECONDS - 4, beat=False)
+    assert state(world, run_id) in (State.JUDGED, State.ENDED)
+    world.api.runs[run_id] = there
+    world.rounds(AGAIN_SECONDS + 2, beat=False)
+
+    assert state(world, run_id) is None
+    assert world.api.kind(run_id) is StateType.CRASHED
+
+
+def test_of_a_run_that_was_deleted_nothing_is_told():
+    world, run_id = lonely()
+    world.rounds(TTL + GRACE - 2, beat=False)
+    del world.api.runs[run_id]
+    world.rounds(GONE_SECONDS + 12, beat=False)
+
+    assert state(world, run_id) is None
+    assert world.api.reports == []
+
+
+def test_an_api_that_has_lost_most_of_its_runs_is_given_two_minutes_to_find_them():
+    world = World.of(boot_id="boot-1", machine="m")
+    world.rounds(2.0)
+    runs = [started(world, f"run-{number}", proof="forgotten") for number in range(FEW + 1)]
+    there, world.api.runs = world.api.runs, {}
+    world.rounds(MANY_GONE_SECONDS - 10, beat=False)
+    assert {state(world, run_id) for run_id in runs} == {State.JUDGED}
+    world.api.runs = there
+    world.rounds(10, beat=False)
+
+    assert {world.api.kind(run_id) for run_id in runs} == {StateType.CRASHED}
 
 
 def test_an_api_that_is_away_hears_of_a_lost_run_when_it_is_back():
