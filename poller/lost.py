@@ -185,9 +185,10 @@ class LostRuns:
 
     def _inherit(self, term: int, claim: Claim, row: WorkerRow | None) -> bool:
         still = self._moves.unmoved_seconds(claim.claim, claim.moves)
-        if (row is not None and row.live) or still < self.lease.ttl_seconds + self.lease.grace_seconds:
+        # whoever holds the claim renews it, also while its report waits: that a worker of its name lives says nothing
+        if still < self.lease.ttl_seconds + self.lease.grace_seconds:
             return False
-        return self.reports.inherit(term, claim)
+        return self.reports.inherit(term, claim, owner_lives=row is not None and row.live)
 
 
 def may_live(worker: str) -> str:

@@ -17,14 +17,14 @@ from poller.cancellation import FEW, MANY_GONE_SECONDS
 from poller.claiming import term_checked
 from poller.leader import TermLost
 from poller.metrics import PollerMetrics
-from poller.reconcile import StallWatch
+from poller.reconcile import OWNER_SECONDS, StallWatch
 
 logger = logging.getLogger(__name__)
 
 #: what the API does not take now is told again after so long
 AGAIN_SECONDS = 5.0
-#: a run counts as deleted when each look of so long has not found it: one answer without it may be a fault of the API's,
-#: and what is held for gone is never told again
+#: a run counts as deleted when no look of so long has found it: one answer without it may be a fault of the API's, and
+#: what is held for gone is never told again
 GONE_SECONDS = 30.0
 
 
@@ -46,12 +46,16 @@ class LostReports:
     _not_before: dict[str, float] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
+        # the time in which the API gave no answer counts for neither
         #: for how long the API has not shown the run of a claim
-        self._absent = StallWatch(self.clock)
+        self._absent = StallWatch(self.clock, 4 * AGAIN_SECONDS)
+        #: for how long the worker of an ended claim, which lives, could have told its end
+        self._left = StallWatch(self.clock, 4 * AGAIN_SECONDS)
 
     def keep(self, claims: Sequence[Claim]) -> None:
         """Forget what was seen of all claims but these."""
-        self._absent.keep([claim.claim for claim in claims])
+        for watch in (self._absent, self._left):
+            watch.keep([claim.claim for claim in claims])
 
     def words(self, claim: Claim, since: datetime, proof: str, *, cut_off: bool = False) -> str:
         """The sentences for people about a lost run; what names are in them is bounded."""
@@ -140,15 +144,20 @@ class LostReports:
         logger.warning("a lost run cannot be told yet", extra={**extra, "next_try_seconds": AGAIN_SECONDS})
         return None
 
-    def inherit(self, term: int, claim: Claim) -> bool:
-        """Tell the end of a run whose host is away, by the short exit in the ledger; True when its claim is gone."""
+    def inherit(self, term: int, claim: Claim, *, owner_lives: bool = False) -> bool:
+        """Tell the end of a run that no worker tells, by the short exit in the ledger; True when its claim is gone.
+
+        A worker of the claim's name that lives and does not hold the claim has lost its disk, or sends a report of an
+        earlier process: it has time for that.
+        """
         if not self._due(claim):
             return False
         state, outcome = self._read(claim)
         if outcome is None and state is not None and state.comes_back and (claim.exit or {}).get("code") == 0:
             outcome = state.name.lower()
-        if outcome is None and state is not None:
-            outcome = self._report(term, claim, state, _end_words(claim))
+        waits = owner_lives and self._left.unmoved_seconds(claim.claim, claim.moves) < OWNER_SECONDS
+        if outcome is None and state is not None and not waits:
+            outcome = self._report(term, claim, state, _end_words(claim, owner_lives=owner_lives))
         if outcome is None:
             self._not_before[claim.claim] = self.clock() + AGAIN_SECONDS
             return False
@@ -156,8 +165,14 @@ class LostReports:
         if done.moved:
             self.metrics.ended.labels(by=EndedBy.of(claim.exit).value).inc()
             logger.warning(
-                "the end of a run was told for its host, which is away",
-                extra={"run_id": claim.run_id, "claim": claim.claim, "worker": claim.worker, "outcome": outcome},
+                "the end of a run was told for its host, which does not tell it",
+                extra={
+                    "run_id": claim.run_id,
+                    "claim": claim.claim,
+                    "worker": claim.worker,
+                    "outcome": outcome,
+                    "owner_lives": owner_lives,
+                },
             )
         return done.moved
 
@@ -187,7 +202,7 @@ def _nothing_to_tell(claim: Claim, state: RunState) -> str | None:
     return None
 
 
-def _end_words(claim: Claim) -> str:
+def _end_words(claim: Claim, *, owner_lives: bool) -> str:
     """The end of a run in words, by the short exit that its worker has written into the ledger."""
     end = claim.exit or {}
     if isinstance(end.get("sentence"), str):
@@ -203,4 +218,5 @@ def _end_words(claim: Claim) -> str:
     more = f" {took}" if (took := certificate.usage(end)) else ""
     if isinstance(end.get("last_line"), str):
         more += f" Its last output was: {end['last_line'][:300]}"
-    return f"The flow run's process {how} on {claim.worker}, whose host has been away since.{more}"
+    why = "which has lost the records of it" if owner_lives else "whose host has been away since"
+    return f"The flow run's process {how} on {claim.worker}, {why}.{more}"

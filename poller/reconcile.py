@@ -37,17 +37,21 @@ OWNER_SECONDS = 70.0
 class StallWatch:
     """A watch on values that ought to move: for how long each has not moved."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], gap_seconds: float = float("inf")) -> None:
         self._clock = clock
-        self._seen: dict[Hashable, tuple[Hashable, float]] = {}
+        #: what was not looked at for so long begins anew
+        self._gap_seconds = gap_seconds
+        #: by key: its value, since when it has that, and when it was looked at last
+        self._seen: dict[Hashable, tuple[Hashable, float, float]] = {}
 
     def unmoved_seconds(self, key: Hashable, value: Hashable) -> float:
         """Seconds for which this value has not moved, as far as this watch has looked."""
         now = self._clock()
         seen = self._seen.get(key)
-        if seen is None or seen[0] != value:
-            self._seen[key] = (value, now)
+        if seen is None or seen[0] != value or now - seen[2] > self._gap_seconds:
+            self._seen[key] = (value, now, now)
             return 0.0
+        self._seen[key] = (value, seen[1], now)
         return now - seen[1]
 
     def keep(self, keys: Collection[Hashable]) -> None:
@@ -57,7 +61,7 @@ class StallWatch:
 
     def count(self, value: Hashable) -> int:
         """How many keys had this value when they were looked at last."""
-        return sum(seen == value for seen, _ in self._seen.values())
+        return sum(seen == value for seen, _, _ in self._seen.values())
 
     def begin_anew(self) -> None:
         """Forget all values: what was seen before an outage tells nothing."""

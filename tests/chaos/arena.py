@@ -43,6 +43,8 @@ NUMBERS = {
     "poller.reconcile:FOREIGN_SECONDS": 2.0,
     "poller.reconcile:UNSERVED_SECONDS": 1.5,
     "poller.reconcile:OWNER_SECONDS": 8.0,
+    "poller.lost_reports:GONE_SECONDS": 3.0,
+    "poller.lost_reports:AGAIN_SECONDS": 1.0,
     "poller.cancellation:LOOK_SECONDS": 0.5,
     "poller.cancellation:STATES_SECONDS": 3.0,
     "poller.pace:Pace.fresh_seconds": 1.0,
