@@ -165,7 +165,8 @@ class LostRuns:
         cut_off = bool(sign) and not self.runs_beat and gone >= CUT_OFF_SECONDS
         grace = self.lease.grace_seconds + patience
         if claim.policy == "requeue" and claim.switch:
-            grace += SWITCH_MARGIN_SECONDS
+            # its deadline may be by a longer lease than ours, of a leader before
+            grace += SWITCH_MARGIN_SECONDS + max(claim.ttl - self.lease.ttl_seconds, 0.0)
         if not proof and not cut_off and quiet < grace:
             self.wait_seconds = min(self.wait_seconds, max(grace - quiet, SOON_SECONDS))
             return False

@@ -25,13 +25,16 @@ class Stake:
     runs: int
     #: some of it ends by itself without a lease, and is to be started again
     switch: bool
+    #: the longest lease by which that may count
+    ttl_seconds: float = 0.0
 
     @classmethod
     def of(cls, ledger: Ledger, worker: str) -> "Stake":
         """Read it from the ledger."""
         claims = [claim for claim in ledger.claims.live() if claim.worker == worker and claim.state in STARTED]
         tombs = [tomb for tomb in ledger.claims.tombs() if tomb.worker == worker]
-        return cls(len(claims) + len(tombs), any(claim.switch and claim.policy == "requeue" for claim in claims))
+        switch = any(claim.switch and claim.policy == "requeue" for claim in claims)
+        return cls(len(claims) + len(tombs), switch, max((claim.ttl for claim in claims), default=0.0))
 
 
 @click.command("forget")
@@ -51,7 +54,7 @@ def forget_worker(settings: CommonSettings, worker: str, *, yes: bool) -> None:
             if not _agreed("Is its host gone for good, with all that ran on it?"):
                 raise WorkerRefused(f"{identity} is not forgotten: answer y, or give --yes.")
         if seen is None or seen.live or stake.switch:
-            watch(ledger, identity, seen, ledger.gate.lease().ttl_seconds)
+            watch(ledger, identity, seen, max(ledger.gate.lease().ttl_seconds, stake.ttl_seconds))
         given_up = ledger.roster.forget(identity, seen)
         if given_up is None:
             raise _lives(identity)

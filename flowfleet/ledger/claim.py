@@ -67,6 +67,9 @@ class Claim:
     process: str = ""
     #: the run ends by itself when its lease runs out: its worker has said so as it started it
     switch: bool = False
+    #: seconds of the longest lease by which its host may count: what its worker had heard as it spoke last, or what it
+    #: was answered then; 0 = not known
+    ttl: float = 0.0
     #: boot id and machine id of the host that started it, as its worker's row had them
     boot_id: str = ""
     machine: str = ""
@@ -193,6 +196,7 @@ def read_claim(fields: Mapping[str, str]) -> Claim | None:
         moves=int(fields.get("moves", 0)),
         process=fields.get("process", ""),
         switch=fields.get("switch") == "1",
+        ttl=float(fields.get("ttl") or 0),
         boot_id=fields.get("boot_id", ""),
         machine=fields.get("machine", ""),
         was=State(fields["was"]) if fields.get("was") else None,

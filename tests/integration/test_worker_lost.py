@@ -102,6 +102,14 @@ def test_a_run_goes_on_while_its_worker_is_cut_off_and_the_pool_shows_that_it_li
     world.end(message, 5)
 
 
+def test_a_claim_says_by_which_lease_its_worker_counts_until_that_has_heard_of_another(world, service):
+    first = world.begin()
+    claims, gate, leader = world.ledger.claims, world.ledger.gate, world.ledger.gate.leader()
+    assert claims.get(first.run_id).ttl == LEASE.ttl_seconds
+    assert gate.lead(world.ledger.term, leader.nonce, dataclasses.replace(LEASE, ttl_seconds=4.0))
+    until(lambda: claims.get(first.run_id).ttl == 4.0, 10, "the worker to say that it has heard the new lease")
+
+
 @pytest.mark.parametrize("state", ["CANCELLED", "CANCELLING", "gone"])
 def test_a_worker_that_is_cut_off_ends_what_is_cancelled_or_deleted(world, service, state):
     message = world.begin()

@@ -208,6 +208,15 @@ def test_a_switch_that_has_run_out_is_a_proof_a_margin_after_the_grace():
     assert world.claims.tombs() == []
 
 
+def test_a_switch_is_waited_for_as_long_as_its_host_may_count_by_the_lease_of_a_leader_before():
+    world, run_id = lonely(policy="requeue", switch=True, ttl=TTL + 100)
+    world.rounds(TTL + GRACE + 100, beat=False)
+    assert state(world, run_id) is State.MISSING
+    world.rounds(10, beat=False)
+
+    assert world.api.count("run_again") == 1
+
+
 def test_an_api_that_is_away_hears_of_a_lost_run_when_it_is_back():
     world, run_id = lonely()
     world.rounds(TTL + GRACE - 4, beat=False)

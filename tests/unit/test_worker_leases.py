@@ -64,6 +64,15 @@ def test_a_lease_that_the_leader_shortens_is_shortened_on_the_disk(world):
     assert switch.read(attempt.folder.path) == pytest.approx(5000.3 + 17.0)
 
 
+def test_the_lease_that_a_deadline_counts_by_is_told_and_not_by_whoever_has_only_adopted_it(world):
+    world.begin()
+    world.begin("r2", adopted=True)
+    world.renew("r1.c", ttl=60.0)
+    assert (world.leases.ttl("r1.c"), world.leases.ttl("r2.c")) == (60.0, 0.0)
+    world.renew("r1.c", "r2.c", ttl=40.0)
+    assert (world.leases.ttl("r1.c"), world.leases.ttl("r2.c")) == (40.0, 40.0)
+
+
 def test_only_runs_with_a_switch_that_live_cost_a_write(world):
     plain, ended = world.begin("r1", with_switch=False), world.begin("r2", state=State.ENDED)
     world.renew("r1.c", "r2.c", "gone.c")

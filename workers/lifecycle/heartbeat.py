@@ -117,7 +117,7 @@ class Heartbeat:
         if not watched:
             logger.error("the supervisor does not answer, running claims are not renewed")
         return [
-            attempt.held
+            dataclasses.replace(attempt.held, ttl=self.leases.ttl(attempt.key))
             for attempt in self.attempts.all()
             if not attempt.fenced and (watched or attempt.held.state is not State.RUNNING)
         ]

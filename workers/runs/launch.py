@@ -181,7 +181,10 @@ class Launch:
             outcome = self.ledger_retry.ask(
                 "Redis",
                 lambda: self.claims.start(
-                    held.run_id, held.claim, self.worker, self.nonce, policy=policy, switch=switch
+                    *(held.run_id, held.claim, self.worker, self.nonce),
+                    policy=policy,
+                    switch=switch,
+                    ttl=self.leases.ttl(attempt.key),
                 ),
             )
         except LedgerUnavailable as exc:

@@ -44,6 +44,12 @@ class Leases:
                 return written
         return (self.clock() if proof is None else proof) + self.ledger_view.lease.ttl_seconds - MARGIN_SECONDS
 
+    def ttl(self, key: str) -> float:
+        """The lease by which the deadline of an attempt is counted; 0 where the worker before has written it."""
+        attempt = self.attempts.get(key)
+        before = attempt is not None and attempt.adopted and self.attempts.proof(key) is None
+        return 0.0 if before else self.ledger_view.lease.ttl_seconds
+
     def write(self, attempt: Attempt) -> None:
         """Write the deadline of an attempt into its folder, where its shim reads it; raises `OSError`."""
         switch.write(attempt.folder.path, self.deadline(attempt.key))

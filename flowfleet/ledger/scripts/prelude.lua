@@ -245,6 +245,12 @@ local function has_name(worker, nonce)
   return redis.call('HGET', key('worker:', worker), 'nonce') == nonce
 end
 
+-- The longest lease by which a host may count that has heard this one, and is answered with the leader's of now: its next
+-- deadline is by the one or by the other, as the answer comes or not.
+local function longest_ttl(heard)
+  return math.max(tonumber(heard) or 0, tonumber(redis.call('HGET', key('lease'), 'ttl_seconds') or 0))
+end
+
 -- May runs be sent to this worker? It lives (its beat moves, see lapse), the operator wants it to take runs, and it does not stop.
 local function takes_runs(row)
   return row.v == VERSION and row.live == '1' and row.wanted == 'active' and row.leaving ~= '1'

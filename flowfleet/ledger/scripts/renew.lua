@@ -1,6 +1,6 @@
 -- renew: one renewal for all claims that a worker holds; writes again what Redis has lost of them.
 -- ARGV: worker, nonce, beat, number of held, then per held: run id, claim id, call, route, name, due, state, attempt, policy,
--- handle, exit, switch
+-- handle, exit, switch, ttl (the lease that the worker has heard; 0: another process of it has written the deadline)
 local worker, nonce, beat, held = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local cancelled, fenced, reasserted, missed = {}, {}, {}, {}
 local open = gate_open()
@@ -11,7 +11,7 @@ local stale = row and mine and beat < tonumber(row.beat)
 -- a repeat of the last one: what it had to write again is written; what is gone since then went in order
 local again = row and mine and beat == tonumber(row.beat)
 
-local NAMES = {'run_id', 'claim', 'call', 'route', 'name', 'due', 'state', 'attempt', 'policy', 'handle', 'exit', 'switch'}
+local NAMES = {'run_id', 'claim', 'call', 'route', 'name', 'due', 'state', 'attempt', 'policy', 'handle', 'exit', 'switch', 'ttl'}
 
 local function fence(run_id, why)
   fenced[#fenced + 1] = run_id
@@ -25,6 +25,7 @@ local function corrected(h, state)
     changes[name] = h[name]
   end
   changes.state = state
+  changes.ttl = longest_ttl(h.ttl)
   changes.boot_id, changes.machine = row and row.boot_id or '', row and row.machine or ''
   return changes
 end
@@ -32,12 +33,13 @@ end
 -- Its owner speaks: the claim is as far as the worker's disk says, never less far than it was.
 local function keep(claim, h)
   local state = claim.state == 'missing' and claim.was or claim.state
+  local ttl = longest_ttl(tonumber(h.ttl) > 0 and h.ttl or claim.ttl)
   local changes
   if claim.restored == '1' then
     changes = corrected(h, RANK[h.state] > RANK[state] and h.state or state)
   elseif RANK[h.state] > RANK[state] then
     -- no nonce: whoever held it before the loss asks no start for it again
-    changes = {state = h.state, worker = worker, nonce = '', handle = h.handle, exit = h.exit}
+    changes = {state = h.state, worker = worker, nonce = '', handle = h.handle, exit = h.exit, ttl = ttl}
   end
   if changes then
     reasserted[#reasserted + 1] = claim.run_id
@@ -47,11 +49,14 @@ local function keep(claim, h)
       hint('freed', claim.run_id)
     end
   elseif claim.state == 'missing' then
-    write_claim(claim, {state = state})
+    write_claim(claim, {state = state, ttl = ttl})
   else
     redis.call('HINCRBY', key('claim:', claim.run_id), 'moves', 1)
     if claim.process ~= process() then
       redis.call('HSET', key('claim:', claim.run_id), 'process', process())
+    end
+    if claim.ttl and tonumber(claim.ttl) ~= ttl then
+      redis.call('HSET', key('claim:', claim.run_id), 'ttl', ttl)
     end
   end
   if claim.cancel ~= '0' then
@@ -65,7 +70,7 @@ local function reassert(h)
   write_claim({
     v = VERSION, run_id = h.run_id, claim = h.claim, call = h.call, route = h.route, state = h.state, name = h.name,
     due = h.due, attempt = h.attempt, policy = h.policy, worker = worker, cancel = '0', nonce = '',
-    handle = h.handle, exit = h.exit, switch = h.switch, boot_id = row and row.boot_id or '', machine = row and row.machine or '',
+    handle = h.handle, exit = h.exit, switch = h.switch, ttl = longest_ttl(h.ttl), boot_id = row and row.boot_id or '', machine = row and row.machine or '',
   }, {})
   reasserted[#reasserted + 1] = h.run_id
 end
