@@ -200,8 +200,11 @@ def may_live(worker: str) -> str:
 
 
 def rebooted(started: Claim | Tomb, row: WorkerRow | None) -> bool:
-    """Whether the machine that this was started on has another boot id by its worker's row: nothing of it lives."""
-    if row is None or not row.boot_id or not started.boot_id:
+    """Whether the machine that this was started on has another boot id by its worker's row: nothing of it lives.
+
+    A host that names no machine is a container, whose next one may be on another machine while this one lives.
+    """
+    if row is None or not row.boot_id or not started.boot_id or not started.machine:
         return False
     return row.machine == started.machine and row.boot_id != started.boot_id
 

@@ -32,20 +32,27 @@ class Host:
     boot_id: str
     #: the inode of the pid namespace; None where /proc does not tell
     pid_ns: int | None
+    #: no other machine has this machine id: that of a container may be its image's, and the same on each machine
+    unique: bool = True
 
     @property
     def fingerprint(self) -> str:
-        """What tells this machine from others in the roster: its id itself is nobody else's business."""
-        return hashlib.sha256(self.machine_id.encode()).hexdigest()[:16]
+        """What tells this machine from others in the roster: its id itself is nobody else's business.
+
+        Empty where the id is not sure to be this machine's alone: two boot ids would prove no restart then.
+        """
+        return "" if not self.unique else hashlib.sha256(self.machine_id.encode()).hexdigest()[:16]
 
     @classmethod
     def probe(cls, environ: Mapping[str, str]) -> Host:
         """Read the facts; tests set FLOWFLEET_MACHINE_ID and FLOWFLEET_BOOT_ID, as namespaces share the real ones."""
+        named, pid_ns = environ.get("FLOWFLEET_MACHINE_ID"), _pid_ns()
         return cls(
             name=socket.gethostname(),
-            machine_id=environ.get("FLOWFLEET_MACHINE_ID") or _machine_id(),
+            machine_id=named or _machine_id(),
             boot_id=environ.get("FLOWFLEET_BOOT_ID") or _boot_id(),
-            pid_ns=_pid_ns(),
+            pid_ns=pid_ns,
+            unique=bool(named) or pid_ns is None or f"pid:[{pid_ns}]" == HOST_PID_NAMESPACE,
         )
 
 

@@ -70,7 +70,7 @@ class Claim:
     #: seconds of the longest lease by which its host may count: what its worker had heard as it spoke last, or what it
     #: was answered then; 0 = not known
     ttl: float = 0.0
-    #: boot id and machine id of the host that started it, as its worker's row had them
+    #: boot id and machine of the host that started it, as its worker's row had them
     boot_id: str = ""
     machine: str = ""
     was: State | None = None  # what it was before it was missing

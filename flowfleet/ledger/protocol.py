@@ -47,9 +47,10 @@ left.
 ## What is lost
 
 A claim that nobody renews for a TTL is missing, and judged after the grace, or at once with a proof: its host says so
-(prove), the roster's row of its worker has another boot id on the same machine, a person says so (forget), or the
-policy is `requeue`, the worker has said that the run ends by itself without a lease (`switch`), and that time is over:
-by the longest lease that its host may have heard (`ttl`), since a leader before may have had another one.
+(prove), the roster's row of its worker has another boot id on the same machine (a container names none), a person
+says so (forget), or the policy is `requeue`, the worker has said that the run ends by itself without a lease
+(`switch`), and that time is over: by the longest lease that its host may have heard (`ttl`), since a leader before may
+have had another one.
 
 A buried claim without proof leaves a **tombstone** under the run's id: a process of it may live, on a host that nobody
 hears of. The tombstone keeps its claim from being written again, refuses every new claim of the run, and takes a slot

@@ -34,7 +34,7 @@ class WorkerRow:
     seen: float = 0.0  # unix seconds by the Redis clock; for display only
     note: str = ""
     boot_id: str = ""  # of its host: another one proves that what ran under the earlier one has ended
-    machine: str = ""  # the host's machine id: a boot id proves that only on the same machine
+    machine: str = ""  # tells its machine from others: a boot id proves that only on the same one; "" = not known
     v: int = 1
 
     @property

@@ -107,6 +107,15 @@ def test_another_machine_with_the_same_name_proves_nothing():
     assert state(world, run_id) is State.MISSING
 
 
+def test_a_host_that_names_no_machine_proves_nothing_by_another_boot_id():
+    world, run_id = lonely(machine="")
+    world.rounds(TTL + 3, beat=False)
+    world.roster.change(boot_id="boot-2", machine="")
+    world.rounds(10, beat=False)
+
+    assert state(world, run_id) is State.MISSING
+
+
 def test_what_a_person_has_given_up_waits_for_no_lease():
     world, run_id = lonely(proof="forgotten")
     world.rounds(4, beat=False)

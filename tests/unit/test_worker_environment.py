@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import workers.host
 from flowfleet.api import traits
 from flowfleet.api.client import Job, RunState, StateType
 from flowfleet.errors import SettingsError, StartFailed
@@ -42,6 +43,23 @@ def test_the_host_is_the_same_at_each_look_and_can_be_injected():
     assert host.boot_id
     injected = Host.probe({"FLOWFLEET_MACHINE_ID": "m", "FLOWFLEET_BOOT_ID": "b"})
     assert (injected.machine_id, injected.boot_id, injected.name) == ("m", "b", host.name)
+
+
+@pytest.mark.parametrize(
+    ("pid_ns", "environ", "told"),
+    [
+        (4026531836, {}, True),
+        (None, {}, True),
+        (4026532001, {}, False),
+        (4026532001, {"FLOWFLEET_MACHINE_ID": "m"}, True),
+    ],
+    ids=["a host", "a mac", "a container", "a container that was given an id"],
+)
+def test_a_container_does_not_say_which_machine_it_is_since_its_id_may_be_its_images(
+    monkeypatch, pid_ns, environ, told
+):
+    monkeypatch.setattr(workers.host, "_pid_ns", lambda: pid_ns)
+    assert bool(Host.probe(environ).fingerprint) is told
 
 
 STATE = RunState(run_id="r", run_name="n", kind=StateType.PENDING, name="Submitted")
