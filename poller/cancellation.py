@@ -31,8 +31,21 @@ STATES_SECONDS = 30.0
 FEW = 3
 MANY_GONE_SECONDS = 120.0
 
+#: how long a process may live on when its run is Scheduled at an API that would hand it out: an engine that has put its
+#: run off ends within that time, and any other process belongs to an attempt that somebody has replaced by hand
+PUT_OFF_SECONDS = 30.0
+
 #: states of claims whose process may live: an end at the API that is not ours is no end of it
 BEGUN = frozenset({State.STARTING, State.RUNNING, State.MISSING, State.JUDGED})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Over:
+    """What the API shows of a run whose process is not wanted any more, and for how long the process may live on."""
+
+    kind: StateType | None  # None: there is no such run
+    why: str
+    patience: float
 
 
 @dataclass
@@ -47,14 +60,14 @@ class Cancellation:
     clock: Callable[[], float]
 
     def __post_init__(self) -> None:
-        #: claim id → since when the API shows its run as Cancelled, or not at all
-        self._over_since: dict[str, float] = {}
+        #: claim id → what the API shows, by which its run is over, and since when
+        self._seen: dict[str, tuple[Over, float]] = {}
         self._next_states = 0.0
 
     def look(self) -> None:
         """Look once at all live claims. Raises `ApiError` and `LedgerError`; then nothing is known, and nobody ends."""
         live = [claim for claim in self.claims.live() if claim.state is not State.ENDED]
-        self._over_since = {claim.claim: at for claim in live if (at := self._over_since.get(claim.claim)) is not None}
+        self._seen = {claim.claim: seen for claim in live if (seen := self._seen.get(claim.claim)) is not None}
         unasked = {claim.run_id: claim for claim in live if claim.cancel is CancelHow.NONE}
         if unasked:
             self._act(unasked, self.orders.under_cancel({run: claim.route for run, claim in unasked.items()}))
@@ -67,7 +80,7 @@ class Cancellation:
             if claim is None:
                 continue
             if state.kind is StateType.CANCELLED and claim.state in BEGUN:
-                self._over_since.setdefault(claim.claim, self.clock())  # its own engine may have written that
+                self._see(claim, self._over(claim, state))  # its own engine may have written that
             else:
                 asked = state.message.removeprefix("Cancelled ")  # by our own command: by whom, and why
                 self._tell(claim, CancelHow.ASKED, asked or f"{state.name} at the Prefect API")
@@ -78,39 +91,56 @@ class Cancellation:
         if now >= self._next_states:
             asked, self._next_states = begun, now + STATES_SECONDS
         else:
-            asked = {run: claim for run, claim in begun.items() if self._stood(claim) >= self._patience()}
+            asked = {run: claim for run, claim in begun.items() if self._due(claim)}
         if not asked:
             return
         states = self.ends.states(sorted(asked))
-        gone = [claim for run, claim in asked.items() if run not in states]
-        patience = self._patience()
-        if len(gone) > FEW and 2 * len(gone) > len(begun):
-            patience = MANY_GONE_SECONDS
+        found = {run: self._over(claim, states.get(run)) for run, claim in asked.items()}
+        lacking = [over for over in found.values() if over is not None and over.kind is not StateType.CANCELLED]
+        at_least = 0.0
+        if len(lacking) > FEW and 2 * len(lacking) > len(begun):
+            at_least = MANY_GONE_SECONDS
             logger.warning(
-                "the Prefect API does not know most of the runs that have begun, none is ended for that yet",
-                extra={"runs": len(gone), "of": len(begun), "waits_seconds": patience},
+                "the Prefect API does not know most of the runs that have begun, or hands them out: none is ended yet",
+                extra={"runs": len(lacking), "of": len(begun), "waits_seconds": at_least},
             )
         for run, claim in asked.items():
-            state = states.get(run)
-            if state is None:
-                self._over(claim, "deleted at the Prefect API", patience)
-            elif state.kind is StateType.CANCELLED:
-                self._over(claim, _why(state), self._patience())
-            else:
-                self._over_since.pop(claim.claim, None)
+            over = found[run]
+            stood = self._see(claim, over)
+            if over is not None and stood >= max(over.patience, at_least if over in lacking else 0.0):
+                self._tell(claim, CancelHow.OVER, over.why)
 
-    def _patience(self) -> float:
-        """How long a process may live on when its run is Cancelled: its engine writes that itself before it ends."""
-        return self.traits.cancelled_ends_seconds
+    def _over(self, claim: Claim, state: RunState | None) -> Over | None:
+        """Why the process of a run is not wanted any more, by what the API shows; None: it is."""
+        # the engine may have written Cancelled itself, and then it ends
+        patience = self.traits.cancelled_ends_seconds
+        if state is None:
+            return Over(kind=None, why="deleted at the Prefect API", patience=patience)
+        if state.kind is StateType.CANCELLED:
+            return Over(kind=state.kind, why=_why(state), patience=patience)
+        due_anew = state.kind is StateType.SCHEDULED and not state.held and not self.traits.requeues_running
+        if due_anew and claim.state is State.RUNNING:
+            why = "the run is due again at the Prefect API, and its earlier process ends first"
+            return Over(kind=state.kind, why=why, patience=PUT_OFF_SECONDS)
+        return None
 
-    def _stood(self, claim: Claim) -> float:
-        since = self._over_since.get(claim.claim)
-        return -1.0 if since is None else self.clock() - since
+    def _see(self, claim: Claim, over: Over | None) -> float:
+        """Note what the API shows of a claim's run now; for how long it has shown this."""
+        now = self.clock()
+        if over is None:
+            self._seen.pop(claim.claim, None)
+            return 0.0
+        seen, since = self._seen.get(claim.claim, (over, now))
+        since = since if seen.kind is over.kind else now
+        self._seen[claim.claim] = (over, since)
+        return now - since
 
-    def _over(self, claim: Claim, why: str, patience: float) -> None:
-        self._over_since.setdefault(claim.claim, self.clock())
-        if self._stood(claim) >= patience:
-            self._tell(claim, CancelHow.OVER, why)
+    def _due(self, claim: Claim) -> bool:
+        """Whether the time is up that the process of a run has had since the API showed that it is over."""
+        if claim.claim not in self._seen:
+            return False
+        over, since = self._seen[claim.claim]
+        return self.clock() - since >= over.patience
 
     def _tell(self, claim: Claim, how: CancelHow, why: str) -> None:
         self.failpoints.hit("cancel.found")

@@ -243,8 +243,8 @@ class Loop:
             self.polls += 1
             self._counted += self._counts(rows, is_open=is_open)
             self.api_outage.over()
-            self.reinstater.answer(self.listing, live, rows)
-            self.unfit.note(self.listing.unfit())
+            # noted with the same patience as others: a run whose process has just put it off is claimed in a moment
+            self.unfit.note([*self.reinstater.answer(self.listing, live, rows), *self.listing.unfit()])
             blocked = self.lost.blocked(self.listing.runs(), live)
             self.listing.put_off([run.run_id for run in blocked], self.pace.shun_seconds)
             self.unfit.note(blocked, after_seconds=0.0)

@@ -1,14 +1,18 @@
-"""Reinstate: the state of a run that the API hands out again while its process lives is written back.
+"""Reinstate: runs that the API hands out again while their process lives: written back, or left to their users' word.
 
 Prefect 1's Lazarus puts a run whose heartbeats have failed for ten minutes back to Scheduled, whether it runs or not.
 Such a run is not claimed: the ledger refuses a second claim of it. But as long as it is Scheduled its own tasks cannot
 begin.
+
+Where the API puts no run back by itself, somebody wants the run once more. So do those at Prefect 1 whose run had ended
+there. Such a run waits for the end of its earlier process, and its log page says so.
 """
 
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from flowfleet.api.backlog import UnfitRun
 from flowfleet.api.client import ApiClient, Mark, Verdict
 from flowfleet.ledger.claims import Claim, Claims, State
 from flowfleet.ledger.roster import WorkerRow
@@ -38,15 +42,17 @@ class Reinstater:
     progressed: Callable[[], object] = lambda: None
     _asked: dict[str, float] = field(default_factory=dict, init=False)
 
-    def answer(self, listing: Listing, live: Sequence[Claim], rows: Sequence[WorkerRow]) -> None:
+    def answer(self, listing: Listing, live: Sequence[Claim], rows: Sequence[WorkerRow]) -> list[UnfitRun]:
         """Take runs that have a process out of the listing; write back the state of those the API calls Scheduled.
 
-        A run that the API calls Running waits for a retry inside its own process, and is left to it. Raises
-        `ApiUnavailable` when the API falls silent.
+        A run that the API calls Running waits for a retry inside its own process, and is left to it. The answer is the
+        runs that somebody wants once more, with what they wait for. Raises `ApiUnavailable` when the API falls silent.
         """
-        if not self.api.traits.requeues_running:
-            return
         started = {claim.run_id: claim for claim in live if claim.state in STARTED}
+        if not self.api.traits.requeues_running:
+            # the look for cancelled runs ends the process (poller/cancellation.py)
+            due = [started[run.run_id] for run in listing.runs() if run.run_id in started]
+            return [_waits(claim, "and is ended within about a minute") for claim in due]
         listed = listing.take_out(started.keys())
         owners = {row.worker for row in rows if row.live}
         now = self.clock()
@@ -56,14 +62,19 @@ class Reinstater:
             for run in listed
             if run.state != "Running" and run.run_id not in self._asked and started[run.run_id].worker in owners
         ]
+        waiting = []
         for run in candidates[:MOST]:
             self._asked[run.run_id] = self.clock()
-            self._write_back(started[run.run_id])
+            if self._write_back(started[run.run_id]):
+                remedy = "`flowfleet cancel --now` ends both, and `flowfleet requeue` starts the run again"
+                waiting.append(_waits(started[run.run_id], f"and the run waits for its end: {remedy}"))
+        return waiting
 
-    def _write_back(self, claim: Claim) -> None:
+    def _write_back(self, claim: Claim) -> bool:
+        """Write the state of a run back; True when it was refused, since somebody wants the run once more."""
         now = self.claims.get(claim.run_id)
         if now is None or now.claim != claim.claim or now.state not in STARTED:
-            return  # it ended while the API listed: whoever looks after its end finds its true state
+            return False  # it ended while the API listed: whoever looks after its end finds its true state
         answer = self.api.claims.reinstate(claim.run_id, claim.claim, self.mark)
         self.progressed()
         names = {"run_id": claim.run_id, "claim": claim.claim, "worker": claim.worker, "run_name": claim.name}
@@ -77,3 +88,10 @@ class Reinstater:
         else:
             # somebody has restarted the run before its process was seen to end: it is claimed when the process is gone
             logger.info("a run that is due again still has its process", extra={**names, "answer": answer.reason})
+            return True
+        return False
+
+
+def _waits(claim: Claim, more: str) -> UnfitRun:
+    reason = f"its earlier process still runs on {claim.host[:80]}, {more}"
+    return UnfitRun(run_id=claim.run_id, name=claim.name, reason=reason)

@@ -13,6 +13,7 @@ from poller.cancellation import (
     FEW,
     LOOK_SECONDS,
     MANY_GONE_SECONDS,
+    PUT_OFF_SECONDS,
     STATES_SECONDS,
     CancellationThread,
     quiet_outage,
@@ -56,6 +57,12 @@ def look_for(world, seconds):
     for _ in range(int(seconds / LOOK_SECONDS) + 1):
         world.time.now += LOOK_SECONDS
         world.cancellation.look()
+
+
+def look_at_states(world):
+    """The look that reads the states of all begun runs."""
+    world.time.now += STATES_SECONDS
+    world.cancellation.look()
 
 
 @pytest.mark.parametrize("state", [State.QUEUED, State.TAKEN, State.STARTING, State.RUNNING, State.MISSING])
@@ -144,12 +151,18 @@ def test_an_api_that_has_lost_its_data_ends_nothing_for_two_minutes_and_is_told(
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"),
-    [(StateType.COMPLETED, "Completed"), (StateType.CRASHED, "Crashed"), (StateType.SCHEDULED, "AwaitingRetry")],
+    ("kind", "name", "held"),
+    [
+        (StateType.COMPLETED, "Completed", False),
+        (StateType.CRASHED, "Crashed", False),
+        (StateType.SCHEDULED, "AwaitingRetry", True),
+        (StateType.PAUSED, "Paused", True),
+        (StateType.PAUSED, "Suspended", False),
+    ],
 )
-def test_other_states_are_left_to_their_process(world, kind, name):
+def test_other_states_are_left_to_their_process(world, kind, name, held):
     (run,) = begun(world)
-    world.api.be(run, kind, name)
+    world.api.be(run, kind, name, held=held)
     look_for(world, 5 * STATES_SECONDS)
     assert how(world, run) is CancelHow.NONE
 
@@ -163,6 +176,90 @@ def test_an_ended_claim_and_one_that_waits_are_not_over(world):
     look_for(world, 5 * STATES_SECONDS)
     assert how(world, ended) is CancelHow.NONE
     assert how(world, waits) in (CancelHow.NONE, ASKED)
+
+
+def again(world, *runs):
+    """Somebody retries these runs in the UI, whose processes live."""
+    for run in runs:
+        world.api.due_at[run] = world.time.moment()
+        world.api.be(run, StateType.SCHEDULED, "AwaitingRetry")
+
+
+def test_a_process_whose_run_would_be_handed_out_again_is_over_after_half_a_minute_and_at_prefect_1_left_alone(world):
+    (run,) = begun(world)
+    again(world, run)
+    look_at_states(world)
+    look_for(world, PUT_OFF_SECONDS - 2 * LOOK_SECONDS)
+    assert how(world, run) is CancelHow.NONE
+    look_for(world, 2 * LOOK_SECONDS)
+    assert how(world, run) is (CancelHow.NONE if world.api.traits.requeues_running else OVER)
+
+
+@pytest.fixture
+def prefect3():
+    world = World.of(slots=8)
+    world.rounds(1)
+    return world
+
+
+@pytest.mark.parametrize("state", [State.STARTING, State.MISSING, State.ENDED])
+def test_only_of_a_run_that_is_known_to_run_a_new_due_time_ends_the_process(prefect3, state):
+    (run,) = begun(prefect3, 1, state)
+    again(prefect3, run)
+    look_for(prefect3, 5 * STATES_SECONDS)
+    assert how(prefect3, run) is CancelHow.NONE
+
+
+def test_a_process_that_puts_its_run_off_and_goes_on_with_it_or_ends_is_left_alone(prefect3):
+    goes_on, ends = begun(prefect3, 2)
+    again(prefect3, goes_on, ends)
+    look_at_states(prefect3)
+    prefect3.api.be(goes_on, StateType.RUNNING, "Running")
+    prefect3.claims.be(ends, State.ENDED)
+    look_at_states(prefect3)
+    again(prefect3, goes_on)
+    look_at_states(prefect3)
+    look_for(prefect3, PUT_OFF_SECONDS - 2 * LOOK_SECONDS)
+    assert [how(prefect3, run) for run in (goes_on, ends)] == [CancelHow.NONE] * 2
+
+
+def test_the_time_in_which_a_run_was_due_again_does_not_count_for_a_cancel_of_it(prefect3):
+    (run,) = begun(prefect3)
+    again(prefect3, run)
+    look_at_states(prefect3)
+    prefect3.api.be(run, StateType.CANCELLED, "Cancelled")
+    look_at_states(prefect3)
+    assert how(prefect3, run) is CancelHow.NONE
+    look_for(prefect3, prefect3.api.traits.cancelled_ends_seconds)
+    assert how(prefect3, run) is OVER
+
+
+def test_most_of_the_runs_due_again_at_once_are_those_of_an_older_copy_and_end_after_two_minutes(prefect3, caplog):
+    runs = begun(prefect3, FEW + 1)
+    again(prefect3, *runs)
+    look_for(prefect3, MANY_GONE_SECONDS - LOOK_SECONDS)
+    assert {how(prefect3, run) for run in runs} == {CancelHow.NONE}
+    assert "does not know most of the runs" in caplog.text
+    look_for(prefect3, 2 * STATES_SECONDS)
+    assert {how(prefect3, run) for run in runs} == {OVER}
+
+
+def test_a_retry_whose_earlier_process_lives_is_told_on_its_page_and_claimed_when_that_is_gone(prefect3):
+    (run,) = begun(prefect3)
+    prefect3.api.be(run, StateType.FAILED, "Failed")
+    again(prefect3, run)
+    prefect3.published.clear()
+    prefect3.rounds(10)
+    assert prefect3.api.lines == [], "an engine that has put its run off ends in a moment"
+    prefect3.rounds(60)
+    (line,) = prefect3.api.lines
+    assert line.run_id == run
+    assert line.message == "its earlier process still runs on a, and is ended within about a minute"
+    assert prefect3.published == []
+
+    prefect3.claims.done(run)
+    prefect3.rounds(15)
+    assert prefect3.claimed == [run]
 
 
 def test_a_run_that_is_cancelling_too_long_is_over_when_the_server_forces_its_end(world):

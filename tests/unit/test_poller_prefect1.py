@@ -341,6 +341,15 @@ def test_an_echo_that_cannot_be_written_back_is_tried_each_half_minute_and_neith
     assert world.metric("flowfleet_runs_echoed_total") == 0
 
 
+def test_a_run_that_was_restarted_while_its_process_lives_says_so_on_its_page(world, run):
+    world.api.restarted.add(run)
+    world.api.lazarus(run)
+    world.rounds(90)
+    (line,) = world.api.lines
+    assert line.run_id == run
+    assert line.message.startswith("its earlier process still runs on a, and the run waits for its end: `flowfleet")
+
+
 def test_a_late_retry_whose_process_lives_is_left_to_it(world, run):
     world.api.late_retries.add(run)
     world.rounds(60)
