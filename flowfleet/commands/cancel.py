@@ -230,17 +230,25 @@ def cancel(
                 click.echo("Nothing is cancelled.", err=True)
                 return 1
             chosen = [ChosenRun(claim.run_id, claim.name) for claim in claims]
-        began = cancelling.clock()
-        ordered = _order_all(cancelling, chosen)
-        if no_wait:
-            named = _joined([one.run.name for one in ordered])
-            click.echo(f"Cancelled at the API: {named}. How far the end is: flowfleet explain RUN.")
-            return 0
-        try:
-            return _told(cancelling.wait(ordered), cancelling.clock() - began)
-        except KeyboardInterrupt:
-            cancelling.say("Not waited for any longer: the cancel stands. flowfleet explain RUN tells how far it is.")
-            raise
+        return carry_out(cancelling, chosen, no_wait=no_wait)
+
+
+def carry_out(cancelling: CancelOrder, chosen: Sequence[ChosenRun], *, no_wait: bool) -> int:
+    """Cancel the runs and, unless told otherwise, wait for their ends; the exit code."""
+    began = cancelling.clock()
+    ordered = _order_all(cancelling, chosen)
+    if not ordered:
+        cancelling.say("Nothing is cancelled: all of them had ended before.")
+        return 1
+    if no_wait:
+        named = _joined([one.run.name for one in ordered])
+        click.echo(f"Cancelled at the API: {named}. How far the end is: flowfleet explain RUN.")
+        return 0
+    try:
+        return _told(cancelling.wait(ordered), cancelling.clock() - began)
+    except KeyboardInterrupt:
+        cancelling.say("Not waited for any longer: the cancel stands. flowfleet explain RUN tells how far it is.")
+        raise
 
 
 def _order_all(cancelling: CancelOrder, chosen: Sequence[ChosenRun]) -> list[Ordered]:

@@ -8,7 +8,7 @@ import pytest
 
 from flowfleet.api.client import Answer, Mark, StateType, Verdict
 from flowfleet.commands import chosen_run
-from flowfleet.commands.cancel import CancelOrder, NotCancelled
+from flowfleet.commands.cancel import CancelOrder, NotCancelled, carry_out
 from flowfleet.commands.chosen_run import ChosenRun, NoSuchRun
 from flowfleet.commands.requeue import NotStartedAgain, Requeueing
 from flowfleet.errors import ApiUnavailable, SettingsError
@@ -85,6 +85,14 @@ def test_the_claim_is_told_once_the_api_has_accepted_and_the_end_is_waited_for()
     ((run, state),) = cancelling.wait([ordered])
     assert (run, state.kind) == (fleet.run, StateType.CANCELLED)
     assert fleet.said == ["waiting for 0s: the process of calm-otter on worker@box is being ended"]
+
+
+@pytest.mark.parametrize("no_wait", [True, False])
+def test_of_many_runs_that_have_all_ended_meanwhile_none_is_called_cancelled(no_wait, capsys):
+    fleet = Fleet(StateType.COMPLETED, "Completed", claimed=None)
+    assert carry_out(fleet.cancelling(), [fleet.run] * 2, no_wait=no_wait) == 1
+    assert fleet.said[-1] == "Nothing is cancelled: all of them had ended before."
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("how", [CancelHow.ASKED, CancelHow.OVER])
