@@ -172,7 +172,8 @@ class LostRuns:
             return False
         if not proof and claim.policy == "requeue" and claim.switch:
             proof = "it has ended itself, since its lease ran out"
-        since = datetime.fromtimestamp(self.wall() - gone - self.lease.ttl_seconds, UTC)
+        # a leader that has just begun has watched for less time than the claim is missing
+        since = datetime.fromtimestamp((claim.missed_at or self.wall() - gone) - self.lease.ttl_seconds, UTC)
         reason = self.reports.words(claim, since, proof, cut_off=cut_off)
         outcome = term_checked(
             self.claims.judge(term, claim.run_id, claim.claim, claim.moves, proof=proof, reason=reason)

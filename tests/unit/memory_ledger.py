@@ -1,6 +1,6 @@
 """MemoryLedger: a ledger without Redis, whose claims move by the product's own table, and a clock moved by hand."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -141,6 +141,8 @@ class MemoryClaims:
         self.dropped: list[tuple[str, str]] = []
         self.tomb_of: dict[str, Tomb] = {}
         self.attempts: dict[str, int] = {}
+        #: the clock of the Redis host
+        self.wall: Callable[[], float] = lambda: 0.0
 
     def claim(
         self, term: int, runs: Sequence[FlowRun], call: str, *, policy: str, max_attempts: int = 0
@@ -215,7 +217,7 @@ class MemoryClaims:
         if moves is not None and run_id in self.by_run and self.by_run[run_id].moves != moves:
             return Outcome(moved=False, refusal=Refusal.STATE, claim=self.by_run[run_id])
         was = self.by_run[run_id].state if run_id in self.by_run else None
-        return self._move("miss", run_id, claim, term, was=was)
+        return self._move("miss", run_id, claim, term, was=was, missed_at=self.wall())
 
     def restore(self, term: int, run: FlowRun, claim: str, call: str, worker: str) -> Outcome:
         self._ledger.write()

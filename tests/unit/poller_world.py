@@ -447,6 +447,7 @@ class World:
         self.cloud_logs, self.max_polls, self.awaits_workers = cloud_logs, max_polls, awaits_workers
         self.ledger = MemoryLedger()
         self.gate, self.roster, self.claims = self.ledger.gate, self.ledger.roster, self.ledger.claims
+        self.claims.wall = self.time.clock.wall
         self.published: list[Any] = []
         self.publish_trouble: Exception | None = None
         self.metrics = PollerMetrics()

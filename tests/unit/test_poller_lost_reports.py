@@ -1,7 +1,9 @@
 """What the leader tells of runs that it does not hear of, when the API answers late, wrongly or not at all."""
 
+import re
 import uuid
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 
@@ -12,6 +14,20 @@ from poller.lost_reports import AGAIN_SECONDS, GONE_SECONDS
 from poller.reconcile import OWNER_SECONDS
 from tests.unit.lost_runs import GRACE, TTL, WORKER, lonely, started, state
 from tests.unit.poller_world import World
+
+
+def test_since_when_a_host_was_not_heard_of_is_the_same_for_every_leader():
+    world, run_id = lonely()
+    silent = world.time.moment()
+    world.rounds(TTL + GRACE - 20, beat=False)
+    world.gate.written = None
+    world.build()
+    world.rounds(GRACE + 10, beat=False)
+
+    assert state(world, run_id) is None
+    told = re.search(r"not been heard of since (\S+ \S+) UTC", world.api.reports[0][2])
+    heard = datetime.strptime(told[1], "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC)
+    assert abs((heard - silent).total_seconds()) <= 3
 
 
 def answers_late(world: World) -> None:
