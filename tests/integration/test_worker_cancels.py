@@ -239,6 +239,7 @@ def test_a_cancel_in_a_hurry_kills_what_was_asked_politely_before(engine):
     tell(engine, message, CancelHow.OVER)
     engine.wait_gone(message)
     assert history(engine, message) == ["Cancelling", "Cancelled"]
+    assert "cancellation" not in marks(engine), "no hook keeps somebody waiting who is in a hurry"
 
 
 def test_children_that_ignore_the_end_have_sessions_of_their_own_or_are_daemons_are_gone_at_cancelled(engine):

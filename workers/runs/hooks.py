@@ -81,7 +81,13 @@ class Hooks:
         self._watch.start()
 
     def wanted(self, run: RunFolder) -> bool:
-        """Whether hooks are to be run for this run: its engine had begun here, and they are not over yet."""
+        """Whether hooks are to be run for this run: its engine had begun here, and they are not over yet.
+
+        Somebody who wants a run killed at once (`flowfleet cancel --now`) wants no hook either.
+        """
+        stop = run.stop_record() or {}
+        if stop.get("reason") == StopReason.CANCEL and stop.get("kill"):
+            return False
         if not self.api.traits.worker_runs_hooks or not run.is_engine():
             return False
         # a deployer of another package starts runs elsewhere, where our hooks' program is not
