@@ -330,8 +330,9 @@ TRANSITIONS: tuple[Transition, ...] = (
         name="inherit",
         script="inherit",
         sources=(State.ENDED,),
-        sentence="The run has ended, and its host fell silent before the API had its end: the leader has told it, by "
-        "the short exit in the ledger and under the transition id that the worker would use.",
+        sentence="The run has ended, and nobody has renewed its claim since, before the API had its end: its host is "
+        "away, or has lost its disk. The leader has told it, by the short exit in the ledger and under the transition "
+        "id that the worker would use.",
         crash="Nothing is left to heal. Its owner, back, finds it told.",
     ),
 )

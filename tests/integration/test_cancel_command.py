@@ -1,6 +1,7 @@
 """Cancel and requeue: the two commands on real pollers and workers, and what the leader finds at the API by itself."""
 
 import uuid
+from datetime import UTC, datetime
 
 import pytest
 
@@ -171,6 +172,17 @@ def test_a_run_that_is_over_at_the_api_without_a_word_of_ours_is_killed(world, h
     world.wait_empty()
     if how == "forced":
         assert world.api.history(run)[-1] == "Cancelled"
+
+
+@pytest.mark.slow
+def test_a_run_that_hangs_and_is_retried_by_hand_is_killed_and_started_again(world):
+    run, pid = held(world)
+    for kind in ("FAILED", "SCHEDULED"):
+        state = {"type": kind, "name": kind.title(), "state_details": {"scheduled_time": datetime.now(UTC).isoformat()}}
+        world.api.call("POST", f"/flow_runs/{run}/set_state", {"state": state, "force": True})
+    until(lambda: not processes.alive(pid), 90, "the process that hangs to be killed")
+    until(lambda: world.words(run).count("ran") == 2, 60, "the second start")
+    assert not {"Cancelling", "Cancelled"} & set(world.api.history(run))
 
 
 @pytest.mark.parametrize("place", ["cancel.found", "cancel.after_field"])
