@@ -314,11 +314,15 @@ def test_a_run_that_is_retried_inside_its_process_runs_again_when_that_is_gone(p
     pool.set_state(run, "FAILED")
     if retrying:
         assert pool.set_state(run, "RUNNING", "Retrying")["status"] == "ACCEPT"
+        # it has paused since, which its policy knows, too
+        pool.set_state(run, "PAUSED", pause_timeout=ago(-600).isoformat(), pause_key="k")
+        assert pool.set_state(run, "RUNNING")["status"] == "ACCEPT"
     answer = pool.client.ends.run_again(run, claim_id(call, run), "the run is started again", MARK)
     assert answer.verdict is (Verdict.ACCEPTED if retrying else Verdict.REFUSED)
     assert [found.run_id for found in pool.due()] == ([run] if retrying else [])
     policy = pool.run(run)["empirical_policy"]
-    assert (policy["retries"], policy["retry_type"]) == (3, None if retrying else "in_process")
+    assert (policy["retries"], policy["pause_keys"]) == (3, ["k"] if retrying else [])
+    assert policy["retry_type"] == (None if retrying else "in_process")
 
 
 @pytest.mark.parametrize(("leaves_its_process", "verdict"), [(False, Verdict.ACCEPTED), (True, Verdict.REFUSED)])
