@@ -197,7 +197,7 @@ def begin(fleet: World, pools: Mapping[str, str]) -> Runs:
             going[key] = fleet.create_run(deployments[key])
         return not going
 
-    until(step, 300, "all runs to begin", pause=0.3)
+    until(step, 300, "all runs to begin", pause=1)
     return runs
 
 
@@ -216,7 +216,7 @@ def settle(fleet: World, runs: Runs) -> dict[str, dict[str, Facts]]:
         name: {what: rows.get((name, what), (value,))[0] for what, value in ours[name].items()} for name in WAYS
     }
     with contextlib.suppress(AssertionError):  # then the differences say more
-        until(lambda: look(STOCK) == expected, 120, "the stock worker to be done", pause=1)
+        until(lambda: look(STOCK) == expected, 120, "the stock worker to be done", pause=3)
     seen = {who: look(who) for who in runs}
     for run in runs[STOCK].values():
         for pid in living(fleet, run):
