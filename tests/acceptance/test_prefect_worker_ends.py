@@ -224,7 +224,7 @@ def settle(fleet: World, runs: Runs) -> dict[str, dict[str, Facts]]:
     return seen
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 @pytest.mark.timeout(1800)
 def test_each_end_is_told_as_by_a_stock_worker_with_the_same_hooks_but_for_what_the_map_says(fleet, pools):
     runs = begin(fleet, pools)
