@@ -18,7 +18,7 @@ from typing import Any
 
 from flowfleet.ledger import connect
 from flowfleet.monitor.snapshot import take_snapshot
-from tests import processes, tiny_engine
+from tests import folders, processes, tiny_engine
 from tests.rest import Rest
 from tests.valkey import free_port
 from tests.waiting import SCALE, until
@@ -243,7 +243,7 @@ class World:
 
     def wait_told(self, seconds: float = 10) -> None:
         """No report is left on disk: a worker lets go of it only after the claim is gone from the ledger."""
-        reports = lambda: list((self.folder / "state").rglob("outbox/*.json"))  # noqa: E731
+        reports = lambda: folders.found(self.folder, "state/**/outbox/*.json")  # noqa: E731
         until(lambda: reports() == [], seconds, "all reports to be off the disk", pause=0.1)
 
     def wait_empty(self, seconds: float = 30) -> None:
@@ -329,7 +329,7 @@ class World:
 
     def kill_engine(self, run_id: str, kill: Callable[[int, int], None] = os.kill) -> None:
         """SIGKILL for the run's process; by `os.killpg` for its whole group."""
-        (handle,) = self.folder.glob(f"state/**/runs/{run_id}.*/started.json")
+        (handle,) = folders.found(self.folder, f"state/**/runs/{run_id}.*/started.json")
         kill(json.loads(handle.read_text())["command_pid"], signal.SIGKILL)
 
     # the end
@@ -373,7 +373,7 @@ class World:
     def _owned_pids(self) -> set[int]:
         """Processes that carry the mark of a run whose attempt has not ended."""
         owned: set[int] = set()
-        for folder in self.folder.glob("state*/**/runs/*.*"):
+        for folder in folders.found(self.folder, "state*/**/runs/*.*"):
             if not (folder / "exit.json").exists():
                 owned |= set(processes.marked("FLOWFLEET_CLAIM", folder.name.rpartition(".")[2]))
                 owned |= _pids_in(folder / "started.json")

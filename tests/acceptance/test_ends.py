@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests import processes
+from tests import folders, processes
 from tests.prefect_server import PrefectServer
 from tests.valkey import Valkey
 from tests.waiting import until
@@ -151,7 +151,7 @@ class Ends:
 
     def wait_exit(self, name: str) -> Path:
         """Wait until its process has gone too, which writes its last lines only as it goes; its folder."""
-        (folder,) = self.world.folder.rglob(f"runs/{self.runs[name]}.*")
+        (folder,) = folders.found(self.world.folder, f"**/runs/{self.runs[name]}.*")
         until((folder / "cleared").exists, 30, f"the process of {name} to be gone")
         return folder
 

@@ -4,6 +4,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from tests import folders
 from tests.tcp_bridge import TcpBridge
 from tests.waiting import until
 from tests.world import World
@@ -64,7 +65,7 @@ def test_the_api_away_for_a_while_keeps_the_report_on_disk_until_it_is_accepted(
     api.cut()
     world.release()
     world.wait_note(run, "done")
-    reports = until(lambda: list((world.folder / "state").rglob("outbox/*.json")), 30, "the report on disk")
+    reports = until(lambda: folders.found(world.folder, "state/**/outbox/*.json"), 30, "the report on disk")
     assert run in reports[0].name
     for name, has in told.items():
         until(has, 60, f"{name} to say that the API is away")

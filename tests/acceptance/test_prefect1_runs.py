@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests import processes
+from tests import folders, processes
 from tests.prefect1_world import World1
 from tests.waiting import until
 
@@ -217,7 +217,7 @@ def test_a_server_behind_a_login_is_polled_and_its_runs_log_in_as_well(world1, w
     assert world1.wait_end(run_id) == "Success"
     world1.wait_empty()
     assert "run starts cold" not in worker.text()
-    logs = list(world1.folder.glob("**/*.log"))
+    logs = folders.found(world1.folder, "**/*.log")
     assert worker.log in logs
     assert not [log for log in logs if re.search("of(@|%40)ann", log.read_text(errors="replace"))]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests import folders
 from tests.prefect1_env import FLOWS
 from tests.prefect1_world import World1
 from tests.waiting import until
@@ -45,7 +46,7 @@ class Both:
         self.world.wait_empty()
         told: dict[str, Any] = json.loads(out.read_text())
         claim = told["seen"]["environ"]["FLOWFLEET_CLAIM"]
-        (log,) = self.folder.rglob(f"runs/{run_id}.{claim}/log")
+        (log,) = folders.found(self.folder, f"**/runs/{run_id}.{claim}/log")
         # the order of independent tasks is chance, and how often it looks for a cancel is a matter of its speed
         lines = re.sub(r"\d\d:\d\d:\d\d\+0000", "TIME", log.read_text()).splitlines()
         told["log"] = sorted(line for line in lines if not line.endswith("Checking flow run state..."))

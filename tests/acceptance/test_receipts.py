@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 
+from tests import folders
 from tests.waiting import until
 
 FLOWS = {
@@ -37,10 +38,11 @@ def test_ends_of_real_engines_have_receipts_and_cost_no_request(fleet, number, s
     deployments = {name: fleet.deploy(source, name=name) for name, source in FLOWS.items()}
     runs = {fleet.create_run(deployments[name]): name for name in [*FLOWS] * (number // 2)}
     state = fleet.folder / "state"
-    until(lambda: len(list(state.rglob("settled"))) == number, 30 + 12 * number / slots, f"{number} ends", pause=1.0)
+    settled = lambda: len(folders.found(state, "**/settled"))  # noqa: E731
+    until(lambda: settled() == number, 30 + 12 * number / slots, f"{number} ends", pause=1.0)
     assert {run_id: fleet.api.state(run_id)["name"].lower() for run_id in runs} == runs, "each has its true end"
 
-    exits = [json.loads(path.read_text()) for path in state.rglob("exit.json")]
+    exits = [json.loads(path.read_text()) for path in folders.found(state, "**/exit.json")]
     receipts = Counter((record["receipt"] or {}).get("state_type") for record in exits)
     counted = Counter(
         {

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tests import processes
+from tests import folders, processes
 from tests.chaos.zygote import Zygote
 from tests.lawless_api import LawlessApi
 from tests.prefect1_api import Faults, Prefect1Api
@@ -210,7 +210,7 @@ class Arena(World):
     def shims(self) -> list[int]:
         """The shims of all runs that still live."""
         found = []
-        for path in self.folder.glob("state/**/runs/*.*/started.json"):
+        for path in folders.found(self.folder, "state/**/runs/*.*/started.json"):
             try:
                 pid = int(json.loads(path.read_text()).get("pid") or 0)
                 alive = b"flowfleet-shim" in Path(f"/proc/{pid}/comm").read_bytes()

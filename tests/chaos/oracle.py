@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from flowfleet.ledger import connect
+from tests import folders
 from tests.chaos.arena import ENDS, Arena
 
 #: what a run is expected to come to → the states that say so
@@ -104,12 +105,12 @@ def leftovers(arena: Arena) -> list[str]:
                 left.append(f"unacked entries in {name}")
     finally:
         ledger.close()
-    left += [f"report {path.name}" for path in arena.folder.glob("state/**/outbox/*.json")]
+    left += [f"report {path.name}" for path in folders.found(arena.folder, "state/**/outbox/*.json")]
     left += [f"process {pid}: {what}" for pid, what in arena.members().items() if "stub_engine" in what]
     left += [f"shim {pid}" for pid in arena.shims()]
-    for folder in arena.folder.glob("state/**/runs/*.*"):
+    for folder in folders.found(arena.folder, "state/**/runs/*.*"):
         if folder.is_dir() and not (folder / "settled").exists():
-            left.append(f"folder {folder.name} is not settled: {sorted(path.name for path in folder.iterdir())}")
+            left.append(f"folder {folder.name} is not settled: {folders.names(folder)}")
         if (folder / "work").exists():
             left.append(f"working folder of {folder.name}")
     return left
@@ -121,9 +122,9 @@ def describe(arena: Arena) -> str:
     for run_id in arena.runs:
         said.append(f"run {run_id}: {[(one['name'], one.get('message')) for one in arena.states(run_id)]}")
         said.append(f"  marks: {arena.marks(run_id)}")
-    for folder in arena.folder.glob("state/**/runs/*.*"):
+    for folder in folders.found(arena.folder, "state/**/runs/*.*"):
         record = folder / "exit.json"
-        said.append(f"folder {folder.name}: {sorted(path.name for path in folder.iterdir())}")
+        said.append(f"folder {folder.name}: {folders.names(folder)}")
         said += [f"  exit {json.loads(record.read_text() or '{}')}"] if record.exists() else []
     for part in arena.parts:
         said += [f"-- {part.name} (exit {part.process.poll()}) --", part.tail(40)]

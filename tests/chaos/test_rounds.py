@@ -16,7 +16,7 @@ import redis
 
 from flowfleet.broker import queue_key
 from flowfleet.flow_run import Route
-from tests import processes
+from tests import folders, processes
 from tests.waiting import SCALE, until
 from tests.world import World
 
@@ -319,7 +319,7 @@ def test_a_report_is_on_disk_before_it_is_sent(make_lawless):
     worker = world.start_worker(env={"FLOWFLEET_FAILPOINT": "end.before_report:kill"}, wait=False)
     run = world.create_run(world.deploy_tiny(0, 3))
     assert worker.wait(90) == -9
-    (report,) = (world.folder / "state").rglob("outbox/*.json")
+    (report,) = folders.found(world.folder, "state/**/outbox/*.json")
     assert run in report.name
     assert world.api.state(run)["type"] == "RUNNING"
 

@@ -17,7 +17,7 @@ import pytest
 from flowfleet.errors import LedgerError
 from flowfleet.flow_run import Route
 from flowfleet.ledger import Ledger, connect
-from tests import processes
+from tests import folders, processes
 from tests.prefect1_env import python
 from tests.prefect1_world import World1
 from tests.valkey import Valkey, free_port
@@ -114,7 +114,7 @@ class AgentWorld(World1):
 
     def embedded_redis(self) -> int:
         """Its pid; the server writes over what /proc tells of it."""
-        (note,) = self.folder.glob("data/**/parts/redis.json")
+        (note,) = folders.found(self.folder, "data/**/parts/redis.json")
         return int(json.loads(note.read_text())["pid"])
 
     def left(self) -> list[str]:

@@ -13,6 +13,7 @@ from tests.processes import alive
 from tests.tcp_bridge import TcpBridge
 from tests.waiting import SCALE, stays, until
 from tests.worker_world import WorkerWorld
+from workers.reporting.endings import GONE_LOOK_SECONDS
 from workers.shim.syscalls import boot_clock
 
 pytestmark = [
@@ -121,7 +122,7 @@ def test_a_worker_that_is_cut_off_ends_what_is_cancelled_or_deleted(world, servi
         world.api.write(message.run_id, state)
     assert world.wait_exit(message)["stop_reason"] == "cancelled"
     world.back()
-    world.wait_gone(message)
+    world.wait_gone(message, 20 + GONE_LOOK_SECONDS)
     if state != "gone":
         assert world.api.state(message.run_id)["type"] == "CANCELLED"
     assert world.lives(), "the other one is not touched"
