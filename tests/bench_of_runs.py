@@ -15,6 +15,7 @@ from workers.deployers.process_handles import members
 from workers.deployment import Exit, RunLimits, StartedRun, StartSpec, StopReason
 from workers.host import Abilities, Host
 from workers.state.run_folders import RunFolder, RunFolders
+from workers.stop import Stop
 
 FULL = Abilities.probe({})
 #: a command that says that it is there, and takes no TERM
@@ -84,7 +85,7 @@ class BenchOfRuns:
 
     def stop(self, started_run: StartedRun, spec: StartSpec, *, kill: bool = False) -> None:
         """As a worker does it that stops: first the reason, then the signal."""
-        self.folder(spec).write_stop(StopReason.WORKER, "worker@here")
+        self.folder(spec).write_stop(Stop(reason=StopReason.WORKER), "worker@here")
         if kill:
             started_run.kill()
         else:

@@ -36,6 +36,7 @@ from workers.runs.start_spec import StartSpecBuilder
 from workers.service import WorkerService
 from workers.state.run_folders import RunFolder
 from workers.state.state_folder import StateFolder
+from workers.stop import Stop
 
 #: stands in for the engine: it says what it is told to, and then does what `CODE` says
 ENGINE = """
@@ -192,7 +193,7 @@ class WorkerWorld:
     def close(self) -> None:
         if self.service is not None:
             for attempt in self.service.attempts.running():
-                self.service.supervisor.stop(attempt.key, StopReason.CANCEL, kill=True)
+                self.service.supervisor.stop(attempt.key, Stop(reason=StopReason.CANCEL, kill=True))
             self.stop()
         self.ledger.ledger.close()
         self.api.stop()

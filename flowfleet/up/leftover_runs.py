@@ -9,6 +9,7 @@ from workers.deployers.subprocess_run import SubprocessRun
 from workers.deployment import StopReason
 from workers.host import Abilities, Host
 from workers.state.run_folders import RunFolder
+from workers.stop import Stop
 
 #: a shim ends what is left of a run's group within 5 s; after that `SubprocessRun` does so itself, within 5 s too
 _GONE_SECONDS = 12.0
@@ -21,7 +22,8 @@ def end_all(state: Path, environ: Mapping[str, str]) -> int:
         alive = [run for run in found if run.poll() is None]
         for run in alive:
             with contextlib.suppress(OSError):  # a full disk keeps no run alive: it is killed past its shim then
-                run.folder.write_stop(StopReason.WORKER, f"{run.folder.path.parents[1].name}@{run.host.name}")
+                worker = f"{run.folder.path.parents[1].name}@{run.host.name}"
+                run.folder.write_stop(Stop(reason=StopReason.WORKER), worker)
         wait_until(lambda: not [run for run in alive if _still_there(run)], _GONE_SECONDS)
     finally:
         for run in found:

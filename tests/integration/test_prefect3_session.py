@@ -17,6 +17,7 @@ from tests.waiting import until
 from workers import shim
 from workers.deployment import Exit, StartedRun, StopReason
 from workers.state.run_folders import RunFolder
+from workers.stop import Stop
 
 FLOW = """
 import os, signal, subprocess, sys, time
@@ -121,7 +122,7 @@ def test_an_engine_that_is_told_of_its_cancel_stops_and_writes_nothing_and_nothi
     started_run = engine.start_ready()
     child = engine.child
     engine.api.set_state(engine.run_id, "CANCELLING")
-    engine.folder.write_stop(StopReason.CANCEL, "worker@here", intent=True)
+    engine.folder.write_stop(Stop(reason=StopReason.CANCEL, intent=True), "worker@here")
     started_run.stop()
     end = engine.end(started_run)
     assert (end.code, end.stopped_by, end.stop_reason, end.stop_worker) == (0, "term", "cancelled", "worker@here")
@@ -136,7 +137,7 @@ def test_an_engine_that_gets_a_bare_term_writes_crashed_itself(engines):
     engine = engines("stopped", HELD)
     started_run = engine.start_ready()
     assert processes.alive(engine.child), "it sleeps now, and is not met while it starts its child"
-    engine.folder.write_stop(StopReason.WORKER, "worker@here")
+    engine.folder.write_stop(Stop(reason=StopReason.WORKER), "worker@here")
     started_run.stop()
     end = engine.end(started_run)
     assert (end.signal, end.intent) == (15, None)

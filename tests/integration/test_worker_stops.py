@@ -12,6 +12,7 @@ from tests.worker_world import Left
 from workers.deployment import StopReason
 from workers.runs import launch as launch_module
 from workers.shim.syscalls import boot_clock
+from workers.stop import Stop
 
 
 class Crash(Failpoints):
@@ -79,7 +80,7 @@ def test_a_stopping_worker_serves_no_route_while_it_renews_what_it_still_has(wor
     assert world.ledger.claims.get(message.run_id).state == "running"
     (outcome,) = world.ledger.claim(world.create("true"))
     assert not outcome.moved, "nothing is claimed for it"
-    service.supervisor.stop(message.task_id, StopReason.CANCEL, kill=True)
+    service.supervisor.stop(message.task_id, Stop(reason=StopReason.CANCEL, kill=True))
     assert world.stop() == 0
 
 

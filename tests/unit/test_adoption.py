@@ -20,6 +20,7 @@ from workers.deployment import StopReason
 from workers.host import Abilities
 from workers.shim import atomic_files, syscalls
 from workers.state.run_folders import RunFolder
+from workers.stop import Stop
 
 ROOT = Path(__file__).parents[2]
 
@@ -98,7 +99,7 @@ def test_a_shim_of_before_an_upgrade_is_asked_without_a_reason(bench):
 def test_the_reason_that_a_shim_of_before_an_upgrade_does_not_record_is_known_all_the_same(tmp_path):
     folder = RunFolder(tmp_path / "run.claim")
     folder.path.mkdir()
-    folder.write_stop(StopReason.TIMEOUT, "w@h")
+    folder.write_stop(Stop(reason=StopReason.TIMEOUT), "w@h")
     for told, words in (
         ({"signal": 15, "stopped_by": "term"}, "--run-timeout"),
         ({"signal": 15}, "was killed by SIGTERM"),

@@ -20,7 +20,7 @@ JOINERS = ("flowfleet.cli", "flowfleet.agents", "flowfleet.up")
 
 #: rooms by floor: each may use its own floor and those before it (docs/design.md draws them)
 WORKERS = (
-    ("workers.shim", "workers.exit", "workers.deployment"),
+    ("workers.shim", "workers.exit", "workers.stop", "workers.deployment"),
     (
         "workers.state",
         "workers.host",

@@ -21,6 +21,7 @@ from tests.waiting import until
 from workers.deployment import StopReason
 from workers.shim import spawn, syscalls
 from workers.state.run_folders import RunFolder
+from workers.stop import Stop
 
 ROOT = Path(__file__).parents[2]
 
@@ -152,7 +153,7 @@ def test_a_stop_goes_on_where_the_shim_is_killed_in_the_middle_of_it(full_bench)
     spec = full_bench.sh(DEAF, stop_grace=0.3)
     started_run = full_bench.start_ready(spec)
     pid = started_run.handle["command_pid"]
-    full_bench.folder(spec).write_stop(StopReason.CANCEL, "worker@here")
+    full_bench.folder(spec).write_stop(Stop(reason=StopReason.CANCEL), "worker@here")
     full_bench.kill_shim(started_run, spec)
     assert processes.alive(pid)
     end = full_bench.end_of(started_run)

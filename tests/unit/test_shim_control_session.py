@@ -12,6 +12,7 @@ from tests.bench_of_runs import BenchOfRuns
 from tests.waiting import SCALE, until
 from workers.deployment import Exit, StartedRun, StartSpec, StopReason
 from workers.shim import control_session
+from workers.stop import Stop
 
 #: an engine of version 2, as far as its shim can see; `talk` is what the test makes it do
 ENGINE = """
@@ -59,7 +60,7 @@ def engine(bench: BenchOfRuns, talk: str, **changes) -> StartSpec:
 
 
 def cancel(started_run: StartedRun, bench: BenchOfRuns, spec: StartSpec, **how) -> None:
-    bench.folder(spec).write_stop(StopReason.CANCEL, "worker@here", **how)
+    bench.folder(spec).write_stop(Stop(reason=StopReason.CANCEL, **how), "worker@here")
     started_run.stop()
 
 
@@ -315,7 +316,7 @@ def test_a_second_cancel_kills_while_the_engine_has_still_to_answer(full_bench):
     spec = engine(full_bench, CONNECTED + TIDY, stop_grace=600.0)
     started_run = full_bench.start_ready(spec)
     cancel(started_run, full_bench, spec, intent=True)
-    full_bench.folder(spec).write_stop(StopReason.CANCEL, "worker@here", kill=True)
+    full_bench.folder(spec).write_stop(Stop(reason=StopReason.CANCEL, kill=True), "worker@here")
     started_run.kill()
     end = full_bench.end_of(started_run)
     assert (end.signal, end.stopped_by) == (9, "kill")

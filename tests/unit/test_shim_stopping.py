@@ -15,6 +15,7 @@ from tests.bench_of_runs import DEAF, BenchOfRuns, read_pid
 from tests.waiting import SCALE, until
 from workers.deployment import StartedRun, StartSpec, StopReason
 from workers.shim.stopping import Stopping
+from workers.stop import Stop
 
 ROOT = Path(__file__).parents[2]
 
@@ -74,7 +75,7 @@ def family(bench: BenchOfRuns, place: str, child: str, **changes) -> StartSpec:
 
 
 def ask(started_run: StartedRun, bench: BenchOfRuns, spec: StartSpec, **how) -> None:
-    bench.folder(spec).write_stop(StopReason.CANCEL, "worker@here", **how)
+    bench.folder(spec).write_stop(Stop(reason=StopReason.CANCEL, **how), "worker@here")
     if how.get("kill"):
         started_run.kill()
     else:

@@ -11,6 +11,7 @@ from tests.waiting import SCALE, until
 from workers.deployment import StopReason
 from workers.shim import switch
 from workers.shim.syscalls import boot_clock
+from workers.stop import Stop
 
 #: children with sessions of their own, which take no TERM
 FAMILY = f"setsid sh -c 'echo $$ > child; {DEAF}' & {DEAF}"
@@ -122,7 +123,7 @@ def test_a_run_whose_shim_stands_still_is_killed_past_it(full_bench):
     child = read_pid(spec.folder / "work" / "child")
     os.kill(run.handle["pid"], signal.SIGSTOP)
     until(run._shim_stands, 5, "the shim to stand still")
-    full_bench.folder(spec).write_stop(StopReason.SWITCH, "worker@here", kill=True)
+    full_bench.folder(spec).write_stop(Stop(reason=StopReason.SWITCH, kill=True), "worker@here")
     run.kill()
     end = full_bench.end_of(run)
     assert (end.stopped_by, end.stop_reason) == ("kill", StopReason.SWITCH)

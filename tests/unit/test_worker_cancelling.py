@@ -14,6 +14,7 @@ from workers.runs.cancelling import Cancelling, cancel_of
 from workers.shim import atomic_files
 from workers.state.attempts import Attempt, Attempts
 from workers.state.run_folders import RunFolders
+from workers.stop import Stop
 
 ASKED = CancelAsked(how=CancelHow.ASKED, why="Ann")
 OVER = CancelAsked(how=CancelHow.OVER)
@@ -51,10 +52,10 @@ class World:
         (run_id,) = run_ids
         return {run_id: RunState(run_id=run_id, run_name="n", kind=self.shown, name=self.shown.value.title())}
 
-    def _stop(self, key, reason, *, kill, intent, patience, why, written):
+    def _stop(self, key, stop, *, written):
         del written
-        assert (key, reason) == (self.key, StopReason.CANCEL)
-        self.stops.append(("kill" if kill else "intent" if intent else patience, why))
+        assert (key, stop.reason) == (self.key, StopReason.CANCEL)
+        self.stops.append(("kill" if stop.kill else "intent" if stop.intent else stop.patience, stop.why))
 
     def cancel(self, asked=ASKED):
         self.cancelling.cancelled(self.attempts.get(self.key), asked)
@@ -149,7 +150,7 @@ def test_a_cancel_before_the_process_is_acted_on_when_it_is_there(tmp_path):
 @pytest.mark.parametrize(("kill", "how"), [(False, CancelHow.ASKED), (True, CancelHow.OVER)])
 def test_a_cancel_that_the_worker_before_has_begun_goes_on_without_the_api(tmp_path, kill, how):
     world = World(tmp_path)
-    world.folder.write_stop(StopReason.CANCEL, "w@h", kill=kill, intent=not kill, why="Ann")
+    world.folder.write_stop(Stop(reason=StopReason.CANCEL, kill=kill, intent=not kill, why="Ann"), "w@h")
     cancel = cancel_of(world.folder)
     assert (cancel.how, cancel.why) == (how, "Ann")
     world.cancelling.resume(world.attempts.change(world.key, cancel=cancel))
@@ -160,5 +161,5 @@ def test_a_cancel_that_the_worker_before_has_begun_goes_on_without_the_api(tmp_p
 def test_a_stop_for_another_reason_is_no_cancel(tmp_path):
     world = World(tmp_path)
     assert cancel_of(world.folder) is None
-    world.folder.write_stop(StopReason.TIMEOUT, "w@h")
+    world.folder.write_stop(Stop(reason=StopReason.TIMEOUT), "w@h")
     assert cancel_of(world.folder) is None

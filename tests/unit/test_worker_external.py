@@ -23,6 +23,7 @@ from workers.deployers.external import (
 from workers.deployment import Exit, RunLimits, StartSpec, StopReason
 from workers.reporting.exit_table import Step, decide
 from workers.state.run_folders import RunFolder
+from workers.stop import Stop
 
 RUN = "aaaaaaaa-0000-4000-8000-000000000000"
 CLAIM = "bbbbbbbb-0000-4000-8000-000000000000"
@@ -220,7 +221,7 @@ def test_a_run_that_comes_back_by_itself_is_let_go_once_no_process_of_it_can_wai
 def test_a_stop_lets_go_of_it_and_says_that_it_may_go_on(world, reason, words):
     run = world.start()
     if reason is not None:
-        world.folder.write_stop(reason, "w@h")
+        world.folder.write_stop(Stop(reason=reason), "w@h")
     run.stop()
     decision = decided(run, state(StateType.RUNNING))
     assert decision.kind is StateType.FAILED

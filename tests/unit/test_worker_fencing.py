@@ -96,7 +96,7 @@ class World:
                     presence=presence,
                     traits=traits.of(backend),
                 ),
-                supervisor=SimpleNamespace(stop=lambda key, why, *, kill: self.stopped.append((key, why, kill))),
+                supervisor=SimpleNamespace(stop=lambda key, stop: self.stopped.append((key, stop.reason, stop.kill))),
                 cancelled=lambda attempt, asked: self.cancelled.append((attempt.key, asked.how)),
             ),
             clock=self.clock,

@@ -31,7 +31,9 @@ class World:
             attempts=self.attempts,
             claims=SimpleNamespace(linger=lambda run_id, *_, **__: self.noted.append((run_id, self.at, _[-1]))),
             api=SimpleNamespace(states=self.states),
-            supervisor=SimpleNamespace(stop=lambda key, why, *, kill: self.stopped.append((key, self.at, why, kill))),
+            supervisor=SimpleNamespace(
+                stop=lambda key, stop: self.stopped.append((key, self.at, stop.reason, stop.kill))
+            ),
             to_ledger=SimpleNamespace(post=lambda job: job()),
             linger=linger,
             clock=self.clock,
@@ -42,6 +44,9 @@ class World:
     @property
     def at(self):
         return self.clock.now - 1000.0
+
+    def _stop(self, key, stop):
+        self.stopped.append((key, self.at, stop.reason, stop.kill))
 
     def states(self, run_ids):
         self.asked.append((self.at, list(run_ids)))

@@ -52,9 +52,9 @@ class World:
             wait=self.wait,
         )
 
-    def stop(self, key, reason, *, kill):
-        self.killed += [key] if kill else []
-        self.told[key] = (round(self.clock.now, 1), reason)
+    def stop(self, key, stop):
+        self.killed += [key] if stop.kill else []
+        self.told[key] = (round(self.clock.now, 1), stop.reason)
         self.stopped.append(key)
         if key not in self.deaf:
             self.attempts.remove(key)

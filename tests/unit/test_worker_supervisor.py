@@ -16,6 +16,7 @@ from workers.shim import atomic_files
 from workers.shim.syscalls import boot_clock
 from workers.state.attempts import Attempt, Attempts
 from workers.state.run_folders import RunFolder
+from workers.stop import Stop
 
 
 class FakeDeployment:
@@ -126,9 +127,9 @@ def test_a_broken_run_does_not_leave_the_others_unwatched(watched):
 def test_a_run_is_stopped_or_killed_on_demand(watched):
     started_run = watched.watch()
     # its folder cannot be written, and that keeps no run alive
-    watched.supervisor.stop("run1.claim", StopReason.FENCE)
-    watched.supervisor.stop("run1.claim", StopReason.CANCEL, kill=True)
-    watched.supervisor.stop("unknown", StopReason.CANCEL)
+    watched.supervisor.stop("run1.claim", Stop(reason=StopReason.FENCE))
+    watched.supervisor.stop("run1.claim", Stop(reason=StopReason.CANCEL, kill=True))
+    watched.supervisor.stop("unknown", Stop(reason=StopReason.CANCEL))
     until(lambda: started_run.said == ["stop", "kill"], 5, "both")
 
 

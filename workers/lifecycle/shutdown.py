@@ -17,6 +17,7 @@ from workers.reporting.show_output import OutputFollower
 from workers.runs.supervisor import Supervisor
 from workers.state.attempts import Attempt, Attempts
 from workers.state.pruner import Pruner
+from workers.stop import Stop
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +88,8 @@ class WorkerShutdown:
                 waits = grace.of(attempt) if mode == "wait" else 0.0
                 if attempt.key not in stopped and self.clock() >= begun + waits:
                     stopped.add(attempt.key)
-                    self.supervisor.stop(attempt.key, StopReason.WORKER, kill=self._kills(attempt))
+                    stop = Stop(reason=StopReason.WORKER, kill=self._kills(attempt))
+                    self.supervisor.stop(attempt.key, stop)
             longest = max(map(grace.of, left))
             over = self.clock() >= begun + longest * (2 if mode == "wait" else 1) + TELL_SECONDS
             if over or self._only_untold():

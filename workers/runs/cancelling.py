@@ -20,6 +20,7 @@ from workers.deployment import StopReason
 from workers.runs.supervisor import Supervisor
 from workers.state.attempts import Attempt, Attempts
 from workers.state.run_folders import RunFolder
+from workers.stop import Stop
 
 logger = logging.getLogger(__name__)
 
@@ -110,15 +111,14 @@ class Cancelling:
         # crash
         kill = how is CancelHow.OVER or not attempt.folder.has_shim()
         itself = self._cancels_itself(attempt)
-        self.supervisor.stop(
-            attempt.key,
-            StopReason.CANCEL,
+        stop = Stop(
+            reason=StopReason.CANCEL,
             kill=kill,
             intent=not kill and not itself,
             patience=PATIENCE_SECONDS if itself and not kill else 0.0,
             why=now.cancel.why if now.cancel is not None else "",
-            written=lambda: self.hit("cancel.after_stop_file"),
         )
+        self.supervisor.stop(attempt.key, stop, written=lambda: self.hit("cancel.after_stop_file"))
 
     def _cancels_itself(self, attempt: Attempt) -> bool:
         """Whether the command looks for a cancel by itself: all but the engine that takes a TERM for a crash."""

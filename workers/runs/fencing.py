@@ -19,6 +19,7 @@ from workers.runs.fence_table import Fate, decide
 from workers.runs.supervisor import Supervisor
 from workers.state.attempts import Attempt, Attempts
 from workers.state.ledger_view import LedgerView
+from workers.stop import Stop
 
 logger = logging.getLogger(__name__)
 
@@ -164,4 +165,4 @@ class Fencing:
         self.attempts.change(attempt.key, fenced=True, refusal=refusal)
         # an engine that writes a crash on a bare TERM would write it over the state of whoever has the run now
         kill = fate is Fate.KILL or self.traits.engine_crashes_on_term
-        self.supervisor.stop(attempt.key, StopReason.FENCE, kill=kill)
+        self.supervisor.stop(attempt.key, Stop(reason=StopReason.FENCE, kill=kill))

@@ -15,13 +15,16 @@ from flowfleet.api.client import ApiClient, Job, StateType
 from flowfleet.api.traits import Traits
 from flowfleet.errors import ApiRejected, ApiUnavailable, DeployError, RunGone, SettingsError
 from flowfleet.failpoints import Failpoints
+from flowfleet.ledger.claims import CancelHow
 from flowfleet.settings.classes import WorkerSettings
 from workers.background import BackgroundJobs
 from workers.deployment import Deployer, Exit, StartedRun, StopReason
 from workers.reporting.run_log import RunLog
+from workers.runs.cancelling import cancel_of
 from workers.runs.start_spec import StartSpecBuilder
 from workers.state.attempts import Attempt, Attempts
 from workers.state.run_folders import RunFolder, RunFolders
+from workers.stop import Stop
 
 logger = logging.getLogger(__name__)
 
@@ -85,8 +88,8 @@ class Hooks:
 
         Somebody who wants a run killed at once (`flowfleet cancel --now`) wants no hook either.
         """
-        stop = run.stop_record() or {}
-        if stop.get("reason") == StopReason.CANCEL and stop.get("kill"):
+        cancel = cancel_of(run)
+        if cancel is not None and cancel.how is CancelHow.OVER:
             return False
         if not self.api.traits.worker_runs_hooks or not run.is_engine():
             return False
@@ -185,7 +188,8 @@ class Hooks:
             return
         child.stopped = True
         try:
-            child.folder.write_stop(StopReason.FENCE if fenced else StopReason.HOOK_TIMEOUT, self.worker, kill=True)
+            reason = StopReason.FENCE if fenced else StopReason.HOOK_TIMEOUT
+            child.folder.write_stop(Stop(reason=reason, kill=True), self.worker)
         except OSError as exc:  # a full disk keeps no hook alive
             logger.error("reason of a stop not written", extra={**child.run.fields, "error": str(exc)})
         child.started_run.kill()

@@ -28,6 +28,7 @@ from workers.runs.start_spec import StartSpecBuilder
 from workers.shim.syscalls import boot_clock
 from workers.state.attempts import Attempt, Attempts, fit_handle, held_to_intent
 from workers.state.run_folders import RunFolders
+from workers.stop import Stop
 
 logger = logging.getLogger(__name__)
 
@@ -271,7 +272,7 @@ class Launch:
         now = self.attempts.get(attempt.key)
         if now is not None and now.fenced:
             logger.warning("claim was lost while its run was started", extra=attempt.fields)
-            now.stop(StopReason.FENCE, self.worker)
+            now.stop(Stop(reason=StopReason.FENCE), self.worker)
         elif now is not None and now.cancelled:
             # the cancel came while there was no process to end yet
             logger.info("run was cancelled while it was started", extra=attempt.fields)

@@ -20,6 +20,7 @@ from workers.background import BackgroundJobs
 from workers.deployment import EXTERNAL, StopReason
 from workers.runs.supervisor import Supervisor
 from workers.state.attempts import Attempt, Attempts
+from workers.stop import Stop
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +138,7 @@ class Lingering:
             facts = {"state": state.name, "linger_seconds": self.linger}
             logger.warning("run has ended and its process has not: it is killed", extra={**attempt.fields, **facts})
             # no TERM: engines take it for a crash of the run, and none may write one over the end that stands
-            self.supervisor.stop(attempt.key, StopReason.LINGER, kill=True)
+            self.supervisor.stop(attempt.key, Stop(reason=StopReason.LINGER, kill=True))
 
     def _note(self, attempt: Attempt, state: str) -> None:
         held = attempt.held

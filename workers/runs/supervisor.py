@@ -10,13 +10,13 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from flowfleet.guard import guarded
 from flowfleet.ledger.claims import State
 from flowfleet.wakeup import Wakeup
 from workers.deployment import Exit, StopReason
 from workers.state.attempts import Attempt, Attempts
+from workers.stop import Stop
 
 logger = logging.getLogger(__name__)
 
@@ -76,21 +76,9 @@ class Supervisor:
         """Watch the started run of this attempt from now on."""
         self._post(lambda: self._watch(key))
 
-    def stop(
-        self,
-        key: str,
-        reason: StopReason,
-        *,
-        kill: bool = False,
-        intent: bool = False,
-        patience: float = 0.0,
-        why: str = "",
-        written: Callable[[], None] = lambda: None,
-    ) -> None:
+    def stop(self, key: str, stop: Stop, *, written: Callable[[], None] = lambda: None) -> None:
         """Ask the thread to stop the run of this attempt, as `Attempt.stop` does."""
-        self._post(
-            lambda: self._stop(key, reason, kill=kill, intent=intent, patience=patience, why=why, written=written)
-        )
+        self._post(lambda: self._stop(key, stop, written))
 
     def finish(self, key: str, end: Exit) -> None:
         """Ask the thread to note the end of a run that `before_end` has put off."""
@@ -199,10 +187,10 @@ class Supervisor:
         if moved is not None:
             self.on_end(moved)
 
-    def _stop(self, key: str, reason: StopReason, **how: Any) -> None:
+    def _stop(self, key: str, stop: Stop, written: Callable[[], None] = lambda: None) -> None:
         attempt = self.attempts.get(key)
         if attempt is not None and attempt.held.state is not State.ENDED and not attempt.hooks:
-            attempt.stop(reason, self.worker, **how)
+            attempt.stop(stop, self.worker, written=written)
 
     def _end_overdue(self) -> None:
         """End the runs whose shim has not done it: it is frozen, or dead. Each round, until they are gone."""
@@ -215,11 +203,11 @@ class Supervisor:
                 attempt.started_run.kill()
             else:
                 logger.warning("lease of a run is over and it lives: it is killed", extra=attempt.fields)
-                self._stop(key, StopReason.SWITCH, kill=True)
+                self._stop(key, Stop(reason=StopReason.SWITCH, kill=True))
         self._overdue = set(keys)
 
     def _time_out(self, key: str) -> None:
         attempt = self.attempts.get(key)
         if attempt is not None:
             logger.warning("run takes longer than --run-timeout", extra=attempt.fields)
-            self._stop(key, StopReason.TIMEOUT)
+            self._stop(key, Stop(reason=StopReason.TIMEOUT))

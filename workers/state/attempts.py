@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flowfleet.ledger.claims import HANDLE_LIMIT, CancelAsked, CancelHow, Claim, Refusal, State
-from workers.deployment import Exit, StartedRun, StopReason
+from workers.deployment import Exit, StartedRun
 from workers.state.run_folders import RunFolder
+from workers.stop import Stop
 
 logger = logging.getLogger(__name__)
 
@@ -54,33 +55,22 @@ class Attempt:
         """Whether somebody wants the run cancelled."""
         return self.cancel is not None
 
-    def stop(
-        self,
-        reason: StopReason,
-        worker: str,
-        *,
-        kill: bool = False,
-        intent: bool = False,
-        patience: float = 0.0,
-        why: str = "",
-        written: Callable[[], None] = lambda: None,
-    ) -> None:
-        """End the started run: TERM, its grace, then KILL, or KILL at once; its folder says why before any signal goes.
+    def stop(self, stop: Stop, worker: str, *, written: Callable[[], None] = lambda: None) -> None:
+        """End the started run; its folder says why before any signal goes, and `written` is called in between.
 
-        `worker` is our own NAME@HOST; `intent`, `patience` and `why` are told in `RunFolder.write_stop`, and `written`
-        is called after it. Returns at once.
+        `worker` is our own NAME@HOST. Returns at once.
         """
         if self.started_run is None:
             return
-        logger.info("run is being stopped", extra={**self.fields, "reason": str(reason), "kill": kill})
+        logger.info("run is being stopped", extra={**self.fields, "reason": str(stop.reason), "kill": stop.kill})
         try:
-            self.folder.write_stop(reason, worker, kill=kill, intent=intent, patience=patience, why=why)
+            self.folder.write_stop(stop, worker)
         except OSError as exc:  # a full disk keeps no run alive
             logger.error("reason of a stop not written", extra={**self.fields, "error": str(exc)})
         try:
             written()
         finally:  # nobody asks for this stop again
-            if kill:
+            if stop.kill:
                 self.started_run.kill()
             else:
                 self.started_run.stop()

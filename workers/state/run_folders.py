@@ -23,13 +23,14 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from workers.deployment import Exit, StopReason
+from workers.deployment import Exit
 from workers.shim import atomic_files
 from workers.shim.syscalls import boot_clock
+from workers.stop import Stop
 
 logger = logging.getLogger(__name__)
 
@@ -140,26 +141,13 @@ class RunFolder:
         record = self.exit_record()
         return self.with_reason(Exit.from_record(record)) if record else None
 
-    def write_stop(
-        self,
-        reason: StopReason,
-        worker: str,
-        *,
-        kill: bool = False,
-        intent: bool = False,
-        patience: float = 0.0,
-        why: str = "",
-    ) -> None:
+    def write_stop(self, stop: Stop, worker: str) -> None:
         """Write down why this worker (NAME@HOST) is about to end the run, and how; on disk once this returns.
 
-        A shim obeys no signal before. A later reason replaces an earlier one. `kill`: no TERM, KILL at once. `intent`:
-        the engine is told of the cancel over its control session before the TERM. `patience`: seconds that a command
-        which cancels itself has before the TERM; a TERM at the same time would make it lose that. `why`: who has asked
-        for a cancel, and why.
+        A shim obeys no signal before. A later reason replaces an earlier one.
         """
-        facts = {"reason": reason.value, "claim": self.claim, "by": worker, "boot_clock": boot_clock()}
-        facts |= {"kill": kill, "intent": intent, "patience": patience, "why": why}
-        atomic_files.write_json(self.path / "stop.json", {"v": VERSION, **facts})
+        facts = {"claim": self.claim, "by": worker, "boot_clock": boot_clock()}
+        atomic_files.write_json(self.path / "stop.json", {"v": VERSION, **asdict(stop), **facts})
 
     def stop_record(self) -> dict[str, Any] | None:
         """The record of why a worker ends the run; None when none has done so."""
