@@ -47,6 +47,11 @@ class Over:
     why: str
     patience: float
 
+    @property
+    def doubtful(self) -> bool:
+        """Whether a server without its last data would show the same: only a cancel is somebody's word."""
+        return self.kind is not StateType.CANCELLED
+
 
 @dataclass
 class Cancellation:
@@ -96,18 +101,18 @@ class Cancellation:
             return
         states = self.ends.states(sorted(asked))
         found = {run: self._over(claim, states.get(run)) for run, claim in asked.items()}
-        lacking = [over for over in found.values() if over is not None and over.kind is not StateType.CANCELLED]
+        doubtful = sum(over is not None and over.doubtful for over in found.values())
         at_least = 0.0
-        if len(lacking) > FEW and 2 * len(lacking) > len(begun):
+        if doubtful > FEW and 2 * doubtful > len(begun):
             at_least = MANY_GONE_SECONDS
             logger.warning(
                 "the Prefect API does not know most of the runs that have begun, or hands them out: none is ended yet",
-                extra={"runs": len(lacking), "of": len(begun), "waits_seconds": at_least},
+                extra={"runs": doubtful, "of": len(begun), "waits_seconds": at_least},
             )
         for run, claim in asked.items():
             over = found[run]
             stood = self._see(claim, over)
-            if over is not None and stood >= max(over.patience, at_least if over in lacking else 0.0):
+            if over is not None and stood >= max(over.patience, at_least if over.doubtful else 0.0):
                 self._tell(claim, CancelHow.OVER, over.why)
 
     def _over(self, claim: Claim, state: RunState | None) -> Over | None:
