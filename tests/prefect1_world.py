@@ -80,9 +80,9 @@ class World1(World):
         return run_id
 
     def held(self, code: int = 0, *labels: str) -> tuple[str, int]:
-        """Such a run that stays till `release`, once it runs; and its process."""
+        """Such a run that stays till `release`, once it holds; and its process."""
         run_id = self.tiny_run(*labels, hold=True, code=code)
-        return run_id, int(self.wait_note(run_id, "ran")[1])
+        return run_id, self.wait_held(run_id)
 
     def create_run(self, flow_id: str, **given: Any) -> str:
         """A run by the real client."""

@@ -1,7 +1,8 @@
 """Tiny engine: stands in for the real one, of either Prefect, where a test needs many runs or held ones.
 
-`tiny_engine.py SECONDS|hold EXIT-CODE`, or `TINY_HOLD` and `TINY_EXIT`; `hold` waits for the file `release` among the
-notes. What it writes is what the real one writes, in its order: Running, then the end.
+`tiny_engine.py SECONDS|hold EXIT-CODE`, or `TINY_HOLD` and `TINY_EXIT`. What it writes is what the real one writes, in
+its order: Running, then the end. `hold` leaves the file `RUN.held` among the notes once the API has *answered* that it
+runs, and waits there for the file `release`.
 """
 
 import json
@@ -12,13 +13,16 @@ import urllib.request
 from pathlib import Path
 
 
-# flows of tests have its text too, so that they count themselves
-def note(word):
-    """A line in the run's own notes."""
+# flows of tests have the text of these two, so that they count themselves
+def notes_path():
     # Prefect 1, a worker of ours, a stock worker
     names = ("PREFECT__CONTEXT__FLOW_RUN_ID", "FLOWFLEET_RUN_ID", "PREFECT__FLOW_RUN_ID")
-    run_id = next(os.environ[name] for name in names if name in os.environ)
-    with Path(os.environ["FFTEST_NOTES"], run_id).open("ab", buffering=0) as notes:
+    return Path(os.environ["FFTEST_NOTES"], next(os.environ[name] for name in names if name in os.environ))
+
+
+def note(word):
+    """A line in the run's own notes."""
+    with notes_path().open("ab", buffering=0) as notes:
         who, claim = os.environ.get("FFTEST_WHO", "-"), os.environ.get("FLOWFLEET_CLAIM", "-")
         notes.write(f"{word} {os.getpid()} {time.time():.6f} {who} {claim}\n".encode())
 
@@ -62,7 +66,8 @@ def main():
     note("ran")
     tell("Running")
     if hold == "hold":
-        gate, end = Path(os.environ["FFTEST_NOTES"], "release"), time.monotonic() + 600
+        notes_path().with_suffix(".held").touch()
+        gate, end = notes_path().with_name("release"), time.monotonic() + 600
         while not gate.exists() and time.monotonic() < end:
             time.sleep(0.02)
     else:

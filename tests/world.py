@@ -36,6 +36,7 @@ PRELUDE = f"""
 import os, sys, time
 from pathlib import Path
 
+{inspect.getsource(tiny_engine.notes_path)}
 {inspect.getsource(tiny_engine.note)}
 from prefect import flow, task
 """
@@ -317,9 +318,14 @@ class World:
         )
 
     def held(self, code: int = 0) -> tuple[str, int]:
-        """A run of the tiny engine that stays till `release`, once it runs; and its process."""
+        """A run of the tiny engine that stays till `release`, once it holds; and its process."""
         run_id = self.create_run(self.deploy_tiny("hold", code))
-        return run_id, int(self.wait_note(run_id, "ran")[1])
+        return run_id, self.wait_held(run_id)
+
+    def wait_held(self, run_id: str) -> int:
+        """The process of a run that stays, once the API has answered it: the API may be cut from then on."""
+        until((self.notes_folder / f"{run_id}.held").exists, 60, f"run {run_id} to hold")
+        return int(self.wait_note(run_id, "ran")[1])
 
     def all_once(self, runs: Sequence[str], seconds: float = 60) -> None:
         """Every run comes to its good end, and its user code ran once."""
