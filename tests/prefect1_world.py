@@ -80,7 +80,7 @@ class World1(World):
         return run_id
 
     def held(self, code: int = 0, *labels: str) -> tuple[str, int]:
-        """Such a run that stays till `release`, once it holds; and its process."""
+        """Such a run that stays till `release`, and its process, once the API has it as Running."""
         run_id = self.tiny_run(*labels, hold=True, code=code)
         return run_id, self.wait_held(run_id)
 

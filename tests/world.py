@@ -318,7 +318,7 @@ class World:
         )
 
     def held(self, code: int = 0) -> tuple[str, int]:
-        """A run of the tiny engine that stays till `release`, once it holds; and its process."""
+        """A run of the tiny engine that stays till `release`, and its process, once the API has it as Running."""
         run_id = self.create_run(self.deploy_tiny("hold", code))
         return run_id, self.wait_held(run_id)
 

@@ -74,7 +74,6 @@ def test_a_worker_that_was_frozen_with_a_report_in_hand_covers_nothing(world, tm
     failpoint = {"FLOWFLEET_FAILPOINT": "report.between:freeze", "FLOWFLEET_FAILPOINT_FOLDER": str(met)}
     worker = world.worker(env=failpoint)
     run_id, _ = world.held(6)
-    until(lambda: world.history(run_id)[-1] == "Running", 30, "it to be Running")
     world.release()
     until(lambda: (met / "report.between").exists() and processes.stopped(worker.pid), 60, "the worker to be frozen")
     frozen = time.monotonic()

@@ -150,7 +150,6 @@ def test_a_run_that_lazarus_puts_back_while_its_process_lives_goes_on_and_is_not
     poller = fleet1.start_poller()
     fleet1.start_worker("w", "x", tiny=True)
     run_id, _ = fleet1.held(0, "x")
-    fleet1.wait_state(run_id, "Running")
     fleet1.api.heartbeat(run_id, 700)
     assert fleet1.api.services.lazarus() == [run_id]
     assert fleet1.wait_state(run_id, "Running", seconds=30) == "Running"

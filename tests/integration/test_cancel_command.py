@@ -26,13 +26,6 @@ def name_of(world, run):
     return world.api.run(run)["name"]
 
 
-def held(world, *given):
-    """A held run and its process, once the API says Running: its engine writes that over whatever stands there."""
-    run, pid = world.held(*given)
-    world.wait_state(run, "Running")
-    return run, pid
-
-
 def told(world, run):
     """The leader has told the claim; then it is made a hurry, else the command would have 20 s to cancel itself."""
     ledger = connect(world.redis_url, world.fleet)
@@ -59,8 +52,8 @@ def world(lawless):
 
 
 def test_a_run_is_cancelled_by_its_name_and_its_end_is_waited_for_and_told_with_who_asked_and_why(world):
-    run, pid = held(world)
-    other, left = held(world)
+    run, pid = world.held()
+    other, left = world.held()
     done = said(world, "cancel", name_of(world, run), "--now", "--reason", "wrong\ninput")
     assert done.stdout.startswith(f"{name_of(world, run)} is Cancelled, after ")
     assert "is being ended" in done.stderr
@@ -75,7 +68,7 @@ def test_a_run_is_cancelled_by_its_name_and_its_end_is_waited_for_and_told_with_
 
 
 def test_what_explain_says_while_a_cancel_is_not_waited_for(world):
-    run, pid = held(world)
+    run, pid = world.held()
     world.parts[-1].signal(19)  # a worker that is frozen hears of nothing
     done = said(world, "cancel", run, "--now", "--no-wait", "--reason", "see redis://:hunter2@box/0")
     assert done.stdout.startswith("Cancelled at the API: ")
@@ -115,7 +108,7 @@ def test_what_cannot_be_cancelled_is_one_sentence_with_its_exit_code(world):
         assert words in done.stderr
         assert done.stderr.count("\n") == 1
     assert "Give RUN, or --all-of" in said(world, "cancel", code=2).stderr
-    other, pid = held(world)
+    other, pid = world.held()
     away = said(world, "cancel", other, code=3, PREFECT_API_URL=f"http://127.0.0.1:{free_port()}/api")
     assert away.stderr.startswith("Error: ")
     said(world, "cancel", other, code=4, FLOWFLEET_REDIS=f"redis://127.0.0.1:{free_port()}/0")
@@ -125,7 +118,7 @@ def test_what_cannot_be_cancelled_is_one_sentence_with_its_exit_code(world):
 
 
 def test_all_runs_of_a_worker_or_of_a_queue_are_cancelled_only_with_a_yes(world):
-    runs, pids = zip(*(held(world) for _ in range(3)), strict=True)
+    runs, pids = zip(*(world.held() for _ in range(3)), strict=True)
     (worker,) = world.status()["workers"]
     refused = said(world, "cancel", "--all-of", worker["name"], code=2)
     assert "3 runs of worker would be cancelled, of which 3 may have begun: say --yes" in refused.stderr
@@ -142,7 +135,7 @@ def test_all_runs_of_a_worker_or_of_a_queue_are_cancelled_only_with_a_yes(world)
 
 
 def test_a_cancel_by_somebody_else_is_found_within_seconds_and_again_after_the_ledger_has_lost_it(world):
-    run, pid = held(world)
+    run, pid = world.held()
     worker = world.parts[-1]
     worker.signal(19)
     world.api.call("POST", f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
@@ -162,7 +155,7 @@ def test_a_cancel_by_somebody_else_is_found_within_seconds_and_again_after_the_l
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["forced", "deleted"])
 def test_a_run_that_is_over_at_the_api_without_a_word_of_ours_is_killed(world, how):
-    run, pid = held(world)
+    run, pid = world.held()
     if how == "forced":
         world.api.call("POST", f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLED", "name": "Cancelled"}})
     else:
@@ -176,7 +169,7 @@ def test_a_run_that_is_over_at_the_api_without_a_word_of_ours_is_killed(world, h
 
 @pytest.mark.slow
 def test_a_run_that_hangs_and_is_retried_by_hand_is_killed_and_started_again(world):
-    run, pid = held(world)
+    run, pid = world.held()
     for kind in ("FAILED", "SCHEDULED"):
         state = {"type": kind, "name": kind.title(), "state_details": {"scheduled_time": datetime.now(UTC).isoformat()}}
         world.api.call("POST", f"/flow_runs/{run}/set_state", {"state": state, "force": True})
@@ -189,7 +182,7 @@ def test_a_run_that_hangs_and_is_retried_by_hand_is_killed_and_started_again(wor
 def test_a_leader_that_dies_while_it_passes_on_a_cancel_leaves_it_to_the_next_one(lawless, place):
     first = lawless.start_poller(env={"FLOWFLEET_FAILPOINT": f"{place}:kill"})
     lawless.start_worker()
-    run, pid = held(lawless)
+    run, pid = lawless.held()
     lawless.api.call("POST", f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
     assert first.wait() == -9
     lawless.start_poller("second")
@@ -209,7 +202,7 @@ def test_a_run_that_has_ended_is_started_again_and_one_that_runs_is_refused_by_t
     assert "claimed anew" in done.stdout or "was taken" in done.stdout
     until(lambda: world.words(run) == ["ran", "done"] * 2, 30, "the second start")
 
-    other, pid = held(world)
+    other, pid = world.held()
     (worker,) = world.status()["workers"]
     refused = said(world, "requeue", other, code=1)
     assert f"is not started again: it runs on the host {worker['host']} " in refused.stderr
@@ -252,7 +245,7 @@ def lawless_pool(world):
 def test_at_prefect_1_a_cancelled_run_ends_and_stays_cancelled(world1, who):
     world1.start_poller()
     world1.start_worker("worker", "x", tiny=True)
-    run, pid = held(world1, 0, "x")
+    run, pid = world1.held(0, "x")
     if who == "command":
         said(world1, "cancel", run, "--now")
     else:
