@@ -4,6 +4,13 @@ from dataclasses import dataclass
 
 from workers.exit import StopReason
 
+#: how long the hooks of a run have
+HOOK_SECONDS = 60.0
+#: the server calls a run Cancelled after so long in Cancelling, whatever its worker does (source: prefect 3.9.1)
+FORCED_SECONDS = 300.0
+#: the grace of a cancelled run leaves its hooks their time; a run that asks for more has that for all other stops
+MOST_GRACE_SECONDS = FORCED_SECONDS - HOOK_SECONDS
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stop:
@@ -16,5 +23,7 @@ class Stop:
     intent: bool = False
     #: seconds that a command which cancels itself has before the TERM; a TERM at the same time would make it lose that
     patience: float = 0.0
+    #: the run's own grace between TERM and KILL is cut to so many seconds; 0 = it is not
+    most_grace: float = 0.0
     #: who has asked for a cancel, and why
     why: str = ""

@@ -11,7 +11,7 @@ import pytest
 
 from flowfleet.ledger.claims import CancelHow
 from tests.waiting import stays, until
-from workers.runs import cancelling, hooks
+from workers.runs import cancelling
 
 #: an engine that takes its control session, and stops its run when it is told so
 ENGINE = """
@@ -281,7 +281,3 @@ def test_a_report_that_is_refused_for_a_cancel_is_told_as_cancelled_also_after_a
     assert history(engine, message) == ["Cancelling", "Cancelled"]
     assert "exited with code 7" in engine.told(message)
     assert marks(engine).count("cancellation") == 1
-
-
-def test_the_hooks_module_gives_them_a_minute():
-    assert hooks.HOOK_SECONDS == 60.0

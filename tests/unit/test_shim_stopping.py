@@ -261,6 +261,20 @@ def test_one_grace_is_all_that_a_run_gets_however_often_it_is_asked():
     assert (tree.done, stopping.due) == (["SIGTERM"], 110.0)
 
 
+def test_a_stop_can_cut_the_grace_of_a_run_also_while_that_runs():
+    tree, stopping = stop(grace=3600.0)
+    stopping.ask({"reason": "cancelled", "most_grace": 240}, 100.0, kill=False)
+    assert (tree.done, stopping.due) == (["SIGTERM", "cancel.after_term"], 340.0)
+    tree, stopping = stop(grace=3600.0)
+    stopping.ask({"reason": "worker-stopped"}, 100.0, kill=False)
+    stopping.ask({"reason": "cancelled", "most_grace": 240}, 200.0, kill=False)
+    stopping.ask({"reason": "worker-stopped"}, 210.0, kill=False)
+    assert (tree.done, stopping.due) == (["SIGTERM"], 440.0)
+    tree, stopping = stop(grace=10.0)
+    stopping.ask({"reason": "cancelled", "most_grace": 240}, 100.0, kill=False)
+    assert stopping.due == 110.0, "it makes none longer"
+
+
 @pytest.mark.parametrize("session", [None, Session(connected=False)])
 def test_without_anybody_to_tell_the_term_comes_at_once(session):
     tree, stopping = stop(session)

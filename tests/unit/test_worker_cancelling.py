@@ -55,6 +55,7 @@ class World:
     def _stop(self, key, stop, *, written):
         del written
         assert (key, stop.reason) == (self.key, StopReason.CANCEL)
+        self.most_grace = stop.most_grace
         self.stops.append(("kill" if stop.kill else "intent" if stop.intent else stop.patience, stop.why))
 
     def cancel(self, asked=ASKED):
@@ -118,6 +119,15 @@ def test_a_command_that_cancels_itself_has_its_time_also_where_it_has_said_cance
     assert other.cancelled() == [20.0]
 
 
+@pytest.mark.parametrize(
+    ("kind", "most"), [({}, 240.0), ({"engine": False}, 220.0), ({"backend": "prefect1"}, 0.0)], ids=str
+)
+def test_the_own_grace_of_a_run_leaves_its_hooks_their_time_where_the_server_forces_the_end(tmp_path, kind, most):
+    world = World(tmp_path, **kind)
+    world.cancelled()
+    assert world.most_grace == most
+
+
 def test_a_run_without_a_shim_is_killed(tmp_path):
     assert World(tmp_path, shim=False).cancelled() == ["kill"]
 
@@ -135,6 +145,16 @@ def test_an_api_that_does_not_answer_is_asked_again(tmp_path, error):
     world.shown = StateType.CANCELLING
     job()
     assert world.stops == [("intent", "Ann")]
+
+
+def test_a_fault_of_ours_while_the_api_is_asked_makes_no_run_deaf_to_its_cancel(tmp_path):
+    world = World(tmp_path)
+    world.shown = RuntimeError("a fault of ours")
+    world.cancel()
+    with pytest.raises(RuntimeError):
+        world.work()
+    world.shown = StateType.CANCELLING
+    assert world.cancelled() == ["intent"], "the next renewal asks anew, though the job was dropped"
 
 
 def test_a_cancel_before_the_process_is_acted_on_when_it_is_there(tmp_path):

@@ -155,14 +155,15 @@ class SubprocessRun:
             self._stopped_by = self._stopped_by or "term"
             shim.send(signal.SIGTERM)
         elif not self.over and self._exit is None:
-            self._after(float(asked.get("patience") or 0.0), self._term)
+            self._after(float(asked.get("patience") or 0.0), lambda: self._term(asked))
 
-    def _term(self) -> None:
+    def _term(self, asked: Mapping[str, Any]) -> None:
         if self._exit is not None:
             return
         self._stopped_by = self._stopped_by or "term"
         self._signalled |= self._signal_members(signal.SIGTERM) > 0
-        self._after(float(self.started.get("stop_grace") or 0.0), self.kill)
+        grace, most = float(self.started.get("stop_grace") or 0.0), float(asked.get("most_grace") or 0.0)
+        self._after(min(grace, most) if most else grace, self.kill)
 
     def _after(self, seconds: float, action: Callable[[], None]) -> None:
         if seconds <= 0:

@@ -9,7 +9,7 @@ Every step may be repeated: each renewal tells of the cancel again, until the ru
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from flowfleet.api.client import ApiClient, RunState, StateType
@@ -20,7 +20,7 @@ from workers.deployment import StopReason
 from workers.runs.supervisor import Supervisor
 from workers.state.attempts import Attempt, Attempts
 from workers.state.run_folders import RunFolder
-from workers.stop import Stop
+from workers.stop import MOST_GRACE_SECONDS, Stop
 
 logger = logging.getLogger(__name__)
 
@@ -74,20 +74,24 @@ class Cancelling:
 
     def _ask(self) -> None:
         with self._lock:
-            keys = set(self._open)
+            keys, self._open = self._open, set()
         attempts = [attempt for key in keys if (attempt := self.attempts.get(key)) is not None]
         try:
-            states = self.api.ends.states([attempt.held.run_id for attempt in attempts]) if attempts else {}
+            states = self._states(attempts)
+        except ApiUnavailable:
+            # this very job is tried again; after a fault of ours it may not be, and then a renewal asks anew
+            with self._lock:
+                self._open |= keys
+            raise
+        for attempt in attempts:
+            self._act_on(attempt, states.get(attempt.held.run_id))
+
+    def _states(self, attempts: Sequence[Attempt]) -> dict[str, RunState]:
+        try:
+            return self.api.ends.states([attempt.held.run_id for attempt in attempts]) if attempts else {}
         except ApiRejected as exc:
             # a cancel is never given up: the API may understand us after its next upgrade
             raise ApiUnavailable(f"the API refused to tell the states of cancelled runs: {exc}") from exc
-        with self._lock:
-            self._open -= keys
-            left = bool(self._open)
-        if left:
-            self.to_api.post(self._ask)
-        for attempt in attempts:
-            self._act_on(attempt, states.get(attempt.held.run_id))
 
     def _act_on(self, attempt: Attempt, state: RunState | None) -> None:
         if state is not None and state.kind is StateType.CANCELLING:
@@ -111,11 +115,13 @@ class Cancelling:
         # crash
         kill = how is CancelHow.OVER or not attempt.folder.has_shim()
         itself = self._cancels_itself(attempt)
+        patience = PATIENCE_SECONDS if itself and not kill else 0.0
         stop = Stop(
             reason=StopReason.CANCEL,
             kill=kill,
             intent=not kill and not itself,
-            patience=PATIENCE_SECONDS if itself and not kill else 0.0,
+            patience=patience,
+            most_grace=MOST_GRACE_SECONDS - patience if self.api.traits.worker_runs_hooks else 0.0,
             why=now.cancel.why if now.cancel is not None else "",
         )
         self.supervisor.stop(attempt.key, stop, written=lambda: self.hit("cancel.after_stop_file"))

@@ -24,14 +24,10 @@ from workers.runs.cancelling import cancel_of
 from workers.runs.start_spec import StartSpecBuilder
 from workers.state.attempts import Attempt, Attempts
 from workers.state.run_folders import RunFolder, RunFolders
-from workers.stop import Stop
+from workers.stop import FORCED_SECONDS, HOOK_SECONDS, MOST_GRACE_SECONDS, Stop
 
 logger = logging.getLogger(__name__)
 
-#: how long the hooks of a run have
-HOOK_SECONDS = 60.0
-#: the server calls a run Cancelled after so long in Cancelling, whatever its worker does (source: prefect 3.9.1)
-FORCED_SECONDS = 300.0
 _LOOK_SECONDS = 0.1
 #: the state of the run whose hooks are run → the name of these hooks
 _HOOKS = {StateType.CANCELLING: "cancellation", StateType.CRASHED: "crashed"}
@@ -41,7 +37,7 @@ GoOn = Callable[[], None]
 
 def check_times(settings: WorkerSettings, traits: Traits) -> None:
     """Raise `SettingsError` where the server would not wait until a cancelled run and its hooks have ended."""
-    most = FORCED_SECONDS - HOOK_SECONDS
+    most = MOST_GRACE_SECONDS
     if traits.worker_runs_hooks and settings.stop_grace >= most:
         raise SettingsError(
             f"--stop-grace {settings.stop_grace:g} is too long: the Prefect API calls a run Cancelled after "

@@ -62,6 +62,8 @@ class Stopping:
             self.due = min(self.due or now, now + patience)  # the second who asks may have less of it
         elif self._step == "tell":
             self._patience = min(self._patience, patience)
+        elif self._step == "grace":
+            self.due = min(self.due or now, now + self._most_grace())
         elif not self._step:
             self._patience = patience
             if record.get("intent") and self._session is not None and self._session.tell_cancel():
@@ -90,11 +92,14 @@ class Stopping:
             self._term(now)
 
     def _term(self, now: float) -> None:
-        self._step, self.due = "grace", now + self._grace
+        self._step, self.due = "grace", now + min(self._grace, self._most_grace())
         self.by = "term"
         self._tree.signal_all(signal.SIGTERM)
         if self.record.get("reason") == "cancelled":
             self._hit("cancel.after_term")
+
+    def _most_grace(self) -> float:
+        return _seconds(self.record.get("most_grace")) or float("inf")
 
     def _kill(self, now: float) -> None:
         self._step, self.due = "kill", now + _AGAIN_SECONDS
