@@ -111,7 +111,7 @@ class LostReports:
     def _write(self, term: int, claim: Claim, state: RunState) -> str | None:
         """Write what is due; the outcome, or None when the API is to be asked again."""
         message = claim.reason or "The flow run was lost."
-        if claim.policy == "requeue" and claim.proof and state.kind in (StateType.RUNNING, StateType.PENDING):
+        if claim.policy == "requeue" and claim.proof and state.needs_process:
             self._still_leads(term)
             answer = self.api.run_again(claim.run_id, claim.claim, f"{message} It is started again.", self.mark)
             return self._outcome(claim, answer, AGAIN)

@@ -59,7 +59,7 @@ class RunState:
     #: True when the run comes back by itself though its state is Running (Prefect 1: a task to retry later)
     comes_back: bool = False
     #: True when the run is Scheduled or Paused but only its own process can continue it (Prefect 3: a retry or a pause
-    #: inside the process): the API hands such a run to nobody, so when the process is gone an end must be reported
+    #: inside the process): the API hands such a run to nobody
     held: bool = False
     #: how the run is tried again (Prefect 3: its whole `empirical_policy`)
     retry_policy: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
@@ -68,6 +68,11 @@ class RunState:
     def waits(self) -> bool:
         """Whether the run is Scheduled or Paused and comes back by itself: an end written now would take that away."""
         return self.kind in (StateType.SCHEDULED, StateType.PAUSED) and not self.held
+
+    @property
+    def needs_process(self) -> bool:
+        """Whether the run has begun, and only a process of its own can bring it on."""
+        return self.held or self.kind in (StateType.RUNNING, StateType.PENDING)
 
 
 class Verdict(StrEnum):
@@ -89,8 +94,7 @@ class Answer:
     reason: str = ""
     state: RunState | None = None
     gone: bool = False
-    #: set when the verdict is UNSURE because the API does not answer at all now: any other request would wait as long
-    #: for nothing
+    #: set when UNSURE because the API does not answer at all now: any other request would wait as long for nothing
     silence: ApiUnavailable | None = None
     #: REFUSED because somebody has claimed the run since: what stands there is another attempt's, and is not covered
     claimed_since: bool = False
@@ -139,8 +143,7 @@ class Job:
     env: Mapping[str, str | None] = field(default_factory=dict, repr=False)
     #: environment variables of the engine that hold only where neither its worker nor its run sets them
     engine_defaults: Mapping[str, str] = field(default_factory=dict, repr=False)
-    #: environment variables that the engine must have: API address, credentials, run id. They win over every other
-    #: layer, and None removes a variable that the worker's own environment has
+    #: what the engine must have: API address, credentials, run id. It wins over every other layer; None removes
     engine_env: Mapping[str, str | None] = field(default_factory=dict, repr=False)
     working_dir: str | None = None
     flow_id: str | None = None
@@ -260,8 +263,8 @@ class EndApi(Protocol):
     def run_again(self, run_id: str, claim: str, message: str, mark: Mark) -> Answer:
         """Move a run of this claim, whose processes are all seen to be gone, from Running back to Scheduled, due now.
 
-        Also from Submitted and Launching. A repeat with the same claim id is ACCEPTED. REFUSED in any other state, also
-        where the run waits for its own process, and when the run was claimed since.
+        Also from Submitted, Launching, and a retry or pause inside the process. A repeat with the same claim id is
+        ACCEPTED. REFUSED in any other state, and when the run was claimed since.
         """
 
 
@@ -306,8 +309,7 @@ class JobApi(Protocol):
         """The engine's argv, such as `PYTHON -m prefect.engine`.
 
         `python` is the interpreter and `prefect` the version of prefect in it, "" when that is not known. `starters` is
-        a folder with files that start an engine as its own command does and do more; None = there is none where the
-        engine will run.
+        a folder with files that start an engine as its own command does and do more; None = the engine's host has none.
         """
 
 
@@ -315,7 +317,7 @@ class ApiClient(Protocol):
     """A client of one Prefect API, with its parts, each by who uses it.
 
     Every method, also of its parts, raises `ApiUnavailable` (ask again later) or `ApiRejected` (a no). Methods that
-    write states answer with a `Verdict` instead of raising, except `KeyRefused`, which says nothing about any run.
+    write states answer with a `Verdict`, and raise `KeyRefused` alone, which says nothing about any run.
     Single requests are retried inside, within bounds (api/transport/session.py); loops retry above.
     """
 

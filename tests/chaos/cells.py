@@ -146,10 +146,13 @@ class Cell:
             nonlocal left
             self.arena.tend()
             self._tend_others()
+            if self._later:
+                # the line to Redis may be cut, over which the ledger is read here, too
+                return False
             open_runs = [run_id for run_id in self.expected if not self.arena.ended(run_id)]
             left = [f"run {run_id} is {self.arena.state(run_id)['name']}" for run_id in open_runs]
             left = left or oracle.leftovers(self.arena)
-            return not left and not self._later
+            return not left
 
         try:
             until(rest, 30, "the fleet to come to rest", pause=0.15)
@@ -186,10 +189,25 @@ def all_faults(arena: Arena, chance: random.Random) -> None:
 # -- second faults
 
 
+def _other_name(cell: Cell) -> str:
+    return "worker" if cell.case.process == "poller" else "agent"
+
+
 def _other_part(cell: Cell) -> ArenaPart:
-    name = "worker" if cell.case.process == "poller" else "agent"
-    kept: ArenaPart = cell.arena.kept[name][0]
+    kept: ArenaPart = cell.arena.kept[_other_name(cell)][0]
     return kept
+
+
+def _kill_another(cell: Cell) -> None:
+    part, again = cell.arena.kept[_other_name(cell)]
+    part.kill()
+
+    def start_again() -> None:
+        # a cell that has met its fault meanwhile starts all parts again
+        if cell.arena.kept[_other_name(cell)][0] is part:
+            again()
+
+    cell.after(0.3, 2.0, start_again)
 
 
 def _freeze_another(cell: Cell) -> None:
@@ -211,7 +229,7 @@ def _api_fails(cell: Cell) -> None:
 
 
 SECOND_FAULTS: dict[str, Callable[[Cell], None]] = {
-    "another part is killed": lambda cell: _other_part(cell).kill(),
+    "another part is killed": _kill_another,
     "another part freezes": _freeze_another,
     "the line to Redis is cut": _cut_redis,
     "the API answers 503": _api_fails,

@@ -305,24 +305,27 @@ def test_a_retry_inside_the_process_is_held_and_can_be_ended(pool, deployment):
     assert pool.state(run)["type"] == "CRASHED"
 
 
-@pytest.mark.parametrize("retrying", [True, False], ids=["it retries", "its retry waits"])
-def test_a_run_that_is_retried_inside_its_process_runs_again_when_that_is_gone(pool, deployment, retrying):
-    """The server hands nobody a run whose retry it holds for that process; one that waits for it is told as an end."""
+@pytest.mark.parametrize("where", ["its retry waits", "it retries", "it pauses"])
+def test_a_run_that_only_its_process_can_bring_on_runs_again_when_that_is_gone(pool, deployment, where):
+    """The server hands nobody a run whose retry it holds for that process, nor one that is paused in it."""
     run, call = pool.taken(deployment)
-    pool.call("PATCH", f"/flow_runs/{run}", {"empirical_policy": {"retries": 3, "retry_delay": 0}})
+    delay = 60 if where == "its retry waits" else 0
+    pool.call("PATCH", f"/flow_runs/{run}", {"empirical_policy": {"retries": 3, "retry_delay": delay}})
     pool.set_state(run, "RUNNING")
     pool.set_state(run, "FAILED")
-    if retrying:
+    if where != "its retry waits":
+        # its pause is known to its policy, too
         assert pool.set_state(run, "RUNNING", "Retrying")["status"] == "ACCEPT"
-        # it has paused since, which its policy knows, too
         pool.set_state(run, "PAUSED", pause_timeout=ago(-600).isoformat(), pause_key="k")
+    if where == "it retries":
         assert pool.set_state(run, "RUNNING")["status"] == "ACCEPT"
+    assert pool.due(within=3600) == []
     answer = pool.client.ends.run_again(run, claim_id(call, run), "the run is started again", MARK)
-    assert answer.verdict is (Verdict.ACCEPTED if retrying else Verdict.REFUSED)
-    assert [found.run_id for found in pool.due()] == ([run] if retrying else [])
+    assert answer.verdict is Verdict.ACCEPTED
+    assert [found.run_id for found in pool.due()] == [run]
     policy = pool.run(run)["empirical_policy"]
-    assert (policy["retries"], policy["pause_keys"]) == (3, ["k"] if retrying else [])
-    assert policy["retry_type"] == (None if retrying else "in_process")
+    assert (policy["retries"], policy["retry_type"]) == (3, "reschedule" if where == "it pauses" else None)
+    assert policy["pause_keys"] == (["k"] if where == "it retries" else [])
 
 
 @pytest.mark.parametrize(("leaves_its_process", "verdict"), [(False, Verdict.ACCEPTED), (True, Verdict.REFUSED)])

@@ -174,7 +174,7 @@ ROWS: dict[str, tuple[Callable[[Life], object], Cells]] = {
     "Scheduled, started again": (Life.started_again, {**UNMARKED, "run again": "stood Scheduled"}),
     "Resuming": (Life.resumed, UNMARKED),
     "AwaitingRetry, of a user": (lambda life: life.running().be("CRASHED").be("SCHEDULED", "AwaitingRetry"), MARKED),
-    "AwaitingRetry, in its process": (Life.retrying, STOPS),
+    "AwaitingRetry, in its process": (Life.retrying, BEGUN),
     "Pending, of a stock worker": (lambda life: life.submitted().handed_back().be("PENDING"), OTHERS),
     "Submitted": (
         Life.submitted,
@@ -196,7 +196,7 @@ ROWS: dict[str, tuple[Callable[[Life], object], Cells]] = {
     "Running": (Life.running, BEGUN),
     "Retrying": (lambda life: life.retrying().be("RUNNING", "Retrying"), BEGUN),
     "Running, of another fleet": (lambda life: life.theirs(launched=True).be("RUNNING"), OTHERS),
-    "Paused": (lambda life: life.paused(leaves=False), STOPS),
+    "Paused": (lambda life: life.paused(leaves=False), BEGUN),
     "Suspended": (lambda life: life.paused("Suspended", leaves=True), {"cancel": "wrote Cancelled"}),
     "Cancelling": (
         lambda life: life.running().be("CANCELLING"),

@@ -109,13 +109,15 @@ def test_what_a_run_printed_last_is_told_without_the_login_of_an_address(ahead):
         (StateType.RUNNING, {}, StateType.SCHEDULED),
         (StateType.PENDING, {}, StateType.SCHEDULED),
         (StateType.CANCELLING, {}, StateType.CANCELLED),
-        (StateType.SCHEDULED, {"held": True}, StateType.CRASHED),
+        (StateType.SCHEDULED, {"held": True}, StateType.SCHEDULED),
+        (StateType.PAUSED, {"held": True}, StateType.SCHEDULED),
         (StateType.SCHEDULED, {}, None),
+        (StateType.PAUSED, {}, None),
         (StateType.COMPLETED, {}, None),
         (StateType.CRASHED, {}, None),
     ],
 )
-def test_a_run_that_may_be_started_again_goes_back_unless_it_has_an_end_or_waits_for_its_own_process(kind, facts, then):
+def test_a_run_that_may_be_started_again_goes_back_unless_it_has_an_end_or_goes_on_by_itself(kind, facts, then):
     end = Exit(signal=9, stopped_by="kill", stop_reason="worker-stopped", stop_worker="w@h")
     decision = decide(end, state(kind, **facts), traits=traits.of("prefect3"), looked_before=False, again=True)
     assert decision.kind is then

@@ -111,8 +111,7 @@ class SubprocessRun:
             self._command = self._take_command()
         self._watch(self._shim or self._command)
 
-    # -- the StartedRun protocol
-
+    # the StartedRun protocol
     @property
     def handle(self) -> Handle:
         # the shim writes the pid of its command to disk once that is forked
@@ -162,8 +161,8 @@ class SubprocessRun:
             return
         self._stopped_by = self._stopped_by or "term"
         self._signalled |= self._signal_members(signal.SIGTERM) > 0
-        grace, most = float(self.started.get("stop_grace") or 0.0), float(asked.get("most_grace") or 0.0)
-        self._after(min(grace, most) if most else grace, self.kill)
+        grace = float(self.started.get("stop_grace") or 0.0)
+        self._after(min(grace, float(asked.get("most_grace") or grace)), self.kill)
 
     def _after(self, seconds: float, action: Callable[[], None]) -> None:
         if seconds <= 0:

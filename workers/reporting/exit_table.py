@@ -66,7 +66,7 @@ def decide(  # noqa: PLR0911 - a row of the table each
         return Decision(step=Step.LOOK_AGAIN)
     if cancel is not None:
         return replace(_cancelled(exit_, cancel), cancelling_first=True)
-    if again and state.kind in (StateType.RUNNING, StateType.PENDING):
+    if again and state.needs_process:
         kind, message = StateType.SCHEDULED, f"The flow run's process {exit_}, and the run is started again."
         return Decision(step=Step.TELL, outcome=kind.value.lower(), kind=kind, message=message)
     kind = StateType.CRASHED if traits.has_crashed else StateType.FAILED

@@ -206,7 +206,7 @@ class Writes:
         def decide(stands: RunState) -> Answer | Write:
             if stands.call == again:
                 return Answer(verdict=Verdict.ACCEPTED, state=stands)
-            if stands.kind not in (StateType.RUNNING, StateType.PENDING):
+            if not stands.needs_process:
                 return Answer(verdict=Verdict.REFUSED, reason=f"the run is {stands.name}", state=stands)
             if overtaken := self._overtaken(stands, claim):
                 return overtaken
