@@ -61,10 +61,17 @@ class Cell:
     # what stories do
 
     def poller(self, *options: str, wait: bool = False) -> ArenaPart:
-        return self.arena.poller("agent", *options, env=self.case.environment(self.action, "poller"), wait=wait)
+        part = self.arena.poller("agent", *options, env=self.case.environment(self.action, "poller"))
+        return self._ready(part) if wait else part
 
     def worker(self, name: str = "worker", *, wait: bool = False, **how: int) -> ArenaPart:
-        return self.arena.worker(name, env=self.case.environment(self.action, "worker"), wait=wait, **how)
+        part = self.arena.worker(name, env=self.case.environment(self.action, "worker"), **how)
+        return self._ready(part) if wait else part
+
+    def _ready(self, part: ArenaPart) -> ArenaPart:
+        # what the API keeps back at its first requests is let go by this wait
+        self.wait(part.ready, 40, f"{part.name} to be ready")
+        return part
 
     def create(self, expected: str, hold: str = "0.1", **how: bool) -> str:
         run_id = self.arena.create(hold, 3 if expected == "code 3" else 0, **how)
