@@ -27,6 +27,8 @@ from tests.waiting import SCALE, until
 
 #: a run older than this that has come to no end is stuck
 STUCK_SECONDS = 60.0
+#: how often a game says how far it is
+TOLD_SECONDS = 60.0
 POLLERS, WORKERS = ("agent-a", "agent-b"), ("one", "two")
 
 
@@ -83,6 +85,7 @@ class Monkey:
         next_run = now
         # the first faults come when there is something to meet
         next_fault = now + 3.0
+        next_line = now + TOLD_SECONDS
         while now - begun < self.seconds:
             self._undo(now)
             self.arena.tend()
@@ -93,6 +96,9 @@ class Monkey:
                 self._harm()
                 next_fault = now + self.random.uniform(1.0, 7.0)
             self._look(now)
+            if now >= next_line:
+                next_line = now + TOLD_SECONDS
+                print(f"{now - begun:.0f} s of {self.seconds:.0f}: {self._so_far()}", flush=True)
             time.sleep(0.05)
             now = time.monotonic()
         self.heal()
@@ -164,10 +170,13 @@ class Monkey:
         """What the monkey has done, in one paragraph."""
         ends = Counter(self.arena.state(run)["name"] for run in self.expected)
         return (
-            f"seed {self.seed}: {len(self.expected)} runs {dict(ends)}; {self.done.total()} faults, "
-            f"{self.met.total()} met a run; parts started again {self.arena.restarts} times\n"
+            f"seed {self.seed}: {self._so_far()}; ends {dict(ends)}; parts started again {self.arena.restarts} times\n"
             + "\n".join(f"  {name}: {number}, met a run {self.met[name]}" for name, number in self.done.most_common())
         )
+
+    def _so_far(self) -> str:
+        runs = f"{len(self.expected)} runs, {len(self.open_runs)} of them open"
+        return f"{runs}; {self.done.total()} faults, {self.met.total()} met a run"
 
     # faults
 
