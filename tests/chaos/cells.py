@@ -69,8 +69,8 @@ class Cell:
         return self._ready(part) if wait else part
 
     def _ready(self, part: ArenaPart) -> ArenaPart:
-        # what the API keeps back at its first requests is let go by this wait
-        self.wait(part.ready, 40, f"{part.name} to be ready")
+        # all faults may meet its first requests, each with a longer pause before the next; this wait lets go what is held
+        self.wait(part.ready, 120, f"{part.name} to be ready")
         return part
 
     def create(self, expected: str, hold: str = "0.1", **how: bool) -> str:
