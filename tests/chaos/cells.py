@@ -69,7 +69,7 @@ class Cell:
         return self._ready(part) if wait else part
 
     def _ready(self, part: ArenaPart) -> ArenaPart:
-        # all faults may meet its first requests, each with a longer pause before the next; this wait lets go what is held
+        # all faults may meet its first requests, each with a longer pause; what is held is let go by this wait
         self.wait(part.ready, 120, f"{part.name} to be ready")
         return part
 
