@@ -30,6 +30,8 @@ STATES_SECONDS = 30.0
 #: or another one behind its address, says of every run that it is gone
 FEW = 3
 MANY_GONE_SECONDS = 120.0
+#: a run counts as deleted when no look of so long has found it: one answer without it may be a fault of the API's
+GONE_SECONDS = 30.0
 
 #: how long a process may live on when its run is Scheduled at an API that would hand it out: an engine that has put its
 #: run off ends within that time, and any other process belongs to an attempt that somebody has replaced by hand
@@ -120,7 +122,7 @@ class Cancellation:
         # the engine may have written Cancelled itself, and then it ends
         patience = self.traits.cancelled_ends_seconds
         if state is None:
-            return Over(kind=None, why="deleted at the Prefect API", patience=patience)
+            return Over(kind=None, why="deleted at the Prefect API", patience=GONE_SECONDS)
         if state.kind is StateType.CANCELLED:
             return Over(kind=state.kind, why=_why(state), patience=patience)
         due_anew = state.kind is StateType.SCHEDULED and not state.held and not self.traits.requeues_running

@@ -6,7 +6,6 @@ Every time here is what this leader saw by its own monotonic clock, begun anew a
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 
 from flowfleet.api.backlog import UnfitRun
 from flowfleet.api.life import LifeApi, Silent
@@ -51,6 +50,8 @@ class LostRuns:
     #: the tombstones, as of the last look
     tombs: tuple[Tomb, ...] = field(default=(), init=False)
     _signs_at: float = field(default=float("-inf"), init=False)
+    #: when the API last told signs of life
+    _told_at: float = field(default=float("-inf"), init=False)
     _signs: Mapping[str, str] = field(default_factory=dict, init=False)
     _asked: set[str] = field(default_factory=set, init=False)
     _warned: bool = field(default=False, init=False)
@@ -136,11 +137,11 @@ class LostRuns:
 
     def _ask_for_signs(self, missing: Sequence[Claim], by_worker: Mapping[str, WorkerRow]) -> None:
         now, asked = self.clock(), {claim.claim for claim in missing}
-        soon = now - self._signs_at < min(SIGNS_SECONDS, self.lease.grace_seconds / 4)
-        if soon and asked <= self._asked:
+        interval = min(SIGNS_SECONDS, self.lease.grace_seconds / 4)
+        if now - self._signs_at < interval and asked <= self._asked:
             return
-        self._signs_at, self._asked = now, asked
         if not missing:
+            self._signs_at, self._asked = now, asked
             return
         silent = [
             Silent(
@@ -156,6 +157,13 @@ class LostRuns:
             self._signs = self.life.signs(silent, self.fleet)
         except ApiRejected as exc:
             logger.info("the API does not tell signs of life", extra={"error": str(exc)})
+        else:
+            if self.clock() - self._told_at > 3 * interval:
+                # nobody can show a life at an API that is away: the grace begins anew with its first answer
+                self._life.begin_anew()
+            self._told_at = self.clock()
+        # not after an outage, which ends this round: nobody is judged by signs of before
+        self._signs_at, self._asked = now, asked
 
     def _judge(self, term: int, claim: Claim, row: WorkerRow | None, patience: float) -> bool:
         gone = self._missing.unmoved_seconds(claim.claim, claim.missed_at)
@@ -173,7 +181,7 @@ class LostRuns:
         if not proof and claim.policy == "requeue" and claim.switch:
             proof = "it has ended itself, since its lease ran out"
         # a leader that has just begun has watched for less time than the claim is missing
-        since = datetime.fromtimestamp((claim.missed_at or self.wall() - gone) - self.lease.ttl_seconds, UTC)
+        since = (claim.missed_at or self.wall() - gone) - self.lease.ttl_seconds
         reason = self.reports.words(claim, since, proof, cut_off=cut_off)
         outcome = term_checked(
             self.claims.judge(term, claim.run_id, claim.claim, claim.moves, proof=proof, reason=reason)

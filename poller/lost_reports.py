@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 
 from flowfleet import certificate
 from flowfleet.api.client import Answer, EndApi, Mark, RunState, StateType, Verdict
@@ -13,7 +13,7 @@ from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import again_id
 from flowfleet.ledger.claims import AGAIN, UNKNOWN_WORKER, Claim, Claims, Outcome
 from flowfleet.ledger.gate import Gate
-from poller.cancellation import FEW, MANY_GONE_SECONDS
+from poller.cancellation import FEW, GONE_SECONDS, MANY_GONE_SECONDS
 from poller.claiming import term_checked
 from poller.leader import TermLost
 from poller.metrics import PollerMetrics
@@ -23,9 +23,6 @@ logger = logging.getLogger(__name__)
 
 #: what the API does not take now is told again after so long
 AGAIN_SECONDS = 5.0
-#: a run counts as deleted when no look of so long has found it: one answer without it may be a fault of the API's, and
-#: what is held for gone is never told again
-GONE_SECONDS = 30.0
 
 
 @dataclass
@@ -40,6 +37,7 @@ class LostReports:
     failpoints: Failpoints
     metrics: PollerMetrics
     clock: Callable[[], float]
+    ttl_seconds: float
     #: called after each answer of the API
     progressed: Callable[[], object] = lambda: None
     #: claim → when it is to be told again
@@ -57,12 +55,12 @@ class LostReports:
         for watch in (self._absent, self._left):
             watch.keep([claim.claim for claim in claims])
 
-    def words(self, claim: Claim, since: datetime, proof: str, *, cut_off: bool = False) -> str:
-        """The sentences for people about a lost run; what names are in them is bounded."""
+    def words(self, claim: Claim, since: float, proof: str, *, cut_off: bool = False) -> str:
+        """The sentences for people about a run that was last heard of at `since`; what names are in them is bounded."""
         where = f"its host {claim.host[:80]} (worker {(claim.worker or '')[:120]})"
         if claim.worker == UNKNOWN_WORKER:
             where = "its host, whose name was lost with the data of Redis,"
-        at = f"{since:%Y-%m-%d %H:%M:%S} UTC"
+        at = f"{datetime.fromtimestamp(since, UTC):%Y-%m-%d %H:%M:%S} UTC"
         if proof:
             why = "its worker was given up by worker forget" if proof == "forgotten" else proof[:160]
             return f"The flow run was lost: {where} has not been heard of since {at}, and {why}."
@@ -111,6 +109,9 @@ class LostReports:
     def _write(self, term: int, claim: Claim, state: RunState) -> str | None:
         """Write what is due; the outcome, or None when the API is to be asked again."""
         message = claim.reason or "The flow run was lost."
+        if claim.proof and claim.missed_at is not None:
+            # it may have come after the judgement, whose words know nothing of it
+            message = self.words(claim, claim.missed_at - self.ttl_seconds, claim.proof)
         if claim.policy == "requeue" and claim.proof and state.needs_process:
             self._still_leads(term)
             answer = self.api.run_again(claim.run_id, claim.claim, f"{message} It is started again.", self.mark)

@@ -206,6 +206,7 @@ class PollerService:
             failpoints=self.failpoints,
             metrics=self.metrics,
             clock=CLOCK.monotonic,
+            ttl_seconds=self.settings.lease.ttl_seconds,
             progressed=self._progress.note,
         )
         return LostRuns(

@@ -74,12 +74,21 @@ def test_an_end_is_told_once_when_the_api_takes_it_again_also_by_the_next_worker
     assert wrong(message.run_id, [], world.api.history(message.run_id)) == []
 
 
-def test_a_run_that_is_deleted_while_its_end_waits_is_settled(world, service):
+@pytest.mark.parametrize("back", [False, True], ids=["deleted", "not found once"])
+def test_a_run_that_is_deleted_while_its_end_waits_is_settled_when_it_is_not_found_twice(world, service, back):
     message = ended_with_report(world, "500")
-    del world.api.runs[message.run_id]
+    run = world.api.runs.pop(message.run_id)
+    asked = world.api.counted("GET /flow_runs/ID")
     world.api.heal()
     world.service.to_api.retry()
-    assert world.wait_gone(message, 60)["reason"] == "gone"
+    looked = lambda: world.api.counted("GET /flow_runs/ID") > asked  # noqa: E731
+    until(looked, 20, "the API to be asked")
+    if back:
+        # it was another server behind its address, or one without its data
+        world.api.runs[message.run_id] = run
+    service.to_api.hurry()
+    record = world.wait_gone(message, 60)
+    assert record["reason"] == ("crashed" if back else "gone")
 
 
 @pytest.mark.parametrize("settled", [True, False], ids=["it was told", "nobody knows"])

@@ -13,7 +13,7 @@ from tests.processes import alive
 from tests.tcp_bridge import TcpBridge
 from tests.waiting import SCALE, stays, until
 from tests.worker_world import WorkerWorld
-from workers.reporting.endings import GONE_LOOK_SECONDS
+from workers.reporting.exit_table import GONE_LOOK_SECONDS
 from workers.shim.syscalls import boot_clock
 
 pytestmark = [

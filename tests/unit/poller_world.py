@@ -80,6 +80,8 @@ class FakeApi:
         #: run id → the sign of life that the API tells
         self.beats: dict[str, str] = {}
         self.reports: list[tuple[str, StateType, str]] = []
+        #: run → what was said when it was started again
+        self.again: dict[str, str] = {}
         self._time = time
         self.runs: dict[str, RunState] = {}
         self.due_at: dict[str, datetime] = {}
@@ -291,6 +293,7 @@ class FakeApi:
         if unsure:
             return unsure
         self.due_at[run_id] = self._time.moment()
+        self.again[run_id] = message
         call = again_id(claim, run_id)
         self.be(run_id, StateType.SCHEDULED, "Scheduled", call=call, scheduled=self._time.moment())
         return Answer(verdict=Verdict.ACCEPTED, state=self.runs[run_id])
@@ -495,7 +498,7 @@ class World:
             api.life,
             LostReports(
                 api.ends, claims, self.gate, mark=mark, traits=api.traits, failpoints=failpoints, metrics=metrics,
-                clock=monotonic, progressed=self.progress.note,
+                clock=monotonic, ttl_seconds=20.0, progressed=self.progress.note,
             ),
             fleet="f", failpoints=failpoints, clock=monotonic, wall=clock.wall, lease=Lease(),
             runs_beat=api.traits.runs_beat,

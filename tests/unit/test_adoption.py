@@ -366,3 +366,18 @@ def test_a_run_of_another_pid_namespace_is_judged_by_its_lock_and_never_signalle
     (tmp_path / "go").touch()
     end = full_bench.end_of(foreign)
     assert (end.code, end.stopped_by) == (2, None)
+
+
+def test_a_process_that_may_not_be_signalled_keeps_no_other_from_its_signal(monkeypatch):
+    """A run may have started something as another user."""
+    sent = []
+
+    def kill(pid, number):
+        if pid == 11:
+            raise PermissionError(1, "not yours")
+        sent.append(pid)
+
+    monkeypatch.setattr(process_handles, "members", lambda *_a, **_k: [11, 12, 13])
+    monkeypatch.setattr(os, "kill", kill)
+    assert process_handles.signal_members("run", "claim", signal.SIGKILL, session=1, group=1) == 2
+    assert sorted(sent) == [12, 13]

@@ -11,6 +11,7 @@ from flowfleet.failpoints import FailpointRaised, Failpoints
 from flowfleet.ledger.claims import CancelHow, State
 from poller.cancellation import (
     FEW,
+    GONE_SECONDS,
     LOOK_SECONDS,
     MANY_GONE_SECONDS,
     PUT_OFF_SECONDS,
@@ -129,9 +130,21 @@ def test_a_cancelled_run_is_not_over_before_its_time_however_often_is_looked(wor
 def test_a_deleted_run_is_over(world):
     (run,) = begun(world)
     del world.api.runs[run]
-    look_for(world, STATES_SECONDS + world.api.traits.cancelled_ends_seconds)
+    look_for(world, STATES_SECONDS + GONE_SECONDS)
     assert how(world, run) is OVER
     assert world.claims.by_run[run].cancel_why == "deleted at the Prefect API"
+
+
+@pytest.mark.parametrize("number", [1, FEW])
+def test_an_api_that_knows_no_run_for_some_seconds_ends_none_of_a_small_fleet(world, number):
+    runs = begun(world, number)
+    there, world.api.runs = world.api.runs, {}
+    world.time.now += STATES_SECONDS
+    world.cancellation.look()
+    look_for(world, GONE_SECONDS - 2 * LOOK_SECONDS)
+    world.api.runs = there
+    look_for(world, LOOK_SECONDS)
+    assert {how(world, run) for run in runs} == {CancelHow.NONE}
 
 
 def test_an_api_that_has_lost_its_data_ends_nothing_for_two_minutes_and_is_told(world, caplog):

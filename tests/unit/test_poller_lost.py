@@ -253,3 +253,56 @@ def test_a_leader_that_was_replaced_between_reading_and_writing_tells_nothing():
 
     assert world.api.reports == []
     assert state(world, run_id) is State.JUDGED
+
+
+def test_an_outage_of_the_api_begins_the_grace_of_a_worker_anew_that_shows_itself_there():
+    """It is cut off from Redis, and shows itself in its pool each few seconds, as far as the API lets it."""
+    world, run_id = lonely()
+    for number in range(5):
+        world.api.beats[run_id] = f"beat {number}"
+        world.rounds(10, beat=False)
+    assert state(world, run_id) is State.MISSING
+    world.api.fail(error=ApiUnavailable("the API is away"))
+    world.rounds(GRACE + 60, beat=False)
+    world.api.heal()
+    world.rounds(8, beat=False)
+    world.api.beats[run_id] = "beat after the outage"
+    world.rounds(30, beat=False)
+    assert world.api.reports == []
+    world.rounds(GRACE + 10, beat=False)
+    assert len(world.api.reports) == 1
+
+
+def test_an_outage_of_the_api_begins_the_grace_of_a_run_anew_that_beats_there():
+    """A worker is away for an upgrade, and its run beats at a Prefect 1 API, which is away for three minutes."""
+    world = Beating.of()
+    world.rounds(2.0)
+    run_id = started(world)
+    for number in range(5):
+        world.api.beats[run_id] = f"beat {number}"
+        world.rounds(10, beat=False)
+    assert state(world, run_id) is State.MISSING
+    world.api.fail(error=ApiUnavailable("the API is away"))
+    world.rounds(GRACE + 60, beat=False)
+    world.api.heal()
+    world.rounds(25, beat=False)
+    world.api.beats[run_id] = "beat after the outage"
+    world.rounds(10, beat=False)
+    assert world.api.reports == []
+
+
+@pytest.mark.parametrize("policy", ["report", "requeue"])
+def test_what_is_told_of_a_run_fits_what_is_known_when_it_is_told(policy):
+    """Its host is back between the judgement and the report."""
+    world, run_id = lonely(policy=policy)
+    world.rounds(TTL + GRACE - 4, beat=False)
+    world.api.fail("report", "run_again", "states", error=ApiUnavailable("gone"))
+    world.rounds(60, beat=False)
+    assert state(world, run_id) is State.JUDGED
+    world.claims.by_run[run_id] = replace(world.claims.by_run[run_id], proof="worker@a says that it has ended")
+    world.api.heal()
+    world.rounds(90, beat=False)
+    messages = [message for _, _, message in world.api.reports] or [world.api.again[run_id]]
+    assert world.claims.tombs() == []
+    assert "worker@a says that it has ended" in messages[0]
+    assert not [words for words in ("may live on", "not started again") if words in messages[0]]

@@ -17,7 +17,7 @@ import pytest
 from flowfleet.errors import FolderMissing, StartFailed
 from tests import processes
 from tests.bench_of_runs import DEAF, read_pid
-from tests.waiting import until
+from tests.waiting import stays, until
 from workers.deployment import StopReason
 from workers.shim import spawn, syscalls
 from workers.state.run_folders import RunFolder
@@ -158,6 +158,24 @@ def test_a_stop_goes_on_where_the_shim_is_killed_in_the_middle_of_it(full_bench)
     assert processes.alive(pid)
     end = full_bench.end_of(started_run)
     assert (end.stopped_by, processes.alive(pid)) == ("kill", False)
+
+
+@pytest.mark.parametrize(("reason", "ends"), [(StopReason.WORKER, False), (StopReason.CANCEL, True)])
+def test_what_a_worker_before_was_about_to_stop_lives_on_when_its_shim_dies_unless_it_was_cancelled(
+    full_bench, reason, ends
+):
+    """That worker was killed between the file and its signal, and the next one has adopted the run."""
+    spec = full_bench.sh(DEAF, stop_grace=0.3)
+    pid = full_bench.start_ready(spec).handle["command_pid"]
+    full_bench.folder(spec).write_stop(Stop(reason=reason, kill=True), "worker@before")
+    adopted = full_bench.deployer.adopt(spec.folder)
+    full_bench.kill_shim(adopted, spec)
+    if ends:
+        full_bench.end_of(adopted)
+    else:
+        stays(lambda: adopted.poll() is None, 1.0, "the run to go on")
+    assert processes.alive(pid) is not ends
+    processes.kill(pid)
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGQUIT", "SIGALRM", "SIGHUP"])

@@ -12,7 +12,8 @@ from flowfleet.failpoints import Failpoints
 from flowfleet.ledger.claims import CancelAsked, CancelHow, Outcome, Refusal, State
 from tests.unit.memory_ledger import HandClock, a_claim
 from workers.deployment import Exit
-from workers.reporting.endings import GONE_LOOK_SECONDS, Endings
+from workers.reporting.endings import Endings
+from workers.reporting.exit_table import GONE_LOOK_SECONDS
 from workers.reporting.outbox import Report
 from workers.state.attempts import Attempt, Attempts
 from workers.state.run_folders import RunFolders
@@ -20,7 +21,7 @@ from workers.state.run_folders import RunFolders
 
 def test_a_run_that_was_to_start_again_and_is_being_cancelled_is_told_as_cancelled_and_as_nothing_else(tmp_path):
     cancelling = RunState(run_id="r", run_name="n", kind=StateType.CANCELLING, name="Cancelling")
-    at_once, told, settled = SimpleNamespace(post=lambda job: job()), [], []
+    at_once, told, settled = SimpleNamespace(post=lambda job, after=0.0: job()), [], []
     report = Report(run_id="r", claim="c", kind=StateType.SCHEDULED, message="It is started again.", worker="w@h")
 
     def take(_run_id, kind, message, _mark, *, claim):

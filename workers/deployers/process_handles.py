@@ -153,18 +153,18 @@ def _belongs(process: psutil.Process, run_id: str, claim: str, session: int, gro
 def signal_members(
     run_id: str, claim: str, number: signal.Signals, *, session: int, group: int, also: Iterable[int] = ()
 ) -> int:
-    """Send a signal to what is left of a run whose shim is dead; returns how many processes there were.
+    """Send a signal to what is left of a run whose shim is dead; returns how many processes have got it.
 
-    `also` are processes that are known to be the run's by other means.
+    `also` are processes that are known to be the run's by other means. One of another user (`sudo`) gets none.
     """
-    pids = {*members(run_id, claim, session=session, group=group), *also}
-    for pid in pids:
-        _kill(pid, number)
-    return len(pids)
+    return sum(_kill(pid, number) for pid in {*members(run_id, claim, session=session, group=group), *also})
 
 
-def _kill(pid: int, number: signal.Signals) -> None:
+def _kill(pid: int, number: signal.Signals) -> bool:
     if pid <= 0:
-        return  # a record without a pid: 0 would be our own group
-    with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+        return False  # a record without a pid: 0 would be our own group
+    try:
         os.kill(pid, number)
+    except (ProcessLookupError, PermissionError):  # it has ended meanwhile, or became another user's
+        return False
+    return True

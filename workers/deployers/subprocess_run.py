@@ -14,7 +14,7 @@ from typing import Any
 from flowfleet.wakeup import Wakeup
 from workers.deployers import process_handles
 from workers.deployers.process_handles import ProcessHandle
-from workers.deployment import Exit, Handle
+from workers.deployment import Exit, Handle, StopReason
 from workers.host import Abilities, Host
 from workers.shim import cgroup, log_cap, syscalls
 from workers.state.run_folders import RunFolder
@@ -265,9 +265,9 @@ class SubprocessRun:
                 self._go_on_stopping()
 
     def _go_on_stopping(self) -> None:
-        # the shim that was asked to end the run is gone, perhaps in the middle of that, and nobody asks again
+        # the shim may have been asked for that; what a worker before us had asked for is over, but for a cancel
         asked = self.folder.stop_record() or {}
-        if asked.get("claim") == self.folder.claim:
+        if asked.get("claim") == self.folder.claim and (self._stopped_by or asked.get("reason") == StopReason.CANCEL):
             (self.kill if asked.get("kill") else self.stop)()
 
     def _watch_none(self) -> None:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from flowfleet.api.client import Answer, EndApi, Mark, StateType, Verdict
 from flowfleet.errors import ApiUnavailable
@@ -10,7 +10,7 @@ from flowfleet.failpoints import Failpoints
 from flowfleet.ledger.claims import AGAIN
 from workers.background import BackgroundJobs
 from workers.reporting.end_hooks import EndHooks
-from workers.reporting.exit_table import SECOND_LOOK_SECONDS, cancelled_message
+from workers.reporting.exit_table import GONE_LOOK_SECONDS, SECOND_LOOK_SECONDS, cancelled_message
 from workers.reporting.outbox import Outbox, Report
 from workers.reporting.run_log import RunLog
 from workers.state.attempts import Attempts
@@ -36,6 +36,8 @@ class Delivery:
     look_again: Callable[[str, float], None]
     runs: RunFolders
     hooks: EndHooks
+    #: keys of reports whose runs the API did not know when they were sent
+    _missed: set[str] = field(default_factory=set, init=False)
 
     def resend(self) -> list[Report]:
         """Send again all reports that are on the disk and are to be sent, and return them."""
@@ -57,8 +59,8 @@ class Delivery:
         else:
             self._post(report)
 
-    def _post(self, report: Report) -> None:
-        self.to_api.post(lambda: self._send(report))
+    def _post(self, report: Report, *, after: float = 0.0) -> None:
+        self.to_api.post(lambda: self._send(report), after=after)
 
     def _send(self, report: Report) -> None:
         self.failpoints.hit("cancel.before_report" if report.kind is StateType.CANCELLED else "end.before_report")
@@ -69,6 +71,11 @@ class Delivery:
         if answer.verdict is Verdict.UNSURE:
             raise ApiUnavailable(f"no definite answer to the report of run {report.run_id}: {answer.reason}")
         self.failpoints.hit("end.after_report")
+        if answer.gone and report.key not in self._missed:
+            self._missed.add(report.key)
+            self._post(report, after=GONE_LOOK_SECONDS)
+            return
+        self._missed.discard(report.key)
         self._act_on(report, answer)
 
     def _act_on(self, report: Report, answer: Answer) -> None:

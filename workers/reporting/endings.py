@@ -15,7 +15,7 @@ from workers.background import BackgroundJobs
 from workers.deployment import Exit, StopReason
 from workers.reporting.delivery import Delivery
 from workers.reporting.end_hooks import EndHooks, NoHooks
-from workers.reporting.exit_table import SECOND_LOOK_SECONDS, Decision, Step, decide
+from workers.reporting.exit_table import GONE_LOOK_SECONDS, SECOND_LOOK_SECONDS, Decision, Step, decide
 from workers.reporting.outbox import Outbox, Report
 from workers.reporting.receipts import Receipts
 from workers.reporting.run_log import RunLog
@@ -26,8 +26,6 @@ logger = logging.getLogger(__name__)
 
 #: ends wait this long for others, so that one request asks about all of them
 GATHER_SECONDS = 0.3
-#: a run that the API does not know is looked for once more before it counts as deleted
-GONE_LOOK_SECONDS = 30.0
 #: states of a claim in the ledger whose run has ended here: only an older copy of Redis can show them
 _NOT_BEGUN = frozenset({State.CLAIMING, State.QUEUED, State.TAKEN, State.RETURNING})
 #: a full disk is tried again this often
@@ -217,7 +215,6 @@ class Endings:
             self._lost(attempt, "fenced")
             return
         if state is None and attempt.key not in self._missed:
-            # a server without its data, or another one behind its address, knows no run at all
             self._missed.add(attempt.key)
             self._look(attempt.key, GONE_LOOK_SECONDS, before=looked_before)
             return

@@ -11,6 +11,9 @@ from workers.deployment import Exit
 
 #: the last state of an engine that exits 0 may still be on its way: the API is looked at again after this time
 SECOND_LOOK_SECONDS = 5.0
+#: a server without its data, or another one behind its address, knows no run at all: a run counts as deleted when it is
+#: not there after this time either
+GONE_LOOK_SECONDS = 30.0
 
 SILENT_END = "exited 0 without reporting an end"
 
