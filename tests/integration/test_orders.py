@@ -6,6 +6,7 @@ import pytest
 
 from flowfleet.api.client import StateType, Verdict
 from flowfleet.api.prefect3 import orders
+from flowfleet.api.prefect3.fence import Fence
 from flowfleet.flow_run import Route
 from tests.integration.claiming import ago
 from tests.integration.one_pool import MARK
@@ -56,10 +57,24 @@ def test_a_run_of_prefect_3_is_cancelling_or_cancelled_at_once_as_its_server_wan
     answer = pool.client.orders.cancel(run_id, "by u@h: wrong input")
     assert (answer.verdict, answer.state.name) == (Verdict.ACCEPTED, becomes)
     assert pool.state(run_id)["name"] == becomes
-    if becomes == "Cancelling":
-        assert pool.state(run_id)["message"] == "by u@h: wrong input"
+    assert pool.state(run_id)["message"] == "by u@h: wrong input"
     again = pool.another_client().orders.cancel(run_id, "by v@h")
     assert (again.verdict, pool.history(run_id).count("Cancelling")) == (Verdict.ACCEPTED, becomes == "Cancelling")
+
+
+def test_a_waiting_run_of_prefect_3_that_is_claimed_while_it_is_cancelled_is_cancelling(pool, deployment, monkeypatch):
+    run_id = at_prefect3(pool, deployment)
+    bulk, claims = pool.client.orders.writes.fence.bulk, [lambda: pool.set_state(run_id, "PENDING", "Submitted")]
+
+    def claimed_before(*call, **options):
+        if claims:
+            claims.pop()()
+        return bulk(*call, **options)
+
+    monkeypatch.setattr(Fence, "bulk", lambda self, *call, **options: claimed_before(*call, **options))
+    answer = pool.client.orders.cancel(run_id, "by u@h")
+    assert (answer.verdict, answer.state.name, claims) == (Verdict.ACCEPTED, "Cancelling", [])
+    assert pool.state(run_id)["message"] == "by u@h"
 
 
 @pytest.mark.parametrize("kind", ["COMPLETED", "FAILED", "CRASHED"])

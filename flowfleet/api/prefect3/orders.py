@@ -21,6 +21,19 @@ _UNDER_WAY = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING, StateT
 _WHOLE = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
+def _nothing_runs(stands: RunState) -> Mapping[str, Any] | None:
+    """The filter for a run that the server would make Cancelled at once, as nothing of it can run; None for any other.
+
+    The server puts a Cancelled of its own there, without a word on who asked and why; so ours is written instead.
+    """
+    there = {"type": {"any_": [stands.kind.value]}}
+    if stands.kind is StateType.SCHEDULED:
+        return None if stands.infrastructure else there
+    if stands.kind is StateType.PAUSED and not stands.held:
+        return {"operator": "and_", **there, "name": {"any_": [stands.name]}}
+    return None
+
+
 @dataclass(frozen=True)
 class Orders:
     """The orders of people. Thread-safe, since it keeps nothing."""
@@ -48,6 +61,13 @@ class Orders:
             return {state.run_id: state for state in map(state_of, rows(answer))}
 
     def cancel(self, run_id: str, message: str) -> Answer:
+        answer = self._cancel(run_id, message, at_once=True)
+        if answer.verdict is Verdict.UNSURE and answer.silence is None:
+            # it may have been claimed or resumed meanwhile: once more, whatever it is now
+            answer = self._cancel(run_id, message, at_once=False)
+        return answer
+
+    def _cancel(self, run_id: str, message: str, *, at_once: bool) -> Answer:
         transition = str(uuid.uuid4())
 
         def decide(stands: RunState) -> Answer | Write:
@@ -55,13 +75,15 @@ class Orders:
                 return Answer(verdict=Verdict.ACCEPTED, state=stands)
             if stands.kind.terminal:
                 return Answer(verdict=Verdict.REFUSED, reason=f"the run is {stands.name} already", state=stands)
-            # never over an end that comes meanwhile; the server itself makes it Cancelled where nothing can run
+            if at_once and (there := _nothing_runs(stands)) is not None:
+                return Write(there, new_state(StateType.CANCELLED, "Cancelled", transition, message))
+            # never over an end that comes meanwhile
             expected = {"type": {"any_": [kind.value for kind in StateType if not kind.terminal]}}
             return Write(expected, new_state(StateType.CANCELLING, "Cancelling", transition, message))
 
         answer = self.writes.fence.write(run_id, decide)
         if answer.state is not None and answer.state.kind is StateType.CANCELLED:
-            # told as a refusal of Cancelling, since the server has put its own Cancelled in its place
+            # told as a refusal of Cancelling where the server has put its own Cancelled in its place
             return Answer(verdict=Verdict.ACCEPTED, reason=answer.reason, state=answer.state)
         return answer
 
