@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import click
 
+from flowfleet.api import traits
 from flowfleet.api.client import ApiClient, Mark, RunState, StateType, Verdict
 from flowfleet.api.connect import connect
 from flowfleet.commands import chosen_run
@@ -42,6 +43,8 @@ class Ordered:
     #: the claim that was told; None: no worker of this fleet holds the run
     claim: Claim | None
     state: RunState | None
+    #: it was Cancelled before, and nothing of it is left to end
+    before: bool = False
 
 
 @dataclass(kw_only=True)
@@ -79,13 +82,19 @@ class CancelOrder:
         if answer.verdict is Verdict.REFUSED and not answer.gone and not (lives and self.how is CancelHow.OVER):
             name = answer.state.name if answer.state else "an end"
             still = f", and its process on {claim.worker} lives on: --now kills it" if claim and lives else ""
+            still = still or self._may_live(run)
             raise NotCancelled(f"{run.name} has ended already: the API says {name}{still}.")
         if claim is not None and lives:
             self.ledger.claims.cancel(run.run_id, claim.claim, self.how, self.whom)
         elif before is not None and before.kind is StateType.SCHEDULED and not before.held:
             # it waited with the mark of an old process: nobody else would ever end it
             self.api.ends.report(run.run_id, StateType.CANCELLED, f"Cancelled {self.whom}", self.mark)
-        return Ordered(run=run, claim=claim, state=answer.state)
+        over = claim is None and before is not None and before.kind is StateType.CANCELLED
+        return Ordered(run=run, claim=claim, state=answer.state, before=over)
+
+    def _may_live(self, run: ChosenRun) -> str:
+        tomb = next((tomb for tomb in self.ledger.claims.tombs() if tomb.run_id == run.run_id), None)
+        return f", and its process may live on {tomb.host}, which has not been heard of" if tomb else ""
 
     def wait(self, ordered: Sequence[Ordered]) -> list[tuple[ChosenRun, RunState | None]]:
         """Wait until each run has ended and has no claim any more; how each has ended (None: it is deleted)."""
@@ -96,9 +105,9 @@ class CancelOrder:
             left = [one for one in ordered if one.run.run_id in claims or _goes_on(states.get(one.run.run_id))]
             if not left:
                 return [(one.run, states.get(one.run.run_id)) for one in ordered]
-            now, progress = self.clock(), _progress(left, claims, states)
+            now, progress = self.clock(), self._progress(left, claims, states)
             if progress != said or now - said_at >= _REPEAT_SECONDS:
-                self.say(f"waiting for {span(now - began)}: {progress}")
+                self.say(f"waiting{f' for {span(now - began)}' if now - began >= 1 else ''}: {progress}")
                 said, said_at = progress, now
             self.pause(_LOOK_SECONDS)
 
@@ -109,22 +118,28 @@ class CancelOrder:
         # asked after the claims: what has none is told at the API by then
         return claims, self.api.ends.states([one.run.run_id for one in ordered])
 
+    def _progress(self, left: Sequence[Ordered], claims: dict[str, Claim], states: dict[str, RunState]) -> str:
+        if len(left) > 1:
+            return f"{len(left)} runs have not ended: {_joined([one.run.name for one in left])}"
+        run = left[0].run
+        claim, state = claims.get(run.run_id), states.get(run.run_id)
+        if claim is not None:
+            hooks = self.how is not CancelHow.OVER and traits.of(claim.route.backend).worker_runs_hooks
+            return _where(run, claim, hooks=hooks)
+        shown = state.name if state else "nothing"
+        return f"the API says {shown}, and no worker of this fleet holds {run.name}: whoever runs it has to end it"
+
 
 def _goes_on(state: RunState | None) -> bool:
     return state is not None and not state.kind.terminal
 
 
-def _progress(left: Sequence[Ordered], claims: dict[str, Claim], states: dict[str, RunState]) -> str:
-    if len(left) > 1:
-        return f"{len(left)} runs have not ended: {_joined([one.run.name for one in left])}"
-    run = left[0].run
-    claim, state = claims.get(run.run_id), states.get(run.run_id)
-    if claim is None:
-        shown = state.name if state else "nothing"
-        return f"the API says {shown}, and no worker of this fleet holds {run.name}: whoever runs it has to end it"
+def _where(run: ChosenRun, claim: Claim, *, hooks: bool) -> str:
     where = claim.worker or "no worker"
     words = {
-        State.RUNNING: f"the process of {run.name} on {where} is being ended",
+        # the claim stays as it is while the hooks run
+        State.RUNNING: f"the process of {run.name} on {where} is being ended"
+        + (", and then its hooks are run" if hooks else ""),
         State.STARTING: f"{run.name} is being started on {where}, and ended then",
         State.ENDED: f"the process of {run.name} on {where} has ended, and the API is being told",
         State.MISSING: f"{run.name} was started on {where}, which has not been heard of",
@@ -211,8 +226,10 @@ def cancel(
     flowfleet cancel 0a1b2c3d --now --reason "wrong input"
     flowfleet cancel --all-of mine/default --yes
     """  # noqa: D301 - click reads the escape
-    if (run is None) == (all_of is None):
+    if run is None and all_of is None:
         raise click.UsageError("Which run? Give RUN, or --all-of ROUTE or WORKER.")
+    if run is not None and all_of is not None:
+        raise click.UsageError(f"Give {run} or --all-of {all_of}, not both.")
     with open_ledger(settings) as ledger:
         cancelling = CancelOrder(
             ledger=ledger,
@@ -242,7 +259,11 @@ def carry_out(cancelling: CancelOrder, chosen: Sequence[ChosenRun], *, no_wait: 
         return 1
     if no_wait:
         named = _joined([one.run.name for one in ordered])
-        click.echo(f"Cancelled at the API: {named}. How far the end is: flowfleet explain RUN.")
+        which = ordered[0].run.name if len(ordered) == 1 else "RUN"
+        click.echo(f"Cancelled at the API: {named}. How far the end is: flowfleet explain {which}.")
+        return 0
+    if len(ordered) == 1 and ordered[0].before:
+        click.echo(f"{ordered[0].run.name} is Cancelled already.")
         return 0
     try:
         return _told(cancelling.wait(ordered), cancelling.clock() - began)

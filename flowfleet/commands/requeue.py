@@ -23,6 +23,8 @@ from flowfleet.settings.common import CommonSettings
 _LOOK_SECONDS = 0.3
 #: how long a claim is waited for: a leader that hears the hint claims within seconds, if anything can start
 _CLAIMED_SECONDS = 15.0
+#: a wait that is longer is told
+_TOLD_SECONDS = 2.0
 
 
 class NotStartedAgain(FleetError):
@@ -38,6 +40,7 @@ class Requeueing:
     mark: Mark
     #: who asks, and why
     whom: str
+    say: Callable[[str], None]
     clock: Callable[[], float] = time.monotonic
     pause: Callable[[float], None] = time.sleep
 
@@ -71,7 +74,7 @@ class Requeueing:
 
     def wait(self, run: ChosenRun) -> str:
         """Wait until a poller has claimed the run; a sentence that says so, or why it waits."""
-        until = self.clock() + _CLAIMED_SECONDS
+        began, told = self.clock(), False
         while True:
             claim = self.ledger.claims.get(run.run_id)
             state = self.api.ends.states([run.run_id]).get(run.run_id)
@@ -79,10 +82,14 @@ class Requeueing:
                 return f"{run.name} is claimed anew" + (f", by {claim.worker}." if claim.worker else ".")
             if state is not None and state.kind is not StateType.SCHEDULED:
                 return f"{run.name} was taken: the API says {state.name}."
-            if self.clock() >= until:
+            waited = self.clock() - began
+            if waited >= _TOLD_SECONDS and not told:
+                self.say(f"{run.name} is due at the API: waiting up to {_CLAIMED_SECONDS:g} s for a poller to claim it")
+                told = True
+            if waited >= _CLAIMED_SECONDS:
                 place = self.api.backlog.place(run.run_id) if state else None
-                told = explanations.explain(run.run_id, take_snapshot(self.ledger), None, state, place)
-                return f"{run.name} is due at the API and not claimed yet. {told.sentence}"
+                why = explanations.explain(run.run_id, take_snapshot(self.ledger), None, state, place)
+                return f"{run.name} is due at the API and not claimed yet. {why.sentence}"
             self.pause(_LOOK_SECONDS)
 
 
@@ -132,7 +139,11 @@ def requeue(settings: CommonSettings, *, run: str, reason: str, no_wait: bool) -
     with open_ledger(settings) as ledger:
         api = connect(settings, os.environ)
         requeueing = Requeueing(
-            ledger=ledger, api=api, mark=Mark(fleet=settings.fleet), whom=chosen_run.by_whom(settings, reason)
+            ledger=ledger,
+            api=api,
+            mark=Mark(fleet=settings.fleet),
+            whom=chosen_run.by_whom(settings, reason),
+            say=lambda line: click.echo(line, err=True),
         )
         chosen = chosen_run.find(run, ledger, api)
         requeueing.order(chosen)

@@ -50,7 +50,7 @@ class Fleet:
 
     def requeueing(self):
         return Requeueing(
-            ledger=self.ledger, api=self.api, mark=MARK, whom="by u@h",
+            ledger=self.ledger, api=self.api, mark=MARK, whom="by u@h", say=self.said.append,
             clock=self.world.time.clock.monotonic, pause=self.pause,
         )  # fmt: skip
 
@@ -84,7 +84,28 @@ def test_the_claim_is_told_once_the_api_has_accepted_and_the_end_is_waited_for()
     assert fleet.api.asked.index("cancel") < len(fleet.api.asked)
     ((run, state),) = cancelling.wait([ordered])
     assert (run, state.kind) == (fleet.run, StateType.CANCELLED)
-    assert fleet.said == ["waiting for 0s: the process of calm-otter on worker@box is being ended"]
+    assert fleet.said == ["waiting: the process of calm-otter on worker@box is being ended, and then its hooks are run"]
+
+
+def test_a_kill_at_once_is_waited_for_without_a_word_of_hooks():
+    fleet = Fleet()
+    fleet.ends()
+    cancelling = fleet.cancelling(CancelHow.OVER)
+    cancelling.wait([cancelling.order(fleet.run)])
+    assert fleet.said == ["waiting: the process of calm-otter on worker@box is being ended"]
+
+
+def test_a_run_that_was_cancelled_before_is_said_to_be_so_and_is_not_waited_for(capsys):
+    fleet = Fleet(StateType.CANCELLED, "Cancelled", claimed=None)
+    assert carry_out(fleet.cancelling(), [fleet.run], no_wait=False) == 0
+    assert capsys.readouterr().out == "calm-otter is Cancelled already.\n"
+
+
+def test_a_run_that_has_ended_though_its_process_may_live_on_a_lost_host_is_refused_with_that_host():
+    fleet = Fleet(StateType.CRASHED, "Crashed", claimed=None)
+    fleet.claims.tombs = lambda: [SimpleNamespace(run_id=fleet.run_id, host="box")]
+    with pytest.raises(NotCancelled, match="the API says Crashed, and its process may live on box, which has not"):
+        fleet.cancelling().order(fleet.run)
 
 
 @pytest.mark.parametrize("no_wait", [True, False])
@@ -206,6 +227,23 @@ def test_a_run_that_has_ended_is_due_and_the_poller_is_told():
     assert fleet.hints == [("due", fleet.run_id)]
     fleet.claims.by_run[fleet.run_id] = a_claim(fleet.run_id, State.QUEUED)
     assert fleet.requeueing().wait(fleet.run) == "calm-otter is claimed anew."
+    assert fleet.said == []
+
+
+def test_a_claim_that_takes_longer_is_waited_for_with_a_word():
+    fleet = Fleet(StateType.CRASHED, "Crashed", None)
+    requeueing = fleet.requeueing()
+    requeueing.order(fleet.run)
+    at = fleet.world.time.now + 5.0
+
+    def pause(seconds):
+        fleet.world.time.now += seconds
+        if fleet.world.time.now >= at:
+            fleet.claims.by_run[fleet.run_id] = a_claim(fleet.run_id, State.QUEUED)
+
+    requeueing.pause = pause
+    assert requeueing.wait(fleet.run) == "calm-otter is claimed anew."
+    assert fleet.said == ["calm-otter is due at the API: waiting up to 15 s for a poller to claim it"]
 
 
 @pytest.mark.parametrize(
