@@ -157,14 +157,14 @@ def explain_command(settings: CommonSettings, run_id: str, *, as_json: bool) -> 
     record = next((record for record in records if record.get("run_id") == run_id), None)
     at_api, place, trouble = _at_api(settings, run_id)
     explanation = explanations.explain(run_id, snapshot, record, at_api, place)
+    if trouble:
+        click.echo(f"The API could not be asked: {trouble}", err=True)
     if as_json:
         click.echo(json.dumps(asdict(explanation), indent=2, default=str))
         return
     click.echo(explanation.sentence)
     for name, value in explanation.evidence.items():
         click.echo(f"\n{name}:\n{json.dumps(value, indent=2, default=str)}")
-    if trouble:
-        click.echo(f"\nThe API could not be asked: {trouble}", err=True)
 
 
 def _at_api(settings: CommonSettings, run_id: str) -> tuple[RunState | None, Place | None, str]:

@@ -94,6 +94,8 @@ def _waiting_json(snapshot: Snapshot, place: Place | None) -> dict[str, Any]:
 def _of_unheld(at_api: RunState, snapshot: Snapshot, end: Mapping[str, Any] | None) -> str:
     if at_api.kind.terminal:
         return f"It has ended: the API says {at_api.name}{_because(at_api.message)}.{_told(end, at_api.message)}"
+    if at_api.kind is StateType.PAUSED and at_api.waits:
+        return f"The API says {at_api.name}: it has left its worker, and is due again when somebody resumes it."
     return (
         f"No worker of the fleet {snapshot.fleet} holds it, and the API says {at_api.name}: "
         "another executor may have it."
@@ -139,7 +141,9 @@ def _of_lost(tomb: Tomb, snapshot: Snapshot, at_api: RunState | None) -> str:
     told = (
         f"It was told as lost: {tomb.worker} has not been heard of for {span(max(0.0, snapshot.at - tomb.missed_at))}"
     )
-    waits = "It is due again, and is not started" if at_api and at_api.kind == StateType.SCHEDULED else "It waits"
+    waits = "It is due again, and is not started"
+    if at_api is None or at_api.kind is not StateType.SCHEDULED:
+        waits = f"{f'The API says {at_api.name}, and it' if at_api else 'It'} cannot be started again now"
     return (
         f"{told}. {waits}: its earlier process may live on {tomb.host}. "
         f"Bring that host back, or, if it is gone for good, `worker forget {tomb.worker}`."
@@ -253,9 +257,13 @@ def _ahead(waiting: list[RouteQueue]) -> str:
 
 
 def _of_record(record: Mapping[str, Any]) -> str:
-    outcome = record.get("outcome") or record.get("reason") or "no longer claimed"
-    worker = record.get("worker")
-    return f"Its last claim here has gone ({outcome}){f', on {worker}' if worker else ''}."
+    outcome = str(record.get("outcome") or record.get("reason") or "no longer claimed")
+    where = f" on {record['worker']}" if record.get("worker") else ""
+    if outcome == "gone":
+        return f"It was deleted at the API; its last attempt here was{where or ' never taken by a worker'}."
+    if outcome.upper() in StateType.__members__ and StateType[outcome.upper()].terminal:
+        return f"Its last attempt here{where} ended as {outcome}."
+    return f"Its last claim here has gone ({outcome}){where and f',{where}'}."
 
 
 def _because(reason: str | None) -> str:

@@ -111,7 +111,7 @@ def _gone(record: Mapping[str, Any]) -> dict[str, Any]:
         "worker": record.get("worker"),
         "handle": None,
         "since": iso(gone_at),
-        "end": record.get("reason") or record.get("move"),
+        "end": record.get("outcome") or record.get("reason") or record.get("move"),
         "exit": certificate.shown(record.get("exit"), lost=record.get("move") in LOSING_MOVES),
         "queue": str(record.get("route")),
         "since_unix": gone_at,

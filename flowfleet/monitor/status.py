@@ -63,9 +63,11 @@ def status(snapshot: Snapshot, *, runs: int = 20, width: int = PLAIN_WIDTH) -> R
     if snapshot.claims:
         parts += ["", _runs(snapshot, runs, width)]
     if snapshot.tombs:
-        hosts = ", ".join(sorted({tomb.host for tomb in snapshot.tombs}))
-        told = f"{len(snapshot.tombs)} told as lost, their processes may live on {hosts}"
-        parts += ["", f"{told}: bring it back, or worker forget"]
+        hosts = sorted({tomb.host for tomb in snapshot.tombs})
+        told = f"{len(snapshot.tombs)} told as lost, their processes may live on {', '.join(hosts)}"
+        workers = sorted({tomb.worker for tomb in snapshot.tombs})
+        which = workers[0] if len(workers) == 1 else f"each of {', '.join(workers)}"
+        parts += ["", f"{told}: bring {'it' if len(hosts) == 1 else 'them'} back, or worker forget {which}"]
     return Group(*parts)
 
 

@@ -197,9 +197,11 @@ def test_a_bare_command_is_help_and_success(argv):
     assert asked(0, *argv).stdout.startswith("Usage: ")
 
 
-def test_explain_of_an_unknown_run_says_so(fleet_of_one):
-    variables = {**NO_API, **fleet_of_one[1]}
-    asked(0, "flowfleet", "explain", "22222222-2222-4222-8222-222222222222", says=["knows nothing of it"], **variables)
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_explain_of_an_unknown_run_says_so_and_that_the_api_could_not_be_asked(fleet_of_one, form):
+    variables, errs = {**NO_API, **fleet_of_one[1]}, ["The API could not be asked: "]
+    unknown = ("22222222-2222-4222-8222-222222222222", *form)
+    asked(0, "flowfleet", "explain", *unknown, says=["knows nothing of it"], errs=errs, **variables)
 
 
 def test_config_names_the_api_that_prefect_itself_would_find():

@@ -111,12 +111,25 @@ def test_a_lost_run_is_shown_with_its_host_and_what_to_do():
     snapshot = replace(_snapshot(), tombs=(_tomb(),))
 
     assert snapshot.to_json()["lost"][0]["host"] == "host-2"
-    assert "1 told as lost, their processes may live on host-2" in _printed(status(snapshot, width=160), 160)
+    told = "1 told as lost, their processes may live on host-2: bring it back, or worker forget w@host-2"
+    assert told in _printed(status(snapshot, width=160), 160)
+    two = replace(snapshot, tombs=(_tomb(), replace(_tomb(), worker="v@host-3")))
+    assert "host-2, host-3: bring them back, or worker forget each of v@host-3, w@host-2" in _printed(
+        status(two, width=160), 160
+    )
     due = RunState(run_id=_tomb().run_id, run_name="r", kind=StateType.SCHEDULED, name="Scheduled")
     sentence = explain(_tomb().run_id, snapshot, None, due).sentence
     assert "w@host-2 has not been heard of for 1m 30s" in sentence
     assert "is not started: its earlier process may live on host-2" in sentence
     assert "worker forget w@host-2" in sentence
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_lost_run_that_is_not_due_is_not_said_to_wait(known):
+    state = RunState(run_id=_tomb().run_id, run_name="r", kind=StateType.CANCELLED, name="Cancelled") if known else None
+    sentence = explain(_tomb().run_id, replace(_snapshot(), tombs=(_tomb(),)), None, state).sentence
+    says = "The API says Cancelled, and it" if known else "It"
+    assert f". {says} cannot be started again now: its earlier process may live on host-2." in sentence
 
 
 def test_a_missing_run_is_explained_with_how_long_its_host_is_away():
@@ -236,7 +249,20 @@ FULL = [_claim(run_id=str(number)) for number in range(4)]
             "ended: the API says Failed (Oh)",
         ),
         (_snapshot(), None, _state(StateType.RUNNING, name="Running"), "another executor may have it"),
+        (
+            _snapshot(),
+            None,
+            _state(StateType.PAUSED, name="Suspended"),
+            "The API says Suspended: it has left its worker, and is due again when somebody resumes it.",
+        ),
         (_snapshot(), {"reason": "queued too long", "worker": "w@h"}, None, "(queued too long), on w@h"),
+        (
+            _snapshot(),
+            {"outcome": "gone", "worker": "w@h"},
+            None,
+            "It was deleted at the API; its last attempt here was on w@h.",
+        ),
+        (_snapshot(), {"outcome": "crashed", "worker": "w@h"}, None, "Its last attempt here on w@h ended as crashed."),
         (_snapshot(), None, None, "knows nothing of it"),
     ],
 )
@@ -395,7 +421,11 @@ TOLD = (
 
 def test_how_a_run_has_ended_is_told_by_runs_under_names_that_stay():
     gone = {"run_id": "g", "name": "old", "route": str(ROUTE), "worker": "w@h", "gone_at": AT - 700}
-    records = [{**gone, "exit": CERTIFICATE}, {**gone, "exit": None, "move": "bury"}, {**gone, "exit": None}]
+    records = [
+        {**gone, "exit": CERTIFICATE, "outcome": "crashed", "reason": "crashed"},
+        {**gone, "exit": None, "move": "bury", "outcome": "cancelled", "reason": "The flow run was lost: its host …"},
+        {**gone, "exit": None, "reason": "superseded"},
+    ]
     snapshot = _snapshot(claims=[_claim(State.ENDED, exit=CERTIFICATE), _claim(State.JUDGED), _claim()])
     found = runs.collect(snapshot, records)
     ends = [run["exit"] for run in json.loads(json.dumps(runs.to_json(found)))]
@@ -403,6 +433,7 @@ def test_how_a_run_has_ended_is_told_by_runs_under_names_that_stay():
     assert list(ends[2]) == list(certificate.NAMES)
     assert ends[2] == ends[3]
     assert (ends[1]["sentence"], ends[1]["code"], ends[1]["cpu_seconds"]) == ("none, host lost", None, None)
+    assert [run["end"] for run in found[3:]] == ["crashed", "cancelled", "superseded"]
 
     narrow, wide = _printed(runs.table(found, AT)), _printed(runs.table(found, AT, 140), width=140)
     assert max(map(len, narrow.splitlines())) <= 80
@@ -416,8 +447,8 @@ def test_how_a_run_has_ended_is_told_by_runs_under_names_that_stay():
     [
         ([_claim(State.ENDED, run_id="r", exit=CERTIFICATE)], None, None, f"for 5s. {TOLD}"),
         ([_claim(State.JUDGED, run_id="r")], None, None, "counted as lost. Nobody has seen its process end"),
-        ([], {"reason": "crashed", "exit": CERTIFICATE}, None, f"(crashed). {TOLD}"),
-        ([], {"reason": "crashed", "exit": {"code": 3}}, None, "gone (crashed)."),
+        ([], {"reason": "crashed", "exit": CERTIFICATE}, None, f"ended as crashed. {TOLD}"),
+        ([], {"reason": "crashed", "exit": {"code": 3}}, None, "Its last attempt here ended as crashed."),
         ([], {"reason": "lost", "move": "bury", "exit": None}, None, "has seen its process end: its host is lost."),
         ([], {"reason": "x", "exit": CERTIFICATE}, "It failed.", f"the API says Failed (It failed). {TOLD}"),
         ([], {"reason": "x", "exit": CERTIFICATE}, f"The flow run's process{TOLD[11:]}", "processes and files))."),
