@@ -90,7 +90,7 @@ class Cancellation:
                 self._see(claim, self._over(claim, state))  # its own engine may have written that
             else:
                 asked = state.message.removeprefix("Cancelled ")  # by our own command: by whom, and why
-                self._tell(claim, CancelHow.ASKED, asked or f"{state.name} at the Prefect API")
+                self._tell(claim, CancelHow.ASKED, asked or "at the Prefect API")
 
     def _look_at_states(self, begun: Mapping[str, Claim]) -> None:
         """Read the states of all begun runs when it is time, and else of those that are about to be called over."""

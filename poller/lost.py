@@ -179,7 +179,7 @@ class LostRuns:
             self.wait_seconds = min(self.wait_seconds, max(grace - quiet, SOON_SECONDS))
             return False
         if not proof and claim.policy == "requeue" and claim.switch:
-            proof = "it has ended itself, since its lease ran out"
+            proof = "its process has ended itself, since its lease ran out"
         # a leader that has just begun has watched for less time than the claim is missing
         since = (claim.missed_at or self.wall() - gone) - self.lease.ttl_seconds
         reason = self.reports.words(claim, since, proof, cut_off=cut_off)

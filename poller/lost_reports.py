@@ -13,6 +13,7 @@ from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import again_id
 from flowfleet.ledger.claims import AGAIN, UNKNOWN_WORKER, Claim, Claims, Outcome
 from flowfleet.ledger.gate import Gate
+from flowfleet.logs import redact
 from poller.cancellation import FEW, GONE_SECONDS, MANY_GONE_SECONDS
 from poller.claiming import term_checked
 from poller.leader import TermLost
@@ -118,7 +119,8 @@ class LostReports:
             return self._outcome(claim, answer, AGAIN)
         if state.kind is StateType.CANCELLING:
             may_live = "" if claim.proof else "; the process may still run there"
-            message = f"Cancelled: its host is away{may_live}. {message}"
+            asked = f" A cancel was asked for ({redact(claim.cancel_why)[:200]})." if claim.cancel_why else ""
+            message = f"Cancelled: its host is away{may_live}.{asked} {message}"
         return self._report(term, claim, state, message)
 
     def _report(self, term: int, claim: Claim, state: RunState, message: str) -> str | None:
@@ -189,8 +191,8 @@ class LostReports:
 
 
 def forget_command(worker: str | None) -> str:
-    """The command that gives up the worker of a lost run; people know its name, unless Redis has lost it."""
-    return f"worker forget {UNKNOWN_WORKER}" if worker == UNKNOWN_WORKER else "worker forget"
+    """The command that gives up the worker of a lost run, to be pasted as it is."""
+    return f"worker forget {(worker or UNKNOWN_WORKER)[:120]}"
 
 
 def _nothing_to_tell(claim: Claim, state: RunState) -> str | None:

@@ -64,7 +64,7 @@ def test_a_user_s_cancel_ends_as_cancelled_with_the_tree_gone_and_each_hook_run_
         words = fleet.words(run)
         assert [words.count(word) for word in ("hook-in-Cancelling", "async-hook", "crash-hook")] == [1, 1, 0], name
         message = fleet.api.state(run)["message"]
-        assert message.startswith("Cancelled: ")
+        assert message.startswith("Cancelled at the Prefect API. ")
         assert "was stopped since it was cancelled" in message
     fleet.wait_empty()
     assert not any(map(processes.alive, pids))

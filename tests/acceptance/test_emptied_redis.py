@@ -100,7 +100,7 @@ def test_a_run_whose_host_is_lost_with_the_data_of_redis_is_told_and_runs_of_oth
 
     message = world.wait_state(run, "Crashed", seconds=LEASE + RENEW + GRACE + ROUNDS)["message"]
     assert "The flow run was lost: its host gone (worker worker@gone) has not been heard of since" in message
-    assert "bring the host back, or, if it is gone for good, run `worker forget`" in message
+    assert "bring the host back, or, if it is gone for good, run `worker forget " in message
     assert [(lost["run_id"], lost["host"]) for lost in world.status()["lost"]] == [(run, "gone")]
     assert world.api.state(theirs)["type"] == "RUNNING"
     assert world.words(run) == ["ran"]

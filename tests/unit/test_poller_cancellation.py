@@ -76,6 +76,13 @@ def test_a_run_that_is_cancelling_is_told_to_its_claim_with_what_the_api_says_of
     assert world.api.asked == ["under_cancel"]
 
 
+def test_a_cancel_without_a_word_was_asked_for_at_the_api(world):
+    (run,) = begun(world)
+    world.api.be(run, StateType.CANCELLING, "Cancelling")
+    world.cancellation.look()
+    assert (how(world, run), world.claims.by_run[run].cancel_why) == (CancelHow.ASKED, "at the Prefect API")
+
+
 def test_the_claim_is_told_again_when_a_loss_of_redis_has_taken_it_away_and_nobody_is_asked_while_it_stands(world):
     (run,) = begun(world)
     world.api.be(run, StateType.CANCELLING, "Cancelling")

@@ -62,7 +62,7 @@ def test_it_is_told_as_lost_after_the_grace_with_its_host_and_leaves_a_tombstone
     [(told, kind, message)] = world.api.reports
     assert (told, kind) == (run_id, StateType.CRASHED)
     assert "its host gone (worker worker@gone) has not been heard of since" in message
-    assert "`worker forget`" in message
+    assert "`worker forget worker@gone`" in message
     [tomb] = world.claims.tombs()
     assert (tomb.run_id, tomb.worker) == (run_id, "worker@gone")
 

@@ -136,6 +136,20 @@ def test_a_run_that_is_being_cancelled_is_told_as_cancelled_at_once_however_it_h
     assert decision.message == f"Cancelled: Ann: the wrong day. The flow run's process {end}."
 
 
+@pytest.mark.parametrize(
+    ("why", "begins"),
+    [
+        ("by u@h: wrong input", "Cancelled by u@h: wrong input. The flow"),
+        ("Cancelled by u@h", "Cancelled by u@h. The flow"),
+        ("at the Prefect API", "Cancelled at the Prefect API. The flow"),
+        ("", "Cancelled. The flow"),
+    ],
+)
+def test_who_asked_for_a_cancel_stands_in_one_sentence_whoever_has_told_it(why, begins):
+    cancel = CancelAsked(how=CancelHow.ASKED, why=why)
+    assert decided(Exit(code=0), StateType.CANCELLING, cancel=cancel).message.startswith(begins)
+
+
 def test_a_cancelled_run_that_the_api_does_not_show_so_is_cancelling_there_first():
     for kind in (StateType.RUNNING, StateType.PENDING):
         decision = decided(Exit(signal=9), kind, cancel=ASKED)
@@ -153,5 +167,5 @@ def test_a_cancelled_run_that_has_an_end_keeps_it(kind):
 def test_who_asked_for_a_cancel_is_told_without_secrets():
     cancel = CancelAsked(how=CancelHow.ASKED, why="by http://ann:pass@h:4200/.")
     message = decided(Exit(signal=9), StateType.CANCELLING, cancel=cancel).message
-    assert message.startswith("Cancelled: by http://")
+    assert message.startswith("Cancelled by http://")
     assert "pass" not in message

@@ -16,6 +16,8 @@ SECOND_LOOK_SECONDS = 5.0
 GONE_LOOK_SECONDS = 30.0
 
 SILENT_END = "exited 0 without reporting an end"
+#: how our own words on who wants a cancel begin, after "Cancelled"; other people's sentences come after a colon
+_PHRASES = ("by ", "at ")
 
 
 class Step(StrEnum):
@@ -100,5 +102,8 @@ def _cancelled(exit_: Exit, cancel: CancelAsked) -> Decision:
 
 def cancelled_message(why: str, how: str) -> str:
     """The message of a cancelled run: who has asked for it and why, as far as that is known, and how the run ended."""
-    asked = logs.redact(why).strip().rstrip(".")
-    return f"Cancelled: {asked}. {how}" if asked else f"Cancelled. {how}"
+    # Prefect 3's state Cancelling has the whole sentence of `flowfleet cancel` as its message
+    asked = logs.redact(why).strip().rstrip(".").removeprefix("Cancelled ")
+    if not asked:
+        return f"Cancelled. {how}"
+    return f"Cancelled{' ' if asked.startswith(_PHRASES) else ': '}{asked}. {how}"
