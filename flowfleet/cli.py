@@ -26,7 +26,17 @@ from flowfleet.errors import ApiError, LedgerError, SettingsError
 from flowfleet.ledger import Ledger, connect
 from flowfleet.monitor import explain as explanations
 from flowfleet.monitor import run_output, runs
-from flowfleet.monitor.doctor import FAIL, OK, WARN, Check, api_checks, fleet_checks, label_checks, redis_checks
+from flowfleet.monitor.doctor import (
+    FAIL,
+    OK,
+    WARN,
+    Check,
+    api_checks,
+    fleet_checks,
+    label_checks,
+    ledger_checks,
+    redis_checks,
+)
 from flowfleet.monitor.metrics import our_version
 from flowfleet.monitor.redis_server import RedisServer
 from flowfleet.monitor.snapshot import Snapshot, take_snapshot
@@ -242,7 +252,8 @@ def _checks(settings: CommonSettings) -> list[Check]:
             snapshot = take_snapshot(ledger)
             checks += fleet_checks(snapshot)
             if any(check.name == "api" and check.verdict is OK for check in checks):
-                checks += label_checks(_as_leader(settings, api().backend, snapshot), snapshot)
+                client = _as_leader(settings, api().backend, snapshot)
+                checks += [*label_checks(client, snapshot), *ledger_checks(client, ledger, snapshot)]
         except LedgerError as error:
             checks.append(Check("fleet", FAIL, str(error)))
     return checks

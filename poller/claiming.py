@@ -5,7 +5,6 @@ ask the API whose the run is. The message goes last, and never twice: what was l
 """
 
 import logging
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -59,11 +58,12 @@ class Claimer:
     traits: Traits
     failpoints: Failpoints
     metrics: PollerMetrics
+    #: the id of the next call, which carries that of the ledger
+    new_call: Callable[[], str]
     #: called after each answer of the API, so that a claim with slow answers is not taken for a loop that hangs
     progressed: Callable[[], object] = lambda: None
     #: how often a run is started again by us, under the policy `requeue`
     max_attempts: int = 0
-    new_call: Callable[[], str] = lambda: str(uuid.uuid4())
     #: True while a claim is between ledger, API and queue: an orderly end waits for it
     in_hand: bool = field(default=False, init=False)
     #: ids of claims that the API accepted and the ledger has queued, but whose message could not be sent

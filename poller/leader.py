@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from flowfleet.errors import FleetError, LedgerError
 from flowfleet.ledger.claims import Lease
 from flowfleet.ledger.gate import Gate, Leader
+from flowfleet.ledger.ledger_id import remembered
 from flowfleet.retry import RetrySchedule
 
 logger = logging.getLogger(__name__)
@@ -73,6 +74,13 @@ class Leadership:
         self._term: int | None = None
         self._resigned = False
         self._standbys = Standbys(self.clock)
+        #: the ids of the ledger that this process has heard, its own first
+        self._ledgers: tuple[str, ...] = ()
+
+    @property
+    def ledger(self) -> str:
+        """The id of the ledger that this poller leads, by which its claims are known; empty before it has led."""
+        return self._ledgers[0] if self._ledgers else ""
 
     @property
     def term(self) -> int | None:
@@ -95,11 +103,13 @@ class Leadership:
             if self._term is not None:
                 if self.gate.lead(self._term, self.nonce, self.lease):
                     self.gate.forget_standbys(self._standbys.note(self.gate.standbys()))
+                    self._hear()
                     return self._term
                 self._stand_by(self._term)
             term = self._watch()
             if term is None:
-                self.gate.stand_by(self.nonce)
+                self.gate.stand_by(self.nonce, self._ledgers)
+                self._hear()
             return term
 
     def _watch(self) -> int | None:
@@ -114,12 +124,22 @@ class Leadership:
                 return None
             if now - self._seen_at < self.leader_seconds:
                 return None
-        term = self.gate.elect(self.name, self.host, self.nonce, leader, self.lease)
+        term = self._elect(leader)
         self._forget()
         if term is not None:
-            self._term = term
             logger.info("elected", extra={"leader": f"{self.name}@{self.host}", "term": term})
         return term
+
+    def _elect(self, leader: Leader | None) -> int | None:
+        term = self.gate.elect(self.name, self.host, self.nonce, leader, self.lease, ledgers=self._ledgers)
+        if term is not None:
+            # before anything is claimed under this term
+            self._hear()
+            self._term = term
+        return term
+
+    def _hear(self) -> None:
+        self._ledgers = remembered(self.gate.ledgers(), self._ledgers)
 
     @property
     def standbys(self) -> int:
@@ -161,7 +181,7 @@ class Leadership:
             if self._term is None and not self._resigned:
                 if not self.gate.stand_down(self.nonce):
                     # the leader has ended too, and perhaps has left its claims to us
-                    self._term = self.gate.elect(self.name, self.host, self.nonce, None, self.lease)
+                    self._elect(None)
                 self._resigned = self._term is None
             return self._term
 

@@ -3,22 +3,57 @@
 After a loss of Redis each worker writes again what it holds. A run whose host is away as well would be known to nobody,
 and stay Running for ever. The API still knows under which claim it was launched, so the leader makes that claim again:
 from then on it is a run that is not heard of, as any other (poller/lost.py), and its host is heard of if it comes back.
+
+Another fleet of the same name may use the same API, with a Redis of its own. Its runs are none of ours to tell as lost:
+the call that has claimed a run says through which ledger.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from flowfleet.api.client import EndApi, RunState, UnfinishedRun
-from flowfleet.api.life import LifeApi
+from flowfleet.api.life import LaunchedClaim, LifeApi
 from flowfleet.errors import ApiRejected
 from flowfleet.flow_run import FlowRun, Route
 from flowfleet.ledger.claims import UNKNOWN_WORKER, Claims
+from flowfleet.ledger.gate import Gate
+from flowfleet.ledger.ledger_id import ledger_of
+from flowfleet.ledger.roster import Roster
 from poller.claiming import term_checked
 from poller.metrics import PollerMetrics
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Ours:
+    """What tells the claims of this ledger from those of others: its ids, and its workers."""
+
+    ledgers: frozenset[str]
+    workers: frozenset[str]
+
+    def has(self, origin: LaunchedClaim) -> bool:
+        """Whether the run was claimed through this ledger, or launched by a worker that can answer for it here."""
+        return ledger_of(origin.call) in self.ledgers or origin.worker in self.workers
+
+
+@dataclass(frozen=True)
+class LeftAlone:
+    """Why nothing is done about an unknown run, and what people can do."""
+
+    why: str
+    remedy: str = ""
+
+
+UNTOLD = LeftAlone("the API does not tell how it was launched")
+OF_OTHERS = LeftAlone("somebody else has launched it, or has claimed it since")
+OF_ANOTHER_LEDGER = LeftAlone(
+    "it was claimed through another Redis, or before this one was emptied together with all pollers and workers",
+    "if another fleet of this name runs it, give each a name of its own by --fleet; if that fleet is gone, "
+    "`flowfleet cancel --now RUN` ends the run",
+)
 
 
 @dataclass
@@ -28,6 +63,8 @@ class Restorer:
     life: LifeApi
     ends: EndApi
     claims: Claims
+    gate: Gate
+    roster: Roster
     fleet: str
     metrics: PollerMetrics
     #: called after each answer of the API
@@ -46,24 +83,27 @@ class Restorer:
         # read once more: what has ended since the sweep listed it has no claim because its worker has released it
         states = self.ends.states([found.state.run_id for found in unknown])
         self.progressed()
-        left: dict[str, UnfinishedRun] = {}
+        ours = Ours(frozenset(self.gate.ledgers()), frozenset(row.worker for row in self.roster.rows()))
+        left: dict[str, tuple[UnfinishedRun, LeftAlone]] = {}
         for found in unknown:
             state = states.get(found.state.run_id)
-            if state is not None and not _over(state) and not self._one(term, found):
-                left[found.state.run_id] = found
+            if state is not None and not _over(state) and (reason := self._one(term, found, ours)):
+                left[found.state.run_id] = (found, reason)
         self._tell(left)
 
-    def _one(self, term: int, found: UnfinishedRun) -> bool:
-        """Restore the claim of one run; True when there is nothing left to do about it now."""
+    def _one(self, term: int, found: UnfinishedRun, ours: Ours) -> LeftAlone | None:
+        """Restore the claim of one run; why it is left alone, or None when there is nothing left to do about it now."""
         run_id = found.state.run_id
         try:
             origin = self.life.origin(run_id, self.fleet)
         except ApiRejected as exc:
             logger.warning("the API does not tell how a run was launched", extra={"run_id": run_id, "error": str(exc)})
-            return False
+            return UNTOLD
         self.progressed()
         if origin is None or found.route is None:
-            return False
+            return OF_OTHERS
+        if not ours.has(origin):
+            return OF_ANOTHER_LEDGER
         run = _flow_run(found, found.route)
         worker = origin.worker or UNKNOWN_WORKER
         outcome = term_checked(self.claims.restore(term, run, origin.claim, origin.call, worker))
@@ -73,13 +113,20 @@ class Restorer:
         else:
             # its worker has told of it since, or it ended in order just now
             logger.info("the claim of a run is not restored", extra={**names, "refusal": outcome.refusal})
-        return True
+        return None
 
-    def _tell(self, left: dict[str, UnfinishedRun]) -> None:
+    def _tell(self, left: Mapping[str, tuple[UnfinishedRun, LeftAlone]]) -> None:
         for run_id in left.keys() - self._said:
+            found, reason = left[run_id]
             logger.warning(
                 "run launched by this fleet is unknown to the ledger, left alone",
-                extra={"run_id": run_id, "state": left[run_id].state.name, "worker": left[run_id].worker},
+                extra={
+                    "run_id": run_id,
+                    "state": found.state.name,
+                    "worker": found.worker,
+                    "why": reason.why,
+                    "remedy": reason.remedy.replace("RUN", run_id),
+                },
             )
         self._said = frozenset(left)
         self.metrics.unknown.set(len(left))

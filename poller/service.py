@@ -15,6 +15,7 @@ from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import Message
 from flowfleet.ledger import Ledger
 from flowfleet.ledger.api_troubles import LEADER, TroubleTeller
+from flowfleet.ledger.ledger_id import new_call
 from flowfleet.monitor.metrics import LedgerCollector
 from flowfleet.monitor.snapshot import take_snapshot
 from flowfleet.page.startup import StartupPage
@@ -120,6 +121,8 @@ class PollerService:
                 api.life,
                 api.ends,
                 ledger.claims,
+                ledger.gate,
+                ledger.roster,
                 fleet=settings.fleet,
                 metrics=self.metrics,
                 progressed=self._progress.note,
@@ -176,6 +179,7 @@ class PollerService:
             traits=self.api.traits,
             failpoints=self.failpoints,
             metrics=self.metrics,
+            new_call=lambda: new_call(self.leadership.ledger),
             progressed=self._progress.note,
         )
         reconciler = Reconciler(

@@ -89,12 +89,26 @@ class CancelOrder:
         elif before is not None and before.kind is StateType.SCHEDULED and not before.held:
             # it waited with the mark of an old process: nobody else would ever end it
             self.api.ends.report(run.run_id, StateType.CANCELLED, f"Cancelled {self.whom}", self.mark)
+        elif claim is None and self.how is CancelHow.OVER and _goes_on(answer.state):
+            self._end_unheld(run)
         over = claim is None and before is not None and before.kind is StateType.CANCELLED
         return Ordered(run=run, claim=claim, state=answer.state, before=over)
 
     def _may_live(self, run: ChosenRun) -> str:
         tomb = next((tomb for tomb in self.ledger.claims.tombs() if tomb.run_id == run.run_id), None)
         return f", and its process may live on {tomb.host}, which has not been heard of" if tomb else ""
+
+    def _end_unheld(self, run: ChosenRun) -> None:
+        """Tell the end of a run that this fleet has launched and that the ledger does not know: nobody else may.
+
+        Where another ledger of this fleet's name holds it, its leader finds the run Cancelled, and has it killed.
+        """
+        origin = self.api.life.origin(run.run_id, self.mark.fleet)
+        if origin is None:
+            return
+        where = f" on {origin.worker.rpartition('@')[2][:80]}" if origin.worker else ""
+        message = f"Cancelled {self.whom}. No worker of its fleet held the run: its process may still run{where}."
+        self.api.ends.report(run.run_id, StateType.CANCELLED, message, self.mark, claim=origin.claim)
 
     def wait(self, ordered: Sequence[Ordered]) -> list[tuple[ChosenRun, RunState | None]]:
         """Wait until each run has ended and has no claim any more; how each has ended (None: it is deleted)."""

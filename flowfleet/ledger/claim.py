@@ -156,6 +156,8 @@ class Renewal:
     lease: Lease = Lease()
     #: every known route of the fleet (the worker serves those that it can)
     routes: tuple[Route, ...] = ()
+    #: the ids by which the ledger is known, its own first
+    ledgers: tuple[str, ...] = ()
 
 
 def pairs(flat: Sequence[str]) -> dict[str, str]:

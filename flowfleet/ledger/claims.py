@@ -239,7 +239,7 @@ class Claims:
             flat += [item.state, item.attempt, item.policy, _handle(item.handle), _exit(item.exit)]
             flat += ["1" if item.switch else "0", str(item.ttl)]
         answer = self._store.script("renew", worker, nonce, beat, len(held), *flat)
-        signed_on, gate_open, wanted, lease, routes, cancelled, fenced, reasserted, missed = answer
+        signed_on, gate_open, wanted, lease, routes, cancelled, fenced, reasserted, missed, ledgers = answer
         return Renewal(
             cancelled=read_cancelled(cancelled),
             fenced={run: Refusal(why) for run, why in zip(fenced[::2], fenced[1::2], strict=True)},
@@ -253,6 +253,7 @@ class Claims:
             wanted=wanted,
             lease=read_lease(lease),
             routes=tuple(sorted(read_routes(routes))),
+            ledgers=tuple(ledgers),
         )
 
     def linger(self, run_id: str, claim: str, worker: str, state: str) -> Outcome:

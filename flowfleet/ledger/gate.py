@@ -1,11 +1,12 @@
 """Gate: the election of the leader, and the gate, shut while Redis is not the process that the leader has accepted."""
 
 import random
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from flowfleet.ledger.claim import Lease, read_lease
+from flowfleet.ledger.ledger_id import new_id
 from flowfleet.ledger.store import Store
 
 
@@ -59,7 +60,9 @@ class Gate:
             beat=int(found["beat"]),
         )
 
-    def elect(self, name: str, host: str, nonce: str, seen: Leader | None, lease: Lease) -> int | None:
+    def elect(
+        self, name: str, host: str, nonce: str, seen: Leader | None, lease: Lease, *, ledgers: Sequence[str] = ()
+    ) -> int | None:
         """Become leader if the leader in the ledger is still exactly `seen` (term and beat); the new term, or None.
 
         The leader's numbers are written with it: a run that starts before the leader's first beat has a deadline that
@@ -67,10 +70,13 @@ class Gate:
 
         The caller has watched `seen` for the leader's time by its own clock; one that resigned need not be watched.
         Terms grow by random gaps, so that two leaders around a loss of Redis's last writes never share a term.
+
+        `ledgers` are the ledger ids that the caller remembers, that of its ledger first: an emptied Redis gets it back.
         """
         beat: tuple[str | int, str | int] = (seen.term, seen.beat) if seen else ("", "")
         who = (name[:200], host[:200], nonce)
-        term = self._store.script("elect", *who, *beat, self._gap.randrange(10_000), *_numbers(lease))
+        ids = (new_id(self._gap), ",".join(ledgers))
+        term = self._store.script("elect", *who, *beat, self._gap.randrange(10_000), *_numbers(lease), *ids)
         return int(term) if term else None
 
     def lead(self, term: int, nonce: str, lease: Lease) -> bool:
@@ -91,9 +97,14 @@ class Gate:
         """
         return bool(self._store.script("resign", term, *to))
 
-    def stand_by(self, nonce: str) -> None:
-        """Move the counter of a poller that stands by."""
-        self._store.script("stand_by", nonce)
+    def ledgers(self) -> tuple[str, ...]:
+        """The ids of this ledger: its own first, then earlier ones that its pollers and workers remember."""
+        found: Any = self._store.ask(lambda client: client.lrange(self._store.key("ledgers"), 0, -1))
+        return tuple(found)
+
+    def stand_by(self, nonce: str, ledgers: Sequence[str] = ()) -> None:
+        """Move the counter of a poller that stands by, and give the ledger the ids that it remembers."""
+        self._store.script("stand_by", nonce, ",".join(ledgers))
 
     def stand_down(self, nonce: str) -> bool:
         """Take a poller off those that stand by, since it ends; whether another one leads."""

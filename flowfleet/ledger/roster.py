@@ -60,13 +60,15 @@ class Roster:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def sign_on(self, row: WorkerRow, over: WorkerRow | None = None) -> WorkerRow | None:
+    def sign_on(self, row: WorkerRow, over: WorkerRow | None = None, ledgers: Sequence[str] = ()) -> WorkerRow | None:
         """Write the worker's row (wanted and note are kept over restarts); None when that is done.
 
         Otherwise the answer is the row of a live worker of this name with another nonce. The caller watches for a TTL
         by its own clock whether that row's beat moves (or knows by the lock of the state folder that the other worker
         is dead), then signs on `over` it, which is done only if that row has not moved meanwhile. The row of a worker
         that signed off or lapsed needs no watching. Raises `LedgerUnusable` for a row of a newer flowfleet.
+
+        `ledgers` are the ledger ids that the worker remembers, for a Redis that has lost them.
         """
         nonce, beat = (over.nonce, str(over.beat)) if over else ("", "")
         fields = {
@@ -81,7 +83,7 @@ class Roster:
             "v": str(row.v),
         }
         flat = [text for item in fields.items() for text in item]
-        blocking = self._store.script("sign_on", row.worker, nonce, beat, *flat)
+        blocking = self._store.script("sign_on", row.worker, nonce, beat, ",".join(ledgers), *flat)
         if not blocking:
             return None
         other = _row(blocking)

@@ -8,10 +8,12 @@ from typing import Any
 
 from flowfleet.api import traits
 from flowfleet.api.backlog import Rival
-from flowfleet.api.client import ApiClient
+from flowfleet.api.client import ApiClient, Mark
 from flowfleet.api.transport.server_clock import ServerInfo
 from flowfleet.errors import ApiError, ApiUnavailable, KeyRefused, LedgerError, SettingsError
 from flowfleet.flow_run import Offer
+from flowfleet.ledger import Ledger
+from flowfleet.ledger.ledger_id import ledger_of
 from flowfleet.monitor.metrics import our_version
 from flowfleet.monitor.redis_server import RedisServer
 from flowfleet.monitor.snapshot import Snapshot, bracketed
@@ -182,6 +184,28 @@ def label_checks(api: ApiClient, snapshot: Snapshot, clock: Callable[[], float] 
         others = f" {more} more are due that no agent can take." if more else ""
         found = f"The run {first.name} is due and no agent can take it: {first.reason.rstrip('.')}.{others}"
         yield Check("labels", WARN, found, "Start a worker that can, or correct the run.")
+
+
+def ledger_checks(api: ApiClient, ledger: Ledger, snapshot: Snapshot) -> Iterator[Check]:
+    """Check that no run of this fleet's name was claimed through another Redis, as far as a few of them tell."""
+    known, ledgers, mark = (
+        {claim.run_id for claim in snapshot.claims},
+        ledger.gate.ledgers(),
+        Mark(fleet=snapshot.fleet),
+    )
+    try:
+        unknown = [found.state for found in api.unfinished(mark) if found.state.run_id not in known]
+        # what was claimed after the snapshot is known by now; the history of a run costs a request
+        looked_at = [state for state in unknown if ledger.claims.get(state.run_id) is None][:NAMED]
+        origins = [(state, api.life.origin(state.run_id, snapshot.fleet)) for state in looked_at]
+    except ApiError as error:
+        yield Check("other redis", WARN, f"Unfinished runs could not be asked for: {error}")
+        return
+    theirs = [state.run_name for state, origin in origins if origin and ledger_of(origin.call) not in ledgers]
+    if theirs:
+        found = f"The run {theirs[0]} of the fleet {snapshot.fleet} was claimed through another Redis."
+        remedy = "Give each fleet a name of its own by --fleet NAME, or end the run by flowfleet cancel --now."
+        yield Check("other redis", WARN, found, remedy)
 
 
 def _rivals_of(api: ApiClient, offers: Sequence[Offer], snapshot: Snapshot) -> list[Rival]:

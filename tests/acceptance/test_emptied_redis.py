@@ -31,11 +31,12 @@ class Emptied:
 
     world: World
     server: Valkey
+    host: str = "gone"
 
     def start(self, grace: float = GRACE) -> Part:
         numbers = ("--lease-seconds", LEASE, "--renew-seconds", RENEW, "--adopt-grace", grace)
-        self.world.start_poller("agent", *map(str, numbers))
-        return self.world.start_worker("worker", slots=2, env={"FLOWFLEET_HOST": "gone"})
+        self.leader = self.world.start_poller("agent", *map(str, numbers))
+        return self.world.start_worker("worker", slots=2, env={"FLOWFLEET_HOST": self.host})
 
     def running(self) -> tuple[str, int]:
         """A run of the real engine that stays, and its process; the API and the ledger show it as running."""
@@ -56,6 +57,12 @@ class Emptied:
         processes.kill(pid)
         until(lambda: not processes.alive(pid), 10, "the engine to be dead")
 
+    def leaves_alone(self, run: str) -> None:
+        """Wait until its leader has said that it knows of the run and does nothing about it."""
+        said = lambda: [line for line in self.leader.text().splitlines() if "left alone" in line]  # noqa: E731
+        until(said, LEASE + RENEW + ROUNDS, "the leader to find the run")
+        assert all(run in line and "claimed through another Redis" in line for line in said()), said()
+
     def states(self) -> dict[str, str]:
         return {run["run_id"]: run["state"] for run in self.world.seen()["runs"]}
 
@@ -69,6 +76,57 @@ def emptied(prefect_server: PrefectServer, tmp_path: Path) -> Iterator[Emptied]:
             world.close()
         finally:
             processes.sweep("FFTEST_WORLD", world.mark)
+
+
+@pytest.fixture
+def namesake(emptied: Emptied, tmp_path: Path) -> Iterator[Emptied]:
+    """Another fleet of the same name at the same API and pool, with a Redis and a host of its own."""
+    with Valkey.private(tcp=True) as server:
+        world = World(tmp_path / "namesake", emptied.world.api_url, server.tcp_url, fleet=emptied.world.fleet)
+        world.pool = emptied.world.pool
+        try:
+            yield Emptied(world, server, host="elsewhere")
+            world.close()
+        finally:
+            processes.sweep("FFTEST_WORLD", world.mark)
+
+
+def test_a_run_of_another_fleet_of_this_name_is_left_alone_when_our_redis_is_new_and_told_when_its_own_is(
+    emptied, namesake
+):
+    world = emptied.world
+    worker = emptied.start()
+    run, pid = emptied.running()
+    namesake.start()
+    namesake.leaves_alone(run)
+    namesake.server.restart()
+    until(lambda: namesake.world.seen()["gate"] == "open", LEASE + ROUNDS, "the gate to open", pause=0.2)
+    alone = lambda: (namesake.states(), world.api.state(run)["type"]) == ({}, "RUNNING")  # noqa: E731
+    stays(alone, LEASE + GRACE + 2, "it is not taken for lost")
+    assert processes.alive(pid)
+
+    emptied.lose_host(worker, pid)
+    emptied.empty()
+    message = world.wait_state(run, "Crashed", seconds=LEASE + RENEW + GRACE + ROUNDS)["message"]
+    assert "its host gone (worker worker@gone) has not been heard of since" in message
+    assert namesake.states() == {}
+
+
+def test_a_run_of_a_fleet_of_this_name_that_is_gone_is_ended_by_the_command_that_the_leader_names(emptied, namesake):
+    world = emptied.world
+    worker = emptied.start()
+    run, pid = emptied.running()
+    emptied.leader.kill()
+    emptied.lose_host(worker, pid)
+    namesake.start()
+    namesake.leaves_alone(run)
+    assert f"`flowfleet cancel --now {run}`" in namesake.leader.text()
+
+    done = namesake.world.command("flowfleet", "cancel", "--now", run, seconds=60)
+    assert (done.returncode, "is Cancelled" in done.stdout) == (0, True), done.stderr
+    message = world.wait_state(run, "Cancelled", seconds=ROUNDS)["message"]
+    assert message.startswith("Cancelled by ")
+    assert message.endswith(". No worker of its fleet held the run: its process may still run on gone.")
 
 
 def test_a_run_of_a_living_worker_is_known_again_and_nothing_is_told(emptied):

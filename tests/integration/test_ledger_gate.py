@@ -1,13 +1,18 @@
 """Gate and leader: one leads, by a term that each script checks; the gate knows the server process that it accepted."""
 
+import re
 from dataclasses import replace
 
 import pytest
 
 from flowfleet.ledger.claims import Lease, State
-from tests.ledger_world import LedgerWorld
+from flowfleet.ledger.ledger_id import KEPT
+from tests.ledger_world import LedgerWorld, row
 from tests.valkey import Valkey
 from tests.waiting import until
+
+#: ids of ledgers that somebody remembers, more than are kept
+OLD = tuple(f"{number:08x}" for number in range(1, KEPT + 5))
 
 
 @pytest.fixture
@@ -78,6 +83,74 @@ def test_two_leaders_around_a_loss_of_the_last_writes_do_not_share_a_term(world)
         terms.add(elect(world, f"m{nonce}", world.gate.leader()))
 
     assert len(terms) > 15  # by chance of 10,000
+
+
+# the id of the ledger
+
+
+def emptied(world):
+    world.ledger.store.client.delete(*world.ledger.store.client.keys(world.ledger.store.key("*")))
+
+
+def offered(world, nonce, *ledgers):
+    return world.gate.elect("agent", "h", nonce, world.gate.leader(), Lease(), ledgers=ledgers)
+
+
+def test_the_first_election_gives_the_ledger_an_id_by_chance_that_later_ones_leave(world):
+    elect(world, "n1")
+    (first,) = world.gate.ledgers()
+    assert re.fullmatch("[0-9a-f]{8}", first)
+    elect(world, "n2", world.gate.leader())
+    assert world.gate.ledgers() == (first,)
+    emptied(world)
+    elect(world, "n3")
+    assert first not in world.gate.ledgers(), "nobody has said what it was called"
+    assert world.ledger.store.client.ttl(world.ledger.store.key("ledgers")) == -1
+
+
+def test_an_emptied_ledger_gets_the_id_back_that_its_new_leader_remembers_with_earlier_ones_behind_it(world):
+    assert offered(world, "n1", *OLD[:3])
+    assert world.gate.ledgers() == OLD[:3]
+
+
+def test_a_ledger_that_has_its_id_keeps_it_and_learns_what_a_new_leader_and_one_that_stands_by_remember(world):
+    elect(world, "n1")
+    (own,) = world.gate.ledgers()
+    offered(world, "n2", OLD[0], own)
+    world.gate.stand_by("n3", (OLD[1], own, OLD[0]))
+    world.gate.stand_by("n4")
+    assert world.gate.ledgers() == (own, *OLD[:2])
+
+
+def test_a_worker_gives_back_what_it_remembers_and_hears_what_is_known_and_the_leader_elected_then_is_first(world):
+    assert world.roster.sign_on(row(), ledgers=OLD[:2]) is None
+    assert world.claims.renew("w@h", "n1", 1, []).ledgers == OLD[:2]
+    offered(world, "n1")
+    own, *others = world.claims.renew("w@h", "n1", 2, []).ledgers
+    assert own not in OLD
+    assert tuple(others) == OLD[:2]
+
+    emptied(world)
+    assert world.roster.sign_on(row(), ledgers=(OLD[0], OLD[1])) is None
+    offered(world, "n2", OLD[1])
+    assert world.gate.ledgers() == (OLD[1], OLD[0])
+
+
+def test_a_worker_whose_name_another_process_has_tells_the_ledger_nothing(world):
+    assert world.roster.sign_on(row()) is None
+    assert world.roster.sign_on(row(nonce="n2"), ledgers=OLD[:1]) is not None
+    assert world.gate.ledgers() == ()
+
+
+def test_of_too_many_ids_the_newest_are_kept_and_the_ledgers_own_always(world):
+    assert world.roster.sign_on(row(), ledgers=OLD) is None
+    assert world.gate.ledgers() == OLD[:KEPT]
+    elect(world, "n1")
+    own, *others = world.gate.ledgers()
+    assert own not in OLD
+    assert tuple(others) == OLD[: KEPT - 1]
+    world.gate.stand_by("n2", ["ffffffff"])
+    assert world.gate.ledgers() == (own, *others)
 
 
 def test_the_gate_is_shut_at_first_and_opened_by_the_leader_for_the_process_that_it_swept(world):

@@ -297,3 +297,14 @@ def test_a_host_that_is_asked_for_a_run_that_has_ended_says_so(world, service):
     # as an older snapshot of Redis would bring it back
     world.ledger.ledger.store.client.hset(world.ledger.ledger.store.key("tombs"), message.run_id, tomb)
     until(lambda: world.ledger.claims.tomb(message.run_id) is None, 20, "the host to say it again")
+
+
+def test_a_worker_tells_an_emptied_redis_by_which_id_it_was_known(world):
+    world.start()
+    (before,) = world.ledger.gate.ledgers()
+    until(lambda: world.service.ledger_view.ledgers == (before,), 20, "the worker to hear of it")
+    client, key = world.ledger.ledger.store.client, world.ledger.ledger.store.key
+    client.delete(*client.keys(key("*")))
+    world.ledger.lead()  # a poller that remembers nothing
+    until(lambda: before in world.ledger.gate.ledgers(), 20, "the worker to tell")
+    assert len(world.ledger.gate.ledgers()) == 2

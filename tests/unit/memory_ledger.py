@@ -1,5 +1,6 @@
 """MemoryLedger: a ledger without Redis, whose claims move by the product's own table, and a clock moved by hand."""
 
+import random
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -9,6 +10,7 @@ from flowfleet.errors import LedgerUnavailable
 from flowfleet.flow_run import FlowRun, Offer, Route, claim_id
 from flowfleet.ledger.claims import AGAIN, CancelHow, Claim, Lease, Outcome, Refusal, State, Tomb
 from flowfleet.ledger.gate import Leader
+from flowfleet.ledger.ledger_id import new_id, remembered
 from flowfleet.ledger.roster import RouteDue, WorkerRow
 from flowfleet.ledger.transitions import TRANSITIONS
 
@@ -64,6 +66,9 @@ class MemoryGate:
         self.counters: dict[str, int] = {}
         #: that of `flowfleet leave`
         self.word = False
+        #: whether an election has given the ledger its id, and all that it knows
+        self.named = False
+        self.known: tuple[str, ...] = ()
 
     def is_open(self) -> bool:
         self._ledger.answer()
@@ -86,7 +91,9 @@ class MemoryGate:
         self._ledger.answer()
         return self.written
 
-    def elect(self, name: str, host: str, nonce: str, seen: Leader | None, lease: Lease) -> int | None:
+    def elect(
+        self, name: str, host: str, nonce: str, seen: Leader | None, lease: Lease, *, ledgers: Sequence[str] = ()
+    ) -> int | None:
         self._ledger.write()
         if self.written != seen:
             return None
@@ -94,7 +101,20 @@ class MemoryGate:
         self.last_term = term
         self.counters.pop(nonce, None)
         self.written = Leader(name=name, host=host, nonce=nonce, term=term, beat=0)
+        if not self.named:
+            self.known = remembered([*ledgers[:1]] or [new_id(random.Random())], self.known)
+            self.named = True
+        self.known = remembered(self.known, ledgers)
         return term
+
+    def ledgers(self) -> tuple[str, ...]:
+        self._ledger.answer()
+        return self.known
+
+    def lose(self) -> None:
+        """Redis is emptied, and another process from now on."""
+        self.written, self.accepted, self.named, self.known = None, None, False, ()
+        self.process = f"{self.process}'"
 
     def lead(self, term: int, nonce: str, lease: Lease) -> bool:
         self._ledger.write()
@@ -110,8 +130,9 @@ class MemoryGate:
             self.written = None
         return True
 
-    def stand_by(self, nonce: str) -> None:
+    def stand_by(self, nonce: str, ledgers: Sequence[str] = ()) -> None:
         self._ledger.write()
+        self.known = remembered(self.known, ledgers)
         self.counters[nonce] = self.counters.get(nonce, 0) + 1
 
     def stand_down(self, nonce: str) -> bool:
@@ -299,11 +320,12 @@ class MemoryRoster:
     def change(self, worker: str = "worker@a", **facts: Any) -> None:
         self.table[worker] = replace(self.table[worker], **facts)
 
-    def sign_on(self, row: WorkerRow, over: WorkerRow | None = None) -> WorkerRow | None:
+    def sign_on(self, row: WorkerRow, over: WorkerRow | None = None, ledgers: Sequence[str] = ()) -> WorkerRow | None:
         standing = self.table.get(row.worker)
         if standing is not None and standing != over and standing.live:
             return standing
         self.table[row.worker] = row
+        self._ledger.gate.known = remembered(self._ledger.gate.known, ledgers)
         return None
 
     def rows(self) -> list[WorkerRow]:

@@ -18,6 +18,7 @@ from flowfleet.errors import ApiError, ApiUnavailable
 from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import FlowRun, Offer, Route, again_id
 from flowfleet.ledger.claims import Lease
+from flowfleet.ledger.ledger_id import new_call
 from flowfleet.retry import RetrySchedule
 from poller.cancellation import Cancellation
 from poller.capacity import OfferFilter
@@ -488,6 +489,7 @@ class World:
         self.claimer = Claimer(
             api.claims, claims, self.publish, mark=mark, policy=self.policy, traits=api.traits, max_attempts=3,
             failpoints=failpoints, metrics=metrics, progressed=self.progress.note,
+            new_call=lambda: new_call(self.leadership.ledger),
         )  # fmt: skip
         self.reconciler = Reconciler(
             api.ends, claims, roster, self.claimer, mark=mark, traits=api.traits, failpoints=failpoints,
@@ -518,7 +520,9 @@ class World:
             lost=self.lost,
             sweep=self.sweep,
             gatekeeper=Gatekeeper(self.gate, self.sweep, failpoints=failpoints, clock=monotonic, wait_seconds=25.0),
-            restorer=Restorer(api.life, api.ends, claims, fleet="f", metrics=metrics, progressed=self.progress.note),
+            restorer=Restorer(
+                api.life, api.ends, claims, self.gate, roster, fleet="f", metrics=metrics, progressed=self.progress.note
+            ),
             presence=self.presence,
             lister=Lister(api.backlog, self.presence, clock=clock, metrics=metrics),
             reinstater=Reinstater(

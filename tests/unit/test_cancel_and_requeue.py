@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from flowfleet.api.client import Answer, Mark, StateType, Verdict
+from flowfleet.api.life import LaunchedClaim
 from flowfleet.commands import chosen_run
 from flowfleet.commands.cancel import CancelOrder, NotCancelled, carry_out
 from flowfleet.commands.chosen_run import ChosenRun, NoSuchRun
@@ -176,6 +177,34 @@ def test_a_run_that_somebody_else_runs_is_waited_for_with_a_word_on_whom():
     ((_, state),) = cancelling.wait([ordered])
     assert state.kind is StateType.CANCELLED
     assert "no worker of this fleet holds calm-otter" in fleet.said[0]
+
+
+@pytest.mark.parametrize(
+    ("how", "launched", "kind"),
+    [
+        (CancelHow.OVER, True, StateType.CANCELLED),
+        (CancelHow.ASKED, True, StateType.CANCELLING),
+        (CancelHow.OVER, False, StateType.CANCELLING),
+    ],
+    ids=["now", "in order", "of somebody else"],
+)
+def test_a_run_of_this_fleet_that_the_ledger_does_not_know_is_cancelled_at_once_if_that_was_asked(how, launched, kind):
+    fleet = Fleet(claimed=None)
+    if launched:
+        fleet.api.origins[fleet.run_id] = LaunchedClaim(claim="claim", call="call", worker="worker@box")
+    fleet.cancelling(how).order(fleet.run)
+    assert fleet.api.kind(fleet.run_id) is kind
+    told = [(run, message) for run, _, message in fleet.api.reports]
+    words = "Cancelled by u@h. No worker of its fleet held the run: its process may still run on box."
+    assert told == ([(fleet.run_id, words)] if kind is StateType.CANCELLED else [])
+
+
+def test_a_run_of_this_fleet_that_has_ended_is_not_told_as_cancelled_though_the_ledger_does_not_know_it():
+    fleet = Fleet(StateType.COMPLETED, "Completed", claimed=None)
+    fleet.api.origins[fleet.run_id] = LaunchedClaim(claim="claim", call="call")
+    with pytest.raises(NotCancelled):
+        fleet.cancelling(CancelHow.OVER).order(fleet.run)
+    assert fleet.api.reports == []
 
 
 def test_a_deleted_run_without_a_claim_is_not_there():

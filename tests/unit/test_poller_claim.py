@@ -1,11 +1,14 @@
 """The claim step and its crashes: each definite answer moves a claim, anything else is asked again and settled."""
 
+import uuid
+
 import pytest
 
 from flowfleet.api.client import StateType, Verdict
 from flowfleet.errors import ApiUnavailable
 from flowfleet.failpoints import FailpointRaised, Failpoints
 from flowfleet.ledger.claims import Lease, State
+from flowfleet.ledger.ledger_id import ledger_of
 from poller.leader import TermLost
 from tests.unit.poller_world import World
 
@@ -31,6 +34,13 @@ def runs_of(world):
 def runs(world, run):
     """What the listing shows of it."""
     return runs_of(world)
+
+
+def test_the_call_that_claims_says_through_which_ledger(world, run, runs):
+    world.claimer.claim(1, runs)
+    (ledger,) = world.gate.ledgers()
+    assert ledger_of(world.api.runs[run].call) == ledger
+    assert uuid.UUID(world.api.runs[run].call).version == 4
 
 
 @pytest.mark.parametrize("done", [True, False])

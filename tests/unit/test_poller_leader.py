@@ -66,6 +66,46 @@ def test_after_resigning_the_standby_need_not_wait_and_the_old_one_stays_out(rac
     assert race.second.tend() is not None
 
 
+# the id of the ledger
+
+
+def test_the_leader_gives_an_emptied_redis_its_id_back(race):
+    before = race.first.ledger
+    assert race.gate.ledgers() == (before,)
+    race.gate.lose()
+    assert race.first.tend() is not None
+    assert (race.first.ledger, race.gate.ledgers()) == (before, (before,))
+
+
+def test_a_standby_gives_an_emptied_redis_its_id_back_where_the_leader_is_gone_too(race):
+    before = race.first.ledger
+    race.gate.lose()
+    assert race.second.tend() is not None
+    assert (race.second.ledger, race.gate.ledgers()) == (before, (before,))
+
+
+def test_a_poller_that_stops_while_nobody_leads_gives_an_emptied_redis_its_id_back(race):
+    before = race.first.ledger
+    race.gate.lose()
+    assert race.second.stand_down() is not None
+    assert race.second.ledger == before
+
+
+def test_a_poller_that_remembers_nothing_makes_an_emptied_redis_another_ledger_and_hears_of_the_earlier_one(race):
+    before = race.first.ledger
+    race.gate.lose()
+    newcomer = race.candidate("new")
+    assert newcomer.tend() is not None
+    assert newcomer.ledger not in ("", before)
+
+    assert race.second.tend() is None  # it stands by, and gives what it remembers
+    assert race.gate.ledgers() == (newcomer.ledger, before)
+    newcomer.tend()
+    race.gate.lose()
+    newcomer.tend()
+    assert race.gate.ledgers() == (newcomer.ledger, before)
+
+
 def test_a_refused_term_is_left_at_once_and_an_older_refusal_is_ignored(race):
     race.first.lose(0)
     assert race.first.term == 1

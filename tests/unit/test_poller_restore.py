@@ -1,31 +1,47 @@
 """Runs that Redis has lost and no worker tells of: restored as missing, and told as lost if their host stays away."""
 
+import logging
+
 import pytest
 
 from flowfleet.api.client import StateType
 from flowfleet.api.life import LaunchedClaim
 from flowfleet.errors import ApiRejected
 from flowfleet.ledger.claims import UNKNOWN_WORKER, State
-from tests.unit.memory_ledger import a_claim
-from tests.unit.poller_world import CALL, FakePrefect1, Time, World
+from flowfleet.ledger.ledger_id import new_call
+from flowfleet.ledger.roster import WorkerRow
+from tests.unit.memory_ledger import OFFER, ROUTE, a_claim
+from tests.unit.poller_world import FakePrefect1, Time, World
 
 TTL, RENEW, GRACE = 20.0, 5.0, 120.0
-ORIGIN = LaunchedClaim(claim="claim", call=CALL, worker="worker@gone")
+SIGNED_ON = {"nonce": "n", "offer": OFFER, "routes": (ROUTE,), "slots": 0, "version": "0.1.0"}
+#: of another Redis
+ANOTHER = "0a0b0c0d"
 
 
 def launched(
-    world: World, kind: StateType = StateType.RUNNING, name: str = "Running", origin: LaunchedClaim = ORIGIN
+    world: World,
+    kind: StateType = StateType.RUNNING,
+    name: str = "Running",
+    *,
+    worker: str | None = "worker@gone",
+    ledger: str = "",
 ) -> str:
-    """A run that the API shows as launched by this fleet and that no ledger knows."""
+    """A run that the API shows as launched by this fleet, through this ledger if none is named; no ledger knows it."""
     run_id = world.api.submitted(kind, name)
-    world.api.origins[run_id] = origin
+    call = new_call(ledger or world.leadership.ledger)
+    world.api.origins[run_id] = LaunchedClaim(claim="claim", call=call, worker=worker)
     return run_id
 
 
 def emptied(world: World) -> None:
     """Redis has lost everything."""
     world.claims.by_run.clear()
-    world.gate.process = "redis-2"
+    world.gate.lose()
+
+
+def left_alone(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    return [record for record in caplog.records if "left alone" in record.message]
 
 
 @pytest.fixture
@@ -45,7 +61,7 @@ def test_a_run_that_redis_has_lost_with_its_host_is_missing_when_workers_have_ha
     world.rounds(4)
 
     claim = world.claims.get(run_id)
-    assert (claim.state, claim.claim, claim.call) == (State.MISSING, "claim", CALL)
+    assert (claim.state, claim.claim, claim.call) == (State.MISSING, "claim", world.api.origins[run_id].call)
     assert (claim.worker, claim.host, claim.policy) == ("worker@gone", "gone", "report")
     assert world.metric("flowfleet_runs_unknown") == 0
     assert world.api.reports == []
@@ -99,7 +115,51 @@ def test_a_run_that_somebody_else_launched_is_left_alone_and_named_once(world, c
 
     assert (world.claims.get(run_id), world.api.runs[run_id]) == (None, before)
     assert world.metric("flowfleet_runs_unknown") == 1
-    assert [record.run_id for record in caplog.records if "left alone" in record.message] == [run_id]
+    [said] = left_alone(caplog)
+    assert (said.run_id, said.why) == (run_id, "somebody else has launched it, or has claimed it since")
+
+
+def test_a_run_claimed_through_another_redis_is_left_alone_and_said_once_with_what_is_the_case_and_what_to_do(
+    world, caplog
+):
+    theirs = launched(world, ledger=ANOTHER)
+    mine = launched(world)
+    before = world.api.runs[theirs]
+    emptied(world)
+    world.rounds(2000)
+
+    assert (world.claims.get(theirs), world.api.runs[theirs]) == (None, before)
+    assert [run_id for run_id, _, _ in world.api.reports] == [mine]
+    assert world.metric("flowfleet_runs_unknown") == 1
+    [said] = left_alone(caplog)
+    assert said.run_id == theirs
+    assert "claimed through another Redis" in said.why
+    assert "--fleet" in said.remedy
+    assert f"`flowfleet cancel --now {theirs}` ends the run" in said.remedy
+
+
+def test_a_run_claimed_through_another_redis_whose_worker_is_one_of_ours_is_restored(world):
+    run_id = launched(world, ledger=ANOTHER, worker="worker@a")
+    emptied(world)
+    world.rounds(TTL + RENEW + 2)
+
+    assert (world.claims.get(run_id).state, world.claims.get(run_id).worker) == (State.MISSING, "worker@a")
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_where_all_pollers_are_new_a_worker_tells_by_what_the_emptied_redis_was_known(world, caplog, told):
+    run_id, before = launched(world), world.gate.ledgers()
+    emptied(world)
+    world.build()
+    world.rounds(2)
+    assert not set(world.gate.ledgers()) & set(before)
+    if told:
+        world.roster.table.pop("worker@a")
+        world.roster.sign_on(WorkerRow(worker="worker@a", **SIGNED_ON), ledgers=before)
+    world.rounds(TTL + RENEW + 2)
+
+    assert (world.claims.get(run_id) is not None, len(left_alone(caplog))) == (told, 0 if told else 1)
+    assert world.leadership.ledger not in before
 
 
 @pytest.mark.parametrize(
@@ -166,7 +226,7 @@ class Beating(World):
 def test_at_an_api_that_names_no_worker_the_message_says_so_and_what_to_do():
     world = Beating.of(slots=0)
     world.rounds(2)
-    run_id = launched(world, origin=LaunchedClaim(claim="claim", call=CALL))
+    run_id = launched(world, worker=None)
     emptied(world)
     world.rounds(TTL + RENEW + 2)
     assert world.claims.get(run_id).worker == UNKNOWN_WORKER
@@ -179,7 +239,7 @@ def test_at_an_api_that_names_no_worker_the_message_says_so_and_what_to_do():
 
 
 def test_a_retry_of_a_run_whose_host_nobody_knows_waits_and_its_user_is_told_what_to_do(world):
-    run_id = launched(world, origin=LaunchedClaim(claim="claim", call=CALL))
+    run_id = launched(world, worker=None)
     emptied(world)
     world.rounds(TTL + RENEW + GRACE + 4)
     world.roster.change(slots=4)

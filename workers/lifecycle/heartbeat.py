@@ -124,7 +124,8 @@ class Heartbeat:
 
     def _sign_on_again(self) -> None:
         """Sign on again: the ledger has lost our row (an empty Redis), or another process has our name."""
-        other = self.roster.sign_on(dataclasses.replace(self.row, beat=self._beat))
+        row = dataclasses.replace(self.row, beat=self._beat)
+        other = self.roster.sign_on(row, ledgers=self.ledger_view.ledgers)
         if other is None:
             logger.warning("the ledger had lost this worker, signed on again", extra={"worker": self.row.worker})
         else:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from flowfleet.flow_run import Offer, Route
 from flowfleet.ledger.claims import Lease, Renewal
+from flowfleet.ledger.ledger_id import remembered
 
 
 @dataclass
@@ -20,12 +21,15 @@ class LedgerView:
     renewed_at: float | None = None
     #: the routes whose queues are consumed now, as the slots bootstep has them
     served: frozenset[Route] = frozenset()
+    #: the ids of the ledger that this process has heard, for a Redis that has lost them
+    ledgers: tuple[str, ...] = ()
     #: set once adoption is done and the platform is ready
     ready: threading.Event = field(default_factory=threading.Event)
 
     def tell(self, renewal: Renewal, sent: float) -> None:
         """Note the answer to a renewal that was sent at `sent`, by `clock`."""
         self._renewal, self.renewed_at = renewal, sent
+        self.ledgers = remembered(renewal.ledgers, self.ledgers)
 
     def serve(self, routes: frozenset[Route]) -> bool:
         """Note the routes whose queues are consumed from now on; True when they are others than before."""

@@ -10,6 +10,8 @@ local KEPT_ATTEMPTS_SECONDS = 7 * 86400
 local QUEUE_LOOK = 1000
 -- as claim.py has it
 local UNKNOWN_WORKER = 'unknown@unknown'
+-- as ledger_id.py has it
+local KEPT_LEDGERS = 16
 local RANK = {claiming = 1, queued = 2, taken = 3, starting = 4, running = 5, ended = 6}
 
 local function key(...)
@@ -52,6 +54,26 @@ end
 
 local function count(name)
   redis.call('HINCRBY', key('counters'), name, 1)
+end
+
+-- The ids by which this ledger is known: its own first, then earlier ones that its parts remember.
+local function ledgers()
+  return redis.call('LRANGE', key('ledgers'), 0, -1)
+end
+
+-- Adds the ids that a part remembers, joined by commas. They stand last: where too many are known, the newer ones stay.
+local function remember(ids)
+  local known = {}
+  for _, id in ipairs(ledgers()) do
+    known[id] = true
+  end
+  for id in string.gmatch(ids, '[^,]+') do
+    if not known[id] then
+      known[id] = true
+      redis.call('RPUSH', key('ledgers'), id)
+    end
+  end
+  redis.call('LTRIM', key('ledgers'), 0, KEPT_LEDGERS - 1)
 end
 
 local function to_table(flat)

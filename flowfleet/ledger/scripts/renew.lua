@@ -182,5 +182,5 @@ for i = 1, 3 do
 end
 return {
   (row and mine) and 1 or 0, open and 1 or 0, wanted, lease, redis.call('SMEMBERS', key('routes')), cancelled, fenced, reasserted,
-  missed,
+  missed, ledgers(),
 }

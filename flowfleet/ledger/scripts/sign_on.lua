@@ -1,8 +1,8 @@
 -- sign on: writes a worker's row, or answers with the row that stands in the way.
--- ARGV: worker, nonce seen, beat seen (both empty: none), then names and values
+-- ARGV: worker, nonce seen, beat seen (both empty: none), the ledger ids that it remembers (joined by commas), then names and values
 local worker, seen_nonce, seen_beat = ARGV[1], ARGV[2], ARGV[3]
 local fields = {}
-for i = 4, #ARGV, 2 do
+for i = 5, #ARGV, 2 do
   fields[ARGV[i]] = ARGV[i + 1]
 end
 local row = read_row(worker)
@@ -21,5 +21,6 @@ fields.seen = now()
 redis.call('DEL', key('worker:', worker))
 redis.call('HSET', key('worker:', worker), unpack(to_flat(fields)))
 redis.call('SADD', key('workers'), worker)
+remember(ARGV[4])
 hint('freed', worker)
 return {}
