@@ -103,13 +103,13 @@ class Leadership:
             if self._term is not None:
                 if self.gate.lead(self._term, self.nonce, self.lease):
                     self.gate.forget_standbys(self._standbys.note(self.gate.standbys()))
-                    self._hear()
+                    self._ledgers = self._heard()
                     return self._term
                 self._stand_by(self._term)
             term = self._watch()
             if term is None:
                 self.gate.stand_by(self.nonce, self._ledgers)
-                self._hear()
+                self._ledgers = self._heard()
             return term
 
     def _watch(self) -> int | None:
@@ -134,12 +134,12 @@ class Leadership:
         term = self.gate.elect(self.name, self.host, self.nonce, leader, self.lease, ledgers=self._ledgers)
         if term is not None:
             # before anything is claimed under this term
-            self._hear()
+            self._ledgers = self._heard()
             self._term = term
         return term
 
-    def _hear(self) -> None:
-        self._ledgers = remembered(self.gate.ledgers(), self._ledgers)
+    def _heard(self) -> tuple[str, ...]:
+        return remembered(self.gate.ledgers(), self._ledgers)
 
     @property
     def standbys(self) -> int:

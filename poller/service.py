@@ -117,16 +117,7 @@ class PollerService:
             lost=self._lost_runs(),
             sweep=sweep,
             gatekeeper=gatekeeper,
-            restorer=Restorer(
-                api.life,
-                api.ends,
-                ledger.claims,
-                ledger.gate,
-                ledger.roster,
-                fleet=settings.fleet,
-                metrics=self.metrics,
-                progressed=self._progress.note,
-            ),
+            restorer=self._restorer(),
             presence=self.presence,
             lister=Lister(api.backlog, self.presence, clock=CLOCK, metrics=self.metrics),
             reinstater=Reinstater(
@@ -197,6 +188,20 @@ class PollerService:
             ttl_seconds=settings.lease.ttl_seconds,
         )
         return claimer, reconciler
+
+    def _restorer(self) -> Restorer:
+        """The part that makes claims again that Redis has lost."""
+        api, ledger = self.api, self.ledger
+        return Restorer(
+            api.life,
+            api.ends,
+            ledger.claims,
+            ledger.gate,
+            ledger.roster,
+            fleet=self.settings.fleet,
+            metrics=self.metrics,
+            progressed=self._progress.note,
+        )
 
     def _lost_runs(self) -> LostRuns:
         """The part that watches what has started."""

@@ -67,8 +67,10 @@ A run that we start again ourselves (after proof, or because its worker's stop h
   that refuses a second one as before. `miss`, `judge` and the rest wait for the gate, and the leader's watch begins
   anew, so that nothing is held for lost because Redis was away.
 - What is launched at the API by then, and known to nobody, has lost both its host and Redis: the leader restores its
-  claim as missing, with what the API tells of it. Its grace begins then, so a host that is only late is still heard of:
-  its renewal brings the claim back as it has it. If it stays away the run is told as lost, and has a tombstone again.
+  claim as missing, with what the API tells of it, if it was claimed through this ledger (see its id below) or if the
+  worker that the API names is in the roster. Anything else may be another fleet's of the same name, and is left alone.
+  The grace begins then, so a host that is only late is still heard of: its renewal brings the claim back as it has it.
+  If it stays away the run is told as lost, and has a tombstone again.
 - A host that is still away after that has been cut off from Redis for longer than a lease. Runs with a switch have
   ended. Its worker, if it lives, asks the API about each of its runs at every renewal interval, and stops what is
   handed out anew: the new attempt's Submitted comes before its start. If it cannot reach the API either, its run can
@@ -86,6 +88,18 @@ the gate is shut until the leader has given workers a TTL to renew and has compa
 `claim`, `take`, `start`, `miss`, `judge` and the leader's hand-back wait for that. A claim that was
 queued under an earlier server process is not taken any more, since its message may have been acted on without Redis
 knowing: the leader hands it back, and does so at the API only from Submitted, never from Launching or Running.
+
+## The id of a ledger
+
+Fleets of one name may share an API, each with a Redis of its own. So a ledger has an id, eight hex digits of chance,
+made at the first election where nobody remembers one. The id of each call that claims, a version-4 uuid, begins with
+it, and stands in the history of the run (Prefect 3: transition id of Submitted; Prefect 1: the stamp's call).
+
+Pollers and workers remember, in memory, the ids that they have heard: the leader and those that stand by with each
+beat, workers with each renewal. They offer them in turn: a poller with its election and while it stands by, a worker
+when it signs on. So an emptied Redis gets its id back from the first of its pollers that is elected. What others
+remember is added behind it (`ledgers`, at most 16), and what was claimed under any of these ids is the ledger's own.
+Where pollers and workers were all started anew, an emptied Redis is another ledger than before.
 
 ## The leader
 
@@ -121,6 +135,7 @@ All under `flowfleet:FLEET:`
 | `routes`, `due` | known routes; what waits at the API on each |
 | `leader`, `lease`, `gate` | who leads; the leader's numbers; the accepted server process |
 | `standbys` | the counters of the pollers that stand by |
+| `ledger`, `ledgers` | the id of this ledger; a list of it and of earlier ones that its parts remember, at most 16 |
 | `leave` | there: all pollers claim nothing, give back and end (`flowfleet leave`); gone with the next `poller start` |
 | `counters` | what must be counted beyond one process |
 | `hints` | a channel, not a key: "look now"; nothing depends on it |

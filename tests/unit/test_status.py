@@ -13,6 +13,7 @@ from rich.console import Console
 from flowfleet import broker, certificate
 from flowfleet.api.backlog import Place
 from flowfleet.api.client import RunState, StateType
+from flowfleet.api.life import LaunchedClaim
 from flowfleet.api.transport.server_clock import ServerInfo
 from flowfleet.errors import ApiUnavailable, LedgerUnavailable, SettingsError
 from flowfleet.flow_run import Offer, Route
@@ -20,9 +21,19 @@ from flowfleet.ledger import connect
 from flowfleet.ledger.api_troubles import ApiTrouble
 from flowfleet.ledger.claims import CancelHow, State, Tomb
 from flowfleet.ledger.gate import Leader
+from flowfleet.ledger.ledger_id import new_call
 from flowfleet.ledger.roster import WorkerRow
 from flowfleet.monitor import runs
-from flowfleet.monitor.doctor import CheckStatus, _eviction, _persistence, _version, api_checks, fleet_checks
+from flowfleet.monitor.doctor import (
+    NAMED,
+    CheckStatus,
+    _eviction,
+    _persistence,
+    _version,
+    api_checks,
+    fleet_checks,
+    ledger_checks,
+)
 from flowfleet.monitor.explain import explain
 from flowfleet.monitor.metrics import LedgerCollector, workers_wanted
 from flowfleet.monitor.redis_server import queue_key
@@ -30,6 +41,7 @@ from flowfleet.monitor.run_output import local_log, read_local
 from flowfleet.monitor.snapshot import RouteQueue, Snapshot, WorkerStatus
 from flowfleet.monitor.status import span, status
 from tests.unit.memory_ledger import POOL, ROUTE, a_claim
+from tests.unit.poller_world import World
 from workers.exit import Exit
 
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC).timestamp()
@@ -353,6 +365,54 @@ def test_checks_of_the_fleet_tell_what_lacks():
     found = fleet_checks(_snapshot(rows=[], leader=False, due=3, eligible=0))
     assert {check.name for check in found if check.verdict == CheckStatus.WARN} == {"leader", "workers", "unserved"}
     assert "versions" in {check.name for check in fleet_checks(_snapshot(rows=[_row(version="0.0.1")]))}
+
+
+@pytest.fixture
+def restored():
+    """A poller's world whose ledger knows none of the runs of the API."""
+    world = World.of()
+    world.leadership.tend()
+    return world
+
+
+def _launched(world, ledger, name="run"):
+    run_id = world.api.add(name=name)
+    world.api.be(run_id, StateType.RUNNING, "Running")
+    world.api.origins[run_id] = LaunchedClaim(claim="claim", call=new_call(ledger))
+    return run_id
+
+
+def test_the_doctor_names_a_run_that_was_claimed_through_another_redis_and_looks_at_few(restored):
+    look = lambda: list(ledger_checks(restored.api, restored.ledger, _snapshot(claims=[_claim(run_id=ours)])))  # noqa: E731
+    ours = _launched(restored, "0a0b0c0d")
+    _launched(restored, restored.leadership.ledger)
+    assert look() == []
+    _launched(restored, "0a0b0c0d", "calm-otter")
+    (check,) = look()
+    assert check.verdict is CheckStatus.WARN
+    assert check.found == "The run calm-otter of the fleet default was claimed through another Redis."
+    assert "--fleet" in check.remedy
+
+    for _ in range(20):
+        _launched(restored, "0a0b0c0d")
+    restored.api.asked.clear()
+    look()
+    assert restored.api.count("origin") == NAMED
+
+
+def test_the_doctor_does_not_look_at_what_was_claimed_after_its_snapshot(restored):
+    run_id = _launched(restored, "0a0b0c0d")
+    restored.claims.by_run[run_id] = a_claim(run_id)
+    assert list(ledger_checks(restored.api, restored.ledger, _snapshot())) == []
+
+
+def test_the_doctor_says_that_the_api_does_not_tell_of_unfinished_runs(restored):
+    restored.api.fail("unfinished")
+    (check,) = ledger_checks(restored.api, restored.ledger, _snapshot())
+    assert (check.verdict, check.found) == (
+        CheckStatus.WARN,
+        "Unfinished runs could not be asked for: no answer to unfinished",
+    )
 
 
 def _gauges(take, **how):
