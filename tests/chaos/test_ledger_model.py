@@ -45,6 +45,8 @@ ACTIONS = (
 )
 
 #: of CI; a machine that is slow takes a third of them
+#: FLOWFLEET_TEST_STEPS: a part of it, for several machines or days
+AT_LENGTH = int(os.environ.get("FLOWFLEET_TEST_STEPS", "1000000"))
 STEPS = 7_000 if os.environ.get("FLOWFLEET_TEST_THIRD") else 20_000
 #: what the table promises and the steps of CI need not meet; `make stress` wants all of it
 NOT_IN_CI = {
@@ -444,7 +446,8 @@ def test_any_order_of_steps_starts_no_run_twice_and_loses_none(server):
 @pytest.mark.timeout(4 * 3600)
 def test_any_order_of_steps_starts_no_run_twice_and_loses_none_at_length(server):
     tally, steps = Tally(), 0
-    while steps < 1_000_000:
-        steps += play(server, tally, 500, number=random.randrange(1 << 32), length=120)
-    print(f"{steps} steps")
+    while steps < AT_LENGTH:
+        number = random.randrange(1 << 32)
+        steps += play(server, tally, 500, number=number, length=120)
+        print(f"{steps} steps, the last by number {number}, not taken yet: {sorted(tally.missing())}", flush=True)
     assert not tally.missing(), "the table has what no example has taken"
