@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -280,8 +280,8 @@ class OrderApi(Protocol):
         ACCEPTED when the run is one of these, also by somebody else's word; REFUSED when it has ended otherwise.
         """
 
-    def restart(self, run_id: str, message: str, mark: Mark) -> Answer:
-        """Move a run that has ended or waits for its time to Scheduled, due now; REFUSED while it may be under way."""
+    def restart(self, run_id: str, message: str, mark: Mark, only: Collection[StateType] = ()) -> Answer:
+        """Move a run that has ended or waits to Scheduled, due now; REFUSED while under way, or in none of `only`."""
 
     def find(self, text: str) -> list[RunState]:
         """The runs with this name, the newest first, else waiting ones whose id begins so; some when they are many."""

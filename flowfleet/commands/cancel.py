@@ -1,7 +1,6 @@
 """Cancel: the command that ends runs by hand: first at the API, then on their claims, and waits until it is seen."""
 
 import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,10 +10,11 @@ import click
 from flowfleet.api import traits
 from flowfleet.api.client import ApiClient, Mark, RunState, StateType, Verdict
 from flowfleet.api.connect import connect
-from flowfleet.commands import chosen_run
+from flowfleet.commands import batch, chosen_run
+from flowfleet.commands.batch import RouteOrWorker
 from flowfleet.commands.chosen_run import ChosenRun, NoSuchRun
 from flowfleet.commands.worker_control import open_ledger
-from flowfleet.errors import ApiUnavailable, FleetError, SettingsError
+from flowfleet.errors import ApiUnavailable, FleetError
 from flowfleet.ledger import Ledger
 from flowfleet.ledger.claims import CancelHow, Claim, State
 from flowfleet.monitor.snapshot import take_snapshot
@@ -28,7 +28,6 @@ _LOOK_SECONDS = 0.5
 _AWAY_SECONDS = 30.0
 #: how often the progress is told again though nothing has changed
 _REPEAT_SECONDS = 30.0
-_NAMED = 10
 
 
 class NotCancelled(FleetError):
@@ -134,7 +133,7 @@ class CancelOrder:
 
     def _progress(self, left: Sequence[Ordered], claims: dict[str, Claim], states: dict[str, RunState]) -> str:
         if len(left) > 1:
-            return f"{len(left)} runs have not ended: {_joined([one.run.name for one in left])}"
+            return f"{len(left)} runs have not ended: {batch.named([one.run.name for one in left])}"
         run = left[0].run
         claim, state = claims.get(run.run_id), states.get(run.run_id)
         if claim is not None:
@@ -162,38 +161,23 @@ def _where(run: ChosenRun, claim: Claim, *, hooks: bool) -> str:
     return words.get(claim.state, f"{run.name} has not begun, and its claim is taken back")
 
 
-def _joined(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
-
-
-def _all_of(ledger: Ledger, what: str) -> list[Claim]:
-    """The live claims of a route, by its name or as POOL/QUEUE, or of a worker, by NAME or NAME@HOST."""
+def _all_of(ledger: Ledger, given: str) -> list[Claim]:
+    """The live claims of a route or of a worker."""
     snapshot = take_snapshot(ledger)
-
-    def fits(claim: Claim) -> bool:
-        worker = claim.worker or ""
-        return what in (str(claim.route), snapshot.route_name(claim.route), worker, worker.rpartition("@")[0])
-
-    found = [claim for claim in snapshot.claims if claim.state is not State.ENDED and fits(claim)]
+    chosen = RouteOrWorker(given, snapshot.pool_names)
+    found = [
+        claim for claim in snapshot.claims if claim.state is not State.ENDED and chosen.has(claim.route, claim.worker)
+    ]
     if not found:
-        known = sorted({snapshot.route_name(claim.route) for claim in snapshot.claims})
-        known += sorted({claim.worker for claim in snapshot.claims if claim.worker})
-        others = f"runs are claimed of {', '.join(known)}" if known else "it has no claimed run at all"
-        raise NoSuchRun(f"The fleet has no claimed run of {what!r}: {others}.")
+        known = chosen.others((claim.route, claim.worker) for claim in snapshot.claims)
+        others = f"runs are claimed of {known}" if known else "it has no claimed run at all"
+        raise NoSuchRun(f"The fleet has no claimed run of {given!r}: {others}.")
     return found
 
 
-def _agreed(claims: Sequence[Claim], what: str, *, yes: bool) -> bool:
-    """Whether these runs are really to be cancelled; asks on a terminal, and refuses elsewhere without `--yes`."""
+def _question(claims: Sequence[Claim], given: str) -> str:
     begun = sum(claim.state in (State.STARTING, State.RUNNING, State.MISSING) for claim in claims)
-    counted = "1 run" if len(claims) == 1 else f"{len(claims)} runs"
-    sentence = f"{counted} of {what} would be cancelled, of which {begun} may have begun"
-    if yes:
-        return True
-    if not sys.stdin.isatty():
-        raise SettingsError(f"{sentence}: say --yes, since nobody can be asked here.")
-    return click.confirm(f"{sentence}. Go on?", err=True)
+    return f"{batch.counted(len(claims))} of {given} would be cancelled, of which {begun} may have begun"
 
 
 def _told(ends: Sequence[tuple[ChosenRun, RunState | None]], seconds: float) -> int:
@@ -208,7 +192,7 @@ def _told(ends: Sequence[tuple[ChosenRun, RunState | None]], seconds: float) -> 
         return 0
     click.echo(f"{len(ends) - len(otherwise)} runs are Cancelled, after {span(seconds)}.")
     if otherwise:
-        named = _joined([f"{run.name} ({state.name})" for run, state in otherwise if state])
+        named = batch.named([f"{run.name} ({state.name})" for run, state in otherwise if state])
         click.echo(f"Ended by themselves meanwhile: {named}.")
     return 0
 
@@ -240,10 +224,7 @@ def cancel(
     flowfleet cancel 0a1b2c3d --now --reason "wrong input"
     flowfleet cancel --all-of mine/default --yes
     """  # noqa: D301 - click reads the escape
-    if run is None and all_of is None:
-        raise click.UsageError("Which run? Give RUN, or --all-of ROUTE or WORKER.")
-    if run is not None and all_of is not None:
-        raise click.UsageError(f"Give {run} or --all-of {all_of}, not both.")
+    batch.check_choice(run, all_of)
     with open_ledger(settings) as ledger:
         cancelling = CancelOrder(
             ledger=ledger,
@@ -257,7 +238,7 @@ def cancel(
             chosen = [chosen_run.find(run or "", ledger, cancelling.api)]
         else:
             claims = _all_of(ledger, all_of)
-            if not _agreed(claims, all_of, yes=yes):
+            if not (yes or batch.agreed(_question(claims, all_of))):
                 click.echo("Nothing is cancelled.", err=True)
                 return 1
             chosen = [ChosenRun(claim.run_id, claim.name) for claim in claims]
@@ -272,7 +253,7 @@ def carry_out(cancelling: CancelOrder, chosen: Sequence[ChosenRun], *, no_wait: 
         cancelling.say("Nothing is cancelled: all of them had ended before.")
         return 1
     if no_wait:
-        named = _joined([one.run.name for one in ordered])
+        named = batch.named([one.run.name for one in ordered])
         which = ordered[0].run.name if len(ordered) == 1 else "RUN"
         click.echo(f"Cancelled at the API: {named}. How far the end is: flowfleet explain {which}.")
         return 0

@@ -14,7 +14,8 @@ from flowfleet.logs import redact
 from flowfleet.settings.common import CommonSettings
 
 WHOLE = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_RECORDS = 10_000
+#: as many claims that are gone as the ledger keeps
+RECORDS = 10_000
 _SHOWN = 5
 _REASON = 200
 
@@ -40,7 +41,7 @@ def find(given: str, ledger: Ledger, api: ApiClient) -> ChosenRun:
     found = _fitting(given, live)
     if not found:
         # a claim that has gone tells the beginnings of ids of runs that have ended; the API has no question for these
-        found = _fitting(given, names_of_records(ledger.claims.records(limit=_RECORDS)))
+        found = _fitting(given, names_of_records(ledger.claims.records(limit=RECORDS)))
         found |= {state.run_id: state.run_name for state in api.orders.find(given)}
     if len(found) > 1:
         shown = ", ".join(f"{run_id} ({name})" for run_id, name in list(found.items())[:_SHOWN])

@@ -216,6 +216,47 @@ def test_a_run_that_has_ended_is_started_again_and_one_that_runs_is_refused_by_t
     until(lambda: world.words(other).count("ran") == 2, 30, "the second start")
 
 
+def test_all_runs_of_a_worker_or_of_a_queue_that_did_not_end_well_are_started_again_only_with_a_yes(world):
+    def end_at_api(run, kind):
+        world.api.call("POST", f"/flow_runs/{run}/set_state", {"state": {"type": kind.upper(), "name": kind}})
+
+    failed, crashed = world.create_run(world.deploy_tiny(code=1)), world.held()[0]
+    world.wait_state(failed, "Crashed")
+    world.kill_engine(crashed)
+    world.wait_state(crashed, "Crashed")
+    end_at_api(failed, "Failed")
+    good, held = world.create_run(world.deploy_tiny()), world.held()[0]
+    world.all_once([good])
+    until(lambda: {record["run_id"] for record in world.records()} == {failed, crashed, good}, 30, "the records")
+    (worker,) = world.status()["workers"]
+
+    refused = said(world, "requeue", "--all-of", worker["name"], code=2).stderr
+    names = ", ".join(map(name_of, [world] * 2, [failed, crashed]))
+    assert f"To be started again: 2 runs of worker ({names}): say --yes" in refused
+    assert "no run of 'nobody'" in said(world, "requeue", "--all-of", "nobody", code=1).stderr
+    assert "Give RUN, or --all-of" in said(world, "requeue", failed, "--all-of", "worker", code=2).stderr
+    assert [world.words(run) for run in (failed, crashed, good)] == [["ran", "done"], ["ran"], ["ran", "done"]]
+
+    done = said(world, "requeue", "--all-of", f"{world.pool}/default", "--yes", "--reason", "disk is back")
+    assert done.stdout.startswith("2 of 2 runs started again: due at the API, and 2 of them claimed anew by now.")
+    assert f"To be started again: 2 runs of {world.pool}/default ({names}).\n" in done.stderr
+    asked = world.api.call("GET", f"/flow_run_states/?flow_run_id={failed}")
+    assert [state["message"].endswith(": disk is back") for state in asked if "requeued by" in state["message"]] == [
+        True
+    ]
+    until(lambda: [world.words(run).count("ran") for run in (failed, crashed)] == [2, 2], 60, "the second starts")
+
+    end_at_api(crashed, "Crashed")
+    world.wait_state(failed, "Crashed")
+    until(lambda: [run["run_id"] for run in world.seen()["runs"]].count(failed) == 0, 30, "its claim to be gone")
+    partly = said(world, "requeue", "--all-of", f"{worker['name']}@{worker['host']}", "--yes", "--no-wait", code=1)
+    assert partly.stdout.startswith("1 of 2 runs started again: due at the API.\nRefused: 1.\n")
+    assert f"  {name_of(world, crashed)}: it runs on the host {worker['host']} " in partly.stdout
+    world.release()
+    world.wait_empty()
+    assert [world.words(run).count("ran") for run in (failed, crashed, good, held)] == [3, 2, 1, 1]
+
+
 def test_what_cannot_be_started_again_says_why_and_what_waits_says_so_too(lawless):
     deployment = lawless.api.deploy("lone", lawless_pool(lawless), "none.py:go", str(lawless.folder))
     run = lawless.create_run(deployment, in_seconds=3600)

@@ -7,6 +7,7 @@ import pytest
 from flowfleet.api.client import StateType, Verdict
 from flowfleet.api.prefect3 import orders
 from flowfleet.api.prefect3.fence import Fence
+from flowfleet.commands.failed_runs import FAILED
 from flowfleet.flow_run import Route
 from tests.integration.claiming import ago
 from tests.integration.one_pool import MARK
@@ -194,6 +195,28 @@ def test_a_run_of_prefect_3_that_may_be_under_way_is_not_started_again(pool, dep
     assert pool.client.orders.restart(run_id, "by u@h", MARK).verdict is Verdict.REFUSED
     assert pool.history(run_id) == before
     assert pool.run(run_id)["infrastructure_pid"]
+
+
+@pytest.mark.parametrize("kind", ["COMPLETED", "CANCELLED", "FAILED", "CRASHED", None])
+def test_a_run_of_prefect_3_is_started_again_in_no_other_state_than_is_meant(pool, deployment, kind):
+    run_id = at_prefect3(pool, deployment, *([RUNNING, (kind, None)] if kind else []))
+    before = pool.history(run_id)
+    answer = pool.client.orders.restart(run_id, "by u@h", MARK, FAILED)
+    meant = kind in ("FAILED", "CRASHED")
+    assert answer.verdict is (Verdict.ACCEPTED if meant else Verdict.REFUSED)
+    assert pool.history(run_id) == [*before, *(["Scheduled"] if meant else [])]
+    assert meant or answer.state.kind == (kind or "SCHEDULED")
+
+
+@pytest.mark.parametrize("kind", ["Success", "Cancelled", "Failed", None])
+def test_a_run_of_prefect_1_is_started_again_in_no_other_state_than_is_meant(server, kind):
+    run_id = server.scheduled()
+    if kind:
+        server.api.write(run_id, kind)
+    before = server.api.history(run_id)
+    answer = server.client.orders.restart(run_id, "by u@h", MARK, FAILED)
+    assert answer.verdict is (Verdict.ACCEPTED if kind == "Failed" else Verdict.REFUSED)
+    assert (server.api.history(run_id) == before) is (kind != "Failed")
 
 
 @pytest.mark.parametrize("kind", ["Failed", "Cancelled", "Success"])

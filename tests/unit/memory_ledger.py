@@ -289,6 +289,10 @@ class MemoryClaims:
         self._ledger.answer()
         return list(self.tomb_of.values())
 
+    def tomb(self, run_id: str) -> Tomb | None:
+        self._ledger.answer()
+        return self.tomb_of.get(run_id)
+
     def get(self, run_id: str) -> Claim | None:
         return self.by_run.get(run_id)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from types import SimpleNamespace
@@ -259,12 +259,13 @@ class FakeApi:
             self.be(run_id, kind, kind.value.title(), message=message)
         return Answer(verdict=Verdict.ACCEPTED, state=self.runs[run_id])
 
-    def restart(self, run_id: str, message: str, mark: Any) -> Answer:
+    def restart(self, run_id: str, message: str, mark: Any, only: Collection[StateType] = ()) -> Answer:
         unsure = self._write("restart")
         state = self.runs.get(run_id)
         if unsure or state is None:
             return unsure or Answer(verdict=Verdict.REFUSED, gone=True)
-        if not state.kind.terminal and state.kind is not StateType.SCHEDULED:
+        under_way = not state.kind.terminal and state.kind is not StateType.SCHEDULED
+        if under_way or (only and state.kind not in only):
             return Answer(verdict=Verdict.REFUSED, state=state)
         self.be(run_id, StateType.SCHEDULED, "Scheduled", infrastructure=None, call=None)
         return Answer(verdict=Verdict.ACCEPTED, state=self.runs[run_id])

@@ -1,7 +1,7 @@
 """Orders: what people want of single runs at a Prefect 1 API."""
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +56,7 @@ class Orders:
             return Answer(verdict=Verdict.ACCEPTED, state=run.to_state())
         return refused(run, f"the run is {run.state} meanwhile")
 
-    def restart(self, run_id: str, message: str, mark: Mark) -> Answer:
+    def restart(self, run_id: str, message: str, mark: Mark, only: Collection[StateType] = ()) -> Answer:
         # an engine runs again only those tasks that have no end, so what has failed begins anew, as by the server's
         # own Restart
         again, before = str(uuid.uuid4()), list[Run]()
@@ -65,7 +65,7 @@ class Orders:
             # once written it may be claimed, and even begin, before it is read again
             if before and not run.kind.terminal and (run.version or 0) > (before[0].version or 0):
                 return Answer(verdict=Verdict.ACCEPTED, state=run.to_state())
-            if not run.kind.terminal and run.state not in WAITING:
+            if (not run.kind.terminal and run.state not in WAITING) or (only and run.kind not in only):
                 return refused(run, f"the run is {run.state}")
             before.append(run)
             done = Stamp(fleet=mark.fleet, call=again, version=run.version, done=again)

@@ -2,7 +2,7 @@
 
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -87,13 +87,13 @@ class Orders:
             return Answer(verdict=Verdict.ACCEPTED, reason=answer.reason, state=answer.state)
         return answer
 
-    def restart(self, run_id: str, message: str, mark: Mark) -> Answer:
+    def restart(self, run_id: str, message: str, mark: Mark, only: Collection[StateType] = ()) -> Answer:
         transition = str(uuid.uuid4())
 
         def decide(stands: RunState) -> Answer | Write:
             if stands.call == transition:
                 return Answer(verdict=Verdict.ACCEPTED, state=stands)
-            if stands.kind in _UNDER_WAY or stands.held:
+            if stands.kind in _UNDER_WAY or stands.held or (only and stands.kind not in only):
                 return Answer(verdict=Verdict.REFUSED, reason=f"the run is {stands.name}", state=stands)
             # before the state: a Scheduled run with an infrastructure mark would hang in Cancelling when cancelled
             if stands.infrastructure:
