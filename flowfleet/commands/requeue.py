@@ -153,7 +153,6 @@ class BatchRequeue:
 
     requeueing: Requeueing
     runs: Sequence[ChosenRun]
-    say: Callable[[str], None]
     #: those that were started again, and the ids of those among them that somebody has taken since
     again: list[ChosenRun] = field(default_factory=list, init=False)
     taken: set[str] = field(default_factory=set, init=False)
@@ -207,7 +206,7 @@ class BatchRequeue:
     def _progress(self, text: str) -> None:
         now = self.requeueing.clock()
         if now - self._said_at >= _TOLD_SECONDS:
-            self.say(text)
+            self.requeueing.say(text)
             self._said_at = now
 
     def _summary(self, *, no_wait: bool) -> Iterator[str]:
@@ -290,5 +289,5 @@ def _requeue_all_of(requeueing: Requeueing, given: str, *, yes: bool, no_wait: b
     elif not batch.agreed(question):
         click.echo("Nothing is started again.", err=True)
         return 1
-    order = BatchRequeue(requeueing=requeueing, runs=runs, say=lambda line: click.echo(line, err=True))
+    order = BatchRequeue(requeueing=requeueing, runs=runs)
     return order.carry_out(no_wait=no_wait)

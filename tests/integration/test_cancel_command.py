@@ -234,16 +234,17 @@ def test_all_runs_of_a_worker_or_of_a_queue_that_did_not_end_well_are_started_ag
     names = ", ".join(map(name_of, [world] * 2, [failed, crashed]))
     assert f"To be started again: 2 runs of worker ({names}): say --yes" in refused
     assert "no run of 'nobody'" in said(world, "requeue", "--all-of", "nobody", code=1).stderr
-    assert "Give RUN, or --all-of" in said(world, "requeue", failed, "--all-of", "worker", code=2).stderr
+    both = said(world, "requeue", failed, "--all-of", "worker", code=2).stderr
+    assert f"Give {failed} or --all-of worker, not both" in both
     assert [world.words(run) for run in (failed, crashed, good)] == [["ran", "done"], ["ran"], ["ran", "done"]]
 
     done = said(world, "requeue", "--all-of", f"{world.pool}/default", "--yes", "--reason", "disk is back")
     assert done.stdout.startswith("2 of 2 runs started again: due at the API, and 2 of them claimed anew by now.")
     assert f"To be started again: 2 runs of {world.pool}/default ({names}).\n" in done.stderr
     asked = world.api.call("GET", f"/flow_run_states/?flow_run_id={failed}")
-    assert [state["message"].endswith(": disk is back") for state in asked if "requeued by" in state["message"]] == [
-        True
-    ]
+    assert [
+        state["message"].endswith(": disk is back") for state in asked if "requeued by" in (state["message"] or "")
+    ] == [True]
     until(lambda: [world.words(run).count("ran") for run in (failed, crashed)] == [2, 2], 60, "the second starts")
 
     end_at_api(crashed, "Crashed")

@@ -62,11 +62,11 @@ class Fleet:
 
     def batch(self, runs=None):
         requeueing = Requeueing(
-            ledger=self.ledger, api=self.api, mark=Mark(fleet="f"), whom="by u@h: why",
+            ledger=self.ledger, api=self.api, mark=Mark(fleet="f"), whom="by u@h: why", say=self.said.append,
             clock=self.world.time.clock.monotonic, pause=self.pause,
         )  # fmt: skip
         runs = self.found() if runs is None else runs
-        return BatchRequeue(requeueing=requeueing, runs=runs, say=self.said.append)
+        return BatchRequeue(requeueing=requeueing, runs=runs)
 
     def pause(self, seconds):
         self.world.time.now += seconds
