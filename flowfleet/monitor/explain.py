@@ -121,7 +121,11 @@ def _of_claim(claim: Claim, snapshot: Snapshot) -> str:
         State.ENDED: f"It has ended on {where}, and its end is not yet accepted by the API, for {since}.",
         State.RETURNING: f"It is being handed back to the API{_because(claim.reason)}.",
         State.MISSING: f"It was started on {where}, which has not been heard of{_for_missing(claim, snapshot)}: "
-        "it is told as lost after --adopt-grace, unless its host comes back.",
+        + (
+            f"it is told as lost at once ({claim.proof})."
+            if claim.proof
+            else "it is told as lost after --adopt-grace, unless its host comes back."
+        ),
         State.JUDGED: f"It was started on {where} and is counted as lost{_because(claim.reason)}.",
     }
     sentence = words[claim.state]

@@ -147,7 +147,10 @@ def test_a_lost_run_that_is_not_due_is_not_said_to_wait(known):
 def test_a_missing_run_is_explained_with_how_long_its_host_is_away():
     claim = _claim(State.MISSING, missed_at=AT - 70)
     sentence = explain(claim.run_id, _snapshot(claims=[claim]), None, None).sentence
-    assert "worker@host-1, which has not been heard of for 1m 10s" in sentence
+    assert "worker@host-1, which has not been heard of for 1m 10s: it is told as lost after --adopt-grace" in sentence
+    proved = replace(claim, proof="forgotten")
+    sentence = explain(claim.run_id, _snapshot(claims=[proved]), None, None).sentence
+    assert sentence.endswith("for 1m 10s: it is told as lost at once (forgotten).")
 
 
 def test_what_keeps_parts_from_the_api_is_told_by_status():
