@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from flowfleet.errors import ApiError, FleetError, LedgerError
+from flowfleet.errors import ApiError, ApiUnavailable, FleetError, LedgerError
 from flowfleet.flow_run import FlowRun
 from flowfleet.ledger.claims import Claim, Claims
 from flowfleet.ledger.roster import Roster, WorkerRow
@@ -184,6 +184,8 @@ class Loop:
         except ApiError as exc:
             self.metrics.poll_errors.inc()
             self.api_outage.failed(exc)
+            if isinstance(exc, ApiUnavailable):
+                self.lost.api_was_away()
         self.metrics.key_refused.set(self.api_outage.key_refused)
         self.tell_api(self.api_outage.error)
         return self._wait_seconds()

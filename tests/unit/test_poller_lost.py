@@ -301,6 +301,17 @@ def test_an_outage_of_the_api_begins_the_grace_of_a_run_anew_that_beats_there():
     assert world.api.reports == []
 
 
+def test_long_pauses_between_looks_are_no_outage():
+    """A leader with nothing to do sleeps until the next thing is due."""
+    world, run_id = lonely()
+    world.rounds(TTL + 2, beat=False)
+    assert state(world, run_id) is State.MISSING
+    for _ in range(4):
+        world.time.now += GRACE / 3
+        world.loop.round()
+    assert len(world.api.reports) == 1
+
+
 @pytest.mark.parametrize("policy", ["report", "requeue"])
 def test_what_is_told_of_a_run_fits_what_is_known_when_it_is_told(policy):
     """Its host is back between the judgement and the report."""
