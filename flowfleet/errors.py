@@ -85,6 +85,10 @@ class LedgerUnavailable(LedgerError):
     """Redis does not answer, or cannot do it now; whether the last request was carried out is unknown."""
 
 
+class LedgerBehind(LedgerError):
+    """Redis answers, and has lost what this worker knows: the next renewal tells it again."""
+
+
 class LoginRefused(LedgerUnavailable):
     """Redis refuses our user or password, or a right of theirs, and had taken them before: they may be changed back."""
 

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from flowfleet.errors import ApiMaintenance, ApiUnavailable, FleetError, KeyRefused, LedgerError
+from flowfleet.errors import ApiMaintenance, ApiUnavailable, FleetError, KeyRefused, LedgerBehind, LedgerError
 from flowfleet.retry import Outage, OutageLog, asked_seconds, backoff
 
 logger = logging.getLogger(__name__)
@@ -123,6 +123,10 @@ class BackgroundJobs:
     def _do(self, tries: int, job: BackgroundJob) -> None:
         try:
             job()
+        except LedgerBehind as exc:
+            wait = backoff(tries)
+            logger.info("told again", extra={"why": str(exc), "next_try_seconds": round(wait, 1)})
+            self._push(self._clock() + wait, tries + 1, job)
         except (ApiUnavailable, LedgerError) as exc:
             asked = asked_seconds(exc)
             wait = max(KEY_SECONDS if isinstance(exc, KeyRefused) else backoff(tries), asked)

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from flowfleet.errors import ApiMaintenance, ApiRejected, ApiUnavailable, KeyRefused, LedgerUnavailable, LedgerUnusable
+from flowfleet.errors import ApiMaintenance, ApiRejected, ApiUnavailable, KeyRefused, LedgerBehind, LedgerUnavailable, LedgerUnusable
 from tests.unit.test_retry import failing
 from tests.waiting import until
 from workers import background as background_module
@@ -32,6 +32,7 @@ def short_waits(monkeypatch):
         (ApiUnavailable("x"), 3),
         (KeyRefused("x"), 3),
         (LedgerUnavailable("x"), 3),
+        (LedgerBehind("x"), 3),
         (LedgerUnusable("x"), 3),
         (RuntimeError("x"), 3),
         # trouble with the disk is never given up
@@ -43,6 +44,14 @@ def test_a_job_is_repeated_until_it_has_been_done(background, error, times):
     background.post(job)
     until(lambda: background.wait_idle(0), 20, "the job to be done")
     assert job.sent == times + 1
+
+
+def test_a_ledger_that_has_to_be_told_again_is_not_called_away(background, caplog):
+    caplog.set_level("INFO")
+    background.post(failing(LedgerBehind("it has lost the run")))
+    until(lambda: background.wait_idle(0), 20, "the job to be done")
+    assert [record.message for record in caplog.records] == ["told again"]
+    assert not background.away
 
 
 def test_a_definite_no_and_an_endless_fault_are_given_up(background):

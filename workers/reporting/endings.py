@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from flowfleet.api.client import Answer, EndApi, Mark, RunState, StateType, Verdict
 from flowfleet.api.traits import Traits
-from flowfleet.errors import ApiRejected, ApiUnavailable, LedgerUnavailable
+from flowfleet.errors import ApiRejected, ApiUnavailable, LedgerBehind
 from flowfleet.failpoints import Failpoints
 from flowfleet.ledger.claims import Claim, Claims, Outcome, Refusal, State
 from workers.background import BackgroundJobs
@@ -122,7 +122,7 @@ class Endings:
         elif _is_behind(outcome):
             # a ledger that lost its data, or its last writes: the next renewal writes the claim again, or says that
             # it is not ours
-            raise LedgerUnavailable(f"the ledger does not know yet that run {held.run_id} has begun")
+            raise LedgerBehind(f"the ledger does not know yet that run {held.run_id} has begun")
         elif outcome.refusal is Refusal.OWNER and self.take_again(attempt):
             self.to_ledger.post(lambda: self._record(key))
         else:
