@@ -5,7 +5,15 @@ import threading
 
 import pytest
 
-from flowfleet.errors import ApiMaintenance, ApiRejected, ApiUnavailable, KeyRefused, LedgerBehind, LedgerUnavailable, LedgerUnusable
+from flowfleet.errors import (
+    ApiMaintenance,
+    ApiRejected,
+    ApiUnavailable,
+    KeyRefused,
+    LedgerBehind,
+    LedgerUnavailable,
+    LedgerUnusable,
+)
 from tests.unit.test_retry import failing
 from tests.waiting import until
 from workers import background as background_module

@@ -7,7 +7,7 @@ import pytest
 
 from flowfleet.api import traits
 from flowfleet.api.client import Answer, Mark, RunState, StateType, Verdict
-from flowfleet.errors import LedgerUnavailable
+from flowfleet.errors import LedgerBehind
 from flowfleet.failpoints import Failpoints
 from flowfleet.ledger.claims import CancelAsked, CancelHow, Outcome, Refusal, State
 from tests.unit.memory_ledger import HandClock, a_claim
@@ -119,7 +119,7 @@ BEHIND = [
 def test_an_end_of_which_an_older_copy_of_redis_knows_less_waits_for_the_renewal(tmp_path, outcome):
     world = World(tmp_path)
     world.outcome = outcome
-    with pytest.raises(LedgerUnavailable):
+    with pytest.raises(LedgerBehind):
         world.endings.ended(world.attempt)  # the job is tried again
     assert world.settled == []
     world.outcome = Outcome(moved=True)
