@@ -151,7 +151,7 @@ class Cancellation:
 
     def _tell(self, claim: Claim, how: CancelHow, why: str) -> None:
         self.failpoints.hit("cancel.found")
-        outcome = self.claims.cancel(claim.run_id, claim.claim, how, why)
+        outcome = self.claims.cancel(claim.run_id, claim.claim, how, why, found=True)
         self.failpoints.hit("cancel.after_field")
         if outcome.moved:
             names = {"run_id": claim.run_id, "claim": claim.claim, "run_name": claim.name}

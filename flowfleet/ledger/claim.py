@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import IntEnum
-from typing import Any
+from typing import Any, Self
 
 from flowfleet.errors import BadMessage
 from flowfleet.flow_run import VERSION, Route
@@ -31,6 +31,14 @@ class CancelAsked:
 
     how: CancelHow
     why: str = ""
+    #: the cancel was found at the API: it gives way to the word of who has asked for it
+    found: bool = False
+
+    def outweighs(self, other: Self | None) -> bool:
+        """Whether this is to be noted instead of what is known of the cancel."""
+        if other is None or self.how is not other.how:
+            return other is None or self.how > other.how
+        return other.found and not self.found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,9 +234,9 @@ def read_tomb(text: str) -> Tomb:
 
 
 def read_cancelled(flat: Sequence[str]) -> dict[str, CancelAsked]:
-    """Read the cancels of a renewal's answer: run id, how and why in turn."""
-    each = zip(flat[::3], flat[1::3], flat[2::3], strict=True)
-    return {run_id: CancelAsked(how=CancelHow(int(how)), why=why) for run_id, how, why in each}
+    """Read the cancels of a renewal's answer: run id, how, why and whether it was found, in turn."""
+    each = zip(flat[::4], flat[1::4], flat[2::4], flat[3::4], strict=True)
+    return {run: CancelAsked(how=CancelHow(int(how)), why=why, found=found == "1") for run, how, why, found in each}
 
 
 def read_record(fields: dict[str, Any]) -> Mapping[str, Any]:

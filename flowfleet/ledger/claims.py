@@ -265,13 +265,23 @@ class Claims:
 
     # open to anybody
 
-    def cancel(self, run_id: str, claim: str | None = None, how: CancelHow = CancelHow.ASKED, why: str = "") -> Outcome:
+    def cancel(
+        self,
+        run_id: str,
+        claim: str | None = None,
+        how: CancelHow = CancelHow.ASKED,
+        why: str = "",
+        *,
+        found: bool = False,
+    ) -> Outcome:
         """Say on the run's claim, whatever its state, that the run is to be cancelled, and hint its worker.
 
-        `claim` None = whichever claim the run has. `why` says who asked, and why. OVER is never lowered to ASKED. A
-        worker that writes its claim again after a loss of Redis loses what was said, so it is said again and again.
+        `claim` None = whichever claim the run has. `why` says who asked, and why; what was only `found` at the API
+        gives way to that. OVER is never lowered to ASKED. A worker that writes its claim again after a loss of Redis
+        loses what was said, so it is said again and again.
         """
-        return self._move("cancel", run_id, claim or "", how.value, redact(why)[:WHY_LIMIT])
+        words = redact(why)[:WHY_LIMIT]
+        return self._move("cancel", run_id, claim or "", how.value, words, "1" if found else "")
 
     def get(self, run_id: str) -> Claim | None:
         """The live claim of a run; None when there is none, or one of a version that this flowfleet cannot read."""

@@ -254,7 +254,8 @@ TRANSITIONS: tuple[Transition, ...] = (
         stays=True,
         refusals=_FOUND,
         sentence="Somebody wants the run cancelled: the claim says how (1 in order, 2 at once), and who asked and why. "
-        "2 is never lowered to 1. No start is allowed any more, and each renewal tells its worker.",
+        "2 is never lowered to 1. What the leader has found at the API gives way to the word of who asks. No start is "
+        "allowed any more, and each renewal tells its worker.",
         crash="Nothing is left to heal. A worker that writes its claim again after a loss of Redis loses what was "
         "said; the leader finds the run at the API and says it again.",
     ),

@@ -131,6 +131,15 @@ def test_all_runs_of_a_worker_or_of_a_queue_are_cancelled_only_with_a_yes(world)
     assert {world.api.state(run)["name"] for run in runs} == {"Cancelled"}
 
 
+def test_a_cancel_makes_the_worker_that_holds_the_run_renew_at_once(lawless):
+    # else it would hear of it in ten minutes
+    lawless.start_poller("agent", "--renew-seconds", "600", "--lease-seconds", "1800")
+    lawless.start_worker(slots=1)
+    run, pid = lawless.held()
+    assert "is Cancelled" in said(lawless, "cancel", run, "--now").stdout
+    gone(lawless, pid)
+
+
 # by the leader
 
 
@@ -295,6 +304,24 @@ def test_at_prefect_1_a_cancelled_run_ends_and_stays_cancelled(world1, who):
         told(world1, run)
     gone(world1, pid)
     assert world1.api.history(run)[-2:] == ["Cancelling", "Cancelled"]
+
+
+def test_at_prefect_1_who_cancels_and_why_is_told_also_where_the_leader_finds_it_at_the_api_first(world1):
+    world1.start_poller()
+    worker = world1.start_worker("worker", "x", tiny=True)
+    run, pid = world1.held(0, "x")
+    worker.signal(19)
+    assert world1.api.cancel(run) == "Cancelling"  # all that the API takes of the command's first write
+    ledger = connect(world1.redis_url, world1.fleet)
+    try:
+        until(lambda: ledger.claims.get(run).cancel, 15, "the leader to find it")
+    finally:
+        ledger.close()
+    said(world1, "cancel", run, "--no-wait", "--reason", "wrong input")
+    assert ": wrong input)" in said(world1, "explain", run).stdout
+    worker.signal(18)
+    told(world1, run)
+    gone(world1, pid)
 
 
 def test_at_prefect_1_a_failed_run_is_started_again(world1):

@@ -375,6 +375,20 @@ def test_a_cancel_goes_from_every_state_and_one_in_a_hurry_is_never_taken_back(w
     assert (found.state, found.cancel, found.cancel_why) == (state, CancelHow.OVER, "third")
 
 
+@pytest.mark.parametrize("how", [CancelHow.ASKED, CancelHow.OVER], ids=str)
+def test_a_cancel_that_was_found_at_the_api_gives_way_to_the_word_of_who_asks_and_that_word_stays(world, how):
+    claim = world.bring(State.RUNNING)
+    for why, found, stands in (
+        ("Cancelling at the Prefect API", True, "Cancelling at the Prefect API"),
+        ("found again", True, "Cancelling at the Prefect API"),
+        ("by Ann: wrong input", False, "by Ann: wrong input"),
+        ("Cancelling at the Prefect API", True, "by Ann: wrong input"),
+        ("by Bob", False, "by Ann: wrong input"),
+    ):
+        world.claims.cancel(claim.run_id, claim.claim, how, why, found=found)
+        assert world.claims.get(claim.run_id).cancel_why == stands
+
+
 def test_why_a_run_is_cancelled_is_short_and_holds_no_secret(world):
     claim = world.bring(State.RUNNING)
     world.claims.cancel(claim.run_id, why="postgres://u:hunter2@h/db " + "x" * 500)

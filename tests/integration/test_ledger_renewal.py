@@ -83,6 +83,14 @@ def test_cancels_come_with_the_renewal_of_the_run_and_no_other(world, worker):
     }
 
 
+def test_a_renewal_says_whether_a_cancel_was_found_at_the_api_or_is_the_word_of_who_asks(world, worker):
+    claim = world.bring(State.RUNNING)
+    for why, found in (("Cancelling at the Prefect API", True), ("by Ann", False)):
+        world.claims.cancel(claim.run_id, why=why, found=found)
+        asked = CancelAsked(how=CancelHow.ASKED, why=why, found=found)
+        assert worker.renew(held(claim)).cancelled == {claim.run_id: asked}
+
+
 def test_a_cancel_is_lost_with_its_claim_and_can_be_said_again(world, worker):
     claim = world.bring(State.RUNNING, cancelled=True)
     world.lose(claim)

@@ -225,7 +225,7 @@ class MemoryClaims:
     def drop(self, run_id, claim, *, term=None, worker=None) -> Outcome:
         return self._move("drop (leader)", run_id, claim, term)
 
-    def cancel(self, run_id, claim=None, how=CancelHow.ASKED, why="") -> Outcome:
+    def cancel(self, run_id, claim=None, how=CancelHow.ASKED, why="", *, found=False) -> Outcome:
         self._ledger.write()
         found = self.by_run.get(run_id)
         if found is None or claim not in (None, found.claim):

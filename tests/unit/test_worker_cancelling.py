@@ -128,6 +128,19 @@ def test_the_own_grace_of_a_run_leaves_its_hooks_their_time_where_the_server_for
     assert world.most_grace == most
 
 
+def test_who_has_asked_and_why_is_noted_also_when_it_comes_after_what_was_found_and_not_taken_back(tmp_path):
+    world = World(tmp_path)
+    for why, found, noted in (
+        ("Cancelling at the Prefect API", True, "Cancelling at the Prefect API"),
+        ("by Ann", False, "by Ann"),
+        ("Cancelling at the Prefect API", True, "by Ann"),  # Redis has lost what Ann had said
+    ):
+        world.cancel(CancelAsked(how=CancelHow.ASKED, why=why, found=found))
+        assert world.attempts.get(world.key).cancel.why == noted
+    world.work()
+    assert world.stops == [("intent", "by Ann")]
+
+
 def test_a_run_without_a_shim_is_killed(tmp_path):
     assert World(tmp_path, shim=False).cancelled() == ["kill"]
 

@@ -45,7 +45,7 @@ class Cancelling:
 
     def cancelled(self, attempt: Attempt, asked: CancelAsked) -> None:
         """Take note of a cancel, and act on it; the ledger refuses the start of a run that has not begun."""
-        if attempt.cancel is None or asked.how > attempt.cancel.how:
+        if asked.outweighs(attempt.cancel):
             logger.info("run is to be cancelled", extra={**attempt.fields, "how": asked.how.name, "why": asked.why})
             self.attempts.change(attempt.key, cancel=asked)
         self.act(attempt.key)
@@ -137,4 +137,5 @@ def cancel_of(folder: RunFolder) -> CancelAsked | None:
     if stop.get("reason") != StopReason.CANCEL or stop.get("claim") != folder.claim:
         return None
     how = CancelHow.OVER if stop.get("kill") else CancelHow.ASKED
-    return CancelAsked(how=how, why=str(stop.get("why") or ""))
+    # whoever has asked for it may be known by now
+    return CancelAsked(how=how, why=str(stop.get("why") or ""), found=True)

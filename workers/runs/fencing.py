@@ -135,7 +135,7 @@ class Fencing:
         if fate in (Fate.KILL, Fate.STOP):
             self._end(attempt, refusal, fate, shows)
         elif fate is Fate.CANCEL:
-            self.on_cancelled(attempt, CancelAsked(how=CancelHow.ASKED, why=state.message if state else ""))
+            self.on_cancelled(attempt, CancelAsked(how=CancelHow.ASKED, why=state.message if state else "", found=True))
         elif fate is Fate.LEAVE and not attempt.fenced:
             self.attempts.change(attempt.key, fenced=True, refusal=refusal)
             logger.warning("run goes on though it has an end at the API", extra={**attempt.fields, "run": shows})
@@ -160,7 +160,7 @@ class Fencing:
         logger.warning("run is ended since it is not ours any more", extra={**attempt.fields, "run": why})
         if fate is Fate.KILL and refusal is None:
             # only the ledger was away: its end is told to the ledger as any other
-            self.on_cancelled(attempt, CancelAsked(how=CancelHow.OVER, why=why))
+            self.on_cancelled(attempt, CancelAsked(how=CancelHow.OVER, why=why, found=True))
             return
         self.attempts.change(attempt.key, fenced=True, refusal=refusal)
         # an engine that writes a crash on a bare TERM would write it over the state of whoever has the run now

@@ -63,6 +63,7 @@ local function keep(claim, h)
     cancelled[#cancelled + 1] = claim.run_id
     cancelled[#cancelled + 1] = claim.cancel
     cancelled[#cancelled + 1] = claim.cancel_why or ''
+    cancelled[#cancelled + 1] = claim.cancel_found or ''
   end
 end
 
