@@ -3,6 +3,8 @@
 The engine and its hooks are small programs of these tests, at an API that takes every state.
 """
 
+import os
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from flowfleet.ledger.claims import CancelHow
+from tests.processes import alive
 from tests.waiting import stays, until
 from workers.runs import cancelling
+from workers.shim.atomic_files import read_json
 
 #: an engine that takes its control session, and stops its run when it is told so
 ENGINE = """
@@ -157,6 +161,70 @@ def test_a_hook_that_fails_or_hangs_is_told_and_changes_no_state(engine, hook, t
     assert history(engine, message) == ["Cancelling", "Cancelled"]
     line = f"The process of the flow's hooks {told}"
     until(lambda: any(one["message"].startswith(line) for one in engine.api.logs), 10, line)
+
+
+def test_a_hook_of_a_run_that_is_not_ours_any_more_is_ended(engine):
+    message = begin(engine, hook="open(os.environ['MARKS'] + '-hook', 'w').write(str(os.getpid())); time.sleep(600)")
+    cancel(engine, message)
+    note = engine.folder / "marks-hook"
+    pid = int(until(lambda: note.exists() and note.read_text(), 20, "the hook to begin"))
+    engine.ledger.set(engine.ledger.claims.get(message.run_id), worker="other@there")
+    engine.service.heartbeat.nudge()
+    until(lambda: not alive(pid), 20, "the hook to be ended")
+    (hooks,) = (engine.run_folder(message).path / "hooks").glob("*/stop.json")
+    assert read_json(hooks)["reason"] == "fenced"
+    until(lambda: engine.service.attempts.all() == [], 20, "the worker to let go of it")
+    assert history(engine, message) == ["Cancelling"], "that is for the other worker to tell"
+
+
+def test_the_slot_stays_taken_while_the_hook_for_a_crash_runs_too(engine):
+    gate = engine.folder / "hook-gate"
+    wait = f"while not os.path.exists({str(gate)!r}): time.sleep(0.02)"
+    message = begin(engine, code="os.kill(os.getpid(), 9)", hook=wait)
+    until(lambda: "crashed" in marks(engine), 20, "the hook to begin")
+    stays(lambda: engine.service.slots.in_use() == 1, 0.5, "the slot to be taken")
+    gate.touch()
+    engine.wait_gone(message)
+    engine.wait_free()
+
+
+def test_a_cancelled_run_whose_shim_is_dead_is_ended_whole_with_children_in_sessions_of_their_own(engine):
+    pids = engine.folder / "pids"
+    child = "import signal,time; signal.signal(15, signal.SIG_IGN); time.sleep(600)"
+    code = f"""
+import subprocess
+for number in range(2):
+    child = subprocess.Popen([sys.executable, "-c", {child!r}], start_new_session=number > 0)
+    open({str(pids)!r}, "a").write(f"{{child.pid}}\\n")
+{FOREVER}"""
+    message = begin(engine, code=code)
+    until(lambda: pids.exists() and pids.read_text().count("\n") == 2, 20, "the children")
+    handle = engine.run_folder(message).started()
+    os.kill(handle["pid"], signal.SIGKILL)
+    until(lambda: not engine.run_folder(message).shim_alive(), 10, "the shim to be dead")
+    cancel(engine, message)
+    engine.wait_gone(message, 40)
+    assert history(engine, message) == ["Cancelling", "Cancelled"]
+    assert [pid for pid in (handle["command_pid"], *map(int, pids.read_text().split())) if alive(pid)] == []
+
+
+def test_a_command_that_cancels_itself_has_its_time_and_gets_no_signal(engine):
+    gate = engine.folder / "gate"
+    code = f"""
+import os, signal, time
+signal.signal(signal.SIGTERM, lambda *_: open({str(engine.folder / "term")!r}, "w"))
+while not os.path.exists({str(gate)!r}): time.sleep(0.02)
+"""
+    message = engine.submit(code)
+    engine.wait_state(message, "running")
+    cancel(engine, message)
+    until(lambda: engine.run_folder(message).stop_record(), 20, "the stop to be asked for")
+    engine.api.write(message.run_id, "CANCELLED")  # as `prefect flow-run execute` does it, and then ends
+    gate.touch()
+    engine.wait_gone(message)
+    assert history(engine, message) == ["Cancelling", "Cancelled"]
+    assert not (engine.folder / "term").exists()
+    assert engine.run_folder(message).exit_record()["stopped_by"] is None
 
 
 def test_a_crash_hook_runs_where_our_crashed_is_taken_and_never_where_the_engine_wrote_it(engine):

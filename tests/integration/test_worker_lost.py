@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import signal
+import sys
 
 import pytest
 
@@ -12,7 +13,7 @@ from flowfleet.ledger.claims import Lease
 from tests.processes import alive
 from tests.tcp_bridge import TcpBridge
 from tests.waiting import SCALE, stays, until
-from tests.worker_world import WorkerWorld
+from tests.worker_world import WorkerWorld, command
 from workers.reporting.exit_table import GONE_LOOK_SECONDS
 from workers.shim.syscalls import boot_clock
 
@@ -256,6 +257,59 @@ def test_a_buried_run_that_somebody_restarts_by_hand_makes_way_for_its_next_atte
     assert world.wait_exit(message)["stop_reason"] == "fenced"
     until(lambda: world.ledger.claims.tomb(message.run_id) is None, 20, "the tombstone to go")
     assert world.api.history(message.run_id)[-1] == "AwaitingRetry"
+
+
+def test_the_report_of_a_host_that_comes_back_after_its_run_was_buried_and_claimed_anew_is_dropped(world, service):
+    """A frozen host: its run ends with its lease at the thaw, when another worker has the run already."""
+    run = world.create(command(world.holding()), on_lost_run="requeue")
+    message = world.claim(run)
+    world.publisher.publish(message)
+    world.wait_state(message, "running")
+    handle = world.ledger.claims.get(message.run_id).handle
+    for pid in (handle["pid"], handle["command_pid"]):
+        os.kill(pid, signal.SIGSTOP)
+    world.cut()
+    world.api.fail("", times=-1)  # a frozen worker asks nobody anything
+    ids, claims, term = (message.run_id, message.claim), world.ledger.claims, world.ledger.term
+    assert claims.miss(term, *ids).moved
+    assert claims.judge(term, *ids, proof="it has ended itself", reason="Lost.").moved
+    assert claims.bury(term, *ids, "again").moved
+    world.api.write(message.run_id, "SCHEDULED", "AwaitingRetry")
+    (anew,) = world.ledger.claim(run, call=ANOTHER)
+    assert anew.moved
+    world.api.write(message.run_id, "PENDING", transition_id=ANOTHER)
+    world.api.write(message.run_id, "RUNNING")
+    history, folder = world.api.history(message.run_id), world.run_folder(message)
+    until(lambda: folder.exit_record() is not None, LEASE.ttl_seconds + 20, "the run to end")
+    assert folder.exit_record()["stop_reason"] == "dead-mans-switch"
+    world.api.heal()
+    world.back()
+    until(lambda: world.service.attempts.all() == [], 20, "the worker to let go of it")
+    assert world.state.outbox.get(*ids) is None
+    assert world.api.history(message.run_id) == history
+    assert claims.get(message.run_id).claim == anew.claim.claim
+
+
+@pytest.mark.parametrize("told", ["CRASHED", "CANCELLED"])
+def test_no_hook_runs_on_a_host_whose_run_was_told_as_lost(world, tmp_path, caplog, told):
+    marks, starters = tmp_path / "marks", tmp_path / "starters"
+    starters.mkdir()
+    (starters / "prefect3_engine.py").write_text("import os; exec(os.environ['CODE'])")
+    (starters / "prefect3_hooks.py").write_text(f"open({str(marks)!r}, 'w')")
+    world.interpreter = dataclasses.replace(world.interpreter, path=sys.executable, starters=starters)
+    world.start()
+    message = world.claim(world.create(None, env={"CODE": world.holding(5)}))
+    world.publisher.publish(message)
+    world.wait_state(message, "running")
+    assert world.run_folder(message).is_engine()
+    world.cut()
+    world.bury(message, told)
+    world.back()
+    until(lambda: "claim is not ours any more" in caplog.messages, 20, "the worker to know")
+    world.release()
+    until(lambda: world.ledger.claims.tomb(message.run_id) is None, 20, "the tombstone to go")
+    until(lambda: world.service.attempts.all() == [], 20, "the worker to let go of it")
+    assert not marks.exists()
 
 
 def test_a_judged_run_of_which_the_api_knows_nothing_yet_goes_on(world, service):

@@ -174,6 +174,22 @@ def test_most_of_the_runs_missing_at_once_are_waited_for_once_more(caplog):
     assert {state(world, run_id) for run_id in runs} == {None}
 
 
+@pytest.mark.parametrize(("lost", "living"), [(1, 0), (2, 2), (2, 3)])
+def test_a_single_run_or_no_more_than_half_of_them_missing_are_waited_for_no_longer(lost, living, caplog):
+    world = World.of(boot_id="boot-1", machine="m")
+    world.roster.add("other@b", boot_id="boot-1", machine="n")
+    world.rounds(2.0)
+    silent = [started(world, f"silent-{number}") for number in range(lost)]
+    heard = [started(world, f"heard-{number}", worker="other@b", machine="n") for number in range(living)]
+    for _ in range(int((TTL + GRACE + 6) / 2)):
+        world.roster.beat("other@b")
+        world.rounds(2, beat=False)
+
+    assert {state(world, run_id) for run_id in silent} == {None}
+    assert {state(world, run_id) for run_id in heard} <= {State.RUNNING}
+    assert "more than half" not in caplog.text
+
+
 def test_a_worker_that_only_the_api_hears_of_is_waited_for_ten_minutes_and_told_as_cut_off():
     world, run_id = lonely()
     for number in range(64):

@@ -21,6 +21,7 @@ from flowfleet.page.server import PageRequest
 from flowfleet.retry import RetrySchedule, trouble_of
 from flowfleet.settings.classes import PollerSettings
 from poller.banner import BANNER, greet
+from poller.cancellation import CancellationThread
 from poller.capacity import OfferFilter, free_capacity, listing_plan
 from poller.hints_inbox import HintsInbox
 from poller.listing import Listing
@@ -303,22 +304,46 @@ def test_the_page_has_the_metrics_and_no_run_id(world):
     assert found not in text
 
 
-@pytest.mark.parametrize(("backend", "busy"), [("prefect3", 4.0), ("prefect1", 1.0)])
-def test_the_loops_pace_is_that_of_the_settings_and_of_the_api(backend, busy):
+def service_of(backend="prefect3"):
+    """A poller that nothing has started."""
     nobody = SimpleNamespace(
         backend=backend, traits=traits.of(backend), claims=None, ends=None, orders=None, life=None, backlog=None
     )
-    service = PollerService(
+    return PollerService(
         settings=PollerSettings(host="h", idle_seconds=7.5),
         api=nobody,
-        ledger=SimpleNamespace(gate=nobody, claims=nobody, roster=nobody, store=None),
+        ledger=SimpleNamespace(
+            gate=nobody, claims=nobody, roster=nobody, store=None, hints=SimpleNamespace(publish=lambda *_: None)
+        ),
         inbox=HintsInbox(),
         api_outage=RetrySchedule("the Prefect API", Time().clock.monotonic),
         publish=lambda _message: None,
         failpoints=Failpoints(),
         metrics=PollerMetrics(),
     )
-    pace = service.loop.pace
+
+
+@pytest.mark.parametrize(
+    ("kind", "hurried", "woken"), [("cancel", 1, set()), ("poke", 1, {"poke"}), ("freed", 0, {"freed"})]
+)
+def test_a_cancel_hurries_the_look_for_cancels_and_a_poke_hurries_the_poll_too(kind, hurried, woken, monkeypatch):
+    looks = []
+    monkeypatch.setattr(CancellationThread, "hurry", lambda _thread: looks.append(kind))
+    service = service_of()
+    service._heard(kind)
+    assert (len(looks), service.inbox.wait(0)) == (hurried, woken)
+
+
+def test_a_poke_by_its_page_hurries_the_look_for_cancels(monkeypatch):
+    looks = []
+    monkeypatch.setattr(CancellationThread, "hurry", lambda _thread: looks.append(True))
+    service_of().poke()
+    assert looks == [True]
+
+
+@pytest.mark.parametrize(("backend", "busy"), [("prefect3", 4.0), ("prefect1", 1.0)])
+def test_the_loops_pace_is_that_of_the_settings_and_of_the_api(backend, busy):
+    pace = service_of(backend).loop.pace
     assert (pace.busy_seconds, pace.idle_seconds) == (busy, 7.5)
 
 

@@ -16,17 +16,18 @@ from flowfleet.api import traits
 from flowfleet.api.client import StateType
 from flowfleet.errors import SettingsError
 from flowfleet.failpoints import Failpoints
-from flowfleet.ledger.claims import State
+from flowfleet.ledger.claims import CancelHow, State
 from flowfleet.settings.classes import WorkerSettings
 from tests.unit.memory_ledger import a_claim
 from tests.unit.test_prefect3_engine import PREFECT, Paper
-from workers.deployment import Exit
+from workers.deployment import Exit, StopReason
 from workers.interpreter import STARTERS
 from workers.runs.adoption import Adoption
 from workers.runs.hooks import Hooks, check_times
 from workers.shim import atomic_files
 from workers.state.attempts import Attempts, held_to_intent
 from workers.state.run_folders import RunFolders
+from workers.stop import Stop
 
 FILE = Path(workers.__file__).parent / "shim" / "prefect3_hooks.py"
 RUN = SimpleNamespace(state=SimpleNamespace(name="Cancelling"))
@@ -104,6 +105,45 @@ def test_steps_that_install_packages_again_for_the_hooks_run_no_engine_again(tmp
     said = paper.run(str(STARTERS / "prefect3_hooks.py"), "crashed", STEPS=install, PREFECT__FLOW_RUN_ID=run_id)
     assert said == ["hook in Crashed"]
     assert list(tmp_path.rglob("a-1.0.dist-info"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "wanted"),
+    [
+        ({}, True),
+        ({"begun": False}, False),
+        ({"engine": False}, False),
+        ({"kind": "zeppelin"}, False),
+        ({"stopped": CancelHow.ASKED}, True),
+        ({"stopped": CancelHow.OVER}, False),
+        ({"backend": "prefect1"}, False),
+    ],
+    ids=str,
+)
+def test_hooks_are_run_only_where_the_engine_had_begun_in_a_process_of_ours_and_nobody_is_in_a_hurry(
+    tmp_path, changed, wanted
+):
+    folder = RunFolders(tmp_path).create("run", "claim", {})
+    os.close(atomic_files.create_once(folder.path / "start", {"v": 1, "by": "shim"}))
+    handle = {"v": 1, "kind": changed.get("kind", "process"), "shim_started_at": 1.0}
+    atomic_files.write_json(folder.path / "started.json", handle)
+    if not changed.get("engine", True):
+        folder.note(engine=False)
+    if "stopped" in changed:
+        stop = Stop(reason=StopReason.CANCEL, kill=changed["stopped"] is CancelHow.OVER)
+        folder.write_stop(stop, "w@h")
+    folder.write_exit(Exit(code=0), begun=changed.get("begun", True))
+    hooks = Hooks(
+        worker="w@h",
+        api=SimpleNamespace(traits=traits.of(changed.get("backend", "prefect3"))),
+        deployer=None,
+        start_specs=None,
+        attempts=Attempts(),
+        run_log=None,
+        to_api=None,
+        failpoints=Failpoints(),
+    )
+    assert hooks.wanted(folder) is wanted
 
 
 def test_a_child_that_this_host_cannot_adopt_now_is_waited_for_and_not_taken_for_over(tmp_path):
