@@ -185,7 +185,7 @@ class Loop:
             self.metrics.poll_errors.inc()
             self.api_outage.failed(exc)
             if isinstance(exc, ApiUnavailable):
-                self.lost.api_was_away = True
+                self.lost.doubt_signs()
         self.metrics.key_refused.set(self.api_outage.key_refused)
         self.tell_api(self.api_outage.error)
         return self._wait_seconds()

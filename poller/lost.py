@@ -50,10 +50,9 @@ class LostRuns:
     #: the tombstones, as of the last look
     tombs: tuple[Tomb, ...] = field(default=(), init=False)
     _signs_at: float = field(default=float("-inf"), init=False)
-    #: set by whoever gets no answer of the API: perhaps no sign of life gets there either
-    api_was_away: bool = field(default=False, init=False)
-    #: when the API last told signs of life
+    #: when the API last told signs of life, and whether it was away since
     _told_at: float = field(default=float("-inf"), init=False)
+    _away: bool = field(default=False, init=False)
     _signs: Mapping[str, str] = field(default_factory=dict, init=False)
     _asked: set[str] = field(default_factory=set, init=False)
     _warned: bool = field(default=False, init=False)
@@ -67,6 +66,10 @@ class LostRuns:
             watch.begin_anew()
         self.reports.keep(())
         self._signs_at, self._signs = float("-inf"), {}
+
+    def doubt_signs(self) -> None:
+        """The API gives no answer, so perhaps no sign of life gets there either: ask for them with the next look."""
+        self._signs_at, self._away = float("-inf"), True
 
     def tend(self, term: int, claims: Sequence[Claim], rows: Sequence[WorkerRow]) -> int:
         """Look at all claims that have started; return how many were moved. Raises `ApiUnavailable`, `TermLost`."""
@@ -160,10 +163,10 @@ class LostRuns:
         except ApiRejected as exc:
             logger.info("the API does not tell signs of life", extra={"error": str(exc)})
         else:
-            if self.api_was_away and self.clock() - self._told_at > 3 * interval:
+            if self._away and self.clock() - self._told_at > 3 * interval:
                 # nobody can show a life at an API that is away: the grace begins anew with its first answer
                 self._life.begin_anew()
-            self._told_at, self.api_was_away = self.clock(), False
+            self._told_at, self._away = self.clock(), False
         # not after an outage, which ends this round: nobody is judged by signs of before
         self._signs_at, self._asked = now, asked
 
