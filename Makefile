@@ -110,7 +110,7 @@ demo: install
 
 test: test-tree test-wheel
 
-test-tree: LANES := 3
+test-tree: LANES := 4
 test-tree: install prefect1 python39
 	@$(BIN)/python $(PYTEST) tests/unit tests/integration tests/chaos
 
