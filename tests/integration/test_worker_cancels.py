@@ -295,6 +295,8 @@ def test_a_run_that_is_cancelled_at_the_api_is_killed_and_nothing_is_written_ove
     assert history(engine, message) == ["Cancelled"]
     assert engine.run_folder(message).exit_record()["stopped_by"] == "kill"
     assert "cancellation" not in marks(engine)
+    told = lambda: [line["message"] for line in engine.api.logs if "since it was cancelled" in line["message"]]  # noqa: E731
+    until(lambda: len(told()) == 1, 20, "a line on the run's log page")
 
 
 def test_a_cancel_in_a_hurry_kills_what_was_asked_politely_before(engine):

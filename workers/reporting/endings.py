@@ -247,7 +247,7 @@ class Endings:
         self._look(attempt.key, 0.0 if answer.verdict is Verdict.ACCEPTED else SECOND_LOOK_SECONDS, before=True)
 
     def _let_go(self, attempt: Attempt, outcome: str) -> None:
-        if attempt.exit is not None and attempt.exit.stop_reason is not None and not attempt.cancelled:
+        if attempt.exit is not None and attempt.exit.stop_reason is not None:
             # the engine has written an end of its own, which says nothing of the stop
             self.run_log.say(attempt.held.run_id, f"The flow run's process {attempt.exit}.", logging.WARNING)
         self._release(attempt.held, outcome)
