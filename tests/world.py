@@ -42,6 +42,11 @@ from prefect import flow, task
 """
 
 
+def flows_python() -> str:
+    """The interpreter of all flows: ours, unless the tests are asked for runs of another prefect (`make oldest`)."""
+    return os.environ.get("FLOWFLEET_TEST_FLOWS_PYTHON", sys.executable)
+
+
 class Part:
     """A started command: its process, its log, the address of its own pages."""
 
@@ -165,6 +170,7 @@ class World:
             "FLOWFLEET_FLEET": self.fleet,
             # the default looks whether this machine is a container or a unit, which tests must not depend on
             "FLOWFLEET_ON_STOP": "detach",
+            "FLOWFLEET_PYTHON": os.environ.get("FLOWFLEET_TEST_FLOWS_PYTHON"),
             "FFTEST_NOTES": str(self.notes_folder),
             MARK: self.mark,
         }

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests import processes
-from tests.acceptance.test_cancels import cancel
+from tests.acceptance.test_cancels import cancel, child_of
 from tests.acceptance.test_documents import MAP, rows_of
 from tests.needs import need
 from tests.run_oracle import ENDS, wrong
@@ -40,6 +40,8 @@ class End:
     begins: str = "def go():"
     #: what the flow notes when it is ready for that
     ready: str = "ran"
+    #: further options of the flow
+    options: str = ""
 
     def source(self) -> str:
         """The text of a flow whose hooks count themselves, by the state that they are given."""
@@ -49,7 +51,7 @@ def hook(kind):
         note(f"on_{{kind}}:{{state.name}}")
     return count
 
-@flow(**{{f"on_{{kind}}": [hook(kind)] for kind in ("completion", "failure", "crashed", "cancellation")}})
+@flow(**{{f"on_{{kind}}": [hook(kind)] for kind in ("completion", "failure", "crashed", "cancellation")}}{self.options})
 {self.begins}
     note("ran")
 {self.body}"""
@@ -58,6 +60,16 @@ def hook(kind):
 def cancelled(body: str, **facts: str) -> End:
     """An end by a user's cancel."""
     return End(body, lambda fleet, run, _pid: cancel(fleet, run), **facts)
+
+
+def cancelled_in(state: str, body: str, **facts: str) -> End:
+    """The same, once the API shows that the run waits in this state."""
+
+    def act(fleet: World, run: str, _pid: int) -> None:
+        fleet.wait_state(run, state, seconds=60)
+        cancel(fleet, run)
+
+    return End(body, act, **facts)
 
 
 def killed(number: signal.Signals) -> End:
@@ -100,6 +112,15 @@ WAYS = {
     time.sleep(600)
 """,
         ready="ready",
+    ),
+    "cancel of a paused flow": cancelled_in(
+        "Paused", "    from prefect.flow_runs import pause_flow_run; pause_flow_run(timeout=600)"
+    ),
+    "cancel of a suspended flow": cancelled_in(
+        "Suspended", "    from prefect.flow_runs import suspend_flow_run; suspend_flow_run(timeout=600)"
+    ),
+    "cancel of a flow that awaits its retry": cancelled_in(
+        "AwaitingRetry", "    raise ValueError('no')", options=", retries=1, retry_delay_seconds=600"
     ),
     "cancel with a child in a session of its own": cancelled(
         """
@@ -247,3 +268,26 @@ def test_each_end_is_told_as_by_a_stock_worker_with_the_same_hooks_but_for_what_
     }
     assert differences.items() <= documented(older=True).items(), "a difference has no row in the documents"
     assert documented(older=False).items() <= differences.items(), "a row in the documents is not true any more"
+
+
+@pytest.mark.stress
+@pytest.mark.timeout(1200)
+def test_a_cancelled_parent_and_the_run_of_a_deployment_that_it_waits_for_end_as_under_a_stock_worker(fleet, pools):
+    sleeps, waits = cancelled("    time.sleep(600)").source(), cancelled(
+        "    from uuid import UUID; from prefect.deployments import run_deployment\n"
+        "    run_deployment(UUID(child), poll_interval=1)",
+        begins="def go(child):",
+    ).source()  # fmt: skip
+    seen: dict[str, list[Facts]] = {}
+    for who, pool in pools.items():
+        child = fleet.deploy(sleeps, pool=pool)
+        parent = fleet.create_run(fleet.deploy(waits, pool=pool), {"child": child})
+        both = (parent, child_of(fleet, child))
+        cancel(fleet, parent)
+        for run in both:
+            fleet.wait_state(run, "Cancelled", seconds=180)
+        until(lambda both=both: not any(living(fleet, run) for run in both), 60, "all processes to be gone")
+        seen[who] = [facts(fleet, run) for run in both]
+    print(seen)
+    assert seen[OURS] == seen[STOCK]
+    assert seen[OURS] == [{STATES: "Cancelling, Cancelled", HOOKS: "1 on_cancellation (Cancelling)", LEFT: "0"}] * 2
