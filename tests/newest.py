@@ -10,7 +10,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 from tests.valkey import binary
@@ -66,11 +66,11 @@ def versions() -> dict[str, str]:
     return {**found, "server": said.strip()}
 
 
-def main(args: Sequence[str]) -> int:
+def run_all(sessions: Mapping[str, Sequence[str]], met: Mapping[str, str], args: Sequence[str]) -> int:
     """Say what is met, and run all sessions with these arguments of pytest; 0 when all have passed."""
-    print("met:", ", ".join(f"{name} {what}" for name, what in versions().items()), flush=True)
+    print("met:", ", ".join(f"{name} {what}" for name, what in met.items()), flush=True)
     failed, begun = [], time.monotonic()
-    for name, tests in SESSIONS.items():
+    for name, tests in sessions.items():
         print(f"== {name}", flush=True)
         if subprocess.run([sys.executable, "-m", "pytest", "-q", *args, *tests], check=False).returncode:
             failed.append(name)
@@ -79,4 +79,4 @@ def main(args: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_all(SESSIONS, versions(), sys.argv[1:]))

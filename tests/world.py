@@ -47,6 +47,12 @@ def flows_python() -> str:
     return os.environ.get("FLOWFLEET_TEST_FLOWS_PYTHON", sys.executable)
 
 
+def flows_prefect() -> str:
+    """The version of prefect that it has."""
+    ask = "from importlib.metadata import version; print(version('prefect'))"
+    return subprocess.run([flows_python(), "-c", ask], capture_output=True, text=True, check=True).stdout.strip()
+
+
 class Part:
     """A started command: its process, its log, the address of its own pages."""
 
