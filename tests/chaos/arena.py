@@ -43,6 +43,7 @@ NUMBERS = {
     "poller.reconcile:FOREIGN_SECONDS": 2.0,
     "poller.reconcile:UNSERVED_SECONDS": 1.5,
     "poller.reconcile:OWNER_SECONDS": 8.0,
+    "poller.lost:SWITCH_MARGIN_SECONDS": 1.0,
     "poller.lost_reports:GONE_SECONDS": 3.0,
     "poller.lost_reports:AGAIN_SECONDS": 1.0,
     "poller.cancellation:LOOK_SECONDS": 0.5,
@@ -146,9 +147,12 @@ class Arena(World):
 
     # runs
 
-    def create(self, hold: str = "0", code: int = 0, *, engine: bool = False, deaf: bool = False) -> str:
-        """A run of the stub; with `engine` it is started as Prefect's own engine is."""
-        env = {"STUB_HOLD": hold, "STUB_EXIT": str(code), **({"STUB_DEAF": "1"} if deaf else {})}
+    def create(
+        self, hold: str = "0", code: int = 0, *, engine: bool = False, deaf: bool = False, pulse: bool = False
+    ) -> str:
+        """A run of the stub; with `engine` it is started as Prefect's own engine is, with `pulse` it marks its life."""
+        env = {"STUB_HOLD": hold, "STUB_EXIT": str(code)}
+        env |= {name: "1" for name, set_ in (("STUB_DEAF", deaf), ("STUB_PULSE", pulse)) if set_}
         if self.of_prefect1:
             config = {"type": "LocalRun", "env": env, "labels": ["x"], "working_dir": None}
             run_id = str(self.local.add_run(self.flow, labels=["x"], run_config=config))

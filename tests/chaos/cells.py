@@ -8,6 +8,7 @@ import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from tests import processes
 from tests.chaos import oracle
@@ -27,9 +28,18 @@ class Case:
 
     name: str
     process: str  # "poller" | "worker" | "shim"
-    story: Callable[[Cell], None]
+    #: what it returns, if anything, goes on with it when the fault was met
+    story: Callable[[Cell], Callable[[], None] | None]
     apis: tuple[str, ...] = APIS
     actions: tuple[str, ...] = ACTIONS
+    #: tells cases of one failpoint apart
+    kind: str = ""
+    #: no more seeds than so many
+    seeds: int = 1000
+
+    @property
+    def title(self) -> str:
+        return f"{self.name}.{self.kind}" if self.kind else self.name
 
     def environment(self, action: str, process: str) -> dict[str, str]:
         """The failpoint, for the parts that it is for."""
@@ -47,16 +57,21 @@ class Cell:
     seed: int = 0
     #: run → what it is expected to come to
     expected: dict[str, str] = field(default_factory=dict)
+    #: run → those of its claims whose host was frozen, and when that one thawed (boot clock)
+    frozen: dict[str, dict[str, float]] = field(default_factory=dict)
     #: a host that was lost: no part of it is started again before this is done
     unsure: bool = False
+    #: the part that a second fault meets
+    other: str = ""
 
     def __post_init__(self) -> None:
-        name = f"{self.case.name} {self.action} {self.arena.kind} {self.seed}"
+        name = f"{self.case.title} {self.action} {self.arena.kind} {self.seed}"
         self.random = random.Random(zlib.crc32(name.encode()))
         #: what else goes wrong, at some time after the story; the first seed has nothing else
         self.second = self.random.choice(("nothing", *SECOND_FAULTS)) if self.seed else "nothing"
         self._later: list[tuple[float, Callable[[], object]]] = []
         self.unsure = self.case.process == "shim"
+        self.other = "worker" if self.case.process == "poller" else "agent"
 
     # what stories do
 
@@ -64,8 +79,8 @@ class Cell:
         part = self.arena.poller("agent", *options, env=self.case.environment(self.action, "poller"))
         return self._ready(part) if wait else part
 
-    def worker(self, name: str = "worker", *, wait: bool = False, **how: int) -> ArenaPart:
-        part = self.arena.worker(name, env=self.case.environment(self.action, "worker"), **how)
+    def worker(self, name: str = "worker", *, wait: bool = False, env: Any = None, **how: int) -> ArenaPart:
+        part = self.arena.worker(name, env={**self.case.environment(self.action, "worker"), **(env or {})}, **how)
         return self._ready(part) if wait else part
 
     def _ready(self, part: ArenaPart) -> ArenaPart:
@@ -87,10 +102,11 @@ class Cell:
 
         self.wait(running, seconds, f"run {run_id} to begin")
 
-    def wait(self, condition: Callable[[], object], seconds: float, what: str, *, tend: bool = True) -> None:
+    def wait(self, condition: Callable[[], object], seconds: float, what: str) -> None:
         def look() -> object:
-            if tend and not self._met:
-                self._tend_others()
+            if self._met:
+                self.arena.tend()
+            self._tend_others()
             return condition()
 
         until(look, seconds, what, pause=0.05)
@@ -121,15 +137,20 @@ class Cell:
         if self.arena.of_prefect1:
             all_faults(self.arena, self.random)
         pause(self.random.uniform(0.0, 0.5) if self.seed else 0.0)
-        self.case.story(self)
+        go_on = self.case.story(self)
         self._go_wrong_again()
         self.meet()
+        if go_on is not None:
+            go_on()
         self.create("ok")
         self.come_to_rest()
         found = Verdicts()
         for run_id, expected in self.expected.items():
-            found.add(oracle.judge(self.arena, run_id, expected, unsure=self.unsure))
+            frozen = self.frozen.get(run_id, {})
+            found.add(oracle.judge(self.arena, run_id, expected, unsure=self.unsure, frozen=frozen))
         found.add(oracle.claims_of_starts(self.arena))
+        thaws = sum(map(len, self.frozen.values()))
+        assert not thaws or found.thawed, "a host was frozen, and no run of it was started elsewhere before the thaw"
         return found
 
     def meet(self) -> None:
@@ -196,22 +217,18 @@ def all_faults(arena: Arena, chance: random.Random) -> None:
 # -- second faults
 
 
-def _other_name(cell: Cell) -> str:
-    return "worker" if cell.case.process == "poller" else "agent"
-
-
 def _other_part(cell: Cell) -> ArenaPart:
-    kept: ArenaPart = cell.arena.kept[_other_name(cell)][0]
+    kept: ArenaPart = cell.arena.kept[cell.other][0]
     return kept
 
 
 def _kill_another(cell: Cell) -> None:
-    part, again = cell.arena.kept[_other_name(cell)]
+    part, again = cell.arena.kept[cell.other]
     part.kill()
 
     def start_again() -> None:
         # a cell that has met its fault meanwhile starts all parts again
-        if cell.arena.kept[_other_name(cell)][0] is part:
+        if cell.arena.kept[cell.other][0] is part:
             again()
 
     cell.after(0.3, 2.0, start_again)
@@ -323,16 +340,31 @@ def lost_host(cell: Cell) -> None:
     cell.poller(wait=True)
     worker = cell.worker(wait=True)
     run_id = cell.create("lost", "hold")
+    running(cell, run_id)
+    again = cell.arena.kept.pop("worker")
+    host_dies(cell, worker, run_id)
+    fired(cell)
+    cell.arena.kept["worker"] = again
+
+
+def running(cell: Cell, run_id: str) -> None:
+    """Wait until the run has begun, and the ledger has it as running, too."""
     cell.begun(run_id)
     cell.wait(lambda: cell.arena.seen()["runs"][0]["state"] == "running", 10, "it to be running in the ledger")
-    arena = cell.arena
-    again = arena.kept.pop("worker")
+
+
+def host_dies(cell: Cell, worker: ArenaPart, run_id: str) -> None:
+    """The worker, the shims and the run die at once."""
     worker.kill()
-    for pid in arena.shims():
+    for pid in cell.arena.shims():
         processes.kill(pid)
     processes.sweep("FLOWFLEET_RUN_ID", run_id)
-    cell.wait(lambda: arena.fired(cell.case.name), TTL_SECONDS + GRACE_SECONDS + 20, f"{cell.case.name} to fire")
-    arena.kept["worker"] = again
+
+
+def fired(cell: Cell) -> None:
+    """Wait for the failpoint of a story whose run is judged first."""
+    name = cell.case.name
+    cell.wait(lambda: cell.arena.fired(name), TTL_SECONDS + GRACE_SECONDS + 20, f"{name} to fire")
 
 
 CASES = (

@@ -1,9 +1,10 @@
 """Stub engine: what runs in chaos tests. It marks its own start and end, tells the API what an engine tells, and ends.
 
 `stub_engine.py SECONDS|hold EXIT-CODE`, or by the variables STUB_HOLD and STUB_EXIT. A line of its marks is
-`WORD CLAIM PID BOOT-CLOCK`: `start`, `overlap` (another process of the same run is alive), `running`,
-`told`, `end`; and `hooks`, where it was started for the hooks of its flow alone. A run that stays looks for
-Cancelling, as engines do that cancel themselves, unless STUB_DEAF is set.
+`WORD CLAIM PID BOOT-CLOCK`: `start`, `overlap` (another process of the same run is alive, whose claim comes fifth),
+`running`, `told`, `end`; `lives`, ten times a second, where STUB_PULSE is set; and `hooks`, where it was started for
+the hooks of its flow alone. A run that stays looks for Cancelling, as engines do that cancel themselves, unless
+STUB_DEAF is set.
 Where it finds a control session it speaks as Prefect 3's engine does: hello, receipt, or the acknowledgement of an
 intent.
 """
@@ -26,23 +27,24 @@ MARKS = Path(os.environ["FFTEST_NOTES"], RUN)
 RECEIPT_STATE = "00000000-0000-4000-8000-000000000001"
 
 
-def mark(word):
+def mark(word, *more):
+    at = f"{time.clock_gettime(time.CLOCK_BOOTTIME):.3f}"
     with MARKS.open("ab", buffering=0) as marks:
-        marks.write(f"{word} {CLAIM} {os.getpid()} {time.clock_gettime(time.CLOCK_BOOTTIME):.3f}\n".encode())
+        marks.write((" ".join([word, CLAIM, str(os.getpid()), at, *more]) + "\n").encode())
 
 
 def looks_for_another():
     """Processes of this run that have not marked their end: alive, they overlap with this one."""
     lines = [line.split() for line in MARKS.read_text().splitlines()] if MARKS.exists() else []
     ended = {line[2] for line in lines if line[0] == "end"}
-    for _, claim, pid, _ in (line for line in lines if line[0] == "start" and line[2] not in ended):
+    for _, claim, pid, *_ in (line for line in lines if line[0] == "start" and line[2] not in ended):
         try:
             environment = Path("/proc", pid, "environ").read_bytes().split(b"\0")
             state = Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()[0]
         except OSError:
             continue
         if f"FLOWFLEET_CLAIM={claim}".encode() in environment and state not in "ZX":
-            mark("overlap")
+            mark("overlap", claim)
 
 
 def post(url, body, patience=60.0):
@@ -154,9 +156,12 @@ def main():
     tell("Running")
     mark("running")
     until = time.monotonic() + (600 if hold == "hold" else float(hold))
-    gate, look = MARKS.with_name("release"), time.monotonic() + 0.3
+    gate, look, pulse = MARKS.with_name("release"), time.monotonic() + 0.3, 0.0
     while time.monotonic() < until and not (hold == "hold" and gate.exists()):
         time.sleep(0.02)
+        if os.environ.get("STUB_PULSE") and time.monotonic() > pulse:
+            pulse = time.monotonic() + 0.1
+            mark("lives")
         if hold == "hold" and not deaf and session.line is None and time.monotonic() > look:
             look = time.monotonic() + 0.3
             if cancelling():
