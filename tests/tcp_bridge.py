@@ -14,7 +14,8 @@ class TcpBridge:
     """Listens at `host`, relays to `target`; `cut` resets all links and refuses new ones, `mend` listens again.
 
     `hold` is a partition: links stay, and what is sent goes nowhere, or in one direction only, until `let_go`; then all
-    of it arrives, as over a network that sends again what was lost. `delay` is added to each direction.
+    of it arrives, as over a network that sends again what was lost. `delay` is added to each direction, `late_answers`
+    to what comes from the server alone. `answer` is a proxy that says no: nothing of a request goes on to the server.
     """
 
     def __init__(self, target: tuple[str, int], host: str = "127.0.0.1") -> None:
@@ -29,6 +30,10 @@ class TcpBridge:
         self.accepted = 0
         #: seconds by which each piece of data is late, in each direction
         self.delay = 0.0
+        self.late_answers = 0.0
+        self._answer, self._answers_left = b"", 0
+        #: requests that were answered here
+        self.answered = 0
         self._clear = {direction: threading.Event() for direction in (TO_SERVER, TO_CLIENT)}
         self.let_go()
         self.mend()
@@ -76,6 +81,16 @@ class TcpBridge:
         for clear in self._clear.values():
             clear.set()
 
+    def answer(self, data: bytes, times: int) -> None:
+        """The next so many pieces of data from clients get this for an answer, and their links end."""
+        with self._lock:
+            self._answer, self._answers_left = data, times
+
+    @property
+    def answers_left(self) -> int:
+        """How many are still to be answered here."""
+        return self._answers_left
+
     def lead_to(self, target: tuple[str, int]) -> None:
         """Every link is broken, and new ones lead to another server."""
         self.cut()
@@ -110,9 +125,12 @@ class TcpBridge:
         """One direction of a link; its end is that of the other too."""
         with contextlib.suppress(OSError):
             while data := source.recv(1 << 16):
-                if self.delay:
-                    time.sleep(self.delay)
+                late = self.delay + (self.late_answers if direction == TO_CLIENT else 0.0)
+                if late:
+                    time.sleep(late)
                 self._clear[direction].wait()
+                if direction == TO_SERVER and self._says_no(source):
+                    break
                 sink.sendall(data)
         with self._lock:
             self._links -= {source, sink}
@@ -120,3 +138,18 @@ class TcpBridge:
             with contextlib.suppress(OSError):
                 link.shutdown(socket.SHUT_RDWR)
             link.close()
+
+    def _says_no(self, client: socket.socket) -> bool:
+        with self._lock:
+            if not self._answers_left:
+                return False
+            self._answers_left -= 1
+            self.answered += 1
+            data = self._answer
+        client.sendall(data)
+        client.shutdown(socket.SHUT_WR)
+        # what is left of the request is read to its end: a close before that resets the link, and the answer with it
+        client.settimeout(5)
+        while client.recv(1 << 16):
+            pass
+        return True

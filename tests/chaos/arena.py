@@ -11,11 +11,13 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from tests import folders, processes
 from tests.chaos.zygote import Zygote
 from tests.lawless_api import LawlessApi
 from tests.prefect1_api import Faults, Prefect1Api
+from tests.rest import Rest
 from tests.tcp_bridge import TcpBridge
 from tests.valkey import free_port
 from tests.waiting import until
@@ -80,8 +82,12 @@ class Arena(World):
         elif kind == "prefect1":
             self.local = Prefect1Api(faults=Faults.like_server()).start()
         self.of_prefect1 = kind == "prefect1"
-        url = server_url if self.local is None else self.local.url if self.of_prefect1 else self.local.api_url
+        real = server_url if self.local is None else self.local.url if self.of_prefect1 else self.local.api_url
+        #: the only way of all parts and runs to the API; what a test asks goes straight there
+        self.api_bridge = TcpBridge(("127.0.0.1", urlsplit(real).port or 0))
+        url = f"http://127.0.0.1:{self.api_bridge.port}{urlsplit(real).path}"
         super().__init__(folder, url, f"redis://127.0.0.1:{self.bridge.port}/0")
+        self.api = Rest(real)
         self.fired_folder = folder / "fired"
         self.fired_folder.mkdir()
         self.env = {"FLOWFLEET_FAILPOINT_FOLDER": str(self.fired_folder), "FLOWFLEET_API_READ_SECONDS": "4"}
@@ -239,4 +245,5 @@ class Arena(World):
         if self.local is not None:
             self.local.stop()
         self.bridge.close()
+        self.api_bridge.close()
         self.api.session.close() if not self.of_prefect1 else None

@@ -70,6 +70,8 @@ class Cell:
         #: what else goes wrong, at some time after the story; the first seed has nothing else
         self.second = self.random.choice(("nothing", *SECOND_FAULTS)) if self.seed else "nothing"
         self._later: list[tuple[float, Callable[[], object]]] = []
+        #: how often the second fault is still to be met
+        self.unmet: Callable[[], int] = lambda: 0
         self.unsure = self.case.process == "shim"
         self.other = "worker" if self.case.process == "poller" else "agent"
 
@@ -127,8 +129,14 @@ class Cell:
         self._later.append((time.monotonic() + self.random.uniform(least, most), act))
 
     def _go_wrong_again(self) -> None:
+        """The second fault, as soon as it can meet something."""
+
+        def act() -> None:
+            if not SECOND_FAULTS[self.second](self):
+                self.after(0.1, 0.3, act)
+
         if self.second in SECOND_FAULTS:
-            self.after(0.0, 3.0, lambda: SECOND_FAULTS[self.second](self))
+            self.after(0.0, 3.0, act)
 
     # its way
 
@@ -174,7 +182,7 @@ class Cell:
             nonlocal left
             self.arena.tend()
             self._tend_others()
-            if self._later:
+            if self._later or self.unmet():
                 # the line to Redis may be cut, over which the ledger is read here, too
                 return False
             open_runs = [run_id for run_id in self.expected if not self.arena.ended(run_id)]
@@ -217,13 +225,10 @@ def all_faults(arena: Arena, chance: random.Random) -> None:
 # -- second faults
 
 
-def _other_part(cell: Cell) -> ArenaPart:
-    kept: ArenaPart = cell.arena.kept[cell.other][0]
-    return kept
-
-
-def _kill_another(cell: Cell) -> None:
+def _kill_another(cell: Cell) -> bool:
     part, again = cell.arena.kept[cell.other]
+    if part.process.poll() is not None:
+        return False
     part.kill()
 
     def start_again() -> None:
@@ -232,27 +237,35 @@ def _kill_another(cell: Cell) -> None:
             again()
 
     cell.after(0.3, 2.0, start_again)
+    return True
 
 
-def _freeze_another(cell: Cell) -> None:
-    part = _other_part(cell)
+def _freeze_another(cell: Cell) -> bool:
+    part, _ = cell.arena.kept[cell.other]
+    if part.process.poll() is not None:
+        return False
     part.signal(signal.SIGSTOP)
     cell.after(0.3, TTL_SECONDS + 1.0, lambda: part.signal(signal.SIGCONT))
+    return True
 
 
-def _cut_redis(cell: Cell) -> None:
+def _cut_redis(cell: Cell) -> bool:
     cell.arena.bridge.cut()
     cell.after(0.2, 2.0, cell.arena.bridge.mend)
+    return True
 
 
-def _api_fails(cell: Cell) -> None:
-    if cell.arena.kind == "lawless":
-        cell.arena.local.fail("", times=cell.random.randint(1, 8))
-    elif cell.arena.of_prefect1:
-        cell.arena.local.faults.broken(status=503, times=cell.random.randint(1, 8))
+def _api_fails(cell: Cell) -> bool:
+    bridge = cell.arena.api_bridge
+    bridge.answer(UNAVAILABLE, cell.random.randint(1, 8))
+    cell.unmet = lambda: bridge.answers_left
+    return True
 
 
-SECOND_FAULTS: dict[str, Callable[[Cell], None]] = {
+#: what a proxy says for a server that is away
+UNAVAILABLE = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+#: what each of them does; False = there was nobody whom it could meet, now
+SECOND_FAULTS: dict[str, Callable[[Cell], bool]] = {
     "another part is killed": _kill_another,
     "another part freezes": _freeze_another,
     "the line to Redis is cut": _cut_redis,
