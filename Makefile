@@ -32,6 +32,8 @@ SEEDS ?= 20
 # of `make chaos`
 SECONDS ?= 1800
 SEED ?=
+# 1: a game in which lost runs are started again
+REQUEUE ?=
 # tests wait more than they compute, so several processes share the work of a suite
 LANES ?= 2
 PYTEST = -m pytest -n $(LANES) --no-loadscope-reorder --session-timeout=$(SESSION_SECONDS) $(PYTEST_ARGS)
@@ -50,7 +52,7 @@ help:
 	@echo "make bench    side by side with Prefect's own worker"
 	@echo "make mutants  seeded faults, one at a time, each of which a test must catch; takes 10 minutes"
 	@echo "make stress   the chaos and acceptance suites with their full numbers"
-	@echo "make chaos    a monkey breaks parts at random while runs flow; SECONDS=1800, SEED=7 for a game once more"
+	@echo "make chaos    a monkey breaks parts at random while runs flow; SECONDS=1800, SEED=7 for a game once more, REQUEUE=1"
 	@echo "make newest   the tests that meet Prefect 3, Celery, redis-py and Valkey, with the newest of each, in $(NEWEST)"
 	@echo "make oldest   cancels, hooks and ends of flows that have the oldest Prefect 3, in $(OLDEST)"
 	@echo "make clean    take away what the others made"
@@ -147,7 +149,7 @@ stress: install prefect1
 	@FLOWFLEET_TEST_SEEDS=$(SEEDS) $(BIN)/python -m pytest -n 4 -m "stress or slow" tests/chaos/test_crash_matrix.py $(PYTEST_ARGS)
 
 chaos: install
-	@$(BIN)/python -m tests.chaos.monkey $(SECONDS) $(SEED)
+	@$(BIN)/python -m tests.chaos.monkey $(SECONDS) $(SEED) $(if $(REQUEUE),--requeue)
 
 # Made anew each time. First what we ask for, then the newest: Prefect 3 and Celery 5 with what these need, and without
 # regard to anybody's bounds what both leave to us. fastapi stays where the Prefect server can be started with it.

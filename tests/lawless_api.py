@@ -130,13 +130,15 @@ class LawlessApi:
 
     def fail(
         self, where: str, kind: str = "status", *, times: int = 1, status: int = 503, body: Any = None, **headers: str
-    ) -> None:
+    ) -> Fault:
         """Let the next requests go wrong: "status", "page" (a proxy's web page), "json" (200 with this body),
         "mute" (no answer), "late" (held until `release`, then done, and the line breaks), "drop_after" (done, then the
         line breaks),
-        "null_abort" (bulk: nothing done, ABORT without a state), "null_abort_after" (the same, though it was done)."""
+        "null_abort" (bulk: nothing done, ABORT without a state), "null_abort_after" (the same, though it was done).
+        The fault itself says how often it is still to be met."""
         with self._lock:
             self.faults.append(Fault(where, kind, times, status, headers, body))
+            return self.faults[-1]
 
     def heal(self) -> None:
         """No faults any more."""
@@ -176,6 +178,14 @@ class LawlessApi:
         """The names of all states that were written."""
         with self._lock:
             return [state["name"] for state in self.states[run_id]]
+
+    def cancel(self, run_id: str) -> bool:
+        """What a user does who presses Cancel; False where the run has ended, or is being cancelled."""
+        with self._lock:
+            if self.runs[run_id]["state"]["type"] in (*TERMINAL, "CANCELLING"):
+                return False
+            self.write(run_id, "CANCELLING", "Cancelling")
+            return True
 
     def write(self, run_id: str, kind: str, name: str | None = None, message: str = "", **details: Any) -> None:
         """A state as an engine or a user writes it."""

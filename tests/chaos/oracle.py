@@ -55,11 +55,18 @@ class Verdicts:
 
 
 def judge(
-    arena: Arena, run_id: str, expected: str, *, unsure: bool = False, frozen: Mapping[str, float] | None = None
+    arena: Arena,
+    run_id: str,
+    expected: str,
+    *,
+    unsure: bool = False,
+    again: bool = False,
+    frozen: Mapping[str, float] | None = None,
 ) -> Verdicts:
     """One run that has come to rest; `unsure`: its shim was met by a fault, so its exit may be unknown.
 
-    `frozen` has its claims whose host was frozen: claim → when that one thawed, by the boot clock.
+    `again`: it may have been started again by us, also when it had ended and its host could not say so. `frozen` has
+    its claims whose host was frozen: claim → when that one thawed, by the boot clock.
     """
     found = Verdicts()
     states, marks = arena.states(run_id), arena.marks(run_id)
@@ -91,7 +98,9 @@ def judge(
         found.false.append(f"its end is not that of its last start: {what}")
     if expected == "code 3" and not unsure and "code 3" not in message:
         found.false.append(f"the message is {message!r}: {what}")
-    if expected == "code 3" and not unsure and words["end"] != 1:
+    ended = Counter(mark[1] for mark in marks if mark[0] == "end")
+    once = max(ended.values(), default=0) == 1 and (again or len(ended) == 1)
+    if expected == "code 3" and not unsure and not once:
         found.doubled.append(f"it did not end once: {what}")
     return found
 
