@@ -1,7 +1,8 @@
 """Crash matrix: each failpoint in its own process x kill, freeze, raise x three APIs; one true end, and nothing left.
 
-CI has a fixed third of the cells. `make stress` has all, and as many seeds as `FLOWFLEET_TEST_SEEDS` says (three on
-real Prefect 3); a seed varies the timing and adds a second fault. One cell again:
+CI has a fixed third of the cells, and of that again a third where FLOWFLEET_TEST_THIRD is set (a very slow machine).
+`make stress` has all, and as many seeds as `FLOWFLEET_TEST_SEEDS` says (three on real Prefect 3, fewer of some cases);
+a seed varies timing and second fault, and is printed. One cell again:
 `FLOWFLEET_TEST_SEED=7 pytest -m "stress or slow" tests/chaos/test_crash_matrix.py -k claim.after_api-kill-lawless`.
 """
 
