@@ -310,6 +310,7 @@ def test_no_hook_runs_on_a_host_whose_run_was_told_as_lost(world, tmp_path, capl
     until(lambda: world.ledger.claims.tomb(message.run_id) is None, 20, "the tombstone to go")
     until(lambda: world.service.attempts.all() == [], 20, "the worker to let go of it")
     assert not marks.exists()
+    assert not (world.run_folder(message).path / "hooks").exists(), "not even one that is ended at once"
 
 
 def test_a_judged_run_of_which_the_api_knows_nothing_yet_goes_on(world, service):
