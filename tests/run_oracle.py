@@ -14,8 +14,9 @@ CLAIMED = "Submitted"
 def wrong(run_id: str, notes: Sequence[Sequence[str]], history: Sequence[str]) -> list[str]:
     """What is wrong about a run, by its own notes and by the names of its states at the API; empty if nothing is.
 
-    One true end, no more starts than claims, at most one start for each claim, and no two at the same time. Notes are
-    the lines of `note`: word, pid, time, who, claim.
+    One true end, no more starts than claims, at most one start for each claim, and no two at the same time (no test
+    with this oracle freezes a host, so there is no exception). Notes are the lines of `note`: word, pid, time, who,
+    claim.
     """
     ends = [name for name in history if name in ENDS]
     starts = [note for note in notes if note[0] == "ran"]

@@ -164,7 +164,9 @@ def leftovers(arena: Arena) -> list[str]:
             name = key if isinstance(key, str) else key.decode()
             kind = client.type(key)
             kind = kind if isinstance(kind, str) else kind.decode()
-            if kind == "list" and client.llen(key) and "hints" not in name:
+            # the ids that the ledger has had are its own list, and no queue
+            queue = kind == "list" and "hints" not in name and name != ledger.store.key("ledgers")
+            if queue and client.llen(key):
                 left.append(f"{client.llen(key)} messages in {name.removeprefix(prefix)}")
             if "unacked" in name and kind in ("hash", "zset"):
                 left.append(f"unacked entries in {name}")
