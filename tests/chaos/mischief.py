@@ -232,13 +232,16 @@ class Mischief:
 
     def _cancel(self) -> set[str] | None:
         runs = sorted(run for run in self.live() - self.cancelled if self.arena.state(run)["type"] == "RUNNING")
-        if not runs:
-            return None
-        run = self.random.choice(runs)
-        if not self.arena.local.cancel(run):
+        run = self.random.choice(runs) if runs else ""
+        if not run or not self.arena.local.cancel(run):
             return None
         self.cancelled.add(run)
         return {run}
+
+    def cancel(self, run: str) -> None:
+        """Cancel this one, as a user does who waits for nothing else."""
+        if self.arena.local.cancel(run):
+            self.cancelled.add(run)
 
 
 def _named(pid: int, runs: set[str]) -> set[str]:

@@ -44,6 +44,8 @@ class Monkey:
     #: run → what it is expected to come to, and when it was created
     expected: dict[str, str] = field(default_factory=dict)
     since: dict[str, float] = field(default_factory=dict)
+    #: runs that stay until they are cancelled → when that is due
+    cancel_at: dict[str, float] = field(default_factory=dict)
     open_runs: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -85,12 +87,18 @@ class Monkey:
 
     def _create(self, now: float) -> None:
         expected, hold = self.random.choice(
-            [("ok", "0.1"), ("ok", "0.5"), ("code 3", "0.2"), ("ok", "3"), ("code 3", "1")]
+            [("ok", "0.1"), ("ok", "0.5"), ("code 3", "0.2"), ("ok", "3"), ("code 3", "1"), ("cancelled", "hold")]
         )
         # past the line, which may break after a run was made that nobody here would know of
-        run_id = self.arena.create_past_the_line(hold, 3 if expected == "code 3" else 0)
+        engine = expected == "cancelled"
+        run_id = self.arena.create_past_the_line(hold, 3 if expected == "code 3" else 0, engine=engine)
         self.expected[run_id], self.since[run_id] = expected, now
         self.open_runs.add(run_id)
+
+    def _runs(self, run: str) -> bool:
+        """Whether it is Running, and nobody will write that once more: the API takes it over a cancel."""
+        told = any(mark[0] == "running" for mark in self.arena.marks(run))
+        return told and self.arena.state(run)["type"] == "RUNNING"
 
     def _begun(self) -> set[str]:
         """Runs that are claimed or begun, and not at their end."""
@@ -98,7 +106,12 @@ class Monkey:
 
     def _look(self, now: float) -> None:
         self.open_runs = {run for run in self.open_runs if not self.arena.ended(run)}
-        for run in self.open_runs:
+        for run in sorted(self.open_runs):
+            if self.expected[run] == "cancelled" and self._runs(run):
+                # a while after its begin, whatever the fleet is at then
+                at = self.cancel_at.setdefault(run, now + self.random.uniform(0.3, 4.0))
+                if now >= at:
+                    self.mischief.cancel(run)
             age = now - self.since[run]
             assert age < STUCK_SECONDS * SCALE, f"run {run} is stuck since {age:.0f} s: {self.arena.state(run)}"
 
@@ -120,9 +133,13 @@ class Monkey:
     def _verdicts(self) -> Verdicts:
         found = Verdicts()
         for run, given in self.expected.items():
-            # one that was cancelled has the end that it had before, or was on its way to, or is Cancelled
-            over = run in self.mischief.cancelled and self.arena.state(run)["type"] == "CANCELLED"
-            expected, unsure = "cancelled" if over else given, run in self.mischief.unsure
+            end, expected, unsure = self.arena.state(run)["type"], given, run in self.mischief.unsure
+            if run in self.mischief.cancelled and end == "CANCELLED":
+                # else it has the end that it was on its way to
+                expected = "cancelled"
+            elif given == "cancelled" and unsure and end in oracle.CRASHES:
+                # it went with its shim, before anybody had cancelled it
+                expected = "lost"
             found.add(oracle.judge(self.arena, run, expected, unsure=unsure, again=self.requeue))
         if not self.mischief.wiped:
             found.add(oracle.claims_of_starts(self.arena))
