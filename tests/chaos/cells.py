@@ -363,7 +363,8 @@ def lost_host(cell: Cell) -> None:
 def running(cell: Cell, run_id: str) -> None:
     """Wait until the run has begun, and the ledger has it as running, too."""
     cell.begun(run_id)
-    cell.wait(lambda: cell.arena.seen()["runs"][0]["state"] == "running", 10, "it to be running in the ledger")
+    states = lambda: [one["state"] for one in cell.arena.seen()["runs"] if one["run_id"] == run_id]  # noqa: E731
+    cell.wait(lambda: states() == ["running"], 30, "it to be running in the ledger")
 
 
 def host_dies(cell: Cell, worker: ArenaPart, run_id: str) -> None:
