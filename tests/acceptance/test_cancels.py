@@ -46,6 +46,8 @@ FLOWS = {
                     note("swallowed")
     """,
 }
+#: the first prefect whose engine runs them where it writes Crashed itself below a worker
+RUNS_CRASH_HOOKS = (3, 8, 4)
 #: the state in which a run waits → its flow: in its process, or (Suspended) with none
 WAITING = {
     "Paused": f"""{HOOKS.rstrip()}
@@ -181,7 +183,9 @@ def test_the_crash_hook_of_a_killed_engine_runs_once_and_another_s_end_is_left_a
     for run in (killed, left):
         fleet.wait_state(run, "Crashed", seconds=120)
     fleet.wait_empty(60)
-    for run in (killed, left):
+    # an older engine that writes Crashed itself leaves these hooks to a worker of its own version
+    by_itself = tuple(map(int, flows_prefect().split("."))) >= RUNS_CRASH_HOOKS
+    for run, hooks in ((killed, 1), (left, int(by_itself))):
         assert fleet.api.history(run)[-1] == "Crashed"
-        assert fleet.words(run).count("crash-hook") == 1
+        assert fleet.words(run).count("crash-hook") == hooks
         assert "async-hook" not in fleet.words(run)

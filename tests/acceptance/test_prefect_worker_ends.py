@@ -186,11 +186,11 @@ def documented(*, older: bool) -> Differences:
 
 def table(seen: Mapping[str, Mapping[str, Facts]]) -> str:
     """For people: a line for each end and worker."""
-    lines = ["{:14}  {:21}  {:31}  {}".format("", STATES, HOOKS, "left")]
+    lines = ["{:14}  {:37}  {:31}  {}".format("", STATES, HOOKS, "left")]
     for name in WAYS:
         lines.append(name)
         for who, by_name in seen.items():
-            lines.append("{:14}  {:21}  {:31}  {}".format(who, *by_name[name].values()))
+            lines.append("{:14}  {:37}  {:31}  {}".format(who, *by_name[name].values()))
     return "\n".join(lines)
 
 
