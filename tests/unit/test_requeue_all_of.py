@@ -182,6 +182,20 @@ def test_the_question_is_asked_on_a_terminal_and_refused_elsewhere(monkeypatch, 
     assert asked == ["To be started again: 1 run. Go on?"]
 
 
+@pytest.mark.parametrize(("yes", "agreed", "code"), [(False, False, 1), (False, True, 0), (True, None, 0)])
+def test_without_a_yes_nothing_is_started_again(fleet, monkeypatch, capsys, yes, agreed, code):
+    run_id = fleet.ended("calm-otter")
+    asked = []
+    monkeypatch.setattr(requeue, "take_snapshot", lambda ledger: fleet.snapshot())
+    monkeypatch.setattr(batch, "agreed", lambda question: asked.append(question) or agreed)
+    assert requeue._requeue_all_of(fleet.batch([]).requeueing, "worker", yes=yes, no_wait=True) == code
+    assert fleet.api.kind(run_id) is (CRASHED if code else StateType.SCHEDULED)
+    question = "To be started again: 1 run of worker (calm-otter)"
+    assert asked == ([] if yes else [question])
+    said = f"{question}.\n" if yes else "Nothing is started again.\n" if code else ""
+    assert capsys.readouterr().err == said
+
+
 # what becomes of them
 
 
