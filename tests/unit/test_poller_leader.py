@@ -84,6 +84,22 @@ def test_a_standby_gives_an_emptied_redis_its_id_back_where_the_leader_is_gone_t
     assert (race.second.ledger, race.gate.ledgers()) == (before, (before,))
 
 
+def test_a_redis_that_is_emptied_in_the_middle_of_a_beat_makes_its_leader_forget_nothing(race):
+    before, lead = race.first.ledger, race.gate.lead
+
+    def lead_and_lose(*numbers):
+        race.gate.lead = lead
+        answer = lead(*numbers)
+        race.gate.lose()
+        return answer
+
+    race.gate.lead = lead_and_lose
+    race.first.tend()
+    assert race.gate.ledgers() == ()
+    race.first.tend()
+    assert race.gate.ledgers() == (before,)
+
+
 def test_a_poller_that_stops_while_nobody_leads_gives_an_emptied_redis_its_id_back(race):
     before = race.first.ledger
     race.gate.lose()
