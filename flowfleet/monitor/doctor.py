@@ -188,13 +188,13 @@ def label_checks(api: ApiClient, snapshot: Snapshot, clock: Callable[[], float] 
 
 def ledger_checks(api: ApiClient, ledger: Ledger, snapshot: Snapshot) -> Iterator[Check]:
     """Check that no run of this fleet's name was claimed through another Redis, as far as a few of them tell."""
-    known, ledgers, mark = (
-        {claim.run_id for claim in snapshot.claims},
-        ledger.gate.ledgers(),
-        Mark(fleet=snapshot.fleet),
-    )
+    known, ledgers = {claim.run_id for claim in snapshot.claims}, ledger.gate.ledgers()
+    if not ledgers:
+        return  # no poller of this version has led yet
     try:
-        unknown = [found.state for found in api.unfinished(mark) if found.state.run_id not in known]
+        unknown = [
+            found.state for found in api.unfinished(Mark(fleet=snapshot.fleet)) if found.state.run_id not in known
+        ]
         # what was claimed after the snapshot is known by now; the history of a run costs a request
         looked_at = [state for state in unknown if ledger.claims.get(state.run_id) is None][:NAMED]
         origins = [(state, api.life.origin(state.run_id, snapshot.fleet)) for state in looked_at]
@@ -203,7 +203,8 @@ def ledger_checks(api: ApiClient, ledger: Ledger, snapshot: Snapshot) -> Iterato
         return
     theirs = [state.run_name for state, origin in origins if origin and ledger_of(origin.call) not in ledgers]
     if theirs:
-        found = f"The run {theirs[0]} of the fleet {snapshot.fleet} was claimed through another Redis."
+        which = "through another Redis, or before this one was emptied"
+        found = f"The run {theirs[0]} of the fleet {snapshot.fleet} was claimed {which}."
         remedy = "Give each fleet a name of its own by --fleet NAME, or end the run by flowfleet cancel --now."
         yield Check("other redis", WARN, found, remedy)
 

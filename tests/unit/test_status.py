@@ -393,7 +393,10 @@ def test_the_doctor_names_a_run_that_was_claimed_through_another_redis_and_looks
     _launched(restored, "0a0b0c0d", "calm-otter")
     (check,) = look()
     assert check.verdict is CheckStatus.WARN
-    assert check.found == "The run calm-otter of the fleet default was claimed through another Redis."
+    assert (
+        check.found
+        == "The run calm-otter of the fleet default was claimed through another Redis, or before this one was emptied."
+    )
     assert "--fleet" in check.remedy
 
     for _ in range(20):
@@ -406,6 +409,12 @@ def test_the_doctor_names_a_run_that_was_claimed_through_another_redis_and_looks
 def test_the_doctor_does_not_look_at_what_was_claimed_after_its_snapshot(restored):
     run_id = _launched(restored, "0a0b0c0d")
     restored.claims.by_run[run_id] = a_claim(run_id)
+    assert list(ledger_checks(restored.api, restored.ledger, _snapshot())) == []
+
+
+def test_the_doctor_says_nothing_of_a_ledger_that_has_no_id_yet(restored):
+    _launched(restored, "0a0b0c0d")
+    restored.gate.lose()
     assert list(ledger_checks(restored.api, restored.ledger, _snapshot())) == []
 
 

@@ -1,5 +1,6 @@
 -- elect: takes the lead when the leader is still as seen. ARGV: name, host, nonce, term seen, beat seen (empty: nobody leads), gap,
--- renew, ttl, grace, a new ledger id, the ids that the candidate remembers (joined by commas, its ledger's own first). The numbers come with the lead: what a worker starts before the first beat counts by them too.
+-- renew, ttl, grace, a new ledger id, the ids that the candidate remembers (joined by commas, its ledger's own first).
+-- The numbers come with the lead: what a worker starts before the first beat counts by them too.
 local name, host, nonce, seen_term, seen_beat, gap = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6])
 local leader = read_hash(key('leader')) or {}
 local leads = leader.nonce and leader.nonce ~= ''

@@ -1,5 +1,6 @@
 -- sign on: writes a worker's row, or answers with the row that stands in the way.
--- ARGV: worker, nonce seen, beat seen (both empty: none), the ledger ids that it remembers (joined by commas), then names and values
+-- ARGV: worker, nonce seen, beat seen (both empty: none), the ledger ids that it remembers (joined by commas),
+-- then names and values
 local worker, seen_nonce, seen_beat = ARGV[1], ARGV[2], ARGV[3]
 local fields = {}
 for i = 5, #ARGV, 2 do
