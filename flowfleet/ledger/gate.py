@@ -99,7 +99,7 @@ class Gate:
 
     def ledgers(self) -> tuple[str, ...]:
         """The ids of this ledger: its own first, then earlier ones that its pollers and workers remember."""
-        found: Any = self._store.ask(lambda client: client.lrange(self._store.key("ledgers"), 0, -1))
+        found: Any = self._store.ask(lambda client: client.zrange(self._store.key("ledgers"), 0, -1))
         return tuple(found)
 
     def stand_by(self, nonce: str, ledgers: Sequence[str] = ()) -> None:

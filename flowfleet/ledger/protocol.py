@@ -135,7 +135,7 @@ All under `flowfleet:FLEET:`
 | `routes`, `due` | known routes; what waits at the API on each |
 | `leader`, `lease`, `gate` | who leads; the leader's numbers; the accepted server process |
 | `standbys` | the counters of the pollers that stand by |
-| `ledger`, `ledgers` | the id of this ledger; a list of it and of earlier ones that its parts remember, at most 16 |
+| `ledger`, `ledgers` | the id of this ledger; it and the earlier ones that its parts remember, in order, at most 16 |
 | `leave` | there: all pollers claim nothing, give back and end (`flowfleet leave`); gone with the next `poller start` |
 | `counters` | what must be counted beyond one process |
 | `hints` | a channel, not a key: "look now"; nothing depends on it |

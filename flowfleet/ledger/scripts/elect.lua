@@ -23,8 +23,7 @@ redis.call('HDEL', key('standbys'), nonce)
 if redis.call('EXISTS', key('ledger')) == 0 then
   local id = string.match(ARGV[11], '^[^,]+') or ARGV[10]
   redis.call('SET', key('ledger'), id)
-  redis.call('LREM', key('ledgers'), 0, id)
-  redis.call('LPUSH', key('ledgers'), id)
+  keep_ledgers(id .. ',' .. table.concat(ledgers(), ','))
 end
 remember(ARGV[11])
 return term

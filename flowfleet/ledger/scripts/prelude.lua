@@ -58,22 +58,29 @@ end
 
 -- The ids by which this ledger is known: its own first, then earlier ones that its parts remember.
 local function ledgers()
-  return redis.call('LRANGE', key('ledgers'), 0, -1)
+  return redis.call('ZRANGE', key('ledgers'), 0, -1)
 end
 
--- Adds the ids that a part remembers, joined by commas. They stand last: where too many are known, the newer ones stay.
-local function remember(ids)
-  local known = {}
-  for _, id in ipairs(ledgers()) do
-    known[id] = true
-  end
+-- Makes these ids, joined by commas, all by which the ledger is known, in their order: what is too many stands last, and goes.
+local function keep_ledgers(ids)
+  local place, seen = 0, {}
+  redis.call('DEL', key('ledgers'))
   for id in string.gmatch(ids, '[^,]+') do
-    if not known[id] then
-      known[id] = true
-      redis.call('RPUSH', key('ledgers'), id)
+    if not seen[id] and place < KEPT_LEDGERS then
+      place, seen[id] = place + 1, true
+      redis.call('ZADD', key('ledgers'), place, id)
     end
   end
-  redis.call('LTRIM', key('ledgers'), 0, KEPT_LEDGERS - 1)
+end
+
+-- Adds the ids that a part remembers, behind those that are known.
+local function remember(ids)
+  for id in string.gmatch(ids, '[^,]+') do
+    if not redis.call('ZSCORE', key('ledgers'), id) then
+      keep_ledgers(table.concat(ledgers(), ',') .. ',' .. ids)
+      return
+    end
+  end
 end
 
 local function to_table(flat)
