@@ -94,7 +94,7 @@ class CancelOrder:
         return Ordered(run=run, claim=claim, state=answer.state, before=over)
 
     def _may_live(self, run: ChosenRun) -> str:
-        tomb = next((tomb for tomb in self.ledger.claims.tombs() if tomb.run_id == run.run_id), None)
+        tomb = self.ledger.claims.tomb(run.run_id)
         return f", and its process may live on {tomb.host}, which has not been heard of" if tomb else ""
 
     def _end_unheld(self, run: ChosenRun) -> None:

@@ -14,6 +14,7 @@ import click
 
 from flowfleet.api.client import ApiClient, Mark, UnfinishedRun
 from flowfleet.api.connect import connect
+from flowfleet.commands import batch
 from flowfleet.commands.program import CHECKS_FAILED
 from flowfleet.commands.worker_control import open_ledger
 from flowfleet.errors import FleetError
@@ -28,7 +29,6 @@ _LOOK_SECONDS = 0.5
 #: the API may show a state a moment after its server has taken another one
 _SETTLE_SECONDS = 5.0
 _GOES_ON = frozenset({State.STARTING, State.RUNNING, State.MISSING, State.JUDGED})
-_NAMED = 10
 
 _BACK = "To come back: worker resume --all, then poller start and worker start."
 
@@ -88,7 +88,7 @@ class Remains:
             _counted("run goes back", "runs go back", self.not_begun),
             _counted("run goes on", "runs go on", running),
             _counted("end is not told yet", "ends are not told yet", told),
-            f"workers end: {_joined(workers)}" if workers else "",
+            f"workers end: {batch.named(workers)}" if workers else "",
             f"poller ends: {self.poller}" if self.poller and not self.withdrawn else "",
             f"{self.standbys} more pollers end" if self.standbys and not self.withdrawn else "",
         ]
@@ -101,12 +101,7 @@ def _counted(one: str, many: str, claims: Sequence[Claim]) -> str:
 
 
 def _names(claims: Sequence[Claim]) -> str:
-    return _joined([f"{claim.name} on {claim.worker}" if claim.worker else claim.name for claim in claims])
-
-
-def _joined(words: Sequence[str]) -> str:
-    more = f" and {len(words) - _NAMED} more" if len(words) > _NAMED else ""
-    return ", ".join(words[:_NAMED]) + more
+    return batch.named([f"{claim.name} on {claim.worker}" if claim.worker else claim.name for claim in claims])
 
 
 @dataclass(kw_only=True)
@@ -173,7 +168,7 @@ class Leaving:
             )
         left = self._left(frozenset(claim.run_id for claim in goes_on))
         if left:
-            names = _joined([f"{run.state.run_name} ({run.state.run_id}, {run.state.name})" for run in left])
+            names = batch.named([f"{run.state.run_name} ({run.state.run_id}, {run.state.name})" for run in left])
             raise LeftBehind(
                 f"Left at the Prefect API, and unknown to the ledger: {names}. Look whether a process of it lives, "
                 "then set its state in the Prefect UI."

@@ -188,17 +188,37 @@ def test_the_slot_stays_taken_while_the_hook_for_a_crash_runs_too(engine):
     engine.wait_free()
 
 
-def test_a_cancelled_run_whose_shim_is_dead_is_ended_whole_with_children_in_sessions_of_their_own(engine):
+#: leaves its parent and its session, and ignores TERM
+DAEMON = """
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        signal.signal(15, signal.SIG_IGN)
+        open(pids, "a").write(f"{os.getpid()}\\n")
+        time.sleep(600)
+    os._exit(0)
+"""
+
+
+def with_deaf_children(engine, number, *, more=""):
+    """A run with children that ignore TERM, all but the first in sessions of their own, and the file of their pids."""
     pids = engine.folder / "pids"
     child = "import signal,time; signal.signal(15, signal.SIG_IGN); time.sleep(600)"
     code = f"""
 import subprocess
-for number in range(2):
+pids = {str(pids)!r}
+for number in range({number}):
     child = subprocess.Popen([sys.executable, "-c", {child!r}], start_new_session=number > 0)
-    open({str(pids)!r}, "a").write(f"{{child.pid}}\\n")
-{FOREVER}"""
+    open(pids, "a").write(f"{{child.pid}}\\n")
+{more}{FOREVER}"""
     message = begin(engine, code=code)
-    until(lambda: pids.exists() and pids.read_text().count("\n") == 2, 20, "the children")
+    several = number + bool(more)
+    until(lambda: pids.exists() and pids.read_text().count("\n") == several, 20, "the children")
+    return message, pids
+
+
+def test_a_cancelled_run_whose_shim_is_dead_is_ended_whole_with_children_in_sessions_of_their_own(engine):
+    message, pids = with_deaf_children(engine, 2)
     handle = engine.run_folder(message).started()
     os.kill(handle["pid"], signal.SIGKILL)
     until(lambda: not engine.run_folder(message).shim_alive(), 10, "the shim to be dead")
@@ -313,23 +333,7 @@ def test_a_cancel_in_a_hurry_kills_what_was_asked_politely_before(engine):
 
 
 def test_children_that_ignore_the_end_have_sessions_of_their_own_or_are_daemons_are_gone_at_cancelled(engine):
-    pids = engine.folder / "pids"
-    child = "import os,signal,time; signal.signal(15, signal.SIG_IGN); time.sleep(600)"
-    code = f"""
-import subprocess
-for number in range(3):
-    child = subprocess.Popen([sys.executable, "-c", {child!r}], start_new_session=number > 0)
-    open({str(pids)!r}, "a").write(f"{{child.pid}}\\n")
-if os.fork() == 0:
-    os.setsid()
-    if os.fork() == 0:
-        signal.signal(15, signal.SIG_IGN)
-        open({str(pids)!r}, "a").write(f"{{os.getpid()}}\\n")
-        time.sleep(600)
-    os._exit(0)
-{FOREVER}"""
-    message = begin(engine, code=code)
-    until(lambda: pids.exists() and pids.read_text().count("\n") == 4, 20, "the children")
+    message, pids = with_deaf_children(engine, 3, more=DAEMON)
     cancel(engine, message)
     engine.wait_gone(message, 30)
     assert history(engine, message) == ["Cancelling", "Cancelled"]

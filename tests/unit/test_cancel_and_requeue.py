@@ -104,7 +104,7 @@ def test_a_run_that_was_cancelled_before_is_said_to_be_so_and_is_not_waited_for(
 
 def test_a_run_that_has_ended_though_its_process_may_live_on_a_lost_host_is_refused_with_that_host():
     fleet = Fleet(StateType.CRASHED, "Crashed", claimed=None)
-    fleet.claims.tombs = lambda: [SimpleNamespace(run_id=fleet.run_id, host="box")]
+    fleet.claims.tomb_of[fleet.run_id] = SimpleNamespace(run_id=fleet.run_id, host="box")
     with pytest.raises(NotCancelled, match="the API says Crashed, and its process may live on box, which has not"):
         fleet.cancelling().order(fleet.run)
 

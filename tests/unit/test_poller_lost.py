@@ -281,9 +281,8 @@ def test_a_leader_that_was_replaced_between_reading_and_writing_tells_nothing():
     assert state(world, run_id) is State.JUDGED
 
 
-def test_an_outage_of_the_api_begins_the_grace_of_a_worker_anew_that_shows_itself_there():
-    """It is cut off from Redis, and shows itself in its pool each few seconds, as far as the API lets it."""
-    world, run_id = lonely()
+def beats_and_meets_an_outage(world, run_id, next_beat_seconds):
+    """Beats at the API while it is missing in the ledger; then the API is away for longer than the grace."""
     for number in range(5):
         world.api.beats[run_id] = f"beat {number}"
         world.rounds(10, beat=False)
@@ -291,8 +290,14 @@ def test_an_outage_of_the_api_begins_the_grace_of_a_worker_anew_that_shows_itsel
     world.api.fail(error=ApiUnavailable("the API is away"))
     world.rounds(GRACE + 60, beat=False)
     world.api.heal()
-    world.rounds(8, beat=False)
+    world.rounds(next_beat_seconds, beat=False)
     world.api.beats[run_id] = "beat after the outage"
+
+
+def test_an_outage_of_the_api_begins_the_grace_of_a_worker_anew_that_shows_itself_there():
+    """It is cut off from Redis, and shows itself in its pool each few seconds, as far as the API lets it."""
+    world, run_id = lonely()
+    beats_and_meets_an_outage(world, run_id, next_beat_seconds=8)
     world.rounds(30, beat=False)
     assert world.api.reports == []
     world.rounds(GRACE + 10, beat=False)
@@ -304,15 +309,7 @@ def test_an_outage_of_the_api_begins_the_grace_of_a_run_anew_that_beats_there():
     world = Beating.of()
     world.rounds(2.0)
     run_id = started(world)
-    for number in range(5):
-        world.api.beats[run_id] = f"beat {number}"
-        world.rounds(10, beat=False)
-    assert state(world, run_id) is State.MISSING
-    world.api.fail(error=ApiUnavailable("the API is away"))
-    world.rounds(GRACE + 60, beat=False)
-    world.api.heal()
-    world.rounds(25, beat=False)
-    world.api.beats[run_id] = "beat after the outage"
+    beats_and_meets_an_outage(world, run_id, next_beat_seconds=25)
     world.rounds(10, beat=False)
     assert world.api.reports == []
 

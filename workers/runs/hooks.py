@@ -37,11 +37,11 @@ GoOn = Callable[[], None]
 
 def check_times(settings: WorkerSettings, traits: Traits) -> None:
     """Raise `SettingsError` where the server would not wait until a cancelled run and its hooks have ended."""
-    most = MOST_GRACE_SECONDS
-    if traits.worker_runs_hooks and settings.stop_grace >= most:
+    if traits.worker_runs_hooks and settings.stop_grace >= MOST_GRACE_SECONDS:
         raise SettingsError(
             f"--stop-grace {settings.stop_grace:g} is too long: the Prefect API calls a run Cancelled after "
-            f"{FORCED_SECONDS:g} s, and its hooks have {HOOK_SECONDS:g} s of them, so give less than {most:g}"
+            f"{FORCED_SECONDS:g} s, and its hooks have {HOOK_SECONDS:g} s of them, "
+            f"so give less than {MOST_GRACE_SECONDS:g}"
         )
 
 
