@@ -74,7 +74,7 @@ class Monkey:
                 next_run = now + self.random.expovariate(1 / 1.2) * SCALE / 2
             if now >= next_fault:
                 self.mischief.harm()
-                next_fault = now + self.random.uniform(1.0, 7.0)
+                next_fault = now + self.random.uniform(1.0, 5.0)
             self._look(now)
             if now >= next_line:
                 next_line = now + TOLD_SECONDS

