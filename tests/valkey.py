@@ -164,7 +164,7 @@ class Valkey:
             [binary(), *settings, *self.config], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
         )
         atexit.register(self._reap)
-        until(self._answers, 20, f"the private Valkey in {self.folder}")
+        until(self._answers, 20, f"the private Valkey in {self.folder}", pause=0.002)
 
     def stop(self) -> None:
         """End in order (SIGTERM); the append-only file is complete."""

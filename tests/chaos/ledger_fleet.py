@@ -120,13 +120,22 @@ class PollerModel:
     hands: dict[str, tuple[Claim, str, bool]] = field(default_factory=dict)
 
 
-def _facts(common: Mapping[str, Any], claim: Any, record: Any, nonce: Any, tomb: Any, *, forgotten: bool) -> Facts:
+def _reads(asked: Asked, key: Callable[[str], str]) -> Iterator[tuple[str, ...]]:
+    """The commands whose answers decide this question, in the order of `_facts`."""
+    yield "HGETALL", key(f"claim:{asked.run}")
+    yield "HGET", key("records"), asked.claim
+    yield "HGET", key(f"worker:{asked.worker}"), "nonce"
+    yield "HGET", key("tombs"), asked.run
+    yield "ZSCORE", key("forgotten"), asked.claim
+
+
+def _facts(common: Mapping[str, Any], claim: Any, record: Any, nonce: Any, tomb: Any, score: Any) -> Facts:
     return Facts(
         claim=claim,
         record=json.loads(record or "{}"),
         row_nonce=nonce or "",
         tomb=json.loads(tomb or "{}"),
-        forgotten=forgotten,
+        forgotten=score is not None,
         **common,
     )
 
@@ -164,21 +173,18 @@ class LedgerFleet:
     def facts(self, *questions: Asked) -> list[Facts]:
         """What Redis holds now, as far as each of these questions is concerned."""
         key, pipe = self.store.key, self.store.client.pipeline()
+        reads: dict[tuple[str, ...], int] = {}  # a read → its place in the answer: many questions share theirs
         for asked in questions:
-            pipe.hgetall(key(f"claim:{asked.run}"))
-            pipe.hget(key("records"), asked.claim)
-            pipe.hget(key(f"worker:{asked.worker}"), "nonce")
-            pipe.hget(key("tombs"), asked.run)
-            pipe.zscore(key("forgotten"), asked.claim)
+            for read in _reads(asked, key):
+                if read not in reads:
+                    reads[read] = len(reads)
+                    pipe.execute_command(*read)
         pipe.hgetall(key("leader"))
         *found, leader = pipe.execute()
         open_, process, _ = self.store.script("gate")
         term = int(leader["term"]) if leader.get("nonce") else -1
         common = {"gate_open": bool(open_), "process": process, "term": term}
-        return [
-            _facts(common, claim, record, nonce, tomb, forgotten=score is not None)
-            for claim, record, nonce, tomb, score in zip(*(found[start::5] for start in range(5)), strict=True)
-        ]
+        return [_facts(common, *(found[reads[read]] for read in _reads(asked, key))) for asked in questions]
 
     def ask(self, asked: Asked, *, echo: bool = True) -> Outcome:
         """One move, compared with the oracle."""
