@@ -14,29 +14,16 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from flowfleet.api.client import EndApi, RunState, UnfinishedRun
-from flowfleet.api.life import LaunchedClaim, LifeApi
+from flowfleet.api.life import LifeApi
 from flowfleet.errors import ApiRejected
 from flowfleet.flow_run import FlowRun, Route
 from flowfleet.ledger.claims import UNKNOWN_WORKER, Claims
 from flowfleet.ledger.gate import Gate
 from flowfleet.ledger.ledger_id import ledger_of
-from flowfleet.ledger.roster import Roster
 from poller.claiming import term_checked
 from poller.metrics import PollerMetrics
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Ours:
-    """What tells the claims of this ledger from those of others: its ids, and its workers."""
-
-    ledgers: frozenset[str]
-    workers: frozenset[str]
-
-    def has(self, origin: LaunchedClaim) -> bool:
-        """Whether the run was claimed through this ledger, or launched by a worker that can answer for it here."""
-        return ledger_of(origin.call) in self.ledgers or origin.worker in self.workers
 
 
 @dataclass(frozen=True)
@@ -64,7 +51,6 @@ class Restorer:
     ends: EndApi
     claims: Claims
     gate: Gate
-    roster: Roster
     fleet: str
     metrics: PollerMetrics
     #: called after each answer of the API
@@ -83,15 +69,15 @@ class Restorer:
         # read once more: what has ended since the sweep listed it has no claim because its worker has released it
         states = self.ends.states([found.state.run_id for found in unknown])
         self.progressed()
-        ours = Ours(frozenset(self.gate.ledgers()), frozenset(row.worker for row in self.roster.rows()))
+        ledgers = frozenset(self.gate.ledgers())
         left: dict[str, tuple[UnfinishedRun, LeftAlone]] = {}
         for found in unknown:
             state = states.get(found.state.run_id)
-            if state is not None and not _over(state) and (reason := self._one(term, found, ours)):
+            if state is not None and not _over(state) and (reason := self._one(term, found, ledgers)):
                 left[found.state.run_id] = (found, reason)
         self._tell(left)
 
-    def _one(self, term: int, found: UnfinishedRun, ours: Ours) -> LeftAlone | None:
+    def _one(self, term: int, found: UnfinishedRun, ledgers: frozenset[str]) -> LeftAlone | None:
         """Restore the claim of one run; why it is left alone, or None when there is nothing left to do about it now."""
         run_id = found.state.run_id
         try:
@@ -102,7 +88,8 @@ class Restorer:
         self.progressed()
         if origin is None or found.route is None:
             return OF_OTHERS
-        if not ours.has(origin):
+        # a worker's name tells nothing: hosts of two fleets may bear the same
+        if ledger_of(origin.call) not in ledgers:
             return OF_ANOTHER_LEDGER
         run = _flow_run(found, found.route)
         worker = origin.worker or UNKNOWN_WORKER

@@ -197,7 +197,6 @@ class PollerService:
             api.ends,
             ledger.claims,
             ledger.gate,
-            ledger.roster,
             fleet=self.settings.fleet,
             metrics=self.metrics,
             progressed=self._progress.note,

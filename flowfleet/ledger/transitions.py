@@ -276,7 +276,7 @@ TRANSITIONS: tuple[Transition, ...] = (
         refusals=(Refusal.TERM, Refusal.KNOWN, Refusal.BURIED, Refusal.GATE),
         sentence="The API shows a run as launched under this claim, of which no worker has told the ledger in the time "
         "that the gate gave: Redis has lost it, and its host is away. From here on it is like one that was missed. The "
-        "leader asks so only of what was claimed through this ledger, or launched by a worker of its roster.",
+        "leader asks so only of what was claimed through this ledger.",
         crash="As after miss.",
     ),
     Transition(

@@ -522,7 +522,7 @@ class World:
             sweep=self.sweep,
             gatekeeper=Gatekeeper(self.gate, self.sweep, failpoints=failpoints, clock=monotonic, wait_seconds=25.0),
             restorer=Restorer(
-                api.life, api.ends, claims, self.gate, roster, fleet="f", metrics=metrics, progressed=self.progress.note
+                api.life, api.ends, claims, self.gate, fleet="f", metrics=metrics, progressed=self.progress.note
             ),
             presence=self.presence,
             lister=Lister(api.backlog, self.presence, clock=clock, metrics=metrics),
