@@ -36,7 +36,8 @@ from workers import host_cgroups
 from workers import page as worker_page
 from workers.background import BackgroundJobs
 from workers.deployers import warm_client
-from workers.deployers.registry import adopting_deployer, plugged_in_deployer, process_deployer
+from workers.deployers.container import KIND as CONTAINER
+from workers.deployers.registry import adopting_deployer, container_deployer, plugged_in_deployer, process_deployer
 from workers.deployment import EXTERNAL, Deployer, DeployerContext, RunLimits
 from workers.environment import EnvironmentLayers
 from workers.host import Abilities, Host
@@ -143,7 +144,12 @@ def serve(
     state = sign_on.open_state(settings, host, environ)
     embedding.leave_with(state.close)
     context = _context(settings, host, layers, state)
-    own = plugged_in(context) if plugged_in else process_deployer(host, abilities, parent, failpoints)
+    if plugged_in:
+        own = plugged_in(context)
+    elif settings.deploy == CONTAINER:
+        own = container_deployer(settings, host, abilities, environ, failpoints)
+    else:
+        own = process_deployer(host, abilities, parent, failpoints)
     embedding.leave_with(own.close)
     deployer = embedding.deployer(own, api, settings)
     embedding.leave_with(ledger.close)
@@ -159,7 +165,14 @@ def serve(
         api=api,
         to_api=to_api,
         deployer=deployer,
-        start_specs=StartSpecBuilder(settings, api.traits, api=api.jobs, layers=layers, interpreter=interpreter),
+        start_specs=StartSpecBuilder(
+            settings,
+            api.traits,
+            api=api.jobs,
+            layers=layers,
+            interpreter=interpreter,
+            in_containers=settings.deploy == CONTAINER,
+        ),
         state=state,
         failpoints=failpoints,
         mode=_stop_mode(settings, environ),

@@ -43,6 +43,11 @@ class Host:
         """
         return "" if not self.unique else hashlib.sha256(self.machine_id.encode()).hexdigest()[:16]
 
+    @property
+    def key(self) -> str:
+        """What tells this host from others that use the same container engine; its name counts where the id may not."""
+        return self.fingerprint or hashlib.sha256(f"{self.machine_id} {self.name}".encode()).hexdigest()[:16]
+
     @classmethod
     def probe(cls, environ: Mapping[str, str]) -> Host:
         """Read the facts; tests set FLOWFLEET_MACHINE_ID and FLOWFLEET_BOOT_ID, as namespaces share the real ones."""
@@ -131,6 +136,11 @@ class Abilities:
         if not self.holes:
             sentences.append("Lines can be lost when the output of a run is cut to its cap.")
         return sentences
+
+
+def runs_in_container(root: Path) -> bool:
+    """Whether Docker or Podman has put a mark where this process is: its folders are not the engine's host's."""
+    return (root / ".dockerenv").exists() or (root / "run/.containerenv").exists()
 
 
 def _proc_is_ours() -> bool:

@@ -40,7 +40,8 @@ from workers.runs.api_watch import ApiWatch
 from workers.runs.cancelling import Cancelling
 from workers.runs.hand_back import HandBack
 from workers.runs.hooks import Hooks
-from workers.runs.launch import API_RETRY, LEDGER_RETRY, Launch
+from workers.runs.launch import Launch
+from workers.runs.launch_waits import API_RETRY, LEDGER_RETRY
 from workers.runs.leases import Leases
 from workers.runs.lingering import Lingering
 from workers.runs.start_spec import StartSpecBuilder
@@ -80,7 +81,7 @@ class WorkerService:
     def __post_init__(self) -> None:
         settings, worker = self.settings, self.row.worker
         self.metrics = WorkerMetrics()
-        self.ledger_view = LedgerView(self.row.offer)
+        self.ledger_view = LedgerView(self.row.offer, is_open=lambda: bool(getattr(self.deployer, "is_open", True)))
         self.attempts = Attempts(on_change=self._changed)
         # reading messages, renewals and jobs meet the same outages of Redis, which are said once
         self._outage = SharedOutage("Redis", logger)
@@ -334,6 +335,9 @@ class WorkerService:
         return code
 
     def _arrive(self) -> None:
+        recover = getattr(self.deployer, "recover", None)
+        if recover is not None:
+            recover(self.state.runs)
         Arrival(
             fleet=self.settings.fleet,
             api=self.api.address,

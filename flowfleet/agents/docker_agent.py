@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
-from urllib.parse import urlsplit
 
 from flowfleet.agents import argument_kinds, overrides, variables
 from flowfleet.agents.agent import Agent
+from flowfleet.api.prefect1 import containers
 from flowfleet.errors import UnsupportedRun
 
 _LATER = "DockerAgent cannot start containers yet: that comes with a later version, use LocalAgent until then."
@@ -97,15 +97,9 @@ class DockerAgent(Agent):
         start = self.starts_under_way.of(str(flow_run["id"]))
         run_config = variables.run_config_of(flow_run, start) if run_config is None else run_config
         job = variables.job_of(self.client.jobs, flow_run, run_config)
-        forced = {name: value or "" for name, value in job.engine_env.items()}
-        address = _for_containers(forced.pop("PREFECT__CLOUD__API", ""), self.networks)
-        forced["PREFECT__CLOUD__AUTH_TOKEN"] = forced.get("PREFECT__CLOUD__API_KEY", "")  # for images before 1.0
-        forced |= {"PREFECT__LOGGING__LOG_TO_CLOUD": str(self.log_to_cloud).lower()}  # for images before 0.15
-        if image:
-            forced["PREFECT__CONTEXT__IMAGE"] = image
-        own = {"PREFECT__CLOUD__API": address, **job.engine_defaults, **variables.AgentVariables(lambda: self.env_vars)}
-        env = {**own, **job.env, **forced}
-        return {name: value for name, value in env.items() if value is not None}
+        extra = variables.AgentVariables(lambda: self.env_vars)
+        env = containers.environment(job, extra, cloud_logs=self.log_to_cloud, networks=self.networks)
+        return {**env, "PREFECT__CONTEXT__IMAGE": image} if image else env
 
     def stream_flow_logs(self, container_id: str) -> NoReturn:
         """Raise `UnsupportedRun`, which says that containers come later. Your program may call this method."""
@@ -115,10 +109,3 @@ class DockerAgent(Agent):
     def stream_container_logs(self, container_id: str) -> NoReturn:
         """`stream_flow_logs` by its name of 2020. Your program may call this method."""
         self.stream_flow_logs(container_id)
-
-
-def _for_containers(address: str, networks: Iterable[str]) -> str:
-    # as Prefect 1's own agent does it: only this very word is meant (source: prefect 1.4.1)
-    if urlsplit(address).hostname != "localhost":
-        return address
-    return address.replace("localhost", "apollo" if "prefect-server" in networks else "host.docker.internal", 1)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from flowfleet.api.backlog import BacklogApi
+from flowfleet.api.container_ask import ContainerAsk
 from flowfleet.api.life import LifeApi
 from flowfleet.api.traits import Traits
 from flowfleet.api.transport.server_clock import ServerInfo
@@ -305,6 +306,9 @@ class JobApi(Protocol):
         None = flows have none, or the job's command is not the engine.
         """
 
+    def container(self, job: Job, extra: Mapping[str, str | None], marks: Mapping[str, str]) -> ContainerAsk:
+        """What the run asks of its container: `extra` are variables of `--env`, `marks` such as no layer replaces."""
+
     def engine_command(self, python: str, job: Job, prefect: str, starters: Path | None = None) -> tuple[str, ...]:
         """The engine's argv, such as `PYTHON -m prefect.engine`.
 
@@ -317,8 +321,7 @@ class ApiClient(Protocol):
     """A client of one Prefect API, with its parts, each by who uses it.
 
     Every method, also of its parts, raises `ApiUnavailable` (ask again later) or `ApiRejected` (a no). Methods that
-    write states answer with a `Verdict`, and raise `KeyRefused` alone, which says nothing about any run.
-    Single requests are retried inside, within bounds (api/transport/session.py); loops retry above.
+    write states answer with a `Verdict`, and raise `KeyRefused` alone. Single requests are retried inside.
     """
 
     #: prefect1 or prefect3

@@ -133,8 +133,9 @@ class Heartbeat:
 
     def _write_routes(self) -> None:
         # a stopping worker serves no route: it may wait hours for its runs, and what was claimed for it meanwhile would
-        # lie in the queue and be handed back
-        routes = () if self.attempts.closed else tuple(sorted(self.ledger_view.served))
+        # lie in the queue and be handed back; so does one whose container engine is away
+        shut = self.attempts.closed or not self.ledger_view.is_open()
+        routes = () if shut else tuple(sorted(self.ledger_view.served))
         if routes != self.row.routes:
             row = dataclasses.replace(self.row, routes=routes)
             self.roster.update(row)

@@ -13,11 +13,19 @@ from typing import Any
 
 from flowfleet import logs
 from flowfleet.api.client import Answer, ApiClient, Job, Mark, StateType, Verdict
-from flowfleet.errors import ApiRejected, ApiUnavailable, DeployError, LedgerUnavailable, RunGone, UserCodeFailed
+from flowfleet.errors import (
+    ApiRejected,
+    ApiUnavailable,
+    DeployError,
+    LedgerUnavailable,
+    NotReady,
+    RunGone,
+    UserCodeFailed,
+)
 from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import Message
 from flowfleet.ledger.claims import Claim, Claims, Refusal, State
-from flowfleet.retry import Retry, RetrySchedule
+from flowfleet.retry import Retry
 from workers.background import BackgroundJobs
 from workers.deployment import Deployer, Exit, StartedRun, StopReason
 from workers.reporting.run_log import RunLog
@@ -31,24 +39,6 @@ from workers.state.run_folders import RunFolders
 from workers.stop import Stop
 
 logger = logging.getLogger(__name__)
-
-#: how a launch, which holds a slot, waits for Redis: a move is repeated with the same ids, and one that was carried out
-#: is answered as moved again
-LEDGER_RETRY = Retry(
-    limit_seconds=15.0,
-    schedule=partial(
-        RetrySchedule, first_seconds=0.5, longest_seconds=2.0, says="no answer of Redis about a run in hand"
-    ),
-)
-#: and for the API: the run is handed back to an API that is silent for so long; the leader would do so at 60 s. A
-#: refused key is not waited for: it says nothing about the run
-API_RETRY = Retry(
-    limit_seconds=45.0,
-    awaits_key=False,
-    schedule=partial(
-        RetrySchedule, first_seconds=0.5, longest_seconds=5.0, says="no answer of the API about a run in hand"
-    ),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +95,10 @@ class Launch:
             self._return(attempt, f"{self.worker} is stopping")
             return
         job = self._ask(attempt)
-        started = self._start(attempt, asked_policy(job)) if job is not None else None
-        if job is not None and started is not None:
+        if job is None or not self._prepare(attempt, job):
+            return
+        started = self._start(attempt, asked_policy(job))
+        if started is not None:
             self._deploy(started, job)
 
     # -- take
@@ -168,6 +160,33 @@ class Launch:
         else:
             self._return(attempt, f"the run is {state.name} at the API and not waiting for this claim")
         return None
+
+    # -- prepare
+
+    def _prepare(self, attempt: Attempt, job: Job) -> bool:
+        """Let the deployer bring what the run needs, if it wants to; False when the claim was given away instead."""
+        prepare = getattr(self.deployer, "prepare", None)
+        if prepare is None:
+            return True
+
+        def wanted() -> bool:
+            now = self.attempts.get(attempt.key)
+            return now is not None and not (now.fenced or now.cancelled or self.attempts.closed)
+
+        try:
+            prepare(self.start_specs.make(attempt.held, job, attempt.folder, not_after=None), wanted)
+        except NotReady as exc:
+            self._return(attempt, f"not ready on {self.worker}: {exc}", cancelled=self._is_cancelled(attempt))
+        except DeployError as exc:
+            if self._start(attempt) is not None:
+                self._fail(attempt, _as_part(str(exc)))
+        else:
+            return True
+        return False
+
+    def _is_cancelled(self, attempt: Attempt) -> bool:
+        now = self.attempts.get(attempt.key)
+        return now is not None and now.cancelled
 
     # -- start
 
@@ -244,12 +263,12 @@ class Launch:
             if spec.switch:
                 self.leases.write(attempt)
             started_run = self.deployer.start(spec)
-        except DeployError as exc:
-            self._not_started(attempt, exc)
-            return
-        except (ApiUnavailable, RunGone) as exc:
+        except (ApiUnavailable, RunGone, NotReady) as exc:
             # of a deployer that asks the API before anything begins; `_return` looks whether that is so
             self._return(attempt, f"{self.worker} could not deploy it: {exc}")
+            return
+        except DeployError as exc:
+            self._not_started(attempt, exc)
             return
         self.failpoints.hit("start.after_fork")
         self._running(attempt, started_run)

@@ -1,0 +1,189 @@
+"""Engine: the container engine of this host (Docker, or Podman by its Docker API), and its errors told apart.
+
+The SDK of Docker raises three families of errors for an engine that is away: its own, those of requests, and plain
+timeouts. All become `EngineAway` here, which says nothing about any container. A definite no is `EngineRefused`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
+
+import requests
+import urllib3
+
+from flowfleet import logs
+from flowfleet.errors import EngineAway, EngineRefused, SettingsError
+
+if TYPE_CHECKING:
+    from docker import DockerClient
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+#: seconds that one request may take, as in the reference (prefect 1.4.1: docker_client_timeout)
+REQUEST_SECONDS = 60.0
+_CONNECTIONS = 64
+_WORDS_LIMIT = 500
+#: the first engine that writes host-gateway as its own address on a container's bridge
+_HOST_GATEWAY_SINCE = (20, 10)
+#: answers of a proxy before the engine, and of an engine that is not ready yet
+_LATER = frozenset({502, 503, 504})
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineFacts:
+    """What this engine is; it may be another one after each outage."""
+
+    #: "docker" or "podman"
+    product: str
+    version: str
+    api: str
+    #: the control groups' version, 1 or 2; 0 = not told
+    cgroups: int
+    rootless: bool
+    #: it has a small process 1 for containers, which hands signals on and reaps
+    has_init: bool
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The version as numbers."""
+        return tuple(map(int, re.findall(r"\d+", self.version)[:3]))
+
+    @property
+    def knows_host_gateway(self) -> bool:
+        """Whether an extra host `host-gateway` becomes the host's address; Podman writes the word as it stands."""
+        return self.product == "docker" and self.numbers >= _HOST_GATEWAY_SINCE
+
+
+@dataclass
+class Engine:
+    """The engine at one address; connects at the first call, and again after each outage. Safe in many threads."""
+
+    #: None: DOCKER_HOST, else the current context of the `docker` command, else the usual socket
+    base_url: str | None
+    environ: Mapping[str, str] = field(repr=False)
+    request_seconds: float = REQUEST_SECONDS
+    _client: DockerClient | None = field(default=None, init=False, repr=False)
+    _facts: EngineFacts | None = field(default=None, init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+
+    @property
+    def address(self) -> str:
+        """The address as people know it, without secrets."""
+        return logs.redact(self.base_url or self.environ.get("DOCKER_HOST") or "the local container engine")
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the engine is on this host, as far as its address tells: its folders are ours then."""
+        address = self.base_url or self.environ.get("DOCKER_HOST") or "unix://"
+        return address.startswith(("unix://", "/", "http+unix://"))
+
+    def ping(self) -> EngineFacts:
+        """Ask whether it answers, and which engine it is; raises `EngineAway`."""
+        self.ask(lambda client: client.ping())
+        if self._facts is None:
+            self._facts = self.ask(_facts_of)
+        return self._facts
+
+    def ask(self, question: Callable[[DockerClient], T]) -> T:
+        """Send one request; raises `EngineAway` and `EngineRefused`."""
+        with self.errors():
+            return question(self._connected())
+
+    @contextlib.contextmanager
+    def errors(self) -> Iterator[None]:
+        """The errors of the SDK inside this block, as ours."""
+        from docker.errors import APIError, DockerException  # noqa: PLC0415 - only workers of containers need the SDK
+
+        try:
+            yield
+        except APIError as exc:
+            status = exc.response.status_code if exc.response is not None else 0
+            words = logs.redact(str(exc.explanation or exc))[:_WORDS_LIMIT]
+            if status in _LATER:
+                raise self._away(words) from exc
+            raise EngineRefused(words, status=status) from exc
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as exc:
+            raise self._away(str(exc)) from exc
+        except DockerException as exc:
+            raise self._away(str(exc)) from exc
+
+    def _away(self, words: str) -> EngineAway:
+        with self._lock:
+            # after an upgrade it may speak another version of its API
+            self._client = self._facts = None
+        return EngineAway(f"the container engine at {self.address} does not answer ({logs.redact(words)[:200]})")
+
+    def _connected(self) -> DockerClient:
+        with self._lock:
+            if self._client is None:
+                self._client = self._connect()
+            return self._client
+
+    def _connect(self) -> DockerClient:
+        import docker  # noqa: PLC0415 - as above
+
+        self._knock()
+        how = {"version": "auto", "timeout": self.request_seconds, "max_pool_size": _CONNECTIONS}
+        if self.base_url:
+            return docker.DockerClient(base_url=self.base_url, **how)
+        return docker.DockerClient.from_env(environment=dict(self.environ), **how)
+
+    def _knock(self) -> None:
+        """Connect to a socket of this host and leave: the SDK leaves a connection open that it cannot make."""
+        address = self.base_url or self.environ.get("DOCKER_HOST") or ""
+        if address.startswith("unix://"):
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.settimeout(self.request_seconds)
+                probe.connect(address.removeprefix("unix://"))
+
+
+def require_sdk() -> None:
+    """Raise `SettingsError` where the extra `docker` is not installed."""
+    try:
+        import docker  # noqa: F401, PLC0415
+    except ImportError as exc:
+        raise SettingsError(
+            "--deploy docker needs the Docker SDK, install flowfleet with its extra: pip install 'flowfleet[docker]'"
+        ) from exc
+
+
+def _facts_of(client: DockerClient) -> EngineFacts:
+    told, info = client.version(), client.info()
+    names = [str(part.get("Name", "")) for part in told.get("Components") or ()]
+    security = [str(option) for option in info.get("SecurityOptions") or ()]
+    return EngineFacts(
+        product="podman" if any("podman" in name.lower() for name in names) else "docker",
+        version=str(told.get("Version", "")),
+        api=str(told.get("ApiVersion", "")),
+        cgroups=int(str(info.get("CgroupVersion") or "0")),
+        rootless=any("rootless" in option for option in security),
+        # Podman does not tell, and needs a further package for it
+        has_init=any("init" in name for name in names),
+    )
+
+
+def refused_text(error: EngineRefused) -> str:
+    """The engine's own words, as the end of a sentence."""
+    return str(error).strip().rstrip(".")
+
+
+def is_missing(error: EngineRefused) -> bool:
+    """Whether the engine has said that what was asked for is not there."""
+    return error.status == int(requests.codes.not_found)
+
+
+def is_conflict(error: EngineRefused) -> bool:
+    """Whether the engine has said no because of how things are now: a name that is taken, a container that runs.
+
+    Podman answers 500 there (measured with 4.3.1).
+    """
+    return error.status in (int(requests.codes.conflict), int(requests.codes.server_error))

@@ -1,0 +1,219 @@
+"""Images: an image is brought here before its run starts, pulled once for all runs that want it at that time.
+
+The pull policy is a list, tried in order until one of them has given an image: `always` pulls, `if-not-present` pulls
+what is not here, `never` takes what is here. What is here is never taken in place of a failed pull unless the list
+says so.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from flowfleet import logs
+from flowfleet.errors import EngineAway, EngineRefused, NotReady, StartFailed
+from workers.containers.engine import Engine, is_missing, refused_text
+from workers.containers.image_names import ImageName, is_allowed
+
+logger = logging.getLogger(__name__)
+
+ALWAYS, IF_NOT_PRESENT, NEVER = "always", "if-not-present", "never"
+POLICIES = (ALWAYS, IF_NOT_PRESENT, NEVER)
+#: a run waits so long for its image; then it is handed back, and the pull goes on
+WAIT_SECONDS = 240.0
+#: one line of a pull's progress in so many seconds
+SAY_SECONDS = 5.0
+_LOOK_SECONDS = 0.25
+_WORDS_LIMIT = 300
+
+
+@dataclass
+class _Pull:
+    """One pull that is under way, or has just ended."""
+
+    name: ImageName
+    over: threading.Event = field(default_factory=threading.Event)
+    #: why it failed, in the engine's words
+    failed: str = ""
+    away: EngineAway | None = None
+
+
+@dataclass(kw_only=True)
+class Images:
+    """The images of one engine."""
+
+    engine: Engine
+    #: of `--pull`; empty = each run's own policy, else Prefect's default
+    policies: Sequence[str] = ()
+    #: of `--allow-image`
+    allowed: Sequence[str] = ()
+    wait_seconds: float = WAIT_SECONDS
+    clock: Callable[[], float] = time.monotonic
+    _pulls: dict[tuple[str, str], _Pull] = field(default_factory=dict, init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+
+    def check(self, text: str) -> ImageName:
+        """Whether a run may have this image, before any engine or registry is asked; raises `StartFailed`."""
+        name = ImageName.parse(text)
+        if not is_allowed(name, self.allowed):
+            raise StartFailed(
+                f"its image {text!r} is not allowed on this worker, whose --allow-image has {', '.join(self.allowed)}"
+            )
+        return name
+
+    def bring(
+        self,
+        text: str,
+        *,
+        policy: str | None,
+        credentials: Mapping[str, Any] | None,
+        wanted: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """Bring the image here by the first policy that gives one.
+
+        `policy` is what the run asks for (as `always`), `wanted` tells whether its start is still wanted. Raises
+        `StartFailed` with the words of engine or registry, `EngineAway`, and `NotReady` where it takes too long.
+        """
+        name = self.check(text)
+        reasons: list[str] = []
+        policies = self._policies_of(name, policy)
+        for number, each in enumerate(policies):
+            here = None if each == ALWAYS else self._is_here(name)
+            if here:
+                if number:
+                    logger.warning("image is taken as it is here", extra={"image": text, "why": "; ".join(reasons)})
+                return
+            if each == NEVER:
+                reasons.append("it is not on this host, and its pull policy is never")
+                continue
+            why = self._pull(name, credentials, wanted)
+            if why is None:
+                return
+            reasons.append(why)
+        raise StartFailed(f"its image {text!r} cannot be had: {'; '.join(dict.fromkeys(reasons))}")
+
+    def _policies_of(self, name: ImageName, policy: str | None) -> Sequence[str]:
+        if self.policies == (NEVER,):
+            return self.policies  # the host's own word: no registry may be asked from here
+        if policy:
+            return (policy,)
+        return self.policies or ((ALWAYS,) if name.moves else (IF_NOT_PRESENT,))
+
+    def _is_here(self, name: ImageName) -> bool:
+        try:
+            self.engine.ask(lambda client: client.api.inspect_image(name.to_pull))
+        except EngineRefused as exc:
+            if is_missing(exc):
+                return False
+            raise StartFailed(f"its image {name.text!r} cannot be looked at: {refused_text(exc)}") from exc
+        return True
+
+    # -- pulls
+
+    def _pull(self, name: ImageName, credentials: Mapping[str, Any] | None, wanted: Callable[[], bool]) -> str | None:
+        """Pull it, or wait for a pull of it that is under way; None = it is here now, else why not."""
+        pull = self._join(name, credentials)
+        began = self.clock()
+        while not pull.over.wait(_LOOK_SECONDS):
+            if not wanted():
+                raise NotReady("its start is not wanted any more")
+            if self.clock() - began > self.wait_seconds:
+                raise NotReady(f"its image {name.text!r} is still being pulled after {self.wait_seconds:.0f} s")
+        if pull.away is not None:
+            raise pull.away
+        return pull.failed or None
+
+    def _join(self, name: ImageName, credentials: Mapping[str, Any] | None) -> _Pull:
+        auth = _auth(credentials)
+        # who may pull with one password need not may with another
+        key = (name.to_pull, repr(sorted(auth.items())) if auth else "")
+        with self._lock:
+            pull = self._pulls.get(key)
+            if pull is None or pull.over.is_set():
+                pull = self._pulls[key] = _Pull(name)
+                threading.Thread(target=self._carry_out, args=(key, pull, auth), name="pull", daemon=True).start()
+            return pull
+
+    def _carry_out(self, key: tuple[str, str], pull: _Pull, auth: Mapping[str, str] | None) -> None:
+        name = pull.name
+        began = self.clock()
+        logger.info("image is pulled", extra={"image": name.text})
+        try:
+            with self.engine.errors():
+                self._follow(name, auth)
+            logger.info("image is here", extra={"image": name.text, "seconds": round(self.clock() - began, 1)})
+        except EngineRefused as exc:
+            pull.failed = refused_text(exc)
+        except EngineAway as exc:
+            pull.away = exc
+        except _PullFailed as exc:
+            pull.failed = str(exc)
+        except Exception as exc:  # guards the runs that wait for it: a credential helper may raise anything
+            logger.exception("a pull met an unexpected error", extra={"image": name.text})
+            pull.failed = logs.redact(f"{type(exc).__name__}: {exc}")[:_WORDS_LIMIT]
+        finally:
+            if pull.failed:
+                logger.warning("image was not pulled", extra={"image": name.text, "error": pull.failed})
+            with self._lock:
+                self._pulls.pop(key, None)
+            pull.over.set()
+
+    def _follow(self, name: ImageName, auth: Mapping[str, str] | None) -> None:
+        progress, said = _Progress(), self.clock()
+        stream = self.engine.ask(
+            # without `auth` the SDK takes what the Docker configuration and its credential helpers have
+            lambda client: client.api.pull(name.to_pull, stream=True, decode=True, auth_config=auth)
+        )
+        for event in stream:
+            error = event.get("error") or (event.get("errorDetail") or {}).get("message")
+            if error:
+                raise _PullFailed(logs.redact(str(error)).strip().rstrip(".")[:_WORDS_LIMIT])
+            progress.take(event)
+            if self.clock() - said >= SAY_SECONDS:
+                said = self.clock()
+                logger.info("image is still being pulled", extra={"image": name.text, "progress": str(progress)})
+
+
+class _PullFailed(Exception):
+    """The stream of a pull ended with an error; its text is the registry's."""
+
+
+def _auth(credentials: Mapping[str, Any] | None) -> dict[str, str] | None:
+    """The credentials of a block, as the engine takes them; the redaction of logs knows the password from here on."""
+    if not credentials or not credentials.get("username"):
+        return None
+    password = str(credentials.get("password") or "")
+    logs.keep_secret(password)
+    return {"username": str(credentials["username"]), "password": password}
+
+
+@dataclass
+class _Progress:
+    """How far the layers of an image are."""
+
+    _done: dict[str, int] = field(default_factory=dict)
+    _whole: dict[str, int] = field(default_factory=dict)
+    _ended: set[str] = field(default_factory=set)
+
+    def take(self, event: Mapping[str, Any]) -> None:
+        layer, status = str(event.get("id") or ""), str(event.get("status") or "")
+        detail = event.get("progressDetail") or {}
+        if not layer:
+            return
+        if status == "Downloading" and detail.get("total"):
+            self._done[layer], self._whole[layer] = int(detail.get("current") or 0), int(detail["total"])
+        elif status in ("Pull complete", "Already exists", "Download complete"):
+            self._done[layer] = self._whole.setdefault(layer, 0)
+            if status != "Download complete":
+                self._ended.add(layer)
+        else:
+            self._whole.setdefault(layer, 0)
+
+    def __str__(self) -> str:
+        mib = 1 << 20
+        done, whole = sum(self._done.values()) / mib, sum(self._whole.values()) / mib
+        return f"{len(self._ended)} of {len(self._whole)} layers, {done:.0f} of {whole:.0f} MiB"

@@ -1,0 +1,192 @@
+"""Output: what a container prints, copied into the run's file, each of its two streams in order.
+
+The engine keeps its own copy, so a worker that comes back reads on where the one before it has stopped, to the line:
+each entry has a time, and the last one that was written stands in a small file beside the run's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import requests
+import urllib3
+
+from flowfleet.errors import EngineRefused
+from workers.containers.container import moment
+from workers.containers.engine import Engine, is_missing
+from workers.shim import atomic_files
+from workers.shim.log_cap import LogCap
+
+#: a stream in which nothing comes for so long is opened anew, once it was looked whether its container still runs
+IDLE_SECONDS = 30.0
+_HEAD = 8
+_PIECE = 256 * 1024
+#: the cap is applied, and the place written down, each time that so much was copied
+_STEP = 1 << 20
+_TIMED = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)\.?(\d{0,9})(Z|[+-]\d\d:\d\d) ")
+
+
+@dataclass
+class _Place:
+    """How far the output was copied."""
+
+    #: the time of the last entry, as the engine writes it, and how many entries of that time there were
+    time: str = ""
+    count: int = 0
+    #: the size of the run's file then
+    size: int = 0
+
+    @classmethod
+    def read(cls, path: Path) -> _Place:
+        found: Mapping[str, Any] = atomic_files.read_json(path) or {}
+        return cls(str(found.get("time") or ""), int(found.get("count") or 0), int(found.get("size") or 0))
+
+    def write(self, path: Path) -> None:
+        atomic_files.write_json(path, {"v": 1, **vars(self)}, sync=False)
+
+
+class Output:
+    """The copier of one container's output, used by one thread; `close` may be called by another one."""
+
+    def __init__(self, engine: Engine, container: str, log: Path, *, limit: int, holes: bool) -> None:
+        self._engine, self._id, self._log = engine, container, log
+        self._path = log.with_name("log.place")
+        self._place = _Place.read(self._path)
+        self._limit, self._holes = limit, holes
+        self._answer: requests.Response | None = None
+        self._closed = threading.Event()
+
+    def copy(self, *, follow: bool, tty: bool) -> bool:
+        """Copy what is new; with `follow` until the container ends, or prints nothing for a while.
+
+        Returns True where the engine has said that there is no more. Raises `EngineAway`, and `OSError` of our disk.
+        """
+        try:
+            with self._engine.errors():
+                answer = self._engine.ask(lambda client: self._open(client, follow=follow))
+                with contextlib.closing(answer), self._file() as file:
+                    return self._take(answer, file, tty=tty)
+        except EngineRefused as exc:
+            if is_missing(exc):
+                return True
+            raise
+
+    def close(self) -> None:
+        """Let `copy` end soon."""
+        self._closed.set()
+        answer = self._answer
+        if answer is not None:
+            with contextlib.suppress(OSError, RuntimeError, ValueError):  # it is closed already
+                answer.raw.shutdown()
+
+    def _open(self, client: Any, *, follow: bool) -> requests.Response:
+        from docker.errors import create_api_error_from_http_exception  # noqa: PLC0415 - only these workers need it
+
+        api = client.api
+        params: dict[str, Any] = {"stdout": 1, "stderr": 1, "timestamps": 1, "follow": int(follow)}
+        if self._place.time:
+            params["since"] = _seconds(self._place.time)
+        answer: requests.Response = api.get(
+            f"{api.base_url}/v{api.api_version}/containers/{self._id}/logs",
+            params=params,
+            stream=True,
+            timeout=(self._engine.request_seconds, IDLE_SECONDS if follow else self._engine.request_seconds),
+        )
+        try:
+            answer.raise_for_status()
+        except requests.HTTPError as exc:
+            raise create_api_error_from_http_exception(exc) from exc
+        self._answer = answer
+        return answer
+
+    @contextlib.contextmanager
+    def _file(self) -> Iterator[int]:
+        fd = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            if os.fstat(fd).st_size > self._place.size and self._place.time:
+                os.ftruncate(fd, self._place.size)  # written and not noted: it is read once more
+            yield fd
+        finally:
+            os.close(fd)
+
+    def _take(self, answer: requests.Response, file: int, *, tty: bool) -> bool:
+        cap = LogCap(str(self._log), self._limit, holes=self._holes)
+        resumed, seen, since_step = self._place.time, 0, 0
+        skip = self._place.count
+        try:
+            for entry in _entries(_pieces(answer), tty=tty):
+                time, data = _timed(entry)
+                if time and time == resumed and seen < skip:
+                    seen += 1
+                    continue
+                os.write(file, data)
+                since_step += len(data)
+                if time and time != self._place.time:
+                    self._place.time, self._place.count = time, 0
+                self._place.count += bool(time)
+                if since_step >= _STEP:
+                    since_step = 0
+                    self._note(file, cap)
+                if self._closed.is_set():
+                    return True
+        except urllib3.exceptions.ReadTimeoutError:
+            return False
+        finally:
+            self._note(file, cap)
+            cap.close()
+        return True
+
+    def _note(self, file: int, cap: LogCap) -> None:
+        cap.apply()
+        self._place.size = os.fstat(file).st_size
+        if self._place.time:
+            self._place.write(self._path)
+
+
+def _pieces(answer: requests.Response) -> Iterator[bytes]:
+    # read1 returns what has come, however little
+    while piece := answer.raw.read1(_PIECE):
+        yield piece
+
+
+def _entries(pieces: Iterator[bytes], *, tty: bool) -> Iterator[bytes]:
+    """The entries of a log: frames of a head and a text, or with a terminal the lines."""
+    rest = b""
+    for piece in pieces:
+        rest += piece
+        position = 0
+        if tty:
+            *lines, rest = rest.split(b"\n")
+            yield from (line + b"\n" for line in lines)
+            continue
+        while len(rest) - position >= _HEAD:
+            end = position + _HEAD + int.from_bytes(rest[position + 4 : position + _HEAD], "big")
+            if len(rest) < end:
+                break
+            yield rest[position + _HEAD : end]
+            position = end
+        rest = rest[position:]
+    if tty and rest:
+        yield rest
+
+
+def _timed(entry: bytes) -> tuple[str, bytes]:
+    found = _TIMED.match(entry)
+    if not found:
+        return "", entry  # the rest of an entry that the engine has cut
+    return found.group(0).decode().strip(), entry[found.end() :]
+
+
+def _seconds(text: str) -> str:
+    """The engine's time as it takes one: seconds with nine digits behind the point."""
+    found = _TIMED.match(f"{text} ".encode())
+    assert found
+    whole = moment(f"{found.group(1).decode()}{found.group(3).decode()}")
+    return f"{int(whole or 0)}.{found.group(2).decode():0<9}"
