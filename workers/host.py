@@ -138,11 +138,6 @@ class Abilities:
         return sentences
 
 
-def runs_in_container(root: Path) -> bool:
-    """Whether Docker or Podman has put a mark where this process is: its folders are not the engine's host's."""
-    return (root / ".dockerenv").exists() or (root / "run/.containerenv").exists()
-
-
 def _proc_is_ours() -> bool:
     # in a new process namespace /proc may still be that of the old one, where each pid means another process
     try:

@@ -211,11 +211,11 @@ class ClaimApi(Protocol):
         A repeat with the same claim id is ACCEPTED, another claim id is REFUSED.
         """
 
-    def started(self, run_id: str, mark: Mark, pid: int) -> None:
-        """Write the infrastructure mark `flowfleet:FLEET:HOST:PID` (Prefect 3)."""
+    def started(self, run_id: str, mark: Mark, process: int | str) -> None:
+        """Write the infrastructure mark `flowfleet:FLEET:HOST:PID` (Prefect 3), or with the id of a container."""
 
-    def started_line(self, mark: Mark, pid: int) -> str:
-        """The line for a run's log page that says that its process was started."""
+    def started_line(self, mark: Mark, process: int | str) -> str:
+        """The line for a run's log page that says that its process, or the container of this id, was started."""
 
     def reinstate(self, run_id: str, claim: str, mark: Mark) -> Answer:
         """Write back the state of a run that the API has put back to Scheduled though its process lives.

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _AGAIN_SECONDS = 1.0
+#: what of the record on disk is no part of the handle
+_NOT_SHOWN = frozenset({"v", "stop_grace", "log_limit", "boot_clock"})
 #: how long the rest of the output is waited for once the engine calls a container ended
 _DRAIN_SECONDS = 30.0
 _KILL_AGAIN_SECONDS = 5.0
@@ -89,7 +91,7 @@ class ContainerRun:
     # the StartedRun protocol
     @property
     def handle(self) -> Handle:
-        return {name: value for name, value in self.started.items() if name not in ("v", "stop_grace")}
+        return {name: value for name, value in self.started.items() if name not in _NOT_SHOWN}
 
     def fileno(self) -> int | None:
         return self._wakeup.fileno()
@@ -183,6 +185,8 @@ class ContainerRun:
         self._exit = replace(end, last_lines=log_cap.last_lines(self.folder.log))
         if remove:
             self._remove()
+        else:
+            self.folder.mark_cleared()
         self._over.set()
         self._wake()
         self.on_over(self)
@@ -202,7 +206,8 @@ class ContainerRun:
 
     def _remove(self) -> None:
         try:
-            self._asked(self.container.remove)
+            if self._asked(self.container.remove):
+                self.folder.mark_cleared()
         except EngineRefused as exc:
             logger.warning("container is not removed yet", extra={**self.folder.fields, "error": str(exc)})
         self.events.forget(self.container.id)

@@ -10,9 +10,11 @@ import contextlib
 import logging
 import re
 import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import requests
@@ -80,11 +82,29 @@ class Engine:
         """The address as people know it, without secrets."""
         return logs.redact(self.base_url or self.environ.get("DOCKER_HOST") or "the local container engine")
 
+    def shares_files(self) -> bool:
+        """Whether a path means the same file to the engine as to us, as far as can be told.
+
+        Not with an engine of another host, nor for a worker in a container that was given the engine's socket.
+        """
+        if self._socket_path is None:
+            return not (self.base_url or self.environ.get("DOCKER_HOST"))
+        try:
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.settimeout(self.request_seconds)
+                probe.connect(self._socket_path)
+                credentials = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+            process = struct.unpack("3i", credentials)[0]
+            # 0: a process that we do not see, since it is in another process namespace
+            theirs, ours = Path(f"/proc/{process}/root").stat(), Path("/").stat()
+            return bool(process) and (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino)
+        except (OSError, AttributeError):
+            return not _in_container()
+
     @property
-    def is_local(self) -> bool:
-        """Whether the engine is on this host, as far as its address tells: its folders are ours then."""
-        address = self.base_url or self.environ.get("DOCKER_HOST") or "unix://"
-        return address.startswith(("unix://", "/", "http+unix://"))
+    def _socket_path(self) -> str | None:
+        address = self.base_url or self.environ.get("DOCKER_HOST") or ""
+        return address.removeprefix("unix://") if address.startswith("unix://") else None
 
     def ping(self) -> EngineFacts:
         """Ask whether it answers, and which engine it is; raises `EngineAway`."""
@@ -139,11 +159,14 @@ class Engine:
 
     def _knock(self) -> None:
         """Connect to a socket of this host and leave: the SDK leaves a connection open that it cannot make."""
-        address = self.base_url or self.environ.get("DOCKER_HOST") or ""
-        if address.startswith("unix://"):
+        if self._socket_path is not None:
             with socket.socket(socket.AF_UNIX) as probe:
                 probe.settimeout(self.request_seconds)
-                probe.connect(address.removeprefix("unix://"))
+                probe.connect(self._socket_path)
+
+
+def _in_container() -> bool:
+    return any(Path(mark).exists() for mark in ("/.dockerenv", "/run/.containerenv"))
 
 
 def require_sdk() -> None:

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -119,6 +120,7 @@ def create_request(
     network = _Network.choose(ask, own, options, facts)
     mounted = [*options.volumes, *map(options.permissions.volume, [*ask.volumes, *own.pop("volumes", ())])]
     mounted += [options.permissions.volume(text) for text in own.pop("binds", ())]
+    mounted += _files(ask, options.permissions)
     env = {**_environment(own.pop("environment", None)), **ask.env}
     create = {
         "command": list(ask.command),
@@ -154,6 +156,12 @@ def create_request(
         volumes=[str(volume.source) for volume in mounted if volume.source is not None and not volume.is_folder],
         remarks=[f"its {ask.options_name} has {name}, which is always its worker's: {OURS[name]}" for name in dropped],
     )
+
+
+def _files(ask: ContainerAsk, permissions: Permissions) -> list[Volume]:
+    """The files of this host that variables of ours name, for the container to find them where they are named."""
+    paths = [ask.env.get(name, "") for name in ask.file_variables] if permissions.local else []
+    return [Volume(source=path, target=path, mode="ro") for path in paths if path[:1] == "/" and Path(path).is_file()]
 
 
 def _given(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -132,6 +132,7 @@ class ContainerDeployer:
             "boot_id": self.boot_id,
             "boot_clock": boot_clock(),
             "stop_grace": spec.limits.stop_grace,
+            "log_limit": spec.limits.log_limit,
         }
         atomic_files.write_json(folder.path / "container.json", handle)
         if not self._win(folder, container):
@@ -243,7 +244,7 @@ class ContainerDeployer:
             container=container,
             started=handle,
             events=self.events,
-            log_limit=int((folder.intent() or {}).get("log_limit") or 0),
+            log_limit=int(handle.get("log_limit") or 0),
             holes=self.holes,
             on_over=self._over,
             hit=self.failpoints.hit,

@@ -19,7 +19,7 @@ from workers.deployers.container import ContainerDeployer
 from workers.deployers.fork_client import ForkClient, ForkServerProgram
 from workers.deployers.process import ProcessDeployer
 from workers.deployment import Deployer, DeployerContext
-from workers.host import Abilities, Host, runs_in_container
+from workers.host import Abilities, Host
 from workers.host_limits import raise_descriptors
 
 DEPLOYERS = "flowfleet.deployers"
@@ -69,7 +69,7 @@ def container_deployer(
             privileged=settings.allow_privileged,
             mounts=settings.allow_mounts,
             folder=folder,
-            local=engine.is_local and not runs_in_container(Path("/")),
+            local=engine.shares_files(),
         ),
         volumes=own,
         networks=settings.networks,

@@ -90,9 +90,9 @@ class Hooks:
         if not self.api.traits.worker_runs_hooks or not run.is_engine():
             return False
         # a deployer of another package starts runs elsewhere, where our hooks' program is not
-        if (run.started() or {}).get("kind") != "process":
+        if (run.started() or {}).get("kind") not in ("process", "docker"):
             return False
-        if not (run.exit_record() or {}).get("begun") or not run.has_shim():
+        if not (run.exit_record() or {}).get("begun") or not run.obeys():
             return False
         with self._lock:
             return run.key not in self._over and not self._folder(run).settled()

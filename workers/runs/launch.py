@@ -310,12 +310,14 @@ class Launch:
             self.run_log.say(held.run_id, sentence, logging.WARNING)
 
     def _tell_started(self, held: Claim, handle: Mapping[str, Any]) -> None:
-        pid = int(handle.get("command_pid") or handle.get("pid") or 0)
+        process: int | str = int(handle.get("command_pid") or handle.get("pid") or 0)
+        if handle.get("kind") == "docker":
+            process = str(handle.get("id"))[:12]
         # what the callable of an external run has answered, as Prefect 1's own agent writes it
         says = f"Submitted for execution: {handle['id']}" if handle.get("kind") == "external" else None
         if not handle.get("doubtful"):
-            self.run_log.say(held.run_id, says or self.api.claims.started_line(self.mark, pid))
-        self.to_api.post(lambda: self.api.claims.started(held.run_id, self.mark, pid))
+            self.run_log.say(held.run_id, says or self.api.claims.started_line(self.mark, process))
+        self.to_api.post(lambda: self.api.claims.started(held.run_id, self.mark, process))
 
     # -- ways out
 

@@ -1,7 +1,6 @@
 """Start spec: how the API's job becomes the finished start spec for a deployer."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from flowfleet.api.client import Job, JobApi
 from flowfleet.api.traits import Traits
@@ -36,6 +35,7 @@ class StartSpecBuilder:
         if limits.stop_grace != self.settings.stop_grace:
             folder.note(stop_grace=limits.stop_grace)  # the worker that stops the run may be another one
         if self.in_containers:
+            folder.note(engine=not job.command)  # the worker that cancels the run may be another one
             return self._in_container(held.run_id, held.claim, job, folder, limits, not_after=not_after)
         env = self.layers.build(job, claim=held.claim)
         if job.command:
@@ -64,7 +64,6 @@ class StartSpecBuilder:
         self, run_id: str, claim: str, job: Job, folder: RunFolder, limits: RunLimits, *, not_after: float | None
     ) -> StartSpec:
         ask = self.api.container(job, self.layers.extra, marks(run_id, claim))
-        folder.note(engine=not job.command, log_limit=limits.log_limit)
         return StartSpec(
             run_id=run_id,
             claim=claim,
@@ -108,7 +107,12 @@ class StartSpecBuilder:
         limits = RunLimits.of(self.settings, job.variables, job.env)
         spec = self._in_container(run.run_id, folder.claim, job, folder, limits, not_after=None)
         assert spec.container is not None
-        # the program is not in the image: it goes in as text
-        argv = ("python", "-c", Path(command[1]).read_text(encoding="utf-8"), *command[2:])
+        # our program is not in the image: it goes in as text, with the module that it stands beside
+        start, engine, program = (
+            (STARTERS / name).read_text(encoding="utf-8")
+            for name in ("from_text.py", "prefect3_engine.py", "prefect3_hooks.py")
+        )
+        texts = ("flowfleet_shim_engine", engine, "flowfleet_hooks", program)
+        argv = ("python", "-c", start, *texts, "--", *command[2:])
         name = f"{spec.container.name}-hooks"
         return replace(spec, argv=argv, container=replace(spec.container, command=argv, name=name))

@@ -72,9 +72,17 @@ _FIELDS = {
         "For containers: how many processors a run may use, fractions allowed.",
         {"type": "number", "exclusiveMinimum": 0},
     ),
+    "shm_size": _text("Shared Memory", "For containers: the size of /dev/shm, such as 1g."),
+    "gpus": _text("GPUs", "For containers: how many graphics processors they get, or all."),
     "user": _text("User", "For containers: the user and group that the run has inside, as USER or USER:GROUP."),
     "labels": _table(
         "Labels", "For containers: labels that are put on them beside flowfleet's own.", {"type": "string"}
+    ),
+    "container_create_kwargs": _table(
+        "Further Settings",
+        "For containers: settings by their names in Docker's SDK, such as ulimits. What could take the host over is "
+        "refused, unless its worker allows it.",
+        {},
     ),
 }
 
