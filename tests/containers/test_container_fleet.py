@@ -60,7 +60,7 @@ def test_a_real_flow_of_prefect_3_runs_in_a_container(docker3, engine):
 
 
 HELD = """
-@flow(on_cancellation=[lambda flow, run, state: note("hook")])
+@flow(on_cancellation=[lambda flow, flow_run, state: note("hook")])
 def go():
     note("ran")
     time.sleep(600)

@@ -5,12 +5,9 @@ from typing import Any
 
 from flowfleet.api.client import Job
 from flowfleet.api.container_ask import PULL_POLICIES, ContainerAsk
-from flowfleet.api.prefect3.engine import OWN_CANCELLATION
 from flowfleet.errors import UnsupportedRun
 
 API = "PREFECT_API_URL"
-#: the authorities by which the API is known, as `--ca-file` or this host's own settings name them
-_CA_FILE = "PREFECT_API_SSL_CERT_FILE"
 #: where neither pool nor deployment nor run names one
 IMAGE = "prefecthq/prefect:3-latest"
 #: what runs a flow in an image, with its cancel and its hooks
@@ -32,7 +29,6 @@ def ask(job: Job, env: Mapping[str, str], worker: str | None) -> ContainerAsk:
         command=job.command or COMMAND,
         env=dict(env),
         api_variables=(API,),
-        file_variables=(_CA_FILE,),
         name=str(variables.get("name") or job.state.run_name),
         labels={**_labels(job, worker), **_table(variables, "labels")},
         working_dir=job.working_dir,
@@ -55,8 +51,6 @@ def environment(job: Job, extra: Mapping[str, str | None]) -> dict[str, str]:
     own = {**extra, **job.env}
     address = own.get(API)
     env: dict[str, Any] = {**own, **job.engine_env, **({API: address} if address else {})}
-    # what runs the engine in a container ends it at a cancel and runs its hooks, as long as nobody says that he does
-    env.pop(OWN_CANCELLATION, None)
     return {name: value for name, value in env.items() if value is not None}
 
 

@@ -8,7 +8,7 @@ from flowfleet.api.client import Job
 #: `false`, as a stock worker has it: an engine that is told of its cancel stops and writes nothing, so that Cancelled
 #: is told when its whole tree is gone, and its hooks run then. What it writes as Crashed has its hooks run there
 #: (source: prefect 3.9.1, flow_engine)
-OWN_CANCELLATION = "PREFECT__ENABLE_CANCELLATION_AND_CRASHED_HOOKS"
+_OWN_CANCELLATION = "PREFECT__ENABLE_CANCELLATION_AND_CRASHED_HOOKS"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,5 +38,5 @@ class EngineSettings:
             "PREFECT__DEPLOYMENT_NAME": job.deployment_name,
         }
         forced |= {name: value for name, value in attribution.items() if value}
-        own = {"PREFECT__FLOW_RUN_ID": job.state.run_id, OWN_CANCELLATION: "false"}
+        own = {"PREFECT__FLOW_RUN_ID": job.state.run_id, _OWN_CANCELLATION: "false"}
         return replace(job, engine_env={**forced, **own})
