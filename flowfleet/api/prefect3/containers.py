@@ -8,6 +8,8 @@ from flowfleet.api.container_ask import PULL_POLICIES, ContainerAsk
 from flowfleet.errors import UnsupportedRun
 
 API = "PREFECT_API_URL"
+#: the authorities by which the API is known, as `--ca-file` or this host's own settings name them
+_CA_FILE = "PREFECT_API_SSL_CERT_FILE"
 #: where neither pool nor deployment nor run names one
 IMAGE = "prefecthq/prefect:3-latest"
 #: what runs a flow in an image, with its cancel and its hooks
@@ -29,6 +31,7 @@ def ask(job: Job, env: Mapping[str, str], worker: str | None) -> ContainerAsk:
         command=job.command or COMMAND,
         env=dict(env),
         api_variables=(API,),
+        file_variables=(_CA_FILE,),
         name=str(variables.get("name") or job.state.run_name),
         labels={**_labels(job, worker), **_table(variables, "labels")},
         working_dir=job.working_dir,
