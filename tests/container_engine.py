@@ -153,6 +153,11 @@ class DockerEngine:
         """It goes on."""
         os.kill(self.pid, signal.SIGCONT)
 
+    def thaw_if_frozen(self) -> None:
+        """It goes on, if it lives."""
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError, ValueError):
+            self.thaw()
+
     def clear(self) -> None:
         """Remove every container."""
         with contextlib.closing(self.client()) as client:
@@ -163,8 +168,7 @@ class DockerEngine:
     def close(self) -> None:
         """End it, and take away all that it has made."""
         if self.process is not None:
-            with contextlib.suppress(ProcessLookupError, FileNotFoundError, ValueError):
-                self.thaw()
+            self.thaw_if_frozen()
             if self.process.poll() is None:
                 with contextlib.suppress(DockerException, OSError):
                     self.clear()

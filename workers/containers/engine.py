@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import requests
 import urllib3
@@ -118,6 +118,13 @@ class Engine:
         with self.errors():
             return question(self._connected())
 
+    def stream(self, path: str, params: Mapping[str, Any], *, idle_seconds: float | None) -> requests.Response:
+        """Open a stream of the engine, whose reader gives up where nothing comes for so long; None = it never does.
+
+        The caller closes it. Raises `EngineAway` and `EngineRefused`.
+        """
+        return self.ask(lambda client: _open(client.api, path, params, (self.request_seconds, idle_seconds)))
+
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
         """The errors of the SDK inside this block, as ours."""
@@ -139,7 +146,9 @@ class Engine:
     def _away(self, words: str) -> EngineAway:
         with self._lock:
             # after an upgrade it may speak another version of its API
-            self._client = self._facts = None
+            client, self._client, self._facts = self._client, None, None
+        if client is not None:
+            client.close()
         return EngineAway(f"the container engine at {self.address} does not answer ({logs.redact(words)[:200]})")
 
     def _connected(self) -> DockerClient:
@@ -163,6 +172,19 @@ class Engine:
             with socket.socket(socket.AF_UNIX) as probe:
                 probe.settimeout(self.request_seconds)
                 probe.connect(self._socket_path)
+
+
+def _open(api: Any, path: str, params: Mapping[str, Any], timeout: tuple[float, float | None]) -> requests.Response:
+    # the SDK has streams of its own, which cannot be closed by another thread, and take their time-out away
+    from docker.errors import create_api_error_from_http_exception  # noqa: PLC0415 - only these workers need it
+
+    url = f"{api.base_url}/v{api.api_version}{path}"
+    answer: requests.Response = api.get(url, params=params, stream=True, timeout=timeout)
+    try:
+        answer.raise_for_status()
+    except requests.HTTPError as exc:
+        raise create_api_error_from_http_exception(exc) from exc
+    return answer
 
 
 def _in_container() -> bool:

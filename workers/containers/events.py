@@ -6,6 +6,8 @@ the engine was restarted. After a gap in the stream neither is known.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import threading
 import time
@@ -121,14 +123,14 @@ class Events:
         try:
             now = self.engine.ask(lambda client: moment(client.api.info().get("SystemTime"))) or time.time()
             filters = {"type": ["container"], "label": [f"{FLEET}={self.fleet}", f"{HOST}={self.host}"]}
-            stream = self.engine.ask(
-                # what happens between the two requests is told as well
-                lambda client: client.api.events(decode=True, filters=filters, since=f"{now:.9f}")
-            )
-            self._back(now)
-            with self.engine.errors():
-                for event in stream:
-                    self._take(event)
+            # what happens between the two requests is told as well
+            params = {"filters": json.dumps(filters), "since": f"{now:.9f}"}
+            answer = self.engine.stream("/events", params, idle_seconds=None)
+            with contextlib.closing(answer), self.engine.errors():
+                self._back(now)
+                for line in answer.iter_lines():
+                    if line.strip():
+                        self._take(json.loads(line))
             raise EngineAway(f"the container engine at {self.engine.address} has ended its stream of events")
         except EngineError as exc:
             self._broken()

@@ -11,7 +11,8 @@ from workers.containers.events import Death
 from workers.deployment import Exit
 
 _SIGNALS_FROM = 128
-_CODE_OF_KILL = _SIGNALS_FROM + signal.SIGKILL
+#: an engine that comes up ends what it finds running, with TERM first (measured with Docker 20.10)
+_ENDED_BY_ENGINE = (_SIGNALS_FROM + signal.SIGKILL, _SIGNALS_FROM + signal.SIGTERM)
 #: what the engine and the shells of images mean by a code
 _MEANINGS = {
     125: "its container could not be run",
@@ -22,6 +23,7 @@ _MEANINGS = {
 }
 REMOVED = "its container was removed by somebody else"
 RESTARTED = "its container engine was restarted"
+_AMID_RESTART = "while its container engine was being restarted"
 
 
 def exit_of(state: ContainerState | None, death: Death, *, stopped_by: str | None) -> Exit:
@@ -38,7 +40,7 @@ def exit_of(state: ContainerState | None, death: Death, *, stopped_by: str | Non
     ours = _signal_of(code) if stopped_by else None
     if ours is not None:
         return replace(timed, signal=ours, stopped_by=stopped_by)
-    if death.engine_away and code == _CODE_OF_KILL:
+    if death.engine_away and code in _ENDED_BY_ENGINE:
         return replace(timed, code=code, engine_restarted=True, meaning=RESTARTED)
     return replace(
         timed,
@@ -47,7 +49,7 @@ def exit_of(state: ContainerState | None, death: Death, *, stopped_by: str | Non
         # the engine's mark stays on a container whose process ran out of memory at any time before
         oom_kills=1 if state.oom_killed else 0,
         oom_on_host=None if death.gap else state.oom_killed,
-        meaning=_MEANINGS.get(code),
+        meaning=_AMID_RESTART if death.engine_away and code else _MEANINGS.get(code),
     )
 
 

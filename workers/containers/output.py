@@ -70,7 +70,7 @@ class Output:
         """
         try:
             with self._engine.errors():
-                answer = self._engine.ask(lambda client: self._open(client, follow=follow))
+                answer = self._open(follow=follow)
                 with contextlib.closing(answer), self._file() as file:
                     return self._take(answer, file, tty=tty)
         except EngineRefused as exc:
@@ -86,25 +86,13 @@ class Output:
             with contextlib.suppress(OSError, RuntimeError, ValueError):  # it is closed already
                 answer.raw.shutdown()
 
-    def _open(self, client: Any, *, follow: bool) -> requests.Response:
-        from docker.errors import create_api_error_from_http_exception  # noqa: PLC0415 - only these workers need it
-
-        api = client.api
+    def _open(self, *, follow: bool) -> requests.Response:
         params: dict[str, Any] = {"stdout": 1, "stderr": 1, "timestamps": 1, "follow": int(follow)}
         if self._place.time:
             params["since"] = _seconds(self._place.time)
-        answer: requests.Response = api.get(
-            f"{api.base_url}/v{api.api_version}/containers/{self._id}/logs",
-            params=params,
-            stream=True,
-            timeout=(self._engine.request_seconds, IDLE_SECONDS if follow else self._engine.request_seconds),
-        )
-        try:
-            answer.raise_for_status()
-        except requests.HTTPError as exc:
-            raise create_api_error_from_http_exception(exc) from exc
-        self._answer = answer
-        return answer
+        idle = IDLE_SECONDS if follow else self._engine.request_seconds
+        self._answer = self._engine.stream(f"/containers/{self._id}/logs", params, idle_seconds=idle)
+        return self._answer
 
     @contextlib.contextmanager
     def _file(self) -> Iterator[int]:
