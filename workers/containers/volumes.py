@@ -56,10 +56,10 @@ def parse(text: str, *, folder: Path, home: Callable[[str], str] = os.path.expan
     if source is None:
         return Volume(source=None, target=target)
     if source[0] in "./~":
-        path = os.path.normpath(folder / home(source))
-        if not path.startswith("/"):
+        found = home(source)
+        if found.startswith("~"):
             raise UnsupportedRun(f"the volume {text[:200]!r} names a home that this host does not have")
-        return Volume(source=path, target=target, mode=mode)
+        return Volume(source=os.path.normpath(folder / found), target=target, mode=mode)
     if not _NAME.fullmatch(source):
         raise UnsupportedRun(f"the volume {text[:200]!r} has a name that no volume can have")
     if "ro" in mode.split(","):
