@@ -20,6 +20,7 @@ from flowfleet.api.connect import Connector
 from flowfleet.api.prefect1 import agent_config
 from flowfleet.api.unused import tell_unused
 from flowfleet.commands import forget, install, program, worker_control
+from flowfleet.errors import SettingsError
 from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import Offer
 from flowfleet.ledger import Ledger
@@ -132,6 +133,7 @@ def serve(
     startup_page.open(settings.agent_address)
     ledger = ledgers.connect(settings.redis, settings.fleet, login=secrets.login)
     host, abilities = Host.probe(environ), _abilities(environ)
+    check_limits(settings, abilities)
     below = "process" if embedding.leaving and settings.deploy == EXTERNAL else settings.deploy
     plugged_in = plugged_in_deployer(below)
     with startup_page.waiting_for("the Prefect API"):
@@ -214,9 +216,24 @@ def _abilities(environ: Mapping[str, str]) -> Abilities:
     for sentence in abilities.missing():
         logger.warning(sentence)
     if abilities.groups:
-        swept = host_cgroups.sweep(Path(abilities.groups))
+        swept = sum(host_cgroups.sweep(Path(folder)) for folder in {abilities.groups, abilities.cpu_groups} - {""})
         logger.info("each run gets a control group", extra={"folder": abilities.groups, "swept": swept})
     return abilities
+
+
+def check_limits(settings: WorkerSettings, abilities: Abilities) -> None:
+    """Raise `SettingsError` for limits that nothing here could hold runs to; an engine of containers does it itself."""
+    if settings.deploy != "process":
+        return
+    for name, asked, there in (
+        ("--memory", settings.memory, abilities.groups),
+        ("--cpus", settings.cpus, abilities.cpu_groups),
+    ):
+        if asked is not None and not there:
+            raise SettingsError(
+                f"{name} cannot be kept here: no control group can be made for runs on this host (docs/several-machines"
+                f".md tells how to get one), so leave {name} out or start runs with --deploy docker"
+            )
 
 
 def _stop_mode(settings: WorkerSettings, environ: Mapping[str, str]) -> str:

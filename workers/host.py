@@ -104,6 +104,8 @@ class Abilities:
     pidfd_info: bool
     #: the folder in which each run gets a control group of its own; "" = there is none
     groups: str = ""
+    #: the same for groups that can limit processors; often the same folder, and one of its own in version 1 of cgroups
+    cpu_groups: str = ""
 
     @classmethod
     def probe(cls, environ: Mapping[str, str]) -> Abilities:
@@ -119,6 +121,7 @@ class Abilities:
             holes=syscalls.LINUX,
             pidfd_info=pidfd_info,
             groups=str((host_cgroups.find_parent() if proc else None) or ""),
+            cpu_groups=str((host_cgroups.find_parent(controller="cpu") if proc else None) or ""),
         )
 
     @classmethod
