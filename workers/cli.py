@@ -95,6 +95,8 @@ class EmbeddingProgram:
     early: Callable[[], None] = leave_at_once
     #: the worker's deployer, made of the one that its settings name
     deployer: Callable[[Deployer, ApiClient, WorkerSettings], Deployer] = adopting_deployer
+    #: how that one starts runs, where the program deploys them itself
+    below: str = "process"
     #: the layers of the runs' environment, made of those that the settings name, before any process is started
     layers: Callable[[EnvironmentLayers, ApiClient, WorkerSettings], EnvironmentLayers] = lambda own, _api, _given: own
     #: called with the run id after each launch, whether it succeeded or failed
@@ -134,7 +136,7 @@ def serve(
     ledger = ledgers.connect(settings.redis, settings.fleet, login=secrets.login)
     host, abilities = Host.probe(environ), _abilities(environ)
     check_limits(settings, abilities)
-    below = "process" if embedding.leaving and settings.deploy == EXTERNAL else settings.deploy
+    below = embedding.below if embedding.leaving and settings.deploy == EXTERNAL else settings.deploy
     plugged_in = plugged_in_deployer(below)
     with startup_page.waiting_for("the Prefect API"):
         api, settings = _enter(connector, settings, retry)
@@ -148,7 +150,7 @@ def serve(
     context = _context(settings, host, layers, state)
     if plugged_in:
         own = plugged_in(context)
-    elif settings.deploy == CONTAINER:
+    elif below == CONTAINER:
         own = container_deployer(settings, host, abilities, environ, failpoints)
     else:
         own = process_deployer(host, abilities, parent, failpoints)
@@ -173,7 +175,7 @@ def serve(
             api=api.jobs,
             layers=layers,
             interpreter=interpreter,
-            in_containers=settings.deploy == CONTAINER,
+            in_containers=below == CONTAINER,
         ),
         state=state,
         failpoints=failpoints,

@@ -158,8 +158,15 @@ class StartSpec:
     #: all job variables of the run (image, networks, …), as pool, deployment and run set them; at Prefect 1
     #: `run_config`, `storage` and `core_version`
     variables: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    #: what the run asks of its container; only for deployers with an attribute `asks_containers` that is true
+    #: what the run asks of its container; None unless the worker starts runs as containers
     container: ContainerAsk | None = None
+
+
+def process_of(handle: Handle) -> int | str:
+    """The process of a started run, by which people find it on its host, or the short id of its container."""
+    if handle.get("kind") == "docker":
+        return str(handle.get("id"))[:12]
+    return int(handle.get("command_pid") or handle.get("pid") or 0)
 
 
 class StartedRun(Protocol):

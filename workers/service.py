@@ -81,7 +81,7 @@ class WorkerService:
     def __post_init__(self) -> None:
         settings, worker = self.settings, self.row.worker
         self.metrics = WorkerMetrics()
-        self.ledger_view = LedgerView(self.row.offer, is_open=lambda: bool(getattr(self.deployer, "is_open", True)))
+        self.ledger_view = LedgerView(self.row.offer, is_open=lambda: getattr(self.deployer, "is_open", True))
         self.attempts = Attempts(on_change=self._changed)
         # reading messages, renewals and jobs meet the same outages of Redis, which are said once
         self._outage = SharedOutage("Redis", logger)
@@ -278,10 +278,9 @@ class WorkerService:
     # -- what the parts tell each other
 
     def _serving(self, routes: frozenset[Route]) -> None:
-        # the roster has to say so at once, since only served routes count when slots are counted
-        if self.slots.stopping:
-            routes = frozenset()  # also where Celery connects once more on its way out
-        if self.ledger_view.serve(routes):
+        # the roster has to say so at once, since only served routes count when slots are counted; Celery connects once
+        # more on its way out
+        if self.ledger_view.serve(frozenset() if self.slots.stopping else routes):
             self.heartbeat.nudge()
 
     def _refused(self, reason: str) -> None:
@@ -335,9 +334,6 @@ class WorkerService:
         return code
 
     def _arrive(self) -> None:
-        recover = getattr(self.deployer, "recover", None)
-        if recover is not None:
-            recover(self.state.runs)
         Arrival(
             fleet=self.settings.fleet,
             api=self.api.address,

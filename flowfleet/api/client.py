@@ -341,10 +341,7 @@ class ApiClient(Protocol):
     life: LifeApi
 
     def probe(self) -> ServerInfo:
-        """Ask which API answers.
-
-        Raises `ApiRejected` with the remedy when what answers is no usable Prefect API (too old, or something else).
-        """
+        """Ask which API answers; raises `ApiRejected` with the remedy when it is no usable Prefect API."""
 
     def unfinished(self, mark: Mark) -> list[UnfinishedRun]:
         """Every run that this fleet has Submitted, Launching or started and that has not ended."""

@@ -38,7 +38,7 @@ class ContainerAsk:
     #: ports inside that are reachable from its networks
     ports: tuple[str, ...] = ()
     user: str | None = None
-    #: further settings by their names in the SDK of Docker, those of `create_container` and of `HostConfig` together
+    #: further settings by their names in the SDK of Docker, those of a container and of its side at the host together
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     #: where `options` stand, for messages
     options_name: str = "options"

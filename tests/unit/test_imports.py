@@ -29,7 +29,7 @@ WORKERS = (
         "workers.background",
         "workers.environment",
     ),
-    ("workers.interpreter", "workers.metrics", "workers.deployers", "workers.reporting"),
+    ("workers.interpreter", "workers.metrics", "workers.containers", "workers.deployers", "workers.reporting"),
     ("workers.runs",),
     ("workers.lifecycle",),
     ("workers.page",),
@@ -53,6 +53,7 @@ API = (
     (
         "flowfleet.api.transport",
         "flowfleet.api.client",
+        "flowfleet.api.container_ask",
         "flowfleet.api.life",
         "flowfleet.api.backlog",
         "flowfleet.api.life",

@@ -16,7 +16,7 @@ from flowfleet.errors import UnsupportedRun
 from workers.containers import volumes
 from workers.containers.volumes import Volume
 
-#: no other container or host can be reached by them (`docker.models.containers`, SDK 7.2)
+#: no other container or host can be reached by them (SDK 7.2 of Docker)
 FREE = frozenset(
     [
         "blkio_weight",
@@ -172,7 +172,7 @@ class Permissions:
         raise UnsupportedRun(_refusal(where, f"{name}={value[:60]}"))
 
     def _mount(self, given: Any) -> Any:
-        """Look at one `docker.types.Mount`, in the form of a table with Target, Source, Type and the like."""
+        """Look at one mount, in the form of a table with Target, Source, Type and the like."""
         if not isinstance(given, Mapping):
             raise UnsupportedRun("its mounts must be tables with Target, Source and Type")
         mount = {str(key).lower(): value for key, value in given.items()}

@@ -67,7 +67,6 @@ class ContainerRun:
     _stopped_by: str | None = field(default=None, init=False)
     _stopping: threading.Thread | None = field(default=None, init=False)
     _kill_now: threading.Event = field(default_factory=threading.Event, init=False)
-    _ended: threading.Event = field(default_factory=threading.Event, init=False)
 
     def __post_init__(self) -> None:
         self._wakeup = Wakeup()
@@ -122,11 +121,12 @@ class ContainerRun:
 
     def died(self) -> None:
         """The engine tells that the container has ended or is gone: called by the stream of events."""
-        self._ended.set()
+        threading.Thread(target=self._drain, name=f"drain-{self.container.id[:12]}", daemon=True).start()
+
+    def _drain(self) -> None:
         # its output ends by itself, as a rule
-        timer = threading.Timer(_DRAIN_SECONDS, self._output.close)
-        timer.daemon = True
-        timer.start()
+        if not self._over.wait(_DRAIN_SECONDS):
+            self._output.close()
 
     # -- the watch
 
@@ -152,7 +152,7 @@ class ContainerRun:
                 logger.info("output of a run is not copied now", extra={**self.folder.fields, "error": str(exc)})
             except OSError as exc:
                 logger.warning("output of a run cannot be written", extra={**self.folder.fields, "error": str(exc)})
-                self._ended.wait(_AGAIN_SECONDS)
+                self._over.wait(_AGAIN_SECONDS)
             state = self._asked(self.container.state)
         if self._closed or (state is not None and not state.over):
             return

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flowfleet.errors import EngineAway, EngineError
@@ -34,11 +34,11 @@ CONNECT_SECONDS, TELL_SECONDS = 5.0, 1.0
 _KEPT = 10_000
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Told:
     """What the stream has told of one container."""
 
-    ooms: list[float] = field(default_factory=list)
+    ooms: tuple[float, ...] = ()
     die: float | None = None
 
 
@@ -71,11 +71,9 @@ class Events:
     _gaps: list[tuple[float, float]] = field(default_factory=list, init=False)
     _broken_at: float = field(default=0.0, init=False)
     _connected: bool = field(default=False, init=False)
-    _closed: bool = field(default=False, init=False)
+    _closed: threading.Event = field(default_factory=threading.Event, init=False)
     _lock: threading.Condition = field(default_factory=threading.Condition, init=False)
-
-    def __post_init__(self) -> None:
-        self._outage = OutageLog("the container engine", logger)
+    _outage: OutageLog = field(default_factory=lambda: OutageLog("the container engine", logger), init=False)
 
     def start(self) -> None:
         """Start the thread."""
@@ -83,7 +81,7 @@ class Events:
 
     def close(self) -> None:
         """Let the thread end with the process."""
-        self._closed = True
+        self._closed.set()
 
     @property
     def connected(self) -> bool:
@@ -114,7 +112,7 @@ class Events:
             self._told.pop(container, None)
 
     def _run(self) -> None:
-        while not self._closed:
+        while not self._closed.is_set():
             with guarded(logger, "the engine's events could not be read"):  # the runs need this thread
                 self._follow()
             self.wait(_AGAIN_SECONDS)
@@ -155,12 +153,13 @@ class Events:
         container, action = str((event.get("Actor") or {}).get("ID") or event.get("id") or ""), event.get("Action")
         at = int(event.get("timeNano") or 0) / 1e9
         with self._lock:
-            told = self._told.setdefault(container, _Told())
+            told = self._told.get(container, _Told())
             if action == "oom":
-                told.ooms.append(at)
+                told = replace(told, ooms=(*told.ooms, at))
             elif action in ("die", "died"):  # Podman writes the second
-                told.die = at
-                self._lock.notify_all()
+                told = replace(told, die=at)
+            self._told[container] = told
+            self._lock.notify_all()
             while len(self._told) > _KEPT:
                 self._told.popitem(last=False)
         if action in ("die", "died", "destroy", "remove"):

@@ -16,6 +16,7 @@ from typing import Any
 
 from flowfleet import logs
 from flowfleet.errors import EngineAway, EngineRefused, NotReady, StartFailed
+from flowfleet.guard import guarded
 from workers.containers.engine import Engine, is_missing, refused_text
 from workers.containers.image_names import ImageName, is_allowed
 
@@ -38,8 +39,12 @@ class _Pull:
     name: ImageName
     over: threading.Event = field(default_factory=threading.Event)
     #: why it failed, in the engine's words
-    failed: str = ""
-    away: EngineAway | None = None
+    failed: str | EngineAway = ""
+
+    def end(self, failed: str | EngineAway) -> None:
+        """Tell those who wait how it ended."""
+        self.failed = failed
+        self.over.set()
 
 
 @dataclass(kw_only=True)
@@ -123,8 +128,8 @@ class Images:
                 raise NotReady("its start is not wanted any more")
             if self.clock() - began > self.wait_seconds:
                 raise NotReady(f"its image {name.text!r} is still being pulled after {self.wait_seconds:.0f} s")
-        if pull.away is not None:
-            raise pull.away
+        if isinstance(pull.failed, EngineAway):
+            raise pull.failed
         return pull.failed or None
 
     def _join(self, name: ImageName, credentials: Mapping[str, Any] | None) -> _Pull:
@@ -139,28 +144,33 @@ class Images:
             return pull
 
     def _carry_out(self, key: tuple[str, str], pull: _Pull, auth: Mapping[str, str] | None) -> None:
-        name = pull.name
-        began = self.clock()
-        logger.info("image is pulled", extra={"image": name.text})
+        logger.info("image is pulled", extra={"image": pull.name.text})
+        failed: str | EngineAway = "its pull met an unexpected error, which its worker has logged"
+        # guards the runs that wait for it: a credential helper may raise anything
+        with guarded(logger, "a pull met an unexpected error", image=pull.name.text):
+            failed = self._outcome(pull.name, auth)
+        with self._lock:
+            self._pulls.pop(key, None)
+        pull.end(failed)
+
+    def _outcome(self, name: ImageName, auth: Mapping[str, str] | None) -> str | EngineAway:
+        """Pull it; why that failed, or nothing."""
+        began, failed = self.clock(), ""
         try:
             with self.engine.errors():
                 self._follow(name, auth)
-            logger.info("image is here", extra={"image": name.text, "seconds": round(self.clock() - began, 1)})
-        except EngineRefused as exc:
-            pull.failed = refused_text(exc)
         except EngineAway as exc:
-            pull.away = exc
+            return exc
+        except EngineRefused as exc:
+            failed = refused_text(exc)
         except _PullFailed as exc:
-            pull.failed = str(exc)
-        except Exception as exc:  # guards the runs that wait for it: a credential helper may raise anything
-            logger.exception("a pull met an unexpected error", extra={"image": name.text})
-            pull.failed = logs.redact(f"{type(exc).__name__}: {exc}")[:_WORDS_LIMIT]
-        finally:
-            if pull.failed:
-                logger.warning("image was not pulled", extra={"image": name.text, "error": pull.failed})
-            with self._lock:
-                self._pulls.pop(key, None)
-            pull.over.set()
+            failed = str(exc)
+        fields = {"image": name.text, "seconds": round(self.clock() - began, 1)}
+        if failed:
+            logger.warning("image was not pulled", extra={**fields, "error": failed})
+        else:
+            logger.info("image is here", extra=fields)
+        return failed
 
     def _follow(self, name: ImageName, auth: Mapping[str, str] | None) -> None:
         progress, said = _Progress(), self.clock()

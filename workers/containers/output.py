@@ -11,7 +11,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ _STEP = 1 << 20
 _TIMED = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)\.?(\d{0,9})(Z|[+-]\d\d:\d\d) ")
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Place:
     """How far the output was copied."""
 
@@ -106,36 +106,37 @@ class Output:
 
     def _take(self, answer: requests.Response, file: int, *, tty: bool) -> bool:
         cap = LogCap(str(self._log), self._limit, holes=self._holes)
-        resumed, seen, since_step = self._place.time, 0, 0
-        skip = self._place.count
+        place, since_note = self._place, 0
+        skip = place.count
         try:
             for entry in _entries(_pieces(answer), tty=tty):
                 time, data = _timed(entry)
-                if time and time == resumed and seen < skip:
-                    seen += 1
+                if skip and time and time == self._place.time:
+                    skip -= 1  # of the moment at which it was stopped
                     continue
+                skip = 0 if time else skip
                 os.write(file, data)
-                since_step += len(data)
-                if time and time != self._place.time:
-                    self._place.time, self._place.count = time, 0
-                self._place.count += bool(time)
-                if since_step >= _STEP:
-                    since_step = 0
-                    self._note(file, cap)
+                since_note += len(data)
+                if time:
+                    place = _Place(time, place.count + 1 if time == place.time else 1)
+                if since_note >= _STEP:
+                    since_note = 0
+                    place = self._note(place, file, cap)
                 if self._closed.is_set():
                     return True
         except urllib3.exceptions.ReadTimeoutError:
             return False
         finally:
-            self._note(file, cap)
+            self._note(place, file, cap)
             cap.close()
         return True
 
-    def _note(self, file: int, cap: LogCap) -> None:
+    def _note(self, place: _Place, file: int, cap: LogCap) -> _Place:
         cap.apply()
-        self._place.size = os.fstat(file).st_size
+        self._place = replace(place, size=os.fstat(file).st_size)
         if self._place.time:
             self._place.write(self._path)
+        return self._place
 
 
 def _pieces(answer: requests.Response) -> Iterator[bytes]:

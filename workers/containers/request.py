@@ -60,6 +60,8 @@ class ContainerOptions:
     networks: Sequence[str] = ()
     user: str | None = None
     read_only_root: bool = False
+    #: False: nobody looks after its containers, which take themselves away at their end
+    watched: bool = True
     #: --no-host-network: not even for an API on the loopback interface
     host_network: bool = True
 
@@ -142,7 +144,7 @@ def create_request(
         **network.host,
         "read_only": options.read_only_root or own.get("read_only"),
         "binds": [str(volume) for volume in mounted if volume.source is not None],
-        "auto_remove": False,
+        "auto_remove": not options.watched,
         "restart_policy": {"Name": "no"},
         "log_config": _log_config(limits, facts),
     }

@@ -52,7 +52,13 @@ def _takes_an_argument(make: Callable[..., object]) -> bool:
 
 
 def container_deployer(
-    settings: WorkerSettings, host: Host, abilities: Abilities, environ: Mapping[str, str], failpoints: Failpoints
+    settings: WorkerSettings,
+    host: Host,
+    abilities: Abilities,
+    environ: Mapping[str, str],
+    failpoints: Failpoints,
+    *,
+    watched: bool = True,
 ) -> ContainerDeployer:
     """The deployer of containers, which has greeted its engine; raises `SettingsError` and `EngineAway`."""
     require_sdk()
@@ -76,6 +82,7 @@ def container_deployer(
         user=settings.user,
         read_only_root=settings.read_only_root,
         host_network=settings.host_network,
+        watched=watched,
     )
     deployer = ContainerDeployer(
         engine=engine,

@@ -17,6 +17,7 @@ from flowfleet.errors import (
     ApiRejected,
     ApiUnavailable,
     DeployError,
+    FleetError,
     LedgerUnavailable,
     NotReady,
     RunGone,
@@ -27,11 +28,12 @@ from flowfleet.flow_run import Message
 from flowfleet.ledger.claims import Claim, Claims, Refusal, State
 from flowfleet.retry import Retry
 from workers.background import BackgroundJobs
-from workers.deployment import Deployer, Exit, StartedRun, StopReason
+from workers.deployment import Deployer, Exit, StartedRun, StopReason, process_of
 from workers.reporting.run_log import RunLog
 from workers.runs.hand_back import HandBack
 from workers.runs.leases import Leases
 from workers.runs.lost_policy import asked_policy
+from workers.runs.preparation import prepare
 from workers.runs.start_spec import StartSpecBuilder
 from workers.shim.syscalls import boot_clock
 from workers.state.attempts import Attempt, Attempts, fit_handle, held_to_intent
@@ -39,6 +41,8 @@ from workers.state.run_folders import RunFolders
 from workers.stop import Stop
 
 logger = logging.getLogger(__name__)
+
+_HANDLE_TOO_LARGE = "The handle of its deployer is too large for the ledger or no JSON and is shown there in short."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +101,7 @@ class Launch:
         job = self._ask(attempt)
         if job is None or not self._prepare(attempt, job):
             return
-        started = self._start(attempt, asked_policy(job))
-        if started is not None:
+        if (started := self._start(attempt, asked_policy(job))) is not None:
             self._deploy(started, job)
 
     # -- take
@@ -149,8 +152,7 @@ class Launch:
             self._return(attempt, "the run does not exist any more")
             return None
         except (DeployError, ApiRejected) as exc:
-            if self._start(attempt) is not None:
-                self._fail(attempt, _as_part(str(exc)))
+            self._fail_unstarted(attempt, exc)
             return None
         state = job.state
         if state.kind is StateType.PENDING and state.call in (None, held.call):
@@ -161,32 +163,22 @@ class Launch:
             self._return(attempt, f"the run is {state.name} at the API and not waiting for this claim")
         return None
 
-    # -- prepare
-
     def _prepare(self, attempt: Attempt, job: Job) -> bool:
-        """Let the deployer bring what the run needs, if it wants to; False when the claim was given away instead."""
-        prepare = getattr(self.deployer, "prepare", None)
-        if prepare is None:
-            return True
-
-        def wanted() -> bool:
-            now = self.attempts.get(attempt.key)
-            return now is not None and not (now.fenced or now.cancelled or self.attempts.closed)
-
+        """Have what the run needs brought here; False when the claim was given away instead."""
         try:
-            prepare(self.start_specs.make(attempt.held, job, attempt.folder, not_after=None), wanted)
+            prepare(self.deployer, self.start_specs, self.attempts, attempt, job)
         except NotReady as exc:
-            self._return(attempt, f"not ready on {self.worker}: {exc}", cancelled=self._is_cancelled(attempt))
+            now = self.attempts.get(attempt.key)
+            self._return(attempt, f"not ready on {self.worker}: {exc}", cancelled=now is not None and now.cancelled)
         except DeployError as exc:
-            if self._start(attempt) is not None:
-                self._fail(attempt, _as_part(str(exc)))
+            self._fail_unstarted(attempt, exc)
         else:
             return True
         return False
 
-    def _is_cancelled(self, attempt: Attempt) -> bool:
-        now = self.attempts.get(attempt.key)
-        return now is not None and now.cancelled
+    def _fail_unstarted(self, attempt: Attempt, error: FleetError) -> None:
+        if self._start(attempt) is not None:
+            self._fail(attempt, _as_part(str(error)))
 
     # -- start
 
@@ -197,16 +189,10 @@ class Launch:
         """
         held, sent = attempt.held, boot_clock()
         switch = bool(getattr(self.deployer, "has_switch", False)) and (policy or held.policy) == "requeue"
+        start = partial(self.claims.start, held.run_id, held.claim, self.worker, self.nonce)
+        start = partial(start, policy=policy, switch=switch, ttl=self.leases.ttl(attempt.key))
         try:
-            outcome = self.ledger_retry.ask(
-                "Redis",
-                lambda: self.claims.start(
-                    *(held.run_id, held.claim, self.worker, self.nonce),
-                    policy=policy,
-                    switch=switch,
-                    ttl=self.leases.ttl(attempt.key),
-                ),
-            )
+            outcome = self.ledger_retry.ask("Redis", start)
         except LedgerUnavailable as exc:
             self._return(attempt, f"Redis did not answer {self.worker}: {exc}")
             return None
@@ -305,14 +291,11 @@ class Launch:
         self.failpoints.hit("start.after_running")
         self._tell_started(held, whole)
         if handle != whole:
-            sentence = "The handle of its deployer is too large for the ledger or no JSON and is shown there in short."
             logger.warning("handle does not fit the ledger", extra={**attempt.fields, "kind": handle.get("kind")})
-            self.run_log.say(held.run_id, sentence, logging.WARNING)
+            self.run_log.say(held.run_id, _HANDLE_TOO_LARGE, logging.WARNING)
 
     def _tell_started(self, held: Claim, handle: Mapping[str, Any]) -> None:
-        process: int | str = int(handle.get("command_pid") or handle.get("pid") or 0)
-        if handle.get("kind") == "docker":
-            process = str(handle.get("id"))[:12]
+        process = process_of(handle)
         # what the callable of an external run has answered, as Prefect 1's own agent writes it
         says = f"Submitted for execution: {handle['id']}" if handle.get("kind") == "external" else None
         if not handle.get("doubtful"):
