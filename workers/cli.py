@@ -20,7 +20,6 @@ from flowfleet.api.connect import Connector
 from flowfleet.api.prefect1 import agent_config
 from flowfleet.api.unused import tell_unused
 from flowfleet.commands import forget, install, program, worker_control
-from flowfleet.errors import SettingsError
 from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import Offer
 from flowfleet.ledger import Ledger
@@ -38,11 +37,12 @@ from workers import page as worker_page
 from workers.background import BackgroundJobs
 from workers.deployers import warm_client
 from workers.deployers.container import KIND as CONTAINER
+from workers.deployers.fork_client import ForkServerProgram
 from workers.deployers.registry import adopting_deployer, container_deployer, plugged_in_deployer, process_deployer
 from workers.deployment import EXTERNAL, Deployer, DeployerContext, RunLimits
 from workers.environment import EnvironmentLayers
 from workers.host import Abilities, Host
-from workers.host_limits import HostLimits
+from workers.host_limits import HostLimits, check_limits
 from workers.interpreter import interpreter_of
 from workers.lifecycle import sign_on
 from workers.lifecycle.consumer import forget_stop, require_hooks
@@ -134,8 +134,7 @@ def serve(
     startup_page = StartupPage(secrets.page_token)
     startup_page.open(settings.agent_address)
     ledger = ledgers.connect(settings.redis, settings.fleet, login=secrets.login)
-    host, abilities = Host.probe(environ), _abilities(environ)
-    check_limits(settings, abilities)
+    host, abilities = Host.probe(environ), _abilities(settings, environ)
     below = embedding.below if embedding.leaving and settings.deploy == EXTERNAL else settings.deploy
     plugged_in = plugged_in_deployer(below)
     with startup_page.waiting_for("the Prefect API"):
@@ -148,35 +147,24 @@ def serve(
     state = sign_on.open_state(settings, host, environ)
     embedding.leave_with(state.close)
     context = _context(settings, host, layers, state)
-    if plugged_in:
-        own = plugged_in(context)
-    elif below == CONTAINER:
-        own = container_deployer(settings, host, abilities, environ, failpoints)
-    else:
-        own = process_deployer(host, abilities, parent, failpoints)
+    make = partial(_own_deployer, below, settings, host, abilities, environ=environ, parent=parent)
+    own = plugged_in(context) if plugged_in else make(failpoints=failpoints)
     embedding.leave_with(own.close)
     deployer = embedding.deployer(own, api, settings)
+    specs = StartSpecBuilder(settings, api.traits, api=api.jobs, layers=layers, interpreter=interpreter)
+    specs = replace(specs, in_containers=below == CONTAINER)
     embedding.leave_with(ledger.close)
     row = _join_fleet(ledger, settings, api, state, host, retry=retry, startup_page=startup_page)
     service = WorkerService(
         settings=settings,
         row=row,
-        app=broker.make_app(
-            settings.redis, fleet=settings.fleet, login=secrets.login, task_events=settings.task_events
-        ),
+        app=_app(settings, secrets),
         claims=ledger.claims,
         roster=ledger.roster,
         api=api,
         to_api=to_api,
         deployer=deployer,
-        start_specs=StartSpecBuilder(
-            settings,
-            api.traits,
-            api=api.jobs,
-            layers=layers,
-            interpreter=interpreter,
-            in_containers=below == CONTAINER,
-        ),
+        start_specs=specs,
         state=state,
         failpoints=failpoints,
         mode=_stop_mode(settings, environ),
@@ -186,6 +174,25 @@ def serve(
         leave=embedding.leave,
     )
     return _run(service, ledger, startup_page, embedding)
+
+
+def _app(settings: WorkerSettings, secrets: SecretFiles) -> broker.App:
+    return broker.make_app(settings.redis, fleet=settings.fleet, login=secrets.login, task_events=settings.task_events)
+
+
+def _own_deployer(
+    kind: str,
+    settings: WorkerSettings,
+    host: Host,
+    abilities: Abilities,
+    *,
+    environ: Mapping[str, str],
+    parent: ForkServerProgram | None,
+    failpoints: Failpoints,
+) -> Deployer:
+    if kind == CONTAINER:
+        return container_deployer(settings, host, abilities, environ, failpoints)
+    return process_deployer(host, abilities, parent, failpoints)
 
 
 def _context(settings: WorkerSettings, host: Host, layers: EnvironmentLayers, state: StateFolder) -> DeployerContext:
@@ -213,29 +220,15 @@ def _take_off_celery() -> None:
         logger.info("variables of Celery are ignored", extra={"variables": ", ".join(taken_off)})
 
 
-def _abilities(environ: Mapping[str, str]) -> Abilities:
+def _abilities(settings: WorkerSettings, environ: Mapping[str, str]) -> Abilities:
     abilities = Abilities.probe(environ)
+    check_limits(settings, abilities)
     for sentence in abilities.missing():
         logger.warning(sentence)
     if abilities.groups:
         swept = sum(host_cgroups.sweep(Path(folder)) for folder in {abilities.groups, abilities.cpu_groups} - {""})
         logger.info("each run gets a control group", extra={"folder": abilities.groups, "swept": swept})
     return abilities
-
-
-def check_limits(settings: WorkerSettings, abilities: Abilities) -> None:
-    """Raise `SettingsError` for limits that nothing here could hold runs to; an engine of containers does it itself."""
-    if settings.deploy != "process":
-        return
-    for name, asked, there in (
-        ("--memory", settings.memory, abilities.groups),
-        ("--cpus", settings.cpus, abilities.cpu_groups),
-    ):
-        if asked is not None and not there:
-            raise SettingsError(
-                f"{name} cannot be kept here: no control group can be made for runs on this host (docs/several-machines"
-                f".md tells how to get one), so leave {name} out or start runs with --deploy docker"
-            )
 
 
 def _stop_mode(settings: WorkerSettings, environ: Mapping[str, str]) -> str:

@@ -9,9 +9,9 @@ from flowfleet.errors import SettingsError, StartFailed
 from flowfleet.settings.classes import WorkerSettings
 from tests.needs import control_groups
 from workers import host_cgroups
-from workers.cli import check_limits
 from workers.deployment import RunLimits
 from workers.host import Abilities
+from workers.host_limits import check_limits
 from workers.shim import cgroup
 
 LIMIT = 48 << 20
