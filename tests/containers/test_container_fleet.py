@@ -100,13 +100,85 @@ def test_a_run_outlives_its_worker(docker3, engine):
     gone(engine, docker3)
 
 
-def test_a_real_flow_of_prefect_1_runs_in_a_container(world1, engine):
-    venv = str(prefect1_python().parent.parent)
+@pytest.fixture
+def docker1(world1, engine):
+    """A fleet at a Prefect 1 API whose worker starts containers."""
+    world1.venv = str(prefect1_python().parent.parent)
     world1.env |= {"DOCKER_HOST": engine.url}
-    world1.start_poller()
-    world1.start("worker", "worker", ["--label", "x", "--no-hostname-label", *options(world1.folder, venv=venv)])
-    flow = world1.api.add_flow("tiny")
-    config = {"type": "DockerRun", "image": BUSYBOX, "labels": ["x"], "env": {}}
-    run_id = str(world1.api.add_run(flow, labels=["x"], run_config=config))
-    world1.wait_end(run_id)
-    assert "there is no such command" in world1.message(run_id)
+    yield world1
+    world1.close()
+    engine.clear()
+
+
+def docker_worker(world, *more):
+    own = ["--label", "x", "--no-hostname-label", *options(world.folder, venv=world.venv), *more]
+    return world.start("worker", "worker", own)
+
+
+def docker_run(world, flow, image, **config):
+    given = {"type": "DockerRun", "image": image, "labels": ["x"], "env": {}, **config}
+    run_id = str(world.api.add_run(flow, labels=["x"], run_config=given))
+    world.runs.append(run_id)
+    return run_id
+
+
+def test_a_real_flow_of_prefect_1_runs_in_a_container(docker1, engine):
+    flow = docker1.real.register("plain", labels=["x"])["plain"]
+    docker1.start_poller()
+    docker_worker(docker1)
+    run_id = docker_run(docker1, flow, PYTHON)
+    assert docker1.wait_end(run_id, 120) == "Success"
+    assert any("Submitted for execution: Container ID: " in line for line in docker1.lines(run_id))
+    gone(engine, docker1)
+
+
+def test_what_a_run_of_prefect_1_may_not_have_fails_it_with_a_sentence(docker1, engine):
+    flow = docker1.api.add_flow("tiny")
+    docker1.start_poller()
+    docker_worker(docker1)
+    asks = {
+        "by which it could take its host over": {"host_config": {"privileged": True}},
+        "which its worker does not allow": {"host_config": {"binds": ["/:/host"]}},
+        "this worker does not know": {"host_config": {"no_such": 1}},
+    }
+    for words, config in asks.items():
+        run_id = docker_run(docker1, flow, BUSYBOX, **config)
+        assert docker1.wait_end(run_id) == "Failed"
+        assert words in docker1.message(run_id)
+    run_id = docker_run(docker1, flow, BUSYBOX)
+    docker1.wait_end(run_id)
+    assert "there is no such command in its image" in docker1.message(run_id)
+    gone(engine, docker1)
+
+
+def test_a_python_agent_of_containers_runs_them(docker1, engine):
+    flow = docker1.real.register("plain", labels=["x"])["plain"]
+    script = docker1.folder / "agent.py"
+    script.write_text(
+        "import sys\nfrom flowfleet import DockerAgent\n"
+        f"venv, folder = {docker1.venv!r}, {str(docker1.folder)!r}\n"
+        "volumes = [f'{venv}:{venv}:ro', f'{folder}:{folder}']\n"
+        "env = {'PATH': f'{venv}/bin:/bin'}\n"
+        f"DockerAgent(labels=['x'], volumes=volumes, env_vars=env, base_url={engine.url!r}).start()\n"
+    )
+    run_id = docker_run(docker1, flow, PYTHON)
+    agent = docker1.part("pythonagent", [sys.executable, str(script)])
+    assert docker1.wait_end(run_id, 120) == "Success"
+    assert agent.stop(60) == 0
+    gone(engine, docker1)
+
+
+def test_a_worker_that_requires_an_engine_ends_with_code_6_and_one_that_does_not_waits_for_it(docker1, engine):
+    docker1.env |= {"DOCKER_HOST": f"unix://{docker1.folder}/none.sock"}
+    own = ["--label", "x", "--no-hostname-label", "--deploy", "docker"]
+    worker = docker1.start("worker", "strict", [*own, "--name", "strict", "--require-engine"], wait=False)
+    assert worker.wait(60) == 6
+    said = worker.text().splitlines()[-1]
+    assert said.startswith("Error: The container engine at unix://")
+    assert said.endswith("start it, or name another by --base-url.")
+
+    docker1.start_poller()
+    patient = docker1.start("worker", "patient", [*own, "--name", "patient"])
+    run_id = docker_run(docker1, docker1.api.add_flow("tiny"), BUSYBOX)
+    until(lambda: "the container engine does not answer, runs wait" in patient.text(), 30, "what it says")
+    assert docker1.api.state(run_id) == "Scheduled"
