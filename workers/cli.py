@@ -148,7 +148,7 @@ def serve(
     embedding.leave_with(state.close)
     context = _context(settings, host, layers, state)
     make = partial(_own_deployer, below, settings, host, abilities, environ=environ, parent=parent)
-    own = plugged_in(context) if plugged_in else make(failpoints=failpoints)
+    own = plugged_in(context) if plugged_in else make(failpoints=failpoints, api=api.address)
     embedding.leave_with(own.close)
     deployer = embedding.deployer(own, api, settings)
     specs = StartSpecBuilder(settings, api.traits, api=api.jobs, layers=layers, interpreter=interpreter)
@@ -189,9 +189,10 @@ def _own_deployer(
     environ: Mapping[str, str],
     parent: ForkServerProgram | None,
     failpoints: Failpoints,
+    api: str,
 ) -> Deployer:
     if kind == CONTAINER:
-        return container_deployer(settings, host, abilities, environ, failpoints)
+        return container_deployer(settings, host, abilities, environ, failpoints, api=api)
     return process_deployer(host, abilities, parent, failpoints)
 
 

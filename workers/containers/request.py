@@ -25,7 +25,8 @@ FLEET, HOST, RUN, CLAIM, WORKER, FACTS, PART = (
 _HOST_NAME = "host.docker.internal"
 #: the name that Podman itself gives the host (measured with 4.3.1)
 _PODMAN_HOST_NAME = "host.containers.internal"
-_LOOPBACK = re.compile(r"localhost|127(\.\d+){3}|::1|0\.0\.0\.0|\[::1?\]")
+#: addresses of a host by which it means itself
+LOOPBACK = re.compile(r"localhost|127(\.\d+){3}|::1|0\.0\.0\.0|\[::1?\]")
 _LONGEST_NAME = 250
 _KEPT_LOGS = 2
 _NANO = 1e9
@@ -246,7 +247,7 @@ class _Network:
     def address(self, url: str) -> str:
         """The address of the API as the container reaches it."""
         parts = urlsplit(url)
-        if self.host_name is None or not parts.hostname or not _LOOPBACK.fullmatch(parts.hostname):
+        if self.host_name is None or not parts.hostname or not LOOPBACK.fullmatch(parts.hostname):
             return url
         port = f":{parts.port}" if parts.port else ""
         user = f"{parts.netloc.rpartition('@')[0]}@" if "@" in parts.netloc else ""
@@ -255,7 +256,7 @@ class _Network:
 
 def _on_loopback(ask: ContainerAsk) -> bool:
     hosts = [urlsplit(ask.env.get(name, "")).hostname for name in ask.api_variables]
-    return any(host and _LOOPBACK.fullmatch(host) for host in hosts)
+    return any(host and LOOPBACK.fullmatch(host) for host in hosts)
 
 
 def _extra_hosts(given: Any) -> dict[str, str]:

@@ -30,6 +30,7 @@ from workers.containers.engine import Engine, refused_text
 from workers.containers.events import Events
 from workers.containers.images import Images
 from workers.containers.leftovers import Leftovers
+from workers.containers.reach import trouble
 from workers.containers.request import CLAIM, FLEET, HOST, RUN, ContainerOptions, Identity, create_request
 from workers.deployment import Exit, StartedRun, StartSpec
 from workers.shim import atomic_files
@@ -75,8 +76,11 @@ class ContainerDeployer:
         """Whether runs can be started now: the engine answers."""
         return self.events.connected
 
-    def greet(self, *, require: bool) -> None:
-        """Ask the engine who it is, and tell; one that is away is waited for, or with `require` raises `EngineAway`."""
+    def greet(self, *, require: bool, api: str = "") -> None:
+        """Ask the engine who it is, and tell; one that is away is waited for, or with `require` raises `EngineAway`.
+
+        `api` is the address of the Prefect API, which containers are to reach.
+        """
         try:
             facts = self.engine.ping()
         except EngineAway as exc:
@@ -88,6 +92,9 @@ class ContainerDeployer:
                 "container engine",
                 extra={"engine": facts.product, "version": facts.version, "address": self.engine.address},
             )
+            unreachable = trouble(self.engine, api, self.options)
+            if unreachable:
+                logger.warning("runs will not reach the Prefect API", extra={"why": unreachable})
         self.events.start()
 
     def recover(self, runs: RunFolders) -> int:

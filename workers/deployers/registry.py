@@ -58,6 +58,7 @@ def container_deployer(
     environ: Mapping[str, str],
     failpoints: Failpoints,
     *,
+    api: str = "",
     watched: bool = True,
 ) -> ContainerDeployer:
     """The deployer of containers, which has greeted its engine; raises `SettingsError` and `EngineAway`."""
@@ -98,7 +99,7 @@ def container_deployer(
         holes=abilities.holes,
         failpoints=failpoints,
     )
-    deployer.greet(require=settings.require_engine)
+    deployer.greet(require=settings.require_engine, api=api)
     return deployer
 
 
