@@ -41,7 +41,7 @@ _GROUPS = Path("/sys/fs/cgroup")
 
 def install(packages: Sequence[str] = PACKAGES) -> None:
     """Install these packages of Debian, as far as their programs are missing; root."""
-    programs = {"docker.io": "dockerd", "busybox-static": "busybox", "docker-registry": "docker-registry"}
+    programs = {"docker.io": "dockerd", "busybox-static": "busybox"}
     missing = [name for name in packages if not shutil.which(programs.get(name, name), path=_PATH)]
     if not missing:
         return
@@ -194,6 +194,19 @@ class DockerEngine:
             for name, data in ((BUSYBOX, _busybox()), (PYTHON, _python())):
                 repository, _, tag = name.partition(":")
                 client.api.import_image_from_data(data, repository=repository, tag=tag, changes=["ENV PATH=/bin"])
+
+    def image_of(self, name: str, programs: Sequence[str]) -> str:
+        """An image with busybox and these programs of the machine, with the libraries that they load."""
+        image = _Image()
+        for path in map(Path, programs):
+            image.file(path)
+            image.link(f"bin/{path.name}", str(path))
+            for library in _libraries([path]):
+                image.file(library)
+        repository, _, tag = name.partition(":")
+        with contextlib.closing(self.client()) as client:
+            client.api.import_image_from_data(image.data(), repository=repository, tag=tag, changes=["ENV PATH=/bin"])
+        return name
 
 
 def _remove_groups() -> None:
