@@ -70,7 +70,8 @@ class Cell:
         name = f"{self.case.title} {self.action} {self.arena.kind} {self.seed}"
         self.random = random.Random(zlib.crc32(name.encode()))
         #: what else goes wrong, at some time after the story; the first seed has nothing else
-        self.second = self.random.choice(("nothing", *self.case.seconds)) if self.seed else "nothing"
+        seconds = [name for name in SECOND_FAULTS if name != self.case.other_way]
+        self.second = self.random.choice(("nothing", *seconds)) if self.seed else "nothing"
         self._later: list[tuple[float, Callable[[], object]]] = []
         #: how often the second fault is still to be met
         self.unmet: Callable[[], int] = lambda: 0
