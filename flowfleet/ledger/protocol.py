@@ -67,8 +67,8 @@ A run that we start again ourselves (after proof, or because its worker's stop h
   that refuses a second one as before. `miss`, `judge` and the rest wait for the gate, and the leader's watch begins
   anew, so that nothing is held for lost because Redis was away.
 - What is launched at the API by then, and known to nobody, has lost both its host and Redis: the leader restores its
-  claim as missing, with what the API tells of it, if it was claimed through this ledger (see its id below) or if the
-  worker that the API names is in the roster. Anything else may be another fleet's of the same name, and is left alone.
+  claim as missing, with what the API tells of it, if it was claimed through this ledger (see its id below). Anything
+  else may be another fleet's of the same name, and is left alone.
   The grace begins then, so a host that is only late is still heard of: its renewal brings the claim back as it has it.
   If it stays away the run is told as lost, and has a tombstone again.
 - A host that is still away after that has been cut off from Redis for longer than a lease. Runs with a switch have
