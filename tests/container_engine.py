@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import shutil
 import signal
@@ -188,12 +189,22 @@ class DockerEngine:
 
     # its images
 
+    #: what stands before the names of images that were made here
+    registry = ""
+
     def make_images(self) -> None:
         """Import the two images that tests use."""
         with contextlib.closing(self.client()) as client:
             for name, data in ((BUSYBOX, _busybox()), (PYTHON, _python())):
-                repository, _, tag = name.partition(":")
-                client.api.import_image_from_data(data, repository=repository, tag=tag, changes=["ENV PATH=/bin"])
+                self._import(client, name, data)
+
+    def _import(self, client: docker.DockerClient, name: str, data: bytes) -> str:
+        name = f"{self.registry}{name}"
+        repository, _, tag = name.partition(":")
+        told = client.api.import_image_from_data(data, repository=repository, tag=tag, changes=["ENV PATH=/bin"])
+        made = json.loads(str(told).strip().splitlines()[-1])["status"]
+        client.api.tag(made, repository, tag)  # Podman has called it latest
+        return name
 
     def image_of(self, name: str, programs: Sequence[str]) -> str:
         """An image with busybox and these programs of the machine, with the libraries that they load."""
@@ -203,10 +214,62 @@ class DockerEngine:
             image.link(f"bin/{path.name}", str(path))
             for library in _libraries([path]):
                 image.file(library)
-        repository, _, tag = name.partition(":")
         with contextlib.closing(self.client()) as client:
-            client.api.import_image_from_data(image.data(), repository=repository, tag=tag, changes=["ENV PATH=/bin"])
-        return name
+            return self._import(client, name, image.data())
+
+
+class PodmanEngine(DockerEngine):
+    """One service of Podman, by Docker's API; no daemon is behind it, so that its containers live on without it."""
+
+    registry = "localhost/"
+
+    @classmethod
+    @contextlib.contextmanager
+    def private(cls) -> Iterator[PodmanEngine]:
+        """A started service in a short temporary folder, with its images; gone at the end."""
+        install(("podman", "runc", "busybox-static"))
+        engine = cls(Path(tempfile.mkdtemp(prefix="ffpm")))
+        try:
+            engine.start()
+            engine.make_images()
+            yield engine
+        finally:
+            engine.close()
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        # what it asks for by default is more than a machine without CAP_SYS_RESOURCE has, and crun knows no hybrid
+        # control groups
+        conf = self.folder / "containers.conf"
+        conf.write_text(
+            '[containers]\ndefault_ulimits=["nofile=20000:20000","nproc=1000:1000"]\n'
+            '[engine]\nruntime="runc"\ncgroup_manager="cgroupfs"\nevents_logger="file"\n'
+        )
+        argv = [
+            "podman",
+            "--root",
+            str(self.folder / "root"),
+            "--runroot",
+            str(self.folder / "run"),
+            "--storage-driver",
+        ]
+        argv += ["overlay", "system", "service", "--time=0", self.url]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env={**os.environ, "PATH": _PATH, "CONTAINERS_CONF": str(conf)},
+            )
+        until(self.answers, 60, f"Podman in {self.folder}: {self._last_lines()}", pause=0.05)
+
+    @property
+    def pid(self) -> int:
+        """The process of the service itself."""
+        assert self.process is not None
+        return self.process.pid
 
 
 def _remove_groups() -> None:

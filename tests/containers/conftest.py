@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from tests.container_engine import DockerEngine
+from tests.container_engine import DockerEngine, PodmanEngine
 from tests.containers.deploying import Deploying
 from tests.needs import need
 
@@ -18,8 +18,17 @@ def engine():
         yield made
 
 
-@pytest.fixture
-def deploying(engine, tmp_path):
-    made = Deploying(engine, tmp_path)
+@pytest.fixture(scope="session")
+def podman():
+    need(os.geteuid() == 0, "root, to bring up a container engine")
+    need(shutil.which("podman") or shutil.which("apt-get"), "podman, or Debian's apt-get to install it")
+    with PodmanEngine.private() as made:
+        yield made
+
+
+@pytest.fixture(params=["docker", "podman"])
+def deploying(request, tmp_path):
+    """On both engines; what differs on Podman is said in the test."""
+    made = Deploying(request.getfixturevalue({"docker": "engine"}.get(request.param, request.param)), tmp_path)
     yield made
     made.close()

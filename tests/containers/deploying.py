@@ -5,7 +5,7 @@ from pathlib import Path
 
 from flowfleet.api.container_ask import ContainerAsk
 from flowfleet.failpoints import Failpoints
-from tests.container_engine import BUSYBOX
+from tests.container_engine import BUSYBOX, PodmanEngine
 from tests.waiting import until
 from workers.containers.allowed import Permissions
 from workers.containers.engine import Engine
@@ -50,7 +50,17 @@ class Deploying:
         self.deployers.append(made)
         return made
 
-    def spec(self, *command, image=BUSYBOX, not_after=None, grace=5.0, memory=None, cpus=None, log_limit=0, **ask):
+    @property
+    def podman(self):
+        """Whether the engine is Podman, which differs in some things."""
+        return isinstance(self.engine, PodmanEngine)
+
+    @property
+    def busybox(self):
+        """The image of that name."""
+        return f"{self.engine.registry}{BUSYBOX}"
+
+    def spec(self, *command, image=None, not_after=None, grace=5.0, memory=None, cpus=None, log_limit=0, **ask):
         run_id, claim = str(uuid.uuid4()), uuid.uuid4().hex
         folder = self.runs.create(run_id, claim, {"call": "c", "route": "prefect3/p/q", "log_limit": log_limit})
         assert folder is not None
@@ -66,7 +76,7 @@ class Deploying:
             folder=folder.path,
             not_after=not_after if not_after is not None else boot_clock() + 60,
             limits=RunLimits(stop_grace=grace, log_limit=log_limit, memory=memory, cpus=cpus),
-            container=ContainerAsk(image=image, command=command, env=env, **ask),
+            container=ContainerAsk(image=image or self.busybox, command=command, env=env, **ask),
         )
 
     def start(self, deployer, spec):

@@ -74,7 +74,8 @@ def test_a_container_that_somebody_has_paused_is_stopped(deploying, deployer):
     client = deploying.engine.client()
     client.api.pause(run.handle["id"])
     run.stop()
-    assert deploying.end(run).signal == 15
+    # Podman has no process 1 of its own there, and one without a handler ignores TERM
+    assert deploying.end(run).signal == (9 if deploying.podman else 15)
     client.close()
 
 

@@ -25,8 +25,9 @@ def deployer(deploying):
 
 
 @pytest.fixture
-def healed(engine):
+def healed(deploying):
     """The engine, which lives again when the test is over."""
+    engine = deploying.engine
     yield engine
     engine.thaw_if_frozen()
     if engine.process.poll() is not None:
