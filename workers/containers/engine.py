@@ -121,7 +121,7 @@ class Engine:
     def stream(self, path: str, params: Mapping[str, Any], *, idle_seconds: float | None) -> requests.Response:
         """Open a stream of the engine, whose reader gives up where nothing comes for so long; None = it never does.
 
-        The caller closes it. Raises `EngineAway` and `EngineRefused`.
+        The caller closes it. Raises `StreamIdle`, `EngineAway` and `EngineRefused`.
         """
         return self.ask(lambda client: _open(client.api, path, params, (self.request_seconds, idle_seconds)))
 
@@ -179,7 +179,10 @@ def _open(api: Any, path: str, params: Mapping[str, Any], timeout: tuple[float, 
     from docker.errors import create_api_error_from_http_exception  # noqa: PLC0415 - only these workers need it
 
     url = f"{api.base_url}/v{api.api_version}{path}"
-    answer: requests.Response = api.get(url, params=params, stream=True, timeout=timeout)
+    try:
+        answer: requests.Response = api.get(url, params=params, stream=True, timeout=timeout)
+    except requests.exceptions.ReadTimeout as exc:
+        raise StreamIdle from exc  # Podman sends nothing at all before the first entry
     try:
         answer.raise_for_status()
     except requests.HTTPError as exc:
@@ -189,6 +192,10 @@ def _open(api: Any, path: str, params: Mapping[str, Any], timeout: tuple[float, 
 
 def _in_container() -> bool:
     return any(Path(mark).exists() for mark in ("/.dockerenv", "/run/.containerenv"))
+
+
+class StreamIdle(Exception):
+    """Nothing has come over a stream for the time that its reader waits; the engine may be quite well."""
 
 
 def require_sdk() -> None:

@@ -20,7 +20,7 @@ import urllib3
 
 from flowfleet.errors import EngineRefused
 from workers.containers.container import moment
-from workers.containers.engine import Engine, is_missing
+from workers.containers.engine import Engine, StreamIdle, is_missing
 from workers.shim import atomic_files
 from workers.shim.log_cap import LogCap
 
@@ -73,6 +73,8 @@ class Output:
                 answer = self._open(follow=follow)
                 with contextlib.closing(answer), self._file() as file:
                     return self._take(answer, file, tty=tty)
+        except StreamIdle:
+            return False
         except EngineRefused as exc:
             if is_missing(exc):
                 return True
