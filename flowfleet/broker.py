@@ -8,6 +8,7 @@ messages and ledger on two servers.
 import time
 from collections.abc import MutableMapping
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from celery import Celery
 from celery.app.amqp import AMQP
@@ -20,7 +21,7 @@ from redis import exceptions
 from flowfleet.errors import LedgerError, LedgerUnavailable
 from flowfleet.flow_run import TASK_NAME, Message, Route
 from flowfleet.ledger.error_answers import REFUSED, answer_of, ledger_error
-from flowfleet.ledger.login import Login, without_login
+from flowfleet.ledger.login import TLS, Login, tls_of, without_login
 
 #: the type of an app, for modules that only hand it on and must not import Celery
 App = Celery
@@ -171,7 +172,11 @@ def make_app(redis_url: str, *, fleet: str, login: Login | None = None, task_eve
 
     Each connection asks `login` for user and password; without `login` the address has them.
     """
-    address = without_login(redis_url)  # so that no part of Celery can show the password
+    address, tls = without_login(redis_url), None  # so that no part of Celery can show the password
+    parts = urlsplit(address)
+    if parts.scheme == TLS:
+        # our transport is that of plain Redis; what encrypts is asked for beside the address
+        address, tls = urlunsplit(parts._replace(scheme="redis", query="")), tls_of(parts)
     app = Celery("flowfleet", broker=address, amqp=_Amqp, set_as_current=False, fixups=[])
     app.conf.update(
         task_acks_late=False,
@@ -192,6 +197,7 @@ def make_app(redis_url: str, *, fleet: str, login: Login | None = None, task_eve
         broker_connection_max_retries=None,
         # an error answer within a transaction is no lost connection, and ends no worker either
         broker_channel_error_retry=True,
+        broker_use_ssl=tls,
         broker_transport_options={
             "login": login or Login(lambda: redis_url),
             "global_keyprefix": key_prefix(fleet),

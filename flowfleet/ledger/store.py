@@ -20,7 +20,7 @@ from redis.retry import Retry
 
 from flowfleet.errors import LedgerUnusable
 from flowfleet.ledger.error_answers import ledger_error
-from flowfleet.ledger.login import Login
+from flowfleet.ledger.login import TLS, Login, tls_of
 from flowfleet.ledger.transitions import lua_table
 
 T = TypeVar("T")
@@ -28,7 +28,7 @@ T = TypeVar("T")
 #: oldest server whose scripts and commands we use
 OLDEST_SERVER = (6, 2)
 _FLEET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_SCHEMES = ("redis", "redis+socket")
+_SCHEMES = ("redis", "rediss", "redis+socket")
 _SCHEME = re.compile(r"[a-z][a-z+-]{1,20}")
 
 
@@ -158,7 +158,7 @@ def open_store(url: str, fleet: str, *, socket_timeout: float = 5.0, login: Logi
     if mark and scheme not in _SCHEMES and _SCHEME.fullmatch(scheme):
         raise LedgerUnusable(
             f"the Redis address of --redis or FLOWFLEET_REDIS begins with {scheme}://, which is not supported: use "
-            "redis://HOST:PORT/DB or redis+socket:///PATH"
+            "redis://HOST:PORT/DB, rediss://HOST:PORT/DB (TLS) or redis+socket:///PATH"
         )
     place: dict[str, Any]
     try:
@@ -209,6 +209,7 @@ def _port_place(parts: SplitResult) -> dict[str, Any]:
         "port": parts.port or 6379,
         "db": int(parts.path.strip("/") or 0),
         "socket_keepalive": True,
+        **({"ssl": True, **tls_of(parts)} if parts.scheme == TLS else {}),
     }
 
 
