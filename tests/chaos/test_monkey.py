@@ -15,6 +15,6 @@ def test_a_monkey_amid_short_runs_loses_doubles_and_misreports_none(tmp_path):
         played, found = monkey.play(7, 30.0, tmp_path, zygote)
         print(played.report())
         assert found == []
-        assert played.mischief.met.total() >= 1
+        assert played.mischief.met.total() >= 2
     finally:
         zygote.close()

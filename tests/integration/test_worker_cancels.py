@@ -163,11 +163,26 @@ def test_a_hook_that_fails_or_hangs_is_told_and_changes_no_state(engine, hook, t
     until(lambda: any(one["message"].startswith(line) for one in engine.api.logs), 10, line)
 
 
-def test_a_hook_of_a_run_that_is_not_ours_any_more_is_ended(engine):
+def in_its_hook(engine):
+    """A cancelled run whose hook has begun and stays, and the pid of the hook."""
     message = begin(engine, hook="open(os.environ['MARKS'] + '-hook', 'w').write(str(os.getpid())); time.sleep(600)")
     cancel(engine, message)
     note = engine.folder / "marks-hook"
-    pid = int(until(lambda: note.exists() and note.read_text(), 20, "the hook to begin"))
+    return message, int(until(lambda: note.exists() and note.read_text(), 20, "the hook to begin"))
+
+
+def test_a_hook_is_ended_once_somebody_is_in_a_hurry(engine):
+    message, pid = in_its_hook(engine)
+    tell(engine, message, CancelHow.OVER)
+    until(lambda: not alive(pid), 20, "the hook to be ended")
+    engine.wait_gone(message)
+    assert history(engine, message) == ["Cancelling", "Cancelled"]
+    (hooks,) = (engine.run_folder(message).path / "hooks").glob("*/stop.json")
+    assert read_json(hooks)["reason"] == "cancelled"
+
+
+def test_a_hook_of_a_run_that_is_not_ours_any_more_is_ended(engine):
+    message, pid = in_its_hook(engine)
     engine.ledger.set(engine.ledger.claims.get(message.run_id), worker="other@there")
     engine.service.heartbeat.nudge()
     until(lambda: not alive(pid), 20, "the hook to be ended")

@@ -180,11 +180,13 @@ class Hooks:
     def _stop_in_time(self, child: _Child) -> None:
         attempt = self.attempts.get(child.run.key)
         fenced = attempt is not None and attempt.fenced
-        if child.stopped or not (fenced or child.folder.age_seconds() > self.seconds):
+        # somebody is in a hurry by now (`flowfleet cancel --now`), or the server has called the run Cancelled
+        hurried = attempt is not None and attempt.cancel is not None and attempt.cancel.how is CancelHow.OVER
+        if child.stopped or not (fenced or hurried or child.folder.age_seconds() > self.seconds):
             return
         child.stopped = True
         try:
-            reason = StopReason.FENCE if fenced else StopReason.HOOK_TIMEOUT
+            reason = StopReason.FENCE if fenced else StopReason.CANCEL if hurried else StopReason.HOOK_TIMEOUT
             child.folder.write_stop(Stop(reason=reason, kill=True), self.worker)
         except OSError as exc:  # a full disk keeps no hook alive
             logger.error("reason of a stop not written", extra={**child.run.fields, "error": str(exc)})
