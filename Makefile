@@ -136,7 +136,10 @@ test-containers: install prefect1
 
 # Takes docker compose, or docker-compose 1.29.
 compose-up:
-	@test -f compose/.env || { echo "copy compose/.env.example to compose/.env, and set a password in it"; exit 1; }
+	@test -f compose/.env || { \
+		(umask 077; password=$$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n'); \
+		sed "s/^REDIS_PASSWORD=.*/REDIS_PASSWORD=$$password/" compose/.env.example >compose/.env); \
+		echo "made compose/.env with a password of its own; the address of the Prefect API stands there, too"; }
 	@compose="docker compose"; $$compose version >/dev/null 2>&1 || compose=docker-compose; \
 	$$compose -f compose/compose.yaml --env-file compose/.env up -d --build redis poller worker
 

@@ -11,6 +11,7 @@ until its stdin ends: `python -m tests.container_engine` prints its address.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import json
 import os
@@ -38,14 +39,26 @@ BUSYBOX, PYTHON = "busybox:test", "python:test"
 GATEWAY = "172.31.250.1"
 _GROUP = "/flowfleet-test-engine"
 _GROUPS = Path("/sys/fs/cgroup")
+_APT_LOCK = Path("/var/tmp/flowfleet-tests-apt.lock")
 
 
 def install(packages: Sequence[str] = PACKAGES) -> None:
     """Install these packages of Debian, as far as their programs are missing; root."""
-    programs = {"docker.io": "dockerd", "busybox-static": "busybox"}
-    missing = [name for name in packages if not shutil.which(programs.get(name, name), path=_PATH)]
-    if not missing:
+    if not _missing(packages):
         return
+    with _APT_LOCK.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # apt-get gives up where another test process has it
+        missing = _missing(packages)
+        if missing:
+            _install(missing)
+
+
+def _missing(packages: Sequence[str]) -> list[str]:
+    programs = {"docker.io": "dockerd", "busybox-static": "busybox"}
+    return [name for name in packages if not shutil.which(programs.get(name, name), path=_PATH)]
+
+
+def _install(missing: Sequence[str]) -> None:
     env = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     for argv in (
         ["apt-get", "-qq", "update"],
@@ -187,6 +200,9 @@ class DockerEngine:
         lines = Path("/proc/self/mounts").read_text().splitlines()
         return [line.split()[1] for line in lines if line.split()[1].startswith(str(self.folder))]
 
+    def trust(self, registry: str) -> None:
+        """Let it talk to the registry at this loopback address, which has no TLS; Docker trusts loopback by itself."""
+
     # its images
 
     #: what stands before the names of images that were made here
@@ -222,6 +238,10 @@ class PodmanEngine(DockerEngine):
     """One service of Podman, by Docker's API; no daemon is behind it, so that its containers live on without it."""
 
     registry = "localhost/"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._trusted: list[str] = []
 
     @classmethod
     @contextlib.contextmanager
@@ -261,9 +281,25 @@ class PodmanEngine(DockerEngine):
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env={**os.environ, "PATH": _PATH, "CONTAINERS_CONF": str(conf)},
+                env={
+                    **os.environ,
+                    "PATH": _PATH,
+                    "CONTAINERS_CONF": str(conf),
+                    "CONTAINERS_REGISTRIES_CONF": str(self._registries()),
+                },
             )
         until(self.answers, 60, f"Podman in {self.folder}: {self._last_lines()}", pause=0.05)
+
+    def _registries(self) -> Path:
+        path = self.folder / "registries.conf"
+        path.write_text("".join(f'[[registry]]\nlocation = "{one}"\ninsecure = true\n' for one in self._trusted))
+        return path
+
+    def trust(self, registry: str) -> None:
+        if registry not in self._trusted:
+            self._trusted.append(registry)
+            self.stop()
+            self.start()
 
     @property
     def pid(self) -> int:

@@ -81,7 +81,7 @@ class WorkerService:
     def __post_init__(self) -> None:
         settings, worker = self.settings, self.row.worker
         self.metrics = WorkerMetrics()
-        self.ledger_view = LedgerView(self.row.offer, is_open=lambda: getattr(self.deployer, "is_open", True))
+        self.ledger_view = LedgerView(self.row.offer, shut=lambda: getattr(self.deployer, "shut", ""))
         self.attempts = Attempts(on_change=self._changed)
         # reading messages, renewals and jobs meet the same outages of Redis, which are said once
         self._outage = SharedOutage("Redis", logger)

@@ -33,7 +33,7 @@ class Login(CredentialProvider):
 
 def with_authority(url: str, ca_file: Path | None) -> str:
     """The address with the certificates by which a server of TLS is known; None = those that this host trusts."""
-    if ca_file is None or not url.startswith(f"{TLS}://"):
+    if ca_file is None or urlsplit(url).scheme.partition("+")[0] != TLS:
         return url
     parts = urlsplit(url)
     named = [(name, value) for name, value in parse_qsl(parts.query) if name != _AUTHORITY]

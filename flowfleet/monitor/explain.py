@@ -229,7 +229,7 @@ def _hindrance_of_route(snapshot: Snapshot, place: Place) -> str:
     serving = [worker for worker in snapshot.workers if worker.row.live and worker.row.offer.serves(place.route)]
     active = [worker for worker in serving if worker.state == "active"]
     if not active:
-        names = ", ".join(f"{worker.row.worker} ({worker.state})" for worker in serving)
+        names = ", ".join(f"{worker.row.worker} ({worker.row.shut or worker.state})" for worker in serving)
         return f"no worker that {able} takes new runs: {names}"
     claimed = sum(claim.state in WAITING and claim.route == place.route for claim in snapshot.claims)
     if sum(worker.free for worker in active) <= claimed:

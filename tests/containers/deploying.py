@@ -46,7 +46,7 @@ class Deploying:
             failpoints=failpoints or Failpoints(),
         )
         made.greet(require=True)
-        until(lambda: made.is_open, 20, "the stream of events")
+        until(lambda: not made.shut, 20, "the stream of events")
         self.deployers.append(made)
         return made
 

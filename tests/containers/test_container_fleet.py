@@ -1,12 +1,16 @@
 """Runs in containers of a whole fleet: real flows of both Prefects, cancels, stops and restarts of their worker."""
 
+import itertools
 import sys
+from pathlib import Path
 
 import pytest
 
 from tests.container_engine import BUSYBOX, PYTHON
+from tests.lawless_api import LawlessApi
 from tests.prefect1_env import python as prefect1_python
 from tests.waiting import until
+from tests.world import World
 
 VENV = sys.prefix
 
@@ -182,3 +186,82 @@ def test_a_worker_that_requires_an_engine_ends_with_code_6_and_one_that_does_not
     run_id = docker_run(docker1, docker1.api.add_flow("tiny"), BUSYBOX)
     until(lambda: "the container engine does not answer, runs wait" in patient.text(), 30, "what it says")
     assert docker1.api.state(run_id) == "Scheduled"
+
+
+# -- many, and a worker that dies again and again: on an API that answers at once
+
+
+@pytest.fixture
+def quick3(tmp_path, valkey, engine):
+    """A fleet on the local API whose worker runs the tiny engine in containers."""
+    api = LawlessApi(honest=True).start()
+    world = World(tmp_path, api.api_url, valkey.tcp_url)
+    world.api = api
+    world.env |= {"DOCKER_HOST": engine.url}
+    yield world
+    world.close()
+    api.stop()
+    engine.clear()
+
+
+TINY = Path(__file__).parents[1] / "tiny_engine.py"
+
+
+def tiny(world, hold, code=0):
+    return {
+        "image": PYTHON,
+        "command": f"{sys.executable} {TINY} {hold} {code}",
+        "env": {"FFTEST_NOTES": str(world.notes_folder)},
+    }
+
+
+def quick_worker(world, slots):
+    return world.start_worker("worker", *options(world.folder), "--volume", f"{TINY}:{TINY}:ro", slots=slots)
+
+
+def test_twenty_runs_share_four_slots(quick3, engine):
+    quick3.start_poller()
+    quick_worker(quick3, 4)
+    deployment = quick3.deploy_tiny(variables=tiny(quick3, "1"))
+    runs = [quick3.create_run(deployment) for _ in range(20)]
+    for run_id in runs:
+        quick3.wait_state(run_id, "Completed", seconds=180)
+        assert quick3.words(run_id) == ["ran", "done"]
+    moments = []
+    for run_id in runs:
+        (began, ended) = (float(note[2]) for note in quick3.notes(run_id))
+        moments += [(began, 1), (ended, -1)]
+    assert max(itertools.accumulate(change for _, change in sorted(moments))) == 4
+    gone(engine, quick3)
+
+
+@pytest.mark.parametrize("times", [pytest.param(3), pytest.param(10, marks=pytest.mark.stress)])
+def test_a_worker_that_is_killed_again_and_again_leaves_its_container_alone(quick3, engine, times):
+    quick3.start_poller()
+    worker = quick_worker(quick3, 1)
+    run_id = quick3.create_run(quick3.deploy_tiny(variables=tiny(quick3, "hold", 3)))
+    quick3.wait_note(run_id, "ran", 60)
+    (before,) = containers(engine, quick3)
+    for _ in range(times):
+        worker.kill()
+        worker = quick_worker(quick3, 1)
+    quick3.release()
+    state = quick3.wait_state(run_id, "Crashed", seconds=60)
+    assert "exited with code 3" in state["message"]
+    assert quick3.words(run_id) == ["ran", "done"]
+    assert before["State"] == "running"
+    gone(engine, quick3)
+
+
+def test_status_and_explain_say_that_the_engine_is_away(quick3, engine):
+    quick3.env |= {"DOCKER_HOST": f"unix://{quick3.folder}/none.sock"}
+    quick3.start_poller()
+    worker = quick_worker(quick3, 1)
+    deployment = quick3.deploy_tiny(variables=tiny(quick3, "0"))
+    run_id = quick3.create_run(deployment)
+    until(lambda: quick3.seen()["workers"][0]["state"] == "shut", 30, "the worker's row to say so")
+    for command in (("flowfleet", "status"), ("worker", "list"), ("flowfleet", "explain", run_id)):
+        said = " ".join(quick3.command(*command).stdout.split())
+        assert "the container engine at unix://" in said, command
+        assert "does not answer" in said, command
+    assert worker.process.poll() is None

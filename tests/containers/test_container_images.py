@@ -25,17 +25,18 @@ def guarded_registry():
 
 
 @pytest.fixture
-def client(engine):
-    made = engine.client()
+def client(deploying):
+    made = deploying.engine.client()
     yield made
     made.close()
 
 
-def pushed(client, registry, name, *, auth=None):
+def pushed(deploying, client, registry, name, *, auth=None):
     """An image that is in the registry, and not on this host."""
+    deploying.engine.trust(registry.address)
     text = f"{registry.address}/{name}"
     repository, _, tag = text.rpartition(":")
-    client.api.tag(BUSYBOX, repository, tag)
+    client.api.tag(deploying.busybox, repository, tag)
     for event in client.api.push(repository, tag, stream=True, decode=True, auth_config=auth):
         assert "error" not in event, event
     client.api.remove_image(text)
@@ -51,7 +52,7 @@ def bring(deployer, text, *, policy=None, credentials=None, wanted=lambda: True)
 
 
 def test_an_image_that_is_not_here_is_pulled(deploying, client, registry):
-    text = pushed(client, registry, "once:1")
+    text = pushed(deploying, client, registry, "once:1")
     bring(deploying.deployer(), text)
     assert is_here(client, text)
     end, log = deploying.run("echo", "from there", image=text)
@@ -60,7 +61,7 @@ def test_an_image_that_is_not_here_is_pulled(deploying, client, registry):
 
 def test_several_runs_that_want_one_image_pull_it_once(deploying, client, registry, caplog):
     caplog.set_level("INFO")
-    text = pushed(client, registry, "shared:1")
+    text = pushed(deploying, client, registry, "shared:1")
     deployer = deploying.deployer()
     threads = [threading.Thread(target=bring, args=(deployer, text)) for _ in range(5)]
     for thread in threads:
@@ -72,7 +73,7 @@ def test_several_runs_that_want_one_image_pull_it_once(deploying, client, regist
 
 
 def test_a_registry_that_is_dead_stops_no_run_whose_image_is_here(deploying, client, registry):
-    text = pushed(client, registry, "kept:1")
+    text = pushed(deploying, client, registry, "kept:1")
     deployer = deploying.deployer()
     bring(deployer, text)
     registry.stop()
@@ -88,7 +89,7 @@ def test_a_registry_that_is_dead_stops_no_run_whose_image_is_here(deploying, cli
 
 
 def test_never_means_never(deploying, client, registry):
-    text = pushed(client, registry, "never:1")
+    text = pushed(deploying, client, registry, "never:1")
     deployer = deploying.deployer(images={"policies": (NEVER,)})
     with pytest.raises(StartFailed, match="it is not on this host, and its pull policy is never"):
         bring(deployer, text, policy="always")
@@ -109,7 +110,7 @@ def test_a_password_is_that_of_the_runs_block_or_of_the_docker_configuration(
     deploying, client, guarded_registry, tmp_path, monkeypatch
 ):
     auth = {"username": USER, "password": PASSWORD}
-    text = pushed(client, guarded_registry, "secret:1", auth=auth)
+    text = pushed(deploying, client, guarded_registry, "secret:1", auth=auth)
     deployer = deploying.deployer()
     with pytest.raises(StartFailed, match="no basic auth credentials"):
         bring(deployer, text)
@@ -128,7 +129,7 @@ def test_a_password_is_that_of_the_runs_block_or_of_the_docker_configuration(
 
 
 def test_a_credential_helper_is_asked(deploying, client, guarded_registry, tmp_path, monkeypatch):
-    text = pushed(client, guarded_registry, "helped:1", auth={"username": USER, "password": PASSWORD})
+    text = pushed(deploying, client, guarded_registry, "helped:1", auth={"username": USER, "password": PASSWORD})
     helper = tmp_path / "docker-credential-ours"
     helper.write_text(f'#!/bin/sh\nread server\necho \'{{"Username": "{USER}", "Secret": "{PASSWORD}"}}\'\n')
     helper.chmod(0o755)
@@ -140,7 +141,7 @@ def test_a_credential_helper_is_asked(deploying, client, guarded_registry, tmp_p
 
 
 def test_a_pull_that_takes_too_long_goes_on_without_its_run(deploying, client, registry):
-    text = pushed(client, registry, "slow:1")
+    text = pushed(deploying, client, registry, "slow:1")
     deployer = deploying.deployer(images={"wait_seconds": 1.0})
     registry.freeze()
     try:
@@ -152,7 +153,7 @@ def test_a_pull_that_takes_too_long_goes_on_without_its_run(deploying, client, r
 
 
 def test_a_run_that_is_not_wanted_any_more_waits_for_no_pull(deploying, client, registry):
-    text = pushed(client, registry, "unwanted:1")
+    text = pushed(deploying, client, registry, "unwanted:1")
     registry.freeze()
     try:
         with pytest.raises(NotReady, match="not wanted"):

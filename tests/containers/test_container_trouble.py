@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import threading
 
 import pytest
@@ -11,7 +12,7 @@ from flowfleet.errors import EngineAway, NotReady
 from tests.waiting import stays, until
 from workers.containers.engine import Engine
 from workers.exit import StopReason
-from workers.state.run_folders import RunFolder
+from workers.state.run_folders import RunFolder, RunFolders
 from workers.stop import Stop
 
 
@@ -42,10 +43,10 @@ def test_an_engine_that_is_killed_ends_its_containers_and_that_is_what_is_said(d
     run = deploying.start(deployer, spec)
     until(lambda: deploying.containers(spec)[0]["State"] == "running", 10, "it to run")
     healed.kill()
-    until(lambda: not deployer.is_open, 10, "the worker to see it")
+    until(lambda: deployer.shut, 10, "the worker to see it")
     stays(lambda: run.poll() is None, 2, "nothing is called dead while the engine is away")
     healed.start()
-    until(lambda: deployer.is_open, 20, "the slots to open")
+    until(lambda: not deployer.shut, 20, "the slots to open")
     if deploying.podman:  # no daemon is above its containers
         stays(lambda: run.poll() is None, 2, "it goes on without the service")
         run.kill()
@@ -69,11 +70,11 @@ def test_an_engine_that_is_frozen_for_a_while_changes_nothing(deploying, deploye
 
 def test_without_an_engine_nothing_is_started_and_a_start_is_not_ready(deploying, deployer, healed):
     healed.kill()
-    until(lambda: not deployer.is_open, 10, "the worker to see it")
+    until(lambda: deployer.shut, 10, "the worker to see it")
     with pytest.raises(NotReady, match="does not answer"):
         deployer.start(deploying.spec("true"))
     healed.start()
-    until(lambda: deployer.is_open, 20, "the slots to open")
+    until(lambda: not deployer.shut, 20, "the slots to open")
     end, _ = deploying.run(*sh("exit 1"))
     assert end.code == 1
 
@@ -152,6 +153,29 @@ def test_a_flood_is_cut_to_its_newest_part(deploying, deployer):
     log = spec.folder / "log"
     assert log.stat().st_blocks * 512 <= limit + (2 << 20)
     assert log.read_bytes().endswith(b"last\n")
+
+
+def test_a_full_disk_keeps_no_end_back_once_there_is_room_again(deploying, tmp_path):
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(small)], check=True)
+    try:
+        deploying.state = small
+        (small / "runs").mkdir()
+        deploying.runs = RunFolders(small / "runs")
+        deployer = deploying.deployer()
+        spec = deploying.spec(*sh("yes 0123456789 | head -n 100000; echo last; exit 9"))
+        run = deploying.start(deployer, spec)
+        until(lambda: deploying.containers(spec)[0]["State"] == "exited", 30, "its end at the engine")
+        stays(lambda: run.poll() is None, 3, "its end cannot be kept, so that it is not told")
+        # other runs go on meanwhile as far as they need no disk
+        subprocess.run(["mount", "-o", "remount,size=64m", str(small)], check=True)
+        assert deploying.end(run, 60).code == 9
+        assert deploying.log(spec).splitlines()[-1] == "last"
+        until(lambda: deploying.containers() == [], 30, "no container to be left")
+    finally:
+        deploying.close()
+        subprocess.run(["umount", "-l", str(small)], check=False)
 
 
 # -- leftovers

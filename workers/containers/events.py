@@ -71,9 +71,13 @@ class Events:
     _gaps: list[tuple[float, float]] = field(default_factory=list, init=False)
     _broken_at: float = field(default=0.0, init=False)
     _connected: bool = field(default=False, init=False)
+    _away: str = field(default="", init=False)
     _closed: threading.Event = field(default_factory=threading.Event, init=False)
     _lock: threading.Condition = field(default_factory=threading.Condition, init=False)
     _outage: OutageLog = field(default_factory=lambda: OutageLog("the container engine", logger), init=False)
+
+    def __post_init__(self) -> None:
+        self._away = f"the container engine at {self.engine.address} has not answered yet"
 
     def start(self) -> None:
         """Start the thread."""
@@ -87,6 +91,11 @@ class Events:
     def connected(self) -> bool:
         """Whether the engine is there, as far as the stream tells."""
         return self._connected
+
+    @property
+    def away(self) -> str:
+        """Why the engine is not there, as a sentence; empty where it is."""
+        return "" if self._connected else self._away
 
     def death(self, container: str, ended_at: float | None, exit_code: int) -> Death:
         """What is known about the end of this container, which the engine dates so; waits a moment to be told."""
@@ -131,7 +140,7 @@ class Events:
                         self._take(json.loads(line))
             raise EngineAway(f"the container engine at {self.engine.address} has ended its stream of events")
         except EngineError as exc:
-            self._broken()
+            self._broken(str(exc))
             self._outage.failed(exc, next_try=_AGAIN_SECONDS)
 
     def _back(self, now: float) -> None:
@@ -143,11 +152,11 @@ class Events:
         self._outage.passed()
         self.on_back()
 
-    def _broken(self) -> None:
+    def _broken(self, why: str) -> None:
         with self._lock:
             if self._connected:
                 self._broken_at = time.time()
-            self._connected = False
+            self._connected, self._away = False, why
 
     def _take(self, event: Mapping[str, Any]) -> None:
         container, action = str((event.get("Actor") or {}).get("ID") or event.get("id") or ""), event.get("Action")

@@ -72,9 +72,9 @@ class ContainerDeployer:
         self.leftovers = Leftovers(engine=self.engine, fleet=self.fleet, host=self.host_key)
 
     @property
-    def is_open(self) -> bool:
-        """Whether runs can be started now: the engine answers."""
-        return self.events.connected
+    def shut(self) -> str:
+        """Why no run can be started now: the engine is away; empty where it answers."""
+        return self.events.away
 
     def greet(self, *, require: bool, api: str = "") -> None:
         """Ask the engine who it is, and tell; one that is away is waited for, or with `require` raises `EngineAway`.
@@ -100,7 +100,7 @@ class ContainerDeployer:
     def recover(self, runs: RunFolders) -> int:
         """Make run folders again that the disk has lost, of containers that have begun; returns how many."""
         self.leftovers.start(runs)
-        return self.leftovers.recover(runs) if self.is_open else 0
+        return 0 if self.shut else self.leftovers.recover(runs)
 
     # -- start
 
@@ -213,7 +213,7 @@ class ContainerDeployer:
         handle = run.started() or atomic_files.read_json(run.path / "container.json") or {}
         container = Container(self.engine, str(start.get("id") or handle.get("id")))
         unsettled = run.started() is None and record is None
-        if unsettled and self.is_open:
+        if unsettled and not self.shut:
             return self._settle_start(run, container, handle)
         # an engine that is away is not waited for here: the run is watched, and what has not begun is told as such
         return self._run(run, container, handle)

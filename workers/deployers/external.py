@@ -212,9 +212,9 @@ class ExternalDeployer:
         return self._deploy is None and bool(getattr(self._below, "has_switch", False))
 
     @property
-    def is_open(self) -> bool:
-        """Whether runs can be started now."""
-        return bool(getattr(self._below, "is_open", True))
+    def shut(self) -> str:
+        """Why no run can be started now; empty where one can."""
+        return str(getattr(self._below, "shut", ""))
 
     def prepare(self, spec: StartSpec, wanted: Callable[[], bool]) -> None:
         """Let the deployer below bring what the run needs, where it starts runs itself."""
