@@ -9,7 +9,7 @@ import pytest
 from tests.container_engine import BUSYBOX, PYTHON
 from tests.lawless_api import LawlessApi
 from tests.prefect1_env import python as prefect1_python
-from tests.waiting import until
+from tests.waiting import stays, until
 from tests.world import World
 
 VENV = sys.prefix
@@ -265,3 +265,36 @@ def test_status_and_explain_say_that_the_engine_is_away(quick3, engine):
         assert "the container engine at unix://" in said, command
         assert "does not answer" in said, command
     assert worker.process.poll() is None
+
+
+def test_a_run_of_a_lost_host_is_started_again_only_after_its_operators_word(quick3, engine):
+    quick3.env |= {
+        "FLOWFLEET_RENEW_SECONDS": "0.5",
+        "FLOWFLEET_LEASE_SECONDS": "2",
+        "FLOWFLEET_ADOPT_GRACE": "2",
+    }
+    quick3.start_poller("agent", "--on-lost-run", "requeue")
+    worker = quick_worker(quick3, 1)
+    run_id = quick3.create_run(quick3.deploy_tiny(variables=tiny(quick3, "hold")))
+    quick3.wait_note(run_id, "ran", 60)
+    (lost,) = quick3.seen()["workers"]
+    worker.kill()
+    elsewhere = {
+        "XDG_STATE_HOME": str(quick3.folder / "elsewhere"),
+        "FLOWFLEET_MACHINE_ID": "elsewhere",
+        "FLOWFLEET_BOOT_ID": "elsewhere",
+    }
+    own = [*options(quick3.folder), "--volume", f"{TINY}:{TINY}:ro"]
+    quick3.start_worker("second", *own, slots=1, env=elsewhere)
+    until(lambda: any(run["state"] in ("missing", "judged") for run in quick3.seen()["runs"]), 30, "it to be missed")
+    stays(lambda: quick3.words(run_id) == ["ran"], 10, "no shim would end it, so that it may live")
+
+    done = quick3.command("worker", "forget", f"{lost['name']}@{lost['host']}", "--yes", seconds=60)
+    assert done.returncode == 0, done.stderr
+    until(lambda: quick3.words(run_id) == ["ran", "ran"], 60, "it to be started again")
+    quick_worker(quick3, 1)
+    until(lambda: len(containers(engine, quick3)) == 1, 60, "the forgotten container to be ended")
+    quick3.release()
+    quick3.wait_state(run_id, "Completed", seconds=60)
+    assert quick3.words(run_id) == ["ran", "ran", "done"]
+    gone(engine, quick3)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import re
 import socket
 import struct
@@ -36,6 +37,13 @@ _CONNECTIONS = 64
 _WORDS_LIMIT = 500
 #: the first engine that writes host-gateway as its own address on a container's bridge
 _HOST_GATEWAY_SINCE = (20, 10)
+#: where engines listen, in the order in which they are looked for: Docker as root and rootless, then Podman
+_SOCKETS = (
+    "/var/run/docker.sock",
+    "{runtime}/docker.sock",
+    "/run/podman/podman.sock",
+    "{runtime}/podman/podman.sock",
+)
 #: answers of a proxy before the engine, and of an engine that is not ready yet
 _LATER = frozenset({502, 503, 504})
 
@@ -69,7 +77,7 @@ class EngineFacts:
 class Engine:
     """The engine at one address; connects at the first call, and again after each outage. Safe in many threads."""
 
-    #: None: DOCKER_HOST, else the current context of the `docker` command, else the usual socket
+    #: None: DOCKER_HOST, else the current context of the `docker` command, else the first usual socket that is there
     base_url: str | None
     environ: Mapping[str, str] = field(repr=False)
     request_seconds: float = REQUEST_SECONDS
@@ -80,7 +88,7 @@ class Engine:
     @property
     def address(self) -> str:
         """The address as people know it, without secrets."""
-        return logs.redact(self.base_url or self.environ.get("DOCKER_HOST") or "the local container engine")
+        return logs.redact(self._target())
 
     def shares_files(self) -> bool:
         """Whether a path means the same file to the engine as to us, as far as can be told.
@@ -88,7 +96,7 @@ class Engine:
         Not with an engine of another host, nor for a worker in a container that was given the engine's socket.
         """
         if self._socket_path is None:
-            return not (self.base_url or self.environ.get("DOCKER_HOST"))
+            return False
         try:
             with socket.socket(socket.AF_UNIX) as probe:
                 probe.settimeout(self.request_seconds)
@@ -103,8 +111,13 @@ class Engine:
 
     @property
     def _socket_path(self) -> str | None:
-        address = self.base_url or self.environ.get("DOCKER_HOST") or ""
+        address = self._target()
         return address.removeprefix("unix://") if address.startswith("unix://") else None
+
+    def _target(self) -> str:
+        return (
+            self.base_url or self.environ.get("DOCKER_HOST") or _of_context(self.environ) or usual_socket(self.environ)
+        )
 
     def ping(self) -> EngineFacts:
         """Ask whether it answers, and which engine it is; raises `EngineAway`."""
@@ -162,9 +175,9 @@ class Engine:
 
         self._knock()
         how = {"version": "auto", "timeout": self.request_seconds, "max_pool_size": _CONNECTIONS}
-        if self.base_url:
-            return docker.DockerClient(base_url=self.base_url, **how)
-        return docker.DockerClient.from_env(environment=dict(self.environ), **how)
+        if not self.base_url and (self.environ.get("DOCKER_HOST") or _of_context(self.environ)):
+            return docker.DockerClient.from_env(environment=dict(self.environ), **how)  # these may name certificates
+        return docker.DockerClient(base_url=self._target(), **how)
 
     def _knock(self) -> None:
         """Connect to a socket of this host and leave: the SDK leaves a connection open that it cannot make."""
@@ -188,6 +201,27 @@ def _open(api: Any, path: str, params: Mapping[str, Any], timeout: tuple[float, 
     except requests.HTTPError as exc:
         raise create_api_error_from_http_exception(exc) from exc
     return answer
+
+
+def _of_context(environ: Mapping[str, str]) -> str | None:
+    """The engine of the current context of the `docker` command; None = the context is the default one."""
+    from docker.context import ContextAPI  # noqa: PLC0415 - as above
+    from docker.errors import DockerException  # noqa: PLC0415
+
+    try:
+        host = ContextAPI.kwargs_from_context(environment=environ).get("base_url")
+    except (DockerException, OSError, ValueError, KeyError, TypeError) as exc:
+        logger.warning("the context of the docker command cannot be read", extra={"error": str(exc)})
+        return None
+    found = str(host or "").removeprefix("http+")
+    return None if found in ("", "unix:///var/run/docker.sock", "unix://var/run/docker.sock") else found
+
+
+def usual_socket(environ: Mapping[str, str]) -> str:
+    """The first socket of an engine that is there, else Docker's own."""
+    runtime = environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
+    paths = [path.format(runtime=runtime) for path in _SOCKETS]
+    return f"unix://{next((path for path in paths if Path(path).is_socket()), paths[0])}"
 
 
 def _in_container() -> bool:
