@@ -196,7 +196,6 @@ def quick3(tmp_path, valkey, engine):
     """A fleet on the local API whose worker runs the tiny engine in containers."""
     api = LawlessApi(honest=True).start()
     world = World(tmp_path, api.api_url, valkey.tcp_url)
-    world.api = api
     world.env |= {"DOCKER_HOST": engine.url}
     yield world
     world.close()
