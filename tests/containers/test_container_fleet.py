@@ -184,7 +184,7 @@ def test_a_worker_that_requires_an_engine_ends_with_code_6_and_one_that_does_not
     docker1.start_poller()
     patient = docker1.start("worker", "patient", [*own, "--name", "patient"])
     run_id = docker_run(docker1, docker1.api.add_flow("tiny"), BUSYBOX)
-    until(lambda: "the container engine does not answer, runs wait" in patient.text(), 30, "what it says")
+    until(lambda: 'does not answer, waiting  neighbour="the container engine"' in patient.text(), 30, "what it says")
     assert docker1.api.state(run_id) == "Scheduled"
 
 
@@ -269,7 +269,7 @@ def test_status_and_explain_say_that_the_engine_is_away(quick3, engine):
 def test_a_run_of_a_lost_host_is_started_again_only_after_its_operators_word(quick3, engine):
     quick3.env |= {
         "FLOWFLEET_RENEW_SECONDS": "0.5",
-        "FLOWFLEET_LEASE_SECONDS": "2",
+        "FLOWFLEET_LEASE_SECONDS": "4",
         "FLOWFLEET_ADOPT_GRACE": "2",
     }
     quick3.start_poller("agent", "--on-lost-run", "requeue")

@@ -86,7 +86,7 @@ class ContainerDeployer:
         except EngineAway as exc:
             if require:
                 raise EngineAway(f"{exc}: start it, or name another by --base-url") from exc
-            logger.warning("the container engine does not answer, runs wait", extra={"error": str(exc)})
+            # `events` says so, and asks again
         else:
             logger.info(
                 "container engine",
