@@ -11,7 +11,9 @@ import pytest
 from flowfleet.ledger import connect
 from flowfleet.ledger.claims import CancelHow
 from tests import processes
+from tests.lawless_api import LawlessApi
 from tests.waiting import SCALE, until
+from tests.world import World
 
 #: from Cancelling at the API to the worker's first step against the process
 P95_SECONDS = 3.0
@@ -66,11 +68,13 @@ def hurry(fleet, runs):
         ledger.close()
 
 
-def measured(fleet, worker, runs):
+def measured(fleet, worker, runs, cancel=cancel_all):
     """Cancel them; the seconds from Cancelling to the worker's step, each, in order of size."""
     began = time.time()
-    asked = cancel_all(fleet, runs)
-    print(f"{len(runs)} cancelled within {max(asked.values()) - began:.1f} s")
+    asked = cancel(fleet, runs)
+    within = max(asked.values()) - began
+    print(f"{len(runs)} cancelled within {within:.1f} s")
+    assert cancel is cancel_all or within <= 1.0
     until(lambda: len(said_at(worker, STOPPED)) == len(runs), 60, "all to be stopped", pause=0.2)
     hurry(fleet, runs)
     fleet.wait_empty(120)
@@ -91,8 +95,11 @@ def started(fleet, flows):
     return runs
 
 
-@pytest.mark.parametrize("number", [20, pytest.param(200, marks=[pytest.mark.stress, pytest.mark.timeout(3600)])])
-def test_many_cancels_within_a_second_reach_their_processes_within_three(fleet, number):
+MANY = [20, pytest.param(200, marks=[pytest.mark.stress, pytest.mark.timeout(3600)])]
+
+
+def held(fleet, number):
+    """A worker with this many commands that stay, and their runs."""
     fleet.start_poller()
     worker = fleet.start_worker(slots=number)
     deployment = fleet.deploy_tiny(variables={"command": "sleep 3000"})
@@ -100,8 +107,32 @@ def test_many_cancels_within_a_second_reach_their_processes_within_three(fleet, 
     until(
         lambda: sum(run["state"] == "running" for run in fleet.seen()["runs"]) == number, 600, "all to run", pause=0.5
     )
+    return worker, runs
+
+
+@pytest.mark.parametrize("number", MANY)
+def test_many_cancels_reach_their_processes_within_three_seconds(fleet, number):
+    worker, runs = held(fleet, number)
     _, p95 = measured(fleet, worker, runs)
     assert p95 <= P95_SECONDS * (1 if number > 20 else SCALE)
+
+
+@pytest.mark.parametrize("number", MANY)
+def test_so_do_as_many_within_one_second(tmp_path, valkey, number):
+    # a real server takes 35 cancels a second on two cores (measured): here the API is one that answers at once
+    with LawlessApi(honest=True) as api:
+        fleet = World(tmp_path, api.api_url, valkey.tcp_url)
+        try:
+            worker, runs = held(fleet, number)
+            _, p95 = measured(fleet, worker, runs, lambda _, runs: {run: cancelled_at(api, run) for run in runs})
+            assert p95 <= P95_SECONDS * (1 if number > 20 else SCALE)
+        finally:
+            fleet.close()
+
+
+def cancelled_at(api, run):
+    assert api.cancel(run)
+    return time.time()
 
 
 @pytest.mark.stress

@@ -102,7 +102,7 @@ def test_what_cannot_be_cancelled_is_one_sentence_with_its_exit_code(world):
     for given, code, words in (
         (run, 1, "has ended already: the API says Completed."),
         (nobody, 1, "No run is named"),
-        ("no-such-name", 1, "No run is named 'no-such-name' or begins with it"),
+        ("no-such-name", 1, "No run is named 'no-such-name' or has it in its id"),
     ):
         done = said(world, "cancel", given, code=code)
         assert words in done.stderr
