@@ -303,6 +303,10 @@ def test_a_run_is_found_by_name_or_by_a_part_of_its_id_among_claims_records_and_
     assert find(fleet.run_id[-8:]) == find(fleet.run_id[9:23]) == fleet.run
     waits = fleet.api.add(name="new-newt")
     assert find("new-newt").run_id == find(waits).run_id == waits
+    assert find(waits[-8:]).run_id == waits
+    # a name may be a part of another run's id, and is meant then
+    named = fleet.api.add(name=fleet.run_id[-8:])
+    assert find(fleet.run_id[-8:]).run_id == named
     for given in ("nobody", "0" * 8 + "-0000-4000-8000-" + "0" * 12):
         with pytest.raises(NoSuchRun, match="No run is named"):
             find(given)
