@@ -171,7 +171,8 @@ def test_a_run_that_is_over_at_the_api_without_a_word_of_ours_is_killed(world, h
         world.api.call("DELETE", f"/flow_runs/{run}")
         world.runs.remove(run)
     until(lambda: not processes.alive(pid), 60, "the process to be killed")
-    world.wait_empty()
+    # the report looks for a deleted run for half a minute before it believes that
+    world.wait_empty(60)
     if how == "forced":
         assert world.api.history(run)[-1] == "Cancelled"
 
