@@ -21,7 +21,9 @@ TASK_NAME = "flowfleet.launch"
 MESSAGE_LIMIT = 4096
 
 BACKENDS = ("prefect1", "prefect3")
-_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+#: what people may write for an id: ids that are made one after the other begin alike, and differ at their ends
+ID_PART = re.compile(r"[0-9a-f-]{4,36}")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -53,7 +55,7 @@ class Route:
     def parse(cls, text: str) -> Route:
         """Read the text form; raises `BadMessage` when it is not one."""
         parts = text.split("/")
-        if len(parts) != 3 or parts[0] not in BACKENDS or not _UUID.fullmatch(parts[1]):
+        if len(parts) != 3 or parts[0] not in BACKENDS or not UUID.fullmatch(parts[1]):
             raise BadMessage(f"not a route: {text[:200]!r}")
         return cls(parts[0], parts[1], unquote(parts[2]))
 
@@ -133,7 +135,7 @@ class Message:
         if kwargs["v"] != VERSION or isinstance(kwargs["v"], bool):
             raise BadMessage(f"message version {kwargs['v']!r} is unknown; this flowfleet reads version {VERSION}")
         for key in ("run_id", "claim"):
-            if not isinstance(kwargs[key], str) or not _UUID.fullmatch(kwargs[key]):
+            if not isinstance(kwargs[key], str) or not UUID.fullmatch(kwargs[key]):
                 raise BadMessage(f"{key} of a message must be a uuid")
         if not isinstance(kwargs["route"], str):
             raise BadMessage("route of a message must be text")

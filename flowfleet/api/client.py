@@ -285,7 +285,7 @@ class OrderApi(Protocol):
         """Move a run that has ended or waits to Scheduled, due now; REFUSED while under way, or in none of `only`."""
 
     def find(self, text: str) -> list[RunState]:
-        """The runs with this name, the newest first, else waiting ones whose id begins so; some when they are many."""
+        """The runs with this name, the newest first, else waiting ones with this in their id; of many only some."""
 
 
 class JobApi(Protocol):

@@ -217,7 +217,7 @@ def cancel(
 ) -> int:
     """Cancel a run at the API, end its process wherever it is, and wait until both are seen.
 
-    RUN is its name, its id, or the beginning of its id. Exit code 1 means that it has ended by itself before.
+    RUN is its name, its id, or a part of that which no other has. Exit code 1 means that it has ended by itself before.
 
     \b
     flowfleet cancel calm-otter

@@ -1,19 +1,18 @@
-"""Chosen run: the run that a command is given, by its id, the beginning of that, or its name."""
+"""Chosen run: the run that a command is given, by its id, a part of that which no other has, or its name."""
 
 import getpass
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from flowfleet.api.client import ApiClient
 from flowfleet.errors import FleetError, SettingsError
+from flowfleet.flow_run import ID_PART
 from flowfleet.ledger import Ledger
 from flowfleet.ledger.claims import Claim
 from flowfleet.logs import redact
+from flowfleet.monitor.runs import fitting, names
 from flowfleet.settings.common import CommonSettings
 
-WHOLE = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 #: as many claims that are gone as the ledger keeps
 RECORDS = 10_000
 _SHOWN = 5
@@ -33,36 +32,35 @@ class ChosenRun:
 
 
 def find(given: str, ledger: Ledger, api: ApiClient) -> ChosenRun:
-    """The run with this id or name, or whose id begins so: among live claims, else at the API and among those gone.
+    """The run with this name, or whose id begins so: among live claims, else at the API and among those gone.
 
-    Raises `NoSuchRun`, `SettingsError` when several fit, and the errors of Redis and API.
+    Where there is none, the run with this part of an id among all of these. Raises `NoSuchRun`, `SettingsError` when
+    several fit, and the errors of Redis and API.
     """
-    live = {claim.run_id: claim.name for claim in ledger.claims.live()}
-    found = _fitting(given, live)
+    live = names((), ledger.claims.live())
+    found = fitting(given, live)
     if not found:
-        # a claim that has gone tells the beginnings of ids of runs that have ended; the API has no question for these
-        found = _fitting(given, names_of_records(ledger.claims.records(limit=RECORDS)))
-        found |= {state.run_id: state.run_name for state in api.orders.find(given)}
+        # a claim that has gone tells parts of ids of runs that have ended; the API has no question for these
+        known = names(ledger.claims.records(limit=RECORDS), ())
+        known |= {state.run_id: state.run_name for state in api.orders.find(given)} | live
+        # a name anywhere comes before a part of an id: a name may be one
+        found = fitting(given, known) or _with_part(given.lower(), known)
     if len(found) > 1:
         shown = ", ".join(f"{run_id} ({name})" for run_id, name in list(found.items())[:_SHOWN])
         more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-        raise SettingsError(f"{len(found)} runs are named {given!r} or begin with it: {shown}{more}; give a whole id.")
+        raise SettingsError(
+            f"{len(found)} runs are named {given!r} or have it in their id: {shown}{more}; give a whole id."
+        )
     if not found:
-        raise NoSuchRun(f"No run is named {given!r} or begins with it: give its whole id, as the Prefect UI shows it.")
+        raise NoSuchRun(
+            f"No run is named {given!r} or has it in its id: give its whole id, as the Prefect UI shows it."
+        )
     ((run_id, name),) = found.items()
     return ChosenRun(run_id, name or run_id)
 
 
-def names_of_records(records: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """Run id → run name, of claims that are gone."""
-    return {str(record.get("run_id")): str(record.get("name") or "") for record in records}
-
-
-def _fitting(given: str, known: Mapping[str, str]) -> dict[str, str]:
-    text = given.lower()
-    if WHOLE.fullmatch(text):
-        return {text: known[text]} if text in known else {}
-    return {run_id: name for run_id, name in known.items() if run_id.startswith(text) or name == given}
+def _with_part(text: str, known: Mapping[str, str]) -> dict[str, str]:
+    return {run_id: name for run_id, name in known.items() if ID_PART.fullmatch(text) and text in run_id}
 
 
 def host_of(claim: Claim) -> str:

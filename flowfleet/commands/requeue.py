@@ -254,8 +254,8 @@ def requeue(
 ) -> int:
     """Start a run again that has ended, or one that waits for later: it is due now, and claimed anew.
 
-    RUN is its name, its id, or the beginning of its id. Refused, with the name of the host, while a start of it may be
-    alive. Exit code 1 means that a run is refused, or that there is none to start again.
+    RUN is its name, its id, or a part of that which no other has. Refused, with the name of the host, while a start of
+    it may be alive. Exit code 1 means that a run is refused, or that there is none to start again.
 
     \b
     flowfleet requeue calm-otter

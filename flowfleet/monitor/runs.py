@@ -8,6 +8,7 @@ from rich.console import RenderableType
 
 from flowfleet import certificate
 from flowfleet.errors import SettingsError
+from flowfleet.flow_run import UUID
 from flowfleet.ledger.claims import Claim
 from flowfleet.ledger.transitions import State
 from flowfleet.logs import iso
@@ -38,14 +39,22 @@ def names(records: Iterable[Mapping[str, Any]], claims: Iterable[Claim]) -> dict
     return gone | {claim.run_id: claim.name or "" for claim in claims}
 
 
+def fitting(given: str, known: Mapping[str, str]) -> dict[str, str]:
+    """Those of the known runs that have this name or this id, or whose ids begin so."""
+    text = given.lower()
+    if UUID.fullmatch(text):
+        return {text: known[text]} if text in known else {}
+    return {run_id: name for run_id, name in known.items() if run_id.startswith(text) or name == given}
+
+
 def whole_id(given: str, known: Mapping[str, str]) -> str:
     """The whole id of the run with this name, or whose id begins so; a whole id is returned as it is.
 
     Raises `SettingsError` unless exactly one run fits.
     """
-    if re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", given.lower()):
+    if UUID.fullmatch(given.lower()):
         return given.lower()
-    found = [run_id for run_id, name in known.items() if run_id.startswith(given.lower()) or name == given]
+    found = list(fitting(given, known))
     if len(found) > 1:
         raise SettingsError(f"{len(found)} runs of this fleet are named {given!r} or begin with it: give a whole id.")
     if not found:

@@ -11,7 +11,9 @@ import pytest
 from flowfleet.ledger import connect
 from flowfleet.ledger.claims import CancelHow
 from tests import processes
+from tests.lawless_api import LawlessApi
 from tests.waiting import SCALE, until
+from tests.world import World
 
 #: from Cancelling at the API to the worker's first step against the process
 P95_SECONDS = 3.0
@@ -32,6 +34,7 @@ DEAF = """
             except BaseException:
                 pass
 """
+MANY = [20, pytest.param(200, marks=[pytest.mark.stress, pytest.mark.timeout(3600)])]
 #: what a worker says of the end of a run
 STOPPED, ENDED, HOOKS_OVER = "run is being stopped", "run ended", "hooks are over"
 
@@ -52,8 +55,11 @@ def cancel_all(fleet, runs):
         assert answer["status"] == "ACCEPT", answer
         return run, time.time()
 
+    began = time.time()
     with ThreadPoolExecutor(min(len(runs), 20)) as users:
-        return dict(users.map(cancel, runs))
+        asked = dict(users.map(cancel, runs))
+    print(f"{len(runs)} cancelled within {max(asked.values()) - began:.1f} s")
+    return asked
 
 
 def hurry(fleet, runs):
@@ -66,20 +72,17 @@ def hurry(fleet, runs):
         ledger.close()
 
 
-def measured(fleet, worker, runs):
-    """Cancel them; the seconds from Cancelling to the worker's step, each, in order of size."""
-    began = time.time()
-    asked = cancel_all(fleet, runs)
-    print(f"{len(runs)} cancelled within {max(asked.values()) - began:.1f} s")
-    until(lambda: len(said_at(worker, STOPPED)) == len(runs), 60, "all to be stopped", pause=0.2)
-    hurry(fleet, runs)
+def measured(fleet, worker, asked):
+    """Wait for the end of what was cancelled; the p95 of the seconds from Cancelling to the worker's step."""
+    until(lambda: len(said_at(worker, STOPPED)) == len(asked), 60, "all to be stopped", pause=0.2)
+    hurry(fleet, asked)
     fleet.wait_empty(120)
-    assert {fleet.api.state(run)["name"] for run in runs} == {"Cancelled"}
+    assert {fleet.api.state(run)["name"] for run in asked} == {"Cancelled"}
     stopped = said_at(worker, STOPPED)
     waits = sorted(stopped[run] - at for run, at in asked.items())
     p95 = waits[max(0, round(0.95 * len(waits)) - 1)]
     print(f"Cancelling to stop: median {statistics.median(waits):.2f} s, p95 {p95:.2f} s, most {waits[-1]:.2f} s")
-    return waits, p95
+    return p95
 
 
 def started(fleet, flows):
@@ -91,8 +94,8 @@ def started(fleet, flows):
     return runs
 
 
-@pytest.mark.parametrize("number", [20, pytest.param(200, marks=[pytest.mark.stress, pytest.mark.timeout(3600)])])
-def test_many_cancels_within_a_second_reach_their_processes_within_three(fleet, number):
+def held(fleet, number):
+    """A worker with this many commands that stay, and their runs."""
     fleet.start_poller()
     worker = fleet.start_worker(slots=number)
     deployment = fleet.deploy_tiny(variables={"command": "sleep 3000"})
@@ -100,8 +103,35 @@ def test_many_cancels_within_a_second_reach_their_processes_within_three(fleet, 
     until(
         lambda: sum(run["state"] == "running" for run in fleet.seen()["runs"]) == number, 600, "all to run", pause=0.5
     )
-    _, p95 = measured(fleet, worker, runs)
+    return worker, runs
+
+
+@pytest.mark.parametrize("number", MANY)
+def test_many_cancels_reach_their_processes_within_three_seconds(fleet, number):
+    worker, runs = held(fleet, number)
+    p95 = measured(fleet, worker, cancel_all(fleet, runs))
     assert p95 <= P95_SECONDS * (1 if number > 20 else SCALE)
+
+
+@pytest.mark.parametrize("number", MANY)
+def test_so_do_as_many_within_one_second(tmp_path, valkey, number):
+    # a real server takes 35 cancels a second on two cores (measured): here the API is one that answers at once
+    with LawlessApi(honest=True) as api:
+        fleet = World(tmp_path, api.api_url, valkey.tcp_url)
+        try:
+            worker, runs = held(fleet, number)
+            began = time.time()
+            asked = {run: cancelled_at(api, run) for run in runs}
+            assert asked[runs[-1]] - began <= 1.0
+            p95 = measured(fleet, worker, asked)
+            assert p95 <= P95_SECONDS * (1 if number > 20 else SCALE)
+        finally:
+            fleet.close()
+
+
+def cancelled_at(api, run):
+    assert api.cancel(run)
+    return time.time()
 
 
 @pytest.mark.stress
@@ -110,7 +140,7 @@ def test_cancels_of_real_engines_reach_them_within_three_seconds(fleet):
     fleet.start_poller()
     worker = fleet.start_worker(slots=8)
     runs = started(fleet, dict.fromkeys(range(8), OBEYS))
-    _, p95 = measured(fleet, worker, runs)
+    p95 = measured(fleet, worker, cancel_all(fleet, runs))
     assert p95 <= P95_SECONDS
 
 

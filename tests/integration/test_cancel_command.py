@@ -102,7 +102,7 @@ def test_what_cannot_be_cancelled_is_one_sentence_with_its_exit_code(world):
     for given, code, words in (
         (run, 1, "has ended already: the API says Completed."),
         (nobody, 1, "No run is named"),
-        ("no-such-name", 1, "No run is named 'no-such-name' or begins with it"),
+        ("no-such-name", 1, "No run is named 'no-such-name' or has it in its id"),
     ):
         done = said(world, "cancel", given, code=code)
         assert words in done.stderr
@@ -171,7 +171,8 @@ def test_a_run_that_is_over_at_the_api_without_a_word_of_ours_is_killed(world, h
         world.api.call("DELETE", f"/flow_runs/{run}")
         world.runs.remove(run)
     until(lambda: not processes.alive(pid), 60, "the process to be killed")
-    world.wait_empty()
+    # the report looks for a deleted run for half a minute before it believes that
+    world.wait_empty(60)
     if how == "forced":
         assert world.api.history(run)[-1] == "Cancelled"
 

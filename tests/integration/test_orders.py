@@ -259,6 +259,7 @@ def test_runs_are_found_by_name_by_id_and_waiting_ones_by_the_beginning_of_their
     assert ended in [state.run_id for state in pool.client.orders.find(name)]
     assert [state.run_id for state in pool.client.orders.find(ended.upper())] == [ended]
     assert waits in [state.run_id for state in pool.client.orders.find(waits[:13])]
+    assert [state.run_id for state in pool.client.orders.find(waits[-12:])] == [waits]
     assert pool.client.orders.find(ended[:13]) == []
     assert pool.client.orders.find("no such run") == []
 
@@ -266,4 +267,5 @@ def test_runs_are_found_by_name_by_id_and_waiting_ones_by_the_beginning_of_their
     assert [state.run_id for state in server.client.orders.find(server.api.run(there)["name"])] == [there]
     assert [state.run_id for state in server.client.orders.find(there)] == [there]
     assert [state.run_id for state in server.client.orders.find(there[:8])] == [there]
+    assert [state.run_id for state in server.client.orders.find(there[-8:])] == [there]
     assert server.client.orders.find("no such run") == []

@@ -272,7 +272,7 @@ class FakeApi:
 
     def find(self, text: str) -> list[RunState]:
         self._ask("find")
-        return [state for state in self.runs.values() if text in (state.run_name, state.run_id)]
+        return [state for state in self.runs.values() if text == state.run_name or text in state.run_id]
 
     def unfinished(self, mark: Any) -> list[UnfinishedRun]:
         self._ask("unfinished")

@@ -292,15 +292,21 @@ def test_a_run_that_another_executor_may_have_is_not_started_again(kind, name, w
 # which run is meant
 
 
-def test_a_run_is_found_by_name_or_by_the_beginning_of_its_id_among_claims_records_and_at_the_api():
+def test_a_run_is_found_by_name_or_by_a_part_of_its_id_among_claims_records_and_at_the_api():
     fleet = Fleet()
     claim = fleet.claims.by_run[fleet.run_id]
     fleet.claims.records = lambda limit: [{"run_id": "abcd-1", "name": "old-owl"}]
     find = lambda given: chosen_run.find(given, fleet.ledger, fleet.api)  # noqa: E731
     assert find("calm-otter") == find(fleet.run_id[:9]) == find(fleet.run_id.upper()) == fleet.run
     assert find("old-owl") == find("ABCD") == ChosenRun("abcd-1", "old-owl")
+    # ids that are made one after the other begin alike
+    assert find(fleet.run_id[-8:]) == find(fleet.run_id[9:23]) == fleet.run
     waits = fleet.api.add(name="new-newt")
     assert find("new-newt").run_id == find(waits).run_id == waits
+    assert find(waits[-8:]).run_id == waits
+    # a name may be a part of another run's id, and is meant then
+    named = fleet.api.add(name=fleet.run_id[-8:])
+    assert find(fleet.run_id[-8:]).run_id == named
     for given in ("nobody", "0" * 8 + "-0000-4000-8000-" + "0" * 12):
         with pytest.raises(NoSuchRun, match="No run is named"):
             find(given)

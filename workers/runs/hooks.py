@@ -177,16 +177,21 @@ class Hooks:
             self.run_log.say(child.run.run_id, f"The process of the flow's hooks {end}.", logging.WARNING)
         self._end(child.run, child.folder, child.go_on)
 
-    def _stop_in_time(self, child: _Child) -> None:
+    def _reason_to_stop(self, child: _Child) -> StopReason | None:
         attempt = self.attempts.get(child.run.key)
-        fenced = attempt is not None and attempt.fenced
+        if attempt is not None and attempt.fenced:
+            return StopReason.FENCE
         # somebody is in a hurry by now (`flowfleet cancel --now`), or the server has called the run Cancelled
-        hurried = attempt is not None and attempt.cancel is not None and attempt.cancel.how is CancelHow.OVER
-        if child.stopped or not (fenced or hurried or child.folder.age_seconds() > self.seconds):
+        if attempt is not None and attempt.cancel is not None and attempt.cancel.how is CancelHow.OVER:
+            return StopReason.CANCEL
+        return StopReason.HOOK_TIMEOUT if child.folder.age_seconds() > self.seconds else None
+
+    def _stop_in_time(self, child: _Child) -> None:
+        reason = None if child.stopped else self._reason_to_stop(child)
+        if reason is None:
             return
         child.stopped = True
         try:
-            reason = StopReason.FENCE if fenced else StopReason.CANCEL if hurried else StopReason.HOOK_TIMEOUT
             child.folder.write_stop(Stop(reason=reason, kill=True), self.worker)
         except OSError as exc:  # a full disk keeps no hook alive
             logger.error("reason of a stop not written", extra={**child.run.fields, "error": str(exc)})

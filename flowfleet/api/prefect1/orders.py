@@ -14,7 +14,7 @@ from flowfleet.api.prefect1.tenants import Tenants
 from flowfleet.api.prefect1.writes import Writes
 from flowfleet.api.transport.reading import reading
 from flowfleet.errors import ApiError
-from flowfleet.flow_run import Route
+from flowfleet.flow_run import ID_PART, Route
 
 _PAGE = 200
 _FOUND = 20
@@ -89,8 +89,8 @@ class Orders:
     def find(self, text: str) -> list[RunState]:
         where: dict[str, Any] = {"tenant_id": {"_in": self.tenants.all()}, "name": {"_eq": text}}
         found = self.runs.where(where, "", order="{scheduled_start_time: desc}", limit=_FOUND)
-        if not found and len(text) >= 4:
+        if not found and ID_PART.fullmatch(text.lower()):
             waiting = {"tenant_id": {"_in": self.tenants.all()}, "state": {"_in": sorted(WAITING)}}
             listed = self.runs.where(waiting, "", order="{scheduled_start_time: asc}", limit=_PAGE)
-            found = [run for run in listed if run.run_id.startswith(text.lower())]
+            found = [run for run in listed if text.lower() in run.run_id]
         return [run.to_state() for run in found]

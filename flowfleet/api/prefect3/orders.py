@@ -1,6 +1,5 @@
 """Orders: what people want of single runs at a Prefect 3 API."""
 
-import re
 import uuid
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -13,12 +12,11 @@ from flowfleet.api.prefect3.states import state_of
 from flowfleet.api.prefect3.writes import Writes, mark_message, new_state
 from flowfleet.api.transport.reading import iso, reading, rows
 from flowfleet.api.transport.session import Session
-from flowfleet.flow_run import Route
+from flowfleet.flow_run import ID_PART, UUID, Route
 
 _PAGE = 200
 _FOUND = 20
 _UNDER_WAY = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING, StateType.PAUSED)
-_WHOLE = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def _nothing_runs(stands: RunState) -> Mapping[str, Any] | None:
@@ -106,7 +104,7 @@ class Orders:
         return self.writes.fence.write(run_id, decide)
 
     def find(self, text: str) -> list[RunState]:
-        if _WHOLE.fullmatch(text.lower()):
+        if UUID.fullmatch(text.lower()):
             return list(self._page({"id": {"any_": [text.lower()]}}).values())
         named = {"flow_runs": {"name": {"any_": [text]}}, "sort": "EXPECTED_START_TIME_DESC", "limit": _FOUND}
         waiting = {
@@ -115,9 +113,9 @@ class Orders:
             "limit": _PAGE,
         }
         found = self._listed(named)
-        if not found and re.fullmatch(r"[0-9a-f-]{4,36}", text.lower()):
-            # the server has no question for the beginning of an id
-            found = [state for state in self._listed(waiting) if state.run_id.startswith(text.lower())]
+        if not found and ID_PART.fullmatch(text.lower()):
+            # the server has no question for a part of an id
+            found = [state for state in self._listed(waiting) if text.lower() in state.run_id]
         return found
 
     def _listed(self, body: Mapping[str, Any]) -> list[RunState]:
