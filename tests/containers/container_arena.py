@@ -14,6 +14,9 @@ from tests.chaos.zygote import Zygote
 from tests.container_engine import PYTHON, DockerEngine
 from tests.world import MARK, Part
 
+#: of the tests' image, which has this machine's own Python and not its virtual environments
+INTERPRETER = Path(sys.executable).resolve()
+
 
 class ContainerArena(Arena):
     """`worker()` starts containers, and `left()` names those that are still there."""
@@ -27,7 +30,7 @@ class ContainerArena(Arena):
         programs.mkdir()
         # what an image of flows has: the command of its Prefect, and a Python for hooks
         for name in ("prefect", "python"):
-            (programs / name).write_text(f"#!/bin/sh\nexec {sys.executable} -I -S {STUB}\n")
+            (programs / name).write_text(f"#!/bin/sh\nexec {INTERPRETER} -I -S {STUB}\n")
             (programs / name).chmod(0o755)
         self.programs = programs
 
@@ -52,7 +55,7 @@ class ContainerArena(Arena):
             run_id = str(self.local.add_run(self.flow, labels=["x"], run_config=config))
         else:
             given = {"env": env, "image": PYTHON, "container_create_kwargs": of_host}
-            given |= {} if engine else {"command": f"{sys.executable} -I -S {STUB}"}
+            given |= {} if engine else {"command": f"{INTERPRETER} -I -S {STUB}"}
             run_id = self.api.create_run(self.deployment, job_variables=given)
         self.runs.append(run_id)
         return run_id

@@ -112,7 +112,7 @@ def test_a_password_is_that_of_the_runs_block_or_of_the_docker_configuration(
     auth = {"username": USER, "password": PASSWORD}
     text = pushed(deploying, client, guarded_registry, "secret:1", auth=auth)
     deployer = deploying.deployer()
-    with pytest.raises(StartFailed, match="no basic auth credentials|authentication required"):
+    with pytest.raises(StartFailed, match=r"no basic auth credentials|authentication required"):
         bring(deployer, text)
     with pytest.raises(StartFailed, match="unauthorized") as failed:
         bring(deployer, text, credentials={**auth, "password": "pw-that-is-wrong"})

@@ -96,10 +96,12 @@ class ContainerRun:
         return self._wakeup.fileno()
 
     def poll(self) -> Exit | None:
-        if self._over.is_set():
-            self._wakeup.clear()
-            return self._exit
-        return None
+        if not self._over.is_set():
+            return None
+        with self._closing:
+            if not self._closed:
+                self._wakeup.clear()
+        return self._exit
 
     def stop(self) -> None:
         asked = self.folder.stop_record() or {}

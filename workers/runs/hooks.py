@@ -175,7 +175,8 @@ class Hooks:
         if not end.ok:
             # a hook that raises is told of by the child itself; a child that is killed tells nothing
             self.run_log.say(child.run.run_id, f"The process of the flow's hooks {end}.", logging.WARNING)
-        self._end(child.run, child.folder, child.go_on)
+        # a job of its own, for it may have to be done again, and the child is closed
+        self._watch.post(lambda: self._end(child.run, child.folder, child.go_on))
 
     def _reason_to_stop(self, child: _Child) -> StopReason | None:
         attempt = self.attempts.get(child.run.key)
