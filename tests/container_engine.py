@@ -113,6 +113,8 @@ class DockerEngine:
             *("--cgroup-parent", _GROUP, "--shutdown-timeout", "3"),
         ]
         (self.folder / "pid").unlink(missing_ok=True)
+        # the containerd of a dockerd that was killed gets a TERM by its death; one that finds it meanwhile waits for it
+        until(self._containerd_has_ended, 15, "the containerd of its earlier life to end")
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 argv,
@@ -123,6 +125,12 @@ class DockerEngine:
                 env={**os.environ, "PATH": _PATH},
             )
         until(self.answers, 60, f"the Docker engine in {self.folder}: {self._last_lines()}", pause=0.05)
+
+    def _containerd_has_ended(self) -> bool:
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            pid = int((self.folder / "exec" / "containerd" / "containerd.pid").read_text())
+            return (Path("/proc") / str(pid) / "comm").read_text().strip() != "containerd"
+        return True
 
     def answers(self) -> bool:
         """Whether it answers now."""
@@ -222,9 +230,10 @@ class DockerEngine:
         client.api.tag(made, repository, tag)  # Podman has called it latest
         return name
 
-    def image_of(self, name: str, programs: Sequence[str]) -> str:
-        """An image with busybox and these programs of the machine, with the libraries that they load."""
+    def image_of(self, name: str, programs: Sequence[str], *, ballast: int = 0) -> str:
+        """An image with busybox and these programs of the machine, their libraries, and so many bytes of noise."""
         image = _Image()
+        image.data_file("ballast", os.urandom(ballast))
         for path in map(Path, programs):
             image.file(path)
             image.link(f"bin/{path.name}", str(path))
@@ -341,9 +350,12 @@ class _Image:
         self._add(info)
 
     def text(self, name: str, text: str) -> None:
+        self.data_file(name, text.encode())
+
+    def data_file(self, name: str, data: bytes) -> None:
         info = tarfile.TarInfo(name)
-        info.size, info.mode = len(text), 0o644
-        self._add(info, io.BytesIO(text.encode()))
+        info.size, info.mode = len(data), 0o644
+        self._add(info, io.BytesIO(data))
 
     def link(self, name: str, target: str) -> None:
         info = tarfile.TarInfo(name)

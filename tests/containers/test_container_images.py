@@ -1,6 +1,8 @@
 """Images from real registries: pulled once, by policies in order, with passwords, and told by the registry's words."""
 
+import itertools
 import json
+import re
 import threading
 
 import pytest
@@ -8,7 +10,9 @@ import pytest
 from flowfleet.errors import NotReady, StartFailed
 from tests.container_engine import BUSYBOX
 from tests.container_registry import PASSWORD, USER, Registry
+from tests.tcp_bridge import TcpBridge
 from tests.waiting import until
+from workers.containers import images
 from workers.containers.images import NEVER
 
 
@@ -31,12 +35,12 @@ def client(deploying):
     made.close()
 
 
-def pushed(deploying, client, registry, name, *, auth=None):
+def pushed(deploying, client, registry, name, *, auth=None, image=None):
     """An image that is in the registry, and not on this host."""
     deploying.engine.trust(registry.address)
     text = f"{registry.address}/{name}"
     repository, _, tag = text.rpartition(":")
-    client.api.tag(deploying.busybox, repository, tag)
+    client.api.tag(image or deploying.busybox, repository, tag)
     for event in client.api.push(repository, tag, stream=True, decode=True, auth_config=auth):
         assert "error" not in event, event
     client.api.remove_image(text)
@@ -121,7 +125,6 @@ def test_a_password_is_that_of_the_runs_block_or_of_the_docker_configuration(
 
     client.api.remove_image(text)
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
-    client.login(USER, PASSWORD, registry=guarded_registry.address, dockercfg_path=str(tmp_path / "config.json"))
     known = {"auths": {guarded_registry.address: {"auth": "YW5uOnB3LW9mLWFubg=="}}}
     (tmp_path / "config.json").write_text(json.dumps(known))
     bring(deploying.deployer(), text)
@@ -161,3 +164,24 @@ def test_a_run_that_is_not_wanted_any_more_waits_for_no_pull(deploying, client, 
     finally:
         registry.thaw()
     until(lambda: is_here(client, text), 30, "the pull to go on")
+
+
+def test_a_slow_pull_is_told_in_a_few_lines(deploying, client, registry, caplog, monkeypatch):
+    assert images.SAY_SECONDS == 5
+    monkeypatch.setattr(images, "SAY_SECONDS", 1.0)
+    caplog.set_level("INFO")
+    kept = deploying.engine.image_of("heavy:1", (), ballast=12 << 20)
+    slow = TcpBridge(("127.0.0.1", registry.port))
+    try:
+        text = pushed(deploying, client, registry, "heavy:1", image=kept)
+        # by its id: else Podman would keep another name of it, and so its layer
+        client.api.remove_image(client.api.inspect_image(kept)["Id"], force=True)
+        deploying.engine.trust(f"127.0.0.1:{slow.port}")
+        slow.late_answers = 0.02  # for each 64 KiB, so that it takes four seconds
+        bring(deploying.deployer(), text.replace(registry.address, f"127.0.0.1:{slow.port}"))
+    finally:
+        slow.close()
+    said = [record for record in caplog.records if record.message == "image is still being pulled"]
+    assert len(said) >= 2
+    assert all(later.created - earlier.created >= 0.9 for earlier, later in itertools.pairwise(said))
+    assert re.fullmatch(r"\d of [12] layers, [1-9]\d* of 1[34] MiB", said[-1].progress)

@@ -33,10 +33,42 @@ _WORDS_LIMIT = 300
 
 
 @dataclass
+class _Progress:
+    """How far the layers of an image are."""
+
+    _done: dict[str, int] = field(default_factory=dict)
+    _whole: dict[str, int] = field(default_factory=dict)
+    _ended: set[str] = field(default_factory=set)
+
+    def take(self, event: Mapping[str, Any]) -> None:
+        layer, status = str(event.get("id") or ""), str(event.get("status") or "")
+        detail = event.get("progressDetail") or {}
+        if not layer:
+            return
+        if status == "Downloading" and detail.get("total"):
+            self._done[layer], self._whole[layer] = int(detail.get("current") or 0), int(detail["total"])
+        elif status in ("Pull complete", "Already exists", "Download complete"):
+            self._done[layer] = self._whole.setdefault(layer, 0)
+            if status != "Download complete":
+                self._ended.add(layer)
+        else:
+            self._whole.setdefault(layer, 0)
+
+    def __str__(self) -> str:
+        # another thread takes events meanwhile
+        done, whole, ended = list(self._done.values()), list(self._whole.values()), len(self._ended)
+        if not whole:
+            return "nothing is told of it yet"
+        mib = 1 << 20
+        return f"{ended} of {len(whole)} layers, {sum(done) / mib:.0f} of {sum(whole) / mib:.0f} MiB"
+
+
+@dataclass
 class _Pull:
     """One pull that is under way, or has just ended."""
 
     name: ImageName
+    progress: _Progress = field(default_factory=_Progress)
     over: threading.Event = field(default_factory=threading.Event)
     #: why it failed, in the engine's words
     failed: str | EngineAway = ""
@@ -145,47 +177,50 @@ class Images:
 
     def _carry_out(self, key: tuple[str, str], pull: _Pull, auth: Mapping[str, str] | None) -> None:
         logger.info("image is pulled", extra={"image": pull.name.text})
+        threading.Thread(target=_tell_progress, args=(pull,), name="pull-progress", daemon=True).start()
         failed: str | EngineAway = "its pull met an unexpected error, which its worker has logged"
         # guards the runs that wait for it: a credential helper may raise anything
         with guarded(logger, "a pull met an unexpected error", image=pull.name.text):
-            failed = self._outcome(pull.name, auth)
+            failed = self._outcome(pull, auth)
         with self._lock:
             self._pulls.pop(key, None)
         pull.end(failed)
 
-    def _outcome(self, name: ImageName, auth: Mapping[str, str] | None) -> str | EngineAway:
+    def _outcome(self, pull: _Pull, auth: Mapping[str, str] | None) -> str | EngineAway:
         """Pull it; why that failed, or nothing."""
         began, failed = self.clock(), ""
         try:
             with self.engine.errors():
-                self._follow(name, auth)
+                self._follow(pull, auth)
         except EngineAway as exc:
             return exc
         except EngineRefused as exc:
             failed = refused_text(exc)
         except _PullFailed as exc:
             failed = str(exc)
-        fields = {"image": name.text, "seconds": round(self.clock() - began, 1)}
+        fields = {"image": pull.name.text, "seconds": round(self.clock() - began, 1)}
         if failed:
             logger.warning("image was not pulled", extra={**fields, "error": failed})
         else:
             logger.info("image is here", extra=fields)
         return failed
 
-    def _follow(self, name: ImageName, auth: Mapping[str, str] | None) -> None:
-        progress, said = _Progress(), self.clock()
+    def _follow(self, pull: _Pull, auth: Mapping[str, str] | None) -> None:
         stream = self.engine.ask(
             # without `auth` the SDK takes what the Docker configuration and its credential helpers have
-            lambda client: client.api.pull(name.to_pull, stream=True, decode=True, auth_config=auth)
+            lambda client: client.api.pull(pull.name.to_pull, stream=True, decode=True, auth_config=auth)
         )
         for event in stream:
             error = event.get("error") or (event.get("errorDetail") or {}).get("message")
             if error:
                 raise _PullFailed(logs.redact(str(error)).strip().rstrip(".")[:_WORDS_LIMIT])
-            progress.take(event)
-            if self.clock() - said >= SAY_SECONDS:
-                said = self.clock()
-                logger.info("image is still being pulled", extra={"image": name.text, "progress": str(progress)})
+            pull.progress.take(event)
+
+
+def _tell_progress(pull: _Pull) -> None:
+    # by the clock, and so also where a registry has fallen silent
+    while not pull.over.wait(SAY_SECONDS):
+        logger.info("image is still being pulled", extra={"image": pull.name.text, "progress": str(pull.progress)})
 
 
 class _PullFailed(Exception):
@@ -199,31 +234,3 @@ def _auth(credentials: Mapping[str, Any] | None) -> dict[str, str] | None:
     password = str(credentials.get("password") or "")
     logs.keep_secret(password)
     return {"username": str(credentials["username"]), "password": password}
-
-
-@dataclass
-class _Progress:
-    """How far the layers of an image are."""
-
-    _done: dict[str, int] = field(default_factory=dict)
-    _whole: dict[str, int] = field(default_factory=dict)
-    _ended: set[str] = field(default_factory=set)
-
-    def take(self, event: Mapping[str, Any]) -> None:
-        layer, status = str(event.get("id") or ""), str(event.get("status") or "")
-        detail = event.get("progressDetail") or {}
-        if not layer:
-            return
-        if status == "Downloading" and detail.get("total"):
-            self._done[layer], self._whole[layer] = int(detail.get("current") or 0), int(detail["total"])
-        elif status in ("Pull complete", "Already exists", "Download complete"):
-            self._done[layer] = self._whole.setdefault(layer, 0)
-            if status != "Download complete":
-                self._ended.add(layer)
-        else:
-            self._whole.setdefault(layer, 0)
-
-    def __str__(self) -> str:
-        mib = 1 << 20
-        done, whole = sum(self._done.values()) / mib, sum(self._whole.values()) / mib
-        return f"{len(self._ended)} of {len(self._whole)} layers, {done:.0f} of {whole:.0f} MiB"
