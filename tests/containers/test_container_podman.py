@@ -8,7 +8,7 @@ import pytest
 
 from flowfleet.errors import StartFailed
 from tests.waiting import until
-from workers.containers.request import CLAIM
+from workers.containers.request import CLAIM, FLEET
 from workers.exit import EndedBy
 
 MEMORY = 32 << 20
@@ -68,7 +68,7 @@ def since(deploying, deployer, client):
     began = time.time()
     spec = deploying.spec("true")
     deploying.end(deploying.start(deployer, spec))
-    told = client.api.events(since=began - 1, decode=True)
+    told = client.api.events(since=began - 1, decode=True, filters={"label": f"{FLEET}={deploying.fleet}"})
     # a later end, so that there is something to be told in any case
     deploying.run("true", deployer=deployer)
     dies = itertools.islice((event for event in told if event["Action"] in ("die", "died")), 1)
