@@ -94,10 +94,11 @@ class _NamedBySentinels:
     """A connection that asks the sentinels where to go; mixed into the classes of the client library."""
 
     sentinels: Sentinels
+    host: str
+    port: int
 
     def _connect(self) -> Any:
-        own: Any = self
-        own.host, own.port = self.sentinels.primary()
+        self.host, self.port = self.sentinels.primary()
         base: Any = super()
         return base._connect()  # noqa: SLF001 - the one place at which the library opens a socket of either kind
 

@@ -1,6 +1,7 @@
 """Limits of memory and processors: in the control group of each run, and refused where none can be made."""
 
 import dataclasses
+import os
 import time
 
 import pytest
@@ -13,6 +14,7 @@ from workers.deployment import RunLimits
 from workers.host import Abilities
 from workers.host_limits import check_limits
 from workers.shim import cgroup
+from workers.shim.spawn import GatedCommand
 
 LIMIT = 48 << 20
 
@@ -80,6 +82,14 @@ def test_without_a_control_group_a_run_that_asks_for_a_limit_does_not_begin(benc
     spec = limited(bench.sh("echo began"), memory=LIMIT)
     with pytest.raises(StartFailed, match="its limits of memory or processors cannot be set on"):
         bench.start(spec)
+
+
+def test_a_command_that_has_ended_before_its_gate_does_not_take_its_shim_along():
+    gate, opener = os.pipe()
+    os.close(gate)
+    GatedCommand(pid=0, report=-1, gate=opener).release()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(opener)
 
 
 @pytest.mark.parametrize("name", ["memory", "cpus"])

@@ -76,9 +76,6 @@ class Events:
     _lock: threading.Condition = field(default_factory=threading.Condition, init=False)
     _outage: OutageLog = field(default_factory=lambda: OutageLog("the container engine", logger), init=False)
 
-    def __post_init__(self) -> None:
-        self._away = f"the container engine at {self.engine.address} has not answered yet"
-
     def start(self) -> None:
         """Start the thread."""
         threading.Thread(target=self._run, name="container-events", daemon=True).start()
@@ -95,7 +92,9 @@ class Events:
     @property
     def away(self) -> str:
         """Why the engine is not there, as a sentence; empty where it is."""
-        return "" if self._connected else self._away
+        if self._connected:
+            return ""
+        return self._away or f"the container engine at {self.engine.address} has not answered yet"
 
     def death(self, container: str, ended_at: float | None, exit_code: int) -> Death:
         """What is known about the end of this container, which the engine dates so; waits a moment to be told."""

@@ -49,8 +49,11 @@ class GatedCommand:
         self._gate = gate
 
     def release(self) -> None:
-        """Let the process execute the command."""
-        os.write(self._gate, b"\n")
+        """Let the process execute the command; where it has ended before the gate, its report says why."""
+        try:
+            os.write(self._gate, b"\n")
+        except BrokenPipeError:
+            pass
         self.discard()
 
     def discard(self) -> None:
