@@ -185,7 +185,11 @@ def test_a_worker_that_requires_an_engine_ends_with_code_6_and_one_that_does_not
     patient = docker1.start("worker", "patient", [*own, "--name", "patient"])
     run_id = docker_run(docker1, docker1.api.add_flow("tiny"), BUSYBOX)
     until(lambda: 'does not answer, waiting  neighbour="the container engine"' in patient.text(), 30, "what it says")
-    assert docker1.api.state(run_id) == "Scheduled"
+    stays(lambda: docker1.api.state(run_id) == "Scheduled", 4, "nobody claims it for such a worker")
+    (docker1.folder / "none.sock").symlink_to(engine.socket)
+    docker1.wait_end(run_id)
+    assert "there is no such command in its image" in docker1.message(run_id)
+    gone(engine, docker1)
 
 
 # -- many, and a worker that dies again and again: on an API that answers at once

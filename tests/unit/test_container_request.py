@@ -281,6 +281,7 @@ def test_the_parts_of_an_images_name(text, registry, repository, tag, digest, mo
     name = ImageName.parse(text)
     assert (name.registry, name.repository, name.tag, name.digest) == (registry, repository, tag, digest)
     assert name.moves is moves
+    assert name.to_pull == (text if tag or digest else f"{text}:latest")
 
 
 @pytest.mark.parametrize("text", ["", "-x", "a b", "a\n", "a;b", "x" * 600, "a?b", "../a"])
