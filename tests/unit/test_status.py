@@ -201,6 +201,7 @@ AWAY = "the container engine at unix:///run/docker.sock does not answer"
 def test_a_worker_whose_engine_is_away_says_so_in_status_and_in_the_doctors_words():
     snapshot = _snapshot(rows=[_row(shut=AWAY), _row("other@host-2")])
     text = " ".join(_printed(status(snapshot)).split())
+    assert [worker.row.takes_runs for worker in snapshot.workers] == [False, True], "the poller asks for none for it"
     assert "worker@host-1 shut 0/4" in text
     assert f"worker@host-1 takes no runs: {AWAY}" in text
     assert [(worker["state"], worker["shut"]) for worker in snapshot.to_json()["workers"]] == [
