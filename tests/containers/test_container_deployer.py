@@ -129,26 +129,28 @@ def test_a_run_that_has_ended_while_no_worker_was_there_is_found_with_its_end(de
     assert deploying.containers() == []
 
 
-class Killed(BaseException):
-    """The worker is killed here."""
+class Raised(Exception):
+    """A fault that nobody has thought of."""
 
 
-class KilledAt:
-    """Failpoints of which one kills."""
+class FaultAt:
+    """Failpoints of which one raises; what a worker that is killed there would not do any more, it does not do."""
 
     def __init__(self, name):
         self.name = name
 
     def hit(self, name):
         if name == self.name:
-            raise Killed
+            raise Raised
 
 
 @pytest.mark.parametrize("step", ["container.after_create", "container.after_start_file"])
-def test_what_was_created_and_not_started_is_never_started_by_the_next_worker(deploying, step):
+def test_what_was_created_and_not_started_is_never_started_by_the_next_worker(deploying, step, monkeypatch):
     spec = deploying.spec(*sh("echo began"))
-    with pytest.raises(Killed):
-        deploying.deployer(failpoints=KilledAt(step)).start(spec)
+    killed = deploying.deployer(failpoints=FaultAt(step))
+    monkeypatch.setattr(killed, "_discard", lambda *_: None)
+    with pytest.raises(Raised):
+        killed.start(spec)
     assert [row["State"] for row in deploying.containers(spec)] == ["created"]
 
     assert deploying.deployer().adopt(spec.folder) is None
@@ -156,10 +158,25 @@ def test_what_was_created_and_not_started_is_never_started_by_the_next_worker(de
     assert deploying.log(spec) == ""
 
 
+def test_a_fault_between_create_and_start_leaves_no_container(deploying):
+    spec = deploying.spec(*sh("echo began"))
+    with pytest.raises(Raised):
+        deploying.deployer(failpoints=FaultAt("container.after_create")).start(spec)
+    assert deploying.containers(spec) == []
+    assert RunFolder(spec.folder).start() is None
+
+
+def test_a_run_that_a_deployer_has_started_and_adopts_is_watched_once(deploying, deployer):
+    spec = deploying.spec(*sh("sleep 1; exit 7"))
+    started = deploying.start(deployer, spec)
+    assert deployer.adopt(spec.folder) is started
+    assert deploying.end(started).code == 7
+
+
 def test_what_was_started_and_not_noted_is_adopted(deploying):
     spec = deploying.spec(*sh("sleep 1; exit 6"))
-    with pytest.raises(Killed):
-        deploying.deployer(failpoints=KilledAt("container.after_start")).start(spec)
+    with pytest.raises(Raised):
+        deploying.deployer(failpoints=FaultAt("container.after_start")).start(spec)
     assert RunFolder(spec.folder).started() is None
 
     assert deploying.end(deploying.deployer().adopt(spec.folder)).code == 6

@@ -81,6 +81,11 @@ class ContainerRun:
         """The engine that has the container."""
         return self.container.engine
 
+    @property
+    def closed(self) -> bool:
+        """Whether nobody watches it any more."""
+        return self._closed
+
     def watch(self) -> ContainerRun:
         """Begin to watch; returns itself."""
         target = self._remove_only if self._exit is not None else self._watch

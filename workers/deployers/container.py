@@ -14,6 +14,7 @@ and no late start call can begin it any more. If it runs meanwhile the engine re
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -128,7 +129,6 @@ class ContainerDeployer:
             container, name = Container.create(self.engine, request)
         except EngineAway as exc:
             raise NotReady(str(exc)) from exc
-        self.failpoints.hit("container.after_create")
         handle = {
             "v": 1,
             "kind": self.kind,
@@ -141,9 +141,13 @@ class ContainerDeployer:
             "stop_grace": spec.limits.stop_grace,
             "log_limit": spec.limits.log_limit,
         }
-        atomic_files.write_json(folder.path / "container.json", handle)
-        if not self._win(folder, container):
-            raise StartFailed("its start file is taken")
+        with contextlib.ExitStack() as undo:
+            undo.push(lambda kind, *_: self._discard(folder, container) if kind else None)
+            self.failpoints.hit("container.after_create")
+            atomic_files.write_json(folder.path / "container.json", handle)
+            if not self._win(folder, container):
+                raise StartFailed("its start file is taken")
+            undo.pop_all()  # from here on its folder tells what becomes of it
         self.failpoints.hit("container.after_start_file")
         if spec.not_after is not None and boot_clock() >= spec.not_after:
             self._never_began(folder, container, late=True)
@@ -177,10 +181,16 @@ class ContainerDeployer:
         record = {"v": 1, "by": "container", "id": container.id, "boot_id": self.boot_id}
         fd = atomic_files.create_once(folder.path / "start", record)
         if fd is None:
-            self._remove_created(container)
             return False
         os.close(fd)
         return True
+
+    def _discard(self, folder: RunFolder, container: Container) -> None:
+        """Remove what was created and is not to begin, if the engine answers; else its reaper does."""
+        try:
+            container.remove()
+        except (EngineAway, EngineRefused) as exc:
+            logger.info("container is removed later", extra={**folder.fields, "error": str(exc)})
 
     def _started(self, folder: RunFolder, container: Container, handle: Mapping[str, Any]) -> ContainerRun:
         atomic_files.write_json(folder.path / "started.json", dict(handle))
@@ -238,14 +248,19 @@ class ContainerDeployer:
         """Remove what an earlier worker has created for this attempt and not started, if the engine answers."""
         labels = {FLEET: self.fleet, HOST: self.host_key, RUN: run.run_id, CLAIM: run.claim}
         try:
-            for container, _, _ in listed(self.engine, labels):
-                container.remove()
+            found = listed(self.engine, labels)
         except (EngineAway, EngineRefused) as exc:
             logger.info("container is removed later", extra={**run.fields, "error": str(exc)})
+            return
+        for container, _, _ in found:
+            self._discard(run, container)
 
     # -- the runs
 
     def _run(self, folder: RunFolder, container: Container, handle: Mapping[str, Any]) -> ContainerRun:
+        known = self._runs.get(container.id)
+        if known is not None and not known.closed:
+            return known  # a second one would find that the first has removed it
         run = ContainerRun(
             folder=folder,
             container=container,
