@@ -21,8 +21,8 @@ class ContainerAsk:
     env: Mapping[str, str] = field(repr=False)
     #: which of them hold the address of the Prefect API
     api_variables: tuple[str, ...] = ()
-    #: which of them name a file of the worker's host that goes in with them
-    file_variables: tuple[str, ...] = ()
+    #: files of the worker's host that go in at the same paths; named by the worker's own settings, never by a run's
+    files: tuple[str, ...] = ()
     #: the name that the container would like to have, as people wrote it
     name: str
     labels: Mapping[str, str] = field(default_factory=dict)

@@ -1,5 +1,6 @@
 """What a run gets of what it asks of its container: settings, volumes, networks, limits; and what it may not have."""
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,16 @@ RUN = "11111111-1111-4111-8111-111111111111"
 
 
 def made(
-    folder=Path("/w"), *, facts=DOCKER, limits=None, privileged=False, mounts=(), local=True, identity=None, **how
+    folder=Path("/w"),
+    *,
+    facts=DOCKER,
+    limits=None,
+    privileged=False,
+    mounts=(),
+    local=True,
+    sockets=(),
+    identity=None,
+    **how,
 ):
     options = {name: how.pop(name) for name in ("volumes", "networks", "user", "host_network") if name in how}
     if "worker_volumes" in how:
@@ -44,7 +54,8 @@ def made(
         identity or Identity(fleet="f", host="h", worker="w@h", run_id=RUN, claim="c"),
         limits or RunLimits(stop_grace=1, log_limit=0),
         ContainerOptions(
-            permissions=Permissions(privileged=privileged, mounts=mounts, folder=folder, local=local), **options
+            permissions=Permissions(privileged=privileged, mounts=mounts, folder=folder, local=local, sockets=sockets),
+            **options,
         ),
         facts,
     )
@@ -110,7 +121,12 @@ def test_its_engine_keeps_two_bounded_files_of_its_output():
         {"volume_driver": "local"},
         {"oom_kill_disable": True},
         {"init_path": "/x"},
-        {"mounts": [{"type": "volume", "target": "/x", "VolumeOptions": {"DriverConfig": {"Options": {"o": "bind"}}}}]},
+        {"mounts": [{"Type": "volume", "Target": "/x", "VolumeOptions": {"DriverConfig": {"Options": {"o": "bind"}}}}]},
+        {"links": {"db": "x"}},
+        {"cpu_rt_runtime": 1000},
+        {"network": "container:abc"},
+        {"device_requests": [{"Driver": "cdi", "DeviceIDs": ["vendor/x=1"]}]},
+        {"device_requests": [{"Driver": "", "Capabilities": [["gpu", "display", "all"]]}]},
     ],
     ids=lambda options: "=".join(map(str, next(iter(options.items()))))[:40],
 )
@@ -133,7 +149,7 @@ def test_what_could_take_its_host_over_is_refused_unless_the_operator_allows_it(
 def test_a_folder_of_the_host_is_refused_unless_it_lies_in_one_that_is_allowed(options):
     with pytest.raises(UnsupportedRun, match=r"which its worker does not allow: start the worker with --allow-mount"):
         made(options=options, privileged=True)
-    made(options=options, mounts=("/",))
+    made(options=options, mounts=("/etc", "/"))
 
 
 def test_a_link_leads_nowhere_that_is_not_allowed(tmp_path):
@@ -150,9 +166,95 @@ def test_a_link_leads_nowhere_that_is_not_allowed(tmp_path):
     assert request.host["binds"] == [f"{tmp_path}/real:/x:rw"]
 
 
-def test_the_engines_socket_is_refused_whatever_is_allowed():
-    with pytest.raises(UnsupportedRun, match="the engine's socket"):
-        made(run_volumes=("/nosuch/docker.sock:/x",), mounts=("/",), privileged=True)
+def test_the_engines_socket_is_refused_whatever_is_allowed(tmp_path):
+    other = tmp_path / "engine.sock"
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(other))
+        for source in ("/nosuch/docker.sock", other, tmp_path):
+            with pytest.raises(UnsupportedRun, match="is or holds the engine's socket"):
+                made(run_volumes=(f"{source}:/x",), mounts=("/",), sockets=(str(other),), privileged=True)
+        (tmp_path / "below").mkdir()
+        made(run_volumes=(f"{tmp_path}/below:/x",), mounts=("/",), sockets=(str(other),))
+
+
+@pytest.mark.parametrize(
+    "mount",
+    [
+        {"Type": "bind", "type": None, "Source": "/", "source": None, "Target": "/x"},
+        {"Type": "bind", "\u017fource": "/", "Source": "/allowed", "Target": "/x"},
+        {"Target": "/x", "VolumeOption\u017f": {"DriverConfig": {"Options": {"o": "bind", "device": "/"}}}},
+        {"Target": "/x", "volumeoptions": {}},
+        {"Target": "/x", "VolumeOptions": {"driverconfig": {"Options": {"o": "bind"}}}},
+        {"Type": "npipe", "Target": "/x"},
+        {"Type": "bind", "Source": "/allowed", "Target": "x"},
+        {"Type": "volume", "Source": "../x", "Target": "/x"},
+    ],
+    ids=str,
+)
+def test_a_mount_is_made_anew_and_whoever_spells_a_part_of_it_in_another_way_is_refused(mount):
+    with pytest.raises(UnsupportedRun, match="it has a"):
+        made(options={"mounts": [mount]}, mounts=("/allowed",), privileged=True)
+
+
+def test_a_mount_of_a_folder_shows_the_host_nothing_and_its_volume_is_looked_at_by_name():
+    shared = {"Type": "bind", "Source": "/allowed", "Target": "/x", "BindOptions": {"Propagation": "rshared"}}
+    with pytest.raises(UnsupportedRun, match="the options of its mount at /x"):
+        made(options={"mounts": [shared]}, mounts=("/allowed",))
+    request = made(options={"mounts": [{"Source": "data", "Target": "/x"}]})
+    assert (request.host["mounts"], request.volumes) == (
+        [{"Source": "data", "Target": "/x", "Type": "volume"}],
+        {"data": False},
+    )
+
+
+def test_a_file_of_the_host_goes_in_by_its_workers_word_alone(tmp_path):
+    authority = tmp_path / "ca.pem"
+    authority.touch()
+    request = made(files=(str(authority),), env={"PREFECT_API_SSL_CERT_FILE": "/etc/shadow"})
+    assert request.host["binds"] == [f"{authority}:{authority}:ro"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"mounts": 5}, "a list of tables"),
+        ({"mounts": [5]}, "a table of names"),
+        ({"volumes": 5}, "must be a list"),
+        ({"volumes": ["/a\0:/b"]}, "without a zero byte"),
+        ({"binds": ["/a\ud800:/b"]}, "no path can have"),
+        ({"binds": [["/:/x"]]}, "a text"),
+        ({"nano_cpus": "abc"}, "a whole number"),
+        ({"nano_cpus": [1]}, "a whole number"),
+        ({"nano_cpus": float("inf")}, "a whole number"),
+        ({"nano_cpus": 0.5}, "a whole number"),
+        ({"nano_cpus": -1}, "below 0"),
+        ({"mem_limit": "9" * 400 + "t"}, "a size"),
+        ({"mem_limit": 0.5}, "a size"),
+        ({"mem_reservation": [1]}, "a size"),
+        ({"shm_size": "x"}, "a size"),
+        ({"labels": 5}, "a table of names|a list of texts"),
+        ({"environment": 5}, "a list of texts"),
+        ({"environment": {"A": ["secret"]}}, "environment={…}, which must be a text"),
+        ({"extra_hosts": 5}, "a list of texts"),
+        ({"network": ["x"]}, "a text"),
+        ({"network_mode": {"a": 1}}, "a text"),
+        ({"port_bindings": [80]}, "a table"),
+        ({"port_bindings": {"80": 8.5}}, "a table"),
+        ({"tty": "yes"}, "true or false"),
+        ({"stop_signal": "KILL; rm"}, "a signal"),
+        ({"networking_config": {}}, "does not know"),
+    ],
+    ids=lambda value: str(value)[:50],
+)
+def test_a_setting_of_another_form_is_told_with_its_name(options, words):
+    with pytest.raises(UnsupportedRun, match=words) as told:
+        made(options=options, privileged=True)
+    assert "secret" not in str(told.value)
+
+
+@pytest.mark.parametrize("address", ["http://[::1/api", "http://127.0.0.1:99999/api", "nothing"])
+def test_an_address_that_is_none_is_left_as_it_is(address):
+    assert made(env={"API": address}, run_networks=("a",)).create["environment"]["API"] == address
 
 
 def test_a_setting_that_nobody_knows_is_refused():
@@ -163,7 +265,8 @@ def test_a_setting_that_nobody_knows_is_refused():
 def test_the_operators_own_volumes_need_no_permission():
     request = made(worker_volumes=(parse("/etc:/x:ro", folder=Path("/")),), run_volumes=("data:/y",))
     assert request.host["binds"] == ["/etc:/x:ro", "data:/y:rw"]
-    assert request.volumes == ["data"]
+    assert request.volumes == {"data": False}
+    assert made(run_volumes=("data:/y",), mounts=("data",)).volumes == {"data": True}
 
 
 # -- volumes
@@ -227,6 +330,32 @@ def test_of_several_networks_the_first_is_that_of_its_creation():
     assert (request.network, request.connect, request.host["network_mode"]) == (None, (), "host")
 
 
+def test_a_run_has_the_hosts_network_unless_its_worker_has_another_one():
+    assert made(network_mode="host").host["network_mode"] == "host"
+    for how in ({"networks": ("jail",)}, {"host_network": False}):
+        for asked in ({"network_mode": "host"}, {"run_networks": ("host",)}, {"options": {"network": "host"}}):
+            with pytest.raises(UnsupportedRun, match="--network or --no-host-network"):
+                made(**how, **asked)
+        made(**how, network_mode="host", privileged=True)
+
+
+@pytest.mark.parametrize("name", ["container:db", "ns:/proc/1/ns/net", "slirp4netns:allow_host_loopback=true", "a/b"])
+def test_no_network_leads_into_another_container(name):
+    for asked in ({"network_mode": name}, {"run_networks": (name,)}, {"options": {"network_mode": name}}):
+        with pytest.raises(UnsupportedRun, match="by which it could take its host over"):
+            made(**asked)
+    assert made(network_mode=name, privileged=True).host["network_mode"] == name
+
+
+def test_ports_are_left_out_where_the_hosts_network_was_chosen_for_a_run():
+    request = made(env={"API": "http://127.0.0.1:4200/api"}, options={"port_bindings": {"80/tcp": 8080}})
+    assert "port_bindings" not in request.host
+    assert any("port_bindings" in remark for remark in request.remarks)
+    assert made(options={"port_bindings": {"80/tcp": ["127.0.0.1", 8080]}}).host["port_bindings"] == {
+        "80/tcp": ("127.0.0.1", 8080)
+    }
+
+
 def test_an_api_elsewhere_is_left_as_it_is():
     request = made(env={"API": "http://prefect.example:4200/api"})
     assert request.create["environment"]["API"] == "http://prefect.example:4200/api"
@@ -252,14 +381,31 @@ def test_of_two_limits_of_memory_the_lower_counts_and_swap_is_no_way_round(worke
     assert (host.get("mem_limit"), host.get("memswap_limit")) == (memory, swap)
 
 
-def test_of_two_limits_of_processors_the_lower_counts():
-    limits = RunLimits(stop_grace=1, log_limit=0, cpus=1.5)
-    assert made(limits=limits).host["nano_cpus"] == 1_500_000_000
-    assert made(limits=limits, options={"nano_cpus": 500_000_000}).host["nano_cpus"] == 500_000_000
+@pytest.mark.parametrize(
+    ("options", "nano"),
+    [
+        ({}, 1_500_000_000),
+        ({"nano_cpus": 500_000_000}, 500_000_000),
+        ({"nano_cpus": 0}, 1_500_000_000),
+        ({"cpu_quota": -1}, 1_500_000_000),
+        ({"cpu_quota": 50_000}, 500_000_000),
+        ({"cpu_quota": 50_000, "cpu_period": 200_000}, 250_000_000),
+    ],
+)
+def test_of_two_limits_of_processors_the_lower_counts(options, nano):
+    host = made(limits=RunLimits(stop_grace=1, log_limit=0, cpus=1.5), options=options).host
+    assert (host["nano_cpus"], host.get("cpu_quota"), host.get("cpu_period")) == (nano, None, None)
+
+
+@pytest.mark.parametrize("given", [0, "0", -1, "-1"])
+def test_a_limit_of_nothing_lifts_no_limit_of_the_worker(given):
+    limits = RunLimits(stop_grace=1, log_limit=0, memory=1 << 20)
+    host = made(limits=limits, options={"mem_limit": given, "memswap_limit": given}).host
+    assert (host["mem_limit"], host["memswap_limit"]) == (1 << 20, 1 << 20)
 
 
 def test_a_limit_that_is_none_is_told():
-    with pytest.raises(UnsupportedRun, match="the limit mem_limit cannot be 'much'"):
+    with pytest.raises(UnsupportedRun, match="its host_config has mem_limit='much', which must be a size"):
         made(options={"mem_limit": "much"})
 
 

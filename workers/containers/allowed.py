@@ -7,73 +7,74 @@ the run would be started twice or its end would not be seen otherwise.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flowfleet.errors import UnsupportedRun
-from workers.containers import volumes
+from workers.containers import kinds, mounts, volumes
+from workers.containers.kinds import Kind
 from workers.containers.volumes import Volume
 
-#: no other container or host can be reached by them (SDK 7.2 of Docker)
-FREE = frozenset(
-    [
-        "blkio_weight",
-        "blkio_weight_device",
-        "cap_drop",
-        "cpu_count",
-        "cpu_percent",
-        "cpu_period",
-        "cpu_quota",
-        "cpu_rt_period",
-        "cpu_rt_runtime",
-        "cpu_shares",
-        "cpuset_cpus",
-        "cpuset_mems",
-        "device_read_bps",
-        "device_read_iops",
-        "device_requests",
-        "device_write_bps",
-        "device_write_iops",
-        "dns",
-        "dns_opt",
-        "dns_search",
-        "domainname",
-        "entrypoint",
-        "extra_hosts",
-        "group_add",
-        "healthcheck",
-        "hostname",
-        "init",
-        "isolation",
-        "kernel_memory",
-        "links",
-        "mac_address",
-        "mem_limit",
-        "mem_reservation",
-        "mem_swappiness",
-        "memswap_limit",
-        "nano_cpus",
-        "network_disabled",
-        "pids_limit",
-        "platform",
-        "port_bindings",
-        "ports",
-        "publish_all_ports",
-        "read_only",
-        "shm_size",
-        "stdin_open",
-        "stop_signal",
-        "storage_opt",
-        "tmpfs",
-        "tty",
-        "ulimits",
-        "use_config_proxy",
-        "user",
-        "working_dir",
-    ]
-)
+#: by them no other container and no file of the host can be reached (SDK 7.2 of Docker); each with its form. Networks
+#: are looked at together, by `network`
+FREE: Mapping[str, Kind] = {
+    "blkio_weight": kinds.number,
+    "blkio_weight_device": kinds.tables,
+    "cap_drop": kinds.texts,
+    "cpu_count": kinds.number,
+    "cpu_percent": kinds.number,
+    "cpu_period": kinds.number,
+    "cpu_quota": kinds.number,
+    "cpu_shares": kinds.number,
+    "cpuset_cpus": kinds.text,
+    "cpuset_mems": kinds.text,
+    "device_read_bps": kinds.tables,
+    "device_read_iops": kinds.tables,
+    "device_write_bps": kinds.tables,
+    "device_write_iops": kinds.tables,
+    "dns": kinds.texts,
+    "dns_opt": kinds.texts,
+    "dns_search": kinds.texts,
+    "domainname": kinds.text,
+    "entrypoint": kinds.words,
+    "environment": kinds.pairs,
+    "extra_hosts": kinds.pairs,
+    "group_add": kinds.texts,
+    "healthcheck": kinds.table,
+    "hostname": kinds.text,
+    "init": kinds.flag,
+    "isolation": kinds.text,
+    "kernel_memory": kinds.size,
+    "labels": kinds.pairs,
+    "mac_address": kinds.text,
+    "mem_limit": kinds.size,
+    "mem_reservation": kinds.size,
+    "mem_swappiness": kinds.number,
+    "memswap_limit": kinds.size,
+    "nano_cpus": kinds.number,
+    "network": kinds.text,
+    "network_disabled": kinds.flag,
+    "network_mode": kinds.text,
+    "pids_limit": kinds.number,
+    "platform": kinds.text,
+    "port_bindings": kinds.ports,
+    "ports": kinds.texts,
+    "publish_all_ports": kinds.flag,
+    "read_only": kinds.flag,
+    "shm_size": kinds.size,
+    "stdin_open": kinds.flag,
+    "stop_signal": kinds.signal,
+    "storage_opt": kinds.texts_by_name,
+    "tmpfs": kinds.pairs,
+    "tty": kinds.flag,
+    "ulimits": kinds.tables,
+    "use_config_proxy": kinds.flag,
+    "user": kinds.text,
+    "working_dir": kinds.text,
+}
 #: always ours, with one log line where a run asks otherwise
 OURS = {
     "auto_remove": "its exit would be lost",
@@ -90,9 +91,12 @@ _GUARDED = frozenset(
     [
         "cap_add",
         "cgroup_parent",
+        "cpu_rt_period",
+        "cpu_rt_runtime",
         "device_cgroup_rules",
         "devices",
         "init_path",
+        "links",
         "lxc_conf",
         "oom_kill_disable",
         "oom_score_adj",
@@ -104,10 +108,13 @@ _GUARDED = frozenset(
         "volumes_from",
     ]
 )
-#: namespaces that may be those of the host or of another container
-_NAMESPACES = ("network_mode", "pid_mode", "ipc_mode", "uts_mode", "userns_mode", "cgroupns")
+#: namespaces that may be those of the host or of another container; networks are looked at with all others
+_NAMESPACES = ("pid_mode", "ipc_mode", "uts_mode", "userns_mode", "cgroupns")
 #: of these, what gives nothing away
-_HARMLESS = {"network_mode": ("host", "none", "bridge", "default"), "ipc_mode": ("private", "shareable", "none")}
+_HARMLESS = {"ipc_mode": ("private", "shareable", "none")}
+_NETWORK = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
+_GPU_DRIVERS = ("", "nvidia")
+_GPU_CAPABILITIES = frozenset({"gpu", "compute", "compat32", "graphics", "utility", "video", "display"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +123,10 @@ class Permissions:
 
     #: --allow-privileged
     privileged: bool = False
-    #: the folders of --allow-mount
+    #: the folders of the host and the volumes of the engine of --allow-mount
     mounts: Sequence[str] = ()
+    #: sockets by which a program has the whole host, beside those of the usual names
+    sockets: Sequence[str] = ()
     #: where a relative folder begins: the worker's own
     folder: Path
     #: whether we see the folders of the engine's host
@@ -131,65 +140,87 @@ class Permissions:
         kept: dict[str, Any] = {}
         dropped = []
         for name, value in asked.items():
-            if value is None:
+            if value is None or value == "":
                 continue
             if name in OURS and not (name in _GUARDED and not self.privileged):
                 dropped.append(name)
-            else:
-                kept[name] = self._checked(name, value, where)
+                continue
+            checked = self._checked(str(name), value, where)
+            if checked is not None:
+                kept[str(name)] = checked
         return kept, dropped
+
+    def network(self, name: str, where: str, *, of_host: bool) -> str:
+        """A network, or network mode, that a run asks for; `of_host`: the host's own is open to runs.
+
+        Raises `UnsupportedRun`.
+        """
+        if self.privileged:
+            return name
+        if name == "host" and not of_host:
+            raise UnsupportedRun(
+                f"its {where} asks for the host's network, and its worker was started with --network or "
+                "--no-host-network: take it away"
+            )
+        if name.startswith(("container:", "ns:")) or not _NETWORK.fullmatch(name):
+            raise UnsupportedRun(_refusal(where, f"the network {name[:60]!r}"))
+        return name
 
     def volume(self, text: str) -> Volume:
         """A volume that a run asks for; raises `UnsupportedRun`."""
-        return volumes.check(volumes.parse(text, folder=self.folder), self.mounts, local=self.local)
+        return self._open(volumes.parse(text, folder=self.folder), text)
+
+    def named_volume(self, name: str) -> bool:
+        """Whether a run may have this volume of the engine, whoever has made it."""
+        return self.privileged or name in self.mounts
+
+    def _open(self, volume: Volume, text: str) -> Volume:
+        if "Z" in volume.mode.split(",") and not self.privileged:
+            # it would take a folder of the host away from all others
+            raise UnsupportedRun(_refusal("volumes", f"the mode Z of {text[:100]!r}"))
+        return volumes.check(volume, self.mounts, local=self.local, sockets=self.sockets)
 
     def _checked(self, name: str, value: Any, where: str) -> Any:
-        if name in FREE or name in ("labels", "environment", "network", "networking_config"):
-            return value
+        kind = FREE.get(name)
+        if kind is not None:
+            return kinds.given(name, kind, value, where)
         if name in _NAMESPACES:
-            self._check_namespace(name, str(value), where)
-            return value
+            return self._namespace(name, kinds.given(name, kinds.text, value, where), where)
         if name in ("volumes", "binds"):
             return _as_texts(value)  # each is looked at with those of the other settings
         if name == "mounts":
-            return [self._mount(each) for each in value]
+            return [self._mount(each, where) for each in kinds.given(name, kinds.tables, value, where)]
+        if name == "device_requests":
+            return [self._devices(each, where) for each in kinds.given(name, kinds.tables, value, where)]
         if name in _GUARDED:
-            if self.privileged or value in (False, [], {}, ""):
+            if self.privileged or value in (False, [], {}):
                 return value
             raise UnsupportedRun(_refusal(where, name))
-        raise UnsupportedRun(f"its {where} has {name!r}, which this worker does not know: take it away")
+        raise UnsupportedRun(f"its {where} has {name[:60]!r}, which this worker does not know: take it away")
 
-    def _check_namespace(self, name: str, value: str, where: str) -> None:
-        if value.startswith("container:"):
-            if not self.privileged:
-                raise UnsupportedRun(_refusal(where, f"{name}={value[:60]}"))
-            return
-        if value in _HARMLESS.get(name, ("", "private")) or self.privileged:
-            return
-        # a network of the engine, by its name; of the other namespaces there is nothing else to choose
-        if name == "network_mode" and ":" not in value and "/" not in value:
-            return
+    def _namespace(self, name: str, value: str, where: str) -> str:
+        if value in _HARMLESS.get(name, ("private",)) or self.privileged:
+            return value
         raise UnsupportedRun(_refusal(where, f"{name}={value[:60]}"))
 
-    def _mount(self, given: Any) -> Any:
-        """Look at one mount, in the form of a table with Target, Source, Type and the like."""
-        if not isinstance(given, Mapping):
-            raise UnsupportedRun("its mounts must be tables with Target, Source and Type")
-        mount = {str(key).lower(): value for key, value in given.items()}
-        kind, source, target = str(mount.get("type") or "volume"), str(mount.get("source") or ""), mount.get("target")
-        if kind not in ("bind", "volume", "tmpfs") or not target:
-            raise UnsupportedRun(f"it has a mount of the type {kind[:20]!r}, give bind, volume or tmpfs with a target")
-        options = mount.get("volumeoptions") or mount.get("volume_options")
-        if options and not self.privileged:
-            # `type=none,o=bind,device=/` would be the whole host
-            raise UnsupportedRun(_refusal("mounts", "options of a volume's driver"))
+    def _mount(self, given: Mapping[str, Any], where: str) -> dict[str, Any]:
+        mount = mounts.checked(given)
+        kind, source, target = mount["Type"], mount.get("Source", ""), mount["Target"]
+        if not self.privileged and mounts.gives_host(mount):
+            raise UnsupportedRun(_refusal(where, f"the options of its mount at {target[:60]}"))
         if kind == "bind":
-            checked = volumes.check(
-                volumes.parse(f"{source}:{target}", folder=self.folder), self.mounts, local=self.local
-            )
-            return {**given, **{key: checked.source for key in given if str(key).lower() == "source"}}
-        if kind == "volume" and source.startswith(("/", ".", "~")):
-            raise UnsupportedRun(f"it has a mount of the type volume whose source {source[:100]!r} is a folder")
+            mount["Source"] = self._open(volumes.parse(f"{source}:{target}", folder=self.folder), source).source
+        return mount
+
+    def _devices(self, given: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """A request for devices, which is one for GPUs unless the operator allows more."""
+        wanted = given.get("Capabilities") or given.get("capabilities") or []
+        names = {str(name) for each in wanted if isinstance(each, list | tuple) for name in each}
+        gpu = "gpu" in names and names <= _GPU_CAPABILITIES
+        driver = given.get("Driver", given.get("driver", ""))
+        options = given.get("Options", given.get("options", {}))
+        if not self.privileged and not (gpu and driver in _GPU_DRIVERS and options in ({}, None)):
+            raise UnsupportedRun(_refusal(where, "device_requests other than for GPUs"))
         return dict(given)
 
 
@@ -202,7 +233,7 @@ def _as_texts(value: Any) -> list[str]:
         ]
     if not isinstance(value, list | tuple):
         raise UnsupportedRun(f"its volumes must be a list, not {type(value).__name__}")
-    return [str(each) for each in value]
+    return list(kinds.given("volumes", kinds.texts, value, "settings"))
 
 
 def _refusal(where: str, name: str) -> str:

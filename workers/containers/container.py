@@ -12,12 +12,10 @@ from typing import Any
 
 from flowfleet.errors import EngineRefused, StartFailed
 from workers.containers.engine import Engine, is_conflict, is_missing, refused_text
-from workers.containers.request import CreateRequest
+from workers.containers.request import FLEET, VOLUME_LABEL, CreateRequest
 
 logger = logging.getLogger(__name__)
 
-#: what the reference puts on the volumes that it makes (prefect 1.4.1)
-_VOLUME_LABELS = {"prefect_created": "true"}
 _MOST_NAMES = 50
 _NOWHERE = "0001-01-01"
 
@@ -63,8 +61,8 @@ class Container:
 
         Raises `StartFailed` in the engine's words, and `EngineAway`.
         """
-        for volume in request.volumes:
-            _ensure_volume(engine, volume)
+        for volume, any_maker in request.volumes.items():
+            _ensure_volume(engine, volume, request.volume_labels, any_maker=any_maker)
         for name in _names(request.name):
             container = cls._create_as(engine, request, name)
             if container is not None:
@@ -81,7 +79,7 @@ class Container:
             if is_conflict(exc) and _is_taken(engine, name):
                 return None
             raise StartFailed(f"its container cannot be created: {refused_text(exc)}") from exc
-        except (TypeError, ValueError, KeyError) as exc:  # the SDK looks at some values itself
+        except (TypeError, ValueError, KeyError, AttributeError) as exc:  # the SDK looks at some values itself
             raise StartFailed(f"its container cannot be created: {exc}") from exc
         for warning in made.get("Warnings") or ():
             logger.info("container engine warns", extra={"container": name, "warning": str(warning)[:300]})
@@ -141,14 +139,35 @@ class Container:
         return True
 
 
-def listed(engine: Engine, labels: Mapping[str, str]) -> list[tuple[Container, str, Mapping[str, str]]]:
-    """All containers with these labels, each with its status and all of its labels; raises `EngineAway`."""
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    """One container as a list of the engine has it."""
+
+    container: Container
+    status: str
+    labels: Mapping[str, str]
+    #: unix seconds by the engine's clock
+    created_at: float
+
+
+def listed(engine: Engine, labels: Mapping[str, str]) -> list[Listed]:
+    """All containers with these labels; raises `EngineAway` and `EngineRefused`."""
     filters = {"label": [f"{name}={value}" for name, value in labels.items()]}
     rows = engine.ask(lambda client: client.api.containers(all=True, filters=filters))
     return [
-        (Container(engine, str(row["Id"])), str(row.get("State") or "").lower(), dict(row.get("Labels") or {}))
+        Listed(
+            container=Container(engine, str(row["Id"])),
+            status=str(row.get("State") or "").lower(),
+            labels=dict(row.get("Labels") or {}),
+            created_at=_seconds(row.get("Created")),
+        )
         for row in rows
     ]
+
+
+def _seconds(created: Any) -> float:
+    # Podman writes a time where Docker has a number
+    return float(created) if isinstance(created, int | float) else moment(created) or 0.0
 
 
 def _create(client: Any, request: CreateRequest, name: str) -> Mapping[str, Any]:
@@ -182,16 +201,24 @@ def _is_taken(engine: Engine, name: str) -> bool:
     return True
 
 
-def _ensure_volume(engine: Engine, name: str) -> None:
+def _ensure_volume(engine: Engine, name: str, labels: Mapping[str, str], *, any_maker: bool) -> None:
+    """Make this volume unless it is there; raises `StartFailed` for one that was not made for runs of this fleet."""
     try:
-        engine.ask(lambda client: client.api.inspect_volume(name))
+        found = engine.ask(lambda client: client.api.inspect_volume(name))
     except EngineRefused as exc:
         if not is_missing(exc):
             raise StartFailed(f"its volume {name!r} cannot be looked at: {refused_text(exc)}") from exc
         try:
-            engine.ask(lambda client: client.api.create_volume(name, driver="local", labels=_VOLUME_LABELS))
+            engine.ask(lambda client: client.api.create_volume(name, driver="local", labels=labels))
         except EngineRefused as refused:
             raise StartFailed(f"its volume {name!r} cannot be made: {refused_text(refused)}") from refused
+        return
+    there = found.get("Labels") or {}
+    if not any_maker and (there.get(VOLUME_LABEL) != "true" or there.get(FLEET, labels[FLEET]) != labels[FLEET]):
+        raise StartFailed(
+            f"its volume {name!r} was made by somebody else, and its worker does not allow it: start the worker with "
+            f"--allow-mount {name}"
+        )
 
 
 def _state(told: Mapping[str, Any]) -> ContainerState:

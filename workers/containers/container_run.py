@@ -23,7 +23,7 @@ from workers.containers.events import Events
 from workers.containers.exit_codes import exit_of
 from workers.containers.output import Output
 from workers.deployment import Exit, Handle
-from workers.shim import log_cap
+from workers.shim import atomic_files, log_cap
 from workers.state.run_folders import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -186,7 +186,16 @@ class ContainerRun:
         end = exit_of(state, death, stopped_by=self._stopped_by)
         self._keep(self.folder.with_reason(end), begun=True, remove=state is not None)
 
+    def note_start(self) -> None:
+        """Note that it has begun; where the disk is full, that is noted with its end."""
+        try:
+            atomic_files.write_json(self.folder.path / "started.json", dict(self.started))
+        except OSError as exc:
+            logger.error("start of a container not written", extra={**self.folder.fields, "error": str(exc)})
+
     def _keep(self, end: Exit, *, begun: bool, remove: bool = False) -> None:
+        if begun and self.folder.started() is None:
+            self.note_start()
         self.folder.write_exit(end, begun=begun)
         self.hit("container.after_exit_record")
         self._exit = replace(end, last_lines=log_cap.last_lines(self.folder.log))
@@ -244,20 +253,30 @@ class ContainerRun:
         # a stop that fails is asked for again
         with guarded(logger, "a container could not be stopped", **fields), contextlib.suppress(_Closed):
             if not self._pause(patience):
-                state = self._asked(self.container.state)
-                self._signal((state.stop_signal if state else "") or "SIGTERM", by="term")
+                self._ask_to_end()
                 self._pause(grace)
             while not self._over.is_set() and not self._closed:
-                if not self._signal("SIGKILL", by="kill"):
-                    self._over.wait(_AGAIN_SECONDS)
-                    continue
-                self._over.wait(_KILL_AGAIN_SECONDS)
+                sent = self._signal("SIGKILL", by="kill")
+                self._over.wait(_KILL_AGAIN_SECONDS if sent else _AGAIN_SECONDS)
 
-    def _signal(self, name: str, *, by: str) -> bool:
+    def _ask_to_end(self) -> None:
+        state = self._asked(self.container.state)
+        # an image may name a signal that there is not
+        for name in dict.fromkeys([(state.stop_signal if state else "") or "SIGTERM", "SIGTERM"]):
+            if self._signal(name, by="term") is not None:
+                return
+
+    def _signal(self, name: str, *, by: str) -> bool | None:
+        """Whether it was sent; None where the engine has refused it."""
         if self._over.is_set() or self._closed or (by == "term" and self._kill_now.is_set()):
             return False
         before, self._stopped_by = self._stopped_by, by
-        sent = self._asked(lambda: self.container.signal(name))
+        try:
+            sent: bool | None = self._asked(lambda: self.container.signal(name))
+        except EngineRefused as exc:
+            fields = {**self.folder.fields, "signal": name, "error": str(exc)}
+            logger.warning("the engine has refused a signal", extra=fields)
+            sent = None
         if not sent:
             self._stopped_by = before  # it had ended already
         return sent

@@ -44,6 +44,8 @@ _SOCKETS = (
     "/run/podman/podman.sock",
     "{runtime}/podman/podman.sock",
 )
+#: how the SDK tells that it could not connect for the first time (docker 7.2)
+_NO_CONNECTION = "Error while fetching server API version"
 #: answers of a proxy before the engine, and of an engine that is not ready yet
 _LATER = frozenset({502, 503, 504})
 
@@ -109,6 +111,11 @@ class Engine:
         except (OSError, AttributeError):
             return not _in_container()
 
+    def sockets(self) -> list[str]:
+        """The sockets of this host by which an engine is reached: this one's, and the usual ones that are there."""
+        usual = [path for path in _usual_paths(self.environ) if Path(path).is_socket()]
+        return [*filter(None, [self._socket_path]), *usual]
+
     @property
     def _socket_path(self) -> str | None:
         address = self._target()
@@ -154,7 +161,10 @@ class Engine:
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as exc:
             raise self._away(str(exc)) from exc
         except DockerException as exc:
-            raise self._away(str(exc)) from exc
+            if str(exc).startswith(_NO_CONNECTION):
+                raise self._away(str(exc)) from exc
+            # the SDK itself says no: to a value, or since a helper for passwords fails
+            raise EngineRefused(logs.redact(str(exc))[:_WORDS_LIMIT], status=int(requests.codes.bad_request)) from exc
 
     def _away(self, words: str) -> EngineAway:
         with self._lock:
@@ -219,9 +229,13 @@ def _of_context(environ: Mapping[str, str]) -> str | None:
 
 def usual_socket(environ: Mapping[str, str]) -> str:
     """The first socket of an engine that is there, else Docker's own."""
-    runtime = environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
-    paths = [path.format(runtime=runtime) for path in _SOCKETS]
+    paths = _usual_paths(environ)
     return f"unix://{next((path for path in paths if Path(path).is_socket()), paths[0])}"
+
+
+def _usual_paths(environ: Mapping[str, str]) -> list[str]:
+    runtime = environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
+    return [path.format(runtime=runtime) for path in _SOCKETS]
 
 
 def _in_container() -> bool:

@@ -10,20 +10,24 @@ import json
 import logging
 import os
 import threading
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from flowfleet.errors import EngineError
 from flowfleet.guard import guarded
-from workers.containers.container import Container, listed
+from workers.containers.container import Listed, listed
 from workers.containers.engine import Engine
-from workers.containers.request import CLAIM, FACTS, FLEET, HOST, PART, RUN
+from workers.containers.request import CLAIM, FACTS, FLEET, HOST, PART, RUN, WORKER
 from workers.shim import atomic_files
 from workers.state.run_folders import RunFolder, RunFolders
 
 logger = logging.getLogger(__name__)
 
 EACH_SECONDS = 300.0
+#: a container that was created and not started is left alone for so long where nothing tells whose it is
+YOUNG_SECONDS = 3600.0
 
 
 @dataclass(kw_only=True)
@@ -34,6 +38,8 @@ class Leftovers:
     fleet: str
     host: str
     each_seconds: float = EACH_SECONDS
+    #: unix seconds
+    clock: Callable[[], float] = time.time
     _closed: threading.Event = field(default_factory=threading.Event, init=False)
 
     def start(self, runs: RunFolders) -> None:
@@ -49,34 +55,45 @@ class Leftovers:
             with guarded(logger, "leftover containers could not be looked at"):  # tried again at the next turn
                 self.sweep(runs)
 
-    def recover(self, runs: RunFolders) -> int:
-        """Make the run folders again that the disk has lost, of containers that have begun; returns how many."""
+    def recover(self, runs: RunFolders, worker: str) -> int:
+        """Make the run folders again that the disk has lost, of containers of this worker that have begun; how many."""
         made = 0
-        for container, status, labels in self._all():
-            if labels.get(PART, "run") != "run" or status == "created":
+        for one in self._all({WORKER: worker}):
+            if one.labels.get(PART, "run") != "run" or one.status == "created":
                 continue
-            if not self._folder(runs, labels).path.exists():
-                made += _recover(runs, container, labels)
+            if not self._folder(runs, one.labels).path.exists():
+                made += _recover(runs, one)
         return made
 
     def sweep(self, runs: RunFolders) -> int:
         """Remove what has ended and was told, and what was created and can never begin; returns how many."""
         removed = 0
-        for container, status, labels in self._all():
-            folder = self._folder(runs, labels)
-            if status in ("running", "paused", "restarting") or not _is_done(folder, created=status == "created"):
+        for one in self._all({}):
+            folder = self._folder(runs, one.labels)
+            if one.status in ("running", "paused", "restarting") or not self._is_done(folder, one):
                 continue
             try:
-                removed += container.remove()
+                removed += one.container.remove()
             except EngineError as exc:
                 logger.info("leftover container is not removed", extra={**folder.fields, "error": str(exc)})
         if removed:
             logger.info("leftover containers removed", extra={"containers": removed})
         return removed
 
-    def _all(self) -> list[tuple[Container, str, Any]]:
+    def _is_done(self, folder: RunFolder, one: Listed) -> bool:
+        """Whether nobody needs this container any more, which does not run."""
+        created = one.status == "created"
+        if not folder.path.exists():
+            # Nobody has told of it, or its folder was pruned: what has begun is left to `recover` at the next start. A
+            # worker of the same host whose folders we do not see may be about to start what was created lately.
+            return created and self.clock() - one.created_at > YOUNG_SECONDS
+        if created:
+            return (folder.start() or {}).get("by") == "abandoned" or folder.exit_record() is not None
+        return folder.settled() or folder.exit_record() is not None
+
+    def _all(self, labels: Mapping[str, str]) -> list[Listed]:
         try:
-            return listed(self.engine, {FLEET: self.fleet, HOST: self.host})
+            return listed(self.engine, {FLEET: self.fleet, HOST: self.host, **labels})
         except EngineError as exc:
             logger.info("leftover containers are not looked at now", extra={"error": str(exc)})
             return []
@@ -89,32 +106,23 @@ class Leftovers:
         return runs.find(run_id, claim)
 
 
-def _is_done(folder: RunFolder, *, created: bool) -> bool:
-    """Whether nobody needs the container of this folder any more."""
-    if not folder.path.exists():
-        # nobody has told of it, or its folder was pruned: what has begun is left to `recover` at the next start
-        return created
-    if created:
-        return (folder.start() or {}).get("by") == "abandoned" or folder.exit_record() is not None
-    return folder.settled() or folder.exit_record() is not None
-
-
-def _recover(runs: RunFolders, container: Container, labels: Any) -> bool:
+def _recover(runs: RunFolders, one: Listed) -> bool:
     try:
-        facts = json.loads(labels.get(FACTS) or "{}")
+        facts = json.loads(one.labels.get(FACTS) or "{}")
     except ValueError:
         facts = {}
-    run_id, claim = str(labels.get(RUN)), str(labels.get(CLAIM))
+    run_id, claim = str(one.labels.get(RUN)), str(one.labels.get(CLAIM))
     if "call" not in facts:
         return False
-    folder = runs.create(run_id, claim, {name: value for name, value in facts.items() if name != "v"})
+    intent = {name: value for name, value in facts.items() if name not in ("v", "handle")}
+    folder = runs.create(run_id, claim, intent)
     if folder is None:
         return False
-    start = {"v": 1, "by": "container", "id": container.id}
+    start = {"v": 1, "by": "container", "id": one.container.id}
     fd = atomic_files.create_once(folder.path / "start", start)
     if fd is not None:
         os.close(fd)
-    handle = {"v": 1, "kind": "docker", "id": container.id, **facts.get("handle", {})}
+    handle = {"v": 1, **facts.get("handle", {}), "kind": "docker", "id": one.container.id}
     atomic_files.write_json(folder.path / "started.json", handle)
     logger.warning("run folder was lost, and is made again from its container", extra=folder.fields)
     return True

@@ -28,6 +28,8 @@ from workers.shim.log_cap import LogCap
 IDLE_SECONDS = 30.0
 _HEAD = 8
 _PIECE = 256 * 1024
+#: what is longer is several entries for the engine, each with a time (docker 20.10)
+_LONGEST_ENTRY = 16 * 1024
 #: the cap is applied, and the place written down, each time that so much was copied
 _STEP = 1 << 20
 _TIMED = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)\.?(\d{0,9})(Z|[+-]\d\d:\d\d) ")
@@ -69,10 +71,9 @@ class Output:
         Returns True where the engine has said that there is no more. Raises `EngineAway`, and `OSError` of our disk.
         """
         try:
-            with self._engine.errors():
-                answer = self._open(follow=follow)
-                with contextlib.closing(answer), self._file() as file:
-                    return self._take(answer, file, tty=tty)
+            answer = self._open(follow=follow)
+            with contextlib.closing(answer), self._file() as file:
+                return self._take(answer, file, tty=tty)
         except StreamIdle:
             return False
         except EngineRefused as exc:
@@ -111,7 +112,7 @@ class Output:
         place, since_note = self._place, 0
         skip = place.count
         try:
-            for entry in _entries(_pieces(answer), tty=tty):
+            for entry in _entries(self._pieces(answer), tty=tty):
                 time, data = _timed(entry)
                 if skip and time and time == self._place.time:
                     skip -= 1  # of the moment at which it was stopped
@@ -126,12 +127,22 @@ class Output:
                     place = self._note(place, file, cap)
                 if self._closed.is_set():
                     return True
-        except urllib3.exceptions.ReadTimeoutError:
-            return False
         finally:
             self._note(place, file, cap)
             cap.close()
         return True
+
+    def _pieces(self, answer: requests.Response) -> Iterator[bytes]:
+        # errors of the reading alone are the engine's: those of our disk are raised where the pieces are written
+        while True:
+            with self._engine.errors():
+                try:
+                    piece = answer.raw.read1(_PIECE)  # what has come, however little
+                except urllib3.exceptions.ReadTimeoutError as exc:
+                    raise StreamIdle from exc
+            if not piece:
+                return
+            yield piece
 
     def _note(self, place: _Place, file: int, cap: LogCap) -> _Place:
         cap.apply()
@@ -141,22 +152,16 @@ class Output:
         return self._place
 
 
-def _pieces(answer: requests.Response) -> Iterator[bytes]:
-    # read1 returns what has come, however little
-    while piece := answer.raw.read1(_PIECE):
-        yield piece
-
-
 def _entries(pieces: Iterator[bytes], *, tty: bool) -> Iterator[bytes]:
     """The entries of a log: frames of a head and a text, or with a terminal the lines."""
+    return _lines(pieces) if tty else _frames(pieces)
+
+
+def _frames(pieces: Iterator[bytes]) -> Iterator[bytes]:
     rest = b""
     for piece in pieces:
         rest += piece
         position = 0
-        if tty:
-            *lines, rest = rest.split(b"\n")
-            yield from (line + b"\n" for line in lines)
-            continue
         while len(rest) - position >= _HEAD:
             end = position + _HEAD + int.from_bytes(rest[position + 4 : position + _HEAD], "big")
             if len(rest) < end:
@@ -164,8 +169,29 @@ def _entries(pieces: Iterator[bytes], *, tty: bool) -> Iterator[bytes]:
             yield rest[position + _HEAD : end]
             position = end
         rest = rest[position:]
-    if tty and rest:
+
+
+def _lines(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Lines, and of a line that is longer than the engine keeps in one entry each of its parts."""
+    rest = b""
+    for piece in pieces:
+        rest += piece
+        position = 0
+        while (end := _end_of_line(rest, position)) is not None:
+            yield rest[position:end]
+            position = end
+        rest = rest[position:]
+    if rest:
         yield rest
+
+
+def _end_of_line(data: bytes, position: int) -> int | None:
+    found = _TIMED.match(data, position)
+    begin = found.end() if found else position
+    newline = data.find(b"\n", begin, begin + _LONGEST_ENTRY)
+    if newline >= 0:
+        return newline + 1
+    return begin + _LONGEST_ENTRY if len(data) >= begin + _LONGEST_ENTRY else None
 
 
 def _timed(entry: bytes) -> tuple[str, bytes]:

@@ -6,13 +6,11 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from flowfleet.api.container_ask import ContainerAsk
 from flowfleet.errors import UnsupportedRun
-from flowfleet.settings.values import size
 from workers.containers.allowed import OURS, Permissions
 from workers.containers.engine import EngineFacts
 from workers.containers.volumes import Volume
@@ -30,6 +28,10 @@ LOOPBACK = re.compile(r"localhost|127(\.\d+){3}|::1|0\.0\.0\.0|\[::1?\]")
 _LONGEST_NAME = 250
 _KEPT_LOGS = 2
 _NANO = 1e9
+#: the time in which a quota of processors holds, unless a run says otherwise, in the engine's unit
+_PERIOD = 100_000
+#: on volumes that are made for runs (the reference has it, prefect 1.4.1)
+VOLUME_LABEL = "prefect_created"
 #: what of a run's settings belongs to the container, and not to its host's side
 _OF_CREATE = frozenset(
     [
@@ -81,8 +83,10 @@ class CreateRequest:
     network: str | None = None
     #: networks that are connected after it was created
     connect: Sequence[str] = ()
-    #: the named volumes that it wants
-    volumes: Sequence[str] = ()
+    #: the named volumes that it wants, and whether it may have each though somebody else has made it
+    volumes: Mapping[str, bool] = field(default_factory=dict)
+    #: of those that are made for it
+    volume_labels: Mapping[str, str] = field(default_factory=dict)
     #: sentences for people about what the run does not get
     remarks: Sequence[str] = ()
 
@@ -121,9 +125,12 @@ def create_request(
     """Put the request together; raises `UnsupportedRun` for what the run asks for and may not have."""
     own, dropped = options.permissions.options(ask.options, ask.options_name)
     network = _Network.choose(ask, own, options, facts)
+    remarks = [f"its {ask.options_name} has {name}, which is always its worker's: {OURS[name]}" for name in dropped]
+    if network.chosen and own.pop("port_bindings", None):
+        remarks.append("its port_bindings are not needed: it shares the host's network, as its API is there")
     mounted = [*options.volumes, *map(options.permissions.volume, [*ask.volumes, *own.pop("volumes", ())])]
     mounted += [options.permissions.volume(text) for text in own.pop("binds", ())]
-    mounted += _files(ask, options.permissions)
+    mounted += [Volume(source=path, target=path, mode="ro") for path in ask.files if options.permissions.local]
     env = {**_environment(own.pop("environment", None)), **ask.env}
     create = {
         "command": list(ask.command),
@@ -141,7 +148,7 @@ def create_request(
         # else a command that is process 1 ignores TERM, and zombies stay
         **({"init": True} if facts.has_init else {}),
         **own,
-        **_resources(own, limits),
+        **_resources(own, limits, ask.options_name),
         **network.host,
         "read_only": options.read_only_root or own.get("read_only"),
         "binds": [str(volume) for volume in mounted if volume.source is not None],
@@ -156,15 +163,20 @@ def create_request(
         host=_given(host),
         network=network.first,
         connect=network.connect,
-        volumes=[str(volume.source) for volume in mounted if volume.source is not None and not volume.is_folder],
-        remarks=[f"its {ask.options_name} has {name}, which is always its worker's: {OURS[name]}" for name in dropped],
+        volumes=_named(mounted, own.get("mounts") or (), options),
+        volume_labels={VOLUME_LABEL: "true", FLEET: identity.fleet},
+        remarks=remarks,
     )
 
 
-def _files(ask: ContainerAsk, permissions: Permissions) -> list[Volume]:
-    """The files of this host that variables of ours name, for the container to find them where they are named."""
-    paths = [ask.env.get(name, "") for name in ask.file_variables] if permissions.local else []
-    return [Volume(source=path, target=path, mode="ro") for path in paths if path[:1] == "/" and Path(path).is_file()]
+def _named(
+    mounted: Sequence[Volume], mounts: Sequence[Mapping[str, Any]], options: ContainerOptions
+) -> dict[str, bool]:
+    """The volumes of the engine by name, each with whether its operator lets the run have it."""
+    names = [str(volume.source) for volume in mounted if volume.source is not None and not volume.is_folder]
+    names += [mount["Source"] for mount in mounts if mount["Type"] == "volume" and mount.get("Source")]
+    own = {volume.source for volume in options.volumes}
+    return {name: name in own or options.permissions.named_volume(name) for name in names}
 
 
 def _given(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -182,18 +194,20 @@ def container_name(wanted: str, run_id: str) -> str:
     return cleaned[:_LONGEST_NAME] or run_id
 
 
-def _resources(own: Mapping[str, Any], limits: RunLimits) -> dict[str, Any]:
-    """Memory and processors: of what the run's own settings say in two ways, and its worker, the lowest counts."""
-    memory = _least(limits.memory, _size(own, "mem_limit"))
-    cpus = _least(limits.cpus, int(own["nano_cpus"]) / _NANO if own.get("nano_cpus") else None)
-    swap = _size(own, "memswap_limit")
+def _resources(own: Mapping[str, Any], limits: RunLimits, where: str) -> dict[str, Any]:
+    """Memory and processors: of what the run's own settings say in several ways, and its worker, the lowest counts."""
+    memory, swap = _least(limits.memory, own.get("mem_limit")), own.get("memswap_limit")
     # a limit that swap goes round is none
     swap = memory if memory is not None and (swap is None or swap < memory or limits.memory is not None) else swap
-    return {
-        "mem_limit": memory,
-        "memswap_limit": swap,
-        "nano_cpus": round(cpus * _NANO) if cpus is not None else None,
-    }
+    found: dict[str, Any] = {"mem_limit": memory, "memswap_limit": swap}
+    nano, quota = own.get("nano_cpus") or 0, own.get("cpu_quota") or 0
+    if nano < 0:
+        raise UnsupportedRun(f"its {where} has nano_cpus={nano}, which must not be below 0")
+    if limits.cpus is None:
+        return found
+    asked = [nano / _NANO if nano else None, quota / (own.get("cpu_period") or _PERIOD) if quota > 0 else None]
+    # the engine takes only one of the two ways, and a quota of -1 would lift the other
+    return {**found, "nano_cpus": round(_least(limits.cpus, *asked) * _NANO), "cpu_quota": None, "cpu_period": None}
 
 
 def _log_config(limits: RunLimits, facts: EngineFacts) -> Any:
@@ -220,19 +234,25 @@ class _Network:
     connect: Sequence[str] = ()
     #: None = as the host itself does
     host_name: str | None = None
+    #: the host's network was chosen by us, and the run has not asked for it
+    chosen: bool = False
 
     @classmethod
     def choose(cls, ask: ContainerAsk, own: dict[str, Any], options: ContainerOptions, facts: EngineFacts) -> _Network:
-        """Choose, and take what is chosen from the run's `own` settings."""
-        mode = ask.network_mode or own.pop("network_mode", None)
-        networks = [*dict.fromkeys([*filter(None, [own.pop("network", None)]), *options.networks, *ask.networks])]
+        """Choose, and take what is chosen from the run's `own` settings; raises `UnsupportedRun`."""
+        of_host = options.host_network and not options.networks
+        given = (own.pop("network_mode", None), own.pop("network", None))
+        mode = ask.network_mode or given[0]
+        for name in filter(None, (mode, *given, *ask.networks)):
+            options.permissions.network(name, ask.options_name, of_host=of_host)
+        networks = [*dict.fromkeys([*filter(None, [given[1]]), *options.networks, *ask.networks])]
         if networks and networks[0] in ("host", "none"):
             mode, networks = mode or networks[0], networks[1:]
-        if not mode and not networks and options.host_network and _on_loopback(ask):
-            mode = "host"
+        chosen = not mode and not networks and of_host and _on_loopback(ask)
+        mode = "host" if chosen else mode
         if mode in ("host", "none"):
             own.pop("extra_hosts", None)
-            return cls(host={"network_mode": mode}, host_name=None)
+            return cls(host={"network_mode": mode}, host_name=None, chosen=chosen)
         extra, name = _extra_hosts(own.pop("extra_hosts", None)), _HOST_NAME
         if facts.knows_host_gateway:
             extra.setdefault(_HOST_NAME, "host-gateway")
@@ -246,17 +266,26 @@ class _Network:
 
     def address(self, url: str) -> str:
         """The address of the API as the container reaches it."""
-        parts = urlsplit(url)
-        if self.host_name is None or not parts.hostname or not LOOPBACK.fullmatch(parts.hostname):
+        try:
+            parts, host, number = urlsplit(url), urlsplit(url).hostname, urlsplit(url).port
+        except ValueError:  # the run's own words, by which it will reach nothing
             return url
-        port = f":{parts.port}" if parts.port else ""
+        if self.host_name is None or not host or not LOOPBACK.fullmatch(host):
+            return url
+        port = f":{number}" if number else ""
         user = f"{parts.netloc.rpartition('@')[0]}@" if "@" in parts.netloc else ""
         return parts._replace(netloc=f"{user}{self.host_name}{port}").geturl()
 
 
 def _on_loopback(ask: ContainerAsk) -> bool:
-    hosts = [urlsplit(ask.env.get(name, "")).hostname for name in ask.api_variables]
-    return any(host and LOOPBACK.fullmatch(host) for host in hosts)
+    return any(LOOPBACK.fullmatch(_host_of(ask.env.get(name, ""))) for name in ask.api_variables)
+
+
+def _host_of(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
 
 
 def _extra_hosts(given: Any) -> dict[str, str]:
@@ -277,17 +306,6 @@ def _texts(given: Any) -> dict[str, str]:
     if isinstance(given, Mapping):
         return {str(name): str(value) for name, value in given.items()}
     return {str(name): "" for name in given or ()}
-
-
-def _size(own: Mapping[str, Any], name: str) -> int | None:
-    """Bytes, by a number or a text such as 512m; None = no limit."""
-    given = own.get(name)
-    if given in (None, "", 0, -1):
-        return None
-    try:
-        return size(str(given))
-    except ValueError as error:
-        raise UnsupportedRun(f"the limit {name} cannot be {str(given)[:50]!r}, give a size such as 512m") from error
 
 
 def _least(*limits: float | None) -> Any:

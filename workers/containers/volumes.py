@@ -43,6 +43,8 @@ class Volume:
 def parse(text: str, *, folder: Path, home: Callable[[str], str] = os.path.expanduser) -> Volume:
     """Read one volume; a relative folder begins at `folder`. Raises `UnsupportedRun` with one sentence."""
     fields = text.split(":")
+    if not text.isprintable():
+        raise UnsupportedRun(f"the volume {text[:200]!r} has a character that no path can have here")
     if len(fields) > _MOST_FIELDS or not all(fields):
         raise UnsupportedRun(f"the volume {text[:200]!r} is none, write SOURCE:PATH or SOURCE:PATH:MODE")
     source, target = (None, fields[0]) if len(fields) == 1 else (fields[0], fields[1])
@@ -68,19 +70,20 @@ def parse(text: str, *, folder: Path, home: Callable[[str], str] = os.path.expan
     return Volume(source=source, target=target, mode=mode)
 
 
-def check(volume: Volume, allowed: Sequence[str], *, local: bool) -> Volume:
+def check(volume: Volume, allowed: Sequence[str], *, local: bool, sockets: Sequence[str] = ()) -> Volume:
     """The volume that a run has asked for, its folder without links; raises `UnsupportedRun` where it may not have it.
 
-    `allowed` are the folders of `--allow-mount`. `local` tells whether we see the folders of the engine's host.
+    `allowed` are the folders of `--allow-mount`. `local` tells whether we see the folders of the engine's host, and
+    `sockets` are those of its engine.
     """
     if not volume.is_folder:
         return volume
     assert volume.source is not None
     real = os.path.realpath(volume.source) if local else volume.source
-    if Path(real).name in SOCKETS:
+    if _has_socket(real, [os.path.realpath(each) if local else each for each in sockets], local=local):
         raise UnsupportedRun(
-            f"it asks for the engine's socket {volume.source}, by which it would have the whole host, and no option of "
-            "its worker allows that to a run: give it by the worker's own --volume"
+            f"it asks for {volume.source}, which is or holds the engine's socket, by which it would have the whole "
+            "host, and no option of its worker allows that to a run: give it by the worker's own --volume"
         )
     roots = [os.path.realpath(each) if local else os.path.normpath(each) for each in allowed]
     if not any(_is_within(real, root) for root in roots):
@@ -89,8 +92,14 @@ def check(volume: Volume, allowed: Sequence[str], *, local: bool) -> Volume:
             f"it asks for the folder {volume.source}{leads} of its host, which its worker does not allow: start the "
             f"worker with --allow-mount {real if volume.source != real else volume.source}"
         )
-    # what was looked at is what is mounted, should somebody change a link meanwhile
+    # without links; one that somebody puts there before the engine looks is followed all the same (docs/containers.md)
     return Volume(source=real, target=volume.target, mode=volume.mode)
+
+
+def _has_socket(path: str, sockets: Sequence[str], *, local: bool) -> bool:
+    if Path(path).name in SOCKETS or any(_is_within(each, path) for each in sockets):
+        return True
+    return local and Path(path).is_socket()
 
 
 def _is_within(path: str, root: str) -> bool:

@@ -23,7 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flowfleet.errors import EngineAway, EngineRefused, NotReady, StartFailed
+from flowfleet.api.container_ask import ContainerAsk
+from flowfleet.errors import DeployError, EngineAway, EngineRefused, NotReady, StartFailed
 from flowfleet.failpoints import Failpoints
 from workers.containers.container import Container, listed
 from workers.containers.container_run import ContainerRun
@@ -32,7 +33,16 @@ from workers.containers.events import Events
 from workers.containers.images import Images
 from workers.containers.leftovers import Leftovers
 from workers.containers.reach import trouble
-from workers.containers.request import CLAIM, FLEET, HOST, RUN, ContainerOptions, Identity, create_request
+from workers.containers.request import (
+    CLAIM,
+    FLEET,
+    HOST,
+    RUN,
+    ContainerOptions,
+    CreateRequest,
+    Identity,
+    create_request,
+)
 from workers.deployment import Exit, StartedRun, StartSpec
 from workers.shim import atomic_files
 from workers.shim.syscalls import boot_clock
@@ -84,7 +94,7 @@ class ContainerDeployer:
         """
         try:
             facts = self.engine.ping()
-        except EngineAway as exc:
+        except (EngineAway, EngineRefused) as exc:
             if require:
                 raise EngineAway(f"{exc}: start it, or name another by --base-url") from exc
             # `events` says so, and asks again
@@ -101,7 +111,7 @@ class ContainerDeployer:
     def recover(self, runs: RunFolders) -> int:
         """Make run folders again that the disk has lost, of containers that have begun; returns how many."""
         self.leftovers.start(runs)
-        return 0 if self.shut else self.leftovers.recover(runs)
+        return 0 if self.shut else self.leftovers.recover(runs, self.worker)
 
     # -- start
 
@@ -111,6 +121,7 @@ class ContainerDeployer:
         Raises `NotReady` where the image or the engine needs longer than a run may wait, and other `DeployError`s.
         """
         ask = _ask(spec)
+        self._request(spec, ask)  # what cannot run is not pulled either
         policy = _POLICIES.get(ask.pull or "")
         try:
             self.images.bring(ask.image, policy=policy, credentials=ask.credentials, wanted=wanted)
@@ -119,27 +130,25 @@ class ContainerDeployer:
 
     def start(self, spec: StartSpec) -> StartedRun:
         folder, ask = RunFolder(spec.folder), _ask(spec)
-        facts = self._engine_facts()
         # a worker that has prepared it and was stopped, or whose operator has changed his mind
         self.images.check(ask.image)
-        request = create_request(ask, self._identity(spec), spec.limits, self.options, facts)
+        request = self._request(spec, ask)
         for remark in request.remarks:
             logger.info("a setting of a run is not used", extra={**folder.fields, "remark": remark})
         try:
             container, name = Container.create(self.engine, request)
         except EngineAway as exc:
             raise NotReady(str(exc)) from exc
+        except EngineRefused as exc:
+            raise StartFailed(f"its container cannot be created: {refused_text(exc)}") from exc
         handle = {
             "v": 1,
             "kind": self.kind,
-            "host": self.host,
             "id": container.id,
             "name": name,
             "image": ask.image,
-            "boot_id": self.boot_id,
+            **self._handle_of(spec),
             "boot_clock": boot_clock(),
-            "stop_grace": spec.limits.stop_grace,
-            "log_limit": spec.limits.log_limit,
         }
         with contextlib.ExitStack() as undo:
             undo.push(lambda kind, *_: self._discard(folder, container) if kind else None)
@@ -150,32 +159,50 @@ class ContainerDeployer:
             undo.pop_all()  # from here on its folder tells what becomes of it
         self.failpoints.hit("container.after_start_file")
         if spec.not_after is not None and boot_clock() >= spec.not_after:
-            self._never_began(folder, container, late=True)
-            raise StartFailed("it was too late to start its container")
+            return self._settled(folder, container, handle, "it was too late to start its container")
         return self._start_once(folder, container, handle)
 
-    def _engine_facts(self) -> Any:
+    def _request(self, spec: StartSpec, ask: ContainerAsk) -> CreateRequest:
+        """What the engine is to be asked; raises `NotReady` where it is away, and `UnsupportedRun`."""
         try:
-            return self.engine.ping()
-        except EngineAway as exc:
+            facts = self.engine.ping()
+        except (EngineAway, EngineRefused) as exc:
             raise NotReady(str(exc)) from exc
+        try:
+            return create_request(ask, self._identity(spec), spec.limits, self.options, facts)
+        except (TypeError, ValueError, KeyError, AttributeError) as exc:
+            if isinstance(exc, DeployError):
+                raise
+            raise StartFailed(f"its settings cannot be used: {exc}") from exc
+
+    def _handle_of(self, spec: StartSpec) -> dict[str, Any]:
+        """The facts that the next worker needs, should it have nothing but the container."""
+        return {
+            "host": self.host,
+            "boot_id": self.boot_id,
+            "stop_grace": spec.limits.stop_grace,
+            "log_limit": spec.limits.log_limit,
+        }
 
     def _start_once(self, folder: RunFolder, container: Container, handle: Mapping[str, Any]) -> StartedRun:
         try:
             container.start()
         except EngineRefused as exc:
-            sentence = f"its container could not be started: {refused_text(exc)}"
-            self._never_began(folder, container, late=False, error=sentence)
-            raise StartFailed(sentence) from exc
+            # as a rule it has not begun; an engine may also fail after it has
+            return self._settled(folder, container, handle, f"its container could not be started: {refused_text(exc)}")
         except EngineAway as exc:
             # nobody knows whether the engine carries the call out
             logger.warning("start of a container got no answer", extra={**folder.fields, "error": str(exc)})
-            started = self._settle_start(folder, container, handle)
-            if started is None:
-                raise StartFailed("it was too late to start its container") from exc
-            return started
+            return self._settled(folder, container, handle, "it was too late to start its container")
         self.failpoints.hit("container.after_start")
         return self._started(folder, container, handle)
+
+    def _settled(self, folder: RunFolder, container: Container, handle: Mapping[str, Any], why: str) -> StartedRun:
+        """The run, if it has begun after all; raises `StartFailed` with this sentence where it never will."""
+        started = self._settle_start(folder, container, handle, why)
+        if started is None:
+            raise StartFailed(why)
+        return started
 
     def _win(self, folder: RunFolder, container: Container) -> bool:
         record = {"v": 1, "by": "container", "id": container.id, "boot_id": self.boot_id}
@@ -193,22 +220,9 @@ class ContainerDeployer:
             logger.info("container is removed later", extra={**folder.fields, "error": str(exc)})
 
     def _started(self, folder: RunFolder, container: Container, handle: Mapping[str, Any]) -> ContainerRun:
-        atomic_files.write_json(folder.path / "started.json", dict(handle))
-        return self._run(folder, container, handle)
-
-    def _never_began(self, folder: RunFolder, container: Container, *, late: bool, error: str = "") -> None:
-        self._remove_created(container)
-        record = {"v": 1, "begun": False, **({"late": True} if late else {})}
-        end = Exit(error=error or "its container was not started in time", ended_at=time.time())
-        atomic_files.write_json(folder.path / "exit.json", {**end.to_record(), **record})
-
-    def _remove_created(self, container: Container) -> bool:
-        """Remove a container that has not begun; False where it has begun after all."""
-        while True:
-            try:
-                return container.remove()
-            except EngineAway:
-                self.wait(_AGAIN_SECONDS)
+        run = self._run(folder, container, handle)
+        run.note_start()
+        return run
 
     # -- adoption
 
@@ -224,25 +238,31 @@ class ContainerDeployer:
         container = Container(self.engine, str(start.get("id") or handle.get("id")))
         unsettled = run.started() is None and record is None
         if unsettled and not self.shut:
-            return self._settle_start(run, container, handle)
+            return self._settle_start(run, container, handle, None)
         # an engine that is away is not waited for here: the run is watched, and what has not begun is told as such
         return self._run(run, container, handle)
 
-    def _settle_start(self, run: RunFolder, container: Container, handle: Mapping[str, Any]) -> StartedRun | None:
-        """Find out whether a container has begun whose start call got no answer, or was perhaps never sent."""
+    def _settle_start(
+        self, run: RunFolder, container: Container, handle: Mapping[str, Any], why: str | None
+    ) -> StartedRun | None:
+        """Find out whether a container has begun whose start call has failed, or was perhaps never sent.
+
+        None: it has not, and never will; `why` is then kept as the reason, or where that is None that it was too late.
+        """
         while True:
             try:
                 state = container.state()
-            except EngineAway as exc:
+                if state is None or not state.never_began:
+                    return self._started(run, container, handle)
+                if container.remove():
+                    break
+            except (EngineAway, EngineRefused) as exc:
                 logger.warning("waiting for the engine to learn of a start", extra={**run.fields, "error": str(exc)})
-                self.wait(_AGAIN_SECONDS)
-                continue
-            if state is None or not state.never_began:
-                return self._started(run, container, handle)
-            if self._remove_created(container):
-                self._never_began(run, container, late=True)
-                return None
             self.wait(_AGAIN_SECONDS)
+        end = Exit(error=why or "its container was not started in time", ended_at=time.time())
+        record = {"v": 1, "begun": False, **({} if why else {"late": True})}
+        atomic_files.write_json(run.path / "exit.json", {**end.to_record(), **record})
+        return None
 
     def _drop_container_of(self, run: RunFolder) -> None:
         """Remove what an earlier worker has created for this attempt and not started, if the engine answers."""
@@ -252,8 +272,8 @@ class ContainerDeployer:
         except (EngineAway, EngineRefused) as exc:
             logger.info("container is removed later", extra={**run.fields, "error": str(exc)})
             return
-        for container, _, _ in found:
-            self._discard(run, container)
+        for one in found:
+            self._discard(run, one.container)
 
     # -- the runs
 
@@ -290,7 +310,7 @@ class ContainerDeployer:
             worker=self.worker,
             run_id=spec.run_id,
             claim=spec.claim,
-            facts=run.intent() or {},
+            facts={**(run.intent() or {}), "handle": self._handle_of(spec)},
             part="hooks" if "hooks" in spec.folder.parent.name else "run",
         )
 
@@ -299,7 +319,7 @@ class ContainerDeployer:
         self.leftovers.close()
 
 
-def _ask(spec: StartSpec) -> Any:
+def _ask(spec: StartSpec) -> ContainerAsk:
     if spec.container is None:
         raise StartFailed("nothing says in which image it is to run")
     return spec.container

@@ -76,6 +76,7 @@ def container_deployer(
             privileged=settings.allow_privileged,
             mounts=settings.allow_mounts,
             folder=folder,
+            sockets=engine.sockets(),
             local=engine.shares_files(),
         ),
         volumes=own,

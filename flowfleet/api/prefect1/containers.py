@@ -18,6 +18,11 @@ _HOST = "host.docker.internal"
 def ask(job: Job, command: tuple[str, ...], env: Mapping[str, str]) -> ContainerAsk:
     """What this run asks of its container, which gets `env`; raises `UnsupportedRun`."""
     config = job.variables.get("run_config") or {}
+    settings, ports = config.get("host_config") or {}, config.get("ports") or ()
+    if not isinstance(settings, Mapping):
+        raise UnsupportedRun(f"its host_config must be a table of names and values, not {type(settings).__name__}")
+    if not isinstance(ports, list | tuple):
+        raise UnsupportedRun(f"its ports must be a list, not {type(ports).__name__}")
     labels = {
         "io.prefect.flow-name": job.flow_name,
         "io.prefect.flow-id": job.flow_id,
@@ -31,8 +36,8 @@ def ask(job: Job, command: tuple[str, ...], env: Mapping[str, str]) -> Container
         api_variables=(API,),
         name=job.state.run_name,
         labels={name: str(value) for name, value in labels.items() if value},
-        ports=tuple(map(str, config.get("ports") or ())),
-        options=dict(config.get("host_config") or {}),
+        ports=tuple(map(str, ports)),
+        options=dict(settings),
         options_name="host_config",
     )
 

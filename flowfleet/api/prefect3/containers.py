@@ -1,6 +1,7 @@
 """Containers: what a Prefect 3 run asks of its container, in pools of type `docker` and our own (prefect-docker)."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from flowfleet.api.client import Job
@@ -31,7 +32,7 @@ def ask(job: Job, env: Mapping[str, str], worker: str | None) -> ContainerAsk:
         command=job.command or COMMAND,
         env=dict(env),
         api_variables=(API,),
-        file_variables=(_CA_FILE,),
+        files=_files(job),
         name=str(variables.get("name") or job.state.run_name),
         labels={**_labels(job, worker), **_table(variables, "labels")},
         working_dir=job.working_dir,
@@ -44,6 +45,12 @@ def ask(job: Job, env: Mapping[str, str], worker: str | None) -> ContainerAsk:
         options=options,
         options_name="job variables",
     )
+
+
+def _files(job: Job) -> tuple[str, ...]:
+    # by the worker's own settings: a run that names a file of the host must not have it
+    path = str(job.engine_env.get(_CA_FILE) or "")
+    return (path,) if Path(path).is_absolute() and Path(path).is_file() else ()
 
 
 def environment(job: Job, extra: Mapping[str, str | None]) -> dict[str, str]:
