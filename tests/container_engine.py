@@ -35,8 +35,8 @@ from tests.waiting import SCALE, until
 PACKAGES = ("docker.io", "busybox-static")
 #: the images that each engine here has
 BUSYBOX, PYTHON = "busybox:test", "python:test"
-#: docker0's address, off the usual ranges: the host as containers on a bridge see it
-GATEWAY = "172.31.250.1"
+#: the networks of their bridges, off the usual ranges; each engine takes one that is free
+_NETWORKS = tuple(f"172.31.{number}" for number in range(200, 250))
 _GROUP = "/flowfleet-test-engine"
 _GROUPS = Path("/sys/fs/cgroup")
 _APT_LOCK = Path("/var/tmp/flowfleet-tests-apt.lock")
@@ -81,6 +81,7 @@ class DockerEngine:
         self.url = f"unix://{self.socket}"
         self.log = folder / "log"
         self.process: subprocess.Popen[bytes] | None = None
+        self._link = ""
 
     @classmethod
     @contextlib.contextmanager
@@ -108,7 +109,7 @@ class DockerEngine:
         argv = [
             *("tini", "-s", "--", "dockerd", "-H", self.url, "-p", str(self.folder / "pid")),
             *("--data-root", str(self.folder / "data"), "--exec-root", str(self.folder / "exec")),
-            *("--storage-driver", "overlay2", "--bip", f"{GATEWAY}/24"),
+            *("--storage-driver", "overlay2", "--bridge", self._bridge()),
             *("--iptables=false", "--ip6tables=false", "--ip-masq=false", "--ip-forward=false"),
             *("--cgroup-parent", _GROUP, "--shutdown-timeout", "3"),
         ]
@@ -125,6 +126,18 @@ class DockerEngine:
                 env={**os.environ, "PATH": _PATH},
             )
         until(self.answers, 60, f"the Docker engine in {self.folder}: {self._last_lines()}", pause=0.05)
+
+    def _bridge(self) -> str:
+        """A bridge of its own, since several engines would share, and one of them take away, the usual docker0."""
+        if not self._link:
+            name = f"ff{self.folder.name[-8:]}"
+            subprocess.run(["ip", "link", "add", name, "type", "bridge"], check=True, capture_output=True)
+            self._link = name
+            taken = subprocess.run(["ip", "-4", "addr"], capture_output=True, text=True, check=True).stdout
+            network = next(each for each in _NETWORKS if f"{each}." not in taken)
+            for argv in (("addr", "add", f"{network}.1/24", "dev", name), ("link", "set", name, "up")):
+                subprocess.run(["ip", *argv], check=True, capture_output=True)
+        return self._link
 
     def _containerd_has_ended(self) -> bool:
         with contextlib.suppress(FileNotFoundError, ValueError):
@@ -197,7 +210,8 @@ class DockerEngine:
                 self.stop()
         for mount in reversed(self._mounts()):
             subprocess.run(["umount", "-l", mount], check=False, capture_output=True)
-        subprocess.run(["ip", "link", "delete", "docker0"], check=False, capture_output=True)
+        if self._link:
+            subprocess.run(["ip", "link", "delete", self._link], check=False, capture_output=True)
         if hasattr(self, "_forwarding"):
             with contextlib.suppress(OSError):
                 Path("/proc/sys/net/ipv4/ip_forward").write_text(self._forwarding)

@@ -1,4 +1,4 @@
-"""Containers among those who wish them ill: runs that reach for others, and engines, images and disks that misbehave."""
+"""Containers among those who wish them ill: runs that reach for others; engines, images and disks that misbehave."""
 
 import errno
 import time
@@ -77,8 +77,8 @@ def test_what_a_worker_of_another_name_has_started_is_not_taken_up(deploying, de
 )
 def test_a_setting_that_is_refused_fails_its_run_and_no_engine_is_called_away(deploying, deployer, options):
     spec = deploying.spec("true", options=options)
-    if deploying.podman and set(options) & {"port_bindings", "mac_address"}:
-        deploying.end(deploying.start(deployer, spec))  # Podman takes them
+    if deploying.podman and set(options) & {"mac_address"}:
+        deploying.end(deploying.start(deployer, spec))  # Podman takes it
     else:
         with pytest.raises(StartFailed):
             deployer.start(spec)
@@ -152,7 +152,8 @@ def test_a_terminal_without_a_line_costs_its_worker_no_more_than_one_with_many(d
     began = time.process_time()
     end, log = deploying.run(*sh(script), options={"tty": True}, deployer=deployer)
     assert end.code == 0
-    assert len(log) == 24_000_000
+    assert log.count("x") == 24_000_000
+    assert deploying.podman or len(log) == 24_000_000  # Podman puts its times into a long line
     assert time.process_time() - began < 5
 
 

@@ -39,16 +39,17 @@ _TIMED = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)\.?(\d{0,9})(Z|[+-]\d\d:\
 class _Place:
     """How far the output was copied."""
 
-    #: the time of the last entry, as the engine writes it, and how many entries of that time there were
+    #: the time of the last entry, as the engine writes it, and how many bytes of that time there were: the times of
+    #: Podman are whole seconds, and it cuts the same output into other entries each time
     time: str = ""
-    count: int = 0
+    bytes: int = 0
     #: the size of the run's file then
     size: int = 0
 
     @classmethod
     def read(cls, path: Path) -> _Place:
         found: Mapping[str, Any] = atomic_files.read_json(path) or {}
-        return cls(str(found.get("time") or ""), int(found.get("count") or 0), int(found.get("size") or 0))
+        return cls(str(found.get("time") or ""), int(found.get("bytes") or 0), int(found.get("size") or 0))
 
     def write(self, path: Path) -> None:
         atomic_files.write_json(path, {"v": 1, **vars(self)}, sync=False)
@@ -110,19 +111,14 @@ class Output:
     def _take(self, answer: requests.Response, file: int, *, tty: bool) -> bool:
         cap = LogCap(str(self._log), self._limit, holes=self._holes)
         place, since_note = self._place, 0
-        skip = place.count
+        entries = _entries(self._pieces(answer), tty=tty)
         try:
-            for entry in _entries(self._pieces(answer), tty=tty):
-                time, data = _timed(entry)
-                if skip and time and time == self._place.time:
-                    skip -= 1  # of the moment at which it was stopped
-                    continue
-                skip = 0 if time else skip
-                os.write(file, data)
-                since_note += len(data)
-                if time:
-                    place = _Place(time, place.count + 1 if time == place.time else 1)
-                if since_note >= _STEP:
+            for part in _joined(_unseen(entries, place)):
+                _append(file, part.data)
+                since_note += len(part.data)
+                if part.time:
+                    place = _Place(part.time, part.read + (place.bytes if part.time == place.time else 0))
+                if since_note >= _STEP and part.whole:
                     since_note = 0
                     place = self._note(place, file, cap)
                 if self._closed.is_set():
@@ -152,12 +148,70 @@ class Output:
         return self._place
 
 
-def _entries(pieces: Iterator[bytes], *, tty: bool) -> Iterator[bytes]:
-    """The entries of a log: frames of a head and a text, or with a terminal the lines."""
-    return _lines(pieces) if tty else _frames(pieces)
+@dataclass(frozen=True)
+class _Part:
+    """What is to be written of one entry."""
+
+    #: of which stream it is
+    stream: int
+    #: the engine's time of the entry
+    time: str
+    data: bytes
+    #: how many bytes of the entry were read
+    read: int = 0
+    #: nothing that was read before is still held back
+    whole: bool = True
 
 
-def _frames(pieces: Iterator[bytes]) -> Iterator[bytes]:
+def _append(file: int, data: bytes) -> None:
+    """Write all of it, or on a full disk nothing."""
+    left = memoryview(data)
+    try:
+        while left:
+            left = left[os.write(file, left) :]
+    except OSError:
+        os.ftruncate(file, os.fstat(file).st_size - (len(data) - len(left)))
+        raise
+
+
+def _unseen(entries: Iterator[tuple[int, bytes]], place: _Place) -> Iterator[_Part]:
+    """What stands behind this place, of entries that begin with those of its time."""
+    left, time = place.bytes, ""
+    for stream, entry in entries:
+        stamp, data = _timed(entry)
+        time = stamp or time  # the rest of an entry that the engine has cut has none
+        if time not in ("", place.time):
+            left = 0
+        seen = min(left, len(data))
+        left -= seen
+        if seen < len(data):
+            yield _Part(stream, time, data[seen:], read=len(data) - seen)
+
+
+def _joined(parts: Iterator[_Part]) -> Iterator[_Part]:
+    """The same, where a line that comes in parts is held back until its end: the other stream must not cut it."""
+    held: dict[int, bytes] = {}
+    idle = False
+    try:
+        for part in parts:
+            data = held.pop(part.stream, b"") + part.data
+            if not data.endswith(b"\n") and len(data) < _LONGEST_ENTRY:
+                held[part.stream], data = data, b""
+            yield replace(part, data=data, whole=not held)
+    except StreamIdle:
+        idle = True
+    for stream, data in held.items():
+        yield _Part(stream, "", data)
+    if idle:
+        raise StreamIdle
+
+
+def _entries(pieces: Iterator[bytes], *, tty: bool) -> Iterator[tuple[int, bytes]]:
+    """The entries of a log, each with its stream: frames of a head and a text, or with a terminal the lines."""
+    return ((0, line) for line in _lines(pieces)) if tty else _frames(pieces)
+
+
+def _frames(pieces: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
     rest = b""
     for piece in pieces:
         rest += piece
@@ -166,7 +220,7 @@ def _frames(pieces: Iterator[bytes]) -> Iterator[bytes]:
             end = position + _HEAD + int.from_bytes(rest[position + 4 : position + _HEAD], "big")
             if len(rest) < end:
                 break
-            yield rest[position + _HEAD : end]
+            yield rest[position], rest[position + _HEAD : end]
             position = end
         rest = rest[position:]
 

@@ -214,15 +214,12 @@ def _log_config(limits: RunLimits, facts: EngineFacts) -> Any:
     from docker.types import LogConfig  # noqa: PLC0415 - only workers of containers need the SDK
 
     # The engine keeps its own copy of the output, from which a worker that comes back reads on. Its files are bounded
-    # as the run's own file is: two of them, so that the newest half is always there.
-    if limits.log_limit <= 0:
+    # as the run's own file is: two of them, so that the newest half is always there. Podman has only one, and would
+    # throw all of it away.
+    if limits.log_limit <= 0 or facts.product != "docker":
         return None
-    kind = "json-file" if facts.product == "docker" else "k8s-file"
-    size = max(limits.log_limit // _KEPT_LOGS, 1 << 16)
-    config = {"max-size": str(size)}
-    if kind == "json-file":
-        config["max-file"] = str(_KEPT_LOGS)
-    return LogConfig(type=kind, config=config)
+    config = {"max-size": str(max(limits.log_limit // _KEPT_LOGS, 1 << 16)), "max-file": str(_KEPT_LOGS)}
+    return LogConfig(type="json-file", config=config)
 
 
 @dataclass(frozen=True, kw_only=True)
