@@ -159,7 +159,7 @@ class ContainerDeployer:
             undo.pop_all()  # from here on its folder tells what becomes of it
         self.failpoints.hit("container.after_start_file")
         if spec.not_after is not None and boot_clock() >= spec.not_after:
-            return self._settled(folder, container, handle, "it was too late to start its container")
+            return self._settled(folder, container, handle)
         return self._start_once(folder, container, handle)
 
     def _request(self, spec: StartSpec, ask: ContainerAsk) -> CreateRequest:
@@ -193,15 +193,17 @@ class ContainerDeployer:
         except EngineAway as exc:
             # nobody knows whether the engine carries the call out
             logger.warning("start of a container got no answer", extra={**folder.fields, "error": str(exc)})
-            return self._settled(folder, container, handle, "it was too late to start its container")
+            return self._settled(folder, container, handle)
         self.failpoints.hit("container.after_start")
         return self._started(folder, container, handle)
 
-    def _settled(self, folder: RunFolder, container: Container, handle: Mapping[str, Any], why: str) -> StartedRun:
-        """The run, if it has begun after all; raises `StartFailed` with this sentence where it never will."""
-        started = self._settle_start(folder, container, handle, why)
+    def _settled(
+        self, folder: RunFolder, container: Container, handle: Mapping[str, Any], refused: str | None = None
+    ) -> StartedRun:
+        """The run, if it has begun after all; raises `StartFailed` where it never will."""
+        started = self._settle_start(folder, container, handle, refused)
         if started is None:
-            raise StartFailed(why)
+            raise StartFailed(refused or "it was too late to start its container")
         return started
 
     def _win(self, folder: RunFolder, container: Container) -> bool:
@@ -238,16 +240,16 @@ class ContainerDeployer:
         container = Container(self.engine, str(start.get("id") or handle.get("id")))
         unsettled = run.started() is None and record is None
         if unsettled and not self.shut:
-            return self._settle_start(run, container, handle, None)
+            return self._settle_start(run, container, handle)
         # an engine that is away is not waited for here: the run is watched, and what has not begun is told as such
         return self._run(run, container, handle)
 
     def _settle_start(
-        self, run: RunFolder, container: Container, handle: Mapping[str, Any], why: str | None
+        self, run: RunFolder, container: Container, handle: Mapping[str, Any], refused: str | None = None
     ) -> StartedRun | None:
         """Find out whether a container has begun whose start call has failed, or was perhaps never sent.
 
-        None: it has not, and never will; `why` is then kept as the reason, or where that is None that it was too late.
+        None: it has not, and never will. That is told as too late, unless the start was `refused` with a sentence.
         """
         while True:
             try:
@@ -259,8 +261,8 @@ class ContainerDeployer:
             except (EngineAway, EngineRefused) as exc:
                 logger.warning("waiting for the engine to learn of a start", extra={**run.fields, "error": str(exc)})
             self.wait(_AGAIN_SECONDS)
-        end = Exit(error=why or "its container was not started in time", ended_at=time.time())
-        record = {"v": 1, "begun": False, **({} if why else {"late": True})}
+        end = Exit(error=refused or "its container was not started in time", ended_at=time.time())
+        record = {"v": 1, "begun": False, **({} if refused else {"late": True})}
         atomic_files.write_json(run.path / "exit.json", {**end.to_record(), **record})
         return None
 
