@@ -149,7 +149,9 @@ class WorkerSettings(CommonSettings):
         (), "Docker: only images that this pattern means, such as ghcr.io/us/* (repeatable).", kind.NAMES
     )
     allow_mounts: Texts = setting(
-        (), "Docker: a folder of this host that runs may mount, with all below, or a volume by name (repeatable).", kind.text_as("PATH", ":")
+        (),
+        "Docker: a folder of this host that runs may mount, with all below, or a volume by name (repeatable).",
+        kind.text_as("PATH", ":"),
     )
     allow_privileged: bool = setting(
         False, "Docker: runs may ask for what gives them this host: privileged, devices and the like (default: no)."
