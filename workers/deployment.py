@@ -28,6 +28,8 @@ MOST_NICE = 19
 LONGEST_GRACE_SECONDS = 86400
 #: the kind of the runs that a callable gives to another system; they need no interpreter of this host
 EXTERNAL = "external"
+#: that of runs as containers
+CONTAINERS = "docker"
 
 
 def _raised_nice(own: int, where: str, asked: object) -> int:

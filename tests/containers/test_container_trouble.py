@@ -9,6 +9,7 @@ import pytest
 
 from flowfleet.certificate import EndedBy
 from flowfleet.errors import EngineAway, NotReady
+from tests.containers.deploying import Deploying
 from tests.waiting import stays, until
 from workers.containers.engine import Engine
 from workers.exit import StopReason
@@ -56,6 +57,18 @@ def test_an_engine_that_is_killed_ends_its_containers_and_that_is_what_is_said(d
     assert (end.code in (137, 143), end.ended_by) == (True, EndedBy.ENGINE_RESTART)
     assert "container engine was restarted" in str(end)
     until(lambda: deploying.containers() == [], 30, "no container to be left")
+
+
+def test_an_engine_that_is_restarted_in_order_is_told_as_that(engine, tmp_path):
+    deploying = Deploying(engine, tmp_path)
+    deployer = deploying.deployer()
+    run = deploying.start(deployer, deploying.spec("sleep", "600"))
+    engine.stop()
+    engine.start()
+    end = deploying.end(run, 60)
+    assert (end.code, end.ended_by) == (143, EndedBy.ENGINE_RESTART)
+    until(lambda: not deployer.shut, 20, "the slots to open")
+    deploying.close()
 
 
 def test_an_engine_that_is_frozen_for_a_while_changes_nothing(deploying, deployer, healed):

@@ -159,7 +159,7 @@ class Permissions:
             return name
         if name == "host" and not of_host:
             raise UnsupportedRun(
-                f"its {where} asks for the host's network, and its worker was started with --network or "
+                f"it asks for the host's network in its {where}, and its worker was started with --network or "
                 "--no-host-network: take it away"
             )
         if name.startswith(("container:", "ns:")) or not _NETWORK.fullmatch(name):
@@ -196,7 +196,7 @@ class Permissions:
             if self.privileged or value in (False, [], {}):
                 return value
             raise UnsupportedRun(_refusal(where, name))
-        raise UnsupportedRun(f"its {where} has {name[:60]!r}, which this worker does not know: take it away")
+        raise UnsupportedRun(f"it has {name[:60]!r} in its {where}, which this worker does not know: take it away")
 
     def _namespace(self, name: str, value: str, where: str) -> str:
         if value in _HARMLESS.get(name, ("private",)) or self.privileged:
@@ -238,6 +238,6 @@ def _as_texts(value: Any) -> list[str]:
 
 def _refusal(where: str, name: str) -> str:
     return (
-        f"its {where} asks for {name}, by which it could take its host over, and its worker does not allow that: start "
-        "the worker with --allow-privileged if all who may edit deployments may have that host"
+        f"it asks for {name} in its {where}, by which it could take its host over: its worker gives that only with "
+        "--allow-privileged, which is for hosts that all who may edit deployments may have"
     )

@@ -180,9 +180,8 @@ class ContainerRun:
             logger.warning("last output of a run is lost", extra={**self.folder.fields, "error": str(exc)})
 
     def _settle(self, state: ContainerState | None) -> None:
-        death = self.events.death(
-            self.container.id, state.finished_at if state else None, state.exit_code if state else 0
-        )
+        ended_at, code = (state.finished_at, state.exit_code) if state else (None, 0)
+        death = self.events.death(self.container.id, ended_at, code, ours=self._stopped_by is not None)
         end = exit_of(state, death, stopped_by=self._stopped_by)
         self._keep(self.folder.with_reason(end), begun=True, remove=state is not None)
 

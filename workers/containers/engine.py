@@ -111,6 +111,19 @@ class Engine:
         except (OSError, AttributeError):
             return not _in_container()
 
+    def check_address(self) -> None:
+        """Raise `SettingsError` where the address can be none of an engine; nobody is asked yet."""
+        from docker.errors import DockerException  # noqa: PLC0415 - as above
+        from docker.utils import parse_host  # noqa: PLC0415
+
+        try:
+            parse_host(self._target())
+        except (DockerException, ValueError) as exc:
+            raise SettingsError(
+                f"{self.address!r} of --base-url or DOCKER_HOST is no address of an engine ({exc}): write "
+                "unix:///PATH or tcp://HOST:PORT"
+            ) from exc
+
     def sockets(self) -> list[str]:
         """The sockets of this host by which an engine is reached: this one's, and the usual ones that are there."""
         usual = [path for path in _usual_paths(self.environ) if Path(path).is_socket()]

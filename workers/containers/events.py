@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
+import signal
 import threading
 import time
 from collections import OrderedDict
@@ -27,6 +29,12 @@ logger = logging.getLogger(__name__)
 
 #: the kernel's kill and the end that it brings are at most so far apart by the engine's clock (measured: 20 to 41 ms)
 OOM_SECONDS = 1.0
+#: the code of a container that was killed
+_KILLED = 128 + signal.SIGKILL
+#: the codes of those that an engine ends: with TERM first, in an order as at its restart (measured with Docker 20.10)
+ENDED_BY_ENGINE = (_KILLED, 128 + signal.SIGTERM)
+#: how long such an end waits for the engine to go, and how long before that it may have come
+LEAVE_SECONDS, _LEFT_SECONDS = 3.0, 5.0
 _AGAIN_SECONDS = 1.0
 #: how long an end waits for the stream: to be there, and to tell of it
 CONNECT_SECONDS, TELL_SECONDS = 5.0, 1.0
@@ -96,18 +104,25 @@ class Events:
             return ""
         return self._away or f"the container engine at {self.engine.address} has not answered yet"
 
-    def death(self, container: str, ended_at: float | None, exit_code: int) -> Death:
-        """What is known about the end of this container, which the engine dates so; waits a moment to be told."""
+    def death(self, container: str, ended_at: float | None, exit_code: int, *, ours: bool) -> Death:
+        """What is known about the end of this container, which the engine dates so; waits a moment to be told.
+
+        `ours`: we have signalled it ourselves.
+        """
         with self._lock:
             self._lock.wait_for(lambda: self._connected, CONNECT_SECONDS)
             self._lock.wait_for(lambda: self._is_told(container, ended_at), TELL_SECONDS)
             told = self._told.get(container, _Told())
             at = told.die or ended_at or 0.0
-            covered = self._connected and not any(start - OOM_SECONDS <= at <= end for start, end in self._gaps)
+            oom = exit_code == _KILLED and any(0 <= at - one <= OOM_SECONDS for one in told.ooms)
+            if exit_code in ENDED_BY_ENGINE and not (ours or oom):
+                # an engine that is stopped in order ends its containers, and only then itself
+                self._lock.wait_for(lambda: not self._connected, LEAVE_SECONDS)
+            gaps = [*self._gaps, *([] if self._connected else [(self._broken_at, math.inf)])]
+            covered = self._connected and not any(start - OOM_SECONDS <= at <= end for start, end in gaps)
             # a worker that has begun after the end knows nothing of an outage then
-            away = any(start > 0 and start - 1.0 <= at <= end + 1.0 for start, end in self._gaps)
-        near = any(0 <= at - oom <= OOM_SECONDS for oom in told.ooms)
-        return Death(oom=near and exit_code == 137, gap=not covered, engine_away=away)
+            away = any(start > 0 and start - _LEFT_SECONDS <= at <= end + 1.0 for start, end in gaps)
+        return Death(oom=oom, gap=not covered, engine_away=away)
 
     def _is_told(self, container: str, ended_at: float | None) -> bool:
         told = self._told.get(container)

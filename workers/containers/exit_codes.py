@@ -7,12 +7,10 @@ import time
 from dataclasses import replace
 
 from workers.containers.container import ContainerState
-from workers.containers.events import Death
+from workers.containers.events import ENDED_BY_ENGINE, Death
 from workers.deployment import Exit
 
 _SIGNALS_FROM = 128
-#: an engine that comes up ends what it finds running, with TERM first (measured with Docker 20.10)
-_ENDED_BY_ENGINE = (_SIGNALS_FROM + signal.SIGKILL, _SIGNALS_FROM + signal.SIGTERM)
 #: what the engine and the shells of images mean by a code
 _MEANINGS = {
     125: "its container could not be run",
@@ -40,7 +38,7 @@ def exit_of(state: ContainerState | None, death: Death, *, stopped_by: str | Non
     ours = _signal_of(code) if stopped_by else None
     if ours is not None:
         return replace(timed, signal=ours, stopped_by=stopped_by)
-    if death.engine_away and code in _ENDED_BY_ENGINE:
+    if death.engine_away and code in ENDED_BY_ENGINE:
         return replace(timed, code=code, engine_restarted=True, meaning=RESTARTED)
     return replace(
         timed,

@@ -132,7 +132,7 @@ def given(name: str, kind: Kind, value: Any, where: str) -> Any:
     try:
         return kind(value)
     except OtherForm as exc:
-        raise UnsupportedRun(f"its {where} has {name}={_shown(name, value)}, which must be {exc}") from exc
+        raise UnsupportedRun(f"it has {name}={_shown(name, value)} in its {where}, which must be {exc}") from exc
 
 
 def _shown(name: str, value: Any) -> str:

@@ -22,7 +22,7 @@ def trouble(engine: Engine, api: str, options: ContainerOptions) -> str | None:
     parts = urlsplit(api)
     if not parts.hostname or not LOOPBACK.fullmatch(parts.hostname) or not engine.shares_files():
         return None
-    if options.host_network and not options.networks:
+    if (options.host_network and not options.networks) or "host" in options.networks:
         return None  # they share the host's network
     try:
         gateway = engine.ask(lambda client: client.api.inspect_network("bridge"))["IPAM"]["Config"][0]["Gateway"]

@@ -125,7 +125,9 @@ def create_request(
     """Put the request together; raises `UnsupportedRun` for what the run asks for and may not have."""
     own, dropped = options.permissions.options(ask.options, ask.options_name)
     network = _Network.choose(ask, own, options, facts)
-    remarks = [f"its {ask.options_name} has {name}, which is always its worker's: {OURS[name]}" for name in dropped]
+    remarks = [
+        f"it has {name} in its {ask.options_name}, which is always its worker's: {OURS[name]}" for name in dropped
+    ]
     if network.chosen and own.pop("port_bindings", None):
         remarks.append("its port_bindings are not needed: it shares the host's network, as its API is there")
     mounted = [*options.volumes, *map(options.permissions.volume, [*ask.volumes, *own.pop("volumes", ())])]
@@ -202,7 +204,7 @@ def _resources(own: Mapping[str, Any], limits: RunLimits, where: str) -> dict[st
     found: dict[str, Any] = {"mem_limit": memory, "memswap_limit": swap}
     nano, quota = own.get("nano_cpus") or 0, own.get("cpu_quota") or 0
     if nano < 0:
-        raise UnsupportedRun(f"its {where} has nano_cpus={nano}, which must not be below 0")
+        raise UnsupportedRun(f"it has nano_cpus={nano} in its {where}, which must not be below 0")
     if limits.cpus is None:
         return found
     asked = [nano / _NANO if nano else None, quota / (own.get("cpu_period") or _PERIOD) if quota > 0 else None]

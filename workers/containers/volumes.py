@@ -83,14 +83,14 @@ def check(volume: Volume, allowed: Sequence[str], *, local: bool, sockets: Seque
     if _has_socket(real, [os.path.realpath(each) if local else each for each in sockets], local=local):
         raise UnsupportedRun(
             f"it asks for {volume.source}, which is or holds the engine's socket, by which it would have the whole "
-            "host, and no option of its worker allows that to a run: give it by the worker's own --volume"
+            "host: no run may ask for that, the worker's own --volume can give it to all"
         )
     roots = [os.path.realpath(each) if local else os.path.normpath(each) for each in allowed]
     if not any(_is_within(real, root) for root in roots):
         leads = "" if real == volume.source else f" (which leads to {real})"
         raise UnsupportedRun(
-            f"it asks for the folder {volume.source}{leads} of its host, which its worker does not allow: start the "
-            f"worker with --allow-mount {real if volume.source != real else volume.source}"
+            f"it asks for the folder {volume.source}{leads} of its host, which its worker does not allow: if all who "
+            f"may edit deployments may have that folder, start the worker with --allow-mount {real}"
         )
     # without links; one that somebody puts there before the engine looks is followed all the same (docs/containers.md)
     return Volume(source=real, target=volume.target, mode=volume.mode)

@@ -43,14 +43,14 @@ from workers.containers.request import (
     Identity,
     create_request,
 )
-from workers.deployment import Exit, StartedRun, StartSpec
+from workers.deployment import CONTAINERS, Exit, StartedRun, StartSpec
 from workers.shim import atomic_files
 from workers.shim.syscalls import boot_clock
 from workers.state.run_folders import RunFolder, RunFolders
 
 logger = logging.getLogger(__name__)
 
-KIND = "docker"
+KIND = CONTAINERS
 _AGAIN_SECONDS = 1.0
 #: in the spelling of `--pull`
 _POLICIES = {"Always": "always", "IfNotPresent": "if-not-present", "Never": "never"}

@@ -66,6 +66,11 @@ def container_deployer(
     if settings.no_pull and settings.pull:
         raise SettingsError("--no-pull and --pull cannot be given together, since the first means --pull never")
     engine = Engine(settings.base_url, environ, request_seconds=settings.docker_client_timeout)
+    engine.check_address()
+    if len(settings.networks) > 1 and {"host", "none"} & set(settings.networks):
+        raise SettingsError(
+            f"--network {', '.join(settings.networks)}: host and none stand alone, give one of them only"
+        )
     folder = Path.cwd()
     try:
         own = [volumes.parse(text, folder=folder) for text in settings.volumes]
