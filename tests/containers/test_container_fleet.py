@@ -142,7 +142,8 @@ def test_what_a_run_of_prefect_1_may_not_have_fails_it_with_a_sentence(docker1, 
     docker_worker(docker1)
     asks = {
         "by which it could take its host over": {"host_config": {"privileged": True}},
-        "which its worker does not allow": {"host_config": {"binds": ["/:/host"]}},
+        "is or holds the engine's socket": {"host_config": {"binds": ["/:/host"]}},
+        "which its worker does not allow": {"host_config": {"binds": ["/etc:/host"]}},
         "this worker does not know": {"host_config": {"no_such": 1}},
     }
     for words, config in asks.items():

@@ -73,7 +73,7 @@ def test_several_runs_that_want_one_image_pull_it_once(deploying, client, regist
     for thread in threads:
         thread.join()
     assert is_here(client, text)
-    assert sum(record.message == "image is pulled" for record in caplog.records) == 1
+    assert sum(record.getMessage() == "image is pulled" for record in caplog.records) == 1
 
 
 def test_a_registry_that_is_dead_stops_no_run_whose_image_is_here(deploying, client, registry):
@@ -181,7 +181,7 @@ def test_a_slow_pull_is_told_in_a_few_lines(deploying, client, registry, caplog,
         bring(deploying.deployer(), text.replace(registry.address, f"127.0.0.1:{slow.port}"))
     finally:
         slow.close()
-    said = [record for record in caplog.records if record.message == "image is still being pulled"]
+    said = [record for record in caplog.records if record.getMessage() == "image is still being pulled"]
     assert len(said) >= 2
     assert all(later.created - earlier.created >= 0.9 for earlier, later in itertools.pairwise(said))
     assert re.fullmatch(r"\d of [12] layers, [1-9]\d* of 1[34] MiB", said[-1].progress)

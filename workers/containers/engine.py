@@ -44,8 +44,8 @@ _SOCKETS = (
     "/run/podman/podman.sock",
     "{runtime}/podman/podman.sock",
 )
-#: how the SDK tells that it could not connect for the first time (docker 7.2)
-_NO_CONNECTION = "Error while fetching server API version"
+#: of its API, for a client that asks for the engine's own alone
+_ANY_VERSION = "1.41"
 #: answers of a proxy before the engine, and of an engine that is not ready yet
 _LATER = frozenset({502, 503, 504})
 
@@ -156,7 +156,12 @@ class Engine:
 
         The caller closes it. Raises `StreamIdle`, `EngineAway` and `EngineRefused`.
         """
-        return self.ask(lambda client: _open(client.api, path, params, (self.request_seconds, idle_seconds)))
+
+        def opened(client: DockerClient) -> requests.Response:
+            self._knock()  # a stream has a connection of its own
+            return _open(client.api, path, params, (self.request_seconds, idle_seconds))
+
+        return self.ask(opened)
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
@@ -174,8 +179,6 @@ class Engine:
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as exc:
             raise self._away(str(exc)) from exc
         except DockerException as exc:
-            if str(exc).startswith(_NO_CONNECTION):
-                raise self._away(str(exc)) from exc
             # the SDK itself says no: to a value, or since a helper for passwords fails
             raise EngineRefused(logs.redact(str(exc))[:_WORDS_LIMIT], status=int(requests.codes.bad_request)) from exc
 
@@ -194,10 +197,19 @@ class Engine:
             return self._client
 
     def _connect(self) -> DockerClient:
+        self._knock()
+        # the SDK can ask for the version by itself, and leaves its connection open where that fails
+        asking = self._client_of(_ANY_VERSION)
+        try:
+            version = str(asking.api.version(api_version=False)["ApiVersion"])
+        finally:
+            asking.close()
+        return self._client_of(version)
+
+    def _client_of(self, version: str) -> DockerClient:
         import docker  # noqa: PLC0415 - as above
 
-        self._knock()
-        how = {"version": "auto", "timeout": self.request_seconds, "max_pool_size": _CONNECTIONS}
+        how = {"version": version, "timeout": self.request_seconds, "max_pool_size": _CONNECTIONS}
         if not self.base_url and (self.environ.get("DOCKER_HOST") or _of_context(self.environ)):
             return docker.DockerClient.from_env(environment=dict(self.environ), **how)  # these may name certificates
         return docker.DockerClient(base_url=self._target(), **how)
