@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install prefect1 python39 up demo test test-tree test-wheel unit lint bench mutants stress chaos newest oldest clean
+.PHONY: help install prefect1 python39 up demo compose-up test test-tree test-wheel test-containers unit lint bench mutants stress chaos newest oldest clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -43,10 +43,11 @@ export UV_COMPILE_BYTECODE := 1
 help:
 	@echo "make up       install into $(VENV), start everything on this machine, run example flows, stay up"
 	@echo "make demo     the same, and end when the examples have ended"
+	@echo "make compose-up  Redis, a poller and a worker as containers, by compose/.env"
 	@echo "make install  the set-up alone"
 	@echo "make prefect1 the real Prefect 1 for the tests, into $(PREFECT1); needs Python 3.11"
 	@echo "make python39 the oldest Python that flows may have, for the tests of the shim"
-	@echo "make test     the whole suite: on this tree, and on the built wheel"
+	@echo "make test     the whole suite: on this tree, on the built wheel, and with a container engine"
 	@echo "make unit     the quick part: no network, no root"
 	@echo "make lint     ruff and mypy"
 	@echo "make bench    side by side with Prefect's own worker"
@@ -113,7 +114,7 @@ up: install
 demo: install
 	@$(BIN)/flowfleet up --demo --exit
 
-test: test-tree test-wheel
+test: test-tree test-wheel test-containers
 
 test-tree: LANES := 4
 test-tree: install prefect1 python39
@@ -128,6 +129,19 @@ test-wheel: install prefect1 python39
 	@tar -c --exclude=./.git --exclude='./.venv*' --exclude=./.python39 --exclude=./build --exclude=./dist --exclude='./.*_cache' \
 		--exclude=./flowfleet --exclude=./poller --exclude=./workers . | tar -x -C $(WHEEL)/tree
 	@cd $(WHEEL)/tree && ../venv/bin/python $(PYTEST) tests/unit tests/acceptance
+
+# One lane: all of them share one engine, which is brought up from Debian's packages where root may do that.
+test-containers: install prefect1
+	@$(BIN)/python -m pytest --session-timeout=$(SESSION_SECONDS) $(PYTEST_ARGS) tests/containers
+
+# Takes docker compose, or docker-compose 1.29.
+compose-up:
+	@test -f compose/.env || { \
+		(umask 077; password=$$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n'); \
+		sed "s/^REDIS_PASSWORD=.*/REDIS_PASSWORD=$$password/" compose/.env.example >compose/.env); \
+		echo "made compose/.env with a password of its own; the address of the Prefect API stands there, too"; }
+	@compose="docker compose"; $$compose version >/dev/null 2>&1 || compose=docker-compose; \
+	$$compose -f compose/compose.yaml --env-file compose/.env up -d --build redis poller worker
 
 unit: install
 	@$(BIN)/python $(PYTEST) --timeout=60 tests/unit

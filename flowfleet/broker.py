@@ -8,6 +8,7 @@ messages and ledger on two servers.
 import time
 from collections.abc import MutableMapping
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from celery import Celery
 from celery.app.amqp import AMQP
@@ -19,8 +20,10 @@ from redis import exceptions
 
 from flowfleet.errors import LedgerError, LedgerUnavailable
 from flowfleet.flow_run import TASK_NAME, Message, Route
+from flowfleet.ledger import sentinel
 from flowfleet.ledger.error_answers import REFUSED, answer_of, ledger_error
-from flowfleet.ledger.login import Login, without_login
+from flowfleet.ledger.login import TLS, Login, tls_of, without_login
+from flowfleet.ledger.sentinel import SentinelAddress, Sentinels, named_by
 
 #: the type of an app, for modules that only hand it on and must not import Celery
 App = Celery
@@ -123,8 +126,11 @@ class _Channel(redis_transport.Channel):
     def _connparams(self, asynchronous: bool = False) -> Any:
         found = super()._connparams(asynchronous=asynchronous)  # type: ignore[no-untyped-call]
         login = self.connection.client.transport_options["login"]
+        sentinels = self.connection.client.transport_options.get("sentinels")
         # of TCP or of a socket, and with what kombu has added to it
         kind = found["connection_class"]
+        if sentinels is not None:
+            kind = named_by(sentinels, kind)
         lost_by_errors = type(kind.__name__, (_LostByErrors, kind), {})
         return {
             **found,
@@ -152,13 +158,16 @@ class _Connection(Connection):
 
     def as_uri(self, *_args: Any, **_options: Any) -> str:
         """The address, for Celery's log; it never has a password."""
+        options: Any = self.transport_options
+        if "address" in options:
+            return str(options["address"])
         host = str(self.hostname)
         return f"redis+{host}" if "://" in host else f"redis://{host}:{self.port or 6379}/{self.virtual_host}"
 
     def info(self) -> dict[str, Any]:
         """The facts that Celery's remote control tells Flower in JSON, so without the login, an object of ours."""
         found = super().info()  # type: ignore[no-untyped-call]
-        told = {name: value for name, value in found["transport_options"].items() if name != "login"}
+        told = {name: value for name, value in found["transport_options"].items() if name not in ("login", "sentinels")}
         return {**found, "transport": "redis", "transport_options": told}
 
 
@@ -171,7 +180,17 @@ def make_app(redis_url: str, *, fleet: str, login: Login | None = None, task_eve
 
     Each connection asks `login` for user and password; without `login` the address has them.
     """
-    address = without_login(redis_url)  # so that no part of Celery can show the password
+    address, tls = without_login(redis_url), None  # so that no part of Celery can show the password
+    login = login or Login(lambda: redis_url)
+    parts = urlsplit(address)
+    named: dict[str, Any] = {}
+    if parts.scheme in sentinel.SCHEMES:
+        found = SentinelAddress.parse(parts)
+        named = {"sentinels": Sentinels(found, login), "address": address}
+        address, tls = f"redis://{found.hosts[0][0]}/{found.database}", found.tls
+    elif parts.scheme == TLS:
+        # our transport is that of plain Redis; what encrypts is asked for beside the address
+        address, tls = urlunsplit(parts._replace(scheme="redis", query="")), tls_of(parts)
     app = Celery("flowfleet", broker=address, amqp=_Amqp, set_as_current=False, fixups=[])
     app.conf.update(
         task_acks_late=False,
@@ -192,8 +211,10 @@ def make_app(redis_url: str, *, fleet: str, login: Login | None = None, task_eve
         broker_connection_max_retries=None,
         # an error answer within a transaction is no lost connection, and ends no worker either
         broker_channel_error_retry=True,
+        broker_use_ssl=tls,
         broker_transport_options={
-            "login": login or Login(lambda: redis_url),
+            "login": login,
+            **named,
             "global_keyprefix": key_prefix(fleet),
             "priority_steps": [0],
             "polling_interval": READ_SECONDS,

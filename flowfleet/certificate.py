@@ -37,6 +37,8 @@ class EndedBy(StrEnum):
     #: the kernel, which ran out of memory for it
     OOM = "oom"
     HOST_REBOOT = "host-reboot"
+    #: the container engine of its host, which was started anew
+    ENGINE_RESTART = "engine-restart"
     #: somebody else on its host, or nobody knows who
     UNKNOWN = "unknown"
     #: nobody has seen an end: its host is away

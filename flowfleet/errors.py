@@ -15,14 +15,15 @@ FleetError                      one sentence, and the exit code of a command tha
 │   ├── LedgerBehind            it has lost what this worker knows, and is told again with the next renewal
 │   └── LedgerUnusable          at the start, waiting cannot cure it: refused password, a cluster, too old
 ├── BadMessage                  a message that is not ours, broken, too large, or of another version
+├── EngineError                 the container engine of this host                              (exit 6)
+│   ├── EngineAway              no answer: wait and ask again; says nothing about any container
+│   └── EngineRefused           a definite no, in the engine's own words
 └── DeployError                 a run that could not be started
     ├── UnsupportedRun          it asks for what this fleet cannot do (also a ValueError)
-    ├── StartFailed             no such interpreter, working folder missing, no permission
+    ├── NotReady                what it needs is not there yet (its image): it is handed back
+    ├── StartFailed             no such interpreter, no permission
+    │   └── FolderMissing       its working folder does not exist on this host (also a ValueError)
     └── UserCodeFailed          what the user has written to deploy it has raised; the text is the user's own
-
-
-    └── StartFailed             no such interpreter, no permission
-        └── FolderMissing       its working folder does not exist on this host (also a ValueError)
 """
 
 
@@ -102,12 +103,34 @@ class BadMessage(FleetError):
     """The message must not be acted on: not ours, broken, too large, or of another version."""
 
 
+class EngineError(FleetError):
+    """The container engine of this host did not do what was asked."""
+
+    exit_code = 6
+
+
+class EngineAway(EngineError):
+    """The container engine gives no answer; whether the last request was carried out is unknown."""
+
+
+class EngineRefused(EngineError):
+    """The container engine has said no, in words of its own; `status` is that of its answer."""
+
+    def __init__(self, words: str, *, status: int) -> None:
+        super().__init__(words)
+        self.status = status
+
+
 class DeployError(FleetError):
     """A run could not be started."""
 
 
 class UnsupportedRun(DeployError, ValueError):
     """The run asks for something that this fleet cannot do."""
+
+
+class NotReady(DeployError):
+    """What the run needs is not there yet and may come: nothing is wrong with the run, which is handed back."""
 
 
 class StartFailed(DeployError):

@@ -89,11 +89,14 @@ class Valkey:
         aof: bool = False,
         password: str | None = None,
         config: Sequence[str] = (),
+        program: str | None = None,
     ) -> None:
         self.folder = folder
         self.aof = aof
         self.password = password
         self.config = tuple(config)
+        #: another server's, as `redis-server`
+        self.program = program
         self.port = free_port() if tcp else 0
         self.socket = folder / "s"
         self.log = folder / "log"
@@ -161,7 +164,7 @@ class Valkey:
             settings.insert(0, str(self.folder / "conf"))
         self.socket.unlink(missing_ok=True)
         self.process = subprocess.Popen(
-            [binary(), *settings, *self.config], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+            [self.program or binary(), *settings, *self.config], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
         )
         atexit.register(self._reap)
         until(self._answers, 20, f"the private Valkey in {self.folder}", pause=0.002)

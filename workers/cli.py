@@ -36,11 +36,13 @@ from workers import host_cgroups
 from workers import page as worker_page
 from workers.background import BackgroundJobs
 from workers.deployers import warm_client
-from workers.deployers.registry import adopting_deployer, plugged_in_deployer, process_deployer
+from workers.deployers.container import KIND as CONTAINER
+from workers.deployers.fork_client import ForkServerProgram
+from workers.deployers.registry import adopting_deployer, container_deployer, plugged_in_deployer, process_deployer
 from workers.deployment import EXTERNAL, Deployer, DeployerContext, RunLimits
 from workers.environment import EnvironmentLayers
 from workers.host import Abilities, Host
-from workers.host_limits import HostLimits
+from workers.host_limits import HostLimits, check_limits
 from workers.interpreter import interpreter_of
 from workers.lifecycle import sign_on
 from workers.lifecycle.consumer import forget_stop, require_hooks
@@ -93,6 +95,8 @@ class EmbeddingProgram:
     early: Callable[[], None] = leave_at_once
     #: the worker's deployer, made of the one that its settings name
     deployer: Callable[[Deployer, ApiClient, WorkerSettings], Deployer] = adopting_deployer
+    #: how that one starts runs, where the program deploys them itself
+    below: str = "process"
     #: the layers of the runs' environment, made of those that the settings name, before any process is started
     layers: Callable[[EnvironmentLayers, ApiClient, WorkerSettings], EnvironmentLayers] = lambda own, _api, _given: own
     #: called with the run id after each launch, whether it succeeded or failed
@@ -130,8 +134,8 @@ def serve(
     startup_page = StartupPage(secrets.page_token)
     startup_page.open(settings.agent_address)
     ledger = ledgers.connect(settings.redis, settings.fleet, login=secrets.login)
-    host, abilities = Host.probe(environ), _abilities(environ)
-    below = "process" if embedding.leaving and settings.deploy == EXTERNAL else settings.deploy
+    host, abilities = Host.probe(environ), _abilities(settings, environ)
+    below = embedding.below if embedding.leaving and settings.deploy == EXTERNAL else settings.deploy
     plugged_in = plugged_in_deployer(below)
     with startup_page.waiting_for("the Prefect API"):
         api, settings = _enter(connector, settings, retry)
@@ -143,23 +147,24 @@ def serve(
     state = sign_on.open_state(settings, host, environ)
     embedding.leave_with(state.close)
     context = _context(settings, host, layers, state)
-    own = plugged_in(context) if plugged_in else process_deployer(host, abilities, parent, failpoints)
+    make = partial(_own_deployer, below, settings, host, abilities, environ=environ, parent=parent)
+    own = plugged_in(context) if plugged_in else make(failpoints=failpoints, api=api.address)
     embedding.leave_with(own.close)
     deployer = embedding.deployer(own, api, settings)
+    specs = StartSpecBuilder(settings, api.traits, api=api.jobs, layers=layers, interpreter=interpreter)
+    specs = replace(specs, in_containers=below == CONTAINER)
     embedding.leave_with(ledger.close)
     row = _join_fleet(ledger, settings, api, state, host, retry=retry, startup_page=startup_page)
     service = WorkerService(
         settings=settings,
         row=row,
-        app=broker.make_app(
-            settings.redis, fleet=settings.fleet, login=secrets.login, task_events=settings.task_events
-        ),
+        app=_app(settings, secrets),
         claims=ledger.claims,
         roster=ledger.roster,
         api=api,
         to_api=to_api,
         deployer=deployer,
-        start_specs=StartSpecBuilder(settings, api.traits, api=api.jobs, layers=layers, interpreter=interpreter),
+        start_specs=specs,
         state=state,
         failpoints=failpoints,
         mode=_stop_mode(settings, environ),
@@ -169,6 +174,26 @@ def serve(
         leave=embedding.leave,
     )
     return _run(service, ledger, startup_page, embedding)
+
+
+def _app(settings: WorkerSettings, secrets: SecretFiles) -> broker.App:
+    return broker.make_app(settings.redis, fleet=settings.fleet, login=secrets.login, task_events=settings.task_events)
+
+
+def _own_deployer(
+    kind: str,
+    settings: WorkerSettings,
+    host: Host,
+    abilities: Abilities,
+    *,
+    environ: Mapping[str, str],
+    parent: ForkServerProgram | None,
+    failpoints: Failpoints,
+    api: str,
+) -> Deployer:
+    if kind == CONTAINER:
+        return container_deployer(settings, host, abilities, environ, failpoints, api=api)
+    return process_deployer(host, abilities, parent, failpoints)
 
 
 def _context(settings: WorkerSettings, host: Host, layers: EnvironmentLayers, state: StateFolder) -> DeployerContext:
@@ -196,12 +221,13 @@ def _take_off_celery() -> None:
         logger.info("variables of Celery are ignored", extra={"variables": ", ".join(taken_off)})
 
 
-def _abilities(environ: Mapping[str, str]) -> Abilities:
+def _abilities(settings: WorkerSettings, environ: Mapping[str, str]) -> Abilities:
     abilities = Abilities.probe(environ)
+    check_limits(settings, abilities)
     for sentence in abilities.missing():
         logger.warning(sentence)
     if abilities.groups:
-        swept = host_cgroups.sweep(Path(abilities.groups))
+        swept = sum(host_cgroups.sweep(Path(folder)) for folder in {abilities.groups, abilities.cpu_groups} - {""})
         logger.info("each run gets a control group", extra={"folder": abilities.groups, "swept": swept})
     return abilities
 

@@ -8,12 +8,15 @@ each worker calls it once, with its `DeployerContext`, and gets an object with t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
 
+from flowfleet.api.container_ask import ContainerAsk
 from flowfleet.errors import StartFailed
+from flowfleet.settings.values import size
 from workers.exit import Exit as Exit  # noqa: PLC0414 - a deployer of another package finds both here
 from workers.exit import StopReason as StopReason  # noqa: PLC0414
 
@@ -25,6 +28,8 @@ MOST_NICE = 19
 LONGEST_GRACE_SECONDS = 86400
 #: the kind of the runs that a callable gives to another system; they need no interpreter of this host
 EXTERNAL = "external"
+#: that of runs as containers
+CONTAINERS = "docker"
 
 
 def _raised_nice(own: int, where: str, asked: object) -> int:
@@ -49,6 +54,26 @@ def _own_grace(_own: float, where: str, asked: object) -> float:
     return seconds
 
 
+def _own_memory(own: int | None, where: str, asked: object) -> int:
+    try:
+        number = size(str(asked))
+    except ValueError:
+        number = 0
+    if number <= 0:
+        raise StartFailed(f"{where} is {str(asked)[:100]!r}, give a size such as 512m")
+    return number if own is None else min(own, number)
+
+
+def _own_cpus(own: float | None, where: str, asked: object) -> float:
+    try:
+        number = float(str(asked))
+    except ValueError:
+        number = 0.0
+    if not 0 < number < math.inf:
+        raise StartFailed(f"{where} is {str(asked)[:100]!r}, give a number of processors above 0")
+    return number if own is None else min(own, number)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunLimits:
     """The limits of one run, which travel whole from the worker's settings and the run's job variables to the shim.
@@ -63,6 +88,10 @@ class RunLimits:
     log_limit: int
     #: added to the niceness of the worker, up to 19; a run may raise it
     nice: int = field(default=0, metadata={"asked": _raised_nice})
+    #: bytes that all processes of the run may use together; None = no limit; a run may have less
+    memory: int | None = field(default=None, metadata={"asked": _own_memory})
+    #: processors that it may use, fractions too; None = no limit; a run may have less
+    cpus: float | None = field(default=None, metadata={"asked": _own_cpus})
 
     @classmethod
     def of(cls, settings: object, variables: Mapping[str, Any], env: Mapping[str, str | None]) -> RunLimits:
@@ -131,6 +160,15 @@ class StartSpec:
     #: all job variables of the run (image, networks, …), as pool, deployment and run set them; at Prefect 1
     #: `run_config`, `storage` and `core_version`
     variables: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    #: what the run asks of its container; None unless the worker starts runs as containers
+    container: ContainerAsk | None = None
+
+
+def process_of(handle: Handle) -> int | str:
+    """The process of a started run, by which people find it on its host, or the short id of its container."""
+    if handle.get("kind") == "docker":
+        return str(handle.get("id"))[:12]
+    return int(handle.get("command_pid") or handle.get("pid") or 0)
 
 
 class StartedRun(Protocol):

@@ -54,9 +54,13 @@ class EnvironmentLayers:
         return os.pathsep.join(entries)
 
 
+def marks(run_id: str, claim: str) -> dict[str, str]:
+    """The variables by which a run and its processes are known; no layer replaces them."""
+    return {"FLOWFLEET_RUN_ID": run_id, "FLOWFLEET_CLAIM": claim}
+
+
 def _own(job: Job, claim: str) -> dict[str, str | None]:
-    marks = {"FLOWFLEET_RUN_ID": job.state.run_id, "FLOWFLEET_CLAIM": claim}
-    return {**job.env, **job.engine_env, **marks}
+    return {**job.env, **job.engine_env, **marks(job.state.run_id, claim)}
 
 
 def _set(layers: Mapping[str, str | None]) -> dict[str, str]:

@@ -47,6 +47,8 @@ _ENDED_BY = {
 }
 #: signals by which a process ends through what it did itself; all others were sent by somebody
 _FAULTS = frozenset({"SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGTRAP", "SIGSYS", "SIGPIPE", "SIGXCPU"})
+#: of a container whose process 1 was killed, by whomever
+_CODE_OF_KILL = 128 + signals.SIGKILL
 #: the ledger's record is bounded: each text in it has at most so many characters
 _TEXT_LIMIT = 300
 
@@ -69,6 +71,10 @@ class Exit:
     why: str | None = None
     #: why an external run is not watched any more though it may go on
     let_go: str | None = None
+    #: what an engine of containers means by this code
+    meaning: str | None = None
+    #: the container engine was started anew, and has ended the run with that
+    engine_restarted: bool = False
     #: the host was started anew while the run was there
     rebooted: bool = False
     #: the kernel killed the run since memory had run out for it
@@ -111,7 +117,7 @@ class Exit:
         return self.code == 0 and self.error is None
 
     @property
-    def ended_by(self) -> EndedBy:
+    def ended_by(self) -> EndedBy:  # noqa: PLR0911 - one answer for each way to end
         """Who ended the run."""
         if self.error:
             return EndedBy.NOT_STARTED
@@ -122,7 +128,9 @@ class Exit:
             return {str(reason): by for reason, by in _ENDED_BY.items()}.get(self.stop_reason or "", EndedBy.UNKNOWN)
         if self.rebooted:
             return EndedBy.HOST_REBOOT
-        if self.unknown or self.let_go:
+        if self.engine_restarted:
+            return EndedBy.ENGINE_RESTART
+        if self.unknown or self.let_go or (self.meaning and self.code == _CODE_OF_KILL):
             return EndedBy.UNKNOWN
         fault = self.signal is None or _signal_name(self.signal) in _FAULTS
         return EndedBy.ITSELF if fault else EndedBy.UNKNOWN
@@ -190,7 +198,8 @@ class Exit:
             return f"was killed by {name}{self._about_memory}"
         if self.stopped_by:
             return f"was stopped {self._why_stopped} and exited with code {self.code}"
-        return f"exited with code {self.code}{'' if self.ok else self._about_memory}"
+        meaning = f" ({self.meaning})" if self.meaning else ""
+        return f"exited with code {self.code}{meaning}{'' if self.ok else self._about_memory}"
 
     @property
     def _about_memory(self) -> str:

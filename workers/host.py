@@ -43,6 +43,11 @@ class Host:
         """
         return "" if not self.unique else hashlib.sha256(self.machine_id.encode()).hexdigest()[:16]
 
+    @property
+    def key(self) -> str:
+        """What tells this host from others that use the same container engine; its name counts where the id may not."""
+        return self.fingerprint or hashlib.sha256(f"{self.machine_id} {self.name}".encode()).hexdigest()[:16]
+
     @classmethod
     def probe(cls, environ: Mapping[str, str]) -> Host:
         """Read the facts; tests set FLOWFLEET_MACHINE_ID and FLOWFLEET_BOOT_ID, as namespaces share the real ones."""
@@ -99,6 +104,8 @@ class Abilities:
     pidfd_info: bool
     #: the folder in which each run gets a control group of its own; "" = there is none
     groups: str = ""
+    #: the same for groups that can limit processors; often the same folder, and one of its own in version 1 of cgroups
+    cpu_groups: str = ""
 
     @classmethod
     def probe(cls, environ: Mapping[str, str]) -> Abilities:
@@ -114,6 +121,7 @@ class Abilities:
             holes=syscalls.LINUX,
             pidfd_info=pidfd_info,
             groups=str((host_cgroups.find_parent() if proc else None) or ""),
+            cpu_groups=str((host_cgroups.find_parent(controller="cpu") if proc else None) or ""),
         )
 
     @classmethod

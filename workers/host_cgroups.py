@@ -26,11 +26,13 @@ _OWN = "flowfleet"
 #: enters a group in a process of its own: whether that is allowed is found out by doing it
 _TRIAL = 'echo 0 > "$0/tasks" 2>/dev/null || echo 0 > "$0/cgroup.procs"'
 _TRIAL_SECONDS = 10.0
+#: by which a controller is known to be there: what tells of kills for memory, and what limits processors
+_FILES = {"memory": ("memory.oom_control", "memory.events"), "cpu": ("cpu.cfs_quota_us", "cpu.max")}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mount:
-    """One mounted hierarchy of cgroups that has the controller `memory`, or could have it."""
+    """One mounted hierarchy of cgroups that has a controller, or could have it."""
 
     #: where it is mounted, and which group of the hierarchy is seen there
     point: Path
@@ -45,23 +47,23 @@ class Mount:
         return folder if folder.is_dir() else self.point
 
 
-def find_parent(root: Path = Path("/")) -> Path | None:
-    """The folder in which groups of runs can be made; None where there is none."""
+def find_parent(root: Path = Path("/"), *, controller: str = "memory") -> Path | None:
+    """The folder in which groups of runs with this controller can be made; None where there is none."""
     try:
         memberships = (root / "proc/self/cgroup").read_text().splitlines()
-        mounts = list(_mounts(root))
+        mounts = list(_mounts(root, controller))
     except OSError:
         return None  # not Linux, or no /proc
     for line in memberships:
         _, controllers, path = line.split(":", 2)
         for mount in mounts:
             if mount.unified and controllers == "":
-                parent = _delegated(mount.own_group(path), top=path == "/")
-            elif not mount.unified and "memory" in controllers.split(","):
+                parent = _delegated(mount.own_group(path), controller, top=path == "/")
+            elif not mount.unified and controller in controllers.split(","):
                 parent = mount.own_group(path)
             else:
                 continue
-            if parent is not None and _usable(parent):
+            if parent is not None and _usable(parent, _FILES[controller]):
                 return parent
     return None
 
@@ -78,17 +80,17 @@ def sweep(parent: Path) -> int:
     return sum(cgroup.remove(str(path)) for path in parent.glob(f"{_PREFIX}*"))
 
 
-def _mounts(root: Path) -> Iterator[Mount]:
+def _mounts(root: Path, controller: str) -> Iterator[Mount]:
     for line in (root / "proc/self/mountinfo").read_text().splitlines():
         fields, _, kind = line.partition(" - ")
         name, _, options = kind.split(" ", 2)
         within, point = fields.split(" ")[3:5]
-        if name == "cgroup2" or (name == "cgroup" and "memory" in options.split(" ")[-1].split(",")):
+        if name == "cgroup2" or (name == "cgroup" and controller in options.split(" ")[-1].split(",")):
             yield Mount(point=root / point.lstrip("/"), root=within, unified=name == "cgroup2")
 
 
-def _delegated(own: Path, *, top: bool) -> Path | None:
-    """The group of version 2 that was given to us, with its controller `memory` switched on for the groups in it."""
+def _delegated(own: Path, controller: str, *, top: bool) -> Path | None:
+    """The group of version 2 that was given to us, with this controller switched on for the groups in it."""
     if top:
         # the real top group has no type, and is the host's; in a container it may be ours alone
         parent = own if (own / "cgroup.type").exists() and _move_into(own / _OWN, own) else None
@@ -97,8 +99,8 @@ def _delegated(own: Path, *, top: bool) -> Path | None:
     if parent is None:
         return None
     try:
-        if "memory" not in (parent / "cgroup.subtree_control").read_text().split():
-            (parent / "cgroup.subtree_control").write_text("+memory")
+        if controller not in (parent / "cgroup.subtree_control").read_text().split():
+            (parent / "cgroup.subtree_control").write_text(f"+{controller}")
     except OSError:
         return None
     return parent
@@ -137,15 +139,15 @@ def _line_of_parents() -> set[int]:
     return line
 
 
-def _usable(parent: Path) -> bool:
-    """Whether a group can be made here and entered, and tells of kills for memory."""
+def _usable(parent: Path, files: tuple[str, ...]) -> bool:
+    """Whether a group can be made here and entered, and has one of these files."""
     trial = parent / f"{_PREFIX}trial-{os.getpid()}"
     try:
         trial.mkdir()
     except OSError:
         return False
     try:
-        tells = any((trial / name).exists() for name in ("memory.oom_control", "memory.events"))
+        tells = any((trial / name).exists() for name in files)
         command = ["/bin/sh", "-c", _TRIAL, str(trial)]
         done = subprocess.run(command, stderr=subprocess.DEVNULL, timeout=_TRIAL_SECONDS, check=False)
         return tells and done.returncode == 0

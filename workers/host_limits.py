@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flowfleet.errors import SettingsError
+from flowfleet.settings.classes import WorkerSettings
+from workers.host import Abilities
 
 logger = logging.getLogger(__name__)
 
@@ -121,3 +123,18 @@ def _left(group: Path) -> int | None:
         return None if most == "max" else max(0, int(most) - now)
     except (OSError, ValueError):
         return None
+
+
+def check_limits(settings: WorkerSettings, abilities: Abilities) -> None:
+    """Raise `SettingsError` for limits that nothing here could hold runs to; an engine of containers does it itself."""
+    if settings.deploy != "process":
+        return
+    for name, asked, there in (
+        ("--memory", settings.memory, abilities.groups),
+        ("--cpus", settings.cpus, abilities.cpu_groups),
+    ):
+        if asked is not None and not there:
+            raise SettingsError(
+                f"{name} cannot be kept here: no control group can be made for runs on this host (docs/several-machines"
+                f".md tells how to get one), so leave {name} out or start runs with --deploy docker"
+            )

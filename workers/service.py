@@ -40,7 +40,8 @@ from workers.runs.api_watch import ApiWatch
 from workers.runs.cancelling import Cancelling
 from workers.runs.hand_back import HandBack
 from workers.runs.hooks import Hooks
-from workers.runs.launch import API_RETRY, LEDGER_RETRY, Launch
+from workers.runs.launch import Launch
+from workers.runs.launch_waits import API_RETRY, LEDGER_RETRY
 from workers.runs.leases import Leases
 from workers.runs.lingering import Lingering
 from workers.runs.start_spec import StartSpecBuilder
@@ -80,7 +81,7 @@ class WorkerService:
     def __post_init__(self) -> None:
         settings, worker = self.settings, self.row.worker
         self.metrics = WorkerMetrics()
-        self.ledger_view = LedgerView(self.row.offer)
+        self.ledger_view = LedgerView(self.row.offer, shut=lambda: getattr(self.deployer, "shut", ""))
         self.attempts = Attempts(on_change=self._changed)
         # reading messages, renewals and jobs meet the same outages of Redis, which are said once
         self._outage = SharedOutage("Redis", logger)
@@ -277,10 +278,9 @@ class WorkerService:
     # -- what the parts tell each other
 
     def _serving(self, routes: frozenset[Route]) -> None:
-        # the roster has to say so at once, since only served routes count when slots are counted
-        if self.slots.stopping:
-            routes = frozenset()  # also where Celery connects once more on its way out
-        if self.ledger_view.serve(routes):
+        # the roster has to say so at once, since only served routes count when slots are counted; Celery connects once
+        # more on its way out
+        if self.ledger_view.serve(frozenset() if self.slots.stopping else routes):
             self.heartbeat.nudge()
 
     def _refused(self, reason: str) -> None:

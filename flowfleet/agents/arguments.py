@@ -46,7 +46,7 @@ def check_options(cls: type, options: Mapping[str, Any]) -> dict[str, Any]:
     for name in options:
         if key_of(name) in _SAID_OTHERWISE:
             raise TypeError(f"{cls.__name__}() has no argument {name!r}: {_SAID_OTHERWISE[key_of(name)]}")
-        if name in _OF_DOCKER and key_of(name) not in known:
+        if name in _OF_DOCKER:
             raise TypeError(f"{cls.__name__}() has no argument {name!r}: it is one of DockerAgent")
         if key_of(name) not in known:
             raise TypeError(f"{cls.__name__}() has no argument {name!r}, and worker start no option --{key_of(name)}")

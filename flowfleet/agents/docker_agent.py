@@ -1,20 +1,20 @@
 """Docker agent: the class of Prefect 1's agent that starts containers, with its documented arguments."""
 
+import contextlib
+import sys
 from collections.abc import Iterable, Mapping
-from typing import Any, NoReturn
-from urllib.parse import urlsplit
+from typing import Any
 
 from flowfleet.agents import argument_kinds, overrides, variables
 from flowfleet.agents.agent import Agent
-from flowfleet.errors import UnsupportedRun
-
-_LATER = "DockerAgent cannot start containers yet: that comes with a later version, use LocalAgent until then."
+from flowfleet.agents.flow_run_records import FlowRunRecord
+from flowfleet.api.prefect1 import containers
 
 
 class DockerAgent(Agent):
-    """Deploys flow runs as containers of this host's Docker.
+    """Runs flow runs as containers of this host's Docker, through a Redis: the given one, or an embedded Valkey.
 
-    The class takes its arguments, but can start only runs for which you have overridden `deploy_flow`.
+    `DockerAgent(labels=["x"], volumes=["/data:/data"]).start()` needs `flowfleet[docker]`.
     """
 
     def __init__(
@@ -65,25 +65,34 @@ class DockerAgent(Agent):
 
     @property
     def deploy_kind(self) -> str:
-        """How this agent will start runs: as containers, unless the user has overridden `deploy_flow`."""
+        """How this agent starts runs: as containers, unless the user has overridden `deploy_flow`."""
         return "external" if overrides.deploys(self) else "docker"
 
-    def start(self, _loop_intervals: dict[int, float] | None = None) -> None:
-        """Run flow runs by your own `deploy_flow`; without one, raise `UnsupportedRun`: containers come later.
+    def given(self) -> dict[str, Any]:
+        """The options that this agent gives to its worker and poller, by option key."""
+        options: dict[str, Any] = {
+            "base-url": self.base_url,
+            "no-pull": self.no_pull or None,
+            "volume": self.volumes,
+            "network": self.networks,
+            "allow-image": self.reg_allow_list,
+            "docker-client-timeout": self.docker_client_timeout,
+            "show-flow-logs": self.show_flow_logs,
+            # Prefect 1's own agent raises at its start where its daemon does not answer
+            "require-engine": self.deploy_kind == "docker" or None,
+        }
+        return {**super().given(), **{name: value for name, value in options.items() if value is not None}}
 
-        Your program calls this method.
+    def deploy_flow(self, flow_run: FlowRunRecord) -> str:
+        """Start a flow run as a container, and return `Container ID: x`.
+
+        Flowfleet calls this method; your program and an override of the method may call it too. While `start` runs,
+        the container is one of the worker's: watched, adopted, reported. After a call by hand nobody looks after it,
+        and it takes itself away at its end. Raises `UnsupportedRun` (a ValueError) where no container can run it.
         """
-        if not overrides.deploys(self):
-            raise UnsupportedRun(_LATER)
-        super().start(_loop_intervals)
+        from flowfleet.agents import deploying  # noqa: PLC0415 - its parts are heavy, and only the start of a run needs them
 
-    def deploy_flow(self, flow_run: Any) -> str:
-        """Raise `UnsupportedRun`, which says that containers come later.
-
-        Your program may call this method. Flowfleet calls an override.
-        """
-        del flow_run
-        raise UnsupportedRun(_LATER)
+        return deploying.deploy(self, flow_run)
 
     def populate_env_vars(
         self, flow_run: Mapping[str, Any], image: str | None = None, run_config: Any = None
@@ -97,28 +106,20 @@ class DockerAgent(Agent):
         start = self.starts_under_way.of(str(flow_run["id"]))
         run_config = variables.run_config_of(flow_run, start) if run_config is None else run_config
         job = variables.job_of(self.client.jobs, flow_run, run_config)
-        forced = {name: value or "" for name, value in job.engine_env.items()}
-        address = _for_containers(forced.pop("PREFECT__CLOUD__API", ""), self.networks)
-        forced["PREFECT__CLOUD__AUTH_TOKEN"] = forced.get("PREFECT__CLOUD__API_KEY", "")  # for images before 1.0
-        forced |= {"PREFECT__LOGGING__LOG_TO_CLOUD": str(self.log_to_cloud).lower()}  # for images before 0.15
-        if image:
-            forced["PREFECT__CONTEXT__IMAGE"] = image
-        own = {"PREFECT__CLOUD__API": address, **job.engine_defaults, **variables.AgentVariables(lambda: self.env_vars)}
-        env = {**own, **job.env, **forced}
-        return {name: value for name, value in env.items() if value is not None}
+        extra = variables.AgentVariables(lambda: self.env_vars)
+        env = containers.environment(job, extra, cloud_logs=self.log_to_cloud, networks=self.networks)
+        return {**env, "PREFECT__CONTEXT__IMAGE": image} if image else env
 
-    def stream_flow_logs(self, container_id: str) -> NoReturn:
-        """Raise `UnsupportedRun`, which says that containers come later. Your program may call this method."""
-        del container_id
-        raise UnsupportedRun(_LATER)
+    def stream_flow_logs(self, container_id: str) -> None:
+        """Print what this container prints, until it ends. Your program may call this method."""
+        import docker  # noqa: PLC0415 - only agents of containers need the SDK
 
-    def stream_container_logs(self, container_id: str) -> NoReturn:
+        how = {"timeout": self.docker_client_timeout}
+        client = docker.DockerClient(base_url=self.base_url, **how) if self.base_url else docker.from_env(**how)
+        with contextlib.closing(client):
+            for line in client.containers.get(container_id).logs(stream=True, follow=True):
+                sys.stdout.write(f"{str(line, 'utf-8', 'replace').rstrip()}\n")
+
+    def stream_container_logs(self, container_id: str) -> None:
         """`stream_flow_logs` by its name of 2020. Your program may call this method."""
         self.stream_flow_logs(container_id)
-
-
-def _for_containers(address: str, networks: Iterable[str]) -> str:
-    # as Prefect 1's own agent does it: only this very word is meant (source: prefect 1.4.1)
-    if urlsplit(address).hostname != "localhost":
-        return address
-    return address.replace("localhost", "apollo" if "prefect-server" in networks else "host.docker.internal", 1)

@@ -118,6 +118,7 @@ class _AgentRun:
                 early=lambda: None,
                 layers=self._own_layers,
                 deployer=self._deployer,
+                below=deploying.below(self._agent),
                 launched=self._launched,
                 begun=self._begun,
                 leave=self._leave,

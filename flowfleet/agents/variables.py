@@ -17,6 +17,7 @@ from workers.environment import EnvironmentLayers, layers_of, worker_layer
 
 if TYPE_CHECKING:
     from flowfleet.agents.agent import Agent
+    from flowfleet.agents.docker_agent import DockerAgent
     from flowfleet.agents.local import LocalAgent
 
 #: the variables by which a worker finds the processes of a run, so no user code can do without them
@@ -82,13 +83,16 @@ def job_of(jobs: JobApi, flow_run: Mapping[str, Any], run_config: Any) -> Job:
     return jobs.equip(job)
 
 
-def asked_of(agent: LocalAgent, flow_run: Mapping[str, Any], run_config: FlowRunRecord) -> dict[str, str]:
-    """The whole environment of a run, as `populate_env_vars` of this agent makes it.
+def asked_of(
+    agent: LocalAgent | DockerAgent, flow_run: Mapping[str, Any], run_config: FlowRunRecord, *, image: str | None = None
+) -> dict[str, str]:
+    """The whole environment of a run, as `populate_env_vars` of this agent makes it; `image` is that of its container.
 
     Raises `TypeError` where the user's own one returns no mapping.
     """
-    method = agent.populate_env_vars
-    given = {"run_config": run_config} if overrides.takes(method, "run_config") else {}
+    method: Any = agent.populate_env_vars
+    known = {"run_config": run_config, **({"image": image} if image is not None else {})}
+    given = {name: value for name, value in known.items() if overrides.takes(method, name)}
     answer: Any = method(flow_run, **given)
     if not isinstance(answer, Mapping):
         raise TypeError(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from flowfleet.api.backlog import BacklogApi
+from flowfleet.api.container_ask import ContainerAsk
 from flowfleet.api.life import LifeApi
 from flowfleet.api.traits import Traits
 from flowfleet.api.transport.server_clock import ServerInfo
@@ -210,11 +211,11 @@ class ClaimApi(Protocol):
         A repeat with the same claim id is ACCEPTED, another claim id is REFUSED.
         """
 
-    def started(self, run_id: str, mark: Mark, pid: int) -> None:
-        """Write the infrastructure mark `flowfleet:FLEET:HOST:PID` (Prefect 3)."""
+    def started(self, run_id: str, mark: Mark, process: int | str) -> None:
+        """Write the infrastructure mark `flowfleet:FLEET:HOST:PID` (Prefect 3), or with the id of a container."""
 
-    def started_line(self, mark: Mark, pid: int) -> str:
-        """The line for a run's log page that says that its process was started."""
+    def started_line(self, mark: Mark, process: int | str) -> str:
+        """The line for a run's log page that says that its process, or the container of this id, was started."""
 
     def reinstate(self, run_id: str, claim: str, mark: Mark) -> Answer:
         """Write back the state of a run that the API has put back to Scheduled though its process lives.
@@ -305,6 +306,9 @@ class JobApi(Protocol):
         None = flows have none, or the job's command is not the engine.
         """
 
+    def container(self, job: Job, extra: Mapping[str, str | None], marks: Mapping[str, str]) -> ContainerAsk:
+        """What the run asks of its container: `extra` are variables of `--env`, `marks` such as no layer replaces."""
+
     def engine_command(self, python: str, job: Job, prefect: str, starters: Path | None = None) -> tuple[str, ...]:
         """The engine's argv, such as `PYTHON -m prefect.engine`.
 
@@ -317,8 +321,7 @@ class ApiClient(Protocol):
     """A client of one Prefect API, with its parts, each by who uses it.
 
     Every method, also of its parts, raises `ApiUnavailable` (ask again later) or `ApiRejected` (a no). Methods that
-    write states answer with a `Verdict`, and raise `KeyRefused` alone, which says nothing about any run.
-    Single requests are retried inside, within bounds (api/transport/session.py); loops retry above.
+    write states answer with a `Verdict`, and raise `KeyRefused` alone. Single requests are retried inside.
     """
 
     #: prefect1 or prefect3
@@ -338,10 +341,7 @@ class ApiClient(Protocol):
     life: LifeApi
 
     def probe(self) -> ServerInfo:
-        """Ask which API answers.
-
-        Raises `ApiRejected` with the remedy when what answers is no usable Prefect API (too old, or something else).
-        """
+        """Ask which API answers; raises `ApiRejected` with the remedy when it is no usable Prefect API."""
 
     def unfinished(self, mark: Mark) -> list[UnfinishedRun]:
         """Every run that this fleet has Submitted, Launching or started and that has not ended."""

@@ -137,7 +137,7 @@ def systemd(unit: Unit) -> str:
     )
     # one run that needs too much memory must not take the worker and all other runs with it; and each run gets a
     # control group, whose count tells that kill from others (a systemd before 254 has no such subgroup, and says so)
-    oom = ["OOMPolicy=continue", "Delegate=memory", "DelegateSubgroup=worker"] if unit.part == "worker" else []
+    oom = ["OOMPolicy=continue", "Delegate=memory cpu", "DelegateSubgroup=worker"] if unit.part == "worker" else []
     return _lines(
         f"# The {unit.part} of flowfleet for systemd. To install it, with the same options each time:",
         f"#   {unit.part} install --for systemd OPTIONS | sudo tee /etc/systemd/system/{unit.name}.service",

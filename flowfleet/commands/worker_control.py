@@ -11,7 +11,7 @@ from flowfleet.errors import FleetError, LedgerUnavailable
 from flowfleet.ledger import Ledger
 from flowfleet.ledger.roster import Roster
 from flowfleet.monitor.snapshot import take_snapshot
-from flowfleet.monitor.status import console, workers_table
+from flowfleet.monitor.status import console, shut_lines, workers_table
 from flowfleet.settings.click_options import options
 from flowfleet.settings.common import CommonSettings
 
@@ -103,6 +103,8 @@ def list_workers(settings: CommonSettings, *, as_json: bool, every: bool) -> Non
     if shown:
         out = console()
         out.print(workers_table(shown, out.width))
+        for line in shut_lines(shown):
+            out.print(line)
     else:
         click.echo(f"No worker lives in the fleet {settings.fleet}.")
     if gone:

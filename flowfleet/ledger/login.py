@@ -1,13 +1,19 @@
-"""Login: the user and password of Redis, which every connection asks for when it is opened."""
+"""Login: user and password of Redis, which each connection asks for when it is opened, and whom we trust there."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
 
 from redis.credentials import CredentialProvider
 
 from flowfleet.errors import SettingsError
 from flowfleet.logs import redact_url
+
+#: the scheme of an address whose connections are encrypted
+TLS = "rediss"
+#: in the query of an address, as the client library names it
+_AUTHORITY = "ssl_ca_certs"
 
 
 class Login(CredentialProvider):
@@ -23,6 +29,21 @@ class Login(CredentialProvider):
         if user:
             return (user, password)
         return (password,) if password else ()
+
+
+def with_authority(url: str, ca_file: Path | None) -> str:
+    """The address with the certificates by which a server of TLS is known; None = those that this host trusts."""
+    if ca_file is None or urlsplit(url).scheme.partition("+")[0] != TLS:
+        return url
+    parts = urlsplit(url)
+    named = [(name, value) for name, value in parse_qsl(parts.query) if name != _AUTHORITY]
+    return urlunsplit(parts._replace(query=urlencode([*named, (_AUTHORITY, str(ca_file.absolute()))])))
+
+
+def tls_of(parts: SplitResult) -> dict[str, Any]:
+    """The arguments of the client library for a server of TLS: it has to prove its name."""
+    authority = dict(parse_qsl(parts.query)).get(_AUTHORITY)
+    return {"ssl_cert_reqs": "required", "ssl_check_hostname": True, **({_AUTHORITY: authority} if authority else {})}
 
 
 def without_login(url: str) -> str:

@@ -11,6 +11,8 @@ from flowfleet.ledger.claim import read_routes
 from flowfleet.ledger.store import Store
 
 WANTED = ("active", "paused", "draining")
+#: characters of a worker's reason to take no runs
+SHUT_LIMIT = 300
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +28,8 @@ class WorkerRow:
     version: str
     address: str | None = None
     deploy: str = "process"
+    #: why it can start no run now, though it lives and its operator wants it to: its container engine is away
+    shut: str = ""
     facts: Mapping[str, Any] | None = None
     wanted: str = "active"  # active | paused | draining
     live: bool = True
@@ -40,7 +44,7 @@ class WorkerRow:
     @property
     def takes_runs(self) -> bool:
         """Whether runs may be sent to the worker, as the scripts decide it."""
-        return self.live and self.wanted == "active" and not self.leaving
+        return self.live and self.wanted == "active" and not self.leaving and not self.shut
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +170,7 @@ def _described(row: WorkerRow) -> dict[str, str]:
         "version": row.version,
         "address": row.address or "",
         "deploy": row.deploy,
+        "shut": row.shut,
         "facts": json.dumps(row.facts or {}),
     }
 
@@ -186,6 +191,7 @@ def _row(flat: Sequence[str]) -> WorkerRow | None:
         version=fields["version"],
         address=fields["address"] or None,
         deploy=fields["deploy"],
+        shut=fields.get("shut", ""),
         facts=json.loads(fields["facts"]),
         wanted=fields["wanted"],
         live=fields["live"] == "1",

@@ -18,9 +18,11 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from flowfleet.errors import LedgerUnusable
+from flowfleet.errors import LedgerUnavailable, LedgerUnusable
+from flowfleet.ledger import sentinel
 from flowfleet.ledger.error_answers import ledger_error
-from flowfleet.ledger.login import Login
+from flowfleet.ledger.login import TLS, Login, tls_of
+from flowfleet.ledger.sentinel import CONFIRM_MS, Replication, SentinelAddress, Sentinels
 from flowfleet.ledger.transitions import lua_table
 
 T = TypeVar("T")
@@ -28,7 +30,7 @@ T = TypeVar("T")
 #: oldest server whose scripts and commands we use
 OLDEST_SERVER = (6, 2)
 _FLEET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_SCHEMES = ("redis", "redis+socket")
+_SCHEMES = ("redis", "rediss", "redis+socket", *sentinel.SCHEMES)
 _SCHEME = re.compile(r"[a-z][a-z+-]{1,20}")
 
 
@@ -46,8 +48,10 @@ class ServerFacts:
 class Store:
     """The keys of one fleet in one Redis. Threads may share a store."""
 
-    def __init__(self, client: redis.Redis, address: str, fleet: str) -> None:
+    def __init__(self, client: redis.Redis, address: str, fleet: str, replication: Replication | None = None) -> None:
         self.client = client
+        #: with sentinels: scripts wait until a replica has what they wrote
+        self._replication = replication
         self.address = address  # without its password, for messages
         self.fleet = fleet
         self.prefix = f"flowfleet:{fleet}:"
@@ -67,11 +71,25 @@ class Store:
         source, digest = self._source(name)
         with self.errors():
             try:
-                answer = self.client.evalsha(digest, 1, self.prefix, *map(str, args))
+                answer = self._run("EVALSHA", digest, *args)
             except redis.exceptions.NoScriptError:
-                answer = self.client.eval(source, 1, self.prefix, *map(str, args))
+                answer = self._run("EVAL", source, *args)
         # a script is the most that we ask for: whoever may run one can use this server, so what fails later may pass
         self._answered = True
+        return answer
+
+    def _run(self, command: str, script: str, *args: str | float) -> Any:
+        client: Any = self.client
+        words = (command, script, 1, self.prefix, *map(str, args))
+        if self._replication is None or not self._replication.awaited:
+            return client.execute_command(*words)
+        # one answer after the other on one connection: WAIT counts the replicas that have what this connection wrote
+        pipeline = client.pipeline(transaction=False)
+        answer, replicas = pipeline.execute_command(*words).wait(1, CONFIRM_MS).execute(raise_on_error=False)
+        for each in (answer, replicas):
+            if isinstance(each, Exception):
+                raise each
+        self._replication.told(int(replicas))
         return answer
 
     def ask(self, command: Callable[[redis.Redis], T]) -> T:
@@ -108,6 +126,8 @@ class Store:
             raise LedgerUnusable(
                 f"Redis at {self.address} has version {version}; flowfleet needs Redis 6.2, Valkey 8 or newer"
             )
+        if info.get("role") == "slave" and self._replication is not None:
+            raise LedgerUnavailable(f"the sentinels of {self.address} name a replica, no primary is chosen yet")
         if info.get("role") == "slave":
             raise LedgerUnusable(
                 f"Redis at {self.address} is a replica and takes no writes; give the address of its primary"
@@ -158,33 +178,38 @@ def open_store(url: str, fleet: str, *, socket_timeout: float = 5.0, login: Logi
     if mark and scheme not in _SCHEMES and _SCHEME.fullmatch(scheme):
         raise LedgerUnusable(
             f"the Redis address of --redis or FLOWFLEET_REDIS begins with {scheme}://, which is not supported: use "
-            "redis://HOST:PORT/DB or redis+socket:///PATH"
+            "redis://HOST:PORT/DB, rediss://HOST:PORT/DB (TLS), redis+sentinel://HOST:PORT,HOST:PORT/NAME/DB or "
+            "redis+socket:///PATH"
         )
-    place: dict[str, Any]
+    login = login or Login(lambda: url)
+    how: dict[str, Any] = {
+        "credential_provider": login,
+        "socket_timeout": socket_timeout,
+        "socket_connect_timeout": socket_timeout,
+        "health_check_interval": 25,
+        "decode_responses": True,
+        "encoding_errors": "replace",
+        "protocol": 2,
+        # one reconnect for a connection that died while idle; after a timeout nothing is known, and nothing is repeated
+        "retry": Retry(NoBackoff(), 1, supported_errors=(redis.exceptions.ConnectionError,)),
+        "client_name": f"flowfleet-{fleet}",
+    }
+    address = redacted(url)
     try:
         parts = urlsplit(url)
+        if parts.scheme in sentinel.SCHEMES:
+            named = SentinelAddress.parse(parts)
+            pool = sentinel.pool_of(named, Sentinels(named, login), socket_keepalive=True, **how)
+            return Store(redis.Redis(connection_pool=pool), address, fleet, Replication(address))
         place = _place(parts)
     except ValueError:
         # neither the address nor what is wrong with it is shown or kept: nobody can tell which part is the password
         raise LedgerUnusable(
-            "the Redis address of --redis or FLOWFLEET_REDIS cannot be read: use redis://HOST:PORT/DB or "
-            "redis+socket:///PATH, and write a password in it percent-encoded (/ as %2F, @ as %40, # as %23, % as %25)"
+            "the Redis address of --redis or FLOWFLEET_REDIS cannot be read: use redis://HOST:PORT/DB, "
+            "redis+sentinel://HOST:PORT,HOST:PORT/NAME/DB or redis+socket:///PATH, and write a password in it "
+            "percent-encoded (/ as %2F, @ as %40, # as %23, % as %25)"
         ) from None
-    address = redacted(url)
-    client = redis.Redis(
-        **place,
-        credential_provider=login or Login(lambda: url),
-        socket_timeout=socket_timeout,
-        socket_connect_timeout=socket_timeout,
-        health_check_interval=25,
-        decode_responses=True,
-        encoding_errors="replace",
-        protocol=2,
-        # one reconnect for a connection that died while idle; after a timeout nothing is known, and nothing is repeated
-        retry=Retry(NoBackoff(), 1, supported_errors=(redis.exceptions.ConnectionError,)),
-        client_name=f"flowfleet-{fleet}",
-    )
-    return Store(client, address, fleet)
+    return Store(redis.Redis(**place, **how), address, fleet)
 
 
 def redacted(url: str) -> str:
@@ -209,6 +234,7 @@ def _port_place(parts: SplitResult) -> dict[str, Any]:
         "port": parts.port or 6379,
         "db": int(parts.path.strip("/") or 0),
         "socket_keepalive": True,
+        **({"ssl": True, **tls_of(parts)} if parts.scheme == TLS else {}),
     }
 
 

@@ -154,6 +154,10 @@ def fleet_checks(snapshot: Snapshot) -> Iterator[Check]:
         yield Check("workers", OK, f"{len(live)} live, {snapshot.counts['free_slots']} free slots.")
     else:
         yield Check("workers", WARN, f"No worker lives in the fleet {fleet}.", "Start one: worker start.")
+    for worker in snapshot.workers:
+        if worker.state == "shut":
+            found = f"{worker.row.worker} takes no runs: {worker.row.shut}."
+            yield Check("shut", WARN, found, f"Put it right on {worker.host}; runs wait meanwhile.")
     others = sorted({worker.row.version for worker in live if worker.row.version != our_version()})
     if others:
         found = f"Workers of other versions live ({', '.join(others)}), this is {our_version()}."

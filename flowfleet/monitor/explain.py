@@ -1,6 +1,6 @@
 """Explain: why a run is, or is not, running, as one sentence with the evidence for it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from flowfleet.api.client import RunState, StateType
 from flowfleet.ledger.claims import CancelHow, Claim, State, Tomb
 from flowfleet.logs import iso
 from flowfleet.monitor.runs import LOSING_MOVES
-from flowfleet.monitor.snapshot import WAITING, RouteQueue, Snapshot, bracketed, claim_json
+from flowfleet.monitor.snapshot import WAITING, RouteQueue, Snapshot, WorkerStatus, bracketed, claim_json
 from flowfleet.monitor.status import span
 
 
@@ -229,8 +229,7 @@ def _hindrance_of_route(snapshot: Snapshot, place: Place) -> str:
     serving = [worker for worker in snapshot.workers if worker.row.live and worker.row.offer.serves(place.route)]
     active = [worker for worker in serving if worker.state == "active"]
     if not active:
-        names = ", ".join(f"{worker.row.worker} ({worker.state})" for worker in serving)
-        return f"no worker that {able} takes new runs: {names}"
+        return f"no worker that {able} takes new runs: {_each_with_its_reason(serving)}"
     claimed = sum(claim.state in WAITING and claim.route == place.route for claim in snapshot.claims)
     if sum(worker.free for worker in active) <= claimed:
         slots = sum(worker.row.slots for worker in active)
@@ -240,11 +239,16 @@ def _hindrance_of_route(snapshot: Snapshot, place: Place) -> str:
     return "will be claimed at the next poll: nothing hinders it"
 
 
+def _each_with_its_reason(workers: Sequence[WorkerStatus]) -> str:
+    return ", ".join(f"{worker.row.worker} ({worker.row.shut or worker.state})" for worker in workers)
+
+
 def _hindrance_anywhere(snapshot: Snapshot) -> str:
     """The broadest reason, for a run whose place at the API is unknown."""
     alive = [worker for worker in snapshot.workers if worker.state == "active"]
     if not alive:
-        return f"the fleet {snapshot.fleet} has no active worker"
+        there = _each_with_its_reason([worker for worker in snapshot.workers if worker.row.live])
+        return f"the fleet {snapshot.fleet} has no active worker{f': {there}' if there else ''}"
     waiting = [queue for queue in snapshot.queues if queue.due]
     if waiting and snapshot.counts["free_slots"] == 0:
         slots = sum(worker.row.slots for worker in alive)

@@ -57,9 +57,11 @@ class WorkerStatus:
 
     @property
     def state(self) -> str:
-        """The state that the operator wants of the worker; `draining` when it stops, `offline` when it is gone."""
+        """What its operator wants of it; `draining` if it stops, `offline` if gone, `shut` if it can start none."""
         if not self.row.live:
             return "offline"
+        if self.row.shut and self.row.wanted == "active" and not self.row.leaving:
+            return "shut"
         return "draining" if self.row.leaving else self.row.wanted
 
     @property
@@ -217,6 +219,7 @@ def _worker_json(worker: WorkerStatus) -> dict[str, Any]:
         "slots": row.slots,
         "busy": worker.busy,
         "version": row.version,
+        "shut": row.shut or None,
         "seen_seconds_ago": round(worker.seen_seconds_ago, 3),
     }
 

@@ -60,6 +60,7 @@ def status(snapshot: Snapshot, *, runs: int = 20, width: int = PLAIN_WIDTH) -> R
     if snapshot.queues:
         parts += ["", _queues(snapshot, width)]
     parts += ["", workers_table(snapshot.workers, width) if snapshot.workers else "No worker is known in this fleet."]
+    parts += shut_lines(snapshot.workers)
     if snapshot.claims:
         parts += ["", _runs(snapshot, runs, width)]
     if snapshot.tombs:
@@ -165,6 +166,15 @@ def workers_table(workers: tuple[WorkerStatus, ...], width: int = PLAIN_WIDTH) -
         for worker in workers
     ]
     return table(columns, rows, right=("BUSY", "SEEN"), names=("WORKER", "SERVES"), width=width)
+
+
+def shut_lines(workers: Sequence[WorkerStatus]) -> list[RenderableType]:
+    """Why workers that live can start no run now, a line for each."""
+    return [
+        Text(f"{worker.row.worker} takes no runs: {worker.row.shut}", style="red")
+        for worker in workers
+        if worker.state == "shut"
+    ]
 
 
 def _runs(snapshot: Snapshot, limit: int, width: int) -> RenderableType:

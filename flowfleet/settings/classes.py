@@ -81,7 +81,7 @@ class WorkerSettings(CommonSettings):
     hostname_label: bool = setting(True, "Prefect 1: the host's name is a label too (default: yes).")
     agent_config_id: str | None = setting(None, _AGENT_CONFIG, kind.text_as("ID"))
     slots: int = setting(1, "Runs at the same time (default: the CPU cores).", kind.COUNT, "-c")
-    deploy: str = setting("process", "How runs are started (default: process).", kind.text_as("process|NAME"))
+    deploy: str = setting("process", "How runs are started (default: process).", kind.text_as("process|docker|NAME"))
     env: Texts = setting((), "A variable for every run (repeatable; in the variable one a line).", kind.PAIRS, "-e")
     import_paths: Texts = setting(
         (), "A folder for the runs' PYTHONPATH (repeatable).", kind.text_as("PATH", ":"), "-p"
@@ -116,6 +116,51 @@ class WorkerSettings(CommonSettings):
     agent_address: str | None = setting(None, _AGENT_ADDRESS, kind.ADDRESS)
     task_events: bool = setting(False, "Send Celery's task events, for Flower (default: no).", told="-E")
     run_timeout: float | None = setting(None, "End a run that takes longer.", kind.SECONDS)
+    memory: int | None = setting(
+        None, "The most memory that a run may use, such as 2G; a run may ask for less (default: no limit).", kind.SIZE
+    )
+    cpus: float | None = setting(
+        None,
+        "The most processors that a run may use, such as 1.5; a run may ask for less (default: no limit).",
+        kind.CPUS,
+    )
+    require_engine: bool = setting(
+        False, "Docker: end with exit code 6 when the engine does not answer at the start, instead of waiting."
+    )
+    base_url: str | None = setting(
+        None,
+        "Docker: the engine's address (default: DOCKER_HOST, then the current context).",
+        kind.text_as("URL"),
+        "-b",
+    )
+    pull: Texts = setting(
+        (),
+        "Docker: when images are pulled: always, if-not-present, never; of several the next one holds where one fails "
+        "(default: always for latest, else if-not-present).",
+        kind.some_of("always", "if-not-present", "never"),
+    )
+    no_pull: bool = setting(False, "Docker: never pull (the same as --pull never).", told="--no-pull/--may-pull")
+    volumes: Texts = setting((), "Docker: a volume for every run, SOURCE:PATH (repeatable).", kind.VOLUMES)
+    networks: Texts = setting((), "Docker: a network for every run (repeatable).", kind.NAMES)
+    host_network: bool = setting(
+        True, "Docker: runs share the host's network where the API is on its loopback interface (default: yes)."
+    )
+    allow_images: Texts = setting(
+        (), "Docker: only images that this pattern means, such as ghcr.io/us/* (repeatable).", kind.NAMES
+    )
+    allow_mounts: Texts = setting(
+        (),
+        "Docker: a folder of this host that runs may mount, with all below, or a volume by name (repeatable).",
+        kind.text_as("PATH", ":"),
+    )
+    allow_privileged: bool = setting(
+        False, "Docker: runs may ask for what gives them this host: privileged, devices and the like (default: no)."
+    )
+    user: str | None = setting(None, "Docker: the user that runs are inside, USER or USER:GROUP.", kind.text_as("USER"))
+    read_only_root: bool = setting(False, "Docker: runs cannot write to their image's own files (default: no).")
+    docker_client_timeout: float = setting(
+        60.0, "Docker: how long one request to the engine may take (default: 60).", kind.SECONDS
+    )
     keep_logs_days: float = setting(
         7.0, "Keep ended runs' output and records this long (default: 7).", kind.DAYS, "--keep-logs"
     )

@@ -34,12 +34,12 @@ class CommonSettings:
     #: may hold the password, so it is shown only through `logs.redact_url`
     redis: str = setting(
         "redis://127.0.0.1:6379/0",
-        "Redis of the fleet, redis://HOST:PORT/DB or redis+socket:///PATH (default: redis://127.0.0.1:6379/0).",
+        "Redis of the fleet, redis://HOST:PORT/DB, rediss:// for TLS, redis+socket:///PATH (default: redis://127.0.0.1:6379/0).",
         secret("URL"),
         "-r",
     )
     redis_password: str | None = setting(None, "Password of Redis when it is not in the address.", SECRET, NO_FLAG)
-    ca_file: Path | None = setting(None, "Certificates to trust at the API.", FILE)
+    ca_file: Path | None = setting(None, "Certificates to trust at the API, and at a Redis by rediss://.", FILE)
     api_read_seconds: float = setting(
         30.0, "How long an answer of the API may take (default: 30); one to many states twice that.", SECONDS, NO_FLAG
     )

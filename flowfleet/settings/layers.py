@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 from flowfleet import logs
 from flowfleet.errors import SettingsError
-from flowfleet.ledger.login import with_password, without_password
+from flowfleet.ledger.login import with_authority, with_password, without_password
 from flowfleet.settings.common import CommonSettings
 from flowfleet.settings.option import Option, Origin, options_of
 
@@ -108,9 +108,10 @@ def add(settings: S, layer: Layer) -> S:
         found = layer(name)
         if found and LADDER.index(found.origin.kind) <= LADDER.index(settings.origin(name).kind):
             values[name], origins[name] = found.value, found.origin
-    if "redis" in values or "redis_password" in values:
+    if {"redis", "redis_password", "ca_file"} & values.keys():
         # the password may be given apart from the address, since addresses show in process lists
         bare = values.get("redis") or without_password(settings.redis, settings.redis_password)
+        bare = with_authority(bare, values.get("ca_file", settings.ca_file))
         values["redis"] = with_password(bare, values.get("redis_password", settings.redis_password))
     return replace(settings, **values, origins=origins) if values else settings
 

@@ -45,11 +45,12 @@ def _as_it_is(accepts: Callable[[str], object]) -> Callable[[str], str]:
     return parse
 
 
-def _size(text: str) -> int:
-    found = re.fullmatch(r"(\d+)\s*([kmgt]?)(?:i?b)?", text.strip().lower())
+def size(text: str) -> int:
+    """The bytes of a size such as 500M or 1g; raises ValueError."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", text.strip().lower())
     if not found:
         raise ValueError(text)
-    return int(found[1]) * _SIZES[found[2]]
+    return int(float(found[1]) * _SIZES[found[2]])
 
 
 def _is_address(text: str) -> bool:
@@ -96,6 +97,20 @@ def one_of(*choices: str) -> ValueKind:
     return ValueKind(choices=choices, metavar="|".join(choices))
 
 
+def some_of(*choices: str) -> ValueKind:
+    """The kind of a value that is one of these words, or several of them with commas; it is parsed to a tuple."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        words = tuple(word.strip() for word in text.split(","))
+        if not set(words) <= set(choices):
+            raise ValueError(text)
+        return words
+
+    return ValueKind(
+        parse=parse, wants=f"{', '.join(choices[:-1])} or {choices[-1]}, several with commas", metavar="|".join(choices)
+    )
+
+
 NAME = ValueKind(
     parse=_as_it_is(re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}").fullmatch),
     wants="letters, digits, dots, dashes and underscores (at most 64)",
@@ -107,13 +122,14 @@ NUMBER = between(0)
 PORT = replace(between(1, 65535), wants="a port from 1 to 65535", metavar="PORT")
 GRACE = replace(between(0, of=float), wants="a number of seconds from 0 up", metavar="SECONDS")
 SECONDS = replace(between(math.nextafter(0, 1), of=float), wants="a number of seconds above 0", metavar="SECONDS")
+CPUS = replace(between(math.nextafter(0, 1), of=float), wants="a number above 0, such as 1.5", metavar="N")
 DAYS = replace(between(0, of=float), wants="a number of days from 0 up", metavar="DAYS")
 ADDRESS = ValueKind(
     parse=_as_it_is(_is_address),
     wants="http://HOST:PORT with the port, for example http://127.0.0.1:8080",
     metavar="http://HOST:PORT",
 )
-SIZE = ValueKind(parse=_size, wants="a size such as 500M or 1G", metavar="SIZE")
+SIZE = ValueKind(parse=size, wants="a size such as 500M or 1G", metavar="SIZE")
 LABELS = ValueKind(
     # what Prefect 1 accepts
     parse=_as_it_is(lambda text: text.strip() and len(text) <= LABEL_LENGTH),
@@ -128,6 +144,8 @@ PAIRS = ValueKind(
     separator="\n",  # values hold commas
     masked=_pair_masked,
 )
+#: in the variable a line each, since a source may have a comma
+VOLUMES = text_as("SOURCE:PATH", "\n")
 PATH = ValueKind(parse=Path, wants="a path", metavar="PATH")
 FILE = ValueKind(parse=Path, wants="a path", metavar="FILE")
 FOLDER = ValueKind(parse=Path, wants="a path", metavar="FOLDER")

@@ -55,6 +55,7 @@ def test_each_variable_of_ours_that_a_document_names_exists():
     for settings in (PollerSettings, WorkerSettings, UpSettings):
         for option in options_of(settings).values():
             known |= {option.variable, option.file_variable}
+    known |= set(re.findall(r"\$\{(FLOWFLEET_[A-Z_]+)", (ROOT / "compose" / "compose.yaml").read_text()))
 
     for page in PAGES:
         named = set(re.findall(r"FLOWFLEET_[A-Z]+(?:_[A-Z]+)*", page.read_text(encoding="utf-8")))

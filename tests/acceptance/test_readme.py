@@ -64,7 +64,7 @@ def test_the_first_commands_of_the_readme_are_targets_of_the_makefile():
     need(shutil.which("make") is not None, "make")
     commands = only("targets").commands
 
-    assert commands == ["make up", "make test"]
+    assert commands == ["make up", "make test", "make compose-up"]
     for command in commands:
         done = subprocess.run([*command.split(), "-n"], cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{command}: {done.stderr}"

@@ -230,6 +230,10 @@ class Arena(World):
                 found.append(pid)
         return found
 
+    def left(self) -> list[str]:
+        """What else is left of the fleet's runs."""
+        return []
+
     def close(self) -> None:
         """Nothing of the fleet stays, whatever it does."""
         self.kept.clear()

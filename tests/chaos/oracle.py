@@ -180,7 +180,7 @@ def leftovers(arena: Arena) -> list[str]:
             left.append(f"folder {folder.name} is not settled: {folders.names(folder)}")
         if (folder / "work").exists():
             left.append(f"working folder of {folder.name}")
-    return left
+    return left + arena.left()
 
 
 def describe(arena: Arena) -> str:

@@ -292,10 +292,10 @@ def test_doctor_without_an_api_address_checks_all_else(fleet_of_one, tmp_path):
 
 
 def test_doctor_with_an_address_that_is_no_redis_still_asks_the_api():
-    done = asked(5, "flowfleet", "doctor", "--redis", "rediss://box/0", says=["fail api: "], **NO_API)
+    done = asked(5, "flowfleet", "doctor", "--redis", "redix://box/0", says=["fail api: "], **NO_API)
 
     assert done.stderr == ""
-    assert "begins with rediss://, which is not supported: use redis://HOST:PORT/DB" in " ".join(done.stdout.split())
+    assert "begins with redix://, which is not supported: use redis://HOST:PORT/DB" in " ".join(done.stdout.split())
 
 
 def test_help_tells_each_commands_own_defaults():

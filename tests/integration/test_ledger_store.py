@@ -131,7 +131,7 @@ def test_check_tells_what_doctor_needs():
 
 @pytest.mark.parametrize(
     "url",
-    ["", "redis", "http://h:1", "rediss://h:1", "redis+socket://", "redis://h:port", "redis://h:1/x", "sentinel://a;b"],
+    ["", "redis", "http://h:1", "redis+socket://", "redis://h:port", "redis://h:1/x", "sentinel://a;b"],
 )
 def test_an_address_that_cannot_be_one_is_said_with_the_form_of_a_right_one(url):
     with pytest.raises(LedgerUnusable, match=r"redis://HOST:PORT/DB"):

@@ -25,7 +25,7 @@ from flowfleet.api import traits
 from flowfleet.api.backlog import DueRuns
 from flowfleet.api.client import Answer, Job, LogLine, StateType, Verdict
 from flowfleet.api.transport.server_clock import ServerInfo
-from flowfleet.errors import AlreadyClaimed, ApiUnavailable, FleetError, SettingsError, UnsupportedRun
+from flowfleet.errors import AlreadyClaimed, ApiUnavailable, FleetError, SettingsError
 from flowfleet.flow_run import FlowRun, Offer, Route
 from flowfleet.settings.classes import WorkerSettings
 from flowfleet.settings.layers import resolve
@@ -265,17 +265,19 @@ def test_who_asks_for_no_agent_does_not_pay_for_them():
         flowfleet.Nobody  # noqa: B018
 
 
-@pytest.mark.parametrize(
-    ("error", "agent", "words"),
-    [
-        (NotImplementedError, Agent, "override deploy_flow, or use LocalAgent"),
-        (UnsupportedRun, DockerAgent, "comes with a later version"),
-    ],
-)
-def test_the_base_class_starts_nothing_by_itself_and_containers_come_later(error, agent, words):
-    with pytest.raises(error, match=words):
-        agent().start()
-    assert DockerAgent().worker_settings().deploy == "docker"
+def test_the_base_class_starts_nothing_by_itself():
+    with pytest.raises(NotImplementedError, match="override deploy_flow, or use LocalAgent"):
+        Agent().start()
+
+
+def test_an_agent_of_containers_gives_its_arguments_to_its_worker():
+    agent = DockerAgent(
+        base_url="unix://s", no_pull=True, volumes=["/v:/v"], networks=["a"], reg_allow_list=["r.example"]
+    )
+    settings = agent.worker_settings()
+    assert (settings.deploy, settings.require_engine, settings.base_url) == ("docker", True, "unix://s")
+    assert (settings.no_pull, settings.volumes, settings.networks) == (True, ("/v:/v",), ("a",))
+    assert (settings.allow_images, settings.docker_client_timeout) == (("r.example",), 60)
 
 
 def test_a_start_outside_of_the_main_thread_is_refused_in_a_sentence():

@@ -14,7 +14,7 @@ V2 = "41 31 0:38 {root} /sys/fs/cgroup rw,relatime - cgroup2 cgroup2 rw,nsdelega
 @pytest.fixture
 def root(tmp_path, monkeypatch) -> Path:
     """A host made of files; a group can be made in each of its folders."""
-    monkeypatch.setattr(host_cgroups, "_usable", lambda parent: parent.is_dir())
+    monkeypatch.setattr(host_cgroups, "_usable", lambda parent, _files: parent.is_dir())
     (tmp_path / "proc/self").mkdir(parents=True)
     return tmp_path
 
@@ -87,8 +87,8 @@ def test_without_proc_or_without_a_mount_there_is_none(root):
 
 
 def test_a_folder_that_is_no_place_for_groups_is_none(tmp_path):
-    assert not host_cgroups._usable(tmp_path)
-    assert not host_cgroups._usable(tmp_path / "nowhere")
+    assert not host_cgroups._usable(tmp_path, ("memory.events",))
+    assert not host_cgroups._usable(tmp_path / "nowhere", ("memory.events",))
 
 
 def test_a_hooks_group_is_another_than_its_runs():

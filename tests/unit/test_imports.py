@@ -16,7 +16,7 @@ PACKAGES = ("flowfleet", "poller", "workers")
 #: user code that is shipped: what `up --demo` runs is no part of the product's own modules
 EXAMPLES = ("flowfleet.up.flows",)
 #: where rooms may meet that do not know each other
-JOINERS = ("flowfleet.cli", "flowfleet.agents", "flowfleet.up")
+JOINERS = ("flowfleet.cli", "flowfleet.agents", "flowfleet.up", "flowfleet.testing")
 
 #: rooms by floor: each may use its own floor and those before it (docs/design.md draws them)
 WORKERS = (
@@ -29,7 +29,7 @@ WORKERS = (
         "workers.background",
         "workers.environment",
     ),
-    ("workers.interpreter", "workers.metrics", "workers.deployers", "workers.reporting"),
+    ("workers.interpreter", "workers.metrics", "workers.containers", "workers.deployers", "workers.reporting"),
     ("workers.runs",),
     ("workers.lifecycle",),
     ("workers.page",),
@@ -53,6 +53,7 @@ API = (
     (
         "flowfleet.api.transport",
         "flowfleet.api.client",
+        "flowfleet.api.container_ask",
         "flowfleet.api.life",
         "flowfleet.api.backlog",
         "flowfleet.api.life",

@@ -14,7 +14,7 @@ from flowfleet.signals import ReloadOnSighup
 from poller.hints_inbox import HintsInbox
 from tests.unit.memory_ledger import HandClock
 from workers.lifecycle import sign_on
-from workers.runs.launch import API_RETRY, LEDGER_RETRY
+from workers.runs.launch_waits import API_RETRY, LEDGER_RETRY
 
 
 class Clock(HandClock):

@@ -47,11 +47,12 @@ from workers.exit import Exit
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC).timestamp()
 
 
-def _row(name="worker@host-1", *, slots=4, live=True, wanted="active", pools=("flowfleet",), version="0.1.0"):
+def _row(name="worker@host-1", *, slots=4, live=True, wanted="active", pools=("flowfleet",), version="0.1.0", shut=""):
     offer = Offer(backend="prefect3", pools=pools, pool_ids=(POOL,))
     return WorkerRow(
-        worker=name, nonce="n", offer=offer, routes=(ROUTE,), slots=slots, version=version, live=live, wanted=wanted
-    )
+        worker=name, nonce="n", offer=offer, routes=(ROUTE,), slots=slots, version=version, live=live, wanted=wanted,
+        shut=shut,
+    )  # fmt: skip
 
 
 def _claim(state=State.RUNNING, *, run_id="22222222-2222-4222-8222-222222222222", worker="worker@host-1", **facts):
@@ -101,7 +102,7 @@ def test_the_json_form_is_the_documented_one():
     ]  # fmt: skip
     assert form["workers"] == [
         {"name": "worker", "host": "host-1", "state": "active", "routes": [str(ROUTE)], "labels": [],
-         "pools": ["flowfleet"], "slots": 4, "busy": 1, "version": "0.1.0", "seen_seconds_ago": 1.5}
+         "pools": ["flowfleet"], "slots": 4, "busy": 1, "version": "0.1.0", "shut": None, "seen_seconds_ago": 1.5}
     ]  # fmt: skip
     (run,) = form["runs"]
     assert list(run) == [
@@ -194,7 +195,27 @@ def test_counts_tell_waiting_from_running_and_do_not_promise_slots_twice():
     assert _snapshot(claims=claims[4:]).counts["outbox"] == 1
 
 
-@pytest.mark.parametrize("row", [_row(live=False), _row(wanted="paused"), _row(wanted="draining")])
+AWAY = "the container engine at unix:///run/docker.sock does not answer"
+
+
+def test_a_worker_whose_engine_is_away_says_so_in_status_and_in_the_doctors_words():
+    snapshot = _snapshot(rows=[_row(shut=AWAY), _row("other@host-2")])
+    text = " ".join(_printed(status(snapshot)).split())
+    assert [worker.row.takes_runs for worker in snapshot.workers] == [False, True], "the poller asks for none for it"
+    assert "worker@host-1 shut 0/4" in text
+    assert f"worker@host-1 takes no runs: {AWAY}" in text
+    assert [(worker["state"], worker["shut"]) for worker in snapshot.to_json()["workers"]] == [
+        ("shut", AWAY),
+        ("active", None),
+    ]
+    (found,) = [check for check in fleet_checks(snapshot) if check.name == "shut"]
+    assert (found.verdict, found.found) == ("warn", f"worker@host-1 takes no runs: {AWAY}.")
+    for row, state in ((_row(shut=AWAY, wanted="paused"), "paused"), (_row(shut=AWAY, live=False), "offline")):
+        assert _snapshot(rows=[row]).workers[0].state == state, "what the operator does about it comes first"
+        assert "takes no runs" not in _printed(status(_snapshot(rows=[row])))
+
+
+@pytest.mark.parametrize("row", [_row(live=False), _row(wanted="paused"), _row(wanted="draining"), _row(shut=AWAY)])
 def test_only_active_live_workers_have_free_slots(row):
     assert _snapshot(rows=[row]).counts["free_slots"] == 0
 
@@ -302,6 +323,7 @@ _ELSEWHERE = Route("prefect3", "99999999-9999-4999-8999-999999999999", "other")
         ),
         (_snapshot(rows=[_row(live=False)]), _HERE, "no live worker of the fleet default serves its queue flowfleet/"),
         (_snapshot(rows=[_row(wanted="paused")]), _HERE, "takes new runs: worker@host-1 (paused)."),
+        (_snapshot(rows=[_row(shut=AWAY)]), _HERE, f"takes new runs: worker@host-1 ({AWAY})."),
         (
             _snapshot(claims=FULL, due=50, at_least=True),
             _HERE,

@@ -193,7 +193,7 @@ def test_a_unit_starts_the_console_script_by_its_absolute_path_as_me_and_from_he
 def test_a_worker_that_detaches_leaves_its_runs_to_go_on():
     facts = directives(install("worker", "systemd"))
     assert (facts["KillMode"], facts["OOMPolicy"]) == ("process", "continue")
-    assert (facts["Delegate"], facts["DelegateSubgroup"]) == ("memory", "worker"), "each run gets a control group"
+    assert (facts["Delegate"], facts["DelegateSubgroup"]) == ("memory cpu", "worker"), "each run gets a control group"
     assert facts["ExecStart"].endswith("start --on-stop detach")
 
 

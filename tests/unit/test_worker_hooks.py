@@ -20,6 +20,7 @@ from flowfleet.ledger.claims import CancelHow, State
 from flowfleet.settings.classes import WorkerSettings
 from tests.unit.memory_ledger import a_claim
 from tests.unit.test_prefect3_engine import PREFECT, Paper
+from tests.waiting import until
 from workers.deployment import Exit, StopReason
 from workers.interpreter import STARTERS
 from workers.runs.adoption import Adoption
@@ -171,6 +172,7 @@ def test_a_child_that_this_host_cannot_adopt_now_is_waited_for_and_not_taken_for
         to_api=SimpleNamespace(post=jobs.append),
         failpoints=Failpoints(),
     )
+    hooks.start()
     hooks.run(run, StateType.CANCELLING, lambda: gone_on.append(True))
     (job,) = jobs
     with pytest.raises(OSError, match="too many"):
@@ -178,7 +180,7 @@ def test_a_child_that_this_host_cannot_adopt_now_is_waited_for_and_not_taken_for
     assert gone_on == []
     assert not (folder / "settled").exists()
     job()
-    assert gone_on == [True]
+    until(lambda: gone_on == [True], 10, "its end, which is a job of its own")
     assert (folder / "settled").exists()
 
 

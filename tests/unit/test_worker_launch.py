@@ -9,7 +9,8 @@ from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import Message
 from flowfleet.ledger.claims import Outcome, State
 from tests.unit.memory_ledger import a_claim
-from workers.runs.launch import API_RETRY, LEDGER_RETRY, Launch
+from workers.runs.launch import Launch
+from workers.runs.launch_waits import API_RETRY, LEDGER_RETRY
 from workers.runs.leases import Leases
 from workers.shim import atomic_files
 from workers.state.attempts import Attempts

@@ -26,7 +26,7 @@ from flowfleet.guard import guarded
 from flowfleet.retry import OutageLog
 from workers.deployment import EXTERNAL, Deployer, Exit, Handle, StartedRun, StartSpec, StopReason
 from workers.shim import atomic_files
-from workers.state.run_folders import RunFolder
+from workers.state.run_folders import RunFolder, RunFolders
 
 logger = logging.getLogger(__name__)
 
@@ -210,6 +210,20 @@ class ExternalDeployer:
     def has_switch(self) -> bool:
         """Whether runs end by themselves when their lease runs out: what a callable has deployed does not."""
         return self._deploy is None and bool(getattr(self._below, "has_switch", False))
+
+    @property
+    def shut(self) -> str:
+        """Why no run can be started now; empty where one can."""
+        return str(getattr(self._below, "shut", ""))
+
+    def prepare(self, spec: StartSpec, wanted: Callable[[], bool]) -> None:
+        """Let the deployer below bring what the run needs, where it starts runs itself."""
+        if self._deploy is None and hasattr(self._below, "prepare"):
+            self._below.prepare(spec, wanted)
+
+    def recover(self, runs: RunFolders) -> int:
+        """Let the deployer below make run folders again that the disk has lost; returns how many."""
+        return int(self._below.recover(runs)) if hasattr(self._below, "recover") else 0
 
     def start(self, spec: StartSpec) -> StartedRun:
         # a DeployError of the callable is raised as it is, anything else that it raises becomes UserCodeFailed

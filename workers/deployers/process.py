@@ -85,6 +85,9 @@ class ProcessDeployer:
     def _request(self, spec: StartSpec) -> dict[str, Any]:
         host, abilities = self.host, self.abilities
         group = str(host_cgroups.group_of(Path(abilities.groups), spec.folder)) if abilities.groups else None
+        # of processors only where they are limited: it may be a group of another hierarchy
+        cpus = abilities.cpu_groups if spec.limits.cpus is not None else ""
+        cpu_group = str(host_cgroups.group_of(Path(cpus), spec.folder)) if cpus else None
         return {
             "v": 1,
             "run_id": spec.run_id,
@@ -98,6 +101,7 @@ class ProcessDeployer:
             "umask": self._umask,
             "not_after": spec.not_after,
             "cgroup": group,
+            "cpu_group": cpu_group,
             "switch": spec.switch,
             "limits": dataclasses.asdict(spec.limits),
             "control": spec.control,

@@ -327,8 +327,8 @@ class SubprocessRun:
     def _finish(self, end: Exit) -> None:
         if self._signalled and end.stopped_by is None:
             end = self.folder.with_reason(dataclasses.replace(end, stopped_by=self._stopped_by))
-        if self._group and not self.over:
-            cgroup.remove(self._group)  # as its shim does at a run's end
+        for group in () if self.over else filter(None, (self._group, self.started.get("cpu_group"))):
+            cgroup.remove(str(group))  # as its shim does at a run's end
         self._exit = dataclasses.replace(end, last_lines=log_cap.last_lines(self.folder.log))
 
     def _signal_members(self, number: signal.Signals) -> int:

@@ -39,6 +39,9 @@ class Arrival:
 
     def arrive(self) -> None:
         """Adopt all that is ours to look after, and send the reports again that are still to be sent."""
+        recover = getattr(self.deployer, "recover", None)
+        if recover is not None:
+            recover(self.state.runs)  # what the disk has lost of runs that live
         takeover = Takeover(
             own=self.state,
             worker=self.row.worker,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from flowfleet.errors import LedgerError
 from flowfleet.guard import guarded
 from flowfleet.ledger.claims import Claim, Claims, Refusal, Renewal, State
-from flowfleet.ledger.roster import Roster, WorkerRow
+from flowfleet.ledger.roster import SHUT_LIMIT, Roster, WorkerRow
 from flowfleet.retry import Outage, OutageLog
 from workers.runs.answering import Answering
 from workers.runs.api_watch import ApiWatch
@@ -133,10 +133,11 @@ class Heartbeat:
 
     def _write_routes(self) -> None:
         # a stopping worker serves no route: it may wait hours for its runs, and what was claimed for it meanwhile would
-        # lie in the queue and be handed back
-        routes = () if self.attempts.closed else tuple(sorted(self.ledger_view.served))
-        if routes != self.row.routes:
-            row = dataclasses.replace(self.row, routes=routes)
+        # lie in the queue and be handed back; so does one whose container engine is away
+        shut = self.ledger_view.shut()[:SHUT_LIMIT]
+        routes = () if shut or self.attempts.closed else tuple(sorted(self.ledger_view.served))
+        if (routes, shut) != (self.row.routes, self.row.shut):
+            row = dataclasses.replace(self.row, routes=routes, shut=shut)
             self.roster.update(row)
             self.row = row
 

@@ -100,7 +100,7 @@ class WorkerShutdown:
     def _kills(self, attempt: Attempt) -> bool:
         # A run that is to be started again gets no TERM where its engine would write an end of its own. One without a
         # shim is not started again, since nobody says that it is gone whole, and so it gets its time.
-        return self.engine_crashes_on_term and attempt.held.policy == "requeue" and attempt.folder.has_shim()
+        return self.engine_crashes_on_term and attempt.held.policy == "requeue" and attempt.folder.obeys()
 
     def _only_untold(self) -> bool:
         """Whether all that is left are ends that Redis cannot be told now: the next worker tells them, from disk."""

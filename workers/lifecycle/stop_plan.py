@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flowfleet.settings.classes import WorkerSettings
-from workers.deployment import EXTERNAL
+from workers.deployment import CONTAINERS, EXTERNAL
 from workers.host import HOST_PID_NAMESPACE, INITS
 
 logger = logging.getLogger(__name__)
@@ -85,8 +85,10 @@ class StopPlan:
 
     @classmethod
     def of(cls, settings: WorkerSettings, enclosure: Enclosure | None) -> StopPlan:
-        """The plan for these settings; `auto` is detach where runs can outlive us, else wait."""
+        """The plan for these settings; `auto` is detach where runs can outlive us, as containers do, else wait."""
         mode, grace = settings.on_stop, settings.stop_grace
+        if settings.deploy == CONTAINERS and mode in ("auto", "detach"):
+            return cls(mode="detach", why="its containers are the engine's, and outlive this worker", grace=grace)
         if mode == "auto":
             where = enclosure.words if enclosure else "nothing here ends them with this worker"
             return cls(mode="wait" if enclosure else "detach", why=where, grace=grace)

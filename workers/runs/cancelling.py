@@ -113,7 +113,7 @@ class Cancelling:
         self.attempts.change(attempt.key, stopped=how)
         # a deployer of another package knows no control session and no patience, and most engines take a TERM for a
         # crash
-        kill = how is CancelHow.OVER or not attempt.folder.has_shim()
+        kill = how is CancelHow.OVER or not attempt.folder.obeys()
         itself = self._cancels_itself(attempt)
         patience = PATIENCE_SECONDS if itself and not kill else 0.0
         stop = Stop(
@@ -128,7 +128,9 @@ class Cancelling:
 
     def _cancels_itself(self, attempt: Attempt) -> bool:
         """Whether the command looks for a cancel by itself: all but the engine that takes a TERM for a crash."""
-        return not (self.api.traits.engine_crashes_on_term and attempt.folder.is_engine())
+        # what runs the engine in a container looks for a cancel by itself (`prefect flow-run execute`)
+        folder = attempt.folder
+        return folder.is_container() or not (self.api.traits.engine_crashes_on_term and folder.is_engine())
 
 
 def cancel_of(folder: RunFolder) -> CancelAsked | None:

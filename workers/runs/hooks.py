@@ -90,9 +90,9 @@ class Hooks:
         if not self.api.traits.worker_runs_hooks or not run.is_engine():
             return False
         # a deployer of another package starts runs elsewhere, where our hooks' program is not
-        if (run.started() or {}).get("kind") != "process":
+        if (run.started() or {}).get("kind") not in ("process", "docker"):
             return False
-        if not (run.exit_record() or {}).get("begun") or not run.has_shim():
+        if not (run.exit_record() or {}).get("begun") or not run.obeys():
             return False
         with self._lock:
             return run.key not in self._over and not self._folder(run).settled()
@@ -175,7 +175,8 @@ class Hooks:
         if not end.ok:
             # a hook that raises is told of by the child itself; a child that is killed tells nothing
             self.run_log.say(child.run.run_id, f"The process of the flow's hooks {end}.", logging.WARNING)
-        self._end(child.run, child.folder, child.go_on)
+        # a job of its own, for it may have to be done again, and the child is closed
+        self._watch.post(lambda: self._end(child.run, child.folder, child.go_on))
 
     def _reason_to_stop(self, child: _Child) -> StopReason | None:
         attempt = self.attempts.get(child.run.key)

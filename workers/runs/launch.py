@@ -13,17 +13,27 @@ from typing import Any
 
 from flowfleet import logs
 from flowfleet.api.client import Answer, ApiClient, Job, Mark, StateType, Verdict
-from flowfleet.errors import ApiRejected, ApiUnavailable, DeployError, LedgerUnavailable, RunGone, UserCodeFailed
+from flowfleet.errors import (
+    ApiRejected,
+    ApiUnavailable,
+    DeployError,
+    FleetError,
+    LedgerUnavailable,
+    NotReady,
+    RunGone,
+    UserCodeFailed,
+)
 from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import Message
 from flowfleet.ledger.claims import Claim, Claims, Refusal, State
-from flowfleet.retry import Retry, RetrySchedule
+from flowfleet.retry import Retry
 from workers.background import BackgroundJobs
-from workers.deployment import Deployer, Exit, StartedRun, StopReason
+from workers.deployment import Deployer, Exit, StartedRun, StopReason, process_of
 from workers.reporting.run_log import RunLog
 from workers.runs.hand_back import HandBack
 from workers.runs.leases import Leases
 from workers.runs.lost_policy import asked_policy
+from workers.runs.preparation import prepare
 from workers.runs.start_spec import StartSpecBuilder
 from workers.shim.syscalls import boot_clock
 from workers.state.attempts import Attempt, Attempts, fit_handle, held_to_intent
@@ -32,23 +42,7 @@ from workers.stop import Stop
 
 logger = logging.getLogger(__name__)
 
-#: how a launch, which holds a slot, waits for Redis: a move is repeated with the same ids, and one that was carried out
-#: is answered as moved again
-LEDGER_RETRY = Retry(
-    limit_seconds=15.0,
-    schedule=partial(
-        RetrySchedule, first_seconds=0.5, longest_seconds=2.0, says="no answer of Redis about a run in hand"
-    ),
-)
-#: and for the API: the run is handed back to an API that is silent for so long; the leader would do so at 60 s. A
-#: refused key is not waited for: it says nothing about the run
-API_RETRY = Retry(
-    limit_seconds=45.0,
-    awaits_key=False,
-    schedule=partial(
-        RetrySchedule, first_seconds=0.5, longest_seconds=5.0, says="no answer of the API about a run in hand"
-    ),
-)
+_HANDLE_TOO_LARGE = "The handle of its deployer is too large for the ledger or no JSON and is shown there in short."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +99,9 @@ class Launch:
             self._return(attempt, f"{self.worker} is stopping")
             return
         job = self._ask(attempt)
-        started = self._start(attempt, asked_policy(job)) if job is not None else None
-        if job is not None and started is not None:
+        if job is None or not self._prepare(attempt, job):
+            return
+        if (started := self._start(attempt, asked_policy(job))) is not None:
             self._deploy(started, job)
 
     # -- take
@@ -157,8 +152,7 @@ class Launch:
             self._return(attempt, "the run does not exist any more")
             return None
         except (DeployError, ApiRejected) as exc:
-            if self._start(attempt) is not None:
-                self._fail(attempt, _as_part(str(exc)))
+            self._fail_unstarted(attempt, exc)
             return None
         state = job.state
         if state.kind is StateType.PENDING and state.call in (None, held.call):
@@ -169,6 +163,23 @@ class Launch:
             self._return(attempt, f"the run is {state.name} at the API and not waiting for this claim")
         return None
 
+    def _prepare(self, attempt: Attempt, job: Job) -> bool:
+        """Have what the run needs brought here; False when the claim was given away instead."""
+        try:
+            prepare(self.deployer, self.start_specs, self.attempts, attempt, job)
+        except NotReady as exc:
+            now = self.attempts.get(attempt.key)
+            self._return(attempt, f"not ready on {self.worker}: {exc}", cancelled=now is not None and now.cancelled)
+        except DeployError as exc:
+            self._fail_unstarted(attempt, exc)
+        else:
+            return True
+        return False
+
+    def _fail_unstarted(self, attempt: Attempt, error: FleetError) -> None:
+        if self._start(attempt) is not None:
+            self._fail(attempt, _as_part(str(error)))
+
     # -- start
 
     def _start(self, attempt: Attempt, policy: str = "") -> Attempt | None:
@@ -178,16 +189,10 @@ class Launch:
         """
         held, sent = attempt.held, boot_clock()
         switch = bool(getattr(self.deployer, "has_switch", False)) and (policy or held.policy) == "requeue"
+        start = partial(self.claims.start, held.run_id, held.claim, self.worker, self.nonce)
+        start = partial(start, policy=policy, switch=switch, ttl=self.leases.ttl(attempt.key))
         try:
-            outcome = self.ledger_retry.ask(
-                "Redis",
-                lambda: self.claims.start(
-                    *(held.run_id, held.claim, self.worker, self.nonce),
-                    policy=policy,
-                    switch=switch,
-                    ttl=self.leases.ttl(attempt.key),
-                ),
-            )
+            outcome = self.ledger_retry.ask("Redis", start)
         except LedgerUnavailable as exc:
             self._return(attempt, f"Redis did not answer {self.worker}: {exc}")
             return None
@@ -244,12 +249,12 @@ class Launch:
             if spec.switch:
                 self.leases.write(attempt)
             started_run = self.deployer.start(spec)
-        except DeployError as exc:
-            self._not_started(attempt, exc)
-            return
-        except (ApiUnavailable, RunGone) as exc:
+        except (ApiUnavailable, RunGone, NotReady) as exc:
             # of a deployer that asks the API before anything begins; `_return` looks whether that is so
             self._return(attempt, f"{self.worker} could not deploy it: {exc}")
+            return
+        except DeployError as exc:
+            self._not_started(attempt, exc)
             return
         self.failpoints.hit("start.after_fork")
         self._running(attempt, started_run)
@@ -286,17 +291,16 @@ class Launch:
         self.failpoints.hit("start.after_running")
         self._tell_started(held, whole)
         if handle != whole:
-            sentence = "The handle of its deployer is too large for the ledger or no JSON and is shown there in short."
             logger.warning("handle does not fit the ledger", extra={**attempt.fields, "kind": handle.get("kind")})
-            self.run_log.say(held.run_id, sentence, logging.WARNING)
+            self.run_log.say(held.run_id, _HANDLE_TOO_LARGE, logging.WARNING)
 
     def _tell_started(self, held: Claim, handle: Mapping[str, Any]) -> None:
-        pid = int(handle.get("command_pid") or handle.get("pid") or 0)
+        process = process_of(handle)
         # what the callable of an external run has answered, as Prefect 1's own agent writes it
         says = f"Submitted for execution: {handle['id']}" if handle.get("kind") == "external" else None
         if not handle.get("doubtful"):
-            self.run_log.say(held.run_id, says or self.api.claims.started_line(self.mark, pid))
-        self.to_api.post(lambda: self.api.claims.started(held.run_id, self.mark, pid))
+            self.run_log.say(held.run_id, says or self.api.claims.started_line(self.mark, process))
+        self.to_api.post(lambda: self.api.claims.started(held.run_id, self.mark, process))
 
     # -- ways out
 

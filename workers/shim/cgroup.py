@@ -1,4 +1,4 @@
-"""Control group: the cgroup that a run has of its own, which counts its memory and the kernel's kills for memory.
+"""Control group: the cgroup that a run has of its own: it counts memory and kills for memory, and may limit it.
 
 The command makes it and enters it, between its fork and its gate; the shim reads it, and removes it when the tree is
 gone. Version 1 (the controller `memory`) and version 2 are told apart by their files. Standard library only: part of
@@ -19,12 +19,17 @@ if TYPE_CHECKING:  # the shim does without typing
 
 _CLEAR_SECONDS = 2.0
 _LOOK_SECONDS = 0.02
+#: microseconds in which a group may use its share of the processors, and the least share that the kernel takes
+_PERIOD, _LEAST_QUOTA = 100_000, 1_000
 #: another process may sweep the empty group away before it is entered
 _TRIES = 3
 
 
-def enter(path: str) -> bool:
-    """Make the group and move this process, which has one thread, into it; False = the run goes on without."""
+def enter(path: str, *, memory: int | None = None, cpus: float | None = None) -> bool:
+    """Make the group with these limits and move this process, which has one thread, into it; False = it is not in it.
+
+    `memory` is in bytes, swap included; `cpus` are processors, fractions too.
+    """
     for _ in range(_TRIES):
         try:
             os.mkdir(path, 0o755)
@@ -33,6 +38,7 @@ def enter(path: str) -> bool:
         except OSError:
             return False
         try:
+            _limit(path, memory, cpus)
             _write(_entrance(path), b"0")
         except OSError:
             remove(path)
@@ -82,6 +88,24 @@ def clear(path: str, wait: Callable[[float], None]) -> bool:
         kill(path)
         wait(_LOOK_SECONDS)
     return True
+
+
+def _limit(path: str, memory: int | None, cpus: float | None) -> None:
+    unified = not os.path.exists(os.path.join(path, "tasks"))
+    if memory is not None:
+        size = str(memory).encode()
+        _write(os.path.join(path, "memory.max" if unified else "memory.limit_in_bytes"), size)
+        # with swap beside it a limit is none; kernels that do not count swap have no such file
+        swap = os.path.join(path, "memory.swap.max" if unified else "memory.memsw.limit_in_bytes")
+        if os.path.exists(swap):
+            _write(swap, b"0" if unified else size)
+    if cpus is not None:
+        quota = max(_LEAST_QUOTA, round(cpus * _PERIOD))
+        if unified:
+            _write(os.path.join(path, "cpu.max"), b"%d %d" % (quota, _PERIOD))
+        else:
+            _write(os.path.join(path, "cpu.cfs_period_us"), b"%d" % _PERIOD)
+            _write(os.path.join(path, "cpu.cfs_quota_us"), b"%d" % quota)
 
 
 def _entrance(path: str) -> str:

@@ -72,6 +72,8 @@ def last_lines(path: str | os.PathLike[str], *, count: int = 10, limit: int = 81
         size = os.fstat(fd).st_size
         start = max(0, size - limit)
         data = os.pread(fd, limit, start)
+    except OSError:
+        return ()
     finally:
         os.close(fd)
     lines = data.lstrip(b"\0").decode("utf-8", "replace").splitlines()

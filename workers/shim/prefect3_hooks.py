@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # the flow's Python does without typing
     from collections.abc import Callable
     from typing import Any
 
-_ENGINE = "prefect3_engine.py"
+_ENGINE, _MODULE = "prefect3_engine.py", "flowfleet_shim_engine"
 
 
 def main(hooks: str) -> int:
@@ -99,10 +99,12 @@ def _client() -> Any:
 
 
 def _beside(name: str) -> Any:
-    """The module in the file of this name beside this one."""
+    """The module in the file of this name beside this one; where we have no file, it was made before (from_text.py)."""
+    if _MODULE in sys.modules:
+        return sys.modules[_MODULE]
     writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     path = os.path.join(os.path.dirname(os.path.abspath(__file__)), name)
-    spec: Any = importlib.util.spec_from_file_location("flowfleet_shim_engine", path)
+    spec: Any = importlib.util.spec_from_file_location(_MODULE, path)
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

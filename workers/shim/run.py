@@ -108,6 +108,8 @@ class Shim:
         self._ignored: dict[str, int] = {}
         #: the run's own control group, which its command enters before it begins; None = it has none
         self._group: str | None = request.get("cgroup")
+        groups = dict.fromkeys([self._group, request.get("cpu_group")])
+        self._groups: list[str] = [group for group in groups if group]
         self._memory = oom_watch.OomWatch(proc=self._proc)
         #: when the command began, by the clock that nobody sets
         self._began = time.monotonic()
@@ -145,6 +147,7 @@ class Shim:
             started["control"] = self._session is not None
             started["command_started_at"] = forked_at
             started["cgroup"] = self._group
+            started["cpu_group"] = self._request.get("cpu_group")
             started["command_ticks"] = syscalls.start_ticks(self._child.pid) if self._proc else None
             atomic_files.write_json(self._path("started.json"), started, sync=False)
         except spawn.CannotFork as exc:
@@ -314,7 +317,8 @@ class Shim:
 
     def _clear(self) -> bool:
         gone = self._tree.clear(lambda seconds: self._wait(timeout=seconds))
-        return gone and (self._group is None or cgroup.clear(self._group, lambda seconds: self._wait(timeout=seconds)))
+        cleared = [cgroup.clear(group, lambda seconds: self._wait(timeout=seconds)) for group in self._groups]
+        return gone and all(cleared)
 
     # -- small things
 

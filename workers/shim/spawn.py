@@ -49,8 +49,11 @@ class GatedCommand:
         self._gate = gate
 
     def release(self) -> None:
-        """Let the process execute the command."""
-        os.write(self._gate, b"\n")
+        """Let the process execute the command; where it has ended before the gate, its report says why."""
+        try:
+            os.write(self._gate, b"\n")
+        except BrokenPipeError:
+            pass
         self.discard()
 
     def discard(self) -> None:
@@ -109,8 +112,9 @@ def _become(
         if request.get("switch"):
             syscalls.die_with_parent()  # without its shim nothing would end it in time
         _prepare(log, nice=limits_of(request).get("nice", 0), proc=proc)
-        if request.get("cgroup"):  # without it the run has less of a certificate, and goes on
-            cgroup.enter(request["cgroup"])
+        step = "limits"
+        _enter_groups(request, limits_of(request))
+        step = "prepare"
         if not os.read(gate, 1):
             os._exit(127)  # the shim is gone: this run never began
         step = "cwd"
@@ -133,6 +137,20 @@ def _become(
     except ValueError:
         os.write(reporter, json.dumps({"step": "values", "errno": 0}).encode())
     os._exit(127)
+
+
+def _enter_groups(request: dict[str, Any], limits: dict[str, Any]) -> None:
+    memory, cpus = limits.get("memory"), limits.get("cpus")
+    group, cpu_group = request.get("cgroup"), request.get("cpu_group")
+    one = cpu_group == group
+    # without a group the run has less of a certificate, and goes on; without the limits that it is to have it does not
+    inside = group is not None and cgroup.enter(group, memory=memory, cpus=cpus if one else None)
+    if memory is not None and not inside:
+        raise OSError(errno.EPERM, "")
+    if cpus is not None and not one:
+        inside = cpu_group is not None and cgroup.enter(cpu_group, cpus=cpus)
+    if cpus is not None and not inside:
+        raise OSError(errno.EPERM, "")
 
 
 def _reason(unfit: ColdReason, request: dict[str, Any]) -> str | None:
@@ -195,6 +213,8 @@ def failure_record(trouble: dict[str, Any], request: dict[str, Any], folder: str
         return {"error": "its command or environment has a zero byte or an empty name in it"}
     if step == "cwd":
         return {"error": _of_place(place, number, request["handle"]["host"])}
+    if step == "limits":
+        return {"error": f"its limits of memory or processors cannot be set on {request['handle']['host']}"}
     if step == "prepare":
         return {"error": f"its process could not be set up: {os.strerror(number)}"}
     return {"error": _of_command(name, os.path.join(place, name), request, number)}

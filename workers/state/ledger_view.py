@@ -23,6 +23,8 @@ class LedgerView:
     served: frozenset[Route] = frozenset()
     #: the ids of the ledger that this process has heard, for a Redis that has lost them
     ledgers: tuple[str, ...] = ()
+    #: why the deployer can start no run now, then nothing is fetched and no route served; empty where it can
+    shut: Callable[[], str] = lambda: ""
     #: set once adoption is done and the platform is ready
     ready: threading.Event = field(default_factory=threading.Event)
 
@@ -60,7 +62,7 @@ class LedgerView:
     @property
     def accepting(self) -> bool:
         """Whether a message may be fetched now, as far as the ledger decides; free slots are counted elsewhere."""
-        return self.ready.is_set() and self.gate_open and self.connected and self.wanted == "active"
+        return self.ready.is_set() and self.gate_open and self.connected and self.wanted == "active" and not self.shut()
 
     def routes(self) -> frozenset[Route]:
         """Every route known to the fleet that our offer can serve; none until the first answer."""

@@ -98,8 +98,16 @@ class RunFolder:
         """Whether the run was begun by a shim, which says in the end that nothing of it is left (`cleared`)."""
         return "shim_started_at" in (self.started() or {})
 
+    def is_container(self) -> bool:
+        """Whether the run is a container of ours, which no shim stands above."""
+        return (self.started() or {}).get("kind") == "docker"
+
+    def obeys(self) -> bool:
+        """Whether whoever stops the run knows patience and grace: its shim, or the deployer of containers."""
+        return self.has_shim() or self.is_container()
+
     def start(self) -> dict[str, Any] | None:
-        """The record of the start file; its `by` is "shim", "abandoned" or "external". None = nobody won it yet."""
+        """The record of the start file; its `by` says who has won it, or that it is "abandoned"; None = nobody has."""
         path = self.path / "start"
         return atomic_files.read_json(path) or ({"v": VERSION, "by": "shim"} if path.exists() else None)
 
@@ -192,8 +200,15 @@ class RunFolder:
         """True once a keeper was named, so that the run's owner in the ledger may be any worker of this host."""
         return (self.path / "keeper.json").exists()
 
+    def mark_cleared(self) -> None:
+        """Note that nothing of the run is left, where no shim does it; a full disk costs only that."""
+        try:
+            (self.path / "cleared").touch(mode=0o600)
+        except OSError as exc:
+            logger.warning("it is not noted that a run is gone", extra={**self.fields, "error": str(exc)})
+
     def cleared(self) -> bool:
-        """True once the shim has seen that nothing of the run is left."""
+        """True once the shim, or the deployer of containers, has seen that nothing of the run is left."""
         return (self.path / "cleared").exists()
 
     def settle(self) -> None:

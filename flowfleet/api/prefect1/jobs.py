@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from flowfleet.api.client import Job
+from flowfleet.api.container_ask import ContainerAsk
+from flowfleet.api.prefect1 import containers
 from flowfleet.api.prefect1.engine import EngineSettings
 from flowfleet.api.prefect1.graphql import GraphQL
 from flowfleet.api.prefect1.states import Run
@@ -48,6 +50,12 @@ class Jobs:
         # state handlers are called by the engine alone
         del python, job, hooks, starters
         return None
+
+    def container(self, job: Job, extra: Mapping[str, str | None], marks: Mapping[str, str]) -> ContainerAsk:
+        env = containers.environment(job, extra, cloud_logs=self.engine.cloud_logs)
+        # the program, as Prefect 1's own agent starts it: not every image has a `python` with prefect on its PATH
+        command = ("prefect", *self.engine_command("python", job, "")[3:])
+        return containers.ask(job, command, {**env, **marks})
 
     def engine_command(self, python: str, job: Job, prefect: str, starters: Path | None = None) -> tuple[str, ...]:
         del starters

@@ -141,14 +141,15 @@ class Writes:
         del claim, mark
         return self._claimed(run_id, call, self._lately(run_id, _JUST_READ_SECONDS))
 
-    def started(self, run_id: str, mark: Mark, pid: int) -> None:
+    def started(self, run_id: str, mark: Mark, process: int | str) -> None:
         # nothing to do: only the line on the run's log page tells, and the worker writes that
         pass
 
-    def started_line(self, mark: Mark, pid: int) -> str:
-        # the words of Prefect 1's own agent
+    def started_line(self, mark: Mark, process: int | str) -> str:
+        # the words of Prefect 1's own agents
         del mark
-        return f"Submitted for execution: PID: {pid}"
+        kind = "PID" if isinstance(process, int) else "Container ID"
+        return f"Submitted for execution: {kind}: {process}"
 
     def hand_back(
         self, run_id: str, call: str, due: datetime, mark: Mark, reason: str, *, never_began: bool = False

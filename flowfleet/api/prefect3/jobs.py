@@ -9,6 +9,8 @@ from urllib.parse import quote
 
 from flowfleet import logs
 from flowfleet.api.client import Job
+from flowfleet.api.container_ask import ContainerAsk
+from flowfleet.api.prefect3 import containers
 from flowfleet.api.prefect3.engine import EngineSettings
 from flowfleet.api.prefect3.pools import FRESH_SECONDS, ExpiringCache, Pools
 from flowfleet.api.prefect3.states import state_of
@@ -63,6 +65,9 @@ class Jobs:
     def hooks_command(self, python: str, job: Job, hooks: str, starters: Path | None) -> tuple[str, ...] | None:
         # a command of the user's own has an interpreter of its own, which nobody knows
         return None if job.command or starters is None else (python, str(starters / _HOOKS), hooks)
+
+    def container(self, job: Job, extra: Mapping[str, str | None], marks: Mapping[str, str]) -> ContainerAsk:
+        return containers.ask(job, {**containers.environment(job, extra), **marks}, self.engine.worker)
 
     def _job(self, run: Json) -> Job:
         name = run.get("name") or run["id"]

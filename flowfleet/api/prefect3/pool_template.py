@@ -25,7 +25,11 @@ def _list(title: str, description: str) -> dict[str, Any]:
 
 
 _FIELDS = {
-    "command": _text("Command", "The command that starts a run. Empty: the Prefect engine of the worker's Python."),
+    "command": _text(
+        "Command",
+        "The command that starts a run. Empty: the Prefect engine of the worker's Python; in a container "
+        "`prefect flow-run execute`, for which its image needs prefect.",
+    ),
     "env": _table(
         "Environment Variables",
         "Environment variables of the run. A variable without a value is left out.",
@@ -33,8 +37,8 @@ _FIELDS = {
     ),
     "working_dir": _text(
         "Working Directory",
-        "The folder on the worker's host in which a run starts; a relative one begins where the worker was started. "
-        "Empty: a new one each time.",
+        "The folder in which a run starts, on its worker's host or in its container; a relative one begins where the "
+        "worker was started. Empty: a new one each time; in a container that of its image.",
     ),
     "nice": _optional(
         "Niceness",
@@ -62,19 +66,43 @@ _FIELDS = {
         "For containers: when the image is fetched. Empty: always for latest, else if missing.",
         {"type": "string", "enum": ["IfNotPresent", "Always", "Never"]},
     ),
+    "registry_credentials": _optional(
+        "Registry Credentials",
+        "For containers: a block of registry credentials, for an image that is not here.",
+        {"type": "object"},
+    ),
     "volumes": _list(
-        "Volumes", "For containers: folders of the host, each as HOST_PATH:CONTAINER_PATH or with :ro after."
+        "Volumes",
+        "For containers: folders of the host, each as HOST_PATH:CONTAINER_PATH or with :ro after, as far as the worker "
+        "allows them, and named volumes.",
     ),
     "networks": _list("Networks", "For containers: the networks that they join."),
+    "network_mode": _text("Network Mode", "For containers: host, none, bridge or the name of a network."),
     "memory": _text("Memory Limit", "For containers: the memory that a run may use, such as 512m or 2g."),
     "cpus": _optional(
         "CPU Limit",
         "For containers: how many processors a run may use, fractions allowed.",
         {"type": "number", "exclusiveMinimum": 0},
     ),
+    "mem_limit": _text("Memory Limit of the Container", "For containers: another name of the memory limit."),
+    "memswap_limit": _text("Swap Limit", "For containers: memory and swap together, such as 3g."),
+    "privileged": _optional(
+        "Privileged",
+        "For containers: all rights on the host; refused, unless the worker allows it.",
+        {"type": "boolean"},
+    ),
+    "name": _text("Name", "For containers: the name that they get. Empty: that of the run."),
+    "shm_size": _text("Shared Memory", "For containers: the size of /dev/shm, such as 1g."),
+    "gpus": _text("GPUs", "For containers: how many graphics processors they get, or all."),
     "user": _text("User", "For containers: the user and group that the run has inside, as USER or USER:GROUP."),
     "labels": _table(
         "Labels", "For containers: labels that are put on them beside flowfleet's own.", {"type": "string"}
+    ),
+    "container_create_kwargs": _table(
+        "Further Settings",
+        "For containers: settings by their names in Docker's SDK, such as ulimits. What could take the host over is "
+        "refused, unless its worker allows it.",
+        {},
     ),
 }
 

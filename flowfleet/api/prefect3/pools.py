@@ -17,6 +17,8 @@ from flowfleet.flow_run import Offer, Route
 #: how long answers about pools and deployments are kept
 FRESH_SECONDS = 30.0
 _DESCRIPTION = "Runs of this pool are claimed by a flowfleet poller and run by its workers."
+#: types of Prefect's own pools
+_PROCESS, _DOCKER = "process", "docker"
 _NEEDED = frozenset({"command", "env", "working_dir"})
 _PAGE = 200
 
@@ -76,7 +78,7 @@ class Pools:
         pool = self._found(name) or (self._create(name) if create else None)
         if pool is None:
             raise SettingsError(f"there is no work pool {name!r}, start a worker with --pool {name} to create it")
-        _check_type(pool)
+        _check_type(pool, offer.deploy)
         if create and offer.work_queues:
             self._make_queues(name, offer.work_queues)
         return str(pool["id"])
@@ -177,14 +179,21 @@ class Pools:
             self._queues.forget(pool)
 
 
-def _check_type(pool: Mapping[str, Any]) -> None:
+def _check_type(pool: Mapping[str, Any], deploy: str) -> None:
     """Raise `SettingsError` for a pool that cannot be served.
 
-    Pools of our own type and of type `process` are served, any other only if its template has command, env and working
-    folder.
+    Pools of our own type are served, by processes also those of type `process`, by containers those of type `docker`,
+    and any other only if its template has command, env and working folder.
     """
-    if pool["type"] in (POOL_TYPE, "process"):
+    theirs = {"process": _PROCESS, "docker": _DOCKER}.get(deploy, _PROCESS)
+    if pool["type"] in (POOL_TYPE, theirs):
         return
+    if pool["type"] in (_PROCESS, _DOCKER) and deploy in ("process", "docker"):
+        other = "docker" if deploy == "process" else "process"
+        raise SettingsError(
+            f"the work pool {pool['name']!r} is of type {pool['type']!r}, whose runs this worker does not start: start "
+            f"it with --deploy {other}, or name a pool of type {POOL_TYPE} or {theirs} by --pool"
+        )
     configured = set((pool.get("base_job_template") or {}).get("job_configuration") or {})
     if not configured >= _NEEDED:
         raise SettingsError(

@@ -230,12 +230,13 @@ class Writes:
         policy = {**stands.retry_policy, "retry_type": None}
         self._change(stands.run_id, {"empirical_policy": policy}, fresh_until)
 
-    def started(self, run_id: str, mark: Mark, pid: int) -> None:
+    def started(self, run_id: str, mark: Mark, process: int | str) -> None:
         worker = quote(mark.worker or "", safe="@")
-        self.set_infrastructure(run_id, f"{mark_prefix(mark)}{worker}:{pid}")
+        self.set_infrastructure(run_id, f"{mark_prefix(mark)}{worker}:{process}")
 
-    def started_line(self, mark: Mark, pid: int) -> str:
-        return f"Submitted for execution by {mark.worker}: PID {pid}."
+    def started_line(self, mark: Mark, process: int | str) -> str:
+        kind = "PID" if isinstance(process, int) else "container"
+        return f"Submitted for execution by {mark.worker}: {kind} {process}."
 
     def set_infrastructure(self, run_id: str, text: str | None) -> None:
         """Write the infrastructure mark, or clear it with None; raises `RunGone`."""

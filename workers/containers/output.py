@@ -1,0 +1,263 @@
+"""Output: what a container prints, copied into the run's file, each of its two streams in order.
+
+The engine keeps its own copy, so a worker that comes back reads on where the one before it has stopped, to the line:
+each entry has a time, and the last one that was written stands in a small file beside the run's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import requests
+import urllib3
+
+from flowfleet.errors import EngineRefused
+from workers.containers.container import moment
+from workers.containers.engine import Engine, StreamIdle, is_missing
+from workers.shim import atomic_files
+from workers.shim.log_cap import LogCap
+
+#: a stream in which nothing comes for so long is opened anew, once it was looked whether its container still runs
+IDLE_SECONDS = 30.0
+_HEAD = 8
+_PIECE = 256 * 1024
+#: what is longer is several entries for the engine, each with a time (docker 20.10)
+_LONGEST_ENTRY = 16 * 1024
+#: the cap is applied, and the place written down, each time that so much was copied
+_STEP = 1 << 20
+_TIMED = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)\.?(\d{0,9})(Z|[+-]\d\d:\d\d) ")
+
+
+@dataclass(frozen=True)
+class _Place:
+    """How far the output was copied."""
+
+    #: the time of the last entry, as the engine writes it, and how many bytes of that time there were: the times of
+    #: Podman are whole seconds, and it cuts the same output into other entries each time
+    time: str = ""
+    bytes: int = 0
+    #: the size of the run's file then
+    size: int = 0
+
+    @classmethod
+    def read(cls, path: Path) -> _Place:
+        found: Mapping[str, Any] = atomic_files.read_json(path) or {}
+        return cls(str(found.get("time") or ""), int(found.get("bytes") or 0), int(found.get("size") or 0))
+
+    def write(self, path: Path) -> None:
+        atomic_files.write_json(path, {"v": 1, **vars(self)}, sync=False)
+
+
+class Output:
+    """The copier of one container's output, used by one thread; `close` may be called by another one."""
+
+    def __init__(self, engine: Engine, container: str, log: Path, *, limit: int, holes: bool) -> None:
+        self._engine, self._id, self._log = engine, container, log
+        self._path = log.with_name("log.place")
+        self._place = _Place.read(self._path)
+        self._limit, self._holes = limit, holes
+        self._answer: requests.Response | None = None
+        self._closed = threading.Event()
+
+    def copy(self, *, follow: bool, tty: bool) -> bool:
+        """Copy what is new; with `follow` until the container ends, or prints nothing for a while.
+
+        Returns True where the engine has said that there is no more. Raises `EngineAway`, and `OSError` of our disk.
+        """
+        try:
+            answer = self._open(follow=follow)
+            with contextlib.closing(answer), self._file() as file:
+                return self._take(answer, file, tty=tty)
+        except StreamIdle:
+            return False
+        except EngineRefused as exc:
+            if is_missing(exc):
+                return True
+            raise
+
+    def close(self) -> None:
+        """Let `copy` end soon."""
+        self._closed.set()
+        answer = self._answer
+        if answer is not None:
+            with contextlib.suppress(OSError, RuntimeError, ValueError):  # it is closed already
+                answer.raw.shutdown()
+
+    def _open(self, *, follow: bool) -> requests.Response:
+        params: dict[str, Any] = {"stdout": 1, "stderr": 1, "timestamps": 1, "follow": int(follow)}
+        if self._place.time:
+            params["since"] = _seconds(self._place.time)
+        idle = IDLE_SECONDS if follow else self._engine.request_seconds
+        self._answer = self._engine.stream(f"/containers/{self._id}/logs", params, idle_seconds=idle)
+        return self._answer
+
+    @contextlib.contextmanager
+    def _file(self) -> Iterator[int]:
+        fd = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            if os.fstat(fd).st_size > self._place.size and self._place.time:
+                os.ftruncate(fd, self._place.size)  # written and not noted: it is read once more
+            yield fd
+        finally:
+            os.close(fd)
+
+    def _take(self, answer: requests.Response, file: int, *, tty: bool) -> bool:
+        cap = LogCap(str(self._log), self._limit, holes=self._holes)
+        place, since_note = self._place, 0
+        entries = _entries(self._pieces(answer), tty=tty)
+        try:
+            for part in _joined(_unseen(entries, place)):
+                _append(file, part.data)
+                since_note += len(part.data)
+                if part.time:
+                    place = _Place(part.time, part.read + (place.bytes if part.time == place.time else 0))
+                if since_note >= _STEP and part.whole:
+                    since_note = 0
+                    place = self._note(place, file, cap)
+                if self._closed.is_set():
+                    return True
+        finally:
+            self._note(place, file, cap)
+            cap.close()
+        return True
+
+    def _pieces(self, answer: requests.Response) -> Iterator[bytes]:
+        # errors of the reading alone are the engine's: those of our disk are raised where the pieces are written
+        while True:
+            with self._engine.errors():
+                try:
+                    piece = answer.raw.read1(_PIECE)  # what has come, however little
+                except urllib3.exceptions.ReadTimeoutError as exc:
+                    raise StreamIdle from exc
+            if not piece:
+                return
+            yield piece
+
+    def _note(self, place: _Place, file: int, cap: LogCap) -> _Place:
+        cap.apply()
+        self._place = replace(place, size=os.fstat(file).st_size)
+        if self._place.time:
+            self._place.write(self._path)
+        return self._place
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What is to be written of one entry."""
+
+    #: of which stream it is
+    stream: int
+    #: the engine's time of the entry
+    time: str
+    data: bytes
+    #: how many bytes of the entry were read
+    read: int = 0
+    #: nothing that was read before is still held back
+    whole: bool = True
+
+
+def _append(file: int, data: bytes) -> None:
+    """Write all of it, or on a full disk nothing."""
+    left = memoryview(data)
+    try:
+        while left:
+            left = left[os.write(file, left) :]
+    except OSError:
+        os.ftruncate(file, os.fstat(file).st_size - (len(data) - len(left)))
+        raise
+
+
+def _unseen(entries: Iterator[tuple[int, bytes]], place: _Place) -> Iterator[_Part]:
+    """What stands behind this place, of entries that begin with those of its time."""
+    left, time = place.bytes, ""
+    for stream, entry in entries:
+        stamp, data = _timed(entry)
+        time = stamp or time  # the rest of an entry that the engine has cut has none
+        if time not in ("", place.time):
+            left = 0
+        seen = min(left, len(data))
+        left -= seen
+        if seen < len(data):
+            yield _Part(stream, time, data[seen:], read=len(data) - seen)
+
+
+def _joined(parts: Iterator[_Part]) -> Iterator[_Part]:
+    """The same, where a line that comes in parts is held back until its end: the other stream must not cut it."""
+    held: dict[int, bytes] = {}
+    idle = False
+    try:
+        for part in parts:
+            data = held.pop(part.stream, b"") + part.data
+            if not data.endswith(b"\n") and len(data) < _LONGEST_ENTRY:
+                held[part.stream], data = data, b""
+            yield replace(part, data=data, whole=not held)
+    except StreamIdle:
+        idle = True
+    for stream, data in held.items():
+        yield _Part(stream, "", data)
+    if idle:
+        raise StreamIdle
+
+
+def _entries(pieces: Iterator[bytes], *, tty: bool) -> Iterator[tuple[int, bytes]]:
+    """The entries of a log, each with its stream: frames of a head and a text, or with a terminal the lines."""
+    return ((0, line) for line in _lines(pieces)) if tty else _frames(pieces)
+
+
+def _frames(pieces: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
+    rest = b""
+    for piece in pieces:
+        rest += piece
+        position = 0
+        while len(rest) - position >= _HEAD:
+            end = position + _HEAD + int.from_bytes(rest[position + 4 : position + _HEAD], "big")
+            if len(rest) < end:
+                break
+            yield rest[position], rest[position + _HEAD : end]
+            position = end
+        rest = rest[position:]
+
+
+def _lines(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Lines, and of a line that is longer than the engine keeps in one entry each of its parts."""
+    rest = b""
+    for piece in pieces:
+        rest += piece
+        position = 0
+        while (end := _end_of_line(rest, position)) is not None:
+            yield rest[position:end]
+            position = end
+        rest = rest[position:]
+    if rest:
+        yield rest
+
+
+def _end_of_line(data: bytes, position: int) -> int | None:
+    found = _TIMED.match(data, position)
+    begin = found.end() if found else position
+    newline = data.find(b"\n", begin, begin + _LONGEST_ENTRY)
+    if newline >= 0:
+        return newline + 1
+    return begin + _LONGEST_ENTRY if len(data) >= begin + _LONGEST_ENTRY else None
+
+
+def _timed(entry: bytes) -> tuple[str, bytes]:
+    found = _TIMED.match(entry)
+    if not found:
+        return "", entry  # the rest of an entry that the engine has cut
+    return found.group(0).decode().strip(), entry[found.end() :]
+
+
+def _seconds(text: str) -> str:
+    """The engine's time as it takes one: seconds with nine digits behind the point."""
+    found = _TIMED.match(f"{text} ".encode())
+    assert found
+    whole = moment(f"{found.group(1).decode()}{found.group(3).decode()}")
+    return f"{int(whole or 0)}.{found.group(2).decode():0<9}"
