@@ -1,6 +1,6 @@
 """Crash matrix of containers: each failpoint of a worker x kill, freeze, raise, whose runs are containers.
 
-CI has one cell in forty, `make stress` has all. Cells, seeds and oracle are those of tests/chaos.
+CI has eight cells, `make stress` has all. Cells, seeds and oracle are those of tests/chaos.
 """
 
 import os
