@@ -36,10 +36,9 @@ from workers import host_cgroups
 from workers import page as worker_page
 from workers.background import BackgroundJobs
 from workers.deployers import warm_client
-from workers.deployers.container import KIND as CONTAINER
 from workers.deployers.fork_client import ForkServerProgram
 from workers.deployers.registry import adopting_deployer, container_deployer, plugged_in_deployer, process_deployer
-from workers.deployment import EXTERNAL, Deployer, DeployerContext, RunLimits
+from workers.deployment import CONTAINERS, EXTERNAL, Deployer, DeployerContext, RunLimits
 from workers.environment import EnvironmentLayers
 from workers.host import Abilities, Host
 from workers.host_limits import HostLimits, check_limits
@@ -152,7 +151,7 @@ def serve(
     embedding.leave_with(own.close)
     deployer = embedding.deployer(own, api, settings)
     specs = StartSpecBuilder(settings, api.traits, api=api.jobs, layers=layers, interpreter=interpreter)
-    specs = replace(specs, in_containers=below == CONTAINER)
+    specs = replace(specs, in_containers=below == CONTAINERS)
     embedding.leave_with(ledger.close)
     row = _join_fleet(ledger, settings, api, state, host, retry=retry, startup_page=startup_page)
     service = WorkerService(
@@ -191,7 +190,7 @@ def _own_deployer(
     failpoints: Failpoints,
     api: str,
 ) -> Deployer:
-    if kind == CONTAINER:
+    if kind == CONTAINERS:
         return container_deployer(settings, host, abilities, environ, failpoints, api=api)
     return process_deployer(host, abilities, parent, failpoints)
 

@@ -166,7 +166,7 @@ class StartSpec:
 
 def process_of(handle: Handle) -> int | str:
     """The process of a started run, by which people find it on its host, or the short id of its container."""
-    if handle.get("kind") == "docker":
+    if handle.get("kind") == CONTAINERS:
         return str(handle.get("id"))[:12]
     return int(handle.get("command_pid") or handle.get("pid") or 0)
 

@@ -18,11 +18,10 @@ from flowfleet.errors import ApiError
 from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import Route
 from flowfleet.ledger.claims import Claim, State
-from workers.deployers.container import KIND as CONTAINER
 from workers.deployers.external import InDoubt, NotAsked
 from workers.deployers.process import ProcessDeployer
 from workers.deployers.registry import container_deployer
-from workers.deployment import Deployer, StartedRun, StartSpec
+from workers.deployment import CONTAINERS, Deployer, StartedRun, StartSpec
 from workers.host import Abilities, Host
 from workers.interpreter import interpreter_of
 from workers.runs.start_spec import StartSpecBuilder
@@ -43,7 +42,7 @@ def below(agent: Agent) -> str:
     from flowfleet.agents.docker_agent import DockerAgent  # noqa: PLC0415 - it imports us
 
     # without the SDK nothing calls it
-    return CONTAINER if isinstance(agent, DockerAgent) and importlib.util.find_spec("docker") else "process"
+    return CONTAINERS if isinstance(agent, DockerAgent) and importlib.util.find_spec("docker") else "process"
 
 
 def by_method(agent: Agent, start: StartUnderWay) -> StartedRun | InDoubt | str:
@@ -103,7 +102,7 @@ def _by_hand(agent: LocalAgent | DockerAgent, flow_run: FlowRunRecord) -> str:
     layers, interpreter = interpreter_of(settings, environ, agent.client.traits)
     layers = variables.with_variables_of(agent, layers)
     client = agent.client
-    in_containers = below(agent) == CONTAINER
+    in_containers = below(agent) == CONTAINERS
     specs = StartSpecBuilder(
         settings,
         client.traits,
@@ -145,6 +144,6 @@ def _by_hand(agent: LocalAgent | DockerAgent, flow_run: FlowRunRecord) -> str:
 
 def _told(started_run: StartedRun) -> str:
     handle = started_run.handle
-    if handle.get("kind") == CONTAINER:
+    if handle.get("kind") == CONTAINERS:
         return f"Container ID: {handle['id']}"
     return f"PID: {handle.get('command_pid') or handle.get('pid')}"

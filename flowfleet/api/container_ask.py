@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from flowfleet.errors import UnsupportedRun
+
 #: as the states of both APIs spell them; they are the names of Prefect 3's job variable `image_pull_policy`
 PULL_POLICIES = ("Always", "IfNotPresent", "Never")
 
@@ -42,3 +44,17 @@ class ContainerAsk:
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     #: where `options` stand, for messages
     options_name: str = "options"
+
+
+def a_list(given: Any, what: str) -> tuple[Any, ...]:
+    """The list that `what` of a run must be, empty where nothing is given; raises `UnsupportedRun`."""
+    if given and not isinstance(given, list | tuple):
+        raise UnsupportedRun(f"{what} must be a list, not {type(given).__name__}")
+    return tuple(given or ())
+
+
+def a_table(given: Any, what: str) -> dict[str, Any]:
+    """The table that `what` of a run must be, empty where nothing is given; raises `UnsupportedRun`."""
+    if given and not isinstance(given, Mapping):
+        raise UnsupportedRun(f"{what} must be a table of names and values, not {type(given).__name__}")
+    return dict(given or {})

@@ -32,3 +32,15 @@ def deploying(request, tmp_path):
     made = Deploying(request.getfixturevalue({"docker": "engine"}.get(request.param, request.param)), tmp_path)
     yield made
     made.close()
+
+
+@pytest.fixture
+def deployer(deploying):
+    return deploying.deployer()
+
+
+@pytest.fixture
+def client(deploying):
+    made = deploying.engine.client()
+    yield made
+    made.close()

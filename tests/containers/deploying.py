@@ -17,6 +17,11 @@ from workers.shim.syscalls import boot_clock
 from workers.state.run_folders import RunFolders
 
 
+def sh(script):
+    """The command that runs this script."""
+    return ("sh", "-c", script)
+
+
 class Deploying:
     def __init__(self, engine, folder: Path) -> None:
         self.engine = engine

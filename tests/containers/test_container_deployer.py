@@ -6,20 +6,12 @@ import time
 import pytest
 
 from flowfleet.errors import StartFailed
+from tests.containers.deploying import sh
 from tests.waiting import until
 from workers.exit import StopReason
 from workers.shim.syscalls import boot_clock
 from workers.state.run_folders import RunFolder
 from workers.stop import Stop
-
-
-def sh(script):
-    return ("sh", "-c", script)
-
-
-@pytest.fixture
-def deployer(deploying):
-    return deploying.deployer()
 
 
 @pytest.mark.parametrize("code", [0, 3, 125])

@@ -6,29 +6,12 @@ import time
 import pytest
 
 from flowfleet.errors import EngineRefused, StartFailed
-from tests.containers.deploying import Deploying
+from tests.containers.deploying import Deploying, sh
 from workers.containers.container import Container
 from workers.exit import StopReason
 from workers.shim import atomic_files
 from workers.state.run_folders import RunFolder
 from workers.stop import Stop
-
-
-def sh(script):
-    return ("sh", "-c", script)
-
-
-@pytest.fixture
-def deployer(deploying):
-    return deploying.deployer()
-
-
-@pytest.fixture
-def client(deploying):
-    made = deploying.engine.client()
-    yield made
-    made.close()
-
 
 # -- what belongs to others
 

@@ -28,13 +28,6 @@ def guarded_registry():
         yield made
 
 
-@pytest.fixture
-def client(deploying):
-    made = deploying.engine.client()
-    yield made
-    made.close()
-
-
 def pushed(deploying, client, registry, name, *, auth=None, image=None):
     """An image that is in the registry, and not on this host."""
     deploying.engine.trust(registry.address)

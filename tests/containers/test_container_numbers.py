@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.container_engine import BUSYBOX
-from tests.containers.deploying import Deploying
+from tests.containers.deploying import Deploying, sh
 from tests.waiting import until
 
 LANES = 3
@@ -22,10 +22,6 @@ MEMORY = 32 << 20
 SEED = 20261130
 #: what a start may cost beside that of the `docker` command: so many times as much, or so many seconds more
 TIMES, MORE_SECONDS = 1.15, 0.05
-
-
-def sh(script):
-    return ("sh", "-c", script)
 
 
 @pytest.fixture

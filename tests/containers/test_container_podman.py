@@ -7,16 +7,13 @@ import docker.errors
 import pytest
 
 from flowfleet.errors import StartFailed
+from tests.containers.deploying import sh
 from tests.waiting import until
 from workers.containers.request import CLAIM, FLEET
 from workers.exit import EndedBy
 
 MEMORY = 32 << 20
 API = "http://127.0.0.1:4200/api"
-
-
-def sh(script):
-    return ("sh", "-c", script)
 
 
 def status_of(call):

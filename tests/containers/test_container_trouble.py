@@ -9,21 +9,12 @@ import pytest
 
 from flowfleet.certificate import EndedBy
 from flowfleet.errors import EngineAway, NotReady
-from tests.containers.deploying import Deploying
+from tests.containers.deploying import Deploying, sh
 from tests.waiting import stays, until
 from workers.containers.engine import Engine
 from workers.exit import StopReason
 from workers.state.run_folders import RunFolder, RunFolders
 from workers.stop import Stop
-
-
-def sh(script):
-    return ("sh", "-c", script)
-
-
-@pytest.fixture
-def deployer(deploying):
-    return deploying.deployer()
 
 
 @pytest.fixture

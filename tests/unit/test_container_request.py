@@ -209,6 +209,30 @@ def test_a_mount_of_a_folder_shows_the_host_nothing_and_its_volume_is_looked_at_
     )
 
 
+@pytest.mark.parametrize(
+    "request_of_devices",
+    [
+        {"Driver": "", "driver": "cdi", "Capabilities": [["gpu"]], "DeviceIDs": ["vendor/x=1"]},
+        {"Capabilities": [["gpu"]], "capabilities": [["all"]]},
+        {"Capabilities": [["gpu"]], "\u017fecret": 1},
+    ],
+    ids=str,
+)
+def test_a_request_for_gpus_has_no_part_in_two_spellings(request_of_devices):
+    with pytest.raises(UnsupportedRun, match="it has a device request"):
+        made(options={"device_requests": [request_of_devices]}, privileged=True)
+
+
+def test_a_request_for_gpus_may_be_spelled_as_the_engine_or_the_sdk_does():
+    for asked in (
+        {"Count": -1, "Capabilities": [["gpu"]], "Driver": "nvidia"},
+        {"count": -1, "capabilities": [["gpu"]], "driver": "nvidia"},
+    ):
+        assert made(options={"device_requests": [asked]}).host["device_requests"] == [
+            {"Count": -1, "Capabilities": [["gpu"]], "Driver": "nvidia"}
+        ]
+
+
 def test_a_file_of_the_host_goes_in_by_its_workers_word_alone(tmp_path):
     authority = tmp_path / "ca.pem"
     authority.touch()

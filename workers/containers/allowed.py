@@ -19,7 +19,7 @@ from workers.containers.kinds import Kind
 from workers.containers.volumes import Volume
 
 #: by them no other container and no file of the host can be reached (SDK 7.2 of Docker); each with its form. Networks
-#: are looked at together, by `network`
+#: are looked at together, by `check_network`
 FREE: Mapping[str, Kind] = {
     "blkio_weight": kinds.number,
     "blkio_weight_device": kinds.tables,
@@ -113,6 +113,21 @@ _NAMESPACES = ("pid_mode", "ipc_mode", "uts_mode", "userns_mode", "cgroupns")
 #: of these, what gives nothing away
 _HARMLESS = {"ipc_mode": ("private", "shareable", "none")}
 _NETWORK = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
+_DEVICE_PARTS: Mapping[str, Kind] = {
+    "Driver": kinds.text,
+    "Count": kinds.number,
+    "DeviceIDs": kinds.texts,
+    "Capabilities": kinds.lists_of_texts,
+    "Options": kinds.texts_by_name,
+}
+#: as the SDK names them beside that
+_DEVICE_SPELLINGS = {
+    "driver": "Driver",
+    "count": "Count",
+    "device_ids": "DeviceIDs",
+    "capabilities": "Capabilities",
+    "options": "Options",
+}
 _GPU_DRIVERS = ("", "nvidia")
 _GPU_CAPABILITIES = frozenset({"gpu", "compute", "compat32", "graphics", "utility", "video", "display"})
 
@@ -150,13 +165,13 @@ class Permissions:
                 kept[str(name)] = checked
         return kept, dropped
 
-    def network(self, name: str, where: str, *, of_host: bool) -> str:
-        """A network, or network mode, that a run asks for; `of_host`: the host's own is open to runs.
+    def check_network(self, name: str, where: str, *, of_host: bool) -> None:
+        """Raise `UnsupportedRun` where a run may not have this network, or network mode.
 
-        Raises `UnsupportedRun`.
+        `of_host`: the host's own is open to runs.
         """
         if self.privileged:
-            return name
+            return
         if name == "host" and not of_host:
             raise UnsupportedRun(
                 f"it asks for the host's network in its {where}, and its worker was started with --network or "
@@ -164,7 +179,6 @@ class Permissions:
             )
         if name.startswith(("container:", "ns:")) or not _NETWORK.fullmatch(name):
             raise UnsupportedRun(_refusal(where, f"the network {name[:60]!r}"))
-        return name
 
     def volume(self, text: str) -> Volume:
         """A volume that a run asks for; raises `UnsupportedRun`."""
@@ -214,14 +228,15 @@ class Permissions:
 
     def _devices(self, given: Mapping[str, Any], where: str) -> dict[str, Any]:
         """A request for devices, which is one for GPUs unless the operator allows more."""
-        wanted = given.get("Capabilities") or given.get("capabilities") or []
-        names = {str(name) for each in wanted if isinstance(each, list | tuple) for name in each}
-        gpu = "gpu" in names and names <= _GPU_CAPABILITIES
-        driver = given.get("Driver", given.get("driver", ""))
-        options = given.get("Options", given.get("options", {}))
-        if not self.privileged and not (gpu and driver in _GPU_DRIVERS and options in ({}, None)):
+        spelled = [(_DEVICE_SPELLINGS.get(name, name), value) for name, value in given.items()]
+        if len(dict(spelled)) < len(spelled):  # the SDK and we might read different ones
+            raise UnsupportedRun("it has a device request that has a part of it twice")
+        request = kinds.made("device_requests", "device request", _DEVICE_PARTS, dict(spelled))
+        names = {name for each in request.get("Capabilities", ()) for name in each}
+        gpu = "gpu" in names and names <= _GPU_CAPABILITIES and request.get("Driver", "") in _GPU_DRIVERS
+        if not self.privileged and not (gpu and not request.get("Options")):
             raise UnsupportedRun(_refusal(where, "device_requests other than for GPUs"))
-        return dict(given)
+        return request
 
 
 def _as_texts(value: Any) -> list[str]:

@@ -249,7 +249,7 @@ class ContainerRun:
 
     def _stop(self, patience: float, grace: float) -> None:
         fields = self.folder.fields
-        # a stop that fails is asked for again
+        # whoever wants it gone at once asks again, by `kill`
         with guarded(logger, "a container could not be stopped", **fields), contextlib.suppress(_Closed):
             if not self._pause(patience):
                 self._ask_to_end()
@@ -259,11 +259,18 @@ class ContainerRun:
                 self._over.wait(_KILL_AGAIN_SECONDS if sent else _AGAIN_SECONDS)
 
     def _ask_to_end(self) -> None:
-        state = self._asked(self.container.state)
         # an image may name a signal that there is not
-        for name in dict.fromkeys([(state.stop_signal if state else "") or "SIGTERM", "SIGTERM"]):
+        for name in dict.fromkeys([self._stop_signal(), "SIGTERM"]):
             if self._signal(name, by="term") is not None:
                 return
+
+    def _stop_signal(self) -> str:
+        try:
+            state = self._asked(self.container.state)
+        except EngineRefused as exc:
+            logger.warning("stop signal of a container not known", extra={**self.folder.fields, "error": str(exc)})
+            state = None
+        return (state.stop_signal if state else "") or "SIGTERM"
 
     def _signal(self, name: str, *, by: str) -> bool | None:
         """Whether it was sent; None where the engine has refused it."""

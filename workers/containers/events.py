@@ -29,10 +29,11 @@ logger = logging.getLogger(__name__)
 
 #: the kernel's kill and the end that it brings are at most so far apart by the engine's clock (measured: 20 to 41 ms)
 OOM_SECONDS = 1.0
-#: the code of a container that was killed
-_KILLED = 128 + signal.SIGKILL
+#: the code of a container that a signal has ended is that much more than the signal's number
+SIGNALS_FROM = 128
+_KILLED = SIGNALS_FROM + signal.SIGKILL
 #: the codes of those that an engine ends: with TERM first, in an order as at its restart (measured with Docker 20.10)
-ENDED_BY_ENGINE = (_KILLED, 128 + signal.SIGTERM)
+ENDED_BY_ENGINE = (_KILLED, SIGNALS_FROM + signal.SIGTERM)
 #: how long such an end waits for the engine to go, and how long before that it may have come
 LEAVE_SECONDS, _LEFT_SECONDS = 3.0, 5.0
 _AGAIN_SECONDS = 1.0
@@ -171,6 +172,7 @@ class Events:
             if self._connected:
                 self._broken_at = time.time()
             self._connected, self._away = False, why
+            self._lock.notify_all()
 
     def _take(self, event: Mapping[str, Any]) -> None:
         container, action = str((event.get("Actor") or {}).get("ID") or event.get("id") or ""), event.get("Action")

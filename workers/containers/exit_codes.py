@@ -7,10 +7,9 @@ import time
 from dataclasses import replace
 
 from workers.containers.container import ContainerState
-from workers.containers.events import ENDED_BY_ENGINE, Death
+from workers.containers.events import ENDED_BY_ENGINE, SIGNALS_FROM, Death
 from workers.deployment import Exit
 
-_SIGNALS_FROM = 128
 #: what the engine and the shells of images mean by a code
 _MEANINGS = {
     125: "its container could not be run",
@@ -52,5 +51,5 @@ def exit_of(state: ContainerState | None, death: Death, *, stopped_by: str | Non
 
 
 def _signal_of(code: int) -> int | None:
-    number = code - _SIGNALS_FROM
+    number = code - SIGNALS_FROM
     return number if number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT) else None

@@ -1,7 +1,7 @@
 """Kinds: the form that each setting of a container has, as the SDK takes it.
 
-A run's settings are JSON that anybody may have written. What has another form is told here, so that
-neither the SDK nor we meet it half way through a start.
+A run's settings are JSON that anybody may have written. What has another form is told here, so that neither the SDK
+nor we meet it half way through a start.
 """
 
 from __future__ import annotations
@@ -83,6 +83,13 @@ def texts(value: Any) -> list[str]:
     return [text(each) for each in value]
 
 
+def lists_of_texts(value: Any) -> list[list[str]]:
+    """A list of lists of texts."""
+    if not isinstance(value, list | tuple):
+        raise OtherForm("a list of lists of texts")
+    return [texts(each) for each in value]
+
+
 def words(value: Any) -> str | list[str]:
     """A command as one text, or as a list of its words."""
     return text(value) if isinstance(value, str) else texts(value)
@@ -133,6 +140,15 @@ def given(name: str, kind: Kind, value: Any, where: str) -> Any:
         return kind(value)
     except OtherForm as exc:
         raise UnsupportedRun(f"it has {name}={_shown(name, value)} in its {where}, which must be {exc}") from exc
+
+
+def made(where: str, what: str, parts: Mapping[str, Kind], value: Any) -> dict[str, Any]:
+    """A table made anew of these parts, each in its form; raises `UnsupportedRun` for a name that is none of them."""
+    found = given(what, table, value, where)
+    unknown = [name for name in found if name not in parts]
+    if unknown:
+        raise UnsupportedRun(f"it has a {what} with {unknown[0][:60]!r}, give {', '.join(parts)}")
+    return {name: given(name, parts[name], each, where) for name, each in found.items() if each is not None}
 
 
 def _shown(name: str, value: Any) -> str:

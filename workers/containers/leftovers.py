@@ -20,6 +20,7 @@ from flowfleet.guard import guarded
 from workers.containers.container import Listed, listed
 from workers.containers.engine import Engine
 from workers.containers.request import CLAIM, FACTS, FLEET, HOST, PART, RUN, WORKER
+from workers.deployment import CONTAINERS
 from workers.shim import atomic_files
 from workers.state.run_folders import RunFolder, RunFolders
 
@@ -122,7 +123,7 @@ def _recover(runs: RunFolders, one: Listed) -> bool:
     fd = atomic_files.create_once(folder.path / "start", start)
     if fd is not None:
         os.close(fd)
-    handle = {"v": 1, **facts.get("handle", {}), "kind": "docker", "id": one.container.id}
+    handle = {"v": 1, **facts.get("handle", {}), "kind": CONTAINERS, "id": one.container.id}
     atomic_files.write_json(folder.path / "started.json", handle)
     logger.warning("run folder was lost, and is made again from its container", extra=folder.fields)
     return True

@@ -7,6 +7,7 @@ last of two counts. So what a run has written is never handed on: a name that is
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from flowfleet.errors import UnsupportedRun
@@ -21,7 +22,7 @@ _OPTIONS: Mapping[str, Mapping[str, Kind]] = {
     "VolumeOptions": {
         "NoCopy": kinds.flag,
         "Labels": kinds.texts_by_name,
-        "DriverConfig": lambda value: _made(value, _DRIVER, "DriverConfig"),
+        "DriverConfig": partial(kinds.made, "mounts", "DriverConfig", _DRIVER),
     },
     "TmpfsOptions": {"SizeBytes": kinds.number, "Mode": kinds.number},
 }
@@ -31,10 +32,7 @@ _MOUNT: Mapping[str, Kind] = {
     "Type": kinds.text,
     "ReadOnly": kinds.flag,
     "Consistency": kinds.text,
-    **{
-        name: (lambda value, name=name, parts=parts: _made(value, parts, name))  # type: ignore[misc]
-        for name, parts in _OPTIONS.items()
-    },
+    **{name: partial(kinds.made, "mounts", name, parts) for name, parts in _OPTIONS.items()},
 }
 #: what mounts inside do not show on the host
 _OWN_PROPAGATION = (None, "", "private", "rprivate", "slave", "rslave")
@@ -42,7 +40,7 @@ _OWN_PROPAGATION = (None, "", "private", "rprivate", "slave", "rslave")
 
 def checked(given: Mapping[str, Any]) -> dict[str, Any]:
     """The mount of what is given, with Type and Target; raises `UnsupportedRun` where that is none."""
-    mount = _made(given, _MOUNT, "mount")
+    mount = kinds.made("mounts", "mount", _MOUNT, given)
     kind, source = mount.setdefault("Type", "volume"), mount.get("Source", "")
     if kind not in _TYPES or not mount.get("Target", "").startswith("/"):
         raise UnsupportedRun(
@@ -59,11 +57,3 @@ def gives_host(mount: Mapping[str, Any]) -> bool:
     # `type=none,o=bind,device=/` would be the whole host
     driver = (mount.get("VolumeOptions") or {}).get("DriverConfig")
     return bool(driver) or (mount.get("BindOptions") or {}).get("Propagation") not in _OWN_PROPAGATION
-
-
-def _made(value: Any, parts: Mapping[str, Kind], what: str) -> dict[str, Any]:
-    given = kinds.given(what, kinds.table, value, "mounts")
-    unknown = [name for name in given if name not in parts]
-    if unknown:
-        raise UnsupportedRun(f"it has a {what} with {unknown[0][:60]!r}, give {', '.join(parts)}")
-    return {name: kinds.given(name, parts[name], each, "mounts") for name, each in given.items() if each is not None}

@@ -33,6 +33,9 @@ _LONGEST_ENTRY = 16 * 1024
 #: the cap is applied, and the place written down, each time that so much was copied
 _STEP = 1 << 20
 _TIMED = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)\.?(\d{0,9})(Z|[+-]\d\d:\d\d) ")
+#: such a time as Podman writes it
+_WHOLE_SECOND = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(Z|[+-]\d\d:\d\d) ")
+_TIME_LENGTH = len("2000-01-01T00:00:00+00:00 ") - 1
 
 
 @dataclass(frozen=True)
@@ -47,9 +50,19 @@ class _Place:
     size: int = 0
 
     @classmethod
-    def read(cls, path: Path) -> _Place:
-        found: Mapping[str, Any] = atomic_files.read_json(path) or {}
+    def read(cls, path: Path) -> _Place | None:
+        """The place that was noted there; None where nothing was copied yet."""
+        found: Mapping[str, Any] | None = atomic_files.read_json(path)
+        if found is None:
+            return None
         return cls(str(found.get("time") or ""), int(found.get("bytes") or 0), int(found.get("size") or 0))
+
+    def behind(self, part: _Part) -> _Place:
+        """The place behind this part, which is written."""
+        size = self.size + len(part.data)
+        if not part.time:
+            return replace(self, size=size)
+        return _Place(part.time, part.read + (self.bytes if part.time == self.time else 0), size)
 
     def write(self, path: Path) -> None:
         atomic_files.write_json(path, {"v": 1, **vars(self)}, sync=False)
@@ -92,7 +105,7 @@ class Output:
 
     def _open(self, *, follow: bool) -> requests.Response:
         params: dict[str, Any] = {"stdout": 1, "stderr": 1, "timestamps": 1, "follow": int(follow)}
-        if self._place.time:
+        if self._place and self._place.time:
             params["since"] = _seconds(self._place.time)
         idle = IDLE_SECONDS if follow else self._engine.request_seconds
         self._answer = self._engine.stream(f"/containers/{self._id}/logs", params, idle_seconds=idle)
@@ -102,31 +115,45 @@ class Output:
     def _file(self) -> Iterator[int]:
         fd = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
-            if os.fstat(fd).st_size > self._place.size and self._place.time:
+            size = os.fstat(fd).st_size
+            if self._place is None:
+                self._note(_Place(size=size))
+            elif size > self._place.size:
                 os.ftruncate(fd, self._place.size)  # written and not noted: it is read once more
             yield fd
         finally:
             os.close(fd)
 
     def _take(self, answer: requests.Response, file: int, *, tty: bool) -> bool:
+        assert self._place is not None
         cap = LogCap(str(self._log), self._limit, holes=self._holes)
-        place, since_note = self._place, 0
-        entries = _entries(self._pieces(answer), tty=tty)
+        # `place` is how far was read and written; `whole` the last such place at which no part of a line was held back
+        place = whole = replace(self._place, size=os.fstat(file).st_size)
+        noted = place.size
         try:
-            for part in _joined(_unseen(entries, place)):
+            for part in _joined(_unseen(_entries(self._pieces(answer), tty=tty), place)):
                 _append(file, part.data)
-                since_note += len(part.data)
-                if part.time:
-                    place = _Place(part.time, part.read + (place.bytes if part.time == place.time else 0))
-                if since_note >= _STEP and part.whole:
-                    since_note = 0
-                    place = self._note(place, file, cap)
+                place = place.behind(part)
+                if part.whole:
+                    whole = place
+                    if place.size - noted >= _STEP:
+                        place = whole = self._capped(place, file, cap)
+                        noted = place.size
+                        self._note(place)
                 if self._closed.is_set():
                     return True
         finally:
-            self._note(place, file, cap)
+            self._note(self._capped(whole, file, cap) if whole is place else whole)
             cap.close()
         return True
+
+    def _capped(self, place: _Place, file: int, cap: LogCap) -> _Place:
+        cap.apply()
+        return replace(place, size=os.fstat(file).st_size)
+
+    def _note(self, place: _Place) -> None:
+        self._place = place
+        place.write(self._path)
 
     def _pieces(self, answer: requests.Response) -> Iterator[bytes]:
         # errors of the reading alone are the engine's: those of our disk are raised where the pieces are written
@@ -136,16 +163,22 @@ class Output:
                     piece = answer.raw.read1(_PIECE)  # what has come, however little
                 except urllib3.exceptions.ReadTimeoutError as exc:
                     raise StreamIdle from exc
+            if not piece and self._closed.is_set():
+                raise StreamIdle  # it may have ended amid an entry
             if not piece:
                 return
             yield piece
 
-    def _note(self, place: _Place, file: int, cap: LogCap) -> _Place:
-        cap.apply()
-        self._place = replace(place, size=os.fstat(file).st_size)
-        if self._place.time:
-            self._place.write(self._path)
-        return self._place
+
+@dataclass(frozen=True)
+class _Entry:
+    """What the engine has kept as one piece, or a line of it."""
+
+    #: of which stream it is
+    stream: int
+    #: the engine's time of the entry; empty for the rest of one that it has cut
+    time: str
+    data: bytes
 
 
 @dataclass(frozen=True)
@@ -154,7 +187,7 @@ class _Part:
 
     #: of which stream it is
     stream: int
-    #: the engine's time of the entry
+    #: the engine's time of the entry; empty for what was held back and is read already
     time: str
     data: bytes
     #: how many bytes of the entry were read
@@ -174,18 +207,17 @@ def _append(file: int, data: bytes) -> None:
         raise
 
 
-def _unseen(entries: Iterator[tuple[int, bytes]], place: _Place) -> Iterator[_Part]:
+def _unseen(entries: Iterator[_Entry], place: _Place) -> Iterator[_Part]:
     """What stands behind this place, of entries that begin with those of its time."""
     left, time = place.bytes, ""
-    for stream, entry in entries:
-        stamp, data = _timed(entry)
-        time = stamp or time  # the rest of an entry that the engine has cut has none
+    for entry in entries:
+        time = entry.time or time
         if time not in ("", place.time):
             left = 0
-        seen = min(left, len(data))
+        seen = min(left, len(entry.data))
         left -= seen
-        if seen < len(data):
-            yield _Part(stream, time, data[seen:], read=len(data) - seen)
+        if seen < len(entry.data):
+            yield _Part(entry.stream, time, entry.data[seen:], read=len(entry.data) - seen)
 
 
 def _joined(parts: Iterator[_Part]) -> Iterator[_Part]:
@@ -200,15 +232,15 @@ def _joined(parts: Iterator[_Part]) -> Iterator[_Part]:
             yield replace(part, data=data, whole=not held)
     except StreamIdle:
         idle = True
-    for stream, data in held.items():
-        yield _Part(stream, "", data)
+    for stream in tuple(held):
+        yield _Part(stream, "", held.pop(stream), whole=not held)
     if idle:
         raise StreamIdle
 
 
-def _entries(pieces: Iterator[bytes], *, tty: bool) -> Iterator[tuple[int, bytes]]:
-    """The entries of a log, each with its stream: frames of a head and a text, or with a terminal the lines."""
-    return ((0, line) for line in _lines(pieces)) if tty else _frames(pieces)
+def _entries(pieces: Iterator[bytes], *, tty: bool) -> Iterator[_Entry]:
+    """The entries of a log: frames of a head and a text, or with a terminal the lines."""
+    return _with_times(_lines(pieces)) if tty else (_Entry(stream, *_timed(text)) for stream, text in _frames(pieces))
 
 
 def _frames(pieces: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
@@ -246,6 +278,29 @@ def _end_of_line(data: bytes, position: int) -> int | None:
     if newline >= 0:
         return newline + 1
     return begin + _LONGEST_ENTRY if len(data) >= begin + _LONGEST_ENTRY else None
+
+
+def _with_times(lines: Iterator[bytes]) -> Iterator[_Entry]:
+    """Lines and parts of lines, with those times of the engine from which it can be asked to read on.
+
+    Podman puts a time, a whole second, before each piece that it has read, within a line too, where it cannot be told
+    from the text. A second is begun anew by the first line that has it, unless a piece in the line before it may.
+    """
+    begins = sure = True  # a line; no time stands in the line before it
+    second, tail = "", b""  # of the last line; the end of the piece before this one
+    for line in lines:
+        time, data = _timed(line)
+        if _WHOLE_SECOND.match(line):
+            if not begins:
+                time, data = "", line
+            else:
+                second, time = time, time if sure and time != second else ""
+        if begins:
+            sure, tail = True, b""
+        begins = data.endswith(b"\n")
+        sure = sure and not _WHOLE_SECOND.search(tail + data)
+        tail = data[-_TIME_LENGTH:]
+        yield _Entry(0, time, data)
 
 
 def _timed(entry: bytes) -> tuple[str, bytes]:

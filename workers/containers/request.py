@@ -243,7 +243,7 @@ class _Network:
         given = (own.pop("network_mode", None), own.pop("network", None))
         mode = ask.network_mode or given[0]
         for name in filter(None, (mode, *given, *ask.networks)):
-            options.permissions.network(name, ask.options_name, of_host=of_host)
+            options.permissions.check_network(name, ask.options_name, of_host=of_host)
         networks = [*dict.fromkeys([*filter(None, [given[1]]), *options.networks, *ask.networks])]
         if networks and networks[0] in ("host", "none"):
             mode, networks = mode or networks[0], networks[1:]

@@ -50,7 +50,6 @@ from workers.state.run_folders import RunFolder, RunFolders
 
 logger = logging.getLogger(__name__)
 
-KIND = CONTAINERS
 _AGAIN_SECONDS = 1.0
 #: in the spelling of `--pull`
 _POLICIES = {"Always": "always", "IfNotPresent": "if-not-present", "Never": "never"}
@@ -60,7 +59,7 @@ _POLICIES = {"Always": "always", "IfNotPresent": "if-not-present", "Never": "nev
 class ContainerDeployer:
     """Starts runs as containers, and finds them again by their folders."""
 
-    kind = KIND
+    kind = CONTAINERS
 
     engine: Engine
     images: Images

@@ -14,11 +14,11 @@ from workers.containers.allowed import Permissions
 from workers.containers.engine import Engine, require_sdk
 from workers.containers.images import NEVER, Images
 from workers.containers.request import ContainerOptions
-from workers.deployers import container, external, warm_client
+from workers.deployers import external, warm_client
 from workers.deployers.container import ContainerDeployer
 from workers.deployers.fork_client import ForkClient, ForkServerProgram
 from workers.deployers.process import ProcessDeployer
-from workers.deployment import Deployer, DeployerContext
+from workers.deployment import CONTAINERS, Deployer, DeployerContext
 from workers.host import Abilities, Host
 from workers.host_limits import raise_descriptors
 
@@ -36,7 +36,7 @@ def plugged_in_deployer(kind: str) -> Callable[[DeployerContext], Deployer] | No
     A class or function that takes no argument is called without the context. Raises `SettingsError` when no installed
     package names the kind.
     """
-    if kind in (ProcessDeployer.kind, container.KIND):
+    if kind in (ProcessDeployer.kind, CONTAINERS):
         return None
     found = [entry for entry in metadata.entry_points(group=DEPLOYERS) if entry.name == kind]
     if not found:

@@ -90,7 +90,7 @@ class Hooks:
         if not self.api.traits.worker_runs_hooks or not run.is_engine():
             return False
         # a deployer of another package starts runs elsewhere, where our hooks' program is not
-        if (run.started() or {}).get("kind") not in ("process", "docker"):
+        if not run.is_container() and (run.started() or {}).get("kind") != "process":
             return False
         if not (run.exit_record() or {}).get("begun") or not run.obeys():
             return False

@@ -27,7 +27,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from workers.deployment import Exit
+from workers.deployment import CONTAINERS, Exit
 from workers.shim import atomic_files
 from workers.shim.syscalls import boot_clock
 from workers.stop import Stop
@@ -100,7 +100,7 @@ class RunFolder:
 
     def is_container(self) -> bool:
         """Whether the run is a container of ours, which no shim stands above."""
-        return (self.started() or {}).get("kind") == "docker"
+        return (self.started() or {}).get("kind") == CONTAINERS
 
     def obeys(self) -> bool:
         """Whether whoever stops the run knows patience and grace: its shim, or the deployer of containers."""

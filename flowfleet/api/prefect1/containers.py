@@ -6,7 +6,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from flowfleet.api.client import Job
-from flowfleet.api.container_ask import ContainerAsk
+from flowfleet.api.container_ask import ContainerAsk, a_list, a_table
 from flowfleet.errors import UnsupportedRun
 
 API = "PREFECT__CLOUD__API"
@@ -18,11 +18,6 @@ _HOST = "host.docker.internal"
 def ask(job: Job, command: tuple[str, ...], env: Mapping[str, str]) -> ContainerAsk:
     """What this run asks of its container, which gets `env`; raises `UnsupportedRun`."""
     config = job.variables.get("run_config") or {}
-    settings, ports = config.get("host_config") or {}, config.get("ports") or ()
-    if not isinstance(settings, Mapping):
-        raise UnsupportedRun(f"its host_config must be a table of names and values, not {type(settings).__name__}")
-    if not isinstance(ports, list | tuple):
-        raise UnsupportedRun(f"its ports must be a list, not {type(ports).__name__}")
     labels = {
         "io.prefect.flow-name": job.flow_name,
         "io.prefect.flow-id": job.flow_id,
@@ -36,8 +31,8 @@ def ask(job: Job, command: tuple[str, ...], env: Mapping[str, str]) -> Container
         api_variables=(API,),
         name=job.state.run_name,
         labels={name: str(value) for name, value in labels.items() if value},
-        ports=tuple(map(str, ports)),
-        options=dict(settings),
+        ports=tuple(map(str, a_list(config.get("ports"), "its ports"))),
+        options=a_table(config.get("host_config"), "its host_config"),
         options_name="host_config",
     )
 

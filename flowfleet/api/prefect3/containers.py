@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from flowfleet.api.client import Job
-from flowfleet.api.container_ask import PULL_POLICIES, ContainerAsk
+from flowfleet.api.container_ask import PULL_POLICIES, ContainerAsk, a_list, a_table
 from flowfleet.errors import UnsupportedRun
 
 API = "PREFECT_API_URL"
@@ -90,17 +90,11 @@ def _pull(given: Any) -> str | None:
 
 
 def _list(variables: Mapping[str, Any], name: str) -> tuple[str, ...]:
-    given = variables.get(name) or ()
-    if not isinstance(given, list | tuple):
-        raise UnsupportedRun(f"the job variable {name} must be a list, not {type(given).__name__}")
-    return tuple(map(str, given))
+    return tuple(map(str, a_list(variables.get(name), f"the job variable {name}")))
 
 
 def _table(variables: Mapping[str, Any], name: str) -> dict[str, Any]:
-    given = variables.get(name) or {}
-    if not isinstance(given, Mapping):
-        raise UnsupportedRun(f"the job variable {name} must be a table of names and values, not {type(given).__name__}")
-    return dict(given)
+    return a_table(variables.get(name), f"the job variable {name}")
 
 
 def _gpus(given: Any) -> dict[str, Any]:
