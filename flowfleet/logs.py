@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from typing import Any, TextIO
 from urllib.parse import quote
 
+from flowfleet.printable import printable
+
 MASK = "***"
 #: shorter "secrets" would redact half of every line
 _SHORTEST_SECRET = 4
@@ -96,7 +98,8 @@ class TextFormatter(_Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """One line, and the traceback below it if there is one; the redactor sees the finished text."""
-        line = f"{iso(record.created)} {record.levelname:<7} {record.name}: {record.getMessage()}{_tail(record)}"
+        said = printable(record.getMessage())
+        line = f"{iso(record.created)} {record.levelname:<7} {record.name}: {said}{_tail(record)}"
         trace = self.trace(record)
         return self.redact(f"{line}\n{trace}" if trace else line)
 
@@ -142,8 +145,8 @@ def _shown(value: Any) -> str:
         return f"{value:.3f}".rstrip("0").rstrip(".")
     text = str(value)
     if not text or re.search(r'[\s"=]', text):
-        return json.dumps(text, ensure_ascii=False)
-    return text
+        text = json.dumps(text, ensure_ascii=False)
+    return printable(text)
 
 
 def configure(

@@ -18,7 +18,7 @@ from flowfleet.errors import ApiUnavailable, FleetError
 from flowfleet.ledger import Ledger
 from flowfleet.ledger.claims import CancelHow, Claim, State
 from flowfleet.monitor.snapshot import take_snapshot
-from flowfleet.monitor.status import span
+from flowfleet.monitor.tables import span
 from flowfleet.retry import Retry
 from flowfleet.settings.click_options import options
 from flowfleet.settings.common import CommonSettings

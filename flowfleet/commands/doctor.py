@@ -26,7 +26,7 @@ from flowfleet.monitor.doctor import (
 )
 from flowfleet.monitor.redis_server import RedisServer
 from flowfleet.monitor.snapshot import Snapshot, take_snapshot
-from flowfleet.monitor.status import console
+from flowfleet.monitor.tables import console
 from flowfleet.settings.click_options import options
 from flowfleet.settings.common import CommonSettings
 

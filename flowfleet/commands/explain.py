@@ -14,6 +14,7 @@ from flowfleet.errors import ApiError, SettingsError
 from flowfleet.monitor import explain as explanations
 from flowfleet.monitor import runs
 from flowfleet.monitor.snapshot import take_snapshot
+from flowfleet.printable import printable
 from flowfleet.settings.click_options import options
 from flowfleet.settings.common import CommonSettings
 
@@ -46,7 +47,7 @@ def explain_command(settings: CommonSettings, run_id: str, *, as_json: bool) -> 
     if as_json:
         click.echo(json.dumps(asdict(explanation), indent=2, default=str))
         return
-    click.echo(explanation.sentence)
+    click.echo(printable(explanation.sentence))
     for name, value in explanation.evidence.items():
         click.echo(f"\n{name}:\n{json.dumps(value, indent=2, default=str)}")
 

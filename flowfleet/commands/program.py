@@ -11,6 +11,7 @@ import click
 from flowfleet import logs
 from flowfleet.errors import FleetError
 from flowfleet.local import lifeline
+from flowfleet.printable import printable
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ def run(command: click.Command, arguments: Sequence[str] | None = None, *, name:
 
 
 def _say(sentence: str, code: int) -> int:
-    told = _whole(logs.redact(sentence))
+    told = _whole("\n".join(map(printable, logs.redact(sentence).split("\n"))))
     lifeline.tell(told, os.environ)
     click.echo(f"Error: {told}", err=True)
     return code

@@ -19,7 +19,7 @@ from flowfleet.ledger import Ledger
 from flowfleet.ledger.claims import Claim, State
 from flowfleet.monitor import explain as explanations
 from flowfleet.monitor.snapshot import Snapshot, take_snapshot
-from flowfleet.monitor.status import span
+from flowfleet.monitor.tables import span
 from flowfleet.settings.click_options import options
 from flowfleet.settings.common import CommonSettings
 

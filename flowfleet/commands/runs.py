@@ -7,7 +7,7 @@ import click
 from flowfleet.commands.worker_control import open_ledger
 from flowfleet.monitor import runs
 from flowfleet.monitor.snapshot import take_snapshot
-from flowfleet.monitor.status import console
+from flowfleet.monitor.tables import console
 from flowfleet.settings.click_options import options
 from flowfleet.settings.common import CommonSettings
 

@@ -11,7 +11,8 @@ from flowfleet.commands.worker_control import open_ledger
 from flowfleet.errors import SettingsError
 from flowfleet.ledger import Ledger
 from flowfleet.monitor.snapshot import take_snapshot
-from flowfleet.monitor.status import console, status
+from flowfleet.monitor.status import status
+from flowfleet.monitor.tables import console
 from flowfleet.settings.click_options import options
 from flowfleet.settings.common import CommonSettings
 

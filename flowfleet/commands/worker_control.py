@@ -11,7 +11,8 @@ from flowfleet.errors import FleetError, LedgerUnavailable
 from flowfleet.ledger import Ledger
 from flowfleet.ledger.roster import Roster
 from flowfleet.monitor.snapshot import take_snapshot
-from flowfleet.monitor.status import console, shut_lines, workers_table
+from flowfleet.monitor.status import shut_lines, workers_table
+from flowfleet.monitor.tables import console
 from flowfleet.settings.click_options import options
 from flowfleet.settings.common import CommonSettings
 

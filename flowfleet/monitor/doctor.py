@@ -17,7 +17,7 @@ from flowfleet.ledger.ledger_id import ledger_of
 from flowfleet.monitor.metrics import our_version
 from flowfleet.monitor.redis_server import RedisServer
 from flowfleet.monitor.snapshot import Snapshot, bracketed
-from flowfleet.monitor.status import span
+from flowfleet.monitor.tables import span
 
 #: the oldest version of Redis that has what our scripts use
 OLDEST_REDIS = (6, 2)

@@ -12,7 +12,7 @@ from flowfleet.ledger.claims import CancelHow, Claim, State, Tomb
 from flowfleet.logs import iso
 from flowfleet.monitor.runs import LOSING_MOVES
 from flowfleet.monitor.snapshot import WAITING, RouteQueue, Snapshot, WorkerStatus, bracketed, claim_json
-from flowfleet.monitor.status import span
+from flowfleet.monitor.tables import span
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,8 @@ from flowfleet.ledger.claims import Claim
 from flowfleet.ledger.transitions import State
 from flowfleet.logs import iso
 from flowfleet.monitor.snapshot import Snapshot, claim_json, route_name
-from flowfleet.monitor.status import PLAIN_WIDTH, span
-from flowfleet.monitor.status import table as plain_table
+from flowfleet.monitor.tables import PLAIN_WIDTH, span
+from flowfleet.monitor.tables import table as plain_table
 
 #: the state shown for a claim that is gone; its record says how the claim went
 GONE = "gone"

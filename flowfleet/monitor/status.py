@@ -1,21 +1,16 @@
 """Status: a snapshot as tables for people."""
 
-import math
 from collections.abc import Sequence
-from typing import IO, Literal
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from flowfleet.ledger.claims import State
 from flowfleet.monitor.snapshot import Snapshot, WorkerStatus
+from flowfleet.monitor.tables import PLAIN_WIDTH, span, table
+from flowfleet.printable import printable
 
-#: columns of a pipe or a file, which get what a small terminal would show
-PLAIN_WIDTH = 80
-_GAP = 2
-#: names are cut no further than this: a shorter piece says nothing
-_SHORTEST_NAME = 8
 #: shown in place of the state of a run that has ended at the API while its process lives
 LINGERS = "lingers"
 _TROUBLES = {
@@ -37,29 +32,15 @@ _COLOURS = {
 }
 
 
-def console(file: IO[str] | None = None) -> Console:
-    """The console of standard output: colour and the width of a terminal, else 80 plain columns."""
-    found = Console(file=file)
-    return found if found.is_terminal else Console(file=file, width=PLAIN_WIDTH, no_color=True, highlight=False)
-
-
-def span(seconds: float | None) -> str:
-    """A time span for people: 4s, 3m 20s, 5h 10m, 2d 3h."""
-    if seconds is None or not math.isfinite(seconds):
-        return "-"
-    whole = int(seconds)
-    for size, unit, below, small in ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
-        if whole >= size:
-            return f"{whole // size}{unit} {whole % size // below}{small}"
-    return f"{whole}s"
-
-
 def status(snapshot: Snapshot, *, runs: int = 20, width: int = PLAIN_WIDTH) -> RenderableType:
     """The whole status: head, queues, workers, and at most `runs` runs."""
     parts: list[RenderableType] = [_head(snapshot)]
     if snapshot.queues:
         parts += ["", _queues(snapshot, width)]
-    parts += ["", workers_table(snapshot.workers, width) if snapshot.workers else "No worker is known in this fleet."]
+    parts += [
+        "",
+        workers_table(snapshot.workers, width) if snapshot.workers else Text("No worker is known in this fleet."),
+    ]
     parts += shut_lines(snapshot.workers)
     if snapshot.claims:
         parts += ["", _runs(snapshot, runs, width)]
@@ -68,7 +49,7 @@ def status(snapshot: Snapshot, *, runs: int = 20, width: int = PLAIN_WIDTH) -> R
         told = f"{len(snapshot.tombs)} told as lost, their processes may live on {', '.join(hosts)}"
         workers = sorted({tomb.worker for tomb in snapshot.tombs})
         which = workers[0] if len(workers) == 1 else f"each of {', '.join(workers)}"
-        parts += ["", f"{told}: bring {'it' if len(hosts) == 1 else 'them'} back, or worker forget {which}"]
+        parts += ["", Text(f"{told}: bring {'it' if len(hosts) == 1 else 'them'} back, or worker forget {which}")]
     return Group(*parts)
 
 
@@ -101,39 +82,6 @@ def _troubles(snapshot: Snapshot) -> list[str]:
         f"{_TROUBLES.get(trouble, f'The Prefect API: {trouble}')}: {', '.join(names)}"
         for trouble, names in sorted(parts.items())
     ]
-
-
-Cell = str | Text
-
-
-def table(
-    columns: Sequence[str],
-    rows: Sequence[Sequence[Cell]],
-    *,
-    width: int,
-    right: Sequence[str] = (),
-    names: Sequence[str] = (),
-) -> Table:
-    """A plain table no wider than `width`: only the columns of `names` are cut, the widest of them first.
-
-    rich itself would shorten numbers and names alike.
-    """
-    widths = [
-        max([len(title), *(len(row[place]) for row in rows)]) if rows else len(title)
-        for place, title in enumerate(columns)
-    ]
-    places = [place for place, title in enumerate(columns) if title in names]
-    over = sum(widths) + _GAP * (len(columns) - 1) - width
-    while over > 0 and max(widths[place] for place in places) > _SHORTEST_NAME:
-        widths[max(places, key=lambda place: widths[place])] -= 1
-        over -= 1
-    made = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
-    for place, title in enumerate(columns):
-        side: Literal["right", "left"] = "right" if title in right else "left"
-        made.add_column(title, justify=side, no_wrap=True, overflow="ellipsis", width=widths[place])
-    for row in rows:
-        made.add_row(*row)
-    return made
 
 
 def _queues(snapshot: Snapshot, width: int) -> Table:
@@ -171,7 +119,7 @@ def workers_table(workers: tuple[WorkerStatus, ...], width: int = PLAIN_WIDTH) -
 def shut_lines(workers: Sequence[WorkerStatus]) -> list[RenderableType]:
     """Why workers that live can start no run now, a line for each."""
     return [
-        Text(f"{worker.row.worker} takes no runs: {worker.row.shut}", style="red")
+        Text(f"{worker.row.worker} takes no runs: {printable(worker.row.shut)}", style="red")
         for worker in workers
         if worker.state == "shut"
     ]
@@ -194,4 +142,4 @@ def _runs(snapshot: Snapshot, limit: int, width: int) -> RenderableType:
     below = [f"and {more} more, see flowfleet runs"] if more > 0 else []
     if any(claim.lingers for claim in snapshot.claims):
         below.append("lingers: it has ended at the API, and its process has not; see flowfleet explain")
-    return Group(made, *below)
+    return Group(made, *map(Text, below))

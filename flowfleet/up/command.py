@@ -18,7 +18,7 @@ from flowfleet import ledger as ledgers
 from flowfleet.commands.program import CHECKS_FAILED
 from flowfleet.errors import FleetError
 from flowfleet.local.data_folder import DataFolder, default_path
-from flowfleet.monitor.status import console
+from flowfleet.monitor.tables import console
 from flowfleet.settings.classes import UpSettings
 from flowfleet.settings.click_options import options
 from flowfleet.up.demo import Demo, DemoRun, session_of

@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.text import Text
 
 from flowfleet.api.client import StateType
-from flowfleet.monitor.status import span, table
+from flowfleet.monitor.tables import span, table
 from flowfleet.up.demo import DemoRun
 
 _BAR = 8

@@ -37,7 +37,7 @@ WORKERS = (
     ("workers.cli",),
 )
 FLOWFLEET = (
-    ("flowfleet.logs",),
+    ("flowfleet.printable", "flowfleet.logs"),
     tuple(
         f"flowfleet.{name}"
         for name in ("certificate", "errors", "flow_run", "guard", "retry", "wakeup", "signals", "failpoints")

@@ -39,7 +39,8 @@ from flowfleet.monitor.metrics import LedgerCollector, workers_wanted
 from flowfleet.monitor.redis_server import queue_key
 from flowfleet.monitor.run_output import local_log, read_local
 from flowfleet.monitor.snapshot import RouteQueue, Snapshot, WorkerStatus
-from flowfleet.monitor.status import span, status
+from flowfleet.monitor.status import status
+from flowfleet.monitor.tables import span
 from tests.unit.memory_ledger import POOL, ROUTE, a_claim
 from tests.unit.poller_world import World
 from workers.exit import Exit
