@@ -1,6 +1,7 @@
 """Demo: example flows registered as deployments, their runs, and how each is meant to end."""
 
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -163,7 +164,12 @@ class Demo:
         return str(self._session.post("/deployments/", body)["id"])
 
     def _create(self, deployment: str, example: Example) -> DemoRun:
-        body = {"parameters": dict(example.parameters), "state": {"type": "SCHEDULED"}, "tags": [TAG]}
+        body = {
+            "parameters": dict(example.parameters),
+            "state": {"type": "SCHEDULED"},
+            "tags": [TAG],
+            "idempotency_key": str(uuid.uuid4()),  # a try whose answer was lost may have made it
+        }
         run = self._session.post(f"/deployments/{deployment}/create_flow_run", body)
         return DemoRun(run_id=str(run["id"]), name=str(run["name"]), example=example)
 

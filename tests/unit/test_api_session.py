@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -117,7 +117,7 @@ def test_answers_that_mean_later_are_asked_again(api, status):
 
 def test_the_next_try_is_said(api, caplog):
     api.fail("GET /health")
-    with caplog.at_level(logging.INFO, "flowfleet.api.transport.session"):
+    with caplog.at_level(logging.DEBUG, "flowfleet.api.transport.session"):
         session(api).get("/health")
     (record,) = caplog.records
     assert record.request == "GET /health"
@@ -174,6 +174,68 @@ def test_a_broken_line_is_asked_again(api):
     api.fail("GET /health", "drop_after")
     assert session(api).get("/health") is True
     assert api.counted("GET /health") == 2
+
+
+@pytest.mark.parametrize(("drops", "pauses"), [(1, 0), (2, 1), (3, 2)])
+def test_a_connection_that_was_used_and_has_ended_is_replaced_once_without_a_pause(api, drops, pauses, caplog):
+    waited = []
+    client = session(api, waited)
+    client.get("/health")
+    api.fail("GET /health", "drop_after", times=drops)
+    with caplog.at_level(logging.DEBUG, "flowfleet.api.transport.session"):
+        assert client.get("/health") is True
+    assert len(waited) == len(caplog.records) == pauses
+    assert api.counted("GET /health") == 2 + drops
+
+
+def test_nothing_is_sent_once_more_after_its_time(api):
+    now = iter((10.0, 30.0))
+    client = session(api, boot_clock=lambda: next(now))
+    client.get("/health")
+    api.fail("GET /health", "drop_after")
+    with pytest.raises(ApiUnavailable, match="read too long ago"):
+        client.get("/health", fresh_until=20.0)
+    assert api.counted("GET /health") == 2
+
+
+@contextmanager
+def counting_server() -> Iterator[tuple[str, list[socket.socket]]]:
+    """The address of a server that keeps connections open, and those that were made to it."""
+    made = []
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def setup(self) -> None:
+            made.append(self.request)
+            super().setup()
+
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "4")
+            self.end_headers()
+            self.wfile.write(b"true")
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}/api", made
+        finally:
+            server.shutdown()
+
+
+def test_a_connection_is_kept_for_three_seconds_and_never_used_after_that():
+    now = [100.0]
+    with counting_server() as (url, made):
+        client = Session(Address(url=url), clock=lambda: now[0])
+        for pause, connections in ((0.0, 1), (2.9, 1), (2.9, 1), (3.0, 2), (10.0, 3), (0.0, 3)):
+            now[0] += pause
+            client.get("/health")
+            assert len(made) == connections
 
 
 def test_silence_is_not_asked_again(api):

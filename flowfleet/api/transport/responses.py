@@ -2,7 +2,7 @@
 
 import ssl
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -12,6 +12,7 @@ from typing import Any
 import requests
 
 from flowfleet.api.transport.address import Address
+from flowfleet.api.transport.connection import causes
 from flowfleet.api.transport.flavour import Disposition, Flavour
 from flowfleet.errors import ApiError, ApiMaintenance, ApiRejected, ApiUnavailable, KeyRefused
 
@@ -140,7 +141,7 @@ class ResponseReader:
 
     def silence(self, error: requests.exceptions.RequestException, seconds: float) -> ApiError:
         """The error for no response within the given seconds, or for a connection that failed."""
-        if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in _causes(error)):
+        if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes(error)):
             return ApiRejected(f"the certificate of {self.address.api} is not trusted, {self.flavour.ca_remedy}")
         if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema):
             return ApiRejected(f"{self.address.shown} is not an address of a Prefect API")
@@ -192,17 +193,5 @@ def _reason(error: BaseException, seconds: float) -> str:
         return f"no answer within {seconds:g} s"
     if isinstance(error, requests.exceptions.ConnectTimeout):
         return f"no connection within {CONNECT_SECONDS:g} s"
-    words = [cause.strerror for cause in _causes(error) if isinstance(cause, OSError) and cause.strerror]
+    words = [cause.strerror for cause in causes(error) if isinstance(cause, OSError) and cause.strerror]
     return words[0] if words else type(error).__name__
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and everything that caused it: requests and urllib3 put causes into arguments too."""
-    left: list[object] = [error]
-    seen: set[int] = set()
-    while left:
-        item = left.pop()
-        if isinstance(item, BaseException) and id(item) not in seen:
-            seen.add(id(item))
-            yield item
-            left += [item.__cause__, item.__context__, getattr(item, "reason", None), *item.args]

@@ -12,10 +12,10 @@ from http import HTTPStatus
 from typing import Any
 
 import requests
-from requests.adapters import HTTPAdapter
 from urllib3.exceptions import InsecureRequestWarning
 
 from flowfleet.api.transport.address import Address
+from flowfleet.api.transport.connection import HttpConnection, is_unanswered
 from flowfleet.api.transport.flavour import PREFECT3, Disposition, Flavour
 from flowfleet.api.transport.freshness import ReadTooOld, boot_clock
 from flowfleet.api.transport.responses import CONNECT_SECONDS, ResponseReader
@@ -51,20 +51,9 @@ class _Request:
     fresh_until: float | None = None
 
 
-class _Headers(requests.auth.AuthBase):
-    """The `auth` that puts our headers on each request; as an `auth` it also keeps a .netrc from replacing them."""
-
-    def __init__(self, headers: Callable[[], Mapping[str, str]]) -> None:
-        self._headers = headers
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers.update(self._headers())
-        return request
-
-
 @dataclass(eq=False, repr=False)
 class Session:
-    """HTTP requests to one Prefect API, with retries. Thread-safe: one keep-alive `requests.Session` per thread."""
+    """HTTP requests to one Prefect API, with retries. Thread-safe: one keep-alive connection per thread."""
 
     address: Address
     flavour: Flavour = PREFECT3
@@ -179,7 +168,8 @@ class Session:
             wait = wait if wait is not None else 0.25 * 2**attempt * (0.5 + self.dice())
             if attempt == tries or self.clock() - began + wait > RETRY_WINDOW_SECONDS:
                 raise trouble
-            logger.info(
+            # whoever asks tells of an outage, once it is one
+            logger.debug(
                 "the Prefect API did not answer, next try follows",
                 extra={"request": asked.named, "attempt": attempt, "next_in_seconds": round(wait, 2)},
             )
@@ -211,6 +201,17 @@ class Session:
         return answer
 
     def _exchange(self, asked: _Request) -> requests.Response:
+        """Send a request once; once more, at once, where a connection that was idle has ended under it."""
+        connection = self._connection()
+        for by_used_connection in (True, False) if connection.is_open() else (False,):
+            try:
+                return self._try(asked, connection)
+            except requests.exceptions.RequestException as error:
+                if not (by_used_connection and is_unanswered(error)):
+                    raise self.reader.silence(error, asked.seconds) from error
+        raise AssertionError("unreachable: the last try returns or raises")
+
+    def _try(self, asked: _Request, connection: HttpConnection) -> requests.Response:
         if asked.fresh_until is not None and self.boot_clock() > asked.fresh_until:
             raise ReadTooOld(
                 f"{asked.named} was not sent, since what it follows from was read too long ago", answered=True
@@ -218,17 +219,14 @@ class Session:
         headers = dict(asked.headers)
         if self._csrf_token and asked.method in _CHANGES:
             headers |= {"Prefect-Csrf-Token": self._csrf_token, "Prefect-Csrf-Client": self._csrf_client}
-        try:
-            answer = self._http().request(
-                asked.method,
-                self.address.url + asked.path,
-                json=asked.body,
-                headers=headers,
-                timeout=(CONNECT_SECONDS, asked.seconds),
-                verify=self._verify(),
-            )
-        except requests.exceptions.RequestException as error:
-            raise self.reader.silence(error, asked.seconds) from error
+        answer = connection.send(
+            asked.method,
+            self.address.url + asked.path,
+            json=asked.body,
+            headers=headers,
+            timeout=(CONNECT_SECONDS, asked.seconds),
+            verify=self._verify(),
+        )
         self._server_clock.note(answer.headers.get("Date", ""))
         return answer
 
@@ -238,16 +236,11 @@ class Session:
             return False
         return str(self.address.ca_file) if self.address.ca_file else True
 
-    def _http(self) -> requests.Session:
-        http: requests.Session | None = getattr(self._local, "http", None)
-        if http is None:
-            http = requests.Session()
-            http.auth = _Headers(lambda: self._headers)
-            adapter = HTTPAdapter(pool_connections=1, pool_maxsize=1, max_retries=0)
-            http.mount("http://", adapter)
-            http.mount("https://", adapter)
-            self._local.http = http
-        return http
+    def _connection(self) -> HttpConnection:
+        connection: HttpConnection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = self._local.connection = HttpConnection(lambda: self._headers, self.clock)
+        return connection
 
     def _fetch_csrf(self, seconds: float) -> bool:
         """Fetch a CSRF token; False when the server does not use them, so that a 403 means what it says."""
