@@ -32,9 +32,10 @@ _PIECE = 256 * 1024
 _LONGEST_ENTRY = 16 * 1024
 #: the cap is applied, and the place written down, each time that so much was copied
 _STEP = 1 << 20
-_TIMED = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)\.?(\d{0,9})(Z|[+-]\d\d:\d\d) ")
+_SECOND, _ZONE = rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)", rb"(Z|[+-]\d\d:\d\d) "
+_TIMED = re.compile(_SECOND + rb"\.?(\d{0,9})" + _ZONE)
 #: such a time as Podman writes it
-_WHOLE_SECOND = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(Z|[+-]\d\d:\d\d) ")
+_WHOLE_SECOND = re.compile(_SECOND + _ZONE)
 _TIME_LENGTH = len("2000-01-01T00:00:00+00:00 ") - 1
 
 
