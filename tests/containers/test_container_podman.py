@@ -1,6 +1,7 @@
 """What differs at Podman, by name: each case is tried on both engines, on the engine's side and on ours."""
 
 import itertools
+import threading
 import time
 
 import docker.errors
@@ -108,7 +109,31 @@ def init(deploying, deployer, client):
     assert deployer.engine.ping().has_init is not deploying.podman
 
 
-DIFFERENCES = (host_gateway, oom_killed, destroy, since, conflict, ulimits, init)
+def _copied_by_many_workers(deploying, deployer, **options):
+    script = "for i in 1 2 3; do head -c 3000000 /dev/zero | tr '\\0' $i; sleep 0.4; printf 'at %s\\n' $i; done"
+    spec = deploying.spec(*sh(script), options=options)
+    run = deploying.start(deployer, spec)
+    watcher = f"container-{run.container.id[:12]}"
+    while run.poll() is None:
+        time.sleep(0.1)  # a part of the stimulus: each worker copies some of it
+        run.close()
+        until(lambda: watcher not in {thread.name for thread in threading.enumerate()}, 20, "the copier to end")
+        run = deploying.deployer().adopt(spec.folder)
+        deploying.started.append(run)
+    assert deploying.log(spec) == "".join(f"{str(number) * 3_000_000}at {number}\n" for number in (1, 2, 3))
+
+
+def output(deploying, deployer, client):
+    """The output that several workers copy one after the other: it is whole on both."""
+    _copied_by_many_workers(deploying, deployer)
+
+
+def terminal(deploying, deployer, client):
+    """The same of a terminal: no time of the engine stands in it."""
+    _copied_by_many_workers(deploying, deployer, tty=True)
+
+
+DIFFERENCES = (host_gateway, oom_killed, destroy, since, conflict, ulimits, init, output, terminal)
 
 
 @pytest.mark.parametrize("difference", DIFFERENCES, ids=lambda difference: difference.__name__)

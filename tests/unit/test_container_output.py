@@ -3,8 +3,9 @@
 import contextlib
 import errno
 import io
+import itertools
 import os
-from datetime import UTC, datetime
+import random
 from types import SimpleNamespace
 
 import pytest
@@ -67,9 +68,14 @@ class Engine:
     """An engine whose log is this data, cut off after so many bytes the first time."""
 
     request_seconds = 1.0
+    product = "docker"
 
     def __init__(self, data, broken_after=None):
         self.data, self.broken_after = data, broken_after
+        self.at_end = lambda: None
+
+    def facts(self):
+        return SimpleNamespace(product=self.product)
 
     def stream(self, path, params, *, idle_seconds):
         broken, self.broken_after = self.broken_after, None
@@ -79,9 +85,11 @@ class Engine:
             piece = left.read(7)
             if not piece and broken:
                 raise EngineAway("the engine is gone")
+            if not piece:
+                self.at_end()
             return piece
 
-        return SimpleNamespace(raw=SimpleNamespace(read1=read1), close=lambda: None)
+        return SimpleNamespace(raw=SimpleNamespace(read1=read1, shutdown=lambda: None), close=lambda: None)
 
     def errors(self):
         return contextlib.nullcontext()
@@ -98,20 +106,27 @@ def copier(engine, log):
 
 
 class Podman(Engine):
-    """Podman with a terminal: a time, a whole second, before each piece that it has read; lines end where they do."""
+    """Podman, which puts a time before each entry, and cuts the same output into other entries each time."""
 
-    def __init__(self, pieces, broken_after):
+    product = "podman"
+
+    def __init__(self, texts, broken_after, *, tty):
         super().__init__(b"", broken_after)
-        self.pieces = pieces
+        self.texts, self.tty, self.chance = texts, tty, random.Random(1)
 
     def stream(self, path, params, *, idle_seconds):
-        since = float(params.get("since", 0))
-        self.data = b"".join(f"{second(at)} {text}".encode() for at, text in self.pieces if at >= since)
+        assert "since" not in params
+        self.data = b"".join(self.entry(*one, timed=params["timestamps"]) for one in self.cut())
         return super().stream(path, params, idle_seconds=idle_seconds)
 
+    def cut(self):
+        for stream, text in self.texts:
+            cuts = [0, *sorted(self.chance.sample(range(len(text)), min(3, len(text)))), len(text)]
+            yield from ((stream, text[begin:end]) for begin, end in itertools.pairwise(cuts) if begin < end)
 
-def second(at):
-    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    def entry(self, stream, text, *, timed):
+        data = f"{SECOND if timed else ''}{' ' if timed else ''}{text}".encode()
+        return data if self.tty else bytes([stream, 0, 0, 0]) + len(data).to_bytes(4, "big") + data
 
 
 LINES = frame(1, 1, "half ") + frame(2, 1, "other\n") + frame(1, 1, "done\n") + frame(1, 2, "last\n")
@@ -140,32 +155,39 @@ def test_a_worker_that_is_killed_before_it_could_note_anything_doubles_none(log,
     assert log.read_text() == "before\nother\nhalf done\nlast\n"
 
 
-LONG = "#" * 40
-#: of second 3 there is a piece before the first line of it, and in the text there stand times too
-TERMINAL = [
-    *((1, "first\n"), (2, LONG), (2, LONG), (3, LONG), (3, "end\n"), (3, "third\n"), (3, "more\n")),
-    *((4, "fourth\n"), (5, "fifth, at "), (6, f"{second(6)} yes\n"), (6, "sixth\n"), (7, "seventh\n")),
-    *((7, f"{'-' * len(LONG)}{second(9)} told\n"), (8, "eighth\n")),
-]
+SECOND = "2026-11-30T01:02:03Z"
+#: as a flow may print it: times at the begin of a line and amid one, and lines that are longer than an entry
+TEXTS = (
+    *((1, f"{SECOND} first\r\n"), (1, f"{'x' * 60}{SECOND} "), (2, "other\r\n"), (1, f"{'y' * 60}\r\n\r\n")),
+    *((2, "half "), (1, f"at {SECOND} done\r\n"), (2, "a line\r\n"), (1, "no end")),
+)
 
 
-@pytest.mark.parametrize("longest", [29, 40, 64, 16 * 1024])
-def test_a_terminal_of_podman_is_read_on_to_the_byte_though_its_lines_are_cut(tmp_path, longest, monkeypatch):
+@pytest.mark.parametrize("longest", [16, 50, 16 * 1024])
+@pytest.mark.parametrize("tty", [True, False])
+def test_podman_is_read_on_to_the_byte_and_no_time_of_its_own_is_copied(tmp_path, longest, tty, monkeypatch):
     monkeypatch.setattr(output, "_LONGEST_ENTRY", longest)
-    whole = Output(Podman(TERMINAL, None), "id", tmp_path / "log", limit=0, holes=False)
-    assert whole.copy(follow=True, tty=True)
-    expected = (tmp_path / "log").read_text()
-    assert expected.count("#") == 3 * len(LONG)
-    assert f"-{second(9)} told\neighth\n" in expected
-    for after in range(1, len(expected) + 200, 7):
+    for after in range(1, 300, 3):
         folder = tmp_path / str(after)
         folder.mkdir()
-        engine = Podman(TERMINAL, broken_after=after)
+        engine = Podman(TEXTS, after, tty=tty)
         with contextlib.suppress(EngineAway):
-            copier(engine, folder / "log").copy(follow=True, tty=True)
+            copier(engine, folder / "log").copy(follow=True, tty=tty)
         for _again in range(2):
-            assert copier(engine, folder / "log").copy(follow=False, tty=True)
-            assert (folder / "log").read_text() == expected
+            assert copier(engine, folder / "log").copy(follow=False, tty=tty)
+            written = (folder / "log").read_bytes().decode()
+            assert sorted(written) == sorted("".join(text for _, text in TEXTS))
+            if tty:
+                assert written == "".join(text for _, text in TEXTS)
+            elif longest > 1000:
+                assert written.endswith(f"at {SECOND} done\r\nhalf a line\r\nno end")
+
+
+def test_what_ends_since_it_is_closed_is_not_taken_for_the_end_of_the_output(log):
+    engine = Engine(frame(1, 1, "whole\n") + frame(1, 2, "amid an entry\n")[:20])
+    copy = copier(engine, log)
+    engine.at_end = copy.close
+    assert not copy.copy(follow=True, tty=False)
 
 
 def test_a_full_disk_takes_an_entry_whole_or_not_at_all(tmp_path, monkeypatch):

@@ -142,6 +142,10 @@ class Engine:
     def ping(self) -> EngineFacts:
         """Ask whether it answers, and which engine it is; raises `EngineAway`."""
         self.ask(lambda client: client.ping())
+        return self.facts()
+
+    def facts(self) -> EngineFacts:
+        """Which engine it is, asked once until the next outage; raises `EngineAway`."""
         if self._facts is None:
             self._facts = self.ask(_facts_of)
         return self._facts

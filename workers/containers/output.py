@@ -1,7 +1,10 @@
 """Output: what a container prints, copied into the run's file, each of its two streams in order.
 
-The engine keeps its own copy, so a worker that comes back reads on where the one before it has stopped, to the line:
-each entry has a time, and the last one that was written stands in a small file beside the run's own.
+The engine keeps its own copy, so a worker that comes back reads on where the one before it has stopped, to the byte:
+how far it was written stands in a small file beside the run's own. Docker is asked for what came since the time of the
+last entry. Podman's times are no help: they are whole seconds, and where its reader meets the end of its file amid an
+entry, what is left of that is another entry, with a time of its own (measured with 4.3.1: one run in fifty). So Podman
+is asked for all of it.
 """
 
 from __future__ import annotations
@@ -26,24 +29,25 @@ from workers.shim.log_cap import LogCap
 
 #: a stream in which nothing comes for so long is opened anew, once it was looked whether its container still runs
 IDLE_SECONDS = 30.0
+#: the same for one that has to be read from its begin again
+_IDLE_WHOLE_SECONDS = 300.0
 _HEAD = 8
+#: the one stream of a container with a terminal
+_TERMINAL = 0
 _PIECE = 256 * 1024
 #: what is longer is several entries for the engine, each with a time (docker 20.10)
 _LONGEST_ENTRY = 16 * 1024
 #: the cap is applied, and the place written down, each time that so much was copied
 _STEP = 1 << 20
 _TIMED = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)\.?(\d{0,9})(Z|[+-]\d\d:\d\d) ")
-#: such a time as Podman writes it
-_WHOLE_SECOND = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(Z|[+-]\d\d:\d\d) ")
-_TIME_LENGTH = len("2000-01-01T00:00:00+00:00 ") - 1
 
 
 @dataclass(frozen=True)
 class _Place:
     """How far the output was copied."""
 
-    #: the time of the last entry, as the engine writes it, and how many bytes of that time there were: the times of
-    #: Podman are whole seconds, and it cuts the same output into other entries each time
+    #: the time of the last entry, as the engine writes it, and how many bytes of that time there were; without times,
+    #: how many there were in all
     time: str = ""
     bytes: int = 0
     #: the size of the run's file then
@@ -59,10 +63,8 @@ class _Place:
 
     def behind(self, part: _Part) -> _Place:
         """The place behind this part, which is written."""
-        size = self.size + len(part.data)
-        if not part.time:
-            return replace(self, size=size)
-        return _Place(part.time, part.read + (self.bytes if part.time == self.time else 0), size)
+        before = self.bytes if part.time in ("", self.time) else 0
+        return _Place(part.time or self.time, before + part.read, self.size + len(part.data))
 
     def write(self, path: Path) -> None:
         atomic_files.write_json(path, {"v": 1, **vars(self)}, sync=False)
@@ -85,9 +87,10 @@ class Output:
         Returns True where the engine has said that there is no more. Raises `EngineAway`, and `OSError` of our disk.
         """
         try:
-            answer = self._open(follow=follow)
+            times = self._engine.facts().product != "podman"
+            answer = self._open(follow=follow, times=times)
             with contextlib.closing(answer), self._file() as file:
-                return self._take(answer, file, tty=tty)
+                return self._take(_entries(self._pieces(answer), tty=tty, times=times), file)
         except StreamIdle:
             return False
         except EngineRefused as exc:
@@ -103,11 +106,12 @@ class Output:
             with contextlib.suppress(OSError, RuntimeError, ValueError):  # it is closed already
                 answer.raw.shutdown()
 
-    def _open(self, *, follow: bool) -> requests.Response:
-        params: dict[str, Any] = {"stdout": 1, "stderr": 1, "timestamps": 1, "follow": int(follow)}
+    def _open(self, *, follow: bool, times: bool) -> requests.Response:
+        params: dict[str, Any] = {"stdout": 1, "stderr": 1, "timestamps": int(times), "follow": int(follow)}
         if self._place and self._place.time:
             params["since"] = _seconds(self._place.time)
-        idle = IDLE_SECONDS if follow else self._engine.request_seconds
+        idle = IDLE_SECONDS if times else _IDLE_WHOLE_SECONDS
+        idle = idle if follow else self._engine.request_seconds
         self._answer = self._engine.stream(f"/containers/{self._id}/logs", params, idle_seconds=idle)
         return self._answer
 
@@ -124,14 +128,14 @@ class Output:
         finally:
             os.close(fd)
 
-    def _take(self, answer: requests.Response, file: int, *, tty: bool) -> bool:
+    def _take(self, entries: Iterator[_Entry], file: int) -> bool:
         assert self._place is not None
         cap = LogCap(str(self._log), self._limit, holes=self._holes)
         # `place` is how far was read and written; `whole` the last such place at which no part of a line was held back
         place = whole = replace(self._place, size=os.fstat(file).st_size)
         noted = place.size
         try:
-            for part in _joined(_unseen(_entries(self._pieces(answer), tty=tty), place)):
+            for part in _joined(_unseen(entries, place)):
                 _append(file, part.data)
                 place = place.behind(part)
                 if part.whole:
@@ -176,7 +180,7 @@ class _Entry:
 
     #: of which stream it is
     stream: int
-    #: the engine's time of the entry; empty for the rest of one that it has cut
+    #: the engine's time of the entry; empty for the rest of one that it has cut, and where no times are asked for
     time: str
     data: bytes
 
@@ -227,7 +231,7 @@ def _joined(parts: Iterator[_Part]) -> Iterator[_Part]:
     try:
         for part in parts:
             data = held.pop(part.stream, b"") + part.data
-            if not data.endswith(b"\n") and len(data) < _LONGEST_ENTRY:
+            if part.stream != _TERMINAL and not data.endswith(b"\n") and len(data) < _LONGEST_ENTRY:
                 held[part.stream], data = data, b""
             yield replace(part, data=data, whole=not held)
     except StreamIdle:
@@ -238,9 +242,13 @@ def _joined(parts: Iterator[_Part]) -> Iterator[_Part]:
         raise StreamIdle
 
 
-def _entries(pieces: Iterator[bytes], *, tty: bool) -> Iterator[_Entry]:
+def _entries(pieces: Iterator[bytes], *, tty: bool, times: bool = True) -> Iterator[_Entry]:
     """The entries of a log: frames of a head and a text, or with a terminal the lines."""
-    return _with_times(_lines(pieces)) if tty else (_Entry(stream, *_timed(text)) for stream, text in _frames(pieces))
+    if times:
+        return (_Entry(stream, *_timed(text)) for stream, text in (_lines(pieces) if tty else _frames(pieces)))
+    if tty:
+        return (_Entry(_TERMINAL, "", piece) for piece in pieces)
+    return (_Entry(stream, "", text) for stream, text in _frames(pieces))
 
 
 def _frames(pieces: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
@@ -257,18 +265,18 @@ def _frames(pieces: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
         rest = rest[position:]
 
 
-def _lines(pieces: Iterator[bytes]) -> Iterator[bytes]:
+def _lines(pieces: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
     """Lines, and of a line that is longer than the engine keeps in one entry each of its parts."""
     rest = b""
     for piece in pieces:
         rest += piece
         position = 0
         while (end := _end_of_line(rest, position)) is not None:
-            yield rest[position:end]
+            yield _TERMINAL, rest[position:end]
             position = end
         rest = rest[position:]
     if rest:
-        yield rest
+        yield _TERMINAL, rest
 
 
 def _end_of_line(data: bytes, position: int) -> int | None:
@@ -278,29 +286,6 @@ def _end_of_line(data: bytes, position: int) -> int | None:
     if newline >= 0:
         return newline + 1
     return begin + _LONGEST_ENTRY if len(data) >= begin + _LONGEST_ENTRY else None
-
-
-def _with_times(lines: Iterator[bytes]) -> Iterator[_Entry]:
-    """Lines and parts of lines, with those times of the engine from which it can be asked to read on.
-
-    Podman puts a time, a whole second, before each piece that it has read, within a line too, where it cannot be told
-    from the text. A second is begun anew by the first line that has it, unless a piece in the line before it may.
-    """
-    begins = sure = True  # a line; no time stands in the line before it
-    second, tail = "", b""  # of the last line; the end of the piece before this one
-    for line in lines:
-        time, data = _timed(line)
-        if _WHOLE_SECOND.match(line):
-            if not begins:
-                time, data = "", line
-            else:
-                second, time = time, time if sure and time != second else ""
-        if begins:
-            sure, tail = True, b""
-        begins = data.endswith(b"\n")
-        sure = sure and not _WHOLE_SECOND.search(tail + data)
-        tail = data[-_TIME_LENGTH:]
-        yield _Entry(0, time, data)
 
 
 def _timed(entry: bytes) -> tuple[str, bytes]:
