@@ -70,7 +70,9 @@ def test_each_flag_of_our_commands_that_a_document_shows_exists():
         for stock, program, rest in shown.findall(page.read_text(encoding="utf-8")):
             if stock:
                 continue
-            known = helps.setdefault(program, help_of(*program.split()))
+            if program not in helps:
+                helps[program] = help_of(*program.split())
+            known = helps[program]
             for flag in FLAG.findall(rest):
                 checked += 1
                 assert re.search(rf"{flag}\b", known), f"{page.name}: {program} {flag}"
