@@ -27,7 +27,7 @@ from flowfleet.ledger.api_troubles import TroubleTeller
 from flowfleet.ledger.hints import Subscription
 from flowfleet.ledger.roster import WorkerRow
 from flowfleet.page.startup import StartupPage
-from flowfleet.retry import Retry
+from flowfleet.retry import Outage, Retry
 from flowfleet.settings.classes import WorkerSettings
 from flowfleet.settings.click_options import options
 from flowfleet.settings.secret_files import SecretFiles
@@ -92,8 +92,8 @@ class EmbeddingProgram:
 
     #: what SIGTERM and SIGINT do until the worker is there
     early: Callable[[], None] = leave_at_once
-    #: the worker's deployer, made of the one that its settings name
-    deployer: Callable[[Deployer, ApiClient, WorkerSettings], Deployer] = adopting_deployer
+    #: the worker's deployer, made of the one that its settings name; it meets outages of the API too
+    deployer: Callable[[Deployer, ApiClient, WorkerSettings, Outage], Deployer] = adopting_deployer
     #: how that one starts runs, where the program deploys them itself
     below: str = "process"
     #: the layers of the runs' environment, made of those that the settings name, before any process is started
@@ -149,7 +149,7 @@ def serve(
     make = partial(_own_deployer, below, settings, host, abilities, environ=environ, parent=parent)
     own = plugged_in(context) if plugged_in else make(failpoints=failpoints, api=api.address)
     embedding.leave_with(own.close)
-    deployer = embedding.deployer(own, api, settings)
+    deployer = embedding.deployer(own, api, settings, to_api.outage.of("external runs"))
     specs = StartSpecBuilder(settings, api.traits, api=api.jobs, layers=layers, interpreter=interpreter)
     specs = replace(specs, in_containers=below == CONTAINERS)
     embedding.leave_with(ledger.close)

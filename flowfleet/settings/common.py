@@ -47,7 +47,11 @@ class CommonSettings:
     name: str = setting("worker", NAME_HELP, NAME, "-n")
     #: this machine's host name; tests set another
     host: str = setting("localhost", "This host's name in the fleet, where its own is not unique.", NAME, NO_FLAG)
-    log_level: str = setting("INFO", "How much to log (default: {level}).", one_of("DEBUG", "INFO", "WARNING", "ERROR"))
+    log_level: str = setting(
+        "INFO",
+        "How much to log; TRACE has Celery's own lines too (default: {level}).",
+        one_of("TRACE", "DEBUG", "INFO", "WARNING", "ERROR"),
+    )
     log_format: str = setting("text", "How log lines look (default: text).", one_of("text", "json"))
     page_token: str | None = setting(
         None, "What our own pages ask for, beyond health, when they are served off loopback.", SECRET, NO_FLAG

@@ -16,7 +16,7 @@ from flowfleet.api.life import cut_off_name
 from flowfleet.errors import ApiError, KeyRefused
 from flowfleet.guard import guarded
 from flowfleet.ledger.claims import Claims, Refusal
-from flowfleet.retry import REFUSED_SECONDS, OutageLog
+from flowfleet.retry import REFUSED_SECONDS
 from workers.runs.cancelling import Cancelling
 from workers.runs.fencing import Fencing
 from workers.state.attempts import Attempt
@@ -59,7 +59,7 @@ class ApiWatch:
             clock=self.clock,
             on_cancelled=self.cancelling.cancelled,
         )
-        self._outage = OutageLog("the Prefect API", logger, self.clock)
+        self._outage = self.cancelling.to_api.outage.of("api-watch")
         self._started = self.clock()
         self._thread = threading.Thread(target=self._run, name="api-watch", daemon=True)
 
