@@ -24,7 +24,7 @@ class LoggedEvent:
     subject: str
     said: str
     fields: Sequence[str] = ()
-    #: the fields by which the lines of one run are found: these stay beside what is said as long as there is room
+    #: the fields by which the lines of one run are found: the first stays beside what is said if there is room for one
     ids: Sequence[str] = ()
 
     def laid_out(self, *, coloured: bool = False) -> str:
@@ -40,10 +40,10 @@ class LoggedEvent:
         return "\n".join(lines)
 
     def _seated(self, used: int) -> tuple[list[str], list[str]]:
-        """The fields that have room in the first line, and those that have none; ids choose first, and stand last."""
+        """The fields with room in the first line, and those without: the first id chooses first, and ids stand last."""
         left = _ROOM - used - 1
         seated: set[str] = set()
-        for field in (*self.ids, *self.fields):
+        for field in (*self.ids[:1], *self.fields, *self.ids[1:]):
             if columns(field) < left:
                 seated.add(field)
                 left -= columns(field) + 1

@@ -109,7 +109,7 @@ class _Formatter(logging.Formatter):
 class TextFormatter(_Formatter):
     """Lines of text: `2026-01-31T12:00:00.000Z INFO    calm-otter: run started  pid=7 run_id=… claim=…`.
 
-    The subject is the run's name, or else the last word of the logger's.
+    The subject is the run's name, or else the part of ours that speaks.
     """
 
     def __init__(self, redact: Redactor, *, coloured: bool = False) -> None:
@@ -143,7 +143,10 @@ class TextFormatter(_Formatter):
 
 def _own_name(logger: str) -> str:
     """The words of a logger's name that tell our parts apart; a library's name stays whole."""
-    return logger.rpartition(".")[2].replace("_", " ") if logger.partition(".")[0] in _OWN_LOGGERS else logger
+    package, last = logger.partition(".")[0], logger.rpartition(".")[2]
+    if package not in _OWN_LOGGERS:
+        return logger
+    return package.removesuffix("s") if last in ("cli", "service") else last.replace("_", " ")
 
 
 class JsonFormatter(_Formatter):
@@ -208,7 +211,7 @@ def configure(
         if isinstance(old.formatter, _Formatter):
             root.removeHandler(old)
     root.addHandler(handler)
-    set_level(level)
+    _set_levels(level, joined=False)
     # a line for each connection of the HTTP pool says nothing to an operator
     logging.getLogger("urllib3").setLevel(logging.WARNING)
     # a line of a .env that is no setting is nobody's fault, and the file is read again and again
@@ -257,8 +260,11 @@ def set_level(level: str) -> None:
 
     Libraries are heard from their own least level on, and at TRACE whole.
     """
+    _set_levels(level, joined=any(_of_program()))
+
+
+def _set_levels(level: str, *, joined: bool) -> None:
     logging.addLevelName(_TRACE_LEVEL, TRACE)
-    joined = any(_of_program())
     for name in _OWN_LOGGERS if joined else ("",):
         logging.getLogger(name).setLevel(level)
     for name, least in (_CELERY_WORKER if joined else _LIBRARIES | _CELERY_WORKER).items():

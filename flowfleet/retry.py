@@ -12,7 +12,8 @@ from typing import Protocol, TypeVar
 
 from flowfleet.errors import ApiMaintenance, ApiUnavailable, FleetError, KeyRefused, LedgerUnavailable
 
-logger = logging.getLogger(__name__)
+#: its name is the first word of these lines
+logger = logging.getLogger("flowfleet.outage")
 
 T = TypeVar("T")
 
@@ -53,13 +54,11 @@ class OutageLog:
     def __init__(
         self,
         neighbour: str,
-        logger: logging.Logger,
         clock: Callable[[], float] = time.monotonic,
         *,
         level: int = logging.WARNING,
     ) -> None:
         self._neighbour = neighbour
-        self._logger = logger
         self._clock = clock
         self._level = level
         self._since: float | None = None
@@ -68,34 +67,38 @@ class OutageLog:
 
     @property
     def lasts(self) -> bool:
+        """Whether there is an outage."""
         return self._since is not None
 
     def failed(self, error: Exception, *, next_try: float) -> None:
+        """Say the outage where it is new, or was not said lately."""
         now, trouble = self._clock(), trouble_of(error)
         if self._since is None or (self._troubles == {MAINTENANCE} and trouble != MAINTENANCE):
             # what was announced is over, and only the rest is an outage
             self._since, self._troubles = now, set()
-        elif now - self._said_at < REPEAT_SECONDS and trouble in self._troubles:
+        elif trouble in self._troubles and not self._is_time(now, next_try):
             return
         self._said_at = now
         self._troubles.add(trouble)
         fields = {
             "neighbour": self._neighbour,
-            "error": str(error),
             "away_seconds": round(now - self._since, 1),
             "next_try_seconds": round(next_try, 1),
+            "error": str(error),
         }
-        self._logger.log(self._level, f"{self._neighbour} does not answer, waiting", extra=fields)
+        logger.log(self._level, f"{self._neighbour} does not answer, waiting", extra=fields)
+
+    def _is_time(self, now: float, next_try: float) -> bool:
+        # of two tries the one that is nearer to the moment says it
+        return now + min(next_try, LONGEST_PAUSE_SECONDS) / 2 >= self._said_at + REPEAT_SECONDS
 
     def passed(self) -> None:
+        """Say that it is over."""
         if self._since is None:
             return
         fields = {"neighbour": self._neighbour, "away_seconds": round(self._clock() - self._since, 1)}
         self._since = None
-        self._logger.log(self._level, f"{self._neighbour} answers again", extra=fields)
-
-    def left(self) -> None:
-        self._since = None
+        logger.log(self._level, f"{self._neighbour} answers again", extra=fields)
 
 
 class SharedOutage:
@@ -105,8 +108,10 @@ class SharedOutage:
     answers some requests and refuses others is not said to be back.
     """
 
-    def __init__(self, neighbour: str, logger: logging.Logger, clock: Callable[[], float] = time.monotonic) -> None:
-        self._log = OutageLog(neighbour, logger, clock)
+    def __init__(
+        self, neighbour: str, clock: Callable[[], float] = time.monotonic, *, level: int = logging.WARNING
+    ) -> None:
+        self._log = OutageLog(neighbour, clock, level=level)
         self._lock = threading.Lock()
         self._away: set[str] = set()
 
@@ -196,7 +201,7 @@ class RetrySchedule:
         self.error: FleetError | None = None
         #: how many outages there have been: a part that was busy elsewhere notices by it that one has passed
         self.count = 0
-        self._outage = outage or OutageLog(neighbour, logger, clock, level=level)
+        self._outage = outage or SharedOutage(neighbour, clock, level=level).of()
         self._clock = clock
         self._jitter = jitter
         self._wake = wake

@@ -27,7 +27,7 @@ class BackgroundJobs:
         self._neighbour = neighbour
         self._clock = clock
         #: the neighbour's outage, for the other parts of the process that meet it too: each is said once
-        self.outage = SharedOutage(neighbour, logger, clock)
+        self.outage = SharedOutage(neighbour, clock)
         self._outage = self.outage.of("jobs")
         self._changed = threading.Condition()
         self._jobs: list[tuple[float, int, int, BackgroundJob]] = []

@@ -89,7 +89,7 @@ def test_a_refused_key_waits_a_minute_and_is_said_at_once_also_within_an_outage(
 
 
 def test_an_outage_that_several_parts_meet_is_said_once_and_is_over_when_none_is_left_in_it(caplog, clock):
-    shared = SharedOutage("Redis", logging.getLogger("x"), clock)
+    shared = SharedOutage("Redis", clock)
     jobs, renewals = shared.of("jobs"), shared.of("renewals")
     jobs.passed()
     for one in (jobs, renewals, jobs):
@@ -104,7 +104,7 @@ def test_an_outage_that_several_parts_meet_is_said_once_and_is_over_when_none_is
 
 
 def test_requests_that_meet_an_outage_of_others_say_nothing_of_their_own_and_may_leave_it(caplog, clock):
-    shared = SharedOutage("Redis", logging.getLogger("x"), clock)
+    shared = SharedOutage("Redis", clock)
     jobs, retry = shared.of("jobs"), dataclasses.replace(timed(LEDGER_RETRY, clock), outage=shared)
     jobs.failed(SILENT, next_try=1.0)
     assert retry.ask("Redis", failing(SILENT, SILENT)) == "done"
@@ -118,7 +118,7 @@ def test_requests_that_meet_an_outage_of_others_say_nothing_of_their_own_and_may
 
 
 def test_an_outage_whose_only_witness_has_left_is_over_with_the_next_answer(caplog, clock):
-    shared = SharedOutage("Redis", logging.getLogger("x"), clock)
+    shared = SharedOutage("Redis", clock)
     shared.of("a launch").failed(SILENT, next_try=1.0)
     shared.of("a launch").left()
     assert caplog.messages == ["Redis does not answer, waiting"]
@@ -166,7 +166,7 @@ def test_a_hurry_ends_the_pause_and_a_new_outage_begins_with_the_first(clock):
 
 
 def test_an_outage_is_said_at_once_each_30_s_and_at_its_end(caplog, clock):
-    outage = OutageLog("Redis", logging.getLogger("workers.test"), clock)
+    outage = OutageLog("Redis", clock)
     with caplog.at_level(logging.INFO):
         for _ in range(61):
             outage.failed(SILENT, next_try=1.0)

@@ -1,7 +1,6 @@
 """External runs: given to a callable, watched at the API, never started twice."""
 
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,7 +43,7 @@ class World:
         self.asked: list[str] = []
         self.watch = ExternalWatch(
             self.states,
-            SharedOutage("the Prefect API", logging.getLogger(), self.clock).of(),
+            SharedOutage("the Prefect API", self.clock).of(),
             seconds=3600.0,
             clock=self.clock,
         )

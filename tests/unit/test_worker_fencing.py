@@ -98,7 +98,7 @@ class World:
                     traits=traits.of(backend),
                 ),
                 supervisor=SimpleNamespace(stop=lambda key, stop: self.stopped.append((key, stop.reason, stop.kill))),
-                to_api=SimpleNamespace(outage=SharedOutage("the Prefect API", logging.getLogger(), self.clock)),
+                to_api=SimpleNamespace(outage=SharedOutage("the Prefect API", self.clock)),
                 cancelled=lambda attempt, asked: self.cancelled.append((attempt.key, asked.how)),
             ),
             clock=self.clock,

@@ -36,7 +36,7 @@ class World:
                 stop=lambda key, stop: self.stopped.append((key, self.at, stop.reason, stop.kill))
             ),
             to_ledger=SimpleNamespace(post=lambda job: job()),
-            outage=SharedOutage("the Prefect API", logging.getLogger(), self.clock).of(),
+            outage=SharedOutage("the Prefect API", self.clock).of(),
             linger=linger,
             clock=self.clock,
         )

@@ -186,6 +186,7 @@ class ExternalWatch:
         with self._lock:
             runs = list(self._runs.values())
         if not runs:
+            self._outage.left()
             return
         try:
             states = self._states([run.folder.run_id for run in runs])

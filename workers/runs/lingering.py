@@ -105,6 +105,7 @@ class Lingering:
         self._seen = {key: seen for key, seen in self._seen.items() if key in alive}
         self._judged &= alive.keys()
         if not alive:
+            self.outage.left()
             return
         try:
             states = self.api.states([attempt.held.run_id for attempt in alive.values()])
