@@ -29,7 +29,7 @@ from flowfleet.ledger.roster import WorkerRow
 from flowfleet.page.startup import StartupPage
 from flowfleet.retry import Outage, Retry
 from flowfleet.settings.classes import WorkerSettings
-from flowfleet.settings.click_options import options
+from flowfleet.settings.click_options import SettingsCommand, options
 from flowfleet.settings.secret_files import SecretFiles
 from flowfleet.signals import ReloadOnSighup
 from workers import host_cgroups
@@ -68,7 +68,7 @@ def cli() -> None:
     """  # noqa: D301 - click reads the escape
 
 
-@cli.command()
+@cli.command(cls=SettingsCommand)
 @options(WorkerSettings, command="worker")
 def start(settings: WorkerSettings) -> int:
     """Take flow runs from the queue and run them on this host.
@@ -256,6 +256,7 @@ def _enter(connector: Connector, settings: WorkerSettings, retry: Retry) -> tupl
     api, fitted = retry.ask("the Prefect API", ask)
     tell_unused(settings, api.backend)
     logs.set_level(fitted.log_level)
+    fitted.tell_identity()
     return api, fitted
 
 

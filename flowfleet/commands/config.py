@@ -8,14 +8,14 @@ import click
 from flowfleet.api.connect import PrefectValues
 from flowfleet.logs import redact_url
 from flowfleet.settings.classes import PollerSettings, UpSettings, WorkerSettings
-from flowfleet.settings.click_options import options, read_config
+from flowfleet.settings.click_options import SettingsCommand, options, read_config
 from flowfleet.settings.common import CommonSettings
 from flowfleet.settings.layers import machine_facts, resolve
 from flowfleet.settings.option import options_of
 from flowfleet.settings.values import FOR_TESTS
 
 
-@click.command("config")
+@click.command("config", cls=SettingsCommand)
 @click.pass_context
 @options(CommonSettings)
 def config_command(ctx: click.Context, settings: CommonSettings) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from flowfleet.commands import units
-from flowfleet.settings.click_options import taken_flags, with_options
+from flowfleet.settings.click_options import SettingsCommand, taken_flags, with_options
 from flowfleet.settings.layers import machine_facts, resolve
 
 _KINDS = {"supervisor": units.supervisor, "systemd": units.systemd}
@@ -49,4 +49,4 @@ def command(cls: type[Any], part: str) -> click.Command:
         click.option("--for", "kind", type=click.Choice(tuple(_KINDS)), help="What is to start it."),
     ):
         wrapped = decorate(wrapped)
-    return click.command("install", help=text)(wrapped)
+    return click.command("install", cls=SettingsCommand, help=text)(wrapped)

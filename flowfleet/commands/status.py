@@ -13,7 +13,7 @@ from flowfleet.ledger import Ledger
 from flowfleet.monitor.snapshot import take_snapshot
 from flowfleet.monitor.status import status
 from flowfleet.monitor.tables import console
-from flowfleet.settings.click_options import options
+from flowfleet.settings.click_options import REDIS_ALONE, SettingsCommand, options
 from flowfleet.settings.common import CommonSettings
 
 _WATCH_SECONDS = 1.0
@@ -36,10 +36,10 @@ def _watch(ledger: Ledger, out: Console) -> None:
             return
 
 
-@click.command("status")
+@click.command("status", cls=SettingsCommand)
 @click.option("--json", "as_json", is_flag=True, help="As JSON, in a form that stays.")
 @click.option("--watch", is_flag=True, help="Show it anew each second.")
-@options(CommonSettings, level="WARNING")
+@options(CommonSettings, level="WARNING", unused=REDIS_ALONE)
 def status_command(settings: CommonSettings, *, as_json: bool, watch: bool) -> None:
     """Show queues, workers and runs of the fleet.
 
@@ -58,8 +58,8 @@ def status_command(settings: CommonSettings, *, as_json: bool, watch: bool) -> N
             out.print(status(take_snapshot(ledger), width=out.width))
 
 
-@click.command()
-@options(CommonSettings, level="WARNING")
+@click.command(cls=SettingsCommand)
+@options(CommonSettings, level="WARNING", unused=REDIS_ALONE)
 def top(settings: CommonSettings) -> None:
     """Watch the fleet live."""
     with open_ledger(settings) as ledger:

@@ -59,12 +59,17 @@ def ledger_error(
     """Our error for an error of the client library; `answered` says that this Redis has once done what we ask."""
     code, text = answer_of(exc)
     if not isinstance(exc, redis.exceptions.ResponseError | redis.exceptions.AuthenticationError):
-        return LedgerUnavailable(f"Redis at {address} does not answer ({_silence(exc) or text})")
+        return LedgerUnavailable(f"Redis at {address} does not answer ({_silence(exc) or _inside(text)})")
     if code == "ERR" and _SCRIPT_FAULT.match(text):
         return LedgerUnusable(f"Redis at {address} {_sentence(code, text, wait=False)}")
     wait = answered or code in _NOT_NOW
     kind = LedgerUnusable if not wait else LoginRefused if code in REFUSED else LedgerUnavailable
     return kind(f"Redis at {address} {_sentence(code, text, wait=wait)}")
+
+
+def _inside(text: str) -> str:
+    """A sentence of the client library as a part of ours."""
+    return text[:1].lower() + text[1:].rstrip(".") if text[1:2].islower() else text
 
 
 def _silence(exc: BaseException | None) -> str:

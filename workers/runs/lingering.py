@@ -112,6 +112,7 @@ class Lingering:
         except ApiError as exc:
             self._again_in = REFUSED_SECONDS if isinstance(exc, KeyRefused) else self._ask_seconds
             self.outage.failed(exc, next_try=self._again_in)
+            self.outage.left()  # it asks too seldom to know first that the outage is over
             return
         self._again_in = None
         self.outage.passed()
