@@ -21,6 +21,7 @@ from flowfleet.commands.program import DRAINED, USAGE
 from flowfleet.errors import SettingsError
 from flowfleet.settings.classes import WorkerSettings
 from flowfleet.settings.option import Option, options_of
+from flowfleet.settings.values import fitting
 
 #: options in the order of the generator of Prefect 1's agent; all others follow in the order of the settings class
 _FIRST = ("show-flow-logs", "label", "import-path", "key", "token", "tenant-id", "agent-config-id")
@@ -47,7 +48,7 @@ class Unit:
     def name(self) -> str:
         """The unit's name; two units on one host differ by --name."""
         given = self.flags.get("name")
-        return f"flowfleet-{self.part}" + (f"-{given}" if given else "")
+        return f"flowfleet-{self.part}" + (f"-{fitting(given)}" if given else "")
 
     def secrets_path(self, kind: str) -> str:
         """The path of the file that the secrets are to go into."""
