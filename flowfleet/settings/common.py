@@ -8,7 +8,8 @@ from pathlib import Path
 from flowfleet.settings.option import NO_FLAG, Origin, setting
 from flowfleet.settings.values import ANY_NAME, FILE, NAME, SECONDS, SECRET, fitting, one_of, secret, text_as
 
-logger = logging.getLogger(__name__)
+#: the first word of its line
+logger = logging.getLogger("flowfleet.identity")
 
 NAME_HELP = "This part's name. With the host's it is its identity, NAME@HOST."
 URL = text_as("URL")
@@ -76,7 +77,7 @@ class CommonSettings:
         """Log the identity where the name is one that keys and folders cannot have."""
         if self.name != self.own_name:
             extra = {"called": self.name, "identity": self.identity}
-            logger.info("the name is not fit for keys and folders, so the identity is another", extra=extra)
+            logger.info("the name cannot stand in keys and folders, so the identity is made of it", extra=extra)
 
     def origin(self, name: str) -> Origin:
         """Where the value of this field came from."""
