@@ -1,4 +1,4 @@
-"""Status picture: the output of `flowfleet status` that the documents show; `python -m tests.status_picture` renews it."""
+"""Status picture: what `flowfleet status` prints in the documents; `python -m tests.status_picture` renews it."""
 
 import io
 import re
