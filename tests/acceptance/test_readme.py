@@ -120,11 +120,6 @@ def test_make_clean_says_what_it_leaves(tmp_path):
     assert "Redis" in said
 
 
-def test_every_page_that_the_readme_links_to_is_there():
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)", PAGE):
-        assert (ROOT / target).is_file(), target
-
-
 class Reader:
     """Somebody who does what the page says: a first terminal with `up`, a second one for the rest."""
 
