@@ -78,6 +78,7 @@ def start(settings: WorkerSettings) -> int:
     worker start --api http://HOST:4200/api --redis redis://HOST:6379/0
     worker start --backend prefect1 --api http://HOST:4200 --label etl
     worker start --python /srv/flows/.venv/bin/python
+    worker start --pool containers --deploy docker --memory 2G
     """  # noqa: D301 - click reads the escape
     return serve(settings, os.environ)
 

@@ -641,7 +641,7 @@ def test_the_supervisor_conf_has_a_program_for_the_worker_and_one_for_the_poller
     read = configparser.ConfigParser(interpolation=None)
     read.read_string(conf)
     worker, poller = (read[f"program:flowfleet-{part}"]["command"] for part in ("worker", "poller"))
-    assert worker.split()[1:5] == ["start", "-f", "-l", "a"]
+    assert worker.split()[1:5] == ["start", "--show-flow-logs", "--label", "a"]
     assert poller.endswith("start --backend prefect1")
     assert "--backend prefect1" in worker
     assert not [secret for secret in ("token-123", "v-secret") if secret in conf]

@@ -64,6 +64,7 @@ API = (
     ("flowfleet.api.prefect1", "flowfleet.api.prefect3"),
     ("flowfleet.api.detect",),
     ("flowfleet.api.connect",),
+    ("flowfleet.api.own_variables",),
 )
 
 
