@@ -6,9 +6,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from flowfleet.flow_run import telling_ids
 from flowfleet.ledger.claims import State
 from flowfleet.monitor.snapshot import Snapshot, WorkerStatus
-from flowfleet.monitor.tables import PLAIN_WIDTH, span, table
+from flowfleet.monitor.tables import PLAIN_WIDTH, coloured, span, table
 from flowfleet.printable import printable
 
 #: shown in place of the state of a run that has ended at the API while its process lives
@@ -17,18 +18,6 @@ _TROUBLES = {
     "key-refused": "The Prefect API refuses the key of",
     "maintenance": "The Prefect API is in maintenance, waited for by",
     "away": "The Prefect API does not answer",
-}
-_COLOURS = {
-    "active": "green",
-    "open": "green",
-    "paused": "yellow",
-    "draining": "yellow",
-    "shut": "red",
-    "offline": "red",
-    str(State.RUNNING): "green",
-    str(State.MISSING): "red",
-    LINGERS: "yellow",
-    str(State.JUDGED): "red",
 }
 
 
@@ -53,14 +42,10 @@ def status(snapshot: Snapshot, *, runs: int = 20, width: int = PLAIN_WIDTH) -> R
     return Group(*parts)
 
 
-def _coloured(word: str) -> Text:
-    return Text(word, style=_COLOURS.get(word, ""))
-
-
 def _head(snapshot: Snapshot) -> RenderableType:
     counts, leader = snapshot.counts, snapshot.leader
     head = Text(f"fleet {snapshot.fleet}   gate ")
-    head.append_text(_coloured("open" if snapshot.gate_open else "shut"))
+    head.append_text(coloured("open" if snapshot.gate_open else "shut"))
     head.append(f"   leader {leader.name}@{leader.host}" if leader else "   no leader: is a poller running?")
     head.append(f"   Redis {snapshot.redis_version}\n")
     least = "at least " if any(queue.at_least for queue in snapshot.queues) else ""
@@ -105,7 +90,7 @@ def workers_table(workers: tuple[WorkerStatus, ...], width: int = PLAIN_WIDTH) -
     rows = [
         (
             worker.row.worker,
-            _coloured(worker.state),
+            coloured(worker.state),
             f"{worker.busy}/{worker.row.slots}",
             ",".join(worker.row.offer.pools or worker.row.offer.labels) or "(no labels)",
             worker.row.version,
@@ -126,18 +111,22 @@ def shut_lines(workers: Sequence[WorkerStatus]) -> list[RenderableType]:
 
 
 def _runs(snapshot: Snapshot, limit: int, width: int) -> RenderableType:
+    shown = snapshot.claims[:limit]
+    ids = telling_ids(claim.run_id for claim in shown)
     rows = [
         (
             claim.name,
-            claim.run_id[:8],
-            _coloured(LINGERS if claim.lingers and claim.state is State.RUNNING else str(claim.state)),
+            ids[claim.run_id],
+            claim.flow or "-",
+            coloured(LINGERS if claim.lingers and claim.state is State.RUNNING else str(claim.state)),
             claim.worker or "-",
             span(max(0.0, snapshot.at - claim.since)),
         )
-        for claim in snapshot.claims[:limit]
+        for claim in shown
     ]
-    columns = ("RUN", "ID", "STATE", "WORKER", "SINCE")
-    made = table(columns, rows, right=("SINCE",), names=("RUN", "WORKER"), width=width)
+    columns = ("RUN", "ID", "FLOW", "STATE", "WORKER", "SINCE")
+    names = ("RUN", "FLOW", "WORKER")
+    made = table(columns, rows, right=("SINCE",), names=names, least=("FLOW",), width=width)
     more = len(snapshot.claims) - limit
     below = [f"and {more} more, see flowfleet runs"] if more > 0 else []
     if any(claim.lingers for claim in snapshot.claims):

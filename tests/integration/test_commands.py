@@ -239,7 +239,7 @@ def test_a_run_is_found_by_its_name_and_by_the_beginning_of_its_id(fleet_of_one)
 
 
 def test_an_unknown_state_is_refused_with_the_states_that_there_are(fleet_of_one):
-    errs = ["--state cannot be 'nope'", "running", "gone"]
+    errs = ["--state cannot be 'nope'", "running", "ended", "--end"]
     asked(2, "flowfleet", "runs", "--state", "nope", errs=errs, **fleet_of_one[1])
 
 

@@ -107,8 +107,10 @@ def test_the_json_form_is_the_documented_one():
     ]  # fmt: skip
     (run,) = form["runs"]
     assert list(run) == [
-        "run_id", "name", "route", "state", "claim", "attempt", "worker", "handle", "since", "missing_since", "lingers"
+        "run_id", "name", "flow", "deployment", "route", "state", "claim", "attempt", "worker", "handle", "since",
+        "started", "missing_since", "lingers",
     ]  # fmt: skip
+    assert (run["flow"], run["deployment"], run["started"]) == (None, None, None), "as an older worker leaves it"
     assert run["lingers"] is None
     assert run["handle"] == {"kind": "process", "host": "host-1", "id": "77"}
     assert form["counts"] == {"due": 50, "outstanding": 0, "running": 1, "free_slots": 3, "outbox": 0}
@@ -169,7 +171,7 @@ def test_a_run_that_has_ended_while_its_process_has_not_is_told_by_status_and_ex
     snapshot = _snapshot(claims=[claim])
     assert snapshot.to_json()["runs"][0]["lingers"] == {"state": "Completed", "since": "2026-01-02T03:02:55.000Z"}
     text = " ".join(_printed(status(snapshot)).split())
-    assert "22222222 lingers worker@host-1" in text
+    assert "22222222 - lingers worker@host-1" in text
     assert "lingers: it has ended at the API, and its process has not" in text
     assert "lingers" not in _printed(status(_snapshot(claims=[_claim()])))
 
@@ -489,18 +491,22 @@ def test_workers_wanted_counts_due_and_running_over_the_usual_size():
 
 
 def test_runs_are_live_ones_and_gone_ones_filtered():
-    record = {"run_id": "g", "name": "old", "route": str(ROUTE), "worker": "w@h", "reason": "done", "gone_at": AT - 700}
-    snapshot = _snapshot(claims=[_claim()])
+    facts = {"flow": "Orders", "deployment": "nightly", "reason": "completed", "move": "release", "began_at": AT - 760}
+    record = {"run_id": "g", "name": "old", "route": str(ROUTE), "worker": "w@h", "gone_at": AT - 700, **facts}
+    snapshot = _snapshot(claims=[_claim(flow="greeting")])
 
     def ids(**wanted):
-        return [run["run_id"] for run in runs.collect(snapshot, [record], **wanted)]
+        return [run["run_id"] for run in runs.collect(snapshot, [record], runs.Wanted(**wanted))]
 
     assert ids() == [_claim().run_id, "g"]
-    assert ids(state="gone") == ["g"]
+    assert ids(state="ended") == ids(end="Complet") == ids(flow="ORDERS") == ids(deployment="Night") == ["g"]
+    assert ids(state="running") == ids(flow="greet") == [_claim().run_id]
+    assert ids(end="crashed") == []
+    assert ids(worker="W@H") == ["g"]
     assert ids(worker="w") == ["g"]
     assert ids(worker="worker@host-1") == [_claim().run_id]
     assert ids(since_seconds=600) == [_claim().run_id]
-    assert ids(route="flowfleet/def") == [_claim().run_id]
+    assert ids(route="Flowfleet/def") == [_claim().run_id, "g"]
     assert ids(route="nothing") == []
     assert max(map(len, _printed(runs.table(runs.collect(snapshot, [record]), AT)).splitlines())) <= 80
 
@@ -532,8 +538,8 @@ def test_how_a_run_has_ended_is_told_by_runs_under_names_that_stay():
 
     narrow, wide = _printed(runs.table(found, AT)), _printed(runs.table(found, AT, 140), width=140)
     assert max(map(len, narrow.splitlines())) <= 80
-    assert "host-lost" in narrow
-    for word in ("BY", "oom", "3 min 20 s", "41 s", "700 MiB"):
+    assert ("crashed" in narrow, "gone" in narrow) == (True, False)
+    for word in ("BY", "oom", "host-lost", "3m 20s", "41 s", "700 MiB"):
         assert word in wide
 
 
@@ -557,6 +563,57 @@ def test_how_a_run_has_ended_is_told_by_explain_once(claims, record, message, wo
     assert explanation.sentence.count("ran out of memory") <= 1
     if "exit" in explanation.evidence:
         assert set(explanation.evidence["exit"]) == set(certificate.NAMES)
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        ({"move": "release", "outcome": "completed", "reason": "completed"}, "completed"),
+        ({"move": "release", "outcome": "gone"}, "deleted"),
+        ({"move": "inherit", "outcome": "again"}, "to run again"),
+        ({"move": "bury", "outcome": "crashed"}, "crashed"),
+        ({"move": "bury", "outcome": "nobody knows"}, "lost"),
+        ({"move": "drop (leader)", "reason": "no worker took it for 60 s"}, "handed back"),
+        ({"move": "refuse", "reason": "no longer Scheduled"}, "not claimed"),
+        ({"move": "release", "reason": "A sentence of a later version."}, "ended"),
+        ({}, "ended"),
+    ],
+)
+def test_how_a_claim_has_gone_is_told_in_a_word_or_two(record, words):
+    assert runs.ending(record) == words
+
+
+def test_a_run_is_listed_with_its_flow_its_deployment_its_start_and_how_long_it_took():
+    told = {"flow": "orders", "deployment": "nightly"}
+    ended = {"run_id": "g", "name": "old", "route": str(ROUTE), "worker": "w@h", "move": "release", "outcome": "failed"}
+    records = [
+        {**ended, **told, "began_at": AT - 200, "gone_at": AT - 100, "exit": {"wall_seconds": 41.0}},
+        {**ended, "gone_at": AT - 100, "exit": {"started_at": AT - 2 * 86400, "ended_at": AT - 100}},
+    ]
+    live = _claim(began_at=AT - 75, **told)
+    found = runs.collect(_snapshot(claims=[live]), records)
+    rows = [" ".join(line.split()) for line in _printed(runs.table(found, AT, 200), 200).splitlines()]
+    assert rows[0] == "RUN ID FLOW DEPLOYMENT POOL STATE WORKER START UTC TOOK BY CPU MEMORY"
+    assert rows[1].startswith(
+        "brave-heron 22222222 orders nightly flowfleet/default running worker@host-1 03:02:50 1m 15s -"
+    )
+    assert rows[2].startswith("old g orders nightly flowfleet/default failed w@h 03:00:45 41.0s - - -")
+    assert rows[3].startswith("old g - - flowfleet/default failed w@h 12-31 03:04 1d 23h -")
+    form = runs.to_json(found)
+    assert (form[0]["flow"], form[0]["deployment"], form[0]["started"]) == (*told.values(), "2026-01-02T03:02:50.000Z")
+    assert (form[1]["state"], form[1]["end"], form[1]["queue"]) == ("ended", "failed", "flowfleet/default")
+
+
+@pytest.mark.parametrize(("width", "left_out"), [(80, {"POOL", "BY"}), (100, {"BY"}), (200, set())])
+def test_a_narrow_list_of_runs_leaves_out_what_matters_least_and_keeps_names_readable(width, left_out):
+    names = {"flow": "nightly-orders-of-all", "deployment": "production-cluster", "worker": "worker@" + "h" * 20}
+    claim = _claim(began_at=AT - 75, **names)
+    text = _printed(runs.table(runs.collect(_snapshot(claims=[claim]), []), AT, width), width)
+    titles = text.splitlines()[0].split()
+    assert max(map(len, text.splitlines())) <= width
+    assert not left_out & set(titles)
+    assert {"RUN", "ID", "FLOW", "STATE", "WORKER", "TOOK"} <= set(titles)
+    assert "nightly-or" in text
 
 
 def test_a_span_that_is_none_is_one_sentence():
