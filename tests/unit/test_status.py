@@ -23,7 +23,7 @@ from flowfleet.ledger.claims import CancelHow, State, Tomb
 from flowfleet.ledger.gate import Leader
 from flowfleet.ledger.ledger_id import new_call
 from flowfleet.ledger.roster import WorkerRow
-from flowfleet.monitor import runs
+from flowfleet.monitor import evidence, runs
 from flowfleet.monitor.doctor import (
     NAMED,
     CheckStatus,
@@ -307,6 +307,56 @@ FULL = [_claim(run_id=str(number)) for number in range(4)]
 )
 def test_an_explanation_is_one_sentence_about_what_hinders(snapshot, record, state, words):
     assert words in explain("r", snapshot, record, state).sentence
+
+
+def _evidence(snapshot, record=None, at_api=None, place=None, run_id="r"):
+    explanation = explain(run_id, snapshot, record, at_api, place)
+    told = evidence.lines(explanation, snapshot)
+    assert len(told) <= 10
+    assert not any("\n" in line or "{" in line for line in told)
+    return "\n".join(told)
+
+
+def test_the_evidence_of_a_run_that_runs_is_a_few_lines_about_it_its_claim_and_its_worker():
+    names = {"flow": "orders", "deployment": "nightly"}
+    claim = _claim(began_at=AT - 75, handle={"kind": "process", "host": "host-1", "id": "77"}, **names)
+    state = _state(StateType.RUNNING, name="Running", message="two\nlines\x1b[31m")
+    record = {"name": "brave-heron", "worker": "w@h", "move": "drop (leader)", "reason": "too late", "gone_at": AT - 90}
+    assert _evidence(_snapshot(claims=[claim]), record, state, run_id=claim.run_id).splitlines() == [
+        "run         brave-heron, 22222222-2222-4222-8222-222222222222",
+        "flow        orders, deployment nightly",
+        r"at the API  Running: two\nlines\x1b[31m",
+        "queue       flowfleet/default",
+        "claim       running for 5s, attempt 1, claim",
+        "started     2026-01-02T03:02:50.000Z, 1m 15s ago",
+        "worker      worker@host-1: active, 1 of 4 slots busy, seen 1s ago",
+        "process     process 77 on host-1",
+        "last claim  handed back on w@h, 1m 30s ago (2026-01-02T03:02:35.000Z): too late",
+    ]
+
+
+def test_the_evidence_of_a_run_that_has_ended_repeats_nothing_of_its_sentence():
+    record = {"name": "n", "worker": "w@h", "outcome": "crashed", "exit": CERTIFICATE, "gone_at": AT - 90}
+    at_api = _state(StateType.CRASHED, name="Crashed", message=f"The flow run's process{TOLD[11:]}")
+    text = _evidence(_snapshot(), record, at_api)
+    assert "at the API  Crashed\n" in text
+    assert "its end     was killed by SIGKILL: the kernel ran out of memory for it (ended by: oom)" in text
+    assert "took" not in text
+
+
+def test_the_evidence_of_a_run_that_waits_is_its_place_its_queue_and_the_fleet():
+    text = _evidence(_snapshot(due=50, at_least=True), None, _state(), replace(_HERE, paused="queue", limit="full"))
+    assert text.splitlines()[1:] == [
+        "at the API  Scheduled",
+        "waits in    flowfleet/default, the queue is paused, full",
+        "queue       flowfleet/default: at least 50 due, the oldest for 2m 5s; 1 worker takes runs of it",
+        "fleet       default: lead poller agent@host-1, 4 free slots, runs may start",
+    ]
+    nowhere = _evidence(_snapshot(leader=False, gate_open=False, rows=[]), None, _state())
+    assert "no lead poller, 0 free slots, the gate is shut" in nowhere
+    assert "lost        w@host-2 was last heard of before" in _evidence(
+        replace(_snapshot(), tombs=(_tomb(),)), run_id=_tomb().run_id
+    )
 
 
 _HERE = Place(route=ROUTE, pool="flowfleet")
