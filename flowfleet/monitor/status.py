@@ -9,11 +9,13 @@ from rich.text import Text
 from flowfleet.flow_run import telling_ids
 from flowfleet.ledger.claims import State
 from flowfleet.monitor.snapshot import Snapshot, WorkerStatus
-from flowfleet.monitor.tables import PLAIN_WIDTH, coloured, span, table
+from flowfleet.monitor.tables import PLAIN_WIDTH, coloured, filled, span, table
 from flowfleet.printable import printable
 
 #: shown in place of the state of a run that has ended at the API while its process lives
 LINGERS = "lingers"
+_NO_LEAD = "No poller claims runs now: start one by poller start."
+_GATE_SHUT = "No run starts now: the lead poller has not accepted this Redis yet (the gate is shut)."
 _TROUBLES = {
     "key-refused": "The Prefect API refuses the key of",
     "maintenance": "The Prefect API is in maintenance, waited for by",
@@ -23,7 +25,7 @@ _TROUBLES = {
 
 def status(snapshot: Snapshot, *, runs: int = 20, width: int = PLAIN_WIDTH) -> RenderableType:
     """The whole status: head, queues, workers, and at most `runs` runs."""
-    parts: list[RenderableType] = [_head(snapshot)]
+    parts: list[RenderableType] = [head(snapshot, width)]
     if snapshot.queues:
         parts += ["", _queues(snapshot, width)]
     parts += [
@@ -42,20 +44,27 @@ def status(snapshot: Snapshot, *, runs: int = 20, width: int = PLAIN_WIDTH) -> R
     return Group(*parts)
 
 
-def _head(snapshot: Snapshot) -> RenderableType:
+def head(snapshot: Snapshot, width: int = PLAIN_WIDTH) -> Text:
+    """Who leads, the numbers of the fleet, and a sentence for each trouble."""
     counts, leader = snapshot.counts, snapshot.leader
-    head = Text(f"fleet {snapshot.fleet}   gate ")
-    head.append_text(coloured("open" if snapshot.gate_open else "shut"))
-    head.append(f"   leader {leader.name}@{leader.host}" if leader else "   no leader: is a poller running?")
-    head.append(f"   Redis {snapshot.redis_version}\n")
+    leads = f"lead poller {leader.name}@{leader.host}" if leader else "no lead poller"
     least = "at least " if any(queue.at_least for queue in snapshot.queues) else ""
-    head.append(
-        f"due {least}{counts['due']}   claimed {counts['outstanding']}   running {counts['running']}   "
-        f"free slots {counts['free_slots']}   unreported {counts['outbox']}"
+    numbers = (
+        f"due {least}{counts['due']}",
+        f"claimed {counts['outstanding']}",
+        f"running {counts['running']}",
+        f"free slots {counts['free_slots']}",
+        f"waiting to be reported {counts['outbox']}",
     )
+    made = Text(filled((f"fleet {snapshot.fleet}", leads, f"Redis {snapshot.redis_version}"), width))
+    made.append(f"\n{filled(numbers, width)}")
+    if leader is None:
+        made.append(f"\n{_NO_LEAD}", style="red")
+    elif not snapshot.gate_open:
+        made.append(f"\n{_GATE_SHUT}", style="red")
     for sentence in _troubles(snapshot):
-        head.append(f"\n{sentence}", style="red")
-    return head
+        made.append(f"\n{sentence}", style="red")
+    return made
 
 
 def _troubles(snapshot: Snapshot) -> list[str]:

@@ -70,6 +70,15 @@ def took(seconds: float | None) -> str:
     return f"{seconds:.1f}s" if seconds is not None and 0 <= seconds < 60 else span(seconds)
 
 
+def filled(items: Sequence[str], width: int) -> str:
+    """The items beside each other, in as many lines as they need; none of them is broken."""
+    lines = [items[0]]
+    for item in items[1:]:
+        joined = f"{lines[-1]}   {item}"
+        lines[-1:] = [joined] if cell_len(joined) <= width else [lines[-1], item]
+    return "\n".join(lines)
+
+
 def coloured(word: str) -> Text:
     """The word for a state in its colour."""
     return Text(printable(word), style=_COLOURS.get(word, ""))

@@ -226,8 +226,25 @@ def test_only_active_live_workers_have_free_slots(row):
 def test_an_empty_fleet_has_a_page_too_and_at_least_is_said():
     text = _printed(status(_snapshot(rows=[], leader=False)))
     assert "No worker is known" in text
-    assert "no leader" in text
+    assert "no lead poller" in text
+    assert "No poller claims runs now: start one by poller start." in text
     assert "due at least 200" in _printed(status(_snapshot(due=200, at_least=True)))
+
+
+def test_the_head_of_the_status_has_words_that_a_newcomer_knows_and_breaks_none_of_its_numbers():
+    assert _printed(status(_snapshot(due=50))).splitlines()[:2] == [
+        "fleet default   lead poller agent@host-1   Redis 9.1.0",
+        "due 50   claimed 0   running 0   free slots 4   waiting to be reported 0",
+    ]
+    many = _printed(status(_snapshot(due=123456, at_least=True)))
+    assert many.splitlines()[1:3] == [
+        "due at least 123456   claimed 0   running 0   free slots 4",
+        "waiting to be reported 0",
+    ]
+    assert "gate" not in many
+    shut = " ".join(_printed(status(_snapshot(gate_open=False))).split())
+    assert "No run starts now: the lead poller has not accepted this Redis yet (the gate is shut)." in shut
+    assert [name for name in ("leader", "unreported", "outbox") if name in many + shut] == []
 
 
 def test_the_page_names_50_due_runs_the_worker_and_its_slots_in_80_columns():
