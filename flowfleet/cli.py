@@ -15,7 +15,8 @@ from flowfleet.commands.logs import logs_command
 from flowfleet.commands.program import Group, run
 from flowfleet.commands.requeue import requeue
 from flowfleet.commands.runs import runs_command
-from flowfleet.commands.status import status_command, top
+from flowfleet.commands.status import status_command
+from flowfleet.commands.top import top
 from flowfleet.ledger import Ledger
 from flowfleet.monitor.metrics import our_version
 from flowfleet.settings.common import CommonSettings

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flowfleet.flow_run import telling_ids
-from flowfleet.ledger.claims import State
+from flowfleet.ledger.claims import Claim, State
 from flowfleet.monitor.snapshot import Snapshot, WorkerStatus
 from flowfleet.monitor.tables import PLAIN_WIDTH, coloured, filled, span, table
 from flowfleet.printable import printable
@@ -25,7 +25,12 @@ _TROUBLES = {
 
 def status(snapshot: Snapshot, *, runs: int = 20, width: int = PLAIN_WIDTH) -> RenderableType:
     """The whole status: head, queues, workers, and at most `runs` runs."""
-    parts: list[RenderableType] = [head(snapshot, width)]
+    return Group(head(snapshot, width), *body(snapshot, runs=runs, width=width))
+
+
+def body(snapshot: Snapshot, *, runs: int = 20, width: int = PLAIN_WIDTH) -> list[RenderableType]:
+    """What stands below the head, each part after a blank line: queues, workers, and at most `runs` runs."""
+    parts: list[RenderableType] = []
     if snapshot.queues:
         parts += ["", _queues(snapshot, width)]
     parts += [
@@ -41,7 +46,7 @@ def status(snapshot: Snapshot, *, runs: int = 20, width: int = PLAIN_WIDTH) -> R
         workers = sorted({tomb.worker for tomb in snapshot.tombs})
         which = workers[0] if len(workers) == 1 else f"each of {', '.join(workers)}"
         parts += ["", Text(f"{told}: bring {'it' if len(hosts) == 1 else 'them'} back, or worker forget {which}")]
-    return Group(*parts)
+    return parts
 
 
 def head(snapshot: Snapshot, width: int = PLAIN_WIDTH) -> Text:
@@ -119,9 +124,9 @@ def shut_lines(workers: Sequence[WorkerStatus]) -> list[RenderableType]:
     ]
 
 
-def _runs(snapshot: Snapshot, limit: int, width: int) -> RenderableType:
-    shown = snapshot.claims[:limit]
-    ids = telling_ids(claim.run_id for claim in shown)
+def runs_table(claims: Sequence[Claim], snapshot: Snapshot, width: int = PLAIN_WIDTH) -> Table:
+    """These runs of the snapshot as a table."""
+    ids = telling_ids(claim.run_id for claim in claims)
     rows = [
         (
             claim.name,
@@ -131,13 +136,15 @@ def _runs(snapshot: Snapshot, limit: int, width: int) -> RenderableType:
             claim.worker or "-",
             span(max(0.0, snapshot.at - claim.since)),
         )
-        for claim in shown
+        for claim in claims
     ]
     columns = ("RUN", "ID", "FLOW", "STATE", "WORKER", "SINCE")
-    names = ("RUN", "FLOW", "WORKER")
-    made = table(columns, rows, right=("SINCE",), names=names, least=("FLOW",), width=width)
+    return table(columns, rows, right=("SINCE",), names=("RUN", "FLOW", "WORKER"), least=("FLOW",), width=width)
+
+
+def _runs(snapshot: Snapshot, limit: int, width: int) -> RenderableType:
     more = len(snapshot.claims) - limit
     below = [f"and {more} more, see flowfleet runs"] if more > 0 else []
     if any(claim.lingers for claim in snapshot.claims):
         below.append("lingers: it has ended at the API, and its process has not; see flowfleet explain")
-    return Group(made, *map(Text, below))
+    return Group(runs_table(snapshot.claims[:limit], snapshot, width), *map(Text, below))
