@@ -5,15 +5,17 @@ import os
 from dataclasses import asdict
 
 import click
+from rich.text import Text
 
 from flowfleet.api.backlog import Place
 from flowfleet.api.client import RunState, StateType
 from flowfleet.api.connect import connect
 from flowfleet.commands.worker_control import open_ledger
 from flowfleet.errors import ApiError, SettingsError
+from flowfleet.monitor import evidence, runs
 from flowfleet.monitor import explain as explanations
-from flowfleet.monitor import runs
 from flowfleet.monitor.snapshot import take_snapshot
+from flowfleet.monitor.tables import console
 from flowfleet.printable import printable
 from flowfleet.settings.click_options import options
 from flowfleet.settings.common import CommonSettings
@@ -26,7 +28,7 @@ _RECORDS = 10_000
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @options(CommonSettings, level="WARNING")
 def explain_command(settings: CommonSettings, run_id: str, *, as_json: bool) -> None:
-    """Say why a run is, or is not, running: one sentence, then the evidence.
+    """Say why a run is, or is not, running: one sentence, then the evidence in short; --json has all of it.
 
     RUN is its name, its id, or the beginning of its id.
 
@@ -47,9 +49,10 @@ def explain_command(settings: CommonSettings, run_id: str, *, as_json: bool) -> 
     if as_json:
         click.echo(json.dumps(asdict(explanation), indent=2, default=str))
         return
-    click.echo(printable(explanation.sentence))
-    for name, value in explanation.evidence.items():
-        click.echo(f"\n{name}:\n{json.dumps(value, indent=2, default=str)}")
+    click.echo(f"{printable(explanation.sentence)}\n")
+    out = console()
+    for line in evidence.lines(explanation, snapshot):
+        out.print(Text(line), no_wrap=True, overflow="ellipsis")
 
 
 def _at_api(settings: CommonSettings, run_id: str) -> tuple[RunState | None, Place | None, str]:

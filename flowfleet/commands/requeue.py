@@ -85,7 +85,7 @@ class Requeueing:
             raise NotStartedAgain(
                 run,
                 "Redis was restarted or replaced, and until a poller has opened the gate nobody knows what its workers "
-                "run. Ask again when flowfleet status shows the gate open",
+                "run. Ask again when flowfleet status no longer says that the gate is shut",
             )
         claim = self.ledger.claims.get(run.run_id)
         if claim is not None:

@@ -243,6 +243,8 @@ def claim_json(claim: Claim) -> dict[str, Any]:
     return {
         "run_id": claim.run_id,
         "name": claim.name,
+        "flow": claim.flow or None,
+        "deployment": claim.deployment or None,
         "route": str(claim.route),
         "state": str(claim.state),
         "claim": claim.claim,
@@ -250,6 +252,7 @@ def claim_json(claim: Claim) -> dict[str, Any]:
         "worker": claim.worker,
         "handle": handle and {name: handle.get(name) for name in ("kind", "host", "id")},
         "since": iso(claim.since),
+        "started": iso(claim.began_at) if claim.began_at else None,
         "missing_since": iso(claim.missed_at) if claim.missed_at else None,
         "lingers": {"state": claim.lingers, "since": iso(claim.lingers_since)} if claim.lingers else None,
     }

@@ -6,35 +6,31 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from flowfleet.ledger.claims import State
+from flowfleet.flow_run import telling_ids
+from flowfleet.ledger.claims import Claim, State
 from flowfleet.monitor.snapshot import Snapshot, WorkerStatus
-from flowfleet.monitor.tables import PLAIN_WIDTH, span, table
+from flowfleet.monitor.tables import PLAIN_WIDTH, coloured, filled, span, table
 from flowfleet.printable import printable
 
 #: shown in place of the state of a run that has ended at the API while its process lives
 LINGERS = "lingers"
+_NO_LEAD = "No poller claims runs now: start one by poller start."
+_GATE_SHUT = "No run starts now: the lead poller has not accepted this Redis yet (the gate is shut)."
 _TROUBLES = {
     "key-refused": "The Prefect API refuses the key of",
     "maintenance": "The Prefect API is in maintenance, waited for by",
     "away": "The Prefect API does not answer",
 }
-_COLOURS = {
-    "active": "green",
-    "open": "green",
-    "paused": "yellow",
-    "draining": "yellow",
-    "shut": "red",
-    "offline": "red",
-    str(State.RUNNING): "green",
-    str(State.MISSING): "red",
-    LINGERS: "yellow",
-    str(State.JUDGED): "red",
-}
 
 
 def status(snapshot: Snapshot, *, runs: int = 20, width: int = PLAIN_WIDTH) -> RenderableType:
     """The whole status: head, queues, workers, and at most `runs` runs."""
-    parts: list[RenderableType] = [_head(snapshot)]
+    return Group(head(snapshot, width), *body(snapshot, runs=runs, width=width))
+
+
+def body(snapshot: Snapshot, *, runs: int = 20, width: int = PLAIN_WIDTH) -> list[RenderableType]:
+    """What stands below the head, each part after a blank line: queues, workers, and at most `runs` runs."""
+    parts: list[RenderableType] = []
     if snapshot.queues:
         parts += ["", _queues(snapshot, width)]
     parts += [
@@ -50,27 +46,30 @@ def status(snapshot: Snapshot, *, runs: int = 20, width: int = PLAIN_WIDTH) -> R
         workers = sorted({tomb.worker for tomb in snapshot.tombs})
         which = workers[0] if len(workers) == 1 else f"each of {', '.join(workers)}"
         parts += ["", Text(f"{told}: bring {'it' if len(hosts) == 1 else 'them'} back, or worker forget {which}")]
-    return Group(*parts)
+    return parts
 
 
-def _coloured(word: str) -> Text:
-    return Text(word, style=_COLOURS.get(word, ""))
-
-
-def _head(snapshot: Snapshot) -> RenderableType:
+def head(snapshot: Snapshot, width: int = PLAIN_WIDTH) -> Text:
+    """Who leads, the numbers of the fleet, and a sentence for each trouble."""
     counts, leader = snapshot.counts, snapshot.leader
-    head = Text(f"fleet {snapshot.fleet}   gate ")
-    head.append_text(_coloured("open" if snapshot.gate_open else "shut"))
-    head.append(f"   leader {leader.name}@{leader.host}" if leader else "   no leader: is a poller running?")
-    head.append(f"   Redis {snapshot.redis_version}\n")
+    leads = f"lead poller {leader.name}@{leader.host}" if leader else "no lead poller"
     least = "at least " if any(queue.at_least for queue in snapshot.queues) else ""
-    head.append(
-        f"due {least}{counts['due']}   claimed {counts['outstanding']}   running {counts['running']}   "
-        f"free slots {counts['free_slots']}   unreported {counts['outbox']}"
+    numbers = (
+        f"due {least}{counts['due']}",
+        f"claimed {counts['outstanding']}",
+        f"running {counts['running']}",
+        f"free slots {counts['free_slots']}",
+        f"waiting to be reported {counts['outbox']}",
     )
+    made = Text(filled((f"fleet {snapshot.fleet}", leads, f"Redis {snapshot.redis_version}"), width))
+    made.append(f"\n{filled(numbers, width)}")
+    if leader is None:
+        made.append(f"\n{_NO_LEAD}", style="red")
+    elif not snapshot.gate_open:
+        made.append(f"\n{_GATE_SHUT}", style="red")
     for sentence in _troubles(snapshot):
-        head.append(f"\n{sentence}", style="red")
-    return head
+        made.append(f"\n{sentence}", style="red")
+    return made
 
 
 def _troubles(snapshot: Snapshot) -> list[str]:
@@ -105,7 +104,7 @@ def workers_table(workers: tuple[WorkerStatus, ...], width: int = PLAIN_WIDTH) -
     rows = [
         (
             worker.row.worker,
-            _coloured(worker.state),
+            coloured(worker.state),
             f"{worker.busy}/{worker.row.slots}",
             ",".join(worker.row.offer.pools or worker.row.offer.labels) or "(no labels)",
             worker.row.version,
@@ -125,21 +124,27 @@ def shut_lines(workers: Sequence[WorkerStatus]) -> list[RenderableType]:
     ]
 
 
-def _runs(snapshot: Snapshot, limit: int, width: int) -> RenderableType:
+def runs_table(claims: Sequence[Claim], snapshot: Snapshot, width: int = PLAIN_WIDTH) -> Table:
+    """These runs of the snapshot as a table."""
+    ids = telling_ids(claim.run_id for claim in claims)
     rows = [
         (
             claim.name,
-            claim.run_id[:8],
-            _coloured(LINGERS if claim.lingers and claim.state is State.RUNNING else str(claim.state)),
+            ids[claim.run_id],
+            claim.flow or "-",
+            coloured(LINGERS if claim.lingers and claim.state is State.RUNNING else str(claim.state)),
             claim.worker or "-",
             span(max(0.0, snapshot.at - claim.since)),
         )
-        for claim in snapshot.claims[:limit]
+        for claim in claims
     ]
-    columns = ("RUN", "ID", "STATE", "WORKER", "SINCE")
-    made = table(columns, rows, right=("SINCE",), names=("RUN", "WORKER"), width=width)
+    columns = ("RUN", "ID", "FLOW", "STATE", "WORKER", "SINCE")
+    return table(columns, rows, right=("SINCE",), names=("RUN", "FLOW", "WORKER"), least=("FLOW",), width=width)
+
+
+def _runs(snapshot: Snapshot, limit: int, width: int) -> RenderableType:
     more = len(snapshot.claims) - limit
     below = [f"and {more} more, see flowfleet runs"] if more > 0 else []
     if any(claim.lingers for claim in snapshot.claims):
         below.append("lingers: it has ended at the API, and its process has not; see flowfleet explain")
-    return Group(made, *map(Text, below))
+    return Group(runs_table(snapshot.claims[:limit], snapshot, width), *map(Text, below))

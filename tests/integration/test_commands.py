@@ -7,6 +7,7 @@ import threading
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -239,7 +240,7 @@ def test_a_run_is_found_by_its_name_and_by_the_beginning_of_its_id(fleet_of_one)
 
 
 def test_an_unknown_state_is_refused_with_the_states_that_there_are(fleet_of_one):
-    errs = ["--state cannot be 'nope'", "running", "gone"]
+    errs = ["--state cannot be 'nope'", "running", "ended", "--end"]
     asked(2, "flowfleet", "runs", "--state", "nope", errs=errs, **fleet_of_one[1])
 
 
@@ -323,6 +324,45 @@ def test_config_shows_all_that_a_config_file_may_hold_and_where_prefects_own_key
     assert "workers = 3  (config file workers)" in done.stdout
     assert known_keys() - shown == {"machine-id", "boot-id"}
     assert "key = -  (default)" in _run("flowfleet", "config", HOME=str(tmp_path)).stdout
+
+
+def test_config_shows_paths_as_they_will_be_wherever_it_is_asked(tmp_path):
+    flow_python = tmp_path / "bin" / "python"
+    flow_python.parent.mkdir()
+    flow_python.write_text("#!/bin/sh\necho 3.9.1\n")
+    flow_python.chmod(0o755)
+    homes = {"XDG_STATE_HOME": str(tmp_path / "s"), "XDG_DATA_HOME": str(tmp_path / "d"), "HOME": str(tmp_path)}
+    found = {"PATH": f"{flow_python.parent}:/usr/bin:/bin", "FLOWFLEET_BACKEND": "prefect3"}
+    says = [
+        f"state-dir = {tmp_path}/s/flowfleet  (default)",
+        f"data-dir = {tmp_path}/d/flowfleet  (default)",
+        f"python = {flow_python}  (default; prefect 3.9.1)",
+    ]
+    asked(0, "flowfleet", "config", says=says, **homes, **found)
+    given = {"FLOWFLEET_STATE_DIR": "here", "FLOWFLEET_IMPORT_PATHS": "flows:~/more", "FLOWFLEET_CA_FILE": "ca.pem"}
+    folder = Path.cwd()
+    says = [
+        f"state-dir = {folder}/here  (variable FLOWFLEET_STATE_DIR)",
+        f"import-path = {folder}/flows, {tmp_path}/more  (",
+        f"ca-file = {folder}/ca.pem  (",
+    ]
+    asked(0, "flowfleet", "config", says=says, **homes, **found, **given)
+    none = {"FLOWFLEET_PYTHON": "/no/such/python"}
+    asked(0, "flowfleet", "config", says=["python = /no/such/python  (variable FLOWFLEET_PYTHON)"], **homes, **none)
+
+
+def test_config_as_json_has_values_origins_and_no_secret(tmp_path):
+    variables = {"FLOWFLEET_REDIS": "redis://:top-secret@box/0", "FLOWFLEET_ENV": "DB_PASSWORD=top-secret", **NO_API}
+    done = asked(0, "flowfleet", "config", "--json", PREFECT_API_KEY="top-secret", HOME=str(tmp_path), **variables)
+    form = json.loads(done.stdout)
+    assert list(form) == ["common", "poller", "worker", "flowfleet"]
+    assert form["common"]["key"] == {"value": "***", "origin": "PREFECT_API_KEY, environment"}
+    assert form["common"]["redis"] == {"value": "redis://:***@box/0", "origin": "variable FLOWFLEET_REDIS"}
+    assert form["worker"]["env"]["value"] == ["DB_PASSWORD=***"]
+    assert form["worker"]["cloud-logs"] == {"value": True, "origin": "default"}
+    assert form["worker"]["linger"]["value"] is None
+    assert form["flowfleet"]["workers"]["value"] == 1
+    assert "top-secret" not in done.stdout + done.stderr
 
 
 OURS = ("flowfleet", "flowfleet up", "flowfleet status", "flowfleet explain", "flowfleet leave")
