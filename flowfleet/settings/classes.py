@@ -77,6 +77,7 @@ class WorkerSettings(CommonSettings):
 
     pools: Texts = setting(("flowfleet",), "Run what this pool has (repeatable; default: flowfleet).", kind.NAMES)
     work_queues: Texts = setting((), "Only this work queue of the pools (repeatable).", kind.NAMES)
+    create_pool: bool = setting(True, "Make a pool that does not exist (default: yes).")
     labels: Texts = setting((), "Prefect 1: a label that this worker has (repeatable).", kind.LABELS, "-l")
     hostname_label: bool = setting(True, "Prefect 1: the host's name is a label too (default: yes).")
     agent_config_id: str | None = setting(None, _AGENT_CONFIG, kind.text_as("ID"))
