@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -25,7 +25,7 @@ from flowfleet.ledger.api_troubles import TroubleTeller
 from flowfleet.ledger.hints import Subscription
 from flowfleet.page.startup import StartupPage
 from flowfleet.retry import Retry
-from flowfleet.settings.classes import WorkerSettings
+from flowfleet.settings.classes import WAIT, WorkerSettings
 from flowfleet.settings.click_options import options
 from flowfleet.settings.secret_files import SecretFiles
 from flowfleet.signals import ReloadOnSighup
@@ -43,6 +43,7 @@ from workers.interpreter import interpreter_of
 from workers.lifecycle import sign_on
 from workers.lifecycle.consumer import forget_stop, require_hooks
 from workers.lifecycle.joining import Joining
+from workers.lifecycle.resume_wait import ResumeWait
 from workers.lifecycle.stop_plan import StopPlan, enclosure_of
 from workers.lifecycle.stop_signals import leave_at_once
 from workers.runs.hooks import check_times
@@ -77,7 +78,18 @@ def start(settings: WorkerSettings) -> int:
     worker start --backend prefect1 --api http://HOST:4200 --label etl
     worker start --python /srv/flows/.venv/bin/python
     """  # noqa: D301 - click reads the escape
-    return serve(settings, os.environ)
+    waits = partial(_wait_and_start_again, dict(os.environ))
+    return serve(settings, os.environ, EmbeddingProgram(drained=waits) if settings.on_drained == WAIT else AS_COMMAND)
+
+
+def _wait_and_start_again(environ: Mapping[str, str], ledger: Ledger, worker: str, page: StartupPage) -> NoReturn:
+    """Wait for the resume of this drained worker, and be the same command anew, with the environment of its start."""
+    leave_at_once()
+    page.show_start()
+    with page.waiting_for(f"worker resume {worker}"):
+        ResumeWait(ledger.roster, worker).run()
+    logging.shutdown()
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environ)  # noqa: S606 - our own command line
 
 
 for _command in (install.command(WorkerSettings, "worker"), *worker_control.worker_commands, forget.forget_worker):
@@ -100,6 +112,8 @@ class EmbeddingProgram:
     launched: Callable[[str], None] = lambda _run_id: None
     #: called once the worker is joined, before it fetches its first message
     begun: Callable[[WorkerService], None] = lambda _service: None
+    #: called when the worker has ended since it was drained before its start; the exit code
+    drained: Callable[[Ledger, str, StartupPage], int] = lambda _ledger, _worker, _page: program.DRAINED
     #: ends the process at once
     leave: Callable[[int], Any] = os._exit
     #: where the program goes on after the worker: what is closed when the worker has ended, the last first
@@ -111,9 +125,11 @@ class EmbeddingProgram:
             self.leaving.callback(step)
 
 
-def serve(
-    settings: WorkerSettings, environ: Mapping[str, str], embedding: EmbeddingProgram = EmbeddingProgram()
-) -> int:
+#: a worker that is a program of its own
+AS_COMMAND = EmbeddingProgram()
+
+
+def serve(settings: WorkerSettings, environ: Mapping[str, str], embedding: EmbeddingProgram = AS_COMMAND) -> int:
     """Build the worker, run it to its end, and return the exit code."""
     embedding.early()
     to_api = BackgroundJobs("the Prefect API")
@@ -209,7 +225,9 @@ def _run(service: WorkerService, ledger: Ledger, startup_page: StartupPage, embe
     service.stop_signals.install()
     startup_page.show(worker_page.handlers(service.health))
     code = service.run()
-    return code or (program.DRAINED if service.draining.from_start else 0)
+    if code or not service.draining.from_start:
+        return code
+    return embedding.drained(ledger, service.row.worker, startup_page)
 
 
 def _take_off_celery() -> None:
