@@ -11,6 +11,8 @@ from flowfleet.ledger.claim import read_routes
 from flowfleet.ledger.store import Store
 
 WANTED = ("active", "paused", "draining")
+#: how a worker went that does not live any more
+STOPPED, LOST = "stopped", "lost"
 #: characters of a worker's reason to take no runs
 SHUT_LIMIT = 300
 
@@ -34,12 +36,21 @@ class WorkerRow:
     wanted: str = "active"  # active | paused | draining
     live: bool = True
     leaving: bool = False  # it stops, and has yielded what waited for it
+    gone: str = ""  # stopped | lost, of one that does not live; "" of a live one, and where an older version wrote it
     beat: int = 0
     seen: float = 0.0  # unix seconds by the Redis clock; for display only
     note: str = ""
     boot_id: str = ""  # of its host: another one proves that what ran under the earlier one has ended
     machine: str = ""  # tells its machine from others: a boot id proves that only on the same one; "" = not known
     v: int = 1
+
+    @property
+    def end(self) -> str:
+        """How a worker that does not live any more went: `stopped` in order, or `lost`, since it fell silent.
+
+        An older version has left no mark: there a worker gave its queues back before it signed off.
+        """
+        return self.gone or (STOPPED if self.leaving else LOST)
 
     @property
     def takes_runs(self) -> bool:
@@ -103,7 +114,7 @@ class Roster:
         return bool(self._store.script("update", row.worker, row.nonce, *flat))
 
     def sign_off(self, worker: str, nonce: str) -> None:
-        """Mark the worker as no longer live, since it ends in order. Its row stays (its runs may go on)."""
+        """Mark the worker as stopped, since it ends in order. Its row stays (its runs may go on)."""
         self._store.script("sign_off", worker, nonce)
 
     def rows(self) -> list[WorkerRow]:
@@ -112,7 +123,7 @@ class Roster:
         return sorted((row for row in rows if row), key=lambda row: row.worker)
 
     def lapse(self, term: int, worker: str, beat: int) -> None:
-        """Mark a worker as no longer live, unless its beat has moved since: the leader saw no new beat for a TTL."""
+        """Mark a live worker as lost, unless its beat has moved since: the leader saw no new beat for a TTL."""
         self._store.script("lapse", term, worker, beat)
 
     def want(self, worker: str, state: str, note: str = "") -> bool:
@@ -196,6 +207,7 @@ def _row(flat: Sequence[str]) -> WorkerRow | None:
         wanted=fields["wanted"],
         live=fields["live"] == "1",
         leaving=fields.get("leaving") == "1",
+        gone=fields.get("gone", ""),
         beat=int(fields["beat"]),
         seen=float(fields["seen"]),
         note=fields["note"],

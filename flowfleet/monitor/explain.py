@@ -9,6 +9,7 @@ from flowfleet.api import traits
 from flowfleet.api.backlog import Place
 from flowfleet.api.client import RunState, StateType
 from flowfleet.ledger.claims import CancelHow, Claim, State, Tomb
+from flowfleet.ledger.roster import STOPPED
 from flowfleet.logs import iso
 from flowfleet.monitor.runs import LOSING_MOVES
 from flowfleet.monitor.snapshot import WAITING, RouteQueue, Snapshot, WorkerStatus, bracketed, claim_json
@@ -120,12 +121,7 @@ def _of_claim(claim: Claim, snapshot: Snapshot) -> str:
         State.RUNNING: f"It runs on {where}, for {since}.",
         State.ENDED: f"It has ended on {where}, and its end is not yet accepted by the API, for {since}.",
         State.RETURNING: f"It is being handed back to the API{_because(claim.reason)}.",
-        State.MISSING: f"It was started on {where}, which has not been heard of{_for_missing(claim, snapshot)}: "
-        + (
-            f"it is told as lost at once ({claim.proof})."
-            if claim.proof
-            else "it is told as lost after --adopt-grace, unless its host comes back."
-        ),
+        State.MISSING: f"It was started on {where}, which {_silence(claim, snapshot)}",
         State.JUDGED: f"It was started on {where} and is counted as lost{_because(claim.reason)}.",
     }
     sentence = words[claim.state]
@@ -137,8 +133,18 @@ def _of_claim(claim: Claim, snapshot: Snapshot) -> str:
     return sentence
 
 
-def _for_missing(claim: Claim, snapshot: Snapshot) -> str:
-    return f" for {span(max(0.0, snapshot.at - claim.missed_at))}" if claim.missed_at else ""
+def _silence(claim: Claim, snapshot: Snapshot) -> str:
+    """What is known of the worker of a missing run, and what becomes of the run."""
+    since = f" for {span(max(0.0, snapshot.at - claim.missed_at))}" if claim.missed_at else ""
+    if claim.proof:
+        return f"has not been heard of{since}: it is told as lost at once ({claim.proof})."
+    owner = next((worker for worker in snapshot.workers if worker.row.worker == claim.worker), None)
+    if owner is not None and owner.state == STOPPED:
+        return (
+            f"stopped {span(owner.seen_seconds_ago)} ago: the run is told as lost after --adopt-grace, "
+            "unless that worker is started again."
+        )
+    return f"has not been heard of{since}: it is told as lost after --adopt-grace, unless its host comes back."
 
 
 def _of_lost(tomb: Tomb, snapshot: Snapshot, at_api: RunState | None) -> str:
@@ -240,7 +246,11 @@ def _hindrance_of_route(snapshot: Snapshot, place: Place) -> str:
 
 
 def _each_with_its_reason(workers: Sequence[WorkerStatus]) -> str:
-    return ", ".join(f"{worker.row.worker} ({worker.row.shut or worker.state})" for worker in workers)
+    return ", ".join(f"{worker.row.worker} ({_reason(worker)})" for worker in workers)
+
+
+def _reason(worker: WorkerStatus) -> str:
+    return worker.row.shut or f"{worker.state}{f': {worker.row.note}' if worker.row.note else ''}"
 
 
 def _hindrance_anywhere(snapshot: Snapshot) -> str:

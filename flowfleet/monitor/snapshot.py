@@ -10,7 +10,7 @@ from flowfleet.ledger import Ledger, api_troubles
 from flowfleet.ledger.api_troubles import ApiTrouble
 from flowfleet.ledger.claims import Claim, State, Tomb
 from flowfleet.ledger.gate import Leader
-from flowfleet.ledger.roster import RouteDue, WorkerRow
+from flowfleet.ledger.roster import LOST, RouteDue, WorkerRow
 from flowfleet.logs import iso
 from flowfleet.monitor.redis_server import QueueLength, RedisServer, version_of
 
@@ -20,6 +20,8 @@ SCHEMA = 1
 BUSY = frozenset({State.TAKEN, State.STARTING, State.RUNNING, State.MISSING, State.JUDGED})
 #: states of claims whose user code may be running
 RUNNING = frozenset({State.STARTING, State.RUNNING, State.MISSING})
+#: for so long a worker that has stopped is listed
+STOPPED_SECONDS = 86400.0
 #: states of claims that wait for a worker
 WAITING = frozenset({State.CLAIMING, State.QUEUED})
 
@@ -57,12 +59,25 @@ class WorkerStatus:
 
     @property
     def state(self) -> str:
-        """What its operator wants of it; `draining` if it stops, `offline` if gone, `shut` if it can start none."""
+        """What its operator wants of it; `draining` if it stops, `shut` if it can start none; `stopped` or `lost`."""
         if not self.row.live:
-            return "offline"
+            return self.row.end
         if self.row.shut and self.row.wanted == "active" and not self.row.leaving:
             return "shut"
         return "draining" if self.row.leaving else self.row.wanted
+
+    @property
+    def serves(self) -> tuple[str, ...]:
+        """What it offers to serve, as people name it: labels, or pools, or POOL/QUEUE where it takes single queues."""
+        offer = self.row.offer
+        return tuple(f"{pool}/{queue}" for pool in offer.pools for queue in offer.work_queues) or (
+            offer.pools or offer.labels
+        )
+
+    @property
+    def listed(self) -> bool:
+        """Whether people look for it: one that stopped in order is of the past after a day, unless runs of it go on."""
+        return self.row.live or self.row.end == LOST or self.busy > 0 or self.seen_seconds_ago < STOPPED_SECONDS
 
     @property
     def free(self) -> int:
@@ -84,6 +99,11 @@ class Snapshot:
     claims: tuple[Claim, ...]
     api_troubles: tuple[ApiTrouble, ...] = ()
     tombs: tuple[Tomb, ...] = ()
+
+    @property
+    def listed(self) -> tuple[WorkerStatus, ...]:
+        """The workers that people look for; `workers` are all that the roster has."""
+        return tuple(worker for worker in self.workers if worker.listed)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -121,7 +141,7 @@ class Snapshot:
             "gate": "open" if self.gate_open else "shut",
             "leader": leader and {"name": leader.name, "host": leader.host, "term": leader.term},
             "queues": [_queue_json(queue) for queue in self.queues],
-            "workers": [_worker_json(worker) for worker in self.workers],
+            "workers": [worker_json(worker) for worker in self.listed],
             "runs": [claim_json(claim) for claim in self.claims],
             "counts": self.counts,
             "lost": [_tomb_json(tomb) for tomb in self.tombs],
@@ -207,7 +227,8 @@ def _queue_json(queue: RouteQueue) -> dict[str, Any]:
     }
 
 
-def _worker_json(worker: WorkerStatus) -> dict[str, Any]:
+def worker_json(worker: WorkerStatus) -> dict[str, Any]:
+    """A worker as one item of `workers` in `flowfleet status --json`."""
     row = worker.row
     return {
         "name": worker.name,
@@ -216,10 +237,12 @@ def _worker_json(worker: WorkerStatus) -> dict[str, Any]:
         "routes": [str(route) for route in row.routes],
         "labels": list(row.offer.labels),
         "pools": list(row.offer.pools),
+        "work_queues": list(row.offer.work_queues),
         "slots": row.slots,
         "busy": worker.busy,
         "version": row.version,
         "shut": row.shut or None,
+        "note": row.note or None,
         "seen_seconds_ago": round(worker.seen_seconds_ago, 3),
     }
 

@@ -12,6 +12,9 @@ from flowfleet.settings.option import NO_FLAG, setting
 
 Texts = tuple[str, ...]
 
+#: what a worker may do at its stop, and where it was drained
+WAIT = "wait"
+
 #: a worker begins nothing in the last seconds of its lease, so a shorter one would let nothing begin
 LEASE_MARGIN_SECONDS = 3.0
 
@@ -77,6 +80,7 @@ class WorkerSettings(CommonSettings):
 
     pools: Texts = setting(("flowfleet",), "Run what this pool has (repeatable; default: flowfleet).", kind.NAMES)
     work_queues: Texts = setting((), "Only this work queue of the pools (repeatable).", kind.NAMES)
+    create_pool: bool = setting(True, "Make a pool that does not exist (default: yes).")
     labels: Texts = setting((), "Prefect 1: a label that this worker has (repeatable).", kind.LABELS, "-l")
     hostname_label: bool = setting(True, "Prefect 1: the host's name is a label too (default: yes).")
     agent_config_id: str | None = setting(None, _AGENT_CONFIG, kind.text_as("ID"))
@@ -97,7 +101,13 @@ class WorkerSettings(CommonSettings):
     on_stop: str = setting(
         "auto",
         "What becomes of the runs when this worker is stopped (default: auto).",
-        kind.one_of("auto", "detach", "wait", "cancel"),
+        kind.one_of("auto", "detach", WAIT, "cancel"),
+    )
+    on_drained: str = setting(
+        "end",
+        "What this worker does when it was drained before its start: end with code 7, or wait until it is resumed, for "
+        "what starts it anew whenever it ends (default: end).",
+        kind.one_of("end", WAIT),
     )
     stop_grace: float = setting(
         30.0, "How long a stop waits for runs, and a run gets between TERM and KILL (default: 30).", kind.GRACE

@@ -2,6 +2,7 @@
 
 import dataclasses
 import uuid
+from dataclasses import replace
 
 import pytest
 
@@ -84,7 +85,47 @@ def test_a_pool_of_another_type_is_refused_by_name(prefect_server):
         pool.open(type="kubernetes", base_job_template=template)
 
 
-def test_missing_queues_are_made_and_only_they_are_served(prefect_server):
+def test_a_worker_makes_no_queue_and_knows_which_exist(pool):
+    pool.make_queue(pool.name, "fast")
+    asked = offer(pool.name, work_queues=("fast", "other"))
+    presence = pool.another_client().presence
+    found = presence.resolve(asked, create=True)
+    assert presence.work_queues(found) == ("default", "fast")
+    assert [route.name for route in presence.routes(found)] == ["fast"]
+
+
+def test_pools_that_are_missing_are_told_and_not_made(pool):
+    presence = pool.client.presence
+    assert presence.missing_pools(offer(pool.name, "nowhere")) == ("nowhere",)
+    assert pool.pool("nowhere") is None
+    with pytest.raises(SettingsError, match="'Prefect-mine' cannot be created"):
+        presence.missing_pools(offer("Prefect-mine"))
+
+
+def test_a_named_queue_that_does_not_exist_is_looked_for_once_a_minute_and_served_when_it_is_made(pool, monkeypatch):
+    now = [0.0]
+    asked = replace(pool.offer, work_queues=("late",))
+    client = pool.another_client(clock=lambda: now[0])
+    looked = [0]
+    post = Session.post
+
+    def counting(session, path, body=None, **how):
+        looked[0] += path.endswith("/queues/filter")
+        return post(session, path, body, **how)
+
+    monkeypatch.setattr(Session, "post", counting)
+    for _ in range(6):
+        assert client.backlog.due([asked], within_seconds=1, limit=50) == []
+        now[0] += 9.0
+    assert looked[0] == 1
+    pool.make_queue(pool.name, "late")
+    run = pool.scheduled(pool.deployment(work_queue_name="late"), ago(2))
+    now[0] += 10.0
+    (found,) = client.backlog.due([asked], within_seconds=1, limit=50)
+    assert [each.run_id for each in found.runs] == [run]
+
+
+def test_only_the_named_queues_are_served(prefect_server):
     pool = OnePool(prefect_server.api_url).open(work_queues=("fast",))
     scheduled = {queue: pool.scheduled(pool.deployment(work_queue_name=queue), ago(2)) for queue in ("fast", "default")}
     assert [run.run_id for run in pool.due()] == [scheduled["fast"]]

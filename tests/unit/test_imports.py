@@ -56,6 +56,7 @@ API = (
         "flowfleet.api.container_ask",
         "flowfleet.api.life",
         "flowfleet.api.backlog",
+        "flowfleet.api.presence",
         "flowfleet.api.life",
         "flowfleet.api.traits",
         "flowfleet.api.unused",

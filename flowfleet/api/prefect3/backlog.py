@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 LIST_LIMIT = 200
 #: the most queues that are asked for one by one when an answer did not list everything
 MOST_QUEUES = 20
+#: for so long a queue that a worker names and that does not exist is not looked for again
+MISSING_SECONDS = 60.0
 #: how far ahead of its time a poller may claim a run: where a limit leaves room for a few, no later run may take their
 #: place
 NEAR_SECONDS = 5.0
@@ -223,7 +225,8 @@ class Backlog:
         """The queues that exist among the named: the server answers 404 for all when one queue is unknown."""
         there = self.pools.queue_names(pool)
         if not there.issuperset(names):
-            there = self.pools.queue_names(pool, anew=True)
+            # nobody may ever make it: the polls of an idle fleet are to stay few
+            there = self.pools.queue_names(pool, seconds=MISSING_SECONDS)
         return [name for name in names if name in there]
 
     def _flow_run(self, pool: str, pool_id: str, run: Json, queue_id: str) -> FlowRun | None:
