@@ -191,7 +191,8 @@ class ContainerDeployer:
             container.start()
         except EngineRefused as exc:
             # as a rule it has not begun; an engine may also fail after it has
-            return self._settled(folder, container, handle, f"the engine refuses to start its container: {refused_text(exc)}")
+            why = f"the engine refuses to start its container: {refused_text(exc)}"
+            return self._settled(folder, container, handle, why)
         except EngineAway as exc:
             # nobody knows whether the engine carries the call out
             logger.warning("start of a container got no answer", extra={**folder.fields, "error": str(exc)})
