@@ -25,7 +25,7 @@ from flowfleet.local import lifeline
 from flowfleet.page.startup import StartupPage
 from flowfleet.retry import Retry, RetrySchedule
 from flowfleet.settings.classes import PollerSettings
-from flowfleet.settings.click_options import options
+from flowfleet.settings.click_options import SettingsCommand, options
 from flowfleet.settings.secret_files import SecretFiles
 from flowfleet.signals import ReloadOnSighup
 from poller.hints_inbox import HintsInbox
@@ -99,6 +99,7 @@ def poll(settings: PollerSettings, *, awaits_workers: bool = False) -> int:
     settings = connected.settings
     startup_page.open(settings.agent_address)  # an agent config at the API may name another address
     logs.set_level(settings.log_level)
+    settings.tell_identity()
     service = PollerService(
         settings=settings,
         api=connected.api,
@@ -130,7 +131,7 @@ def program() -> None:
     """  # noqa: D301 - click reads the escape
 
 
-@program.command()
+@program.command(cls=SettingsCommand)
 @options(PollerSettings, command="poller")
 def start(settings: PollerSettings) -> int:
     """Start a poller: one leads the fleet, further ones stand by.

@@ -72,7 +72,7 @@ class PollerService:
         self._offer_filter = OfferFilter(pools=settings.pools, work_queues=settings.work_queues, labels=settings.labels)
         self.leadership = Leadership(
             ledger.gate,
-            name=settings.name,
+            name=settings.own_name,
             host=settings.host,
             nonce=uuid.uuid4().hex,
             lease=settings.lease,

@@ -12,7 +12,6 @@ from flowfleet.api.client import ApiClient
 from flowfleet.api.prefect1 import access as access1
 from flowfleet.api.prefect1 import defaults as prefect1_defaults
 from flowfleet.api.prefect1.access import Access, find_access
-from flowfleet.api.prefect1.agents import agent_name
 from flowfleet.api.prefect1.client import Prefect1
 from flowfleet.api.prefect1.graphql import PREFECT1, GraphQL
 from flowfleet.api.prefect1.settings import Prefect1Settings
@@ -202,7 +201,7 @@ class Connector:
         access, found = self._access(), self._found1()
         return Prefect1(
             self._graphql(access),
-            agent_name=agent_name(settings, found),
+            agent_name=settings.name,
             agent_config_id=getattr(settings, "agent_config_id", None),
             server_backend=access.server_backend,
             labels=getattr(settings, "agent_labels", ()) or getattr(settings, "labels", ()),

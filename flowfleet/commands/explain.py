@@ -17,16 +17,16 @@ from flowfleet.monitor import explain as explanations
 from flowfleet.monitor.snapshot import take_snapshot
 from flowfleet.monitor.tables import console
 from flowfleet.printable import printable
-from flowfleet.settings.click_options import options
+from flowfleet.settings.click_options import NO_PART, SettingsCommand, options
 from flowfleet.settings.common import CommonSettings
 
 _RECORDS = 10_000
 
 
-@click.command("explain")
+@click.command("explain", cls=SettingsCommand)
 @click.argument("run_id", metavar="RUN")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-@options(CommonSettings, level="WARNING")
+@options(CommonSettings, level="WARNING", unused=NO_PART)
 def explain_command(settings: CommonSettings, run_id: str, *, as_json: bool) -> None:
     """Say why a run is, or is not, running: one sentence, then the evidence in short; --json has all of it.
 

@@ -10,7 +10,7 @@ import click
 from flowfleet.commands import unit_supervisor, unit_systemd
 from flowfleet.commands.unit_environment import absolute, carried
 from flowfleet.commands.units import Unit, me, program_path
-from flowfleet.settings.click_options import taken_flags, with_options
+from flowfleet.settings.click_options import SettingsCommand, taken_flags, with_options
 from flowfleet.settings.layers import machine_facts, resolve
 from flowfleet.settings.option import options_of
 
@@ -50,7 +50,7 @@ def command(cls: type[Any], part: str) -> click.Command:
         click.option("--for", "kind", type=click.Choice(tuple(_KINDS)), help="What is to start it."),
     ):
         wrapped = decorate(wrapped)
-    return click.command("install", help=text)(wrapped)
+    return click.command("install", cls=SettingsCommand, help=text)(wrapped)
 
 
 def _unit(cls: type[Any], part: str, given: dict[str, Any]) -> Unit:

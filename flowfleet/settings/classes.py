@@ -26,7 +26,7 @@ _AGENT_CONFIG = "Prefect 1: the agent config at the API whose settings win over 
 class PollerSettings(CommonSettings):
     """The settings of `poller start`."""
 
-    name: str = setting("agent", NAME_HELP, kind.NAME, "-n")
+    name: str = setting("agent", NAME_HELP, kind.ANY_NAME, "-n")
     pools: Texts = setting((), "Only claim for this pool (repeatable).", kind.NAMES)
     work_queues: Texts = setting((), "Only claim from this work queue (repeatable).", kind.NAMES)
     labels: Texts = setting((), "Only claim for workers with this label (repeatable).", kind.LABELS, "-l")

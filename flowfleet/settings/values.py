@@ -12,6 +12,8 @@ from flowfleet import logs
 
 #: in characters; routes are made of labels, and the messages that carry them must stay short
 LABEL_LENGTH = 255
+#: of names that may be any text
+NAME_LENGTH = 255
 _SIZES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
@@ -43,6 +45,11 @@ def _as_it_is(accepts: Callable[[str], object]) -> Callable[[str], str]:
         return text
 
     return parse
+
+
+def fitting(name: str) -> str:
+    """A name that may be any text as keys and folders can have it."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("._-")[:64] or "agent"
 
 
 def size(text: str) -> int:
@@ -121,6 +128,12 @@ def some_of(*choices: str) -> ValueKind:
 NAME = ValueKind(
     parse=_as_it_is(re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}").fullmatch),
     wants="letters, digits, dots, dashes and underscores (at most 64)",
+    metavar="NAME",
+)
+#: of a poller or worker, which Prefect 1 shows as it is; `fitting` makes of it what keys and folders can have
+ANY_NAME = ValueKind(
+    parse=_as_it_is(lambda text: text.strip() and text.isprintable() and len(text) <= NAME_LENGTH),
+    wants=f"some text in one line, of at most {NAME_LENGTH} characters",
     metavar="NAME",
 )
 NAMES = text_as("NAME", ",")

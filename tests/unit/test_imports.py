@@ -37,7 +37,7 @@ WORKERS = (
     ("workers.cli",),
 )
 FLOWFLEET = (
-    ("flowfleet.printable", "flowfleet.logs"),
+    ("flowfleet.printable", "flowfleet.log_lines", "flowfleet.logs"),
     tuple(
         f"flowfleet.{name}"
         for name in ("certificate", "errors", "flow_run", "guard", "retry", "wakeup", "signals", "failpoints")

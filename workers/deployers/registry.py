@@ -9,6 +9,7 @@ from pathlib import Path
 from flowfleet.api.client import ApiClient
 from flowfleet.errors import EngineAway, EngineRefused, SettingsError, UnsupportedRun
 from flowfleet.failpoints import Failpoints
+from flowfleet.retry import Outage
 from flowfleet.settings.classes import WorkerSettings
 from workers.containers import volumes
 from workers.containers.allowed import Permissions
@@ -28,9 +29,10 @@ DEPLOYERS = "flowfleet.deployers"
 _MODES = frozenset({"host", "none", "bridge", "default"})
 
 
-def adopting_deployer(own: Deployer, api: ApiClient, settings: WorkerSettings) -> Deployer:
+def adopting_deployer(own: Deployer, api: ApiClient, settings: WorkerSettings, outage: Outage) -> Deployer:
     """The deployer of a worker, which also adopts the external runs that a Python agent of its host has left."""
-    return external.ExternalDeployer(None, below=own, watch=external.ExternalWatch(api.ends.states), host=settings.host)
+    watch = external.ExternalWatch(api.ends.states, outage)
+    return external.ExternalDeployer(None, below=own, watch=watch, host=settings.host)
 
 
 def plugged_in_deployer(kind: str) -> Callable[[DeployerContext], Deployer] | None:

@@ -7,13 +7,14 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from flowfleet.api.backlog import DueRuns, Place, Rival, UnfitRun
-from flowfleet.api.prefect1.agents import WINDOW, AgentRegistry, RegisteredAgent, identity
+from flowfleet.api.prefect1.agents import WINDOW, AgentRegistry, RegisteredAgent
 from flowfleet.api.prefect1.jobs import JOB_FIELDS, unfit
 from flowfleet.api.prefect1.runs import Runs, claimable, late_tasks
 from flowfleet.api.prefect1.states import Run
 from flowfleet.api.prefect1.tenants import Tenants
 from flowfleet.api.transport.reading import instant, reading, rows
 from flowfleet.flow_run import FlowRun, Offer, Route
+from flowfleet.settings.values import fitting
 
 #: how long a due task is left to its run's own process, which waits for the same moment (source: prefect 1.4.1)
 LATE_SECONDS = 3.0
@@ -113,12 +114,12 @@ class Backlog:
 
     def _rivals(self, tenant: str, offers: Sequence[Offer]) -> list[Rival]:
         """Agents that would take runs of these offers and are not ours: they have another name, type or label set."""
-        ours, known = {agent_of(offer) for offer in offers}, identity(self.agents.name)
+        ours, known = {agent_of(offer) for offer in offers}, fitting(self.agents.name)
         return [
             agent
             for agent_id, agent in self._asking(tenant)
             if agent_id not in self.agents.ids()
-            and not (known == identity(agent.name) and RegisteredAgent(labels=agent.labels, type=agent.type) in ours)
+            and not (known == fitting(agent.name) and RegisteredAgent(labels=agent.labels, type=agent.type) in ours)
             and any(_meet(agent.labels, offer.labels) for offer in offers)
         ]
 
