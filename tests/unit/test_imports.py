@@ -56,7 +56,7 @@ API = (
         "flowfleet.api.container_ask",
         "flowfleet.api.life",
         "flowfleet.api.backlog",
-        "flowfleet.api.life",
+        "flowfleet.api.found",
         "flowfleet.api.traits",
         "flowfleet.api.unused",
         "flowfleet.api.settings_files",
