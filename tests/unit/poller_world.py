@@ -12,6 +12,7 @@ from typing import Any
 from flowfleet.api import traits
 from flowfleet.api.backlog import DueRuns, UnfitRun
 from flowfleet.api.client import Answer, LogLine, RunState, StateType, UnfinishedRun, Verdict
+from flowfleet.api.found import FoundRuns
 from flowfleet.api.life import LaunchedClaim
 from flowfleet.api.transport.server_clock import ServerInfo
 from flowfleet.errors import ApiError, ApiUnavailable
@@ -270,9 +271,11 @@ class FakeApi:
         self.be(run_id, StateType.SCHEDULED, "Scheduled", infrastructure=None, call=None)
         return Answer(verdict=Verdict.ACCEPTED, state=self.runs[run_id])
 
-    def find(self, text: str) -> list[RunState]:
+    def find(self, text: str) -> FoundRuns:
         self._ask("find")
-        return [state for state in self.runs.values() if text == state.run_name or text in state.run_id]
+        named = {run_id: state.run_name for run_id, state in self.runs.items() if text == state.run_name}
+        part = {run_id: state.run_name for run_id, state in self.runs.items() if text in run_id}
+        return FoundRuns(named or part)
 
     def unfinished(self, mark: Any) -> list[UnfinishedRun]:
         self._ask("unfinished")

@@ -57,7 +57,7 @@ API = (
         "flowfleet.api.life",
         "flowfleet.api.backlog",
         "flowfleet.api.presence",
-        "flowfleet.api.life",
+        "flowfleet.api.found",
         "flowfleet.api.traits",
         "flowfleet.api.unused",
         "flowfleet.api.settings_files",
