@@ -14,6 +14,7 @@ from flowfleet.errors import ApiError, ApiUnavailable, KeyRefused, LedgerError, 
 from flowfleet.flow_run import Offer
 from flowfleet.ledger import Ledger
 from flowfleet.ledger.ledger_id import ledger_of
+from flowfleet.monitor import held
 from flowfleet.monitor.metrics import our_version
 from flowfleet.monitor.redis_server import RedisServer
 from flowfleet.monitor.snapshot import Snapshot, bracketed
@@ -170,6 +171,9 @@ def fleet_checks(snapshot: Snapshot) -> Iterator[Check]:
         )
         found = f"Runs are due on {names}, which no active worker serves."
         yield Check("unserved", WARN, found, "Start a worker for it.")
+
+    for found, remedy in held.causes(snapshot):
+        yield Check("held", WARN, found, remedy)
 
 
 def label_checks(api: ApiClient, snapshot: Snapshot, clock: Callable[[], float] = time.time) -> Iterator[Check]:

@@ -1,15 +1,17 @@
 """Explain: why a run is, or is not, running, as one sentence with the evidence for it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from flowfleet import certificate
 from flowfleet.api import traits
 from flowfleet.api.backlog import Place
 from flowfleet.api.client import RunState, StateType
+from flowfleet.ledger.api_troubles import LEADER
 from flowfleet.ledger.claims import CancelHow, Claim, State, Tomb
 from flowfleet.logs import iso
+from flowfleet.monitor import held
 from flowfleet.monitor.runs import LOSING_MOVES
 from flowfleet.monitor.snapshot import WAITING, RouteQueue, Snapshot, WorkerStatus, bracketed, claim_json
 from flowfleet.monitor.tables import span
@@ -85,7 +87,12 @@ def _told(end: Mapping[str, Any] | None, said: str | None = None) -> str:
 def _waiting_json(snapshot: Snapshot, place: Place | None) -> dict[str, Any]:
     where = {"place": {**_place_json(place), "paused": place.paused, "limit": place.limit}} if place else {}
     queues = [
-        {"route": str(queue.route), "due": queue.due, "eligible_workers": queue.eligible_workers}
+        {
+            "route": str(queue.route),
+            "due": queue.due,
+            "held": asdict(queue.held),
+            "eligible_workers": queue.eligible_workers,
+        }
         for queue in snapshot.queues
     ]
     return {**where, "queues": queues}
@@ -170,7 +177,7 @@ def _of_lingering(claim: Claim, snapshot: Snapshot, at_api: RunState | None) -> 
 
 def _of_waiting(state: RunState, snapshot: Snapshot, place: Place | None) -> str:
     if state.name == "AwaitingConcurrencySlot":
-        return "It waits for a slot of a concurrency limit at the API, which its deployment or a tag of it has reached."
+        return "It waits for a slot at the API: its deployment has reached its concurrency limit."
     due = state.scheduled.timestamp() if state.scheduled else snapshot.at
     if due > snapshot.at:
         return f"It is scheduled to start in {span(due - snapshot.at)}."
@@ -186,6 +193,9 @@ def _hindrance(snapshot: Snapshot, place: Place | None) -> str:
         return _unserved(snapshot, place)
     if snapshot.leader is None:
         return f"no poller is running in the fleet {snapshot.fleet}"
+    trouble = next((one.trouble for one in snapshot.api_troubles if one.part == LEADER), None)
+    if trouble:
+        return held.TROUBLES.get(trouble, f"the Prefect API is in trouble ({trouble}) for the poller")
     if not snapshot.gate_open:
         return "the gate is shut, since Redis was restarted or replaced"
     return _hindrance_of_route(snapshot, place) if place else _hindrance_anywhere(snapshot)
@@ -256,7 +266,9 @@ def _hindrance_anywhere(snapshot: Snapshot) -> str:
     if waiting and not any(queue.eligible_workers for queue in waiting):
         names = ", ".join(snapshot.route_name(queue.route) for queue in waiting)
         return f"no active worker serves {names}"
-    return "is not claimed yet: its pool or queue may be paused, at its limit, or not one that this fleet serves"
+    told = " ".join(held.sentences(snapshot)).rstrip(".")
+    maybe = "its pool or queue may be paused, at its limit, or not one that this fleet serves"
+    return f"is not claimed yet: {maybe}{f' ({told})' if told else ''}"
 
 
 def _ahead(waiting: list[RouteQueue]) -> str:

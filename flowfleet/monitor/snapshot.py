@@ -1,11 +1,11 @@
 """Snapshot: the fleet at one moment, read from the ledger, from which status, metrics and explanations are made."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from flowfleet.api import traits
-from flowfleet.flow_run import Route
+from flowfleet.flow_run import NOTHING_HELD, Held, Route
 from flowfleet.ledger import Ledger, api_troubles
 from flowfleet.ledger.api_troubles import ApiTrouble
 from flowfleet.ledger.claims import Claim, State, Tomb
@@ -35,6 +35,8 @@ class RouteQueue:
     depth: int  # messages in Redis
     oldest_age_seconds: float | None  # since the oldest message was sent
     eligible_workers: int
+    #: those that are held back: beside `due` by a pause or a limit, and of `due` those that no worker takes
+    held: Held = NOTHING_HELD
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +98,16 @@ class Snapshot:
             "free_slots": max(0, sum(worker.free for worker in self.workers) - waiting),
             "outbox": self._in({State.ENDED}),
         }
+
+    @property
+    def held(self) -> Held:
+        """How many runs are held back in all queues, by what holds them."""
+        parts = [queue.held for queue in self.queues]
+        return Held(
+            paused=sum(part.paused for part in parts),
+            limit=sum(part.limit for part in parts),
+            unserved=sum(part.unserved for part in parts),
+        )
 
     def _in(self, states: Iterable[State]) -> int:
         return sum(claim.state in states for claim in self.claims)
@@ -169,6 +181,8 @@ def _queues(
     by_route = {one.route: one for one in due}
     for route, lying in zip(routes, waiting, strict=True):
         known = by_route.get(route)
+        eligible = sum(row.takes_runs and row.offer.serves(route) for row in rows)
+        held = known.held if known else NOTHING_HELD
         yield RouteQueue(
             route=route,
             due=known.due if known else 0,
@@ -176,7 +190,8 @@ def _queues(
             oldest_due_seconds=_since(known.oldest if known else None, now),
             depth=lying.length,
             oldest_age_seconds=_since(lying.oldest, now),
-            eligible_workers=sum(row.takes_runs and row.offer.serves(route) for row in rows),
+            eligible_workers=eligible,
+            held=held if eligible or known is None else replace(held, unserved=known.due),
         )
 
 
@@ -200,6 +215,8 @@ def _queue_json(queue: RouteQueue) -> dict[str, Any]:
     return {
         "route": str(queue.route),
         "due": queue.due,
+        "at_least": queue.at_least,
+        "held": asdict(queue.held),
         "oldest_due_seconds": queue.oldest_due_seconds,
         "depth": queue.depth,
         "oldest_age_seconds": queue.oldest_age_seconds,

@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flowfleet.ledger.claims import State
+from flowfleet.monitor import held
 from flowfleet.monitor.snapshot import Snapshot, WorkerStatus
 from flowfleet.monitor.tables import PLAIN_WIDTH, span, table
 from flowfleet.printable import printable
@@ -63,13 +64,14 @@ def _head(snapshot: Snapshot) -> RenderableType:
     head.append_text(_coloured("open" if snapshot.gate_open else "shut"))
     head.append(f"   leader {leader.name}@{leader.host}" if leader else "   no leader: is a poller running?")
     head.append(f"   Redis {snapshot.redis_version}\n")
-    least = "at least " if any(queue.at_least for queue in snapshot.queues) else ""
     head.append(
-        f"due {least}{counts['due']}   claimed {counts['outstanding']}   running {counts['running']}   "
+        f"{held.waiting(snapshot)}   claimed {counts['outstanding']}   running {counts['running']}   "
         f"free slots {counts['free_slots']}   unreported {counts['outbox']}"
     )
     for sentence in _troubles(snapshot):
         head.append(f"\n{sentence}", style="red")
+    for sentence in held.sentences(snapshot):
+        head.append(f"\n{printable(sentence)}", style="yellow")
     return head
 
 
@@ -85,11 +87,12 @@ def _troubles(snapshot: Snapshot) -> list[str]:
 
 
 def _queues(snapshot: Snapshot, width: int) -> Table:
-    numbers = ("DUE", "OLDEST", "IN REDIS", "WORKERS")
+    numbers = ("DUE", "HELD", "OLDEST", "IN REDIS", "WORKERS")
     rows = [
         (
             snapshot.route_name(queue.route),
             f"{queue.due}+" if queue.at_least else str(queue.due),
+            Text(held.cell(queue.held), style="yellow"),
             span(queue.oldest_due_seconds),
             str(queue.depth),
             Text(str(queue.eligible_workers), style="red" if queue.due and not queue.eligible_workers else ""),

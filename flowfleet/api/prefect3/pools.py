@@ -83,8 +83,10 @@ class Pools:
             self._make_queues(name, offer.work_queues)
         return str(pool["id"])
 
-    def read(self, name: str) -> Mapping[str, Any]:
-        """The pool by name, at most 30 s old; raises `NotFound` when it is gone."""
+    def read(self, name: str, *, anew: bool = False) -> Mapping[str, Any]:
+        """The pool by name, at most 30 s old, or `anew`; raises `NotFound` when it is gone."""
+        if anew:
+            self._pools.forget(name)
         pool: Mapping[str, Any] = self._pools.get(name, lambda: self._session.get(pool_path(name)))
         return pool
 
@@ -143,9 +145,8 @@ class Pools:
                 return queues
 
     def _found(self, name: str) -> Mapping[str, Any] | None:
-        self._pools.forget(name)
         try:
-            return self.read(name)
+            return self.read(name, anew=True)
         except NotFound:
             return None
 
