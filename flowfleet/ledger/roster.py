@@ -168,6 +168,11 @@ class Roster:
             flat += [str(item.route), item.to_json()]
         self._store.script("note_due", term, *flat)
 
+    def due_at(self) -> float | None:
+        """When the leader last wrote what is due, in unix seconds by the Redis clock; None when none ever has."""
+        found: Any = self._store.ask(lambda client: client.get(self._store.key("due_at")))
+        return None if found is None else float(found)
+
     def due(self) -> list[RouteDue]:
         """The due runs per route, as the leader last saw them."""
         found: Any = self._store.ask(lambda client: client.hgetall(self._store.key("due")))

@@ -145,6 +145,9 @@ def fleet_checks(snapshot: Snapshot) -> Iterator[Check]:
         yield Check("leader", OK, f"{leader.name}@{leader.host} leads.")
     else:
         yield Check("leader", WARN, f"No poller leads the fleet {fleet}.", "Start one: poller start.")
+    trouble = held.api_trouble(snapshot)
+    if trouble:
+        yield Check("poller's api", WARN, f"{trouble[:1].upper()}{trouble[1:]}.", "Look at the poller's log.")
     if snapshot.gate_open:
         yield Check("gate", OK, "Runs may start.")
     else:

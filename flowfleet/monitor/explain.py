@@ -8,7 +8,6 @@ from flowfleet import certificate
 from flowfleet.api import traits
 from flowfleet.api.backlog import Place
 from flowfleet.api.client import RunState, StateType
-from flowfleet.ledger.api_troubles import LEADER
 from flowfleet.ledger.claims import CancelHow, Claim, State, Tomb
 from flowfleet.logs import iso
 from flowfleet.monitor import held
@@ -191,11 +190,11 @@ def _hindrance(snapshot: Snapshot, place: Place | None) -> str:
         return at_api
     if place and not any(worker.row.live and worker.row.offer.serves(place.route) for worker in snapshot.workers):
         return _unserved(snapshot, place)
+    trouble = held.api_trouble(snapshot)
+    if trouble:
+        return trouble
     if snapshot.leader is None:
         return f"no poller is running in the fleet {snapshot.fleet}"
-    trouble = next((one.trouble for one in snapshot.api_troubles if one.part == LEADER), None)
-    if trouble:
-        return held.TROUBLES.get(trouble, f"the Prefect API is in trouble ({trouble}) for the poller")
     if not snapshot.gate_open:
         return "the gate is shut, since Redis was restarted or replaced"
     return _hindrance_of_route(snapshot, place) if place else _hindrance_anywhere(snapshot)

@@ -3,7 +3,9 @@
 from collections.abc import Callable, Sequence
 
 from flowfleet.flow_run import Held
+from flowfleet.ledger.api_troubles import LEADER, STARTING
 from flowfleet.monitor.snapshot import RouteQueue, Snapshot
+from flowfleet.monitor.tables import span
 
 #: so many queues are named in one sentence, the rest are counted
 NAMED = 3
@@ -27,14 +29,24 @@ _CAUSES: tuple[_Cause, ...] = (
 
 
 def waiting(snapshot: Snapshot) -> str:
-    """The runs that wait, in the head of the status; it never says that none is due while some are held back."""
-    due, beside = snapshot.counts["due"], snapshot.held.paused + snapshot.held.limit
+    """The runs that wait, in the head of the status; it never says that none is due while some are held back.
+
+    Nor does it while nobody knows: the numbers are old, or all of a full answer is claimed by now.
+    """
+    due, beside, stale = snapshot.counts["due"], snapshot.held.paused + snapshot.held.limit, snapshot.stale_seconds
     more = any(queue.at_least for queue in snapshot.queues)
-    # without any: all of a full answer is claimed by now, and the API was not yet asked for more
-    shown = f"due {'at least ' if more else ''}{due}" if due or not more else "due ?"
-    if not beside:
-        return shown
-    return f"{shown}   held {beside}" if due else f"held {beside}"
+    unknown = more or stale or snapshot.due_at is None
+    shown = f"due {'at least ' if more else ''}{due}" if due or not unknown else "due ?"
+    if beside:
+        shown = f"{shown}   held {beside}" if due else f"held {beside}"
+    return f"{shown} (as of {span(stale)} ago)" if stale else shown
+
+
+def api_trouble(snapshot: Snapshot) -> str | None:
+    """What keeps the poller from the API, in the words of one run that waits; None when nothing does."""
+    part = STARTING if snapshot.leader is None else LEADER
+    trouble = next((one.trouble for one in snapshot.api_troubles if one.part == part), None)
+    return trouble and TROUBLES.get(trouble, f"the Prefect API is in trouble ({trouble}) for the poller")
 
 
 def cell(held: Held) -> str:

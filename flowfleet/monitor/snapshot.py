@@ -7,7 +7,7 @@ from typing import Any
 from flowfleet.api import traits
 from flowfleet.flow_run import NOTHING_HELD, Held, Route
 from flowfleet.ledger import Ledger, api_troubles
-from flowfleet.ledger.api_troubles import ApiTrouble
+from flowfleet.ledger.api_troubles import LEADER, STARTING, ApiTrouble
 from flowfleet.ledger.claims import Claim, State, Tomb
 from flowfleet.ledger.gate import Leader
 from flowfleet.ledger.roster import RouteDue, WorkerRow
@@ -16,6 +16,8 @@ from flowfleet.monitor.redis_server import QueueLength, RedisServer, version_of
 
 #: version of the JSON form
 SCHEMA = 1
+#: what is due is older than this only when the API or the leader is away: a quiet fleet is asked for each 10 s
+STALE_SECONDS = 15.0
 #: states of claims that hold a slot: their process group may be alive
 BUSY = frozenset({State.TAKEN, State.STARTING, State.RUNNING, State.MISSING, State.JUDGED})
 #: states of claims whose user code may be running
@@ -86,6 +88,8 @@ class Snapshot:
     claims: tuple[Claim, ...]
     api_troubles: tuple[ApiTrouble, ...] = ()
     tombs: tuple[Tomb, ...] = ()
+    #: when the leader last asked the API what is due, in unix seconds; None: never yet, or it is not known
+    due_at: float | None = None
 
     @property
     def counts(self) -> dict[str, int]:
@@ -98,6 +102,12 @@ class Snapshot:
             "free_slots": max(0, sum(worker.free for worker in self.workers) - waiting),
             "outbox": self._in({State.ENDED}),
         }
+
+    @property
+    def stale_seconds(self) -> float | None:
+        """How old the numbers of what is due are; None while they are as new as they can be."""
+        age = None if self.due_at is None else max(0.0, self.at - self.due_at)
+        return age if age is not None and age >= STALE_SECONDS else None
 
     @property
     def held(self) -> Held:
@@ -138,6 +148,7 @@ class Snapshot:
             "counts": self.counts,
             "lost": [_tomb_json(tomb) for tomb in self.tombs],
             "api_troubles": [{"part": one.part, "trouble": one.trouble} for one in self.api_troubles],
+            "due_at": None if self.due_at is None else iso(self.due_at),
         }
 
 
@@ -167,7 +178,8 @@ def take_snapshot(ledger: Ledger) -> Snapshot:
         ),
         claims=tuple(sorted(claims, key=lambda claim: (claim.since, claim.run_id))),
         tombs=tombs,
-        api_troubles=api_troubles.read(ledger.store, [api_troubles.LEADER, *(row.worker for row in rows if row.live)]),
+        api_troubles=api_troubles.read(ledger.store, [LEADER, STARTING, *(row.worker for row in rows if row.live)]),
+        due_at=ledger.roster.due_at(),
     )
 
 

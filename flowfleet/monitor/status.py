@@ -6,6 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from flowfleet.ledger.api_troubles import STARTING
 from flowfleet.ledger.claims import State
 from flowfleet.monitor import held
 from flowfleet.monitor.snapshot import Snapshot, WorkerStatus
@@ -62,7 +63,8 @@ def _head(snapshot: Snapshot) -> RenderableType:
     counts, leader = snapshot.counts, snapshot.leader
     head = Text(f"fleet {snapshot.fleet}   gate ")
     head.append_text(_coloured("open" if snapshot.gate_open else "shut"))
-    head.append(f"   leader {leader.name}@{leader.host}" if leader else "   no leader: is a poller running?")
+    waits = "a poller waits for the API" if held.api_trouble(snapshot) else "is a poller running?"
+    head.append(f"   leader {leader.name}@{leader.host}" if leader else f"   no leader: {waits}")
     head.append(f"   Redis {snapshot.redis_version}\n")
     head.append(
         f"{held.waiting(snapshot)}   claimed {counts['outstanding']}   running {counts['running']}   "
@@ -79,7 +81,7 @@ def _troubles(snapshot: Snapshot) -> list[str]:
     """What keeps parts of the fleet from the Prefect API, a sentence for each kind of trouble."""
     parts: dict[str, list[str]] = {}
     for one in snapshot.api_troubles:
-        parts.setdefault(one.trouble, []).append(one.part)
+        parts.setdefault(one.trouble, []).append("a poller that starts" if one.part == STARTING else one.part)
     return [
         f"{_TROUBLES.get(trouble, f'The Prefect API: {trouble}')}: {', '.join(names)}"
         for trouble, names in sorted(parts.items())

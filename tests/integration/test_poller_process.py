@@ -21,6 +21,7 @@ from flowfleet.broker import queue_key
 from flowfleet.errors import LedgerUnavailable
 from flowfleet.flow_run import Held, Message, Offer, Route
 from flowfleet.ledger import connect
+from flowfleet.ledger.api_troubles import LEADER, STARTING, ApiTrouble
 from flowfleet.ledger.claims import Claim, State
 from flowfleet.ledger.roster import WorkerRow
 from flowfleet.monitor.snapshot import take_snapshot
@@ -231,6 +232,29 @@ def test_what_is_held_back_and_what_nobody_takes_is_in_the_status(fleet):
     fleet.workers[0].stop()
     until(lambda: queues()[gpu].held == Held(unserved=1), 30, "the run without a worker to be counted")
     assert (queues()[gpu].due, queues()[gpu].eligible_workers) == (1, 0)
+
+
+def test_an_api_that_hangs_is_in_the_status_at_once_and_the_numbers_show_their_age(fleet):
+    fleet.worker("a")
+    fleet.api.fail("", "mute", times=-1)  # also while the poller starts
+    fleet.poller(wait=False)
+    away = (ApiTrouble(part=STARTING, trouble="away"),)
+    until(lambda: take_snapshot(fleet.ledger).api_troubles == away, 12, "the poller that starts to say so")
+    fleet.api.heal()
+    fleet.api._muted.set()
+    until(lambda: take_snapshot(fleet.ledger).leader, 60, "the poller to lead")
+    until(lambda: take_snapshot(fleet.ledger).due_at, 20, "the API to be asked what is due")
+    assert take_snapshot(fleet.ledger).api_troubles == ()
+
+    fleet.api._muted.clear()
+    fleet.api.fail("", "mute", times=-1)
+    away = (ApiTrouble(part=LEADER, trouble="away"),)
+    until(lambda: take_snapshot(fleet.ledger).api_troubles == away, 20, "the leader to say so")
+    until(lambda: (take_snapshot(fleet.ledger).stale_seconds or 0) > 15, 20, "the numbers to be old")
+    fleet.api.heal()
+    fleet.api._muted.set()
+    until(lambda: take_snapshot(fleet.ledger).api_troubles == (), 60, "it to be over")
+    until(lambda: take_snapshot(fleet.ledger).stale_seconds is None, 20, "the numbers to be new")
 
 
 def longest_pause(fleet):

@@ -6,18 +6,22 @@ import io
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 
 import pytest
 from rich.console import Console
 
-from flowfleet.api.backlog import DueRuns
+from flowfleet.api.backlog import DueRuns, Place
+from flowfleet.api.client import RunState, StateType
 from flowfleet.api.prefect3.client import Prefect3
 from flowfleet.api.transport.address import Address
 from flowfleet.api.transport.session import Session
 from flowfleet.flow_run import NOTHING_HELD, Held, Offer, Route
+from flowfleet.ledger.api_troubles import STARTING, ApiTrouble
 from flowfleet.ledger.gate import Leader
 from flowfleet.ledger.roster import RouteDue, WorkerRow
 from flowfleet.monitor.doctor import fleet_checks
+from flowfleet.monitor.explain import explain
 from flowfleet.monitor.metrics import our_version
 from flowfleet.monitor.snapshot import RouteQueue, Snapshot, WorkerStatus
 from flowfleet.monitor.status import status
@@ -28,6 +32,8 @@ from poller.presence import Presence
 from tests.lawless_api import LawlessApi
 from tests.unit.memory_ledger import OFFER, POOL, ROUTE, MemoryLedger
 from tests.unit.poller_world import Labelled, World, route
+
+RUN = "33333333-3333-4333-8333-333333333333"
 
 
 class Fleet:
@@ -230,7 +236,7 @@ def snapshot(*queues: RouteQueue, rows=(), **facts) -> Snapshot:
         queues=queues,
         workers=tuple(WorkerStatus(row=row, busy=0, seen_seconds_ago=1.5) for row in rows),
         claims=(),
-        **facts,
+        **({"due_at": 998.0} | facts),
     )
 
 
@@ -285,3 +291,60 @@ def test_of_many_queues_three_are_named_and_all_counted():
 def test_at_least_none_is_never_said():
     text = page(snapshot(queue(at_least=True), rows=[WORKER]))
     assert "due ?   claimed" in text
+
+
+def test_old_numbers_are_shown_with_their_age_and_never_as_none():
+    away = {"due_at": 930.0, "api_troubles": (ApiTrouble(part="leader", trouble="away"),)}
+    text = page(snapshot(queue(), rows=[WORKER], **away))
+    assert "due ? (as of 1m 10s ago)   claimed 0" in text
+    assert "The Prefect API does not answer: leader" in text
+    text = page(snapshot(queue(due=4), rows=[WORKER], **away))
+    assert "due 4 (as of 1m 10s ago)   claimed 0" in text
+    assert "due ?   claimed 0" in page(snapshot(queue(), rows=[WORKER], due_at=None)), "nobody has asked yet"
+    assert snapshot(queue(), **away).to_json()["due_at"] == "1970-01-01T00:15:30.000Z"
+
+
+def test_a_poller_that_waits_for_the_api_is_not_taken_for_none():
+    shown = replace(
+        snapshot(queue(), api_troubles=(ApiTrouble(part=STARTING, trouble="away"),), due_at=None), leader=None
+    )
+    text = page(shown)
+    assert "no leader: a poller waits for the API" in text
+    assert "The Prefect API does not answer: a poller that starts" in text
+    found = next(check for check in fleet_checks(shown) if check.name == "poller's api")
+    assert (found.verdict, found.found) == ("warn", "The Prefect API does not answer the poller.")
+
+
+@pytest.mark.parametrize(
+    ("trouble", "sentence"),
+    [
+        ("away", "the Prefect API does not answer the poller."),
+        ("key-refused", "the Prefect API refuses the key of the poller."),
+        ("maintenance", "the Prefect API is in maintenance, and the poller waits for its end."),
+    ],
+)
+def test_what_keeps_the_poller_from_the_api_explains_why_a_run_waits(trouble, sentence):
+    due = RunState(
+        run_id=RUN, run_name="r", kind=StateType.SCHEDULED, name="Scheduled", scheduled=datetime.fromtimestamp(940, UTC)
+    )
+    place = Place(route=ROUTE, pool="flowfleet")
+    shown = snapshot(queue(), rows=[WORKER], api_troubles=(ApiTrouble(part="leader", trouble=trouble),))
+    assert explain(RUN, shown, None, due, place).sentence == f"It has been due for 1m 0s and {sentence}"
+    assert explain(RUN, replace(shown, leader=None), None, due, place).sentence.endswith("in the fleet default.")
+    elsewhere = replace(shown, api_troubles=(ApiTrouble(part="w@host-1", trouble=trouble),))
+    assert explain(RUN, elsewhere, None, due, place).sentence.endswith("nothing hinders it.")
+
+
+def test_a_run_that_awaits_a_slot_is_explained_by_its_deployments_limit():
+    state = RunState(run_id=RUN, run_name="r", kind=StateType.SCHEDULED, name="AwaitingConcurrencySlot")
+    sentence = explain(RUN, snapshot(queue(held=Held(limit=1))), None, state).sentence
+    assert sentence == "It waits for a slot at the API: its deployment has reached its concurrency limit."
+
+
+def test_a_run_whose_place_is_not_known_is_explained_by_what_is_held():
+    due = RunState(
+        run_id=RUN, run_name="r", kind=StateType.SCHEDULED, name="Scheduled", scheduled=datetime.fromtimestamp(940, UTC)
+    )
+    found = explain(RUN, snapshot(queue(held=Held(paused=2)), rows=[WORKER]), None, due)
+    assert "(2 runs wait on flowfleet/default, whose pool or queue is paused)" in found.sentence
+    assert found.evidence["queues"][0]["held"] == {"paused": 2, "limit": 0, "unserved": 0}

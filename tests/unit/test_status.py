@@ -92,7 +92,7 @@ def test_the_json_form_is_the_documented_one():
 
     assert list(form) == [
         "schema", "at", "fleet", "redis", "gate", "leader", "queues", "workers", "runs", "counts", "lost",
-        "api_troubles",
+        "api_troubles", "due_at",
     ]  # fmt: skip
     assert form["at"] == "2026-01-02T03:04:05.000Z"
     assert form["redis"] == {"ok": True, "version": "9.1.0"}
