@@ -58,7 +58,7 @@ def explain_command(settings: CommonSettings, run_id: str, *, as_json: bool) -> 
 
 
 def _explain(settings: CommonSettings, given: str, api: HalfApi) -> tuple[Explanation, Snapshot]:
-    """Explain the run that was given, and the fleet as it is; raises `NoSuchRun`, also where nobody knows of a whole id."""
+    """Explain the run that was given, and the fleet; raises `NoSuchRun`, also where nobody knows of a whole id."""
     whole = UUID.fullmatch(given.lower())
     with open_ledger(settings) as ledger:
         run_id = given.lower() if whole else chosen_run.find(given, ledger, api.find).run_id

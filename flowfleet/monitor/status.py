@@ -7,7 +7,9 @@ from rich.table import Table
 from rich.text import Text
 
 from flowfleet.flow_run import telling_ids
+from flowfleet.ledger.api_troubles import STARTING
 from flowfleet.ledger.claims import Claim, State
+from flowfleet.monitor import held
 from flowfleet.monitor.snapshot import Snapshot, WorkerStatus
 from flowfleet.monitor.tables import PLAIN_WIDTH, coloured, filled, span, table
 from flowfleet.printable import printable
@@ -15,6 +17,7 @@ from flowfleet.printable import printable
 #: shown in place of the state of a run that has ended at the API while its process lives
 LINGERS = "lingers"
 _NO_LEAD = "No poller claims runs now: start one by poller start."
+_LEAD_WAITS = "No poller claims runs now: one that starts waits for the Prefect API."
 _GATE_SHUT = "No run starts now: the lead poller has not accepted this Redis yet (the gate is shut)."
 #: what its operator wanted of a worker that a drain has ended
 DRAINED = "drained"
@@ -54,9 +57,8 @@ def head(snapshot: Snapshot, width: int = PLAIN_WIDTH) -> Text:
     """Who leads, the numbers of the fleet, and a sentence for each trouble."""
     counts, leader = snapshot.counts, snapshot.leader
     leads = f"lead poller {leader.name}@{leader.host}" if leader else "no lead poller"
-    least = "at least " if any(queue.at_least for queue in snapshot.queues) else ""
     numbers = (
-        f"due {least}{counts['due']}",
+        held.waiting(snapshot),
         f"claimed {counts['outstanding']}",
         f"running {counts['running']}",
         f"free slots {counts['free_slots']}",
@@ -65,11 +67,13 @@ def head(snapshot: Snapshot, width: int = PLAIN_WIDTH) -> Text:
     made = Text(filled((f"fleet {snapshot.fleet}", leads, f"Redis {snapshot.redis_version}"), width))
     made.append(f"\n{filled(numbers, width)}")
     if leader is None:
-        made.append(f"\n{_NO_LEAD}", style="red")
+        made.append(f"\n{_LEAD_WAITS if held.api_trouble(snapshot) else _NO_LEAD}", style="red")
     elif not snapshot.gate_open:
         made.append(f"\n{_GATE_SHUT}", style="red")
     for sentence in _troubles(snapshot):
         made.append(f"\n{sentence}", style="red")
+    for sentence in held.sentences(snapshot):
+        made.append(f"\n{printable(sentence)}", style="yellow")
     return made
 
 
@@ -77,7 +81,7 @@ def _troubles(snapshot: Snapshot) -> list[str]:
     """What keeps parts of the fleet from the Prefect API, a sentence for each kind of trouble."""
     parts: dict[str, list[str]] = {}
     for one in snapshot.api_troubles:
-        parts.setdefault(one.trouble, []).append(one.part)
+        parts.setdefault(one.trouble, []).append("a poller that starts" if one.part == STARTING else one.part)
     return [
         f"{_TROUBLES.get(trouble, f'The Prefect API: {trouble}')}: {', '.join(names)}"
         for trouble, names in sorted(parts.items())
@@ -85,11 +89,12 @@ def _troubles(snapshot: Snapshot) -> list[str]:
 
 
 def _queues(snapshot: Snapshot, width: int) -> Table:
-    numbers = ("DUE", "OLDEST", "IN REDIS", "WORKERS")
+    numbers = ("DUE", "HELD", "OLDEST", "IN REDIS", "WORKERS")
     rows = [
         (
             snapshot.route_name(queue.route),
             f"{queue.due}+" if queue.at_least else str(queue.due),
+            Text(held.cell(queue.held), style="yellow"),
             span(queue.oldest_due_seconds),
             str(queue.depth),
             Text(str(queue.eligible_workers), style="red" if queue.due and not queue.eligible_workers else ""),

@@ -90,13 +90,14 @@ def test_the_json_form_is_the_documented_one():
 
     assert list(form) == [
         "schema", "at", "fleet", "redis", "gate", "leader", "queues", "workers", "runs", "counts", "lost",
-        "api_troubles",
+        "api_troubles", "due_at",
     ]  # fmt: skip
     assert form["at"] == "2026-01-02T03:04:05.000Z"
     assert form["redis"] == {"ok": True, "version": "9.1.0"}
     assert (form["gate"], form["leader"]) == ("open", {"name": "agent", "host": "host-1", "term": 3})
     assert form["queues"] == [
-        {"route": str(ROUTE), "due": 50, "oldest_due_seconds": 125.0, "depth": 0, "oldest_age_seconds": None,
+        {"route": str(ROUTE), "due": 50, "at_least": False, "held": {"paused": 0, "limit": 0, "unserved": 0},
+         "oldest_due_seconds": 125.0, "depth": 0, "oldest_age_seconds": None,
          "eligible_workers": 1}
     ]  # fmt: skip
     assert form["workers"] == [
