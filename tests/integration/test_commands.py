@@ -261,7 +261,7 @@ def test_a_mistyped_key_of_the_config_file_is_answered_with_the_nearest(tmp_path
     [
         pytest.param(
             ("--deploy", "rocket", "--ca-file", "/no/such.pem"),
-            "The CA file /no/such.pem does not exist, correct --ca-file or PREFECT_API_SSL_CERT_FILE.",
+            "The CA file /no/such.pem does not exist: correct --ca-file or PREFECT_API_SSL_CERT_FILE.",
             id="what is raised as a part of a sentence is printed as a whole one",
         ),
         pytest.param(("--pool", ""), "--pool cannot be '': it must be some text.", id="an empty pool"),
@@ -284,7 +284,7 @@ def test_logs_looks_in_the_workers_state_folder_and_names_it_when_nothing_is_the
 
 def test_doctor_without_an_api_address_checks_all_else(fleet_of_one, tmp_path):
     says = [
-        "fail api: No Prefect API is set, give its address by --api",
+        "fail api: No Prefect API is set: give its address by --api",
         "ok   redis: Redis at",
         "ok   workers: 1 live",
     ]

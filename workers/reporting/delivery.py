@@ -90,7 +90,7 @@ class Delivery:
             self.release(report, outcome)
         elif answer.claimed_since:
             logger.warning(
-                "the run was claimed anew, the report of its earlier attempt is dropped",
+                "the run was claimed anew: the report of its earlier attempt is dropped",
                 extra={
                     "run_id": report.run_id,
                     "claim": report.claim,

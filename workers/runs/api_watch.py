@@ -114,7 +114,7 @@ class ApiWatch:
     def _show(self) -> None:
         for pool in self.ledger_view.offer.pools if self.attempts.running() else ():
             if pool not in self._shown:
-                logger.info("cut off from Redis, the API is asked about the runs", extra={"pool": pool})
+                logger.info("cut off from Redis: the API is asked about the runs", extra={"pool": pool})
             self.api.presence.online(pool, self._name, self.ledger_view.lease.renew_seconds)
             self._shown.add(pool)
 
