@@ -119,7 +119,7 @@ class WorkerSettings(CommonSettings):
     task_events: bool = setting(False, "Send Celery's task events, for Flower (default: no).", told="-E")
     run_timeout: float | None = setting(None, "End a run that takes longer.", kind.SECONDS)
     memory: int | None = setting(
-        None, "The most memory that a run may use, such as 2G; a run may ask for less (default: no limit).", kind.SIZE
+        None, "The most memory that a run may use, such as 2G; a run may ask for less (default: no limit).", kind.MEMORY
     )
     cpus: float | None = setting(
         None,
@@ -159,9 +159,7 @@ class WorkerSettings(CommonSettings):
         False,
         "Docker: runs may ask for power over this host: privileged, devices and the like (default: no).",
     )
-    user: str | None = setting(
-        None, "Docker: the user inside the containers, USER or USER:GROUP.", kind.text_as("USER")
-    )
+    user: str | None = setting(None, "Docker: the user inside the containers, USER or USER:GROUP.", kind.USER)
     read_only_root: bool = setting(False, "Docker: runs cannot write to their image's own files (default: no).")
     docker_client_timeout: float = setting(
         60.0, "Docker: how long one request to the engine may take (default: 60).", kind.SECONDS
