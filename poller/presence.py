@@ -61,7 +61,7 @@ class Presence:
         skew = skew_seconds if abs(skew_seconds) > SKEW_NOISE_SECONDS else 0.0
         if abs(skew) >= SKEW_WARN_SECONDS and abs(skew - self.skew_seconds) >= SKEW_WARN_SECONDS:
             logger.warning(
-                "the clock of the Prefect API differs from this machine's, its own is used",
+                "the clock of the Prefect API differs from this machine's: the API's is used",
                 extra={"skew_seconds": round(skew, 1)},
             )
         self.skew_seconds = skew

@@ -128,7 +128,7 @@ def _flag_words(option: Option, value: Any) -> list[str]:
 def fit_for_a_line(text: str, named: str) -> str:
     """The text as it is; raises `SettingsError` for one with a control character, which no unit can hold."""
     if any(ord(character) < 32 or ord(character) == 127 for character in text):
-        raise SettingsError(f"{named!r} has a control character in it, give it in a file by --config")
+        raise SettingsError(f"{named!r} has a control character in it: give it in a file by --config")
     return text
 
 

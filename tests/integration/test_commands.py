@@ -346,7 +346,7 @@ def test_a_mistyped_key_of_the_config_file_is_answered_with_the_nearest(tmp_path
     [
         pytest.param(
             ("--deploy", "rocket", "--ca-file", "/no/such.pem"),
-            "The CA file /no/such.pem does not exist, correct --ca-file or PREFECT_API_SSL_CERT_FILE.",
+            "The CA file /no/such.pem does not exist: correct --ca-file or PREFECT_API_SSL_CERT_FILE.",
             id="what is raised as a part of a sentence is printed as a whole one",
         ),
         pytest.param(("--pool", ""), "--pool cannot be '': it must be some text.", id="an empty pool"),
@@ -381,7 +381,7 @@ def test_logs_finds_a_run_of_this_host_by_its_name_and_by_a_part_of_its_id_witho
 
 def test_doctor_without_an_api_address_checks_all_else(fleet_of_one, tmp_path):
     says = [
-        "fail api: No Prefect API is set, give its address by --api",
+        "fail api: No Prefect API is set: give its address by --api",
         "ok   redis: Redis at",
         "ok   workers: 1 live",
     ]

@@ -154,8 +154,8 @@ def test_many_foreign_agents_are_counted_and_the_pollers_own_of_a_worker_that_le
     ("error", "remedy"),
     [
         (ApiUnavailable("no answer"), "Start the API, or correct --api."),
-        (KeyRefused("it refuses our credentials, set KEY"), ""),
-        (ApiRejected("it has no tenant, correct --tenant-id"), ""),
+        (KeyRefused("it refuses our credentials: set KEY"), ""),
+        (ApiRejected("it has no tenant: correct --tenant-id"), ""),
     ],
 )
 def test_an_error_with_a_remedy_of_its_own_gets_no_second_one(error, remedy):

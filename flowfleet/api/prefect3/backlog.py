@@ -126,7 +126,7 @@ class Backlog:
                     found += ask(pool, pool_id, queues)
                 except NotFound:
                     self.pools.forget(pool)
-                    logger.warning("pool or queue is gone, nothing is due there", extra={"pool": pool})
+                    logger.warning("pool or queue is gone: nothing is due there", extra={"pool": pool})
         return found
 
     def _list(

@@ -204,5 +204,5 @@ def _check_type(pool: Mapping[str, Any], deploy: str) -> None:
     if not configured >= _NEEDED:
         raise SettingsError(
             f"the work pool {pool['name']!r} is of type {pool['type']!r}, whose job template lacks "
-            f"{', '.join(sorted(_NEEDED - configured))}, use a pool of type {POOL_TYPE} or process"
+            f"{', '.join(sorted(_NEEDED - configured))}: use a pool of type {POOL_TYPE} or process"
         )
