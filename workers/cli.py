@@ -24,9 +24,9 @@ from flowfleet.ledger import Ledger
 from flowfleet.ledger.api_troubles import TroubleTeller
 from flowfleet.ledger.hints import Subscription
 from flowfleet.page.startup import StartupPage
-from flowfleet.retry import Retry
+from flowfleet.retry import Outage, Retry
 from flowfleet.settings.classes import WAIT, WorkerSettings
-from flowfleet.settings.click_options import options
+from flowfleet.settings.click_options import SettingsCommand, options
 from flowfleet.settings.secret_files import SecretFiles
 from flowfleet.signals import ReloadOnSighup
 from workers import host_cgroups
@@ -67,7 +67,7 @@ def cli() -> None:
     """  # noqa: D301 - click reads the escape
 
 
-@cli.command()
+@cli.command(cls=SettingsCommand)
 @options(WorkerSettings, command="worker")
 def start(settings: WorkerSettings) -> int:
     """Take flow runs from the queue and run them on this host.
@@ -77,6 +77,7 @@ def start(settings: WorkerSettings) -> int:
     worker start --api http://HOST:4200/api --redis redis://HOST:6379/0
     worker start --backend prefect1 --api http://HOST:4200 --label etl
     worker start --python /srv/flows/.venv/bin/python
+    worker start --pool containers --deploy docker --memory 2G
     """  # noqa: D301 - click reads the escape
     waits = partial(_wait_and_start_again, dict(os.environ))
     return serve(settings, os.environ, EmbeddingProgram(drained=waits) if settings.on_drained == WAIT else AS_COMMAND)
@@ -102,8 +103,8 @@ class EmbeddingProgram:
 
     #: what SIGTERM and SIGINT do until the worker is there
     early: Callable[[], None] = leave_at_once
-    #: the worker's deployer, made of the one that its settings name
-    deployer: Callable[[Deployer, ApiClient, WorkerSettings], Deployer] = adopting_deployer
+    #: the worker's deployer, made of the one that its settings name; it meets outages of the API too
+    deployer: Callable[[Deployer, ApiClient, WorkerSettings, Outage], Deployer] = adopting_deployer
     #: how that one starts runs, where the program deploys them itself
     below: str = "process"
     #: the layers of the runs' environment, made of those that the settings name, before any process is started
@@ -163,7 +164,7 @@ def serve(settings: WorkerSettings, environ: Mapping[str, str], embedding: Embed
     make = partial(_own_deployer, below, settings, host, abilities, environ=environ, parent=parent)
     own = plugged_in(context) if plugged_in else make(failpoints=failpoints, api=api.address)
     embedding.leave_with(own.close)
-    deployer = embedding.deployer(own, api, settings)
+    deployer = embedding.deployer(own, api, settings, to_api.outage.of("external runs"))
     specs = StartSpecBuilder(settings, api.traits, api=api.jobs, layers=layers, interpreter=interpreter)
     specs = replace(specs, in_containers=below == CONTAINERS)
     embedding.leave_with(ledger.close)
@@ -272,6 +273,7 @@ def _enter(connector: Connector, settings: WorkerSettings, retry: Retry) -> tupl
     api, fitted = retry.ask("the Prefect API", ask)
     tell_unused(settings, api.backend)
     logs.set_level(fitted.log_level)
+    fitted.tell_identity()
     return api, fitted
 
 

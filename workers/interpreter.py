@@ -139,7 +139,20 @@ def resolve_command(command: Sequence[str], env: Mapping[str, str], interpreter:
 def interpreter_of(
     settings: WorkerSettings, environ: Mapping[str, str], traits: Traits
 ) -> tuple[EnvironmentLayers, Interpreter]:
-    """Choose the Python that runs the flows of this worker, and make the environment layers that go with it.
+    """Choose the Python that runs the flows of this worker, say which, and make the layers that go with it.
+
+    Raises what `find_interpreter` raises.
+    """
+    layers, chosen = find_interpreter(settings, environ, traits)
+    if chosen.prefect:
+        logger.info("interpreter for flows", extra={"python": chosen.path, "prefect": chosen.prefect})
+    return layers, chosen
+
+
+def find_interpreter(
+    settings: WorkerSettings, environ: Mapping[str, str], traits: Traits
+) -> tuple[EnvironmentLayers, Interpreter]:
+    """Find the Python that runs the flows of such a worker, and make the environment layers that go with it.
 
     Raises `SettingsError` when runs are processes of this host and no interpreter fits, or for a wrong `--env` or
     `--import-path`.
@@ -163,5 +176,4 @@ def interpreter_of(
     if python is None and chosen.path == sys.executable:
         # the worker's own Python, and not on PATH: flows should find the commands beside it all the same
         base = worker_layer(environ, python=Path(sys.executable), own_prefix=None)
-    logger.info("interpreter for flows", extra={"python": chosen.path, "prefect": chosen.prefect})
     return layers_of(settings, base, traits), chosen

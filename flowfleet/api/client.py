@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from flowfleet.api.backlog import BacklogApi
 from flowfleet.api.container_ask import ContainerAsk
+from flowfleet.api.found import FoundRuns
 from flowfleet.api.life import LifeApi
 from flowfleet.api.presence import PresenceApi
 from flowfleet.api.traits import Traits
@@ -60,8 +61,7 @@ class RunState:
     at: datetime | None = None  # when the state was written
     #: True when the run comes back by itself though its state is Running (Prefect 1: a task to retry later)
     comes_back: bool = False
-    #: True when the run is Scheduled or Paused but only its own process can continue it (Prefect 3: a retry or a pause
-    #: inside the process): the API hands such a run to nobody
+    #: Scheduled or Paused, and handed to nobody: only its own process continues it (Prefect 3: a retry or pause inside)
     held: bool = False
     #: how the run is tried again (Prefect 3: its whole `empirical_policy`)
     retry_policy: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
@@ -269,8 +269,8 @@ class OrderApi(Protocol):
     def restart(self, run_id: str, message: str, mark: Mark, only: Collection[StateType] = ()) -> Answer:
         """Move a run that has ended or waits to Scheduled, due now; REFUSED while under way, or in none of `only`."""
 
-    def find(self, text: str) -> list[RunState]:
-        """The runs with this name, the newest first, else waiting ones with this in their id; of many only some."""
+    def find(self, text: str) -> FoundRuns:
+        """The run with this id, the newest runs with this name, else unfinished ones with this in their id."""
 
 
 class JobApi(Protocol):

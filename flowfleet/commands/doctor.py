@@ -27,11 +27,11 @@ from flowfleet.monitor.doctor import (
 from flowfleet.monitor.redis_server import RedisServer
 from flowfleet.monitor.snapshot import Snapshot, take_snapshot
 from flowfleet.monitor.tables import console
-from flowfleet.settings.click_options import options
+from flowfleet.settings.click_options import SettingsCommand, options
 from flowfleet.settings.common import CommonSettings
 
 
-@click.command("doctor")
+@click.command("doctor", cls=SettingsCommand)
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @options(CommonSettings, level="WARNING")
 def doctor_command(settings: CommonSettings, *, as_json: bool) -> int:

@@ -11,7 +11,7 @@ from flowfleet.commands.worker_control import WorkerRefused, find, open_ledger
 from flowfleet.ledger import Ledger
 from flowfleet.ledger.claims import State
 from flowfleet.ledger.roster import WorkerRow
-from flowfleet.settings.click_options import options
+from flowfleet.settings.click_options import REDIS_ALONE, SettingsCommand, options
 from flowfleet.settings.common import CommonSettings
 
 LOST = frozenset({State.MISSING, State.JUDGED})
@@ -38,10 +38,10 @@ class Stake:
         return cls(len(claims) + len(tombs), switch, max((claim.ttl for claim in claims), default=0.0))
 
 
-@click.command("forget")
+@click.command("forget", cls=SettingsCommand)
 @click.argument("workers", nargs=-1, required=True, metavar="NAME@HOST...")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@options(CommonSettings, command="worker", level="WARNING")
+@options(CommonSettings, command="worker", level="WARNING", unused=REDIS_ALONE)
 def forget_worker(settings: CommonSettings, workers: tuple[str, ...], *, yes: bool) -> None:
     """Give workers up whose host is gone for good: they leave the roster, and their runs count as ended.
 

@@ -21,7 +21,7 @@ from flowfleet.errors import FleetError
 from flowfleet.ledger import Ledger
 from flowfleet.ledger.claims import Claim, State
 from flowfleet.retry import Retry
-from flowfleet.settings.click_options import options
+from flowfleet.settings.click_options import NO_PART, SettingsCommand, options
 from flowfleet.settings.common import CommonSettings
 
 NOTE = "flowfleet leave"
@@ -196,9 +196,9 @@ class Leaving:
 def command(start_substitute: StartSubstitute) -> click.Command:
     """The command `flowfleet leave`."""
 
-    @click.command("leave")
+    @click.command("leave", cls=SettingsCommand)
     @click.option("--detach", is_flag=True, help="Do not wait for runs that go on: their workers end after them.")
-    @options(CommonSettings, level="WARNING")
+    @options(CommonSettings, level="WARNING", unused=NO_PART)
     def leave(settings: CommonSettings, *, detach: bool) -> None:
         """Give back all runs that have not begun, and end all workers and pollers of the fleet: the way back.
 

@@ -15,7 +15,7 @@ from flowfleet.ledger.roster import Roster
 from flowfleet.monitor.snapshot import take_snapshot, worker_json
 from flowfleet.monitor.status import past_line, worker_lines, workers_table
 from flowfleet.monitor.tables import console
-from flowfleet.settings.click_options import options
+from flowfleet.settings.click_options import REDIS_ALONE, SettingsCommand, options
 from flowfleet.settings.common import CommonSettings
 
 
@@ -74,11 +74,11 @@ _INTERRUPTED = "Not waited for any longer: the drain goes on, until worker resum
 def _intent_command(name: str, state: str, help_text: str) -> click.Command:
     """One of the commands drain, pause and resume, which differ in the state that they write."""
 
-    @click.command(name, help=help_text)
+    @click.command(name, cls=SettingsCommand, help=help_text)
     @click.argument("workers", nargs=-1, metavar="[NAME@HOST]...")
     @click.option("--all", "every", is_flag=True, help="Every worker of the fleet.")
     @click.option("--note", default="", metavar="TEXT", help="Why, for those who look at the roster.")
-    @options(CommonSettings, command="worker", level="WARNING")
+    @options(CommonSettings, command="worker", level="WARNING", unused=REDIS_ALONE)
     def command(
         settings: CommonSettings, workers: tuple[str, ...], *, every: bool, note: str, wait: bool = False
     ) -> None:
@@ -109,10 +109,10 @@ def _chosen(roster: Roster, workers: tuple[str, ...], *, every: bool) -> list[st
     return list(dict.fromkeys(find(roster, given) for given in workers))
 
 
-@click.command("list")
+@click.command("list", cls=SettingsCommand)
 @click.option("--json", "as_json", is_flag=True, help="As JSON, like `workers` of flowfleet status --json.")
 @click.option("--all", "every", is_flag=True, help="Also workers that stopped more than a day ago.")
-@options(CommonSettings, command="worker", level="WARNING")
+@options(CommonSettings, command="worker", level="WARNING", unused=REDIS_ALONE)
 def list_workers(settings: CommonSettings, *, as_json: bool, every: bool) -> None:
     """Show the workers of the fleet: those that live, that are lost, and that have stopped within the last day."""
     with open_ledger(settings) as ledger:

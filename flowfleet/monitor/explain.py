@@ -1,7 +1,7 @@
 """Explain: why a run is, or is not, running, as one sentence with the evidence for it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from flowfleet import certificate
@@ -11,6 +11,7 @@ from flowfleet.api.client import RunState, StateType
 from flowfleet.ledger.claims import CancelHow, Claim, State, Tomb
 from flowfleet.ledger.roster import STOPPED
 from flowfleet.logs import iso
+from flowfleet.monitor import held
 from flowfleet.monitor.runs import LOSING_MOVES
 from flowfleet.monitor.snapshot import WAITING, RouteQueue, Snapshot, WorkerStatus, bracketed, claim_json
 from flowfleet.monitor.tables import span
@@ -86,7 +87,12 @@ def _told(end: Mapping[str, Any] | None, said: str | None = None) -> str:
 def _waiting_json(snapshot: Snapshot, place: Place | None) -> dict[str, Any]:
     where = {"place": {**_place_json(place), "paused": place.paused, "limit": place.limit}} if place else {}
     queues = [
-        {"route": str(queue.route), "due": queue.due, "eligible_workers": queue.eligible_workers}
+        {
+            "route": str(queue.route),
+            "due": queue.due,
+            "held": asdict(queue.held),
+            "eligible_workers": queue.eligible_workers,
+        }
         for queue in snapshot.queues
     ]
     return {**where, "queues": queues}
@@ -176,7 +182,7 @@ def _of_lingering(claim: Claim, snapshot: Snapshot, at_api: RunState | None) -> 
 
 def _of_waiting(state: RunState, snapshot: Snapshot, place: Place | None) -> str:
     if state.name == "AwaitingConcurrencySlot":
-        return "It waits for a slot of a concurrency limit at the API, which its deployment or a tag of it has reached."
+        return "It waits for a slot at the API: its deployment has reached its concurrency limit."
     due = state.scheduled.timestamp() if state.scheduled else snapshot.at
     if due > snapshot.at:
         return f"It is scheduled to start in {span(due - snapshot.at)}."
@@ -190,6 +196,9 @@ def _hindrance(snapshot: Snapshot, place: Place | None) -> str:
         return at_api
     if place and not any(worker.row.live and worker.row.offer.serves(place.route) for worker in snapshot.workers):
         return _unserved(snapshot, place)
+    trouble = held.api_trouble(snapshot)
+    if trouble:
+        return trouble
     if snapshot.leader is None:
         return f"no poller is running in the fleet {snapshot.fleet}"
     if not snapshot.gate_open:
@@ -266,7 +275,9 @@ def _hindrance_anywhere(snapshot: Snapshot) -> str:
     if waiting and not any(queue.eligible_workers for queue in waiting):
         names = ", ".join(snapshot.route_name(queue.route) for queue in waiting)
         return f"no active worker serves {names}"
-    return "is not claimed yet: its pool or queue may be paused, at its limit, or not one that this fleet serves"
+    told = " ".join(held.sentences(snapshot)).rstrip(".")
+    maybe = "its pool or queue may be paused, at its limit, or not one that this fleet serves"
+    return f"is not claimed yet: {maybe}{f' ({told})' if told else ''}"
 
 
 def _ahead(waiting: list[RouteQueue]) -> str:

@@ -26,7 +26,7 @@ _AGENT_CONFIG = "Prefect 1: the agent config at the API whose settings win over 
 class PollerSettings(CommonSettings):
     """The settings of `poller start`."""
 
-    name: str = setting("agent", NAME_HELP, kind.NAME, "-n")
+    name: str = setting("agent", NAME_HELP, kind.ANY_NAME, "-n")
     pools: Texts = setting((), "Only claim for this pool (repeatable).", kind.NAMES)
     work_queues: Texts = setting((), "Only claim from this work queue (repeatable).", kind.NAMES)
     labels: Texts = setting((), "Only claim for workers with this label (repeatable).", kind.LABELS, "-l")
@@ -127,7 +127,7 @@ class WorkerSettings(CommonSettings):
     task_events: bool = setting(False, "Send Celery's task events, for Flower (default: no).", told="-E")
     run_timeout: float | None = setting(None, "End a run that takes longer.", kind.SECONDS)
     memory: int | None = setting(
-        None, "The most memory that a run may use, such as 2G; a run may ask for less (default: no limit).", kind.SIZE
+        None, "The most memory that a run may use, such as 2G; a run may ask for less (default: no limit).", kind.MEMORY
     )
     cpus: float | None = setting(
         None,
@@ -166,7 +166,7 @@ class WorkerSettings(CommonSettings):
     allow_privileged: bool = setting(
         False, "Docker: runs may ask for what gives them this host: privileged, devices and the like (default: no)."
     )
-    user: str | None = setting(None, "Docker: the user that runs are inside, USER or USER:GROUP.", kind.text_as("USER"))
+    user: str | None = setting(None, "Docker: the user that runs are inside, USER or USER:GROUP.", kind.USER)
     read_only_root: bool = setting(False, "Docker: runs cannot write to their image's own files (default: no).")
     docker_client_timeout: float = setting(
         60.0, "Docker: how long one request to the engine may take (default: 60).", kind.SECONDS

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ from tests.world import BIN
 POOL = "11111111-1111-4111-8111-111111111111"
 ROUTE = Route("prefect3", POOL, "default")
 WIDE = {"COLUMNS": "200"}
+UNKNOWN = "22222222-2222-4222-8222-222222222222"
 NO_API = {"PREFECT_API_URL": "http://127.0.0.1:1/api"}
 
 
@@ -268,11 +270,24 @@ def test_a_bare_command_is_help_and_success(argv):
     assert asked(0, *argv).stdout.startswith("Usage: ")
 
 
-@pytest.mark.parametrize("form", [(), ("--json",)])
-def test_explain_of_an_unknown_run_says_so_and_that_the_api_could_not_be_asked(fleet_of_one, form):
-    variables, errs = {**NO_API, **fleet_of_one[1]}, ["The API could not be asked: "]
-    unknown = ("22222222-2222-4222-8222-222222222222", *form)
-    asked(0, "flowfleet", "explain", *unknown, says=["knows nothing of it"], errs=errs, **variables)
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (UNKNOWN, "knows nothing of it"),
+        ("grinning-corgi", "No run of this fleet is named 'grinning-corgi': give its name or its id"),
+        ("0a1b2c", "No run of this fleet is named '0a1b2c' or has it in its id: give its whole id"),
+    ],
+)
+def test_explain_of_an_unknown_run_is_exit_1_in_json_too_and_says_that_the_api_could_not_be_asked(
+    fleet_of_one, given, words
+):
+    variables = {**NO_API, **fleet_of_one[1]}
+    told = asked(1, "flowfleet", "explain", given, errs=[words, "The API could not be asked: "], **variables)
+    assert (told.stdout, told.stderr.count("\n")) == ("", 1)
+    answer = json.loads(asked(1, "flowfleet", "explain", given, "--json", **variables).stdout)
+    sentence = answer.pop("sentence")
+    assert answer == {"run_id": None, "given": given, "found": False}
+    assert sentence in told.stderr
 
 
 def test_config_names_the_api_that_prefect_itself_would_find():
@@ -304,13 +319,12 @@ def test_a_run_is_found_by_its_name_and_by_the_beginning_of_its_id(fleet_of_one)
     assert outcome.moved, outcome
     for given in ("calm-otter", "0a1b", run_id.upper()):
         asked(0, "flowfleet", "explain", given, "--json", says=[run_id], **variables)
-    unknown = asked(2, "flowfleet", "explain", "calm", **variables)
-
-    assert unknown.stderr == "Error: No run of this fleet is named 'calm' or begins with it: give its whole id.\n"
+    assert json.loads(_run("flowfleet", "explain", "1111-4111", "--json", **variables).stdout)["found"] is True
+    asked(1, "flowfleet", "explain", "calm", errs=["Error: No run", "is named 'calm': give its name or"], **variables)
 
 
 def test_an_unknown_state_is_refused_with_the_states_that_there_are(fleet_of_one):
-    errs = ["--state cannot be 'nope'", "running", "gone"]
+    errs = ["--state cannot be 'nope'", "running", "ended", "--end"]
     asked(2, "flowfleet", "runs", "--state", "nope", errs=errs, **fleet_of_one[1])
 
 
@@ -351,6 +365,18 @@ def test_logs_looks_in_the_workers_state_folder_and_names_it_when_nothing_is_the
         assert _run("flowfleet", "logs", run_id, *argv, **variables, **fleet_of_one[1]).stdout == "hello\n"
     errs = [f"is not below {tmp_path}/x/flowfleet on this host", "--state-dir"]
     asked(1, "flowfleet", "logs", run_id, errs=errs, XDG_STATE_HOME=str(tmp_path / "x"), **fleet_of_one[1])
+
+
+def test_logs_finds_a_run_of_this_host_by_its_name_and_by_a_part_of_its_id_without_the_api(fleet_of_one, tmp_path):
+    folder = tmp_path / "machine" / "worker" / "runs" / f"{UNKNOWN}.claim"
+    folder.mkdir(parents=True)
+    (folder / "log").write_text("hello\n")
+    (folder / "intent.json").write_text(json.dumps({"name": "calm-otter"}))
+    variables = {"FLOWFLEET_STATE_DIR": str(tmp_path), **NO_API, **fleet_of_one[1]}
+    for given in ("calm-otter", UNKNOWN[:9], UNKNOWN[-8:], UNKNOWN):
+        assert asked(0, "flowfleet", "logs", given, **variables).stdout == "hello\n"
+    errs = ["No run of this fleet is named 'dry-dingo'", "The API could not be asked: "]
+    asked(1, "flowfleet", "logs", "dry-dingo", errs=errs, **variables)
 
 
 def test_doctor_without_an_api_address_checks_all_else(fleet_of_one, tmp_path):
@@ -394,6 +420,45 @@ def test_config_shows_all_that_a_config_file_may_hold_and_where_prefects_own_key
     assert "workers = 3  (config file workers)" in done.stdout
     assert known_keys() - shown == {"machine-id", "boot-id"}
     assert "key = -  (default)" in _run("flowfleet", "config", HOME=str(tmp_path)).stdout
+
+
+def test_config_shows_paths_as_they_will_be_wherever_it_is_asked(tmp_path):
+    flow_python = tmp_path / "bin" / "python"
+    flow_python.parent.mkdir()
+    flow_python.write_text("#!/bin/sh\necho 3.9.1\n")
+    flow_python.chmod(0o755)
+    homes = {"XDG_STATE_HOME": str(tmp_path / "s"), "XDG_DATA_HOME": str(tmp_path / "d"), "HOME": str(tmp_path)}
+    found = {"PATH": f"{flow_python.parent}:/usr/bin:/bin", "FLOWFLEET_BACKEND": "prefect3"}
+    says = [
+        f"state-dir = {tmp_path}/s/flowfleet  (default)",
+        f"data-dir = {tmp_path}/d/flowfleet  (default)",
+        f"python = {flow_python}  (default; prefect 3.9.1)",
+    ]
+    asked(0, "flowfleet", "config", says=says, **homes, **found)
+    given = {"FLOWFLEET_STATE_DIR": "here", "FLOWFLEET_IMPORT_PATHS": "flows:~/more", "FLOWFLEET_CA_FILE": "ca.pem"}
+    folder = Path.cwd()
+    says = [
+        f"state-dir = {folder}/here  (variable FLOWFLEET_STATE_DIR)",
+        f"import-path = {folder}/flows, {tmp_path}/more  (",
+        f"ca-file = {folder}/ca.pem  (",
+    ]
+    asked(0, "flowfleet", "config", says=says, **homes, **found, **given)
+    none = {"FLOWFLEET_PYTHON": "/no/such/python"}
+    asked(0, "flowfleet", "config", says=["python = /no/such/python  (variable FLOWFLEET_PYTHON)"], **homes, **none)
+
+
+def test_config_as_json_has_values_origins_and_no_secret(tmp_path):
+    variables = {"FLOWFLEET_REDIS": "redis://:top-secret@box/0", "FLOWFLEET_ENV": "DB_PASSWORD=top-secret", **NO_API}
+    done = asked(0, "flowfleet", "config", "--json", PREFECT_API_KEY="top-secret", HOME=str(tmp_path), **variables)
+    form = json.loads(done.stdout)
+    assert list(form) == ["common", "poller", "worker", "flowfleet"]
+    assert form["common"]["key"] == {"value": "***", "origin": "PREFECT_API_KEY, environment"}
+    assert form["common"]["redis"] == {"value": "redis://:***@box/0", "origin": "variable FLOWFLEET_REDIS"}
+    assert form["worker"]["env"]["value"] == ["DB_PASSWORD=***"]
+    assert form["worker"]["cloud-logs"] == {"value": True, "origin": "default"}
+    assert form["worker"]["linger"]["value"] is None
+    assert form["flowfleet"]["workers"]["value"] == 1
+    assert "top-secret" not in done.stdout + done.stderr
 
 
 OURS = ("flowfleet", "flowfleet up", "flowfleet status", "flowfleet explain", "flowfleet leave")

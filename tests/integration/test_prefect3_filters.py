@@ -104,6 +104,8 @@ class Population:
         client.orders.under_cancel(routes)
         with patch.context() as small:
             small.setattr(orders, "_PAGE", 1)
+            small.setattr("flowfleet.api.found._PAGE", 1)
+            client.orders.find("beef")
             client.orders.under_cancel(routes)
             small.setattr("flowfleet.api.prefect3.client._PAGE", 5)
             client.unfinished(mark)

@@ -10,7 +10,7 @@ from flowfleet.api.backlog import Place
 from flowfleet.api.prefect3.pool_template import base_job_template
 from flowfleet.api.transport.session import Session
 from flowfleet.errors import ApiRejected, SettingsError
-from flowfleet.flow_run import Offer, Route
+from flowfleet.flow_run import Held, Offer, Route
 from tests.integration.claiming import ago
 from tests.integration.one_pool import OnePool
 from tests.waiting import until
@@ -302,17 +302,64 @@ def test_a_queues_limit_and_priority_hold(pool):
     assert [run.route.name for run in pool.due()] == ["first", "default", "default"]
 
 
-def test_paused_pools_and_queues_hand_out_nothing_and_count_nothing(pool):
-    pool.scheduled(pool.deployment(), ago(2))
+def counts(pool):
+    """What a client that knows nothing yet counts, by queue."""
+    found = OnePool(pool.api_url).client.backlog.count_due([pool.offer], within_seconds=60)
+    return {each.route.name: each for each in found}
+
+
+def test_paused_pools_and_queues_hand_out_nothing_and_what_waits_there_is_held(pool):
+    pool.make_queue(pool.name, "other")
+    for _ in range(2):
+        pool.scheduled(pool.deployment(), ago(2))
+    pool.scheduled(pool.deployment(work_queue_name="other"), ago(2))
     pool.change_queue(pool.name, "default", is_paused=True)
-    fresh = OnePool(pool.api_url)
-    assert pool.due() == []
-    assert fresh.client.backlog.count_due([pool.offer]) == []
+    assert [run.route.name for run in pool.due()] == ["other"]
+    found = counts(pool)
+    assert (found["default"].due, found["default"].oldest, found["default"].held) == (0, None, Held(paused=2))
+    assert (found["other"].due, found["other"].held) == (1, Held())
     pool.change_queue(pool.name, "default", is_paused=False)
     pool.change_pool(pool.name, is_paused=True)
-    fresh = OnePool(pool.api_url)
     assert pool.due() == []
-    assert fresh.client.backlog.count_due([pool.offer]) == []
+    assert {name: (each.due, each.held) for name, each in counts(pool).items()} == {
+        "default": (0, Held(paused=2)),
+        "other": (0, Held(paused=1)),
+    }
+
+
+def test_a_count_says_where_a_limit_may_hold_runs_back(pool):
+    pool.make_queue(pool.name, "other", concurrency_limit=1)
+    pool.scheduled(pool.deployment(), ago(2))
+    pool.scheduled(pool.deployment(work_queue_name="other"), ago(2))
+    assert {name: each.limited for name, each in counts(pool).items()} == {"default": False, "other": True}
+    pool.change_pool(pool.name, concurrency_limit=0)
+    assert {name: each.limited for name, each in counts(pool).items()} == {"default": True, "other": True}
+
+
+def test_a_run_that_its_deployments_limit_has_put_off_is_held(pool):
+    deployment = pool.deployment(concurrency_limit=1)
+    first, second = (pool.scheduled(deployment, ago(2)) for _ in range(2))
+    pool.claimed(first)
+    answer = pool.set_state(second, "PENDING")
+    assert answer["state"]["name"] == "AwaitingConcurrencySlot"
+    assert counts(pool)["default"].held == Held(limit=1)
+
+
+def test_of_more_runs_than_one_answer_lists_each_queue_is_counted(pool, monkeypatch):
+    monkeypatch.setattr("flowfleet.api.prefect3.tally.LIST_LIMIT", 3)
+    pool.make_queue(pool.name, "other")
+    for _ in range(4):
+        pool.scheduled(pool.deployment(), ago(20))
+    for _ in range(2):
+        pool.scheduled(pool.deployment(work_queue_name="other"), ago(2))
+    pool.scheduled(pool.deployment(work_queue_name="other"), ago(-30))
+    found = counts(pool)
+    assert {name: (each.due, each.at_least) for name, each in found.items()} == {
+        "default": (4, False),
+        "other": (2, False),
+    }
+    monkeypatch.setattr("flowfleet.api.prefect3.tally.MOST_QUEUES", 0)
+    assert [(each.due, each.at_least) for each in counts(pool).values()] == [(3, True)]
 
 
 def test_counting_tells_number_and_age_and_marks_nothing_ready(pool):

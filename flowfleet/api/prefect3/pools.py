@@ -88,8 +88,10 @@ class Pools:
         _check_type(pool, offer.deploy)
         return str(pool["id"])
 
-    def read(self, name: str) -> Mapping[str, Any]:
-        """The pool by name, at most 30 s old; raises `NotFound` when it is gone."""
+    def read(self, name: str, *, anew: bool = False) -> Mapping[str, Any]:
+        """The pool by name, at most 30 s old, or `anew`; raises `NotFound` when it is gone."""
+        if anew:
+            self._pools.forget(name)
         pool: Mapping[str, Any] = self._pools.get(name, lambda: self._session.get(pool_path(name)))
         return pool
 
@@ -152,9 +154,8 @@ class Pools:
                 return queues
 
     def _found(self, name: str) -> Mapping[str, Any] | None:
-        self._pools.forget(name)
         try:
-            return self.read(name)
+            return self.read(name, anew=True)
         except NotFound:
             return None
 
