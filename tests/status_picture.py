@@ -6,7 +6,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from flowfleet.flow_run import Route
+from flowfleet.flow_run import NOTHING_HELD, Held, Route
 from flowfleet.ledger.claims import Claim, State
 from flowfleet.ledger.gate import Leader
 from flowfleet.ledger.roster import Offer, WorkerRow
@@ -21,12 +21,12 @@ PLACE = re.compile(r"(<!-- picture: status -->\n```text\n)(.*?)(```\n)", flags=r
 _AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC).timestamp()
 _CPU, _GPU = "11111111-1111-4111-8111-111111111111", "22222222-2222-4222-8222-222222222222"
 _ROUTES = {pool: Route("prefect3", pool, "default") for pool in (_CPU, _GPU)}
-#: name, beginning of the id, state, worker, seconds since
+#: name, beginning of the id, flow, state, worker, seconds since
 _RUNS = (
-    ("brave-heron", "3f9c2a10", State.RUNNING, "worker@b", 312.0),
-    ("calm-otter", "a41d07be", State.RUNNING, "worker@c", 95.0),
-    ("keen-lynx", "07e5518c", State.STARTING, "worker@c", 1.0),
-    ("warm-finch", "c2b86f43", State.QUEUED, "", 0.4),
+    ("brave-heron", "3f9c2a10", "sales-report", State.RUNNING, "worker@b", 312.0),
+    ("calm-otter", "a41d07be", "load-orders", State.RUNNING, "worker@c", 95.0),
+    ("keen-lynx", "07e5518c", "load-orders", State.STARTING, "worker@c", 1.0),
+    ("warm-finch", "c2b86f43", "", State.QUEUED, "", 0.4),
 )
 
 
@@ -56,6 +56,7 @@ def _queue(pool: str, due: int, oldest: float | None, depth: int, workers: int) 
         depth=depth,
         oldest_age_seconds=0.4 if depth else None,
         eligible_workers=workers,
+        held=NOTHING_HELD if workers else Held(unserved=due),
     )
 
 
@@ -70,11 +71,12 @@ def snapshot() -> Snapshot:
             call="c",
             route=_ROUTES[_CPU],
             name=name,
+            flow=flow,
             due=due,
             worker=worker,
             since=_AT - seconds,
         )
-        for name, begin, state, worker, seconds in _RUNS
+        for name, begin, flow, state, worker, seconds in _RUNS
     ]
     return Snapshot(
         at=_AT,
