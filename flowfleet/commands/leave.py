@@ -162,9 +162,10 @@ class Leaving:
         goes_on = remains.goes_on if self.detach else ()
         stranded = [claim for claim in remains.stranded if claim not in goes_on]
         if stranded:
+            workers = " ".join(sorted({claim.worker for claim in stranded if claim.worker}))
             raise LeftBehind(
-                f"Left at the Prefect API: {_names(stranded)}. No worker that lives looks after it: resume that worker "
-                "and start it on its host, and it tells the end"
+                f"Left at the Prefect API: {_names(stranded)}. No worker that lives looks after it: say worker resume "
+                f"{workers} and start it on its host, and it tells the end"
                 + ("." if self.detach else "; or leave runs to themselves with --detach.")
             )
         left = self._left(frozenset(claim.run_id for claim in goes_on))

@@ -263,6 +263,7 @@ def worker_json(worker: WorkerStatus) -> dict[str, Any]:
         "name": worker.name,
         "host": worker.host,
         "state": worker.state,
+        "wanted": row.wanted,
         "routes": [str(route) for route in row.routes],
         "labels": list(row.offer.labels),
         "pools": list(row.offer.pools),

@@ -103,7 +103,7 @@ def test_runs_of_a_worker_that_is_gone_are_named_and_left_only_with_detach(world
     assert worker.stop() == 0
 
     done = leave(world, code=5)
-    assert "worker@" in done.stderr
+    assert "say worker resume worker@" in done.stderr
     assert "--detach" in done.stderr
     assert done.stdout == ""
     done = leave(world, "--detach")

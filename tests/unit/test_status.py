@@ -101,7 +101,8 @@ def test_the_json_form_is_the_documented_one():
          "eligible_workers": 1}
     ]  # fmt: skip
     assert form["workers"] == [
-        {"name": "worker", "host": "host-1", "state": "active", "routes": [str(ROUTE)], "labels": [],
+        {"name": "worker", "host": "host-1", "state": "active", "wanted": "active",
+         "routes": [str(ROUTE)], "labels": [],
          "pools": ["flowfleet"], "work_queues": [], "slots": 4, "busy": 1, "version": "0.1.0", "shut": None,
          "note": None, "seen_seconds_ago": 1.5}
     ]  # fmt: skip
