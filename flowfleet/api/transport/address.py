@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from flowfleet import logs
+from flowfleet.api.transport.proxy import by_proxy
 from flowfleet.errors import SettingsError
 
 
@@ -29,7 +30,12 @@ class Address:
     @property
     def api(self) -> str:
         """The API at this address, in the words of errors."""
-        return f"the Prefect API at {self.shown}"
+        return f"the Prefect API at {self.shown}{self.by_proxy}"
+
+    @property
+    def by_proxy(self) -> str:
+        """The proxy by which the address is reached, to be put behind it in errors; empty where there is none."""
+        return by_proxy(self.url)
 
 
 def existing(ca_file: Path | None, flags: str) -> Path | None:
