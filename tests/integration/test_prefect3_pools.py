@@ -129,7 +129,9 @@ def test_only_the_named_queues_are_served(prefect_server):
     pool = OnePool(prefect_server.api_url).open(work_queues=("fast",))
     scheduled = {queue: pool.scheduled(pool.deployment(work_queue_name=queue), ago(2)) for queue in ("fast", "default")}
     assert [run.run_id for run in pool.due()] == [scheduled["fast"]]
-    assert [route.name for route in pool.client.presence.routes(pool.offer)] == ["fast"]
+    routes = pool.client.presence.routes(pool.offer)
+    assert [route.name for route in routes] == ["default", "fast"], "those that nobody takes are to be seen, too"
+    assert [route.name for route in routes if pool.offer.serves(route)] == ["fast"]
     everything = Offer(backend="prefect3", pools=pool.offer.pools, pool_ids=pool.offer.pool_ids)
     found = pool.client.backlog.due([pool.offer, everything], within_seconds=1, limit=50)
     assert {each.route.name for each in found} == {"fast", "default"}
@@ -139,8 +141,11 @@ def test_a_queue_that_was_deleted_does_not_stop_the_poll(prefect_server):
     pool = OnePool(prefect_server.api_url).open(work_queues=("fast", "default"))
     run = pool.scheduled(pool.deployment(), ago(2))
     assert [each.run_id for each in pool.due()] == [run]
+    assert {route.name for route in pool.client.presence.routes(pool.offer)} == {"fast", "default"}
     pool.call("DELETE", f"/work_pools/{pool.name}/queues/fast")
     pool.due()
+    assert pool.client.presence.changed(pool.offer)
+    assert {route.name for route in pool.client.presence.routes(pool.offer)} == {"default"}
     assert [each.run_id for each in pool.due()] == [run]
 
 
@@ -150,6 +155,24 @@ def test_a_queue_made_later_is_known_at_once(pool):
     run = pool.scheduled(pool.deployment(work_queue_name="new"), ago(2))
     (found,) = pool.due()
     assert (found.run_id, found.route.name) == (run, "new")
+
+
+def test_other_answers_tell_that_a_queue_was_renamed_or_that_the_pool_is_gone(pool):
+    presence, backlog = pool.client.presence, pool.client.backlog
+    pool.make_queue(pool.name, "old")
+    pool.scheduled(pool.deployment(work_queue_name="old"), ago(2))
+    assert {route.name for route in presence.routes(pool.offer)} == {"default", "old"}
+    backlog.count_due([pool.offer])
+    assert not presence.changed(pool.offer)
+    pool.call("PATCH", f"/work_pools/{pool.name}/queues/old", {"name": "new"})
+    (found,) = backlog.count_due([pool.offer])
+    assert (found.route.name, presence.changed(pool.offer)) == ("new", True)
+    assert {route.name for route in presence.routes(pool.offer)} == {"default", "new"}
+    assert not presence.changed(pool.offer)
+    pool.call("DELETE", f"/work_pools/{pool.name}")
+    assert pool.due() == []
+    assert presence.changed(pool.offer)
+    assert presence.routes(pool.offer) == []
 
 
 def counted(pool, monkeypatch):

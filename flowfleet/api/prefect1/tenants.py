@@ -87,6 +87,11 @@ class Tenants:
         del offer
         return []
 
+    def changed(self, offer: Offer) -> bool:
+        # never: `routes` tells none
+        del offer
+        return False
+
     def online(self, pool: str, name: str, interval_seconds: float) -> None:
         # nothing to do: an agent shows as alive by asking for runs
         pass
