@@ -28,6 +28,10 @@ class OfferFilter:
     work_queues: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
 
+    def admits(self, route: Route) -> bool:
+        """Whether the route is not one of a queue that `--work-queue` leaves out."""
+        return not self.work_queues or traits.of(route.backend).by_labels or route.name in self.work_queues
+
     def apply(self, offer: Offer) -> Offer | None:
         """The part of the offer that passes the filter; None when nothing is left."""
         pairs = [

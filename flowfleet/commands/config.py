@@ -13,7 +13,7 @@ from flowfleet.api.connect import PrefectValues
 from flowfleet.logs import redact_url
 from flowfleet.printable import printable
 from flowfleet.settings.classes import PollerSettings, UpSettings, WorkerSettings
-from flowfleet.settings.click_options import options, read_config
+from flowfleet.settings.click_options import SettingsCommand, options, read_config
 from flowfleet.settings.common import CommonSettings
 from flowfleet.settings.layers import machine_facts, resolve
 from flowfleet.settings.option import Option, options_of
@@ -54,7 +54,7 @@ class ShownSetting:
 def command(find_paths: FindPaths) -> click.Command:
     """The command `flowfleet config`."""
 
-    @click.command("config")
+    @click.command("config", cls=SettingsCommand)
     @click.option("--json", "as_json", is_flag=True, help="As JSON: value and origin of each setting, by part.")
     @click.pass_context
     @options(CommonSettings)

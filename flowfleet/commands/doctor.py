@@ -29,13 +29,13 @@ from flowfleet.monitor.redis_server import RedisServer
 from flowfleet.monitor.snapshot import Snapshot, take_snapshot
 from flowfleet.monitor.tables import console
 from flowfleet.printable import printable
-from flowfleet.settings.click_options import options
+from flowfleet.settings.click_options import SettingsCommand, options
 from flowfleet.settings.common import CommonSettings
 
 _COLOURS = {OK: "green", WARN: "yellow", FAIL: "red"}
 
 
-@click.command("doctor")
+@click.command("doctor", cls=SettingsCommand)
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @options(CommonSettings, level="WARNING")
 def doctor_command(settings: CommonSettings, *, as_json: bool) -> int:

@@ -20,7 +20,7 @@ from flowfleet.ledger.claims import Claim, State
 from flowfleet.monitor import explain as explanations
 from flowfleet.monitor.snapshot import Snapshot, take_snapshot
 from flowfleet.monitor.tables import span
-from flowfleet.settings.click_options import options
+from flowfleet.settings.click_options import NO_PART, SettingsCommand, options
 from flowfleet.settings.common import CommonSettings
 
 _LOOK_SECONDS = 0.3
@@ -238,7 +238,7 @@ def _question(runs: Sequence[ChosenRun], given: str, snapshot: Snapshot) -> str:
     return f"To be started again: {batch.counted(len(runs))} of {given} ({names}){held}"
 
 
-@click.command("requeue")
+@click.command("requeue", cls=SettingsCommand)
 @click.argument("run", metavar="[RUN]", required=False)
 @click.option("--reason", default="", metavar="TEXT", help="Why, for those who look at the run.")
 @click.option("--no-wait", is_flag=True, help="Do not wait until it is claimed.")
@@ -248,7 +248,7 @@ def _question(runs: Sequence[ChosenRun], given: str, snapshot: Snapshot) -> str:
     help="All runs of this POOL/QUEUE or NAME@HOST that ended within the last day and are Failed or Crashed.",
 )
 @click.option("--yes", is_flag=True, help="Ask nothing.")
-@options(CommonSettings, level="WARNING")
+@options(CommonSettings, level="WARNING", unused=NO_PART)
 def requeue(
     settings: CommonSettings, *, run: str | None, reason: str, no_wait: bool, all_of: str | None, yes: bool
 ) -> int:
@@ -273,7 +273,7 @@ def requeue(
         )
         if all_of is not None:
             return _requeue_all_of(requeueing, all_of, yes=yes, no_wait=no_wait)
-        chosen = chosen_run.find(run or "", ledger, requeueing.api)
+        chosen = chosen_run.find(run or "", ledger, requeueing.api.orders.find)
         requeueing.order(chosen)
         click.echo(f"{chosen.name} is due at the API." if no_wait else requeueing.wait(chosen))
         return 0

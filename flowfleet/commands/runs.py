@@ -8,13 +8,13 @@ from flowfleet.commands.worker_control import open_ledger
 from flowfleet.monitor import runs
 from flowfleet.monitor.snapshot import take_snapshot
 from flowfleet.monitor.tables import console
-from flowfleet.settings.click_options import options
+from flowfleet.settings.click_options import REDIS_ALONE, SettingsCommand, options
 from flowfleet.settings.common import CommonSettings
 
 _RECORDS = 10_000
 
 
-@click.command("runs")
+@click.command("runs", cls=SettingsCommand)
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @click.option("--state", metavar="STATE", help="Only claims in this state; `ended` is what is over.")
 @click.option("--end", metavar="TEXT", help="Only those that have ended so: completed, failed, crashed, cancelled, …")
@@ -23,7 +23,7 @@ _RECORDS = 10_000
 @click.option("--route", metavar="TEXT", help="Only those whose queue has this in its name.")
 @click.option("--worker", metavar="NAME[@HOST]", help="Only those of this worker.")
 @click.option("--since", metavar="SPAN", help="Only those of the last 90s, 10m, 2h or 1d.")
-@options(CommonSettings, level="WARNING")
+@options(CommonSettings, level="WARNING", unused=REDIS_ALONE)
 def runs_command(
     settings: CommonSettings,
     *,

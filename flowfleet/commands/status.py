@@ -9,14 +9,14 @@ from flowfleet.commands.worker_control import open_ledger
 from flowfleet.monitor.snapshot import take_snapshot
 from flowfleet.monitor.status import status
 from flowfleet.monitor.tables import console
-from flowfleet.settings.click_options import options
+from flowfleet.settings.click_options import REDIS_ALONE, SettingsCommand, options
 from flowfleet.settings.common import CommonSettings
 
 
-@click.command("status")
+@click.command("status", cls=SettingsCommand)
 @click.option("--json", "as_json", is_flag=True, help="As JSON, in a form that stays.")
 @click.option("--watch", "live", is_flag=True, help="Live, as flowfleet top.")
-@options(CommonSettings, level="WARNING")
+@options(CommonSettings, level="WARNING", unused=REDIS_ALONE)
 def status_command(settings: CommonSettings, *, as_json: bool, live: bool) -> None:
     """Show queues, workers and runs of the fleet.
 

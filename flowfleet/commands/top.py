@@ -19,7 +19,7 @@ from flowfleet.monitor.keyboard import Keyboard
 from flowfleet.monitor.snapshot import Snapshot, take_snapshot
 from flowfleet.monitor.tables import console
 from flowfleet.monitor.top import Look, Screenful, View, page
-from flowfleet.settings.click_options import options
+from flowfleet.settings.click_options import REDIS_ALONE, SettingsCommand, options
 from flowfleet.settings.common import CommonSettings
 from flowfleet.wakeup import Wakeup
 
@@ -96,8 +96,8 @@ def _next(view: View, shown: Screenful, keyboard: Keyboard, wakeup: Wakeup) -> V
     return view
 
 
-@click.command()
-@options(CommonSettings, level="WARNING")
+@click.command(cls=SettingsCommand)
+@options(CommonSettings, level="WARNING", unused=REDIS_ALONE)
 def top(settings: CommonSettings) -> None:
     """Watch the fleet live, on the whole terminal. While Redis is away it says so, and stays.
 

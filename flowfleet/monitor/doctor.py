@@ -15,6 +15,7 @@ from flowfleet.errors import ApiError, ApiUnavailable, KeyRefused, LedgerError, 
 from flowfleet.flow_run import Offer
 from flowfleet.ledger import Ledger
 from flowfleet.ledger.ledger_id import ledger_of
+from flowfleet.monitor import held
 from flowfleet.monitor.metrics import our_version
 from flowfleet.monitor.redis_server import RedisServer
 from flowfleet.monitor.snapshot import Snapshot, bracketed
@@ -148,6 +149,9 @@ def fleet_checks(snapshot: Snapshot) -> Iterator[Check]:
         yield Check("leader", OK, f"The lead poller is {leader.name}@{leader.host}.")
     else:
         yield Check("leader", lack, f"No poller leads the fleet {fleet}.", "Start one: poller start.")
+    trouble = held.api_trouble(snapshot)
+    if trouble:
+        yield Check("poller's api", WARN, f"{trouble[:1].upper()}{trouble[1:]}.", "Look at the poller's log.")
     if snapshot.gate_open:
         yield Check("gate", OK, "Runs may start.")
     else:
@@ -173,6 +177,9 @@ def fleet_checks(snapshot: Snapshot) -> Iterator[Check]:
         )
         found = f"Runs are due on {names}, which no active worker serves."
         yield Check("unserved", WARN, found, "Start a worker for it.")
+
+    for found, remedy in held.causes(snapshot):
+        yield Check("held", WARN, found, remedy)
 
 
 def rival_checks(api: ApiClient, snapshot: Snapshot, clock: Callable[[], float] = time.time) -> Iterator[Check]:

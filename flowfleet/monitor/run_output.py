@@ -1,5 +1,6 @@
 """Run output: what a run has printed, from this host's own records or from the page of the worker that has it."""
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +30,18 @@ def local_log(home: Path, run_id: str) -> Path | None:
     """The newest output file of a run among the workers of this host; None when there is none."""
     found = [path for path in home.glob(f"*/*/runs/{run_id}.*/log") if path.is_file()]
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def local_names(home: Path) -> dict[str, str]:
+    """Run id → run name of the runs that have an output file among the workers of this host."""
+    return {log.parent.name.partition(".")[0]: _name(log.parent) for log in home.glob("*/*/runs/*.*/log")}
+
+
+def _name(folder: Path) -> str:
+    try:
+        return str(json.loads((folder / "intent.json").read_bytes()).get("name") or "")
+    except (OSError, ValueError, AttributeError):  # cleared away meanwhile, or not one of ours
+        return ""
 
 
 def read_local(

@@ -56,21 +56,6 @@ def fitting(given: str, known: Mapping[str, str]) -> dict[str, str]:
     return {run_id: name for run_id, name in known.items() if run_id.startswith(text) or name == given}
 
 
-def whole_id(given: str, known: Mapping[str, str]) -> str:
-    """The whole id of the run with this name, or whose id begins so; a whole id is returned as it is.
-
-    Raises `SettingsError` unless exactly one run fits.
-    """
-    if UUID.fullmatch(given.lower()):
-        return given.lower()
-    found = list(fitting(given, known))
-    if len(found) > 1:
-        raise SettingsError(f"{len(found)} runs of this fleet are named {given!r} or begin with it: give a whole id.")
-    if not found:
-        raise SettingsError(f"No run of this fleet is named {given!r} or begins with it: give its whole id.")
-    return found[0]
-
-
 def parse_state(text: str) -> str:
     """The state of a claim that the text names, in any case; raises `SettingsError` when it names none."""
     if text.lower() not in tuple(State):

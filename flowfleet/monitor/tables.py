@@ -28,7 +28,6 @@ _COLOURS = {
     "paused": "yellow",
     "draining": "yellow",
     "shut": "red",
-    "offline": "red",
     "running": "green",
     "missing": "red",
     "lingers": "yellow",

@@ -12,6 +12,9 @@ from flowfleet.settings.option import NO_FLAG, setting
 
 Texts = tuple[str, ...]
 
+#: what a worker may do at its stop, and where it was drained
+WAIT = "wait"
+
 #: a worker begins nothing in the last seconds of its lease, so a shorter one would let nothing begin
 LEASE_MARGIN_SECONDS = 3.0
 
@@ -23,7 +26,7 @@ _AGENT_CONFIG = "Prefect 1: the agent config at the API whose settings win over 
 class PollerSettings(CommonSettings):
     """The settings of `poller start`."""
 
-    name: str = setting("agent", NAME_HELP, kind.NAME, "-n")
+    name: str = setting("agent", NAME_HELP, kind.ANY_NAME, "-n")
     pools: Texts = setting((), "Only claim for this pool (repeatable).", kind.NAMES)
     work_queues: Texts = setting((), "Only claim from this work queue (repeatable).", kind.NAMES)
     labels: Texts = setting((), "Only claim for workers with this label (repeatable).", kind.LABELS, "-l")
@@ -77,6 +80,7 @@ class WorkerSettings(CommonSettings):
 
     pools: Texts = setting(("flowfleet",), "Run what this pool has (repeatable; default: flowfleet).", kind.NAMES)
     work_queues: Texts = setting((), "Only this work queue of the pools (repeatable).", kind.NAMES)
+    create_pool: bool = setting(True, "Make a pool that does not exist (default: yes).")
     labels: Texts = setting((), "Prefect 1: a label that this worker has (repeatable).", kind.LABELS, "-l")
     hostname_label: bool = setting(True, "Prefect 1: the host's name is a label too (default: yes).")
     agent_config_id: str | None = setting(None, _AGENT_CONFIG, kind.text_as("ID"))
@@ -97,7 +101,13 @@ class WorkerSettings(CommonSettings):
     on_stop: str = setting(
         "auto",
         "What becomes of the runs when this worker is stopped (default: auto).",
-        kind.one_of("auto", "detach", "wait", "cancel"),
+        kind.one_of("auto", "detach", WAIT, "cancel"),
+    )
+    on_drained: str = setting(
+        "end",
+        "What this worker does when it was drained before its start: end with code 7, or wait until it is resumed, for "
+        "what starts it anew whenever it ends (default: end).",
+        kind.one_of("end", WAIT),
     )
     stop_grace: float = setting(
         30.0, "How long a stop waits for runs, and a run gets between TERM and KILL (default: 30).", kind.GRACE
@@ -117,7 +127,7 @@ class WorkerSettings(CommonSettings):
     task_events: bool = setting(False, "Send Celery's task events, for Flower (default: no).", told="-E")
     run_timeout: float | None = setting(None, "End a run that takes longer.", kind.SECONDS)
     memory: int | None = setting(
-        None, "The most memory that a run may use, such as 2G; a run may ask for less (default: no limit).", kind.SIZE
+        None, "The most memory that a run may use, such as 2G; a run may ask for less (default: no limit).", kind.MEMORY
     )
     cpus: float | None = setting(
         None,
@@ -156,7 +166,7 @@ class WorkerSettings(CommonSettings):
     allow_privileged: bool = setting(
         False, "Docker: runs may ask for what gives them this host: privileged, devices and the like (default: no)."
     )
-    user: str | None = setting(None, "Docker: the user that runs are inside, USER or USER:GROUP.", kind.text_as("USER"))
+    user: str | None = setting(None, "Docker: the user that runs are inside, USER or USER:GROUP.", kind.USER)
     read_only_root: bool = setting(False, "Docker: runs cannot write to their image's own files (default: no).")
     docker_client_timeout: float = setting(
         60.0, "Docker: how long one request to the engine may take (default: 60).", kind.SECONDS

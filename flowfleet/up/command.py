@@ -20,7 +20,7 @@ from flowfleet.errors import FleetError
 from flowfleet.local.data_folder import DataFolder, default_path
 from flowfleet.monitor.tables import console
 from flowfleet.settings.classes import UpSettings
-from flowfleet.settings.click_options import options
+from flowfleet.settings.click_options import SettingsCommand, options
 from flowfleet.up.demo import Demo, DemoRun, session_of
 from flowfleet.up.live_table import LiveTable
 from flowfleet.up.safe_stream import SafeStream
@@ -31,7 +31,7 @@ _LOOK_SECONDS = 0.5
 _DEMO_SECONDS = 900.0
 
 
-@click.command("up")
+@click.command("up", cls=SettingsCommand)
 @click.option("--demo", is_flag=True, help="Register example flows, run them, and show them live.")
 @click.option(
     "--exit", "exit_after", is_flag=True, help="End when the demo has; exit 0 only if all went as meant, else 5."

@@ -117,6 +117,8 @@ def test_the_shortest_leases_that_renewals_can_keep_are_taken():
         (WorkerSettings, {"env": ("NOVALUE",)}, {}, {}, ("--env", "NAME=VALUE")),
         (WorkerSettings, {"on-stop": "drop"}, {}, {}, ("--on-stop", "detach")),
         (WorkerSettings, {"keep-logs-size": "big"}, {}, {}, ("--keep-logs-size", "500M")),
+        (WorkerSettings, {"memory": "1K"}, {}, {}, ("--memory", "'1K'", "at least 6M")),
+        (WorkerSettings, {"user": "a:b:c"}, {}, {}, ("--user", "'a:b:c'", "USER:GROUP")),
         (PollerSettings, {"lease-seconds": "nan"}, {}, {}, ("--lease-seconds",)),
         (PollerSettings, {}, {"FLOWFLEET_REQUIRE_API": "perhaps"}, {}, ("FLOWFLEET_REQUIRE_API", "true or false")),
         (CommonSettings, {"fleet": "a b"}, {}, {}, ("--fleet", "'a b'")),

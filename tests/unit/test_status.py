@@ -48,12 +48,10 @@ from workers.exit import Exit
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC).timestamp()
 
 
-def _row(name="worker@host-1", *, slots=4, live=True, wanted="active", pools=("flowfleet",), version="0.1.0", shut=""):
-    offer = Offer(backend="prefect3", pools=pools, pool_ids=(POOL,))
-    return WorkerRow(
-        worker=name, nonce="n", offer=offer, routes=(ROUTE,), slots=slots, version=version, live=live, wanted=wanted,
-        shut=shut,
-    )  # fmt: skip
+def _row(name="worker@host-1", *, pools=("flowfleet",), work_queues=(), **facts):
+    offer = Offer(backend="prefect3", pools=pools, pool_ids=(POOL,), work_queues=work_queues)
+    facts = {"slots": 4, "version": "0.1.0", **facts}
+    return WorkerRow(worker=name, nonce="n", offer=offer, routes=(ROUTE,), **facts)
 
 
 def _claim(state=State.RUNNING, *, run_id="22222222-2222-4222-8222-222222222222", worker="worker@host-1", **facts):
@@ -92,18 +90,20 @@ def test_the_json_form_is_the_documented_one():
 
     assert list(form) == [
         "schema", "at", "fleet", "redis", "gate", "leader", "queues", "workers", "runs", "counts", "lost",
-        "api_troubles",
+        "api_troubles", "due_at",
     ]  # fmt: skip
     assert form["at"] == "2026-01-02T03:04:05.000Z"
     assert form["redis"] == {"ok": True, "version": "9.1.0"}
     assert (form["gate"], form["leader"]) == ("open", {"name": "agent", "host": "host-1", "term": 3})
     assert form["queues"] == [
-        {"route": str(ROUTE), "due": 50, "oldest_due_seconds": 125.0, "depth": 0, "oldest_age_seconds": None,
+        {"route": str(ROUTE), "due": 50, "at_least": False, "held": {"paused": 0, "limit": 0, "unserved": 0},
+         "oldest_due_seconds": 125.0, "depth": 0, "oldest_age_seconds": None,
          "eligible_workers": 1}
     ]  # fmt: skip
     assert form["workers"] == [
         {"name": "worker", "host": "host-1", "state": "active", "routes": [str(ROUTE)], "labels": [],
-         "pools": ["flowfleet"], "slots": 4, "busy": 1, "version": "0.1.0", "shut": None, "seen_seconds_ago": 1.5}
+         "pools": ["flowfleet"], "work_queues": [], "slots": 4, "busy": 1, "version": "0.1.0", "shut": None,
+         "note": None, "seen_seconds_ago": 1.5}
     ]  # fmt: skip
     (run,) = form["runs"]
     assert list(run) == [
@@ -130,7 +130,7 @@ def test_a_lost_run_is_shown_with_its_host_and_what_to_do():
     told = "1 told as lost, their processes may live on host-2: bring it back, or worker forget w@host-2"
     assert told in _printed(status(snapshot, width=160), 160)
     two = replace(snapshot, tombs=(_tomb(), replace(_tomb(), worker="v@host-3")))
-    assert "host-2, host-3: bring them back, or worker forget each of v@host-3, w@host-2" in _printed(
+    assert "host-2, host-3: bring them back, or worker forget v@host-3 w@host-2" in _printed(
         status(two, width=160), 160
     )
     due = RunState(run_id=_tomb().run_id, run_name="r", kind=StateType.SCHEDULED, name="Scheduled")
@@ -152,6 +152,11 @@ def test_a_missing_run_is_explained_with_how_long_its_host_is_away():
     claim = _claim(State.MISSING, missed_at=AT - 70)
     sentence = explain(claim.run_id, _snapshot(claims=[claim]), None, None).sentence
     assert "worker@host-1, which has not been heard of for 1m 10s: it is told as lost after --adopt-grace" in sentence
+    left = _snapshot(claims=[claim], rows=[_row(live=False, gone="stopped")])
+    assert explain(claim.run_id, left, None, None).sentence == (
+        "It was started on worker@host-1, which stopped 1s ago: the run is told as lost after --adopt-grace, "
+        "unless that worker is started again."
+    )
     proved = replace(claim, proof="forgotten")
     sentence = explain(claim.run_id, _snapshot(claims=[proved]), None, None).sentence
     assert sentence.endswith("for 1m 10s: it is told as lost at once (forgotten).")
@@ -213,9 +218,56 @@ def test_a_worker_whose_engine_is_away_says_so_in_status_and_in_the_doctors_word
     ]
     (found,) = [check for check in fleet_checks(snapshot) if check.name == "shut"]
     assert (found.verdict, found.found) == ("warn", f"worker@host-1 takes no runs: {AWAY}.")
-    for row, state in ((_row(shut=AWAY, wanted="paused"), "paused"), (_row(shut=AWAY, live=False), "offline")):
+    for row, state in ((_row(shut=AWAY, wanted="paused"), "paused"), (_row(shut=AWAY, live=False), "lost")):
         assert _snapshot(rows=[row]).workers[0].state == state, "what the operator does about it comes first"
         assert "takes no runs" not in _printed(status(_snapshot(rows=[row])))
+
+
+def test_notes_are_told_once_for_all_workers_that_have_the_same():
+    rows = [
+        _row("a@h", wanted="paused", note="new \x1bkernel"),
+        _row("b@h", wanted="paused", note="new \x1bkernel"),
+        _row("c@h", wanted="draining", note="moving", live=False, gone="stopped"),
+        _row("d@h", wanted="draining", live=False, gone="lost"),
+        _row("e@h", wanted="draining"),
+    ]
+    text = _printed(status(_snapshot(rows=rows), width=160), 160)
+    back = "before they are started again: worker resume"
+    assert text.splitlines()[-3:] == [
+        f"drained: d@h; {back} d@h",
+        f"drained (moving): c@h; {back} c@h",
+        "paused (new \\x1bkernel): a@h, b@h",
+    ]
+    assert [worker["note"] for worker in _snapshot(rows=rows).to_json()["workers"]] == [
+        row.note or None for row in rows
+    ]
+
+
+@pytest.mark.parametrize(
+    ("facts", "ago", "busy", "listed"),
+    [
+        ({"gone": "stopped"}, 86_399, 0, True),
+        ({"gone": "stopped"}, 86_401, 0, False),
+        ({"gone": "stopped"}, 86_401, 1, True),
+        ({"gone": "lost"}, 1e9, 0, True),
+        ({"live": True}, 1e9, 0, True),
+    ],
+)
+def test_one_that_stopped_in_order_is_listed_for_a_day_or_while_its_runs_go_on(facts, ago, busy, listed):
+    worker = WorkerStatus(row=_row(**{"live": False, **facts}), busy=busy, seen_seconds_ago=ago)
+    snapshot = replace(_snapshot(), workers=(worker,))
+    assert [one["name"] for one in snapshot.to_json()["workers"]] == ["worker"] * listed
+    text = _printed(status(snapshot))
+    assert ("worker@host-1" in text) is listed
+    assert ("1 that stopped more than a day ago is shown by worker list --all" in text) is not listed
+
+
+def test_status_shows_the_queues_that_a_worker_takes():
+    rows = [_row(pools=("a", "b"), work_queues=("fast", "slow")), _row("all@host-2")]
+    text = " ".join(_printed(status(_snapshot(rows=rows), width=160), 160).split())
+    assert "worker@host-1 active 0/4 a/fast,a/slow,b/fast,b/slow 0.1.0" in text
+    assert "all@host-2 active 0/4 flowfleet 0.1.0" in text
+    assert _snapshot(rows=rows).to_json()["workers"][0]["work_queues"] == ["fast", "slow"]
 
 
 @pytest.mark.parametrize("row", [_row(live=False), _row(wanted="paused"), _row(wanted="draining"), _row(shut=AWAY)])
@@ -393,6 +445,11 @@ _ELSEWHERE = Route("prefect3", "99999999-9999-4999-8999-999999999999", "other")
         ),
         (_snapshot(rows=[_row(live=False)]), _HERE, "no live worker of the fleet default serves its queue flowfleet/"),
         (_snapshot(rows=[_row(wanted="paused")]), _HERE, "takes new runs: worker@host-1 (paused)."),
+        (
+            _snapshot(rows=[_row(wanted="paused", note="kernel")]),
+            _HERE,
+            "takes new runs: worker@host-1 (paused: kernel).",
+        ),
         (_snapshot(rows=[_row(shut=AWAY)]), _HERE, f"takes new runs: worker@host-1 ({AWAY})."),
         (
             _snapshot(claims=FULL, due=50, at_least=True),

@@ -11,7 +11,7 @@ from flowfleet.errors import LedgerError
 from flowfleet.guard import guarded
 from flowfleet.ledger.claims import Claim, Claims, Refusal, Renewal, State
 from flowfleet.ledger.roster import SHUT_LIMIT, Roster, WorkerRow
-from flowfleet.retry import Outage, OutageLog
+from flowfleet.retry import Outage, SharedOutage
 from workers.runs.answering import Answering
 from workers.runs.api_watch import ApiWatch
 from workers.runs.cancelling import Cancelling
@@ -48,7 +48,7 @@ class Heartbeat:
     on_answer: Callable[[], None]
     runs: RunFolders
     #: the outage of Redis, where other parts of the process meet it too
-    outage: Outage = field(default_factory=lambda: OutageLog("Redis", logger))
+    outage: Outage = field(default_factory=lambda: SharedOutage("Redis").of())
     #: called for a claim that the ledger has as another worker's: asks for it again if we took it over from a
     #: dead worker, and tells whether it is ours now
     take_again: Callable[[Attempt], bool] = lambda _attempt: False

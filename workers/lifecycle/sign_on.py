@@ -45,7 +45,7 @@ def open_state(
     deadline = clock() + LOCK_SECONDS
     while True:
         try:
-            return StateFolder.open(root, settings.machine_id or host.machine_id, settings.name)
+            return StateFolder.open(root, settings.machine_id or host.machine_id, settings.own_name)
         except StateLocked as exc:
             if clock() >= deadline:
                 raise NameTaken(str(exc)) from exc

@@ -15,7 +15,6 @@ from flowfleet.api.client import (
     LogLine,
     Mark,
     OrderApi,
-    PresenceApi,
     StateType,
     UnfinishedRun,
     unguarded,
@@ -33,6 +32,7 @@ from flowfleet.api.prefect1.runs import Runs, literal
 from flowfleet.api.prefect1.states import SUBMITTED, Run, Stamp, plain
 from flowfleet.api.prefect1.tenants import Tenants
 from flowfleet.api.prefect1.writes import Writes
+from flowfleet.api.presence import PresenceApi
 from flowfleet.api.transport.reading import iso, reading, rows
 from flowfleet.api.transport.server_clock import ServerInfo
 from flowfleet.api.transport.session import ASKED_TRIES

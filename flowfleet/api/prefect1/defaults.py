@@ -4,7 +4,6 @@ import ast
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from flowfleet.api.prefect1.agents import identity
 from flowfleet.api.prefect1.settings import Prefect1Settings
 from flowfleet.errors import SettingsError
 from flowfleet.settings.classes import PollerSettings, WorkerSettings
@@ -38,8 +37,7 @@ def applied(settings: C, found: Prefect1Settings) -> C:
             return _variables(found) if name == "env" else None
         if theirs is None:
             return None
-        value = identity(theirs.value) if name == "name" else options[name].read(theirs.value, theirs.source)
-        return Found(value, theirs.origin)
+        return Found(options[name].read(theirs.value, theirs.source), theirs.origin)
 
     return add(settings, of_agent)
 

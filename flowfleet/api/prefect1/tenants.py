@@ -72,6 +72,16 @@ class Tenants:
         labels = tuple(sorted(set(offer.labels)))
         return Offer(backend=offer.backend, labels=labels, tenant=self.own(), deploy=offer.deploy)
 
+    def missing_pools(self, offer: Offer) -> tuple[str, ...]:
+        # there are no pools
+        del offer
+        return ()
+
+    def work_queues(self, offer: Offer) -> tuple[str, ...]:
+        # and no work queues
+        del offer
+        return ()
+
     def routes(self, offer: Offer) -> list[Route]:
         # none beforehand: only the listed runs tell which label sets there are, and the poller keeps those
         del offer

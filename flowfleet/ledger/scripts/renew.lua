@@ -153,8 +153,9 @@ for i = 0, held - 1 do
     renew(h)
   end
 end
-if row and mine and not stale then
-  redis.call('HSET', key('worker:', worker), 'beat', beat, 'seen', now(), 'live', '1')
+-- a renewal that its worker's sign-off has overtaken on the way brings nobody back to life
+if row and mine and not stale and row.gone ~= 'stopped' then
+  redis.call('HSET', key('worker:', worker), 'beat', beat, 'seen', now(), 'live', '1', 'gone', '')
   if row.live ~= '1' then
     hint('freed', worker)
   end
