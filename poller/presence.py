@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from flowfleet.api import traits
 from flowfleet.api.client import ApiClient
+from flowfleet.api.life import shown_name
 from flowfleet.errors import ApiRejected, SettingsError
 from flowfleet.flow_run import Offer, Route
 from flowfleet.ledger.roster import Roster
@@ -40,7 +41,7 @@ class Presence:
     clock: Callable[[], float]
 
     def __post_init__(self) -> None:
-        self._name = f"flowfleet-{self.fleet}"
+        self._name = shown_name(self.fleet)
         self.skew_seconds = 0.0
         self._shown: dict[str, float] = {}
         self._learned: dict[Offer, float] = {}

@@ -23,7 +23,9 @@ from flowfleet.ledger.roster import RouteDue, WorkerRow
 from flowfleet.monitor.snapshot import take_snapshot
 from flowfleet.settings.click_options import known_keys
 from tests import processes
+from tests.terminal import Terminal
 from tests.valkey import Valkey, free_port
+from tests.waiting import until
 from tests.world import BIN
 
 POOL = "11111111-1111-4111-8111-111111111111"
@@ -386,6 +388,19 @@ def test_doctor_without_an_api_address_checks_all_else(fleet_of_one, tmp_path):
         "ok   workers: 1 live",
     ]
     assert asked(5, "flowfleet", "doctor", says=says, HOME=str(tmp_path), **fleet_of_one[1]).stderr == ""
+
+
+def test_on_a_terminal_the_doctor_colours_its_verdicts_and_nothing_else(fleet_of_one):
+    terminal = Terminal("flowfleet", "doctor", columns=200, **NO_API, **fleet_of_one[1])
+    try:
+        assert terminal.process.wait(60) == 5
+        until(lambda: "workers: 1 live" in terminal.text, 10, "the last of its checks")
+        lines = terminal.text.splitlines()
+    finally:
+        terminal.close()
+    coloured = re.compile(r"(\x1b\[3[123]m(ok|warn|fail) *\x1b\[0m)[^\x1b]*")
+    assert [line for line in lines if line and not coloured.fullmatch(line)] == []
+    assert any("Redis at redis://127.0.0.1" in line for line in lines)
 
 
 def test_doctor_with_an_address_that_is_no_redis_still_asks_the_api():

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from flowfleet.api.backlog import Place
+from flowfleet.api.life import is_of_fleet
 from flowfleet.api.prefect3.pool_template import base_job_template
 from flowfleet.api.transport.session import Session
 from flowfleet.errors import ApiRejected, SettingsError
@@ -402,6 +403,24 @@ def test_counting_tells_number_and_age_and_marks_nothing_ready(pool):
         20,
         "polling to mark the queue READY, which counting must not",
     )
+
+
+def test_other_workers_that_are_online_in_a_pool_are_rivals_and_those_that_are_not_are_none(pool):
+    def beat(name: str, interval: float) -> None:
+        body = {"name": name, "heartbeat_interval_seconds": interval}
+        pool.call("POST", f"/work_pools/{pool.name}/workers/heartbeat", body)
+
+    assert pool.client.backlog.rivals([pool.offer]) == []
+    pool.client.presence.online(pool.name, "flowfleet-test", 30)
+    beat("stock", 30)
+    found = {rival.name: rival for rival in pool.client.backlog.rivals([pool.offer, pool.offer])}
+    assert set(found) == {"stock", "flowfleet-test"}
+    assert (found["stock"].pool, found["stock"].type) == (pool.name, "worker")
+    assert abs((found["stock"].seen - ago(0)).total_seconds()) < 60
+    own = [name for name in ("stock", "flowfleet-test", "flowfleet-test2") if is_of_fleet("test", name)]
+    assert own == ["flowfleet-test"]
+    gone = dataclasses.replace(pool.offer, pools=(f"{pool.name}-gone",))
+    assert pool.client.backlog.rivals([gone]) == [], "a pool that was deleted holds up nobody"
 
 
 def test_the_pool_shows_one_worker_online_until_it_is_signed_off(pool):
