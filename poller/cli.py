@@ -80,7 +80,7 @@ def wait_for_api(
     watch = SilenceWatch(lambda: outage.error or contact.trouble, TroubleTeller(store=store, part=STARTING).tell)
     watch.start()
     try:
-        return replace(retry, schedule=lambda _: outage).ask("the Prefect API", connect)
+        return replace(retry, schedule=lambda *_, **__: outage).ask("the Prefect API", connect)
     finally:
         watch.stop()
 

@@ -326,7 +326,7 @@ def test_what_no_worker_takes_is_due_and_said():
 def test_a_fleet_where_nothing_waits_says_so():
     text = page(snapshot(queue(), rows=[WORKER]))
     assert "\ndue 0   claimed" in text
-    assert "wait" not in text
+    assert "runs wait" not in text
 
 
 def test_of_many_queues_three_are_named_and_all_counted():
@@ -360,7 +360,8 @@ def test_a_poller_that_waits_for_the_api_is_not_taken_for_none():
         snapshot(queue(), api_troubles=(ApiTrouble(part=STARTING, trouble="away"),), due_at=None), leader=None
     )
     text = page(shown)
-    assert "no leader: a poller waits for the API" in text
+    assert "no lead poller" in text
+    assert "No poller claims runs now: one that starts waits for the Prefect API." in text
     assert "The Prefect API does not answer: a poller that starts" in text
     found = next(check for check in fleet_checks(shown) if check.name == "poller's api")
     assert (found.verdict, found.found) == ("warn", "The Prefect API does not answer the poller.")
