@@ -12,7 +12,7 @@ from flowfleet.api.prefect3.access import home_of
 from flowfleet.api.prefect3.settings import prefect_settings
 from flowfleet.settings.common import CommonSettings
 from flowfleet.settings.layers import Found
-from flowfleet.settings.option import Option
+from flowfleet.settings.option import Option, options_of
 
 #: settings of Prefect 3 that say where the API is and who asks, and whether each is a secret
 _PREFECT3 = {
@@ -46,7 +46,7 @@ def own_variables(settings: CommonSettings, environ: Mapping[str, str], folder: 
     """
     home = home_of(environ)
     covered = {"PREFECT_API_URL"} if settings.api else set()
-    if settings.key or settings.token or any(environ.get(f"FLOWFLEET_{name}") for name in ("KEY_FILE", "TOKEN")):
+    if settings.key or settings.token or environ.get(options_of(type(settings))["key"].file_variable):
         covered |= {"PREFECT_API_KEY", "PREFECT_API_AUTH_STRING"}
     backend = PrefectValues(settings, environ).backend
     if backend != "prefect1":
