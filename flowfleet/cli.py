@@ -30,7 +30,7 @@ from flowfleet.up.command import up
 @click.group(cls=Group)
 @click.version_option(our_version(), prog_name="flowfleet")
 def program() -> None:
-    """Prefect flow runs on many workers: a poller, a queue in Redis, Celery workers.
+    """Run the flows of Prefect on several machines: `poller start` once, `worker start` on each host.
 
     \b
     flowfleet up --demo        everything on this machine, with example runs

@@ -34,8 +34,10 @@ class LoggedEvent:
         beside, below = ([], [*self.fields, *self.ids]) if more else self._seated(columns(first))
         name = f"{self.subject}:" if first.startswith(f"{self.subject}:") else ""  # a very long one is wrapped
         head = f"{paint(_FAINT, self.at)} {paint(_LEVELS.get(self.level, _FAINT), f'{self.level:<7}')} "
-        tail = f"  {paint(_FAINT, ' '.join(beside))}" if beside else ""
-        rest = [*more, *(paint(_FAINT, line) for line in _filled(below))]
+        told = [paint(_FAINT, field) if field in self.ids else field for field in beside]
+        tail = f"  {' '.join(told)}" if told else ""
+        # ids stand last, so a line that begins with one has nothing else
+        rest = [*more, *(paint(_FAINT, line) if line.startswith(tuple(self.ids)) else line for line in _filled(below))]
         lines = (f"{head}{paint(_BOLD, name)}{first[len(name) :]}{tail}", *(" " * INDENT + line for line in rest))
         return "\n".join(lines)
 

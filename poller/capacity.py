@@ -70,6 +70,12 @@ class ListingPlan:
     idle: tuple[Offer, ...]
 
 
+def by_pool(offer: Offer) -> list[Offer]:
+    """An offer of all queues for each pool that the offer names, however it is served."""
+    pairs = zip(offer.pools, offer.pool_ids, strict=False)
+    return [Offer(backend=offer.backend, pools=(pool,), pool_ids=(pool_id,)) for pool, pool_id in pairs]
+
+
 def left_over(offer: Offer, taken: Sequence[Offer]) -> list[Offer]:
     """The parts of the offer that none of the `taken` offers covers, by pool and queue.
 

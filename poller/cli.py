@@ -154,7 +154,7 @@ def program() -> None:
 @program.command(cls=SettingsCommand)
 @options(PollerSettings, command="poller")
 def start(settings: PollerSettings) -> int:
-    """Start a poller: one leads the fleet, further ones stand by.
+    """Start a poller. One leads the fleet, further ones stand by.
 
     \b
     poller start

@@ -39,12 +39,14 @@ class DueRuns:
 
 @dataclass(frozen=True, kw_only=True)
 class Rival:
-    """Another agent at the API that would take the same runs: an agent of Prefect 1 with the same labels."""
+    """Another executor at the API that takes the same runs: an agent with our labels, a worker of our pool."""
 
     name: str
     type: str
-    labels: tuple[str, ...]
-    #: when the agent last asked for runs
+    labels: tuple[str, ...] = ()
+    #: the pool's name; empty at Prefect 1, where only labels count
+    pool: str = ""
+    #: when it was last heard of: an agent as it asked for runs
     seen: datetime | None
 
 
@@ -81,7 +83,11 @@ class BacklogApi(Protocol):
         """Due runs that no agent known to the API could take, of this fleet or not (Prefect 1: because of labels)."""
 
     def rivals(self, offers: Sequence[Offer]) -> list[Rival]:
-        """Other agents that take the runs of these offers too and know nothing of this fleet's ledger."""
+        """Executors that take the runs of these offers too.
+
+        Prefect 1: agents but for those of our own name. Prefect 3: workers that are online in the pools, the fleet's
+        own among them (`is_of_fleet`).
+        """
 
     def place(self, run_id: str) -> Place | None:
         """Where a run waits and what holds it back there, for `explain`; None when the run waits in no such place."""

@@ -226,7 +226,7 @@ def decide(settings: CommonSettings, environ: Mapping[str, str], folder: Path, h
     if settings.backend in ("prefect1", "prefect3"):
         return settings.backend
     if settings.backend != "auto":
-        raise SettingsError(f"--backend {settings.backend} is unknown, use auto, prefect1 or prefect3")
+        raise SettingsError(f"--backend {settings.backend} is unknown: use auto, prefect1 or prefect3")
     if settings.api:
         return None
     found = Prefect1Settings(environ, home)

@@ -18,7 +18,10 @@ class PresenceApi(Protocol):
         """The names of all work queues that exist in the pools of the offer."""
 
     def routes(self, offer: Offer) -> list[Route]:
-        """The routes that exist now for this offer (Prefect 3: one for each work queue of its pools)."""
+        """The routes that exist now in the offer's pools, served or not (Prefect 3: one for each of their queues)."""
+
+    def changed(self, offer: Offer) -> bool:
+        """Whether other answers have shown since the last call of `routes` that there are other routes by now."""
 
     def online(self, pool: str, name: str, interval_seconds: float) -> None:
         """Show the fleet as one online worker of the pool (Prefect 3: a worker's heartbeat with the given name)."""

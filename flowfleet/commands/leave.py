@@ -197,14 +197,14 @@ def command(start_substitute: StartSubstitute) -> click.Command:
     """The command `flowfleet leave`."""
 
     @click.command("leave", cls=SettingsCommand)
-    @click.option("--detach", is_flag=True, help="Do not wait for runs that go on: their workers end after them.")
+    @click.option("--detach", is_flag=True, help="Do not wait for runs that go on. Their workers end after them.")
     @options(CommonSettings, level="WARNING", unused=NO_PART)
     def leave(settings: CommonSettings, *, detach: bool) -> None:
-        """Give back all runs that have not begun, and end all workers and pollers of the fleet: the way back.
+        """Give back all runs that have not begun, and end all workers and pollers of the fleet.
 
-        Exit code 0 means that nothing of the fleet is left at the Prefect API, so that another executor can take over;
-        5 that something is, which is named. Workers stay drained until `worker resume`; pollers may be started again
-        at any time.
+        Exit code 0: nothing of the fleet is left at the Prefect API, and another executor can take over. Exit code 5:
+        something is left, and the output names it. Workers stay drained until `worker resume`. Pollers may be started
+        again at any time.
 
         \b
         flowfleet leave                 wait for the runs that go on, too

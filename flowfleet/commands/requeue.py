@@ -71,7 +71,7 @@ class Requeueing:
         self._refuse_a_second_start(run)
         answer = self.api.orders.restart(run.run_id, f"requeued {self.whom}", self.mark, only)
         if answer.verdict is Verdict.UNSURE:
-            raise ApiUnavailable(f"the Prefect API gave no definite answer to the restart of {run.name}, ask again")
+            raise ApiUnavailable(f"the Prefect API gave no definite answer to the restart of {run.name}: ask again")
         if answer.gone:
             raise NoSuchRun(f"The run {run.name} does not exist any more.")
         if answer.verdict is Verdict.REFUSED:

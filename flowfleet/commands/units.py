@@ -18,6 +18,7 @@ from flowfleet.commands.unit_environment import is_secret
 from flowfleet.errors import SettingsError
 from flowfleet.settings.classes import WorkerSettings
 from flowfleet.settings.option import Option, options_of
+from flowfleet.settings.values import fitting
 
 #: options in the order of the generator of Prefect 1's agent; all others follow in the order of the settings class
 _FIRST = ("show-flow-logs", "label", "import-path", "key", "token", "tenant-id", "agent-config-id")
@@ -46,7 +47,7 @@ class Unit:
     def name(self) -> str:
         """The unit's name; two units on one host differ by --name."""
         given = self.value("name")
-        return f"flowfleet-{self.part}" + (f"-{given}" if given else "")
+        return f"flowfleet-{self.part}" + (f"-{fitting(given)}" if given else "")
 
     def value(self, key: str) -> Any:
         """What flag or variable says of this option; None where neither does."""
@@ -128,7 +129,7 @@ def _flag_words(option: Option, value: Any) -> list[str]:
 def fit_for_a_line(text: str, named: str) -> str:
     """The text as it is; raises `SettingsError` for one with a control character, which no unit can hold."""
     if any(ord(character) < 32 or ord(character) == 127 for character in text):
-        raise SettingsError(f"{named!r} has a control character in it, give it in a file by --config")
+        raise SettingsError(f"{named!r} has a control character in it: give it in a file by --config")
     return text
 
 

@@ -49,6 +49,13 @@ def api_trouble(snapshot: Snapshot) -> str | None:
     return trouble and TROUBLES.get(trouble, f"the Prefect API is in trouble ({trouble}) for the poller")
 
 
+def due_cell(queue: RouteQueue) -> str:
+    """The cell of a queue's row for what is due: `200+` where more may be, `?` where nobody knows of any yet."""
+    if not queue.at_least:
+        return str(queue.due)
+    return f"{queue.due}+" if queue.due else "?"
+
+
 def cell(held: Held) -> str:
     """The cell of a queue's row: how many are held back beside those that are due, `-` for none."""
     return str(held.paused + held.limit) if held.paused or held.limit else "-"

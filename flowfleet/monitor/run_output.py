@@ -10,6 +10,7 @@ from typing import BinaryIO
 import requests
 from urllib3.exceptions import HTTPError
 
+from flowfleet.api.transport.proxy import by_proxy
 from flowfleet.errors import FleetError
 
 _PIECE = 64 << 10
@@ -90,10 +91,11 @@ def read_remote(address: str, run_id: str, *, follow: bool, token: str | None) -
                 raise NoOutput(f"The worker at {address} asks for its page token: set FLOWFLEET_PAGE_TOKEN.")
             if answer.status_code != requests.codes.ok:
                 raise NoOutput(
-                    f"The worker at {address} has no output of the run {run_id} (it says {answer.status_code})."
+                    f"The worker at {address}{by_proxy(url)} has no output of the run {run_id} (it says "
+                    f"{answer.status_code})."
                 )
             # read1 returns what has come, however little; iter_content would wait until a whole piece is there
             while piece := answer.raw.read1(_PIECE):
                 yield piece
     except (requests.RequestException, HTTPError) as error:
-        raise NoOutput(f"The worker at {address} does not answer: look on its host.") from error
+        raise NoOutput(f"The worker at {address}{by_proxy(url)} does not answer: look on its host.") from error

@@ -93,7 +93,7 @@ def _queues(snapshot: Snapshot, width: int) -> Table:
     rows = [
         (
             snapshot.route_name(queue.route),
-            f"{queue.due}+" if queue.at_least else str(queue.due),
+            held.due_cell(queue),
             Text(held.cell(queue.held), style="yellow"),
             span(queue.oldest_due_seconds),
             str(queue.depth),

@@ -149,7 +149,7 @@ def _lines(parts: Sequence[RenderableType], out: Console) -> int:
 def _shortened(snapshot: Snapshot, room: int, out: Console) -> list[RenderableType]:
     """Queues and workers with only those rows for which there is room: first goes what has nothing to tell."""
     queues = sorted(snapshot.queues, key=lambda queue: -(queue.due + queue.depth))
-    workers = sorted(snapshot.workers, key=lambda worker: (not worker.row.live, -worker.busy))
+    workers = sorted(snapshot.listed, key=lambda worker: (not worker.row.live, -worker.busy))
     # two titles, three blank lines, and a line that says how many are left out
     each = max(1, (room - 6) // 2)
     few = min(each, len(queues))

@@ -117,6 +117,18 @@ def test_each_flag_that_the_map_of_agents_gives_for_ours_exists():
     assert {flag for flag in given if not re.search(rf"{flag}\b", helps)} == set()
 
 
+def test_what_the_map_of_agents_looks_for_in_the_logs_is_what_we_log():
+    ours = "".join(
+        path.read_text() for room in ("flowfleet", "poller", "workers") for path in (ROOT / room).rglob("*.py")
+    )
+    rows = rows_of(AGENTS, "What to look for in the logs")
+    told = {told for row in rows for told in re.findall(r"`([^`]+)`", row[0] if row[1] == "the same" else row[1])}
+    assert len(told) > 10
+    # an outage's message begins with the neighbour's name
+    told = {re.sub("^(Redis|the Prefect API) ", "", each) for each in told}
+    assert {each for each in told if each not in ours} == set()
+
+
 def test_the_map_of_agents_names_each_method_and_argument_of_our_classes():
     for cls in (Agent, LocalAgent, DockerAgent):
         methods = {name for name, value in vars(cls).items() if not name.startswith("_") and inspect.isroutine(value)}

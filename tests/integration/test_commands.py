@@ -23,7 +23,9 @@ from flowfleet.ledger.roster import RouteDue, WorkerRow
 from flowfleet.monitor.snapshot import take_snapshot
 from flowfleet.settings.click_options import known_keys
 from tests import processes
+from tests.terminal import Terminal
 from tests.valkey import Valkey, free_port
+from tests.waiting import until
 from tests.world import BIN
 
 POOL = "11111111-1111-4111-8111-111111111111"
@@ -346,7 +348,7 @@ def test_a_mistyped_key_of_the_config_file_is_answered_with_the_nearest(tmp_path
     [
         pytest.param(
             ("--deploy", "rocket", "--ca-file", "/no/such.pem"),
-            "The CA file /no/such.pem does not exist, correct --ca-file or PREFECT_API_SSL_CERT_FILE.",
+            "The CA file /no/such.pem does not exist: correct --ca-file or PREFECT_API_SSL_CERT_FILE.",
             id="what is raised as a part of a sentence is printed as a whole one",
         ),
         pytest.param(("--pool", ""), "--pool cannot be '': it must be some text.", id="an empty pool"),
@@ -381,11 +383,24 @@ def test_logs_finds_a_run_of_this_host_by_its_name_and_by_a_part_of_its_id_witho
 
 def test_doctor_without_an_api_address_checks_all_else(fleet_of_one, tmp_path):
     says = [
-        "fail api: No Prefect API is set, give its address by --api",
+        "fail api: No Prefect API is set: give its address by --api",
         "ok   redis: Redis at",
         "ok   workers: 1 live",
     ]
     assert asked(5, "flowfleet", "doctor", says=says, HOME=str(tmp_path), **fleet_of_one[1]).stderr == ""
+
+
+def test_on_a_terminal_the_doctor_colours_its_verdicts_and_nothing_else(fleet_of_one):
+    terminal = Terminal("flowfleet", "doctor", columns=200, **NO_API, **fleet_of_one[1])
+    try:
+        assert terminal.process.wait(60) == 5
+        until(lambda: "workers: 1 live" in terminal.text, 10, "the last of its checks")
+        lines = terminal.text.splitlines()
+    finally:
+        terminal.close()
+    coloured = re.compile(r"(\x1b\[3[123]m(ok|warn|fail) *\x1b\[0m)[^\x1b]*")
+    assert [line for line in lines if line and not coloured.fullmatch(line)] == []
+    assert any("Redis at redis://127.0.0.1" in line for line in lines)
 
 
 def test_doctor_with_an_address_that_is_no_redis_still_asks_the_api():

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from flowfleet.api.backlog import Place
+from flowfleet.api.life import is_of_fleet
 from flowfleet.api.prefect3.pool_template import base_job_template
 from flowfleet.api.transport.session import Session
 from flowfleet.errors import ApiRejected, SettingsError
@@ -129,7 +130,9 @@ def test_only_the_named_queues_are_served(prefect_server):
     pool = OnePool(prefect_server.api_url).open(work_queues=("fast",))
     scheduled = {queue: pool.scheduled(pool.deployment(work_queue_name=queue), ago(2)) for queue in ("fast", "default")}
     assert [run.run_id for run in pool.due()] == [scheduled["fast"]]
-    assert [route.name for route in pool.client.presence.routes(pool.offer)] == ["fast"]
+    routes = pool.client.presence.routes(pool.offer)
+    assert [route.name for route in routes] == ["default", "fast"], "those that nobody takes are to be seen, too"
+    assert [route.name for route in routes if pool.offer.serves(route)] == ["fast"]
     everything = Offer(backend="prefect3", pools=pool.offer.pools, pool_ids=pool.offer.pool_ids)
     found = pool.client.backlog.due([pool.offer, everything], within_seconds=1, limit=50)
     assert {each.route.name for each in found} == {"fast", "default"}
@@ -139,8 +142,11 @@ def test_a_queue_that_was_deleted_does_not_stop_the_poll(prefect_server):
     pool = OnePool(prefect_server.api_url).open(work_queues=("fast", "default"))
     run = pool.scheduled(pool.deployment(), ago(2))
     assert [each.run_id for each in pool.due()] == [run]
+    assert {route.name for route in pool.client.presence.routes(pool.offer)} == {"fast", "default"}
     pool.call("DELETE", f"/work_pools/{pool.name}/queues/fast")
     pool.due()
+    assert pool.client.presence.changed(pool.offer)
+    assert {route.name for route in pool.client.presence.routes(pool.offer)} == {"default"}
     assert [each.run_id for each in pool.due()] == [run]
 
 
@@ -150,6 +156,24 @@ def test_a_queue_made_later_is_known_at_once(pool):
     run = pool.scheduled(pool.deployment(work_queue_name="new"), ago(2))
     (found,) = pool.due()
     assert (found.run_id, found.route.name) == (run, "new")
+
+
+def test_other_answers_tell_that_a_queue_was_renamed_or_that_the_pool_is_gone(pool):
+    presence, backlog = pool.client.presence, pool.client.backlog
+    pool.make_queue(pool.name, "old")
+    pool.scheduled(pool.deployment(work_queue_name="old"), ago(2))
+    assert {route.name for route in presence.routes(pool.offer)} == {"default", "old"}
+    backlog.count_due([pool.offer])
+    assert not presence.changed(pool.offer)
+    pool.call("PATCH", f"/work_pools/{pool.name}/queues/old", {"name": "new"})
+    (found,) = backlog.count_due([pool.offer])
+    assert (found.route.name, presence.changed(pool.offer)) == ("new", True)
+    assert {route.name for route in presence.routes(pool.offer)} == {"default", "new"}
+    assert not presence.changed(pool.offer)
+    pool.call("DELETE", f"/work_pools/{pool.name}")
+    assert pool.due() == []
+    assert presence.changed(pool.offer)
+    assert presence.routes(pool.offer) == []
 
 
 def counted(pool, monkeypatch):
@@ -379,6 +403,24 @@ def test_counting_tells_number_and_age_and_marks_nothing_ready(pool):
         20,
         "polling to mark the queue READY, which counting must not",
     )
+
+
+def test_other_workers_that_are_online_in_a_pool_are_rivals_and_those_that_are_not_are_none(pool):
+    def beat(name: str, interval: float) -> None:
+        body = {"name": name, "heartbeat_interval_seconds": interval}
+        pool.call("POST", f"/work_pools/{pool.name}/workers/heartbeat", body)
+
+    assert pool.client.backlog.rivals([pool.offer]) == []
+    pool.client.presence.online(pool.name, "flowfleet-test", 30)
+    beat("stock", 30)
+    found = {rival.name: rival for rival in pool.client.backlog.rivals([pool.offer, pool.offer])}
+    assert set(found) == {"stock", "flowfleet-test"}
+    assert (found["stock"].pool, found["stock"].type) == (pool.name, "worker")
+    assert abs((found["stock"].seen - ago(0)).total_seconds()) < 60
+    own = [name for name in ("stock", "flowfleet-test", "flowfleet-test2") if is_of_fleet("test", name)]
+    assert own == ["flowfleet-test"]
+    gone = dataclasses.replace(pool.offer, pools=(f"{pool.name}-gone",))
+    assert pool.client.backlog.rivals([gone]) == [], "a pool that was deleted holds up nobody"
 
 
 def test_the_pool_shows_one_worker_online_until_it_is_signed_off(pool):

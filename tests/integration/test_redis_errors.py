@@ -138,7 +138,7 @@ def test_each_kind_of_refusal_is_said_once_and_waited_for(errors):
         assert time.monotonic() - cured < 15 * SCALE
         for log in logs:
             until(lambda log=log: log.having("Redis answers again"), 10, f"{log.part.name} to say that it is over")
-            assert len(log.having(": Redis ")) == 2
+            assert len(log.having("outage: Redis ")) == 2
         until(
             lambda: len(world.seen()["runs"]) == 1, 20, "its end to be told, and the next fault to find nothing in hand"
         )

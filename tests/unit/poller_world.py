@@ -158,6 +158,9 @@ class FakeApi:
         self._ask("routes")
         return [ROUTE]
 
+    def changed(self, offer: Offer) -> bool:
+        return False
+
     def due(self, offers: Sequence[Offer], *, within_seconds: float, limit: int) -> list[DueRuns]:
         self._ask("due")
         return self._listed(offers, within_seconds)

@@ -517,7 +517,7 @@ def test_an_override_that_returns_no_variables_is_told_so(tmp_path):
     class Forgets(LocalAgent):
         def populate_env_vars(self, flow_run: Any, run_config: Any = None) -> Any: ...
 
-    with pytest.raises(TypeError, match="populate_env_vars of Forgets returned a value of type NoneType, it must ret"):
+    with pytest.raises(TypeError, match="populate_env_vars of Forgets returned a value of type NoneType; it must ret"):
         Launched(an_agent(Api(row(1)), Forgets), tmp_path).answer()
 
 

@@ -50,8 +50,8 @@ class Fleet:
         self.roster.add(offer=self.offer, routes=(self.route("default"),))
         self.filter = OfferFilter(**offer_filter)
         clock = Clock(monotonic=lambda: self.now, wall=time.time)
-        presence = Presence(self.client, self.roster, fleet="f", offer_filter=self.filter, clock=clock.monotonic)
-        self.lister = Lister(self.client.backlog, presence, clock=clock, metrics=PollerMetrics())
+        self.presence = Presence(self.client, self.roster, fleet="f", offer_filter=self.filter, clock=clock.monotonic)
+        self.lister = Lister(self.client.backlog, self.presence, clock=clock, metrics=PollerMetrics())
         self.listing = Listing(clock)
 
     def route(self, queue: str) -> Route:
@@ -60,10 +60,19 @@ class Fleet:
     def look(self, seconds: float = 60.0) -> dict[str, RouteDue]:
         """What the leader writes into the ledger after one listing, so long after the one before."""
         self.now += seconds
-        plan = listing_plan(self.roster.rows(), "prefect3", self.filter)
-        self.lister.list(plan, self.listing)
-        self.lister.count(plan, self.listing)
+        self.lister.list(self.plan, self.listing)
+        self.lister.count(self.plan, self.listing)
         return {row.route.name: row for row in self.listing.due(time.time())}
+
+    @property
+    def plan(self):
+        return listing_plan(self.roster.rows(), "prefect3", self.filter)
+
+    def known(self, seconds: float = 0.0) -> set[str]:
+        """The queues that are known to the fleet after so long and a look."""
+        self.look(seconds)
+        self.presence.learn(self.plan.offers + self.plan.idle)
+        return {route.name for route in self.roster.known}
 
     def add(self, queue: str = "default", number: int = 1, due_in: float = -5.0) -> None:
         for _ in range(number):
@@ -217,6 +226,44 @@ def test_an_offer_of_other_queues_is_no_reason_to_forget_a_count():
     assert (row.route.scope, row.due) == (POOL, 4)
 
 
+# --- which queues there are
+
+
+def test_a_queue_that_no_worker_takes_is_known_too(fleet):
+    assert fleet.known() == {"default", "gpu"}
+
+
+def test_a_poller_with_a_work_queue_of_its_own_knows_no_other():
+    with LawlessApi(honest=True) as api:
+        assert Fleet(api, work_queues=("default",)).known() == {"default"}
+
+
+def test_a_renamed_queue_is_gone_within_two_minutes_though_nothing_waits(fleet):
+    fleet.known()
+    fleet.api._queue("flowfleet", "gpu")["name"] = "tpu"
+    assert [fleet.known(40) for _ in range(3)][-1] == {"default", "tpu"}
+
+
+def test_a_renamed_queue_where_runs_wait_is_gone_with_the_next_count(fleet):
+    fleet.add("gpu")
+    assert fleet.known() == {"default", "gpu"}
+    fleet.api._queue("flowfleet", "gpu")["name"] = "tpu"
+    for run in fleet.api.runs.values():
+        run["work_queue_name"] = "tpu"
+    assert fleet.known(30) == {"default", "tpu"}
+    assert set(fleet.look(0)) == {"tpu"}
+
+
+def test_a_deleted_pool_is_gone_at_the_next_listing_and_others_stay(fleet):
+    other = Route("prefect3", POOL, "default")
+    fleet.roster.known.add(other)
+    fleet.known()
+    fleet.api.pools.clear()
+    fleet.api.queues.clear()
+    fleet.known(10)
+    assert fleet.roster.known == {other}
+
+
 # --- what people are told
 
 
@@ -291,6 +338,10 @@ def test_of_many_queues_three_are_named_and_all_counted():
 def test_at_least_none_is_never_said():
     text = page(snapshot(queue(at_least=True), rows=[WORKER]))
     assert "due ?   claimed" in text
+    assert "flowfleet/default    ?     -" in text
+    text = page(snapshot(queue(due=200, at_least=True), rows=[WORKER]))
+    assert "due at least 200   claimed" in text
+    assert "flowfleet/default  200+" in text
 
 
 def test_old_numbers_are_shown_with_their_age_and_never_as_none():

@@ -268,7 +268,7 @@ def test_up_offers_no_option_that_it_would_ignore():
 def test_help_promises_nothing_that_this_version_does_not_do():
     text = {option.key: option.help for option in options_of(PollerSettings).values()}
     assert not [key for key, words in text.items() if "not judged yet" in words or "only records it" in words]
-    assert "nobody here can take" in text["cloud-logs"]
+    assert "no worker here can take" in text["cloud-logs"]
 
 
 @pytest.mark.parametrize(

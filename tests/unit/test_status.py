@@ -514,9 +514,24 @@ def test_checks_of_the_api_tell_its_absence_and_its_clock():
     assert "30 s behind" in skewed[1].found
 
 
+@pytest.mark.parametrize(
+    ("leader", "rows", "verdicts"),
+    [
+        (False, [], ["fail", "fail"]),
+        (False, [_row(live=False)], ["fail", "fail"]),
+        (False, [_row()], ["warn", "ok"]),
+        (True, [], ["ok", "warn"]),
+        (True, [_row()], ["ok", "ok"]),
+    ],
+)
+def test_a_fleet_without_a_poller_or_a_worker_is_warned_of_and_one_without_both_fails(leader, rows, verdicts):
+    found = {check.name: check for check in fleet_checks(_snapshot(rows=rows, leader=leader))}
+    assert [str(found[name].verdict) for name in ("leader", "workers")] == verdicts
+
+
 def test_checks_of_the_fleet_tell_what_lacks():
-    found = fleet_checks(_snapshot(rows=[], leader=False, due=3, eligible=0))
-    assert {check.name for check in found if check.verdict == CheckStatus.WARN} == {"leader", "workers", "unserved"}
+    found = fleet_checks(_snapshot(due=3, eligible=0))
+    assert {check.name for check in found if check.verdict == CheckStatus.WARN} == {"unserved"}
     assert "versions" in {check.name for check in fleet_checks(_snapshot(rows=[_row(version="0.0.1")]))}
 
 

@@ -228,6 +228,13 @@ def test_a_worker_that_does_not_detach_gets_the_time_that_its_runs_get(mode):
     assert int(facts["TimeoutStopSec"]) == int(values["stopwaitsecs"]) > 200
 
 
+def test_a_name_with_blanks_is_given_whole_and_is_none_in_the_name_of_the_unit():
+    text = install("worker", "systemd", "--name", "my agent", "-k", "sek")
+    assert "/etc/systemd/system/flowfleet-worker-my-agent.service" in text
+    assert "EnvironmentFile=/etc/flowfleet/worker-my-agent.env" in text
+    assert '"my agent"' in text
+
+
 def test_two_workers_of_one_host_get_units_of_two_names():
     text = install("worker", "systemd", "--name", "second", "-k", "sek")
     assert lines_of(text, "EnvironmentFile") == ["-/etc/flowfleet.env", "/etc/flowfleet/worker-second.env"]

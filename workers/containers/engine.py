@@ -283,7 +283,7 @@ def require_sdk() -> None:
         import docker  # noqa: F401, PLC0415
     except ImportError as exc:
         raise SettingsError(
-            "--deploy docker needs the Docker SDK, install flowfleet with its extra: pip install 'flowfleet[docker]'"
+            "--deploy docker needs the Docker SDK: install it with pip install 'flowfleet[docker]'"
         ) from exc
 
 

@@ -45,7 +45,7 @@ def plugged_in_deployer(kind: str) -> Callable[[DeployerContext], Deployer] | No
         return None
     found = [entry for entry in metadata.entry_points(group=DEPLOYERS) if entry.name == kind]
     if not found:
-        raise SettingsError(f"--deploy {kind} is unknown, use process, docker, or the name of an installed deployer")
+        raise SettingsError(f"--deploy {kind} is unknown: use process, docker, or the name of an installed deployer")
     make: Callable[..., Deployer] = found[0].load()
     return make if _takes_an_argument(make) else lambda _context: make()
 
@@ -74,7 +74,7 @@ def container_deployer(
     engine.check_address()
     if len(settings.networks) > 1 and {"host", "none"} & set(settings.networks):
         raise SettingsError(
-            f"--network {', '.join(settings.networks)}: host and none stand alone, give one of them only"
+            f"--network {', '.join(settings.networks)}: host and none stand alone; give one of them only"
         )
     folder = Path.cwd()
     try:

@@ -121,7 +121,7 @@ class Launch:
             outcome = self.ledger_retry.ask("Redis", lambda: self.claims.take(run_id, claim, self.worker, self.nonce))
         except LedgerUnavailable as exc:
             # nobody knows whether the move was carried out; without renewals the leader hands the claim back
-            logger.warning("take got no answer, left to the leader", extra={**fields, "error": str(exc)})
+            logger.warning("take got no answer: left to the leader", extra={**fields, "error": str(exc)})
             folder.abandon("the ledger did not answer")
             folder.remove()
             return None

@@ -23,6 +23,6 @@ def asked_policy(job: Job | None) -> str:
         if value in (None, ""):
             continue
         if value not in POLICIES:
-            raise StartFailed(f"{where} is {str(value)[:100]!r}, give report or requeue")
+            raise StartFailed(f"{where} is {str(value)[:100]!r}: give report or requeue")
         return str(value)
     return ""

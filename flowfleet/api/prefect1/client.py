@@ -103,7 +103,7 @@ class Prefect1:
             found = [dict(row["settings"] or {}) for row in rows(answer)]
         if not found:
             api = self.session.address.api
-            raise ApiRejected(f"{api} has no agent config {config_id}, correct --agent-config-id")
+            raise ApiRejected(f"{api} has no agent config {config_id}: correct --agent-config-id")
         return found[0]
 
     def unfinished(self, mark: Mark) -> list[UnfinishedRun]:

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from flowfleet.api.backlog import DueRuns, Place, Rival, UnfitRun
 from flowfleet.api.client import StateType
+from flowfleet.api.prefect3.life import online_workers
 from flowfleet.api.prefect3.pools import Pools, pool_path
 from flowfleet.api.prefect3.tally import LIST_LIMIT, MOST_QUEUES, Tally
 from flowfleet.api.transport.reading import Json, instant, iso, reading, rows
@@ -77,9 +78,8 @@ class Backlog:
         return []
 
     def rivals(self, offers: Sequence[Offer]) -> list[Rival]:
-        # none: the server's own locks keep workers of one pool apart
-        del offers
-        return []
+        pools = sorted({pool for offer in offers for pool in offer.pools})
+        return [rival for pool in pools for rival in online_workers(self.session, pool)]
 
     def place(self, run_id: str) -> Place | None:
         # The run's pool and queue, with their pauses and limits; None also when one of these does not exist. A person
@@ -126,7 +126,7 @@ class Backlog:
                     found += ask(pool, pool_id, queues)
                 except NotFound:
                     self.pools.forget(pool)
-                    logger.warning("pool or queue is gone, nothing is due there", extra={"pool": pool})
+                    logger.warning("pool or queue is gone: nothing is due there", extra={"pool": pool})
         return found
 
     def _list(

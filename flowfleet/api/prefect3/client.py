@@ -100,7 +100,7 @@ class Prefect3:
         except ResponseRefused as refused:
             raise ApiRejected(
                 f"the Prefect server at {self.session.address.shown} has version {version}, "
-                "which cannot claim runs in bulk (flow_runs/bulk_set_state), upgrade the server to the newest Prefect 3"
+                "which cannot claim runs in bulk (flow_runs/bulk_set_state): upgrade the server to the newest Prefect 3"
             ) from refused
         self._claims_in_bulk = True
 

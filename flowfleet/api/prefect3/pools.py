@@ -65,6 +65,9 @@ class Pools:
         self._queues = ExpiringCache(FRESH_SECONDS * 10, clock)  # an unknown queue id refreshes them at once
         #: whether a pool has a limit changes seldom, and the server itself enforces a new limit at once
         self._limits = ExpiringCache(FRESH_SECONDS * 10, clock)
+        #: the queues of each pool as `routes` told them last; the pools that have turned out different since
+        self._told: dict[str, frozenset[str]] = {}
+        self._changed: set[str] = set()
 
     def resolve(self, offer: Offer, *, create: bool) -> Offer:
         # raises `SettingsError` for a pool that is missing, cannot be created or cannot be served
@@ -120,6 +123,7 @@ class Pools:
         self._pools.forget(name)
         self._queues.forget(name)
         self._limits.forget(name)
+        self._changed.add(name)
 
     def queue_name(self, pool: str, queue_id: str) -> str | None:
         """The name of a queue, None when it does not exist; for a queue that is not cached the API is asked anew."""
@@ -130,8 +134,17 @@ class Pools:
         found: list[Route] = []
         with reading("for the queues of a pool"):
             for name, pool_id in zip(offer.pools, offer.pool_ids, strict=True):
-                found += [Route("prefect3", pool_id, queue) for queue in self.queue_names(name, anew=True)]
-        return sorted(filter(offer.serves, found))
+                try:
+                    names = frozenset(self.queue_names(name, anew=True))
+                except NotFound:  # the pool was deleted
+                    names = frozenset()
+                found += [Route("prefect3", pool_id, queue) for queue in names]
+                self._told[name] = names
+                self._changed.discard(name)
+        return sorted(found)
+
+    def changed(self, offer: Offer) -> bool:
+        return not self._changed.isdisjoint(offer.pools)
 
     def online(self, pool: str, name: str, interval_seconds: float) -> None:
         # a worker's heartbeat, which the pool's page shows
@@ -151,7 +164,10 @@ class Pools:
             page = rows(self._session.post(pool_path(name, "queues", "filter"), body))
             queues |= {str(queue["id"]): queue for queue in page}
             if len(page) < _PAGE:
-                return queues
+                break
+        if self._told.get(name) != frozenset(str(queue["name"]) for queue in queues.values()):
+            self._changed.add(name)
+        return queues
 
     def _found(self, name: str) -> Mapping[str, Any] | None:
         try:
@@ -204,5 +220,5 @@ def _check_type(pool: Mapping[str, Any], deploy: str) -> None:
     if not configured >= _NEEDED:
         raise SettingsError(
             f"the work pool {pool['name']!r} is of type {pool['type']!r}, whose job template lacks "
-            f"{', '.join(sorted(_NEEDED - configured))}, use a pool of type {POOL_TYPE} or process"
+            f"{', '.join(sorted(_NEEDED - configured))}: use a pool of type {POOL_TYPE} or process"
         )
