@@ -97,6 +97,21 @@ class FlowRun:
     state: str = "Scheduled"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """How many runs whose time has come are held back, by what holds them."""
+
+    #: their pool or queue is paused
+    paused: int = 0
+    #: a limit of their pool, queue or deployment is reached
+    limit: int = 0
+    #: the API would hand them out, and no worker of this fleet takes them: they count as due, too
+    unserved: int = 0
+
+
+NOTHING_HELD = Held()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Offer:
     """What a worker offers to run; the offer filter of a poller only limits it."""

@@ -1,4 +1,4 @@
-"""Logs: one format for every part, run id and claim on every line that has them, JSON by option, secrets redacted."""
+"""Logs: text for people and JSON for programs, run id and claim on every line that has them, secrets redacted."""
 
 import json
 import logging
@@ -10,8 +10,11 @@ from datetime import UTC, datetime
 from typing import Any, TextIO
 from urllib.parse import quote
 
+from flowfleet.log_lines import LoggedEvent, takes_colours
 from flowfleet.printable import printable
 
+#: below DEBUG: with the lines of the libraries that we stand on
+TRACE, _TRACE_LEVEL = "TRACE", 5
 MASK = "***"
 #: shorter "secrets" would redact half of every line
 _SHORTEST_SECRET = 4
@@ -23,8 +26,18 @@ _AUTHORIZATION = re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,}")
 _OWN_LOGGERS = ("flowfleet", "poller", "workers")
 #: the attributes of every log record; all others came by `extra`
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "data"}
-#: fields that come first, so that lines about one run line up
-_FIRST = ("run_id", "claim", "worker", "route")
+#: fields that come first in JSON, and last in text
+_IDS = ("run_id", "claim")
+_FIRST = (*_IDS, "worker", "route")
+#: the level from which a library is heard below TRACE
+_LIBRARIES = dict.fromkeys(
+    ("celery", "kombu", "amqp", "vine", "billiard", "redis", "asyncio", "docker", "requests"), logging.WARNING
+)
+#: and those of a Celery worker, which in any process is ours: what it says of runs and outages, our own lines say
+_CELERY_WORKER = {
+    **dict.fromkeys(("celery.worker", "celery.app.trace"), logging.ERROR),
+    "celery.worker.consumer.consumer": logging.CRITICAL,
+}
 
 
 class Redactor:
@@ -94,14 +107,46 @@ class _Formatter(logging.Formatter):
 
 
 class TextFormatter(_Formatter):
-    """Lines of text: `2026-01-31T12:00:00.000Z INFO    poller.loop: run claimed  run_id=… claim=… slots=4`."""
+    """Lines of text: `2026-01-31T12:00:00.000Z INFO    calm-otter: run started  pid=7 run_id=… claim=…`.
+
+    The subject is the run's name, or else the part of ours that speaks.
+    """
+
+    def __init__(self, redact: Redactor, *, coloured: bool = False) -> None:
+        super().__init__(redact)
+        self._coloured = coloured
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line, and the traceback below it if there is one; the redactor sees the finished text."""
-        said = printable(record.getMessage())
-        line = f"{iso(record.created)} {record.levelname:<7} {record.name}: {said}{_tail(record)}"
-        trace = self.trace(record)
-        return self.redact(f"{line}\n{trace}" if trace else line)
+        """The event, and the traceback below it if there is one."""
+        fields = _told_fields(record)
+        run_name = fields.pop("run_name", None)
+        # secrets are gone before a line break can part them
+        texts = {name: self._clean(_field(name, self._redacted(value))) for name, value in fields.items()}
+        line = LoggedEvent(
+            at=iso(record.created),
+            level=record.levelname,
+            subject=self._clean(str(run_name)) if run_name else _own_name(record.name),
+            said=self._clean(record.getMessage()),
+            fields=[text for name, text in texts.items() if name not in _IDS],
+            ids=[texts[name] for name in _IDS if name in texts],
+        )
+        text, trace = line.laid_out(coloured=self._coloured), self.redact(self.trace(record))
+        return f"{text}\n{trace}" if trace else text
+
+    def _redacted(self, value: Any) -> Any:
+        # before it is quoted: a secret with a quote in it looks different afterwards
+        return self.redact(value) if isinstance(value, str) else value
+
+    def _clean(self, text: str) -> str:
+        return printable(self.redact(text))
+
+
+def _own_name(logger: str) -> str:
+    """The words of a logger's name that tell our parts apart; a library's name stays whole."""
+    package, last = logger.partition(".")[0], logger.rpartition(".")[2]
+    if package not in _OWN_LOGGERS:
+        return logger
+    return package.removesuffix("s") if last in ("cli", "service") else last.replace("_", " ")
 
 
 class JsonFormatter(_Formatter):
@@ -134,19 +179,23 @@ class JsonFormatter(_Formatter):
         return self.redact(str(value))
 
 
-def _tail(record: logging.LogRecord) -> str:
-    """The fields of the record as the end of its line."""
-    fields = " ".join(f"{name}={_shown(value)}" for name, value in fields_of(record).items())
-    return f"  {fields}" if fields else ""
+def _told_fields(record: logging.LogRecord) -> dict[str, Any]:
+    """The fields of a line of text: its run's name, what the message does not say itself, and the ids at the end."""
+    fields = fields_of(record)
+    if "neighbour" in fields and record.getMessage().startswith(str(fields["neighbour"])):
+        del fields["neighbour"]
+    ids = {name: fields.pop(name) for name in _IDS if name in fields}
+    name = {"run_name": fields.pop("run_name")} if "run_name" in fields else {}
+    return {**name, **fields, **ids}
 
 
-def _shown(value: Any) -> str:
+def _field(name: str, value: Any) -> str:
     if isinstance(value, float):
-        return f"{value:.3f}".rstrip("0").rstrip(".")
+        return f"{name}={value:.3f}".rstrip("0").rstrip(".")
     text = str(value)
     if not text or re.search(r'[\s"=]', text):
         text = json.dumps(text, ensure_ascii=False)
-    return printable(text)
+    return f"{name}={text}"
 
 
 def configure(
@@ -155,13 +204,14 @@ def configure(
     """Send all logs of this process to `stream` (stderr), in one format; a second call replaces the first."""
     redact = Redactor(secrets)
     handler = logging.StreamHandler(stream if stream is not None else sys.stderr)
-    handler.setFormatter(JsonFormatter(redact) if style == "json" else TextFormatter(redact))
+    coloured = takes_colours(handler.stream)
+    handler.setFormatter(JsonFormatter(redact) if style == "json" else TextFormatter(redact, coloured=coloured))
     root = logging.getLogger()
     for old in list(root.handlers):
         if isinstance(old.formatter, _Formatter):
             root.removeHandler(old)
     root.addHandler(handler)
-    root.setLevel(level)
+    _set_levels(level, joined=False)
     # a line for each connection of the HTTP pool says nothing to an operator
     logging.getLogger("urllib3").setLevel(logging.WARNING)
     # a line of a .env that is no setting is nobody's fault, and the file is read again and again
@@ -200,14 +250,30 @@ class _ForProgram(logging.Formatter):
         """The text of the program's own format; of our lines with the fields, and redacted."""
         if record.name != self._also and record.name.partition(".")[0] not in (*_OWN_LOGGERS, "celery"):
             return self._within.format(record)
-        whole = {"msg": f"{record.getMessage()}{_tail(record)}", "args": None}
+        fields = " ".join(printable(_field(name, value)) for name, value in _told_fields(record).items())
+        whole = {"msg": f"{record.getMessage()}{'  ' if fields else ''}{fields}", "args": None}
         return self.redact(self._within.format(logging.makeLogRecord({**vars(record), **whole})))
 
 
 def set_level(level: str) -> None:
-    """Log from this level on; for a level that is known only after `configure` or `join`."""
-    for name in _OWN_LOGGERS if any(_of_program()) else ("",):
+    """Log from this level on; also for a level that is known only after `configure` or `join`.
+
+    Libraries are heard from their own least level on, and at TRACE whole.
+    """
+    _set_levels(level, joined=any(_of_program()))
+
+
+def _set_levels(level: str, *, joined: bool) -> None:
+    logging.addLevelName(_TRACE_LEVEL, TRACE)
+    for name in _OWN_LOGGERS if joined else ("",):
         logging.getLogger(name).setLevel(level)
+    for name, least in (_CELERY_WORKER if joined else _LIBRARIES | _CELERY_WORKER).items():
+        logging.getLogger(name).setLevel(logging.NOTSET if level == TRACE else max(least, level_number(level)))
+
+
+def level_number(level: str) -> int:
+    """The number of a level, for libraries that do not know TRACE."""
+    return _TRACE_LEVEL if level == TRACE else logging.getLevelNamesMapping()[level]
 
 
 def keep_secret(secret: str | None) -> None:

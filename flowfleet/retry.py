@@ -5,13 +5,15 @@ import math
 import random
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from flowfleet.errors import ApiMaintenance, ApiUnavailable, FleetError, KeyRefused, LedgerUnavailable
 
-logger = logging.getLogger(__name__)
+#: its name is the first word of these lines
+logger = logging.getLogger("flowfleet.outage")
 
 T = TypeVar("T")
 
@@ -19,12 +21,11 @@ T = TypeVar("T")
 REPEAT_SECONDS = 30.0
 #: the pause after a refused key, which asking fast does not cure
 REFUSED_SECONDS = 60.0
+MAINTENANCE = "maintenance"
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 10.0
 #: an API that asks for a longer pause than this is asked again all the same: nobody would notice that it is back
 LONGEST_ASKED_SECONDS = 3600.0
-#: what the log says of a neighbour that does not answer
-SAYS = "does not answer, waiting"
 
 
 class Outage(Protocol):
@@ -40,54 +41,64 @@ class Outage(Protocol):
     def passed(self) -> None:
         """Note that the neighbour did what was asked."""
 
+    def left(self) -> None:
+        """Note that nobody waits here any more, whether the neighbour answers or not."""
+
 
 class OutageLog:
-    """Log of the outages of one neighbour: a line at once, again each 30 s, and when the neighbour is back."""
+    """Log of the outages of one neighbour: a line at once, again each 30 s, and when the neighbour is back.
+
+    Within an outage another kind of trouble (`trouble_of`) is said at once too, the first time that it is met.
+    """
 
     def __init__(
         self,
         neighbour: str,
-        logger: logging.Logger,
         clock: Callable[[], float] = time.monotonic,
         *,
-        says: str = SAYS,
         level: int = logging.WARNING,
     ) -> None:
         self._neighbour = neighbour
-        self._logger = logger
         self._clock = clock
-        self._says, self._level = says, level
+        self._level = level
         self._since: float | None = None
         self._said_at = 0.0
-        self._kind: type[Exception] | None = None
+        self._troubles: set[str] = set()
 
     @property
     def lasts(self) -> bool:
+        """Whether there is an outage."""
         return self._since is not None
 
     def failed(self, error: Exception, *, next_try: float) -> None:
-        now = self._clock()
-        if self._since is None:
-            self._since = now
-        elif self._kind is ApiMaintenance and type(error) is not ApiMaintenance:
-            self._since = now  # what was announced is over, and only the rest is an outage
-        elif now - self._said_at < REPEAT_SECONDS and type(error) is self._kind:
+        """Say the outage where it is new, or was not said lately."""
+        now, trouble = self._clock(), trouble_of(error)
+        if self._since is None or (self._troubles == {MAINTENANCE} and trouble != MAINTENANCE):
+            # what was announced is over, and only the rest is an outage
+            self._since, self._troubles = now, set()
+        elif trouble in self._troubles and not self._is_time(now, next_try):
             return
-        self._said_at, self._kind = now, type(error)
+        self._said_at = now
+        self._troubles.add(trouble)
         fields = {
             "neighbour": self._neighbour,
-            "error": str(error),
             "away_seconds": round(now - self._since, 1),
             "next_try_seconds": round(next_try, 1),
+            "error": str(error),
         }
-        self._logger.log(self._level, self._says, extra=fields)
+        logger.log(self._level, f"{self._neighbour} does not answer, waiting", extra=fields)
+
+    def _is_time(self, now: float, next_try: float) -> bool:
+        # of two tries the one that is nearer to the moment says it
+        return now + min(next_try, LONGEST_PAUSE_SECONDS) / 2 >= self._said_at + REPEAT_SECONDS
 
     def passed(self) -> None:
+        """Say that it is over."""
         if self._since is None:
             return
         fields = {"neighbour": self._neighbour, "away_seconds": round(self._clock() - self._since, 1)}
         self._since = None
-        self._logger.log(self._level, "answers again", extra=fields)
+        logger.log(self._level, f"{self._neighbour} answers again", extra=fields)
 
 
 class SharedOutage:
@@ -97,14 +108,16 @@ class SharedOutage:
     answers some requests and refuses others is not said to be back.
     """
 
-    def __init__(self, neighbour: str, logger: logging.Logger, clock: Callable[[], float] = time.monotonic) -> None:
-        self._log = OutageLog(neighbour, logger, clock)
+    def __init__(
+        self, neighbour: str, clock: Callable[[], float] = time.monotonic, *, level: int = logging.WARNING
+    ) -> None:
+        self._log = OutageLog(neighbour, clock, level=level)
         self._lock = threading.Lock()
         self._away: set[str] = set()
 
-    def of(self, part: str) -> Outage:
-        """The outage as the part of this name meets it."""
-        return _OutageOfPart(self, part)
+    def of(self, part: str | None = None) -> Outage:
+        """The outage as the part of this name meets it; None = a part that is there for one request."""
+        return _OutageOfPart(self, part or uuid.uuid4().hex)
 
     def lasts_for(self, part: str) -> bool:
         """Whether this part's last answer failed."""
@@ -123,6 +136,11 @@ class SharedOutage:
             if not self._away:
                 self._log.passed()
 
+    def left(self, part: str) -> None:
+        """Note that this part waits no more; the outage lasts until another one gets an answer."""
+        with self._lock:
+            self._away.discard(part)
+
 
 @dataclass(frozen=True)
 class _OutageOfPart:
@@ -139,12 +157,15 @@ class _OutageOfPart:
     def passed(self) -> None:
         self.shared.passed(self.part)
 
+    def left(self) -> None:
+        self.shared.left(self.part)
+
 
 def trouble_of(error: Exception) -> str:
     """The trouble with the Prefect API in one word, as pages and status show it."""
     if isinstance(error, KeyRefused):
         return "key-refused"
-    return "maintenance" if isinstance(error, ApiMaintenance) else "away"
+    return MAINTENANCE if isinstance(error, ApiMaintenance) else "away"
 
 
 def asked_seconds(error: Exception, most: float = LONGEST_ASKED_SECONDS) -> float:
@@ -169,15 +190,18 @@ class RetrySchedule:
         first_seconds: float = FIRST_PAUSE_SECONDS,
         longest_seconds: float = LONGEST_PAUSE_SECONDS,
         longest_asked_seconds: float = LONGEST_ASKED_SECONDS,
-        says: str = SAYS,
         level: int = logging.WARNING,
+        outage: Outage | None = None,
         wake: Callable[[], None] = lambda: None,
     ) -> None:
-        """`wake` wakes the loop that waits for a pause to end; `longest_asked_seconds` bounds what an API asks for."""
+        """`wake` wakes the loop that waits for a pause to end; `longest_asked_seconds` bounds what an API asks for.
+
+        `outage` is that of the neighbour, where other parts of the process meet it too.
+        """
         self.error: FleetError | None = None
         #: how many outages there have been: a part that was busy elsewhere notices by it that one has passed
         self.count = 0
-        self._outage_log = OutageLog(neighbour, logger, clock, says=says, level=level)
+        self._outage = outage or SharedOutage(neighbour, clock, level=level).of()
         self._clock = clock
         self._jitter = jitter
         self._wake = wake
@@ -220,7 +244,7 @@ class RetrySchedule:
         self._tries += 1
         self._next = self._clock() + wait
         self.error = error
-        self._outage_log.failed(error, next_try=wait)
+        self._outage.failed(error, next_try=wait)
 
     def hurry(self) -> None:
         """End the pause, and wake the loop: the cause of the failure may be gone."""
@@ -230,7 +254,11 @@ class RetrySchedule:
     def over(self) -> None:
         """Note that the neighbour answered."""
         self.error = None
-        self._outage_log.passed()
+        self._outage.passed()
+
+    def give_up(self) -> None:
+        """Note that nobody asks by this schedule any more."""
+        self._outage.left()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,7 +274,9 @@ class Retry:
     #: whether a refused key is waited for, until there is another
     awaits_key: bool = True
     #: makes the schedule of one request, for a neighbour
-    schedule: Callable[[str], RetrySchedule] = RetrySchedule
+    schedule: Callable[..., RetrySchedule] = RetrySchedule
+    #: the outage of the one neighbour that is asked, where other parts of the process meet it too
+    outage: SharedOutage | None = None
     clock: Callable[[], float] = time.monotonic
 
     def ask(self, neighbour: str, request: Callable[[], T]) -> T:
@@ -254,7 +284,13 @@ class Retry:
 
         Any other error passes through, since waiting does not cure it.
         """
-        schedule = self.schedule(neighbour)
+        schedule = self.schedule(neighbour, outage=self.outage and self.outage.of())
+        try:
+            return self._answer(schedule, request)
+        finally:
+            schedule.give_up()
+
+    def _answer(self, schedule: RetrySchedule, request: Callable[[], T]) -> T:
         until = self._until()
         while True:
             try:

@@ -146,7 +146,7 @@ class Claimer:
 
     def _move(self, term: int, claim: Claim, answer: Answer | None) -> bool:
         """Queue and publish an accepted claim, drop a refused one, leave an unsure one unsettled; True when queued."""
-        names = {"run_id": claim.run_id, "claim": claim.claim}
+        names = {"run_id": claim.run_id, "claim": claim.claim, "run_name": claim.name}
         if answer is None or answer.verdict is Verdict.UNSURE:
             logger.warning("claim unsettled", extra={**names, "reason": answer.reason if answer else "no answer"})
             return False
@@ -169,7 +169,8 @@ class Claimer:
         return self._send(claim)
 
     def _send(self, claim: Claim) -> bool:
-        names = {"run_id": claim.run_id, "claim": claim.claim, "route": str(claim.route)}
+        ids = {"run_id": claim.run_id, "claim": claim.claim}
+        names = {**ids, "run_name": claim.name, "route": str(claim.route)}
         try:
             self.publish(Message(run_id=claim.run_id, claim=claim.claim, route=claim.route))
         except LedgerUnavailable as exc:
@@ -178,7 +179,7 @@ class Claimer:
             logger.warning("message not sent", extra={**names, "error": str(exc)})
             return True
         self.failpoints.hit("claim.after_publish")
-        logger.info("run claimed", extra={**names, "run_name": claim.name})
+        logger.info("run claimed", extra=names)
         return True
 
     def settle(self, term: int, claim: Claim, *, at_last: bool = False) -> bool:

@@ -158,7 +158,7 @@ class Leadership:
                 self._stand_by(term)
 
     def _stand_by(self, term: int) -> None:
-        logger.warning("another poller leads now, standing by", extra={"term": term})
+        logger.warning("this poller leads no more, standing by", extra={"term": term})
         self._term = None
         self._forget()
 

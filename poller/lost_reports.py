@@ -90,8 +90,8 @@ class LostReports:
         self.failpoints.hit("lost.after_bury")
         self.metrics.lost_runs.inc()
         self.metrics.ended.labels(by=EndedBy.HOST_LOST.value).inc()
-        names = {"run_id": claim.run_id, "claim": claim.claim, "worker": claim.worker, "outcome": outcome}
-        logger.warning("lost run buried", extra={**names, "proof": claim.proof or "none"})
+        names = {"run_id": claim.run_id, "claim": claim.claim, "run_name": claim.name, "worker": claim.worker}
+        logger.warning("lost run buried", extra={**names, "outcome": outcome, "proof": claim.proof or "none"})
         return True
 
     def _read(self, claim: Claim) -> tuple[RunState | None, str | None]:
@@ -143,7 +143,7 @@ class LostReports:
             return "claimed since"
         if answer.verdict is Verdict.REFUSED and answer.state and (outcome := _nothing_to_tell(claim, answer.state)):
             return outcome
-        extra = {"run_id": claim.run_id, "claim": claim.claim, "answer": answer.reason}
+        extra = {"run_id": claim.run_id, "claim": claim.claim, "run_name": claim.name, "answer": answer.reason}
         logger.warning("a lost run cannot be told yet", extra={**extra, "next_try_seconds": AGAIN_SECONDS})
         return None
 
@@ -172,6 +172,7 @@ class LostReports:
                 extra={
                     "run_id": claim.run_id,
                     "claim": claim.claim,
+                    "run_name": claim.name,
                     "worker": claim.worker,
                     "outcome": outcome,
                     "owner_lives": owner_lives,

@@ -218,7 +218,7 @@ class Reconciler:
             message = f"Cancelled before it was started{why}."
             answer = self.api.report(claim.run_id, StateType.CANCELLED, message, self.mark, claim=claim.claim)
         self.progressed()
-        names = {"run_id": claim.run_id, "claim": claim.claim, "reason": reason}
+        names = {"run_id": claim.run_id, "claim": claim.claim, "run_name": claim.name, "reason": reason}
         if answer.silence:
             raise answer.silence
         if answer.verdict is Verdict.UNSURE:
@@ -229,7 +229,7 @@ class Reconciler:
         self._ours.discard(claim.claim)
         if answer.verdict is Verdict.ACCEPTED:
             self.metrics.handed_back.labels(reason).inc()
-            logger.warning("run handed back, or cancelled if that was wanted", extra={**names, "run_name": claim.name})
+            logger.warning("run handed back, or cancelled if that was wanted", extra=names)
         else:
             logger.info("run is no longer ours, claim dropped", extra={**names, "answer": answer.reason})
         return True
@@ -243,5 +243,11 @@ def one_by_one(claim: Claim) -> Iterator[None]:
     except ApiRejected as exc:
         logger.warning(
             "claim cannot be reconciled now",
-            extra={"run_id": claim.run_id, "claim": claim.claim, "state": claim.state, "error": str(exc)},
+            extra={
+                "run_id": claim.run_id,
+                "claim": claim.claim,
+                "run_name": claim.name,
+                "state": claim.state,
+                "error": str(exc),
+            },
         )

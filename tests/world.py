@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from flowfleet.ledger import connect
+from flowfleet.log_lines import INDENT
 from flowfleet.monitor.snapshot import take_snapshot
 from tests import folders, processes, tiny_engine
 from tests.rest import Rest
@@ -51,6 +52,11 @@ def flows_prefect() -> str:
     """The version of prefect that it has."""
     ask = "from importlib.metadata import version; print(version('prefect'))"
     return subprocess.run([flows_python(), "-c", ask], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def events(log: str) -> str:
+    """A log with each event in one line: what had no room in its first line stands below, indented."""
+    return log.replace("\n" + " " * INDENT, " ")
 
 
 class Part:
@@ -127,8 +133,8 @@ class Part:
         return self.out.read_text(errors="replace").splitlines()
 
     def text(self) -> str:
-        """Its log."""
-        return self.log.read_text(errors="replace") if self.log.exists() else ""
+        """Its log, each event in one line."""
+        return events(self.log.read_text(errors="replace")) if self.log.exists() else ""
 
     def all_text(self) -> str:
         """Its log and what it has printed."""

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from flowfleet.errors import ApiMaintenance, ApiUnavailable, FleetError, KeyRefused, LedgerBehind, LedgerError
-from flowfleet.retry import Outage, OutageLog, asked_seconds, backoff
+from flowfleet.retry import SharedOutage, asked_seconds, backoff
 
 logger = logging.getLogger(__name__)
 
@@ -23,13 +23,12 @@ FAULTS = 8
 class BackgroundJobs:
     """Runs jobs one after the other. A job that meets `ApiUnavailable` or an error of ledger or host is tried again."""
 
-    def __init__(
-        self, neighbour: str, clock: Callable[[], float] = time.monotonic, *, outage: Outage | None = None
-    ) -> None:
-        """`outage` is that of the neighbour, where other parts of the process meet it too."""
+    def __init__(self, neighbour: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._neighbour = neighbour
         self._clock = clock
-        self._outage = outage or OutageLog(neighbour, logger, clock)
+        #: the neighbour's outage, for the other parts of the process that meet it too: each is said once
+        self.outage = SharedOutage(neighbour, clock)
+        self._outage = self.outage.of("jobs")
         self._changed = threading.Condition()
         self._jobs: list[tuple[float, int, int, BackgroundJob]] = []
         self._order = itertools.count()

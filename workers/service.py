@@ -15,7 +15,6 @@ from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import Route
 from flowfleet.ledger.claims import Claims
 from flowfleet.ledger.roster import Roster, WorkerRow
-from flowfleet.retry import SharedOutage
 from flowfleet.settings.classes import WorkerSettings
 from workers.background import BackgroundJobs
 from workers.deployment import Deployer
@@ -83,9 +82,7 @@ class WorkerService:
         self.metrics = WorkerMetrics()
         self.ledger_view = LedgerView(self.row.offer, shut=lambda: getattr(self.deployer, "shut", ""))
         self.attempts = Attempts(on_change=self._changed)
-        # reading messages, renewals and jobs meet the same outages of Redis, which are said once
-        self._outage = SharedOutage("Redis", logger)
-        self.to_ledger = BackgroundJobs("Redis", outage=self._outage.of("jobs"))
+        self.to_ledger = BackgroundJobs("Redis")
         self._mark = Mark(fleet=settings.fleet, worker=worker)
         self.run_log = RunLog(self.api, self.to_api, enabled=settings.cloud_logs)
         self.hooks = Hooks(
@@ -201,8 +198,9 @@ class WorkerService:
             on_answer=self._answered,
             runs=self.state.runs,
             take_again=self.claim_adoption.again,
-            outage=self._outage.of("renewals"),
+            outage=self.to_ledger.outage.of("renewals"),
         )
+        launch_retry = partial(replace, wait=self.stop_signals.wait, stopped=lambda: self.attempts.closed)
         self.launch = Launch(
             worker=self.row.worker,
             nonce=self.row.nonce,
@@ -217,8 +215,8 @@ class WorkerService:
             on_cancelled=self.cancelling.act,
             on_failed=self.endings.ended,
             on_done=self.launched,
-            ledger_retry=replace(LEDGER_RETRY, wait=self.stop_signals.wait, stopped=lambda: self.attempts.closed),
-            api_retry=replace(API_RETRY, wait=self.stop_signals.wait, stopped=lambda: self.attempts.closed),
+            ledger_retry=launch_retry(LEDGER_RETRY, outage=self.to_ledger.outage),
+            api_retry=launch_retry(API_RETRY, outage=self.to_api.outage),
             attempts=self.attempts,
             claims=self.claims,
             api=self.api,
@@ -228,7 +226,7 @@ class WorkerService:
         )
 
     def _join_stop(self) -> None:
-        settings, worker = self.settings, self.row.worker
+        settings, worker, roster, stop = self.settings, self.row.worker, self.roster, self.stop_signals
         self.output = OutputFollower() if settings.show_flow_logs else None
         self.pruner = Pruner(
             self.state,
@@ -243,9 +241,10 @@ class WorkerService:
             api=self.api.ends,
             supervisor=self.supervisor,
             to_ledger=self.to_ledger,
+            outage=self.to_api.outage.of("lingering"),
             linger=settings.linger,
         )
-        self.draining = Draining(worker, self.ledger_view, self.attempts, self.slots, self.outbox, self.stop_signals)
+        self.draining = Draining(worker, roster, self.ledger_view, self.attempts, self.slots, self.outbox, stop)
         self.health = WorkerHealth(
             worker=worker,
             supervisor=self.supervisor,
@@ -267,11 +266,11 @@ class WorkerService:
             heartbeat=self.heartbeat,
             pruner=self.pruner,
             output=self.output,
-            roster=self.roster,
+            roster=roster,
             deployer=self.deployer,
             to_ledger=self.to_ledger,
             to_api=self.to_api,
-            stop_signals=self.stop_signals,
+            stop_signals=stop,
             yielding=self.yielding,
         )
 
@@ -326,7 +325,7 @@ class WorkerService:
             thread.start()
         self.heartbeat.nudge()
         self.ledger_view.ready.set()
-        outage, wait = self._outage.of("messages"), self.stop_signals.wait
+        outage, wait = self.to_ledger.outage.of("messages"), self.stop_signals.wait
         code = consumer.serve(self.app, self.settings, self.slots, self.launch, outage=outage, wait=wait)
         self.shutdown.run()
         self.lingering.close()

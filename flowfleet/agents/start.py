@@ -26,6 +26,7 @@ from flowfleet.ledger.roster import WorkerRow
 from flowfleet.local import redis_process
 from flowfleet.local.child import ENDED_IN_ORDER, Part, own_script, wait_ready
 from flowfleet.local.data_folder import DataFolder, default_path
+from flowfleet.retry import Outage
 from flowfleet.settings.classes import WorkerSettings
 from flowfleet.settings.layers import secrets_of
 from workers import cli
@@ -157,7 +158,7 @@ class _AgentRun:
         self._layers = variables.with_variables_of(agent, layers)
         return self._layers
 
-    def _deployer(self, own: Deployer, api: ApiClient, settings: WorkerSettings) -> Deployer:
+    def _deployer(self, own: Deployer, api: ApiClient, settings: WorkerSettings, outage: Outage) -> Deployer:
         agent = self._agent
 
         def deploy(spec: StartSpec) -> StartedRun | InDoubt | str:
@@ -167,7 +168,7 @@ class _AgentRun:
         deployer = ExternalDeployer(
             deploy if overrides.asked(agent) else None,
             below=own,
-            watch=ExternalWatch(api.ends.states),
+            watch=ExternalWatch(api.ends.states, outage),
             host=settings.host,
         )
         return deployer

@@ -13,10 +13,11 @@ from flowfleet.api.backlog import BacklogApi
 from flowfleet.api.container_ask import ContainerAsk
 from flowfleet.api.found import FoundRuns
 from flowfleet.api.life import LifeApi
+from flowfleet.api.presence import PresenceApi
 from flowfleet.api.traits import Traits
 from flowfleet.api.transport.server_clock import ServerInfo
 from flowfleet.errors import ApiError, ApiUnavailable, KeyRefused, RunGone
-from flowfleet.flow_run import FlowRun, Offer, Route
+from flowfleet.flow_run import FlowRun, Route
 
 if TYPE_CHECKING:  # what only reads records of the API needs no HTTP
     from flowfleet.api.transport.session import Session
@@ -174,22 +175,6 @@ class Mark:
 
     fleet: str
     worker: str | None = None
-
-
-class PresenceApi(Protocol):
-    """The part of a client that knows what workers offer, and shows the fleet to people."""
-
-    def resolve(self, offer: Offer, *, create: bool) -> Offer:
-        """Fill in the server's ids of the offer (pool uuids, tenant); `create` makes missing pools and work queues."""
-
-    def routes(self, offer: Offer) -> list[Route]:
-        """The routes that exist now for this offer (Prefect 3: one for each work queue of its pools)."""
-
-    def online(self, pool: str, name: str, interval_seconds: float) -> None:
-        """Show the fleet as one online worker of the pool (Prefect 3: a worker's heartbeat with the given name)."""
-
-    def offline(self, pool: str, name: str) -> None:
-        """Remove the worker that `online` shows from the pool; it may be gone already."""
 
 
 class ClaimApi(Protocol):

@@ -20,7 +20,7 @@ from flowfleet.ledger.claims import CancelHow, Claim, State
 from flowfleet.monitor.snapshot import take_snapshot
 from flowfleet.monitor.tables import span
 from flowfleet.retry import Retry
-from flowfleet.settings.click_options import options
+from flowfleet.settings.click_options import NO_PART, SettingsCommand, options
 from flowfleet.settings.common import CommonSettings
 
 _LOOK_SECONDS = 0.5
@@ -197,14 +197,14 @@ def _told(ends: Sequence[tuple[ChosenRun, RunState | None]], seconds: float) -> 
     return 0
 
 
-@click.command("cancel")
+@click.command("cancel", cls=SettingsCommand)
 @click.argument("run", metavar="[RUN]", required=False)
 @click.option("--now", is_flag=True, help="Kill at once: no grace, no hook of the flow.")
 @click.option("--reason", default="", metavar="TEXT", help="Why, for those who look at the run.")
 @click.option("--no-wait", is_flag=True, help="Do not wait until the run has ended.")
 @click.option("--all-of", metavar="ROUTE|WORKER", help="All claimed runs of this POOL/QUEUE or NAME@HOST.")
 @click.option("--yes", is_flag=True, help="Ask nothing.")
-@options(CommonSettings, level="WARNING")
+@options(CommonSettings, level="WARNING", unused=NO_PART)
 def cancel(
     settings: CommonSettings,
     *,

@@ -5,6 +5,7 @@ import os
 from dataclasses import asdict
 
 import click
+from rich.text import Text
 
 from flowfleet.api.backlog import Place
 from flowfleet.api.client import ApiClient, RunState, StateType
@@ -13,20 +14,22 @@ from flowfleet.commands import chosen_run
 from flowfleet.commands.chosen_run import HalfApi, NoSuchRun
 from flowfleet.commands.worker_control import open_ledger
 from flowfleet.flow_run import UUID
+from flowfleet.monitor import evidence
 from flowfleet.monitor import explain as explanations
 from flowfleet.monitor.explain import Explanation
-from flowfleet.monitor.snapshot import take_snapshot
+from flowfleet.monitor.snapshot import Snapshot, take_snapshot
+from flowfleet.monitor.tables import console
 from flowfleet.printable import printable
-from flowfleet.settings.click_options import options
+from flowfleet.settings.click_options import NO_PART, SettingsCommand, options
 from flowfleet.settings.common import CommonSettings
 
 
-@click.command("explain")
+@click.command("explain", cls=SettingsCommand)
 @click.argument("run_id", metavar="RUN")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-@options(CommonSettings, level="WARNING")
+@options(CommonSettings, level="WARNING", unused=NO_PART)
 def explain_command(settings: CommonSettings, run_id: str, *, as_json: bool) -> None:
-    """Say why a run is, or is not, running: one sentence, then the evidence.
+    """Say why a run is, or is not, running: one sentence, then the evidence in short; --json has all of it.
 
     RUN is its name, its id, or a part of that which no other has. Exit code 1 means that there is no such run.
 
@@ -36,7 +39,7 @@ def explain_command(settings: CommonSettings, run_id: str, *, as_json: bool) -> 
     """  # noqa: D301 - click reads the escape
     api = HalfApi(lambda: connect(settings, os.environ))
     try:
-        explanation = _explain(settings, run_id, api)
+        explanation, snapshot = _explain(settings, run_id, api)
     except NoSuchRun as unknown:
         sentence = api.told(str(unknown))
         if as_json:
@@ -48,13 +51,14 @@ def explain_command(settings: CommonSettings, run_id: str, *, as_json: bool) -> 
     if as_json:
         click.echo(json.dumps({**asdict(explanation), "found": True}, indent=2, default=str))
         return
-    click.echo(printable(explanation.sentence))
-    for name, value in explanation.evidence.items():
-        click.echo(f"\n{name}:\n{json.dumps(value, indent=2, default=str)}")
+    click.echo(f"{printable(explanation.sentence)}\n")
+    out = console()
+    for line in evidence.lines(explanation, snapshot):
+        out.print(Text(line), no_wrap=True, overflow="ellipsis")
 
 
-def _explain(settings: CommonSettings, given: str, api: HalfApi) -> Explanation:
-    """Explain the run that was given; raises `NoSuchRun`, also where nobody knows anything of a whole id."""
+def _explain(settings: CommonSettings, given: str, api: HalfApi) -> tuple[Explanation, Snapshot]:
+    """Explain the run that was given, and the fleet; raises `NoSuchRun`, also where nobody knows of a whole id."""
     whole = UUID.fullmatch(given.lower())
     with open_ledger(settings) as ledger:
         run_id = given.lower() if whole else chosen_run.find(given, ledger, api.find).run_id
@@ -66,7 +70,7 @@ def _explain(settings: CommonSettings, given: str, api: HalfApi) -> Explanation:
     if not explanation.evidence:
         at_api = "" if api.trouble else f"The API has no run {run_id}. "
         raise NoSuchRun(f"{at_api}{explanation.sentence}")
-    return explanation
+    return explanation, snapshot
 
 
 def _at_api(api: ApiClient, run_id: str) -> tuple[RunState | None, Place | None]:

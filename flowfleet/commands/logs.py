@@ -14,13 +14,13 @@ from flowfleet.flow_run import UUID
 from flowfleet.ledger import Ledger
 from flowfleet.monitor import run_output
 from flowfleet.settings.classes import LogsSettings
-from flowfleet.settings.click_options import options
+from flowfleet.settings.click_options import NO_PART, SettingsCommand, options
 
 
-@click.command("logs")
+@click.command("logs", cls=SettingsCommand)
 @click.argument("run_id", metavar="RUN")
 @click.option("-f", "--follow", is_flag=True, help="Go on until the run has ended.")
-@options(LogsSettings, level="WARNING")
+@options(LogsSettings, level="WARNING", unused=NO_PART)
 def logs_command(settings: LogsSettings, run_id: str, *, follow: bool) -> None:
     """Show what a run has printed.
 

@@ -20,7 +20,7 @@ from flowfleet.ledger.claims import Claim, State
 from flowfleet.monitor import explain as explanations
 from flowfleet.monitor.snapshot import Snapshot, take_snapshot
 from flowfleet.monitor.tables import span
-from flowfleet.settings.click_options import options
+from flowfleet.settings.click_options import NO_PART, SettingsCommand, options
 from flowfleet.settings.common import CommonSettings
 
 _LOOK_SECONDS = 0.3
@@ -71,7 +71,7 @@ class Requeueing:
         self._refuse_a_second_start(run)
         answer = self.api.orders.restart(run.run_id, f"requeued {self.whom}", self.mark, only)
         if answer.verdict is Verdict.UNSURE:
-            raise ApiUnavailable(f"the Prefect API gave no definite answer to the restart of {run.name}, ask again")
+            raise ApiUnavailable(f"the Prefect API gave no definite answer to the restart of {run.name}: ask again")
         if answer.gone:
             raise NoSuchRun(f"The run {run.name} does not exist any more.")
         if answer.verdict is Verdict.REFUSED:
@@ -85,7 +85,7 @@ class Requeueing:
             raise NotStartedAgain(
                 run,
                 "Redis was restarted or replaced, and until a poller has opened the gate nobody knows what its workers "
-                "run. Ask again when flowfleet status shows the gate open",
+                "run. Ask again when flowfleet status no longer says that the gate is shut",
             )
         claim = self.ledger.claims.get(run.run_id)
         if claim is not None:
@@ -238,7 +238,7 @@ def _question(runs: Sequence[ChosenRun], given: str, snapshot: Snapshot) -> str:
     return f"To be started again: {batch.counted(len(runs))} of {given} ({names}){held}"
 
 
-@click.command("requeue")
+@click.command("requeue", cls=SettingsCommand)
 @click.argument("run", metavar="[RUN]", required=False)
 @click.option("--reason", default="", metavar="TEXT", help="Why, for those who look at the run.")
 @click.option("--no-wait", is_flag=True, help="Do not wait until it is claimed.")
@@ -248,7 +248,7 @@ def _question(runs: Sequence[ChosenRun], given: str, snapshot: Snapshot) -> str:
     help="All runs of this POOL/QUEUE or NAME@HOST that ended within the last day and are Failed or Crashed.",
 )
 @click.option("--yes", is_flag=True, help="Ask nothing.")
-@options(CommonSettings, level="WARNING")
+@options(CommonSettings, level="WARNING", unused=NO_PART)
 def requeue(
     settings: CommonSettings, *, run: str | None, reason: str, no_wait: bool, all_of: str | None, yes: bool
 ) -> int:

@@ -6,6 +6,7 @@ usable at all.
 """
 
 import re
+import ssl
 
 import redis
 
@@ -65,12 +66,26 @@ def ledger_error(
     """Our error for an error of the client library; `answered` says that this Redis has once done what we ask."""
     code, text = answer_of(exc)
     if not isinstance(exc, redis.exceptions.ResponseError | redis.exceptions.AuthenticationError):
-        return LedgerUnavailable(f"Redis at {address} does not answer ({text})")
+        return LedgerUnavailable(f"Redis at {address} does not answer ({_silence(exc) or _inside(text)})")
     if code == "ERR" and _SCRIPT_FAULT.match(text):
         return LedgerUnusable(f"Redis at {address} {_sentence(code, text, wait=False)}")
     wait = answered or code in _NOT_NOW
     kind = LedgerUnusable if not wait else LoginRefused if code in REFUSED else LedgerUnavailable
     return kind(f"Redis at {address} {_sentence(code, text, wait=wait)}")
+
+
+def _inside(text: str) -> str:
+    """A sentence of the client library as a part of ours."""
+    return text[:1].lower() + text[1:].rstrip(".") if text[1:2].islower() else text
+
+
+def _silence(exc: BaseException | None) -> str:
+    """Why there was no answer, in the words of the system below the client library; empty where it has none."""
+    while exc is not None:
+        if isinstance(exc, OSError) and not isinstance(exc, ssl.SSLError):
+            return "no answer in time" if isinstance(exc, TimeoutError) else (exc.strerror or "").lower()
+        exc = exc.__cause__ or exc.__context__
+    return ""
 
 
 def _sentence(code: str, text: str, *, wait: bool) -> str:

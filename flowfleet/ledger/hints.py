@@ -44,9 +44,7 @@ class Subscription:
         self._store = store
         self._callback = callback
         self._closed = threading.Event()
-        self._schedule = RetrySchedule(
-            "Redis", first_seconds=0.2, longest_seconds=5.0, says="hints interrupted", level=logging.DEBUG
-        )
+        self._schedule = RetrySchedule("Redis", first_seconds=0.2, longest_seconds=5.0, level=logging.DEBUG)
         #: set while Redis has the subscription
         self.subscribed = threading.Event()
         self._thread = threading.Thread(target=self._keep_subscribed, name="flowfleet-hints", daemon=True)

@@ -9,7 +9,7 @@ import json
 import logging
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,6 +22,14 @@ logger = logging.getLogger(__name__)
 
 #: paths without a token: they tell nothing that needs guarding, and probes of orchestrators carry none
 OPEN_PATHS = frozenset({"/api/health", "/api/ready"})
+#: what is told of each path, by the name of its handler
+_WORDS = {
+    "/api/health": ("/api/health", "whether this process works: 200 or 503, with the facts as JSON"),
+    "/api/ready": ("/api/ready", "whether it also reaches what it needs: 200 or 503"),
+    "/api/poke": ("/api/poke", "look for due runs now"),
+    "/metrics": ("/metrics", "its numbers, for Prometheus"),
+    "/api/runs/": ("/api/runs/RUN/log", "what the run with this id has printed; with ?follow=1 until its end"),
+}
 #: a client that sends nothing for this long is disconnected
 _SILENCE_SECONDS = 10.0
 _BODY_LIMIT = 1 << 20
@@ -169,8 +177,17 @@ class Page(ThreadingHTTPServer):
         handlers = self.handlers()  # they may be replaced at any time
         if path in handlers:
             return handlers[path]
+        if path == "/":
+            return lambda _: PageAnswer(body=_listing(handlers).encode())
         above = [name for name in handlers if name.endswith("/") and path.startswith(name)]
         return handlers[max(above, key=len)] if above else None
+
+
+def _listing(paths: Iterable[str]) -> str:
+    """What is served: a line for each path."""
+    told = [_WORDS.get(path, (path, "")) for path in paths]
+    width = max(len(path) for path, _ in told)
+    return "".join(f"{f'{path:<{width}}  {words}'.rstrip()}\n" for path, words in told)
 
 
 class _Exchange(BaseHTTPRequestHandler):
@@ -211,7 +228,9 @@ class _Exchange(BaseHTTPRequestHandler):
     def _answer(self, request: PageRequest) -> PageAnswer:
         handler = self.server.find(request.path)
         if handler is None:
-            return PageAnswer.json({"error": f"There is nothing at {request.path[:200]}."}, HTTPStatus.NOT_FOUND)
+            return PageAnswer.json(
+                {"error": f"There is nothing at {request.path[:200]}: / lists what there is."}, HTTPStatus.NOT_FOUND
+            )
         try:
             return handler(request)
         except FleetError as error:

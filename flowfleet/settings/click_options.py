@@ -5,7 +5,7 @@ import functools
 import logging
 import os
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,6 +24,36 @@ logger = logging.getLogger(__name__)
 Command = Callable[..., Any]
 
 TABLES = ("poller", "worker", "flowfleet")
+
+#: what a command has no use for that asks or orders and is no part of a fleet itself
+NO_PART = frozenset({"name"})
+#: and one that asks nobody but Redis
+REDIS_ALONE = NO_PART | {"api", "backend", "key", "token", "tenant_id"}
+
+
+class SettingsCommand(click.Command):
+    """A click command whose help has the options that all commands share in a group of their own."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the command's own options, then the common ones."""
+        shared = {_parameter(name) for name in options_of(CommonSettings)} | {_CONFIG}
+        groups: dict[str, list[tuple[str, str]]] = {"Options": [], "Common options": []}
+        for parameter in self.get_params(ctx):
+            if (record := parameter.get_help_record(ctx)) is not None:
+                groups["Common options" if parameter.name in shared else "Options"].append(record)
+        for heading, records in groups.items():
+            if records:
+                with formatter.section(heading):
+                    formatter.write_dl(records)
+
+
+#: how click names the parameter of the config file
+_CONFIG = "config_file"
+
+
+def _parameter(name: str) -> str:
+    """How click names the parameter of a field."""
+    return f"option_{name}"
 
 
 def known_keys() -> frozenset[str]:
@@ -55,18 +85,22 @@ def read_config(path: str | None, command: str) -> dict[str, Any]:
     return {key.replace("_", "-"): value for key, value in (top | tables.get(command, {})).items()}
 
 
-def with_options(cls: type[CommonSettings], function: Command, level: str = "INFO") -> Command:
+def with_options(
+    cls: type[CommonSettings], function: Command, level: str = "INFO", unused: Collection[str] = ()
+) -> Command:
     """Give a function the click options of a settings class, whose helps name the variables.
 
-    Their default is None, since `resolve` finds the value. `level` is the command's own default of --log-level.
+    Their default is None, since `resolve` finds the value. `level` is the command's own default of --log-level. Flags
+    of `unused` fields are taken, since one line of flags may serve many commands, and not shown.
     """
     for option in reversed([option for option in options_of(cls).values() if option.flags]):
         function = click.option(
-            f"option_{option.name}",
+            _parameter(option.name),
             *option.flags,
             default=None,
             multiple=bool(option.kind.separator),
             metavar=option.kind.metavar,
+            hidden=option.name in unused,
             help=f"{option.help.replace('{level}', level)}  [{option.variable}]",
         )(function)
     return function
@@ -74,14 +108,17 @@ def with_options(cls: type[CommonSettings], function: Command, level: str = "INF
 
 def taken_flags(cls: type[CommonSettings], given: dict[str, Any]) -> dict[str, Any]:
     """The flags that click has given to such a function, by option key; they are taken out of `given`."""
-    return {option.key: given.pop(f"option_{option.name}", None) for option in options_of(cls).values() if option.flags}
+    return {option.key: given.pop(_parameter(option.name), None) for option in options_of(cls).values() if option.flags}
 
 
-def options(cls: type[CommonSettings], command: str = "flowfleet", level: str = "INFO") -> Callable[[Command], Command]:
+def options(
+    cls: type[CommonSettings], command: str = "flowfleet", level: str = "INFO", unused: Collection[str] = ()
+) -> Callable[[Command], Command]:
     """Give a command the options of a settings class; it is called with one frozen instance as `settings`.
 
     Logging is set up on the way, since only here the level, the format and the secrets are known. `level` is the
-    default of commands that only ask: their answer is what people want to see.
+    default of commands that only ask: their answer is what people want to see. `unused` are the fields that the command
+    has no use for.
     """
 
     def decorate(function: Command) -> Command:
@@ -97,12 +134,13 @@ def options(cls: type[CommonSettings], command: str = "flowfleet", level: str = 
                 )
             return function(*args, settings=settings, **given)
 
-        return click.option(
-            "config_file",
+        with_config = click.option(
+            _CONFIG,
             "--config",
             envvar="FLOWFLEET_CONFIG",
             metavar="FILE",
             help="A TOML file with settings.  [FLOWFLEET_CONFIG]",
-        )(with_options(cls, wrapper, level))
+        )
+        return with_options(cls, with_config(wrapper), level, unused)
 
     return decorate

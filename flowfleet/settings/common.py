@@ -1,11 +1,14 @@
 """Common: the settings that every command has."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from flowfleet.settings.option import NO_FLAG, Origin, setting
-from flowfleet.settings.values import FILE, NAME, SECONDS, SECRET, one_of, secret, text_as
+from flowfleet.settings.values import ANY_NAME, FILE, NAME, SECONDS, SECRET, fitting, one_of, secret, text_as
+
+logger = logging.getLogger(__name__)
 
 NAME_HELP = "This part's name. With the host's it is its identity, NAME@HOST."
 URL = text_as("URL")
@@ -44,10 +47,14 @@ class CommonSettings:
         30.0, "How long an answer of the API may take (default: 30); one to many states twice that.", SECONDS, NO_FLAG
     )
     fleet: str = setting("default", "The pollers and workers that work together (default: default).", NAME)
-    name: str = setting("worker", NAME_HELP, NAME, "-n")
+    name: str = setting("worker", NAME_HELP, ANY_NAME, "-n")
     #: this machine's host name; tests set another
     host: str = setting("localhost", "This host's name in the fleet, where its own is not unique.", NAME, NO_FLAG)
-    log_level: str = setting("INFO", "How much to log (default: {level}).", one_of("DEBUG", "INFO", "WARNING", "ERROR"))
+    log_level: str = setting(
+        "INFO",
+        "How much to log; TRACE has Celery's own lines too (default: {level}).",
+        one_of("TRACE", "DEBUG", "INFO", "WARNING", "ERROR"),
+    )
     log_format: str = setting("text", "How log lines look (default: text).", one_of("text", "json"))
     page_token: str | None = setting(
         None, "What our own pages ask for, beyond health, when they are served off loopback.", SECRET, NO_FLAG
@@ -56,9 +63,20 @@ class CommonSettings:
     origins: Mapping[str, Origin] = field(default_factory=dict, repr=False, compare=False)
 
     @property
+    def own_name(self) -> str:
+        """The part's name as keys and folders have it."""
+        return fitting(self.name)
+
+    @property
     def identity(self) -> str:
         """The part's identity in the fleet, NAME@HOST."""
-        return f"{self.name}@{self.host}"
+        return f"{self.own_name}@{self.host}"
+
+    def tell_identity(self) -> None:
+        """Log the identity where the name is one that keys and folders cannot have."""
+        if self.name != self.own_name:
+            extra = {"called": self.name, "identity": self.identity}
+            logger.info("the name is not fit for keys and folders, so the identity is another", extra=extra)
 
     def origin(self, name: str) -> Origin:
         """Where the value of this field came from."""

@@ -12,6 +12,8 @@ from flowfleet import logs
 
 #: in characters; routes are made of labels, and the messages that carry them must stay short
 LABEL_LENGTH = 255
+#: of names that may be any text
+NAME_LENGTH = 255
 _SIZES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
@@ -45,12 +47,24 @@ def _as_it_is(accepts: Callable[[str], object]) -> Callable[[str], str]:
     return parse
 
 
+def fitting(name: str) -> str:
+    """A name that may be any text as keys and folders can have it."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("._-")[:64] or "agent"
+
+
 def size(text: str) -> int:
     """The bytes of a size such as 500M or 1g; raises ValueError."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", text.strip().lower())
     if not found:
         raise ValueError(text)
     return int(float(found[1]) * _SIZES[found[2]])
+
+
+def _enough_memory(text: str) -> int:
+    found = size(text)
+    if found < _LEAST_MEMORY:
+        raise ValueError(text)
+    return found
 
 
 def _is_address(text: str) -> bool:
@@ -116,6 +130,12 @@ NAME = ValueKind(
     wants="letters, digits, dots, dashes and underscores (at most 64)",
     metavar="NAME",
 )
+#: of a poller or worker, which Prefect 1 shows as it is; `fitting` makes of it what keys and folders can have
+ANY_NAME = ValueKind(
+    parse=_as_it_is(lambda text: text.strip() and text.isprintable() and len(text) <= NAME_LENGTH),
+    wants=f"some text in one line, of at most {NAME_LENGTH} characters",
+    metavar="NAME",
+)
 NAMES = text_as("NAME", ",")
 COUNT = between(1)
 NUMBER = between(0)
@@ -130,6 +150,14 @@ ADDRESS = ValueKind(
     metavar="http://HOST:PORT",
 )
 SIZE = ValueKind(parse=size, wants="a size such as 500M or 1G", metavar="SIZE")
+#: engines of containers refuse less, and no Python starts in it
+_LEAST_MEMORY = 6 << 20
+MEMORY = ValueKind(parse=_enough_memory, wants="a size of at least 6M, such as 500M or 1G", metavar="SIZE")
+USER = ValueKind(
+    parse=_as_it_is(re.compile(r"[^:\s]+(:[^:\s]+)?").fullmatch),
+    wants="USER or USER:GROUP, each a name or a number",
+    metavar="USER",
+)
 LABELS = ValueKind(
     # what Prefect 1 accepts
     parse=_as_it_is(lambda text: text.strip() and len(text) <= LABEL_LENGTH),

@@ -20,7 +20,7 @@ from flowfleet.errors import FleetError
 from flowfleet.local.data_folder import DataFolder, default_path
 from flowfleet.monitor.tables import console
 from flowfleet.settings.classes import UpSettings
-from flowfleet.settings.click_options import options
+from flowfleet.settings.click_options import SettingsCommand, options
 from flowfleet.up.demo import Demo, DemoRun, session_of
 from flowfleet.up.live_table import LiveTable
 from flowfleet.up.safe_stream import SafeStream
@@ -31,16 +31,16 @@ _LOOK_SECONDS = 0.5
 _DEMO_SECONDS = 900.0
 
 
-@click.command("up")
+@click.command("up", cls=SettingsCommand)
 @click.option("--demo", is_flag=True, help="Register example flows, run them, and show them live.")
 @click.option(
-    "--exit", "exit_after", is_flag=True, help="End when the demo has; exit 0 only if all went as meant, else 5."
+    "--exit", "exit_after", is_flag=True, help="End when the demo has ended; exit 0 only if all went well, else 5."
 )
 @options(UpSettings, level="WARNING")
 def up(settings: UpSettings, *, demo: bool, exit_after: bool) -> int:
     """Start everything on this machine: Redis, a Prefect 3 server, a poller and a worker.
 
-    --redis and --api take the place of the first two. Ctrl-C stops all of it again.
+    Give --redis or --api to use yours instead. Ctrl-C stops everything again.
 
     \b
     flowfleet up                            serve your own flows

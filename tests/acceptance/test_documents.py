@@ -50,6 +50,21 @@ def test_the_map_names_each_job_variable_of_a_process_pool():
     assert {name for name in variables if f"`{name}`" not in MAP} == set()
 
 
+def anchors(page: Path) -> set[str]:
+    """The places of a page that a link can name: its headings, as GitHub writes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+def test_each_page_and_place_that_a_document_links_to_is_there():
+    for page in [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]:
+        for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text(encoding="utf-8")):
+            name, _, place = target.partition("#")
+            there = page.parent / name if name else page
+            assert there.exists(), f"{page.name}: {target}"
+            assert not place or place in anchors(there), f"{page.name}: {target}"
+
+
 def test_each_variable_of_ours_that_a_document_names_exists():
     known = {"FLOWFLEET_RUN_ID", "FLOWFLEET_CLAIM", "FLOWFLEET_TEST_SEED"}
     for settings in (PollerSettings, WorkerSettings, UpSettings):
@@ -100,6 +115,18 @@ def test_each_flag_that_the_map_of_agents_gives_for_ours_exists():
     given = {flag for row in rows_of(AGENTS, "Flags") for flag in FLAG.findall(row[1])}
     assert len(given) > 10
     assert {flag for flag in given if not re.search(rf"{flag}\b", helps)} == set()
+
+
+def test_what_the_map_of_agents_looks_for_in_the_logs_is_what_we_log():
+    ours = "".join(
+        path.read_text() for room in ("flowfleet", "poller", "workers") for path in (ROOT / room).rglob("*.py")
+    )
+    rows = rows_of(AGENTS, "What to look for in the logs")
+    told = {told for row in rows for told in re.findall(r"`([^`]+)`", row[0] if row[1] == "the same" else row[1])}
+    assert len(told) > 10
+    # an outage's message begins with the neighbour's name
+    told = {re.sub("^(Redis|the Prefect API) ", "", each) for each in told}
+    assert {each for each in told if each not in ours} == set()
 
 
 def test_the_map_of_agents_names_each_method_and_argument_of_our_classes():

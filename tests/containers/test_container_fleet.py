@@ -185,7 +185,7 @@ def test_a_worker_that_requires_an_engine_ends_with_code_6_and_one_that_does_not
     docker1.start_poller()
     patient = docker1.start("worker", "patient", [*own, "--name", "patient"])
     run_id = docker_run(docker1, docker1.api.add_flow("tiny"), BUSYBOX)
-    until(lambda: 'does not answer, waiting  neighbour="the container engine"' in patient.text(), 30, "what it says")
+    until(lambda: "the container engine does not answer, waiting" in patient.text(), 30, "what it says")
     stays(lambda: docker1.api.state(run_id) == "Scheduled", 4, "nobody claims it for such a worker")
     (docker1.folder / "none.sock").symlink_to(engine.socket)
     docker1.wait_end(run_id)

@@ -292,7 +292,7 @@ def test_what_cannot_be_started_again_says_why_and_what_waits_says_so_too(lawles
     deployment = lawless.api.deploy("lone", lawless_pool(lawless), "none.py:go", str(lawless.folder))
     run = lawless.create_run(deployment, in_seconds=3600)
     shut = said(lawless, "requeue", run, code=1)
-    assert "the gate open" in shut.stderr
+    assert "no longer says that the gate is shut" in shut.stderr
 
     lawless.start_poller()
     until(lambda: lawless.seen()["gate"] == "open", 60, "the gate")

@@ -126,7 +126,7 @@ def test_each_kind_of_refusal_is_said_once_and_waited_for(errors):
         refused, waiting = errors.refusals(), world.create_run(deployment)
         stays(lambda: all(part.process.poll() is None for part in parts), SECONDS, f"the parts live through {code}")
         for log in logs:
-            (line,) = log.having("does not answer, waiting")
+            (line,) = log.having("Redis does not answer, waiting")
             # a replica has another history, which shuts the gate; the poller may say so first
             assert len(log.warnings()) <= (2 if code == "READONLY" else 1)
             # a read that waits is told so first; what is asked next meets the refusal itself
@@ -137,8 +137,8 @@ def test_each_kind_of_refusal_is_said_once_and_waited_for(errors):
         world.wait_note(waiting, "done", 15)
         assert time.monotonic() - cured < 15 * SCALE
         for log in logs:
-            until(lambda log=log: log.having("answers again"), 10, f"{log.part.name} to say that it is over")
-            assert len(log.having("neighbour=Redis")) == 2
+            until(lambda log=log: log.having("Redis answers again"), 10, f"{log.part.name} to say that it is over")
+            assert len(log.having("outage: Redis ")) == 2
         until(
             lambda: len(world.seen()["runs"]) == 1, 20, "its end to be told, and the next fault to find nothing in hand"
         )

@@ -158,13 +158,16 @@ class FakeApi:
         self._ask("routes")
         return [ROUTE]
 
+    def changed(self, offer: Offer) -> bool:
+        return False
+
     def due(self, offers: Sequence[Offer], *, within_seconds: float, limit: int) -> list[DueRuns]:
         self._ask("due")
         return self._listed(offers, within_seconds)
 
-    def count_due(self, offers: Sequence[Offer]) -> list[DueRuns]:
+    def count_due(self, offers: Sequence[Offer], *, within_seconds: float = 0.0) -> list[DueRuns]:
         self._ask("count_due")
-        return [replace(found, runs=(), unfit=()) for found in self._listed(offers, 0.0)]
+        return [replace(found, runs=(), unfit=()) for found in self._listed(offers, within_seconds) if found.runs]
 
     def unserved(self, offers: Sequence[Offer]) -> list[UnfitRun]:
         return []

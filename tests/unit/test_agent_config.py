@@ -38,7 +38,8 @@ def test_worker_and_poller_take_what_is_theirs():
     assert (poller.name, poller.agent_address, poller.max_polls) == ("of-the-api", "http://127.0.0.1:8080", 3)
     assert set(poller.labels) == {"a", "b", "with space, and comma"}
     assert not poller.cloud_logs
-    assert lay_over(PollerSettings(), {"name": "My agent!"}, "c1").name == "My-agent-", "an identity is made of it"
+    named = lay_over(PollerSettings(host="h"), {"name": "My agent!"}, "c1")
+    assert (named.name, named.identity) == ("My agent!", "My-agent-@h")
 
 
 def test_each_flag_that_loses_gets_one_line_without_its_value_and_one_that_says_the_same_none(caplog):

@@ -210,8 +210,8 @@ def test_what_an_agent_was_given_reaches_worker_and_poller():
 def test_what_cannot_be_an_argument_is_said_in_a_sentence(monkeypatch):
     with pytest.raises(TypeError, match=r"LocalAgent\(\) has no argument 'slotz'"):
         LocalAgent(slotz=4)
-    with pytest.raises(SettingsError, match="--name cannot be 'two words'"):
-        LocalAgent("two words").worker_settings()
+    with pytest.raises(SettingsError, match=r"--name cannot be 'two\\nlines'"):
+        LocalAgent("two\nlines").worker_settings()
     with pytest.raises(SettingsError, match=r"--agent-address cannot be 'http://127\.0\.0\.1': .*with the port"):
         LocalAgent(agent_address="http://127.0.0.1").start()
     monkeypatch.setenv("PREFECT__CLOUD__AGENT__LABELS", "{'a': 1}")
@@ -517,7 +517,7 @@ def test_an_override_that_returns_no_variables_is_told_so(tmp_path):
     class Forgets(LocalAgent):
         def populate_env_vars(self, flow_run: Any, run_config: Any = None) -> Any: ...
 
-    with pytest.raises(TypeError, match="populate_env_vars of Forgets returned a value of type NoneType, it must ret"):
+    with pytest.raises(TypeError, match="populate_env_vars of Forgets returned a value of type NoneType; it must ret"):
         Launched(an_agent(Api(row(1)), Forgets), tmp_path).answer()
 
 
@@ -641,7 +641,7 @@ def test_the_supervisor_conf_has_a_program_for_the_worker_and_one_for_the_poller
     read = configparser.ConfigParser(interpolation=None)
     read.read_string(conf)
     worker, poller = (read[f"program:flowfleet-{part}"]["command"] for part in ("worker", "poller"))
-    assert worker.split()[1:5] == ["start", "-f", "-l", "a"]
+    assert worker.split()[1:5] == ["start", "--show-flow-logs", "--label", "a"]
     assert poller.endswith("start --backend prefect1")
     assert "--backend prefect1" in worker
     assert not [secret for secret in ("token-123", "v-secret") if secret in conf]

@@ -1,5 +1,7 @@
 """Error answers: which wait, which end a start, and how those of Redis 6.2 inside a script are read."""
 
+import socket
+
 import pytest
 from redis import exceptions
 from redis._parsers import _RESP2Parser
@@ -115,3 +117,28 @@ def test_no_answer_is_always_waited_for(exc):
     found = ledger_error(exc, "redis://h:1/0", answered=False)
     assert type(found) is LedgerUnavailable
     assert "does not answer" in str(found)
+
+
+def of_system(error):
+    """What the client library raises over an error of the system."""
+    try:
+        try:
+            raise error
+        except OSError as below:
+            raise exceptions.ConnectionError(f"Error {below.errno} connecting to h:1. {below.strerror}.") from below
+    except exceptions.ConnectionError as above:
+        return above
+
+
+@pytest.mark.parametrize(
+    ("exc", "says"),
+    [
+        (of_system(ConnectionRefusedError(111, "Connection refused")), "connection refused"),
+        (of_system(socket.gaierror(-2, "Name or service not known")), "name or service not known"),
+        (of_system(TimeoutError("timed out")), "no answer in time"),
+        (exceptions.ConnectionError("Connection closed by server."), "connection closed by server"),
+        (exceptions.ConnectionError("SSL is not there."), "SSL is not there."),
+    ],
+)
+def test_why_there_is_no_answer_is_said_without_the_words_of_the_client_library(exc, says):
+    assert str(ledger_error(exc, "redis://h:1/0", answered=True)) == f"Redis at redis://h:1/0 does not answer ({says})"

@@ -37,7 +37,7 @@ WORKERS = (
     ("workers.cli",),
 )
 FLOWFLEET = (
-    ("flowfleet.printable", "flowfleet.logs"),
+    ("flowfleet.printable", "flowfleet.log_lines", "flowfleet.logs"),
     tuple(
         f"flowfleet.{name}"
         for name in ("certificate", "errors", "flow_run", "guard", "retry", "wakeup", "signals", "failpoints")
@@ -56,6 +56,7 @@ API = (
         "flowfleet.api.container_ask",
         "flowfleet.api.life",
         "flowfleet.api.backlog",
+        "flowfleet.api.presence",
         "flowfleet.api.found",
         "flowfleet.api.traits",
         "flowfleet.api.unused",
@@ -64,6 +65,7 @@ API = (
     ("flowfleet.api.prefect1", "flowfleet.api.prefect3"),
     ("flowfleet.api.detect",),
     ("flowfleet.api.connect",),
+    ("flowfleet.api.own_variables",),
 )
 
 

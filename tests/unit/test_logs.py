@@ -41,18 +41,90 @@ def logged():
     return start
 
 
-def test_a_text_line_has_time_level_place_message_and_run_and_claim_first_and_no_field_that_is_none(logged):
+def test_a_text_line_has_time_level_place_message_fields_and_at_the_end_run_and_claim(logged):
     logger, stream = logged()
-    logger.info("run taken", extra={"slots": 3, "claim": "c1", "run_id": "r1", "wait": 0.25, "why": "two words"})
+    fields = {"slots": 3, "claim": "c1", "run_id": "r1", "wait": 0.25, "why": "two words", "pid": None}
+    logger.info("run taken", extra=fields)
     line = stream.getvalue()
-    assert line.endswith(
-        'INFO    workers.runs.launch: run taken  run_id=r1 claim=c1 slots=3 wait=0.25 why="two words"\n'
-    )
+    assert line.endswith('INFO    launch: run taken  slots=3 wait=0.25 why="two words" run_id=r1 claim=c1\n')
     assert line[:20].count(":") == 2
 
     logger, stream = logged()
     logger.info("quiet", extra={"run_id": None})
-    assert stream.getvalue().endswith("quiet\n")
+    assert stream.getvalue().endswith("launch: quiet\n")
+
+
+def test_the_subject_is_the_run_where_there_is_one_else_the_part_or_a_library_by_its_whole_name(logged):
+    logger, stream = logged()
+    logger.info("run taken", extra={"run_id": "r1", "run_name": "calm otter"})
+    logging.getLogger("workers.lifecycle.stop_signals").info("a stop is asked for")
+    logging.getLogger("some.library").warning("late")
+    assert [line[33:] for line in stream.getvalue().splitlines()] == [
+        "calm otter: run taken  run_id=r1",
+        "stop signals: a stop is asked for",
+        "some.library: late",
+    ]
+
+
+def test_a_neighbour_that_the_message_names_is_no_field_of_the_text_and_one_of_the_json(logged):
+    neighbour = {"neighbour": "the Prefect API"}
+    for style in ("text", "json"):
+        logger, stream = logged(style)
+        logger.warning("the Prefect API answers again", extra=neighbour)
+        logger.warning("a job was refused", extra=neighbour)
+        first, second = stream.getvalue().splitlines()
+        assert ("neighbour" in first, "neighbour" in second) == (style == "json", True)
+
+
+def test_no_line_is_too_long_and_a_secret_is_gone_before_it_could_be_parted(logged):
+    logger, stream = logged(secrets=["many words of a secret"])
+    error = " ".join(["many words of a secret"] * 40)
+    logger.warning("run could not be started", extra={"run_id": "r" * 36, "run_name": "calm-otter", "error": error})
+    lines = stream.getvalue().splitlines()
+    assert max(map(len, lines)) <= 160
+    assert " ".join(line.strip() for line in lines).count("***") == 40
+    assert "secret" not in stream.getvalue()
+
+
+def test_colours_are_for_a_terminal_alone(monkeypatch):
+    for variables, coloured in (({"TERM": "xterm"}, True), ({"TERM": "xterm", "NO_COLOR": "1"}, False), ({}, False)):
+        for name in ("TERM", "NO_COLOR"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        stream = io.StringIO()
+        monkeypatch.setattr(stream, "isatty", lambda: True)
+        logs.configure("INFO", stream=stream)
+        logging.getLogger("poller.loop").warning("late", extra={"slots": 3})
+        assert ("\x1b[33mWARNING" in stream.getvalue()) is coloured
+        assert ("\x1b" in stream.getvalue()) is coloured
+
+
+HEARD = {
+    "TRACE": {"poller.loop", "celery.worker.strategy", "kombu.transport", "plug.in"},
+    "DEBUG": {"poller.loop", "plug.in"},
+    "ERROR": set(),
+}
+
+
+@pytest.mark.parametrize("level", HEARD)
+def test_celerys_own_lines_come_with_trace_alone(level, logged):
+    _, stream = logged()
+    logs.set_level(level)
+    for name in ("poller.loop", "celery.worker.strategy", "kombu.transport", "plug.in"):
+        logging.getLogger(name).debug("a line")
+    assert {line[33:].partition(": ")[0].replace("loop", "poller.loop") for line in stream.getvalue().splitlines()} == (
+        HEARD[level]
+    )
+
+
+def test_of_an_outage_celery_says_nothing_since_our_own_lines_do_and_of_a_fault_it_does(logged):
+    _, stream = logged()
+    logs.set_level("INFO")
+    logging.getLogger("celery.worker.consumer.consumer").error("consumer: Cannot connect to redis")
+    logging.getLogger("celery.worker.consumer.connection").warning("Connected")
+    logging.getLogger("celery.app.trace").error("Task raised unexpected")
+    assert [line[33:] for line in stream.getvalue().splitlines()] == ["celery.app.trace: Task raised unexpected"]
 
 
 def test_a_json_line_is_one_object_with_the_fields(logged):
@@ -158,7 +230,7 @@ def test_a_program_with_logs_of_its_own_gets_each_line_of_ours_once_and_whole_an
     logging.getLogger("theirs").warning("pass-word", extra={"run_id": "r"})
     logging.getLogger("theirs").info("below their level")
     assert program.getvalue().splitlines() == [
-        "mine run claimed  run_id=r url=redis://:***@h",
+        "mine run claimed  url=redis://:***@h run_id=r",
         "mine agent starts  key=***",
         "mine pass-word",
     ]

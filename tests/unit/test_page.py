@@ -56,7 +56,22 @@ def test_paths_prefixes_and_methods_reach_their_handlers(page):
     assert requests.post(f"{address}/api/poke", data="x", timeout=60).text == "POST"
     assert get(address, "/api/runs/a%20b/log?q=1").text == "/api/runs/a b/log1"
     assert requests.head(f"{address}/api/poke", timeout=60).text == ""
-    assert get(address, "/nothing").status_code == 404
+    nothing = get(address, "/nothing")
+    assert (nothing.status_code, nothing.json()["error"]) == (
+        404,
+        "There is nothing at /nothing: / lists what there is.",
+    )
+
+
+def test_the_root_lists_what_there_is_at_this_part_and_nothing_else(page, worker_address):
+    listed = get(page(), "/")
+    assert (listed.status_code, listed.headers["Content-Type"]) == (200, "text/plain; charset=utf-8")
+    assert [line.split()[0] for line in listed.text.splitlines()] == [
+        *("/api/health", "/api/poke", "/api/runs/RUN/log", "/api/away", "/api/broken"),
+    ]
+    of_worker = get(worker_address, "/").text
+    assert "/api/runs/RUN/log  what the run with this id has printed" in of_worker
+    assert ("/api/poke" in of_worker, "/metrics" in of_worker) == (False, True)
 
 
 def test_a_failing_handler_is_an_answer_and_the_page_lives_on(page):
@@ -73,6 +88,8 @@ def test_a_failing_handler_is_an_answer_and_the_page_lives_on(page):
         ("/api/health", None, 200),
         ("/api/poke", None, 401),
         ("/nothing", None, 401),
+        ("/", None, 401),
+        ("/", "page-token", 200),
         ("/api/poke", "other", 401),
         ("/api/poke", "page-token", 200),
     ],

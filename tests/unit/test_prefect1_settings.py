@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from flowfleet import logs
+from flowfleet import LocalAgent, logs
+from flowfleet.agents.arguments import poller_settings
 from flowfleet.api.prefect1.access import find_access
-from flowfleet.api.prefect1.agents import agent_name
 from flowfleet.api.prefect1.defaults import applied
 from flowfleet.api.prefect1.settings import Prefect1Settings
 from flowfleet.errors import SettingsError
@@ -96,7 +96,7 @@ def test_a_server_that_is_described_is_the_one_that_is_meant(home):
 
 API = "PREFECT__CLOUD__API in the environment is not the address .*http://HOST:4200"
 ID = "cannot be 'mine': it must be a tenant's id such as"
-BACKEND = "PREFECT__BACKEND in the environment cannot be 'orion', use server or cloud"
+BACKEND = "PREFECT__BACKEND in the environment cannot be 'orion': use server or cloud"
 
 
 @pytest.mark.parametrize(
@@ -262,11 +262,36 @@ def test_the_agents_address_is_the_pollers_and_its_labels_are_the_workers(home):
         applied(PollerSettings(), none)
 
 
-def test_an_agents_name_may_have_blanks_and_an_identity_not(home):
-    found = Prefect1Settings({"PREFECT__CLOUD__AGENT__NAME": "the big agent"}, home)
-    assert applied(PollerSettings(), found).name == "the-big-agent"
-    assert agent_name(applied(PollerSettings(), found), found) == "the big agent"
-    assert agent_name(resolve(PollerSettings, {"name": "ours"}, {}, {}), found) == "ours"
+@pytest.mark.parametrize("given", ["flag", "FLOWFLEET_NAME", "PREFECT__CLOUD__AGENT__NAME", "LocalAgent"])
+def test_an_agents_name_may_be_any_text_wherever_it_is_given_and_its_identity_is_made_of_it(
+    given, home, monkeypatch, caplog
+):
+    caplog.set_level("INFO")
+    name = "the big agent \u6d77\u8c79"
+    if given == "LocalAgent":
+        monkeypatch.setenv("PREFECT__USER_CONFIG_PATH", str(home / "none.toml"))
+        agent = LocalAgent(name=name)
+        settings = agent.worker_settings()
+        poller = poller_settings(agent.given(), settings, {})
+        assert (agent.name, poller.name, poller.own_name) == (name, name, "the-big-agent-")
+    else:
+        flags = {"name": name} if given == "flag" else {}
+        found = Prefect1Settings({given: name}, home)
+        settings = applied(resolve(PollerSettings, flags, {given: name}, {}), found)
+    settings.tell_identity()
+    (said,) = caplog.records
+    assert (settings.name, settings.own_name) == (name, "the-big-agent-")
+    assert (said.called, said.identity) == (name, settings.identity)
+    assert settings.identity == f"the-big-agent-@{settings.host}"
+
+
+def test_of_a_name_that_fits_nothing_is_said_and_of_none_that_does_there_is_an_identity_all_the_same(caplog):
+    caplog.set_level("INFO")
+    resolve(WorkerSettings, {"name": "etl-1"}, {}, {}).tell_identity()
+    assert caplog.records == []
+    assert resolve(WorkerSettings, {"name": "\u6d77\u8c79"}, {}, {}).own_name == "agent"
+    with pytest.raises(SettingsError, match=r"--name cannot be .*: it must be some text in one line, of at most 255"):
+        resolve(WorkerSettings, {"name": "two\nlines"}, {}, {})
 
 
 def test_the_log_level_of_runs_is_prefects_own_and_nothing_set_leaves_our_own_settings_as_they_are(home):

@@ -70,25 +70,26 @@ def test_an_outage_is_said_at_once_and_each_half_minute_with_the_next_try(caplog
         waits.append(outage.wait_seconds())
         clock.now += waits[-1]
     outage.over()
-    said = [record for record in caplog.records if "does not answer" in record.message]
+    said = [record for record in caplog.records if record.message == "the Prefect API does not answer, waiting"]
     assert waits[:5] == pytest.approx([1, 2, 4, 8, 10])
     assert max(waits) == pytest.approx(10)
     assert sum(waits) / 30 - 1 <= len(said) <= sum(waits) / 30 + 2
-    assert "answers again" in caplog.messages[-1]
+    assert caplog.messages[-1] == "the Prefect API answers again"
     assert outage.count == 1
 
 
 def test_a_refused_key_waits_a_minute_and_is_said_at_once_also_within_an_outage(caplog, clock):
     outage = RetrySchedule("the Prefect API", clock, lambda: 1.0)
     outage.failed(AWAY)
-    outage.failed(REFUSED)
+    for error in (REFUSED, AWAY, REFUSED):  # an API behind two proxies may go on so
+        outage.failed(error)
     assert outage.wait_seconds() == 60
     assert outage.key_refused
     assert len(caplog.records) == 2
 
 
 def test_an_outage_that_several_parts_meet_is_said_once_and_is_over_when_none_is_left_in_it(caplog, clock):
-    shared = SharedOutage("Redis", logging.getLogger("x"), clock)
+    shared = SharedOutage("Redis", clock)
     jobs, renewals = shared.of("jobs"), shared.of("renewals")
     jobs.passed()
     for one in (jobs, renewals, jobs):
@@ -99,7 +100,30 @@ def test_an_outage_that_several_parts_meet_is_said_once_and_is_over_when_none_is
     assert len(caplog.records) == 1
     assert not jobs.lasts
     renewals.passed()
-    assert caplog.messages[1:] == ["answers again"]
+    assert caplog.messages == ["Redis does not answer, waiting", "Redis answers again"]
+
+
+def test_requests_that_meet_an_outage_of_others_say_nothing_of_their_own_and_may_leave_it(caplog, clock):
+    shared = SharedOutage("Redis", clock)
+    jobs, retry = shared.of("jobs"), dataclasses.replace(timed(LEDGER_RETRY, clock), outage=shared)
+    jobs.failed(SILENT, next_try=1.0)
+    assert retry.ask("Redis", failing(SILENT, SILENT)) == "done"
+    with pytest.raises(LedgerUnavailable):
+        retry.ask("Redis", failing(*[SILENT] * 1000))  # it is given up after 15 s
+    with pytest.raises(ApiRejected):
+        retry.ask("Redis", failing(SILENT, ApiRejected("no")))
+    assert caplog.messages == ["Redis does not answer, waiting"]
+    jobs.passed()
+    assert caplog.messages[1:] == ["Redis answers again"]
+
+
+def test_an_outage_whose_only_witness_has_left_is_over_with_the_next_answer(caplog, clock):
+    shared = SharedOutage("Redis", clock)
+    shared.of("a launch").failed(SILENT, next_try=1.0)
+    shared.of("a launch").left()
+    assert caplog.messages == ["Redis does not answer, waiting"]
+    shared.of("jobs").passed()
+    assert caplog.messages[1:] == ["Redis answers again"]
 
 
 def test_an_announced_maintenance_is_waited_for_without_end_and_an_outage_after_it_is_counted_anew(caplog, clock):
@@ -142,7 +166,7 @@ def test_a_hurry_ends_the_pause_and_a_new_outage_begins_with_the_first(clock):
 
 
 def test_an_outage_is_said_at_once_each_30_s_and_at_its_end(caplog, clock):
-    outage = OutageLog("Redis", logging.getLogger("workers.test"), clock)
+    outage = OutageLog("Redis", clock)
     with caplog.at_level(logging.INFO):
         for _ in range(61):
             outage.failed(SILENT, next_try=1.0)
@@ -152,6 +176,7 @@ def test_an_outage_is_said_at_once_each_30_s_and_at_its_end(caplog, clock):
         outage.passed()
     assert [record.levelname for record in caplog.records] == ["WARNING"] * 4
     assert [record.away_seconds for record in caplog.records] == [0, 30, 60, 61]
+    assert {record.neighbour for record in caplog.records} == {"Redis"}
     assert caplog.records[0].next_try_seconds == 1.0
     assert not outage.lasts
 
@@ -182,7 +207,7 @@ def test_a_launch_waits_for_redis_and_for_the_api_but_not_for_ever(retry, error,
     with pytest.raises(type(error)):
         timed(retry, clock).ask("Redis", failing(*[error] * 1000))
     assert clock.now == pytest.approx(1000 + seconds)
-    assert {record.message.partition(" of ")[0] for record in caplog.records} == {"no answer"}
+    assert set(caplog.messages) == {"Redis does not answer, waiting"}
 
 
 def test_an_api_that_asks_for_more_patience_than_there_is_is_asked_once_more_at_the_end(clock):

@@ -11,6 +11,7 @@ import pytest
 from flowfleet.api import traits
 from flowfleet.api.client import RunState, StateType
 from flowfleet.errors import ApiUnavailable, UnsupportedRun, UserCodeFailed
+from flowfleet.retry import SharedOutage
 from tests.unit.memory_ledger import HandClock
 from workers.deployers.external import (
     COMES_BACK_SECONDS,
@@ -40,7 +41,12 @@ class World:
         self.says: dict[str, RunState] | Exception = {RUN: state(StateType.PENDING)}
         #: what the other deployer was asked
         self.asked: list[str] = []
-        self.watch = ExternalWatch(self.states, seconds=3600.0, clock=self.clock)
+        self.watch = ExternalWatch(
+            self.states,
+            SharedOutage("the Prefect API", self.clock).of(),
+            seconds=3600.0,
+            clock=self.clock,
+        )
         self.deployer = self.another(deploy)
         self.spec = StartSpec(
             run_id=RUN, claim=CLAIM, argv=["x"], env={}, cwd=None, folder=self.path, not_after=None,

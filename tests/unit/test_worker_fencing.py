@@ -11,6 +11,7 @@ from flowfleet.api.life import cut_off_name
 from flowfleet.errors import ApiUnavailable, KeyRefused, LedgerUnavailable
 from flowfleet.flow_run import Offer
 from flowfleet.ledger.claims import CancelHow, Lease, Refusal, Renewal, State
+from flowfleet.retry import SharedOutage
 from tests.unit.memory_ledger import START, HandClock, a_claim
 from workers.deployment import Exit, StopReason
 from workers.runs.api_watch import ApiWatch
@@ -97,6 +98,7 @@ class World:
                     traits=traits.of(backend),
                 ),
                 supervisor=SimpleNamespace(stop=lambda key, stop: self.stopped.append((key, stop.reason, stop.kill))),
+                to_api=SimpleNamespace(outage=SharedOutage("the Prefect API", self.clock)),
                 cancelled=lambda attempt, asked: self.cancelled.append((attempt.key, asked.how)),
             ),
             clock=self.clock,

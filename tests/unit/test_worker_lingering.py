@@ -9,6 +9,7 @@ import pytest
 from flowfleet.api.client import RunState, StateType
 from flowfleet.errors import ApiUnavailable, KeyRefused
 from flowfleet.ledger.claims import State
+from flowfleet.retry import SharedOutage
 from tests.unit.memory_ledger import START, HandClock, a_claim
 from workers.deployment import StopReason
 from workers.runs.lingering import Lingering
@@ -35,6 +36,7 @@ class World:
                 stop=lambda key, stop: self.stopped.append((key, self.at, stop.reason, stop.kill))
             ),
             to_ledger=SimpleNamespace(post=lambda job: job()),
+            outage=SharedOutage("the Prefect API", self.clock).of(),
             linger=linger,
             clock=self.clock,
         )

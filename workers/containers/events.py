@@ -83,7 +83,7 @@ class Events:
     _away: str = field(default="", init=False)
     _closed: threading.Event = field(default_factory=threading.Event, init=False)
     _lock: threading.Condition = field(default_factory=threading.Condition, init=False)
-    _outage: OutageLog = field(default_factory=lambda: OutageLog("the container engine", logger), init=False)
+    _outage: OutageLog = field(default_factory=lambda: OutageLog("the container engine"), init=False)
 
     def start(self) -> None:
         """Start the thread."""

@@ -23,7 +23,7 @@ from flowfleet import logs
 from flowfleet.api.client import RunState, StateType
 from flowfleet.errors import ApiError, DeployError, UserCodeFailed
 from flowfleet.guard import guarded
-from flowfleet.retry import OutageLog
+from flowfleet.retry import Outage
 from workers.deployment import EXTERNAL, Deployer, Exit, Handle, StartedRun, StartSpec, StopReason
 from workers.shim import atomic_files
 from workers.state.run_folders import RunFolder, RunFolders
@@ -142,12 +142,18 @@ class ExternalWatch:
     """Asks the API about all external runs of this worker, in a thread that starts with the first of them."""
 
     def __init__(
-        self, states: States, *, seconds: float = ASK_SECONDS, clock: Callable[[], float] = time.monotonic
+        self,
+        states: States,
+        outage: Outage,
+        *,
+        seconds: float = ASK_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`outage` is that of the API, as this part meets it."""
         self._states = states
+        self._outage = outage
         self._seconds = seconds
         self._clock = clock
-        self._outage = OutageLog("the Prefect API", logger, clock)
         self._lock = threading.Lock()
         self._runs: dict[str, ExternalRun] = {}
         self._closed = threading.Event()
@@ -180,6 +186,7 @@ class ExternalWatch:
         with self._lock:
             runs = list(self._runs.values())
         if not runs:
+            self._outage.left()
             return
         try:
             states = self._states([run.folder.run_id for run in runs])

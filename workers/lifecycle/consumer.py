@@ -22,6 +22,7 @@ from celery.worker.consumer.tasks import Tasks
 from kombu.common import ignore_errors
 from kombu.transport import redis as redis_transport
 
+from flowfleet import logs
 from flowfleet.broker import broker_error, queue_of
 from flowfleet.errors import BadMessage, FleetError
 from flowfleet.flow_run import TASK_NAME, Message, Route
@@ -63,7 +64,7 @@ def require_hooks() -> None:
     if missing:
         raise FleetError(
             f"Celery {celery.__version__} with kombu {kombu.__version__} lacks {', '.join(missing)}, "
-            f"without which slots cannot be kept, install celery 5.6 or 5.7"
+            f"without which slots cannot be kept: install celery 5.6 or 5.7"
         )
 
 
@@ -288,14 +289,6 @@ def make_worker(
         def set_process_status(self, info: str) -> None:
             """Set no process title: the process keeps the name of its command."""
 
-    # Celery's lines about each task and each connection say what our own lines say better
-    for noisy, least in (
-        ("celery.worker.strategy", logging.WARNING),
-        ("celery.app.trace", logging.WARNING),
-        ("celery.worker.consumer.connection", logging.WARNING),
-        ("celery.worker.consumer.consumer", logging.ERROR),
-    ):
-        logging.getLogger(noisy).setLevel(max(least, logging.getLogger().level))
     with warnings.catch_warnings():
         # the warning is about pickle under root; we take JSON only, and flows may need root
         warnings.simplefilter("ignore", SecurityWarning)
@@ -309,7 +302,7 @@ def make_worker(
             without_gossip=True,
             without_mingle=True,
             without_heartbeat=True,
-            loglevel=settings.log_level,
+            loglevel=logs.level_number(settings.log_level),
             consumer_cls=waiting_consumer(outage, wait, random.Random()),
         )
 

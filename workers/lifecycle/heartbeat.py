@@ -11,7 +11,7 @@ from flowfleet.errors import LedgerError
 from flowfleet.guard import guarded
 from flowfleet.ledger.claims import Claim, Claims, Refusal, Renewal, State
 from flowfleet.ledger.roster import SHUT_LIMIT, Roster, WorkerRow
-from flowfleet.retry import Outage, OutageLog
+from flowfleet.retry import Outage, SharedOutage
 from workers.runs.answering import Answering
 from workers.runs.api_watch import ApiWatch
 from workers.runs.cancelling import Cancelling
@@ -48,7 +48,7 @@ class Heartbeat:
     on_answer: Callable[[], None]
     runs: RunFolders
     #: the outage of Redis, where other parts of the process meet it too
-    outage: Outage = field(default_factory=lambda: OutageLog("Redis", logger))
+    outage: Outage = field(default_factory=lambda: SharedOutage("Redis").of())
     #: called for a claim that the ledger has as another worker's: asks for it again if we took it over from a
     #: dead worker, and tells whether it is ours now
     take_again: Callable[[Attempt], bool] = lambda _attempt: False
@@ -115,7 +115,7 @@ class Heartbeat:
     def _held(self) -> list[Claim]:
         watched = self.clock() - self.supervisor.seen < WATCH_SECONDS
         if not watched:
-            logger.error("the supervisor does not answer, running claims are not renewed")
+            logger.error("the supervisor does not answer: running claims are not renewed")
         return [
             dataclasses.replace(attempt.held, ttl=self.leases.ttl(attempt.key))
             for attempt in self.attempts.all()
@@ -127,7 +127,9 @@ class Heartbeat:
         row = dataclasses.replace(self.row, beat=self._beat)
         other = self.roster.sign_on(row, ledgers=self.ledger_view.ledgers)
         if other is None:
-            logger.warning("the ledger had lost this worker, signed on again", extra={"worker": self.row.worker})
+            logger.warning(
+                "the ledger had lost this worker, which has signed on again", extra={"worker": self.row.worker}
+            )
         else:
             logger.error("another process has this worker's name", extra={"worker": self.row.worker})
 

@@ -45,14 +45,14 @@ def open_state(
     deadline = clock() + LOCK_SECONDS
     while True:
         try:
-            return StateFolder.open(root, settings.machine_id or host.machine_id, settings.name)
+            return StateFolder.open(root, settings.machine_id or host.machine_id, settings.own_name)
         except StateLocked as exc:
             if clock() >= deadline:
                 raise NameTaken(str(exc)) from exc
             wait(LOCK_SECONDS / 20)
         except OSError as exc:
             raise SettingsError(
-                f"the state folder {root} cannot be used ({exc.strerror}), name another with --state-dir"
+                f"the state folder {root} cannot be used ({exc.strerror}): name another with --state-dir"
             ) from exc
 
 

@@ -1,7 +1,7 @@
 """Delivery: the way of a report to the API, from the disk to the API's definite answer."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from flowfleet.api.client import Answer, EndApi, Mark, StateType, Verdict
@@ -83,20 +83,15 @@ class Delivery:
         state = answer.state
         if answer.verdict is Verdict.ACCEPTED:
             self.run_log.say(report.run_id, report.message, logging.ERROR)
-            logger.info("end reported", extra={"run_id": report.run_id, "claim": report.claim, "kind": report.kind})
+            logger.info("end reported", extra={**self._fields(report), "kind": report.kind})
             self._release_after_hooks(report)
         elif answer.gone or (state is not None and state.kind.terminal):
             outcome = "gone" if answer.gone or state is None else state.kind.value.lower()
             self.release(report, outcome)
         elif answer.claimed_since:
             logger.warning(
-                "the run was claimed anew, the report of its earlier attempt is dropped",
-                extra={
-                    "run_id": report.run_id,
-                    "claim": report.claim,
-                    "reason": answer.reason,
-                    "end": report.message,
-                },
+                "the run was claimed anew: the report of its earlier attempt is dropped",
+                extra={**self._fields(report), "reason": answer.reason, "end": report.message},
             )
             self.run_log.say(
                 report.run_id, f"Of an earlier attempt at this flow run: {report.message}", logging.WARNING
@@ -113,6 +108,10 @@ class Delivery:
         else:
             # the API has another state than when we looked: look again and decide anew
             self.look_again(report.key, SECOND_LOOK_SECONDS)
+
+    def _fields(self, report: Report) -> Mapping[str, str]:
+        attempt = self.attempts.get(report.key)
+        return attempt.fields if attempt else {"run_id": report.run_id, "claim": report.claim}
 
     def _tell_cancelled(self, report: Report, answer: Answer) -> None:
         # by somebody, after we looked: no other end is taken then, and the run is not started again

@@ -163,7 +163,8 @@ class Endings:
             folder.settle()
         self.outbox.remove(run_id, claim)
         attempt = self.attempts.remove(f"{run_id}.{claim}")
-        logger.info("run settled", extra={"run_id": run_id, "claim": claim, "outcome": outcome})
+        names = attempt.fields if attempt else {"run_id": run_id, "claim": claim}
+        logger.info("run settled", extra={**names, "outcome": outcome})
         self.on_settled(attempt, outcome)
 
     # -- the API
@@ -262,7 +263,7 @@ class Endings:
 
     def _no_room(self, attempt: Attempt, exc: OSError) -> None:
         logger.error(
-            "report cannot be written to the disk, tried again",
+            "report cannot be written to the disk: it is tried again",
             extra={**attempt.fields, "error": str(exc), "next_try_seconds": DISK_SECONDS},
         )
 

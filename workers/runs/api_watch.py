@@ -16,7 +16,7 @@ from flowfleet.api.life import cut_off_name
 from flowfleet.errors import ApiError, KeyRefused
 from flowfleet.guard import guarded
 from flowfleet.ledger.claims import Claims, Refusal
-from flowfleet.retry import REFUSED_SECONDS, OutageLog
+from flowfleet.retry import REFUSED_SECONDS
 from workers.runs.cancelling import Cancelling
 from workers.runs.fencing import Fencing
 from workers.state.attempts import Attempt
@@ -59,7 +59,7 @@ class ApiWatch:
             clock=self.clock,
             on_cancelled=self.cancelling.cancelled,
         )
-        self._outage = OutageLog("the Prefect API", logger, self.clock)
+        self._outage = self.cancelling.to_api.outage.of("api-watch")
         self._started = self.clock()
         self._thread = threading.Thread(target=self._run, name="api-watch", daemon=True)
 
@@ -96,29 +96,39 @@ class ApiWatch:
     def look(self) -> None:
         """Ask about the runs in doubt, and show or hide that we are cut off; an error of the API is logged."""
         away = self.away
-        steps: tuple[Callable[[], None], ...] = (
+        steps: tuple[Callable[[], bool], ...] = (
             partial(self.fencing.look, away=away),
             self._show if away else self._hide,
         )
+        answered = False
         for step in steps:
             try:
-                step()
+                answered = step() or answered
             except ApiError as exc:
                 # nothing is known, so nothing is ended: asked again
                 self._next_pause = REFUSED_SECONDS if isinstance(exc, KeyRefused) else None
                 self._outage.failed(exc, next_try=self._next_pause or self.ledger_view.lease.renew_seconds)
                 return
         self._next_pause = None
-        self._outage.passed()
+        if answered:
+            self._outage.passed()
+        else:
+            self._outage.left()
 
-    def _show(self) -> None:
-        for pool in self.ledger_view.offer.pools if self.attempts.running() else ():
+    def _show(self) -> bool:
+        """Show that we are cut off; whether the API was asked."""
+        pools = self.ledger_view.offer.pools if self.attempts.running() else ()
+        for pool in pools:
             if pool not in self._shown:
-                logger.info("cut off from Redis, the API is asked about the runs", extra={"pool": pool})
+                logger.info("cut off from Redis: the API is asked about the runs", extra={"pool": pool})
             self.api.presence.online(pool, self._name, self.ledger_view.lease.renew_seconds)
             self._shown.add(pool)
+        return bool(pools)
 
-    def _hide(self) -> None:
-        for pool in sorted(self._shown):
+    def _hide(self) -> bool:
+        """Show that no more; whether the API was asked."""
+        pools = sorted(self._shown)
+        for pool in pools:
             self.api.presence.offline(pool, self._name)
             self._shown.discard(pool)
+        return bool(pools)

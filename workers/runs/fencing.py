@@ -92,8 +92,11 @@ class Fencing:
 
     # -- what the API says
 
-    def look(self, *, away: bool) -> None:
-        """Ask the API about all runs in doubt, with `away` (the ledger does not answer) all; raises `ApiError`."""
+    def look(self, *, away: bool) -> bool:
+        """Ask the API about all runs in doubt, with `away` (the ledger does not answer) all; whether it was asked.
+
+        Raises `ApiError`.
+        """
         living = {attempt.key: attempt for attempt in self.attempts.running() if attempt.key not in self._told}
         with self._lock:
             self._words = {key: word for key, word in self._words.items() if key in living}
@@ -102,12 +105,13 @@ class Fencing:
         self._told &= {attempt.key for attempt in self.attempts.running()}
         asked = {key: one for key, one in living.items() if away or one.fenced or key in words}
         if not asked:
-            return
+            return False
         states = self.api.states([attempt.held.run_id for attempt in asked.values()])
         kept = self._not_yet_gone([key for key, one in asked.items() if one.held.run_id not in states], len(asked))
         for key, attempt in asked.items():
             if key not in kept:
                 self._judge(attempt, words.get(key, attempt.refusal), states.get(attempt.held.run_id))
+        return True
 
     def _not_yet_gone(self, missing: Collection[str], asked: int) -> set[str]:
         """Those of the attempts without a run at the API that do not count as deleted yet.
@@ -121,7 +125,7 @@ class Fencing:
         kept = {key for key, since in self._missed.items() if now - since < patience}
         if kept and now in self._missed.values():
             logger.warning(
-                "the Prefect API does not know runs that live here, none is ended for that yet",
+                "the Prefect API does not know runs that live here: none is ended for that yet",
                 extra={"runs": len(kept), "of": asked, "waits_seconds": patience},
             )
         return kept

@@ -15,7 +15,7 @@ from flowfleet.api.client import EndApi, RunState
 from flowfleet.errors import ApiError, KeyRefused
 from flowfleet.guard import guarded
 from flowfleet.ledger.claims import Claims
-from flowfleet.retry import REFUSED_SECONDS, OutageLog
+from flowfleet.retry import REFUSED_SECONDS, Outage
 from workers.background import BackgroundJobs
 from workers.deployment import EXTERNAL, StopReason
 from workers.runs.supervisor import Supervisor
@@ -53,6 +53,8 @@ class Lingering:
     api: EndApi
     supervisor: Supervisor
     to_ledger: BackgroundJobs
+    #: of the API, as this part meets it
+    outage: Outage
     #: seconds for which the end has to stand before the process is killed; None = it is left alone
     linger: float | None
     clock: Callable[[], float] = time.monotonic
@@ -65,7 +67,6 @@ class Lingering:
     _closed: threading.Event = field(default_factory=threading.Event, init=False)
 
     def __post_init__(self) -> None:
-        self._outage = OutageLog("the Prefect API", logger, self.clock)
         self._ask_seconds = ASK_SECONDS if self.linger is None else min(ASK_SECONDS, max(self.linger, 1.0))
         self._sure_seconds = SURE_SECONDS if self.linger is None else min(SURE_SECONDS, self.linger)
         self._thread = threading.Thread(target=self._run, name="lingering", daemon=True)
@@ -104,15 +105,17 @@ class Lingering:
         self._seen = {key: seen for key, seen in self._seen.items() if key in alive}
         self._judged &= alive.keys()
         if not alive:
+            self.outage.left()
             return
         try:
             states = self.api.states([attempt.held.run_id for attempt in alive.values()])
         except ApiError as exc:
             self._again_in = REFUSED_SECONDS if isinstance(exc, KeyRefused) else self._ask_seconds
-            self._outage.failed(exc, next_try=self._again_in)
+            self.outage.failed(exc, next_try=self._again_in)
+            self.outage.left()  # it asks too seldom to know first that the outage is over
             return
         self._again_in = None
-        self._outage.passed()
+        self.outage.passed()
         for attempt in alive.values():
             self._judge(attempt, states.get(attempt.held.run_id))
 

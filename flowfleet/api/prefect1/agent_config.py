@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from flowfleet.api.client import ApiClient
-from flowfleet.api.prefect1.agents import identity
 from flowfleet.api.prefect1.client import Prefect1
 from flowfleet.errors import SettingsError
 from flowfleet.settings import values
@@ -42,7 +41,7 @@ def _text(value: Any) -> str:
 
 
 def _name(value: Any) -> str:
-    return identity(_text(value))
+    return str(values.ANY_NAME.parse(_text(value)))
 
 
 def _labels(value: Any) -> tuple[str, ...]:
@@ -109,7 +108,7 @@ def applied(settings: S, api: ApiClient) -> S:
     if config_id is None:
         return settings
     if not isinstance(api, Prefect1):
-        logger.warning("--agent-config-id is ignored, only Prefect 1 has agent configs")
+        logger.warning("--agent-config-id is ignored: only Prefect 1 has agent configs")
         return settings
     try:
         uuid.UUID(config_id)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,8 +14,6 @@ from flowfleet.errors import ApiRejected
 
 if TYPE_CHECKING:
     from flowfleet.api.prefect1.graphql import GraphQL, Reply
-    from flowfleet.api.prefect1.settings import Prefect1Settings
-    from flowfleet.settings.common import CommonSettings
 
 logger = logging.getLogger(__name__)
 
@@ -133,14 +130,3 @@ class AgentRegistry:
         logger.info("Registration successful!", extra={"agent": self.name, "agent_id": found})
         self._ids[tenant, agent] = found
         return found
-
-
-def agent_name(settings: CommonSettings, found: Prefect1Settings) -> str:
-    """Our name in the list of agents, which may have blanks, unlike our identity."""
-    of_prefect = settings.origin("name").kind == "prefect"
-    return str(found.resolved("cloud.agent.name").value) if of_prefect else settings.name
-
-
-def identity(name: str) -> str:
-    """An agent's name, which may be any text, as the name of a poller or worker, which must fit keys and folders."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("._-")[:64] or "agent"

@@ -4,7 +4,6 @@ import ast
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from flowfleet.api.prefect1.agents import identity
 from flowfleet.api.prefect1.settings import Prefect1Settings
 from flowfleet.errors import SettingsError
 from flowfleet.settings.classes import PollerSettings, WorkerSettings
@@ -17,8 +16,8 @@ C = TypeVar("C", bound=CommonSettings)
 #: Prefect 1's settings by the names of our fields
 _TEXTS = {"name": "cloud.agent.name", "log_level": "cloud.agent.level", "cloud_logs": "cloud.send_flow_run_logs"}
 _ADDRESS, _LABELS, _VARIABLES = "cloud.agent.agent_address", "cloud.agent.labels", "cloud.agent.env_vars"
-_A_LIST = "a list of labels, write it as ['a', 'b'] or a,b"
-_A_TABLE = "a table of variables, write it as {'NAME': 'VALUE'}"
+_A_LIST = "a list of labels: write it as ['a', 'b'] or a,b"
+_A_TABLE = "a table of variables: write it as {'NAME': 'VALUE'}"
 
 
 def applied(settings: C, found: Prefect1Settings) -> C:
@@ -38,8 +37,7 @@ def applied(settings: C, found: Prefect1Settings) -> C:
             return _variables(found) if name == "env" else None
         if theirs is None:
             return None
-        value = identity(theirs.value) if name == "name" else options[name].read(theirs.value, theirs.source)
-        return Found(value, theirs.origin)
+        return Found(options[name].read(theirs.value, theirs.source), theirs.origin)
 
     return add(settings, of_agent)
 

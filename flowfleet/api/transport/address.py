@@ -41,7 +41,7 @@ class Address:
 def existing(ca_file: Path | None, flags: str) -> Path | None:
     """The CA file; raises `SettingsError`, which names these flags or variables, when it does not exist."""
     if ca_file is not None and not ca_file.exists():
-        raise SettingsError(f"the CA file {ca_file} does not exist, correct {flags}")
+        raise SettingsError(f"the CA file {ca_file} does not exist: correct {flags}")
     return ca_file
 
 
@@ -50,7 +50,7 @@ def parse_url(url: str, source: str, *, example: str) -> tuple[str, str | None]:
 
     Raises `SettingsError`, which names the `source` of the URL.
     """
-    complaint = f"{source} is not the address of a Prefect API, it should look like {example}"
+    complaint = f"{source} is not the address of a Prefect API: it should look like {example}"
     try:
         parts = urlsplit(url.strip())
         host, port = parts.hostname, parts.port

@@ -77,7 +77,8 @@ class ResponseReader:
         """The error for a response that means "later", with the time that it names; None for a definite response."""
         if answer.status_code in _LATER and answer.headers.get(MAINTENANCE, "").lower() == "true":
             return ApiMaintenance(
-                f"{self.address.api} is in maintenance, it says, and answers {_status(answer.status_code)} to {named}",
+                f"{self.address.api} says that it is in maintenance, and answers {_status(answer.status_code)} to "
+                f"{named}",
                 retry_after_seconds=_retry_after(answer),
             )
         by_itself = disposition is Disposition.LATER
@@ -85,7 +86,7 @@ class ResponseReader:
             return None
         answers = "with an error of its own" if by_itself else _status(answer.status_code)
         return ApiUnavailable(
-            f"{self.address.api} answers {answers} to {named}, try again later",
+            f"{self.address.api} answers {answers} to {named}: try again later",
             answered=by_itself,
             retry_after_seconds=_retry_after(answer),
         )
