@@ -116,6 +116,7 @@ class WorkerWorld:
         if other is not None:
             assert self.ledger.roster.sign_on(row, over=other) is None
         layers = layers_of(self.settings, worker_layer(os.environ, python=None, own_prefix=None), self.client.traits)
+        to_api = BackgroundJobs("the Prefect API")
         return WorkerService(
             settings=self.settings,
             row=row,
@@ -123,7 +124,7 @@ class WorkerWorld:
             claims=self.near.claims,
             roster=self.near.roster,
             api=self.client,
-            to_api=BackgroundJobs("the Prefect API"),
+            to_api=to_api,
             deployer=adopting_deployer(
                 ProcessDeployer(
                     host=host,
@@ -131,6 +132,7 @@ class WorkerWorld:
                 ),
                 self.client,
                 self.settings,
+                to_api.outage.of("external runs"),
             ),
             start_specs=StartSpecBuilder(
                 api=self.client.jobs,
