@@ -56,7 +56,7 @@ help:
 	@echo "make chaos    a monkey breaks parts at random while runs flow; SECONDS=1800, SEED=7 for a game once more, REQUEUE=1"
 	@echo "make newest   the tests that meet Prefect 3, Celery, redis-py and Valkey, with the newest of each, in $(NEWEST)"
 	@echo "make oldest   cancels, hooks and ends of flows that have the oldest Prefect 3, in $(OLDEST)"
-	@echo "make clean    take away what the others made"
+	@echo "make clean    take away what the others made in this folder, and say what is left elsewhere"
 
 # A set-up by uv takes a quarter of pip's time; where uv cannot be had, pip does it.
 #   $(call put,PYTHON-OF-THE-VENV,WHAT)
@@ -187,3 +187,8 @@ oldest: install
 clean:
 	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis $(VENV) $(PREFECT1) $(NEWEST) $(OLDEST) $(PYTHON39)
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	@data="$${XDG_DATA_HOME:-$$HOME/.local/share}/flowfleet"; records="$${XDG_STATE_HOME:-$$HOME/.local/state}/flowfleet"; \
+	! [ -e "$$data" ] || echo "left: $$data, the data of flowfleet up and its Prefect server"; \
+	! [ -e "$$records" ] || echo "left: $$records, output and records of the runs of this host's workers"; \
+	! [ -e compose/.env ] || echo "left: compose/.env with its password, and what compose-up made: docker compose -f compose/compose.yaml --env-file compose/.env down --volumes"; \
+	echo "left: keys flowfleet:* in a Redis of yours, and pools at your Prefect server (README, Remove it)"

@@ -100,7 +100,9 @@ def memory(kib: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time that something took, for people: 0.04 s, 1.2 s, 41 s, 3 min 20 s, 5 h 10 min, 2 d 3 h."""
+    """A time that something took, for people: 41 ms, 1.2 s, 41 s, 3 min 20 s, 5 h 10 min, 2 d 3 h."""
+    if 0 < seconds < 0.9995:
+        return f"{seconds * 1000:.0f} ms" if seconds >= 0.001 else "less than 1 ms"
     if seconds < 10:
         return f"{seconds:.2g} s"
     whole = round(seconds)

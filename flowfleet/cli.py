@@ -1,23 +1,28 @@
 """Command line: the `flowfleet` command, for everything on one machine and for questions to a fleet."""
 
+import os
 import sys
 from contextlib import AbstractContextManager
 
 import click
 
+from flowfleet.api import traits
 from flowfleet.api.client import ApiClient
-from flowfleet.commands import leave
+from flowfleet.commands import config, leave
 from flowfleet.commands.cancel import cancel
-from flowfleet.commands.config import config_command
 from flowfleet.commands.doctor import doctor_command
 from flowfleet.commands.explain import explain_command
 from flowfleet.commands.logs import logs_command
 from flowfleet.commands.program import Group, run
 from flowfleet.commands.requeue import requeue
 from flowfleet.commands.runs import runs_command
-from flowfleet.commands.status import status_command, top
+from flowfleet.commands.status import status_command
+from flowfleet.commands.top import top
+from flowfleet.errors import SettingsError
 from flowfleet.ledger import Ledger
+from flowfleet.local.data_folder import default_path
 from flowfleet.monitor.metrics import our_version
+from flowfleet.settings.classes import UpSettings, WorkerSettings
 from flowfleet.settings.common import CommonSettings
 from flowfleet.up.command import up
 
@@ -25,7 +30,7 @@ from flowfleet.up.command import up
 @click.group(cls=Group)
 @click.version_option(our_version(), prog_name="flowfleet")
 def program() -> None:
-    """Prefect flow runs on many workers: a poller, a queue in Redis, Celery workers.
+    """Run the flows of Prefect on several machines: `poller start` once, `worker start` on each host.
 
     \b
     flowfleet up --demo        everything on this machine, with example runs
@@ -68,9 +73,26 @@ def _substitute(
     return substitute(settings, api, ledger)
 
 
+def _found_paths(settings: CommonSettings, backend: str | None) -> dict[str, config.FoundPath]:
+    """Where a part keeps or looks for what no setting names; the worker's half is imported only when it is asked."""
+    if isinstance(settings, UpSettings):
+        return {"data_dir": config.FoundPath(str(default_path(os.environ).absolute()))}
+    if not isinstance(settings, WorkerSettings):
+        return {}
+    from workers.interpreter import find_interpreter  # noqa: PLC0415
+    from workers.state.state_folder import state_root  # noqa: PLC0415
+
+    try:
+        _, python = find_interpreter(settings, os.environ, traits.of(backend or "prefect3"))
+        own = config.FoundPath(python.path, f"prefect {python.prefect}") if python.prefect else config.FoundPath(None)
+    except SettingsError as error:
+        own = config.FoundPath(None, str(error))
+    return {"state_dir": config.FoundPath(str(state_root(settings, os.environ))), "python": own}
+
+
 for _command in (
     *(up, status_command, top, runs_command, explain_command, logs_command, cancel, requeue),
-    *(leave.command(_substitute), doctor_command, config_command, _half("poller"), _half("worker")),
+    *(leave.command(_substitute), doctor_command, config.command(_found_paths), _half("poller"), _half("worker")),
 ):
     program.add_command(_command)
 

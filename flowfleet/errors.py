@@ -11,7 +11,7 @@ FleetError                      one sentence, and the exit code of a command tha
 │       └── RunGone             the run (or its deployment) does not exist any more
 ├── LedgerError                 Redis                                                          (exit 4)
 │   ├── LedgerUnavailable       no answer, or one that says "not now": wait and ask again
-│   │   └── LoginRefused        our user or password, by a Redis that took them before
+│   │   └── LoginRefused        our user, password or rights, by a Redis that took them before
 │   ├── LedgerBehind            it has lost what this worker knows, and is told again with the next renewal
 │   └── LedgerUnusable          at the start, waiting cannot cure it: refused password, a cluster, too old
 ├── BadMessage                  a message that is not ours, broken, too large, or of another version

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import uuid
@@ -24,6 +25,24 @@ BACKENDS = ("prefect1", "prefect3")
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 #: what people may write for an id: ids that are made one after the other begin alike, and differ at their ends
 ID_PART = re.compile(r"[0-9a-f-]{4,36}")
+#: letters of an id that people are shown, unless more are needed to tell it from the others
+_ID_LETTERS = 8
+
+
+def telling_ids(run_ids: Iterable[str]) -> dict[str, str]:
+    """Whole id → its beginning, of as many letters as tell these ids apart, at least 8 and as many of each.
+
+    Ids that are made one after the other begin alike: 8 letters of them are the same for a minute.
+    """
+    ids = sorted(set(run_ids))
+    # never up to a dash, which all have in the same places
+    letters = max([_ID_LETTERS, *(_alike(*pair) + 1 for pair in itertools.pairwise(ids))])
+    return {run_id: run_id[:letters] for run_id in ids}
+
+
+def _alike(one: str, other: str) -> int:
+    """How many letters both begin with."""
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -76,6 +95,21 @@ class FlowRun:
     due: datetime
     #: the state at the API: Prefect 1 also hands out Running runs, of which a task is to be tried again
     state: str = "Scheduled"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """How many runs whose time has come are held back, by what holds them."""
+
+    #: their pool or queue is paused
+    paused: int = 0
+    #: a limit of their pool, queue or deployment is reached
+    limit: int = 0
+    #: the API would hand them out, and no worker of this fleet takes them: they count as due, too
+    unserved: int = 0
+
+
+NOTHING_HELD = Held()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,10 @@ class OfferFilter:
     work_queues: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
 
+    def admits(self, route: Route) -> bool:
+        """Whether the route is not one of a queue that `--work-queue` leaves out."""
+        return not self.work_queues or traits.of(route.backend).by_labels or route.name in self.work_queues
+
     def apply(self, offer: Offer) -> Offer | None:
         """The part of the offer that passes the filter; None when nothing is left."""
         pairs = [
@@ -64,6 +68,12 @@ class ListingPlan:
     online: frozenset[str]
     #: offers of workers that are away: what is due for them is only counted
     idle: tuple[Offer, ...]
+
+
+def by_pool(offer: Offer) -> list[Offer]:
+    """An offer of all queues for each pool that the offer names, however it is served."""
+    pairs = zip(offer.pools, offer.pool_ids, strict=False)
+    return [Offer(backend=offer.backend, pools=(pool,), pool_ids=(pool_id,)) for pool, pool_id in pairs]
 
 
 def left_over(offer: Offer, taken: Sequence[Offer]) -> list[Offer]:

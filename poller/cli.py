@@ -16,11 +16,13 @@ from flowfleet import logs
 from flowfleet.api.client import ApiClient
 from flowfleet.api.connect import Connector
 from flowfleet.api.prefect1 import agent_config
+from flowfleet.api.transport.contact import Contact
 from flowfleet.api.unused import tell_unused
 from flowfleet.commands.install import command as install_command
 from flowfleet.commands.program import Group, run
 from flowfleet.errors import ApiUnavailable, LedgerUnavailable
 from flowfleet.failpoints import Failpoints
+from flowfleet.ledger.api_troubles import STARTING, TroubleTeller
 from flowfleet.local import lifeline
 from flowfleet.page.startup import StartupPage
 from flowfleet.retry import Retry, RetrySchedule
@@ -32,10 +34,14 @@ from poller.hints_inbox import HintsInbox
 from poller.metrics import PollerMetrics
 from poller.service import PollerService
 from poller.shutdown import PollerShutdown
+from poller.silence import SilenceWatch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from flowfleet.broker import Publisher
     from flowfleet.ledger.login import Login
+    from flowfleet.ledger.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +73,18 @@ def connect_api(connector: Connector, settings: PollerSettings) -> ConnectedApi:
     return ConnectedApi(api=connector.client_for(settings), settings=settings, skew_seconds=info.skew_seconds)
 
 
+def wait_for_api(
+    connect: Callable[[], ConnectedApi], retry: Retry, outage: RetrySchedule, contact: Contact, store: Store
+) -> ConnectedApi:
+    """Wait for the API, and tell the fleet meanwhile that this poller does: it is seen nowhere else yet."""
+    watch = SilenceWatch(lambda: outage.error or contact.trouble, TroubleTeller(store=store, part=STARTING).tell)
+    watch.start()
+    try:
+        return replace(retry, schedule=lambda *_, **__: outage).ask("the Prefect API", connect)
+    finally:
+        watch.stop()
+
+
 def poll(settings: PollerSettings, *, awaits_workers: bool = False) -> int:
     """Run a poller until it is told to end; return its exit code. For `awaits_workers` see `Loop`."""
     failpoints = Failpoints.from_environment(os.environ)
@@ -77,7 +95,8 @@ def poll(settings: PollerSettings, *, awaits_workers: bool = False) -> int:
     reload = ReloadOnSighup(api_outage.hurry)
     reload.install()
     secrets = SecretFiles(settings)
-    connector = Connector(settings, os.environ, failpoints=failpoints)
+    contact = Contact()
+    connector = Connector(settings, os.environ, failpoints=failpoints, contact=contact)
     startup_page = StartupPage(secrets.page_token)
     startup_page.open(connector.defaults(settings).agent_address)
     ledger = ledgers.connect(settings.redis, settings.fleet, login=secrets.login)
@@ -91,7 +110,7 @@ def poll(settings: PollerSettings, *, awaits_workers: bool = False) -> int:
         reload.serve(connector, secrets)
         with startup_page.waiting_for("the Prefect API"):
             retry = replace(retry, limit_seconds=0.0 if settings.require_api else None)
-            connected = retry.ask("the Prefect API", lambda: connect_api(connector, settings))
+            connected = wait_for_api(lambda: connect_api(connector, settings), retry, api_outage, contact, ledger.store)
     except (LedgerUnavailable, ApiUnavailable):
         if stop.asked:
             return 0
@@ -106,6 +125,7 @@ def poll(settings: PollerSettings, *, awaits_workers: bool = False) -> int:
         ledger=ledger,
         inbox=inbox,
         api_outage=api_outage,
+        contact=contact,
         publish=publisher(settings, secrets.login).publish,
         failpoints=failpoints,
         metrics=PollerMetrics(),
@@ -134,7 +154,7 @@ def program() -> None:
 @program.command(cls=SettingsCommand)
 @options(PollerSettings, command="poller")
 def start(settings: PollerSettings) -> int:
-    """Start a poller: one leads the fleet, further ones stand by.
+    """Start a poller. One leads the fleet, further ones stand by.
 
     \b
     poller start

@@ -1,6 +1,7 @@
 """Listing: what the API says is due, what of it can be claimed now, and when the next run falls due."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -8,7 +9,7 @@ from datetime import UTC, datetime
 from flowfleet.api import traits
 from flowfleet.api.backlog import BacklogApi, DueRuns, UnfitRun
 from flowfleet.errors import ApiRejected
-from flowfleet.flow_run import FlowRun, Offer, Route
+from flowfleet.flow_run import NOTHING_HELD, FlowRun, Held, Offer, Route
 from flowfleet.ledger.roster import RouteDue
 from poller.capacity import ListingPlan
 from poller.metrics import PollerMetrics
@@ -32,9 +33,14 @@ class Listing:
         self._clock = clock
         self._at: float | None = None
         self._listed: tuple[DueRuns, ...] = ()
+        self._most = 0
         self._counted: tuple[DueRuns, ...] = ()
         self._counted_at = float("-inf")
+        self._served: tuple[Offer, ...] = ()
         self._gone: set[str] = set()
+        #: claimed since the count, by route; whether a listed run has vanished since without a claim of ours
+        self._taken: Counter[Route] = Counter()
+        self._vanished = False
         self._shunned: dict[str, float] = {}
 
     @property
@@ -42,33 +48,66 @@ class Listing:
         """Age of the listing; infinite when there is none."""
         return float("inf") if self._at is None else self._clock.monotonic() - self._at
 
-    def renew(self, found: Iterable[DueRuns], at: float) -> None:
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing was due, coming or counted when the API was asked last."""
+        return self._at is not None and not self._counted and not any(each.runs or each.due for each in self._listed)
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether more may wait than is known: the API listed no more, or a run has vanished without a claim of ours.
+
+        Then somebody else has it, or something holds it back.
+        """
+        return self._vanished or any(each.at_least for each in self._listed)
+
+    @property
+    def hides(self) -> bool:
+        """Whether the last count has seen what no listing shows: runs that are held back, or that nobody takes."""
+        return any(
+            each.held != NOTHING_HELD or not any(offer.serves(each.route) for offer in self._served)
+            for each in self._counted
+        )
+
+    def renew(self, found: Iterable[DueRuns], at: float, most: int = 0) -> None:
         """Replace the listing; `at` is when it arrived: a slow API must not make each listing too old to act on.
 
-        That its content may be older is no danger: the claim names the state that it expects.
+        That its content may be older is no danger: the claim names the state that it expects. `most` is how many runs
+        one answer lists (0: not known).
         """
-        self._listed = tuple(found)
+        before = {run.run_id for each in self._listed for run in each.runs} - self._gone
+        self._listed, self._most = tuple(found), most
         self._at = at
         self._gone.clear()
+        self._vanished |= not before.issubset(run.run_id for each in self._listed for run in each.runs)
 
     @property
     def count_age_seconds(self) -> float:
         """Seconds since the API was asked for counts; infinite when it never was."""
         return self._clock.monotonic() - self._counted_at
 
-    def tally(self, found: Iterable[DueRuns], at: float | None = None) -> None:
-        """Replace the counts of what is due for workers that are away; `at` is when they came, None = not asked for."""
-        self._counted = tuple(found)
+    def tally(self, found: Iterable[DueRuns], at: float | None = None, served: Sequence[Offer] = ()) -> None:
+        """Replace the counts of what waits; `at` is when they came, None = not asked for.
+
+        Of a route that is `served` the listing knows what the API hands out, and the count what it holds back.
+        """
+        self._counted, self._served = tuple(found), tuple(served)
         self._counted_at = self._counted_at if at is None else at
+        self._taken.clear()
+        self._vanished = self._vanished and at is None
 
     def forget(self) -> None:
         """Forget the listing and the counts."""
         self._at, self._counted_at = None, float("-inf")
         self._listed = self._counted = ()
+        self._vanished = False
 
     def gone(self, run_ids: Collection[str]) -> None:
         """Note that these runs are no longer due: they are claimed, or somebody else's."""
-        self._gone.update(run_ids)
+        new = set(run_ids) - self._gone
+        listed = {run.run_id: run.route for each in self._listed for run in each.runs if run.run_id in new}
+        self._taken.update(listed.values())
+        self._gone |= new
 
     def take_out(self, run_ids: Collection[str]) -> list[FlowRun]:
         """Return those of these runs that are listed, and count them as gone from now on."""
@@ -130,24 +169,64 @@ class Listing:
 
     def due(self, server_now: float) -> list[RouteDue]:
         """The rows for the ledger: what waits at the API, per route."""
-        rows: dict[Route, RouteDue] = {}
-        for found in (*self._counted, *self._listed):
-            claimed = [run for run in found.runs if run.run_id in self._gone and run.due.timestamp() <= server_now]
-            left = [run.due for run in found.runs if run.run_id not in self._gone and run.due.timestamp() <= server_now]
-            oldest: datetime | None = min(left, default=found.oldest if not claimed else None)
-            rows[found.route] = RouteDue(
-                route=found.route,
-                due=max(len(left), found.due - len(claimed)),
-                at_least=found.at_least,
-                oldest=None if oldest is None else oldest.astimezone(UTC).timestamp(),
-                at=server_now,
-            )
+        rows = {found.route: self._as_listed(found, server_now) for found in self._listed}
+        for counted in self._counted:
+            rows[counted.route] = self._as_counted(counted, rows.get(counted.route), server_now)
         return list(rows.values())
+
+    def _as_listed(self, found: DueRuns, server_now: float) -> RouteDue:
+        claimed = [run for run in found.runs if run.run_id in self._gone and run.due.timestamp() <= server_now]
+        left = [run.due for run in found.runs if run.run_id not in self._gone and run.due.timestamp() <= server_now]
+        due = max(len(left), found.due - len(claimed))
+        return RouteDue(
+            route=found.route,
+            due=due,
+            at_least=found.at_least,
+            oldest=_unix(min(left, default=found.oldest if not claimed else None)),
+            at=server_now,
+            held=Held(unserved=min(due, len(found.unfit))),
+        )
+
+    def _as_counted(self, counted: DueRuns, listed: RouteDue | None, server_now: float) -> RouteDue:
+        """The row of a route that was counted: as it is where nobody takes it, else beside what was listed there."""
+        route, total = counted.route, max(0, counted.due - self._taken[counted.route])
+        alone = RouteDue(
+            route=route,
+            due=total,
+            at_least=counted.at_least,
+            oldest=_unix(counted.oldest),
+            at=server_now,
+            held=counted.held,
+        )
+        if not any(offer.serves(route) for offer in self._served):
+            return alone
+        listed = listed or replace(alone, due=0, at_least=False, oldest=None, held=NOTHING_HELD)
+        more = max(0, total - listed.due)
+        paused = 0 if listed.due else counted.held.paused  # what is listed again is paused no longer
+        held = replace(counted.held, paused=paused, unserved=listed.held.unserved)
+        full = self._full(route.scope)
+        if counted.limited and not full:
+            # the API lists what pool and queue have room for, and the rest waits for their limits
+            return replace(listed, at_least=counted.at_least, held=replace(held, limit=held.limit + more))
+        if listed.at_least or full:
+            return replace(listed, due=listed.due + more, at_least=counted.at_least, held=held)
+        return replace(listed, held=held)
+
+    def _full(self, scope: str) -> bool:
+        """Whether the API listed no more of a pool than one answer holds."""
+        return 0 < self._most <= sum(len(each.runs) for each in self._listed if each.route.scope == scope)
+
+
+def _unix(moment: datetime | None) -> float | None:
+    return None if moment is None else moment.astimezone(UTC).timestamp()
 
 
 @dataclass(frozen=True)
 class Lister:
-    """Lists runs of pools that a live worker serves, only counts those of others: listing marks a pool as served."""
+    """Lists runs of pools that a live worker serves, and counts what waits, also where nobody serves it.
+
+    A count sees what no listing shows: what a pause or a limit holds back, and what waits where no worker takes it.
+    """
 
     api: BacklogApi
     presence: Presence
@@ -155,26 +234,46 @@ class Lister:
     metrics: PollerMetrics
     within_seconds: float = 60.0
     count_seconds: float = 30.0
+    #: how soon after a count the next one comes while more may wait than is known
+    doubt_seconds: float = 10.0
     limit: int = 200
 
     def list(self, plan: ListingPlan, listing: Listing) -> None:
         """Ask the API what is due, and put its answer into the listing. Raises `ApiUnavailable`."""
+        found: Sequence[DueRuns] = ()
         with self.metrics.poll_seconds.time():
-            found = self._due(plan.offers) if plan.offers else []
-            now = self.clock.monotonic()
-            listing.renew(found, now)
-            there = {due.route for due in found}
-            idle = self.presence.idle_offers(plan)
-            if not idle:
-                listing.tally(())
-            elif not plan.offers or listing.count_age_seconds >= self.count_seconds:
-                counted = self._count(idle)
-                there |= {due.route for due in counted}
-                # of a route that is listed the listing knows more than the count, also when the queue is empty
-                unlisted = [due for due in counted if not any(offer.serves(due.route) for offer in plan.offers)]
-                listing.tally(unlisted, now)
+            if plan.offers and not self._nothing_waits(plan, listing):
+                found = self._due(plan.offers)
+        listing.renew(found, self.clock.monotonic(), self.limit)
         self.metrics.last_poll.set(self.clock.wall())
-        self.presence.listed(there)
+        self.presence.listed({due.route for due in found})
+
+    def count(self, plan: ListingPlan, listing: Listing) -> None:
+        """Count what no listing shows, where it is time to. It comes after the claims, which it must not hold up."""
+        idle = self.presence.idle_offers(plan)
+        # labels are neither paused nor limited: there only a full answer hides something
+        offers = (*plan.offers, *idle) if not self._by_labels or listing.doubtful else idle
+        seconds = self.count_seconds if idle or listing.hides else 2 * self.count_seconds
+        if not offers:
+            listing.tally(())
+        elif not plan.offers or listing.count_age_seconds >= (self.doubt_seconds if listing.doubtful else seconds):
+            self._tally(offers, plan, listing)
+
+    def _nothing_waits(self, plan: ListingPlan, listing: Listing) -> bool:
+        """Whether a count says that a listing would be empty; it takes the place of one, so that no more is asked."""
+        if self._by_labels or not listing.quiet or listing.count_age_seconds < self.count_seconds:
+            return False
+        return not self._tally((*plan.offers, *self.presence.idle_offers(plan)), plan, listing)
+
+    def _tally(self, offers: Sequence[Offer], plan: ListingPlan, listing: Listing) -> Sequence[DueRuns]:
+        counted = self._count(offers)
+        listing.tally(counted, self.clock.monotonic(), served=plan.offers)
+        self.presence.listed({due.route for due in counted})
+        return counted
+
+    @property
+    def _by_labels(self) -> bool:
+        return self.presence.api.traits.by_labels
 
     def _due(self, offers: Sequence[Offer]) -> Sequence[DueRuns]:
         try:
@@ -187,13 +286,15 @@ class Lister:
         return [due for offer in offers for part in _by_pool(offer) for due in self._due([part])]
 
     def _count(self, offers: Sequence[Offer]) -> Sequence[DueRuns]:
-        found: list[DueRuns] = []
-        for part in [part for offer in offers for part in _by_pool(offer)]:
-            try:
-                found += self.api.count_due([part])
-            except ApiRejected as exc:
-                logger.info("due runs cannot be counted", extra={**_names(part), "error": str(exc)})
-        return found
+        try:
+            counted = self.api.count_due(offers, within_seconds=self.within_seconds)
+        except ApiRejected as exc:
+            if len(offers) == 1 and len(offers[0].pools) <= 1:
+                logger.info("due runs cannot be counted", extra={**_names(offers[0]), "error": str(exc)})
+                return []
+        else:
+            return [due for due in counted if self.presence.offer_filter.admits(due.route)]
+        return [due for offer in offers for part in _by_pool(offer) for due in self._count([part])]
 
 
 def _names(offer: Offer) -> dict[str, object]:

@@ -253,6 +253,9 @@ class Loop:
         published = (
             self._claim(term, rows, live) if is_open and self.listing.age_seconds <= self.pace.fresh_seconds else 0
         )
+        if listed:
+            self.progress.note()
+            self.lister.count(plan, self.listing)
         if FREED in self._hints and not listed:
             # the freed slot was answered from the listing at hand; runs that are newer at the API are looked for soon
             self._hints.discard(FREED)

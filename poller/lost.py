@@ -123,7 +123,7 @@ class LostRuns:
         many = missing >= 2 and missing > started
         if many and not self._warned:
             logger.warning(
-                "more than half of the started runs are missing at once, they are waited for once more",
+                "more than half of the started runs are missing at once: they are waited for once more",
                 extra={"missing": missing, "started": missing + started, "seconds": self.lease.ttl_seconds},
             )
         self._warned = many

@@ -6,15 +6,21 @@ from dataclasses import dataclass
 
 from flowfleet.api import traits
 from flowfleet.api.client import ApiClient
+from flowfleet.api.life import shown_name
 from flowfleet.errors import ApiRejected, SettingsError
 from flowfleet.flow_run import Offer, Route
 from flowfleet.ledger.roster import Roster
-from poller.capacity import ListingPlan, OfferFilter, left_over
+from poller.capacity import ListingPlan, OfferFilter, by_pool, left_over
 
 logger = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 60.0
-LEARN_SECONDS = 600.0
+#: how often the queues of a pool are asked for; where runs wait, other answers show a new or a missing one sooner
+LEARN_SECONDS = 120.0
+#: the shortest time between two such questions
+LEARN_GAP_SECONDS = 5.0
+#: how often labels that no run has any more are looked for
+TIDY_SECONDS = 600.0
 #: labels of runs that were not seen for so long are unlearned: nothing but runs tells which label sets there are
 UNSEEN_SECONDS = 3600.0
 #: after a longer pause between two listings nobody knows which runs came and went in it
@@ -35,7 +41,7 @@ class Presence:
     clock: Callable[[], float]
 
     def __post_init__(self) -> None:
-        self._name = f"flowfleet-{self.fleet}"
+        self._name = shown_name(self.fleet)
         self.skew_seconds = 0.0
         self._shown: dict[str, float] = {}
         self._learned: dict[Offer, float] = {}
@@ -61,7 +67,7 @@ class Presence:
         skew = skew_seconds if abs(skew_seconds) > SKEW_NOISE_SECONDS else 0.0
         if abs(skew) >= SKEW_WARN_SECONDS and abs(skew - self.skew_seconds) >= SKEW_WARN_SECONDS:
             logger.warning(
-                "the clock of the Prefect API differs from this machine's, its own is used",
+                "the clock of the Prefect API differs from this machine's: the API's is used",
                 extra={"skew_seconds": round(skew, 1)},
             )
         self.skew_seconds = skew
@@ -94,19 +100,26 @@ class Presence:
             del self._shown[pool]
 
     def learn(self, offers: Iterable[Offer]) -> None:
-        """Learn, every ten minutes, which work queues the offered pools have, and which they have no longer."""
-        now = self.clock()
-        for offer in offers:
-            if now < self._learned.get(offer, 0.0):
-                continue
-            try:
-                routes = self.api.presence.routes(offer)
-                self.know(routes)
-                self._unlearn(offer, routes)
-            except ApiRejected as exc:
-                logger.warning("routes of a pool cannot be read", extra={"pools": offer.pools, "error": str(exc)})
-            self._learned[offer] = now + LEARN_SECONDS
+        """Learn, every two minutes, which work queues the offered pools have, and which they have no longer.
+
+        That is all queues of a pool: one that no worker takes is shown, too.
+        """
+        if not self.api.traits.routes_from_runs:
+            for pool in dict.fromkeys(pool for offer in offers for pool in by_pool(offer)):
+                self._learn(pool)
         self._unlearn_labels()
+
+    def _learn(self, pool: Offer) -> None:
+        now, learned = self.clock(), self._learned.get(pool, float("-inf"))
+        if now - learned < (LEARN_GAP_SECONDS if self.api.presence.changed(pool) else LEARN_SECONDS):
+            return
+        try:
+            routes = [route for route in self.api.presence.routes(pool) if self.offer_filter.admits(route)]
+            self.know(routes)
+            self._unlearn(pool, routes)
+        except ApiRejected as exc:
+            logger.warning("routes of a pool cannot be read", extra={"pools": pool.pools, "error": str(exc)})
+        self._learned[pool] = now
 
     def listed(self, routes: Collection[Route]) -> None:
         """Learn the routes of one listing, and note when they were seen."""
@@ -121,7 +134,7 @@ class Presence:
     def _unlearn_labels(self) -> None:
         """Unlearn label sets that no run has had for an hour; one with a claim stays, any comes back with a run."""
         now = self.clock()
-        if not self.api.traits.routes_from_runs or now - self._tidied < LEARN_SECONDS:
+        if not self.api.traits.routes_from_runs or now - self._tidied < TIDY_SECONDS:
             return
         self._tidied = now
         gone = [
@@ -142,10 +155,10 @@ class Presence:
             self.roster.know(sorted(new))
             self._routes |= new
 
-    def _unlearn(self, offer: Offer, there: Collection[Route]) -> None:
-        """Unlearn the offer's routes that the API has no longer; else those of each queue ever made would stay."""
-        gone = [route for route in self.roster.routes() if offer.serves(route) and route not in there]
-        if gone and not traits.of(offer.backend).routes_from_runs:
+    def _unlearn(self, pool: Offer, there: Collection[Route]) -> None:
+        """Unlearn the pool's routes that the API has no longer; else those of each queue ever made would stay."""
+        gone = [route for route in self.roster.routes() if pool.serves(route) and route not in there]
+        if gone:
             self.roster.unlearn(gone)
             self._routes.difference_update(gone)
 

@@ -82,7 +82,7 @@ class Reinstater:
             raise answer.silence
         if answer.verdict is Verdict.ACCEPTED:
             self.metrics.reinstated.inc()
-            logger.warning("the API had put back a run that is running, its state is written again", extra=names)
+            logger.warning("the API had put back a run that is running: its state is written again", extra=names)
         elif answer.verdict is Verdict.UNSURE:
             logger.warning("the API has put back a run that is running", extra={**names, "answer": answer.reason})
         else:

@@ -7,10 +7,11 @@ import os
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flowfleet.api.client import ApiClient, Mark
-from flowfleet.errors import LedgerError
+from flowfleet.api.transport.contact import Contact
+from flowfleet.errors import FleetError, LedgerError
 from flowfleet.failpoints import Failpoints
 from flowfleet.flow_run import Message
 from flowfleet.ledger import Ledger
@@ -41,6 +42,7 @@ from poller.rebuild import Gatekeeper, Sweep
 from poller.reconcile import Reconciler
 from poller.reinstate import Reinstater
 from poller.restore import Restorer
+from poller.silence import SilenceWatch
 from poller.unfit import UnfitRuns
 
 logger = logging.getLogger(__name__)
@@ -60,6 +62,8 @@ class PollerService:
     publish: Callable[[Message], None]
     failpoints: Failpoints
     metrics: PollerMetrics
+    #: that of the client's session
+    contact: Contact = field(default_factory=Contact)
     #: whether this is the poller inside `flowfleet leave`
     substitute: bool = False
     #: see `Loop`
@@ -82,7 +86,11 @@ class PollerService:
         self.presence = Presence(
             self.api, ledger.roster, fleet=settings.fleet, offer_filter=self._offer_filter, clock=CLOCK.monotonic
         )
-        self.loop = self._loop()
+        tell = TroubleTeller(store=self.ledger.store, part=LEADER).tell
+        self._silence_watch = SilenceWatch(
+            lambda: self.contact.trouble if self.leadership.term is not None else None, tell
+        )
+        self.loop = self._loop(tell)
         self.health = PollerHealth(self.loop, self.leadership, self._progress)
         self._leadership_thread = LeadershipThread(
             self.leadership,
@@ -103,7 +111,7 @@ class PollerService:
             outages=(quiet_outage("the Prefect API"), quiet_outage("Redis")),
         )
 
-    def _loop(self) -> Loop:
+    def _loop(self, tell_api: Callable[[FleetError | None], None]) -> Loop:
         settings, api, ledger = self.settings, self.api, self.ledger
         claimer, reconciler = self._claimer_and_reconciler()
         sweep, gatekeeper = self._sweep_and_gatekeeper()
@@ -154,7 +162,7 @@ class PollerService:
             max_polls=settings.max_polls,
             awaits_workers=self.awaits_workers,
             tidy=return_free_memory,
-            tell_api=TroubleTeller(store=self.ledger.store, part=LEADER).tell,
+            tell_api=tell_api,
         )
 
     def _claimer_and_reconciler(self) -> tuple[Claimer, Reconciler]:
@@ -288,9 +296,11 @@ class PollerService:
         subscription = self.ledger.hints.listen(lambda kind, _: self._heard(kind))
         self._leadership_thread.start()
         self._cancellation.start()
+        self._silence_watch.start()
         try:
             self.loop.run()
         finally:
+            self._silence_watch.stop()
             self._cancellation.stop()
             self._leadership_thread.stop()
             subscription.close()

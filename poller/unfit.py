@@ -92,7 +92,7 @@ class UnfitRuns:
 
     def _tell(self, run: UnfitRun) -> None:
         names = {"run_id": run.run_id, "run_name": run.name, "reason": run.reason}
-        logger.warning("no worker can take this run, it stays Scheduled", extra=names)
+        logger.warning("no worker can take this run: it stays Scheduled", extra=names)
         if self.cloud_logs:
             at = datetime.fromtimestamp(self.clock.wall() + self.skew_seconds(), UTC)
             self._lines.append(LogLine(run_id=run.run_id, message=run.reason, at=at, level=logging.WARNING))

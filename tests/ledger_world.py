@@ -39,7 +39,7 @@ ASKED: dict[str, Callable[..., Outcome]] = {
     "accept": lambda c, ids, term, worker, nonce: c.accept(term, *ids),
     "refuse": lambda c, ids, term, worker, nonce: c.refuse(term, *ids, "no"),
     "take": lambda c, ids, term, worker, nonce: c.take(*ids, worker, nonce),
-    "start": lambda c, ids, term, worker, nonce: c.start(*ids, worker, nonce),
+    "start": lambda c, ids, term, worker, nonce: c.start(*ids, worker, nonce, flow="orders", deployment="nightly"),
     "run": lambda c, ids, term, worker, nonce: c.run(*ids, worker, {"kind": "process", "id": 7}),
     "end": lambda c, ids, term, worker, nonce: c.end(*ids, worker, {"code": 0, "last_lines": []}),
     "release": lambda c, ids, term, worker, nonce: c.release(*ids, worker, "reported"),

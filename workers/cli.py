@@ -7,9 +7,8 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -21,14 +20,12 @@ from flowfleet.api.prefect1 import agent_config
 from flowfleet.api.unused import tell_unused
 from flowfleet.commands import forget, install, program, worker_control
 from flowfleet.failpoints import Failpoints
-from flowfleet.flow_run import Offer
 from flowfleet.ledger import Ledger
 from flowfleet.ledger.api_troubles import TroubleTeller
 from flowfleet.ledger.hints import Subscription
-from flowfleet.ledger.roster import WorkerRow
 from flowfleet.page.startup import StartupPage
 from flowfleet.retry import Outage, Retry
-from flowfleet.settings.classes import WorkerSettings
+from flowfleet.settings.classes import WAIT, WorkerSettings
 from flowfleet.settings.click_options import SettingsCommand, options
 from flowfleet.settings.secret_files import SecretFiles
 from flowfleet.signals import ReloadOnSighup
@@ -45,6 +42,8 @@ from workers.host_limits import HostLimits, check_limits
 from workers.interpreter import interpreter_of
 from workers.lifecycle import sign_on
 from workers.lifecycle.consumer import forget_stop, require_hooks
+from workers.lifecycle.joining import Joining
+from workers.lifecycle.resume_wait import ResumeWait
 from workers.lifecycle.stop_plan import StopPlan, enclosure_of
 from workers.lifecycle.stop_signals import leave_at_once
 from workers.runs.hooks import check_times
@@ -78,8 +77,20 @@ def start(settings: WorkerSettings) -> int:
     worker start --api http://HOST:4200/api --redis redis://HOST:6379/0
     worker start --backend prefect1 --api http://HOST:4200 --label etl
     worker start --python /srv/flows/.venv/bin/python
+    worker start --pool containers --deploy docker --memory 2G
     """  # noqa: D301 - click reads the escape
-    return serve(settings, os.environ)
+    waits = partial(_wait_and_start_again, dict(os.environ))
+    return serve(settings, os.environ, EmbeddingProgram(drained=waits) if settings.on_drained == WAIT else AS_COMMAND)
+
+
+def _wait_and_start_again(environ: Mapping[str, str], ledger: Ledger, worker: str, page: StartupPage) -> NoReturn:
+    """Wait for the resume of this drained worker, and be the same command anew, with the environment of its start."""
+    leave_at_once()
+    page.show_start()
+    with page.waiting_for(f"worker resume {worker}"):
+        ResumeWait(ledger.roster, worker).run()
+    logging.shutdown()
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environ)  # noqa: S606 - our own command line
 
 
 for _command in (install.command(WorkerSettings, "worker"), *worker_control.worker_commands, forget.forget_worker):
@@ -102,6 +113,8 @@ class EmbeddingProgram:
     launched: Callable[[str], None] = lambda _run_id: None
     #: called once the worker is joined, before it fetches its first message
     begun: Callable[[WorkerService], None] = lambda _service: None
+    #: called when the worker has ended since it was drained before its start; the exit code
+    drained: Callable[[Ledger, str, StartupPage], int] = lambda _ledger, _worker, _page: program.DRAINED
     #: ends the process at once
     leave: Callable[[int], Any] = os._exit
     #: where the program goes on after the worker: what is closed when the worker has ended, the last first
@@ -113,9 +126,11 @@ class EmbeddingProgram:
             self.leaving.callback(step)
 
 
-def serve(
-    settings: WorkerSettings, environ: Mapping[str, str], embedding: EmbeddingProgram = EmbeddingProgram()
-) -> int:
+#: a worker that is a program of its own
+AS_COMMAND = EmbeddingProgram()
+
+
+def serve(settings: WorkerSettings, environ: Mapping[str, str], embedding: EmbeddingProgram = AS_COMMAND) -> int:
     """Build the worker, run it to its end, and return the exit code."""
     embedding.early()
     to_api = BackgroundJobs("the Prefect API")
@@ -153,7 +168,7 @@ def serve(
     specs = StartSpecBuilder(settings, api.traits, api=api.jobs, layers=layers, interpreter=interpreter)
     specs = replace(specs, in_containers=below == CONTAINERS)
     embedding.leave_with(ledger.close)
-    row = _join_fleet(ledger, settings, api, state, host, retry=retry, startup_page=startup_page)
+    row = Joining(ledger, settings, api, state, host, retry, startup_page.waiting_for).join()
     service = WorkerService(
         settings=settings,
         row=row,
@@ -211,7 +226,9 @@ def _run(service: WorkerService, ledger: Ledger, startup_page: StartupPage, embe
     service.stop_signals.install()
     startup_page.show(worker_page.handlers(service.health))
     code = service.run()
-    return code or (program.DRAINED if service.draining.from_start else 0)
+    if code or not service.draining.from_start:
+        return code
+    return embedding.drained(ledger, service.row.worker, startup_page)
 
 
 def _take_off_celery() -> None:
@@ -258,61 +275,6 @@ def _enter(connector: Connector, settings: WorkerSettings, retry: Retry) -> tupl
     logs.set_level(fitted.log_level)
     fitted.tell_identity()
     return api, fitted
-
-
-def _join_fleet(
-    ledger: Ledger,
-    settings: WorkerSettings,
-    api: ApiClient,
-    state: StateFolder,
-    host: Host,
-    *,
-    retry: Retry,
-    startup_page: StartupPage,
-) -> WorkerRow:
-    """Sign on, and return the worker's row; the page says which neighbour is waited for."""
-    with startup_page.waiting_for("Redis"):
-        retry.ask("Redis", ledger.check)
-    with startup_page.waiting_for("the Prefect API"):
-        row = _row(settings, api, sign_on.new_nonce(), retry, host)
-    with startup_page.waiting_for("Redis, or the end of an earlier worker of its name"):
-        retry.ask("Redis", lambda: _prove_and_sign_on(ledger, row, state, host))
-    state.remember(boot_id=host.boot_id, nonce=row.nonce, fleet=ledger.store.fleet, api=api.address, worker=row.worker)
-    serves: Mapping[str, object] = (
-        {"labels": sorted(row.offer.labels)} if api.traits.by_labels else {"pools": ", ".join(row.offer.pools)}
-    )
-    logger.info("worker joins the fleet", extra={"worker": row.worker, "slots": row.slots, **serves})
-    return row
-
-
-def _row(settings: WorkerSettings, api: ApiClient, nonce: str, retry: Retry, host: Host) -> WorkerRow:
-    offered = Offer(
-        backend=api.backend,
-        pools=() if api.traits.by_labels else settings.pools,
-        work_queues=settings.work_queues,
-        labels=settings.agent_labels if api.traits.by_labels else settings.labels,
-        tenant=settings.tenant_id,
-        deploy=settings.deploy,
-    )
-    retry.ask("the Prefect API", api.probe)
-    return WorkerRow(
-        worker=settings.identity,
-        nonce=nonce,
-        offer=retry.ask("the Prefect API", lambda: api.presence.resolve(offered, create=True)),
-        routes=(),
-        slots=settings.slots,
-        version=metadata.version("flowfleet"),
-        address=settings.agent_address,
-        deploy=settings.deploy,
-        boot_id=host.boot_id,
-        machine=host.fingerprint,
-    )
-
-
-def _prove_and_sign_on(ledger: Ledger, row: WorkerRow, state: StateFolder, host: Host) -> None:
-    seconds = ledger.gate.lease().ttl_seconds
-    predecessor = sign_on.dead_predecessor(ledger.roster, state, host, row.worker, watch_seconds=seconds)
-    sign_on.sign_on(ledger.roster, row, predecessor=predecessor, watch_seconds=seconds)
 
 
 def _on_hint(service: WorkerService, kind: str, text: str) -> None:

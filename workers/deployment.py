@@ -38,7 +38,7 @@ def _raised_nice(own: int, where: str, asked: object) -> int:
     except ValueError:
         number = -1
     if not 0 <= number <= MOST_NICE:
-        raise StartFailed(f"{where} is {str(asked)[:100]!r}, give a whole number from 0 to {MOST_NICE}")
+        raise StartFailed(f"{where} is {str(asked)[:100]!r}: give a whole number from 0 to {MOST_NICE}")
     return max(own, number)
 
 
@@ -49,7 +49,7 @@ def _own_grace(_own: float, where: str, asked: object) -> float:
         seconds = -1.0
     if not 0 <= seconds <= LONGEST_GRACE_SECONDS:
         raise StartFailed(
-            f"{where} is {str(asked)[:100]!r}, give a number of seconds from 0 to {LONGEST_GRACE_SECONDS}"
+            f"{where} is {str(asked)[:100]!r}: give a number of seconds from 0 to {LONGEST_GRACE_SECONDS}"
         )
     return seconds
 
@@ -60,7 +60,7 @@ def _own_memory(own: int | None, where: str, asked: object) -> int:
     except ValueError:
         number = 0
     if number <= 0:
-        raise StartFailed(f"{where} is {str(asked)[:100]!r}, give a size such as 512m")
+        raise StartFailed(f"{where} is {str(asked)[:100]!r}: give a size such as 512m")
     return number if own is None else min(own, number)
 
 
@@ -70,7 +70,7 @@ def _own_cpus(own: float | None, where: str, asked: object) -> float:
     except ValueError:
         number = 0.0
     if not 0 < number < math.inf:
-        raise StartFailed(f"{where} is {str(asked)[:100]!r}, give a number of processors above 0")
+        raise StartFailed(f"{where} is {str(asked)[:100]!r}: give a number of processors above 0")
     return number if own is None else min(own, number)
 
 

@@ -85,7 +85,7 @@ def parse_pairs(pairs: Sequence[str]) -> dict[str, str]:
     for pair in pairs:
         name, sign, value = pair.partition("=")
         if not sign or not name:
-            raise SettingsError(f"--env {name or '=…'} is no pair, write --env NAME=VALUE")
+            raise SettingsError(f"--env {name or '=…'} is no pair: write --env NAME=VALUE")
         found[name] = value
     return found
 

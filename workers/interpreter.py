@@ -56,10 +56,10 @@ def choose_interpreter(
     """
     if python is not None:
         if not os.access(python, os.X_OK):
-            raise SettingsError(f"--python {python} is no program that can be run, give the path of a Python")
+            raise SettingsError(f"--python {python} is no program that can be run: give the path of a Python")
         version = prefect_version(str(python), env)
         if version is None:
-            raise SettingsError(f"--python {python} has no prefect, install it there or give another --python")
+            raise SettingsError(f"--python {python} has no prefect: install it there or give another --python")
         return _fitting(Interpreter(path=str(python), prefect=version, starters=STARTERS), traits)
     misfit = None
     for path in _candidates(env.get("PATH", os.defpath), fallback):
@@ -71,7 +71,7 @@ def choose_interpreter(
             misfit = misfit or found
     if misfit is not None:
         return _fitting(misfit, traits)
-    raise SettingsError("no Python on PATH has prefect, install prefect or name an interpreter with --python")
+    raise SettingsError("no Python on PATH has prefect: install prefect or name an interpreter with --python")
 
 
 def _candidates(path: str, fallback: str | None) -> list[str]:
@@ -93,7 +93,7 @@ def _fitting(interpreter: Interpreter, traits: Traits) -> Interpreter:
     if not _fits(interpreter, traits):
         wanted = traits.prefect_versions[-1]
         raise SettingsError(
-            f"{interpreter.path} has prefect {interpreter.prefect}, which does not fit an API of Prefect {wanted}, "
+            f"{interpreter.path} has prefect {interpreter.prefect}, which does not fit an API of Prefect {wanted}: "
             f"name the Python of an environment with prefect {wanted} by --python"
         )
     return interpreter
@@ -139,7 +139,20 @@ def resolve_command(command: Sequence[str], env: Mapping[str, str], interpreter:
 def interpreter_of(
     settings: WorkerSettings, environ: Mapping[str, str], traits: Traits
 ) -> tuple[EnvironmentLayers, Interpreter]:
-    """Choose the Python that runs the flows of this worker, and make the environment layers that go with it.
+    """Choose the Python that runs the flows of this worker, say which, and make the layers that go with it.
+
+    Raises what `find_interpreter` raises.
+    """
+    layers, chosen = find_interpreter(settings, environ, traits)
+    if chosen.prefect:
+        logger.info("interpreter for flows", extra={"python": chosen.path, "prefect": chosen.prefect})
+    return layers, chosen
+
+
+def find_interpreter(
+    settings: WorkerSettings, environ: Mapping[str, str], traits: Traits
+) -> tuple[EnvironmentLayers, Interpreter]:
+    """Find the Python that runs the flows of such a worker, and make the environment layers that go with it.
 
     Raises `SettingsError` when runs are processes of this host and no interpreter fits, or for a wrong `--env` or
     `--import-path`.
@@ -163,5 +176,4 @@ def interpreter_of(
     if python is None and chosen.path == sys.executable:
         # the worker's own Python, and not on PATH: flows should find the commands beside it all the same
         base = worker_layer(environ, python=Path(sys.executable), own_prefix=None)
-    logger.info("interpreter for flows", extra={"python": chosen.path, "prefect": chosen.prefect})
     return layers_of(settings, base, traits), chosen

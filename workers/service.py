@@ -226,7 +226,7 @@ class WorkerService:
         )
 
     def _join_stop(self) -> None:
-        settings, worker = self.settings, self.row.worker
+        settings, worker, roster, stop = self.settings, self.row.worker, self.roster, self.stop_signals
         self.output = OutputFollower() if settings.show_flow_logs else None
         self.pruner = Pruner(
             self.state,
@@ -244,7 +244,7 @@ class WorkerService:
             outage=self.to_api.outage.of("lingering"),
             linger=settings.linger,
         )
-        self.draining = Draining(worker, self.ledger_view, self.attempts, self.slots, self.outbox, self.stop_signals)
+        self.draining = Draining(worker, roster, self.ledger_view, self.attempts, self.slots, self.outbox, stop)
         self.health = WorkerHealth(
             worker=worker,
             supervisor=self.supervisor,
@@ -266,11 +266,11 @@ class WorkerService:
             heartbeat=self.heartbeat,
             pruner=self.pruner,
             output=self.output,
-            roster=self.roster,
+            roster=roster,
             deployer=self.deployer,
             to_ledger=self.to_ledger,
             to_api=self.to_api,
-            stop_signals=self.stop_signals,
+            stop_signals=stop,
             yielding=self.yielding,
         )
 

@@ -40,6 +40,11 @@ def check(call: str, given: Mapping[str, Any], more: Sequence[Any] = (), **by_ke
             f"{call} got {_shown(wrong, value)}, {_kind_of(value)} where {_KINDS[wrong]} is meant: "
             f"write {_remedy(wrong, value)}{hint}"
         )
+    misnamed = next((key for key in map(str, every.get("env_vars") or ()) if not key or "=" in key), None)
+    if misnamed is not None:
+        # a value that was put into the name may be secret
+        named = f"{misnamed.partition('=')[0]}=…" if misnamed else "an empty name"
+        raise ValueError(f"{call} got env_vars with {named}, which no variable can be named: write {{'NAME': 'value'}}")
     if more:
         raise TypeError(
             f"{call} takes {len(given)} arguments by position ({', '.join(given)}) and got {len(given) + len(more)}: "

@@ -46,7 +46,7 @@ class FlowRunRecord(dict[str, Any]):
         try:
             return self[name]
         except KeyError:
-            raise AttributeError(f"this record has no {name!r}, it has {', '.join(map(str, self))}") from None
+            raise AttributeError(f"this record has no {name!r}; it has {', '.join(map(str, self))}") from None
 
     def __setattr__(self, name: str, value: Any) -> None:
         self[name] = value

@@ -10,7 +10,7 @@ from typing import Any, Self
 from flowfleet.agents import argument_kinds, overrides, variables
 from flowfleet.agents.agent import Agent
 from flowfleet.agents.flow_run_records import FlowRunRecord
-from flowfleet.commands import units
+from flowfleet.commands import unit_supervisor, units
 from flowfleet.settings.classes import PollerSettings, WorkerSettings
 from flowfleet.settings.common import CommonSettings
 from flowfleet.settings.host_label import label_of_host
@@ -164,7 +164,7 @@ class LocalAgent(Agent):
 
 def _supervisor_conf(part: str, cls: type[CommonSettings], flags: Mapping[str, Any]) -> str:
     program = units.program_path(part)
-    return units.supervisor(units.Unit(part=part, cls=cls, flags=flags, program=program, **units.here()))
+    return unit_supervisor.unit_text(units.Unit(part=part, cls=cls, flags=flags, program=program, user=units.me()))
 
 
 def _are_paths(value: Any) -> bool:

@@ -96,7 +96,7 @@ def asked_of(
     answer: Any = method(flow_run, **given)
     if not isinstance(answer, Mapping):
         raise TypeError(
-            f"populate_env_vars of {type(agent).__name__} returned a value of type {type(answer).__name__}, "
+            f"populate_env_vars of {type(agent).__name__} returned a value of type {type(answer).__name__}; "
             "it must return the dict of the run's variables"
         )
     return {str(name): str(value) for name, value in answer.items() if value is not None}

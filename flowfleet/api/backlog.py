@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from flowfleet.flow_run import FlowRun, Offer, Route
+from flowfleet.flow_run import NOTHING_HELD, FlowRun, Held, Offer, Route
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,16 +31,22 @@ class DueRuns:
     room: int | None = None
     #: runs that are counted in `due` but ask for what no offer here can do (Prefect 1: storage, run_config)
     unfit: tuple[UnfitRun, ...] = ()
+    #: runs whose time has come and that are not in `due`, since the API hands them to nobody now (only counted ones)
+    held: Held = NOTHING_HELD
+    #: whether pool or queue have a limit: what is counted as due and not listed is held back by it
+    limited: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rival:
-    """Another agent at the API that would take the same runs: an agent of Prefect 1 with the same labels."""
+    """Another executor at the API that takes the same runs: an agent with our labels, a worker of our pool."""
 
     name: str
     type: str
-    labels: tuple[str, ...]
-    #: when the agent last asked for runs
+    labels: tuple[str, ...] = ()
+    #: the pool's name; empty at Prefect 1, where only labels count
+    pool: str = ""
+    #: when it was last heard of: an agent as it asked for runs
     seen: datetime | None
 
 
@@ -66,17 +72,22 @@ class BacklogApi(Protocol):
         The server's limits, pauses and priorities are observed. One request lists at most `limit` runs.
         """
 
-    def count_due(self, offers: Sequence[Offer]) -> list[DueRuns]:
-        """Only count the due runs, for offers that no live worker serves.
+    def count_due(self, offers: Sequence[Offer], *, within_seconds: float = 0.0) -> list[DueRuns]:
+        """Only count what waits, also what the API hands to nobody now: in all queues of the offers' pools, or labels.
 
-        Listing the runs would make these offers look served: their pools READY, or their agent alive.
+        Listing runs that no live worker takes would make them look served: their pools READY, or their agent alive.
+        A route on which nothing waits, and nothing falls due within the given seconds, is left out.
         """
 
     def unserved(self, offers: Sequence[Offer]) -> list[UnfitRun]:
         """Due runs that no agent known to the API could take, of this fleet or not (Prefect 1: because of labels)."""
 
     def rivals(self, offers: Sequence[Offer]) -> list[Rival]:
-        """Other agents that take the runs of these offers too and know nothing of this fleet's ledger."""
+        """Executors that take the runs of these offers too.
+
+        Prefect 1: agents but for those of our own name. Prefect 3: workers that are online in the pools, the fleet's
+        own among them (`is_of_fleet`).
+        """
 
     def place(self, run_id: str) -> Place | None:
         """Where a run waits and what holds it back there, for `explain`; None when the run waits in no such place."""

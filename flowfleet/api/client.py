@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from flowfleet.api.backlog import BacklogApi
 from flowfleet.api.container_ask import ContainerAsk
+from flowfleet.api.found import FoundRuns
 from flowfleet.api.life import LifeApi
+from flowfleet.api.presence import PresenceApi
 from flowfleet.api.traits import Traits
 from flowfleet.api.transport.server_clock import ServerInfo
 from flowfleet.errors import ApiError, ApiUnavailable, KeyRefused, RunGone
-from flowfleet.flow_run import FlowRun, Offer, Route
+from flowfleet.flow_run import FlowRun, Route
 
 if TYPE_CHECKING:  # what only reads records of the API needs no HTTP
     from flowfleet.api.transport.session import Session
@@ -59,8 +61,7 @@ class RunState:
     at: datetime | None = None  # when the state was written
     #: True when the run comes back by itself though its state is Running (Prefect 1: a task to retry later)
     comes_back: bool = False
-    #: True when the run is Scheduled or Paused but only its own process can continue it (Prefect 3: a retry or a pause
-    #: inside the process): the API hands such a run to nobody
+    #: Scheduled or Paused, and handed to nobody: only its own process continues it (Prefect 3: a retry or pause inside)
     held: bool = False
     #: how the run is tried again (Prefect 3: its whole `empirical_policy`)
     retry_policy: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
@@ -176,22 +177,6 @@ class Mark:
     worker: str | None = None
 
 
-class PresenceApi(Protocol):
-    """The part of a client that knows what workers offer, and shows the fleet to people."""
-
-    def resolve(self, offer: Offer, *, create: bool) -> Offer:
-        """Fill in the server's ids of the offer (pool uuids, tenant); `create` makes missing pools and work queues."""
-
-    def routes(self, offer: Offer) -> list[Route]:
-        """The routes that exist now for this offer (Prefect 3: one for each work queue of its pools)."""
-
-    def online(self, pool: str, name: str, interval_seconds: float) -> None:
-        """Show the fleet as one online worker of the pool (Prefect 3: a worker's heartbeat with the given name)."""
-
-    def offline(self, pool: str, name: str) -> None:
-        """Remove the worker that `online` shows from the pool; it may be gone already."""
-
-
 class ClaimApi(Protocol):
     """The part of a client by which runs become ours, from Scheduled to started."""
 
@@ -284,8 +269,8 @@ class OrderApi(Protocol):
     def restart(self, run_id: str, message: str, mark: Mark, only: Collection[StateType] = ()) -> Answer:
         """Move a run that has ended or waits to Scheduled, due now; REFUSED while under way, or in none of `only`."""
 
-    def find(self, text: str) -> list[RunState]:
-        """The runs with this name, the newest first, else waiting ones with this in their id; of many only some."""
+    def find(self, text: str) -> FoundRuns:
+        """The run with this id, the newest runs with this name, else unfinished ones with this in their id."""
 
 
 class JobApi(Protocol):

@@ -20,6 +20,7 @@ from flowfleet.api.prefect3.access import AccessSource, home_of, no_address
 from flowfleet.api.prefect3.client import Prefect3
 from flowfleet.api.prefect3.settings import prefect_settings
 from flowfleet.api.transport.address import Address
+from flowfleet.api.transport.contact import Contact
 from flowfleet.api.transport.flavour import PREFECT3, Flavour
 from flowfleet.api.transport.session import Session
 from flowfleet.errors import KeyRefused, SettingsError
@@ -52,10 +53,11 @@ class Connector:
         home: Path | None = None,
         pause: Callable[[float], object] = time.sleep,
         failpoints: Failpoints | None = None,
+        contact: Contact | None = None,
     ) -> None:
         """Raises `SettingsError` when no address is set anywhere, or when the address cannot be used."""
         self._settings, self._environ, self._pause = settings, environ, pause
-        self._failpoints = failpoints or Failpoints()
+        self._failpoints, self._contact = failpoints or Failpoints(), contact or Contact()
         self._folder, self._home = folder or Path.cwd(), home or home_of(environ)
         #: prefect1, prefect3, or None = the API has to be asked
         self.backend = decide(settings, environ, self._folder, self._home)
@@ -177,7 +179,14 @@ class Connector:
 
     def _session_to(self, address: Address, look: Callable[[], Address], flavour: Flavour = PREFECT3) -> Session:
         seconds = self._settings.api_read_seconds
-        return Session(address, flavour=flavour, find_again=look, pause=self._pause, read_seconds=seconds)
+        return Session(
+            address,
+            flavour=flavour,
+            find_again=look,
+            pause=self._pause,
+            read_seconds=seconds,
+            contact=self._contact,
+        )
 
     def _graphql(self, access: Access) -> GraphQL:
         def look() -> Address:
@@ -217,7 +226,7 @@ def decide(settings: CommonSettings, environ: Mapping[str, str], folder: Path, h
     if settings.backend in ("prefect1", "prefect3"):
         return settings.backend
     if settings.backend != "auto":
-        raise SettingsError(f"--backend {settings.backend} is unknown, use auto, prefect1 or prefect3")
+        raise SettingsError(f"--backend {settings.backend} is unknown: use auto, prefect1 or prefect3")
     if settings.api:
         return None
     found = Prefect1Settings(environ, home)

@@ -51,6 +51,8 @@ class Candidate:
     question: str
     #: the address, as it may be shown
     shown: str
+    #: the proxy by which it is reached, to be put behind the address
+    by_proxy: str
     #: asks the question; False, or an `ApiRejected`, where something else answers
     answered: Callable[[], bool]
 
@@ -84,6 +86,7 @@ def prefect3(session: Session, *, tries: int = ASKED_TRIES) -> Candidate:
         name="Prefect 3",
         question="GET /admin/version",
         shown=session.address.shown,
+        by_proxy=session.address.by_proxy,
         answered=answered,
     )
 
@@ -106,6 +109,7 @@ def prefect1(graphql: GraphQL, *, tries: int = ASKED_TRIES) -> Candidate:
         name="Prefect 1",
         question="POST {query {hello}}",
         shown=graphql.session.address.shown,
+        by_proxy=graphql.session.address.by_proxy,
         answered=answered,
     )
 
@@ -145,7 +149,7 @@ def _none(results: Sequence[tuple[Candidate, ProbeResult]], *, one_place: bool, 
         f"{_answer(found)} to {candidate.name}'s {candidate.question}" + ("" if one_place else f" at {candidate.shown}")
         for candidate, found in results
     )
-    where = results[0][0].shown if one_place else "what the settings name"
+    where = f"{results[0][0].shown}{results[0][0].by_proxy}" if one_place else "what the settings name"
     return NotThere(f"{where} is no Prefect API: it answers {told}{hint()}")
 
 

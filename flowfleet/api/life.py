@@ -5,9 +5,19 @@ from dataclasses import dataclass
 from typing import Protocol
 
 
+def shown_name(fleet: str) -> str:
+    """The name by which a fleet shows itself as one online worker of its pools (`PresenceApi.online`)."""
+    return f"flowfleet-{fleet}"
+
+
+def is_of_fleet(fleet: str, name: str) -> bool:
+    """Whether the fleet itself, or a worker of it that is cut off from Redis, shows itself by this name."""
+    return name == shown_name(fleet) or name.startswith(f"{shown_name(fleet)} ")
+
+
 def cut_off_name(fleet: str, worker: str) -> str:
     """The name by which a worker that is cut off from Redis shows itself in its pools (`PresenceApi.online`)."""
-    return f"flowfleet-{fleet} {worker} (cut off from Redis)"
+    return f"{shown_name(fleet)} {worker} (cut off from Redis)"
 
 
 @dataclass(frozen=True, kw_only=True)

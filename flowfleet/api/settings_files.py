@@ -18,7 +18,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is not valid TOML, correct it or move it away") from error
+        raise SettingsError(f"{path} is not valid TOML: correct it or move it away") from error
     except OSError as error:
         raise SettingsError(f"{path} cannot be read: {error.strerror}") from error
 
@@ -54,5 +54,5 @@ def read_dotenv(path: Path, prefix: str) -> dict[str, str]:
     try:
         found = dotenv_values(path)
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} cannot be read, correct it or move it away") from error
+        raise SettingsError(f"{path} cannot be read: correct it or move it away") from error
     return {name.upper(): value or "" for name, value in found.items() if name.upper().startswith(prefix)}

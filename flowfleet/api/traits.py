@@ -24,8 +24,9 @@ class Traits:
     has_launching: bool
     #: the server puts runs back to Scheduled whose heartbeats fail, though they run (Lazarus; source: Prefect Server)
     requeues_running: bool
-    #: other agents can take the fleet's runs, for the server keeps no lasting lock on a claim (source: Prefect Server)
-    has_rivals: bool
+    #: of several executors that ask for a run the server lets one win; elsewhere it keeps no lasting lock on a claim,
+    #: and another agent may start the run once more (source: Prefect Server)
+    locks_claims: bool
     #: the engine of a run sends heartbeats to the API by itself; elsewhere the API hears of its worker alone
     runs_beat: bool
     #: Crashed is a state; elsewhere a run whose process died is Failed
@@ -60,7 +61,7 @@ _PREFECT1 = Traits(
     refuses_for_a_while=True,
     has_launching=False,
     requeues_running=True,
-    has_rivals=True,
+    locks_claims=False,
     runs_beat=True,
     has_crashed=False,
     greets=True,
@@ -81,7 +82,7 @@ _PREFECT3 = Traits(
     refuses_for_a_while=False,
     has_launching=True,
     requeues_running=False,
-    has_rivals=False,
+    locks_claims=True,
     runs_beat=False,
     has_crashed=True,
     greets=False,

@@ -235,7 +235,7 @@ def cancel(
             say=lambda line: click.echo(line, err=True),
         )
         if all_of is None:
-            chosen = [chosen_run.find(run or "", ledger, cancelling.api)]
+            chosen = [chosen_run.find(run or "", ledger, cancelling.api.orders.find)]
         else:
             claims = _all_of(ledger, all_of)
             if not (yes or batch.agreed(_question(claims, all_of))):

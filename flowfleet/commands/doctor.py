@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from functools import cache
 
 import click
+from rich.text import Text
 
 from flowfleet import ledger as ledgers
 from flowfleet.api.client import ApiClient
@@ -20,15 +21,18 @@ from flowfleet.monitor.doctor import (
     Check,
     api_checks,
     fleet_checks,
-    label_checks,
     ledger_checks,
     redis_checks,
+    rival_checks,
 )
 from flowfleet.monitor.redis_server import RedisServer
 from flowfleet.monitor.snapshot import Snapshot, take_snapshot
 from flowfleet.monitor.tables import console
+from flowfleet.printable import printable
 from flowfleet.settings.click_options import SettingsCommand, options
 from flowfleet.settings.common import CommonSettings
+
+_COLOURS = {OK: "green", WARN: "yellow", FAIL: "red"}
 
 
 @click.command("doctor", cls=SettingsCommand)
@@ -42,10 +46,10 @@ def doctor_command(settings: CommonSettings, *, as_json: bool) -> int:
         click.echo(json.dumps({"ok": not failed, "checks": [asdict(check) for check in checks]}, indent=2))
     else:
         out = console()
-        colours = {OK: "green", WARN: "yellow", FAIL: "red"}
         for check in checks:
-            out.print(f"[{colours[check.verdict]}]{check.verdict:<5}[/]", end="")
-            out.print(f"{check.name}: {check.sentence}", markup=False, soft_wrap=True)
+            # the verdict alone has a colour: rich would give one to numbers, addresses and quotes, too
+            verdict = (f"{check.verdict:<5}", _COLOURS[check.verdict])
+            out.print(Text.assemble(verdict, printable(f"{check.name}: {check.sentence}")), soft_wrap=True)
     return CHECKS_FAILED if failed else 0
 
 
@@ -64,7 +68,7 @@ def _checks(settings: CommonSettings) -> list[Check]:
             checks += fleet_checks(snapshot)
             if any(check.name == "api" and check.verdict is OK for check in checks):
                 client = _as_leader(settings, api().backend, snapshot)
-                checks += [*label_checks(client, snapshot), *ledger_checks(client, ledger, snapshot)]
+                checks += [*rival_checks(client, snapshot), *ledger_checks(client, ledger, snapshot)]
         except LedgerError as error:
             checks.append(Check("fleet", FAIL, str(error)))
     return checks

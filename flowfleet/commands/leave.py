@@ -6,15 +6,15 @@ inside it does what no other one is there to do.
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import click
 
 from flowfleet.api.client import ApiClient, Mark, UnfinishedRun
 from flowfleet.api.connect import connect
-from flowfleet.commands import batch
+from flowfleet.commands import batch, progress
 from flowfleet.commands.program import CHECKS_FAILED
 from flowfleet.commands.worker_control import open_ledger
 from flowfleet.errors import FleetError
@@ -30,6 +30,7 @@ _LOOK_SECONDS = 0.5
 _SETTLE_SECONDS = 5.0
 _GOES_ON = frozenset({State.STARTING, State.RUNNING, State.MISSING, State.JUDGED})
 
+_INTERRUPTED = "Not waited for any longer: workers drain and pollers leave all the same. Ask again by the same command."
 _BACK = "To come back: worker resume --all, then poller start and worker start."
 
 
@@ -161,9 +162,10 @@ class Leaving:
         goes_on = remains.goes_on if self.detach else ()
         stranded = [claim for claim in remains.stranded if claim not in goes_on]
         if stranded:
+            workers = " ".join(sorted({claim.worker for claim in stranded if claim.worker}))
             raise LeftBehind(
-                f"Left at the Prefect API: {_names(stranded)}. No worker that lives looks after it: resume that worker "
-                "and start it on its host, and it tells the end"
+                f"Left at the Prefect API: {_names(stranded)}. No worker that lives looks after it: say worker resume "
+                f"{workers} and start it on its host, and it tells the end"
                 + ("." if self.detach else "; or leave runs to themselves with --detach.")
             )
         left = self._left(frozenset(claim.run_id for claim in goes_on))
@@ -195,14 +197,14 @@ def command(start_substitute: StartSubstitute) -> click.Command:
     """The command `flowfleet leave`."""
 
     @click.command("leave", cls=SettingsCommand)
-    @click.option("--detach", is_flag=True, help="Do not wait for runs that go on: their workers end after them.")
+    @click.option("--detach", is_flag=True, help="Do not wait for runs that go on. Their workers end after them.")
     @options(CommonSettings, level="WARNING", unused=NO_PART)
     def leave(settings: CommonSettings, *, detach: bool) -> None:
-        """Give back all runs that have not begun, and end all workers and pollers of the fleet: the way back.
+        """Give back all runs that have not begun, and end all workers and pollers of the fleet.
 
-        Exit code 0 means that nothing of the fleet is left at the Prefect API, so that another executor can take over;
-        5 that something is, which is named. Workers stay drained until `worker resume`; pollers may be started again
-        at any time.
+        Exit code 0: nothing of the fleet is left at the Prefect API, and another executor can take over. Exit code 5:
+        something is left, and the output names it. Workers stay drained until `worker resume`. Pollers may be started
+        again at any time.
 
         \b
         flowfleet leave                 wait for the runs that go on, too
@@ -211,27 +213,12 @@ def command(start_substitute: StartSubstitute) -> click.Command:
         with open_ledger(settings) as ledger:
             api = connect(settings, os.environ)
             api.probe()  # without the API nothing can be given back: it is said before anything is drained
-            leaving = Leaving(ledger=ledger, api=api, fleet=settings.fleet, detach=detach, say=_progress)
+            leaving = Leaving(ledger=ledger, api=api, fleet=settings.fleet, detach=detach, say=progress.say)
             leaving.order()
-            with start_substitute(settings, api, ledger) as substitute, _interruption_told():
+            with start_substitute(settings, api, ledger) as substitute, progress.interruption_told(_INTERRUPTED):
                 remains = leaving.wait(substitute)
                 sentence = leaving.judge(remains)
         click.echo(sentence)
         click.echo(_BACK)
 
     return leave
-
-
-def _progress(line: str) -> None:
-    click.echo(line, err=True)
-
-
-@contextmanager
-def _interruption_told() -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        _progress(
-            "Not waited for any longer: workers drain and pollers leave all the same. Ask again by the same command."
-        )
-        raise

@@ -71,7 +71,7 @@ class Requeueing:
         self._refuse_a_second_start(run)
         answer = self.api.orders.restart(run.run_id, f"requeued {self.whom}", self.mark, only)
         if answer.verdict is Verdict.UNSURE:
-            raise ApiUnavailable(f"the Prefect API gave no definite answer to the restart of {run.name}, ask again")
+            raise ApiUnavailable(f"the Prefect API gave no definite answer to the restart of {run.name}: ask again")
         if answer.gone:
             raise NoSuchRun(f"The run {run.name} does not exist any more.")
         if answer.verdict is Verdict.REFUSED:
@@ -85,7 +85,7 @@ class Requeueing:
             raise NotStartedAgain(
                 run,
                 "Redis was restarted or replaced, and until a poller has opened the gate nobody knows what its workers "
-                "run. Ask again when flowfleet status shows the gate open",
+                "run. Ask again when flowfleet status no longer says that the gate is shut",
             )
         claim = self.ledger.claims.get(run.run_id)
         if claim is not None:
@@ -273,7 +273,7 @@ def requeue(
         )
         if all_of is not None:
             return _requeue_all_of(requeueing, all_of, yes=yes, no_wait=no_wait)
-        chosen = chosen_run.find(run or "", ledger, requeueing.api)
+        chosen = chosen_run.find(run or "", ledger, requeueing.api.orders.find)
         requeueing.order(chosen)
         click.echo(f"{chosen.name} is due at the API." if no_wait else requeueing.wait(chosen))
         return 0

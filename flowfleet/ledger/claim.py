@@ -56,6 +56,9 @@ class Claim:
     state: State
     name: str
     due: datetime  # the scheduled time that a hand-back restores
+    #: names of its flow and deployment, as its worker has them of the API: from `starting` on
+    flow: str = ""
+    deployment: str = ""
     attempt: int = 1
     policy: str = "report"  # --on-lost-run: report | requeue
     worker: str | None = None  # NAME@HOST of the owner
@@ -67,6 +70,7 @@ class Claim:
     #: returning with its owner's proof that user code never began: only then may the run be handed back from Launching
     never_began: bool = False
     since: float = 0.0  # unix seconds by the Redis clock; for display only
+    began_at: float = 0.0  # when it was moved to `starting`, as `since`; 0 = not yet, or lost with Redis
     lingers: str | None = None  # the end that the API shows while the run's process lives
     lingers_since: float = 0.0  # since when that is known, as `since`
     moves: int = 0  # grows with each transition and renewal: a leader tells "has not moved" by it, never by a clock
@@ -191,6 +195,8 @@ def read_claim(fields: Mapping[str, str]) -> Claim | None:
         state=State(fields["state"]),
         name=fields["name"],
         due=datetime.fromisoformat(fields["due"]),
+        flow=fields.get("flow", ""),
+        deployment=fields.get("deployment", ""),
         attempt=int(fields["attempt"]),
         policy=fields["policy"],
         worker=fields.get("worker") or None,
@@ -201,6 +207,7 @@ def read_claim(fields: Mapping[str, str]) -> Claim | None:
         reason=fields.get("reason") or None,
         never_began=fields.get("never_began") == "1",
         since=float(fields.get("since", 0)),
+        began_at=float(fields.get("began_at") or 0),
         lingers=fields.get("lingers") or None,
         lingers_since=float(fields.get("lingers_since", 0)),
         moves=int(fields.get("moves", 0)),
@@ -243,7 +250,7 @@ def read_record(fields: dict[str, Any]) -> Mapping[str, Any]:
     """Read the record of a claim that is gone; `fields` is its decoded JSON and is changed in place."""
     for name in ("handle", "exit"):
         fields[name] = json.loads(fields[name]) if fields.get(name) else None
-    for name, kind in (("attempt", int), ("moves", int), ("since", float), ("gone_at", float)):
+    for name, kind in (("attempt", int), ("moves", int), ("since", float), ("began_at", float), ("gone_at", float)):
         fields[name] = kind(fields.get(name, 0))
     fields.pop("nonce", None)
     return fields

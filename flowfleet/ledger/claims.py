@@ -179,18 +179,21 @@ class Claims:
         policy: str = "",
         switch: bool = False,
         ttl: float = 0.0,
+        flow: str = "",
+        deployment: str = "",
     ) -> Outcome:
         """Move a claim from taken to starting, before the fork.
 
         `policy` is what the run itself asks for if it is lost (report or requeue; "" = what the poller was told). The
         answer's claim has the one that holds: attempts are counted. `switch` says that the run ends by itself when its
-        lease runs out, and `ttl` which lease the worker has heard.
+        lease runs out, and `ttl` which lease the worker has heard. `flow` and `deployment` are names for people.
 
         Refused when the claim was cancelled or handed back, or while the gate is shut. A request without an answer may
         be repeated by the same process (same nonce) until it is answered; that process must not fork before. Another
         process of this worker is refused (state): only the run's folder tells that process what happened.
         """
-        return self._move("start", run_id, claim, worker, nonce, policy, "1" if switch else "0", str(ttl))
+        names = (flow[:NAME_LIMIT], deployment[:NAME_LIMIT])
+        return self._move("start", run_id, claim, worker, nonce, policy, "1" if switch else "0", str(ttl), *names)
 
     def run(self, run_id: str, claim: str, worker: str, handle: Mapping[str, Any]) -> Outcome:
         """Move a claim from starting to running: the started run exists and has a handle."""
@@ -237,7 +240,7 @@ class Claims:
         for item in held:
             flat += [item.run_id, item.claim, item.call, str(item.route), item.name[:NAME_LIMIT], item.due.isoformat()]
             flat += [item.state, item.attempt, item.policy, _handle(item.handle), _exit(item.exit)]
-            flat += ["1" if item.switch else "0", str(item.ttl)]
+            flat += ["1" if item.switch else "0", item.flow[:NAME_LIMIT], item.deployment[:NAME_LIMIT], str(item.ttl)]
         answer = self._store.script("renew", worker, nonce, beat, len(held), *flat)
         signed_on, gate_open, wanted, lease, routes, cancelled, fenced, reasserted, missed, ledgers = answer
         return Renewal(

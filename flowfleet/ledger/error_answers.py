@@ -31,9 +31,16 @@ _WRAPPED = re.compile(r"Error running script \(call to \w+\): @user_script: ?\d+
 _SCRIPT_FAULT = re.compile(r"user_script: ?\d+: |Error compiling script")
 #: how servers tell, without a code, that a user may run a script but not a command in it: Redis 7 and Valkey, Redis 6.2
 _NO_RIGHT = ("ACL failure in script", "The user executing the script")
-#: the codes that are about our user and password
-REFUSED = ("NOAUTH", "WRONGPASS", "NOPERM")
+#: the code of a right that our user lacks, and those that are about the login itself
+_LACKING = "NOPERM"
+REFUSED = ("NOAUTH", "WRONGPASS", _LACKING)
+#: how the text of such an answer names the command, which may be one of a script
+_COMMAND = re.compile(r"the '([\w|-]+)' command")
+#: what else it may be about: what cannot be done, and the right for it
+_PATTERNS = {"key": ("use the keys of the fleet", "~flowfleet:*"), "channel": ("use its channels", "&flowfleet:*")}
 _CLUSTER = ("MOVED", "CROSSSLOT")
+#: how a server without the database of our address answers, and one that has only the first, being a cluster
+_NO_DATABASE, _ONE_DATABASE = "DB index", "SELECT is not allowed in cluster mode"
 #: what a usable server may answer at the very first question
 _NOT_NOW = ("MISCONF", "BUSY", "NOREPLICAS", "UNKILLABLE", "READONLY", "OOM", "CLUSTERDOWN", "MASTERDOWN", "UNBLOCKED")
 
@@ -46,7 +53,7 @@ def answer_of(exc: redis.exceptions.RedisError) -> tuple[str, str]:
     text = _WRAPPED.sub("", " ".join(str(exc).split()), count=1)[:200] or type(exc).__name__
     code = next((code for kind, code in _CODES if isinstance(exc, kind)), None)
     if code is None and text.startswith(_NO_RIGHT):
-        code = "NOPERM"
+        code = _LACKING
     found = _CODE.match(text)
     if code is None:
         return (found[0] if found else "ERR"), text
@@ -82,10 +89,25 @@ def _silence(exc: BaseException | None) -> str:
 
 
 def _sentence(code: str, text: str, *, wait: bool) -> str:
+    if code == _LACKING:
+        return _lacks(text)
     if code in REFUSED:
         return f"refuses our password or user ({text}); set the right one in FLOWFLEET_REDIS"
-    if code in _CLUSTER:
+    if _NO_DATABASE in text:
+        return f"has no such database ({text}); correct its number in FLOWFLEET_REDIS (most servers have 0 to 15)"
+    if code in _CLUSTER or _ONE_DATABASE in text:
         return "is a cluster, which Celery cannot use; give a standalone server"
     if code == "CLUSTERDOWN":
         return f"has lost its primary ({text})"
     return f"cannot do it now ({text})" if wait else f"does not understand us ({text}); is it Redis 6.2 or newer?"
+
+
+def _lacks(text: str) -> str:
+    """The right that our user lacks, by the text of the answer; no Redis before 7.2 names a command of a script."""
+    command = _COMMAND.search(text)
+    if command:
+        what, right = f"run the command {command[1]}", f"+{command[1]}"
+    else:
+        about = next((word for word in _PATTERNS if word in text), None)
+        what, right = _PATTERNS[about] if about else ("run a command of our scripts", "the rights of a fleet")
+    return f"does not let our user {what} ({text}); give it {right}, as in the ACL line of docs/several-machines.md"

@@ -7,7 +7,7 @@ from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urls
 
 from redis.credentials import CredentialProvider
 
-from flowfleet.errors import SettingsError
+from flowfleet.errors import LedgerUnusable, SettingsError
 from flowfleet.logs import redact_url
 
 #: the scheme of an address whose connections are encrypted
@@ -44,6 +44,17 @@ def tls_of(parts: SplitResult) -> dict[str, Any]:
     """The arguments of the client library for a server of TLS: it has to prove its name."""
     authority = dict(parse_qsl(parts.query)).get(_AUTHORITY)
     return {"ssl_cert_reqs": "required", "ssl_check_hostname": True, **({_AUTHORITY: authority} if authority else {})}
+
+
+def database_of(text: str) -> int:
+    """The number of the database in an address, where it has none 0. Raises `LedgerUnusable` for what is no number."""
+    if text and not (text.isascii() and text.isdecimal()):
+        # not shown: nobody can tell that it is no part of a password
+        raise LedgerUnusable(
+            "the Redis address of --redis or FLOWFLEET_REDIS names a database that is no number: use "
+            "redis://HOST:PORT/DB, and for DB a number, which is 0 to 15 on most servers"
+        )
+    return int(text or 0)
 
 
 def without_login(url: str) -> str:

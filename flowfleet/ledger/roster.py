@@ -2,15 +2,18 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from flowfleet.errors import LedgerUnusable
-from flowfleet.flow_run import VERSION, Offer, Route
+from flowfleet.flow_run import NOTHING_HELD, VERSION, Held, Offer, Route
 from flowfleet.ledger.claim import read_routes
 from flowfleet.ledger.store import Store
 
 WANTED = ("active", "paused", "draining")
+#: how a worker went that does not live any more
+STOPPED, LOST = "stopped", "lost"
+_CAUSES = frozenset(field.name for field in fields(Held))
 #: characters of a worker's reason to take no runs
 SHUT_LIMIT = 300
 
@@ -34,12 +37,21 @@ class WorkerRow:
     wanted: str = "active"  # active | paused | draining
     live: bool = True
     leaving: bool = False  # it stops, and has yielded what waited for it
+    gone: str = ""  # stopped | lost, of one that does not live; "" of a live one, and where an older version wrote it
     beat: int = 0
     seen: float = 0.0  # unix seconds by the Redis clock; for display only
     note: str = ""
     boot_id: str = ""  # of its host: another one proves that what ran under the earlier one has ended
     machine: str = ""  # tells its machine from others: a boot id proves that only on the same one; "" = not known
     v: int = 1
+
+    @property
+    def end(self) -> str:
+        """How a worker that does not live any more went: `stopped` in order, or `lost`, since it fell silent.
+
+        An older version has left no mark: there a worker gave its queues back before it signed off.
+        """
+        return self.gone or (STOPPED if self.leaving else LOST)
 
     @property
     def takes_runs(self) -> bool:
@@ -56,6 +68,21 @@ class RouteDue:
     at_least: bool  # True: the API lists no more than `due`
     oldest: float | None  # unix seconds of the oldest scheduled time
     at: float  # unix seconds at which the leader saw them
+    #: those that wait there and are not due, since something holds them back, and those that no worker can take
+    held: Held = NOTHING_HELD
+
+    @classmethod
+    def read(cls, route: Route, text: str) -> "RouteDue":
+        """Read the JSON of a route; what a later version has added to it is passed over."""
+        body = json.loads(text)
+        known = {name: body[name] for name in ("due", "at_least", "oldest", "at")}
+        held = {name: int(value) for name, value in body.get("held", {}).items() if name in _CAUSES}
+        return cls(route=route, **known, held=Held(**held))
+
+    def to_json(self) -> str:
+        """The JSON of the route, as `read` takes it."""
+        facts = {"due": self.due, "at_least": self.at_least, "oldest": self.oldest, "at": self.at}
+        return json.dumps({**facts, "held": asdict(self.held)})
 
 
 class Roster:
@@ -103,7 +130,7 @@ class Roster:
         return bool(self._store.script("update", row.worker, row.nonce, *flat))
 
     def sign_off(self, worker: str, nonce: str) -> None:
-        """Mark the worker as no longer live, since it ends in order. Its row stays (its runs may go on)."""
+        """Mark the worker as stopped, since it ends in order. Its row stays (its runs may go on)."""
         self._store.script("sign_off", worker, nonce)
 
     def rows(self) -> list[WorkerRow]:
@@ -112,7 +139,7 @@ class Roster:
         return sorted((row for row in rows if row), key=lambda row: row.worker)
 
     def lapse(self, term: int, worker: str, beat: int) -> None:
-        """Mark a worker as no longer live, unless its beat has moved since: the leader saw no new beat for a TTL."""
+        """Mark a live worker as lost, unless its beat has moved since: the leader saw no new beat for a TTL."""
         self._store.script("lapse", term, worker, beat)
 
     def want(self, worker: str, state: str, note: str = "") -> bool:
@@ -149,16 +176,18 @@ class Roster:
         """Write how many runs are due per route; `due` replaces what stood there, so routes left out are gone."""
         flat: list[str] = []
         for item in due:
-            body = {"due": item.due, "at_least": item.at_least, "oldest": item.oldest, "at": item.at}
-            flat += [str(item.route), json.dumps(body)]
+            flat += [str(item.route), item.to_json()]
         self._store.script("note_due", term, *flat)
+
+    def due_at(self) -> float | None:
+        """When the leader last wrote what is due, in unix seconds by the Redis clock; None when none ever has."""
+        found: Any = self._store.ask(lambda client: client.get(self._store.key("due_at")))
+        return None if found is None else float(found)
 
     def due(self) -> list[RouteDue]:
         """The due runs per route, as the leader last saw them."""
         found: Any = self._store.ask(lambda client: client.hgetall(self._store.key("due")))
-        return [
-            RouteDue(route=route, **json.loads(found[text])) for text in sorted(found) for route in read_routes([text])
-        ]
+        return [RouteDue.read(route, found[text]) for text in sorted(found) for route in read_routes([text])]
 
 
 def _described(row: WorkerRow) -> dict[str, str]:
@@ -196,6 +225,7 @@ def _row(flat: Sequence[str]) -> WorkerRow | None:
         wanted=fields["wanted"],
         live=fields["live"] == "1",
         leaving=fields.get("leaving") == "1",
+        gone=fields.get("gone", ""),
         beat=int(fields["beat"]),
         seen=float(fields["seen"]),
         note=fields["note"],

@@ -15,7 +15,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 import redis
 from redis.sentinel import MasterNotFoundError, Sentinel
 
-from flowfleet.ledger.login import Login, tls_of
+from flowfleet.ledger.login import Login, database_of, tls_of
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class SentinelAddress:
             raise ValueError("the name of the primary is missing")
         hosts = tuple(_host(each) for each in parts.netloc.rpartition("@")[2].split(","))
         tls = tls_of(parts) if SCHEMES[parts.scheme] else None
-        return cls(hosts=hosts, name=unquote(name), database=int(database or 0), tls=tls)
+        return cls(hosts=hosts, name=unquote(name), database=database_of(database), tls=tls)
 
 
 def _host(text: str) -> tuple[str, int]:

@@ -21,7 +21,7 @@ from redis.retry import Retry
 from flowfleet.errors import LedgerUnavailable, LedgerUnusable
 from flowfleet.ledger import sentinel
 from flowfleet.ledger.error_answers import ledger_error
-from flowfleet.ledger.login import TLS, Login, tls_of
+from flowfleet.ledger.login import TLS, Login, database_of, tls_of
 from flowfleet.ledger.sentinel import CONFIRM_MS, Replication, SentinelAddress, Sentinels
 from flowfleet.ledger.transitions import lua_table
 
@@ -232,7 +232,7 @@ def _port_place(parts: SplitResult) -> dict[str, Any]:
     return {
         "host": parts.hostname or "localhost",
         "port": parts.port or 6379,
-        "db": int(parts.path.strip("/") or 0),
+        "db": database_of(parts.path.strip("/")),
         "socket_keepalive": True,
         **({"ssl": True, **tls_of(parts)} if parts.scheme == TLS else {}),
     }
@@ -244,7 +244,7 @@ def _socket_place(parts: SplitResult) -> dict[str, Any]:
     if parts.netloc.rpartition("@")[2]:
         raise ValueError("a socket has no host: perhaps a password that is not percent-encoded")
     database = (parse_qs(parts.query).get("virtual_host") or ["0"])[0]
-    return {"unix_socket_path": unquote(parts.path), "db": int(database.strip("/") or 0)}
+    return {"unix_socket_path": unquote(parts.path), "db": database_of(database.strip("/"))}
 
 
 def _read(name: str) -> str:

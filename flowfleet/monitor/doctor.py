@@ -9,11 +9,13 @@ from typing import Any
 from flowfleet.api import traits
 from flowfleet.api.backlog import Rival
 from flowfleet.api.client import ApiClient, Mark
+from flowfleet.api.life import is_of_fleet
 from flowfleet.api.transport.server_clock import ServerInfo
 from flowfleet.errors import ApiError, ApiUnavailable, KeyRefused, LedgerError, SettingsError
 from flowfleet.flow_run import Offer
 from flowfleet.ledger import Ledger
 from flowfleet.ledger.ledger_id import ledger_of
+from flowfleet.monitor import held
 from flowfleet.monitor.metrics import our_version
 from flowfleet.monitor.redis_server import RedisServer
 from flowfleet.monitor.snapshot import Snapshot, bracketed
@@ -140,20 +142,25 @@ def api_checks(probe: Callable[[], ServerInfo]) -> Iterator[Check]:
 def fleet_checks(snapshot: Snapshot) -> Iterator[Check]:
     """Checks of the fleet: a leader, an open gate, live workers, equal versions, and no due runs that nobody serves."""
     leader, fleet = snapshot.leader, snapshot.fleet
+    live = [worker for worker in snapshot.workers if worker.row.live]
+    # one of them may be on its way; where there is neither nothing is, and no run will ever begin
+    lack = WARN if leader or live else FAIL
     if leader:
-        yield Check("leader", OK, f"{leader.name}@{leader.host} leads.")
+        yield Check("leader", OK, f"The lead poller is {leader.name}@{leader.host}.")
     else:
-        yield Check("leader", WARN, f"No poller leads the fleet {fleet}.", "Start one: poller start.")
+        yield Check("leader", lack, f"No poller leads the fleet {fleet}.", "Start one: poller start.")
+    trouble = held.api_trouble(snapshot)
+    if trouble:
+        yield Check("poller's api", WARN, f"{trouble[:1].upper()}{trouble[1:]}.", "Look at the poller's log.")
     if snapshot.gate_open:
         yield Check("gate", OK, "Runs may start.")
     else:
         found = "No run may start: the leader has not accepted this Redis yet."
         yield Check("gate", WARN, found, "Wait, or start a poller if none runs.")
-    live = [worker for worker in snapshot.workers if worker.row.live]
     if live:
         yield Check("workers", OK, f"{len(live)} live, {snapshot.counts['free_slots']} free slots.")
     else:
-        yield Check("workers", WARN, f"No worker lives in the fleet {fleet}.", "Start one: worker start.")
+        yield Check("workers", lack, f"No worker lives in the fleet {fleet}.", "Start one: worker start.")
     for worker in snapshot.workers:
         if worker.state == "shut":
             found = f"{worker.row.worker} takes no runs: {worker.row.shut}."
@@ -171,18 +178,21 @@ def fleet_checks(snapshot: Snapshot) -> Iterator[Check]:
         found = f"Runs are due on {names}, which no active worker serves."
         yield Check("unserved", WARN, found, "Start a worker for it.")
 
+    for found, remedy in held.causes(snapshot):
+        yield Check("held", WARN, found, remedy)
 
-def label_checks(api: ApiClient, snapshot: Snapshot, clock: Callable[[], float] = time.time) -> Iterator[Check]:
-    """Checks where agents compete: no other takes runs of this fleet's labels, and each due run has an agent for it."""
+
+def rival_checks(api: ApiClient, snapshot: Snapshot, clock: Callable[[], float] = time.time) -> Iterator[Check]:
+    """Checks that no other executor takes runs of this fleet's pools or labels, and that each due run has one."""
     offers = tuple(dict.fromkeys(worker.row.offer for worker in snapshot.workers if worker.row.live))
-    if not api.traits.has_rivals or not offers:
+    if not offers:
         return
     try:
         rivals, unserved = _rivals_of(api, offers, snapshot), api.backlog.unserved(offers)
     except ApiError as error:
-        yield Check("rivals", WARN, f"Other agents could not be asked for: {error}")
+        yield Check("rivals", WARN, f"Other executors could not be asked for: {error}")
         return
-    yield from _rivals(rivals, clock())
+    yield from _rivals(rivals, clock(), locked=api.traits.locks_claims)
     if unserved:
         first, more = unserved[0], len(unserved) - 1
         others = f" {more} more are due that no agent can take." if more else ""
@@ -214,10 +224,12 @@ def ledger_checks(api: ApiClient, ledger: Ledger, snapshot: Snapshot) -> Iterato
 
 
 def _rivals_of(api: ApiClient, offers: Sequence[Offer], snapshot: Snapshot) -> list[Rival]:
-    """The agents that take runs of the live workers' labels, without the poller's own.
+    """The executors that take runs of the live workers' pools or labels, without the fleet's own.
 
-    The poller itself would count as a rival where it lately asked for runs of workers that have left since.
+    At Prefect 1 the poller itself would count where it lately asked for runs of workers that have left since.
     """
+    if api.traits.locks_claims:
+        return [rival for rival in api.backlog.rivals(offers) if not is_of_fleet(snapshot.fleet, rival.name)]
     left = tuple(dict.fromkeys(worker.row.offer for worker in snapshot.workers))
     found = api.backlog.rivals(offers)
     if not found or set(left) == set(offers):
@@ -226,16 +238,32 @@ def _rivals_of(api: ApiClient, offers: Sequence[Offer], snapshot: Snapshot) -> l
     return [rival for rival in found if rival in strangers]
 
 
-def _rivals(rivals: Sequence[Rival], now: float) -> Iterator[Check]:
+def _rivals(rivals: Sequence[Rival], now: float, *, locked: bool) -> Iterator[Check]:
     if not rivals:
-        yield Check("rivals", OK, "No other agent asks for the runs of this fleet.")
+        yield Check("rivals", OK, "No other executor takes the runs of this fleet.")
     for rival in rivals[:NAMED]:
-        asked = f"asked for runs {span(max(0.0, now - rival.seen.timestamp()))} ago" if rival.seen else "is registered"
-        found = (
-            f"The agent {rival.name} ({rival.type}) with labels {bracketed(rival.labels)} {asked} "
-            "and takes the same runs without this fleet's ledger."
-        )
-        remedy = "Stop it, or give it other labels: a Prefect Server cannot keep a run from being started twice."
-        yield Check("rivals", WARN, found, remedy)
+        ago = span(max(0.0, now - rival.seen.timestamp())) if rival.seen else ""
+        yield _beside(rival, ago) if locked else _against(rival, ago)
     if len(rivals) > NAMED:
-        yield Check("rivals", WARN, f"{len(rivals) - NAMED} more agents take the same runs.")
+        yield Check("rivals", WARN, f"{len(rivals) - NAMED} more executors take the same runs.")
+
+
+def _beside(rival: Rival, ago: str) -> Check:
+    """A worker of the same pool, where the server lets one of both win each run."""
+    seen = f", last seen {ago} ago," if ago else ""
+    found = f"The {rival.type} {rival.name} is online in the pool {rival.pool}{seen} and takes runs of it too."
+    remedy = (
+        "Stop it when it is idle, or give it another pool. No run is started twice: the server lets one of them win."
+    )
+    return Check("rivals", WARN, found, remedy)
+
+
+def _against(rival: Rival, ago: str) -> Check:
+    """An agent with the same labels, where both may start a run."""
+    found = (
+        f"The agent {rival.name} ({rival.type}) with labels {bracketed(rival.labels)} "
+        f"{f'asked for runs {ago} ago' if ago else 'is registered'} "
+        "and takes the same runs without this fleet's ledger."
+    )
+    remedy = "Stop it, or give it other labels: a Prefect Server cannot keep a run from being started twice."
+    return Check("rivals", WARN, found, remedy)

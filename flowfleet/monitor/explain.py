@@ -1,7 +1,7 @@
 """Explain: why a run is, or is not, running, as one sentence with the evidence for it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from flowfleet import certificate
@@ -9,7 +9,9 @@ from flowfleet.api import traits
 from flowfleet.api.backlog import Place
 from flowfleet.api.client import RunState, StateType
 from flowfleet.ledger.claims import CancelHow, Claim, State, Tomb
+from flowfleet.ledger.roster import STOPPED
 from flowfleet.logs import iso
+from flowfleet.monitor import held
 from flowfleet.monitor.runs import LOSING_MOVES
 from flowfleet.monitor.snapshot import WAITING, RouteQueue, Snapshot, WorkerStatus, bracketed, claim_json
 from flowfleet.monitor.tables import span
@@ -85,7 +87,12 @@ def _told(end: Mapping[str, Any] | None, said: str | None = None) -> str:
 def _waiting_json(snapshot: Snapshot, place: Place | None) -> dict[str, Any]:
     where = {"place": {**_place_json(place), "paused": place.paused, "limit": place.limit}} if place else {}
     queues = [
-        {"route": str(queue.route), "due": queue.due, "eligible_workers": queue.eligible_workers}
+        {
+            "route": str(queue.route),
+            "due": queue.due,
+            "held": asdict(queue.held),
+            "eligible_workers": queue.eligible_workers,
+        }
         for queue in snapshot.queues
     ]
     return {**where, "queues": queues}
@@ -120,12 +127,7 @@ def _of_claim(claim: Claim, snapshot: Snapshot) -> str:
         State.RUNNING: f"It runs on {where}, for {since}.",
         State.ENDED: f"It has ended on {where}, and its end is not yet accepted by the API, for {since}.",
         State.RETURNING: f"It is being handed back to the API{_because(claim.reason)}.",
-        State.MISSING: f"It was started on {where}, which has not been heard of{_for_missing(claim, snapshot)}: "
-        + (
-            f"it is told as lost at once ({claim.proof})."
-            if claim.proof
-            else "it is told as lost after --adopt-grace, unless its host comes back."
-        ),
+        State.MISSING: f"It was started on {where}, which {_silence(claim, snapshot)}",
         State.JUDGED: f"It was started on {where} and is counted as lost{_because(claim.reason)}.",
     }
     sentence = words[claim.state]
@@ -137,8 +139,18 @@ def _of_claim(claim: Claim, snapshot: Snapshot) -> str:
     return sentence
 
 
-def _for_missing(claim: Claim, snapshot: Snapshot) -> str:
-    return f" for {span(max(0.0, snapshot.at - claim.missed_at))}" if claim.missed_at else ""
+def _silence(claim: Claim, snapshot: Snapshot) -> str:
+    """What is known of the worker of a missing run, and what becomes of the run."""
+    since = f" for {span(max(0.0, snapshot.at - claim.missed_at))}" if claim.missed_at else ""
+    if claim.proof:
+        return f"has not been heard of{since}: it is told as lost at once ({claim.proof})."
+    owner = next((worker for worker in snapshot.workers if worker.row.worker == claim.worker), None)
+    if owner is not None and owner.state == STOPPED:
+        return (
+            f"stopped {span(owner.seen_seconds_ago)} ago: the run is told as lost after --adopt-grace, "
+            "unless that worker is started again."
+        )
+    return f"has not been heard of{since}: it is told as lost after --adopt-grace, unless its host comes back."
 
 
 def _of_lost(tomb: Tomb, snapshot: Snapshot, at_api: RunState | None) -> str:
@@ -170,7 +182,7 @@ def _of_lingering(claim: Claim, snapshot: Snapshot, at_api: RunState | None) -> 
 
 def _of_waiting(state: RunState, snapshot: Snapshot, place: Place | None) -> str:
     if state.name == "AwaitingConcurrencySlot":
-        return "It waits for a slot of a concurrency limit at the API, which its deployment or a tag of it has reached."
+        return "It waits for a slot at the API: its deployment has reached its concurrency limit."
     due = state.scheduled.timestamp() if state.scheduled else snapshot.at
     if due > snapshot.at:
         return f"It is scheduled to start in {span(due - snapshot.at)}."
@@ -184,6 +196,9 @@ def _hindrance(snapshot: Snapshot, place: Place | None) -> str:
         return at_api
     if place and not any(worker.row.live and worker.row.offer.serves(place.route) for worker in snapshot.workers):
         return _unserved(snapshot, place)
+    trouble = held.api_trouble(snapshot)
+    if trouble:
+        return trouble
     if snapshot.leader is None:
         return f"no poller is running in the fleet {snapshot.fleet}"
     if not snapshot.gate_open:
@@ -240,7 +255,11 @@ def _hindrance_of_route(snapshot: Snapshot, place: Place) -> str:
 
 
 def _each_with_its_reason(workers: Sequence[WorkerStatus]) -> str:
-    return ", ".join(f"{worker.row.worker} ({worker.row.shut or worker.state})" for worker in workers)
+    return ", ".join(f"{worker.row.worker} ({_reason(worker)})" for worker in workers)
+
+
+def _reason(worker: WorkerStatus) -> str:
+    return worker.row.shut or f"{worker.state}{f': {worker.row.note}' if worker.row.note else ''}"
 
 
 def _hindrance_anywhere(snapshot: Snapshot) -> str:
@@ -256,7 +275,9 @@ def _hindrance_anywhere(snapshot: Snapshot) -> str:
     if waiting and not any(queue.eligible_workers for queue in waiting):
         names = ", ".join(snapshot.route_name(queue.route) for queue in waiting)
         return f"no active worker serves {names}"
-    return "is not claimed yet: its pool or queue may be paused, at its limit, or not one that this fleet serves"
+    told = " ".join(held.sentences(snapshot)).rstrip(".")
+    maybe = "its pool or queue may be paused, at its limit, or not one that this fleet serves"
+    return f"is not claimed yet: {maybe}{f' ({told})' if told else ''}"
 
 
 def _ahead(waiting: list[RouteQueue]) -> str:

@@ -1,5 +1,6 @@
 """Run output: what a run has printed, from this host's own records or from the page of the worker that has it."""
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -9,6 +10,7 @@ from typing import BinaryIO
 import requests
 from urllib3.exceptions import HTTPError
 
+from flowfleet.api.transport.proxy import by_proxy
 from flowfleet.errors import FleetError
 
 _PIECE = 64 << 10
@@ -29,6 +31,18 @@ def local_log(home: Path, run_id: str) -> Path | None:
     """The newest output file of a run among the workers of this host; None when there is none."""
     found = [path for path in home.glob(f"*/*/runs/{run_id}.*/log") if path.is_file()]
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def local_names(home: Path) -> dict[str, str]:
+    """Run id → run name of the runs that have an output file among the workers of this host."""
+    return {log.parent.name.partition(".")[0]: _name(log.parent) for log in home.glob("*/*/runs/*.*/log")}
+
+
+def _name(folder: Path) -> str:
+    try:
+        return str(json.loads((folder / "intent.json").read_bytes()).get("name") or "")
+    except (OSError, ValueError, AttributeError):  # cleared away meanwhile, or not one of ours
+        return ""
 
 
 def read_local(
@@ -77,10 +91,11 @@ def read_remote(address: str, run_id: str, *, follow: bool, token: str | None) -
                 raise NoOutput(f"The worker at {address} asks for its page token: set FLOWFLEET_PAGE_TOKEN.")
             if answer.status_code != requests.codes.ok:
                 raise NoOutput(
-                    f"The worker at {address} has no output of the run {run_id} (it says {answer.status_code})."
+                    f"The worker at {address}{by_proxy(url)} has no output of the run {run_id} (it says "
+                    f"{answer.status_code})."
                 )
             # read1 returns what has come, however little; iter_content would wait until a whole piece is there
             while piece := answer.raw.read1(_PIECE):
                 yield piece
     except (requests.RequestException, HTTPError) as error:
-        raise NoOutput(f"The worker at {address} does not answer: look on its host.") from error
+        raise NoOutput(f"The worker at {address}{by_proxy(url)} does not answer: look on its host.") from error

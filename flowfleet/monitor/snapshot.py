@@ -1,25 +1,29 @@
 """Snapshot: the fleet at one moment, read from the ledger, from which status, metrics and explanations are made."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from flowfleet.api import traits
-from flowfleet.flow_run import Route
+from flowfleet.flow_run import NOTHING_HELD, Held, Route
 from flowfleet.ledger import Ledger, api_troubles
-from flowfleet.ledger.api_troubles import ApiTrouble
+from flowfleet.ledger.api_troubles import LEADER, STARTING, ApiTrouble
 from flowfleet.ledger.claims import Claim, State, Tomb
 from flowfleet.ledger.gate import Leader
-from flowfleet.ledger.roster import RouteDue, WorkerRow
+from flowfleet.ledger.roster import LOST, RouteDue, WorkerRow
 from flowfleet.logs import iso
 from flowfleet.monitor.redis_server import QueueLength, RedisServer, version_of
 
 #: version of the JSON form
 SCHEMA = 1
+#: what is due is older than this only when the API or the leader is away: a quiet fleet is asked for each 10 s
+STALE_SECONDS = 15.0
 #: states of claims that hold a slot: their process group may be alive
 BUSY = frozenset({State.TAKEN, State.STARTING, State.RUNNING, State.MISSING, State.JUDGED})
 #: states of claims whose user code may be running
 RUNNING = frozenset({State.STARTING, State.RUNNING, State.MISSING})
+#: for so long a worker that has stopped is listed
+STOPPED_SECONDS = 86400.0
 #: states of claims that wait for a worker
 WAITING = frozenset({State.CLAIMING, State.QUEUED})
 
@@ -35,6 +39,8 @@ class RouteQueue:
     depth: int  # messages in Redis
     oldest_age_seconds: float | None  # since the oldest message was sent
     eligible_workers: int
+    #: those that are held back: beside `due` by a pause or a limit, and of `due` those that no worker takes
+    held: Held = NOTHING_HELD
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +63,25 @@ class WorkerStatus:
 
     @property
     def state(self) -> str:
-        """What its operator wants of it; `draining` if it stops, `offline` if gone, `shut` if it can start none."""
+        """What its operator wants of it; `draining` if it stops, `shut` if it can start none; `stopped` or `lost`."""
         if not self.row.live:
-            return "offline"
+            return self.row.end
         if self.row.shut and self.row.wanted == "active" and not self.row.leaving:
             return "shut"
         return "draining" if self.row.leaving else self.row.wanted
+
+    @property
+    def serves(self) -> tuple[str, ...]:
+        """What it offers to serve, as people name it: labels, or pools, or POOL/QUEUE where it takes single queues."""
+        offer = self.row.offer
+        return tuple(f"{pool}/{queue}" for pool in offer.pools for queue in offer.work_queues) or (
+            offer.pools or offer.labels
+        )
+
+    @property
+    def listed(self) -> bool:
+        """Whether people look for it: one that stopped in order is of the past after a day, unless runs of it go on."""
+        return self.row.live or self.row.end == LOST or self.busy > 0 or self.seen_seconds_ago < STOPPED_SECONDS
 
     @property
     def free(self) -> int:
@@ -84,6 +103,13 @@ class Snapshot:
     claims: tuple[Claim, ...]
     api_troubles: tuple[ApiTrouble, ...] = ()
     tombs: tuple[Tomb, ...] = ()
+    #: when the leader last asked the API what is due, in unix seconds; None: never yet, or it is not known
+    due_at: float | None = None
+
+    @property
+    def listed(self) -> tuple[WorkerStatus, ...]:
+        """The workers that people look for; `workers` are all that the roster has."""
+        return tuple(worker for worker in self.workers if worker.listed)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -96,6 +122,22 @@ class Snapshot:
             "free_slots": max(0, sum(worker.free for worker in self.workers) - waiting),
             "outbox": self._in({State.ENDED}),
         }
+
+    @property
+    def stale_seconds(self) -> float | None:
+        """How old the numbers of what is due are; None while they are as new as they can be."""
+        age = None if self.due_at is None else max(0.0, self.at - self.due_at)
+        return age if age is not None and age >= STALE_SECONDS else None
+
+    @property
+    def held(self) -> Held:
+        """How many runs are held back in all queues, by what holds them."""
+        parts = [queue.held for queue in self.queues]
+        return Held(
+            paused=sum(part.paused for part in parts),
+            limit=sum(part.limit for part in parts),
+            unserved=sum(part.unserved for part in parts),
+        )
 
     def _in(self, states: Iterable[State]) -> int:
         return sum(claim.state in states for claim in self.claims)
@@ -121,11 +163,12 @@ class Snapshot:
             "gate": "open" if self.gate_open else "shut",
             "leader": leader and {"name": leader.name, "host": leader.host, "term": leader.term},
             "queues": [_queue_json(queue) for queue in self.queues],
-            "workers": [_worker_json(worker) for worker in self.workers],
+            "workers": [worker_json(worker) for worker in self.listed],
             "runs": [claim_json(claim) for claim in self.claims],
             "counts": self.counts,
             "lost": [_tomb_json(tomb) for tomb in self.tombs],
             "api_troubles": [{"part": one.part, "trouble": one.trouble} for one in self.api_troubles],
+            "due_at": None if self.due_at is None else iso(self.due_at),
         }
 
 
@@ -155,7 +198,8 @@ def take_snapshot(ledger: Ledger) -> Snapshot:
         ),
         claims=tuple(sorted(claims, key=lambda claim: (claim.since, claim.run_id))),
         tombs=tombs,
-        api_troubles=api_troubles.read(ledger.store, [api_troubles.LEADER, *(row.worker for row in rows if row.live)]),
+        api_troubles=api_troubles.read(ledger.store, [LEADER, STARTING, *(row.worker for row in rows if row.live)]),
+        due_at=ledger.roster.due_at(),
     )
 
 
@@ -169,6 +213,8 @@ def _queues(
     by_route = {one.route: one for one in due}
     for route, lying in zip(routes, waiting, strict=True):
         known = by_route.get(route)
+        eligible = sum(row.takes_runs and row.offer.serves(route) for row in rows)
+        held = known.held if known else NOTHING_HELD
         yield RouteQueue(
             route=route,
             due=known.due if known else 0,
@@ -176,7 +222,8 @@ def _queues(
             oldest_due_seconds=_since(known.oldest if known else None, now),
             depth=lying.length,
             oldest_age_seconds=_since(lying.oldest, now),
-            eligible_workers=sum(row.takes_runs and row.offer.serves(route) for row in rows),
+            eligible_workers=eligible,
+            held=held if eligible or known is None else replace(held, unserved=known.due),
         )
 
 
@@ -200,6 +247,8 @@ def _queue_json(queue: RouteQueue) -> dict[str, Any]:
     return {
         "route": str(queue.route),
         "due": queue.due,
+        "at_least": queue.at_least,
+        "held": asdict(queue.held),
         "oldest_due_seconds": queue.oldest_due_seconds,
         "depth": queue.depth,
         "oldest_age_seconds": queue.oldest_age_seconds,
@@ -207,19 +256,23 @@ def _queue_json(queue: RouteQueue) -> dict[str, Any]:
     }
 
 
-def _worker_json(worker: WorkerStatus) -> dict[str, Any]:
+def worker_json(worker: WorkerStatus) -> dict[str, Any]:
+    """A worker as one item of `workers` in `flowfleet status --json`."""
     row = worker.row
     return {
         "name": worker.name,
         "host": worker.host,
         "state": worker.state,
+        "wanted": row.wanted,
         "routes": [str(route) for route in row.routes],
         "labels": list(row.offer.labels),
         "pools": list(row.offer.pools),
+        "work_queues": list(row.offer.work_queues),
         "slots": row.slots,
         "busy": worker.busy,
         "version": row.version,
         "shut": row.shut or None,
+        "note": row.note or None,
         "seen_seconds_ago": round(worker.seen_seconds_ago, 3),
     }
 
@@ -243,6 +296,8 @@ def claim_json(claim: Claim) -> dict[str, Any]:
     return {
         "run_id": claim.run_id,
         "name": claim.name,
+        "flow": claim.flow or None,
+        "deployment": claim.deployment or None,
         "route": str(claim.route),
         "state": str(claim.state),
         "claim": claim.claim,
@@ -250,6 +305,7 @@ def claim_json(claim: Claim) -> dict[str, Any]:
         "worker": claim.worker,
         "handle": handle and {name: handle.get(name) for name in ("kind", "host", "id")},
         "since": iso(claim.since),
+        "started": iso(claim.began_at) if claim.began_at else None,
         "missing_since": iso(claim.missed_at) if claim.missed_at else None,
         "lingers": {"state": claim.lingers, "since": iso(claim.lingers_since)} if claim.lingers else None,
     }

@@ -6,78 +6,82 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from flowfleet.ledger.claims import State
+from flowfleet.flow_run import telling_ids
+from flowfleet.ledger.api_troubles import STARTING
+from flowfleet.ledger.claims import Claim, State
+from flowfleet.monitor import held
 from flowfleet.monitor.snapshot import Snapshot, WorkerStatus
-from flowfleet.monitor.tables import PLAIN_WIDTH, span, table
+from flowfleet.monitor.tables import PLAIN_WIDTH, coloured, filled, span, table
 from flowfleet.printable import printable
 
 #: shown in place of the state of a run that has ended at the API while its process lives
 LINGERS = "lingers"
+_NO_LEAD = "No poller claims runs now: start one by poller start."
+_LEAD_WAITS = "No poller claims runs now: one that starts waits for the Prefect API."
+_GATE_SHUT = "No run starts now: the lead poller has not accepted this Redis yet (the gate is shut)."
+#: what its operator wanted of a worker that a drain has ended
+DRAINED = "drained"
 _TROUBLES = {
     "key-refused": "The Prefect API refuses the key of",
     "maintenance": "The Prefect API is in maintenance, waited for by",
     "away": "The Prefect API does not answer",
 }
-_COLOURS = {
-    "active": "green",
-    "open": "green",
-    "paused": "yellow",
-    "draining": "yellow",
-    "shut": "red",
-    "offline": "red",
-    str(State.RUNNING): "green",
-    str(State.MISSING): "red",
-    LINGERS: "yellow",
-    str(State.JUDGED): "red",
-}
 
 
 def status(snapshot: Snapshot, *, runs: int = 20, width: int = PLAIN_WIDTH) -> RenderableType:
     """The whole status: head, queues, workers, and at most `runs` runs."""
-    parts: list[RenderableType] = [_head(snapshot)]
+    return Group(head(snapshot, width), *body(snapshot, runs=runs, width=width))
+
+
+def body(snapshot: Snapshot, *, runs: int = 20, width: int = PLAIN_WIDTH) -> list[RenderableType]:
+    """What stands below the head, each part after a blank line: queues, workers, and at most `runs` runs."""
+    parts: list[RenderableType] = []
     if snapshot.queues:
         parts += ["", _queues(snapshot, width)]
     parts += [
         "",
-        workers_table(snapshot.workers, width) if snapshot.workers else Text("No worker is known in this fleet."),
+        workers_table(snapshot.listed, width) if snapshot.listed else Text("No worker is known in this fleet."),
     ]
-    parts += shut_lines(snapshot.workers)
+    parts += [*worker_lines(snapshot.listed), *past_line(snapshot)]
     if snapshot.claims:
         parts += ["", _runs(snapshot, runs, width)]
     if snapshot.tombs:
         hosts = sorted({tomb.host for tomb in snapshot.tombs})
         told = f"{len(snapshot.tombs)} told as lost, their processes may live on {', '.join(hosts)}"
-        workers = sorted({tomb.worker for tomb in snapshot.tombs})
-        which = workers[0] if len(workers) == 1 else f"each of {', '.join(workers)}"
+        which = " ".join(sorted({tomb.worker for tomb in snapshot.tombs}))
         parts += ["", Text(f"{told}: bring {'it' if len(hosts) == 1 else 'them'} back, or worker forget {which}")]
-    return Group(*parts)
+    return parts
 
 
-def _coloured(word: str) -> Text:
-    return Text(word, style=_COLOURS.get(word, ""))
-
-
-def _head(snapshot: Snapshot) -> RenderableType:
+def head(snapshot: Snapshot, width: int = PLAIN_WIDTH) -> Text:
+    """Who leads, the numbers of the fleet, and a sentence for each trouble."""
     counts, leader = snapshot.counts, snapshot.leader
-    head = Text(f"fleet {snapshot.fleet}   gate ")
-    head.append_text(_coloured("open" if snapshot.gate_open else "shut"))
-    head.append(f"   leader {leader.name}@{leader.host}" if leader else "   no leader: is a poller running?")
-    head.append(f"   Redis {snapshot.redis_version}\n")
-    least = "at least " if any(queue.at_least for queue in snapshot.queues) else ""
-    head.append(
-        f"due {least}{counts['due']}   claimed {counts['outstanding']}   running {counts['running']}   "
-        f"free slots {counts['free_slots']}   unreported {counts['outbox']}"
+    leads = f"lead poller {leader.name}@{leader.host}" if leader else "no lead poller"
+    numbers = (
+        held.waiting(snapshot),
+        f"claimed {counts['outstanding']}",
+        f"running {counts['running']}",
+        f"free slots {counts['free_slots']}",
+        f"waiting to be reported {counts['outbox']}",
     )
+    made = Text(filled((f"fleet {snapshot.fleet}", leads, f"Redis {snapshot.redis_version}"), width))
+    made.append(f"\n{filled(numbers, width)}")
+    if leader is None:
+        made.append(f"\n{_LEAD_WAITS if held.api_trouble(snapshot) else _NO_LEAD}", style="red")
+    elif not snapshot.gate_open:
+        made.append(f"\n{_GATE_SHUT}", style="red")
     for sentence in _troubles(snapshot):
-        head.append(f"\n{sentence}", style="red")
-    return head
+        made.append(f"\n{sentence}", style="red")
+    for sentence in held.sentences(snapshot):
+        made.append(f"\n{printable(sentence)}", style="yellow")
+    return made
 
 
 def _troubles(snapshot: Snapshot) -> list[str]:
     """What keeps parts of the fleet from the Prefect API, a sentence for each kind of trouble."""
     parts: dict[str, list[str]] = {}
     for one in snapshot.api_troubles:
-        parts.setdefault(one.trouble, []).append(one.part)
+        parts.setdefault(one.trouble, []).append("a poller that starts" if one.part == STARTING else one.part)
     return [
         f"{_TROUBLES.get(trouble, f'The Prefect API: {trouble}')}: {', '.join(names)}"
         for trouble, names in sorted(parts.items())
@@ -85,11 +89,12 @@ def _troubles(snapshot: Snapshot) -> list[str]:
 
 
 def _queues(snapshot: Snapshot, width: int) -> Table:
-    numbers = ("DUE", "OLDEST", "IN REDIS", "WORKERS")
+    numbers = ("DUE", "HELD", "OLDEST", "IN REDIS", "WORKERS")
     rows = [
         (
             snapshot.route_name(queue.route),
-            f"{queue.due}+" if queue.at_least else str(queue.due),
+            held.due_cell(queue),
+            Text(held.cell(queue.held), style="yellow"),
             span(queue.oldest_due_seconds),
             str(queue.depth),
             Text(str(queue.eligible_workers), style="red" if queue.due and not queue.eligible_workers else ""),
@@ -105,9 +110,9 @@ def workers_table(workers: tuple[WorkerStatus, ...], width: int = PLAIN_WIDTH) -
     rows = [
         (
             worker.row.worker,
-            _coloured(worker.state),
+            coloured(worker.state),
             f"{worker.busy}/{worker.row.slots}",
-            ",".join(worker.row.offer.pools or worker.row.offer.labels) or "(no labels)",
+            ",".join(worker.serves) or "(no labels)",
             worker.row.version,
             span(worker.seen_seconds_ago),
         )
@@ -116,30 +121,59 @@ def workers_table(workers: tuple[WorkerStatus, ...], width: int = PLAIN_WIDTH) -
     return table(columns, rows, right=("BUSY", "SEEN"), names=("WORKER", "SERVES"), width=width)
 
 
-def shut_lines(workers: Sequence[WorkerStatus]) -> list[RenderableType]:
-    """Why workers that live can start no run now, a line for each."""
-    return [
+def worker_lines(workers: Sequence[WorkerStatus]) -> list[RenderableType]:
+    """What the table does not say: why workers that live can start no run now, and what their operators have noted."""
+    shut: list[RenderableType] = [
         Text(f"{worker.row.worker} takes no runs: {printable(worker.row.shut)}", style="red")
         for worker in workers
         if worker.state == "shut"
     ]
+    words: dict[tuple[str, str], list[str]] = {}
+    for worker in workers:
+        row = worker.row
+        drained = row.wanted == "draining" and not row.live
+        if row.note or drained:
+            words.setdefault((DRAINED if drained else row.wanted, row.note), []).append(row.worker)
+    return [*shut, *(_noted(*word, names) for word, names in sorted(words.items()))]
 
 
-def _runs(snapshot: Snapshot, limit: int, width: int) -> RenderableType:
+def _noted(wanted: str, note: str, names: Sequence[str]) -> Text:
+    """What the operator wants of these workers, and why; of those that a drain has ended, how they come back."""
+    said = f"{wanted}{f' ({printable(note)})' if note else ''}: {', '.join(names)}"
+    if wanted != DRAINED:
+        return Text(said)
+    return Text(f"{said}; before they are started again: worker resume {' '.join(names)}")
+
+
+def past_line(snapshot: Snapshot) -> list[RenderableType]:
+    """How many workers are not listed, and how they are shown; empty where all are."""
+    past = len(snapshot.workers) - len(snapshot.listed)
+    if not past:
+        return []
+    return [Text(f"{past} that stopped more than a day ago {'is' if past == 1 else 'are'} shown by worker list --all")]
+
+
+def runs_table(claims: Sequence[Claim], snapshot: Snapshot, width: int = PLAIN_WIDTH) -> Table:
+    """These runs of the snapshot as a table."""
+    ids = telling_ids(claim.run_id for claim in claims)
     rows = [
         (
             claim.name,
-            claim.run_id[:8],
-            _coloured(LINGERS if claim.lingers and claim.state is State.RUNNING else str(claim.state)),
+            ids[claim.run_id],
+            claim.flow or "-",
+            coloured(LINGERS if claim.lingers and claim.state is State.RUNNING else str(claim.state)),
             claim.worker or "-",
             span(max(0.0, snapshot.at - claim.since)),
         )
-        for claim in snapshot.claims[:limit]
+        for claim in claims
     ]
-    columns = ("RUN", "ID", "STATE", "WORKER", "SINCE")
-    made = table(columns, rows, right=("SINCE",), names=("RUN", "WORKER"), width=width)
+    columns = ("RUN", "ID", "FLOW", "STATE", "WORKER", "SINCE")
+    return table(columns, rows, right=("SINCE",), names=("RUN", "FLOW", "WORKER"), least=("FLOW",), width=width)
+
+
+def _runs(snapshot: Snapshot, limit: int, width: int) -> RenderableType:
     more = len(snapshot.claims) - limit
     below = [f"and {more} more, see flowfleet runs"] if more > 0 else []
     if any(claim.lingers for claim in snapshot.claims):
         below.append("lingers: it has ended at the API, and its process has not; see flowfleet explain")
-    return Group(made, *map(Text, below))
+    return Group(runs_table(snapshot.claims[:limit], snapshot, width), *map(Text, below))

@@ -19,6 +19,25 @@ WHOLE_WIDTH = 10_000
 _GAP = 2
 #: names are cut no further than this: a shorter piece says nothing
 _SHORTEST_NAME = 8
+#: before a name is cut further than this, columns that matter less are left out
+_READABLE_NAME = 12
+#: of the words for a state, in every table; other words have none
+_COLOURS = {
+    "active": "green",
+    "open": "green",
+    "paused": "yellow",
+    "draining": "yellow",
+    "shut": "red",
+    "running": "green",
+    "missing": "red",
+    "lingers": "yellow",
+    "judged": "red",
+    "completed": "green",
+    "failed": "red",
+    "crashed": "red",
+    "lost": "red",
+    "cancelled": "yellow",
+}
 
 
 def console(file: IO[str] | None = None, environ: Mapping[str, str] = os.environ) -> Console:
@@ -45,6 +64,25 @@ def span(seconds: float | None) -> str:
     return f"{whole}s"
 
 
+def took(seconds: float | None) -> str:
+    """The time that a run took, or has taken so far: 0.4s, 12.0s, 3m 20s."""
+    return f"{seconds:.1f}s" if seconds is not None and 0 <= seconds < 60 else span(seconds)
+
+
+def filled(items: Sequence[str], width: int) -> str:
+    """The items beside each other, in as many lines as they need; none of them is broken."""
+    lines = [items[0]]
+    for item in items[1:]:
+        joined = f"{lines[-1]}   {item}"
+        lines[-1:] = [joined] if cell_len(joined) <= width else [lines[-1], item]
+    return "\n".join(lines)
+
+
+def coloured(word: str) -> Text:
+    """The word for a state in its colour."""
+    return Text(printable(word), style=_COLOURS.get(word, ""))
+
+
 Cell = str | Text
 
 
@@ -55,15 +93,15 @@ def table(
     width: int,
     right: Sequence[str] = (),
     names: Sequence[str] = (),
+    least: Sequence[str] = (),
 ) -> Table:
     """A plain table no wider than `width`: only the columns of `names` are cut, the widest of them first.
 
-    rich itself would shorten numbers and names alike.
+    Where that would leave no readable names, the columns of `least` are left out, one after the other. rich itself
+    would shorten numbers and names alike.
     """
-    widths = [
-        max([cell_len(title), *(_width(row[place]) for row in rows)]) if rows else cell_len(title)
-        for place, title in enumerate(columns)
-    ]
+    columns, rows = _kept(columns, rows, width, names, least)
+    widths = [max([cell_len(title), *(_width(row[place]) for row in rows)]) for place, title in enumerate(columns)]
     places = [place for place, title in enumerate(columns) if title in names]
     over = sum(widths) + _GAP * (len(columns) - 1) - width
     while over > 0 and max(widths[place] for place in places) > _SHORTEST_NAME:
@@ -76,6 +114,24 @@ def table(
     for row in rows:
         made.add_row(*map(_text, row))
     return made
+
+
+def _kept(
+    columns: Sequence[str], rows: Sequence[Sequence[Cell]], width: int, names: Sequence[str], least: Sequence[str]
+) -> tuple[Sequence[str], Sequence[Sequence[Cell]]]:
+    """The columns, and their cells, that a table of this width has room for."""
+    needed = {
+        title: min(widest, _READABLE_NAME) if title in names else widest
+        for place, title in enumerate(columns)
+        for widest in [max([cell_len(title), *(_width(row[place]) for row in rows)])]
+    }
+    kept = list(columns)
+    for title in least:
+        if sum(needed[one] for one in kept) + _GAP * (len(kept) - 1) <= width:
+            break
+        kept.remove(title)
+    places = [place for place, title in enumerate(columns) if title in kept]
+    return kept, [[row[place] for place in places] for row in rows]
 
 
 def _text(cell: Cell) -> Text:

@@ -44,6 +44,10 @@ class StartupPage:
         """Serve these handlers from now on; nothing is waited for any more."""
         self._handlers, self._waits_for = handlers, None
 
+    def show_start(self) -> None:
+        """Serve again what is served before the start: the part has ended, and waits to be started anew."""
+        self._handlers, self._since = self._early(), self._clock()
+
     def close(self) -> None:
         """Stop serving."""
         if self._page is not None:

@@ -12,10 +12,13 @@ from flowfleet.settings.option import NO_FLAG, setting
 
 Texts = tuple[str, ...]
 
+#: what a worker may do at its stop, and where it was drained
+WAIT = "wait"
+
 #: a worker begins nothing in the last seconds of its lease, so a shorter one would let nothing begin
 LEASE_MARGIN_SECONDS = 3.0
 
-_AGENT_ADDRESS = "Serve health, metrics and the like here."
+_AGENT_ADDRESS = "Serve a page with health and metrics at this address."
 _AGENT_CONFIG = "Prefect 1: the agent config at the API whose settings win over those given here."
 
 
@@ -27,29 +30,29 @@ class PollerSettings(CommonSettings):
     pools: Texts = setting((), "Only claim for this pool (repeatable).", kind.NAMES)
     work_queues: Texts = setting((), "Only claim from this work queue (repeatable).", kind.NAMES)
     labels: Texts = setting((), "Only claim for workers with this label (repeatable).", kind.LABELS, "-l")
-    max_polls: int | None = setting(None, "End after this many polls; a standby counts its rounds.", kind.NUMBER)
+    max_polls: int | None = setting(None, "End after this many polls. A standby counts its rounds.", kind.NUMBER)
     agent_config_id: str | None = setting(None, _AGENT_CONFIG, kind.text_as("ID"))
     agent_address: str | None = setting(None, _AGENT_ADDRESS, kind.ADDRESS)
     require_api: bool = setting(
         False, "End with exit code 3 when the API cannot be reached at the start, instead of waiting."
     )
-    cloud_logs: bool = setting(True, "Say on the log page of a run that nobody here can take why (default: yes).")
+    cloud_logs: bool = setting(True, "When no worker here can take a run, say why on its log page (default: yes).")
     on_lost_run: str = setting(
         "report",
-        "What becomes of a run that its worker's stop ends, or whose host is lost: told as crashed, or started again "
-        "when no process of it can live any more (default: report).",
+        "What becomes of a run when its host is lost, or the stop of its worker ends it: report it as crashed, or "
+        "start it again once none of its processes can live any more (default: report).",
         kind.one_of("report", "requeue"),
     )
-    max_attempts: int = setting(
-        3, "Under requeue, start a run again at most this often, then only report it (default: 3).", kind.COUNT
-    )
+    max_attempts: int = setting(3, "With requeue, start a run again at most this often (default: 3).", kind.COUNT)
     lease_seconds: float = setting(
-        Lease.ttl_seconds, "Without a renewal for this long a run counts as missing (default: 20).", kind.SECONDS
+        Lease.ttl_seconds, "A run counts as missing after this long without a renewal (default: 20).", kind.SECONDS
     )
-    renew_seconds: float = setting(Lease.renew_seconds, "Workers renew this often (default: 5).", kind.SECONDS)
+    renew_seconds: float = setting(
+        Lease.renew_seconds, "How often workers renew their runs (default: 5).", kind.SECONDS
+    )
     adopt_grace: float = setting(
         Lease.grace_seconds,
-        "A missing run's host may come back for this long, then the run is told as lost (default: 120).",
+        "How long the host of a missing run may take to come back, before the run is told as lost (default: 120).",
         kind.SECONDS,
     )
     leader_seconds: float = 15.0
@@ -77,12 +80,15 @@ class WorkerSettings(CommonSettings):
 
     pools: Texts = setting(("flowfleet",), "Run what this pool has (repeatable; default: flowfleet).", kind.NAMES)
     work_queues: Texts = setting((), "Only this work queue of the pools (repeatable).", kind.NAMES)
+    create_pool: bool = setting(True, "Make a pool that does not exist (default: yes).")
     labels: Texts = setting((), "Prefect 1: a label that this worker has (repeatable).", kind.LABELS, "-l")
     hostname_label: bool = setting(True, "Prefect 1: the host's name is a label too (default: yes).")
     agent_config_id: str | None = setting(None, _AGENT_CONFIG, kind.text_as("ID"))
     slots: int = setting(1, "Runs at the same time (default: the CPU cores).", kind.COUNT, "-c")
     deploy: str = setting("process", "How runs are started (default: process).", kind.text_as("process|docker|NAME"))
-    env: Texts = setting((), "A variable for every run (repeatable; in the variable one a line).", kind.PAIRS, "-e")
+    env: Texts = setting(
+        (), "A variable for every run (repeatable; FLOWFLEET_ENV has one on each line).", kind.PAIRS, "-e"
+    )
     import_paths: Texts = setting(
         (), "A folder for the runs' PYTHONPATH (repeatable).", kind.text_as("PATH", ":"), "-p"
     )
@@ -97,7 +103,13 @@ class WorkerSettings(CommonSettings):
     on_stop: str = setting(
         "auto",
         "What becomes of the runs when this worker is stopped (default: auto).",
-        kind.one_of("auto", "detach", "wait", "cancel"),
+        kind.one_of("auto", "detach", WAIT, "cancel"),
+    )
+    on_drained: str = setting(
+        "end",
+        "What this worker does when it was drained before its start: end with code 7, or wait until it is resumed, for "
+        "what starts it anew whenever it ends (default: end).",
+        kind.one_of("end", WAIT),
     )
     stop_grace: float = setting(
         30.0, "How long a stop waits for runs, and a run gets between TERM and KILL (default: 30).", kind.GRACE
@@ -117,7 +129,7 @@ class WorkerSettings(CommonSettings):
     task_events: bool = setting(False, "Send Celery's task events, for Flower (default: no).", told="-E")
     run_timeout: float | None = setting(None, "End a run that takes longer.", kind.SECONDS)
     memory: int | None = setting(
-        None, "The most memory that a run may use, such as 2G; a run may ask for less (default: no limit).", kind.SIZE
+        None, "The most memory that a run may use, such as 2G; a run may ask for less (default: no limit).", kind.MEMORY
     )
     cpus: float | None = setting(
         None,
@@ -135,8 +147,8 @@ class WorkerSettings(CommonSettings):
     )
     pull: Texts = setting(
         (),
-        "Docker: when images are pulled: always, if-not-present, never; of several the next one holds where one fails "
-        "(default: always for latest, else if-not-present).",
+        "Docker: when to pull an image. Give several with commas, and the next one is tried when one fails (default: "
+        "always for latest, else if-not-present).",
         kind.some_of("always", "if-not-present", "never"),
     )
     no_pull: bool = setting(False, "Docker: never pull (the same as --pull never).", told="--no-pull/--may-pull")
@@ -146,17 +158,18 @@ class WorkerSettings(CommonSettings):
         True, "Docker: runs share the host's network where the API is on its loopback interface (default: yes)."
     )
     allow_images: Texts = setting(
-        (), "Docker: only images that this pattern means, such as ghcr.io/us/* (repeatable).", kind.NAMES
+        (), "Docker: run only images that match this pattern, such as ghcr.io/us/* (repeatable).", kind.NAMES
     )
     allow_mounts: Texts = setting(
         (),
-        "Docker: a folder of this host that runs may mount, with all below, or a volume by name (repeatable).",
+        "Docker: a folder of this host that runs may mount, with all below it, or the name of a volume (repeatable).",
         kind.text_as("PATH", ":"),
     )
     allow_privileged: bool = setting(
-        False, "Docker: runs may ask for what gives them this host: privileged, devices and the like (default: no)."
+        False,
+        "Docker: runs may ask for power over this host: privileged, devices and the like (default: no).",
     )
-    user: str | None = setting(None, "Docker: the user that runs are inside, USER or USER:GROUP.", kind.text_as("USER"))
+    user: str | None = setting(None, "Docker: the user inside the containers, USER or USER:GROUP.", kind.USER)
     read_only_root: bool = setting(False, "Docker: runs cannot write to their image's own files (default: no).")
     docker_client_timeout: float = setting(
         60.0, "Docker: how long one request to the engine may take (default: 60).", kind.SECONDS

@@ -60,6 +60,13 @@ def size(text: str) -> int:
     return int(float(found[1]) * _SIZES[found[2]])
 
 
+def _enough_memory(text: str) -> int:
+    found = size(text)
+    if found < _LEAST_MEMORY:
+        raise ValueError(text)
+    return found
+
+
 def _is_address(text: str) -> bool:
     """Whether a page can be served at this address: plain HTTP, with a port."""
     parts = urlsplit(text if "://" in text else f"http://{text}")
@@ -143,6 +150,14 @@ ADDRESS = ValueKind(
     metavar="http://HOST:PORT",
 )
 SIZE = ValueKind(parse=size, wants="a size such as 500M or 1G", metavar="SIZE")
+#: engines of containers refuse less, and no Python starts in it
+_LEAST_MEMORY = 6 << 20
+MEMORY = ValueKind(parse=_enough_memory, wants="a size of at least 6M, such as 500M or 1G", metavar="SIZE")
+USER = ValueKind(
+    parse=_as_it_is(re.compile(r"[^:\s]+(:[^:\s]+)?").fullmatch),
+    wants="USER or USER:GROUP, each a name or a number",
+    metavar="USER",
+)
 LABELS = ValueKind(
     # what Prefect 1 accepts
     parse=_as_it_is(lambda text: text.strip() and len(text) <= LABEL_LENGTH),

@@ -34,13 +34,13 @@ _DEMO_SECONDS = 900.0
 @click.command("up", cls=SettingsCommand)
 @click.option("--demo", is_flag=True, help="Register example flows, run them, and show them live.")
 @click.option(
-    "--exit", "exit_after", is_flag=True, help="End when the demo has; exit 0 only if all went as meant, else 5."
+    "--exit", "exit_after", is_flag=True, help="End when the demo has ended; exit 0 only if all went well, else 5."
 )
 @options(UpSettings, level="WARNING")
 def up(settings: UpSettings, *, demo: bool, exit_after: bool) -> int:
     """Start everything on this machine: Redis, a Prefect 3 server, a poller and a worker.
 
-    --redis and --api take the place of the first two. Ctrl-C stops all of it again.
+    Give --redis or --api to use yours instead. Ctrl-C stops everything again.
 
     \b
     flowfleet up                            serve your own flows

@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.text import Text
 
 from flowfleet.api.client import StateType
-from flowfleet.monitor.tables import span, table
+from flowfleet.monitor.tables import table, took
 from flowfleet.up.demo import DemoRun
 
 _BAR = 8
@@ -32,7 +32,7 @@ def demo_table(runs: Sequence[DemoRun], now: datetime, width: int) -> Renderable
             Text(_state(run), style=_COLOURS.get(run.kind, "")),
             _progress(run),
             run.worker or "-",
-            _duration(run.seconds(now)),
+            took(run.seconds(now)),
         )
         for run in runs
     ]
@@ -50,12 +50,6 @@ def _progress(run: DemoRun) -> str:
         return ""
     filled = _BAR * min(run.tasks_done, run.example.tasks) // run.example.tasks
     return f"{'#' * filled}{'.' * (_BAR - filled)} {run.tasks_done}/{run.example.tasks}"
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "-"
-    return f"{seconds:.1f}s" if seconds < 60 else span(seconds)
 
 
 class LiveTable:

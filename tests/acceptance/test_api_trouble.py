@@ -83,7 +83,7 @@ def test_a_fleet_comes_through_the_trouble_of_its_api(troubled):
     for kind in IN_CI:
         troubled.meet(kind, 4.0)
     for part in troubled.parts:
-        assert "is in maintenance, it says" in part.text()
+        assert "says that it is in maintenance" in part.text()
     troubled.world.wait_empty()
 
 

@@ -50,6 +50,21 @@ def test_the_map_names_each_job_variable_of_a_process_pool():
     assert {name for name in variables if f"`{name}`" not in MAP} == set()
 
 
+def anchors(page: Path) -> set[str]:
+    """The places of a page that a link can name: its headings, as GitHub writes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+def test_each_page_and_place_that_a_document_links_to_is_there():
+    for page in [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]:
+        for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text(encoding="utf-8")):
+            name, _, place = target.partition("#")
+            there = page.parent / name if name else page
+            assert there.exists(), f"{page.name}: {target}"
+            assert not place or place in anchors(there), f"{page.name}: {target}"
+
+
 def test_each_variable_of_ours_that_a_document_names_exists():
     known = {"FLOWFLEET_RUN_ID", "FLOWFLEET_CLAIM", "FLOWFLEET_TEST_SEED"}
     for settings in (PollerSettings, WorkerSettings, UpSettings):

@@ -1,7 +1,8 @@
 """README: its commands do what it says, in its order, in a folder of their own.
 
 The page's console blocks are the test: one terminal runs `flowfleet up`, a second one all that follows. A comment
-`<!-- readme: … -->` before a block says how a machine reads it; nothing is run that the page does not show.
+`<!-- readme: … -->` before a block says how a machine reads it; nothing is run that the page does not show. What
+`<!-- install: … -->` marks is run by tests/integration/test_install.py.
 """
 
 import importlib.metadata
@@ -21,6 +22,8 @@ from typing import Any
 
 import pytest
 
+from flowfleet.local.data_folder import default_path
+from flowfleet.monitor.run_output import state_home
 from tests import processes
 from tests.needs import need
 from tests.rest import Rest
@@ -31,6 +34,8 @@ BIN = Path(sys.executable).parent
 #: how long the second terminal may take in all, pauses of the page included
 SESSION_SECONDS = 240
 MARK = "FFTEST_README"
+#: blocks that are not for the second terminal
+ELSEWHERE = ("glance", "targets", "extras", "terminal up", "remove", "develop", "clone", "wheel", "host")
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ PAGE = (ROOT / "README.md").read_text(encoding="utf-8")
 #: all fenced blocks of the page
 BLOCKS = [
     Block(match[2], match[1] or "", tuple(match[3].splitlines()))
-    for match in re.finditer(r"(?:<!-- readme: (.*?) -->\n)?```(\w+)\n(.*?)```", PAGE, flags=re.DOTALL)
+    for match in re.finditer(r"(?:<!-- \w+: (.*?) -->\n)?```(\w+)\n(.*?)```", PAGE, flags=re.DOTALL)
 ]
 
 
@@ -64,22 +69,55 @@ def test_the_first_commands_of_the_readme_are_targets_of_the_makefile():
     need(shutil.which("make") is not None, "make")
     commands = only("targets").commands
 
-    assert commands == ["make up", "make test", "make compose-up"]
-    for command in commands:
+    assert commands == ["make up", "make compose-up"]
+    for command in [*commands, *only("develop").commands]:
         done = subprocess.run([*command.split(), "-n"], cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{command}: {done.stderr}"
 
 
 def test_the_extras_that_the_readme_installs_exist():
-    (command,) = only("extras").commands
-    wanted = set(re.search(r"flowfleet\[(.*?)\]", command)[1].split(","))
+    (command,) = [command for command in only("extras").commands if "pip install" in command]
+    wanted = set(re.search(r"\.\[(.*?)\]", command)[1].split(","))
 
     assert wanted <= set(importlib.metadata.metadata("flowfleet").get_all("Provides-Extra"))
 
 
-def test_every_page_that_the_readme_links_to_is_there():
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)", PAGE):
-        assert (ROOT / target).is_file(), target
+def test_the_readme_says_in_its_first_sentences_what_this_is_for_whom_what_it_needs_and_what_it_cannot_yet():
+    first = PAGE.partition("\n\n")[2].partition("\n\n")[0].splitlines()
+    assert len(first) == 3
+    for sentence, words in zip(
+        first, (("several machines", "Kubernetes"), ("for teams",), ("needs a Redis", "alpha")), strict=True
+    ):
+        assert all(word in sentence for word in words), sentence
+    assert only("glance").commands == ["poller start", "worker start --pool cpu --slots 4"]
+
+
+def test_what_the_readme_removes_is_where_our_parts_keep_it():
+    leave, keys, folders, environment = only("remove").commands
+    home = {"HOME": "/home/me"}
+    assert leave == "flowfleet leave"
+    assert "'flowfleet:*'" in keys, "all keys of a fleet begin so (flowfleet/ledger/store.py)"
+    assert folders.replace("~", home["HOME"]).split()[2:] == [str(default_path(home)), str(state_home(home))]
+    assert environment == "sudo rm -rf /opt/flowfleet"
+
+
+def test_make_clean_says_what_it_leaves(tmp_path):
+    need(shutil.which("make") is not None, "make")
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    data, records = tmp_path / "home/.local/share/flowfleet", tmp_path / "home/.local/state/flowfleet"
+    settings = tmp_path / "compose" / ".env"
+    for folder in (tmp_path / "build", data, records, settings.parent):
+        folder.mkdir(parents=True)
+    settings.touch()
+    env = processes.environment("XDG_") | {"HOME": str(tmp_path / "home")}
+    said = processes.run("make", "clean", env=env, cwd=tmp_path, check=True).stdout
+    assert not (tmp_path / "build").exists()
+    for left in (data, records):
+        assert left.exists()
+        assert str(left) in said
+    assert settings.exists()
+    assert "compose/.env" in said
+    assert "Redis" in said
 
 
 class Reader:
@@ -137,7 +175,7 @@ class Reader:
         for block in BLOCKS:
             if block.reading.startswith("file "):
                 (self.work / block.reading.removeprefix("file ")).write_text("\n".join(block.lines) + "\n")
-            if block.language != "console" or block.reading in ("targets", "extras", "terminal up"):
+            if block.language != "console" or block.reading in ELSEWHERE:
                 continue
             if block.reading == "own fleet":
                 script.append("export FLOWFLEET_FLEET=own")  # a server and a Redis of the reader's: here those of `up`

@@ -1,13 +1,17 @@
 """Which engine a worker asks: by option, variable, context of the `docker` command, or the socket that is there."""
 
+import os
 import shutil
 import socket
 import subprocess
 
 import pytest
 
+from flowfleet.errors import SettingsError
+from flowfleet.settings.classes import WorkerSettings
 from tests.container_engine import DockerEngine
 from workers.containers.engine import Engine, usual_socket
+from workers.deployers.registry import check_wishes
 
 
 @pytest.fixture
@@ -60,3 +64,14 @@ def test_podmans_socket_is_asked_as_dockers(podman):
     found = Engine(podman.url, {})
     assert found.ping().product == "podman"
     assert not found.ping().rootless
+
+
+def test_what_the_engine_would_refuse_to_each_run_is_refused_at_the_start(deploying):
+    engine = deploying.deployer().engine
+    there = engine.facts().cpus
+    assert there == os.cpu_count()
+    check_wishes(WorkerSettings(cpus=there, networks=("bridge", "host", "container:x")), engine)
+    with pytest.raises(SettingsError, match=f"--cpus {there + 1} is more than the {there} processors of the engine"):
+        check_wishes(WorkerSettings(cpus=there + 1), engine)
+    with pytest.raises(SettingsError, match="--network nowhere is not there: make it with docker network create"):
+        check_wishes(WorkerSettings(networks=("bridge", "nowhere")), engine)

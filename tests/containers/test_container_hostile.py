@@ -101,7 +101,7 @@ def test_an_engine_that_answers_with_an_error_is_asked_again(deploying, deployer
         patched.setattr(Container, "state", state)
         patched.setattr(Container, "start", start)
         spec = deploying.spec("true")
-        with pytest.raises(StartFailed, match="could not be started: no such thing"):
+        with pytest.raises(StartFailed, match="refuses to start its container: no such thing"):
             deployer.start(spec)
     assert not errors
     assert RunFolder(spec.folder).exit_record()["begun"] is False

@@ -35,6 +35,8 @@ class OnePool(Rest):
             self.call("POST", "/work_pools/", {"name": self.name, **fields})
         offer = Offer(backend="prefect3", pools=(self.name,), work_queues=work_queues)
         self.offer = self.client.presence.resolve(offer, create=True)
+        for queue in {*work_queues} - {"default"}:
+            self.make_queue(self.name, queue)
         return self
 
     def deployment(self, **facts: Any) -> str:

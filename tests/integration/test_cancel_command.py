@@ -94,6 +94,27 @@ def test_a_run_that_waits_at_the_api_and_one_that_is_queued_are_cancelled_and_ne
     assert lawless.seen()["runs"] == []
 
 
+def test_a_run_that_waits_at_the_api_is_found_by_its_name_and_by_a_part_of_its_id_by_each_command(lawless):
+    """None of these has a claim, so only the API knows them."""
+    lawless.api.call("POST", "/work_pools/", {"name": lawless.pool, "type": "flowfleet"})
+    deployment = lawless.deploy_tiny()
+    for _ in range(210):  # more than a page
+        lawless.create_run(deployment, in_seconds=3600)
+    run = lawless.create_run(deployment, in_seconds=7200)
+    for given in (name_of(lawless, run), run[-12:], run[:18], run.upper()):
+        assert "It is scheduled to start in " in said(lawless, "explain", given).stdout
+        assert f"The output of the run {run} is not below" in said(lawless, "logs", given, code=1).stderr
+    ended = lawless.create_run(deployment)
+    lawless.api.call("POST", f"/flow_runs/{ended}/set_state", {"state": {"type": "COMPLETED"}, "force": True})
+    assert "the API says Completed" in said(lawless, "explain", name_of(lawless, ended)).stdout
+    nobody = str(uuid.uuid4())
+    assert f"The API has no run {nobody}. The fleet " in said(lawless, "explain", nobody, code=1).stderr
+    for command in ("explain", "logs", "cancel", "requeue"):
+        assert "Error: No run is named 'nobody': give" in said(lawless, command, "nobody", code=1).stderr
+    assert "is Cancelled" in said(lawless, "cancel", run[-12:]).stdout
+    assert lawless.api.state(run)["name"] == "Cancelled"
+
+
 def test_what_cannot_be_cancelled_is_one_sentence_with_its_exit_code(world):
     run = world.create_run(world.deploy_tiny())
     world.all_once([run])
@@ -101,8 +122,8 @@ def test_what_cannot_be_cancelled_is_one_sentence_with_its_exit_code(world):
     nobody = str(uuid.uuid4())
     for given, code, words in (
         (run, 1, "has ended already: the API says Completed."),
-        (nobody, 1, "No run is named"),
-        ("no-such-name", 1, "No run is named 'no-such-name' or has it in its id"),
+        (nobody, 1, f"No run has the id {nobody}."),
+        ("no-such-name", 1, "No run is named 'no-such-name': give its name or its id"),
     ):
         done = said(world, "cancel", given, code=code)
         assert words in done.stderr
@@ -271,7 +292,7 @@ def test_what_cannot_be_started_again_says_why_and_what_waits_says_so_too(lawles
     deployment = lawless.api.deploy("lone", lawless_pool(lawless), "none.py:go", str(lawless.folder))
     run = lawless.create_run(deployment, in_seconds=3600)
     shut = said(lawless, "requeue", run, code=1)
-    assert "the gate open" in shut.stderr
+    assert "no longer says that the gate is shut" in shut.stderr
 
     lawless.start_poller()
     until(lambda: lawless.seen()["gate"] == "open", 60, "the gate")

@@ -3,10 +3,15 @@
 import itertools
 import json
 import re
+import signal
+import subprocess
 import threading
+import time
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,11 +23,15 @@ from flowfleet.ledger.roster import RouteDue, WorkerRow
 from flowfleet.monitor.snapshot import take_snapshot
 from flowfleet.settings.click_options import known_keys
 from tests import processes
+from tests.terminal import Terminal
 from tests.valkey import Valkey, free_port
+from tests.waiting import until
 from tests.world import BIN
 
 POOL = "11111111-1111-4111-8111-111111111111"
 ROUTE = Route("prefect3", POOL, "default")
+WIDE = {"COLUMNS": "200"}
+UNKNOWN = "22222222-2222-4222-8222-222222222222"
 NO_API = {"PREFECT_API_URL": "http://127.0.0.1:1/api"}
 
 
@@ -75,6 +84,69 @@ def test_a_worker_is_listed_paused_drained_and_resumed_by_name(fleet_of_one):
     assert (row["name"], row["host"], row["slots"], row["busy"]) == ("worker", "h1", 2, 0)
 
 
+def test_the_note_of_an_operator_is_seen_wherever_the_worker_is(fleet_of_one):
+    ledger, variables = fleet_of_one
+    asked(0, "worker", "pause", "worker", "--note", "kernel [upgrade]", **variables)
+    for command in (("worker", "list"), ("flowfleet", "status")):
+        asked(0, *command, says=["paused (kernel [upgrade]): worker@h1"], **variables)
+        (row,) = _workers(*command, **variables)
+        assert row["note"] == "kernel [upgrade]"
+    asked(0, "worker", "drain", "worker", "--note", "moving", **variables)
+    ledger.roster.sign_off("worker@h1", "n")
+    says = "drained (moving): worker@h1; before they are started again: worker resume worker@h1"
+    asked(0, "flowfleet", "status", says=[says], **variables | WIDE)
+    asked(0, "worker", "resume", "worker@h1", says=["worker@h1 takes runs again when it is started."], **variables)
+    assert "drained" not in asked(0, "flowfleet", "status", **variables).stdout
+
+
+def _workers(*command, **variables):
+    found = json.loads(_run(*command, "--json", **variables).stdout)
+    return found["workers"] if isinstance(found, dict) else found
+
+
+def test_status_and_list_show_the_same_workers_and_tell_stopped_from_lost(fleet_of_one):
+    ledger, variables = fleet_of_one
+    (row,) = ledger.roster.rows()
+    for name in ("lost@h2", "stopped@h3", "past@h4"):
+        ledger.roster.sign_on(replace(row, worker=name))
+    ledger.roster.lapse(ledger.gate.leader().term, "lost@h2", 0)
+    ledger.roster.sign_off("stopped@h3", "n")
+    ledger.roster.sign_off("past@h4", "n")
+    ledger.store.client.hset(ledger.store.key("worker:past@h4"), "seen", str(time.time() - 100_000))
+
+    states = {"worker": "active", "lost": "lost", "stopped": "stopped"}
+    for command in (("worker", "list"), ("flowfleet", "status")):
+        assert {row["name"]: row["state"] for row in _workers(*command, **variables)} == states
+        hint = "1 that stopped more than a day ago is shown by worker list --all"
+        page = asked(0, *command, says=["lost@h2", "stopped@h3", hint], **variables).stdout
+        assert "past@h4" not in page
+    assert "past@h4" in asked(0, "worker", "list", "--all", **variables).stdout
+    assert {row["name"] for row in _workers("worker", "list", "--all", **variables)} == {*states, "past"}
+
+
+def test_drain_waits_for_its_workers_where_it_is_asked_to(fleet_of_one):
+    ledger, variables = fleet_of_one
+    ledger.roster.sign_off("worker@h1", "n")
+    says = ["worker@h1 starts no runs any more", "worker@h1 has ended."]
+    asked(0, "worker", "drain", "worker", "--wait", says=says, **variables)
+    ledger.roster.sign_on(ledger.roster.rows()[0])
+    waiting = subprocess.Popen(
+        [BIN / "worker", "drain", "--all", "--wait"],
+        env=processes.environment() | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert waiting.stderr.readline() == "waiting: worker@h1 waits for its end\n"
+        waiting.send_signal(signal.SIGINT)
+        out, err = waiting.communicate(timeout=30)
+    finally:
+        waiting.kill()
+    assert (waiting.returncode, out) == (130, "worker@h1 takes no new runs and ends when its last one has ended.\n")
+    assert err.strip() == "Not waited for any longer: the drain goes on, until worker resume takes it back."
+
+
 def test_a_live_worker_is_not_forgotten_and_one_that_has_gone_is(fleet_of_one):
     ledger, variables = fleet_of_one
     stopped = threading.Event()
@@ -82,7 +154,10 @@ def test_a_live_worker_is_not_forgotten_and_one_that_has_gone_is(fleet_of_one):
     renewals = threading.Thread(target=lambda: until_set(stopped, lambda: renew(ledger, next(beats))))
     renewals.start()
     try:
-        asked(2, "worker", "forget", "worker@h1", errs=["stop it first"], **variables)
+        ledger.roster.sign_on(replace(ledger.roster.rows()[0], worker="gone@h2"))
+        errs = ["Error: worker@h1 lives still and cannot be forgotten: stop it first, by worker drain worker@h1."]
+        says = ["gone@h2 is forgotten"]
+        asked(2, "worker", "forget", "worker@h1", "gone@h2", errs=errs, says=says, **variables)
     finally:
         stopped.set()
         renewals.join()
@@ -120,7 +195,7 @@ def test_a_worker_whose_row_redis_has_lost_is_forgotten_by_what_was_restored_of_
     assert ledger.claims.restore(leader.term, run, claim.claim, claim.call, "worker@gone").moved
     assert ledger.gate.lead(leader.term, leader.nonce, Lease(ttl_seconds=1.0))
 
-    asked(2, "worker", "forget", "nobody@gone", errs=["worker@gone"], **variables)
+    asked(1, "worker", "forget", "nobody@gone", errs=["worker@gone"], **variables)
     asked(2, "worker", "forget", "worker@gone", errs=["1 run whose end nobody knows"], **variables)
     says = ["worker@gone is forgotten", "1 run of it is given up"]
     asked(0, "worker", "forget", "worker@gone", "--yes", says=says, errs=["Watching worker@gone for 1 s"], **variables)
@@ -140,7 +215,7 @@ def _running(ledger: Ledger) -> Claim:
 
 
 def test_an_unknown_worker_is_one_sentence_that_names_the_known(fleet_of_one):
-    asked(2, "worker", "drain", "nobody", errs=["worker@h1"], **fleet_of_one[1])
+    asked(1, "worker", "drain", "nobody", errs=["worker@h1"], **fleet_of_one[1])
 
 
 def test_status_of_a_redis_that_is_not_there_is_one_sentence_and_4():
@@ -197,11 +272,24 @@ def test_a_bare_command_is_help_and_success(argv):
     assert asked(0, *argv).stdout.startswith("Usage: ")
 
 
-@pytest.mark.parametrize("form", [(), ("--json",)])
-def test_explain_of_an_unknown_run_says_so_and_that_the_api_could_not_be_asked(fleet_of_one, form):
-    variables, errs = {**NO_API, **fleet_of_one[1]}, ["The API could not be asked: "]
-    unknown = ("22222222-2222-4222-8222-222222222222", *form)
-    asked(0, "flowfleet", "explain", *unknown, says=["knows nothing of it"], errs=errs, **variables)
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (UNKNOWN, "knows nothing of it"),
+        ("grinning-corgi", "No run of this fleet is named 'grinning-corgi': give its name or its id"),
+        ("0a1b2c", "No run of this fleet is named '0a1b2c' or has it in its id: give its whole id"),
+    ],
+)
+def test_explain_of_an_unknown_run_is_exit_1_in_json_too_and_says_that_the_api_could_not_be_asked(
+    fleet_of_one, given, words
+):
+    variables = {**NO_API, **fleet_of_one[1]}
+    told = asked(1, "flowfleet", "explain", given, errs=[words, "The API could not be asked: "], **variables)
+    assert (told.stdout, told.stderr.count("\n")) == ("", 1)
+    answer = json.loads(asked(1, "flowfleet", "explain", given, "--json", **variables).stdout)
+    sentence = answer.pop("sentence")
+    assert answer == {"run_id": None, "given": given, "found": False}
+    assert sentence in told.stderr
 
 
 def test_config_names_the_api_that_prefect_itself_would_find():
@@ -233,13 +321,12 @@ def test_a_run_is_found_by_its_name_and_by_the_beginning_of_its_id(fleet_of_one)
     assert outcome.moved, outcome
     for given in ("calm-otter", "0a1b", run_id.upper()):
         asked(0, "flowfleet", "explain", given, "--json", says=[run_id], **variables)
-    unknown = asked(2, "flowfleet", "explain", "calm", **variables)
-
-    assert unknown.stderr == "Error: No run of this fleet is named 'calm' or begins with it: give its whole id.\n"
+    assert json.loads(_run("flowfleet", "explain", "1111-4111", "--json", **variables).stdout)["found"] is True
+    asked(1, "flowfleet", "explain", "calm", errs=["Error: No run", "is named 'calm': give its name or"], **variables)
 
 
 def test_an_unknown_state_is_refused_with_the_states_that_there_are(fleet_of_one):
-    errs = ["--state cannot be 'nope'", "running", "gone"]
+    errs = ["--state cannot be 'nope'", "running", "ended", "--end"]
     asked(2, "flowfleet", "runs", "--state", "nope", errs=errs, **fleet_of_one[1])
 
 
@@ -261,7 +348,7 @@ def test_a_mistyped_key_of_the_config_file_is_answered_with_the_nearest(tmp_path
     [
         pytest.param(
             ("--deploy", "rocket", "--ca-file", "/no/such.pem"),
-            "The CA file /no/such.pem does not exist, correct --ca-file or PREFECT_API_SSL_CERT_FILE.",
+            "The CA file /no/such.pem does not exist: correct --ca-file or PREFECT_API_SSL_CERT_FILE.",
             id="what is raised as a part of a sentence is printed as a whole one",
         ),
         pytest.param(("--pool", ""), "--pool cannot be '': it must be some text.", id="an empty pool"),
@@ -282,13 +369,38 @@ def test_logs_looks_in_the_workers_state_folder_and_names_it_when_nothing_is_the
     asked(1, "flowfleet", "logs", run_id, errs=errs, XDG_STATE_HOME=str(tmp_path / "x"), **fleet_of_one[1])
 
 
+def test_logs_finds_a_run_of_this_host_by_its_name_and_by_a_part_of_its_id_without_the_api(fleet_of_one, tmp_path):
+    folder = tmp_path / "machine" / "worker" / "runs" / f"{UNKNOWN}.claim"
+    folder.mkdir(parents=True)
+    (folder / "log").write_text("hello\n")
+    (folder / "intent.json").write_text(json.dumps({"name": "calm-otter"}))
+    variables = {"FLOWFLEET_STATE_DIR": str(tmp_path), **NO_API, **fleet_of_one[1]}
+    for given in ("calm-otter", UNKNOWN[:9], UNKNOWN[-8:], UNKNOWN):
+        assert asked(0, "flowfleet", "logs", given, **variables).stdout == "hello\n"
+    errs = ["No run of this fleet is named 'dry-dingo'", "The API could not be asked: "]
+    asked(1, "flowfleet", "logs", "dry-dingo", errs=errs, **variables)
+
+
 def test_doctor_without_an_api_address_checks_all_else(fleet_of_one, tmp_path):
     says = [
-        "fail api: No Prefect API is set, give its address by --api",
+        "fail api: No Prefect API is set: give its address by --api",
         "ok   redis: Redis at",
         "ok   workers: 1 live",
     ]
     assert asked(5, "flowfleet", "doctor", says=says, HOME=str(tmp_path), **fleet_of_one[1]).stderr == ""
+
+
+def test_on_a_terminal_the_doctor_colours_its_verdicts_and_nothing_else(fleet_of_one):
+    terminal = Terminal("flowfleet", "doctor", columns=200, **NO_API, **fleet_of_one[1])
+    try:
+        assert terminal.process.wait(60) == 5
+        until(lambda: "workers: 1 live" in terminal.text, 10, "the last of its checks")
+        lines = terminal.text.splitlines()
+    finally:
+        terminal.close()
+    coloured = re.compile(r"(\x1b\[3[123]m(ok|warn|fail) *\x1b\[0m)[^\x1b]*")
+    assert [line for line in lines if line and not coloured.fullmatch(line)] == []
+    assert any("Redis at redis://127.0.0.1" in line for line in lines)
 
 
 def test_doctor_with_an_address_that_is_no_redis_still_asks_the_api():
@@ -323,6 +435,45 @@ def test_config_shows_all_that_a_config_file_may_hold_and_where_prefects_own_key
     assert "workers = 3  (config file workers)" in done.stdout
     assert known_keys() - shown == {"machine-id", "boot-id"}
     assert "key = -  (default)" in _run("flowfleet", "config", HOME=str(tmp_path)).stdout
+
+
+def test_config_shows_paths_as_they_will_be_wherever_it_is_asked(tmp_path):
+    flow_python = tmp_path / "bin" / "python"
+    flow_python.parent.mkdir()
+    flow_python.write_text("#!/bin/sh\necho 3.9.1\n")
+    flow_python.chmod(0o755)
+    homes = {"XDG_STATE_HOME": str(tmp_path / "s"), "XDG_DATA_HOME": str(tmp_path / "d"), "HOME": str(tmp_path)}
+    found = {"PATH": f"{flow_python.parent}:/usr/bin:/bin", "FLOWFLEET_BACKEND": "prefect3"}
+    says = [
+        f"state-dir = {tmp_path}/s/flowfleet  (default)",
+        f"data-dir = {tmp_path}/d/flowfleet  (default)",
+        f"python = {flow_python}  (default; prefect 3.9.1)",
+    ]
+    asked(0, "flowfleet", "config", says=says, **homes, **found)
+    given = {"FLOWFLEET_STATE_DIR": "here", "FLOWFLEET_IMPORT_PATHS": "flows:~/more", "FLOWFLEET_CA_FILE": "ca.pem"}
+    folder = Path.cwd()
+    says = [
+        f"state-dir = {folder}/here  (variable FLOWFLEET_STATE_DIR)",
+        f"import-path = {folder}/flows, {tmp_path}/more  (",
+        f"ca-file = {folder}/ca.pem  (",
+    ]
+    asked(0, "flowfleet", "config", says=says, **homes, **found, **given)
+    none = {"FLOWFLEET_PYTHON": "/no/such/python"}
+    asked(0, "flowfleet", "config", says=["python = /no/such/python  (variable FLOWFLEET_PYTHON)"], **homes, **none)
+
+
+def test_config_as_json_has_values_origins_and_no_secret(tmp_path):
+    variables = {"FLOWFLEET_REDIS": "redis://:top-secret@box/0", "FLOWFLEET_ENV": "DB_PASSWORD=top-secret", **NO_API}
+    done = asked(0, "flowfleet", "config", "--json", PREFECT_API_KEY="top-secret", HOME=str(tmp_path), **variables)
+    form = json.loads(done.stdout)
+    assert list(form) == ["common", "poller", "worker", "flowfleet"]
+    assert form["common"]["key"] == {"value": "***", "origin": "PREFECT_API_KEY, environment"}
+    assert form["common"]["redis"] == {"value": "redis://:***@box/0", "origin": "variable FLOWFLEET_REDIS"}
+    assert form["worker"]["env"]["value"] == ["DB_PASSWORD=***"]
+    assert form["worker"]["cloud-logs"] == {"value": True, "origin": "default"}
+    assert form["worker"]["linger"]["value"] is None
+    assert form["flowfleet"]["workers"]["value"] == 1
+    assert "top-secret" not in done.stdout + done.stderr
 
 
 OURS = ("flowfleet", "flowfleet up", "flowfleet status", "flowfleet explain", "flowfleet leave")

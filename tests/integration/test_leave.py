@@ -55,7 +55,7 @@ def test_workers_and_all_pollers_end_and_what_waited_is_back(world):
     assert are_back(world, runs)
     assert (worker.wait(), poller.wait(), standby.wait()) == (0, 0, 0)
     assert world.seen()["leader"] is None
-    assert [row["state"] for row in world.seen()["workers"]] == ["offline"]
+    assert [row["state"] for row in world.seen()["workers"]] == ["stopped"]
 
 
 def test_without_any_poller_the_command_itself_gives_back(world):
@@ -103,7 +103,7 @@ def test_runs_of_a_worker_that_is_gone_are_named_and_left_only_with_detach(world
     assert worker.stop() == 0
 
     done = leave(world, code=5)
-    assert "worker@" in done.stderr
+    assert "say worker resume worker@" in done.stderr
     assert "--detach" in done.stderr
     assert done.stdout == ""
     done = leave(world, "--detach")

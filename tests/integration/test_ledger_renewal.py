@@ -249,6 +249,7 @@ def test_a_lost_claim_that_has_started_is_written_again_whole(world, worker, sta
     assert renewal.reasserted == {claim.run_id}
     assert (again.state, again.worker, again.call, again.route) == (state, "w@h", claim.call, claim.route)
     assert (again.due, again.handle, again.exit, again.claim) == (claim.due, claim.handle, claim.exit, claim.claim)
+    assert (again.flow, again.deployment) == ("orders", "nightly")
     assert not worker.renew(held(claim)).reasserted
 
 
@@ -269,7 +270,7 @@ def test_the_ledger_follows_the_workers_disk_forward_and_never_back(world, worke
     order = list(State)
     exit_ = {"code": 0, "last_lines": []}
 
-    renewal = worker.renew(held(claim, disk, handle={"id": 9}, exit=exit_ if disk is State.ENDED else None))
+    renewal = worker.renew(held(claim, disk, handle={"id": 9}, exit=exit_ if disk is State.ENDED else None, flow="f"))
 
     after = world.claims.get(claim.run_id)
     ahead = order.index(disk) > order.index(ledger)
@@ -277,7 +278,7 @@ def test_the_ledger_follows_the_workers_disk_forward_and_never_back(world, worke
     assert (claim.run_id in renewal.reasserted) == ahead
     assert not renewal.fenced
     if ahead:
-        assert (after.worker, after.handle) == ("w@h", {"id": 9})
+        assert (after.worker, after.handle, after.flow) == ("w@h", {"id": 9}, "f")
 
 
 def test_no_start_is_repeated_for_a_claim_that_a_renewal_brought_to_starting(world, worker):

@@ -55,7 +55,41 @@ def test_a_name_that_is_not_live_is_free_at_once(world, gone):
     assert not only(world).live
 
     assert world.roster.sign_on(row(nonce="n2")) is None
-    assert only(world).live
+    assert (only(world).live, only(world).gone) == (True, "")
+
+
+def test_a_worker_that_signs_off_has_stopped_and_one_that_falls_silent_is_lost_until_it_is_heard_of_again(world):
+    world.roster.sign_on(row())
+    world.roster.lapse(world.term, "w@h", 0)
+    assert only(world).end == "lost"
+    world.claims.renew("w@h", "n1", 1, [])
+    assert (only(world).live, only(world).gone) == (True, "")
+    world.roster.sign_off("w@h", "n1")
+    assert only(world).end == "stopped"
+
+
+def test_a_worker_that_has_stopped_is_not_called_lost_by_a_leader_that_saw_it_live_before(world):
+    world.roster.sign_on(row())
+    world.roster.sign_off("w@h", "n1")
+    world.roster.lapse(world.term, "w@h", 0)
+    assert only(world).end == "stopped"
+
+
+def test_a_renewal_that_a_sign_off_has_overtaken_brings_nobody_back(world):
+    world.roster.sign_on(row())
+    world.roster.sign_off("w@h", "n1")
+    world.claims.renew("w@h", "n1", 1, [])
+    assert (only(world).live, only(world).end) == (False, "stopped")
+
+
+@pytest.mark.parametrize(("leaving", "end"), [("1", "stopped"), (None, "lost")])
+def test_a_row_that_an_older_version_has_ended_is_known_by_whether_it_gave_its_queues_back(world, leaving, end):
+    world.roster.sign_on(row())
+    facts = {"live": "0", "leaving": leaving}
+    world.ledger.store.client.hset(
+        world.ledger.store.key("worker:w@h"), mapping={name: text for name, text in facts.items() if text}
+    )
+    assert only(world).end == end
 
 
 def test_only_the_process_of_that_name_signs_it_off_or_updates_it(world):

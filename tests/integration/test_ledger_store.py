@@ -57,8 +57,40 @@ def test_a_user_that_may_not_run_scripts_is_told_so(locked):
         client.acl_setuser("weak", enabled=True, passwords=["+pw"], commands=["+get", "+ping"], keys=["*"])
     ledger = connect(f"redis://weak:pw@127.0.0.1:{locked.port}/0", "x")
 
-    with pytest.raises(LedgerUnusable, match="refuses our password or user"):
+    with pytest.raises(LedgerUnusable, match=r"does not let our user run the command .*; give it \+\w+"):
         ledger.gate.is_open()
+
+
+@pytest.mark.parametrize("kept", ["keys", "channels"])
+def test_a_user_that_may_not_use_the_keys_or_channels_of_the_fleet_is_told_so(locked, kept):
+    patterns = {"keys": ["flowfleet:*"], "channels": ["flowfleet:*"], kept: ["other:*"]}
+    with locked.client() as client:
+        client.acl_setuser("walled", enabled=True, passwords=["+pw"], commands=["+@all"], reset=True, **patterns)
+    ledger = connect(f"redis://walled:pw@127.0.0.1:{locked.port}/0", "x")
+    name = ledger.store.key("hints")
+    right = {"keys": r"~flowfleet:\*", "channels": r"&flowfleet:\*"}[kept]
+    with pytest.raises(LedgerUnusable, match=f"does not let our user use .*; give it {right}, as in the ACL line"):
+        ledger.store.ask(lambda client: client.publish(name, "x") + client.exists(name))
+
+
+def test_a_database_that_there_is_not_is_refused_with_the_number_in_its_address(locked):
+    ledger = connect(f"{locked.tcp_url.rpartition('/')[0]}/99", "x")
+    with pytest.raises(
+        LedgerUnusable, match=r"/99 has no such database .*out of range.*; correct its number in FLOWFLEET_REDIS"
+    ):
+        ledger.check()
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["redis://h/s3cret", "redis://h/-1", "redis+socket:///s?virtual_host=s3cret", "redis+sentinel://h:1/main/s3cret"],
+)
+def test_a_database_that_is_no_number_is_refused_and_may_be_a_part_of_a_password(address):
+    with pytest.raises(
+        LedgerUnusable, match="names a database that is no number: use redis://HOST:PORT/DB, and"
+    ) as told:
+        connect(address, "x")
+    assert "s3cret" not in str(told.value)
 
 
 def test_rights_that_are_taken_later_are_waited_for_and_the_settings_may_stay_hidden(locked):
@@ -69,7 +101,7 @@ def test_rights_that_are_taken_later_are_waited_for_and_the_settings_may_stay_hi
         assert not ledger.check().persistent
         client.execute_command("ACL", "SETUSER", "strong", "-@all", "+auth", "+info")
         for ask in (ledger.gate.is_open, lambda: ledger.hints.publish("poke")):
-            with pytest.raises(LoginRefused, match="refuses our password or user"):
+            with pytest.raises(LoginRefused, match="does not let our user run the command "):
                 ask()
         assert RedisServer(ledger.store).config("appendonly") is None
         client.execute_command("ACL", "SETUSER", "strong", "+@all")
@@ -149,12 +181,11 @@ def test_an_address_that_cannot_be_one_is_said_with_the_form_of_a_right_one(url)
         "s3cret",
         "s3cret://host",
         "redis://:s3cret@[host/0",
-        "redis://host:6379/s3cret",
         "redis+socket://:s3c/ret@/tmp/s",
     ],
 )
 def test_an_address_that_cannot_be_read_shows_no_part_of_its_password(url):
-    with pytest.raises(LedgerUnusable, match="percent-encoded") as caught:
+    with pytest.raises(LedgerUnusable, match=r"redis://HOST:PORT/DB") as caught:
         connect(url, "x")
     assert "s3c" not in str(caught.value)
     assert caught.value.__cause__ is None

@@ -252,20 +252,58 @@ def test_a_run_of_prefect_1_that_may_be_under_way_is_not_started_again(server, k
 # find
 
 
-def test_runs_are_found_by_name_by_id_and_waiting_ones_by_the_beginning_of_their_id(pool, deployment, server):
-    ended = at_prefect3(pool, deployment, RUNNING, ("COMPLETED", None))
-    waits = pool.scheduled(deployment, ago(2))
-    name = pool.run(ended)["name"]
-    assert ended in [state.run_id for state in pool.client.orders.find(name)]
-    assert [state.run_id for state in pool.client.orders.find(ended.upper())] == [ended]
-    assert waits in [state.run_id for state in pool.client.orders.find(waits[:13])]
-    assert [state.run_id for state in pool.client.orders.find(waits[-12:])] == [waits]
-    assert pool.client.orders.find(ended[:13]) == []
-    assert pool.client.orders.find("no such run") == []
+def ids(client, text):
+    return list(client.orders.find(text).names)
 
-    there = server.scheduled()
-    assert [state.run_id for state in server.client.orders.find(server.api.run(there)["name"])] == [there]
-    assert [state.run_id for state in server.client.orders.find(there)] == [there]
-    assert [state.run_id for state in server.client.orders.find(there[:8])] == [there]
-    assert [state.run_id for state in server.client.orders.find(there[-8:])] == [there]
-    assert server.client.orders.find("no such run") == []
+
+def test_runs_are_found_by_name_by_id_and_unfinished_ones_by_a_part_of_their_id(pool, deployment, server):
+    ended = at_prefect3(pool, deployment, RUNNING, ("COMPLETED", None))
+    waits, runs = pool.scheduled(deployment, ago(2)), at_prefect3(pool, deployment, RUNNING)
+    assert ended in ids(pool.client, pool.run(ended)["name"])
+    assert ids(pool.client, ended.upper()) == [ended]
+    assert waits in ids(pool.client, waits[:13])
+    assert ids(pool.client, waits[-12:]) == [waits]
+    assert ids(pool.client, runs[-12:]) == [runs]
+    assert ids(pool.client, ended[-12:]) == []
+    assert ids(pool.client, "no such run") == []
+
+    there, over = server.scheduled(), server.scheduled()
+    server.api.write(there, "Running")
+    server.api.write(over, "Success")
+    assert ids(server.client, server.api.run(there)["name"]) == [there]
+    for text in (there, there.upper(), there[:8], there[-8:]):
+        assert ids(server.client, text) == [there]
+    assert ids(server.client, over) == [over]
+    assert ids(server.client, over[-8:]) == []
+    assert ids(server.client, "no such run") == []
+
+
+def test_a_part_of_an_id_is_looked_for_page_by_page_and_a_search_that_is_cut_says_so(
+    pool, deployment, server, monkeypatch
+):
+    monkeypatch.setattr("flowfleet.api.found._PAGE", 2)
+    monkeypatch.setattr("flowfleet.api.found._MOST_PAGES", 1000)  # the real server has runs of other tests, too
+    waiting = {pool.client: [pool.scheduled(deployment, ago(2)) for _ in range(5)]}
+    waiting[server.client] = [server.scheduled() for _ in range(5)]
+    for client, runs in waiting.items():
+        for run_id in runs:
+            assert ids(client, run_id[-12:]) == [run_id]
+    monkeypatch.setattr("flowfleet.api.found._MOST_PAGES", 2)
+    for client in waiting:
+        found = client.orders.find("0" * 12)
+        assert (found.names, found.cut_at) == ({}, 4)
+
+
+def test_of_many_runs_of_one_name_some_are_told_and_that_there_may_be_more(pool, deployment, server, monkeypatch):
+    name = f"daily-{uuid.uuid4()}"
+    pairs = (
+        [pool.scheduled(deployment, ago(2)) for _ in range(2)],
+        [server.scheduled(flow_run_name=name) for _ in range(2)],
+    )
+    for run_id in pairs[0]:
+        pool.call("PATCH", f"/flow_runs/{run_id}", {"name": name})
+    for client, both in ((pool.client, pairs[0]), (server.client, pairs[1])):
+        assert set(ids(client, name)) == set(both)
+    monkeypatch.setattr("flowfleet.api.found._NAMESAKES", 2)
+    for client in (pool.client, server.client):
+        assert client.orders.find(name).cut_at == 2

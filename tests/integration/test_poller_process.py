@@ -19,10 +19,12 @@ import pytest
 
 from flowfleet.broker import queue_key
 from flowfleet.errors import LedgerUnavailable
-from flowfleet.flow_run import Message, Offer, Route
+from flowfleet.flow_run import Held, Message, Offer, Route
 from flowfleet.ledger import connect
+from flowfleet.ledger.api_troubles import LEADER, STARTING, ApiTrouble
 from flowfleet.ledger.claims import Claim, State
 from flowfleet.ledger.roster import WorkerRow
+from flowfleet.monitor.snapshot import take_snapshot
 from tests.broken_messages import decoded
 from tests.lawless_api import LawlessApi
 from tests.valkey import Valkey, free_port
@@ -213,13 +215,55 @@ def test_requests_in_a_burst_are_few(fleet, poller):
     assert fleet.api.counted() - before <= 3 * 40
 
 
+def test_what_is_held_back_and_what_nobody_takes_is_in_the_status(fleet):
+    fleet.runs(3)
+    fleet.api._queue(fleet.world.pool, "default")["is_paused"] = True
+    fleet.api._create_queue(fleet.world.pool, {"name": "gpu"})
+    fleet.api.add_run(fleet.world.pool, queue="gpu")
+    fleet.worker("a")
+    fleet.poller()
+    gpu = replace(fleet.route, name="gpu")
+
+    def queues():
+        return {queue.route: queue for queue in take_snapshot(fleet.ledger).queues}
+
+    until(lambda: fleet.route in queues() and queues()[fleet.route].held.paused == 3, 30, "the pause to be seen")
+    assert (queues()[fleet.route].due, queues()[fleet.route].eligible_workers) == (0, 1)
+    fleet.workers[0].stop()
+    until(lambda: queues()[gpu].held == Held(unserved=1), 30, "the run without a worker to be counted")
+    assert (queues()[gpu].due, queues()[gpu].eligible_workers) == (1, 0)
+
+
+def test_an_api_that_hangs_is_in_the_status_at_once_and_the_numbers_show_their_age(fleet):
+    fleet.worker("a")
+    fleet.api.fail("", "mute", times=-1)  # also while the poller starts
+    fleet.poller(wait=False)
+    away = (ApiTrouble(part=STARTING, trouble="away"),)
+    until(lambda: take_snapshot(fleet.ledger).api_troubles == away, 12, "the poller that starts to say so")
+    fleet.api.heal()
+    fleet.api._muted.set()
+    until(lambda: take_snapshot(fleet.ledger).leader, 60, "the poller to lead")
+    until(lambda: take_snapshot(fleet.ledger).due_at, 20, "the API to be asked what is due")
+    assert take_snapshot(fleet.ledger).api_troubles == ()
+
+    fleet.api._muted.clear()
+    fleet.api.fail("", "mute", times=-1)
+    away = (ApiTrouble(part=LEADER, trouble="away"),)
+    until(lambda: take_snapshot(fleet.ledger).api_troubles == away, 20, "the leader to say so")
+    until(lambda: (take_snapshot(fleet.ledger).stale_seconds or 0) > 15, 20, "the numbers to be old")
+    fleet.api.heal()
+    fleet.api._muted.set()
+    until(lambda: take_snapshot(fleet.ledger).api_troubles == (), 60, "it to be over")
+    until(lambda: take_snapshot(fleet.ledger).stale_seconds is None, 20, "the numbers to be new")
+
+
 def longest_pause(fleet):
-    """Watches from one listing to the next; True when nearly ten seconds lie between the two."""
-    first = fleet.api.counted("get_scheduled")
-    until(lambda: fleet.api.counted("get_scheduled") > first, 15, "a listing")
+    """Watches from one look to the next, a listing or a count; True when nearly ten seconds lie between the two."""
+    first = fleet.api.counted()
+    until(lambda: fleet.api.counted() > first, 15, "a look")
     began = time.monotonic()
-    second = fleet.api.counted("get_scheduled")
-    until(lambda: fleet.api.counted("get_scheduled") > second, 15, "the next listing")
+    second = fleet.api.counted()
+    until(lambda: fleet.api.counted() > second, 15, "the next look")
     return time.monotonic() - began > 9
 
 

@@ -133,7 +133,7 @@ def test_a_replaced_key_is_taken_at_sighup_without_a_restart(world, keyed, tmp_p
 WRONG = [
     ({"PREFECT__BACKEND": "cloud"}, (), 2, "You have not set an API key for authentication"),
     ({}, ("--tenant-id", "mine"), 2, "--tenant-id cannot be 'mine': it must be a tenant's id"),
-    ({}, ("--tenant-id", NO_TENANT), 3, f"has no tenant {NO_TENANT}, correct --tenant-id"),
+    ({}, ("--tenant-id", NO_TENANT), 3, f"has no tenant {NO_TENANT}: correct --tenant-id"),
     ({}, ("--agent-address", "http://h"), 2, "--agent-address cannot be 'http://h': it must be http://HOST:PORT with"),
     ({}, ("--agent-config-id", NO_TENANT), 3, NO_TENANT),
     ({}, ("--agent-config-id", "mine"), 2, "--agent-config-id cannot be 'mine': it must be an id such as"),
@@ -158,7 +158,7 @@ def test_a_broken_file_of_prefects_is_one_sentence(world, api, tmp_path, name):
     path.write_text('key = "hunter2')
     done = world.command("worker", "start", PREFECT__CLOUD__API=api.url)
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == f"Error: {path} is not valid TOML, correct it or move it away."
+    assert done.stderr.splitlines()[-1] == f"Error: {path} is not valid TOML: correct it or move it away."
     assert "hunter2" not in done.stderr
 
 

@@ -79,7 +79,8 @@ class Population:
     def do_all(self, patch: pytest.MonkeyPatch) -> None:
         """Whatever our client can ask and write."""
         client, mark, offer = self.pool.client, self.mark, self.pool.offer
-        one_queue = client.presence.resolve(replace(offer, work_queues=("other",)), create=True)
+        one_queue = replace(offer, work_queues=("other",))
+        self.pool.make_queue(self.pool.name, "other")
         self.pool.scheduled(self.pool.deployment(work_queue_name="other"), ago(5))
         run, call = self.pool.taken(self.deployment)
         claim = claim_id(call, run)
@@ -103,6 +104,8 @@ class Population:
         client.orders.under_cancel(routes)
         with patch.context() as small:
             small.setattr(orders, "_PAGE", 1)
+            small.setattr("flowfleet.api.found._PAGE", 1)
+            client.orders.find("beef")
             client.orders.under_cancel(routes)
             small.setattr("flowfleet.api.prefect3.client._PAGE", 5)
             client.unfinished(mark)
@@ -173,7 +176,6 @@ def test_the_server_has_each_field_that_we_send(asked):
         "POST /logs/",
         "POST /work_pools/",
         "POST /work_pools/{}/get_scheduled_flow_runs",
-        "POST /work_pools/{}/queues",
         "POST /work_pools/{}/queues/filter",
         "POST /work_pools/{}/workers/filter",
         "POST /work_pools/{}/workers/heartbeat",

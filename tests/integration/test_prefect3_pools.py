@@ -2,14 +2,16 @@
 
 import dataclasses
 import uuid
+from dataclasses import replace
 
 import pytest
 
 from flowfleet.api.backlog import Place
+from flowfleet.api.life import is_of_fleet
 from flowfleet.api.prefect3.pool_template import base_job_template
 from flowfleet.api.transport.session import Session
 from flowfleet.errors import ApiRejected, SettingsError
-from flowfleet.flow_run import Offer, Route
+from flowfleet.flow_run import Held, Offer, Route
 from tests.integration.claiming import ago
 from tests.integration.one_pool import OnePool
 from tests.waiting import until
@@ -84,11 +86,53 @@ def test_a_pool_of_another_type_is_refused_by_name(prefect_server):
         pool.open(type="kubernetes", base_job_template=template)
 
 
-def test_missing_queues_are_made_and_only_they_are_served(prefect_server):
+def test_a_worker_makes_no_queue_and_knows_which_exist(pool):
+    pool.make_queue(pool.name, "fast")
+    asked = offer(pool.name, work_queues=("fast", "other"))
+    presence = pool.another_client().presence
+    found = presence.resolve(asked, create=True)
+    assert presence.work_queues(found) == ("default", "fast")
+    assert [route.name for route in presence.routes(found)] == ["fast"]
+
+
+def test_pools_that_are_missing_are_told_and_not_made(pool):
+    presence = pool.client.presence
+    assert presence.missing_pools(offer(pool.name, "nowhere")) == ("nowhere",)
+    assert pool.pool("nowhere") is None
+    with pytest.raises(SettingsError, match="'Prefect-mine' cannot be created"):
+        presence.missing_pools(offer("Prefect-mine"))
+
+
+def test_a_named_queue_that_does_not_exist_is_looked_for_once_a_minute_and_served_when_it_is_made(pool, monkeypatch):
+    now = [0.0]
+    asked = replace(pool.offer, work_queues=("late",))
+    client = pool.another_client(clock=lambda: now[0])
+    looked = [0]
+    post = Session.post
+
+    def counting(session, path, body=None, **how):
+        looked[0] += path.endswith("/queues/filter")
+        return post(session, path, body, **how)
+
+    monkeypatch.setattr(Session, "post", counting)
+    for _ in range(6):
+        assert client.backlog.due([asked], within_seconds=1, limit=50) == []
+        now[0] += 9.0
+    assert looked[0] == 1
+    pool.make_queue(pool.name, "late")
+    run = pool.scheduled(pool.deployment(work_queue_name="late"), ago(2))
+    now[0] += 10.0
+    (found,) = client.backlog.due([asked], within_seconds=1, limit=50)
+    assert [each.run_id for each in found.runs] == [run]
+
+
+def test_only_the_named_queues_are_served(prefect_server):
     pool = OnePool(prefect_server.api_url).open(work_queues=("fast",))
     scheduled = {queue: pool.scheduled(pool.deployment(work_queue_name=queue), ago(2)) for queue in ("fast", "default")}
     assert [run.run_id for run in pool.due()] == [scheduled["fast"]]
-    assert [route.name for route in pool.client.presence.routes(pool.offer)] == ["fast"]
+    routes = pool.client.presence.routes(pool.offer)
+    assert [route.name for route in routes] == ["default", "fast"], "those that nobody takes are to be seen, too"
+    assert [route.name for route in routes if pool.offer.serves(route)] == ["fast"]
     everything = Offer(backend="prefect3", pools=pool.offer.pools, pool_ids=pool.offer.pool_ids)
     found = pool.client.backlog.due([pool.offer, everything], within_seconds=1, limit=50)
     assert {each.route.name for each in found} == {"fast", "default"}
@@ -98,8 +142,11 @@ def test_a_queue_that_was_deleted_does_not_stop_the_poll(prefect_server):
     pool = OnePool(prefect_server.api_url).open(work_queues=("fast", "default"))
     run = pool.scheduled(pool.deployment(), ago(2))
     assert [each.run_id for each in pool.due()] == [run]
+    assert {route.name for route in pool.client.presence.routes(pool.offer)} == {"fast", "default"}
     pool.call("DELETE", f"/work_pools/{pool.name}/queues/fast")
     pool.due()
+    assert pool.client.presence.changed(pool.offer)
+    assert {route.name for route in pool.client.presence.routes(pool.offer)} == {"default"}
     assert [each.run_id for each in pool.due()] == [run]
 
 
@@ -109,6 +156,24 @@ def test_a_queue_made_later_is_known_at_once(pool):
     run = pool.scheduled(pool.deployment(work_queue_name="new"), ago(2))
     (found,) = pool.due()
     assert (found.run_id, found.route.name) == (run, "new")
+
+
+def test_other_answers_tell_that_a_queue_was_renamed_or_that_the_pool_is_gone(pool):
+    presence, backlog = pool.client.presence, pool.client.backlog
+    pool.make_queue(pool.name, "old")
+    pool.scheduled(pool.deployment(work_queue_name="old"), ago(2))
+    assert {route.name for route in presence.routes(pool.offer)} == {"default", "old"}
+    backlog.count_due([pool.offer])
+    assert not presence.changed(pool.offer)
+    pool.call("PATCH", f"/work_pools/{pool.name}/queues/old", {"name": "new"})
+    (found,) = backlog.count_due([pool.offer])
+    assert (found.route.name, presence.changed(pool.offer)) == ("new", True)
+    assert {route.name for route in presence.routes(pool.offer)} == {"default", "new"}
+    assert not presence.changed(pool.offer)
+    pool.call("DELETE", f"/work_pools/{pool.name}")
+    assert pool.due() == []
+    assert presence.changed(pool.offer)
+    assert presence.routes(pool.offer) == []
 
 
 def counted(pool, monkeypatch):
@@ -261,17 +326,64 @@ def test_a_queues_limit_and_priority_hold(pool):
     assert [run.route.name for run in pool.due()] == ["first", "default", "default"]
 
 
-def test_paused_pools_and_queues_hand_out_nothing_and_count_nothing(pool):
-    pool.scheduled(pool.deployment(), ago(2))
+def counts(pool):
+    """What a client that knows nothing yet counts, by queue."""
+    found = OnePool(pool.api_url).client.backlog.count_due([pool.offer], within_seconds=60)
+    return {each.route.name: each for each in found}
+
+
+def test_paused_pools_and_queues_hand_out_nothing_and_what_waits_there_is_held(pool):
+    pool.make_queue(pool.name, "other")
+    for _ in range(2):
+        pool.scheduled(pool.deployment(), ago(2))
+    pool.scheduled(pool.deployment(work_queue_name="other"), ago(2))
     pool.change_queue(pool.name, "default", is_paused=True)
-    fresh = OnePool(pool.api_url)
-    assert pool.due() == []
-    assert fresh.client.backlog.count_due([pool.offer]) == []
+    assert [run.route.name for run in pool.due()] == ["other"]
+    found = counts(pool)
+    assert (found["default"].due, found["default"].oldest, found["default"].held) == (0, None, Held(paused=2))
+    assert (found["other"].due, found["other"].held) == (1, Held())
     pool.change_queue(pool.name, "default", is_paused=False)
     pool.change_pool(pool.name, is_paused=True)
-    fresh = OnePool(pool.api_url)
     assert pool.due() == []
-    assert fresh.client.backlog.count_due([pool.offer]) == []
+    assert {name: (each.due, each.held) for name, each in counts(pool).items()} == {
+        "default": (0, Held(paused=2)),
+        "other": (0, Held(paused=1)),
+    }
+
+
+def test_a_count_says_where_a_limit_may_hold_runs_back(pool):
+    pool.make_queue(pool.name, "other", concurrency_limit=1)
+    pool.scheduled(pool.deployment(), ago(2))
+    pool.scheduled(pool.deployment(work_queue_name="other"), ago(2))
+    assert {name: each.limited for name, each in counts(pool).items()} == {"default": False, "other": True}
+    pool.change_pool(pool.name, concurrency_limit=0)
+    assert {name: each.limited for name, each in counts(pool).items()} == {"default": True, "other": True}
+
+
+def test_a_run_that_its_deployments_limit_has_put_off_is_held(pool):
+    deployment = pool.deployment(concurrency_limit=1)
+    first, second = (pool.scheduled(deployment, ago(2)) for _ in range(2))
+    pool.claimed(first)
+    answer = pool.set_state(second, "PENDING")
+    assert answer["state"]["name"] == "AwaitingConcurrencySlot"
+    assert counts(pool)["default"].held == Held(limit=1)
+
+
+def test_of_more_runs_than_one_answer_lists_each_queue_is_counted(pool, monkeypatch):
+    monkeypatch.setattr("flowfleet.api.prefect3.tally.LIST_LIMIT", 3)
+    pool.make_queue(pool.name, "other")
+    for _ in range(4):
+        pool.scheduled(pool.deployment(), ago(20))
+    for _ in range(2):
+        pool.scheduled(pool.deployment(work_queue_name="other"), ago(2))
+    pool.scheduled(pool.deployment(work_queue_name="other"), ago(-30))
+    found = counts(pool)
+    assert {name: (each.due, each.at_least) for name, each in found.items()} == {
+        "default": (4, False),
+        "other": (2, False),
+    }
+    monkeypatch.setattr("flowfleet.api.prefect3.tally.MOST_QUEUES", 0)
+    assert [(each.due, each.at_least) for each in counts(pool).values()] == [(3, True)]
 
 
 def test_counting_tells_number_and_age_and_marks_nothing_ready(pool):
@@ -291,6 +403,24 @@ def test_counting_tells_number_and_age_and_marks_nothing_ready(pool):
         20,
         "polling to mark the queue READY, which counting must not",
     )
+
+
+def test_other_workers_that_are_online_in_a_pool_are_rivals_and_those_that_are_not_are_none(pool):
+    def beat(name: str, interval: float) -> None:
+        body = {"name": name, "heartbeat_interval_seconds": interval}
+        pool.call("POST", f"/work_pools/{pool.name}/workers/heartbeat", body)
+
+    assert pool.client.backlog.rivals([pool.offer]) == []
+    pool.client.presence.online(pool.name, "flowfleet-test", 30)
+    beat("stock", 30)
+    found = {rival.name: rival for rival in pool.client.backlog.rivals([pool.offer, pool.offer])}
+    assert set(found) == {"stock", "flowfleet-test"}
+    assert (found["stock"].pool, found["stock"].type) == (pool.name, "worker")
+    assert abs((found["stock"].seen - ago(0)).total_seconds()) < 60
+    own = [name for name in ("stock", "flowfleet-test", "flowfleet-test2") if is_of_fleet("test", name)]
+    assert own == ["flowfleet-test"]
+    gone = dataclasses.replace(pool.offer, pools=(f"{pool.name}-gone",))
+    assert pool.client.backlog.rivals([gone]) == [], "a pool that was deleted holds up nobody"
 
 
 def test_the_pool_shows_one_worker_online_until_it_is_signed_off(pool):

@@ -95,5 +95,5 @@ def test_a_deployer_that_nobody_has_installed_is_one_sentence(world):
 
     assert worker.wait(30) == 2
     assert worker.text().splitlines()[-1] == (
-        "Error: --deploy theirs is unknown, use process, docker, or the name of an installed deployer."
+        "Error: --deploy theirs is unknown: use process, docker, or the name of an installed deployer."
     )

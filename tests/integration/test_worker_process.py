@@ -5,11 +5,12 @@ import shutil
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
 from tests.valkey import Valkey, free_port
-from tests.waiting import SCALE
+from tests.waiting import SCALE, until
 
 
 def start(fleet, *options, **env):
@@ -123,6 +124,55 @@ def test_a_refused_password_ends_with_4_and_never_shows_it(lawless):
     text = worker.all_text()
     assert "refuses our password" in text
     assert "wrong-password" not in text
+
+
+def drained(fleet, *options, **env):
+    """A worker that was drained before its start, by a name that the roster has."""
+    assert ready(fleet).stop(10) == 0
+    assert fleet.command("worker", "drain", "worker", "--note", "new disk").returncode == 0
+    return start(fleet, *options, **env)
+
+
+def test_a_drained_worker_that_is_started_again_ends_with_7_and_says_how_to_resume(lawless):
+    worker = drained(lawless)
+    assert worker.wait(30) == 7
+    (row,) = lawless.status()["workers"]
+    (said,) = [line for line in worker.text().splitlines() if "drained before" in line]
+    assert f'resume="worker resume {row["name"]}@{row["host"]}"' in said
+    assert 'note="new disk"' in said
+
+
+def test_a_drained_worker_that_is_to_wait_signs_off_and_takes_runs_again_when_it_is_resumed(lawless):
+    lawless.start_poller()
+    worker = drained(lawless, "--on-drained", "wait", "--pool", lawless.pool, CELERY_SEEN_BY_FLOWS="1")
+    until(lambda: "waits until it is resumed" in worker.text(), 30, "the worker to wait")
+    assert [row["state"] for row in lawless.status()["workers"]] == ["stopped"]
+    until(lambda: worker.ask("/api/health")[0] == 200, 5, "it is no reason to be started anew")
+    status, body = worker.ask("/api/ready")
+    assert (status, "worker resume worker@" in json.loads(body)["waits_for"]) == (503, True)
+
+    assert lawless.command("worker", "resume", "worker").returncode == 0
+    worker.wait_ready()
+    assert Path(f"/proc/{worker.process.pid}/environ").read_bytes().count(b"CELERY_SEEN_BY_FLOWS=1") == 1
+    assert [row["state"] for row in lawless.status()["workers"]] == ["active"]
+    lawless.all_once([lawless.create_run(lawless.deploy_tiny(0.2))])
+    assert worker.stop(10) == 0
+
+
+def test_a_drained_worker_that_waits_ends_at_a_signal(lawless):
+    worker = drained(lawless, "--on-drained", "wait")
+    until(lambda: "waits until it is resumed" in worker.text(), 30, "the worker to wait")
+    assert worker.stop(10) == 0
+
+
+def test_a_pool_of_no_such_name_is_made_with_a_line_or_refused(lawless):
+    refused = start(lawless, "--pool", "nosuchpool", "--no-create-pool")
+    assert refused.wait(30) == 2
+    assert "no work pool 'nosuchpool', and --no-create-pool keeps this worker from making it" in refused.text()
+    assert lawless.api.pool("nosuchpool") is None
+    made = ready(lawless, "--pool", "nosuchpool")
+    assert "there was no such work pool, so it is made" in made.text()
+    assert lawless.api.pool("nosuchpool") is not None
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from flowfleet import logs
 from flowfleet.api.connect import connect
 from tests.waiting import until
 from tests.worker_world import command
+from workers.runs.adoption import held_from_intent
 from workers.state.state_folder import StateFolder
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -27,10 +28,16 @@ def test_a_run_goes_from_its_message_to_its_release(world, service):
     claim = world.wait_state(message, "running")
     assert claim.worker == world.worker
     assert claim.handle["kind"] == "process"
+    names = ("lawless", "lawless")
+    assert (claim.flow, claim.deployment) == names, "told by the worker, which has asked for the job"
+    assert abs(claim.began_at - time.time()) < 60
+    held = held_from_intent(world.run_folder(message))
+    assert (held.flow, held.deployment) == names, "as the next worker of the host finds it"
     world.finish(message.run_id)
     world.release()
 
-    assert world.wait_gone(message)["reason"] == "completed"
+    record = world.wait_gone(message)
+    assert (record["reason"], record["flow"], record["deployment"]) == ("completed", *names)
     assert world.marks() == "ran;"
     assert world.api.history(message.run_id) == ["Scheduled", "Submitted", "Launching", "Completed"]
     # what follows a start goes its own way, and may come after what follows the end

@@ -264,13 +264,14 @@ def test_a_draining_worker_takes_nothing_and_ends_when_it_is_empty(world, servic
 def test_a_worker_that_was_drained_before_adopts_what_it_had_and_says_why_it_ends(world, service, caplog):
     message = world.begin(2)
     world.stop()
-    assert world.ledger.roster.want(world.worker, "draining")
+    assert world.ledger.roster.want(world.worker, "draining", "kernel upgrade")
     service = world.start()
     world.end(message, 2)
     world.wait_ended()
 
     assert service.draining.from_start
-    assert any("worker resume" in record.message for record in caplog.records)
+    (said,) = [record for record in caplog.records if "drained before" in record.message]
+    assert (said.resume, said.note) == (f"worker resume {world.worker}", "kernel upgrade")
 
 
 def test_a_worker_that_was_drained_before_stays_until_the_reports_on_its_disk_are_told(world):

@@ -12,6 +12,7 @@ from typing import Any
 from flowfleet.api import traits
 from flowfleet.api.backlog import DueRuns, UnfitRun
 from flowfleet.api.client import Answer, LogLine, RunState, StateType, UnfinishedRun, Verdict
+from flowfleet.api.found import FoundRuns
 from flowfleet.api.life import LaunchedClaim
 from flowfleet.api.transport.server_clock import ServerInfo
 from flowfleet.errors import ApiError, ApiUnavailable
@@ -157,13 +158,16 @@ class FakeApi:
         self._ask("routes")
         return [ROUTE]
 
+    def changed(self, offer: Offer) -> bool:
+        return False
+
     def due(self, offers: Sequence[Offer], *, within_seconds: float, limit: int) -> list[DueRuns]:
         self._ask("due")
         return self._listed(offers, within_seconds)
 
-    def count_due(self, offers: Sequence[Offer]) -> list[DueRuns]:
+    def count_due(self, offers: Sequence[Offer], *, within_seconds: float = 0.0) -> list[DueRuns]:
         self._ask("count_due")
-        return [replace(found, runs=(), unfit=()) for found in self._listed(offers, 0.0)]
+        return [replace(found, runs=(), unfit=()) for found in self._listed(offers, within_seconds) if found.runs]
 
     def unserved(self, offers: Sequence[Offer]) -> list[UnfitRun]:
         return []
@@ -270,9 +274,11 @@ class FakeApi:
         self.be(run_id, StateType.SCHEDULED, "Scheduled", infrastructure=None, call=None)
         return Answer(verdict=Verdict.ACCEPTED, state=self.runs[run_id])
 
-    def find(self, text: str) -> list[RunState]:
+    def find(self, text: str) -> FoundRuns:
         self._ask("find")
-        return [state for state in self.runs.values() if text == state.run_name or text in state.run_id]
+        named = {run_id: state.run_name for run_id, state in self.runs.items() if text == state.run_name}
+        part = {run_id: state.run_name for run_id, state in self.runs.items() if text in run_id}
+        return FoundRuns(named or part)
 
     def unfinished(self, mark: Any) -> list[UnfinishedRun]:
         self._ask("unfinished")

@@ -19,6 +19,8 @@ CONFIG = "22222222-2222-4222-8222-222222222222"
         (lambda: LocalAgent(labels=["a", 1]), r"labels=\['a', 1\], a list of other things where a list of texts"),
         (lambda: Agent(labels={"a": 1}), "a dict where a list of texts is meant"),
         (lambda: Agent(env_vars=["KEY=secret"]), r"env_vars=…, a list where a dict is meant: write env_vars=\{'NAME'"),
+        (lambda: Agent(env_vars={"A=secret": "b"}), r"Agent\(\) got env_vars with A=…, which no variable can be named"),
+        (lambda: Agent(env_vars={"": "secret"}), r"got env_vars with an empty name, .* write \{'NAME': 'value'\}"),
         (lambda: Agent(max_polls="3"), "max_polls='3', a text where a whole number is meant: write max_polls=3"),
         (lambda: Agent(max_polls=True), "max_polls=True, a bool where a whole number is meant"),
         (lambda: Agent(agent_config_id=["c"]), "agent_config_id=.*, a list where a text is meant"),
@@ -41,6 +43,7 @@ CONFIG = "22222222-2222-4222-8222-222222222222"
         # a service
         (lambda: LocalAgent.generate_supervisor_conf("T", "l"), r"generate_supervisor_conf\(\) got labels='l', a text"),
         (lambda: LocalAgent.generate_supervisor_conf(env_vars=["A=secret"]), "a list where a dict is meant"),
+        (lambda: LocalAgent.generate_supervisor_conf(env_vars={"A=B": "secret"}), "got env_vars with A=…"),
         (lambda: LocalAgent.generate_supervisor_conf("T", key="K"), "a token and a key, .* give the key only"),
         (lambda: LocalAgent.generate_supervisor_conf(env_vars={"A": None}), "a unit can take no variable away"),
     ],

@@ -517,7 +517,7 @@ def test_an_override_that_returns_no_variables_is_told_so(tmp_path):
     class Forgets(LocalAgent):
         def populate_env_vars(self, flow_run: Any, run_config: Any = None) -> Any: ...
 
-    with pytest.raises(TypeError, match="populate_env_vars of Forgets returned a value of type NoneType, it must ret"):
+    with pytest.raises(TypeError, match="populate_env_vars of Forgets returned a value of type NoneType; it must ret"):
         Launched(an_agent(Api(row(1)), Forgets), tmp_path).answer()
 
 
@@ -641,7 +641,7 @@ def test_the_supervisor_conf_has_a_program_for_the_worker_and_one_for_the_poller
     read = configparser.ConfigParser(interpolation=None)
     read.read_string(conf)
     worker, poller = (read[f"program:flowfleet-{part}"]["command"] for part in ("worker", "poller"))
-    assert worker.split()[1:5] == ["start", "-f", "-l", "a"]
+    assert worker.split()[1:5] == ["start", "--show-flow-logs", "--label", "a"]
     assert poller.endswith("start --backend prefect1")
     assert "--backend prefect1" in worker
     assert not [secret for secret in ("token-123", "v-secret") if secret in conf]

@@ -148,7 +148,7 @@ def test_an_error_of_the_apis_own_is_asked_again_a_few_times(server, entry):
 
 def test_an_error_of_the_apis_own_that_stays_is_no_answer(server):
     server.say({"data": None, "errors": [error("x", code="API_ERROR")]})
-    words = "answers with an error of its own to hello, try again later"
+    words = "answers with an error of its own to hello: try again later"
     assert refusal(server, ApiUnavailable, words, tries=2).answered, "another question may be answered"
     assert len(server.asked) == 2
 

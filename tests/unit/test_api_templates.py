@@ -160,7 +160,7 @@ def test_a_missing_variable_is_an_empty_text_as_with_a_stock_worker_and_the_run_
         ("{{ prefect.blocks.secret.gone }}", r"env, KEY: there is no block 'gone' of type 'secret', asked for by {{"),
         ("a {{ prefect.blocks.json.one }}", r"env, KEY: {{ prefect\.blocks\.json\.one }} is a table, .* within a text"),
         ("{{ prefect.blocks.json.one.b.c }}", r"env, KEY: the block 'one' of type 'json' has no b\.c, asked for by"),
-        ("{{ prefect.blocks.json }}", "names no block, write prefect.blocks.TYPE.NAME"),
+        ("{{ prefect.blocks.json }}", "names no block: write prefect.blocks.TYPE.NAME"),
         ({"$ref": {"block_document_id": "no-id"}}, "env, KEY: there is no block with the id no-id"),
     ],
 )

@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import pytest
 
 from flowfleet.api.client import Answer, Mark, StateType, Verdict
+from flowfleet.api.found import FoundRuns, with_part
 from flowfleet.api.life import LaunchedClaim
 from flowfleet.commands import chosen_run
 from flowfleet.commands.cancel import CancelOrder, NotCancelled, carry_out
-from flowfleet.commands.chosen_run import ChosenRun, NoSuchRun
+from flowfleet.commands.chosen_run import ChosenRun, HalfApi, NoSuchRun
 from flowfleet.commands.requeue import NotStartedAgain, Requeueing
 from flowfleet.errors import ApiUnavailable, SettingsError
 from flowfleet.ledger.claims import CancelHow, State
@@ -296,7 +297,7 @@ def test_a_run_is_found_by_name_or_by_a_part_of_its_id_among_claims_records_and_
     fleet = Fleet()
     claim = fleet.claims.by_run[fleet.run_id]
     fleet.claims.records = lambda limit: [{"run_id": "abcd-1", "name": "old-owl"}]
-    find = lambda given: chosen_run.find(given, fleet.ledger, fleet.api)  # noqa: E731
+    find = lambda given: chosen_run.find(given, fleet.ledger, fleet.api.find)  # noqa: E731
     assert find("calm-otter") == find(fleet.run_id[:9]) == find(fleet.run_id.upper()) == fleet.run
     assert find("old-owl") == find("ABCD") == ChosenRun("abcd-1", "old-owl")
     # ids that are made one after the other begin alike
@@ -307,12 +308,87 @@ def test_a_run_is_found_by_name_or_by_a_part_of_its_id_among_claims_records_and_
     # a name may be a part of another run's id, and is meant then
     named = fleet.api.add(name=fleet.run_id[-8:])
     assert find(fleet.run_id[-8:]).run_id == named
-    for given in ("nobody", "0" * 8 + "-0000-4000-8000-" + "0" * 12):
-        with pytest.raises(NoSuchRun, match="No run is named"):
-            find(given)
     fleet.claims.by_run["other"] = replace(claim, run_id="other")
     with pytest.raises(SettingsError, match="2 runs are named 'calm-otter'"):
         find("calm-otter")
+
+
+NOBODY = "0" * 8 + "-0000-4000-8000-" + "0" * 12
+CUT = "of the unfinished runs at the API only the 2,000 that are due first were looked at"
+
+
+REMEDY = "give its whole id, as the Prefect UI shows it."
+
+
+@pytest.mark.parametrize(
+    ("given", "at_api", "sentence"),
+    [
+        ("nobody", FoundRuns(), "No run is named 'nobody': give its name or its id, as the Prefect UI shows them."),
+        ("0A1B", FoundRuns(), f"No run is named '0A1B' or has it in its id: {REMEDY}"),
+        ("0a1b", FoundRuns(cut_at=2000), f"No run is named '0a1b' or has it in its id ({CUT}): {REMEDY}"),
+        ("0a1b", None, f"No run of this fleet is named '0a1b' or has it in its id: {REMEDY}"),
+        (NOBODY, FoundRuns(), f"No run has the id {NOBODY}."),
+        (NOBODY, None, f"No run of this fleet has the id {NOBODY}."),
+    ],
+)
+def test_a_run_that_nobody_knows_is_told_with_what_was_looked_through(given, at_api, sentence):
+    with pytest.raises(NoSuchRun) as error:
+        chosen_run.find(given, Fleet().ledger, lambda given: at_api)
+    assert str(error.value) == sentence
+
+
+def test_a_search_that_was_cut_is_told_beside_the_run_that_it_has_found(capsys):
+    fleet = Fleet(StateType.SCHEDULED, "Scheduled", None)
+    here = {fleet.run_id: "calm-otter"}
+    found = lambda given: FoundRuns(here, cut_at=2000)  # noqa: E731
+    assert chosen_run.find(fleet.run_id[:8], fleet.ledger, found) == fleet.run
+    assert capsys.readouterr().err == f"Others may have {fleet.run_id[:8]!r} in their id, too: {CUT}.\n"
+    many = FoundRuns({str(number): "calm-otter" for number in range(20)}, cut_at=20)
+    with pytest.raises(SettingsError, match=r"At least 20 runs are named 'calm-otter'.* and 15 more; give a whole id"):
+        chosen_run.find("calm-otter", fleet.ledger, lambda given: many)
+    assert chosen_run.find("calm-otter", fleet.ledger, lambda given: FoundRuns(here)) == fleet.run
+    assert capsys.readouterr().err == ""
+
+
+def test_what_this_hosts_files_know_is_found_without_the_api():
+    fleet = Fleet()
+    asked = []
+    find = lambda given: chosen_run.find(  # noqa: E731
+        given, fleet.ledger, asked.append, lambda: {"dddd-1": "dry-dingo"}
+    )
+    assert find("dry-dingo") == find("ddd-1") == ChosenRun("dddd-1", "dry-dingo")
+    assert find("calm-otter") == find(fleet.run_id[-8:]) == fleet.run
+    assert asked == []
+    with pytest.raises(NoSuchRun, match="No run of this fleet is named 'nobody'"):
+        find("nobody")
+    assert asked == ["nobody"]
+
+
+def test_an_api_that_cannot_be_asked_is_asked_once():
+    def connect():
+        raise ApiUnavailable("no answer")
+
+    api = HalfApi(connect)
+    assert api.find("calm-otter") is None
+    api.connect = None
+    assert api.ask(lambda client: client.ends.states([])) is None
+    assert api.told("No run is named 'x'.") == "No run is named 'x'. The API could not be asked: no answer"
+
+
+@pytest.mark.parametrize(("there", "looked_at", "cut_at"), [(399, 399, None), (2001, 2000, 2000), (0, 0, None)])
+def test_unfinished_runs_are_looked_through_by_pages_of_200_and_2000_at_most(there, looked_at, cut_at):
+    runs = {f"{number:04}-beef": f"run-{number}" for number in range(there)}
+    sizes = []
+
+    def listed(but, limit):
+        sizes.append(limit)
+        return dict([run for run in runs.items() if run[0] not in but][:limit])
+
+    found = with_part("beef", listed)
+    assert (len(found.names), found.cut_at) == (looked_at, cut_at)
+    assert set(sizes) == {200}
+    assert len(sizes) <= 10
+    assert list(with_part("0007", listed).names) == list(runs)[7:8]
 
 
 def test_who_asks_and_why_is_one_short_line_without_secrets():

@@ -103,7 +103,7 @@ def test_what_the_kernel_has_killed_for_memory_is_told_as_far_as_it_is_known(end
     [
         ({}, ""),
         ({"wall_seconds": 200.4}, "It took 3 min 20 s."),
-        ({"wall_seconds": 0.041, "cpu_seconds": 41.0}, "It took 0.041 s and 41 s of CPU time."),
+        ({"wall_seconds": 0.041, "cpu_seconds": 41.0}, "It took 41 ms and 41 s of CPU time."),
         ({"max_rss_kib": 524288}, "It took up to 512 MiB of memory."),
         (
             {"wall_seconds": 60.0, "cpu_seconds": 1.23, "max_rss_kib": 3500, "tree_peak_kib": 1572864},
@@ -118,9 +118,20 @@ def test_what_a_run_took_is_a_sentence_with_units_for_people(facts, sentence):
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
-    [(9.96, "10 s"), (59.4, "59 s"), (59.6, "1 min"), (7260, "2 h 1 min"), (90000, "1 d 1 h"), (0, "0 s")],
+    [
+        (0, "0 s"),
+        (0.0004, "less than 1 ms"),
+        (0.0057, "6 ms"),
+        (0.9994, "999 ms"),
+        (0.9996, "1 s"),
+        (9.96, "10 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min"),
+        (7260, "2 h 1 min"),
+        (90000, "1 d 1 h"),
+    ],
 )
-def test_a_time_for_people_has_two_units_at_most(seconds, words):
+def test_a_time_for_people_has_two_units_at_most_and_no_long_fraction(seconds, words):
     assert certificate.duration(seconds) == words
 
 

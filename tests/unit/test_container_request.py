@@ -278,6 +278,17 @@ def test_a_setting_of_another_form_is_told_with_its_name(options, words):
     assert "secret" not in str(told.value)
 
 
+@pytest.mark.parametrize(
+    "given",
+    [{"env": {"A=secret": "b"}}, {"env": {"A": "secret\0"}}, {"options": {"environment": {"A=B": "secret"}}}],
+    ids=["=", "0", "option"],
+)
+def test_a_variable_that_no_process_can_have_is_told_and_not_cut_in_two(given):
+    with pytest.raises(UnsupportedRun, match=r"its variable A=… has a = in it|its variable A has a character") as told:
+        made(**given, privileged=True)
+    assert "secret" not in str(told.value)
+
+
 @pytest.mark.parametrize("address", ["http://[::1/api", "http://127.0.0.1:99999/api", "nothing"])
 def test_an_address_that_is_none_is_left_as_it_is(address):
     assert made(env={"API": address}, run_networks=("a",)).create["environment"]["API"] == address

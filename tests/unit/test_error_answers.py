@@ -38,6 +38,23 @@ RIGHTS = {
     "NOPERM User app has no permissions to run the 'brpop' command": "NOPERM",
     "ERR ACL failure in script: User app has no permissions to run the 'set' command" + BEHIND: "NOPERM",
     CALL + "The user executing the script can't run this command or subcommand": "NOPERM",
+    "NOPERM this user has no permissions to access one of the keys used as arguments": "NOPERM",
+    "NOPERM No permissions to access a channel": "NOPERM",
+}
+#: what is lacking, by the answers of Redis 6.2, of Redis 7 and of Valkey 9
+LACKING = {
+    "NOPERM this user has no permissions to run the 'brpop' command or its subcommand": "+brpop",
+    "NOPERM User app has no permissions to run the 'script|load' command": "+script|load",
+    "ERR ACL failure in script: User app has no permissions to run the 'set' command" + BEHIND: "+set",
+    CALL + "The user executing the script can't run this command or subcommand": "the rights of a fleet",
+    "NOPERM this user has no permissions to access one of the keys used as arguments": "~flowfleet:*",
+    "NOPERM No permissions to access a key": "~flowfleet:*",
+    "ERR ACL failure in script: No permissions to access a key" + BEHIND: "~flowfleet:*",
+    CALL + "The user executing the script can't access at least one of the keys mentioned in the command arguments": (
+        "~flowfleet:*"
+    ),
+    "NOPERM this user has no permissions to access one of the channels used as arguments": "&flowfleet:*",
+    "NOPERM No permissions to access a channel": "&flowfleet:*",
 }
 ONCE_ANSWERED = {
     "EXECABORT Transaction discarded because of previous errors.": "EXECABORT",
@@ -68,6 +85,25 @@ def test_after_a_good_answer_every_error_answer_is_waited_for(answer, code):
 def test_before_it_only_what_a_usable_server_says_is(answer):
     kind = LedgerUnavailable if answer in LATER else LedgerUnusable
     assert type(ledger_error(error(answer), "redis://h:1/0", answered=False)) is kind
+
+
+@pytest.mark.parametrize("answered", [False, True])
+@pytest.mark.parametrize(("answer", "right"), LACKING.items())
+def test_a_right_that_is_lacking_is_no_wrong_password_and_is_named(answer, right, answered):
+    found = str(ledger_error(error(answer), "redis://h:1/0", answered=answered))
+    assert found.startswith("Redis at redis://h:1/0 does not let our user ")
+    assert f"; give it {right}, as in the ACL line of docs/several-machines.md" in found
+    assert "password" not in found
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_a_database_that_the_server_does_not_have_is_told(answered):
+    found = str(ledger_error(error("ERR DB index is out of range"), "redis://h:1/99", answered=answered))
+    assert found.startswith(
+        "Redis at redis://h:1/99 has no such database (DB index is out of range); correct its number"
+    )
+    cluster = error("ERR SELECT is not allowed in cluster mode")
+    assert "is a cluster" in str(ledger_error(cluster, "redis://h:1/1", answered=answered))
 
 
 @pytest.mark.parametrize("answered", [False, True])

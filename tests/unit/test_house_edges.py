@@ -10,7 +10,8 @@ from tests.unit.test_imports import modules, within
 #: what takes attributes by its own rules, by module: Celery's and kombu's hooks, a timer's `daemon`, the `auth` of a
 #: requests session, and what each thread has for itself (threading.local)
 LIBRARY = {
-    "flowfleet.api.transport.session": {"http", "self._local"},
+    "flowfleet.api.transport.connection": {"self._http"},
+    "flowfleet.api.transport.session": {"self._local"},
     "workers.deployers.subprocess_run": {"timer"},
     "workers.lifecycle.consumer": {"qos", "channel", "consumer", "celery_state"},
 }

@@ -56,7 +56,8 @@ API = (
         "flowfleet.api.container_ask",
         "flowfleet.api.life",
         "flowfleet.api.backlog",
-        "flowfleet.api.life",
+        "flowfleet.api.presence",
+        "flowfleet.api.found",
         "flowfleet.api.traits",
         "flowfleet.api.unused",
         "flowfleet.api.settings_files",
@@ -64,6 +65,7 @@ API = (
     ("flowfleet.api.prefect1", "flowfleet.api.prefect3"),
     ("flowfleet.api.detect",),
     ("flowfleet.api.connect",),
+    ("flowfleet.api.own_variables",),
 )
 
 

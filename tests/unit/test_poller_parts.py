@@ -145,9 +145,9 @@ def test_a_count_of_a_whole_pool_says_nothing_about_a_queue_that_is_listed():
     world = World.of(offer=replace(OFFER, work_queues=("other",)), routes=(OTHER,))
     world.roster.add("worker@b", live=False)
     world.api.due = lambda *_, **__: []
-    world.api.count_due = lambda _: [DueRuns(route=route, runs=(), due=3) for route in (ROUTE, OTHER)]
+    world.api.count_due = lambda *_, **__: [DueRuns(route=route, runs=(), due=3) for route in (ROUTE, OTHER)]
     world.rounds(3)
-    assert [(due.route, due.due) for due in world.roster.noted] == [(ROUTE, 3)]
+    assert [(due.route, due.due) for due in world.roster.noted] == [(ROUTE, 3), (OTHER, 0)]
 
 
 def test_a_pool_that_does_not_exist_yet_keeps_nothing_waiting(caplog):

@@ -96,7 +96,7 @@ def test_a_server_that_is_described_is_the_one_that_is_meant(home):
 
 API = "PREFECT__CLOUD__API in the environment is not the address .*http://HOST:4200"
 ID = "cannot be 'mine': it must be a tenant's id such as"
-BACKEND = "PREFECT__BACKEND in the environment cannot be 'orion', use server or cloud"
+BACKEND = "PREFECT__BACKEND in the environment cannot be 'orion': use server or cloud"
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,8 @@ def test_the_shortest_leases_that_renewals_can_keep_are_taken():
         (WorkerSettings, {"env": ("NOVALUE",)}, {}, {}, ("--env", "NAME=VALUE")),
         (WorkerSettings, {"on-stop": "drop"}, {}, {}, ("--on-stop", "detach")),
         (WorkerSettings, {"keep-logs-size": "big"}, {}, {}, ("--keep-logs-size", "500M")),
+        (WorkerSettings, {"memory": "1K"}, {}, {}, ("--memory", "'1K'", "at least 6M")),
+        (WorkerSettings, {"user": "a:b:c"}, {}, {}, ("--user", "'a:b:c'", "USER:GROUP")),
         (PollerSettings, {"lease-seconds": "nan"}, {}, {}, ("--lease-seconds",)),
         (PollerSettings, {}, {"FLOWFLEET_REQUIRE_API": "perhaps"}, {}, ("FLOWFLEET_REQUIRE_API", "true or false")),
         (CommonSettings, {"fleet": "a b"}, {}, {}, ("--fleet", "'a b'")),
@@ -266,7 +268,7 @@ def test_up_offers_no_option_that_it_would_ignore():
 def test_help_promises_nothing_that_this_version_does_not_do():
     text = {option.key: option.help for option in options_of(PollerSettings).values()}
     assert not [key for key, words in text.items() if "not judged yet" in words or "only records it" in words]
-    assert "nobody here can take" in text["cloud-logs"]
+    assert "no worker here can take" in text["cloud-logs"]
 
 
 @pytest.mark.parametrize(

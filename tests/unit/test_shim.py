@@ -257,7 +257,7 @@ def test_orphans_are_reaped_while_the_run_goes_on(full_bench, tmp_path):
         (["/etc/passwd"], "no permission to execute /etc/passwd"),
         (["{tmp}/lost"], "the interpreter that the first line of {tmp}/lost names does not exist"),
         (["{tmp}/strange"], "{tmp}/strange is no program that this host can execute"),
-        (["sh", "zero\0byte"], "zero byte"),
+        (["sh", "zero\0byte"], "its command has a character in it that no process can be given"),
     ],
 )
 def test_a_command_that_cannot_be_executed_is_named(bench, tmp_path, argv, says):
@@ -272,6 +272,29 @@ def test_a_command_that_cannot_be_executed_is_named(bench, tmp_path, argv, says)
     adopted = bench.adopt(spec)
     assert RunFolder(spec.folder).exit_record()["begun"] is False
     assert says.format(tmp=tmp_path) in bench.end_of(adopted).error
+
+
+@pytest.mark.parametrize(
+    ("env", "says"),
+    [
+        ({"A=B": "hunter2"}, "the name of its variable A=… has a = in it, give name and value apart"),
+        ({"TOKEN=hunter2": ""}, "the name of its variable TOKEN=… has a = in it"),
+        ({"": "hunter2"}, "one of its variables has no name"),
+        (
+            {"A": "hunter2\0"},
+            "its variable A has a character in its value that no process can be given",
+        ),
+        ({"A": "hunter2\ud800"}, "its variable A has a character in its value that no process can be given"),
+        ({"A\0B": "hunter2"}, r"the name of its variable A\x00B has a character in it that no process can be given"),
+    ],
+)
+def test_a_variable_that_no_process_can_have_is_named_without_its_value(bench, env, says):
+    spec = bench.spec("true", env=env)
+    with pytest.raises(StartFailed) as failure:
+        bench.start(spec)
+    assert says in str(failure.value)
+    assert "hunter2" not in str(failure.value)
+    assert "hunter2" not in json.dumps(RunFolder(spec.folder).exit_record())
 
 
 @pytest.mark.parametrize(

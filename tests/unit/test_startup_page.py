@@ -41,6 +41,16 @@ def test_who_waits_is_alive_and_not_ready_and_says_what_it_waits_for(startup_pag
     assert (late.status_code, "waits for the Prefect API" in late.text) == (503, True)
 
 
+def test_a_part_that_has_ended_and_waits_to_be_started_anew_is_alive_and_not_ready(startup_page):
+    startup_page.open("127.0.0.1:0")
+    startup_page.show(FULL)
+    startup_page.show_start()
+    with startup_page.waiting_for("worker resume w@h"):
+        health, ready = ask(startup_page, "/api/health"), ask(startup_page, "/api/ready")
+    assert (health.status_code, ready.status_code) == (200, 503)
+    assert ready.json()["waits_for"] == "worker resume w@h"
+
+
 def test_the_whole_part_is_shown_at_the_same_address_without_a_gap(startup_page):
     startup_page.open("127.0.0.1:0")
     seen, over = [], threading.Event()

@@ -23,7 +23,7 @@ from flowfleet.ledger.claims import CancelHow, State, Tomb
 from flowfleet.ledger.gate import Leader
 from flowfleet.ledger.ledger_id import new_call
 from flowfleet.ledger.roster import WorkerRow
-from flowfleet.monitor import runs
+from flowfleet.monitor import evidence, runs
 from flowfleet.monitor.doctor import (
     NAMED,
     CheckStatus,
@@ -48,12 +48,10 @@ from workers.exit import Exit
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC).timestamp()
 
 
-def _row(name="worker@host-1", *, slots=4, live=True, wanted="active", pools=("flowfleet",), version="0.1.0", shut=""):
-    offer = Offer(backend="prefect3", pools=pools, pool_ids=(POOL,))
-    return WorkerRow(
-        worker=name, nonce="n", offer=offer, routes=(ROUTE,), slots=slots, version=version, live=live, wanted=wanted,
-        shut=shut,
-    )  # fmt: skip
+def _row(name="worker@host-1", *, pools=("flowfleet",), work_queues=(), **facts):
+    offer = Offer(backend="prefect3", pools=pools, pool_ids=(POOL,), work_queues=work_queues)
+    facts = {"slots": 4, "version": "0.1.0", **facts}
+    return WorkerRow(worker=name, nonce="n", offer=offer, routes=(ROUTE,), **facts)
 
 
 def _claim(state=State.RUNNING, *, run_id="22222222-2222-4222-8222-222222222222", worker="worker@host-1", **facts):
@@ -92,23 +90,28 @@ def test_the_json_form_is_the_documented_one():
 
     assert list(form) == [
         "schema", "at", "fleet", "redis", "gate", "leader", "queues", "workers", "runs", "counts", "lost",
-        "api_troubles",
+        "api_troubles", "due_at",
     ]  # fmt: skip
     assert form["at"] == "2026-01-02T03:04:05.000Z"
     assert form["redis"] == {"ok": True, "version": "9.1.0"}
     assert (form["gate"], form["leader"]) == ("open", {"name": "agent", "host": "host-1", "term": 3})
     assert form["queues"] == [
-        {"route": str(ROUTE), "due": 50, "oldest_due_seconds": 125.0, "depth": 0, "oldest_age_seconds": None,
+        {"route": str(ROUTE), "due": 50, "at_least": False, "held": {"paused": 0, "limit": 0, "unserved": 0},
+         "oldest_due_seconds": 125.0, "depth": 0, "oldest_age_seconds": None,
          "eligible_workers": 1}
     ]  # fmt: skip
     assert form["workers"] == [
-        {"name": "worker", "host": "host-1", "state": "active", "routes": [str(ROUTE)], "labels": [],
-         "pools": ["flowfleet"], "slots": 4, "busy": 1, "version": "0.1.0", "shut": None, "seen_seconds_ago": 1.5}
+        {"name": "worker", "host": "host-1", "state": "active", "wanted": "active",
+         "routes": [str(ROUTE)], "labels": [],
+         "pools": ["flowfleet"], "work_queues": [], "slots": 4, "busy": 1, "version": "0.1.0", "shut": None,
+         "note": None, "seen_seconds_ago": 1.5}
     ]  # fmt: skip
     (run,) = form["runs"]
     assert list(run) == [
-        "run_id", "name", "route", "state", "claim", "attempt", "worker", "handle", "since", "missing_since", "lingers"
+        "run_id", "name", "flow", "deployment", "route", "state", "claim", "attempt", "worker", "handle", "since",
+        "started", "missing_since", "lingers",
     ]  # fmt: skip
+    assert (run["flow"], run["deployment"], run["started"]) == (None, None, None), "as an older worker leaves it"
     assert run["lingers"] is None
     assert run["handle"] == {"kind": "process", "host": "host-1", "id": "77"}
     assert form["counts"] == {"due": 50, "outstanding": 0, "running": 1, "free_slots": 3, "outbox": 0}
@@ -128,7 +131,7 @@ def test_a_lost_run_is_shown_with_its_host_and_what_to_do():
     told = "1 told as lost, their processes may live on host-2: bring it back, or worker forget w@host-2"
     assert told in _printed(status(snapshot, width=160), 160)
     two = replace(snapshot, tombs=(_tomb(), replace(_tomb(), worker="v@host-3")))
-    assert "host-2, host-3: bring them back, or worker forget each of v@host-3, w@host-2" in _printed(
+    assert "host-2, host-3: bring them back, or worker forget v@host-3 w@host-2" in _printed(
         status(two, width=160), 160
     )
     due = RunState(run_id=_tomb().run_id, run_name="r", kind=StateType.SCHEDULED, name="Scheduled")
@@ -150,6 +153,11 @@ def test_a_missing_run_is_explained_with_how_long_its_host_is_away():
     claim = _claim(State.MISSING, missed_at=AT - 70)
     sentence = explain(claim.run_id, _snapshot(claims=[claim]), None, None).sentence
     assert "worker@host-1, which has not been heard of for 1m 10s: it is told as lost after --adopt-grace" in sentence
+    left = _snapshot(claims=[claim], rows=[_row(live=False, gone="stopped")])
+    assert explain(claim.run_id, left, None, None).sentence == (
+        "It was started on worker@host-1, which stopped 1s ago: the run is told as lost after --adopt-grace, "
+        "unless that worker is started again."
+    )
     proved = replace(claim, proof="forgotten")
     sentence = explain(claim.run_id, _snapshot(claims=[proved]), None, None).sentence
     assert sentence.endswith("for 1m 10s: it is told as lost at once (forgotten).")
@@ -169,7 +177,7 @@ def test_a_run_that_has_ended_while_its_process_has_not_is_told_by_status_and_ex
     snapshot = _snapshot(claims=[claim])
     assert snapshot.to_json()["runs"][0]["lingers"] == {"state": "Completed", "since": "2026-01-02T03:02:55.000Z"}
     text = " ".join(_printed(status(snapshot)).split())
-    assert "22222222 lingers worker@host-1" in text
+    assert "22222222 - lingers worker@host-1" in text
     assert "lingers: it has ended at the API, and its process has not" in text
     assert "lingers" not in _printed(status(_snapshot(claims=[_claim()])))
 
@@ -211,9 +219,56 @@ def test_a_worker_whose_engine_is_away_says_so_in_status_and_in_the_doctors_word
     ]
     (found,) = [check for check in fleet_checks(snapshot) if check.name == "shut"]
     assert (found.verdict, found.found) == ("warn", f"worker@host-1 takes no runs: {AWAY}.")
-    for row, state in ((_row(shut=AWAY, wanted="paused"), "paused"), (_row(shut=AWAY, live=False), "offline")):
+    for row, state in ((_row(shut=AWAY, wanted="paused"), "paused"), (_row(shut=AWAY, live=False), "lost")):
         assert _snapshot(rows=[row]).workers[0].state == state, "what the operator does about it comes first"
         assert "takes no runs" not in _printed(status(_snapshot(rows=[row])))
+
+
+def test_notes_are_told_once_for_all_workers_that_have_the_same():
+    rows = [
+        _row("a@h", wanted="paused", note="new \x1bkernel"),
+        _row("b@h", wanted="paused", note="new \x1bkernel"),
+        _row("c@h", wanted="draining", note="moving", live=False, gone="stopped"),
+        _row("d@h", wanted="draining", live=False, gone="lost"),
+        _row("e@h", wanted="draining"),
+    ]
+    text = _printed(status(_snapshot(rows=rows), width=160), 160)
+    back = "before they are started again: worker resume"
+    assert text.splitlines()[-3:] == [
+        f"drained: d@h; {back} d@h",
+        f"drained (moving): c@h; {back} c@h",
+        "paused (new \\x1bkernel): a@h, b@h",
+    ]
+    assert [worker["note"] for worker in _snapshot(rows=rows).to_json()["workers"]] == [
+        row.note or None for row in rows
+    ]
+
+
+@pytest.mark.parametrize(
+    ("facts", "ago", "busy", "listed"),
+    [
+        ({"gone": "stopped"}, 86_399, 0, True),
+        ({"gone": "stopped"}, 86_401, 0, False),
+        ({"gone": "stopped"}, 86_401, 1, True),
+        ({"gone": "lost"}, 1e9, 0, True),
+        ({"live": True}, 1e9, 0, True),
+    ],
+)
+def test_one_that_stopped_in_order_is_listed_for_a_day_or_while_its_runs_go_on(facts, ago, busy, listed):
+    worker = WorkerStatus(row=_row(**{"live": False, **facts}), busy=busy, seen_seconds_ago=ago)
+    snapshot = replace(_snapshot(), workers=(worker,))
+    assert [one["name"] for one in snapshot.to_json()["workers"]] == ["worker"] * listed
+    text = _printed(status(snapshot))
+    assert ("worker@host-1" in text) is listed
+    assert ("1 that stopped more than a day ago is shown by worker list --all" in text) is not listed
+
+
+def test_status_shows_the_queues_that_a_worker_takes():
+    rows = [_row(pools=("a", "b"), work_queues=("fast", "slow")), _row("all@host-2")]
+    text = " ".join(_printed(status(_snapshot(rows=rows), width=160), 160).split())
+    assert "worker@host-1 active 0/4 a/fast,a/slow,b/fast,b/slow 0.1.0" in text
+    assert "all@host-2 active 0/4 flowfleet 0.1.0" in text
+    assert _snapshot(rows=rows).to_json()["workers"][0]["work_queues"] == ["fast", "slow"]
 
 
 @pytest.mark.parametrize("row", [_row(live=False), _row(wanted="paused"), _row(wanted="draining"), _row(shut=AWAY)])
@@ -224,8 +279,25 @@ def test_only_active_live_workers_have_free_slots(row):
 def test_an_empty_fleet_has_a_page_too_and_at_least_is_said():
     text = _printed(status(_snapshot(rows=[], leader=False)))
     assert "No worker is known" in text
-    assert "no leader" in text
+    assert "no lead poller" in text
+    assert "No poller claims runs now: start one by poller start." in text
     assert "due at least 200" in _printed(status(_snapshot(due=200, at_least=True)))
+
+
+def test_the_head_of_the_status_has_words_that_a_newcomer_knows_and_breaks_none_of_its_numbers():
+    assert _printed(status(_snapshot(due=50))).splitlines()[:2] == [
+        "fleet default   lead poller agent@host-1   Redis 9.1.0",
+        "due 50   claimed 0   running 0   free slots 4   waiting to be reported 0",
+    ]
+    many = _printed(status(_snapshot(due=123456, at_least=True)))
+    assert many.splitlines()[1:3] == [
+        "due at least 123456   claimed 0   running 0   free slots 4",
+        "waiting to be reported 0",
+    ]
+    assert "gate" not in many
+    shut = " ".join(_printed(status(_snapshot(gate_open=False))).split())
+    assert "No run starts now: the lead poller has not accepted this Redis yet (the gate is shut)." in shut
+    assert [name for name in ("leader", "unreported", "outbox") if name in many + shut] == []
 
 
 def test_the_page_names_50_due_runs_the_worker_and_its_slots_in_80_columns():
@@ -307,6 +379,56 @@ def test_an_explanation_is_one_sentence_about_what_hinders(snapshot, record, sta
     assert words in explain("r", snapshot, record, state).sentence
 
 
+def _evidence(snapshot, record=None, at_api=None, place=None, run_id="r"):
+    explanation = explain(run_id, snapshot, record, at_api, place)
+    told = evidence.lines(explanation, snapshot)
+    assert len(told) <= 10
+    assert not any("\n" in line or "{" in line for line in told)
+    return "\n".join(told)
+
+
+def test_the_evidence_of_a_run_that_runs_is_a_few_lines_about_it_its_claim_and_its_worker():
+    names = {"flow": "orders", "deployment": "nightly"}
+    claim = _claim(began_at=AT - 75, handle={"kind": "process", "host": "host-1", "id": "77"}, **names)
+    state = _state(StateType.RUNNING, name="Running", message="two\nlines\x1b[31m")
+    record = {"name": "brave-heron", "worker": "w@h", "move": "drop (leader)", "reason": "too late", "gone_at": AT - 90}
+    assert _evidence(_snapshot(claims=[claim]), record, state, run_id=claim.run_id).splitlines() == [
+        "run         brave-heron, 22222222-2222-4222-8222-222222222222",
+        "flow        orders, deployment nightly",
+        r"at the API  Running: two\nlines\x1b[31m",
+        "queue       flowfleet/default",
+        "claim       running for 5s, attempt 1, claim",
+        "started     2026-01-02T03:02:50.000Z, 1m 15s ago",
+        "worker      worker@host-1: active, 1 of 4 slots busy, seen 1s ago",
+        "process     process 77 on host-1",
+        "last claim  handed back on w@h, 1m 30s ago (2026-01-02T03:02:35.000Z): too late",
+    ]
+
+
+def test_the_evidence_of_a_run_that_has_ended_repeats_nothing_of_its_sentence():
+    record = {"name": "n", "worker": "w@h", "outcome": "crashed", "exit": CERTIFICATE, "gone_at": AT - 90}
+    at_api = _state(StateType.CRASHED, name="Crashed", message=f"The flow run's process{TOLD[11:]}")
+    text = _evidence(_snapshot(), record, at_api)
+    assert "at the API  Crashed\n" in text
+    assert "its end     was killed by SIGKILL: the kernel ran out of memory for it (ended by: oom)" in text
+    assert "took" not in text
+
+
+def test_the_evidence_of_a_run_that_waits_is_its_place_its_queue_and_the_fleet():
+    text = _evidence(_snapshot(due=50, at_least=True), None, _state(), replace(_HERE, paused="queue", limit="full"))
+    assert text.splitlines()[1:] == [
+        "at the API  Scheduled",
+        "waits in    flowfleet/default, the queue is paused, full",
+        "queue       flowfleet/default: at least 50 due, the oldest for 2m 5s; 1 worker takes runs of it",
+        "fleet       default: lead poller agent@host-1, 4 free slots, runs may start",
+    ]
+    nowhere = _evidence(_snapshot(leader=False, gate_open=False, rows=[]), None, _state())
+    assert "no lead poller, 0 free slots, the gate is shut" in nowhere
+    assert "lost        w@host-2 was last heard of before" in _evidence(
+        replace(_snapshot(), tombs=(_tomb(),)), run_id=_tomb().run_id
+    )
+
+
 _HERE = Place(route=ROUTE, pool="flowfleet")
 _ELSEWHERE = Route("prefect3", "99999999-9999-4999-8999-999999999999", "other")
 
@@ -324,6 +446,11 @@ _ELSEWHERE = Route("prefect3", "99999999-9999-4999-8999-999999999999", "other")
         ),
         (_snapshot(rows=[_row(live=False)]), _HERE, "no live worker of the fleet default serves its queue flowfleet/"),
         (_snapshot(rows=[_row(wanted="paused")]), _HERE, "takes new runs: worker@host-1 (paused)."),
+        (
+            _snapshot(rows=[_row(wanted="paused", note="kernel")]),
+            _HERE,
+            "takes new runs: worker@host-1 (paused: kernel).",
+        ),
         (_snapshot(rows=[_row(shut=AWAY)]), _HERE, f"takes new runs: worker@host-1 ({AWAY})."),
         (
             _snapshot(claims=FULL, due=50, at_least=True),
@@ -387,9 +514,24 @@ def test_checks_of_the_api_tell_its_absence_and_its_clock():
     assert "30 s behind" in skewed[1].found
 
 
+@pytest.mark.parametrize(
+    ("leader", "rows", "verdicts"),
+    [
+        (False, [], ["fail", "fail"]),
+        (False, [_row(live=False)], ["fail", "fail"]),
+        (False, [_row()], ["warn", "ok"]),
+        (True, [], ["ok", "warn"]),
+        (True, [_row()], ["ok", "ok"]),
+    ],
+)
+def test_a_fleet_without_a_poller_or_a_worker_is_warned_of_and_one_without_both_fails(leader, rows, verdicts):
+    found = {check.name: check for check in fleet_checks(_snapshot(rows=rows, leader=leader))}
+    assert [str(found[name].verdict) for name in ("leader", "workers")] == verdicts
+
+
 def test_checks_of_the_fleet_tell_what_lacks():
-    found = fleet_checks(_snapshot(rows=[], leader=False, due=3, eligible=0))
-    assert {check.name for check in found if check.verdict == CheckStatus.WARN} == {"leader", "workers", "unserved"}
+    found = fleet_checks(_snapshot(due=3, eligible=0))
+    assert {check.name for check in found if check.verdict == CheckStatus.WARN} == {"unserved"}
     assert "versions" in {check.name for check in fleet_checks(_snapshot(rows=[_row(version="0.0.1")]))}
 
 
@@ -489,18 +631,22 @@ def test_workers_wanted_counts_due_and_running_over_the_usual_size():
 
 
 def test_runs_are_live_ones_and_gone_ones_filtered():
-    record = {"run_id": "g", "name": "old", "route": str(ROUTE), "worker": "w@h", "reason": "done", "gone_at": AT - 700}
-    snapshot = _snapshot(claims=[_claim()])
+    facts = {"flow": "Orders", "deployment": "nightly", "reason": "completed", "move": "release", "began_at": AT - 760}
+    record = {"run_id": "g", "name": "old", "route": str(ROUTE), "worker": "w@h", "gone_at": AT - 700, **facts}
+    snapshot = _snapshot(claims=[_claim(flow="greeting")])
 
     def ids(**wanted):
-        return [run["run_id"] for run in runs.collect(snapshot, [record], **wanted)]
+        return [run["run_id"] for run in runs.collect(snapshot, [record], runs.Wanted(**wanted))]
 
     assert ids() == [_claim().run_id, "g"]
-    assert ids(state="gone") == ["g"]
+    assert ids(state="ended") == ids(end="Complet") == ids(flow="ORDERS") == ids(deployment="Night") == ["g"]
+    assert ids(state="running") == ids(flow="greet") == [_claim().run_id]
+    assert ids(end="crashed") == []
+    assert ids(worker="W@H") == ["g"]
     assert ids(worker="w") == ["g"]
     assert ids(worker="worker@host-1") == [_claim().run_id]
     assert ids(since_seconds=600) == [_claim().run_id]
-    assert ids(route="flowfleet/def") == [_claim().run_id]
+    assert ids(route="Flowfleet/def") == [_claim().run_id, "g"]
     assert ids(route="nothing") == []
     assert max(map(len, _printed(runs.table(runs.collect(snapshot, [record]), AT)).splitlines())) <= 80
 
@@ -532,8 +678,8 @@ def test_how_a_run_has_ended_is_told_by_runs_under_names_that_stay():
 
     narrow, wide = _printed(runs.table(found, AT)), _printed(runs.table(found, AT, 140), width=140)
     assert max(map(len, narrow.splitlines())) <= 80
-    assert "host-lost" in narrow
-    for word in ("BY", "oom", "3 min 20 s", "41 s", "700 MiB"):
+    assert ("crashed" in narrow, "gone" in narrow) == (True, False)
+    for word in ("BY", "oom", "host-lost", "3m 20s", "41 s", "700 MiB"):
         assert word in wide
 
 
@@ -557,6 +703,57 @@ def test_how_a_run_has_ended_is_told_by_explain_once(claims, record, message, wo
     assert explanation.sentence.count("ran out of memory") <= 1
     if "exit" in explanation.evidence:
         assert set(explanation.evidence["exit"]) == set(certificate.NAMES)
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        ({"move": "release", "outcome": "completed", "reason": "completed"}, "completed"),
+        ({"move": "release", "outcome": "gone"}, "deleted"),
+        ({"move": "inherit", "outcome": "again"}, "to run again"),
+        ({"move": "bury", "outcome": "crashed"}, "crashed"),
+        ({"move": "bury", "outcome": "nobody knows"}, "lost"),
+        ({"move": "drop (leader)", "reason": "no worker took it for 60 s"}, "handed back"),
+        ({"move": "refuse", "reason": "no longer Scheduled"}, "not claimed"),
+        ({"move": "release", "reason": "A sentence of a later version."}, "ended"),
+        ({}, "ended"),
+    ],
+)
+def test_how_a_claim_has_gone_is_told_in_a_word_or_two(record, words):
+    assert runs.ending(record) == words
+
+
+def test_a_run_is_listed_with_its_flow_its_deployment_its_start_and_how_long_it_took():
+    told = {"flow": "orders", "deployment": "nightly"}
+    ended = {"run_id": "g", "name": "old", "route": str(ROUTE), "worker": "w@h", "move": "release", "outcome": "failed"}
+    records = [
+        {**ended, **told, "began_at": AT - 200, "gone_at": AT - 100, "exit": {"wall_seconds": 41.0}},
+        {**ended, "gone_at": AT - 100, "exit": {"started_at": AT - 2 * 86400, "ended_at": AT - 100}},
+    ]
+    live = _claim(began_at=AT - 75, **told)
+    found = runs.collect(_snapshot(claims=[live]), records)
+    rows = [" ".join(line.split()) for line in _printed(runs.table(found, AT, 200), 200).splitlines()]
+    assert rows[0] == "RUN ID FLOW DEPLOYMENT POOL STATE WORKER START UTC TOOK BY CPU MEMORY"
+    assert rows[1].startswith(
+        "brave-heron 22222222 orders nightly flowfleet/default running worker@host-1 03:02:50 1m 15s -"
+    )
+    assert rows[2].startswith("old g orders nightly flowfleet/default failed w@h 03:00:45 41.0s - - -")
+    assert rows[3].startswith("old g - - flowfleet/default failed w@h 12-31 03:04 1d 23h -")
+    form = runs.to_json(found)
+    assert (form[0]["flow"], form[0]["deployment"], form[0]["started"]) == (*told.values(), "2026-01-02T03:02:50.000Z")
+    assert (form[1]["state"], form[1]["end"], form[1]["queue"]) == ("ended", "failed", "flowfleet/default")
+
+
+@pytest.mark.parametrize(("width", "left_out"), [(80, {"POOL", "BY"}), (100, {"BY"}), (200, set())])
+def test_a_narrow_list_of_runs_leaves_out_what_matters_least_and_keeps_names_readable(width, left_out):
+    names = {"flow": "nightly-orders-of-all", "deployment": "production-cluster", "worker": "worker@" + "h" * 20}
+    claim = _claim(began_at=AT - 75, **names)
+    text = _printed(runs.table(runs.collect(_snapshot(claims=[claim]), []), AT, width), width)
+    titles = text.splitlines()[0].split()
+    assert max(map(len, text.splitlines())) <= width
+    assert not left_out & set(titles)
+    assert {"RUN", "ID", "FLOW", "STATE", "WORKER", "TOOK"} <= set(titles)
+    assert "nightly-or" in text
 
 
 def test_a_span_that_is_none_is_one_sentence():

@@ -10,7 +10,7 @@ from flowfleet.api import traits
 from flowfleet.api.backlog import Place, Rival, UnfitRun
 from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused
 from flowfleet.flow_run import Offer, Route
-from flowfleet.monitor.doctor import CheckStatus, api_checks, fleet_checks, label_checks
+from flowfleet.monitor.doctor import CheckStatus, api_checks, fleet_checks, rival_checks
 from flowfleet.monitor.explain import explain
 from flowfleet.monitor.status import status
 from tests.unit.test_status import AT, FULL, _printed, _row, _snapshot, _state
@@ -126,7 +126,7 @@ def rival(name="agent", seconds=12):
 
 def checks(others=(), nobodys=(), rows=None):
     api = Api(others=list(others), nobodys=list(nobodys))
-    return list(label_checks(api, snapshot("x", rows=[worker("x")] if rows is None else rows), lambda: AT))
+    return list(rival_checks(api, snapshot("x", rows=[worker("x")] if rows is None else rows), lambda: AT))
 
 
 def test_a_foreign_agent_with_our_labels_is_warned_of():
@@ -143,7 +143,7 @@ def test_many_foreign_agents_are_counted_and_the_pollers_own_of_a_worker_that_le
     assert [check.verdict for check in checks()] == [CheckStatus.OK]
     found = checks([rival(str(number)) for number in range(8)])
     assert len(found) == 6
-    assert found[-1].found == "3 more agents take the same runs."
+    assert found[-1].found == "3 more executors take the same runs."
 
     left = replace(rival(), labels=("x", "z"))
     rows = [worker("x"), worker("x", "z", live=False)]
@@ -154,8 +154,8 @@ def test_many_foreign_agents_are_counted_and_the_pollers_own_of_a_worker_that_le
     ("error", "remedy"),
     [
         (ApiUnavailable("no answer"), "Start the API, or correct --api."),
-        (KeyRefused("it refuses our credentials, set KEY"), ""),
-        (ApiRejected("it has no tenant, correct --tenant-id"), ""),
+        (KeyRefused("it refuses our credentials: set KEY"), ""),
+        (ApiRejected("it has no tenant: correct --tenant-id"), ""),
     ],
 )
 def test_an_error_with_a_remedy_of_its_own_gets_no_second_one(error, remedy):
@@ -176,9 +176,28 @@ def test_runs_that_no_agent_can_take_are_told():
     )
 
 
-def test_a_fleet_without_workers_and_another_api_have_no_rivals():
+def test_a_fleet_without_workers_has_no_rivals():
     assert checks([rival()], rows=[worker("x", live=False)]) == []
-    assert list(label_checks(SimpleNamespace(traits=traits.of("prefect3")), _snapshot())) == []
+
+
+def test_another_worker_of_a_pool_is_warned_of_and_the_fleet_itself_is_none():
+    class Pools(Api):
+        backend = "prefect3"
+        traits = traits.of(backend)
+
+        def rivals(self, offers):
+            seen = datetime.fromtimestamp(AT - 12, UTC)
+            return [Rival(name=name, type="worker", pool="flowfleet", seen=seen) for name in self.others]
+
+    own = ["flowfleet-default", "flowfleet-default worker@host-1 (cut off from Redis)"]
+    (check,) = rival_checks(Pools(others=own, nobodys=[]), _snapshot(), lambda: AT)
+    assert (check.verdict, check.found) == (CheckStatus.OK, "No other executor takes the runs of this fleet.")
+    found = list(rival_checks(Pools(others=[*own, "stock", "flowfleet-default2"], nobodys=[]), _snapshot(), lambda: AT))
+    assert [(check.name, check.verdict) for check in found] == [("rivals", CheckStatus.WARN)] * 2
+    assert found[0].found == (
+        "The worker stock is online in the pool flowfleet, last seen 12s ago, and takes runs of it too."
+    )
+    assert "the server lets one of them win" in found[0].remedy
 
 
 def test_rivals_that_cannot_be_asked_for_are_no_failure():
@@ -186,5 +205,5 @@ def test_rivals_that_cannot_be_asked_for_are_no_failure():
         def rivals(self, offers):
             raise ApiUnavailable("no answer")
 
-    (check,) = label_checks(Away(), snapshot("x", rows=[worker("x")]))
-    assert (check.verdict, check.found) == (CheckStatus.WARN, "Other agents could not be asked for: no answer")
+    (check,) = rival_checks(Away(), snapshot("x", rows=[worker("x")]))
+    assert (check.verdict, check.found) == (CheckStatus.WARN, "Other executors could not be asked for: no answer")

@@ -2,6 +2,7 @@
 
 import configparser
 import getpass
+import os
 import re
 import shlex
 import shutil
@@ -38,6 +39,16 @@ NASTY = (
 )
 
 
+@pytest.fixture(autouse=True)
+def nothing_around(monkeypatch, tmp_path):
+    """An environment that says nothing to a unit."""
+    for name in [name for name in os.environ if name.startswith(("FLOWFLEET_", "PREFECT_")) or "proxy" in name.lower()]:
+        monkeypatch.delenv(name)
+    for name in ("SSL_CERT_FILE", "DOCKER_HOST"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+
 def install(part, kind, *words):
     done = CliRunner().invoke(PARTS[part][0], ["install", "--for", kind, *words], catch_exceptions=False)
     assert done.exit_code == 0, done.output
@@ -63,6 +74,11 @@ def directives(text):
     """The directives of a service file."""
     lines = [line for line in text.splitlines() if line and line[0] not in "#["]
     return dict(line.split("=", 1) for line in lines)
+
+
+def lines_of(text, name):
+    """The values of a directive of a service file that may stand there several times."""
+    return [line.removeprefix(f"{name}=") for line in text.splitlines() if line.startswith(f"{name}=")]
 
 
 def systemd_words(command):
@@ -115,11 +131,13 @@ def as_started(part, kind, words, folder):
     unit, secrets = install(part, kind, *words), install(part, kind, "--secrets", *words)
     if kind == "systemd":
         command = systemd_words(directives(unit)["ExecStart"])
-        return settings_of(part, command, shell_variables(secrets, folder), {})
+        own = dict(systemd_words(line)[0].split("=", 1) for line in lines_of(unit, "Environment"))
+        return settings_of(part, command, own | shell_variables(secrets, folder), {})
     command, values = program(unit)
+    own = dict(re.findall(r'(\w+)="(.*?)"(?:,|$)', values.get("environment", "")))
     if secrets:
-        assert values["environment"] == f'FLOWFLEET_CONFIG="/etc/flowfleet/{part}.toml"'
-    return settings_of(part, command, {}, tomllib.loads(secrets).get(part, {}))
+        assert own.pop("FLOWFLEET_CONFIG") == f"/etc/flowfleet/{part}.toml"
+    return settings_of(part, command, own, tomllib.loads(secrets).get(part, {}))
 
 
 @pytest.mark.parametrize("kind", ["systemd", "supervisor"])
@@ -130,7 +148,7 @@ def test_a_worker_is_started_with_the_very_values_that_were_given(kind, tmp_path
     words += ["-a", "http://host:4200", "--python", "/a b/python"]
     settings = as_started("worker", kind, words, tmp_path)
     assert settings.labels == NASTY
-    assert settings.import_paths == NASTY
+    assert settings.import_paths == tuple(str(Path.cwd() / value) for value in NASTY)
     assert settings.env == tuple(f"A={value}" for value in NASTY)
     assert (settings.key, settings.redis) == ("k$ey'\"\\ #;%s`", "redis://:p%40w$@host:1/0")
     assert (settings.tenant_id, settings.agent_config_id, settings.api) == ("t t", "c", "http://host:4200")
@@ -164,22 +182,24 @@ def test_no_secret_stands_in_a_unit(part, kind):
 
 
 def test_options_come_in_the_order_of_the_reference_and_are_never_glued():
-    words = ["--agent-config-id", "C", "--tenant-id", "T", "-p", "x", "-p", "y", "-l", "b", "-l", "a", "-f", "-k", "K"]
+    words = ["--agent-config-id", "C", "--tenant-id", "T", "-p", "/x", "-p", "/y"]
+    words += ["-l", "b", "-l", "a", "-f", "-k", "K"]
     command, _ = program(install("worker", "supervisor", *words))
     assert command[2:] == [
-        *("-f", "-l", "b", "-l", "a", "-p", "x", "-p", "y", "--tenant-id", "T", "--agent-config-id", "C"),
-        *("--on-stop", "detach"),
+        *("--show-flow-logs", "--label", "b", "--label", "a", "--import-path", "/x", "--import-path", "/y"),
+        *("--tenant-id", "T", "--agent-config-id", "C", "--on-stop", "detach"),
     ]
 
 
 @pytest.mark.parametrize("part", ["worker", "poller"])
-def test_a_unit_starts_the_console_script_by_its_absolute_path_as_me_and_from_here(part, monkeypatch):
+def test_a_unit_starts_the_console_script_by_its_absolute_path_and_as_me(part, monkeypatch):
     facts = directives(install(part, "systemd"))
     command, values = program(install(part, "supervisor"))
     assert Path(command[0]).is_absolute()
     assert Path(command[0]).name == part
     assert systemd_words(facts["ExecStart"])[:2] == command[:2]
-    assert facts["WorkingDirectory"] == values["directory"] == str(Path.cwd())
+    assert "WorkingDirectory" not in facts
+    assert "directory" not in values
     assert facts["User"] == values["user"] == getpass.getuser()
     # a worker that was drained and a poller after `flowfleet leave` have ended in order, and stay down
     assert (facts["Restart"], values["autorestart"]) == ("on-failure", "unexpected")
@@ -194,7 +214,8 @@ def test_a_worker_that_detaches_leaves_its_runs_to_go_on():
     facts = directives(install("worker", "systemd"))
     assert (facts["KillMode"], facts["OOMPolicy"]) == ("process", "continue")
     assert (facts["Delegate"], facts["DelegateSubgroup"]) == ("memory cpu", "worker"), "each run gets a control group"
-    assert facts["ExecStart"].endswith("start --on-stop detach")
+    assert facts["ExecStart"].endswith("start --on-stop detach --state-dir /var/lib/flowfleet")
+    assert (facts["StateDirectory"], facts["StateDirectoryMode"]) == ("flowfleet", "0700")
 
 
 @pytest.mark.parametrize("mode", ["wait", "cancel"])
@@ -216,7 +237,7 @@ def test_a_name_with_blanks_is_given_whole_and_is_none_in_the_name_of_the_unit()
 
 def test_two_workers_of_one_host_get_units_of_two_names():
     text = install("worker", "systemd", "--name", "second", "-k", "sek")
-    assert directives(text)["EnvironmentFile"] == "/etc/flowfleet/worker-second.env"
+    assert lines_of(text, "EnvironmentFile") == ["-/etc/flowfleet.env", "/etc/flowfleet/worker-second.env"]
     assert "flowfleet-worker-second.service" in text
     assert read(install("worker", "supervisor", "--name", "second"))["program:flowfleet-worker-second"]
 
@@ -226,6 +247,94 @@ def test_secrets_of_a_worker_with_a_config_file_go_there():
     assert command[-2:] == ["--config", "/x/f.toml"]
     assert "environment" not in values
     assert "to add to /x/f.toml" in text
+
+
+ENVIRONMENT = {
+    "FLOWFLEET_REDIS": "redis://10.0.0.5:6379/0",
+    "FLOWFLEET_REDIS_PASSWORD_FILE": "/etc/flowfleet.redis",
+    "FLOWFLEET_FLEET": "night",
+    "FLOWFLEET_POOLS": "a b,100% %h",
+    "FLOWFLEET_LABELS": "of the environment",
+    "FLOWFLEET_STATE_DIR": "records",
+    "FLOWFLEET_KEY": "sek-1",
+    "PREFECT_API_URL": "http://10.0.0.4:4200/api",
+}
+
+
+@pytest.mark.parametrize("kind", ["systemd", "supervisor"])
+def test_a_unit_carries_what_the_environment_says_and_no_flag_does(kind, tmp_path, monkeypatch):
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    unit = install("worker", kind, "-l", "of the flag")
+    assert "sek" not in unit
+    assert "PREFECT_API_URL=http://10.0.0.4:4200/api" in unit.replace('"', "")
+    monkeypatch.setenv("FLOWFLEET_REDIS_PASSWORD_FILE", "")  # this file is the service's to read
+    settings = as_started("worker", kind, ["-l", "of the flag"], tmp_path)
+    assert (settings.redis, settings.fleet, settings.key) == ("redis://10.0.0.5:6379/0", "night", "sek-1")
+    assert (settings.pools, settings.labels) == (("a b", "100% %h"), ("of the flag",))
+    assert settings.state_dir == Path.cwd() / "records", "a service starts in another folder"
+    assert "FLOWFLEET_REDIS_PASSWORD_FILE=/etc/flowfleet.redis" in unit.replace('"', "")
+    assert "FLOWFLEET_LABELS" not in unit
+    assert "StateDirectory=" not in unit
+
+
+def test_a_unit_knows_the_api_of_a_profile_which_the_user_of_the_service_does_not_have(tmp_path, monkeypatch):
+    profiles = tmp_path / "home" / ".prefect" / "profiles.toml"
+    profiles.parent.mkdir(parents=True)
+    far = 'PREFECT_API_URL = "http://far/api"\nPREFECT_API_KEY = "sek-2"\n'
+    profiles.write_text(f'active = "far"\n[profiles.far]\n{far}')
+    text = install("poller", "systemd")
+    assert lines_of(text, "Environment") == ['"PREFECT_API_URL=http://far/api"']
+    assert "Secrets (PREFECT_API_KEY) are not in this text" in text
+    assert install("poller", "systemd", "--secrets") == 'PREFECT_API_KEY="sek-2"\n'
+    assert "PREFECT_API_KEY must be set where supervisord itself is started" in install("poller", "supervisor")
+    assert lines_of(install("poller", "systemd", "-a", "http://near/api", "-k", "mine"), "Environment") == []
+    # Prefect 1's own variables, and a way round a proxy
+    monkeypatch.setenv("PREFECT__BACKEND", "server")
+    monkeypatch.setenv("PREFECT__CLOUD__API", "http://one:4200")
+    monkeypatch.setenv("PREFECT__CLOUD__API_KEY", "sek-3")
+    monkeypatch.setenv("no_proxy", "one")
+    profiles.unlink()
+    text = install("worker", "systemd")
+    assert lines_of(text, "Environment") == [
+        '"PREFECT__BACKEND=server"',
+        '"PREFECT__CLOUD__API=http://one:4200"',
+        '"no_proxy=one"',
+    ]
+    assert install("worker", "systemd", "--secrets") == 'PREFECT__CLOUD__API_KEY="sek-3"\n'
+
+
+def test_a_unit_names_a_working_directory_and_a_config_file_where_it_is_told_to(monkeypatch):
+    monkeypatch.setenv("FLOWFLEET_CONFIG", "fleet.toml")
+    text = install("worker", "systemd", "--working-directory", "flows", "--python", "venv/bin/python")
+    assert directives(text)["WorkingDirectory"] == str(Path.cwd() / "flows")
+    command = systemd_words(directives(text)["ExecStart"])
+    assert command[command.index("--config") + 1] == str(Path.cwd() / "fleet.toml")
+    assert command[command.index("--python") + 1] == str(Path.cwd() / "venv/bin/python")
+    _, values = program(install("worker", "supervisor", "--working-directory", "/srv"))
+    assert values["directory"] == "/srv"
+
+
+@pytest.mark.parametrize(
+    ("words", "engine"),
+    [
+        ([], ""),
+        (["--deploy", "docker"], " docker.service"),
+        (["--deploy", "docker", "-b", "unix:///run/podman/podman.sock"], " podman.socket"),
+        (["--deploy", "docker", "-b", "tcp://far:2376"], ""),
+    ],
+)
+def test_a_worker_of_containers_is_started_after_the_engine_of_its_host(words, engine):
+    facts = directives(install("worker", "systemd", *words))
+    assert facts["Wants"] == facts["After"] == f"network-online.target{engine}"
+
+
+@pytest.mark.parametrize(("name", "value"), [("FLOWFLEET_VOLUMES", "a:/a\nb:/b"), ("FLOWFLEET_POOLS", 'a ;"b"')])
+def test_a_variable_that_a_unit_cannot_hold_is_one_sentence(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    done = CliRunner().invoke(workers.cli.cli, ["install", "--for", "supervisor"])
+    assert done.exit_code != 0
+    assert name in str(done.exception)
 
 
 @pytest.mark.parametrize(
@@ -254,3 +363,19 @@ def test_the_whole_of_the_nasty_values_passes_systemds_own_reader(tmp_path):
     # a systemd before 254 says that it leaves one line out, and goes on without
     told = [line for line in said.stderr.splitlines() if "'DelegateSubgroup'" not in line]
     assert (said.returncode, said.stdout, told) == (0, "", [])
+
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "several-machines.md").read_text(encoding="utf-8")
+SHOWN = re.findall(r"    (worker|poller) (install --for (\w+) [^\n]*)\n\n```ini\n(.*?)```", PAGE, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("shown", SHOWN, ids=lambda shown: f"{shown[0]} {shown[2]}")
+def test_the_documents_show_exactly_what_the_command_prints(shown, monkeypatch):
+    part, command, _, text = shown
+    monkeypatch.setattr("flowfleet.commands.install.program_path", "/opt/flowfleet/bin/{}".format)
+    done = CliRunner().invoke(PARTS[part][0], command.partition(" |")[0].split(), catch_exceptions=False)
+    assert done.output == text
+
+
+def test_the_documents_show_a_unit_of_a_worker_and_one_of_a_poller():
+    assert [(part, kind) for part, _, kind, _ in SHOWN] == [("worker", "systemd"), ("poller", "systemd")]

@@ -45,7 +45,7 @@ def test_a_run_may_have_a_shorter_or_a_longer_time_at_a_stop(variables, env, gra
 @pytest.mark.parametrize("value", [-1, 86401, "nan", "inf", "long", True, ["x"], "x" * 5000])
 def test_a_time_at_a_stop_that_cannot_be_is_one_sentence(value):
     with pytest.raises(
-        StartFailed, match=r"^the job variable stop_grace is .*, give a number of seconds from 0 to 86400$"
+        StartFailed, match=r"^the job variable stop_grace is .*: give a number of seconds from 0 to 86400$"
     ):
         RunLimits.of(WorkerSettings(), {"stop_grace": value}, {})
 
@@ -70,7 +70,7 @@ def test_a_run_may_only_raise_the_niceness(variables, env, nice):
 @pytest.mark.parametrize("where", ["the job variable nice", "the run's variable FLOWFLEET_NICE"])
 def test_a_niceness_that_cannot_be_is_one_sentence(value, where):
     given = ({"nice": value}, {}) if "job" in where else ({}, {"FLOWFLEET_NICE": str(value)})
-    with pytest.raises(StartFailed, match=f"^{where} is .*, give a whole number from 0 to 19$") as caught:
+    with pytest.raises(StartFailed, match=f"^{where} is .*: give a whole number from 0 to 19$") as caught:
         RunLimits.of(WorkerSettings(), *given)
     assert len(str(caught.value)) < 250
 

@@ -184,7 +184,7 @@ def test_a_host_that_has_only_the_newer_prefect_is_told_what_to_do_for_the_older
     with pytest.raises(SettingsError) as failure:
         choose(on_path(new), "prefect1", fallback=new)
     assert str(failure.value) == (
-        f"{new} has prefect 3.4.1, which does not fit an API of Prefect 1, "
+        f"{new} has prefect 3.4.1, which does not fit an API of Prefect 1: "
         "name the Python of an environment with prefect 1 by --python"
     )
     assert failure.value.exit_code == 2

@@ -61,6 +61,8 @@ class EngineFacts:
     #: the control groups' version, 1 or 2; 0 = not told
     cgroups: int
     rootless: bool
+    #: how many processors it has for containers; 0 = not told
+    cpus: int = 0
     #: it has a small process 1 for containers, which hands signals on and reaps
     has_init: bool
 
@@ -281,7 +283,7 @@ def require_sdk() -> None:
         import docker  # noqa: F401, PLC0415
     except ImportError as exc:
         raise SettingsError(
-            "--deploy docker needs the Docker SDK, install flowfleet with its extra: pip install 'flowfleet[docker]'"
+            "--deploy docker needs the Docker SDK: install it with pip install 'flowfleet[docker]'"
         ) from exc
 
 
@@ -295,6 +297,7 @@ def _facts_of(client: DockerClient) -> EngineFacts:
         api=str(told.get("ApiVersion", "")),
         cgroups=int(str(info.get("CgroupVersion") or "0")),
         rootless=any("rootless" in option for option in security),
+        cpus=int(info.get("NCPU") or 0),
         # Podman does not tell, and needs a further package for it
         has_init=any("init" in name for name in names),
     )

@@ -35,7 +35,7 @@ class ImageName:
     def parse(cls, text: str) -> ImageName:
         """Read a name; raises `UnsupportedRun` for one that no registry could have."""
         if len(text) > _LONGEST or not _FITS.fullmatch(text):
-            raise UnsupportedRun(f"the image name {text[:100]!r} is none that a registry can have, correct it")
+            raise UnsupportedRun(f"the image name {text[:100]!r} is none that a registry can have: correct it")
         name, _, digest = text.partition("@")
         head, slash, rest = name.partition("/")
         # as the engine tells them apart: a host has a dot, a colon, or is localhost (source: distribution/reference)

@@ -147,7 +147,7 @@ def made(where: str, what: str, parts: Mapping[str, Kind], value: Any) -> dict[s
     found = given(what, table, value, where)
     unknown = [name for name in found if name not in parts]
     if unknown:
-        raise UnsupportedRun(f"it has a {what} with {unknown[0][:60]!r}, give {', '.join(parts)}")
+        raise UnsupportedRun(f"it has a {what} with {unknown[0][:60]!r}: give {', '.join(parts)}")
     return {name: given(name, parts[name], each, where) for name, each in found.items() if each is not None}
 
 

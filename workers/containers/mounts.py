@@ -44,7 +44,7 @@ def checked(given: Mapping[str, Any]) -> dict[str, Any]:
     kind, source = mount.setdefault("Type", "volume"), mount.get("Source", "")
     if kind not in _TYPES or not mount.get("Target", "").startswith("/"):
         raise UnsupportedRun(
-            f"it has a mount of the type {kind[:20]!r} at {mount.get('Target', '')[:60]!r}, give bind, volume or tmpfs "
+            f"it has a mount of the type {kind[:20]!r} at {mount.get('Target', '')[:60]!r}: give bind, volume or tmpfs "
             "with a Target that begins with /"
         )
     if kind == "volume" and source and not source[0].isalnum():

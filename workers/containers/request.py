@@ -15,6 +15,7 @@ from workers.containers.allowed import OURS, Permissions
 from workers.containers.engine import EngineFacts
 from workers.containers.volumes import Volume
 from workers.deployment import RunLimits
+from workers.shim.spawn import forbidden
 
 #: the labels of ours; whose container it is, and all that a worker needs that finds it without its run folder
 FLEET, HOST, RUN, CLAIM, WORKER, FACTS, PART = (
@@ -134,6 +135,9 @@ def create_request(
     mounted += [options.permissions.volume(text) for text in own.pop("binds", ())]
     mounted += [Volume(source=path, target=path, mode="ro") for path in ask.files if options.permissions.local]
     env = {**_environment(own.pop("environment", None)), **ask.env}
+    misgiven = forbidden(ask.command, env)
+    if misgiven is not None:
+        raise UnsupportedRun(misgiven)  # Docker would take a = in a name for the end of it
     create = {
         "command": list(ask.command),
         "environment": env | {name: network.address(env[name]) for name in ask.api_variables if name in env},

@@ -46,14 +46,14 @@ def parse(text: str, *, folder: Path, home: Callable[[str], str] = os.path.expan
     if not text.isprintable():
         raise UnsupportedRun(f"the volume {text[:200]!r} has a character that no path can have here")
     if len(fields) > _MOST_FIELDS or not all(fields):
-        raise UnsupportedRun(f"the volume {text[:200]!r} is none, write SOURCE:PATH or SOURCE:PATH:MODE")
+        raise UnsupportedRun(f"the volume {text[:200]!r} is none: write SOURCE:PATH or SOURCE:PATH:MODE")
     source, target = (None, fields[0]) if len(fields) == 1 else (fields[0], fields[1])
     mode = fields[2] if len(fields) == _MOST_FIELDS else "rw"
     if not target.startswith("/"):
         raise UnsupportedRun(f"the volume {text[:200]!r} must name a path inside the container that begins with /")
     unknown = set(mode.split(",")) - _MODES
     if unknown:
-        raise UnsupportedRun(f"the volume {text[:200]!r} has the mode {min(unknown)!r}, give ro or rw")
+        raise UnsupportedRun(f"the volume {text[:200]!r} has the mode {min(unknown)!r}: give ro or rw")
     target = os.path.normpath(target)
     if source is None:
         return Volume(source=None, target=target)
@@ -90,7 +90,7 @@ def check(volume: Volume, allowed: Sequence[str], *, local: bool, sockets: Seque
         leads = "" if real == volume.source else f" (which leads to {real})"
         raise UnsupportedRun(
             f"it asks for the folder {volume.source}{leads} of its host, which its worker does not allow: if all who "
-            f"may edit deployments may have that folder, start the worker with --allow-mount {real}"
+            f"may edit deployments may have that folder: start the worker with --allow-mount {real}"
         )
     # without links; one that somebody puts there before the engine looks is followed all the same (docs/containers.md)
     return Volume(source=real, target=volume.target, mode=volume.mode)

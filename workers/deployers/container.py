@@ -86,11 +86,12 @@ class ContainerDeployer:
         """Why no run can be started now: the engine is away; empty where it answers."""
         return self.events.away
 
-    def greet(self, *, require: bool, api: str = "") -> None:
+    def greet(self, *, require: bool, api: str = "") -> bool:
         """Ask the engine who it is, and tell; one that is away is waited for, or with `require` raises `EngineAway`.
 
-        `api` is the address of the Prefect API, which containers are to reach.
+        Returns whether it has answered. `api` is the address of the Prefect API, which containers are to reach.
         """
+        answered = False
         try:
             facts = self.engine.ping()
         except (EngineAway, EngineRefused) as exc:
@@ -98,6 +99,7 @@ class ContainerDeployer:
                 raise EngineAway(f"{exc}: start it, or name another by --base-url") from exc
             # `events` says so, and asks again
         else:
+            answered = True
             logger.info(
                 "container engine",
                 extra={"engine": facts.product, "version": facts.version, "address": self.engine.address},
@@ -106,6 +108,7 @@ class ContainerDeployer:
             if unreachable:
                 logger.warning("runs will not reach the Prefect API", extra={"why": unreachable})
         self.events.start()
+        return answered
 
     def recover(self, runs: RunFolders) -> int:
         """Make run folders again that the disk has lost, of containers that have begun; returns how many."""
@@ -188,7 +191,8 @@ class ContainerDeployer:
             container.start()
         except EngineRefused as exc:
             # as a rule it has not begun; an engine may also fail after it has
-            return self._settled(folder, container, handle, f"its container could not be started: {refused_text(exc)}")
+            why = f"the engine refuses to start its container: {refused_text(exc)}"
+            return self._settled(folder, container, handle, why)
         except EngineAway as exc:
             # nobody knows whether the engine carries the call out
             logger.warning("start of a container got no answer", extra={**folder.fields, "error": str(exc)})

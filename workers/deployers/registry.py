@@ -1,18 +1,19 @@
 """Registry: the deployers of a worker: for processes, plugged in by a package, or adopting what an agent has left."""
 
+import contextlib
 import inspect
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 
 from flowfleet.api.client import ApiClient
-from flowfleet.errors import SettingsError, UnsupportedRun
+from flowfleet.errors import EngineAway, EngineRefused, SettingsError, UnsupportedRun
 from flowfleet.failpoints import Failpoints
 from flowfleet.retry import Outage
 from flowfleet.settings.classes import WorkerSettings
 from workers.containers import volumes
 from workers.containers.allowed import Permissions
-from workers.containers.engine import Engine, require_sdk
+from workers.containers.engine import Engine, is_missing, require_sdk
 from workers.containers.images import NEVER, Images
 from workers.containers.request import ContainerOptions
 from workers.deployers import external, warm_client
@@ -24,6 +25,8 @@ from workers.host import Abilities, Host
 from workers.host_limits import raise_descriptors
 
 DEPLOYERS = "flowfleet.deployers"
+#: what `--network` may name beside networks that somebody has made; container:NAME, too
+_MODES = frozenset({"host", "none", "bridge", "default"})
 
 
 def adopting_deployer(own: Deployer, api: ApiClient, settings: WorkerSettings, outage: Outage) -> Deployer:
@@ -42,7 +45,7 @@ def plugged_in_deployer(kind: str) -> Callable[[DeployerContext], Deployer] | No
         return None
     found = [entry for entry in metadata.entry_points(group=DEPLOYERS) if entry.name == kind]
     if not found:
-        raise SettingsError(f"--deploy {kind} is unknown, use process, docker, or the name of an installed deployer")
+        raise SettingsError(f"--deploy {kind} is unknown: use process, docker, or the name of an installed deployer")
     make: Callable[..., Deployer] = found[0].load()
     return make if _takes_an_argument(make) else lambda _context: make()
 
@@ -71,7 +74,7 @@ def container_deployer(
     engine.check_address()
     if len(settings.networks) > 1 and {"host", "none"} & set(settings.networks):
         raise SettingsError(
-            f"--network {', '.join(settings.networks)}: host and none stand alone, give one of them only"
+            f"--network {', '.join(settings.networks)}: host and none stand alone; give one of them only"
         )
     folder = Path.cwd()
     try:
@@ -107,8 +110,30 @@ def container_deployer(
         holes=abilities.holes,
         failpoints=failpoints,
     )
-    deployer.greet(require=settings.require_engine, api=api)
+    if deployer.greet(require=settings.require_engine, api=api):
+        check_wishes(settings, engine)
     return deployer
+
+
+def check_wishes(settings: WorkerSettings, engine: Engine) -> None:
+    """Raise `SettingsError` for what the engine would refuse to each run; one that is away by now is not asked."""
+    with contextlib.suppress(EngineAway):
+        there = engine.facts().cpus
+        if settings.cpus is not None and 0 < there < settings.cpus:
+            raise SettingsError(f"--cpus {settings.cpus:g} is more than the {there} processors of the engine")
+        for name in settings.networks:
+            if name not in _MODES and ":" not in name:
+                _check_network(name, engine)
+
+
+def _check_network(name: str, engine: Engine) -> None:
+    try:
+        engine.ask(lambda client: client.api.inspect_network(name))
+    except EngineRefused as exc:
+        if is_missing(exc):
+            raise SettingsError(
+                f"--network {name} is not there: make it with docker network create {name}, or name another"
+            ) from exc
 
 
 def process_deployer(

@@ -119,7 +119,7 @@ class WarmClient:
             return False
         except NoAnswer as exc:
             if not self._closed.is_set() and _is_new(str(exc), self._failures):
-                logger.warning("warm parent did not start, runs start cold", extra={"error": str(exc)})
+                logger.warning("warm parent did not start: runs start cold", extra={"error": str(exc)})
             self._gone.set()
         else:
             self._ready.set()

@@ -64,7 +64,7 @@ def require_hooks() -> None:
     if missing:
         raise FleetError(
             f"Celery {celery.__version__} with kombu {kombu.__version__} lacks {', '.join(missing)}, "
-            f"without which slots cannot be kept, install celery 5.6 or 5.7"
+            f"without which slots cannot be kept: install celery 5.6 or 5.7"
         )
 
 

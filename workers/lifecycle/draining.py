@@ -3,6 +3,7 @@
 import logging
 from dataclasses import dataclass, field
 
+from flowfleet.ledger.roster import Roster
 from workers.lifecycle.consumer import Slots
 from workers.lifecycle.stop_signals import StopSignals
 from workers.reporting.outbox import Outbox
@@ -17,6 +18,7 @@ class Draining:
     """The drain of one worker, looked at after each renewal."""
 
     worker: str
+    roster: Roster
     ledger_view: LedgerView
     attempts: Attempts
     slots: Slots
@@ -27,7 +29,7 @@ class Draining:
     _was_wanted: bool = field(default=False, init=False)
 
     def look(self) -> None:
-        """Ask for the stop of a drained worker that is empty."""
+        """Ask for the stop of a drained worker that is empty; raises `LedgerUnavailable`."""
         if self.ledger_view.wanted != "draining":
             self._was_wanted = True
             return
@@ -40,8 +42,12 @@ class Draining:
         if self.from_start:
             logger.warning(
                 "this worker was drained before it started, and ends: `worker resume` lets it take runs again",
-                extra={"worker": self.worker},
+                extra={"worker": self.worker, "resume": f"worker resume {self.worker}", "note": self._note() or None},
             )
         else:
             logger.info("drained, this worker ends", extra={"worker": self.worker})
         self.stop_signals.request()
+
+    def _note(self) -> str:
+        """Why it was drained, as its operator has said."""
+        return next((row.note for row in self.roster.rows() if row.worker == self.worker), "")

@@ -115,7 +115,7 @@ class Heartbeat:
     def _held(self) -> list[Claim]:
         watched = self.clock() - self.supervisor.seen < WATCH_SECONDS
         if not watched:
-            logger.error("the supervisor does not answer, running claims are not renewed")
+            logger.error("the supervisor does not answer: running claims are not renewed")
         return [
             dataclasses.replace(attempt.held, ttl=self.leases.ttl(attempt.key))
             for attempt in self.attempts.all()
@@ -127,7 +127,9 @@ class Heartbeat:
         row = dataclasses.replace(self.row, beat=self._beat)
         other = self.roster.sign_on(row, ledgers=self.ledger_view.ledgers)
         if other is None:
-            logger.warning("the ledger had lost this worker, signed on again", extra={"worker": self.row.worker})
+            logger.warning(
+                "the ledger had lost this worker, which has signed on again", extra={"worker": self.row.worker}
+            )
         else:
             logger.error("another process has this worker's name", extra={"worker": self.row.worker})
 

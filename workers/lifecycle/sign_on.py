@@ -52,7 +52,7 @@ def open_state(
             wait(LOCK_SECONDS / 20)
         except OSError as exc:
             raise SettingsError(
-                f"the state folder {root} cannot be used ({exc.strerror}), name another with --state-dir"
+                f"the state folder {root} cannot be used ({exc.strerror}): name another with --state-dir"
             ) from exc
 
 

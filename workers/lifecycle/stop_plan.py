@@ -110,7 +110,8 @@ class StopPlan:
             )
         elif self.mode == "detach":
             logger.info(
-                "on stop: leaves its runs running, the next worker on this host adopts them", extra={"why": self.why}
+                "on stop: leaves its runs running, and the next worker on this host adopts them",
+                extra={"why": self.why},
             )
         else:
             waits = self.mode == "wait"

@@ -72,7 +72,7 @@ class Yielding:
         if waiting:
             names = ", ".join(f"{claim.name} ({claim.run_id})" for claim in waiting)
             logger.warning(
-                "runs that waited for this worker are not back at the API yet, the poller or another worker does that",
+                "runs that waited for this worker are not back at the API yet: the poller or another worker does that",
                 extra={"worker": self.worker, "runs": names},
             )
 

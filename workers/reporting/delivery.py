@@ -90,7 +90,7 @@ class Delivery:
             self.release(report, outcome)
         elif answer.claimed_since:
             logger.warning(
-                "the run was claimed anew, the report of its earlier attempt is dropped",
+                "the run was claimed anew: the report of its earlier attempt is dropped",
                 extra={**self._fields(report), "reason": answer.reason, "end": report.message},
             )
             self.run_log.say(

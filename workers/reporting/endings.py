@@ -263,7 +263,7 @@ class Endings:
 
     def _no_room(self, attempt: Attempt, exc: OSError) -> None:
         logger.error(
-            "report cannot be written to the disk, tried again",
+            "report cannot be written to the disk: it is tried again",
             extra={**attempt.fields, "error": str(exc), "next_try_seconds": DISK_SECONDS},
         )
 

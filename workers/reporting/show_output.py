@@ -86,7 +86,7 @@ class OutputFollower:
 
     def _failed(self, exc: Exception) -> None:
         if not self._troubled:
-            logger.warning("what runs print cannot be copied, their own files have it", extra={"error": str(exc)})
+            logger.warning("what runs print cannot be copied: their own files have it", extra={"error": str(exc)})
         self._troubled = True
 
     def _copy(self, tail: _Tail) -> None:

@@ -189,6 +189,8 @@ def held_from_intent(folder: RunFolder) -> Claim | None:
             route=Route.parse(str(intent["route"])),
             name=str(intent["name"]),
             due=datetime.fromisoformat(str(intent["due"])),
+            flow=str(intent.get("flow", "")),
+            deployment=str(intent.get("deployment", "")),
             state=state,
             attempt=int(intent.get("attempt", 1)),
             policy=str(intent.get("policy", "report")),

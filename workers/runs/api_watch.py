@@ -120,7 +120,7 @@ class ApiWatch:
         pools = self.ledger_view.offer.pools if self.attempts.running() else ()
         for pool in pools:
             if pool not in self._shown:
-                logger.info("cut off from Redis, the API is asked about the runs", extra={"pool": pool})
+                logger.info("cut off from Redis: the API is asked about the runs", extra={"pool": pool})
             self.api.presence.online(pool, self._name, self.ledger_view.lease.renew_seconds)
             self._shown.add(pool)
         return bool(pools)

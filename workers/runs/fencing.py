@@ -125,7 +125,7 @@ class Fencing:
         kept = {key for key, since in self._missed.items() if now - since < patience}
         if kept and now in self._missed.values():
             logger.warning(
-                "the Prefect API does not know runs that live here, none is ended for that yet",
+                "the Prefect API does not know runs that live here: none is ended for that yet",
                 extra={"runs": len(kept), "of": asked, "waits_seconds": patience},
             )
         return kept

@@ -36,7 +36,7 @@ from workers.runs.lost_policy import asked_policy
 from workers.runs.preparation import prepare
 from workers.runs.start_spec import StartSpecBuilder
 from workers.shim.syscalls import boot_clock
-from workers.state.attempts import Attempt, Attempts, fit_handle, held_to_intent
+from workers.state.attempts import Attempt, Attempts, fit_handle, held_to_intent, named
 from workers.state.run_folders import RunFolders
 from workers.stop import Stop
 
@@ -101,7 +101,7 @@ class Launch:
         job = self._ask(attempt)
         if job is None or not self._prepare(attempt, job):
             return
-        if (started := self._start(attempt, asked_policy(job))) is not None:
+        if (started := self._start(attempt, job)) is not None:
             self._deploy(started, job)
 
     # -- take
@@ -121,7 +121,7 @@ class Launch:
             outcome = self.ledger_retry.ask("Redis", lambda: self.claims.take(run_id, claim, self.worker, self.nonce))
         except LedgerUnavailable as exc:
             # nobody knows whether the move was carried out; without renewals the leader hands the claim back
-            logger.warning("take got no answer, left to the leader", extra={**fields, "error": str(exc)})
+            logger.warning("take got no answer: left to the leader", extra={**fields, "error": str(exc)})
             folder.abandon("the ledger did not answer")
             folder.remove()
             return None
@@ -171,25 +171,23 @@ class Launch:
             now = self.attempts.get(attempt.key)
             self._return(attempt, f"not ready on {self.worker}: {exc}", cancelled=now is not None and now.cancelled)
         except DeployError as exc:
-            self._fail_unstarted(attempt, exc)
+            self._fail_unstarted(attempt, exc, job)
         else:
             return True
         return False
 
-    def _fail_unstarted(self, attempt: Attempt, error: FleetError) -> None:
-        if self._start(attempt) is not None:
+    def _fail_unstarted(self, attempt: Attempt, error: FleetError, job: Job | None = None) -> None:
+        if self._start(attempt, job) is not None:
             self._fail(attempt, _as_part(str(error)))
 
     # -- start
 
-    def _start(self, attempt: Attempt, policy: str = "") -> Attempt | None:
-        """Move the claim to starting, then the run to Launching at the API; None when the claim was given away.
-
-        `policy` is what the run itself asks for if it is lost; the ledger counts starts and answers which one holds.
-        """
-        held, sent = attempt.held, boot_clock()
+    def _start(self, attempt: Attempt, job: Job | None) -> Attempt | None:
+        """Move the claim to starting, then the run to Launching at the API; None when the claim was given away."""
+        held, policy, sent = named(attempt.held, job), asked_policy(job), boot_clock()
         switch = bool(getattr(self.deployer, "has_switch", False)) and (policy or held.policy) == "requeue"
         start = partial(self.claims.start, held.run_id, held.claim, self.worker, self.nonce)
+        start = partial(start, flow=held.flow, deployment=held.deployment)
         start = partial(start, policy=policy, switch=switch, ttl=self.leases.ttl(attempt.key))
         try:
             outcome = self.ledger_retry.ask("Redis", start)
@@ -200,7 +198,7 @@ class Launch:
             cancelled = outcome.refusal is Refusal.CANCELLED
             self._return(attempt, f"the start was refused: {outcome.refusal}", cancelled=cancelled)
             return None
-        policy = outcome.claim.policy
+        policy = outcome.claim.policy  # which may not be the one that the run asks for, since the ledger counts starts
         held = replace(held, policy=policy, switch=outcome.claim.switch and policy == "requeue")
         if held != attempt.held:
             attempt.folder.note(**held_to_intent(held))  # for the next worker, before anything begins

@@ -106,7 +106,7 @@ class LoadedPrefect:
             )
         if _open_descriptors() - {0, 1, 2, *ours}:
             raise CannotWarmStart(
-                "something that prefect loads or Python starts with keeps a file open, all runs would share it"
+                "something that prefect loads or Python starts with keeps a file open, which all runs would share"
             )
         missing = [name for name in ("config", "context", "Client") if not hasattr(modules[0], name)]
         if missing:

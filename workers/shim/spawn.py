@@ -14,7 +14,7 @@ from . import cgroup, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the shim does without typing
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any, NoReturn
 
     #: why the process that was forked must execute its command; None = it can be the command by itself
@@ -22,6 +22,8 @@ if TYPE_CHECKING:  # the shim does without typing
 
 #: of the range -1000 … 1000: out of memory, the kernel kills a run before its shim, the worker or Redis
 _OOM_SCORE = 500
+#: letters of a variable's name in an error
+_SHOWN = 100
 
 
 class CannotFork(Exception):
@@ -135,7 +137,9 @@ def _become(
     except OSError as exc:
         os.write(reporter, json.dumps({"step": step, "errno": exc.errno or 0}).encode())
     except ValueError:
-        os.write(reporter, json.dumps({"step": "values", "errno": 0}).encode())
+        # told here, since the shim forgets the environment of its run
+        why = forbidden(request["argv"], request["env"])
+        os.write(reporter, json.dumps({"step": "values", "errno": 0, "why": why}).encode())
     os._exit(127)
 
 
@@ -210,7 +214,7 @@ def failure_record(trouble: dict[str, Any], request: dict[str, Any], folder: str
     if step == "late":
         return {"late": True, "error": "it was too late to start: this worker's right to the run had run out"}
     if step == "values":
-        return {"error": "its command or environment has a zero byte or an empty name in it"}
+        return {"error": trouble.get("why") or "its command or environment cannot be given to a process"}
     if step == "cwd":
         return {"error": _of_place(place, number, request["handle"]["host"])}
     if step == "limits":
@@ -218,6 +222,34 @@ def failure_record(trouble: dict[str, Any], request: dict[str, Any], folder: str
     if step == "prepare":
         return {"error": f"its process could not be set up: {os.strerror(number)}"}
     return {"error": _of_command(name, os.path.join(place, name), request, number)}
+
+
+def forbidden(argv: Sequence[str], env: Mapping[str, str]) -> str | None:
+    """What no process can be given of this command and environment, with the variable's name; None = all can be.
+
+    A value is not told, it may be secret; nor is what stands behind a = in a name.
+    """
+    for name, value in env.items():
+        if not name:
+            return "one of its variables has no name"
+        shown = name.encode("unicode_escape").decode()[:_SHOWN]
+        if "=" in name:
+            return f"the name of its variable {shown.partition('=')[0]}=… has a = in it, give name and value apart"
+        if not _can_be_given(name):
+            return f"the name of its variable {shown} has a character in it that no process can be given"
+        if not _can_be_given(value):
+            return f"its variable {shown} has a character in its value that no process can be given"
+    if not all(map(_can_be_given, argv)):
+        return "its command has a character in it that no process can be given"
+    return None
+
+
+def _can_be_given(text: str) -> bool:
+    # a zero byte cannot, nor half a character
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 def _of_place(place: str, number: int, host: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from flowfleet.api.client import Job
 from flowfleet.ledger.claims import HANDLE_LIMIT, CancelAsked, CancelHow, Claim, Refusal, State
 from workers.deployment import Exit, StartedRun
 from workers.state.run_folders import RunFolder
@@ -201,12 +202,21 @@ def fit_handle(handle: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     return {name: value if isinstance(value, int) else str(value)[:200] for name, value in known.items() if value}
 
 
+def named(held: Claim, job: Job | None) -> Claim:
+    """The claim with the names of its run's flow and deployment, where the API has told the job."""
+    if job is None:
+        return held
+    return dataclasses.replace(held, flow=job.flow_name or "", deployment=job.deployment_name or "")
+
+
 def held_to_intent(held: Claim) -> dict[str, Any]:
     """The facts of a claim for the run's folder, so that the next worker can hold it without the ledger."""
     return {
         "call": held.call,
         "route": str(held.route),
         "name": held.name,
+        "flow": held.flow,
+        "deployment": held.deployment,
         "due": held.due.isoformat(),
         "attempt": held.attempt,
         "policy": held.policy,

@@ -83,7 +83,7 @@ def _server_backend(settings: CommonSettings, found: Prefect1Settings, *, url: s
         chosen = found.get("backend")
         if chosen is None or chosen.value not in _BACKENDS:
             source, value = (chosen.source, chosen.value) if chosen else ("backend", "")
-            raise SettingsError(f"{source} cannot be {value!r}, use server or cloud")
+            raise SettingsError(f"{source} cannot be {value!r}: use server or cloud")
         return str(chosen.value)
     # Prefect's own default is Cloud, and it ends there without a key: an address that is not Cloud's tells more
     named = bool(settings.api) or found.given("cloud.api") or _means_server(found)

@@ -108,7 +108,7 @@ def applied(settings: S, api: ApiClient) -> S:
     if config_id is None:
         return settings
     if not isinstance(api, Prefect1):
-        logger.warning("--agent-config-id is ignored, only Prefect 1 has agent configs")
+        logger.warning("--agent-config-id is ignored: only Prefect 1 has agent configs")
         return settings
     try:
         uuid.UUID(config_id)

@@ -36,7 +36,7 @@ def answer_without_write(run: Run | None, call: str, now: datetime) -> Answer | 
         return Answer(verdict=Verdict.ACCEPTED, state=run.to_state())
     late = run.state == "Running" and any(task.due(now) for task in run.tasks)
     if late and any(task.state == "Running" for task in run.tasks):
-        return refused(run, "another task of the run is Running, its process is left alone")
+        return refused(run, "another task of the run is Running: its process is left alone")
     if run.state != "Scheduled" and not late:
         return refused(run, f"the run is {run.state}, not to be claimed")
     if not late and run.start_time is not None and run.start_time > now + _CLOCKS:

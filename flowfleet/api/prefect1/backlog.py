@@ -23,6 +23,8 @@ UNSERVED_SECONDS = 60.0
 #: an agent that has not asked for runs for so long does not count
 SEEN_SECONDS = 120.0
 _MOST = 50
+#: the most runs that one count reads
+_COUNTED = 200
 _TYPES = {"process": "LocalAgent", "docker": "DockerAgent"}
 
 
@@ -72,24 +74,23 @@ class Backlog:
             found.append(_due_runs(route, waiting, serving, now, at_least=full))
         return found
 
-    def count_due(self, offers: Sequence[Offer]) -> list[DueRuns]:
+    def count_due(self, offers: Sequence[Offer], *, within_seconds: float = 0.0) -> list[DueRuns]:
         # counted without asking as an agent: what nobody serves must not look served
-        return [due for tenant, own in self.tenants.by_tenant(offers).items() for due in self._count(tenant, own)]
+        within = timedelta(seconds=within_seconds)
+        by_tenant = self.tenants.by_tenant(offers)
+        return [due for tenant, own in by_tenant.items() for due in self._count(tenant, own, within)]
 
-    def _count(self, tenant: str, offers: Sequence[Offer]) -> list[DueRuns]:
+    def _count(self, tenant: str, offers: Sequence[Offer], within: timedelta) -> list[DueRuns]:
         now = self.now()
-        waiting = self._waiting(tenant, now, limit=200)
-        return [
-            DueRuns(
-                route=route,
-                runs=(),
-                due=len(runs),
-                at_least=len(waiting) >= 200,
-                oldest=min(filter(None, (run.start_time for run in runs)), default=None),
-            )
-            for route, runs in _by_route(tenant, waiting).items()
-            if any(offer.serves(route) for offer in offers)
-        ]
+        waiting = self._waiting(tenant, now + within, limit=_COUNTED)
+        found = []
+        for route, runs in _by_route(tenant, waiting).items():
+            if any(offer.serves(route) for offer in offers):
+                ready = [moment for run in runs if (moment := run.start_time or run.scheduled or now) <= now]
+                oldest = min(ready, default=None)
+                full = len(waiting) >= _COUNTED
+                found.append(DueRuns(route=route, runs=(), due=len(ready), at_least=full, oldest=oldest))
+        return found
 
     def unserved(self, offers: Sequence[Offer]) -> list[UnfitRun]:
         return [one for tenant in self.tenants.by_tenant(offers) for one in self._unserved(tenant)]

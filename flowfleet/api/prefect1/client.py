@@ -15,7 +15,6 @@ from flowfleet.api.client import (
     LogLine,
     Mark,
     OrderApi,
-    PresenceApi,
     StateType,
     UnfinishedRun,
     unguarded,
@@ -33,6 +32,7 @@ from flowfleet.api.prefect1.runs import Runs, literal
 from flowfleet.api.prefect1.states import SUBMITTED, Run, Stamp, plain
 from flowfleet.api.prefect1.tenants import Tenants
 from flowfleet.api.prefect1.writes import Writes
+from flowfleet.api.presence import PresenceApi
 from flowfleet.api.transport.reading import iso, reading, rows
 from flowfleet.api.transport.server_clock import ServerInfo
 from flowfleet.api.transport.session import ASKED_TRIES
@@ -103,7 +103,7 @@ class Prefect1:
             found = [dict(row["settings"] or {}) for row in rows(answer)]
         if not found:
             api = self.session.address.api
-            raise ApiRejected(f"{api} has no agent config {config_id}, correct --agent-config-id")
+            raise ApiRejected(f"{api} has no agent config {config_id}: correct --agent-config-id")
         return found[0]
 
     def unfinished(self, mark: Mark) -> list[UnfinishedRun]:

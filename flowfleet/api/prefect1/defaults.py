@@ -16,8 +16,8 @@ C = TypeVar("C", bound=CommonSettings)
 #: Prefect 1's settings by the names of our fields
 _TEXTS = {"name": "cloud.agent.name", "log_level": "cloud.agent.level", "cloud_logs": "cloud.send_flow_run_logs"}
 _ADDRESS, _LABELS, _VARIABLES = "cloud.agent.agent_address", "cloud.agent.labels", "cloud.agent.env_vars"
-_A_LIST = "a list of labels, write it as ['a', 'b'] or a,b"
-_A_TABLE = "a table of variables, write it as {'NAME': 'VALUE'}"
+_A_LIST = "a list of labels: write it as ['a', 'b'] or a,b"
+_A_TABLE = "a table of variables: write it as {'NAME': 'VALUE'}"
 
 
 def applied(settings: C, found: Prefect1Settings) -> C:

@@ -6,18 +6,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from flowfleet.api.client import Answer, Mark, RunState, StateType, Verdict
+from flowfleet.api.found import FoundRuns, namesakes, with_part
 from flowfleet.api.prefect1.answers import refused
 from flowfleet.api.prefect1.changes import Change, of_run, of_task
 from flowfleet.api.prefect1.runs import Runs, literal
-from flowfleet.api.prefect1.states import SUBMITTED, THEIRS, WAITING, Run, Stamp, Task, written
+from flowfleet.api.prefect1.states import SUBMITTED, THEIRS, UNFINISHED, WAITING, Run, Stamp, Task, written
 from flowfleet.api.prefect1.tenants import Tenants
 from flowfleet.api.prefect1.writes import Writes
-from flowfleet.api.transport.reading import reading
+from flowfleet.api.transport.reading import reading, rows
+from flowfleet.api.transport.session import ASKED_TRIES
 from flowfleet.errors import ApiError
-from flowfleet.flow_run import ID_PART, Route
+from flowfleet.flow_run import ID_PART, UUID, Route
 
 _PAGE = 200
-_FOUND = 20
 _MOST_TASKS = 500
 #: states in which a task run keeps a restarted flow run from running it again
 _UNDONE = ("Failed", "TriggerFailed", "TimedOut", "ValidationFailed", "Cancelled", "Running", SUBMITTED)
@@ -86,11 +87,22 @@ class Orders:
         with reading("for the tasks of a run"):
             return [Task.read(task) for row in answer for task in row["task_runs"]]
 
-    def find(self, text: str) -> list[RunState]:
-        where: dict[str, Any] = {"tenant_id": {"_in": self.tenants.all()}, "name": {"_eq": text}}
-        found = self.runs.where(where, "", order="{scheduled_start_time: desc}", limit=_FOUND)
-        if not found and ID_PART.fullmatch(text.lower()):
-            waiting = {"tenant_id": {"_in": self.tenants.all()}, "state": {"_in": sorted(WAITING)}}
-            listed = self.runs.where(waiting, "", order="{scheduled_start_time: asc}", limit=_PAGE)
-            found = [run for run in listed if text.lower() in run.run_id]
-        return [run.to_state() for run in found]
+    def find(self, text: str) -> FoundRuns:
+        part = text.lower()
+        if UUID.fullmatch(part):
+            return FoundRuns(self._names({"id": {"_eq": part}}))
+        found = namesakes(lambda limit: self._names({"name": {"_eq": text}}, "{scheduled_start_time: desc}", limit))
+        if found.names or not ID_PART.fullmatch(part):
+            return found
+        return with_part(part, self._unfinished)
+
+    def _unfinished(self, but: Collection[str], limit: int) -> dict[str, str]:
+        # those that are due first
+        others: dict[str, Any] = {"id": {"_nin": list(but)}} if but else {}
+        return self._names({"state": {"_in": sorted(UNFINISHED)}, **others}, "{scheduled_start_time: asc}", limit)
+
+    def _names(self, where: Mapping[str, Any], order: str = "", limit: int | None = None) -> dict[str, str]:
+        ours = {"tenant_id": {"_in": self.tenants.all()}, **where}
+        answer = self.runs.select("flow_run", ours, "id name", order=order, limit=limit, tries=ASKED_TRIES)
+        with reading("for runs"):
+            return {str(run["id"]): str(run["name"] or "") for run in rows(answer)}

@@ -25,6 +25,8 @@ _KINDS = {
     **dict.fromkeys(("Failed", "TimedOut", "TriggerFailed", "ValidationFailed"), StateType.FAILED),
     "Cancelled": StateType.CANCELLED,
 }
+#: states of a run that has not ended
+UNFINISHED = frozenset(name for name, kind in _KINDS.items() if not kind.terminal)
 
 
 def kind_of(name: str) -> StateType:

@@ -29,7 +29,7 @@ class Tenants:
         answer = self.runs.ask("query { auth_info { tenant_id } }", "auth_info", tries=ASKED_TRIES)
         tenant = answer.get("tenant_id") if isinstance(answer, Mapping) else None
         if not tenant:
-            raise ApiRejected(f"{self.graphql.session.address.api} tells no tenant for our key, give it by --tenant-id")
+            raise ApiRejected(f"{self.graphql.session.address.api} tells no tenant for our key: give it by --tenant-id")
         return str(tenant)
 
     def _first(self) -> str:
@@ -39,7 +39,7 @@ class Tenants:
         if not found:
             where = self.graphql.session.address.shown
             raise ApiRejected(
-                f"the Prefect Server at {where} has no tenant, create one by `prefect server create-tenant`"
+                f"the Prefect Server at {where} has no tenant: create one by `prefect server create-tenant`"
             )
         return found[0]
 
@@ -48,7 +48,7 @@ class Tenants:
         tenant = self.own()
         where = literal({"id": {"_eq": tenant}})
         if not self.runs.ask_first(f"query {{ tenant(where: {where}) {{ id }} }}", "tenant"):
-            raise ApiRejected(f"{self.graphql.session.address.api} has no tenant {tenant}, correct --tenant-id")
+            raise ApiRejected(f"{self.graphql.session.address.api} has no tenant {tenant}: correct --tenant-id")
 
     def by_tenant(self, offers: Sequence[Offer]) -> dict[str, list[Offer]]:
         """The offers by their workers' tenants: a server that was set up anew has another for workers started since."""
@@ -72,10 +72,25 @@ class Tenants:
         labels = tuple(sorted(set(offer.labels)))
         return Offer(backend=offer.backend, labels=labels, tenant=self.own(), deploy=offer.deploy)
 
+    def missing_pools(self, offer: Offer) -> tuple[str, ...]:
+        # there are no pools
+        del offer
+        return ()
+
+    def work_queues(self, offer: Offer) -> tuple[str, ...]:
+        # and no work queues
+        del offer
+        return ()
+
     def routes(self, offer: Offer) -> list[Route]:
         # none beforehand: only the listed runs tell which label sets there are, and the poller keeps those
         del offer
         return []
+
+    def changed(self, offer: Offer) -> bool:
+        # never: `routes` tells none
+        del offer
+        return False
 
     def online(self, pool: str, name: str, interval_seconds: float) -> None:
         # nothing to do: an agent shows as alive by asking for runs

@@ -83,7 +83,7 @@ def find_address(settings: CommonSettings, environ: Mapping[str, str], found: Ma
 def no_address() -> SettingsError:
     """The error for settings that name no API."""
     return SettingsError(
-        "no Prefect API is set, give its address by --api http://HOST:4200/api, by PREFECT_API_URL, or by "
+        "no Prefect API is set: give its address by --api http://HOST:4200/api, by PREFECT_API_URL, or by "
         "`prefect config set PREFECT_API_URL=…`; that of Prefect 1 by --api http://HOST:4200 or PREFECT__CLOUD__API"
     )
 

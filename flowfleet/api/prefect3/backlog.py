@@ -13,8 +13,9 @@ from urllib.parse import quote
 
 from flowfleet.api.backlog import DueRuns, Place, Rival, UnfitRun
 from flowfleet.api.client import StateType
+from flowfleet.api.prefect3.life import online_workers
 from flowfleet.api.prefect3.pools import Pools, pool_path
-from flowfleet.api.prefect3.states import state_of
+from flowfleet.api.prefect3.tally import LIST_LIMIT, MOST_QUEUES, Tally
 from flowfleet.api.transport.reading import Json, instant, iso, reading, rows
 from flowfleet.api.transport.responses import NotFound
 from flowfleet.api.transport.session import ASKED_TRIES, Session
@@ -22,10 +23,8 @@ from flowfleet.flow_run import FlowRun, Offer, Route
 
 logger = logging.getLogger(__name__)
 
-#: the most runs that one request lists
-LIST_LIMIT = 200
-#: the most queues that are asked for one by one when an answer did not list everything
-MOST_QUEUES = 20
+#: for so long a queue that a worker names and that does not exist is not looked for again
+MISSING_SECONDS = 60.0
 #: how far ahead of its time a poller may claim a run: where a limit leaves room for a few, no later run may take their
 #: place
 NEAR_SECONDS = 5.0
@@ -64,10 +63,14 @@ class Backlog:
         body = {"scheduled_before": iso(now + timedelta(seconds=within_seconds)), "limit": limit}
         return self._each(offers, lambda pool, pool_id, queues: self._list(pool, pool_id, queues, body, now))
 
-    def count_due(self, offers: Sequence[Offer]) -> list[DueRuns]:
-        # by queries that do not change the queues' status
-        now = self.now()
-        return self._each(offers, lambda pool, pool_id, queues: self._count(pool, pool_id, queues, now))
+    def count_due(self, offers: Sequence[Offer], *, within_seconds: float = 0.0) -> list[DueRuns]:
+        # all queues of the pools: what waits in one that no worker takes is seen by nothing else
+        now, tally = self.now(), Tally(self.session, self.pools)
+        until = now + timedelta(seconds=within_seconds)
+        with reading("for what waits"):
+            if not tally.any_in([pool for pool, _ in wanted_queues(offers)], until):
+                return []
+        return self._each(offers, lambda pool, pool_id, _: tally.of_pool(pool, pool_id, now, until))
 
     def unserved(self, offers: Sequence[Offer]) -> list[UnfitRun]:
         # none: a run names its own pool, and `status` shows what waits there
@@ -75,9 +78,8 @@ class Backlog:
         return []
 
     def rivals(self, offers: Sequence[Offer]) -> list[Rival]:
-        # none: the server's own locks keep workers of one pool apart
-        del offers
-        return []
+        pools = sorted({pool for offer in offers for pool in offer.pools})
+        return [rival for pool in pools for rival in online_workers(self.session, pool)]
 
     def place(self, run_id: str) -> Place | None:
         # The run's pool and queue, with their pauses and limits; None also when one of these does not exist. A person
@@ -124,7 +126,7 @@ class Backlog:
                     found += ask(pool, pool_id, queues)
                 except NotFound:
                     self.pools.forget(pool)
-                    logger.warning("pool or queue is gone, nothing is due there", extra={"pool": pool})
+                    logger.warning("pool or queue is gone: nothing is due there", extra={"pool": pool})
         return found
 
     def _list(
@@ -185,45 +187,12 @@ class Backlog:
         )
         return {str(queue["name"]): rank for rank, queue in enumerate(queues)}
 
-    def _count(self, pool: str, pool_id: str, queues: Sequence[str], now: datetime) -> list[DueRuns]:
-        if self.pools.read(pool).get("is_paused"):
-            return []  # a paused pool hands out nothing
-        query: dict[str, Any] = {
-            "work_pools": {"name": {"any_": [pool]}},
-            "flow_runs": {
-                "state": {"type": {"any_": [StateType.SCHEDULED.value]}},
-                "next_scheduled_start_time": {"before_": iso(now)},
-            },
-        }
-        if queues:
-            query["work_pool_queues"] = {"name": {"any_": list(queues)}}
-        total = int(self.session.post("/flow_runs/count", query))
-        return self._counted(pool, pool_id, query, total) if total else []
-
-    def _counted(self, pool: str, pool_id: str, query: Json, total: int) -> list[DueRuns]:
-        known = self.pools.queues(pool, anew=True)  # anew, also to know which are paused
-        body = {**query, "sort": "NEXT_SCHEDULED_START_TIME_ASC", "limit": LIST_LIMIT}
-        by_route: dict[Route, list[FlowRun]] = {}
-        for item in rows(self.session.post("/flow_runs/filter", body)):
-            queue_id = str(item["work_queue_id"])
-            run = self._flow_run(pool, pool_id, item, queue_id)
-            if run is None or known.get(queue_id, {}).get("is_paused") or state_of(item).held:
-                continue
-            by_route.setdefault(run.route, []).append(run)
-        counted = [
-            DueRuns(route=route, runs=(), due=len(runs), at_least=total > LIST_LIMIT, oldest=min(r.due for r in runs))
-            for route, runs in by_route.items()
-        ]
-        if len(counted) == 1 and total > LIST_LIMIT and len(known) == 1:
-            # the pool has one queue only, so the whole count is that queue's
-            return [replace(counted[0], due=total, at_least=False)]
-        return counted
-
     def _existing(self, pool: str, names: Sequence[str]) -> list[str]:
         """The queues that exist among the named: the server answers 404 for all when one queue is unknown."""
         there = self.pools.queue_names(pool)
         if not there.issuperset(names):
-            there = self.pools.queue_names(pool, anew=True)
+            # nobody may ever make it: the polls of an idle fleet are to stay few
+            there = self.pools.queue_names(pool, seconds=MISSING_SECONDS)
         return [name for name in names if name in there]
 
     def _flow_run(self, pool: str, pool_id: str, run: Json, queue_id: str) -> FlowRun | None:

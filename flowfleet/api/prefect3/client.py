@@ -15,7 +15,6 @@ from flowfleet.api.client import (
     LogLine,
     Mark,
     OrderApi,
-    PresenceApi,
     StateType,
     UnfinishedRun,
     unguarded,
@@ -30,6 +29,7 @@ from flowfleet.api.prefect3.orders import Orders
 from flowfleet.api.prefect3.pools import Pools
 from flowfleet.api.prefect3.states import state_of
 from flowfleet.api.prefect3.writes import Writes, mark_message, mark_prefix
+from flowfleet.api.presence import PresenceApi
 from flowfleet.api.transport.reading import Json, instant, iso, reading, rows
 from flowfleet.api.transport.responses import ResponseRefused
 from flowfleet.api.transport.server_clock import ServerInfo
@@ -100,7 +100,7 @@ class Prefect3:
         except ResponseRefused as refused:
             raise ApiRejected(
                 f"the Prefect server at {self.session.address.shown} has version {version}, "
-                "which cannot claim runs in bulk (flow_runs/bulk_set_state), upgrade the server to the newest Prefect 3"
+                "which cannot claim runs in bulk (flow_runs/bulk_set_state): upgrade the server to the newest Prefect 3"
             ) from refused
         self._claims_in_bulk = True
 

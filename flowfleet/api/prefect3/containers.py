@@ -84,7 +84,7 @@ def _pull(given: Any) -> str | None:
         return None
     if given not in PULL_POLICIES:
         raise UnsupportedRun(
-            f"the job variable image_pull_policy cannot be {str(given)[:50]!r}, give {', '.join(PULL_POLICIES)}"
+            f"the job variable image_pull_policy cannot be {str(given)[:50]!r}: give {', '.join(PULL_POLICIES)}"
         )
     return str(given)
 
@@ -104,5 +104,5 @@ def _gpus(given: Any) -> dict[str, Any]:
     try:
         count = -1 if str(given) == "all" else int(str(given))
     except ValueError as error:
-        raise UnsupportedRun(f"the job variable gpus cannot be {str(given)[:50]!r}, give a number or all") from error
+        raise UnsupportedRun(f"the job variable gpus cannot be {str(given)[:50]!r}: give a number or all") from error
     return {"device_requests": [{"Driver": "", "Count": count, "Capabilities": [["gpu"]], "Options": {}}]}

@@ -170,7 +170,7 @@ def _argv(command: Any) -> tuple[str, ...]:
     except ValueError as error:
         # never with the command's text: a filled-in placeholder may be a secret
         raise UnsupportedRun(
-            "the job variable command has an open quotation mark or ends with a backslash, correct it in the job "
+            "the job variable command has an open quotation mark or ends with a backslash: correct it in the job "
             "variables of the pool, the deployment or the run"
         ) from error
 

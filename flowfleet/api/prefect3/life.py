@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from flowfleet.api.backlog import Rival
 from flowfleet.api.client import Mark, StateType
 from flowfleet.api.life import LaunchedClaim, Silent, cut_off_name
 from flowfleet.api.prefect3.pools import pool_path
 from flowfleet.api.prefect3.states import claimed_since
 from flowfleet.api.prefect3.writes import LAUNCHING_ON, mark_message
-from flowfleet.api.transport.reading import Json, reading, rows
+from flowfleet.api.transport.reading import Json, instant, reading, rows
 from flowfleet.api.transport.responses import NotFound
 from flowfleet.api.transport.session import Session
 from flowfleet.flow_run import is_claim_of
@@ -40,12 +41,9 @@ class Life:
             return {str(pool["name"]) for pool in rows(pools)}
 
     def _beats(self, pool: str) -> dict[str, str]:
-        try:
-            workers = self.session.post(pool_path(pool, "workers", "filter"), {"limit": _PAGE})
-        except NotFound:
-            return {}
         with reading("for the workers of a pool"):
-            return {str(row["name"]): str(row.get("last_heartbeat_time") or "") for row in rows(workers)}
+            workers = _workers(self.session, pool, {})
+            return {str(row["name"]): str(row.get("last_heartbeat_time") or "") for row in workers}
 
     def origin(self, run_id: str, fleet: str) -> LaunchedClaim | None:
         """The claim of the run's last Launching, if that is this fleet's and nothing else has come since."""
@@ -53,6 +51,23 @@ class Life:
         with reading("for the history of a run"):
             history = sorted(rows(answer), key=lambda state: str(state.get("timestamp") or ""))
             return _origin(history, run_id, Mark(fleet=fleet))
+
+
+def online_workers(session: Session, pool: str) -> list[Rival]:
+    """The workers that are online in this pool, whoever's; one request."""
+    with reading("for the workers of a pool"):
+        workers = _workers(session, pool, {"workers": {"status": {"any_": ["ONLINE"]}}})
+        return [
+            Rival(name=str(row["name"]), type="worker", pool=pool, seen=instant(row.get("last_heartbeat_time")))
+            for row in workers
+        ]
+
+
+def _workers(session: Session, pool: str, wanted: Json) -> list[Json]:
+    try:
+        return list(rows(session.post(pool_path(pool, "workers", "filter"), {**wanted, "limit": _PAGE})))
+    except NotFound:  # the pool was deleted
+        return []
 
 
 def _origin(history: Sequence[Json], run_id: str, mark: Mark) -> LaunchedClaim | None:

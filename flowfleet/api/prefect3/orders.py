@@ -7,15 +7,15 @@ from datetime import UTC, datetime
 from typing import Any
 
 from flowfleet.api.client import Answer, Mark, RunState, StateType, Verdict
+from flowfleet.api.found import FoundRuns, namesakes, with_part
 from flowfleet.api.prefect3.fence import Write
 from flowfleet.api.prefect3.states import state_of
 from flowfleet.api.prefect3.writes import Writes, mark_message, new_state
 from flowfleet.api.transport.reading import iso, reading, rows
-from flowfleet.api.transport.session import Session
+from flowfleet.api.transport.session import ASKED_TRIES, Session
 from flowfleet.flow_run import ID_PART, UUID, Route
 
 _PAGE = 200
-_FOUND = 20
 _UNDER_WAY = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING, StateType.PAUSED)
 
 
@@ -103,22 +103,23 @@ class Orders:
 
         return self.writes.fence.write(run_id, decide)
 
-    def find(self, text: str) -> list[RunState]:
-        if UUID.fullmatch(text.lower()):
-            return list(self._page({"id": {"any_": [text.lower()]}}).values())
-        named = {"flow_runs": {"name": {"any_": [text]}}, "sort": "EXPECTED_START_TIME_DESC", "limit": _FOUND}
-        waiting = {
-            "flow_runs": {"state": {"type": {"any_": [StateType.SCHEDULED.value]}}},
-            "sort": "EXPECTED_START_TIME_ASC",
-            "limit": _PAGE,
-        }
-        found = self._listed(named)
-        if not found and ID_PART.fullmatch(text.lower()):
-            # the server has no question for a part of an id
-            found = [state for state in self._listed(waiting) if text.lower() in state.run_id]
-        return found
+    def find(self, text: str) -> FoundRuns:
+        part = text.lower()
+        if UUID.fullmatch(part):
+            return FoundRuns(self._names({"id": {"any_": [part]}}, "ID_DESC", 1))
+        found = namesakes(lambda limit: self._names({"name": {"any_": [text]}}, "EXPECTED_START_TIME_DESC", limit))
+        if found.names or not ID_PART.fullmatch(part):
+            return found
+        return with_part(part, self._unfinished)
 
-    def _listed(self, body: Mapping[str, Any]) -> list[RunState]:
-        answer = self.session.post("/flow_runs/filter", dict(body))
+    def _unfinished(self, but: Collection[str], limit: int) -> dict[str, str]:
+        # those that are due first
+        kinds = [kind.value for kind in StateType if not kind.terminal]
+        others: dict[str, Any] = {"id": {"not_any_": list(but)}} if but else {}
+        return self._names({"state": {"type": {"any_": kinds}}, **others}, "EXPECTED_START_TIME_ASC", limit)
+
+    def _names(self, flow_runs: Mapping[str, Any], sort: str, limit: int) -> dict[str, str]:
+        wanted = {"flow_runs": flow_runs, "sort": sort, "limit": limit}
+        answer = self.session.post("/flow_runs/filter", wanted, tries=ASKED_TRIES)
         with reading("for runs"):
-            return [state_of(run) for run in rows(answer)]
+            return {str(run["id"]): str(run.get("name") or "") for run in rows(answer)}

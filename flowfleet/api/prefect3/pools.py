@@ -1,7 +1,7 @@
 """Pools: Prefect 3's work pools and their queues: created, found by name, and cached for a short while."""
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -37,11 +37,11 @@ class ExpiringCache:
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
     _kept: dict[Any, tuple[float, Any]] = field(default_factory=dict, init=False, repr=False)
 
-    def get(self, key: Any, ask: Callable[[], Any]) -> Any:
-        """The kept answer, or a new one from `ask`; what `ask` raises is not kept."""
-        now = self.clock()
+    def get(self, key: Any, ask: Callable[[], Any], *, seconds: float | None = None) -> Any:
+        """The kept answer, or a new one from `ask`; what `ask` raises is not kept. `seconds` wants a newer one."""
+        now, fresh = self.clock(), self.seconds if seconds is None else seconds
         with self._lock:
-            if key in self._kept and now - self._kept[key][0] < self.seconds:
+            if key in self._kept and now - self._kept[key][0] < fresh:
                 return self._kept[key][1]
         answer = ask()
         with self._lock:
@@ -65,6 +65,9 @@ class Pools:
         self._queues = ExpiringCache(FRESH_SECONDS * 10, clock)  # an unknown queue id refreshes them at once
         #: whether a pool has a limit changes seldom, and the server itself enforces a new limit at once
         self._limits = ExpiringCache(FRESH_SECONDS * 10, clock)
+        #: the queues of each pool as `routes` told them last; the pools that have turned out different since
+        self._told: dict[str, frozenset[str]] = {}
+        self._changed: set[str] = set()
 
     def resolve(self, offer: Offer, *, create: bool) -> Offer:
         # raises `SettingsError` for a pool that is missing, cannot be created or cannot be served
@@ -74,17 +77,24 @@ class Pools:
             self._session.reader.proven.set()  # workers only ask for their pools, and never call `probe`
         return replace(offer, pool_ids=tuple(ids))
 
+    def missing_pools(self, offer: Offer) -> tuple[str, ...]:
+        with reading("for a pool"):
+            missing = tuple(name for name in offer.pools if self._found(name) is None)
+        for name in missing:
+            _check_name(name)
+        return missing
+
     def _resolved(self, name: str, offer: Offer, *, create: bool) -> str:
         pool = self._found(name) or (self._create(name) if create else None)
         if pool is None:
             raise SettingsError(f"there is no work pool {name!r}, start a worker with --pool {name} to create it")
         _check_type(pool, offer.deploy)
-        if create and offer.work_queues:
-            self._make_queues(name, offer.work_queues)
         return str(pool["id"])
 
-    def read(self, name: str) -> Mapping[str, Any]:
-        """The pool by name, at most 30 s old; raises `NotFound` when it is gone."""
+    def read(self, name: str, *, anew: bool = False) -> Mapping[str, Any]:
+        """The pool by name, at most 30 s old, or `anew`; raises `NotFound` when it is gone."""
+        if anew:
+            self._pools.forget(name)
         pool: Mapping[str, Any] = self._pools.get(name, lambda: self._session.get(pool_path(name)))
         return pool
 
@@ -93,22 +103,27 @@ class Pools:
         limit = self._limits.get(name, lambda: self.read(name).get("concurrency_limit"))
         return limit is not None
 
-    def queues(self, name: str, *, anew: bool = False) -> dict[str, Mapping[str, Any]]:
-        """The pool's queues by id, at most 5 minutes old; `anew` asks the API now."""
+    def queues(self, name: str, *, anew: bool = False, seconds: float | None = None) -> dict[str, Mapping[str, Any]]:
+        """The pool's queues by id, at most 5 minutes or `seconds` old; `anew` asks the API now."""
         if anew:
             self._queues.forget(name)
-        queues: dict[str, Mapping[str, Any]] = self._queues.get(name, lambda: self._list_queues(name))
+        queues: dict[str, Mapping[str, Any]] = self._queues.get(name, lambda: self._list_queues(name), seconds=seconds)
         return queues
 
-    def queue_names(self, name: str, *, anew: bool = False) -> set[str]:
+    def queue_names(self, name: str, *, anew: bool = False, seconds: float | None = None) -> set[str]:
         """The names of the pool's queues, as `queues` has them."""
-        return {str(queue["name"]) for queue in self.queues(name, anew=anew).values()}
+        return {str(queue["name"]) for queue in self.queues(name, anew=anew, seconds=seconds).values()}
+
+    def work_queues(self, offer: Offer) -> tuple[str, ...]:
+        with reading("for the queues of a pool"):
+            return tuple(sorted({name for pool in offer.pools for name in self.queue_names(pool, anew=True)}))
 
     def forget(self, name: str) -> None:
         """Drop what is cached about a pool, since the pool has turned out to be different."""
         self._pools.forget(name)
         self._queues.forget(name)
         self._limits.forget(name)
+        self._changed.add(name)
 
     def queue_name(self, pool: str, queue_id: str) -> str | None:
         """The name of a queue, None when it does not exist; for a queue that is not cached the API is asked anew."""
@@ -119,8 +134,17 @@ class Pools:
         found: list[Route] = []
         with reading("for the queues of a pool"):
             for name, pool_id in zip(offer.pools, offer.pool_ids, strict=True):
-                found += [Route("prefect3", pool_id, queue) for queue in self.queue_names(name, anew=True)]
-        return sorted(filter(offer.serves, found))
+                try:
+                    names = frozenset(self.queue_names(name, anew=True))
+                except NotFound:  # the pool was deleted
+                    names = frozenset()
+                found += [Route("prefect3", pool_id, queue) for queue in names]
+                self._told[name] = names
+                self._changed.discard(name)
+        return sorted(found)
+
+    def changed(self, offer: Offer) -> bool:
+        return not self._changed.isdisjoint(offer.pools)
 
     def online(self, pool: str, name: str, interval_seconds: float) -> None:
         # a worker's heartbeat, which the pool's page shows
@@ -140,21 +164,19 @@ class Pools:
             page = rows(self._session.post(pool_path(name, "queues", "filter"), body))
             queues |= {str(queue["id"]): queue for queue in page}
             if len(page) < _PAGE:
-                return queues
+                break
+        if self._told.get(name) != frozenset(str(queue["name"]) for queue in queues.values()):
+            self._changed.add(name)
+        return queues
 
     def _found(self, name: str) -> Mapping[str, Any] | None:
-        self._pools.forget(name)
         try:
-            return self.read(name)
+            return self.read(name, anew=True)
         except NotFound:
             return None
 
     def _create(self, name: str) -> Mapping[str, Any] | None:
-        if name.lower().startswith("prefect"):
-            raise SettingsError(
-                f"the work pool {name!r} cannot be created because Prefect keeps names that begin with "
-                '"prefect" for itself, choose another name for --pool'
-            )
+        _check_name(name)
         body = {
             "name": name,
             "type": POOL_TYPE,
@@ -169,14 +191,14 @@ class Pools:
             raise ApiRejected(f"the work pool {name!r} cannot be created: {refused.detail}") from refused
         return pool
 
-    def _make_queues(self, pool: str, names: Sequence[str]) -> None:
-        there = self.queue_names(pool, anew=True)
-        for name in names:
-            if name in there:
-                continue
-            with suppress(Conflict):
-                self._session.post(pool_path(pool, "queues"), {"name": name})
-            self._queues.forget(pool)
+
+def _check_name(name: str) -> None:
+    """Raise `SettingsError` for the name of a pool that Prefect lets nobody make."""
+    if name.lower().startswith("prefect"):
+        raise SettingsError(
+            f"the work pool {name!r} cannot be created because Prefect keeps names that begin with "
+            '"prefect" for itself, choose another name for --pool'
+        )
 
 
 def _check_type(pool: Mapping[str, Any], deploy: str) -> None:
@@ -198,5 +220,5 @@ def _check_type(pool: Mapping[str, Any], deploy: str) -> None:
     if not configured >= _NEEDED:
         raise SettingsError(
             f"the work pool {pool['name']!r} is of type {pool['type']!r}, whose job template lacks "
-            f"{', '.join(sorted(_NEEDED - configured))}, use a pool of type {POOL_TYPE} or process"
+            f"{', '.join(sorted(_NEEDED - configured))}: use a pool of type {POOL_TYPE} or process"
         )

@@ -200,7 +200,7 @@ class _Resolver:
             if isinstance(value, Mapping | list):
                 raise UnsupportedRun(
                     f"{where}: {match[0]} is a {'table' if isinstance(value, Mapping) else 'list'}, which cannot stand "
-                    "within a text, name one of its values"
+                    "within a text: name one of its values"
                 )
             return str(value)
 
@@ -211,7 +211,7 @@ class _Resolver:
         kind, _, rest = reference.removeprefix(_BLOCK).partition(".")
         name, _, path = rest.partition(".")
         if not name:
-            raise UnsupportedRun(f"{where}: {{{{ {reference} }}}} names no block, write prefect.blocks.TYPE.NAME")
+            raise UnsupportedRun(f"{where}: {{{{ {reference} }}}} names no block: write prefect.blocks.TYPE.NAME")
         data = self._ask(
             ("block", kind, name),
             lambda: self._references.block(kind, name),
@@ -242,7 +242,7 @@ class _Resolver:
             try:
                 self._known[key] = ask()
             except KeyError as error:
-                raise UnsupportedRun(f"{missing}, make it or correct the reference") from error
+                raise UnsupportedRun(f"{missing}: make it or correct the reference") from error
         return self._known[key]
 
     def variables(self, text: str, where: str) -> Any:

@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from flowfleet import logs
+from flowfleet.api.transport.proxy import by_proxy
 from flowfleet.errors import SettingsError
 
 
@@ -29,13 +30,18 @@ class Address:
     @property
     def api(self) -> str:
         """The API at this address, in the words of errors."""
-        return f"the Prefect API at {self.shown}"
+        return f"the Prefect API at {self.shown}{self.by_proxy}"
+
+    @property
+    def by_proxy(self) -> str:
+        """The proxy by which the address is reached, to be put behind it in errors; empty where there is none."""
+        return by_proxy(self.url)
 
 
 def existing(ca_file: Path | None, flags: str) -> Path | None:
     """The CA file; raises `SettingsError`, which names these flags or variables, when it does not exist."""
     if ca_file is not None and not ca_file.exists():
-        raise SettingsError(f"the CA file {ca_file} does not exist, correct {flags}")
+        raise SettingsError(f"the CA file {ca_file} does not exist: correct {flags}")
     return ca_file
 
 
@@ -44,7 +50,7 @@ def parse_url(url: str, source: str, *, example: str) -> tuple[str, str | None]:
 
     Raises `SettingsError`, which names the `source` of the URL.
     """
-    complaint = f"{source} is not the address of a Prefect API, it should look like {example}"
+    complaint = f"{source} is not the address of a Prefect API: it should look like {example}"
     try:
         parts = urlsplit(url.strip())
         host, port = parts.hostname, parts.port

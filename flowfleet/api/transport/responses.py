@@ -10,10 +10,12 @@ from http import HTTPStatus
 from typing import Any
 
 import requests
+import urllib3
 
 from flowfleet.api.transport.address import Address
 from flowfleet.api.transport.connection import causes
 from flowfleet.api.transport.flavour import Disposition, Flavour
+from flowfleet.api.transport.proxy import proxy_of
 from flowfleet.errors import ApiError, ApiMaintenance, ApiRejected, ApiUnavailable, KeyRefused
 
 CONNECT_SECONDS = 5.0
@@ -75,7 +77,8 @@ class ResponseReader:
         """The error for a response that means "later", with the time that it names; None for a definite response."""
         if answer.status_code in _LATER and answer.headers.get(MAINTENANCE, "").lower() == "true":
             return ApiMaintenance(
-                f"{self.address.api} is in maintenance, it says, and answers {_status(answer.status_code)} to {named}",
+                f"{self.address.api} says that it is in maintenance, and answers {_status(answer.status_code)} to "
+                f"{named}",
                 retry_after_seconds=_retry_after(answer),
             )
         by_itself = disposition is Disposition.LATER
@@ -83,7 +86,7 @@ class ResponseReader:
             return None
         answers = "with an error of its own" if by_itself else _status(answer.status_code)
         return ApiUnavailable(
-            f"{self.address.api} answers {answers} to {named}, try again later",
+            f"{self.address.api} answers {answers} to {named}: try again later",
             answered=by_itself,
             retry_after_seconds=_retry_after(answer),
         )
@@ -121,6 +124,8 @@ class ResponseReader:
         )
 
     def _refused(self, named: str, status: int, body: Any) -> ApiError:
+        if status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
+            return ApiUnavailable(f"{self.address.api} cannot be reached: the proxy asks for a login ({status})")
         if status == HTTPStatus.NOT_FOUND and self.proven.is_set() and not self.flavour.own(body):
             return ApiUnavailable(
                 f"{self.address.api} is not there now: {named} is answered with {_status(status)}, "
@@ -143,9 +148,13 @@ class ResponseReader:
         """The error for no response within the given seconds, or for a connection that failed."""
         if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes(error)):
             return ApiRejected(f"the certificate of {self.address.api} is not trusted, {self.flavour.ca_remedy}")
+        proxy = proxy_of(self.address.url)
         if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema):
+            if proxy:  # our own address was read already
+                return ApiRejected(f"{self.address.api} cannot be reached: no such proxy can be used, {proxy.remedy}")
             return ApiRejected(f"{self.address.shown} is not an address of a Prefect API")
-        return ApiUnavailable(f"{self.address.api} cannot be reached: {_reason(error, seconds)}")
+        remedy = f"; {proxy.remedy}" if proxy and isinstance(error, requests.exceptions.ProxyError) else ""
+        return ApiUnavailable(f"{self.address.api} cannot be reached: {_reason(error, seconds)}{remedy}")
 
     def no_api(self, what: str) -> ApiError:
         """The error for a response that no Prefect API gives.
@@ -154,7 +163,7 @@ class ResponseReader:
         """
         if self.proven.is_set():
             return ApiUnavailable(f"{self.address.api} is not there now: {what}")
-        return ApiRejected(f"{self.address.shown} is not a Prefect API: {what}{self.hint()}")
+        return ApiRejected(f"{self.address.shown}{self.address.by_proxy} is not a Prefect API: {what}{self.hint()}")
 
     def hint(self) -> str:
         """What is most often wrong with an address that is no API."""
@@ -191,7 +200,11 @@ def _reason(error: BaseException, seconds: float) -> str:
     """Why there was no response, without the address (which may hold a password)."""
     if isinstance(error, requests.exceptions.ReadTimeout):
         return f"no answer within {seconds:g} s"
-    if isinstance(error, requests.exceptions.ConnectTimeout):
-        return f"no connection within {CONNECT_SECONDS:g} s"
     words = [cause.strerror for cause in causes(error) if isinstance(cause, OSError) and cause.strerror]
-    return words[0] if words else type(error).__name__
+    if words:
+        return words[0]
+    if any(isinstance(cause, urllib3.exceptions.ConnectTimeoutError) for cause in causes(error)):
+        return f"no connection within {CONNECT_SECONDS:g} s"
+    # what a proxy answers that is asked for a tunnel has no number of its own
+    told = [str(cause) for cause in causes(error) if type(cause) is OSError]
+    return told[0] if told else type(error).__name__

@@ -16,6 +16,7 @@ from urllib3.exceptions import InsecureRequestWarning
 
 from flowfleet.api.transport.address import Address
 from flowfleet.api.transport.connection import HttpConnection, is_unanswered
+from flowfleet.api.transport.contact import Contact
 from flowfleet.api.transport.flavour import PREFECT3, Disposition, Flavour
 from flowfleet.api.transport.freshness import ReadTooOld, boot_clock
 from flowfleet.api.transport.responses import CONNECT_SECONDS, ResponseReader
@@ -65,6 +66,8 @@ class Session:
     read_seconds: float = READ_SECONDS
     #: reads the credentials anew: at SIGHUP and after a refusal they may have changed
     find_again: Callable[[], Address] | None = None
+    #: what all sessions of a process with this API have in common
+    contact: Contact = field(default_factory=Contact)
     reader: ResponseReader = field(init=False)
     #: whether the last response refused our credentials
     key_refused: bool = field(default=False, init=False)
@@ -150,6 +153,10 @@ class Session:
         """
         named = named or f"{method} {path}"
         asked = _Request(method, path, body, named, headers or {}, seconds or self.read_seconds, fresh_until)
+        with self.contact.asking():
+            return self._repeat(asked, tries)
+
+    def _repeat(self, asked: _Request, tries: int) -> Any:
         began = self.clock()
         for attempt in range(1, tries + 1):
             try:
@@ -161,10 +168,12 @@ class Session:
             else:
                 put_off = self.reader.put_off(asked.named, answer, disposition)
                 if put_off is None:
+                    self.contact.answered()
                     return self.reader.content(asked.named, answer, disposition)
                 if isinstance(put_off, ApiMaintenance):
                     raise put_off  # it lasts: whoever asks waits without end, and is not held up here
                 trouble, wait = put_off, put_off.retry_after_seconds
+            self.contact.failed(trouble)
             wait = wait if wait is not None else 0.25 * 2**attempt * (0.5 + self.dice())
             if attempt == tries or self.clock() - began + wait > RETRY_WINDOW_SECONDS:
                 raise trouble

@@ -3,6 +3,7 @@ if not term_stands(ARGV[1]) then
   return 0
 end
 redis.call('DEL', key('due'))
+redis.call('SET', key('due_at'), now())
 for i = 2, #ARGV, 2 do
   redis.call('HSET', key('due'), ARGV[i], ARGV[i + 1])
 end

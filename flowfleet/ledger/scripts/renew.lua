@@ -1,6 +1,6 @@
 -- renew: one renewal for all claims that a worker holds; writes again what Redis has lost of them.
 -- ARGV: worker, nonce, beat, number of held, then per held: run id, claim id, call, route, name, due, state, attempt, policy,
--- handle, exit, switch, ttl (the lease that the worker has heard; 0: another process of it has written the deadline)
+-- handle, exit, switch, flow, deployment, ttl (the lease that the worker has heard; 0: another process of it has written the deadline)
 local worker, nonce, beat, held = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local cancelled, fenced, reasserted, missed = {}, {}, {}, {}
 local open = gate_open()
@@ -11,7 +11,7 @@ local stale = row and mine and beat < tonumber(row.beat)
 -- a repeat of the last one: what it had to write again is written; what is gone since then went in order
 local again = row and mine and beat == tonumber(row.beat)
 
-local NAMES = {'run_id', 'claim', 'call', 'route', 'name', 'due', 'state', 'attempt', 'policy', 'handle', 'exit', 'switch', 'ttl'}
+local NAMES = {'run_id', 'claim', 'call', 'route', 'name', 'due', 'state', 'attempt', 'policy', 'handle', 'exit', 'switch', 'flow', 'deployment', 'ttl'}
 
 local function fence(run_id, why)
   fenced[#fenced + 1] = run_id
@@ -39,7 +39,10 @@ local function keep(claim, h)
     changes = corrected(h, RANK[h.state] > RANK[state] and h.state or state)
   elseif RANK[h.state] > RANK[state] then
     -- no nonce: whoever held it before the loss asks no start for it again
-    changes = {state = h.state, worker = worker, nonce = '', handle = h.handle, exit = h.exit, ttl = ttl}
+    changes = {
+      state = h.state, worker = worker, nonce = '', handle = h.handle, exit = h.exit, ttl = ttl,
+      flow = h.flow, deployment = h.deployment,
+    }
   end
   if changes then
     reasserted[#reasserted + 1] = claim.run_id
@@ -71,7 +74,8 @@ local function reassert(h)
   write_claim({
     v = VERSION, run_id = h.run_id, claim = h.claim, call = h.call, route = h.route, state = h.state, name = h.name,
     due = h.due, attempt = h.attempt, policy = h.policy, worker = worker, cancel = '0', nonce = '',
-    handle = h.handle, exit = h.exit, switch = h.switch, ttl = longest_ttl(h.ttl), boot_id = row and row.boot_id or '', machine = row and row.machine or '',
+    handle = h.handle, exit = h.exit, switch = h.switch, flow = h.flow, deployment = h.deployment,
+    ttl = longest_ttl(h.ttl), boot_id = row and row.boot_id or '', machine = row and row.machine or '',
   }, {})
   reasserted[#reasserted + 1] = h.run_id
 end
@@ -149,8 +153,9 @@ for i = 0, held - 1 do
     renew(h)
   end
 end
-if row and mine and not stale then
-  redis.call('HSET', key('worker:', worker), 'beat', beat, 'seen', now(), 'live', '1')
+-- a renewal that its worker's sign-off has overtaken on the way brings nobody back to life
+if row and mine and not stale and row.gone ~= 'stopped' then
+  redis.call('HSET', key('worker:', worker), 'beat', beat, 'seen', now(), 'live', '1', 'gone', '')
   if row.live ~= '1' then
     hint('freed', worker)
   end

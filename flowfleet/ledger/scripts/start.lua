@@ -1,9 +1,9 @@
--- start: taken -> starting, before the fork. ARGV: run id, claim id, worker, nonce, policy, switch, ttl
+-- start: taken -> starting, before the fork. ARGV: run id, claim id, worker, nonce, policy, switch, ttl, flow, deployment
 -- The policy is what the run itself asks for if it is lost (empty: what the poller was told); its attempts are counted all the same.
 -- The switch is 1 where the run ends by itself when its lease runs out, the ttl is the lease that the worker has heard.
 -- The same nonce may ask again when its first question was not answered, and only then has not forked; any other process of
 -- this worker finds `starting` under another nonce and must look at the host first.
-local run_id, claim_id, worker, nonce, policy, switch, ttl = unpack(ARGV)
+local run_id, claim_id, worker, nonce, policy, switch, ttl, flow, deployment = unpack(ARGV)
 local claim, answer = find_own('start', run_id, claim_id, worker)
 if not claim then
   return answer
@@ -30,7 +30,7 @@ if not again then
   local row = read_row(worker)
   write_claim(claim, {
     state = 'starting', nonce = nonce, policy = policy, switch = switch, ttl = longest_ttl(ttl),
-    boot_id = row.boot_id or '', machine = row.machine or '',
+    boot_id = row.boot_id or '', machine = row.machine or '', flow = flow, deployment = deployment, began_at = now(),
   })
 end
 return moved(claim)

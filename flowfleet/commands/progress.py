@@ -1,0 +1,21 @@
+"""Progress: what a command that waits says on stderr meanwhile, since stdout is for its answer."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+
+
+def say(line: str) -> None:
+    """Say how far it is."""
+    click.echo(line, err=True)
+
+
+@contextmanager
+def interruption_told(sentence: str) -> Iterator[None]:
+    """Say this when Ctrl-C ends the wait: what was ordered goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(sentence)
+        raise
