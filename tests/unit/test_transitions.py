@@ -51,6 +51,7 @@ def test_only_display_and_clean_up_look_at_the_clock_of_the_redis_host():
             "_at = now()",
             "key('attempted'), ",
             "key('forgotten'), now()",
+            "key('due_at'), now()",
             "seen",
             "ZRANGEBYSCORE",
         )
