@@ -54,12 +54,17 @@ class Listing:
         return self._at is not None and not self._counted and not any(each.runs or each.due for each in self._listed)
 
     @property
+    def full(self) -> bool:
+        """Whether the API has listed no more than it does at most, so that more may wait."""
+        return any(each.at_least for each in self._listed)
+
+    @property
     def doubtful(self) -> bool:
         """Whether more may wait than is known: the API listed no more, or a run has vanished without a claim of ours.
 
         Then somebody else has it, or something holds it back.
         """
-        return self._vanished or any(each.at_least for each in self._listed)
+        return self._vanished or self.full
 
     @property
     def hides(self) -> bool:
@@ -252,7 +257,7 @@ class Lister:
         """Count what no listing shows, where it is time to. It comes after the claims, which it must not hold up."""
         idle = self.presence.idle_offers(plan)
         # labels are neither paused nor limited: there only a full answer hides something
-        offers = (*plan.offers, *idle) if not self._by_labels or listing.doubtful else idle
+        offers = (*plan.offers, *idle) if not self._by_labels or listing.full else idle
         seconds = self.count_seconds if idle or listing.hides else 2 * self.count_seconds
         if not offers:
             listing.tally(())

@@ -191,10 +191,7 @@ class ClaimApi(Protocol):
         """Read whether the run is claimed by this very call: ACCEPTED, REFUSED or UNSURE (no answer)."""
 
     def launching(self, run_id: str, call: str, claim: str, mark: Mark) -> Answer:
-        """Move a run from Submitted to Launching, as a second lock beside the ledger's.
-
-        A repeat with the same claim id is ACCEPTED, another claim id is REFUSED.
-        """
+        """Move a run from Submitted to Launching, a second lock: a repeat is ACCEPTED, another claim id REFUSED."""
 
     def started(self, run_id: str, mark: Mark, process: int | str) -> None:
         """Write the infrastructure mark `flowfleet:FLEET:HOST:PID` (Prefect 3), or with the id of a container."""

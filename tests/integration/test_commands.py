@@ -73,6 +73,16 @@ def test_status_tells_50_due_runs_to_people_and_to_programs(fleet_of_one):
     assert max(map(len, page.stdout.splitlines())) <= 80
     assert form["counts"] == {"due": 50, "outstanding": 0, "running": 0, "free_slots": 2, "outbox": 0}
     assert form["leader"]["name"] == "agent"
+    assert form["queues"][0]["held"] == {"paused": 0, "limit": 0, "unserved": 0}
+
+
+def test_runs_that_wait_while_no_worker_takes_any_are_due_and_unserved(fleet_of_one):
+    ledger, variables = fleet_of_one
+    ledger.roster.want("worker@h1", "paused")
+    said = ["due 50", "50 runs wait on flowfleet/default, which no worker takes now."]
+    asked(0, "flowfleet", "status", says=said, **variables)
+    (queue,) = json.loads(_run("flowfleet", "status", "--json", **variables).stdout)["queues"]
+    assert (queue["due"], queue["held"]["unserved"], queue["eligible_workers"]) == (50, 50, 0)
 
 
 def test_a_worker_is_listed_paused_drained_and_resumed_by_name(fleet_of_one):

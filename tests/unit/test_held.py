@@ -210,6 +210,17 @@ def test_at_prefect_1_a_full_window_is_counted_and_what_no_worker_can_start_is_u
     assert (row.due, row.at_least, row.held) == (30, False, Held(unserved=1))
 
 
+def test_at_prefect_1_a_run_that_somebody_else_has_taken_costs_no_count():
+    world = Labelled()
+    world.worker("x", slots=0)
+    run = world.api.add()
+    world.rounds(30)
+    del world.api.runs[run]
+    world.rounds(60)
+    assert world.api.count("count_due") == 0
+    assert [row.due for row in world.roster.noted] == []
+
+
 def test_a_row_of_a_later_version_is_read_and_an_earlier_one_too():
     row = RouteDue(route=ROUTE, due=2, at_least=True, oldest=None, at=5.0, held=Held(paused=1))
     assert RouteDue.read(ROUTE, row.to_json()) == row
