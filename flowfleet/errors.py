@@ -48,11 +48,20 @@ class ApiError(FleetError):
 class ApiUnavailable(ApiError):
     """The API gave no answer, or one that means "later"; whether the request was carried out is unknown."""
 
-    def __init__(self, sentence: str, *, answered: bool = False, retry_after_seconds: float | None = None) -> None:
+    def __init__(
+        self,
+        sentence: str,
+        *,
+        answered: bool = False,
+        timed_out: bool = False,
+        retry_after_seconds: float | None = None,
+    ) -> None:
         super().__init__(sentence)
         #: True: the API answered, though with nothing that can be used. It may fail for this one request only, so the
         #: next request is worth sending now
         self.answered = answered
+        #: True: the API has taken the request, and has not answered in time. It may be slow for this one request only
+        self.timed_out = timed_out
         #: how long the API itself asks us to wait; None: it does not say
         self.retry_after_seconds = retry_after_seconds
 

@@ -1,6 +1,7 @@
 """Log lines: one event of the log laid out for people: at most 160 columns, ids at the end, colours on a terminal."""
 
 import os
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TextIO
@@ -62,9 +63,12 @@ def columns(text: str) -> int:
     return cell_len(text)
 
 
-def takes_colours(stream: TextIO) -> bool:
+def takes_colours(stream: TextIO | None) -> bool:
     """Whether what is written to the stream is seen on a terminal that shows colours, and these are wanted."""
-    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") != "dumb"
+    # a process that was started with its stderr closed has none
+    if stream is None or not stream.isatty():
+        return False
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") != "dumb"
 
 
 def _painted(style: str, text: str) -> str:
@@ -90,19 +94,19 @@ def _filled(fields: Iterable[str]) -> list[str]:
 
 def _wrapped(text: str) -> list[str]:
     """The text in lines that have room, broken at blanks, and inside a word only where the word is too long."""
-    lines = []
-    while columns(text) > _ROOM:
-        most = _most(text)
+    lines, begin = [], 0
+    # looked at is one line's worth of it at a time: an error may hold megabytes
+    while len(text) - begin > _ROOM or columns(text[begin:]) > _ROOM:
+        most = _most(text[begin : begin + _ROOM])
         # of a blank just behind the last column, too
-        at = text.rfind(" ", 1, most + 1)
-        lines.append(text[: at if at > 0 else most])
-        text = text[at + 1 if at > 0 else most :]
-    return [*lines, text]
+        at = text.rfind(" ", begin + 1, begin + most + 1)
+        lines.append(text[begin : at if at > 0 else begin + most])
+        begin = at + 1 if at > 0 else begin + most
+    return [*lines, text[begin:]]
 
 
 def _most(text: str) -> int:
     """How many characters of the text have room in a line."""
-    most = _ROOM
-    while columns(text[:most]) > _ROOM:
-        most -= 1
-    return most
+    if text.isascii():
+        return min(len(text), _ROOM)
+    return bisect_right(range(1, len(text) + 1), _ROOM, key=lambda most: columns(text[:most]))

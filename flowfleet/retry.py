@@ -19,6 +19,8 @@ T = TypeVar("T")
 
 #: how often an outage that goes on is logged again
 REPEAT_SECONDS = 30.0
+#: an outage that nobody has met for so long may be over for as long
+UNWATCHED_SECONDS = 60.0
 #: the pause after a refused key, which asking fast does not cure
 REFUSED_SECONDS = 60.0
 MAINTENANCE = "maintenance"
@@ -70,10 +72,10 @@ class OutageLog:
         """Whether there is an outage."""
         return self._since is not None
 
-    def failed(self, error: Exception, *, next_try: float) -> None:
-        """Say the outage where it is new, or was not said lately."""
+    def failed(self, error: Exception, *, next_try: float, anew: bool = False) -> None:
+        """Say the outage where it is new (with `anew` it is in any case), or was not said lately."""
         now, trouble = self._clock(), trouble_of(error)
-        if self._since is None or (self._troubles == {MAINTENANCE} and trouble != MAINTENANCE):
+        if anew or self._since is None or (self._troubles == {MAINTENANCE} and trouble != MAINTENANCE):
             # what was announced is over, and only the rest is an outage
             self._since, self._troubles = now, set()
         elif trouble in self._troubles and not self._is_time(now, next_try):
@@ -92,11 +94,12 @@ class OutageLog:
         # of two tries the one that is nearer to the moment says it
         return now + min(next_try, LONGEST_PAUSE_SECONDS) / 2 >= self._said_at + REPEAT_SECONDS
 
-    def passed(self) -> None:
-        """Say that it is over."""
+    def passed(self, *, watched: bool = True) -> None:
+        """Say that it is over, and how long it was; not `watched`: nobody knows how long."""
         if self._since is None:
             return
-        fields = {"neighbour": self._neighbour, "away_seconds": round(self._clock() - self._since, 1)}
+        away = {"away_seconds": round(self._clock() - self._since, 1)} if watched else {}
+        fields = {"neighbour": self._neighbour, **away}
         self._since = None
         logger.log(self._level, f"{self._neighbour} answers again", extra=fields)
 
@@ -112,8 +115,10 @@ class SharedOutage:
         self, neighbour: str, clock: Callable[[], float] = time.monotonic, *, level: int = logging.WARNING
     ) -> None:
         self._log = OutageLog(neighbour, clock, level=level)
+        self._clock = clock
         self._lock = threading.Lock()
         self._away: set[str] = set()
+        self._met_at = clock()
 
     def of(self, part: str | None = None) -> Outage:
         """The outage as the part of this name meets it; None = a part that is there for one request."""
@@ -126,20 +131,27 @@ class SharedOutage:
     def failed(self, part: str, error: Exception, *, next_try: float) -> None:
         """Note that this part got no answer."""
         with self._lock:
+            anew = not self._watched()
             self._away.add(part)
-            self._log.failed(error, next_try=next_try)
+            self._log.failed(error, next_try=next_try, anew=anew)
+            self._met_at = self._clock()
 
     def passed(self, part: str) -> None:
         """Note that this part got an answer."""
         with self._lock:
+            watched = self._watched()
             self._away.discard(part)
             if not self._away:
-                self._log.passed()
+                self._log.passed(watched=watched)
 
     def left(self, part: str) -> None:
         """Note that this part waits no more; the outage lasts until another one gets an answer."""
         with self._lock:
             self._away.discard(part)
+
+    def _watched(self) -> bool:
+        """Whether somebody waits for the end of the outage, or has met it lately."""
+        return bool(self._away) or self._clock() - self._met_at < UNWATCHED_SECONDS
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,9 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from flowfleet.api import traits
-from flowfleet.api.backlog import BacklogApi, DueRuns, UnfitRun
-from flowfleet.errors import ApiRejected
+from flowfleet.api.backlog import DueRuns, UnfitRun
 from flowfleet.flow_run import NOTHING_HELD, FlowRun, Held, Offer, Route
 from flowfleet.ledger.roster import RouteDue
-from poller.capacity import ListingPlan
-from poller.metrics import PollerMetrics
-from poller.presence import Presence
 
 logger = logging.getLogger(__name__)
 
@@ -36,10 +32,17 @@ class Listing:
         self._most = 0
         self._counted: tuple[DueRuns, ...] = ()
         self._counted_at = float("-inf")
+        #: the time of the API that the counts are of
+        self._counted_until = float("inf")
+        #: how often in a row the API could not be asked for counts
+        self._uncounted = 0
+        #: whose routes the listing knows, and whose it knew at the count
         self._served: tuple[Offer, ...] = ()
+        self._served_then: frozenset[Offer] = frozenset()
         self._gone: set[str] = set()
-        #: claimed since the count, by route; whether a listed run has vanished since without a claim of ours
+        #: claimed since the count of what it has counted, by route
         self._taken: Counter[Route] = Counter()
+        #: a listed run has vanished since the count without a claim of ours
         self._vanished = False
         self._shunned: dict[str, float] = {}
 
@@ -60,11 +63,18 @@ class Listing:
 
     @property
     def doubtful(self) -> bool:
-        """Whether more may wait than is known: the API listed no more, or a run has vanished without a claim of ours.
+        """Whether a run has vanished without a claim of ours: somebody else has it, or something holds it back."""
+        return self._vanished
 
-        Then somebody else has it, or something holds it back.
-        """
-        return self._vanished or self.full
+    @property
+    def uncounted(self) -> int:
+        """How often in a row the API could not be asked for counts; the last ones stand."""
+        return self._uncounted
+
+    @property
+    def counts_fit(self) -> bool:
+        """Whether workers offer now what they did when the counts came."""
+        return self._served_then == frozenset(self._served)
 
     @property
     def hides(self) -> bool:
@@ -74,14 +84,15 @@ class Listing:
             for each in self._counted
         )
 
-    def renew(self, found: Iterable[DueRuns], at: float, most: int = 0) -> None:
+    def renew(self, found: Iterable[DueRuns], at: float, most: int = 0, served: Sequence[Offer] = ()) -> None:
         """Replace the listing; `at` is when it arrived: a slow API must not make each listing too old to act on.
 
         That its content may be older is no danger: the claim names the state that it expects. `most` is how many runs
-        one answer lists (0: not known).
+        one answer lists (0: not known). Of a route that is `served` the listing knows what the API hands out, and the
+        count what it holds back.
         """
         before = {run.run_id for each in self._listed for run in each.runs} - self._gone
-        self._listed, self._most = tuple(found), most
+        self._listed, self._most, self._served = tuple(found), most, tuple(served)
         self._at = at
         self._gone.clear()
         self._vanished |= not before.issubset(run.run_id for each in self._listed for run in each.runs)
@@ -91,27 +102,33 @@ class Listing:
         """Seconds since the API was asked for counts; infinite when it never was."""
         return self._clock.monotonic() - self._counted_at
 
-    def tally(self, found: Iterable[DueRuns], at: float | None = None, served: Sequence[Offer] = ()) -> None:
+    def tally(self, found: Iterable[DueRuns], at: float | None = None, until: float = float("inf")) -> None:
         """Replace the counts of what waits; `at` is when they came, None = not asked for.
 
-        Of a route that is `served` the listing knows what the API hands out, and the count what it holds back.
+        `until` is the time of the API, in seconds since 1970, by which the counted runs were due.
         """
-        self._counted, self._served = tuple(found), tuple(served)
+        self._counted, self._served_then = tuple(found), frozenset(self._served)
         self._counted_at = self._counted_at if at is None else at
+        self._counted_until, self._uncounted = until, 0
         self._taken.clear()
         self._vanished = self._vanished and at is None
 
+    def miscounted(self, at: float) -> None:
+        """Note that the API could not be asked for counts."""
+        self._counted_at = at
+        self._uncounted += 1
+
     def forget(self) -> None:
         """Forget the listing and the counts."""
-        self._at, self._counted_at = None, float("-inf")
+        self._at, self._counted_at, self._uncounted = None, float("-inf"), 0
         self._listed = self._counted = ()
         self._vanished = False
 
     def gone(self, run_ids: Collection[str]) -> None:
         """Note that these runs are no longer due: they are claimed, or somebody else's."""
         new = set(run_ids) - self._gone
-        listed = {run.run_id: run.route for each in self._listed for run in each.runs if run.run_id in new}
-        self._taken.update(listed.values())
+        listed = {run.run_id: run for each in self._listed for run in each.runs if run.run_id in new}
+        self._taken.update(run.route for run in listed.values() if run.due.timestamp() <= self._counted_until)
         self._gone |= new
 
     def take_out(self, run_ids: Collection[str]) -> list[FlowRun]:
@@ -224,93 +241,3 @@ class Listing:
 
 def _unix(moment: datetime | None) -> float | None:
     return None if moment is None else moment.astimezone(UTC).timestamp()
-
-
-@dataclass(frozen=True)
-class Lister:
-    """Lists runs of pools that a live worker serves, and counts what waits, also where nobody serves it.
-
-    A count sees what no listing shows: what a pause or a limit holds back, and what waits where no worker takes it.
-    """
-
-    api: BacklogApi
-    presence: Presence
-    clock: Clock
-    metrics: PollerMetrics
-    within_seconds: float = 60.0
-    count_seconds: float = 30.0
-    #: how soon after a count the next one comes while more may wait than is known
-    doubt_seconds: float = 10.0
-    limit: int = 200
-
-    def list(self, plan: ListingPlan, listing: Listing) -> None:
-        """Ask the API what is due, and put its answer into the listing. Raises `ApiUnavailable`."""
-        found: Sequence[DueRuns] = ()
-        with self.metrics.poll_seconds.time():
-            if plan.offers and not self._nothing_waits(plan, listing):
-                found = self._due(plan.offers)
-        listing.renew(found, self.clock.monotonic(), self.limit)
-        self.metrics.last_poll.set(self.clock.wall())
-        self.presence.listed({due.route for due in found})
-
-    def count(self, plan: ListingPlan, listing: Listing) -> None:
-        """Count what no listing shows, where it is time to. It comes after the claims, which it must not hold up."""
-        idle = self.presence.idle_offers(plan)
-        # labels are neither paused nor limited: there only a full answer hides something
-        offers = (*plan.offers, *idle) if not self._by_labels or listing.full else idle
-        seconds = self.count_seconds if idle or listing.hides else 2 * self.count_seconds
-        if not offers:
-            listing.tally(())
-        elif not plan.offers or listing.count_age_seconds >= (self.doubt_seconds if listing.doubtful else seconds):
-            self._tally(offers, plan, listing)
-
-    def _nothing_waits(self, plan: ListingPlan, listing: Listing) -> bool:
-        """Whether a count says that a listing would be empty; it takes the place of one, so that no more is asked."""
-        if self._by_labels or not listing.quiet or listing.count_age_seconds < self.count_seconds:
-            return False
-        return not self._tally((*plan.offers, *self.presence.idle_offers(plan)), plan, listing)
-
-    def _tally(self, offers: Sequence[Offer], plan: ListingPlan, listing: Listing) -> Sequence[DueRuns]:
-        counted = self._count(offers)
-        listing.tally(counted, self.clock.monotonic(), served=plan.offers)
-        self.presence.listed({due.route for due in counted})
-        return counted
-
-    @property
-    def _by_labels(self) -> bool:
-        return self.presence.api.traits.by_labels
-
-    def _due(self, offers: Sequence[Offer]) -> Sequence[DueRuns]:
-        try:
-            return self.api.due(offers, within_seconds=self.within_seconds, limit=self.limit)
-        except ApiRejected as exc:
-            if len(offers) == 1 and len(offers[0].pools) <= 1:
-                logger.warning("due runs cannot be listed", extra={**_names(offers[0]), "error": str(exc)})
-                return []
-        # one pool that was deleted must not keep the others waiting: ask for each pool by itself
-        return [due for offer in offers for part in _by_pool(offer) for due in self._due([part])]
-
-    def _count(self, offers: Sequence[Offer]) -> Sequence[DueRuns]:
-        try:
-            counted = self.api.count_due(offers, within_seconds=self.within_seconds)
-        except ApiRejected as exc:
-            if len(offers) == 1 and len(offers[0].pools) <= 1:
-                logger.info("due runs cannot be counted", extra={**_names(offers[0]), "error": str(exc)})
-                return []
-        else:
-            return [due for due in counted if self.presence.offer_filter.admits(due.route)]
-        return [due for offer in offers for part in _by_pool(offer) for due in self._count([part])]
-
-
-def _names(offer: Offer) -> dict[str, object]:
-    return {"labels": list(offer.labels)} if traits.of(offer.backend).by_labels else {"pools": offer.pools}
-
-
-def _by_pool(offer: Offer) -> Sequence[Offer]:
-    """The offer split into one offer per pool."""
-    if len(offer.pools) <= 1:
-        return [offer]
-    return [
-        replace(offer, pools=(pool,), pool_ids=(pool_id,))
-        for pool, pool_id in zip(offer.pools, offer.pool_ids, strict=True)
-    ]

@@ -16,7 +16,8 @@ from poller.capacity import ListingPlan, OfferFilter, free_capacity, listing_pla
 from poller.claiming import Claimer
 from poller.departure import Departure
 from poller.leader import Leadership, TermLost
-from poller.listing import Clock, Lister, Listing
+from poller.lister import Lister
+from poller.listing import Clock, Listing
 from poller.lost import LostRuns
 from poller.metrics import PollerMetrics
 from poller.pace import Pace
@@ -244,7 +245,8 @@ class Loop:
             self.lister.list(plan, self.listing)
             self.polls += 1
             self._counted += self._counts(rows, is_open=is_open)
-            self.api_outage.over()
+            if plan.offers:
+                self.api_outage.over()
             # noted with the same patience as others: a run whose process has just put it off is claimed in a moment
             self.unfit.note([*self.reinstater.answer(self.listing, live, rows), *self.listing.unfit()])
             blocked = self.lost.blocked(self.listing.runs(), live)
@@ -256,6 +258,7 @@ class Loop:
         if listed:
             self.progress.note()
             self.lister.count(plan, self.listing)
+            self.api_outage.over()
         if FREED in self._hints and not listed:
             # the freed slot was answered from the listing at hand; runs that are newer at the API are looked for soon
             self._hints.discard(FREED)

@@ -29,7 +29,8 @@ from poller.claiming import Claimer
 from poller.departure import Departure
 from poller.hints_inbox import HintsInbox
 from poller.leader import Leadership, LeadershipThread
-from poller.listing import Clock, Lister
+from poller.lister import Lister
+from poller.listing import Clock
 from poller.loop import Loop
 from poller.lost import LostRuns
 from poller.lost_reports import LostReports

@@ -7,7 +7,15 @@ import threading
 import time
 from collections.abc import Callable
 
-from flowfleet.errors import ApiMaintenance, ApiUnavailable, FleetError, KeyRefused, LedgerBehind, LedgerError
+from flowfleet.errors import (
+    ApiMaintenance,
+    ApiRejected,
+    ApiUnavailable,
+    FleetError,
+    KeyRefused,
+    LedgerBehind,
+    LedgerError,
+)
 from flowfleet.retry import SharedOutage, asked_seconds, backoff
 
 logger = logging.getLogger(__name__)
@@ -136,6 +144,8 @@ class BackgroundJobs:
             self._push(self._clock() + wait, tries + 1, job)
         except FleetError as exc:
             logger.error("a background job was refused", extra={"neighbour": self._neighbour, "error": str(exc)})
+            if isinstance(exc, ApiRejected):
+                self._answered()
         except OSError as exc:  # a full or failing disk: there may be room later for what the job writes
             wait = backoff(tries, first=2.0, most=60.0)
             logger.error(
@@ -149,5 +159,8 @@ class BackgroundJobs:
             if again:
                 self._push(self._clock() + backoff(tries, first=2.0, most=60.0), tries + 1, job)
         else:
-            self._error = None
-            self._outage.passed()
+            self._answered()
+
+    def _answered(self) -> None:
+        self._error = None
+        self._outage.passed()

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from flowfleet.api.connect import PrefectValues
 from flowfleet.api.prefect1 import access as access1
@@ -77,5 +76,5 @@ def _of_prefect1(settings: CommonSettings, found: Prefect1Settings, *, known: bo
 
 
 def has_login(url: str) -> bool:
-    """Whether this address has a password in it."""
-    return bool(urlsplit(url).password)
+    """Whether this address may have a login in it; a token can stand where others have a user's name."""
+    return "@" in url or "password=" in url

@@ -9,6 +9,7 @@ import click
 from flowfleet.errors import SettingsError
 from flowfleet.flow_run import Route
 from flowfleet.monitor.snapshot import route_name
+from flowfleet.printable import printable
 
 _NAMED = 10
 
@@ -61,4 +62,4 @@ def counted(number: int) -> str:
 def named(names: Sequence[str]) -> str:
     """The names in one line: the first ones, and how many more there are."""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
+    return ", ".join(map(printable, names[:_NAMED])) + more

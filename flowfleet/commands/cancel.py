@@ -235,13 +235,13 @@ def cancel(
             say=lambda line: click.echo(line, err=True),
         )
         if all_of is None:
-            chosen = [chosen_run.find(run or "", ledger, cancelling.api.orders.find)]
+            chosen = [chosen_run.find(run or "", ledger, cancelling.api.orders.find, sure=True)]
         else:
             claims = _all_of(ledger, all_of)
             if not (yes or batch.agreed(_question(claims, all_of))):
                 click.echo("Nothing is cancelled.", err=True)
                 return 1
-            chosen = [ChosenRun(claim.run_id, claim.name) for claim in claims]
+            chosen = [ChosenRun.of(claim.run_id, claim.name) for claim in claims]
         return carry_out(cancelling, chosen, no_wait=no_wait)
 
 

@@ -16,6 +16,7 @@ from flowfleet.ledger import Ledger
 from flowfleet.ledger.claims import Claim
 from flowfleet.logs import redact
 from flowfleet.monitor.runs import fitting, names
+from flowfleet.printable import printable
 from flowfleet.settings.common import CommonSettings
 
 #: as many claims that are gone as the ledger keeps
@@ -31,10 +32,15 @@ class NoSuchRun(FleetError):
 
 @dataclass(frozen=True)
 class ChosenRun:
-    """The run's id and its name; the name is the id where nobody knows one."""
+    """The run's id and its name, fit for a sentence; the name is the id where nobody knows one."""
 
     run_id: str
     name: str
+
+    @classmethod
+    def of(cls, run_id: str, name: str | None) -> "ChosenRun":
+        """The run with this name as somebody has given it."""
+        return cls(run_id, printable(name or run_id))
 
 
 @dataclass
@@ -73,13 +79,18 @@ def find(
     ledger: Ledger,
     ask: Callable[[str], FoundRuns | None],
     on_disk: Callable[[], dict[str, str]] | None = None,
+    *,
+    sure: bool = False,
 ) -> ChosenRun:
     """The run with this name, or whose id begins so: among live claims, else at the API and among those gone.
 
     Where there is none, the run with this part of an id among all of these. `ask` asks the API, and returns None when
     it could not. `on_disk` gives run id → run name of this host's files: the API is asked only for what neither they
-    nor the ledger know. Raises `NoSuchRun`, `SettingsError` when several fit, and the errors of Redis and API.
+    nor the ledger know. `sure` is for orders: there a part of an id is not enough where the API could not tell all
+    runs that have it. Raises `NoSuchRun`, `SettingsError` when several fit or may, and the errors of Redis and API.
     """
+    if not given.strip():
+        raise SettingsError("RUN is empty: give the name or the id of a run.")
     known = names((), ledger.claims.live())
     found = fitting(given, known)
     at_api: FoundRuns | None = FoundRuns()
@@ -96,10 +107,13 @@ def find(
     cut_at = at_api.cut_at if at_api else None
     if len(found) > 1:
         raise SettingsError(_several(given, found, at_least=cut_at is not None))
-    if cut_at is not None:
-        click.echo(f"Others may have {given!r} in their id, too: {_cut(cut_at)}.", err=True)
     ((run_id, name),) = found.items()
-    return ChosenRun(run_id, name or run_id)
+    if cut_at is not None and name != given:
+        others = f"others may have {given!r} in their id, too: {_cut(cut_at)}"
+        if sure:
+            raise SettingsError(f"{run_id} ({name}) has it, but {others}. Give the whole id.")
+        click.echo(f"{others[0].upper()}{others[1:]}.", err=True)
+    return ChosenRun.of(run_id, name)
 
 
 def _anywhere(given: str, known: Mapping[str, str]) -> dict[str, str]:

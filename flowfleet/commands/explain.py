@@ -43,7 +43,9 @@ def explain_command(settings: CommonSettings, run_id: str, *, as_json: bool) -> 
     except NoSuchRun as unknown:
         sentence = api.told(str(unknown))
         if as_json:
-            none = {"run_id": None, "given": run_id, "found": False, "sentence": sentence}
+            # null: half of the answer is not known
+            found = None if api.trouble else False
+            none = {"run_id": None, "given": run_id, "found": found, "sentence": sentence}
             click.echo(json.dumps(none, indent=2))
         raise NoSuchRun(sentence) from unknown
     if api.trouble:

@@ -40,7 +40,7 @@ def failed_runs(
             f"There is nothing to start again: {batch.counted(len(theirs))} of {chosen.given} ended within the last "
             "day, and the API shows none as Failed or Crashed."
         )
-    return [ChosenRun(state.run_id, state.run_name or state.run_id) for state in found]
+    return [ChosenRun.of(state.run_id, state.run_name) for state in found]
 
 
 def _route_and_worker(record: Mapping[str, Any]) -> tuple[Route | None, str | None]:

@@ -36,7 +36,8 @@ def command(cls: type[Any], part: str) -> click.Command:
     {part} install --for systemd | sudo tee /etc/systemd/system/flowfleet-{part}.service
     {part} install --for supervisor > supervisord.conf
 
-    The unit also carries the variables FLOWFLEET_* that are set now, and where Prefect's own settings find the API.
+    The unit also carries the variables FLOWFLEET_* that are set now, proxies and SSL_CERT_FILE, and where Prefect's own
+    settings find the API.
     Keys, passwords and values of --env do not stand in the unit: --secrets prints the file for them.
     """
     wrapped: Any = with_options(cls, install)

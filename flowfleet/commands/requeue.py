@@ -273,7 +273,7 @@ def requeue(
         )
         if all_of is not None:
             return _requeue_all_of(requeueing, all_of, yes=yes, no_wait=no_wait)
-        chosen = chosen_run.find(run or "", ledger, requeueing.api.orders.find)
+        chosen = chosen_run.find(run or "", ledger, requeueing.api.orders.find, sure=True)
         requeueing.order(chosen)
         click.echo(f"{chosen.name} is due at the API." if no_wait else requeueing.wait(chosen))
         return 0

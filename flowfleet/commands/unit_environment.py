@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flowfleet.api.own_variables import Variable, has_login, own_variables
-from flowfleet.settings.common import CommonSettings
+from flowfleet.settings.common import URL, CommonSettings
 from flowfleet.settings.option import Option, options_of
 from flowfleet.settings.values import FILE, FOLDER, FOR_TESTS, PATH
 
@@ -34,9 +34,9 @@ def carried(
 
 
 def is_secret(option: Option, value: Any) -> bool:
-    """Whether this value must not be shown; an address is secret only when it has a password in it."""
-    if isinstance(value, str) and "://" in value:
-        return has_login(value)
+    """Whether this value must not be shown; an address is secret only when it may have a login in it."""
+    if option.kind.metavar == URL.metavar and "://" in str(value):
+        return has_login(str(value))
     return option.kind.masked is not None
 
 

@@ -37,7 +37,8 @@ class TroubleTeller:
     store: Store
     part: str
     clock: Callable[[], float] = time.monotonic
-    _told: str | None = field(default=None, init=False)
+    #: "": not known, so that the first good answer of a process takes back what one before it has told
+    _told: str | None = field(default="", init=False)
     _told_at: float = field(default=0.0, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
 

@@ -34,7 +34,8 @@ def lines(explanation: Explanation, snapshot: Snapshot) -> list[str]:
 
 
 def _run(explanation: Explanation) -> Iterator[Line]:
-    known: Mapping[str, Any] = explanation.evidence.get("claim") or explanation.evidence.get("record") or {}
+    found = explanation.evidence
+    known: Mapping[str, Any] = found.get("claim") or found.get("record") or found.get("api") or {}
     yield "run", f"{known['name']}, {explanation.run_id}" if known.get("name") else explanation.run_id
     if known.get("flow"):
         deployment = f", deployment {known['deployment']}" if known.get("deployment") else ""
@@ -100,9 +101,10 @@ def _waiting(found: Mapping[str, Any], snapshot: Snapshot) -> Iterator[Line]:
     for queue in _likely(snapshot, place):
         least = "at least " if queue.at_least else ""
         oldest = f", the oldest for {span(queue.oldest_due_seconds)}" if queue.oldest_due_seconds is not None else ""
-        able = queue.eligible_workers
+        able, beside = queue.eligible_workers, queue.held.paused + queue.held.limit
+        waiting = f"{least}{queue.due} due{oldest}{f', {beside} held' if beside else ''}"
         workers = f"{able} {'worker takes' if able == 1 else 'workers take'} runs of it"
-        yield "queue", f"{snapshot.route_name(queue.route)}: {least}{queue.due} due{oldest}; {workers}"
+        yield "queue", f"{snapshot.route_name(queue.route)}: {waiting}; {workers}"
     leader, gate = snapshot.leader, "runs may start" if snapshot.gate_open else "the gate is shut"
     lead = f"lead poller {leader.name}@{leader.host}" if leader else "no lead poller"
     yield "fleet", f"{snapshot.fleet}: {lead}, {snapshot.counts['free_slots']} free slots, {gate}"

@@ -63,7 +63,12 @@ def _evidence(
     if claim:
         evidence["claim"] = claim_json(claim)
     if at_api:
-        evidence["api"] = {"state": at_api.name, "kind": str(at_api.kind), "message": at_api.message}
+        evidence["api"] = {
+            "name": at_api.run_name,
+            "state": at_api.name,
+            "kind": str(at_api.kind),
+            "message": at_api.message,
+        }
     if record:
         evidence["record"] = dict(record)
     if end:
@@ -186,14 +191,17 @@ def _of_waiting(state: RunState, snapshot: Snapshot, place: Place | None) -> str
     due = state.scheduled.timestamp() if state.scheduled else snapshot.at
     if due > snapshot.at:
         return f"It is scheduled to start in {span(due - snapshot.at)}."
-    return f"It has been due for {span(snapshot.at - due)} and {_hindrance(snapshot, place)}."
+    waited, at_api = span(snapshot.at - due), _hindrance_at_api(place) if place else None
+    # what a pause or a limit holds back is not due: the API would not hand it out
+    return (
+        f"It has waited for {waited}: {at_api}."
+        if at_api
+        else f"It has been due for {waited} and {_hindrance(snapshot, place)}."
+    )
 
 
 def _hindrance(snapshot: Snapshot, place: Place | None) -> str:
     """The reason why a due run is not claimed; reasons that its user can change come first."""
-    at_api = _hindrance_at_api(place) if place else None
-    if at_api:
-        return at_api
     if place and not any(worker.row.live and worker.row.offer.serves(place.route) for worker in snapshot.workers):
         return _unserved(snapshot, place)
     trouble = held.api_trouble(snapshot)
@@ -250,7 +258,7 @@ def _hindrance_of_route(snapshot: Snapshot, place: Place) -> str:
         slots = sum(worker.row.slots for worker in active)
         queue = next((queue for queue in snapshot.queues if queue.route == place.route), None)
         due = _ahead([queue]) if queue and queue.due else "it is due"
-        return f"waits for a free slot: all {slots} of the workers that serve it are taken, and {due} {where}"
+        return f"waits for a free slot: all {slots} slots of the workers that serve it are taken, and {due} {where}"
     return "will be claimed at the next poll: nothing hinders it"
 
 
@@ -282,7 +290,8 @@ def _hindrance_anywhere(snapshot: Snapshot) -> str:
 
 def _ahead(waiting: list[RouteQueue]) -> str:
     least = "at least " if any(queue.at_least for queue in waiting) else ""
-    return f"{least}{sum(queue.due for queue in waiting)} runs are due"
+    number = sum(queue.due for queue in waiting)
+    return f"{least}{number} {'run is' if number == 1 else 'runs are'} due"
 
 
 def _of_record(record: Mapping[str, Any]) -> str:

@@ -22,7 +22,7 @@ _CAUSES: tuple[_Cause, ...] = (
     (
         lambda held: held.limit,
         "where a limit of the pool, the queue or the deployment is reached",
-        "They start when others end; raise the limit if you want more at once.",
+        "Such runs start when others end; raise the limit if you want more at once.",
     ),
     (lambda held: held.unserved, "which no worker takes now", "Start a worker for it."),
 )

@@ -19,6 +19,7 @@ from flowfleet.logs import iso
 from flowfleet.monitor.snapshot import Snapshot, claim_json, route_name
 from flowfleet.monitor.tables import PLAIN_WIDTH, coloured, took
 from flowfleet.monitor.tables import table as plain_table
+from flowfleet.printable import printable
 
 #: the word for what is handed back to the API: the run itself may begin elsewhere
 HANDED_BACK = "handed back"
@@ -29,7 +30,7 @@ _ENDINGS = {"gone": "deleted", AGAIN: "to run again", "scheduled": "to run again
 #: the word of a claim that is gone by this move, whatever its outcome
 _MOVES = {"refuse": "not claimed", "drop (leader)": HANDED_BACK, "drop (worker)": HANDED_BACK, "replace": "replaced"}
 #: what a narrow terminal leaves out, in this order
-_LEAST = ("MEMORY", "CPU", "BY", "POOL", "DEPLOYMENT")
+_LEAST = ("MEMORY", "CPU", "BY", "POOL", "DEPLOYMENT", "START UTC", "WORKER", "FLOW")
 _DAY = 86400.0
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -49,11 +50,13 @@ def names(records: Iterable[Mapping[str, Any]], claims: Iterable[Claim]) -> dict
 
 
 def fitting(given: str, known: Mapping[str, str]) -> dict[str, str]:
-    """Those of the known runs that have this name or this id, or whose ids begin so."""
+    """Those of the known runs that have this name, also as it is shown, or this id, or whose ids begin so."""
     text = given.lower()
     if UUID.fullmatch(text):
         return {text: known[text]} if text in known else {}
-    return {run_id: name for run_id, name in known.items() if run_id.startswith(text) or name == given}
+    return {
+        run_id: name for run_id, name in known.items() if run_id.startswith(text) or given in (name, printable(name))
+    }
 
 
 def parse_state(text: str) -> str:

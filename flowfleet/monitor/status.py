@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flowfleet.flow_run import telling_ids
-from flowfleet.ledger.api_troubles import STARTING
+from flowfleet.ledger.api_troubles import LEADER, STARTING
 from flowfleet.ledger.claims import Claim, State
 from flowfleet.monitor import held
 from flowfleet.monitor.snapshot import Snapshot, WorkerStatus
@@ -21,6 +21,7 @@ _LEAD_WAITS = "No poller claims runs now: one that starts waits for the Prefect 
 _GATE_SHUT = "No run starts now: the lead poller has not accepted this Redis yet (the gate is shut)."
 #: what its operator wanted of a worker that a drain has ended
 DRAINED = "drained"
+_PARTS = {LEADER: "the lead poller", STARTING: "a poller that starts"}
 _TROUBLES = {
     "key-refused": "The Prefect API refuses the key of",
     "maintenance": "The Prefect API is in maintenance, waited for by",
@@ -81,7 +82,7 @@ def _troubles(snapshot: Snapshot) -> list[str]:
     """What keeps parts of the fleet from the Prefect API, a sentence for each kind of trouble."""
     parts: dict[str, list[str]] = {}
     for one in snapshot.api_troubles:
-        parts.setdefault(one.trouble, []).append("a poller that starts" if one.part == STARTING else one.part)
+        parts.setdefault(one.trouble, []).append(_PARTS.get(one.part, one.part))
     return [
         f"{_TROUBLES.get(trouble, f'The Prefect API: {trouble}')}: {', '.join(names)}"
         for trouble, names in sorted(parts.items())

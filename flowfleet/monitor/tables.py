@@ -2,6 +2,7 @@
 
 import math
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from typing import IO, Literal
 
@@ -43,14 +44,14 @@ _COLOURS = {
 def console(file: IO[str] | None = None, environ: Mapping[str, str] = os.environ) -> Console:
     """The console of standard output: colour and the width of a terminal; a pipe gets plain lines, whole.
 
-    `COLUMNS` is obeyed in both.
+    `COLUMNS` is obeyed in both, and FORCE_COLOR colours a pipe.
     """
     found = Console(file=file, _environ=environ)
-    if found.is_terminal:
+    if (file or sys.stdout).isatty():
         return found
     given = environ.get("COLUMNS", "")
     width = int(given) if given.isdecimal() and int(given) else WHOLE_WIDTH
-    return Console(file=file, width=width, no_color=True, highlight=False)
+    return Console(file=file, width=width, no_color=not found.is_terminal, highlight=False, _environ=environ)
 
 
 def span(seconds: float | None) -> str:

@@ -71,7 +71,7 @@ class Option:
         return self._parse(str(given), source)
 
     def _parse(self, text: str, source: str) -> Any:
-        shown = self.kind.masked(text) if self.kind.masked else repr(text)
+        shown = "empty" if not text else self.kind.masked(text) if self.kind.masked else repr(text)
         if self.kind.choices and text not in self.kind.choices:
             # log levels may be written in lower case too
             if text.upper() not in self.kind.choices:

@@ -44,7 +44,7 @@ def test_what_keeps_a_run_waiting_is_told_by_its_labels(world1):
     )
     assert "has no labels: such a run goes only to a worker without labels" in explained(world1, bare)
     until(lambda: any(queue["due"] for queue in world1.seen()["queues"]), 15, "the waiting run to be counted")
-    assert "waits for a free slot: all 1 of the workers that serve it are taken" in explained(world1, next_one)
+    assert "waits for a free slot: all 1 slots of the workers that serve it are taken" in explained(world1, next_one)
     status = world1.status()
     assert [worker["labels"] for worker in status["workers"]] == [["x", "z"]]
     assert status["counts"]["due"] == 1

@@ -298,7 +298,7 @@ def test_explain_of_an_unknown_run_is_exit_1_in_json_too_and_says_that_the_api_c
     assert (told.stdout, told.stderr.count("\n")) == ("", 1)
     answer = json.loads(asked(1, "flowfleet", "explain", given, "--json", **variables).stdout)
     sentence = answer.pop("sentence")
-    assert answer == {"run_id": None, "given": given, "found": False}
+    assert answer == {"run_id": None, "given": given, "found": None}, "nobody could ask the API"
     assert sentence in told.stderr
 
 

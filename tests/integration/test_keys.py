@@ -120,7 +120,7 @@ def test_a_key_that_is_revoked_while_runs_end_and_are_claimed_is_said_and_loses_
         wait_refused(part)
     refused = [{"part": part, "trouble": "key-refused"} for part in ("leader", f"worker@{socket.gethostname()}")]
     until(lambda: fleet.seen()["api_troubles"] == refused, 20, "status to say it")
-    assert "refuses the key of: leader, worker@" in fleet.command("flowfleet", "status").stdout
+    assert "refuses the key of: the lead poller, worker@" in fleet.command("flowfleet", "status").stdout
     for part in parts:
         code, body = part.ask("/api/health")
         assert (code, json.loads(body)["api"]) == (200, "key-refused")

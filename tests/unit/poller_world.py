@@ -26,7 +26,8 @@ from poller.capacity import OfferFilter
 from poller.claiming import Claimer
 from poller.departure import Departure
 from poller.leader import Leadership
-from poller.listing import Clock, Lister
+from poller.lister import Lister
+from poller.listing import Clock
 from poller.loop import Loop
 from poller.lost import LostRuns
 from poller.lost_reports import LostReports

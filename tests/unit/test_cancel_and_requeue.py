@@ -343,6 +343,9 @@ def test_a_search_that_was_cut_is_told_beside_the_run_that_it_has_found(capsys):
     found = lambda given: FoundRuns(here, cut_at=2000)  # noqa: E731
     assert chosen_run.find(fleet.run_id[:8], fleet.ledger, found) == fleet.run
     assert capsys.readouterr().err == f"Others may have {fleet.run_id[:8]!r} in their id, too: {CUT}.\n"
+    with pytest.raises(SettingsError, match=r"\(calm-otter\) has it, but others may have .* Give the whole id\."):
+        chosen_run.find(fleet.run_id[:8], fleet.ledger, found, sure=True)
+    assert chosen_run.find("calm-otter", fleet.ledger, found, sure=True) == fleet.run
     many = FoundRuns({str(number): "calm-otter" for number in range(20)}, cut_at=20)
     with pytest.raises(SettingsError, match=r"At least 20 runs are named 'calm-otter'.* and 15 more; give a whole id"):
         chosen_run.find("calm-otter", fleet.ledger, lambda given: many)

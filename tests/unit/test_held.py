@@ -6,7 +6,7 @@ import io
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from rich.console import Console
@@ -16,6 +16,7 @@ from flowfleet.api.client import RunState, StateType
 from flowfleet.api.prefect3.client import Prefect3
 from flowfleet.api.transport.address import Address
 from flowfleet.api.transport.session import Session
+from flowfleet.errors import ApiRejected, ApiUnavailable, KeyRefused
 from flowfleet.flow_run import NOTHING_HELD, Held, Offer, Route
 from flowfleet.ledger.api_troubles import STARTING, ApiTrouble
 from flowfleet.ledger.gate import Leader
@@ -26,7 +27,8 @@ from flowfleet.monitor.metrics import our_version
 from flowfleet.monitor.snapshot import RouteQueue, Snapshot, WorkerStatus
 from flowfleet.monitor.status import status
 from poller.capacity import OfferFilter, listing_plan
-from poller.listing import Clock, Lister, Listing
+from poller.lister import Lister
+from poller.listing import Clock, Listing
 from poller.metrics import PollerMetrics
 from poller.presence import Presence
 from tests.lawless_api import LawlessApi
@@ -221,6 +223,90 @@ def test_at_prefect_1_a_run_that_somebody_else_has_taken_costs_no_count():
     assert [row.due for row in world.roster.noted] == []
 
 
+CANNOT_COUNT = [
+    ApiUnavailable("500", answered=True),
+    ApiUnavailable("no answer within 10 s", timed_out=True),
+    ApiUnavailable("no answer"),
+    KeyRefused("403"),
+    ApiRejected("422"),
+]
+
+
+@pytest.mark.parametrize("error", CANNOT_COUNT, ids=repr)
+@pytest.mark.parametrize("begun", [0, 120], ids=["from the begin", "later"])
+def test_an_api_that_cannot_count_has_its_runs_claimed_and_its_fleet_shown_all_the_same(error, begun):
+    world = World.of(slots=10)
+    world.rounds(begun)
+    world.api.fail("count_due", error=error, seconds=10.0 if getattr(error, "timed_out", False) else 0.0)
+    world.api.asked.clear()
+    for _ in range(6):
+        run = world.api.add()
+        world.rounds(30)
+        assert world.claimed[-1] == run
+        world.claims.done(run)
+    assert len(world.claimed) == 6
+    assert world.api.count("online") >= 3
+    assert world.api.count("count_due") <= (4 if isinstance(error, ApiUnavailable) else 10), "ever less often"
+    assert not world.loop.api_outage.away
+
+
+@pytest.mark.parametrize("error", CANNOT_COUNT[:2], ids=repr)
+def test_an_api_that_cannot_count_is_no_outage_though_no_worker_lives(error):
+    world = World.of(live=False)
+    world.api.fail("count_due", error=error)
+    world.rounds(120, beat=False)
+    assert not world.loop.api_outage.away
+    assert world.api.count("count_due") <= 4
+
+
+def test_an_api_that_gives_no_answer_is_an_outage_though_no_worker_lives(caplog):
+    world = World.of(live=False)
+    world.api.fail("count_due")
+    world.rounds(60, beat=False)
+    assert world.loop.api_outage.away
+    assert "answers again" not in caplog.text
+
+
+def test_the_last_counts_stand_while_the_api_cannot_count(fleet):
+    fleet.pool["is_paused"] = True
+    fleet.add(number=2)
+    assert fleet.look()["default"].held == Held(paused=2)
+    fleet.api.fail("flow_runs/count", times=100)
+    assert fleet.look()["default"].held == Held(paused=2)
+    assert fleet.look(40)["default"].held == Held(paused=2)
+
+
+def test_what_a_worker_leaves_behind_is_due_at_once_and_no_limit_holds_it(fleet):
+    fleet.pool["concurrency_limit"] = 20
+    fleet.add(number=5)
+    assert fleet.look()["default"].due == 5
+    fleet.add(number=2)
+    fleet.roster.change(live=False)
+    row = fleet.look(5)["default"]
+    assert (row.due, row.held) == (7, Held())
+
+
+def test_what_a_worker_comes_for_is_as_many_as_are_listed(fleet):
+    fleet.add("gpu", number=2)
+    assert fleet.look()["gpu"].due == 2
+    fleet.add("gpu", number=10)
+    fleet.roster.change(offer=replace(fleet.offer, work_queues=()))
+    row = fleet.look(5)["gpu"]
+    assert (row.due, row.at_least) == (12, False)
+
+
+def test_a_run_that_fell_due_after_the_count_is_not_taken_off_it_when_it_is_claimed(fleet):
+    fleet.pool["concurrency_limit"] = 2
+    fleet.add(number=3)
+    assert fleet.look()["default"].held == Held(limit=1)
+    (early, _) = fleet.listing.runs()
+    late = replace(early, run_id=RUN, due=datetime.now(UTC) + timedelta(seconds=20))
+    fleet.listing.renew([DueRuns(route=early.route, runs=(early, late), due=1)], fleet.now, 200, fleet.plan.offers)
+    fleet.listing.gone([RUN])
+    (row,) = fleet.listing.due(time.time())
+    assert (row.due, row.held) == (1, Held(limit=2))
+
+
 def test_a_row_of_a_later_version_is_read_and_an_earlier_one_too():
     row = RouteDue(route=ROUTE, due=2, at_least=True, oldest=None, at=5.0, held=Held(paused=1))
     assert RouteDue.read(ROUTE, row.to_json()) == row
@@ -231,8 +317,8 @@ def test_a_row_of_a_later_version_is_read_and_an_earlier_one_too():
 
 def test_an_offer_of_other_queues_is_no_reason_to_forget_a_count():
     listing = Listing(Clock(monotonic=lambda: 0.0, wall=time.time))
-    listing.renew((), 0.0)
-    listing.tally([DueRuns(route=ROUTE, runs=(), due=4)], 0.0, served=[replace(OFFER, work_queues=("other",))])
+    listing.renew((), 0.0, served=[replace(OFFER, work_queues=("other",))])
+    listing.tally([DueRuns(route=ROUTE, runs=(), due=4)], 0.0)
     (row,) = listing.due(0.0)
     assert (row.route.scope, row.due) == (POOL, 4)
 
@@ -359,7 +445,7 @@ def test_old_numbers_are_shown_with_their_age_and_never_as_none():
     away = {"due_at": 930.0, "api_troubles": (ApiTrouble(part="leader", trouble="away"),)}
     text = page(snapshot(queue(), rows=[WORKER], **away))
     assert "due ? (as of 1m 10s ago)   claimed 0" in text
-    assert "The Prefect API does not answer: leader" in text
+    assert "The Prefect API does not answer: the lead poller" in text
     text = page(snapshot(queue(due=4), rows=[WORKER], **away))
     assert "due 4 (as of 1m 10s ago)   claimed 0" in text
     assert "due ?   claimed 0" in page(snapshot(queue(), rows=[WORKER], due_at=None)), "nobody has asked yet"

@@ -1,11 +1,14 @@
 """Log lines: their layout, in 160 columns and without a loss."""
 
 import re
+import time
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowfleet.log_lines import COLUMNS, INDENT, LoggedEvent, columns
+from flowfleet.log_lines import COLUMNS, INDENT, LoggedEvent, columns, takes_colours
+from tests.waiting import SCALE
 
 AT = "2026-01-31T12:00:00.000Z"
 RUN, CLAIM = f"run_id={'r' * 36}", f"claim={'c' * 36}"
@@ -22,6 +25,17 @@ def lines_of(said="run started", fields=(), ids=(), subject="calm-otter", **opti
 def test_what_has_room_stands_in_one_line_with_the_ids_at_its_end():
     assert lines_of(fields=["pid=7"], ids=[RUN, CLAIM]) == [f"calm-otter: run started  pid=7 {RUN} {CLAIM}"]
     assert lines_of() == ["calm-otter: run started"]
+
+
+@pytest.mark.parametrize("text", ["x" * 1_000_000, "😀" * 50_000, "e\u0301" * 50_000], ids=["ascii", "wide", "none"])
+def test_a_text_of_any_length_is_laid_out_in_no_time(text):
+    began = time.process_time()
+    assert "".join(lines_of(text, subject="x")).replace(" ", "") == f"x:{text}"
+    assert time.process_time() - began < 2 * SCALE
+
+
+def test_a_process_without_stderr_has_no_colours():
+    assert takes_colours(None) is False
 
 
 def test_what_has_no_room_goes_on_below_and_the_run_stays_beside_what_is_said_of_it():

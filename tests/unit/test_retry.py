@@ -126,6 +126,28 @@ def test_an_outage_whose_only_witness_has_left_is_over_with_the_next_answer(capl
     assert caplog.messages[1:] == ["Redis answers again"]
 
 
+@pytest.mark.parametrize(("hours", "told"), [(0, 5.0), (10, None)])
+def test_an_outage_that_nobody_has_met_for_long_is_told_without_its_length(caplog, clock, hours, told):
+    shared = SharedOutage("the Prefect API", clock)
+    shared.of("a launch").failed(SILENT, next_try=1.0)
+    shared.of("a launch").left()
+    clock.now += hours * 3600 + 5
+    shared.of("jobs").passed()
+    assert getattr(caplog.records[-1], "away_seconds", None) == told
+
+
+def test_an_outage_that_is_met_hours_after_another_was_left_is_a_new_one(caplog, clock):
+    shared = SharedOutage("the Prefect API", clock)
+    shared.of("a launch").failed(SILENT, next_try=1.0)
+    shared.of("a launch").left()
+    clock.now += 36_000
+    shared.of("another").failed(SILENT, next_try=1.0)
+    assert [record.away_seconds for record in caplog.records] == [0.0, 0.0]
+    clock.now += 7200
+    shared.of("jobs").failed(SILENT, next_try=1.0)
+    assert caplog.records[-1].away_seconds == 7200, "somebody has waited for its end all the while"
+
+
 def test_an_announced_maintenance_is_waited_for_without_end_and_an_outage_after_it_is_counted_anew(caplog, clock):
     ten_minutes = [ApiMaintenance("it says so", retry_after_seconds=30)] * 20
     retry = timed(Retry(limit_seconds=5.0), clock)

@@ -167,7 +167,7 @@ def test_what_keeps_parts_from_the_api_is_told_by_status():
     troubles = [ApiTrouble(part=part, trouble="key-refused") for part in ("leader", "w@one")]
     snapshot = replace(_snapshot(), api_troubles=(*troubles, ApiTrouble(part="w@two", trouble="maintenance")))
     text = _printed(status(snapshot))
-    assert "The Prefect API refuses the key of: leader, w@one" in text
+    assert "The Prefect API refuses the key of: the lead poller, w@one" in text
     assert "The Prefect API is in maintenance, waited for by: w@two" in text
     assert snapshot.to_json()["api_troubles"][0] == {"part": "leader", "trouble": "key-refused"}
 
@@ -455,7 +455,7 @@ _ELSEWHERE = Route("prefect3", "99999999-9999-4999-8999-999999999999", "other")
         (
             _snapshot(claims=FULL, due=50, at_least=True),
             _HERE,
-            "all 4 of the workers that serve it are taken, and at least 50 runs are due on flowfleet/default.",
+            "all 4 slots of the workers that serve it are taken, and at least 50 runs are due on flowfleet/default.",
         ),
         (_snapshot(leader=False), _HERE, "no poller is running in the fleet default."),
         (_snapshot(gate_open=False), _HERE, "the gate is shut"),
@@ -480,7 +480,7 @@ def test_idle_workers_of_other_pools_do_not_hide_that_its_own_are_busy():
     idle = replace(_row("idle@host-2"), offer=Offer(backend="prefect3", pools=("far",), pool_ids=(_ELSEWHERE.scope,)))
     busy = _snapshot(claims=FULL, due=5, rows=[_row(), idle])
     sentence = explain("r", busy, None, _state(scheduled=AT - 9), _HERE).sentence
-    assert "all 4 of the workers that serve it are taken, and 5 runs are due on flowfleet/default" in sentence
+    assert "all 4 slots of the workers that serve it are taken, and 5 runs are due on flowfleet/default" in sentence
 
 
 @pytest.mark.parametrize(

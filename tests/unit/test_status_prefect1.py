@@ -86,7 +86,7 @@ def test_a_full_worker_is_named_by_the_labels_too(asks, end):
     state, place = due(*asks)
     full = snapshot(*asks, rows=[worker(*asks)], claims=FULL, due=5)
     sentence = explain("r", full, None, state, place).sentence
-    assert "all 4 of the workers that serve it are taken" in sentence
+    assert "all 4 slots of the workers that serve it are taken" in sentence
     assert sentence.endswith(end)
 
 

@@ -304,6 +304,27 @@ def test_a_unit_knows_the_api_of_a_profile_which_the_user_of_the_service_does_no
     assert install("worker", "systemd", "--secrets") == 'PREFECT__CLOUD__API_KEY="sek-3"\n'
 
 
+@pytest.mark.parametrize("kind", ["systemd", "supervisor"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("FLOWFLEET_ENV", "DATABASE_URL=postgres://user:sek-1@db/x"),
+        ("FLOWFLEET_ENV", "HOOK=https://hooks.example.com/services/sek-1"),
+        ("FLOWFLEET_KEY", "https://sek-1"),
+        ("FLOWFLEET_API", "https://sek-1@api.example.com/api"),
+        ("PREFECT_API_URL", "https://sek-1@api.example.com/api"),
+        ("FLOWFLEET_REDIS", "redis://:sek-1@box/0"),
+        ("FLOWFLEET_REDIS", "redis://sek-1@box/0"),
+        ("FLOWFLEET_REDIS", "redis://box/0?password=sek-1"),
+        ("https_proxy", "http://sek-1@proxy:3128"),
+    ],
+)
+def test_no_secret_of_the_environment_stands_in_a_unit(name, value, kind, monkeypatch):
+    monkeypatch.setenv(name, value)
+    assert "sek-1" not in install("worker", kind)
+    assert "sek-1" in install("worker", "systemd", "--secrets")
+
+
 def test_a_unit_names_a_working_directory_and_a_config_file_where_it_is_told_to(monkeypatch):
     monkeypatch.setenv("FLOWFLEET_CONFIG", "fleet.toml")
     text = install("worker", "systemd", "--working-directory", "flows", "--python", "venv/bin/python")

@@ -70,6 +70,13 @@ def test_a_definite_no_and_an_endless_fault_are_given_up(background):
     assert (refused.sent, fault.sent) == (1, background_module.FAULTS + 1)
 
 
+def test_a_refusal_is_an_answer_and_ends_the_outage(background, monkeypatch):
+    monkeypatch.setattr(background_module, "backoff", lambda tries, **_: 0.0)
+    background.post(failing(ApiUnavailable("away"), ApiRejected("no")))
+    until(lambda: background.wait_idle(0), 20, "it to be given up")
+    assert not background.away
+
+
 def test_one_job_that_waits_for_its_neighbour_does_not_hold_the_others_up(background, monkeypatch):
     monkeypatch.setattr(background_module, "backoff", lambda tries, **_: 600.0)
     done = threading.Event()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 
 from flowfleet.api.client import ApiClient
-from flowfleet.errors import FleetError, SettingsError
+from flowfleet.errors import ApiError, FleetError, SettingsError
 from flowfleet.flow_run import Offer
 from flowfleet.ledger import Ledger
 from flowfleet.ledger.roster import WorkerRow
@@ -53,16 +53,17 @@ class Joining:
             row = self._row(self._resolved(there))
         with self.waiting_for("Redis, or the end of an earlier worker of its name"):
             self.retry.ask("Redis", lambda: self._prove_and_sign_on(row))
-        if missing:
-            row = self._made(row, wanted, missing)
-        self._tell_queues(row.offer)
+        # at once: by it the next worker of this name knows that the row is that of its own predecessor
         ids = {"boot_id": self.host.boot_id, "nonce": row.nonce, "fleet": self.ledger.store.fleet}
         self.state.remember(**ids, api=self.api.address, worker=row.worker)
+        if missing:
+            row = self._made(row, wanted, missing)
         offer = row.offer
         serves: Mapping[str, object] = (
             {"labels": sorted(offer.labels)} if self.api.traits.by_labels else {"pools": ", ".join(offer.pools)}
         )
         logger.info("worker joins the fleet", extra={"worker": row.worker, "slots": row.slots, **serves})
+        self._tell_queues(offer)
         return row
 
     def _wanted(self) -> Offer:
@@ -133,7 +134,11 @@ class Joining:
         """Say which of the worker's work queues do not exist, and which do: none is ever made by us."""
         if not offer.work_queues:
             return
-        there = self.retry.ask(_API, lambda: self.api.presence.work_queues(offer))
+        try:
+            there = self.api.presence.work_queues(offer)
+        except ApiError as exc:  # the worker serves what there is, whether it can tell it or not
+            logger.info("the work queues of its pools cannot be listed now", extra={"error": str(exc)})
+            return
         for queue in offer.work_queues:
             if queue not in there:
                 logger.warning(

@@ -19,6 +19,10 @@ from flowfleet.flow_run import Held, Route
 LIST_LIMIT = 200
 #: the most queues that are asked for one by one when an answer did not list everything
 MOST_QUEUES = 20
+#: so long one of these requests may take: what waits is counted between claims, and these wait for the answer
+COUNT_SECONDS = 10.0
+#: and so long the queues are counted one by one; those that are left are at least what has been seen of them
+SINGLY_SECONDS = 3.0
 #: the state of a run that waits for a slot of its deployment's limit; the server puts its time off by 30 s each time
 #: (source: prefect 3.9.1). Limits of tags hold tasks back, and no run
 AWAITS_SLOT = "AwaitingConcurrencySlot"
@@ -39,7 +43,7 @@ class Tally:
         """What waits in the queues of the pool, and what falls due until then; raises `NotFound` for a deleted one."""
         body = {**_scheduled([pool], until), "sort": "NEXT_SCHEDULED_START_TIME_ASC", "limit": LIST_LIMIT}
         by_queue: dict[str, list[Json]] = {}
-        items = rows(self.session.post("/flow_runs/filter", body))
+        items = rows(self.session.post("/flow_runs/filter", body, tries=1, seconds=COUNT_SECONDS))
         for item in items:
             if not state_of(item).held:
                 by_queue.setdefault(str(item["work_queue_id"]), []).append(item)
@@ -49,11 +53,12 @@ class Tally:
         owner, known = self.pools.read(pool, anew=True), self.pools.queues(pool, anew=True)
         full = len(items) >= LIST_LIMIT
         seen = [queue_id for queue_id in (*by_queue, *(known if full else ())) if queue_id in known]
-        found = []
+        found, began = [], self.session.clock()
         for place, queue_id in enumerate(dict.fromkeys(seen)):
-            queue = known[queue_id]
-            number = self._in_queue(pool, str(queue["name"]), now) if full and place < MOST_QUEUES else None
-            if not number and queue_id not in by_queue:
+            queue, number = known[queue_id], None
+            if full and place < MOST_QUEUES and self.session.clock() - began < SINGLY_SECONDS:
+                number = self._in_queue(pool, str(queue["name"]), now)
+            if number == 0 and queue_id not in by_queue:
                 continue
             found.append(_counted(pool_id, owner, queue, by_queue.get(queue_id, ()), now, full=full, number=number))
         return found
@@ -62,7 +67,7 @@ class Tally:
         return self._number({**_scheduled([pool], now), "work_pool_queues": {"name": {"any_": [queue]}}})
 
     def _number(self, query: Mapping[str, Any]) -> int:
-        return int(self.session.post("/flow_runs/count", query))
+        return int(self.session.post("/flow_runs/count", query, tries=1, seconds=COUNT_SECONDS))
 
 
 def _scheduled(pools: Sequence[str], until: datetime) -> dict[str, Any]:

@@ -154,7 +154,10 @@ class ResponseReader:
                 return ApiRejected(f"{self.address.api} cannot be reached: no such proxy can be used, {proxy.remedy}")
             return ApiRejected(f"{self.address.shown} is not an address of a Prefect API")
         remedy = f"; {proxy.remedy}" if proxy and isinstance(error, requests.exceptions.ProxyError) else ""
-        return ApiUnavailable(f"{self.address.api} cannot be reached: {_reason(error, seconds)}{remedy}")
+        return ApiUnavailable(
+            f"{self.address.api} cannot be reached: {_reason(error, seconds)}{remedy}",
+            timed_out=isinstance(error, requests.exceptions.ReadTimeout),
+        )
 
     def no_api(self, what: str) -> ApiError:
         """The error for a response that no Prefect API gives.
