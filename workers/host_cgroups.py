@@ -26,6 +26,8 @@ _OWN = "flowfleet"
 #: enters a group in a process of its own: whether that is allowed is found out by doing it
 _TRIAL = 'echo 0 > "$0/tasks" 2>/dev/null || echo 0 > "$0/cgroup.procs"'
 _TRIAL_SECONDS = 10.0
+#: how often a trial group is made: another worker that starts may take an empty one away
+_TRIALS = 5
 #: by which a controller is known to be there: what tells of kills for memory, and what limits processors
 _FILES = {"memory": ("memory.oom_control", "memory.events"), "cpu": ("cpu.cfs_quota_us", "cpu.max")}
 
@@ -142,17 +144,26 @@ def _line_of_parents() -> set[int]:
 def _usable(parent: Path, files: tuple[str, ...]) -> bool:
     """Whether a group can be made here and entered, and has one of these files."""
     trial = parent / f"{_PREFIX}trial-{os.getpid()}"
+    for _ in range(_TRIALS):
+        usable, swept = _tried(trial, files)
+        if usable or not swept:
+            return usable
+    return False
+
+
+def _tried(trial: Path, files: tuple[str, ...]) -> tuple[bool, bool]:
+    """Whether this group could be made and entered, and whether it was swept away meanwhile by another worker."""
     try:
         trial.mkdir()
     except OSError:
-        return False
+        return False, False
     try:
         tells = any((trial / name).exists() for name in files)
         command = ["/bin/sh", "-c", _TRIAL, str(trial)]
         done = subprocess.run(command, stderr=subprocess.DEVNULL, timeout=_TRIAL_SECONDS, check=False)
-        return tells and done.returncode == 0
+        return tells and done.returncode == 0, not trial.is_dir()
     except (OSError, subprocess.TimeoutExpired) as exc:
-        logger.info("no control group can be made for runs", extra={"folder": str(parent), "error": str(exc)})
-        return False
+        logger.info("no control group can be made for runs", extra={"folder": str(trial.parent), "error": str(exc)})
+        return False, False
     finally:
         cgroup.remove(str(trial))

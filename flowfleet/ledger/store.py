@@ -206,8 +206,8 @@ def open_store(url: str, fleet: str, *, socket_timeout: float = 5.0, login: Logi
         # neither the address nor what is wrong with it is shown or kept: nobody can tell which part is the password
         raise LedgerUnusable(
             "the Redis address of --redis or FLOWFLEET_REDIS cannot be read: use redis://HOST:PORT/DB (a PORT up "
-            "to 65535), redis+sentinel://HOST:PORT,HOST:PORT/NAME/DB or redis+socket:///PATH, and write a password in it "
-            "percent-encoded (/ as %2F, @ as %40, # as %23, % as %25)"
+            "to 65535), redis+sentinel://HOST:PORT,HOST:PORT/NAME/DB or redis+socket:///PATH, and write a password in "
+            "it percent-encoded (/ as %2F, @ as %40, # as %23, % as %25)"
         ) from None
     return Store(redis.Redis(**place, **how), address, fleet)
 

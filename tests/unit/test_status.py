@@ -436,8 +436,8 @@ _ELSEWHERE = Route("prefect3", "99999999-9999-4999-8999-999999999999", "other")
 @pytest.mark.parametrize(
     ("snapshot", "place", "words"),
     [
-        (_snapshot(), replace(_HERE, paused="pool"), "and its pool flowfleet is paused."),
-        (_snapshot(), replace(_HERE, paused="queue"), "and its queue flowfleet/default is paused."),
+        (_snapshot(), replace(_HERE, paused="pool"), "It has waited for 9s: its pool flowfleet is paused."),
+        (_snapshot(), replace(_HERE, paused="queue"), "It has waited for 9s: its queue flowfleet/default is paused."),
         (_snapshot(), replace(_HERE, limit="the pool flowfleet is at its limit of 3"), "at its limit of 3."),
         (
             _snapshot(),
