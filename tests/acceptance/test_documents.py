@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+import flowfleet
+import poller
+import workers
 from flowfleet import Agent, DockerAgent, LocalAgent
 from flowfleet.settings.classes import PollerSettings, UpSettings, WorkerSettings
 from flowfleet.settings.option import options_of
@@ -56,11 +59,21 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
 
 
+def rooms() -> dict[str, Path]:
+    """Where our packages are: beside the tests, or installed."""
+    return {package.__name__: Path(package.__path__[0]) for package in (flowfleet, poller, workers)}
+
+
+def placed(path: Path) -> Path:
+    room, *rest = path.resolve().relative_to(ROOT.resolve()).parts
+    return rooms()[room].joinpath(*rest) if room in rooms() else path
+
+
 def test_each_page_and_place_that_a_document_links_to_is_there():
     for page in [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]:
         for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text(encoding="utf-8")):
             name, _, place = target.partition("#")
-            there = page.parent / name if name else page
+            there = placed(page.parent / name) if name else page
             assert there.exists(), f"{page.name}: {target}"
             assert not place or place in anchors(there), f"{page.name}: {target}"
 
@@ -118,9 +131,7 @@ def test_each_flag_that_the_map_of_agents_gives_for_ours_exists():
 
 
 def test_what_the_map_of_agents_looks_for_in_the_logs_is_what_we_log():
-    ours = "".join(
-        path.read_text() for room in ("flowfleet", "poller", "workers") for path in (ROOT / room).rglob("*.py")
-    )
+    ours = "".join(path.read_text() for room in rooms().values() for path in room.rglob("*.py"))
     rows = rows_of(AGENTS, "What to look for in the logs")
     told = {told for row in rows for told in re.findall(r"`([^`]+)`", row[0] if row[1] == "the same" else row[1])}
     assert len(told) > 10

@@ -47,7 +47,7 @@ ACTIONS = (
 #: of CI; a machine that is slow takes a third of them
 #: FLOWFLEET_TEST_STEPS: a part of it, for several machines or days
 AT_LENGTH = int(os.environ.get("FLOWFLEET_TEST_STEPS", "1000000"))
-STEPS = 4_000 if os.environ.get("FLOWFLEET_TEST_THIRD") else 9_000
+STEPS = 4_000 if os.environ.get("FLOWFLEET_TEST_THIRD") else 8_000
 #: what the table promises and the steps of CI need not meet; `make stress` wants all of it
 NOT_IN_CI = {
     ("adopt", "owner"),
