@@ -361,7 +361,7 @@ def test_a_mistyped_key_of_the_config_file_is_answered_with_the_nearest(tmp_path
             "The CA file /no/such.pem does not exist: correct --ca-file or PREFECT_API_SSL_CERT_FILE.",
             id="what is raised as a part of a sentence is printed as a whole one",
         ),
-        pytest.param(("--pool", ""), "--pool cannot be '': it must be some text.", id="an empty pool"),
+        pytest.param(("--pool", ""), "--pool cannot be empty: it must be some text.", id="an empty pool"),
     ],
 )
 def test_what_cannot_be_used_is_one_sentence_before_anything_is_asked(options, error):

@@ -69,7 +69,7 @@ def test_an_agent_config_wins_over_flags_and_says_so(fleet, api):
 @pytest.mark.parametrize(
     ("options", "code", "says"),
     [
-        (["-l", ""], 2, "--label cannot be ''"),
+        (["-l", ""], 2, "--label cannot be empty"),
         (["-l", "x" * 256], 2, "at most 255 characters"),
         (["-e", "secret"], 2, "it must be NAME=VALUE"),
         (["--agent-config-id", "00000000-0000-4000-8000-000000000000"], 3, "has no agent config 00000000"),
