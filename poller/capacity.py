@@ -70,7 +70,7 @@ class ListingPlan:
     idle: tuple[Offer, ...]
 
 
-def by_pool(offer: Offer) -> list[Offer]:
+def whole_pools(offer: Offer) -> list[Offer]:
     """An offer of all queues for each pool that the offer names, however it is served."""
     pairs = zip(offer.pools, offer.pool_ids, strict=False)
     return [Offer(backend=offer.backend, pools=(pool,), pool_ids=(pool_id,)) for pool, pool_id in pairs]

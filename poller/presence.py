@@ -10,7 +10,7 @@ from flowfleet.api.life import shown_name
 from flowfleet.errors import ApiRejected, SettingsError
 from flowfleet.flow_run import Offer, Route
 from flowfleet.ledger.roster import Roster
-from poller.capacity import ListingPlan, OfferFilter, by_pool, left_over
+from poller.capacity import ListingPlan, OfferFilter, left_over, whole_pools
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ class Presence:
         That is all queues of a pool: one that no worker takes is shown, too.
         """
         if not self.api.traits.routes_from_runs:
-            for pool in dict.fromkeys(pool for offer in offers for pool in by_pool(offer)):
+            for pool in dict.fromkeys(pool for offer in offers for pool in whole_pools(offer)):
                 self._learn(pool)
         self._unlearn_labels()
 

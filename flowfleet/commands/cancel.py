@@ -10,7 +10,7 @@ import click
 from flowfleet.api import traits
 from flowfleet.api.client import ApiClient, Mark, RunState, StateType, Verdict
 from flowfleet.api.connect import connect
-from flowfleet.commands import batch, chosen_run
+from flowfleet.commands import batch, chosen_run, progress
 from flowfleet.commands.batch import RouteOrWorker
 from flowfleet.commands.chosen_run import ChosenRun, NoSuchRun
 from flowfleet.commands.worker_control import open_ledger
@@ -118,10 +118,10 @@ class CancelOrder:
             left = [one for one in ordered if one.run.run_id in claims or _goes_on(states.get(one.run.run_id))]
             if not left:
                 return [(one.run, states.get(one.run.run_id)) for one in ordered]
-            now, progress = self.clock(), self._progress(left, claims, states)
-            if progress != said or now - said_at >= _REPEAT_SECONDS:
-                self.say(f"waiting{f' for {span(now - began)}' if now - began >= 1 else ''}: {progress}")
-                said, said_at = progress, now
+            now, awaited = self.clock(), self._progress(left, claims, states)
+            if awaited != said or now - said_at >= _REPEAT_SECONDS:
+                self.say(f"waiting{f' for {span(now - began)}' if now - began >= 1 else ''}: {awaited}")
+                said, said_at = awaited, now
             self.pause(_LOOK_SECONDS)
 
     def _look(self, ordered: Sequence[Ordered]) -> tuple[dict[str, Claim], dict[str, RunState]]:
@@ -232,7 +232,7 @@ def cancel(
             mark=Mark(fleet=settings.fleet),
             how=CancelHow.OVER if now else CancelHow.ASKED,
             whom=chosen_run.by_whom(settings, reason),
-            say=lambda line: click.echo(line, err=True),
+            say=progress.say,
         )
         if all_of is None:
             chosen = [chosen_run.find(run or "", ledger, cancelling.api.orders.find, sure=True)]
@@ -260,11 +260,9 @@ def carry_out(cancelling: CancelOrder, chosen: Sequence[ChosenRun], *, no_wait: 
     if len(ordered) == 1 and ordered[0].before:
         click.echo(f"{ordered[0].run.name} is Cancelled already.")
         return 0
-    try:
+    stands = "Not waited for any longer: the cancel stands. flowfleet explain RUN tells how far it is."
+    with progress.interruption_told(stands, cancelling.say):
         return _told(cancelling.wait(ordered), cancelling.clock() - began)
-    except KeyboardInterrupt:
-        cancelling.say("Not waited for any longer: the cancel stands. flowfleet explain RUN tells how far it is.")
-        raise
 
 
 def _order_all(cancelling: CancelOrder, chosen: Sequence[ChosenRun]) -> list[Ordered]:

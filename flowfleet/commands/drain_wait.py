@@ -10,10 +10,10 @@ from flowfleet.errors import FleetError
 from flowfleet.ledger import Ledger
 from flowfleet.ledger.claims import Claim, State, Tomb
 from flowfleet.ledger.roster import WorkerRow
+from flowfleet.monitor.snapshot import WAITING
 from flowfleet.retry import Retry
 
 _LOOK_SECONDS = 0.5
-_WAITING = frozenset({State.CLAIMING, State.QUEUED})
 
 
 class NotDrained(FleetError):
@@ -107,6 +107,6 @@ class DrainWait:
                 yield _Look(
                     worker,
                     rows.get(worker),
-                    [claim for claim in claims if claim.worker == worker and claim.state not in _WAITING],
+                    [claim for claim in claims if claim.worker == worker and claim.state not in WAITING],
                     [tomb for tomb in tombs if tomb.worker == worker],
                 )

@@ -1,6 +1,6 @@
 """Progress: what a command that waits says on stderr meanwhile, since stdout is for its answer."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import click
@@ -12,7 +12,7 @@ def say(line: str) -> None:
 
 
 @contextmanager
-def interruption_told(sentence: str) -> Iterator[None]:
+def interruption_told(sentence: str, say: Callable[[str], None] = say) -> Iterator[None]:
     """Say this when Ctrl-C ends the wait: what was ordered goes on."""
     try:
         yield

@@ -9,7 +9,7 @@ import click
 
 from flowfleet.api.client import ApiClient, Mark, RunState, StateType, Verdict
 from flowfleet.api.connect import connect
-from flowfleet.commands import batch, chosen_run
+from flowfleet.commands import batch, chosen_run, progress
 from flowfleet.commands.batch import RouteOrWorker
 from flowfleet.commands.chosen_run import ChosenRun, NoSuchRun
 from flowfleet.commands.failed_runs import FAILED, failed_runs
@@ -269,7 +269,7 @@ def requeue(
             api=connect(settings, os.environ),
             mark=Mark(fleet=settings.fleet),
             whom=chosen_run.by_whom(settings, reason),
-            say=lambda line: click.echo(line, err=True),
+            say=progress.say,
         )
         if all_of is not None:
             return _requeue_all_of(requeueing, all_of, yes=yes, no_wait=no_wait)
