@@ -11,12 +11,12 @@ from flowfleet.api.prefect1.graphql import PREFECT1, GraphQL
 from flowfleet.api.prefect3.client import Prefect3
 from flowfleet.api.transport.address import Address
 from flowfleet.api.transport.freshness import FRESH_SECONDS
-from flowfleet.api.transport.session import Session
+from flowfleet.api.transport.session import READ_SECONDS, Session
 from flowfleet.errors import FleetError
 from flowfleet.flow_run import Offer, claim_id, report_id
 from tests.lawless_api import LawlessApi
 from tests.prefect1_api import Faults, Prefect1Api
-from tests.waiting import until
+from tests.waiting import SCALE, until
 
 MARK = Mark(fleet="test", worker="w@here")
 ENDED = "The flow run's process exited with code 6."
@@ -38,8 +38,8 @@ class Reporting:
     #: what is done between our reading and our writing, once
     meanwhile = None
 
-    def __init__(self, api, client, run):
-        self.api, self.client, self.run_id = api, client, run.run_id
+    def __init__(self, api, session, client, run):
+        self.api, self.session, self.client, self.run_id = api, session, client, run.run_id
         self.call = str(uuid.uuid4())
         self.claim = claim_id(self.call, self.run_id)
         assert client.claims.claim([run], self.call, MARK)[self.run_id].verdict is Verdict.ACCEPTED
@@ -68,6 +68,15 @@ class Reporting:
         if begun:
             self.write("RUNNING")
 
+    def late(self):
+        """The next write is carried out after its time-out, at `release`; the time-out is short until then."""
+        self.session.read_seconds = 2.0 * SCALE
+        self.hold()
+
+    def release(self):
+        self.session.read_seconds = READ_SECONDS
+        self.let_go()
+
     def between(self):
         if self.meanwhile is not None:
             step, self.meanwhile = self.meanwhile, None
@@ -77,13 +86,13 @@ class Reporting:
 class Reporting3(Reporting):
     def __init__(self, clock):
         api = LawlessApi(honest=True).start()
-        session = Session(Address(url=api.api_url), pause=lambda _: None, boot_clock=clock, read_seconds=2.0)
+        session = Session(Address(url=api.api_url), pause=lambda _: None, boot_clock=clock)
         client = Prefect3(session, between=self.between)
         api.add_pool()
         self.offer = client.presence.resolve(Offer(backend="prefect3", pools=("flowfleet",)), create=True)
         api.add_run()
         self.client = client
-        super().__init__(api, client, self.listed()[0])
+        super().__init__(api, session, client, self.listed()[0])
 
     def listed(self):
         return [run for one in self.client.backlog.due([self.offer], within_seconds=60, limit=9) for run in one.runs]
@@ -103,11 +112,10 @@ class Reporting3(Reporting):
     def delete(self):
         del self.api.runs[self.run_id]
 
-    def late(self):
-        """The next write is carried out after its time-out, at `release`."""
+    def hold(self):
         self.api.fail("bulk_set_state", "late")
 
-    def release(self):
+    def let_go(self):
         self.api.release()
 
 
@@ -123,13 +131,11 @@ NAMES = {
 class Reporting1(Reporting):
     def __init__(self, clock):
         api = Prefect1Api(faults=Faults.like_server()).start()
-        session = Session(
-            Address(url=api.url), flavour=PREFECT1, pause=lambda _: None, boot_clock=clock, read_seconds=2.0
-        )
+        session = Session(Address(url=api.url), flavour=PREFECT1, pause=lambda _: None, boot_clock=clock)
         self.client = client = Prefect1(GraphQL(session), between=self.between)
         api.add_run(api.add_flow(), labels=["x"], start=datetime.now(UTC))
         self.offer = client.presence.resolve(Offer(backend="prefect1", labels=("x",)), create=False)
-        super().__init__(api, client, self.listed()[0])
+        super().__init__(api, session, client, self.listed()[0])
 
     listed = Reporting3.listed
 
@@ -149,11 +155,10 @@ class Reporting1(Reporting):
     def delete(self):
         self.api.delete(self.run_id)
 
-    def late(self):
-        """The next write is carried out after its time-out, at `release`."""
+    def hold(self):
         self.api.faults.late("set_flow_run_states")
 
-    def release(self):
+    def let_go(self):
         self.api.faults.release()
 
 

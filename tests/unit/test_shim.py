@@ -277,7 +277,7 @@ def test_a_command_that_cannot_be_executed_is_named(bench, tmp_path, argv, says)
 @pytest.mark.parametrize(
     ("env", "says"),
     [
-        ({"A=B": "hunter2"}, "the name of its variable A=… has a = in it, give name and value apart"),
+        ({"A=B": "hunter2"}, "the name of its variable A=… has a = in it; give name and value apart"),
         ({"TOKEN=hunter2": ""}, "the name of its variable TOKEN=… has a = in it"),
         ({"": "hunter2"}, "one of its variables has no name"),
         (

@@ -64,7 +64,7 @@ def test_a_worker_signs_on(standing, how, seconds):
 def test_another_process_that_moves_keeps_its_name():
     watch = Watch(alive=["w@h"])
     watch.roster.add("w@h", nonce="other")
-    with pytest.raises(NameTaken, match=r"w@h is alive in this fleet, give this one another --name") as caught:
+    with pytest.raises(NameTaken, match=r"w@h is alive in this fleet; give this one another --name") as caught:
         watch.sign_on()
     assert caught.value.exit_code == 2
     assert watch.roster.table["w@h"].nonce == "other"

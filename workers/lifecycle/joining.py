@@ -126,7 +126,7 @@ class Joining:
         whole = replace(row, offer=offer)
         if not self.retry.ask("Redis", lambda: roster.update(whole)):
             raise sign_on.NameTaken(
-                f"another worker named {row.worker} was started meanwhile, give this one another --name"
+                f"another worker named {row.worker} was started meanwhile; give this one another --name"
             )
         return whole
 

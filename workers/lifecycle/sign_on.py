@@ -74,10 +74,10 @@ def sign_on(
     other = roster.sign_on(row)
     while other is not None:
         if other.nonce != predecessor:
-            logger.warning("a worker of this name has not signed off, watching it for a sign of life", extra=watch)
+            logger.warning("a worker of this name has not signed off; watching it for a sign of life", extra=watch)
             if gives_sign_of_life(roster, other, watch_seconds, clock, wait):
                 raise NameTaken(
-                    f"another worker named {row.worker} is alive in this fleet, give this one another --name"
+                    f"another worker named {row.worker} is alive in this fleet; give this one another --name"
                 )
         other = roster.sign_on(row, over=other)
 

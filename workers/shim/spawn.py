@@ -234,7 +234,7 @@ def forbidden(argv: Sequence[str], env: Mapping[str, str]) -> str | None:
             return "one of its variables has no name"
         shown = name.encode("unicode_escape").decode()[:_SHOWN]
         if "=" in name:
-            return f"the name of its variable {shown.partition('=')[0]}=… has a = in it, give name and value apart"
+            return f"the name of its variable {shown.partition('=')[0]}=… has a = in it; give name and value apart"
         if not _can_be_given(name):
             return f"the name of its variable {shown} has a character in it that no process can be given"
         if not _can_be_given(value):

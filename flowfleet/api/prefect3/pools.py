@@ -87,7 +87,7 @@ class Pools:
     def _resolved(self, name: str, offer: Offer, *, create: bool) -> str:
         pool = self._found(name) or (self._create(name) if create else None)
         if pool is None:
-            raise SettingsError(f"there is no work pool {name!r}, start a worker with --pool {name} to create it")
+            raise SettingsError(f"there is no work pool {name!r}; start a worker with --pool {name} to create it")
         _check_type(pool, offer.deploy)
         return str(pool["id"])
 
@@ -197,7 +197,7 @@ def _check_name(name: str) -> None:
     if name.lower().startswith("prefect"):
         raise SettingsError(
             f"the work pool {name!r} cannot be created because Prefect keeps names that begin with "
-            '"prefect" for itself, choose another name for --pool'
+            '"prefect" for itself; choose another name for --pool'
         )
 
 
