@@ -79,7 +79,7 @@ def first_in_line() -> Iterator[None]:
     """What this process does, and starts, comes before other work: each small question would wait for a processor."""
     before = os.getpriority(os.PRIO_PROCESS, 0)
     with suppress(PermissionError):
-        os.setpriority(os.PRIO_PROCESS, 0, -10)
+        os.setpriority(os.PRIO_PROCESS, 0, -5)
     try:
         yield
     finally:
