@@ -47,7 +47,7 @@ help:
 	@echo "make install  the set-up alone"
 	@echo "make prefect1 the real Prefect 1 for the tests, into $(PREFECT1); needs Python 3.11"
 	@echo "make python39 the oldest Python that flows may have, for the tests of the shim"
-	@echo "make test     the whole suite: on this tree, on the built wheel, and with a container engine"
+	@echo "make test     the whole suite: on the built wheel, on this tree, and with a container engine"
 	@echo "make unit     the quick part: no network, no root"
 	@echo "make lint     ruff and mypy"
 	@echo "make bench    side by side with Prefect's own worker"
@@ -118,9 +118,9 @@ test: test-tree test-wheel test-containers
 
 test-tree: LANES := 4
 test-tree: install prefect1 python39
-	@$(BIN)/python $(PYTEST) tests/unit tests/integration tests/chaos
+	@$(BIN)/python $(PYTEST) tests/integration tests/chaos
 
-# Acceptance meets what users get: the wheel, in an environment of its own, away from this tree.
+# Unit tests and acceptance meet what users get: the wheel, in an environment of its own, away from this tree.
 test-wheel: install prefect1 python39
 	@rm -rf $(WHEEL) && mkdir -p $(WHEEL)/tree
 	@$(BIN)/python -m build --wheel --outdir $(WHEEL) . >$(WHEEL)/build.log 2>&1 || { cat $(WHEEL)/build.log; exit 1; }

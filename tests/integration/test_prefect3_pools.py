@@ -37,7 +37,7 @@ def test_a_missing_pool_is_made_with_our_template(pool):
 
 
 def test_a_poller_makes_no_pool(pool):
-    with pytest.raises(SettingsError, match=r"no work pool 'nowhere', start a worker with --pool nowhere"):
+    with pytest.raises(SettingsError, match=r"no work pool 'nowhere'; start a worker with --pool nowhere"):
         pool.client.presence.resolve(offer("nowhere"), create=False)
     assert pool.pool("nowhere") is None
 
