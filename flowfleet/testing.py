@@ -109,18 +109,19 @@ class _Checks:
         self._expect(dict(run.handle)["id"] == handle["id"], "the handle changes with the end")
 
     def kill(self) -> None:
-        run, folder = self._start_in("trap '' TERM; while true; do sleep 0.1; done")
+        run, folder = self._start_in(self._ticking("trap '' TERM"))
         self._still(run)
         folder.write_stop(Stop(reason=StopReason.CANCEL, kill=True), _WORKER)
         run.kill()
         end = self._end(run)
         self._expect(not end.ok, "a run that was killed is told as a good one")
+        self._silent(folder)
         run.kill()  # there is nothing left to do
         self._expect(run.poll() == end, "the end changes when a run that is over is killed")
 
     def stop(self) -> None:
-        run, folder = self._start_in("trap 'exit 0' TERM; while true; do sleep 0.1; done")
-        deaf, deaf_folder = self._start_in("trap '' TERM; while true; do sleep 0.1; done")
+        run, folder = self._start_in(self._ticking("trap 'exit 0' TERM"))
+        deaf, deaf_folder = self._start_in(self._ticking("trap '' TERM"))
         self._still(run)
         self._still(deaf)
         for each, its_folder in ((run, folder), (deaf, deaf_folder)):
@@ -128,6 +129,7 @@ class _Checks:
             each.stop()
         self._end(run)
         self._end(deaf)
+        self._silent(deaf_folder)
 
     def outlives(self) -> None:
         run, folder = self._start_in("sleep 3; exit 4")
@@ -231,6 +233,17 @@ class _Checks:
         self._expect(run.poll() == end, "a run that has ended is told in another way when it is asked again")
         return end
 
+    def _ticking(self, first: str) -> str:
+        """A script that prints all the time, for as long as a run may take: nothing of it stays after a fault."""
+        return f"{first}; i=0; while [ $i -lt {int(10 * self.seconds)} ]; do i=$((i+1)); echo $i; sleep 0.1; done"
+
+    def _silent(self, folder: RunFolder) -> None:
+        """A moment after an end, in which its script may print nothing more."""
+        time.sleep(_STILL_SECONDS)
+        printed = _size(folder.log)
+        time.sleep(_STILL_SECONDS)
+        self._expect(_size(folder.log) == printed, "a run goes on though it is told as ended")
+
     def _still(self, run: StartedRun) -> None:
         """A moment for its script to set its traps, in which it has to live."""
         time.sleep(_STILL_SECONDS)
@@ -239,3 +252,7 @@ class _Checks:
     def _expect(self, holds: bool, otherwise: str) -> None:
         if not holds:
             raise DeployerFault(otherwise)
+
+
+def _size(log: Path) -> int:
+    return log.stat().st_size if log.exists() else 0

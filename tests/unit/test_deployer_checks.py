@@ -5,6 +5,7 @@ import pytest
 from flowfleet.errors import StartFailed
 from flowfleet.testing import DeployerFault, check_deployer
 from workers.deployers.process import ProcessDeployer
+from workers.deployment import Exit
 from workers.host import Abilities, Host
 
 
@@ -51,3 +52,39 @@ class Deaf(Faulty):
 def test_a_fault_is_told_in_a_sentence(tmp_path, deployer, words):
     with pytest.raises((DeployerFault, StartFailed), match=words):
         check_deployer(lambda _context: deployer(), tmp_path)
+
+
+class TellsTooEarly(Faulty):
+    """Of each run that is to be killed it says at once that it has ended, and leaves it alone."""
+
+    def __init__(self, started):
+        super().__init__()
+        self.started = started
+
+    def start(self, spec):
+        self.started.append(self.below.start(spec))
+        return Untouched(self.started[-1])
+
+
+class Untouched:
+    def __init__(self, run):
+        self.run, self.ended = run, None
+
+    def __getattr__(self, name):
+        return getattr(self.run, name)
+
+    def poll(self):
+        return self.ended or self.run.poll()
+
+    def kill(self):
+        self.ended = Exit(signal=9)
+
+
+def test_a_run_that_goes_on_after_its_end_is_a_fault(tmp_path):
+    started = []
+    try:
+        with pytest.raises(DeployerFault, match="a run goes on though it is told as ended"):
+            check_deployer(lambda _context: TellsTooEarly(started), tmp_path)
+    finally:
+        for run in started:
+            run.kill()
