@@ -108,6 +108,11 @@ class Held:
     #: the API would hand them out, and no worker of this fleet takes them: they count as due, too
     unserved: int = 0
 
+    @property
+    def not_due(self) -> int:
+        """How many the API would not hand out now: they wait beside those that are due."""
+        return self.paused + self.limit
+
 
 NOTHING_HELD = Held()
 

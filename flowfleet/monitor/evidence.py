@@ -101,7 +101,7 @@ def _waiting(found: Mapping[str, Any], snapshot: Snapshot) -> Iterator[Line]:
     for queue in _likely(snapshot, place):
         least = "at least " if queue.at_least else ""
         oldest = f", the oldest for {span(queue.oldest_due_seconds)}" if queue.oldest_due_seconds is not None else ""
-        able, beside = queue.eligible_workers, queue.held.paused + queue.held.limit
+        able, beside = queue.eligible_workers, queue.held.not_due
         waiting = f"{least}{queue.due} due{oldest}{f', {beside} held' if beside else ''}"
         workers = f"{able} {'worker takes' if able == 1 else 'workers take'} runs of it"
         yield "queue", f"{snapshot.route_name(queue.route)}: {waiting}; {workers}"

@@ -192,14 +192,10 @@ def _of_waiting(state: RunState, snapshot: Snapshot, place: Place | None) -> str
     if due > snapshot.at:
         return f"It is scheduled to start in {span(due - snapshot.at)}."
     waited, at_api = span(snapshot.at - due), _hindrance_at_api(place) if place else None
-    if at_api and place and traits.of(place.route.backend).by_labels:
-        return f"It has been due for {waited} and {at_api}."
-    # what a pause or a limit holds back is not due: the API would not hand it out
-    return (
-        f"It has waited for {waited}: {at_api}."
-        if at_api
-        else f"It has been due for {waited} and {_hindrance(snapshot, place)}."
-    )
+    if at_api and place and not traits.of(place.route.backend).by_labels:
+        # what a pause or a limit holds back is not due: the API would not hand it out
+        return f"It has waited for {waited}: {at_api}."
+    return f"It has been due for {waited} and {at_api or _hindrance(snapshot, place)}."
 
 
 def _hindrance(snapshot: Snapshot, place: Place | None) -> str:

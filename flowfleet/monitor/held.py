@@ -33,7 +33,7 @@ def waiting(snapshot: Snapshot) -> str:
 
     Nor does it while nobody knows: the numbers are old, or all of a full answer is claimed by now.
     """
-    due, beside, stale = snapshot.counts["due"], snapshot.held.paused + snapshot.held.limit, snapshot.stale_seconds
+    due, beside, stale = snapshot.counts["due"], snapshot.held.not_due, snapshot.stale_seconds
     more = any(queue.at_least for queue in snapshot.queues)
     unknown = more or stale or snapshot.due_at is None
     shown = f"due {'at least ' if more else ''}{due}" if due or not unknown else "due ?"
@@ -58,7 +58,7 @@ def due_cell(queue: RouteQueue) -> str:
 
 def cell(held: Held) -> str:
     """The cell of a queue's row: how many are held back beside those that are due, `-` for none."""
-    return str(held.paused + held.limit) if held.paused or held.limit else "-"
+    return str(held.not_due or "-")
 
 
 def sentences(snapshot: Snapshot) -> list[str]:
