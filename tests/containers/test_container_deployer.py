@@ -188,11 +188,13 @@ def test_a_container_that_somebody_removes_has_an_unknown_end(deploying, deploye
 
 
 def test_output_is_whole_in_each_of_its_two_streams(deploying, deployer):
-    end, log = deploying.run(*sh("i=0; while [ $i -lt 2000 ]; do echo o$i; echo e$i >&2; i=$((i+1)); done"))
+    # what Podman lets follow had 60% to 85% of so many lines missing, in each of 15 runs
+    end, log = deploying.run(*sh("i=0; while [ $i -lt 20000 ]; do echo o$i; echo e$i >&2; i=$((i+1)); done"))
     assert end.code == 0
-    lines = log.split()
-    assert [line for line in lines if line[0] == "o"] == [f"o{number}" for number in range(2000)]
-    assert [line for line in lines if line[0] == "e"] == [f"e{number}" for number in range(2000)]
+    for stream in "oe":
+        lines = [line for line in log.split() if line[0] == stream]
+        assert len(lines) == 20000
+        assert [line for number, line in enumerate(lines) if line != f"{stream}{number}"][:3] == []
 
 
 def test_an_image_that_is_not_here_and_in_no_registry_fails_the_run_with_the_engines_words(deploying, deployer):

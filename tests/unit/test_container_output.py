@@ -116,6 +116,7 @@ class Podman(Engine):
 
     def stream(self, path, params, *, idle_seconds):
         assert "since" not in params
+        assert not params["follow"]
         self.data = b"".join(self.entry(*one, timed=params["timestamps"]) for one in self.cut())
         return super().stream(path, params, idle_seconds=idle_seconds)
 
@@ -172,7 +173,7 @@ def test_podman_is_read_on_to_the_byte_and_no_time_of_its_own_is_copied(tmp_path
         folder.mkdir()
         engine = Podman(TEXTS, after, tty=tty)
         with contextlib.suppress(EngineAway):
-            copier(engine, folder / "log").copy(follow=True, tty=tty)
+            copier(engine, folder / "log").copy(follow=False, tty=tty)
         for _again in range(2):
             assert copier(engine, folder / "log").copy(follow=False, tty=tty)
             written = (folder / "log").read_bytes().decode()
@@ -181,6 +182,65 @@ def test_podman_is_read_on_to_the_byte_and_no_time_of_its_own_is_copied(tmp_path
                 assert written == "".join(text for _, text in TEXTS)
             elif longest > 1000:
                 assert written.endswith(f"at {SECOND} done\r\nhalf a line\r\nno end")
+
+
+class GrowingPodman(Engine):
+    """Podman, whose log is longer at each reading; its last entry may be half, and looks like a whole line."""
+
+    product = "podman"
+
+    def __init__(self, readings, *, tty=False):
+        super().__init__(b"")
+        self.readings, self.tty, self.seen = list(readings), tty, []
+        self.at_last = lambda: None
+
+    def stream(self, path, params, *, idle_seconds):
+        assert not params["follow"]
+        lines = self.readings.pop(0)
+        if not self.readings:
+            self.at_last()
+        self.data = b"".join(
+            line.encode() if self.tty else bytes([1, 0, 0, 0]) + len(line).to_bytes(4, "big") + line.encode()
+            for line in lines
+        )
+        return super().stream(path, params, idle_seconds=idle_seconds)
+
+
+@pytest.mark.parametrize("tty", [True, False])
+def test_a_line_that_podman_reads_amid_its_write_is_copied_once_it_is_whole(log, tty, monkeypatch):
+    monkeypatch.setattr(output, "_PAUSE_LEAST", 0.001)
+    whole = ["one\n", "two\n", "three\n"]
+    engine = GrowingPodman([[], ["one\n", "t\n"], whole[:2], ["one\n", "two\n", "thr\n"], whole], tty=tty)
+    copy = copier(engine, log)
+    engine.at_last = copy.container_ended
+    assert not copy.copy(follow=True, tty=tty)
+    assert log.read_text() == "before\none\ntwo\n"
+    engine.readings = [whole]
+    assert copier(engine, log).copy(follow=False, tty=tty)
+    assert log.read_text() == "before\none\ntwo\nthree\n"
+
+
+@pytest.mark.parametrize("tty", [True, False])
+def test_the_last_line_that_podman_has_is_copied_when_nothing_follows(log, tty, monkeypatch):
+    monkeypatch.setattr(output, "_PAUSE_LEAST", 0.001)
+    engine = GrowingPodman([["how far? "], ["how far? "], ["how far? ", "ten\n"]], tty=tty)
+    copy = copier(engine, log)
+    engine.at_last = copy.container_ended
+    seen = []
+    really = Output._take
+    monkeypatch.setattr(Output, "_take", lambda *how: (really(*how), seen.append(log.read_text())))
+    copy.copy(follow=True, tty=tty)
+    assert seen == ["before\n", "before\nhow far? ", "before\nhow far? "]
+
+
+def test_readings_of_podman_are_apart_by_many_times_what_one_takes_and_end_at_once_with_the_container(log, monkeypatch):
+    pauses = []
+    monkeypatch.setattr(output.time, "monotonic", iter([0, 0, 0, 0.01, 1, 1, 1.5, 29, 29, 40, 50]).__next__)
+    engine = GrowingPodman([["a\n"]] * 4)
+    copy = copier(engine, log)
+    monkeypatch.setattr(copy._ended, "wait", pauses.append)
+    assert not copy.copy(follow=True, tty=False)
+    assert pauses == [1.0, 10.0, 30.0]
 
 
 def test_what_ends_since_it_is_closed_is_not_taken_for_the_end_of_the_output(log):

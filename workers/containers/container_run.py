@@ -132,6 +132,7 @@ class ContainerRun:
 
     def _drain(self) -> None:
         # its output ends by itself, as a rule
+        self._output.container_ended()
         if not self._over.wait(_DRAIN_SECONDS):
             self._output.close()
 

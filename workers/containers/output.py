@@ -2,9 +2,12 @@
 
 The engine keeps its own copy, so a worker that comes back reads on where the one before it has stopped, to the byte:
 how far it was written stands in a small file beside the run's own. Docker is asked for what came since the time of the
-last entry. Podman's times are no help: they are whole seconds, and where its reader meets the end of its file amid an
-entry, what is left of that is another entry, with a time of its own (measured with 4.3.1: one run in fifty). So Podman
-is asked for all of it.
+last entry.
+
+Podman is asked for all of it, again and again. Its times are whole seconds, and parts of one line have different ones.
+And what it lets follow is not whole: where its reader meets the end of the file amid an entry, it hands over the half
+and goes on at the end that the file has by then (4.3.1, `tail.seekEnd`; 1,200 lines were seen missing). A reading that
+does not follow has every entry, and only the last one may be half.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import contextlib
 import os
 import re
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,8 +33,8 @@ from workers.shim.log_cap import LogCap
 
 #: a stream in which nothing comes for so long is opened anew, once it was looked whether its container still runs
 IDLE_SECONDS = 30.0
-#: the same for one that has to be read from its begin again
-_IDLE_WHOLE_SECONDS = 300.0
+#: the pause between two readings of all of it: as long as this many readings take, within these limits (seconds)
+_PAUSE_READINGS, _PAUSE_LEAST, _PAUSE_MOST = 20.0, 1.0, IDLE_SECONDS
 _HEAD = 8
 #: the one stream of a container with a terminal
 _TERMINAL = 0
@@ -80,6 +84,8 @@ class Output:
         self._limit, self._holes = limit, holes
         self._answer: requests.Response | None = None
         self._closed = threading.Event()
+        #: there is nothing to wait for any more between two readings
+        self._ended = threading.Event()
 
     def copy(self, *, follow: bool, tty: bool) -> bool:
         """Copy what is new; with `follow` until the container ends, or prints nothing for a while.
@@ -87,10 +93,11 @@ class Output:
         Returns True where the engine has said that there is no more. Raises `EngineAway`, and `OSError` of our disk.
         """
         try:
-            times = self._engine.facts().product != "podman"
-            answer = self._open(follow=follow, times=times)
-            with contextlib.closing(answer), self._file() as file:
-                return self._take(_entries(self._pieces(answer), tty=tty, times=times), file)
+            if self._engine.facts().product != "podman":
+                return self._read(follow=follow, tty=tty, times=True)
+            if follow:
+                return self._read_again_and_again(tty=tty)
+            return self._read(follow=False, tty=tty, times=False)
         except StreamIdle:
             return False
         except EngineRefused as exc:
@@ -98,9 +105,30 @@ class Output:
                 return True
             raise
 
+    def _read(self, *, follow: bool, tty: bool, times: bool, growth: _Growth | None = None) -> bool:
+        answer = self._open(follow=follow, times=times)
+        with contextlib.closing(answer), self._file() as file:
+            entries = _entries(self._pieces(answer), tty=tty, times=times)
+            return self._take(growth.settled(entries) if growth else entries, file)
+
+    def _read_again_and_again(self, *, tty: bool) -> bool:
+        growth, until = _Growth(), time.monotonic() + IDLE_SECONDS
+        while time.monotonic() < until:
+            began = time.monotonic()
+            self._read(follow=False, tty=tty, times=False, growth=growth)
+            took = time.monotonic() - began
+            if self._ended.wait(min(_PAUSE_MOST, max(_PAUSE_LEAST, _PAUSE_READINGS * took))):
+                break
+        return False
+
+    def container_ended(self) -> None:
+        """Let `copy` end soon where it would wait for more without being told of the end by the engine."""
+        self._ended.set()
+
     def close(self) -> None:
         """Let `copy` end soon."""
         self._closed.set()
+        self._ended.set()
         answer = self._answer
         if answer is not None:
             with contextlib.suppress(OSError, RuntimeError, ValueError):  # it is closed already
@@ -110,8 +138,7 @@ class Output:
         params: dict[str, Any] = {"stdout": 1, "stderr": 1, "timestamps": int(times), "follow": int(follow)}
         if self._place and self._place.time:
             params["since"] = _seconds(self._place.time)
-        idle = IDLE_SECONDS if times else _IDLE_WHOLE_SECONDS
-        idle = idle if follow else self._engine.request_seconds
+        idle = IDLE_SECONDS if follow else self._engine.request_seconds
         self._answer = self._engine.stream(f"/containers/{self._id}/logs", params, idle_seconds=idle)
         return self._answer
 
@@ -156,8 +183,9 @@ class Output:
         return replace(place, size=os.fstat(file).st_size)
 
     def _note(self, place: _Place) -> None:
-        self._place = place
-        place.write(self._path)
+        if place != self._place:
+            self._place = place
+            place.write(self._path)
 
     def _pieces(self, answer: requests.Response) -> Iterator[bytes]:
         # errors of the reading alone are the engine's: those of our disk are raised where the pieces are written
@@ -198,6 +226,24 @@ class _Part:
     read: int = 0
     #: nothing that was read before is still held back
     whole: bool = True
+
+
+class _Growth:
+    """What readings of a whole log, one after the other, tell of its last entry: it may have been read amid a write."""
+
+    def __init__(self) -> None:
+        self._size: int | None = None
+
+    def settled(self, entries: Iterator[_Entry]) -> Iterator[_Entry]:
+        """These entries, of one reading; without the last one, unless the reading before it was as long."""
+        size, last = 0, None
+        for entry in entries:
+            if last is not None:
+                yield last
+            size, last = size + len(entry.data), entry
+        before, self._size = self._size, size
+        if last is not None and before == size:
+            yield last
 
 
 def _append(file: int, data: bytes) -> None:
@@ -247,7 +293,7 @@ def _entries(pieces: Iterator[bytes], *, tty: bool, times: bool = True) -> Itera
     if times:
         return (_Entry(stream, *_timed(text)) for stream, text in (_lines(pieces) if tty else _frames(pieces)))
     if tty:
-        return (_Entry(_TERMINAL, "", piece) for piece in pieces)
+        return (_Entry(_TERMINAL, "", lines) for lines in _but_last_line(pieces))
     return (_Entry(stream, "", text) for stream, text in _frames(pieces))
 
 
@@ -277,6 +323,19 @@ def _lines(pieces: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
         rest = rest[position:]
     if rest:
         yield _TERMINAL, rest
+
+
+def _but_last_line(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """The same bytes, the last line as a piece of its own."""
+    rest = b""
+    for piece in pieces:
+        rest += piece
+        end = rest.rfind(b"\n", 0, len(rest) - 1) + 1 or max(0, len(rest) - _STEP)
+        if end:
+            yield rest[:end]
+            rest = rest[end:]
+    if rest:
+        yield rest
 
 
 def _end_of_line(data: bytes, position: int) -> int | None:
