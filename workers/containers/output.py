@@ -86,6 +86,7 @@ class Output:
         self._closed = threading.Event()
         #: there is nothing to wait for any more between two readings
         self._ended = threading.Event()
+        self._growth = _Growth()
 
     def copy(self, *, follow: bool, tty: bool) -> bool:
         """Copy what is new; with `follow` until the container ends, or prints nothing for a while.
@@ -105,21 +106,21 @@ class Output:
                 return True
             raise
 
-    def _read(self, *, follow: bool, tty: bool, times: bool, growth: _Growth | None = None) -> bool:
+    def _read(self, *, follow: bool, tty: bool, times: bool, grows: bool = False) -> bool:
         answer = self._open(follow=follow, times=times)
         with contextlib.closing(answer), self._file() as file:
             entries = _entries(self._pieces(answer), tty=tty, times=times)
-            return self._take(growth.settled(entries) if growth else entries, file)
+            return self._take(self._growth.settled(entries) if grows else entries, file)
 
     def _read_again_and_again(self, *, tty: bool) -> bool:
-        growth, until = _Growth(), time.monotonic() + IDLE_SECONDS
-        while time.monotonic() < until:
+        until = time.monotonic() + IDLE_SECONDS
+        while True:
             began = time.monotonic()
-            self._read(follow=False, tty=tty, times=False, growth=growth)
+            self._read(follow=False, tty=tty, times=False, grows=True)
             took = time.monotonic() - began
-            if self._ended.wait(min(_PAUSE_MOST, max(_PAUSE_LEAST, _PAUSE_READINGS * took))):
-                break
-        return False
+            pause = min(_PAUSE_MOST, max(_PAUSE_LEAST, _PAUSE_READINGS * took))
+            if self._ended.wait(pause) or time.monotonic() >= until:
+                return False
 
     def container_ended(self) -> None:
         """Let `copy` end soon where it would wait for more without being told of the end by the engine."""
