@@ -235,7 +235,7 @@ def test_the_last_line_that_podman_has_is_copied_when_nothing_follows(log, tty, 
 
 def test_the_last_line_of_a_log_that_takes_long_to_read_is_copied_when_nothing_follows(log, monkeypatch):
     """One reading and its pause are then all that goes into the time after which the container is looked at."""
-    monkeypatch.setattr(output, "IDLE_SECONDS", 0.0005)
+    monkeypatch.setattr(output, "_LOOK_SECONDS", 0.0005)
     monkeypatch.setattr(output, "_PAUSE_LEAST", 0.001)
     engine = GrowingPodman([["one\n"]] * 4)
     copy = copier(engine, log)
@@ -246,7 +246,7 @@ def test_the_last_line_of_a_log_that_takes_long_to_read_is_copied_when_nothing_f
 
 def test_readings_of_podman_are_apart_by_many_times_what_one_takes_and_end_at_once_with_the_container(log, monkeypatch):
     pauses = []
-    monkeypatch.setattr(output.time, "monotonic", iter([0, 0, 0.01, 1, 1, 1.5, 29, 29, 40, 50]).__next__)
+    monkeypatch.setattr(output.time, "monotonic", iter([0, 0, 0.01, 1, 1, 1.5, 4, 4, 9, 40]).__next__)
     engine = GrowingPodman([["a\n"]] * 4)
     copy = copier(engine, log)
     monkeypatch.setattr(copy._ended, "wait", pauses.append)

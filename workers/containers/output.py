@@ -34,7 +34,9 @@ from workers.shim.log_cap import LogCap
 #: a stream in which nothing comes for so long is opened anew, once it was looked whether its container still runs
 IDLE_SECONDS = 30.0
 #: the pause between two readings of all of it: as long as this many readings take, within these limits (seconds)
-_PAUSE_READINGS, _PAUSE_LEAST, _PAUSE_MOST = 20.0, 1.0, IDLE_SECONDS
+_PAUSE_READINGS, _PAUSE_LEAST, _PAUSE_MOST = 20.0, 1.0, 30.0
+#: after so long it is looked whether a container that is read so still runs: its end may have been told of in a gap
+_LOOK_SECONDS = 5.0
 _HEAD = 8
 #: the one stream of a container with a terminal
 _TERMINAL = 0
@@ -113,7 +115,7 @@ class Output:
             return self._take(self._growth.settled(entries) if grows else entries, file)
 
     def _read_again_and_again(self, *, tty: bool) -> bool:
-        until = time.monotonic() + IDLE_SECONDS
+        until = time.monotonic() + _LOOK_SECONDS
         while True:
             began = time.monotonic()
             self._read(follow=False, tty=tty, times=False, grows=True)
