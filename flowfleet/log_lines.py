@@ -45,13 +45,15 @@ class LoggedEvent:
     def _seated(self, used: int) -> tuple[list[str], list[str]]:
         """The fields with room in the first line, and those without: the first id chooses first, and ids stand last."""
         left = _ROOM - used - 1
-        seated: set[str] = set()
-        for field in (*self.ids[:1], *self.fields, *self.ids[1:]):
-            if columns(field) < left:
-                seated.add(field)
-                left -= columns(field) + 1
         every = (*self.fields, *self.ids)
-        return [field for field in every if field in seated], [field for field in every if field not in seated]
+        first_id = len(self.fields)
+        seated: set[int] = set()
+        for place in (*range(first_id, len(every))[:1], *range(first_id), *range(first_id + 1, len(every))):
+            if columns(every[place]) < left:
+                seated.add(place)
+                left -= columns(every[place]) + 1
+        beside = [field for place, field in enumerate(every) if place in seated]
+        return beside, [field for place, field in enumerate(every) if place not in seated]
 
 
 def columns(text: str) -> int:

@@ -27,7 +27,7 @@ class Rest:
 
         So is what met a connection that the server closes after 5 idle seconds.
         """
-        deadline = time.monotonic() + 30 * SCALE
+        deadline = time.monotonic() + 180 * SCALE
         while True:
             try:
                 answer = self.session.request(method, f"{self.api_url}{path}", json=body, timeout=60)

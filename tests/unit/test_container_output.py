@@ -11,9 +11,10 @@ from types import SimpleNamespace
 import pytest
 
 from flowfleet.errors import EngineAway
-from workers.containers import output
+from workers.containers import log_entries, output
 from workers.containers.engine import StreamIdle
-from workers.containers.output import Output, _entries, _joined, _Place, _unseen
+from workers.containers.log_entries import entries_of
+from workers.containers.output import Output, _joined, _Place, _unseen
 
 
 def stamp(number):
@@ -33,7 +34,7 @@ def pieces(data, size=7, *, idle=False):
 
 
 def written(data, place=_Place(), *, tty=False, size=7):  # noqa: B008 - it is frozen
-    return b"".join(part.data for part in _joined(_unseen(_entries(pieces(data, size), tty=tty), place))).decode()
+    return b"".join(part.data for part in _joined(_unseen(entries_of(pieces(data, size), tty=tty), place))).decode()
 
 
 def test_a_line_in_parts_is_not_cut_by_the_other_stream():
@@ -42,7 +43,7 @@ def test_a_line_in_parts_is_not_cut_by_the_other_stream():
 
 
 def test_what_a_silent_stream_has_held_back_is_written():
-    parts = _joined(_unseen(_entries(pieces(frame(1, 1, "how far? "), idle=True), tty=False), _Place()))
+    parts = _joined(_unseen(entries_of(pieces(frame(1, 1, "how far? "), idle=True), tty=False), _Place()))
     assert [next(parts).data, next(parts).data] == [b"", b"how far? "]
     with pytest.raises(StreamIdle):
         next(parts)
@@ -59,7 +60,7 @@ def test_what_was_copied_is_not_copied_again_however_the_engine_cuts_it(second):
 
 @pytest.mark.parametrize("size", [7, 1000, 1 << 20])
 def test_a_long_line_of_a_terminal_has_no_times_in_it(size):
-    part = output._LONGEST_ENTRY
+    part = log_entries.LONGEST_ENTRY
     data = f"{stamp(1)} {'x' * part}{stamp(2)} {'y' * part}{stamp(3)} z\n{stamp(4)} short\n".encode()
     assert written(data, tty=True, size=size) == "x" * part + "y" * part + "z\nshort\n"
 
@@ -167,7 +168,8 @@ TEXTS = (
 @pytest.mark.parametrize("longest", [16, 50, 16 * 1024])
 @pytest.mark.parametrize("tty", [True, False])
 def test_podman_is_read_on_to_the_byte_and_no_time_of_its_own_is_copied(tmp_path, longest, tty, monkeypatch):
-    monkeypatch.setattr(output, "_LONGEST_ENTRY", longest)
+    monkeypatch.setattr(log_entries, "LONGEST_ENTRY", longest)
+    monkeypatch.setattr(output, "LONGEST_ENTRY", longest)
     for after in range(1, 300, 3):
         folder = tmp_path / str(after)
         folder.mkdir()

@@ -46,6 +46,10 @@ def test_what_has_no_room_goes_on_below_and_the_run_stays_beside_what_is_said_of
     assert lines_of("x" * 100, ["pid=7"], [RUN]) == [f"calm-otter: {'x' * 100}  pid=7", RUN]
 
 
+def test_of_two_fields_alike_the_one_without_room_goes_on_below():
+    assert lines_of("x" * 40, ids=["y" * 41] * 2) == [f"calm-otter: {'x' * 40}  {'y' * 41}", "y" * 41]
+
+
 def test_a_long_text_is_broken_at_blanks_and_a_word_only_where_it_is_too_long_for_a_line():
     assert lines_of("word " * 40) == ["calm-otter: " + "word " * 22 + "word", "word " * 17]
     error = 'error="' + "word " * 20 + "/path" * 30 + '"'

@@ -5,16 +5,15 @@ how far it was written stands in a small file beside the run's own. Docker is as
 last entry.
 
 Podman is asked for all of it, again and again. Its times are whole seconds, and parts of one line have different ones.
-And what it lets follow is not whole: where its reader meets the end of the file amid an entry, it hands over the half
-and goes on at the end that the file has by then (4.3.1, `tail.seekEnd`; 1,200 lines were seen missing). A reading that
-does not follow has every entry, and only the last one may be half.
+What it lets follow has gaps: where its reader meets the end of the file amid an entry, it hands over the half, and goes
+on at the end that the file has by then (4.3.1; of 60,000 quick lines three quarters were missing). A reading that does
+not follow has every entry, and only the last one may be half.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -26,8 +25,8 @@ import requests
 import urllib3
 
 from flowfleet.errors import EngineRefused
-from workers.containers.container import moment
 from workers.containers.engine import Engine, StreamIdle, is_missing
+from workers.containers.log_entries import LONGEST_ENTRY, TERMINAL, Entry, entries_of, since
 from workers.shim import atomic_files
 from workers.shim.log_cap import LogCap
 
@@ -37,15 +36,9 @@ IDLE_SECONDS = 30.0
 _PAUSE_READINGS, _PAUSE_LEAST, _PAUSE_MOST = 20.0, 1.0, 30.0
 #: after so long it is looked whether a container that is read so still runs: its end may have been told of in a gap
 _LOOK_SECONDS = 5.0
-_HEAD = 8
-#: the one stream of a container with a terminal
-_TERMINAL = 0
 _PIECE = 256 * 1024
-#: what is longer is several entries for the engine, each with a time (docker 20.10)
-_LONGEST_ENTRY = 16 * 1024
 #: the cap is applied, and the place written down, each time that so much was copied
 _STEP = 1 << 20
-_TIMED = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)\.?(\d{0,9})(Z|[+-]\d\d:\d\d) ")
 
 
 @dataclass(frozen=True)
@@ -111,7 +104,7 @@ class Output:
     def _read(self, *, follow: bool, tty: bool, times: bool, grows: bool = False) -> bool:
         answer = self._open(follow=follow, times=times)
         with contextlib.closing(answer), self._file() as file:
-            entries = _entries(self._pieces(answer), tty=tty, times=times)
+            entries = entries_of(self._pieces(answer), tty=tty, times=times)
             return self._take(self._growth.settled(entries) if grows else entries, file)
 
     def _read_again_and_again(self, *, tty: bool) -> bool:
@@ -140,7 +133,7 @@ class Output:
     def _open(self, *, follow: bool, times: bool) -> requests.Response:
         params: dict[str, Any] = {"stdout": 1, "stderr": 1, "timestamps": int(times), "follow": int(follow)}
         if self._place and self._place.time:
-            params["since"] = _seconds(self._place.time)
+            params["since"] = since(self._place.time)
         idle = IDLE_SECONDS if follow else self._engine.request_seconds
         self._answer = self._engine.stream(f"/containers/{self._id}/logs", params, idle_seconds=idle)
         return self._answer
@@ -158,7 +151,7 @@ class Output:
         finally:
             os.close(fd)
 
-    def _take(self, entries: Iterator[_Entry], file: int) -> bool:
+    def _take(self, entries: Iterator[Entry], file: int) -> bool:
         assert self._place is not None
         cap = LogCap(str(self._log), self._limit, holes=self._holes)
         # `place` is how far was read and written; `whole` the last such place at which no part of a line was held back
@@ -206,17 +199,6 @@ class Output:
 
 
 @dataclass(frozen=True)
-class _Entry:
-    """What the engine has kept as one piece, or a line of it."""
-
-    #: of which stream it is
-    stream: int
-    #: the engine's time of the entry; empty for the rest of one that it has cut, and where no times are asked for
-    time: str
-    data: bytes
-
-
-@dataclass(frozen=True)
 class _Part:
     """What is to be written of one entry."""
 
@@ -237,7 +219,7 @@ class _Growth:
     def __init__(self) -> None:
         self._size: int | None = None
 
-    def settled(self, entries: Iterator[_Entry]) -> Iterator[_Entry]:
+    def settled(self, entries: Iterator[Entry]) -> Iterator[Entry]:
         """These entries, of one reading; without the last one, unless the reading before it was as long."""
         size, last = 0, None
         for entry in entries:
@@ -260,7 +242,7 @@ def _append(file: int, data: bytes) -> None:
         raise
 
 
-def _unseen(entries: Iterator[_Entry], place: _Place) -> Iterator[_Part]:
+def _unseen(entries: Iterator[Entry], place: _Place) -> Iterator[_Part]:
     """What stands behind this place, of entries that begin with those of its time."""
     left, time = place.bytes, ""
     for entry in entries:
@@ -280,7 +262,7 @@ def _joined(parts: Iterator[_Part]) -> Iterator[_Part]:
     try:
         for part in parts:
             data = held.pop(part.stream, b"") + part.data
-            if part.stream != _TERMINAL and not data.endswith(b"\n") and len(data) < _LONGEST_ENTRY:
+            if part.stream != TERMINAL and not data.endswith(b"\n") and len(data) < LONGEST_ENTRY:
                 held[part.stream], data = data, b""
             yield replace(part, data=data, whole=not held)
     except StreamIdle:
@@ -289,77 +271,3 @@ def _joined(parts: Iterator[_Part]) -> Iterator[_Part]:
         yield _Part(stream, "", held.pop(stream), whole=not held)
     if idle:
         raise StreamIdle
-
-
-def _entries(pieces: Iterator[bytes], *, tty: bool, times: bool = True) -> Iterator[_Entry]:
-    """The entries of a log: frames of a head and a text, or with a terminal the lines."""
-    if times:
-        return (_Entry(stream, *_timed(text)) for stream, text in (_lines(pieces) if tty else _frames(pieces)))
-    if tty:
-        return (_Entry(_TERMINAL, "", lines) for lines in _but_last_line(pieces))
-    return (_Entry(stream, "", text) for stream, text in _frames(pieces))
-
-
-def _frames(pieces: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
-    rest = b""
-    for piece in pieces:
-        rest += piece
-        position = 0
-        while len(rest) - position >= _HEAD:
-            end = position + _HEAD + int.from_bytes(rest[position + 4 : position + _HEAD], "big")
-            if len(rest) < end:
-                break
-            yield rest[position], rest[position + _HEAD : end]
-            position = end
-        rest = rest[position:]
-
-
-def _lines(pieces: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
-    """Lines, and of a line that is longer than the engine keeps in one entry each of its parts."""
-    rest = b""
-    for piece in pieces:
-        rest += piece
-        position = 0
-        while (end := _end_of_line(rest, position)) is not None:
-            yield _TERMINAL, rest[position:end]
-            position = end
-        rest = rest[position:]
-    if rest:
-        yield _TERMINAL, rest
-
-
-def _but_last_line(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """The same bytes, the last line as a piece of its own."""
-    rest = b""
-    for piece in pieces:
-        rest += piece
-        end = rest.rfind(b"\n", 0, len(rest) - 1) + 1 or max(0, len(rest) - _STEP)
-        if end:
-            yield rest[:end]
-            rest = rest[end:]
-    if rest:
-        yield rest
-
-
-def _end_of_line(data: bytes, position: int) -> int | None:
-    found = _TIMED.match(data, position)
-    begin = found.end() if found else position
-    newline = data.find(b"\n", begin, begin + _LONGEST_ENTRY)
-    if newline >= 0:
-        return newline + 1
-    return begin + _LONGEST_ENTRY if len(data) >= begin + _LONGEST_ENTRY else None
-
-
-def _timed(entry: bytes) -> tuple[str, bytes]:
-    found = _TIMED.match(entry)
-    if not found:
-        return "", entry  # the rest of an entry that the engine has cut
-    return found.group(0).decode().strip(), entry[found.end() :]
-
-
-def _seconds(text: str) -> str:
-    """The engine's time as it takes one: seconds with nine digits behind the point."""
-    found = _TIMED.match(f"{text} ".encode())
-    assert found
-    whole = moment(f"{found.group(1).decode()}{found.group(3).decode()}")
-    return f"{int(whole or 0)}.{found.group(2).decode():0<9}"
