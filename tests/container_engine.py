@@ -304,6 +304,7 @@ class PodmanEngine(DockerEngine):
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                cwd=self.folder,  # its conmon leaves a file `oom` where it was started
                 env={
                     **os.environ,
                     "PATH": _PATH,
