@@ -44,11 +44,10 @@ class LoggedEvent:
 
     def _seated(self, used: int) -> tuple[list[str], list[str]]:
         """The fields with room in the first line, and those without: the first id chooses first, and ids stand last."""
-        left = _ROOM - used - 1
         every = (*self.fields, *self.ids)
-        first_id = len(self.fields)
+        first_id, left = len(self.fields), _ROOM - used - 1
         seated: set[int] = set()
-        for place in (*range(first_id, len(every))[:1], *range(first_id), *range(first_id + 1, len(every))):
+        for place in sorted(range(len(every)), key=lambda place: place != first_id):
             if columns(every[place]) < left:
                 seated.add(place)
                 left -= columns(every[place]) + 1

@@ -27,6 +27,7 @@ class Rest:
 
         So is what met a connection that the server closes after 5 idle seconds.
         """
+        # a server on SQLite was seen to refuse writes for two minutes, while it marked many runs as late
         deadline = time.monotonic() + 180 * SCALE
         while True:
             try:

@@ -21,9 +21,13 @@ def stamp(number):
     return f"2026-11-30T01:02:03.{number:09d}Z"
 
 
-def frame(stream, number, text):
-    data = f"{stamp(number)} {text}".encode()
+def framed(stream, text):
+    data = text.encode()
     return bytes([stream, 0, 0, 0]) + len(data).to_bytes(4, "big") + data
+
+
+def frame(stream, number, text):
+    return framed(stream, f"{stamp(number)} {text}")
 
 
 def pieces(data, size=7, *, idle=False):
@@ -127,8 +131,8 @@ class Podman(Engine):
             yield from ((stream, text[begin:end]) for begin, end in itertools.pairwise(cuts) if begin < end)
 
     def entry(self, stream, text, *, timed):
-        data = f"{SECOND if timed else ''}{' ' if timed else ''}{text}".encode()
-        return data if self.tty else bytes([stream, 0, 0, 0]) + len(data).to_bytes(4, "big") + data
+        text = f"{SECOND if timed else ''}{' ' if timed else ''}{text}"
+        return text.encode() if self.tty else framed(stream, text)
 
 
 LINES = frame(1, 1, "half ") + frame(2, 1, "other\n") + frame(1, 1, "done\n") + frame(1, 2, "last\n")
@@ -193,7 +197,7 @@ class GrowingPodman(Engine):
 
     def __init__(self, readings, *, tty=False):
         super().__init__(b"")
-        self.readings, self.tty, self.seen = list(readings), tty, []
+        self.readings, self.tty = list(readings), tty
         self.at_last = lambda: None
 
     def stream(self, path, params, *, idle_seconds):
@@ -201,10 +205,7 @@ class GrowingPodman(Engine):
         lines = self.readings.pop(0)
         if not self.readings:
             self.at_last()
-        self.data = b"".join(
-            line.encode() if self.tty else bytes([1, 0, 0, 0]) + len(line).to_bytes(4, "big") + line.encode()
-            for line in lines
-        )
+        self.data = b"".join(line.encode() if self.tty else framed(1, line) for line in lines)
         return super().stream(path, params, idle_seconds=idle_seconds)
 
 

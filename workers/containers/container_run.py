@@ -131,8 +131,8 @@ class ContainerRun:
         threading.Thread(target=self._drain, name=f"drain-{self.container.id[:12]}", daemon=True).start()
 
     def _drain(self) -> None:
-        # its output ends by itself, as a rule
         self._output.container_ended()
+        # its output ends by itself, as a rule
         if not self._over.wait(_DRAIN_SECONDS):
             self._output.close()
 

@@ -30,7 +30,11 @@ class Entry:
 
 
 def entries_of(pieces: Iterator[bytes], *, tty: bool, times: bool = True) -> Iterator[Entry]:
-    """The entries of a log: frames of a head and a text, or with a terminal the lines."""
+    """The entries of a log: frames of a head and a text, or with a terminal the lines.
+
+    Without times nothing tells the engine's entries of a terminal apart: of what has come, the last line is one entry
+    and all before it another.
+    """
     if times:
         return (Entry(stream, *_timed(text)) for stream, text in (_lines(pieces) if tty else _frames(pieces)))
     if tty:

@@ -84,7 +84,7 @@ class Output:
         self._growth = _Growth()
 
     def copy(self, *, follow: bool, tty: bool) -> bool:
-        """Copy what is new; with `follow` until the container ends, or prints nothing for a while.
+        """Copy what is new; with `follow` until the container ends, or it is time to look whether it has.
 
         Returns True where the engine has said that there is no more. Raises `EngineAway`, and `OSError` of our disk.
         """
@@ -244,15 +244,15 @@ def _append(file: int, data: bytes) -> None:
 
 def _unseen(entries: Iterator[Entry], place: _Place) -> Iterator[_Part]:
     """What stands behind this place, of entries that begin with those of its time."""
-    left, time = place.bytes, ""
+    left, stamp = place.bytes, ""
     for entry in entries:
-        time = entry.time or time
-        if time not in ("", place.time):
+        stamp = entry.time or stamp
+        if stamp not in ("", place.time):
             left = 0
         seen = min(left, len(entry.data))
         left -= seen
         if seen < len(entry.data):
-            yield _Part(entry.stream, time, entry.data[seen:], read=len(entry.data) - seen)
+            yield _Part(entry.stream, stamp, entry.data[seen:], read=len(entry.data) - seen)
 
 
 def _joined(parts: Iterator[_Part]) -> Iterator[_Part]:
