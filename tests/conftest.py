@@ -131,6 +131,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if dropped:
         config.hook.pytest_deselected(items=dropped)
     items[:] = sorted(kept, key=lambda item: item.get_closest_marker("slow") is None and not together(item.nodeid))
+    scale_limits(config, items)
+
+
+def scale_limits(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The limit of a test, which ends one that hangs, is a wait like the others."""
+    asked = config.getoption("timeout")
+    usual = float(config.getini("timeout") if asked is None else asked)
+    for item in items:
+        own = item.get_closest_marker("timeout")
+        item.add_marker(pytest.mark.timeout((own.args[0] if own else usual) * SCALE), append=False)
 
 
 def together(nodeid: str) -> str | None:

@@ -20,7 +20,7 @@ from tests.prefect1_api import Faults, Prefect1Api
 from tests.rest import Rest
 from tests.tcp_bridge import TcpBridge
 from tests.valkey import free_port
-from tests.waiting import until
+from tests.waiting import SCALE, until
 from tests.world import MARK, Part, World
 
 STUB = Path(__file__).with_name("stub_engine.py")
@@ -241,7 +241,7 @@ class Arena(World):
             part.process.send_signal(signal.SIGCONT)
             part.process.kill()
         for part in self.parts:
-            part.process.wait(20)
+            part.process.wait(20 * SCALE)
         for pid in self.shims():
             processes.kill(pid, signal.SIGCONT)
             processes.kill(pid)

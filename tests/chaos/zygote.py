@@ -18,6 +18,8 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tests.waiting import SCALE
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -105,7 +107,7 @@ class Zygote:
         """End it, and every part that still lives."""
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(30)
+        self._process.wait(30 * SCALE)
         self._reader.join(5)
         assert self._process.stdout is not None
         self._process.stdout.close()

@@ -141,6 +141,7 @@ def put(engine, container, folder, name, text):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # the wheels, the engine and the images are made for it
 def test_a_fleet_that_compose_brings_up_runs_flows_in_both_ways(compose, tmp_path, prefect_server, engine):
     compose.run("make", "compose-up", seconds=600)
     assert compose.made.stat().st_mode & 0o777 == 0o600

@@ -25,7 +25,7 @@ from flowfleet.settings.click_options import known_keys
 from tests import processes
 from tests.terminal import Terminal
 from tests.valkey import Valkey, free_port
-from tests.waiting import until
+from tests.waiting import SCALE, until
 from tests.world import BIN
 
 POOL = "11111111-1111-4111-8111-111111111111"
@@ -150,7 +150,7 @@ def test_drain_waits_for_its_workers_where_it_is_asked_to(fleet_of_one):
     try:
         assert waiting.stderr.readline() == "waiting: worker@h1 waits for its end\n"
         waiting.send_signal(signal.SIGINT)
-        out, err = waiting.communicate(timeout=30)
+        out, err = waiting.communicate(timeout=30 * SCALE)
     finally:
         waiting.kill()
     assert (waiting.returncode, out) == (130, "worker@h1 takes no new runs and ends when its last one has ended.\n")
@@ -403,7 +403,7 @@ def test_doctor_without_an_api_address_checks_all_else(fleet_of_one, tmp_path):
 def test_on_a_terminal_the_doctor_colours_its_verdicts_and_nothing_else(fleet_of_one):
     terminal = Terminal("flowfleet", "doctor", columns=200, **NO_API, **fleet_of_one[1])
     try:
-        assert terminal.process.wait(60) == 5
+        assert terminal.process.wait(60 * SCALE) == 5
         until(lambda: "workers: 1 live" in terminal.text, 10, "the last of its checks")
         lines = terminal.text.splitlines()
     finally:

@@ -7,7 +7,7 @@ import pytest
 import requests
 
 from tests.prefect1_plain import Prefect1Plain
-from tests.waiting import until
+from tests.waiting import SCALE, until
 
 
 def cancel_of(run):
@@ -136,6 +136,6 @@ def test_it_runs_as_a_process_that_says_where_it_is_and_ends_at_sigterm():
             made = Prefect1Plain(url).done("create_tenant", "id", name="mine")
             assert made["id"] in {row["id"] for row in Prefect1Plain(url).ask("{ tenant { id } }")["tenant"]}
             process.terminate()
-            assert process.wait(20) == 0
+            assert process.wait(20 * SCALE) == 0
         finally:
             process.kill()

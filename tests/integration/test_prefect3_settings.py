@@ -10,6 +10,7 @@ import pytest
 from flowfleet.api.prefect3.settings import prefect_settings
 from tests import processes
 from tests.needs import need
+from tests.waiting import SCALE
 
 ASK = """
 import json, os, sys, warnings
@@ -114,7 +115,7 @@ def answers(tmp_path_factory):
         env=env,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=120 * SCALE,
         check=False,
     )
     assert asked.returncode == 0, asked.stderr[-2000:]

@@ -16,6 +16,7 @@ from flowfleet.errors import UnsupportedRun
 from tests import processes
 from tests.integration.one_pool import OnePool
 from tests.needs import need
+from tests.waiting import SCALE
 
 #: what a stock worker does to find out what to start, up to where its configuration class would check it
 STOCK = """
@@ -192,7 +193,7 @@ class Place(OnePool):
             env=env,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=300 * SCALE,
             check=False,
         )
         assert done.returncode == 0, done.stderr

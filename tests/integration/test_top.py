@@ -11,7 +11,7 @@ from flowfleet.ledger.roster import WorkerRow
 from tests import processes
 from tests.terminal import Terminal
 from tests.valkey import Valkey
-from tests.waiting import until
+from tests.waiting import SCALE, until
 from tests.world import BIN
 
 POOL = "11111111-1111-4111-8111-111111111111"
@@ -47,14 +47,14 @@ def test_the_page_has_its_keys_fills_another_size_and_is_left_by_q(terminal):
     terminal.resize(60, 12)
     until(lambda: len(terminal.page.split("\n")) == 12, 10, "a page of 12 lines")
     terminal.press("q")
-    assert terminal.process.wait(10) == 0
+    assert terminal.process.wait(10 * SCALE) == 0
     until(terminal.as_before, 5, "the terminal to be as before")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_the_terminal_as_it_was(terminal, number):
     terminal.process.send_signal(number)
-    assert terminal.process.wait(10) == 0
+    assert terminal.process.wait(10 * SCALE) == 0
     until(terminal.as_before, 5, "the terminal to be as before")
 
 
@@ -75,7 +75,7 @@ def test_keys_are_obeyed_while_redis_hangs(terminal, server):
         terminal.shows("filter: hello", 3)
         terminal.shows("Redis is away", 15)
         terminal.press("\rq")
-        assert terminal.process.wait(10) == 0
+        assert terminal.process.wait(10 * SCALE) == 0
         until(terminal.as_before, 5, "the terminal to be as before")
     finally:
         server.thaw()

@@ -271,7 +271,7 @@ def test_signals_are_taken_even_where_they_were_ignored():
         "signals = StackSignals(); signals.install(); os.kill(os.getpid(), signal.SIGINT)\n"
         "try:\n    signals.pause(5)\nexcept StopRequested:\n    print('stopped', signals.first)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60 * SCALE, check=False)
 
     assert done.stdout.split() == ["stopped", str(int(signal.SIGINT))]
 

@@ -7,6 +7,8 @@ import tomllib
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
+from tests.waiting import SCALE
+
 PAGE = Path(__file__).parents[2] / "docs" / "custom-deployer.md"
 FILES = dict(
     re.findall(r"<!-- document: file (\S+) -->\n```\w+\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
@@ -31,7 +33,7 @@ def test_the_deployer_of_the_document_passes_the_checks_of_the_document(tmp_path
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=300 * SCALE,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-3000:]

@@ -15,6 +15,7 @@ import pytest
 
 from flowfleet import errors
 from tests.unit.test_imports import folder, is_example, modules, parsed, within
+from tests.waiting import SCALE
 
 WATCH = """
 import importlib, json, sys
@@ -36,7 +37,11 @@ print(json.dumps({"seen": seen, "prefect": "prefect" in sys.modules}))
 def test_importing_the_whole_product_does_no_work_and_brings_no_prefect():
     names = [name for name in modules() if not is_example(name) and not name.endswith("__main__")]
     done = subprocess.run(
-        [sys.executable, "-B", "-c", WATCH, json.dumps(names)], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-B", "-c", WATCH, json.dumps(names)],
+        capture_output=True,
+        text=True,
+        timeout=60 * SCALE,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == {"seen": [], "prefect": False}
@@ -331,7 +336,7 @@ def test_what_docstrings_and_comments_name_is_there():
 @pytest.mark.parametrize("module", ["poller.cli", "workers.cli", "flowfleet.cli"])
 def test_a_command_on_windows_is_one_sentence_that_names_the_remedy(module):
     code = f"import sys; sys.modules['fcntl'] = None; from {module} import main; main()"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60 * SCALE, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "Error: flowfleet needs Linux or macOS, so on Windows run it inside WSL.\n"
 

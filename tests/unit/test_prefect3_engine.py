@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.needs import python39
+from tests.waiting import SCALE
 from workers.interpreter import STARTERS
 
 PREFECT = {
@@ -98,7 +99,7 @@ class Paper:
             env=base | env,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=60 * SCALE,
             check=False,
         )
         assert done.returncode == 0, done.stderr

@@ -21,6 +21,7 @@ from tests.unit.test_shim import (  # noqa: F401
     test_what_a_command_leaves_is_killed_when_it_has_ended,
 )
 from tests.unit.test_shim_control_session import COMPLETED, COOPERATES, cancel, engine
+from tests.waiting import SCALE
 from workers import shim
 from workers.deployers.fork_client import ForkClient, own_program
 
@@ -35,7 +36,7 @@ def fork_client():
 
 def test_the_oldest_python_of_flows_is_a_real_one():
     argv = [python39(), "-c", "import sys; print(sys.implementation.name, *sys.version_info[:2])"]
-    done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60 * SCALE)
     assert done.stdout == "cpython 3 9\n"
 
 

@@ -11,6 +11,7 @@ import pytest
 from flowfleet.settings.classes import WorkerSettings
 from flowfleet.settings.layers import resolve
 from tests.needs import missing
+from tests.waiting import SCALE
 from workers.lifecycle.stop_plan import Enclosure, StopPlan, enclosure_of
 
 ROOT = Path(__file__).parents[2]
@@ -87,7 +88,7 @@ def test_in_a_real_process_namespace_without_a_mark_runs_outlive_a_worker_that_d
     (tmp_path / "proc").symlink_to("/proc")
     space = ["unshare", "-pf", *(["--mount-proc"] if mounted else [])]
     argv = [*space, *above, sys.executable, "-c", ASK, str(tmp_path)]
-    done = subprocess.run(argv, capture_output=True, text=True, cwd=ROOT, timeout=30, check=False)
+    done = subprocess.run(argv, capture_output=True, text=True, cwd=ROOT, timeout=30 * SCALE, check=False)
     assert done.stdout.split() == [str(ends), str(mounted)], done.stderr
 
 
