@@ -17,7 +17,12 @@ from tests.waiting import until
 
 
 class PrefectServer:
-    """`PrefectServer(folder).start()` … `.stop()`; `settings` adds PREFECT_* variables (auth string, CSRF, …)."""
+    """`PrefectServer(folder).start()` … `.stop()`; `settings` adds PREFECT_* variables (auth string, CSRF, …).
+
+    It marks no run as Late: Prefect 3.9 does so for all of them at once, each in a transaction that reads before it
+    writes, so on SQLite they lock each other out for minutes, with 503 for everybody and half a core for tracebacks.
+    Tests that want a Late run make it one, and the server of `flowfleet up` marks them as any other.
+    """
 
     def __init__(self, folder: Path, port: int | None = None, settings: Mapping[str, str] | None = None) -> None:
         self.folder = folder
@@ -40,6 +45,7 @@ class PrefectServer:
             "PREFECT_HOME": str(self.folder / "home"),
             "PREFECT_API_URL": self.api_url,
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED": "false",
             "DO_NOT_TRACK": "1",
             "PREFECT_SERVER_LOGGING_LEVEL": "INFO",  # the access log, by which tests count requests
             "PREFECT_LOGGING_LEVEL": "WARNING",
