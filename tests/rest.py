@@ -97,10 +97,9 @@ class Rest:
         return self.run(run_id).get("state") or {"type": "", "name": "", "message": ""}
 
     def history(self, run_id: str) -> list[str]:
-        """The names of its states in order, without Late: the server itself marks so what waits for 15 s."""
+        """The names of its states in order."""
         states = self.call("GET", f"/flow_run_states/?flow_run_id={run_id}")
-        names = [state["name"] for state in sorted(states, key=lambda state: state["timestamp"])]
-        return [name for name in names if name != "Late"]
+        return [state["name"] for state in sorted(states, key=lambda state: state["timestamp"])]
 
     def logs(self, run_id: str) -> list[str]:
         """The lines of the run's log page."""

@@ -115,7 +115,7 @@ def test_a_stop_puts_its_runs_back_where_the_fleet_starts_lost_runs_again(fleet)
     (_, pid, *_) = fleet.wait_note(run, "ran")
     assert worker.stop() == 0
     assert not processes.alive(int(pid))
-    told = fleet.wait_state(run, "Scheduled", "AwaitingRetry", "Late")["message"]
+    told = fleet.wait_state(run, "Scheduled", "AwaitingRetry")["message"]
     assert "was stopped with its worker worker@" in told
     assert "and the run is started again" in told
 
