@@ -34,11 +34,13 @@ def hook(name):
 def go():
     note("ran")
 """
-#: goes on until it is stopped, with a child that has left its group and takes no TERM
+#: goes on until it is stopped, with a child that has left its group and takes no TERM. It says "held" where a stop
+#: finds its `finally`: the child is there before the call that starts it returns.
 HELD = """
 child = "trap '' TERM; echo $$ > $NOTES.pid; while :; do sleep 0.1; done"
 subprocess.Popen(["setsid", "sh", "-c", child])
 try:
+    note("held")
     time.sleep(300)
 finally:
     note("cleaned up")
@@ -66,9 +68,9 @@ class OneEngine:
     def start(self) -> StartedRun:
         return self._bench.start(self._spec)
 
-    def start_ready(self) -> StartedRun:
+    def start_held(self) -> StartedRun:
         started_run = self.start()
-        until(lambda: "ran" in self.notes, 60, "the flow to run")
+        until(lambda: "held" in self.notes, 60, "the flow to go on until it is stopped")
         return started_run
 
     def end(self, started_run: StartedRun) -> Exit:
@@ -119,7 +121,7 @@ def test_engines_say_how_they_have_ended_and_those_that_say_nothing_have_no_rece
 
 def test_an_engine_that_is_told_of_its_cancel_stops_and_writes_nothing_and_nothing_of_it_is_left(engines):
     engine = engines("cancelled", HELD)
-    started_run = engine.start_ready()
+    started_run = engine.start_held()
     child = engine.child
     engine.api.set_state(engine.run_id, "CANCELLING")
     engine.folder.write_stop(Stop(reason=StopReason.CANCEL, intent=True), "worker@here")
@@ -130,13 +132,13 @@ def test_an_engine_that_is_told_of_its_cancel_stops_and_writes_nothing_and_nothi
     assert not processes.alive(child)
     # Cancelled and its hooks are ours, when the tree is gone
     assert engine.api.history(engine.run_id)[-2:] == ["Running", "Cancelling"]
-    assert engine.notes == ["ran", "cleaned up"]
+    assert engine.notes == ["ran", "held", "cleaned up"]
 
 
 def test_an_engine_that_gets_a_bare_term_writes_crashed_itself(engines):
     engine = engines("stopped", HELD)
-    started_run = engine.start_ready()
-    assert processes.alive(engine.child), "it sleeps now, and is not met while it starts its child"
+    started_run = engine.start_held()
+    assert processes.alive(engine.child)
     engine.folder.write_stop(Stop(reason=StopReason.WORKER), "worker@here")
     started_run.stop()
     end = engine.end(started_run)
@@ -144,7 +146,7 @@ def test_an_engine_that_gets_a_bare_term_writes_crashed_itself(engines):
     # an engine whose hello took over a second, on a busy machine, sends no receipt
     assert end.receipt is None or end.receipt["state_type"] == "CRASHED"
     assert engine.api.history(engine.run_id)[-1] == "Crashed"
-    assert engine.notes == ["ran", "cleaned up", "on_crashed: Crashed"]
+    assert engine.notes == ["ran", "held", "cleaned up", "on_crashed: Crashed"]
 
 
 def test_an_engine_finds_neither_port_nor_token_left_for_what_it_starts(engines):
