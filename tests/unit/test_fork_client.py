@@ -65,7 +65,7 @@ def test_a_hanging_fork_server_starts_nothing_later(bench, tmp_path):
     with pytest.raises(StartFailed, match="no answer from the shim"):
         bench.start(spec)
     del fork_client._discard
-    fork_client._answer_seconds = 20.0
+    fork_client.answer_seconds = 20.0
     os.kill(stopped, signal.SIGCONT)
 
     assert bench.folder(spec).start()["by"] == "abandoned"
