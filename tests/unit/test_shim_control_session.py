@@ -3,13 +3,17 @@
 import contextlib
 import json
 import socket
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.bench_of_runs import BenchOfRuns
+from tests.bench_of_runs import FULL, BenchOfRuns
 from tests.waiting import SCALE, until
+from workers import shim
+from workers.deployers.fork_client import ForkClient, ForkServerProgram
 from workers.deployment import Exit, StartedRun, StartSpec, StopReason
 from workers.shim import control_session
 from workers.stop import Stop
@@ -45,6 +49,15 @@ session = Session()
 """
 #: what takes some hundredths of a second as a rule, on a machine that does four other things
 QUICK_SECONDS = 2.0 * SCALE
+#: a fork server whose shims wait ten minutes for an engine's answer to its cancel, and not a second, which a busy
+#: machine may keep the engine from
+PATIENT = f"""
+import sys
+sys.path.insert(0, {str(Path(shim.__file__).parents[2])!r})
+from workers.shim import forkserver, stopping
+stopping.ANSWER_SECONDS = 600.0
+forkserver.main()
+"""
 COMPLETED = {
     "disposition": "STATE_REPORTED",
     "state_id": "0a3f0e52-0c1b-4f0a-9d2c-6e1c6f1d7e11",
@@ -68,20 +81,47 @@ def lines(end: Exit, about: str) -> list[str]:
     return [line for line in end.last_lines if line.startswith(about)]
 
 
+def is_quick(attempt: Callable[[], float], seconds: float = QUICK_SECONDS) -> bool:
+    """Whether one of three is: the machine may keep any one waiting, and a shim that is held up is slow each time."""
+    return any(attempt() < seconds for _ in range(3))
+
+
+@pytest.fixture(scope="module")
+def patient_client():
+    argv = (sys.executable, "-I", "-S", "-E", "-c", PATIENT)
+    fork_client = ForkClient(program=ForkServerProgram(argv=argv, env={}), reap_orphans=True)
+    yield fork_client
+    fork_client.close()
+
+
+@pytest.fixture
+def patient_bench(full_bench, tmp_path, patient_client):
+    """As `full_bench`, with shims that wait for the answer to a cancel as long as it takes."""
+    folder = tmp_path / "patient"
+    folder.mkdir()
+    bench = BenchOfRuns(folder, FULL, patient_client)
+    yield bench
+    bench.close()
+
+
 # -- receipts
 
 
 @pytest.mark.parametrize("receipt", [COMPLETED, ABORTED])
 def test_a_receipt_is_answered_and_stands_beside_the_exit(bench, receipt):
     talk = f"session.connect(); session.hello(); session.receipt({json.dumps(receipt).encode()!r}); session.answered()"
-    spec = engine(bench, talk)
-    end = bench.run(spec)
-    assert (end.code, end.receipt, end.intent, end.stopped_by) == (0, receipt, None, None)
-    assert bench.folder(spec).exit_record()["receipt"] == receipt
-    assert lines(end, "answered") == [YES]
-    (greeted,) = lines(end, "greeted")
-    assert greeted.startswith(r"greeted b'\x00PF\x02\x01'")
-    assert float(greeted.split()[-1]) < QUICK_SECONDS
+
+    def attempt() -> float:
+        spec = engine(bench, talk)
+        end = bench.run(spec)
+        assert (end.code, end.receipt, end.intent, end.stopped_by) == (0, receipt, None, None)
+        assert bench.folder(spec).exit_record()["receipt"] == receipt
+        assert lines(end, "answered") == [YES]
+        (greeted,) = lines(end, "greeted")
+        assert greeted.startswith(r"greeted b'\x00PF\x02\x01'")
+        return float(greeted.split()[-1])
+
+    assert is_quick(attempt)
 
 
 def test_a_receipt_in_one_piece_with_token_and_hello_or_byte_by_byte_is_the_same(full_bench):
@@ -212,13 +252,16 @@ TIDY = "signal.signal(signal.SIGTERM, lambda *_: os._exit(5))\nsession.ready()\n
     ],
 )  # fmt: skip
 def test_others_hold_up_neither_a_signal_nor_the_end(full_bench, others):
-    spec = engine(full_bench, others + TIDY)
-    started_run = full_bench.start_ready(spec)
-    before = time.monotonic()
-    full_bench.stop(started_run, spec)
-    end = full_bench.end_of(started_run)
-    assert (end.code, end.stopped_by, end.receipt) == (5, "term", None)
-    assert time.monotonic() - before < QUICK_SECONDS
+    def attempt() -> float:
+        spec = engine(full_bench, others + TIDY)
+        started_run = full_bench.start_ready(spec)
+        before = time.monotonic()
+        full_bench.stop(started_run, spec)
+        end = full_bench.end_of(started_run)
+        assert (end.code, end.stopped_by, end.receipt) == (5, "term", None)
+        return time.monotonic() - before
+
+    assert is_quick(attempt)
 
 
 def test_a_length_that_no_receipt_has_ends_the_session_at_once(full_bench):
@@ -226,9 +269,11 @@ def test_a_length_that_no_receipt_has_ends_the_session_at_once(full_bench):
 
 
 def test_an_engine_is_greeted_at_once_though_64_others_were_first(full_bench):
-    end = full_bench.run(engine(full_bench, IDLE + CONNECTED))
-    (greeted,) = lines(end, "greeted")
-    assert float(greeted.split()[-1]) < QUICK_SECONDS
+    def attempt() -> float:
+        (greeted,) = lines(full_bench.run(engine(full_bench, IDLE + CONNECTED)), "greeted")
+        return float(greeted.split()[-1])
+
+    assert is_quick(attempt)
 
 
 def test_an_engine_is_greeted_within_a_fifth_of_a_second_of_its_connection(full_bench):
@@ -270,14 +315,12 @@ while True: time.sleep(0.05)
 """
 
 
-def test_an_engine_hears_of_its_cancel_before_the_term_and_answers(full_bench):
-    spec = engine(full_bench, COOPERATES)
-    started_run = full_bench.start_ready(spec)
-    before = time.monotonic()
-    cancel(started_run, full_bench, spec, intent=True)
-    end = full_bench.end_of(started_run)
+def test_an_engine_hears_of_its_cancel_before_the_term_and_answers(patient_bench):
+    spec = engine(patient_bench, COOPERATES)
+    started_run = patient_bench.start_ready(spec)
+    cancel(started_run, patient_bench, spec, intent=True)
+    end = patient_bench.end_of(started_run)
     assert (end.code, end.intent, end.stopped_by, end.stop_reason) == (0, "acknowledged", "term", "cancelled")
-    assert time.monotonic() - before < QUICK_SECONDS
 
 
 def test_an_engine_is_not_told_of_a_stop_that_is_no_cancel(full_bench):
@@ -289,47 +332,58 @@ def test_an_engine_is_not_told_of_a_stop_that_is_no_cancel(full_bench):
 
 
 @pytest.mark.parametrize(
-    ("talk", "intent", "at_least"),
+    ("talk", "intent"),
     [
-        pytest.param(TIDY, None, 0.0, id="there is no session"),
-        pytest.param(CONNECTED + TIDY, "sent", 1.0, id="it does not answer"),
+        pytest.param(TIDY, None, id="there is no session"),
         pytest.param(
             CONNECTED + TIDY.replace("while", "session.socket.recv(1); session.socket.close()\nwhile"),
-            "sent", 0.0, id="it closes",
+            "sent", id="it closes",
         ),
         pytest.param(
             CONNECTED + f"session.receipt({json.dumps(COMPLETED).encode()!r}); session.answered()\n" + TIDY,
-            None, 0.0, id="it has ended by its own word",
+            None, id="it has ended by its own word",
         ),
     ],
 )  # fmt: skip
-def test_an_engine_that_does_not_answer_gets_its_term(full_bench, talk, intent, at_least):
-    spec = engine(full_bench, talk)
-    started_run = full_bench.start_ready(spec)
-    before = time.monotonic()
-    cancel(started_run, full_bench, spec, intent=True)
-    end = full_bench.end_of(started_run)
-    taken = time.monotonic() - before
+def test_an_engine_of_which_no_answer_will_come_gets_its_term_without_waiting_for_one(patient_bench, talk, intent):
+    spec = engine(patient_bench, talk)
+    started_run = patient_bench.start_ready(spec)
+    cancel(started_run, patient_bench, spec, intent=True)
+    end = patient_bench.end_of(started_run)
     assert (end.code, end.intent, end.stopped_by) == (5, intent, "term")
-    assert at_least <= taken < at_least + QUICK_SECONDS
 
 
-def test_an_engine_that_answers_and_takes_no_term_is_killed_after_its_grace(full_bench):
+def test_an_engine_that_does_not_answer_gets_its_term_after_a_second(full_bench):
+    def attempt() -> float:
+        spec = engine(full_bench, CONNECTED + TIDY)
+        started_run = full_bench.start_ready(spec)
+        before = time.monotonic()
+        cancel(started_run, full_bench, spec, intent=True)
+        end = full_bench.end_of(started_run)
+        taken = time.monotonic() - before
+        assert (end.code, end.intent, end.stopped_by) == (5, "sent", "term")
+        assert taken >= 1.0
+        return taken
+
+    assert is_quick(attempt, 1.0 + QUICK_SECONDS)
+
+
+def test_an_engine_that_answers_and_takes_no_term_is_killed_after_its_grace(patient_bench):
     deaf = COOPERATES.replace("lambda *_: os._exit(0 if told else 9)", "signal.SIG_IGN")
-    spec = engine(full_bench, deaf, stop_grace=0.3)
-    started_run = full_bench.start_ready(spec)
-    cancel(started_run, full_bench, spec, intent=True)
-    end = full_bench.end_of(started_run)
+    spec = engine(patient_bench, deaf, stop_grace=0.3)
+    started_run = patient_bench.start_ready(spec)
+    cancel(started_run, patient_bench, spec, intent=True)
+    end = patient_bench.end_of(started_run)
     assert (end.signal, end.intent, end.stopped_by, end.stop_reason) == (9, "acknowledged", "kill", "cancelled")
 
 
-def test_a_second_cancel_kills_while_the_engine_has_still_to_answer(full_bench):
-    spec = engine(full_bench, CONNECTED + TIDY, stop_grace=600.0)
-    started_run = full_bench.start_ready(spec)
-    cancel(started_run, full_bench, spec, intent=True)
-    full_bench.folder(spec).write_stop(Stop(reason=StopReason.CANCEL, kill=True), "worker@here")
+def test_a_second_cancel_kills_while_the_engine_has_still_to_answer(patient_bench):
+    spec = engine(patient_bench, CONNECTED + TIDY, stop_grace=600.0)
+    started_run = patient_bench.start_ready(spec)
+    cancel(started_run, patient_bench, spec, intent=True)
+    patient_bench.folder(spec).write_stop(Stop(reason=StopReason.CANCEL, kill=True), "worker@here")
     started_run.kill()
-    end = full_bench.end_of(started_run)
+    end = patient_bench.end_of(started_run)
     assert (end.signal, end.stopped_by) == (9, "kill")
 
 
@@ -346,12 +400,12 @@ def test_an_engine_that_no_shim_can_tell_of_its_cancel_is_killed_at_once(full_be
 # -- an unknown future
 
 
-def test_an_engine_of_another_version_is_told_of_a_cancel_without_a_hello(full_bench):
+def test_an_engine_of_another_version_is_told_of_a_cancel_without_a_hello(patient_bench):
     older = COOPERATES.replace("session.hello()", "pass")
-    spec = engine(full_bench, older)
-    started_run = full_bench.start_ready(spec)
-    cancel(started_run, full_bench, spec, intent=True)
-    assert full_bench.end_of(started_run).intent == "acknowledged"
+    spec = engine(patient_bench, older)
+    started_run = patient_bench.start_ready(spec)
+    cancel(started_run, patient_bench, spec, intent=True)
+    assert patient_bench.end_of(started_run).intent == "acknowledged"
 
 
 def test_an_end_of_before_an_upgrade_has_no_receipt():
