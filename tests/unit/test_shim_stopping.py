@@ -12,7 +12,7 @@ import pytest
 
 from tests import processes
 from tests.bench_of_runs import DEAF, BenchOfRuns, read_pid
-from tests.waiting import SCALE, until
+from tests.waiting import until
 from workers.deployment import StartedRun, StartSpec, StopReason
 from workers.shim.stopping import Stopping
 from workers.stop import Stop
@@ -80,6 +80,13 @@ def ask(started_run: StartedRun, bench: BenchOfRuns, spec: StartSpec, **how) -> 
         started_run.kill()
     else:
         started_run.stop()
+
+
+def is_obeyed(shim: int) -> bool:
+    """Whether a shim has acted on the TERM that was sent to it: it has taken the signal, and sleeps again."""
+    status = dict(line.split(":\t", 1) for line in Path(f"/proc/{shim}/status").read_text().splitlines())
+    pending = int(status["SigPnd"], 16) | int(status["ShdPnd"], 16)
+    return status["State"].startswith("S") and not pending >> (signal.SIGTERM - 1) & 1
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -171,8 +178,8 @@ def test_a_command_that_cancels_itself_has_its_time_without_a_term(bench):
     spec = bench.sh("trap 'exit 9' TERM; echo ready; read _ < ../../../gate; exit 0")
     started_run = bench.start_ready(spec)
     ask(started_run, bench, spec, patience=600.0)
-    # a second signal shows that the first one was obeyed: the shim ignores this one and goes on
-    until(lambda: bench.folder(spec).stop_record() is not None, 5, "the reason")
+    # of a stop that is read after the end of the command nothing is told: nobody has stopped that
+    until(lambda: is_obeyed(started_run.handle["pid"]), 20, "the shim to read it")
     with (bench.path / "gate").open("w") as gate:
         gate.write("go\n")
     end = bench.end_of(started_run)
@@ -189,7 +196,7 @@ def test_a_command_that_does_not_cancel_itself_gets_its_term_after_its_time(full
     ask(started_run, full_bench, spec, patience=0.5)
     end = full_bench.end_of(started_run)
     assert (end.code in (9, None), end.stopped_by, end.stop_reason) == (True, "term", "cancelled")
-    assert 0.5 <= time.monotonic() - before < 3 * SCALE
+    assert time.monotonic() - before >= 0.5
 
 
 def test_a_kill_ends_the_patience(bench):
