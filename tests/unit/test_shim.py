@@ -488,13 +488,15 @@ def test_a_death_by_kill_may_be_the_kernels_if_it_has_killed_on_this_host_meanwh
 
 def test_a_look_at_the_count_between_the_kernels_kill_and_the_end_does_not_hide_it(tmp_path):
     (tmp_path / "oom").write_text("3")
-    # it has killed, and the end comes some looks later: a large process takes its time to go
-    script = f"echo 4 > {tmp_path}/oom; while [ ! -e {tmp_path}/looked ]; do sleep 0.01; done; kill -9 $$"
+    # it has killed, and the end comes after a look: a large process takes its time to go
+    script = f"cd {tmp_path}; echo 4 > new; mv new oom; while [ ! -e looked ]; do sleep 0.01; done; kill -9 $$"
+    # one look, and no second one, however long the end takes
     looks = """
 run._TICK_SECONDS = 1.0
 def count():
     told = int((folder / "oom").read_text())
     if told == 4:
+        run._TICK_SECONDS = 600.0
         (folder / "looked").touch()
     return told
 syscalls.oom_kills = count
