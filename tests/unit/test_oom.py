@@ -35,7 +35,7 @@ def test_each_true_kill_for_memory_is_told_as_one(limited):
 
 
 def test_no_other_kill_is_told_as_one_for_memory(limited):
-    """A child's, and the run is killed 2 s later; another run's; a code that looks like one; a plain kill."""
+    """A child's, and the run is killed some seconds later; another run's; a code that looks like one; a plain kill."""
 
     def after_a_child(seconds: float) -> Exit:
         started, _ = limited.starve_child("time.sleep(60)")
@@ -52,7 +52,8 @@ def test_no_other_kill_is_told_as_one_for_memory(limited):
 
     started, _ = limited.starve_child("os._exit(137)")
     with ThreadPoolExecutor(2) as pool:
-        child, neighbour = pool.submit(after_a_child, 2.0), pool.submit(beside_another)
+        # more than the second that is near, by what a busy machine may keep a shim from looking
+        child, neighbour = pool.submit(after_a_child, 6.0), pool.submit(beside_another)
         ends = [limited.bench.end_of(started), child.result(), neighbour.result()]
     assert [end.oom for end in ends] == [False] * 3
     assert [(end.code, end.signal, end.oom_kills) for end in ends] == [(137, None, 1), (None, 9, 1), (None, 9, 0)]
@@ -97,12 +98,12 @@ def test_the_group_of_a_run_whose_shim_and_worker_are_dead_is_found_by_the_next_
     group = limited.group(spec)
     bench.kill_shim(started, spec)
     adopted = bench.adopt(spec, bench.new_deployer())
-    inside = cgroup.members(str(group))
-    assert len(inside) == 3
+    inside = until(lambda: len(found := cgroup.members(str(group))) == 3 and found, 10, "all three inside")
     bench.stop(adopted, spec, kill=True)
     bench.end_of(adopted)
     assert not group.exists()
-    assert not any(Path(f"/proc/{pid}").exists() for pid in inside)
+    # a process leaves its group a moment before it is gone
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in inside), 10, "them to be gone")
 
 
 def test_empty_groups_of_dead_runs_are_swept_and_others_stay(limited):
@@ -110,9 +111,14 @@ def test_empty_groups_of_dead_runs_are_swept_and_others_stay(limited):
     spec = bench.sh("echo ready; sleep 60")
     bench.start_ready(spec)
     dead = limited.groups / "flowfleet-dead.run"
-    dead.mkdir()
-    assert host_cgroups.sweep(limited.groups) >= 1
-    assert not dead.exists()
+
+    def swept():
+        dead.mkdir(exist_ok=True)
+        number = host_cgroups.sweep(limited.groups)
+        assert not dead.exists()
+        return number
+
+    until(swept, 10, "the sweep to find it")  # a worker of another test may be first
     assert limited.group(spec).is_dir()
 
 
