@@ -24,7 +24,8 @@ class Asked:
     def __init__(self, api: LawlessApi) -> None:
         self.api = api
         # its clock stands: neither a slow answer nor a slow test ages what it has read
-        session = Session(Address(url=api.api_url), pause=lambda _: None, clock=lambda: 1000.0)
+        clock = {"clock": lambda: 1000.0, "boot_clock": lambda: 1000.0}
+        session = Session(Address(url=api.api_url), pause=lambda _: None, **clock)
         self.client = Prefect3(session, clock=lambda: 1000.0)
         api.add_pool()
         self.offer = self.client.presence.resolve(Offer(backend="prefect3", pools=("flowfleet",)), create=True)

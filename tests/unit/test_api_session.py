@@ -179,7 +179,7 @@ def test_a_broken_line_is_asked_again(api):
 @pytest.mark.parametrize(("drops", "pauses"), [(1, 0), (2, 1), (3, 2)])
 def test_a_connection_that_was_used_and_has_ended_is_replaced_once_without_a_pause(api, drops, pauses, caplog):
     waited = []
-    client = session(api, waited)
+    client = session(api, waited, clock=lambda: 100.0)  # it stands: a connection that is too old is not used at all
     client.get("/health")
     api.fail("GET /health", "drop_after", times=drops)
     with caplog.at_level(logging.DEBUG, "flowfleet.api.transport.session"):
