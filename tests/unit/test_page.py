@@ -123,10 +123,18 @@ def test_many_ask_at_once(page):
 
 
 def test_a_closed_page_has_given_its_port_back():
-    page = serve("127.0.0.1:0", lambda: HANDLERS, lambda: None)
-    port = parse_address(page.address)[1]
-    page.close()
-    serve(f"127.0.0.1:{port}", lambda: HANDLERS, lambda: None).close()
+    def given_back():
+        page = serve("127.0.0.1:0", lambda: HANDLERS, lambda: None)
+        port = parse_address(page.address)[1]
+        page.close()
+        try:
+            serve(f"127.0.0.1:{port}", lambda: HANDLERS, lambda: None).close()
+        except SettingsError:
+            return False
+        return True
+
+    # one of three: whatever else runs on this machine may have been given that very port meanwhile
+    assert any(given_back() for _ in range(3))
 
 
 def test_a_port_in_use_is_one_sentence():

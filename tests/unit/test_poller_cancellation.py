@@ -393,4 +393,4 @@ def test_a_hint_hurries_the_next_look_and_one_odd_run_ends_nothing(looks, caplog
     finally:
         thread.stop()
     assert "the look for cancelled runs failed" in caplog.text
-    assert not [each for each in threading.enumerate() if each.name == "cancellation"]
+    until(lambda: not [each for each in threading.enumerate() if each.name == "cancellation"], 20, "its thread to end")
