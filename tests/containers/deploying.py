@@ -6,7 +6,7 @@ from pathlib import Path
 from flowfleet.api.container_ask import ContainerAsk
 from flowfleet.failpoints import Failpoints
 from tests.container_engine import BUSYBOX, PodmanEngine
-from tests.waiting import until
+from tests.waiting import SCALE, until
 from workers.containers.allowed import Permissions
 from workers.containers.engine import Engine
 from workers.containers.images import Images
@@ -79,7 +79,7 @@ class Deploying:
             env=env,
             cwd=None,
             folder=folder.path,
-            not_after=not_after if not_after is not None else boot_clock() + 60,
+            not_after=not_after if not_after is not None else boot_clock() + 60 * SCALE,
             limits=RunLimits(stop_grace=grace, log_limit=log_limit, memory=memory, cpus=cpus),
             container=ContainerAsk(image=image or self.busybox, command=command, env=env, **ask),
         )
@@ -98,6 +98,12 @@ class Deploying:
 
     def end(self, run, seconds=30):
         return until(run.poll, seconds, "the end of the run")
+
+    def start_ready(self, deployer, spec):
+        """Start it, and wait until it says `ready`: its traps are set."""
+        run = self.start(deployer, spec)
+        until(lambda: "ready\n" in self.log(spec), 20, "it to be ready")
+        return run
 
     def log(self, spec):
         path = spec.folder / "log"

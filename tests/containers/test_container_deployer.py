@@ -1,7 +1,6 @@
 """Containers on a real Docker engine: started once, watched to their true end, stopped, adopted, and removed."""
 
 import threading
-import time
 
 import pytest
 
@@ -46,18 +45,16 @@ def test_a_name_that_is_taken_gets_a_number(deploying, deployer):
 
 
 def test_a_stop_sends_term_and_kills_what_ignores_it_after_the_grace(deploying, deployer):
-    polite = deploying.spec(*sh("trap 'echo bye; exit 4' TERM; while true; do sleep 0.1; done"))
-    deaf = deploying.spec(*sh("trap '' TERM; while true; do sleep 0.1; done"), grace=1.0)
+    polite = deploying.spec(*sh("trap 'echo bye; exit 4' TERM; echo ready; while true; do sleep 0.1; done"))
+    deaf = deploying.spec(*sh("trap '' TERM; echo ready; while true; do sleep 0.1; done"), grace=1.0)
     for spec, expected in ((polite, (4, None, "term")), (deaf, (None, 9, "kill"))):
-        run = deploying.start(deployer, spec)
-        until(lambda: deploying.containers(spec)[0]["State"] == "running", 10, "it to run")  # noqa: B023
-        time.sleep(0.5)  # a part of the stimulus: its shell sets the trap
+        run = deploying.start_ready(deployer, spec)
         RunFolder(spec.folder).write_stop(Stop(reason=StopReason.WORKER), "worker@host")
         run.stop()
         end = deploying.end(run)
         assert (end.code, end.signal, end.stopped_by) == expected
         assert end.stop_reason == StopReason.WORKER
-    assert deploying.log(polite) == "bye\n"
+    assert deploying.log(polite) == "ready\nbye\n"
 
 
 def test_a_container_that_somebody_has_paused_is_stopped(deploying, deployer):
@@ -107,17 +104,18 @@ def test_a_run_outlives_its_worker_and_the_next_one_has_its_end_and_all_its_outp
     assert deploying.containers() == []
 
 
-def test_a_run_that_has_ended_while_no_worker_was_there_is_found_with_its_end(deploying, deployer):
-    spec = deploying.spec(*sh("echo late; exit 5"))
-    run = deploying.start(deployer, spec)
+def test_a_run_that_has_ended_while_no_worker_was_there_is_found_with_its_end(deploying, deployer, client):
+    spec = deploying.spec(*sh("trap 'echo late; exit 5' USR1; echo ready; while true; do sleep 0.1; done"))
+    run = deploying.start_ready(deployer, spec)
     run.close()
     deployer.close()
+    client.api.kill(run.handle["id"], "SIGUSR1")
     until(lambda: deploying.containers(spec)[0]["State"] == "exited", 20, "its end")
     assert RunFolder(spec.folder).exit() is None
 
     adopted = deploying.deployer().adopt(spec.folder)
     assert deploying.end(adopted).code == 5
-    assert deploying.log(spec) == "late\n"
+    assert deploying.log(spec) == "ready\nlate\n"
     assert deploying.containers() == []
 
 

@@ -119,8 +119,9 @@ def test_an_image_whose_stop_signal_there_is_not_is_stopped(engine, tmp_path):
     client.api.remove_container(container)
     try:
         deployer = deploying.deployer()
-        spec = deploying.spec(*sh("trap '' TERM; while true; do sleep 0.1; done"), image="badsignal:1", grace=1.0)
-        run = deploying.start(deployer, spec)
+        script = "trap '' TERM; echo ready; while true; do sleep 0.1; done"
+        spec = deploying.spec(*sh(script), image="badsignal:1", grace=1.0)
+        run = deploying.start_ready(deployer, spec)
         RunFolder(spec.folder).write_stop(Stop(reason=StopReason.WORKER), "worker@host")
         run.stop()
         assert deploying.end(run, 30).signal == 9

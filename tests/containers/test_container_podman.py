@@ -46,8 +46,8 @@ def destroy(deploying, deployer, client):
     """The event of a removal."""
     began = time.time()
     run = deploying.start(deployer, deploying.spec("sleep", "600"))
-    # Podman tells of the past only by a stream that stays open
-    told = client.api.events(decode=True, filters={"type": "container"})
+    # Podman tells of the past only by a stream that stays open. `since`, as the engine answers before it listens
+    told = client.api.events(since=began - 1, decode=True, filters={"type": "container"})
     seen = set()
     client.api.remove_container(run.handle["id"], force=True)
     for event in told:
