@@ -48,7 +48,7 @@ def ask(name, states):
     query = "mutation($input: %s_input!) { %s(input: $input) { states { id } } }" % (name, name)
     body = json.dumps({"query": query, "variables": json.dumps({"input": {"states": states}})}).encode()
     asked = urllib.request.Request(os.environ["PREFECT__CLOUD__API"], body, {"Content-Type": "application/json"})
-    json.load(urllib.request.urlopen(asked, timeout=10))
+    json.load(urllib.request.urlopen(asked, timeout=60))
 
 def state(kind, **more):
     ask("set_flow_run_states", [{"flow_run_id": RUN, "version": None, "state": {"type": kind, **more}}])
