@@ -4,12 +4,12 @@ import os
 import signal
 import sys
 import uuid
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from tests import processes
 from tests.waiting import until
-from workers.deployers.fork_client import ForkClient
+from workers.deployers.fork_client import ForkClient, own_program
 from workers.deployers.process import ProcessDeployer
 from workers.deployers.process_handles import members
 from workers.deployment import Exit, RunLimits, StartedRun, StartSpec, StopReason
@@ -26,9 +26,27 @@ def read_pid(path: Path) -> int:
     return int(until(lambda: path.exists() and path.read_text().strip(), 20, f"a pid in {path.name}"))
 
 
+#: a fork server whose shims wait for an engine's answer as long as it takes: on a busy machine a second is too short
+PATIENT = """
+import sys
+package = sys.modules["flowfleet_shim"] = type(sys)("flowfleet_shim")
+package.__path__ = [{folder!r}]
+from flowfleet_shim import forkserver, stopping
+stopping.ANSWER_SECONDS = 300.0
+forkserver.main()
+"""
+
+
 def new_fork_client() -> ForkClient:
     # in plain mode this stands for an init that reaps at once, as launchd does; the one of a sandbox takes seconds
     return ForkClient(reap_orphans=True)
+
+
+def patient_fork_client() -> ForkClient:
+    program = own_program()
+    *python, file = program.argv
+    patient = (*python, "-c", PATIENT.format(folder=str(Path(file).parent)))
+    return ForkClient(program=replace(program, argv=patient), reap_orphans=True)
 
 
 @dataclass

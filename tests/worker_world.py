@@ -26,6 +26,7 @@ from tests.ledger_world import LedgerWorld
 from tests.prefect1_api import Faults, Prefect1Api
 from tests.waiting import SCALE, until
 from workers.background import BackgroundJobs
+from workers.deployers.fork_client import ForkClient
 from workers.deployers.process import ProcessDeployer
 from workers.deployers.registry import adopting_deployer
 from workers.deployment import StopReason
@@ -48,7 +49,7 @@ def ask(name, states):
     query = "mutation($input: %s_input!) { %s(input: $input) { states { id } } }" % (name, name)
     body = json.dumps({"query": query, "variables": json.dumps({"input": {"states": states}})}).encode()
     asked = urllib.request.Request(os.environ["PREFECT__CLOUD__API"], body, {"Content-Type": "application/json"})
-    json.load(urllib.request.urlopen(asked, timeout=10))
+    json.load(urllib.request.urlopen(asked, timeout=60))
 
 def state(kind, **more):
     ask("set_flow_run_states", [{"flow_run_id": RUN, "version": None, "state": {"type": kind, **more}}])
@@ -98,6 +99,8 @@ class WorkerWorld:
         self.left: list[int] = []
         #: what a run gets between TERM and KILL
         self.run_grace = 2.0
+        #: what starts the shims, if not the deployer's own
+        self.fork_client: ForkClient | None = None
         self._thread: threading.Thread | None = None
         self._number = 0
 
@@ -129,6 +132,7 @@ class WorkerWorld:
                 ProcessDeployer(
                     host=host,
                     abilities=Abilities.probe({"FLOWFLEET_PLAIN": os.environ.get("FLOWFLEET_TEST_PLAIN", "")}),
+                    fork_client=self.fork_client,
                 ),
                 self.client,
                 self.settings,

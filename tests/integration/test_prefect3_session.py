@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests import processes
-from tests.bench_of_runs import FULL, BenchOfRuns, read_pid
+from tests.bench_of_runs import FULL, BenchOfRuns, patient_fork_client, read_pid
 from tests.integration.one_pool import OnePool
 from tests.prefect_server import PrefectServer
 from tests.waiting import until
@@ -20,8 +20,16 @@ from workers.state.run_folders import RunFolder
 from workers.stop import Stop
 
 FLOW = """
-import os, signal, subprocess, sys, time
+import contextlib, os, signal, subprocess, sys, time
 from prefect import flow
+
+# the engine waits a second for the shim's hello, and one for its word that the receipt has come: too short for a
+# busy machine
+with contextlib.suppress(ImportError):
+    from prefect._internal import control_listener as control
+    control._NEGOTIATION_RESPONSE_TIMEOUT = control._RECEIPT_ACK_TIMEOUT = 60.0
+    if getattr(control, "_negotiation_deadline", None) is not None:
+        control._negotiation_deadline += 60.0
 
 def note(word):
     with open(os.environ["NOTES"], "a") as notes:
@@ -91,9 +99,10 @@ class OneEngine:
 
 @pytest.fixture
 def engines(prefect_server: PrefectServer, pool: OnePool, tmp_path: Path) -> Iterator:
-    bench = BenchOfRuns(tmp_path / "bench", FULL)
+    bench = BenchOfRuns(tmp_path / "bench", FULL, patient_fork_client())
     yield lambda name, body: OneEngine(prefect_server, bench, pool, tmp_path / name, body)
     bench.close()
+    bench.fork_client.close()
 
 
 def test_engines_say_how_they_have_ended_and_those_that_say_nothing_have_no_receipt(engines):

@@ -335,6 +335,7 @@ def test_a_parent_killed_between_request_and_answer_starts_the_run_once(fresh):
         spec = fresh.spec()
         end = fresh.bench.run(spec)
         killer.join()
+        until(lambda pid=pid: not processes.alive(pid), 10, "the parent to be gone")
         assert end.code == 0
         assert (spec.folder / "log").read_text() == "1.4.1\n"
 

@@ -7,11 +7,11 @@ import os
 import signal
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from flowfleet.ledger.claims import CancelHow
+from tests.bench_of_runs import patient_fork_client
 from tests.processes import alive
 from tests.waiting import stays, until
 from workers.runs import cancelling
@@ -65,8 +65,8 @@ def engine(world, tmp_path):
     return world
 
 
-def begin(world, code=FOREVER, hook="", **variables):
-    env = {"CODE": code, "MARKS": str(world.folder / "marks"), "HOOK": hook}
+def begin(world, code=FOREVER, hook="", *, env=(), **variables):
+    env = {"CODE": code, "MARKS": str(world.folder / "marks"), "HOOK": hook, **dict(env)}
     message = world.claim(world.create(None, env=env, **variables))
     world.publisher.publish(message)
     world.wait_state(message, "running")
@@ -91,18 +91,21 @@ def tell(world, message, how=CancelHow.ASKED, why="Ann"):
     world.service.heartbeat.nudge()
 
 
-def connected(world, message):
-    """Once the engine has its session; the shim closes its port then."""
-    until(lambda: world.run_folder(message).started(), 10, "the handle")
-    return message
-
-
 def history(world, message):
     return world.api.history(message.run_id)[3:]
 
 
+def gated(world, then):
+    """The code of an engine that does this once the gate is open, and the gate: what has to come before it is there."""
+    gate = world.folder / "engine-gate"
+    return f"while not os.path.exists({str(gate)!r}): time.sleep(0.02)\n{then}", gate
+
+
 def test_a_cancelled_engine_is_told_first_and_its_hook_runs_once_before_cancelled(engine):
-    message = begin(engine, code=FOREVER.replace("\n", "\nsay('up')\n"))
+    engine.fork_client = patient_fork_client()
+    engine.next_worker()
+    up = FOREVER.replace("\n", "\nsay('up')\n")
+    message = begin(engine, code=up, env={"FLOWFLEET_STOP_GRACE": "300"})
     until(lambda: "up" in marks(engine), 10, "the session")
     cancel(engine, message)
     engine.wait_gone(message)
@@ -153,9 +156,11 @@ def test_a_hook_outlives_its_worker_and_is_not_run_again_by_the_next(engine):
     ],
 )
 def test_a_hook_that_fails_or_hangs_is_told_and_changes_no_state(engine, hook, told, monkeypatch):
-    monkeypatch.setattr(engine.service.hooks, "seconds", 1.0)
     message = begin(engine, hook=hook)
     cancel(engine, message)
+    until(lambda: "cancellation" in marks(engine), 20, "the hook to begin")
+    if "too long" in told:
+        monkeypatch.setattr(engine.service.hooks, "seconds", 0.0)
     engine.wait_gone(message, 30)
     assert marks(engine).count("cancellation") == 1
     assert history(engine, message) == ["Cancelling", "Cancelled"]
@@ -195,7 +200,9 @@ def test_a_hook_of_a_run_that_is_not_ours_any_more_is_ended(engine):
 def test_the_slot_stays_taken_while_the_hook_for_a_crash_runs_too(engine):
     gate = engine.folder / "hook-gate"
     wait = f"while not os.path.exists({str(gate)!r}): time.sleep(0.02)"
-    message = begin(engine, code="os.kill(os.getpid(), 9)", hook=wait)
+    code, engine_gate = gated(engine, "os.kill(os.getpid(), 9)")
+    message = begin(engine, code=code, hook=wait)
+    engine_gate.touch()
     until(lambda: "crashed" in marks(engine), 20, "the hook to begin")
     stays(lambda: engine.service.slots.in_use() == 1, 0.5, "the slot to be taken")
     gate.touch()
@@ -263,14 +270,15 @@ while not os.path.exists({str(gate)!r}): time.sleep(0.02)
 
 
 def test_a_crash_hook_runs_where_our_crashed_is_taken_and_never_where_the_engine_wrote_it(engine):
-    message = begin(engine, code="os.kill(os.getpid(), 9)")
+    code, gate = gated(engine, "os.kill(os.getpid(), 9)")
+    message = begin(engine, code=code)
+    gate.touch()
     engine.wait_gone(message)
     assert history(engine, message) == ["Crashed"]
     assert marks(engine) == "begun;crashed in work;"
 
-    gate = engine.folder / "gate"
-    wait = f"while not os.path.exists({str(gate)!r}): time.sleep(0.02)\nos._exit(1)"
-    other = begin(engine, code=wait)
+    gate.unlink()
+    other = begin(engine, code=gated(engine, "os._exit(1)")[0])
     engine.api.write(other.run_id, "CRASHED")
     gate.touch()
     engine.wait_gone(other)
@@ -279,7 +287,8 @@ def test_a_crash_hook_runs_where_our_crashed_is_taken_and_never_where_the_engine
 
 def test_a_run_without_its_engine_has_no_hooks(engine, monkeypatch):
     monkeypatch.setattr(cancelling, "PATIENCE_SECONDS", 0.5)
-    message = engine.begin()
+    message = engine.submit(engine.holding(), env={"FLOWFLEET_STOP_GRACE": "300"})
+    engine.wait_state(message, "running")
     cancel(engine, message)
     engine.wait_gone(message)
     assert history(engine, message) == ["Cancelling", "Cancelled"]
@@ -337,8 +346,9 @@ def test_a_run_that_is_cancelled_at_the_api_is_killed_and_nothing_is_written_ove
 def test_a_cancel_in_a_hurry_kills_what_was_asked_politely_before(engine):
     engine.run_grace = 60.0
     engine.next_worker()
-    deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nwhile True: time.sleep(0.05)"
+    deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nsay('deaf')\nwhile True: time.sleep(0.05)"
     message = begin(engine, code=deaf)
+    until(lambda: "deaf" in marks(engine), 20, "the engine to take no TERM")
     cancel(engine, message)
     until(lambda: engine.run_folder(message).stop_record(), 10, "the polite stop")
     tell(engine, message, CancelHow.OVER)
@@ -352,14 +362,15 @@ def test_children_that_ignore_the_end_have_sessions_of_their_own_or_are_daemons_
     cancel(engine, message)
     engine.wait_gone(message, 30)
     assert history(engine, message) == ["Cancelling", "Cancelled"]
-    alive = [pid for pid in pids.read_text().split() if Path("/proc", pid).exists()]
-    assert alive == []
+    assert [pid for pid in map(int, pids.read_text().split()) if alive(pid)] == []
 
 
 def test_a_report_that_is_refused_for_a_cancel_is_told_as_cancelled_also_after_a_restart(engine):
-    message = begin(engine, code="time.sleep(0.3)\nos._exit(7)")
+    code, gate = gated(engine, "os._exit(7)")
+    message = begin(engine, code=code)
     engine.api.fail("/set_state", times=-1)
     engine.api.fail("bulk_set_state", times=-1)
+    gate.touch()
     until(lambda: engine.state.outbox.get(message.run_id, message.claim), 20, "the report to be on the disk")
     engine.stop()
     engine.api.heal()

@@ -9,7 +9,6 @@ import pytest
 
 from flowfleet.api.connect import connect
 from flowfleet.errors import ApiRejected, SettingsError
-from flowfleet.ledger.claims import Lease
 from flowfleet.retry import Retry
 from flowfleet.settings.classes import WorkerSettings
 from tests.lawless_api import LawlessApi
@@ -93,8 +92,6 @@ def test_without_create_pool_a_missing_pool_is_refused_and_nothing_is_left(fleet
 
 def test_a_worker_whose_name_is_taken_leaves_no_pool_behind(fleet):
     fleet.ledger.roster.sign_on(row("w@h", nonce="other"))
-    leader = fleet.ledger.gate.leader()
-    assert fleet.ledger.gate.lead(leader.term, leader.nonce, Lease(ttl_seconds=2.0))
     ended, beats = threading.Event(), itertools.count(1)
 
     def beat():

@@ -21,7 +21,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::PendingDeprecationWarning"),
 ]
-LEASE = Lease(renew_seconds=0.5, ttl_seconds=6.0, grace_seconds=1.0)
+#: the switch of a run goes off three seconds before the end of this: a pause of the worker's may last so long less
+LEASE = Lease(renew_seconds=0.5, ttl_seconds=11.0, grace_seconds=1.0)
 ANOTHER = "00000000-0000-4000-8000-00000000ffff"
 
 
