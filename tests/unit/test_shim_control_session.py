@@ -3,17 +3,14 @@
 import contextlib
 import json
 import socket
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.bench_of_runs import FULL, BenchOfRuns
+from tests.bench_of_runs import FULL, BenchOfRuns, patient_fork_client
 from tests.waiting import SCALE, until
-from workers import shim
-from workers.deployers.fork_client import ForkClient, ForkServerProgram
 from workers.deployment import Exit, StartedRun, StartSpec, StopReason
 from workers.shim import control_session
 from workers.stop import Stop
@@ -49,15 +46,6 @@ session = Session()
 """
 #: what takes some hundredths of a second as a rule, on a machine that does four other things
 QUICK_SECONDS = 2.0 * SCALE
-#: a fork server whose shims wait ten minutes for an engine's answer to its cancel, and not a second, which a busy
-#: machine may keep the engine from
-PATIENT = f"""
-import sys
-sys.path.insert(0, {str(Path(shim.__file__).parents[2])!r})
-from workers.shim import forkserver, stopping
-stopping.ANSWER_SECONDS = 600.0
-forkserver.main()
-"""
 COMPLETED = {
     "disposition": "STATE_REPORTED",
     "state_id": "0a3f0e52-0c1b-4f0a-9d2c-6e1c6f1d7e11",
@@ -88,8 +76,7 @@ def is_quick(attempt: Callable[[], float], seconds: float = QUICK_SECONDS) -> bo
 
 @pytest.fixture(scope="module")
 def patient_client():
-    argv = (sys.executable, "-I", "-S", "-E", "-c", PATIENT)
-    fork_client = ForkClient(program=ForkServerProgram(argv=argv, env={}), reap_orphans=True)
+    fork_client = patient_fork_client()
     yield fork_client
     fork_client.close()
 
