@@ -20,7 +20,9 @@ class NetnsHost:
         self.machine_id = uuid.uuid4().hex
         self.boot_id = str(uuid.uuid4())
         near, far = f"ff{tag}a", f"ff{tag}b"
-        subnet = f"10.{random.randrange(60, 250)}.{random.randrange(256)}"
+        # not the one generator of `random`, which may be at the same place in all processes of the tests
+        chance = random.SystemRandom()
+        subnet = f"10.{chance.randrange(60, 250)}.{chance.randrange(256)}"
         self.outside, self.inside = f"{subnet}.1", f"{subnet}.2"
         self.link = near
         for line in (

@@ -24,8 +24,8 @@ DOWN_SECONDS = 1.0
 class RedisSentinels:
     """`servers` has two; `address` is that of the fleet."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, down_seconds: float = DOWN_SECONDS) -> None:
+        self.folder, self.down_seconds = folder, down_seconds
         self.servers = [self._server(name) for name in ("a", "b")]
         self.ports = [free_port() for _ in range(3)]
         self.sentinels: list[subprocess.Popen[bytes]] = []
@@ -37,10 +37,10 @@ class RedisSentinels:
 
     @classmethod
     @contextlib.contextmanager
-    def private(cls) -> Iterator[RedisSentinels]:
+    def private(cls, **how: float) -> Iterator[RedisSentinels]:
         """All five, in a short temporary folder, gone at the end."""
         install(("redis-server",))
-        made = cls(Path(tempfile.mkdtemp(prefix="ffse")))
+        made = cls(Path(tempfile.mkdtemp(prefix="ffse")), **how)
         try:
             made.start()
             yield made
@@ -66,7 +66,7 @@ class RedisSentinels:
             conf.write_text(
                 f"port {port}\nbind 127.0.0.1\ndir {self.folder}\nlogfile {self.folder}/sentinel-{number}.log\n"
                 f"sentinel monitor {NAME} 127.0.0.1 {first.port} 2\n"
-                f"sentinel down-after-milliseconds {NAME} {int(DOWN_SECONDS * SCALE * 1000)}\n"
+                f"sentinel down-after-milliseconds {NAME} {int(self.down_seconds * SCALE * 1000)}\n"
                 f"sentinel failover-timeout {NAME} {int(4000 * SCALE)}\n"
             )
             argv = [PROGRAM, str(conf), "--sentinel"]
@@ -91,7 +91,7 @@ class RedisSentinels:
 
     def primary(self) -> Valkey:
         """The server that the first sentinel names now."""
-        with redis.Redis(port=self.ports[0], decode_responses=True, socket_timeout=5.0) as client:
+        with redis.Redis(port=self.ports[0], decode_responses=True, socket_timeout=60.0) as client:
             port = int(client.sentinel_masters()[NAME]["port"])
         return next(server for server in self.servers if server.port == port)
 

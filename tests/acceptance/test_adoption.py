@@ -87,11 +87,13 @@ def test_a_stop_that_ends_its_runs_says_so_before_and_tells_each_run_with_which_
     assert "on stop: waits for its runs, then ends them" in worker.text()
     assert "in a pod; Kubernetes itself kills after 30 s" in worker.text()
     held = dict([fleet.held(), fleet.held()])
-    patient = fleet.create_run(fleet.deploy_tiny("3", variables={"stop_grace": 60}))
-    fleet.wait_note(patient, "ran")
+    patient = fleet.create_run(fleet.deploy_tiny("hold", variables={"stop_grace": 60}))
+    fleet.wait_held(patient)
     worker.signal(signal.SIGTERM)
     until(lambda: "waits for its runs" in worker.text().partition("this worker stops")[2], 10, "the worker to say so")
     assert re.search(r"runs=3 worker=\S+ grace_seconds=60", worker.text())
+    until(lambda: not any(map(processes.alive, held.values())), 30, "those without a time of their own to be ended")
+    fleet.release()
     assert worker.wait(60) == 0
     (name,) = {row["worker"] for row in fleet.records()}
     for run, pid in held.items():
@@ -129,10 +131,18 @@ def test_a_stop_puts_its_runs_back_where_the_fleet_starts_lost_runs_again(fleet)
 
 def test_a_run_whose_engine_writes_an_end_of_its_own_at_a_stop_is_told_on_its_log_page(fleet):
     fleet.start_poller()
-    worker = fleet.start_worker("worker", "--on-stop", "cancel", "--stop-grace", "20", slots=1)
+    worker = fleet.start_worker("worker", "--on-stop", "cancel", "--stop-grace", "20", slots=2)
     run = fleet.create_run(fleet.deploy(HELD))
+    # a worker that has nothing else to do gives the API a second for its last lines: this one waits for a deaf run
+    begun, gate = (fleet.notes_folder / name for name in ("deaf", "release"))
+    deaf = f"sh -c 'trap \"\" TERM; touch {begun}; until [ -e {gate} ]; do sleep 0.1; done'"
+    fleet.create_run(fleet.deploy_tiny(variables={"command": deaf, "stop_grace": 300}))
+    until(begun.exists, 60, "the deaf run to begin")
     fleet.wait_note(run, "ran")
-    assert worker.stop() == 0
+    worker.signal(signal.SIGTERM)
     # by Prefect's own engine, at each TERM
     assert "termination signal" in fleet.wait_state(run, "Crashed")["message"]
-    assert any("was stopped with its worker worker@" in line for line in fleet.api.logs(run)), fleet.api.logs(run)
+    told = lambda: any("was stopped with its worker worker@" in line for line in fleet.api.logs(run))  # noqa: E731
+    until(told, 60, "its log page to tell of the stop", pause=0.2)
+    fleet.release()
+    assert worker.wait(60) == 0

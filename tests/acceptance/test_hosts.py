@@ -1,5 +1,6 @@
 """Hosts: two workers on two hosts (network and UTS namespaces) that serve one pool."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests import processes
+from tests import folders, processes
 from tests.needs import namespaces, need
 from tests.netns import NetnsHost
 from tests.prefect_server import PrefectServer
@@ -130,7 +131,7 @@ def test_a_run_whose_host_is_lost_is_told_and_its_retry_waits_until_the_host_say
     message = world.wait_state(run, "Crashed", seconds=6 + 3 + 15)["message"]
     assert f"its host {east} (worker worker@{east})" in message
     assert processes.alive(pid), "nobody has touched it"
-    [lost] = world.status()["lost"]
+    [lost] = until(lambda: world.seen()["lost"], 20, "the leader to be done with it, which tells the API first")
     assert (lost["run_id"], lost["host"]) == (run, east)
 
     # a retry in the UI, while another host has room
@@ -153,9 +154,9 @@ def test_a_run_whose_host_is_lost_is_told_and_its_retry_waits_until_the_host_say
 
 def test_a_run_under_requeue_whose_host_is_cut_off_ends_there_and_is_started_again_on_another(machines):
     world = machines.world
-    world.start_poller(
-        "agent", "--on-lost-run", "requeue", "--lease-seconds", "8", "--renew-seconds", "1", "--adopt-grace", "2"
-    )
+    lease = 15  # a run ends itself 3 s before its lease is over, and a machine that stalls is not to end it
+    numbers = ("--lease-seconds", str(lease), "--renew-seconds", "1", "--adopt-grace", "2")
+    world.start_poller("agent", "--on-lost-run", "requeue", *numbers)
     machines.start("east", slots=1)
     run, pid = world.held()
     until(lambda: world.seen()["counts"]["running"] == 1, 20, "it to run", pause=0.2)
@@ -163,10 +164,12 @@ def test_a_run_under_requeue_whose_host_is_cut_off_ends_there_and_is_started_aga
     for bridge in machines.links["east"]:
         bridge.cut()
 
-    until(lambda: not processes.alive(pid), 8 + 5, "its own switch to end it", pause=0.05)
-    assert world.words(run) == ["ran"], "nobody has started it before its end"
-    until(lambda: world.words(run) == ["ran", "ran"], 8 + 2 + 30, "it to be started again")
+    until(lambda: not processes.alive(pid), lease + 5, "its own switch to end it", pause=0.05)
+    until(lambda: world.words(run) == ["ran", "ran"], lease + 2 + 30, "it to be started again")
     assert [note[3] for note in world.notes(run)] == [machines.hosts[name].name for name in NAMES]
+    (record,) = folders.found(machines.hosts["east"].state, f"**/runs/{run}.*/exit.json")
+    ended_at = json.loads(record.read_text())["ended_at"]
+    assert ended_at < float(world.notes(run)[1][2]), "nobody has started it before its end"
     for bridge in machines.links["east"]:
         bridge.mend()
     world.release()

@@ -45,10 +45,13 @@ def test_a_process_that_outlives_the_end_of_its_run_is_told_and_then_killed_on_d
         fleet.wait_state(run, "Completed")
         assert explained(fleet, run).startswith("It has ended (the API says Completed), and its process on worker@")
     for run in runs:
-        found = until(lambda run=run: lingering(fleet, run), 60, "status to tell it", pause=0.1)
+        # a worker asks each half minute about what is as old as that, and is sure 5 s later
+        found = until(lambda run=run: lingering(fleet, run), 120, "status to tell it", pause=0.1)
         assert found["state"] == "Completed"
     assert "lingers: it has ended at the API" in fleet.command("flowfleet", "status").stdout
-    assert worker.text().count("run has ended and its process has not") == 2
+    said = lambda: worker.text().count("run has ended and its process has not")  # noqa: E731
+    until(lambda: said() >= 2, 20, "the worker to say so, too")
+    assert said() == 2
     assert [processes.alive(pid) for pid in pids] == [True, True], "by default it is left alone"
 
     assert worker.stop() == 0

@@ -261,7 +261,7 @@ def test_a_flow_process_that_is_killed_is_failed_with_its_exit_within_seconds_an
     helper = lambda: [pid for pid, what in marked().items() if "heartbeat" in what]  # noqa: E731
     (beating,) = until(helper, 30, "the heartbeat helper")
     world.kill_engine(run_id)
-    world.wait_state(run_id, "Failed", seconds=5)
+    world.wait_state(run_id, "Failed", seconds=20)  # a server that counts heartbeats takes ten minutes
     assert not processes.alive(beating)
     assert marked() == {}
     assert "killed by SIGKILL" in world.message(run_id)

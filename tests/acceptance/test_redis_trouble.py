@@ -18,6 +18,8 @@ from tests.waiting import stays, until
 from tests.world import World
 
 LEASE_SECONDS = 4.0
+#: none of these hosts is away, so a worker that stalls when it is over has a while to be heard of
+GRACE_SECONDS = 8.0
 #: at work again so long after the end of the trouble, at most
 BACK_SECONDS = 60.0
 
@@ -64,7 +66,7 @@ class Troubled:
             "PYTHONPATH": str(site),
             "FLOWFLEET_RENEW_SECONDS": "0.5",
             "FLOWFLEET_LEASE_SECONDS": str(LEASE_SECONDS),
-            "FLOWFLEET_ADOPT_GRACE": str(LEASE_SECONDS),
+            "FLOWFLEET_ADOPT_GRACE": str(GRACE_SECONDS),
         }
 
     def start(self):

@@ -28,8 +28,9 @@ TRUE_ENDS = {
     "again": {"COMPLETED", "Success"},
 }
 CRASHES = TRUE_ENDS["code 3"]
-#: a process of a frozen host may go on for so long after the thaw, times the test scale: its shim looks each second
-THAW_SECONDS = 2.0
+#: a process of a frozen host may go on for so long after the thaw, times the test scale: its shim looks each second,
+#: and may stall
+THAW_SECONDS = 6.0
 #: what a run writes to say that it is still there
 PULSE = "lives"
 
