@@ -462,6 +462,19 @@ def test_a_host_without_room_for_one_more_process_is_told_as_such_and_at_once(tm
     assert record["seconds"] < 30, "nothing to wait for: in plain mode a group 0 would be its own"
 
 
+HELD_UP = """
+from workers.shim import process_tree
+process_tree._CLEAR_SECONDS = -1.0
+"""
+
+
+def test_a_shim_that_is_held_up_at_the_end_of_its_run_still_kills_what_the_run_has_left(tmp_path):
+    pid = tmp_path / "left"
+    leaves = f"setsid sh -c 'echo $$ > {pid}; exec sleep 600' & while [ ! -s {pid} ]; do sleep 0.01; done"
+    lone_shim(tmp_path, "full", leaves, HELD_UP)
+    until(lambda: not processes.alive(read_pid(pid)), 10, "the kill to do its work")
+
+
 #: the kernel's count of what it has killed for want of memory, as the test has it in a file
 COUNTED = """
 syscalls.oom_kills = lambda: int((folder / "oom").read_text())

@@ -60,6 +60,18 @@ def test_a_switch_goes_by_the_file_and_where_that_cannot_be_read_by_what_it_know
     assert not held.over()
 
 
+def test_a_deadline_that_is_moved_between_the_look_at_it_and_the_look_at_the_clock_is_no_end(tmp_path, monkeypatch):
+    switch.write(tmp_path, boot_clock() - 1)
+    held = switch.Switch(str(tmp_path), 0.0)
+
+    def renewed_meanwhile():
+        switch.write(tmp_path, boot_clock() + 500)
+        return boot_clock()
+
+    monkeypatch.setattr(switch.syscalls, "boot_clock", renewed_meanwhile)
+    assert not held.over()
+
+
 def test_a_run_without_a_switch_is_never_over_and_its_shim_sleeps_as_long_as_it_likes(tmp_path):
     switch.write(tmp_path, 0.0)
     held = switch.Switch(str(tmp_path), None)

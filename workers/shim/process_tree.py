@@ -102,12 +102,17 @@ class ProcessTree:
     def clear(self, wait: Callable[[float], None]) -> bool:
         """Kill what is left until nothing is; False if something would not die in time."""
         deadline = time.monotonic() + _CLEAR_SECONDS
-        while self._reap_all() or self._group_alive():
-            if time.monotonic() > deadline:
-                return False
+        while self._anything_left():
+            # looked at before the kill: a shim that was itself held up for longer has killed nothing meanwhile
+            last = time.monotonic() > deadline
             self._kill_below()  # no group any more: its number may be another's by now
             wait(_LOOK_SECONDS)
+            if last:
+                return not self._anything_left()
         return True
+
+    def _anything_left(self) -> bool:
+        return self._reap_all() or self._group_alive()
 
     def _count_leftovers(self) -> int:
         # the processes that have outlived the command; 1 stands for any number where they cannot be counted
