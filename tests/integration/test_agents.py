@@ -72,7 +72,7 @@ class AgentWorld(World1):
         return self.part(name, [sys.executable, str(path)], own)
 
     def ledger(self, redis_url: str = "") -> closing[Ledger]:
-        return closing(connect(redis_url or self.redis_url, self.fleet))
+        return closing(connect(redis_url or self.redis_url, self.fleet, socket_timeout=60))
 
     def claims(self) -> list[Any]:
         with self.ledger() as ledger:
