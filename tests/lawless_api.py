@@ -11,6 +11,7 @@ import threading
 import uuid
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self
@@ -186,6 +187,10 @@ class LawlessApi:
                 return False
             self.write(run_id, "CANCELLING", "Cancelling")
             return True
+
+    def at_once(self) -> AbstractContextManager[bool]:
+        """For several writes between which no request is answered."""
+        return self._lock
 
     def write(self, run_id: str, kind: str, name: str | None = None, message: str = "", **details: Any) -> None:
         """A state as an engine or a user writes it."""

@@ -10,9 +10,12 @@ from flowfleet.ledger.claims import CancelHow
 from tests import processes
 from tests.valkey import free_port
 from tests.waiting import until
+from tests.world import BIN
 
 #: each claim is queued, and its message is sent nowhere: nobody takes it
 STUCK = {"FLOWFLEET_FAILPOINT": "claim.after_accept:raise"}
+#: a worker may be frozen for the time of some commands, and is not to count as silent
+PATIENT = ("--lease-seconds", "600")
 
 
 def said(world, *argv, code=0, **env):
@@ -28,12 +31,17 @@ def name_of(world, run):
 
 def told(world, run):
     """The leader has told the claim; then it is made a hurry, else the command would have 20 s to cancel itself."""
-    ledger = connect(world.redis_url, world.fleet)
+    ledger = connect(world.redis_url, world.fleet, socket_timeout=60)
     try:
         until(lambda: ledger.claims.get(run).cancel, 60, "the claim to say so")
         ledger.claims.cancel(run, how=CancelHow.OVER)
     finally:
         ledger.close()
+
+
+def running(world, run):
+    """The ledger has it as running, which its worker tells while its engine goes on."""
+    until(lambda: (run, "running") in {(one["run_id"], one["state"]) for one in world.seen()["runs"]}, 30, "it to run")
 
 
 def gone(world, *pids):
@@ -43,7 +51,7 @@ def gone(world, *pids):
 
 @pytest.fixture
 def world(lawless):
-    lawless.start_poller()
+    lawless.start_poller("agent", *PATIENT)
     lawless.start_worker(slots=4)
     return lawless
 
@@ -54,9 +62,15 @@ def world(lawless):
 def test_a_run_is_cancelled_by_its_name_and_its_end_is_waited_for_and_told_with_who_asked_and_why(world):
     run, pid = world.held()
     other, left = world.held()
-    done = said(world, "cancel", name_of(world, run), "--now", "--reason", "wrong\ninput")
-    assert done.stdout.startswith(f"{name_of(world, run)} is Cancelled, after ")
-    assert "is being ended" in done.stderr
+    running(world, run)
+    name, worker = name_of(world, run), world.parts[-1]
+    worker.signal(19)  # the end comes when the command is seen to wait for it
+    argv = [str(BIN / "flowfleet"), "cancel", name, "--now", "--reason", "wrong\ninput"]
+    cancel = world.part("cancel", argv)
+    until(lambda: f"the process of {name} on " in cancel.text() and "is being ended" in cancel.text(), 60, "the wait")
+    worker.signal(18)
+    assert cancel.wait(90) == 0, cancel.all_text()
+    assert cancel.said()[0].startswith(f"{name} is Cancelled, after ")
     assert not processes.alive(pid)
     assert world.api.history(run)[-2:] == ["Cancelling", "Cancelled"]
     asked = world.api.call("GET", f"/flow_run_states/?flow_run_id={run}")[-2]["message"]
@@ -169,7 +183,7 @@ def test_a_cancel_by_somebody_else_is_found_within_seconds_and_again_after_the_l
     worker = world.parts[-1]
     worker.signal(19)
     world.api.call("POST", f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
-    ledger = connect(world.redis_url, world.fleet)
+    ledger = connect(world.redis_url, world.fleet, socket_timeout=60)
     try:
         until(lambda: ledger.claims.get(run).cancel, 15, "the claim to say so")
         ledger.store.client.hset(ledger.store.key(f"claim:{run}"), "cancel", "0")
@@ -234,6 +248,7 @@ def test_a_run_that_has_ended_is_started_again_and_one_that_runs_is_refused_by_t
     until(lambda: world.words(run) == ["ran", "done"] * 2, 30, "the second start")
 
     other, pid = world.held()
+    running(world, other)
     (worker,) = world.status()["workers"]
     refused = said(world, "requeue", other, code=1)
     assert f"is not started again: it runs on the host {worker['host']} " in refused.stderr
@@ -277,6 +292,8 @@ def test_all_runs_of_a_worker_or_of_a_queue_that_did_not_end_well_are_started_ag
     assert asked.endswith(": disk is back")
     until(lambda: [world.words(run).count("ran") for run in (failed, crashed)] == [2, 2], 60, "the second starts")
 
+    world.wait_state(crashed, "Running")  # else its engine would write that over the end
+    running(world, crashed)
     end_at_api(crashed, "Crashed")
     world.wait_state(failed, "Crashed")
     until(lambda: [run["run_id"] for run in world.seen()["runs"]].count(failed) == 0, 30, "its claim to be gone")
@@ -328,12 +345,12 @@ def test_at_prefect_1_a_cancelled_run_ends_and_stays_cancelled(world1, who):
 
 
 def test_at_prefect_1_who_cancels_and_why_is_told_also_where_the_leader_finds_it_at_the_api_first(world1):
-    world1.start_poller()
+    world1.start_poller("agent", *PATIENT)
     worker = world1.start_worker("worker", "x", tiny=True)
     run, pid = world1.held(0, "x")
     worker.signal(19)
     assert world1.api.cancel(run) == "Cancelling"  # all that the API takes of the command's first write
-    ledger = connect(world1.redis_url, world1.fleet)
+    ledger = connect(world1.redis_url, world1.fleet, socket_timeout=60)
     try:
         until(lambda: ledger.claims.get(run).cancel, 15, "the leader to find it")
     finally:

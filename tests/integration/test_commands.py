@@ -52,7 +52,7 @@ def asked(code, *argv, says=(), errs=(), **variables):
 def fleet_of_one(valkey, request):
     """A fleet with one idle worker of two slots, a leader, and 50 due runs."""
     name = f"commands-{abs(hash(request.node.name))}"
-    ledger = connect(valkey.tcp_url, name)
+    ledger = connect(valkey.tcp_url, name, socket_timeout=60)
     offer = Offer(backend="prefect3", pools=("flowfleet",), pool_ids=(POOL,))
     ledger.roster.sign_on(
         WorkerRow(worker="worker@h1", nonce="n", offer=offer, routes=(ROUTE,), slots=2, version="0.1.0")

@@ -59,11 +59,12 @@ def test_workers_and_all_pollers_end_and_what_waited_is_back(world):
 
 
 def test_without_any_poller_the_command_itself_gives_back(world):
+    world.env["FLOWFLEET_LEASE_SECONDS"] = "600"  # a frozen worker that counts as lost is not waited for
     poller, worker, runs = queued(world)
     worker.signal(signal.SIGSTOP)  # it yields nothing
     poller.kill()
     try:
-        ledger = connect(world.redis_url, world.fleet)
+        ledger = connect(world.redis_url, world.fleet, socket_timeout=60)
         leader = ledger.gate.leader()
         ledger.gate.resign(leader.term)  # else its time must pass first
         ledger.close()
@@ -77,10 +78,14 @@ def test_without_any_poller_the_command_itself_gives_back(world):
 
 
 def test_a_worker_that_is_killed_while_it_yields_strands_nothing_since_the_leader_finishes(world):
-    _, worker, runs = queued(world, env={"FLOWFLEET_FAILPOINT": "leave.after_ledger:kill"})
-    assert world.command("worker", "drain", "--all").returncode == 0
-    assert worker.wait() == -signal.SIGKILL
-    assert states(world) == ["returning"] * 2
+    poller, worker, runs = queued(world, env={"FLOWFLEET_FAILPOINT": "leave.after_ledger:kill"})
+    poller.signal(signal.SIGSTOP)  # else it gives back what a slow worker has not given back after 5 s
+    try:
+        assert world.command("worker", "drain", "--all").returncode == 0
+        assert worker.wait() == -signal.SIGKILL
+        assert states(world) == ["returning"] * 2
+    finally:
+        poller.signal(signal.SIGCONT)
     until(lambda: are_back(world, runs), 60, "the runs to be back, by the leader")
 
 
@@ -120,7 +125,7 @@ def test_a_poller_that_is_started_after_it_takes_the_word_back_and_drained_worke
     worker = world.start_worker()
     leave(world)
     assert worker.wait() == 0
-    ledger = connect(world.redis_url, world.fleet)
+    ledger = connect(world.redis_url, world.fleet, socket_timeout=60)
     assert ledger.gate.leave_ordered()
     world.start_poller("agent-b")
     assert not ledger.gate.leave_ordered()

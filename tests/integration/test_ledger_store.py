@@ -339,7 +339,7 @@ def heard(valkey):
     until(listening.subscribed.is_set, 5, "the subscription")
     yield world, found
     listening.close()
-    assert not listening._thread.is_alive()
+    until(lambda: not listening._thread.is_alive(), 10, "its thread to end")
 
 
 def test_hints_are_heard_by_their_fleet_only(heard, valkey):

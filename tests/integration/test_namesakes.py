@@ -29,7 +29,7 @@ def namesake(lawless: World, tmp_path: Path) -> Iterator[tuple[World, Valkey]]:
 
 
 def ids(world: World) -> tuple[str, ...]:
-    ledger = connect(world.redis_url, world.fleet)
+    ledger = connect(world.redis_url, world.fleet, socket_timeout=60)
     try:
         return ledger.gate.ledgers()
     finally:
@@ -38,7 +38,7 @@ def ids(world: World) -> tuple[str, ...]:
 
 def empty(world: World) -> None:
     """Redis has lost all of this fleet."""
-    ledger = connect(world.redis_url, world.fleet)
+    ledger = connect(world.redis_url, world.fleet, socket_timeout=60)
     try:
         ledger.store.client.delete(*ledger.store.client.keys(ledger.store.key("*")))
     finally:

@@ -21,12 +21,13 @@ from flowfleet.ledger import connect
 from flowfleet.ledger.roster import WorkerRow
 from flowfleet.local import redis_process
 from flowfleet.local.child import Part, PartDied, part_died, wait_ready
-from flowfleet.local.data_folder import DataFolder, default_path, free_port, is_free
+from flowfleet.local.data_folder import DataFolder, default_path, is_free
 from flowfleet.settings.classes import UpSettings
 from flowfleet.up import leftover_runs, prefect_server
 from flowfleet.up.stack import Stack, StackSignals, StopRequested
 from tests import processes
 from tests.bench_of_runs import BenchOfRuns
+from tests.valkey import free_port
 from tests.waiting import SCALE, until
 from workers.host import Abilities
 
