@@ -139,11 +139,12 @@ class _AgentRun:
             return self._settings.redis
         remedy = "agents of one host share a Redis that you give to each, by redis= or FLOWFLEET_REDIS"
         folder = self._open("redis.embedded", "agent with an embedded Redis", remedy)
-        self._embedded_redis, url = redis_process.start(folder, self._environ)
-        self._stack.callback(self._end_redis, self._embedded_redis)
-        wait_ready(self._embedded_redis, lambda: redis_process.answers(url), redis_process.READY_SECONDS)
+        part, url = redis_process.start(folder, self._environ)
+        self._embedded_redis = part
+        self._stack.callback(self._end_redis, part)
+        wait_ready(part, lambda: redis_process.ready(part, url), redis_process.READY_SECONDS)
         logger.info("embedded Redis is ready", extra={"url": url})
-        self._attend("embedded Redis", self._embedded_redis)
+        self._attend("embedded Redis", part)
         return url
 
     def _end_redis(self, redis: Part) -> None:

@@ -126,6 +126,19 @@ class Part:
             return None
         return f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
 
+    def listens(self, port: int) -> bool:
+        """Whether this process, or one below it, listens on this TCP port: an answer from there may be a stranger's.
+
+        True as well where the system does not let us see it.
+        """
+        try:
+            family = (self.process, *self.process.children(recursive=True))
+            return any(_listens(process, port) for process in family)
+        except psutil.AccessDenied:
+            return True
+        except psutil.NoSuchProcess:
+            return False
+
     def last_words(self) -> str:
         """The sentence with which a tied part has ended; empty where it had none to say."""
         try:
@@ -175,6 +188,11 @@ def _belongs(process: psutil.Process, group: int) -> bool:
         return os.getpgid(process.pid) == group and _alive(process)
     except (ProcessLookupError, PermissionError):
         return False
+
+
+def _listens(process: psutil.Process, port: int) -> bool:
+    found = process.net_connections(kind="tcp")
+    return any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in found)
 
 
 def _alive(process: psutil.Process) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import random
 import shutil
 import socket
 from collections.abc import Mapping
@@ -13,6 +14,10 @@ from typing import Any, TextIO
 
 from flowfleet.errors import SettingsError
 
+#: below all that systems hand out by themselves (Linux from 32,768 on, macOS from 49,152 on): such a port may become
+#: another program's between the choice and the part that listens there, which takes half a minute for a server
+PORTS = range(20_000, 30_000)
+_TRIES = 100
 _OTHER_FOLDER = "stop it, or name another folder with --data-dir"
 
 
@@ -126,7 +131,11 @@ def is_free(port: int) -> bool:
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on now."""
+    """A loopback port that nobody listens on now: one of `PORTS`, and where those are in use any other."""
+    chance = random.SystemRandom()
+    for port in chance.sample(PORTS, _TRIES):
+        if is_free(port):
+            return port
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

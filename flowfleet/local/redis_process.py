@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import redis
 
@@ -66,11 +67,11 @@ def start(folder: DataFolder, environ: Mapping[str, str]) -> tuple[Part, str]:
     return Part.start(NAME, folder, argv, env=env, cwd=data, log_mode="ab"), url_of(port)
 
 
-def answers(url: str) -> bool:
-    """True when the Redis at this address has loaded its data and answers."""
+def ready(part: Part, url: str) -> bool:
+    """True when this Redis has loaded its data and answers at its address, where it may meet another's."""
     try:
         with redis.Redis.from_url(url, socket_timeout=2.0, socket_connect_timeout=2.0) as client:
-            return bool(client.ping())
+            return bool(client.ping()) and part.listens(int(urlsplit(url).port or 0))
     except redis.RedisError:
         return False
 

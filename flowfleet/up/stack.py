@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 
@@ -98,7 +99,7 @@ class Stack:
         cwd = self.folder.path if own_server else Path.cwd()
         self.agent_address = f"http://127.0.0.1:{self.folder.port(POLLER)}"
         poller = start_poller(self.folder, env, self.agent_address, cwd)
-        self._ready(poller, partial(_answers, f"{self.agent_address}/api/ready"), READY_SECONDS, POLLER)
+        self._ready(poller, partial(_serves, poller, f"{self.agent_address}/api/ready"), READY_SECONDS, POLLER)
         names = worker_names(self.settings.workers)
         self.resume(names)
         count = self.settings.slots
@@ -106,7 +107,7 @@ class Stack:
         for name in names:
             address = f"http://127.0.0.1:{self.folder.port(name)}"
             part = start_worker(self.folder, env, address, cwd, name=name, slots=count, pools=self.settings.pools)
-            self._ready(part, partial(_answers, f"{address}/api/ready"), READY_SECONDS, f"{name} ({slots})")
+            self._ready(part, partial(_serves, part, f"{address}/api/ready"), READY_SECONDS, f"{name} ({slots})")
         self.folder.write_state(self.state())
 
     def _own_redis(self) -> bool:
@@ -134,7 +135,7 @@ class Stack:
             self.settings = dataclasses.replace(self.settings, redis=url)
             adopted = " (adopted, it was still running)" if part.adopted else ""
             what = f"Redis at {url}{adopted}"
-            self._ready(part, lambda: redis_process.answers(url), redis_process.READY_SECONDS, what)
+            self._ready(part, partial(redis_process.ready, part, url), redis_process.READY_SECONDS, what)
         with open_ledger(self.settings):
             if not own:
                 self.say(f"Redis at {redact_url(self.settings.redis)} answers")
@@ -158,7 +159,7 @@ class Stack:
             self.say(f"the Prefect server starts{first} ...")
             part = prefect_server.start(self.folder, self.environ, port)
             seconds, what = prefect_server.READY_SECONDS, f"Prefect server at {url}"
-            self._ready(part, partial(_answers, f"{url}/health"), seconds, what)
+            self._ready(part, partial(_serves, part, f"{url}/health"), seconds, what)
             return
         try:
             info = connect(self.settings, self.environ).probe()
@@ -234,8 +235,9 @@ class Stack:
             self.say(f"killed {runs} that a worker has left; the next flowfleet up on this folder reports the end")
 
 
-def _answers(url: str) -> bool:
+def _serves(part: Part, url: str) -> bool:
+    """Whether this part answers well there: its port may have become another's before the part had it."""
     try:
-        return requests.get(url, timeout=3.0).ok
+        return requests.get(url, timeout=3.0).ok and part.listens(int(urlsplit(url).port or 0))
     except requests.RequestException:
         return False

@@ -19,11 +19,13 @@ from flowfleet.errors import SettingsError
 from flowfleet.flow_run import Offer
 from flowfleet.ledger import connect
 from flowfleet.ledger.roster import WorkerRow
-from flowfleet.local import redis_process
+from flowfleet.local import data_folder, redis_process
 from flowfleet.local.child import Part, PartDied, part_died, wait_ready
 from flowfleet.local.data_folder import DataFolder, default_path, is_free
+from flowfleet.page.server import PageAnswer, serve
 from flowfleet.settings.classes import UpSettings
 from flowfleet.up import leftover_runs, prefect_server
+from flowfleet.up import stack as stack_module
 from flowfleet.up.stack import Stack, StackSignals, StopRequested
 from tests import processes
 from tests.bench_of_runs import BenchOfRuns
@@ -204,11 +206,63 @@ def test_ports_are_kept_from_start_to_start(folder):
         assert folder.port("server") != port
 
 
+def test_a_new_port_is_none_that_the_system_gives_to_others_meanwhile_while_there_is_one(folder, monkeypatch):
+    assert folder.port("server") in data_folder.PORTS
+    monkeypatch.setattr(data_folder, "is_free", lambda port: False)
+    assert folder.port("worker") not in data_folder.PORTS
+
+
+OF_A_CHILD = """
+import subprocess, sys
+server = "import socket, time; s = socket.create_server(('127.0.0.1', {port})); print(1, flush=True); time.sleep(60)"
+subprocess.run([sys.executable, "-c", server])
+"""
+
+
+def test_an_answer_of_a_stranger_is_not_the_parts(folder):
+    """As when another program gets the port between the choice and the part's start, which then cannot listen."""
+    port = free_port()
+    listener = _child(folder, OF_A_CHILD.format(port=port), whole_group=True)
+    late = _child(folder, "import time; time.sleep(60)", name="late")
+    try:
+        _said(listener)
+        assert listener.listens(port), "the server is a process below it"
+        assert not late.listens(port)
+        assert not listener.listens(port + 1)
+    finally:
+        listener.stop()
+        late.stop()
+    assert not listener.listens(port)
+
+
+@pytest.mark.parametrize("who", ["redis", "page"])
+def test_a_part_whose_port_a_stranger_serves_is_not_ready(folder, who, page_of_stranger):
+    with _redis(folder) as client:
+        server = client.connection_pool.connection_kwargs["port"]
+        late = _child(folder, "import sys, time; time.sleep(1); sys.exit('no port')", name="late")
+        ready = {
+            "redis": lambda: redis_process.ready(late, redis_process.url_of(server)),
+            "page": lambda: stack_module._serves(late, page_of_stranger),
+        }
+        try:
+            with pytest.raises(PartDied, match="no port"):
+                wait_ready(late, ready[who], 30)
+        finally:
+            late.stop()
+
+
+@pytest.fixture
+def page_of_stranger():
+    page = serve("127.0.0.1:0", lambda: {"/": lambda _: PageAnswer()}, lambda: None)
+    yield f"{page.address}/"
+    page.close()
+
+
 @contextmanager
 def _redis(folder):
     part, url = redis_process.start(folder, os.environ)
     try:
-        wait_ready(part, lambda: redis_process.answers(url), 30)
+        wait_ready(part, lambda: redis_process.ready(part, url), 30)
         with redis.Redis.from_url(url, decode_responses=True) as client:
             yield client
     finally:
@@ -228,7 +282,7 @@ def test_the_embedded_redis_keeps_what_it_is_given_and_throws_nothing_away(folde
 
 def test_an_embedded_redis_that_still_runs_is_adopted_not_doubled(folder):
     first, url = redis_process.start(folder, os.environ)
-    wait_ready(first, lambda: redis_process.answers(url), 30)
+    wait_ready(first, lambda: redis_process.ready(first, url), 30)
     second, same = redis_process.start(folder, os.environ)
     try:
         assert (second.adopted, second.pid, same) == (True, first.pid, url)
