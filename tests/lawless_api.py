@@ -19,8 +19,7 @@ from urllib.parse import unquote
 
 from flowfleet.api.prefect3.pool_template import base_job_template
 from tests.loopback import HttpError, Loopback, Page
-
-TERMINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+from tests.rest import TERMINAL
 
 
 def instant(text: str | None) -> datetime | None:

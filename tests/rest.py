@@ -12,6 +12,8 @@ from tests.waiting import SCALE, until
 
 #: "database is locked" of SQLite comes as a sudden 503
 LATER = (408, 429, 500, 502, 503)
+#: the types of states that are ends
+TERMINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 
 class Rest:
@@ -108,14 +110,13 @@ class Rest:
 
     def wait_state(self, run_id: str, *names: str, seconds: float = 60) -> dict[str, Any]:
         """Wait until the run's state has one of these names; another end than these fails at once."""
-        ends = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
         def reached() -> dict[str, Any] | None:
             state = self.state(run_id)
             if state["name"] in names:
                 return state
             said = f"{state['name']}: {state.get('message')}"
-            assert state["type"] not in ends, f"run {run_id} became {said!r} instead of {' or '.join(names)}"
+            assert state["type"] not in TERMINAL, f"run {run_id} became {said!r} instead of {' or '.join(names)}"
             return None
 
         # a question costs the server 10 ms of a core, which the runs of other tests want

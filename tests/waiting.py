@@ -23,6 +23,14 @@ def until(condition: Callable[[], T], seconds: float, what: str, *, pause: float
         time.sleep(pause)
 
 
+def is_quick(attempt: Callable[[], float], seconds: float) -> bool:
+    """Whether one of three attempts takes less: the machine may keep any one waiting, and what is slow is so each time.
+
+    `attempt` returns the seconds that it took; the bound is not scaled here.
+    """
+    return any(attempt() < seconds for _ in range(3))
+
+
 def stays(condition: Callable[[], object], seconds: float, what: str, *, pause: float = 0.1) -> None:
     """Watch for `seconds` (not scaled: a watch, no deadline) that it stays true."""
     deadline = time.monotonic() + seconds

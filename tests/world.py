@@ -13,10 +13,11 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from flowfleet.ledger import connect
+from flowfleet.ledger import Ledger, connect
 from flowfleet.log_lines import INDENT
 from flowfleet.monitor.snapshot import take_snapshot
 from tests import folders, processes, tiny_engine
@@ -244,21 +245,19 @@ class World:
         assert done.returncode == 0, f"status: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
         return dict(json.loads(done.stdout))
 
+    def ledger(self, redis_url: str = "") -> closing[Ledger]:
+        """The fleet's ledger, here or at another Redis; a Redis that only stalls is waited for."""
+        return closing(connect(redis_url or self.redis_url, self.fleet, socket_timeout=60))
+
     def seen(self) -> dict[str, Any]:
         """What `status` would say, without starting the command: for waits that ask again and again."""
-        ledger = connect(self.redis_url, self.fleet, socket_timeout=60)
-        try:
+        with self.ledger() as ledger:
             return take_snapshot(ledger).to_json()
-        finally:
-            ledger.close()
 
     def records(self) -> list[Mapping[str, Any]]:
         """The claims that are gone: all that the ledger keeps."""
-        ledger = connect(self.redis_url, self.fleet, socket_timeout=60)
-        try:
+        with self.ledger() as ledger:
             return list(ledger.claims.records(limit=10_000))
-        finally:
-            ledger.close()
 
     def wait_told(self, seconds: float = 10) -> None:
         """No report is left on disk: a worker lets go of it only after the claim is gone from the ledger."""

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 
@@ -126,11 +127,12 @@ class Part:
             return None
         return f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
 
-    def listens(self, port: int) -> bool:
-        """Whether this process, or one below it, listens on this TCP port: an answer from there may be a stranger's.
+    def listens(self, url: str) -> bool:
+        """Whether this process, or one below it, listens on the TCP port of this URL.
 
-        True as well where the system does not let us see it.
+        An answer from there may be a stranger's. True as well where the system does not let us see who listens.
         """
+        port = urlsplit(url).port
         try:
             family = (self.process, *self.process.children(recursive=True))
             return any(_listens(process, port) for process in family)
@@ -190,7 +192,7 @@ def _belongs(process: psutil.Process, group: int) -> bool:
         return False
 
 
-def _listens(process: psutil.Process, port: int) -> bool:
+def _listens(process: psutil.Process, port: int | None) -> bool:
     found = process.net_connections(kind="tcp")
     return any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in found)
 

@@ -5,7 +5,6 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import redis
 
@@ -71,7 +70,7 @@ def ready(part: Part, url: str) -> bool:
     """True when this Redis has loaded its data and answers at its address, where it may meet another's."""
     try:
         with redis.Redis.from_url(url, socket_timeout=2.0, socket_connect_timeout=2.0) as client:
-            return bool(client.ping()) and part.listens(int(urlsplit(url).port or 0))
+            return bool(client.ping()) and part.listens(url)
     except redis.RedisError:
         return False
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import requests
 
@@ -238,6 +237,6 @@ class Stack:
 def _serves(part: Part, url: str) -> bool:
     """Whether this part answers well there: its port may have become another's before the part had it."""
     try:
-        return requests.get(url, timeout=3.0).ok and part.listens(int(urlsplit(url).port or 0))
+        return requests.get(url, timeout=3.0).ok and part.listens(url)
     except requests.RequestException:
         return False

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.test_documents import MAP, rows_of
-from tests.lawless_api import TERMINAL
 from tests.needs import need
+from tests.rest import TERMINAL
 from tests.waiting import until
 from tests.world import BIN
 

@@ -7,7 +7,6 @@ import signal
 import sys
 import textwrap
 from collections.abc import Collection, Iterator
-from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ import pytest
 
 from flowfleet.errors import LedgerError
 from flowfleet.flow_run import Route
-from flowfleet.ledger import Ledger, connect
 from tests import folders, processes
 from tests.prefect1_env import python
 from tests.prefect1_world import World1
@@ -70,9 +68,6 @@ class AgentWorld(World1):
         path.write_text(textwrap.dedent(source))
         own = {"XDG_DATA_HOME": str(self.folder / "data"), "FLOWFLEET_PYTHON": str(self.tiny_python()), **env}
         return self.part(name, [sys.executable, str(path)], own)
-
-    def ledger(self, redis_url: str = "") -> closing[Ledger]:
-        return closing(connect(redis_url or self.redis_url, self.fleet, socket_timeout=60))
 
     def claims(self) -> list[Any]:
         with self.ledger() as ledger:

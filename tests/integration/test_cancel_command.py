@@ -5,7 +5,6 @@ from datetime import UTC, datetime
 
 import pytest
 
-from flowfleet.ledger import connect
 from flowfleet.ledger.claims import CancelHow
 from tests import processes
 from tests.valkey import free_port
@@ -31,12 +30,9 @@ def name_of(world, run):
 
 def told(world, run):
     """The leader has told the claim; then it is made a hurry, else the command would have 20 s to cancel itself."""
-    ledger = connect(world.redis_url, world.fleet, socket_timeout=60)
-    try:
+    with world.ledger() as ledger:
         until(lambda: ledger.claims.get(run).cancel, 60, "the claim to say so")
         ledger.claims.cancel(run, how=CancelHow.OVER)
-    finally:
-        ledger.close()
 
 
 def running(world, run):
@@ -183,15 +179,14 @@ def test_a_cancel_by_somebody_else_is_found_within_seconds_and_again_after_the_l
     worker = world.parts[-1]
     worker.signal(19)
     world.api.call("POST", f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
-    ledger = connect(world.redis_url, world.fleet, socket_timeout=60)
     try:
-        until(lambda: ledger.claims.get(run).cancel, 15, "the claim to say so")
-        ledger.store.client.hset(ledger.store.key(f"claim:{run}"), "cancel", "0")
-        until(lambda: ledger.claims.get(run).cancel, 15, "the claim to say so again")
-        ledger.claims.cancel(run, how=CancelHow.OVER)  # else its command would have 20 s to cancel itself
+        with world.ledger() as ledger:
+            until(lambda: ledger.claims.get(run).cancel, 15, "the claim to say so")
+            ledger.store.client.hset(ledger.store.key(f"claim:{run}"), "cancel", "0")
+            until(lambda: ledger.claims.get(run).cancel, 15, "the claim to say so again")
+            ledger.claims.cancel(run, how=CancelHow.OVER)  # else its command would have 20 s to cancel itself
     finally:
         worker.signal(18)
-        ledger.close()
     gone(world, pid)
     assert world.api.history(run)[-2:] == ["Cancelling", "Cancelled"]
 
@@ -350,11 +345,8 @@ def test_at_prefect_1_who_cancels_and_why_is_told_also_where_the_leader_finds_it
     run, pid = world1.held(0, "x")
     worker.signal(19)
     assert world1.api.cancel(run) == "Cancelling"  # all that the API takes of the command's first write
-    ledger = connect(world1.redis_url, world1.fleet, socket_timeout=60)
-    try:
+    with world1.ledger() as ledger:
         until(lambda: ledger.claims.get(run).cancel, 15, "the leader to find it")
-    finally:
-        ledger.close()
     said(world1, "cancel", run, "--no-wait", "--reason", "wrong input")
     assert ": wrong input)" in said(world1, "explain", run).stdout
     worker.signal(18)

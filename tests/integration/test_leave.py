@@ -4,7 +4,6 @@ import signal
 
 import pytest
 
-from flowfleet.ledger import connect
 from tests import processes
 from tests.waiting import until
 from tests.world import BIN
@@ -64,10 +63,8 @@ def test_without_any_poller_the_command_itself_gives_back(world):
     worker.signal(signal.SIGSTOP)  # it yields nothing
     poller.kill()
     try:
-        ledger = connect(world.redis_url, world.fleet, socket_timeout=60)
-        leader = ledger.gate.leader()
-        ledger.gate.resign(leader.term)  # else its time must pass first
-        ledger.close()
+        with world.ledger() as ledger:
+            ledger.gate.resign(ledger.gate.leader().term)  # else its time must pass first
         leave_part = world.part("leave", [str(BIN / "flowfleet"), "leave"])
         until(lambda: are_back(world, runs), 40, "the runs to be back")
         assert leave_part.process.poll() is None, "it waits for the worker"
@@ -125,17 +122,16 @@ def test_a_poller_that_is_started_after_it_takes_the_word_back_and_drained_worke
     worker = world.start_worker()
     leave(world)
     assert worker.wait() == 0
-    ledger = connect(world.redis_url, world.fleet, socket_timeout=60)
-    assert ledger.gate.leave_ordered()
-    world.start_poller("agent-b")
-    assert not ledger.gate.leave_ordered()
+    with world.ledger() as ledger:
+        assert ledger.gate.leave_ordered()
+        world.start_poller("agent-b")
+        assert not ledger.gate.leave_ordered()
     drained = world.start_worker(wait=False)
     assert drained.wait() == 7
     assert "worker resume" in drained.text()
     assert world.command("worker", "resume", "--all").returncode == 0
     world.start_worker()
     world.all_once([world.create_run(world.deploy_tiny())])
-    ledger.close()
 
 
 def test_an_api_that_is_away_is_said_before_anything_is_drained(world):

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from flowfleet.ledger import connect
 from flowfleet.ledger.ledger_id import ledger_of
 from tests import processes
 from tests.valkey import Valkey
@@ -29,20 +28,14 @@ def namesake(lawless: World, tmp_path: Path) -> Iterator[tuple[World, Valkey]]:
 
 
 def ids(world: World) -> tuple[str, ...]:
-    ledger = connect(world.redis_url, world.fleet, socket_timeout=60)
-    try:
+    with world.ledger() as ledger:
         return ledger.gate.ledgers()
-    finally:
-        ledger.close()
 
 
 def empty(world: World) -> None:
     """Redis has lost all of this fleet."""
-    ledger = connect(world.redis_url, world.fleet, socket_timeout=60)
-    try:
+    with world.ledger() as ledger:
         ledger.store.client.delete(*ledger.store.client.keys(ledger.store.key("*")))
-    finally:
-        ledger.close()
 
 
 def test_a_run_of_the_other_fleet_is_left_alone_after_a_restart_of_our_redis_and_told_after_one_of_its_own(

@@ -222,17 +222,18 @@ subprocess.run([sys.executable, "-c", server])
 def test_an_answer_of_a_stranger_is_not_the_parts(folder):
     """As when another program gets the port between the choice and the part's start, which then cannot listen."""
     port = free_port()
+    url, other = (f"http://127.0.0.1:{number}/x" for number in (port, port + 1))
     listener = _child(folder, OF_A_CHILD.format(port=port), whole_group=True)
     late = _child(folder, "import time; time.sleep(60)", name="late")
     try:
         _said(listener)
-        assert listener.listens(port), "the server is a process below it"
-        assert not late.listens(port)
-        assert not listener.listens(port + 1)
+        assert listener.listens(url), "the server is a process below it"
+        assert not late.listens(url)
+        assert not listener.listens(other)
     finally:
         listener.stop()
         late.stop()
-    assert not listener.listens(port)
+    assert not listener.listens(url)
 
 
 @pytest.mark.parametrize("who", ["redis", "page"])
